@@ -1,0 +1,1 @@
+"""What watches training and logs: gates, checkpoint metadata, metrics."""

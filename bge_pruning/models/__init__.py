@@ -1,0 +1,1 @@
+"""Gates, masked encoder, heads, losses, extraction: the arithmetic of the project."""

@@ -1,0 +1,293 @@
+"""XLM-RoBERTa encoder with gates, with Hugging Face's parameter names.
+
+XLM-R is post-LayerNorm: ``h = LN(x + Attn(x))``, ``y = LN(h + FFN(h))``. A closed layer gate must
+make the layer the identity (its two LayerNorms included), and a LayerNorm must take its statistics
+over the open hidden dimensions only. Both hold here, so a model masked with binary gates computes
+what the model cut by :meth:`XLMRobertaBackbone.prune` computes.
+
+With all gates open (or none given) it equals ``transformers.XLMRobertaModel``, and state dicts are
+exchanged with ``strict=True`` both ways.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F  # noqa: N812
+from torch import Tensor, nn
+
+from bge_pruning.models.encoder_shape import EncoderShape, ParameterCount
+from bge_pruning.models.structural_pruning import (
+    KeepIndices,
+    PruningMasks,
+    compute_keep_indices,
+    head_rows,
+    prune_embedding,
+    prune_layer_norm,
+    prune_linear,
+)
+
+
+def masked_layer_norm(
+    u: Tensor, weight: Tensor, bias: Tensor, eps: float, hidden_z: Tensor
+) -> Tensor:
+    """LayerNorm whose statistics are weighted by the hidden gates.
+
+    ``n = sum(z)``, ``mean = sum(z u) / n``, ``var = sum(z (u - mean)^2) / n`` and the output is
+    ``((u - mean) / sqrt(var + eps) * weight + bias) * z``. With binary gates this is LayerNorm
+    over the open dimensions and 0 elsewhere; with soft gates it is a smooth relaxation.
+
+    Args:
+        u: Input, shape ``(..., H)``.
+        weight: Shape ``(H,)``.
+        bias: Shape ``(H,)``.
+        eps: Added to the variance.
+        hidden_z: Gates in [0, 1], shape ``(H,)``, not all 0.
+
+    Returns:
+        Shape ``(..., H)``.
+    """
+    share = hidden_z / hidden_z.sum()
+    centred = u - (u @ share).unsqueeze(-1)
+    variance = (centred * centred) @ share
+    scale = torch.rsqrt(variance + eps).unsqueeze(-1)
+    return centred * scale * (weight * hidden_z) + bias * hidden_z
+
+
+def _layer_norm(norm: nn.LayerNorm, u: Tensor, hidden_z: Tensor | None) -> Tensor:
+    if hidden_z is None:
+        return norm(u)
+    return masked_layer_norm(u, norm.weight, norm.bias, norm.eps, hidden_z)
+
+
+class Embeddings(nn.Module):
+    """Word, position and token-type embeddings, summed and normalised."""
+
+    def __init__(self, shape: EncoderShape, pad_token_id: int, eps: float, dropout: float) -> None:
+        super().__init__()
+        hidden = shape.hidden_size
+        self.pad_token_id = pad_token_id
+        self.word_embeddings = nn.Embedding(shape.vocab_size, hidden, padding_idx=pad_token_id)
+        self.position_embeddings = nn.Embedding(
+            shape.max_position_embeddings, hidden, padding_idx=pad_token_id
+        )
+        self.token_type_embeddings = nn.Embedding(shape.type_vocab_size, hidden)
+        self.LayerNorm = nn.LayerNorm(hidden, eps=eps)
+        self.dropout = nn.Dropout(dropout)
+
+    def forward(self, input_ids: Tensor, hidden_z: Tensor | None) -> Tensor:
+        """Embed ``input_ids`` of shape ``(B, T)`` as ``(B, T, H)``."""
+        # Positions count real tokens from pad_token_id + 1; padding stays at pad_token_id.
+        real = input_ids.ne(self.pad_token_id).long()
+        positions = real.cumsum(dim=1) * real + self.pad_token_id
+        u = self.word_embeddings(input_ids) + self.token_type_embeddings.weight[0]
+        u = u + self.position_embeddings(positions)
+        return self.dropout(_layer_norm(self.LayerNorm, u, hidden_z))
+
+
+class SelfAttention(nn.Module):
+    """Query, key and value projections and scaled dot-product attention of the kept heads."""
+
+    def __init__(self, shape: EncoderShape, dropout: float) -> None:
+        super().__init__()
+        self.head_dim = shape.head_dim
+        self.dropout_p = dropout
+        inner = shape.num_attention_heads * shape.head_dim
+        self.query = nn.Linear(shape.hidden_size, inner)
+        self.key = nn.Linear(shape.hidden_size, inner)
+        self.value = nn.Linear(shape.hidden_size, inner)
+
+    def forward(self, x: Tensor, attention_bias: Tensor, head_z: Tensor | None) -> Tensor:
+        """Attend; ``x`` is ``(B, T, H)``, the result ``(B, T, A * D)``, gated per head."""
+
+        def split(projected: Tensor) -> Tensor:
+            return projected.unflatten(-1, (-1, self.head_dim)).transpose(1, 2)  # (B, A, T, D)
+
+        context = F.scaled_dot_product_attention(
+            split(self.query(x)),
+            split(self.key(x)),
+            split(self.value(x)),
+            attn_mask=attention_bias,
+            dropout_p=self.dropout_p if self.training else 0.0,
+        ).transpose(1, 2)  # (B, T, A, D)
+        if head_z is not None:
+            context = context * head_z[:, None]
+        return context.flatten(2)
+
+
+class ResidualOutput(nn.Module):
+    """Projection back to the hidden size, residual connection and LayerNorm."""
+
+    def __init__(self, inner: int, hidden: int, eps: float, dropout: float) -> None:
+        super().__init__()
+        self.dense = nn.Linear(inner, hidden)
+        self.LayerNorm = nn.LayerNorm(hidden, eps=eps)
+        self.dropout = nn.Dropout(dropout)
+
+    def forward(self, inner: Tensor, residual: Tensor, hidden_z: Tensor | None) -> Tensor:
+        """``LN(residual + dense(inner))``, shape ``(B, T, H)``."""
+        return _layer_norm(self.LayerNorm, residual + self.dropout(self.dense(inner)), hidden_z)
+
+
+class Attention(nn.Module):
+    """The attention half of a layer."""
+
+    def __init__(self, shape: EncoderShape, eps: float, dropout: float) -> None:
+        super().__init__()
+        inner = shape.num_attention_heads * shape.head_dim
+        self.self = SelfAttention(shape, dropout)
+        self.output = ResidualOutput(inner, shape.hidden_size, eps, dropout)
+
+
+class Intermediate(nn.Module):
+    """The widening projection of the feed-forward half; the activation is exact GELU."""
+
+    def __init__(self, hidden: int, units: int) -> None:
+        super().__init__()
+        self.dense = nn.Linear(hidden, units)
+
+    def forward(self, x: Tensor, intermediate_z: Tensor | None) -> Tensor:
+        """``gelu(dense(x))``, shape ``(B, T, F)``, gated per unit."""
+        activated = F.gelu(self.dense(x))
+        return activated if intermediate_z is None else activated * intermediate_z
+
+
+class Layer(nn.Module):
+    """One post-LayerNorm transformer layer."""
+
+    def __init__(self, shape: EncoderShape, eps: float, dropout: float) -> None:
+        super().__init__()
+        self.attention = Attention(shape, eps, dropout)
+        self.intermediate = Intermediate(shape.hidden_size, shape.intermediate_size)
+        self.output = ResidualOutput(shape.intermediate_size, shape.hidden_size, eps, dropout)
+
+    def forward(self, x: Tensor, attention_bias: Tensor, masks: PruningMasks, index: int) -> Tensor:
+        """``x <- layer_z * y + (1 - layer_z) * x``; a closed layer is the identity."""
+        head_z = None if masks.head is None else masks.head[index]
+        unit_z = None if masks.intermediate is None else masks.intermediate[index]
+        context = self.attention.self(x, attention_bias, head_z)
+        h = self.attention.output(context, x, masks.hidden)
+        y = self.output(self.intermediate(h, unit_z), h, masks.hidden)
+        # torch.lerp returns x exactly at 0 and y exactly at 1.
+        return y if masks.layer is None else torch.lerp(x, y, masks.layer[index].to(y.dtype))
+
+    def prune(self, heads: list[int], units: list[int], hidden: list[int]) -> None:
+        """Cut the layer in place to the given structures."""
+        rows = head_rows(heads, self.attention.self.head_dim)
+        for projection in (
+            self.attention.self.query,
+            self.attention.self.key,
+            self.attention.self.value,
+        ):
+            prune_linear(projection, rows, dim=0)
+            prune_linear(projection, hidden, dim=1)
+        prune_linear(self.intermediate.dense, units, dim=0)
+        prune_linear(self.intermediate.dense, hidden, dim=1)
+        for output, inputs in ((self.attention.output, rows), (self.output, units)):
+            prune_linear(output.dense, inputs, dim=1)
+            prune_linear(output.dense, hidden, dim=0)
+            prune_layer_norm(output.LayerNorm, hidden)
+
+
+class Encoder(nn.Module):
+    """The stack of layers."""
+
+    def __init__(self, shape: EncoderShape, eps: float, dropout: float) -> None:
+        super().__init__()
+        self.layer = nn.ModuleList(
+            Layer(shape, eps, dropout) for _ in range(shape.num_hidden_layers)
+        )
+
+
+class Pooler(nn.Module):
+    """XLM-R's pooler. BGE-M3 does not use it; it is kept so that state dicts stay complete."""
+
+    def __init__(self, hidden: int) -> None:
+        super().__init__()
+        self.dense = nn.Linear(hidden, hidden)
+
+
+class XLMRobertaBackbone(nn.Module):
+    """XLM-R encoder that can be masked by gates and cut to them.
+
+    Args:
+        shape: Sizes of the model.
+        pad_token_id: Id of the padding token; positions are numbered from it.
+        layer_norm_eps: Added to the variance in every LayerNorm.
+        dropout: Probability of dropping hidden states and attention weights in training.
+    """
+
+    def __init__(
+        self,
+        shape: EncoderShape,
+        pad_token_id: int = 1,
+        layer_norm_eps: float = 1e-5,
+        dropout: float = 0.0,
+    ) -> None:
+        super().__init__()
+        self.shape = shape
+        self.embeddings = Embeddings(shape, pad_token_id, layer_norm_eps, dropout)
+        self.encoder = Encoder(shape, layer_norm_eps, dropout)
+        if shape.pooler:
+            self.pooler = Pooler(shape.hidden_size)
+            # No output uses the pooler: without this, DDP would wait for its gradients.
+            self.pooler.requires_grad_(False)
+
+    def forward(
+        self, input_ids: Tensor, attention_mask: Tensor, masks: PruningMasks | None = None
+    ) -> Tensor:
+        """Hidden states of the last layer.
+
+        Args:
+            input_ids: Token ids, shape ``(B, T)``.
+            attention_mask: 1 for real tokens, 0 for padding, shape ``(B, T)``.
+            masks: Gates; ``None`` is the whole model.
+
+        Returns:
+            Shape ``(B, T, H)``; 0 in closed hidden dimensions.
+        """
+        masks = PruningMasks() if masks is None else masks
+        x = self.embeddings(input_ids, masks.hidden)
+        # (B, 1, 1, T), added to the attention scores; finite, so that a row of padding is no NaN.
+        bias = (1.0 - attention_mask[:, None, None, :].to(x.dtype)) * torch.finfo(x.dtype).min
+        for index, layer in enumerate(self.encoder.layer):
+            x = layer(x, bias, masks, index)
+        return x
+
+    def keep_indices(self, masks: PruningMasks) -> KeepIndices:
+        """Indices that binary gates keep of this model."""
+        s = self.shape
+        return compute_keep_indices(
+            masks, s.num_hidden_layers, s.num_attention_heads, s.intermediate_size, s.hidden_size
+        )
+
+    def prune(self, keep: KeepIndices) -> None:
+        """Cut the model in place. Every kept weight stays as it is, bit for bit.
+
+        Layers may end with different numbers of heads and units (``shape`` then no longer
+        describes the model); only uniform models can be exported.
+        """
+        embeddings = self.embeddings
+        for table in (
+            embeddings.word_embeddings,
+            embeddings.position_embeddings,
+            embeddings.token_type_embeddings,
+        ):
+            prune_embedding(table, keep.hidden)
+        prune_layer_norm(embeddings.LayerNorm, keep.hidden)
+        self.encoder.layer = nn.ModuleList(self.encoder.layer[i] for i in keep.layer)
+        for layer, heads, units in zip(
+            self.encoder.layer, keep.head, keep.intermediate, strict=True
+        ):
+            layer.prune(heads, units, keep.hidden)
+        if self.shape.pooler:
+            prune_linear(self.pooler.dense, keep.hidden, dim=0)
+            prune_linear(self.pooler.dense, keep.hidden, dim=1)
+
+    def count_parameters(self) -> ParameterCount:
+        """Parameters that the modules really hold (heads belong to another module: 0 here)."""
+
+        def count(module: nn.Module) -> int:
+            return sum(p.numel() for p in module.parameters())
+
+        pooler = count(self.pooler) if self.shape.pooler else 0
+        return ParameterCount(count(self.encoder), count(self.embeddings), pooler, 0)

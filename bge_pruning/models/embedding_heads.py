@@ -1,0 +1,151 @@
+"""BGE-M3's three outputs and their scores, as FlagEmbedding computes them.
+
+Chen et al., 2024, arXiv:2402.03216. Dense: pooled hidden state, L2-normalised. Sparse: one
+non-negative weight per token id. Multi-vector: one L2-normalised vector per token after CLS.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+import torch
+import torch.nn.functional as F  # noqa: N812
+from torch import Tensor, nn
+
+from bge_pruning.models.structural_pruning import prune_linear
+
+POOLINGS = ("cls", "mean")
+
+
+def compute_dense_vecs(hidden: Tensor, attention_mask: Tensor, pooling: str) -> Tensor:
+    """Dense vectors.
+
+    Args:
+        hidden: Last hidden states, shape ``(B, T, H)``.
+        attention_mask: Shape ``(B, T)``.
+        pooling: ``"cls"`` (BGE-M3) or ``"mean"`` over real tokens.
+
+    Returns:
+        L2-normalised vectors, shape ``(B, H)``.
+
+    Raises:
+        ValueError: If the pooling is unknown.
+    """
+    if pooling == "cls":
+        return F.normalize(hidden[:, 0], dim=-1)
+    if pooling == "mean":
+        mask = attention_mask.unsqueeze(-1).to(hidden.dtype)
+        return F.normalize((hidden * mask).sum(1) / mask.sum(1).clamp(min=1e-9), dim=-1)
+    raise ValueError(f"pooling '{pooling}' is not one of {POOLINGS}. To fix, set model.pooling.")
+
+
+def compute_lexical_weights(
+    input_ids: Tensor, token_weights: Tensor, special_ids: Iterable[int]
+) -> list[dict[int, float]]:
+    """Sparse vectors: the largest weight of each token id of a text.
+
+    Args:
+        input_ids: Shape ``(B, T)``.
+        token_weights: Non-negative weights, shape ``(B, T)``.
+        special_ids: Ids to drop (cls, eos, pad, unk).
+
+    Returns:
+        One dict from token id to weight per text; zero weights are left out.
+    """
+    special = set(special_ids)
+    vectors = []
+    for ids, weights in zip(input_ids.tolist(), token_weights.tolist(), strict=True):
+        vector: dict[int, float] = {}
+        for token, weight in zip(ids, weights, strict=True):
+            if token not in special and weight > vector.get(token, 0.0):
+                vector[token] = weight
+        vectors.append(vector)
+    return vectors
+
+
+def compute_lexical_score(query: dict[int, float], passage: dict[int, float]) -> float:
+    """Dot product of two sparse vectors over their shared token ids."""
+    return sum(weight * passage[token] for token, weight in query.items() if token in passage)
+
+
+def compute_colbert_scores(
+    query: Tensor, query_mask: Tensor, passage: Tensor, passage_mask: Tensor
+) -> Tensor:
+    """Multi-vector score of every query with every passage.
+
+    Mean over the query's tokens of the largest product with a passage token.
+
+    Args:
+        query: Shape ``(Q, Tq, C)``, zero where masked.
+        query_mask: Shape ``(Q, Tq)``.
+        passage: Shape ``(P, Tp, C)``.
+        passage_mask: Shape ``(P, Tp)``.
+
+    Returns:
+        Scores, shape ``(Q, P)``.
+    """
+    products = torch.einsum("qic,pjc->qpij", query, passage)
+    closed = ~passage_mask.bool()[None, :, None, :]
+    best = products.masked_fill(closed, torch.finfo(products.dtype).min).amax(-1)  # (Q, P, Tq)
+    weights = query_mask.to(best.dtype)
+    return (best * weights[:, None]).sum(-1) / weights.sum(-1)[:, None]
+
+
+class EmbeddingHeads(nn.Module):
+    """The linear heads on top of the encoder.
+
+    Args:
+        hidden_size: Input size ``H``.
+        pooling: Pooling of the dense output.
+        sparse: Whether there is a sparse head.
+        colbert_dim: Output size of the multi-vector head, 0 for none. Pruning never changes it.
+    """
+
+    def __init__(self, hidden_size: int, pooling: str, sparse: bool, colbert_dim: int) -> None:
+        super().__init__()
+        if pooling not in POOLINGS:
+            raise ValueError(
+                f"pooling '{pooling}' is not one of {POOLINGS}. To fix, set model.pooling."
+            )
+        self.pooling = pooling
+        self.sparse_linear = nn.Linear(hidden_size, 1) if sparse else None
+        self.colbert_linear = nn.Linear(hidden_size, colbert_dim) if colbert_dim else None
+
+    def dense_vecs(self, hidden: Tensor, attention_mask: Tensor) -> Tensor:
+        """Dense vectors, shape ``(B, H)``, L2-normalised."""
+        return compute_dense_vecs(hidden, attention_mask, self.pooling)
+
+    def token_weights(self, hidden: Tensor, attention_mask: Tensor) -> Tensor:
+        """``relu(sparse_linear(h))`` of real tokens, shape ``(B, T)``."""
+        weights = torch.relu(self._head("sparse_linear")(hidden)).squeeze(-1)
+        return weights * attention_mask.to(weights.dtype)
+
+    def colbert_vecs(self, hidden: Tensor, attention_mask: Tensor) -> Tensor:
+        """Multi-vectors of the tokens after CLS, shape ``(B, T - 1, C)``; 0 for padding."""
+        vectors = self._head("colbert_linear")(hidden[:, 1:])
+        mask = attention_mask[:, 1:, None].to(vectors.dtype)
+        return F.normalize(vectors * mask, dim=-1)
+
+    def outputs(self, hidden: Tensor, attention_mask: Tensor) -> dict[str, Tensor]:
+        """All outputs that the model has, by name."""
+        result = {"dense_vecs": self.dense_vecs(hidden, attention_mask)}
+        if self.sparse_linear is not None:
+            result["token_weights"] = self.token_weights(hidden, attention_mask)
+        if self.colbert_linear is not None:
+            result["colbert_vecs"] = self.colbert_vecs(hidden, attention_mask)
+        return result
+
+    def prune(self, hidden: list[int]) -> None:
+        """Cut the heads' inputs in place to the kept hidden dimensions."""
+        for head in (self.sparse_linear, self.colbert_linear):
+            if head is not None:
+                prune_linear(head, hidden, dim=1)
+
+    def _head(self, name: str) -> nn.Linear:
+        head = getattr(self, name)
+        if head is None:
+            raise ValueError(
+                f"the model has no {name.replace('_', ' ')} head. To fix, use a base model with "
+                f"{name}.pt, or set model.init_missing_heads=true."
+            )
+        return head

@@ -1,0 +1,67 @@
+"""The hard concrete gate (Louizos et al., 2018, arXiv:1712.01312): pure functions of tensors."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+
+GAMMA = -0.1
+ZETA = 1.1
+BETA = 2.0 / 3.0
+
+# The log_alpha at which a gate is open with probability one half.
+THRESHOLD = BETA * math.log(-GAMMA / ZETA)
+# Clamping keeps gradients alive. The range is symmetric around THRESHOLD, so that a gate at the
+# upper end is open, and one at the lower end closed, with the same probability (0.998). A range
+# symmetric around 0 would leave 5 % of every closed gate in the expected sparsity.
+LOG_ALPHA_MAX = math.log(100.0)
+LOG_ALPHA_MIN = 2.0 * THRESHOLD - LOG_ALPHA_MAX
+
+
+def sample(log_alpha: Tensor, uniform: Tensor) -> Tensor:
+    """Sample gates by the reparameterisation of equation 10-11 of the paper.
+
+    Args:
+        log_alpha: Gate locations, any shape.
+        uniform: Noise in the open interval (0, 1), same shape.
+
+    Returns:
+        Gates in [0, 1], same shape, differentiable in ``log_alpha``; exactly 0 and exactly 1
+        have probability above zero.
+    """
+    s = torch.sigmoid((torch.logit(uniform) + log_alpha) / BETA)
+    return torch.clamp(s * (ZETA - GAMMA) + GAMMA, 0.0, 1.0)
+
+
+def open_probability(log_alpha: Tensor) -> Tensor:
+    """Probability ``P(z > 0)`` of each gate, equation 12 of the paper.
+
+    Args:
+        log_alpha: Gate locations, any shape.
+
+    Returns:
+        Probabilities in (0, 1), same shape, differentiable in ``log_alpha``.
+    """
+    return torch.sigmoid(log_alpha - THRESHOLD)
+
+
+def top_k(log_alpha: Tensor, k: int) -> Tensor:
+    """Deterministic binary gates: the ``k`` largest of the last dimension are 1, the rest 0.
+
+    Args:
+        log_alpha: Gate locations, shape ``(..., n)``.
+        k: Number of open gates, in [0, n].
+
+    Returns:
+        Zeros and ones, same shape and dtype. Ties go to the lower index, on every device.
+
+    Raises:
+        ValueError: If ``k`` is not in [0, n].
+    """
+    n = log_alpha.shape[-1]
+    if not 0 <= k <= n:
+        raise ValueError(f"k {k} is not in [0, {n}], the number of gates. To fix, choose fewer.")
+    order = torch.sort(log_alpha.detach(), dim=-1, descending=True, stable=True).indices
+    return torch.zeros_like(log_alpha).scatter(-1, order[..., :k], 1.0)

@@ -1,0 +1,354 @@
+"""Gates per axis, expected parameters, and the Lagrangian that holds them to a target.
+
+Follows LLM-Shearing (Xia et al., 2023, arXiv:2310.06694): the training objective is
+
+``L_task + sum_c [ lambda_1 (s_c - t_c) + lambda_2 (s_c - t_c)^2 ]``,
+
+minimised over weights and gates and maximised over the multipliers, where ``s_c`` is an expected
+sparsity and ``t_c`` its target. With a target *shape* there is one constraint per gated axis, with
+one row per layer for heads and intermediate units, since every layer must end with the same
+number. With a parameter *budget* there is one constraint, on the encoder's expected count.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor, nn
+
+from bge_pruning.models.encoder_shape import (
+    EncoderShape,
+    ParameterCount,
+    count_parameters,
+    layer_parameters,
+    outer_parameters,
+    shapes_near_budget,
+)
+from bge_pruning.models.hard_concrete import (
+    LOG_ALPHA_MAX,
+    LOG_ALPHA_MIN,
+    open_probability,
+    sample,
+    top_k,
+)
+from bge_pruning.models.structural_pruning import AXES, PruningMasks
+
+SHAPE_FIELDS = {
+    "head": "num_attention_heads",
+    "hidden": "hidden_size",
+    "intermediate": "intermediate_size",
+    "layer": "num_hidden_layers",
+}
+BUDGET = "encoder"
+
+
+@dataclass(frozen=True)
+class Constraint:
+    """One constraint of the Lagrangian.
+
+    Attributes:
+        expected: Expected sparsity ``s``, shape ``(rows,)``, differentiable in the gates.
+        target: Target sparsity ``t`` at this point of the warm-up.
+        final_target: Target sparsity after the warm-up.
+    """
+
+    expected: Tensor
+    target: float
+    final_target: float
+
+
+class L0Module(nn.Module):
+    """Hard concrete gates on any subset of axes, held to a target shape or parameter budget.
+
+    The trainer's algorithms set two attributes before each step: :attr:`step`, which seeds the
+    noise, and :attr:`warmup_progress` in [0, 1], which moves the targets. Both follow from the
+    trainer's clock, so that a resumed run needs no state for them.
+
+    Args:
+        shape: Shape of the unpruned model.
+        axes: Gated axes, a subset of ``AXES``. An axis that keeps its size must not be gated: at
+            the clamp a gate is never fully open, so its constraint could not be met.
+        target: Shape to reach, or ``None`` with a budget.
+        target_parameters: Encoder parameters to reach, or ``None`` with a target shape.
+        start_sparsity: Target sparsity at the start of the warm-up.
+        init_mean: Mean of ``log_alpha`` at the start.
+        init_std: Its standard deviation; without spread all gates would stay identical.
+        seed: Seed of the initial gates and of the noise.
+
+    Raises:
+        ValueError: If an axis is unknown, if not exactly one of target and budget is given, or if
+            axes and target disagree about what is pruned.
+    """
+
+    def __init__(
+        self,
+        shape: EncoderShape,
+        axes: Sequence[str],
+        target: EncoderShape | None = None,
+        target_parameters: float | None = None,
+        start_sparsity: float = 0.0,
+        init_mean: float = 3.0,
+        init_std: float = 0.25,
+        seed: int = 0,
+    ) -> None:
+        super().__init__()
+        _check_axes(shape, axes, target, target_parameters)
+        self.shape = shape
+        self.axes = tuple(axis for axis in AXES if axis in axes)
+        self.target = target
+        self.target_parameters = target_parameters
+        self.start_sparsity = start_sparsity
+        self.seed = seed
+        self.step = 0
+        self.warmup_progress = 0.0
+        self.log_alpha = nn.ParameterDict(
+            {axis: self._initial_gates(axis, init_mean, init_std) for axis in self.axes}
+        )
+        rows = {name: c.expected.numel() for name, c in self.constraints().items()}
+        self.lambda_1 = nn.ParameterDict({n: nn.Parameter(torch.zeros(r)) for n, r in rows.items()})
+        self.lambda_2 = nn.ParameterDict({n: nn.Parameter(torch.zeros(r)) for n, r in rows.items()})
+
+    def _generator(self, axis: str, step: int) -> torch.Generator:
+        # On the CPU, so that every device and rank draws the same; one stream per axis, so that
+        # an axis draws the same whichever others are gated.
+        mixed = (self.seed * 1_000_003 + step) * len(AXES) + AXES.index(axis)
+        return torch.Generator().manual_seed(mixed % 2**63)
+
+    def _initial_gates(self, axis: str, mean: float, std: float) -> nn.Parameter:
+        s = self.shape
+        size = {
+            "head": (s.num_hidden_layers, s.num_attention_heads),
+            "hidden": (s.hidden_size,),
+            "intermediate": (s.num_hidden_layers, s.intermediate_size),
+            "layer": (s.num_hidden_layers,),
+        }[axis]
+        noise = torch.randn(size, generator=self._generator(axis, step=-1))
+        return nn.Parameter((mean + std * noise).clamp(LOG_ALPHA_MIN, LOG_ALPHA_MAX))
+
+    # Gates
+
+    def forward(self) -> PruningMasks:
+        """Sampled gates in training, deterministic gates of the final shape in evaluation."""
+        return self.sample_masks() if self.training else self.deterministic_masks()
+
+    def sample_masks(self) -> PruningMasks:
+        """Soft gates of the current :attr:`step`: the same on all ranks and microbatches."""
+        gates = {}
+        for axis, log_alpha in self.log_alpha.items():
+            noise = torch.rand(log_alpha.shape, generator=self._generator(axis, self.step))
+            noise = noise.clamp(min=torch.finfo(torch.float32).tiny).to(log_alpha.device)
+            gates[axis] = sample(log_alpha, noise)
+        return PruningMasks(**gates)
+
+    def deterministic_masks(self, at_target: bool = True) -> PruningMasks:
+        """Binary gates: the top-k by ``log_alpha`` of each axis and layer.
+
+        Args:
+            at_target: Take k from the final shape; otherwise from the expected number of open
+                gates now (the model "as it is" during the warm-up, not exportable in general).
+        """
+        if at_target:
+            shape = self.realised_shape()
+            sizes = {axis: getattr(shape, SHAPE_FIELDS[axis]) for axis in self.axes}
+        else:
+            open_share = {a: float(p.mean()) for a, p in self.open_probabilities().items()}
+            sizes = {
+                axis: max(1, round(share * self.log_alpha[axis].shape[-1]))
+                for axis, share in open_share.items()
+            }
+        return PruningMasks(**{a: top_k(self.log_alpha[a], k) for a, k in sizes.items()})
+
+    def open_probabilities(self) -> dict[str, Tensor]:
+        """``P(z > 0)`` of every gate, by axis, differentiable."""
+        return {axis: open_probability(log_alpha) for axis, log_alpha in self.log_alpha.items()}
+
+    @torch.no_grad()
+    def clamp_(self) -> None:
+        """Keep ``log_alpha`` in the range where its gradient is alive."""
+        for log_alpha in self.log_alpha.values():
+            log_alpha.clamp_(LOG_ALPHA_MIN, LOG_ALPHA_MAX)
+
+    # What the gates cost
+
+    def expected_parameters(self) -> ParameterCount:
+        """Expected parameters by part: scalars, differentiable; the true count at binary gates."""
+        return expected_parameters(self.shape, self.open_probabilities())
+
+    def expected_sparsity(self) -> dict[str, Tensor]:
+        """Expected fraction removed: rows per layer for heads and units, one row otherwise."""
+        probabilities = self.open_probabilities()
+        sparsity = {
+            axis: (1.0 - p.mean(dim=-1)).reshape(-1) for axis, p in probabilities.items()
+        }
+        encoder = expected_parameters(self.shape, probabilities).encoder
+        sparsity[BUDGET] = (1.0 - encoder / count_parameters(self.shape).encoder).reshape(1)
+        return sparsity
+
+    def final_targets(self) -> dict[str, float]:
+        """Sparsity that each constraint must reach after the warm-up."""
+        if self.target is None:
+            return {BUDGET: 1.0 - self.target_parameters / count_parameters(self.shape).encoder}
+        return {
+            axis: 1.0 - getattr(self.target, field) / getattr(self.shape, field)
+            for axis, field in SHAPE_FIELDS.items()
+            if axis in self.axes
+        }
+
+    def constraints(self) -> dict[str, Constraint]:
+        """Expected and target sparsity of every constraint now."""
+        expected = self.expected_sparsity()
+        constraints = {}
+        for name, final in self.final_targets().items():
+            start = min(self.start_sparsity, final)
+            target = start + (final - start) * self.warmup_progress
+            constraints[name] = Constraint(expected[name], target, final)
+        return constraints
+
+    def lagrangian(self) -> Tensor:
+        """``sum lambda_1 (s - t) + lambda_2 (s - t)^2`` over all constraints and rows; a scalar."""
+        terms = []
+        for name, constraint in self.constraints().items():
+            gap = constraint.expected - constraint.target
+            terms.append((self.lambda_1[name] * gap + self.lambda_2[name] * gap.square()).sum())
+        return torch.stack(terms).sum()
+
+    # What will be extracted
+
+    @torch.no_grad()
+    def realised_shape(self) -> EncoderShape:
+        """The exact shape that extraction writes.
+
+        The target shape; with a budget, the exportable shape near it that agrees best with the
+        gates: the one whose mask has the largest log-likelihood under the gates' open
+        probabilities, each gate weighted by the parameters it controls.
+        """
+        if self.target is not None:
+            return self.target
+        shapes = shapes_near_budget(self.shape, frozenset(self.axes), self.target_parameters)
+        agreement = mask_log_likelihoods(self.shape, self.log_alpha)
+        return max(shapes, key=agreement)
+
+    def distances(self) -> dict[str, float]:
+        """Largest distance, over rows, of expected from final target sparsity, by constraint."""
+        with torch.no_grad():
+            return {
+                name: float((c.expected - c.final_target).abs().max())
+                for name, c in self.constraints().items()
+            }
+
+
+def _check_axes(
+    shape: EncoderShape,
+    axes: Sequence[str],
+    target: EncoderShape | None,
+    target_parameters: float | None,
+) -> None:
+    unknown = sorted(set(axes) - set(AXES))
+    if unknown or not axes:
+        raise ValueError(
+            f"pruning_modules {list(axes)} must name one or more of {list(AXES)}. To fix, "
+            f"{'remove ' + ', '.join(unknown) if unknown else 'name at least one'}."
+        )
+    if (target is None) == (target_parameters is None):
+        raise ValueError(
+            "exactly one of a target shape and a parameter budget is needed. To fix, set one of "
+            "l0_module.target_model, l0_module.target_parameters, l0_module.target_density."
+        )
+    if target is None:
+        return
+    for axis, field in SHAPE_FIELDS.items():
+        changes = getattr(target, field) != getattr(shape, field)
+        if changes and axis not in axes:
+            raise ValueError(
+                f"target {field} {getattr(target, field)} differs from the source's "
+                f"{getattr(shape, field)}, but '{axis}' is not in pruning_modules. To fix, add "
+                f"'{axis}' or keep the size."
+            )
+        if axis in axes and not changes:
+            raise ValueError(
+                f"'{axis}' is gated but the target keeps {field} {getattr(shape, field)}: its "
+                f"constraint could never be met. To fix, remove '{axis}' from the gated axes."
+            )
+
+
+def expected_parameters(shape: EncoderShape, probabilities: dict[str, Tensor]) -> ParameterCount:
+    """Expected parameters of gates with these open probabilities.
+
+    A polynomial in the probabilities. It is exact at binary gates: biases, LayerNorms, embedding
+    columns, head inputs and the pooler included.
+
+    Args:
+        shape: Shape of the unpruned model.
+        probabilities: Open probabilities by axis; an absent axis is fully open.
+
+    Returns:
+        Scalar tensors (plain numbers for parts that no gate touches).
+    """
+
+    def total(axis: str, size: int) -> Tensor | int:
+        return probabilities[axis].sum(-1) if axis in probabilities else size
+
+    hidden = total("hidden", shape.hidden_size)
+    heads = total("head", shape.num_attention_heads)
+    units = total("intermediate", shape.intermediate_size)
+    per_layer = torch.as_tensor(layer_parameters(hidden, heads, units, shape.head_dim))
+    per_layer = per_layer.expand(shape.num_hidden_layers)
+    if "layer" in probabilities:
+        per_layer = per_layer * probabilities["layer"]
+    embeddings, pooler, output_heads = outer_parameters(hidden, shape)
+    return ParameterCount(per_layer.sum(), embeddings, pooler, output_heads)
+
+
+def mask_log_likelihoods(shape: EncoderShape, log_alpha: dict[str, Tensor]):  # noqa: ANN201
+    """A function that gives the parameter-weighted log-likelihood of a shape's top-k mask.
+
+    Args:
+        shape: Shape of the unpruned model.
+        log_alpha: Gate locations by axis.
+
+    Returns:
+        Function from :class:`EncoderShape` to float; heads and units of removed layers are left
+        out, since the layer's own gate speaks for them.
+    """
+    tables = {axis: _keep_log_likelihoods(gates.detach()) for axis, gates in log_alpha.items()}
+    weights = _parameters_per_gate(shape)
+    order = torch.arange(shape.num_hidden_layers)
+    if "layer" in log_alpha:
+        order = torch.sort(log_alpha["layer"].detach(), descending=True, stable=True).indices.cpu()
+
+    def log_likelihood(candidate: EncoderShape) -> float:
+        kept_layers = order[: candidate.num_hidden_layers]
+        total = 0.0
+        for axis, table in tables.items():
+            column = table[..., getattr(candidate, SHAPE_FIELDS[axis])]
+            rows = column[kept_layers] if axis in ("head", "intermediate") else column
+            total += weights[axis] * float(rows.sum())
+        return total
+
+    return log_likelihood
+
+
+def _keep_log_likelihoods(log_alpha: Tensor) -> Tensor:
+    """Log-likelihood of keeping the top k of the last dimension, for k = 0..n."""
+    p = open_probability(log_alpha.double().cpu()).sort(dim=-1, descending=True).values
+    zero = p.new_zeros((*p.shape[:-1], 1))
+    kept = torch.cat([zero, p.log().cumsum(-1)], dim=-1)
+    closed = torch.cat([zero, (1.0 - p).log().cumsum(-1)], dim=-1)
+    return kept + closed[..., -1:] - closed
+
+
+def _parameters_per_gate(shape: EncoderShape) -> dict[str, int]:
+    """Encoder parameters that closing one gate of the unpruned model removes."""
+    full = count_parameters(shape).encoder
+    layers = shape.num_hidden_layers
+    per_layer = {
+        axis: full - count_parameters(replace(shape, **{field: getattr(shape, field) - 1})).encoder
+        for axis, field in SHAPE_FIELDS.items()
+    }
+    # A head or unit gate belongs to one layer; the counts above close one in every layer.
+    return {
+        axis: count // layers if axis in ("head", "intermediate") else count
+        for axis, count in per_layer.items()
+    }

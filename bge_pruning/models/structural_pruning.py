@@ -1,0 +1,144 @@
+"""Which structures are kept, and cutting linear layers, embeddings and LayerNorms to them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+AXES = ("head", "hidden", "intermediate", "layer")
+
+
+@dataclass(frozen=True)
+class PruningMasks:
+    """Gate values of one sub-network; an axis that is ``None`` is fully open.
+
+    Attributes:
+        head: Shape ``(L, A)``.
+        intermediate: Shape ``(L, F)``.
+        layer: Shape ``(L,)``.
+        hidden: Shape ``(H,)``, one set of dimensions for the whole model.
+    """
+
+    head: Tensor | None = None
+    intermediate: Tensor | None = None
+    layer: Tensor | None = None
+    hidden: Tensor | None = None
+
+    def is_binary(self) -> bool:
+        """Whether every gate is exactly 0 or 1."""
+        gates = [z for z in (self.head, self.intermediate, self.layer, self.hidden) if z is not None]
+        return all(bool(((z == 0) | (z == 1)).all()) for z in gates)
+
+
+@dataclass(frozen=True)
+class KeepIndices:
+    """Indices of kept structures, ascending, in the source model's numbering.
+
+    Attributes:
+        layer: Kept layers.
+        hidden: Kept hidden dimensions.
+        head: Kept heads, one list per *kept* layer.
+        intermediate: Kept intermediate units, one list per *kept* layer.
+    """
+
+    layer: list[int]
+    hidden: list[int]
+    head: list[list[int]]
+    intermediate: list[list[int]]
+
+    def as_dict(self) -> dict[str, list]:
+        """Plain lists, for JSON."""
+        return {
+            "layer": self.layer,
+            "hidden": self.hidden,
+            "head": self.head,
+            "intermediate": self.intermediate,
+        }
+
+
+def compute_keep_indices(
+    masks: PruningMasks, layers: int, heads: int, units: int, hidden: int
+) -> KeepIndices:
+    """Indices of the open gates.
+
+    Args:
+        masks: Binary gates.
+        layers: ``L`` of the source.
+        heads: ``A`` of the source.
+        units: ``F`` of the source.
+        hidden: ``H`` of the source.
+
+    Returns:
+        Kept indices.
+
+    Raises:
+        ValueError: If a gate is neither 0 nor 1, or if no layer or no hidden dimension is left.
+    """
+    if not masks.is_binary():
+        raise ValueError(
+            "gates are not all 0 or 1, so cutting would change the outputs. To fix, extract from "
+            "deterministic gates (L0Module.deterministic_masks)."
+        )
+    layer = _open(masks.layer, layers)
+    hidden_dims = _open(masks.hidden, hidden)
+    if not layer or not hidden_dims:
+        empty = "layer" if not layer else "hidden"
+        raise ValueError(f"no {empty} gate is open: nothing would be left. To fix, keep at least 1.")
+    head = [_open(None if masks.head is None else masks.head[i], heads) for i in layer]
+    mlp = masks.intermediate
+    intermediate = [_open(None if mlp is None else mlp[i], units) for i in layer]
+    return KeepIndices(layer, hidden_dims, head, intermediate)
+
+
+def _open(gates: Tensor | None, size: int) -> list[int]:
+    return list(range(size)) if gates is None else gates.nonzero().flatten().tolist()
+
+
+def head_rows(heads: list[int], head_dim: int) -> list[int]:
+    """Rows of a query, key or value projection that belong to the given heads."""
+    return [head * head_dim + d for head in heads for d in range(head_dim)]
+
+
+@torch.no_grad()
+def prune_linear(layer: nn.Linear, keep: list[int], dim: int) -> None:
+    """Cut a linear layer in place.
+
+    Args:
+        layer: Weight of shape ``(out, in)``.
+        keep: Indices to keep, ascending.
+        dim: 0 cuts outputs (rows and bias), 1 cuts inputs (columns).
+
+    Raises:
+        ValueError: If ``dim`` is neither 0 nor 1.
+    """
+    if dim not in (0, 1):
+        raise ValueError(f"dim {dim} is neither 0 (outputs) nor 1 (inputs).")
+    index = torch.tensor(keep, dtype=torch.long, device=layer.weight.device)
+    _replace(layer, "weight", layer.weight.index_select(dim, index))
+    if dim == 0 and layer.bias is not None:
+        _replace(layer, "bias", layer.bias.index_select(0, index))
+    layer.out_features, layer.in_features = layer.weight.shape
+
+
+@torch.no_grad()
+def prune_embedding(table: nn.Embedding, keep: list[int]) -> None:
+    """Keep the given columns of an embedding table, in place."""
+    index = torch.tensor(keep, dtype=torch.long, device=table.weight.device)
+    _replace(table, "weight", table.weight.index_select(1, index))
+    table.embedding_dim = len(keep)
+
+
+@torch.no_grad()
+def prune_layer_norm(norm: nn.LayerNorm, keep: list[int]) -> None:
+    """Keep the given dimensions of a LayerNorm, in place."""
+    index = torch.tensor(keep, dtype=torch.long, device=norm.weight.device)
+    _replace(norm, "weight", norm.weight.index_select(0, index))
+    _replace(norm, "bias", norm.bias.index_select(0, index))
+    norm.normalized_shape = (len(keep),)
+
+
+def _replace(module: nn.Module, name: str, value: Tensor) -> None:
+    requires_grad = getattr(module, name).requires_grad
+    setattr(module, name, nn.Parameter(value.contiguous(), requires_grad=requires_grad))

@@ -1,0 +1,1 @@
+"""Analysis of models, evaluation, pictures and reports."""
