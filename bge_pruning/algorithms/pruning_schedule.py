@@ -1,0 +1,46 @@
+"""Moves the gates through training: noise of the step, target of the step, clamping."""
+
+from __future__ import annotations
+
+from composer.core import Algorithm, Event, State, Time, TimeUnit
+from composer.loggers import Logger
+
+from bge_pruning.models.l0_module_embedding import L0Module
+
+
+class PruningSchedule(Algorithm):
+    """Sets the gates' step and warm-up progress before a batch and clamps them after it.
+
+    Both settings follow from the trainer's clock, so a resumed run goes on exactly where it was.
+
+    Args:
+        l0_module: The gates.
+        lagrangian_warmup_steps: Time string (``"300ba"``, ``"0.3dur"``) until the target is
+            reached, linearly.
+    """
+
+    def __init__(self, l0_module: L0Module, lagrangian_warmup_steps: str) -> None:
+        self.l0_module = l0_module
+        self.warmup = Time.from_timestring(lagrangian_warmup_steps)
+
+    def match(self, event: Event, state: State) -> bool:
+        """Before each batch and after each optimizer step."""
+        return event in (Event.BATCH_START, Event.BATCH_END)
+
+    def apply(self, event: Event, state: State, logger: Logger) -> None:
+        """Set step and progress, or clamp."""
+        if event == Event.BATCH_END:
+            self.l0_module.clamp_()
+            return
+        self.l0_module.step = state.timestamp.batch.value
+        self.l0_module.warmup_progress = compute_progress(state, self.warmup)
+
+
+def compute_progress(state: State, warmup: Time) -> float:
+    """Share of the warm-up that is over, in [0, 1]."""
+    if warmup.value == 0:
+        return 1.0
+    if warmup.unit == TimeUnit.DURATION:
+        elapsed = state.get_elapsed_duration()
+        return min(1.0, (0.0 if elapsed is None else elapsed.value) / warmup.value)
+    return min(1.0, state.timestamp.get(warmup.unit).value / warmup.value)

@@ -1,0 +1,61 @@
+"""What the command lines share: arguments, logging, errors as one clear line."""
+
+from __future__ import annotations
+
+import logging
+import os
+import sys
+import traceback
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+EXIT_FAILURE = 1
+EXIT_USAGE = 2
+
+
+def split_arguments(arguments: Sequence[str]) -> tuple[list[str], list[str]]:
+    """Split positional arguments into YAML files and ``key=value`` overrides."""
+    overrides = [a for a in arguments if "=" in a and not Path(a).exists()]
+    return [a for a in arguments if a not in overrides], overrides
+
+
+def run_command(command: Callable[[], None]) -> int:
+    """Run a command; an expected failure becomes one line on stderr.
+
+    Set ``BGE_PRUNING_TRACEBACK=1`` to see where it came from.
+
+    Returns:
+        Exit code: 0, 1 for a failure, 2 for a wrong configuration or argument.
+    """
+    from bge_pruning.config import ConfigError
+
+    setup_logging()
+    try:
+        command()
+    except ConfigError as error:
+        return _report(error, EXIT_USAGE)
+    except (ValueError, OSError, RuntimeError) as error:
+        return _report(error, EXIT_FAILURE)
+    except KeyboardInterrupt:
+        return _report(KeyboardInterrupt("interrupted"), 130)
+    return 0
+
+
+def setup_logging() -> None:
+    """Messages of this package go to stderr, one line each, from rank 0."""
+    logger = logging.getLogger("bge_pruning")
+    if not logger.handlers:
+        handler = logging.StreamHandler()
+        handler.setFormatter(logging.Formatter("%(asctime)s %(message)s", datefmt="%H:%M:%S"))
+        logger.addHandler(handler)
+        logger.propagate = False
+    logger.setLevel(logging.INFO if os.environ.get("RANK", "0") == "0" else logging.ERROR)
+
+
+def _report(error: BaseException, code: int) -> int:
+    if os.environ.get("BGE_PRUNING_TRACEBACK"):
+        traceback.print_exc()
+    rank = os.environ.get("RANK")
+    where = f" (rank {rank})" if rank not in (None, "0") else ""
+    sys.stderr.write(f"error{where}: {error}\n")
+    return code

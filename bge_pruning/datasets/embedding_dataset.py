@@ -1,0 +1,127 @@
+"""Tokenised texts, examples over them, and batches of examples."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import Dataset
+
+
+@dataclass(frozen=True)
+class TokenizedTexts:
+    """Token ids of many texts in one array.
+
+    Attributes:
+        ids: All token ids, shape ``(total,)``, int32.
+        starts: Start of each text in ``ids``, and the end of the last; shape ``(texts + 1,)``.
+        truncated: Number of texts that were longer than the limit.
+    """
+
+    ids: np.ndarray
+    starts: np.ndarray
+    truncated: int
+
+    def __len__(self) -> int:
+        return len(self.starts) - 1
+
+    def __getitem__(self, index: int) -> np.ndarray:
+        return self.ids[self.starts[index] : self.starts[index + 1]]
+
+    @property
+    def lengths(self) -> np.ndarray:
+        """Tokens of each text, special tokens included."""
+        return np.diff(self.starts)
+
+
+def tokenize(texts: Sequence[str], tokenizer_json: bytes, max_length: int) -> TokenizedTexts:
+    """Tokenise texts once.
+
+    Args:
+        texts: Texts.
+        tokenizer_json: Content of ``tokenizer.json``.
+        max_length: Longest text in tokens, special tokens included; longer ones are truncated.
+    """
+    from tokenizers import Tokenizer
+
+    tokenizer = Tokenizer.from_str(tokenizer_json.decode("utf-8"))
+    tokenizer.no_padding()
+    tokenizer.enable_truncation(max_length)
+    encodings = tokenizer.encode_batch_fast(list(texts))
+    lengths = [len(encoding.ids) for encoding in encodings]
+    ids = np.fromiter((i for e in encodings for i in e.ids), dtype=np.int32, count=sum(lengths))
+    starts = np.concatenate([[0], np.cumsum(lengths, dtype=np.int64)])
+    return TokenizedTexts(ids, starts, sum(bool(e.overflowing) for e in encodings))
+
+
+class EmbeddingDataset(Dataset):
+    """Examples of N texts each, with what is known about them.
+
+    Args:
+        texts: The texts.
+        examples: Text indices, shape ``(n, N)``.
+        scores: Gold scores in [0, 1], shape ``(n,)``, or ``None``.
+        teacher_dense_vecs: The teacher's vector of every text, shape ``(texts, H)``, or ``None``.
+    """
+
+    def __init__(
+        self,
+        texts: TokenizedTexts,
+        examples: np.ndarray,
+        scores: np.ndarray | None = None,
+        teacher_dense_vecs: np.ndarray | None = None,
+    ) -> None:
+        self.texts = texts
+        self.examples = examples
+        self.scores = scores
+        self.teacher_dense_vecs = teacher_dense_vecs
+
+    def __len__(self) -> int:
+        return len(self.examples)
+
+    @property
+    def lengths(self) -> np.ndarray:
+        """Tokens of the longest text of each example, shape ``(n,)``."""
+        return self.texts.lengths[self.examples].max(axis=1)
+
+    def __getitem__(self, index: int) -> dict[str, object]:
+        """Token ids of the example's texts, and its score and teacher vectors if there are any."""
+        example = self.examples[index]
+        item: dict[str, object] = {"ids": [self.texts[i] for i in example]}
+        if self.scores is not None:
+            item["score"] = self.scores[index]
+        if self.teacher_dense_vecs is not None:
+            item["teacher_dense_vecs"] = np.asarray(self.teacher_dense_vecs[example])
+        return item
+
+
+class Collator:
+    """Pads examples to the longest text of the batch.
+
+    Args:
+        pad_token_id: Id to pad with.
+    """
+
+    def __init__(self, pad_token_id: int) -> None:
+        self.pad_token_id = pad_token_id
+
+    def __call__(self, items: list[dict[str, object]]) -> dict[str, Tensor]:
+        """A batch as :class:`ComposerBGEM3` reads it: ``input_ids`` of shape ``(B, N, T)``, ..."""
+        longest = max(len(ids) for item in items for ids in item["ids"])
+        shape = (len(items), len(items[0]["ids"]), longest)
+        input_ids = np.full(shape, self.pad_token_id, dtype=np.int64)
+        mask = np.zeros(shape, dtype=np.int64)
+        for row, item in enumerate(items):
+            for column, ids in enumerate(item["ids"]):
+                input_ids[row, column, : len(ids)] = ids
+                mask[row, column, : len(ids)] = 1
+        batch = {"input_ids": torch.from_numpy(input_ids), "attention_mask": torch.from_numpy(mask)}
+        if "score" in items[0]:
+            batch["scores"] = torch.tensor([float(item["score"]) for item in items])
+        if "teacher_dense_vecs" in items[0]:
+            vectors = np.stack([item["teacher_dense_vecs"] for item in items])
+            batch["teacher_dense_vecs"] = torch.from_numpy(vectors)
+        return batch

@@ -1,0 +1,174 @@
+"""Reading a training checkpoint back into encoder, heads and gates, without unpickling code.
+
+A checkpoint is self-contained: next to the weights it holds what :class:`RunMetadata` describes.
+"""
+
+from __future__ import annotations
+
+import json
+import pickle
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from bge_pruning.models.bge_m3_backbone import XLMRobertaBackbone
+from bge_pruning.models.embedding_heads import EmbeddingHeads
+from bge_pruning.models.encoder_shape import EncoderShape
+from bge_pruning.models.l0_module_embedding import L0Module
+from bge_pruning.models.pretrained import load_strict
+
+METADATA_KEY = "RunMetadataCallback"
+
+
+@dataclass(frozen=True)
+class RunMetadata:
+    """What extraction needs besides the weights; plain values only.
+
+    Attributes:
+        base_model: Name of the model that the run started from.
+        shape: Its sizes.
+        hf_config: Its ``config.json``.
+        pooling: Pooling of the dense output.
+        max_seq_length: For sentence-transformers.
+        seed: Seed of the run.
+        l0_module: Arguments of :class:`L0Module` (``axes``, ``target``, ``target_parameters``,
+            ``start_sparsity``, ``seed``), ``None`` for a run without gates.
+        source_pruning: ``pruning.json`` of the base model if that was itself extracted.
+        versions: Package versions of the run.
+        tokenizer_files: Contents by name.
+    """
+
+    base_model: str
+    shape: dict[str, Any]
+    hf_config: dict[str, Any]
+    pooling: str
+    max_seq_length: int
+    seed: int
+    l0_module: dict[str, Any] | None
+    source_pruning: dict[str, Any] | None
+    versions: dict[str, str]
+    tokenizer_files: dict[str, bytes]
+
+    def state_dict(self) -> dict[str, Any]:
+        """JSON text and byte tensors: types that ``weights_only`` loading allows."""
+        plain = {k: v for k, v in asdict(self).items() if k != "tokenizer_files"}
+        files = {
+            name: torch.frombuffer(bytearray(content), dtype=torch.uint8)
+            for name, content in self.tokenizer_files.items()
+        }
+        return {"json": json.dumps(plain), "tokenizer_files": files}
+
+    @classmethod
+    def from_state_dict(cls, state: dict[str, Any]) -> RunMetadata:
+        """Inverse of :meth:`state_dict`."""
+        files = {k: v.numpy().tobytes() for k, v in state["tokenizer_files"].items()}
+        return cls(**json.loads(state["json"]), tokenizer_files=files)
+
+
+@dataclass
+class TrainedModel:
+    """A model read from a checkpoint."""
+
+    metadata: RunMetadata
+    shape: EncoderShape
+    backbone: XLMRobertaBackbone
+    heads: EmbeddingHeads
+    l0_module: L0Module | None
+    batch: int
+
+
+def find_checkpoint(path: Path) -> Path:
+    """The checkpoint file of a run folder (its newest), or the file itself.
+
+    Raises:
+        FileNotFoundError: If there is none.
+    """
+    if path.is_dir():
+        latest = path / "latest-rank0.pt"
+        if not latest.exists():
+            raise FileNotFoundError(
+                f"{path}: holds no latest-rank0.pt, so no checkpoint was saved. To fix, choose the "
+                f"folder of a run that reached its first save_interval."
+            )
+        return latest
+    if not path.is_file():
+        raise FileNotFoundError(f"{path}: no such run folder or checkpoint. To fix, check the path.")
+    return path
+
+
+def load_trained_model(checkpoint: Path) -> TrainedModel:
+    """Read a checkpoint.
+
+    Args:
+        checkpoint: File written by training.
+
+    Returns:
+        The model on the CPU, in evaluation mode.
+
+    Raises:
+        ValueError: If the file is damaged, is not of this project, or does not fit itself.
+    """
+    state = _load_state(checkpoint)
+    metadata = _metadata(state, checkpoint)
+    shape = EncoderShape(**metadata.shape)
+    config = metadata.hf_config
+    backbone = XLMRobertaBackbone(shape, config["pad_token_id"], config["layer_norm_eps"])
+    heads = EmbeddingHeads(
+        shape.hidden_size, metadata.pooling, shape.sparse_head, shape.colbert_dim
+    )
+    l0_module = build_l0_module(shape, metadata.l0_module)
+    for name, module in (("backbone", backbone), ("heads", heads), ("l0_module", l0_module)):
+        tensors = _with_prefix(state["state"]["model"], f"{name}.")
+        if module is not None:
+            load_strict(module.eval(), tensors, f"{checkpoint} ({name})")
+    batch = int(state["state"]["timestamp"]["Timestamp"]["batch"])
+    return TrainedModel(metadata, shape, backbone, heads, l0_module, batch)
+
+
+def build_l0_module(shape: EncoderShape, arguments: dict[str, Any] | None) -> L0Module | None:
+    """The gates that :attr:`RunMetadata.l0_module` describes."""
+    if arguments is None:
+        return None
+    target = arguments["target"]
+    return L0Module(
+        shape, **{**arguments, "target": None if target is None else EncoderShape(**target)}
+    )
+
+
+def _with_prefix(state: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
+    return {k.removeprefix(prefix): v for k, v in state.items() if k.startswith(prefix)}
+
+
+def _load_state(path: Path) -> dict[str, Any]:
+    # Composer stores NumPy's random state beside the tensors: arrays are data, not code.
+    allowed = [
+        np._core.multiarray._reconstruct if hasattr(np, "_core") else None,
+        np.ndarray,
+        np.dtype,
+        type(np.dtype(np.uint32)),
+    ]
+    try:
+        with torch.serialization.safe_globals([item for item in allowed if item is not None]):
+            return torch.load(path, map_location="cpu", weights_only=True)
+    except (RuntimeError, EOFError, pickle.UnpicklingError, OSError, KeyError) as error:
+        reason = str(error).strip().splitlines()[0] if str(error) else type(error).__name__
+        raise ValueError(
+            f"{path}: damaged, not complete, or not a checkpoint of this project ({reason}). To "
+            f"fix, use an earlier checkpoint of the run."
+        ) from error
+
+
+def _metadata(state: dict[str, Any], path: Path) -> RunMetadata:
+    try:
+        callbacks = dict(state["state"]["callbacks"])
+        return RunMetadata.from_state_dict(callbacks[METADATA_KEY])
+    except (KeyError, TypeError, ValueError) as error:
+        known = ", ".join(f.name for f in fields(RunMetadata))
+        raise ValueError(
+            f"{path}: is not a checkpoint of this project: it holds no run metadata ({known}). To "
+            f"fix, choose a checkpoint that bge_pruning.train wrote."
+        ) from error

@@ -1,0 +1,300 @@
+"""From a masked model to an ordinary, smaller one, and the proof that they are the same.
+
+The gates are binary, so extraction only slices: every kept weight is unchanged.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from bge_pruning.atomic_folder import atomic_folder
+from bge_pruning.models.bge_m3_backbone import XLMRobertaBackbone
+from bge_pruning.models.checkpoint import TrainedModel, find_checkpoint, load_trained_model
+from bge_pruning.models.embedding_heads import EmbeddingHeads
+from bge_pruning.models.encoder_shape import EncoderShape, count_parameters
+from bge_pruning.models.l0_module_embedding import BUDGET, SHAPE_FIELDS, L0Module
+from bge_pruning.models.model_card import render_model_card
+from bge_pruning.models.model_folder import write_model_folder
+from bge_pruning.models.structural_pruning import KeepIndices, PruningMasks
+
+log = logging.getLogger(__name__)
+
+TOLERANCE = 1e-5
+# A run whose gates end further from the target than this was not finished by the gates.
+FAR_FROM_TARGET = 0.01
+VALIDATION_SENTENCES = (
+    "A plane is taking off.",
+    "Yes.",
+    "Structured pruning removes whole layers, attention heads and intermediate units.",
+    "Die Bahn kommt heute wieder eine halbe Stunde zu spät.",
+    "Где находится ближайшая библиотека?",
+    "今天的天气很好，我们去公园散步吧。",
+    "1,024 hidden dimensions; 16 heads (64 each) - and \"quoted\" text, too.",
+    "Embedding models turn a text into a vector, so that texts of similar meaning lie close "
+    "together; a search engine compares the vector of a question with those of all passages.",
+)
+
+
+class ValidationError(RuntimeError):
+    """The written model does not compute what the masked model computes."""
+
+
+@dataclass(frozen=True)
+class References:
+    """Outputs of the masked model on the validation sentences."""
+
+    inputs: dict[str, Tensor]
+    hidden: Tensor
+    outputs: dict[str, Tensor]
+
+
+def extract(run_or_checkpoint: Path, output: Path, overwrite: bool = False) -> dict[str, Any]:
+    """Write the model of a run as an ordinary model folder, and validate it.
+
+    Args:
+        run_or_checkpoint: Run folder (its newest checkpoint) or checkpoint file.
+        output: Folder to write; it appears only when it is complete and valid.
+        overwrite: Replace an existing folder.
+
+    Returns:
+        The content of ``pruning.json``.
+
+    Raises:
+        FileExistsError: If the folder exists and ``overwrite`` is false.
+        FileNotFoundError: If there is no checkpoint.
+        ValueError: If the checkpoint is damaged or of another project.
+        ValidationError: If any output differs by more than ``TOLERANCE``.
+    """
+    checkpoint = find_checkpoint(run_or_checkpoint)
+    with atomic_folder(output, overwrite) as folder:
+        model = load_trained_model(checkpoint)
+        info = _cut_and_write(model, folder)
+        info["checkpoint"] = str(checkpoint)
+        (folder / "pruning.json").write_text(json.dumps(info, indent=2) + "\n", encoding="utf-8")
+        (folder / "README.md").write_text(render_model_card(info), encoding="utf-8")
+    log.info("wrote %s: %s", output, describe(info))
+    return info
+
+
+def describe(info: dict[str, Any]) -> str:
+    """One line about an extraction: sizes, parameters, largest difference."""
+    parameters = info["parameters"]
+    share = parameters["extracted"]["encoder"] / parameters["source"]["encoder"]
+    return (
+        f"{EncoderShape(**info['shape']).describe()}; {parameters['extracted']['encoder']:,} "
+        f"encoder parameters ({share:.1%} of the source), {parameters['extracted']['total']:,} in "
+        f"all; largest difference from the masked model {info['largest_difference']:.1e}"
+    )
+
+
+def _cut_and_write(model: TrainedModel, folder: Path) -> dict[str, Any]:
+    masks = PruningMasks() if model.l0_module is None else model.l0_module.deterministic_masks()
+    shape = model.shape if model.l0_module is None else model.l0_module.realised_shape()
+    keep = model.backbone.keep_indices(masks)
+    metadata = model.metadata
+    references = compute_references(model.backbone, model.heads, masks, metadata.tokenizer_files)
+    cut(model.backbone, model.heads, keep)
+    write_model_folder(
+        folder,
+        model.backbone,
+        model.heads,
+        shape,
+        metadata.hf_config,
+        metadata.tokenizer_files,
+        metadata.max_seq_length,
+    )
+    difference = validate(folder, references, keep.hidden)
+    info = _pruning_info(model, shape, keep)
+    _check_counts(model, shape)
+    return {**info, "largest_difference": difference, "tolerance": TOLERANCE}
+
+
+def cut(backbone: XLMRobertaBackbone, heads: EmbeddingHeads, keep: KeepIndices) -> None:
+    """Cut encoder and heads in place."""
+    backbone.prune(keep)
+    heads.prune(keep.hidden)
+
+
+def _check_counts(model: TrainedModel, shape: EncoderShape) -> None:
+    expected = count_parameters(shape)
+    real = replace(
+        model.backbone.count_parameters(),
+        heads=sum(p.numel() for p in model.heads.parameters()),
+    )
+    if real != expected:
+        raise ValidationError(f"the cut model has {real}, but its shape should have {expected}.")
+
+
+@torch.no_grad()
+def compute_references(
+    backbone: XLMRobertaBackbone,
+    heads: EmbeddingHeads,
+    masks: PruningMasks,
+    tokenizer_files: dict[str, bytes],
+) -> References:
+    """Outputs of the masked model on the validation sentences, in float32."""
+    inputs = _tokenize(tokenizer_files, backbone.embeddings.pad_token_id)
+    hidden = backbone(inputs["input_ids"], inputs["attention_mask"], masks)
+    return References(inputs, hidden, heads.outputs(hidden, inputs["attention_mask"]))
+
+
+def _tokenize(tokenizer_files: dict[str, bytes], pad_token_id: int) -> dict[str, Tensor]:
+    from tokenizers import Tokenizer
+
+    tokenizer = Tokenizer.from_str(tokenizer_files["tokenizer.json"].decode("utf-8"))
+    tokenizer.no_padding()
+    rows = [torch.tensor(tokenizer.encode(s).ids) for s in VALIDATION_SENTENCES]
+    ids = torch.nn.utils.rnn.pad_sequence(rows, batch_first=True, padding_value=pad_token_id)
+    return {"input_ids": ids, "attention_mask": (ids != pad_token_id).long()}
+
+
+@torch.no_grad()
+def validate(folder: Path, references: References, kept_hidden: list[int]) -> float:
+    """Load the folder with transformers and sentence-transformers and compare all outputs.
+
+    Args:
+        folder: Written model folder.
+        references: Outputs of the masked model.
+        kept_hidden: Hidden dimensions that the folder's model has kept.
+
+    Returns:
+        The largest difference.
+
+    Raises:
+        ValidationError: If it is above ``TOLERANCE``.
+    """
+    from transformers import AutoModel
+
+    model = AutoModel.from_pretrained(folder, dtype=torch.float32).eval()
+    mask = references.inputs["attention_mask"]
+    hidden = model(**references.inputs).last_hidden_state
+    real = mask.bool()
+    expected = references.hidden[..., kept_hidden]
+    differences = {"last_hidden_state": (hidden - expected)[real].abs().max()}
+    heads = _load_heads(folder, kept_hidden)
+    for name, value in heads.outputs(hidden, mask).items():
+        reference = references.outputs[name]
+        if name == "dense_vecs":
+            reference = reference[:, kept_hidden]
+        differences[name] = (value - reference).abs().max()
+    dense = _sentence_transformers_vectors(folder)
+    reference = references.outputs["dense_vecs"][:, kept_hidden]
+    differences["sentence-transformers"] = (dense - reference).abs().max()
+    wrong = {name: float(d) for name, d in differences.items() if not d <= TOLERANCE}
+    if wrong:
+        raise ValidationError(
+            f"the extracted model differs from the masked model by more than {TOLERANCE:.0e}: "
+            + ", ".join(f"{name} {d:.2e}" for name, d in wrong.items())
+        )
+    return max(float(d) for d in differences.values())
+
+
+def _load_heads(folder: Path, kept_hidden: list[int]) -> EmbeddingHeads:
+    from bge_pruning.models.pretrained import load_strict, read_heads, read_pooling
+
+    states = read_heads(folder)
+    colbert = states["colbert_linear"]
+    heads = EmbeddingHeads(
+        len(kept_hidden),
+        read_pooling(folder),
+        sparse=states["sparse_linear"] is not None,
+        colbert_dim=0 if colbert is None else colbert["weight"].shape[0],
+    )
+    flat = {f"{n}.{k}": v for n, state in states.items() for k, v in (state or {}).items()}
+    load_strict(heads, flat, str(folder))
+    return heads
+
+
+def _sentence_transformers_vectors(folder: Path) -> Tensor:
+    from sentence_transformers import SentenceTransformer
+
+    model = SentenceTransformer(str(folder), device="cpu")
+    vectors = model.encode(
+        list(VALIDATION_SENTENCES), convert_to_tensor=True, show_progress_bar=False
+    )
+    return vectors.float().cpu()
+
+
+def _pruning_info(model: TrainedModel, shape: EncoderShape, keep: KeepIndices) -> dict[str, Any]:
+    """Content of ``pruning.json``."""
+    metadata, earlier = model.metadata, model.metadata.source_pruning
+    info = {
+        "source": {"base_model": metadata.base_model},
+        "source_shape": asdict(model.shape),
+        "shape": asdict(shape),
+        "parameters": {
+            "source": count_parameters(model.shape).as_dict(),
+            "extracted": count_parameters(shape).as_dict(),
+        },
+        "kept": keep.as_dict(),
+        "constraint": {},
+        "seed": metadata.seed,
+        "batches": {"prune" if model.l0_module is not None else "train": model.batch},
+        "pooling": metadata.pooling,
+        "versions": metadata.versions,
+    }
+    if model.l0_module is not None:
+        info["constraint"] = compute_constraint_report(model.l0_module, shape)
+        _warn_if_far(info["constraint"])
+    if earlier is not None and model.l0_module is None:
+        # A recovery run: what was cut, and from what, was decided by the run before it.
+        inherited = ("source", "source_shape", "kept", "constraint")
+        info.update({key: earlier[key] for key in inherited})
+        info["parameters"]["source"] = earlier["parameters"]["source"]
+        info["batches"] = {**earlier["batches"], "recover": model.batch}
+    return info
+
+
+@torch.no_grad()
+def compute_constraint_report(
+    l0_module: L0Module, shape: EncoderShape
+) -> dict[str, dict[str, float]]:
+    """How far the gates were from what is cut, per axis.
+
+    Args:
+        l0_module: The gates at the end of training.
+        shape: The shape that is extracted.
+
+    Returns:
+        By axis (and ``encoder``, the share of parameters): ``expected_sparsity`` (mean over
+        layers), ``target_sparsity``, ``realised_sparsity``, and ``largest_distance`` of any layer
+        from the realised sparsity.
+    """
+    source = l0_module.shape
+    realised = {
+        axis: 1.0 - getattr(shape, SHAPE_FIELDS[axis]) / getattr(source, SHAPE_FIELDS[axis])
+        for axis in l0_module.axes
+    }
+    realised[BUDGET] = 1.0 - count_parameters(shape).encoder / count_parameters(source).encoder
+    targets = {**realised, **l0_module.final_targets()}
+    return {
+        axis: {
+            "expected_sparsity": float(expected.mean()),
+            "target_sparsity": targets[axis],
+            "realised_sparsity": realised[axis],
+            "largest_distance": float((expected - realised[axis]).abs().max()),
+        }
+        for axis, expected in l0_module.expected_sparsity().items()
+    }
+
+
+def _warn_if_far(constraint: dict[str, dict[str, float]]) -> None:
+    for axis, row in constraint.items():
+        distance = abs(row["expected_sparsity"] - row["realised_sparsity"])
+        if distance > FAR_FROM_TARGET:
+            log.warning(
+                "the gates of '%s' were %.1f points of sparsity from what is cut (expected %.3f, "
+                "cut %.3f): the run ended before the constraint was met. Train longer, or raise "
+                "optimizer.lagrangian_lr.",
+                axis,
+                100 * distance,
+                row["expected_sparsity"],
+                row["realised_sparsity"],
+            )

@@ -1,0 +1,123 @@
+"""Writing an ordinary XLM-R model folder that other tools load without this package."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import save_file
+
+from bge_pruning.models.bge_m3_backbone import XLMRobertaBackbone
+from bge_pruning.models.embedding_heads import EmbeddingHeads
+from bge_pruning.models.encoder_shape import EncoderShape
+
+# Keys that name the source or the way it was saved, not the model.
+_STALE_KEYS = ("_name_or_path", "torch_dtype", "dtype", "transformers_version", "head_dim")
+
+
+def write_model_folder(
+    folder: Path,
+    backbone: XLMRobertaBackbone,
+    heads: EmbeddingHeads,
+    shape: EncoderShape,
+    hf_config: dict[str, Any],
+    tokenizer_files: dict[str, bytes],
+    max_seq_length: int,
+) -> None:
+    """Write weights, config, tokenizer, heads and sentence-transformers files.
+
+    Args:
+        folder: Existing, empty folder.
+        backbone: Encoder, already cut.
+        heads: Heads, already cut.
+        shape: Sizes of the cut model.
+        hf_config: ``config.json`` of the source model.
+        tokenizer_files: Contents by file name.
+        max_seq_length: Longest input for sentence-transformers, in tokens.
+    """
+    for name, content in tokenizer_files.items():
+        (folder / name).write_bytes(content)
+    if "special_tokens_map.json" not in tokenizer_files:
+        _write_json(folder / "special_tokens_map.json", _special_tokens(tokenizer_files))
+    _write_json(folder / "config.json", compute_hf_config(hf_config, shape))
+    state = {name: value.detach().contiguous() for name, value in backbone.state_dict().items()}
+    save_file(state, folder / "model.safetensors", metadata={"format": "pt"})
+    for name in ("colbert_linear", "sparse_linear"):
+        head = getattr(heads, name)
+        if head is not None:
+            torch.save(head.state_dict(), folder / f"{name}.pt")
+    _write_sentence_transformers(folder, heads.pooling, shape.hidden_size, max_seq_length)
+
+
+def compute_hf_config(hf_config: dict[str, Any], shape: EncoderShape) -> dict[str, Any]:
+    """``config.json`` of the cut model: the source's, with the new sizes."""
+    kept = {key: value for key, value in hf_config.items() if key not in _STALE_KEYS}
+    return {
+        **kept,
+        "architectures": ["XLMRobertaModel"],
+        "hidden_size": shape.hidden_size,
+        "num_attention_heads": shape.num_attention_heads,
+        "num_hidden_layers": shape.num_hidden_layers,
+        "intermediate_size": shape.intermediate_size,
+        "vocab_size": shape.vocab_size,
+        # Older vLLM reads this key without a default.
+        "position_embedding_type": "absolute",
+        "torch_dtype": "float32",
+    }
+
+
+def _special_tokens(tokenizer_files: dict[str, bytes]) -> dict[str, Any]:
+    config = json.loads(tokenizer_files.get("tokenizer_config.json", b"{}"))
+    return {
+        key: value
+        for key, value in config.items()
+        if key.endswith("_token") and isinstance(value, (str, dict))
+    }
+
+
+def _write_sentence_transformers(folder: Path, pooling: str, size: int, max_length: int) -> None:
+    """The classic layout: sentence-transformers and text-embeddings-inference both read it.
+
+    Without it sentence-transformers silently takes the mean of the tokens.
+    """
+    modules = ("", "Transformer"), ("1_Pooling", "Pooling"), ("2_Normalize", "Normalize")
+    _write_json(
+        folder / "modules.json",
+        [
+            {
+                "idx": index,
+                "name": str(index),
+                "path": path,
+                "type": f"sentence_transformers.models.{kind}",
+            }
+            for index, (path, kind) in enumerate(modules)
+        ],
+    )
+    (folder / "1_Pooling").mkdir()
+    (folder / "2_Normalize").mkdir()
+    # Some tools drop empty folders on upload, but need this one.
+    _write_json(folder / "2_Normalize" / "config.json", {})
+    _write_json(
+        folder / "1_Pooling" / "config.json",
+        {
+            "word_embedding_dimension": size,
+            "pooling_mode_cls_token": pooling == "cls",
+            "pooling_mode_mean_tokens": pooling == "mean",
+            "pooling_mode_max_tokens": False,
+            "pooling_mode_mean_sqrt_len_tokens": False,
+        },
+    )
+    _write_json(
+        folder / "sentence_bert_config.json",
+        {"max_seq_length": max_length, "do_lower_case": False},
+    )
+    _write_json(
+        folder / "config_sentence_transformers.json",
+        {"prompts": {}, "default_prompt_name": None, "similarity_fn_name": "cosine"},
+    )
+
+
+def _write_json(path: Path, content: Any) -> None:
+    path.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")

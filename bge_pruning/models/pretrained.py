@@ -1,0 +1,409 @@
+"""Base models: from the Hugging Face hub or a folder, with BGE-M3's heads where it has them.
+
+BAAI/bge-m3 ships ``pytorch_model.bin``, ``colbert_linear.pt`` and ``sparse_linear.pt``; other
+XLM-R encoders ship ``model.safetensors`` and no heads. Nothing is unpickled except tensors.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import pickle
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from bge_pruning.models.bge_m3_backbone import XLMRobertaBackbone
+from bge_pruning.models.embedding_heads import EmbeddingHeads
+from bge_pruning.models.encoder_shape import EncoderShape
+
+log = logging.getLogger(__name__)
+
+TOKENIZER_FILES = (
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "sentencepiece.bpe.model",
+    "added_tokens.json",
+    "vocab.txt",
+)
+SMALL_FILES = (
+    *TOKENIZER_FILES,
+    "config.json",
+    "modules.json",
+    "1_Pooling/config.json",
+    "sentence_bert_config.json",
+    "colbert_linear.pt",
+    "sparse_linear.pt",
+    "pruning.json",
+)
+WEIGHT_FILES = ("model.safetensors", "pytorch_model.bin")
+
+
+@dataclass
+class BaseModel:
+    """An unpruned (or extracted) model and what is needed to write another one like it.
+
+    Attributes:
+        name: Hub name or folder, as given.
+        shape: Its sizes.
+        hf_config: Its ``config.json``.
+        backbone: The encoder with its weights.
+        heads: The output heads with their weights.
+        tokenizer_files: Contents of its tokenizer files by name.
+        max_seq_length: Longest input that sentence-transformers is told of.
+        pruning: Its ``pruning.json`` if it is itself an extracted model.
+    """
+
+    name: str
+    shape: EncoderShape
+    hf_config: dict[str, Any]
+    backbone: XLMRobertaBackbone
+    heads: EmbeddingHeads
+    tokenizer_files: dict[str, bytes]
+    max_seq_length: int
+    pruning: dict[str, Any] | None
+
+
+def fetch_model_folder(name: str, revision: str | None = None) -> Path:
+    """Folder of a base model, downloaded from the hub if it is not a local folder.
+
+    Args:
+        name: Folder or hub name.
+        revision: Hub revision.
+
+    Returns:
+        Folder with config, tokenizer, weights and, if there are any, heads.
+
+    Raises:
+        FileNotFoundError: If the name is neither a folder nor a hub name.
+        OSError: If the hub cannot be reached or does not have the model.
+    """
+    if Path(name).is_dir():
+        return Path(name)
+    if not re.fullmatch(r"[\w.-]+/[\w.-]+", name):
+        raise FileNotFoundError(
+            f"base_model '{name}' is neither a folder nor a hub name (owner/name). To fix, check "
+            f"the path; it is relative to {Path.cwd()}."
+        )
+    from huggingface_hub import hf_hub_download, snapshot_download
+    from huggingface_hub.errors import EntryNotFoundError, RepositoryNotFoundError
+
+    try:
+        folder = snapshot_download(name, revision=revision, allow_patterns=list(SMALL_FILES))
+        try:
+            hf_hub_download(name, WEIGHT_FILES[0], revision=revision)
+        except EntryNotFoundError as error:
+            # LocalEntryNotFoundError (not cached and offline) is an EntryNotFoundError too.
+            if not _is_remote_answer(error):
+                raise
+            hf_hub_download(name, WEIGHT_FILES[1], revision=revision)
+    except RepositoryNotFoundError as error:
+        raise OSError(
+            f"base_model '{name}' is neither a folder here nor a model on the hub. To fix, check "
+            f"the name, or log in with 'hf auth login' if it is private."
+        ) from error
+    except (OSError, ValueError) as error:
+        raise OSError(_no_network_message(name, error)) from error
+    return Path(folder)
+
+
+def _is_remote_answer(error: Exception) -> bool:
+    from huggingface_hub.errors import LocalEntryNotFoundError
+
+    return not isinstance(error, LocalEntryNotFoundError)
+
+
+def _no_network_message(name: str, error: Exception) -> str:
+    reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+    return (
+        f"base_model '{name}' is not in the local cache and the hub did not deliver it ({reason}). "
+        f"To fix, run once with a network connection, or fetch it elsewhere with 'hf download "
+        f"{name} --local-dir FOLDER', copy it here and set model.base_model=FOLDER."
+    )
+
+
+def read_shape(folder: Path, colbert_dim: int | None = None) -> EncoderShape:
+    """Sizes of a model folder, from its files, without reading the encoder's weights.
+
+    Args:
+        folder: Model folder.
+        colbert_dim: Output size of a multi-vector head that is to be made; ``None`` takes the
+            head that the folder has.
+
+    Raises:
+        ValueError: If it is not an XLM-R encoder that this project can represent.
+    """
+    config = read_hf_config(folder)
+    heads = read_heads(folder)
+    return shape_from_config(
+        config,
+        pooler=True,
+        sparse_head=heads["sparse_linear"] is not None or colbert_dim is not None,
+        colbert_dim=(
+            heads["colbert_linear"]["weight"].shape[0]
+            if heads["colbert_linear"] is not None
+            else colbert_dim or 0
+        ),
+    )
+
+
+def shape_from_config(
+    config: dict[str, Any], pooler: bool, sparse_head: bool, colbert_dim: int
+) -> EncoderShape:
+    """Sizes named by an XLM-R ``config.json``."""
+    return EncoderShape(
+        hidden_size=config["hidden_size"],
+        num_attention_heads=config["num_attention_heads"],
+        num_hidden_layers=config["num_hidden_layers"],
+        intermediate_size=config["intermediate_size"],
+        vocab_size=config["vocab_size"],
+        head_dim=config["hidden_size"] // config["num_attention_heads"],
+        max_position_embeddings=config["max_position_embeddings"],
+        type_vocab_size=config["type_vocab_size"],
+        pooler=pooler,
+        sparse_head=sparse_head,
+        colbert_dim=colbert_dim,
+    )
+
+
+def read_hf_config(folder: Path) -> dict[str, Any]:
+    """``config.json`` of an XLM-R encoder, checked."""
+    config = _read_json(folder / "config.json")
+    expected = {"model_type": "xlm-roberta", "hidden_act": "gelu"}
+    for key, value in expected.items():
+        if config.get(key) != value:
+            raise ValueError(
+                f"{folder / 'config.json'}: {key} is {config.get(key)!r}, expected '{value}'. To "
+                f"fix, choose an XLM-RoBERTa encoder such as BAAI/bge-m3."
+            )
+    if config.get("position_embedding_type", "absolute") != "absolute":
+        raise ValueError(
+            f"{folder / 'config.json'}: position_embedding_type is "
+            f"{config['position_embedding_type']!r}, expected 'absolute'."
+        )
+    sizes = ("hidden_size", "num_attention_heads", "num_hidden_layers", "intermediate_size")
+    missing = [k for k in (*sizes, "vocab_size", "max_position_embeddings") if k not in config]
+    if missing:
+        raise ValueError(f"{folder / 'config.json'}: lacks {', '.join(missing)}.")
+    return {"type_vocab_size": 1, "pad_token_id": 1, "layer_norm_eps": 1e-5, **config}
+
+
+def read_heads(folder: Path) -> dict[str, dict[str, Tensor] | None]:
+    """State dicts of the sparse and multi-vector heads, ``None`` where the folder has none."""
+    return {
+        name: _load_tensors(folder / f"{name}.pt") if (folder / f"{name}.pt").is_file() else None
+        for name in ("sparse_linear", "colbert_linear")
+    }
+
+
+def load_base_model(
+    name: str,
+    revision: str | None = None,
+    pooling: str | None = None,
+    dropout: float = 0.0,
+    init_missing_heads: bool = False,
+) -> BaseModel:
+    """Load a base model with float32 weights.
+
+    Args:
+        name: Hub name or folder.
+        revision: Hub revision.
+        pooling: ``"cls"`` or ``"mean"``; ``None`` takes what the folder's sentence-transformers
+            files say, else ``"cls"`` as BGE-M3.
+        dropout: Dropout probability for training.
+        init_missing_heads: Make heads that the folder lacks: the multi-vector head the identity,
+            the sparse head small random weights. Otherwise those outputs do not exist.
+
+    Raises:
+        FileNotFoundError: If a file is missing.
+        ValueError: If files are damaged or disagree with each other.
+        OSError: If the hub cannot deliver the model.
+    """
+    folder = fetch_model_folder(name, revision)
+    config = read_hf_config(folder)
+    state = _encoder_state(_read_weights(folder))
+    head_states = read_heads(folder)
+    if init_missing_heads:
+        head_states = _with_new_heads(head_states, config["hidden_size"])
+    colbert = head_states["colbert_linear"]
+    shape = shape_from_config(
+        config,
+        pooler="pooler.dense.weight" in state,
+        sparse_head=head_states["sparse_linear"] is not None,
+        colbert_dim=0 if colbert is None else colbert["weight"].shape[0],
+    )
+    backbone = XLMRobertaBackbone(
+        shape, config["pad_token_id"], config["layer_norm_eps"], dropout
+    )
+    load_strict(backbone, state, str(folder))
+    heads = EmbeddingHeads(
+        shape.hidden_size, pooling or read_pooling(folder), shape.sparse_head, shape.colbert_dim
+    )
+    head_state = {
+        f"{name}.{key}": value
+        for name, tensors in head_states.items()
+        for key, value in (tensors or {}).items()
+    }
+    load_strict(heads, head_state, f"{folder} (heads)")
+    _report_heads(name, heads)
+    tokenizer_files = _read_tokenizer_files(folder, shape.vocab_size)
+    max_seq_length = _read_json(folder / "sentence_bert_config.json", {}).get("max_seq_length")
+    return BaseModel(
+        name=name,
+        shape=shape,
+        hf_config=config,
+        backbone=backbone,
+        heads=heads,
+        tokenizer_files=tokenizer_files,
+        max_seq_length=max_seq_length or _longest_input(config),
+        pruning=_read_json(folder / "pruning.json", None),
+    )
+
+
+def _longest_input(config: dict[str, Any]) -> int:
+    # Positions start at pad_token_id + 1.
+    return config["max_position_embeddings"] - config["pad_token_id"] - 1
+
+
+def load_strict(module: nn.Module, state: dict[str, Tensor], source: str) -> None:
+    """``load_state_dict`` with every difference of names and shapes in one message.
+
+    Raises:
+        ValueError: If the names or shapes differ.
+    """
+    expected = module.state_dict()
+    only_model = sorted(expected.keys() - state.keys())
+    only_source = sorted(state.keys() - expected.keys())
+    shapes = [
+        f"{key} is {tuple(state[key].shape)} in the checkpoint, {tuple(value.shape)} in the model"
+        for key, value in expected.items()
+        if key in state and state[key].shape != value.shape
+    ]
+    if only_model or only_source or shapes:
+        parts = [
+            f"only in model: {_shorten(only_model)}" if only_model else "",
+            f"only in checkpoint: {_shorten(only_source)}" if only_source else "",
+            f"shapes: {_shorten(shapes)}" if shapes else "",
+        ]
+        raise ValueError(
+            f"{source}: checkpoint and model disagree: {'; '.join(p for p in parts if p)}. To "
+            f"fix, use the weights and the config of the same model."
+        )
+    module.load_state_dict(state)
+
+
+def _shorten(items: list[str]) -> str:
+    return ", ".join(items[:4]) + (f" and {len(items) - 4} more" if len(items) > 4 else "")
+
+
+def _read_weights(folder: Path) -> dict[str, Tensor]:
+    path = next((folder / file for file in WEIGHT_FILES if (folder / file).is_file()), None)
+    if path is None:
+        raise FileNotFoundError(
+            f"{folder}: has neither {' nor '.join(WEIGHT_FILES)}. To fix, choose a folder that "
+            f"holds a model in one weight file."
+        )
+    if path.suffix == ".bin":
+        return _load_tensors(path)
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+
+    try:
+        return load_file(path)
+    except SafetensorError as error:
+        raise ValueError(f"{path}: damaged or not complete ({error}). To fix, copy it again.") from error
+
+
+def _load_tensors(path: Path) -> dict[str, Tensor]:
+    try:
+        return torch.load(path, map_location="cpu", weights_only=True)
+    except (RuntimeError, EOFError, pickle.UnpicklingError, OSError) as error:
+        reason = str(error).strip().splitlines()[0] if str(error) else type(error).__name__
+        raise ValueError(
+            f"{path}: damaged, not complete, or not only tensors ({reason}). To fix, copy it again."
+        ) from error
+
+
+def _encoder_state(state: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Encoder weights under the names of ``XLMRobertaModel``.
+
+    Checkpoints of a language model prefix them with ``roberta.`` and carry its output layer; old
+    ones also carry index buffers.
+    """
+    prefixes = ("embeddings.", "encoder.", "pooler.")
+    names = {key: re.sub(r"^(roberta|xlm_roberta|model)\.", "", key) for key in state}
+    buffers = {"embeddings.position_ids", "embeddings.token_type_ids"}
+    return {
+        name: state[key].float()
+        for key, name in names.items()
+        if name.startswith(prefixes) and name not in buffers
+    }
+
+
+def _with_new_heads(
+    states: dict[str, dict[str, Tensor] | None], hidden: int
+) -> dict[str, dict[str, Tensor]]:
+    generator = torch.Generator().manual_seed(0)
+    new = {
+        "sparse_linear": {
+            "weight": 0.02 * torch.randn(1, hidden, generator=generator),
+            "bias": torch.zeros(1),
+        },
+        "colbert_linear": {"weight": torch.eye(hidden), "bias": torch.zeros(hidden)},
+    }
+    for name, state in states.items():
+        if state is None:
+            log.warning("%s: not in the base model, initialised (it needs training)", name)
+    return {name: states[name] or new[name] for name in new}
+
+
+def _report_heads(name: str, heads: EmbeddingHeads) -> None:
+    missing = [k for k in ("sparse_linear", "colbert_linear") if getattr(heads, k) is None]
+    if missing:
+        log.warning(
+            "%s has no %s: only the remaining outputs exist (model.init_missing_heads=true makes "
+            "new heads)",
+            name,
+            " and no ".join(f"{m}.pt" for m in missing),
+        )
+
+
+def read_pooling(folder: Path) -> str:
+    """Pooling named by the folder's sentence-transformers files, ``"cls"`` if there are none."""
+    config = _read_json(folder / "1_Pooling" / "config.json", {})
+    mean = config.get("pooling_mode_mean_tokens") or config.get("pooling_mode") == "mean"
+    return "mean" if mean else "cls"
+
+
+def _read_tokenizer_files(folder: Path, vocab_size: int) -> dict[str, bytes]:
+    files = {f: (folder / f).read_bytes() for f in TOKENIZER_FILES if (folder / f).is_file()}
+    if "tokenizer.json" not in files:
+        raise FileNotFoundError(
+            f"{folder}: has no tokenizer.json, which every server needs. To fix, save the model's "
+            f"fast tokenizer there."
+        )
+    from tokenizers import Tokenizer
+
+    size = Tokenizer.from_str(files["tokenizer.json"].decode("utf-8")).get_vocab_size()
+    if size > vocab_size:
+        raise ValueError(
+            f"{folder}: the tokenizer has {size} tokens but the embeddings have {vocab_size} rows. "
+            f"To fix, use the tokenizer and the weights of the same model."
+        )
+    return files
+
+
+def _read_json(path: Path, default: Any = ...) -> Any:
+    if not path.is_file():
+        if default is ...:
+            raise FileNotFoundError(f"{path}: no such file. To fix, choose a model folder.")
+        return default
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise ValueError(f"{path}: is not JSON ({error}). To fix, copy it again.") from error

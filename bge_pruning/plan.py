@@ -1,0 +1,241 @@
+"""What a run will do: source and target shape, parameters by part, estimated memory.
+
+Made from the configuration before any weights are read, so that a target that cannot be reached
+or served is refused at once.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from bge_pruning.config import Config, ConfigError
+from bge_pruning.models.encoder_shape import (
+    YAML_NAMES,
+    EncoderShape,
+    check_exportable,
+    count_parameters,
+    shapes_near_budget,
+)
+from bge_pruning.models.l0_module_embedding import SHAPE_FIELDS
+from bge_pruning.models.pretrained import read_shape
+from bge_pruning.models.structural_pruning import AXES
+
+BGE_M3_POSITIONS = 8194
+
+
+@dataclass(frozen=True)
+class Plan:
+    """The shapes of a run.
+
+    Attributes:
+        source: Shape of the base model.
+        axes: Axes that get gates; empty for a run without pruning.
+        target: Shape to reach, ``None`` with a budget or without pruning.
+        target_parameters: Encoder parameters to reach, ``None`` with a target shape.
+        assumptions: What had to be assumed about the source, in words.
+    """
+
+    source: EncoderShape
+    axes: tuple[str, ...]
+    target: EncoderShape | None
+    target_parameters: float | None
+    assumptions: str = ""
+
+
+def build_plan(config: Config, folder: Path | None = None) -> Plan:
+    """Resolve shapes and refuse what cannot be done.
+
+    Args:
+        config: The run.
+        folder: Folder of the base model. ``None`` takes the sizes from the configuration, so that
+            a hub model can be planned without a network.
+
+    Raises:
+        ConfigError: If sizes are missing, disagree with the base model, or the target cannot be
+            exported.
+    """
+    if folder is None and Path(config.model.base_model).is_dir():
+        folder = Path(config.model.base_model)
+    if folder is None:
+        source = _shape_from_config(config)
+        assumptions = f"{BGE_M3_POSITIONS} positions, pooler and all heads, as BGE-M3 has them"
+    else:
+        colbert_dim = None
+        source = read_shape(folder, colbert_dim)
+        assumptions = ""
+        if config.model.init_missing_heads:
+            colbert_dim = source.colbert_dim or source.hidden_size
+            source = replace(source, sparse_head=True, colbert_dim=colbert_dim)
+        _check_sizes(config, source, folder)
+    try:
+        return _resolve_target(config, source, assumptions)
+    except ValueError as error:
+        raise ConfigError(f"model.l0_module: {error}") from None
+
+
+def _shape_from_config(config: Config) -> EncoderShape:
+    model = config.model
+    missing = [name for name in YAML_NAMES.values() if getattr(model, name) is None]
+    if missing:
+        raise ConfigError(
+            f"base_model '{model.base_model}' is not a local folder, and model."
+            f"{', model.'.join(missing)} not given: its sizes are unknown. To fix, give them."
+        )
+    if model.d_model % model.n_heads:
+        raise ConfigError(
+            f"model.d_model {model.d_model} is not a multiple of model.n_heads {model.n_heads}."
+        )
+    return EncoderShape(
+        hidden_size=model.d_model,
+        num_attention_heads=model.n_heads,
+        num_hidden_layers=model.n_layers,
+        intermediate_size=model.intermediate_size,
+        vocab_size=model.vocab_size,
+        head_dim=model.d_model // model.n_heads,
+        max_position_embeddings=BGE_M3_POSITIONS,
+        colbert_dim=model.d_model,
+    )
+
+
+def _check_sizes(config: Config, source: EncoderShape, folder: Path) -> None:
+    for field, name in YAML_NAMES.items():
+        given, real = getattr(config.model, name), getattr(source, field)
+        if given is not None and given != real:
+            raise ConfigError(
+                f"model.{name} is {given}, but {folder / 'config.json'} says {real}. To fix, set "
+                f"model.{name}={real} or choose another base_model."
+            )
+
+
+def _resolve_target(config: Config, source: EncoderShape, assumptions: str) -> Plan:
+    l0 = config.model.l0_module
+    if l0 is None:
+        return Plan(source, (), None, None, assumptions)
+    unknown = sorted(set(l0.pruning_modules) - set(AXES))
+    if unknown:
+        raise ConfigError(
+            f"pruning_modules names {', '.join(unknown)}; known are {', '.join(AXES)}."
+        )
+    if l0.target_model is None:
+        return _resolve_budget(config, source, assumptions)
+    sizes = {field: getattr(l0.target_model, name) for field, name in YAML_NAMES.items()}
+    target = replace(source, **{k: v for k, v in sizes.items() if v is not None})
+    check_exportable(target, source)
+    if target.vocab_size != source.vocab_size:
+        raise ConfigError(
+            f"target vocab_size {target.vocab_size} differs from the source's "
+            f"{source.vocab_size}: the vocabulary has no gates. To fix, keep it."
+        )
+    changed = {a for a, f in SHAPE_FIELDS.items() if getattr(target, f) != getattr(source, f)}
+    ungated = sorted(changed - set(l0.pruning_modules))
+    if ungated or not changed:
+        reason = (
+            f"the target changes {', '.join(ungated)}, which pruning_modules does not name. To "
+            f"fix, add {', '.join(ungated)} or keep the size."
+            if ungated
+            else "the target is the source: nothing would be pruned. To fix, choose smaller sizes."
+        )
+        raise ConfigError(reason)
+    # An axis that keeps its size gets no gates: its constraint could never be met.
+    axes = tuple(axis for axis in AXES if axis in changed)
+    return Plan(source, axes, target, None, assumptions)
+
+
+def _resolve_budget(config: Config, source: EncoderShape, assumptions: str) -> Plan:
+    l0 = config.model.l0_module
+    axes = set(l0.pruning_modules)
+    if len(axes & {"head", "hidden"}) == 1:
+        raise ConfigError(
+            f"pruning_modules {l0.pruning_modules}: 'head' and 'hidden' can be exported only "
+            f"together (hidden size = heads x {source.head_dim}). To fix, name both or neither."
+        )
+    budget = l0.target_parameters
+    if budget is None:
+        budget = l0.target_density * count_parameters(source).encoder
+    nearest = shapes_near_budget(source, frozenset(axes), budget)[0]
+    found = count_parameters(nearest).encoder
+    if abs(found - budget) > 0.01 * budget:
+        raise ConfigError(
+            f"no exportable shape that differs only in {', '.join(sorted(axes))} is within 1 % of "
+            f"{budget:,.0f} encoder parameters; the nearest has {found:,}. To fix, choose another "
+            f"budget or more pruning_modules."
+        )
+    return Plan(source, tuple(a for a in AXES if a in axes), None, budget, assumptions)
+
+
+def render_plan(plan: Plan, config: Config) -> str:
+    """The plan as text for a person."""
+    lines = [f"base model   {config.model.base_model}", f"source       {plan.source.describe()}"]
+    lines += _target_lines(plan)
+    if plan.assumptions:
+        lines.append(f"assumed      {plan.assumptions}")
+    lines += [
+        f"gates on     {', '.join(plan.axes) or 'nothing: ordinary training'}",
+        "",
+        *_parameter_table(plan),
+        "",
+        f"steps        {config.max_duration} (batch {config.global_train_batch_size}), evaluated "
+        f"every {config.eval_interval}",
+        _memory_line(plan, config),
+    ]
+    if config.model.l0_module is not None:
+        warmup = config.model.l0_module.lagrangian_warmup_steps
+        lines.insert(-1, f"warm-up      target sparsity reached after {warmup}")
+    return "\n".join(lines)
+
+
+def _target_lines(plan: Plan) -> list[str]:
+    if plan.target is not None:
+        return [f"target       {plan.target.describe()}"]
+    if plan.target_parameters is None:
+        return []
+    share = plan.target_parameters / count_parameters(plan.source).encoder
+    shapes = shapes_near_budget(plan.source, frozenset(plan.axes), plan.target_parameters)
+    return [
+        f"target       {plan.target_parameters:,.0f} encoder parameters ({share:.1%}); the gates "
+        f"choose among {len(shapes)} exportable shapes",
+        f"for example  {shapes[len(shapes) // 2].describe()}",
+    ]
+
+
+def _parameter_table(plan: Plan) -> list[str]:
+    source = count_parameters(plan.source).as_dict()
+    if plan.target is None:
+        return ["parameters   source"] + [f"{part:<12} {n:>13,}" for part, n in source.items()]
+    target = count_parameters(plan.target).as_dict()
+    rows = [
+        f"{part:<12} {n:>13,} {target[part]:>13,} {target[part] / n if n else 1.0:>8.1%}"
+        for part, n in source.items()
+    ]
+    return [f"{'parameters':<12} {'source':>13} {'target':>13} {'kept':>8}", *rows]
+
+
+def estimate_memory(plan: Plan, config: Config) -> dict[str, float]:
+    """Rough peak memory of a training step in bytes, by part, for one device.
+
+    Weights, gradients and AdamW's two moments take 16 bytes a parameter in float32. A layer keeps
+    about ``16 H + 3 F`` values a token for the backward pass (inputs of the projections, of the
+    gates and of the normalisations), 4 bytes each, or 2 with 16-bit autocast.
+    """
+    shape, count = plan.source, count_parameters(plan.source)
+    texts = config.device_train_microbatch_size or config.global_train_batch_size
+    width = 2 if any(s.kind == "sts" for s in config.data.train) else 1
+    values = shape.num_hidden_layers * (16 * shape.hidden_size + 3 * shape.intermediate_size)
+    item = 4 if config.precision == "fp32" else 2
+    distils = config.loss.distillation_alignment > 0 or config.loss.distillation_similarity > 0
+    on_the_fly = distils and not config.teacher.cache
+    return {
+        "weights, gradients, optimizer": 16.0 * int(count.total),
+        "activations": float(texts * width * config.model.max_length * values * item),
+        "teacher": 4.0 * int(count.total) if on_the_fly else 0.0,
+    }
+
+
+def _memory_line(plan: Plan, config: Config) -> str:
+    parts = estimate_memory(plan, config)
+    detail = ", ".join(f"{name} {size / 2**30:.1f}" for name, size in parts.items() if size)
+    return (
+        f"memory       about {sum(parts.values()) / 2**30:.1f} GiB at {config.model.max_length} "
+        f"tokens a text ({detail}); a rough estimate, not a measurement"
+    )

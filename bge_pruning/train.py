@@ -1,0 +1,118 @@
+"""Train a model with gates (prune), or the extracted model without them (recover).
+
+Launch:
+    composer -n 1 -m bge_pruning.train CONFIG.yaml [more.yaml ...] [key=value ...]
+    python -m bge_pruning.train CONFIG.yaml [more.yaml ...] [key=value ...]
+"""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import shutil
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from bge_pruning.cli import run_command, split_arguments
+
+log = logging.getLogger(__name__)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Command line of a training run; returns the exit code."""
+    parser = argparse.ArgumentParser(
+        prog="python -m bge_pruning.train",
+        description="Prune a model with learned gates, or train an extracted model on.",
+        epilog="dry_run=true prints the plan and stops; stage=recover trains the extracted model. "
+        "Every key is listed in bge_pruning/config.py.",
+    )
+    parser.add_argument("config", nargs="+", help="YAML files, merged left to right, and key=value")
+    paths, overrides = split_arguments(parser.parse_args(argv).config)
+
+    def command() -> None:
+        from bge_pruning.config import load_config
+        from bge_pruning.plan import build_plan, render_plan
+
+        config = load_config(paths, overrides)
+        if config.dry_run:
+            sys.stdout.write(render_plan(build_plan(config), config) + "\n")
+        else:
+            train(config)
+
+    return run_command(command)
+
+
+def train(config) -> Path:  # noqa: ANN001  (Config; imported late so that --help is quick)
+    """Run a training stage.
+
+    Args:
+        config: The run, a :class:`bge_pruning.config.Config`.
+
+    Returns:
+        The run folder, with checkpoints, ``config.yaml`` and ``metrics.jsonl``.
+
+    Raises:
+        ConfigError: If the configuration does not fit the model or the data.
+        FileExistsError: If the run folder is in use and neither ``autoresume`` nor ``overwrite``
+            is set.
+        OSError: If the model cannot be had.
+    """
+    from composer.utils import dist, get_device
+
+    from bge_pruning import builders
+    from bge_pruning.models.pretrained import fetch_model_folder
+    from bge_pruning.plan import build_plan, render_plan
+
+    if config.model.l0_module is not None and config.model.d_model is not None:
+        build_plan(config)  # refuses a bad target before anything is fetched
+    dist.initialize_dist(get_device(config.device))
+    builders.check_objective(config)
+    folder = fetch_model_folder(config.model.base_model, config.model.revision)
+    plan = build_plan(config, folder)
+    log.info("%s\n%s", config.run_folder, render_plan(plan, config))
+    prepare_run_folder(config)
+    base = builders.build_base_model(config)
+    teacher = builders.build_teacher(config, base)
+    metadata = builders.build_metadata(config, plan, base)
+    train_loader = builders.build_train_loader(config, base, teacher)
+    evaluators = builders.build_evaluators(config, base)
+    model = builders.build_model(config, base, metadata, teacher)
+    trainer = builders.build_trainer(config, model, metadata, train_loader, evaluators)
+    try:
+        trainer.fit()
+    finally:
+        trainer.close()
+    return Path(config.run_folder)
+
+
+def prepare_run_folder(config) -> None:  # noqa: ANN001
+    """Make the run folder and record the configuration in it; on rank 0 only.
+
+    Raises:
+        FileExistsError: See :func:`train`.
+    """
+    from composer.utils import dist
+
+    from bge_pruning.config import to_yaml
+
+    folder = Path(config.run_folder)
+    record = folder / "config.yaml"
+    in_use = folder.exists() and any(folder.iterdir())
+    dist.barrier()
+    if in_use and not config.autoresume:
+        if not config.overwrite or not record.is_file():
+            raise FileExistsError(
+                f"{folder} is in use and is kept. To fix, set another run_name, autoresume=true "
+                f"to go on, or overwrite=true to start again (only if it holds a run)."
+            )
+        if dist.get_global_rank() == 0:
+            shutil.rmtree(folder)
+    if dist.get_global_rank() == 0:
+        folder.mkdir(parents=True, exist_ok=True)
+        record.write_text(to_yaml(config), encoding="utf-8")
+    dist.barrier()
+
+
+if __name__ == "__main__":
+    sys.exit(main())

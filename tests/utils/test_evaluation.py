@@ -1,0 +1,157 @@
+import json
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+from scipy.stats import spearmanr
+from sentence_transformers import SentenceTransformer
+from sentence_transformers.util import pairwise_cos_sim
+
+from bge_pruning.utils.evaluation import (
+    Score,
+    _describe_task,
+    evaluate,
+    load_encoder,
+    score_sts,
+    unique_sentences,
+    write_json,
+)
+
+SCRIPT = Path(__file__).parents[2] / "scripts" / "evaluate_model.py"
+
+
+@pytest.fixture(scope="module")
+def result(tiny_folder, small_folder, pairs):
+    return evaluate(
+        str(small_folder),
+        str(tiny_folder),
+        {"six": pairs},
+        also={"before recovery": str(small_folder), "same": str(tiny_folder)},
+        device="cpu",
+    )
+
+
+def test_value_equals_a_plain_computation(result, small_folder, pairs):
+    model = SentenceTransformer(str(small_folder), device="cpu")
+    cosines = pairwise_cos_sim(model.encode(pairs[0]), model.encode(pairs[1])).numpy()
+    assert result["tasks"][0]["value"] == pytest.approx(spearmanr(cosines, pairs[2]).statistic)
+
+
+def test_task_entry_is_consistent(result, small_folder, tiny_folder):
+    (task,) = result["tasks"]
+    assert (task["task"], task["mode"], task["metric"]) == ("six", "dense", "cosine_spearman")
+    assert task["pairs"] == 6
+    assert task["floor"] == max(task["floors"].values())
+    assert set(task["floors"]) == {"random_weights", "word_embeddings"}
+    assert task["also"] == pytest.approx(
+        {"before recovery": task["value"], "same": task["baseline"]}
+    )
+    assert (result["model"], result["baseline"]) == (str(small_folder), str(tiny_folder))
+
+
+@pytest.mark.parametrize(
+    ("baseline", "retention", "above"),
+    [(0.8, 0.75, 0.5), (0.4, 1.5, None), (-0.1, None, None)],
+)
+def test_retention(baseline, retention, above):
+    values = {"model": 0.6, "baseline": baseline, "random_weights": 0.4, "word_embeddings": 0.1}
+    scores = {name: {"t": Score(value, 1.0)} for name, value in values.items()}
+    task = _describe_task("t", scores, {}, 5)
+    assert task["floor"] == 0.4
+    assert task["retention"] == (None if retention is None else pytest.approx(retention))
+    assert task["retention_above_floor"] == (None if above is None else pytest.approx(above))
+
+
+def test_result_is_json_with_parameters_speed_and_versions(result):
+    assert json.loads(json.dumps(result, allow_nan=False)) == result
+    model, baseline = result["parameters"]["model"], result["parameters"]["baseline"]
+    assert model["encoder"] * 2 == baseline["encoder"]
+    assert model["embeddings"] == baseline["embeddings"]
+    assert result["speed"]["throughput_texts_per_s"]["ratio"] > 0
+    assert {"python", "torch", "transformers", "sentence-transformers"} <= set(result["versions"])
+
+
+def test_without_baseline_there_is_no_retention_and_no_speed(small_folder, pairs):
+    result = evaluate(str(small_folder), None, {"six": pairs}, device="cpu", max_length=8)
+    (task,) = result["tasks"]
+    assert result["speed"] is None
+    assert result["parameters"]["baseline"] is None
+    assert task["baseline"] is task["retention"] is task["retention_above_floor"] is None
+    assert "also" not in task
+
+
+def test_the_pruned_shape_and_the_baselines_words_make_the_floors(result, tiny_folder, pairs):
+    alone = evaluate(str(tiny_folder), None, {"six": pairs}, device="cpu")
+    floors, own = result["tasks"][0]["floors"], alone["tasks"][0]["floors"]
+    assert floors["word_embeddings"] == pytest.approx(own["word_embeddings"])
+    assert floors["random_weights"] != own["random_weights"]
+
+
+def test_a_sentence_is_encoded_once(pairs):
+    seen = []
+
+    class Spy:
+        def encode(self, texts, **kwargs):
+            seen.extend(texts)
+            return np.random.default_rng(0).normal(size=(len(texts), 4))
+
+    score_sts(Spy(), {"six": pairs}, 32)
+    assert len(seen) == len(set(seen)) == 10
+    assert seen == unique_sentences({"six": pairs})
+
+
+def test_max_length_shortens_only(tiny_folder):
+    assert load_encoder(str(tiny_folder), max_length=5).max_seq_length == 5
+    assert load_encoder(str(tiny_folder), max_length=500).max_seq_length == 32
+    with pytest.raises(ValueError, match="max_length 0 leaves no token"):
+        load_encoder(str(tiny_folder), max_length=0)
+
+
+def test_models_that_are_not_there(tmp_path):
+    with pytest.raises(FileNotFoundError, match=r"is no folder\. To fix"):
+        load_encoder(str(tmp_path / "none"))
+    with pytest.raises(FileNotFoundError, match="a/b/c is no folder"):
+        load_encoder("a/b/c")
+    with pytest.raises(ValueError, match=r"has no modules\.json, so its pooling is unknown"):
+        load_encoder(str(tmp_path))
+
+
+def test_tasks_that_make_no_sense(tiny_folder, tiny_model, pairs):
+    with pytest.raises(ValueError, match="no task to evaluate on"):
+        evaluate(str(tiny_folder), None, {})
+    with pytest.raises(ValueError, match=r"six: columns of \[6, 6, 5\] entries"):
+        evaluate(str(tiny_folder), None, {"six": (pairs[0], pairs[1], pairs[2][:-1])})
+    with pytest.raises(ValueError, match="flat: every gold score is 1"):
+        score_sts(tiny_model, {"flat": (pairs[0], pairs[1], [1.0] * 6)}, 32)
+
+
+def test_existing_file_is_kept(tmp_path):
+    path = tmp_path / "new" / "results.json"
+    write_json({"value": 1}, path)
+    with pytest.raises(FileExistsError, match=r"results\.json exists.*--overwrite"):
+        write_json({"value": 2}, path)
+    assert json.loads(path.read_text()) == {"value": 1}
+    write_json({"value": 2}, path, overwrite=True)
+    assert json.loads(path.read_text()) == {"value": 2}
+    with pytest.raises(ValueError, match="not JSON compliant"):
+        write_json({"value": float("nan")}, path, overwrite=True)
+    assert [file.name for file in path.parent.iterdir()] == ["results.json"]
+
+
+def test_help_is_quick_and_imports_nothing_heavy():
+    code = (
+        "import runpy, sys; sys.argv = ['x', '--help']\n"
+        f"try: runpy.run_path({str(SCRIPT)!r}, run_name='__main__')\n"
+        "except SystemExit: pass\n"
+        "assert not {'torch', 'sentence_transformers', 'matplotlib'} & set(sys.modules)"
+    )
+    start = time.perf_counter()
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=SCRIPT.parents[1], capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr
+    assert "--baseline" in done.stdout
+    assert time.perf_counter() - start < 10  # 0.2 s when the machine is idle
