@@ -347,7 +347,7 @@ def build_optimizer(config: Config, model: ComposerBGEM3) -> torch.optim.AdamW:
     groups = weight_groups(model.backbone, o.lr, o.weight_decay)
     if model.l0_module is not None:
         groups += l0_groups(model.l0_module, o.l0_lr, o.lagrangian_lr)
-    return torch.optim.AdamW(groups, lr=o.lr, betas=tuple(o.betas), eps=o.eps)
+    return torch.optim.AdamW(groups, lr=o.lr, betas=tuple(o.betas), eps=o.eps, fused=True)
 
 
 def weight_groups(backbone: nn.Module, lr: float, weight_decay: float) -> list[dict[str, Any]]:

@@ -14,8 +14,8 @@ import shlex
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
+from bge_pruning.utils.console import show_evaluation
 from bge_pruning.utils.evaluation import evaluate, refuse_existing, write_json
 
 
@@ -84,52 +84,6 @@ def read_tasks(files: Sequence[str]) -> dict[str, tuple[list[str], list[str], li
     return tasks
 
 
-def show(result: dict[str, Any]) -> None:
-    """Prints the scores, and under them parameters and speed."""
-    from rich.console import Console
-    from rich.table import Table
-
-    names = list(result["tasks"][0].get("also", {}))
-    table = Table("task", title="cosine Spearman (dense)")
-    for column in (
-        "baseline",
-        *names,
-        "model",
-        "random weights",
-        "word embeddings",
-        "kept",
-        "kept above floor",
-    ):
-        table.add_column(column, justify="right")
-    for task in result["tasks"]:
-        floors = task["floors"]
-        values = [task["baseline"], *(task["also"][name] for name in names), task["value"]]
-        values += [floors["random_weights"], floors["word_embeddings"]]
-        shares = [task["retention"], task["retention_above_floor"]]
-        cells = ["-" if value is None else f"{value:.4f}" for value in values]
-        table.add_row(
-            task["task"], *cells, *("-" if share is None else f"{share:.1%}" for share in shares)
-        )
-    console = Console()
-    console.print(table)
-    for which, counts in result["parameters"].items():
-        if counts:
-            console.print(
-                f"{which}: " + ", ".join(f"{part} {count:,}" for part, count in counts.items())
-            )
-    if result["speed"]:
-        latency, throughput = (
-            result["speed"]["latency_ms"],
-            result["speed"]["throughput_texts_per_s"],
-        )
-        console.print(
-            f"one text: {latency['model']['median']:.1f} ms (baseline "
-            f"{latency['baseline']['median']:.1f} ms); texts per second: "
-            f"{throughput['model']:.0f} (baseline {throughput['baseline']:.0f}), "
-            f"{throughput['ratio']:.2f} times"
-        )
-
-
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs the command line; returns the exit status."""
     args = parse_args(argv)
@@ -153,7 +107,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     except (OSError, ValueError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
-    show(result)
+    from rich.console import Console
+
+    show_evaluation(result, Console(highlight=False))
     return 0
 
 

@@ -5,8 +5,10 @@ A checkpoint is self-contained: next to the weights it holds what :class:`RunMet
 
 from __future__ import annotations
 
+import datetime
 import json
 import pickle
+import re
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
@@ -22,6 +24,16 @@ from bge_pruning.models.l0_module_embedding import L0Module
 from bge_pruning.models.pretrained import load_strict
 
 METADATA_KEY = "RunMetadataCallback"
+
+# Composer stores times, versions and NumPy's random state beside the tensors: data, not code.
+PLAIN_TYPES = [
+    datetime.timedelta,
+    torch.torch_version.TorchVersion,
+    np._core.multiarray._reconstruct,
+    np.ndarray,
+    np.dtype,
+    type(np.dtype(np.uint32)),
+]
 
 
 @dataclass(frozen=True)
@@ -144,18 +156,13 @@ def _with_prefix(state: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
 
 
 def _load_state(path: Path) -> dict[str, Any]:
-    # Composer stores NumPy's random state beside the tensors: arrays are data, not code.
-    allowed = [
-        np._core.multiarray._reconstruct if hasattr(np, "_core") else None,
-        np.ndarray,
-        np.dtype,
-        type(np.dtype(np.uint32)),
-    ]
     try:
-        with torch.serialization.safe_globals([item for item in allowed if item is not None]):
+        with torch.serialization.safe_globals(PLAIN_TYPES):
             return torch.load(path, map_location="cpu", weights_only=True)
     except (RuntimeError, EOFError, pickle.UnpicklingError, OSError, KeyError) as error:
-        reason = str(error).strip().splitlines()[0] if str(error) else type(error).__name__
+        unsupported = re.search(r"Unsupported \w+: .*", str(error))
+        first = str(error).strip().splitlines()[0] if str(error) else type(error).__name__
+        reason = unsupported.group() if unsupported else first
         raise ValueError(
             f"{path}: damaged, not complete, or not a checkpoint of this project ({reason}). To "
             f"fix, use an earlier checkpoint of the run."

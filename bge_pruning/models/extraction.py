@@ -11,6 +11,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -92,6 +93,26 @@ def describe(info: dict[str, Any]) -> str:
         f"encoder parameters ({share:.1%} of the source), {parameters['extracted']['total']:,} in "
         f"all; largest difference from the masked model {info['largest_difference']:.1e}"
     )
+
+
+@torch.no_grad()
+def write_gates(run_or_checkpoint: Path, path: Path) -> None:
+    """Write the gates of a run as arrays, for pictures.
+
+    Args:
+        run_or_checkpoint: Run folder or checkpoint.
+        path: ``.npz`` file: open probabilities under the axis names, and boolean ``<axis>_kept``.
+
+    Raises:
+        ValueError: If the run has no gates.
+    """
+    model = load_trained_model(find_checkpoint(run_or_checkpoint))
+    if model.l0_module is None:
+        raise ValueError(f"{run_or_checkpoint}: is a run without gates. To fix, name another run.")
+    arrays = {a: p.numpy() for a, p in model.l0_module.open_probabilities().items()}
+    masks = model.l0_module.deterministic_masks()
+    arrays |= {f"{axis}_kept": getattr(masks, axis).bool().numpy() for axis in arrays}
+    np.savez_compressed(path, **arrays)
 
 
 def _cut_and_write(model: TrainedModel, folder: Path) -> dict[str, Any]:

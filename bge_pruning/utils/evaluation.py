@@ -85,29 +85,26 @@ def evaluate(
     judged = load_encoder(model, **options)
     reference = load_encoder(baseline, **options) if baseline else None
     scores = {"model": score_sts(judged, sts, batch_size)}
-    if reference is not None:
+    counts = {"model": _count(model, judged), "baseline": None}
+    if baseline and reference is not None:
         scores["baseline"] = score_sts(reference, sts, batch_size)
-    scores["word_embeddings"] = score_sts(
-        build_word_embedding_model(reference or judged), sts, batch_size
-    )
+        counts["baseline"] = _count(baseline, reference)
+    words = build_word_embedding_model(reference or judged)
+    scores["word_embeddings"] = score_sts(words, sts, batch_size)
     untrained = _limit(build_random_weights_model(model, device=device, seed=seed), max_length)
     scores["random_weights"] = score_sts(untrained, sts, batch_size)
-    del untrained
+    del words, untrained  # the memory is needed for what follows
     extra = {
         name: _score_and_free(folder, sts, batch_size, options)
         for name, folder in (also or {}).items()
     }
+    measured = speed and reference is not None
     return {
         "model": model,
         "baseline": baseline,
         "tasks": [_describe_task(task, scores, extra, len(sts[task][2])) for task in sts],
-        "parameters": {
-            "model": _count(model, judged),
-            "baseline": _count(baseline, reference) if baseline and reference is not None else None,
-        },
-        "speed": measure_speed(judged, reference, unique_sentences(sts))
-        if speed and reference is not None
-        else None,
+        "parameters": counts,
+        "speed": measure_speed(judged, reference, unique_sentences(sts)) if measured else None,
         "seed": seed,
         "versions": collect_versions(),
     }

@@ -1,4 +1,5 @@
 import json
+import runpy
 import subprocess
 import sys
 import time
@@ -155,3 +156,28 @@ def test_help_is_quick_and_imports_nothing_heavy():
     assert done.returncode == 0, done.stderr
     assert "--baseline" in done.stdout
     assert time.perf_counter() - start < 10  # 0.2 s when the machine is idle
+
+
+def test_script_writes_what_evaluate_returns(tiny_folder, small_folder, pairs, tmp_path, capsys):
+    file, output = tmp_path / "six.csv", tmp_path / "out" / "results.json"
+    file.write_text("\n".join(f"{a},{b},{gold}" for a, b, gold in zip(*pairs, strict=True)))
+    main = runpy.run_path(str(SCRIPT))["main"]
+    arguments = [str(small_folder), "--baseline", str(tiny_folder), "--sts", str(file)]
+    arguments += ["--also", f"whole={tiny_folder}", "--device", "cpu", "--no-speed"]
+    arguments += ["--output", str(output)]
+    assert main(arguments) == 0
+    written = json.loads(output.read_text())
+    (task,) = written["tasks"]
+    assert (task["task"], task["also"]["whole"]) == ("six", task["baseline"])
+    assert written["speed"] is None
+    assert written["command"].startswith("python scripts/evaluate_model.py ")
+    said = capsys.readouterr().out
+    assert f"{task['value']:.4f}" in said
+    assert "floor: word embeddings" in said
+    assert main(arguments) == 1
+    assert "exists. To fix" in capsys.readouterr().err
+    with pytest.raises(SystemExit):
+        main([*arguments, "--also", "nameless"])
+    assert "'nameless' is not NAME=FOLDER" in capsys.readouterr().err
+    assert main([*arguments, "--sts", str(file), str(file), "--overwrite"]) == 1
+    assert "two --sts files are called six" in capsys.readouterr().err

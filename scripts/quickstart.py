@@ -1,0 +1,45 @@
+#!/usr/bin/env python
+"""Prune a real small model to half of its encoder on a CPU and compare it with the original.
+
+python scripts/quickstart.py
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+
+from bge_pruning.cli import run_command
+
+CONFIG = "configs/minilm/quickstart.yaml"
+STS = "data/sts/stsb-en-test.csv"
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command line; return the exit code."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n\n")[0])
+    parser.add_argument("overrides", nargs="*", help="key=value on top of " + CONFIG)
+    args = parser.parse_args(argv)
+    return run_command(lambda: quickstart(args.overrides))
+
+
+def quickstart(overrides: list[str]) -> None:
+    """Prepare the model, run the pipeline, print the result and where it lies."""
+    from rich.console import Console
+
+    from bge_pruning.config import load_config
+    from bge_pruning.pipeline import run_pipeline
+    from bge_pruning.utils.console import show_evaluation
+    from bge_pruning.utils.minilm import DEFAULT_OUTPUT, DEFAULT_SENTENCES, prepare
+
+    prepare(DEFAULT_OUTPUT, DEFAULT_SENTENCES)
+    evaluation = run_pipeline([CONFIG], overrides, [STS])
+    console = Console(highlight=False)
+    show_evaluation(evaluation, console)
+    results = load_config([CONFIG], overrides).results_folder
+    console.print(f"model    {results}/model", f"report   {results}/report.md", sep="\n")
+
+
+if __name__ == "__main__":
+    sys.exit(main())
