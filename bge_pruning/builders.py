@@ -7,7 +7,7 @@ import logging
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 import torch
 from composer import Evaluator, Trainer
-from composer.core import Algorithm, Callback
+from composer.core import Algorithm, Callback, DataSpec
 from composer.loggers import FileLogger, LoggerDestination, TensorboardLogger, WandBLogger
 from composer.optim import (
     ComposerScheduler,
@@ -44,6 +44,7 @@ from bge_pruning.datasets.sts_dataloader import MAX_SCORE, read_sentences, read_
 from bge_pruning.datasets.teacher_vectors import cached_teacher_vectors, compute_cache_key
 from bge_pruning.models.checkpoint import RunMetadata, build_l0_module
 from bge_pruning.models.composer_bge_m3 import ComposerBGEM3, FrozenEncoder, LossWeights
+from bge_pruning.models.encoder_shape import EncoderShape
 from bge_pruning.models.l0_module_embedding import L0Module
 from bge_pruning.models.model_registry import build_composer_model
 from bge_pruning.models.pretrained import (
@@ -51,6 +52,7 @@ from bge_pruning.models.pretrained import (
     BaseModel,
     fetch_model_folder,
     load_base_model,
+    read_hf_config,
 )
 from bge_pruning.plan import Plan
 
@@ -87,10 +89,8 @@ def build_metadata(config: Config, plan: Plan, base: BaseModel) -> RunMetadata:
     )
 
 
-def _with_outer(plan: Plan, base: BaseModel) -> Any:
+def _with_outer(plan: Plan, base: BaseModel) -> EncoderShape:
     """The target shape with the outer parts that the loaded weights really have."""
-    from dataclasses import replace
-
     s = base.shape
     return replace(
         plan.target, pooler=s.pooler, sparse_head=s.sparse_head, colbert_dim=s.colbert_dim
@@ -139,8 +139,6 @@ class Teacher:
 
     def hidden_size(self) -> int:
         """Size of its vectors."""
-        from bge_pruning.models.pretrained import read_hf_config
-
         return read_hf_config(fetch_model_folder(self.name, self.revision))["hidden_size"]
 
     def fingerprint(self) -> str:
@@ -235,7 +233,7 @@ def check_objective(config: Config) -> None:
         )
 
 
-def build_train_loader(config: Config, base: BaseModel, teacher: Teacher | None) -> DataLoader:
+def build_train_loader(config: Config, base: BaseModel, teacher: Teacher | None) -> DataSpec:
     """Training batches of this rank."""
     dataset = _build_dataset(config.data.train, config, base)
     if teacher is not None and config.teacher.cache:
@@ -249,7 +247,7 @@ def build_train_loader(config: Config, base: BaseModel, teacher: Teacher | None)
         rank=dist.get_global_rank(),
         seed=config.seed,
     )
-    return DataLoader(
+    return _data_spec(
         dataset,
         batch_size=config.global_train_batch_size // ranks,
         sampler=sampler,
@@ -258,6 +256,16 @@ def build_train_loader(config: Config, base: BaseModel, teacher: Teacher | None)
         num_workers=config.data.num_workers,
         pin_memory=torch.cuda.is_available(),
     )
+
+
+def _data_spec(dataset: EmbeddingDataset, **arguments: Any) -> DataSpec:
+    return DataSpec(DataLoader(dataset, **arguments), split_batch=_split_batch)
+
+
+def _split_batch(batch: dict[str, Tensor], size: int) -> list[dict[str, Tensor]]:
+    # Composer's own splitting warns at every last batch that is smaller than the others.
+    starts = range(0, len(batch["input_ids"]), size)
+    return [{key: value[i : i + size] for key, value in batch.items()} for i in starts]
 
 
 def build_evaluators(config: Config, base: BaseModel) -> list[Evaluator]:
@@ -273,7 +281,7 @@ def build_evaluators(config: Config, base: BaseModel) -> list[Evaluator]:
         # Pairs of similar length together: less padding, and the metric does not see the order.
         order = np.argsort(dataset.lengths, kind="stable")
         dataset = EmbeddingDataset(dataset.texts, dataset.examples[order], dataset.scores[order])
-        loader = DataLoader(
+        loader = _data_spec(
             dataset,
             batch_size=config.eval_batch_size,
             sampler=dist.get_sampler(dataset, shuffle=False),
@@ -426,9 +434,7 @@ def build_loggers(config: Config) -> list[LoggerDestination]:
         folder.mkdir(parents=True, exist_ok=True)
         init = {"mode": w.mode, "dir": str(folder)}
         loggers.append(
-            WandBLogger(
-                project=w.project, entity=w.entity, name=config.run_name, init_kwargs=init
-            )
+            WandBLogger(project=w.project, entity=w.entity, name=config.run_name, init_kwargs=init)
         )
     if config.loggers.tensorboard:
         loggers.append(TensorboardLogger(log_dir=str(folder)))
@@ -442,7 +448,7 @@ def build_trainer(
     config: Config,
     model: ComposerBGEM3,
     metadata: RunMetadata,
-    train_loader: DataLoader,
+    train_loader: DataSpec,
     evaluators: list[Evaluator],
 ) -> Trainer:
     """The Composer Trainer of a run."""

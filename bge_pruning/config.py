@@ -18,7 +18,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 # OmegaConf reads the annotations at run time and knows Optional[...] best.
-# ruff: noqa: UP007, UP045
+# ruff: noqa: UP045
 
 
 class ConfigError(ValueError):

@@ -108,7 +108,9 @@ def find_checkpoint(path: Path) -> Path:
             )
         return latest
     if not path.is_file():
-        raise FileNotFoundError(f"{path}: no such run folder or checkpoint. To fix, check the path.")
+        raise FileNotFoundError(
+            f"{path}: no such run folder or checkpoint. To fix, check the path."
+        )
     return path
 
 

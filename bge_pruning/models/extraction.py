@@ -23,6 +23,8 @@ from bge_pruning.models.encoder_shape import EncoderShape, count_parameters
 from bge_pruning.models.l0_module_embedding import BUDGET, SHAPE_FIELDS, L0Module
 from bge_pruning.models.model_card import render_model_card
 from bge_pruning.models.model_folder import write_model_folder
+from bge_pruning.models.pretrained import load_strict, read_heads, read_pooling
+from bge_pruning.models.quiet import no_loading_bars
 from bge_pruning.models.structural_pruning import KeepIndices, PruningMasks
 
 log = logging.getLogger(__name__)
@@ -37,7 +39,7 @@ VALIDATION_SENTENCES = (
     "Die Bahn kommt heute wieder eine halbe Stunde zu spät.",
     "Где находится ближайшая библиотека?",
     "今天的天气很好，我们去公园散步吧。",
-    "1,024 hidden dimensions; 16 heads (64 each) - and \"quoted\" text, too.",
+    '1,024 hidden dimensions; 16 heads (64 each) - and "quoted" text, too.',
     "Embedding models turn a text into a vector, so that texts of similar meaning lie close "
     "together; a search engine compares the vector of a question with those of all passages.",
 )
@@ -193,7 +195,8 @@ def validate(folder: Path, references: References, kept_hidden: list[int]) -> fl
     """
     from transformers import AutoModel
 
-    model = AutoModel.from_pretrained(folder, dtype=torch.float32).eval()
+    with no_loading_bars():
+        model = AutoModel.from_pretrained(folder, dtype=torch.float32).eval()
     mask = references.inputs["attention_mask"]
     hidden = model(**references.inputs).last_hidden_state
     real = mask.bool()
@@ -218,8 +221,6 @@ def validate(folder: Path, references: References, kept_hidden: list[int]) -> fl
 
 
 def _load_heads(folder: Path, kept_hidden: list[int]) -> EmbeddingHeads:
-    from bge_pruning.models.pretrained import load_strict, read_heads, read_pooling
-
     states = read_heads(folder)
     colbert = states["colbert_linear"]
     heads = EmbeddingHeads(
@@ -236,7 +237,8 @@ def _load_heads(folder: Path, kept_hidden: list[int]) -> EmbeddingHeads:
 def _sentence_transformers_vectors(folder: Path) -> Tensor:
     from sentence_transformers import SentenceTransformer
 
-    model = SentenceTransformer(str(folder), device="cpu")
+    with no_loading_bars():
+        model = SentenceTransformer(str(folder), device="cpu")
     vectors = model.encode(
         list(VALIDATION_SENTENCES), convert_to_tensor=True, show_progress_bar=False
     )

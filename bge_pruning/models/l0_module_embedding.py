@@ -179,9 +179,7 @@ class L0Module(nn.Module):
     def expected_sparsity(self) -> dict[str, Tensor]:
         """Expected fraction removed: rows per layer for heads and units, one row otherwise."""
         probabilities = self.open_probabilities()
-        sparsity = {
-            axis: (1.0 - p.mean(dim=-1)).reshape(-1) for axis, p in probabilities.items()
-        }
+        sparsity = {axis: (1.0 - p.mean(dim=-1)).reshape(-1) for axis, p in probabilities.items()}
         encoder = expected_parameters(self.shape, probabilities).encoder
         sparsity[BUDGET] = (1.0 - encoder / count_parameters(self.shape).encoder).reshape(1)
         return sparsity

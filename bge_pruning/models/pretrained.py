@@ -37,6 +37,7 @@ SMALL_FILES = (
     "modules.json",
     "1_Pooling/config.json",
     "sentence_bert_config.json",
+    "config_sentence_transformers.json",
     "colbert_linear.pt",
     "sparse_linear.pt",
     "pruning.json",
@@ -237,9 +238,7 @@ def load_base_model(
         sparse_head=head_states["sparse_linear"] is not None,
         colbert_dim=0 if colbert is None else colbert["weight"].shape[0],
     )
-    backbone = XLMRobertaBackbone(
-        shape, config["pad_token_id"], config["layer_norm_eps"], dropout
-    )
+    backbone = XLMRobertaBackbone(shape, config["pad_token_id"], config["layer_norm_eps"], dropout)
     load_strict(backbone, state, str(folder))
     heads = EmbeddingHeads(
         shape.hidden_size, pooling or read_pooling(folder), shape.sparse_head, shape.colbert_dim
@@ -316,7 +315,9 @@ def _read_weights(folder: Path) -> dict[str, Tensor]:
     try:
         return load_file(path)
     except SafetensorError as error:
-        raise ValueError(f"{path}: damaged or not complete ({error}). To fix, copy it again.") from error
+        raise ValueError(
+            f"{path}: damaged or not complete ({error}). To fix, copy it again."
+        ) from error
 
 
 def _load_tensors(path: Path) -> dict[str, Tensor]:

@@ -28,7 +28,9 @@ class PruningMasks:
 
     def is_binary(self) -> bool:
         """Whether every gate is exactly 0 or 1."""
-        gates = [z for z in (self.head, self.intermediate, self.layer, self.hidden) if z is not None]
+        gates = [
+            z for z in (self.head, self.intermediate, self.layer, self.hidden) if z is not None
+        ]
         return all(bool(((z == 0) | (z == 1)).all()) for z in gates)
 
 
@@ -85,7 +87,9 @@ def compute_keep_indices(
     hidden_dims = _open(masks.hidden, hidden)
     if not layer or not hidden_dims:
         empty = "layer" if not layer else "hidden"
-        raise ValueError(f"no {empty} gate is open: nothing would be left. To fix, keep at least 1.")
+        raise ValueError(
+            f"no {empty} gate is open: nothing would be left. To fix, keep at least 1."
+        )
     head = [_open(None if masks.head is None else masks.head[i], heads) for i in layer]
     mlp = masks.intermediate
     intermediate = [_open(None if mlp is None else mlp[i], units) for i in layer]

@@ -13,6 +13,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from bge_pruning.models.quiet import no_loading_bars
 from bge_pruning.utils.embedding_metrics import compute_cosine_spearman
 from bge_pruning.utils.floors import build_random_weights_model, build_word_embedding_model
 from bge_pruning.utils.model_analysis import count_by_part, count_parameters, measure_speed
@@ -142,7 +143,9 @@ def load_encoder(
         )
     from sentence_transformers import SentenceTransformer
 
-    return _limit(SentenceTransformer(name, device=device).eval(), max_length)
+    with no_loading_bars():
+        model = SentenceTransformer(name, device=device).eval()
+    return _limit(model, max_length)
 
 
 def _limit(model: SentenceTransformer, max_length: int | None) -> SentenceTransformer:

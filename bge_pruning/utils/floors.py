@@ -36,7 +36,8 @@ def build_random_weights_model(
     import torch
     from sentence_transformers import SentenceTransformer
 
-    result = SentenceTransformer(model, device=device)
+    with no_loading_bars():
+        result = SentenceTransformer(model, device=device)
     trained = _transformer(result)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
