@@ -84,7 +84,8 @@ def _rows(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
     readers = {".csv": _csv_rows, ".tsv": _csv_rows, ".jsonl": _json_rows}
     if path.suffix not in readers:
         raise ValueError(
-            f"{path}: file type '{path.suffix}' is not one of {sorted(readers)}. To fix, convert it."
+            f"{path}: file type '{path.suffix}' is not one of {sorted(readers)}. "
+            f"To fix, convert it."
         )
     return readers[path.suffix](path, _read_text(path))
 
