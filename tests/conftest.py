@@ -1,0 +1,222 @@
+"""A tiny random XLM-R model folder, a tiny data set and a configuration that trains on them."""
+
+import json
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+# Before torch is imported: tensors are tiny here, and threads only wait for each other.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+SPECIAL_TOKENS = ("<s>", "<pad>", "</s>", "<unk>")
+WORDS = (
+    "a the man woman dog cat child plane plays eats runs reads sings cuts rides is on in of with "
+    "guitar flute apple horse bread song book house park street water sky red small old fast "
+    "slowly loudly here there today never and not two three"
+).split()
+ROWS = 40
+
+YAML = """\
+run_name: tiny
+seed: 3
+max_duration: 4ba
+eval_interval: 2ba
+save_interval: 2ba
+log_interval: 1ba
+global_train_batch_size: 8
+eval_batch_size: 8
+device: cpu
+progress_bar: false
+run_folder: {folder}/runs/${{run_name}}
+results_folder: {folder}/results/${{run_name}}
+model:
+  base_model: {model}
+  max_length: 16
+  l0_module:
+    target_model: {{d_model: 24, n_heads: 3, n_layers: 3, intermediate_size: 48}}
+    lagrangian_warmup_steps: 0.5dur
+data:
+  processed_folder: {folder}/processed
+  train:
+    - {{name: train, kind: sts, path: {csv}}}
+  eval:
+    - {{name: dev, kind: sts, path: {csv}}}
+loss: {{sts_regression: 1.0, distillation_alignment: 1.0, distillation_similarity: 1.0}}
+optimizer: {{lr: 1.0e-3}}
+scheduler: {{t_warmup: 1ba}}
+loggers: {{folder: {folder}/logs}}
+"""
+
+
+@pytest.fixture(scope="session")
+def model_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """XLM-R with L=4, A=4, H=32, F=64, V=99, both heads and cls pooling; do not write into it."""
+    import torch
+    from transformers import XLMRobertaConfig, XLMRobertaModel
+
+    folder = tmp_path_factory.mktemp("base") / "tiny-xlmr"
+    config = XLMRobertaConfig(
+        vocab_size=99,
+        hidden_size=32,
+        num_hidden_layers=4,
+        num_attention_heads=4,
+        intermediate_size=64,
+        max_position_embeddings=130,
+        type_vocab_size=1,
+        initializer_range=0.3,
+        bos_token_id=0,
+        pad_token_id=1,
+        eos_token_id=2,
+    )
+    with torch.random.fork_rng():
+        torch.manual_seed(11)
+        XLMRobertaModel(config).save_pretrained(folder)
+        torch.save(torch.nn.Linear(32, 32).state_dict(), folder / "colbert_linear.pt")
+        torch.save(torch.nn.Linear(32, 1).state_dict(), folder / "sparse_linear.pt")
+    _write_tokenizer(folder)
+    _write_sentence_transformers_files(folder)
+    return folder
+
+
+def _write_tokenizer(folder: Path) -> None:
+    from tokenizers import Tokenizer
+    from tokenizers.models import WordLevel
+    from tokenizers.pre_tokenizers import Whitespace
+    from tokenizers.processors import TemplateProcessing
+
+    tokens = [*SPECIAL_TOKENS, *WORDS]
+    tokenizer = Tokenizer(WordLevel({t: i for i, t in enumerate(tokens)}, unk_token="<unk>"))
+    tokenizer.add_special_tokens(list(SPECIAL_TOKENS))
+    tokenizer.pre_tokenizer = Whitespace()
+    tokenizer.post_processor = TemplateProcessing(
+        single="<s> $A </s>",
+        pair="<s> $A </s> </s> $B </s>",
+        special_tokens=[("<s>", 0), ("</s>", 2)],
+    )
+    tokenizer.save(str(folder / "tokenizer.json"))
+    special = {
+        "bos_token": "<s>",
+        "cls_token": "<s>",
+        "eos_token": "</s>",
+        "sep_token": "</s>",
+        "pad_token": "<pad>",
+        "unk_token": "<unk>",
+    }
+    tokenizer_class = {"tokenizer_class": "PreTrainedTokenizerFast", "model_max_length": 128}
+    _write_json(folder / "tokenizer_config.json", {**special, **tokenizer_class})
+
+
+def _write_sentence_transformers_files(folder: Path) -> None:
+    names = {"": "Transformer", "1_Pooling": "Pooling", "2_Normalize": "Normalize"}
+    modules = [
+        {"idx": n, "name": str(n), "path": path, "type": f"sentence_transformers.models.{name}"}
+        for n, (path, name) in enumerate(names.items())
+    ]
+    _write_json(folder / "modules.json", modules)
+    _write_json(
+        folder / "1_Pooling" / "config.json",
+        {
+            "word_embedding_dimension": 32,
+            "pooling_mode_cls_token": True,
+            "pooling_mode_mean_tokens": False,
+        },
+    )
+    _write_json(folder / "2_Normalize" / "config.json", {})
+    _write_json(
+        folder / "sentence_bert_config.json", {"max_seq_length": 128, "do_lower_case": False}
+    )
+
+
+def _write_json(path: Path, content: object) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(content), encoding="utf-8")
+
+
+@pytest.fixture(scope="session")
+def sts_csv(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Forty scored pairs of 2 to 12 known words, without a header."""
+    import numpy as np
+
+    generator = np.random.default_rng(5)
+
+    def sentence() -> str:
+        return " ".join(generator.choice(WORDS, generator.integers(2, 13)))
+
+    path = tmp_path_factory.mktemp("data") / "tiny.csv"
+    rows = [f"{sentence()},{sentence()},{generator.uniform(0, 5):.2f}" for _ in range(ROWS)]
+    path.write_text("\n".join(rows) + "\n", encoding="utf-8")
+    return path
+
+
+@pytest.fixture(scope="session")
+def make_yaml(model_folder: Path, sts_csv: Path) -> Callable[[Path], Path]:
+    """A function that writes ``tiny.yaml`` into a folder, which it trains in."""
+
+    def make(folder: Path) -> Path:
+        folder.mkdir(parents=True, exist_ok=True)
+        path = folder / "tiny.yaml"
+        text = YAML.format(folder=folder, model=model_folder, csv=sts_csv)
+        path.write_text(text, encoding="utf-8")
+        return path
+
+    return make
+
+
+@pytest.fixture
+def tiny_yaml(make_yaml: Callable[[Path], Path], tmp_path: Path) -> Path:
+    """Four steps of pruning on the tiny model, in this test's folder."""
+    return make_yaml(tmp_path)
+
+
+@pytest.fixture(scope="session")
+def train_tiny(make_yaml: Callable[[Path], Path]) -> Callable[..., Path]:
+    """A function ``(folder, *overrides)`` that trains in a folder and returns the run folder."""
+    from bge_pruning.config import load_config
+    from bge_pruning.train import train
+
+    def run(folder: Path, *overrides: str) -> Path:
+        return train(load_config([make_yaml(folder)], overrides))
+
+    return run
+
+
+@pytest.fixture(scope="session")
+def load_state() -> Callable[[Path], dict]:
+    """A function that reads the newest checkpoint of a run, or a checkpoint file."""
+    import torch
+
+    from bge_pruning.models.checkpoint import PLAIN_TYPES, find_checkpoint
+
+    def load(path: Path) -> dict:
+        with torch.serialization.safe_globals(PLAIN_TYPES):
+            return torch.load(find_checkpoint(path), weights_only=True)["state"]
+
+    return load
+
+
+@pytest.fixture(scope="session")
+def assert_same() -> Callable[..., None]:
+    """A function that compares nested tensors, exactly or within a tolerance."""
+    import numpy as np
+    import torch
+
+    def same(a: object, b: object, atol: float = 0.0, where: str = "") -> None:
+        if isinstance(a, dict):
+            assert a.keys() == b.keys(), where
+            for key in a:
+                same(a[key], b[key], atol, f"{where}.{key}")
+        elif isinstance(a, list | tuple):
+            assert len(a) == len(b), where
+            for index, (x, y) in enumerate(zip(a, b, strict=True)):
+                same(x, y, atol, f"{where}[{index}]")
+        elif isinstance(a, torch.Tensor | np.ndarray):
+            a, b = torch.as_tensor(a), torch.as_tensor(b)
+            assert torch.allclose(a, b, rtol=0.0, atol=atol), (
+                f"{where} differs by {(a - b).abs().max()}"
+            )
+        else:
+            assert a == b, f"{where}: {a!r} != {b!r}"
+
+    return same

@@ -1,0 +1,162 @@
+"""Reading scored pairs and plain sentences, and what is said about files that are wrong."""
+
+import re
+from pathlib import Path
+
+import pytest
+
+from bge_pruning.datasets.sts_dataloader import STSPairs, read_sentences, read_sts
+
+ROOT = Path(__file__).parents[2]
+PAIRS = STSPairs(["A cat.", "Ein Hund läuft."], ["The cat.", "狗在跑。"], [5.0, 3.25])
+
+
+@pytest.fixture
+def write(tmp_path):
+    """A function that writes a file, text as UTF-8, and returns its path."""
+
+    def write(content: str | bytes, name: str = "pairs.csv") -> Path:
+        path = tmp_path / name
+        path.write_bytes(content.encode() if isinstance(content, str) else content)
+        return path
+
+    return write
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("a.csv", "A cat.,The cat.,5\nEin Hund läuft.,狗在跑。,3.25\n"),
+        ("a.csv", "sentence1,sentence2,score\nA cat.,The cat.,5\nEin Hund läuft.,狗在跑。,3.25"),
+        ("a.csv", "score,id,sentence2,sentence1\n5,x,The cat.,A cat.\n3.25,,狗在跑。,Ein Hund läuft.\n"),
+        ("a.csv", '"A cat.","The cat.","5"\r\n\r\nEin Hund läuft.,狗在跑。,3.25\r\n'),
+        ("a.csv", "\ufeffsentence1,sentence2,score\nA cat.,The cat.,5\nEin Hund läuft.,狗在跑。,3.25\n"),
+        ("a.csv", "\ufeffA cat.,The cat.,5\nEin Hund läuft.,狗在跑。,3.25\n"),
+        ("a.tsv", "A cat.\tThe cat.\t5\nEin Hund läuft.\t狗在跑。\t3.25\n"),
+        ("a.tsv", "sentence1\tsentence2\tscore\nA cat.\tThe cat.\t5\nEin Hund läuft.\t狗在跑。\t3.25\n"),
+        (
+            "a.jsonl",
+            '{"sentence1": "A cat.", "sentence2": "The cat.", "score": 5, "id": 1}\n\n'
+            '{"score": "3.25", "sentence1": "Ein Hund läuft.", "sentence2": "狗在跑。"}\n',
+        ),
+    ],
+    ids=[
+        "no header",
+        "header",
+        "columns in another order and one more",
+        "quoted, CRLF and an empty line",
+        "byte order mark and header",
+        "byte order mark, no header",
+        "tsv",
+        "tsv with header",
+        "jsonl",
+    ],
+)
+def test_formats(name, content, write):
+    assert read_sts(write(content, name)) == PAIRS
+
+
+def test_quotes_delimiters_and_line_breaks_inside_a_text(write):
+    pairs = read_sts(write('"He said ""no"", twice","one\ntwo, three",1\nb,c,2\n'))
+    assert pairs.sentences1 == ['He said "no", twice', "b"]
+    assert pairs.sentences2 == ["one\ntwo, three", "c"]
+    assert len(pairs) == 2
+
+
+@pytest.mark.parametrize("mark", ["\u2028", "\x85", "\x0b", "\x0c", "\x1c"])
+@pytest.mark.xfail(reason="str.splitlines cuts at these too, inside a text")
+def test_only_line_feeds_end_a_line(mark, write):
+    assert read_sts(write(f"a{mark}b,c,1\n")).sentences1 == [f"a{mark}b"]
+    text = f'{{"sentence1": "a{mark}b", "sentence2": "c", "score": 1}}\n'
+    if mark >= " ":  # JSON allows no control characters
+        assert read_sts(write(text, "a.jsonl")).sentences1 == [f"a{mark}b"]
+
+
+def test_a_sentence_called_score_is_no_header(write):
+    assert read_sts(write("score,value,1\n")).sentences1 == ["score"]
+
+
+@pytest.mark.parametrize("score", ["0", "5", "5.0", "2.5e0", " 1"])
+def test_scores_at_the_edges(score, write):
+    assert read_sts(write(f"a,b,{score}\n")).scores == [float(score)]
+
+
+FIX = " To fix, correct or remove the line."
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("a.csv", "a,b,1\nc,d,n/a\n", ":2: score 'n/a' is not a number in [0, 5]." + FIX),
+        ("a.csv", "a,b,1\nc,d,nan\n", ":2: score 'nan' is not a number in [0, 5]." + FIX),
+        ("a.csv", "a,b,1\n\nc,d,5.01\n", ":3: score '5.01' is not a number in [0, 5]."),
+        ("a.csv", "a,b,-0.1\n", ":1: score '-0.1' is not a number in [0, 5]."),
+        ("a.csv", "a,b,inf\n", ":1: score 'inf' is not a number in [0, 5]."),
+        ("a.csv", "a,b,\n", ":1: score '' is not a number in [0, 5]."),
+        ("a.csv", '"a\nb",c,1\nd,e,x\n', ":3: score 'x' is not a number in [0, 5]."),
+        ("a.csv", "a,b,1\nc,,2\n", ":2: sentence2 is empty." + FIX),
+        ("a.csv", "  ,b,1\n", ":1: sentence1 is empty." + FIX),
+        ("a.csv", "a,b,1\nc,d\n", ":2: has 2 columns, expected sentence1, sentence2, score."),
+        ("a.csv", "a,b\n", ":1: has 2 columns and no header, expected sentence1, sentence2, score."),
+        ("a.csv", "a\tb\t1\n", ":1: has 1 columns and no header"),
+        ("a.csv", "sentence1,score\na,1\n", ":1: the header lacks sentence2. To fix, rename"),
+        ("a.tsv", "a\tb\tn/a\n", ":1: score 'n/a' is not a number in [0, 5]."),
+        ("a.jsonl", '{"sentence1": "a", "sentence2": "b"}\n', ":1: lacks score. To fix, add"),
+        ("a.jsonl", "[1]\n", ":1: lacks sentence1, sentence2, score."),
+        (
+            "a.jsonl",
+            '{"sentence1": "a", "sentence2": "b", "score": 1}\n{"sentence1": \n',
+            ":2: is not JSON (Expecting value). To fix, correct or remove the line.",
+        ),
+        (
+            "a.jsonl",
+            '{"sentence1": "a", "sentence2": 7, "score": 1}\n',
+            ":1: sentence2 is empty.",
+        ),
+        (
+            "a.jsonl",
+            '{"sentence1": "a", "sentence2": "b", "score": null}\n',
+            ":1: score 'None' is not a number in [0, 5].",
+        ),
+        ("a.csv", "", ": holds no sentence pairs. To fix, choose another file."),
+        ("a.csv", "sentence1,sentence2,score\n", ": holds no sentence pairs."),
+        ("a.jsonl", "\n", ": holds no sentence pairs."),
+        ("a.xlsx", "x", ": file type '.xlsx' is not one of ['.csv', '.jsonl', '.tsv']. To fix"),
+        ("a.csv", b"a,b,1\nc,\xff,1\n", ":2: is not UTF-8. To fix, convert the file."),
+        ("a.jsonl", "a\n".encode("utf-16"), ":1: is not UTF-8. To fix, convert the file."),
+    ],
+)
+def test_errors_name_file_and_line(name, content, message, write):
+    path = write(content, name)
+    with pytest.raises(ValueError, match=f"^{re.escape(str(path) + message)}"):
+        read_sts(path)
+
+
+def test_missing_file(tmp_path):
+    with pytest.raises(FileNotFoundError, match=r"no.csv: no such file. To fix, check the path"):
+        read_sts(tmp_path / "no.csv")
+
+
+@pytest.mark.parametrize(("split", "rows"), [("train", 5749), ("dev", 1500), ("test", 1379)])
+def test_shipped_data(split, rows):
+    pairs = read_sts(ROOT / f"data/sts/stsb-en-{split}.csv")
+    assert len(pairs) == len(pairs.sentences1) == len(pairs.sentences2) == rows
+
+
+# Plain sentences
+
+
+def test_sentences_of_a_text_file(write):
+    path = write("one\n\n two \none\nthree, with a comma\n", "a.txt")
+    assert read_sentences(path) == ["one", "two", "three, with a comma"]
+
+
+def test_sentences_of_pairs_are_each_there_once(write):
+    assert read_sentences(write("a,b,1\nb,c,2\n")) == ["a", "b", "c"]
+
+
+def test_no_sentences(write):
+    with pytest.raises(ValueError, match="holds no sentences. To fix, choose another file"):
+        read_sentences(write("\n \n", "a.txt"))
+    with pytest.raises(ValueError, match="file type '.md' is not one of"):
+        read_sentences(write("a\n", "a.md"))

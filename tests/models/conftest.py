@@ -1,0 +1,219 @@
+"""A tiny random XLM-R (L4 A4 H32 F64 V99, pad id 1) and its tokenizer."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from dataclasses import replace
+from itertools import combinations
+from typing import Any
+
+import pytest
+import torch
+
+from bge_pruning.models.bge_m3_backbone import XLMRobertaBackbone
+from bge_pruning.models.checkpoint import RunMetadata
+from bge_pruning.models.embedding_heads import EmbeddingHeads
+from bge_pruning.models.encoder_shape import EncoderShape
+from bge_pruning.models.l0_module_embedding import L0Module
+from bge_pruning.models.structural_pruning import AXES
+
+SPECIAL = ["<s>", "<pad>", "</s>", "<unk>"]
+SUBSETS = [subset for n in range(5) for subset in combinations(AXES, n)]
+
+
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    """``axes`` is every subset of the axes, ``gated_axes`` every one but the empty one."""
+    for name, subsets in (("axes", SUBSETS), ("gated_axes", SUBSETS[1:])):
+        if name in metafunc.fixturenames:
+            metafunc.parametrize(name, subsets, ids=["-".join(s) or "none" for s in subsets])
+
+
+def _build_model(
+    shape: EncoderShape,
+    dtype: torch.dtype = torch.float64,
+    pooling: str = "cls",
+    seed: int = 0,
+    dropout: float = 0.0,
+) -> tuple[XLMRobertaBackbone, EmbeddingHeads]:
+    backbone = XLMRobertaBackbone(shape, dropout=dropout)
+    heads = EmbeddingHeads(shape.hidden_size, pooling, shape.sparse_head, shape.colbert_dim)
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        # Biases and LayerNorms too: at 0 and 1 they would hide errors.
+        for module in (backbone, heads):
+            for name, parameter in module.named_parameters():
+                noise = torch.randn(parameter.shape, generator=generator)
+                parameter.copy_(0.2 * noise + (1.0 if "LayerNorm.weight" in name else 0.0))
+    return backbone.to(dtype).eval(), heads.to(dtype).eval()
+
+
+@pytest.fixture(scope="session")
+def tiny_shape() -> EncoderShape:
+    return EncoderShape(
+        hidden_size=32,
+        num_attention_heads=4,
+        num_hidden_layers=4,
+        intermediate_size=64,
+        vocab_size=99,
+        head_dim=8,
+        max_position_embeddings=80,
+        colbert_dim=32,
+    )
+
+
+@pytest.fixture(scope="session")
+def bge_m3_shape() -> EncoderShape:
+    return EncoderShape(1024, 16, 24, 4096, 250002, head_dim=64, colbert_dim=1024)
+
+
+@pytest.fixture(scope="session")
+def target_shape(tiny_shape: EncoderShape) -> EncoderShape:
+    """Exportable, and half of every axis."""
+    return replace(
+        tiny_shape,
+        hidden_size=16,
+        num_attention_heads=2,
+        num_hidden_layers=2,
+        intermediate_size=32,
+    )
+
+
+@pytest.fixture(scope="session")
+def build_model() -> Callable[..., tuple[XLMRobertaBackbone, EmbeddingHeads]]:
+    return _build_model
+
+
+@pytest.fixture(scope="session")
+def tiny_hf_config(tiny_shape: EncoderShape) -> dict[str, Any]:
+    """``config.json`` as BGE-M3's, tiny."""
+    return {
+        "_name_or_path": "somewhere",
+        "architectures": ["XLMRobertaModel"],
+        "attention_probs_dropout_prob": 0.1,
+        "bos_token_id": 0,
+        "classifier_dropout": None,
+        "eos_token_id": 2,
+        "hidden_act": "gelu",
+        "hidden_dropout_prob": 0.1,
+        "hidden_size": tiny_shape.hidden_size,
+        "initializer_range": 0.02,
+        "intermediate_size": tiny_shape.intermediate_size,
+        "layer_norm_eps": 1e-05,
+        "max_position_embeddings": tiny_shape.max_position_embeddings,
+        "model_type": "xlm-roberta",
+        "num_attention_heads": tiny_shape.num_attention_heads,
+        "num_hidden_layers": tiny_shape.num_hidden_layers,
+        "output_past": True,
+        "pad_token_id": 1,
+        "position_embedding_type": "absolute",
+        "torch_dtype": "float32",
+        "transformers_version": "4.33.0",
+        "type_vocab_size": 1,
+        "use_cache": True,
+        "vocab_size": tiny_shape.vocab_size,
+    }
+
+
+@pytest.fixture(scope="session")
+def batch() -> dict[str, torch.Tensor]:
+    """Four texts with repeated tokens; three are padded."""
+    generator = torch.Generator().manual_seed(3)
+    ids = torch.randint(4, 99, (4, 9), generator=generator)
+    ids[:, 0] = 0
+    ids[1, 3] = ids[1, 5]
+    for row, length in enumerate((9, 7, 4, 2)):
+        ids[row, length - 1] = 2
+        ids[row, length:] = 1
+    return {"input_ids": ids, "attention_mask": ids.ne(1).long()}
+
+
+@pytest.fixture(scope="session")
+def tokenizer_files() -> dict[str, bytes]:
+    """A word-level tokenizer for the words and marks of extraction's sentences, 99 tokens."""
+    from tokenizers import Tokenizer
+    from tokenizers.models import WordLevel
+    from tokenizers.pre_tokenizers import Whitespace
+    from tokenizers.processors import TemplateProcessing
+
+    from bge_pruning.models.extraction import VALIDATION_SENTENCES
+
+    whitespace = Whitespace()
+    words = [w for s in VALIDATION_SENTENCES for w, _ in whitespace.pre_tokenize_str(s)]
+    vocabulary = [*SPECIAL, *dict.fromkeys(words)][:99]
+    tokenizer = Tokenizer(WordLevel({w: i for i, w in enumerate(vocabulary)}, unk_token="<unk>"))
+    tokenizer.pre_tokenizer = whitespace
+    tokenizer.post_processor = TemplateProcessing(
+        single="<s> $A </s>", special_tokens=[("<s>", 0), ("</s>", 2)]
+    )
+    tokenizer.add_special_tokens(SPECIAL)
+    config = {
+        "bos_token": "<s>",
+        "cls_token": "<s>",
+        "eos_token": "</s>",
+        "model_max_length": 78,
+        "pad_token": "<pad>",
+        "sep_token": "</s>",
+        "tokenizer_class": "PreTrainedTokenizerFast",
+        "unk_token": "<unk>",
+    }
+    return {
+        "tokenizer.json": tokenizer.to_str().encode(),
+        "tokenizer_config.json": json.dumps(config).encode(),
+    }
+
+
+@pytest.fixture
+def metadata(
+    tiny_shape: EncoderShape,
+    target_shape: EncoderShape,
+    tiny_hf_config: dict[str, Any],
+    tokenizer_files: dict[str, bytes],
+) -> RunMetadata:
+    """Of a run that halves every axis."""
+    from dataclasses import asdict
+
+    return RunMetadata(
+        base_model="someone/tiny",
+        shape=asdict(tiny_shape),
+        hf_config=tiny_hf_config,
+        pooling="cls",
+        max_seq_length=78,
+        seed=5,
+        l0_module={
+            "axes": list(AXES),
+            "target": asdict(target_shape),
+            "target_parameters": None,
+            "start_sparsity": 0.0,
+            "init_mean": 3.0,
+            "init_std": 0.25,
+            "seed": 5,
+        },
+        source_pruning=None,
+        versions={"torch": "2.7.0"},
+        tokenizer_files=tokenizer_files,
+    )
+
+
+@pytest.fixture(scope="session")
+def build_checkpoint() -> Callable[[RunMetadata], dict[str, Any]]:
+    """What Composer writes for a run with this metadata, as far as this project reads it."""
+
+    def build(metadata: RunMetadata) -> dict[str, Any]:
+        shape = EncoderShape(**metadata.shape)
+        backbone, heads = _build_model(shape, torch.float32, metadata.pooling)
+        modules = {"backbone": backbone, "heads": heads}
+        if metadata.l0_module is not None:
+            target = metadata.l0_module["target"]
+            arguments = {**metadata.l0_module, "target": target and EncoderShape(**target)}
+            modules["l0_module"] = L0Module(shape, **arguments)
+        state = {
+            f"{prefix}.{name}": tensor
+            for prefix, module in modules.items()
+            for name, tensor in module.state_dict().items()
+        }
+        callbacks = [("RunMetadataCallback", metadata.state_dict())]
+        timestamp = {"Timestamp": {"epoch": 0, "batch": 12}}
+        return {"state": {"model": state, "callbacks": callbacks, "timestamp": timestamp}}
+
+    return build

@@ -1,0 +1,325 @@
+"""Gates per axis, their expected cost, and the constraint that holds them to a target."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from bge_pruning.models.encoder_shape import EncoderShape, count_parameters, shapes_near_budget
+from bge_pruning.models.hard_concrete import LOG_ALPHA_MAX, LOG_ALPHA_MIN, THRESHOLD
+from bge_pruning.models.l0_module_embedding import SHAPE_FIELDS, L0Module, expected_parameters
+from bge_pruning.models.structural_pruning import AXES
+
+GATES = {"head": (4, 4), "hidden": (32,), "intermediate": (4, 64), "layer": (4,)}
+
+
+def half(shape: EncoderShape, axes: tuple[str, ...]) -> EncoderShape:
+    """The shape with these axes halved, and no other."""
+    fields = [SHAPE_FIELDS[axis] for axis in axes]
+    return replace(shape, **{field: getattr(shape, field) // 2 for field in fields})
+
+
+def build(shape: EncoderShape, axes: tuple[str, ...] = AXES, **kwargs) -> L0Module:
+    return L0Module(shape, axes, half(shape, axes), **kwargs)
+
+
+def step(module: L0Module, gates: torch.optim.Optimizer) -> None:
+    gates.zero_grad()
+    module.lagrangian().backward()
+    gates.step()
+    module.clamp_()
+    module.step += 1
+
+
+def optimizer_for(module: L0Module, lr: float = 0.1) -> torch.optim.Optimizer:
+    multipliers = [*module.lambda_1.parameters(), *module.lambda_2.parameters()]
+    groups = [
+        {"params": list(module.log_alpha.parameters())},
+        {"params": multipliers, "maximize": True},
+    ]
+    return torch.optim.AdamW(groups, lr=lr, weight_decay=0.0)
+
+
+# Gates
+
+
+def test_gates_have_the_axes_sizes_and_start_inside_the_clamp_with_spread(tiny_shape, gated_axes):
+    module = build(tiny_shape, gated_axes, init_mean=3.0, init_std=0.25)
+    assert {a: tuple(g.shape) for a, g in module.log_alpha.items()} == {
+        axis: GATES[axis] for axis in gated_axes
+    }
+    for log_alpha in module.log_alpha.values():
+        assert ((log_alpha > LOG_ALPHA_MIN) & (log_alpha < LOG_ALPHA_MAX)).all()
+        assert log_alpha.unique().numel() == log_alpha.numel()
+
+
+def test_spread_survives_an_optimizer_step(tiny_shape):
+    """LLM-Shearing's trap: a start outside the clamp makes all gates equal after one step."""
+    module = build(tiny_shape)
+    optimizer = optimizer_for(module)
+    step(module, optimizer)
+    for log_alpha in module.log_alpha.values():
+        assert log_alpha.unique().numel() == log_alpha.numel()
+        assert float(log_alpha.detach().std()) > 0.1
+
+
+def test_clamp(tiny_shape):
+    module = build(tiny_shape)
+    with torch.no_grad():
+        module.log_alpha["hidden"][0], module.log_alpha["hidden"][1] = 50.0, -50.0
+    module.clamp_()
+    assert module.log_alpha["hidden"][0] == pytest.approx(LOG_ALPHA_MAX)
+    assert module.log_alpha["hidden"][1] == pytest.approx(LOG_ALPHA_MIN)
+
+
+def test_noise_follows_from_seed_and_step(tiny_shape):
+    def draw(seed: int, at: int) -> dict[str, torch.Tensor]:
+        module = build(tiny_shape, seed=seed)
+        module.log_alpha = nn.ParameterDict({a: torch.zeros(s) for a, s in GATES.items()})
+        module.sample_masks()  # earlier draws leave no trace
+        module.step = at
+        torch.rand(7)  # nor does the global generator
+        return vars(module.sample_masks())
+
+    first = draw(0, 3)
+    for axis in AXES:
+        assert torch.equal(first[axis], draw(0, 3)[axis])
+        assert not torch.equal(first[axis], draw(0, 4)[axis])
+        assert not torch.equal(first[axis], draw(1, 3)[axis])
+
+
+def test_an_axis_draws_the_same_whichever_others_are_gated(tiny_shape, gated_axes):
+    every = build(tiny_shape).sample_masks()
+    some = build(tiny_shape, gated_axes).sample_masks()
+    for axis in AXES:
+        expected = getattr(every, axis) if axis in gated_axes else None
+        drawn = getattr(some, axis)
+        assert drawn is None if expected is None else torch.equal(drawn, expected)
+
+
+def test_sampled_in_training_deterministic_in_evaluation(tiny_shape):
+    module = build(tiny_shape)
+    assert not module.train()().is_binary()
+    assert module.eval()().is_binary()
+
+
+def test_deterministic_gates_have_exactly_the_target_shape(tiny_shape, gated_axes):
+    masks = build(tiny_shape, gated_axes).deterministic_masks()
+    target = half(tiny_shape, gated_axes)
+    for axis in AXES:
+        z = getattr(masks, axis)
+        if axis not in gated_axes:
+            assert z is None
+        else:
+            assert (z.sum(-1) == getattr(target, SHAPE_FIELDS[axis])).all()
+
+
+def test_deterministic_gates_now_follow_the_expected_number(tiny_shape):
+    module = build(tiny_shape)
+    with torch.no_grad():
+        module.log_alpha["hidden"].fill_(THRESHOLD)  # half open
+        module.log_alpha["layer"].fill_(-100.0)  # none open: one is kept all the same
+    masks = module.deterministic_masks(at_target=False)
+    assert masks.hidden.sum() == 16
+    assert masks.layer.sum() == 1
+    assert (masks.head.sum(-1) == 4).all()
+
+
+def test_gradients_reach_every_gate_through_the_model(build_model, tiny_shape, batch):
+    backbone, heads = build_model(tiny_shape, torch.float32)
+    module = build(tiny_shape).train()
+    mask = batch["attention_mask"]
+    for module.step in range(60):  # a gate sampled at exactly 0 or 1 has no gradient in that step
+        hidden = backbone(**batch, masks=module())
+        dense = heads.dense_vecs(hidden, mask)
+        (dense @ dense.T)[0, 1:].square().sum().backward()
+    for axis, log_alpha in module.log_alpha.items():
+        assert log_alpha.grad.isfinite().all()
+        assert (log_alpha.grad != 0).all(), axis
+
+
+# What the gates cost
+
+
+def test_bge_m3_counts(bge_m3_shape):
+    counts = {k: float(v) for k, v in expected_parameters(bge_m3_shape, {}).as_dict().items()}
+    assert counts["encoder"] == 302_309_376
+    assert counts["embeddings"] == 264_395_776
+    assert counts["total"] - counts["heads"] == 567_754_752
+
+
+@pytest.mark.parametrize(("log_alpha", "sparsity"), [(100.0, 0.0), (THRESHOLD, 0.5), (-100.0, 1.0)])
+def test_expected_sparsity_of_uniform_gates(tiny_shape, log_alpha, sparsity):
+    module = build(tiny_shape)
+    with torch.no_grad():
+        for gates in module.log_alpha.values():
+            gates.fill_(log_alpha)
+    expected = module.expected_sparsity()
+    assert {name: s.numel() for name, s in expected.items()} == {
+        "head": 4, "hidden": 1, "intermediate": 4, "layer": 1, "encoder": 1
+    }  # fmt: skip
+    for axis in AXES:
+        torch.testing.assert_close(expected[axis], torch.full_like(expected[axis], sparsity))
+    count = module.expected_parameters().encoder
+    share = float(count) / count_parameters(tiny_shape).encoder
+    assert 1.0 - float(expected["encoder"].detach()) == pytest.approx(share, abs=1e-6)
+
+
+def test_expected_parameters_are_differentiable_in_every_gate(tiny_shape):
+    module = build(tiny_shape)
+    module.expected_parameters().encoder.backward()
+    for log_alpha in module.log_alpha.values():
+        assert (log_alpha.grad > 0).all()
+
+
+# The Lagrangian
+
+
+@pytest.mark.parametrize(("progress", "start"), [(0.0, 0.0), (0.25, 0.1), (1.0, 0.0)])
+def test_lagrangian_is_its_formula(tiny_shape, progress, start):
+    module = build(tiny_shape, start_sparsity=start)
+    module.warmup_progress = progress
+    generator = torch.Generator().manual_seed(0)
+    total = 0.0
+    with torch.no_grad():
+        for axis, log_alpha in module.log_alpha.items():
+            log_alpha.copy_(2.0 * torch.randn(log_alpha.shape, generator=generator))
+            for multiplier in (module.lambda_1[axis], module.lambda_2[axis]):
+                multiplier.copy_(torch.randn(multiplier.shape, generator=generator))
+            shift = (2.0 / 3.0) * np.log(0.1 / 1.1)
+            p = 1.0 / (1.0 + np.exp(shift - log_alpha.double().numpy()))
+            gap = np.atleast_1d(1.0 - p.mean(-1)) - (start + (0.5 - start) * progress)
+            first, second = module.lambda_1[axis].numpy(), module.lambda_2[axis].numpy()
+            total += (first * gap + second * gap**2).sum()
+    assert float(module.lagrangian().detach()) == pytest.approx(total, rel=1e-5)
+
+
+def test_a_start_beyond_the_target_is_the_target(tiny_shape):
+    module = build(tiny_shape, start_sparsity=0.9)
+    assert all(c.target == 0.5 for c in module.constraints().values())
+
+
+@pytest.mark.parametrize(("log_alpha", "sign"), [(4.0, -1), (-6.0, 1)])
+@pytest.mark.parametrize("budget", [False, True])
+def test_multipliers_ascend(tiny_shape, log_alpha, sign, budget):
+    """``s < t`` pushes lambda_1 down, so that -lambda_1 * s rewards sparsity; lambda_2 grows."""
+    module = build(tiny_shape)
+    if budget:
+        encoder = count_parameters(tiny_shape).encoder
+        module = L0Module(tiny_shape, AXES, target_parameters=encoder / 2)
+    module.warmup_progress = 1.0
+    with torch.no_grad():
+        for gates in module.log_alpha.values():
+            gates.fill_(log_alpha)
+    step(module, optimizer_for(module))
+    for name in module.lambda_1:
+        assert (module.lambda_1[name].sign() == sign).all()
+        assert (module.lambda_2[name] > 0).all()
+
+
+def train(module: L0Module, steps: int = 400, warmup: int = 200) -> None:
+    optimizer = optimizer_for(module)
+    for index in range(steps):
+        module.warmup_progress = min(1.0, index / warmup)
+        step(module, optimizer)
+
+
+def test_every_subset_reaches_its_target_shape(tiny_shape, gated_axes):
+    module = build(tiny_shape, gated_axes)
+    train(module)
+    assert max(module.distances().values()) < 0.02
+    assert set(module.distances()) == set(gated_axes)
+
+
+def test_every_subset_reaches_its_budget(tiny_shape, gated_axes):
+    encoder = count_parameters(tiny_shape).encoder
+    module = L0Module(tiny_shape, gated_axes, target_parameters=0.8 * encoder)
+    train(module)
+    assert module.distances() == {"encoder": pytest.approx(0.0, abs=0.02)}
+    assert float(module.expected_parameters().encoder) == pytest.approx(0.8 * encoder, rel=0.025)
+
+
+def test_state_dict_carries_gates_and_multipliers(tiny_shape):
+    module, other = build(tiny_shape), build(tiny_shape, seed=9)
+    train(module, steps=3)
+    other.load_state_dict(module.state_dict(), strict=True)
+    assert torch.equal(other.lagrangian(), module.lagrangian()) or module.warmup_progress
+    expected = {f"{k}.{a}" for k in ("log_alpha", "lambda_1", "lambda_2") for a in AXES}
+    assert set(module.state_dict()) == expected
+
+
+# Refusals
+
+
+@pytest.mark.parametrize(
+    ("axes", "message"),
+    [
+        (["head", "width"], r"\['head', 'width'\] must name one or more.*remove width"),
+        ([], r"pruning_modules \[\] must name one or more.*name at least one"),
+        (["layer"], "num_attention_heads 2 differs from the source's 4, but 'head' is not in"),
+    ],
+)
+def test_axes_that_do_not_fit_are_refused(tiny_shape, target_shape, axes, message):
+    with pytest.raises(ValueError, match=message):
+        L0Module(tiny_shape, axes, target_shape)
+
+
+@pytest.mark.parametrize("axis", AXES)
+def test_an_axis_that_keeps_its_size_is_refused(tiny_shape, axis):
+    others = tuple(a for a in AXES if a != axis)
+    with pytest.raises(ValueError, match=f"'{axis}' is gated but the target keeps"):
+        L0Module(tiny_shape, AXES, half(tiny_shape, others))
+
+
+@pytest.mark.parametrize("both", [True, False])
+def test_both_or_no_kind_of_target_is_refused(tiny_shape, target_shape, both):
+    targets = {"target": target_shape, "target_parameters": 100.0} if both else {}
+    with pytest.raises(ValueError, match="exactly one of a target shape and a parameter budget"):
+        L0Module(tiny_shape, AXES, **targets)
+
+
+# The shape that a budget leads to
+
+MIDDLE = EncoderShape(256, 4, 6, 1024, 500, head_dim=64, colbert_dim=256)
+
+
+@pytest.mark.parametrize("density", [0.25, 0.5, 0.75])
+@pytest.mark.parametrize("axes", [AXES, ("layer", "intermediate"), ("intermediate",)])
+def test_realised_shape_meets_the_budget(density, axes):
+    budget = density * count_parameters(MIDDLE).encoder
+    module = L0Module(MIDDLE, axes, target_parameters=budget)
+    shape = module.realised_shape()
+    assert count_parameters(shape).encoder == pytest.approx(budget, rel=0.005)
+    assert shape.hidden_size == shape.num_attention_heads * shape.head_dim
+    fixed = [f for a, f in SHAPE_FIELDS.items() if a not in axes]
+    assert [getattr(shape, f) for f in fixed] == [getattr(MIDDLE, f) for f in fixed]
+    masks = module.deterministic_masks()
+    for axis in axes:
+        assert (getattr(masks, axis).sum(-1) == getattr(shape, SHAPE_FIELDS[axis])).all()
+
+
+def test_realised_shape_is_the_nearest_where_none_meets_the_budget():
+    """Layers alone come in sixths."""
+    encoder = count_parameters(MIDDLE).encoder
+    module = L0Module(MIDDLE, ["layer"], target_parameters=0.55 * encoder)
+    assert module.realised_shape() == replace(MIDDLE, num_hidden_layers=3)
+
+
+def test_realised_shape_is_the_one_that_the_gates_prefer():
+    budget = 0.5 * count_parameters(MIDDLE).encoder
+    candidates = shapes_near_budget(MIDDLE, frozenset(AXES), budget)
+    assert len(candidates) > 3
+    module = L0Module(MIDDLE, AXES, target_parameters=budget)
+    for shape in candidates:
+        with torch.no_grad():
+            for axis, log_alpha in module.log_alpha.items():
+                log_alpha.fill_(-4.0)[..., -getattr(shape, SHAPE_FIELDS[axis]) :] = 3.0
+        assert module.realised_shape() == shape
+
+
+def test_a_target_shape_is_the_realised_shape(tiny_shape, target_shape):
+    assert L0Module(tiny_shape, AXES, target_shape).realised_shape() == target_shape
