@@ -2,17 +2,13 @@
 
 from __future__ import annotations
 
-import hashlib
 import logging
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import asdict, replace
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from composer import Evaluator, Trainer
 from composer.core import Algorithm, Callback, DataSpec
@@ -23,37 +19,25 @@ from composer.optim import (
     CosineAnnealingWithWarmupScheduler,
     LinearWithWarmupScheduler,
 )
-from composer.utils import dist
 from torch import Tensor, nn
-from torch.utils.data import DataLoader
 
 from bge_pruning.algorithms.group_gradient_clipping import GroupGradientClipping
 from bge_pruning.algorithms.pruning_schedule import PruningSchedule
 from bge_pruning.callbacks.metrics_file import MetricsFile
 from bge_pruning.callbacks.pruning_callback import PruningCallback
 from bge_pruning.callbacks.run_metadata_callback import RunMetadataCallback
-from bge_pruning.config import Config, ConfigError, SourceConfig
-from bge_pruning.datasets.embedding_dataset import (
-    Collator,
-    EmbeddingDataset,
-    TokenizedTexts,
-    tokenize,
-)
-from bge_pruning.datasets.length_grouped_sampler import LengthGroupedSampler
-from bge_pruning.datasets.sts_dataloader import MAX_SCORE, read_sentences, read_sts
-from bge_pruning.datasets.teacher_vectors import cached_teacher_vectors, compute_cache_key
+from bge_pruning.config import Config, ConfigError
+from bge_pruning.data_builders import build_loss_weights
 from bge_pruning.models.checkpoint import RunMetadata, build_l0_module
-from bge_pruning.models.composer_bge_m3 import ComposerBGEM3, FrozenEncoder, LossWeights
+from bge_pruning.models.composer_bge_m3 import ComposerBGEM3
 from bge_pruning.models.encoder_shape import EncoderShape
 from bge_pruning.models.l0_module_embedding import L0Module
 from bge_pruning.models.model_registry import build_composer_model
 from bge_pruning.models.pretrained import (
-    WEIGHT_FILES,
     BaseModel,
-    fetch_model_folder,
     load_base_model,
-    read_hf_config,
 )
+from bge_pruning.models.teacher import Teacher
 from bge_pruning.plan import Plan
 
 log = logging.getLogger(__name__)
@@ -114,51 +98,17 @@ def build_base_model(config: Config) -> BaseModel:
     return load_base_model(m.base_model, m.revision, m.pooling, m.dropout, m.init_missing_heads)
 
 
-class Teacher:
-    """The model to distil from, loaded only when its vectors are not cached.
-
-    Args:
-        config: The run.
-        base: The model that training starts from.
-    """
-
-    def __init__(self, config: Config, base: BaseModel) -> None:
-        source = base.pruning["source"]["base_model"] if base.pruning else config.model.base_model
-        self.name = config.teacher.base_model or source
-        same = self.name == config.model.base_model
-        self.revision = config.model.revision if same else None
-        self.pooling = base.heads.pooling
-        self._encoder: FrozenEncoder | None = None
-
-    def encoder(self) -> FrozenEncoder:
-        """The frozen model."""
-        if self._encoder is None:
-            model = load_base_model(self.name, self.revision, self.pooling)
-            self._encoder = FrozenEncoder(model.backbone, model.heads)
-        return self._encoder
-
-    def hidden_size(self) -> int:
-        """Size of its vectors."""
-        return read_hf_config(fetch_model_folder(self.name, self.revision))["hidden_size"]
-
-    def fingerprint(self) -> str:
-        """Hash of its weights, and its pooling."""
-        folder = fetch_model_folder(self.name, self.revision)
-        weights = next(folder / file for file in WEIGHT_FILES if (folder / file).is_file())
-        digest = hashlib.sha256(self.pooling.encode())
-        with weights.open("rb") as file:
-            while block := file.read(1 << 24):
-                digest.update(block)
-        return digest.hexdigest()
-
-
 def build_teacher(config: Config, base: BaseModel) -> Teacher | None:
-    """The teacher, if the loss distils."""
-    return Teacher(config, base) if _loss_weights(config).distils else None
+    """The teacher, if the loss distils: as configured, else the model that the run prunes.
 
-
-def _loss_weights(config: Config) -> LossWeights:
-    return LossWeights(**vars(config.loss))
+    A recovery starts from an extracted model and is taught by the one that was cut.
+    """
+    if not build_loss_weights(config).distils:
+        return None
+    source = base.pruning["source"]["base_model"] if base.pruning else config.model.base_model
+    name = config.teacher.base_model or source
+    revision = config.model.revision if name == config.model.base_model else None
+    return Teacher(name, revision, base.heads.pooling)
 
 
 def build_model(
@@ -172,7 +122,7 @@ def build_model(
         backbone=base.backbone,
         heads=base.heads,
         l0_module=build_l0_module(base.shape, metadata.l0_module),
-        loss_weights=_loss_weights(config),
+        loss_weights=build_loss_weights(config),
         teacher=teacher.encoder() if on_the_fly else None,
         teacher_dimensions=_teacher_dimensions(base, teacher),
         eval_target_model=True if l0 is None else l0.eval_target_model,
@@ -190,160 +140,6 @@ def _teacher_dimensions(base: BaseModel, teacher: Teacher | None) -> Tensor | No
             f"from the model that it was cut from, or set loss.distillation_alignment=0."
         )
     return torch.tensor(kept)
-
-
-# Data
-
-
-def check_objective(config: Config) -> None:
-    """Refuse losses and data that do not fit each other.
-
-    Raises:
-        ConfigError: If nothing is optimised, data is missing or of the wrong kind, or a loss over
-            the batch would change because the batch is split.
-    """
-    weights, kinds = _loss_weights(config), {source.kind for source in config.data.train}
-    if not config.data.train:
-        raise ConfigError("data.train is empty. To fix, add configs/training/sts_only.yaml.")
-    unsupported = kinds - {"sts", "sentences"}
-    if unsupported:
-        raise ConfigError(
-            f"data of kind {', '.join(sorted(unsupported))} cannot be trained on in this version. "
-            f"To fix, use kind sts or sentences."
-        )
-    if len(kinds) > 1:
-        raise ConfigError(
-            "data.train mixes kinds sts and sentences, which this version cannot. To fix, use "
-            "kind sentences for all (scores are then not read)."
-        )
-    if not (weights.sts_regression or weights.distils):
-        raise ConfigError("all weights under loss are 0. To fix, set e.g. loss.sts_regression=1.")
-    if weights.sts_regression and kinds != {"sts"}:
-        raise ConfigError(
-            "loss.sts_regression needs data.train of kind sts. To fix, set it to 0 or add scores."
-        )
-    micro = config.device_train_microbatch_size
-    per_device = config.global_train_batch_size // dist.get_world_size()
-    if micro is not None and micro < per_device and weights.distillation_similarity:
-        raise ConfigError(
-            f"device_train_microbatch_size {micro} splits the batch of {per_device}, and "
-            f"loss.distillation_similarity compares all texts of a batch: it would silently become "
-            f"another loss. To fix, leave device_train_microbatch_size out, or set "
-            f"loss.distillation_similarity=0."
-        )
-
-
-def build_train_loader(config: Config, base: BaseModel, teacher: Teacher | None) -> DataSpec:
-    """Training batches of this rank."""
-    dataset = _build_dataset(config.data.train, config, base)
-    if teacher is not None and config.teacher.cache:
-        dataset.teacher_dense_vecs = _teacher_vectors(config, base, teacher, dataset.texts)
-    ranks = dist.get_world_size()
-    sampler = LengthGroupedSampler(
-        dataset,
-        dataset.lengths,
-        config.global_train_batch_size,
-        num_replicas=ranks,
-        rank=dist.get_global_rank(),
-        seed=config.seed,
-    )
-    return _data_spec(
-        dataset,
-        batch_size=config.global_train_batch_size // ranks,
-        sampler=sampler,
-        drop_last=True,
-        collate_fn=Collator(base.hf_config["pad_token_id"]),
-        num_workers=config.data.num_workers,
-        pin_memory=torch.cuda.is_available(),
-    )
-
-
-def _data_spec(dataset: EmbeddingDataset, **arguments: Any) -> DataSpec:
-    return DataSpec(DataLoader(dataset, **arguments), split_batch=_split_batch)
-
-
-def _split_batch(batch: dict[str, Tensor], size: int) -> list[dict[str, Tensor]]:
-    # Composer's own splitting warns at every last batch that is smaller than the others.
-    starts = range(0, len(batch["input_ids"]), size)
-    return [{key: value[i : i + size] for key, value in batch.items()} for i in starts]
-
-
-def build_evaluators(config: Config, base: BaseModel) -> list[Evaluator]:
-    """One evaluator per held-out file of scored pairs."""
-    evaluators = []
-    for source in config.data.eval:
-        if source.kind != "sts":
-            raise ConfigError(
-                f"data.eval '{source.name}' is of kind {source.kind}; only kind sts is evaluated "
-                f"during training in this version. To fix, remove it."
-            )
-        dataset = _build_dataset([source], config, base)
-        # Pairs of similar length together: less padding, and the metric does not see the order.
-        order = np.argsort(dataset.lengths, kind="stable")
-        dataset = EmbeddingDataset(dataset.texts, dataset.examples[order], dataset.scores[order])
-        loader = _data_spec(
-            dataset,
-            batch_size=config.eval_batch_size,
-            sampler=dist.get_sampler(dataset, shuffle=False),
-            collate_fn=Collator(base.hf_config["pad_token_id"]),
-        )
-        evaluators.append(
-            Evaluator(label=source.name, dataloader=loader, metric_names=["cosine_spearman"])
-        )
-    return evaluators
-
-
-def _build_dataset(
-    sources: list[SourceConfig], config: Config, base: BaseModel
-) -> EmbeddingDataset:
-    """All files of one kind, tokenised."""
-    scored = sources[0].kind == "sts"
-    texts: list[str] = []
-    scores: list[float] = []
-    for source in sources:
-        if scored:
-            pairs = read_sts(source.path)
-            rows = zip(pairs.sentences1, pairs.sentences2, strict=True)
-            texts += [text for pair in rows for text in pair]
-            scores += [score / MAX_SCORE for score in pairs.scores]
-        else:
-            texts += read_sentences(source.path)
-    if not scored:
-        texts = list(dict.fromkeys(texts))
-    max_length = min(config.model.max_length, base.max_seq_length)
-    tokens = tokenize(texts, base.tokenizer_files["tokenizer.json"], max_length)
-    if tokens.truncated:
-        log.info("%d of %d texts cut at %d tokens", tokens.truncated, len(tokens), max_length)
-    examples = np.arange(len(texts)).reshape(-1, 2 if scored else 1)
-    return EmbeddingDataset(tokens, examples, np.array(scores, np.float32) if scored else None)
-
-
-def _teacher_vectors(
-    config: Config, base: BaseModel, teacher: Teacher, texts: TokenizedTexts
-) -> np.ndarray:
-    key = compute_cache_key(texts, teacher.fingerprint())
-    path = Path(config.data.processed_folder) / f"teacher-{key}.npy"
-
-    def encode(ids: Tensor, mask: Tensor) -> Tensor:
-        return teacher.encoder()(ids.to(_device_name(config)), mask.to(_device_name(config)))
-
-    # The other ranks find the file that the first one wrote.
-    with _rank_zero_first():
-        return cached_teacher_vectors(texts, encode, base.hf_config["pad_token_id"], path)
-
-
-def _device_name(config: Config) -> str:
-    gpu = config.device == "gpu" or (config.device is None and torch.cuda.is_available())
-    return "cuda" if gpu else "cpu"
-
-
-@contextmanager
-def _rank_zero_first() -> Iterator[None]:
-    if dist.get_local_rank() != 0:
-        dist.barrier()
-    yield
-    if dist.get_local_rank() == 0:
-        dist.barrier()
 
 
 # Optimisation

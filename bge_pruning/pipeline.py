@@ -119,7 +119,7 @@ def _prepare_results(config: Config) -> None:
 
 def _evaluate(config: Config, sts_files: Sequence[str]) -> dict[str, Any]:
     from bge_pruning.datasets.sts_dataloader import read_sts
-    from bge_pruning.models.pretrained import fetch_model_folder
+    from bge_pruning.models.hub import fetch_model_folder
     from bge_pruning.utils.evaluation import evaluate
 
     sts = {}

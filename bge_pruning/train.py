@@ -25,7 +25,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         prog="python -m bge_pruning.train",
         description="Prune a model with learned gates, or train an extracted model on.",
         epilog="dry_run=true prints the plan and stops; stage=recover trains the extracted model. "
-        "Every key is listed in bge_pruning/config.py.",
+        "Every key is listed in bge_pruning/config_schema.py.",
     )
     parser.add_argument("config", nargs="+", help="YAML files, merged left to right, and key=value")
     paths, overrides = split_arguments(parser.parse_args(argv).config)
@@ -60,14 +60,14 @@ def train(config) -> Path:  # noqa: ANN001  (Config; imported late so that --hel
     """
     from composer.utils import dist, get_device
 
-    from bge_pruning import builders
-    from bge_pruning.models.pretrained import fetch_model_folder
+    from bge_pruning import builders, data_builders
+    from bge_pruning.models.hub import fetch_model_folder
     from bge_pruning.plan import build_plan, render_plan
 
     if config.model.l0_module is not None and config.model.d_model is not None:
         build_plan(config)  # refuses a bad target before anything is fetched
     dist.initialize_dist(get_device(config.device))
-    builders.check_objective(config)
+    data_builders.check_objective(config)
     folder = fetch_model_folder(config.model.base_model, config.model.revision)
     plan = build_plan(config, folder)
     log.info("%s\n%s", config.run_folder, render_plan(plan, config))
@@ -75,8 +75,8 @@ def train(config) -> Path:  # noqa: ANN001  (Config; imported late so that --hel
     base = builders.build_base_model(config)
     teacher = builders.build_teacher(config, base)
     metadata = builders.build_metadata(config, plan, base)
-    train_loader = builders.build_train_loader(config, base, teacher)
-    evaluators = builders.build_evaluators(config, base)
+    train_loader = data_builders.build_train_loader(config, base, teacher)
+    evaluators = data_builders.build_evaluators(config, base)
     model = builders.build_model(config, base, metadata, teacher)
     trainer = builders.build_trainer(config, model, metadata, train_loader, evaluators)
     try:

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from bge_pruning import builders
+from bge_pruning import data_builders
 from bge_pruning.config import ConfigError, load_config
 from bge_pruning.models.encoder_shape import check_exportable, count_parameters
 from bge_pruning.plan import build_plan, render_plan
@@ -109,7 +109,7 @@ def test_renders_a_plan_alone_without_a_network(path, monkeypatch):
     text = render_plan(plan, config)
     assert f"{ENCODER:,}" in text
     assert f"{count_parameters(plan.target).encoder:,}" in text
-    builders.check_objective(config)
+    data_builders.check_objective(config)
 
 
 @pytest.mark.parametrize("path", BGE_M3, ids=ids)
@@ -189,10 +189,10 @@ def test_model_and_training_files_own_disjoint_keys():
 def test_kinds_that_cannot_be_trained_on_say_so(name):
     paths = [ROOT / "configs/bge_m3/base.yaml", ROOT / f"configs/training/{name}.yaml"]
     with pytest.raises(ConfigError, match="kind mteb cannot be trained on in this version"):
-        builders.check_objective(load_config(paths))
+        data_builders.check_objective(load_config(paths))
     assert "This version reads the file but cannot" in header(paths[1]).replace("\n", " ")
 
 
 def test_sts_only_can_be_trained_on():
     config = load_config([ROOT / "configs/training/sts_only.yaml"])
-    builders.check_objective(config)
+    data_builders.check_objective(config)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,8 @@ from torch import Tensor
 class MetricsFile(LoggerDestination):
     """Appends one JSON line ``{"batch": int, "metrics": {key: float}}`` per logging call.
 
-    Lines of batches that a resumed run does again are dropped when it starts.
+    A checkpoint records how long the file was, so that a resumed run drops the lines of the steps
+    that it does again and no others.
 
     Args:
         path: File to write, on rank 0 only.
@@ -25,14 +27,22 @@ class MetricsFile(LoggerDestination):
         self.path = path
         self.active = dist.get_global_rank() == 0
 
+    def state_dict(self) -> dict[str, Any]:
+        """Length of the file in bytes, stored in checkpoints."""
+        return {"bytes": self.path.stat().st_size if self.path.is_file() else 0}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Drop what was logged after the checkpoint."""
+        self._truncate(state["bytes"])
+
     def fit_start(self, state: State, logger: Logger) -> None:
-        """Drop what lies after the batch that the run goes on from."""
-        if not self.active or not self.path.is_file():
-            return
-        batch = state.timestamp.batch.value
-        lines = self.path.read_text(encoding="utf-8").splitlines(keepends=True)
-        kept = [line for line in lines if line.endswith("\n") and json.loads(line)["batch"] < batch]
-        self.path.write_text("".join(kept), encoding="utf-8")
+        """Drop everything if training starts from the beginning."""
+        if state.timestamp.batch.value == 0:
+            self._truncate(0)
+
+    def _truncate(self, size: int) -> None:
+        if self.active and self.path.is_file() and self.path.stat().st_size > size:
+            os.truncate(self.path, size)
 
     def log_metrics(self, metrics: dict[str, Any], step: int | None = None) -> None:
         """Append a line."""

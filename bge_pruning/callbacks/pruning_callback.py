@@ -47,17 +47,16 @@ class PruningCallback(Callback):
     def __init__(self, l0_module: L0Module | None, log_interval: str) -> None:
         self.l0_module = l0_module
         self.interval = Time.from_timestring(log_interval)
-        self.started: tuple[float, int] | None = None
+        self.started: tuple[float, int, float] | None = None
 
     def fit_start(self, state: State, logger: Logger) -> None:
         """Start the clock of the steps-per-second figure."""
-        self.started = (time.monotonic(), state.timestamp.batch.value)
+        self.started = (time.monotonic(), state.timestamp.batch.value, _elapsed(state))
 
     def batch_end(self, state: State, logger: Logger) -> None:
         """Log at the interval and at the last batch."""
-        elapsed = state.get_elapsed_duration()
-        last = elapsed is not None and elapsed.value >= 1.0
-        if not last and state.timestamp.get(self.interval.unit).value % self.interval.value:
+        passed = state.timestamp.get(self.interval.unit).value
+        if passed % self.interval.value and _elapsed(state) < 1.0:
             return
         metrics = {} if self.l0_module is None else compute_pruning_metrics(self.l0_module)
         logger.log_metrics(metrics)
@@ -67,8 +66,10 @@ class PruningCallback(Callback):
     def _line(self, state: State, metrics: dict[str, float]) -> str:
         batch = state.timestamp.batch.value
         losses = state.loss if isinstance(state.loss, dict) else {"total": state.loss}
-        seconds = (time.monotonic() - self.started[0]) / max(1, batch - self.started[1])
-        left = (state.max_duration.value - batch) * seconds
+        start, first_batch, first_share = self.started
+        spent, share = time.monotonic() - start, _elapsed(state)
+        seconds = spent / max(1, batch - first_batch)
+        left = spent * (1.0 - share) / max(share - first_share, 1e-9)
         parts = [f"step {batch}", f"{seconds:.2f} s/step", f"{left / 60:.1f} min left"]
         parts += [f"{name} {float(value):.4f}" for name, value in losses.items()]
         if metrics:
@@ -79,6 +80,12 @@ class PruningCallback(Callback):
             ]
             parts.append("sparsity expected/target: " + " ".join(rows))
         return " | ".join(parts)
+
+
+def _elapsed(state: State) -> float:
+    """Share of the run that is over, whatever unit its duration has."""
+    elapsed = state.get_elapsed_duration()
+    return 0.0 if elapsed is None else elapsed.value
 
 
 @torch.no_grad()

@@ -7,6 +7,7 @@ with those keys. Plain sentences: a text file with one a line, or the sentences 
 from __future__ import annotations
 
 import csv
+import io
 import json
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -70,7 +71,7 @@ def read_sentences(path: str | Path) -> list[str]:
     """
     path = Path(path)
     if path.suffix == ".txt":
-        texts = [line.strip() for line in _read_text(path).splitlines() if line.strip()]
+        texts = [line.strip() for line in _read_text(path).split("\n") if line.strip()]
     else:
         pairs = read_sts(path)
         texts = [t for pair in zip(pairs.sentences1, pairs.sentences2, strict=True) for t in pair]
@@ -105,7 +106,7 @@ def _read_text(path: Path) -> str:
 
 def _csv_rows(path: Path, text: str) -> Iterator[tuple[int, dict[str, Any]]]:
     delimiter = "\t" if path.suffix == ".tsv" else ","
-    reader = csv.reader(text.splitlines(keepends=True), delimiter=delimiter)
+    reader = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter)
     order: list[int] | None = None
     for cells in reader:
         where = f"{path}:{reader.line_num}"
@@ -138,7 +139,8 @@ def _column_order(first: list[str], where: str) -> list[int]:
 
 
 def _json_rows(path: Path, text: str) -> Iterator[tuple[int, dict[str, Any]]]:
-    for line, content in enumerate(text.splitlines(), start=1):
+    # Not splitlines: that also cuts at characters that JSON allows inside a text.
+    for line, content in enumerate(text.split("\n"), start=1):
         if not content.strip():
             continue
         try:

@@ -21,6 +21,7 @@ from bge_pruning.models.losses import (
     scatter_to_teacher_space,
     sts_regression,
 )
+from bge_pruning.models.teacher import FrozenEncoder
 
 Batch = dict[str, Tensor]
 
@@ -147,25 +148,6 @@ class ComposerBGEM3(ComposerModel):
     def update_metric(self, batch: Batch, outputs: Tensor, metric: Metric) -> None:
         """Add a batch's similarities and gold scores."""
         metric.update(outputs.float(), batch["scores"].float())
-
-
-class FrozenEncoder:
-    """The unpruned model, embedding texts without gradient.
-
-    Args:
-        backbone: Its encoder; set to evaluation mode and frozen.
-        heads: Its heads.
-    """
-
-    def __init__(self, backbone: XLMRobertaBackbone, heads: EmbeddingHeads) -> None:
-        self.backbone = backbone.eval().requires_grad_(False)
-        self.heads = heads
-
-    @torch.no_grad()
-    def __call__(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
-        """Dense vectors, shape ``(B, H)``, on the device of the input."""
-        self.backbone.to(input_ids.device)
-        return self.heads.dense_vecs(self.backbone(input_ids, attention_mask), attention_mask)
 
 
 def gather_batch(student: Tensor, teacher: Tensor) -> tuple[Tensor, Tensor, Tensor]:

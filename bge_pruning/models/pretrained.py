@@ -10,6 +10,7 @@ import json
 import logging
 import pickle
 import re
+import zipfile
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,29 +21,9 @@ from torch import Tensor, nn
 from bge_pruning.models.bge_m3_backbone import XLMRobertaBackbone
 from bge_pruning.models.embedding_heads import EmbeddingHeads
 from bge_pruning.models.encoder_shape import EncoderShape
+from bge_pruning.models.hub import TOKENIZER_FILES, WEIGHT_FILES, fetch_model_folder
 
 log = logging.getLogger(__name__)
-
-TOKENIZER_FILES = (
-    "tokenizer.json",
-    "tokenizer_config.json",
-    "special_tokens_map.json",
-    "sentencepiece.bpe.model",
-    "added_tokens.json",
-    "vocab.txt",
-)
-SMALL_FILES = (
-    *TOKENIZER_FILES,
-    "config.json",
-    "modules.json",
-    "1_Pooling/config.json",
-    "sentence_bert_config.json",
-    "config_sentence_transformers.json",
-    "colbert_linear.pt",
-    "sparse_linear.pt",
-    "pruning.json",
-)
-WEIGHT_FILES = ("model.safetensors", "pytorch_model.bin")
 
 
 @dataclass
@@ -70,64 +51,6 @@ class BaseModel:
     pruning: dict[str, Any] | None
 
 
-def fetch_model_folder(name: str, revision: str | None = None) -> Path:
-    """Folder of a base model, downloaded from the hub if it is not a local folder.
-
-    Args:
-        name: Folder or hub name.
-        revision: Hub revision.
-
-    Returns:
-        Folder with config, tokenizer, weights and, if there are any, heads.
-
-    Raises:
-        FileNotFoundError: If the name is neither a folder nor a hub name.
-        OSError: If the hub cannot be reached or does not have the model.
-    """
-    if Path(name).is_dir():
-        return Path(name)
-    if not re.fullmatch(r"[\w.-]+/[\w.-]+", name):
-        raise FileNotFoundError(
-            f"base_model '{name}' is neither a folder nor a hub name (owner/name). To fix, check "
-            f"the path; it is relative to {Path.cwd()}."
-        )
-    from huggingface_hub import hf_hub_download, snapshot_download
-    from huggingface_hub.errors import EntryNotFoundError, RepositoryNotFoundError
-
-    try:
-        folder = snapshot_download(name, revision=revision, allow_patterns=list(SMALL_FILES))
-        try:
-            hf_hub_download(name, WEIGHT_FILES[0], revision=revision)
-        except EntryNotFoundError as error:
-            # LocalEntryNotFoundError (not cached and offline) is an EntryNotFoundError too.
-            if not _is_remote_answer(error):
-                raise
-            hf_hub_download(name, WEIGHT_FILES[1], revision=revision)
-    except RepositoryNotFoundError as error:
-        raise OSError(
-            f"base_model '{name}' is neither a folder here nor a model on the hub. To fix, check "
-            f"the name, or log in with 'hf auth login' if it is private."
-        ) from error
-    except (OSError, ValueError) as error:
-        raise OSError(_no_network_message(name, error)) from error
-    return Path(folder)
-
-
-def _is_remote_answer(error: Exception) -> bool:
-    from huggingface_hub.errors import LocalEntryNotFoundError
-
-    return not isinstance(error, LocalEntryNotFoundError)
-
-
-def _no_network_message(name: str, error: Exception) -> str:
-    reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-    return (
-        f"base_model '{name}' is not in the local cache and the hub did not deliver it ({reason}). "
-        f"To fix, run once with a network connection, or fetch it elsewhere with 'hf download "
-        f"{name} --local-dir FOLDER', copy it here and set model.base_model=FOLDER."
-    )
-
-
 def read_shape(folder: Path, colbert_dim: int | None = None) -> EncoderShape:
     """Sizes of a model folder, from its files, without reading the encoder's weights.
 
@@ -143,7 +66,7 @@ def read_shape(folder: Path, colbert_dim: int | None = None) -> EncoderShape:
     heads = read_heads(folder)
     return shape_from_config(
         config,
-        pooler=True,
+        pooler=_has_pooler(folder),
         sparse_head=heads["sparse_linear"] is not None or colbert_dim is not None,
         colbert_dim=(
             heads["colbert_linear"]["weight"].shape[0]
@@ -300,13 +223,23 @@ def _shorten(items: list[str]) -> str:
     return ", ".join(items[:4]) + (f" and {len(items) - 4} more" if len(items) > 4 else "")
 
 
-def _read_weights(folder: Path) -> dict[str, Tensor]:
+def weight_file(folder: Path) -> Path:
+    """The file that holds the encoder's weights.
+
+    Raises:
+        FileNotFoundError: If there is none.
+    """
     path = next((folder / file for file in WEIGHT_FILES if (folder / file).is_file()), None)
     if path is None:
         raise FileNotFoundError(
             f"{folder}: has neither {' nor '.join(WEIGHT_FILES)}. To fix, choose a folder that "
             f"holds a model in one weight file."
         )
+    return path
+
+
+def _read_weights(folder: Path) -> dict[str, Tensor]:
+    path = weight_file(folder)
     if path.suffix == ".bin":
         return _load_tensors(path)
     from safetensors import SafetensorError
@@ -315,14 +248,34 @@ def _read_weights(folder: Path) -> dict[str, Tensor]:
     try:
         return load_file(path)
     except SafetensorError as error:
-        raise ValueError(
-            f"{path}: damaged or not complete ({error}). To fix, copy it again."
-        ) from error
+        raise _damaged(path, error) from error
+
+
+def _has_pooler(folder: Path) -> bool:
+    """Whether the weights hold a pooler."""
+    from safetensors import SafetensorError, safe_open
+
+    path = weight_file(folder)
+    try:
+        if path.suffix == ".bin":
+            names = list(_load_tensors(path))
+        else:
+            with safe_open(path, "pt") as file:
+                names = list(file.keys())
+    except SafetensorError as error:
+        raise _damaged(path, error) from error
+    return "pooler.dense.weight" in {_encoder_name(name) for name in names}
+
+
+def _damaged(path: Path, error: Exception) -> ValueError:
+    return ValueError(f"{path}: damaged or not complete ({error}). To fix, copy it again.")
 
 
 def _load_tensors(path: Path) -> dict[str, Tensor]:
     try:
-        return torch.load(path, map_location="cpu", weights_only=True)
+        # Mapped, not read: only files of the old format, which are no zip archives, need reading.
+        mapped = zipfile.is_zipfile(path)
+        return torch.load(path, map_location="cpu", weights_only=True, mmap=mapped)
     except (RuntimeError, EOFError, pickle.UnpicklingError, OSError) as error:
         reason = str(error).strip().splitlines()[0] if str(error) else type(error).__name__
         raise ValueError(
@@ -337,13 +290,17 @@ def _encoder_state(state: dict[str, Tensor]) -> dict[str, Tensor]:
     ones also carry index buffers.
     """
     prefixes = ("embeddings.", "encoder.", "pooler.")
-    names = {key: re.sub(r"^(roberta|xlm_roberta|model)\.", "", key) for key in state}
+    names = {key: _encoder_name(key) for key in state}
     buffers = {"embeddings.position_ids", "embeddings.token_type_ids"}
     return {
         name: state[key].float()
         for key, name in names.items()
         if name.startswith(prefixes) and name not in buffers
     }
+
+
+def _encoder_name(key: str) -> str:
+    return re.sub(r"^(roberta|xlm_roberta|model)\.", "", key)
 
 
 def _with_new_heads(

@@ -28,12 +28,21 @@ def write(tmp_path):
     [
         ("a.csv", "A cat.,The cat.,5\nEin Hund läuft.,狗在跑。,3.25\n"),
         ("a.csv", "sentence1,sentence2,score\nA cat.,The cat.,5\nEin Hund läuft.,狗在跑。,3.25"),
-        ("a.csv", "score,id,sentence2,sentence1\n5,x,The cat.,A cat.\n3.25,,狗在跑。,Ein Hund läuft.\n"),
+        (
+            "a.csv",
+            "score,id,sentence2,sentence1\n5,x,The cat.,A cat.\n3.25,,狗在跑。,Ein Hund läuft.\n",
+        ),
         ("a.csv", '"A cat.","The cat.","5"\r\n\r\nEin Hund läuft.,狗在跑。,3.25\r\n'),
-        ("a.csv", "\ufeffsentence1,sentence2,score\nA cat.,The cat.,5\nEin Hund läuft.,狗在跑。,3.25\n"),
+        (
+            "a.csv",
+            "\ufeffsentence1,sentence2,score\nA cat.,The cat.,5\nEin Hund läuft.,狗在跑。,3.25\n",
+        ),
         ("a.csv", "\ufeffA cat.,The cat.,5\nEin Hund läuft.,狗在跑。,3.25\n"),
         ("a.tsv", "A cat.\tThe cat.\t5\nEin Hund läuft.\t狗在跑。\t3.25\n"),
-        ("a.tsv", "sentence1\tsentence2\tscore\nA cat.\tThe cat.\t5\nEin Hund läuft.\t狗在跑。\t3.25\n"),
+        (
+            "a.tsv",
+            "sentence1\tsentence2\tscore\nA cat.\tThe cat.\t5\nEin Hund läuft.\t狗在跑。\t3.25\n",
+        ),
         (
             "a.jsonl",
             '{"sentence1": "A cat.", "sentence2": "The cat.", "score": 5, "id": 1}\n\n'
@@ -64,7 +73,6 @@ def test_quotes_delimiters_and_line_breaks_inside_a_text(write):
 
 
 @pytest.mark.parametrize("mark", ["\u2028", "\x85", "\x0b", "\x0c", "\x1c"])
-@pytest.mark.xfail(reason="str.splitlines cuts at these too, inside a text")
 def test_only_line_feeds_end_a_line(mark, write):
     assert read_sts(write(f"a{mark}b,c,1\n")).sentences1 == [f"a{mark}b"]
     text = f'{{"sentence1": "a{mark}b", "sentence2": "c", "score": 1}}\n'
@@ -97,7 +105,11 @@ FIX = " To fix, correct or remove the line."
         ("a.csv", "a,b,1\nc,,2\n", ":2: sentence2 is empty." + FIX),
         ("a.csv", "  ,b,1\n", ":1: sentence1 is empty." + FIX),
         ("a.csv", "a,b,1\nc,d\n", ":2: has 2 columns, expected sentence1, sentence2, score."),
-        ("a.csv", "a,b\n", ":1: has 2 columns and no header, expected sentence1, sentence2, score."),
+        (
+            "a.csv",
+            "a,b\n",
+            ":1: has 2 columns and no header, expected sentence1, sentence2, score.",
+        ),
         ("a.csv", "a\tb\t1\n", ":1: has 1 columns and no header"),
         ("a.csv", "sentence1,score\na,1\n", ":1: the header lacks sentence2. To fix, rename"),
         ("a.tsv", "a\tb\tn/a\n", ":1: score 'n/a' is not a number in [0, 5]."),

@@ -232,7 +232,11 @@ def test_pruning_keeps_frozen_parameters_frozen(build_model, tiny_shape):
 @pytest.mark.parametrize("kept", [1, 2, 7, 32])
 def test_masked_layer_norm_is_layer_norm_over_the_kept_dimensions(kept):
     torch.manual_seed(0)
-    u, weight, bias = torch.randn(3, 5, H).double(), torch.randn(H).double(), torch.randn(H).double()
+    u, weight, bias = (
+        torch.randn(3, 5, H).double(),
+        torch.randn(H).double(),
+        torch.randn(H).double(),
+    )
     index = torch.randperm(H)[:kept]
     z = torch.zeros(H).double().index_fill(0, index, 1.0)
     ours = masked_layer_norm(u, weight, bias, 1e-5, z)

@@ -1,0 +1,165 @@
+"""Arguments, exit codes and messages that the command lines share."""
+
+import io
+import logging
+import sys
+
+import pytest
+
+from bge_pruning.cli import EXIT_FAILURE, EXIT_USAGE, run_command, setup_logging, split_arguments
+from bge_pruning.config import ConfigError
+
+
+@pytest.fixture(autouse=True)
+def package_logger(monkeypatch):
+    """The package's logger as a new process has it, put back at the end."""
+    for name in ("RANK", "BGE_PRUNING_TRACEBACK"):
+        monkeypatch.delenv(name, raising=False)
+    logger = logging.getLogger("bge_pruning")
+    before = logger.handlers[:], logger.propagate, logger.level
+    logger.handlers[:], logger.propagate = [], True
+    logger.setLevel(logging.NOTSET)
+    yield logger
+    logger.handlers[:], logger.propagate = before[:2]
+    logger.setLevel(before[2])
+
+
+# Arguments
+
+
+@pytest.mark.parametrize(
+    ("arguments", "paths", "overrides"),
+    [
+        ([], [], []),
+        (["a.yaml", "b/c.yaml"], ["a.yaml", "b/c.yaml"], []),
+        (
+            ["a.yaml", "seed=1", "b.yaml", "x.y=[1, 2]"],
+            ["a.yaml", "b.yaml"],
+            ["seed=1", "x.y=[1, 2]"],
+        ),
+        (["seed=", "=1", "a=b=c"], [], ["seed=", "=1", "a=b=c"]),
+        (["run_name=модель 🐈"], [], ["run_name=модель 🐈"]),
+        (["seed=1", "seed=1"], [], ["seed=1", "seed=1"]),
+        (["data.train=[{path: a\x00b}]"], [], ["data.train=[{path: a\x00b}]"]),
+        (["data.train=" + "x" * 300], [], ["data.train=" + "x" * 300]),
+    ],
+    ids=["none", "files", "both", "odd", "unicode", "twice", "null byte", "long"],
+)
+def test_arguments_are_split(arguments, paths, overrides):
+    assert split_arguments(arguments) == (paths, overrides)
+
+
+def test_a_file_whose_name_looks_like_an_override_is_a_file(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "lr=1.yaml").write_text("")
+    assert split_arguments(["lr=1.yaml", "lr=2.yaml"]) == (["lr=1.yaml"], ["lr=2.yaml"])
+
+
+# Exit codes and messages
+
+
+def failing(error: BaseException):
+    def command():
+        raise error
+
+    return command
+
+
+def test_success(capsys):
+    done = []
+    assert run_command(lambda: done.append(1)) == 0
+    assert done == [1]
+    assert capsys.readouterr() == ("", "")
+
+
+@pytest.mark.parametrize(
+    ("error", "code", "message"),
+    [
+        (ConfigError("seed -1 is not 0 or more."), EXIT_USAGE, "seed -1 is not 0 or more."),
+        (ValueError("bad file"), EXIT_FAILURE, "bad file"),
+        (FileNotFoundError("a.csv: no such file"), EXIT_FAILURE, "a.csv: no such file"),
+        (
+            FileNotFoundError(2, "No such file", "a.csv"),
+            EXIT_FAILURE,
+            "[Errno 2] No such file: 'a.csv'",
+        ),
+        (RuntimeError("CUDA out of memory"), EXIT_FAILURE, "CUDA out of memory"),
+        (ValueError("größer als 狗"), EXIT_FAILURE, "größer als 狗"),
+        (KeyboardInterrupt(), 130, "interrupted"),
+    ],
+)
+def test_failure_is_one_line_and_a_code(error, code, message, capsys):
+    assert run_command(failing(error)) == code
+    assert capsys.readouterr() == ("", f"error: {message}\n")
+
+
+def test_codes_are_those_of_the_shell():
+    """2 as argparse has it for a wrong argument."""
+    assert (EXIT_FAILURE, EXIT_USAGE) == (1, 2)
+
+
+@pytest.mark.parametrize("error", [TypeError("a bug"), KeyError("a bug"), SystemExit(3)])
+def test_bugs_are_not_hidden(error):
+    with pytest.raises(type(error)):
+        run_command(failing(error))
+
+
+@pytest.mark.parametrize(("rank", "where"), [("0", ""), ("3", " (rank 3)")])
+def test_other_ranks_say_who_they_are(rank, where, capsys, monkeypatch):
+    monkeypatch.setenv("RANK", rank)
+    assert run_command(failing(ValueError("bad file"))) == EXIT_FAILURE
+    assert capsys.readouterr().err == f"error{where}: bad file\n"
+
+
+@pytest.mark.parametrize("error", [ConfigError("bad key"), ValueError("bad file")])
+def test_traceback_on_request(error, capsys, monkeypatch):
+    monkeypatch.setenv("BGE_PRUNING_TRACEBACK", "1")
+    assert run_command(failing(error)) in (EXIT_FAILURE, EXIT_USAGE)
+    err = capsys.readouterr().err
+    assert err.startswith("Traceback (most recent call last):")
+    assert "raise error" in err
+    assert err.endswith(f"error: {error}\n")
+
+
+# Logging
+
+
+def test_messages_go_to_stderr_once(capsys):
+    for _ in range(3):
+        setup_logging()
+    logging.getLogger("bge_pruning.train").info("step %d", 1)
+    out, err = capsys.readouterr()
+    assert out == ""
+    clock, _, message = err.partition(" ")
+    assert message == "step 1\n"
+    assert [len(part) for part in clock.split(":")] == [2, 2, 2]
+
+
+def test_messages_do_not_come_a_second_time_through_the_root_logger(package_logger):
+    setup_logging()
+    assert not package_logger.propagate
+    assert len(package_logger.handlers) == 1
+
+
+@pytest.mark.parametrize(
+    ("rank", "levels"), [("0", ["INFO", "WARNING", "ERROR"]), ("1", ["ERROR"])]
+)
+def test_only_the_first_rank_chats(rank, levels, monkeypatch, package_logger):
+    monkeypatch.setenv("RANK", rank)
+    stream = io.StringIO()
+    monkeypatch.setattr(sys, "stderr", stream)
+    setup_logging()
+    for level in ("DEBUG", "INFO", "WARNING", "ERROR"):
+        package_logger.log(getattr(logging, level), level)
+    assert [line.split()[1] for line in stream.getvalue().splitlines()] == levels
+
+
+def test_a_command_can_log(capsys):
+    assert run_command(lambda: logging.getLogger("bge_pruning.x").warning("careful")) == 0
+    assert capsys.readouterr().err.endswith(" careful\n")
+
+
+def test_other_packages_are_left_alone():
+    before = logging.getLogger().handlers[:], logging.getLogger("composer").level
+    setup_logging()
+    assert (logging.getLogger().handlers, logging.getLogger("composer").level) == before
