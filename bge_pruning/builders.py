@@ -150,7 +150,7 @@ def build_optimizer(config: Config, model: ComposerBGEM3) -> torch.optim.AdamW:
     o = config.optimizer
     groups = weight_groups(model.backbone, o.lr, o.weight_decay)
     if model.l0_module is not None:
-        groups += l0_groups(model.l0_module, o.l0_lr, o.lagrangian_lr)
+        groups += l0_groups(model.l0_module, o.l0_lr, o.lagrangian_lr, o.lambda_2_lr)
     return torch.optim.AdamW(groups, lr=o.lr, betas=tuple(o.betas), eps=o.eps, fused=True)
 
 
@@ -170,9 +170,11 @@ def weight_groups(backbone: nn.Module, lr: float, weight_decay: float) -> list[d
     ]
 
 
-def l0_groups(l0_module: L0Module, l0_lr: float, lagrangian_lr: float) -> list[dict[str, Any]]:
-    """Gates by descent, multipliers by ascent, both without decay."""
-    multipliers = [*l0_module.lambda_1.parameters(), *l0_module.lambda_2.parameters()]
+def l0_groups(
+    l0_module: L0Module, l0_lr: float, lagrangian_lr: float, lambda_2_lr: float
+) -> list[dict[str, Any]]:
+    """Gates by descent, multipliers by ascent, all without decay."""
+    multipliers = {"weight_decay": 0.0, "maximize": True}
     return [
         {
             "name": "gates",
@@ -181,11 +183,16 @@ def l0_groups(l0_module: L0Module, l0_lr: float, lagrangian_lr: float) -> list[d
             "weight_decay": 0.0,
         },
         {
-            "name": "multipliers",
-            "params": multipliers,
+            "name": "multipliers/lambda_1",
+            "params": list(l0_module.lambda_1.parameters()),
             "lr": lagrangian_lr,
-            "weight_decay": 0.0,
-            "maximize": True,
+            **multipliers,
+        },
+        {
+            "name": "multipliers/lambda_2",
+            "params": list(l0_module.lambda_2.parameters()),
+            "lr": lambda_2_lr,
+            **multipliers,
         },
     ]
 

@@ -168,17 +168,20 @@ def parts(tmp_path_factory, make_yaml):
 def test_optimizer_groups(parts):
     config, model = parts
     config.optimizer.lr, config.optimizer.l0_lr, config.optimizer.lagrangian_lr = 1e-3, 0.2, 0.3
+    config.optimizer.lambda_2_lr = 0.4
     optimizer = builders.build_optimizer(config, model)
     groups = {group["name"]: group for group in optimizer.param_groups}
-    assert list(groups) == ["weights/decay", "weights/no_decay", "gates", "multipliers"]
+    multipliers = ["multipliers/lambda_1", "multipliers/lambda_2"]
+    assert list(groups) == ["weights/decay", "weights/no_decay", "gates", *multipliers]
     assert {n: g["lr"] for n, g in groups.items()} == {
         "weights/decay": 1e-3,
         "weights/no_decay": 1e-3,
         "gates": 0.2,
-        "multipliers": 0.3,
+        "multipliers/lambda_1": 0.3,
+        "multipliers/lambda_2": 0.4,
     }
     assert {n for n, g in groups.items() if g["weight_decay"]} == {"weights/decay"}
-    assert {n for n, g in groups.items() if g["maximize"]} == {"multipliers"}
+    assert {n for n, g in groups.items() if g["maximize"]} == set(multipliers)
     names = {p: name for name, p in model.named_parameters()}
     decayed = [names[p] for p in groups["weights/decay"]["params"]]
     assert all(

@@ -63,6 +63,17 @@ class PruningCallback(Callback):
         if dist.get_global_rank() == 0:
             log.info("%s", self._line(state, metrics))
 
+    def eval_after_all(self, state: State, logger: Logger) -> None:
+        """Print the scores of an evaluation."""
+        # On every rank: a metric may wait for the others.
+        scores = [
+            f"{label} {name} {float(metric.compute()):.4f}"
+            for label, metrics in state.eval_metrics.items()
+            for name, metric in metrics.items()
+        ]
+        if dist.get_global_rank() == 0:
+            log.info("step %d | evaluation | %s", state.timestamp.batch.value, " | ".join(scores))
+
     def _line(self, state: State, metrics: dict[str, float]) -> str:
         batch = state.timestamp.batch.value
         losses = state.loss if isinstance(state.loss, dict) else {"total": state.loss}

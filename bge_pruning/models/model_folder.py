@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -44,6 +45,8 @@ def write_model_folder(
     _write_json(folder / "config.json", compute_hf_config(hf_config, shape))
     state = {name: value.detach().contiguous() for name, value in backbone.state_dict().items()}
     save_file(state, folder / "model.safetensors", metadata={"format": "pt"})
+    # safetensors makes files that only their owner can read; a server may run as someone else.
+    shutil.copymode(folder / "config.json", folder / "model.safetensors")
     for name in ("colbert_linear", "sparse_linear"):
         head = getattr(heads, name)
         if head is not None:
