@@ -8,6 +8,8 @@ import pytest
 
 from bge_pruning.atomic_folder import atomic_folder
 
+MARKER = "made-by-us.json"
+
 
 @pytest.fixture
 def output(tmp_path) -> Path:
@@ -19,11 +21,12 @@ def old(output) -> Path:
     """The output folder, which holds an earlier result."""
     output.mkdir(parents=True)
     (output / "old.bin").write_text("ten hours of work")
+    (output / MARKER).write_text("")
     return output
 
 
 def write(output: Path, overwrite: bool = False) -> None:
-    with atomic_folder(output, overwrite) as folder:
+    with atomic_folder(output, MARKER, overwrite) as folder:
         (folder / "sub").mkdir()
         (folder / "sub" / "new.bin").write_text("new")
 
@@ -38,7 +41,7 @@ def tree(folder: Path) -> dict[str, str]:
 
 
 NEW = {"model/sub/new.bin": "new"}
-OLD = {"model/old.bin": "ten hours of work"}
+OLD = {"model/old.bin": "ten hours of work", f"model/{MARKER}": ""}
 
 
 def test_folder_appears_complete_and_alone(output):
@@ -47,7 +50,7 @@ def test_folder_appears_complete_and_alone(output):
 
 
 def test_folder_is_not_there_while_it_is_written(output):
-    with atomic_folder(output) as folder:
+    with atomic_folder(output, MARKER) as folder:
         assert not output.exists()
         # A rename is one step only within a file system.
         assert folder.parent == output.parent
@@ -55,7 +58,7 @@ def test_folder_is_not_there_while_it_is_written(output):
 
 
 def test_old_folder_is_there_while_the_new_one_is_written(old):
-    with atomic_folder(old, overwrite=True) as folder:
+    with atomic_folder(old, MARKER, overwrite=True) as folder:
         assert tree(old.parent) == {**OLD, f"{folder.name}": "folder"}
         (folder / "sub").mkdir()
         (folder / "sub" / "new.bin").write_text("new")
@@ -75,20 +78,25 @@ def test_any_name(name, tmp_path):
     assert tree(tmp_path) == {f"{name}/sub/new.bin": "new"}
 
 
+def test_folders_above_are_made(tmp_path):
+    write(tmp_path / "a" / "b" / "model")
+    assert tree(tmp_path) == {"a/b/model/sub/new.bin": "new"}
+
+
 def test_relative_path(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     write(Path("model"))
     assert tree(tmp_path) == NEW
 
 
-def test_remains_of_a_killed_process_are_not_taken_over(output):
-    with atomic_folder(output) as folder:
-        pass
-    output.rmdir()
-    folder.mkdir()
-    (folder / "half.bin").write_text("half")
-    write(output)
-    assert tree(output.parent) == NEW
+def test_two_writers_do_not_share_a_folder(output):
+    with atomic_folder(output, MARKER) as first:
+        (first / "half.bin").write_text("half")
+        write(output)
+        assert tree(output) == {"sub/new.bin": "new"}
+        (output / "sub" / "new.bin").unlink()
+        (output / "sub").rmdir()  # free again for the first
+    assert tree(output.parent) == {"model/half.bin": "half"}
 
 
 @pytest.mark.parametrize("link_to", ["folder", "nothing"])
@@ -97,12 +105,15 @@ def test_output_may_be_a_link(link_to, output, tmp_path):
     if link_to == "folder":
         target.mkdir()
         (target / "old.bin").write_text("old")
+        (target / MARKER).write_text("")
     output.parent.mkdir()
     output.symlink_to(target, target_is_directory=True)
     write(output, overwrite=True)
     assert tree(output) == {"sub/new.bin": "new"}
     assert os.listdir(output.parent) == ["model"]
     assert list(tmp_path.rglob(".*")) == []
+    # What the link pointed to is not ours to delete.
+    assert (target / "old.bin").exists() == (link_to == "folder")
 
 
 # Failures
@@ -115,7 +126,7 @@ def test_failure_leaves_things_as_they_were(error, exists, output, request):
         request.getfixturevalue("old")
 
     def fail():
-        with atomic_folder(output, overwrite=True) as folder:
+        with atomic_folder(output, MARKER, overwrite=True) as folder:
             (folder / "half.bin").write_text("half")
             raise error("half-way")
 
@@ -156,33 +167,40 @@ def test_failed_rename_of_a_first_folder_leaves_nothing(output, monkeypatch):
 
 
 def test_used_folder_is_refused_before_anything_is_written(old):
-    message = f"{old} exists and is kept. To fix, choose another folder or pass overwrite."
-    with pytest.raises(FileExistsError, match=re.escape(message)), atomic_folder(old):
+    message = f"{old} exists and is kept. To fix, choose another folder, or pass --overwrite."
+    with pytest.raises(FileExistsError, match=re.escape(message)), atomic_folder(old, MARKER):
         pytest.fail("the body must not run")
     assert tree(old.parent) == OLD
 
 
-@pytest.mark.parametrize(
-    ("overwrite", "message"),
-    [
-        (False, "model exists and is kept. To fix, choose another folder or pass overwrite."),
-        (True, "model is a file. To fix, choose a folder that does not exist."),
-    ],
-)
-def test_a_file_is_refused(overwrite, message, output):
+@pytest.mark.parametrize("overwrite", [False, True])
+def test_a_file_is_refused(overwrite, output):
+    message = r"model is a file\. To fix, choose a folder that does not exist\."
     output.parent.mkdir()
     output.write_text("mine")
-    with pytest.raises(FileExistsError, match=message), atomic_folder(output, overwrite):
+    with pytest.raises(FileExistsError, match=message), atomic_folder(output, MARKER, overwrite):
         pytest.fail("the body must not run")
     assert tree(output.parent) == {"model": "mine"}
 
 
+def test_a_folder_of_another_kind_is_never_replaced(old):
+    (old / MARKER).unlink()
+    message = f"{old} holds no {MARKER}, so it is nothing of this kind and is kept"
+    with (
+        pytest.raises(FileExistsError, match=re.escape(message) + ".*To fix, choose another"),
+        atomic_folder(old, MARKER, overwrite=True),
+    ):
+        pytest.fail("the body must not run")
+    assert tree(old.parent) == {"model/old.bin": "ten hours of work"}
+
+
 def test_folder_that_another_process_made_meanwhile_is_kept(output):
     def write_beside_another():
-        with atomic_folder(output) as folder:
+        with atomic_folder(output, MARKER) as folder:
             (folder / "new.bin").write_text("new")
             output.mkdir()
             (output / "old.bin").write_text("ten hours of work")
+            (output / MARKER).write_text("")
 
     with pytest.raises(OSError, match="model"):
         write_beside_another()

@@ -30,6 +30,8 @@ from bge_pruning.models.structural_pruning import KeepIndices, PruningMasks
 log = logging.getLogger(__name__)
 
 TOLERANCE = 1e-5
+# Every extracted folder holds this file: sizes, kept indices, exact counts.
+MARKER = "pruning.json"
 # A run whose gates end further from the target than this was not finished by the gates.
 FAR_FROM_TARGET = 0.01
 VALIDATION_SENTENCES = (
@@ -70,17 +72,18 @@ def extract(run_or_checkpoint: Path, output: Path, overwrite: bool = False) -> d
         The content of ``pruning.json``.
 
     Raises:
-        FileExistsError: If the folder exists and ``overwrite`` is false.
+        FileExistsError: If the folder exists and ``overwrite`` is false, or it holds no extracted
+            model.
         FileNotFoundError: If there is no checkpoint.
         ValueError: If the checkpoint is damaged or of another project.
         ValidationError: If any output differs by more than ``TOLERANCE``.
     """
     checkpoint = find_checkpoint(run_or_checkpoint)
-    with atomic_folder(output, overwrite) as folder:
+    with atomic_folder(output, MARKER, overwrite) as folder:
         model = load_trained_model(checkpoint)
         info = _cut_and_write(model, folder)
         info["checkpoint"] = str(checkpoint)
-        (folder / "pruning.json").write_text(json.dumps(info, indent=2) + "\n", encoding="utf-8")
+        (folder / MARKER).write_text(json.dumps(info, indent=2) + "\n", encoding="utf-8")
         (folder / "README.md").write_text(render_model_card(info), encoding="utf-8")
     log.info("wrote %s: %s", output, describe(info))
     return info

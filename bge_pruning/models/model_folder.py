@@ -51,7 +51,7 @@ def write_model_folder(
         head = getattr(heads, name)
         if head is not None:
             torch.save(head.state_dict(), folder / f"{name}.pt")
-    _write_sentence_transformers(folder, heads.pooling, shape.hidden_size, max_seq_length)
+    write_sentence_transformers_files(folder, heads.pooling, shape.hidden_size, max_seq_length)
 
 
 def compute_hf_config(hf_config: dict[str, Any], shape: EncoderShape) -> dict[str, Any]:
@@ -80,10 +80,20 @@ def _special_tokens(tokenizer_files: dict[str, bytes]) -> dict[str, Any]:
     }
 
 
-def _write_sentence_transformers(folder: Path, pooling: str, size: int, max_length: int) -> None:
-    """The classic layout: sentence-transformers and text-embeddings-inference both read it.
+def write_sentence_transformers_files(
+    folder: Path, pooling: str, hidden_size: int, max_seq_length: int
+) -> None:
+    """Write the classic layout, which sentence-transformers and text-embeddings-inference read.
 
-    Without it sentence-transformers silently takes the mean of the tokens.
+    By hand: ``SentenceTransformer.save`` writes a newer format that lacks keys which
+    text-embeddings-inference needs. Without these files sentence-transformers silently takes the
+    mean of the tokens.
+
+    Args:
+        folder: Existing folder with the model.
+        pooling: ``"cls"`` or ``"mean"``; L2 normalisation follows.
+        hidden_size: ``H``, the size of a dense vector.
+        max_seq_length: Texts are cut to this many tokens, special tokens included.
     """
     modules = ("", "Transformer"), ("1_Pooling", "Pooling"), ("2_Normalize", "Normalize")
     _write_json(
@@ -105,7 +115,7 @@ def _write_sentence_transformers(folder: Path, pooling: str, size: int, max_leng
     _write_json(
         folder / "1_Pooling" / "config.json",
         {
-            "word_embedding_dimension": size,
+            "word_embedding_dimension": hidden_size,
             "pooling_mode_cls_token": pooling == "cls",
             "pooling_mode_mean_tokens": pooling == "mean",
             "pooling_mode_max_tokens": False,
@@ -114,7 +124,7 @@ def _write_sentence_transformers(folder: Path, pooling: str, size: int, max_leng
     )
     _write_json(
         folder / "sentence_bert_config.json",
-        {"max_seq_length": max_length, "do_lower_case": False},
+        {"max_seq_length": max_seq_length, "do_lower_case": False},
     )
     _write_json(
         folder / "config_sentence_transformers.json",

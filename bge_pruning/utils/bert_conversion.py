@@ -34,11 +34,10 @@ from transformers import (
     XLMRobertaModel,
 )
 
-from bge_pruning.utils.conversion_folder import (
-    atomic_folder,
-    write_record,
-    write_sentence_transformers_files,
-)
+from bge_pruning.atomic_folder import atomic_folder
+from bge_pruning.models.model_folder import write_sentence_transformers_files
+from bge_pruning.models.quiet import no_loading_bars
+from bge_pruning.utils.conversion_folder import RECORD_FILE, write_record
 from bge_pruning.utils.stand_in_heads import compute_identity_head, fit_sparse_head
 
 logger = logging.getLogger(__name__)
@@ -335,14 +334,14 @@ def convert_bert_folder(
         ValueError: If ``source`` is no plain BERT encoder, or there are too few sentences.
         RuntimeError: If the result is not equivalent to the source.
     """
-    with atomic_folder(output, overwrite) as folder:
+    with no_loading_bars(), atomic_folder(output, RECORD_FILE, overwrite) as folder:
         bert, tokenizer = load_bert(source), load_tokenizer(source)
         model = convert_model(bert)
         length = min(max_seq_length, bert.config.max_position_embeddings)
         texts = list(dict.fromkeys(sentences))
         _write_model(folder, model, tokenizer)
         _write_heads(folder, model, tokenizer, _tokenize(tokenizer, texts, length))
-        write_sentence_transformers_files(folder, model.config.hidden_size, length)
+        write_sentence_transformers_files(folder, "mean", model.config.hidden_size, length)
         if model_card:
             (folder / "README.md").write_text(model_card, encoding="utf-8")
         difference = verify_conversion(bert, source, folder, [*PROBES, *texts[:32]])

@@ -243,6 +243,7 @@ def test_layout(converted: Path) -> None:
         "1_Pooling",
         "1_Pooling/config.json",
         "2_Normalize",
+        "2_Normalize/config.json",
         "colbert_linear.pt",
         "config.json",
         "config_sentence_transformers.json",
@@ -325,7 +326,7 @@ def test_record(converted: Path) -> None:
 
 def test_existing_folder_is_refused(tmp_path: Path, source: Path) -> None:
     (tmp_path / "kept").touch()
-    with pytest.raises(FileExistsError, match=r"already exists.*overwrite=True"):
+    with pytest.raises(FileExistsError, match="exists and is kept.*--overwrite"):
         bert_conversion.convert_bert_folder(source, tmp_path, SENTENCES)
     with pytest.raises(FileExistsError, match=r"holds no conversion\.json"):
         bert_conversion.convert_bert_folder(source, tmp_path, SENTENCES, overwrite=True)
@@ -392,7 +393,7 @@ def test_prepare_converts_once(
     assert (output / "config.json").stat().st_mtime_ns == time
 
     (output / "sparse_linear.pt").unlink()
-    with pytest.raises(FileExistsError, match="already exists"):
+    with pytest.raises(FileExistsError, match="exists and is kept"):
         minilm.prepare(output, sentences)
     minilm.prepare(output, sentences, overwrite=True)
     assert conversion_folder.is_complete(output, minilm.SOURCE_SHA256)
