@@ -109,7 +109,7 @@ class OptimizerConfig:
     betas: list[float] = field(default_factory=lambda: [0.9, 0.98])
     eps: float = 1e-8
     l0_lr: float = 0.1  # gates
-    lagrangian_lr: float = 0.1  # lambda_1, by ascent; it remembers past gaps and overshoots
+    lagrangian_lr: float = 0.02  # lambda_1, by ascent; it remembers past gaps and overshoots
     lambda_2_lr: float = 1.0  # lambda_2, by ascent; it answers the present gap and damps
     max_grad_norm: float = 1.0  # per group; 0 switches clipping off
 

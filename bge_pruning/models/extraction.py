@@ -318,7 +318,7 @@ def _warn_if_far(constraint: dict[str, dict[str, float]]) -> None:
             log.warning(
                 "the gates of '%s' were %.1f points of sparsity from what is cut (expected %.3f, "
                 "cut %.3f): the run ended before the constraint was met. Train longer, or raise "
-                "optimizer.lagrangian_lr.",
+                "optimizer.lambda_2_lr.",
                 axis,
                 100 * distance,
                 row["expected_sparsity"],
