@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from composer.core import Algorithm, Event, State, Time, TimeUnit
+from composer.core import Algorithm, Event, State, Time
 from composer.loggers import Logger
 
+from bge_pruning.clock import count_batches
 from bge_pruning.models.l0_module_embedding import L0Module
 
 
@@ -40,7 +41,4 @@ def compute_progress(state: State, warmup: Time) -> float:
     """Share of the warm-up that is over, in [0, 1]."""
     if warmup.value == 0:
         return 1.0
-    if warmup.unit == TimeUnit.DURATION:
-        elapsed = state.get_elapsed_duration()
-        return min(1.0, (0.0 if elapsed is None else elapsed.value) / warmup.value)
-    return min(1.0, state.timestamp.get(warmup.unit).value / warmup.value)
+    return min(1.0, state.timestamp.batch.value / count_batches(warmup, state))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+from numbers import Real
 from pathlib import Path
 from typing import Any
 
@@ -49,7 +50,10 @@ class MetricsFile(LoggerDestination):
         if not self.active:
             return
         values = {key: _number(value) for key, value in metrics.items()}
-        row = {"batch": step, "metrics": {k: v for k, v in values.items() if v is not None}}
+        numbers = {key: value for key, value in values.items() if value is not None}
+        if not numbers:
+            return
+        row = {"batch": step, "metrics": numbers}
         self.path.parent.mkdir(parents=True, exist_ok=True)
         with self.path.open("a", encoding="utf-8") as file:
             file.write(json.dumps(row) + "\n")
@@ -58,4 +62,4 @@ class MetricsFile(LoggerDestination):
 def _number(value: Any) -> float | None:
     if isinstance(value, Tensor):
         return float(value) if value.numel() == 1 else None
-    return float(value) if isinstance(value, (int, float)) else None
+    return float(value) if isinstance(value, Real) else None

@@ -10,6 +10,7 @@ from composer.core import Callback, State, Time
 from composer.loggers import Logger
 from composer.utils import dist
 
+from bge_pruning.clock import count_batches, elapsed_share
 from bge_pruning.models.encoder_shape import count_parameters
 from bge_pruning.models.extraction import compute_constraint_report
 from bge_pruning.models.l0_module_embedding import L0Module
@@ -37,6 +38,7 @@ class PruningCallback(Callback):
     ``pruning/binary_distance/<axis>``      mean distance of open probabilities from {0, 1}
     ``pruning/open_share/<axis>``           share of gates open with probability over one half
     ``pruning/expected_parameters/<part>``  encoder, embeddings, pooler, heads, total
+    ``pruning/expected_density``            expected share of the encoder's parameters kept
     ======================================  ====================================================
 
     Args:
@@ -51,15 +53,16 @@ class PruningCallback(Callback):
 
     def fit_start(self, state: State, logger: Logger) -> None:
         """Start the clock of the steps-per-second figure."""
-        self.started = (time.monotonic(), state.timestamp.batch.value, _elapsed(state))
+        self.started = (time.monotonic(), state.timestamp.batch.value, elapsed_share(state))
 
     def batch_end(self, state: State, logger: Logger) -> None:
         """Log at the interval and at the last batch."""
-        passed = state.timestamp.get(self.interval.unit).value
-        if passed % self.interval.value and _elapsed(state) < 1.0:
+        interval = count_batches(self.interval, state)
+        if state.timestamp.batch.value % interval and elapsed_share(state) < 1.0:
             return
         metrics = {} if self.l0_module is None else compute_pruning_metrics(self.l0_module)
-        logger.log_metrics(metrics)
+        if metrics:
+            logger.log_metrics(metrics)
         if dist.get_global_rank() == 0:
             log.info("%s", self._line(state, metrics))
 
@@ -76,13 +79,14 @@ class PruningCallback(Callback):
 
     def _line(self, state: State, metrics: dict[str, float]) -> str:
         batch = state.timestamp.batch.value
-        losses = state.loss if isinstance(state.loss, dict) else {"total": state.loss}
+        # Of the whole batch over all ranks; state.loss is that of the last microbatch.
+        losses = {key.rsplit("/", 1)[-1]: value for key, value in state.total_loss_dict.items()}
         start, first_batch, first_share = self.started
-        spent, share = time.monotonic() - start, _elapsed(state)
+        spent, share = time.monotonic() - start, elapsed_share(state)
         seconds = spent / max(1, batch - first_batch)
         left = spent * (1.0 - share) / max(share - first_share, 1e-9)
         parts = [f"step {batch}", f"{seconds:.2f} s/step", f"{left / 60:.1f} min left"]
-        parts += [f"{name} {float(value):.4f}" for name, value in losses.items()]
+        parts += [f"{name} {value:.4f}" for name, value in losses.items()]
         if metrics:
             rows = [
                 f"{SHORT_NAMES.get(axis, axis)} {metrics[f'pruning/expected_sparsity/{axis}']:.3f}"
@@ -91,12 +95,6 @@ class PruningCallback(Callback):
             ]
             parts.append("sparsity expected/target: " + " ".join(rows))
         return " | ".join(parts)
-
-
-def _elapsed(state: State) -> float:
-    """Share of the run that is over, whatever unit its duration has."""
-    elapsed = state.get_elapsed_duration()
-    return 0.0 if elapsed is None else elapsed.value
 
 
 @torch.no_grad()

@@ -44,10 +44,19 @@ def tokenize(texts: Sequence[str], tokenizer_json: bytes, max_length: int) -> To
         texts: Texts.
         tokenizer_json: Content of ``tokenizer.json``.
         max_length: Longest text in tokens, special tokens included; longer ones are truncated.
+
+    Raises:
+        ValueError: If ``max_length`` leaves no room for text.
     """
     from tokenizers import Tokenizer
 
     tokenizer = Tokenizer.from_str(tokenizer_json.decode("utf-8"))
+    special = tokenizer.num_special_tokens_to_add(False)
+    if max_length <= special:
+        raise ValueError(
+            f"max_length {max_length} leaves no room for text beside {special} special tokens. To "
+            f"fix, set model.max_length to {special + 1} or more."
+        )
     tokenizer.no_padding()
     tokenizer.enable_truncation(max_length)
     encodings = tokenizer.encode_batch_fast(list(texts))
@@ -55,6 +64,27 @@ def tokenize(texts: Sequence[str], tokenizer_json: bytes, max_length: int) -> To
     ids = np.fromiter((i for e in encodings for i in e.ids), dtype=np.int32, count=sum(lengths))
     starts = np.concatenate([[0], np.cumsum(lengths, dtype=np.int64)])
     return TokenizedTexts(ids, starts, sum(bool(e.overflowing) for e in encodings))
+
+
+def pad_texts(texts: Sequence[np.ndarray], pad_token_id: int) -> tuple[Tensor, Tensor]:
+    """Pad texts to the longest of them.
+
+    The mask comes from the lengths, not from the ids: a text may spell out the padding token.
+
+    Args:
+        texts: Token ids of each text.
+        pad_token_id: Id to pad with.
+
+    Returns:
+        ``input_ids`` and ``attention_mask``, int64, shape ``(texts, T)``.
+    """
+    longest = max(len(ids) for ids in texts)
+    input_ids = np.full((len(texts), longest), pad_token_id, dtype=np.int64)
+    mask = np.zeros_like(input_ids)
+    for row, ids in enumerate(texts):
+        input_ids[row, : len(ids)] = ids
+        mask[row, : len(ids)] = 1
+    return torch.from_numpy(input_ids), torch.from_numpy(mask)
 
 
 class EmbeddingDataset(Dataset):
@@ -110,15 +140,13 @@ class Collator:
 
     def __call__(self, items: list[dict[str, object]]) -> dict[str, Tensor]:
         """A batch as :class:`ComposerBGEM3` reads it: ``input_ids`` of shape ``(B, N, T)``, ..."""
-        longest = max(len(ids) for item in items for ids in item["ids"])
-        shape = (len(items), len(items[0]["ids"]), longest)
-        input_ids = np.full(shape, self.pad_token_id, dtype=np.int64)
-        mask = np.zeros(shape, dtype=np.int64)
-        for row, item in enumerate(items):
-            for column, ids in enumerate(item["ids"]):
-                input_ids[row, column, : len(ids)] = ids
-                mask[row, column, : len(ids)] = 1
-        batch = {"input_ids": torch.from_numpy(input_ids), "attention_mask": torch.from_numpy(mask)}
+        texts = len(items[0]["ids"])
+        rows = pad_texts([ids for item in items for ids in item["ids"]], self.pad_token_id)
+        names = ("input_ids", "attention_mask")
+        batch = {
+            name: value.unflatten(0, (len(items), texts))
+            for name, value in zip(names, rows, strict=True)
+        }
         if "score" in items[0]:
             batch["scores"] = torch.tensor([float(item["score"]) for item in items])
         if "teacher_dense_vecs" in items[0]:

@@ -9,10 +9,9 @@ from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
-import torch
 from torch import Tensor
 
-from bge_pruning.datasets.embedding_dataset import TokenizedTexts
+from bge_pruning.datasets.embedding_dataset import TokenizedTexts, pad_texts
 
 log = logging.getLogger(__name__)
 
@@ -46,15 +45,26 @@ def cached_teacher_vectors(
 
     Returns:
         Memory-mapped array, shape ``(texts, H)``, float32.
+
+    Raises:
+        ValueError: If the cache file is damaged.
     """
     if not path.is_file():
         log.info("embedding %d training texts with the teacher, once", len(texts))
         vectors = encode_texts(texts, encode, pad_token_id)
         path.parent.mkdir(parents=True, exist_ok=True)
         partial = path.with_suffix(f".partial-{os.getpid()}.npy")
-        np.save(partial, vectors)
-        partial.replace(path)
-    return np.load(path, mmap_mode="r")
+        try:
+            np.save(partial, vectors)
+            partial.replace(path)
+        finally:
+            partial.unlink(missing_ok=True)
+    try:
+        return np.load(path, mmap_mode="r")
+    except (ValueError, EOFError, OSError) as error:
+        raise ValueError(
+            f"{path}: damaged or not complete ({error}). To fix, delete it; it is made again."
+        ) from error
 
 
 def encode_texts(
@@ -74,9 +84,8 @@ def encode_texts(
     vectors = None
     for start in range(0, len(order), BATCH_TEXTS):
         index = order[start : start + BATCH_TEXTS]
-        rows = [torch.from_numpy(texts[i].astype(np.int64)) for i in index]
-        ids = torch.nn.utils.rnn.pad_sequence(rows, batch_first=True, padding_value=pad_token_id)
-        batch = encode(ids, (ids != pad_token_id).long()).float().cpu().numpy()
+        ids, mask = pad_texts([texts[i] for i in index], pad_token_id)
+        batch = encode(ids, mask).float().cpu().numpy()
         if vectors is None:
             vectors = np.empty((len(order), batch.shape[1]), dtype=np.float32)
         vectors[index] = batch

@@ -76,8 +76,10 @@ def compute_keep_indices(
         Kept indices.
 
     Raises:
-        ValueError: If a gate is neither 0 nor 1, or if no layer or no hidden dimension is left.
+        ValueError: If gates have another shape than the source, if one is neither 0 nor 1, or if
+            no layer or no hidden dimension is left.
     """
+    _check_shapes(masks, layers, heads, units, hidden)
     if not masks.is_binary():
         raise ValueError(
             "gates are not all 0 or 1, so cutting would change the outputs. To fix, extract from "
@@ -94,6 +96,22 @@ def compute_keep_indices(
     mlp = masks.intermediate
     intermediate = [_open(None if mlp is None else mlp[i], units) for i in layer]
     return KeepIndices(layer, hidden_dims, head, intermediate)
+
+
+def _check_shapes(masks: PruningMasks, layers: int, heads: int, units: int, hidden: int) -> None:
+    expected = {
+        "head": (layers, heads),
+        "intermediate": (layers, units),
+        "layer": (layers,),
+        "hidden": (hidden,),
+    }
+    for axis, shape in expected.items():
+        gates = getattr(masks, axis)
+        if gates is not None and tuple(gates.shape) != shape:
+            raise ValueError(
+                f"{axis} gates have shape {tuple(gates.shape)}, expected {shape}: they belong to "
+                f"another model. To fix, use the gates that were trained with this one."
+            )
 
 
 def _open(gates: Tensor | None, size: int) -> list[int]:
@@ -118,7 +136,9 @@ def prune_linear(layer: nn.Linear, keep: list[int], dim: int) -> None:
         ValueError: If ``dim`` is neither 0 nor 1.
     """
     if dim not in (0, 1):
-        raise ValueError(f"dim {dim} is neither 0 (outputs) nor 1 (inputs).")
+        raise ValueError(
+            f"dim {dim} is neither 0 (outputs) nor 1 (inputs). To fix, use one of them."
+        )
     index = torch.tensor(keep, dtype=torch.long, device=layer.weight.device)
     _replace(layer, "weight", layer.weight.index_select(dim, index))
     if dim == 0 and layer.bias is not None:

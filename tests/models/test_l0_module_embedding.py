@@ -256,16 +256,16 @@ def test_state_dict_carries_gates_and_multipliers(tiny_shape):
 
 
 @pytest.mark.parametrize(
-    ("axes", "message"),
+    ("names", "message"),
     [
         (["head", "width"], r"\['head', 'width'\] must name one or more.*remove width"),
         ([], r"pruning_modules \[\] must name one or more.*name at least one"),
         (["layer"], "num_attention_heads 2 differs from the source's 4, but 'head' is not in"),
     ],
 )
-def test_axes_that_do_not_fit_are_refused(tiny_shape, target_shape, axes, message):
+def test_axes_that_do_not_fit_are_refused(tiny_shape, target_shape, names, message):
     with pytest.raises(ValueError, match=message):
-        L0Module(tiny_shape, axes, target_shape)
+        L0Module(tiny_shape, names, target_shape)
 
 
 @pytest.mark.parametrize("axis", AXES)
@@ -288,17 +288,17 @@ MIDDLE = EncoderShape(256, 4, 6, 1024, 500, head_dim=64, colbert_dim=256)
 
 
 @pytest.mark.parametrize("density", [0.25, 0.5, 0.75])
-@pytest.mark.parametrize("axes", [AXES, ("layer", "intermediate"), ("intermediate",)])
-def test_realised_shape_meets_the_budget(density, axes):
+@pytest.mark.parametrize("named", [AXES, ("layer", "intermediate"), ("intermediate",)])
+def test_realised_shape_meets_the_budget(density, named):
     budget = density * count_parameters(MIDDLE).encoder
-    module = L0Module(MIDDLE, axes, target_parameters=budget)
+    module = L0Module(MIDDLE, named, target_parameters=budget)
     shape = module.realised_shape()
     assert count_parameters(shape).encoder == pytest.approx(budget, rel=0.005)
     assert shape.hidden_size == shape.num_attention_heads * shape.head_dim
-    fixed = [f for a, f in SHAPE_FIELDS.items() if a not in axes]
+    fixed = [f for a, f in SHAPE_FIELDS.items() if a not in named]
     assert [getattr(shape, f) for f in fixed] == [getattr(MIDDLE, f) for f in fixed]
     masks = module.deterministic_masks()
-    for axis in axes:
+    for axis in named:
         assert (getattr(masks, axis).sum(-1) == getattr(shape, SHAPE_FIELDS[axis])).all()
 
 

@@ -11,14 +11,17 @@ from scipy.stats import spearmanr
 from sentence_transformers import SentenceTransformer
 from sentence_transformers.util import pairwise_cos_sim
 
+from bge_pruning.utils import evaluation
 from bge_pruning.utils.evaluation import (
     Score,
+    _count,
     _describe_task,
     evaluate,
     load_encoder,
     score_sts,
     unique_sentences,
     write_json,
+    write_text,
 )
 
 SCRIPT = Path(__file__).parents[2] / "scripts" / "evaluate_model.py"
@@ -181,3 +184,96 @@ def test_script_writes_what_evaluate_returns(tiny_folder, small_folder, pairs, t
     assert "'nameless' is not NAME=FOLDER" in capsys.readouterr().err
     assert main([*arguments, "--sts", str(file), str(file), "--overwrite"]) == 1
     assert "two --sts files are called six" in capsys.readouterr().err
+
+
+def test_the_seed_makes_the_random_floor(small_folder, pairs):
+    def floors(seed):
+        result = evaluate(str(small_folder), None, {"six": pairs}, device="cpu", seed=seed)
+        assert result["seed"] == seed
+        return result["tasks"][0]["floors"]
+
+    first, again, other = floors(1), floors(1), floors(2)
+    assert first == again
+    assert first["random_weights"] != other["random_weights"]
+    assert first["word_embeddings"] == other["word_embeddings"]
+
+
+def test_limits_hold_for_every_model(small_folder, tiny_folder, pairs, monkeypatch):
+    seen, sizes = [], []
+
+    def spy(model, sts, batch_size):
+        sizes.append(batch_size)
+        # Of 6 tokens 4 are words: the fifth does not count, the fourth does.
+        fifth = model.encode(["dog " * 4 + last for last in ("cat", "man")])
+        fourth = model.encode(["dog " * 3 + last for last in ("cat", "man")])
+        seen.append((np.allclose(*fifth, atol=1e-6), np.allclose(*fourth, atol=1e-3)))
+        return {"six": Score(0.5, 1.0)}
+
+    monkeypatch.setattr(evaluation, "score_sts", spy)
+    options = {"max_length": 6, "batch_size": 7, "device": "cpu", "speed": False}
+    models = str(small_folder), str(tiny_folder)
+    evaluate(*models, {"six": pairs}, also={"whole": str(tiny_folder)}, **options)
+    assert sizes == [7] * 5
+    assert seen == [(True, False)] * 5
+
+
+def test_the_batch_size_changes_no_score(small_folder, pairs):
+    model = load_encoder(str(small_folder), device="cpu")
+    one, many = (score_sts(model, {"six": pairs}, size)["six"].value for size in (1, 32))
+    assert one == pytest.approx(many)
+
+
+def test_several_tasks_are_scored_apart(small_folder, pairs):
+    turned = (pairs[1], pairs[0], [5 - gold for gold in pairs[2]])
+    result = evaluate(str(small_folder), None, {"six": pairs, "turned": turned}, device="cpu")
+    six, other = result["tasks"]
+    assert (six["task"], other["task"]) == ("six", "turned")
+    assert other["value"] == pytest.approx(-six["value"])
+
+
+def test_a_model_from_the_hub_has_no_heads_to_count(tiny_folder, tiny_model):
+    local, hub = (_count(name, tiny_model) for name in (str(tiny_folder), "someone/tiny"))
+    heads = 16 * 16 + 16 + 16 + 1
+    assert (local["heads"], hub["heads"]) == (heads, 0)
+    assert hub["total"] == local["total"] - heads
+    assert {part: hub[part] for part in ("encoder", "embeddings", "pooler")} == {
+        part: local[part] for part in ("encoder", "embeddings", "pooler")
+    }
+
+
+@pytest.mark.parametrize(
+    ("gold", "message"),
+    [
+        ([1.0, float("nan"), 2.0], "odd: 1 of 3 values of the gold score are not finite"),
+        ([], r"odd: columns of \[3, 3, 0\] entries"),
+    ],
+)
+def test_gold_scores_that_cannot_be_used(gold, message, tiny_folder):
+    texts = ["a man", "the dog", "a cat"]
+    with pytest.raises(ValueError, match=f"{message}.*To fix"):
+        evaluate(str(tiny_folder), None, {"odd": (texts, texts[::-1], gold)}, device="cpu")
+
+
+def test_a_task_needs_two_pairs(tiny_model):
+    with pytest.raises(ValueError, match=r"few: 1 pairs have no correlation\. To fix, give at"):
+        score_sts(tiny_model, {"few": (["a man"], ["a cat"], [1.0])}, 32)
+
+
+def test_json_is_readable_in_every_language(tmp_path):
+    write_json({"текст": "天气"}, tmp_path / "a.json")
+    content = (tmp_path / "a.json").read_bytes().decode("utf-8")
+    assert content == '{\n  "текст": "天气"\n}\n'
+
+
+def test_a_text_that_cannot_be_written_leaves_the_earlier_one(tmp_path, monkeypatch):
+    write_text(tmp_path / "a.txt", "first")
+
+    def fill_the_disk(path, text, **_):
+        with path.open("w") as stream:
+            stream.write(text[:2])
+        raise OSError("No space left on device")
+
+    monkeypatch.setattr(Path, "write_text", fill_the_disk)
+    with pytest.raises(OSError, match="No space left"):
+        write_text(tmp_path / "a.txt", "second")
+    assert (tmp_path / "a.txt").read_text() == "first"

@@ -208,3 +208,112 @@ def test_script(folder, capsys):
     assert main([str(folder)]) == 1
     assert "error: " in capsys.readouterr().err
     assert main([str(folder), "--overwrite", "--command", "make all"]) == 0
+
+
+@pytest.mark.parametrize("content", [b"", b"PK\x03\x04 cut", b"not an archive"])
+def test_gates_that_cannot_be_read(folder, content):
+    (folder / "gates.npz").write_bytes(content)
+    with pytest.raises(ValueError, match=r"gates\.npz .*To fix"):
+        write_report(folder)
+
+
+def test_gates_that_hold_code_are_not_run(folder):
+    np.savez(folder / "gates.npz", layer=np.array([{"a": 1}], dtype=object))
+    with pytest.raises(ValueError, match=r"gates\.npz .*To fix"):
+        write_report(folder)
+
+
+@pytest.mark.parametrize("name", ["evaluation.json", "pruning.json", "metrics.jsonl"])
+def test_files_in_another_encoding_are_named(folder, name):
+    (folder / name).write_bytes('{"café": 1}'.encode("latin-1"))
+    with pytest.raises(ValueError, match=rf"{name}.* To fix"):
+        write_report(folder)
+
+
+@pytest.mark.parametrize("name", ["evaluation.json", "pruning.json"])
+def test_json_of_another_kind_is_named(folder, name):
+    (folder / name).write_text("[1, 2]")
+    with pytest.raises(ValueError, match=rf"{name}.* To fix"):
+        write_report(folder)
+
+
+def test_a_report_that_fails_leaves_the_folder_as_it_was(folder):
+    result = evaluation()
+    del result["versions"]
+    (folder / "evaluation.json").write_text(json.dumps(result))
+    before = sorted(folder.iterdir())
+    with pytest.raises(ValueError, match=r"the results have no 'versions'\. To fix, write them"):
+        write_report(folder)
+    assert sorted(folder.iterdir()) == before
+
+
+@pytest.mark.parametrize(
+    "commands", ["python a.py\n\n  \npython b.py", "\r\npython a.py\r\npython b.py\r\n"]
+)
+def test_empty_lines_are_no_commands(folder, commands):
+    (folder / "commands.txt").write_text(commands)
+    assert "```bash\npython a.py\npython b.py\n```" in write_report(folder).read_text()
+
+
+def test_unicode_survives(folder):
+    result = pruning()
+    result["source"]["base_model"] = "models/модель-天气"
+    (folder / "pruning.json").write_text(json.dumps(result, ensure_ascii=False), encoding="utf-8")
+    assert write_report(folder).read_text(encoding="utf-8").startswith("# Pruned модель-天气\n")
+
+
+def test_gates_that_are_not_a_number_are_said_loudly(folder):
+    (folder / "pruning.json").write_text(json.dumps(pruning(float("nan"))))
+    text = write_report(folder).read_text()
+    assert "WARNING: the gates never reached the target: they were nan points" in text
+
+
+def test_the_worst_axis_is_the_one_that_counts(folder):
+    result = pruning()
+    row = {"target_sparsity": 0.25, "realised_sparsity": 0.25}
+    result["constraint"]["hidden"] = {**row, "expected_sparsity": 0.2}
+    result["constraint"]["budget"] = {**row, "expected_sparsity": 0.27}
+    (folder / "pruning.json").write_text(json.dumps(result))
+    text = write_report(folder).read_text()
+    assert "they were 5.00 points of sparsity (hidden dimensions) away" in text
+    assert "| budget | 27.00% | 25.00% | 25.00% | 2.00 points |" in text
+
+
+def test_the_distance_is_said_when_it_is_small(folder):
+    text = write_report(folder).read_text()
+    assert (
+        "The largest distance between gates and target is 0.10 points of sparsity (layers)." in text
+    )
+
+
+def test_a_run_without_gates(folder):
+    (folder / "pruning.json").write_text(json.dumps({**pruning(), "constraint": {}}))
+    assert "No axis was pruned by gates." in write_report(folder).read_text()
+
+
+def test_layers_are_listed_only_where_some_are_gone(folder):
+    result = pruning()
+    result["kept"]["layer"] = [0, 1, 2, 3]
+    (folder / "pruning.json").write_text(json.dumps(result))
+    assert "Layers that stay" not in write_report(folder).read_text()
+
+
+def test_a_sequence_of_tasks(folder):
+    result = evaluation()
+    other = {**result["tasks"][0], "task": "de", "value": 0.4, "retention_above_floor": None}
+    result["tasks"].append({**other, "retention": 0.5, "also": {"before recovery": 0.2}})
+    (folder / "evaluation.json").write_text(json.dumps(result))
+    text = write_report(folder).read_text()
+    assert "On de it scores 0.4000 against 0.8200: 50.0% is kept. It encodes 1.80" in text
+    row = "| de | 1,379 | 0.8200 | 0.2000 | 0.4000 | 0.4300 | 0.5100 | 50.0% | - |"
+    assert row in text
+
+
+def test_a_bar_in_a_name_does_not_break_the_table(folder):
+    result = evaluation()
+    result["tasks"][0]["task"] = "a|b"
+    (folder / "evaluation.json").write_text(json.dumps(result))
+    lines = write_report(folder).read_text().splitlines()
+    (row,) = [line for line in lines if line.startswith("| a")]
+    header = lines[lines.index(row) - 2]
+    assert row.replace("\\|", "").count("|") == header.count("|")

@@ -1,0 +1,126 @@
+"""Gradient norms of weights, gates and multipliers, clipped apart."""
+
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+from composer.core import Event
+from torch import nn
+
+from bge_pruning import builders
+from bge_pruning.algorithms.group_gradient_clipping import GroupGradientClipping
+
+# By parameter: its group and its gradient. The norms of the groups are 5, 13 and 0.5.
+GRADIENTS = {
+    "matrix": ("weights/decay", [[3.0, 0.0], [0.0, 0.0]]),
+    "bias": ("weights/no_decay", [0.0, 4.0]),
+    "gate": ("gates", [5.0, -12.0]),
+    "lambda_1": ("multipliers", [0.3]),
+    "lambda_2": ("multipliers", [0.4]),
+}
+
+
+@pytest.fixture
+def parameters() -> dict[str, nn.Parameter]:
+    return {
+        name: nn.Parameter(torch.zeros_like(torch.tensor(g))) for name, (_, g) in GRADIENTS.items()
+    }
+
+
+@pytest.fixture
+def state(parameters) -> SimpleNamespace:
+    groups: dict[str, list[nn.Parameter]] = {}
+    for name, (group, gradient) in GRADIENTS.items():
+        groups.setdefault(group, []).append(parameters[name])
+        parameters[name].grad = torch.tensor(gradient)
+    optimizer = torch.optim.AdamW([{"name": n, "params": p} for n, p in groups.items()])
+    return SimpleNamespace(optimizers=[optimizer])
+
+
+def clip(state: SimpleNamespace, max_norm: float) -> None:
+    GroupGradientClipping(max_norm).apply(Event.AFTER_TRAIN_BATCH, state, None)
+
+
+def test_groups_are_clipped_apart_and_parts_of_a_name_together(state, parameters):
+    clip(state, 1.0)
+    expected = {
+        "matrix": [[0.6, 0.0], [0.0, 0.0]],  # / 5: with the bias, not apart from it
+        "bias": [0.0, 0.8],
+        "gate": [5 / 13, -12 / 13],
+        "lambda_1": [0.3],  # its group's norm is 0.5 already
+        "lambda_2": [0.4],
+    }
+    for name, gradient in expected.items():
+        torch.testing.assert_close(parameters[name].grad, torch.tensor(gradient), rtol=1e-5, atol=0)
+
+
+@pytest.mark.parametrize("max_norm", [13.0, 1e9])
+def test_small_gradients_are_left_alone(max_norm, state, parameters):
+    clip(state, max_norm)
+    for name, (_, gradient) in GRADIENTS.items():
+        torch.testing.assert_close(parameters[name].grad, torch.tensor(gradient), rtol=1e-5, atol=0)
+
+
+def test_what_has_no_gradient_is_passed_over(state, parameters):
+    parameters["bias"].grad = None
+    parameters["lambda_1"].grad = parameters["lambda_2"].grad = None
+    clip(state, 1.0)
+    assert parameters["matrix"].grad[0, 0] == pytest.approx(1.0, rel=1e-5)
+    assert parameters["bias"].grad is parameters["lambda_1"].grad is None
+
+
+@pytest.mark.parametrize("broken", [float("nan"), float("inf")])
+def test_a_broken_gradient_spoils_its_own_group_only(broken, state, parameters):
+    parameters["gate"].grad[0] = broken
+    clip(state, 1.0)
+    assert not parameters["gate"].grad.isfinite().all()
+    assert parameters["bias"].grad[1] == pytest.approx(0.8, rel=1e-5)
+    assert parameters["lambda_2"].grad[0] == pytest.approx(0.4)
+
+
+def test_runs_between_backward_pass_and_optimizer_step_only():
+    algorithm = GroupGradientClipping(1.0)
+    assert {e for e in Event if algorithm.match(e, None)} == {Event.AFTER_TRAIN_BATCH}
+
+
+@pytest.mark.parametrize("micro", [8, 4])
+@pytest.mark.parametrize("max_norm", [1e-3, 0.0])
+def test_the_optimizer_steps_with_clipped_gradients(
+    max_norm, micro, tmp_path, train_tiny, monkeypatch
+):
+    """Once per step, on the gradient of the whole batch; 0 switches clipping off."""
+    norms = []
+    build_optimizer = builders.build_optimizer
+
+    def build(*arguments):
+        optimizer = build_optimizer(*arguments)
+        # After the step: the gradients are computed inside of it.
+        optimizer.register_step_post_hook(lambda opt, *_: norms.append(gradient_norms(opt)))
+        return optimizer
+
+    monkeypatch.setattr(builders, "build_optimizer", build)
+    train_tiny(
+        tmp_path,
+        "max_duration=2ba",
+        "loss.distillation_similarity=0",
+        f"optimizer.max_grad_norm={max_norm}",
+        f"device_train_microbatch_size={micro}",
+    )
+    assert len(norms) == 2
+    for step in norms:
+        assert step.keys() == {"weights", "gates", "multipliers"}
+        for norm in step.values():
+            if max_norm:
+                assert norm == pytest.approx(max_norm, rel=1e-4)
+            else:
+                assert norm > 1e-2
+
+
+def gradient_norms(optimizer: torch.optim.Optimizer) -> dict[str, float]:
+    squares: dict[str, float] = {}
+    for group in optimizer.param_groups:
+        name = group["name"].partition("/")[0]
+        grads = [p.grad.double().numpy() for p in group["params"] if p.grad is not None]
+        squares[name] = squares.get(name, 0.0) + sum((g**2).sum() for g in grads)
+    return {name: float(np.sqrt(square)) for name, square in squares.items()}

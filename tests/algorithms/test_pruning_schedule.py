@@ -1,0 +1,167 @@
+"""What the clock of training does to the gates."""
+
+import pytest
+import torch
+from composer.core import Event, State, Time, Timestamp
+from composer.devices import DeviceCPU
+
+from bge_pruning.algorithms.pruning_schedule import PruningSchedule, compute_progress
+from bge_pruning.models.composer_bge_m3 import ComposerBGEM3
+from bge_pruning.models.encoder_shape import EncoderShape
+from bge_pruning.models.hard_concrete import LOG_ALPHA_MAX, LOG_ALPHA_MIN
+from bge_pruning.models.l0_module_embedding import L0Module
+
+SHAPE = EncoderShape(32, 4, 4, 64, 99, head_dim=8)
+
+
+@pytest.fixture
+def l0_module() -> L0Module:
+    """Gates that are to keep half of the encoder's parameters or so."""
+    return L0Module(SHAPE, ["layer", "intermediate"], target_parameters=18_000)
+
+
+@pytest.fixture
+def make_state():
+    """A function that makes a state at a time of training."""
+
+    def make(batch: int = 0, max_duration: str | None = "10ba") -> State:
+        model = torch.nn.Linear(1, 1)
+        state = State(model, 0, "run", DeviceCPU(), max_duration=max_duration)
+        state.timestamp = Timestamp(batch=batch)
+        return state
+
+    return make
+
+
+@pytest.mark.parametrize(
+    ("warmup", "time", "progress"),
+    [
+        ("4ba", {"batch": 0}, 0.0),
+        ("4ba", {"batch": 1}, 0.25),
+        ("4ba", {"batch": 3}, 0.75),
+        ("4ba", {"batch": 4}, 1.0),
+        ("4ba", {"batch": 9}, 1.0),
+        ("0.5dur", {"batch": 0}, 0.0),
+        ("0.5dur", {"batch": 2}, 0.4),
+        ("0.5dur", {"batch": 5}, 1.0),
+        ("0.5dur", {"batch": 9}, 1.0),
+        ("1dur", {"batch": 9}, 0.9),
+        ("0ba", {"batch": 0}, 1.0),
+        ("0ep", {"batch": 0}, 1.0),
+        ("0dur", {"batch": 0}, 1.0),
+    ],
+)
+def test_progress_is_the_share_of_the_warm_up(warmup, time, progress, make_state):
+    found = compute_progress(make_state(**time), Time.from_timestring(warmup))
+    assert found == pytest.approx(progress, abs=1e-12)
+
+
+def test_runs_before_a_batch_and_after_it_only(l0_module, make_state):
+    schedule = PruningSchedule(l0_module, "4ba")
+    matched = {event for event in Event if schedule.match(event, make_state())}
+    assert matched == {Event.BATCH_START, Event.BATCH_END}
+
+
+def test_before_a_batch_step_and_progress_follow_the_clock(l0_module, make_state):
+    schedule = PruningSchedule(l0_module, "8ba")
+    with torch.no_grad():
+        l0_module.log_alpha["layer"][0] = 50.0
+    for batch in (6, 2):  # also backwards: nothing but the clock counts
+        schedule.apply(Event.BATCH_START, make_state(batch), None)
+        assert l0_module.step == batch
+        assert l0_module.warmup_progress == batch / 8
+    assert l0_module.log_alpha["layer"][0] == 50.0
+
+
+def test_after_a_batch_gates_are_clamped_and_the_clock_stays(l0_module, make_state):
+    schedule = PruningSchedule(l0_module, "8ba")
+    schedule.apply(Event.BATCH_START, make_state(3), None)
+    with torch.no_grad():
+        l0_module.log_alpha["layer"][:2] = torch.tensor([50.0, -50.0])
+        l0_module.log_alpha["intermediate"][1, 2] = 50.0
+    before = l0_module.log_alpha["intermediate"].detach().clone()
+    schedule.apply(Event.BATCH_END, make_state(4), None)
+    layer = l0_module.log_alpha["layer"].detach()
+    assert layer[:2].tolist() == pytest.approx([LOG_ALPHA_MAX, LOG_ALPHA_MIN])
+    assert torch.equal(l0_module.log_alpha["intermediate"], before.clamp(max=LOG_ALPHA_MAX))
+    assert (l0_module.step, l0_module.warmup_progress) == (3, 0.375)
+
+
+def test_targets_follow_the_progress(l0_module, make_state):
+    schedule = PruningSchedule(l0_module, "8ba")
+    encoder = sum(p.numel() for p in torch.nn.TransformerEncoderLayer(32, 4, 64).parameters()) * 4
+    for batch, share in ((0, 0.0), (2, 0.25), (8, 1.0)):
+        schedule.apply(Event.BATCH_START, make_state(batch), None)
+        (constraint,) = l0_module.constraints().values()
+        assert constraint.target == pytest.approx(share * (1 - 18_000 / encoder))
+
+
+@pytest.mark.parametrize("warmup", ["half", "0.5ba", "3 steps"])
+def test_a_warm_up_that_is_no_time_is_refused(warmup, l0_module):
+    with pytest.raises((ValueError, TypeError), match="Invalid time string|not an integer"):
+        PruningSchedule(l0_module, warmup)
+
+
+@pytest.fixture
+def seen(monkeypatch) -> list[tuple[int, float, torch.Tensor]]:
+    """Step, progress and gates of every forward pass of training."""
+    seen = []
+    forward = ComposerBGEM3.forward
+
+    def watch(self, batch):
+        if self.training:
+            gates = self.l0_module
+            seen.append((gates.step, gates.warmup_progress, gates.sample_masks().hidden))
+        return forward(self, batch)
+
+    monkeypatch.setattr(ComposerBGEM3, "forward", watch)
+    return seen
+
+
+def test_every_step_of_training_has_its_own_noise_and_target(tmp_path, train_tiny, seen):
+    train_tiny(
+        tmp_path,
+        "max_duration=4ba",
+        "device_train_microbatch_size=4",
+        "loss.distillation_similarity=0",
+    )
+    clock = [(step, progress) for step, progress, _ in seen]
+    assert clock == [(n, p) for n, p in enumerate((0.0, 0.5, 1.0, 1.0)) for _ in range(2)]
+    for (_, _, first), (_, _, second) in zip(seen[::2], seen[1::2], strict=True):
+        assert torch.equal(first, second)  # the microbatches of a step
+    assert not torch.equal(seen[0][2], seen[2][2])
+
+
+@pytest.mark.parametrize(
+    ("duration", "warmup", "batches"),
+    [  # five batches are an epoch
+        ("10ba", "0.4dur", 4),
+        ("10ba", "1ep", 5),
+        ("1ep", "0.8dur", 4),
+        ("2ep", "0.4dur", 4),
+        ("2ep", "1ep", 5),
+        ("2ep", "8ba", 8),
+    ],
+)
+def test_warm_up_is_linear_in_every_unit(duration, warmup, batches, tmp_path, train_tiny, seen):
+    train_tiny(
+        tmp_path,
+        f"max_duration={duration}",
+        f"model.l0_module.lagrangian_warmup_steps={warmup}",
+        "eval_interval=1ep",
+        "save_interval=1ep",
+    )
+    progress = [progress for _, progress, _ in seen]
+    assert len(progress) == (5 if duration == "1ep" else 10)
+    assert progress == pytest.approx([min(1.0, n / batches) for n in range(len(progress))])
+
+
+def test_checkpoints_are_written_after_clamping(tmp_path, train_tiny, load_state):
+    # Composer's learning rate of the first two steps is 0; the third moves every gate by about 50.
+    run = train_tiny(tmp_path, "max_duration=3ba", "optimizer.l0_lr=50", "save_interval=1ba")
+    for name, moved in (("ba2-rank0.pt", False), ("ba3-rank0.pt", True)):
+        state = load_state(run / name)["model"]
+        gates = torch.cat([v.flatten() for k, v in state.items() if "log_alpha" in k])
+        assert torch.equal(gates, gates.clamp(LOG_ALPHA_MIN, LOG_ALPHA_MAX))
+        ends = torch.tensor([LOG_ALPHA_MIN, LOG_ALPHA_MAX])
+        assert torch.isin(gates, ends).any() == moved

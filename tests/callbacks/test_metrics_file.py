@@ -1,0 +1,174 @@
+"""The file of all metrics: what a line holds, and what a resumed run does to the lines."""
+
+import json
+import math
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from composer.core import State, Timestamp
+from composer.devices import DeviceCPU
+from composer.loggers import Logger
+from composer.utils import dist
+
+from bge_pruning.callbacks.metrics_file import MetricsFile
+
+
+@pytest.fixture
+def path(tmp_path) -> Path:
+    return tmp_path / "runs" / "tiny" / "metrics.jsonl"
+
+
+def rows(path: Path) -> list[dict]:
+    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+
+
+def at_batch(batch: int) -> State:
+    state = State(torch.nn.Linear(1, 1), 0, "run", DeviceCPU(), max_duration="9ba")
+    state.timestamp = Timestamp(batch=batch)
+    return state
+
+
+# Lines
+
+
+def test_one_line_per_call_in_order(path):
+    file = MetricsFile(path)
+    file.log_metrics({"loss/train/total": 0.5, "lr": 1e-4}, step=3)
+    file.log_metrics({"метрика": 1}, step=4)
+    assert path.read_bytes().endswith(b"\n")
+    assert rows(path) == [
+        {"batch": 3, "metrics": {"loss/train/total": 0.5, "lr": 1e-4}},
+        {"batch": 4, "metrics": {"метрика": 1.0}},
+    ]
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        0.5,
+        torch.tensor(0.5),
+        torch.tensor([[0.5]]),
+        torch.tensor(0.5, dtype=torch.bfloat16),
+        torch.tensor(0.5, requires_grad=True),
+        np.float64(0.5),
+        np.float32(0.5),
+    ],
+    ids=["float", "scalar", "one value", "bfloat16", "with gradient", "float64", "float32"],
+)
+def test_numbers_of_every_kind(value, path):
+    MetricsFile(path).log_metrics({"a": value}, step=1)
+    assert rows(path) == [{"batch": 1, "metrics": {"a": 0.5}}]
+
+
+def test_numbers_are_written_exactly(path):
+    values = {"third": 1 / 3, "tiny": 5e-324, "count": 302_309_376}
+    MetricsFile(path).log_metrics(values, step=1)
+    assert rows(path)[0]["metrics"] == values
+
+
+@pytest.mark.parametrize("value", ["text", None, [1.0], torch.zeros(2), torch.zeros(0), {"a": 1.0}])
+def test_what_is_no_number_is_left_out(value, path):
+    MetricsFile(path).log_metrics({"a": value, "b": 1.0}, step=1)
+    assert rows(path) == [{"batch": 1, "metrics": {"b": 1.0}}]
+
+
+def test_a_loss_that_is_no_number_is_seen(path):
+    MetricsFile(path).log_metrics({"a": torch.tensor(math.nan), "b": math.inf}, step=1)
+    metrics = rows(path)[0]["metrics"]
+    assert math.isnan(metrics["a"])
+    assert metrics["b"] == math.inf
+
+
+def test_the_batch_is_that_of_composers_clock(path):
+    Logger(at_batch(5), [MetricsFile(path)]).log_metrics({"a": 1.0})
+    assert rows(path)[0]["batch"] == 5
+
+
+def test_other_ranks_write_and_drop_nothing(path, monkeypatch):
+    MetricsFile(path).log_metrics({"a": 1.0}, step=1)
+    before = path.read_bytes()
+    monkeypatch.setattr(dist, "get_global_rank", lambda: 1)
+    file = MetricsFile(path)
+    file.log_metrics({"a": 2.0}, step=1)
+    file.load_state_dict({"bytes": 0})
+    file.fit_start(at_batch(0), None)
+    assert path.read_bytes() == before
+
+
+# Resuming
+
+
+def log_steps(path: Path, *steps: int) -> None:
+    file = MetricsFile(path)
+    for step in steps:
+        file.log_metrics({"a": step}, step=step)
+
+
+def test_a_resumed_run_drops_what_came_after_the_checkpoint_only(path):
+    log_steps(path, 1, 2)
+    saved = MetricsFile(path).state_dict()
+    log_steps(path, 2, 3)  # the metrics of step 2 that came after its checkpoint, and a step
+    resumed = MetricsFile(path)
+    resumed.load_state_dict(saved)
+    resumed.fit_start(at_batch(2), None)
+    assert [row["batch"] for row in rows(path)] == [1, 2]
+    resumed.log_metrics({"a": 3}, step=3)
+    assert [row["batch"] for row in rows(path)] == [1, 2, 3]
+
+
+def test_a_line_that_was_cut_is_dropped(path):
+    log_steps(path, 1)
+    saved = MetricsFile(path).state_dict()
+    with path.open("a") as file:
+        file.write('{"batch": 2, "met')
+    MetricsFile(path).load_state_dict(saved)
+    assert [row["batch"] for row in rows(path)] == [1]
+
+
+def test_text_of_several_bytes_is_cut_in_the_right_place(path):
+    file = MetricsFile(path)
+    file.log_metrics({"собака 🐈": 1.0}, step=1)
+    saved = file.state_dict()
+    assert saved == {"bytes": len(path.read_bytes())}
+    file.log_metrics({"собака 🐈": 2.0}, step=2)
+    file.load_state_dict(saved)
+    assert rows(path) == [{"batch": 1, "metrics": {"собака 🐈": 1.0}}]
+
+
+def test_state_can_be_stored_in_a_checkpoint(path, tmp_path):
+    log_steps(path, 1)
+    torch.save(MetricsFile(path).state_dict(), tmp_path / "state.pt")
+    state = torch.load(tmp_path / "state.pt", weights_only=True)
+    assert state == {"bytes": path.stat().st_size}
+
+
+def test_a_file_that_is_shorter_than_recorded_stays(path):
+    log_steps(path, 1)
+    before = path.read_bytes()
+    MetricsFile(path).load_state_dict({"bytes": 10_000})
+    assert path.read_bytes() == before
+
+
+def test_a_missing_file_is_no_error(path):
+    file = MetricsFile(path)
+    assert file.state_dict() == {"bytes": 0}
+    file.load_state_dict({"bytes": 10})
+    file.fit_start(at_batch(0), None)
+    assert not path.exists()
+
+
+def test_a_run_from_the_beginning_starts_an_empty_file(path):
+    log_steps(path, 1, 2)
+    file = MetricsFile(path)
+    file.fit_start(at_batch(0), None)
+    file.log_metrics({"a": 1.5}, step=1)
+    assert rows(path) == [{"batch": 1, "metrics": {"a": 1.5}}]
+
+
+def test_going_on_keeps_every_line(path):
+    log_steps(path, 1, 2)
+    before = path.read_bytes()
+    MetricsFile(path).fit_start(at_batch(2), None)
+    assert path.read_bytes() == before

@@ -1,0 +1,336 @@
+"""What is logged about the gates, when, and the line that a person follows."""
+
+import json
+import logging
+import re
+from dataclasses import dataclass, replace
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+from composer.core import State, Timestamp
+from composer.devices import DeviceCPU
+from composer.utils import dist
+from transformers import XLMRobertaConfig, XLMRobertaModel
+
+from bge_pruning.callbacks import pruning_callback
+from bge_pruning.callbacks.pruning_callback import PruningCallback, compute_pruning_metrics
+from bge_pruning.models.composer_bge_m3 import ComposerBGEM3
+from bge_pruning.models.encoder_shape import EncoderShape
+from bge_pruning.models.l0_module_embedding import L0Module
+
+SHAPE = EncoderShape(
+    32, 4, 4, 64, 99, head_dim=8, max_position_embeddings=80, sparse_head=True, colbert_dim=24
+)
+HALF = replace(
+    SHAPE, hidden_size=16, num_attention_heads=2, num_hidden_layers=2, intermediate_size=32
+)
+SIZES = {"head": 4, "hidden": 32, "intermediate": 64, "layer": 4}
+BUDGET = 18_000
+
+
+def build(axes: tuple[str, ...], target: EncoderShape | None, mean: float = -1.0) -> L0Module:
+    """Gates and multipliers all over the place, in the middle of the warm-up."""
+    budget = None if target else BUDGET
+    module = L0Module(SHAPE, axes, target, budget, start_sparsity=0.1)
+    generator = torch.Generator().manual_seed(1)
+    with torch.no_grad():
+        for parameter in module.parameters():
+            parameter.copy_(2.0 * torch.randn(parameter.shape, generator=generator) + mean)
+    module.warmup_progress = 0.25
+    return module
+
+
+@dataclass(frozen=True)
+class Case:
+    module: L0Module
+    constrained: tuple[str, ...]
+
+
+def make_case(name: str) -> Case:
+    every = ("head", "hidden", "intermediate", "layer")
+    if name == "shape":
+        return Case(build(every, HALF), every)
+    if name == "some axes":
+        some = ("intermediate", "layer")
+        target = replace(SHAPE, intermediate_size=32, num_hidden_layers=2)
+        return Case(build(some, target, mean=4.0), some)  # less is pruned than should be
+    return Case(build(every, None), ("encoder",))
+
+
+@pytest.fixture(params=["shape", "some axes", "budget"])
+def case(request) -> Case:
+    return make_case(request.param)
+
+
+# Values, against plain loops and Hugging Face's model
+
+
+def probabilities(module: L0Module) -> dict[str, np.ndarray]:
+    """P(z > 0) of equation 12 of Louizos et al."""
+    shift = 2 / 3 * np.log(0.1 / 1.1)
+    gates = {a: g.detach().double().numpy() for a, g in module.log_alpha.items()}
+    found = {a: 1 / (1 + np.exp(shift - g)) for a, g in gates.items()}
+    full = {"head": (4, 4), "hidden": 32, "intermediate": (4, 64), "layer": 4}
+    return {axis: found.get(axis, np.ones(size)) for axis, size in full.items()}
+
+
+def count_expected(p: dict[str, np.ndarray]) -> dict[str, float]:
+    hidden, encoder = p["hidden"].sum(), 0.0
+    for layer in range(4):
+        parameters = 2 * 2 * hidden + 2 * hidden  # two LayerNorms, two output biases
+        for head in p["head"][layer]:
+            parameters += head * (4 * 8 * hidden + 3 * 8)
+        for unit in p["intermediate"][layer]:
+            parameters += unit * (2 * hidden + 1)
+        encoder += p["layer"][layer] * parameters
+    parts = {
+        "encoder": encoder,
+        "embeddings": (99 + 80 + 1) * hidden + 2 * hidden,
+        "pooler": hidden * hidden + hidden,
+        "heads": (hidden + 1) + 24 * (hidden + 1),
+    }
+    return {**parts, "total": sum(parts.values())}
+
+
+def count_encoder(shape: dict[str, int]) -> int:
+    """Encoder parameters of Hugging Face's model of a shape given by the axes' sizes."""
+    config = XLMRobertaConfig(
+        vocab_size=99,
+        hidden_size=shape["hidden"],
+        num_attention_heads=shape["head"],
+        num_hidden_layers=shape["layer"],
+        intermediate_size=shape["intermediate"],
+    )
+    return sum(p.numel() for p in XLMRobertaModel(config).encoder.parameters())
+
+
+def expected_metrics(case: Case) -> dict[str, float]:
+    module, full = case.module, count_encoder(SIZES)
+    p, masks = probabilities(module), module.deterministic_masks()
+    kept = dict(SIZES)
+    values = {}
+    for axis in module.axes:
+        kept[axis] = int(getattr(masks, axis).sum(-1).unique())
+        values[f"expected_sparsity/{axis}"] = 1 - p[axis].mean()
+        values[f"realised_sparsity/{axis}"] = 1 - kept[axis] / SIZES[axis]
+        values[f"binary_distance/{axis}"] = np.minimum(p[axis], 1 - p[axis]).mean()
+        values[f"open_share/{axis}"] = (p[axis] > 0.5).mean()
+    counts = count_expected(p)
+    values |= {f"expected_parameters/{part}": count for part, count in counts.items()}
+    values["expected_density"] = counts["encoder"] / full
+    values["expected_sparsity/encoder"] = 1 - counts["encoder"] / full
+    values["realised_sparsity/encoder"] = 1 - count_encoder(kept) / full
+    for name in case.constrained:
+        final = 1 - BUDGET / full if name == "encoder" else 0.5
+        target = 0.1 + 0.25 * (final - 0.1)
+        kept_rows = counts["encoder"] / full if name == "encoder" else p[name].mean(-1)
+        values[f"target_sparsity/{name}"] = target
+        values[f"distance/{name}"] = np.abs(1 - kept_rows - target).max()
+        for multiplier in ("lambda_1", "lambda_2"):
+            value = getattr(module, multiplier)[name].detach().numpy().mean()
+            values[f"{multiplier}/{name}"] = value
+    return {f"pruning/{key}": value for key, value in values.items()}
+
+
+def test_every_key_has_the_right_value(case):
+    expected = expected_metrics(case)
+    metrics = compute_pruning_metrics(case.module)
+    assert metrics.keys() == expected.keys()
+    for key, value in expected.items():
+        assert type(metrics[key]) is float
+        assert metrics[key] == pytest.approx(value, rel=1e-5, abs=1e-6), key
+
+
+def test_realised_sparsity_of_a_shape_is_the_targets():
+    metrics = compute_pruning_metrics(make_case("shape").module)
+    for axis in SIZES:
+        assert metrics[f"pruning/realised_sparsity/{axis}"] == 0.5
+
+
+def test_the_docstrings_table_names_every_key_and_no_other():
+    table = re.findall(r"^ *``(pruning/\S+)``", PruningCallback.__doc__, flags=re.MULTILINE)
+    cases = [make_case(name) for name in ("shape", "some axes", "budget")]
+    logged = {key for case in cases for key in compute_pruning_metrics(case.module)}
+    axes = "|".join([*SIZES, "encoder"])
+    for wildcard, names in (("<axis>", axes), ("<part>", "encoder|embeddings|pooler|heads|total")):
+        table = [row.replace(wildcard, f"({names})") for row in table]
+    for key in logged:
+        assert any(re.fullmatch(row, key) for row in table), f"{key} is not in the table"
+    for row in table:
+        assert any(re.fullmatch(row, key) for key in logged), f"{row} is not logged"
+
+
+def test_logging_leaves_no_trace(case):
+    before = {k: v.clone() for k, v in case.module.state_dict().items()}
+    random = torch.random.get_rng_state()
+    compute_pruning_metrics(case.module)
+    assert all(torch.equal(v, before[k]) for k, v in case.module.state_dict().items())
+    assert all(p.grad is None for p in case.module.parameters())
+    assert torch.equal(torch.random.get_rng_state(), random)
+
+
+# When
+
+
+@pytest.fixture
+def lines(monkeypatch, caplog):
+    """The lines that are printed while a test runs."""
+    seen = []
+    handler = logging.Handler()
+    handler.emit = lambda record: seen.append(record.getMessage())
+    logger = logging.getLogger(pruning_callback.__name__)
+    monkeypatch.setattr(logger, "handlers", [handler])
+    caplog.set_level(logging.INFO, logger=logger.name)
+    return seen
+
+
+def rows(run: Path) -> list[dict]:
+    return [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+
+
+def steps(lines: list[str]) -> list[list[str]]:
+    """The parts of the lines about training steps."""
+    return [line.split(" | ") for line in lines if " | evaluation | " not in line]
+
+
+@pytest.mark.parametrize(
+    ("duration", "interval", "batches"),
+    [  # five batches are an epoch
+        ("5ba", "2ba", [2, 4, 5]),
+        ("4ba", "2ba", [2, 4]),
+        ("3ba", "7ba", [3]),
+        ("2ep", "3ba", [3, 6, 9, 10]),
+        ("11ba", "1ep", [5, 10, 11]),
+        ("3ep", "2ep", [10, 15]),
+    ],
+)
+def test_logged_at_the_interval_and_at_the_end(
+    duration, interval, batches, tmp_path, train_tiny, lines
+):
+    run = train_tiny(
+        tmp_path,
+        f"max_duration={duration}",
+        f"log_interval={interval}",
+        "eval_interval=3ep",
+        "save_interval=3ep",
+    )
+    logged = [row["batch"] for row in rows(run) if "pruning/lambda_1/hidden" in row["metrics"]]
+    assert logged == batches
+    assert [line[0] for line in steps(lines)] == [f"step {batch}" for batch in batches]
+
+
+def test_a_run_without_gates_prints_its_line_and_logs_nothing(tmp_path, train_tiny, lines):
+    run = train_tiny(tmp_path, "model.l0_module=null", "max_duration=2ba")
+    assert [line[0] for line in steps(lines)] == ["step 1", "step 2"]
+    assert "sparsity" not in "".join(lines)
+    assert not any(key.startswith("pruning/") for row in rows(run) for key in row["metrics"])
+    assert all(row["metrics"] for row in rows(run))
+
+
+# The line
+
+
+@pytest.fixture
+def minutes(monkeypatch):
+    """Makes every training step take one minute by the callback's clock."""
+    clock = SimpleNamespace(now=1000.0)
+    loss = ComposerBGEM3.loss
+
+    def slow(self, outputs, batch):
+        clock.now += 60.0
+        return loss(self, outputs, batch)
+
+    monkeypatch.setattr(ComposerBGEM3, "loss", slow)
+    monkeypatch.setattr(pruning_callback, "time", SimpleNamespace(monotonic=lambda: clock.now))
+
+
+@pytest.mark.usefixtures("minutes")
+@pytest.mark.parametrize(("duration", "last"), [("4ba", 4), ("1ep", 5), ("2ep", 10)])
+def test_time_left(duration, last, tmp_path, train_tiny, lines):
+    intervals = ("eval_interval=1ep", "save_interval=1ep")
+    train_tiny(tmp_path, f"max_duration={duration}", *intervals)
+    assert [line[:3] for line in steps(lines)] == [
+        [f"step {step}", "60.00 s/step", f"{last - step:.1f} min left"]
+        for step in range(1, last + 1)
+    ]
+
+
+@pytest.mark.usefixtures("minutes")
+def test_time_left_of_a_resumed_run_counts_its_own_steps(tmp_path, train_tiny, lines):
+    train_tiny(tmp_path, "max_duration=4ba")
+    del lines[:]
+    train_tiny(tmp_path, "max_duration=7ba", "autoresume=true")
+    assert [line[:3] for line in steps(lines)] == [
+        [f"step {step}", "60.00 s/step", f"{7 - step:.1f} min left"] for step in (5, 6, 7)
+    ]
+
+
+@pytest.mark.parametrize("micro", [8, 4])
+def test_losses_and_sparsities_are_those_that_are_logged(micro, tmp_path, train_tiny, lines):
+    run = train_tiny(
+        tmp_path,
+        "max_duration=3ba",
+        "loss.distillation_similarity=0",
+        f"device_train_microbatch_size={micro}",
+    )
+    parts = ("distillation_alignment", "lagrangian", "sts_regression", "total")
+    losses = [row["metrics"] for row in rows(run) if "loss/train/total" in row["metrics"]]
+    gates = [row["metrics"] for row in rows(run) if "pruning/lambda_1/head" in row["metrics"]]
+    short = {"heads": "head", "hidden": "hidden", "units": "intermediate", "layers": "layer"}
+    for line, loss, gate in zip(steps(lines), losses, gates, strict=True):
+        assert sorted(line[3:-1]) == [f"{p} {loss[f'loss/train/{p}']:.4f}" for p in parts]
+        pairs = [
+            f"{name} {gate[f'pruning/expected_sparsity/{axis}']:.3f}"
+            f"/{gate[f'pruning/target_sparsity/{axis}']:.3f}"
+            for name, axis in short.items()
+        ]
+        assert line[-1] == f"sparsity expected/target: {' '.join(pairs)}"
+
+
+def test_scores_of_an_evaluation(tmp_path, train_tiny, lines, sts_csv):
+    source = f"kind: sts, path: {sts_csv}"
+    data = f"data.eval=[{{name: dev, {source}}}, {{name: other, {source}}}]"
+    run = train_tiny(tmp_path, "max_duration=3ba", data)
+    scores = {}
+    for row in rows(run):
+        for name in ("dev", "other"):
+            if (value := row["metrics"].get(f"metrics/{name}/cosine_spearman")) is not None:
+                scores.setdefault(row["batch"], []).append(f"{name} cosine_spearman {value:.4f}")
+    assert scores.keys() == {2, 3}
+    assert [line for line in lines if "evaluation" in line] == [
+        " | ".join([f"step {batch}", "evaluation", *parts]) for batch, parts in scores.items()
+    ]
+
+
+def at_batch(batch: int, losses: dict[str, float]) -> State:
+    state = State(torch.nn.Linear(1, 1), 0, "run", DeviceCPU(), max_duration="9ba")
+    state.timestamp = Timestamp(batch=batch)
+    state.total_loss_dict = losses
+    return state
+
+
+def test_budget_and_a_single_loss_in_the_line(lines):
+    callback = PruningCallback(make_case("budget").module, "1ba")
+    logged = []
+    logger = SimpleNamespace(log_metrics=logged.append)
+    callback.fit_start(at_batch(0, {}), logger)
+    callback.batch_end(at_batch(1, {"loss/train/total": 0.25}), logger)
+    assert "total 0.2500" in steps(lines)[0]
+    (metrics,) = logged
+    names = ("expected_sparsity", "target_sparsity")
+    expected, target = (metrics[f"pruning/{name}/encoder"] for name in names)
+    assert lines[0].endswith(f"sparsity expected/target: params {expected:.3f}/{target:.3f}")
+
+
+def test_other_ranks_log_and_print_nothing(lines, monkeypatch):
+    monkeypatch.setattr(dist, "get_global_rank", lambda: 1)
+    callback = PruningCallback(make_case("shape").module, "1ba")
+    logged = []
+    logger = SimpleNamespace(log_metrics=logged.append)
+    callback.fit_start(at_batch(0, {}), logger)
+    callback.batch_end(at_batch(1, {"loss/train/total": 0.25}), logger)
+    assert lines == []
+    assert len(logged) == 1  # every rank tells Composer, whose loggers choose

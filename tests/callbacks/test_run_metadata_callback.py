@@ -1,0 +1,55 @@
+"""What a checkpoint carries besides weights."""
+
+import runpy
+from dataclasses import replace
+
+import pytest
+import torch
+from composer.core import State
+from composer.devices import DeviceCPU
+
+from bge_pruning.callbacks import run_metadata_callback
+from bge_pruning.callbacks.run_metadata_callback import RunMetadataCallback
+from bge_pruning.models import checkpoint
+from bge_pruning.models.checkpoint import RunMetadata
+
+METADATA = RunMetadata(
+    base_model="someone/模型",
+    shape={"hidden_size": 32},
+    hf_config={"model_type": "xlm-roberta", "layer_norm_eps": 1e-05},
+    pooling="mean",
+    max_seq_length=128,
+    seed=3,
+    l0_module={"axes": ["head"], "target": None, "start_sparsity": 0.0},
+    source_pruning=None,
+    versions={"torch": "2.7.0"},
+    tokenizer_files={"tokenizer.json": b'{"a": 1}', "any.bytes": bytes(range(256))},
+)
+
+
+def test_metadata_comes_back_from_a_composer_checkpoint(tmp_path):
+    model = torch.nn.Linear(1, 1)
+    callbacks = [RunMetadataCallback(METADATA)]
+    state = State(model, 0, "run", DeviceCPU(), callbacks=callbacks)
+    state.optimizers = torch.optim.SGD(model.parameters(), lr=0.1)
+    torch.save(state.state_dict()["callbacks"], tmp_path / "callbacks.pt")
+    stored = dict(torch.load(tmp_path / "callbacks.pt", weights_only=True))
+    assert RunMetadata.from_state_dict(stored["RunMetadataCallback"]) == METADATA
+
+
+def test_a_resumed_run_keeps_its_own_metadata():
+    own = replace(METADATA, seed=4)
+    callback = RunMetadataCallback(own)
+    callback.load_state_dict(RunMetadataCallback(METADATA).state_dict())
+    assert RunMetadata.from_state_dict(callback.state_dict()) == own
+
+
+def test_no_tokenizer_files():
+    bare = replace(METADATA, tokenizer_files={})
+    assert RunMetadata.from_state_dict(RunMetadataCallback(bare).state_dict()) == bare
+
+
+def test_a_renamed_key_is_noticed_at_once(monkeypatch):
+    monkeypatch.setattr(checkpoint, "METADATA_KEY", "Metadata")
+    with pytest.raises(RuntimeError, match="checkpoints look for Metadata; rename one of the two"):
+        runpy.run_path(run_metadata_callback.__file__)

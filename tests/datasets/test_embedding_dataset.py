@@ -1,0 +1,156 @@
+"""Tokenised texts, examples over them, and padded batches."""
+
+import numpy as np
+import pytest
+import torch
+from tokenizers import Tokenizer
+from torch.utils.data import DataLoader
+from transformers import AutoTokenizer
+
+from bge_pruning.datasets.embedding_dataset import (
+    Collator,
+    EmbeddingDataset,
+    TokenizedTexts,
+    tokenize,
+)
+
+TEXTS = [
+    "the man plays the guitar",
+    "a",
+    "Никто не знает 🐈",
+    "",
+    "dog cat child in the park today",
+]
+
+
+@pytest.fixture(scope="module")
+def tokenizer_json(model_folder) -> bytes:
+    return (model_folder / "tokenizer.json").read_bytes()
+
+
+def as_lists(texts: TokenizedTexts) -> list[list[int]]:
+    return [texts[i].tolist() for i in range(len(texts))]
+
+
+def from_lists(*rows: list[int]) -> TokenizedTexts:
+    starts = np.cumsum([0, *map(len, rows)])
+    return TokenizedTexts(np.array([i for row in rows for i in row], np.int32), starts, 0)
+
+
+# Tokenising
+
+
+@pytest.mark.parametrize("max_length", [128, 6, 3])
+def test_token_ids_are_those_of_transformers(max_length, tokenizer_json, model_folder):
+    tokenizer = AutoTokenizer.from_pretrained(model_folder)
+    texts = tokenize(TEXTS, tokenizer_json, max_length)
+    expected = tokenizer(TEXTS, truncation=True, max_length=max_length)["input_ids"]
+    assert as_lists(texts) == expected
+    assert len(texts) == len(TEXTS)
+    assert texts.lengths.tolist() == [len(row) for row in expected]
+    whole = tokenizer(TEXTS)["input_ids"]
+    assert texts.truncated == sum(len(row) > max_length for row in whole)
+    assert texts.ids.dtype == np.int32
+
+
+def test_padding_of_the_tokenizer_file_is_not_used(tokenizer_json):
+    padded = Tokenizer.from_str(tokenizer_json.decode())
+    padded.enable_padding(length=20, pad_id=1, pad_token="<pad>")
+    assert as_lists(tokenize(TEXTS, padded.to_str().encode(), 128)) == as_lists(
+        tokenize(TEXTS, tokenizer_json, 128)
+    )
+
+
+def test_truncation_of_the_tokenizer_file_is_not_used(tokenizer_json):
+    short = Tokenizer.from_str(tokenizer_json.decode())
+    short.enable_truncation(3)
+    texts = tokenize(TEXTS, short.to_str().encode(), 128)
+    assert as_lists(texts) == as_lists(tokenize(TEXTS, tokenizer_json, 128))
+    assert texts.truncated == 0
+
+
+def test_no_texts(tokenizer_json):
+    texts = tokenize([], tokenizer_json, 128)
+    assert (len(texts), texts.lengths.tolist(), texts.truncated) == (0, [], 0)
+
+
+def test_a_limit_without_room_for_the_special_tokens_is_refused(tokenizer_json):
+    with pytest.raises(ValueError, match=r"max_length 1 .*2 special tokens.*To fix"):
+        tokenize(["a man plays"], tokenizer_json, 1)
+
+
+# Examples
+
+
+@pytest.fixture
+def texts() -> TokenizedTexts:
+    return from_lists([0, 7, 8, 9, 2], [0, 2], [0, 5, 2], [0, 6, 6, 2])
+
+
+def test_items(texts):
+    examples = np.array([[0, 1], [3, 2]])
+    vectors = np.arange(8.0, dtype=np.float32).reshape(4, 2)
+    dataset = EmbeddingDataset(texts, examples, np.array([0.25, 1.0], np.float32), vectors)
+    assert len(dataset) == 2
+    assert dataset.lengths.tolist() == [5, 4]
+    item = dataset[1]
+    assert [ids.tolist() for ids in item["ids"]] == [[0, 6, 6, 2], [0, 5, 2]]
+    assert item["score"] == 1.0
+    assert item["teacher_dense_vecs"].tolist() == [[6.0, 7.0], [4.0, 5.0]]
+
+
+def test_an_item_has_only_what_is_known(texts):
+    assert EmbeddingDataset(texts, np.array([[2]]))[0].keys() == {"ids"}
+
+
+def test_no_examples(texts):
+    dataset = EmbeddingDataset(texts, np.empty((0, 2), int))
+    assert (len(dataset), dataset.lengths.tolist()) == (0, [])
+
+
+# Batches
+
+
+def test_batch_is_padded_to_its_longest_text(texts):
+    dataset = EmbeddingDataset(texts, np.array([[0, 1], [3, 2]]), np.array([0.25, 1.0]))
+    batch = Collator(pad_token_id=1)([dataset[0], dataset[1]])
+    ids = [[[0, 7, 8, 9, 2], [0, 2, 1, 1, 1]], [[0, 6, 6, 2, 1], [0, 5, 2, 1, 1]]]
+    mask = [[[1, 1, 1, 1, 1], [1, 1, 0, 0, 0]], [[1, 1, 1, 1, 0], [1, 1, 1, 0, 0]]]
+    assert batch.keys() == {"input_ids", "attention_mask", "scores"}
+    assert torch.equal(batch["input_ids"], torch.tensor(ids))
+    assert torch.equal(batch["attention_mask"], torch.tensor(mask))
+    assert torch.equal(batch["scores"], torch.tensor([0.25, 1.0]))
+    assert batch["scores"].dtype == torch.float32
+
+
+def test_batch_of_another_padding(texts):
+    batch = Collator(pad_token_id=42)([EmbeddingDataset(texts, np.array([[1, 2]]))[0]])
+    assert batch["input_ids"].tolist() == [[[0, 2, 42], [0, 5, 2]]]
+    assert batch.keys() == {"input_ids", "attention_mask"}
+
+
+def test_a_padding_token_inside_a_text_is_text():
+    """As transformers has it: only what was added to the text is padding."""
+    dataset = EmbeddingDataset(from_lists([0, 1, 2], [0, 2]), np.array([[0, 1]]))
+    assert Collator(1)([dataset[0]])["attention_mask"].tolist() == [[[1, 1, 1], [1, 1, 0]]]
+
+
+def test_batch_equals_transformers_padding(tokenizer_json, model_folder):
+    tokenizer = AutoTokenizer.from_pretrained(model_folder)
+    dataset = EmbeddingDataset(tokenize(TEXTS, tokenizer_json, 128), np.arange(5)[:, None])
+    (batch,) = DataLoader(dataset, batch_size=5, collate_fn=Collator(tokenizer.pad_token_id))
+    expected = tokenizer(TEXTS, padding=True, return_tensors="pt")
+    for name in ("input_ids", "attention_mask"):
+        assert torch.equal(batch[name].squeeze(1), expected[name])
+
+
+def test_teacher_vectors_on_disk_become_a_batch(texts, tmp_path):
+    vectors = np.random.default_rng(0).normal(size=(4, 3)).astype(np.float32)
+    np.save(tmp_path / "v.npy", vectors)
+    on_disk = np.load(tmp_path / "v.npy", mmap_mode="r")
+    dataset = EmbeddingDataset(texts, np.array([[3, 0], [1, 2]]), None, on_disk)
+    batch = Collator(1)([dataset[0], dataset[1]])
+    expected = torch.from_numpy(vectors[[[3, 0], [1, 2]]])
+    assert torch.equal(batch["teacher_dense_vecs"], expected)
+    batch["teacher_dense_vecs"].zero_()  # the batch is a copy, the file is safe
+    assert np.array_equal(np.load(tmp_path / "v.npy"), vectors)

@@ -1,0 +1,443 @@
+"""ComposerBGEM3 against Hugging Face, NumPy, SciPy and the extracted model."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from scipy.special import softmax
+from scipy.stats import entropy, spearmanr
+from torch import Tensor
+from torch.nn import functional
+
+from bge_pruning.models.bge_m3_backbone import XLMRobertaBackbone
+from bge_pruning.models.composer_bge_m3 import ComposerBGEM3, LossWeights, gather_batch
+from bge_pruning.models.embedding_heads import EmbeddingHeads
+from bge_pruning.models.extraction import cut
+from bge_pruning.models.l0_module_embedding import L0Module
+from bge_pruning.models.structural_pruning import AXES, PruningMasks
+from bge_pruning.models.teacher import FrozenEncoder
+
+B, N, T, H = 6, 2, 8, 32
+EVERY_LOSS = LossWeights(0.7, 0.3, 2.0, similarity_temperature=0.1)
+Build = Callable[..., ComposerBGEM3]
+
+
+@pytest.fixture(scope="module")
+def pairs() -> dict[str, Tensor]:
+    """Pairs of texts of 3 to 8 tokens with scores, two of them equal."""
+    generator = torch.Generator().manual_seed(4)
+    ids = torch.randint(4, 99, (B, N, T), generator=generator)
+    lengths = torch.randint(3, T + 1, (B, N, 1), generator=generator)
+    ids[..., 0] = 0
+    ids = ids.scatter(2, lengths - 1, 2).masked_fill(torch.arange(T) >= lengths, 1)
+    scores = torch.tensor([0.2, 0.9, 0.5, 0.5, 1.0, 0.0])
+    return {"input_ids": ids, "attention_mask": ids.ne(1).long(), "scores": scores}
+
+
+@pytest.fixture(scope="session")
+def gates(tiny_shape, target_shape) -> Callable[[], L0Module]:
+    """Fresh gates whose probabilities lie all over (0, 1)."""
+
+    def build() -> L0Module:
+        module = L0Module(tiny_shape, AXES, target_shape, init_mean=0.0, init_std=1.5, seed=2)
+        module.warmup_progress = 0.5
+        with torch.no_grad():
+            for n, multiplier in enumerate([*module.lambda_1.values(), *module.lambda_2.values()]):
+                multiplier.copy_(torch.linspace(-1, 1, multiplier.numel()) + n)
+        return module
+
+    return build
+
+
+@pytest.fixture(scope="session")
+def build(build_model, tiny_shape, gates) -> Build:
+    """A function that builds a model, gated or not."""
+
+    def make(gated: bool = True, losses: LossWeights = EVERY_LOSS, **kwargs: Any) -> ComposerBGEM3:
+        backbone, heads = build_model(tiny_shape, torch.float32, seed=1)
+        return ComposerBGEM3(backbone, heads, gates() if gated else None, losses, **kwargs)
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def teacher_parts(build_model, tiny_shape) -> tuple[XLMRobertaBackbone, EmbeddingHeads]:
+    """Another model; with dropout, which a teacher must not use."""
+    return build_model(tiny_shape, torch.float32, seed=5, dropout=0.4)
+
+
+@pytest.fixture
+def teacher(teacher_parts) -> FrozenEncoder:
+    backbone, heads = copy.deepcopy(teacher_parts)
+    return FrozenEncoder(backbone.train(), heads)
+
+
+@pytest.fixture(scope="module")
+def with_targets(pairs, teacher_parts, tiny_hf_config) -> dict[str, Tensor]:
+    """The pairs with the teacher's vectors, as Hugging Face computes them."""
+    vectors = hugging_face_vectors(teacher_parts[0], tiny_hf_config, pairs)
+    return {**pairs, "teacher_dense_vecs": vectors}
+
+
+def hugging_face_vectors(
+    backbone: XLMRobertaBackbone, config: dict[str, Any], batch: dict[str, Tensor]
+) -> Tensor:
+    """CLS vectors of length 1, shape (B, N, H)."""
+    from transformers import XLMRobertaConfig, XLMRobertaModel
+
+    model = XLMRobertaModel(XLMRobertaConfig(**config)).eval()
+    model.load_state_dict(backbone.state_dict())
+    with torch.no_grad():
+        hidden = model(batch["input_ids"].view(-1, T), batch["attention_mask"].view(-1, T))
+    return functional.normalize(hidden.last_hidden_state[:, 0], dim=-1).view(B, N, -1)
+
+
+def masked_vectors(model: ComposerBGEM3, batch: dict[str, Tensor], masks: PruningMasks) -> Tensor:
+    """Vectors of the backbone alone, one text at a time and without padding."""
+    vectors = []
+    for ids in batch["input_ids"].view(-1, T):
+        ids = ids[ids != 1][None]
+        hidden = model.backbone(ids, torch.ones_like(ids), masks)
+        vectors.append(hidden[0, 0] / hidden[0, 0].norm())
+    return torch.stack(vectors).view(B, N, -1)
+
+
+def close(a: Tensor, b: Tensor, atol: float = 1e-5) -> None:
+    torch.testing.assert_close(a, b, atol=atol, rtol=0)
+
+
+# Forward
+
+
+@pytest.mark.parametrize("training", [True, False])
+def test_without_gates_vectors_are_hugging_faces(training, build, pairs, tiny_hf_config):
+    model = build(gated=False).train(training)
+    vectors = model(pairs)["dense_vecs"]
+    assert vectors.shape == (B, N, H)
+    close(vectors, hugging_face_vectors(model.backbone, tiny_hf_config, pairs))
+
+
+def test_training_samples_the_gates_of_the_step(build, pairs):
+    model = build().train()
+    seen = []
+    for step in (3, 3, 4):
+        model.l0_module.step = step
+        masks = model.l0_module.sample_masks()
+        seen.append(model(pairs)["dense_vecs"])
+        assert not masks.is_binary()
+        close(seen[-1], masked_vectors(model, pairs, masks))
+    assert torch.equal(seen[0], seen[1])
+    assert (seen[0] - seen[2]).abs().max() > 0.01
+
+
+@pytest.mark.parametrize("at_target", [True, False])
+def test_evaluation_uses_deterministic_gates(at_target, build, pairs):
+    model = build(eval_target_model=at_target).eval()
+    masks = model.l0_module.deterministic_masks(at_target=at_target)
+    other = model.l0_module.deterministic_masks(at_target=not at_target)
+    first = model(pairs)["dense_vecs"]
+    model.l0_module.step += 1
+    assert torch.equal(model(pairs)["dense_vecs"], first)
+    close(first, masked_vectors(model, pairs, masks))
+    assert (first - masked_vectors(model, pairs, other)).abs().max() > 0.01
+
+
+def test_evaluation_is_of_the_target_model_unless_told(build):
+    assert build().eval_target_model is True
+
+
+def test_cosines_in_evaluation_are_those_of_the_extracted_model(build, pairs):
+    model = build().eval()
+    backbone, heads = copy.deepcopy((model.backbone, model.heads))
+    keep = backbone.keep_indices(model.l0_module.deterministic_masks())
+    cut(backbone, heads, keep)
+    with torch.no_grad():
+        cosines = model.eval_forward(pairs)
+        hidden = backbone(pairs["input_ids"].view(-1, T), pairs["attention_mask"].view(-1, T))
+    first, second = hidden[:, 0].view(B, N, -1).unbind(1)
+    assert hidden.shape[-1] == 16 and cosines.shape == (B,)
+    close(cosines, functional.cosine_similarity(first, second, dim=-1))
+
+
+def test_evaluation_takes_outputs_that_are_there(build, pairs):
+    vectors = functional.normalize(torch.arange(24.0).view(3, 2, 4), dim=-1)
+    cosines = build().eval().eval_forward({}, {"dense_vecs": vectors})
+    expected = [float(np.dot(a, b)) for a, b in vectors.numpy()]
+    assert cosines.tolist() == pytest.approx(expected, abs=1e-6)
+
+
+@pytest.mark.parametrize("texts", [1, 3])
+def test_any_number_of_texts_is_embedded(texts, build, pairs):
+    model = build().eval()
+    whole = model(pairs)["dense_vecs"].view(-1, H)
+    batch = {k: v.view(-1, T)[:6].view(-1, texts, T) for k, v in pairs.items() if k != "scores"}
+    close(model(batch)["dense_vecs"].view(-1, H), whole[:6])
+
+
+# Loss
+
+
+def numpy_losses(vectors: Tensor, batch: dict[str, Tensor], temperature: float) -> dict[str, float]:
+    """The parts of the loss, in float64, a text or pair at a time."""
+    pairs, scores = vectors.detach().double().numpy(), batch["scores"].double().numpy()
+    regression = np.mean([(a @ b - s) ** 2 for (a, b), s in zip(pairs, scores, strict=True)])
+    student = pairs.reshape(B * N, -1)
+    teacher = batch["teacher_dense_vecs"].double().numpy().reshape(B * N, -1)
+    divergences = []
+    for i in range(B * N):
+        others = np.arange(B * N) != i
+        p, q = (softmax(v[others] @ v[i] / temperature) for v in (teacher, student))
+        divergences.append(entropy(p, q))
+    return {
+        "sts_regression": float(regression),
+        "distillation_alignment": float(1.0 - (student * teacher).sum(-1).mean()),
+        "distillation_similarity": float(np.mean(divergences)),
+    }
+
+
+@pytest.mark.parametrize("gated", [True, False])
+@pytest.mark.parametrize(
+    "losses",
+    [
+        LossWeights(sts_regression=2.0),
+        LossWeights(distillation_alignment=0.5),
+        LossWeights(distillation_similarity=3.0, similarity_temperature=0.2),
+        EVERY_LOSS,
+    ],
+    ids=["sts", "alignment", "similarity", "all"],
+)
+def test_parts_of_the_loss_and_their_weighted_total(losses, gated, build, with_targets):
+    model = build(gated, losses).train()
+    outputs = model(with_targets)
+    loss = model.loss(outputs, with_targets)
+    every = numpy_losses(outputs["dense_vecs"], with_targets, losses.similarity_temperature)
+    # A part of weight 0 is not computed.
+    expected = {name: value for name, value in every.items() if getattr(losses, name)}
+    total = sum(getattr(losses, name) * value for name, value in expected.items())
+    if gated:
+        expected["lagrangian"] = float(model.l0_module.lagrangian().detach())
+        assert abs(expected["lagrangian"]) > 0.1
+        total += expected["lagrangian"]
+    expected["total"] = total
+    assert {k: float(v) for k, v in loss.items()} == pytest.approx(expected, rel=1e-4, abs=1e-5)
+    assert list(loss)[-1] == "total"
+
+
+def test_regression_is_left_out_where_there_are_no_scores(build, with_targets):
+    batch = {key: value for key, value in with_targets.items() if key != "scores"}
+    model = build(gated=False).train()
+    loss = model.loss(model(batch), batch)
+    assert set(loss) == {"distillation_alignment", "distillation_similarity", "total"}
+
+
+def test_without_distillation_no_teacher_is_needed(build, pairs):
+    model = build(losses=LossWeights(sts_regression=1.0))
+    assert set(model.loss(model(pairs), pairs)) == {"sts_regression", "lagrangian", "total"}
+
+
+@pytest.mark.parametrize(
+    ("losses", "distils"),
+    [
+        (LossWeights(), False),
+        (LossWeights(sts_regression=1.0), False),
+        (LossWeights(distillation_alignment=0.1), True),
+        (LossWeights(distillation_similarity=0.1), True),
+    ],
+)
+def test_which_losses_distil(losses, distils):
+    assert losses.distils is distils
+
+
+def test_gradients_reach_encoder_and_gates_but_not_the_heads(build, with_targets):
+    model = build().train()
+    for model.l0_module.step in range(40):  # a gate sampled at 0 or 1 has no gradient then
+        model.loss(model(with_targets), with_targets)["total"].backward()
+    for name, parameter in model.named_parameters():
+        unused = name.startswith(("heads.", "backbone.pooler."))
+        assert parameter.requires_grad is not unused, name
+        if unused:
+            assert parameter.grad is None, name
+        elif "attention.self.key.bias" not in name:  # it cancels in the softmax
+            assert parameter.grad.isfinite().all() and parameter.grad.any(), name
+
+
+def test_gradient_of_similarity_flows_through_both_texts_of_a_pair(build, with_targets):
+    model = build(gated=False, losses=LossWeights(distillation_similarity=1.0))
+    vectors = functional.normalize(torch.linspace(-1, 1, B * N * H).sin().view(B, N, H), dim=-1)
+    leaf = vectors.clone().requires_grad_()
+    model.loss({"dense_vecs": leaf}, with_targets)["total"].backward()
+    double = vectors.double().requires_grad_()
+    teacher = with_targets["teacher_dense_vecs"].double().view(B * N, -1)
+    off = ~torch.eye(B * N, dtype=torch.bool)
+    p, q = (
+        (v @ v.T / 0.05)[off].view(B * N, -1).softmax(-1) for v in (teacher, double.view(B * N, H))
+    )
+    (p * (p / q).log()).sum(-1).mean().backward()
+    torch.testing.assert_close(leaf.grad.double(), double.grad, rtol=1e-4, atol=1e-5)
+
+
+# Teacher
+
+
+def test_teacher_on_the_fly_equals_cached_vectors(build, teacher, pairs, with_targets):
+    model = build(teacher=teacher).train()
+    outputs = model(pairs)
+    live = model.loss(outputs, pairs)
+    cached = model.loss(outputs, with_targets)
+    assert {k: float(v) for k, v in live.items()} == pytest.approx(
+        {k: float(v) for k, v in cached.items()}, abs=1e-5
+    )
+
+
+def test_cached_vectors_are_used_where_they_are(build, with_targets):
+    def refuse(*_: Tensor) -> Tensor:
+        raise AssertionError("the teacher was asked")
+
+    model = build(teacher=refuse)
+    model.loss(model(with_targets), with_targets)
+
+
+def test_teacher_is_frozen_and_stays_in_evaluation_mode(build, teacher, pairs):
+    before = copy.deepcopy(teacher.backbone.state_dict())
+    model = build(teacher=teacher).train()
+    optimizer = torch.optim.SGD(model.parameters(), lr=1.0)
+    model.loss(model(pairs), pairs)["total"].backward()
+    optimizer.step()
+    assert not any(module.training for module in teacher.backbone.modules())
+    assert all(not p.requires_grad and p.grad is None for p in teacher.backbone.parameters())
+    ids, mask = pairs["input_ids"][:, 0], pairs["attention_mask"][:, 0]
+    assert not teacher(ids, mask).requires_grad
+    assert all(torch.equal(v, before[k]) for k, v in teacher.backbone.state_dict().items())
+
+
+def test_teacher_is_no_part_of_the_model(build, teacher):
+    model = build(teacher=teacher, teacher_dimensions=torch.arange(H))
+    alone = build()
+    # Neither trained, nor in checkpoints, nor moved, nor wrapped.
+    assert [n for n, _ in model.named_parameters()] == [n for n, _ in alone.named_parameters()]
+    assert list(model.state_dict()) == list(alone.state_dict())
+    assert {n.split(".")[0] for n in model.state_dict()} == {"backbone", "heads", "l0_module"}
+    assert teacher.backbone not in set(model.modules())
+
+
+@pytest.fixture
+def recovering(build_model, tiny_shape, target_shape, gates) -> tuple[ComposerBGEM3, Any]:
+    """An extracted student that is trained on, and the masks that it was cut by."""
+    backbone, heads = build_model(tiny_shape, torch.float32, seed=1)
+    masks = gates().deterministic_masks()
+    keep = backbone.keep_indices(masks)
+    cut(backbone, heads, keep)
+    model = ComposerBGEM3(
+        backbone, heads, None, EVERY_LOSS, teacher_dimensions=torch.tensor(keep.hidden)
+    )
+    return model, masks
+
+
+def test_an_extracted_student_has_the_masked_students_loss(recovering, build, with_targets):
+    """Its vectors are compared in the teacher's space, where removed dimensions are 0."""
+    small, masks = recovering
+    masked = build(gated=False)
+    vectors = masked_vectors(masked, with_targets, masks)
+    assert small(with_targets)["dense_vecs"].shape == (B, N, 16)
+    ours = small.loss(small(with_targets), with_targets)
+    expected = numpy_losses(vectors, with_targets, EVERY_LOSS.similarity_temperature)
+    assert {k: float(v) for k, v in ours.items() if k != "total"} == pytest.approx(
+        expected, abs=1e-5
+    )
+
+
+def test_an_extracted_student_without_its_dimensions_is_no_silent_error(recovering, with_targets):
+    model, _ = recovering
+    model.teacher_dimensions = None
+    with pytest.raises(RuntimeError, match="size"):
+        model.loss(model(with_targets), with_targets)
+
+
+def test_teacher_dimensions_move_with_the_model_but_are_not_saved(recovering):
+    model, _ = recovering
+    assert "teacher_dimensions" not in model.state_dict()
+    assert model.to("meta").teacher_dimensions.device.type == "meta"
+
+
+def test_gather_batch_on_one_process():
+    student, teacher = torch.rand(5, 3, requires_grad=True), torch.rand(5, 7)
+    all_student, all_teacher, own = gather_batch(student, teacher)
+    assert torch.equal(all_student, student) and torch.equal(all_teacher, teacher)
+    assert own.tolist() == [0, 1, 2, 3, 4]
+    assert torch.autograd.grad(all_student.sum(), student)[0].tolist() == [[1.0] * 3] * 5
+
+
+# Metric
+
+
+def spearman_of(model: ComposerBGEM3, batches: list[tuple[Tensor, Tensor]]) -> Tensor:
+    metric = model.get_metrics(is_train=False)["cosine_spearman"]
+    for outputs, scores in batches:
+        model.update_metric({"scores": scores}, outputs, metric)
+    return metric.compute()
+
+
+@pytest.mark.parametrize("sizes", [(12,), (5, 5, 2), (1,) * 12])
+def test_metric_is_the_rank_correlation_of_the_whole_split(sizes, build):
+    generator = torch.Generator().manual_seed(6)
+    outputs = torch.rand(12, generator=generator)
+    outputs[3] = outputs[7]
+    scores = torch.randint(0, 6, (12,), generator=generator) / 5
+    batches = list(zip(outputs.split(sizes), scores.split(sizes), strict=True))
+    expected = spearmanr(outputs, scores).statistic
+    assert float(spearman_of(build(), batches)) == pytest.approx(expected, abs=1e-6)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float64])
+def test_metric_takes_the_types_that_batches_have(dtype, build):
+    # More pairs than bfloat16 can count: ranks of its type would be rounded.
+    generator = torch.Generator().manual_seed(6)
+    scores = torch.randint(0, 6, (700,), generator=generator)
+    outputs = (scores + 2 * torch.rand(700, generator=generator)).to(dtype)
+    expected = spearmanr(outputs.double(), scores).statistic
+    assert float(spearman_of(build(), [(outputs, scores)])) == pytest.approx(expected, abs=1e-5)
+
+
+def test_training_has_no_metrics(build):
+    assert build().get_metrics(is_train=True) == {}
+
+
+def test_every_evaluation_starts_anew(build):
+    model = build()
+    assert list(model.get_metrics(is_train=False)) == ["cosine_spearman"]
+    spearman_of(model, [(torch.arange(4.0), torch.arange(4.0))])
+    opposite = spearman_of(model, [(torch.arange(4.0), -torch.arange(4.0))])
+    assert float(opposite) == pytest.approx(-1.0)
+
+
+@pytest.mark.parametrize("broken", [float("nan"), float("inf")])
+def test_a_broken_model_gets_no_score(broken, build):
+    # Ranked as it comes, NaN follows the order of the split: sorted by score, it would be perfect.
+    outputs = torch.full((5,), broken)
+    with pytest.raises(ValueError, match=r"5 of 5.*not finite.*To fix"):
+        spearman_of(build(), [(outputs, torch.arange(5.0))])
+
+
+def test_composer_evaluates_the_whole_split(build, pairs):
+    from composer import Evaluator, Trainer
+    from torch.utils.data import DataLoader
+
+    model = build()
+    rows = [{key: value[i] for key, value in pairs.items()} for i in range(B)]
+    evaluator = Evaluator(
+        label="dev", dataloader=DataLoader(rows, batch_size=2), metric_names=["cosine_spearman"]
+    )
+    optimizer = torch.optim.SGD(model.parameters())
+    trainer = Trainer(model=model, optimizers=optimizer, device="cpu", progress_bar=False)
+    trainer.eval(eval_dataloader=evaluator)
+    trainer.close()
+    vectors = masked_vectors(model.eval(), pairs, model.l0_module.deterministic_masks())
+    cosines = (vectors[:, 0] * vectors[:, 1]).sum(-1).detach()
+    expected = spearmanr(cosines, pairs["scores"]).statistic
+    value = trainer.state.eval_metrics["dev"]["cosine_spearman"].compute()
+    assert float(value) == pytest.approx(expected, abs=1e-6)

@@ -1,0 +1,367 @@
+"""The three outputs and their scores equal what FlagEmbedding computes on the same states."""
+
+from __future__ import annotations
+
+import copy
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from bge_pruning.models.embedding_heads import (
+    POOLINGS,
+    EmbeddingHeads,
+    compute_colbert_scores,
+    compute_dense_vecs,
+    compute_lexical_score,
+    compute_lexical_weights,
+)
+from bge_pruning.models.pretrained import load_base_model
+
+H, C, V = 12, 7, 99
+SPECIAL_IDS = {0, 1, 2, 3}
+SENTENCES = [
+    "the man plays the guitar and the dog runs",  # one word three times
+    "zebra the man",  # <unk>
+    "",  # nothing but <s> and </s>
+    "naïve \N{CJK UNIFIED IDEOGRAPH-72AC} dog",
+]
+
+
+def build_heads(pooling: str = "cls", sparse: bool = True, colbert_dim: int = C) -> EmbeddingHeads:
+    heads = EmbeddingHeads(H, pooling, sparse, colbert_dim).double()
+    generator = torch.Generator().manual_seed(1)
+    with torch.no_grad():
+        for parameter in heads.parameters():
+            parameter.copy_(torch.randn(parameter.shape, generator=generator))
+    return heads.eval()
+
+
+@pytest.fixture(scope="module")
+def hidden(batch) -> Tensor:
+    """Last hidden states of the batch, padding included."""
+    size = (*batch["input_ids"].shape, H)
+    return torch.randn(size, generator=torch.Generator().manual_seed(2)).double()
+
+
+def flag_embedding_model(heads: EmbeddingHeads, hidden: Tensor) -> Any:
+    """FlagEmbedding's model on top of an encoder that returns the given states."""
+    from FlagEmbedding.finetune.embedder.encoder_only.m3 import (
+        EncoderOnlyEmbedderM3ModelForInference,
+    )
+
+    class Encoder(nn.Module):
+        config = SimpleNamespace(vocab_size=V)
+
+        def forward(self, **_: Any) -> SimpleNamespace:
+            return SimpleNamespace(last_hidden_state=hidden)
+
+    parts = {"sparse_linear": heads.sparse_linear, "colbert_linear": heads.colbert_linear}
+    ids = SimpleNamespace(cls_token_id=0, pad_token_id=1, eos_token_id=2, unk_token_id=3)
+    return EncoderOnlyEmbedderM3ModelForInference(
+        {"model": Encoder(), **parts},
+        tokenizer=ids,
+        sentence_pooling_method=heads.pooling,
+        normalize_embeddings=True,
+    ).eval()
+
+
+def flag_embedding_outputs(
+    heads: EmbeddingHeads, hidden: Tensor, batch: dict[str, Tensor], *, per_id: bool = False
+) -> dict[str, Tensor]:
+    return flag_embedding_model(heads, hidden)(
+        batch,
+        return_dense=True,
+        return_sparse=True,
+        return_colbert_vecs=True,
+        return_sparse_embedding=per_id,
+    )
+
+
+def to_vocabulary(vectors: list[dict[int, float]]) -> Tensor:
+    table = torch.zeros(len(vectors), V, dtype=torch.float64)
+    for row, vector in enumerate(vectors):
+        for token, weight in vector.items():
+            table[row, token] = weight
+    return table
+
+
+@pytest.fixture(scope="module")
+def m3(model_folder) -> Any:
+    """What a user of FlagEmbedding loads from a model folder."""
+    from FlagEmbedding import BGEM3FlagModel
+
+    return BGEM3FlagModel(str(model_folder), use_fp16=False, devices="cpu")
+
+
+# Outputs
+
+
+@pytest.mark.parametrize("pooling", ["cls", "mean"])
+def test_outputs_are_flag_embeddings(pooling, hidden, batch):
+    heads = build_heads(pooling)
+    with torch.no_grad():
+        ours = heads.outputs(hidden, batch["attention_mask"])
+        theirs = flag_embedding_outputs(heads, hidden, batch)
+    real = batch["attention_mask"].bool()
+    assert list(ours) == ["dense_vecs", "token_weights", "colbert_vecs"]
+    close = {"atol": 1e-12, "rtol": 0}
+    torch.testing.assert_close(ours["dense_vecs"], theirs["dense_vecs"], **close)
+    torch.testing.assert_close(ours["colbert_vecs"], theirs["colbert_vecs"], **close)
+    # FlagEmbedding drops padding later, by its token id.
+    torch.testing.assert_close(
+        ours["token_weights"][real], theirs["sparse_vecs"].squeeze(-1)[real], **close
+    )
+    assert not ours["token_weights"][~real].any()
+
+
+def test_lexical_weights_are_flag_embeddings(hidden, batch):
+    heads = build_heads()
+    with torch.no_grad():
+        weights = heads.token_weights(hidden, batch["attention_mask"])
+        theirs = flag_embedding_outputs(heads, hidden, batch, per_id=True)["sparse_vecs"]
+    ours = compute_lexical_weights(batch["input_ids"], weights, SPECIAL_IDS)
+    torch.testing.assert_close(to_vocabulary(ours), theirs, atol=1e-12, rtol=0)
+    assert all(weight > 0.0 for vector in ours for weight in vector.values())
+    assert (theirs > 0).sum() == sum(map(len, ours)) > 3
+
+
+@pytest.fixture(scope="module")
+def flag_embedding_encoding(m3) -> dict[str, Any]:
+    kinds = {"return_dense": True, "return_sparse": True, "return_colbert_vecs": True}
+    return m3.encode(SENTENCES, max_length=32, **kinds)
+
+
+@pytest.fixture(scope="module")
+def our_encoding(model_folder) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
+    """Ids, mask and outputs of the same texts."""
+    from tokenizers import Tokenizer
+
+    base = load_base_model(str(model_folder))
+    tokenizer = Tokenizer.from_file(str(model_folder / "tokenizer.json"))
+    tokenizer.enable_padding(pad_id=1, pad_token="<pad>")
+    encodings = tokenizer.encode_batch(SENTENCES)
+    ids = torch.tensor([e.ids for e in encodings])
+    mask = torch.tensor([e.attention_mask for e in encodings])
+    with torch.no_grad():
+        return ids, mask, base.heads.eval().outputs(base.backbone.eval()(ids, mask), mask)
+
+
+def test_a_model_folders_vectors_are_flag_embeddings(flag_embedding_encoding, our_encoding):
+    _, mask, ours = our_encoding
+    theirs = flag_embedding_encoding
+    torch.testing.assert_close(
+        ours["dense_vecs"], torch.tensor(theirs["dense_vecs"]), atol=1e-5, rtol=0
+    )
+    for row, vectors in enumerate(theirs["colbert_vecs"]):
+        tokens = int(mask[row].sum()) - 1  # without CLS
+        assert vectors.shape == (tokens, 32)
+        mine = ours["colbert_vecs"][row]
+        torch.testing.assert_close(mine[:tokens], torch.tensor(vectors), atol=1e-5, rtol=0)
+        assert not mine[tokens:].any()
+
+
+def test_a_model_folders_lexical_weights_are_flag_embeddings(flag_embedding_encoding, our_encoding):
+    ids, _, ours = our_encoding
+    mine = compute_lexical_weights(ids, ours["token_weights"], SPECIAL_IDS)
+    theirs = [
+        {int(token): float(weight) for token, weight in vector.items()}
+        for vector in flag_embedding_encoding["lexical_weights"]
+    ]
+    assert mine == [pytest.approx(vector, abs=1e-5) for vector in theirs]
+    assert [len(vector) for vector in mine].count(0) == 1  # of the text that is empty
+
+
+def test_lexical_weights_of_a_text():
+    ids = torch.tensor([[0, 7, 9, 7, 3, 8, 2, 1, 1]])
+    weights = torch.tensor([[5.0, 0.25, 0.5, 0.75, 5.0, 0.0, 5.0, 5.0, 5.0]])
+    assert compute_lexical_weights(ids, weights, iter((0, 1, 2, 3))) == [{7: 0.75, 9: 0.5}]
+    falling = torch.tensor([[0.5, 3.0, 0.5, 2.0, 0.0, 0.5, 0.5, 0.5, 1.0]])
+    assert compute_lexical_weights(ids, falling, [0, 2]) == [{7: 3.0, 9: 0.5, 8: 0.5, 1: 1.0}]
+
+
+def test_lexical_weights_of_no_text():
+    assert compute_lexical_weights(torch.empty(0, 4).long(), torch.empty(0, 4), [0]) == []
+    assert compute_lexical_weights(torch.empty(1, 0).long(), torch.empty(1, 0), [0]) == [{}]
+
+
+@pytest.mark.parametrize("shape", [(1, 3), (2, 4)])
+def test_lexical_weights_of_other_texts_are_refused(shape):
+    with pytest.raises(ValueError, match="shorter|longer"):
+        compute_lexical_weights(torch.zeros(1, 4).long(), torch.ones(shape), [])
+
+
+@pytest.mark.parametrize("pooling", ["cls", "mean"])
+def test_padding_does_not_matter(pooling, hidden, batch):
+    heads, mask = build_heads(pooling), batch["attention_mask"]
+    noisy = torch.where(mask[..., None].bool(), hidden, 1e6)
+    with torch.no_grad():
+        clean, other = heads.outputs(hidden, mask), heads.outputs(noisy, mask)
+    for name, value in clean.items():
+        torch.testing.assert_close(other[name], value, atol=1e-9, rtol=0)
+
+
+@pytest.mark.parametrize("pooling", ["cls", "mean"])
+def test_a_text_of_padding_is_no_nan(pooling, hidden):
+    outputs = build_heads(pooling).outputs(hidden, torch.zeros(hidden.shape[:2]).long())
+    assert all(value.isfinite().all() for value in outputs.values())
+    assert not outputs["token_weights"].any() and not outputs["colbert_vecs"].any()
+
+
+def test_cls_pooling_is_the_first_state_and_mean_pooling_the_average():
+    states = torch.tensor([[[3.0, 4.0], [5.0, 0.0], [900.0, 900.0]]])
+    mask = torch.tensor([[1, 1, 0]])
+    assert compute_dense_vecs(states, mask, "cls").tolist() == [pytest.approx([0.6, 0.8])]
+    mean = compute_dense_vecs(states, mask, "mean").tolist()
+    assert mean == [pytest.approx([4 / 20**0.5, 2 / 20**0.5])]
+
+
+# Scores
+
+
+def test_lexical_scores_are_flag_embeddings(m3):
+    query = {5: 0.5, 7: 1.5, 9: 0.25}
+    passages = [{7: 2.0, 9: 4.0, 80: 1.0}, {}, {5: 0.1}, dict(query), {6: 3.0}]
+    ours = [compute_lexical_score(query, p) for p in passages]
+    assert ours == pytest.approx(m3.compute_lexical_matching_score([query], passages)[0].tolist())
+    assert ours == pytest.approx([4.0, 0.0, 0.05, 2.5625, 0.0])
+    assert [compute_lexical_score(p, query) for p in passages] == pytest.approx(ours)
+
+
+def random_vecs(rows: int, tokens: int, seed: int) -> tuple[Tensor, Tensor]:
+    """Unit vectors, and a mask that leaves 1 to all tokens; garbage where masked."""
+    generator = torch.Generator().manual_seed(seed)
+    vectors = torch.randn(rows, tokens, C, generator=generator).double()
+    vectors = nn.functional.normalize(vectors, dim=-1)
+    lengths = torch.randint(1, tokens + 1, (rows,), generator=generator)
+    mask = (torch.arange(tokens) < lengths[:, None]).long()
+    return torch.where(mask[..., None].bool(), vectors, 50.0), mask
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_colbert_scores_are_flag_embeddings(seed, m3):
+    query, query_mask = random_vecs(3, 4, seed)
+    passage, passage_mask = random_vecs(5, 6, seed + 100)
+    ours = compute_colbert_scores(query, query_mask, passage, passage_mask)
+    theirs = [
+        [
+            float(m3.colbert_score(q[: m.sum()].numpy(), p[: n.sum()].numpy()))
+            for p, n in zip(passage, passage_mask, strict=True)
+        ]
+        for q, m in zip(query, query_mask, strict=True)
+    ]
+    torch.testing.assert_close(ours, torch.tensor(theirs, dtype=torch.float64), atol=1e-12, rtol=0)
+
+
+def test_colbert_scores_are_those_of_flag_embeddings_training(hidden, batch):
+    """Its training score has the same mean over query tokens; its passages are not masked."""
+    heads = build_heads()
+    unmasked = {**batch, "attention_mask": torch.ones_like(batch["attention_mask"])}
+    with torch.no_grad():
+        vectors = heads.colbert_vecs(hidden, unmasked["attention_mask"])
+        queries = heads.colbert_vecs(hidden, batch["attention_mask"])
+        theirs = flag_embedding_model(heads, hidden).compute_colbert_score(
+            queries, vectors, q_mask=batch["attention_mask"]
+        )
+    masks = batch["attention_mask"][:, 1:], unmasked["attention_mask"][:, 1:]
+    ours = compute_colbert_scores(queries, masks[0], vectors, masks[1])
+    torch.testing.assert_close(ours, theirs, atol=1e-12, rtol=0)
+
+
+def test_colbert_score_of_opposites_is_negative():
+    # Padding is a zero vector: were it a candidate, no score could be below 0.
+    query = torch.tensor([[[1.0, 0.0], [0.0, 1.0]]])
+    passage = torch.tensor([[[-1.0, 0.0], [0.0, 0.0]]])
+    scores = compute_colbert_scores(query, torch.tensor([[1, 0]]), passage, torch.tensor([[1, 0]]))
+    assert scores.tolist() == [[-1.0]]
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32])
+def test_colbert_scores_in_low_precision_are_finite(dtype):
+    query, query_mask = random_vecs(2, 4, 1)
+    passage, passage_mask = random_vecs(3, 5, 2)
+    exact = compute_colbert_scores(query, query_mask, passage, passage_mask)
+    scores = compute_colbert_scores(query.to(dtype), query_mask, passage.to(dtype), passage_mask)
+    assert scores.dtype == dtype
+    torch.testing.assert_close(scores.double(), exact, atol=8 * torch.finfo(dtype).eps, rtol=0)
+
+
+# The module
+
+
+def test_state_dict_has_bge_m3s_names_and_shapes():
+    shapes = {name: tuple(p.shape) for name, p in build_heads().state_dict().items()}
+    assert shapes == {
+        "sparse_linear.weight": (1, H),
+        "sparse_linear.bias": (1,),
+        "colbert_linear.weight": (C, H),
+        "colbert_linear.bias": (C,),
+    }
+
+
+@pytest.mark.parametrize("sparse", [True, False])
+@pytest.mark.parametrize("colbert_dim", [0, C])
+def test_outputs_that_the_model_has(sparse, colbert_dim, hidden, batch):
+    outputs = build_heads("cls", sparse, colbert_dim).outputs(hidden, batch["attention_mask"])
+    expected = {"dense_vecs", *["token_weights"] * sparse, *["colbert_vecs"] * bool(colbert_dim)}
+    assert set(outputs) == expected
+
+
+@pytest.mark.parametrize("sparse", [True, False])
+@pytest.mark.parametrize("colbert_dim", [0, C])
+def test_pruned_heads_equal_heads_of_masked_states(sparse, colbert_dim, hidden, batch):
+    keep = [0, 3, 4, 11]
+    heads, mask = build_heads("cls", sparse, colbert_dim), batch["attention_mask"]
+    masked = torch.zeros_like(hidden)
+    masked[..., keep] = hidden[..., keep]
+    cut = copy.deepcopy(heads)
+    cut.prune(keep)
+    with torch.no_grad():
+        expected, small = heads.outputs(masked, mask), cut.outputs(hidden[..., keep], mask)
+    expected["dense_vecs"] = expected["dense_vecs"][:, keep]
+    assert small.keys() == expected.keys()
+    for name, value in expected.items():
+        torch.testing.assert_close(small[name], value, atol=1e-12, rtol=0)
+
+
+def test_gradients_reach_the_states_and_the_heads(hidden, batch):
+    heads, states = build_heads(), hidden.clone().requires_grad_()
+    outputs = heads.outputs(states, batch["attention_mask"])
+    sum(value.square().sum() + value.sum() for value in outputs.values()).backward()
+    for tensor in (states, *heads.parameters()):
+        assert tensor.grad.isfinite().all() and tensor.grad.any()
+    padding = ~batch["attention_mask"].bool()
+    assert not states.grad[padding].any()
+
+
+# Errors
+
+
+@pytest.mark.parametrize("pooling", ["max", "CLS", "", "cls ", "\N{GREEK SMALL LETTER MU}"])
+def test_an_unknown_pooling_is_refused(pooling, hidden, batch):
+    message = (
+        rf"^pooling '{pooling}' is not one of \('cls', 'mean'\)\. To fix, set model\.pooling\.$"
+    )
+    with pytest.raises(ValueError, match=message):
+        EmbeddingHeads(H, pooling, sparse=True, colbert_dim=C)
+    with pytest.raises(ValueError, match=message):
+        compute_dense_vecs(hidden, batch["attention_mask"], pooling)
+
+
+def test_poolings():
+    assert POOLINGS == ("cls", "mean")
+
+
+@pytest.mark.parametrize(
+    ("output", "name"), [("token_weights", "sparse"), ("colbert_vecs", "colbert")]
+)
+def test_an_output_without_its_head_is_refused(output, name, hidden, batch):
+    heads = build_heads(sparse=False, colbert_dim=0)
+    message = (
+        rf"^the model has no {name} linear head\. To fix, use a base model with {name}_linear\.pt, "
+        r"or set model\.init_missing_heads=true\.$"
+    )
+    with pytest.raises(ValueError, match=message):
+        getattr(heads, output)(hidden, batch["attention_mask"])

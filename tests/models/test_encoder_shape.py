@@ -1,0 +1,327 @@
+"""Parameter counts against real modules; exportable shapes against a search of every shape."""
+
+from __future__ import annotations
+
+import math
+import re
+from dataclasses import replace
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import nn
+
+from bge_pruning.models.encoder_shape import (
+    YAML_NAMES,
+    EncoderShape,
+    ParameterCount,
+    check_exportable,
+    count_parameters,
+    exportable_shapes,
+    layer_parameters,
+    outer_parameters,
+    shapes_near_budget,
+)
+
+ALL = frozenset({"head", "hidden", "intermediate", "layer"})
+# No size is a multiple of another, so that none can stand in for it.
+SOURCE = EncoderShape(
+    hidden_size=30,
+    num_attention_heads=5,
+    num_hidden_layers=3,
+    intermediate_size=77,
+    vocab_size=41,
+    head_dim=6,
+    max_position_embeddings=19,
+    type_vocab_size=2,
+    colbert_dim=13,
+)
+fast = settings(max_examples=40, deadline=None, derandomize=True)
+sizes = st.integers(1, 40)
+
+
+def numel(*modules: nn.Module) -> int:
+    return sum(p.numel() for module in modules for p in module.parameters())
+
+
+def layer_modules(hidden: int, heads: int, units: int, head_dim: int) -> list[nn.Module]:
+    inner = heads * head_dim
+    with torch.device("meta"):
+        return [
+            *(nn.Linear(hidden, inner) for _ in "qkv"),
+            nn.Linear(inner, hidden),
+            nn.Linear(hidden, units),
+            nn.Linear(units, hidden),
+            *(nn.LayerNorm(hidden) for _ in range(2)),
+        ]
+
+
+def hugging_face_count(shape: EncoderShape) -> ParameterCount:
+    from transformers import XLMRobertaConfig, XLMRobertaModel
+
+    config = XLMRobertaConfig(
+        vocab_size=shape.vocab_size,
+        hidden_size=shape.hidden_size,
+        num_hidden_layers=shape.num_hidden_layers,
+        num_attention_heads=shape.num_attention_heads,
+        intermediate_size=shape.intermediate_size,
+        max_position_embeddings=shape.max_position_embeddings,
+        type_vocab_size=shape.type_vocab_size,
+    )
+    with torch.device("meta"):
+        model = XLMRobertaModel(config, add_pooling_layer=shape.pooler)
+        heads = [nn.Linear(shape.hidden_size, shape.colbert_dim)] if shape.colbert_dim else []
+        heads += [nn.Linear(shape.hidden_size, 1)] if shape.sparse_head else []
+    pooler = [model.pooler] if shape.pooler else []
+    return ParameterCount(
+        numel(model.encoder), numel(model.embeddings), numel(*pooler), numel(*heads)
+    )
+
+
+# Counts
+
+
+@fast
+@given(hidden=sizes, heads=sizes, units=sizes, head_dim=sizes)
+def test_layer_parameters_are_those_of_its_modules(hidden, heads, units, head_dim):
+    real = numel(*layer_modules(hidden, heads, units, head_dim))
+    assert layer_parameters(hidden, heads, units, head_dim) == real
+
+
+def test_layer_parameters_of_tensors_are_those_of_their_elements():
+    heads, units = torch.tensor([0.0, 1.5, 4.0]), torch.tensor([3.0, 0.0, 2.5])
+    hidden = torch.tensor(7.0)
+    counts = layer_parameters(hidden, heads, units, 5)
+    each = [
+        layer_parameters(7.0, a, f, 5) for a, f in zip(heads.tolist(), units.tolist(), strict=True)
+    ]
+    assert counts.tolist() == each
+
+
+@pytest.mark.parametrize("pooler", [True, False])
+@pytest.mark.parametrize("sparse_head", [True, False])
+@pytest.mark.parametrize("colbert_dim", [0, 13])
+def test_count_is_hugging_faces(pooler, sparse_head, colbert_dim):
+    shape = replace(SOURCE, pooler=pooler, sparse_head=sparse_head, colbert_dim=colbert_dim)
+    assert count_parameters(shape) == hugging_face_count(shape)
+    c = count_parameters(shape)
+    assert outer_parameters(shape.hidden_size, shape) == (c.embeddings, c.pooler, c.heads)
+
+
+def test_bge_m3_and_the_plans_example(bge_m3_shape):
+    count = count_parameters(bge_m3_shape)
+    assert layer_parameters(1024, 16, 4096, 64) == 12_596_224
+    assert count == hugging_face_count(bge_m3_shape)
+    assert (count.encoder, count.embeddings) == (302_309_376, 264_395_776)
+    assert count.total - count.heads == 567_754_752
+    small = replace(
+        bge_m3_shape,
+        hidden_size=768,
+        num_attention_heads=12,
+        num_hidden_layers=18,
+        intermediate_size=3072,
+    )
+    check_exportable(small, bge_m3_shape)
+    assert count_parameters(small).encoder == hugging_face_count(small).encoder
+    assert round(count_parameters(small).encoder / 1e6, 1) == 127.6
+
+
+def test_parts_and_total():
+    count = ParameterCount(encoder=1, embeddings=20, pooler=300, heads=4000)
+    assert count.total == 4321
+    assert count.as_dict() == {
+        "encoder": 1,
+        "embeddings": 20,
+        "pooler": 300,
+        "heads": 4000,
+        "total": 4321,
+    }
+
+
+def test_describe_names_what_pruning_changes():
+    assert SOURCE.describe() == "3 layers, hidden 30, 5 heads, intermediate 77"
+
+
+# What can be exported
+
+
+def test_yaml_names_are_fields():
+    assert set(YAML_NAMES) <= set(vars(SOURCE))
+
+
+@pytest.mark.parametrize("heads", [1, 3, 5])
+@pytest.mark.parametrize("size", [1, 2, 3])
+def test_what_transformers_can_load_is_accepted(heads, size):
+    target = replace(
+        SOURCE,
+        hidden_size=6 * heads,
+        num_attention_heads=heads,
+        num_hidden_layers=size,
+        intermediate_size=size,
+        vocab_size=size,
+    )
+    check_exportable(target, SOURCE)
+
+
+@pytest.mark.parametrize(("field", "name"), YAML_NAMES.items())
+@pytest.mark.parametrize(("size", "nearest"), [(-3, 1), (0, 1), (99, None)])
+def test_a_size_out_of_range_is_refused(field, name, size, nearest):
+    limit = getattr(SOURCE, field)
+    message = (
+        rf"^target {name} {size} is not in \[1, {limit}\], the source's size\. "
+        rf"To fix, set {name} to {nearest or limit} or another size in range\.$"
+    )
+    with pytest.raises(ValueError, match=message):
+        check_exportable(replace(SOURCE, **{field: size}), SOURCE)
+
+
+def test_hidden_size_that_is_not_heads_times_head_dim_is_refused():
+    message = (
+        r"^num_attention_heads 4 with head_dim 6 needs d_model 24, not 20: transformers could not "
+        r"load the result\. To fix, set d_model=18 with n_heads=3 or d_model=24 with n_heads=4\.$"
+    )
+    with pytest.raises(ValueError, match=message):
+        check_exportable(replace(SOURCE, hidden_size=20, num_attention_heads=4), SOURCE)
+
+
+@pytest.mark.parametrize(("hidden", "heads"), [(1, 1), (5, 5), (29, 5), (30, 1), (18, 2), (7, 3)])
+def test_every_proposed_shape_can_be_exported(hidden, heads):
+    with pytest.raises(ValueError, match="To fix, set") as error:
+        check_exportable(replace(SOURCE, hidden_size=hidden, num_attention_heads=heads), SOURCE)
+    fix = str(error.value).split("To fix")[1]
+    proposed = [(int(h), int(a)) for h, a in re.findall(r"d_model=(\d+) with n_heads=(\d+)", fix)]
+    for h, a in proposed:
+        check_exportable(replace(SOURCE, hidden_size=h, num_attention_heads=a), SOURCE)
+    # The two around the wanted hidden size (down to one head), and the one of the wanted heads.
+    nearest = {max(1, hidden // 6), math.ceil(hidden / 6), heads}
+    assert proposed == [(6 * a, a) for a in sorted(nearest)]
+
+
+def test_another_head_dim_is_refused():
+    # The product fits, but no head of the source has this size.
+    target = replace(SOURCE, head_dim=3, num_attention_heads=5, hidden_size=15)
+    with pytest.raises(ValueError, match=r"head_dim 3.*source.*6.*To fix"):
+        check_exportable(target, SOURCE)
+
+
+# Shapes near a budget
+
+
+def every_shape(axes: frozenset[str], multiple_of: int) -> list[EncoderShape]:
+    """All that these axes can reach, with heads and hidden size tied."""
+    full = SOURCE.intermediate_size
+    layers = range(1, 4) if "layer" in axes else [3]
+    heads = range(1, 6) if {"head", "hidden"} <= axes else [5]
+    units = [full]
+    if "intermediate" in axes:
+        units = sorted({*range(multiple_of, full + 1, multiple_of), full})
+    return [
+        replace(
+            SOURCE,
+            hidden_size=6 * a,
+            num_attention_heads=a,
+            num_hidden_layers=n,
+            intermediate_size=f,
+        )
+        for n in layers
+        for a in heads
+        for f in units
+    ]
+
+
+def distance(shape: EncoderShape, budget: float) -> float:
+    return abs(count_parameters(shape).encoder - budget)
+
+
+AXES = [
+    ALL,
+    frozenset({"layer"}),
+    frozenset({"intermediate"}),
+    frozenset({"layer", "intermediate"}),
+    frozenset({"head", "hidden"}),
+    frozenset({"head", "intermediate"}),
+    frozenset({"hidden"}),
+    frozenset(),
+]
+
+
+@pytest.mark.parametrize("moves", AXES, ids=lambda axes: "-".join(sorted(axes)) or "none")
+@pytest.mark.parametrize("density", [0.01, 0.2, 0.5, 0.83, 1.0])
+def test_exportable_shapes_are_the_best_of_each_depth_and_width(moves, density):
+    budget = density * count_parameters(SOURCE).encoder
+    found = list(exportable_shapes(SOURCE, moves, budget, 7))
+    candidates = every_shape(moves, 7)
+    groups = {(s.num_hidden_layers, s.hidden_size): [] for s in candidates}
+    for shape in candidates:
+        groups[shape.num_hidden_layers, shape.hidden_size].append(distance(shape, budget))
+    assert {(s.num_hidden_layers, s.hidden_size) for s in found} == set(groups)
+    assert len(found) == len(groups)
+    for shape in found:
+        check_exportable(shape, SOURCE)
+        assert shape in candidates
+        best = min(groups[shape.num_hidden_layers, shape.hidden_size])
+        assert distance(shape, budget) == pytest.approx(best)
+
+
+@pytest.mark.parametrize("moves", AXES, ids=lambda axes: "-".join(sorted(axes)) or "none")
+@pytest.mark.parametrize("density", [0.01, 0.3, 0.62, 0.9, 1.0])
+def test_shapes_near_a_budget_are_within_the_tolerance_or_the_nearest(moves, density):
+    budget = density * count_parameters(SOURCE).encoder
+    found = shapes_near_budget(SOURCE, moves, budget, multiple_of=4)
+    nearest = min(distance(shape, budget) for shape in every_shape(moves, 1))
+    if nearest > 0.005 * budget:
+        assert len(found) == 1
+        assert distance(found[0], budget) == nearest
+    for shape in found:
+        check_exportable(shape, SOURCE)
+        assert distance(shape, budget) <= max(0.005 * budget, nearest)
+
+
+@pytest.mark.parametrize("share", [0.75, 0.6, 0.5])
+def test_bge_m3s_budgets_are_met_with_multiples_of_64(share, bge_m3_shape):
+    budget = share * count_parameters(bge_m3_shape).encoder
+    found = shapes_near_budget(bge_m3_shape, ALL, budget)
+    assert len(found) > 5
+    assert len(set(found)) == len(found)
+    for shape in found:
+        check_exportable(shape, bge_m3_shape)
+        assert shape.hidden_size % 64 == shape.intermediate_size % 64 == 0
+        assert distance(shape, budget) <= 0.005 * budget
+
+
+@pytest.mark.parametrize(("tolerance", "units"), [(0.05, 64), (0.02, 60), (0.005, 61)])
+def test_the_granularity_is_halved_only_as_far_as_needed(tolerance, units):
+    # From a layer of 61 units, 64 are 3.9 % away and 60, the next multiple of 4, 1.3 %.
+    source = EncoderShape(6, 1, 1, 100, vocab_size=9, head_dim=6)
+    budget = layer_parameters(6, 1, 61, 6)
+    moves = frozenset({"intermediate"})
+    (shape,) = shapes_near_budget(source, moves, budget, multiple_of=32, tolerance=tolerance)
+    assert shape.intermediate_size == units
+
+
+def test_what_no_axis_prunes_stays():
+    (shape,) = shapes_near_budget(SOURCE, frozenset({"layer"}), 10_000)
+    assert shape == replace(SOURCE, num_hidden_layers=shape.num_hidden_layers)
+
+
+@pytest.mark.parametrize("budget", [25_702, 1e12, float("inf")])
+def test_a_budget_above_the_source_is_refused(budget):
+    message = (
+        r"encoder parameters is not in \(0, 25,701\], the source's encoder\. To fix, set "
+        r"l0_module\.target_parameters or l0_module\.target_density lower\.$"
+    )
+    with pytest.raises(ValueError, match=rf"^a budget of {re.escape(f'{budget:,.0f}')} " + message):
+        shapes_near_budget(SOURCE, ALL, budget)
+
+
+@pytest.mark.parametrize("budget", [0, -1])
+def test_a_budget_of_nothing_is_refused(budget):
+    with pytest.raises(ValueError, match=rf"^a budget of {budget} .*is not in \(0, ") as error:
+        shapes_near_budget(SOURCE, ALL, budget)
+    assert "lower" not in str(error.value)  # that would not fix it
+
+
+def test_a_budget_that_is_no_number_is_refused():
+    with pytest.raises(ValueError, match=r"^a budget of nan encoder parameters is not in \(0, "):
+        shapes_near_budget(SOURCE, ALL, float("nan"))

@@ -1,0 +1,167 @@
+"""The gate against its paper's formulas, written out again, and against quantiles of its noise."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+
+from bge_pruning.models.hard_concrete import (
+    BETA,
+    GAMMA,
+    LOG_ALPHA_MAX,
+    LOG_ALPHA_MIN,
+    THRESHOLD,
+    ZETA,
+    open_probability,
+    sample,
+    top_k,
+)
+
+LOCATIONS = [-5.0, THRESHOLD, -0.3, 0.0, 1.0, 4.0]
+fast = settings(max_examples=60, deadline=None, derandomize=True)
+
+
+def sigmoid(x: float) -> float:
+    return 1.0 / (1.0 + math.exp(-x))
+
+
+def double(values: float | list) -> Tensor:
+    return torch.tensor(values, dtype=torch.float64)
+
+
+def quantiles(n: int = 200_001) -> Tensor:
+    """The noise without its chance: evenly spaced in the open interval (0, 1)."""
+    return (torch.arange(n, dtype=torch.float64) + 0.5) / n
+
+
+def test_constants_are_the_papers():
+    assert (GAMMA, ZETA, BETA) == (-0.1, 1.1, 2 / 3)
+    assert pytest.approx(2 / 3 * math.log(0.1 / 1.1), abs=1e-15) == THRESHOLD
+
+
+@pytest.mark.parametrize("log_alpha", LOCATIONS)
+@pytest.mark.parametrize("u", [1e-6, 0.04, 0.5, 0.77, 1 - 1e-6])
+def test_sample_is_the_papers_formula(log_alpha, u):
+    s = sigmoid((math.log(u) - math.log(1.0 - u) + log_alpha) / (2 / 3))
+    expected = min(1.0, max(0.0, s * 1.2 - 0.1))
+    z = sample(double(log_alpha), double(u))
+    assert float(z) == pytest.approx(expected, abs=1e-9)
+
+
+@pytest.mark.parametrize("log_alpha", LOCATIONS)
+def test_open_probability_is_the_share_of_open_samples(log_alpha):
+    z = sample(double(log_alpha), quantiles())
+    p = open_probability(double(log_alpha))
+    assert float((z > 0).double().mean()) == pytest.approx(float(p), abs=1e-5)
+
+
+@pytest.mark.parametrize("log_alpha", LOCATIONS)
+def test_share_of_fully_open_samples(log_alpha):
+    # z reaches 1 where s is at least (1 - GAMMA) / (ZETA - GAMMA) = 11/12, whose logit is log 11.
+    z = sample(double(log_alpha), quantiles())
+    expected = sigmoid(log_alpha - 2 / 3 * math.log(11.0))
+    assert float((z == 1).double().mean()) == pytest.approx(expected, abs=1e-5)
+
+
+def test_open_probability_is_the_papers_formula():
+    log_alpha = torch.linspace(-8, 8, 33).double()
+    expected = [sigmoid(x - 2 / 3 * math.log(0.1 / 1.1)) for x in log_alpha.tolist()]
+    assert open_probability(log_alpha).tolist() == pytest.approx(expected, abs=1e-12)
+
+
+def test_clamp_is_symmetric_in_probability():
+    low, high = open_probability(double([LOG_ALPHA_MIN, LOG_ALPHA_MAX])).tolist()
+    assert high == pytest.approx(sigmoid(math.log(100.0) + 2 / 3 * math.log(11.0)), abs=1e-12)
+    assert round(high, 3) == 0.998
+    assert low == pytest.approx(1.0 - high, abs=1e-12)
+
+
+def test_gradients_are_true_between_the_clamps():
+    log_alpha = double([-1.0, 0.0, 0.7]).requires_grad_()
+    u = double([0.6, 0.4, 0.5])
+    z = sample(log_alpha, u)
+    assert ((z > 0.05) & (z < 0.95)).all()
+    assert torch.autograd.gradcheck(lambda a: sample(a, u), log_alpha)
+    assert torch.autograd.gradcheck(open_probability, log_alpha)
+
+
+@pytest.mark.parametrize("log_alpha", [LOG_ALPHA_MIN, 0.0, LOG_ALPHA_MAX])
+def test_extreme_noise_is_no_nan(log_alpha):
+    # What float32 noise can be: its smallest normal number, and the last number before 1.
+    u = torch.tensor([torch.finfo(torch.float32).tiny, 1.0 - 2.0**-24])
+    a = torch.full((2,), log_alpha, requires_grad=True)
+    z = sample(a, u)
+    assert z.tolist() == [0.0, 1.0]
+    z.sum().backward()
+    assert a.grad.isfinite().all()
+
+
+# Deterministic gates
+
+
+def loop_top_k(values: list[float], k: int) -> list[float]:
+    """Repeatedly opens the first largest gate that is still closed."""
+    gates = [0.0] * len(values)
+    for _ in range(k):
+        closed = [i for i, gate in enumerate(gates) if not gate]
+        best = max(values[i] for i in closed)
+        gates[next(i for i in closed if values[i] == best)] = 1.0
+    return gates
+
+
+@fast
+@given(st.data())
+def test_top_k_is_the_loop(data):
+    # Few distinct values, so that most examples have ties.
+    values = data.draw(st.lists(st.sampled_from([-2.0, 0.5, 1.0, 3.0]), min_size=1, max_size=40))
+    k = data.draw(st.integers(0, len(values)))
+    assert top_k(torch.tensor(values), k).tolist() == loop_top_k(values, k)
+
+
+def test_top_k_of_every_row():
+    log_alpha = double([[[1.0, 3.0, 2.0], [5.0, 4.0, 6.0]]])
+    z = top_k(log_alpha, 2)
+    assert z.tolist() == [[[0.0, 1.0, 1.0], [1.0, 0.0, 1.0]]]
+    assert z.dtype == torch.float64
+
+
+def test_top_k_leaves_its_input_alone_and_carries_no_gradient():
+    log_alpha = torch.tensor([1.0, 2.0], requires_grad=True)
+    assert not top_k(log_alpha, 1).requires_grad
+    assert log_alpha.tolist() == [1.0, 2.0]
+
+
+def test_top_k_orders_infinities():
+    log_alpha = torch.tensor([float("-inf"), 0.0, float("inf")])
+    assert top_k(log_alpha, 1).tolist() == [0.0, 0.0, 1.0]
+    assert top_k(log_alpha, 2).tolist() == [0.0, 1.0, 1.0]
+
+
+@pytest.mark.parametrize("n", [0, 3])
+def test_top_k_none_and_all(n):
+    assert top_k(torch.zeros(n), 0).tolist() == [0.0] * n
+    assert top_k(torch.zeros(n), n).tolist() == [1.0] * n
+
+
+@pytest.mark.parametrize("k", [4, 100])
+def test_top_k_refuses_more_gates_than_there_are(k):
+    message = rf"^k {k} is not in \[0, 3\], the number of gates\. To fix, choose fewer\.$"
+    with pytest.raises(ValueError, match=message):
+        top_k(torch.zeros(2, 3), k)
+
+
+def test_top_k_refuses_less_than_no_gate():
+    with pytest.raises(ValueError, match=r"^k -1 is not in \[0, 3\], the number of gates\.") as e:
+        top_k(torch.zeros(2, 3), -1)
+    assert "fewer" not in str(e.value)  # that would not fix it
+
+
+def test_top_k_refuses_nan():
+    # It sorts above every number: broken gates would be the kept ones.
+    with pytest.raises(ValueError, match=r"log_alpha.*1 of 3.*NaN.*To fix"):
+        top_k(torch.tensor([2.0, float("nan"), 1.0]), 1)

@@ -1,0 +1,224 @@
+"""Losses against NumPy and SciPy, row by row."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+import pytest
+import torch
+from scipy.special import softmax
+from scipy.stats import entropy
+from torch import Tensor
+
+from bge_pruning.models.losses import (
+    distillation_alignment,
+    distillation_similarity,
+    scatter_to_teacher_space,
+    sts_regression,
+)
+
+
+def unit_vectors(rows: int, size: int, seed: int = 0) -> Tensor:
+    vectors = torch.randn(rows, size, generator=torch.Generator().manual_seed(seed)).double()
+    return torch.nn.functional.normalize(vectors, dim=-1)
+
+
+def compute_similarity(
+    student: Tensor, teacher: Tensor, temperature: float = 0.05, first: int = 0, rows: int = 0
+) -> Tensor:
+    """The loss of a process whose texts are these rows of the batch; all of them, if 0."""
+    own = torch.arange(first, first + (rows or len(student)))
+    return distillation_similarity(student[own], teacher[own], student, teacher, own, temperature)
+
+
+def scipy_similarity(
+    student: Tensor, teacher: Tensor, temperature: float = 0.05, first: int = 0, rows: int = 0
+) -> float:
+    student, teacher = student.numpy(), teacher.numpy()
+    losses = []
+    for row in range(first, first + (rows or len(student))):
+        others = [i for i in range(len(student)) if i != row]
+        p, q = (softmax(v[others] @ v[row] / temperature) for v in (teacher, student))
+        losses.append(entropy(p, q))
+    return float(np.mean(losses))
+
+
+# Regression on gold scores
+
+
+def test_sts_regression_is_the_mean_squared_error_of_the_cosine():
+    first, second = unit_vectors(6, 5, 1), unit_vectors(6, 5, 2)
+    scores = torch.tensor([0.0, 0.2, 1.0, 0.5, 0.9, 0.33])
+    errors = [
+        (float(np.dot(a, b)) - float(s)) ** 2
+        for a, b, s in zip(first.numpy(), second.numpy(), scores, strict=True)
+    ]
+    assert float(sts_regression(first, second, scores)) == pytest.approx(np.mean(errors), rel=1e-9)
+
+
+@pytest.mark.parametrize(("score", "loss"), [(1.0, 0.0), (0.0, 1.0), (0.25, 0.5625)])
+def test_sts_regression_of_the_same_sentence(score, loss):
+    v = unit_vectors(3, 4)
+    assert float(sts_regression(v, v, torch.full((3,), score))) == pytest.approx(loss, abs=1e-12)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32, torch.float64])
+def test_sts_regression_takes_scores_of_any_type(dtype):
+    v = unit_vectors(3, 4).to(dtype)
+    for scores in (torch.tensor([0, 1, 1]), torch.tensor([0.0, 1.0, 1.0])):
+        loss = sts_regression(v, v, scores)
+        assert loss.dtype == dtype
+        assert float(loss) == pytest.approx(1 / 3, abs=0.02)
+
+
+# Alignment with the teacher
+
+
+def test_alignment_is_the_mean_cosine_distance():
+    student, teacher = unit_vectors(6, 5, 1), unit_vectors(6, 5, 2)
+    cosines = [float(np.dot(s, t)) for s, t in zip(student.numpy(), teacher.numpy(), strict=True)]
+    expected = 1.0 - np.mean(cosines)
+    assert float(distillation_alignment(student, teacher)) == pytest.approx(expected, rel=1e-9)
+
+
+@pytest.mark.parametrize(("sign", "loss"), [(1.0, 0.0), (-1.0, 2.0)])
+def test_alignment_bounds(sign, loss):
+    v = unit_vectors(4, 5)
+    assert float(distillation_alignment(v, sign * v)) == pytest.approx(loss, abs=1e-12)
+
+
+# Similarities within the batch
+
+
+@pytest.mark.parametrize("temperature", [0.02, 0.05, 1.0, 50.0])
+@pytest.mark.parametrize(("texts", "sizes"), [(2, (4, 4)), (7, (5, 5)), (9, (3, 8))])
+def test_similarity_is_the_mean_kl_divergence_of_the_others(texts, sizes, temperature):
+    student, teacher = unit_vectors(texts, sizes[0], 1), unit_vectors(texts, sizes[1], 2)
+    loss = compute_similarity(student, teacher, temperature)
+    expected = scipy_similarity(student, teacher, temperature)
+    assert loss.ndim == 0
+    assert float(loss) == pytest.approx(expected, rel=1e-4, abs=1e-6)
+
+
+@pytest.mark.parametrize(("first", "rows"), [(0, 3), (3, 2), (5, 4)])
+def test_similarity_of_a_processs_own_texts(first, rows):
+    student, teacher = unit_vectors(9, 4, 1), unit_vectors(9, 6, 2)
+    loss = compute_similarity(student, teacher, first=first, rows=rows)
+    expected = scipy_similarity(student, teacher, first=first, rows=rows)
+    assert float(loss) == pytest.approx(expected, rel=1e-4)
+
+
+def test_mean_over_processes_is_the_loss_of_the_whole_batch():
+    student, teacher = unit_vectors(8, 4, 1), unit_vectors(8, 6, 2)
+    parts = [compute_similarity(student, teacher, first=f, rows=4) for f in (0, 4)]
+    assert float(sum(parts) / 2) == pytest.approx(float(compute_similarity(student, teacher)))
+
+
+def test_similarity_does_not_see_rotations():
+    v = unit_vectors(6, 4)
+    rotation = torch.linalg.qr(torch.randn(4, 4, generator=torch.Generator().manual_seed(3)))[0]
+    assert float(compute_similarity(v @ rotation.double(), v)) == pytest.approx(0.0, abs=1e-6)
+    assert float(compute_similarity(unit_vectors(6, 4, 1), v)) > 0.1
+
+
+def test_similarity_is_finite_in_low_precision():
+    student, teacher = unit_vectors(6, 4, 1), unit_vectors(6, 4, 2)
+    expected = scipy_similarity(student, teacher)
+    loss = compute_similarity(student.bfloat16(), teacher.bfloat16())
+    assert loss.dtype == torch.float32  # the softmax of 16-bit numbers would be too coarse
+    assert float(loss) == pytest.approx(expected, rel=0.05)
+
+
+def test_similarity_at_a_low_temperature_leaves_the_text_itself_out():
+    # Each text has one other text, so both distributions are certain and equal.
+    student = torch.tensor([[1.0, 0.0], [1.0, 0.0]])
+    teacher = torch.tensor([[1.0, 0.0], [-1.0, 0.0]])
+    assert float(compute_similarity(student, teacher, 1e-5)) == 0.0
+
+
+def reference_similarity(student: Tensor, teacher: Tensor, temperature: float) -> Tensor:
+    """The same in float64 without the diagonal at all, for autograd."""
+    n = len(student)
+    off = ~torch.eye(n, dtype=torch.bool)
+    p, q = ((v @ v.T / temperature)[off].view(n, n - 1).softmax(-1) for v in (teacher, student))
+    return (p * (p.log() - q.log())).sum(-1).mean()
+
+
+def gradient(loss: Callable[..., Tensor], student: Tensor, *arguments) -> Tensor:
+    leaf = student.clone().requires_grad_()
+    (result,) = torch.autograd.grad(loss(leaf, *arguments), leaf)
+    return result
+
+
+def test_gradient_of_similarity_flows_through_rows_and_columns():
+    student, teacher = unit_vectors(6, 4, 1), unit_vectors(6, 5, 2)
+    ours = gradient(compute_similarity, student, teacher, 0.1)
+    expected = gradient(reference_similarity, student, teacher, 0.1)
+    torch.testing.assert_close(ours, expected, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("loss", [sts_regression, distillation_alignment])
+def test_gradients_are_true(loss):
+    first, second = unit_vectors(4, 3, 1).requires_grad_(), unit_vectors(4, 3, 2)
+    rest = (torch.rand(4).double(),) if loss is sts_regression else ()
+    assert torch.autograd.gradcheck(lambda v: loss(v, second, *rest), first)
+
+
+@pytest.mark.parametrize("temperature", [0.0, -0.05])
+def test_a_temperature_that_is_not_above_0_is_refused(temperature):
+    message = (
+        rf"^temperature {temperature} is not above 0\. To fix, set loss\.similarity_temperature\.$"
+    )
+    with pytest.raises(ValueError, match=message):
+        compute_similarity(unit_vectors(3, 2), unit_vectors(3, 2), temperature)
+
+
+def test_a_temperature_that_is_no_number_is_refused():
+    with pytest.raises(ValueError, match=r"^temperature nan is not above 0\. To fix, set "):
+        compute_similarity(unit_vectors(3, 2), unit_vectors(3, 2), float("nan"))
+
+
+@pytest.mark.parametrize("texts", [0, 1])
+def test_fewer_than_two_texts_are_refused(texts):
+    message = (
+        r"^a similarity distribution needs at least 2 texts in the batch\. To fix, raise "
+        r"global_train_batch_size\.$"
+    )
+    with pytest.raises(ValueError, match=message):
+        compute_similarity(unit_vectors(texts, 2), unit_vectors(texts, 2))
+
+
+@pytest.mark.parametrize("loss", [distillation_alignment, compute_similarity])
+def test_nan_stays_visible(loss):
+    student = unit_vectors(4, 3, 1)
+    student[2, 1] = float("nan")
+    assert loss(student, unit_vectors(4, 3, 2)).isnan()
+
+
+# Into the teacher's space
+
+
+def test_scatter_places_kept_dimensions():
+    vectors = torch.tensor([[1.0, 2.0, 3.0], [4.0, 5.0, 6.0]], dtype=torch.bfloat16)
+    result = scatter_to_teacher_space(vectors, torch.tensor([1, 2, 5]), 6)
+    assert result.tolist() == [[0, 1, 2, 0, 0, 3], [0, 4, 5, 0, 0, 6]]
+    assert result.dtype == torch.bfloat16
+
+
+def test_scatter_within_one_space_changes_nothing():
+    vectors = unit_vectors(2, 6)
+    assert scatter_to_teacher_space(vectors, None, 6) is vectors
+
+
+def test_scatter_passes_the_gradient_of_kept_dimensions():
+    vectors = torch.ones(1, 2, requires_grad=True)
+    weights = torch.tensor([[10.0, 20.0, 30.0, 40.0]])
+    (scatter_to_teacher_space(vectors, torch.tensor([3, 0]), 4) * weights).sum().backward()
+    assert vectors.grad.tolist() == [[40.0, 10.0]]
+
+
+@pytest.mark.parametrize("kept", [[0, 1, 2], [0], [0, 4], [-1, 0]])
+def test_scatter_refuses_dimensions_that_do_not_fit(kept):
+    with pytest.raises((IndexError, RuntimeError), match="index"):
+        scatter_to_teacher_space(torch.ones(1, 2), torch.tensor(kept), 4)

@@ -1,0 +1,39 @@
+"""Models by name."""
+
+from __future__ import annotations
+
+import re
+
+import pytest
+
+from bge_pruning.models.composer_bge_m3 import ComposerBGEM3, LossWeights
+from bge_pruning.models.model_registry import MODELS, build_composer_model
+
+
+def test_names():
+    assert {"composer_bge_m3": ComposerBGEM3} == MODELS
+
+
+def test_arguments_reach_the_model(build_model, tiny_shape):
+    backbone, heads = build_model(tiny_shape)
+    weights = LossWeights(sts_regression=1.0)
+    model = build_composer_model(
+        "composer_bge_m3",
+        backbone=backbone,
+        heads=heads,
+        l0_module=None,
+        loss_weights=weights,
+        eval_target_model=False,
+    )
+    assert type(model) is ComposerBGEM3
+    assert (model.backbone, model.heads, model.loss_weights) == (backbone, heads, weights)
+    assert model.eval_target_model is False
+
+
+@pytest.mark.parametrize(
+    "name", ["", "Composer_BGE_M3", "composer_bge_m3 ", "bert", "\N{SNOWMAN}", "__class__"]
+)
+def test_an_unknown_name_is_refused(name):
+    message = f"model.name '{name}' is not one of ['composer_bge_m3']. To fix, choose one."
+    with pytest.raises(ValueError, match=f"^{re.escape(message)}$"):
+        build_composer_model(name)

@@ -1,0 +1,514 @@
+"""The command lines: exit codes, one clear line for a failure, and what lies there afterwards."""
+
+import importlib.util
+import json
+import logging
+import re
+import runpy
+import shutil
+import sys
+from contextlib import contextmanager
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+
+from bge_pruning import pipeline
+from bge_pruning.utils import console, conversion_folder, minilm
+
+FOLDER = Path(__file__).parents[1] / "scripts"
+SCRIPTS = sorted(path.stem for path in FOLDER.glob("*.py"))
+# By script: arguments with something wrong in them, the exit code, and what is said.
+FAILURES = {
+    "evaluate_model": (
+        ["none", "--sts", "none.csv", "--output", "o.json"],
+        1,
+        r"none\.csv: no such file\. To fix, check the path",
+    ),
+    "extract_pruned_model": (
+        ["none", "out"],
+        1,
+        r"none: no such run folder or checkpoint\. To fix, check the path",
+    ),
+    "prepare_minilm": (
+        ["--sentences", "none.csv"],
+        1,
+        r"none\.csv not found, expected a CSV .* name a file with --sentences",
+    ),
+    "quickstart": (
+        ["seedd=1"],
+        2,
+        r"override 'seedd=1': unknown key 'seedd': did you mean 'seed'\?",
+    ),
+    "run_pipeline": (
+        ["none.yaml", "--sts", "none.csv"],
+        2,
+        r"none\.yaml: no such file\. To fix, check the path",
+    ),
+    "train_pruning": (["none.yaml"], 2, r"none\.yaml: no such file\. To fix, check the path"),
+    "write_report": (
+        ["none"],
+        1,
+        r"none holds neither evaluation\.json nor pruning\.json\. To fix",
+    ),
+}
+USAGE = {
+    "evaluate_model": [
+        ["m", "--output", "o.json"],
+        ["m", "--sts", "a.csv"],
+        ["m", "--sts", "a.csv", "--output", "o.json", "--batch-size", "many"],
+        ["m", "--sts", "a.csv", "--output", "o.json", "--also", "=folder"],
+        ["m", "--sts", "a.csv", "--output", "o.json", "--also", "name="],
+    ],
+    "extract_pruned_model": [["run"], ["run", "out", "surplus"]],
+    "prepare_minilm": [["surplus"]],
+    "quickstart": [["--fast"]],
+    "run_pipeline": [["a.yaml"], ["--sts", "a.csv"], ["a.yaml", "--sts"]],
+    "train_pruning": [[], ["--fast"]],
+    "write_report": [[], ["a", "b"]],
+}
+
+
+def load_script(name: str) -> ModuleType:
+    spec = importlib.util.spec_from_file_location(name, FOLDER / f"{name}.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@contextmanager
+def new_process():
+    """Loggers as they are when a process starts."""
+    loggers = logging.getLogger(), logging.getLogger("bge_pruning")
+    before = [(logger.handlers, logger.level, logger.propagate) for logger in loggers]
+    for logger in loggers:
+        logger.handlers, logger.propagate = [], True
+    try:
+        yield
+    finally:
+        for logger, (handlers, level, propagate) in zip(loggers, before, strict=True):
+            logger.handlers, logger.propagate = handlers, propagate
+            logger.setLevel(level)
+
+
+@pytest.fixture(autouse=True)
+def empty_folder(monkeypatch, tmp_path):
+    """Where the scripts run."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("HF_HUB_DISABLE_PROGRESS_BARS", "1")  # prepare_minilm would set it
+
+
+@pytest.fixture
+def run(capsys):
+    """A function from a script and its arguments to exit code, output and errors."""
+
+    def run(script: str | ModuleType, *arguments: object) -> tuple[int, str, str]:
+        module = load_script(script) if isinstance(script, str) else script
+        with new_process():
+            code = module.main([str(argument) for argument in arguments])
+        return code, *capsys.readouterr()
+
+    return run
+
+
+def assert_fails(result: tuple[int, str, str], code: int, message: str) -> None:
+    """Nothing on stdout, and after the log one line that says what is wrong."""
+    got, out, err = result
+    assert (got, out) == (code, ""), err
+    assert "Traceback" not in err
+    last = err.splitlines()[-1]
+    assert re.match("error: " + message, last), last
+    assert err.count("error: ") == 1
+
+
+def write_pairs(path: Path, *rows: str) -> Path:
+    path.write_text("".join(f"{row}\n" for row in rows), encoding="utf-8")
+    return path
+
+
+# All of them
+
+
+def test_every_script_is_tested_here():
+    assert SCRIPTS == sorted(FAILURES) == sorted(USAGE)
+
+
+@pytest.fixture
+def nothing_to_prepare(monkeypatch):
+    """The small real model is there already, as far as ``quickstart`` can tell."""
+    calls = []
+    monkeypatch.setattr(minilm, "prepare", lambda *paths: calls.append(paths))
+    return calls
+
+
+@pytest.fixture(params=SCRIPTS)
+def failing(request, tmp_path) -> tuple[str, list[str], int, str]:
+    """A script, and its entry of FAILURES."""
+    if request.param == "quickstart":
+        request.getfixturevalue("nothing_to_prepare")
+        for folder in ("configs", "data"):
+            (tmp_path / folder).symlink_to(FOLDER.parent / folder)
+    return request.param, *FAILURES[request.param]
+
+
+def test_failure_is_one_line_and_a_code(failing, run, tmp_path):
+    name, arguments, code, message = failing
+    before = set(tmp_path.rglob("*"))
+    assert_fails(run(name, *arguments), code, message)
+    assert set(tmp_path.rglob("*")) == before
+
+
+def test_code_reaches_the_shell(failing, monkeypatch):
+    name, arguments, code, _ = failing
+    monkeypatch.setattr(sys, "argv", [f"{name}.py", *arguments])
+    with pytest.raises(SystemExit) as stop, new_process():
+        runpy.run_path(str(FOLDER / f"{name}.py"), run_name="__main__")
+    assert stop.value.code == code
+
+
+@pytest.mark.parametrize(
+    ("name", "arguments"), [(name, words) for name in USAGE for words in USAGE[name]]
+)
+def test_wrong_usage_is_code_2(name, arguments, capsys, tmp_path):
+    with pytest.raises(SystemExit) as stop:
+        load_script(name).main(arguments)
+    assert stop.value.code == 2
+    assert capsys.readouterr().err.startswith("usage: ")
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("name", SCRIPTS)
+def test_help_starts_with_the_first_line_of_the_script(name, capsys):
+    with pytest.raises(SystemExit) as stop:
+        load_script(name).main(["--help"])
+    assert stop.value.code == 0
+    assert capsys.readouterr().out.startswith("usage: ")
+
+
+# train_pruning
+
+
+def test_training_leaves_a_checkpoint(run, tiny_yaml, tmp_path):
+    code, out, err = run("train_pruning", tiny_yaml, "max_duration=2ba")
+    assert (code, out) == (0, "")
+    assert "step 2 | " in err
+    assert (tmp_path / "runs" / "tiny" / "latest-rank0.pt").is_file()
+    again = run("train_pruning", tiny_yaml, "max_duration=2ba")
+    assert_fails(again, 1, ".*tiny is in use and is kept. To fix, set another run_name")
+    code, _, err = run("train_pruning", tiny_yaml, "max_duration=1ba", "overwrite=true")
+    assert code == 0, err
+    assert not (tmp_path / "runs" / "tiny" / "ba2-rank0.pt").exists()
+
+
+def test_dry_run_prints_the_plan_and_makes_nothing(run, tiny_yaml, tmp_path):
+    before = set(tmp_path.rglob("*"))
+    code, out, err = run("train_pruning", tiny_yaml, "dry_run=true")
+    assert (code, err) == (0, "")
+    assert "target       3 layers, hidden 24, 3 heads, intermediate 48" in out
+    assert set(tmp_path.rglob("*")) == before
+
+
+def test_training_without_a_model(run, tiny_yaml):
+    assert_fails(run("train_pruning", tiny_yaml, "model.base_model=./none"), 1, ".*none.*To fix")
+
+
+# extract_pruned_model
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory, train_tiny) -> Path:
+    """The folder of a run of one step."""
+    return train_tiny(tmp_path_factory.mktemp("trained"), "max_duration=1ba")
+
+
+def test_extraction(run, trained, tmp_path):
+    code, out, err = run("extract_pruned_model", trained, "new/small")
+    assert (code, out) == (0, ""), err
+    assert "wrote new/small: 3 layers, hidden 24, 3 heads, intermediate 48;" in err
+    config = json.loads((tmp_path / "new" / "small" / "config.json").read_text(encoding="utf-8"))
+    assert (config["hidden_size"], config["num_hidden_layers"]) == (24, 3)
+    assert [path.name for path in (tmp_path / "new").iterdir()] == ["small"]
+
+
+def test_extraction_keeps_a_model_unless_told_to_overwrite(run, trained, tmp_path):
+    assert run("extract_pruned_model", trained, "small")[0] == 0
+    note = tmp_path / "small" / "note.txt"
+    note.touch()
+    message = r"small exists and is kept\. To fix, choose another folder, or pass --overwrite"
+    assert_fails(run("extract_pruned_model", trained, "small"), 1, message)
+    assert note.exists()
+    assert run("extract_pruned_model", trained, "small", "--overwrite")[0] == 0
+    assert not note.exists()
+
+
+def test_extraction_never_replaces_somebody_elses_folder(run, trained, tmp_path):
+    mine = tmp_path / "thesis" / "chapter1.txt"
+    mine.parent.mkdir()
+    mine.write_text("ten years of work")
+    result = run("extract_pruned_model", trained, "thesis", "--overwrite")
+    assert_fails(result, 1, r"thesis holds no pruning\.json")
+    assert mine.read_text() == "ten years of work"
+
+
+@pytest.mark.parametrize("size", [0, 1000, -1000])
+def test_extraction_of_a_truncated_checkpoint(size, run, trained, tmp_path):
+    content = (trained / "latest-rank0.pt").read_bytes()
+    (tmp_path / "cut.pt").write_bytes(content[:size])
+    result = run("extract_pruned_model", "cut.pt", "small")
+    assert_fails(result, 1, r"cut\.pt: damaged, not complete, or not a checkpoint .*To fix")
+    assert [path.name for path in tmp_path.iterdir()] == ["cut.pt"]
+
+
+def test_extraction_of_a_run_without_a_checkpoint(run, tmp_path):
+    (tmp_path / "run").mkdir()
+    result = run("extract_pruned_model", "run", "small")
+    assert_fails(result, 1, r"run: holds no latest-rank0\.pt, so no checkpoint was saved\. To fix")
+
+
+# evaluate_model
+
+
+@pytest.fixture
+def arguments(model_folder, sts_csv) -> list:
+    """Of an evaluation that works and is quick."""
+    common = ["--sts", sts_csv, "--device", "cpu", "--output", "out/result.json"]
+    return [model_folder, "--baseline", model_folder, *common]
+
+
+def test_evaluation(run, arguments, tmp_path):
+    code, out, err = run("evaluate_model", *arguments, "--seed", 3, "--max-length", 9)
+    assert code == 0, err
+    result = json.loads((tmp_path / "out" / "result.json").read_text(encoding="utf-8"))
+    (task,) = result["tasks"]
+    assert (task["task"], task["retention"], result["seed"]) == ("tiny", 1, 3)
+    assert result["command"].startswith("python scripts/evaluate_model.py /")
+    assert result["command"].endswith("--output out/result.json --seed 3 --max-length 9")
+    assert f"{task['value']:.4f}" in out and "one text: " in out
+
+
+def test_an_existing_result_is_noticed_before_the_work(run, arguments, tmp_path, monkeypatch):
+    script = load_script("evaluate_model")
+    (tmp_path / "out").mkdir()
+    output = tmp_path / "out" / "result.json"
+    output.write_text("mine")
+    with monkeypatch.context() as patch:
+        patch.setattr(script, "evaluate", lambda *_, **__: pytest.fail("evaluates"))
+        result = run(script, *arguments)
+    assert_fails(result, 1, r"out/result\.json exists\. To fix, .*pass --overwrite")
+    assert output.read_text() == "mine"
+    assert run(script, *arguments, "--no-speed", "--overwrite")[0] == 0
+    assert json.loads(output.read_text())["speed"] is None
+
+
+def test_a_failed_evaluation_leaves_the_earlier_result(run, arguments, tmp_path):
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "result.json").write_text("mine")
+    result = run("evaluate_model", "./none", *arguments[1:], "--overwrite")
+    assert_fails(result, 1, r"model \./none is no folder\. To fix, give a model's folder or owner")
+    assert (tmp_path / "out" / "result.json").read_text() == "mine"
+
+
+@pytest.mark.parametrize(
+    ("rows", "message"),
+    [
+        ((), "holds no sentence pairs"),
+        (("a,b,1", "a,b,n/a"), r"2: score 'n/a' is not a number in \[0, 5\]\. To fix, correct"),
+        (("a,b,1", "a,b"), "2: has 2 columns, expected sentence1, sentence2, score"),
+        (("a,b,nan",), "1: score 'nan' is not a number"),
+        (("a,a,2", "cat,dog,2"), "every gold score is 2"),
+    ],
+    ids=["empty", "no number", "short row", "nan", "all the same"],
+)
+def test_pairs_that_cannot_be_used(rows, message, run, arguments, tmp_path):
+    arguments[arguments.index("--sts") + 1] = write_pairs(tmp_path / "bad.csv", *rows)
+    assert_fails(run("evaluate_model", *arguments), 1, f".*bad.*{message}")
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("option", "value", "message"),
+    [
+        ("--max-length", 0, r"max_length 0 leaves no token\. To fix, use 1 or more"),
+        ("--batch-size", 0, "batch_size must be a positive integer, got 0"),
+        ("--device", "abacus", ".*abacus"),
+    ],
+)
+def test_options_out_of_range(option, value, message, run, arguments):
+    assert_fails(run("evaluate_model", *arguments, option, value), 1, message)
+
+
+@pytest.fixture
+def damaged(model_folder, tmp_path) -> Path:
+    """A copy of the model, to damage."""
+    return Path(shutil.copytree(model_folder, tmp_path / "damaged"))
+
+
+@pytest.mark.parametrize("name", ["model.safetensors", "config.json", "tokenizer.json"])
+def test_a_truncated_model(name, run, arguments, damaged, tmp_path):
+    content = (damaged / name).read_bytes()
+    (damaged / name).write_bytes(content[: len(content) // 2])
+    assert_fails(run("evaluate_model", damaged, *arguments[1:]), 1, ".*/damaged")
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_model_whose_weights_are_not_numbers(run, arguments, damaged):
+    from safetensors.torch import load_file, save_file
+
+    weights = load_file(damaged / "model.safetensors")
+    weights["encoder.layer.0.output.dense.bias"][3] = float("nan")
+    save_file(weights, damaged / "model.safetensors", {"format": "pt"})
+    message = r"tiny: 40 of 40 values of the cosine similarity are not finite\. To fix"
+    assert_fails(run("evaluate_model", damaged, *arguments[1:]), 1, message)
+
+
+# run_pipeline
+
+
+def test_pipeline(run, tiny_yaml, sts_csv, tmp_path):
+    command = ["run_pipeline", tiny_yaml, "max_duration=2ba", "--sts", sts_csv]
+    code, out, err = run(*command)
+    assert code == 0, err
+    results = tmp_path / "results" / "tiny"
+    (task,) = json.loads((results / "evaluation.json").read_text(encoding="utf-8"))["tasks"]
+    assert re.search(rf"model +│ +{task['value']:.4f} ", out)
+    assert (results / "report.md").is_file()
+    assert_fails(run(*command), 1, ".*results/tiny holds results and is kept. To fix")
+
+
+@pytest.mark.parametrize("key", ["model.l0_module=null", "autoresume=true"])
+def test_pipeline_that_is_refused(key, run, tiny_yaml, sts_csv, tmp_path):
+    assert_fails(run("run_pipeline", tiny_yaml, key, "--sts", sts_csv), 2, ".*To fix")
+    assert not (tmp_path / "runs").exists()
+
+
+@pytest.fixture
+def recorded(monkeypatch):
+    """What the pipeline is called with, instead of running it."""
+    calls = []
+    monkeypatch.setattr(pipeline, "run_pipeline", lambda *args: calls.append(args) or {})
+    return calls
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        "a.yaml b.yaml seed=1 x.y=2 --sts c.csv d.csv",
+        "a.yaml seed=1 --sts c.csv d.csv -- b.yaml x.y=2",
+    ],
+)
+def test_pipeline_arguments(words, run, recorded):
+    """Nothing is printed where there is nothing: on all ranks but the first."""
+    assert run("run_pipeline", *words.split()) == (0, "", "")
+    assert recorded == [(["a.yaml", "b.yaml"], ["seed=1", "x.y=2"], ["c.csv", "d.csv"])]
+
+
+def test_pipeline_is_interrupted(run, monkeypatch):
+    def interrupt(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(pipeline, "run_pipeline", interrupt)
+    assert_fails(run("run_pipeline", "a.yaml", "--sts", "b.csv"), 130, "interrupted")
+
+
+# quickstart
+
+
+@pytest.fixture
+def quickstart(tiny_yaml, sts_csv, nothing_to_prepare, monkeypatch) -> ModuleType:
+    """The script, on the tiny model."""
+    script = load_script("quickstart")
+    monkeypatch.setattr(script, "CONFIG", str(tiny_yaml))
+    monkeypatch.setattr(script, "STS", str(sts_csv))
+    return script
+
+
+def test_quickstart_files_are_in_the_repository():
+    script = load_script("quickstart")
+    assert all((FOLDER.parent / name).is_file() for name in (script.CONFIG, script.STS))
+    text = (FOLDER.parent / script.CONFIG).read_text(encoding="utf-8")
+    assert f"base_model: {minilm.DEFAULT_OUTPUT}\n" in text
+
+
+def test_quickstart_prepares_prunes_and_says_where(
+    run, quickstart, nothing_to_prepare, tmp_path, monkeypatch
+):
+    monkeypatch.setenv("COLUMNS", "200")
+    code, out, err = run(quickstart, "max_duration=2ba", "run_name=q")
+    assert code == 0, err
+    assert nothing_to_prepare == [(minilm.DEFAULT_OUTPUT, minilm.DEFAULT_SENTENCES)]
+    results = tmp_path / "results" / "q"
+    assert (results / "model").is_dir() and (results / "report.md").is_file()
+    assert "kept of the baseline" in out
+    assert out.endswith(f"model    {results}/model\nreport   {results}/report.md\n")
+
+
+@pytest.mark.parametrize("name", ["r" * 100, "v2 [half]"], ids=["long", "brackets"])
+def test_quickstart_prints_paths_as_they_are(name, run, quickstart, recorded, monkeypatch):
+    monkeypatch.setattr(console, "show_evaluation", lambda *_: None)
+    code, out, err = run(quickstart, f"results_folder='{name}'")
+    assert code == 0, err
+    assert out == f"model    {name}/model\nreport   {name}/report.md\n"
+
+
+def test_quickstart_checks_the_arguments_before_the_work(run, quickstart, nothing_to_prepare):
+    assert_fails(run(quickstart, "seedd=1"), 2, "override 'seedd=1'")
+    assert nothing_to_prepare == []
+
+
+# prepare_minilm
+
+
+def test_preparing_what_is_there(run, tmp_path):
+    conversion_folder.write_record(tmp_path, {"source_sha256": minilm.SOURCE_SHA256})
+    code, out, err = run("prepare_minilm", "--output", tmp_path)
+    assert (code, out) == (0, "")
+    assert err == f"{tmp_path} already holds {minilm.MODEL_NAME}; nothing to do\n"
+
+
+def test_preparing_passes_its_arguments_on(run, monkeypatch):
+    calls = []
+    script = load_script("prepare_minilm")
+    monkeypatch.setattr(script, "prepare", lambda *args: calls.append(args))
+    assert run(script, "--output", "o", "--sentences", "s.csv", "--overwrite")[0] == 0
+    assert run(script)[0] == 0
+    assert calls == [
+        (Path("o"), Path("s.csv"), True),
+        (minilm.DEFAULT_OUTPUT, minilm.DEFAULT_SENTENCES, False),
+    ]
+
+
+@pytest.mark.parametrize("options", [[], ["--overwrite"]])
+def test_preparing_keeps_somebody_elses_folder(options, run, sts_csv, tmp_path):
+    mine = tmp_path / "thesis" / "chapter1.txt"
+    mine.parent.mkdir()
+    mine.write_text("ten years of work")
+    result = run("prepare_minilm", "--output", "thesis", "--sentences", sts_csv, *options)
+    assert_fails(result, 1, "thesis .*is kept.*To fix")
+    assert mine.read_text() == "ten years of work"
+
+
+# write_report
+
+
+def test_report_of_an_evaluation(run, arguments, tmp_path):
+    assert run("evaluate_model", *arguments, "--no-speed")[0] == 0
+    (tmp_path / "out" / "result.json").rename(tmp_path / "out" / "evaluation.json")
+    code, out, err = run("write_report", "out", "--command", "make a", "--command", "make b")
+    assert (code, out, err) == (0, "wrote out/report.md\n", "")
+    text = (tmp_path / "out" / "report.md").read_text(encoding="utf-8")
+    assert "```bash\nmake a\nmake b\n```" in text
+    assert_fails(run("write_report", "out"), 1, r"out/report\.md exists\. To fix, .*--overwrite")
+    assert run("write_report", "out", "--overwrite")[0] == 0
+    text = (tmp_path / "out" / "report.md").read_text(encoding="utf-8")
+    assert "python scripts/evaluate_model.py" in text
+
+
+@pytest.mark.parametrize(
+    ("name", "content"), [("evaluation.json", b'{"tasks": ['), ("gates.npz", b"PK\x03\x04 cut")]
+)
+def test_report_of_a_truncated_file(name, content, run, arguments, tmp_path):
+    assert run("evaluate_model", *arguments, "--no-speed")[0] == 0
+    (tmp_path / "out" / "result.json").rename(tmp_path / "out" / "evaluation.json")
+    (tmp_path / "out" / name).write_bytes(content)
+    assert_fails(run("write_report", "out"), 1, f"out/{name} .*To fix")
+    assert not (tmp_path / "out" / "report.md").exists()
