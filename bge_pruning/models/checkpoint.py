@@ -7,8 +7,6 @@ from __future__ import annotations
 
 import datetime
 import json
-import pickle
-import re
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
@@ -21,7 +19,7 @@ from bge_pruning.models.bge_m3_backbone import XLMRobertaBackbone
 from bge_pruning.models.embedding_heads import EmbeddingHeads
 from bge_pruning.models.encoder_shape import EncoderShape
 from bge_pruning.models.l0_module_embedding import L0Module
-from bge_pruning.models.pretrained import load_strict
+from bge_pruning.models.pretrained import describe_load_error, load_strict
 
 METADATA_KEY = "RunMetadataCallback"
 
@@ -69,7 +67,8 @@ class RunMetadata:
         """JSON text and byte tensors: types that ``weights_only`` loading allows."""
         plain = {k: v for k, v in asdict(self).items() if k != "tokenizer_files"}
         files = {
-            name: torch.frombuffer(bytearray(content), dtype=torch.uint8)
+            # Not torch.frombuffer, which refuses an empty file.
+            name: torch.from_numpy(np.frombuffer(content, np.uint8).copy())
             for name, content in self.tokenizer_files.items()
         }
         return {"json": json.dumps(plain), "tokenizer_files": files}
@@ -128,6 +127,7 @@ def load_trained_model(checkpoint: Path) -> TrainedModel:
     """
     state = _load_state(checkpoint)
     metadata = _metadata(state, checkpoint)
+    weights, batch = _weights_and_batch(state, checkpoint)
     shape = EncoderShape(**metadata.shape)
     config = metadata.hf_config
     backbone = XLMRobertaBackbone(shape, config["pad_token_id"], config["layer_norm_eps"])
@@ -136,10 +136,9 @@ def load_trained_model(checkpoint: Path) -> TrainedModel:
     )
     l0_module = build_l0_module(shape, metadata.l0_module)
     for name, module in (("backbone", backbone), ("heads", heads), ("l0_module", l0_module)):
-        tensors = _with_prefix(state["state"]["model"], f"{name}.")
+        tensors = _with_prefix(weights, f"{name}.")
         if module is not None:
             load_strict(module.eval(), tensors, f"{checkpoint} ({name})")
-    batch = int(state["state"]["timestamp"]["Timestamp"]["batch"])
     return TrainedModel(metadata, shape, backbone, heads, l0_module, batch)
 
 
@@ -161,13 +160,20 @@ def _load_state(path: Path) -> dict[str, Any]:
     try:
         with torch.serialization.safe_globals(PLAIN_TYPES):
             return torch.load(path, map_location="cpu", weights_only=True)
-    except (RuntimeError, EOFError, pickle.UnpicklingError, OSError, KeyError) as error:
-        unsupported = re.search(r"Unsupported \w+: .*", str(error))
-        first = str(error).strip().splitlines()[0] if str(error) else type(error).__name__
-        reason = unsupported.group() if unsupported else first
+    except Exception as error:  # a damaged pickle can raise anything
         raise ValueError(
-            f"{path}: damaged, not complete, or not a checkpoint of this project ({reason}). To "
-            f"fix, use an earlier checkpoint of the run."
+            f"{path}: damaged, not complete, or not a checkpoint of this project "
+            f"({describe_load_error(error)}). To fix, use an earlier checkpoint of the run."
+        ) from error
+
+
+def _weights_and_batch(state: dict[str, Any], path: Path) -> tuple[dict[str, Tensor], int]:
+    try:
+        return state["state"]["model"], int(state["state"]["timestamp"]["Timestamp"]["batch"])
+    except (KeyError, TypeError, ValueError) as error:
+        raise ValueError(
+            f"{path}: damaged: it holds no model or no time ({error!r}). To fix, use an earlier "
+            f"checkpoint of the run."
         ) from error
 
 
@@ -175,7 +181,7 @@ def _metadata(state: dict[str, Any], path: Path) -> RunMetadata:
     try:
         callbacks = dict(state["state"]["callbacks"])
         return RunMetadata.from_state_dict(callbacks[METADATA_KEY])
-    except (KeyError, TypeError, ValueError) as error:
+    except (KeyError, IndexError, TypeError, ValueError, AttributeError) as error:
         known = ", ".join(f.name for f in fields(RunMetadata))
         raise ValueError(
             f"{path}: is not a checkpoint of this project: it holds no run metadata ({known}). To "

@@ -146,7 +146,16 @@ class ComposerBGEM3(ComposerModel):
             return {"cosine_spearman": SpearmanCorrCoef()}
 
     def update_metric(self, batch: Batch, outputs: Tensor, metric: Metric) -> None:
-        """Add a batch's similarities and gold scores."""
+        """Add a batch's similarities and gold scores.
+
+        Raises:
+            ValueError: If a similarity is not finite: ranked as it comes, it could score well.
+        """
+        if broken := int((~outputs.isfinite()).sum()):
+            raise ValueError(
+                f"{broken} of {outputs.numel()} similarities are not finite: the weights are "
+                f"broken. To fix, use an earlier checkpoint and lower optimizer.lr."
+            )
         metric.update(outputs.float(), batch["scores"].float())
 
 

@@ -154,6 +154,11 @@ def check_exportable(target: EncoderShape, source: EncoderShape) -> None:
                 f"target {yaml_name} {size} is not in [1, {limit}], the source's size. "
                 f"To fix, set {yaml_name} to {min(max(size, 1), limit)} or another size in range."
             )
+    if target.head_dim != source.head_dim:
+        raise ValueError(
+            f"target head_dim {target.head_dim} differs from the source's {source.head_dim}: heads "
+            f"are kept or removed whole. To fix, keep it."
+        )
     needed = target.num_attention_heads * target.head_dim
     if needed != target.hidden_size:
         nearest = " or ".join(
@@ -255,9 +260,11 @@ def shapes_near_budget(
     """
     limit = count_parameters(source).encoder
     if not 0 < budget <= limit:
+        change = "lower" if budget > limit else "above 0"
         raise ValueError(
             f"a budget of {budget:,.0f} encoder parameters is not in (0, {limit:,}], the source's "
-            f"encoder. To fix, set l0_module.target_parameters or l0_module.target_density lower."
+            f"encoder. To fix, set l0_module.target_parameters or l0_module.target_density "
+            f"{change}."
         )
 
     def distance(shape: EncoderShape) -> float:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import logging
+import math
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -125,7 +126,10 @@ def _cut_and_write(model: TrainedModel, folder: Path) -> dict[str, Any]:
     shape = model.shape if model.l0_module is None else model.l0_module.realised_shape()
     keep = model.backbone.keep_indices(masks)
     metadata = model.metadata
-    references = compute_references(model.backbone, model.heads, masks, metadata.tokenizer_files)
+    inputs = tokenize_sentences(
+        metadata.tokenizer_files, metadata.hf_config["pad_token_id"], metadata.max_seq_length
+    )
+    references = compute_references(model.backbone, model.heads, masks, inputs)
     cut(model.backbone, model.heads, keep)
     write_model_folder(
         folder,
@@ -155,7 +159,10 @@ def _check_counts(model: TrainedModel, shape: EncoderShape) -> None:
         heads=sum(p.numel() for p in model.heads.parameters()),
     )
     if real != expected:
-        raise ValidationError(f"the cut model has {real}, but its shape should have {expected}.")
+        raise ValidationError(
+            f"the cut model has {real}, but its shape should have {expected}. To fix, report it "
+            f"with the checkpoint: it is a defect of extraction."
+        )
 
 
 @torch.no_grad()
@@ -163,19 +170,22 @@ def compute_references(
     backbone: XLMRobertaBackbone,
     heads: EmbeddingHeads,
     masks: PruningMasks,
-    tokenizer_files: dict[str, bytes],
+    inputs: dict[str, Tensor],
 ) -> References:
-    """Outputs of the masked model on the validation sentences, in float32."""
-    inputs = _tokenize(tokenizer_files, backbone.embeddings.pad_token_id)
+    """Outputs of the masked model on tokenised sentences, in float32."""
     hidden = backbone(inputs["input_ids"], inputs["attention_mask"], masks)
     return References(inputs, hidden, heads.outputs(hidden, inputs["attention_mask"]))
 
 
-def _tokenize(tokenizer_files: dict[str, bytes], pad_token_id: int) -> dict[str, Tensor]:
+def tokenize_sentences(
+    tokenizer_files: dict[str, bytes], pad_token_id: int, max_length: int
+) -> dict[str, Tensor]:
+    """The validation sentences as ids and mask, cut where sentence-transformers cuts them."""
     from tokenizers import Tokenizer
 
     tokenizer = Tokenizer.from_str(tokenizer_files["tokenizer.json"].decode("utf-8"))
     tokenizer.no_padding()
+    tokenizer.enable_truncation(max_length)
     rows = [torch.tensor(tokenizer.encode(s).ids) for s in VALIDATION_SENTENCES]
     ids = torch.nn.utils.rnn.pad_sequence(rows, batch_first=True, padding_value=pad_token_id)
     return {"input_ids": ids, "attention_mask": (ids != pad_token_id).long()}
@@ -206,19 +216,25 @@ def validate(folder: Path, references: References, kept_hidden: list[int]) -> fl
     expected = references.hidden[..., kept_hidden]
     differences = {"last_hidden_state": (hidden - expected)[real].abs().max()}
     heads = _load_heads(folder, kept_hidden)
-    for name, value in heads.outputs(hidden, mask).items():
-        reference = references.outputs[name]
+    outputs = heads.outputs(hidden, mask)
+    for name, reference in references.outputs.items():
+        if name not in outputs:
+            differences[name] = torch.tensor(math.inf)
+            continue
         if name == "dense_vecs":
             reference = reference[:, kept_hidden]
-        differences[name] = (value - reference).abs().max()
+        differences[name] = (outputs[name] - reference).abs().max()
     dense = _sentence_transformers_vectors(folder)
     reference = references.outputs["dense_vecs"][:, kept_hidden]
     differences["sentence-transformers"] = (dense - reference).abs().max()
     wrong = {name: float(d) for name, d in differences.items() if not d <= TOLERANCE}
     if wrong:
+        listed = [f"{n} {'missing' if d == math.inf else f'{d:.2e}'}" for n, d in wrong.items()]
         raise ValidationError(
             f"the extracted model differs from the masked model by more than {TOLERANCE:.0e}: "
-            + ", ".join(f"{name} {d:.2e}" for name, d in wrong.items())
+            + ", ".join(listed)
+            + ". To fix, look for NaN in the weights of the run; if there are none, report it with "
+            "the checkpoint: it is a defect of extraction."
         )
     return max(float(d) for d in differences.values())
 
@@ -313,11 +329,11 @@ def compute_constraint_report(
 
 def _warn_if_far(constraint: dict[str, dict[str, float]]) -> None:
     for axis, row in constraint.items():
-        distance = abs(row["expected_sparsity"] - row["realised_sparsity"])
+        distance = row["largest_distance"]
         if distance > FAR_FROM_TARGET:
             log.warning(
-                "the gates of '%s' were %.1f points of sparsity from what is cut (expected %.3f, "
-                "cut %.3f): the run ended before the constraint was met. Train longer, or raise "
+                "the gates of '%s' were %.1f points of sparsity from what is cut (expected %.3f on "
+                "average, cut %.3f): the run ended before the constraint was met. Train longer, or raise "
                 "optimizer.lambda_2_lr.",
                 axis,
                 100 * distance,

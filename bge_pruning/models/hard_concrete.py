@@ -58,10 +58,17 @@ def top_k(log_alpha: Tensor, k: int) -> Tensor:
         Zeros and ones, same shape and dtype. Ties go to the lower index, on every device.
 
     Raises:
-        ValueError: If ``k`` is not in [0, n].
+        ValueError: If ``k`` is not in [0, n], or a gate is NaN.
     """
     n = log_alpha.shape[-1]
     if not 0 <= k <= n:
-        raise ValueError(f"k {k} is not in [0, {n}], the number of gates. To fix, choose fewer.")
+        fix = "fewer" if k > n else "0 or more"
+        raise ValueError(f"k {k} is not in [0, {n}], the number of gates. To fix, choose {fix}.")
+    if broken := int(log_alpha.isnan().sum()):
+        # It would sort above every number, and be kept.
+        raise ValueError(
+            f"log_alpha: {broken} of {log_alpha.numel()} gates are NaN: training diverged. To fix, "
+            f"use an earlier checkpoint and lower optimizer.l0_lr."
+        )
     order = torch.sort(log_alpha.detach(), dim=-1, descending=True, stable=True).indices
     return torch.zeros_like(log_alpha).scatter(-1, order[..., :k], 1.0)

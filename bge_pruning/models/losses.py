@@ -63,7 +63,7 @@ def distillation_similarity(
     Raises:
         ValueError: If the temperature is not above 0 or the batch has fewer than 2 texts.
     """
-    if temperature <= 0.0:
+    if not temperature > 0.0:
         raise ValueError(
             f"temperature {temperature} is not above 0. To fix, set loss.similarity_temperature."
         )
@@ -76,8 +76,9 @@ def distillation_similarity(
 
     def log_distribution(queries: Tensor, keys: Tensor) -> Tensor:
         similarities = (queries @ keys.T).float() / temperature
-        # A large negative number, not -inf: the KL multiplies it by a probability of exactly 0.
-        return similarities.index_put((rows, own), similarities.new_tensor(-1e4)).log_softmax(-1)
+        # Finite, since the KL multiplies it by a probability of exactly 0, and below any similarity
+        # at any temperature.
+        return similarities.index_put((rows, own), similarities.new_tensor(-1e30)).log_softmax(-1)
 
     target = log_distribution(teacher, all_teacher)
     return F.kl_div(

@@ -16,6 +16,12 @@ from bge_pruning.models.encoder_shape import EncoderShape
 
 # Keys that name the source or the way it was saved, not the model.
 _STALE_KEYS = ("_name_or_path", "torch_dtype", "dtype", "transformers_version", "head_dim")
+# Keys that text-embeddings-inference needs and transformers has defaults for.
+_DEFAULTS = {
+    "attention_probs_dropout_prob": 0.1,
+    "hidden_dropout_prob": 0.1,
+    "initializer_range": 0.02,
+}
 
 
 def write_model_folder(
@@ -58,6 +64,7 @@ def compute_hf_config(hf_config: dict[str, Any], shape: EncoderShape) -> dict[st
     """``config.json`` of the cut model: the source's, with the new sizes."""
     kept = {key: value for key, value in hf_config.items() if key not in _STALE_KEYS}
     return {
+        **_DEFAULTS,
         **kept,
         "architectures": ["XLMRobertaModel"],
         "hidden_size": shape.hidden_size,

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import json
 import logging
-import pickle
 import re
 import zipfile
 from dataclasses import dataclass
@@ -276,11 +275,19 @@ def _load_tensors(path: Path) -> dict[str, Tensor]:
         # Mapped, not read: only files of the old format, which are no zip archives, need reading.
         mapped = zipfile.is_zipfile(path)
         return torch.load(path, map_location="cpu", weights_only=True, mmap=mapped)
-    except (RuntimeError, EOFError, pickle.UnpicklingError, OSError) as error:
-        reason = str(error).strip().splitlines()[0] if str(error) else type(error).__name__
+    except Exception as error:  # a damaged pickle can raise anything
         raise ValueError(
-            f"{path}: damaged, not complete, or not only tensors ({reason}). To fix, copy it again."
+            f"{path}: damaged, not complete, or not only tensors ({describe_load_error(error)}). "
+            f"To fix, copy it again."
         ) from error
+
+
+def describe_load_error(error: Exception) -> str:
+    """The reason in torch's words, without its advice to load code from the file."""
+    text = str(error).strip()
+    found = re.search(r"(?:WeightsUnpickler error: |(?=Trying to load ))(.*)", text)
+    reason = found.group(1) if found else text.partition("\n")[0]
+    return reason if reason and "weights_only" not in reason else type(error).__name__
 
 
 def _encoder_state(state: dict[str, Tensor]) -> dict[str, Tensor]:
