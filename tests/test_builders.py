@@ -209,6 +209,34 @@ def test_target_has_the_outer_parts_that_the_base_model_has(configure, copy_mode
     assert parts.heads == 0
 
 
+def test_outer_parts_of_the_plan_give_way_to_those_of_the_weights(configure, base):
+    """A plan may be made from sizes alone, and then assumes what BGE-M3 has."""
+    config = configure()
+    plan = build_plan(config)
+    bare = replace(plan.target, pooler=False, sparse_head=False, colbert_dim=0)
+    target = build_metadata(config, replace(plan, target=bare), base).l0_module["target"]
+    assert (target["pooler"], target["sparse_head"], target["colbert_dim"]) == (True, True, 32)
+    assert target["num_hidden_layers"] == 3
+
+
+def test_metadata_of_an_extracted_model(configure, base):
+    pruning = {"source": {"base_model": "BAAI/bge-m3"}}
+    config = configure()
+    metadata = build_metadata(config, build_plan(config), replace(base, pruning=pruning))
+    assert metadata.source_pruning == pruning
+
+
+@pytest.mark.parametrize("at_target", [True, False])
+def test_evaluation_is_of_the_target_or_of_the_gates_now(at_target, configure):
+    value = str(at_target).lower()
+    _, model = build_all(configure(f"model.l0_module.eval_target_model={value}"))
+    ids = torch.tensor([[[0, 7, 9, 2]]])
+    batch = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
+    dense = model.eval()(batch)["dense_vecs"]
+    # 24 of 32 dimensions are the target; nearly all are open at the start.
+    assert int((dense != 0).sum()) == (24 if at_target else 32)
+
+
 def test_metadata_survives_a_checkpoint(configure):
     metadata, _ = build_all(configure())
     assert RunMetadata.from_state_dict(metadata.state_dict()) == metadata
@@ -336,6 +364,13 @@ def test_teacher_that_runs_in_every_step(configure, base, model_folder):
     again = model.loss({"dense_vecs": outputs}, batch)["distillation_alignment"]
     assert torch.equal(again, loss)
     assert {name.split(".")[0] for name in model.state_dict()} == {"backbone", "heads"}
+
+
+def test_teacher_that_runs_in_every_step_leaves_no_file(configure, base, tmp_path):
+    config = configure("teacher.cache=false")
+    loader = build_train_loader(config, base, build_teacher(config, base)).dataloader
+    assert next(iter(loader)).keys() == {"input_ids", "attention_mask", "scores"}
+    assert not (tmp_path / "processed").exists()
 
 
 def test_teacher_is_not_loaded_for_vectors_that_are_kept(configure, base, monkeypatch):

@@ -23,8 +23,9 @@ from bge_pruning.models.embedding_heads import EmbeddingHeads
 from bge_pruning.models.encoder_shape import EncoderShape, count_parameters
 from bge_pruning.models.l0_module_embedding import BUDGET, SHAPE_FIELDS, L0Module
 from bge_pruning.models.model_card import render_model_card
+from bge_pruning.models.model_files import read_pooling
 from bge_pruning.models.model_folder import write_model_folder
-from bge_pruning.models.pretrained import load_strict, read_heads, read_pooling
+from bge_pruning.models.pretrained import load_strict, read_heads
 from bge_pruning.models.quiet import no_loading_bars
 from bge_pruning.models.structural_pruning import KeepIndices, PruningMasks
 
@@ -333,8 +334,8 @@ def _warn_if_far(constraint: dict[str, dict[str, float]]) -> None:
         if distance > FAR_FROM_TARGET:
             log.warning(
                 "the gates of '%s' were %.1f points of sparsity from what is cut (expected %.3f on "
-                "average, cut %.3f): the run ended before the constraint was met. Train longer, or raise "
-                "optimizer.lambda_2_lr.",
+                "average, cut %.3f): the run ended before the constraint was met. Train longer, or "
+                "raise optimizer.lambda_2_lr.",
                 axis,
                 100 * distance,
                 row["expected_sparsity"],

@@ -43,31 +43,40 @@ def fetch_model_folder(name: str, revision: str | None = None) -> Path:
     """
     if Path(name).is_dir():
         return Path(name)
-    if not re.fullmatch(r"[\w.-]+/[\w.-]+", name):
+    if not re.fullmatch(r"\w[\w.-]*/\w[\w.-]*", name):
         raise FileNotFoundError(
             f"base_model '{name}' is neither a folder nor a hub name (owner/name). To fix, check "
             f"the path; it is relative to {Path.cwd()}."
         )
-    from huggingface_hub import hf_hub_download, snapshot_download
-    from huggingface_hub.errors import EntryNotFoundError, RepositoryNotFoundError
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import RepositoryNotFoundError
 
     try:
-        folder = snapshot_download(name, revision=revision, allow_patterns=list(SMALL_FILES))
-        try:
-            hf_hub_download(name, WEIGHT_FILES[0], revision=revision)
-        except EntryNotFoundError as error:
-            # LocalEntryNotFoundError (not cached and offline) is an EntryNotFoundError too.
-            if not _is_remote_answer(error):
-                raise
-            hf_hub_download(name, WEIGHT_FILES[1], revision=revision)
+        folder = Path(snapshot_download(name, revision=revision, allow_patterns=list(SMALL_FILES)))
+        if not any((folder / file).is_file() for file in WEIGHT_FILES):
+            _download_weights(name, revision)
     except RepositoryNotFoundError as error:
         raise OSError(
             f"base_model '{name}' is neither a folder here nor a model on the hub. To fix, check "
             f"the name, or log in with 'hf auth login' if it is private."
         ) from error
-    except (OSError, ValueError) as error:
+    except Exception as error:  # the client also lets its HTTP library's errors through
         raise OSError(_no_network_message(name, error)) from error
-    return Path(folder)
+    return folder
+
+
+def _download_weights(name: str, revision: str | None) -> None:
+    """The first kind of weight file that the model has."""
+    from huggingface_hub import hf_hub_download
+    from huggingface_hub.errors import EntryNotFoundError
+
+    try:
+        hf_hub_download(name, WEIGHT_FILES[0], revision=revision)
+    except EntryNotFoundError as error:
+        # LocalEntryNotFoundError (not cached and offline) is an EntryNotFoundError too.
+        if not _is_remote_answer(error):
+            raise
+        hf_hub_download(name, WEIGHT_FILES[1], revision=revision)
 
 
 def _is_remote_answer(error: Exception) -> bool:

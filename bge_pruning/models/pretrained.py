@@ -6,7 +6,6 @@ XLM-R encoders ship ``model.safetensors`` and no heads. Nothing is unpickled exc
 
 from __future__ import annotations
 
-import json
 import logging
 import re
 import zipfile
@@ -20,7 +19,14 @@ from torch import Tensor, nn
 from bge_pruning.models.bge_m3_backbone import XLMRobertaBackbone
 from bge_pruning.models.embedding_heads import EmbeddingHeads
 from bge_pruning.models.encoder_shape import EncoderShape
-from bge_pruning.models.hub import TOKENIZER_FILES, WEIGHT_FILES, fetch_model_folder
+from bge_pruning.models.hub import WEIGHT_FILES, fetch_model_folder
+from bge_pruning.models.model_files import (
+    read_hf_config,
+    read_json,
+    read_pooling,
+    read_tokenizer_files,
+    shape_from_config,
+)
 
 log = logging.getLogger(__name__)
 
@@ -75,53 +81,23 @@ def read_shape(folder: Path, colbert_dim: int | None = None) -> EncoderShape:
     )
 
 
-def shape_from_config(
-    config: dict[str, Any], pooler: bool, sparse_head: bool, colbert_dim: int
-) -> EncoderShape:
-    """Sizes named by an XLM-R ``config.json``."""
-    return EncoderShape(
-        hidden_size=config["hidden_size"],
-        num_attention_heads=config["num_attention_heads"],
-        num_hidden_layers=config["num_hidden_layers"],
-        intermediate_size=config["intermediate_size"],
-        vocab_size=config["vocab_size"],
-        head_dim=config["hidden_size"] // config["num_attention_heads"],
-        max_position_embeddings=config["max_position_embeddings"],
-        type_vocab_size=config["type_vocab_size"],
-        pooler=pooler,
-        sparse_head=sparse_head,
-        colbert_dim=colbert_dim,
-    )
-
-
-def read_hf_config(folder: Path) -> dict[str, Any]:
-    """``config.json`` of an XLM-R encoder, checked."""
-    config = _read_json(folder / "config.json")
-    expected = {"model_type": "xlm-roberta", "hidden_act": "gelu"}
-    for key, value in expected.items():
-        if config.get(key) != value:
-            raise ValueError(
-                f"{folder / 'config.json'}: {key} is {config.get(key)!r}, expected '{value}'. To "
-                f"fix, choose an XLM-RoBERTa encoder such as BAAI/bge-m3."
-            )
-    if config.get("position_embedding_type", "absolute") != "absolute":
-        raise ValueError(
-            f"{folder / 'config.json'}: position_embedding_type is "
-            f"{config['position_embedding_type']!r}, expected 'absolute'."
-        )
-    sizes = ("hidden_size", "num_attention_heads", "num_hidden_layers", "intermediate_size")
-    missing = [k for k in (*sizes, "vocab_size", "max_position_embeddings") if k not in config]
-    if missing:
-        raise ValueError(f"{folder / 'config.json'}: lacks {', '.join(missing)}.")
-    return {"type_vocab_size": 1, "pad_token_id": 1, "layer_norm_eps": 1e-5, **config}
-
-
 def read_heads(folder: Path) -> dict[str, dict[str, Tensor] | None]:
-    """State dicts of the sparse and multi-vector heads, ``None`` where the folder has none."""
-    return {
-        name: _load_tensors(folder / f"{name}.pt") if (folder / f"{name}.pt").is_file() else None
-        for name in ("sparse_linear", "colbert_linear")
-    }
+    """State dicts of the sparse and multi-vector heads, ``None`` where the folder has none.
+
+    Raises:
+        ValueError: If a file is damaged or does not hold one linear layer.
+    """
+    heads: dict[str, dict[str, Tensor] | None] = {}
+    for name in ("sparse_linear", "colbert_linear"):
+        path = folder / f"{name}.pt"
+        state = heads[name] = _load_tensors(path) if path.is_file() else None
+        if state is not None and (state.keys() != {"weight", "bias"} or state["weight"].ndim != 2):
+            raise ValueError(
+                f"{path}: checkpoint and model disagree: the file holds "
+                f"{', '.join(sorted(state)) or 'nothing'}, expected weight (out, in) and bias. To "
+                f"fix, use the heads that belong to the model."
+            )
+    return heads
 
 
 def load_base_model(
@@ -172,8 +148,8 @@ def load_base_model(
     }
     load_strict(heads, head_state, f"{folder} (heads)")
     _report_heads(name, heads)
-    tokenizer_files = _read_tokenizer_files(folder, shape.vocab_size)
-    max_seq_length = _read_json(folder / "sentence_bert_config.json", {}).get("max_seq_length")
+    tokenizer_files = read_tokenizer_files(folder, shape.vocab_size)
+    max_seq_length = read_json(folder / "sentence_bert_config.json", {}).get("max_seq_length")
     return BaseModel(
         name=name,
         shape=shape,
@@ -182,7 +158,7 @@ def load_base_model(
         heads=heads,
         tokenizer_files=tokenizer_files,
         max_seq_length=max_seq_length or _longest_input(config),
-        pruning=_read_json(folder / "pruning.json", None),
+        pruning=read_json(folder / "pruning.json", None),
     )
 
 
@@ -274,12 +250,16 @@ def _load_tensors(path: Path) -> dict[str, Tensor]:
     try:
         # Mapped, not read: only files of the old format, which are no zip archives, need reading.
         mapped = zipfile.is_zipfile(path)
-        return torch.load(path, map_location="cpu", weights_only=True, mmap=mapped)
+        state = torch.load(path, map_location="cpu", weights_only=True, mmap=mapped)
     except Exception as error:  # a damaged pickle can raise anything
         raise ValueError(
             f"{path}: damaged, not complete, or not only tensors ({describe_load_error(error)}). "
             f"To fix, copy it again."
         ) from error
+    named = isinstance(state, dict) and all(isinstance(key, str) for key in state)
+    if not named or not all(isinstance(value, Tensor) for value in state.values()):
+        raise ValueError(f"{path}: not only tensors by name. To fix, copy it again.")
+    return state
 
 
 def describe_load_error(error: Exception) -> str:
@@ -336,39 +316,3 @@ def _report_heads(name: str, heads: EmbeddingHeads) -> None:
             name,
             " and no ".join(f"{m}.pt" for m in missing),
         )
-
-
-def read_pooling(folder: Path) -> str:
-    """Pooling named by the folder's sentence-transformers files, ``"cls"`` if there are none."""
-    config = _read_json(folder / "1_Pooling" / "config.json", {})
-    mean = config.get("pooling_mode_mean_tokens") or config.get("pooling_mode") == "mean"
-    return "mean" if mean else "cls"
-
-
-def _read_tokenizer_files(folder: Path, vocab_size: int) -> dict[str, bytes]:
-    files = {f: (folder / f).read_bytes() for f in TOKENIZER_FILES if (folder / f).is_file()}
-    if "tokenizer.json" not in files:
-        raise FileNotFoundError(
-            f"{folder}: has no tokenizer.json, which every server needs. To fix, save the model's "
-            f"fast tokenizer there."
-        )
-    from tokenizers import Tokenizer
-
-    size = Tokenizer.from_str(files["tokenizer.json"].decode("utf-8")).get_vocab_size()
-    if size > vocab_size:
-        raise ValueError(
-            f"{folder}: the tokenizer has {size} tokens but the embeddings have {vocab_size} rows. "
-            f"To fix, use the tokenizer and the weights of the same model."
-        )
-    return files
-
-
-def _read_json(path: Path, default: Any = ...) -> Any:
-    if not path.is_file():
-        if default is ...:
-            raise FileNotFoundError(f"{path}: no such file. To fix, choose a model folder.")
-        return default
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise ValueError(f"{path}: is not JSON ({error}). To fix, copy it again.") from error

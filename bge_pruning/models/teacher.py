@@ -10,7 +10,8 @@ from torch import Tensor
 from bge_pruning.models.bge_m3_backbone import XLMRobertaBackbone
 from bge_pruning.models.embedding_heads import EmbeddingHeads
 from bge_pruning.models.hub import fetch_model_folder
-from bge_pruning.models.pretrained import load_base_model, read_hf_config, weight_file
+from bge_pruning.models.model_files import read_hf_config
+from bge_pruning.models.pretrained import load_base_model, weight_file
 
 
 class FrozenEncoder:

@@ -20,11 +20,10 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from bge_pruning.models.hub import fetch_model_folder
+from bge_pruning.models.model_files import read_hf_config, read_pooling
 from bge_pruning.models.pretrained import (
     load_base_model,
     load_strict,
-    read_hf_config,
-    read_pooling,
     read_shape,
 )
 from bge_pruning.models.quiet import no_loading_bars

@@ -210,6 +210,12 @@ def test_a_complete_folder_is_left_alone(converted, tmp_path, monkeypatch, caplo
     assert f"{converted} already holds {minilm.MODEL_NAME}; nothing to do" in caplog.text
 
 
+def test_overwriting_converts_again(converted, few_sentences, monkeypatch):
+    monkeypatch.setattr(minilm, "PACKAGE", "no-such-package")
+    with pytest.raises(FileNotFoundError, match="no-such-package"):
+        minilm.prepare(converted, few_sentences, overwrite=True)
+
+
 @pytest.mark.parametrize("overwrite", [False, True])
 def test_a_folder_of_somebody_else_is_kept(overwrite, few_sentences, tmp_path):
     (tmp_path / "thesis.txt").write_text("ten years of work")
@@ -239,8 +245,8 @@ def write(folder: Path, content: str | bytes) -> Path:
 
 
 def test_sentences_in_file_order(tmp_path):
-    path = write(tmp_path, '"Ein Satz, der zögert.",天气很好,1.0\n"two\nlines",b,2\n')
-    expected = ["Ein Satz, der zögert.", "天气很好", "two\nlines", "b"]
+    path = write(tmp_path, '"Ein Satz, der zögert.",天气很好,1.0\r\n"two\r\nlines",b,2\r\n')
+    expected = ["Ein Satz, der zögert.", "天气很好", "two\r\nlines", "b"]
     assert minilm.read_sentences(path) == expected
     assert minilm.read_sentences(write(tmp_path, "")) == []
 

@@ -110,8 +110,10 @@ def test_sparse_head_fits_a_linear_layer_and_leaves_the_encoder_alone(encoder, t
 
 
 def test_padding_never_counts(encoder, texts):
-    with_pad, without = (fit_sparse_head(encoder, [pad(texts)], s) for s in (SPECIAL, [0, 2, 3]))
-    assert torch.equal(with_pad["weight"], without["weight"])
+    named, masked = (
+        fit_sparse_head(encoder, [pad(texts)], special) for special in (SPECIAL, [BOS, EOS, UNK])
+    )
+    assert torch.equal(named["weight"], masked["weight"])
 
 
 def test_the_default_ridge_is_a_thousandth(encoder, texts):

@@ -1,0 +1,156 @@
+"""Reading what lies beside a model's weights: config, pooling, tokenizer."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from bge_pruning.models.encoder_shape import EncoderShape
+from bge_pruning.models.hub import TOKENIZER_FILES
+
+SIZES = (
+    "hidden_size",
+    "num_attention_heads",
+    "num_hidden_layers",
+    "intermediate_size",
+    "vocab_size",
+    "max_position_embeddings",
+)
+# What transformers takes for keys that a config leaves out.
+CONFIG_DEFAULTS = {"type_vocab_size": 2, "pad_token_id": 1, "layer_norm_eps": 1e-12}
+
+
+def read_hf_config(folder: Path) -> dict[str, Any]:
+    """``config.json`` of an XLM-R encoder, checked.
+
+    Raises:
+        FileNotFoundError: If there is none.
+        ValueError: If it is not that of an encoder which this project can represent.
+    """
+    path = folder / "config.json"
+    config = read_json(path)
+    expected = {"model_type": "xlm-roberta", "hidden_act": "gelu"}
+    given = {"position_embedding_type": "absolute", **config}
+    for key, value in {**expected, "position_embedding_type": "absolute"}.items():
+        if given.get(key) != value:
+            raise ValueError(
+                f"{path}: {key} is {given.get(key)!r}, expected '{value}'. To fix, choose an "
+                f"XLM-RoBERTa encoder such as BAAI/bge-m3."
+            )
+    _check_sizes(config, path)
+    return {**CONFIG_DEFAULTS, **config}
+
+
+def _check_sizes(config: dict[str, Any], path: Path) -> None:
+    if missing := [key for key in SIZES if key not in config]:
+        raise ValueError(
+            f"{path}: lacks {', '.join(missing)}. To fix, copy the model's own config.json."
+        )
+    for key in SIZES:
+        if type(config[key]) is not int or config[key] < 1:
+            raise ValueError(
+                f"{path}: {key} is {config[key]!r}, expected a number of 1 or more. To fix, copy "
+                f"the model's own config.json."
+            )
+    if config["hidden_size"] % config["num_attention_heads"]:
+        raise ValueError(
+            f"{path}: hidden_size {config['hidden_size']} is not a multiple of "
+            f"num_attention_heads {config['num_attention_heads']}. To fix, copy the model's own "
+            f"config.json."
+        )
+
+
+def shape_from_config(
+    config: dict[str, Any], pooler: bool, sparse_head: bool, colbert_dim: int
+) -> EncoderShape:
+    """Sizes named by an XLM-R ``config.json``."""
+    return EncoderShape(
+        hidden_size=config["hidden_size"],
+        num_attention_heads=config["num_attention_heads"],
+        num_hidden_layers=config["num_hidden_layers"],
+        intermediate_size=config["intermediate_size"],
+        vocab_size=config["vocab_size"],
+        head_dim=config["hidden_size"] // config["num_attention_heads"],
+        max_position_embeddings=config["max_position_embeddings"],
+        type_vocab_size=config["type_vocab_size"],
+        pooler=pooler,
+        sparse_head=sparse_head,
+        colbert_dim=colbert_dim,
+    )
+
+
+def read_pooling(folder: Path) -> str:
+    """Pooling named by the folder's sentence-transformers files, ``"cls"`` if there are none.
+
+    Raises:
+        ValueError: If the files name another pooling than cls or mean, or more than one.
+    """
+    path = folder / "1_Pooling" / "config.json"
+    config = read_json(path, {})
+    named = [k for k, v in config.items() if k.startswith("pooling_mode_") and v]
+    if "pooling_mode" in config:
+        named.append(f"pooling_mode_{config['pooling_mode']}")
+    poolings = {
+        (): "cls",
+        ("pooling_mode_cls_token",): "cls",
+        ("pooling_mode_cls",): "cls",
+        ("pooling_mode_mean_tokens",): "mean",
+        ("pooling_mode_mean",): "mean",
+    }
+    if tuple(named) not in poolings:
+        raise ValueError(
+            f"{path}: pooling is {', '.join(named)}, expected cls or mean. To fix, set "
+            f"model.pooling to the one that the model was trained with, or choose another model."
+        )
+    return poolings[tuple(named)]
+
+
+def read_tokenizer_files(folder: Path, vocab_size: int) -> dict[str, bytes]:
+    """Contents of the tokenizer files by name.
+
+    Raises:
+        FileNotFoundError: If there is no ``tokenizer.json``.
+        ValueError: If that is damaged, or has ids beyond the embedding table.
+    """
+    files = {f: (folder / f).read_bytes() for f in TOKENIZER_FILES if (folder / f).is_file()}
+    path = folder / "tokenizer.json"
+    if path.name not in files:
+        raise FileNotFoundError(
+            f"{folder}: has no tokenizer.json, which every server needs. To fix, save the model's "
+            f"fast tokenizer there."
+        )
+    from tokenizers import Tokenizer
+
+    try:
+        tokenizer = Tokenizer.from_str(files[path.name].decode("utf-8"))
+    except Exception as error:  # the library raises Exception itself
+        raise ValueError(f"{path}: is no tokenizer ({error}). To fix, copy it again.") from error
+    # Ids, not their number: one of few tokens may lie beyond the table.
+    size = max(tokenizer.get_vocab().values(), default=-1) + 1
+    if size > vocab_size:
+        raise ValueError(
+            f"{folder}: the tokenizer has {size} tokens but the embeddings have {vocab_size} rows. "
+            f"To fix, use the tokenizer and the weights of the same model."
+        )
+    return files
+
+
+def read_json(path: Path, default: Any = ...) -> Any:
+    """A JSON object, or the default if there is no file.
+
+    Raises:
+        FileNotFoundError: If there is neither file nor default.
+        ValueError: If the file is no JSON object.
+    """
+    if not path.is_file():
+        if default is ...:
+            raise FileNotFoundError(f"{path}: no such file. To fix, choose a model folder.")
+        return default
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise ValueError(f"{path}: is not JSON ({error}). To fix, copy it again.") from error
+    if not isinstance(content, dict):
+        raise ValueError(f"{path}: is not a JSON object. To fix, copy it again.")
+    return content
