@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from composer import Evaluator, Trainer
 from composer.core import Algorithm, Callback, DataSpec
-from composer.loggers import FileLogger, LoggerDestination, TensorboardLogger, WandBLogger
+from composer.loggers import FileLogger, LoggerDestination, TensorboardLogger
 from composer.optim import (
     ComposerScheduler,
     ConstantWithWarmupScheduler,
@@ -26,6 +26,7 @@ from bge_pruning.algorithms.pruning_schedule import PruningSchedule
 from bge_pruning.callbacks.metrics_file import MetricsFile
 from bge_pruning.callbacks.pruning_callback import PruningCallback
 from bge_pruning.callbacks.run_metadata_callback import RunMetadataCallback
+from bge_pruning.callbacks.wandb_logger import WandBLogger
 from bge_pruning.config import Config, ConfigError
 from bge_pruning.data_builders import build_loss_weights
 from bge_pruning.models.checkpoint import RunMetadata, build_l0_module
@@ -124,13 +125,15 @@ def build_model(
         l0_module=build_l0_module(base.shape, metadata.l0_module),
         loss_weights=build_loss_weights(config),
         teacher=teacher.encoder() if on_the_fly else None,
-        teacher_dimensions=_teacher_dimensions(base, teacher),
+        teacher_dimensions=_teacher_dimensions(config, base, teacher),
         eval_target_model=True if l0 is None else l0.eval_target_model,
     )
 
 
-def _teacher_dimensions(base: BaseModel, teacher: Teacher | None) -> Tensor | None:
-    if teacher is None or teacher.hidden_size() == base.shape.hidden_size:
+def _teacher_dimensions(config: Config, base: BaseModel, teacher: Teacher | None) -> Tensor | None:
+    if teacher is None or not config.loss.distillation_alignment:
+        return None  # similarities need no common dimensions
+    if teacher.hidden_size() == base.shape.hidden_size:
         return None
     kept = (base.pruning or {}).get("kept", {}).get("hidden", [])
     if len(kept) != base.shape.hidden_size:

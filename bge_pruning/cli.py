@@ -15,8 +15,15 @@ EXIT_USAGE = 2
 
 def split_arguments(arguments: Sequence[str]) -> tuple[list[str], list[str]]:
     """Split positional arguments into YAML files and ``key=value`` overrides."""
-    overrides = [a for a in arguments if "=" in a and not Path(a).exists()]
+    overrides = [a for a in arguments if "=" in a and not _exists(a)]
     return [a for a in arguments if a not in overrides], overrides
+
+
+def _exists(name: str) -> bool:
+    try:
+        return Path(name).exists()
+    except (OSError, ValueError):  # too long, or holding a null byte: no file has this name
+        return False
 
 
 def run_command(command: Callable[[], None]) -> int:

@@ -27,6 +27,7 @@ from bge_pruning.datasets.length_grouped_sampler import LengthGroupedSampler
 from bge_pruning.datasets.sts_dataloader import MAX_SCORE, read_sentences, read_sts
 from bge_pruning.datasets.teacher_vectors import cached_teacher_vectors, compute_cache_key
 from bge_pruning.models.composer_bge_m3 import LossWeights
+from bge_pruning.models.model_files import read_vocabulary
 from bge_pruning.models.pretrained import BaseModel
 from bge_pruning.models.teacher import Teacher
 
@@ -77,7 +78,17 @@ def check_objective(config: Config) -> None:
 
 
 def build_train_loader(config: Config, base: BaseModel, teacher: Teacher | None) -> DataSpec:
-    """Training batches of this rank."""
+    """Training batches of this rank.
+
+    Raises:
+        ConfigError: If the teacher would read other words in the student's token ids.
+        ValueError: If the data is wrong.
+    """
+    if teacher is not None and teacher.vocabulary() != read_vocabulary(base.tokenizer_files):
+        raise ConfigError(
+            f"teacher '{teacher.name}' and {base.name} have different tokenizers: the same ids "
+            f"mean other words to it. To fix, distil from the model that {base.name} came from."
+        )
     dataset = _build_dataset(config.data.train, config, base)
     if teacher is not None and config.teacher.cache:
         dataset.teacher_dense_vecs = _teacher_vectors(config, base, teacher, dataset.texts)

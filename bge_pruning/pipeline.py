@@ -7,18 +7,23 @@ Launch:
 
 from __future__ import annotations
 
-import json
 import logging
 import shlex
 import shutil
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from bge_pruning.config import Config, ConfigError, load_config, pruned_model_folder
 
+if TYPE_CHECKING:
+    from bge_pruning.datasets.sts_dataloader import STSPairs
+
 log = logging.getLogger(__name__)
+
+# How reports call the extracted model that was not trained on yet.
+PRUNED_NAME = "pruned, before recovery"
 
 
 def run_pipeline(
@@ -43,31 +48,30 @@ def run_pipeline(
     """
     from composer.utils import dist, get_device
 
-    from bge_pruning.models.extraction import extract, write_gates
+    from bge_pruning.datasets.sts_dataloader import read_sts_tasks
+    from bge_pruning.models.extraction import extract
     from bge_pruning.train import train
 
     started = time.monotonic()
     config = load_config(paths, [*overrides, "stage=prune"])
     recovery = load_config(paths, [*overrides, "stage=recover"])
     results = Path(config.results_folder)
-    _check(config, sts_files)
+    tasks = read_sts_tasks(sts_files)
     dist.initialize_dist(get_device(config.device))
+    _check(config, recovery)
+    dist.barrier()  # all ranks have looked before the first one changes anything
     _on_rank_zero(lambda: _prepare_results(config))
 
     run = train(config)
     pruned = pruned_model_folder(config)
     _on_rank_zero(lambda: extract(run, pruned))
-    _on_rank_zero(lambda: write_gates(run, results / "gates.npz"))
     recovered = train(recovery)
     _on_rank_zero(lambda: extract(recovered, results / "model"))
     evaluation: dict[str, Any] = {}
 
     def finish() -> None:
-        for folder, name in ((run, "metrics.jsonl"), (recovered, "metrics-recovery.jsonl")):
-            shutil.copyfile(folder / "metrics.jsonl", results / name)
-        shutil.copyfile(results / "model" / "pruning.json", results / "pruning.json")
-        evaluation.update(_evaluate(config, sts_files))
-        _report(config, paths, overrides, sts_files, evaluation)
+        evaluation.update(_evaluate(config, tasks))
+        _report(config, step_commands(config, paths, overrides, sts_files))
         log.info("%s complete after %.1f minutes", results, (time.monotonic() - started) / 60)
 
     _on_rank_zero(finish)
@@ -83,75 +87,96 @@ def _on_rank_zero(action: Callable[[], object]) -> None:
     dist.barrier()
 
 
-def _check(config: Config, sts_files: Sequence[str]) -> None:
-    from bge_pruning.datasets.sts_dataloader import read_sts
+def _check(config: Config, recovery: Config) -> None:
+    """Refuse now what one of the steps would refuse hours later."""
+    from bge_pruning.data_builders import check_objective
+    from bge_pruning.train import check_run, check_run_folder
 
     if config.model.l0_module is None:
         raise ConfigError(
             "model.l0_module is null: there is nothing to prune. To fix, add a target, e.g. "
             "configs/bge_m3/target_60pct.yaml."
         )
+    if config.dry_run:
+        raise ConfigError(
+            "dry_run=true prints the plan of a training, and the pipeline is more than one. To "
+            "fix, run scripts/train_pruning.py with the same arguments."
+        )
     if config.autoresume:
         raise ConfigError(
             "the pipeline cannot go on with a run that was interrupted. To fix, run its steps one "
             "by one with autoresume=true (commands.txt in the results folder lists them)."
         )
-    for file in sts_files:
-        read_sts(file)
+    check_objective(recovery)
+    check_run_folder(recovery)
+    _check_results(config)
+    check_run(config)
+
+
+def _check_results(config: Config) -> None:
+    """Refuse a results folder in use; an earlier one is replaced only if asked and if it is one."""
+    results = Path(config.results_folder)
+    in_use = results.exists() and any(results.iterdir())
+    if in_use and not (config.overwrite and (results / "config.yaml").is_file()):
+        raise FileExistsError(
+            f"{results} holds results and is kept. To fix, set another run_name, or "
+            f"overwrite=true (only if it holds results of a run)."
+        )
 
 
 def _prepare_results(config: Config) -> None:
-    """An empty results folder; an earlier one is replaced only if asked and if it is one."""
-    results = Path(config.results_folder)
-    if results.exists() and any(results.iterdir()):
-        ours = (results / "config.yaml").is_file()
-        if not (config.overwrite and ours):
-            raise FileExistsError(
-                f"{results} holds results and is kept. To fix, set another run_name, or "
-                f"overwrite=true (only if it holds results of a run)."
-            )
-        shutil.rmtree(results)
-    results.mkdir(parents=True, exist_ok=True)
+    """An empty results folder with the configuration."""
     from bge_pruning.config import to_yaml
 
+    results = Path(config.results_folder)
+    if results.exists():
+        shutil.rmtree(results)
+    results.mkdir(parents=True)
     (results / "config.yaml").write_text(to_yaml(config), encoding="utf-8")
 
 
-def _evaluate(config: Config, sts_files: Sequence[str]) -> dict[str, Any]:
-    from bge_pruning.datasets.sts_dataloader import read_sts
+def _evaluate(config: Config, tasks: dict[str, STSPairs]) -> dict[str, Any]:
     from bge_pruning.models.hub import fetch_model_folder
-    from bge_pruning.utils.evaluation import evaluate
+    from bge_pruning.utils.evaluation import evaluate, write_json
 
-    sts = {}
-    for file in sts_files:
-        pairs = read_sts(file)
-        sts[Path(file).stem] = (pairs.sentences1, pairs.sentences2, pairs.scores)
     base = fetch_model_folder(config.model.base_model, config.model.revision)
     results = Path(config.results_folder)
     evaluation = evaluate(
         str(results / "model"),
         str(base),
-        sts,
-        also={"pruned, before recovery": str(pruned_model_folder(config))},
+        {name: (p.sentences1, p.sentences2, p.scores) for name, p in tasks.items()},
+        also={PRUNED_NAME: str(pruned_model_folder(config))},
     )
-    text = json.dumps(evaluation, indent=2) + "\n"
-    (results / "evaluation.json").write_text(text, encoding="utf-8")
+    write_json(evaluation, results / "evaluation.json")
     return evaluation
 
 
-def _report(
-    config: Config,
-    paths: Sequence[str],
-    overrides: Sequence[str],
-    sts_files: Sequence[str],
-    evaluation: dict[str, Any],
-) -> None:
+def _report(config: Config, commands: list[str]) -> None:
     from bge_pruning.utils.report import write_report
 
     results = Path(config.results_folder)
-    commands = step_commands(config, paths, overrides, sts_files)
     (results / "commands.txt").write_text("\n".join(commands) + "\n", encoding="utf-8")
+    collect_run(results, Path(config.run_folder))
     write_report(results)
+
+
+def collect_run(results: Path, run: Path) -> None:
+    """Copy what a report needs of a run and its recovery into the results folder.
+
+    Args:
+        results: Folder that holds the extracted ``model``.
+        run: Run folder; that of the recovery has its name and ``-recovery``.
+
+    Raises:
+        FileNotFoundError: If a folder is not there or not complete.
+    """
+    from bge_pruning.models.extraction import MARKER, write_gates
+
+    recovery = run.with_name(f"{run.name}-recovery")
+    write_gates(run, results / "gates.npz")
+    shutil.copyfile(run / "metrics.jsonl", results / "metrics.jsonl")
+    shutil.copyfile(recovery / "metrics.jsonl", results / "metrics-recovery.jsonl")
+    shutil.copyfile(results / "model" / MARKER, results / MARKER)
 
 
 def step_commands(
@@ -160,13 +185,18 @@ def step_commands(
     """The pipeline's steps as commands, in order."""
     arguments = shlex.join([*paths, *overrides])
     results, run = config.results_folder, config.run_folder
-    sts = shlex.join(sts_files)
+    pruned = str(pruned_model_folder(config))
+
+    def line(script: str, *words: str) -> str:
+        return shlex.join(["python", f"scripts/{script}.py", *words])
+
+    evaluation = ["--baseline", config.model.base_model, "--also", f"{PRUNED_NAME}={pruned}"]
+    evaluation += ["--sts", *sts_files, "--output", f"{results}/evaluation.json"]
     return [
         f"python scripts/train_pruning.py {arguments}",
-        f"python scripts/extract_pruned_model.py {run} {results}/pruned_model",
+        line("extract_pruned_model", run, pruned),
         f"python scripts/train_pruning.py {arguments} stage=recover",
-        f"python scripts/extract_pruned_model.py {run}-recovery {results}/model",
-        f"python scripts/evaluate_model.py {results}/model --baseline {config.model.base_model} "
-        f"--sts {sts} --output {results}/evaluation.json",
-        f"python scripts/write_report.py {results}",
+        line("extract_pruned_model", f"{run}-recovery", f"{results}/model"),
+        line("evaluate_model", f"{results}/model", *evaluation),
+        line("write_report", results, "--run", run),
     ]

@@ -13,10 +13,17 @@ import shutil
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from bge_pruning.cli import run_command, split_arguments
 
+if TYPE_CHECKING:
+    from bge_pruning.plan import Plan
+
 log = logging.getLogger(__name__)
+
+# Every run folder holds the configuration of its run.
+RECORD = "config.yaml"
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -61,15 +68,10 @@ def train(config) -> Path:  # noqa: ANN001  (Config; imported late so that --hel
     from composer.utils import dist, get_device
 
     from bge_pruning import builders, data_builders
-    from bge_pruning.models.hub import fetch_model_folder
-    from bge_pruning.plan import build_plan, render_plan
+    from bge_pruning.plan import render_plan
 
-    if config.model.l0_module is not None and config.model.d_model is not None:
-        build_plan(config)  # refuses a bad target before anything is fetched
     dist.initialize_dist(get_device(config.device))
-    data_builders.check_objective(config)
-    folder = fetch_model_folder(config.model.base_model, config.model.revision)
-    plan = build_plan(config, folder)
+    plan = check_run(config)
     log.info("%s\n%s", config.run_folder, render_plan(plan, config))
     prepare_run_folder(config)
     base = builders.build_base_model(config)
@@ -86,6 +88,42 @@ def train(config) -> Path:  # noqa: ANN001  (Config; imported late so that --hel
     return Path(config.run_folder)
 
 
+def check_run(config) -> Plan:  # noqa: ANN001
+    """Refuse what can be refused before any work is done, and plan the rest.
+
+    Raises:
+        ConfigError: If the configuration does not fit itself or the model.
+        FileExistsError: If the run folder is in use.
+        OSError: If the model cannot be had.
+    """
+    from bge_pruning.data_builders import check_objective
+    from bge_pruning.models.hub import fetch_model_folder
+    from bge_pruning.plan import build_plan
+
+    if config.model.l0_module is not None and config.model.d_model is not None:
+        build_plan(config)  # refuses a bad target before anything is fetched
+    check_objective(config)
+    check_run_folder(config)
+    folder = fetch_model_folder(config.model.base_model, config.model.revision)
+    return build_plan(config, folder)
+
+
+def check_run_folder(config) -> None:  # noqa: ANN001
+    """Refuse a folder that is in use, unless its run is to go on or to be replaced.
+
+    Raises:
+        FileExistsError: See :func:`train`.
+    """
+    folder = Path(config.run_folder)
+    in_use = folder.exists() and (folder.is_file() or any(folder.iterdir()))
+    replaceable = config.overwrite and (folder / RECORD).is_file()
+    if in_use and not config.autoresume and not replaceable:
+        raise FileExistsError(
+            f"{folder} is in use and is kept. To fix, set another run_name, autoresume=true "
+            f"to go on, or overwrite=true to start again (only if it holds a run)."
+        )
+
+
 def prepare_run_folder(config) -> None:  # noqa: ANN001
     """Make the run folder and record the configuration in it; on rank 0 only.
 
@@ -96,21 +134,14 @@ def prepare_run_folder(config) -> None:  # noqa: ANN001
 
     from bge_pruning.config import to_yaml
 
-    folder = Path(config.run_folder)
-    record = folder / "config.yaml"
-    in_use = folder.exists() and any(folder.iterdir())
+    check_run_folder(config)
     dist.barrier()
-    if in_use and not config.autoresume:
-        if not config.overwrite or not record.is_file():
-            raise FileExistsError(
-                f"{folder} is in use and is kept. To fix, set another run_name, autoresume=true "
-                f"to go on, or overwrite=true to start again (only if it holds a run)."
-            )
-        if dist.get_global_rank() == 0:
-            shutil.rmtree(folder)
     if dist.get_global_rank() == 0:
+        folder = Path(config.run_folder)
+        if folder.exists() and not config.autoresume:
+            shutil.rmtree(folder)
         folder.mkdir(parents=True, exist_ok=True)
-        record.write_text(to_yaml(config), encoding="utf-8")
+        (folder / RECORD).write_text(to_yaml(config), encoding="utf-8")
     dist.barrier()
 
 

@@ -71,17 +71,10 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
 
 def read_tasks(files: Sequence[str]) -> dict[str, tuple[list[str], list[str], list[float]]]:
     """The pairs of each file, under the file's stem."""
-    from bge_pruning.datasets.sts_dataloader import read_sts
+    from bge_pruning.datasets.sts_dataloader import read_sts_tasks
 
-    tasks = {}
-    for file in files:
-        if (task := Path(file).stem) in tasks:
-            raise ValueError(
-                f"two --sts files are called {task}. To fix, rename one: the name is the task's."
-            )
-        pairs = read_sts(file)
-        tasks[task] = (pairs.sentences1, pairs.sentences2, pairs.scores)
-    return tasks
+    tasks = read_sts_tasks(files)
+    return {name: (p.sentences1, p.sentences2, p.scores) for name, p in tasks.items()}
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -104,7 +97,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             ["python", "scripts/evaluate_model.py", *(sys.argv[1:] if argv is None else argv)]
         )
         write_json(result, args.output, overwrite=args.overwrite)
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RuntimeError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
     from rich.console import Console

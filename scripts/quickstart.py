@@ -33,12 +33,11 @@ def quickstart(overrides: list[str]) -> None:
     from bge_pruning.utils.console import show_evaluation
     from bge_pruning.utils.minilm import DEFAULT_OUTPUT, DEFAULT_SENTENCES, prepare
 
+    results = load_config([CONFIG], overrides).results_folder  # refuses wrong arguments first
     prepare(DEFAULT_OUTPUT, DEFAULT_SENTENCES)
     evaluation = run_pipeline([CONFIG], overrides, [STS])
-    console = Console(highlight=False)
-    show_evaluation(evaluation, console)
-    results = load_config([CONFIG], overrides).results_folder
-    console.print(f"model    {results}/model", f"report   {results}/report.md", sep="\n")
+    show_evaluation(evaluation, Console(highlight=False))
+    print(f"model    {results}/model", f"report   {results}/report.md", sep="\n")
 
 
 if __name__ == "__main__":

@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Sequence
+from pathlib import Path
 
 from bge_pruning.utils.report import write_report
 
@@ -23,9 +24,16 @@ def main(argv: Sequence[str] | None = None) -> int:
         default=[],
         help="a command that reproduces the run; may be repeated (default: those of commands.txt)",
     )
+    parser.add_argument(
+        "--run", type=Path, help="run folder, to copy what the report needs of it and its recovery"
+    )
     parser.add_argument("--overwrite", action="store_true", help="replace an existing report")
     args = parser.parse_args(argv)
     try:
+        if args.run is not None:
+            from bge_pruning.pipeline import collect_run
+
+            collect_run(Path(args.results_folder), args.run)
         path = write_report(args.results_folder, commands=args.command, overwrite=args.overwrite)
     except (OSError, ValueError) as error:
         print(f"error: {error}", file=sys.stderr)

@@ -591,6 +591,15 @@ def test_processes_share_a_batch(configure, base, monkeypatch):
         assert {**by_scores(parts[0]), **by_scores(parts[1])} == by_scores(batch)
 
 
+def test_the_order_of_batches_follows_from_the_seed(configure, base):
+    def order(seed: int) -> list[list[float]]:
+        config = configure(f"seed={seed}", *NO_TEACHER)
+        return [b["scores"].tolist() for b in build_train_loader(config, base, None).dataloader]
+
+    assert order(1) == order(1)
+    assert order(1) != order(2)
+
+
 @pytest.mark.parametrize(("size", "sizes"), [(3, [3, 3, 2]), (4, [4, 4]), (8, [8]), (9, [8])])
 def test_a_batch_splits_into_parts_in_order(size, sizes, configure, base):
     spec = build_train_loader(configure(*NO_TEACHER), base, None)

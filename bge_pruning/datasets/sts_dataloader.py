@@ -9,7 +9,7 @@ from __future__ import annotations
 import csv
 import io
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -51,11 +51,31 @@ def read_sts(path: str | Path) -> STSPairs:
             text = row[name]
             if not isinstance(text, str) or not text.strip():
                 raise ValueError(f"{where}: {name} is empty. To fix, correct or remove the line.")
+            _check_unicode(text, f"{where}: {name}")
             texts.append(text)
         pairs.scores.append(_score(row["score"], where))
     if not pairs.scores:
         raise ValueError(f"{path}: holds no sentence pairs. To fix, choose another file.")
     return pairs
+
+
+def read_sts_tasks(files: Sequence[str | Path]) -> dict[str, STSPairs]:
+    """The pairs of several files, under the stem of each.
+
+    Raises:
+        FileNotFoundError: If there is no such file.
+        ValueError: If there is no file, two have one stem, or :func:`read_sts` refuses one.
+    """
+    if not files:
+        raise ValueError("no task to evaluate on. To fix, give at least one STS file.")
+    tasks: dict[str, STSPairs] = {}
+    for file in files:
+        if (task := Path(file).stem) in tasks:
+            raise ValueError(
+                f"two STS files are called {task}. To fix, rename one: the name is the task's."
+            )
+        tasks[task] = read_sts(file)
+    return tasks
 
 
 def read_sentences(path: str | Path) -> list[str]:
@@ -153,6 +173,17 @@ def _json_rows(path: Path, text: str) -> Iterator[tuple[int, dict[str, Any]]]:
         if missing:
             raise ValueError(f"{path}:{line}: lacks {', '.join(missing)}. To fix, add the keys.")
         yield line, row
+
+
+def _check_unicode(text: str, what: str) -> None:
+    """Refuse what no tokenizer takes: JSON can spell half of a character."""
+    try:
+        text.encode("utf-8")
+    except UnicodeEncodeError:
+        raise ValueError(
+            f"{what} is not valid Unicode (half of a surrogate pair). To fix, correct or remove "
+            f"the line."
+        ) from None
 
 
 def _score(value: Any, where: str) -> float:

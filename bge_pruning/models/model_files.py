@@ -136,6 +136,13 @@ def read_tokenizer_files(folder: Path, vocab_size: int) -> dict[str, bytes]:
     return files
 
 
+def read_vocabulary(tokenizer_files: dict[str, bytes]) -> dict[str, int]:
+    """Id of every token of a ``tokenizer.json``."""
+    from tokenizers import Tokenizer
+
+    return Tokenizer.from_str(tokenizer_files["tokenizer.json"].decode("utf-8")).get_vocab()
+
+
 def read_json(path: Path, default: Any = ...) -> Any:
     """A JSON object, or the default if there is no file.
 

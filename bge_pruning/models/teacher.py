@@ -10,7 +10,11 @@ from torch import Tensor
 from bge_pruning.models.bge_m3_backbone import XLMRobertaBackbone
 from bge_pruning.models.embedding_heads import EmbeddingHeads
 from bge_pruning.models.hub import fetch_model_folder
-from bge_pruning.models.model_files import read_hf_config
+from bge_pruning.models.model_files import (
+    read_hf_config,
+    read_tokenizer_files,
+    read_vocabulary,
+)
 from bge_pruning.models.pretrained import load_base_model, weight_file
 
 
@@ -59,10 +63,18 @@ class Teacher:
         """Size of its vectors."""
         return read_hf_config(fetch_model_folder(self.name, self.revision))["hidden_size"]
 
+    def vocabulary(self) -> dict[str, int]:
+        """Id of every token of its tokenizer."""
+        folder = fetch_model_folder(self.name, self.revision)
+        vocab_size = read_hf_config(folder)["vocab_size"]
+        return read_vocabulary(read_tokenizer_files(folder, vocab_size))
+
     def fingerprint(self) -> str:
-        """Hash of its weights, and its pooling."""
-        weights = weight_file(fetch_model_folder(self.name, self.revision))
-        digest = hashlib.sha256(self.pooling.encode())
+        """Hash of all that its vectors depend on: weights, sizes and pooling."""
+        folder = fetch_model_folder(self.name, self.revision)
+        weights, config = weight_file(folder), read_hf_config(folder)
+        numbers = {k: v for k, v in sorted(config.items()) if isinstance(v, (int, float))}
+        digest = hashlib.sha256(f"{self.pooling} {numbers}".encode())
         with weights.open("rb") as file:
             while block := file.read(1 << 24):
                 digest.update(block)

@@ -102,6 +102,12 @@ def test_a_warm_up_that_is_no_time_is_refused(warmup, l0_module):
         PruningSchedule(l0_module, warmup)
 
 
+def test_a_warm_up_in_a_unit_that_cannot_be_counted_is_refused(l0_module, make_state):
+    message = "time 3tok is not in ba, ep or dur. To fix, use one of these units."
+    with pytest.raises(ValueError, match=message):
+        PruningSchedule(l0_module, "3tok").apply(Event.BATCH_START, make_state(1), None)
+
+
 @pytest.fixture
 def seen(monkeypatch) -> list[tuple[int, float, torch.Tensor]]:
     """Step, progress and gates of every forward pass of training."""
