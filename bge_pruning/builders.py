@@ -62,6 +62,7 @@ def build_metadata(config: Config, plan: Plan, base: BaseModel) -> RunMetadata:
         }
     return RunMetadata(
         base_model=base.name,
+        revision=config.model.revision,
         shape=asdict(base.shape),
         hf_config=base.hf_config,
         pooling=base.heads.pooling,
@@ -106,10 +107,14 @@ def build_teacher(config: Config, base: BaseModel) -> Teacher | None:
     """
     if not build_loss_weights(config).distils:
         return None
-    source = base.pruning["source"]["base_model"] if base.pruning else config.model.base_model
-    name = config.teacher.base_model or source
-    revision = config.model.revision if name == config.model.base_model else None
-    return Teacher(name, revision, base.heads.pooling)
+    source = {"base_model": config.model.base_model, "revision": config.model.revision}
+    if base.pruning:
+        source |= {"revision": None, **base.pruning["source"]}
+    name = config.teacher.base_model or source["base_model"]
+    revision = source["revision"] if name == source["base_model"] else None
+    # A model that was named has a pooling of its own.
+    pooling = base.heads.pooling if name == source["base_model"] else None
+    return Teacher(name, revision, pooling)
 
 
 def build_model(
@@ -245,7 +250,10 @@ def build_loggers(config: Config) -> list[LoggerDestination]:
     if config.loggers.tensorboard:
         loggers.append(TensorboardLogger(log_dir=str(folder)))
     if config.loggers.file:
-        name = str(folder / f"{config.stage}-rank{{rank}}.txt")
+        # Composer's logger empties a file that is there: a resumed run gets one of its own.
+        number = len(list(folder.glob(f"{config.stage}*-rank0.txt"))) if config.autoresume else 0
+        suffix = f"-{number}" if number else ""
+        name = str(folder / f"{config.stage}{suffix}-rank{{rank}}.txt")
         loggers.append(FileLogger(filename=name, overwrite=True))
     return loggers
 

@@ -41,7 +41,7 @@ def run_command(command: Callable[[], None]) -> int:
         command()
     except ConfigError as error:
         return _report(error, EXIT_USAGE)
-    except (ValueError, OSError, RuntimeError) as error:
+    except (ValueError, OSError, RuntimeError, ImportError) as error:
         return _report(error, EXIT_FAILURE)
     except KeyboardInterrupt:
         return _report(KeyboardInterrupt("interrupted"), 130)

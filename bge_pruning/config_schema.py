@@ -187,6 +187,9 @@ def check(config: Config) -> None:
         "device": (config.device, (None, "cpu", "gpu")),
         "model.pooling": (m.pooling, (None, "cls", "mean")),
     }
+    if config.loggers.wandb is not None:
+        modes = ("offline", "online", "disabled")
+        choices["loggers.wandb.mode"] = (config.loggers.wandb.mode, modes)
     for index, source in enumerate([*config.data.train, *config.data.eval]):
         choices[f"kind of data source {index} ('{source.name}')"] = (source.kind, SOURCE_KINDS)
     for key, (value, allowed) in choices.items():

@@ -73,13 +73,13 @@ def train(config) -> Path:  # noqa: ANN001  (Config; imported late so that --hel
     dist.initialize_dist(get_device(config.device))
     plan = check_run(config)
     log.info("%s\n%s", config.run_folder, render_plan(plan, config))
-    prepare_run_folder(config)
     base = builders.build_base_model(config)
     teacher = builders.build_teacher(config, base)
     metadata = builders.build_metadata(config, plan, base)
     train_loader = data_builders.build_train_loader(config, base, teacher)
     evaluators = data_builders.build_evaluators(config, base)
     model = builders.build_model(config, base, metadata, teacher)
+    prepare_run_folder(config)  # now that nothing in the data can stop the run
     trainer = builders.build_trainer(config, model, metadata, train_loader, evaluators)
     try:
         trainer.fit()

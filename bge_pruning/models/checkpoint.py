@@ -50,6 +50,7 @@ class RunMetadata:
         source_pruning: ``pruning.json`` of the base model if that was itself extracted.
         versions: Package versions of the run.
         tokenizer_files: Contents by name.
+        revision: Hub revision of the base model.
     """
 
     base_model: str
@@ -62,6 +63,7 @@ class RunMetadata:
     source_pruning: dict[str, Any] | None
     versions: dict[str, str]
     tokenizer_files: dict[str, bytes]
+    revision: str | None = None
 
     def state_dict(self) -> dict[str, Any]:
         """JSON text and byte tensors: types that ``weights_only`` loading allows."""

@@ -12,6 +12,7 @@ from bge_pruning.models.embedding_heads import EmbeddingHeads
 from bge_pruning.models.hub import fetch_model_folder
 from bge_pruning.models.model_files import (
     read_hf_config,
+    read_pooling,
     read_tokenizer_files,
     read_vocabulary,
 )
@@ -43,10 +44,10 @@ class Teacher:
     Args:
         name: Hub name or folder.
         revision: Hub revision.
-        pooling: Pooling of the dense output; the student's.
+        pooling: Pooling of the dense output; ``None`` takes what the model's files say.
     """
 
-    def __init__(self, name: str, revision: str | None, pooling: str) -> None:
+    def __init__(self, name: str, revision: str | None, pooling: str | None) -> None:
         self.name = name
         self.revision = revision
         self.pooling = pooling
@@ -74,7 +75,7 @@ class Teacher:
         folder = fetch_model_folder(self.name, self.revision)
         weights, config = weight_file(folder), read_hf_config(folder)
         numbers = {k: v for k, v in sorted(config.items()) if isinstance(v, (int, float))}
-        digest = hashlib.sha256(f"{self.pooling} {numbers}".encode())
+        digest = hashlib.sha256(f"{self.pooling or read_pooling(folder)} {numbers}".encode())
         with weights.open("rb") as file:
             while block := file.read(1 << 24):
                 digest.update(block)

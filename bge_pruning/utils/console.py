@@ -10,21 +10,24 @@ if TYPE_CHECKING:
     from rich.table import Table
 
 
-def _tabulate(tasks: Sequence[dict[str, Any]]) -> dict[str, list[str]]:
-    """The rows of the table: what is shown, and a cell for each task."""
+def _tabulate(tasks: Sequence[dict[str, Any]]) -> list[tuple[str, list[str]]]:
+    """The rows of the table: what is shown, as rich markup, and a cell for each task."""
+    from rich.markup import escape
 
     def cells(values: Sequence[float | None], style: str) -> list[str]:
         return ["-" if value is None else format(value, style) for value in values]
 
-    rows = {"baseline": cells([task["baseline"] for task in tasks], ".4f")}
+    # A list: another model may have the name of a row.
+    rows = [("baseline", cells([task["baseline"] for task in tasks], ".4f"))]
     for name in tasks[0].get("also", {}):
-        rows[name] = cells([task["also"][name] for task in tasks], ".4f")
-    rows["[bold]model"] = cells([task["value"] for task in tasks], ".4f")
+        rows.append((escape(name), cells([task["also"][name] for task in tasks], ".4f")))
+    rows.append(("[bold]model", cells([task["value"] for task in tasks], ".4f")))
     for name in tasks[0]["floors"]:
         label = f"floor: {name.replace('_', ' ')}"
-        rows[label] = cells([task["floors"][name] for task in tasks], ".4f")
-    rows["kept of the baseline"] = cells([task["retention"] for task in tasks], ".1%")
-    rows["kept above the floor"] = cells([task["retention_above_floor"] for task in tasks], ".1%")
+        rows.append((label, cells([task["floors"][name] for task in tasks], ".4f")))
+    rows.append(("kept of the baseline", cells([task["retention"] for task in tasks], ".1%")))
+    above = [task["retention_above_floor"] for task in tasks]
+    rows.append(("kept above the floor", cells(above, ".1%")))
     return rows
 
 
@@ -35,12 +38,13 @@ def show_evaluation(result: dict[str, Any], console: Console) -> None:
         result: What :func:`bge_pruning.utils.evaluation.evaluate` returned.
         console: Where to print; scripts own the terminal, the package does not.
     """
+    from rich.markup import escape
     from rich.table import Table
 
     table = Table("cosine Spearman (dense)")
     for task in result["tasks"]:
-        table.add_column(task["task"], justify="right")
-    for label, cells in _tabulate(result["tasks"]).items():
+        table.add_column(escape(task["task"]), justify="right")
+    for label, cells in _tabulate(result["tasks"]):
         table.add_row(label, *cells)
     console.print(table)
     console.print(_parameter_table(result["parameters"]))

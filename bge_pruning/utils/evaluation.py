@@ -143,8 +143,15 @@ def load_encoder(
         )
     from sentence_transformers import SentenceTransformer
 
-    with no_loading_bars():
-        model = SentenceTransformer(name, device=device).eval()
+    try:
+        with no_loading_bars():
+            model = SentenceTransformer(name, device=device).eval()
+    except Exception as error:  # each of the libraries below has its own
+        reason = str(error).strip().partition("\n")[0] or type(error).__name__
+        raise ValueError(
+            f"{name} cannot be loaded on {device or 'the default device'} ({reason}). To fix, "
+            f"check the name and the device, and that its files are complete."
+        ) from error
     return _limit(model, max_length)
 
 

@@ -113,15 +113,22 @@ def read_sentences(path: Path) -> list[str]:
             "To fix, run from the root of the repository, or name a file with --sentences."
         )
     sentences: list[str] = []
-    with path.open(encoding="utf-8", newline="") as stream:
+    with path.open(encoding="utf-8-sig", newline="") as stream:
         reader = csv.reader(stream)
-        for row in reader:
-            if len(row) != 3:
-                raise ValueError(
-                    f"{path}:{reader.line_num}: {len(row)} columns, expected 3 "
-                    "(sentence1,sentence2,score). To fix, quote sentences that contain commas."
-                )
-            sentences += row[:2]
+        try:
+            for row in reader:
+                if len(row) != 3:
+                    raise ValueError(
+                        f"{path}:{reader.line_num}: {len(row)} columns, expected 3 "
+                        "(sentence1,sentence2,score). To fix, quote sentences that contain commas."
+                    )
+                sentences += row[:2]
+        except UnicodeDecodeError as error:
+            raise ValueError(f"{path} is not UTF-8 ({error}). To fix, convert it.") from error
+        except csv.Error as error:
+            raise ValueError(
+                f"{path}:{reader.line_num}: {error}. To fix, look for a quote left open."
+            ) from error
     return sentences
 
 

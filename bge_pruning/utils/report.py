@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
+from zipfile import BadZipFile
 
 from bge_pruning.utils.evaluation import refuse_existing, write_text
 from bge_pruning.utils.visualization import AXIS_TITLES, plot_gates, plot_sparsity, plot_summary
@@ -59,8 +60,8 @@ def write_report(
     inputs = _read(folder, commands)
     refuse_existing([report, *(folder / name for name in PICTURES)], overwrite=overwrite)
     try:
-        pictures = _draw(folder, inputs)
-        text = "\n\n".join(_sections(inputs, pictures)) + "\n"
+        text = "\n\n".join(_sections(inputs, _pictures(inputs))) + "\n"
+        _draw(folder, inputs)
     except KeyError as error:
         raise ValueError(
             f"{folder}: the results have no {error}. To fix, write them again with this version."
@@ -95,7 +96,7 @@ def _read(folder: Path, commands: Sequence[str]) -> Inputs:
 def _find_commands(folder: Path, inputs: Inputs) -> None:
     """Commands given to the function, or else recorded in the folder, or else in the evaluation."""
     if not inputs.commands and (folder / "commands.txt").is_file():
-        lines = (folder / "commands.txt").read_text(encoding="utf-8").splitlines()
+        lines = _read_text(folder / "commands.txt").splitlines()
         inputs.commands = [line for line in lines if line.strip()]
     elif not inputs.commands:
         inputs.missing.append("commands.txt")
@@ -104,11 +105,21 @@ def _find_commands(folder: Path, inputs: Inputs) -> None:
 
 
 def _read_json(path: Path) -> Any:
-    return _parse(path.read_text(encoding="utf-8"), str(path))
+    content = _parse(_read_text(path), str(path))
+    if not isinstance(content, dict):
+        raise ValueError(f"{path} is no JSON object. To fix, write it again.")
+    return content
+
+
+def _read_text(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8")
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{path} is not UTF-8 ({error}). To fix, write it again.") from error
 
 
 def _read_lines(path: Path) -> list[Any]:
-    lines = path.read_text(encoding="utf-8").splitlines()
+    lines = _read_text(path).splitlines()
     return [_parse(line, f"{path}:{n}") for n, line in enumerate(lines, 1) if line.strip()]
 
 
@@ -122,27 +133,36 @@ def _parse(text: str, where: str) -> Any:
 def _read_gates(path: Path) -> dict[str, Any]:
     import numpy as np
 
-    with np.load(path) as arrays:
-        return {name: arrays[name] for name in arrays.files}
+    try:
+        # Opened here: np.load leaves a file open that is no archive.
+        with path.open("rb") as file, np.load(file) as arrays:
+            return {name: arrays[name] for name in arrays.files}
+    except (ValueError, EOFError, OSError, TypeError, AttributeError, BadZipFile) as error:
+        raise ValueError(f"{path} holds no arrays ({error}). To fix, write it again.") from error
 
 
-def _draw(folder: Path, inputs: Inputs) -> list[str]:
-    """Draws the pictures that the inputs allow, and returns their names."""
-    drawn = []
+def _pictures(inputs: Inputs) -> list[str]:
+    """Names of the pictures that the inputs allow."""
+    needs = {
+        "summary.png": inputs.evaluation is not None,
+        "gates.png": inputs.gates is not None,
+        "sparsity.png": bool(inputs.history),
+    }
+    return [name for name, there in needs.items() if there]
+
+
+def _draw(folder: Path, inputs: Inputs) -> None:
+    """Draws the pictures that the inputs allow."""
     if inputs.evaluation is not None:
         plot_summary(inputs.evaluation, folder / "summary.png")
-        drawn.append("summary.png")
     if inputs.gates is not None:
         values = {name: array for name, array in inputs.gates.items() if not name.endswith("_kept")}
         kept = {
             axis: inputs.gates[f"{axis}_kept"] for axis in values if f"{axis}_kept" in inputs.gates
         }
         plot_gates(values, kept, folder / "gates.png")
-        drawn.append("gates.png")
     if inputs.history:
         plot_sparsity(inputs.history, folder / "sparsity.png")
-        drawn.append("sparsity.png")
-    return drawn
 
 
 def _sections(inputs: Inputs, pictures: Sequence[str]) -> list[str]:
@@ -346,4 +366,5 @@ def _reproduction(inputs: Inputs) -> list[str]:
 def _table(header: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:
     """A Markdown table, numbers to the right."""
     lines = [header, ["---", *["---:"] * (len(header) - 1)], *rows]
-    return "\n".join("| " + " | ".join(str(cell) for cell in line) + " |" for line in lines)
+    escaped = [[str(cell).replace("|", "\\|") for cell in line] for line in lines]
+    return "\n".join("| " + " | ".join(line) + " |" for line in escaped)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -49,14 +50,18 @@ def plot_summary(evaluation: Mapping[str, Any], path: str | Path) -> None:
     save_figure(figure, path)
 
 
-def _score_series(tasks: Sequence[Mapping[str, Any]]) -> dict[str, tuple[list[float], str]]:
-    """Values over the tasks and colour of each bar of a group."""
-    series = {}
+def _score_series(tasks: Sequence[Mapping[str, Any]]) -> list[tuple[str, list[float], str]]:
+    """Name, values over the tasks and colour of each bar of a group.
+
+    A list: another model may have the name of one of the two. Further models share the colours.
+    """
+    series = []
     if tasks[0]["baseline"] is not None:
-        series["original"] = ([task["baseline"] for task in tasks], GREY)
-    for name, colour in zip(tasks[0].get("also", {}), (ORANGE, PURPLE, GREEN), strict=False):
-        series[name] = ([task["also"][name] for task in tasks], colour)
-    series["pruned"] = ([task["value"] for task in tasks], BLUE)
+        series.append(("original", [task["baseline"] for task in tasks], GREY))
+    colours = itertools.cycle((ORANGE, PURPLE, GREEN))
+    for name in tasks[0].get("also", {}):
+        series.append((name, [task["also"][name] for task in tasks], next(colours)))
+    series.append(("pruned", [task["value"] for task in tasks], BLUE))
     return series
 
 
@@ -64,7 +69,7 @@ def _draw_quality(panel: Axes, tasks: Sequence[Mapping[str, Any]]) -> None:
     """A group of bars for each task, and the floor as a line across the group."""
     series = _score_series(tasks)
     width = min(0.3, 0.84 / len(series))
-    for index, (name, (values, colour)) in enumerate(series.items()):
+    for index, (name, values, colour) in enumerate(series):
         places = [task + (index - (len(series) - 1) / 2) * width for task in range(len(tasks))]
         drawn = panel.bar(places, values, 0.9 * width, color=colour, label=name)
         panel.bar_label(drawn, fmt="%.3f", fontsize=8, padding=2)
@@ -74,8 +79,9 @@ def _draw_quality(panel: Axes, tasks: Sequence[Mapping[str, Any]]) -> None:
     panel.hlines(floors, *edges, color="black", linewidth=1.3, linestyle=(0, (4, 2)), label="floor")
     panel.set_xticks(range(len(tasks)), [_task_label(task) for task in tasks], fontsize=8)
     panel.set_xlim(-0.55, len(tasks) - 0.45)
-    everything = [*floors, *(value for values, _ in series.values() for value in values)]
-    panel.set_ylim(min(0, *everything), 1.13 * max(everything))
+    everything = [0.0, *floors, *(value for _, values, _ in series for value in values)]
+    span = max(everything) - min(everything)
+    panel.set_ylim(min(everything), max(everything) + 0.13 * span)
     handles, labels = panel.get_legend_handles_labels()
     order = sorted(range(len(labels)), key=lambda index: labels[index] == "floor")
     panel.legend(
