@@ -43,6 +43,7 @@ test: lint
 
 lint: $(STAMP)
 	$(IN_ENV) -m ruff check .
+	$(IN_ENV) -m ruff format --check .
 	"$(VENV)/bin/lint-imports"
 
 env: $(STAMP)

@@ -107,9 +107,9 @@ def _check(config: Config, recovery: Config) -> None:
             "the pipeline cannot go on with a run that was interrupted. To fix, run its steps one "
             "by one with autoresume=true (commands.txt in the results folder lists them)."
         )
+    _check_results(config)
     check_objective(recovery)
     check_run_folder(recovery)
-    _check_results(config)
     check_run(config)
 
 

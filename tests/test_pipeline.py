@@ -227,7 +227,7 @@ def test_commands_name_every_argument(tiny_yaml):
     start = evaluation.index("--sts") + 1
     assert evaluation[start : start + 2] == ["x y.csv", "z.csv"]
     assert evaluation[evaluation.index("--output") + 1] == f"{results}/evaluation.json"
-    assert report == ["python", "scripts/write_report.py", results]
+    assert report == ["python", "scripts/write_report.py", results, "--run", run]
 
 
 def test_commands_survive_a_folder_with_a_space(make_yaml, tmp_path):
@@ -240,7 +240,7 @@ def test_commands_survive_a_folder_with_a_space(make_yaml, tmp_path):
     assert words[3][2:] == [f"{tmp_path}/my runs/runs/tiny-recovery", f"{results}/model"]
     assert words[4][2:5] == [f"{results}/model", "--baseline", f"{tmp_path}/my model"]
     assert words[4][-1] == f"{results}/evaluation.json"
-    assert words[5][2:] == [results]
+    assert words[5][2:] == [results, "--run", f"{tmp_path}/my runs/runs/tiny"]
 
 
 # What it refuses, before anything is made
@@ -446,7 +446,8 @@ def test_other_ranks_train_and_write_nothing(rank_calls, tmp_path):
 
 
 def test_all_ranks_meet_at_the_same_barriers(rank_calls):
-    (first, returned), (other, _) = rank_calls(0), rank_calls(1)
+    # One after the other here, so the rank that writes comes last.
+    (other, _), (first, returned) = rank_calls(1), rank_calls(0)
     assert returned == {"x": 1}
     shared = [call for call in first if call in ("barrier", "prune", "recover")]
     assert shared == other

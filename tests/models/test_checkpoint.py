@@ -29,7 +29,7 @@ from bge_pruning.models.structural_pruning import PruningMasks
 NO_CHECKPOINT = r"x\.pt: damaged, not complete, or not a checkpoint of this project \(.+\)\. To fix"
 NO_METADATA = (
     r"x\.pt: is not a checkpoint of this project: it holds no run metadata \(base_model, shape, "
-    r".*tokenizer_files\)\. To fix, choose a checkpoint"
+    r".*tokenizer_files, revision\)\. To fix, choose a checkpoint"
 )
 
 
@@ -69,6 +69,7 @@ def test_metadata_comes_back(metadata, tmp_path):
     odd = replace(
         metadata,
         base_model="kém/模型 'x'",
+        revision="5617a9f",
         source_pruning={"kept": {"hidden": [0, 2]}, "seed": 1},
         tokenizer_files={**metadata.tokenizer_files, "sentencepiece.bpe.model": bytes(range(256))},
     )
@@ -84,6 +85,12 @@ def test_metadata_holds_an_empty_tokenizer_file(metadata, tmp_path):
     """An empty ``added_tokens.json`` must not stop a run at its first checkpoint."""
     odd = replace(metadata, tokenizer_files={**metadata.tokenizer_files, "added_tokens.json": b""})
     assert through_torch(odd, tmp_path / "x.pt") == odd
+
+
+def test_metadata_of_before_there_was_a_revision_is_read(metadata):
+    state = metadata.state_dict()
+    old = {key: value for key, value in json.loads(state["json"]).items() if key != "revision"}
+    assert RunMetadata.from_state_dict({**state, "json": json.dumps(old)}) == metadata
 
 
 def test_metadata_is_plain_text_and_bytes(metadata):

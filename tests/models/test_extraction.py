@@ -336,7 +336,8 @@ def assert_counts(folder: Path, counts: dict[str, int]) -> None:
     assert counts == {**real, "total": sum(real.values())}
 
 
-def test_the_record(run, build_model, tiny_shape, target_shape, metadata, tmp_path):
+def test_the_record(save_run, build_model, tiny_shape, target_shape, metadata, tmp_path):
+    run = save_run(replace(metadata, revision="v1"))
     info = extract(run, tmp_path / "small")
     assert json.loads((tmp_path / "small" / "pruning.json").read_text()) == info
     assert (tmp_path / "small" / "README.md").read_text(encoding="utf-8") == render_model_card(info)
@@ -344,7 +345,7 @@ def test_the_record(run, build_model, tiny_shape, target_shape, metadata, tmp_pa
     source = sum(p.numel() for module in build_model(tiny_shape) for p in module.parameters())
     assert info["parameters"]["source"]["total"] == source
     expected = {
-        "source": {"base_model": "someone/tiny"},
+        "source": {"base_model": "someone/tiny", "revision": "v1"},
         "source_shape": asdict(tiny_shape),
         "shape": asdict(target_shape),
         "seed": 5,
@@ -354,7 +355,7 @@ def test_the_record(run, build_model, tiny_shape, target_shape, metadata, tmp_pa
         "tolerance": 1e-5,
         "checkpoint": str(run / "latest-rank0.pt"),
     }
-    assert expected.items() <= info.items()
+    assert {key: info[key] for key in expected} == expected
     assert set(info) == {*expected, "kept", "constraint", "parameters", "largest_difference"}
 
 
@@ -418,14 +419,14 @@ def test_recovery_inherits_what_was_cut(run, metadata, save_run, target_shape, t
 
 
 def test_a_budget_is_met(metadata, save_run, tiny_shape, tmp_path):
-    budget = 0.5 * count_parameters(tiny_shape).encoder
+    budget = 0.43 * count_parameters(tiny_shape).encoder
     arguments = {**metadata.l0_module, "target": None, "target_parameters": budget}
     info = extract(save_run(replace(metadata, l0_module=arguments)), tmp_path / "small")
     assert info["parameters"]["extracted"]["encoder"] == pytest.approx(budget, rel=0.005)
     assert_counts(tmp_path / "small", info["parameters"]["extracted"])
     constraint = info["constraint"]["encoder"]
-    assert constraint["target_sparsity"] == pytest.approx(0.5)
-    assert constraint["realised_sparsity"] == pytest.approx(0.5, abs=0.0025)
+    assert constraint["target_sparsity"] == pytest.approx(0.57)
+    assert constraint["realised_sparsity"] == pytest.approx(0.57, abs=0.0025)
 
 
 # How near the gates were

@@ -183,7 +183,7 @@ def test_script_writes_what_evaluate_returns(tiny_folder, small_folder, pairs, t
         main([*arguments, "--also", "nameless"])
     assert "'nameless' is not NAME=FOLDER" in capsys.readouterr().err
     assert main([*arguments, "--sts", str(file), str(file), "--overwrite"]) == 1
-    assert "two --sts files are called six" in capsys.readouterr().err
+    assert "two STS files are called six" in capsys.readouterr().err
 
 
 def test_the_seed_makes_the_random_floor(small_folder, pairs):
