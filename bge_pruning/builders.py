@@ -63,6 +63,7 @@ def build_metadata(config: Config, plan: Plan, base: BaseModel) -> RunMetadata:
     return RunMetadata(
         base_model=base.name,
         revision=config.model.revision,
+        prompts=base.prompts,
         shape=asdict(base.shape),
         hf_config=base.hf_config,
         pooling=base.heads.pooling,

@@ -51,6 +51,8 @@ class RunMetadata:
         versions: Package versions of the run.
         tokenizer_files: Contents by name.
         revision: Hub revision of the base model.
+        prompts: ``config_sentence_transformers.json`` of the base model, as far as it says what to
+            write before a text (``prompts``, ``default_prompt_name``).
     """
 
     base_model: str
@@ -64,6 +66,7 @@ class RunMetadata:
     versions: dict[str, str]
     tokenizer_files: dict[str, bytes]
     revision: str | None = None
+    prompts: dict[str, Any] | None = None
 
     def state_dict(self) -> dict[str, Any]:
         """JSON text and byte tensors: types that ``weights_only`` loading allows."""
@@ -130,18 +133,31 @@ def load_trained_model(checkpoint: Path) -> TrainedModel:
     state = _load_state(checkpoint)
     metadata = _metadata(state, checkpoint)
     weights, batch = _weights_and_batch(state, checkpoint)
+    try:
+        shape, backbone, heads, l0_module = _build_modules(metadata)
+    except (TypeError, KeyError, AttributeError) as error:
+        raise ValueError(
+            f"{checkpoint}: its run metadata is of another version of this project ({error!r}). To "
+            f"fix, extract with the version that wrote it ({metadata.versions})."
+        ) from error
+    for name, module in (("backbone", backbone), ("heads", heads), ("l0_module", l0_module)):
+        tensors = _with_prefix(weights, f"{name}.")
+        if module is not None:
+            load_strict(module.eval(), tensors, f"{checkpoint} ({name})")
+    return TrainedModel(metadata, shape, backbone, heads, l0_module, batch)
+
+
+def _build_modules(
+    metadata: RunMetadata,
+) -> tuple[EncoderShape, XLMRobertaBackbone, EmbeddingHeads, L0Module | None]:
+    """Modules of the run's sizes, without its weights."""
     shape = EncoderShape(**metadata.shape)
     config = metadata.hf_config
     backbone = XLMRobertaBackbone(shape, config["pad_token_id"], config["layer_norm_eps"])
     heads = EmbeddingHeads(
         shape.hidden_size, metadata.pooling, shape.sparse_head, shape.colbert_dim
     )
-    l0_module = build_l0_module(shape, metadata.l0_module)
-    for name, module in (("backbone", backbone), ("heads", heads), ("l0_module", l0_module)):
-        tensors = _with_prefix(weights, f"{name}.")
-        if module is not None:
-            load_strict(module.eval(), tensors, f"{checkpoint} ({name})")
-    return TrainedModel(metadata, shape, backbone, heads, l0_module, batch)
+    return shape, backbone, heads, build_l0_module(shape, metadata.l0_module)
 
 
 def build_l0_module(shape: EncoderShape, arguments: dict[str, Any] | None) -> L0Module | None:

@@ -140,6 +140,7 @@ def _cut_and_write(model: TrainedModel, folder: Path) -> dict[str, Any]:
         metadata.hf_config,
         metadata.tokenizer_files,
         metadata.max_seq_length,
+        metadata.prompts,
     )
     difference = validate(folder, references, keep.hidden)
     info = _pruning_info(model, shape, keep)
@@ -259,6 +260,7 @@ def _sentence_transformers_vectors(folder: Path) -> Tensor:
 
     with no_loading_bars():
         model = SentenceTransformer(str(folder), device="cpu")
+    model.default_prompt_name = None  # the masked model got no prompt either
     vectors = model.encode(
         list(VALIDATION_SENTENCES), convert_to_tensor=True, show_progress_bar=False
     )

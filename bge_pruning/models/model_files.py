@@ -106,6 +106,15 @@ def read_pooling(folder: Path) -> str:
     return poolings[tuple(named)]
 
 
+def read_prompts(folder: Path) -> dict[str, Any]:
+    """What the folder's sentence-transformers files say to write before a text."""
+    config = read_json(folder / "config_sentence_transformers.json", {})
+    return {
+        "prompts": config.get("prompts") or {},
+        "default_prompt_name": config.get("default_prompt_name"),
+    }
+
+
 def read_tokenizer_files(folder: Path, vocab_size: int) -> dict[str, bytes]:
     """Contents of the tokenizer files by name.
 

@@ -32,6 +32,7 @@ def write_model_folder(
     hf_config: dict[str, Any],
     tokenizer_files: dict[str, bytes],
     max_seq_length: int,
+    prompts: dict[str, Any] | None = None,
 ) -> None:
     """Write weights, config, tokenizer, heads and sentence-transformers files.
 
@@ -43,6 +44,7 @@ def write_model_folder(
         hf_config: ``config.json`` of the source model.
         tokenizer_files: Contents by file name.
         max_seq_length: Longest input for sentence-transformers, in tokens.
+        prompts: See :func:`write_sentence_transformers_files`.
     """
     for name, content in tokenizer_files.items():
         (folder / name).write_bytes(content)
@@ -57,7 +59,9 @@ def write_model_folder(
         head = getattr(heads, name)
         if head is not None:
             torch.save(head.state_dict(), folder / f"{name}.pt")
-    write_sentence_transformers_files(folder, heads.pooling, shape.hidden_size, max_seq_length)
+    write_sentence_transformers_files(
+        folder, heads.pooling, shape.hidden_size, max_seq_length, prompts
+    )
 
 
 def compute_hf_config(hf_config: dict[str, Any], shape: EncoderShape) -> dict[str, Any]:
@@ -88,7 +92,11 @@ def _special_tokens(tokenizer_files: dict[str, bytes]) -> dict[str, Any]:
 
 
 def write_sentence_transformers_files(
-    folder: Path, pooling: str, hidden_size: int, max_seq_length: int
+    folder: Path,
+    pooling: str,
+    hidden_size: int,
+    max_seq_length: int,
+    prompts: dict[str, Any] | None = None,
 ) -> None:
     """Write the classic layout, which sentence-transformers and text-embeddings-inference read.
 
@@ -101,6 +109,8 @@ def write_sentence_transformers_files(
         pooling: ``"cls"`` or ``"mean"``; L2 normalisation follows.
         hidden_size: ``H``, the size of a dense vector.
         max_seq_length: Texts are cut to this many tokens, special tokens included.
+        prompts: ``prompts`` and ``default_prompt_name``: what to write before a text; nothing if
+            ``None``.
     """
     modules = ("", "Transformer"), ("1_Pooling", "Pooling"), ("2_Normalize", "Normalize")
     _write_json(
@@ -135,7 +145,12 @@ def write_sentence_transformers_files(
     )
     _write_json(
         folder / "config_sentence_transformers.json",
-        {"prompts": {}, "default_prompt_name": None, "similarity_fn_name": "cosine"},
+        {
+            "prompts": {},
+            "default_prompt_name": None,
+            **(prompts or {}),
+            "similarity_fn_name": "cosine",
+        },
     )
 
 

@@ -24,6 +24,7 @@ from bge_pruning.models.model_files import (
     read_hf_config,
     read_json,
     read_pooling,
+    read_prompts,
     read_tokenizer_files,
     shape_from_config,
 )
@@ -44,6 +45,7 @@ class BaseModel:
         tokenizer_files: Contents of its tokenizer files by name.
         max_seq_length: Longest input that sentence-transformers is told of.
         pruning: Its ``pruning.json`` if it is itself an extracted model.
+        prompts: What sentence-transformers is told to write before a text.
     """
 
     name: str
@@ -54,6 +56,7 @@ class BaseModel:
     tokenizer_files: dict[str, bytes]
     max_seq_length: int
     pruning: dict[str, Any] | None
+    prompts: dict[str, Any]
 
 
 def read_shape(folder: Path, colbert_dim: int | None = None) -> EncoderShape:
@@ -159,6 +162,7 @@ def load_base_model(
         tokenizer_files=tokenizer_files,
         max_seq_length=max_seq_length or _longest_input(config),
         pruning=read_json(folder / "pruning.json", None),
+        prompts=read_prompts(folder),
     )
 
 

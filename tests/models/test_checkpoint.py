@@ -29,7 +29,7 @@ from bge_pruning.models.structural_pruning import PruningMasks
 NO_CHECKPOINT = r"x\.pt: damaged, not complete, or not a checkpoint of this project \(.+\)\. To fix"
 NO_METADATA = (
     r"x\.pt: is not a checkpoint of this project: it holds no run metadata \(base_model, shape, "
-    r".*tokenizer_files, revision\)\. To fix, choose a checkpoint"
+    r".*tokenizer_files, revision, prompts\)\. To fix, choose a checkpoint"
 )
 
 
@@ -313,6 +313,23 @@ def test_other_projects(other, save):
 def test_damaged_metadata(state, content, save):
     content["state"]["callbacks"] = [("RunMetadataCallback", state)]
     with pytest.raises(ValueError, match=NO_METADATA):
+        load_trained_model(save(content))
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"shape": {"hidden_size": 32, "size_of_tomorrow": 1}},
+        {"hf_config": {}},
+        {"l0_module": {"axes": ["layer"], "target": None, "axis_of_tomorrow": 1}},
+    ],
+    ids=lambda change: next(iter(change)),
+)
+def test_metadata_of_another_version(change, metadata, content, save):
+    """Read well, but it does not say what this version asks for."""
+    state = replace(metadata, **change).state_dict()
+    content["state"]["callbacks"] = [("RunMetadataCallback", state)]
+    with pytest.raises(ValueError, match=r"x\.pt: .* To fix"):
         load_trained_model(save(content))
 
 

@@ -221,6 +221,16 @@ def test_tokenizer_that_pads_and_cuts(metadata, save_run, tmp_path):
     assert (tmp_path / "small" / "tokenizer.json").read_bytes() == files["tokenizer.json"]
 
 
+def test_prompts_of_the_source_are_kept(metadata, save_run, tmp_path):
+    from sentence_transformers import SentenceTransformer
+
+    prompts = {"prompts": {"query": "the plane: "}, "default_prompt_name": "query"}
+    extract(save_run(replace(metadata, prompts=prompts)), tmp_path / "small")
+    model = SentenceTransformer(str(tmp_path / "small"), device="cpu")
+    assert model.prompts["query"] == "the plane: "
+    assert model.default_prompt_name == "query"
+
+
 @pytest.mark.parametrize("length", [8, 16])
 def test_a_model_for_short_texts(length, metadata, save_run, tmp_path):
     """Sentence-transformers cuts the longer validation sentences; that is no difference."""

@@ -397,12 +397,13 @@ def test_every_difference_is_in_one_message():
     [
         {"weight": torch.ones(32, 16), "bias": torch.ones(32)},
         {"weight": torch.ones(32)},
+        {"weight": torch.tensor(1.0), "bias": torch.ones(1)},
         {"linear.weight": torch.ones(32, 32)},
         {},
         torch.ones(32, 32),
         [1, 2],
     ],
-    ids=["size", "no bias", "other names", "empty", "tensor", "list"],
+    ids=["size", "no bias", "scalar", "other names", "empty", "tensor", "list"],
 )
 def test_heads_of_another_layout(name, state, bge_m3):
     torch.save(state, bge_m3 / f"{name}.pt")
