@@ -1,0 +1,51 @@
+"""What only a GPU can show. Off by default: ``make test PYTEST_ARGS="-m gpu"``."""
+
+import json
+
+import pytest
+import torch
+
+from bge_pruning.models.extraction import cut, extract
+from bge_pruning.models.structural_pruning import PruningMasks
+
+pytestmark = pytest.mark.gpu
+
+
+def losses(run):
+    rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    key = "loss/train/total"
+    return [row["metrics"][key] for row in rows if key in row["metrics"]]
+
+
+def test_a_step_on_the_gpu_is_a_step_on_the_cpu(tmp_path, train_tiny):
+    arguments = ("max_duration=3ba", "optimizer.eps=1e-4")
+    cpu = train_tiny(tmp_path / "cpu", *arguments)
+    gpu = train_tiny(tmp_path / "gpu", *arguments, "device=gpu")
+    assert losses(gpu) == pytest.approx(losses(cpu), abs=1e-4)
+
+
+@pytest.mark.parametrize("precision", ["fp32", "amp_bf16"])
+def test_trained_on_the_gpu_extracted_on_the_cpu(precision, tmp_path, train_tiny):
+    run = train_tiny(tmp_path, "device=gpu", f"precision={precision}")
+    assert extract(run, tmp_path / "small")["largest_difference"] <= 1e-5
+
+
+def test_masked_equals_extracted_on_the_gpu(tmp_path, model_folder):
+    from bge_pruning.models.pretrained import load_base_model
+
+    base = load_base_model(str(model_folder))
+    backbone, heads = base.backbone.cuda().double().eval(), base.heads.cuda().double()
+    hidden_z = torch.ones(32, dtype=torch.float64, device="cuda")
+    hidden_z[::3] = 0.0
+    layer_z = torch.tensor([1.0, 0.0, 1.0, 1.0], dtype=torch.float64, device="cuda")
+    masks = PruningMasks(hidden=hidden_z, layer=layer_z)
+    ids = torch.tensor([[0, 8, 9, 10, 2], [0, 7, 2, 1, 1]], device="cuda")
+    mask = ids.ne(1).long()
+    keep = backbone.keep_indices(masks)
+    with torch.no_grad():
+        masked = heads.outputs(backbone(ids, mask, masks), mask)
+        cut(backbone, heads, keep)
+        small = heads.outputs(backbone(ids, mask), mask)
+    masked["dense_vecs"] = masked["dense_vecs"][:, keep.hidden]
+    for name, value in small.items():
+        torch.testing.assert_close(value, masked[name], atol=1e-10, rtol=0)
