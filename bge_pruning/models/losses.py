@@ -1,4 +1,4 @@
-"""Losses of the dense output: pure functions of tensors."""
+"""Losses of the three outputs: pure functions of tensors."""
 
 from __future__ import annotations
 
@@ -19,6 +19,122 @@ def sts_regression(vectors1: Tensor, vectors2: Tensor, scores: Tensor) -> Tensor
         Scalar.
     """
     return F.mse_loss((vectors1 * vectors2).sum(-1), scores.to(vectors1.dtype))
+
+
+def cosent(vectors1: Tensor, vectors2: Tensor, scores: Tensor, scale: float = 20.0) -> Tensor:
+    """CoSENT: pairs with a higher gold score should have the higher cosine (Su, 2022).
+
+    ``log(1 + sum over i, j with s_i > s_j of exp(scale (cos_j - cos_i)))``. Only the order of the
+    gold scores counts, as in the Spearman correlation.
+
+    Args:
+        vectors1: L2-normalised vectors, shape ``(B, H)``.
+        vectors2: Same shape.
+        scores: Gold scores in any unit, shape ``(B,)``.
+        scale: Inverse temperature.
+
+    Returns:
+        Scalar, 0 if all gold scores are equal.
+    """
+    cosines = scale * (vectors1 * vectors2).sum(-1)
+    differences = cosines[None, :] - cosines[:, None]  # [i, j]: cos_j - cos_i
+    ordered = scores[:, None] > scores[None, :]
+    terms = differences.masked_fill(~ordered, -torch.inf).flatten()
+    return torch.logsumexp(torch.cat([terms.new_zeros(1), terms]), dim=0)
+
+
+def info_nce(
+    scores: Tensor, targets: Tensor, temperature: Tensor | float, excluded: Tensor | None = None
+) -> Tensor:
+    """InfoNCE: each query should prefer its positive to all other passages (arXiv:1807.03748).
+
+    Args:
+        scores: Score of every query with every passage, shape ``(Q, P)``.
+        targets: Column of each query's positive, shape ``(Q,)``.
+        temperature: Softmax temperature, above 0.
+        excluded: True for passages that are no negatives of a query though they are not its
+            target (another copy of the positive, say), shape ``(Q, P)``.
+
+    Returns:
+        Scalar, mean over queries.
+    """
+    logits = scores.float() / temperature
+    if excluded is not None:
+        logits = logits.masked_fill(excluded, -torch.inf)
+    return F.cross_entropy(logits, targets)
+
+
+def unified_loss(losses: dict[str, Tensor]) -> Tensor:
+    """BGE-M3's combination, ``(dense + ensemble + 0.1 sparse + colbert) / 4`` over all outputs.
+
+    Args:
+        losses: Loss by name, as :func:`bge_pruning.models.scores.compute_scores` names scores.
+
+    Returns:
+        Scalar: the sum, weighted as above, over the number of losses.
+    """
+    terms = [0.1 * value if name == "sparse" else value for name, value in losses.items()]
+    return torch.stack(terms).sum() / len(terms)
+
+
+def score_distillation(
+    student: Tensor, teacher: Tensor, temperature: Tensor | float, excluded: Tensor | None = None
+) -> Tensor:
+    """KL divergence of the distributions of scores over the passages, teacher to student.
+
+    With the student's own ensemble score as the (detached) teacher this is BGE-M3's
+    self-distillation, up to the teacher's entropy, which has no gradient.
+
+    Args:
+        student: Shape ``(Q, P)``.
+        teacher: Shape ``(Q, P)``; no gradient flows into it.
+        temperature: Softmax temperature of both, above 0.
+        excluded: Passages to leave out of both, shape ``(Q, P)``.
+
+    Returns:
+        Scalar, mean over queries, at least 0.
+    """
+
+    def log_distribution(scores: Tensor) -> Tensor:
+        logits = scores.float() / temperature
+        if excluded is not None:
+            # Finite, since the KL multiplies it by a probability of exactly 0.
+            logits = logits.masked_fill(excluded, -1e30)
+        return logits.log_softmax(-1)
+
+    target = log_distribution(teacher.detach())
+    return F.kl_div(log_distribution(student), target, reduction="batchmean", log_target=True)
+
+
+def token_weight_distillation(student: Tensor, teacher: Tensor, mask: Tensor) -> Tensor:
+    """Squared error of the sparse head's token weights, relative to the teacher's own size.
+
+    Args:
+        student: Weights, shape ``(B, T)``.
+        teacher: Same shape.
+        mask: 1 for the tokens that count, same shape.
+
+    Returns:
+        Scalar: 0 for equal weights, 1 for a student whose weights are all 0.
+    """
+    kept = mask.to(student.dtype)
+    error = ((student - teacher).square() * kept).sum()
+    return error / (teacher.square() * kept).sum().clamp(min=1e-12)
+
+
+def token_vector_distillation(student: Tensor, teacher: Tensor, mask: Tensor) -> Tensor:
+    """Mean cosine distance of the multi-vectors of the same tokens.
+
+    Args:
+        student: L2-normalised vectors, shape ``(B, T, C)``. Pruning keeps ``C``.
+        teacher: Same shape.
+        mask: 1 for the tokens that count, shape ``(B, T)``.
+
+    Returns:
+        Scalar in [0, 2].
+    """
+    kept = mask.to(student.dtype)
+    return 1.0 - ((student * teacher).sum(-1) * kept).sum() / kept.sum().clamp(min=1.0)
 
 
 def distillation_alignment(student: Tensor, teacher: Tensor) -> Tensor:

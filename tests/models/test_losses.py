@@ -2,20 +2,27 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 
 import numpy as np
 import pytest
 import torch
-from scipy.special import softmax
+from scipy.special import rel_entr, softmax
 from scipy.stats import entropy
 from torch import Tensor
 
 from bge_pruning.models.losses import (
+    cosent,
     distillation_alignment,
     distillation_similarity,
+    info_nce,
     scatter_to_teacher_space,
+    score_distillation,
     sts_regression,
+    token_vector_distillation,
+    token_weight_distillation,
+    unified_loss,
 )
 
 
@@ -222,3 +229,111 @@ def test_scatter_passes_the_gradient_of_kept_dimensions():
 def test_scatter_refuses_dimensions_that_do_not_fit(kept):
     with pytest.raises((IndexError, RuntimeError), match="index"):
         scatter_to_teacher_space(torch.ones(1, 2), torch.tensor(kept), 4)
+
+
+# Pairs with gold scores: CoSENT
+
+
+def loop_cosent(first: Tensor, second: Tensor, gold: Tensor, scale: float) -> float:
+    cosines = [float(a @ b) for a, b in zip(first, second, strict=True)]
+    total = 1.0
+    for i, high in enumerate(gold.tolist()):
+        for j, low in enumerate(gold.tolist()):
+            if high > low:
+                total += math.exp(scale * (cosines[j] - cosines[i]))
+    return math.log(total)
+
+
+@pytest.mark.parametrize("scale", [1.0, 20.0])
+def test_cosent_is_the_double_loop(scale):
+    first, second = unit_vectors(7, 5, 1), unit_vectors(7, 5, 2)
+    gold = torch.tensor([0.0, 5.0, 2.5, 2.5, 1.0, 4.0, 5.0])
+    expected = loop_cosent(first, second, gold, scale)
+    assert float(cosent(first, second, gold, scale)) == pytest.approx(expected, abs=1e-9)
+
+
+def test_cosent_of_equal_scores_is_zero_and_of_a_large_gap_finite():
+    v = unit_vectors(4, 5)
+    assert float(cosent(v, v, torch.ones(4))) == 0.0
+    opposite = cosent(v[:2], torch.stack([-v[0], v[1]]), torch.tensor([1.0, 0.0]), 1e4)
+    assert float(opposite) == pytest.approx(2e4)
+
+
+# Queries and passages
+
+
+def test_info_nce_is_its_formula():
+    scores = torch.randn(3, 5, generator=torch.Generator().manual_seed(1)).double()
+    targets, temperature = torch.tensor([0, 2, 4]), 0.5
+    expected = 0.0
+    for row, target in zip((scores / temperature).tolist(), targets.tolist(), strict=True):
+        expected -= math.log(math.exp(row[target]) / sum(map(math.exp, row))) / 3
+    assert float(info_nce(scores, targets, temperature)) == pytest.approx(expected, abs=1e-6)
+
+
+def test_info_nce_leaves_excluded_passages_out():
+    scores = torch.tensor([[1.0, 9.0, 0.5], [0.0, 1.0, 0.5]])
+    excluded = torch.tensor([[False, True, False], [False, False, False]])
+    targets = torch.tensor([0, 1])
+    left = scores[:1, [0, 2]]
+    expected = (info_nce(left, targets[:1], 0.1) + info_nce(scores[1:], targets[1:], 0.1)) / 2
+    assert float(info_nce(scores, targets, 0.1, excluded)) == pytest.approx(float(expected))
+
+
+def test_info_nce_learns_its_temperature():
+    scores = torch.tensor([[0.2, 0.1]])
+    temperature = torch.tensor(0.5, requires_grad=True)
+    info_nce(scores, torch.tensor([0]), temperature).backward()
+    assert temperature.grad > 0  # the positive is on top: sharper is better
+
+
+def test_unified_loss_is_bge_m3s():
+    losses = {"dense": 1.0, "sparse": 2.0, "colbert": 4.0, "ensemble": 8.0}
+    tensors = {name: torch.tensor(value) for name, value in losses.items()}
+    assert float(unified_loss(tensors)) == pytest.approx((1.0 + 8.0 + 0.1 * 2.0 + 4.0) / 4)
+    assert float(unified_loss({"dense": torch.tensor(3.0)})) == 3.0
+
+
+def test_score_distillation_is_the_kl_of_scipy():
+    generator = torch.Generator().manual_seed(4)
+    student, teacher = (torch.randn(3, 6, generator=generator).double() for _ in range(2))
+    p = torch.softmax(teacher / 0.3, -1).numpy()
+    q = torch.softmax(student / 0.3, -1).numpy()
+    expected = rel_entr(p, q).sum(-1).mean()
+    assert float(score_distillation(student, teacher, 0.3)) == pytest.approx(expected, rel=1e-5)
+    assert float(score_distillation(teacher, teacher, 0.3)) == pytest.approx(0.0, abs=1e-7)
+
+
+def test_score_distillation_teaches_the_student_only():
+    student = torch.zeros(2, 3, requires_grad=True)
+    teacher = torch.eye(2, 3).requires_grad_()
+    score_distillation(student, teacher, 0.1).backward()
+    assert student.grad.abs().sum() > 0 and teacher.grad is None
+
+
+def test_score_distillation_leaves_excluded_passages_out():
+    student = torch.tensor([[0.0, 5.0, 1.0]])
+    teacher = torch.tensor([[1.0, -5.0, 0.0]])
+    excluded = torch.tensor([[False, True, False]])
+    kept = score_distillation(student[:, [0, 2]], teacher[:, [0, 2]], 1.0)
+    assert float(score_distillation(student, teacher, 1.0, excluded)) == pytest.approx(float(kept))
+
+
+# Tokens
+
+
+def test_token_weights_are_compared_where_there_are_words():
+    teacher = torch.tensor([[0.0, 2.0, 1.0, 9.0]])
+    student = torch.tensor([[7.0, 1.0, 1.0, 0.0]])
+    mask = torch.tensor([[0, 1, 1, 0]])
+    assert float(token_weight_distillation(student, teacher, mask)) == pytest.approx(1 / 5)
+    assert float(token_weight_distillation(0 * student, teacher, mask)) == 1.0
+    assert float(token_weight_distillation(student, 0 * teacher, 0 * mask)) == 0.0
+
+
+def test_token_vectors_are_compared_by_cosine_where_there_are_words():
+    teacher = torch.tensor([[[1.0, 0.0], [0.0, 1.0], [1.0, 0.0]]])
+    student = torch.tensor([[[1.0, 0.0], [1.0, 0.0], [-1.0, 0.0]]])
+    mask = torch.tensor([[1, 1, 0]])
+    assert float(token_vector_distillation(student, teacher, mask)) == pytest.approx(0.5)
+    assert float(token_vector_distillation(teacher, teacher, mask)) == pytest.approx(0.0)

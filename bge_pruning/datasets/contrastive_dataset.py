@@ -1,0 +1,256 @@
+"""Queries with positive and negative passages: reading the BGE format, and examples of it.
+
+A row is ``{"query": str, "pos": [str, ...], "neg": [str, ...]}``, one JSON object a line, plain or
+``.gz``; optional are ``pos_scores``, ``neg_scores`` (a teacher's scores) and ``prompt`` (written
+before the query). Texts and rows are kept in arrays, not in Python objects.
+"""
+
+from __future__ import annotations
+
+import gzip
+import json
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO, Any
+
+import numpy as np
+
+KEYS = ("query", "pos", "neg")
+
+
+@dataclass(frozen=True)
+class ContrastiveRow:
+    """One row of a file, checked."""
+
+    query: str
+    pos: list[str]
+    neg: list[str]
+    pos_scores: list[float] | None = None
+    neg_scores: list[float] | None = None
+
+
+def read_contrastive(path: str | Path) -> Iterator[ContrastiveRow]:
+    """Read a file row by row.
+
+    Args:
+        path: ``.jsonl`` or ``.jsonl.gz`` file, UTF-8.
+
+    Yields:
+        The rows, in file order.
+
+    Raises:
+        FileNotFoundError: If there is no such file.
+        ValueError: If the file is empty, damaged or a row is wrong; the message names file and
+            line.
+    """
+    path = Path(path)
+    found = False
+    for line, content in _lines(path):
+        if content.strip():
+            found = True
+            yield _parse_row(content, f"{path}:{line}")
+    if not found:
+        raise ValueError(f"{path}: holds no rows. To fix, choose another file.")
+
+
+def _open(path: Path) -> IO[bytes]:
+    if not path.is_file():
+        raise FileNotFoundError(
+            f"{path}: no such file. To fix, check the path; it is relative to {Path.cwd()}."
+        )
+    if path.suffix == ".gz":
+        return gzip.open(path, "rb")
+    return path.open("rb")
+
+
+def _lines(path: Path) -> Iterator[tuple[int, str]]:
+    line = 0
+    with _open(path) as file:
+        try:
+            for line, content in enumerate(file, start=1):
+                yield line, content.decode("utf-8-sig" if line == 1 else "utf-8")
+        except UnicodeDecodeError:
+            raise ValueError(f"{path}:{line}: is not UTF-8. To fix, convert the file.") from None
+        except (EOFError, gzip.BadGzipFile) as error:
+            raise ValueError(
+                f"{path}:{line + 1}: the archive is damaged or cut off ({error}). To fix, copy it "
+                f"again."
+            ) from None
+
+
+def _parse_row(content: str, where: str) -> ContrastiveRow:
+    try:
+        row = json.loads(content)
+    except json.JSONDecodeError as error:
+        raise ValueError(
+            f"{where}: is not JSON ({error.msg}). To fix, correct or remove the line."
+        ) from None
+    missing = [key for key in KEYS if not isinstance(row, dict) or key not in row]
+    if missing:
+        raise ValueError(f"{where}: lacks {', '.join(missing)}. To fix, add the keys.")
+    query = _check_text(row["query"], f"{where}: query")
+    if prompt := row.get("prompt"):
+        query = _check_text(prompt, f"{where}: prompt") + query
+    pos, neg = (_check_texts(row[key], f"{where}: {key}") for key in ("pos", "neg"))
+    if not pos:
+        raise ValueError(f"{where}: pos is empty. To fix, add a passage or remove the line.")
+    return ContrastiveRow(
+        query,
+        pos,
+        neg,
+        _check_scores(row.get("pos_scores"), len(pos), f"{where}: pos_scores"),
+        _check_scores(row.get("neg_scores"), len(neg), f"{where}: neg_scores"),
+    )
+
+
+def _check_texts(value: Any, what: str) -> list[str]:
+    if not isinstance(value, list):
+        raise ValueError(f"{what} is no list. To fix, write a list of texts.")
+    return [_check_text(text, f"{what}[{index}]") for index, text in enumerate(value)]
+
+
+def _check_text(value: Any, what: str) -> str:
+    if not isinstance(value, str) or not value.strip():
+        raise ValueError(f"{what} is empty or no text. To fix, correct or remove the line.")
+    try:
+        value.encode("utf-8")
+    except UnicodeEncodeError:
+        raise ValueError(
+            f"{what} is not valid Unicode (half of a surrogate pair). To fix, correct or remove "
+            f"the line."
+        ) from None
+    return value
+
+
+def _check_scores(value: Any, count: int, what: str) -> list[float] | None:
+    if value is None:
+        return None
+    numbers = isinstance(value, list) and all(
+        isinstance(v, (int, float)) and math.isfinite(v) for v in value
+    )
+    if not numbers or len(value) != count:
+        raise ValueError(
+            f"{what} must be {count} numbers, one for each text. To fix, correct the line."
+        )
+    return [float(v) for v in value]
+
+
+@dataclass(frozen=True)
+class ContrastiveRows:
+    """Rows as indices into a table of texts.
+
+    Attributes:
+        queries: Text of each row's query, shape ``(n,)``.
+        positives: Texts of the positives of all rows, one after the other.
+        positive_starts: Start of each row in ``positives``, and the end; shape ``(n + 1,)``.
+        negatives: Texts of the given negatives of all rows.
+        negative_starts: Same as ``positive_starts``.
+    """
+
+    queries: np.ndarray
+    positives: np.ndarray
+    positive_starts: np.ndarray
+    negatives: np.ndarray
+    negative_starts: np.ndarray
+
+    def __len__(self) -> int:
+        return len(self.queries)
+
+    def positives_of(self, row: int) -> np.ndarray:
+        """Texts of a row's positives."""
+        return self.positives[self.positive_starts[row] : self.positive_starts[row + 1]]
+
+    def negatives_of(self, row: int) -> np.ndarray:
+        """Texts of a row's given negatives."""
+        return self.negatives[self.negative_starts[row] : self.negative_starts[row + 1]]
+
+
+def index_rows(files: Sequence[str | Path]) -> tuple[list[str], ContrastiveRows]:
+    """Read files and number their texts, each different text once.
+
+    Args:
+        files: See :func:`read_contrastive`.
+
+    Returns:
+        The texts, and the rows of all files in order.
+
+    Raises:
+        FileNotFoundError: See :func:`read_contrastive`.
+        ValueError: See :func:`read_contrastive`.
+    """
+    numbers: dict[str, int] = {}
+
+    def number(text: str) -> int:
+        return numbers.setdefault(text, len(numbers))
+
+    queries, pos, neg, pos_counts, neg_counts = [], [], [], [], []
+    for file in files:
+        for row in read_contrastive(file):
+            queries.append(number(row.query))
+            pos += [number(text) for text in row.pos]
+            neg += [number(text) for text in row.neg]
+            pos_counts.append(len(row.pos))
+            neg_counts.append(len(row.neg))
+    rows = ContrastiveRows(
+        np.array(queries, np.int64),
+        np.array(pos, np.int64),
+        _starts(pos_counts),
+        np.array(neg, np.int64),
+        _starts(neg_counts),
+    )
+    return list(numbers), rows
+
+
+def _starts(counts: Sequence[int]) -> np.ndarray:
+    return np.concatenate([[0], np.cumsum(counts, dtype=np.int64)])
+
+
+def sample_example(
+    rows: ContrastiveRows, row: int, negatives: int, seed: int, epoch: int
+) -> np.ndarray:
+    """The texts of one example: the query, one positive, and some negatives.
+
+    Which positive and negatives are drawn follows from ``(seed, epoch, row)`` alone. A row with too
+    few negatives repeats them, as FlagEmbedding does; a row with none has none.
+
+    Args:
+        rows: The rows.
+        row: Which one.
+        negatives: Given negatives per query.
+        seed: Seed of the run.
+        epoch: Epoch, from 0.
+
+    Returns:
+        Text indices ``[query, positive, negative, ...]``, at most ``2 + negatives`` of them.
+    """
+    generator = np.random.default_rng((seed, epoch, row))
+    positive = generator.choice(rows.positives_of(row))
+    given = rows.negatives_of(row)
+    if negatives == 0 or len(given) == 0:
+        drawn = given[:0]
+    elif len(given) >= negatives:
+        drawn = generator.choice(given, negatives, replace=False)
+    else:
+        repeats = -(-negatives // len(given))
+        drawn = generator.permutation(np.tile(given, repeats))[:negatives]
+    return np.concatenate([[rows.queries[row], positive], drawn])
+
+
+def false_negatives(rows: ContrastiveRows, batch: np.ndarray, passages: np.ndarray) -> np.ndarray:
+    """Which passages of a batch are positives of which query, and so are no negatives of it.
+
+    Args:
+        rows: The rows.
+        batch: Rows of the batch's queries, shape ``(Q,)``.
+        passages: Text of each passage in the batch, shape ``(P,)``.
+
+    Returns:
+        Booleans, shape ``(Q, P)``: True if the passage is any positive of the query's row, or of a
+        row with the same query.
+    """
+    texts = rows.queries[batch]
+    mask = np.stack([np.isin(passages, rows.positives_of(row)) for row in batch])
+    same_query = texts[:, None] == texts[None, :]
+    return (same_query[:, :, None] & mask[None, :, :]).any(axis=1)

@@ -1,0 +1,207 @@
+"""Reading queries with passages, and the examples that are drawn from them."""
+
+import gzip
+import json
+import re
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from bge_pruning.datasets.contrastive_dataset import (
+    ContrastiveRow,
+    false_negatives,
+    index_rows,
+    read_contrastive,
+    sample_example,
+)
+
+ROWS = [
+    {"query": "q1", "pos": ["a"], "neg": ["x", "y", "z"]},
+    {"query": "q2", "pos": ["b", "a"], "neg": []},
+    {"query": "q3", "pos": ["c"], "neg": ["x"]},
+    {"query": "q1", "pos": ["d"], "neg": ["w", "x"]},
+]
+
+
+@pytest.fixture
+def write(tmp_path):
+    """A function that writes rows (or raw content) and returns the path."""
+
+    def write(content: list | str | bytes, name: str = "rows.jsonl") -> Path:
+        if isinstance(content, list):
+            content = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in content)
+        data = content.encode() if isinstance(content, str) else content
+        path = tmp_path / name
+        path.write_bytes(gzip.compress(data) if name.endswith(".gz") else data)
+        return path
+
+    return write
+
+
+@pytest.fixture
+def indexed(write):
+    return index_rows([write(ROWS)])
+
+
+# Reading
+
+
+@pytest.mark.parametrize("name", ["rows.jsonl", "rows.jsonl.gz"])
+def test_rows_are_read(name, write):
+    found = list(read_contrastive(write(ROWS, name)))
+    assert [(r.query, r.pos, r.neg) for r in found] == [
+        (r["query"], r["pos"], r["neg"]) for r in ROWS
+    ]
+
+
+def test_optional_keys(write):
+    row = {
+        "query": "was?",
+        "pos": ["狗"],
+        "neg": ["a", "b"],
+        "pos_scores": [1],
+        "neg_scores": [0.5, -2],
+        "prompt": "Frage: ",
+        "type": "unknown keys are somebody else's",
+    }
+    expected = ContrastiveRow("Frage: was?", ["狗"], ["a", "b"], [1.0], [0.5, -2.0])
+    assert list(read_contrastive(write([row]))) == [expected]
+
+
+def test_empty_lines_and_a_byte_order_mark(write):
+    line = json.dumps(ROWS[0])
+    assert len(list(read_contrastive(write(f"\ufeff{line}\r\n\n \n{line}")))) == 2
+
+
+GOOD = json.dumps(ROWS[0]) + "\n"
+
+
+def row(**changes) -> str:
+    return json.dumps({**ROWS[0], **changes})
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("", ": holds no rows. To fix, choose another file."),
+        ("\n \n", ": holds no rows."),
+        (GOOD + "{", ":2: is not JSON ("),
+        (GOOD + '{"query": "a", "pos": ["b"]}', ":2: lacks neg. To fix, add the keys."),
+        ("[1]", ":1: lacks query, pos, neg."),
+        (row(query=""), ":1: query is empty or no text. To fix"),
+        (row(query=3), ":1: query is empty or no text."),
+        (row(pos=[]), ":1: pos is empty. To fix, add a passage or remove the line."),
+        (row(pos="text"), ":1: pos is no list. To fix, write a list of texts."),
+        (row(pos=["a", " "]), ":1: pos[1] is empty or no text."),
+        (row(neg=[None]), ":1: neg[0] is empty or no text."),
+        (row(prompt=1), ":1: prompt is empty or no text."),
+        (row(pos_scores=[1, 2]), ":1: pos_scores must be 1 numbers, one for each text."),
+        (row(neg_scores=["a", 1, 1]), ":1: neg_scores must be 3 numbers, one for each text."),
+        (row(neg_scores=[float("nan"), 1, 1]), ":1: neg_scores must be 3 numbers"),
+        (row(query="\ud83d"), ":1: query is not valid Unicode (half of a surrogate pair)."),
+        (GOOD.encode() + b'{"query": "\xff"}', ":2: is not UTF-8. To fix, convert the file."),
+    ],
+)
+def test_errors_name_file_and_line(content, message, write):
+    path = write(content)
+    with pytest.raises(ValueError, match=f"^{re.escape(str(path) + message)}"):
+        list(read_contrastive(path))
+
+
+@pytest.mark.parametrize("kept", [0.5, 0.95])
+def test_an_archive_that_was_cut_off(kept, write):
+    path = write(ROWS * 500, "rows.jsonl.gz")
+    whole = path.read_bytes()
+    path.write_bytes(whole[: int(kept * len(whole))])
+    with pytest.raises(ValueError, match=r"rows.jsonl.gz:\d+: the archive is damaged or cut off"):
+        list(read_contrastive(path))
+
+
+def test_no_archive(write):
+    path = write(ROWS)
+    with pytest.raises(ValueError, match=r"gz:1: the archive is damaged"):
+        list(read_contrastive(path.rename(path.with_name("rows.jsonl.gz"))))
+
+
+def test_missing_file(tmp_path):
+    with pytest.raises(FileNotFoundError, match=r"no.jsonl: no such file. To fix, check the path"):
+        list(read_contrastive(tmp_path / "no.jsonl"))
+
+
+# Indexing
+
+
+def test_every_text_is_there_once_and_every_row_is_its_own(indexed):
+    texts, rows = indexed
+    assert len(set(texts)) == len(texts)
+    assert len(rows) == 4
+    for index, expected in enumerate(ROWS):
+        assert texts[rows.queries[index]] == expected["query"]
+        assert [texts[i] for i in rows.positives_of(index)] == expected["pos"]
+        assert [texts[i] for i in rows.negatives_of(index)] == expected["neg"]
+
+
+def test_files_follow_each_other(write):
+    first, second = write(ROWS[:1], "1.jsonl"), write(ROWS[1:], "2.jsonl.gz")
+    texts, rows = index_rows([first, second])
+    whole_texts, whole = index_rows([write(ROWS)])
+    assert texts == whole_texts
+    for name in ("queries", "positives", "positive_starts", "negatives", "negative_starts"):
+        assert np.array_equal(getattr(rows, name), getattr(whole, name))
+
+
+# Examples
+
+
+def test_an_example_is_query_positive_and_given_negatives(indexed):
+    texts, rows = indexed
+    query, positive, *negatives = (texts[i] for i in sample_example(rows, 0, 2, 7, 0))
+    assert (query, positive) == ("q1", "a")
+    assert len(set(negatives)) == 2
+    assert set(negatives) < {"x", "y", "z"}
+
+
+def test_an_example_follows_from_seed_epoch_and_row(indexed):
+    _, rows = indexed
+
+    def draws(seed: int, epoch: int) -> list[list[int]]:
+        return [sample_example(rows, r, 2, seed, epoch).tolist() for r in range(4)]
+
+    assert draws(7, 0) == draws(7, 0)
+    epochs = [draws(7, epoch)[0] for epoch in range(30)]
+    assert len({tuple(e) for e in epochs}) == 6  # ordered pairs of three negatives
+    assert {draws(7, epoch)[1][1] for epoch in range(30)} == set(rows.positives_of(1))
+    assert any(draws(7, 0) != draws(seed, 0) for seed in range(8, 12))
+
+
+def test_too_few_negatives_are_repeated_and_none_stay_none(indexed):
+    _, rows = indexed
+    assert sample_example(rows, 2, 3, 7, 0)[2:].tolist() == [rows.negatives_of(2)[0]] * 3
+    assert len(sample_example(rows, 1, 3, 7, 0)) == 2
+    counts = np.unique(sample_example(rows, 3, 5, 7, 0)[2:], return_counts=True)[1]
+    assert sorted(counts) == [2, 3]
+
+
+def test_no_negatives_asked_for(indexed):
+    assert len(sample_example(indexed[1], 0, 0, 7, 0)) == 2
+
+
+# Passages that are no negatives
+
+
+def test_another_positive_of_a_query_is_no_negative_of_it(indexed):
+    texts, rows = indexed
+    passages = np.array([texts.index(t) for t in ("a", "b", "c", "d", "x")])
+    mask = false_negatives(rows, np.arange(4), passages)
+    expected = {"q1": {"a", "d"}, "q2": {"a", "b"}, "q3": {"c"}}  # q1 stands in two rows
+    for index, given in enumerate(ROWS):
+        found = {texts[p] for p, no in zip(passages, mask[index], strict=True) if no}
+        assert found == expected[given["query"]]
+
+
+def test_shared_data_of_the_project_is_read_whole():
+    """The shipped scored pairs are no such rows, and say so."""
+    path = Path(__file__).parents[2] / "data" / "sts" / "stsb-en-dev.csv"
+    with pytest.raises(ValueError, match="csv:1: is not JSON"):
+        list(read_contrastive(path))
