@@ -45,7 +45,7 @@ def make_outputs(texts: int, length: int, seed: int, hidden: int = 8) -> Outputs
     )
 
 
-QUERIES, PASSAGES = make_outputs(4, 6, 1), make_outputs(7, 11, 2)
+QUERIES, PASSAGES = make_outputs(4, 12, 1), make_outputs(7, 16, 2)
 
 
 def loop_sparse(queries: Outputs, passages: Outputs) -> Tensor:
@@ -91,7 +91,7 @@ def test_sparse_is_the_plain_loop():
 
 
 def test_sparse_gradients():
-    weights = (QUERIES.token_weights + 0.01 * torch.arange(6)).requires_grad_()
+    weights = (QUERIES.token_weights + 0.01 * torch.arange(12)).requires_grad_()
 
     def scores(weights: Tensor) -> Tensor:
         return compute_sparse_scores(
