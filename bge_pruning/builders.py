@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import sys
+from collections.abc import Sequence
 from dataclasses import asdict, replace
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -33,6 +34,7 @@ from bge_pruning.models.checkpoint import RunMetadata, build_l0_module
 from bge_pruning.models.composer_bge_m3 import ComposerBGEM3
 from bge_pruning.models.encoder_shape import EncoderShape
 from bge_pruning.models.l0_module_embedding import L0Module
+from bge_pruning.models.model_files import read_special_ids
 from bge_pruning.models.model_registry import build_composer_model
 from bge_pruning.models.pretrained import (
     BaseModel,
@@ -106,7 +108,8 @@ def build_teacher(config: Config, base: BaseModel) -> Teacher | None:
 
     A recovery starts from an extracted model and is taught by the one that was cut.
     """
-    if not build_loss_weights(config).distils:
+    weights = build_loss_weights(config)
+    if not weights.distils:
         return None
     source = {"base_model": config.model.base_model, "revision": config.model.revision}
     if base.pruning:
@@ -115,7 +118,7 @@ def build_teacher(config: Config, base: BaseModel) -> Teacher | None:
     revision = source["revision"] if name == source["base_model"] else None
     # A model that was named has a pooling of its own.
     pooling = base.heads.pooling if name == source["base_model"] else None
-    return Teacher(name, revision, pooling)
+    return Teacher(name, revision, pooling, weights.distilled)
 
 
 def build_model(
@@ -133,6 +136,7 @@ def build_model(
         teacher=teacher.encoder() if on_the_fly else None,
         teacher_dimensions=_teacher_dimensions(config, base, teacher),
         eval_target_model=True if l0 is None else l0.eval_target_model,
+        special_ids=sorted(read_special_ids(base.tokenizer_files)),
     )
 
 
@@ -157,19 +161,21 @@ def _teacher_dimensions(config: Config, base: BaseModel, teacher: Teacher | None
 def build_optimizer(config: Config, model: ComposerBGEM3) -> torch.optim.AdamW:
     """AdamW with groups for weights, gates and multipliers; the multipliers ascend."""
     o = config.optimizer
-    groups = weight_groups(model.backbone, o.lr, o.weight_decay)
+    groups = weight_groups((model.backbone, model.heads), o.lr, o.weight_decay)
     if model.l0_module is not None:
         groups += l0_groups(model.l0_module, o.l0_lr, o.lagrangian_lr, o.lambda_2_lr)
     return torch.optim.AdamW(groups, lr=o.lr, betas=tuple(o.betas), eps=o.eps, fused=True)
 
 
-def weight_groups(backbone: nn.Module, lr: float, weight_decay: float) -> list[dict[str, Any]]:
+def weight_groups(
+    modules: Sequence[nn.Module], lr: float, weight_decay: float
+) -> list[dict[str, Any]]:
     """Matrices with weight decay; biases, LayerNorms and embeddings without.
 
     Decay on the embeddings would shrink the rows of tokens that the data does not contain.
     """
     decay, rest = [], []
-    for name, parameter in backbone.named_parameters():
+    for name, parameter in (p for module in modules for p in module.named_parameters()):
         if parameter.requires_grad:
             matrix = parameter.ndim >= 2 and not name.startswith("embeddings.")
             (decay if matrix else rest).append(parameter)

@@ -40,6 +40,7 @@ def load_config(paths: Sequence[str | Path], overrides: Sequence[str] = ()) -> C
     for override in overrides:
         merged = _merge(merged, _parse_override(override), f"override '{override}'", None)
     merged.extends = []
+    _check_recovery_keys(merged.recovery or {})
     recovering = _merge(merged, OmegaConf.create(merged.recovery or {}), "recovery", None)
     check(_to_object(recovering))
     config = _to_object(recovering if merged.stage == "recover" else merged)
@@ -47,6 +48,16 @@ def load_config(paths: Sequence[str | Path], overrides: Sequence[str] = ()) -> C
         _make_recovery(config)
     check(config)
     return config
+
+
+def _check_recovery_keys(recovery: DictConfig) -> None:
+    """Refuse what would send the recovery to another place than where its model is written."""
+    fixed = ("stage", "dry_run", "run_name", "run_folder", "results_folder", "extends", "recovery")
+    if found := [key for key in fixed if key in recovery]:
+        raise ConfigError(
+            f"recovery.{found[0]} cannot differ from the pruning run's. To fix, remove it: a "
+            f"recovery starts from RESULTS/pruned_model and writes to RUN_FOLDER-recovery."
+        )
 
 
 def _make_recovery(config: Config) -> None:

@@ -86,9 +86,12 @@ class DataConfig:
 class LossConfig:
     """Weights of the parts of the loss; 0 leaves a part out."""
 
-    sts_regression: float = 0.0
-    distillation_alignment: float = 0.0
-    distillation_similarity: float = 0.0
+    sts_regression: float = 0.0  # scored pairs: squared error of the cosine
+    cosent: float = 0.0  # scored pairs: order of the cosines
+    distillation_alignment: float = 0.0  # dense vectors of the unpruned model
+    distillation_similarity: float = 0.0  # its similarities of the texts of a batch
+    distillation_sparse: float = 0.0  # its sparse token weights
+    distillation_colbert: float = 0.0  # its multi-vectors, token by token
     similarity_temperature: float = 0.05
 
 

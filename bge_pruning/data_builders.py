@@ -25,7 +25,7 @@ from bge_pruning.datasets.embedding_dataset import (
 )
 from bge_pruning.datasets.length_grouped_sampler import LengthGroupedSampler
 from bge_pruning.datasets.sts_dataloader import MAX_SCORE, read_sentences, read_sts
-from bge_pruning.datasets.teacher_vectors import cached_teacher_vectors, compute_cache_key
+from bge_pruning.datasets.teacher_vectors import cached_teacher_outputs, compute_cache_key
 from bge_pruning.models.composer_bge_m3 import LossWeights
 from bge_pruning.models.model_files import read_vocabulary
 from bge_pruning.models.pretrained import BaseModel
@@ -60,21 +60,22 @@ def check_objective(config: Config) -> None:
             "data.train mixes kinds sts and sentences, which this version cannot. To fix, use "
             "kind sentences for all (scores are then not read)."
         )
-    if not (weights.sts_regression or weights.distils):
+    if not (weights.sts_regression or weights.cosent or weights.distils):
         raise ConfigError("all weights under loss are 0. To fix, set e.g. loss.sts_regression=1.")
-    if weights.sts_regression and kinds != {"sts"}:
-        raise ConfigError(
-            "loss.sts_regression needs data.train of kind sts. To fix, set it to 0 or add scores."
-        )
+    for name in ("sts_regression", "cosent"):
+        if getattr(weights, name) and kinds != {"sts"}:
+            raise ConfigError(
+                f"loss.{name} needs data.train of kind sts. To fix, set it to 0 or add scores."
+            )
     micro = config.device_train_microbatch_size
     per_device = config.global_train_batch_size // dist.get_world_size()
-    if micro is not None and micro < per_device and weights.distillation_similarity:
-        raise ConfigError(
-            f"device_train_microbatch_size {micro} splits the batch of {per_device}, and "
-            f"loss.distillation_similarity compares all texts of a batch: it would silently become "
-            f"another loss. To fix, leave device_train_microbatch_size out, or set "
-            f"loss.distillation_similarity=0."
-        )
+    for name in ("cosent", "distillation_similarity"):
+        if micro is not None and micro < per_device and getattr(weights, name):
+            raise ConfigError(
+                f"device_train_microbatch_size {micro} splits the batch of {per_device}, and "
+                f"loss.{name} compares all texts of a batch: it would silently become another "
+                f"loss. To fix, leave device_train_microbatch_size out, or set loss.{name}=0."
+            )
 
 
 def build_train_loader(config: Config, base: BaseModel, teacher: Teacher | None) -> DataSpec:
@@ -91,7 +92,7 @@ def build_train_loader(config: Config, base: BaseModel, teacher: Teacher | None)
         )
     dataset = _build_dataset(config.data.train, config, base)
     if teacher is not None and config.teacher.cache:
-        dataset.teacher_dense_vecs = _teacher_vectors(config, base, teacher, dataset.texts)
+        dataset.teacher = _teacher_outputs(config, base, teacher, dataset.texts)
     ranks = dist.get_world_size()
     sampler = LengthGroupedSampler(
         dataset,
@@ -172,18 +173,19 @@ def _build_dataset(
     return EmbeddingDataset(tokens, examples, np.array(scores, np.float32) if scored else None)
 
 
-def _teacher_vectors(
+def _teacher_outputs(
     config: Config, base: BaseModel, teacher: Teacher, texts: TokenizedTexts
-) -> np.ndarray:
+) -> dict[str, np.ndarray]:
     key = compute_cache_key(texts, teacher.fingerprint())
-    path = Path(config.data.processed_folder) / f"teacher-{key}.npy"
+    folder = Path(config.data.processed_folder)
+    paths = {name: folder / f"teacher-{key}-{name}.npy" for name in teacher.names}
 
-    def encode(ids: Tensor, mask: Tensor) -> Tensor:
+    def encode(ids: Tensor, mask: Tensor) -> dict[str, Tensor]:
         return teacher.encoder()(ids.to(_device_name(config)), mask.to(_device_name(config)))
 
     # The other ranks find the file that the first one wrote.
     with _rank_zero_first():
-        return cached_teacher_vectors(texts, encode, base.hf_config["pad_token_id"], path)
+        return cached_teacher_outputs(texts, encode, base.hf_config["pad_token_id"], paths)
 
 
 def _device_name(config: Config) -> str:

@@ -146,6 +146,7 @@ def _evaluate(config: Config, tasks: dict[str, STSPairs]) -> dict[str, Any]:
         str(base),
         {name: (p.sentences1, p.sentences2, p.scores) for name, p in tasks.items()},
         also={PRUNED_NAME: str(pruned_model_folder(config))},
+        device={"gpu": "cuda"}.get(config.device, config.device),
     )
     write_json(evaluation, results / "evaluation.json")
     return evaluation
@@ -186,6 +187,8 @@ def step_commands(
     arguments = shlex.join([*paths, *overrides])
     results, run = config.results_folder, config.run_folder
     pruned = str(pruned_model_folder(config))
+    # A run that replaces an earlier one can be replayed over itself.
+    again = ["--overwrite"] if config.overwrite else []
 
     def line(script: str, *words: str) -> str:
         return shlex.join(["python", f"scripts/{script}.py", *words])
@@ -194,9 +197,9 @@ def step_commands(
     evaluation += ["--sts", *sts_files, "--output", f"{results}/evaluation.json"]
     return [
         f"python scripts/train_pruning.py {arguments}",
-        line("extract_pruned_model", run, pruned),
+        line("extract_pruned_model", run, pruned, *again),
         f"python scripts/train_pruning.py {arguments} stage=recover",
-        line("extract_pruned_model", f"{run}-recovery", f"{results}/model"),
-        line("evaluate_model", f"{results}/model", *evaluation),
-        line("write_report", results, "--run", run),
+        line("extract_pruned_model", f"{run}-recovery", f"{results}/model", *again),
+        line("evaluate_model", f"{results}/model", *evaluation, *again),
+        line("write_report", results, "--run", run, *again),
     ]

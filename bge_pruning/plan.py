@@ -223,7 +223,7 @@ def estimate_memory(plan: Plan, config: Config) -> dict[str, float]:
     width = 2 if any(s.kind == "sts" for s in config.data.train) else 1
     values = shape.num_hidden_layers * (16 * shape.hidden_size + 3 * shape.intermediate_size)
     item = 4 if config.precision == "fp32" else 2
-    distils = config.loss.distillation_alignment > 0 or config.loss.distillation_similarity > 0
+    distils = any(v > 0 for k, v in vars(config.loss).items() if k.startswith("distillation_"))
     on_the_fly = distils and not config.teacher.cache
     return {
         "weights, gradients, optimizer": 16.0 * int(count.total),

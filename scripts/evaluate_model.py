@@ -15,6 +15,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from bge_pruning.cli import run_command
 from bge_pruning.utils.console import show_evaluation
 from bge_pruning.utils.evaluation import evaluate, refuse_existing, write_json
 
@@ -80,30 +81,28 @@ def read_tasks(files: Sequence[str]) -> dict[str, tuple[list[str], list[str], li
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs the command line; returns the exit status."""
     args = parse_args(argv)
-    try:
-        refuse_existing([args.output], overwrite=args.overwrite)
-        result = evaluate(
-            args.model,
-            args.baseline,
-            read_tasks(args.sts),
-            also=dict(args.also),
-            batch_size=args.batch_size,
-            max_length=args.max_length,
-            device=args.device,
-            speed=not args.no_speed,
-            seed=args.seed,
-        )
-        result["command"] = shlex.join(
-            ["python", "scripts/evaluate_model.py", *(sys.argv[1:] if argv is None else argv)]
-        )
-        write_json(result, args.output, overwrite=args.overwrite)
-    except (OSError, ValueError, RuntimeError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
+    return run_command(lambda: run(args, sys.argv[1:] if argv is None else argv))
+
+
+def run(args: argparse.Namespace, words: Sequence[str]) -> None:
+    """Evaluate, write and show."""
+    refuse_existing([args.output], overwrite=args.overwrite)
+    result = evaluate(
+        args.model,
+        args.baseline,
+        read_tasks(args.sts),
+        also=dict(args.also),
+        batch_size=args.batch_size,
+        max_length=args.max_length,
+        device=args.device,
+        speed=not args.no_speed,
+        seed=args.seed,
+    )
+    result["command"] = shlex.join(["python", "scripts/evaluate_model.py", *words])
+    write_json(result, args.output, overwrite=args.overwrite)
     from rich.console import Console
 
     show_evaluation(result, Console(highlight=False))
-    return 0
 
 
 if __name__ == "__main__":

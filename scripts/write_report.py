@@ -11,6 +11,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from bge_pruning.cli import run_command
 from bge_pruning.utils.report import write_report
 
 
@@ -29,17 +30,17 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
     parser.add_argument("--overwrite", action="store_true", help="replace an existing report")
     args = parser.parse_args(argv)
-    try:
-        if args.run is not None:
-            from bge_pruning.pipeline import collect_run
+    return run_command(lambda: run(args))
 
-            collect_run(Path(args.results_folder), args.run)
-        path = write_report(args.results_folder, commands=args.command, overwrite=args.overwrite)
-    except (OSError, ValueError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
+
+def run(args: argparse.Namespace) -> None:
+    """Collect what the report needs, and write it."""
+    if args.run is not None:
+        from bge_pruning.pipeline import collect_run
+
+        collect_run(Path(args.results_folder), args.run)
+    path = write_report(args.results_folder, commands=args.command, overwrite=args.overwrite)
     print(f"wrote {path}")
-    return 0
 
 
 if __name__ == "__main__":

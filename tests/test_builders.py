@@ -342,7 +342,7 @@ def test_teacher_pools_as_the_student_and_is_frozen(pooling, configure, model_fo
     config = configure(f"model.pooling={pooling}", "model.dropout=0.5")
     teacher = build_teacher(config, build_base_model(config)).encoder()
     ids = torch.tensor([[0, 7, 9, 30, 2], [0, 8, 2, 1, 1]])
-    vectors = teacher(ids, ids.ne(1).long())
+    vectors = teacher(ids, ids.ne(1).long())["dense_vecs"]
     expected = dense_vecs(model_folder, ids, ids.ne(1).long(), pooling)
     torch.testing.assert_close(vectors, expected, atol=1e-5, rtol=0)
     assert not vectors.requires_grad
@@ -569,8 +569,8 @@ def test_the_first_process_of_a_node_makes_the_vectors(rank, order, configure, b
     monkeypatch.setattr(dist, "barrier", lambda: events.append("wait"))
     monkeypatch.setattr(
         data_builders,
-        "cached_teacher_vectors",
-        lambda *_: events.append("work") or np.zeros((80, 2)),
+        "cached_teacher_outputs",
+        lambda *_: events.append("work") or {"dense_vecs": np.zeros((80, 2))},
     )
     config = configure()
     build_train_loader(config, base, build_teacher(config, base))

@@ -134,6 +134,13 @@ STEPS = ("max_duration=3ba", "optimizer.eps=1e-4", "scheduler.t_warmup=0ba", "da
 LOSSES = {
     "sts_regression": ("loss.distillation_alignment=0", "loss.distillation_similarity=0"),
     "distillation": ("loss.sts_regression=0",),
+    "three outputs": (
+        "loss.sts_regression=0",
+        "loss.distillation_similarity=0",
+        "loss.cosent=0.1",
+        "loss.distillation_sparse=1",
+        "loss.distillation_colbert=1",
+    ),
 }
 
 

@@ -243,6 +243,16 @@ def test_commands_survive_a_folder_with_a_space(make_yaml, tmp_path):
     assert words[5][2:] == [results, "--run", f"{tmp_path}/my runs/runs/tiny"]
 
 
+def test_commands_of_an_overwriting_run_overwrite_too(tiny_yaml):
+    """Or training starts anew and the models of the run before it are what is evaluated."""
+    config = load_config([tiny_yaml], ["overwrite=true"])
+    commands = step_commands(config, [str(tiny_yaml)], ["overwrite=true"], ["a.csv"])
+    for words in map(shlex.split, commands):
+        assert ("overwrite=true" in words) != ("--overwrite" in words), words
+    kept = step_commands(load_config([tiny_yaml]), [str(tiny_yaml)], [], ["a.csv"])
+    assert not any("--overwrite" in command for command in kept)
+
+
 # What it refuses, before anything is made
 
 
@@ -325,6 +335,11 @@ def test_a_recovery_folder_in_use_is_noticed_before_the_training(refused, tmp_pa
 def test_a_recovery_without_a_loss_is_noticed_before_the_training(refused):
     names = ("sts_regression", "distillation_alignment", "distillation_similarity")
     refused(*(f"recovery.loss.{name}=0" for name in names))
+
+
+@pytest.mark.parametrize("key", ["run_name", "results_folder"])
+def test_a_recovery_that_looks_elsewhere_for_the_pruned_model(key, refused):
+    assert f"recovery.{key}" in str(refused(f"recovery.{key}=elsewhere"))
 
 
 def test_a_dry_run_trains_nothing(tiny_yaml, sts_csv, tmp_path):

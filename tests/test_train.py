@@ -277,6 +277,47 @@ def test_plain_sentences_distil(tmp_path, train_tiny, sts_csv):
     assert len(losses(run, "distillation_similarity")) == 2
 
 
+THREE = ("loss.distillation_sparse=1", "loss.distillation_colbert=1", "loss.cosent=0.1")
+
+
+def test_three_outputs_are_distilled_and_kept(tmp_path, train_tiny, load_state, model_folder):
+    run = train_tiny(tmp_path, *THREE, "max_duration=8ba", "model.l0_module=null")
+    for part in ("distillation_sparse", "distillation_colbert", "cosent"):
+        assert len(losses(run, part)) == 8
+    # The student starts as its teacher, and the other parts of the loss pull it away.
+    assert losses(run, "distillation_sparse")[0] == pytest.approx(0.0, abs=1e-5)
+    assert losses(run, "distillation_colbert")[0] == pytest.approx(0.0, abs=1e-3)
+    state = load_state(run)["model"]
+    for name in ("sparse_linear", "colbert_linear"):
+        before = torch.load(model_folder / f"{name}.pt", weights_only=True)
+        assert not torch.equal(state[f"heads.{name}.weight"], before["weight"])
+
+
+def test_three_outputs_on_the_fly_equal_cached(tmp_path, train_tiny):
+    cached = train_tiny(tmp_path / "cached", DAMPED, *THREE, "max_duration=3ba")
+    files = {path.name.rsplit("-", 1)[1] for path in (tmp_path / "cached/processed").iterdir()}
+    assert files == {"dense_vecs.npy", "token_weights.npy", "colbert_vecs.npy"}
+    live = train_tiny(tmp_path / "live", DAMPED, *THREE, "max_duration=3ba", "teacher.cache=false")
+    # Multi-vectors are cached in half precision.
+    assert losses(live) == pytest.approx(losses(cached), abs=1e-3)
+
+
+def test_three_outputs_survive_extraction_and_recovery(tmp_path, make_yaml, train_tiny):
+    run = train_tiny(tmp_path, *THREE)
+    config = load_config([make_yaml(tmp_path)], ["stage=recover", *THREE])
+    extract(run, Path(config.model.base_model))
+    info = extract(train(config), tmp_path / "recovered")
+    assert info["largest_difference"] <= 1e-5
+    assert len(losses(Path(config.run_folder), "distillation_colbert")) == 4
+
+
+def test_cosent_refuses_microbatches(tiny_yaml):
+    overrides = ["device_train_microbatch_size=4", "loss.distillation_similarity=0"]
+    config = load_config([tiny_yaml], [*overrides, "loss.cosent=1"])
+    with pytest.raises(ConfigError, match=r"loss.cosent compares all texts of a batch"):
+        train(config)
+
+
 # Checkpoints hold what extraction needs
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -94,7 +94,8 @@ class EmbeddingDataset(Dataset):
         texts: The texts.
         examples: Text indices, shape ``(n, N)``.
         scores: Gold scores in [0, 1], shape ``(n,)``, or ``None``.
-        teacher_dense_vecs: The teacher's vector of every text, shape ``(texts, H)``, or ``None``.
+        teacher: The teacher's outputs by name, as
+            :func:`bge_pruning.datasets.teacher_vectors.encode_texts` lays them out.
     """
 
     def __init__(
@@ -102,12 +103,12 @@ class EmbeddingDataset(Dataset):
         texts: TokenizedTexts,
         examples: np.ndarray,
         scores: np.ndarray | None = None,
-        teacher_dense_vecs: np.ndarray | None = None,
+        teacher: Mapping[str, np.ndarray] | None = None,
     ) -> None:
         self.texts = texts
         self.examples = examples
         self.scores = scores
-        self.teacher_dense_vecs = teacher_dense_vecs
+        self.teacher = dict(teacher or {})
 
     def __len__(self) -> int:
         return len(self.examples)
@@ -118,13 +119,17 @@ class EmbeddingDataset(Dataset):
         return self.texts.lengths[self.examples].max(axis=1)
 
     def __getitem__(self, index: int) -> dict[str, object]:
-        """Token ids of the example's texts, and its score and teacher vectors if there are any."""
+        """Token ids of the example's texts, and its score and teacher outputs if there are any."""
         example = self.examples[index]
         item: dict[str, object] = {"ids": [self.texts[i] for i in example]}
         if self.scores is not None:
             item["score"] = self.scores[index]
-        if self.teacher_dense_vecs is not None:
-            item["teacher_dense_vecs"] = np.asarray(self.teacher_dense_vecs[example])
+        for name, array in self.teacher.items():
+            item[f"teacher_{name}"] = (
+                np.asarray(array[example])
+                if name == "dense_vecs"
+                else [array[self.texts.starts[i] : self.texts.starts[i + 1]] for i in example]
+            )
         return item
 
 
@@ -152,4 +157,20 @@ class Collator:
         if "teacher_dense_vecs" in items[0]:
             vectors = np.stack([item["teacher_dense_vecs"] for item in items])
             batch["teacher_dense_vecs"] = torch.from_numpy(vectors)
+        for name in ("teacher_token_weights", "teacher_colbert_vecs"):
+            if name in items[0]:
+                tokens = _pad_tokens([row for item in items for row in item[name]])
+                batch[name] = tokens.unflatten(0, (len(items), texts))
+        if "teacher_colbert_vecs" in batch:
+            # Kept with a row for CLS on disk, as the ids are; the head gives none.
+            batch["teacher_colbert_vecs"] = batch["teacher_colbert_vecs"][:, :, 1:]
         return batch
+
+
+def _pad_tokens(rows: Sequence[np.ndarray]) -> Tensor:
+    """Values of the tokens of each text, padded with 0: shape ``(texts, T, ...)``, float32."""
+    longest = max(len(row) for row in rows)
+    padded = np.zeros((len(rows), longest, *rows[0].shape[1:]), np.float32)
+    for index, row in enumerate(rows):
+        padded[index, : len(row)] = row
+    return torch.from_numpy(padded)

@@ -128,7 +128,7 @@ def _csv_rows(path: Path, text: str) -> Iterator[tuple[int, dict[str, Any]]]:
     delimiter = "\t" if path.suffix == ".tsv" else ","
     reader = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter)
     order: list[int] | None = None
-    for cells in reader:
+    for cells in _csv_cells(reader, path):
         where = f"{path}:{reader.line_num}"
         if order is None:
             order = _column_order(cells, where)
@@ -142,6 +142,15 @@ def _csv_rows(path: Path, text: str) -> Iterator[tuple[int, dict[str, Any]]]:
                 f"correct or remove the line; a text that contains the delimiter needs quotes."
             )
         yield reader.line_num, {c: cells[i] for c, i in zip(COLUMNS, order, strict=True)}
+
+
+def _csv_cells(reader: Any, path: Path) -> Iterator[list[str]]:
+    try:
+        yield from reader
+    except csv.Error as error:
+        raise ValueError(
+            f"{path}:{reader.line_num}: {error}. To fix, look for a quote left open."
+        ) from error
 
 
 def _column_order(first: list[str], where: str) -> list[int]:

@@ -1,11 +1,11 @@
-"""The teacher's vectors of fixed texts, computed once and kept on disk."""
+"""The teacher's outputs of fixed texts, computed once and kept on disk."""
 
 from __future__ import annotations
 
 import hashlib
 import logging
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -15,9 +15,11 @@ from bge_pruning.datasets.embedding_dataset import TokenizedTexts, pad_texts
 
 log = logging.getLogger(__name__)
 
+Encode = Callable[[Tensor, Tensor], dict[str, Tensor]]
+
 BATCH_TEXTS = 64
 # Raised when the file's layout changes.
-FORMAT = 1
+FORMAT = 2
 
 
 def compute_cache_key(texts: TokenizedTexts, teacher_fingerprint: str) -> str:
@@ -28,37 +30,44 @@ def compute_cache_key(texts: TokenizedTexts, teacher_fingerprint: str) -> str:
     return digest.hexdigest()[:24]
 
 
-def cached_teacher_vectors(
-    texts: TokenizedTexts,
-    encode: Callable[[Tensor, Tensor], Tensor],
-    pad_token_id: int,
-    path: Path,
-) -> np.ndarray:
-    """Vectors of all texts, from the cache if it has them.
+def cached_teacher_outputs(
+    texts: TokenizedTexts, encode: Encode, pad_token_id: int, paths: Mapping[str, Path]
+) -> dict[str, np.ndarray]:
+    """Outputs of all texts, from the cache as far as it has them.
 
     Args:
         texts: The texts.
-        encode: The teacher: token ids and mask, shape ``(B, T)``, to vectors ``(B, H)``.
+        encode: The teacher: token ids and mask, shape ``(B, T)``, to outputs by name.
         pad_token_id: Id to pad with.
-        path: Cache file; its name must hold :func:`compute_cache_key`. It is written as a whole
-            or not at all.
+        paths: Cache file of each wanted output; its name must hold :func:`compute_cache_key`. A
+            file is written as a whole or not at all.
 
     Returns:
-        Memory-mapped array, shape ``(texts, H)``, float32.
+        Memory-mapped arrays by name, see :func:`encode_texts`.
 
     Raises:
-        ValueError: If the cache file is damaged.
+        ValueError: If a cache file is damaged.
     """
-    if not path.is_file():
+    missing = [name for name, path in paths.items() if not path.is_file()]
+    if missing:
         log.info("embedding %d training texts with the teacher, once", len(texts))
-        vectors = encode_texts(texts, encode, pad_token_id)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        partial = path.with_suffix(f".partial-{os.getpid()}.npy")
-        try:
-            np.save(partial, vectors)
-            partial.replace(path)
-        finally:
-            partial.unlink(missing_ok=True)
+        outputs = encode_texts(texts, encode, pad_token_id, missing)
+        for name in missing:
+            _save(outputs.pop(name), paths[name])
+    return {name: _load(path) for name, path in paths.items()}
+
+
+def _save(array: np.ndarray, path: Path) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_suffix(f".partial-{os.getpid()}.npy")
+    try:
+        np.save(partial, array)
+        partial.replace(path)
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+def _load(path: Path) -> np.ndarray:
     try:
         return np.load(path, mmap_mode="r")
     except (ValueError, EOFError, OSError) as error:
@@ -68,25 +77,51 @@ def cached_teacher_vectors(
 
 
 def encode_texts(
-    texts: TokenizedTexts, encode: Callable[[Tensor, Tensor], Tensor], pad_token_id: int
-) -> np.ndarray:
-    """Vectors of all texts, encoded in batches of similar length.
+    texts: TokenizedTexts, encode: Encode, pad_token_id: int, names: Sequence[str]
+) -> dict[str, np.ndarray]:
+    """Outputs of all texts, encoded in batches of similar length.
 
     Args:
         texts: The texts.
-        encode: Token ids and mask, shape ``(B, T)``, to vectors ``(B, H)``.
+        encode: Token ids and mask, shape ``(B, T)``, to outputs by name: ``dense_vecs`` ``(B, H)``,
+            ``token_weights`` ``(B, T)``, ``colbert_vecs`` ``(B, T - 1, C)`` without CLS.
         pad_token_id: Id to pad with.
+        names: Outputs to keep.
 
     Returns:
-        Shape ``(texts, H)``, float32, in the order of the texts.
+        In the order of the texts: ``dense_vecs`` ``(texts, H)`` in float32; of the others a row for
+        every token of every text, laid out as ``texts.ids``: ``token_weights`` ``(tokens,)`` in
+        float32, ``colbert_vecs`` ``(tokens, C)`` in float16, 0 for CLS.
     """
     order = np.argsort(texts.lengths, kind="stable")
-    vectors = None
+    arrays: dict[str, np.ndarray] = {}
     for start in range(0, len(order), BATCH_TEXTS):
         index = order[start : start + BATCH_TEXTS]
         ids, mask = pad_texts([texts[i] for i in index], pad_token_id)
-        batch = encode(ids, mask).float().cpu().numpy()
-        if vectors is None:
-            vectors = np.empty((len(order), batch.shape[1]), dtype=np.float32)
-        vectors[index] = batch
-    return vectors
+        outputs = encode(ids, mask)
+        for name in names:
+            values = outputs[name].float().cpu().numpy()
+            if name not in arrays:
+                arrays[name] = _empty(texts, name, values)
+            _place(arrays[name], texts, index, name, values)
+    return arrays
+
+
+def _empty(texts: TokenizedTexts, name: str, values: np.ndarray) -> np.ndarray:
+    if name == "dense_vecs":
+        return np.empty((len(texts), values.shape[1]), np.float32)
+    # Half precision halves the largest file by far; a cosine needs no more.
+    dtype = np.float16 if name == "colbert_vecs" else np.float32
+    return np.zeros((len(texts.ids), *values.shape[2:]), dtype)
+
+
+def _place(
+    array: np.ndarray, texts: TokenizedTexts, index: np.ndarray, name: str, values: np.ndarray
+) -> None:
+    if name == "dense_vecs":
+        array[index] = values
+        return
+    first = 1 if name == "colbert_vecs" else 0  # without CLS
+    for row, text in enumerate(index):
+        start, end = texts.starts[text] + first, texts.starts[text + 1]
+        array[start:end] = values[row, : end - start]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,10 +17,13 @@ from bge_pruning.models.bge_m3_backbone import XLMRobertaBackbone
 from bge_pruning.models.embedding_heads import EmbeddingHeads
 from bge_pruning.models.l0_module_embedding import L0Module
 from bge_pruning.models.losses import (
+    cosent,
     distillation_alignment,
     distillation_similarity,
     scatter_to_teacher_space,
     sts_regression,
+    token_vector_distillation,
+    token_weight_distillation,
 )
 from bge_pruning.models.teacher import FrozenEncoder
 
@@ -31,33 +35,53 @@ class LossWeights:
     """Weight of each part of the loss; a part of weight 0 is not computed."""
 
     sts_regression: float = 0.0
+    cosent: float = 0.0
     distillation_alignment: float = 0.0
     distillation_similarity: float = 0.0
+    distillation_sparse: float = 0.0
+    distillation_colbert: float = 0.0
     similarity_temperature: float = 0.05
 
     @property
     def distils(self) -> bool:
-        """Whether any part needs the teacher's vectors."""
-        return self.distillation_alignment > 0 or self.distillation_similarity > 0
+        """Whether any part needs the teacher's outputs."""
+        return bool(self.distilled)
+
+    @property
+    def distilled(self) -> tuple[str, ...]:
+        """Outputs of the teacher that the parts need."""
+        needs = {
+            "dense_vecs": self.distillation_alignment > 0 or self.distillation_similarity > 0,
+            "token_weights": self.distillation_sparse > 0,
+            "colbert_vecs": self.distillation_colbert > 0,
+        }
+        return tuple(name for name, needed in needs.items() if needed)
+
+    @property
+    def trained(self) -> tuple[str, ...]:
+        """Outputs of the student that the parts need: those of the teacher, and the dense one."""
+        return ("dense_vecs", *(name for name in self.distilled if name != "dense_vecs"))
 
 
 class ComposerBGEM3(ComposerModel):
     """An embedding model that is pruned while it is trained.
 
     A batch holds ``input_ids`` and ``attention_mask`` of shape ``(B, N, T)`` (N texts per
-    example), and optionally ``scores`` ``(B,)`` in [0, 1] for sentence pairs and
-    ``teacher_dense_vecs`` ``(B, N, Ht)``.
+    example), and optionally ``scores`` ``(B,)`` in [0, 1] for sentence pairs and the teacher's
+    outputs, ``teacher_dense_vecs`` ``(B, N, Ht)``, ``teacher_token_weights`` ``(B, N, T)``,
+    ``teacher_colbert_vecs`` ``(B, N, T - 1, C)``.
 
     Args:
         backbone: The encoder.
         heads: The output heads.
         l0_module: The gates; ``None`` trains the model as it is.
         loss_weights: What to optimise.
-        teacher: Frozen model that embeds a batch's texts when the batch has no
-            ``teacher_dense_vecs``; called with token ids and mask of shape ``(B * N, T)``.
+        teacher: Frozen model that embeds a batch's texts when the batch has no outputs of the
+            teacher; called with token ids and mask of shape ``(B * N, T)``.
         teacher_dimensions: Dimensions of the teacher that an extracted student has kept, shape
             ``(H,)``; ``None`` if the spaces are the same.
         eval_target_model: See :meth:`L0Module.deterministic_masks`.
+        special_ids: Token ids that carry no sparse weight (cls, eos, pad, unk).
     """
 
     def __init__(
@@ -69,6 +93,7 @@ class ComposerBGEM3(ComposerModel):
         teacher: FrozenEncoder | None = None,
         teacher_dimensions: Tensor | None = None,
         eval_target_model: bool = True,
+        special_ids: Sequence[int] = (),
     ) -> None:
         super().__init__()
         self.backbone = backbone
@@ -79,16 +104,34 @@ class ComposerBGEM3(ComposerModel):
         # In a tuple, so that it is neither trained, nor wrapped by DDP, nor checkpointed.
         self._teacher = (teacher,)
         self.register_buffer("teacher_dimensions", teacher_dimensions, persistent=False)
-        # This objective trains the dense output: no gradient reaches the other heads.
+        self.special_ids = tuple(special_ids)
+        self._freeze_idle_heads()
+
+    def _freeze_idle_heads(self) -> None:
+        """No gradient reaches a head whose output is not in the loss: DDP would wait for it."""
+        if missing := sorted(set(self.loss_weights.trained) - set(self.heads.names())):
+            raise ValueError(
+                f"the loss trains {', '.join(missing)}, and the model has no head for it. To fix, "
+                f"use a base model with that head, set model.init_missing_heads=true, or set that "
+                f"part of the loss to 0."
+            )
         self.heads.requires_grad_(False)
+        heads = {
+            "token_weights": self.heads.sparse_linear,
+            "colbert_vecs": self.heads.colbert_linear,
+        }
+        for name in self.loss_weights.trained:
+            if heads.get(name) is not None:
+                heads[name].requires_grad_(True)
 
     def forward(self, batch: Batch) -> dict[str, Tensor]:
-        """Dense vectors, shape ``(B, N, H)``."""
+        """Outputs by name, shape ``(B, N, ...)``; in evaluation the dense vectors alone."""
         ids, mask = batch["input_ids"], batch["attention_mask"]
         masks = None if self.l0_module is None else self._masks()
         hidden = self.backbone(ids.flatten(0, 1), mask.flatten(0, 1), masks)
-        dense = self.heads.dense_vecs(hidden, mask.flatten(0, 1))
-        return {"dense_vecs": dense.unflatten(0, ids.shape[:2])}
+        names = self.loss_weights.trained if self.training else ("dense_vecs",)
+        outputs = self.heads.outputs(hidden, mask.flatten(0, 1), names)
+        return {name: value.unflatten(0, ids.shape[:2]) for name, value in outputs.items()}
 
     def _masks(self) -> Any:
         if self.training:
@@ -99,19 +142,55 @@ class ComposerBGEM3(ComposerModel):
         """Weighted parts of the loss by name, and their ``total``."""
         weights = self.loss_weights
         parts: dict[str, Tensor] = {}
-        if weights.sts_regression and "scores" in batch:
-            first, second = outputs["dense_vecs"].unbind(1)
-            parts["sts_regression"] = sts_regression(first, second, batch["scores"])
+        if "scores" in batch:
+            parts.update(self._pair_losses(outputs["dense_vecs"], batch["scores"]))
         if weights.distils:
-            parts.update(self._distillation(outputs["dense_vecs"].flatten(0, 1), batch))
+            flat = {name: value.flatten(0, 1) for name, value in outputs.items()}
+            parts.update(self._distillation(flat, batch))
         terms = [getattr(weights, name) * value for name, value in parts.items()]
         if self.l0_module is not None:
             parts["lagrangian"] = self.l0_module.lagrangian()
             terms.append(parts["lagrangian"])
+        if not terms:
+            raise ValueError(
+                "no part of the loss applies to this batch. To fix, set a weight under loss that "
+                "fits the data: sts_regression or cosent for scored pairs, distillation for all."
+            )
         return {**parts, "total": torch.stack(terms).sum()}
 
-    def _distillation(self, vectors: Tensor, batch: Batch) -> dict[str, Tensor]:
-        weights, target = self.loss_weights, self._teacher_vecs(batch)
+    def _pair_losses(self, vectors: Tensor, scores: Tensor) -> dict[str, Tensor]:
+        weights, (first, second) = self.loss_weights, vectors.unbind(1)
+        parts = {}
+        if weights.sts_regression:
+            parts["sts_regression"] = sts_regression(first, second, scores)
+        if weights.cosent:
+            # Over the pairs of all ranks: each rank's share of the loss is the same number.
+            every, gold, _ = gather_batch(torch.cat([first, second], dim=1), scores[:, None])
+            size = first.shape[1]
+            parts["cosent"] = cosent(every[:, :size], every[:, size:], gold[:, 0])
+        return parts
+
+    def _distillation(self, outputs: dict[str, Tensor], batch: Batch) -> dict[str, Tensor]:
+        weights, targets = self.loss_weights, self._teacher_outputs(batch)
+        mask = batch["attention_mask"].flatten(0, 1)
+        parts = {}
+        if weights.distillation_alignment or weights.distillation_similarity:
+            parts.update(self._dense_distillation(outputs["dense_vecs"], targets["dense_vecs"]))
+        if weights.distillation_sparse:
+            ids = batch["input_ids"].flatten(0, 1)
+            special = torch.tensor(self.special_ids, device=ids.device, dtype=ids.dtype)
+            lexical = mask.bool() & ~torch.isin(ids, special)
+            parts["distillation_sparse"] = token_weight_distillation(
+                outputs["token_weights"], targets["token_weights"], lexical
+            )
+        if weights.distillation_colbert:
+            parts["distillation_colbert"] = token_vector_distillation(
+                outputs["colbert_vecs"], targets["colbert_vecs"], mask[:, 1:]
+            )
+        return parts
+
+    def _dense_distillation(self, vectors: Tensor, target: Tensor) -> dict[str, Tensor]:
+        weights = self.loss_weights
         parts = {}
         if weights.distillation_alignment:
             student = scatter_to_teacher_space(vectors, self.teacher_dimensions, target.shape[1])
@@ -123,9 +202,16 @@ class ComposerBGEM3(ComposerModel):
             )
         return parts
 
-    def _teacher_vecs(self, batch: Batch) -> Tensor:
-        if "teacher_dense_vecs" in batch:
-            return batch["teacher_dense_vecs"].flatten(0, 1)
+    def _teacher_outputs(self, batch: Batch) -> dict[str, Tensor]:
+        names = self.loss_weights.distilled
+        if all(f"teacher_{name}" in batch for name in names):
+            return {name: batch[f"teacher_{name}"].flatten(0, 1) for name in names}
+        if self._teacher[0] is None:
+            raise ValueError(
+                f"the batch has no {', '.join(names)} of the teacher and there is no teacher to "
+                f"compute them. To fix, set teacher.cache=false, or make the batches with the "
+                f"cached outputs."
+            )
         return self._teacher[0](
             batch["input_ids"].flatten(0, 1), batch["attention_mask"].flatten(0, 1)
         )

@@ -126,14 +126,31 @@ class EmbeddingHeads(nn.Module):
         mask = attention_mask[:, 1:, None].to(vectors.dtype)
         return F.normalize(vectors * mask, dim=-1)
 
-    def outputs(self, hidden: Tensor, attention_mask: Tensor) -> dict[str, Tensor]:
-        """All outputs that the model has, by name."""
-        result = {"dense_vecs": self.dense_vecs(hidden, attention_mask)}
-        if self.sparse_linear is not None:
-            result["token_weights"] = self.token_weights(hidden, attention_mask)
-        if self.colbert_linear is not None:
-            result["colbert_vecs"] = self.colbert_vecs(hidden, attention_mask)
-        return result
+    def names(self) -> tuple[str, ...]:
+        """The outputs that the model has."""
+        heads = {"token_weights": self.sparse_linear, "colbert_vecs": self.colbert_linear}
+        return ("dense_vecs", *(name for name, head in heads.items() if head is not None))
+
+    def outputs(
+        self, hidden: Tensor, attention_mask: Tensor, names: Iterable[str] | None = None
+    ) -> dict[str, Tensor]:
+        """Outputs by name.
+
+        Args:
+            hidden: Last hidden states, shape ``(B, T, H)``.
+            attention_mask: Shape ``(B, T)``.
+            names: Which; all that the model has, if ``None``.
+
+        Raises:
+            ValueError: If the model has no head for one of the names.
+        """
+        compute = {
+            "dense_vecs": self.dense_vecs,
+            "token_weights": self.token_weights,
+            "colbert_vecs": self.colbert_vecs,
+        }
+        wanted = self.names() if names is None else names
+        return {name: compute[name](hidden, attention_mask) for name in wanted}
 
     def prune(self, hidden: list[int]) -> None:
         """Cut the heads' inputs in place to the kept hidden dimensions."""

@@ -7,6 +7,12 @@ import torch.nn.functional as F  # noqa: N812
 from torch import Tensor
 
 
+def _check_temperature(temperature: Tensor | float, key: str) -> None:
+    value = float(temperature)
+    if not value > 0.0:
+        raise ValueError(f"temperature {value} is not above 0. To fix, set {key}.")
+
+
 def sts_regression(vectors1: Tensor, vectors2: Tensor, scores: Tensor) -> Tensor:
     """Mean squared error between cosine similarity and the gold score.
 
@@ -57,9 +63,18 @@ def info_nce(
 
     Returns:
         Scalar, mean over queries.
+
+    Raises:
+        ValueError: If the temperature is not above 0, or a query's own target is excluded.
     """
+    _check_temperature(temperature, "loss.temperature")
     logits = scores.float() / temperature
     if excluded is not None:
+        if excluded[torch.arange(len(targets), device=targets.device), targets].any():
+            raise ValueError(
+                "a query's own positive is excluded from its passages. To fix, exclude other "
+                "passages only."
+            )
         logits = logits.masked_fill(excluded, -torch.inf)
     return F.cross_entropy(logits, targets)
 
@@ -93,7 +108,11 @@ def score_distillation(
 
     Returns:
         Scalar, mean over queries, at least 0.
+
+    Raises:
+        ValueError: If the temperature is not above 0.
     """
+    _check_temperature(temperature, "loss.temperature")
 
     def log_distribution(scores: Tensor) -> Tensor:
         logits = scores.float() / temperature
@@ -109,32 +128,40 @@ def score_distillation(
 def token_weight_distillation(student: Tensor, teacher: Tensor, mask: Tensor) -> Tensor:
     """Squared error of the sparse head's token weights, relative to the teacher's own size.
 
+    Per text first, then the mean over texts, so that it does not change when a batch is split.
+
     Args:
         student: Weights, shape ``(B, T)``.
         teacher: Same shape.
         mask: 1 for the tokens that count, same shape.
 
     Returns:
-        Scalar: 0 for equal weights, 1 for a student whose weights are all 0.
+        Scalar: 0 for equal weights, 1 for a student whose weights are all 0 beside a teacher's
+        that are not.
     """
     kept = mask.to(student.dtype)
-    error = ((student - teacher).square() * kept).sum()
-    return error / (teacher.square() * kept).sum().clamp(min=1e-12)
+    error = ((student - teacher).square() * kept).sum(-1)
+    # Texts of which the teacher says next to nothing must not count without bound.
+    size = (teacher.square() * kept).sum(-1).clamp(min=0.01)
+    return (error / size).mean()
 
 
 def token_vector_distillation(student: Tensor, teacher: Tensor, mask: Tensor) -> Tensor:
     """Mean cosine distance of the multi-vectors of the same tokens.
 
+    Per text first, then the mean over texts, so that it does not change when a batch is split.
+
     Args:
         student: L2-normalised vectors, shape ``(B, T, C)``. Pruning keeps ``C``.
         teacher: Same shape.
-        mask: 1 for the tokens that count, shape ``(B, T)``.
+        mask: 1 for the tokens that count, at least one in each text; shape ``(B, T)``.
 
     Returns:
         Scalar in [0, 2].
     """
     kept = mask.to(student.dtype)
-    return 1.0 - ((student * teacher).sum(-1) * kept).sum() / kept.sum().clamp(min=1.0)
+    cosines = ((student * teacher).sum(-1) * kept).sum(-1) / kept.sum(-1)
+    return 1.0 - cosines.mean()
 
 
 def distillation_alignment(student: Tensor, teacher: Tensor) -> Tensor:
@@ -179,10 +206,7 @@ def distillation_similarity(
     Raises:
         ValueError: If the temperature is not above 0 or the batch has fewer than 2 texts.
     """
-    if not temperature > 0.0:
-        raise ValueError(
-            f"temperature {temperature} is not above 0. To fix, set loss.similarity_temperature."
-        )
+    _check_temperature(temperature, "loss.similarity_temperature")
     if all_student.shape[0] < 2:
         raise ValueError(
             "a similarity distribution needs at least 2 texts in the batch. To fix, raise "

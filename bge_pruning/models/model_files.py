@@ -152,6 +152,15 @@ def read_vocabulary(tokenizer_files: dict[str, bytes]) -> dict[str, int]:
     return Tokenizer.from_str(tokenizer_files["tokenizer.json"].decode("utf-8")).get_vocab()
 
 
+def read_special_ids(tokenizer_files: dict[str, bytes]) -> set[int]:
+    """Ids that carry no sparse weight, as FlagEmbedding: cls, eos, pad and unk."""
+    config = json.loads(tokenizer_files.get("tokenizer_config.json", b"{}"))
+    vocabulary = read_vocabulary(tokenizer_files)
+    tokens = [config.get(f"{name}_token") for name in ("cls", "eos", "pad", "unk")]
+    contents = [t.get("content") if isinstance(t, dict) else t for t in tokens]
+    return {vocabulary[token] for token in contents if token in vocabulary}
+
+
 def read_json(path: Path, default: Any = ...) -> Any:
     """A JSON object, or the default if there is no file.
 

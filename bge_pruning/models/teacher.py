@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
@@ -24,18 +25,35 @@ class FrozenEncoder:
 
     Args:
         backbone: Its encoder; set to evaluation mode and frozen.
-        heads: Its heads.
+        heads: Its heads, frozen too.
+        names: Outputs to compute, see :meth:`EmbeddingHeads.outputs`.
+
+    Raises:
+        ValueError: If the model has no head for one of the outputs.
     """
 
-    def __init__(self, backbone: XLMRobertaBackbone, heads: EmbeddingHeads) -> None:
+    def __init__(
+        self,
+        backbone: XLMRobertaBackbone,
+        heads: EmbeddingHeads,
+        names: Sequence[str] = ("dense_vecs",),
+    ) -> None:
+        if missing := sorted(set(names) - set(heads.names())):
+            raise ValueError(
+                f"the teacher has no {', '.join(missing)} to distil from. To fix, name a teacher "
+                f"with that head (teacher.base_model), or set that part of the loss to 0."
+            )
         self.backbone = backbone.eval().requires_grad_(False)
-        self.heads = heads
+        self.heads = heads.requires_grad_(False)
+        self.names = tuple(names)
 
     @torch.no_grad()
-    def __call__(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
-        """Dense vectors, shape ``(B, H)``, on the device of the input."""
+    def __call__(self, input_ids: Tensor, attention_mask: Tensor) -> dict[str, Tensor]:
+        """Outputs by name, on the device of the input."""
         self.backbone.to(input_ids.device)
-        return self.heads.dense_vecs(self.backbone(input_ids, attention_mask), attention_mask)
+        self.heads.to(input_ids.device)
+        hidden = self.backbone(input_ids, attention_mask)
+        return self.heads.outputs(hidden, attention_mask, self.names)
 
 
 class Teacher:
@@ -45,10 +63,18 @@ class Teacher:
         name: Hub name or folder.
         revision: Hub revision.
         pooling: Pooling of the dense output; ``None`` takes what the model's files say.
+        names: Outputs to distil, see :meth:`EmbeddingHeads.outputs`.
     """
 
-    def __init__(self, name: str, revision: str | None, pooling: str | None) -> None:
+    def __init__(
+        self,
+        name: str,
+        revision: str | None,
+        pooling: str | None,
+        names: Sequence[str] = ("dense_vecs",),
+    ) -> None:
         self.name = name
+        self.names = tuple(names)
         self.revision = revision
         self.pooling = pooling
         self._encoder: FrozenEncoder | None = None
@@ -57,7 +83,7 @@ class Teacher:
         """The frozen model."""
         if self._encoder is None:
             model = load_base_model(self.name, self.revision, self.pooling)
-            self._encoder = FrozenEncoder(model.backbone, model.heads)
+            self._encoder = FrozenEncoder(model.backbone, model.heads, self.names)
         return self._encoder
 
     def hidden_size(self) -> int:
@@ -71,12 +97,14 @@ class Teacher:
         return read_vocabulary(read_tokenizer_files(folder, vocab_size))
 
     def fingerprint(self) -> str:
-        """Hash of all that its vectors depend on: weights, sizes and pooling."""
+        """Hash of all that its outputs depend on: weights, heads, sizes and pooling."""
         folder = fetch_model_folder(self.name, self.revision)
         weights, config = weight_file(folder), read_hf_config(folder)
         numbers = {k: v for k, v in sorted(config.items()) if isinstance(v, (int, float))}
         digest = hashlib.sha256(f"{self.pooling or read_pooling(folder)} {numbers}".encode())
-        with weights.open("rb") as file:
-            while block := file.read(1 << 24):
-                digest.update(block)
+        heads = [folder / f"{name}.pt" for name in ("sparse_linear", "colbert_linear")]
+        for path in [weights, *(path for path in heads if path.is_file())]:
+            with path.open("rb") as file:
+                while block := file.read(1 << 24):
+                    digest.update(block)
         return digest.hexdigest()

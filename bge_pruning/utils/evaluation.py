@@ -82,6 +82,8 @@ def evaluate(
         FileNotFoundError: If a model named by a path is no folder.
     """
     _check_tasks(sts)
+    for name in (model, *([baseline] if baseline else []), *(also or {}).values()):
+        check_name(name)  # all of them, before the first is scored
     options = {"max_length": max_length, "device": device}
     judged = load_encoder(model, **options)
     reference = load_encoder(baseline, **options) if baseline else None
@@ -129,18 +131,7 @@ def load_encoder(
         FileNotFoundError: If the name is a path (not ``owner/name``) and no such folder exists.
         ValueError: If the folder has no ``modules.json``, or ``max_length`` is not positive.
     """
-    folder = Path(name)
-    is_path = folder.is_absolute() or name.startswith(".") or len(folder.parts) != 2
-    if is_path and not folder.is_dir():
-        raise FileNotFoundError(
-            f"model {name} is no folder. To fix, give a model's folder or owner/name on the hub."
-        )
-    if folder.is_dir() and not (folder / "modules.json").is_file():
-        # sentence-transformers would silently fall back to mean pooling.
-        raise ValueError(
-            f"{name} has no modules.json, so its pooling is unknown. To fix, extract or export it "
-            "again."
-        )
+    check_name(name)
     from sentence_transformers import SentenceTransformer
 
     try:
@@ -153,6 +144,27 @@ def load_encoder(
             f"check the name and the device, and that its files are complete."
         ) from error
     return _limit(model, max_length)
+
+
+def check_name(name: str) -> None:
+    """Refuse a model's name that cannot be loaded, in no time.
+
+    Raises:
+        FileNotFoundError: If the name is a path (not ``owner/name``) and no such folder exists.
+        ValueError: If the folder has no ``modules.json``.
+    """
+    folder = Path(name)
+    is_path = folder.is_absolute() or name.startswith(".") or len(folder.parts) != 2
+    if is_path and not folder.is_dir():
+        raise FileNotFoundError(
+            f"model {name} is no folder. To fix, give a model's folder or owner/name on the hub."
+        )
+    if folder.is_dir() and not (folder / "modules.json").is_file():
+        # sentence-transformers would silently fall back to mean pooling.
+        raise ValueError(
+            f"{name} has no modules.json, so its pooling is unknown. To fix, extract or export it "
+            "again."
+        )
 
 
 def _limit(model: SentenceTransformer, max_length: int | None) -> SentenceTransformer:
@@ -227,8 +239,11 @@ def write_text(path: str | Path, text: str) -> None:
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.tmp")
-    temporary.write_text(text, encoding="utf-8")
-    os.replace(temporary, path)
+    try:
+        temporary.write_text(text, encoding="utf-8")
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
 
 
 def refuse_existing(paths: Iterable[str | Path], *, overwrite: bool) -> None:

@@ -33,8 +33,11 @@ def save_figure(figure: Figure, path: str | Path) -> None:
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".tmp-{path.name}")
-    figure.savefig(temporary, facecolor="white")
-    os.replace(temporary, path)
+    try:
+        figure.savefig(temporary, facecolor="white")
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
 
 
 def dress(panel: Axes, title: str) -> None:

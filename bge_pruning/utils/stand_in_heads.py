@@ -82,7 +82,7 @@ def fit_sparse_head(
         ValueError: If the batches hold fewer than two texts or nothing but special tokens, or
             ``ridge`` is not positive.
     """
-    if not ridge > 0:
+    if not 0 < ridge < math.inf:
         raise ValueError(
             f"ridge is {ridge}, expected a number above 0. To fix, use the default of 1e-3."
         )

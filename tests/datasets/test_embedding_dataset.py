@@ -90,7 +90,9 @@ def texts() -> TokenizedTexts:
 def test_items(texts):
     examples = np.array([[0, 1], [3, 2]])
     vectors = np.arange(8.0, dtype=np.float32).reshape(4, 2)
-    dataset = EmbeddingDataset(texts, examples, np.array([0.25, 1.0], np.float32), vectors)
+    dataset = EmbeddingDataset(
+        texts, examples, np.array([0.25, 1.0], np.float32), {"dense_vecs": vectors}
+    )
     assert len(dataset) == 2
     assert dataset.lengths.tolist() == [5, 4]
     item = dataset[1]
@@ -148,7 +150,7 @@ def test_teacher_vectors_on_disk_become_a_batch(texts, tmp_path):
     vectors = np.random.default_rng(0).normal(size=(4, 3)).astype(np.float32)
     np.save(tmp_path / "v.npy", vectors)
     on_disk = np.load(tmp_path / "v.npy", mmap_mode="r")
-    dataset = EmbeddingDataset(texts, np.array([[3, 0], [1, 2]]), None, on_disk)
+    dataset = EmbeddingDataset(texts, np.array([[3, 0], [1, 2]]), None, {"dense_vecs": on_disk})
     batch = Collator(1)([dataset[0], dataset[1]])
     expected = torch.from_numpy(vectors[[[3, 0], [1, 2]]])
     assert torch.equal(batch["teacher_dense_vecs"], expected)

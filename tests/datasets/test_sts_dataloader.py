@@ -144,6 +144,12 @@ def test_errors_name_file_and_line(name, content, message, write):
         read_sts(path)
 
 
+def test_a_quote_left_open_in_a_large_file(write):
+    path = write('a,b,1\n"c,d,2\n' + "a sentence,another sentence,3\n" * 6000)
+    with pytest.raises(ValueError, match=r"pairs.csv:\d+: field larger.*To fix, look for a quote"):
+        read_sts(path)
+
+
 def test_missing_file(tmp_path):
     with pytest.raises(FileNotFoundError, match=r"no.csv: no such file. To fix, check the path"):
         read_sts(tmp_path / "no.csv")

@@ -1,6 +1,7 @@
 """The teacher's vectors: in the right order, computed once, and kept as a whole or not at all."""
 
 import re
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -10,7 +11,7 @@ from bge_pruning.datasets import teacher_vectors
 from bge_pruning.datasets.embedding_dataset import Collator, EmbeddingDataset, TokenizedTexts
 from bge_pruning.datasets.teacher_vectors import (
     BATCH_TEXTS,
-    cached_teacher_vectors,
+    cached_teacher_outputs,
     compute_cache_key,
     encode_texts,
 )
@@ -24,9 +25,16 @@ def make_texts(rows: list[list[int]]) -> TokenizedTexts:
     return TokenizedTexts(ids, np.cumsum([0, *map(len, rows)]), 0)
 
 
-def encode(ids: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+NAMES = ("dense_vecs",)
+
+
+def encode(ids: torch.Tensor, mask: torch.Tensor) -> dict[str, torch.Tensor]:
     """Sum of token vectors: what padding adds is seen unless the mask takes it away."""
-    return (WEIGHTS[ids] * mask[..., None]).sum(1)
+    return {"dense_vecs": (WEIGHTS[ids] * mask[..., None]).sum(1)}
+
+
+def cached(texts: TokenizedTexts, encode, pad: int, path: Path) -> np.ndarray:
+    return cached_teacher_outputs(texts, encode, pad, {"dense_vecs": path})["dense_vecs"]
 
 
 @pytest.fixture
@@ -45,7 +53,7 @@ def calls() -> list[tuple[torch.Tensor, torch.Tensor]]:
 def spy(calls):
     """The encoder, which also keeps what it was given."""
 
-    def spy(ids: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+    def spy(ids: torch.Tensor, mask: torch.Tensor) -> dict[str, torch.Tensor]:
         calls.append((ids, mask))
         return encode(ids, mask)
 
@@ -56,14 +64,14 @@ def spy(calls):
 
 
 def test_vectors_are_in_the_order_of_the_texts(rows):
-    vectors = encode_texts(make_texts(rows), encode, PAD)
+    vectors = encode_texts(make_texts(rows), encode, PAD, NAMES)["dense_vecs"]
     expected = torch.stack([WEIGHTS[row].sum(0) for row in rows])
     np.testing.assert_allclose(vectors, expected.float().numpy(), rtol=1e-6)
     assert vectors.dtype == np.float32
 
 
 def test_batches_are_of_similar_length_and_padded(rows, spy, calls):
-    encode_texts(make_texts(rows), spy, PAD)
+    encode_texts(make_texts(rows), spy, PAD, NAMES)
     assert [len(ids) for ids, _ in calls] == [BATCH_TEXTS, BATCH_TEXTS, 150 - 2 * BATCH_TEXTS]
     lengths = sorted(map(len, rows))
     assert [ids.shape[1] for ids, _ in calls] == [lengths[63], lengths[127], lengths[149]]
@@ -73,7 +81,7 @@ def test_batches_are_of_similar_length_and_padded(rows, spy, calls):
 
 
 def test_another_padding_token(spy, calls):
-    encode_texts(make_texts([[5], [5, 6, 7]]), spy, 42)
+    encode_texts(make_texts([[5], [5, 6, 7]]), spy, 42, NAMES)
     ((ids, mask),) = calls
     assert ids.tolist() == [[5, 42, 42], [5, 6, 7]]
     assert mask.tolist() == [[1, 0, 0], [1, 1, 1]]
@@ -82,7 +90,7 @@ def test_another_padding_token(spy, calls):
 def test_the_teacher_sees_what_it_would_see_in_a_training_batch(spy, calls):
     """A text may spell out the padding token; the two ways to get vectors must agree on it."""
     texts = make_texts([[0, 5, 2], [0, 5, PAD, 6, 2]])
-    encode_texts(texts, spy, PAD)
+    encode_texts(texts, spy, PAD, NAMES)
     dataset = EmbeddingDataset(texts, np.array([[0], [1]]))
     batch = Collator(PAD)([dataset[0], dataset[1]])
     ((ids, mask),) = calls
@@ -91,7 +99,10 @@ def test_the_teacher_sees_what_it_would_see_in_a_training_batch(spy, calls):
 
 
 def test_half_precision_vectors_become_float32(rows):
-    vectors = encode_texts(make_texts(rows), lambda i, m: encode(i, m).bfloat16(), PAD)
+    def half(ids: torch.Tensor, mask: torch.Tensor) -> dict[str, torch.Tensor]:
+        return {"dense_vecs": encode(ids, mask)["dense_vecs"].bfloat16()}
+
+    vectors = encode_texts(make_texts(rows), half, PAD, NAMES)["dense_vecs"]
     assert vectors.dtype == np.float32
     expected = torch.stack([WEIGHTS[row].sum(0) for row in rows])
     np.testing.assert_allclose(vectors, expected.numpy(), rtol=2**-8)
@@ -107,17 +118,17 @@ def path(tmp_path):
 
 def test_computed_once_then_read(rows, spy, calls, path):
     texts = make_texts(rows)
-    first = cached_teacher_vectors(texts, spy, PAD, path)
+    first = cached(texts, spy, PAD, path)
     assert len(calls) == 3
-    second = cached_teacher_vectors(texts, spy, PAD, path)
+    second = cached(texts, spy, PAD, path)
     assert len(calls) == 3
     assert np.array_equal(first, second)
-    assert np.array_equal(first, encode_texts(texts, encode, PAD))
+    assert np.array_equal(first, encode_texts(texts, encode, PAD, NAMES)["dense_vecs"])
     assert [p.name for p in path.parent.iterdir()] == ["teacher-abc.npy"]
 
 
 def test_the_file_is_mapped_and_cannot_be_written_to(rows, path):
-    vectors = cached_teacher_vectors(make_texts(rows), encode, PAD, path)
+    vectors = cached(make_texts(rows), encode, PAD, path)
     assert isinstance(vectors, np.memmap)
     with pytest.raises(ValueError, match="read-only"):
         vectors[0, 0] = 1.0
@@ -128,7 +139,7 @@ def test_a_teacher_that_fails_leaves_nothing(rows, path):
         raise RuntimeError("no memory")
 
     with pytest.raises(RuntimeError, match="no memory"):
-        cached_teacher_vectors(make_texts(rows), fail, PAD, path)
+        cached(make_texts(rows), fail, PAD, path)
     assert not path.parent.exists()
 
 
@@ -140,18 +151,18 @@ def test_a_full_disk_leaves_nothing(rows, path, monkeypatch):
     with monkeypatch.context() as patch:
         patch.setattr(teacher_vectors.np, "save", save)
         with pytest.raises(OSError, match="No space left"):
-            cached_teacher_vectors(make_texts(rows), encode, PAD, path)
+            cached(make_texts(rows), encode, PAD, path)
     assert list(path.parent.iterdir()) == []
-    assert len(cached_teacher_vectors(make_texts(rows), encode, PAD, path)) == len(rows)
+    assert len(cached(make_texts(rows), encode, PAD, path)) == len(rows)
 
 
 @pytest.mark.parametrize("kept", [0, 100, -1], ids=["empty", "header cut", "one byte short"])
 def test_a_damaged_file_is_named(kept, rows, path):
     texts = make_texts(rows)
-    cached_teacher_vectors(texts, encode, PAD, path)
+    cached(texts, encode, PAD, path)
     path.write_bytes(path.read_bytes()[:kept])
     with pytest.raises(ValueError, match=f"{re.escape(str(path))}: damaged.*To fix, delete"):
-        cached_teacher_vectors(texts, encode, PAD, path)
+        cached(texts, encode, PAD, path)
 
 
 # Its key
@@ -176,3 +187,60 @@ def test_key_changes_with_teacher_tokens_boundaries_order_and_layout(monkeypatch
     monkeypatch.setattr(teacher_vectors, "FORMAT", teacher_vectors.FORMAT + 1)
     keys.add(compute_cache_key(texts, "teacher"))
     assert len(keys) == 7
+
+
+# Outputs of every token
+
+
+def encode_tokens(ids: torch.Tensor, mask: torch.Tensor) -> dict[str, torch.Tensor]:
+    """A weight and a vector that follow from the token; nonsense in the padding."""
+    weights = torch.where(mask.bool(), ids.double(), torch.tensor(-7.0).double())
+    vectors = torch.where(mask[:, 1:, None].bool(), WEIGHTS[ids[:, 1:]], 9.0)
+    return {**encode(ids, mask), "token_weights": weights, "colbert_vecs": vectors}
+
+
+TOKEN_NAMES = ("dense_vecs", "token_weights", "colbert_vecs")
+
+
+def test_tokens_are_laid_out_as_the_ids(rows):
+    texts = make_texts(rows)
+    outputs = encode_texts(texts, encode_tokens, PAD, TOKEN_NAMES)
+    assert np.array_equal(outputs["token_weights"], texts.ids.astype(np.float32))
+    assert outputs["colbert_vecs"].dtype == np.float16
+    for number, row in enumerate(rows):
+        found = outputs["colbert_vecs"][texts.starts[number] : texts.starts[number + 1]]
+        assert not found[0].any()  # CLS has none
+        np.testing.assert_allclose(found[1:], WEIGHTS[row[1:]].numpy(), atol=1e-3)
+
+
+def test_what_is_missing_is_made_and_the_rest_is_kept(rows, tmp_path):
+    texts, made = make_texts(rows), []
+
+    def spy(ids: torch.Tensor, mask: torch.Tensor) -> dict[str, torch.Tensor]:
+        made.append(len(ids))
+        return encode_tokens(ids, mask)
+
+    paths = {name: tmp_path / f"{name}.npy" for name in TOKEN_NAMES}
+    cached_teacher_outputs(texts, spy, PAD, {"dense_vecs": paths["dense_vecs"]})
+    before = paths["dense_vecs"].stat().st_mtime_ns
+    outputs = cached_teacher_outputs(texts, spy, PAD, paths)
+    assert len(made) == 6  # all outputs that are missing come from one run of the teacher
+    assert paths["dense_vecs"].stat().st_mtime_ns == before
+    assert set(outputs) == set(TOKEN_NAMES)
+    cached_teacher_outputs(texts, spy, PAD, paths)
+    assert len(made) == 6
+
+
+def test_tokens_from_disk_are_those_of_the_teacher_in_a_batch(rows, tmp_path):
+    texts = make_texts([row for row in rows if len(row) > 1][:6])
+    paths = {name: tmp_path / f"{name}.npy" for name in TOKEN_NAMES}
+    teacher = cached_teacher_outputs(texts, encode_tokens, PAD, paths)
+    dataset = EmbeddingDataset(texts, np.array([[0, 1], [2, 3], [4, 5]]), teacher=teacher)
+    batch = Collator(PAD)([dataset[i] for i in range(3)])
+    ids, mask = batch["input_ids"].flatten(0, 1), batch["attention_mask"].flatten(0, 1)
+    live = encode_tokens(ids, mask)
+    weights = live["token_weights"] * mask
+    vectors = live["colbert_vecs"] * mask[:, 1:, None]
+    found = batch["teacher_colbert_vecs"].flatten(0, 1).double()
+    assert torch.equal(batch["teacher_token_weights"].flatten(0, 1).double(), weights)
+    torch.testing.assert_close(found, vectors, atol=1e-3, rtol=0)

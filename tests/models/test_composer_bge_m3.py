@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -23,7 +24,12 @@ from bge_pruning.models.structural_pruning import AXES, PruningMasks
 from bge_pruning.models.teacher import FrozenEncoder
 
 B, N, T, H = 6, 2, 8, 32
-EVERY_LOSS = LossWeights(0.7, 0.3, 2.0, similarity_temperature=0.1)
+EVERY_LOSS = LossWeights(
+    sts_regression=0.7,
+    distillation_alignment=0.3,
+    distillation_similarity=2.0,
+    similarity_temperature=0.1,
+)
 Build = Callable[..., ComposerBGEM3]
 
 
@@ -311,7 +317,7 @@ def test_teacher_is_frozen_and_stays_in_evaluation_mode(build, teacher, pairs):
     assert not any(module.training for module in teacher.backbone.modules())
     assert all(not p.requires_grad and p.grad is None for p in teacher.backbone.parameters())
     ids, mask = pairs["input_ids"][:, 0], pairs["attention_mask"][:, 0]
-    assert not teacher(ids, mask).requires_grad
+    assert not teacher(ids, mask)["dense_vecs"].requires_grad
     assert all(torch.equal(v, before[k]) for k, v in teacher.backbone.state_dict().items())
 
 
@@ -441,3 +447,87 @@ def test_composer_evaluates_the_whole_split(build, pairs):
     expected = spearmanr(cosines, pairs["scores"]).statistic
     value = trainer.state.eval_metrics["dev"]["cosine_spearman"].compute()
     assert float(value) == pytest.approx(expected, abs=1e-6)
+
+
+# All three outputs
+
+THREE = LossWeights(distillation_sparse=0.5, distillation_colbert=2.0)
+THREE_NAMES = ("token_weights", "colbert_vecs")
+
+
+@pytest.fixture
+def three_teacher(teacher_parts) -> FrozenEncoder:
+    return FrozenEncoder(*copy.deepcopy(teacher_parts), THREE_NAMES)
+
+
+def test_token_losses_are_their_formulas(build, pairs, three_teacher):
+    special = (0, 1, 2)
+    model = build(gated=False, losses=THREE, teacher=three_teacher, special_ids=special).train()
+    parts = model.loss(model(pairs), pairs)
+    ids, mask = pairs["input_ids"].flatten(0, 1), pairs["attention_mask"].flatten(0, 1)
+    with torch.no_grad():
+        student = model.heads.outputs(model.backbone(ids, mask), mask, THREE_NAMES)
+        target = three_teacher(ids, mask)
+    sparse, colbert = [], []
+    for row in range(len(ids)):
+        words = [t for t in range(ids.shape[1]) if mask[row, t] and int(ids[row, t]) not in special]
+        error = sum(
+            float(student["token_weights"][row, t] - target["token_weights"][row, t]) ** 2
+            for t in words
+        )
+        size = sum(float(target["token_weights"][row, t]) ** 2 for t in words)
+        sparse.append(error / max(size, 0.01))
+        cosines = [
+            float(student["colbert_vecs"][row, t] @ target["colbert_vecs"][row, t])
+            for t in range(ids.shape[1] - 1)
+            if mask[row, t + 1]
+        ]
+        colbert.append(1 - sum(cosines) / len(cosines))
+    expected = {
+        "distillation_sparse": sum(sparse) / len(sparse),
+        "distillation_colbert": sum(colbert) / len(colbert),
+    }
+    expected["total"] = (
+        0.5 * expected["distillation_sparse"] + 2.0 * expected["distillation_colbert"]
+    )
+    assert {k: float(v.detach()) for k, v in parts.items()} == pytest.approx(expected, rel=1e-4)
+
+
+def test_heads_are_trained_if_their_output_is(build, pairs, three_teacher):
+    model = build(gated=False, losses=THREE, teacher=three_teacher).train()
+    torch.nn.init.constant_(model.heads.sparse_linear.bias, 3.0)  # no dead ReLU
+    model.loss(model(pairs), pairs)["total"].backward()
+    for head in (model.heads.sparse_linear, model.heads.colbert_linear):
+        assert head.weight.grad.abs().sum() > 0
+    only = build(gated=False, losses=LossWeights(distillation_sparse=1.0), teacher=three_teacher)
+    assert only.heads.sparse_linear.weight.requires_grad
+    assert not only.heads.colbert_linear.weight.requires_grad
+
+
+def test_evaluation_computes_the_dense_output_alone(build, pairs, three_teacher):
+    model = build(gated=False, losses=THREE, teacher=three_teacher).eval()
+    assert set(model(pairs)) == {"dense_vecs"}
+
+
+@pytest.mark.parametrize("head", ["sparse", "colbert"])
+def test_an_output_without_a_head_is_refused(head, build_model, tiny_shape):
+    change = {"sparse": {"sparse_head": False}, "colbert": {"colbert_dim": 0}}[head]
+    backbone, heads = build_model(replace(tiny_shape, **change), torch.float32)
+    name = {"sparse": "token_weights", "colbert": "colbert_vecs"}[head]
+    with pytest.raises(ValueError, match=rf"trains {name}, and the model has no head.*To fix"):
+        ComposerBGEM3(backbone, heads, None, THREE)
+    with pytest.raises(ValueError, match=rf"teacher has no {name} to distil from.*To fix"):
+        FrozenEncoder(backbone, heads, THREE_NAMES)
+
+
+def test_no_teacher_and_no_outputs_of_one(build, pairs):
+    model = build(gated=False, losses=THREE).train()
+    with pytest.raises(ValueError, match=r"no token_weights, colbert_vecs of the teacher.*To fix"):
+        model.loss(model(pairs), pairs)
+
+
+def test_a_batch_that_no_loss_applies_to(build, pairs):
+    model = build(gated=False, losses=LossWeights(sts_regression=1.0)).train()
+    batch = {key: value for key, value in pairs.items() if key != "scores"}
+    with pytest.raises(ValueError, match=r"no part of the loss applies.*To fix"):
+        model.loss(model(batch), batch)

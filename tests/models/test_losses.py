@@ -323,17 +323,48 @@ def test_score_distillation_leaves_excluded_passages_out():
 
 
 def test_token_weights_are_compared_where_there_are_words():
-    teacher = torch.tensor([[0.0, 2.0, 1.0, 9.0]])
-    student = torch.tensor([[7.0, 1.0, 1.0, 0.0]])
-    mask = torch.tensor([[0, 1, 1, 0]])
-    assert float(token_weight_distillation(student, teacher, mask)) == pytest.approx(1 / 5)
+    teacher = torch.tensor([[0.0, 2.0, 1.0, 9.0], [3.0, 0.0, 4.0, 0.0]])
+    student = torch.tensor([[7.0, 1.0, 1.0, 0.0], [0.0, 0.0, 4.0, 1.0]])
+    mask = torch.tensor([[0, 1, 1, 0], [1, 1, 1, 1]])
+    expected = (1 / 5 + 10 / 25) / 2
+    assert float(token_weight_distillation(student, teacher, mask)) == pytest.approx(expected)
     assert float(token_weight_distillation(0 * student, teacher, mask)) == 1.0
-    assert float(token_weight_distillation(student, 0 * teacher, 0 * mask)) == 0.0
+    assert float(token_weight_distillation(teacher, teacher, mask)) == 0.0
+
+
+def test_token_weights_of_a_silent_teacher_are_bounded():
+    student, mask = torch.full((1, 3), 0.1), torch.ones(1, 3)
+    loss = token_weight_distillation(student, torch.zeros(1, 3), mask)
+    assert float(loss) == pytest.approx(0.03 / 0.01)
 
 
 def test_token_vectors_are_compared_by_cosine_where_there_are_words():
-    teacher = torch.tensor([[[1.0, 0.0], [0.0, 1.0], [1.0, 0.0]]])
-    student = torch.tensor([[[1.0, 0.0], [1.0, 0.0], [-1.0, 0.0]]])
-    mask = torch.tensor([[1, 1, 0]])
-    assert float(token_vector_distillation(student, teacher, mask)) == pytest.approx(0.5)
+    teacher = torch.tensor([[[1.0, 0.0], [0.0, 1.0], [1.0, 0.0]]]).repeat(2, 1, 1)
+    student = torch.tensor([[[1.0, 0.0], [1.0, 0.0], [-1.0, 0.0]]]).repeat(2, 1, 1)
+    mask = torch.tensor([[1, 1, 0], [1, 0, 0]])
+    expected = 1.0 - (0.5 + 1.0) / 2
+    assert float(token_vector_distillation(student, teacher, mask)) == pytest.approx(expected)
     assert float(token_vector_distillation(teacher, teacher, mask)) == pytest.approx(0.0)
+
+
+@pytest.mark.parametrize("loss", [token_weight_distillation, token_vector_distillation])
+def test_token_losses_of_a_split_batch_are_those_of_the_whole(loss):
+    generator = torch.Generator().manual_seed(2)
+    shape = (4, 5) if loss is token_weight_distillation else (4, 5, 3)
+    student, teacher = (torch.rand(shape, generator=generator).double() for _ in range(2))
+    mask = (torch.arange(5) < torch.tensor([[5], [1], [3], [2]])).long()
+    parts = [loss(student[i : i + 2], teacher[i : i + 2], mask[i : i + 2]) for i in (0, 2)]
+    assert float(loss(student, teacher, mask)) == pytest.approx(float(sum(parts)) / 2)
+
+
+@pytest.mark.parametrize("temperature", [0.0, -1.0, float("nan")])
+@pytest.mark.parametrize("loss", [info_nce, score_distillation])
+def test_temperatures_that_are_not_above_0(loss, temperature):
+    second = torch.arange(2) if loss is info_nce else torch.eye(2)
+    with pytest.raises(ValueError, match=r"^temperature .* is not above 0\. To fix, set loss\."):
+        loss(torch.eye(2), second, temperature)
+
+
+def test_an_excluded_target_is_refused():
+    with pytest.raises(ValueError, match=r"own positive is excluded.*To fix"):
+        info_nce(torch.eye(2), torch.arange(2), 0.1, torch.eye(2).bool())

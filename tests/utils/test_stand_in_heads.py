@@ -146,8 +146,8 @@ def test_fewer_words_than_dimensions_are_enough(encoder):
     assert all(value.isfinite().all() for value in head.values())
 
 
-@pytest.mark.parametrize("ridge", [0, -1.0, float("nan")])
-def test_a_ridge_that_is_not_positive_is_refused(ridge, encoder, texts):
+@pytest.mark.parametrize("ridge", [0, -1.0, float("nan"), float("inf")])
+def test_a_ridge_that_is_no_positive_number_is_refused(ridge, encoder, texts):
     message = rf"ridge is {ridge}, expected a number above 0\. To fix, use the default of 1e-3"
     with pytest.raises(ValueError, match=message):
         fit_sparse_head(encoder, [pad(texts)], SPECIAL, ridge=ridge)
