@@ -5,6 +5,7 @@ import json
 import math
 import shutil
 import sys
+import time
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -844,9 +845,13 @@ def no_account(tmp_path, monkeypatch):
 @pytest.mark.usefixtures("no_account")
 def test_wandb_works_offline_and_without_an_account(tmp_path, train_tiny):
     run = train_tiny(tmp_path, "max_duration=3ba", "loggers.wandb={}")
+    wandb.finish()
     (folder,) = (tmp_path / "logs" / "tiny" / "wandb").glob("offline-run-*")
     (record,) = folder.glob("run-*.wandb")
-    content = record.read_bytes()
-    for word in ("bge_pruning", "tiny", "loss/train/total", "pruning/lambda_1/hidden"):
-        assert word.encode() in content
+    words = [b"bge_pruning", b"tiny", b"loss/train/total", b"pruning/lambda_1/hidden"]
+    for _ in range(200):  # W&B's own process writes the record, and may be behind
+        if all(word in record.read_bytes() for word in words):
+            break
+        time.sleep(0.1)
+    assert [word for word in words if word not in record.read_bytes()] == []
     assert len(read_metrics(run, "loss/train/total")) == 3
