@@ -68,7 +68,7 @@ class SourceConfig:
     """One file of data."""
 
     name: str = "???"
-    kind: str = "???"  # sts: scored sentence pairs; sentences: text without labels
+    kind: str = "???"  # sts: scored pairs; sentences: text; contrastive: queries with passages
     path: str = "???"
 
 
@@ -78,6 +78,7 @@ class DataConfig:
 
     train: list[SourceConfig] = field(default_factory=list)
     eval: list[SourceConfig] = field(default_factory=list)
+    negatives: int = 0  # of the given ones, per query; those of the batch are there anyway
     num_workers: int = 0  # texts are tokenised once, before training: workers have little to do
     processed_folder: str = "data/processed"  # cached teacher vectors
 
@@ -92,6 +93,10 @@ class LossConfig:
     distillation_similarity: float = 0.0  # its similarities of the texts of a batch
     distillation_sparse: float = 0.0  # its sparse token weights
     distillation_colbert: float = 0.0  # its multi-vectors, token by token
+    contrastive: float = 0.0  # queries with passages: InfoNCE of contrastive_outputs
+    self_distillation: float = 0.0  # the ensemble of the outputs teaches each of them
+    contrastive_outputs: list[str] = field(default_factory=lambda: ["dense", "sparse", "colbert"])
+    temperature: float = 0.02  # of contrastive and self_distillation
     similarity_temperature: float = 0.05
 
 
@@ -195,6 +200,8 @@ def check(config: Config) -> None:
         choices["loggers.wandb.mode"] = (config.loggers.wandb.mode, modes)
     for index, source in enumerate([*config.data.train, *config.data.eval]):
         choices[f"kind of data source {index} ('{source.name}')"] = (source.kind, SOURCE_KINDS)
+    for index, output in enumerate(loss.contrastive_outputs):
+        choices[f"loss.contrastive_outputs[{index}]"] = (output, ("dense", "sparse", "colbert"))
     for key, (value, allowed) in choices.items():
         if value not in allowed:
             raise ConfigError(f"{key} '{value}' is not one of {allowed}. To fix, choose one.")
@@ -205,14 +212,16 @@ def check(config: Config) -> None:
         "model.max_length": m.max_length,
         "optimizer.eps": o.eps,
         "loss.similarity_temperature": loss.similarity_temperature,
+        "loss.temperature": loss.temperature,
     }
     if config.device_train_microbatch_size is not None:
         positive["device_train_microbatch_size"] = config.device_train_microbatch_size
     not_negative = {
         "seed": config.seed,
         "data.num_workers": config.data.num_workers,
+        "data.negatives": config.data.negatives,
         **{f"optimizer.{k}": v for k, v in vars(o).items() if isinstance(v, (int, float))},
-        **{f"loss.{k}": v for k, v in vars(loss).items()},
+        **{f"loss.{k}": v for k, v in vars(loss).items() if isinstance(v, float)},
     }
     unit = {"model.dropout": m.dropout, "scheduler.alpha_f": s.alpha_f}
     if m.l0_module is not None:

@@ -14,9 +14,10 @@ from composer import Evaluator
 from composer.core import DataSpec
 from composer.utils import dist
 from torch import Tensor
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, Dataset
 
 from bge_pruning.config_schema import Config, ConfigError, SourceConfig
+from bge_pruning.datasets.contrastive_dataset import ContrastiveDataset, index_rows
 from bge_pruning.datasets.embedding_dataset import (
     Collator,
     EmbeddingDataset,
@@ -36,7 +37,8 @@ log = logging.getLogger(__name__)
 
 def build_loss_weights(config: Config) -> LossWeights:
     """What to optimise."""
-    return LossWeights(**vars(config.loss))
+    values = vars(config.loss)
+    return LossWeights(**{**values, "contrastive_outputs": tuple(config.loss.contrastive_outputs)})
 
 
 def check_objective(config: Config) -> None:
@@ -49,33 +51,51 @@ def check_objective(config: Config) -> None:
     weights, kinds = build_loss_weights(config), {source.kind for source in config.data.train}
     if not config.data.train:
         raise ConfigError("data.train is empty. To fix, add configs/training/sts_only.yaml.")
-    unsupported = kinds - {"sts", "sentences"}
+    unsupported = kinds - {"sts", "sentences", "contrastive"}
     if unsupported:
         raise ConfigError(
             f"data of kind {', '.join(sorted(unsupported))} cannot be trained on in this version. "
-            f"To fix, use kind sts or sentences."
+            f"To fix, use kind sts, sentences or contrastive."
         )
     if len(kinds) > 1:
         raise ConfigError(
-            "data.train mixes kinds sts and sentences, which this version cannot. To fix, use "
-            "kind sentences for all (scores are then not read)."
+            f"data.train mixes kinds {' and '.join(sorted(kinds))}, which this version cannot. To "
+            f"fix, use one kind for all (sentences also reads sts files, without their scores)."
         )
-    if not (weights.sts_regression or weights.cosent or weights.distils):
-        raise ConfigError("all weights under loss are 0. To fix, set e.g. loss.sts_regression=1.")
-    for name in ("sts_regression", "cosent"):
-        if getattr(weights, name) and kinds != {"sts"}:
-            raise ConfigError(
-                f"loss.{name} needs data.train of kind sts. To fix, set it to 0 or add scores."
-            )
+    _check_losses_fit(weights, kinds)
     micro = config.device_train_microbatch_size
     per_device = config.global_train_batch_size // dist.get_world_size()
-    for name in ("cosent", "distillation_similarity"):
+    whole = ("cosent", "distillation_similarity", "contrastive", "self_distillation")
+    for name in whole:
         if micro is not None and micro < per_device and getattr(weights, name):
             raise ConfigError(
                 f"device_train_microbatch_size {micro} splits the batch of {per_device}, and "
                 f"loss.{name} compares all texts of a batch: it would silently become another "
                 f"loss. To fix, leave device_train_microbatch_size out, or set loss.{name}=0."
             )
+
+
+def _check_losses_fit(weights: LossWeights, kinds: set[str]) -> None:
+    """Every loss has the kind of data that it needs."""
+    needs = {
+        "sts_regression": "sts",
+        "cosent": "sts",
+        "contrastive": "contrastive",
+        "self_distillation": "contrastive",
+    }
+    if not weights.distils and not any(getattr(weights, name) for name in needs):
+        raise ConfigError("all weights under loss are 0. To fix, set e.g. loss.sts_regression=1.")
+    for name, kind in needs.items():
+        if getattr(weights, name) and kinds != {kind}:
+            raise ConfigError(
+                f"loss.{name} needs data.train of kind {kind}. To fix, set it to 0 or add such "
+                f"data."
+            )
+    if weights.self_distillation and set(weights.contrastive_outputs) <= {"dense"}:
+        raise ConfigError(
+            "loss.self_distillation needs an ensemble of two outputs or more. To fix, add sparse "
+            "or colbert to loss.contrastive_outputs, or set it to 0."
+        )
 
 
 def build_train_loader(config: Config, base: BaseModel, teacher: Teacher | None) -> DataSpec:
@@ -90,7 +110,11 @@ def build_train_loader(config: Config, base: BaseModel, teacher: Teacher | None)
             f"teacher '{teacher.name}' and {base.name} have different tokenizers: the same ids "
             f"mean other words to it. To fix, distil from the model that {base.name} came from."
         )
-    dataset = _build_dataset(config.data.train, config, base)
+    dataset: EmbeddingDataset | ContrastiveDataset
+    if config.data.train[0].kind == "contrastive":
+        dataset = _build_contrastive(config, base)
+    else:
+        dataset = _build_dataset(config.data.train, config, base)
     if teacher is not None and config.teacher.cache:
         dataset.teacher = _teacher_outputs(config, base, teacher, dataset.texts)
     ranks = dist.get_world_size()
@@ -101,6 +125,7 @@ def build_train_loader(config: Config, base: BaseModel, teacher: Teacher | None)
         num_replicas=ranks,
         rank=dist.get_global_rank(),
         seed=config.seed,
+        epoch_in_index=isinstance(dataset, ContrastiveDataset),
     )
     return _data_spec(
         dataset,
@@ -113,7 +138,7 @@ def build_train_loader(config: Config, base: BaseModel, teacher: Teacher | None)
     )
 
 
-def _data_spec(dataset: EmbeddingDataset, **arguments: Any) -> DataSpec:
+def _data_spec(dataset: Dataset, **arguments: Any) -> DataSpec:
     return DataSpec(DataLoader(dataset, **arguments), split_batch=_split_batch)
 
 
@@ -165,12 +190,28 @@ def _build_dataset(
             texts += read_sentences(source.path)
     if not scored:
         texts = list(dict.fromkeys(texts))
+    tokens = _tokenize(texts, config, base)
+    examples = np.arange(len(texts)).reshape(-1, 2 if scored else 1)
+    return EmbeddingDataset(tokens, examples, np.array(scores, np.float32) if scored else None)
+
+
+def _build_contrastive(config: Config, base: BaseModel) -> ContrastiveDataset:
+    """Queries with passages of all files."""
+    texts, rows = index_rows([source.path for source in config.data.train])
+    try:
+        return ContrastiveDataset(
+            _tokenize(texts, config, base), rows, config.data.negatives, config.seed
+        )
+    except ValueError as error:
+        raise ConfigError(str(error)) from None
+
+
+def _tokenize(texts: list[str], config: Config, base: BaseModel) -> TokenizedTexts:
     max_length = min(config.model.max_length, base.max_seq_length)
     tokens = tokenize(texts, base.tokenizer_files["tokenizer.json"], max_length)
     if tokens.truncated:
         log.info("%d of %d texts cut at %d tokens", tokens.truncated, len(tokens), max_length)
-    examples = np.arange(len(texts)).reshape(-1, 2 if scored else 1)
-    return EmbeddingDataset(tokens, examples, np.array(scores, np.float32) if scored else None)
+    return tokens
 
 
 def _teacher_outputs(

@@ -220,7 +220,8 @@ def estimate_memory(plan: Plan, config: Config) -> dict[str, float]:
     """
     shape, count = plan.source, count_parameters(plan.source)
     texts = config.device_train_microbatch_size or config.global_train_batch_size
-    width = 2 if any(s.kind == "sts" for s in config.data.train) else 1
+    widths = {"sts": 2, "contrastive": 2 + config.data.negatives}
+    width = max([widths.get(source.kind, 1) for source in config.data.train], default=1)
     values = shape.num_hidden_layers * (16 * shape.hidden_size + 3 * shape.intermediate_size)
     item = 4 if config.precision == "fp32" else 2
     distils = any(v > 0 for k, v in vars(config.loss).items() if k.startswith("distillation_"))

@@ -151,6 +151,30 @@ def sts_csv(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
+def contrastive_jsonl(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Forty queries with one or two positives and two negatives; some share a positive."""
+    import numpy as np
+
+    generator = np.random.default_rng(8)
+
+    def sentence() -> str:
+        return " ".join(generator.choice(WORDS, generator.integers(2, 9)))
+
+    passages = [sentence() for _ in range(30)]
+    rows = [
+        {
+            "query": sentence(),
+            "pos": list(generator.choice(passages, generator.integers(1, 3), replace=False)),
+            "neg": [sentence(), sentence()],
+        }
+        for _ in range(ROWS)
+    ]
+    path = tmp_path_factory.mktemp("data") / "tiny.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    return path
+
+
+@pytest.fixture(scope="session")
 def make_yaml(model_folder: Path, sts_csv: Path) -> Callable[[Path], Path]:
     """A function that writes ``tiny.yaml`` into a folder, which it trains in."""
 

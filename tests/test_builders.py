@@ -95,18 +95,19 @@ ZERO = "loss={sts_regression: 0, distillation_alignment: 0, distillation_similar
         (["data.train=[]"], "data.train is empty. To fix, add configs/training/sts_only.yaml."),
         (
             [source("sts", "mteb", "contrastive")],
-            "data of kind contrastive, mteb cannot be trained on in this version. To fix, use "
-            "kind sts or sentences.",
+            "data of kind mteb cannot be trained on in this version. To fix, use kind sts, "
+            "sentences or contrastive.",
         ),
         (
             [source("sts", "sentences")],
-            "data.train mixes kinds sts and sentences, which this version cannot. To fix, use kind "
-            "sentences for all",
+            "data.train mixes kinds sentences and sts, which this version cannot. To fix, use one "
+            "kind for all",
         ),
         ([ZERO], "all weights under loss are 0. To fix, set e.g. loss.sts_regression=1."),
         (
             [source("sentences")],
-            "loss.sts_regression needs data.train of kind sts. To fix, set it to 0 or add scores.",
+            "loss.sts_regression needs data.train of kind sts. To fix, set it to 0 or add such "
+            "data.",
         ),
         (
             ["device_train_microbatch_size=7"],

@@ -141,17 +141,25 @@ LOSSES = {
         "loss.distillation_sparse=1",
         "loss.distillation_colbert=1",
     ),
+    "queries with passages": (
+        "data.train=[{{name: q, kind: contrastive, path: {jsonl}}}]",
+        "data.negatives=1",
+        "optimizer.eps=1e-3",  # three softmaxes at a low temperature round more
+        "loss={{sts_regression: 0.0, distillation_alignment: 0.0, distillation_similarity: 0.0,"
+        " contrastive: 1.0, self_distillation: 0.5, temperature: 0.1}}",
+    ),
 }
 
 
 @pytest.fixture(scope="module")
-def two_processes(make_yaml, tmp_path_factory):
+def two_processes(make_yaml, tmp_path_factory, contrastive_jsonl):
     """Run folders of two processes, by loss."""
     folders = {}
     for index, (name, overrides) in enumerate(LOSSES.items()):
         folder = tmp_path_factory.mktemp("two")
         composer = [COMPOSER, "-n", "2", "--master_port", str(PORT + index)]
         command = [*composer, "-m", "bge_pruning.train", str(make_yaml(folder))]
+        overrides = [text.format(jsonl=contrastive_jsonl) for text in overrides]
         code, out, err = run([*command, *STEPS, *overrides])
         assert code == 0, out + err
         folders[name] = folder / "runs" / "tiny"
@@ -162,9 +170,10 @@ def two_processes(make_yaml, tmp_path_factory):
 @pytest.mark.filterwarnings("ignore:The warmup duration is 0:UserWarning")
 @pytest.mark.parametrize("loss", LOSSES)
 def test_two_processes_equal_one(
-    loss, two_processes, tmp_path, train_tiny, load_state, assert_same
+    loss, two_processes, tmp_path, train_tiny, load_state, assert_same, contrastive_jsonl
 ):
-    one = train_tiny(tmp_path, *STEPS, *LOSSES[loss])
+    overrides = [text.format(jsonl=contrastive_jsonl) for text in LOSSES[loss]]
+    one = train_tiny(tmp_path, *STEPS, *overrides)
     two = two_processes[loss]
     first, second = load_state(one), load_state(two)
     # DistributedDataParallel may prefix every name.

@@ -318,6 +318,60 @@ def test_cosent_refuses_microbatches(tiny_yaml):
         train(config)
 
 
+# Queries with passages
+
+
+@pytest.fixture
+def contrastive(contrastive_jsonl) -> tuple[str, ...]:
+    return (
+        f"data.train=[{{name: q, kind: contrastive, path: {contrastive_jsonl}}}]",
+        "data.negatives=1",
+        "loss={sts_regression: 0.0, distillation_alignment: 0.5, distillation_similarity: 0.0,"
+        " distillation_colbert: 0.5, contrastive: 1.0, self_distillation: 0.5, temperature: 0.1}",
+    )
+
+
+def test_queries_with_passages_train_all_outputs(tmp_path, train_tiny, contrastive, load_state):
+    run = train_tiny(tmp_path, *contrastive, "max_duration=8ba")
+    assert len(losses(run, "contrastive")) == len(losses(run, "self_distillation")) == 8
+    assert extract(run, tmp_path / "small")["largest_difference"] <= 1e-5
+
+
+def test_contrastive_loss_goes_down(tmp_path, train_tiny, contrastive):
+    overrides = ("model.l0_module=null", "max_duration=10ep", "loss.self_distillation=0")
+    intervals = ("eval_interval=10ep", "save_interval=10ep")
+    run = train_tiny(tmp_path, *contrastive, *overrides, *intervals)
+    values = losses(run, "contrastive")
+    assert sum(values[-5:]) < 0.7 * sum(values[:5])
+
+
+def test_contrastive_run_resumes_with_the_same_draws(
+    tmp_path, train_tiny, contrastive, assert_same_run
+):
+    fixed = ("scheduler.name=constant", "model.l0_module.lagrangian_warmup_steps=6ba")
+    whole = train_tiny(tmp_path / "whole", *contrastive, *fixed, "max_duration=8ba")
+    train_tiny(tmp_path / "parts", *contrastive, *fixed, "max_duration=4ba")
+    parts = train_tiny(
+        tmp_path / "parts", *contrastive, *fixed, "max_duration=8ba", "autoresume=true"
+    )
+    assert_same_run(whole, parts)
+    assert losses(whole, "contrastive") == losses(parts, "contrastive")
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("device_train_microbatch_size=4", "loss.contrastive compares all texts of a batch"),
+        ("loss.contrastive_outputs=[dense]", "loss.self_distillation needs an ensemble of two"),
+        ("loss.sts_regression=1", "loss.sts_regression needs data.train of kind sts"),
+        ("loss.contrastive_outputs=[dens]", r"contrastive_outputs\[0\] 'dens' is not one of"),
+    ],
+)
+def test_contrastive_objectives_that_are_refused(override, message, tiny_yaml, contrastive):
+    with pytest.raises(ConfigError, match=message):
+        train(load_config([tiny_yaml], [*contrastive, override]))
+
+
 # Checkpoints hold what extraction needs
 
 

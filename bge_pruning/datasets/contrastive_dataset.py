@@ -10,12 +10,15 @@ from __future__ import annotations
 import gzip
 import json
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
 
 import numpy as np
+from torch.utils.data import Dataset
+
+from bge_pruning.datasets.embedding_dataset import TokenizedTexts, teacher_items
 
 KEYS = ("query", "pos", "neg")
 
@@ -238,19 +241,84 @@ def sample_example(
     return np.concatenate([[rows.queries[row], positive], drawn])
 
 
-def false_negatives(rows: ContrastiveRows, batch: np.ndarray, passages: np.ndarray) -> np.ndarray:
-    """Which passages of a batch are positives of which query, and so are no negatives of it.
+def known_positives(rows: ContrastiveRows) -> tuple[np.ndarray, np.ndarray]:
+    """All positives of each row's query, over every row that has the same query.
+
+    None of them may serve as a negative of the query.
 
     Args:
         rows: The rows.
-        batch: Rows of the batch's queries, shape ``(Q,)``.
-        passages: Text of each passage in the batch, shape ``(P,)``.
 
     Returns:
-        Booleans, shape ``(Q, P)``: True if the passage is any positive of the query's row, or of a
-        row with the same query.
+        The texts of all rows, one after the other, and the start of each row, shape ``(n + 1,)``.
     """
-    texts = rows.queries[batch]
-    mask = np.stack([np.isin(passages, rows.positives_of(row)) for row in batch])
-    same_query = texts[:, None] == texts[None, :]
-    return (same_query[:, :, None] & mask[None, :, :]).any(axis=1)
+    by_query: dict[int, list[int]] = {}
+    for row, query in enumerate(rows.queries.tolist()):
+        by_query.setdefault(query, []).append(row)
+    merged = {
+        query: np.unique(np.concatenate([rows.positives_of(row) for row in members]))
+        for query, members in by_query.items()
+    }
+    values = [merged[query] for query in rows.queries.tolist()]
+    return np.concatenate(values), _starts([len(value) for value in values])
+
+
+class ContrastiveDataset(Dataset):
+    """Examples of a query, a positive and negatives; others are drawn in every epoch.
+
+    An index is ``epoch * len(dataset) + row``, so that an example follows from its index alone,
+    in whichever process it is made.
+
+    Args:
+        texts: The texts, tokenised.
+        rows: Rows over them.
+        negatives: Given negatives per query; every row must have at least one if it is not 0.
+        seed: Seed of the draws.
+        teacher: See :class:`EmbeddingDataset`.
+
+    Raises:
+        ValueError: If negatives are asked for and a row has none.
+    """
+
+    def __init__(
+        self,
+        texts: TokenizedTexts,
+        rows: ContrastiveRows,
+        negatives: int,
+        seed: int,
+        teacher: Mapping[str, np.ndarray] | None = None,
+    ) -> None:
+        without = int((np.diff(rows.negative_starts) == 0).sum())
+        if negatives and without:
+            raise ValueError(
+                f"data.negatives is {negatives}, but {without} of {len(rows)} rows have no neg. To "
+                f"fix, set data.negatives=0 (the other passages of a batch still are negatives) or "
+                f"give every row a neg."
+            )
+        self.texts = texts
+        self.rows = rows
+        self.negatives = negatives
+        self.seed = seed
+        self.teacher = dict(teacher or {})
+        self.known, self.known_starts = known_positives(rows)
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    @property
+    def lengths(self) -> np.ndarray:
+        """Tokens of each row's query and longest positive, shape ``(n,)``."""
+        rows, lengths = self.rows, self.texts.lengths
+        positives = np.maximum.reduceat(lengths[rows.positives], rows.positive_starts[:-1])
+        return np.maximum(lengths[rows.queries], positives)
+
+    def __getitem__(self, index: int) -> dict[str, object]:
+        """Token ids of query and passages, and which texts they are."""
+        epoch, row = divmod(index, len(self))
+        example = sample_example(self.rows, row, self.negatives, self.seed, epoch)
+        return {
+            "ids": [self.texts[i] for i in example],
+            "passage_texts": example[1:],
+            "positive_texts": self.known[self.known_starts[row] : self.known_starts[row + 1]],
+            **teacher_items(self.teacher, self.texts, example),
+        }

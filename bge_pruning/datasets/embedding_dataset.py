@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
 from torch.utils.data import Dataset
 
 
@@ -124,13 +125,25 @@ class EmbeddingDataset(Dataset):
         item: dict[str, object] = {"ids": [self.texts[i] for i in example]}
         if self.scores is not None:
             item["score"] = self.scores[index]
-        for name, array in self.teacher.items():
-            item[f"teacher_{name}"] = (
-                np.asarray(array[example])
-                if name == "dense_vecs"
-                else [array[self.texts.starts[i] : self.texts.starts[i + 1]] for i in example]
-            )
-        return item
+        return {**item, **teacher_items(self.teacher, self.texts, example)}
+
+
+def teacher_items(
+    teacher: Mapping[str, np.ndarray], texts: TokenizedTexts, example: np.ndarray
+) -> dict[str, object]:
+    """The teacher's outputs of an example's texts, as :class:`Collator` reads them.
+
+    Args:
+        teacher: Outputs of all texts by name.
+        texts: The texts, which say where the tokens of each begin.
+        example: Text indices.
+    """
+    return {
+        f"teacher_{name}": np.asarray(array[example])
+        if name == "dense_vecs"
+        else [array[texts.starts[i] : texts.starts[i + 1]] for i in example]
+        for name, array in teacher.items()
+    }
 
 
 class Collator:
@@ -154,6 +167,12 @@ class Collator:
         }
         if "score" in items[0]:
             batch["scores"] = torch.tensor([float(item["score"]) for item in items])
+        if "passage_texts" in items[0]:
+            passages = np.stack([item["passage_texts"] for item in items])
+            batch["passage_texts"] = torch.from_numpy(passages)
+            # A text is never -1, so the padding of the shorter lists equals no passage.
+            positives = [torch.from_numpy(item["positive_texts"]) for item in items]
+            batch["positive_texts"] = pad_sequence(positives, batch_first=True, padding_value=-1)
         if "teacher_dense_vecs" in items[0]:
             vectors = np.stack([item["teacher_dense_vecs"] for item in items])
             batch["teacher_dense_vecs"] = torch.from_numpy(vectors)

@@ -25,6 +25,8 @@ class LengthGroupedSampler(DistributedSampler):
         num_replicas: Ranks.
         rank: This rank.
         seed: Seed; each epoch has its own order.
+        epoch_in_index: Yield ``epoch * len(dataset) + example``, for a dataset that draws other
+            examples in every epoch.
 
     Raises:
         ValueError: If the batch does not divide over the ranks or is larger than the dataset.
@@ -38,6 +40,7 @@ class LengthGroupedSampler(DistributedSampler):
         num_replicas: int,
         rank: int,
         seed: int,
+        epoch_in_index: bool = False,
     ) -> None:
         super().__init__(dataset, num_replicas, rank, shuffle=True, seed=seed, drop_last=True)
         if global_batch_size % num_replicas:
@@ -50,6 +53,7 @@ class LengthGroupedSampler(DistributedSampler):
                 f"global_train_batch_size {global_batch_size} is larger than the training data, "
                 f"{len(lengths)} examples. To fix, lower it or add data."
             )
+        self.epoch_in_index = epoch_in_index
         self.lengths = np.asarray(lengths)
         self.global_batch_size = global_batch_size
         self.batches = len(self.lengths) // global_batch_size
@@ -58,7 +62,10 @@ class LengthGroupedSampler(DistributedSampler):
 
     def __iter__(self) -> Iterator[int]:
         """This rank's example indices of the current epoch."""
-        return iter(self._global_batches()[:, self.rank :: self.num_replicas].ravel().tolist())
+        own = self._global_batches()[:, self.rank :: self.num_replicas].ravel()
+        if self.epoch_in_index:
+            own = own + self.epoch * len(self.lengths)
+        return iter(own.tolist())
 
     def _global_batches(self) -> np.ndarray:
         """Example indices of all ranks, shape ``(batches, global_batch_size)``."""

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+import torch.nn.functional as functional
 from composer.models import ComposerModel
 from composer.utils import dist
 from torch import Tensor
@@ -15,16 +16,22 @@ from torchmetrics import Metric, SpearmanCorrCoef
 
 from bge_pruning.models.bge_m3_backbone import XLMRobertaBackbone
 from bge_pruning.models.embedding_heads import EmbeddingHeads
+from bge_pruning.models.gather import gather_rows
 from bge_pruning.models.l0_module_embedding import L0Module
 from bge_pruning.models.losses import (
     cosent,
     distillation_alignment,
     distillation_similarity,
+    exclude_positives,
+    info_nce,
     scatter_to_teacher_space,
+    score_distillation,
     sts_regression,
     token_vector_distillation,
     token_weight_distillation,
+    unified_loss,
 )
+from bge_pruning.models.scores import Outputs, compute_scores
 from bge_pruning.models.teacher import FrozenEncoder
 
 Batch = dict[str, Tensor]
@@ -41,6 +48,10 @@ class LossWeights:
     distillation_sparse: float = 0.0
     distillation_colbert: float = 0.0
     similarity_temperature: float = 0.05
+    contrastive: float = 0.0
+    self_distillation: float = 0.0
+    contrastive_outputs: tuple[str, ...] = ("dense",)
+    temperature: float = 0.02
 
     @property
     def distils(self) -> bool:
@@ -59,8 +70,12 @@ class LossWeights:
 
     @property
     def trained(self) -> tuple[str, ...]:
-        """Outputs of the student that the parts need: those of the teacher, and the dense one."""
-        return ("dense_vecs", *(name for name in self.distilled if name != "dense_vecs"))
+        """Outputs of the student that the parts need; the dense one always."""
+        scored = self.contrastive > 0 or self.self_distillation > 0
+        names = {"sparse": "token_weights", "colbert": "colbert_vecs"}
+        compared = {names[n] for n in self.contrastive_outputs if n in names and scored}
+        wanted = compared | set(self.distilled)
+        return ("dense_vecs", *(name for name in names.values() if name in wanted))
 
 
 class ComposerBGEM3(ComposerModel):
@@ -69,7 +84,9 @@ class ComposerBGEM3(ComposerModel):
     A batch holds ``input_ids`` and ``attention_mask`` of shape ``(B, N, T)`` (N texts per
     example), and optionally ``scores`` ``(B,)`` in [0, 1] for sentence pairs and the teacher's
     outputs, ``teacher_dense_vecs`` ``(B, N, Ht)``, ``teacher_token_weights`` ``(B, N, T)``,
-    ``teacher_colbert_vecs`` ``(B, N, T - 1, C)``.
+    ``teacher_colbert_vecs`` ``(B, N, T - 1, C)``. Where the first text is a query and the others
+    its passages, ``passage_texts`` ``(B, N - 1)`` numbers the passages and ``positive_texts``
+    ``(B, K)`` the known positives of each query, padded with -1.
 
     Args:
         backbone: The encoder.
@@ -144,6 +161,8 @@ class ComposerBGEM3(ComposerModel):
         parts: dict[str, Tensor] = {}
         if "scores" in batch:
             parts.update(self._pair_losses(outputs["dense_vecs"], batch["scores"]))
+        if "passage_texts" in batch and (weights.contrastive or weights.self_distillation):
+            parts.update(self._contrastive(outputs, batch))
         if weights.distils:
             flat = {name: value.flatten(0, 1) for name, value in outputs.items()}
             parts.update(self._distillation(flat, batch))
@@ -168,6 +187,37 @@ class ComposerBGEM3(ComposerModel):
             every, gold, _ = gather_batch(torch.cat([first, second], dim=1), scores[:, None])
             size = first.shape[1]
             parts["cosent"] = cosent(every[:, :size], every[:, size:], gold[:, 0])
+        return parts
+
+    def _contrastive(self, outputs: dict[str, Tensor], batch: Batch) -> dict[str, Tensor]:
+        """This rank's queries against the passages of all ranks."""
+        weights = self.loss_weights
+        names = {"dense": "dense_vecs", "sparse": "token_weights", "colbert": "colbert_vecs"}
+        wanted = {"dense_vecs", *(names[name] for name in weights.contrastive_outputs)}
+        compared = {name: value for name, value in outputs.items() if name in wanted}
+        queries = _texts(compared, batch, slice(0, 1))
+        passages, numbers = gather_texts(
+            _texts(compared, batch, slice(1, None)), batch["passage_texts"].flatten()
+        )
+        per_query = batch["passage_texts"].shape[1]
+        rows = torch.arange(len(batch["passage_texts"]), device=numbers.device)
+        targets = (rows + dist.get_global_rank() * len(rows)) * per_query
+        excluded = exclude_positives(batch["positive_texts"], numbers, targets)
+        scores = compute_scores(queries, passages, self.special_ids)
+        parts = {}
+        if weights.contrastive:
+            losses = {
+                name: info_nce(score, targets, weights.temperature, excluded)
+                for name, score in scores.items()
+            }
+            parts["contrastive"] = unified_loss(losses)
+        if weights.self_distillation:
+            teacher = scores.pop("ensemble")
+            losses = {
+                name: score_distillation(score, teacher, weights.temperature, excluded)
+                for name, score in scores.items()
+            }
+            parts["self_distillation"] = unified_loss(losses)
         return parts
 
     def _distillation(self, outputs: dict[str, Tensor], batch: Batch) -> dict[str, Tensor]:
@@ -245,6 +295,49 @@ class ComposerBGEM3(ComposerModel):
         metric.update(outputs.float(), batch["scores"].float())
 
 
+def _texts(outputs: dict[str, Tensor], batch: Batch, which: slice) -> Outputs:
+    """Some of the N texts of every example, one after the other."""
+
+    def select(value: Tensor | None) -> Tensor | None:
+        return None if value is None else value[:, which].flatten(0, 1)
+
+    names = ("dense_vecs", "token_weights", "colbert_vecs")
+    ids, mask = select(batch["input_ids"]), select(batch["attention_mask"])
+    return Outputs(ids, mask, **{name: select(outputs.get(name)) for name in names})
+
+
+def gather_texts(texts: Outputs, numbers: Tensor) -> tuple[Outputs, Tensor]:
+    """The texts of all ranks, with gradient to the rank that each text came from.
+
+    Args:
+        texts: This rank's texts.
+        numbers: Which text each of them is, shape ``(B,)``.
+
+    Returns:
+        The same of all ranks, one rank after the other, padded to the longest text of all.
+    """
+    if dist.get_world_size() == 1:
+        return texts, numbers
+    longest = torch.tensor(texts.input_ids.shape[1], device=numbers.device)
+    dist.all_reduce(longest, "MAX")
+    missing = int(longest) - texts.input_ids.shape[1]
+
+    def gather(value: Tensor | None) -> Tensor | None:
+        if value is None:
+            return None
+        # (B, T, ...): zeros behind the last token
+        return gather_rows(functional.pad(value, [0, 0] * (value.ndim - 2) + [0, missing]))
+
+    gathered = Outputs(
+        gather(texts.input_ids),
+        gather(texts.attention_mask),
+        gather_rows(texts.dense_vecs),
+        gather(texts.token_weights),
+        gather(texts.colbert_vecs),
+    )
+    return gathered, gather_rows(numbers)
+
+
 def gather_batch(student: Tensor, teacher: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """The texts of all ranks, with gradient to the rank that each text came from.
 
@@ -257,9 +350,5 @@ def gather_batch(student: Tensor, teacher: Tensor) -> tuple[Tensor, Tensor, Tens
         each of this rank's texts, shape ``(B,)``.
     """
     own = torch.arange(student.shape[0], device=student.device)
-    if dist.get_world_size() == 1:
-        return student, teacher, own
-    from torch.distributed.nn.functional import all_gather
-
     own = own + dist.get_global_rank() * student.shape[0]
-    return torch.cat(all_gather(student)), torch.cat(dist.all_gather(teacher)), own
+    return gather_rows(student), gather_rows(teacher), own

@@ -79,6 +79,21 @@ def info_nce(
     return F.cross_entropy(logits, targets)
 
 
+def exclude_positives(positive_texts: Tensor, passage_texts: Tensor, targets: Tensor) -> Tensor:
+    """Passages that are positives of a query and therefore no negatives of it.
+
+    Args:
+        positive_texts: Every known positive of each query, padded with -1, shape ``(Q, K)``.
+        passage_texts: Text of each passage of the batch, shape ``(P,)``.
+        targets: Column of each query's own positive, shape ``(Q,)``.
+
+    Returns:
+        Booleans, shape ``(Q, P)``; False for the query's own target.
+    """
+    excluded = (positive_texts[:, :, None] == passage_texts[None, None, :]).any(dim=1)
+    return excluded.scatter(1, targets[:, None], False)
+
+
 def unified_loss(losses: dict[str, Tensor]) -> Tensor:
     """BGE-M3's combination, ``(dense + ensemble + 0.1 sparse + colbert) / 4`` over all outputs.
 

@@ -9,12 +9,14 @@ import numpy as np
 import pytest
 
 from bge_pruning.datasets.contrastive_dataset import (
+    ContrastiveDataset,
     ContrastiveRow,
-    false_negatives,
     index_rows,
+    known_positives,
     read_contrastive,
     sample_example,
 )
+from bge_pruning.datasets.embedding_dataset import Collator, TokenizedTexts
 
 ROWS = [
     {"query": "q1", "pos": ["a"], "neg": ["x", "y", "z"]},
@@ -190,14 +192,65 @@ def test_no_negatives_asked_for(indexed):
 # Passages that are no negatives
 
 
-def test_another_positive_of_a_query_is_no_negative_of_it(indexed):
+def test_every_positive_of_a_query_is_known(indexed):
     texts, rows = indexed
-    passages = np.array([texts.index(t) for t in ("a", "b", "c", "d", "x")])
-    mask = false_negatives(rows, np.arange(4), passages)
+    values, starts = known_positives(rows)
     expected = {"q1": {"a", "d"}, "q2": {"a", "b"}, "q3": {"c"}}  # q1 stands in two rows
     for index, given in enumerate(ROWS):
-        found = {texts[p] for p, no in zip(passages, mask[index], strict=True) if no}
+        found = {texts[i] for i in values[starts[index] : starts[index + 1]]}
         assert found == expected[given["query"]]
+
+
+# The dataset
+
+
+def tokenized(texts: list[str]) -> TokenizedTexts:
+    """Text ``i`` has ``i % 4 + 1`` tokens, all of them ``i``."""
+    counts = [i % 4 + 1 for i in range(len(texts))]
+    ids = np.repeat(np.arange(len(texts), dtype=np.int32), counts)
+    return TokenizedTexts(ids, np.concatenate([[0], np.cumsum(counts)]), 0)
+
+
+def test_items_of_every_epoch_follow_from_the_index(indexed):
+    texts, rows = indexed
+    dataset = ContrastiveDataset(tokenized(texts), rows, negatives=0, seed=7)
+    assert len(dataset) == 4
+    for index in range(12):
+        item = dataset[index]
+        expected = sample_example(rows, index % 4, 0, 7, index // 4)
+        assert [int(ids[0]) for ids in item["ids"]] == expected.tolist()
+        assert item["passage_texts"].tolist() == expected[1:].tolist()
+        assert expected[1] in item["positive_texts"]
+
+
+def test_lengths_are_those_of_query_and_longest_positive(indexed):
+    texts, rows = indexed
+    tokens = tokenized(texts)
+    dataset = ContrastiveDataset(tokens, rows, negatives=0, seed=7)
+    expected = [
+        max(len(tokens[texts.index(t)]) for t in (given["query"], *given["pos"])) for given in ROWS
+    ]
+    assert dataset.lengths.tolist() == expected
+
+
+def test_negatives_that_rows_do_not_have_are_refused(indexed):
+    texts, rows = indexed
+    message = r"data.negatives is 2, but 1 of 4 rows have no neg. To fix, set data.negatives=0"
+    with pytest.raises(ValueError, match=message):
+        ContrastiveDataset(tokenized(texts), rows, negatives=2, seed=7)
+
+
+def test_a_batch_says_what_is_no_negative(write):
+    texts, rows = index_rows([write([row for row in ROWS if row["neg"]])])
+    teacher = {"dense_vecs": np.arange(2.0 * len(texts), dtype=np.float32).reshape(-1, 2)}
+    dataset = ContrastiveDataset(tokenized(texts), rows, negatives=1, seed=7, teacher=teacher)
+    batch = Collator(99)([dataset[i] for i in range(3)])
+    assert batch["input_ids"].shape[:2] == (3, 3)
+    assert batch["passage_texts"].shape == (3, 2)
+    q1 = sorted(texts.index(text) for text in ("a", "d"))
+    assert batch["positive_texts"].tolist() == [q1, [texts.index("c"), -1], q1]
+    queries = batch["input_ids"][:, 0, 0].tolist()
+    assert batch["teacher_dense_vecs"][:, 0].tolist() == [[2 * q, 2 * q + 1] for q in queries]
 
 
 def test_shared_data_of_the_project_is_read_whole():

@@ -117,3 +117,14 @@ def test_batch_larger_than_the_data_is_refused(examples):
     )
     with pytest.raises(ValueError, match=message):
         build(np.arange(examples))
+
+
+def test_the_epoch_is_in_the_index_if_asked_for():
+    lengths = np.arange(20) % 7
+    arguments = {"global_batch_size": 4, "num_replicas": 2, "rank": 1, "seed": 3}
+    plain = LengthGroupedSampler(range(20), lengths, **arguments)
+    marked = LengthGroupedSampler(range(20), lengths, **arguments, epoch_in_index=True)
+    for epoch in (0, 3):
+        plain.set_epoch(epoch)
+        marked.set_epoch(epoch)
+        assert list(marked) == [index + epoch * 20 for index in plain]

@@ -20,6 +20,7 @@ from bge_pruning.models.composer_bge_m3 import ComposerBGEM3, LossWeights, gathe
 from bge_pruning.models.embedding_heads import EmbeddingHeads
 from bge_pruning.models.extraction import cut
 from bge_pruning.models.l0_module_embedding import L0Module
+from bge_pruning.models.scores import Outputs, compute_scores
 from bge_pruning.models.structural_pruning import AXES, PruningMasks
 from bge_pruning.models.teacher import FrozenEncoder
 
@@ -531,3 +532,76 @@ def test_a_batch_that_no_loss_applies_to(build, pairs):
     batch = {key: value for key, value in pairs.items() if key != "scores"}
     with pytest.raises(ValueError, match=r"no part of the loss applies.*To fix"):
         model.loss(model(batch), batch)
+
+
+# Queries with passages
+
+NAMES = ("dense", "sparse", "colbert")
+
+
+@pytest.fixture
+def passages(pairs) -> dict[str, Tensor]:
+    """The first text of an example is a query; the first two examples share a passage."""
+    numbers = 10 + torch.arange(B)[:, None].repeat(1, N - 1)
+    numbers[1] = numbers[0]
+    known = torch.full((B, 2), -1)
+    known[:, 0] = numbers[:, 0]
+    batch = {key: value for key, value in pairs.items() if key != "scores"}
+    return {**batch, "passage_texts": numbers, "positive_texts": known}
+
+
+def test_contrastive_loss_is_bge_m3s(build, passages):
+    losses = LossWeights(contrastive=1.0, contrastive_outputs=NAMES, temperature=0.2)
+    model = build(gated=False, losses=losses, special_ids=(0, 1, 2)).train()
+    loss = model.loss(model(passages), passages)["contrastive"]
+    ids, mask = passages["input_ids"], passages["attention_mask"]
+    with torch.no_grad():
+        flat_ids, flat_mask = ids.flatten(0, 1), mask.flatten(0, 1)
+        outputs = model.heads.outputs(model.backbone(flat_ids, flat_mask), flat_mask)
+
+    def select(rows: list[int]) -> Outputs:
+        kept = {name: value[rows] for name, value in outputs.items()}
+        return Outputs(flat_ids[rows], flat_mask[rows], **kept)
+
+    scores = compute_scores(
+        select([i * N for i in range(B)]),
+        select([i * N + j for i in range(B) for j in range(1, N)]),
+        (0, 1, 2),
+    )
+    numbers = passages["passage_texts"].flatten().tolist()
+    total = {}
+    for name, score in scores.items():
+        rows = []
+        for query in range(B):
+            target = query * (N - 1)
+            kept = [
+                column
+                for column, number in enumerate(numbers)
+                if column == target or number != numbers[target]
+            ]
+            logits = score[query, kept] / 0.2
+            rows.append(torch.logsumexp(logits, 0) - logits[kept.index(target)])
+        total[name] = float(torch.stack(rows).mean())
+    expected = (total["dense"] + total["ensemble"] + 0.1 * total["sparse"] + total["colbert"]) / 4
+    assert float(loss.detach()) == pytest.approx(expected, rel=1e-5)
+
+
+def test_only_the_outputs_that_were_named_are_compared(build, passages):
+    losses = LossWeights(contrastive=1.0, contrastive_outputs=("dense",), temperature=0.2)
+    dense = build(gated=False, losses=losses).train()
+    both = replace(losses, contrastive_outputs=("dense", "colbert"))
+    other = build(gated=False, losses=both).train()
+    values = [float(m.loss(m(passages), passages)["contrastive"].detach()) for m in (dense, other)]
+    assert values[0] != pytest.approx(values[1])
+    assert set(dense(passages)) == {"dense_vecs"}
+    assert set(other(passages)) == {"dense_vecs", "colbert_vecs"}
+
+
+def test_the_ensemble_teaches_the_outputs(build, passages):
+    losses = LossWeights(self_distillation=1.0, contrastive_outputs=NAMES, temperature=0.2)
+    model = build(gated=False, losses=losses).train()
+    parts = model.loss(model(passages), passages)
+    assert set(parts) == {"self_distillation", "total"}
+    assert float(parts["self_distillation"]) > 0
+    parts["total"].backward()
+    assert model.heads.colbert_linear.weight.grad.abs().sum() > 0

@@ -16,6 +16,7 @@ from bge_pruning.models.losses import (
     cosent,
     distillation_alignment,
     distillation_similarity,
+    exclude_positives,
     info_nce,
     scatter_to_teacher_space,
     score_distillation,
@@ -285,6 +286,16 @@ def test_info_nce_learns_its_temperature():
     temperature = torch.tensor(0.5, requires_grad=True)
     info_nce(scores, torch.tensor([0]), temperature).backward()
     assert temperature.grad > 0  # the positive is on top: sharper is better
+
+
+def test_positives_of_a_query_are_excluded_but_for_its_target():
+    positives = torch.tensor([[5, 7], [6, -1]])
+    passages = torch.tensor([5, 6, 7, 8, 5])
+    excluded = exclude_positives(positives, passages, torch.tensor([0, 1]))
+    assert excluded.tolist() == [
+        [False, False, True, False, True],  # the other copy of its target too
+        [False, False, False, False, False],
+    ]
 
 
 def test_unified_loss_is_bge_m3s():
