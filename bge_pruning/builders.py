@@ -24,6 +24,7 @@ from torch import Tensor, nn
 
 from bge_pruning.algorithms.group_gradient_clipping import GroupGradientClipping
 from bge_pruning.algorithms.pruning_schedule import PruningSchedule
+from bge_pruning.callbacks.embedding_callback import EmbeddingCallback
 from bge_pruning.callbacks.metrics_file import MetricsFile
 from bge_pruning.callbacks.pruning_callback import PruningCallback
 from bge_pruning.callbacks.run_metadata_callback import RunMetadataCallback
@@ -240,6 +241,7 @@ def build_callbacks(config: Config, model: ComposerBGEM3, metadata: RunMetadata)
     return [
         RunMetadataCallback(metadata),
         PruningCallback(model.l0_module, config.log_interval),
+        EmbeddingCallback(config.log_interval, model.special_ids),
     ]
 
 

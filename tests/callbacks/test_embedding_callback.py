@@ -1,0 +1,73 @@
+"""The health of the outputs, and losses that are no numbers."""
+
+import json
+import re
+
+import pytest
+import torch
+
+from bge_pruning.callbacks.embedding_callback import EmbeddingCallback, compute_embedding_health
+from bge_pruning.models.composer_bge_m3 import ComposerBGEM3
+
+IDS = torch.tensor([[[0, 5, 6, 5, 2], [0, 7, 2, 1, 1]]])
+BATCH = {"input_ids": IDS, "attention_mask": IDS.ne(1).long()}
+
+
+def rows(run) -> list[dict]:
+    return [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+
+
+def test_dense_is_the_spread_of_all_pairs():
+    a, b, c = torch.nn.functional.normalize(torch.randn(3, 4, dtype=torch.float64), dim=-1)
+    health = compute_embedding_health({"dense_vecs": torch.stack([a, b, c])[None]}, BATCH, ())
+    cosines = torch.stack([a @ b, a @ c, b @ c])
+    assert health["embedding/dense/cosine_mean"] == pytest.approx(float(cosines.mean()), abs=1e-6)
+    expected = float(cosines.std(correction=0))
+    assert health["embedding/dense/cosine_std"] == pytest.approx(expected, abs=1e-6)
+    assert set(health) == {"embedding/dense/cosine_mean", "embedding/dense/cosine_std"}
+
+
+def test_alike_vectors_have_no_spread():
+    health = compute_embedding_health({"dense_vecs": torch.ones(1, 2, 1)}, BATCH, ())
+    assert health["embedding/dense/cosine_std"] == 0.0
+
+
+def test_sparse_counts_different_words():
+    weights = torch.tensor([[[9.0, 1.0, 0.5, 2.0, 9.0], [9.0, 0.0, 9.0, 0.0, 0.0]]])
+    outputs = {"dense_vecs": torch.ones(1, 2, 1), "token_weights": weights}
+    health = compute_embedding_health(outputs, BATCH, (0, 1, 2))
+    assert health["embedding/sparse/nonzeros"] == 1.0  # 5 and 6 in one text, none in the other
+    assert health["embedding/sparse/empty_share"] == 0.5
+
+
+def test_neighbouring_multi_vectors_are_compared_where_there_are_words():
+    vectors = torch.tensor([[[[1.0, 0], [1, 0], [0, 1], [0, 1]], [[1, 0], [0, 1], [0, 0], [0, 0]]]])
+    outputs = {"dense_vecs": torch.ones(1, 2, 1), "colbert_vecs": vectors}
+    health = compute_embedding_health(outputs, BATCH, ())
+    assert health["embedding/colbert/cosine_mean"] == pytest.approx((1 + 0 + 1 + 0) / 4)
+
+
+def test_a_run_logs_what_it_trains_and_what_the_table_says(tmp_path, train_tiny):
+    three = ("loss.distillation_sparse=1", "loss.distillation_colbert=1")
+    run = train_tiny(tmp_path, *three, "log_interval=2ba")
+    logged = [row for row in rows(run) if "embedding/dense/cosine_std" in row["metrics"]]
+    assert [row["batch"] for row in logged] == [2, 4]
+    table = set(re.findall(r"``(embedding/\S+)``", EmbeddingCallback.__doc__))
+    assert {key for row in logged for key in row["metrics"]} == table
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_a_loss_that_is_no_number_stops_the_run(value, tmp_path, train_tiny, monkeypatch):
+    loss = ComposerBGEM3.loss
+
+    def broken(self, outputs, batch):
+        parts = loss(self, outputs, batch)
+        if self.l0_module.step == 2:
+            parts["distillation_alignment"] = parts["total"] = parts["total"] * value
+        return parts
+
+    monkeypatch.setattr(ComposerBGEM3, "loss", broken)
+    message = r"step 2: distillation_alignment, total of the loss is not finite\. To fix, lower"
+    with pytest.raises(RuntimeError, match=message):
+        train_tiny(tmp_path)
+    assert (tmp_path / "runs" / "tiny" / "ba2-rank0.pt").is_file()
