@@ -162,7 +162,10 @@ def _teacher_dimensions(config: Config, base: BaseModel, teacher: Teacher | None
 def build_optimizer(config: Config, model: ComposerBGEM3) -> torch.optim.AdamW:
     """AdamW with groups for weights, gates and multipliers; the multipliers ascend."""
     o = config.optimizer
-    groups = weight_groups((model.backbone, model.heads), o.lr, o.weight_decay)
+    trained = [model.backbone, model.heads]
+    if model.temperature is not None:
+        trained.append(model.temperature)
+    groups = weight_groups(trained, o.lr, o.weight_decay)
     if model.l0_module is not None:
         groups += l0_groups(model.l0_module, o.l0_lr, o.lagrangian_lr, o.lambda_2_lr)
     return torch.optim.AdamW(groups, lr=o.lr, betas=tuple(o.betas), eps=o.eps, fused=True)

@@ -97,6 +97,7 @@ class LossConfig:
     self_distillation: float = 0.0  # the ensemble of the outputs teaches each of them
     contrastive_outputs: list[str] = field(default_factory=lambda: ["dense", "sparse", "colbert"])
     temperature: float = 0.02  # of contrastive and self_distillation
+    learn_temperature: bool = False  # start at temperature, stay between 0.005 and 1
     similarity_temperature: float = 0.05
 
 
@@ -221,7 +222,7 @@ def check(config: Config) -> None:
         "data.num_workers": config.data.num_workers,
         "data.negatives": config.data.negatives,
         **{f"optimizer.{k}": v for k, v in vars(o).items() if isinstance(v, (int, float))},
-        **{f"loss.{k}": v for k, v in vars(loss).items() if isinstance(v, float)},
+        **{f"loss.{k}": v for k, v in vars(loss).items() if type(v) is float},
     }
     unit = {"model.dropout": m.dropout, "scheduler.alpha_f": s.alpha_f}
     if m.l0_module is not None:

@@ -11,6 +11,7 @@ from bge_pruning import builders
 from bge_pruning.callbacks.pruning_callback import PruningCallback
 from bge_pruning.config import ConfigError, from_yaml, load_config
 from bge_pruning.models.extraction import extract
+from bge_pruning.models.temperature import LearnedTemperature
 from bge_pruning.train import main, train
 
 TARGET = {
@@ -343,6 +344,15 @@ def test_contrastive_loss_goes_down(tmp_path, train_tiny, contrastive):
     run = train_tiny(tmp_path, *contrastive, *overrides, *intervals)
     values = losses(run, "contrastive")
     assert sum(values[-5:]) < 0.7 * sum(values[:5])
+
+
+def test_temperature_is_learned_if_asked_for(tmp_path, train_tiny, contrastive, load_state):
+    run = train_tiny(tmp_path, *contrastive, "loss.learn_temperature=true", "max_duration=6ba")
+    start = LearnedTemperature(0.1).raw
+    assert abs(float(load_state(run)["model"]["temperature.raw"] - start)) > 1e-3
+    assert extract(run, tmp_path / "small")["largest_difference"] <= 1e-5
+    fixed = train_tiny(tmp_path / "fixed", *contrastive)
+    assert "temperature.raw" not in load_state(fixed)["model"]
 
 
 def test_contrastive_run_resumes_with_the_same_draws(

@@ -33,6 +33,7 @@ from bge_pruning.models.losses import (
 )
 from bge_pruning.models.scores import Outputs, compute_scores
 from bge_pruning.models.teacher import FrozenEncoder
+from bge_pruning.models.temperature import LearnedTemperature
 
 Batch = dict[str, Tensor]
 
@@ -52,6 +53,7 @@ class LossWeights:
     self_distillation: float = 0.0
     contrastive_outputs: tuple[str, ...] = ("dense",)
     temperature: float = 0.02
+    learn_temperature: bool = False
 
     @property
     def distils(self) -> bool:
@@ -122,6 +124,8 @@ class ComposerBGEM3(ComposerModel):
         self._teacher = (teacher,)
         self.register_buffer("teacher_dimensions", teacher_dimensions, persistent=False)
         self.special_ids = tuple(special_ids)
+        learned = loss_weights.learn_temperature and loss_weights.contrastive > 0
+        self.temperature = LearnedTemperature(loss_weights.temperature) if learned else None
         self._freeze_idle_heads()
 
     def _freeze_idle_heads(self) -> None:
@@ -205,16 +209,17 @@ class ComposerBGEM3(ComposerModel):
         excluded = exclude_positives(batch["positive_texts"], numbers, targets)
         scores = compute_scores(queries, passages, self.special_ids)
         parts = {}
+        temperature = weights.temperature if self.temperature is None else self.temperature()
         if weights.contrastive:
             losses = {
-                name: info_nce(score, targets, weights.temperature, excluded)
+                name: info_nce(score, targets, temperature, excluded)
                 for name, score in scores.items()
             }
             parts["contrastive"] = unified_loss(losses)
         if weights.self_distillation:
             teacher = scores.pop("ensemble")
             losses = {
-                name: score_distillation(score, teacher, weights.temperature, excluded)
+                name: score_distillation(score, teacher, temperature, excluded)
                 for name, score in scores.items()
             }
             parts["self_distillation"] = unified_loss(losses)

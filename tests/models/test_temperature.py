@@ -1,0 +1,38 @@
+"""A learned temperature stays in its range."""
+
+import pytest
+import torch
+
+from bge_pruning.models.temperature import HIGHEST, LOWEST, LearnedTemperature
+
+
+@pytest.mark.parametrize("start", [0.0051, 0.02, 0.1, 0.99])
+def test_it_starts_where_it_is_told_to(start):
+    assert float(LearnedTemperature(start)()) == pytest.approx(start, rel=1e-5)
+
+
+@pytest.mark.parametrize("sign", [1.0, -1.0])
+def test_no_step_takes_it_out_of_its_range(sign):
+    temperature = LearnedTemperature(0.02)
+    optimizer = torch.optim.SGD(temperature.parameters(), lr=1e4)
+    for _ in range(20):
+        (sign * temperature()).backward()
+        optimizer.step()
+    assert torch.tensor(LOWEST) <= temperature() <= torch.tensor(HIGHEST)
+
+
+def test_gradient():
+    temperature = LearnedTemperature(0.3).double()
+    temperature().backward()
+    before = float(temperature.raw.grad)
+    with torch.no_grad():
+        temperature.raw += 1e-6
+        after = float(temperature())
+        temperature.raw -= 2e-6
+        assert before == pytest.approx((after - float(temperature())) / 2e-6, rel=1e-6)
+
+
+@pytest.mark.parametrize("start", [0.0, LOWEST, HIGHEST, 2.0, float("nan")])
+def test_a_start_outside_the_range_is_refused(start):
+    with pytest.raises(ValueError, match=rf"cannot start at {start}.*To fix, set loss.temperature"):
+        LearnedTemperature(start)
