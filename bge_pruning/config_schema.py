@@ -9,7 +9,7 @@ from typing import Any, Optional
 # OmegaConf reads the annotations at run time and knows Optional[...] best.
 # ruff: noqa: UP045
 
-SOURCE_KINDS = ("sts", "sentences", "contrastive", "mteb")
+SOURCE_KINDS = ("sts", "sentences", "contrastive", "beir", "mteb")
 
 
 class ConfigError(ValueError):
@@ -65,10 +65,10 @@ class ModelConfig:
 
 @dataclass
 class SourceConfig:
-    """One file of data."""
+    """One file or folder of data."""
 
     name: str = "???"
-    kind: str = "???"  # sts: scored pairs; sentences: text; contrastive: queries with passages
+    kind: str = "???"  # sts: pairs; sentences: text; contrastive, beir: queries with passages
     path: str = "???"
 
 

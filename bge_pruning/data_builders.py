@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,11 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from bge_pruning.config_schema import Config, ConfigError, SourceConfig
-from bge_pruning.datasets.contrastive_dataset import ContrastiveDataset, index_rows
+from bge_pruning.datasets.contrastive_dataset import (
+    ContrastiveDataset,
+    index_rows,
+    read_contrastive,
+)
 from bge_pruning.datasets.embedding_dataset import (
     Collator,
     EmbeddingDataset,
@@ -25,6 +30,7 @@ from bge_pruning.datasets.embedding_dataset import (
     tokenize,
 )
 from bge_pruning.datasets.length_grouped_sampler import LengthGroupedSampler
+from bge_pruning.datasets.mteb_dataloader import read_beir
 from bge_pruning.datasets.sts_dataloader import MAX_SCORE, read_sentences, read_sts
 from bge_pruning.datasets.teacher_vectors import cached_teacher_outputs, compute_cache_key
 from bge_pruning.models.composer_bge_m3 import LossWeights
@@ -48,14 +54,16 @@ def check_objective(config: Config) -> None:
         ConfigError: If nothing is optimised, data is missing or of the wrong kind, or a loss over
             the batch would change because the batch is split.
     """
-    weights, kinds = build_loss_weights(config), {source.kind for source in config.data.train}
+    weights = build_loss_weights(config)
+    # Rows of queries with passages are the same wherever they come from.
+    kinds = {"contrastive" if s.kind == "beir" else s.kind for s in config.data.train}
     if not config.data.train:
         raise ConfigError("data.train is empty. To fix, add configs/training/sts_only.yaml.")
     unsupported = kinds - {"sts", "sentences", "contrastive"}
     if unsupported:
         raise ConfigError(
             f"data of kind {', '.join(sorted(unsupported))} cannot be trained on in this version. "
-            f"To fix, use kind sts, sentences or contrastive."
+            f"To fix, use kind sts, sentences, contrastive or beir."
         )
     if len(kinds) > 1:
         raise ConfigError(
@@ -111,7 +119,7 @@ def build_train_loader(config: Config, base: BaseModel, teacher: Teacher | None)
             f"mean other words to it. To fix, distil from the model that {base.name} came from."
         )
     dataset: EmbeddingDataset | ContrastiveDataset
-    if config.data.train[0].kind == "contrastive":
+    if config.data.train[0].kind in ("contrastive", "beir"):
         dataset = _build_contrastive(config, base)
     else:
         dataset = _build_dataset(config.data.train, config, base)
@@ -196,8 +204,10 @@ def _build_dataset(
 
 
 def _build_contrastive(config: Config, base: BaseModel) -> ContrastiveDataset:
-    """Queries with passages of all files."""
-    texts, rows = index_rows([source.path for source in config.data.train])
+    """Queries with passages of all files and collections."""
+    readers = {"contrastive": read_contrastive, "beir": read_beir}
+    sources = config.data.train
+    texts, rows = index_rows(chain.from_iterable(readers[s.kind](s.path) for s in sources))
     try:
         return ContrastiveDataset(
             _tokenize(texts, config, base), rows, config.data.negatives, config.seed

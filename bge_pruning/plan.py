@@ -221,6 +221,7 @@ def estimate_memory(plan: Plan, config: Config) -> dict[str, float]:
     shape, count = plan.source, count_parameters(plan.source)
     texts = config.device_train_microbatch_size or config.global_train_batch_size
     widths = {"sts": 2, "contrastive": 2 + config.data.negatives}
+    widths["beir"] = widths["contrastive"]
     width = max([widths.get(source.kind, 1) for source in config.data.train], default=1)
     values = shape.num_hidden_layers * (16 * shape.hidden_size + 3 * shape.intermediate_size)
     item = 4 if config.precision == "fp32" else 2

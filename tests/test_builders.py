@@ -96,7 +96,7 @@ ZERO = "loss={sts_regression: 0, distillation_alignment: 0, distillation_similar
         (
             [source("sts", "mteb", "contrastive")],
             "data of kind mteb cannot be trained on in this version. To fix, use kind sts, "
-            "sentences or contrastive.",
+            "sentences, contrastive or beir.",
         ),
         (
             [source("sts", "sentences")],

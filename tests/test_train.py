@@ -338,6 +338,35 @@ def test_queries_with_passages_train_all_outputs(tmp_path, train_tiny, contrasti
     assert extract(run, tmp_path / "small")["largest_difference"] <= 1e-5
 
 
+def test_a_collection_trains_like_its_rows(
+    tmp_path, train_tiny, contrastive, contrastive_jsonl, assert_same_run
+):
+    """Rows with one positive and judged negatives say the same in either layout."""
+    given = [json.loads(line) for line in contrastive_jsonl.read_text().splitlines()]
+    rows = [{**row, "pos": row["pos"][:1]} for row in given]
+    (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    beir = tmp_path / "beir"
+    (beir / "qrels").mkdir(parents=True)
+    texts = dict.fromkeys(text for row in rows for text in (*row["pos"], *row["neg"]))
+    ids = {text: f"d{number}" for number, text in enumerate(texts)}
+    corpus = [json.dumps({"_id": i, "title": "", "text": text}) for text, i in ids.items()]
+    (beir / "corpus.jsonl").write_text("\n".join(corpus))
+    queries = [json.dumps({"_id": f"q{n}", "text": row["query"]}) for n, row in enumerate(rows)]
+    (beir / "queries.jsonl").write_text("\n".join(queries))
+    lines = [
+        f"q{n}\t{ids[text]}\t{int(text in row['pos'])}"
+        for n, row in enumerate(rows)
+        for text in (*row["pos"], *row["neg"])
+    ]
+    (beir / "qrels" / "train.tsv").write_text("\n".join(lines))
+
+    def run(kind: str, path: Path) -> Path:
+        source = f"data.train=[{{name: q, kind: {kind}, path: {path}}}]"
+        return train_tiny(tmp_path / kind, *contrastive, source, "max_duration=3ba")
+
+    assert_same_run(run("contrastive", tmp_path / "rows.jsonl"), run("beir", beir))
+
+
 def test_contrastive_loss_goes_down(tmp_path, train_tiny, contrastive):
     overrides = ("model.l0_module=null", "max_duration=10ep", "loss.self_distillation=0")
     intervals = ("eval_interval=10ep", "save_interval=10ep")

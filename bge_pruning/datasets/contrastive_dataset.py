@@ -10,7 +10,7 @@ from __future__ import annotations
 import gzip
 import json
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
@@ -170,18 +170,14 @@ class ContrastiveRows:
         return self.negatives[self.negative_starts[row] : self.negative_starts[row + 1]]
 
 
-def index_rows(files: Sequence[str | Path]) -> tuple[list[str], ContrastiveRows]:
-    """Read files and number their texts, each different text once.
+def index_rows(given: Iterable[ContrastiveRow]) -> tuple[list[str], ContrastiveRows]:
+    """Number the texts of rows, each different text once.
 
     Args:
-        files: See :func:`read_contrastive`.
+        given: Rows of any number of sources, such as :func:`read_contrastive` yields them.
 
     Returns:
-        The texts, and the rows of all files in order.
-
-    Raises:
-        FileNotFoundError: See :func:`read_contrastive`.
-        ValueError: See :func:`read_contrastive`.
+        The texts, and the rows in order.
     """
     numbers: dict[str, int] = {}
 
@@ -189,13 +185,12 @@ def index_rows(files: Sequence[str | Path]) -> tuple[list[str], ContrastiveRows]
         return numbers.setdefault(text, len(numbers))
 
     queries, pos, neg, pos_counts, neg_counts = [], [], [], [], []
-    for file in files:
-        for row in read_contrastive(file):
-            queries.append(number(row.query))
-            pos += [number(text) for text in row.pos]
-            neg += [number(text) for text in row.neg]
-            pos_counts.append(len(row.pos))
-            neg_counts.append(len(row.neg))
+    for row in given:
+        queries.append(number(row.query))
+        pos += [number(text) for text in row.pos]
+        neg += [number(text) for text in row.neg]
+        pos_counts.append(len(row.pos))
+        neg_counts.append(len(row.neg))
     rows = ContrastiveRows(
         np.array(queries, np.int64),
         np.array(pos, np.int64),

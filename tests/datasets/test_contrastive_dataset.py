@@ -3,6 +3,7 @@
 import gzip
 import json
 import re
+from itertools import chain
 from pathlib import Path
 
 import numpy as np
@@ -43,7 +44,7 @@ def write(tmp_path):
 
 @pytest.fixture
 def indexed(write):
-    return index_rows([write(ROWS)])
+    return index_rows(read_contrastive(write(ROWS)))
 
 
 # Reading
@@ -146,8 +147,8 @@ def test_every_text_is_there_once_and_every_row_is_its_own(indexed):
 
 def test_files_follow_each_other(write):
     first, second = write(ROWS[:1], "1.jsonl"), write(ROWS[1:], "2.jsonl.gz")
-    texts, rows = index_rows([first, second])
-    whole_texts, whole = index_rows([write(ROWS)])
+    texts, rows = index_rows(chain(read_contrastive(first), read_contrastive(second)))
+    whole_texts, whole = index_rows(read_contrastive(write(ROWS)))
     assert texts == whole_texts
     for name in ("queries", "positives", "positive_starts", "negatives", "negative_starts"):
         assert np.array_equal(getattr(rows, name), getattr(whole, name))
@@ -241,7 +242,7 @@ def test_negatives_that_rows_do_not_have_are_refused(indexed):
 
 
 def test_a_batch_says_what_is_no_negative(write):
-    texts, rows = index_rows([write([row for row in ROWS if row["neg"]])])
+    texts, rows = index_rows(read_contrastive(write([row for row in ROWS if row["neg"]])))
     teacher = {"dense_vecs": np.arange(2.0 * len(texts), dtype=np.float32).reshape(-1, 2)}
     dataset = ContrastiveDataset(tokenized(texts), rows, negatives=1, seed=7, teacher=teacher)
     batch = Collator(99)([dataset[i] for i in range(3)])

@@ -1,0 +1,72 @@
+"""Rows of a collection in BEIR layout."""
+
+import json
+import re
+from pathlib import Path
+
+import pytest
+
+from bge_pruning.datasets.contrastive_dataset import ContrastiveRow
+from bge_pruning.datasets.mteb_dataloader import read_beir
+
+CORPUS = [
+    {"_id": "d1", "title": "Cats", "text": "They sleep."},
+    {"_id": "d2", "title": "", "text": "Hunde bellen."},
+    {"_id": "d3", "title": "Birds", "text": "They sing."},
+    {"_id": "4", "text": "鱼会游泳。"},
+]
+QUERIES = [{"_id": "q1", "text": "who sleeps?"}, {"_id": "q2", "text": "wer bellt?"}]
+QRELS = "query-id\tcorpus-id\tscore\nq2\td2\t1\nq1\td1\t2\nq1\td3\t0\nq1\t4\t1\n"
+
+
+@pytest.fixture
+def folder(tmp_path) -> Path:
+    for name, rows in (("corpus", CORPUS), ("queries", QUERIES)):
+        text = "".join(json.dumps(row) + "\n" for row in rows)
+        (tmp_path / f"{name}.jsonl").write_text(text, encoding="utf-8")
+    (tmp_path / "qrels").mkdir()
+    (tmp_path / "qrels" / "train.tsv").write_text(QRELS, encoding="utf-8")
+    return tmp_path
+
+
+def test_rows_are_the_judged_queries(folder):
+    assert list(read_beir(folder)) == [
+        ContrastiveRow("wer bellt?", ["Hunde bellen."], []),
+        ContrastiveRow("who sleeps?", ["Cats They sleep.", "鱼会游泳。"], ["Birds They sing."]),
+    ]
+
+
+def test_another_split_without_a_header_and_with_a_query_that_has_no_positive(folder):
+    (folder / "qrels" / "dev.tsv").write_text("q1\td1\t1\r\n\r\nq2\td2\t0\r\n")
+    assert [row.query for row in read_beir(folder, "dev")] == ["who sleeps?"]
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("qrels/train.tsv", QRELS + "q1\td9\t1\n", "train.tsv:6: corpus-id 'd9' is not in corpus"),
+        ("qrels/train.tsv", QRELS + "q9\td1\t1\n", "train.tsv:6: query-id 'q9' is not in queries"),
+        ("qrels/train.tsv", QRELS + "q1 d1 1\n", "train.tsv:6: has 1 columns, expected query-id"),
+        ("qrels/train.tsv", QRELS + "q1\td1\tx\n", "train.tsv:6: score 'x' is not a whole number"),
+        ("qrels/train.tsv", "", "train.tsv: no query has a positive"),
+        ("qrels/train.tsv", "q1\td1\t0\n", "train.tsv: no query has a positive"),
+        ("corpus.jsonl", "{", "corpus.jsonl:1: is not a row with _id and text"),
+        ("corpus.jsonl", "[1]", "corpus.jsonl:1: is not a row with _id and text"),
+        ("corpus.jsonl", '{"_id": "d1"}', "corpus.jsonl:1: is not a row with _id and text"),
+        ("corpus.jsonl", '\n{"_id": "d1", "text": " "}', "corpus.jsonl:2: text is empty"),
+        ("queries.jsonl", '{"_id": "q1", "text": 3}', "queries.jsonl:1: text is empty"),
+        ("queries.jsonl", b"\xff", "queries.jsonl:1: is not UTF-8"),
+    ],
+)
+def test_errors_name_file_and_line(name, content, message, folder):
+    (folder / name).write_bytes(content if isinstance(content, bytes) else content.encode())
+    with pytest.raises(ValueError, match=f"{re.escape(message)}.*To fix"):
+        list(read_beir(folder))
+
+
+@pytest.mark.parametrize("name", ["corpus.jsonl", "queries.jsonl", "qrels/train.tsv"])
+def test_missing_files(name, folder):
+    (folder / name).unlink()
+    message = rf"{name}: no such file\. To fix, name a folder in BEIR layout"
+    with pytest.raises(FileNotFoundError, match=message):
+        list(read_beir(folder))
