@@ -7,18 +7,17 @@ before the query). Texts and rows are kept in arrays, not in Python objects.
 
 from __future__ import annotations
 
-import gzip
-import json
 import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 import numpy as np
 from torch.utils.data import Dataset
 
 from bge_pruning.datasets.embedding_dataset import TokenizedTexts, teacher_items
+from bge_pruning.datasets.text_files import check_unicode, parse_row, read_lines
 
 KEYS = ("query", "pos", "neg")
 
@@ -50,7 +49,7 @@ def read_contrastive(path: str | Path) -> Iterator[ContrastiveRow]:
     """
     path = Path(path)
     found = False
-    for line, content in _lines(path):
+    for line, content in read_lines(path):
         if content.strip():
             found = True
             yield _parse_row(content, f"{path}:{line}")
@@ -58,41 +57,8 @@ def read_contrastive(path: str | Path) -> Iterator[ContrastiveRow]:
         raise ValueError(f"{path}: holds no rows. To fix, choose another file.")
 
 
-def _open(path: Path) -> IO[bytes]:
-    if not path.is_file():
-        raise FileNotFoundError(
-            f"{path}: no such file. To fix, check the path; it is relative to {Path.cwd()}."
-        )
-    if path.suffix == ".gz":
-        return gzip.open(path, "rb")
-    return path.open("rb")
-
-
-def _lines(path: Path) -> Iterator[tuple[int, str]]:
-    line = 0
-    with _open(path) as file:
-        try:
-            for line, content in enumerate(file, start=1):
-                yield line, content.decode("utf-8-sig" if line == 1 else "utf-8")
-        except UnicodeDecodeError:
-            raise ValueError(f"{path}:{line}: is not UTF-8. To fix, convert the file.") from None
-        except (EOFError, gzip.BadGzipFile) as error:
-            raise ValueError(
-                f"{path}:{line + 1}: the archive is damaged or cut off ({error}). To fix, copy it "
-                f"again."
-            ) from None
-
-
 def _parse_row(content: str, where: str) -> ContrastiveRow:
-    try:
-        row = json.loads(content)
-    except json.JSONDecodeError as error:
-        raise ValueError(
-            f"{where}: is not JSON ({error.msg}). To fix, correct or remove the line."
-        ) from None
-    missing = [key for key in KEYS if not isinstance(row, dict) or key not in row]
-    if missing:
-        raise ValueError(f"{where}: lacks {', '.join(missing)}. To fix, add the keys.")
+    row = parse_row(content, where, KEYS)
     query = _check_text(row["query"], f"{where}: query")
     if prompt := row.get("prompt"):
         query = _check_text(prompt, f"{where}: prompt") + query
@@ -117,13 +83,7 @@ def _check_texts(value: Any, what: str) -> list[str]:
 def _check_text(value: Any, what: str) -> str:
     if not isinstance(value, str) or not value.strip():
         raise ValueError(f"{what} is empty or no text. To fix, correct or remove the line.")
-    try:
-        value.encode("utf-8")
-    except UnicodeEncodeError:
-        raise ValueError(
-            f"{what} is not valid Unicode (half of a surrogate pair). To fix, correct or remove "
-            f"the line."
-        ) from None
+    check_unicode(value, what)
     return value
 
 

@@ -7,11 +7,11 @@ positive of its query, one judged 0 a given negative.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator
 from pathlib import Path
 
 from bge_pruning.datasets.contrastive_dataset import ContrastiveRow
+from bge_pruning.datasets.text_files import parse_row, read_lines
 
 HEADER = ("query-id", "corpus-id", "score")
 
@@ -62,7 +62,7 @@ def read_beir(folder: str | Path, split: str = "train") -> Iterator[ContrastiveR
 def _read_qrels(path: Path) -> dict[str, dict[str, tuple[float, int]]]:
     """Score and line of each judged passage, by query."""
     judged: dict[str, dict[str, tuple[float, int]]] = {}
-    for line, content in enumerate(_lines(path), start=1):
+    for line, content in read_lines(path):
         cells = content.rstrip("\r\n").split("\t")
         if line == 1 and tuple(cells) == HEADER:
             continue
@@ -89,37 +89,14 @@ def _score(text: str, where: str) -> float:
 def _read_texts(path: Path, wanted: set[str]) -> dict[str, str]:
     """Title and text of the wanted ids; the rest of a large corpus is not kept."""
     texts: dict[str, str] = {}
-    for line, content in enumerate(_lines(path), start=1):
+    for line, content in read_lines(path):
         if not content.strip():
             continue
-        try:
-            row = json.loads(content)
-            name, text = str(row["_id"]), row["text"]
-            whole = f"{row.get('title') or ''} {text}".strip()
-        except (json.JSONDecodeError, KeyError, TypeError, AttributeError) as error:
-            raise ValueError(
-                f"{path}:{line}: is not a row with _id and text ({error}). To fix, correct or "
-                f"remove the line."
-            ) from None
+        row = parse_row(content, f"{path}:{line}", ("_id", "text"))
+        name, text = str(row["_id"]), row["text"]
+        whole = f"{row.get('title') or ''} {text}".strip()
         if name in wanted:
             if not isinstance(text, str) or not whole:
                 raise ValueError(f"{path}:{line}: text is empty. To fix, correct the line.")
             texts[name] = whole
     return texts
-
-
-def _lines(path: Path) -> Iterator[str]:
-    if not path.is_file():
-        raise FileNotFoundError(
-            f"{path}: no such file. To fix, name a folder in BEIR layout (corpus.jsonl, "
-            f"queries.jsonl, qrels/train.tsv); paths are relative to {Path.cwd()}."
-        )
-    line = 0
-    with path.open("rb") as file:
-        for line, content in enumerate(file, start=1):
-            try:
-                yield content.decode("utf-8-sig" if line == 1 else "utf-8")
-            except UnicodeDecodeError:
-                raise ValueError(
-                    f"{path}:{line}: is not UTF-8. To fix, convert the file."
-                ) from None

@@ -8,11 +8,12 @@ from __future__ import annotations
 
 import csv
 import io
-import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+from bge_pruning.datasets.text_files import check_unicode, parse_row
 
 COLUMNS = ("sentence1", "sentence2", "score")
 MAX_SCORE = 5.0
@@ -51,7 +52,7 @@ def read_sts(path: str | Path) -> STSPairs:
             text = row[name]
             if not isinstance(text, str) or not text.strip():
                 raise ValueError(f"{where}: {name} is empty. To fix, correct or remove the line.")
-            _check_unicode(text, f"{where}: {name}")
+            check_unicode(text, f"{where}: {name}")
             texts.append(text)
         pairs.scores.append(_score(row["score"], where))
     if not pairs.scores:
@@ -172,27 +173,7 @@ def _json_rows(path: Path, text: str) -> Iterator[tuple[int, dict[str, Any]]]:
     for line, content in enumerate(text.split("\n"), start=1):
         if not content.strip():
             continue
-        try:
-            row = json.loads(content)
-        except json.JSONDecodeError as error:
-            raise ValueError(
-                f"{path}:{line}: is not JSON ({error.msg}). To fix, correct or remove the line."
-            ) from None
-        missing = [c for c in COLUMNS if not isinstance(row, dict) or c not in row]
-        if missing:
-            raise ValueError(f"{path}:{line}: lacks {', '.join(missing)}. To fix, add the keys.")
-        yield line, row
-
-
-def _check_unicode(text: str, what: str) -> None:
-    """Refuse what no tokenizer takes: JSON can spell half of a character."""
-    try:
-        text.encode("utf-8")
-    except UnicodeEncodeError:
-        raise ValueError(
-            f"{what} is not valid Unicode (half of a surrogate pair). To fix, correct or remove "
-            f"the line."
-        ) from None
+        yield line, parse_row(content, f"{path}:{line}", COLUMNS)
 
 
 def _score(value: Any, where: str) -> float:

@@ -68,21 +68,15 @@ def fetch_model_folder(name: str, revision: str | None = None) -> Path:
 def _download_weights(name: str, revision: str | None) -> None:
     """The first kind of weight file that the model has."""
     from huggingface_hub import hf_hub_download
-    from huggingface_hub.errors import EntryNotFoundError
+    from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError
 
     try:
         hf_hub_download(name, WEIGHT_FILES[0], revision=revision)
     except EntryNotFoundError as error:
         # LocalEntryNotFoundError (not cached and offline) is an EntryNotFoundError too.
-        if not _is_remote_answer(error):
+        if isinstance(error, LocalEntryNotFoundError):
             raise
         hf_hub_download(name, WEIGHT_FILES[1], revision=revision)
-
-
-def _is_remote_answer(error: Exception) -> bool:
-    from huggingface_hub.errors import LocalEntryNotFoundError
-
-    return not isinstance(error, LocalEntryNotFoundError)
 
 
 def _no_network_message(name: str, error: Exception) -> str:

@@ -85,18 +85,17 @@ def evaluate(
     for name in (model, *([baseline] if baseline else []), *(also or {}).values()):
         check_name(name)  # all of them, before the first is scored
     options = {"max_length": max_length, "device": device}
-    judged = load_encoder(model, **options)
-    reference = load_encoder(baseline, **options) if baseline else None
+    judged, reference = load_encoder(model, **options), None
     scores = {"model": score_sts(judged, sts, batch_size)}
     counts = {"model": _count(model, judged), "baseline": None}
-    if baseline and reference is not None:
+    if baseline:
+        reference = load_encoder(baseline, **options)
         scores["baseline"] = score_sts(reference, sts, batch_size)
         counts["baseline"] = _count(baseline, reference)
     words = build_word_embedding_model(reference or judged)
     scores["word_embeddings"] = score_sts(words, sts, batch_size)
-    untrained = _limit(build_random_weights_model(model, device=device, seed=seed), max_length)
-    scores["random_weights"] = score_sts(untrained, sts, batch_size)
-    del words, untrained  # the memory is needed for what follows
+    scores["random_weights"] = _score_untrained(model, sts, batch_size, options, seed)
+    del words  # the memory is needed for what follows
     extra = {
         name: _score_and_free(folder, sts, batch_size, options)
         for name, folder in (also or {}).items()
@@ -282,6 +281,14 @@ def _score_and_free(
     scores = score_sts(load_encoder(folder, **options), sts, batch_size)
     gc.collect()  # the model sits in reference cycles, and the next may not fit beside it
     return scores
+
+
+def _score_untrained(
+    model: str, sts: Mapping[str, Pairs], batch_size: int, options: dict[str, Any], seed: int
+) -> dict[str, Score]:
+    """Scores the model's shape with random weights."""
+    untrained = build_random_weights_model(model, device=options["device"], seed=seed)
+    return score_sts(_limit(untrained, options["max_length"]), sts, batch_size)
 
 
 def _describe_task(

@@ -50,9 +50,9 @@ def test_another_split_without_a_header_and_with_a_query_that_has_no_positive(fo
         ("qrels/train.tsv", QRELS + "q1\td1\tx\n", "train.tsv:6: score 'x' is not a whole number"),
         ("qrels/train.tsv", "", "train.tsv: no query has a positive"),
         ("qrels/train.tsv", "q1\td1\t0\n", "train.tsv: no query has a positive"),
-        ("corpus.jsonl", "{", "corpus.jsonl:1: is not a row with _id and text"),
-        ("corpus.jsonl", "[1]", "corpus.jsonl:1: is not a row with _id and text"),
-        ("corpus.jsonl", '{"_id": "d1"}', "corpus.jsonl:1: is not a row with _id and text"),
+        ("corpus.jsonl", "{", "corpus.jsonl:1: is not JSON ("),
+        ("corpus.jsonl", "[1]", "corpus.jsonl:1: lacks _id, text"),
+        ("corpus.jsonl", '{"_id": "d1"}', "corpus.jsonl:1: lacks text"),
         ("corpus.jsonl", '\n{"_id": "d1", "text": " "}', "corpus.jsonl:2: text is empty"),
         ("queries.jsonl", '{"_id": "q1", "text": 3}', "queries.jsonl:1: text is empty"),
         ("queries.jsonl", b"\xff", "queries.jsonl:1: is not UTF-8"),
@@ -67,6 +67,6 @@ def test_errors_name_file_and_line(name, content, message, folder):
 @pytest.mark.parametrize("name", ["corpus.jsonl", "queries.jsonl", "qrels/train.tsv"])
 def test_missing_files(name, folder):
     (folder / name).unlink()
-    message = rf"{name}: no such file\. To fix, name a folder in BEIR layout"
+    message = rf"{name}: no such file\. To fix, check the path"
     with pytest.raises(FileNotFoundError, match=message):
         list(read_beir(folder))
