@@ -20,17 +20,19 @@ from composer.optim import (
     CosineAnnealingWithWarmupScheduler,
     LinearWithWarmupScheduler,
 )
+from composer.utils import dist
 from torch import Tensor, nn
 
 from bge_pruning.algorithms.group_gradient_clipping import GroupGradientClipping
 from bge_pruning.algorithms.pruning_schedule import PruningSchedule
+from bge_pruning.callbacks.data_callback import DataCallback
 from bge_pruning.callbacks.embedding_callback import EmbeddingCallback
 from bge_pruning.callbacks.metrics_file import MetricsFile
 from bge_pruning.callbacks.pruning_callback import PruningCallback
 from bge_pruning.callbacks.run_metadata_callback import RunMetadataCallback
 from bge_pruning.callbacks.wandb_logger import WandBLogger
 from bge_pruning.config import Config, ConfigError
-from bge_pruning.data_builders import build_loss_weights
+from bge_pruning.data_builders import build_loss_weights, compares_texts
 from bge_pruning.models.checkpoint import RunMetadata, build_l0_module
 from bge_pruning.models.composer_bge_m3 import ComposerBGEM3
 from bge_pruning.models.encoder_shape import EncoderShape
@@ -105,12 +107,15 @@ def build_base_model(config: Config) -> BaseModel:
 
 
 def build_teacher(config: Config, base: BaseModel) -> Teacher | None:
-    """The teacher, if the loss distils: as configured, else the model that the run prunes.
+    """The unpruned model, if the loss distils or negatives are mined.
 
-    A recovery starts from an extracted model and is taught by the one that was cut.
+    It is the configured teacher, else the model that the run prunes. A recovery starts from an
+    extracted model and is taught by the one that was cut.
     """
-    weights = build_loss_weights(config)
-    if not weights.distils:
+    names = set(build_loss_weights(config).distilled)
+    if any(source.mined_negatives for source in config.data.train):
+        names.add("dense_vecs")
+    if not names:
         return None
     source = {"base_model": config.model.base_model, "revision": config.model.revision}
     if base.pruning:
@@ -119,34 +124,43 @@ def build_teacher(config: Config, base: BaseModel) -> Teacher | None:
     revision = source["revision"] if name == source["base_model"] else None
     # A model that was named has a pooling of its own.
     pooling = base.heads.pooling if name == source["base_model"] else None
-    return Teacher(name, revision, pooling, weights.distilled)
+    return Teacher(name, revision, pooling, sorted(names))
 
 
 def build_model(
     config: Config, base: BaseModel, metadata: RunMetadata, teacher: Teacher | None
 ) -> ComposerBGEM3:
     """The model to train."""
-    on_the_fly = teacher is not None and not config.teacher.cache
+    weights = build_loss_weights(config)
+    on_the_fly = weights.distils and not config.teacher.cache
     l0 = config.model.l0_module
     return build_composer_model(
         config.model.name,
         backbone=base.backbone,
         heads=base.heads,
         l0_module=build_l0_module(base.shape, metadata.l0_module),
-        loss_weights=build_loss_weights(config),
+        loss_weights=weights,
         teacher=teacher.encoder() if on_the_fly else None,
         teacher_dimensions=_teacher_dimensions(config, base, teacher),
+        # teacher_layers=_kept(base, "layer"),
         eval_target_model=True if l0 is None else l0.eval_target_model,
         special_ids=sorted(read_special_ids(base.tokenizer_files)),
+        # chunk_size=config.device_train_microbatch_size if compares_texts(weights) else None,
     )
 
 
+def _kept(base: BaseModel, axis: str) -> list[int] | None:
+    """What an extracted model has kept of the one that it was cut from."""
+    return (base.pruning or {}).get("kept", {}).get(axis)
+
+
 def _teacher_dimensions(config: Config, base: BaseModel, teacher: Teacher | None) -> Tensor | None:
-    if teacher is None or not config.loss.distillation_alignment:
+    loss = config.loss
+    if teacher is None or not (loss.distillation_alignment or loss.distillation_hidden):
         return None  # similarities need no common dimensions
     if teacher.hidden_size() == base.shape.hidden_size:
         return None
-    kept = (base.pruning or {}).get("kept", {}).get("hidden", [])
+    kept = _kept(base, "hidden") or []
     if len(kept) != base.shape.hidden_size:
         raise ConfigError(
             f"teacher '{teacher.name}' has {teacher.hidden_size()} dimensions, {base.name} "
@@ -245,6 +259,7 @@ def build_callbacks(config: Config, model: ComposerBGEM3, metadata: RunMetadata)
         RunMetadataCallback(metadata),
         PruningCallback(model.l0_module, config.log_interval),
         EmbeddingCallback(config.log_interval, model.special_ids),
+        DataCallback(config.log_interval),
     ]
 
 
@@ -268,6 +283,14 @@ def build_loggers(config: Config) -> list[LoggerDestination]:
         name = str(folder / f"{config.stage}{suffix}-rank{{rank}}.txt")
         loggers.append(FileLogger(filename=name, overwrite=True))
     return loggers
+
+
+def _microbatch_size(config: Config) -> int:
+    """Rows that the trainer gives the model at once."""
+    whole = config.global_train_batch_size // dist.get_world_size()
+    micro = config.device_train_microbatch_size
+    # A loss over the batch needs all of it: the model itself cuts it, and caches gradients.
+    return whole if micro is None or compares_texts(build_loss_weights(config)) else micro
 
 
 def build_trainer(
@@ -300,5 +323,5 @@ def build_trainer(
         seed=config.seed,
         precision=config.precision,
         device=config.device,
-        device_train_microbatch_size=config.device_train_microbatch_size,
+        device_train_microbatch_size=_microbatch_size(config),
     )

@@ -65,11 +65,21 @@ class ModelConfig:
 
 @dataclass
 class SourceConfig:
-    """One file or folder of data."""
+    """One source of data."""
 
     name: str = "???"
-    kind: str = "???"  # sts: pairs; sentences: text; contrastive, beir: queries with passages
+    kind: str = "???"  # sts: pairs; sentences: text; contrastive, beir, mteb: queries with passages
+    # File or pattern (texts/*.txt), hf://NAME of a Hugging Face dataset, BEIR folder, or mteb task.
     path: str = "???"
+    weight: Optional[float] = None  # share of the batches; default: as many as it has
+    split: str = "train"  # of a Hugging Face dataset, a BEIR folder or an mteb task
+    subset: Optional[str] = None  # configuration of a dataset, language of a task
+    revision: Optional[str] = None  # of a Hugging Face dataset
+    columns: dict[str, str] = field(default_factory=dict)  # our column name: the file's
+    score_range: list[float] = field(default_factory=lambda: [0.0, 5.0])  # of kind sts
+    negatives: Optional[int] = None  # per query; default: data.negatives
+    mined_negatives: int = 0  # per query: nearest to the unpruned model that are no positive
+    mining_margin: float = 0.95  # not those that score above this share of the positive's score
 
 
 @dataclass
@@ -78,9 +88,13 @@ class DataConfig:
 
     train: list[SourceConfig] = field(default_factory=list)
     eval: list[SourceConfig] = field(default_factory=list)
-    negatives: int = 0  # of the given ones, per query; those of the batch are there anyway
+    negatives: int = 0  # given or mined ones, per query; those of the batch are there anyway
+    on_bad_row: str = "error"  # stop before training, or skip: count and report
+    group_by_length: bool = True  # batches of texts of similar length: less padding
+    adapt_weights_interval: Optional[str] = None  # time; null: the weights stay
+    adapt_batches: int = 4  # of each source, on which its loss is measured
     num_workers: int = 0  # texts are tokenised once, before training: workers have little to do
-    processed_folder: str = "data/processed"  # cached teacher vectors
+    processed_folder: str = "data/processed"  # tokenised texts, teacher outputs, mined negatives
 
 
 @dataclass
@@ -93,8 +107,10 @@ class LossConfig:
     distillation_similarity: float = 0.0  # its similarities of the texts of a batch
     distillation_sparse: float = 0.0  # its sparse token weights
     distillation_colbert: float = 0.0  # its multi-vectors, token by token
+    distillation_hidden: float = 0.0  # its hidden states, at the layers that follow the survivors
     contrastive: float = 0.0  # queries with passages: InfoNCE of contrastive_outputs
     self_distillation: float = 0.0  # the ensemble of the outputs teaches each of them
+    score_distillation: float = 0.0  # scores that the rows give their passages
     contrastive_outputs: list[str] = field(default_factory=lambda: ["dense", "sparse", "colbert"])
     temperature: float = 0.02  # of contrastive and self_distillation
     learn_temperature: bool = False  # start at temperature, stay between 0.005 and 1
@@ -195,12 +211,14 @@ def check(config: Config) -> None:
         "precision": (config.precision, ("fp32", "amp_bf16", "amp_fp16")),
         "device": (config.device, (None, "cpu", "gpu")),
         "model.pooling": (m.pooling, (None, "cls", "mean")),
+        "data.on_bad_row": (config.data.on_bad_row, ("error", "skip")),
     }
     if config.loggers.wandb is not None:
         modes = ("offline", "online", "disabled")
         choices["loggers.wandb.mode"] = (config.loggers.wandb.mode, modes)
     for index, source in enumerate([*config.data.train, *config.data.eval]):
         choices[f"kind of data source {index} ('{source.name}')"] = (source.kind, SOURCE_KINDS)
+        _check_source(source)
     for index, output in enumerate(loss.contrastive_outputs):
         choices[f"loss.contrastive_outputs[{index}]"] = (output, ("dense", "sparse", "colbert"))
     for key, (value, allowed) in choices.items():
@@ -214,6 +232,7 @@ def check(config: Config) -> None:
         "optimizer.eps": o.eps,
         "loss.similarity_temperature": loss.similarity_temperature,
         "loss.temperature": loss.temperature,
+        "data.adapt_batches": config.data.adapt_batches,
     }
     if config.device_train_microbatch_size is not None:
         positive["device_train_microbatch_size"] = config.device_train_microbatch_size
@@ -234,6 +253,24 @@ def check(config: Config) -> None:
     _check_range(unit, lambda v: 0 <= v <= 1, "in [0, 1]")
 
 
+def _check_source(source: SourceConfig) -> None:
+    """Refuse values of a source that are out of range."""
+    where = f"of data source '{source.name}'"
+    if len(source.score_range) != 2 or not source.score_range[0] < source.score_range[1]:
+        raise ConfigError(
+            f"score_range {source.score_range} {where} is not [lowest, highest]. To fix, write "
+            f"e.g. [0, 5]."
+        )
+    not_negative = {f"mined_negatives {where}": source.mined_negatives}
+    if source.negatives is not None:
+        not_negative[f"negatives {where}"] = source.negatives
+    if source.weight is not None:
+        _check_range({f"weight {where}": source.weight}, lambda v: v > 0, "above 0")
+    margin = {f"mining_margin {where}": source.mining_margin}
+    _check_range(not_negative, lambda v: v >= 0, "0 or more")
+    _check_range(margin, lambda v: 0 < v <= 1, "in (0, 1]")
+
+
 def _check_times(config: Config) -> None:
     """Refuse what Composer could not read as a time, before it is asked to."""
     counts, shares = ("ba", "ep"), ("ba", "ep", "dur")
@@ -244,6 +281,8 @@ def _check_times(config: Config) -> None:
         "log_interval": (config.log_interval, counts),
         "scheduler.t_warmup": (config.scheduler.t_warmup, shares),
     }
+    if config.data.adapt_weights_interval is not None:
+        times["data.adapt_weights_interval"] = (config.data.adapt_weights_interval, shares)
     if (l0 := config.model.l0_module) is not None:
         times["model.l0_module.lagrangian_warmup_steps"] = (l0.lagrangian_warmup_steps, shares)
     for key, (text, units) in times.items():

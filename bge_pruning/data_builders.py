@@ -1,11 +1,10 @@
-"""From the configuration to batches: training data, evaluators and the teacher's vectors."""
+"""From the configuration to batches: training data, evaluators and the teacher's outputs."""
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -18,25 +17,20 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from bge_pruning.config_schema import Config, ConfigError, SourceConfig
-from bge_pruning.datasets.contrastive_dataset import (
-    ContrastiveDataset,
-    index_rows,
-    read_contrastive,
-)
 from bge_pruning.datasets.embedding_dataset import (
+    Batch,
     Collator,
     EmbeddingDataset,
     TokenizedTexts,
-    tokenize,
 )
-from bge_pruning.datasets.length_grouped_sampler import LengthGroupedSampler
-from bge_pruning.datasets.mteb_dataloader import read_beir
-from bge_pruning.datasets.sts_dataloader import MAX_SCORE, read_sentences, read_sts
+from bge_pruning.datasets.length_groups import group_batches, padding_share
+from bge_pruning.datasets.mixed_dataloader import MixedBatchSampler, MixedDataset, MixSchedule
 from bge_pruning.datasets.teacher_vectors import cached_teacher_outputs, compute_cache_key
 from bge_pruning.models.composer_bge_m3 import LossWeights
 from bge_pruning.models.model_files import read_vocabulary
 from bge_pruning.models.pretrained import BaseModel
 from bge_pruning.models.teacher import Teacher
+from bge_pruning.source_builders import WITH_PASSAGES, SourceDataset, build_source
 
 log = logging.getLogger(__name__)
 
@@ -51,53 +45,64 @@ def check_objective(config: Config) -> None:
     """Refuse losses and data that do not fit each other.
 
     Raises:
-        ConfigError: If nothing is optimised, data is missing or of the wrong kind, or a loss over
-            the batch would change because the batch is split.
+        ConfigError: If nothing is optimised, data is missing or of the wrong kind, or two settings
+            contradict each other.
     """
     weights = build_loss_weights(config)
-    # Rows of queries with passages are the same wherever they come from.
-    kinds = {"contrastive" if s.kind == "beir" else s.kind for s in config.data.train}
     if not config.data.train:
         raise ConfigError("data.train is empty. To fix, add configs/training/sts_only.yaml.")
-    unsupported = kinds - {"sts", "sentences", "contrastive"}
-    if unsupported:
+    names = [source.name for source in config.data.train]
+    if repeated := sorted({name for name in names if names.count(name) > 1}):
         raise ConfigError(
-            f"data of kind {', '.join(sorted(unsupported))} cannot be trained on in this version. "
-            f"To fix, use kind sts, sentences, contrastive or beir."
+            f"two sources of data.train are called {', '.join(repeated)}. To fix, rename one."
         )
-    if len(kinds) > 1:
+    weighted = [source.name for source in config.data.train if source.weight is not None]
+    if weighted and len(weighted) < len(names):
         raise ConfigError(
-            f"data.train mixes kinds {' and '.join(sorted(kinds))}, which this version cannot. To "
-            f"fix, use one kind for all (sentences also reads sts files, without their scores)."
+            f"only {', '.join(weighted)} of data.train have a weight. To fix, give one to every "
+            f"source, or to none."
         )
-    _check_losses_fit(weights, kinds)
-    micro = config.device_train_microbatch_size
-    per_device = config.global_train_batch_size // dist.get_world_size()
-    whole = ("cosent", "distillation_similarity", "contrastive", "self_distillation")
-    for name in whole:
-        if micro is not None and micro < per_device and getattr(weights, name):
-            raise ConfigError(
-                f"device_train_microbatch_size {micro} splits the batch of {per_device}, and "
-                f"loss.{name} compares all texts of a batch: it would silently become another "
-                f"loss. To fix, leave device_train_microbatch_size out, or set loss.{name}=0."
-            )
+    if config.data.adapt_weights_interval is not None and config.data.num_workers:
+        raise ConfigError(
+            "data.adapt_weights_interval needs data.num_workers=0: workers load batches before the "
+            "weights are known. To fix, set one of the two."
+        )
+    if weights.distillation_hidden and config.teacher.cache:
+        raise ConfigError(
+            "loss.distillation_hidden needs the teacher's hidden states, which are too many to "
+            "cache. To fix, set teacher.cache=false."
+        )
+    _check_losses_fit(weights, config)
 
 
-def _check_losses_fit(weights: LossWeights, kinds: set[str]) -> None:
-    """Every loss has the kind of data that it needs."""
+def _check_losses_fit(weights: LossWeights, config: Config) -> None:
+    """Every loss has the kind of data that it needs, and every source has a loss."""
     needs = {
-        "sts_regression": "sts",
-        "cosent": "sts",
-        "contrastive": "contrastive",
-        "self_distillation": "contrastive",
+        "sts_regression": ("sts",),
+        "cosent": ("sts",),
+        "contrastive": WITH_PASSAGES,
+        "self_distillation": WITH_PASSAGES,
+        "score_distillation": WITH_PASSAGES,
     }
-    if not weights.distils and not any(getattr(weights, name) for name in needs):
+    given = {name: kinds for name, kinds in needs.items() if getattr(weights, name)}
+    if not weights.distils and not given:
         raise ConfigError("all weights under loss are 0. To fix, set e.g. loss.sts_regression=1.")
-    for name, kind in needs.items():
-        if getattr(weights, name) and kinds != {kind}:
+    for name, kinds in given.items():
+        if not any(source.kind in kinds for source in config.data.train):
             raise ConfigError(
-                f"loss.{name} needs data.train of kind {kind}. To fix, set it to 0 or add such "
-                f"data."
+                f"loss.{name} needs data.train of kind {' or '.join(kinds)}. To fix, set it to 0 "
+                f"or add such data."
+            )
+    for source in config.data.train:
+        if not weights.distils and not any(source.kind in kinds for kinds in given.values()):
+            raise ConfigError(
+                f"no loss applies to data source '{source.name}' of kind {source.kind}. To fix, "
+                f"set a weight under loss that does, or remove the source."
+            )
+        if source.mined_negatives and source.kind not in WITH_PASSAGES:
+            raise ConfigError(
+                f"mined_negatives of data source '{source.name}' needs queries with passages, not "
+                f"kind {source.kind}. To fix, remove it."
             )
     if weights.self_distillation and set(weights.contrastive_outputs) <= {"dense"}:
         raise ConfigError(
@@ -106,8 +111,14 @@ def _check_losses_fit(weights: LossWeights, kinds: set[str]) -> None:
         )
 
 
+def compares_texts(weights: LossWeights) -> bool:
+    """Whether a loss compares the texts of a batch, so that it may not be split."""
+    parts = ("cosent", "distillation_similarity", "contrastive", "self_distillation")
+    return any(getattr(weights, name) for name in parts)
+
+
 def build_train_loader(config: Config, base: BaseModel, teacher: Teacher | None) -> DataSpec:
-    """Training batches of this rank.
+    """Training batches of this rank, each of one source.
 
     Raises:
         ConfigError: If the teacher would read other words in the student's token ids.
@@ -118,42 +129,82 @@ def build_train_loader(config: Config, base: BaseModel, teacher: Teacher | None)
             f"teacher '{teacher.name}' and {base.name} have different tokenizers: the same ids "
             f"mean other words to it. To fix, distil from the model that {base.name} came from."
         )
-    dataset: EmbeddingDataset | ContrastiveDataset
-    if config.data.train[0].kind in ("contrastive", "beir"):
-        dataset = _build_contrastive(config, base)
-    else:
-        dataset = _build_dataset(config.data.train, config, base)
-    if teacher is not None and config.teacher.cache:
-        dataset.teacher = _teacher_outputs(config, base, teacher, dataset.texts)
-    ranks = dist.get_world_size()
-    sampler = LengthGroupedSampler(
-        dataset,
-        dataset.lengths,
-        config.global_train_batch_size,
-        num_replicas=ranks,
-        rank=dist.get_global_rank(),
-        seed=config.seed,
-        epoch_in_index=isinstance(dataset, ContrastiveDataset),
+    # The other ranks find the files that the first one wrote.
+    with _rank_zero_first():
+        datasets = [_build_dataset(source, config, base, teacher) for source in config.data.train]
+    size, ranks = config.global_train_batch_size, dist.get_world_size()
+    lengths = [dataset.lengths for dataset in datasets]
+    sources = config.data.train
+    weights = [s.weight or max(1, len(n) // size) for s, n in zip(sources, lengths, strict=True)]
+    names = [source.name for source in sources]
+    mixed = MixedDataset(names, datasets, MixSchedule(weights), size)
+    sampler = MixedBatchSampler(
+        mixed, lengths, ranks, dist.get_global_rank(), config.seed, config.data.group_by_length
     )
+    log.info("%s", render_sources(mixed, config.seed))
     return _data_spec(
-        dataset,
-        batch_size=config.global_train_batch_size // ranks,
-        sampler=sampler,
-        drop_last=True,
+        mixed,
+        batch_sampler=sampler,
         collate_fn=Collator(base.hf_config["pad_token_id"]),
         num_workers=config.data.num_workers,
         pin_memory=torch.cuda.is_available(),
     )
 
 
+def _build_dataset(
+    source: SourceConfig, config: Config, base: BaseModel, teacher: Teacher | None
+) -> SourceDataset:
+    """The examples of a source, with the teacher's outputs if they are cached."""
+
+    def embed(texts: TokenizedTexts) -> np.ndarray:
+        return _teacher_outputs(config, base, teacher, texts, ("dense_vecs",))["dense_vecs"]
+
+    mines = source.mined_negatives > 0
+    fingerprint = teacher.fingerprint() if mines else ""
+    dataset = build_source(source, config, base, embed if mines else None, fingerprint)
+    weights = build_loss_weights(config)
+    if weights.distils and config.teacher.cache:
+        dataset.teacher = _teacher_outputs(config, base, teacher, dataset.texts, weights.distilled)
+    return dataset
+
+
+def render_sources(mixed: MixedDataset, seed: int) -> str:
+    """The sources as a table for the log: rows, texts, share of the batches, tokens, padding."""
+    lines = [
+        f"{'source':<26} {'rows':>9} {'texts':>10} {'share':>6} {'tokens':>6} {'padding':>8} "
+        f"{'random':>7}"
+    ]
+    shares = mixed.schedule.weights()
+    for name, data, share in zip(mixed.names, mixed.datasets, shares, strict=True):
+        lengths, tokens = data.lengths, data.tokens
+        padding = [
+            padding_share(
+                *(lengths, tokens, data.width),
+                group_batches(lengths, mixed.batch_size, (seed, 0), grouped),
+            )
+            for grouped in (True, False)
+        ]
+        lines.append(
+            f"{name:<26} {len(data):>9,} {len(data.texts):>10,} {share:>6.1%} "
+            f"{tokens.mean() / data.width:>6.1f} {padding[0]:>8.1%} {padding[1]:>7.1%}"
+        )
+    return "\n".join(lines)
+
+
 def _data_spec(dataset: Dataset, **arguments: Any) -> DataSpec:
-    return DataSpec(DataLoader(dataset, **arguments), split_batch=_split_batch)
+    return DataSpec(
+        DataLoader(dataset, **arguments),
+        split_batch=_split_batch,
+        get_num_samples_in_batch=lambda batch: len(batch["input_ids"]),
+    )
 
 
-def _split_batch(batch: dict[str, Tensor], size: int) -> list[dict[str, Tensor]]:
+def _split_batch(batch: Batch, size: int) -> list[Batch]:
     # Composer's own splitting warns at every last batch that is smaller than the others.
     starts = range(0, len(batch["input_ids"]), size)
-    return [{key: value[i : i + size] for key, value in batch.items()} for i in starts]
+    return [
+        {k: v if isinstance(v, str) else v[i : i + size] for k, v in batch.items()} for i in starts
+    ]
 
 
 def build_evaluators(config: Config, base: BaseModel) -> list[Evaluator]:
@@ -165,7 +216,8 @@ def build_evaluators(config: Config, base: BaseModel) -> list[Evaluator]:
                 f"data.eval '{source.name}' is of kind {source.kind}; only kind sts is evaluated "
                 f"during training in this version. To fix, remove it."
             )
-        dataset = _build_dataset([source], config, base)
+        with _rank_zero_first():
+            dataset = build_source(source, config, base, None, "")
         # Pairs of similar length together: less padding, and the metric does not see the order.
         order = np.argsort(dataset.lengths, kind="stable")
         dataset = EmbeddingDataset(dataset.texts, dataset.examples[order], dataset.scores[order])
@@ -181,62 +233,21 @@ def build_evaluators(config: Config, base: BaseModel) -> list[Evaluator]:
     return evaluators
 
 
-def _build_dataset(
-    sources: list[SourceConfig], config: Config, base: BaseModel
-) -> EmbeddingDataset:
-    """All files of one kind, tokenised."""
-    scored = sources[0].kind == "sts"
-    texts: list[str] = []
-    scores: list[float] = []
-    for source in sources:
-        if scored:
-            pairs = read_sts(source.path)
-            rows = zip(pairs.sentences1, pairs.sentences2, strict=True)
-            texts += [text for pair in rows for text in pair]
-            scores += [score / MAX_SCORE for score in pairs.scores]
-        else:
-            texts += read_sentences(source.path)
-    if not scored:
-        texts = list(dict.fromkeys(texts))
-    tokens = _tokenize(texts, config, base)
-    examples = np.arange(len(texts)).reshape(-1, 2 if scored else 1)
-    return EmbeddingDataset(tokens, examples, np.array(scores, np.float32) if scored else None)
-
-
-def _build_contrastive(config: Config, base: BaseModel) -> ContrastiveDataset:
-    """Queries with passages of all files and collections."""
-    readers = {"contrastive": read_contrastive, "beir": read_beir}
-    sources = config.data.train
-    texts, rows = index_rows(chain.from_iterable(readers[s.kind](s.path) for s in sources))
-    try:
-        return ContrastiveDataset(
-            _tokenize(texts, config, base), rows, config.data.negatives, config.seed
-        )
-    except ValueError as error:
-        raise ConfigError(str(error)) from None
-
-
-def _tokenize(texts: list[str], config: Config, base: BaseModel) -> TokenizedTexts:
-    max_length = min(config.model.max_length, base.max_seq_length)
-    tokens = tokenize(texts, base.tokenizer_files["tokenizer.json"], max_length)
-    if tokens.truncated:
-        log.info("%d of %d texts cut at %d tokens", tokens.truncated, len(tokens), max_length)
-    return tokens
-
-
 def _teacher_outputs(
-    config: Config, base: BaseModel, teacher: Teacher, texts: TokenizedTexts
+    config: Config,
+    base: BaseModel,
+    teacher: Teacher,
+    texts: TokenizedTexts,
+    names: Sequence[str],
 ) -> dict[str, np.ndarray]:
     key = compute_cache_key(texts, teacher.fingerprint())
     folder = Path(config.data.processed_folder)
-    paths = {name: folder / f"teacher-{key}-{name}.npy" for name in teacher.names}
+    paths = {name: folder / f"teacher-{key}-{name}.npy" for name in names}
 
     def encode(ids: Tensor, mask: Tensor) -> dict[str, Tensor]:
         return teacher.encoder()(ids.to(_device_name(config)), mask.to(_device_name(config)))
 
-    # The other ranks find the file that the first one wrote.
-    with _rank_zero_first():
-        return cached_teacher_outputs(texts, encode, base.hf_config["pad_token_id"], paths)
+    return cached_teacher_outputs(texts, encode, base.hf_config["pad_token_id"], paths)
 
 
 def _device_name(config: Config) -> str:

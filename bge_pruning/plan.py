@@ -10,6 +10,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from bge_pruning.config import Config, ConfigError
+from bge_pruning.config_schema import SourceConfig
 from bge_pruning.models.encoder_shape import (
     YAML_NAMES,
     EncoderShape,
@@ -220,9 +221,7 @@ def estimate_memory(plan: Plan, config: Config) -> dict[str, float]:
     """
     shape, count = plan.source, count_parameters(plan.source)
     texts = config.device_train_microbatch_size or config.global_train_batch_size
-    widths = {"sts": 2, "contrastive": 2 + config.data.negatives}
-    widths["beir"] = widths["contrastive"]
-    width = max([widths.get(source.kind, 1) for source in config.data.train], default=1)
+    width = max([_texts_of_row(source, config) for source in config.data.train], default=1)
     values = shape.num_hidden_layers * (16 * shape.hidden_size + 3 * shape.intermediate_size)
     item = 4 if config.precision == "fp32" else 2
     distils = any(v > 0 for k, v in vars(config.loss).items() if k.startswith("distillation_"))
@@ -232,6 +231,12 @@ def estimate_memory(plan: Plan, config: Config) -> dict[str, float]:
         "activations": float(texts * width * config.model.max_length * values * item),
         "teacher": 4.0 * int(count.total) if on_the_fly else 0.0,
     }
+
+
+def _texts_of_row(source: SourceConfig, config: Config) -> int:
+    if source.kind in ("sts", "sentences"):
+        return 2 if source.kind == "sts" else 1
+    return 2 + (config.data.negatives if source.negatives is None else source.negatives)
 
 
 def _memory_line(plan: Plan, config: Config) -> str:

@@ -7,9 +7,10 @@ from collections.abc import Sequence
 import torch
 from composer.core import Callback, State, Time
 from composer.loggers import Logger
-from torch import Tensor
+from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
 
-from bge_pruning.clock import count_batches, elapsed_share
+from bge_pruning.clock import count_batches
 
 
 class EmbeddingCallback(Callback):
@@ -23,6 +24,7 @@ class EmbeddingCallback(Callback):
     ``embedding/sparse/nonzeros``      mean number of different tokens with a weight, per text
     ``embedding/sparse/empty_share``   share of texts without any
     ``embedding/colbert/cosine_mean``  mean cosine of the vectors of neighbouring tokens
+    ``embedding/colbert/norm_mean``    mean length of the vectors before they are normalised
     =================================  ===========================================================
 
     Sparse and multi-vector rows are there if the loss trains that output.
@@ -38,6 +40,23 @@ class EmbeddingCallback(Callback):
     def __init__(self, log_interval: str, special_ids: Sequence[int] = ()) -> None:
         self.interval = Time.from_timestring(log_interval)
         self.special_ids = tuple(special_ids)
+        self._norms: list[Tensor] = []
+        self._mask: Tensor | None = None
+        self._hook: RemovableHandle | None = None
+
+    def _is_due(self, state: State, batch: int) -> bool:
+        interval = count_batches(self.interval, state)
+        return batch % interval == 0 or batch >= count_batches(state.max_duration, state)
+
+    def batch_start(self, state: State, logger: Logger) -> None:
+        """Listen to the multi-vector head in a step that will be logged: its outputs are scaled."""
+        head = getattr(state.model, "module", state.model).heads.colbert_linear
+        if head is not None and self._is_due(state, state.timestamp.batch.value + 1):
+            self._norms, self._mask = [], state.batch["attention_mask"].flatten(0, 1)[:, 1:]
+            self._hook = head.register_forward_hook(self._keep_norms)
+
+    def _keep_norms(self, module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
+        self._norms.append(output.detach().float().norm(dim=-1))
 
     def after_loss(self, state: State, logger: Logger) -> None:
         """Stop at a loss that is no number; the last checkpoint stays as it is."""
@@ -45,18 +64,27 @@ class EmbeddingCallback(Callback):
         # The total alone in every step: each look waits for the device.
         if not losses["total"].isfinite().all():
             broken = [name for name, value in losses.items() if not value.isfinite().all()]
+            source = state.batch.get("source", "data")
             raise RuntimeError(
-                f"step {state.timestamp.batch.value}: {', '.join(broken)} of the loss is not "
-                f"finite. To fix, lower optimizer.lr or look for broken texts; the last checkpoint "
-                f"is kept, and autoresume=true goes on from it."
+                f"step {state.timestamp.batch.value}, source {source}: {', '.join(broken)} of the "
+                f"loss is not finite. To fix, lower optimizer.lr or look for broken texts; the "
+                f"last checkpoint is kept, and autoresume=true goes on from it."
             )
 
     def batch_end(self, state: State, logger: Logger) -> None:
         """Log at the interval and at the last batch."""
-        interval = count_batches(self.interval, state)
-        if state.timestamp.batch.value % interval and elapsed_share(state) < 1.0:
+        if not self._is_due(state, state.timestamp.batch.value):
             return
-        logger.log_metrics(compute_embedding_health(state.outputs, state.batch, self.special_ids))
+        health = compute_embedding_health(state.outputs, state.batch, self.special_ids)
+        if self._hook is not None:
+            self._hook.remove()
+            self._hook = None
+        if self._norms:
+            # Cached gradients run the head again: the first time is the forward pass.
+            norms = torch.cat(self._norms)[: len(self._mask)]
+            health["embedding/colbert/norm_mean"] = float(norms[self._mask.bool()].mean())
+            self._norms = []
+        logger.log_metrics(health)
 
 
 @torch.no_grad()

@@ -2,89 +2,76 @@
 
 A row is ``{"query": str, "pos": [str, ...], "neg": [str, ...]}``, one JSON object a line, plain or
 ``.gz``; optional are ``pos_scores``, ``neg_scores`` (a teacher's scores) and ``prompt`` (written
-before the query). Texts and rows are kept in arrays, not in Python objects.
+before the query). A Hugging Face dataset may have those columns too, or pairs of ``query`` and
+``pos``, each a text.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
-from pathlib import Path
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import numpy as np
 from torch.utils.data import Dataset
 
 from bge_pruning.datasets.embedding_dataset import TokenizedTexts, teacher_items
-from bge_pruning.datasets.text_files import check_unicode, parse_row, read_lines
+from bge_pruning.datasets.rows import BadRows, Row, RowTable
+from bge_pruning.datasets.tables import Table, read_table
+from bge_pruning.datasets.text_files import check_text
 
 KEYS = ("query", "pos", "neg")
+OPTIONAL = ("pos_scores", "neg_scores", "prompt")
 
 
-@dataclass(frozen=True)
-class ContrastiveRow:
-    """One row of a file, checked."""
-
-    query: str
-    pos: list[str]
-    neg: list[str]
-    pos_scores: list[float] | None = None
-    neg_scores: list[float] | None = None
-
-
-def read_contrastive(path: str | Path) -> Iterator[ContrastiveRow]:
+def read_contrastive(table: Table, bad: BadRows | None = None) -> Iterator[Row]:
     """Read a file row by row.
 
     Args:
-        path: ``.jsonl`` or ``.jsonl.gz`` file, UTF-8.
+        table: Where the rows are.
+        bad: What to do with rows that are wrong.
 
     Yields:
-        The rows, in file order.
+        The rows, in order; with scores if they have them for all their passages.
 
     Raises:
-        FileNotFoundError: If there is no such file.
-        ValueError: If the file is empty, damaged or a row is wrong; the message names file and
-            line.
+        FileNotFoundError: If there is no such file or dataset.
+        ValueError: If the file is damaged or a row is wrong; the message names file and line.
     """
-    path = Path(path)
-    found = False
-    for line, content in read_lines(path):
-        if content.strip():
-            found = True
-            yield _parse_row(content, f"{path}:{line}")
-    if not found:
-        raise ValueError(f"{path}: holds no rows. To fix, choose another file.")
+    bad = bad or BadRows()
+    # In a file, a row without neg is rather one with a misspelt key.
+    required = KEYS[:2] if table.on_hub else KEYS
+    for where, cells in read_table(table, required, bad, optional=(*OPTIONAL, "neg")):
+        row = None
+        if table.on_hub:  # pairs and triplets are often columns of single texts there
+            cells = {
+                k: [v] if k in KEYS[1:] and isinstance(v, str) else v for k, v in cells.items()
+            }
+        with bad.guard():
+            row = _parse_row(cells, where)
+        if row is not None:
+            yield row
 
 
-def _parse_row(content: str, where: str) -> ContrastiveRow:
-    row = parse_row(content, where, KEYS)
-    query = _check_text(row["query"], f"{where}: query")
-    if prompt := row.get("prompt"):
-        query = _check_text(prompt, f"{where}: prompt") + query
-    pos, neg = (_check_texts(row[key], f"{where}: {key}") for key in ("pos", "neg"))
+def _parse_row(cells: Mapping[str, Any], where: str) -> Row:
+    query = check_text(cells["query"], f"{where}: query")
+    if prompt := cells.get("prompt"):
+        query = check_text(prompt, f"{where}: prompt") + query
+    pos, neg = (_check_texts(cells.get(key, []), f"{where}: {key}") for key in ("pos", "neg"))
     if not pos:
         raise ValueError(f"{where}: pos is empty. To fix, add a passage or remove the line.")
-    return ContrastiveRow(
-        query,
-        pos,
-        neg,
-        _check_scores(row.get("pos_scores"), len(pos), f"{where}: pos_scores"),
-        _check_scores(row.get("neg_scores"), len(neg), f"{where}: neg_scores"),
-    )
+    pos_scores = _check_scores(cells.get("pos_scores"), len(pos), f"{where}: pos_scores")
+    neg_scores = _check_scores(cells.get("neg_scores"), len(neg), f"{where}: neg_scores")
+    # Scores of a part of the passages are no distribution over them.
+    complete = pos_scores is not None and (neg_scores is not None or not neg)
+    scores = (*pos_scores, *(neg_scores or ())) if complete else None
+    return Row(query, (*pos, *neg), len(pos), scores)
 
 
 def _check_texts(value: Any, what: str) -> list[str]:
     if not isinstance(value, list):
         raise ValueError(f"{what} is no list. To fix, write a list of texts.")
-    return [_check_text(text, f"{what}[{index}]") for index, text in enumerate(value)]
-
-
-def _check_text(value: Any, what: str) -> str:
-    if not isinstance(value, str) or not value.strip():
-        raise ValueError(f"{what} is empty or no text. To fix, correct or remove the line.")
-    check_unicode(value, what)
-    return value
+    return [check_text(text, f"{what}[{index}]") for index, text in enumerate(value)]
 
 
 def _check_scores(value: Any, count: int, what: str) -> list[float] | None:
@@ -100,74 +87,9 @@ def _check_scores(value: Any, count: int, what: str) -> list[float] | None:
     return [float(v) for v in value]
 
 
-@dataclass(frozen=True)
-class ContrastiveRows:
-    """Rows as indices into a table of texts.
-
-    Attributes:
-        queries: Text of each row's query, shape ``(n,)``.
-        positives: Texts of the positives of all rows, one after the other.
-        positive_starts: Start of each row in ``positives``, and the end; shape ``(n + 1,)``.
-        negatives: Texts of the given negatives of all rows.
-        negative_starts: Same as ``positive_starts``.
-    """
-
-    queries: np.ndarray
-    positives: np.ndarray
-    positive_starts: np.ndarray
-    negatives: np.ndarray
-    negative_starts: np.ndarray
-
-    def __len__(self) -> int:
-        return len(self.queries)
-
-    def positives_of(self, row: int) -> np.ndarray:
-        """Texts of a row's positives."""
-        return self.positives[self.positive_starts[row] : self.positive_starts[row + 1]]
-
-    def negatives_of(self, row: int) -> np.ndarray:
-        """Texts of a row's given negatives."""
-        return self.negatives[self.negative_starts[row] : self.negative_starts[row + 1]]
-
-
-def index_rows(given: Iterable[ContrastiveRow]) -> tuple[list[str], ContrastiveRows]:
-    """Number the texts of rows, each different text once.
-
-    Args:
-        given: Rows of any number of sources, such as :func:`read_contrastive` yields them.
-
-    Returns:
-        The texts, and the rows in order.
-    """
-    numbers: dict[str, int] = {}
-
-    def number(text: str) -> int:
-        return numbers.setdefault(text, len(numbers))
-
-    queries, pos, neg, pos_counts, neg_counts = [], [], [], [], []
-    for row in given:
-        queries.append(number(row.query))
-        pos += [number(text) for text in row.pos]
-        neg += [number(text) for text in row.neg]
-        pos_counts.append(len(row.pos))
-        neg_counts.append(len(row.neg))
-    rows = ContrastiveRows(
-        np.array(queries, np.int64),
-        np.array(pos, np.int64),
-        _starts(pos_counts),
-        np.array(neg, np.int64),
-        _starts(neg_counts),
-    )
-    return list(numbers), rows
-
-
-def _starts(counts: Sequence[int]) -> np.ndarray:
-    return np.concatenate([[0], np.cumsum(counts, dtype=np.int64)])
-
-
 def sample_example(
-    rows: ContrastiveRows, row: int, negatives: int, seed: int, epoch: int
-) -> np.ndarray:
+    rows: RowTable, row: int, negatives: int, seed: int, epoch: int
+) -> tuple[np.ndarray, np.ndarray]:
     """The texts of one example: the query, one positive, and some negatives.
 
     Which positive and negatives are drawn follows from ``(seed, epoch, row)`` alone. A row with too
@@ -181,22 +103,25 @@ def sample_example(
         epoch: Epoch, from 0.
 
     Returns:
-        Text indices ``[query, positive, negative, ...]``, at most ``2 + negatives`` of them.
+        Text indices ``[query, positive, negative, ...]``, at most ``2 + negatives`` of them, and
+        the scores of the passages, NaN where the row has none.
     """
     generator = np.random.default_rng((seed, epoch, row))
-    positive = generator.choice(rows.positives_of(row))
-    given = rows.negatives_of(row)
-    if negatives == 0 or len(given) == 0:
-        drawn = given[:0]
-    elif len(given) >= negatives:
+    count, given = rows.positives[row], len(rows.negatives_of(row))
+    positive = generator.integers(count)
+    if negatives == 0 or given == 0:
+        drawn = np.empty(0, np.int64)
+    elif given >= negatives:
         drawn = generator.choice(given, negatives, replace=False)
     else:
-        repeats = -(-negatives // len(given))
-        drawn = generator.permutation(np.tile(given, repeats))[:negatives]
-    return np.concatenate([[rows.queries[row], positive], drawn])
+        repeats = -(-negatives // given)
+        drawn = generator.permutation(np.tile(np.arange(given), repeats))[:negatives]
+    chosen = rows.starts[row] + 1 + np.concatenate([[positive], count + drawn])
+    example = np.concatenate([[rows.texts[rows.starts[row]]], rows.texts[chosen]])
+    return example, np.asarray(rows.scores[chosen])
 
 
-def known_positives(rows: ContrastiveRows) -> tuple[np.ndarray, np.ndarray]:
+def known_positives(rows: RowTable) -> tuple[np.ndarray, np.ndarray]:
     """All positives of each row's query, over every row that has the same query.
 
     None of them may serve as a negative of the query.
@@ -205,17 +130,32 @@ def known_positives(rows: ContrastiveRows) -> tuple[np.ndarray, np.ndarray]:
         rows: The rows.
 
     Returns:
-        The texts of all rows, one after the other, and the start of each row, shape ``(n + 1,)``.
+        The positives of all queries, one query after the other, and where those of each row's
+        query begin and end, shape ``(n, 2)``.
     """
-    by_query: dict[int, list[int]] = {}
-    for row, query in enumerate(rows.queries.tolist()):
-        by_query.setdefault(query, []).append(row)
-    merged = {
-        query: np.unique(np.concatenate([rows.positives_of(row) for row in members]))
-        for query, members in by_query.items()
-    }
-    values = [merged[query] for query in rows.queries.tolist()]
-    return np.concatenate(values), _starts([len(value) for value in values])
+    positive = rows.roles == 1
+    queries = np.repeat(rows.first, rows.positives)
+    pairs = np.unique(np.stack([queries, rows.texts[positive]], axis=1), axis=0)
+    bounds = [np.searchsorted(pairs[:, 0], rows.first, side) for side in ("left", "right")]
+    return pairs[:, 1].copy(), np.stack(bounds, axis=1)
+
+
+def add_negatives(rows: RowTable, negatives: np.ndarray) -> RowTable:
+    """Rows with more negatives, after those that they have.
+
+    Args:
+        rows: The rows.
+        negatives: Texts to add to each row, shape ``(n, k)``; -1 where there are fewer.
+    """
+    found = negatives >= 0
+    ends = np.repeat(rows.starts[1:], found.sum(axis=1))
+    counts = np.diff(rows.starts) + found.sum(axis=1)
+    return RowTable(
+        np.insert(rows.texts, ends, negatives[found]),
+        np.concatenate([[0], np.cumsum(counts, dtype=np.int64)]),
+        rows.positives,
+        np.insert(rows.scores, ends, np.nan),
+    )
 
 
 class ContrastiveDataset(Dataset):
@@ -229,33 +169,42 @@ class ContrastiveDataset(Dataset):
         rows: Rows over them.
         negatives: Given negatives per query; every row must have at least one if it is not 0.
         seed: Seed of the draws.
+        scored: Give the scores of the passages too; every row must have them.
         teacher: See :class:`EmbeddingDataset`.
 
     Raises:
-        ValueError: If negatives are asked for and a row has none.
+        ValueError: If negatives or scores are asked for and a row has none.
     """
 
     def __init__(
         self,
         texts: TokenizedTexts,
-        rows: ContrastiveRows,
+        rows: RowTable,
         negatives: int,
         seed: int,
+        scored: bool = False,
         teacher: Mapping[str, np.ndarray] | None = None,
     ) -> None:
-        without = int((np.diff(rows.negative_starts) == 0).sum())
+        without = int((np.diff(rows.starts) == 1 + rows.positives).sum())
         if negatives and without:
             raise ValueError(
                 f"data.negatives is {negatives}, but {without} of {len(rows)} rows have no neg. To "
-                f"fix, set data.negatives=0 (the other passages of a batch still are negatives) or "
-                f"give every row a neg."
+                f"fix, set it to 0 (the other passages of a batch still are negatives), give every "
+                f"row a neg, or set negatives or mined_negatives of the source."
+            )
+        unscored = int(np.isnan(rows.scores[rows.roles > 0]).sum())
+        if scored and unscored:
+            raise ValueError(
+                f"{unscored} passages have no pos_scores or neg_scores, which "
+                f"loss.score_distillation needs. To fix, add them or set it to 0."
             )
         self.texts = texts
         self.rows = rows
         self.negatives = negatives
         self.seed = seed
+        self.scored = scored
         self.teacher = dict(teacher or {})
-        self.known, self.known_starts = known_positives(rows)
+        self.known, self.known_bounds = known_positives(rows)
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -263,17 +212,31 @@ class ContrastiveDataset(Dataset):
     @property
     def lengths(self) -> np.ndarray:
         """Tokens of each row's query and longest positive, shape ``(n,)``."""
-        rows, lengths = self.rows, self.texts.lengths
-        positives = np.maximum.reduceat(lengths[rows.positives], rows.positive_starts[:-1])
-        return np.maximum(lengths[rows.queries], positives)
+        lengths = np.where(self.rows.roles < 2, self.texts.lengths[self.rows.texts], 0)
+        return np.maximum.reduceat(lengths, self.rows.starts[:-1])
+
+    @property
+    def tokens(self) -> np.ndarray:
+        """Tokens of all texts of an example, on average over the draws, shape ``(n,)``."""
+        lengths, starts = self.texts.lengths[self.rows.texts], self.rows.starts[:-1]
+        roles = self.rows.roles
+        sums = [np.add.reduceat(np.where(roles == role, lengths, 0), starts) for role in range(3)]
+        given = np.maximum(np.diff(self.rows.starts) - 1 - self.rows.positives, 1)
+        return sums[0] + sums[1] / self.rows.positives + self.negatives * sums[2] / given
+
+    @property
+    def width(self) -> int:
+        """Texts of an example."""
+        return 2 + self.negatives
 
     def __getitem__(self, index: int) -> dict[str, object]:
         """Token ids of query and passages, and which texts they are."""
         epoch, row = divmod(index, len(self))
-        example = sample_example(self.rows, row, self.negatives, self.seed, epoch)
+        example, scores = sample_example(self.rows, row, self.negatives, self.seed, epoch)
         return {
             "ids": [self.texts[i] for i in example],
             "passage_texts": example[1:],
-            "positive_texts": self.known[self.known_starts[row] : self.known_starts[row + 1]],
+            "positive_texts": self.known[slice(*self.known_bounds[row])],
+            **({"passage_scores": scores} if self.scored else {}),
             **teacher_items(self.teacher, self.texts, example),
         }

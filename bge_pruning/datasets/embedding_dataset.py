@@ -4,12 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 from torch.utils.data import Dataset
+
+if TYPE_CHECKING:
+    from tokenizers import Tokenizer
+
+# Tensors by name, and the name of the source.
+Batch = dict[str, "Tensor | str"]
 
 
 @dataclass(frozen=True)
@@ -38,11 +45,10 @@ class TokenizedTexts:
         return np.diff(self.starts)
 
 
-def tokenize(texts: Sequence[str], tokenizer_json: bytes, max_length: int) -> TokenizedTexts:
-    """Tokenise texts once.
+def build_tokenizer(tokenizer_json: bytes, max_length: int) -> Tokenizer:
+    """A tokenizer that truncates and does not pad.
 
     Args:
-        texts: Texts.
         tokenizer_json: Content of ``tokenizer.json``.
         max_length: Longest text in tokens, special tokens included; longer ones are truncated.
 
@@ -60,6 +66,16 @@ def tokenize(texts: Sequence[str], tokenizer_json: bytes, max_length: int) -> To
         )
     tokenizer.no_padding()
     tokenizer.enable_truncation(max_length)
+    return tokenizer
+
+
+def tokenize(texts: Sequence[str], tokenizer: Tokenizer) -> TokenizedTexts:
+    """Tokenise texts.
+
+    Args:
+        texts: Texts.
+        tokenizer: As :func:`build_tokenizer` makes it.
+    """
     encodings = tokenizer.encode_batch_fast(list(texts))
     lengths = [len(encoding.ids) for encoding in encodings]
     ids = np.fromiter((i for e in encodings for i in e.ids), dtype=np.int32, count=sum(lengths))
@@ -119,8 +135,23 @@ class EmbeddingDataset(Dataset):
         """Tokens of the longest text of each example, shape ``(n,)``."""
         return self.texts.lengths[self.examples].max(axis=1)
 
+    @property
+    def tokens(self) -> np.ndarray:
+        """Tokens of all texts of each example, shape ``(n,)``."""
+        return self.texts.lengths[self.examples].sum(axis=1)
+
+    @property
+    def width(self) -> int:
+        """Texts of an example."""
+        return self.examples.shape[1]
+
     def __getitem__(self, index: int) -> dict[str, object]:
-        """Token ids of the example's texts, and its score and teacher outputs if there are any."""
+        """Token ids of the example's texts, and its score and teacher outputs if there are any.
+
+        Args:
+            index: Of the example, or that and any multiple of the length (its epoch).
+        """
+        index %= len(self)
         example = self.examples[index]
         item: dict[str, object] = {"ids": [self.texts[i] for i in example]}
         if self.scores is not None:
@@ -156,7 +187,7 @@ class Collator:
     def __init__(self, pad_token_id: int) -> None:
         self.pad_token_id = pad_token_id
 
-    def __call__(self, items: list[dict[str, object]]) -> dict[str, Tensor]:
+    def __call__(self, items: list[dict[str, object]]) -> Batch:
         """A batch as :class:`ComposerBGEM3` reads it: ``input_ids`` of shape ``(B, N, T)``, ..."""
         texts = len(items[0]["ids"])
         rows = pad_texts([ids for item in items for ids in item["ids"]], self.pad_token_id)
@@ -165,6 +196,8 @@ class Collator:
             name: value.unflatten(0, (len(items), texts))
             for name, value in zip(names, rows, strict=True)
         }
+        if "source" in items[0]:
+            batch["source"] = items[0]["source"]
         if "score" in items[0]:
             batch["scores"] = torch.tensor([float(item["score"]) for item in items])
         if "passage_texts" in items[0]:
@@ -173,6 +206,9 @@ class Collator:
             # A text is never -1, so the padding of the shorter lists equals no passage.
             positives = [torch.from_numpy(item["positive_texts"]) for item in items]
             batch["positive_texts"] = pad_sequence(positives, batch_first=True, padding_value=-1)
+        if "passage_scores" in items[0]:
+            scores = np.stack([item["passage_scores"] for item in items])
+            batch["passage_scores"] = torch.from_numpy(scores)
         if "teacher_dense_vecs" in items[0]:
             vectors = np.stack([item["teacher_dense_vecs"] for item in items])
             batch["teacher_dense_vecs"] = torch.from_numpy(vectors)

@@ -1,4 +1,4 @@
-"""Rows of training data: what every reader yields, and what becomes of rows that are wrong."""
+"""Rows of training data: what every reader yields, many of them as arrays, and wrong ones."""
 
 from __future__ import annotations
 
@@ -6,6 +6,8 @@ import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+
+import numpy as np
 
 log = logging.getLogger(__name__)
 
@@ -31,6 +33,62 @@ class Row:
     others: tuple[str, ...] = ()
     positives: int = 0
     scores: tuple[float, ...] | None = None
+
+
+@dataclass(frozen=True)
+class RowTable:
+    """Many rows as indices into a table of texts.
+
+    Attributes:
+        texts: Texts of all rows, one row after the other, the first of each row first; ``(m,)``.
+        starts: Start of each row in ``texts``, and the end of the last; ``(n + 1,)``.
+        positives: See :class:`Row`; ``(n,)``.
+        scores: Score of each of ``texts``, NaN where there is none; ``(m,)``.
+    """
+
+    texts: np.ndarray
+    starts: np.ndarray
+    positives: np.ndarray
+    scores: np.ndarray
+
+    def __len__(self) -> int:
+        return len(self.starts) - 1
+
+    @property
+    def first(self) -> np.ndarray:
+        """The first text of each row, its query if it has passages."""
+        return self.texts[self.starts[:-1]]
+
+    def positives_of(self, row: int) -> np.ndarray:
+        """Texts of a row's positives."""
+        start = self.starts[row] + 1
+        return self.texts[start : start + self.positives[row]]
+
+    def negatives_of(self, row: int) -> np.ndarray:
+        """Texts of a row's given negatives."""
+        return self.texts[self.starts[row] + 1 + self.positives[row] : self.starts[row + 1]]
+
+    def scores_of(self, row: int) -> np.ndarray:
+        """Scores of a row's passages, positives first, or NaN."""
+        return self.scores[self.starts[row] + 1 : self.starts[row + 1]]
+
+    @property
+    def roles(self) -> np.ndarray:
+        """What each of ``texts`` is to its row: 0 the first, 1 a positive, 2 another."""
+        counts = np.diff(self.starts)
+        place = np.arange(len(self.texts)) - np.repeat(self.starts[:-1], counts)
+        return (place > 0).astype(np.int8) + (place > np.repeat(self.positives, counts))
+
+    def select(self, rows: np.ndarray) -> RowTable:
+        """Some of the rows, in their order.
+
+        Args:
+            rows: True for those to keep, shape ``(n,)``.
+        """
+        kept = np.repeat(rows, np.diff(self.starts))
+        counts = np.diff(self.starts)[rows]
+        starts = np.concatenate([[0], np.cumsum(counts, dtype=np.int64)])
+        return RowTable(self.texts[kept], starts, self.positives[rows], self.scores[kept])
 
 
 @dataclass

@@ -1,22 +1,25 @@
 """Reading sentence pairs with gold scores, and plain sentences.
 
-Formats: CSV and TSV with columns ``sentence1, sentence2, score`` (with or without a header), JSONL
-with those keys. Plain sentences: a text file with one a line, or the sentences of such pairs.
+Pairs: columns ``sentence1, sentence2, score`` of a CSV or TSV file (with or without a header), of
+JSON lines, or of a Hugging Face dataset. Plain sentences: a text file with one a line, or the texts
+of such a table.
 """
 
 from __future__ import annotations
 
-import csv
-import io
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from bge_pruning.datasets.text_files import check_unicode, parse_row
+from bge_pruning.datasets.rows import BadRows, Row
+from bge_pruning.datasets.tables import Table, read_table
+from bge_pruning.datasets.text_files import check_text, read_lines
 
 COLUMNS = ("sentence1", "sentence2", "score")
-MAX_SCORE = 5.0
+# Columns that hold texts, in whatever kind of table.
+TEXT_COLUMNS = ("sentence1", "sentence2", "text", "sentence", "query", "pos", "neg")
+SCORE_RANGE = (0.0, 5.0)
 
 
 @dataclass(frozen=True)
@@ -32,7 +35,7 @@ class STSPairs:
 
 
 def read_sts(path: str | Path) -> STSPairs:
-    """Read scored sentence pairs.
+    """Read scored sentence pairs into memory.
 
     Args:
         path: ``.csv``, ``.tsv`` or ``.jsonl`` file, UTF-8.
@@ -44,17 +47,11 @@ def read_sts(path: str | Path) -> STSPairs:
         FileNotFoundError: If there is no such file.
         ValueError: If the file is empty or a row is wrong; the message names file and line.
     """
-    path = Path(path)
     pairs = STSPairs([], [], [])
-    for line, row in _rows(path):
-        where = f"{path}:{line}"
-        for name, texts in (("sentence1", pairs.sentences1), ("sentence2", pairs.sentences2)):
-            text = row[name]
-            if not isinstance(text, str) or not text.strip():
-                raise ValueError(f"{where}: {name} is empty. To fix, correct or remove the line.")
-            check_unicode(text, f"{where}: {name}")
-            texts.append(text)
-        pairs.scores.append(_score(row["score"], where))
+    for row in read_pairs(Table(str(path))):
+        pairs.sentences1.append(row.text)
+        pairs.sentences2.extend(row.others)
+        pairs.scores.extend(row.scores)
     if not pairs.scores:
         raise ValueError(f"{path}: holds no sentence pairs. To fix, choose another file.")
     return pairs
@@ -79,111 +76,91 @@ def read_sts_tasks(files: Sequence[str | Path]) -> dict[str, STSPairs]:
     return tasks
 
 
-def read_sentences(path: str | Path) -> list[str]:
-    """Read sentences without labels; each different sentence once, in order of appearance.
+def read_pairs(
+    table: Table, score_range: tuple[float, float] = SCORE_RANGE, bad: BadRows | None = None
+) -> Iterator[Row]:
+    """Read scored sentence pairs row by row.
 
     Args:
-        path: ``.txt`` file with one sentence a line (empty lines are skipped), or a file that
-            :func:`read_sts` reads, whose scores are not used.
+        table: Where they are.
+        score_range: Lowest and highest score that there can be.
+        bad: What to do with rows that are wrong.
+
+    Yields:
+        The pairs, in order, each with its score as it is in the file.
 
     Raises:
-        FileNotFoundError: If there is no such file.
-        ValueError: If the file is empty or not readable as above.
+        FileNotFoundError: If there is no such file or dataset.
+        ValueError: If a row is wrong; the message names file and line.
     """
-    path = Path(path)
-    if path.suffix == ".txt":
-        texts = [line.strip() for line in _read_text(path).split("\n") if line.strip()]
-    else:
-        pairs = read_sts(path)
-        texts = [t for pair in zip(pairs.sentences1, pairs.sentences2, strict=True) for t in pair]
-    if not texts:
-        raise ValueError(f"{path}: holds no sentences. To fix, choose another file.")
-    return list(dict.fromkeys(texts))
+    bad = bad or BadRows()
+    for where, cells in read_table(table, COLUMNS, bad, headerless=COLUMNS):
+        row = None
+        with bad.guard():
+            first, second = (check_text(cells[n], f"{where}: {n}") for n in COLUMNS[:2])
+            score = _parse_score(cells["score"], where, score_range)
+            row = Row(first, (second,), scores=(score,))
+        if row is not None:
+            yield row
 
 
-def _rows(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
-    """Rows as dicts with the columns of ``COLUMNS``, each with its line number."""
-    readers = {".csv": _csv_rows, ".tsv": _csv_rows, ".jsonl": _json_rows}
-    if path.suffix not in readers:
-        raise ValueError(
-            f"{path}: file type '{path.suffix}' is not one of {sorted(readers)}. "
-            f"To fix, convert it."
-        )
-    return readers[path.suffix](path, _read_text(path))
-
-
-def _read_text(path: Path) -> str:
-    if not path.is_file():
-        raise FileNotFoundError(
-            f"{path}: no such file. To fix, check the path; it is relative to {Path.cwd()}."
-        )
-    content = path.read_bytes()
-    try:
-        return content.decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        line = content[: error.start].count(b"\n") + 1
-        raise ValueError(f"{path}:{line}: is not UTF-8. To fix, convert the file.") from None
-
-
-def _csv_rows(path: Path, text: str) -> Iterator[tuple[int, dict[str, Any]]]:
-    delimiter = "\t" if path.suffix == ".tsv" else ","
-    reader = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter)
-    order: list[int] | None = None
-    for cells in _csv_cells(reader, path):
-        where = f"{path}:{reader.line_num}"
-        if order is None:
-            order = _column_order(cells, where)
-            if "sentence1" in cells:
-                continue
-        if not cells:
-            continue
-        if len(cells) <= max(order):
-            raise ValueError(
-                f"{where}: has {len(cells)} columns, expected {', '.join(COLUMNS)}. To fix, "
-                f"correct or remove the line; a text that contains the delimiter needs quotes."
-            )
-        yield reader.line_num, {c: cells[i] for c, i in zip(COLUMNS, order, strict=True)}
-
-
-def _csv_cells(reader: Any, path: Path) -> Iterator[list[str]]:
-    try:
-        yield from reader
-    except csv.Error as error:
-        raise ValueError(
-            f"{path}:{reader.line_num}: {error}. To fix, look for a quote left open."
-        ) from error
-
-
-def _column_order(first: list[str], where: str) -> list[int]:
-    if "sentence1" not in first:
-        if len(first) != len(COLUMNS):
-            raise ValueError(
-                f"{where}: has {len(first)} columns and no header, expected {', '.join(COLUMNS)}. "
-                f"To fix, correct the line or add a header that names those columns."
-            )
-        return [0, 1, 2]
-    missing = [column for column in COLUMNS if column not in first]
-    if missing:
-        raise ValueError(f"{where}: the header lacks {', '.join(missing)}. To fix, rename columns.")
-    return [first.index(column) for column in COLUMNS]
-
-
-def _json_rows(path: Path, text: str) -> Iterator[tuple[int, dict[str, Any]]]:
-    # Not splitlines: that also cuts at characters that JSON allows inside a text.
-    for line, content in enumerate(text.split("\n"), start=1):
-        if not content.strip():
-            continue
-        yield line, parse_row(content, f"{path}:{line}", COLUMNS)
-
-
-def _score(value: Any, where: str) -> float:
+def _parse_score(value: Any, where: str, score_range: tuple[float, float]) -> float:
+    low, high = score_range
     try:
         score = float(value)
     except (TypeError, ValueError):
         score = float("nan")
-    if not 0.0 <= score <= MAX_SCORE:
+    if not low <= score <= high:
         raise ValueError(
-            f"{where}: score '{value}' is not a number in [0, 5]. To fix, correct or remove the "
-            f"line."
+            f"{where}: score '{value}' is not a number in [{low:g}, {high:g}]. To fix, correct or "
+            f"remove the line, or declare score_range for the source."
         )
     return score
+
+
+def read_sentences(table: Table, bad: BadRows | None = None) -> Iterator[Row]:
+    """Read sentences without labels.
+
+    Args:
+        table: ``.txt`` file (plain or ``.gz``) with one sentence a line, of which empty ones are
+            skipped; or a table, of which every column in ``TEXT_COLUMNS`` is read.
+        bad: What to do with rows that are wrong.
+
+    Yields:
+        A row for each sentence, in order of appearance.
+
+    Raises:
+        FileNotFoundError: If there is no such file.
+        ValueError: If a row is wrong; the message names file and line.
+    """
+    bad = bad or BadRows()
+    is_text = not table.on_hub and table.path.endswith((".txt", ".txt.gz"))
+    yield from _text_lines(Path(table.path), bad) if is_text else _table_texts(table, bad)
+
+
+def _text_lines(path: Path, bad: BadRows) -> Iterator[Row]:
+    for _, content in read_lines(path, bad):
+        if text := content.strip():
+            yield Row(text)
+
+
+def _table_texts(table: Table, bad: BadRows) -> Iterator[Row]:
+    # Without a header, a CSV file is one of scored pairs.
+    for where, cells in read_table(table, (), bad, optional=TEXT_COLUMNS, headerless=COLUMNS):
+        texts: list[Row] = []
+        with bad.guard():
+            texts = [Row(text) for text in _texts_of(cells, where)]
+        yield from texts
+
+
+def _texts_of(cells: Mapping[str, Any], where: str) -> list[str]:
+    texts = []
+    for name in (name for name in TEXT_COLUMNS if name in cells):
+        values = cells[name] if isinstance(cells[name], list) else [cells[name]]
+        texts += [check_text(value, f"{where}: {name}") for value in values]
+    if not texts:
+        raise ValueError(
+            f"{where}: has none of {', '.join(TEXT_COLUMNS)}. To fix, say under columns of the "
+            f"source how its text is called."
+        )
+    return texts

@@ -2,36 +2,98 @@
 
 from __future__ import annotations
 
+import glob
 import gzip
+import hashlib
 import json
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+from bge_pruning.datasets.rows import BadRows
 
-def read_lines(path: Path) -> Iterator[tuple[int, str]]:
+
+def expand_paths(pattern: str) -> list[Path]:
+    """The files that a path names, which may hold the wildcards ``*``, ``?`` and ``[...]``.
+
+    Args:
+        pattern: A path, or a pattern such as ``texts/*.txt``.
+
+    Returns:
+        The files, sorted by name; a path without wildcards as it is.
+
+    Raises:
+        FileNotFoundError: If a pattern fits no file.
+    """
+    if Path(pattern).exists() or not glob.has_magic(pattern):
+        return [Path(pattern)]
+    paths = sorted(Path(path) for path in glob.glob(pattern, recursive=True))
+    if not paths:
+        raise FileNotFoundError(
+            f"{pattern}: fits no file. To fix, check the pattern; it is relative to {Path.cwd()}."
+        )
+    return paths
+
+
+def hash_file(path: Path) -> str:
+    """SHA-256 of a file's content.
+
+    Raises:
+        FileNotFoundError: If there is no such file.
+    """
+    digest = hashlib.sha256()
+    with _checked(path).open("rb") as file:
+        while block := file.read(1 << 20):
+            digest.update(block)
+    return digest.hexdigest()
+
+
+def _checked(path: Path) -> Path:
+    if not path.is_file():
+        raise FileNotFoundError(
+            f"{path}: no such file. To fix, check the path; it is relative to {Path.cwd()}."
+        )
+    return path
+
+
+def read_lines(
+    path: Path, bad: BadRows | None = None, errors: str = "strict"
+) -> Iterator[tuple[int, str]]:
     """Lines of a UTF-8 file, plain or ``.gz``, each with its number from 1.
+
+    Args:
+        path: The file.
+        bad: What to do with a line that is not UTF-8.
+        errors: ``surrogateescape`` leaves such a line to the caller's :func:`check_unicode`: a line
+            of a CSV file may be the middle of a row.
 
     Raises:
         FileNotFoundError: If there is no such file.
         ValueError: If a line is not UTF-8, or the archive is damaged.
     """
-    if not path.is_file():
-        raise FileNotFoundError(
-            f"{path}: no such file. To fix, check the path; it is relative to {Path.cwd()}."
-        )
+    bad = bad or BadRows()
+    _checked(path)
     line = 0
     with gzip.open(path, "rb") if path.suffix == ".gz" else path.open("rb") as file:
         try:
             for line, content in enumerate(file, start=1):
-                yield line, content.decode("utf-8-sig" if line == 1 else "utf-8")
-        except UnicodeDecodeError:
-            raise ValueError(f"{path}:{line}: is not UTF-8. To fix, convert the file.") from None
+                text = None
+                with bad.guard():
+                    text = _decode(content, f"{path}:{line}", line == 1, errors)
+                if text is not None:
+                    yield line, text
         except (EOFError, gzip.BadGzipFile) as error:
             raise ValueError(
                 f"{path}:{line + 1}: the archive is damaged or cut off ({error}). To fix, copy it "
                 f"again."
             ) from None
+
+
+def _decode(content: bytes, where: str, first: bool, errors: str) -> str:
+    try:
+        return content.decode("utf-8-sig" if first else "utf-8", errors)
+    except UnicodeDecodeError:
+        raise ValueError(f"{where}: is not UTF-8. To fix, convert the file.") from None
 
 
 def parse_row(content: str, where: str, keys: Sequence[str]) -> dict[str, Any]:
@@ -47,9 +109,10 @@ def parse_row(content: str, where: str, keys: Sequence[str]) -> dict[str, Any]:
     """
     try:
         row = json.loads(content)
-    except json.JSONDecodeError as error:
+    except (json.JSONDecodeError, RecursionError) as error:
+        reason = getattr(error, "msg", "nested too deeply")
         raise ValueError(
-            f"{where}: is not JSON ({error.msg}). To fix, correct or remove the line."
+            f"{where}: is not JSON ({reason}). To fix, correct or remove the line."
         ) from None
     missing = [key for key in keys if not isinstance(row, dict) or key not in row]
     if missing:
@@ -57,16 +120,32 @@ def parse_row(content: str, where: str, keys: Sequence[str]) -> dict[str, Any]:
     return row
 
 
+def check_text(value: Any, what: str) -> str:
+    """A text as a model can read it.
+
+    Args:
+        value: What was found.
+        what: File, line and name, for the message.
+
+    Raises:
+        ValueError: If it is no text, is empty, or is not valid Unicode.
+    """
+    if not isinstance(value, str) or not value.strip():
+        raise ValueError(f"{what} is empty or no text. To fix, correct or remove the line.")
+    check_unicode(value, what)
+    return value
+
+
 def check_unicode(text: str, what: str) -> None:
     """Refuse what no tokenizer takes: JSON can spell half of a character.
 
     Raises:
-        ValueError: If the text holds half of a surrogate pair.
+        ValueError: If the text holds bytes that are not UTF-8, or half of a surrogate pair.
     """
     try:
         text.encode("utf-8")
     except UnicodeEncodeError:
         raise ValueError(
-            f"{what} is not valid Unicode (half of a surrogate pair). To fix, correct or remove "
+            f"{what} is not UTF-8, or holds half of a surrogate pair. To fix, correct or remove "
             f"the line."
         ) from None

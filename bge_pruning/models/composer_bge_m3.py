@@ -54,6 +54,8 @@ class LossWeights:
     contrastive_outputs: tuple[str, ...] = ("dense",)
     temperature: float = 0.02
     learn_temperature: bool = False
+    score_distillation: float = 0.0
+    distillation_hidden: float = 0.0
 
     @property
     def distils(self) -> bool:

@@ -1,0 +1,89 @@
+"""Gives more batches to the sources that pruning has hurt most."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from composer.core import Algorithm, Event, State, Time
+from composer.loggers import Logger
+from composer.utils import dist
+
+from bge_pruning.clock import count_batches
+from bge_pruning.datasets.embedding_dataset import Batch
+from bge_pruning.datasets.mixed_dataloader import MixedDataset, adapt_weights
+from bge_pruning.models.composer_bge_m3 import ComposerBGEM3
+
+log = logging.getLogger(__name__)
+
+
+class SourceWeights(Algorithm):
+    """Dynamic batch loading of LLM-Shearing (arXiv:2310.06694, section 3.2).
+
+    Before the first step the loss of each source is measured on fixed batches with all gates open:
+    that of the unpruned model. Every ``interval`` it is measured again with the sub-network of
+    that moment, and the weights move towards the sources whose loss has grown most.
+
+    =========================  ==================================================================
+    logged key                 value
+    =========================  ==================================================================
+    ``data/weight/<source>``   weight from here on
+    ``data/excess/<source>``   loss above that of the unpruned model
+    =========================  ==================================================================
+
+    Args:
+        dataset: The sources, whose schedule is changed.
+        probes: Fixed batches of each source, of this rank.
+        interval: Time string.
+    """
+
+    def __init__(
+        self, dataset: MixedDataset, probes: Sequence[Sequence[Batch]], interval: str
+    ) -> None:
+        self.dataset = dataset
+        self.probes = probes
+        self.interval = Time.from_timestring(interval)
+        self.references: list[float] | None = None
+
+    def match(self, event: Event, state: State) -> bool:
+        """Before the first step, and at the interval."""
+        if event == Event.FIT_START:
+            return self.references is None
+        due = state.timestamp.batch.value % max(1, int(count_batches(self.interval, state))) == 0
+        return event == Event.BATCH_END and due
+
+    def apply(self, event: Event, state: State, logger: Logger) -> None:
+        """Measure, and change the weights."""
+        model = getattr(state.model, "module", state.model)
+        if event == Event.FIT_START:
+            self.references = self._measure(model, state, pruned=False)
+            return
+        losses = self._measure(model, state, pruned=True)
+        schedule, names = self.dataset.schedule, self.dataset.names
+        weights = adapt_weights(schedule.weights(), losses, self.references)
+        schedule.update(weights)
+        excess = [loss - before for loss, before in zip(losses, self.references, strict=True)]
+        logger.log_metrics({f"data/weight/{n}": w for n, w in zip(names, weights, strict=True)})
+        logger.log_metrics({f"data/excess/{n}": e for n, e in zip(names, excess, strict=True)})
+        shown = " | ".join(f"{n} {w:.3f}" for n, w in zip(names, weights, strict=True))
+        log.info("step %d | weights of the sources | %s", state.timestamp.batch.value, shown)
+
+    def _measure(self, model: ComposerBGEM3, state: State, pruned: bool) -> list[float]:
+        """Mean loss of each source over its fixed batches and all ranks."""
+        totals = []
+        for batches in self.probes:
+            losses = [model.probe(state.device.batch_to_device(b), pruned) for b in batches]
+            total = torch.stack(losses).mean()
+            dist.all_reduce(total)
+            totals.append(float(total) / dist.get_world_size())
+        return totals
+
+    def state_dict(self) -> dict[str, Any]:
+        """The unpruned model's losses."""
+        return {"references": self.references}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Take over the unpruned model's losses."""
+        self.references = state["references"]

@@ -1,0 +1,85 @@
+"""Watches the input: rows per second, padding, and each source's share and loss."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections import defaultdict
+
+from composer.core import Callback, State, Time
+from composer.loggers import Logger
+from composer.utils import dist
+from torch import Tensor
+
+from bge_pruning.clock import count_batches, elapsed_share
+
+log = logging.getLogger(__name__)
+
+
+class DataCallback(Callback):
+    """Logs what went in since the last ``log_interval``, and prints one line.
+
+    ============================  ================================================================
+    key                           value
+    ============================  ================================================================
+    ``data/rows_per_second``      rows trained on, over all ranks, evaluation left out
+    ``data/padding_share``        share of this rank's tokens that was padding
+    ``data/share/<source>``       share of the batches that came from the source
+    ``data/loss/<source>``        mean loss over those batches, constraint left out
+    ============================  ================================================================
+
+    Args:
+        log_interval: Time string.
+    """
+
+    def __init__(self, log_interval: str) -> None:
+        self.interval = Time.from_timestring(log_interval)
+        self._reset()
+
+    def _reset(self) -> None:
+        self.seconds, self.rows, self.padded = 0.0, 0, 0
+        # Tensors: to read their value in every step would wait for the device.
+        self.real: list[Tensor] = []
+        self.losses: dict[str, list[float]] = defaultdict(list)
+
+    def batch_start(self, state: State, logger: Logger) -> None:
+        """Count the batch, which the trainer will cut if it is larger than a microbatch."""
+        self.started = time.monotonic()
+        mask = state.batch["attention_mask"]
+        self.rows += len(mask) * dist.get_world_size()
+        self.real.append(mask.sum())
+        self.padded += mask.numel()
+
+    def batch_end(self, state: State, logger: Logger) -> None:
+        """Add the loss, and log at the interval and at the last batch."""
+        self.seconds += time.monotonic() - self.started
+        # Of the whole batch over all ranks.
+        losses = {key.rsplit("/", 1)[-1]: value for key, value in state.total_loss_dict.items()}
+        task = losses["total"] - losses.get("lagrangian", 0.0)
+        self.losses[state.batch.get("source", "data")].append(task)
+        interval = count_batches(self.interval, state)
+        if state.timestamp.batch.value % interval and elapsed_share(state) < 1.0:
+            return
+        metrics = self._metrics()
+        logger.log_metrics(metrics)
+        if dist.get_global_rank() == 0:
+            log.info("%s", _line(metrics))
+        self._reset()
+
+    def _metrics(self) -> dict[str, float]:
+        batches = sum(len(values) for values in self.losses.values())
+        metrics = {
+            "data/rows_per_second": self.rows / max(self.seconds, 1e-9),
+            "data/padding_share": 1.0 - float(sum(self.real)) / self.padded,
+        }
+        for name, values in self.losses.items():
+            metrics[f"data/share/{name}"] = len(values) / batches
+            metrics[f"data/loss/{name}"] = sum(values) / len(values)
+        return metrics
+
+
+def _line(metrics: dict[str, float]) -> str:
+    sources = [key.removeprefix("data/share/") for key in metrics if key.startswith("data/share/")]
+    parts = [f"{name} loss {metrics[f'data/loss/{name}']:.4f}" for name in sorted(sources)]
+    rate, padding = metrics["data/rows_per_second"], metrics["data/padding_share"]
+    return f"{rate:.1f} rows/s | padding {padding:.1%} | {' | '.join(parts)}"

@@ -1,0 +1,240 @@
+"""Several sources in one run: which source each batch comes from, and which examples it holds.
+
+Every batch holds examples of one source, since their losses differ and so do their negatives. Batch
+``k`` of a run follows from the seed and the weights alone: a run that goes on from step ``k``
+computes it, and replays nothing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from torch.utils.data import Dataset, DistributedSampler
+
+from bge_pruning.datasets.length_groups import group_batches
+
+
+class MixSchedule:
+    """Which source each batch comes from, in the proportion of the weights.
+
+    Every batch gives each source its weight as credit; the source with the most is drawn and pays
+    1. After ``k`` batches a source of weight ``w`` was drawn ``k w`` times, to within the number of
+    sources, and never in a lump.
+
+    Args:
+        weights: Weight of each source, above 0; scaled to the sum 1.
+    """
+
+    def __init__(self, weights: Sequence[float]) -> None:
+        # (first batch, weights from there on), so that every earlier batch can be told again.
+        self.updates = [(0, _normalised(weights))]
+        self._rewind()
+
+    def _rewind(self) -> None:
+        self.step = 0
+        self._credit = np.zeros(len(self.updates[0][1]))
+        self._drawn = np.zeros(len(self._credit), np.int64)
+
+    def weights(self) -> np.ndarray:
+        """Weights of the next batch."""
+        return max((u for u in self.updates if u[0] <= self.step), key=lambda u: u[0])[1]
+
+    def update(self, weights: Sequence[float]) -> None:
+        """Other weights from the next batch on.
+
+        Args:
+            weights: As at the beginning.
+        """
+        self.updates = [u for u in self.updates if u[0] != self.step]
+        self.updates.append((self.step, _normalised(weights)))
+
+    def draw(self) -> tuple[int, int]:
+        """Source of the next batch, and how many batches of that source were drawn before."""
+        self._credit += self.weights()
+        source = int(self._credit.argmax())
+        self._credit[source] -= 1.0
+        number = int(self._drawn[source])
+        self._drawn[source] += 1
+        self.step += 1
+        return source, number
+
+    def seek(self, step: int) -> None:
+        """Make ``step`` the next batch."""
+        if step < self.step:
+            self._rewind()
+        while self.step < step:
+            self.draw()
+
+    def state_dict(self) -> dict[str, Any]:
+        """The weights so far."""
+        return {"updates": [(step, weights.tolist()) for step, weights in self.updates]}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Take over the weights of the run that goes on."""
+        self.updates = [(step, np.array(weights)) for step, weights in state["updates"]]
+        self._rewind()
+
+
+def adapt_weights(
+    weights: Sequence[float], losses: Sequence[float], references: Sequence[float]
+) -> np.ndarray:
+    """Weights that favour the sources that pruning has hurt most (arXiv:2310.06694, Algorithm 1).
+
+    ``w_i exp(max(loss_i - reference_i, 0))``, scaled to the sum 1.
+
+    Args:
+        weights: Present weight of each source.
+        losses: Its present loss.
+        references: Its loss with the unpruned model.
+    """
+    excess = np.maximum(np.subtract(losses, references, dtype=np.float64), 0.0)
+    # The largest is taken off first: exp of a large excess is infinite, and the scale is free.
+    return _normalised(np.asarray(weights) * np.exp(excess - excess.max()))
+
+
+def _normalised(weights: Sequence[float]) -> np.ndarray:
+    values = np.asarray(weights, np.float64)
+    if not (np.isfinite(values).all() and (values > 0).all()):
+        raise ValueError(
+            f"weights {values.tolist()} of the sources are not all above 0. To fix, set weight "
+            f"above 0, or remove the source."
+        )
+    return values / values.sum()
+
+
+class MixedDataset(Dataset):
+    """The datasets of several sources, under indices ``(source, index)``.
+
+    It knows its schedule so that a trainer that asks a dataset for its state finds it here.
+
+    Args:
+        names: Name of each source.
+        datasets: Dataset of each source.
+        schedule: Which source each batch comes from.
+        batch_size: Examples of a batch over all ranks.
+    """
+
+    def __init__(
+        self,
+        names: Sequence[str],
+        datasets: Sequence[Dataset],
+        schedule: MixSchedule,
+        batch_size: int,
+    ) -> None:
+        self.names = list(names)
+        self.datasets = list(datasets)
+        self.schedule = schedule
+        self.batch_size = batch_size
+        # Batches of the run before this epoch, and those that a checkpoint has behind it.
+        self.epoch_start = 0
+        self.resume_at = 0
+
+    def __len__(self) -> int:
+        return sum(len(dataset) for dataset in self.datasets)
+
+    def __getitem__(self, index: tuple[int, int]) -> dict[str, object]:
+        """An example, with the name of its source."""
+        source, example = index
+        return {**self.datasets[source][example], "source": self.names[source]}
+
+    def state_dict(self, num_samples: int, from_beginning: bool) -> dict[str, Any]:
+        """What a checkpoint needs of the data: the trainer's own interface to datasets.
+
+        Args:
+            num_samples: Examples of this epoch that were trained on, over all ranks.
+            from_beginning: Always true.
+        """
+        batch = self.epoch_start + num_samples // self.batch_size
+        return {"names": self.names, "batch": batch, **self.schedule.state_dict()}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Go on where a checkpoint stopped.
+
+        Raises:
+            ValueError: If the run had other sources.
+        """
+        if list(state["names"]) != self.names:
+            raise ValueError(
+                f"the checkpoint was trained on {', '.join(state['names'])}, the configuration "
+                f"names {', '.join(self.names)}. To fix, go on with the same data.train, or start "
+                f"a new run."
+            )
+        self.schedule.load_state_dict(state)
+        self.resume_at = state["batch"]
+
+
+class MixedBatchSampler(DistributedSampler):
+    """Yields a rank's share of every batch, as lists of ``(source, index)``.
+
+    An epoch is as many batches as all sources hold together. Each source goes through its examples
+    in epochs of its own, in another order each time; the index of an example is
+    ``epoch * len(source) + example``. Batch ``k`` holds the same examples for any number of ranks.
+
+    Args:
+        dataset: The sources.
+        lengths: Tokens of each example of each source.
+        num_replicas: Ranks.
+        rank: This rank.
+        seed: Seed of the orders.
+        grouped: Batches of texts of similar length.
+
+    Raises:
+        ValueError: If the batch does not divide over the ranks or is larger than a source.
+    """
+
+    def __init__(
+        self,
+        dataset: MixedDataset,
+        lengths: Sequence[np.ndarray],
+        num_replicas: int,
+        rank: int,
+        seed: int,
+        grouped: bool = True,
+    ) -> None:
+        super().__init__(dataset, num_replicas, rank, shuffle=True, seed=seed, drop_last=True)
+        size = dataset.batch_size
+        if size % num_replicas:
+            raise ValueError(
+                f"global_train_batch_size {size} does not divide over {num_replicas} "
+                f"processes. To fix, make it a multiple of {num_replicas}."
+            )
+        for name, values in zip(dataset.names, lengths, strict=True):
+            if size > len(values):
+                raise ValueError(
+                    f"global_train_batch_size {size} is larger than the training data, "
+                    f"{len(values)} examples of {name}. To fix, lower it or add data."
+                )
+        self.lengths = list(lengths)
+        self.grouped = grouped
+        self.batches = [len(values) // size for values in lengths]
+        # The batches of the epoch that each source is in.
+        self._current: dict[int, tuple[int, np.ndarray]] = {}
+
+    def __len__(self) -> int:
+        return sum(self.batches)
+
+    def __iter__(self) -> Iterator[list[tuple[int, int]]]:
+        """The rest of the current epoch."""
+        data, schedule = self.dataset, self.dataset.schedule
+        data.epoch_start = self.epoch * len(self)
+        # A checkpoint of the end of an epoch may leave nothing of it, or begin the next.
+        first, end = max(data.epoch_start, data.resume_at), data.epoch_start + len(self)
+        schedule.seek(first)
+        for _ in range(first, end):
+            source, number = schedule.draw()
+            epoch, batch = divmod(number, self.batches[source])
+            rows = self._batches_of(source, epoch)[batch, self.rank :: self.num_replicas]
+            offset = epoch * len(self.lengths[source])
+            yield [(source, offset + row) for row in rows.tolist()]
+
+    def _batches_of(self, source: int, epoch: int) -> np.ndarray:
+        if self._current.get(source, (None,))[0] != epoch:
+            # The first source's order is that of a run on it alone.
+            seed = (self.seed, epoch, source)
+            batches = group_batches(
+                self.lengths[source], self.dataset.batch_size, seed, self.grouped
+            )
+            self._current[source] = (epoch, batches)
+        return self._current[source][1]

@@ -1,0 +1,194 @@
+"""Rows with named columns: CSV, TSV and JSON lines, and Hugging Face datasets."""
+
+from __future__ import annotations
+
+import csv
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from bge_pruning.datasets.rows import BadRows
+from bge_pruning.datasets.text_files import hash_file, parse_row, read_lines
+
+HUB = "hf://"
+
+TableRow = tuple[str, dict[str, Any]]
+
+
+@dataclass(frozen=True)
+class Table:
+    """Where rows are, and how their columns are called.
+
+    Attributes:
+        path: ``.csv``, ``.tsv`` or ``.jsonl`` file, plain or ``.gz``, or ``hf://`` and the name or
+            folder of a Hugging Face dataset.
+        columns: The file's name of a column, by ours; a column that is not listed is called alike.
+        split: Split of a Hugging Face dataset.
+        subset: Its configuration, if it has several.
+        revision: Its revision on the hub.
+    """
+
+    path: str
+    columns: Mapping[str, str] = field(default_factory=dict)
+    split: str = "train"
+    subset: str | None = None
+    revision: str | None = None
+
+    @property
+    def on_hub(self) -> bool:
+        """Whether it is a Hugging Face dataset."""
+        return self.path.startswith(HUB)
+
+
+@dataclass(frozen=True)
+class Layout:
+    """The file's name of each column by ours, those that must be there, and a headerless order."""
+
+    names: Mapping[str, str]
+    required: tuple[str, ...]
+    headerless: tuple[str, ...]
+
+
+def read_table(
+    table: Table,
+    required: Sequence[str],
+    bad: BadRows,
+    optional: Sequence[str] = (),
+    headerless: Sequence[str] = (),
+) -> Iterator[TableRow]:
+    """Rows as dicts under our names of the columns, each with its place for messages.
+
+    Args:
+        table: Where they are.
+        required: Columns that must be there.
+        bad: What to do with rows that are wrong.
+        optional: Columns to read too if they are there.
+        headerless: Columns, in order, of a CSV file whose first line names none of ours.
+
+    Raises:
+        FileNotFoundError: If there is no such file or dataset.
+        ValueError: If the file is of another type or a row is wrong.
+    """
+    if table.on_hub:
+        yield from _hub_rows(table, required, optional)
+        return
+    path = Path(table.path)
+    suffix = Path(path.stem).suffix if path.suffix == ".gz" else path.suffix
+    readers = {".csv": _csv_rows, ".tsv": _csv_rows, ".jsonl": _json_rows}
+    if suffix not in readers:
+        raise ValueError(
+            f"{path}: file type '{suffix}' is not one of {sorted(readers)}. To fix, convert it."
+        )
+    names = {name: table.columns.get(name, name) for name in (*required, *optional)}
+    layout = Layout(names, tuple(required), tuple(headerless))
+    yield from readers[suffix](path, layout, bad)
+
+
+def fingerprint_table(table: Table) -> str:
+    """Changes when the table's content does; files are hashed, datasets have a fingerprint.
+
+    Raises:
+        FileNotFoundError: If there is no such file or dataset.
+    """
+    if table.on_hub:
+        return f"{table.path} {table.subset} {table.split} {_load_dataset(table)._fingerprint}"
+    return hash_file(Path(table.path))
+
+
+def _json_rows(path: Path, layout: Layout, bad: BadRows) -> Iterator[TableRow]:
+    required = [layout.names[name] for name in layout.required]
+    for line, content in read_lines(path, bad):
+        if not content.strip():
+            continue
+        where, row = f"{path}:{line}", None
+        with bad.guard():
+            row = parse_row(content, where, required)
+        if row is not None:
+            yield where, {o: row[theirs] for o, theirs in layout.names.items() if theirs in row}
+
+
+def _csv_rows(path: Path, layout: Layout, bad: BadRows) -> Iterator[TableRow]:
+    delimiter = "\t" if ".tsv" in path.suffixes else ","
+    lines = (text for _, text in read_lines(path, bad, "surrogateescape"))
+    reader = csv.reader(lines, delimiter=delimiter)
+    order: dict[str, int] | None = None
+    for cells in _csv_cells(reader, path):
+        where = f"{path}:{reader.line_num}"
+        if not cells:
+            continue
+        if order is None:
+            order, is_header = _column_order(cells, layout, where)
+            if is_header:
+                continue
+        row = None
+        with bad.guard():
+            if len(cells) <= max(order.values()):
+                raise ValueError(
+                    f"{where}: has {len(cells)} columns, expected {', '.join(order)}. To fix, "
+                    f"correct or remove the line; a text that contains the delimiter needs quotes."
+                )
+            row = {name: cells[index] for name, index in order.items()}
+        if row is not None:
+            yield where, row
+
+
+def _csv_cells(reader: Any, path: Path) -> Iterator[list[str]]:
+    try:
+        yield from reader
+    except csv.Error as error:
+        # What follows a quote left open cannot be told apart any more: this is no row to skip.
+        raise ValueError(
+            f"{path}:{reader.line_num}: {error}. To fix, look for a quote left open."
+        ) from error
+
+
+def _column_order(first: list[str], layout: Layout, where: str) -> tuple[dict[str, int], bool]:
+    """Index of each column, and whether the first line is a header."""
+    names, headerless = layout.names, layout.headerless
+    # A text may be called like a column; the first of ours is hardly a text.
+    marks = layout.required[:1] or tuple(names)
+    if not any(names[name] in first for name in marks):
+        if len(first) != len(headerless):
+            raise ValueError(
+                f"{where}: has {len(first)} columns and no header, expected "
+                f"{', '.join(headerless or names)}. To fix, correct the line or add a header that "
+                f"names those columns."
+            )
+        return {name: index for index, name in enumerate(headerless)}, False
+    missing = [names[name] for name in layout.required if names[name] not in first]
+    if missing:
+        raise ValueError(f"{where}: the header lacks {', '.join(missing)}. To fix, rename columns.")
+    return {o: first.index(theirs) for o, theirs in names.items() if theirs in first}, True
+
+
+def _hub_rows(table: Table, required: Sequence[str], optional: Sequence[str]) -> Iterator[TableRow]:
+    dataset = _load_dataset(table)
+    names = {name: table.columns.get(name, name) for name in (*required, *optional)}
+    missing = [names[name] for name in required if names[name] not in dataset.column_names]
+    if missing:
+        raise ValueError(
+            f"{table.path}: has no column {', '.join(missing)}, but "
+            f"{', '.join(dataset.column_names)}. To fix, name them under columns of the source."
+        )
+    present = {ours: theirs for ours, theirs in names.items() if theirs in dataset.column_names}
+    dataset = dataset.select_columns(sorted(set(present.values())))
+    for index, row in enumerate(dataset):
+        yield f"{table.path}:{index}", {ours: row[theirs] for ours, theirs in present.items()}
+
+
+def _load_dataset(table: Table) -> Any:
+    """The split of a Hugging Face dataset, memory-mapped."""
+    import datasets
+
+    name = table.path.removeprefix(HUB)
+    # load_dataset also raises what the hub's client, its builders and its file systems raise.
+    failures = (OSError, ValueError, RuntimeError, datasets.exceptions.DatasetsError)
+    try:
+        return datasets.load_dataset(name, table.subset, split=table.split, revision=table.revision)
+    except failures as error:
+        raise FileNotFoundError(
+            f"{table.path}: cannot load split '{table.split}' of this dataset "
+            f"({type(error).__name__}: {str(error).strip()[:300]}). To fix, check name, subset and "
+            f"split, and that the hub can be reached or has been (HF_HUB_OFFLINE reads its cache)."
+        ) from None

@@ -1,0 +1,200 @@
+"""The rows of a source as memory-mapped arrays: read, checked, numbered and tokenised once.
+
+A source is read twice. The first pass checks every row, so that an error comes before any long
+work, and numbers the texts by their hash; the second tokenises each different text. Neither keeps
+the texts: what stays per row is a few numbers in arrays, whatever the number of rows.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import time
+from array import array
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import numpy as np
+
+from bge_pruning.atomic_folder import atomic_folder
+from bge_pruning.datasets.embedding_dataset import TokenizedTexts, build_tokenizer, tokenize
+from bge_pruning.datasets.rows import BadRows, Row, RowTable
+
+log = logging.getLogger(__name__)
+
+ReadRows = Callable[[BadRows], Iterable[Row]]
+
+RECORD = "corpus.json"
+IDS = "ids.int32"  # raw, since its length is known only at the end
+ARRAYS = ("text_starts", "texts", "starts", "positives", "scores")
+# Texts that are tokenised together.
+CHUNK = 8192
+# Raised when the layout of the folder or the meaning of a row changes.
+FORMAT = 1
+
+
+@dataclass(frozen=True)
+class TextCorpus:
+    """A source, tokenised.
+
+    Attributes:
+        texts: Each different text once.
+        rows: The rows over them.
+        bad: The rows that were skipped.
+    """
+
+    texts: TokenizedTexts
+    rows: RowTable
+    bad: BadRows
+
+
+def corpus_key(*parts: object) -> str:
+    """Name of a cache: a hash of all that its content depends on.
+
+    Args:
+        *parts: Content of the files, tokenizer and settings, as values whose ``repr`` is exact.
+    """
+    return hashlib.sha256(repr((FORMAT, parts)).encode()).hexdigest()[:24]
+
+
+def cached_corpus(
+    folder: Path, name: str, read: ReadRows, tokenizer_json: bytes, max_length: int, skip: bool
+) -> TextCorpus:
+    """A source from the cache, or read and kept there.
+
+    Args:
+        folder: Cache folder of this source; its name must hold :func:`corpus_key`. It is written
+            as a whole or not at all.
+        name: Name of the source, for the log.
+        read: Yields the rows; called twice.
+        tokenizer_json: Content of ``tokenizer.json``.
+        max_length: Longest text in tokens; longer ones are truncated.
+        skip: Skip and count rows that are wrong instead of stopping at the first.
+
+    Returns:
+        Memory-mapped arrays.
+
+    Raises:
+        FileNotFoundError: If the source is not there.
+        ValueError: If a row is wrong, there is none, or the cache is damaged.
+    """
+    if not folder.is_dir():
+        with atomic_folder(folder, RECORD) as staging:
+            write_corpus(staging, name, read, tokenizer_json, max_length, skip)
+    return load_corpus(folder)
+
+
+def write_corpus(
+    folder: Path, name: str, read: ReadRows, tokenizer_json: bytes, max_length: int, skip: bool
+) -> None:
+    """Read a source and write its arrays, see :func:`cached_corpus`."""
+    started = time.monotonic()
+    bad = BadRows(skip)
+    rows = number_texts(read(bad))
+    if not len(rows):
+        raise ValueError(f"{name}: holds no rows. To fix, choose another file.")
+    tokenizer = build_tokenizer(tokenizer_json, max_length)
+    lengths, truncated = array("i"), 0
+    with (folder / IDS).open("wb") as file:
+        for texts in _chunks(_different_texts(read(BadRows(skip)), rows)):
+            tokens = tokenize(texts, tokenizer)
+            file.write(tokens.ids.tobytes())
+            lengths.extend(tokens.lengths.tolist())
+            truncated += tokens.truncated
+    arrays = {
+        "text_starts": _starts(np.array(lengths, np.int64)),
+        "texts": rows.texts,
+        "starts": rows.starts,
+        "positives": rows.positives,
+        "scores": rows.scores,
+    }
+    for key, values in arrays.items():
+        np.save(folder / f"{key}.npy", values)
+    record = {
+        "source": name,
+        "tokens": int(arrays["text_starts"][-1]),
+        "truncated": truncated,
+        "bad": asdict(bad),
+    }
+    (folder / RECORD).write_text(json.dumps(record, indent=2), encoding="utf-8")
+    log.info(
+        "%s: %d rows with %d different texts tokenised in %.1f s",
+        *(name, len(rows), len(lengths), time.monotonic() - started),
+    )
+
+
+def load_corpus(folder: Path) -> TextCorpus:
+    """Map the arrays of a cache folder into memory.
+
+    Raises:
+        ValueError: If files are missing or have another size than was written.
+    """
+    try:
+        record = json.loads((folder / RECORD).read_text(encoding="utf-8"))
+        arrays = {key: np.load(folder / f"{key}.npy", mmap_mode="r") for key in ARRAYS}
+        ids = np.memmap(folder / IDS, dtype=np.int32, mode="r")
+        rows = RowTable(*(arrays[key] for key in ARRAYS[1:]))
+        if len(ids) != record["tokens"] or len(rows.texts) != rows.starts[-1]:
+            raise ValueError(f"{len(ids)} tokens, expected {record['tokens']}")
+        texts = TokenizedTexts(ids, arrays["text_starts"], record["truncated"])
+        return TextCorpus(texts, rows, BadRows(**record["bad"]))
+    except (OSError, EOFError, KeyError, TypeError, ValueError) as error:
+        raise ValueError(
+            f"{folder}: damaged or not complete ({error}). To fix, delete the folder; it is made "
+            f"again."
+        ) from error
+
+
+def number_texts(given: Iterable[Row]) -> RowTable:
+    """Number the texts of rows, each different text once, in order of appearance.
+
+    Args:
+        given: Rows.
+    """
+    import pyarrow as pa
+
+    digests, counts, positives, scores = bytearray(), array("q"), array("i"), array("f")
+    for row in given:
+        for text in (row.text, *row.others):
+            # 128 bits: among 10^9 texts two hashes meet with a chance of 10^-21.
+            digests += hashlib.blake2b(text.encode(), digest_size=16).digest()
+        counts.append(1 + len(row.others))
+        positives.append(row.positives)
+        scores.append(float("nan"))
+        scores.extend(row.scores or [float("nan")] * len(row.others))
+    kind, count = pa.binary(16), len(digests) // 16
+    hashes = pa.Array.from_buffers(kind, count, [None, pa.py_buffer(digests)])
+    return RowTable(
+        hashes.dictionary_encode().indices.to_numpy().astype(np.int64),
+        _starts(np.array(counts, np.int64)),
+        np.array(positives, np.int32),
+        np.array(scores, np.float32),
+    )
+
+
+def _different_texts(given: Iterable[Row], rows: RowTable) -> Iterator[str]:
+    """Each different text once, in the order of its number."""
+    place, expected = 0, 0
+    for row in given:
+        for text in (row.text, *row.others):
+            if rows.texts[place] == expected:
+                expected += 1
+                yield text
+            place += 1
+
+
+def _chunks(texts: Iterable[str]) -> Iterator[list[str]]:
+    chunk: list[str] = []
+    for text in texts:
+        chunk.append(text)
+        if len(chunk) == CHUNK:
+            yield chunk
+            chunk = []
+    if chunk:
+        yield chunk
+
+
+def _starts(counts: np.ndarray) -> np.ndarray:
+    return np.concatenate([[0], np.cumsum(counts, dtype=np.int64)])
