@@ -2,14 +2,15 @@
 
 A row is ``{"query": str, "pos": [str, ...], "neg": [str, ...]}``, one JSON object a line, plain or
 ``.gz``; optional are ``pos_scores``, ``neg_scores`` (a teacher's scores) and ``prompt`` (written
-before the query). A Hugging Face dataset may have those columns too, or pairs of ``query`` and
-``pos``, each a text.
+before the query). A Hugging Face dataset may have those columns too, or, as a CSV file, columns
+``query``, ``pos`` and optionally ``neg`` of single texts.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -39,18 +40,24 @@ def read_contrastive(table: Table, bad: BadRows | None = None) -> Iterator[Row]:
         ValueError: If the file is damaged or a row is wrong; the message names file and line.
     """
     bad = bad or BadRows()
-    # In a file, a row without neg is rather one with a misspelt key.
-    required = KEYS[:2] if table.on_hub else KEYS
+    # In JSON lines, a row without neg is rather one with a misspelt key.
+    json_lines = not table.on_hub and ".jsonl" in Path(table.path).suffixes
+    required = KEYS if json_lines else KEYS[:2]
     for where, cells in read_table(table, required, bad, optional=(*OPTIONAL, "neg")):
         row = None
-        if table.on_hub:  # pairs and triplets are often columns of single texts there
-            cells = {
-                k: [v] if k in KEYS[1:] and isinstance(v, str) else v for k, v in cells.items()
-            }
+        if not json_lines:
+            cells = _with_lists(cells)
         with bad.guard():
             row = _parse_row(cells, where)
         if row is not None:
             yield row
+
+
+def _with_lists(cells: Mapping[str, Any]) -> dict[str, Any]:
+    """Passages as lists: in other tables, pairs and triplets are columns of single texts."""
+    lists = {key: cells.get(key) for key in KEYS[1:]}
+    single = {k: [v] if v else [] for k, v in lists.items() if v is None or isinstance(v, str)}
+    return {**cells, **single}
 
 
 def _parse_row(cells: Mapping[str, Any], where: str) -> Row:

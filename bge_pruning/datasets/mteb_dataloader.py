@@ -1,27 +1,49 @@
-"""Training rows from a retrieval collection in BEIR layout: its judged queries.
+"""Training rows from retrieval collections: their judged queries.
 
-``corpus.jsonl`` (``_id``, ``title``, ``text``), ``queries.jsonl`` (``_id``, ``text``) and
-``qrels/<split>.tsv`` (header, then query id, corpus id, score). A passage judged above 0 is a
-positive of its query, one judged 0 a given negative.
+A collection is a folder in BEIR layout: ``corpus.jsonl`` (``_id``, ``title``, ``text``),
+``queries.jsonl`` (``_id``, ``text``) and ``qrels/<split>.tsv`` (header, then query id, corpus id,
+score); or a retrieval task that ``mteb`` knows by name. A passage judged above 0 is a positive of
+its query, one judged 0 a given negative.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
-from bge_pruning.datasets.rows import Row as ContrastiveRow
-from bge_pruning.datasets.text_files import parse_row, read_lines
+from bge_pruning.datasets.rows import BadRows, Row
+from bge_pruning.datasets.text_files import check_text, parse_row, read_lines
 
 HEADER = ("query-id", "corpus-id", "score")
 
 
-def read_beir(folder: str | Path, split: str = "train") -> Iterator[ContrastiveRow]:
+@dataclass(frozen=True)
+class Judgement:
+    """What a passage is to a query.
+
+    Attributes:
+        score: Above 0 if it is relevant.
+        where: File and line, for messages.
+    """
+
+    score: float
+    where: str
+
+
+Judgements = dict[str, dict[str, Judgement]]
+
+
+def read_beir(
+    folder: str | Path, split: str = "train", bad: BadRows | None = None
+) -> Iterator[Row]:
     """Read the judged queries of a split.
 
     Args:
         folder: Collection in BEIR layout.
         split: Name of the judgements.
+        bad: What to do with lines that are wrong.
 
     Yields:
         A row for each query that has a positive, in the order of the judgements.
@@ -30,79 +52,139 @@ def read_beir(folder: str | Path, split: str = "train") -> Iterator[ContrastiveR
         FileNotFoundError: If a file is missing.
         ValueError: If a line is wrong or an id is unknown; the message names file and line.
     """
-    folder = Path(folder)
-    qrels = folder / "qrels" / f"{split}.tsv"
-    judged = _read_qrels(qrels)
-    queries = _read_texts(folder / "queries.jsonl", set(judged))
+    folder, bad = Path(folder), bad or BadRows()
+    judged = _read_qrels(folder / "qrels" / f"{split}.tsv", bad)
+    queries = dict(_read_texts(folder / "queries.jsonl", bad, set(judged)))
     wanted = {document for pairs in judged.values() for document in pairs}
-    corpus = _read_texts(folder / "corpus.jsonl", wanted)
-    found = False
+    corpus = dict(_read_texts(folder / "corpus.jsonl", bad, wanted))
+    yield from judged_rows(judged, queries, corpus, bad)
+
+
+def read_corpus(folder: str | Path, bad: BadRows | None = None) -> Iterator[Row]:
+    """Read every passage of a collection, judged or not.
+
+    Args:
+        folder: Collection in BEIR layout.
+        bad: What to do with lines that are wrong.
+
+    Yields:
+        A row for each passage, in the order of the file.
+
+    Raises:
+        FileNotFoundError: If the file is missing.
+        ValueError: If a line is wrong; the message names file and line.
+    """
+    for _, text in _read_texts(Path(folder) / "corpus.jsonl", bad or BadRows(), None):
+        yield Row(text)
+
+
+def judged_rows(
+    judged: Judgements, queries: dict[str, str], corpus: dict[str, str], bad: BadRows
+) -> Iterator[Row]:
+    """Rows of judged queries.
+
+    Args:
+        judged: The judgements of each query.
+        queries: Text of each query.
+        corpus: Text of each passage.
+        bad: What to do with unknown ids.
+
+    Yields:
+        A row for each query that has a positive, in order.
+    """
     for query, pairs in judged.items():
-        where = f"{qrels}:{next(iter(pairs.values()))[1]}"
-        if query not in queries:
+        row = None
+        with bad.guard():
+            row = _judged_row(query, pairs, queries, corpus)
+        if row is not None:
+            yield row
+
+
+def _judged_row(
+    query: str, pairs: dict[str, Judgement], queries: dict[str, str], corpus: dict[str, str]
+) -> Row | None:
+    """The row of a query, ``None`` if it has no positive."""
+    if query not in queries:
+        raise ValueError(
+            f"{next(iter(pairs.values())).where}: query-id '{query}' is not among the queries. To "
+            f"fix, use the files of one collection."
+        )
+    for document, judgement in pairs.items():
+        if document not in corpus:
             raise ValueError(
-                f"{where}: query-id '{query}' is not in queries.jsonl. To fix, use the files of "
-                f"one collection."
+                f"{judgement.where}: corpus-id '{document}' is not in the corpus. To fix, use the "
+                f"files of one collection."
             )
-        for document, (_, line) in pairs.items():
-            if document not in corpus:
-                raise ValueError(
-                    f"{qrels}:{line}: corpus-id '{document}' is not in corpus.jsonl. To fix, use "
-                    f"the files of one collection."
-                )
-        pos = [corpus[document] for document, (score, _) in pairs.items() if score > 0]
-        neg = [corpus[document] for document, (score, _) in pairs.items() if score <= 0]
-        if pos:
-            found = True
-            yield ContrastiveRow(queries[query], pos, neg)
-    if not found:
-        raise ValueError(f"{qrels}: no query has a positive. To fix, choose another split.")
+    pos = [corpus[document] for document, judgement in pairs.items() if judgement.score > 0]
+    neg = [corpus[document] for document, judgement in pairs.items() if judgement.score <= 0]
+    return Row(queries[query], (*pos, *neg), len(pos)) if pos else None
 
 
-def _read_qrels(path: Path) -> dict[str, dict[str, tuple[float, int]]]:
-    """Score and line of each judged passage, by query."""
-    judged: dict[str, dict[str, tuple[float, int]]] = {}
-    for line, content in read_lines(path):
+def _read_qrels(path: Path, bad: BadRows) -> Judgements:
+    """The judgements of each query."""
+    judged: Judgements = {}
+    for line, content in read_lines(path, bad):
         cells = content.rstrip("\r\n").split("\t")
-        if line == 1 and tuple(cells) == HEADER:
+        if not content.strip() or (line == 1 and tuple(cells) == HEADER):
             continue
-        if not content.strip():
-            continue
-        if len(cells) != len(HEADER):
-            raise ValueError(
-                f"{path}:{line}: has {len(cells)} columns, expected {', '.join(HEADER)}, separated "
-                f"by tabs. To fix, correct or remove the line."
-            )
-        judged.setdefault(cells[0], {})[cells[1]] = (_score(cells[2], f"{path}:{line}"), line)
+        with bad.guard():
+            query, document, judgement = _parse_judgement(cells, f"{path}:{line}")
+            earlier = judged.setdefault(query, {}).setdefault(document, judgement)
+            if earlier.score != judgement.score:
+                raise ValueError(
+                    f"{path}:{line}: judges corpus-id '{document}' otherwise than "
+                    f"{earlier.where}. To fix, remove one of the two lines."
+                )
     return judged
 
 
-def _score(text: str, where: str) -> float:
+def _parse_judgement(cells: list[str], where: str) -> tuple[str, str, Judgement]:
+    if len(cells) != len(HEADER):
+        raise ValueError(
+            f"{where}: has {len(cells)} columns, expected {', '.join(HEADER)}, separated "
+            f"by tabs. To fix, correct or remove the line."
+        )
     try:
-        return float(int(text))
+        score = int(cells[2])
     except ValueError:
         raise ValueError(
-            f"{where}: score '{text}' is not a whole number. To fix, correct or remove the line."
+            f"{where}: score '{cells[2]}' is not a whole number. To fix, correct or remove the "
+            f"line."
         ) from None
+    return cells[0], cells[1], Judgement(score, where)
 
 
-def _read_texts(path: Path, wanted: set[str]) -> dict[str, str]:
-    """Title and text of the wanted ids; the rest of a large corpus is not kept."""
-    texts: dict[str, str] = {}
-    for line, content in read_lines(path):
+def _read_texts(path: Path, bad: BadRows, wanted: set[str] | None) -> Iterator[tuple[str, str]]:
+    """Id and text, with its title in front, of the wanted lines or of all."""
+    # Of a large corpus no text is kept to compare, only its hash.
+    seen: dict[str, int] = {}
+    for line, content in read_lines(path, bad):
         if not content.strip():
             continue
-        row = parse_row(content, f"{path}:{line}", ("_id", "text"))
-        name, text = str(row["_id"]), row["text"]
-        whole = f"{row.get('title') or ''} {text}".strip()
-        if name in wanted:
-            if not isinstance(text, str) or not whole:
-                raise ValueError(f"{path}:{line}: text is empty. To fix, correct the line.")
-            texts[name] = whole
-    return texts
+        with bad.guard():
+            name, text = _parse_text(content, f"{path}:{line}")
+            if seen.setdefault(name, hash(text)) != hash(text):
+                raise ValueError(
+                    f"{path}:{line}: _id '{name}' has another text in an earlier line. To fix, "
+                    f"remove one of the two."
+                )
+            if wanted is not None and name not in wanted:
+                continue
+            yield name, text
 
 
-def read_corpus(*a): ...
-def read_mteb(*a): ...
-def read_mteb_corpus(*a): ...
-def mteb_fingerprint(*a): ...
+def _parse_text(content: str, where: str) -> tuple[str, str]:
+    row = parse_row(content, where, ("_id", "text"))
+    return str(row["_id"]), join_title(row, where)
+
+
+def join_title(row: dict[str, Any], where: str) -> str:
+    """Title and text as ``mteb`` joins them to embed a passage.
+
+    Raises:
+        ValueError: If there is no text.
+    """
+    title, text = row.get("title") or "", row["text"]
+    if not isinstance(text, str) or not isinstance(title, str):
+        raise ValueError(f"{where}: text or title is no text. To fix, correct the line.")
+    return check_text(f"{title} {text}".strip(), f"{where}: text")

@@ -152,7 +152,7 @@ def _column_order(first: list[str], layout: Layout, where: str) -> tuple[dict[st
         if len(first) != len(headerless):
             raise ValueError(
                 f"{where}: has {len(first)} columns and no header, expected "
-                f"{', '.join(headerless or names)}. To fix, correct the line or add a header that "
+                f"{', '.join(headerless or layout.required or names)}. To fix, correct the line or add a header that "
                 f"names those columns."
             )
         return {name: index for index, name in enumerate(headerless)}, False

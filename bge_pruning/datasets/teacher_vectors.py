@@ -53,11 +53,17 @@ def cached_teacher_outputs(
         log.info("embedding %d training texts with the teacher, once", len(texts))
         outputs = encode_texts(texts, encode, pad_token_id, missing)
         for name in missing:
-            _save(outputs.pop(name), paths[name])
-    return {name: _load(path) for name, path in paths.items()}
+            save_array(outputs.pop(name), paths[name])
+    return {name: load_array(path) for name, path in paths.items()}
 
 
-def _save(array: np.ndarray, path: Path) -> None:
+def save_array(array: np.ndarray, path: Path) -> None:
+    """Write an array as a whole or not at all.
+
+    Args:
+        array: The array.
+        path: ``.npy`` file; its folder is made as needed.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_suffix(f".partial-{os.getpid()}.npy")
     try:
@@ -67,7 +73,12 @@ def _save(array: np.ndarray, path: Path) -> None:
         partial.unlink(missing_ok=True)
 
 
-def _load(path: Path) -> np.ndarray:
+def load_array(path: Path) -> np.ndarray:
+    """Map an array into memory.
+
+    Raises:
+        ValueError: If the file is damaged.
+    """
     try:
         return np.load(path, mmap_mode="r")
     except (ValueError, EOFError, OSError) as error:

@@ -3,7 +3,6 @@
 import gzip
 import json
 import re
-from itertools import chain
 from pathlib import Path
 
 import numpy as np
@@ -11,13 +10,15 @@ import pytest
 
 from bge_pruning.datasets.contrastive_dataset import (
     ContrastiveDataset,
-    ContrastiveRow,
-    index_rows,
+    add_negatives,
     known_positives,
     read_contrastive,
     sample_example,
 )
 from bge_pruning.datasets.embedding_dataset import Collator, TokenizedTexts
+from bge_pruning.datasets.rows import BadRows, Row, RowTable
+from bge_pruning.datasets.tables import Table
+from bge_pruning.datasets.text_corpus import number_texts
 
 ROWS = [
     {"query": "q1", "pos": ["a"], "neg": ["x", "y", "z"]},
@@ -42,9 +43,19 @@ def write(tmp_path):
     return write
 
 
+def read(path: Path, bad: BadRows | None = None) -> list[Row]:
+    return list(read_contrastive(Table(str(path)), bad))
+
+
+def index_rows(rows: list[Row]) -> tuple[list[str], RowTable]:
+    """The different texts in order of appearance, and the rows over them."""
+    texts = dict.fromkeys(text for row in rows for text in (row.text, *row.others))
+    return list(texts), number_texts(rows)
+
+
 @pytest.fixture
 def indexed(write):
-    return index_rows(read_contrastive(write(ROWS)))
+    return index_rows(read(write(ROWS)))
 
 
 # Reading
@@ -52,9 +63,8 @@ def indexed(write):
 
 @pytest.mark.parametrize("name", ["rows.jsonl", "rows.jsonl.gz"])
 def test_rows_are_read(name, write):
-    found = list(read_contrastive(write(ROWS, name)))
-    assert [(r.query, r.pos, r.neg) for r in found] == [
-        (r["query"], r["pos"], r["neg"]) for r in ROWS
+    assert read(write(ROWS, name)) == [
+        Row(r["query"], (*r["pos"], *r["neg"]), len(r["pos"])) for r in ROWS
     ]
 
 
@@ -68,13 +78,15 @@ def test_optional_keys(write):
         "prompt": "Frage: ",
         "type": "unknown keys are somebody else's",
     }
-    expected = ContrastiveRow("Frage: was?", ["狗"], ["a", "b"], [1.0], [0.5, -2.0])
-    assert list(read_contrastive(write([row]))) == [expected]
+    expected = Row("Frage: was?", ("狗", "a", "b"), 1, (1.0, 0.5, -2.0))
+    assert read(write([row])) == [expected]
+    del row["neg_scores"]  # scores of a part of the passages are none
+    assert read(write([row]))[0].scores is None
 
 
 def test_empty_lines_and_a_byte_order_mark(write):
     line = json.dumps(ROWS[0])
-    assert len(list(read_contrastive(write(f"\ufeff{line}\r\n\n \n{line}")))) == 2
+    assert len(read(write(f"\ufeff{line}\r\n\n \n{line}"))) == 2
 
 
 GOOD = json.dumps(ROWS[0]) + "\n"
@@ -87,8 +99,6 @@ def row(**changes) -> str:
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        ("", ": holds no rows. To fix, choose another file."),
-        ("\n \n", ": holds no rows."),
         (GOOD + "{", ":2: is not JSON ("),
         (GOOD + '{"query": "a", "pos": ["b"]}', ":2: lacks neg. To fix, add the keys."),
         ("[1]", ":1: lacks query, pos, neg."),
@@ -102,14 +112,14 @@ def row(**changes) -> str:
         (row(pos_scores=[1, 2]), ":1: pos_scores must be 1 numbers, one for each text."),
         (row(neg_scores=["a", 1, 1]), ":1: neg_scores must be 3 numbers, one for each text."),
         (row(neg_scores=[float("nan"), 1, 1]), ":1: neg_scores must be 3 numbers"),
-        (row(query="\ud83d"), ":1: query is not valid Unicode (half of a surrogate pair)."),
+        (row(query="\ud83d"), ":1: query is not UTF-8, or holds half of a surrogate pair."),
         (GOOD.encode() + b'{"query": "\xff"}', ":2: is not UTF-8. To fix, convert the file."),
     ],
 )
 def test_errors_name_file_and_line(content, message, write):
     path = write(content)
     with pytest.raises(ValueError, match=f"^{re.escape(str(path) + message)}"):
-        list(read_contrastive(path))
+        read(path)
 
 
 @pytest.mark.parametrize("kept", [0.5, 0.95])
@@ -118,18 +128,18 @@ def test_an_archive_that_was_cut_off(kept, write):
     whole = path.read_bytes()
     path.write_bytes(whole[: int(kept * len(whole))])
     with pytest.raises(ValueError, match=r"rows.jsonl.gz:\d+: the archive is damaged or cut off"):
-        list(read_contrastive(path))
+        read(path)
 
 
 def test_no_archive(write):
     path = write(ROWS)
     with pytest.raises(ValueError, match=r"gz:1: the archive is damaged"):
-        list(read_contrastive(path.rename(path.with_name("rows.jsonl.gz"))))
+        read(path.rename(path.with_name("rows.jsonl.gz")))
 
 
 def test_missing_file(tmp_path):
     with pytest.raises(FileNotFoundError, match=r"no.jsonl: no such file. To fix, check the path"):
-        list(read_contrastive(tmp_path / "no.jsonl"))
+        read(tmp_path / "no.jsonl")
 
 
 # Indexing
@@ -140,26 +150,29 @@ def test_every_text_is_there_once_and_every_row_is_its_own(indexed):
     assert len(set(texts)) == len(texts)
     assert len(rows) == 4
     for index, expected in enumerate(ROWS):
-        assert texts[rows.queries[index]] == expected["query"]
+        assert texts[rows.first[index]] == expected["query"]
         assert [texts[i] for i in rows.positives_of(index)] == expected["pos"]
         assert [texts[i] for i in rows.negatives_of(index)] == expected["neg"]
 
 
-def test_files_follow_each_other(write):
-    first, second = write(ROWS[:1], "1.jsonl"), write(ROWS[1:], "2.jsonl.gz")
-    texts, rows = index_rows(chain(read_contrastive(first), read_contrastive(second)))
-    whole_texts, whole = index_rows(read_contrastive(write(ROWS)))
-    assert texts == whole_texts
-    for name in ("queries", "positives", "positive_starts", "negatives", "negative_starts"):
-        assert np.array_equal(getattr(rows, name), getattr(whole, name))
+def test_wrong_rows_are_skipped_and_counted(write):
+    bad = BadRows(skip=True)
+    rows = read(write(GOOD + "{\n" + row(pos=[]) + "\n" + GOOD), bad)
+    assert len(rows) == 2
+    assert bad.count == 2
+    assert "rows.jsonl:3: pos is empty" in bad.examples[1]
 
 
 # Examples
 
 
+def sample(rows: RowTable, *arguments: int) -> np.ndarray:
+    return sample_example(rows, *arguments)[0]
+
+
 def test_an_example_is_query_positive_and_given_negatives(indexed):
     texts, rows = indexed
-    query, positive, *negatives = (texts[i] for i in sample_example(rows, 0, 2, 7, 0))
+    query, positive, *negatives = (texts[i] for i in sample(rows, 0, 2, 7, 0))
     assert (query, positive) == ("q1", "a")
     assert len(set(negatives)) == 2
     assert set(negatives) < {"x", "y", "z"}
@@ -169,7 +182,7 @@ def test_an_example_follows_from_seed_epoch_and_row(indexed):
     _, rows = indexed
 
     def draws(seed: int, epoch: int) -> list[list[int]]:
-        return [sample_example(rows, r, 2, seed, epoch).tolist() for r in range(4)]
+        return [sample(rows, r, 2, seed, epoch).tolist() for r in range(4)]
 
     assert draws(7, 0) == draws(7, 0)
     epochs = [draws(7, epoch)[0] for epoch in range(30)]
@@ -180,14 +193,14 @@ def test_an_example_follows_from_seed_epoch_and_row(indexed):
 
 def test_too_few_negatives_are_repeated_and_none_stay_none(indexed):
     _, rows = indexed
-    assert sample_example(rows, 2, 3, 7, 0)[2:].tolist() == [rows.negatives_of(2)[0]] * 3
-    assert len(sample_example(rows, 1, 3, 7, 0)) == 2
-    counts = np.unique(sample_example(rows, 3, 5, 7, 0)[2:], return_counts=True)[1]
+    assert sample(rows, 2, 3, 7, 0)[2:].tolist() == [rows.negatives_of(2)[0]] * 3
+    assert len(sample(rows, 1, 3, 7, 0)) == 2
+    counts = np.unique(sample(rows, 3, 5, 7, 0)[2:], return_counts=True)[1]
     assert sorted(counts) == [2, 3]
 
 
 def test_no_negatives_asked_for(indexed):
-    assert len(sample_example(indexed[1], 0, 0, 7, 0)) == 2
+    assert len(sample(indexed[1], 0, 0, 7, 0)) == 2
 
 
 # Passages that are no negatives
@@ -195,10 +208,10 @@ def test_no_negatives_asked_for(indexed):
 
 def test_every_positive_of_a_query_is_known(indexed):
     texts, rows = indexed
-    values, starts = known_positives(rows)
+    values, bounds = known_positives(rows)
     expected = {"q1": {"a", "d"}, "q2": {"a", "b"}, "q3": {"c"}}  # q1 stands in two rows
     for index, given in enumerate(ROWS):
-        found = {texts[i] for i in values[starts[index] : starts[index + 1]]}
+        found = {texts[i] for i in values[slice(*bounds[index])]}
         assert found == expected[given["query"]]
 
 
@@ -218,7 +231,7 @@ def test_items_of_every_epoch_follow_from_the_index(indexed):
     assert len(dataset) == 4
     for index in range(12):
         item = dataset[index]
-        expected = sample_example(rows, index % 4, 0, 7, index // 4)
+        expected = sample(rows, index % 4, 0, 7, index // 4)
         assert [int(ids[0]) for ids in item["ids"]] == expected.tolist()
         assert item["passage_texts"].tolist() == expected[1:].tolist()
         assert expected[1] in item["positive_texts"]
@@ -236,13 +249,13 @@ def test_lengths_are_those_of_query_and_longest_positive(indexed):
 
 def test_negatives_that_rows_do_not_have_are_refused(indexed):
     texts, rows = indexed
-    message = r"data.negatives is 2, but 1 of 4 rows have no neg. To fix, set data.negatives=0"
+    message = r"data.negatives is 2, but 1 of 4 rows have no neg. To fix, set it to 0"
     with pytest.raises(ValueError, match=message):
         ContrastiveDataset(tokenized(texts), rows, negatives=2, seed=7)
 
 
 def test_a_batch_says_what_is_no_negative(write):
-    texts, rows = index_rows(read_contrastive(write([row for row in ROWS if row["neg"]])))
+    texts, rows = index_rows(read(write([row for row in ROWS if row["neg"]])))
     teacher = {"dense_vecs": np.arange(2.0 * len(texts), dtype=np.float32).reshape(-1, 2)}
     dataset = ContrastiveDataset(tokenized(texts), rows, negatives=1, seed=7, teacher=teacher)
     batch = Collator(99)([dataset[i] for i in range(3)])
@@ -254,8 +267,66 @@ def test_a_batch_says_what_is_no_negative(write):
     assert batch["teacher_dense_vecs"][:, 0].tolist() == [[2 * q, 2 * q + 1] for q in queries]
 
 
-def test_shared_data_of_the_project_is_read_whole():
-    """The shipped scored pairs are no such rows, and say so."""
+def test_scored_pairs_are_no_such_rows_and_say_so():
     path = Path(__file__).parents[2] / "data" / "sts" / "stsb-en-dev.csv"
-    with pytest.raises(ValueError, match="csv:1: is not JSON"):
-        list(read_contrastive(path))
+    with pytest.raises(ValueError, match="csv:1: has 3 columns and no header, expected query, pos"):
+        read(path)
+
+
+def test_pairs_and_triplets_of_single_texts(write):
+    path = write("query,pos,neg\nq,p,\nr,s,t\n", "rows.csv")
+    assert read(path) == [Row("q", ("p",), 1), Row("r", ("s", "t"), 1)]
+    table = Table(str(write("a,b\nq,p\n", "rows.csv")), {"query": "a", "pos": "b"})
+    assert list(read_contrastive(table)) == [Row("q", ("p",), 1)]
+
+
+# Scores and more negatives
+
+
+def test_scores_go_with_their_passages(write):
+    scored = [
+        {**r, "pos_scores": [9.0] * len(r["pos"]), "neg_scores": [*range(len(r["neg"]))]}
+        for r in ROWS
+    ]
+    _, rows = index_rows(read(write(scored)))
+    for index, given in enumerate(scored):
+        expected = [*given["pos_scores"], *given["neg_scores"]]
+        assert rows.scores_of(index).tolist() == expected
+    for epoch in range(10):
+        example, scores = sample_example(rows, 0, 2, 7, epoch)
+        order = rows.negatives_of(0).tolist()
+        assert scores.tolist() == [9.0, *(order.index(text) for text in example[2:])]
+    dataset = ContrastiveDataset(tokenized(list("abcdefghijk")), rows, 0, 7, scored=True)
+    assert Collator(99)([dataset[0], dataset[2]])["passage_scores"].tolist() == [[9.0], [9.0]]
+
+
+def test_rows_without_scores_are_refused_if_they_are_needed(indexed):
+    texts, rows = indexed
+    message = r"11 passages have no pos_scores or neg_scores, which loss.score_distillation needs"
+    with pytest.raises(ValueError, match=message):
+        ContrastiveDataset(tokenized(texts), rows, negatives=0, seed=7, scored=True)
+
+
+def test_negatives_are_added_behind_those_of_the_row(indexed):
+    _, rows = indexed
+    mined = np.array([[8, -1], [-1, -1], [7, 8], [-1, 6]])
+    more = add_negatives(rows, mined)
+    for index in range(4):
+        added = mined[index][mined[index] >= 0].tolist()
+        assert more.negatives_of(index).tolist() == [*rows.negatives_of(index), *added]
+        assert more.positives_of(index).tolist() == rows.positives_of(index).tolist()
+    assert more.first.tolist() == rows.first.tolist()
+    assert np.isnan(more.scores).all()
+
+
+def test_tokens_are_those_of_the_examples_on_average(indexed):
+    texts, rows = indexed
+    kept = rows.select(np.array([True, False, True, True]))
+    tokens = tokenized(texts)
+    dataset = ContrastiveDataset(tokens, kept, negatives=1, seed=7)
+    draws = [
+        [sum(len(ids) for ids in dataset[epoch * 3 + row]["ids"]) for row in range(3)]
+        for epoch in range(2000)
+    ]
+    assert np.allclose(np.mean(draws, axis=0), dataset.tokens, atol=0.1)
+    assert dataset.width == len(dataset[0]["ids"])

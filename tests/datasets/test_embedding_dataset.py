@@ -11,6 +11,7 @@ from bge_pruning.datasets.embedding_dataset import (
     Collator,
     EmbeddingDataset,
     TokenizedTexts,
+    build_tokenizer,
     tokenize,
 )
 
@@ -43,7 +44,7 @@ def from_lists(*rows: list[int]) -> TokenizedTexts:
 @pytest.mark.parametrize("max_length", [128, 6, 3])
 def test_token_ids_are_those_of_transformers(max_length, tokenizer_json, model_folder):
     tokenizer = AutoTokenizer.from_pretrained(model_folder)
-    texts = tokenize(TEXTS, tokenizer_json, max_length)
+    texts = tokenize(TEXTS, build_tokenizer(tokenizer_json, max_length))
     expected = tokenizer(TEXTS, truncation=True, max_length=max_length)["input_ids"]
     assert as_lists(texts) == expected
     assert len(texts) == len(TEXTS)
@@ -56,27 +57,27 @@ def test_token_ids_are_those_of_transformers(max_length, tokenizer_json, model_f
 def test_padding_of_the_tokenizer_file_is_not_used(tokenizer_json):
     padded = Tokenizer.from_str(tokenizer_json.decode())
     padded.enable_padding(length=20, pad_id=1, pad_token="<pad>")
-    assert as_lists(tokenize(TEXTS, padded.to_str().encode(), 128)) == as_lists(
-        tokenize(TEXTS, tokenizer_json, 128)
+    assert as_lists(tokenize(TEXTS, build_tokenizer(padded.to_str().encode(), 128))) == as_lists(
+        tokenize(TEXTS, build_tokenizer(tokenizer_json, 128))
     )
 
 
 def test_truncation_of_the_tokenizer_file_is_not_used(tokenizer_json):
     short = Tokenizer.from_str(tokenizer_json.decode())
     short.enable_truncation(3)
-    texts = tokenize(TEXTS, short.to_str().encode(), 128)
-    assert as_lists(texts) == as_lists(tokenize(TEXTS, tokenizer_json, 128))
+    texts = tokenize(TEXTS, build_tokenizer(short.to_str().encode(), 128))
+    assert as_lists(texts) == as_lists(tokenize(TEXTS, build_tokenizer(tokenizer_json, 128)))
     assert texts.truncated == 0
 
 
 def test_no_texts(tokenizer_json):
-    texts = tokenize([], tokenizer_json, 128)
+    texts = tokenize([], build_tokenizer(tokenizer_json, 128))
     assert (len(texts), texts.lengths.tolist(), texts.truncated) == (0, [], 0)
 
 
 def test_a_limit_without_room_for_the_special_tokens_is_refused(tokenizer_json):
     with pytest.raises(ValueError, match=r"max_length 1 .*2 special tokens.*To fix"):
-        tokenize(["a man plays"], tokenizer_json, 1)
+        tokenize(["a man plays"], build_tokenizer(tokenizer_json, 1))
 
 
 # Examples
@@ -139,7 +140,9 @@ def test_a_padding_token_inside_a_text_is_text():
 
 def test_batch_equals_transformers_padding(tokenizer_json, model_folder):
     tokenizer = AutoTokenizer.from_pretrained(model_folder)
-    dataset = EmbeddingDataset(tokenize(TEXTS, tokenizer_json, 128), np.arange(5)[:, None])
+    dataset = EmbeddingDataset(
+        tokenize(TEXTS, build_tokenizer(tokenizer_json, 128)), np.arange(5)[:, None]
+    )
     (batch,) = DataLoader(dataset, batch_size=5, collate_fn=Collator(tokenizer.pad_token_id))
     expected = tokenizer(TEXTS, padding=True, return_tensors="pt")
     for name in ("input_ids", "attention_mask"):

@@ -1,11 +1,14 @@
 """Reading scored pairs and plain sentences, and what is said about files that are wrong."""
 
+import gzip
 import re
 from pathlib import Path
 
 import pytest
 
-from bge_pruning.datasets.sts_dataloader import STSPairs, read_sentences, read_sts
+from bge_pruning.datasets.rows import BadRows
+from bge_pruning.datasets.sts_dataloader import STSPairs, read_pairs, read_sentences, read_sts
+from bge_pruning.datasets.tables import Table
 
 ROOT = Path(__file__).parents[2]
 PAIRS = STSPairs(["A cat.", "Ein Hund läuft."], ["The cat.", "狗在跑。"], [5.0, 3.25])
@@ -89,7 +92,7 @@ def test_scores_at_the_edges(score, write):
     assert read_sts(write(f"a,b,{score}\n")).scores == [float(score)]
 
 
-FIX = " To fix, correct or remove the line."
+FIX = " To fix, correct or remove the line"
 
 
 @pytest.mark.parametrize(
@@ -102,8 +105,8 @@ FIX = " To fix, correct or remove the line."
         ("a.csv", "a,b,inf\n", ":1: score 'inf' is not a number in [0, 5]."),
         ("a.csv", "a,b,\n", ":1: score '' is not a number in [0, 5]."),
         ("a.csv", '"a\nb",c,1\nd,e,x\n', ":3: score 'x' is not a number in [0, 5]."),
-        ("a.csv", "a,b,1\nc,,2\n", ":2: sentence2 is empty." + FIX),
-        ("a.csv", "  ,b,1\n", ":1: sentence1 is empty." + FIX),
+        ("a.csv", "a,b,1\nc,,2\n", ":2: sentence2 is empty or no text." + FIX),
+        ("a.csv", "  ,b,1\n", ":1: sentence1 is empty or no text." + FIX),
         ("a.csv", "a,b,1\nc,d\n", ":2: has 2 columns, expected sentence1, sentence2, score."),
         (
             "a.csv",
@@ -123,7 +126,7 @@ FIX = " To fix, correct or remove the line."
         (
             "a.jsonl",
             '{"sentence1": "a", "sentence2": 7, "score": 1}\n',
-            ":1: sentence2 is empty.",
+            ":1: sentence2 is empty or no text.",
         ),
         (
             "a.jsonl",
@@ -134,7 +137,11 @@ FIX = " To fix, correct or remove the line."
         ("a.csv", "sentence1,sentence2,score\n", ": holds no sentence pairs."),
         ("a.jsonl", "\n", ": holds no sentence pairs."),
         ("a.xlsx", "x", ": file type '.xlsx' is not one of ['.csv', '.jsonl', '.tsv']. To fix"),
-        ("a.csv", b"a,b,1\nc,\xff,1\n", ":2: is not UTF-8. To fix, convert the file."),
+        (
+            "a.csv",
+            b"a,b,1\nc,\xff,1\n",
+            ":2: sentence2 is not UTF-8, or holds half of a surrogate pair. To fix",
+        ),
         ("a.jsonl", "a\n".encode("utf-16"), ":1: is not UTF-8. To fix, convert the file."),
     ],
 )
@@ -161,20 +168,59 @@ def test_shipped_data(split, rows):
     assert len(pairs) == len(pairs.sentences1) == len(pairs.sentences2) == rows
 
 
+def test_another_score_range(write):
+    table = Table(str(write("a,b,-1\nc,d,1\n")))
+    assert [row.scores for row in read_pairs(table, (-1.0, 1.0))] == [(-1.0,), (1.0,)]
+    with pytest.raises(
+        ValueError, match=r"csv:1: score '-1' is not a number in \[0, 1\].*score_range"
+    ):
+        list(read_pairs(table, (0.0, 1.0)))
+
+
+def test_wrong_rows_are_skipped_and_counted(write):
+    content = b"a,b,1\nc,,1\nd,e\nf,\xff,2\ng,h,9\ni,j,2\n"
+    bad = BadRows(skip=True)
+    rows = list(read_pairs(Table(str(write(content))), bad=bad))
+    assert [row.text for row in rows] == ["a", "i"]
+    assert bad.count == 4
+    assert [re.search(r"csv:(\d)", example)[1] for example in bad.examples] == ["2", "3", "4", "5"]
+
+
 # Plain sentences
 
 
-def test_sentences_of_a_text_file(write):
-    path = write("one\n\n two \none\nthree, with a comma\n", "a.txt")
-    assert read_sentences(path) == ["one", "two", "three, with a comma"]
+def texts_of(path: Path, **columns: str) -> list[str]:
+    return [row.text for row in read_sentences(Table(str(path), columns))]
 
 
-def test_sentences_of_pairs_are_each_there_once(write):
-    assert read_sentences(write("a,b,1\nb,c,2\n")) == ["a", "b", "c"]
+@pytest.mark.parametrize("name", ["a.txt", "a.txt.gz"])
+def test_sentences_of_a_text_file(name, write):
+    content = b"one\n\n two \none\nthree, with a comma\n"
+    path = write(gzip.compress(content) if name.endswith(".gz") else content, name)
+    assert texts_of(path) == ["one", "two", "one", "three, with a comma"]
+
+
+def test_sentences_of_tables(write):
+    assert texts_of(write("a,b,1\nb,c,2\n")) == ["a", "b", "b", "c"]
+    assert texts_of(write("id,text\n1,a\n2,b\n")) == ["a", "b"]
+    assert texts_of(write("id,titel\n1,a\n2,b\n"), text="titel") == ["a", "b"]
+    row = '{"query": "q", "pos": ["p"], "neg": ["n", "m"]}\n'
+    assert texts_of(write(row, "a.jsonl")) == ["q", "p", "n", "m"]
 
 
 def test_no_sentences(write):
-    with pytest.raises(ValueError, match="holds no sentences. To fix, choose another file"):
-        read_sentences(write("\n \n", "a.txt"))
+    assert texts_of(write("\n \n", "a.txt")) == []
     with pytest.raises(ValueError, match="file type '.md' is not one of"):
-        read_sentences(write("a\n", "a.md"))
+        texts_of(write("a\n", "a.md"))
+    message = r"a.jsonl:1: has none of sentence1, .*To fix, say under columns of the source"
+    with pytest.raises(ValueError, match=message):
+        texts_of(write('{"body": "a"}\n', "a.jsonl"))
+
+
+def test_a_line_that_is_not_utf8(write):
+    path = write(b"a\n\xff\nb\n", "a.txt")
+    with pytest.raises(ValueError, match=r"a.txt:2: is not UTF-8. To fix, convert the file"):
+        texts_of(path)
+    bad = BadRows(skip=True)
+    assert [row.text for row in read_sentences(Table(str(path)), bad)] == ["a", "b"]
+    assert bad.count == 1

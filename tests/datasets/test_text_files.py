@@ -4,7 +4,14 @@ import gzip
 
 import pytest
 
-from bge_pruning.datasets.text_files import check_unicode, parse_row, read_lines
+from bge_pruning.datasets.rows import BadRows
+from bge_pruning.datasets.text_files import (
+    check_unicode,
+    expand_paths,
+    hash_file,
+    parse_row,
+    read_lines,
+)
 
 CONTENT = "\ufeffeins\r\nzwei\u2028halb\n狗"
 
@@ -26,5 +33,38 @@ def test_a_row_needs_its_keys():
 
 def test_half_a_character():
     check_unicode("\U0001f408", "x:1")
-    with pytest.raises(ValueError, match=r"^x:1: text is not valid Unicode .*To fix"):
+    with pytest.raises(
+        ValueError, match=r"^x:1: text is not UTF-8, or holds half of a surrogate pair.*To fix"
+    ):
         check_unicode("\ud83d", "x:1: text")
+
+
+def test_lines_that_are_not_utf8_are_skipped_and_counted(tmp_path):
+    path = tmp_path / "a.txt"
+    path.write_bytes(b"a\n\xff\nb\n")
+    bad = BadRows(skip=True)
+    assert list(read_lines(path, bad)) == [(1, "a\n"), (3, "b\n")]
+    assert bad.examples == [f"{path}:2: is not UTF-8. To fix, convert the file."]
+
+
+def test_json_nested_without_end():
+    with pytest.raises(ValueError, match="^x:1: is not JSON"):
+        parse_row("[" * 100_000, "x:1", ())
+
+
+def test_paths_with_wildcards(tmp_path):
+    for name in ("b.txt", "a.txt", "c.csv", "d[1].txt"):
+        (tmp_path / name).touch()
+    assert [p.name for p in expand_paths(f"{tmp_path}/?.txt")] == ["a.txt", "b.txt"]
+    assert [p.name for p in expand_paths(f"{tmp_path}/d[1].txt")] == ["d[1].txt"]
+    assert [p.name for p in expand_paths(f"{tmp_path}/none.txt")] == ["none.txt"]
+    with pytest.raises(FileNotFoundError, match=r"\*.tsv: fits no file. To fix, check the pattern"):
+        expand_paths(f"{tmp_path}/*.tsv")
+
+
+def test_hash_of_a_file(tmp_path):
+    path = tmp_path / "a"
+    path.write_bytes(b"abc")
+    assert hash_file(path).startswith("ba7816bf8f01cfea")
+    with pytest.raises(FileNotFoundError, match="no such file"):
+        hash_file(tmp_path / "b")

@@ -1,0 +1,228 @@
+"""Several sources in one run: proportions, batches of one source, going on without a replay."""
+
+import itertools
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from torch.utils.data import DataLoader, DistributedSampler
+
+from bge_pruning.datasets.mixed_dataloader import (
+    MixedBatchSampler,
+    MixedDataset,
+    MixSchedule,
+    adapt_weights,
+)
+
+# The schedule
+
+
+def draws(schedule: MixSchedule, count: int) -> list[tuple[int, int]]:
+    return [schedule.draw() for _ in range(count)]
+
+
+weights_lists = st.lists(st.floats(0.01, 100.0), min_size=1, max_size=6)
+
+
+@given(weights_lists)
+def test_every_source_has_its_share_at_every_moment(weights):
+    share = np.array(weights) / sum(weights)
+    drawn = np.zeros(len(weights))
+    for step, (source, number) in enumerate(draws(MixSchedule(weights), 200), start=1):
+        assert number == drawn[source]
+        drawn[source] += 1
+        assert np.abs(drawn - step * share).max() <= len(weights)
+
+
+@given(weights_lists, st.integers(0, 60), st.integers(0, 60))
+def test_the_batch_of_a_step_is_the_same_however_one_gets_there(weights, step, before):
+    whole = draws(MixSchedule(weights), 80)
+    schedule = MixSchedule(weights)
+    draws(schedule, before)
+    schedule.seek(step)
+    assert draws(schedule, 20) == whole[step : step + 20]
+
+
+def test_weights_change_from_a_step_on_and_are_remembered():
+    schedule = MixSchedule([1, 1])
+    first = draws(schedule, 10)
+    schedule.update([9, 1])
+    second = draws(schedule, 10)
+    schedule.update([1, 9])
+    third = draws(schedule, 10)
+    counts = [sum(source == 0 for source, _ in part) for part in (first, second, third)]
+    assert counts == [5, 9, 1]
+    other = MixSchedule([1, 1])
+    other.load_state_dict(schedule.state_dict())
+    other.seek(15)
+    assert draws(other, 15) == [*second[5:], *third]
+    other.seek(3)
+    assert draws(other, 5) == first[3:8]
+
+
+def test_the_last_of_two_changes_at_a_step_counts():
+    schedule = MixSchedule([1, 1])
+    schedule.update([1, 3])
+    schedule.update([3, 1])
+    assert schedule.weights().tolist() == [0.75, 0.25]
+    assert len(schedule.updates) == 1
+
+
+@pytest.mark.parametrize("weights", [[1, 0], [1, -1], [float("nan")], [float("inf"), 1]])
+def test_weights_that_are_none_are_refused(weights):
+    with pytest.raises(ValueError, match=r"weights .* are not all above 0. To fix, set weight"):
+        MixSchedule(weights)
+
+
+def test_adapted_weights_are_those_of_the_paper():
+    weights, losses, references = [0.5, 0.3, 0.2], [2.0, 0.5, 1.2], [1.0, 0.7, 1.1]
+    expected = np.array([0.5 * np.exp(1.0), 0.3, 0.2 * np.exp(0.1)])  # a gain counts as 0
+    assert np.allclose(adapt_weights(weights, losses, references), expected / expected.sum())
+    huge = adapt_weights([0.5, 0.5], [1e4, 1e4 + 1], [0, 0])
+    assert np.allclose(huge, [1 / (1 + np.e), np.e / (1 + np.e)])
+
+
+# Batches
+
+
+class Examples:
+    """``n`` examples; an item says which it is."""
+
+    def __init__(self, name: str, count: int) -> None:
+        self.name, self.count = name, count
+
+    def __len__(self) -> int:
+        return self.count
+
+    def __getitem__(self, index: int) -> dict:
+        return {"example": (self.name, *divmod(index, self.count))}
+
+
+COUNTS = {"small": 20, "large": 101}
+LENGTHS = [np.arange(count) % 13 + 2 for count in COUNTS.values()]
+
+
+def build(ranks: int = 1, rank: int = 0, weights=(1.0, 5.0), size: int = 4) -> MixedBatchSampler:
+    sources = [Examples(name, count) for name, count in COUNTS.items()]
+    dataset = MixedDataset(list(COUNTS), sources, MixSchedule(weights), size)
+    return MixedBatchSampler(dataset, LENGTHS, ranks, rank, seed=3)
+
+
+def epoch(sampler: MixedBatchSampler, number: int) -> list[list[tuple[int, int]]]:
+    sampler.set_epoch(number)
+    return list(sampler)
+
+
+def test_a_batch_is_of_one_source_and_an_epoch_as_long_as_all():
+    batches = epoch(build(), 0)
+    assert len(batches) == len(build()) == 20 // 4 + 101 // 4
+    assert all(len({source for source, _ in batch}) == 1 for batch in batches)
+    assert all(len(batch) == 4 for batch in batches)
+
+
+def test_each_source_has_epochs_of_its_own():
+    sampler = build(weights=(5.0, 1.0))
+    batches = list(itertools.chain.from_iterable(epoch(sampler, e) for e in range(4)))
+    for source, count in enumerate(COUNTS.values()):
+        indices = [i for batch in batches for s, i in batch if s == source]
+        per_epoch = count // 4 * 4
+        for number, start in enumerate(range(0, len(indices), per_epoch)):
+            part = indices[start : start + per_epoch]
+            assert len(set(part)) == len(part)
+            assert all(i // count == number for i in part)
+
+
+@pytest.mark.parametrize("ranks", [2, 4])
+def test_a_batch_is_the_same_for_any_number_of_ranks(ranks):
+    whole = epoch(build(), 1)
+    shares = [epoch(build(ranks, rank), 1) for rank in range(ranks)]
+    for step, batch in enumerate(whole):
+        assert sorted(i for share in shares for i in share[step]) == sorted(batch)
+
+
+def test_a_loader_gives_items_with_the_name_of_their_source():
+    sampler = build()
+    loader = DataLoader(sampler.dataset, batch_sampler=sampler, collate_fn=list)
+    for batch in loader:
+        assert len({item["source"] for item in batch}) == 1
+        assert all(item["example"][0] == item["source"] for item in batch)
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+@pytest.mark.parametrize("stop", [0, 1, 17, 29, 30, 31, 44])
+def test_a_run_goes_on_with_the_next_batch(stop, workers):
+    """Loaded as the trainer does: state first, then the epoch, and a loader of what is left."""
+
+    def loader(sampler: MixedBatchSampler) -> DataLoader:
+        return DataLoader(
+            sampler.dataset, batch_sampler=sampler, collate_fn=list, num_workers=workers
+        )
+
+    def examples(batches: list) -> list:
+        return [[item["example"] for item in batch] for batch in batches]
+
+    first = build()
+    per_epoch = len(first)
+    everything, state = [], None
+    for number in range(3):
+        first.set_epoch(number)
+        for index, batch in enumerate(loader(first)):
+            if number * per_epoch + index == stop:
+                state = first.dataset.state_dict(index * 4, True)
+            everything.append(batch)
+    second = build(weights=(3.0, 1.0))  # the state knows better
+    second.dataset.load_state_dict(state)
+    rest = []
+    for number in range(stop // per_epoch, 3):
+        second.set_epoch(number)
+        rest += list(loader(second))
+    assert examples(rest) == examples(everything[stop:])
+
+
+def test_a_checkpoint_of_the_end_of_an_epoch_replays_nothing():
+    """There the trainer may still be in the old epoch, or already say 0 examples of the next."""
+    first = build()
+    epoch(first, 0)
+    for samples in (len(first) * 4, 0):
+        second = build()
+        second.dataset.load_state_dict(first.dataset.state_dict(samples, True))
+        if samples:
+            assert epoch(second, 0) == []
+        assert epoch(second, 1) == epoch(first, 1)
+
+
+def test_no_example_is_made_to_get_to_a_step(monkeypatch):
+    sampler = build()
+    monkeypatch.setattr(Examples, "__getitem__", lambda *_: pytest.fail("an example was made"))
+    sampler.dataset.load_state_dict(
+        {"names": list(COUNTS), "batch": 10_000, **sampler.dataset.schedule.state_dict()}
+    )
+    assert epoch(sampler, 10_000 // len(sampler)) != []
+
+
+def test_other_sources_than_the_checkpoint_are_refused():
+    state = {**build().dataset.state_dict(0, True), "names": ["small", "other"]}
+    message = r"was trained on small, other, the configuration names small, large. To fix, go on"
+    with pytest.raises(ValueError, match=message):
+        build().dataset.load_state_dict(state)
+
+
+# Refusals
+
+
+def test_composer_takes_it_for_a_distributed_sampler():
+    """Composer calls ``set_epoch`` of those only, and refuses others on several ranks."""
+    assert isinstance(build(), DistributedSampler)
+
+
+def test_batch_that_does_not_divide_is_refused():
+    message = r"global_train_batch_size 4 does not divide over 3 processes. To fix, make it a mult"
+    with pytest.raises(ValueError, match=message):
+        build(ranks=3)
+
+
+def test_batch_larger_than_a_source_is_refused():
+    message = r"size 24 is larger than the training data, 20 examples of small. To fix, lower it"
+    with pytest.raises(ValueError, match=message):
+        build(size=24)
