@@ -32,7 +32,7 @@ from bge_pruning.callbacks.pruning_callback import PruningCallback
 from bge_pruning.callbacks.run_metadata_callback import RunMetadataCallback
 from bge_pruning.callbacks.wandb_logger import WandBLogger
 from bge_pruning.config import Config, ConfigError
-from bge_pruning.data_builders import build_loss_weights, compares_texts
+from bge_pruning.data_builders import build_loss_weights
 from bge_pruning.models.checkpoint import RunMetadata, build_l0_module
 from bge_pruning.models.composer_bge_m3 import ComposerBGEM3
 from bge_pruning.models.encoder_shape import EncoderShape
@@ -142,10 +142,10 @@ def build_model(
         loss_weights=weights,
         teacher=teacher.encoder() if on_the_fly else None,
         teacher_dimensions=_teacher_dimensions(config, base, teacher),
-        # teacher_layers=_kept(base, "layer"),
+        teacher_layers=_kept(base, "layer"),
         eval_target_model=True if l0 is None else l0.eval_target_model,
         special_ids=sorted(read_special_ids(base.tokenizer_files)),
-        # chunk_size=config.device_train_microbatch_size if compares_texts(weights) else None,
+        chunk_size=config.device_train_microbatch_size if weights.compares_texts else None,
     )
 
 
@@ -290,7 +290,7 @@ def _microbatch_size(config: Config) -> int:
     whole = config.global_train_batch_size // dist.get_world_size()
     micro = config.device_train_microbatch_size
     # A loss over the batch needs all of it: the model itself cuts it, and caches gradients.
-    return whole if micro is None or compares_texts(build_loss_weights(config)) else micro
+    return whole if micro is None or build_loss_weights(config).compares_texts else micro
 
 
 def build_trainer(

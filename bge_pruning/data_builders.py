@@ -26,8 +26,8 @@ from bge_pruning.datasets.embedding_dataset import (
 from bge_pruning.datasets.length_groups import group_batches, padding_share
 from bge_pruning.datasets.mixed_dataloader import MixedBatchSampler, MixedDataset, MixSchedule
 from bge_pruning.datasets.teacher_vectors import cached_teacher_outputs, compute_cache_key
-from bge_pruning.models.composer_bge_m3 import LossWeights
 from bge_pruning.models.model_files import read_vocabulary
+from bge_pruning.models.objective import LossWeights
 from bge_pruning.models.pretrained import BaseModel
 from bge_pruning.models.teacher import Teacher
 from bge_pruning.source_builders import WITH_PASSAGES, SourceDataset, build_source
@@ -109,12 +109,6 @@ def _check_losses_fit(weights: LossWeights, config: Config) -> None:
             "loss.self_distillation needs an ensemble of two outputs or more. To fix, add sparse "
             "or colbert to loss.contrastive_outputs, or set it to 0."
         )
-
-
-def compares_texts(weights: LossWeights) -> bool:
-    """Whether a loss compares the texts of a batch, so that it may not be split."""
-    parts = ("cosent", "distillation_similarity", "contrastive", "self_distillation")
-    return any(getattr(weights, name) for name in parts)
 
 
 def build_train_loader(config: Config, base: BaseModel, teacher: Teacher | None) -> DataSpec:

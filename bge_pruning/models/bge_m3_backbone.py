@@ -246,12 +246,35 @@ class XLMRobertaBackbone(nn.Module):
             Shape ``(B, T, H)``; 0 in closed hidden dimensions.
         """
         masks = PruningMasks() if masks is None else masks
-        x = self.embeddings(input_ids, masks.hidden)
-        # (B, 1, 1, T), added to the attention scores; finite, so that a row of padding is no NaN.
-        bias = (1.0 - attention_mask[:, None, None, :].to(x.dtype)) * torch.finfo(x.dtype).min
+        x, bias = self._enter(input_ids, attention_mask, masks)
         for index, layer in enumerate(self.encoder.layer):
             x = layer(x, bias, masks, index)
         return x
+
+    def hidden_states(
+        self, input_ids: Tensor, attention_mask: Tensor, masks: PruningMasks | None = None
+    ) -> Tensor:
+        """Hidden states after every layer, see :meth:`forward`.
+
+        Returns:
+            Shape ``(B, L, T, H)``; a closed layer repeats the one before.
+        """
+        masks = PruningMasks() if masks is None else masks
+        x, bias = self._enter(input_ids, attention_mask, masks)
+        states = []
+        for index, layer in enumerate(self.encoder.layer):
+            x = layer(x, bias, masks, index)
+            states.append(x)
+        return torch.stack(states, dim=1)
+
+    def _enter(
+        self, input_ids: Tensor, attention_mask: Tensor, masks: PruningMasks
+    ) -> tuple[Tensor, Tensor]:
+        """Embeddings, and what is added to the attention scores."""
+        x = self.embeddings(input_ids, masks.hidden)
+        # (B, 1, 1, T); finite, so that a row of padding is no NaN.
+        bias = (1.0 - attention_mask[:, None, None, :].to(x.dtype)) * torch.finfo(x.dtype).min
+        return x, bias
 
     def keep_indices(self, masks: PruningMasks) -> KeepIndices:
         """Indices that binary gates keep of this model."""

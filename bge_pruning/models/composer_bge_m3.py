@@ -4,82 +4,28 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Any
 
 import torch
-import torch.nn.functional as functional
 from composer.models import ComposerModel
-from composer.utils import dist
 from torch import Tensor
+from torch.utils.checkpoint import checkpoint
 from torchmetrics import Metric, SpearmanCorrCoef
 
 from bge_pruning.models.bge_m3_backbone import XLMRobertaBackbone
 from bge_pruning.models.embedding_heads import EmbeddingHeads
-from bge_pruning.models.gather import gather_rows
 from bge_pruning.models.l0_module_embedding import L0Module
-from bge_pruning.models.losses import (
-    cosent,
-    distillation_alignment,
-    distillation_similarity,
-    exclude_positives,
-    info_nce,
-    scatter_to_teacher_space,
-    score_distillation,
-    sts_regression,
-    token_vector_distillation,
-    token_weight_distillation,
-    unified_loss,
+from bge_pruning.models.objective import (
+    Batch,
+    LossWeights,
+    TeacherMap,
+    distillation_parts,
+    following_layers,
+    pair_parts,
+    passage_parts,
 )
-from bge_pruning.models.scores import Outputs, compute_scores
-from bge_pruning.models.teacher import FrozenEncoder
+from bge_pruning.models.structural_pruning import PruningMasks
+from bge_pruning.models.teacher import HIDDEN, FrozenEncoder, compute_outputs
 from bge_pruning.models.temperature import LearnedTemperature
-
-Batch = dict[str, Tensor]
-
-
-@dataclass(frozen=True)
-class LossWeights:
-    """Weight of each part of the loss; a part of weight 0 is not computed."""
-
-    sts_regression: float = 0.0
-    cosent: float = 0.0
-    distillation_alignment: float = 0.0
-    distillation_similarity: float = 0.0
-    distillation_sparse: float = 0.0
-    distillation_colbert: float = 0.0
-    similarity_temperature: float = 0.05
-    contrastive: float = 0.0
-    self_distillation: float = 0.0
-    contrastive_outputs: tuple[str, ...] = ("dense",)
-    temperature: float = 0.02
-    learn_temperature: bool = False
-    score_distillation: float = 0.0
-    distillation_hidden: float = 0.0
-
-    @property
-    def distils(self) -> bool:
-        """Whether any part needs the teacher's outputs."""
-        return bool(self.distilled)
-
-    @property
-    def distilled(self) -> tuple[str, ...]:
-        """Outputs of the teacher that the parts need."""
-        needs = {
-            "dense_vecs": self.distillation_alignment > 0 or self.distillation_similarity > 0,
-            "token_weights": self.distillation_sparse > 0,
-            "colbert_vecs": self.distillation_colbert > 0,
-        }
-        return tuple(name for name, needed in needs.items() if needed)
-
-    @property
-    def trained(self) -> tuple[str, ...]:
-        """Outputs of the student that the parts need; the dense one always."""
-        scored = self.contrastive > 0 or self.self_distillation > 0
-        names = {"sparse": "token_weights", "colbert": "colbert_vecs"}
-        compared = {names[n] for n in self.contrastive_outputs if n in names and scored}
-        wanted = compared | set(self.distilled)
-        return ("dense_vecs", *(name for name in names.values() if name in wanted))
 
 
 class ComposerBGEM3(ComposerModel):
@@ -90,7 +36,14 @@ class ComposerBGEM3(ComposerModel):
     outputs, ``teacher_dense_vecs`` ``(B, N, Ht)``, ``teacher_token_weights`` ``(B, N, T)``,
     ``teacher_colbert_vecs`` ``(B, N, T - 1, C)``. Where the first text is a query and the others
     its passages, ``passage_texts`` ``(B, N - 1)`` numbers the passages and ``positive_texts``
-    ``(B, K)`` the known positives of each query, padded with -1.
+    ``(B, K)`` the known positives of each query, padded with -1; ``passage_scores``
+    ``(B, N - 1)`` are a teacher's scores of its passages. ``source`` names where the batch is from.
+
+    Losses over the batch are exact in pieces too: with a ``chunk_size`` the batch is embedded piece
+    by piece, keeping the outputs alone, the loss is that of the whole batch, and the backward pass
+    embeds each piece again to carry on its outputs' gradients (cached gradients,
+    arXiv:2101.06983). It costs one more forward pass; the activations of one piece are in memory
+    at a time. All pieces of a step have the same gates.
 
     Args:
         backbone: The encoder.
@@ -101,8 +54,11 @@ class ComposerBGEM3(ComposerModel):
             teacher; called with token ids and mask of shape ``(B * N, T)``.
         teacher_dimensions: Dimensions of the teacher that an extracted student has kept, shape
             ``(H,)``; ``None`` if the spaces are the same.
+        teacher_layers: Layers of the teacher that an extracted student has kept; ``None`` if it
+            has all of them, or gates that say which.
         eval_target_model: See :meth:`L0Module.deterministic_masks`.
         special_ids: Token ids that carry no sparse weight (cls, eos, pad, unk).
+        chunk_size: Examples that are embedded at once in training; ``None`` for the whole batch.
     """
 
     def __init__(
@@ -113,8 +69,10 @@ class ComposerBGEM3(ComposerModel):
         loss_weights: LossWeights,
         teacher: FrozenEncoder | None = None,
         teacher_dimensions: Tensor | None = None,
+        teacher_layers: Sequence[int] | None = None,
         eval_target_model: bool = True,
         special_ids: Sequence[int] = (),
+        chunk_size: int | None = None,
     ) -> None:
         super().__init__()
         self.backbone = backbone
@@ -125,14 +83,18 @@ class ComposerBGEM3(ComposerModel):
         # In a tuple, so that it is neither trained, nor wrapped by DDP, nor checkpointed.
         self._teacher = (teacher,)
         self.register_buffer("teacher_dimensions", teacher_dimensions, persistent=False)
+        self.register_buffer(
+            "teacher_layers", _layer_map(teacher_layers, teacher), persistent=False
+        )
         self.special_ids = tuple(special_ids)
+        self.chunk_size = chunk_size
         learned = loss_weights.learn_temperature and loss_weights.contrastive > 0
         self.temperature = LearnedTemperature(loss_weights.temperature) if learned else None
         self._freeze_idle_heads()
 
     def _freeze_idle_heads(self) -> None:
         """No gradient reaches a head whose output is not in the loss: DDP would wait for it."""
-        if missing := sorted(set(self.loss_weights.trained) - set(self.heads.names())):
+        if missing := sorted(set(self.loss_weights.trained) - {HIDDEN, *self.heads.names()}):
             raise ValueError(
                 f"the loss trains {', '.join(missing)}, and the model has no head for it. To fix, "
                 f"use a base model with that head, set model.init_missing_heads=true, or set that "
@@ -149,115 +111,105 @@ class ComposerBGEM3(ComposerModel):
 
     def forward(self, batch: Batch) -> dict[str, Tensor]:
         """Outputs by name, shape ``(B, N, ...)``; in evaluation the dense vectors alone."""
-        ids, mask = batch["input_ids"], batch["attention_mask"]
         masks = None if self.l0_module is None else self._masks()
-        hidden = self.backbone(ids.flatten(0, 1), mask.flatten(0, 1), masks)
         names = self.loss_weights.trained if self.training else ("dense_vecs",)
-        outputs = self.heads.outputs(hidden, mask.flatten(0, 1), names)
-        return {name: value.unflatten(0, ids.shape[:2]) for name, value in outputs.items()}
+        return self._embed(batch, masks, names)
 
-    def _masks(self) -> Any:
+    def _masks(self) -> PruningMasks:
         if self.training:
             return self.l0_module.sample_masks()
         return self.l0_module.deterministic_masks(at_target=self.eval_target_model)
 
+    def _embed(
+        self, batch: Batch, masks: PruningMasks | None, names: Sequence[str]
+    ) -> dict[str, Tensor]:
+        """Outputs by name, shape ``(B, N, ...)``, in pieces if there is a ``chunk_size``."""
+        ids, mask = batch["input_ids"], batch["attention_mask"]
+        size = self.chunk_size or len(ids)
+        if size >= len(ids) or not torch.is_grad_enabled():
+            pieces = [self._outputs(ids, mask, masks, names)]
+        else:
+            pieces = [
+                checkpoint(self._outputs, i, m, masks, names, use_reentrant=False)
+                for i, m in zip(ids.split(size), mask.split(size), strict=True)
+            ]
+        return {name: torch.cat([piece[name] for piece in pieces]) for name in pieces[0]}
+
+    def _outputs(
+        self, ids: Tensor, mask: Tensor, masks: PruningMasks | None, names: Sequence[str]
+    ) -> dict[str, Tensor]:
+        flat = (ids.flatten(0, 1), mask.flatten(0, 1))
+        outputs = compute_outputs(self.backbone, self.heads, *flat, names, masks)
+        return {name: value.unflatten(0, ids.shape[:2]) for name, value in outputs.items()}
+
     def loss(self, outputs: dict[str, Tensor], batch: Batch) -> dict[str, Tensor]:
         """Weighted parts of the loss by name, and their ``total``."""
-        weights = self.loss_weights
-        parts: dict[str, Tensor] = {}
-        if "scores" in batch:
-            parts.update(self._pair_losses(outputs["dense_vecs"], batch["scores"]))
-        if "passage_texts" in batch and (weights.contrastive or weights.self_distillation):
-            parts.update(self._contrastive(outputs, batch))
-        if weights.distils:
-            flat = {name: value.flatten(0, 1) for name, value in outputs.items()}
-            parts.update(self._distillation(flat, batch))
-        terms = [getattr(weights, name) * value for name, value in parts.items()]
-        if self.l0_module is not None:
-            parts["lagrangian"] = self.l0_module.lagrangian()
-            terms.append(parts["lagrangian"])
+        parts = self._parts(outputs, batch)
+        terms = [getattr(self.loss_weights, name) * value for name, value in parts.items()]
         if not terms:
             raise ValueError(
                 "no part of the loss applies to this batch. To fix, set a weight under loss that "
                 "fits the data: sts_regression or cosent for scored pairs, distillation for all."
             )
+        terms += self._idle(outputs, batch)
+        if self.l0_module is not None:
+            parts["lagrangian"] = self.l0_module.lagrangian()
+            terms.append(parts["lagrangian"])
         return {**parts, "total": torch.stack(terms).sum()}
 
-    def _pair_losses(self, vectors: Tensor, scores: Tensor) -> dict[str, Tensor]:
-        weights, (first, second) = self.loss_weights, vectors.unbind(1)
-        parts = {}
-        if weights.sts_regression:
-            parts["sts_regression"] = sts_regression(first, second, scores)
-        if weights.cosent:
-            # Over the pairs of all ranks: each rank's share of the loss is the same number.
-            every, gold, _ = gather_batch(torch.cat([first, second], dim=1), scores[:, None])
-            size = first.shape[1]
-            parts["cosent"] = cosent(every[:, :size], every[:, size:], gold[:, 0])
-        return parts
-
-    def _contrastive(self, outputs: dict[str, Tensor], batch: Batch) -> dict[str, Tensor]:
-        """This rank's queries against the passages of all ranks."""
+    def _parts(self, outputs: dict[str, Tensor], batch: Batch) -> dict[str, Tensor]:
+        """Parts of the loss that apply to the batch, without their weights."""
         weights = self.loss_weights
-        names = {"dense": "dense_vecs", "sparse": "token_weights", "colbert": "colbert_vecs"}
-        wanted = {"dense_vecs", *(names[name] for name in weights.contrastive_outputs)}
-        compared = {name: value for name, value in outputs.items() if name in wanted}
-        queries = _texts(compared, batch, slice(0, 1))
-        passages, numbers = gather_texts(
-            _texts(compared, batch, slice(1, None)), batch["passage_texts"].flatten()
-        )
-        per_query = batch["passage_texts"].shape[1]
-        rows = torch.arange(len(batch["passage_texts"]), device=numbers.device)
-        targets = (rows + dist.get_global_rank() * len(rows)) * per_query
-        excluded = exclude_positives(batch["positive_texts"], numbers, targets)
-        scores = compute_scores(queries, passages, self.special_ids)
-        parts = {}
-        temperature = weights.temperature if self.temperature is None else self.temperature()
-        if weights.contrastive:
-            losses = {
-                name: info_nce(score, targets, temperature, excluded)
-                for name, score in scores.items()
-            }
-            parts["contrastive"] = unified_loss(losses)
-        if weights.self_distillation:
-            teacher = scores.pop("ensemble")
-            losses = {
-                name: score_distillation(score, teacher, temperature, excluded)
-                for name, score in scores.items()
-            }
-            parts["self_distillation"] = unified_loss(losses)
+        parts: dict[str, Tensor] = {}
+        if "scores" in batch:
+            parts.update(pair_parts(weights, outputs["dense_vecs"], batch["scores"]))
+        if "passage_texts" in batch and weights.compares_passages:
+            temperature = weights.temperature if self.temperature is None else self.temperature()
+            parts.update(passage_parts(weights, outputs, batch, temperature, self.special_ids))
+        if weights.distils:
+            flat = {name: value.flatten(0, 1) for name, value in outputs.items()}
+            targets = self._teacher_outputs(batch)
+            where = self._teacher_map()
+            parts.update(distillation_parts(weights, flat, targets, batch, where, self.special_ids))
         return parts
 
-    def _distillation(self, outputs: dict[str, Tensor], batch: Batch) -> dict[str, Tensor]:
-        weights, targets = self.loss_weights, self._teacher_outputs(batch)
-        mask = batch["attention_mask"].flatten(0, 1)
-        parts = {}
-        if weights.distillation_alignment or weights.distillation_similarity:
-            parts.update(self._dense_distillation(outputs["dense_vecs"], targets["dense_vecs"]))
-        if weights.distillation_sparse:
-            ids = batch["input_ids"].flatten(0, 1)
-            special = torch.tensor(self.special_ids, device=ids.device, dtype=ids.dtype)
-            lexical = mask.bool() & ~torch.isin(ids, special)
-            parts["distillation_sparse"] = token_weight_distillation(
-                outputs["token_weights"], targets["token_weights"], lexical
-            )
-        if weights.distillation_colbert:
-            parts["distillation_colbert"] = token_vector_distillation(
-                outputs["colbert_vecs"], targets["colbert_vecs"], mask[:, 1:]
-            )
-        return parts
+    def _idle(self, outputs: dict[str, Tensor], batch: Batch) -> list[Tensor]:
+        """0 times what no part used: DDP waits for a gradient of every trained parameter.
 
-    def _dense_distillation(self, vectors: Tensor, target: Tensor) -> dict[str, Tensor]:
-        weights = self.loss_weights
-        parts = {}
-        if weights.distillation_alignment:
-            student = scatter_to_teacher_space(vectors, self.teacher_dimensions, target.shape[1])
-            parts["distillation_alignment"] = distillation_alignment(student, target)
-        if weights.distillation_similarity:
-            all_student, all_target, own = gather_batch(vectors, target)
-            parts["distillation_similarity"] = distillation_similarity(
-                vectors, target, all_student, all_target, own, weights.similarity_temperature
-            )
-        return parts
+        The batches of a mixed run have different losses, and so use different outputs.
+        """
+        used = set(self.loss_weights.distilled)
+        if "scores" in batch:
+            used.add("dense_vecs")
+        if "passage_texts" in batch:
+            used.update(self.loss_weights.compared)
+        idle = [value.sum() for name, value in outputs.items() if name not in used]
+        if self.temperature is not None and "passage_texts" not in batch:
+            idle.append(self.temperature())
+        return [0.0 * value for value in idle]
+
+    def _teacher_map(self) -> TeacherMap:
+        """Where the student's dimensions and layers are in the teacher."""
+        if not self.loss_weights.distillation_hidden:
+            return TeacherMap(self.teacher_dimensions)
+        if self.teacher_layers is not None:
+            count = len(self.teacher_layers)
+            even = torch.full((count,), 1.0 / count, device=self.teacher_layers.device)
+            return TeacherMap(self.teacher_dimensions, self.teacher_layers, even)
+        survives = self._surviving_layers()
+        weights = survives / survives.sum()
+        return TeacherMap(self.teacher_dimensions, following_layers(survives), weights)
+
+    def _surviving_layers(self) -> Tensor:
+        """True for the layers that are open now, shape ``(L,)``, without waiting for the device."""
+        gates = None if self.l0_module is None else self.l0_module.log_alpha
+        if gates is None or "layer" not in gates:
+            count = self.backbone.shape.num_hidden_layers
+            device = self.backbone.embeddings.word_embeddings.weight.device
+            return torch.ones(count, dtype=torch.bool, device=device)
+        expected = self.l0_module.open_probabilities()["layer"].detach().sum().round().clamp(min=1)
+        ranks = gates["layer"].detach().argsort(descending=True).argsort()
+        return ranks < expected
 
     def _teacher_outputs(self, batch: Batch) -> dict[str, Tensor]:
         names = self.loss_weights.distilled
@@ -269,9 +221,32 @@ class ComposerBGEM3(ComposerModel):
                 f"compute them. To fix, set teacher.cache=false, or make the batches with the "
                 f"cached outputs."
             )
-        return self._teacher[0](
-            batch["input_ids"].flatten(0, 1), batch["attention_mask"].flatten(0, 1)
-        )
+        ids, mask = batch["input_ids"].flatten(0, 1), batch["attention_mask"].flatten(0, 1)
+        size = (self.chunk_size or len(ids)) * batch["input_ids"].shape[1]
+        pieces = [
+            self._teacher[0](i, m) for i, m in zip(ids.split(size), mask.split(size), strict=True)
+        ]
+        return {name: torch.cat([piece[name] for piece in pieces]) for name in names}
+
+    @torch.no_grad()
+    def probe(self, batch: Batch, pruned: bool) -> Tensor:
+        """Loss of a batch without the constraint, with binary gates; nothing is trained.
+
+        Args:
+            batch: As in training.
+            pruned: With the gates of this moment; otherwise with all of them open.
+        """
+        masks = None
+        if pruned and self.l0_module is not None:
+            masks = self.l0_module.deterministic_masks(at_target=False)
+        training = self.training
+        self.eval()
+        try:
+            outputs = self._embed(batch, masks, self.loss_weights.trained)
+            parts = self._parts(outputs, batch)
+        finally:
+            self.train(training)
+        return sum(getattr(self.loss_weights, name) * value for name, value in parts.items())
 
     def eval_forward(self, batch: Batch, outputs: dict[str, Tensor] | None = None) -> Tensor:
         """Cosine similarity of sentence pairs, shape ``(B,)``, with the deterministic gates."""
@@ -302,60 +277,10 @@ class ComposerBGEM3(ComposerModel):
         metric.update(outputs.float(), batch["scores"].float())
 
 
-def _texts(outputs: dict[str, Tensor], batch: Batch, which: slice) -> Outputs:
-    """Some of the N texts of every example, one after the other."""
-
-    def select(value: Tensor | None) -> Tensor | None:
-        return None if value is None else value[:, which].flatten(0, 1)
-
-    names = ("dense_vecs", "token_weights", "colbert_vecs")
-    ids, mask = select(batch["input_ids"]), select(batch["attention_mask"])
-    return Outputs(ids, mask, **{name: select(outputs.get(name)) for name in names})
-
-
-def gather_texts(texts: Outputs, numbers: Tensor) -> tuple[Outputs, Tensor]:
-    """The texts of all ranks, with gradient to the rank that each text came from.
-
-    Args:
-        texts: This rank's texts.
-        numbers: Which text each of them is, shape ``(B,)``.
-
-    Returns:
-        The same of all ranks, one rank after the other, padded to the longest text of all.
-    """
-    if dist.get_world_size() == 1:
-        return texts, numbers
-    longest = torch.tensor(texts.input_ids.shape[1], device=numbers.device)
-    dist.all_reduce(longest, "MAX")
-    missing = int(longest) - texts.input_ids.shape[1]
-
-    def gather(value: Tensor | None) -> Tensor | None:
-        if value is None:
-            return None
-        # (B, T, ...): zeros behind the last token
-        return gather_rows(functional.pad(value, [0, 0] * (value.ndim - 2) + [0, missing]))
-
-    gathered = Outputs(
-        gather(texts.input_ids),
-        gather(texts.attention_mask),
-        gather_rows(texts.dense_vecs),
-        gather(texts.token_weights),
-        gather(texts.colbert_vecs),
-    )
-    return gathered, gather_rows(numbers)
-
-
-def gather_batch(student: Tensor, teacher: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """The texts of all ranks, with gradient to the rank that each text came from.
-
-    Args:
-        student: This rank's vectors, shape ``(B, Hs)``.
-        teacher: This rank's target vectors, shape ``(B, Ht)``.
-
-    Returns:
-        All student vectors ``(W * B, Hs)``, all target vectors ``(W * B, Ht)``, and the column of
-        each of this rank's texts, shape ``(B,)``.
-    """
-    own = torch.arange(student.shape[0], device=student.device)
-    own = own + dist.get_global_rank() * student.shape[0]
-    return gather_rows(student), gather_rows(teacher), own
+def _layer_map(kept: Sequence[int] | None, teacher: FrozenEncoder | None) -> Tensor | None:
+    """The teacher's layer that each kept layer should reproduce."""
+    if kept is None or teacher is None:
+        return None
+    survives = torch.zeros(teacher.backbone.shape.num_hidden_layers, dtype=torch.bool)
+    survives[list(kept)] = True
+    return following_layers(survives)[survives]

@@ -4,7 +4,20 @@ from __future__ import annotations
 
 import torch
 import torch.distributed
+import torch.nn.functional as F  # noqa: N812
 from torch import Tensor
+
+from bge_pruning.models.scores import Outputs
+
+
+def world_size() -> int:
+    """Number of ranks."""
+    return torch.distributed.get_world_size() if torch.distributed.is_initialized() else 1
+
+
+def global_rank() -> int:
+    """Number of this rank."""
+    return torch.distributed.get_rank() if torch.distributed.is_initialized() else 0
 
 
 class _Gather(torch.autograd.Function):
@@ -39,6 +52,54 @@ def gather_rows(rows: Tensor) -> Tensor:
         Shape ``(W * B, ...)`` for ``W`` ranks; ``rows`` itself on a single one. The gradient of
         each row is the sum of what all ranks make of it.
     """
-    if not torch.distributed.is_initialized() or torch.distributed.get_world_size() == 1:
+    if world_size() == 1:
         return rows
     return _Gather.apply(rows.contiguous())
+
+
+def gather_texts(texts: Outputs, numbers: Tensor) -> tuple[Outputs, Tensor]:
+    """The texts of all ranks, with gradient to the rank that each text came from.
+
+    Args:
+        texts: This rank's texts.
+        numbers: Which text each of them is, shape ``(B,)``.
+
+    Returns:
+        The same of all ranks, one rank after the other, padded to the longest text of all.
+    """
+    if world_size() == 1:
+        return texts, numbers
+    longest = torch.tensor(texts.input_ids.shape[1], device=numbers.device)
+    torch.distributed.all_reduce(longest, torch.distributed.ReduceOp.MAX)
+    missing = int(longest) - texts.input_ids.shape[1]
+
+    def gather(value: Tensor | None) -> Tensor | None:
+        if value is None:
+            return None
+        # (B, T, ...): zeros behind the last token
+        return gather_rows(F.pad(value, [0, 0] * (value.ndim - 2) + [0, missing]))
+
+    gathered = Outputs(
+        gather(texts.input_ids),
+        gather(texts.attention_mask),
+        gather_rows(texts.dense_vecs),
+        gather(texts.token_weights),
+        gather(texts.colbert_vecs),
+    )
+    return gathered, gather_rows(numbers)
+
+
+def gather_batch(student: Tensor, teacher: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """The texts of all ranks, with gradient to the rank that each text came from.
+
+    Args:
+        student: This rank's vectors, shape ``(B, Hs)``.
+        teacher: This rank's target vectors, shape ``(B, Ht)``.
+
+    Returns:
+        All student vectors ``(W * B, Hs)``, all target vectors ``(W * B, Ht)``, and the column of
+        each of this rank's texts, shape ``(B,)``.
+    """
+    own = torch.arange(student.shape[0], device=student.device)
+    own = own + global_rank() * student.shape[0]
+    return gather_rows(student), gather_rows(teacher), own

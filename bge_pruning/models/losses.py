@@ -108,7 +108,11 @@ def unified_loss(losses: dict[str, Tensor]) -> Tensor:
 
 
 def score_distillation(
-    student: Tensor, teacher: Tensor, temperature: Tensor | float, excluded: Tensor | None = None
+    student: Tensor,
+    teacher: Tensor,
+    temperature: Tensor | float,
+    excluded: Tensor | None = None,
+    teacher_temperature: Tensor | float | None = None,
 ) -> Tensor:
     """KL divergence of the distributions of scores over the passages, teacher to student.
 
@@ -118,8 +122,9 @@ def score_distillation(
     Args:
         student: Shape ``(Q, P)``.
         teacher: Shape ``(Q, P)``; no gradient flows into it.
-        temperature: Softmax temperature of both, above 0.
+        temperature: Softmax temperature of the student, above 0.
         excluded: Passages to leave out of both, shape ``(Q, P)``.
+        teacher_temperature: That of the teacher; the student's if ``None``.
 
     Returns:
         Scalar, mean over queries, at least 0.
@@ -129,15 +134,17 @@ def score_distillation(
     """
     _check_temperature(temperature, "loss.temperature")
 
-    def log_distribution(scores: Tensor) -> Tensor:
+    def log_distribution(scores: Tensor, temperature: Tensor | float) -> Tensor:
         logits = scores.float() / temperature
         if excluded is not None:
             # Finite, since the KL multiplies it by a probability of exactly 0.
             logits = logits.masked_fill(excluded, -1e30)
         return logits.log_softmax(-1)
 
-    target = log_distribution(teacher.detach())
-    return F.kl_div(log_distribution(student), target, reduction="batchmean", log_target=True)
+    softness = temperature if teacher_temperature is None else teacher_temperature
+    target = log_distribution(teacher.detach(), softness)
+    found = log_distribution(student, temperature)
+    return F.kl_div(found, target, reduction="batchmean", log_target=True)
 
 
 def token_weight_distillation(student: Tensor, teacher: Tensor, mask: Tensor) -> Tensor:
@@ -241,17 +248,40 @@ def distillation_similarity(
     )
 
 
+def hidden_state_distillation(
+    student: Tensor, teacher: Tensor, weights: Tensor, mask: Tensor
+) -> Tensor:
+    """Squared error of the hidden states of tokens, relative to the teacher's own size.
+
+    The mean over the tokens of a text first, then over texts, so that it does not change when a
+    batch is split; a weighted mean over layers.
+
+    Args:
+        student: In the teacher's space, shape ``(B, L, T, H)``.
+        teacher: The layers to compare them with, same shape.
+        weights: Weight of each layer, shape ``(L,)``; their sum is 1.
+        mask: 1 for real tokens, shape ``(B, T)``.
+
+    Returns:
+        Scalar: 0 for equal states, 1 for states that are all 0.
+    """
+    kept = mask[:, None].to(student.dtype)  # (B, 1, T)
+    error = (student - teacher).square().sum(-1) / teacher.square().sum(-1).clamp(min=1e-6)
+    layers = ((error * kept).sum(-1) / kept.sum(-1)).mean(0)
+    return (layers * weights.to(layers.dtype)).sum()
+
+
 def scatter_to_teacher_space(vectors: Tensor, hidden: Tensor | None, size: int) -> Tensor:
     """Place vectors of kept dimensions into the teacher's space, 0 elsewhere.
 
     Args:
-        vectors: Shape ``(B, h)``.
+        vectors: Shape ``(..., h)``.
         hidden: Kept dimensions, shape ``(h,)``; ``None`` if the spaces are the same.
         size: The teacher's hidden size.
 
     Returns:
-        Shape ``(B, size)``.
+        Shape ``(..., size)``.
     """
     if hidden is None:
         return vectors
-    return vectors.new_zeros(vectors.shape[0], size).index_copy(1, hidden, vectors)
+    return vectors.new_zeros(*vectors.shape[:-1], size).index_copy(-1, hidden, vectors)

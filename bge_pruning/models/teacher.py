@@ -18,6 +18,36 @@ from bge_pruning.models.model_files import (
     read_vocabulary,
 )
 from bge_pruning.models.pretrained import load_base_model, weight_file
+from bge_pruning.models.structural_pruning import PruningMasks
+
+HIDDEN = "hidden_states"
+
+
+def compute_outputs(
+    backbone: XLMRobertaBackbone,
+    heads: EmbeddingHeads,
+    input_ids: Tensor,
+    attention_mask: Tensor,
+    names: Sequence[str],
+    masks: PruningMasks | None = None,
+) -> dict[str, Tensor]:
+    """Outputs of a model by name.
+
+    Args:
+        backbone: Its encoder.
+        heads: Its heads.
+        input_ids: Token ids, shape ``(B, T)``.
+        attention_mask: Shape ``(B, T)``.
+        names: See :meth:`EmbeddingHeads.outputs`; and ``hidden_states`` after every layer, shape
+            ``(B, L, T, H)``.
+        masks: Gates.
+    """
+    if HIDDEN not in names:
+        hidden = backbone(input_ids, attention_mask, masks)
+        return heads.outputs(hidden, attention_mask, names)
+    states = backbone.hidden_states(input_ids, attention_mask, masks)
+    named = [name for name in names if name != HIDDEN]
+    return {**heads.outputs(states[:, -1], attention_mask, named), HIDDEN: states}
 
 
 class FrozenEncoder:
@@ -26,7 +56,7 @@ class FrozenEncoder:
     Args:
         backbone: Its encoder; set to evaluation mode and frozen.
         heads: Its heads, frozen too.
-        names: Outputs to compute, see :meth:`EmbeddingHeads.outputs`.
+        names: Outputs to compute, see :func:`compute_outputs`.
 
     Raises:
         ValueError: If the model has no head for one of the outputs.
@@ -38,7 +68,7 @@ class FrozenEncoder:
         heads: EmbeddingHeads,
         names: Sequence[str] = ("dense_vecs",),
     ) -> None:
-        if missing := sorted(set(names) - set(heads.names())):
+        if missing := sorted(set(names) - {HIDDEN, *heads.names()}):
             raise ValueError(
                 f"the teacher has no {', '.join(missing)} to distil from. To fix, name a teacher "
                 f"with that head (teacher.base_model), or set that part of the loss to 0."
@@ -52,8 +82,7 @@ class FrozenEncoder:
         """Outputs by name, on the device of the input."""
         self.backbone.to(input_ids.device)
         self.heads.to(input_ids.device)
-        hidden = self.backbone(input_ids, attention_mask)
-        return self.heads.outputs(hidden, attention_mask, self.names)
+        return compute_outputs(self.backbone, self.heads, input_ids, attention_mask, self.names)
 
 
 class Teacher:

@@ -16,10 +16,12 @@ from torch import Tensor
 from torch.nn import functional
 
 from bge_pruning.models.bge_m3_backbone import XLMRobertaBackbone
-from bge_pruning.models.composer_bge_m3 import ComposerBGEM3, LossWeights, gather_batch
+from bge_pruning.models.composer_bge_m3 import ComposerBGEM3
 from bge_pruning.models.embedding_heads import EmbeddingHeads
 from bge_pruning.models.extraction import cut
+from bge_pruning.models.gather import gather_batch
 from bge_pruning.models.l0_module_embedding import L0Module
+from bge_pruning.models.objective import LossWeights, following_layers
 from bge_pruning.models.scores import Outputs, compute_scores
 from bge_pruning.models.structural_pruning import AXES, PruningMasks
 from bge_pruning.models.teacher import FrozenEncoder
@@ -605,3 +607,269 @@ def test_the_ensemble_teaches_the_outputs(build, passages):
     assert float(parts["self_distillation"]) > 0
     parts["total"].backward()
     assert model.heads.colbert_linear.weight.grad.abs().sum() > 0
+
+
+@pytest.fixture
+def scored_passages(passages) -> dict[str, Tensor]:
+    """Three passages for each query, with a teacher's scores; the passages are the pairs' texts."""
+    ids, mask = passages["input_ids"], passages["attention_mask"]
+    others = [
+        torch.cat([value, value.roll(1, 0)[:, :1], value.roll(2, 0)], dim=1)[:, :4]
+        for value in (ids, mask)
+    ]
+    numbers = 10 + torch.arange(B * 3).view(B, 3)
+    scores = torch.linspace(-2, 3, B * 3).view(B, 3).sin() * 3
+    return {
+        "input_ids": others[0],
+        "attention_mask": others[1],
+        "passage_texts": numbers,
+        "positive_texts": numbers[:, :1],
+        "passage_scores": scores,
+        "source": "a name",
+    }
+
+
+def test_scores_of_a_file_teach_every_output(build, scored_passages):
+    losses = LossWeights(score_distillation=1.0, contrastive_outputs=NAMES, temperature=0.2)
+    model = build(gated=False, losses=losses, special_ids=(0, 1, 2)).train()
+    outputs = model(scored_passages)
+    parts = model.loss(outputs, scored_passages)
+    assert set(parts) == {"score_distillation", "total"}
+    total = dict.fromkeys((*NAMES, "ensemble"), 0.0)
+    for row in range(B):
+
+        def texts(which: slice, row: int = row) -> Outputs:
+            named = {name: value[row, which] for name, value in outputs.items()}
+            ids, mask = scored_passages["input_ids"], scored_passages["attention_mask"]
+            return Outputs(ids[row, which], mask[row, which], **named)
+
+        scores = compute_scores(texts(slice(0, 1)), texts(slice(1, None)), (0, 1, 2))
+        target = softmax(scored_passages["passage_scores"][row].double().numpy())
+        for name, score in scores.items():
+            found = softmax(score[0].detach().double().numpy() / 0.2)
+            total[name] += entropy(target, found) / B
+    expected = (total["dense"] + total["ensemble"] + 0.1 * total["sparse"] + total["colbert"]) / 4
+    assert float(parts["score_distillation"].detach()) == pytest.approx(expected, rel=1e-4)
+
+
+# In pieces
+
+WHOLE_BATCH = LossWeights(
+    cosent=0.3,
+    sts_regression=1.0,
+    distillation_alignment=0.5,
+    distillation_similarity=1.0,
+    distillation_sparse=0.5,
+    distillation_colbert=1.0,
+    distillation_hidden=0.7,
+    contrastive=1.0,
+    self_distillation=0.5,
+    score_distillation=0.4,
+    contrastive_outputs=NAMES,
+    temperature=0.2,
+    learn_temperature=True,
+)
+ALL_NAMES = ("dense_vecs", "token_weights", "colbert_vecs", "hidden_states")
+
+
+@pytest.fixture
+def pieces(build, teacher_parts) -> Callable[..., ComposerBGEM3]:
+    """A function that builds a model in double precision that embeds some examples at once."""
+
+    def make(chunk_size: int | None, losses: LossWeights = WHOLE_BATCH) -> ComposerBGEM3:
+        teacher = FrozenEncoder(*copy.deepcopy(teacher_parts), ALL_NAMES)
+        teacher.backbone.double()
+        teacher.heads.double()
+        model = build(losses=losses, teacher=teacher, special_ids=(0, 1, 2), chunk_size=chunk_size)
+        return model.double().train()
+
+    return make
+
+
+def gradients(model: ComposerBGEM3, batch: dict[str, Any]) -> dict[str, Tensor]:
+    model.zero_grad(set_to_none=True)
+    parts = model.loss(model(batch), batch)
+    parts["total"].backward()
+    found = {n: p.grad for n, p in model.named_parameters() if p.requires_grad}
+    return {**found, **{f"loss/{name}": value.detach() for name, value in parts.items()}}
+
+
+@pytest.mark.parametrize("size", [1, 2, 4, 5])
+def test_pieces_are_exactly_the_whole_batch(size, pieces, pairs, scored_passages):
+    """Of 6 examples: also where the last piece is smaller. Losses over the batch are all there."""
+    for batch in (pairs, scored_passages):
+        batch = {
+            key: value.double() if torch.is_tensor(value) and value.is_floating_point() else value
+            for key, value in batch.items()
+        }
+        whole, found = gradients(pieces(None), batch), gradients(pieces(size), batch)
+        assert set(found) == set(whole)
+        assert sum(key.startswith("loss/") for key in whole) >= 7
+        for name, value in whole.items():
+            torch.testing.assert_close(found[name], value, atol=1e-10, rtol=1e-10, msg=name)
+
+
+def test_pieces_limit_what_is_kept(pieces, pairs):
+    """Kept for the backward pass are outputs, not activations; one piece is embedded at a time."""
+
+    def kept(chunk_size: int | None) -> tuple[int, int]:
+        model, rows, size = pieces(chunk_size, LossWeights(cosent=1.0)), [], 0
+
+        def pack(value: Tensor) -> Tensor:
+            nonlocal size
+            size += 0 if value.is_leaf else value.numel()
+            return value
+
+        hook = model.backbone.register_forward_hook(lambda _, args, __: rows.append(len(args[0])))
+        with torch.autograd.graph.saved_tensors_hooks(pack, lambda value: value):
+            model(pairs)
+        hook.remove()
+        return max(rows), size
+
+    (all_rows, everything), (rows, little) = kept(None), kept(2)
+    assert (all_rows, rows) == (B * N, 2 * N)
+    assert little < everything / 20
+
+
+def test_all_pieces_have_the_same_gates_and_evaluation_is_whole(pieces, pairs):
+    model, whole = pieces(2), pieces(None)
+    torch.testing.assert_close(
+        model(pairs)["dense_vecs"], whole(pairs)["dense_vecs"], atol=1e-12, rtol=0
+    )
+    close(model.eval()(pairs)["dense_vecs"], whole.eval()(pairs)["dense_vecs"], 1e-12)
+
+
+# Several sources in one run
+
+
+def test_every_trained_parameter_has_a_gradient_whatever_the_batch(pieces, pairs, scored_passages):
+    """DDP waits for all of them; a batch has the losses of its source alone."""
+    losses = LossWeights(
+        cosent=1.0,
+        contrastive=1.0,
+        contrastive_outputs=NAMES,
+        temperature=0.2,
+        learn_temperature=True,
+    )
+    model = pieces(None, losses)
+    assert model.temperature is not None
+    for batch, part in ((pairs, "cosent"), (scored_passages, "contrastive")):
+        found = gradients(model, batch)
+        assert f"loss/{part}" in found
+        assert len([key for key in found if key.startswith("loss/")]) == 3
+        assert all(value is not None for value in found.values())
+    colbert = "heads.colbert_linear.weight"
+    assert gradients(model, pairs)[colbert].abs().sum() == 0
+    assert gradients(model, scored_passages)[colbert].abs().sum() > 0
+
+
+def test_a_probe_is_the_loss_of_the_binary_gates(build, with_targets):
+    model = build(losses=EVERY_LOSS).train()
+    for pruned in (False, True):
+        masks = model.l0_module.deterministic_masks(at_target=False) if pruned else PruningMasks()
+        vectors = masked_vectors(model, with_targets, masks)
+        expected = numpy_losses(vectors, with_targets, EVERY_LOSS.similarity_temperature)
+        value = model.probe(with_targets, pruned)
+        total = sum(getattr(EVERY_LOSS, name) * part for name, part in expected.items())
+        assert float(value) == pytest.approx(total, abs=1e-5)
+    assert model.training
+    assert not value.requires_grad
+
+
+# Hidden states
+
+DEEP = LossWeights(distillation_hidden=1.0)
+
+
+@pytest.mark.parametrize(
+    ("survivors", "expected"),
+    [
+        ([0, 1, 2, 3, 4, 5], [0, 1, 2, 3, 4, 5]),
+        ([0, 2, 5], [1, 4, 5]),
+        ([3], [5]),
+        ([0, 1], [0, 5]),
+        ([4, 5], [4, 5]),
+    ],
+)
+def test_a_layer_follows_what_its_successor_was_trained_on(survivors, expected):
+    survives = torch.zeros(6, dtype=torch.bool)
+    survives[survivors] = True
+    assert following_layers(survives)[survives].tolist() == expected
+
+
+def hidden_teacher(teacher_parts) -> FrozenEncoder:
+    return FrozenEncoder(*copy.deepcopy(teacher_parts), ("hidden_states",))
+
+
+def test_hidden_states_of_the_same_model_are_no_distance(build, build_model, tiny_shape, pairs):
+    same = FrozenEncoder(*build_model(tiny_shape, torch.float32, seed=1), ("hidden_states",))
+    model = build(gated=False, losses=DEEP, teacher=same).train()
+    value = model.loss(model(pairs), pairs)["distillation_hidden"]
+    assert float(value.detach()) == pytest.approx(0.0, abs=1e-9)
+
+
+def hidden_by_loop(
+    states: Tensor, target: Tensor, mask: Tensor, layers: dict[int, int], dimensions: list[int]
+) -> float:
+    """Mean over layers, texts and tokens of the squared error over the teacher's square."""
+    total = 0.0
+    for ours, theirs in layers.items():
+        for text in range(len(states)):
+            errors = []
+            for token in range(int(mask[text].sum())):
+                t = target[text, theirs, token].double()
+                s = torch.zeros_like(t)
+                s[dimensions] = states[text, ours, token].double()
+                errors.append(float((s - t).square().sum() / t.square().sum()))
+            total += sum(errors) / len(errors) / len(states) / len(layers)
+    return total
+
+
+def test_hidden_loss_is_a_plain_loop_over_surviving_layers(build, teacher_parts, pairs):
+    """While gates move, the layers that count are the open ones of the moment."""
+    teacher = hidden_teacher(teacher_parts)
+    model = build(losses=DEEP, teacher=teacher).train()
+    with torch.no_grad():
+        model.l0_module.log_alpha["layer"].copy_(torch.tensor([2.0, -4.0, 1.0, 2.0]))
+    outputs = model(pairs)
+    value = model.loss(outputs, pairs)["distillation_hidden"]
+    value.backward()
+    assert model.backbone.encoder.layer[0].output.dense.weight.grad.abs().sum() > 0
+    masks = model.l0_module.deterministic_masks(at_target=False)
+    assert masks.layer.tolist() == [1, 0, 1, 1]
+    ids, mask = pairs["input_ids"].flatten(0, 1), pairs["attention_mask"].flatten(0, 1)
+    target = teacher(ids, mask)["hidden_states"]
+    states = outputs["hidden_states"].detach().flatten(0, 1)
+    expected = hidden_by_loop(states, target, mask, {0: 1, 2: 2, 3: 3}, list(range(H)))
+    assert float(value.detach()) == pytest.approx(expected, rel=1e-5)
+
+
+def test_an_extracted_student_has_the_masked_students_hidden_loss(
+    build_model, tiny_shape, teacher_parts, gates, pairs
+):
+    teacher = hidden_teacher(teacher_parts)
+    module = gates()
+    masks = module.deterministic_masks()
+    backbone, heads = build_model(tiny_shape, torch.float32, seed=1)
+    keep = backbone.keep_indices(masks)
+    ids, mask = pairs["input_ids"].flatten(0, 1), pairs["attention_mask"].flatten(0, 1)
+    with torch.no_grad():
+        masked = backbone.hidden_states(ids, mask, masks)[..., keep.hidden]
+    cut(backbone, heads, keep)
+    small = ComposerBGEM3(
+        backbone,
+        heads,
+        None,
+        DEEP,
+        teacher=teacher,
+        teacher_dimensions=torch.tensor(keep.hidden),
+        teacher_layers=keep.layer,
+    ).train()
+    value = small.loss(small(pairs), pairs)["distillation_hidden"]
+    survives = torch.zeros(tiny_shape.num_hidden_layers, dtype=torch.bool)
+    survives[keep.layer] = True
+    assert 0 < len(keep.layer) < tiny_shape.num_hidden_layers
+    layers = {layer: int(following_layers(survives)[layer]) for layer in keep.layer}
+    target = teacher(ids, mask)["hidden_states"]
+    expected = hidden_by_loop(masked, target, mask, layers, keep.hidden)
+    assert float(value.detach()) == pytest.approx(expected, rel=1e-5)

@@ -6,8 +6,9 @@ import re
 
 import pytest
 
-from bge_pruning.models.composer_bge_m3 import ComposerBGEM3, LossWeights
+from bge_pruning.models.composer_bge_m3 import ComposerBGEM3
 from bge_pruning.models.model_registry import MODELS, build_composer_model
+from bge_pruning.models.objective import LossWeights
 
 
 def test_names():

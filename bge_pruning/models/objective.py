@@ -1,0 +1,271 @@
+"""Which losses apply to a batch, and their values: from outputs and batch to named parts."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from bge_pruning.models.gather import gather_batch, gather_texts, global_rank
+from bge_pruning.models.losses import (
+    cosent,
+    distillation_alignment,
+    distillation_similarity,
+    exclude_positives,
+    hidden_state_distillation,
+    info_nce,
+    scatter_to_teacher_space,
+    score_distillation,
+    sts_regression,
+    token_vector_distillation,
+    token_weight_distillation,
+    unified_loss,
+)
+from bge_pruning.models.scores import Outputs, compute_scores
+from bge_pruning.models.teacher import HIDDEN
+
+# Tensors by name, and the name of the source.
+Batch = dict[str, "Tensor | str"]
+Temperature = Tensor | float
+
+# The outputs in a loss's words and in the model's.
+OUTPUT_NAMES = {"dense": "dense_vecs", "sparse": "token_weights", "colbert": "colbert_vecs"}
+
+
+@dataclass(frozen=True)
+class LossWeights:
+    """Weight of each part of the loss; a part of weight 0 is not computed."""
+
+    sts_regression: float = 0.0
+    cosent: float = 0.0
+    distillation_alignment: float = 0.0
+    distillation_similarity: float = 0.0
+    distillation_sparse: float = 0.0
+    distillation_colbert: float = 0.0
+    distillation_hidden: float = 0.0
+    similarity_temperature: float = 0.05
+    contrastive: float = 0.0
+    self_distillation: float = 0.0
+    score_distillation: float = 0.0
+    contrastive_outputs: tuple[str, ...] = ("dense",)
+    temperature: float = 0.02
+    learn_temperature: bool = False
+
+    @property
+    def distils(self) -> bool:
+        """Whether any part needs the teacher's outputs."""
+        return bool(self.distilled)
+
+    @property
+    def distilled(self) -> tuple[str, ...]:
+        """Outputs of the teacher that the parts need."""
+        needs = {
+            "dense_vecs": self.distillation_alignment > 0 or self.distillation_similarity > 0,
+            "token_weights": self.distillation_sparse > 0,
+            "colbert_vecs": self.distillation_colbert > 0,
+            HIDDEN: self.distillation_hidden > 0,
+        }
+        return tuple(name for name, needed in needs.items() if needed)
+
+    @property
+    def compares_passages(self) -> bool:
+        """Whether any part scores queries against passages."""
+        return self.contrastive > 0 or self.self_distillation > 0 or self.score_distillation > 0
+
+    @property
+    def compares_texts(self) -> bool:
+        """Whether any part compares the texts of a batch, so that the batch may not be split."""
+        parts = (self.cosent, self.distillation_similarity, self.contrastive)
+        return any(parts) or self.self_distillation > 0
+
+    @property
+    def compared(self) -> tuple[str, ...]:
+        """Outputs that queries and passages are compared by."""
+        wanted = {"dense", *self.contrastive_outputs} if self.compares_passages else set()
+        return tuple(OUTPUT_NAMES[name] for name in OUTPUT_NAMES if name in wanted)
+
+    @property
+    def trained(self) -> tuple[str, ...]:
+        """Outputs of the student that the parts need; the dense one always."""
+        wanted = {"dense_vecs", *self.compared, *self.distilled}
+        return tuple(name for name in (*OUTPUT_NAMES.values(), HIDDEN) if name in wanted)
+
+
+@dataclass(frozen=True)
+class TeacherMap:
+    """Where a student's parts are in its teacher.
+
+    Attributes:
+        dimensions: The teacher's dimensions that the student has, shape ``(H,)``; ``None`` for all.
+        layers: The teacher's layer that each of the student's is compared with, shape ``(L,)``.
+        weights: Weight of each of the student's layers, 0 for one that is closed, shape ``(L,)``.
+    """
+
+    dimensions: Tensor | None = None
+    layers: Tensor | None = None
+    weights: Tensor | None = None
+
+
+def following_layers(survives: Tensor) -> Tensor:
+    """The teacher's layer that each surviving layer should reproduce.
+
+    A surviving layer hands its output to the next surviving one, which was trained on the output
+    of the layer just before it; the last one hands it to the heads.
+
+    Args:
+        survives: True for each of the teacher's layers that the student has, shape ``(L,)``.
+
+    Returns:
+        For each layer the one before the next survivor, shape ``(L,)``.
+    """
+    count = len(survives)
+    places = torch.arange(count, device=survives.device)
+    # The survivor at or after each layer, found from the end, and then the one strictly after.
+    here = torch.where(survives, places, count).flip(0).cummin(0).values.flip(0)
+    end = here.new_full((1,), count)
+    return torch.cat([here[1:], end]) - 1
+
+
+def pair_parts(weights: LossWeights, vectors: Tensor, scores: Tensor) -> dict[str, Tensor]:
+    """Losses of scored pairs.
+
+    Args:
+        weights: What to optimise.
+        vectors: L2-normalised, shape ``(B, 2, H)``.
+        scores: Gold scores in [0, 1], shape ``(B,)``.
+    """
+    first, second = vectors.unbind(1)
+    parts = {}
+    if weights.sts_regression:
+        parts["sts_regression"] = sts_regression(first, second, scores)
+    if weights.cosent:
+        # Over the pairs of all ranks: each rank's share of the loss is the same number.
+        every, gold, _ = gather_batch(torch.cat([first, second], dim=1), scores[:, None])
+        size = first.shape[1]
+        parts["cosent"] = cosent(every[:, :size], every[:, size:], gold[:, 0])
+    return parts
+
+
+def passage_parts(
+    weights: LossWeights,
+    outputs: dict[str, Tensor],
+    batch: Batch,
+    temperature: Temperature,
+    special_ids: Sequence[int],
+) -> dict[str, Tensor]:
+    """Losses of this rank's queries against the passages of all ranks.
+
+    Args:
+        weights: What to optimise.
+        outputs: By name, shape ``(B, N, ...)``: a query and its passages.
+        batch: With ``passage_texts`` and ``positive_texts``, and ``passage_scores`` if it has them.
+        temperature: Softmax temperature of the scores.
+        special_ids: Token ids that carry no sparse weight.
+    """
+    compared = {name: value for name, value in outputs.items() if name in weights.compared}
+    queries = _texts(compared, batch, slice(0, 1))
+    passages, numbers = gather_texts(
+        _texts(compared, batch, slice(1, None)), batch["passage_texts"].flatten()
+    )
+    count, per_query = batch["passage_texts"].shape
+    rows = torch.arange(count, device=numbers.device)
+    targets = (rows + global_rank() * count) * per_query
+    excluded = exclude_positives(batch["positive_texts"], numbers, targets)
+    scores = compute_scores(queries, passages, special_ids)
+    parts = {}
+    if weights.contrastive:
+        parts["contrastive"] = _over_outputs(
+            scores, lambda score: info_nce(score, targets, temperature, excluded)
+        )
+    if weights.score_distillation and "passage_scores" in batch:
+        own = targets[:, None] + torch.arange(per_query, device=targets.device)
+        given = batch["passage_scores"]
+        parts["score_distillation"] = _over_outputs(
+            scores,
+            lambda score: score_distillation(
+                score.gather(1, own), given, temperature, teacher_temperature=1.0
+            ),
+        )
+    if weights.self_distillation:
+        teacher = scores.pop("ensemble")
+        parts["self_distillation"] = _over_outputs(
+            scores, lambda score: score_distillation(score, teacher, temperature, excluded)
+        )
+    return parts
+
+
+def _over_outputs(scores: dict[str, Tensor], loss: Callable[[Tensor], Tensor]) -> Tensor:
+    return unified_loss({name: loss(score) for name, score in scores.items()})
+
+
+def distillation_parts(
+    weights: LossWeights,
+    outputs: dict[str, Tensor],
+    targets: dict[str, Tensor],
+    batch: Batch,
+    teacher: TeacherMap,
+    special_ids: Sequence[int],
+) -> dict[str, Tensor]:
+    """Distances from the teacher's outputs.
+
+    Args:
+        weights: What to optimise.
+        outputs: The student's by name, shape ``(B * N, ...)``.
+        targets: The teacher's by name, same texts.
+        batch: With ``input_ids`` and ``attention_mask``, shape ``(B, N, T)``.
+        teacher: Where the student's parts are in the teacher.
+        special_ids: Token ids that carry no sparse weight.
+    """
+    mask = batch["attention_mask"].flatten(0, 1)
+    parts = {}
+    if weights.distillation_alignment or weights.distillation_similarity:
+        parts.update(
+            _dense_parts(weights, outputs["dense_vecs"], targets["dense_vecs"], teacher.dimensions)
+        )
+    if weights.distillation_sparse:
+        ids = batch["input_ids"].flatten(0, 1)
+        special = torch.tensor(special_ids, device=ids.device, dtype=ids.dtype)
+        lexical = mask.bool() & ~torch.isin(ids, special)
+        parts["distillation_sparse"] = token_weight_distillation(
+            outputs["token_weights"], targets["token_weights"], lexical
+        )
+    if weights.distillation_colbert:
+        parts["distillation_colbert"] = token_vector_distillation(
+            outputs["colbert_vecs"], targets["colbert_vecs"], mask[:, 1:]
+        )
+    if weights.distillation_hidden:
+        states, target = outputs[HIDDEN], targets[HIDDEN]
+        parts["distillation_hidden"] = hidden_state_distillation(
+            scatter_to_teacher_space(states, teacher.dimensions, target.shape[-1]),
+            target.index_select(1, teacher.layers),
+            teacher.weights,
+            mask,
+        )
+    return parts
+
+
+def _dense_parts(
+    weights: LossWeights, vectors: Tensor, target: Tensor, dimensions: Tensor | None
+) -> dict[str, Tensor]:
+    parts = {}
+    if weights.distillation_alignment:
+        student = scatter_to_teacher_space(vectors, dimensions, target.shape[1])
+        parts["distillation_alignment"] = distillation_alignment(student, target)
+    if weights.distillation_similarity:
+        all_student, all_target, own = gather_batch(vectors, target)
+        parts["distillation_similarity"] = distillation_similarity(
+            vectors, target, all_student, all_target, own, weights.similarity_temperature
+        )
+    return parts
+
+
+def _texts(outputs: dict[str, Tensor], batch: Batch, which: slice) -> Outputs:
+    """Some of the N texts of every example, one after the other."""
+
+    def select(value: Tensor | None) -> Tensor | None:
+        return None if value is None else value[:, which].flatten(0, 1)
+
+    ids, mask = select(batch["input_ids"]), select(batch["attention_mask"])
+    return Outputs(ids, mask, **{n: select(outputs.get(n)) for n in OUTPUT_NAMES.values()})
