@@ -25,6 +25,7 @@ from torch import Tensor, nn
 
 from bge_pruning.algorithms.group_gradient_clipping import GroupGradientClipping
 from bge_pruning.algorithms.pruning_schedule import PruningSchedule
+from bge_pruning.algorithms.source_weights import SourceWeights
 from bge_pruning.callbacks.data_callback import DataCallback
 from bge_pruning.callbacks.embedding_callback import EmbeddingCallback
 from bge_pruning.callbacks.metrics_file import MetricsFile
@@ -32,7 +33,7 @@ from bge_pruning.callbacks.pruning_callback import PruningCallback
 from bge_pruning.callbacks.run_metadata_callback import RunMetadataCallback
 from bge_pruning.callbacks.wandb_logger import WandBLogger
 from bge_pruning.config import Config, ConfigError
-from bge_pruning.data_builders import build_loss_weights
+from bge_pruning.data_builders import build_loss_weights, build_probes
 from bge_pruning.models.checkpoint import RunMetadata, build_l0_module
 from bge_pruning.models.composer_bge_m3 import ComposerBGEM3
 from bge_pruning.models.encoder_shape import EncoderShape
@@ -242,9 +243,16 @@ def build_scheduler(config: Config) -> ComposerScheduler:
     return kinds[s.name](t_warmup=s.t_warmup, alpha_f=s.alpha_f)
 
 
-def build_algorithms(config: Config, model: ComposerBGEM3) -> list[Algorithm]:
+def build_algorithms(
+    config: Config, model: ComposerBGEM3, train_loader: DataSpec
+) -> list[Algorithm]:
     """What changes training."""
     algorithms: list[Algorithm] = []
+    if config.data.adapt_weights_interval is not None:
+        loader = train_loader.dataloader
+        probes = build_probes(loader, config.data.adapt_batches)
+        interval = config.data.adapt_weights_interval
+        algorithms.append(SourceWeights(loader.dataset, probes, interval))
     if model.l0_module is not None:
         warmup = config.model.l0_module.lagrangian_warmup_steps
         algorithms.append(PruningSchedule(model.l0_module, warmup))
@@ -310,7 +318,7 @@ def build_trainer(
         optimizers=build_optimizer(config, model),
         schedulers=build_scheduler(config),
         step_schedulers_every_batch=True,
-        algorithms=build_algorithms(config, model),
+        algorithms=build_algorithms(config, model, train_loader),
         callbacks=build_callbacks(config, model, metadata),
         loggers=build_loggers(config),
         progress_bar=config.progress_bar and sys.stderr.isatty(),

@@ -69,6 +69,7 @@ def _make_recovery(config: Config) -> None:
     config.model.base_model = str(pruned_model_folder(config))
     config.model.revision = None
     config.model.l0_module = None
+    config.data.adapt_weights_interval = None  # it follows what the gates do
     for size in ("d_model", "n_heads", "n_layers", "intermediate_size", "vocab_size"):
         setattr(config.model, size, None)
     config.run_folder = f"{config.run_folder}-recovery"

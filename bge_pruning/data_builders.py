@@ -30,7 +30,12 @@ from bge_pruning.models.model_files import read_vocabulary
 from bge_pruning.models.objective import LossWeights
 from bge_pruning.models.pretrained import BaseModel
 from bge_pruning.models.teacher import Teacher
-from bge_pruning.source_builders import WITH_PASSAGES, SourceDataset, build_source
+from bge_pruning.source_builders import (
+    WITH_PASSAGES,
+    SourceDataset,
+    build_source,
+    negatives_of,
+)
 
 log = logging.getLogger(__name__)
 
@@ -67,6 +72,11 @@ def check_objective(config: Config) -> None:
             "data.adapt_weights_interval needs data.num_workers=0: workers load batches before the "
             "weights are known. To fix, set one of the two."
         )
+    if config.data.adapt_weights_interval is not None and config.model.l0_module is None:
+        raise ConfigError(
+            "data.adapt_weights_interval follows what pruning costs, and nothing is pruned "
+            "(model.l0_module is null). To fix, leave it out."
+        )
     if weights.distillation_hidden and config.teacher.cache:
         raise ConfigError(
             "loss.distillation_hidden needs the teacher's hidden states, which are too many to "
@@ -99,15 +109,32 @@ def _check_losses_fit(weights: LossWeights, config: Config) -> None:
                 f"no loss applies to data source '{source.name}' of kind {source.kind}. To fix, "
                 f"set a weight under loss that does, or remove the source."
             )
-        if source.mined_negatives and source.kind not in WITH_PASSAGES:
-            raise ConfigError(
-                f"mined_negatives of data source '{source.name}' needs queries with passages, not "
-                f"kind {source.kind}. To fix, remove it."
-            )
+        _check_negatives(source, weights, config)
     if weights.self_distillation and set(weights.contrastive_outputs) <= {"dense"}:
         raise ConfigError(
             "loss.self_distillation needs an ensemble of two outputs or more. To fix, add sparse "
             "or colbert to loss.contrastive_outputs, or set it to 0."
+        )
+
+
+def _check_negatives(source: SourceConfig, weights: LossWeights, config: Config) -> None:
+    if source.kind not in WITH_PASSAGES:
+        if source.mined_negatives or source.negatives:
+            raise ConfigError(
+                f"negatives of data source '{source.name}' need queries with passages, not kind "
+                f"{source.kind}. To fix, remove negatives and mined_negatives."
+            )
+        return
+    used = negatives_of(source, config)
+    if source.mined_negatives and not used:
+        raise ConfigError(
+            f"data source '{source.name}' mines {source.mined_negatives} negatives a query and "
+            f"uses none. To fix, set negatives of the source to 1 or more."
+        )
+    if weights.score_distillation and not used:
+        raise ConfigError(
+            f"loss.score_distillation compares the passages of a row, and data source "
+            f"'{source.name}' has 1 without negatives. To fix, set negatives above 0."
         )
 
 
@@ -126,6 +153,11 @@ def build_train_loader(config: Config, base: BaseModel, teacher: Teacher | None)
     # The other ranks find the files that the first one wrote.
     with _rank_zero_first():
         datasets = [_build_dataset(source, config, base, teacher) for source in config.data.train]
+    if config.loss.score_distillation and not any(getattr(d, "scored", False) for d in datasets):
+        raise ConfigError(
+            "loss.score_distillation needs rows with pos_scores and neg_scores, and no source has "
+            "any. To fix, add them or set it to 0."
+        )
     size, ranks = config.global_train_batch_size, dist.get_world_size()
     lengths = [dataset.lengths for dataset in datasets]
     sources = config.data.train
@@ -135,7 +167,7 @@ def build_train_loader(config: Config, base: BaseModel, teacher: Teacher | None)
     sampler = MixedBatchSampler(
         mixed, lengths, ranks, dist.get_global_rank(), config.seed, config.data.group_by_length
     )
-    log.info("%s", render_sources(mixed, config.seed))
+    log.info("sources\n%s", render_sources(mixed, config.seed))
     return _data_spec(
         mixed,
         batch_sampler=sampler,
@@ -160,6 +192,23 @@ def _build_dataset(
     if weights.distils and config.teacher.cache:
         dataset.teacher = _teacher_outputs(config, base, teacher, dataset.texts, weights.distilled)
     return dataset
+
+
+def build_probes(loader: DataLoader, batches: int) -> list[list[Batch]]:
+    """Fixed batches of each source, of this rank, on which its loss is followed.
+
+    Args:
+        loader: The training batches.
+        batches: Of each source, or as many as it has.
+    """
+    mixed, sampler = loader.dataset, loader.batch_sampler
+    return [
+        [
+            loader.collate_fn([mixed[source, row] for row in rows])
+            for rows in sampler.rows_of(source, epoch=0)[:batches].tolist()
+        ]
+        for source in range(len(mixed.names))
+    ]
 
 
 def render_sources(mixed: MixedDataset, seed: int) -> str:

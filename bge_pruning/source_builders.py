@@ -151,7 +151,8 @@ def build_source(
         folder = Path(config.data.processed_folder)
         mined = _mine(source, corpus, queries, embed, model, folder)
         queries = add_negatives(queries, mined)
-    scored = config.loss.score_distillation > 0
+    # A source without any scores has other losses; one with some is a mistake.
+    scored = config.loss.score_distillation > 0 and not np.isnan(queries.scores).all()
     try:
         return ContrastiveDataset(texts, queries, negatives_of(source, config), config.seed, scored)
     except ValueError as error:

@@ -21,7 +21,7 @@ from safetensors.torch import load_file, save_file
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from transformers import AutoTokenizer, XLMRobertaModel
 
-from bge_pruning import builders, data_builders
+from bge_pruning import builders, data_builders, source_builders
 from bge_pruning.algorithms.group_gradient_clipping import GroupGradientClipping
 from bge_pruning.algorithms.pruning_schedule import PruningSchedule
 from bge_pruning.builders import (
@@ -94,27 +94,49 @@ ZERO = "loss={sts_regression: 0, distillation_alignment: 0, distillation_similar
     [
         (["data.train=[]"], "data.train is empty. To fix, add configs/training/sts_only.yaml."),
         (
-            [source("sts", "mteb", "contrastive")],
-            "data of kind mteb cannot be trained on in this version. To fix, use kind sts, "
-            "sentences, contrastive or beir.",
+            [source("sts", "sts")],
+            "two sources of data.train are called sts. To fix, rename one.",
         ),
         (
-            [source("sts", "sentences")],
-            "data.train mixes kinds sentences and sts, which this version cannot. To fix, use one "
-            "kind for all",
+            [source("sts", "sentences").replace("}]", ", weight: 0.5}]")],
+            "only sentences of data.train have a weight. To fix, give one to every source, or to "
+            "none.",
+        ),
+        (
+            ["data.adapt_weights_interval=2ba", "data.num_workers=1"],
+            "data.adapt_weights_interval needs data.num_workers=0: workers load batches before",
+        ),
+        (
+            ["data.adapt_weights_interval=2ba", "model.l0_module=null"],
+            "data.adapt_weights_interval follows what pruning costs, and nothing is pruned",
+        ),
+        (
+            ["loss.distillation_hidden=1"],
+            "loss.distillation_hidden needs the teacher's hidden states, which are too many to "
+            "cache. To fix, set teacher.cache=false.",
+        ),
+        (
+            [source("sts", "beir"), ZERO.replace("sts_regression: 0", "sts_regression: 1")],
+            "no loss applies to data source 'beir' of kind beir. To fix, set a weight under loss",
+        ),
+        (
+            [source("sts").replace("}]", ", mined_negatives: 5}]")],
+            "negatives of data source 'sts' need queries with passages, not kind sts. To fix",
+        ),
+        (
+            [source("sts", "beir").replace("}]", ", mined_negatives: 5}]")],
+            "data source 'beir' mines 5 negatives a query and uses none. To fix, set negatives",
+        ),
+        (
+            [source("sts", "contrastive"), "loss.score_distillation=1"],
+            "loss.score_distillation compares the passages of a row, and data source "
+            "'contrastive' has 1 without negatives. To fix, set negatives above 0.",
         ),
         ([ZERO], "all weights under loss are 0. To fix, set e.g. loss.sts_regression=1."),
         (
             [source("sentences")],
             "loss.sts_regression needs data.train of kind sts. To fix, set it to 0 or add such "
             "data.",
-        ),
-        (
-            ["device_train_microbatch_size=7"],
-            "device_train_microbatch_size 7 splits the batch of 8, and "
-            "loss.distillation_similarity compares all texts of a batch: it would silently become "
-            "another loss. To fix, leave device_train_microbatch_size out, or set "
-            "loss.distillation_similarity=0.",
         ),
     ],
 )
@@ -133,8 +155,8 @@ def test_the_file_that_a_message_names_is_there():
     [
         [],
         NO_TEACHER,
-        [source("sentences", "sentences"), "loss.sts_regression=0"],
-        [source("sts", "sts"), "loss.sts_regression=0"],
+        [source("sentences", "mteb"), "loss.sts_regression=0"],
+        [source("sts", "contrastive", "beir"), "loss.sts_regression=0"],
         ["device_train_microbatch_size=8"],
         ["device_train_microbatch_size=64"],
         ["device_train_microbatch_size=1", "loss.distillation_similarity=0"],
@@ -144,15 +166,19 @@ def test_objectives_that_are_accepted(overrides, configure):
     check_objective(configure(*overrides))
 
 
-@pytest.mark.parametrize(("micro", "refused"), [(4, False), (3, True)])
-def test_the_batch_that_is_split_is_that_of_a_process(micro, refused, configure, monkeypatch):
-    monkeypatch.setattr(dist, "get_world_size", lambda: 2)
-    config = configure(f"device_train_microbatch_size={micro}")
-    if refused:
-        with pytest.raises(ConfigError, match="size 3 splits the batch of 4,"):
-            check_objective(config)
-    else:
-        check_objective(config)
+@pytest.mark.parametrize(
+    ("overrides", "chunk", "micro"),
+    [
+        ([], None, 8),
+        (["device_train_microbatch_size=3"], 3, 8),
+        (["device_train_microbatch_size=3", "loss.distillation_similarity=0"], None, 3),
+    ],
+)
+def test_a_batch_that_is_compared_is_cut_by_the_model(overrides, chunk, micro, configure):
+    """The trainer's microbatches would make another loss of it."""
+    config = configure(*overrides)
+    assert build_all(config)[1].chunk_size == chunk
+    assert builders._microbatch_size(config) == micro
 
 
 # Metadata
@@ -371,8 +397,8 @@ def test_teacher_that_runs_in_every_step(configure, base, model_folder):
 def test_teacher_that_runs_in_every_step_leaves_no_file(configure, base, tmp_path):
     config = configure("teacher.cache=false")
     loader = build_train_loader(config, base, build_teacher(config, base)).dataloader
-    assert next(iter(loader)).keys() == {"input_ids", "attention_mask", "scores"}
-    assert not (tmp_path / "processed").exists()
+    assert next(iter(loader)).keys() == {"input_ids", "attention_mask", "scores", "source"}
+    assert not list((tmp_path / "processed").glob("teacher-*"))
 
 
 def test_teacher_is_not_loaded_for_vectors_that_are_kept(configure, base, monkeypatch):
@@ -412,7 +438,7 @@ def test_teacher_that_cannot_be_read(damage, message, configure, base, copy_mode
     config = configure(f"teacher.base_model={folder}")
     with pytest.raises((ValueError, OSError), match=message):
         build_train_loader(config, base, build_teacher(config, base))
-    assert list((tmp_path / "processed").glob("*")) == []
+    assert list((tmp_path / "processed").glob("teacher-*")) == []
 
 
 def test_teacher_of_another_vocabulary_is_refused(configure, base, copy_model):
@@ -438,12 +464,10 @@ def write_sts(tmp_path) -> Callable[..., str]:
     """A function that writes scored pairs and returns the override that trains on the files."""
 
     def write(*files: list[tuple[str, str, float]]) -> str:
-        sources = []
         for index, rows in enumerate(files):
             path = tmp_path / f"{index}.tsv"
             path.write_text("".join(f"{a}\t{b}\t{s}\n" for a, b, s in rows))
-            sources.append(f"{{name: s{index}, kind: sts, path: {path}}}")
-        return f"data.train=[{', '.join(sources)}]"
+        return f"data.train=[{{name: s, kind: sts, path: '{tmp_path}/?.tsv'}}]"
 
     return write
 
@@ -471,7 +495,7 @@ def test_pairs_of_all_files_with_scores_in_the_unit_interval(
     tokenizer = AutoTokenizer.from_pretrained(model_folder)
     expected = {s / 5: tokenizer([a, b])["input_ids"] for a, b, s in PAIRS[0] + PAIRS[1]}
     assert by_scores(batch) == expected
-    assert batch.keys() == {"input_ids", "attention_mask", "scores"}
+    assert batch.keys() == {"input_ids", "attention_mask", "scores", "source"}
 
 
 @pytest.mark.parametrize(
@@ -481,7 +505,8 @@ def test_texts_are_cut_at_the_smaller_limit_and_it_is_said(
     model_length, base_length, length, configure, base, write_sts, monkeypatch
 ):
     messages = []
-    monkeypatch.setattr(data_builders.log, "info", lambda text, *a: messages.append(text % a))
+    log = source_builders.log
+    monkeypatch.setattr(log, "info", lambda text, *a: messages.append(text % a))
     config = configure(
         write_sts(*PAIRS),
         *NO_TEACHER,
@@ -491,23 +516,22 @@ def test_texts_are_cut_at_the_smaller_limit_and_it_is_said(
     short = replace(base, max_seq_length=base_length)
     (batch,) = list(build_train_loader(config, short, None).dataloader)
     assert batch["input_ids"].shape == (4, 2, length)
-    cut = {5: "2 of 8 texts cut at 5 tokens", 4: "5 of 8 texts cut at 4 tokens"}
+    # One of the 8 texts is there twice.
+    cut = {5: "s: 2 of 7 texts cut at 5 tokens", 4: "s: 4 of 7 texts cut at 4 tokens"}
     assert messages == ([cut[length]] if length in cut else [])
 
 
 def test_sentences_of_all_files_are_each_there_once(configure, base, tmp_path, model_folder):
     (tmp_path / "a.txt").write_text("a cat\nthe dog\n")
-    (tmp_path / "b.txt").write_text("the dog\na horse rides\n")
-    (tmp_path / "c.csv").write_text("a cat,there,1\n")
-    files = ", ".join(
-        f"{{name: s, kind: sentences, path: {tmp_path / n}}}" for n in ("a.txt", "b.txt", "c.csv")
-    )
+    (tmp_path / "b.txt").write_text("the dog\na horse rides\nthere\na cat\n")
     config = configure(
-        f"data.train=[{files}]", "loss.sts_regression=0", "global_train_batch_size=4"
+        f"data.train=[{{name: s, kind: sentences, path: '{tmp_path}/*.txt'}}]",
+        "loss.sts_regression=0",
+        "global_train_batch_size=4",
     )
     spec = build_train_loader(config, base, build_teacher(config, base))
     (batch,) = list(spec.dataloader)
-    assert batch.keys() == {"input_ids", "attention_mask", "teacher_dense_vecs"}
+    assert batch.keys() == {"input_ids", "attention_mask", "teacher_dense_vecs", "source"}
     ids, mask = batch["input_ids"].squeeze(1), batch["attention_mask"].squeeze(1)
     tokenizer = AutoTokenizer.from_pretrained(model_folder)
     found = {tokenizer.decode(row, skip_special_tokens=True) for row in ids}
@@ -523,13 +547,14 @@ def test_sentences_of_all_files_are_each_there_once(configure, base, tmp_path, m
 def test_teacher_vectors_are_kept_for_the_next_run(configure, base, tmp_path, monkeypatch):
     config = configure()
     first = list(build_train_loader(config, base, build_teacher(config, base)).dataloader)
-    (kept,) = (tmp_path / "processed").iterdir()
+    kept = sorted((tmp_path / "processed").iterdir())
+    assert [path.name.split("-")[0] for path in kept] == ["rows", "teacher"]
     teacher = build_teacher(config, base)
     monkeypatch.setattr(teacher, "encoder", lambda: pytest.fail("must not be loaded"))
     second = list(build_train_loader(config, base, teacher).dataloader)
     for a, b in zip(first, second, strict=True):
         assert torch.equal(a["teacher_dense_vecs"], b["teacher_dense_vecs"])
-    assert list((tmp_path / "processed").iterdir()) == [kept]
+    assert sorted((tmp_path / "processed").iterdir()) == kept
 
 
 def vector_files(config: Config, base: BaseModel) -> set[str]:
@@ -609,14 +634,15 @@ def test_a_batch_splits_into_parts_in_order(size, sizes, configure, base):
     parts = spec.split_batch(batch, size)
     assert [len(part["input_ids"]) for part in parts] == sizes
     for key, whole in batch.items():
-        assert torch.equal(torch.cat([part[key] for part in parts]), whole)
+        values = [part[key] for part in parts]
+        assert set(values) == {"t"} if key == "source" else torch.equal(torch.cat(values), whole)
 
 
 @pytest.mark.parametrize(
     ("overrides", "message"),
     [
         (["global_train_batch_size=41"], "global_train_batch_size 41 is larger than the training"),
-        ([source("sts")], "nowhere: file type '' is not one of"),
+        ([source("sts")], "nowhere: no such file. To fix, check the path"),
         (
             ["data.train=[{name: a, kind: sts, path: no.csv}]"],
             "no.csv: no such file. To fix, check",

@@ -180,17 +180,6 @@ def test_model_and_training_files_own_disjoint_keys():
     assert not {k: (model[k], training[k]) for k in model.keys() & training.keys()}
 
 
-# What this version cannot train on
-
-
-@pytest.mark.parametrize("name", ["mixed", "mteb_only"])
-def test_kinds_that_cannot_be_trained_on_say_so(name):
-    paths = [ROOT / "configs/bge_m3/base.yaml", ROOT / f"configs/training/{name}.yaml"]
-    with pytest.raises(ConfigError, match="kind mteb cannot be trained on in this version"):
-        data_builders.check_objective(load_config(paths))
-    assert "This version reads the file but cannot" in header(paths[1]).replace("\n", " ")
-
-
-def test_sts_only_can_be_trained_on():
-    config = load_config([ROOT / "configs/training/sts_only.yaml"])
-    data_builders.check_objective(config)
+@pytest.mark.parametrize("path", TRAINING, ids=lambda path: path.stem)
+def test_losses_and_data_fit(path):
+    data_builders.check_objective(load_config([ROOT / "configs/minilm/quickstart.yaml", path]))

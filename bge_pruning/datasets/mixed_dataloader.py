@@ -204,7 +204,8 @@ class MixedBatchSampler(DistributedSampler):
             if size > len(values):
                 raise ValueError(
                     f"global_train_batch_size {size} is larger than the training data, "
-                    f"{len(values)} examples of {name}. To fix, lower it or add data."
+                    f"{len(values)} examples of {name}. To fix, lower it, add data, or make "
+                    f"several files one source (path: folder/*.csv)."
                 )
         self.lengths = list(lengths)
         self.grouped = grouped
@@ -225,9 +226,18 @@ class MixedBatchSampler(DistributedSampler):
         for _ in range(first, end):
             source, number = schedule.draw()
             epoch, batch = divmod(number, self.batches[source])
-            rows = self._batches_of(source, epoch)[batch, self.rank :: self.num_replicas]
+            rows = self.rows_of(source, epoch)[batch]
             offset = epoch * len(self.lengths[source])
             yield [(source, offset + row) for row in rows.tolist()]
+
+    def rows_of(self, source: int, epoch: int) -> np.ndarray:
+        """This rank's examples of every batch of an epoch of a source.
+
+        Args:
+            source: Number of the source.
+            epoch: Its own epoch.
+        """
+        return self._batches_of(source, epoch)[:, self.rank :: self.num_replicas]
 
     def _batches_of(self, source: int, epoch: int) -> np.ndarray:
         if self._current.get(source, (None,))[0] != epoch:

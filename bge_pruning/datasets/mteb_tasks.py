@@ -1,4 +1,4 @@
-"""Training rows from a retrieval task that ``mteb`` knows by name; it fetches and caches the data."""
+"""Training rows from a retrieval task that ``mteb`` knows by name, and fetches and caches."""
 
 from __future__ import annotations
 
@@ -114,8 +114,8 @@ def _subset(task: Any, subset: str | None) -> str:
         return subsets[0]
     if subset not in subsets:
         raise ValueError(
-            f"mteb task {task.metadata.name} has the subsets {', '.join(subsets)}, not {subset}. To "
-            f"fix, set subset of the source to one of them."
+            f"mteb task {task.metadata.name} has the subsets {', '.join(subsets)}, not {subset}. "
+            f"To fix, set subset of the source to one of them."
         )
     return subset
 

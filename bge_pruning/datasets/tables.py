@@ -150,10 +150,10 @@ def _column_order(first: list[str], layout: Layout, where: str) -> tuple[dict[st
     marks = layout.required[:1] or tuple(names)
     if not any(names[name] in first for name in marks):
         if len(first) != len(headerless):
+            expected = ", ".join(headerless or layout.required or names)
             raise ValueError(
-                f"{where}: has {len(first)} columns and no header, expected "
-                f"{', '.join(headerless or layout.required or names)}. To fix, correct the line or add a header that "
-                f"names those columns."
+                f"{where}: has {len(first)} columns and no header, expected {expected}. To fix, "
+                f"correct the line or add a header that names those columns."
             )
         return {name: index for index, name in enumerate(headerless)}, False
     missing = [names[name] for name in layout.required if names[name] not in first]
