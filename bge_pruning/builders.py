@@ -20,11 +20,12 @@ from composer.optim import (
     CosineAnnealingWithWarmupScheduler,
     LinearWithWarmupScheduler,
 )
-from composer.utils import dist
+from composer.utils import dist, reproducibility
 from torch import Tensor, nn
 
 from bge_pruning.algorithms.group_gradient_clipping import GroupGradientClipping
 from bge_pruning.algorithms.pruning_schedule import PruningSchedule
+from bge_pruning.algorithms.random_state import RandomStateOnResume
 from bge_pruning.algorithms.source_weights import SourceWeights
 from bge_pruning.callbacks.data_callback import DataCallback
 from bge_pruning.callbacks.embedding_callback import EmbeddingCallback
@@ -309,7 +310,7 @@ def build_trainer(
     evaluators: list[Evaluator],
 ) -> Trainer:
     """The Composer Trainer of a run."""
-    return Trainer(
+    trainer = Trainer(
         model=model,
         train_dataloader=train_loader,
         eval_dataloader=evaluators,
@@ -333,3 +334,11 @@ def build_trainer(
         device=config.device,
         device_train_microbatch_size=_microbatch_size(config),
     )
+
+    def restore() -> None:
+        if trainer._rng_state is not None:
+            reproducibility.load_rng_state(trainer._rng_state)
+            trainer._rng_state = None
+
+    trainer.state.algorithms.append(RandomStateOnResume(restore))
+    return trainer

@@ -19,8 +19,13 @@ from bge_pruning.datasets.contrastive_dataset import (
 )
 from bge_pruning.datasets.embedding_dataset import EmbeddingDataset, TokenizedTexts
 from bge_pruning.datasets.hard_negatives import cached_negatives, mine_negatives, negatives_key
-from bge_pruning.datasets.mteb_dataloader import read_beir, read_corpus
-from bge_pruning.datasets.mteb_tasks import fingerprint_mteb, read_mteb, read_mteb_corpus
+from bge_pruning.datasets.mteb_dataloader import (
+    mteb_fingerprint,
+    read_beir,
+    read_corpus,
+    read_mteb,
+    read_mteb_corpus,
+)
 from bge_pruning.datasets.rows import BadRows, Row, RowTable
 from bge_pruning.datasets.sts_dataloader import read_pairs, read_sentences
 from bge_pruning.datasets.tables import Table, fingerprint_table
@@ -113,7 +118,7 @@ def _mteb_reader(source: SourceConfig) -> tuple[ReadRows, object]:
         if source.mined_negatives:
             yield from read_mteb_corpus(*task, bad)
 
-    return rows, fingerprint_mteb(*task)
+    return rows, mteb_fingerprint(*task)
 
 
 def negatives_of(source: SourceConfig, config: Config) -> int:
@@ -169,7 +174,7 @@ def _mine(
 ) -> np.ndarray:
     """Texts of the mined negatives of each query, shape ``(n, k)``, -1 where there are fewer."""
     settings = (source.mined_negatives, source.mining_margin)
-    key = negatives_key(corpus.texts, queries, model, settings)
+    key = negatives_key(corpus.texts, corpus.rows, model, settings)
 
     def compute() -> np.ndarray:
         log.info("%s: mining %d negatives for %d queries", source.name, settings[0], len(queries))

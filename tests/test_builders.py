@@ -24,6 +24,7 @@ from transformers import AutoTokenizer, XLMRobertaModel
 from bge_pruning import builders, data_builders, source_builders
 from bge_pruning.algorithms.group_gradient_clipping import GroupGradientClipping
 from bge_pruning.algorithms.pruning_schedule import PruningSchedule
+from bge_pruning.algorithms.source_weights import SourceWeights
 from bge_pruning.builders import (
     build_algorithms,
     build_base_model,
@@ -635,7 +636,7 @@ def test_a_batch_splits_into_parts_in_order(size, sizes, configure, base):
     assert [len(part["input_ids"]) for part in parts] == sizes
     for key, whole in batch.items():
         values = [part[key] for part in parts]
-        assert set(values) == {"t"} if key == "source" else torch.equal(torch.cat(values), whole)
+        assert set(values) == {whole} if key == "source" else torch.equal(torch.cat(values), whole)
 
 
 @pytest.mark.parametrize(
@@ -772,12 +773,22 @@ def test_learning_rate_schedules(name, alpha_f, warmup, configure):
 def test_algorithms(configure):
     config = configure("optimizer.max_grad_norm=0.5")
     _, model = build_all(config)
-    schedule, clipping = build_algorithms(config, model)
+    base = build_base_model(config)
+    loader = build_train_loader(config, base, build_teacher(config, base))
+    schedule, clipping = build_algorithms(config, model, loader)
     assert isinstance(schedule, PruningSchedule) and schedule.l0_module is model.l0_module
     assert schedule.warmup.to_timestring() == "0.5dur"
     assert isinstance(clipping, GroupGradientClipping) and clipping.max_norm == 0.5
     bare = configure("optimizer.max_grad_norm=0", "model.l0_module=null")
-    assert build_algorithms(bare, build_all(bare)[1]) == []
+    assert build_algorithms(bare, build_all(bare)[1], loader) == []
+    adaptive = configure("data.adapt_weights_interval=2ba", "data.adapt_batches=3")
+    weights = build_algorithms(adaptive, model, loader)[0]
+    assert isinstance(weights, SourceWeights)
+    assert weights.dataset is loader.dataloader.dataset
+    ((*probes,),) = weights.probes
+    first = loader.dataloader.batch_sampler.rows_of(0, 0)[:3]
+    expected = [[loader.dataloader.dataset[0, i]["score"] for i in rows] for rows in first]
+    assert [batch["scores"].tolist() for batch in probes] == expected
 
 
 @pytest.mark.parametrize("terminal", [False, True])

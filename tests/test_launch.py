@@ -148,18 +148,27 @@ LOSSES = {
         "loss={{sts_regression: 0.0, distillation_alignment: 0.0, distillation_similarity: 0.0,"
         " contrastive: 1.0, self_distillation: 0.5, temperature: 0.1}}",
     ),
+    "several sources in pieces": (
+        "data.train=[{{name: p, kind: sts, path: {csv}}},"
+        " {{name: q, kind: contrastive, path: {jsonl}, negatives: 1}}]",
+        "optimizer.eps=1e-3",
+        "device_train_microbatch_size=3",
+        "loss={{sts_regression: 0.0, cosent: 0.1, distillation_alignment: 0.5,"
+        " distillation_similarity: 0.5, contrastive: 1.0, temperature: 0.1,"
+        " learn_temperature: true}}",
+    ),
 }
 
 
 @pytest.fixture(scope="module")
-def two_processes(make_yaml, tmp_path_factory, contrastive_jsonl):
+def two_processes(make_yaml, tmp_path_factory, contrastive_jsonl, sts_csv):
     """Run folders of two processes, by loss."""
     folders = {}
     for index, (name, overrides) in enumerate(LOSSES.items()):
         folder = tmp_path_factory.mktemp("two")
         composer = [COMPOSER, "-n", "2", "--master_port", str(PORT + index)]
         command = [*composer, "-m", "bge_pruning.train", str(make_yaml(folder))]
-        overrides = [text.format(jsonl=contrastive_jsonl) for text in overrides]
+        overrides = [text.format(jsonl=contrastive_jsonl, csv=sts_csv) for text in overrides]
         code, out, err = run([*command, *STEPS, *overrides])
         assert code == 0, out + err
         folders[name] = folder / "runs" / "tiny"
@@ -170,9 +179,9 @@ def two_processes(make_yaml, tmp_path_factory, contrastive_jsonl):
 @pytest.mark.filterwarnings("ignore:The warmup duration is 0:UserWarning")
 @pytest.mark.parametrize("loss", LOSSES)
 def test_two_processes_equal_one(
-    loss, two_processes, tmp_path, train_tiny, load_state, assert_same, contrastive_jsonl
+    loss, two_processes, tmp_path, train_tiny, load_state, assert_same, contrastive_jsonl, sts_csv
 ):
-    overrides = [text.format(jsonl=contrastive_jsonl) for text in LOSSES[loss]]
+    overrides = [text.format(jsonl=contrastive_jsonl, csv=sts_csv) for text in LOSSES[loss]]
     one = train_tiny(tmp_path, *STEPS, *overrides)
     two = two_processes[loss]
     first, second = load_state(one), load_state(two)
@@ -183,7 +192,7 @@ def test_two_processes_equal_one(
     moved = "l0_module.log_alpha.hidden"
     start = load_state(one.parent / "tiny" / "ba2-rank0.pt")["model"][moved]
     assert (start - first["model"][moved]).abs().max() > 1e-3
-    for key in ("loss/train/lagrangian", "pruning/lambda_1/hidden"):
+    for key in ("loss/train/total", "loss/train/lagrangian", "pruning/lambda_1/hidden"):
         assert logged(two, key) == pytest.approx(logged(one, key), abs=1e-5)
 
 

@@ -9,7 +9,7 @@ import pytest
 import yaml
 
 from bge_pruning import data_builders
-from bge_pruning.config import ConfigError, load_config
+from bge_pruning.config import load_config
 from bge_pruning.models.encoder_shape import check_exportable, count_parameters
 from bge_pruning.plan import build_plan, render_plan
 

@@ -1,4 +1,9 @@
-"""Hard negatives: passages that a model finds close to a query and that are no known positives."""
+"""Hard negatives: the passages that a model takes for answers of a query, though they are none.
+
+Positive-aware mining with a margin relative to the positive's score, "TopK-PercPos" of NV-Retriever
+(Moreira et al., 2024, arXiv:2407.15831): what is more similar to the query than that is too often
+an answer that nobody judged.
+"""
 
 from __future__ import annotations
 
@@ -10,120 +15,181 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from bge_pruning.datasets.array_files import load_array, save_array
 from bge_pruning.datasets.embedding_dataset import TokenizedTexts
 from bge_pruning.datasets.rows import RowTable
-from bge_pruning.datasets.teacher_vectors import load_array, save_array
 
-# Rows of scores that are in memory at once, and their columns.
-QUERIES, PASSAGES = 256, 65_536
-# Raised when other negatives would be mined from the same vectors.
+# Raised when other negatives are found for the same input.
 FORMAT = 1
 
 
 def mine_negatives(
-    queries: np.ndarray,
-    passages: np.ndarray,
+    query_vectors: np.ndarray,
+    passage_vectors: np.ndarray,
     known: tuple[np.ndarray, np.ndarray],
     count: int,
-    margin: float,
+    margin: float = 0.95,
+    depth: int = 100,
+    chunk: int = 4096,
+    device: torch.device | str = "cpu",
 ) -> np.ndarray:
-    """The passages most similar to each query that are no known positives of it.
+    """Find the hard negatives of each query.
 
-    A passage that scores above ``margin`` times the query's lowest-scoring known positive is left
-    out too: it probably is a positive that nobody labelled (NV-Retriever, arXiv:2407.15831). Where
-    that positive scores 0 or less, nothing is.
+    The candidates of a query are the ``depth`` passages most similar to it, its known positives
+    left out. Of those, the ones that score above ``margin`` times its best known positive are
+    dropped; its hard negatives are the ``count`` most similar of the rest. No bound is put on a
+    query whose best positive does not score above 0, or that has none. Of passages that score
+    alike, the one with the lower index comes first.
+
+    Scores are computed for ``chunk`` queries and ``chunk`` passages at a time, and no more of them
+    than that are held at once.
 
     Args:
-        queries: L2-normalised vectors, shape ``(q, H)``.
-        passages: L2-normalised vectors, shape ``(p, H)``.
-        known: Indices of positives of all queries, and where those of each query begin and end in
-            them, shape ``(q, 2)``.
+        query_vectors: L2-normalised, float32, shape ``(q, H)``.
+        passage_vectors: Same, shape ``(p, H)``.
+        known: Indices of the passages that are positives, and where those of each query begin and
+            end among them, shape ``(q, 2)``, as
+            :func:`bge_pruning.datasets.contrastive_dataset.known_positives` gives them.
         count: Negatives per query.
-        margin: In (0, 1].
+        margin: Highest score of a negative, as a share of the best positive's.
+        depth: Candidates per query; ``count`` if that is more.
+        chunk: Queries and passages at a time.
+        device: Where to compute.
 
     Returns:
-        Indices of passages, most similar first, shape ``(q, count)``; -1 where there are fewer.
+        Passage indices, most similar first, int64, shape ``(q, count)``; -1 where there are fewer.
+
+    Raises:
+        ValueError: If the vectors differ in size or are not finite.
     """
-    found = np.full((len(queries), count), -1, np.int64)
-    for start in range(0, len(queries), QUERIES):
-        part = slice(start, start + QUERIES)
-        vectors = torch.tensor(queries[part])
-        rows, columns = _pairs(known[0], known[1][part])
-        limits = _limits(vectors, passages, rows, columns, margin)
-        scores, indices = _nearest(vectors, passages, (rows, columns), limits, count)
-        found[part, : indices.shape[1]] = torch.where(scores > -torch.inf, indices, -1).numpy()
-    return found
+    if query_vectors.shape[1] != passage_vectors.shape[1]:
+        raise ValueError(
+            f"query vectors have {query_vectors.shape[1]} dimensions, passage vectors "
+            f"{passage_vectors.shape[1]}. To fix, embed both with the same model."
+        )
+    values, bounds = known
+    depth = max(depth, count)
+    negatives = np.full((len(query_vectors), count), -1, np.int64)
+    for start in range(0, len(query_vectors), chunk):
+        rows = slice(start, start + chunk)
+        queries = _to_tensor(query_vectors[rows], "query", device)
+        pairs = _known_pairs(values, bounds[rows])
+        scores, found, best = _candidates(queries, passage_vectors, pairs, depth, chunk)
+        negatives[rows] = _below_margin(scores, found, best, margin, count).cpu().numpy()
+    return negatives
 
 
-def _pairs(known: np.ndarray, bounds: np.ndarray) -> tuple[Tensor, Tensor]:
-    """Row and passage of every known positive of some queries."""
-    columns = [known[begin:end] for begin, end in bounds]
-    rows = np.repeat(np.arange(len(bounds)), bounds[:, 1] - bounds[:, 0])
-    return torch.from_numpy(rows), torch.from_numpy(np.concatenate(columns).astype(np.int64))
+def _to_tensor(vectors: np.ndarray, kind: str, device: torch.device | str) -> Tensor:
+    # A copy: the array may be a read-only map of a file.
+    tensor = torch.tensor(vectors, dtype=torch.float32, device=device)
+    if not tensor.isfinite().all():
+        raise ValueError(
+            f"{kind} vectors hold values that are not finite. To fix, check the model that made "
+            f"them, and delete its cached vectors."
+        )
+    return tensor
 
 
-def _limits(
-    vectors: Tensor, passages: np.ndarray, rows: Tensor, columns: Tensor, margin: float
-) -> Tensor:
-    """Highest score that a negative of each query may have, shape ``(q,)``."""
-    positives = torch.tensor(passages[columns.numpy()])
-    scores = (vectors[rows] * positives).sum(-1)
-    lowest = torch.full((len(vectors),), torch.inf)
-    lowest = lowest.scatter_reduce(0, rows, scores, "amin")
-    return torch.where(lowest > 0, margin * lowest, torch.inf)
+def _known_pairs(values: np.ndarray, bounds: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Row and passage of each known positive of some queries, by passage; each ``(pairs,)``."""
+    counts = bounds[:, 1] - bounds[:, 0]
+    rows = np.repeat(np.arange(len(bounds)), counts)
+    within = np.arange(len(rows)) - np.repeat(np.cumsum(counts) - counts, counts)
+    passages = values[bounds[rows, 0] + within]
+    order = np.argsort(passages, kind="stable")
+    return rows[order], passages[order]
 
 
-def _nearest(
-    vectors: Tensor,
-    passages: np.ndarray,
-    known: tuple[Tensor, Tensor],
-    limits: Tensor,
-    count: int,
-) -> tuple[Tensor, Tensor]:
-    """Best allowed scores over pieces of the passages, and which passages they are."""
-    rows, columns = known
-    best = torch.empty(len(vectors), 0)
-    where = torch.empty(len(vectors), 0, dtype=torch.int64)
-    for start in range(0, len(passages), PASSAGES):
-        piece = torch.tensor(passages[start : start + PASSAGES])
-        scores = vectors @ piece.T
-        scores = scores.masked_fill(scores > limits[:, None], -torch.inf)
-        here = (columns >= start) & (columns < start + len(piece))
-        scores[rows[here], columns[here] - start] = -torch.inf
-        merged = torch.cat([best, scores], dim=1)
-        numbers = torch.arange(start, start + len(piece)).expand(len(vectors), -1)
-        best, order = merged.topk(min(count, merged.shape[1]), dim=1)
-        where = torch.cat([where, numbers], dim=1).gather(1, order)
-    return best, where
+def _candidates(
+    queries: Tensor,
+    passage_vectors: np.ndarray,
+    pairs: tuple[np.ndarray, np.ndarray],
+    depth: int,
+    chunk: int,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """The most similar passages of some queries, without their known positives.
+
+    Returns:
+        Scores, highest first, and passage indices, each of shape ``(q, depth or fewer)``, with
+        -inf where there are fewer; and the score of each query's best positive, ``(q,)``.
+    """
+    rows, known = (torch.from_numpy(array).to(queries.device) for array in pairs)
+    best = queries.new_full((len(queries),), -torch.inf)
+    scores = queries.new_empty((len(queries), 0))
+    found = torch.empty_like(scores, dtype=torch.int64)
+    for start in range(0, len(passage_vectors), chunk):
+        block = passage_vectors[start : start + chunk]
+        products = queries @ _to_tensor(block, "passage", queries.device).T  # (q, passages)
+        here = slice(*np.searchsorted(pairs[1], (start, start + chunk)))
+        positive = (rows[here], known[here] - start)
+        best.scatter_reduce_(0, rows[here], products[positive], "amax")
+        products[positive] = -torch.inf
+        new_scores, new = _top(products, min(depth, len(block)))
+        # Those found before have lower indices and come first, which a stable sort leaves so.
+        scores, order = torch.cat([scores, new_scores], 1).sort(dim=1, descending=True, stable=True)
+        found = torch.cat([found, new + start], 1).gather(1, order)
+        scores, found = scores[:, :depth], found[:, :depth]
+    return scores, found, best
+
+
+def _top(scores: Tensor, k: int) -> tuple[Tensor, Tensor]:
+    """The ``k`` highest scores of each row and their columns, of equal ones the lower columns."""
+    values, columns = scores.topk(k)
+    columns, order = columns.sort(dim=1)
+    values, order = values.gather(1, order).sort(dim=1, descending=True, stable=True)
+    columns = columns.gather(1, order)
+    # Of the scores that equal the last one, topk takes any. A full sort is slow, but seldom needed.
+    last = values[:, -1:]
+    open_rows = ((scores >= last).sum(1) > k) & last.isfinite().squeeze(1)
+    if open_rows.any():
+        ordered = scores[open_rows].sort(dim=1, descending=True, stable=True)
+        values[open_rows], columns[open_rows] = ordered.values[:, :k], ordered.indices[:, :k]
+    return values, columns
+
+
+def _below_margin(scores: Tensor, found: Tensor, best: Tensor, margin: float, count: int) -> Tensor:
+    """The first ``count`` candidates of each row that the bound leaves, ``(q, count)``."""
+    # In float64, so that a score of exactly the bound stays.
+    bound = torch.where(best > 0, best.double() * margin, torch.inf)[:, None]
+    kept = scores.isfinite() & (scores.double() <= bound)
+    order = kept.long().sort(dim=1, descending=True, stable=True).indices[:, :count]
+    negatives = found.new_full((len(found), count), -1)
+    negatives[:, : order.shape[1]] = found.gather(1, order).where(kept.gather(1, order), -1)
+    return negatives
 
 
 def negatives_key(
-    texts: TokenizedTexts, rows: RowTable, model: str, settings: tuple[float, ...]
+    texts: TokenizedTexts, rows: RowTable, model: str, settings: tuple[object, ...]
 ) -> str:
-    """Name of a cache file: all that mined negatives depend on.
+    """Key of mined negatives: all that they depend on.
 
     Args:
         texts: The texts.
-        rows: Queries with their positives.
-        model: Fingerprint of the model that finds them.
-        settings: Count and margin.
+        rows: The queries and all passages over them.
+        model: Fingerprint of the model that embeds them.
+        settings: Arguments of :func:`mine_negatives`, as values whose ``repr`` is exact.
     """
     digest = hashlib.sha256(repr((FORMAT, model, settings)).encode())
     for array in (texts.ids, texts.starts, rows.texts, rows.starts, rows.positives):
-        digest.update(np.ascontiguousarray(array).data)
+        digest.update(f"{array.dtype} {array.shape}".encode())
+        digest.update(np.ascontiguousarray(array))
     return digest.hexdigest()[:24]
 
 
 def cached_negatives(path: Path, compute: Callable[[], np.ndarray]) -> np.ndarray:
-    """Mined negatives from their file, which is made if there is none.
+    """Mined negatives from the cache, or mined and kept there.
 
     Args:
-        path: ``.npy`` file; its name must hold :func:`negatives_key`.
+        path: Cache file; its name must hold :func:`negatives_key`. It is written as a whole or not
+            at all.
         compute: Mines them.
 
+    Returns:
+        What ``compute`` gave, memory-mapped.
+
     Raises:
-        ValueError: If the file is damaged.
+        ValueError: If the cache file is damaged.
     """
     if not path.is_file():
         save_array(compute(), path)
-    return np.asarray(load_array(path))
+    return load_array(path)

@@ -1,190 +1,308 @@
-"""Training rows from retrieval collections: their judged queries.
+"""Training rows from retrieval collections: the judged queries, and all passages to mine among.
 
-A collection is a folder in BEIR layout: ``corpus.jsonl`` (``_id``, ``title``, ``text``),
+A collection is a folder in BEIR layout, with ``corpus.jsonl`` (``_id``, ``title``, ``text``),
 ``queries.jsonl`` (``_id``, ``text``) and ``qrels/<split>.tsv`` (header, then query id, corpus id,
-score); or a retrieval task that ``mteb`` knows by name. A passage judged above 0 is a positive of
-its query, one judged 0 a given negative.
+score), or a task that ``mteb`` knows by name. A passage judged above 0 is a positive of its query,
+any other judged one a given negative. A passage reads as BEIR and mteb embed it: title, space,
+text.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import dataclass
+import logging
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from bge_pruning.datasets.mteb_tasks import find_task, load_split, random_state_kept
 from bge_pruning.datasets.rows import BadRows, Row
 from bge_pruning.datasets.text_files import check_text, parse_row, read_lines
 
+log = logging.getLogger(__name__)
+
 HEADER = ("query-id", "corpus-id", "score")
 
-
-@dataclass(frozen=True)
-class Judgement:
-    """What a passage is to a query.
-
-    Attributes:
-        score: Above 0 if it is relevant.
-        where: File and line, for messages.
-    """
-
-    score: float
-    where: str
-
-
-Judgements = dict[str, dict[str, Judgement]]
+# Where it stands, and its columns.
+Record = tuple[str, Mapping[str, Any]]
+# Score and line of each judged passage, by query; line 0 where there are no lines.
+Judged = dict[str, dict[str, tuple[float, int]]]
 
 
 def read_beir(
     folder: str | Path, split: str = "train", bad: BadRows | None = None
 ) -> Iterator[Row]:
-    """Read the judged queries of a split.
+    """Read the judged queries of a folder in BEIR layout.
 
     Args:
-        folder: Collection in BEIR layout.
+        folder: The collection.
         split: Name of the judgements.
-        bad: What to do with lines that are wrong.
+        bad: What to do with lines that are wrong, ids that are unknown, and queries whose positives
+            are all among those. A query that was judged to have no positive is not wrong.
 
     Yields:
         A row for each query that has a positive, in the order of the judgements.
 
     Raises:
         FileNotFoundError: If a file is missing.
-        ValueError: If a line is wrong or an id is unknown; the message names file and line.
+        ValueError: If a line is wrong or an id is unknown; the message names file and line. If a
+            file holds no rows, or no query a positive.
     """
     folder, bad = Path(folder), bad or BadRows()
-    judged = _read_qrels(folder / "qrels" / f"{split}.tsv", bad)
-    queries = dict(_read_texts(folder / "queries.jsonl", bad, set(judged)))
-    wanted = {document for pairs in judged.values() for document in pairs}
-    corpus = dict(_read_texts(folder / "corpus.jsonl", bad, wanted))
-    yield from judged_rows(judged, queries, corpus, bad)
+    qrels = folder / "qrels" / f"{split}.tsv"
+    judged = _read_qrels(qrels, bad)
+    queries = _json_records(folder / "queries.jsonl", bad)
+    corpus = _json_records(folder / "corpus.jsonl", bad)
+    yield from _judged_rows(judged, queries, corpus, str(qrels), bad)
 
 
 def read_corpus(folder: str | Path, bad: BadRows | None = None) -> Iterator[Row]:
-    """Read every passage of a collection, judged or not.
+    """Read all passages of a folder in BEIR layout, judged or not.
 
     Args:
-        folder: Collection in BEIR layout.
+        folder: The collection.
         bad: What to do with lines that are wrong.
 
     Yields:
-        A row for each passage, in the order of the file.
+        A row of one text for each passage, in file order.
 
     Raises:
-        FileNotFoundError: If the file is missing.
-        ValueError: If a line is wrong; the message names file and line.
+        FileNotFoundError: If there is no ``corpus.jsonl``.
+        ValueError: If a line is wrong; the message names file and line. If the file holds no rows.
     """
-    for _, text in _read_texts(Path(folder) / "corpus.jsonl", bad or BadRows(), None):
-        yield Row(text)
+    bad = bad or BadRows()
+    yield from _passage_rows(_json_records(Path(folder) / "corpus.jsonl", bad), bad)
 
 
-def judged_rows(
-    judged: Judgements, queries: dict[str, str], corpus: dict[str, str], bad: BadRows
+def read_mteb(
+    task_name: str, split: str = "train", subset: str | None = None, bad: BadRows | None = None
 ) -> Iterator[Row]:
-    """Rows of judged queries.
+    """Read the judged queries of an mteb task.
 
     Args:
-        judged: The judgements of each query.
-        queries: Text of each query.
-        corpus: Text of each passage.
-        bad: What to do with unknown ids.
+        task_name: A task that retrieves or reranks text, such as ``SciFact``.
+        split: Name of the judgements.
+        subset: Subset, often a language; needed if the task has several.
+        bad: See :func:`read_beir`.
 
     Yields:
-        A row for each query that has a positive, in order.
+        A row for each query that has a positive, in the order of the queries.
+
+    Raises:
+        FileNotFoundError: If mteb cannot load the data.
+        ValueError: If there is no such task, split or subset, the task is of another kind, a row is
+            wrong, or no query has a positive.
     """
-    for query, pairs in judged.items():
-        row = None
-        with bad.guard():
-            row = _judged_row(query, pairs, queries, corpus)
-        if row is not None:
-            yield row
+    bad = bad or BadRows()
+    place, data = load_split(task_name, split, subset)
+    queries, relevant = data["queries"], data["relevant_docs"]
+    # mteb groups the judgements by query in an order that changes from run to run.
+    order = {str(name): position for position, name in enumerate(queries["id"])}
+    found = sorted(relevant, key=lambda query: (order.get(str(query), len(order)), str(query)))
+    judged = {
+        str(query): {str(name): (float(score), 0) for name, score in relevant[query].items()}
+        for query in found
+    }
+    records = (_dataset_records(data[name], f"{place}: {name}") for name in ("queries", "corpus"))
+    yield from _judged_rows(judged, *records, place, bad)
 
 
-def _judged_row(
-    query: str, pairs: dict[str, Judgement], queries: dict[str, str], corpus: dict[str, str]
-) -> Row | None:
-    """The row of a query, ``None`` if it has no positive."""
-    if query not in queries:
-        raise ValueError(
-            f"{next(iter(pairs.values())).where}: query-id '{query}' is not among the queries. To "
-            f"fix, use the files of one collection."
-        )
-    for document, judgement in pairs.items():
-        if document not in corpus:
-            raise ValueError(
-                f"{judgement.where}: corpus-id '{document}' is not in the corpus. To fix, use the "
-                f"files of one collection."
-            )
-    pos = [corpus[document] for document, judgement in pairs.items() if judgement.score > 0]
-    neg = [corpus[document] for document, judgement in pairs.items() if judgement.score <= 0]
-    return Row(queries[query], (*pos, *neg), len(pos)) if pos else None
+def read_mteb_corpus(
+    task_name: str, split: str = "train", subset: str | None = None, bad: BadRows | None = None
+) -> Iterator[Row]:
+    """Read all passages of an mteb task, judged or not.
+
+    Args:
+        task_name: See :func:`read_mteb`.
+        split: Same.
+        subset: Same.
+        bad: What to do with passages that are wrong.
+
+    Yields:
+        A row of one text for each passage, in the order of the corpus.
+
+    Raises:
+        FileNotFoundError: See :func:`read_mteb`.
+        ValueError: Same.
+    """
+    place, data = load_split(task_name, split, subset)
+    yield from _passage_rows(_dataset_records(data["corpus"], f"{place}: corpus"), bad or BadRows())
 
 
-def _read_qrels(path: Path, bad: BadRows) -> Judgements:
-    """The judgements of each query."""
-    judged: Judgements = {}
+def mteb_fingerprint(task_name: str, split: str = "train", subset: str | None = None) -> str:
+    """What the rows of an mteb task are known by; needs no network.
+
+    Args:
+        task_name: See :func:`read_mteb`.
+        split: Same.
+        subset: Same.
+
+    Returns:
+        Task, data set, its revision, subset, split, and mteb's version, whose code reads it.
+
+    Raises:
+        ValueError: If there is no such task or subset, or the task is of another kind.
+    """
+    with random_state_kept():
+        import mteb
+
+        task, subset = find_task(task_name, split, subset)
+    dataset = sorted((key, str(value)) for key, value in task.metadata.dataset.items())
+    return f"{task.metadata.name} {dataset} {subset} {split} mteb {mteb.__version__}"
+
+
+def _read_qrels(path: Path, bad: BadRows) -> Judged:
+    judged: Judged = {}
     for line, content in read_lines(path, bad):
         cells = content.rstrip("\r\n").split("\t")
         if not content.strip() or (line == 1 and tuple(cells) == HEADER):
             continue
         with bad.guard():
-            query, document, judgement = _parse_judgement(cells, f"{path}:{line}")
-            earlier = judged.setdefault(query, {}).setdefault(document, judgement)
-            if earlier.score != judgement.score:
-                raise ValueError(
-                    f"{path}:{line}: judges corpus-id '{document}' otherwise than "
-                    f"{earlier.where}. To fix, remove one of the two lines."
-                )
+            _add_judgement(judged, cells, path, line)
     return judged
 
 
-def _parse_judgement(cells: list[str], where: str) -> tuple[str, str, Judgement]:
+def _add_judgement(judged: Judged, cells: list[str], path: Path, line: int) -> None:
     if len(cells) != len(HEADER):
         raise ValueError(
-            f"{where}: has {len(cells)} columns, expected {', '.join(HEADER)}, separated "
-            f"by tabs. To fix, correct or remove the line."
+            f"{path}:{line}: has {len(cells)} columns, expected {', '.join(HEADER)}, separated by "
+            f"tabs. To fix, correct or remove the line."
         )
+    query, document, text = cells
     try:
-        score = int(cells[2])
+        score = float(int(text))
     except ValueError:
         raise ValueError(
-            f"{where}: score '{cells[2]}' is not a whole number. To fix, correct or remove the "
+            f"{path}:{line}: score '{text}' is not a whole number. To fix, correct or remove the "
             f"line."
         ) from None
-    return cells[0], cells[1], Judgement(score, where)
+    before, first = judged.setdefault(query, {}).setdefault(document, (score, line))
+    if before != score:
+        raise ValueError(
+            f"{path}:{line}: query-id '{query}' and corpus-id '{document}' have score {score:g}, "
+            f"but {before:g} in line {first}. To fix, remove one of the lines."
+        )
 
 
-def _read_texts(path: Path, bad: BadRows, wanted: set[str] | None) -> Iterator[tuple[str, str]]:
-    """Id and text, with its title in front, of the wanted lines or of all."""
-    # Of a large corpus no text is kept to compare, only its hash.
-    seen: dict[str, int] = {}
+def _json_records(path: Path, bad: BadRows) -> Iterator[Record]:
+    found = False
     for line, content in read_lines(path, bad):
         if not content.strip():
             continue
+        found, where, row = True, f"{path}:{line}", None
         with bad.guard():
-            name, text = _parse_text(content, f"{path}:{line}")
-            if seen.setdefault(name, hash(text)) != hash(text):
+            row = parse_row(content, where, ("_id", "text"))
+        if row is not None:
+            yield where, row
+    if not found:
+        raise ValueError(f"{path}: holds no rows. To fix, choose another file.")
+
+
+def _dataset_records(dataset: Any, place: str) -> Iterator[Record]:
+    """Rows of a ``datasets.Dataset`` as those of a file in BEIR layout."""
+    columns = [c for c in ("id", "title", "text", "instruction") if c in dataset.column_names]
+    rows = dataset.select_columns(columns).rename_column("id", "_id")
+    for index, row in enumerate(rows):
+        yield f"{place} row {index}", row
+
+
+def _passage_text(row: Mapping[str, Any], where: str) -> str:
+    parts = (row.get("title") or "", row.get("text"))
+    whole = " ".join(parts).strip() if all(isinstance(part, str) for part in parts) else None
+    return check_text(whole, f"{where}: text")
+
+
+def _query_text(row: Mapping[str, Any], where: str) -> str:
+    text = check_text(row.get("text"), f"{where}: text")
+    if instruction := row.get("instruction"):  # written after the query, as mteb does
+        return f"{text} {check_text(instruction, f'{where}: instruction')}"
+    return text
+
+
+def _read_texts(
+    records: Iterable[Record],
+    wanted: set[str],
+    text_of: Callable[[Mapping[str, Any], str], str],
+    bad: BadRows,
+) -> dict[str, str]:
+    """Texts of the wanted ids; the rest of a large corpus is not kept."""
+    texts: dict[str, str] = {}
+    places: dict[str, str] = {}
+    for where, row in records:
+        name = str(row["_id"])
+        if name not in wanted:
+            continue
+        with bad.guard():
+            text = text_of(row, where)
+            if texts.setdefault(name, text) != text:
                 raise ValueError(
-                    f"{path}:{line}: _id '{name}' has another text in an earlier line. To fix, "
-                    f"remove one of the two."
+                    f"{where}: _id '{name}' has another text than at {places[name]}. To fix, "
+                    f"remove one of the lines."
                 )
-            if wanted is not None and name not in wanted:
-                continue
-            yield name, text
+            places.setdefault(name, where)
+    return texts
 
 
-def _parse_text(content: str, where: str) -> tuple[str, str]:
-    row = parse_row(content, where, ("_id", "text"))
-    return str(row["_id"]), join_title(row, where)
+def _passage_rows(records: Iterable[Record], bad: BadRows) -> Iterator[Row]:
+    for where, record in records:
+        row = None
+        with bad.guard():
+            row = Row(_passage_text(record, where))
+        if row is not None:
+            yield row
 
 
-def join_title(row: dict[str, Any], where: str) -> str:
-    """Title and text as ``mteb`` joins them to embed a passage.
+def _judged_rows(
+    judged: Judged, queries: Iterable[Record], corpus: Iterable[Record], place: str, bad: BadRows
+) -> Iterator[Row]:
+    """A row for each judged query that has a positive, see :func:`read_beir`."""
+    texts = _read_texts(queries, set(judged), _query_text, bad)
+    wanted = {name for pairs in judged.values() for name in pairs}
+    passages = _read_texts(corpus, wanted, _passage_text, bad)
+    rows, without = 0, 0
+    for query, pairs in judged.items():
+        row = None
+        with bad.guard():
+            row = _join(query, pairs, texts, passages, place, bad)
+        if row is not None and row.positives:
+            rows += 1
+            yield row
+        elif row is not None:
+            without += 1
+    if without:
+        log.info("%s: %d of %d queries have no positive", place, without, len(judged))
+    if not rows:
+        raise ValueError(f"{place}: no query has a positive. To fix, choose another split.")
 
-    Raises:
-        ValueError: If there is no text.
-    """
-    title, text = row.get("title") or "", row["text"]
-    if not isinstance(text, str) or not isinstance(title, str):
-        raise ValueError(f"{where}: text or title is no text. To fix, correct the line.")
-    return check_text(f"{title} {text}".strip(), f"{where}: text")
+
+def _join(
+    query: str,
+    pairs: Mapping[str, tuple[float, int]],
+    texts: Mapping[str, str],
+    passages: Mapping[str, str],
+    place: str,
+    bad: BadRows,
+) -> Row:
+    """Row of a query, without the judgements of passages that are not there."""
+    lines = {name: f"{place}:{line}" if line else place for name, (_, line) in pairs.items()}
+    where = next(iter(lines.values()), place)
+    text = _look_up(texts, query, f"{where}: query-id", "queries")
+    pos, neg = [], []
+    for name, (score, _) in pairs.items():
+        with bad.guard():
+            passage = _look_up(passages, name, f"{lines[name]}: corpus-id", "corpus")
+            (pos if score > 0 else neg).append(passage)
+    if not pos and any(score > 0 for score, _ in pairs.values()):
+        raise ValueError(
+            f"{where}: query-id '{query}' has no positive left. To fix, correct the lines of its "
+            f"positives."
+        )
+    return Row(text, (*pos, *neg), len(pos))
+
+
+def _look_up(texts: Mapping[str, str], name: str, what: str, table: str) -> str:
+    if name not in texts:
+        raise ValueError(
+            f"{what} '{name}' is not in the {table}. To fix, use the files of one collection, or "
+            f"remove the judgement."
+        )
+    return texts[name]

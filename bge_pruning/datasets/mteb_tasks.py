@@ -1,137 +1,169 @@
-"""Training rows from a retrieval task that ``mteb`` knows by name, and fetches and caches."""
+"""Tasks that mteb knows by name: finding one, and loading a split of it."""
 
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterator
+import logging
+import random
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
-from bge_pruning.datasets.mteb_dataloader import Judgement, Judgements, join_title, judged_rows
-from bge_pruning.datasets.rows import BadRows, Row
+import numpy as np
+import torch
+
+log = logging.getLogger(__name__)
+
+# Of names to choose from, as many are listed in a message.
+SHOWN = 20
 
 
-def read_mteb(
-    name: str, split: str = "train", subset: str | None = None, bad: BadRows | None = None
-) -> Iterator[Row]:
-    """Read the judged queries of a split of a task.
+@contextmanager
+def random_state_kept() -> Iterator[None]:
+    """Around the use of mteb, which seeds everything when imported and for each task made.
+
+    The rest of a run would otherwise depend on whether the rows came from a cache.
+    """
+    states = random.getstate(), np.random.get_state()  # noqa: NPY002 - the state that mteb sets
+    devices = range(torch.cuda.device_count()) if torch.cuda.is_initialized() else ()
+    with torch.random.fork_rng(devices=devices):
+        try:
+            yield
+        finally:
+            random.setstate(states[0])
+            np.random.set_state(states[1])  # noqa: NPY002
+
+
+def find_task(task_name: str, split: str, subset: str | None) -> tuple[Any, str]:
+    """Find a task, without loading its data.
 
     Args:
-        name: Name of a retrieval task, such as ``SciFact``.
-        split: Its split; the train split is the one to train on.
-        subset: One of its subsets (often a language), if it has several.
-        bad: What to do with rows that are wrong.
+        task_name: A task that retrieves or reranks text.
+        split: Split to set it to; whether there is one is not known yet.
+        subset: Subset, often a language; needed if the task has several.
 
-    Yields:
-        A row for each query that has a positive, in the order of the task's queries.
-
-    Raises:
-        FileNotFoundError: If the data cannot be had.
-        ValueError: If there is no such task, subset or split, or a row is wrong.
-    """
-    data, where = _load(name, split, subset), f"{name}[{split}]"
-    bad = bad or BadRows()
-    queries = dict(_texts(data["queries"], f"{where} query", bad))
-    relevant = data["relevant_docs"]
-    # mteb gives the judgements in no fixed order, the queries in that of their file.
-    judged: Judgements = {
-        query: {
-            document: Judgement(score, f"{where} query {query}")
-            for document, score in sorted(relevant[query].items())
-        }
-        for query in (*queries, *sorted(set(relevant) - set(queries)))
-        if query in relevant
-    }
-    wanted = {document for pairs in judged.values() for document in pairs}
-    corpus = dict(_texts(data["corpus"], f"{where} passage", bad, wanted))
-    yield from judged_rows(judged, queries, corpus, bad)
-
-
-def read_mteb_corpus(
-    name: str, split: str = "train", subset: str | None = None, bad: BadRows | None = None
-) -> Iterator[Row]:
-    """Read every passage of a task, judged or not.
-
-    Args:
-        name: See :func:`read_mteb`, as the other arguments.
-        split: Its split.
-        subset: Its subset.
-        bad: What to do with rows that are wrong.
-
-    Yields:
-        A row for each passage, in order.
-    """
-    data = _load(name, split, subset)
-    for _, text in _texts(data["corpus"], f"{name}[{split}] passage", bad or BadRows()):
-        yield Row(text)
-
-
-def fingerprint_mteb(name: str, split: str, subset: str | None) -> str:
-    """What the data of a task is known by: its repository and revision. Fetches nothing.
+    Returns:
+        The task, set to one split and subset, and the subset.
 
     Raises:
-        ValueError: If there is no such task or subset.
+        ValueError: If there is no such task or subset, or the task is of another kind.
     """
-    task = _find(name, split, subset)
-    dataset = task.metadata.dataset
-    return f"{dataset['path']} {dataset['revision']} {split} {_subset(task, subset)}"
-
-
-def _texts(
-    rows: Any, where: str, bad: BadRows, wanted: set[str] | None = None
-) -> Iterator[tuple[str, str]]:
-    for row in rows:
-        if wanted is not None and row["id"] not in wanted:
-            continue
-        with bad.guard():
-            text = join_title(row, f"{where} {row['id']}")
-            yield row["id"], text
-
-
-def _find(name: str, split: str, subset: str | None) -> Any:
-    """The task, not loaded yet."""
     import mteb
     from mteb.abstasks import AbsTaskRetrieval
 
     try:
-        task = mteb.get_task(name, eval_splits=[split])
+        task = mteb.get_task(task_name, eval_splits=[split])
     except KeyError:
-        known = sorted(task.metadata.name for task in mteb.get_tasks(task_types=["Retrieval"]))
-        close = difflib.get_close_matches(name, known, n=3)
-        fix = f"did you mean {' or '.join(close)}?" if close else "see mteb.get_tasks()."
-        raise ValueError(f"mteb has no task '{name}'. To fix, {fix}") from None
-    if not isinstance(task, AbsTaskRetrieval):
         raise ValueError(
-            f"mteb task {name} is of type {task.metadata.type}, not a retrieval task. To fix, name "
-            f"one that is."
-        )
-    _subset(task, subset)
-    return task
-
-
-def _subset(task: Any, subset: str | None) -> str:
-    subsets = list(task.hf_subsets)
-    if subset is None and len(subsets) == 1:
-        return subsets[0]
-    if subset not in subsets:
-        raise ValueError(
-            f"mteb task {task.metadata.name} has the subsets {', '.join(subsets)}, not {subset}. "
-            f"To fix, set subset of the source to one of them."
-        )
-    return subset
-
-
-def _load(name: str, split: str, subset: str | None) -> dict[str, Any]:
-    """Corpus, queries and judgements of a split."""
-    task = _find(name, split, subset)
-    chosen = _subset(task, subset)
-    task.hf_subsets = [chosen]
-    try:
-        task.load_data()
-    # The hub's client, its builders and its file systems raise all of these.
-    except (OSError, ValueError, RuntimeError) as error:
-        raise FileNotFoundError(
-            f"mteb task {name}: cannot load split '{split}' ({type(error).__name__}: "
-            f"{str(error).strip()[:300]}). To fix, check that the task has this split and that the "
-            f"hub can be reached; or download the collection in BEIR layout and use kind beir."
+            f"mteb {mteb.__version__} has no task '{task_name}'{_close_names(task_name)}. To fix, "
+            f"correct the name."
         ) from None
-    return task.dataset[chosen][split]
+    found = task.metadata
+    if not isinstance(task, AbsTaskRetrieval) or list(found.modalities) != ["text"]:
+        raise ValueError(
+            f"mteb task '{task_name}' is of type {found.type} over {', '.join(found.modalities)}, "
+            f"expected queries with judged texts. To fix, choose one of type Retrieval or "
+            f"Reranking over text."
+        )
+    subsets = list(found.hf_subsets)
+    if subset is None and len(subsets) == 1:
+        subset = subsets[0]
+    if subset not in subsets:
+        given = "several subsets" if subset is None else f"no subset '{subset}'"
+        raise ValueError(
+            f"mteb task '{task_name}' has {given}: {_listed(subsets)}. To fix, set subset to one "
+            f"of them."
+        )
+    return task.filter_languages(None, hf_subsets=[subset]), subset
+
+
+def _close_names(task_name: str) -> str:
+    import mteb
+
+    tasks = mteb.get_tasks(task_types=["Retrieval", "Reranking"], exclude_superseded=False)
+    names = {task.metadata.name.casefold(): task.metadata.name for task in tasks}
+    wanted = task_name.casefold()
+    close = [key for key in names if wanted in key] or difflib.get_close_matches(wanted, names, 5)
+    return f", but {_listed([names[key] for key in close])}" if close else ""
+
+
+def _listed(names: list[str]) -> str:
+    more = f" and {len(names) - SHOWN} more" if len(names) > SHOWN else ""
+    return ", ".join(names[:SHOWN]) + more
+
+
+def load_split(task_name: str, split: str, subset: str | None) -> tuple[str, Mapping[str, Any]]:
+    """Load a split of a task as mteb evaluates it; from its cache if it was loaded before.
+
+    Args:
+        task_name: See :func:`find_task`.
+        split: Same.
+        subset: Same.
+
+    Returns:
+        Its name for messages, and ``queries`` and ``corpus`` as data sets with the columns ``id``,
+        ``text`` and perhaps ``title`` or ``instruction``, and ``relevant_docs``, the scores of
+        passages by query, all by id.
+
+    Raises:
+        FileNotFoundError: If mteb cannot load the data.
+        ValueError: See :func:`find_task`; or if the task has no such split.
+    """
+    # One block: a task may draw from the random state that it set when it was made.
+    with random_state_kept():
+        task, subset = find_task(task_name, split, subset)
+        with _explain_failures(task, split, subset):
+            splits = _list_splits(task, subset)
+        if split not in splits:
+            raise ValueError(
+                f"mteb task '{task_name}' has no split '{split}', but {_listed(splits)}. To fix, "
+                f"set split to one of them; mteb evaluates {_listed(task.metadata.eval_splits)}."
+            )
+        with _explain_failures(task, split, subset):
+            task.load_data()
+            task.convert_v1_dataset_format_to_v2(num_proc=None)
+            data = task.dataset[subset][split]
+    if split in task.metadata.eval_splits:
+        log.warning("mteb evaluates %s on split '%s', which is trained on here", task_name, split)
+    return " ".join(["mteb", task_name, *([subset] if subset != "default" else []), split]), data
+
+
+def _list_splits(task: Any, subset: str) -> list[str]:
+    """Splits that have judgements of their own.
+
+    mteb serves the only split of a data set under whatever name it is asked for: without this check
+    ``train`` would silently be the test queries.
+    """
+    import datasets
+    from mteb.abstasks import AbsTaskRetrieval
+
+    evaluated = list(task.metadata.eval_splits)
+    if type(task).load_data is not AbsTaskRetrieval.load_data:
+        return evaluated  # its own way to load data is written for these
+    path, revision = (task.metadata.dataset[key] for key in ("path", "revision"))
+    config = f"{subset}-qrels"
+    if subset == "default":
+        configs = datasets.get_dataset_config_names(path, revision=revision)
+        config = "default" if "default" in configs else "qrels"
+    splits = datasets.get_dataset_split_names(path, config, revision=revision)
+    return splits if len(splits) > 1 else evaluated
+
+
+@contextmanager
+def _explain_failures(task: Any, split: str, subset: str) -> Iterator[None]:
+    """Around mteb's loading of a task, which raises whatever hub, builders and tasks raise."""
+    import datasets
+
+    failures = (OSError, ValueError, LookupError, RuntimeError, datasets.exceptions.DatasetsError)
+    try:
+        yield
+    except failures as error:
+        name, path = task.metadata.name, task.metadata.dataset["path"]
+        arguments = f"'{name}', eval_splits=['{split}'], hf_subsets=['{subset}']"
+        raise FileNotFoundError(
+            f"mteb task '{name}': cannot load split '{split}' of {path} "
+            f"({type(error).__name__}: {str(error).strip()[:300]}). To fix, run once where the hub "
+            f'can be reached: python -c "import mteb; mteb.get_task({arguments}).load_data()", and '
+            f"bring its cache here ({datasets.config.HF_DATASETS_CACHE}); or get the collection in "
+            f"BEIR layout and use kind beir."
+        ) from None

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import hashlib
 import logging
-import os
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
 from torch import Tensor
 
+from bge_pruning.datasets.array_files import load_array, save_array
 from bge_pruning.datasets.embedding_dataset import TokenizedTexts, pad_texts
 
 log = logging.getLogger(__name__)
@@ -55,36 +55,6 @@ def cached_teacher_outputs(
         for name in missing:
             save_array(outputs.pop(name), paths[name])
     return {name: load_array(path) for name, path in paths.items()}
-
-
-def save_array(array: np.ndarray, path: Path) -> None:
-    """Write an array as a whole or not at all.
-
-    Args:
-        array: The array.
-        path: ``.npy`` file; its folder is made as needed.
-    """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_suffix(f".partial-{os.getpid()}.npy")
-    try:
-        np.save(partial, array)
-        partial.replace(path)
-    finally:
-        partial.unlink(missing_ok=True)
-
-
-def load_array(path: Path) -> np.ndarray:
-    """Map an array into memory.
-
-    Raises:
-        ValueError: If the file is damaged.
-    """
-    try:
-        return np.load(path, mmap_mode="r")
-    except (ValueError, EOFError, OSError) as error:
-        raise ValueError(
-            f"{path}: damaged or not complete ({error}). To fix, delete it; it is made again."
-        ) from error
 
 
 def encode_texts(

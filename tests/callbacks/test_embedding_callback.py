@@ -67,7 +67,9 @@ def test_a_loss_that_is_no_number_stops_the_run(value, tmp_path, train_tiny, mon
         return parts
 
     monkeypatch.setattr(ComposerBGEM3, "loss", broken)
-    message = r"step 2, source \S+: distillation_alignment, total of the loss is not finite\. To fix, lower"
+    message = (
+        r"step 2, source \S+: distillation_alignment, total of the loss is not finite\. To fix"
+    )
     with pytest.raises(RuntimeError, match=message):
         train_tiny(tmp_path)
     assert (tmp_path / "runs" / "tiny" / "ba2-rank0.pt").is_file()

@@ -1,91 +1,204 @@
-"""Mined negatives against a plain double loop."""
+"""Hard negatives: the same as a plain double loop finds, whatever the chunks."""
+
+import re
 
 import numpy as np
 import pytest
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from bge_pruning.datasets import hard_negatives
 from bge_pruning.datasets.embedding_dataset import TokenizedTexts
 from bge_pruning.datasets.hard_negatives import cached_negatives, mine_negatives, negatives_key
-from bge_pruning.datasets.rows import Row
-from bge_pruning.datasets.text_corpus import number_texts
+from bge_pruning.datasets.rows import RowTable
 
 
-def vectors(count: int, seed: int, size: int = 6) -> np.ndarray:
-    values = np.random.default_rng(seed).normal(size=(count, size)).astype(np.float32)
-    return values / np.linalg.norm(values, axis=1, keepdims=True)
+def mine_slowly(queries, passages, known, count, margin, depth) -> np.ndarray:
+    result = np.full((len(queries), count), -1)
+    for row, (query, positives) in enumerate(zip(queries.tolist(), known, strict=True)):
+        scores = [sum(a * b for a, b in zip(query, p, strict=True)) for p in passages.tolist()]
+        best = max((scores[p] for p in positives), default=0)
+        candidates = [p for p in range(len(passages)) if p not in positives]
+        candidates.sort(key=lambda p: (-scores[p], p))
+        for place, p in enumerate(
+            [p for p in candidates[: max(depth, count)] if best <= 0 or scores[p] <= margin * best][
+                :count
+            ]
+        ):
+            result[row, place] = p
+    return result
 
 
-def ragged(lists: list[list[int]]) -> tuple[np.ndarray, np.ndarray]:
-    ends = np.cumsum([len(values) for values in lists])
-    starts = np.concatenate([[0], ends[:-1]])
-    return np.array([v for values in lists for v in values], np.int64), np.stack([starts, ends], 1)
+def ragged(known: list[list[int]]) -> tuple[np.ndarray, np.ndarray]:
+    ends = np.cumsum([len(positives) for positives in known])
+    starts = ends - [len(positives) for positives in known]
+    values = np.array([p for positives in known for p in positives], np.int64)
+    return values, np.stack([starts, ends], axis=1)
 
 
-def by_loop(queries, passages, known: list[list[int]], count: int, margin: float) -> np.ndarray:
-    found = np.full((len(queries), count), -1)
-    for row, query in enumerate(queries):
-        scores = [float(query @ passage) for passage in passages]
-        lowest = min(scores[index] for index in known[row])
-        limit = margin * lowest if lowest > 0 else float("inf")
-        allowed = [i for i in range(len(passages)) if i not in known[row] and scores[i] <= limit]
-        best = sorted(allowed, key=lambda i: -scores[i])[:count]
-        found[row, : len(best)] = best
-    return found
+@st.composite
+def cases(draw) -> dict:
+    """Small whole numbers, whose products are exact in any order, with many equal scores."""
+    numbers = np.random.default_rng(draw(st.integers(0, 2**32 - 1)))
+    q, p = draw(st.integers(1, 12)), draw(st.integers(1, 40))
+    passages = numbers.integers(-2, 3, (p, 3))
+    counts = numbers.integers(0, min(p, 4) + 1, q)
+    return {
+        "queries": numbers.integers(-2, 3, (q, 3)),
+        "passages": passages,
+        "known": [sorted(numbers.choice(p, n, replace=False).tolist()) for n in counts],
+        "count": draw(st.integers(1, 6)),
+        "margin": draw(st.sampled_from([0.25, 0.5, 0.95, 1.0])),
+        "depth": draw(st.integers(1, 45)),
+    }
 
 
-@settings(max_examples=60, deadline=None)
-@given(st.data())
-def test_they_are_those_of_a_double_loop(data):
-    passages = vectors(data.draw(st.integers(2, 40), "passages"), 1)
-    queries = vectors(data.draw(st.integers(1, 11), "queries"), 2)
-    index = st.integers(0, len(passages) - 1)
-    known = [sorted(data.draw(st.sets(index, min_size=1, max_size=4))) for _ in queries]
-    count = data.draw(st.integers(1, 12), "count")
-    margin = data.draw(st.sampled_from([0.3, 0.8, 0.95, 1.0]), "margin")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(hard_negatives, "QUERIES", data.draw(st.integers(1, 12)))
-        patch.setattr(hard_negatives, "PASSAGES", data.draw(st.integers(1, 41)))
-        found = mine_negatives(queries, passages, ragged(known), count, margin)
-    assert found.tolist() == by_loop(queries, passages, known, count, margin).tolist()
+@given(case=cases(), chunk=st.integers(1, 50))
+@settings(max_examples=300, deadline=None)
+def test_the_same_as_a_double_loop(case, chunk):
+    expected = mine_slowly(**case)
+    queries, passages = (case.pop(n).astype(np.float32) for n in ("queries", "passages"))
+    found = mine_negatives(
+        queries, passages, ragged(case.pop("known")), case["count"], case["margin"], case["depth"],
+        chunk,
+    )  # fmt: skip
+    assert found.dtype == np.int64
+    assert found.tolist() == expected.tolist()
 
 
-def test_a_copy_of_the_positive_is_left_out():
-    passages = vectors(5, 1)
-    passages[3] = passages[1]
-    query = passages[1:2]
-    found = mine_negatives(query, passages, ragged([[1]]), 4, 1.0 - 1e-3)
-    assert sorted(found[0]) == [-1, 0, 2, 4]
+def unit_vectors(numbers: np.random.Generator, *shape: int) -> np.ndarray:
+    vectors = numbers.normal(size=shape)
+    return (vectors / np.linalg.norm(vectors, axis=-1, keepdims=True)).astype(np.float32)
 
 
-def test_they_are_kept(tmp_path):
-    calls = []
+def test_embeddings_from_a_file(tmp_path):
+    """Read-only maps, vectors as a model gives them, and positives shared by queries."""
+    numbers = np.random.default_rng(3)
+    np.save(tmp_path / "x.npy", unit_vectors(numbers, 530, 16))
+    vectors = np.load(tmp_path / "x.npy", mmap_mode="r")
+    queries, passages = vectors[:30], vectors[30:]
+    values = numbers.permutation(500)[:60]
+    bounds = np.repeat(np.arange(0, 60, 4), 2)[:, None] + [0, 4]
+    found = mine_negatives(queries, passages, (values, bounds), 5, 0.9, 20, 128)
+    scores = queries @ passages.T
+    for row in range(30):
+        positives = values[bounds[row, 0] : bounds[row, 1]]
+        best = scores[row, positives].max()
+        order = [p for p in np.argsort(-scores[row]) if p not in positives][:20]
+        wanted = [p for p in order if best <= 0 or scores[row, p] <= 0.9 * best][:5]
+        assert found[row].tolist() == wanted + [-1] * (5 - len(wanted))
+    assert (found >= 0).any() and (found < 0).any()
+
+
+def angle(degrees: float) -> list[float]:
+    return [np.cos(np.radians(degrees)), np.sin(np.radians(degrees))]
+
+
+def mine(passages: list[float], positives: list[int], **arguments) -> list[int]:
+    """For a query at 0 degrees, of passages at other angles."""
+    queries = np.array([angle(0)], np.float32)
+    vectors = np.array([angle(degrees) for degrees in passages], np.float32)
+    return mine_negatives(queries, vectors, ragged([positives]), **arguments)[0].tolist()
+
+
+def test_passages_too_similar_to_be_negatives_are_left_out():
+    # cos 30 = 0.866, of which 0.95 is 0.823 = cos 34.6.
+    assert mine([30, 33, 36, 20, 50], [0], count=3) == [2, 4, -1]
+    assert mine([30, 33, 36, 20, 50], [0], count=3, margin=1.0) == [1, 2, 4]
+    assert mine([30, 33, 36, 20, 50], [0, 3], count=3) == [1, 2, 4]  # the best positive counts
+
+
+def test_a_positive_that_is_not_similar_sets_no_bound():
+    assert mine([95, 80, 30], [0], count=2) == [2, 1]
+    assert mine([95, 80, 30], [], count=2) == [2, 1]
+
+
+def test_candidates_are_the_most_similar_ones_before_the_bound():
+    passages = [60, 10, 20, 70, 80]
+    assert mine(passages, [0], count=2, depth=2) == [-1, -1]
+    assert mine(passages, [0], count=2, depth=3) == [3, -1]
+    assert mine(passages, [0], count=3, depth=1) == [3, -1, -1]  # never fewer than count
+
+
+def test_equal_passages_come_in_order():
+    assert mine([30, 50, 50, 50, 30], [0], count=2, chunk=2) == [1, 2]
+    # The last one scores as the positive does, so it is left out.
+    assert mine([30, 50, 50, 50, 30], [0], count=5, chunk=3) == [1, 2, 3, -1, -1]
+
+
+def test_no_queries_and_no_other_passages():
+    empty = np.empty((0, 2), np.float32)
+    bounds = np.empty((0, 2), np.int64)
+    assert mine_negatives(empty, empty, (np.empty(0, np.int64), bounds), 3).shape == (0, 3)
+    assert mine([30], [0], count=2) == [-1, -1]
+
+
+def test_no_more_than_a_chunk_of_scores_is_held(monkeypatch):
+    sizes, matmul = [], torch.Tensor.__matmul__
+    monkeypatch.setattr(
+        torch.Tensor,
+        "__matmul__",
+        lambda a, b: sizes.append((len(a), b.shape[1])) or matmul(a, b),
+    )
+    vectors = unit_vectors(np.random.default_rng(0), 25, 4)
+    mine_negatives(vectors, vectors, ragged([[0]] * 25), 2, chunk=10)
+    assert sizes == [(q, p) for q in (10, 10, 5) for p in (10, 10, 5)]
+
+
+@pytest.mark.gpu
+def test_the_same_on_a_gpu():
+    numbers = np.random.default_rng(4)
+    queries, passages = (numbers.integers(-3, 4, (n, 8)).astype(np.float32) for n in (70, 3000))
+    known = ragged([[row, 2 * row] for row in range(70)])
+    arguments = (queries, passages, known, 7, 0.8, 50, 512)
+    assert (mine_negatives(*arguments) == mine_negatives(*arguments, device="cuda")).all()
+
+
+@pytest.mark.parametrize(("wrong", "kind"), [(0, "query"), (1, "passage")])
+def test_vectors_that_are_not_finite(wrong, kind):
+    vectors = [np.ones((3, 2), np.float32) for _ in range(2)]
+    vectors[wrong][2, 1] = np.nan
+    message = rf"^{kind} vectors hold values that are not finite\. To fix, check the model"
+    with pytest.raises(ValueError, match=message):
+        mine_negatives(*vectors, ragged([[0]] * 3), 1)
+
+
+def test_vectors_of_two_models():
+    message = r"query vectors have 2 dimensions, passage vectors 3\. To fix, embed both"
+    with pytest.raises(ValueError, match=message):
+        mine_negatives(np.ones((1, 2)), np.ones((1, 3)), ragged([[0]]), 1)
+
+
+def test_the_cache_is_computed_once(tmp_path):
+    path, calls = tmp_path / "new" / "negatives-x.npy", []
 
     def compute() -> np.ndarray:
         calls.append(1)
-        return np.array([[1, -1]])
+        return np.array([[3, -1]])
 
-    path = tmp_path / "new" / "negatives.npy"
-    for _ in range(2):
-        assert cached_negatives(path, compute).tolist() == [[1, -1]]
+    assert [cached_negatives(path, compute).tolist() for _ in range(2)] == [[[3, -1]]] * 2
     assert len(calls) == 1
-    path.write_bytes(path.read_bytes()[:20])
-    with pytest.raises(ValueError, match=r"negatives.npy: damaged .*To fix, delete it"):
+    assert [file.name for file in path.parent.iterdir()] == ["negatives-x.npy"]
+    path.write_bytes(b"")
+    with pytest.raises(ValueError, match=f"{re.escape(str(path))}: damaged.*To fix, delete it"):
         cached_negatives(path, compute)
 
 
-def test_the_key_follows_all_that_they_depend_on():
-    texts = TokenizedTexts(np.arange(6, dtype=np.int32), np.array([0, 2, 4, 6]), 0)
-    rows = number_texts([Row("a", ("b", "c"), 1)])
-    base = negatives_key(texts, rows, "m", (5, 0.95))
-    longer = TokenizedTexts(texts.ids + 1, texts.starts, 0)
-    others = {
-        negatives_key(longer, rows, "m", (5, 0.95)),
-        negatives_key(texts, number_texts([Row("a", ("b", "c"), 2)]), "m", (5, 0.95)),
-        negatives_key(texts, rows, "n", (5, 0.95)),
-        negatives_key(texts, rows, "m", (4, 0.95)),
-        negatives_key(texts, rows, "m", (5, 0.9)),
-    }
-    assert len(others | {base}) == 6
-    assert negatives_key(texts, rows, "m", (5, 0.95)) == base
+def test_the_key_is_of_all_that_negatives_depend_on():
+    def key(ids=(1, 2), starts=(0, 1, 2), rows=(0, 1), positives=(1,), model="m", margin=0.9):
+        texts = TokenizedTexts(np.array(ids, np.int32), np.array(starts), 0)
+        table = RowTable(np.array(rows), np.array([0, 2]), np.array(positives), np.zeros(2))
+        return negatives_key(texts, table, model, (2, margin))
+
+    changed = [
+        key(),
+        key(ids=(1, 3)),
+        key(starts=(0, 2, 2)),
+        key(rows=(1, 0)),
+        key(positives=(0,)),
+        key(model="other"),
+        key(margin=0.95),
+    ]
+    assert len({*changed}) == len(changed)
+    assert key() == key()
+    assert re.fullmatch("[0-9a-f]{24}", key())

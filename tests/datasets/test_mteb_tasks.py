@@ -1,110 +1,230 @@
-"""Rows of tasks that mteb knows by name, read by mteb's own code from a local repository."""
+"""Finding mteb tasks and loading a split of them, without a network."""
 
+import contextlib
 import json
+import random
+import re
+import shutil
+from pathlib import Path
 
+import datasets
 import mteb
+import numpy as np
 import pytest
+import torch
+from mteb.abstasks import AbsTaskRetrieval
 
-from bge_pruning.datasets.mteb_tasks import fingerprint_mteb, read_mteb, read_mteb_corpus
-from bge_pruning.datasets.rows import BadRows, Row
+from bge_pruning.datasets.mteb_tasks import find_task, load_split, random_state_kept
 
-CARD = """---
-configs:
-- config_name: corpus
-  data_files: [{split: corpus, path: corpus.jsonl}]
-- config_name: queries
-  data_files: [{split: queries, path: queries.jsonl}]
-- config_name: default
-  data_files: [{split: train, path: qrels/train.jsonl}, {split: test, path: qrels/test.jsonl}]
----
-"""
-FILES = {
-    "corpus.jsonl": [
-        {"_id": "d1", "title": "Cats", "text": "They sleep."},
-        {"_id": "d2", "title": "", "text": "Hunde bellen."},
-        {"_id": "d3", "title": "Birds", "text": "They sing."},
-    ],
-    "queries.jsonl": [
-        {"_id": "q2", "text": "who sleeps?"},
-        {"_id": "q1", "text": "wer bellt?"},
-    ],
-    "qrels/train.jsonl": [
-        {"query-id": "q1", "corpus-id": "d2", "score": 1},
-        {"query-id": "q2", "corpus-id": "d3", "score": 0},
-        {"query-id": "q2", "corpus-id": "d1", "score": 1},
-    ],
-    "qrels/test.jsonl": [{"query-id": "q1", "corpus-id": "d2", "score": 1}],
-}
+QRELS = [
+    {"query-id": "q1", "corpus-id": "d1", "score": 1},
+    {"query-id": "q2", "corpus-id": "d2", "score": 1},
+]
 
 
 @pytest.fixture
-def scifact(tmp_path, monkeypatch):
-    """The task SciFact of mteb, whose repository is a folder."""
-    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
-    monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", tmp_path / "cache")
-    folder = tmp_path / "scifact"
-    (folder / "qrels").mkdir(parents=True)
-    (folder / "README.md").write_text(CARD)
-    for name, rows in FILES.items():
-        (folder / name).write_text("".join(json.dumps(row) + "\n" for row in rows))
-    metadata = type(mteb.get_task("SciFact")).metadata
-    monkeypatch.setitem(metadata.dataset, "path", str(folder))
+def offline(tmp_path, monkeypatch) -> Path:
+    """The real libraries without a network; returns their cache, which is empty."""
+    cache = tmp_path / "cache"
+    monkeypatch.setattr(datasets.config, "HF_HUB_OFFLINE", True)
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", cache)
+    return cache
+
+
+def write_hub_folder(folder: Path, prefix: str, qrels: str, splits: dict[str, list]) -> Path:
+    """A data set as mteb's are on the hub."""
+    folder.mkdir()
+    files = {
+        f"{prefix}corpus": {"corpus": [{"_id": f"d{n}", "text": f"text {n}"} for n in (1, 2)]},
+        f"{prefix}queries": {"queries": [{"_id": f"q{n}", "text": f"query {n}"} for n in (1, 2)]},
+        qrels: splits,
+    }
+    configs = []
+    for config, parts in files.items():
+        for split, rows in parts.items():
+            text = "".join(json.dumps(row) + "\n" for row in rows)
+            (folder / f"{config}-{split}.jsonl").write_text(text)
+        data = [{"split": split, "path": f"{config}-{split}.jsonl"} for split in parts]
+        configs.append({"config_name": config, "data_files": data})
+    (folder / "README.md").write_text(f"---\nconfigs: {json.dumps(configs)}\n---\n")
     return folder
 
 
-def test_rows_are_the_judged_queries_in_order(scifact):
-    assert list(read_mteb("SciFact")) == [
-        Row("who sleeps?", ("Cats They sleep.", "Birds They sing."), 1),
-        Row("wer bellt?", ("Hunde bellen.",), 1),
-    ]
-    assert [row.text for row in read_mteb("SciFact", "test")] == ["wer bellt?"]
+def use_folder(task_name: str, folder: Path, monkeypatch) -> None:
+    monkeypatch.setitem(mteb.get_task(task_name).metadata.dataset, "path", str(folder))
 
 
-def test_every_passage_is_read(scifact):
-    texts = [row.text for row in read_mteb_corpus("SciFact")]
-    assert texts == ["Cats They sleep.", "Hunde bellen.", "Birds They sing."]
-
-
-def test_wrong_rows(scifact):
-    with (scifact / "qrels" / "train.jsonl").open("a") as file:
-        file.write('{"query-id": "q1", "corpus-id": "d9", "score": 1}\n')
-    message = r"SciFact\[train\] query q1: corpus-id 'd9' is not in the corpus. To fix"
+@pytest.mark.parametrize("qrels", ["default", "qrels"])
+def test_a_split_of_a_task(qrels, offline, tmp_path, monkeypatch):
+    splits = {"train": QRELS, "test": QRELS[:1]}
+    use_folder("SciFact", write_hub_folder(tmp_path / "x", "", qrels, splits), monkeypatch)
+    place, data = load_split("SciFact", "train", None)
+    assert place == "mteb SciFact train"
+    assert data["relevant_docs"] == {"q1": {"d1": 1}, "q2": {"d2": 1}}
+    assert list(data["queries"]["id"]) == ["q1", "q2"]
+    message = r"mteb task 'SciFact' has no split 'dev', but train, test\. To fix, set split to one"
     with pytest.raises(ValueError, match=message):
-        list(read_mteb("SciFact"))
-    bad = BadRows(skip=True)
-    assert len(list(read_mteb("SciFact", bad=bad))) == bad.count == 1
+        load_split("SciFact", "dev", None)
 
 
-def test_a_split_that_a_task_lacks(scifact):
-    message = r"SciFact: cannot load split 'dev' .*Split dev not found in .*train.*use kind beir"
+def test_the_subset_of_a_language(offline, tmp_path, monkeypatch):
+    folder = write_hub_folder(tmp_path / "x", "sw-", "sw-qrels", {"train": QRELS, "dev": QRELS})
+    use_folder("MIRACLRetrieval", folder, monkeypatch)
+    place, data = load_split("MIRACLRetrieval", "train", "sw")
+    assert place == "mteb MIRACLRetrieval sw train"
+    assert len(data["corpus"]) == 2
+
+
+def test_test_queries_are_not_served_as_those_of_another_split(offline, tmp_path, monkeypatch):
+    folder = write_hub_folder(tmp_path / "x", "", "default", {"test": QRELS})
+    use_folder("SciFact", folder, monkeypatch)
+    task = mteb.get_task("SciFact", eval_splits=["train"])
+    task.load_data()
+    assert task.dataset["default"]["train"]["relevant_docs"]  # what this is about
+    message = r"'SciFact' has no split 'train', but test\. To fix, .*; mteb evaluates test\."
+    with pytest.raises(ValueError, match=message):
+        load_split("SciFact", "train", None)
+    assert load_split("SciFact", "test", None)[1]["relevant_docs"]
+
+
+class OwnLoader(AbsTaskRetrieval):
+    """Loads data in its own, older way."""
+
+    metadata = mteb.TaskMetadata(
+        name="OwnLoader",
+        description="",
+        dataset={"path": "own/loader", "revision": "1"},
+        type="Retrieval",
+        eval_splits=["test"],
+        eval_langs=["eng-Latn"],
+        main_score="ndcg_at_10",
+        modalities=["text"],
+    )
+
+    def load_data(self, **arguments):
+        self.queries = {"test": {"q": "query"}}
+        self.corpus = {"test": {"d": {"title": "title", "text": f"{random.random()}"}}}
+        self.relevant_docs = {"test": {"q": {"d": 1}}}
+        self.data_loaded = True
+
+
+@pytest.fixture
+def own_loader(monkeypatch) -> None:
+    def get_task(task_name, eval_splits):
+        return OwnLoader().filter_eval_splits(eval_splits)
+
+    monkeypatch.setattr(mteb, "get_task", get_task)
+
+
+def test_a_task_with_its_own_loader(own_loader):
+    data = load_split("OwnLoader", "test", None)[1]
+    assert data["queries"][0] == {"id": "q", "text": "query"}
+    assert load_split("OwnLoader", "test", None)[1]["corpus"][0] == data["corpus"][0]
+    with pytest.raises(ValueError, match=r"'OwnLoader' has no split 'train', but test\. To fix"):
+        load_split("OwnLoader", "train", None)
+
+
+@pytest.mark.parametrize("error", [KeyError("train"), ValueError("Unknown split"), RuntimeError()])
+def test_a_task_that_cannot_be_loaded(error, own_loader, monkeypatch):
+    def fail(self, **arguments):
+        raise error
+
+    monkeypatch.setattr(OwnLoader, "load_data", fail)
+    message = (
+        rf"mteb task 'OwnLoader': cannot load split 'test' of own/loader "
+        rf"\({type(error).__name__}: {re.escape(str(error))}\)\. To fix"
+    )
     with pytest.raises(FileNotFoundError, match=message):
-        list(read_mteb("SciFact", "dev"))
+        load_split("OwnLoader", "test", None)
 
 
-def test_a_task_that_cannot_be_fetched(scifact):
-    for path in scifact.iterdir():
-        if path.is_file():
-            path.unlink()
-    with pytest.raises(FileNotFoundError, match=r"SciFact: cannot load split 'train'.*To fix"):
-        list(read_mteb("SciFact"))
+def test_no_network(offline):
+    message = (
+        r"^mteb task 'SciFact': cannot load split 'train' of mteb/scifact \(ConnectionError: "
+        r"Couldn't reach 'mteb/scifact' on the Hub \(OfflineModeIsEnabled\)\)\. To fix, run once "
+        r"where the hub can be reached: python -c \"import mteb; mteb\.get_task\('SciFact', "
+        r"eval_splits=\['train'\], hf_subsets=\['default'\]\)\.load_data\(\)\", and bring its "
+        rf"cache here \({re.escape(str(offline))}\); or get the collection in BEIR layout and use "
+        r"kind beir\.$"
+    )
+    with pytest.raises(FileNotFoundError, match=message):
+        load_split("SciFact", "train", None)
+
+
+def test_what_was_loaded_before_needs_no_network(offline, tmp_path, monkeypatch):
+    splits = {"train": QRELS, "test": QRELS[:1]}
+    folder = write_hub_folder(tmp_path / "scifact", "", "default", splits)
+    with monkeypatch.context() as patch:
+        use_folder("SciFact", folder, patch)
+        expected = load_split("SciFact", "train", None)[1]
+    # As the cache calls a data set that came from the hub.
+    (offline / "scifact").rename(offline / "mteb___scifact")
+    shutil.rmtree(folder)
+    found = load_split("SciFact", "train", None)[1]
+    assert found["relevant_docs"] == expected["relevant_docs"]
+    assert list(found["corpus"]) == list(expected["corpus"])
 
 
 @pytest.mark.parametrize(
-    ("name", "subset", "message"),
+    ("name", "message"),
     [
-        ("SciFakt", None, r"mteb has no task 'SciFakt'. To fix, did you mean SciFact"),
-        ("xqzxqz", None, r"mteb has no task 'xqzxqz'. To fix, see mteb.get_tasks"),
-        ("STSBenchmark", None, r"STSBenchmark is of type STS, not a retrieval task. To fix"),
-        ("MIRACLRetrieval", None, r"has the subsets ar, bn, .*, not None. To fix, set subset"),
-        ("MIRACLRetrieval", "xx", r"has the subsets ar, bn, .*, not xx. To fix, set subset"),
+        ("scifact", r"no task 'scifact', but (.*, )?SciFact\b.*\. To fix, correct the name"),
+        (
+            "miraclretrieval.v2",
+            r"no task 'miraclretrieval.v2', but (.*, )?MIRACLRetrieval\b.*\. To fix",
+        ),
+        ("NanoBEIR", r"no task 'NanoBEIR'"),
+        ("MIRACL", r"no task 'MIRACL', but MIRACLReranking, .*MIRACLRetrieval\b"),
+        ("Retrieval", r"no task 'Retrieval', but (\S+, ){19}\S+ and \d+ more\. To fix"),
+        ("qqqq", r"no task 'qqqq'\. To fix, correct the name"),
     ],
 )
-def test_tasks_that_are_refused_at_once(name, subset, message):
+def test_unknown_names(name, message):
+    with pytest.raises(ValueError, match=rf"mteb \d\S+ has {message}"):
+        find_task(name, "train", None)
+
+
+@pytest.mark.parametrize(
+    ("name", "kind"),
+    [
+        ("STSBenchmark", "STS over text"),
+        ("VidoreArxivQARetrieval", "DocumentUnderstanding over text, image"),
+    ],
+)
+def test_tasks_of_another_kind(name, kind):
+    message = rf"mteb task '{name}' is of type {kind}, expected queries with judged texts\. To fix"
     with pytest.raises(ValueError, match=message):
-        fingerprint_mteb(name, "train", subset)
+        find_task(name, "test", None)
 
 
-def test_fingerprints_name_repository_revision_split_and_subset():
-    found = fingerprint_mteb("MIRACLRetrieval", "train", "de")
-    dataset = mteb.get_task("MIRACLRetrieval").metadata.dataset
-    assert found == f"{dataset['path']} {dataset['revision']} train de"
+def test_subsets():
+    message = r"'MIRACLRetrieval' has several subsets: ar, bn, de, .*, zh\. To fix, set subset to"
+    with pytest.raises(ValueError, match=message):
+        find_task("MIRACLRetrieval", "dev", None)
+    message = r"'MIRACLRetrieval' has no subset 'xx': ar, bn, .*, zh\. To fix, set subset to one of"
+    with pytest.raises(ValueError, match=message):
+        find_task("MIRACLRetrieval", "dev", "xx")
+    task, subset = find_task("MIRACLRetrieval", "dev", "sw")
+    assert (task.hf_subsets, task.eval_splits, subset) == (["sw"], ["dev"], "sw")
+    assert find_task("SciFact", "train", None)[1] == "default"
+
+
+def test_a_run_does_not_notice_what_mteb_seeds(own_loader):
+    def draws() -> list[float]:
+        return [random.random(), np.random.rand(), torch.rand(1).item()]  # noqa: NPY002
+
+    def seed() -> None:
+        random.seed(1)
+        np.random.seed(1)  # noqa: NPY002
+        torch.manual_seed(1)
+
+    seed()
+    expected = draws()
+    seed()
+    load_split("OwnLoader", "test", None)
+    assert draws() == expected
+    seed()
+    with contextlib.suppress(KeyError), random_state_kept():
+        draws()
+        raise KeyError
+    assert draws() == expected

@@ -1,0 +1,89 @@
+"""What went into training: rows, padding, and each source's share and loss."""
+
+import json
+import logging
+import re
+
+import pytest
+
+from bge_pruning.callbacks.data_callback import DataCallback
+
+
+def logged(run) -> list[dict]:
+    rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    return [row for row in rows if "data/padding_share" in row["metrics"]]
+
+
+def losses(run) -> list[float]:
+    rows = [
+        json.loads(line)["metrics"] for line in (run / "metrics.jsonl").read_text().splitlines()
+    ]
+    return [
+        row["loss/train/total"] - row["loss/train/lagrangian"]
+        for row in rows
+        if "loss/train/total" in row
+    ]
+
+
+@pytest.fixture
+def two_sources(sts_csv, contrastive_jsonl) -> tuple[str, ...]:
+    return (
+        f"data.train=[{{name: pairs, kind: sts, path: {sts_csv}, weight: 3}},"
+        f" {{name: asked, kind: contrastive, path: {contrastive_jsonl}, weight: 1}}]",
+        "loss.contrastive=0.1",
+        "loss.contrastive_outputs=[dense]",
+    )
+
+
+def test_a_run_logs_what_the_table_says(tmp_path, train_tiny, two_sources, caplog):
+    with caplog.at_level(logging.INFO):
+        run = train_tiny(tmp_path, *two_sources, "max_duration=8ba", "log_interval=4ba")
+    rows = logged(run)
+    assert [row["batch"] for row in rows] == [4, 8]
+    table = re.findall(r"``(data/\S+)``", DataCallback.__doc__)
+    names = {key.replace("<source>", name) for key in table for name in ("pairs", "asked")}
+    for row in rows:
+        metrics = {key: value for key, value in row["metrics"].items() if key.startswith("data/")}
+        assert set(metrics) == names
+        assert metrics["data/share/pairs"] == 0.75
+        assert metrics["data/share/asked"] == 0.25
+        assert 0 < metrics["data/padding_share"] < 0.9
+        assert metrics["data/rows_per_second"] > 0
+    steps = losses(run)
+    for row, part in zip(rows, (steps[:4], steps[4:]), strict=True):
+        m = row["metrics"]
+        mean = 0.75 * m["data/loss/pairs"] + 0.25 * m["data/loss/asked"]
+        assert mean == pytest.approx(sum(part) / 4, abs=1e-6)
+    assert re.search(
+        r"[\d.]+ rows/s \| padding [\d.]+% \| asked loss .* \| pairs loss", caplog.text
+    )
+
+
+def test_padding_is_that_of_the_batches(tmp_path, train_tiny, monkeypatch):
+    masks = []
+    start = DataCallback.batch_start
+
+    def record(self, state, logger):
+        masks.append(state.batch["attention_mask"])
+        start(self, state, logger)
+
+    monkeypatch.setattr(DataCallback, "batch_start", record)
+    micro = ("device_train_microbatch_size=3", "loss.distillation_similarity=0")
+    run = train_tiny(tmp_path, *micro, "log_interval=4ba")
+    (row,) = logged(run)
+    real, whole = sum(int(m.sum()) for m in masks), sum(m.numel() for m in masks)
+    assert row["metrics"]["data/padding_share"] == pytest.approx(1 - real / whole)
+    assert sum(len(m) for m in masks) == 4 * 8
+
+
+def test_length_groups_pad_less(tmp_path, train_tiny):
+    shares = {}
+    for grouped in ("true", "false"):
+        run = train_tiny(
+            tmp_path / grouped,
+            f"data.group_by_length={grouped}",
+            "max_duration=5ba",
+            "log_interval=5ba",
+        )
+        shares[grouped] = logged(run)[0]["metrics"]["data/padding_share"]
+    assert shares["true"] < shares["false"]

@@ -1,0 +1,204 @@
+"""From a configured source to its examples."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from bge_pruning import source_builders
+from bge_pruning.builders import build_base_model, build_teacher
+from bge_pruning.config import Config, ConfigError, load_config
+from bge_pruning.data_builders import build_train_loader
+from bge_pruning.datasets.contrastive_dataset import ContrastiveDataset
+from bge_pruning.datasets.embedding_dataset import EmbeddingDataset
+from bge_pruning.source_builders import build_source
+
+DOCUMENTS = ["the man plays", "a dog eats", "a cat", "the woman reads", "a red book", "a horse"]
+
+
+@pytest.fixture
+def collection(tmp_path) -> Path:
+    """Two judged queries over six passages."""
+    folder = tmp_path / "collection"
+    (folder / "qrels").mkdir(parents=True)
+    queries = {"q1": "the man", "q2": "a woman"}
+    for name, rows in (("corpus", dict(enumerate(DOCUMENTS))), ("queries", queries)):
+        text = "".join(json.dumps({"_id": str(i), "text": t}) + "\n" for i, t in rows.items())
+        (folder / f"{name}.jsonl").write_text(text)
+    (folder / "qrels" / "train.tsv").write_text("q1\t0\t1\nq2\t3\t1\nq2\t2\t0\n")
+    return folder
+
+
+@pytest.fixture
+def configure(tiny_yaml):
+    def make(*overrides: str) -> Config:
+        return load_config([tiny_yaml], overrides)
+
+    return make
+
+
+def build(config: Config, embed=None):
+    base = build_base_model(config)
+    return build_source(config.data.train[0], config, base, embed, "model")
+
+
+def texts_of(dataset, index: int, config: Config) -> list[str]:
+    from tokenizers import Tokenizer
+
+    tokenizer = Tokenizer.from_file(str(Path(config.model.base_model) / "tokenizer.json"))
+    return [tokenizer.decode(ids.tolist()) for ids in dataset[index]["ids"]]
+
+
+def test_scores_are_scaled_from_their_range(configure, tmp_path):
+    (tmp_path / "p.csv").write_text("a cat,a dog,-1\na red,a book,0\na horse,there,1\n")
+    config = configure(
+        f"data.train=[{{name: p, kind: sts, path: {tmp_path}/p.csv, score_range: [-1, 1]}}]"
+    )
+    dataset = build(config)
+    assert isinstance(dataset, EmbeddingDataset)
+    assert dataset.scores.tolist() == [0.0, 0.5, 1.0]
+    assert texts_of(dataset, 1, config) == ["a red", "a book"]
+
+
+def test_columns_have_other_names(configure, tmp_path):
+    (tmp_path / "p.csv").write_text("first,second,gold\na cat,a dog,5\n")
+    columns = "{sentence1: first, sentence2: second, score: gold}"
+    config = configure(
+        f"data.train=[{{name: p, kind: sts, path: {tmp_path}/p.csv, columns: {columns}}}]"
+    )
+    assert texts_of(build(config), 0, config) == ["a cat", "a dog"]
+
+
+def test_rows_of_a_collection(configure, collection):
+    config = configure(f"data.train=[{{name: c, kind: beir, path: {collection}}}]")
+    dataset = build(config)
+    assert isinstance(dataset, ContrastiveDataset)
+    assert texts_of(dataset, 0, config) == ["the man", "the man plays"]
+    assert len(dataset) == 2
+    assert len(dataset.texts) == 5  # passages that nobody judged are not read
+
+
+def embed_by_length(texts) -> np.ndarray:
+    """Vectors whose products are known: on a quarter circle, by the number of the text."""
+    angles = np.arange(len(texts)) / len(texts)
+    return np.stack([np.cos(angles), np.sin(angles)], axis=1).astype(np.float32)
+
+
+def test_negatives_are_mined_among_all_passages(configure, collection, caplog):
+    config = configure(
+        f"data.train=[{{name: c, kind: beir, path: {collection}, mined_negatives: 3,"
+        f" mining_margin: 1.0, negatives: 4}}]"
+    )
+    dataset = build(config, embed_by_length)
+    assert len(dataset.texts) == 2 + len(DOCUMENTS)
+    assert len(dataset) == 2
+    vectors, rows = embed_by_length(dataset.texts), dataset.rows
+    for row in range(2):
+        query, positives = rows.first[row], set(rows.positives_of(row).tolist())
+        found = rows.negatives_of(row).tolist()
+        assert not positives & set(found)
+        limit = max(vectors[query] @ vectors[p] for p in positives)
+        mined = found if row == 0 else found[1:]  # the second has a given one too
+        assert len(mined) == len(set(mined))
+        assert all(vectors[query] @ vectors[n] <= limit for n in mined)
+    again = build(config, lambda _: pytest.fail("mined before"))
+    assert np.array_equal(again.rows.texts, rows.texts)
+
+
+def test_mined_negatives_are_used_in_training(configure, collection):
+    config = configure(
+        f"data.train=[{{name: c, kind: beir, path: {collection}, mined_negatives: 2,"
+        f" mining_margin: 1.0, negatives: 1}}]",
+        "loss={sts_regression: 0.0, distillation_alignment: 0.0, distillation_similarity: 0.0,"
+        " contrastive: 1.0}",
+        "global_train_batch_size=2",
+    )
+    base = build_base_model(config)
+    teacher = build_teacher(config, base)
+    assert teacher is not None  # to mine with, though nothing is distilled
+    (batch,) = list(build_train_loader(config, base, teacher).dataloader)
+    assert batch["input_ids"].shape[:2] == (2, 3)
+    assert not [key for key in batch if key.startswith("teacher")]
+
+
+def test_scores_of_rows_are_used_where_a_source_has_them(configure, tmp_path):
+    row = {"query": "a cat", "pos": ["a dog"], "neg": ["there"]}
+    scored = {**row, "pos_scores": [2.0], "neg_scores": [1.0]}
+    for name, rows in (("with", [scored]), ("without", [row]), ("half", [row, scored])):
+        (tmp_path / f"{name}.jsonl").write_text("".join(json.dumps(r) + "\n" for r in rows))
+
+    def dataset(name: str) -> ContrastiveDataset:
+        config = configure(
+            f"data.train=[{{name: p, kind: contrastive, path: {tmp_path}/{name}.jsonl,"
+            f" negatives: 1}}]",
+            "loss.score_distillation=1",
+        )
+        return build(config)
+
+    assert dataset("with")[0]["passage_scores"].tolist() == [2.0, 1.0]
+    assert "passage_scores" not in dataset("without")[0]
+    with pytest.raises(ConfigError, match=r"p: 2 passages have no pos_scores or neg_scores"):
+        dataset("half")
+
+
+def test_no_source_with_scores_is_refused(configure, contrastive_jsonl):
+    config = configure(
+        f"data.train=[{{name: p, kind: contrastive, path: {contrastive_jsonl}, negatives: 1}}]",
+        "loss={sts_regression: 0.0, distillation_alignment: 0.0, distillation_similarity: 0.0,"
+        " score_distillation: 1.0}",
+    )
+    with pytest.raises(
+        ConfigError, match=r"score_distillation needs rows with pos_scores.*has any"
+    ):
+        build_train_loader(config, build_base_model(config), None)
+
+
+def test_wrong_rows_stop_or_are_skipped_and_reported(configure, tmp_path, caplog):
+    path = tmp_path / "p.csv"
+    path.write_text("a cat,a dog,5\na red,,1\na horse,there,9\na book,a man,2\n")
+    source = f"data.train=[{{name: p, kind: sts, path: {path}}}]"
+    with pytest.raises(ValueError, match=r"p.csv:2: sentence2 is empty"):
+        build(configure(source))
+    for _ in range(2):  # said again when the rows come from the cache
+        caplog.clear()
+        assert len(build(configure(source, "data.on_bad_row=skip"))) == 2
+        assert "p: 2 rows skipped" in caplog.text
+        assert "p.csv:3: score '9' is not a number" in caplog.text
+
+
+@pytest.mark.parametrize(
+    "override",
+    [
+        "model.max_length=5",
+        "data.on_bad_row=skip",
+        "data.train=[{name: t, kind: sentences, path: PATH}]",
+        "data.train=[{name: t, kind: sts, path: PATH, score_range: [0, 6]}]",
+    ],
+)
+def test_other_settings_have_another_cache(override, configure, sts_csv, tmp_path):
+    build(configure())
+    build(configure())
+    assert len(list((tmp_path / "processed").glob("rows-*"))) == 1
+    build(configure(override.replace("PATH", str(sts_csv))))
+    assert len(list((tmp_path / "processed").glob("rows-*"))) == 2
+
+
+def test_the_name_of_a_file_does_not_matter_but_its_content_does(configure, tmp_path):
+    for name, content in (("a", "a cat,there,1\n"), ("b", "a cat,there,1\n"), ("c", "a,b,2\n")):
+        (tmp_path / f"{name}.csv").write_text(content)
+        build(configure(f"data.train=[{{name: p, kind: sts, path: {tmp_path}/{name}.csv}}]"))
+    assert len(list((tmp_path / "processed").glob("rows-*"))) == 2
+
+
+def test_a_task_of_mteb_is_read_by_its_name(configure, monkeypatch, collection):
+    calls = []
+
+    def read(name, split, subset, bad):
+        calls.append((name, split, subset))
+        return source_builders.read_beir(collection, "train", bad)
+
+    monkeypatch.setattr(source_builders, "read_mteb", read)
+    config = configure("data.train=[{name: s, kind: mteb, path: SciFact, split: test}]")
+    assert len(build(config)) == 2
+    assert set(calls) == {("SciFact", "test", None)}
