@@ -31,6 +31,7 @@ setup(
         "mteb>=2.20",
         "numpy>=1.26",
         "omegaconf>=2.3",
+        "pyarrow>=15.0",
         "PyYAML>=6.0",
         "rich>=12.6",
         "safetensors>=0.5",

@@ -251,7 +251,9 @@ def build_algorithms(
     algorithms: list[Algorithm] = []
     if config.data.adapt_weights_interval is not None:
         loader = train_loader.dataloader
-        probes = build_probes(loader, config.data.adapt_batches)
+        count = config.data.adapt_batches
+        sources = range(len(loader.dataset.names))
+        probes = [build_probes(loader, count, source) for source in sources]
         interval = config.data.adapt_weights_interval
         algorithms.append(SourceWeights(loader.dataset, probes, interval))
     if model.l0_module is not None:
@@ -310,7 +312,7 @@ def build_trainer(
     evaluators: list[Evaluator],
 ) -> Trainer:
     """The Composer Trainer of a run."""
-    trainer = Trainer(
+    return Trainer(
         model=model,
         train_dataloader=train_loader,
         eval_dataloader=evaluators,
@@ -335,10 +337,13 @@ def build_trainer(
         device_train_microbatch_size=_microbatch_size(config),
     )
 
+
+def restore_random_state(trainer: Trainer) -> None:
+    """Let a run that goes on draw what it would have drawn, see :class:`RandomStateOnResume`."""
+
     def restore() -> None:
         if trainer._rng_state is not None:
             reproducibility.load_rng_state(trainer._rng_state)
             trainer._rng_state = None
 
     trainer.state.algorithms.append(RandomStateOnResume(restore))
-    return trainer

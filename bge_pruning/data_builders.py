@@ -194,21 +194,16 @@ def _build_dataset(
     return dataset
 
 
-def build_probes(loader: DataLoader, batches: int) -> list[list[Batch]]:
-    """Fixed batches of each source, of this rank, on which its loss is followed.
+def build_probes(loader: DataLoader, batches: int, source: int) -> list[Batch]:
+    """The first batches of a source, of this rank.
 
     Args:
         loader: The training batches.
-        batches: Of each source, or as many as it has.
+        batches: How many, or as many as the source has.
+        source: Number of the source.
     """
-    mixed, sampler = loader.dataset, loader.batch_sampler
-    return [
-        [
-            loader.collate_fn([mixed[source, row] for row in rows])
-            for rows in sampler.rows_of(source, epoch=0)[:batches].tolist()
-        ]
-        for source in range(len(mixed.names))
-    ]
+    rows = loader.batch_sampler.rows_of(source, epoch=0)[:batches]
+    return [loader.collate_fn([loader.dataset[source, row] for row in part]) for part in rows]
 
 
 def render_sources(mixed: MixedDataset, seed: int) -> str:

@@ -81,6 +81,7 @@ def train(config) -> Path:  # noqa: ANN001  (Config; imported late so that --hel
     model = builders.build_model(config, base, metadata, teacher)
     prepare_run_folder(config)  # now that nothing in the data can stop the run
     trainer = builders.build_trainer(config, model, metadata, train_loader, evaluators)
+    builders.restore_random_state(trainer)
     try:
         trainer.fit()
     finally:

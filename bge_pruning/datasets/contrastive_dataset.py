@@ -140,11 +140,12 @@ def known_positives(rows: RowTable) -> tuple[np.ndarray, np.ndarray]:
         The positives of all queries, one query after the other, and where those of each row's
         query begin and end, shape ``(n, 2)``.
     """
-    positive = rows.roles == 1
     queries = np.repeat(rows.first, rows.positives)
-    pairs = np.unique(np.stack([queries, rows.texts[positive]], axis=1), axis=0)
-    bounds = [np.searchsorted(pairs[:, 0], rows.first, side) for side in ("left", "right")]
-    return pairs[:, 1].copy(), np.stack(bounds, axis=1)
+    # One number a pair: unique over whole rows of an array is slower by far.
+    base = int(rows.texts.max(initial=0)) + 1
+    pairs = np.unique(queries * base + rows.texts[rows.roles == 1])
+    bounds = [np.searchsorted(pairs, (rows.first + end) * base) for end in (0, 1)]
+    return pairs % base, np.stack(bounds, axis=1)
 
 
 def add_negatives(rows: RowTable, negatives: np.ndarray) -> RowTable:

@@ -9,8 +9,9 @@ from pathlib import Path
 
 import numpy as np
 from torch import Tensor
+from tqdm import tqdm
 
-from bge_pruning.datasets.array_files import load_array, save_array
+from bge_pruning.datasets.array_files import Allocate, load_array, new_arrays
 from bge_pruning.datasets.embedding_dataset import TokenizedTexts, pad_texts
 
 log = logging.getLogger(__name__)
@@ -25,8 +26,8 @@ FORMAT = 2
 def compute_cache_key(texts: TokenizedTexts, teacher_fingerprint: str) -> str:
     """Key of the vectors: the exact token ids and the exact teacher."""
     digest = hashlib.sha256(f"{FORMAT}:{teacher_fingerprint}".encode())
-    digest.update(texts.ids.tobytes())
-    digest.update(texts.starts.tobytes())
+    for array in (texts.ids, texts.starts):
+        digest.update(np.ascontiguousarray(array).data)
     return digest.hexdigest()[:24]
 
 
@@ -51,14 +52,21 @@ def cached_teacher_outputs(
     missing = [name for name, path in paths.items() if not path.is_file()]
     if missing:
         log.info("embedding %d training texts with the teacher, once", len(texts))
-        outputs = encode_texts(texts, encode, pad_token_id, missing)
-        for name in missing:
-            save_array(outputs.pop(name), paths[name])
+        with new_arrays({name: paths[name] for name in missing}) as allocate:
+            encode_texts(texts, encode, pad_token_id, missing, allocate)
     return {name: load_array(path) for name, path in paths.items()}
 
 
+def _in_memory(name: str, shape: tuple[int, ...], dtype: type) -> np.ndarray:
+    return np.zeros(shape, dtype)
+
+
 def encode_texts(
-    texts: TokenizedTexts, encode: Encode, pad_token_id: int, names: Sequence[str]
+    texts: TokenizedTexts,
+    encode: Encode,
+    pad_token_id: int,
+    names: Sequence[str],
+    allocate: Allocate = _in_memory,
 ) -> dict[str, np.ndarray]:
     """Outputs of all texts, encoded in batches of similar length.
 
@@ -68,6 +76,7 @@ def encode_texts(
             ``token_weights`` ``(B, T)``, ``colbert_vecs`` ``(B, T - 1, C)`` without CLS.
         pad_token_id: Id to pad with.
         names: Outputs to keep.
+        allocate: Makes the array of an output, full of zeros.
 
     Returns:
         In the order of the texts: ``dense_vecs`` ``(texts, H)`` in float32; of the others a row for
@@ -76,24 +85,27 @@ def encode_texts(
     """
     order = np.argsort(texts.lengths, kind="stable")
     arrays: dict[str, np.ndarray] = {}
-    for start in range(0, len(order), BATCH_TEXTS):
+    starts = range(0, len(order), BATCH_TEXTS)
+    # Nothing is drawn where there is no terminal.
+    for start in tqdm(starts, desc="embedding", unit="batch", disable=None, leave=False):
         index = order[start : start + BATCH_TEXTS]
         ids, mask = pad_texts([texts[i] for i in index], pad_token_id)
         outputs = encode(ids, mask)
         for name in names:
             values = outputs[name].float().cpu().numpy()
             if name not in arrays:
-                arrays[name] = _empty(texts, name, values)
+                arrays[name] = allocate(name, *_layout(texts, name, values))
             _place(arrays[name], texts, index, name, values)
     return arrays
 
 
-def _empty(texts: TokenizedTexts, name: str, values: np.ndarray) -> np.ndarray:
+def _layout(texts: TokenizedTexts, name: str, values: np.ndarray) -> tuple[tuple[int, ...], type]:
+    """Shape and type of the array of an output."""
     if name == "dense_vecs":
-        return np.empty((len(texts), values.shape[1]), np.float32)
+        return (len(texts), values.shape[1]), np.float32
     # Half precision halves the largest file by far; a cosine needs no more.
     dtype = np.float16 if name == "colbert_vecs" else np.float32
-    return np.zeros((len(texts.ids), *values.shape[2:]), dtype)
+    return (len(texts.ids), *values.shape[2:]), dtype
 
 
 def _place(

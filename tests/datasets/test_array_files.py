@@ -5,7 +5,7 @@ import re
 import numpy as np
 import pytest
 
-from bge_pruning.datasets.array_files import load_array, save_array
+from bge_pruning.datasets.array_files import load_array, new_arrays, save_array
 
 
 def test_round_trip(tmp_path):
@@ -25,6 +25,31 @@ def test_nothing_is_left_of_a_write_that_fails(tmp_path, monkeypatch):
     monkeypatch.setattr(np, "save", fail)
     with pytest.raises(OSError, match="No space"):
         save_array(np.arange(3), tmp_path / "x.npy")
+    assert not list(tmp_path.iterdir())
+
+
+def test_arrays_are_filled_in_place_and_named_at_the_end(tmp_path):
+    paths = {name: tmp_path / "new" / f"{name}.npy" for name in ("a", "b", "unused")}
+    with new_arrays(paths) as allocate:
+        for name, dtype in (("a", np.float32), ("b", np.float16)):
+            array = allocate(name, (3, 2), dtype)
+            assert (array == 0).all()
+            array[1] = 7
+        assert not any(path.is_file() for path in paths.values())
+    for name, dtype in (("a", np.float32), ("b", np.float16)):
+        assert load_array(paths[name]).tolist() == [[0, 0], [7, 7], [0, 0]]
+        assert load_array(paths[name]).dtype == dtype
+    assert sorted(path.name for path in (tmp_path / "new").iterdir()) == ["a.npy", "b.npy"]
+
+
+def test_nothing_is_left_of_arrays_that_were_not_filled(tmp_path):
+    def fill() -> None:
+        with new_arrays({"a": tmp_path / "a.npy"}) as allocate:
+            allocate("a", (3,), np.float32)
+            raise RuntimeError("stopped")
+
+    with pytest.raises(RuntimeError, match="stopped"):
+        fill()
     assert not list(tmp_path.iterdir())
 
 

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 
-from bge_pruning.datasets import teacher_vectors
+from bge_pruning.datasets import array_files, teacher_vectors
 from bge_pruning.datasets.embedding_dataset import Collator, EmbeddingDataset, TokenizedTexts
 from bge_pruning.datasets.teacher_vectors import (
     BATCH_TEXTS,
@@ -144,12 +144,13 @@ def test_a_teacher_that_fails_leaves_nothing(rows, path):
 
 
 def test_a_full_disk_leaves_nothing(rows, path, monkeypatch):
-    def save(file, vectors):
-        file.write_bytes(b"half of it")
+    """Writing into a mapped file that has no room would end the process."""
+
+    def full(*arguments):
         raise OSError(28, "No space left on device")
 
     with monkeypatch.context() as patch:
-        patch.setattr(teacher_vectors.np, "save", save)
+        patch.setattr(array_files.os, "posix_fallocate", full)
         with pytest.raises(OSError, match="No space left"):
             cached(make_texts(rows), encode, PAD, path)
     assert list(path.parent.iterdir()) == []
