@@ -20,6 +20,7 @@ FOLDER = Path(__file__).parents[1] / "scripts"
 SCRIPTS = sorted(path.stem for path in FOLDER.glob("*.py"))
 # By script: arguments with something wrong in them, the exit code, and what is said.
 FAILURES = {
+    "benchmark_data": (["none.yaml"], 2, r"none\.yaml: no such file\. To fix, check the path"),
     "evaluate_model": (
         ["none", "--sts", "none.csv", "--output", "o.json"],
         1,
@@ -53,6 +54,7 @@ FAILURES = {
     ),
 }
 USAGE = {
+    "benchmark_data": [[], ["a.yaml", "--batches", "0"], ["a.yaml", "--batches", "few"]],
     "evaluate_model": [
         ["m", "--output", "o.json"],
         ["m", "--sts", "a.csv"],
@@ -485,6 +487,15 @@ def test_preparing_keeps_somebody_elses_folder(options, run, sts_csv, tmp_path):
     result = run("prepare_minilm", "--output", "thesis", "--sentences", sts_csv, *options)
     assert_fails(result, 1, "thesis .*is kept.*To fix")
     assert mine.read_text() == "ten years of work"
+
+
+# benchmark_data
+
+
+def test_benchmark_prints_a_row_for_every_source(run, tiny_yaml):
+    code, out, _ = run("benchmark_data", tiny_yaml, "--batches", "2")
+    assert code == 0
+    assert re.search(r"^train +[\d.]+% +[\d.]+% .* \d\.\d\d$", out, re.M)
 
 
 # write_report
