@@ -181,7 +181,7 @@ class Config:
     save_interval: str = "500ba"
     log_interval: str = "50ba"
     global_train_batch_size: int = 32
-    device_train_microbatch_size: Optional[int] = None  # default: the whole batch of a device
+    device_train_microbatch_size: Optional[int] = None  # less memory; default: the whole batch
     eval_batch_size: int = 64
     precision: str = "fp32"  # fp32, or amp_bf16 on a GPU
     device: Optional[str] = None  # cpu or gpu; default: a GPU if there is one

@@ -29,17 +29,15 @@ def mine_negatives(
     known: tuple[np.ndarray, np.ndarray],
     count: int,
     margin: float = 0.95,
-    depth: int = 100,
     chunk: int = 4096,
     device: torch.device | str = "cpu",
 ) -> np.ndarray:
     """Find the hard negatives of each query.
 
-    The candidates of a query are the ``depth`` passages most similar to it, its known positives
-    left out. Of those, the ones that score above ``margin`` times its best known positive are
-    dropped; its hard negatives are the ``count`` most similar of the rest. No bound is put on a
-    query whose best positive does not score above 0, or that has none. Of passages that score
-    alike, the one with the lower index comes first.
+    They are the passages most similar to it, without its known positives and without what scores
+    above ``margin`` times its best known positive. No bound is put on a query whose best positive
+    does not score above 0, or that has none. Of passages that score alike, the one with the lower
+    index comes first.
 
     Scores are computed for ``chunk`` queries and ``chunk`` passages at a time, and no more of them
     than that are held at once.
@@ -52,7 +50,6 @@ def mine_negatives(
             :func:`bge_pruning.datasets.contrastive_dataset.known_positives` gives them.
         count: Negatives per query.
         margin: Highest score of a negative, as a share of the best positive's.
-        depth: Candidates per query; ``count`` if that is more.
         chunk: Queries and passages at a time.
         device: Where to compute.
 
@@ -68,14 +65,15 @@ def mine_negatives(
             f"{passage_vectors.shape[1]}. To fix, embed both with the same model."
         )
     values, bounds = known
-    depth = max(depth, count)
     negatives = np.full((len(query_vectors), count), -1, np.int64)
     for start in range(0, len(query_vectors), chunk):
         rows = slice(start, start + chunk)
         queries = _to_tensor(query_vectors[rows], "query", device)
         pairs = _known_pairs(values, bounds[rows])
-        scores, found, best = _candidates(queries, passage_vectors, pairs, depth, chunk)
-        negatives[rows] = _below_margin(scores, found, best, margin, count).cpu().numpy()
+        highest = _highest_scores(queries, passage_vectors, pairs, margin)
+        scores, found = _nearest(queries, passage_vectors, pairs, highest, count, chunk)
+        found = torch.where(scores > -torch.inf, found, -1)
+        negatives[rows, : found.shape[1]] = found.cpu().numpy()
     return negatives
 
 
@@ -100,36 +98,49 @@ def _known_pairs(values: np.ndarray, bounds: np.ndarray) -> tuple[np.ndarray, np
     return rows[order], passages[order]
 
 
-def _candidates(
+def _highest_scores(
     queries: Tensor,
     passage_vectors: np.ndarray,
     pairs: tuple[np.ndarray, np.ndarray],
-    depth: int,
+    margin: float,
+) -> Tensor:
+    """Highest score that a negative of each query may have, ``(q,)``."""
+    rows = torch.from_numpy(pairs[0]).to(queries.device)
+    positives = _to_tensor(passage_vectors[pairs[1]], "passage", queries.device)
+    best = queries.new_full((len(queries),), -torch.inf)
+    best.scatter_reduce_(0, rows, (queries[rows] * positives).sum(1), "amax")
+    return torch.where(best > 0, best * margin, torch.inf)
+
+
+def _nearest(
+    queries: Tensor,
+    passage_vectors: np.ndarray,
+    pairs: tuple[np.ndarray, np.ndarray],
+    highest: Tensor,
+    count: int,
     chunk: int,
-) -> tuple[Tensor, Tensor, Tensor]:
-    """The most similar passages of some queries, without their known positives.
+) -> tuple[Tensor, Tensor]:
+    """The most similar passages of some queries that may be negatives of them.
 
     Returns:
-        Scores, highest first, and passage indices, each of shape ``(q, depth or fewer)``, with
-        -inf where there are fewer; and the score of each query's best positive, ``(q,)``.
+        Scores, highest first, and passage indices, each of shape ``(q, count or fewer)``, with
+        -inf where there are fewer.
     """
     rows, known = (torch.from_numpy(array).to(queries.device) for array in pairs)
-    best = queries.new_full((len(queries),), -torch.inf)
     scores = queries.new_empty((len(queries), 0))
     found = torch.empty_like(scores, dtype=torch.int64)
     for start in range(0, len(passage_vectors), chunk):
         block = passage_vectors[start : start + chunk]
         products = queries @ _to_tensor(block, "passage", queries.device).T  # (q, passages)
+        products = products.masked_fill(products > highest[:, None], -torch.inf)
         here = slice(*np.searchsorted(pairs[1], (start, start + chunk)))
-        positive = (rows[here], known[here] - start)
-        best.scatter_reduce_(0, rows[here], products[positive], "amax")
-        products[positive] = -torch.inf
-        new_scores, new = _top(products, min(depth, len(block)))
+        products[rows[here], known[here] - start] = -torch.inf
+        new_scores, new = _top(products, min(count, len(block)))
         # Those found before have lower indices and come first, which a stable sort leaves so.
         scores, order = torch.cat([scores, new_scores], 1).sort(dim=1, descending=True, stable=True)
         found = torch.cat([found, new + start], 1).gather(1, order)
-        scores, found = scores[:, :depth], found[:, :depth]
-    return scores, found, best
+        scores, found = scores[:, :count], found[:, :count]
+    return scores, found
 
 
 def _top(scores: Tensor, k: int) -> tuple[Tensor, Tensor]:
@@ -145,17 +156,6 @@ def _top(scores: Tensor, k: int) -> tuple[Tensor, Tensor]:
         ordered = scores[open_rows].sort(dim=1, descending=True, stable=True)
         values[open_rows], columns[open_rows] = ordered.values[:, :k], ordered.indices[:, :k]
     return values, columns
-
-
-def _below_margin(scores: Tensor, found: Tensor, best: Tensor, margin: float, count: int) -> Tensor:
-    """The first ``count`` candidates of each row that the bound leaves, ``(q, count)``."""
-    # In float64, so that a score of exactly the bound stays.
-    bound = torch.where(best > 0, best.double() * margin, torch.inf)[:, None]
-    kept = scores.isfinite() & (scores.double() <= bound)
-    order = kept.long().sort(dim=1, descending=True, stable=True).indices[:, :count]
-    negatives = found.new_full((len(found), count), -1)
-    negatives[:, : order.shape[1]] = found.gather(1, order).where(kept.gather(1, order), -1)
-    return negatives
 
 
 def negatives_key(

@@ -13,18 +13,16 @@ from bge_pruning.datasets.hard_negatives import cached_negatives, mine_negatives
 from bge_pruning.datasets.rows import RowTable
 
 
-def mine_slowly(queries, passages, known, count, margin, depth) -> np.ndarray:
+def mine_slowly(queries, passages, known, count, margin) -> np.ndarray:
     result = np.full((len(queries), count), -1)
     for row, (query, positives) in enumerate(zip(queries.tolist(), known, strict=True)):
         scores = [sum(a * b for a, b in zip(query, p, strict=True)) for p in passages.tolist()]
         best = max((scores[p] for p in positives), default=0)
         candidates = [p for p in range(len(passages)) if p not in positives]
         candidates.sort(key=lambda p: (-scores[p], p))
-        for place, p in enumerate(
-            [p for p in candidates[: max(depth, count)] if best <= 0 or scores[p] <= margin * best][
-                :count
-            ]
-        ):
+        # The bound as a float32 computes it: the products are exact, 0.95 of one is not.
+        bound = float(np.float32(best) * np.float32(margin)) if best > 0 else float("inf")
+        for place, p in enumerate([p for p in candidates if scores[p] <= bound][:count]):
             result[row, place] = p
     return result
 
@@ -49,7 +47,6 @@ def cases(draw) -> dict:
         "known": [sorted(numbers.choice(p, n, replace=False).tolist()) for n in counts],
         "count": draw(st.integers(1, 6)),
         "margin": draw(st.sampled_from([0.25, 0.5, 0.95, 1.0])),
-        "depth": draw(st.integers(1, 45)),
     }
 
 
@@ -59,9 +56,8 @@ def test_the_same_as_a_double_loop(case, chunk):
     expected = mine_slowly(**case)
     queries, passages = (case.pop(n).astype(np.float32) for n in ("queries", "passages"))
     found = mine_negatives(
-        queries, passages, ragged(case.pop("known")), case["count"], case["margin"], case["depth"],
-        chunk,
-    )  # fmt: skip
+        queries, passages, ragged(case.pop("known")), case["count"], case["margin"], chunk
+    )
     assert found.dtype == np.int64
     assert found.tolist() == expected.tolist()
 
@@ -79,15 +75,15 @@ def test_embeddings_from_a_file(tmp_path):
     queries, passages = vectors[:30], vectors[30:]
     values = numbers.permutation(500)[:60]
     bounds = np.repeat(np.arange(0, 60, 4), 2)[:, None] + [0, 4]
-    found = mine_negatives(queries, passages, (values, bounds), 5, 0.9, 20, 128)
+    found = mine_negatives(queries, passages, (values, bounds), 5, 0.9, 128)
     scores = queries @ passages.T
     for row in range(30):
         positives = values[bounds[row, 0] : bounds[row, 1]]
         best = scores[row, positives].max()
-        order = [p for p in np.argsort(-scores[row]) if p not in positives][:20]
+        order = [p for p in np.argsort(-scores[row]) if p not in positives]
         wanted = [p for p in order if best <= 0 or scores[row, p] <= 0.9 * best][:5]
         assert found[row].tolist() == wanted + [-1] * (5 - len(wanted))
-    assert (found >= 0).any() and (found < 0).any()
+    assert (found >= 0).all()
 
 
 def angle(degrees: float) -> list[float]:
@@ -113,11 +109,8 @@ def test_a_positive_that_is_not_similar_sets_no_bound():
     assert mine([95, 80, 30], [], count=2) == [2, 1]
 
 
-def test_candidates_are_the_most_similar_ones_before_the_bound():
-    passages = [60, 10, 20, 70, 80]
-    assert mine(passages, [0], count=2, depth=2) == [-1, -1]
-    assert mine(passages, [0], count=2, depth=3) == [3, -1]
-    assert mine(passages, [0], count=3, depth=1) == [3, -1, -1]  # never fewer than count
+def test_a_query_that_many_passages_resemble_more_than_its_positive_gets_others():
+    assert mine([60, 10, 20, 70, 80], [0], count=2) == [3, 4]
 
 
 def test_equal_passages_come_in_order():
@@ -150,7 +143,7 @@ def test_the_same_on_a_gpu():
     numbers = np.random.default_rng(4)
     queries, passages = (numbers.integers(-3, 4, (n, 8)).astype(np.float32) for n in (70, 3000))
     known = ragged([[row, 2 * row] for row in range(70)])
-    arguments = (queries, passages, known, 7, 0.8, 50, 512)
+    arguments = (queries, passages, known, 7, 0.8, 512)
     assert (mine_negatives(*arguments) == mine_negatives(*arguments, device="cuda")).all()
 
 
