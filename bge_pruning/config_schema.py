@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, Optional
 
 # OmegaConf reads the annotations at run time and knows Optional[...] best.
@@ -256,16 +257,23 @@ def check(config: Config) -> None:
 def _check_source(source: SourceConfig) -> None:
     """Refuse values of a source that are out of range."""
     where = f"of data source '{source.name}'"
-    if len(source.score_range) != 2 or not source.score_range[0] < source.score_range[1]:
+    low, high = source.score_range if len(source.score_range) == 2 else (0.0, 0.0)
+    if not -float("inf") < low < high < float("inf"):
         raise ConfigError(
             f"score_range {source.score_range} {where} is not [lowest, highest]. To fix, write "
             f"e.g. [0, 5]."
+        )
+    if Path(source.split).name != source.split:
+        raise ConfigError(
+            f"split '{source.split}' {where} is not the name of a split. To fix, write e.g. train."
         )
     not_negative = {f"mined_negatives {where}": source.mined_negatives}
     if source.negatives is not None:
         not_negative[f"negatives {where}"] = source.negatives
     if source.weight is not None:
-        _check_range({f"weight {where}": source.weight}, lambda v: v > 0, "above 0")
+        _check_range(
+            {f"weight {where}": source.weight}, lambda v: 0 < v < float("inf"), "above 0 and finite"
+        )
     margin = {f"mining_margin {where}": source.mining_margin}
     _check_range(not_negative, lambda v: v >= 0, "0 or more")
     _check_range(margin, lambda v: 0 < v <= 1, "in (0, 1]")

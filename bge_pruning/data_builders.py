@@ -34,6 +34,7 @@ from bge_pruning.source_builders import (
     WITH_PASSAGES,
     SourceDataset,
     build_source,
+    check_columns,
     negatives_of,
 )
 
@@ -66,6 +67,13 @@ def check_objective(config: Config) -> None:
         raise ConfigError(
             f"only {', '.join(weighted)} of data.train have a weight. To fix, give one to every "
             f"source, or to none."
+        )
+    for source in [*config.data.train, *config.data.eval]:
+        check_columns(source)
+    processed = Path(config.data.processed_folder)
+    if processed.exists() and not processed.is_dir():
+        raise ConfigError(
+            f"data.processed_folder {processed} is a file. To fix, name a folder, or remove it."
         )
     if config.data.adapt_weights_interval is not None and config.data.num_workers:
         raise ConfigError(

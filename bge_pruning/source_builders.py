@@ -12,6 +12,8 @@ import numpy as np
 
 from bge_pruning.config_schema import Config, ConfigError, SourceConfig
 from bge_pruning.datasets.contrastive_dataset import (
+    KEYS,
+    OPTIONAL,
     ContrastiveDataset,
     add_negatives,
     known_positives,
@@ -27,7 +29,12 @@ from bge_pruning.datasets.mteb_dataloader import (
     read_mteb_corpus,
 )
 from bge_pruning.datasets.rows import BadRows, Row, RowTable
-from bge_pruning.datasets.sts_dataloader import read_pairs, read_sentences
+from bge_pruning.datasets.sts_dataloader import (
+    COLUMNS,
+    TEXT_COLUMNS,
+    read_pairs,
+    read_sentences,
+)
 from bge_pruning.datasets.tables import Table, fingerprint_table
 from bge_pruning.datasets.text_corpus import ReadRows, TextCorpus, cached_corpus, corpus_key
 from bge_pruning.datasets.text_files import expand_paths, hash_file
@@ -119,6 +126,25 @@ def _mteb_reader(source: SourceConfig) -> tuple[ReadRows, object]:
             yield from read_mteb_corpus(*task, bad)
 
     return rows, mteb_fingerprint(*task)
+
+
+def check_columns(source: SourceConfig) -> None:
+    """Refuse names of columns that the kind of a source does not have.
+
+    Raises:
+        ConfigError: If a name is unknown.
+    """
+    known = {
+        "sts": COLUMNS,
+        "sentences": TEXT_COLUMNS,
+        "contrastive": (*KEYS, *OPTIONAL),
+    }.get(source.kind, ())
+    if unknown := sorted(set(source.columns) - set(known)):
+        raise ConfigError(
+            f"columns of data source '{source.name}' names {', '.join(unknown)}; kind "
+            f"{source.kind} has {', '.join(known) or 'none to rename'}. To fix, write our name "
+            f"first and the file's second."
+        )
 
 
 def negatives_of(source: SourceConfig, config: Config) -> int:

@@ -9,7 +9,7 @@ import pytest
 from bge_pruning import source_builders
 from bge_pruning.builders import build_base_model, build_teacher
 from bge_pruning.config import Config, ConfigError, load_config
-from bge_pruning.data_builders import build_train_loader
+from bge_pruning.data_builders import build_train_loader, check_objective
 from bge_pruning.datasets.contrastive_dataset import ContrastiveDataset
 from bge_pruning.datasets.embedding_dataset import EmbeddingDataset
 from bge_pruning.source_builders import build_source
@@ -202,3 +202,81 @@ def test_a_task_of_mteb_is_read_by_its_name(configure, monkeypatch, collection):
     config = configure("data.train=[{name: s, kind: mteb, path: SciFact, split: test}]")
     assert len(build(config)) == 2
     assert set(calls) == {("SciFact", "test", None)}
+
+
+PAIRS = "a cat,the dog,1\nthe man,a horse,2\n"
+ROW = '{"query": "a", "pos": ["b"], "neg": []'
+
+
+@pytest.mark.parametrize(
+    ("kind", "name", "content", "message"),
+    [
+        ("sts", "a.csv", " \n\n", "x: holds no rows. To fix, choose another file"),
+        ("sts", "a.csv", "sentence1,sentence1,sentence2,score\na,b,c,1\n", "names sentence1 twice"),
+        ("sts", "a.csv", f'{PAIRS}"a cat,the dog,1\n{PAIRS}', "unexpected end of data.*left open"),
+        ("sts", "a.jsonl", '{"sentence1": "a", "sentence2": "b", "score": true}', "score 'True'"),
+        (
+            "sts",
+            "a.jsonl",
+            '{"sentence1": "a", "sentence2": "b", "score": ' + "9" * 400 + "}",
+            f"score '{'9' * 40}' is not a number",
+        ),
+        ("sts", "a.jsonl", "9" * 5000, r"a.jsonl:1: is not JSON \(Exceeds the limit"),
+        ("contrastive", "a.jsonl", f"{ROW}, " + '"pos_scores": [' + "9" * 400 + "]}", "1 numbers"),
+        ("contrastive", "a.jsonl", f"{ROW}, " + '"pos_scores": [true]}', "must be 1 numbers"),
+    ],
+)
+@pytest.mark.parametrize("skip", [False, True])
+def test_odd_files(kind, name, content, message, skip, configure, tmp_path):
+    """Where a file cannot be told apart any more, or nothing is left, nothing is skipped."""
+    (tmp_path / name).write_text(content)
+    overrides = ["data.on_bad_row=skip"] if skip else []
+    if kind == "contrastive":
+        overrides.append("loss={sts_regression: 0.0, contrastive: 1.0}")
+    config = configure(
+        f"data.train=[{{name: x, kind: {kind}, path: {tmp_path}/{name}}}]", *overrides
+    )
+    lost = skip and "left open" not in message and "twice" not in message
+    with pytest.raises(ValueError, match="x: holds no rows" if lost else message):
+        build(config)
+    assert not list((tmp_path / "processed").glob("*"))
+
+
+@pytest.mark.parametrize(
+    ("extra", "message"),
+    [
+        ("columns: {sentense1: a}", "columns of data source 'x' names sentense1; kind sts has"),
+        ("score_range: [0, .inf]", r"score_range \[0.0, inf\] of data source 'x' is not \[lowest"),
+        ("score_range: [5, 0]", r"score_range \[5.0, 0.0\] .* is not \[lowest, highest\]. To fix"),
+        ("score_range: [5]", r"score_range \[5.0\] .* is not \[lowest, highest\]. To fix"),
+        ("weight: .inf", "weight of data source 'x' inf is not above 0 and finite. To fix"),
+        ("split: ../x", "split '../x' of data source 'x' is not the name of a split. To fix"),
+        ("mining_margin: 2", "mining_margin of data source 'x' 2.0 is not in .0, 1.. To fix"),
+        ("negatives: -1", "negatives of data source 'x' -1 is not 0 or more. To fix"),
+    ],
+)
+def test_odd_settings(extra, message, configure):
+    with pytest.raises(ConfigError, match=message):
+        check_objective(configure(f"data.train=[{{name: x, kind: sts, path: a.csv, {extra}}}]"))
+
+
+def test_columns_that_a_file_lacks(configure, tmp_path):
+    (tmp_path / "a.csv").write_text(f"sentence1,sentence2,score\n{PAIRS}")
+    source = f"data.train=[{{name: x, kind: sts, path: {tmp_path}/a.csv, columns: %s}}]"
+    with pytest.raises(ValueError, match=r"a.csv:1: the header lacks zzz. To fix, rename columns"):
+        build(configure(source % "{sentence1: zzz}"))
+    with pytest.raises(ValueError, match=r"columns gives two of sentence1, .* the same name"):
+        build(configure(source % "{sentence1: sentence2}"))
+
+
+def test_a_dataset_without_a_name(configure):
+    with pytest.raises(ValueError, match=r"hf:// names no dataset. To fix, write hf://owner/name"):
+        build(configure("data.train=[{name: x, kind: sts, path: 'hf://'}]"))
+
+
+def test_a_processed_folder_that_is_a_file(configure, tmp_path):
+    (tmp_path / "p").touch()
+    with pytest.raises(
+        ConfigError, match=r"processed_folder .*/p is a file. To fix, name a folder"
+    ):
+        check_objective(configure(f"data.processed_folder={tmp_path}/p"))

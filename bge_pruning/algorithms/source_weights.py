@@ -51,8 +51,9 @@ class SourceWeights(Algorithm):
         """Before the first step, and at the interval."""
         if event == Event.FIT_START:
             return self.references is None
-        due = state.timestamp.batch.value % max(1, int(count_batches(self.interval, state))) == 0
-        return event == Event.BATCH_END and due
+        if event != Event.BATCH_END:
+            return False  # before there is data, a share of the run is no number of batches
+        return state.timestamp.batch.value % max(1, int(count_batches(self.interval, state))) == 0
 
     def apply(self, event: Event, state: State, logger: Logger) -> None:
         """Measure, and change the weights."""

@@ -8,7 +8,6 @@ before the query). A Hugging Face dataset may have those columns too, or, as a C
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -81,12 +80,15 @@ def _check_texts(value: Any, what: str) -> list[str]:
     return [check_text(text, f"{what}[{index}]") for index, text in enumerate(value)]
 
 
+def _is_number(value: Any) -> bool:
+    # A float32 holds no more than this, and NaN is not below it.
+    return type(value) in (int, float) and abs(value) < 1e38
+
+
 def _check_scores(value: Any, count: int, what: str) -> list[float] | None:
     if value is None:
         return None
-    numbers = isinstance(value, list) and all(
-        isinstance(v, (int, float)) and math.isfinite(v) for v in value
-    )
+    numbers = isinstance(value, list) and all(_is_number(v) for v in value)
     if not numbers or len(value) != count:
         raise ValueError(
             f"{what} must be {count} numbers, one for each text. To fix, correct the line."

@@ -107,13 +107,13 @@ def read_pairs(
 def _parse_score(value: Any, where: str, score_range: tuple[float, float]) -> float:
     low, high = score_range
     try:
-        score = float(value)
-    except (TypeError, ValueError):
+        score = float("nan") if isinstance(value, bool) else float(value)
+    except (TypeError, ValueError, OverflowError):
         score = float("nan")
     if not low <= score <= high:
         raise ValueError(
-            f"{where}: score '{value}' is not a number in [{low:g}, {high:g}]. To fix, correct or "
-            f"remove the line, or declare score_range for the source."
+            f"{where}: score '{str(value)[:40]}' is not a number in [{low:g}, {high:g}]. To fix, "
+            f"correct or remove the line, or declare score_range for the source."
         )
     return score
 

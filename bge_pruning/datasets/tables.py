@@ -81,6 +81,11 @@ def read_table(
             f"{path}: file type '{suffix}' is not one of {sorted(readers)}. To fix, convert it."
         )
     names = {name: table.columns.get(name, name) for name in (*required, *optional)}
+    if len(set(names.values())) < len(names):
+        raise ValueError(
+            f"{path}: columns gives two of {', '.join(names)} the same name. To fix, name each "
+            f"column once."
+        )
     layout = Layout(names, tuple(required), tuple(headerless))
     yield from readers[suffix](path, layout, bad)
 
@@ -111,12 +116,13 @@ def _json_rows(path: Path, layout: Layout, bad: BadRows) -> Iterator[TableRow]:
 def _csv_rows(path: Path, layout: Layout, bad: BadRows) -> Iterator[TableRow]:
     delimiter = "\t" if ".tsv" in path.suffixes else ","
     lines = (text for _, text in read_lines(path, bad, "surrogateescape"))
-    reader = csv.reader(lines, delimiter=delimiter)
+    # Strict: a quote that is left open would otherwise swallow the rest of the file.
+    reader = csv.reader(lines, delimiter=delimiter, strict=True)
     order: dict[str, int] | None = None
     for cells in _csv_cells(reader, path):
         where = f"{path}:{reader.line_num}"
-        if not cells:
-            continue
+        if len(cells) < 2 and not "".join(cells).strip():
+            continue  # an empty line
         if order is None:
             order, is_header = _column_order(cells, layout, where)
             if is_header:
@@ -148,7 +154,8 @@ def _column_order(first: list[str], layout: Layout, where: str) -> tuple[dict[st
     names, headerless = layout.names, layout.headerless
     # A text may be called like a column; the first of ours is hardly a text.
     marks = layout.required[:1] or tuple(names)
-    if not any(names[name] in first for name in marks):
+    renamed = any(ours != theirs for ours, theirs in names.items())
+    if not renamed and not any(names[name] in first for name in marks):
         if len(first) != len(headerless):
             expected = ", ".join(headerless or layout.required or names)
             raise ValueError(
@@ -159,6 +166,10 @@ def _column_order(first: list[str], layout: Layout, where: str) -> tuple[dict[st
     missing = [names[name] for name in layout.required if names[name] not in first]
     if missing:
         raise ValueError(f"{where}: the header lacks {', '.join(missing)}. To fix, rename columns.")
+    if double := [theirs for theirs in names.values() if first.count(theirs) > 1]:
+        raise ValueError(
+            f"{where}: the header names {', '.join(double)} twice. To fix, rename a column."
+        )
     return {o: first.index(theirs) for o, theirs in names.items() if theirs in first}, True
 
 
@@ -182,6 +193,8 @@ def _load_dataset(table: Table) -> Any:
     import datasets
 
     name = table.path.removeprefix(HUB)
+    if not name:
+        raise ValueError(f"{table.path} names no dataset. To fix, write hf://owner/name.")
     # load_dataset also raises what the hub's client, its builders and its file systems raise.
     failures = (OSError, ValueError, RuntimeError, datasets.exceptions.DatasetsError)
     try:

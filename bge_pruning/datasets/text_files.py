@@ -109,8 +109,12 @@ def parse_row(content: str, where: str, keys: Sequence[str]) -> dict[str, Any]:
     """
     try:
         row = json.loads(content)
-    except (json.JSONDecodeError, RecursionError) as error:
-        reason = getattr(error, "msg", "nested too deeply")
+    except RecursionError:
+        raise ValueError(
+            f"{where}: is not JSON (nested too deeply). To fix, correct or remove the line."
+        ) from None
+    except ValueError as error:  # also of a number with thousands of digits
+        reason = getattr(error, "msg", str(error))
         raise ValueError(
             f"{where}: is not JSON ({reason}). To fix, correct or remove the line."
         ) from None

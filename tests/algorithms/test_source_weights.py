@@ -58,7 +58,8 @@ def test_weights_follow_the_losses(tmp_path, train_tiny, two_sources, monkeypatc
 
 
 def test_what_is_logged_is_what_the_table_says(tmp_path, train_tiny, two_sources):
-    run = train_tiny(tmp_path, *OVERRIDES, two_sources)
+    interval = "data.adapt_weights_interval=0.34dur"  # 2 of 6 batches
+    run = train_tiny(tmp_path, *OVERRIDES, two_sources, interval)
     for key in re.findall(r"``(data/\S+)``", SourceWeights.__doc__):
         for name in ("pairs", "texts"):
             assert len(metrics(run, key.replace("<source>", name))) == 3
