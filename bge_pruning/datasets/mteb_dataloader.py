@@ -49,9 +49,9 @@ def read_beir(
     """
     folder, bad = Path(folder), bad or BadRows()
     qrels = folder / "qrels" / f"{split}.tsv"
-    judged = _read_qrels(qrels, bad)
-    queries = _json_records(folder / "queries.jsonl", bad)
-    corpus = _json_records(folder / "corpus.jsonl", bad)
+    judged = read_qrels(qrels, bad)
+    queries = json_records(folder / "queries.jsonl", bad)
+    corpus = json_records(folder / "corpus.jsonl", bad)
     yield from _judged_rows(judged, queries, corpus, str(qrels), bad)
 
 
@@ -70,7 +70,7 @@ def read_corpus(folder: str | Path, bad: BadRows | None = None) -> Iterator[Row]
         ValueError: If a line is wrong; the message names file and line. If the file holds no rows.
     """
     bad = bad or BadRows()
-    yield from _passage_rows(_json_records(Path(folder) / "corpus.jsonl", bad), bad)
+    yield from _passage_rows(json_records(Path(folder) / "corpus.jsonl", bad), bad)
 
 
 def read_mteb(
@@ -150,7 +150,17 @@ def mteb_fingerprint(task_name: str, split: str = "train", subset: str | None = 
     return f"{task.metadata.name} {dataset} {subset} {split} mteb {mteb.__version__}"
 
 
-def _read_qrels(path: Path, bad: BadRows) -> Judged:
+def read_qrels(path: Path, bad: BadRows) -> Judged:
+    """Score and line of each judged passage, by query.
+
+    Args:
+        path: ``.tsv`` file, with or without its header.
+        bad: What to do with lines that are wrong.
+
+    Raises:
+        FileNotFoundError: If there is no such file.
+        ValueError: If a line is wrong; the message names file and line.
+    """
     judged: Judged = {}
     for line, content in read_lines(path, bad):
         cells = content.rstrip("\r\n").split("\t")
@@ -183,7 +193,17 @@ def _add_judgement(judged: Judged, cells: list[str], path: Path, line: int) -> N
         )
 
 
-def _json_records(path: Path, bad: BadRows) -> Iterator[Record]:
+def json_records(path: Path, bad: BadRows) -> Iterator[Record]:
+    """Lines of a file of texts, each with its place.
+
+    Args:
+        path: ``.jsonl`` file of rows with ``_id`` and ``text``.
+        bad: What to do with lines that are wrong.
+
+    Raises:
+        FileNotFoundError: If there is no such file.
+        ValueError: If a line is wrong, or there is none.
+    """
     found = False
     for line, content in read_lines(path, bad):
         if not content.strip():
@@ -205,13 +225,31 @@ def _dataset_records(dataset: Any, place: str) -> Iterator[Record]:
         yield f"{place} row {index}", row
 
 
-def _passage_text(row: Mapping[str, Any], where: str) -> str:
+def passage_text(row: Mapping[str, Any], where: str) -> str:
+    """Title and text of a passage, as mteb joins them to embed it.
+
+    Args:
+        row: With ``text`` and perhaps ``title``.
+        where: File and line, for the message.
+
+    Raises:
+        ValueError: If there is no text.
+    """
     parts = (row.get("title") or "", row.get("text"))
     whole = " ".join(parts).strip() if all(isinstance(part, str) for part in parts) else None
     return check_text(whole, f"{where}: text")
 
 
-def _query_text(row: Mapping[str, Any], where: str) -> str:
+def query_text(row: Mapping[str, Any], where: str) -> str:
+    """A query, followed by its instruction if it has one, as mteb writes it.
+
+    Args:
+        row: With ``text`` and perhaps ``instruction``.
+        where: File and line, for the message.
+
+    Raises:
+        ValueError: If there is no text.
+    """
     text = check_text(row.get("text"), f"{where}: text")
     if instruction := row.get("instruction"):  # written after the query, as mteb does
         return f"{text} {check_text(instruction, f'{where}: instruction')}"
@@ -246,7 +284,7 @@ def _passage_rows(records: Iterable[Record], bad: BadRows) -> Iterator[Row]:
     for where, record in records:
         row = None
         with bad.guard():
-            row = Row(_passage_text(record, where))
+            row = Row(passage_text(record, where))
         if row is not None:
             yield row
 
@@ -255,9 +293,9 @@ def _judged_rows(
     judged: Judged, queries: Iterable[Record], corpus: Iterable[Record], place: str, bad: BadRows
 ) -> Iterator[Row]:
     """A row for each judged query that has a positive, see :func:`read_beir`."""
-    texts = _read_texts(queries, set(judged), _query_text, bad)
+    texts = _read_texts(queries, set(judged), query_text, bad)
     wanted = {name for pairs in judged.values() for name in pairs}
-    passages = _read_texts(corpus, wanted, _passage_text, bad)
+    passages = _read_texts(corpus, wanted, passage_text, bad)
     rows, without = 0, 0
     for query, pairs in judged.items():
         row = None

@@ -5,9 +5,14 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
+from bge_pruning.utils.retrieval_table import HEADER, retrieval_rows
+from bge_pruning.utils.tasks import similarity_tasks
+
 if TYPE_CHECKING:
     from rich.console import Console
     from rich.table import Table
+
+HIDDEN = ("95 % interval", "MRR@10", "Recall@100", "MAP")
 
 
 def _tabulate(tasks: Sequence[dict[str, Any]]) -> list[tuple[str, list[str]]]:
@@ -41,12 +46,15 @@ def show_evaluation(result: dict[str, Any], console: Console) -> None:
     from rich.markup import escape
     from rich.table import Table
 
-    table = Table("cosine Spearman (dense)")
-    for task in result["tasks"]:
-        table.add_column(escape(task["task"]), justify="right")
-    for label, cells in _tabulate(result["tasks"]):
-        table.add_row(label, *cells)
-    console.print(table)
+    if similarity := similarity_tasks(result):
+        table = Table("cosine Spearman (dense)")
+        for task in similarity:
+            table.add_column(escape(task["task"]), justify="right")
+        for label, cells in _tabulate(similarity):
+            table.add_row(label, *cells)
+        console.print(table)
+    if retrieval_rows(result):
+        console.print(_retrieval_table(result))
     console.print(_parameter_table(result["parameters"]))
     if result["speed"]:
         latency, rate = result["speed"]["latency_ms"], result["speed"]["throughput_texts_per_s"]
@@ -55,6 +63,20 @@ def show_evaluation(result: dict[str, Any], console: Console) -> None:
         )
         many = f"{rate['model']:.0f}, baseline {rate['baseline']:.0f} ({rate['ratio']:.2f} times)"
         console.print(f"one text: {one}; texts per second: {many}", soft_wrap=True)
+
+
+def _retrieval_table(result: dict[str, Any]) -> Table:
+    """What fits on a terminal; the file holds the other metrics too."""
+    from rich.markup import escape
+    from rich.table import Table
+
+    shown = [i for i, name in enumerate(HEADER) if name not in HIDDEN]
+    table = Table()
+    for index in shown:
+        table.add_column(HEADER[index], justify="left" if index < 2 else "right", no_wrap=True)
+    for cells in retrieval_rows(result):
+        table.add_row(*(escape(cells[index]) for index in shown))
+    return table
 
 
 def _parameter_table(parameters: dict[str, dict[str, int] | None]) -> Table:

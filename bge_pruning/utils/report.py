@@ -10,6 +10,8 @@ from typing import Any
 from zipfile import BadZipFile
 
 from bge_pruning.utils.evaluation import refuse_existing, write_text
+from bge_pruning.utils.retrieval_table import render_retrieval
+from bge_pruning.utils.tasks import similarity_tasks
 from bge_pruning.utils.visualization import AXIS_TITLES, plot_gates, plot_sparsity, plot_summary
 
 PICTURES = {
@@ -144,7 +146,7 @@ def _read_gates(path: Path) -> dict[str, Any]:
 def _pictures(inputs: Inputs) -> list[str]:
     """Names of the pictures that the inputs allow."""
     needs = {
-        "summary.png": inputs.evaluation is not None,
+        "summary.png": bool(inputs.evaluation and similarity_tasks(inputs.evaluation)),
         "gates.png": inputs.gates is not None,
         "sparsity.png": bool(inputs.history),
     }
@@ -153,7 +155,7 @@ def _pictures(inputs: Inputs) -> list[str]:
 
 def _draw(folder: Path, inputs: Inputs) -> None:
     """Draws the pictures that the inputs allow."""
-    if inputs.evaluation is not None:
+    if inputs.evaluation and similarity_tasks(inputs.evaluation):
         plot_summary(inputs.evaluation, folder / "summary.png")
     if inputs.gates is not None:
         values = {name: array for name, array in inputs.gates.items() if not name.endswith("_kept")}
@@ -172,6 +174,7 @@ def _sections(inputs: Inputs, pictures: Sequence[str]) -> list[str]:
     parts += _parameters(inputs)
     if inputs.evaluation is not None:
         parts += _scores(inputs.evaluation)
+        parts += render_retrieval(inputs.evaluation)
         parts += _speed(inputs.evaluation.get("speed"))
     if inputs.pruning is not None:
         parts += _constraint(inputs.pruning["constraint"])
@@ -215,7 +218,7 @@ def _summary(inputs: Inputs) -> str:
             f"of the encoder it keeps {shares['encoder']:.1%}."
         )
     if inputs.evaluation is not None:
-        sentences += [_task_sentence(task) for task in inputs.evaluation["tasks"]]
+        sentences += [_task_sentence(task) for task in similarity_tasks(inputs.evaluation)]
         if speed := inputs.evaluation.get("speed"):
             ratio = speed["throughput_texts_per_s"]["ratio"]
             sentences.append(
@@ -267,10 +270,13 @@ def _parameters(inputs: Inputs) -> list[str]:
 
 def _scores(evaluation: Mapping[str, Any]) -> list[str]:
     """Scores of every model on every task, and what was kept."""
-    names = list(evaluation["tasks"][0].get("also", {}))
+    tasks = similarity_tasks(evaluation)
+    if not tasks:
+        return []
+    names = list(tasks[0].get("also", {}))
     header = ["task", "pairs", "original", *names, "pruned", "random weights", "word embeddings"]
     rows = []
-    for task in evaluation["tasks"]:
+    for task in tasks:
         values = [task["baseline"], *(task["also"][name] for name in names), task["value"]]
         values += [task["floors"]["random_weights"], task["floors"]["word_embeddings"]]
         shares = [task["retention"], task["retention_above_floor"]]

@@ -18,6 +18,7 @@ from bge_pruning.utils.figures import (
     make_figure,
     save_figure,
 )
+from bge_pruning.utils.tasks import similarity_tasks
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -34,16 +35,17 @@ def plot_summary(evaluation: Mapping[str, Any], path: str | Path) -> None:
     Raises:
         ValueError: If the evaluation has no task.
     """
-    if not evaluation["tasks"]:
+    tasks = similarity_tasks(evaluation)
+    if not tasks:
         raise ValueError(
             "the evaluation has no task to draw. To fix, evaluate on at least one STS file."
         )
-    bars = len(_score_series(evaluation["tasks"]))
-    scores_width = max(3.9, len(evaluation["tasks"]) * (0.4 * bars + 0.35))
+    bars = len(_score_series(tasks))
+    scores_width = max(3.9, len(tasks) * (0.4 * bars + 0.35))
     widths = [scores_width, 3.6, *([3.4] if evaluation.get("speed") else [])]
     figure = make_figure(sum(widths) + 0.6, 3.7)
     panels = figure.subplots(1, len(widths), width_ratios=widths)
-    _draw_quality(panels[0], evaluation["tasks"])
+    _draw_quality(panels[0], tasks)
     _draw_parameters(panels[1], evaluation["parameters"])
     if evaluation.get("speed"):
         _draw_speed(panels[2], evaluation["speed"])

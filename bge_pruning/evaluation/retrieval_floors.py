@@ -1,0 +1,67 @@
+"""Encoders without training, whose retrieval scores a pruned model must clear."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Sequence
+from dataclasses import replace
+
+import numpy as np
+import torch
+from torch import nn
+
+from bge_pruning.evaluation.text_encoder import Encoded, TextEncoder
+from bge_pruning.models.pretrained import BaseModel
+
+# Standard deviation of a new model's weights in transformers.
+INIT_STD = 0.02
+
+
+def with_random_weights(base: BaseModel, seed: int) -> BaseModel:
+    """A model of the same shape, as ``transformers`` initialises it; its heads too.
+
+    Args:
+        base: The trained model, which stays as it is.
+        seed: Seed of the weights. The caller's random state is left as it was.
+    """
+    backbone, heads = copy.deepcopy(base.backbone), copy.deepcopy(base.heads)
+    with torch.random.fork_rng(devices=[]), torch.no_grad():
+        torch.manual_seed(seed)
+        for module in (*backbone.modules(), *heads.modules()):
+            if isinstance(module, (nn.Linear, nn.Embedding)):
+                nn.init.normal_(module.weight, std=INIT_STD)
+            for name, parameter in module.named_parameters(recurse=False):
+                if name == "bias":
+                    parameter.zero_()
+                elif parameter.ndim == 1:
+                    parameter.fill_(1.0)  # of a LayerNorm
+    return replace(base, backbone=backbone, heads=heads)
+
+
+class WordEmbeddings:
+    """The normalised mean of a text's word embeddings, without special tokens or any layer.
+
+    Args:
+        encoder: The model whose tokenizer and embeddings are taken.
+    """
+
+    def __init__(self, encoder: TextEncoder) -> None:
+        self._tokenize = encoder.tokenize
+        table = encoder.backbone.embeddings.word_embeddings.weight.detach().float().cpu()
+        self._table = table.numpy().copy()
+        self._table[[index for index in encoder.special_ids if index < len(table)]] = 0.0
+
+    def names(self) -> tuple[str, ...]:
+        """Dense vectors alone."""
+        return ("dense_vecs",)
+
+    def encode(
+        self, texts: Sequence[str], names: Sequence[str] = ("dense_vecs",), progress: bool = False
+    ) -> Encoded:
+        """Dense vectors of texts; a text without any known token gets the zero vector."""
+        tokens = self._tokenize(texts)
+        vectors = np.zeros((len(tokens), self._table.shape[1]), np.float32)
+        for row in range(len(tokens)):
+            vectors[row] = self._table[tokens[row]].sum(axis=0)
+        lengths = np.linalg.norm(vectors, axis=1, keepdims=True)
+        return Encoded(vectors / np.maximum(lengths, 1e-12), None)

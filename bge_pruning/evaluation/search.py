@@ -1,0 +1,217 @@
+"""Retrieval with any of the outputs, as ``mteb`` asks for it: index a corpus, search it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from bge_pruning.datasets.mteb_dataloader import passage_text, query_text
+from bge_pruning.evaluation.multi_vector import encode_queries, score_pairs
+from bge_pruning.evaluation.text_encoder import Encoded, TextEncoder
+from bge_pruning.models.scores import ENSEMBLE_WEIGHTS
+
+if TYPE_CHECKING:
+    from mteb.models import ModelMeta
+
+# The outputs that each mode adds up, with the weights of the models' own training.
+MODES = {
+    "dense": ("dense",),
+    "sparse": ("sparse",),
+    "colbert": ("colbert",),
+    "dense+sparse": ("dense", "sparse"),
+    "all": ("dense", "sparse", "colbert"),
+}
+HEADS = {"dense": "dense_vecs", "sparse": "token_weights", "colbert": "colbert_vecs"}
+# Queries whose scores with the whole corpus are in memory at once.
+QUERIES = 128
+
+
+def check_modes(modes: Sequence[str], names: Sequence[str], model: str) -> None:
+    """Refuse modes that a model cannot serve.
+
+    Args:
+        modes: Names of modes.
+        names: Outputs that the model has.
+        model: Its name, for the message.
+
+    Raises:
+        ValueError: If a mode is unknown, or needs a head that the model lacks.
+    """
+    for mode in modes:
+        if mode not in MODES:
+            raise ValueError(f"mode '{mode}' is not one of {', '.join(MODES)}. To fix, choose one.")
+        missing = [output for output in MODES[mode] if HEADS[output] not in names]
+        if missing:
+            possible = [
+                m for m, outputs in MODES.items() if all(HEADS[o] in names for o in outputs)
+            ]
+            raise ValueError(
+                f"mode {mode} needs {' and '.join(missing)} vectors, and {model} has no head for "
+                f"them. To fix, choose among {', '.join(possible)}, or use a model with that head."
+            )
+
+
+@dataclass
+class Collection:
+    """A corpus, embedded once for all modes.
+
+    Attributes:
+        ids: Name of each passage.
+        texts: Text of each passage.
+        encoded: Dense and sparse vectors of the passages.
+    """
+
+    ids: list[str]
+    texts: list[str]
+    encoded: Encoded
+
+
+class CorpusCache:
+    """Embeds each corpus once, whatever the number of modes that search it.
+
+    Args:
+        encoder: The model.
+        outputs: Outputs that any mode needs: ``dense``, ``sparse``, ``colbert``.
+        progress: Show progress bars.
+    """
+
+    def __init__(
+        self, encoder: TextEncoder, outputs: Sequence[str], progress: bool = False
+    ) -> None:
+        self.encoder = encoder
+        wanted = {HEADS[output] for output in outputs} - {"colbert_vecs"}
+        if "colbert" in outputs:  # its candidates are found by the others
+            wanted |= {"dense_vecs", "token_weights"} & set(encoder.names())
+        self.names = tuple(sorted(wanted))
+        self.progress = progress
+        self._collections: dict[object, Collection] = {}
+
+    def collection(self, key: object, corpus: Sequence[Mapping[str, Any]]) -> Collection:
+        """A corpus, embedded when it is first asked for; an earlier one is dropped."""
+        if key not in self._collections:
+            ids = [str(row["id"]) for row in corpus]
+            texts = [passage_text(row, f"passage {row['id']}") for row in corpus]
+            self._collections = {
+                key: Collection(ids, texts, self.encoder.encode(texts, self.names, self.progress))
+            }
+        return self._collections[key]
+
+
+class SearchModel:
+    """A model that searches with one mode; implements mteb's ``SearchProtocol``.
+
+    Multi-vectors are compared for the ``candidates`` best passages of each query by the dense and
+    sparse vectors together; the others are not among the results.
+
+    Args:
+        corpora: Embeds corpora, shared by the modes of a model.
+        mode: One of ``MODES``.
+        meta: What mteb calls the model.
+        candidates: Passages of a query whose multi-vectors are compared.
+    """
+
+    def __init__(
+        self, corpora: CorpusCache, mode: str, meta: ModelMeta, candidates: int = 200
+    ) -> None:
+        self.corpora = corpora
+        self.mode = mode
+        self.mteb_model_meta = meta
+        self.candidates = candidates
+        self._collection: Collection | None = None
+
+    def index(
+        self, corpus: Any, *, task_metadata: Any, hf_split: str, hf_subset: str, **kwargs: Any
+    ) -> None:
+        """Embed the corpus, unless another mode has."""
+        key = (task_metadata.name, hf_subset, hf_split)
+        self._collection = self.corpora.collection(key, corpus)
+
+    def search(
+        self, queries: Any, *, top_k: int, top_ranked: Any = None, **kwargs: Any
+    ) -> dict[str, dict[str, float]]:
+        """The best passages of each query with their scores.
+
+        Raises:
+            ValueError: If only listed passages may be ranked: that is another task.
+        """
+        if top_ranked is not None:
+            raise ValueError(
+                "a reranking task lists the passages of each query, which is not supported. To "
+                "fix, choose a retrieval task."
+            )
+        names = [str(row["id"]) for row in queries]
+        texts = [query_text(row, f"query {row['id']}") for row in queries]
+        encoded = self.corpora.encoder.encode(texts, self.corpora.names)
+        outputs = MODES[self.mode]
+        if "colbert" in outputs:
+            ranked = self._rerank(texts, encoded, outputs, top_k)
+        else:
+            ranked = first_stage(encoded, self._collection.encoded, outputs, top_k)
+        ids = self._collection.ids
+        return {
+            name: {ids[i]: float(s) for i, s in zip(*row, strict=True)}
+            for name, row in zip(names, zip(*ranked, strict=True), strict=True)
+        }
+
+    def _rerank(
+        self, texts: Sequence[str], encoded: Encoded, outputs: Sequence[str], top_k: int
+    ) -> tuple[np.ndarray, np.ndarray]:
+        corpora, collection = self.corpora, self._collection
+        first = [name for name in ("dense", "sparse") if HEADS[name] in corpora.names]
+        depth = min(self.candidates, len(collection.ids))
+        indices, scores = first_stage(encoded, collection.encoded, first, depth)
+        if outputs == ("colbert",):
+            scores = np.zeros_like(scores)
+        pairs = (np.repeat(np.arange(len(texts)), depth), indices.ravel())
+        queries = encode_queries(corpora.encoder, texts)
+        late = score_pairs(corpora.encoder, queries, collection.texts, pairs, corpora.progress)
+        scores = scores + ENSEMBLE_WEIGHTS["colbert"] * late.reshape(scores.shape)
+        order = np.argsort(-scores, axis=1, kind="stable")[:, :top_k]
+        return np.take_along_axis(indices, order, 1), np.take_along_axis(scores, order, 1)
+
+
+def first_stage(
+    queries: Encoded, passages: Encoded, outputs: Sequence[str], top_k: int
+) -> tuple[np.ndarray, np.ndarray]:
+    """The best passages of every query by dense and sparse vectors.
+
+    Args:
+        queries: ``q`` queries.
+        passages: ``p`` passages.
+        outputs: ``dense``, ``sparse`` or both, whose scores are added with their weights.
+        top_k: Passages of a query; all of them if there are fewer.
+
+    Returns:
+        Indices and scores of the passages, best first, each of shape ``(q, min(top_k, p))``.
+    """
+    count = len(queries.dense_vecs) if "dense" in outputs else queries.lexical_weights.shape[0]
+    indices, values = [], []
+    for start in range(0, count, QUERIES):
+        rows = slice(start, start + QUERIES)
+        scores = sum(
+            ENSEMBLE_WEIGHTS[name] * _scores(queries, passages, name, rows) for name in outputs
+        )
+        best = _top(scores, top_k)
+        indices.append(best)
+        values.append(np.take_along_axis(scores, best, 1))
+    return np.concatenate(indices), np.concatenate(values)
+
+
+def _scores(queries: Encoded, passages: Encoded, output: str, rows: slice) -> np.ndarray:
+    if output == "dense":
+        return queries.dense_vecs[rows] @ passages.dense_vecs.T
+    return (queries.lexical_weights[rows] @ passages.lexical_weights.T).toarray()
+
+
+def _top(scores: np.ndarray, top_k: int) -> np.ndarray:
+    """Columns of the highest scores of each row, best first."""
+    count = min(top_k, scores.shape[1])
+    if count < scores.shape[1]:
+        best = np.argpartition(-scores, count - 1, axis=1)[:, :count]
+    else:
+        best = np.broadcast_to(np.arange(count), scores.shape)
+    order = np.argsort(-np.take_along_axis(scores, best, 1), axis=1, kind="stable")
+    return np.take_along_axis(best, order, 1)

@@ -1,0 +1,180 @@
+"""Texts to the three outputs of a model, sorted by length so that little is padding."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from scipy.sparse import csr_matrix
+from torch import Tensor
+from tqdm import tqdm
+
+from bge_pruning.datasets.embedding_dataset import (
+    TokenizedTexts,
+    build_tokenizer,
+    pad_texts,
+    tokenize,
+)
+from bge_pruning.models.model_files import read_special_ids
+from bge_pruning.models.pretrained import BaseModel
+
+# Texts that are tokenised together; their token ids are all that is kept of them.
+CHUNK = 8192
+# Tokens of a batch, padding included: long texts come in smaller batches.
+BATCH_TOKENS = 16_384
+
+
+@dataclass(frozen=True)
+class Encoded:
+    """Outputs of texts that need little memory, in the order of the texts.
+
+    Attributes:
+        dense_vecs: L2-normalised, float32, shape ``(n, H)``; ``None`` if not asked for.
+        lexical_weights: Sparse vectors over the vocabulary, float32, shape ``(n, V)``, or ``None``.
+    """
+
+    dense_vecs: np.ndarray | None
+    lexical_weights: csr_matrix | None
+
+
+class TextEncoder:
+    """A model that embeds texts.
+
+    Args:
+        base: The model.
+        device: Torch device.
+        max_length: Longest text in tokens; ``None`` for the model's own limit.
+        batch_size: Texts of a batch, fewer if they are long.
+
+    Raises:
+        ValueError: If ``max_length`` leaves no room for text.
+    """
+
+    def __init__(
+        self,
+        base: BaseModel,
+        device: str = "cpu",
+        max_length: int | None = None,
+        batch_size: int = 64,
+    ) -> None:
+        self.backbone = base.backbone.to(device).eval()
+        self.heads = base.heads.to(device).eval()
+        self.device = device
+        self.batch_size = batch_size
+        self.vocab_size = base.shape.vocab_size
+        self.pad_token_id = base.hf_config["pad_token_id"]
+        self.special_ids = sorted(read_special_ids(base.tokenizer_files))
+        limit = min(max_length or base.max_seq_length, base.max_seq_length)
+        self._tokenizer = build_tokenizer(base.tokenizer_files["tokenizer.json"], limit)
+
+    def names(self) -> tuple[str, ...]:
+        """The outputs that the model has."""
+        return self.heads.names()
+
+    def tokenize(self, texts: Sequence[str]) -> TokenizedTexts:
+        """Token ids of texts."""
+        parts = [
+            tokenize(texts[start : start + CHUNK], self._tokenizer)
+            for start in range(0, len(texts), CHUNK)
+        ]
+        lengths = np.concatenate([np.zeros(1, np.int64), *(part.lengths for part in parts)])
+        ids = np.concatenate([np.zeros(0, np.int32), *(part.ids for part in parts)])
+        return TokenizedTexts(ids, np.cumsum(lengths), sum(part.truncated for part in parts))
+
+    def encode(
+        self, texts: Sequence[str], names: Sequence[str] = ("dense_vecs",), progress: bool = False
+    ) -> Encoded:
+        """Dense and sparse vectors of texts.
+
+        Args:
+            texts: Texts.
+            names: ``dense_vecs``, ``token_weights`` or both.
+            progress: Show a progress bar.
+        """
+        tokens = self.tokenize(texts)
+        dense: np.ndarray | None = None
+        rows, columns, weights = [], [], []
+        for index, ids, _, outputs in self.batches(tokens, names, progress):
+            if "dense_vecs" in names:
+                values = outputs["dense_vecs"].float().cpu().numpy()
+                if dense is None:
+                    dense = np.empty((len(tokens), values.shape[1]), np.float32)
+                dense[index] = values
+            if "token_weights" in names:
+                text, token, weight = self._largest_weights(ids, outputs["token_weights"].float())
+                rows.append(index[text])
+                columns.append(token)
+                weights.append(weight)
+        return Encoded(dense, self._sparse(rows, columns, weights, len(tokens), names))
+
+    def _sparse(
+        self,
+        rows: list[np.ndarray],
+        columns: list[np.ndarray],
+        weights: list[np.ndarray],
+        count: int,
+        names: Sequence[str],
+    ) -> csr_matrix | None:
+        if "token_weights" not in names:
+            return None
+        shape = (count, self.vocab_size)
+        if not rows:
+            return csr_matrix(shape, dtype=np.float32)
+        where = (np.concatenate(rows), np.concatenate(columns))
+        return csr_matrix((np.concatenate(weights), where), shape=shape)
+
+    def _largest_weights(
+        self, ids: Tensor, weights: Tensor
+    ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Text, token and weight of every sparse vector's entries, special tokens left out."""
+        special = torch.tensor(self.special_ids, device=ids.device)
+        kept = (weights > 0) & ~torch.isin(ids, special)
+        text, place = kept.nonzero(as_tuple=True)
+        keys = text * self.vocab_size + ids[text, place]
+        unique, inverse = torch.unique(keys, return_inverse=True)
+        largest = weights.new_zeros(len(unique)).scatter_reduce(
+            0, inverse, weights[text, place], "amax"
+        )
+        entries = unique.cpu().numpy()
+        return entries // self.vocab_size, entries % self.vocab_size, largest.cpu().numpy()
+
+    @torch.inference_mode()
+    def batches(
+        self, tokens: TokenizedTexts, names: Sequence[str], progress: bool = False
+    ) -> Iterator[tuple[np.ndarray, Tensor, Tensor, dict[str, Tensor]]]:
+        """Outputs batch by batch, the longest texts first.
+
+        Args:
+            tokens: The texts.
+            names: Outputs to compute, see :meth:`EmbeddingHeads.outputs`.
+            progress: Show a progress bar.
+
+        Yields:
+            Which texts these are, shape ``(B,)``; their token ids and mask, ``(B, T)``; and the
+            outputs on the device.
+        """
+        with tqdm(total=len(tokens), desc="embedding", unit="text", disable=not progress) as bar:
+            for index in batch_indices(tokens.lengths, self.batch_size, BATCH_TOKENS):
+                ids, mask = pad_texts([tokens[i] for i in index], self.pad_token_id)
+                ids, mask = ids.to(self.device), mask.to(self.device)
+                hidden = self.backbone(ids, mask)
+                yield index, ids, mask, self.heads.outputs(hidden, mask, names)
+                bar.update(len(index))
+
+
+def batch_indices(lengths: np.ndarray, texts: int, tokens: int) -> Iterator[np.ndarray]:
+    """Batches of texts of similar length, longest first: what does not fit fails at once.
+
+    Args:
+        lengths: Tokens of each text.
+        texts: Texts of a batch at most.
+        tokens: Tokens of a batch at most, padding included; a longer text has a batch of its own.
+    """
+    order = np.argsort(-lengths, kind="stable")
+    start = 0
+    while start < len(order):
+        size = max(1, min(texts, tokens // max(1, int(lengths[order[start]]))))
+        yield order[start : start + size]
+        start += size

@@ -1,0 +1,55 @@
+"""A whole collection, and what is said about one that is wrong."""
+
+import json
+import re
+
+import pytest
+
+from bge_pruning.datasets.retrieval_collection import read_collection
+
+CORPUS = '{"_id": "d1", "title": "Cats", "text": "sleep"}\n{"_id": 2, "text": "dogs"}\n'
+QUERIES = '{"_id": "q1", "text": "who?"}\n{"_id": "q2", "text": "not judged"}\n'
+QRELS = "query-id\tcorpus-id\tscore\nq1\td1\t1\nq1\t2\t0\n"
+
+
+@pytest.fixture
+def folder(tmp_path):
+    (tmp_path / "qrels").mkdir()
+    (tmp_path / "corpus.jsonl").write_text(CORPUS)
+    (tmp_path / "queries.jsonl").write_text(QUERIES)
+    (tmp_path / "qrels" / "test.tsv").write_text(QRELS)
+    return tmp_path
+
+
+def test_all_passages_and_the_judged_queries(folder):
+    found = read_collection(folder)
+    assert found.corpus == [
+        {"id": "d1", "title": "Cats", "text": "sleep"},
+        {"id": "2", "title": "", "text": "dogs"},
+    ]
+    assert [row["id"] for row in found.queries] == ["q1"]
+    assert found.relevant == {"q1": {"d1": 1, "2": 0}}
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("qrels/test.tsv", "", "test.tsv: judges no passage relevant. To fix, choose another"),
+        ("qrels/test.tsv", "q1\td1\t0\n", "test.tsv: judges no passage relevant."),
+        ("qrels/test.tsv", QRELS + "q9\td1\t1\n", "test.tsv:4: query-id 'q9' is not in the query"),
+        ("qrels/test.tsv", QRELS + "q2\td9\t1\n", "test.tsv:4: corpus-id 'd9' is not in the"),
+        ("corpus.jsonl", CORPUS + CORPUS, "corpus.jsonl:3: _id 'd1' is there twice. To fix"),
+        ("queries.jsonl", QUERIES + QUERIES, "queries.jsonl:3: _id 'q1' is there twice."),
+        ("corpus.jsonl", json.dumps({"_id": "d1", "text": " "}), "corpus.jsonl:1: text is empty"),
+        ("corpus.jsonl", "{", "corpus.jsonl:1: is not JSON"),
+    ],
+)
+def test_errors_name_file_and_line(name, content, message, folder):
+    (folder / name).write_text(content)
+    with pytest.raises(ValueError, match=re.escape(message)):
+        read_collection(folder)
+
+
+def test_missing_split(folder):
+    with pytest.raises(FileNotFoundError, match=r"dev.tsv: no such file. To fix, check the path"):
+        read_collection(folder, "dev")

@@ -1,0 +1,67 @@
+"""Multi-vector scores of pairs, beside the plain scores of everything with everything."""
+
+import numpy as np
+import pytest
+import torch
+
+from bge_pruning.evaluation import multi_vector
+from bge_pruning.evaluation.multi_vector import encode_queries, score_pairs
+from bge_pruning.evaluation.text_encoder import TextEncoder
+from bge_pruning.models.pretrained import load_base_model
+
+QUERIES = ["the man", "a dog in the park", "a"]
+PASSAGES = [
+    "the man plays the guitar",
+    "a dog",
+    "dog cat child in the park today",
+    "a horse rides fast and the woman reads a red book",
+    "there",
+]
+
+
+@pytest.fixture(scope="module")
+def encoder(model_folder) -> TextEncoder:
+    return TextEncoder(load_base_model(str(model_folder)), batch_size=2)
+
+
+def multi_vectors(encoder: TextEncoder, text: str) -> torch.Tensor:
+    ids = torch.from_numpy(encoder.tokenize([text])[0].astype(np.int64))[None]
+    mask = torch.ones_like(ids)
+    with torch.no_grad():
+        hidden = encoder.backbone(ids, mask)
+        return encoder.heads.colbert_vecs(hidden, mask)[0]
+
+
+@pytest.mark.parametrize("at_once", [1, 4, 256])
+def test_scores_are_flag_embeddings(at_once, encoder, monkeypatch):
+    """Mean over the query's tokens of the largest product, in the order of the pairs."""
+    from FlagEmbedding import BGEM3FlagModel
+
+    monkeypatch.setattr(multi_vector, "PAIRS", at_once)
+    pairs = np.array([(q, p) for q in range(3) for p in range(5) if (q + p) % 4]).T
+    pairs = pairs[:, np.random.default_rng(0).permutation(pairs.shape[1])]
+    queries = encode_queries(encoder, QUERIES)
+    found = score_pairs(encoder, queries, PASSAGES, (pairs[0], pairs[1]))
+    for value, query, passage in zip(found, *pairs, strict=True):
+        vectors = (
+            multi_vectors(encoder, QUERIES[query]).numpy(),
+            multi_vectors(encoder, PASSAGES[passage]).numpy(),
+        )
+        expected = BGEM3FlagModel.colbert_score(None, *vectors)
+        assert value == pytest.approx(float(expected), abs=1e-5)
+
+
+def test_a_passage_is_embedded_once_and_others_never(encoder):
+    seen = []
+    hook = encoder.backbone.register_forward_hook(lambda _, args, __: seen.append(len(args[0])))
+    queries = encode_queries(encoder, QUERIES)
+    seen.clear()
+    score_pairs(encoder, queries, PASSAGES, (np.array([0, 1, 2, 0]), np.array([3, 3, 3, 1])))
+    hook.remove()
+    assert sum(seen) == 2
+
+
+def test_no_pairs(encoder):
+    nothing = np.zeros(0, np.int64)
+    queries = encode_queries(encoder, QUERIES)
+    assert score_pairs(encoder, queries, PASSAGES, (nothing, nothing)).shape == (0,)

@@ -1,0 +1,125 @@
+"""Search in every mode, beside scores of everything with everything."""
+
+import numpy as np
+import pytest
+import torch
+
+from bge_pruning.datasets.retrieval_collection import read_collection
+from bge_pruning.evaluation import search
+from bge_pruning.evaluation.search import MODES, CorpusCache, SearchModel, check_modes
+from bge_pruning.evaluation.text_encoder import TextEncoder
+from bge_pruning.models.pretrained import load_base_model
+from bge_pruning.models.scores import Outputs, compute_scores
+
+
+@pytest.fixture(scope="module")
+def encoder(model_folder) -> TextEncoder:
+    return TextEncoder(load_base_model(str(model_folder)), batch_size=7)
+
+
+@pytest.fixture(scope="module")
+def data(collection):
+    return read_collection(collection)
+
+
+class Metadata:
+    name = "tiny"
+
+
+def find(encoder, data, mode: str, top_k: int = 1000, **options) -> dict[str, dict[str, float]]:
+    corpora = CorpusCache(encoder, MODES[mode])
+    model = SearchModel(corpora, mode, None, **options)
+    model.index(data.corpus, task_metadata=Metadata, hf_split="test", hf_subset="default")
+    return model.search(data.queries, top_k=top_k)
+
+
+@pytest.fixture(scope="module")
+def plain(encoder, data) -> dict[str, np.ndarray]:
+    """Scores of every query with every passage, by output, as training computes them."""
+
+    def outputs(texts: list[str]) -> Outputs:
+        from bge_pruning.datasets.embedding_dataset import pad_texts
+
+        tokens = encoder.tokenize(texts)
+        ids, mask = pad_texts([tokens[i] for i in range(len(tokens))], encoder.pad_token_id)
+        with torch.no_grad():
+            return Outputs(ids, mask, **encoder.heads.outputs(encoder.backbone(ids, mask), mask))
+
+    queries = outputs([row["text"] for row in data.queries])
+    passages = outputs([f"{row['title']} {row['text']}".strip() for row in data.corpus])
+    scores = compute_scores(queries, passages, encoder.special_ids)
+    return {name: value.numpy() for name, value in scores.items()}
+
+
+def expected_scores(plain: dict[str, np.ndarray], mode: str) -> np.ndarray:
+    weights = {"dense": 1.0, "sparse": 0.3, "colbert": 1.0}
+    return sum(weights[name] * plain[name] for name in MODES[mode])
+
+
+@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("at_once", [4, 128])
+def test_scores_are_those_of_training(mode, at_once, encoder, data, plain, monkeypatch):
+    monkeypatch.setattr(search, "QUERIES", at_once)
+    found = find(encoder, data, mode)
+    scores = expected_scores(plain, mode) / (0.3 if mode == "sparse" else 1.0)
+    for row, query in enumerate(data.queries):
+        results = found[query["id"]]
+        assert len(results) == len(data.corpus)
+        assert list(results.values()) == sorted(results.values(), reverse=True)
+        for column, passage in enumerate(data.corpus):
+            factor = 0.3 if mode == "sparse" else 1.0
+            value = results[passage["id"]] / factor
+            assert value == pytest.approx(scores[row, column], abs=1e-5)
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_the_best_are_kept(mode, encoder, data):
+    whole, few = find(encoder, data, mode), find(encoder, data, mode, top_k=5)
+    for query, results in few.items():
+        assert list(results.items()) == list(whole[query].items())[:5]
+
+
+def test_multi_vectors_are_compared_for_the_candidates_alone(encoder, data):
+    hybrid = find(encoder, data, "dense+sparse", top_k=6)
+    for mode in ("colbert", "all"):
+        found = find(encoder, data, mode, candidates=6)
+        for query, results in found.items():
+            assert set(results) == set(hybrid[query])
+
+
+def test_a_corpus_is_embedded_once_for_all_modes(encoder, data, monkeypatch):
+    corpora = CorpusCache(encoder, ("dense", "sparse", "colbert"))
+    sizes = []
+    encode = encoder.encode
+    monkeypatch.setattr(
+        encoder, "encode", lambda texts, *a, **k: sizes.append(len(texts)) or encode(texts, *a, **k)
+    )
+    for mode in MODES:
+        model = SearchModel(corpora, mode, None)
+        model.index(data.corpus, task_metadata=Metadata, hf_split="test", hf_subset="default")
+    assert sizes == [len(data.corpus)]
+
+
+def test_lists_to_rerank_are_refused(encoder, data):
+    model = SearchModel(CorpusCache(encoder, ("dense",)), "dense", None)
+    model.index(data.corpus, task_metadata=Metadata, hf_split="test", hf_subset="default")
+    with pytest.raises(ValueError, match="a reranking task lists the passages.*To fix, choose"):
+        model.search(data.queries, top_k=3, top_ranked={"q0": ["d1"]})
+
+
+@pytest.mark.parametrize(
+    ("modes", "names", "message"),
+    [
+        (["dens"], ("dense_vecs",), "mode 'dens' is not one of dense, sparse.*To fix, choose one"),
+        (
+            ["dense", "all"],
+            ("dense_vecs", "token_weights"),
+            "mode all needs colbert vectors, and m has no head for them. To fix, choose among "
+            r"dense, sparse, dense\+sparse, or",
+        ),
+        (["sparse"], ("dense_vecs",), "mode sparse needs sparse vectors.*choose among dense, or"),
+    ],
+)
+def test_modes_that_are_refused(modes, names, message):
+    with pytest.raises(ValueError, match=message):
+        check_modes(modes, names, "m")
