@@ -20,6 +20,7 @@ FOLDER = Path(__file__).parents[1] / "scripts"
 SCRIPTS = sorted(path.stem for path in FOLDER.glob("*.py"))
 # By script: arguments with something wrong in them, the exit code, and what is said.
 FAILURES = {
+    "benchmark_evaluation": (["none", "--collection", "none"], 1, r"none/qrels/train.tsv: no such"),
     "benchmark_data": (["none.yaml"], 2, r"none\.yaml: no such file\. To fix, check the path"),
     "evaluate_model": (
         ["none", "--sts", "none.csv", "--output", "o.json"],
@@ -54,6 +55,7 @@ FAILURES = {
     ),
 }
 USAGE = {
+    "benchmark_evaluation": [[], ["m", "--rounds", "0"], ["m", "--texts", "0"]],
     "benchmark_data": [[], ["a.yaml", "--batches", "0"], ["a.yaml", "--batches", "few"]],
     "evaluate_model": [
         ["m", "--output", "o.json"],

@@ -16,16 +16,21 @@ from torch import Tensor
 
 from bge_pruning.evaluation.text_encoder import TextEncoder
 
-# Pairs whose products of tokens are in memory at once.
-PAIRS = 256
+# Products of tokens that are in memory at once.
+PRODUCTS = 1 << 24
 
 
 @dataclass(frozen=True)
 class MultiVectors:
-    """Multi-vectors of texts, padded: ``vectors`` ``(n, T, C)``, ``mask`` ``(n, T)``."""
+    """Multi-vectors of texts, one text after the other, without padding.
+
+    Attributes:
+        vectors: L2-normalised, shape ``(tokens, C)``.
+        starts: Start of each text in ``vectors``, and the end of the last; ``(n + 1,)``.
+    """
 
     vectors: Tensor
-    mask: Tensor
+    starts: np.ndarray
 
 
 def encode_queries(encoder: TextEncoder, texts: Sequence[str]) -> MultiVectors:
@@ -36,17 +41,16 @@ def encode_queries(encoder: TextEncoder, texts: Sequence[str]) -> MultiVectors:
         texts: The queries.
     """
     tokens = encoder.tokenize(texts)
-    longest = max(int(tokens.lengths.max(initial=2)) - 1, 1)
-    vectors = mask = None
-    for index, _, real, outputs in encoder.batches(tokens, ("colbert_vecs",)):
+    starts = tokens.starts - np.arange(len(tokens) + 1)  # without CLS
+    vectors = None
+    for index, _, _, outputs in encoder.batches(tokens, ("colbert_vecs",)):
         values = outputs["colbert_vecs"].float()
         if vectors is None:
-            vectors = values.new_zeros(len(tokens), longest, values.shape[-1])
-            mask = torch.zeros(len(tokens), longest, dtype=torch.bool, device=values.device)
-        where = torch.from_numpy(index).to(values.device)
-        vectors[where, : values.shape[1]] = values
-        mask[where, : values.shape[1]] = real[:, 1:].bool()
-    return MultiVectors(vectors, mask)
+            vectors = values.new_empty(int(starts[-1]), values.shape[-1])
+        for row, text in enumerate(index):
+            start, end = starts[text], starts[text + 1]
+            vectors[start:end] = values[row, : end - start]
+    return MultiVectors(vectors, starts)
 
 
 def score_pairs(
@@ -74,37 +78,39 @@ def score_pairs(
     starts = np.searchsorted(columns[order], np.arange(len(wanted) + 1))
     scores = np.empty(len(rows), np.float32)
     tokens = encoder.tokenize([passages[i] for i in wanted])
-    for index, _, mask, outputs in encoder.batches(tokens, ("colbert_vecs",), progress):
-        vectors, real = outputs["colbert_vecs"].float(), mask[:, 1:].bool()
-        members = [order[starts[i] : starts[i + 1]] for i in index]
-        places = np.repeat(np.arange(len(index)), [len(part) for part in members])
-        whole = np.concatenate(members)
-        for start in range(0, len(whole), PAIRS):
-            part = whole[start : start + PAIRS]
-            theirs = torch.from_numpy(places[start : start + PAIRS]).to(vectors.device)
-            ours = torch.from_numpy(rows[part]).to(vectors.device)
-            values = late_interaction(
-                queries.vectors[ours], queries.mask[ours], vectors[theirs], real[theirs]
-            )
-            scores[part] = values.cpu().numpy()
+    for index, _, _, outputs in encoder.batches(tokens, ("colbert_vecs",), progress):
+        vectors = outputs["colbert_vecs"].float()
+        for row, passage in enumerate(index):
+            length = int(tokens.lengths[passage]) - 1
+            members = order[starts[passage] : starts[passage + 1]]
+            scores[members] = score_passage(queries, rows[members], vectors[row, :length])
     return scores
 
 
-def late_interaction(
-    queries: Tensor, query_mask: Tensor, passages: Tensor, passage_mask: Tensor
-) -> Tensor:
-    """Multi-vector scores of query ``i`` with passage ``i``.
+def score_passage(queries: MultiVectors, chosen: np.ndarray, passage: Tensor) -> np.ndarray:
+    """Multi-vector scores of some queries with one passage.
+
+    All of them are one matrix product: a product for each pair would be small, and slow.
 
     Args:
-        queries: Shape ``(n, Tq, C)``.
-        query_mask: Shape ``(n, Tq)``.
-        passages: Shape ``(n, Tp, C)``.
-        passage_mask: Shape ``(n, Tp)``.
+        queries: The queries.
+        chosen: Which of them, shape ``(n,)``.
+        passage: Multi-vectors of the passage, shape ``(T, C)``.
 
     Returns:
         Shape ``(n,)``.
     """
-    products = queries @ passages.transpose(1, 2)  # (n, Tq, Tp)
-    best = products.masked_fill(~passage_mask[:, None], -torch.inf).amax(-1)
-    weights = query_mask.to(best.dtype)
-    return (best * weights).sum(-1) / weights.sum(-1)
+    lengths = (queries.starts[1:] - queries.starts[:-1])[chosen]
+    scores = np.empty(len(chosen), np.float32)
+    ends = np.cumsum(lengths)
+    # Queries whose products with this passage fit in memory together.
+    groups = ends * len(passage) // PRODUCTS
+    for group in np.unique(groups):
+        part = np.flatnonzero(groups == group)
+        counts = lengths[part]
+        firsts = np.cumsum(counts) - counts
+        within = np.arange(counts.sum()) - np.repeat(firsts, counts)
+        places = torch.from_numpy(np.repeat(queries.starts[chosen[part]], counts) + within)
+        best = (queries.vectors[places.to(passage.device)] @ passage.T).amax(1)
+        scores[part] = np.add.reduceat(best.cpu().numpy(), firsts) / counts
+    return scores

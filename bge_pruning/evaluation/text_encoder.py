@@ -66,8 +66,8 @@ class TextEncoder:
         self.vocab_size = base.shape.vocab_size
         self.pad_token_id = base.hf_config["pad_token_id"]
         self.special_ids = sorted(read_special_ids(base.tokenizer_files))
-        limit = min(max_length or base.max_seq_length, base.max_seq_length)
-        self._tokenizer = build_tokenizer(base.tokenizer_files["tokenizer.json"], limit)
+        self.max_length = min(max_length or base.max_seq_length, base.max_seq_length)
+        self._tokenizer = build_tokenizer(base.tokenizer_files["tokenizer.json"], self.max_length)
 
     def names(self) -> tuple[str, ...]:
         """The outputs that the model has."""
