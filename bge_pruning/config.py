@@ -136,6 +136,11 @@ def _merge(base: DictConfig, extra: DictConfig, source: str, path: Path | None) 
     _check_keys(Config, OmegaConf.to_container(extra, resolve=False), (), source, path)
     try:
         return OmegaConf.merge(base, extra)
+    except TypeError as error:  # a list where keys are expected, or the other way round
+        raise ConfigError(
+            f"{source}: {error}. To fix, write a list where a list is expected and keys where keys "
+            f"are; see bge_pruning/config_schema.py."
+        ) from None
     except OmegaConfBaseException as error:
         key = error.full_key or ""
         line = _line_of(path, tuple(key.split("."))) if path else None

@@ -224,6 +224,8 @@ ROW = '{"query": "a", "pos": ["b"], "neg": []'
         ("sts", "a.jsonl", "9" * 5000, r"a.jsonl:1: is not JSON \(Exceeds the limit"),
         ("contrastive", "a.jsonl", f"{ROW}, " + '"pos_scores": [' + "9" * 400 + "]}", "1 numbers"),
         ("contrastive", "a.jsonl", f"{ROW}, " + '"pos_scores": [true]}', "must be 1 numbers"),
+        ("contrastive", "a.csv", "query,pos\na,sky, water\n", "has 3 columns, expected 2 as in"),
+        ("sentences", "a.csv", "id,lang,body\n1,en,a cat\n", "header names none of sentence1"),
     ],
 )
 @pytest.mark.parametrize("skip", [False, True])

@@ -246,7 +246,8 @@ class ContrastiveDataset(Dataset):
         return {
             "ids": [self.texts[i] for i in example],
             "passage_texts": example[1:],
-            "positive_texts": self.known[slice(*self.known_bounds[row])],
+            # The query too: where pairs are given both ways round it is a passage of another row.
+            "positive_texts": np.append(self.known[slice(*self.known_bounds[row])], example[0]),
             **({"passage_scores": scores} if self.scored else {}),
             **teacher_items(self.teacher, self.texts, example),
         }

@@ -101,6 +101,7 @@ def _normalised(weights: Sequence[float]) -> np.ndarray:
             f"weights {values.tolist()} of the sources are not all above 0. To fix, set weight "
             f"above 0, or remove the source."
         )
+    values = values / values.max()  # their sum may be more than a float holds
     return values / values.sum()
 
 

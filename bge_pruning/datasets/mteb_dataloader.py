@@ -180,7 +180,7 @@ def _add_judgement(judged: Judged, cells: list[str], path: Path, line: int) -> N
     query, document, text = cells
     try:
         score = float(int(text))
-    except ValueError:
+    except (ValueError, OverflowError):
         raise ValueError(
             f"{path}:{line}: score '{text}' is not a whole number. To fix, correct or remove the "
             f"line."

@@ -149,8 +149,22 @@ def _table_texts(table: Table, bad: BadRows) -> Iterator[Row]:
     for where, cells in read_table(table, (), bad, optional=TEXT_COLUMNS, headerless=COLUMNS):
         texts: list[Row] = []
         with bad.guard():
+            _check_score_cell(cells, where)
             texts = [Row(text) for text in _texts_of(cells, where)]
         yield from texts
+
+
+def _check_score_cell(cells: Mapping[str, Any], where: str) -> None:
+    """Refuse a table whose header names none of our columns and so was taken for pairs."""
+    if "score" in cells:
+        try:
+            float(cells["score"])
+        except ValueError:
+            raise ValueError(
+                f"{where}: the header names none of {', '.join(TEXT_COLUMNS)}, and without one the "
+                f"third column is a score, not '{cells['score'][:40]}'. To fix, say under columns "
+                f"of the source how its text is called."
+            ) from None
 
 
 def _texts_of(cells: Mapping[str, Any], where: str) -> list[str]:

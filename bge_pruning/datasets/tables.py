@@ -70,6 +70,12 @@ def read_table(
         FileNotFoundError: If there is no such file or dataset.
         ValueError: If the file is of another type or a row is wrong.
     """
+    names = {name: table.columns.get(name, name) for name in (*required, *optional)}
+    if len(set(names.values())) < len(names):
+        raise ValueError(
+            f"{table.path}: columns gives two of {', '.join(names)} the same name. To fix, name "
+            f"each column once."
+        )
     if table.on_hub:
         yield from _hub_rows(table, required, optional)
         return
@@ -79,12 +85,6 @@ def read_table(
     if suffix not in readers:
         raise ValueError(
             f"{path}: file type '{suffix}' is not one of {sorted(readers)}. To fix, convert it."
-        )
-    names = {name: table.columns.get(name, name) for name in (*required, *optional)}
-    if len(set(names.values())) < len(names):
-        raise ValueError(
-            f"{path}: columns gives two of {', '.join(names)} the same name. To fix, name each "
-            f"column once."
         )
     layout = Layout(names, tuple(required), tuple(headerless))
     yield from readers[suffix](path, layout, bad)
@@ -119,20 +119,23 @@ def _csv_rows(path: Path, layout: Layout, bad: BadRows) -> Iterator[TableRow]:
     # Strict: a quote that is left open would otherwise swallow the rest of the file.
     reader = csv.reader(lines, delimiter=delimiter, strict=True)
     order: dict[str, int] | None = None
+    width = 0
     for cells in _csv_cells(reader, path):
         where = f"{path}:{reader.line_num}"
         if len(cells) < 2 and not "".join(cells).strip():
             continue  # an empty line
         if order is None:
             order, is_header = _column_order(cells, layout, where)
+            width = len(cells)
             if is_header:
                 continue
         row = None
         with bad.guard():
-            if len(cells) <= max(order.values()):
+            if len(cells) != width:
                 raise ValueError(
-                    f"{where}: has {len(cells)} columns, expected {', '.join(order)}. To fix, "
-                    f"correct or remove the line; a text that contains the delimiter needs quotes."
+                    f"{where}: has {len(cells)} columns, expected {width} as in the first line. To "
+                    f"fix, correct or remove the line; a text that contains the delimiter needs "
+                    f"quotes."
                 )
             row = {name: cells[index] for name, index in order.items()}
         if row is not None:

@@ -15,6 +15,7 @@ from array import array
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from zipfile import BadZipFile
 
 import numpy as np
 
@@ -136,11 +137,18 @@ def load_corpus(folder: Path) -> TextCorpus:
         arrays = {key: np.load(folder / f"{key}.npy", mmap_mode="r") for key in ARRAYS}
         ids = np.memmap(folder / IDS, dtype=np.int32, mode="r")
         rows = RowTable(*(arrays[key] for key in ARRAYS[1:]))
-        if len(ids) != record["tokens"] or len(rows.texts) != rows.starts[-1]:
-            raise ValueError(f"{len(ids)} tokens, expected {record['tokens']}")
+        starts = arrays["text_starts"]
+        sizes = {
+            "tokens": len(ids) == record["tokens"] == starts[-1],
+            "texts": rows.starts[-1] == len(rows.texts) == len(rows.scores),
+            "rows": len(rows.positives) == len(rows),
+            "numbers of texts": int(rows.texts.max()) < len(starts) - 1,
+        }
+        if wrong := [name for name, right in sizes.items() if not right]:
+            raise ValueError(f"{', '.join(wrong)} are not as many as they were")
         texts = TokenizedTexts(ids, arrays["text_starts"], record["truncated"])
         return TextCorpus(texts, rows, BadRows(**record["bad"]))
-    except (OSError, EOFError, KeyError, TypeError, ValueError) as error:
+    except (OSError, EOFError, LookupError, TypeError, ValueError, BadZipFile) as error:
         raise ValueError(
             f"{folder}: damaged or not complete ({error}). To fix, delete the folder; it is made "
             f"again."

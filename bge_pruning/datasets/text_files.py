@@ -6,6 +6,7 @@ import glob
 import gzip
 import hashlib
 import json
+import zlib
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -82,7 +83,7 @@ def read_lines(
                     text = _decode(content, f"{path}:{line}", line == 1, errors)
                 if text is not None:
                     yield line, text
-        except (EOFError, gzip.BadGzipFile) as error:
+        except (EOFError, gzip.BadGzipFile, zlib.error) as error:
             raise ValueError(
                 f"{path}:{line + 1}: the archive is damaged or cut off ({error}). To fix, copy it "
                 f"again."

@@ -262,8 +262,13 @@ def test_a_batch_says_what_is_no_negative(write):
     assert batch["input_ids"].shape[:2] == (3, 3)
     assert batch["passage_texts"].shape == (3, 2)
     q1 = sorted(texts.index(text) for text in ("a", "d"))
-    assert batch["positive_texts"].tolist() == [q1, [texts.index("c"), -1], q1]
     queries = batch["input_ids"][:, 0, 0].tolist()
+    # The query itself is no negative either.
+    assert batch["positive_texts"].tolist() == [
+        [*q1, queries[0]],
+        [texts.index("c"), queries[1], -1],
+        [*q1, queries[2]],
+    ]
     assert batch["teacher_dense_vecs"][:, 0].tolist() == [[2 * q, 2 * q + 1] for q in queries]
 
 

@@ -107,7 +107,7 @@ FIX = " To fix, correct or remove the line"
         ("a.csv", '"a\nb",c,1\nd,e,x\n', ":3: score 'x' is not a number in [0, 5]."),
         ("a.csv", "a,b,1\nc,,2\n", ":2: sentence2 is empty or no text." + FIX),
         ("a.csv", "  ,b,1\n", ":1: sentence1 is empty or no text." + FIX),
-        ("a.csv", "a,b,1\nc,d\n", ":2: has 2 columns, expected sentence1, sentence2, score."),
+        ("a.csv", "a,b,1\nc,d\n", ":2: has 2 columns, expected 3 as in the first line. To fix"),
         (
             "a.csv",
             "a,b\n",

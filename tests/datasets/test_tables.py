@@ -53,7 +53,9 @@ def test_places_are_named(tmp_path):
 def test_short_rows_are_skipped_if_asked_for(tmp_path):
     path = tmp_path / "x.csv"
     path.write_text("a,b\n1,2\n3\n4,5\n")
-    with pytest.raises(ValueError, match=r"x.csv:3: has 1 columns, expected a, b\. To fix"):
+    with pytest.raises(
+        ValueError, match=r"x.csv:3: has 1 columns, expected 2 as in the first line. To fix"
+    ):
         cells(Table(str(path)), ("a", "b"))
     bad = BadRows(skip=True)
     rows = [row for _, row in read_table(Table(str(path)), ("a", "b"), bad)]

@@ -68,3 +68,12 @@ def test_hash_of_a_file(tmp_path):
     assert hash_file(path).startswith("ba7816bf8f01cfea")
     with pytest.raises(FileNotFoundError, match="no such file"):
         hash_file(tmp_path / "b")
+
+
+def test_an_archive_with_wrong_bytes(tmp_path):
+    path = tmp_path / "a.txt.gz"
+    content = bytearray(gzip.compress(bytes(range(256)) * 500))
+    content[15:60] = b"x" * 45
+    path.write_bytes(content)
+    with pytest.raises(ValueError, match=r"a.txt.gz:\d+: .*To fix"):
+        list(read_lines(path, errors="surrogateescape"))
