@@ -318,7 +318,7 @@ def test_a_failed_evaluation_leaves_the_earlier_result(run, arguments, tmp_path)
     [
         ((), "holds no sentence pairs"),
         (("a,b,1", "a,b,n/a"), r"2: score 'n/a' is not a number in \[0, 5\]\. To fix, correct"),
-        (("a,b,1", "a,b"), "2: has 2 columns, expected sentence1, sentence2, score"),
+        (("a,b,1", "a,b"), "2: has 2 columns, expected 3 as in the first line"),
         (("a,b,nan",), "1: score 'nan' is not a number"),
         (("a,a,2", "cat,dog,2"), "every gold score is 2"),
     ],
