@@ -10,10 +10,11 @@ from typing import Any
 import numpy as np
 
 from bge_pruning.evaluation.retrieval_floors import WordEmbeddings, with_random_weights
-from bge_pruning.evaluation.search import HEADS, MODES, CorpusCache, SearchModel, check_modes
+from bge_pruning.evaluation.search import MODES, CorpusCache, SearchModel, check_modes
 from bge_pruning.evaluation.statistics import bootstrap_interval, paired_p_value
 from bge_pruning.evaluation.text_encoder import TextEncoder
 from bge_pruning.models.pretrained import BaseModel
+from bge_pruning.models.scores import OUTPUT_NAMES
 
 METRICS = ("ndcg_at_10", "mrr_at_10", "recall_at_100", "map_at_100")
 MAIN_METRIC = "ndcg_at_10"
@@ -56,7 +57,7 @@ def score_retrieval(
     from mteb.models import ModelMeta
 
     names = encoder.names()
-    modes = [mode for mode in modes if all(HEADS[output] in names for output in MODES[mode])]
+    modes = [mode for mode in modes if all(OUTPUT_NAMES[output] in names for output in MODES[mode])]
     meta = ModelMeta.create_empty(overwrites={"name": "bge_pruning/model", "revision": "local"})
     scores: Scores = {}
     for task in tasks:

@@ -11,7 +11,7 @@ import numpy as np
 from bge_pruning.datasets.mteb_dataloader import passage_text, query_text
 from bge_pruning.evaluation.multi_vector import encode_queries, score_pairs
 from bge_pruning.evaluation.text_encoder import Encoded, TextEncoder
-from bge_pruning.models.scores import ENSEMBLE_WEIGHTS
+from bge_pruning.models.scores import ENSEMBLE_WEIGHTS, OUTPUT_NAMES
 
 if TYPE_CHECKING:
     from mteb.models import ModelMeta
@@ -24,7 +24,6 @@ MODES = {
     "dense+sparse": ("dense", "sparse"),
     "all": ("dense", "sparse", "colbert"),
 }
-HEADS = {"dense": "dense_vecs", "sparse": "token_weights", "colbert": "colbert_vecs"}
 # Queries whose scores with the whole corpus are in memory at once.
 QUERIES = 128
 
@@ -43,10 +42,10 @@ def check_modes(modes: Sequence[str], names: Sequence[str], model: str) -> None:
     for mode in modes:
         if mode not in MODES:
             raise ValueError(f"mode '{mode}' is not one of {', '.join(MODES)}. To fix, choose one.")
-        missing = [output for output in MODES[mode] if HEADS[output] not in names]
+        missing = [output for output in MODES[mode] if OUTPUT_NAMES[output] not in names]
         if missing:
             possible = [
-                m for m, outputs in MODES.items() if all(HEADS[o] in names for o in outputs)
+                m for m, outputs in MODES.items() if all(OUTPUT_NAMES[o] in names for o in outputs)
             ]
             raise ValueError(
                 f"mode {mode} needs {' and '.join(missing)} vectors, and {model} has no head for "
@@ -82,7 +81,7 @@ class CorpusCache:
         self, encoder: TextEncoder, outputs: Sequence[str], progress: bool = False
     ) -> None:
         self.encoder = encoder
-        wanted = {HEADS[output] for output in outputs} - {"colbert_vecs"}
+        wanted = {OUTPUT_NAMES[output] for output in outputs} - {"colbert_vecs"}
         if "colbert" in outputs:  # its candidates are found by the others
             wanted |= {"dense_vecs", "token_weights"} & set(encoder.names())
         self.names = tuple(sorted(wanted))
@@ -160,7 +159,7 @@ class SearchModel:
         self, texts: Sequence[str], encoded: Encoded, outputs: Sequence[str], top_k: int
     ) -> tuple[np.ndarray, np.ndarray]:
         corpora, collection = self.corpora, self._collection
-        first = [name for name in ("dense", "sparse") if HEADS[name] in corpora.names]
+        first = [name for name in ("dense", "sparse") if OUTPUT_NAMES[name] in corpora.names]
         depth = min(self.candidates, len(collection.ids))
         indices, scores = first_stage(encoded, collection.encoded, first, depth)
         if outputs == ("colbert",):

@@ -83,9 +83,8 @@ class ComposerBGEM3(ComposerModel):
         # In a tuple, so that it is neither trained, nor wrapped by DDP, nor checkpointed.
         self._teacher = (teacher,)
         self.register_buffer("teacher_dimensions", teacher_dimensions, persistent=False)
-        self.register_buffer(
-            "teacher_layers", _layer_map(teacher_layers, teacher), persistent=False
-        )
+        kept = teacher_layers if loss_weights.distillation_hidden else None
+        self.register_buffer("teacher_layers", _layer_map(kept, teacher), persistent=False)
         self.special_ids = tuple(special_ids)
         self.chunk_size = chunk_size
         learned = loss_weights.learn_temperature and loss_weights.contrastive > 0

@@ -23,15 +23,12 @@ from bge_pruning.models.losses import (
     token_weight_distillation,
     unified_loss,
 )
-from bge_pruning.models.scores import Outputs, compute_scores
+from bge_pruning.models.scores import OUTPUT_NAMES, Outputs, compute_scores
 from bge_pruning.models.teacher import HIDDEN
 
 # Tensors by name, and the name of the source.
 Batch = dict[str, "Tensor | str"]
 Temperature = Tensor | float
-
-# The outputs in a loss's words and in the model's.
-OUTPUT_NAMES = {"dense": "dense_vecs", "sparse": "token_weights", "colbert": "colbert_vecs"}
 
 
 @dataclass(frozen=True)

@@ -14,6 +14,8 @@ from torch import Tensor
 
 from bge_pruning.models.embedding_heads import compute_colbert_scores
 
+# The outputs in the words of losses and modes, and in the model's.
+OUTPUT_NAMES = {"dense": "dense_vecs", "sparse": "token_weights", "colbert": "colbert_vecs"}
 # Weights of the outputs in the score that combines them (FlagEmbedding's training).
 ENSEMBLE_WEIGHTS = {"dense": 1.0, "sparse": 0.3, "colbert": 1.0}
 

@@ -107,6 +107,7 @@ class Teacher:
         self.revision = revision
         self.pooling = pooling
         self._encoder: FrozenEncoder | None = None
+        self._fingerprint: str | None = None
 
     def encoder(self) -> FrozenEncoder:
         """The frozen model."""
@@ -126,7 +127,15 @@ class Teacher:
         return read_vocabulary(read_tokenizer_files(folder, vocab_size))
 
     def fingerprint(self) -> str:
-        """Hash of all that its outputs depend on: weights, heads, sizes and pooling."""
+        """Hash of all that its outputs depend on: weights, heads, sizes and pooling.
+
+        The weights are read once, however many sources ask.
+        """
+        if self._fingerprint is None:
+            self._fingerprint = self._hash()
+        return self._fingerprint
+
+    def _hash(self) -> str:
         folder = fetch_model_folder(self.name, self.revision)
         weights, config = weight_file(folder), read_hf_config(folder)
         numbers = {k: v for k, v in sorted(config.items()) if isinstance(v, (int, float))}
