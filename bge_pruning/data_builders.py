@@ -57,6 +57,27 @@ def check_objective(config: Config) -> None:
     weights = build_loss_weights(config)
     if not config.data.train:
         raise ConfigError("data.train is empty. To fix, add configs/training/sts_only.yaml.")
+    _check_sources(config)
+    if config.data.adapt_weights_interval is not None and config.data.num_workers:
+        raise ConfigError(
+            "data.adapt_weights_interval needs data.num_workers=0: workers load batches before the "
+            "weights are known. To fix, set one of the two."
+        )
+    if config.data.adapt_weights_interval is not None and config.model.l0_module is None:
+        raise ConfigError(
+            "data.adapt_weights_interval follows what pruning costs, and nothing is pruned "
+            "(model.l0_module is null). To fix, leave it out."
+        )
+    if weights.distillation_hidden and config.teacher.cache:
+        raise ConfigError(
+            "loss.distillation_hidden needs the teacher's hidden states, which are too many to "
+            "cache. To fix, set teacher.cache=false."
+        )
+    _check_losses_fit(weights, config)
+
+
+def _check_sources(config: Config) -> None:
+    """Names, weights and columns of the sources, and the folder for what is made of them."""
     names = [source.name for source in config.data.train]
     if repeated := sorted({name for name in names if names.count(name) > 1}):
         raise ConfigError(
@@ -75,22 +96,6 @@ def check_objective(config: Config) -> None:
         raise ConfigError(
             f"data.processed_folder {processed} is a file. To fix, name a folder, or remove it."
         )
-    if config.data.adapt_weights_interval is not None and config.data.num_workers:
-        raise ConfigError(
-            "data.adapt_weights_interval needs data.num_workers=0: workers load batches before the "
-            "weights are known. To fix, set one of the two."
-        )
-    if config.data.adapt_weights_interval is not None and config.model.l0_module is None:
-        raise ConfigError(
-            "data.adapt_weights_interval follows what pruning costs, and nothing is pruned "
-            "(model.l0_module is null). To fix, leave it out."
-        )
-    if weights.distillation_hidden and config.teacher.cache:
-        raise ConfigError(
-            "loss.distillation_hidden needs the teacher's hidden states, which are too many to "
-            "cache. To fix, set teacher.cache=false."
-        )
-    _check_losses_fit(weights, config)
 
 
 def _check_losses_fit(weights: LossWeights, config: Config) -> None:

@@ -87,6 +87,7 @@ class CorpusCache:
         self.names = tuple(sorted(wanted))
         self.progress = progress
         self._collections: dict[object, Collection] = {}
+        self._late: tuple[object, np.ndarray] | None = None
 
     def collection(self, key: object, corpus: Sequence[Mapping[str, Any]]) -> Collection:
         """A corpus, embedded when it is first asked for; an earlier one is dropped."""
@@ -97,6 +98,27 @@ class CorpusCache:
                 key: Collection(ids, texts, self.encoder.encode(texts, self.names, self.progress))
             }
         return self._collections[key]
+
+    def late_scores(
+        self, texts: Sequence[str], collection: Collection, indices: np.ndarray
+    ) -> np.ndarray:
+        """Multi-vector scores of queries with their candidates, kept for the next mode.
+
+        Args:
+            texts: The queries.
+            collection: The corpus.
+            indices: Candidates of each query, shape ``(q, k)``.
+
+        Returns:
+            Shape ``(q, k)``.
+        """
+        key = (tuple(texts), id(collection), indices.tobytes())
+        if self._late is None or self._late[0] != key:
+            pairs = (np.repeat(np.arange(len(texts)), indices.shape[1]), indices.ravel())
+            queries = encode_queries(self.encoder, texts)
+            late = score_pairs(self.encoder, queries, collection.texts, pairs, self.progress)
+            self._late = (key, late.reshape(indices.shape))
+        return self._late[1]
 
 
 class SearchModel:
@@ -164,10 +186,8 @@ class SearchModel:
         indices, scores = first_stage(encoded, collection.encoded, first, depth)
         if outputs == ("colbert",):
             scores = np.zeros_like(scores)
-        pairs = (np.repeat(np.arange(len(texts)), depth), indices.ravel())
-        queries = encode_queries(corpora.encoder, texts)
-        late = score_pairs(corpora.encoder, queries, collection.texts, pairs, corpora.progress)
-        scores = scores + ENSEMBLE_WEIGHTS["colbert"] * late.reshape(scores.shape)
+        late = corpora.late_scores(texts, collection, indices)
+        scores = scores + ENSEMBLE_WEIGHTS["colbert"] * late
         order = np.argsort(-scores, axis=1, kind="stable")[:, :top_k]
         return np.take_along_axis(indices, order, 1), np.take_along_axis(scores, order, 1)
 

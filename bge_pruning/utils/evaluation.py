@@ -85,20 +85,19 @@ def evaluate(
     for name in (model, *([baseline] if baseline else []), *(also or {}).values()):
         check_name(name)  # all of them, before the first is scored
     options = {"max_length": max_length, "device": device}
-    judged, reference = load_encoder(model, **options), None
+    judged = load_encoder(model, **options)
+    reference = load_encoder(baseline, **options) if baseline else None
     scores = {"model": score_sts(judged, sts, batch_size)}
-    counts = {"model": _count(model, judged), "baseline": None}
-    if baseline:
-        reference = load_encoder(baseline, **options)
+    if reference is not None:
         scores["baseline"] = score_sts(reference, sts, batch_size)
-        counts["baseline"] = _count(baseline, reference)
-    words = build_word_embedding_model(reference or judged)
-    scores["word_embeddings"] = score_sts(words, sts, batch_size)
-    scores["random_weights"] = _score_untrained(model, sts, batch_size, options, seed)
-    del words  # the memory is needed for what follows
+    scores |= _score_floors(model, reference or judged, sts, batch_size, options, seed)
     extra = {
         name: _score_and_free(folder, sts, batch_size, options)
         for name, folder in (also or {}).items()
+    }
+    counts = {
+        "model": _count(model, judged),
+        "baseline": _count(baseline, reference) if baseline else None,
     }
     measured = speed and reference is not None
     return {
@@ -110,6 +109,20 @@ def evaluate(
         "seed": seed,
         "versions": collect_versions(),
     }
+
+
+def _score_floors(
+    model: str,
+    trained: SentenceTransformer,
+    sts: Mapping[str, Pairs],
+    batch_size: int,
+    options: dict[str, Any],
+    seed: int,
+) -> dict[str, dict[str, Score]]:
+    """Scores of the two floors; what they need of memory is free again afterwards."""
+    words = score_sts(build_word_embedding_model(trained), sts, batch_size)
+    untrained = _score_untrained(model, sts, batch_size, options, seed)
+    return {"word_embeddings": words, "random_weights": untrained}
 
 
 def load_encoder(

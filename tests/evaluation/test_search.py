@@ -100,6 +100,25 @@ def test_a_corpus_is_embedded_once_for_all_modes(encoder, data, monkeypatch):
     assert sizes == [len(data.corpus)]
 
 
+def test_multi_vectors_are_compared_once_for_all_modes(encoder, data, monkeypatch):
+    calls = []
+    score = search.score_pairs
+    monkeypatch.setattr(search, "score_pairs", lambda *a: calls.append(1) or score(*a))
+    corpora = CorpusCache(encoder, ("dense", "sparse", "colbert"))
+    found = {}
+    for queries in (data.queries, data.queries[:3]):
+        for mode in ("colbert", "all"):
+            model = SearchModel(corpora, mode, None)
+            model.index(data.corpus, task_metadata=Metadata, hf_split="test", hf_subset="default")
+            found[mode] = model.search(queries, top_k=4)
+    assert len(calls) == 2  # once for each set of queries
+    alone = find(encoder, data, "all", 4)
+    for query, results in found["all"].items():
+        assert list(results) == list(alone[query])
+        # Another number of queries in one matrix product rounds otherwise.
+        assert results == pytest.approx(alone[query], abs=1e-5)
+
+
 def test_lists_to_rerank_are_refused(encoder, data):
     model = SearchModel(CorpusCache(encoder, ("dense",)), "dense", None)
     model.index(data.corpus, task_metadata=Metadata, hf_split="test", hf_subset="default")
