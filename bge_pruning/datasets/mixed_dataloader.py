@@ -148,13 +148,18 @@ class MixedDataset(Dataset):
             from_beginning: Always true.
         """
         batch = self.epoch_start + num_samples // self.batch_size
-        return {"names": self.names, "batch": batch, **self.schedule.state_dict()}
+        return {"names": self.names, "batch": batch, **self._sizes(), **self.schedule.state_dict()}
+
+    def _sizes(self) -> dict[str, Any]:
+        """What the place of a batch in an epoch depends on."""
+        rows = [len(dataset) for dataset in self.datasets]
+        return {"rows": rows, "batch_size": self.batch_size}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Go on where a checkpoint stopped.
 
         Raises:
-            ValueError: If the run had other sources.
+            ValueError: If the run had other sources, other numbers of rows, or another batch size.
         """
         if list(state["names"]) != self.names:
             raise ValueError(
@@ -162,6 +167,12 @@ class MixedDataset(Dataset):
                 f"names {', '.join(self.names)}. To fix, go on with the same data.train, or start "
                 f"a new run."
             )
+        for key, value in self._sizes().items():
+            if state.get(key, value) != value:
+                raise ValueError(
+                    f"the checkpoint was trained with {key} {state[key]}, the configuration gives "
+                    f"{value}. To fix, go on with the same data and batch size, or start a new run."
+                )
         self.schedule.load_state_dict(state)
         self.resume_at = state["batch"]
 

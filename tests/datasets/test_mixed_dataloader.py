@@ -208,6 +208,17 @@ def test_other_sources_than_the_checkpoint_are_refused():
         build().dataset.load_state_dict(state)
 
 
+def test_other_rows_or_another_batch_size_are_refused():
+    state = build().dataset.state_dict(0, True)
+    message = r"was trained with batch_size 4, the configuration gives 2. To fix, go on with"
+    with pytest.raises(ValueError, match=message):
+        build(size=2).dataset.load_state_dict(state)
+    with pytest.raises(
+        ValueError, match=r"with rows \[20, 99\], the configuration gives \[20, 101\]"
+    ):
+        build().dataset.load_state_dict({**state, "rows": [20, 99]})
+
+
 # Refusals
 
 
