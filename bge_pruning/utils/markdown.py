@@ -1,0 +1,39 @@
+"""Pieces of Markdown whose content comes from data: escaped, so that it stays what it is."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from typing import Any
+
+# What Markdown or HTML would read as more than text. An underscore inside a word is only text.
+SPECIAL = re.compile(r"[\\`*\[\]<>&|~$#]|(?<![^\W_])_|_(?![^\W_])")
+
+
+def escape(text: object) -> str:
+    """Text as a line of Markdown that shows it."""
+    return SPECIAL.sub(lambda match: "\\" + match[0], " ".join(str(text).split()))
+
+
+def table(header: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:
+    """A table, its cells escaped.
+
+    Args:
+        header: Names of the columns; the first holds words, the others numbers, to the right.
+        rows: Cells.
+    """
+    lines = [[escape(cell) for cell in line] for line in (header, *rows)]
+    lines.insert(1, ["---", *["---:"] * (len(header) - 1)])
+    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
+
+
+def fence(text: str, language: str) -> str:
+    """A block of code; what is in it cannot end it."""
+    longest = max(map(len, re.findall(r"`{3,}", text)), default=2)
+    mark = "`" * (longest + 1)
+    return f"{mark}{language}\n{text.rstrip()}\n{mark}"
+
+
+def picture(caption: str, name: str) -> str:
+    """A picture that lies beside the page."""
+    return f"![{escape(caption)}]({name})"

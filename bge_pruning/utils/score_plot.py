@@ -1,0 +1,204 @@
+"""Scores as dots: the model with its interval, the original, and the floor."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from itertools import groupby
+from typing import TYPE_CHECKING, Any
+
+from bge_pruning.utils.figures import LIGHT, Theme, legend_label, make_figure
+from bge_pruning.utils.tasks import METRIC_TITLES
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+ROW_HEIGHT = 0.3  # inches
+MARKERS = ("s", "^", "v", "P", "X")
+
+
+def draw_scores(scores: Sequence[Mapping[str, Any]], theme: Theme = LIGHT) -> Figure:
+    """Draws a row for each task and mode.
+
+    Args:
+        scores: Of :func:`bge_pruning.utils.tasks.main_scores`.
+        theme: Colours.
+
+    Returns:
+        The figure; it grows with the rows.
+
+    Raises:
+        ValueError: If there is no score.
+    """
+    if not scores:
+        raise ValueError("there is no score to draw. To fix, evaluate on at least one task.")
+    rows = count_rows(scores)
+    with theme.context():
+        figure = make_figure(8.6, 1.35 + ROW_HEIGHT * max(2, rows))
+        panel = figure.subplots()
+        fill_scores(panel, scores, theme)
+        panel.set_title("Score by task and mode, with its 95 % interval")
+    return figure
+
+
+def count_rows(scores: Sequence[Mapping[str, Any]]) -> int:
+    """Rows that :func:`fill_scores` needs: a task of several modes has a heading."""
+    groups = [len(list(group)) for _, group in groupby(scores, key=_group)]
+    return sum(count + (count > 1) for count in groups)
+
+
+def fill_scores(panel: Axes, scores: Sequence[Mapping[str, Any]], theme: Theme) -> None:
+    """Draws the rows, their names at the left and their numbers at the right, and the legend."""
+    places, labels = _layout(scores)
+    drawn = [place for place, _, heading in labels if not heading]
+    panel.hlines(
+        drawn, 0, 1, color=theme.grid, linewidth=0.7, transform=panel.get_yaxis_transform()
+    )
+    panel.set_axisbelow(True)
+    _draw_floors(panel, scores, places, theme)
+    _draw_others(panel, scores, places, theme)
+    _draw_model(panel, scores, places, theme)
+    _label_rows(panel, labels)
+    _print_numbers(panel, scores, places, theme)
+    panel.set_ylim(max(places) + 0.6, -0.6)
+    panel.spines["left"].set_visible(False)
+    panel.margins(x=0.05)
+    panel.legend(
+        loc="upper center",
+        bbox_to_anchor=(0.5, 0),
+        bbox_transform=_below_ticks(panel),
+        ncols=4,
+        columnspacing=1.2,
+        handletextpad=0.4,
+        borderaxespad=0,
+    )
+
+
+def _below_ticks(panel: Axes) -> Any:
+    """Axes coordinates, moved down by the height of the tick labels whatever the axes' height."""
+    from matplotlib.transforms import ScaledTranslation
+
+    return panel.transAxes + ScaledTranslation(0, -0.34, panel.figure.dpi_scale_trans)
+
+
+def _group(entry: Mapping[str, Any]) -> tuple[str, str]:
+    return entry["task"], METRIC_TITLES[entry["metric"]]
+
+
+def _layout(
+    scores: Sequence[Mapping[str, Any]],
+) -> tuple[list[int], list[tuple[int, str, bool]]]:
+    """Place of each score from the top, and every label: its place, text, whether a heading."""
+    places, labels = [], []
+    row = 0
+    for (task, metric), group in groupby(scores, key=_group):
+        entries = list(group)
+        if len(entries) > 1:
+            labels.append((row, f"{task}, {metric}", True))
+            row += 1
+        for entry in entries:
+            name = entry["mode"] if len(entries) > 1 else f"{task}, {metric}, {entry['mode']}"
+            places.append(row)
+            labels.append((row, name, False))
+            row += 1
+    return places, labels
+
+
+def _label_rows(panel: Axes, labels: Sequence[tuple[int, str, bool]]) -> None:
+    panel.set_yticks([place for place, _, _ in labels], [text for _, text, _ in labels])
+    panel.tick_params(axis="y", length=0)
+    for text, (_, _, heading) in zip(panel.get_yticklabels(), labels, strict=True):
+        text.set_fontweight("bold" if heading else "normal")
+
+
+def _draw_floors(
+    panel: Axes, scores: Sequence[Mapping[str, Any]], places: Sequence[int], theme: Theme
+) -> None:
+    """A bar to the left of each floor: what a model gets for nothing."""
+    floors = [entry["floor"] for entry in scores]
+    panel.scatter(
+        floors,
+        places,
+        marker="|",
+        s=110,
+        linewidths=2.2,
+        color=theme.muted,
+        label="floor",
+        zorder=2,
+    )
+
+
+def _draw_others(
+    panel: Axes, scores: Sequence[Mapping[str, Any]], places: Sequence[int], theme: Theme
+) -> None:
+    """The original, and further models."""
+    points = [(e["baseline"], p) for e, p in zip(scores, places, strict=True)]
+    points = [point for point in points if point[0] is not None]
+    if points:
+        # Hollow and on top: it stays visible around the dot of a model that is as good.
+        look = {"facecolors": "none", "edgecolors": theme.ink, "linewidths": 1.4, "zorder": 6}
+        panel.scatter(*zip(*points, strict=True), marker="D", s=40, label="original", **look)
+    names = dict.fromkeys(name for entry in scores for name in entry.get("also", {}))
+    for index, name in enumerate(names):
+        there = [
+            (entry["also"][name], place)
+            for entry, place in zip(scores, places, strict=True)
+            if name in entry.get("also", {})
+        ]
+        panel.scatter(
+            *zip(*there, strict=True),
+            marker=MARKERS[index % len(MARKERS)],
+            s=24,
+            color=theme.series[1 + index % (len(theme.series) - 1)],
+            label=legend_label(name),
+            zorder=3,
+        )
+
+
+def _draw_model(
+    panel: Axes, scores: Sequence[Mapping[str, Any]], places: Sequence[int], theme: Theme
+) -> None:
+    """The model at hand, with its interval."""
+    values = [entry["value"] for entry in scores]
+    lows, highs = zip(*(entry["interval"] for entry in scores), strict=True)
+    colour = theme.series[0]
+    panel.hlines(places, lows, highs, color=colour, linewidth=4.5, alpha=0.4, zorder=3)
+    panel.scatter(values, places, s=46, color=colour, label="this model", zorder=5)
+
+
+def _print_numbers(
+    panel: Axes, scores: Sequence[Mapping[str, Any]], places: Sequence[int], theme: Theme
+) -> None:
+    """Score and retention in two columns, right of the axes."""
+    columns = {"score": [f"{entry['value']:.3f}" for entry in scores]}
+    if any(entry["retention"] is not None for entry in scores):
+        columns["kept"] = [
+            "" if entry["retention"] is None else f"{entry['retention']:.1%}" for entry in scores
+        ]
+    for index, (title, texts) in enumerate(columns.items()):
+        offset = 40 + 46 * index
+        _print(panel, title, (1, 1), "axes fraction", (offset, 9), color=theme.muted)
+        for text, place in zip(texts, places, strict=True):
+            _print(panel, text, (1, place), panel.get_yaxis_transform(), (offset, 0))
+
+
+def _print(
+    panel: Axes,
+    text: str,
+    at: tuple[float, float],
+    where: Any,
+    offset: tuple[int, int],
+    **look: Any,
+) -> None:
+    panel.annotate(
+        text,
+        at,
+        offset,
+        xycoords=where,
+        textcoords="offset points",
+        ha="right",
+        va="center",
+        fontsize=8.5,
+        annotation_clip=False,
+        **look,
+    )
