@@ -25,7 +25,7 @@ def show_evaluation(result: dict[str, Any], console: Console) -> None:
     _print_whole(_score_table(result), console)
     for note in truncation_notes(result):
         console.print(note, markup=False, soft_wrap=True)
-    console.print(_parameter_table(result["parameters"]))
+    _print_whole(_parameter_table(result["parameters"]), console)
     if result["speed"]:
         latency, rate = result["speed"]["latency_ms"], result["speed"]["throughput_texts_per_s"]
         one = (
