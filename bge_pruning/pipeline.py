@@ -177,9 +177,8 @@ def _prepare_results(config: Config) -> None:
 
 
 def _evaluate(config: Config, tasks: Sequence[Task], modes: Sequence[str]) -> dict[str, Any]:
-    from bge_pruning.evaluation.evaluate import evaluate
+    from bge_pruning.evaluation.evaluate import evaluate, write_evaluation
     from bge_pruning.models.hub import fetch_model_folder
-    from bge_pruning.utils.evaluation import write_json
 
     base = fetch_model_folder(config.model.base_model, config.model.revision)
     results = Path(config.results_folder)
@@ -191,7 +190,7 @@ def _evaluate(config: Config, tasks: Sequence[Task], modes: Sequence[str]) -> di
         also={PRUNED_NAME: str(pruned_model_folder(config))},
         device={"gpu": "cuda"}.get(config.device, config.device),
     )
-    write_json(evaluation, results / "evaluation.json")
+    write_evaluation(evaluation, results / "evaluation.json")
     return evaluation
 
 

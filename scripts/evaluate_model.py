@@ -20,8 +20,7 @@ from pathlib import Path
 
 from bge_pruning.cli import run_command
 from bge_pruning.utils.console import show_evaluation
-from bge_pruning.utils.evaluation import refuse_existing, write_json, write_text
-from bge_pruning.utils.score_table import render_scores
+from bge_pruning.utils.evaluation import refuse_existing
 
 
 def named_model(text: str) -> tuple[str, str]:
@@ -104,11 +103,10 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def run(args: argparse.Namespace, words: Sequence[str]) -> None:
     """Evaluate, write and show."""
-    table = args.output.with_suffix(".md")
-    refuse_existing([args.output, table], overwrite=args.overwrite)
+    refuse_existing([args.output, args.output.with_suffix(".md")], overwrite=args.overwrite)
     from rich.console import Console
 
-    from bge_pruning.evaluation.evaluate import evaluate
+    from bge_pruning.evaluation.evaluate import evaluate, write_evaluation
     from bge_pruning.evaluation.tasks import find_tasks
 
     tasks = find_tasks(args.sts, args.retrieval, args.split)
@@ -126,8 +124,7 @@ def run(args: argparse.Namespace, words: Sequence[str]) -> None:
         progress=sys.stderr.isatty(),
     )
     result["command"] = shlex.join(["python", "scripts/evaluate_model.py", *words])
-    write_json(result, args.output, overwrite=args.overwrite)
-    write_text(table, "\n\n".join(render_scores(result)) + "\n")
+    write_evaluation(result, args.output, overwrite=args.overwrite)
     show_evaluation(result, Console(highlight=False))
 
 

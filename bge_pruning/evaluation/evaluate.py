@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import logging
 from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -21,9 +22,32 @@ from bge_pruning.evaluation.floors import WordEmbeddings
 from bge_pruning.evaluation.scoring import Scores, score_tasks
 from bge_pruning.evaluation.search import check_modes
 from bge_pruning.evaluation.tasks import SIMILARITY, Task
-from bge_pruning.utils.evaluation import collect_versions
+from bge_pruning.utils.evaluation import (
+    collect_versions,
+    refuse_existing,
+    write_json,
+    write_text,
+)
+from bge_pruning.utils.score_table import render_scores
 
 log = logging.getLogger(__name__)
+
+
+def write_evaluation(result: Mapping[str, Any], path: Path, *, overwrite: bool = False) -> None:
+    """Write a result as JSON, and its scores as a Markdown table beside it.
+
+    Args:
+        result: What :func:`evaluate` returns.
+        path: JSON file.
+        overwrite: Whether existing files may be replaced.
+
+    Raises:
+        FileExistsError: If one of them exists and ``overwrite`` is false.
+    """
+    table = path.with_suffix(".md")
+    refuse_existing([path, table], overwrite=overwrite)
+    write_json(result, path, overwrite=overwrite)
+    write_text(table, "\n\n".join(render_scores(result)) + "\n")
 
 
 def default_device() -> str:
@@ -69,13 +93,16 @@ def evaluate(
         ``size_bytes``, ``speed``, ``seed``, ``max_length`` and ``versions``.
 
     Raises:
-        ValueError: If there is no task, a mode is unknown or the model has no head for it, or a
-            model's score is undefined.
+        ValueError: If there is no task, a mode is unknown or the model has no head for it, a number
+            is out of range, or a model's score is undefined.
         FileNotFoundError: If a model named by a path is not there.
         OSError: If the hub cannot deliver a model.
     """
     if not tasks:
         raise ValueError("no task to evaluate on. To fix, give at least one.")
+    for key, value in {"batch_size": batch_size, "max_length": max_length}.items():
+        if value is not None and value < 1:
+            raise ValueError(f"{key} {value} is not above 0. To fix, use 1 or more.")
     others = also or {}
     for name in (model, *([baseline] if baseline else []), *others.values()):
         check_model_name(name)  # all of them, before the first is scored
@@ -84,9 +111,9 @@ def evaluate(
     def load(name: str) -> AnyEncoder:
         return load_encoder(name, device, max_length, batch_size)
 
-    def score(what: str, encoder: AnyEncoder | WordEmbeddings) -> Scores:
+    def score(what: str, encoder: AnyEncoder | WordEmbeddings, is_floor: bool = False) -> Scores:
         log.info("evaluating %s on %s", what, ", ".join(task.name for task in tasks))
-        return score_tasks(encoder, tasks, modes, progress)
+        return score_tasks(encoder, tasks, modes, progress, is_floor=is_floor)
 
     judged = load(model)
     check_modes(modes, judged.names(), model)
@@ -94,9 +121,9 @@ def evaluate(
     scores = {"model": score("the model", judged)}
     if reference is not None:
         scores["baseline"] = score("the baseline", reference)
-    scores["word_embeddings"] = score("word embeddings", WordEmbeddings(reference or judged))
+    scores["word_embeddings"] = score("word embeddings", WordEmbeddings(reference or judged), True)
     scores["random_weights"] = _score_and_free(
-        lambda: score("random weights", untrained_encoder(judged, seed))
+        lambda: score("random weights", untrained_encoder(judged, seed), True)
     )
     extra = {
         name: _score_and_free(lambda n=name, f=folder: score(n, load(f)))

@@ -14,6 +14,7 @@ from bge_pruning.evaluation.search import MODES, CorpusCache, SearchModel
 from bge_pruning.evaluation.similarity import PairCache, SimilarityModel
 from bge_pruning.evaluation.tasks import RETRIEVAL, SIMILARITY, Task
 from bge_pruning.models.scores import OUTPUT_NAMES
+from bge_pruning.utils.embedding_metrics import check_spread
 
 RETRIEVAL_METRICS = ("ndcg_at_10", "mrr_at_10", "recall_at_100", "map_at_100")
 
@@ -55,7 +56,12 @@ def metric_names(kind: str, mode: str) -> tuple[str, ...]:
 
 
 def score_tasks(
-    encoder: Encoder, tasks: Sequence[Task], modes: Sequence[str], progress: bool = False
+    encoder: Encoder,
+    tasks: Sequence[Task],
+    modes: Sequence[str],
+    progress: bool = False,
+    *,
+    is_floor: bool = False,
 ) -> Scores:
     """Scores of one model; modes that it has no head for are left out.
 
@@ -64,18 +70,22 @@ def score_tasks(
         tasks: See :mod:`bge_pruning.evaluation.tasks`.
         modes: Names of modes.
         progress: Show progress bars.
+        is_floor: Whether the model was never trained. All its similarities may then be the same,
+            such as 0: it knows nothing, and its correlation is 0.
 
     Raises:
-        ValueError: If the similarities of a task are not finite or all the same.
+        ValueError: If the similarities of a task are not finite, or all the same.
     """
     names = encoder.names()
     modes = [mode for mode in modes if all(OUTPUT_NAMES[output] in names for output in MODES[mode])]
     outputs = sorted({output for mode in modes for output in MODES[mode]})
     scores: Scores = {}
     for task in tasks if modes else ():
-        score = _score_similarity if task.kind == SIMILARITY else _score_retrieval
-        for mode, found in score(encoder, task, modes, outputs, progress).items():
-            scores[task.name, mode] = found
+        if task.kind == SIMILARITY:
+            found = _score_similarity(encoder, task, modes, outputs, progress, is_floor)
+        else:
+            found = _score_retrieval(encoder, task, modes, outputs, progress)
+        scores |= {(task.name, mode): score for mode, score in found.items()}
     return scores
 
 
@@ -95,19 +105,26 @@ def _score_retrieval(
 
 
 def _score_similarity(
-    encoder: Encoder, task: Task, modes: Sequence[str], outputs: Sequence[str], progress: bool
+    encoder: Encoder,
+    task: Task,
+    modes: Sequence[str],
+    outputs: Sequence[str],
+    progress: bool,
+    is_floor: bool,
 ) -> dict[str, Score]:
     started = time.perf_counter()
     first, second, _ = task.pairs()
     cache = PairCache(encoder, first, second, outputs, progress)
     scores = {}
     for mode in modes:
-        try:
+        samples = cache.scores(mode)
+        if is_floor and np.ptp(samples) == 0:
+            values = dict.fromkeys(metric_names(SIMILARITY, mode), 0.0)
+        else:
+            check_spread(f"{task.name}: {mode} similarity", samples)
             values = _run(SimilarityModel(cache, mode, _meta()), task, mode)
-        except ValueError as error:
-            raise ValueError(f"{task.name}: {error}") from error
         seconds = time.perf_counter() - started
-        scores[mode] = Score(values, cache.scores(mode), len(cache.texts), cache.truncated, seconds)
+        scores[mode] = Score(values, samples, len(cache.texts), cache.truncated, seconds)
         started = time.perf_counter()
     return scores
 

@@ -10,7 +10,6 @@ import numpy as np
 from bge_pruning.evaluation.multi_vector import encode_queries, score_pairs
 from bge_pruning.evaluation.search import MODES
 from bge_pruning.models.scores import ENSEMBLE_WEIGHTS, OUTPUT_NAMES
-from bge_pruning.utils.embedding_metrics import check_spread
 
 if TYPE_CHECKING:
     from mteb.models import ModelMeta
@@ -99,14 +98,8 @@ class SimilarityModel:
         return self.cache.encoded.dense_vecs[[self.cache.row[text] for text in texts]]
 
     def similarity_pairwise(self, first: np.ndarray, second: np.ndarray) -> np.ndarray:
-        """Similarity of every pair with the mode, shape ``(pairs,)``.
-
-        Raises:
-            ValueError: If the similarities are not finite or all the same.
-        """
-        scores = self.cache.scores(self.mode)
-        check_spread(f"{self.mode} similarity", scores)
-        return scores
+        """Similarity of every pair with the mode, shape ``(pairs,)``."""
+        return self.cache.scores(self.mode)
 
     def similarity(self, first: np.ndarray, second: np.ndarray) -> np.ndarray:
         """Cosine similarity of every first with every second sentence; part of the protocol."""

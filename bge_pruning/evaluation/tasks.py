@@ -79,8 +79,10 @@ def find_tasks(sts: Sequence[str], retrieval: Sequence[str], split: str = "test"
 
     Raises:
         FileNotFoundError: If a file or the data of a named task is missing.
-        ValueError: If a row is wrong, or two tasks have one name.
+        ValueError: If there is none, a row is wrong, or two tasks have one name.
     """
+    if not sts and not retrieval:
+        raise ValueError("no task to evaluate on. To fix, give at least one.")
     tasks: list[Task] = []
     for name in sts:
         is_file = Path(name).suffix or "/" in name or Path(name).exists()
@@ -111,7 +113,10 @@ def named_tasks(name: str, kind: str) -> list[Task]:
     """
     task_name, _, subset = name.partition(":")
     types = ("STS",) if kind == SIMILARITY else ("Retrieval",)
-    loaded = load_tasks(task_name, subset or None, types)
+    try:
+        loaded = load_tasks(task_name, subset or None, types)
+    except ValueError as error:
+        raise ValueError(f"{name}: no such file or folder; as a name, {error}") from error
     splits = {split for _, split, _ in loaded}
     tasks = []
     for mteb_task, split, part in loaded:

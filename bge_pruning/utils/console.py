@@ -22,10 +22,10 @@ def show_evaluation(result: dict[str, Any], console: Console) -> None:
         result: What :func:`bge_pruning.evaluation.evaluate.evaluate` returns.
         console: Where to print; scripts own the terminal, the package does not.
     """
-    _print_whole(_score_table(result), console)
+    print_whole(_score_table(result), console)
     for note in truncation_notes(result):
         console.print(note, markup=False, soft_wrap=True)
-    console.print(_parameter_table(result["parameters"]))
+    print_whole(_parameter_table(result["parameters"]), console)
     if result["speed"]:
         latency, rate = result["speed"]["latency_ms"], result["speed"]["throughput_texts_per_s"]
         one = (
@@ -35,7 +35,7 @@ def show_evaluation(result: dict[str, Any], console: Console) -> None:
         console.print(f"one text: {one}; texts per second: {many}", soft_wrap=True)
 
 
-def _print_whole(table: Table, console: Console) -> None:
+def print_whole(table: Table, console: Console) -> None:
     """Never narrower than its numbers: a terminal can be widened, but what is cut is lost."""
     given = console.width
     console.width = 1000

@@ -1,124 +1,205 @@
-"""Retrieval scores: mteb's own, beside a baseline and floors."""
+"""Scores on tasks: mteb's own, in every mode, of one model."""
 
 import mteb
 import numpy as np
 import pytest
-import torch
+from scipy.stats import pearsonr, spearmanr
 
-from bge_pruning.evaluation.retrieval import METRICS, evaluate_retrieval, score_retrieval
-from bge_pruning.evaluation.retrieval_floors import WordEmbeddings, with_random_weights
+from bge_pruning.evaluation.encoders import load_encoder, untrained_encoder
+from bge_pruning.evaluation.floors import WordEmbeddings
+from bge_pruning.evaluation.scoring import RETRIEVAL_METRICS, metric_names, score_tasks
 from bge_pruning.evaluation.search import MODES
-from bge_pruning.evaluation.tasks import beir_task
+from bge_pruning.evaluation.tasks import beir_task, sts_task
 from bge_pruning.evaluation.text_encoder import TextEncoder
-from bge_pruning.models.pretrained import BaseModel, load_base_model
+
+# What mteb calls of itself and of sentence-transformers.
+pytestmark = [
+    pytest.mark.filterwarnings("ignore:The fill_missing parameter:DeprecationWarning"),
+    pytest.mark.filterwarnings("ignore:The `get_sentence_embedding_dimension`:FutureWarning"),
+]
 
 
 @pytest.fixture(scope="module")
-def base(model_folder) -> BaseModel:
-    return load_base_model(str(model_folder))
+def encoder(model_folder) -> TextEncoder:
+    return load_encoder(str(model_folder))
 
 
 @pytest.fixture(scope="module")
-def task(collection):
+def retrieval(collection):
     return beir_task(collection)
 
 
 @pytest.fixture(scope="module")
-def entries(base, task) -> list[dict]:
-    return evaluate_retrieval(with_random_weights(base, 5), base, [task], list(MODES))
+def similarity(sts_csv):
+    return sts_task(sts_csv)
 
 
-# What mteb calls of itself and of sentence-transformers.
-@pytest.mark.filterwarnings("ignore:The fill_missing parameter:DeprecationWarning")
-@pytest.mark.filterwarnings("ignore:The `get_sentence_embedding_dimension`:FutureWarning")
-def test_dense_scores_are_mtebs_of_the_same_model(base, task, model_folder):
+@pytest.fixture(scope="module")
+def scores(encoder, retrieval, similarity):
+    return score_tasks(encoder, [similarity, retrieval], list(MODES))
+
+
+def mtebs(folder, task) -> dict[str, float]:
+    """Scores of mteb's own evaluation of a sentence-transformers model."""
     from sentence_transformers import SentenceTransformer
 
-    ours = score_retrieval(TextEncoder(base), [task], ["dense"])[("tiny", "dense")]
-    model = SentenceTransformer(str(model_folder), device="cpu")
-    theirs = mteb.evaluate(
-        model, [task], cache=None, show_progress_bar=False, co2_tracker=False
-    ).task_results[0]
-    for metric in METRICS:
-        assert ours.values[metric] == pytest.approx(theirs.scores["test"][0][metric], abs=1e-4)
-    assert np.mean(list(ours.by_query.values())) == pytest.approx(
-        ours.values["ndcg_at_10"], abs=1e-4
+    model = SentenceTransformer(str(folder), device="cpu")
+    result = mteb.evaluate(
+        model, [task.mteb_task], cache=None, show_progress_bar=False, co2_tracker=False
     )
-    assert len(ours.by_query) == 15
+    return result.task_results[0].scores["test"][0]
 
 
-def test_every_mode_and_metric_has_an_entry(entries):
-    assert [(e["mode"], e["metric"]) for e in entries] == [(m, k) for m in MODES for k in METRICS]
-    for entry in entries:
-        assert entry["task"] == "tiny"
-        assert entry["queries"] == 15
-        assert 0 <= entry["value"] <= 1
-        assert entry["floor"] == max(entry["floors"].values())
-        expected = {"random_weights"} | ({"word_embeddings"} if entry["mode"] == "dense" else set())
-        assert set(entry["floors"]) == expected
-        assert entry["retention"] == pytest.approx(entry["value"] / entry["baseline"])
+def test_dense_retrieval_is_mtebs_of_the_same_model(scores, retrieval, model_folder):
+    ours, theirs = scores["tiny", "dense"], mtebs(model_folder, retrieval)
+    for metric in RETRIEVAL_METRICS:
+        assert ours.values[metric] == pytest.approx(theirs[metric], abs=1e-4)
+    assert ours.samples.mean() == pytest.approx(ours.values["ndcg_at_10"], abs=1e-4)
+    assert len(ours.samples) == 15
 
 
-def test_intervals_and_tests_are_of_the_main_metric(entries):
-    for entry in entries:
-        assert ("interval" in entry) == ("p_value" in entry) == (entry["metric"] == "ndcg_at_10")
-        if "interval" in entry:
-            low, high = entry["interval"]
-            assert low <= entry["value"] + 1e-4 and entry["value"] - 1e-4 <= high
-            assert 0 < entry["p_value"] <= 1
+def test_dense_similarity_is_mtebs_of_the_same_model(encoder, similarity, model_folder):
+    found = score_tasks(encoder, [similarity], ["dense"])["tiny", "dense"]
+    theirs = mtebs(model_folder, similarity)
+    for metric in ("cosine_spearman", "cosine_pearson"):
+        assert found.values[metric] == pytest.approx(theirs[metric], abs=1e-4)
 
 
-def test_two_models_have_scores_of_their_own(base, task):
-    other = with_random_weights(base, 5)
-    first, second = (score_retrieval(TextEncoder(m), [task], ["dense"]) for m in (base, other))
-    key = ("tiny", "dense")
-    assert first[key].by_query != second[key].by_query
+def test_every_task_and_mode_has_its_metrics(scores, encoder, similarity, retrieval):
+    both = score_tasks(encoder, [similarity], list(MODES)) | scores
+    assert list(scores) == [("tiny", mode) for mode in MODES]  # the two tasks have one name here
+    for (_, mode), score in both.items():
+        assert tuple(score.values) in (
+            RETRIEVAL_METRICS,
+            metric_names("similarity", mode),
+        )
+        assert score.seconds > 0
+    assert metric_names("similarity", "dense") == ("cosine_spearman", "cosine_pearson")
+    assert metric_names("similarity", "all") == ("spearman", "pearson")
 
 
-def test_without_a_baseline(base, task):
-    entries = evaluate_retrieval(base, None, [task], ["dense"])
-    assert {(e["baseline"], e["retention"], e["retention_above_floor"]) for e in entries} == {
-        (None, None, None)
+@pytest.mark.parametrize("mode", MODES)
+def test_similarity_of_pairs_is_flagembeddings(mode, encoder, similarity, model_folder):
+    from FlagEmbedding import BGEM3FlagModel
+
+    first, second, gold = similarity.pairs()
+    model = BGEM3FlagModel(str(model_folder), use_fp16=False, devices="cpu")
+    names = ("return_dense", "return_sparse", "return_colbert_vecs")
+    a, b = (model.encode(part, **dict.fromkeys(names, True)) for part in (first, second))
+    parts = {
+        "dense": (a["dense_vecs"] * b["dense_vecs"]).sum(1),
+        "sparse": [
+            model.compute_lexical_matching_score(x, y)
+            for x, y in zip(a["lexical_weights"], b["lexical_weights"], strict=True)
+        ],
+        "colbert": [
+            float(model.colbert_score(x, y))
+            for x, y in zip(a["colbert_vecs"], b["colbert_vecs"], strict=True)
+        ],
     }
+    weights = {"dense": 1.0, "sparse": 0.3, "colbert": 1.0}
+    expected = sum(weights[name] * np.array(parts[name]) for name in MODES[mode])
+    score = score_tasks(encoder, [similarity], [mode])["tiny", mode]
+    np.testing.assert_allclose(score.samples, expected, atol=1e-5)
+    metrics = metric_names("similarity", mode)
+    assert score.values[metrics[0]] == pytest.approx(spearmanr(expected, gold)[0], abs=1e-6)
+    assert score.values[metrics[1]] == pytest.approx(pearsonr(expected, gold)[0], abs=1e-6)
 
 
-def test_a_mode_without_its_head_is_refused(base, task):
-    from dataclasses import replace
+def test_sentences_are_embedded_once_for_all_modes(encoder, similarity):
+    seen = []
 
-    from bge_pruning.models.embedding_heads import EmbeddingHeads
+    class Spy:
+        def __init__(self):
+            self.prompts = {}
 
-    dense = replace(base, heads=EmbeddingHeads(32, "cls", sparse=False, colbert_dim=0))
-    with pytest.raises(ValueError, match="mode sparse needs sparse vectors, and .* has no head"):
-        evaluate_retrieval(dense, None, [task], ["dense", "sparse"])
+        def names(self):
+            return ("dense_vecs", "token_weights")
 
+        def encode(self, texts, names, progress):
+            seen.append(list(texts))
+            return encoder.encode(texts, names)
 
-# Floors
-
-
-def test_random_weights_are_new_and_leave_the_model_alone(base):
-    before = {k: v.clone() for k, v in base.backbone.state_dict().items()}
-    state = torch.random.get_rng_state()
-    other, same = with_random_weights(base, 3), with_random_weights(base, 3)
-    assert torch.equal(torch.random.get_rng_state(), state)
-    for name, value in base.backbone.state_dict().items():
-        assert torch.equal(value, before[name])
-        new = other.backbone.state_dict()[name]
-        assert torch.equal(new, same.backbone.state_dict()[name])
-        if name.endswith("dense.weight"):
-            assert float(new.std()) == pytest.approx(0.02, rel=0.2)
-        elif name.endswith("bias"):
-            assert not new.any()
-        elif "LayerNorm" in name:
-            assert (new == 1).all()
+    score_tasks(Spy(), [similarity], ["dense", "sparse", "dense+sparse"])
+    (texts,) = seen
+    assert len(texts) == len(set(texts)) > 40
 
 
-def test_word_embeddings_are_a_plain_mean(base):
-    encoder = TextEncoder(base)
-    table = base.backbone.embeddings.word_embeddings.weight.detach().numpy()
-    texts = ["the man plays", "a dog", "zzzz"]
-    found = WordEmbeddings(encoder).encode(texts).dense_vecs
-    for row, text in enumerate(texts):
-        ids = [i for i in encoder.tokenize([text])[0] if i not in encoder.special_ids]
-        mean = table[ids].mean(axis=0) if ids else np.zeros(32)
-        expected = mean / np.linalg.norm(mean) if ids else mean
-        np.testing.assert_allclose(found[row], expected, atol=1e-6)
+def test_modes_without_a_head_are_left_out(encoder, retrieval, similarity):
+    found = score_tasks(WordEmbeddings(encoder), [retrieval], ["sparse", "dense", "all"])
+    assert list(found) == [("tiny", "dense")]
+    assert score_tasks(WordEmbeddings(encoder), [retrieval], ["sparse"]) == {}
+
+
+def test_two_models_have_scores_of_their_own(encoder, retrieval):
+    key = ("tiny", "dense")
+    other = untrained_encoder(encoder, 5)
+    first, second = (score_tasks(e, [retrieval], ["dense"])[key] for e in (encoder, other))
+    assert not np.array_equal(first.samples, second.samples)
+
+
+def test_two_models_in_folders_of_one_name(model_folder, small_folder, tmp_path, retrieval):
+    import shutil
+
+    values = []
+    for number, folder in enumerate((model_folder, small_folder)):
+        same = tmp_path / str(number) / "model"
+        shutil.copytree(folder, same)
+        found = score_tasks(load_encoder(str(same)), [retrieval], ["dense"])
+        values.append(found["tiny", "dense"].samples)
+    assert not np.array_equal(*values)
+
+
+def test_texts_that_are_cut_are_counted(model_folder, collection, sts_csv):
+    tasks = beir_task(collection), sts_task(sts_csv)
+    for task in tasks:
+        long = score_tasks(load_encoder(str(model_folder)), [task], ["dense"])["tiny", "dense"]
+        short = score_tasks(load_encoder(str(model_folder), max_length=6), [task], ["all"])
+        assert long.truncated == 0
+        encoder = load_encoder(str(model_folder))
+        if task.kind == "similarity":
+            texts = set(task.pairs()[0]) | set(task.pairs()[1])
+        else:
+            data = task.mteb_task.dataset["default"]["test"]
+            texts = [f"{r['title']} {r['text']}".strip() for r in data["corpus"]]
+            texts += task.queries()
+        lengths = encoder.tokenize(list(texts)).lengths
+        found = short["tiny", "all"]
+        assert found.truncated == int((lengths > 6).sum()) > 0
+        assert found.texts == long.texts == len(texts)
+
+
+def test_broken_weights_have_no_score(encoder, similarity):
+    class Broken(WordEmbeddings):
+        def encode(self, texts, names=("dense_vecs",), progress=False):
+            found = super().encode(texts)
+            found.dense_vecs[:] = self.value
+            return found
+
+    messages = {
+        float("nan"): "values of the tiny: dense similarity are not finite",
+        1.0: "every tiny: dense similarity is 32, so the correlation is undefined",
+    }
+    for value, message in messages.items():
+        broken = Broken(encoder)
+        broken.value = value
+        with pytest.raises(ValueError, match=f"{message}.*To fix"):
+            score_tasks(broken, [similarity], ["dense"])
+    found = score_tasks(broken, [similarity], ["dense"], is_floor=True)["tiny", "dense"]
+    assert found.values == {"cosine_spearman": 0.0, "cosine_pearson": 0.0}
+
+
+def test_prompts_are_written_before_texts(encoder, retrieval, monkeypatch):
+    plain = score_tasks(encoder, [retrieval], ["dense"])["tiny", "dense"]
+    seen = []
+    given = encoder.encode
+
+    def spy(texts, *arguments, **options):
+        seen.extend(texts)
+        return given(texts, *arguments, **options)
+
+    monkeypatch.setattr(encoder, "encode", spy)
+    monkeypatch.setattr(encoder, "prompts", {"query": "dog ", "document": "cat "})
+    prompted = score_tasks(encoder, [retrieval], ["dense"])["tiny", "dense"]
+    assert {text.split()[0] for text in seen} == {"dog", "cat"}
+    assert not np.array_equal(plain.samples, prompted.samples)
