@@ -29,6 +29,7 @@ from bge_pruning.algorithms.random_state import RandomStateOnResume
 from bge_pruning.algorithms.source_weights import SourceWeights
 from bge_pruning.callbacks.data_callback import DataCallback
 from bge_pruning.callbacks.embedding_callback import EmbeddingCallback
+from bge_pruning.callbacks.gate_map_callback import GateMapCallback
 from bge_pruning.callbacks.metrics_file import MetricsFile
 from bge_pruning.callbacks.pruning_callback import PruningCallback
 from bge_pruning.callbacks.run_metadata_callback import RunMetadataCallback
@@ -266,12 +267,15 @@ def build_algorithms(
 
 def build_callbacks(config: Config, model: ComposerBGEM3, metadata: RunMetadata) -> list[Callback]:
     """What watches training."""
-    return [
+    callbacks: list[Callback] = [
         RunMetadataCallback(metadata),
         PruningCallback(model.l0_module, config.log_interval),
         EmbeddingCallback(config.log_interval, model.special_ids),
         DataCallback(config.log_interval),
     ]
+    if config.loggers.wandb is not None and model.l0_module is not None:
+        callbacks.append(GateMapCallback(model.l0_module))
+    return callbacks
 
 
 def build_loggers(config: Config) -> list[LoggerDestination]:

@@ -98,7 +98,7 @@ def run_pipeline(
 
     def finish() -> None:
         evaluation.update(_evaluate(config, tasks, judged_by.modes))
-        _report(config, step_commands(config, paths, overrides, judged_by))
+        _report(config, step_commands(config, paths, overrides, judged_by), evaluation)
         log.info("%s complete after %.1f minutes", results, (time.monotonic() - started) / 60)
 
     _on_rank_zero(finish)
@@ -194,13 +194,18 @@ def _evaluate(config: Config, tasks: Sequence[Task], modes: Sequence[str]) -> di
     return evaluation
 
 
-def _report(config: Config, commands: list[str]) -> None:
+def _report(config: Config, commands: list[str], evaluation: dict[str, Any]) -> None:
+    from bge_pruning.run_report import log_results
+    from bge_pruning.utils.evaluation import write_text
+    from bge_pruning.utils.guard import warn_only
     from bge_pruning.utils.report import write_report
 
     results = Path(config.results_folder)
-    (results / "commands.txt").write_text("\n".join(commands) + "\n", encoding="utf-8")
+    write_text(results / "commands.txt", "\n".join(commands) + "\n")
     collect_run(results, Path(config.run_folder))
     write_report(results)
+    with warn_only("sending the results to W&B", f"look at {results / 'report.html'}"):
+        log_results(config, evaluation)
 
 
 def collect_run(results: Path, run: Path) -> None:
@@ -217,9 +222,18 @@ def collect_run(results: Path, run: Path) -> None:
 
     recovery = run.with_name(f"{run.name}-recovery")
     write_gates(run, results / "gates.npz")
-    shutil.copyfile(run / "metrics.jsonl", results / "metrics.jsonl")
-    shutil.copyfile(recovery / "metrics.jsonl", results / "metrics-recovery.jsonl")
-    shutil.copyfile(results / "model" / MARKER, results / MARKER)
+    _copy(run / "metrics.jsonl", results / "metrics.jsonl")
+    _copy(recovery / "metrics.jsonl", results / "metrics-recovery.jsonl")
+    _copy(results / "model" / MARKER, results / MARKER)
+    if not (results / "config.yaml").is_file():  # the steps were run one by one
+        _copy(run / "config.yaml", results / "config.yaml")
+
+
+def _copy(source: Path, target: Path) -> None:
+    """Copy a text file atomically."""
+    from bge_pruning.utils.evaluation import write_text
+
+    write_text(target, source.read_text(encoding="utf-8"))
 
 
 def step_commands(

@@ -57,7 +57,7 @@ def train(config) -> Path:  # noqa: ANN001  (Config; imported late so that --hel
         config: The run, a :class:`bge_pruning.config.Config`.
 
     Returns:
-        The run folder, with checkpoints, ``config.yaml`` and ``metrics.jsonl``.
+        The run folder, with checkpoints, ``config.yaml``, ``metrics.jsonl`` and the report.
 
     Raises:
         ConfigError: If the configuration does not fit the model or the data.
@@ -69,6 +69,8 @@ def train(config) -> Path:  # noqa: ANN001  (Config; imported late so that --hel
 
     from bge_pruning import builders, data_builders
     from bge_pruning.plan import render_plan
+    from bge_pruning.run_report import report_training
+    from bge_pruning.utils.guard import warn_only
 
     dist.initialize_dist(get_device(config.device))
     plan = check_run(config)
@@ -84,6 +86,10 @@ def train(config) -> Path:  # noqa: ANN001  (Config; imported late so that --hel
     builders.restore_random_state(trainer)
     try:
         trainer.fit()
+        if dist.get_global_rank() == 0:
+            retry = f"run scripts/write_report.py {config.run_folder} --overwrite"
+            with warn_only("the report of the training", retry):
+                report_training(config, model.l0_module, metadata.versions, dist.get_world_size())
     finally:
         trainer.close()
     return Path(config.run_folder)

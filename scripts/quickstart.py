@@ -37,7 +37,7 @@ def quickstart(overrides: list[str]) -> None:
     prepare(DEFAULT_OUTPUT, DEFAULT_SENTENCES)
     evaluation = run_pipeline([CONFIG], overrides, EvaluationPlan([STS]))
     show_evaluation(evaluation, Console(highlight=False))
-    print(f"model    {results}/model", f"report   {results}/report.md", sep="\n")
+    print(f"model    {results}/model", f"report   {results}/report.html", sep="\n")
 
 
 if __name__ == "__main__":

@@ -1,8 +1,9 @@
 """A tiny random XLM-R model folder, a tiny data set and a configuration that trains on them."""
 
 import json
+import logging
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -48,6 +49,33 @@ optimizer: {{lr: 1.0e-3}}
 scheduler: {{t_warmup: 1ba}}
 loggers: {{folder: {folder}/logs}}
 """
+
+
+class _Raise(logging.Handler):
+    """Turns a warning into an error."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        raise AssertionError(record.getMessage())
+
+
+GUARD = logging.getLogger("bge_pruning.utils.guard")
+RAISE = _Raise(level=logging.WARNING)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def no_hidden_failures() -> Iterator[None]:
+    """What may fail without ending a run (reports, pictures, uploads) fails the test."""
+    GUARD.addHandler(RAISE)
+    yield
+    GUARD.removeHandler(RAISE)
+
+
+@pytest.fixture
+def failures_may_be_hidden() -> Iterator[None]:
+    """This test looks at how such a failure is reported."""
+    GUARD.removeHandler(RAISE)
+    yield
+    GUARD.addHandler(RAISE)
 
 
 @pytest.fixture(scope="session")
@@ -196,12 +224,19 @@ def tiny_yaml(make_yaml: Callable[[Path], Path], tmp_path: Path) -> Path:
 
 @pytest.fixture(scope="session")
 def train_tiny(make_yaml: Callable[[Path], Path]) -> Callable[..., Path]:
-    """A function ``(folder, *overrides)`` that trains in a folder and returns the run folder."""
+    """A function ``(folder, *overrides)`` that trains in a folder and returns the run folder.
+
+    The report takes longer than the training: ``report=True`` writes it.
+    """
+    from bge_pruning import run_report
     from bge_pruning.config import load_config
     from bge_pruning.train import train
 
-    def run(folder: Path, *overrides: str) -> Path:
-        return train(load_config([make_yaml(folder)], overrides))
+    def run(folder: Path, *overrides: str, report: bool = False) -> Path:
+        with pytest.MonkeyPatch.context() as patch:
+            if not report:
+                patch.setattr(run_report, "write_report", lambda *_, **__: None)
+            return train(load_config([make_yaml(folder)], overrides))
 
     return run
 

@@ -9,6 +9,7 @@ import time
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -28,6 +29,7 @@ from bge_pruning.algorithms.source_weights import SourceWeights
 from bge_pruning.builders import (
     build_algorithms,
     build_base_model,
+    build_callbacks,
     build_loggers,
     build_metadata,
     build_model,
@@ -37,6 +39,7 @@ from bge_pruning.builders import (
     build_trainer,
     package_versions,
 )
+from bge_pruning.callbacks.gate_map_callback import GateMapCallback
 from bge_pruning.config import Config, ConfigError, load_config
 from bge_pruning.data_builders import build_evaluators, build_train_loader, check_objective
 from bge_pruning.datasets.sts_dataloader import read_sts
@@ -881,13 +884,23 @@ def no_account(tmp_path, monkeypatch):
     wandb.finish()
 
 
+@pytest.mark.parametrize("gates", [True, False])
+@pytest.mark.parametrize("wandb_keys", ["null", "{}"])
+def test_gates_are_drawn_while_training_only_where_wandb_shows_them(wandb_keys, gates, configure):
+    config = configure(f"loggers.wandb={wandb_keys}")
+    model = SimpleNamespace(l0_module=object() if gates else None, special_ids=())
+    drawn = [type(c) for c in build_callbacks(config, model, None)].count(GateMapCallback)
+    assert drawn == (gates and wandb_keys == "{}")
+
+
 @pytest.mark.usefixtures("no_account")
 def test_wandb_works_offline_and_without_an_account(tmp_path, train_tiny):
-    run = train_tiny(tmp_path, "max_duration=3ba", "loggers.wandb={}")
+    run = train_tiny(tmp_path, "max_duration=3ba", "loggers.wandb={}", report=True)
     wandb.finish()
     (folder,) = (tmp_path / "logs" / "tiny" / "wandb").glob("offline-run-*")
     (record,) = folder.glob("run-*.wandb")
     words = [b"bge_pruning", b"tiny", b"loss/train/total", b"pruning/lambda_1/hidden"]
+    words += [b"report/page", b"report/gates"]
     for _ in range(200):  # W&B's own process writes the record, and may be behind
         if all(word in record.read_bytes() for word in words):
             break

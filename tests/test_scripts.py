@@ -51,7 +51,7 @@ FAILURES = {
     "write_report": (
         ["none"],
         1,
-        r"none holds neither evaluation\.json nor pruning\.json\. To fix",
+        r"none holds neither evaluation\.json nor pruning\.json nor metrics\.jsonl\. To fix",
     ),
 }
 USAGE = {
@@ -448,7 +448,7 @@ def test_quickstart_prepares_prunes_and_says_where(
     results = tmp_path / "results" / "q"
     assert (results / "model").is_dir() and (results / "report.md").is_file()
     assert "original" in out
-    assert out.endswith(f"model    {results}/model\nreport   {results}/report.md\n")
+    assert out.endswith(f"model    {results}/model\nreport   {results}/report.html\n")
 
 
 @pytest.mark.parametrize("name", ["r" * 100, "v2 [half]"], ids=["long", "brackets"])
@@ -456,7 +456,7 @@ def test_quickstart_prints_paths_as_they_are(name, run, quickstart, recorded, mo
     monkeypatch.setattr(console, "show_evaluation", lambda *_: None)
     code, out, err = run(quickstart, f"results_folder='{name}'")
     assert code == 0, err
-    assert out == f"model    {name}/model\nreport   {name}/report.md\n"
+    assert out == f"model    {name}/model\nreport   {name}/report.html\n"
 
 
 def test_quickstart_checks_the_arguments_before_the_work(run, quickstart, nothing_to_prepare):
@@ -544,7 +544,7 @@ def test_report_of_an_evaluation(run, arguments, tmp_path):
     assert run("evaluate_model", *arguments, "--no-speed")[0] == 0
     (tmp_path / "out" / "result.json").rename(tmp_path / "out" / "evaluation.json")
     code, out, err = run("write_report", "out", "--command", "make a", "--command", "make b")
-    assert (code, out, err) == (0, "wrote out/report.md\n", "")
+    assert (code, out, err) == (0, "wrote out/report.md and out/report.html\n", "")
     text = (tmp_path / "out" / "report.md").read_text(encoding="utf-8")
     assert "```bash\nmake a\nmake b\n```" in text
     assert_fails(run("write_report", "out"), 1, r"out/report\.md exists\. To fix, .*--overwrite")

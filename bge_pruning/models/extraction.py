@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import logging
 import math
+import os
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -102,7 +103,6 @@ def describe(info: dict[str, Any]) -> str:
     )
 
 
-@torch.no_grad()
 def write_gates(run_or_checkpoint: Path, path: Path) -> None:
     """Write the gates of a run as arrays, for pictures.
 
@@ -116,10 +116,32 @@ def write_gates(run_or_checkpoint: Path, path: Path) -> None:
     model = load_trained_model(find_checkpoint(run_or_checkpoint))
     if model.l0_module is None:
         raise ValueError(f"{run_or_checkpoint}: is a run without gates. To fix, name another run.")
-    arrays = {a: p.numpy() for a, p in model.l0_module.open_probabilities().items()}
-    masks = model.l0_module.deterministic_masks()
-    arrays |= {f"{axis}_kept": getattr(masks, axis).bool().numpy() for axis in arrays}
-    np.savez_compressed(path, **arrays)
+    save_gates(model.l0_module, path)
+
+
+def save_gates(l0_module: L0Module, path: Path) -> None:
+    """Write gates as arrays, atomically.
+
+    Args:
+        l0_module: The gates.
+        path: ``.npz`` file, see :func:`write_gates`.
+    """
+    temporary = path.with_name(f".tmp-{path.name}")
+    try:
+        np.savez_compressed(temporary, **gate_arrays(l0_module))
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+@torch.no_grad()
+def gate_arrays(l0_module: L0Module) -> dict[str, np.ndarray]:
+    """Open probabilities under the axis names, and as ``<axis>_kept`` what a cut would keep now."""
+    probabilities = l0_module.open_probabilities()
+    masks = l0_module.deterministic_masks()
+    arrays = {axis: values.cpu().numpy() for axis, values in probabilities.items()}
+    kept = {axis: getattr(masks, axis).bool().cpu().numpy() for axis in probabilities}
+    return arrays | {f"{axis}_kept": mask for axis, mask in kept.items()}
 
 
 def _cut_and_write(model: TrainedModel, folder: Path) -> dict[str, Any]:

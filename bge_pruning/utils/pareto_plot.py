@@ -8,7 +8,7 @@ from statistics import fmean
 from typing import TYPE_CHECKING
 
 from bge_pruning.utils.comparison import ORIGINAL, Candidate, pareto_front
-from bge_pruning.utils.figures import BLUE, GREY, dress, make_figure, save_figure
+from bge_pruning.utils.figures import BLUE, LIGHT, dress, make_figure, save_figure
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -26,17 +26,18 @@ def plot_pareto(candidates: Sequence[Candidate], path: str | Path) -> None:
     """
     timed = [c for c in candidates if c.latency is not None]
     panels = 2 if len(timed) > 1 else 1
-    figure = make_figure(5.2 * panels + 0.4, 4.2)
-    axes = figure.subplots(1, panels, squeeze=False)[0]
-    _draw(axes[0], candidates, [c.encoder / 1e6 for c in candidates])
-    axes[0].set_xlabel("parameters of the encoder (millions)")
-    dress(axes[0], "Quality kept against size")
-    if panels == 2:
-        _draw(axes[1], timed, [100 * c.latency for c in timed])
-        axes[1].set_xlabel("time of one text (% of the original's)")
-        dress(axes[1], "Quality kept against measured time")
-    axes[0].set_ylabel("kept of the original's score (%)")
-    save_figure(figure, path)
+    with LIGHT.context():
+        figure = make_figure(5.2 * panels + 0.4, 4.2)
+        axes = figure.subplots(1, panels, squeeze=False)[0]
+        _draw(axes[0], candidates, [c.encoder / 1e6 for c in candidates])
+        axes[0].set_xlabel("parameters of the encoder (millions)")
+        dress(axes[0], "Quality kept against size")
+        if panels == 2:
+            _draw(axes[1], timed, [100 * c.latency for c in timed])
+            axes[1].set_xlabel("time of one text (% of the original's)")
+            dress(axes[1], "Quality kept against measured time")
+        axes[0].set_ylabel("kept of the original's score (%)")
+    save_figure(figure, path, LIGHT)
 
 
 def _draw(panel: Axes, candidates: Sequence[Candidate], costs: Sequence[float]) -> None:
@@ -48,7 +49,7 @@ def _draw(panel: Axes, candidates: Sequence[Candidate], costs: Sequence[float]) 
     )  # fmt: skip
     for index, (candidate, cost, quality) in enumerate(zip(candidates, costs, kept, strict=True)):
         low, high = 100 * min(candidate.kept), 100 * max(candidate.kept)
-        colour = GREY if candidate.name == ORIGINAL or index not in front else BLUE
+        colour = LIGHT.muted if candidate.name == ORIGINAL or index not in front else BLUE
         marker = "D" if candidate.name == ORIGINAL else "o"
         panel.errorbar(
             cost, quality, yerr=[[quality - low], [high - quality]],
