@@ -36,6 +36,7 @@ PAGE = """\
 </body>
 </html>
 """
+WIDTH = re.compile(r'<svg [^>]*?width="([\d.]+pt)"')
 PATH_DATA = re.compile(r'(?<= d=")[^"]+')
 LONG_NUMBER = re.compile(r"-?\d+\.\d{3,}")
 
@@ -96,10 +97,13 @@ def _picture(caption: str, picture: Picture | None) -> str:
     if picture is None:
         return escape(caption)
     light, dark = _data_uri(picture.light), _data_uri(picture.dark)
+    width = WIDTH.search(picture.light)
+    # On a narrow screen it scrolls: shrunk to the screen it could not be read.
+    style = f' style="--width: {width[1]}"' if width else ""
     # Paper is white whatever the screen is.
     return (
         f'<picture><source media="screen and (prefers-color-scheme: dark)" srcset="{dark}">'
-        f'<img src="{light}" alt="{escape(caption)}"></picture>'
+        f'<img src="{light}" alt="{escape(caption)}"{style}></picture>'
     )
 
 

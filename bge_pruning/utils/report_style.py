@@ -21,7 +21,7 @@ body {{
   margin: 0; background: var(--surface); color: var(--ink);
   font: 1rem/1.55 system-ui, -apple-system, "Segoe UI", Roboto, "Noto Sans", sans-serif;
 }}
-main {{ max-width: 64rem; margin: 0 auto; padding: 1.5rem 1.25rem 5rem; }}
+main {{ max-width: 68rem; margin: 0 auto; padding: 1.5rem 1.25rem 5rem; }}
 h1 {{ font-size: 1.9rem; line-height: 1.2; margin: 1rem 0 0.75rem; overflow-wrap: anywhere; }}
 h2 {{
   font-size: 1.35rem; margin: 3rem 0 1rem; padding-top: 0.9rem; border-top: 1px solid var(--line);
@@ -48,18 +48,18 @@ table {{
   font-variant-numeric: tabular-nums;
 }}
 th, td {{
-  padding: 0.42rem 1.1rem 0.42rem 0; border-bottom: 1px solid var(--line);
+  padding: 0.42rem 0.9rem 0.42rem 0; border-bottom: 1px solid var(--line);
   white-space: nowrap; text-align: left; vertical-align: bottom;
 }}
 th {{ color: var(--muted); font-weight: 600; }}
-.scroll th {{ white-space: normal; min-width: 5.5rem; }}
-.scroll td:first-child {{ max-width: 22rem; overflow-wrap: anywhere; white-space: normal; }}
+.scroll th {{ white-space: normal; min-width: 4.6rem; }}
+.scroll td:first-child {{ min-width: 6.8rem; max-width: 22rem; overflow-wrap: anywhere; white-space: normal; }}
 .scroll tbody tr:hover {{ background: color-mix(in srgb, var(--line) 45%, transparent); }}
 
 .tiles thead {{ display: none; }}
 .tiles table, .tiles tbody {{ display: block; }}
 .tiles tbody {{
-  display: grid; grid-template-columns: repeat(auto-fit, minmax(8.5rem, 1fr)); gap: 0.75rem;
+  display: grid; grid-template-columns: repeat(auto-fit, minmax(7.8rem, 1fr)); gap: 0.75rem;
   margin: 1.5rem 0;
 }}
 .tiles tr {{
@@ -71,7 +71,7 @@ th {{ color: var(--muted); font-weight: 600; }}
 .tiles td:last-child {{ font-size: 1.3rem; font-weight: 650; }}
 
 figure {{ margin: 1.5rem 0; }}
-figure img {{ display: block; max-width: 100%; min-width: 34rem; height: auto; }}
+figure img {{ display: block; max-width: 100%; min-width: min(44rem, var(--width)); height: auto; }}
 
 pre {{
   margin: 1rem 0; padding: 0.9rem 1rem; font-size: 0.82rem; line-height: 1.5;

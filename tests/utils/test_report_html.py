@@ -105,6 +105,12 @@ def test_a_picture_stands_in_a_box_of_its_own(picture):
     assert html.all("p") == []
 
 
+def test_a_picture_is_not_shrunk_below_what_can_be_read():
+    svg = '<svg height="1pt" width="432.5pt" viewBox="0 0 1 1"><g width="7pt"/></svg>'
+    html = Page(render_html("![a](a.png)", {"a.png": Picture(None, svg, svg)}))
+    assert html.all("img")[0]["style"] == "--width: 432.5pt"
+
+
 def test_paths_are_rounded_and_the_rest_is_not():
     svg = '<svg><path d="M 1.23456 -0.98765"/><g transform="scale(0.015625)"/></svg>'
     html = Page(render_html("![a](a.png)", {"a.png": Picture(None, svg, svg)}))
