@@ -71,7 +71,9 @@ th {{ color: var(--muted); font-weight: 600; }}
 .tiles td:last-child {{ font-size: 1.3rem; font-weight: 650; }}
 
 figure {{ margin: 1.5rem 0; }}
-figure img {{ display: block; max-width: 100%; min-width: min(44rem, var(--width)); height: auto; }}
+figure img {{
+  display: block; max-width: 100%; min-width: min(44rem, var(--width)); height: auto;
+}}
 
 pre {{
   margin: 1rem 0; padding: 0.9rem 1rem; font-size: 0.82rem; line-height: 1.5;
