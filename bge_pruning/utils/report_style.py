@@ -53,7 +53,9 @@ th, td {{
 }}
 th {{ color: var(--muted); font-weight: 600; }}
 .scroll th {{ white-space: normal; min-width: 4.6rem; }}
-.scroll td:first-child {{ min-width: 6.8rem; max-width: 22rem; overflow-wrap: anywhere; white-space: normal; }}
+.scroll td:first-child {{
+  min-width: 6.8rem; max-width: 22rem; overflow-wrap: anywhere; white-space: normal;
+}}
 .scroll tbody tr:hover {{ background: color-mix(in srgb, var(--line) 45%, transparent); }}
 
 .tiles thead {{ display: none; }}
