@@ -7,7 +7,7 @@ from typing import Any
 
 from bge_pruning.utils.markdown import escape, table
 from bge_pruning.utils.report_inputs import Inputs
-from bge_pruning.utils.summary_plot import count_models, memory_bytes
+from bge_pruning.utils.summary_plot import count_models, describe_machine, memory_bytes
 
 UNITS = ((1e9, "GB"), (1e6, "MB"), (1e3, "kB"))
 
@@ -92,8 +92,8 @@ def _speed(speed: Mapping[str, Any] | None) -> list[str]:
     )
     return [
         table(["speed", "original", "pruned", "pruned / original"], rows),
-        f"Measured in turns in one process on {escape(speed['device'])} with {speed['threads']} "
-        "threads; in brackets the quartiles of the ratio.",
+        f"Measured in turns in one process on {escape(describe_machine(speed))}; in brackets the "
+        "quartiles of the ratio.",
     ]
 
 

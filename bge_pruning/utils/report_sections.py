@@ -98,7 +98,7 @@ def _run_sentence(inputs: Inputs) -> str:
     model = inputs.config.get("model") or {}
     start = f" from {escape(model['base_model'])}" if "base_model" in model else ""
     kind = "pruning" if inputs.gates else "training without gates"
-    return f"After {batches:,} batches of {kind}{start}; nothing was cut or evaluated here."
+    return f"After {batches:,} batches of {kind}{start}: what is known from training alone."
 
 
 def _score_sentences(scores: Sequence[Mapping[str, Any]]) -> list[str]:

@@ -58,7 +58,7 @@ def draw_summary(evaluation: Mapping[str, Any], theme: Theme = LIGHT) -> Figure:
         if models:
             _draw_parameters(next(panels), models, theme)
         if gains:
-            _draw_gains(next(panels), gains, theme)
+            _draw_gains(next(panels), gains, evaluation.get("speed"), theme)
     return figure
 
 
@@ -88,6 +88,12 @@ def compute_gains(evaluation: Mapping[str, Any]) -> list[Gain]:
         if size.get("model") and size.get("baseline"):
             gains.append(Gain(name, size["baseline"] / size["model"]))
     return gains
+
+
+def describe_machine(speed: Mapping[str, Any]) -> str:
+    """What speed was measured on."""
+    threads = speed["threads"]
+    return f"{speed['device']}, {threads} thread{'' if threads == 1 else 's'}"
 
 
 def memory_bytes(evaluation: Mapping[str, Any]) -> dict[str, dict[str, int]] | None:
@@ -124,7 +130,9 @@ def _draw_parameters(panel: Axes, models: Mapping[str, Mapping[str, int]], theme
     dress(panel, "Parameters (millions)")
 
 
-def _draw_gains(panel: Axes, gains: Sequence[Gain], theme: Theme) -> None:
+def _draw_gains(
+    panel: Axes, gains: Sequence[Gain], speed: Mapping[str, Any] | None, theme: Theme
+) -> None:
     """A bar for each, with the quartiles as a whisker; 1 is the original."""
     places = range(len(gains))
     panel.barh(places, [gain.ratio for gain in gains], 0.55, color=theme.fills[0])
@@ -141,5 +149,7 @@ def _draw_gains(panel: Axes, gains: Sequence[Gain], theme: Theme) -> None:
     panel.set_ylim(len(gains) - 0.4, -0.6)
     largest = max(value for gain in gains for value in (1.0, gain.ratio, *(gain.quartiles or ())))
     panel.set_xlim(0, 1.25 * largest)
-    panel.set_xlabel("times the original (dashed)")
+    machine = f"\non {describe_machine(speed)}" if speed else ""
+    # To the right: the name of a device is longer than the axis, and there is room at the left.
+    panel.set_xlabel(f"times the original (dashed){machine}", loc="right", fontsize=8.5)
     dress(panel, "What was gained", grid="x")

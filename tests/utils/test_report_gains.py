@@ -17,7 +17,7 @@ def test_parameters_size_memory_and_speed(inputs):
     assert "while 32 texts of up to 128 tokens are embedded" in said
     assert "| one text, median | 5.0 ms | 5.0 ms | 0.50 (0.40 to 0.62) |" in said
     assert "100 texts/s | 180 texts/s | 1.80 (1.70 to 1.90) |" in said
-    assert "on cpu with 2 threads" in said
+    assert "on cpu, 2 threads; in brackets" in said
 
 
 def test_what_was_not_measured(inputs):
@@ -47,7 +47,8 @@ def test_counts_come_from_the_extraction_or_else_from_the_evaluation(inputs):
 
 def test_a_device_is_shown_as_it_is(inputs):
     inputs.evaluation["speed"]["device"] = "<GPU>"
-    assert r"on \<GPU\> with" in text(inputs)
+    inputs.evaluation["speed"]["threads"] = 1
+    assert r"on \<GPU\>, 1 thread;" in text(inputs)
 
 
 @pytest.mark.parametrize(

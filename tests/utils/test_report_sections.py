@@ -103,7 +103,9 @@ def test_a_training_run(run_folder):
     inputs = read_inputs(run_folder)
     inputs.config["model"] = {"base_model": "BAAI/bge-m3"}
     text = render(inputs, ("gates.png", "constraint.png", "multipliers.png", "training.png"))
-    assert text.startswith("# Training run my-run\n\nAfter 39 batches of pruning from BAAI/bge-m3;")
+    assert text.startswith(
+        "# Training run my-run\n\nAfter 39 batches of pruning from BAAI/bge-m3: "
+    )
     assert headings(text) == [
         "What was pruned",
         "How the constraint was met",
@@ -120,7 +122,7 @@ def test_a_training_run_without_gates_and_before_any_step(run_folder):
         (run_folder / name).unlink()
     (run_folder / "metrics.jsonl").write_text("")
     text = render(read_inputs(run_folder), ())
-    assert "After 0 batches of training without gates;" in text
+    assert "After 0 batches of training without gates: what is known from training alone." in text
     assert headings(text) == ["How to reproduce"]
 
 

@@ -68,6 +68,7 @@ def test_gains_are_bars_with_the_quartiles_as_whiskers(result):
     assert whiskers == [[1.7, 1.9], pytest.approx([1.6, 2.5])]
     assert [text.get_text() for text in panel.texts] == ["1.80 x", "2.00 x", "1.40 x", "1.60 x"]
     assert panel.get_xlim()[1] > 2.5
+    assert panel.get_xlabel() == "times the original (dashed)\non cpu, 2 threads"
 
 
 def test_what_was_not_measured_is_no_gain(result):
@@ -105,6 +106,7 @@ def test_panels_without_numbers_are_left_out(result):
 def test_any_number_of_scores_is_legible(count, theme, result, make_entry, assert_legible):
     modes = ("dense", "sparse", "colbert", "dense+sparse", "all")
     tasks = [make_entry(f"task-{index // 5}", modes[index % 5]) for index in range(count)]
+    result["speed"]["device"] = "NVIDIA H100 80GB HBM3"
     figure = draw_summary({**result, "tasks": tasks}, theme)
     assert_legible(figure)
     rest = ", the first 8 of 30" if count == 30 else ""
