@@ -127,6 +127,16 @@ class TeacherConfig:
 
 
 @dataclass
+class EvaluationConfig:
+    """How data.eval is evaluated, every eval_interval and at the last batch."""
+
+    modes: list[str] = field(default_factory=lambda: ["dense"])  # of collections: dense, sparse,
+    # colbert, dense+sparse, all
+    keep_best: Optional[str] = None  # metric, e.g. scifact/ndcg_at_10; its best checkpoint is kept
+    max_length: Optional[int] = None  # tokens of a collection's texts; default: model.max_length
+
+
+@dataclass
 class OptimizerConfig:
     """AdamW with three learning rates."""
 
@@ -196,6 +206,7 @@ class Config:
     data: DataConfig = field(default_factory=DataConfig)
     loss: LossConfig = field(default_factory=LossConfig)
     teacher: TeacherConfig = field(default_factory=TeacherConfig)
+    evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
     scheduler: SchedulerConfig = field(default_factory=SchedulerConfig)
     loggers: LoggersConfig = field(default_factory=LoggersConfig)
@@ -235,6 +246,8 @@ def check(config: Config) -> None:
         "loss.temperature": loss.temperature,
         "data.adapt_batches": config.data.adapt_batches,
     }
+    if config.evaluation.max_length is not None:
+        positive["evaluation.max_length"] = config.evaluation.max_length
     if config.device_train_microbatch_size is not None:
         positive["device_train_microbatch_size"] = config.device_train_microbatch_size
     not_negative = {

@@ -1,4 +1,4 @@
-"""Several processes that evaluate one model: each embeds a part of the texts, all get everything."""
+"""Processes that evaluate one model: each embeds a part of the texts, and all get everything."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ class Ranks:
     gather: Callable[[Any], list[Any]] = _alone
 
     def share(self, items: Sequence[T]) -> Sequence[T]:
-        """This process's part: every ``count``-th item, so that sorted lengths are shared fairly."""
+        """This process's part: every ``count``-th item, which shares sorted lengths fairly."""
         return items[self.rank :: self.count]
 
     def order(self, total: int) -> np.ndarray:
