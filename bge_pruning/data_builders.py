@@ -24,6 +24,7 @@ from bge_pruning.datasets.embedding_dataset import (
     Collator,
     EmbeddingDataset,
     TokenizedTexts,
+    build_tokenizer,
 )
 from bge_pruning.datasets.length_groups import group_batches, padding_share
 from bge_pruning.datasets.mixed_dataloader import MixedBatchSampler, MixedDataset, MixSchedule
@@ -347,13 +348,15 @@ def build_collections(config: Config, base: BaseModel) -> dict[str, Any]:
     Raises:
         ConfigError: If the model lacks a head that ``evaluation.modes`` needs.
         FileNotFoundError: If a collection is not there.
-        ValueError: If a collection is wrong.
+        ValueError: If a collection is wrong, or its texts would have no room.
     """
     collections: dict[str, Any] = {}
     for source in config.data.eval:
         if source.kind not in COLLECTIONS:
             continue
         _check_modes(config, base.heads.names(), base.name)
+        if (length := config.evaluation.max_length) is not None:
+            build_tokenizer(base.tokenizer_files["tokenizer.json"], length)  # refuses what is short
         # mteb seeds everything, and the other ranks find what the first one has fetched.
         with _rank_zero_first(), random_state_kept():
             if source.kind == "beir":
