@@ -88,7 +88,7 @@ class DataConfig:
     """Training and evaluation data."""
 
     train: list[SourceConfig] = field(default_factory=list)
-    eval: list[SourceConfig] = field(default_factory=list)
+    eval: list[SourceConfig] = field(default_factory=list)  # of kinds sts, beir and mteb
     negatives: int = 0  # given or mined ones, per query; those of the batch are there anyway
     on_bad_row: str = "error"  # stop before training, or skip: count and report
     group_by_length: bool = True  # batches of texts of similar length: less padding
@@ -130,9 +130,9 @@ class TeacherConfig:
 class EvaluationConfig:
     """How data.eval is evaluated, every eval_interval and at the last batch."""
 
-    modes: list[str] = field(default_factory=lambda: ["dense"])  # of collections: dense, sparse,
-    # colbert, dense+sparse, all
-    keep_best: Optional[str] = None  # metric, e.g. scifact/ndcg_at_10; its best checkpoint is kept
+    # How collections (kinds beir and mteb) are searched: dense, sparse, colbert, dense+sparse, all.
+    modes: list[str] = field(default_factory=lambda: ["dense"])
+    keep_best: Optional[str] = None  # score whose best checkpoint is kept, e.g. scifact/ndcg_at_10
     max_length: Optional[int] = None  # tokens of a collection's texts; default: model.max_length
 
 

@@ -257,7 +257,7 @@ def test_extraction_of_the_best_checkpoint(run, train_tiny, tmp_path, monkeypatc
 
 def test_extraction_of_a_best_checkpoint_that_is_not_there(run, trained, tmp_path):
     result = run("extract_pruned_model", trained, "small", "--best")
-    assert_fails(result, 1, r"tiny: holds no best-rank0\.pt\. To fix, name the folder of a run")
+    assert_fails(result, 1, r".*tiny: holds no best-rank0\.pt\. To fix, name the folder of a run")
     assert list(tmp_path.iterdir()) == []
 
 

@@ -18,7 +18,7 @@ POSITIVE_SCORE = 0.8
 
 
 class EmbeddingCallback(Callback):
-    """Logs the health of this rank's training batch every ``log_interval``.
+    """Logs the health of this rank's training batch, or last microbatch, every ``log_interval``.
 
     =================================  ===========================================================
     key                                value
@@ -83,7 +83,10 @@ class EmbeddingCallback(Callback):
         """Log at the interval and at the last batch."""
         if not self._is_due(state, state.timestamp.batch.value):
             return
-        health = compute_embedding_health(state.outputs, state.batch, self.special_ids)
+        # Of microbatches the outputs of the last one are left, which has the last rows.
+        last = len(state.outputs["dense_vecs"])
+        batch = {k: v if isinstance(v, str) else v[-last:] for k, v in state.batch.items()}
+        health = compute_embedding_health(state.outputs, batch, self.special_ids)
         if self._hook is not None:
             self._hook.remove()
             self._hook = None

@@ -7,6 +7,7 @@ import re
 import pytest
 import torch
 
+from bge_pruning.callbacks import embedding_callback
 from bge_pruning.callbacks.embedding_callback import EmbeddingCallback, compute_embedding_health
 from bge_pruning.models.composer_bge_m3 import ComposerBGEM3
 
@@ -114,6 +115,23 @@ def test_a_run_logs_what_it_trains_and_what_the_table_says(tmp_path, train_tiny)
     assert [row["batch"] for row in logged] == [2, 4]
     table = set(re.findall(r"``(embedding/\S+)``", EmbeddingCallback.__doc__))
     assert {key for row in logged for key in row["metrics"]} == table
+
+
+def test_of_microbatches_it_is_the_last_one(tmp_path, train_tiny, monkeypatch):
+    seen = []
+
+    def health(outputs, batch, special_ids):
+        seen.append((outputs, batch))
+        return compute_embedding_health(outputs, batch, special_ids)
+
+    monkeypatch.setattr(embedding_callback, "compute_embedding_health", health)
+    sizes = ("device_train_microbatch_size=3", "loss.distillation_similarity=0")
+    run = train_tiny(tmp_path, *sizes, "loss.distillation_sparse=1", "max_duration=1ba")
+    ((outputs, batch),) = seen
+    assert outputs["token_weights"].shape[0] == len(batch["scores"]) == 2  # of 8 rows
+    # Padding has no weight: the rows are those of the outputs.
+    assert not outputs["token_weights"][batch["attention_mask"] == 0].any()
+    assert any("embedding/sparse/nonzeros" in row["metrics"] for row in rows(run))
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
