@@ -37,6 +37,7 @@ from bge_pruning.callbacks.run_metadata_callback import RunMetadataCallback
 from bge_pruning.callbacks.wandb_logger import WandBLogger
 from bge_pruning.config import Config, ConfigError
 from bge_pruning.data_builders import build_loss_weights, build_probes
+from bge_pruning.evaluation.tasks import Task
 from bge_pruning.models.checkpoint import RunMetadata, build_l0_module
 from bge_pruning.models.composer_bge_m3 import ComposerBGEM3
 from bge_pruning.models.encoder_shape import EncoderShape
@@ -271,7 +272,7 @@ def build_callbacks(
     model: ComposerBGEM3,
     metadata: RunMetadata,
     base: BaseModel,
-    collections: Mapping[str, Any],
+    collections: Mapping[str, Task],
 ) -> list[Callback]:
     """What watches training."""
     callbacks = [

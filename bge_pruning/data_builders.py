@@ -16,7 +16,7 @@ from composer.utils import dist
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from bge_pruning.callbacks.evaluation_callback import SIMILARITY, list_metric_keys
+from bge_pruning.callbacks.evaluation_callback import PAIR_METRIC, list_metric_keys
 from bge_pruning.clock import is_due
 from bge_pruning.config_schema import Config, ConfigError, SourceConfig
 from bge_pruning.datasets.embedding_dataset import (
@@ -31,7 +31,7 @@ from bge_pruning.datasets.mixed_dataloader import MixedBatchSampler, MixedDatase
 from bge_pruning.datasets.mteb_tasks import random_state_kept
 from bge_pruning.datasets.teacher_vectors import cached_teacher_outputs, compute_cache_key
 from bge_pruning.evaluation.search import check_modes
-from bge_pruning.evaluation.tasks import beir_task, mteb_task
+from bge_pruning.evaluation.tasks import Task, beir_task, mteb_task
 from bge_pruning.models.model_files import read_vocabulary
 from bge_pruning.models.objective import LossWeights
 from bge_pruning.models.pretrained import BaseModel
@@ -329,20 +329,21 @@ def build_evaluators(config: Config, base: BaseModel) -> list[Evaluator]:
             dataset,
             batch_size=config.eval_batch_size,
             sampler=dist.get_sampler(dataset, shuffle=False),
+            generator=torch.Generator(),  # a loader draws a seed: not one of the run's numbers
             collate_fn=Collator(base.hf_config["pad_token_id"]),
         )
         evaluators.append(
             Evaluator(
                 label=source.name,
                 dataloader=loader,
-                metric_names=[SIMILARITY],
+                metric_names=[PAIR_METRIC],
                 eval_interval=is_now,
             )
         )
     return evaluators
 
 
-def build_collections(config: Config, base: BaseModel) -> dict[str, Any]:
+def build_collections(config: Config, base: BaseModel) -> dict[str, Task]:
     """The held-out retrieval collections by name, read now so that errors come before training.
 
     Raises:
@@ -350,7 +351,7 @@ def build_collections(config: Config, base: BaseModel) -> dict[str, Any]:
         FileNotFoundError: If a collection is not there.
         ValueError: If a collection is wrong, or its texts would have no room.
     """
-    collections: dict[str, Any] = {}
+    collections: dict[str, Task] = {}
     for source in config.data.eval:
         if source.kind not in COLLECTIONS:
             continue

@@ -12,22 +12,48 @@ import shlex
 import shutil
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from bge_pruning.config import Config, ConfigError, load_config, pruned_model_folder
 
 if TYPE_CHECKING:
-    from bge_pruning.datasets.sts_dataloader import STSPairs
+    from bge_pruning.evaluation.tasks import Task
 
 log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class EvaluationPlan:
+    """What the finished model is judged by.
+
+    Attributes:
+        sts: See :func:`bge_pruning.evaluation.tasks.find_tasks`.
+        retrieval: Same.
+        split: Same.
+        modes: See :data:`bge_pruning.evaluation.search.MODES`.
+    """
+
+    sts: Sequence[str] = ()
+    retrieval: Sequence[str] = ()
+    split: str = "test"
+    modes: Sequence[str] = ("dense",)
+
+    def arguments(self) -> list[str]:
+        """The same for the command line of ``scripts/evaluate_model.py``."""
+        words = ["--sts", *self.sts] if self.sts else []
+        if self.retrieval:
+            words += ["--retrieval", *self.retrieval, "--split", self.split]
+        return [*words, "--modes", *self.modes]
+
 
 # How reports call the extracted model that was not trained on yet.
 PRUNED_NAME = "pruned, before recovery"
 
 
 def run_pipeline(
-    paths: Sequence[str], overrides: Sequence[str], sts_files: Sequence[str]
+    paths: Sequence[str], overrides: Sequence[str], judged_by: EvaluationPlan
 ) -> dict[str, Any]:
     """Prune, extract, recover, evaluate and report.
 
@@ -37,7 +63,7 @@ def run_pipeline(
     Args:
         paths: YAML files.
         overrides: ``key=value`` strings.
-        sts_files: Scored sentence pairs to evaluate on; not used for anything else.
+        judged_by: Tasks to evaluate on; they are not used for anything else.
 
     Returns:
         The evaluation, as in ``evaluation.json``, on rank 0; an empty dict on the others.
@@ -48,7 +74,7 @@ def run_pipeline(
     """
     from composer.utils import dist, get_device
 
-    from bge_pruning.datasets.sts_dataloader import read_sts_tasks
+    from bge_pruning.evaluation.tasks import find_tasks
     from bge_pruning.models.extraction import extract
     from bge_pruning.train import train
 
@@ -56,9 +82,10 @@ def run_pipeline(
     config = load_config(paths, [*overrides, "stage=prune"])
     recovery = load_config(paths, [*overrides, "stage=recover"])
     results = Path(config.results_folder)
-    tasks = read_sts_tasks(sts_files)
+    tasks = find_tasks(judged_by.sts, judged_by.retrieval, judged_by.split)
     dist.initialize_dist(get_device(config.device))
     _check(config, recovery)
+    _check_modes(config, judged_by.modes)
     dist.barrier()  # all ranks have looked before the first one changes anything
     _on_rank_zero(lambda: _prepare_results(config))
 
@@ -70,8 +97,8 @@ def run_pipeline(
     evaluation: dict[str, Any] = {}
 
     def finish() -> None:
-        evaluation.update(_evaluate(config, tasks))
-        _report(config, step_commands(config, paths, overrides, sts_files))
+        evaluation.update(_evaluate(config, tasks, judged_by.modes))
+        _report(config, step_commands(config, paths, overrides, judged_by))
         log.info("%s complete after %.1f minutes", results, (time.monotonic() - started) / 60)
 
     _on_rank_zero(finish)
@@ -113,6 +140,20 @@ def _check(config: Config, recovery: Config) -> None:
     check_run(config)
 
 
+def _check_modes(config: Config, modes: Sequence[str]) -> None:
+    """Refuse modes that the finished model will have no head for."""
+    from bge_pruning.evaluation.search import check_modes
+    from bge_pruning.models.hub import fetch_model_folder
+    from bge_pruning.models.pretrained import read_shape
+
+    m = config.model
+    shape = read_shape(fetch_model_folder(m.base_model, m.revision))
+    names = ["dense_vecs"]
+    names += ["token_weights"] if shape.sparse_head or m.init_missing_heads else []
+    names += ["colbert_vecs"] if shape.colbert_dim or m.init_missing_heads else []
+    check_modes(modes, names, m.base_model)
+
+
 def _check_results(config: Config) -> None:
     """Refuse a results folder in use; an earlier one is replaced only if asked and if it is one."""
     results = Path(config.results_folder)
@@ -135,20 +176,21 @@ def _prepare_results(config: Config) -> None:
     (results / "config.yaml").write_text(to_yaml(config), encoding="utf-8")
 
 
-def _evaluate(config: Config, tasks: dict[str, STSPairs]) -> dict[str, Any]:
+def _evaluate(config: Config, tasks: Sequence[Task], modes: Sequence[str]) -> dict[str, Any]:
+    from bge_pruning.evaluation.evaluate import evaluate, write_evaluation
     from bge_pruning.models.hub import fetch_model_folder
-    from bge_pruning.utils.evaluation import evaluate, write_json
 
     base = fetch_model_folder(config.model.base_model, config.model.revision)
     results = Path(config.results_folder)
     evaluation = evaluate(
         str(results / "model"),
         str(base),
-        {name: (p.sentences1, p.sentences2, p.scores) for name, p in tasks.items()},
+        tasks,
+        modes,
         also={PRUNED_NAME: str(pruned_model_folder(config))},
         device={"gpu": "cuda"}.get(config.device, config.device),
     )
-    write_json(evaluation, results / "evaluation.json")
+    write_evaluation(evaluation, results / "evaluation.json")
     return evaluation
 
 
@@ -181,7 +223,7 @@ def collect_run(results: Path, run: Path) -> None:
 
 
 def step_commands(
-    config: Config, paths: Sequence[str], overrides: Sequence[str], sts_files: Sequence[str]
+    config: Config, paths: Sequence[str], overrides: Sequence[str], judged_by: EvaluationPlan
 ) -> list[str]:
     """The pipeline's steps as commands, in order."""
     arguments = shlex.join([*paths, *overrides])
@@ -194,7 +236,7 @@ def step_commands(
         return shlex.join(["python", f"scripts/{script}.py", *words])
 
     evaluation = ["--baseline", config.model.base_model, "--also", f"{PRUNED_NAME}={pruned}"]
-    evaluation += ["--sts", *sts_files, "--output", f"{results}/evaluation.json"]
+    evaluation += [*judged_by.arguments(), "--output", f"{results}/evaluation.json"]
     return [
         f"python scripts/train_pruning.py {arguments}",
         line("extract_pruned_model", run, pruned, *again),

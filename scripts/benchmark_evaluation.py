@@ -23,9 +23,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--texts", type=int, default=300, help="texts to embed")
     parser.add_argument("--rounds", type=int, default=5, help="the tools take turns")
     parser.add_argument("--device", default="cpu", help="torch device")
+    parser.add_argument(
+        "--large", type=int, default=0, metavar="N", help="also search a corpus of N passages"
+    )
     args = parser.parse_args(argv)
-    if min(args.texts, args.rounds) < 1:
-        parser.error("--texts and --rounds must be above 0")
+    if min(args.texts, args.rounds) < 1 or args.large < 0:
+        parser.error("--texts and --rounds must be above 0, --large not below")
     return run_command(lambda: run(args))
 
 
@@ -35,7 +38,9 @@ def run(args: argparse.Namespace) -> None:
     from bge_pruning.evaluation.benchmark import (
         compare_encoding,
         compare_multi_vectors,
+        compare_pair_scores,
         render_comparison,
+        search_large_corpus,
     )
     from bge_pruning.evaluation.text_encoder import TextEncoder
     from bge_pruning.models.pretrained import load_base_model
@@ -48,9 +53,18 @@ def run(args: argparse.Namespace) -> None:
     texts = queries[:half] + passages[: args.texts - half]
     result = compare_encoding(args.model, encoder, texts, args.rounds)
     print(render_comparison(result, "sentence-transformers"))
-    if "colbert_vecs" in encoder.names():
-        result = compare_multi_vectors(encoder, queries[:100], passages[:40], args.rounds)
-        print(render_comparison(result, "FlagEmbedding"))
+    if "colbert_vecs" not in encoder.names():
+        return
+    result = compare_multi_vectors(encoder, queries[:100], passages[:40], args.rounds)
+    print(render_comparison(result, "FlagEmbedding's loop"))
+    result = compare_pair_scores(args.model, encoder, queries[:10], passages[:40], args.rounds)
+    print(render_comparison(result, "FlagEmbedding's compute_score"))
+    if args.large:
+        found = search_large_corpus(encoder, queries[:128], passages, args.large)
+        print(
+            f"searching {found.passages:,} passages in mode all: {found.seconds:.0f} s, "
+            f"{found.bytes / 2**30:.2f} GiB more memory"
+        )
 
 
 if __name__ == "__main__":

@@ -29,13 +29,13 @@ def quickstart(overrides: list[str]) -> None:
     from rich.console import Console
 
     from bge_pruning.config import load_config
-    from bge_pruning.pipeline import run_pipeline
+    from bge_pruning.pipeline import EvaluationPlan, run_pipeline
     from bge_pruning.utils.console import show_evaluation
     from bge_pruning.utils.minilm import DEFAULT_OUTPUT, DEFAULT_SENTENCES, prepare
 
     results = load_config([CONFIG], overrides).results_folder  # refuses wrong arguments first
     prepare(DEFAULT_OUTPUT, DEFAULT_SENTENCES)
-    evaluation = run_pipeline([CONFIG], overrides, [STS])
+    evaluation = run_pipeline([CONFIG], overrides, EvaluationPlan([STS]))
     show_evaluation(evaluation, Console(highlight=False))
     print(f"model    {results}/model", f"report   {results}/report.md", sep="\n")
 

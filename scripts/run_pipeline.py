@@ -18,21 +18,36 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n\n")[0])
     parser.add_argument("config", nargs="+", help="YAML files, merged left to right, and key=value")
     parser.add_argument(
-        "--sts", nargs="+", required=True, help="scored sentence pairs to evaluate the result on"
+        "--sts", nargs="+", default=[], help="scored sentence pairs to evaluate the result on"
+    )
+    parser.add_argument(
+        "--retrieval", nargs="+", default=[], help="collections to evaluate it on (BEIR layout)"
+    )
+    parser.add_argument(
+        "--split", default="test", help="judgements of the collections (default: %(default)s)"
+    )
+    parser.add_argument(
+        "--modes",
+        nargs="+",
+        default=["dense"],
+        help="dense, sparse, colbert, dense+sparse, all (default: dense)",
     )
     args = parser.parse_intermixed_args(argv)
+    if not args.sts and not args.retrieval:
+        parser.error("nothing to evaluate on: give --sts, --retrieval or both")
     paths, overrides = split_arguments(args.config)
-    return run_command(lambda: run_and_show(paths, overrides, args.sts))
+    return run_command(lambda: run_and_show(paths, overrides, args))
 
 
-def run_and_show(paths: list[str], overrides: list[str], sts: list[str]) -> None:
+def run_and_show(paths: list[str], overrides: list[str], args: argparse.Namespace) -> None:
     """Run the pipeline and print its result."""
     from rich.console import Console
 
-    from bge_pruning.pipeline import run_pipeline
+    from bge_pruning.pipeline import EvaluationPlan, run_pipeline
     from bge_pruning.utils.console import show_evaluation
 
-    evaluation = run_pipeline(paths, overrides, sts)
+    plan = EvaluationPlan(args.sts, args.retrieval, args.split, args.modes)
+    evaluation = run_pipeline(paths, overrides, plan)
     if evaluation:
         show_evaluation(evaluation, Console(highlight=False))
 

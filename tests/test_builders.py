@@ -792,10 +792,7 @@ def test_collections_are_read_with_their_split(configure, base, collection, tmp_
     )
     check_objective(config)
     found = build_collections(config, base)
-    assert {name: task.eval_splits for name, task in found.items()} == {
-        "a": ["test"],
-        "b": ["held-out"],
-    }
+    assert {name: task.split for name, task in found.items()} == {"a": "test", "b": "held-out"}
     assert build_evaluators(config, base) == []
 
 

@@ -15,7 +15,7 @@ from scipy.stats import spearmanr
 import bge_pruning.train
 from bge_pruning import pipeline
 from bge_pruning.config import ConfigError, from_yaml, load_config
-from bge_pruning.pipeline import run_pipeline, step_commands
+from bge_pruning.pipeline import EvaluationPlan, run_pipeline, step_commands
 
 ROOT = Path(__file__).parents[1]
 TARGET = {
@@ -42,7 +42,7 @@ def tree(folder: Path) -> set[str]:
 def finished(tmp_path_factory, make_yaml, sts_csv) -> tuple[Path, dict]:
     """The folder of a run of four steps and three of recovery, and what the pipeline returned."""
     folder = tmp_path_factory.mktemp("finished")
-    return folder, run_pipeline([str(make_yaml(folder))], OVERRIDES, [str(sts_csv)])
+    return folder, run_pipeline([str(make_yaml(folder))], OVERRIDES, EvaluationPlan([str(sts_csv)]))
 
 
 @pytest.fixture(scope="module")
@@ -58,6 +58,7 @@ def test_results_folder_holds_everything_and_nothing_else(results):
         "commands.txt",
         "config.yaml",
         "evaluation.json",
+        "evaluation.md",
         "gates.npz",
         "gates.png",
         "metrics-recovery.jsonl",
@@ -137,7 +138,8 @@ def test_evaluation_is_that_of_the_written_models(results, finished, model_folde
 
     evaluation = read_json(results / "evaluation.json")
     assert evaluation == finished[1]
-    (task,) = evaluation["tasks"]
+    task, pearson = evaluation["tasks"]
+    assert pearson["metric"] == "cosine_pearson"
     rows = [line.split(",") for line in sts_csv.read_text(encoding="utf-8").splitlines()]
 
     def score(folder: Path) -> float:
@@ -156,7 +158,7 @@ def test_evaluation_is_that_of_the_written_models(results, finished, model_folde
 
 def test_report_holds_the_result(results):
     report = (results / "report.md").read_text(encoding="utf-8")
-    (task,) = read_json(results / "evaluation.json")["tasks"]
+    task, _ = read_json(results / "evaluation.json")["tasks"]
     assert report.startswith("# Pruned tiny-xlmr\n")
     assert f"it scores {task['value']:.4f} against {task['baseline']:.4f}" in report
     assert "the gates never reached the target" in report  # nor could they in four steps
@@ -210,7 +212,9 @@ def test_commands_make_the_same_report(by_hand, results):
 def test_commands_name_every_argument(tiny_yaml):
     config = load_config([tiny_yaml])
     overrides = ["data.train=[{name: a, kind: sts, path: b.csv}]"]
-    commands = step_commands(config, ["a.yaml", "b.yaml"], overrides, ["x y.csv", "z.csv"])
+    commands = step_commands(
+        config, ["a.yaml", "b.yaml"], overrides, EvaluationPlan(["x y.csv", "z.csv"])
+    )
     run, results, base = config.run_folder, config.results_folder, config.model.base_model
     words = [shlex.split(command) for command in commands]
     training = ["python", "scripts/train_pruning.py", "a.yaml", "b.yaml", *overrides]
@@ -233,7 +237,7 @@ def test_commands_name_every_argument(tiny_yaml):
 def test_commands_survive_a_folder_with_a_space(make_yaml, tmp_path):
     yaml = make_yaml(tmp_path / "my runs")
     config = load_config([yaml], [f"model.base_model={tmp_path}/my model"])
-    commands = step_commands(config, [str(yaml)], [], ["a.csv"])
+    commands = step_commands(config, [str(yaml)], [], EvaluationPlan(["a.csv"]))
     words = [shlex.split(command) for command in commands]
     results = f"{tmp_path}/my runs/results/tiny"
     assert words[1][2:] == [f"{tmp_path}/my runs/runs/tiny", f"{results}/pruned_model"]
@@ -246,10 +250,12 @@ def test_commands_survive_a_folder_with_a_space(make_yaml, tmp_path):
 def test_commands_of_an_overwriting_run_overwrite_too(tiny_yaml):
     """Or training starts anew and the models of the run before it are what is evaluated."""
     config = load_config([tiny_yaml], ["overwrite=true"])
-    commands = step_commands(config, [str(tiny_yaml)], ["overwrite=true"], ["a.csv"])
+    commands = step_commands(
+        config, [str(tiny_yaml)], ["overwrite=true"], EvaluationPlan(["a.csv"])
+    )
     for words in map(shlex.split, commands):
         assert ("overwrite=true" in words) != ("--overwrite" in words), words
-    kept = step_commands(load_config([tiny_yaml]), [str(tiny_yaml)], [], ["a.csv"])
+    kept = step_commands(load_config([tiny_yaml]), [str(tiny_yaml)], [], EvaluationPlan(["a.csv"]))
     assert not any("--overwrite" in command for command in kept)
 
 
@@ -264,7 +270,9 @@ def refused(tiny_yaml, sts_csv, tmp_path):
         before = tree(tmp_path)
         files = [sts_csv] if sts is None else sts
         with pytest.raises((ConfigError, OSError, ValueError)) as error:
-            run_pipeline([str(tiny_yaml)], list(overrides), [str(file) for file in files])
+            run_pipeline(
+                [str(tiny_yaml)], list(overrides), EvaluationPlan([str(file) for file in files])
+            )
         assert tree(tmp_path) == before
         return error.value
 
@@ -301,7 +309,7 @@ def test_two_files_of_one_name(refused, sts_csv, tmp_path):
 
 
 def test_no_files_at_all(refused):
-    assert "at least one STS file" in str(refused(sts=[]))
+    assert "no task to evaluate on" in str(refused(sts=[]))
 
 
 def test_misspelt_key(refused):
@@ -344,7 +352,7 @@ def test_a_recovery_that_looks_elsewhere_for_the_pruned_model(key, refused):
 
 def test_a_dry_run_trains_nothing(tiny_yaml, sts_csv, tmp_path):
     with suppress(ConfigError):  # to refuse it is as good as to print the plan
-        run_pipeline([str(tiny_yaml)], ["dry_run=true"], [str(sts_csv)])
+        run_pipeline([str(tiny_yaml)], ["dry_run=true"], EvaluationPlan([str(sts_csv)]))
     assert not (tmp_path / "runs").exists()
 
 
@@ -401,7 +409,7 @@ def stopped(tiny_yaml, sts_csv, monkeypatch):
 
     def run(*overrides: str) -> None:
         with pytest.raises(TrainingStartsError, match="prune"):
-            run_pipeline([str(tiny_yaml)], list(overrides), [str(sts_csv)])
+            run_pipeline([str(tiny_yaml)], list(overrides), EvaluationPlan([str(sts_csv)]))
 
     return run
 
@@ -448,7 +456,7 @@ def rank_calls(tiny_yaml, sts_csv, tmp_path, monkeypatch):
                 (pipeline.shutil, "copyfile"),
             ):
                 patch.setattr(module, name, lambda *_, name=name: calls.append(name) or {"x": 1})
-            return calls, run_pipeline([str(tiny_yaml)], [], [str(sts_csv)])
+            return calls, run_pipeline([str(tiny_yaml)], [], EvaluationPlan([str(sts_csv)]))
 
     return run
 

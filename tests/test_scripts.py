@@ -310,7 +310,7 @@ def test_evaluation(run, arguments, tmp_path):
     code, out, err = run("evaluate_model", *arguments, "--seed", 3, "--max-length", 9)
     assert code == 0, err
     result = json.loads((tmp_path / "out" / "result.json").read_text(encoding="utf-8"))
-    (task,) = result["tasks"]
+    task, _ = result["tasks"]
     assert (task["task"], task["retention"], result["seed"]) == ("tiny", 1, 3)
     assert result["command"].startswith("python scripts/evaluate_model.py /")
     assert result["command"].endswith("--output out/result.json --seed 3 --max-length 9")
@@ -319,11 +319,13 @@ def test_evaluation(run, arguments, tmp_path):
 
 def test_an_existing_result_is_noticed_before_the_work(run, arguments, tmp_path, monkeypatch):
     script = load_script("evaluate_model")
+    from bge_pruning.evaluation import evaluate as module
+
     (tmp_path / "out").mkdir()
     output = tmp_path / "out" / "result.json"
     output.write_text("mine")
     with monkeypatch.context() as patch:
-        patch.setattr(script, "evaluate", lambda *_, **__: pytest.fail("evaluates"))
+        patch.setattr(module, "evaluate", lambda *_, **__: pytest.fail("evaluates"))
         result = run(script, *arguments)
     assert_fails(result, 1, r"out/result\.json exists\. To fix, .*pass --overwrite")
     assert output.read_text() == "mine"
@@ -335,7 +337,7 @@ def test_a_failed_evaluation_leaves_the_earlier_result(run, arguments, tmp_path)
     (tmp_path / "out").mkdir()
     (tmp_path / "out" / "result.json").write_text("mine")
     result = run("evaluate_model", "./none", *arguments[1:], "--overwrite")
-    assert_fails(result, 1, r"model \./none is no folder\. To fix, give a model's folder or owner")
+    assert_fails(result, 1, r"model \./none is no folder\. To fix, give a model's folder, a run")
     assert (tmp_path / "out" / "result.json").read_text() == "mine"
 
 
@@ -359,8 +361,9 @@ def test_pairs_that_cannot_be_used(rows, message, run, arguments, tmp_path):
 @pytest.mark.parametrize(
     ("option", "value", "message"),
     [
-        ("--max-length", 0, r"max_length 0 leaves no token\. To fix, use 1 or more"),
-        ("--batch-size", 0, "batch_size must be a positive integer, got 0"),
+        ("--max-length", 0, r"max_length 0 is not above 0\. To fix, use 1 or more"),
+        ("--max-length", 2, "max_length 2 leaves no room for text beside 2 special tokens"),
+        ("--batch-size", 0, r"batch_size 0 is not above 0\. To fix, use 1 or more"),
         ("--device", "abacus", ".*abacus"),
     ],
 )
@@ -388,7 +391,7 @@ def test_a_model_whose_weights_are_not_numbers(run, arguments, damaged):
     weights = load_file(damaged / "model.safetensors")
     weights["encoder.layer.0.output.dense.bias"][3] = float("nan")
     save_file(weights, damaged / "model.safetensors", {"format": "pt"})
-    message = r"tiny: 40 of 40 values of the cosine similarity are not finite\. To fix"
+    message = r"dense_vecs of the model are not finite: its weights are broken\. To fix, use"
     assert_fails(run("evaluate_model", damaged, *arguments[1:]), 1, message)
 
 
@@ -400,8 +403,8 @@ def test_pipeline(run, tiny_yaml, sts_csv, tmp_path):
     code, out, err = run(*command)
     assert code == 0, err
     results = tmp_path / "results" / "tiny"
-    (task,) = json.loads((results / "evaluation.json").read_text(encoding="utf-8"))["tasks"]
-    assert re.search(rf"model +│ +{task['value']:.4f} ", out)
+    task, _ = json.loads((results / "evaluation.json").read_text(encoding="utf-8"))["tasks"]
+    assert re.search(rf"dense +{task['baseline']:.4f} .* {task['value']:.4f} ", out)
     assert (results / "report.md").is_file()
     assert_fails(run(*command), 1, ".*results/tiny holds results and is kept. To fix")
 
@@ -430,7 +433,8 @@ def recorded(monkeypatch):
 def test_pipeline_arguments(words, run, recorded):
     """Nothing is printed where there is nothing: on all ranks but the first."""
     assert run("run_pipeline", *words.split()) == (0, "", "")
-    assert recorded == [(["a.yaml", "b.yaml"], ["seed=1", "x.y=2"], ["c.csv", "d.csv"])]
+    plan = pipeline.EvaluationPlan(["c.csv", "d.csv"], [], "test", ["dense"])
+    assert recorded == [(["a.yaml", "b.yaml"], ["seed=1", "x.y=2"], plan)]
 
 
 def test_pipeline_is_interrupted(run, monkeypatch):
@@ -469,7 +473,7 @@ def test_quickstart_prepares_prunes_and_says_where(
     assert nothing_to_prepare == [(minilm.DEFAULT_OUTPUT, minilm.DEFAULT_SENTENCES)]
     results = tmp_path / "results" / "q"
     assert (results / "model").is_dir() and (results / "report.md").is_file()
-    assert "kept of the baseline" in out
+    assert "original" in out
     assert out.endswith(f"model    {results}/model\nreport   {results}/report.md\n")
 
 
@@ -534,15 +538,19 @@ def test_retrieval_in_every_mode_is_written_and_shown(run, model_folder, tmp_pat
     found = [t for t in result["tasks"] if t["metric"] == "ndcg_at_10"]
     assert [t["mode"] for t in found] == modes
     assert all(t["value"] == t["baseline"] == 1.0 for t in found)
-    assert out.count("pets") == len(modes)
+    assert out.count("pets") == 1
+    assert all(re.search(rf"^ *{re.escape(mode)} +1\.0000 ", out, re.M) for mode in modes)
     assert result["parameters"]["model"]["total"] > 0
     assert_fails(run("evaluate_model", *words), 1, r"o.json exists. To fix, .*--overwrite")
 
 
 def test_a_mode_or_a_collection_that_is_wrong(run, model_folder):
     words = [model_folder, "--output", "o.json", "--retrieval"]
-    result = run("evaluate_model", *words, "none")
+    result = run("evaluate_model", *words, "./none")
     assert_fails(result, 1, r"none/qrels/test.tsv: no such file. To fix, check the path")
+    result = run("evaluate_model", *words, "none")
+    message = "none: no such file or folder; as a name, mteb .* has no task 'none'.* To fix"
+    assert_fails(result, 1, message)
     assert not Path("o.json").exists()
 
 

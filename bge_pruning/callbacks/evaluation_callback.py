@@ -6,6 +6,7 @@ import logging
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from itertools import product
 from typing import Any
 
 import torch
@@ -17,14 +18,15 @@ from bge_pruning.callbacks.best_checkpoint import BestCheckpoint
 from bge_pruning.clock import is_due
 from bge_pruning.datasets.mteb_tasks import random_state_kept
 from bge_pruning.evaluation.ranks import Ranks
-from bge_pruning.evaluation.retrieval import MAIN_METRIC, METRICS, score_retrieval
+from bge_pruning.evaluation.scoring import RETRIEVAL_METRICS, score_tasks
+from bge_pruning.evaluation.tasks import Task
 from bge_pruning.evaluation.text_encoder import TextEncoder
 from bge_pruning.models.composer_bge_m3 import ComposerBGEM3
 from bge_pruning.models.pretrained import BaseModel
 
 log = logging.getLogger(__name__)
 
-SIMILARITY = "cosine_spearman"
+PAIR_METRIC = "cosine_spearman"
 
 
 class EvaluationCallback(Callback):
@@ -60,7 +62,7 @@ class EvaluationCallback(Callback):
     def __init__(
         self,
         base: BaseModel,
-        tasks: Mapping[str, Any],
+        tasks: Mapping[str, Task],
         eval_interval: str,
         *,
         modes: Sequence[str] = ("dense",),
@@ -109,7 +111,7 @@ class EvaluationCallback(Callback):
         with model_eval_mode(state.model), random_state_kept():  # mteb seeds everything
             encoder = self._encoder(getattr(state.model, "module", state.model))
             for name, task in self.tasks.items():
-                for (_, mode), found in score_retrieval(encoder, [task], self.modes).items():
+                for (_, mode), found in score_tasks(encoder, [task], self.modes).items():
                     scores |= {metric_key(name, mode, m): v for m, v in found.values.items()}
         return scores
 
@@ -153,9 +155,9 @@ def list_metric_keys(
         collections: Names of collections.
         modes: How they are searched.
     """
-    keys = [f"{name}/{SIMILARITY}" for name in pairs]
-    keys += [metric_key(name, mode, m) for name in collections for mode in modes for m in METRICS]
-    return keys
+    keys = [f"{name}/{PAIR_METRIC}" for name in pairs]
+    searched = product(collections, modes, RETRIEVAL_METRICS)
+    return keys + [metric_key(*parts) for parts in searched]
 
 
 def _similarity(state: State) -> dict[str, float]:
@@ -169,5 +171,6 @@ def _similarity(state: State) -> dict[str, float]:
 
 def _line(batch: int, scores: Mapping[str, float], seconds: float) -> str:
     """The scores that matter most, for a person."""
-    shown = [f"{k} {v:.4f}" for k, v in scores.items() if k.endswith((SIMILARITY, MAIN_METRIC))]
+    main = (PAIR_METRIC, RETRIEVAL_METRICS[0])
+    shown = [f"{key} {value:.4f}" for key, value in scores.items() if key.endswith(main)]
     return " | ".join([f"step {batch}", "evaluation", *shown, f"{seconds:.1f} s"])

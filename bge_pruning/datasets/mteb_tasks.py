@@ -5,7 +5,7 @@ from __future__ import annotations
 import difflib
 import logging
 import random
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -48,24 +48,8 @@ def find_task(task_name: str, split: str, subset: str | None) -> tuple[Any, str]
     Raises:
         ValueError: If there is no such task or subset, or the task is of another kind.
     """
-    import mteb
-    from mteb.abstasks import AbsTaskRetrieval
-
-    try:
-        task = mteb.get_task(task_name, eval_splits=[split])
-    except KeyError:
-        raise ValueError(
-            f"mteb {mteb.__version__} has no task '{task_name}'{_close_names(task_name)}. To fix, "
-            f"correct the name."
-        ) from None
-    found = task.metadata
-    if not isinstance(task, AbsTaskRetrieval) or list(found.modalities) != ["text"]:
-        raise ValueError(
-            f"mteb task '{task_name}' is of type {found.type} over {', '.join(found.modalities)}, "
-            f"expected queries with judged texts. To fix, choose one of type Retrieval or "
-            f"Reranking over text."
-        )
-    subsets = list(found.hf_subsets)
+    task = _get_task(task_name, ("Retrieval", "Reranking"), eval_splits=[split])
+    subsets = list(task.metadata.hf_subsets)
     if subset is None and len(subsets) == 1:
         subset = subsets[0]
     if subset not in subsets:
@@ -77,10 +61,75 @@ def find_task(task_name: str, split: str, subset: str | None) -> tuple[Any, str]
     return task.filter_languages(None, hf_subsets=[subset]), subset
 
 
-def _close_names(task_name: str) -> str:
+def _get_task(task_name: str, types: Sequence[str], **options: Any) -> Any:
+    """A task over text of one of these types."""
+    import mteb
+    from mteb.abstasks import AbsTaskRetrieval, AbsTaskSTS
+
+    try:
+        task = mteb.get_task(task_name, **options)
+    except KeyError:
+        raise ValueError(
+            f"mteb {mteb.__version__} has no task '{task_name}'{_close_names(task_name, types)}. "
+            f"To fix, correct the name."
+        ) from None
+    found = task.metadata
+    base = AbsTaskSTS if "STS" in types else AbsTaskRetrieval
+    if not isinstance(task, base) or list(found.modalities) != ["text"]:
+        expected = (
+            "pairs of sentences with scores" if "STS" in types else "queries with judged texts"
+        )
+        raise ValueError(
+            f"mteb task '{task_name}' is of type {found.type} over {', '.join(found.modalities)}, "
+            f"expected {expected}. To fix, choose one of type {' or '.join(types)} over text."
+        )
+    return task
+
+
+def load_tasks(
+    task_name: str, subset: str | None, types: Sequence[str]
+) -> list[tuple[Any, str, str]]:
+    """Load what mteb evaluates of a task; from its cache if it was loaded before.
+
+    Args:
+        task_name: Name of a task.
+        subset: One of its subsets; ``None`` for all of them.
+        types: mteb's types that it may have: ``STS``; or ``Retrieval``.
+
+    Returns:
+        Tasks with their data, each set to one split and one subset, which are named.
+
+    Raises:
+        FileNotFoundError: If mteb cannot load the data.
+        ValueError: If there is no such task or subset, or the task is of another kind.
+    """
+    with random_state_kept():
+        metadata = _get_task(task_name, types).metadata
+        subsets = list(metadata.hf_subsets)
+        if subset is not None and subset not in subsets:
+            raise ValueError(
+                f"mteb task '{task_name}' has no subset '{subset}', but {_listed(subsets)}. To "
+                f"fix, choose one of them, or name the task alone for all of them."
+            )
+        return [
+            (_load_task(task_name, types, split, part), split, part)
+            for split in metadata.eval_splits
+            for part in ([subset] if subset else subsets)
+        ]
+
+
+def _load_task(task_name: str, types: Sequence[str], split: str, subset: str) -> Any:
+    task = _get_task(task_name, types, eval_splits=[split])
+    task = task.filter_languages(None, hf_subsets=[subset])
+    with _explain_failures(task, split, subset):
+        task.load_data()
+    return task
+
+
+def _close_names(task_name: str, types: Sequence[str]) -> str:
     import mteb
 
-    tasks = mteb.get_tasks(task_types=["Retrieval", "Reranking"], exclude_superseded=False)
+    tasks = mteb.get_tasks(task_types=list(types), exclude_superseded=False)
     names = {task.metadata.name.casefold(): task.metadata.name for task in tasks}
     wanted = task_name.casefold()
     close = [key for key in names if wanted in key] or difflib.get_close_matches(wanted, names, 5)

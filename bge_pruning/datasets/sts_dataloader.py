@@ -7,7 +7,7 @@ of such a table.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -55,25 +55,6 @@ def read_sts(path: str | Path) -> STSPairs:
     if not pairs.scores:
         raise ValueError(f"{path}: holds no sentence pairs. To fix, choose another file.")
     return pairs
-
-
-def read_sts_tasks(files: Sequence[str | Path]) -> dict[str, STSPairs]:
-    """The pairs of several files, under the stem of each.
-
-    Raises:
-        FileNotFoundError: If there is no such file.
-        ValueError: If there is no file, two have one stem, or :func:`read_sts` refuses one.
-    """
-    if not files:
-        raise ValueError("no task to evaluate on. To fix, give at least one STS file.")
-    tasks: dict[str, STSPairs] = {}
-    for file in files:
-        if (task := Path(file).stem) in tasks:
-            raise ValueError(
-                f"two STS files are called {task}. To fix, rename one: the name is the task's."
-            )
-        tasks[task] = read_sts(file)
-    return tasks
 
 
 def read_pairs(

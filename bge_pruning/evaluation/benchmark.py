@@ -2,15 +2,25 @@
 
 from __future__ import annotations
 
+import os
+import resource
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, redirect_stderr
 from dataclasses import dataclass
 from itertools import pairwise
+from types import SimpleNamespace
 
 import numpy as np
 from torch import Tensor
 
-from bge_pruning.evaluation.multi_vector import MultiVectors, encode_queries, score_passage
+from bge_pruning.evaluation.multi_vector import (
+    MultiVectors,
+    encode_queries,
+    score_pairs,
+    score_passage,
+)
+from bge_pruning.evaluation.search import MODES, CorpusCache, SearchModel
 from bge_pruning.evaluation.text_encoder import TextEncoder
 
 
@@ -93,6 +103,91 @@ def compare_multi_vectors(
 
     pairs = len(queries) * len(passages)
     return _compare(f"multi-vector scores of {pairs} pairs", ours, theirs, rounds)
+
+
+def compare_pair_scores(
+    model: str, encoder: TextEncoder, queries: Sequence[str], passages: Sequence[str], rounds: int
+) -> Comparison:
+    """Multi-vector scores from texts, beside FlagEmbedding's call for pairs of texts.
+
+    That call embeds both texts of every pair; here each text is embedded once.
+
+    Args:
+        model: Folder of the model.
+        encoder: The same model.
+        queries: Queries.
+        passages: Passages; every query is scored with each of them.
+        rounds: How often; the two take turns.
+    """
+    from FlagEmbedding import BGEM3FlagModel
+
+    other = BGEM3FlagModel(model, use_fp16=False, devices=encoder.device)
+    pairs = [(query, passage) for query in queries for passage in passages]
+    where = np.divmod(np.arange(len(pairs)), len(passages))
+
+    def ours() -> np.ndarray:
+        return score_pairs(encoder, encode_queries(encoder, queries), passages, where)
+
+    def theirs() -> np.ndarray:
+        with _quiet():  # it shows a progress bar
+            scores = other.compute_score(
+                pairs,
+                batch_size=encoder.batch_size,
+                max_query_length=encoder.max_length,
+                max_passage_length=encoder.max_length,
+            )
+        return np.array(scores["colbert"])
+
+    return _compare(f"multi-vector scores of {len(pairs)} pairs of texts", ours, theirs, rounds)
+
+
+@dataclass(frozen=True)
+class LargeSearch:
+    """What a search of a large corpus took.
+
+    Attributes:
+        passages: Passages of the corpus.
+        seconds: Embedding, searching and comparing multi-vectors.
+        bytes: How much the largest memory of the process grew.
+    """
+
+    passages: int
+    seconds: float
+    bytes: int
+
+
+def search_large_corpus(
+    encoder: TextEncoder, queries: Sequence[str], passages: Sequence[str], count: int
+) -> LargeSearch:
+    """Search a corpus in mode ``all``.
+
+    Args:
+        encoder: A model with all outputs.
+        queries: Queries.
+        passages: Passages; repeated, each with a number, until there are ``count``.
+        count: Size of the corpus.
+    """
+    corpus = [
+        {"id": str(i), "title": str(i), "text": passages[i % len(passages)]} for i in range(count)
+    ]
+    before, started = _peak_bytes(), time.perf_counter()
+    model = SearchModel(CorpusCache(encoder, MODES["all"]), "all", None)
+    name = SimpleNamespace(name="large")
+    model.index(corpus, task_metadata=name, hf_split="test", hf_subset="default")
+    rows = [{"id": str(i), "text": text} for i, text in enumerate(queries)]
+    model.search(rows, top_k=100)
+    return LargeSearch(count, time.perf_counter() - started, _peak_bytes() - before)
+
+
+def _peak_bytes() -> int:
+    # In KiB on Linux.
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    with open(os.devnull, "w") as nowhere, redirect_stderr(nowhere):
+        yield
 
 
 def _compare(

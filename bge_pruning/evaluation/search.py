@@ -10,11 +10,13 @@ import numpy as np
 
 from bge_pruning.datasets.mteb_dataloader import passage_text, query_text
 from bge_pruning.evaluation.multi_vector import encode_queries, score_pairs
-from bge_pruning.evaluation.text_encoder import Encoded, TextEncoder
+from bge_pruning.evaluation.text_encoder import Encoded
 from bge_pruning.models.scores import ENSEMBLE_WEIGHTS, OUTPUT_NAMES
 
 if TYPE_CHECKING:
     from mteb.models import ModelMeta
+
+    from bge_pruning.evaluation.encoders import Encoder
 
 # The outputs that each mode adds up, with the weights of the models' own training.
 MODES = {
@@ -77,9 +79,7 @@ class CorpusCache:
         progress: Show progress bars.
     """
 
-    def __init__(
-        self, encoder: TextEncoder, outputs: Sequence[str], progress: bool = False
-    ) -> None:
+    def __init__(self, encoder: Encoder, outputs: Sequence[str], progress: bool = False) -> None:
         self.encoder = encoder
         wanted = {OUTPUT_NAMES[output] for output in outputs} - {"colbert_vecs"}
         if "colbert" in outputs:  # its candidates are found by the others
@@ -93,7 +93,8 @@ class CorpusCache:
         """A corpus, embedded when it is first asked for; an earlier one is dropped."""
         if key not in self._collections:
             ids = [str(row["id"]) for row in corpus]
-            texts = [passage_text(row, f"passage {row['id']}") for row in corpus]
+            prompt = _prompt(self.encoder, "document", "passage")
+            texts = [prompt + passage_text(row, f"passage {row['id']}") for row in corpus]
             self._collections = {
                 key: Collection(ids, texts, self.encoder.encode(texts, self.names, self.progress))
             }
@@ -132,11 +133,16 @@ class SearchModel:
         mode: One of ``MODES``.
         meta: What mteb calls the model.
         candidates: Passages of a query whose multi-vectors are compared.
+
+    Attributes:
+        texts: Passages and queries of the last search.
+        truncated: Those of them that were cut.
     """
 
     def __init__(
         self, corpora: CorpusCache, mode: str, meta: ModelMeta, candidates: int = 200
     ) -> None:
+        self.texts = self.truncated = 0
         self.corpora = corpora
         self.mode = mode
         self.mteb_model_meta = meta
@@ -164,8 +170,11 @@ class SearchModel:
                 "fix, choose a retrieval task."
             )
         names = [str(row["id"]) for row in queries]
-        texts = [query_text(row, f"query {row['id']}") for row in queries]
+        prompt = _prompt(self.corpora.encoder, "query")
+        texts = [prompt + query_text(row, f"query {row['id']}") for row in queries]
         encoded = self.corpora.encoder.encode(texts, self.corpora.names)
+        self.texts = len(texts) + len(self._collection.ids)
+        self.truncated = encoded.truncated + self._collection.encoded.truncated
         outputs = MODES[self.mode]
         if "colbert" in outputs:
             ranked = self._rerank(texts, encoded, outputs, top_k)
@@ -190,6 +199,11 @@ class SearchModel:
         scores = scores + ENSEMBLE_WEIGHTS["colbert"] * late
         order = np.argsort(-scores, axis=1, kind="stable")[:, :top_k]
         return np.take_along_axis(indices, order, 1), np.take_along_axis(scores, order, 1)
+
+
+def _prompt(encoder: Encoder, *kinds: str) -> str:
+    """What the model wants before a text of this kind."""
+    return next((encoder.prompts[kind] for kind in kinds if kind in encoder.prompts), "")
 
 
 def first_stage(

@@ -1,17 +1,21 @@
-"""How sure a mean over queries or pairs is, and a difference of two."""
+"""How sure a score over queries or pairs is, and a difference of two."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 
 # Samples of a bootstrap: the ends of a 95 % interval move by less than a tenth of its width.
 SAMPLES = 2000
+# Numbers of the samples that are in memory at once.
+BLOCK = 1 << 22
+# Rounding differs between one order of the sum and another.
+ROUNDING = 1e-12
 
 
 def bootstrap_interval(
-    values: Sequence[float], seed: int = 0, level: float = 0.95
+    values: Sequence[float] | np.ndarray, seed: int = 0, level: float = 0.95
 ) -> tuple[float, float]:
     """Percentile bootstrap interval of a mean.
 
@@ -23,13 +27,44 @@ def bootstrap_interval(
     Raises:
         ValueError: If there are no values.
     """
-    means = _resampled_means(np.asarray(values, np.float64), seed)
-    tail = (1 - level) / 2
-    low, high = np.quantile(means, [tail, 1 - tail])
-    return float(low), float(high)
+    values = np.asarray(values, np.float64)
+    _check_count(len(values))
+    generator = np.random.default_rng(seed)
+    means = [
+        values[generator.integers(len(values), size=(rows, len(values)))].mean(axis=1)
+        for rows in _blocks(len(values))
+    ]
+    return _percentiles(np.concatenate(means), level)
 
 
-def paired_p_value(ours: Sequence[float], theirs: Sequence[float], seed: int = 0) -> float:
+def bootstrap_correlation_interval(
+    similarity: np.ndarray, gold: np.ndarray, seed: int = 0, level: float = 0.95
+) -> tuple[float, float]:
+    """Percentile bootstrap interval of a Spearman correlation over pairs.
+
+    Args:
+        similarity: Of each pair, shape ``(n,)``.
+        gold: Gold score of each pair, shape ``(n,)``.
+        seed: Seed of the samples.
+        level: Probability, in (0, 1).
+
+    Raises:
+        ValueError: If there are no pairs.
+    """
+    _check_count(len(gold))
+    generator = np.random.default_rng(seed)
+    found = []
+    for rows in _blocks(len(gold)):
+        chosen = generator.integers(len(gold), size=(rows, len(gold)))
+        found.append(_spearman(similarity[chosen], gold[chosen]))
+    values = np.concatenate(found)
+    # Of very few pairs, a sample may hold one pair only, which has no correlation.
+    return _percentiles(values[np.isfinite(values)], level)
+
+
+def paired_p_value(
+    ours: Sequence[float] | np.ndarray, theirs: Sequence[float] | np.ndarray, seed: int = 0
+) -> float:
     """Two-sided p-value of a difference of means over the same queries, by random sign flips.
 
     Args:
@@ -44,20 +79,75 @@ def paired_p_value(ours: Sequence[float], theirs: Sequence[float], seed: int = 0
         ValueError: If the two differ in length or are empty.
     """
     difference = np.subtract(ours, theirs, dtype=np.float64)
-    if not len(difference):
-        raise ValueError("no scores to compare. To fix, evaluate on at least one query.")
+    _check_count(len(difference))
     generator = np.random.default_rng(seed)
     observed, as_large = abs(difference.mean()), 1
-    for _ in range(SAMPLES):
-        signs = generator.choice((-1.0, 1.0), len(difference))
-        as_large += abs((signs * difference).mean()) >= observed - 1e-12
+    for rows in _blocks(len(difference)):
+        signs = generator.choice((-1.0, 1.0), (rows, len(difference)))
+        means = np.abs((signs * difference).mean(axis=1))
+        as_large += np.count_nonzero(means >= observed - ROUNDING)
     return as_large / (SAMPLES + 1)
 
 
-def _resampled_means(values: np.ndarray, seed: int) -> np.ndarray:
-    if not len(values):
-        raise ValueError("no scores to average. To fix, evaluate on at least one query.")
+def paired_correlation_p_value(
+    ours: np.ndarray, theirs: np.ndarray, gold: np.ndarray, seed: int = 0
+) -> float:
+    """Two-sided p-value of a difference of two Spearman correlations over the same pairs.
+
+    The models' ranks of a pair are exchanged at random: if neither model is better, that changes
+    the difference by chance only.
+
+    Args:
+        ours: Similarity of each pair by one model, shape ``(n,)``.
+        theirs: By the other.
+        gold: Gold score of each pair.
+        seed: Seed of the exchanges.
+
+    Returns:
+        In (0, 1]: the share of exchanges, none included, whose difference is as large.
+
+    Raises:
+        ValueError: If there are no pairs.
+    """
+    from scipy.stats import rankdata
+
+    _check_count(len(gold))
     generator = np.random.default_rng(seed)
-    return np.array(
-        [values[generator.integers(len(values), size=len(values))].mean() for _ in range(SAMPLES)]
-    )
+    first, second = rankdata(ours), rankdata(theirs)
+    observed = abs(_spearman(first[None], gold[None]) - _spearman(second[None], gold[None]))[0]
+    as_large = 1
+    for rows in _blocks(len(gold)):
+        swapped = generator.integers(2, size=(rows, len(gold))).astype(bool)
+        gold_rows = np.broadcast_to(gold, swapped.shape)
+        a, b = np.where(swapped, second, first), np.where(swapped, first, second)
+        differences = np.abs(_spearman(a, gold_rows) - _spearman(b, gold_rows))
+        as_large += np.count_nonzero(differences >= observed - ROUNDING)
+    return as_large / (SAMPLES + 1)
+
+
+def _spearman(values: np.ndarray, gold: np.ndarray) -> np.ndarray:
+    """Spearman correlation row by row, shape ``(rows,)``; scipy has it for one pair of columns."""
+    from scipy.stats import rankdata
+
+    a, b = (rankdata(part, axis=1) for part in (values, gold))
+    a, b = (part - part.mean(axis=1, keepdims=True) for part in (a, b))
+    with np.errstate(invalid="ignore"):
+        return (a * b).sum(axis=1) / np.sqrt((a * a).sum(axis=1) * (b * b).sum(axis=1))
+
+
+def _blocks(size: int) -> Iterator[int]:
+    """Numbers of samples that are drawn together, ``SAMPLES`` in all."""
+    rows = max(1, min(SAMPLES, BLOCK // size))
+    for start in range(0, SAMPLES, rows):
+        yield min(rows, SAMPLES - start)
+
+
+def _percentiles(values: np.ndarray, level: float) -> tuple[float, float]:
+    tail = (1 - level) / 2
+    low, high = np.quantile(values, [tail, 1 - tail])
+    return float(low), float(high)
+
+
+def _check_count(count: int) -> None:
+    if not count:
+        raise ValueError("no scores to compare. To fix, evaluate on at least one query or pair.")

@@ -1,22 +1,190 @@
-"""Collections that are in memory as tasks of ``mteb``, by its interface for custom tasks."""
+"""What to evaluate on, as tasks of ``mteb``: local files, or tasks that it knows by name."""
 
 from __future__ import annotations
 
+import logging
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from bge_pruning.datasets.mteb_tasks import load_tasks, random_state_kept
 from bge_pruning.datasets.retrieval_collection import (
     RetrievalCollection,
     read_collection,
     read_mteb_collection,
 )
+from bge_pruning.datasets.sts_dataloader import read_sts
+
+log = logging.getLogger(__name__)
+
+SIMILARITY, RETRIEVAL = "similarity", "retrieval"
+# mteb asks for the languages of a task; nothing depends on them here.
+LANGUAGES = ["eng-Latn"]
 
 
-def beir_task(folder: str | Path, split: str = "test") -> Any:
-    """A retrieval task of mteb over a collection in BEIR layout.
+@dataclass
+class Task:
+    """One split of one subset of a task.
+
+    Attributes:
+        name: Its name in results.
+        kind: ``similarity`` or ``retrieval``.
+        mteb_task: A task of mteb with its data loaded, set to one split and subset.
+        split: The split.
+        subset: The subset, ``default`` if there is one only.
+        by_query: nDCG@10 of each query in the last evaluation of a retrieval task.
+    """
+
+    name: str
+    kind: str
+    mteb_task: Any
+    split: str = "test"
+    subset: str = "default"
+    by_query: dict[str, float] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        if self.kind == RETRIEVAL:
+            self._keep_scores_of_queries()
+
+    def _keep_scores_of_queries(self) -> None:
+        """Through the place where mteb lets a task look at the scores of its queries."""
+        given = self.mteb_task.task_specific_scores
+
+        def keep(
+            scores: Mapping[str, Mapping[str, float]], *arguments: Any, **kwargs: Any
+        ) -> dict[str, float]:
+            self.by_query = {query: row["ndcg_cut_10"] for query, row in scores.items()}
+            return given(scores, *arguments, **kwargs)
+
+        self.mteb_task.task_specific_scores = keep
+
+    def pairs(self) -> tuple[list[str], list[str], list[float]]:
+        """First sentences, second sentences and gold scores of a similarity task."""
+        data = self.mteb_task.dataset
+        rows = data.get(self.subset, data)[self.split]
+        first, second = self.mteb_task.column_names
+        return list(rows[first]), list(rows[second]), [float(score) for score in rows["score"]]
+
+    def queries(self) -> list[str]:
+        """Texts of the queries of a retrieval task."""
+        self.mteb_task.convert_v1_dataset_format_to_v2(num_proc=None)
+        return list(self.mteb_task.dataset[self.subset][self.split]["queries"]["text"])
+
+
+def find_tasks(sts: Sequence[str], retrieval: Sequence[str], split: str = "test") -> list[Task]:
+    """The tasks of files and folders, or of mteb's names, with their data loaded.
 
     Args:
-        folder: The collection; its name is the task's.
+        sts: Files with scored sentence pairs, or names such as ``STSBenchmark`` or
+            ``STS17:en-de`` (one subset).
+        retrieval: Folders in BEIR layout, or names such as ``SciFact``.
+        split: Judgements of the folders to evaluate with; named tasks have their own.
+
+    Raises:
+        FileNotFoundError: If a file or the data of a named task is missing.
+        ValueError: If there is none, a row is wrong, or two tasks have one name.
+    """
+    if not sts and not retrieval:
+        raise ValueError("no task to evaluate on. To fix, give at least one.")
+    tasks: list[Task] = []
+    for name in sts:
+        is_file = Path(name).suffix or "/" in name or Path(name).exists()
+        tasks += [sts_task(name)] if is_file else named_tasks(name, SIMILARITY)
+    for name in retrieval:
+        is_folder = "/" in name or Path(name).exists()
+        tasks += [beir_task(name, split)] if is_folder else named_tasks(name, RETRIEVAL)
+    names = [task.name for task in tasks]
+    for name in names:
+        if names.count(name) > 1:
+            raise ValueError(
+                f"two tasks are called {name}. To fix, rename a file or folder: the name is the "
+                f"task's."
+            )
+    return tasks
+
+
+def named_tasks(name: str, kind: str) -> list[Task]:
+    """The splits and subsets that mteb evaluates of a task, with their data loaded.
+
+    Args:
+        name: A task, or ``TASK:SUBSET``.
+        kind: ``similarity`` or ``retrieval``.
+
+    Raises:
+        FileNotFoundError: If mteb cannot load the data.
+        ValueError: If there is no such task or subset, or it is of another kind.
+    """
+    task_name, _, subset = name.partition(":")
+    types = ("STS",) if kind == SIMILARITY else ("Retrieval",)
+    try:
+        loaded = load_tasks(task_name, subset or None, types)
+    except ValueError as error:
+        raise ValueError(f"{name}: no such file or folder; as a name, {error}") from error
+    splits = {split for _, split, _ in loaded}
+    tasks = []
+    for mteb_task, split, part in loaded:
+        words = [task_name, *([part] if part != "default" else [])]
+        words += [split] if len(splits) > 1 else []
+        tasks.append(Task(":".join(words), kind, mteb_task, split, part))
+    return tasks
+
+
+def sts_task(file: str | Path) -> Task:
+    """A similarity task over scored sentence pairs; its name is the file's.
+
+    Args:
+        file: Columns ``sentence1``, ``sentence2``, ``score`` (0 to 5).
+
+    Raises:
+        FileNotFoundError: If there is no such file.
+        ValueError: If a row is wrong, or the scores are all the same; the message names the file.
+    """
+    file = Path(file)
+    pairs = read_sts(file)
+    if len(set(pairs.scores)) < 2:
+        raise ValueError(
+            f"{file}: every gold score is {pairs.scores[0]:g}, so no correlation is defined. To "
+            f"fix, choose a file with different scores."
+        )
+    columns = {
+        "sentence1": pairs.sentences1,
+        "sentence2": pairs.sentences2,
+        "score": pairs.scores,
+    }
+    return similarity_task(file.stem, columns)
+
+
+def similarity_task(name: str, columns: Mapping[str, list]) -> Task:
+    """A similarity task over pairs in memory.
+
+    Args:
+        name: Its name.
+        columns: ``sentence1``, ``sentence2`` and ``score``, one entry for each pair.
+    """
+    from datasets import Dataset, DatasetDict
+
+    with random_state_kept():
+        from mteb.abstasks import AbsTaskSTS
+
+        class LocalSimilarity(AbsTaskSTS):
+            metadata = _metadata(name, "STS", "test", "cosine_spearman")
+
+            def load_data(self, *arguments: Any, **kwargs: Any) -> None:
+                """Nothing to fetch: the file has been read."""
+                self.dataset = DatasetDict(test=Dataset.from_dict(dict(columns)))
+                self.data_loaded = True
+
+        task = LocalSimilarity()
+        task.load_data()
+    return Task(name, SIMILARITY, task)
+
+
+def beir_task(folder: str | Path, split: str = "test") -> Task:
+    """A retrieval task over a collection in BEIR layout; its name is the folder's.
+
+    Args:
+        folder: The collection.
         split: Judgements to evaluate with.
 
     Raises:
@@ -24,11 +192,11 @@ def beir_task(folder: str | Path, split: str = "test") -> Any:
         ValueError: If a line is wrong; the message names file and line.
     """
     folder = Path(folder)
-    return _local_task(folder.resolve().name, read_collection(folder, split), split)
+    return retrieval_task(folder.resolve().name, read_collection(folder, split), split)
 
 
-def mteb_task(task_name: str, split: str, subset: str | None = None) -> Any:
-    """A split of a retrieval task that mteb knows by name, loaded at once.
+def mteb_task(task_name: str, split: str, subset: str | None = None) -> Task:
+    """One split of a retrieval task that mteb knows by name.
 
     Args:
         task_name: Its name.
@@ -39,41 +207,50 @@ def mteb_task(task_name: str, split: str, subset: str | None = None) -> Any:
         FileNotFoundError: If mteb cannot load the data.
         ValueError: If there is no such task, split or subset, or it cannot be evaluated here.
     """
-    return _local_task(task_name, read_mteb_collection(task_name, split, subset), split)
+    return retrieval_task(task_name, read_mteb_collection(task_name, split, subset), split)
 
 
-def _local_task(name: str, collection: RetrievalCollection, split: str) -> Any:
+def retrieval_task(name: str, collection: RetrievalCollection, split: str) -> Task:
+    """A retrieval task over a collection in memory.
+
+    Args:
+        name: Its name.
+        collection: Passages, queries and judgements.
+        split: What the judgements are called.
+    """
     from datasets import Dataset
-    from mteb.abstasks import AbsTaskRetrieval
+
+    with random_state_kept():
+        from mteb.abstasks import AbsTaskRetrieval
+
+        class LocalRetrieval(AbsTaskRetrieval):
+            metadata = _metadata(name, "Retrieval", split, "ndcg_at_10")
+
+            def load_data(self, *arguments: Any, **kwargs: Any) -> None:
+                """Nothing to fetch: the files have been read."""
+                data = {
+                    "corpus": Dataset.from_list(collection.corpus),
+                    "queries": Dataset.from_list(collection.queries),
+                    "relevant_docs": collection.relevant,
+                    "top_ranked": None,
+                }
+                self.dataset = {"default": {split: data}}
+                self.data_loaded = True
+
+        task = LocalRetrieval()
+        task.load_data()
+    return Task(name, RETRIEVAL, task, split)
+
+
+def _metadata(name: str, kind: str, split: str, main_score: str) -> Any:
     from mteb.abstasks.task_metadata import TaskMetadata
 
-    class LocalRetrieval(AbsTaskRetrieval):
-        metadata = TaskMetadata(
-            name=name,
-            description=f"Local collection, judged by its split {split}.",
-            dataset={"path": name, "revision": "local"},
-            type="Retrieval",
-            eval_langs=["eng-Latn"],  # mteb asks for one; nothing depends on it
-            eval_splits=[split],
-            main_score="ndcg_at_10",
-        )
-
-        def load_data(self, *arguments: Any, **kwargs: Any) -> None:
-            """Nothing to fetch: the files have been read."""
-            data = {
-                "corpus": Dataset.from_list(collection.corpus),
-                "queries": Dataset.from_list(collection.queries),
-                "relevant_docs": collection.relevant,
-                "top_ranked": None,
-            }
-            self.dataset = {"default": {split: data}}
-            self.data_loaded = True
-
-        def task_specific_scores(
-            self, scores: dict[str, dict[str, float]], *arguments: Any, **kwargs: Any
-        ) -> dict[str, float]:
-            """Keep what mteb averages: nDCG@10 of each query."""
-            self.by_query = {query: row["ndcg_cut_10"] for query, row in scores.items()}
-            return {}
-
-    return LocalRetrieval()
+    return TaskMetadata(
+        name=name,
+        description=f"Local data, split {split}.",
+        dataset={"path": name, "revision": "local"},
+        type=kind,
+        eval_langs=LANGUAGES,
+        eval_splits=[split],
+        main_score=main_score,
+    )

@@ -36,10 +36,12 @@ class Encoded:
     Attributes:
         dense_vecs: L2-normalised, float32, shape ``(n, H)``; ``None`` if not asked for.
         lexical_weights: Sparse vectors over the vocabulary, float32, shape ``(n, V)``, or ``None``.
+        truncated: Texts that were cut at the model's limit.
     """
 
     dense_vecs: np.ndarray | None
     lexical_weights: csr_matrix | None
+    truncated: int = 0
 
 
 class TextEncoder:
@@ -67,6 +69,7 @@ class TextEncoder:
         masks: PruningMasks | None = None,
         ranks: Ranks = ALONE,
     ) -> None:
+        self.base = base
         self.backbone = base.backbone.to(device).eval()
         self.heads = base.heads.to(device).eval()
         self.device = device
@@ -77,12 +80,18 @@ class TextEncoder:
         self.vocab_size = base.shape.vocab_size
         self.pad_token_id = base.hf_config["pad_token_id"]
         self.special_ids = sorted(read_special_ids(base.tokenizer_files))
+        self.prompts = dict(base.prompts.get("prompts") or {})
         self.max_length = min(max_length or base.max_seq_length, base.max_seq_length)
         self._tokenizer = build_tokenizer(base.tokenizer_files["tokenizer.json"], self.max_length)
 
     def names(self) -> tuple[str, ...]:
         """The outputs that the model has."""
         return self.heads.names()
+
+    def word_table(self) -> np.ndarray:
+        """Word embeddings, shape ``(V, H)``."""
+        table = self.backbone.embeddings.word_embeddings.weight
+        return table.detach().float().cpu().numpy().copy()
 
     def tokenize(self, texts: Sequence[str]) -> TokenizedTexts:
         """Token ids of texts."""
@@ -125,7 +134,8 @@ class TextEncoder:
                 rows.append(index[text])
                 columns.append(token)
                 weights.append(weight)
-        return Encoded(dense, self._sparse(rows, columns, weights, len(tokens), names))
+        sparse = self._sparse(rows, columns, weights, len(tokens), names)
+        return Encoded(dense, sparse, tokens.truncated)
 
     def _sparse(
         self,
@@ -193,7 +203,7 @@ def _merge(parts: Sequence[Encoded], order: np.ndarray) -> Encoded:
         dense = np.concatenate([part.dense_vecs for part in parts])[order]
     if parts[0].lexical_weights is not None:
         sparse = vstack([part.lexical_weights for part in parts], format="csr")[order]
-    return Encoded(dense, sparse)
+    return Encoded(dense, sparse, sum(part.truncated for part in parts))
 
 
 def _check_finite(outputs: dict[str, Tensor]) -> None:

@@ -10,8 +10,8 @@ from typing import Any
 from zipfile import BadZipFile
 
 from bge_pruning.utils.evaluation import refuse_existing, write_text
-from bge_pruning.utils.retrieval_table import render_retrieval
-from bge_pruning.utils.tasks import similarity_tasks
+from bge_pruning.utils.score_table import render_scores
+from bge_pruning.utils.tasks import main_scores
 from bge_pruning.utils.visualization import AXIS_TITLES, plot_gates, plot_sparsity, plot_summary
 
 PICTURES = {
@@ -146,7 +146,7 @@ def _read_gates(path: Path) -> dict[str, Any]:
 def _pictures(inputs: Inputs) -> list[str]:
     """Names of the pictures that the inputs allow."""
     needs = {
-        "summary.png": bool(inputs.evaluation and similarity_tasks(inputs.evaluation)),
+        "summary.png": bool(inputs.evaluation and main_scores(inputs.evaluation)),
         "gates.png": inputs.gates is not None,
         "sparsity.png": bool(inputs.history),
     }
@@ -155,7 +155,7 @@ def _pictures(inputs: Inputs) -> list[str]:
 
 def _draw(folder: Path, inputs: Inputs) -> None:
     """Draws the pictures that the inputs allow."""
-    if inputs.evaluation and similarity_tasks(inputs.evaluation):
+    if inputs.evaluation and main_scores(inputs.evaluation):
         plot_summary(inputs.evaluation, folder / "summary.png")
     if inputs.gates is not None:
         values = {name: array for name, array in inputs.gates.items() if not name.endswith("_kept")}
@@ -173,8 +173,7 @@ def _sections(inputs: Inputs, pictures: Sequence[str]) -> list[str]:
     parts += _picture("summary.png", pictures)
     parts += _parameters(inputs)
     if inputs.evaluation is not None:
-        parts += _scores(inputs.evaluation)
-        parts += render_retrieval(inputs.evaluation)
+        parts += render_scores(inputs.evaluation)
         parts += _speed(inputs.evaluation.get("speed"))
     if inputs.pruning is not None:
         parts += _constraint(inputs.pruning["constraint"])
@@ -218,7 +217,7 @@ def _summary(inputs: Inputs) -> str:
             f"of the encoder it keeps {shares['encoder']:.1%}."
         )
     if inputs.evaluation is not None:
-        sentences += [_task_sentence(task) for task in similarity_tasks(inputs.evaluation)]
+        sentences += [_task_sentence(task) for task in main_scores(inputs.evaluation)]
         if speed := inputs.evaluation.get("speed"):
             ratio = speed["throughput_texts_per_s"]["ratio"]
             sentences.append(
@@ -228,18 +227,16 @@ def _summary(inputs: Inputs) -> str:
 
 
 def _task_sentence(task: Mapping[str, Any]) -> str:
+    on = f"On {task['task']} ({task['mode']}) it scores {task['value']:.4f}"
     if task["retention"] is None:
-        return f"On {task['task']} it scores {task['value']:.4f} (floor {task['floor']:.4f})."
+        return f"{on} (floor {task['floor']:.4f})."
     above = task["retention_above_floor"]
     rest = (
         ""
         if above is None
         else f", and {above:.1%} of what lies above the floor of {task['floor']:.4f}"
     )
-    return (
-        f"On {task['task']} it scores {task['value']:.4f} against {task['baseline']:.4f}: "
-        f"{task['retention']:.1%} is kept{rest}."
-    )
+    return f"{on} against {task['baseline']:.4f}: {task['retention']:.1%} is kept{rest}."
 
 
 def _millions(count: int) -> str:
@@ -266,34 +263,6 @@ def _parameters(inputs: Inputs) -> list[str]:
         sizes = [[f"`{key}`", shapes[0].get(key, "-"), shapes[1][key]] for key in shapes[1]]
         parts.append(_table(["shape", "original", "pruned"], sizes))
     return parts
-
-
-def _scores(evaluation: Mapping[str, Any]) -> list[str]:
-    """Scores of every model on every task, and what was kept."""
-    tasks = similarity_tasks(evaluation)
-    if not tasks:
-        return []
-    names = list(tasks[0].get("also", {}))
-    header = ["task", "pairs", "original", *names, "pruned", "random weights", "word embeddings"]
-    rows = []
-    for task in tasks:
-        values = [task["baseline"], *(task["also"][name] for name in names), task["value"]]
-        values += [task["floors"]["random_weights"], task["floors"]["word_embeddings"]]
-        shares = [task["retention"], task["retention_above_floor"]]
-        rows.append([task["task"], f"{task['pairs']:,}", *(_number(value) for value in values)])
-        rows[-1] += ["-" if share is None else f"{share:.1%}" for share in shares]
-    return [
-        "## Quality",
-        "Spearman correlation of the cosine of two dense vectors with the gold score. The last "
-        "two models are floors: the same shape with random weights, and the mean of the word "
-        "embeddings without any encoder. What is kept above the floor is (pruned - floor) / "
-        "(original - floor), with the larger floor.",
-        _table([*header, "kept", "kept above floor"], rows),
-    ]
-
-
-def _number(value: float | None) -> str:
-    return "-" if value is None else f"{value:.4f}"
 
 
 def _speed(speed: Mapping[str, Any] | None) -> list[str]:

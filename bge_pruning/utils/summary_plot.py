@@ -18,7 +18,7 @@ from bge_pruning.utils.figures import (
     make_figure,
     save_figure,
 )
-from bge_pruning.utils.tasks import similarity_tasks
+from bge_pruning.utils.tasks import main_scores
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -35,7 +35,7 @@ def plot_summary(evaluation: Mapping[str, Any], path: str | Path) -> None:
     Raises:
         ValueError: If the evaluation has no task.
     """
-    tasks = similarity_tasks(evaluation)
+    tasks = main_scores(evaluation)
     if not tasks:
         raise ValueError(
             "the evaluation has no task to draw. To fix, evaluate on at least one STS file."

@@ -1,12 +1,59 @@
-"""Several ranks in one process."""
+"""Models to evaluate, and several ranks in one process."""
 
+import json
+import shutil
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from threading import Barrier
 
 import pytest
+from safetensors.torch import load_file, save_file
 
 from bge_pruning.evaluation.ranks import Ranks
+
+
+@pytest.fixture(scope="session")
+def small_folder(model_folder, tmp_path_factory) -> Path:
+    """The first half of the layers of the model: what pruning could have left."""
+    folder = tmp_path_factory.mktemp("small") / "small-xlmr"
+    shutil.copytree(model_folder, folder)
+    config = json.loads((folder / "config.json").read_text())
+    config["num_hidden_layers"] = 2
+    (folder / "config.json").write_text(json.dumps(config))
+    weights = load_file(folder / "model.safetensors")
+    gone = ("encoder.layer.2.", "encoder.layer.3.")
+    kept = {key: value for key, value in weights.items() if not key.startswith(gone)}
+    save_file(kept, folder / "model.safetensors", metadata={"format": "pt"})
+    return folder
+
+
+@pytest.fixture(scope="session")
+def bert_folder(model_folder, tmp_path_factory) -> Path:
+    """A BERT model in the sentence-transformers layout, with mean pooling and the same words."""
+    import torch
+    from transformers import BertConfig, BertModel
+
+    folder = tmp_path_factory.mktemp("bert") / "tiny-bert"
+    shutil.copytree(model_folder, folder)
+    for name in ("colbert_linear.pt", "sparse_linear.pt", "model.safetensors", "config.json"):
+        (folder / name).unlink()
+    config = BertConfig(
+        vocab_size=99,
+        hidden_size=32,
+        num_hidden_layers=1,
+        num_attention_heads=4,
+        intermediate_size=48,
+        max_position_embeddings=128,
+        pad_token_id=1,
+        initializer_range=0.3,
+    )
+    with torch.random.fork_rng():
+        torch.manual_seed(2)
+        BertModel(config).save_pretrained(folder)
+    pooling = {"word_embedding_dimension": 32, "pooling_mode_mean_tokens": True}
+    (folder / "1_Pooling" / "config.json").write_text(json.dumps(pooling))
+    return folder
 
 
 @pytest.fixture(scope="session")

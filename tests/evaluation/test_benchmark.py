@@ -6,7 +6,9 @@ from bge_pruning.evaluation.benchmark import (
     Comparison,
     compare_encoding,
     compare_multi_vectors,
+    compare_pair_scores,
     render_comparison,
+    search_large_corpus,
 )
 from bge_pruning.evaluation.text_encoder import TextEncoder
 from bge_pruning.models.pretrained import load_base_model
@@ -30,6 +32,19 @@ def test_both_tools_score_alike(encoder):
     found = compare_multi_vectors(encoder, TEXTS[:3], TEXTS, rounds=1)
     assert found.difference < 1e-5
     assert found.what == "multi-vector scores of 12 pairs"
+
+
+def test_both_tools_score_pairs_of_texts_alike(encoder, model_folder):
+    found = compare_pair_scores(str(model_folder), encoder, TEXTS[:2], TEXTS, rounds=1)
+    assert found.difference < 1e-5
+    assert found.what == "multi-vector scores of 8 pairs of texts"
+
+
+def test_a_large_corpus_is_made_of_a_small_one(encoder):
+    found = search_large_corpus(encoder, TEXTS[:2], TEXTS, 300)
+    assert found.passages == 300
+    assert found.seconds > 0
+    assert found.bytes >= 0
 
 
 def test_the_ratio_is_the_median_of_the_rounds():

@@ -2,9 +2,15 @@
 
 import numpy as np
 import pytest
-from scipy.stats import bootstrap, permutation_test
+from scipy.stats import bootstrap, permutation_test, rankdata, spearmanr
 
-from bge_pruning.evaluation.statistics import bootstrap_interval, paired_p_value
+from bge_pruning.evaluation import statistics
+from bge_pruning.evaluation.statistics import (
+    bootstrap_correlation_interval,
+    bootstrap_interval,
+    paired_correlation_p_value,
+    paired_p_value,
+)
 
 VALUES = np.random.default_rng(0).beta(2, 1, 120)
 
@@ -44,7 +50,69 @@ def test_the_same_scores_are_no_difference():
 
 
 def test_nothing_to_average():
-    with pytest.raises(ValueError, match="no scores to average. To fix, evaluate on at least one"):
+    with pytest.raises(ValueError, match="no scores to compare. To fix, evaluate on at least one"):
         bootstrap_interval([])
     with pytest.raises(ValueError, match="no scores to compare. To fix, evaluate on at least one"):
         paired_p_value([], [])
+    for empty in (
+        lambda x: bootstrap_correlation_interval(x, x),
+        lambda x: paired_correlation_p_value(x, x, x),
+    ):
+        with pytest.raises(ValueError, match="no scores to compare. To fix, evaluate on"):
+            empty(np.zeros(0))
+
+
+# Correlations
+
+GENERATOR = np.random.default_rng(4)
+GOLD = GENERATOR.integers(0, 6, 90).astype(float)
+GOOD = GOLD + GENERATOR.normal(0, 1, 90)
+WORSE = GOLD + GENERATOR.normal(0, 3, 90)
+
+
+def test_the_interval_of_a_correlation_is_scipys():
+    expected = bootstrap(
+        (GOOD, GOLD),
+        lambda a, b: spearmanr(a, b).statistic,
+        paired=True,
+        vectorized=False,
+        n_resamples=2000,
+        method="percentile",
+        rng=np.random.default_rng(1),
+    ).confidence_interval
+    assert bootstrap_correlation_interval(GOOD, GOLD) == pytest.approx(tuple(expected), abs=0.012)
+
+
+def test_two_pairs_have_an_interval():
+    assert bootstrap_correlation_interval(np.array([0.1, 0.2]), np.array([1.0, 2.0])) == (1.0, 1.0)
+
+
+@pytest.mark.parametrize("other", [GOOD + GENERATOR.normal(0, 1, 90), WORSE, GOOD**3])
+def test_the_p_value_of_two_correlations_is_scipys(other):
+    def difference(a, b):
+        return spearmanr(a, GOLD).statistic - spearmanr(b, GOLD).statistic
+
+    expected = permutation_test(
+        (rankdata(GOOD), rankdata(other)),
+        difference,
+        permutation_type="samples",
+        vectorized=False,
+        n_resamples=1500,
+        rng=np.random.default_rng(3),
+    ).pvalue
+    assert paired_correlation_p_value(GOOD, other, GOLD) == pytest.approx(expected, abs=0.04)
+
+
+def test_the_scale_of_a_model_does_not_matter():
+    assert paired_correlation_p_value(GOOD, 7 * GOOD - 3, GOLD) == 1.0
+
+
+def test_blocks_change_nothing_but_memory(monkeypatch):
+    before = len(list(statistics._blocks(10**9)))
+    assert before == statistics.SAMPLES
+    assert sum(statistics._blocks(90)) == statistics.SAMPLES
+    monkeypatch.setattr(statistics, "BLOCK", 900)
+    assert sum(statistics._blocks(90)) == statistics.SAMPLES
+    narrow = bootstrap_correlation_interval(GOOD, GOLD)
+    monkeypatch.undo()
+    assert bootstrap_correlation_interval(GOOD, GOLD) == pytest.approx(narrow, abs=0.012)

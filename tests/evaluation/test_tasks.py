@@ -1,16 +1,159 @@
-"""Collections as tasks of mteb: the same scores, wherever they were read."""
+"""Files, folders and names as tasks of mteb."""
 
+import json
+
+import datasets
+import mteb
 import pytest
 
 from bge_pruning.datasets.retrieval_collection import RetrievalCollection, read_collection
 from bge_pruning.evaluation import tasks
-from bge_pruning.evaluation.retrieval import score_retrieval
-from bge_pruning.evaluation.tasks import beir_task, mteb_task
-from bge_pruning.evaluation.text_encoder import TextEncoder
-from bge_pruning.models.pretrained import load_base_model
+from bge_pruning.evaluation.encoders import load_encoder
+from bge_pruning.evaluation.scoring import score_tasks
+from bge_pruning.evaluation.tasks import (
+    RETRIEVAL,
+    SIMILARITY,
+    beir_task,
+    find_tasks,
+    mteb_task,
+    named_tasks,
+    sts_task,
+)
 
 
-def test_a_task_by_name_scores_as_the_same_collection_in_files(
+def test_a_file_of_pairs(sts_csv):
+    task = sts_task(sts_csv)
+    first, second, gold = task.pairs()
+    assert (task.name, task.kind, task.split) == ("tiny", SIMILARITY, "test")
+    assert len(first) == len(second) == len(gold) == 40
+    line = sts_csv.read_text().splitlines()[3].split(",")
+    assert [first[3], second[3], gold[3]] == [line[0], line[1], float(line[2])]
+
+
+def test_a_collection(collection):
+    task = beir_task(collection)
+    assert (task.name, task.kind) == ("tiny", RETRIEVAL)
+    assert len(task.queries()) == 15
+
+
+def test_files_and_folders_together(sts_csv, collection, tmp_path):
+    (tmp_path / "other.csv").write_text(sts_csv.read_text())
+    found = find_tasks([str(tmp_path / "other.csv")], [str(collection)])
+    assert [(task.name, task.kind) for task in found] == [
+        ("other", SIMILARITY),
+        ("tiny", RETRIEVAL),
+    ]
+
+
+def test_two_tasks_of_one_name(sts_csv, collection):
+    with pytest.raises(ValueError, match="two tasks are called tiny. To fix, rename a file or"):
+        find_tasks([str(sts_csv)], [str(collection)])
+
+
+def test_scores_that_are_all_the_same(tmp_path):
+    file = tmp_path / "flat.csv"
+    file.write_text("a man,a dog,2\na cat,a dog,2\n")
+    with pytest.raises(ValueError, match=r"flat\.csv: every gold score is 2, so no corr.*To fix"):
+        sts_task(file)
+
+
+def test_files_that_are_not_there(tmp_path):
+    with pytest.raises(FileNotFoundError, match=r"none\.csv"):
+        find_tasks([str(tmp_path / "none.csv")], [])
+    with pytest.raises(FileNotFoundError, match="none"):
+        find_tasks([], [str(tmp_path / "none")])
+
+
+# Tasks that mteb knows by name: the real library, over data sets in local folders
+
+
+@pytest.fixture
+def hub(tmp_path, monkeypatch):
+    """A function that serves a task's data from files; nothing comes from a network."""
+    monkeypatch.setattr(datasets.config, "HF_HUB_OFFLINE", True)
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
+
+    def serve(task_name: str, configs: dict[str, dict[str, list[dict]]]) -> None:
+        folder = tmp_path / task_name
+        folder.mkdir()
+        entries = []
+        for config, splits in configs.items():
+            for split, rows in splits.items():
+                text = "".join(json.dumps(row) + "\n" for row in rows)
+                (folder / f"{config}-{split}.jsonl").write_text(text)
+            data = [{"split": split, "path": f"{config}-{split}.jsonl"} for split in splits]
+            entries.append({"config_name": config, "data_files": data})
+        (folder / "README.md").write_text(f"---\nconfigs: {json.dumps(entries)}\n---\n")
+        monkeypatch.setitem(mteb.get_task(task_name).metadata.dataset, "path", str(folder))
+
+    return serve
+
+
+PAIRS = [
+    {"sentence1": "a man", "sentence2": "the man", "score": 4.5},
+    {"sentence1": "a dog", "sentence2": "the man", "score": 0.5},
+    {"sentence1": "a dog", "sentence2": "a cat", "score": 2.0},
+]
+
+
+def test_a_similarity_task_by_name(hub):
+    hub("STSBenchmark", {"default": {"test": PAIRS, "train": PAIRS[:1]}})
+    (task,) = find_tasks(["STSBenchmark"], [])
+    assert (task.name, task.split, task.subset) == ("STSBenchmark", "test", "default")
+    assert task.pairs() == (["a man", "a dog", "a dog"], ["the man", "the man", "a cat"],
+                            [4.5, 0.5, 2.0])  # fmt: skip
+
+
+def test_subsets_are_tasks_of_their_own(hub):
+    subsets = mteb.get_task("STS17").metadata.hf_subsets
+    rows = [{**row, "lang": name} for name in subsets for row in PAIRS]
+    hub("STS17", {"default": {"test": rows}})
+    (one,) = named_tasks("STS17:en-de", SIMILARITY)
+    assert (one.name, one.subset) == ("STS17:en-de", "en-de")
+    assert len(one.pairs()[0]) == 3
+    names = [task.name for task in named_tasks("STS17", SIMILARITY)]
+    assert names == [f"STS17:{subset}" for subset in subsets]
+    with pytest.raises(ValueError, match=r"has no subset 'xx', but .*en-de.*\. To fix, choose one"):
+        named_tasks("STS17:xx", SIMILARITY)
+
+
+def test_a_retrieval_task_by_name_is_scored(hub, model_folder):
+    hub(
+        "SciFact",
+        {
+            "corpus": {"corpus": [{"_id": f"d{n}", "title": "", "text": t} for n, t in
+                                  enumerate(("the man reads", "a red book", "dogs eat"))]},
+            "queries": {"queries": [{"_id": "q1", "text": "a book"}, {"_id": "q2", "text": "dog"}]},
+            "default": {"test": [{"query-id": "q1", "corpus-id": "d1", "score": 1},
+                                 {"query-id": "q2", "corpus-id": "d2", "score": 1}]},
+        },
+    )  # fmt: skip
+    (task,) = find_tasks([], ["SciFact"])
+    assert (task.name, task.kind) == ("SciFact", RETRIEVAL)
+    assert sorted(task.queries()) == ["a book", "dog"]
+    score = score_tasks(load_encoder(str(model_folder)), [task], ["dense"])["SciFact", "dense"]
+    assert len(score.samples) == 2
+    assert score.values["ndcg_at_10"] == pytest.approx(score.samples.mean(), abs=1e-4)
+
+
+def test_names_that_mteb_does_not_have():
+    with pytest.raises(ValueError, match=r"has no task 'STSBenchmrk', but .*STSBenchmark.*To fix"):
+        find_tasks(["STSBenchmrk"], [])
+    message = "task 'SciFact' is of type Retrieval over text, expected pairs of sentences with sc"
+    with pytest.raises(ValueError, match=message):
+        find_tasks(["SciFact"], [])
+    with pytest.raises(ValueError, match="'STS17' is of type STS over text, expected queries with"):
+        find_tasks([], ["STS17"])
+
+
+def test_data_that_cannot_be_fetched(tmp_path, monkeypatch):
+    monkeypatch.setattr(datasets.config, "HF_HUB_OFFLINE", True)
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path)
+    with pytest.raises(FileNotFoundError, match=r"mteb task 'STSBenchmark': cannot load.*To fix"):
+        find_tasks(["STSBenchmark"], [])
+
+
+def test_one_split_of_a_retrieval_task_scores_as_the_same_files(
     collection, model_folder, monkeypatch
 ):
     asked = []
@@ -21,9 +164,8 @@ def test_a_task_by_name_scores_as_the_same_collection_in_files(
 
     monkeypatch.setattr(tasks, "read_mteb_collection", read)
     named, files = mteb_task("Named", "dev", "de"), beir_task(collection)
-    assert asked == [("Named", "dev", "de")]
-    encoder = TextEncoder(load_base_model(str(model_folder)))
-    found = score_retrieval(encoder, [named, files], ["dense", "all"])
+    assert (asked, named.split) == ([("Named", "dev", "de")], "dev")
+    found = score_tasks(load_encoder(str(model_folder)), [named, files], ["dense", "all"])
     for mode in ("dense", "all"):
-        assert found["Named", mode].values == pytest.approx(found["tiny", mode].values)
-        assert found["Named", mode].by_query == found["tiny", mode].by_query
+        assert found["Named", mode].values == found["tiny", mode].values
+        assert found["Named", mode].samples.tolist() == found["tiny", mode].samples.tolist()

@@ -1,17 +1,25 @@
-"""Encoders without training, whose retrieval scores a pruned model must clear."""
+"""Two floors that a pruned model must clear before its score means anything.
+
+An untrained encoder, and a table of word vectors without any encoder, already reach a good part of
+a trained model's score. What pruning kept is therefore what is left *above* the larger of the two.
+"""
 
 from __future__ import annotations
 
 import copy
 from collections.abc import Sequence
 from dataclasses import replace
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 from torch import nn
 
-from bge_pruning.evaluation.text_encoder import Encoded, TextEncoder
+from bge_pruning.evaluation.text_encoder import Encoded
 from bge_pruning.models.pretrained import BaseModel
+
+if TYPE_CHECKING:
+    from bge_pruning.evaluation.encoders import Encoder
 
 # Standard deviation of a new model's weights in transformers.
 INIT_STD = 0.02
@@ -45,11 +53,12 @@ class WordEmbeddings:
         encoder: The model whose tokenizer and embeddings are taken.
     """
 
-    def __init__(self, encoder: TextEncoder) -> None:
+    def __init__(self, encoder: Encoder) -> None:
+        self.prompts: dict[str, str] = {}
         self._tokenize = encoder.tokenize
-        table = encoder.backbone.embeddings.word_embeddings.weight.detach().float().cpu()
-        self._table = table.numpy().copy()
-        self._table[[index for index in encoder.special_ids if index < len(table)]] = 0.0
+        self._table = encoder.word_table()
+        special = [index for index in encoder.special_ids if index < len(self._table)]
+        self._table[special] = 0.0  # leaves the direction of a mean alone
 
     def names(self) -> tuple[str, ...]:
         """Dense vectors alone."""
@@ -64,4 +73,4 @@ class WordEmbeddings:
         for row in range(len(tokens)):
             vectors[row] = self._table[tokens[row]].sum(axis=0)
         lengths = np.linalg.norm(vectors, axis=1, keepdims=True)
-        return Encoded(vectors / np.maximum(lengths, 1e-12), None)
+        return Encoded(vectors / np.maximum(lengths, 1e-12), None, tokens.truncated)

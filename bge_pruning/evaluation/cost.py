@@ -1,0 +1,63 @@
+"""What a model costs beside its baseline: parameters, size on disk, speed and memory."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from bge_pruning.evaluation.encoders import SentenceTransformerEncoder, TextEncoder
+from bge_pruning.utils.memory import measure_peak_bytes
+from bge_pruning.utils.model_analysis import measure_speed
+
+AnyEncoder = TextEncoder | SentenceTransformerEncoder
+# Files that hold weights, as far as this project and sentence-transformers read them.
+WEIGHT_FILES = ("model*.safetensors", "pytorch_model*.bin", "*_linear.pt")
+
+
+def measure_cost(model: AnyEncoder, baseline: AnyEncoder, texts: Sequence[str]) -> dict[str, Any]:
+    """Speed and memory of two models.
+
+    Args:
+        model: The model to judge.
+        baseline: The unpruned model, on the same device.
+        texts: Texts to embed; a sample is used.
+
+    Returns:
+        As :func:`measure_speed`, with ``memory_bytes``: the weights, and what other tensors take
+        while a batch is embedded.
+    """
+    both = {"model": model, "baseline": baseline}
+    batch = list(texts[: model.batch_size])
+    memory: dict[str, Any] = {
+        "texts": len(batch),
+        "tokens": int(model.tokenize(batch).lengths.max()),
+    }
+    for name, encoder in both.items():
+        memory[name] = {
+            "weights": _weight_bytes(encoder),
+            "activations": measure_peak_bytes(lambda e=encoder: e.encode(batch)),
+        }
+    return {**measure_speed(model, baseline, texts), "memory_bytes": memory}
+
+
+def _weight_bytes(encoder: AnyEncoder) -> int:
+    modules: Sequence[nn.Module] = (
+        [encoder.backbone, encoder.heads] if isinstance(encoder, TextEncoder) else [encoder.model]
+    )
+    return sum(p.numel() * p.element_size() for module in modules for p in module.parameters())
+
+
+def size_on_disk(name: str | None) -> int | None:
+    """Bytes of a folder's weight files; ``None`` for anything else.
+
+    Args:
+        name: Folder, checkpoint or hub name.
+    """
+    folder = Path(name or "")
+    if name is None or not (folder / "config.json").is_file():
+        return None
+    files = {file for pattern in WEIGHT_FILES for file in folder.glob(pattern)}
+    return sum(file.stat().st_size for file in files)

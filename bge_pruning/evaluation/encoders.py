@@ -1,0 +1,182 @@
+"""Models to evaluate, by name: folders, checkpoints of a run, hub names."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Protocol
+
+import numpy as np
+
+from bge_pruning.datasets.embedding_dataset import TokenizedTexts
+from bge_pruning.evaluation.floors import with_random_weights
+from bge_pruning.evaluation.sentence_transformer import SentenceTransformerEncoder
+from bge_pruning.evaluation.text_encoder import Encoded, TextEncoder
+from bge_pruning.models.checkpoint import find_checkpoint, load_trained_model
+from bge_pruning.models.extraction import cut
+from bge_pruning.models.hub import fetch_model_folder
+from bge_pruning.models.model_files import read_json
+from bge_pruning.models.pretrained import BaseModel, load_base_model
+from bge_pruning.models.quiet import no_loading_bars
+from bge_pruning.models.structural_pruning import PruningMasks
+
+
+class Encoder(Protocol):
+    """What evaluation asks of a model; :class:`TextEncoder` has all three outputs.
+
+    Attributes:
+        device: Torch device.
+        batch_size: Texts of a batch.
+        max_length: Longest text in tokens.
+        prompts: What to write before a text, by the kind of text (``query``, ``document``).
+        special_ids: Token ids that are no words.
+    """
+
+    device: str
+    batch_size: int
+    max_length: int
+    prompts: dict[str, str]
+    special_ids: Sequence[int]
+
+    def names(self) -> tuple[str, ...]:
+        """Outputs that the model has."""
+
+    def tokenize(self, texts: Sequence[str]) -> TokenizedTexts:
+        """Token ids of texts."""
+
+    def word_table(self) -> np.ndarray:
+        """Word embeddings, shape ``(V, H)``."""
+
+    def encode(
+        self, texts: Sequence[str], names: Sequence[str] = ("dense_vecs",), progress: bool = False
+    ) -> Encoded:
+        """Dense and sparse vectors of texts."""
+
+
+def check_model_name(name: str) -> None:
+    """Refuse a name that cannot be a model, in no time.
+
+    Args:
+        name: Folder, checkpoint file, run folder, or ``owner/name`` on the hub.
+
+    Raises:
+        FileNotFoundError: If it is a path and nothing is there, or the run has no checkpoint.
+        ValueError: If a model folder does not say how its vectors are pooled.
+    """
+    path = Path(name)
+    if path.is_file():
+        return
+    is_path = path.is_absolute() or name.startswith(".") or len(path.parts) != 2
+    if is_path and not path.is_dir():
+        raise FileNotFoundError(
+            f"model {name} is no folder. To fix, give a model's folder, a run's folder or "
+            f"checkpoint, or owner/name on the hub."
+        )
+    if path.is_dir():
+        _check_folder(path)
+
+
+def _check_folder(folder: Path) -> None:
+    if not (folder / "config.json").is_file():
+        try:
+            find_checkpoint(folder)
+        except FileNotFoundError as error:
+            raise FileNotFoundError(
+                f"{folder} holds neither a model (config.json) nor a run's checkpoint. To fix, "
+                f"give the folder of a model, or of a run that saved a checkpoint."
+            ) from error
+    elif not (folder / "modules.json").is_file():
+        # sentence-transformers would silently fall back to mean pooling.
+        raise ValueError(
+            f"{folder} has no modules.json, so its pooling is unknown. To fix, extract or export "
+            "it again."
+        )
+
+
+def load_encoder(
+    name: str, device: str = "cpu", max_length: int | None = None, batch_size: int = 32
+) -> TextEncoder | SentenceTransformerEncoder:
+    """Load a model; XLM-R encoders with all their outputs, others through sentence-transformers.
+
+    Args:
+        name: Folder, checkpoint file, run folder (its newest checkpoint), or hub name.
+        device: Torch device.
+        max_length: Tokens at which texts are cut, at most the model's own limit; ``None`` keeps it.
+        batch_size: Texts of a batch.
+
+    Raises:
+        FileNotFoundError: See :func:`check_model_name`.
+        ValueError: If the model cannot be loaded, or ``max_length`` leaves no room for text.
+        OSError: If the hub cannot deliver it.
+    """
+    check_model_name(name)
+    path = Path(name)
+    if path.is_file() or (path.is_dir() and not (path / "config.json").is_file()):
+        return TextEncoder(load_checkpoint(path), device, max_length, batch_size)
+    folder = fetch_model_folder(name)
+    _check_folder(folder)
+    if read_json(folder / "config.json").get("model_type") == "xlm-roberta":
+        return TextEncoder(load_base_model(name), device, max_length, batch_size)
+    return _load_sentence_transformer(name, device, max_length, batch_size)
+
+
+def load_checkpoint(path: Path) -> BaseModel:
+    """The model that extraction would write from a checkpoint, in memory.
+
+    Args:
+        path: Run folder (its newest checkpoint) or checkpoint file.
+
+    Raises:
+        ValueError: If the file is damaged or not of this project.
+    """
+    model = load_trained_model(find_checkpoint(path))
+    gates, metadata = model.l0_module, model.metadata
+    masks = PruningMasks() if gates is None else gates.deterministic_masks()
+    cut(model.backbone, model.heads, model.backbone.keep_indices(masks))
+    return BaseModel(
+        name=str(path),
+        shape=model.shape if gates is None else gates.realised_shape(),
+        hf_config=metadata.hf_config,
+        backbone=model.backbone,
+        heads=model.heads,
+        tokenizer_files=metadata.tokenizer_files,
+        max_seq_length=metadata.max_seq_length,
+        pruning=None,
+        prompts=metadata.prompts or {},
+    )
+
+
+def _load_sentence_transformer(
+    name: str, device: str, max_length: int | None, batch_size: int
+) -> SentenceTransformerEncoder:
+    from sentence_transformers import SentenceTransformer
+
+    try:
+        with no_loading_bars():
+            model = SentenceTransformer(name, device=device)
+    except Exception as error:  # each of the libraries below has its own
+        reason = str(error).strip().partition("\n")[0] or type(error).__name__
+        raise ValueError(
+            f"{name} cannot be loaded on {device} ({reason}). To fix, check the name and the "
+            f"device, and that its files are complete."
+        ) from error
+    return SentenceTransformerEncoder(model, name, max_length, batch_size)
+
+
+def untrained_encoder(
+    encoder: TextEncoder | SentenceTransformerEncoder, seed: int
+) -> TextEncoder | SentenceTransformerEncoder:
+    """The floor of random weights: a model of the same shape that was never trained."""
+    if isinstance(encoder, SentenceTransformerEncoder):
+        return encoder.untrained(seed)
+    base = with_random_weights(encoder.base, seed)
+    return TextEncoder(base, encoder.device, encoder.max_length, encoder.batch_size)
+
+
+def count_parameters(encoder: TextEncoder | SentenceTransformerEncoder) -> dict[str, int]:
+    """Parameters under ``encoder``, ``embeddings``, ``pooler``, ``heads`` and ``total``."""
+    if isinstance(encoder, SentenceTransformerEncoder):
+        return encoder.count_parameters()
+    heads = sum(parameter.numel() for parameter in encoder.heads.parameters())
+    return replace(encoder.backbone.count_parameters(), heads=heads).as_dict()

@@ -1,0 +1,146 @@
+"""Scores of one model on tasks, in every mode, by the harness of ``mteb``."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from bge_pruning.evaluation.encoders import Encoder
+from bge_pruning.evaluation.search import MODES, CorpusCache, SearchModel
+from bge_pruning.evaluation.similarity import PairCache, SimilarityModel
+from bge_pruning.evaluation.tasks import RETRIEVAL, SIMILARITY, Task
+from bge_pruning.models.scores import OUTPUT_NAMES
+from bge_pruning.utils.embedding_metrics import check_spread
+
+RETRIEVAL_METRICS = ("ndcg_at_10", "mrr_at_10", "recall_at_100", "map_at_100")
+
+
+@dataclass(frozen=True)
+class Score:
+    """Scores of one model in one mode on one task.
+
+    Attributes:
+        values: By metric, as mteb computes them; the first is the main one.
+        samples: nDCG@10 of each query by its id, or the similarity of each pair in order.
+        texts: Texts that were embedded.
+        truncated: Those of them that were cut at the model's limit.
+        seconds: Time of embedding (once for all modes: the first one's), comparing and scoring.
+    """
+
+    values: dict[str, float]
+    samples: np.ndarray = field(repr=False)
+    texts: int
+    truncated: int
+    seconds: float
+
+
+# Scores by task and mode.
+Scores = dict[tuple[str, str], Score]
+
+
+def metric_names(kind: str, mode: str) -> tuple[str, ...]:
+    """Metrics of a kind of task in mteb's words, the main one first.
+
+    Args:
+        kind: ``similarity`` or ``retrieval``.
+        mode: One of ``MODES``; the similarity of sparse vectors is no cosine.
+    """
+    if kind == RETRIEVAL:
+        return RETRIEVAL_METRICS
+    prefix = "cosine_" if mode == "dense" else ""
+    return (f"{prefix}spearman", f"{prefix}pearson")
+
+
+def score_tasks(
+    encoder: Encoder,
+    tasks: Sequence[Task],
+    modes: Sequence[str],
+    progress: bool = False,
+    *,
+    is_floor: bool = False,
+) -> Scores:
+    """Scores of one model; modes that it has no head for are left out.
+
+    Args:
+        encoder: The model.
+        tasks: See :mod:`bge_pruning.evaluation.tasks`.
+        modes: Names of modes.
+        progress: Show progress bars.
+        is_floor: Whether the model was never trained. All its similarities may then be the same,
+            such as 0: it knows nothing, and its correlation is 0.
+
+    Raises:
+        ValueError: If the similarities of a task are not finite, or all the same.
+    """
+    names = encoder.names()
+    modes = [mode for mode in modes if all(OUTPUT_NAMES[output] in names for output in MODES[mode])]
+    outputs = sorted({output for mode in modes for output in MODES[mode]})
+    scores: Scores = {}
+    for task in tasks if modes else ():
+        if task.kind == SIMILARITY:
+            found = _score_similarity(encoder, task, modes, outputs, progress, is_floor)
+        else:
+            found = _score_retrieval(encoder, task, modes, outputs, progress)
+        scores |= {(task.name, mode): score for mode, score in found.items()}
+    return scores
+
+
+def _score_retrieval(
+    encoder: Encoder, task: Task, modes: Sequence[str], outputs: Sequence[str], progress: bool
+) -> dict[str, Score]:
+    corpora = CorpusCache(encoder, outputs, progress)
+    scores = {}
+    for mode in modes:
+        started = time.perf_counter()
+        model = SearchModel(corpora, mode, _meta())
+        values = _run(model, task, mode)
+        samples = np.array([task.by_query[query] for query in sorted(task.by_query)])
+        seconds = time.perf_counter() - started
+        scores[mode] = Score(values, samples, model.texts, model.truncated, seconds)
+    return scores
+
+
+def _score_similarity(
+    encoder: Encoder,
+    task: Task,
+    modes: Sequence[str],
+    outputs: Sequence[str],
+    progress: bool,
+    is_floor: bool,
+) -> dict[str, Score]:
+    started = time.perf_counter()
+    first, second, _ = task.pairs()
+    cache = PairCache(encoder, first, second, outputs, progress)
+    scores = {}
+    for mode in modes:
+        samples = cache.scores(mode)
+        if is_floor and np.ptp(samples) == 0:
+            values = dict.fromkeys(metric_names(SIMILARITY, mode), 0.0)
+        else:
+            check_spread(f"{task.name}: {mode} similarity", samples)
+            values = _run(SimilarityModel(cache, mode, _meta()), task, mode)
+        seconds = time.perf_counter() - started
+        scores[mode] = Score(values, samples, len(cache.texts), cache.truncated, seconds)
+        started = time.perf_counter()
+    return scores
+
+
+def _meta() -> Any:
+    from mteb.models import ModelMeta
+
+    return ModelMeta.create_empty(overwrites={"name": "bge_pruning/model", "revision": "local"})
+
+
+def _run(model: SearchModel | SimilarityModel, task: Task, mode: str) -> dict[str, float]:
+    import mteb
+
+    # mteb's cache calls every local model by one name: the second would get the first's scores.
+    result = mteb.evaluate(
+        model, [task.mteb_task], cache=None, show_progress_bar=False, co2_tracker=False
+    )
+    (found,) = result.task_results[0].scores[task.split]
+    return {metric: float(found[metric]) for metric in metric_names(task.kind, mode)}

@@ -1,0 +1,106 @@
+"""Similarity of sentence pairs with any of the outputs, as ``mteb`` asks for it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from bge_pruning.evaluation.multi_vector import encode_queries, score_pairs
+from bge_pruning.evaluation.search import MODES
+from bge_pruning.models.scores import ENSEMBLE_WEIGHTS, OUTPUT_NAMES
+
+if TYPE_CHECKING:
+    from mteb.models import ModelMeta
+
+    from bge_pruning.evaluation.encoders import Encoder
+
+
+class PairCache:
+    """Embeds the sentences of a task once, whatever the number of modes that compare them.
+
+    Args:
+        encoder: The model.
+        first: First sentence of each pair.
+        second: Second sentence of each pair.
+        outputs: Outputs that any mode needs.
+        progress: Show progress bars.
+
+    Attributes:
+        truncated: Different sentences that were cut.
+        texts: Different sentences.
+    """
+
+    def __init__(
+        self,
+        encoder: Encoder,
+        first: Sequence[str],
+        second: Sequence[str],
+        outputs: Sequence[str],
+        progress: bool = False,
+    ) -> None:
+        self.encoder, self.progress = encoder, progress
+        self.texts = list(dict.fromkeys((*first, *second)))
+        self.row = {text: index for index, text in enumerate(self.texts)}
+        self.pairs = tuple(np.array([self.row[text] for text in part]) for part in (first, second))
+        names = {OUTPUT_NAMES[output] for output in outputs} - {"colbert_vecs"}
+        self.encoded = encoder.encode(self.texts, sorted(names | {"dense_vecs"}), progress)
+        self.truncated = self.encoded.truncated
+        self._scores: dict[str, np.ndarray] = {}
+
+    def scores(self, mode: str) -> np.ndarray:
+        """Similarity of every pair, shape ``(pairs,)``.
+
+        Args:
+            mode: One of ``MODES``; its outputs are added with their weights.
+        """
+        parts = [ENSEMBLE_WEIGHTS[output] * self._output(output) for output in MODES[mode]]
+        return np.sum(parts, axis=0)
+
+    def _output(self, output: str) -> np.ndarray:
+        if output not in self._scores:
+            self._scores[output] = self._compute(output)
+        return self._scores[output]
+
+    def _compute(self, output: str) -> np.ndarray:
+        first, second = self.pairs
+        if output == "dense":
+            vectors = self.encoded.dense_vecs.astype(np.float64)
+            return (vectors[first] * vectors[second]).sum(axis=1)
+        if output == "sparse":
+            weights = self.encoded.lexical_weights
+            return np.asarray(weights[first].multiply(weights[second]).sum(axis=1)).ravel()
+        queries = encode_queries(self.encoder, self.texts)
+        return score_pairs(self.encoder, queries, self.texts, self.pairs, self.progress)
+
+
+class SimilarityModel:
+    """A model that compares sentences with one mode; implements mteb's ``EncoderProtocol``.
+
+    mteb asks for the vectors of all first sentences, then of all second ones, and then for their
+    similarities, which are those of the mode.
+
+    Args:
+        cache: The sentences of the task.
+        mode: One of ``MODES``.
+        meta: What mteb calls the model.
+    """
+
+    def __init__(self, cache: PairCache, mode: str, meta: ModelMeta) -> None:
+        self.cache = cache
+        self.mode = mode
+        self.mteb_model_meta = meta
+
+    def encode(self, inputs: Any, **kwargs: Any) -> np.ndarray:
+        """Dense vectors of the sentences, shape ``(n, H)``."""
+        texts = [text for batch in inputs for text in batch["text"]]
+        return self.cache.encoded.dense_vecs[[self.cache.row[text] for text in texts]]
+
+    def similarity_pairwise(self, first: np.ndarray, second: np.ndarray) -> np.ndarray:
+        """Similarity of every pair with the mode, shape ``(pairs,)``."""
+        return self.cache.scores(self.mode)
+
+    def similarity(self, first: np.ndarray, second: np.ndarray) -> np.ndarray:
+        """Cosine similarity of every first with every second sentence; part of the protocol."""
+        return first @ second.T

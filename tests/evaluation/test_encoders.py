@@ -1,0 +1,132 @@
+"""Models by name: folders, checkpoints, other architectures."""
+
+import shutil
+
+import numpy as np
+import pytest
+import torch
+
+from bge_pruning.evaluation.encoders import (
+    check_model_name,
+    count_parameters,
+    load_encoder,
+    untrained_encoder,
+)
+from bge_pruning.evaluation.floors import WordEmbeddings
+from bge_pruning.evaluation.sentence_transformer import SentenceTransformerEncoder
+from bge_pruning.models.extraction import extract
+
+TEXTS = ["the man plays guitar", "a dog", "the woman reads a red book in the park", "zzzz"]
+
+
+@pytest.fixture(scope="module")
+def run(train_tiny, tmp_path_factory):
+    return train_tiny(tmp_path_factory.mktemp("run"))
+
+
+def test_a_folder_gives_what_sentence_transformers_gives(model_folder):
+    from sentence_transformers import SentenceTransformer
+
+    encoder = load_encoder(str(model_folder), batch_size=3)
+    expected = SentenceTransformer(str(model_folder), device="cpu").encode(TEXTS)
+    np.testing.assert_allclose(encoder.encode(TEXTS).dense_vecs, expected, atol=1e-5)
+    assert encoder.names() == ("dense_vecs", "token_weights", "colbert_vecs")
+
+
+def test_a_checkpoint_is_the_model_that_extraction_writes(run, tmp_path):
+    extract(run, tmp_path / "model")
+    names = ("dense_vecs", "token_weights")
+    expected = load_encoder(str(tmp_path / "model")).encode(TEXTS, names)
+    for name in (run, run / "latest-rank0.pt"):
+        encoder = load_encoder(str(name))
+        found = encoder.encode(TEXTS, names)
+        np.testing.assert_allclose(found.dense_vecs, expected.dense_vecs, atol=1e-6)
+        np.testing.assert_allclose(
+            found.lexical_weights.toarray(), expected.lexical_weights.toarray(), atol=1e-6
+        )
+        assert count_parameters(encoder) == count_parameters(load_encoder(str(tmp_path / "model")))
+
+
+def test_other_architectures_have_dense_vectors(bert_folder):
+    from sentence_transformers import SentenceTransformer
+
+    encoder = load_encoder(str(bert_folder))
+    assert isinstance(encoder, SentenceTransformerEncoder)
+    assert encoder.names() == ("dense_vecs",)
+    plain = SentenceTransformer(str(bert_folder), device="cpu")
+    expected = plain.encode(TEXTS, normalize_embeddings=True)
+    np.testing.assert_allclose(encoder.encode(TEXTS).dense_vecs, expected, atol=1e-6)
+    counts = count_parameters(encoder)
+    assert counts["total"] == sum(p.numel() for p in plain.parameters())
+    assert counts["encoder"] == sum(
+        p.numel() for p in plain.transformers_model.encoder.parameters()
+    )
+    assert counts["heads"] == 0
+    assert encoder.encode([TEXTS[2]] * 2).truncated == 0
+    assert load_encoder(str(bert_folder), max_length=6).encode([TEXTS[2]] * 2).truncated == 2
+
+
+@pytest.mark.parametrize("kind", ["model_folder", "bert_folder"])
+def test_floors_of_any_model(kind, request):
+    encoder = load_encoder(str(request.getfixturevalue(kind)), max_length=9, batch_size=2)
+    before = encoder.encode(TEXTS).dense_vecs
+    state = torch.random.get_rng_state()
+    first, again, other = (untrained_encoder(encoder, seed) for seed in (1, 1, 2))
+    assert torch.equal(torch.random.get_rng_state(), state)
+    assert (first.max_length, first.batch_size) == (9, 2)
+    vectors = [e.encode(TEXTS).dense_vecs for e in (first, again, other)]
+    np.testing.assert_array_equal(vectors[0], vectors[1])
+    assert not np.allclose(vectors[0], vectors[2])
+    assert not np.allclose(vectors[0], before)
+    np.testing.assert_array_equal(encoder.encode(TEXTS).dense_vecs, before)
+    assert count_parameters(first) == count_parameters(encoder)
+    table = encoder.word_table()
+    words = [i for i in encoder.tokenize(TEXTS[:1])[0] if i not in encoder.special_ids]
+    mean = table[words].mean(axis=0)
+    found = WordEmbeddings(encoder).encode(TEXTS).dense_vecs
+    np.testing.assert_allclose(found[0], mean / np.linalg.norm(mean), atol=1e-6)
+    assert not found[3].any()  # no known word
+
+
+def test_max_length_only_shortens(model_folder):
+    assert load_encoder(str(model_folder), max_length=7).max_length == 7
+    assert load_encoder(str(model_folder), max_length=700).max_length == 128
+    with pytest.raises(ValueError, match="max_length 2 leaves no room for text"):
+        load_encoder(str(model_folder), max_length=2)
+
+
+def test_models_that_are_not_there(tmp_path):
+    with pytest.raises(FileNotFoundError, match=r"none is no folder\. To fix, give a model's"):
+        load_encoder(str(tmp_path / "none"))
+    with pytest.raises(FileNotFoundError, match="a/b/c is no folder"):
+        check_model_name("a/b/c")
+    message = "holds neither a model .* nor a run's checkpoint. To fix, give the folder of a model"
+    with pytest.raises(FileNotFoundError, match=message):
+        check_model_name(str(tmp_path))
+    check_model_name("owner/name")
+
+
+def test_a_folder_without_its_pooling(model_folder, tmp_path):
+    shutil.copytree(model_folder, tmp_path / "x")
+    (tmp_path / "x" / "modules.json").unlink()
+    with pytest.raises(ValueError, match=r"has no modules\.json, so its pooling is unknown\. To"):
+        load_encoder(str(tmp_path / "x"))
+
+
+def test_a_model_that_cannot_be_loaded(bert_folder, tmp_path):
+    shutil.copytree(bert_folder, tmp_path / "x")
+    (tmp_path / "x" / "model.safetensors").write_bytes(b"nothing")
+    with pytest.raises(ValueError, match=r"x cannot be loaded on cpu \(.*\)\. To fix, check the"):
+        load_encoder(str(tmp_path / "x"))
+
+
+def test_a_model_without_a_transformer():
+    from sentence_transformers import SentenceTransformer
+    from sentence_transformers.sentence_transformer.modules import StaticEmbedding
+    from tokenizers import Tokenizer
+    from tokenizers.models import WordLevel
+
+    static = StaticEmbedding(Tokenizer(WordLevel({"a": 0})), np.zeros((1, 4), np.float32))
+    model = SentenceTransformer(modules=[static], device="cpu")
+    with pytest.raises(ValueError, match="w: StaticEmbedding is not a transformer. To fix, give a"):
+        SentenceTransformerEncoder(model, "w")

@@ -1,0 +1,270 @@
+"""A model beside its baseline and its floors; the script around it."""
+
+import json
+import runpy
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from bge_pruning.evaluation import evaluate as module
+from bge_pruning.evaluation.entries import describe_task
+from bge_pruning.evaluation.evaluate import evaluate
+from bge_pruning.evaluation.scoring import Score, metric_names
+from bge_pruning.evaluation.search import MODES
+from bge_pruning.evaluation.tasks import RETRIEVAL, SIMILARITY, Task, beir_task, sts_task
+
+SCRIPT = Path(__file__).parents[2] / "scripts" / "evaluate_model.py"
+
+
+@pytest.fixture(scope="module")
+def tasks(sts_csv, collection, tmp_path_factory):
+    file = tmp_path_factory.mktemp("sts") / "pairs.csv"
+    file.write_text(sts_csv.read_text())
+    return [sts_task(file), beir_task(collection)]
+
+
+@pytest.fixture(scope="module")
+def result(model_folder, small_folder, tasks):
+    return evaluate(
+        str(small_folder),
+        str(model_folder),
+        tasks,
+        list(MODES),
+        also={"before recovery": str(small_folder), "same": str(model_folder)},
+        device="cpu",
+        batch_size=8,
+    )
+
+
+def test_every_task_mode_and_metric_has_an_entry(result, tasks):
+    found = [(e["task"], e["kind"], e["mode"], e["metric"], e["main"]) for e in result["tasks"]]
+    assert found == [
+        (task.name, task.kind, mode, metric, index == 0)
+        for task in tasks
+        for mode in MODES
+        for index, metric in enumerate(metric_names(task.kind, mode))
+    ]
+
+
+def test_entries_are_consistent(result):
+    for entry in result["tasks"]:
+        words = {"word_embeddings"} if entry["mode"] == "dense" else set()
+        assert set(entry["floors"]) == {"random_weights"} | words
+        assert entry["floor"] == max(entry["floors"].values())
+        expected = {"before recovery": entry["value"], "same": entry["baseline"]}
+        assert entry["also"] == pytest.approx(expected, abs=1e-6)
+        if entry["baseline"] > 0:
+            assert entry["retention"] == pytest.approx(entry["value"] / entry["baseline"])
+        assert ("interval" in entry) == ("p_value" in entry) == entry["main"]
+        if entry["main"]:
+            low, high = entry["interval"]
+            assert low - 1e-4 <= entry["value"] <= high + 1e-4
+            assert 0 < entry["p_value"] <= 1
+        assert entry["samples"] == (40 if entry["kind"] == SIMILARITY else 15)
+        assert (entry["truncated"], entry["seconds"] > 0) == (0, True)
+
+
+def test_the_rest_of_the_result(result, model_folder, small_folder):
+    assert json.loads(json.dumps(result, allow_nan=False)) == result
+    assert (result["model"], result["baseline"]) == (str(small_folder), str(model_folder))
+    model, baseline = result["parameters"]["model"], result["parameters"]["baseline"]
+    assert 2 * model["encoder"] == baseline["encoder"]
+    assert model["heads"] == baseline["heads"] == 32 * 32 + 32 + 32 + 1
+    sizes = result["size_bytes"]
+    gone = 4 * (baseline["encoder"] - model["encoder"])
+    assert sizes["baseline"] - sizes["model"] == pytest.approx(gone, rel=0.05)
+    memory = result["speed"]["memory_bytes"]
+    for which, counts in (("model", model), ("baseline", baseline)):
+        assert memory[which]["weights"] == 4 * counts["total"]
+        assert memory[which]["activations"] > 0
+    assert memory["texts"] == 8
+    assert result["speed"]["throughput_texts_per_s"]["ratio"] > 0
+    assert {"python", "torch", "mteb"} <= set(result["versions"])
+    assert (result["seed"], result["max_length"]) == (0, None)
+
+
+def test_without_a_baseline(small_folder, tasks):
+    result = evaluate(str(small_folder), None, tasks[:1], device="cpu", max_length=8)
+    for entry in result["tasks"]:
+        assert entry["baseline"] is entry["retention"] is entry["retention_above_floor"] is None
+        assert not {"p_value", "also"} & set(entry)
+    assert result["speed"] is result["parameters"]["baseline"] is None
+    assert result["max_length"] == 8
+
+
+def score(value: float, samples: int = 4) -> Score:
+    values = {"ndcg_at_10": value, "mrr_at_10": value}
+    return Score(values, np.linspace(0, 1, samples), 9, 2, 1.5)
+
+
+@pytest.mark.parametrize(
+    ("baseline", "retention", "above"),
+    [(0.8, 0.75, 0.5), (0.4, 1.5, None), (0.0, None, None)],
+)
+def test_retention(baseline, retention, above, tasks):
+    values = {"model": 0.6, "baseline": baseline, "random_weights": 0.4, "word_embeddings": 0.1}
+    scores = {name: {("tiny", "dense"): score(value)} for name, value in values.items()}
+    first, second = describe_task(tasks[1], "dense", scores, {"other": {}}, 0)
+    for entry in (first, second):
+        assert entry["floor"] == 0.4
+        assert entry["retention"] == (None if retention is None else pytest.approx(retention))
+        assert entry["retention_above_floor"] == (None if above is None else pytest.approx(above))
+        assert entry["also"] == {"other": None}
+        assert (entry["samples"], entry["texts"], entry["truncated"]) == (4, 9, 2)
+    assert (first["metric"], first["main"], second["main"]) == ("ndcg_at_10", True, False)
+
+
+def test_the_pruned_shape_and_the_baselines_words_make_the_floors(result, model_folder, tasks):
+    alone = evaluate(str(model_folder), None, tasks[:1], device="cpu")
+    floors, own = result["tasks"][0]["floors"], alone["tasks"][0]["floors"]
+    assert floors["word_embeddings"] == pytest.approx(own["word_embeddings"])
+    assert floors["random_weights"] != own["random_weights"]
+
+
+def test_the_seed_makes_the_random_floor(small_folder, tasks):
+    def floors(seed):
+        found = evaluate(str(small_folder), None, tasks[:1], device="cpu", seed=seed)
+        assert found["seed"] == seed
+        return found["tasks"][0]["floors"]
+
+    first, again, other = floors(1), floors(1), floors(2)
+    assert first == again
+    assert first["random_weights"] != other["random_weights"]
+    assert first["word_embeddings"] == other["word_embeddings"]
+
+
+def test_limits_hold_for_every_model(small_folder, model_folder, tasks, monkeypatch):
+    seen = []
+
+    def spy(encoder, *arguments, **options):
+        # Of 6 tokens 4 are words: the fifth does not count, the fourth does.
+        fifth = encoder.encode(["dog " * 4 + last for last in ("cat", "man")]).dense_vecs
+        fourth = encoder.encode(["dog " * 3 + last for last in ("cat", "man")]).dense_vecs
+        seen.append((np.allclose(*fifth, atol=1e-6), np.allclose(*fourth, atol=1e-4)))
+        return {("pairs", "dense"): Score({"cosine_spearman": 0.5}, np.arange(40.0), 1, 0, 1.0)}
+
+    monkeypatch.setattr(module, "score_tasks", spy)
+    options = {"max_length": 6, "batch_size": 7, "device": "cpu", "speed": False}
+    also = {"whole": str(model_folder)}
+    evaluate(str(small_folder), str(model_folder), tasks[:1], also=also, **options)
+    assert seen == [(True, False)] * 5
+
+
+def test_a_rival_without_heads_is_compared_by_dense_vectors(bert_folder, model_folder, tasks):
+    modes = ["dense", "sparse"]
+    result = evaluate(str(model_folder), str(bert_folder), tasks, modes, device="cpu", speed=False)
+    for entry in result["tasks"]:
+        assert (entry["baseline"] is None) == (entry["mode"] == "sparse")
+    with pytest.raises(ValueError, match="mode sparse needs sparse vectors, and .* has no head"):
+        evaluate(str(bert_folder), None, tasks, modes, device="cpu")
+
+
+def test_speed_is_measured_on_queries_if_there_are_no_sentences(small_folder, tasks, monkeypatch):
+    seen = []
+    monkeypatch.setattr(module, "measure_cost", lambda a, b, texts: seen.extend(texts) or {})
+    evaluate(str(small_folder), str(small_folder), tasks[1:], device="cpu")
+    assert sorted(seen) == sorted(set(tasks[1].queries()))
+
+
+def test_arguments_that_make_no_sense(small_folder, tasks, tmp_path):
+    with pytest.raises(ValueError, match="no task to evaluate on. To fix, give at least one"):
+        evaluate(str(small_folder), None, [])
+    with pytest.raises(ValueError, match="mode 'best' is not one of dense, sparse"):
+        evaluate(str(small_folder), None, tasks, ["best"], device="cpu")
+    with pytest.raises(FileNotFoundError, match="none is no folder"):
+        evaluate(str(small_folder), None, tasks, also={"x": str(tmp_path / "none")})
+
+
+def test_a_baseline_that_is_worse_by_chance_has_a_large_p_value(tasks):
+    generator = np.random.default_rng(0)
+    gold = np.array(tasks[0].pairs()[2])
+    samples = [gold + generator.normal(0, 1, 40) for _ in range(2)]
+    scores = {
+        name: {("pairs", "dense"): Score({"cosine_spearman": 0.5}, s, 1, 0, 1.0)}
+        for name, s in zip(("model", "baseline"), samples, strict=True)
+    }
+    scores |= {"random_weights": scores["model"], "word_embeddings": scores["model"]}
+    (entry,) = describe_task(tasks[0], "dense", scores, {}, 0)
+    assert entry["p_value"] > 0.05
+
+
+# The script
+
+
+def test_help_is_quick_and_imports_nothing_heavy():
+    code = (
+        "import runpy, sys; sys.argv = ['x', '--help']\n"
+        f"try: runpy.run_path({str(SCRIPT)!r}, run_name='__main__')\n"
+        "except SystemExit: pass\n"
+        "assert not {'torch', 'sentence_transformers', 'matplotlib', 'mteb'} & set(sys.modules)"
+    )
+    start = time.perf_counter()
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=SCRIPT.parents[1], capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr
+    assert "--baseline" in done.stdout
+    assert time.perf_counter() - start < 10  # 0.2 s when the machine is idle
+
+
+def test_script_writes_what_evaluate_returns(
+    model_folder, small_folder, sts_csv, collection, tmp_path, capsys
+):
+    file, output = tmp_path / "six.csv", tmp_path / "out" / "results.json"
+    file.write_text(sts_csv.read_text())
+    main = runpy.run_path(str(SCRIPT))["main"]
+    arguments = [str(small_folder), "--baseline", str(model_folder), "--sts", str(file)]
+    arguments += ["--retrieval", str(collection), "--modes", "dense", "all", "dense"]
+    arguments += ["--also", f"whole={model_folder}", "--device", "cpu", "--no-speed"]
+    arguments += ["--output", str(output), "--max-length", "7", "--seed", "3"]
+    assert main(arguments) == 0
+    written = json.loads(output.read_text())
+    mains = [entry for entry in written["tasks"] if entry["main"]]
+    assert [(e["task"], e["mode"]) for e in mains] == [
+        (task, mode) for task in ("six", "tiny") for mode in ("dense", "all")
+    ]
+    assert all(entry["also"]["whole"] == entry["baseline"] for entry in mains)
+    assert (written["speed"], written["max_length"], written["seed"]) == (None, 7, 3)
+    assert written["command"].startswith("python scripts/evaluate_model.py ")
+    said, table = capsys.readouterr().out, output.with_suffix(".md").read_text()
+    for entry in mains:
+        assert f"{entry['value']:.4f}" in said
+        assert f"| {entry['task']} | {entry['mode']} |" in table
+        assert f"{entry['truncated']:,} of {entry['texts']:,} texts are longer" in said
+    before = output.read_bytes(), output.with_suffix(".md").read_bytes()
+    assert main(arguments) == 1
+    assert "exists. To fix" in capsys.readouterr().err
+    output.unlink()
+    assert main(arguments) == 1  # the table alone is kept too
+    assert not output.exists()
+    capsys.readouterr()
+    assert main([*arguments, "--overwrite"]) == 0
+    assert (output.read_bytes() == before[0], output.with_suffix(".md").read_bytes()) == (
+        False,  # the seconds differ
+        before[1],
+    )
+
+
+def test_script_refuses_wrong_arguments(small_folder, sts_csv, tmp_path, capsys):
+    main = runpy.run_path(str(SCRIPT))["main"]
+    arguments = [str(small_folder), "--output", str(tmp_path / "x.json"), "--device", "cpu"]
+    with pytest.raises(SystemExit):
+        main([*arguments, "--sts", str(sts_csv), "--also", "nameless"])
+    assert "'nameless' is not NAME=FOLDER" in capsys.readouterr().err
+    with pytest.raises(SystemExit):
+        main(arguments)
+    assert "nothing to evaluate on: give --sts, --retrieval or both" in capsys.readouterr().err
+    assert main([*arguments, "--sts", str(sts_csv), str(sts_csv)]) == 1
+    assert "two tasks are called tiny" in capsys.readouterr().err
+    assert main([*arguments, "--retrieval", str(tmp_path / "none")]) == 1
+    assert "none" in capsys.readouterr().err
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_task_keeps_its_kind(tasks):
+    assert [task.kind for task in tasks] == [SIMILARITY, RETRIEVAL]
+    assert all(isinstance(task, Task) for task in tasks)

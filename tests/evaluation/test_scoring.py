@@ -1,0 +1,205 @@
+"""Scores on tasks: mteb's own, in every mode, of one model."""
+
+import mteb
+import numpy as np
+import pytest
+from scipy.stats import pearsonr, spearmanr
+
+from bge_pruning.evaluation.encoders import load_encoder, untrained_encoder
+from bge_pruning.evaluation.floors import WordEmbeddings
+from bge_pruning.evaluation.scoring import RETRIEVAL_METRICS, metric_names, score_tasks
+from bge_pruning.evaluation.search import MODES
+from bge_pruning.evaluation.tasks import beir_task, sts_task
+from bge_pruning.evaluation.text_encoder import TextEncoder
+
+# What mteb calls of itself and of sentence-transformers.
+pytestmark = [
+    pytest.mark.filterwarnings("ignore:The fill_missing parameter:DeprecationWarning"),
+    pytest.mark.filterwarnings("ignore:The `get_sentence_embedding_dimension`:FutureWarning"),
+]
+
+
+@pytest.fixture(scope="module")
+def encoder(model_folder) -> TextEncoder:
+    return load_encoder(str(model_folder))
+
+
+@pytest.fixture(scope="module")
+def retrieval(collection):
+    return beir_task(collection)
+
+
+@pytest.fixture(scope="module")
+def similarity(sts_csv):
+    return sts_task(sts_csv)
+
+
+@pytest.fixture(scope="module")
+def scores(encoder, retrieval, similarity):
+    return score_tasks(encoder, [similarity, retrieval], list(MODES))
+
+
+def mtebs(folder, task) -> dict[str, float]:
+    """Scores of mteb's own evaluation of a sentence-transformers model."""
+    from sentence_transformers import SentenceTransformer
+
+    model = SentenceTransformer(str(folder), device="cpu")
+    result = mteb.evaluate(
+        model, [task.mteb_task], cache=None, show_progress_bar=False, co2_tracker=False
+    )
+    return result.task_results[0].scores["test"][0]
+
+
+def test_dense_retrieval_is_mtebs_of_the_same_model(scores, retrieval, model_folder):
+    ours, theirs = scores["tiny", "dense"], mtebs(model_folder, retrieval)
+    for metric in RETRIEVAL_METRICS:
+        assert ours.values[metric] == pytest.approx(theirs[metric], abs=1e-4)
+    assert ours.samples.mean() == pytest.approx(ours.values["ndcg_at_10"], abs=1e-4)
+    assert len(ours.samples) == 15
+
+
+def test_dense_similarity_is_mtebs_of_the_same_model(encoder, similarity, model_folder):
+    found = score_tasks(encoder, [similarity], ["dense"])["tiny", "dense"]
+    theirs = mtebs(model_folder, similarity)
+    for metric in ("cosine_spearman", "cosine_pearson"):
+        assert found.values[metric] == pytest.approx(theirs[metric], abs=1e-4)
+
+
+def test_every_task_and_mode_has_its_metrics(scores, encoder, similarity, retrieval):
+    both = score_tasks(encoder, [similarity], list(MODES)) | scores
+    assert list(scores) == [("tiny", mode) for mode in MODES]  # the two tasks have one name here
+    for (_, mode), score in both.items():
+        assert tuple(score.values) in (
+            RETRIEVAL_METRICS,
+            metric_names("similarity", mode),
+        )
+        assert score.seconds > 0
+    assert metric_names("similarity", "dense") == ("cosine_spearman", "cosine_pearson")
+    assert metric_names("similarity", "all") == ("spearman", "pearson")
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_similarity_of_pairs_is_flagembeddings(mode, encoder, similarity, model_folder):
+    from FlagEmbedding import BGEM3FlagModel
+
+    first, second, gold = similarity.pairs()
+    model = BGEM3FlagModel(str(model_folder), use_fp16=False, devices="cpu")
+    names = ("return_dense", "return_sparse", "return_colbert_vecs")
+    a, b = (model.encode(part, **dict.fromkeys(names, True)) for part in (first, second))
+    parts = {
+        "dense": (a["dense_vecs"] * b["dense_vecs"]).sum(1),
+        "sparse": [
+            model.compute_lexical_matching_score(x, y)
+            for x, y in zip(a["lexical_weights"], b["lexical_weights"], strict=True)
+        ],
+        "colbert": [
+            float(model.colbert_score(x, y))
+            for x, y in zip(a["colbert_vecs"], b["colbert_vecs"], strict=True)
+        ],
+    }
+    weights = {"dense": 1.0, "sparse": 0.3, "colbert": 1.0}
+    expected = sum(weights[name] * np.array(parts[name]) for name in MODES[mode])
+    score = score_tasks(encoder, [similarity], [mode])["tiny", mode]
+    np.testing.assert_allclose(score.samples, expected, atol=1e-5)
+    metrics = metric_names("similarity", mode)
+    assert score.values[metrics[0]] == pytest.approx(spearmanr(expected, gold)[0], abs=1e-6)
+    assert score.values[metrics[1]] == pytest.approx(pearsonr(expected, gold)[0], abs=1e-6)
+
+
+def test_sentences_are_embedded_once_for_all_modes(encoder, similarity):
+    seen = []
+
+    class Spy:
+        def __init__(self):
+            self.prompts = {}
+
+        def names(self):
+            return ("dense_vecs", "token_weights")
+
+        def encode(self, texts, names, progress):
+            seen.append(list(texts))
+            return encoder.encode(texts, names)
+
+    score_tasks(Spy(), [similarity], ["dense", "sparse", "dense+sparse"])
+    (texts,) = seen
+    assert len(texts) == len(set(texts)) > 40
+
+
+def test_modes_without_a_head_are_left_out(encoder, retrieval, similarity):
+    found = score_tasks(WordEmbeddings(encoder), [retrieval], ["sparse", "dense", "all"])
+    assert list(found) == [("tiny", "dense")]
+    assert score_tasks(WordEmbeddings(encoder), [retrieval], ["sparse"]) == {}
+
+
+def test_two_models_have_scores_of_their_own(encoder, retrieval):
+    key = ("tiny", "dense")
+    other = untrained_encoder(encoder, 5)
+    first, second = (score_tasks(e, [retrieval], ["dense"])[key] for e in (encoder, other))
+    assert not np.array_equal(first.samples, second.samples)
+
+
+def test_two_models_in_folders_of_one_name(model_folder, small_folder, tmp_path, retrieval):
+    import shutil
+
+    values = []
+    for number, folder in enumerate((model_folder, small_folder)):
+        same = tmp_path / str(number) / "model"
+        shutil.copytree(folder, same)
+        found = score_tasks(load_encoder(str(same)), [retrieval], ["dense"])
+        values.append(found["tiny", "dense"].samples)
+    assert not np.array_equal(*values)
+
+
+def test_texts_that_are_cut_are_counted(model_folder, collection, sts_csv):
+    tasks = beir_task(collection), sts_task(sts_csv)
+    for task in tasks:
+        long = score_tasks(load_encoder(str(model_folder)), [task], ["dense"])["tiny", "dense"]
+        short = score_tasks(load_encoder(str(model_folder), max_length=6), [task], ["all"])
+        assert long.truncated == 0
+        encoder = load_encoder(str(model_folder))
+        if task.kind == "similarity":
+            texts = set(task.pairs()[0]) | set(task.pairs()[1])
+        else:
+            data = task.mteb_task.dataset["default"]["test"]
+            texts = [f"{r['title']} {r['text']}".strip() for r in data["corpus"]]
+            texts += task.queries()
+        lengths = encoder.tokenize(list(texts)).lengths
+        found = short["tiny", "all"]
+        assert found.truncated == int((lengths > 6).sum()) > 0
+        assert found.texts == long.texts == len(texts)
+
+
+def test_broken_weights_have_no_score(encoder, similarity):
+    class Broken(WordEmbeddings):
+        def encode(self, texts, names=("dense_vecs",), progress=False):
+            found = super().encode(texts)
+            found.dense_vecs[:] = self.value
+            return found
+
+    messages = {
+        float("nan"): "values of the tiny: dense similarity are not finite",
+        1.0: "every tiny: dense similarity is 32, so the correlation is undefined",
+    }
+    for value, message in messages.items():
+        broken = Broken(encoder)
+        broken.value = value
+        with pytest.raises(ValueError, match=f"{message}.*To fix"):
+            score_tasks(broken, [similarity], ["dense"])
+    found = score_tasks(broken, [similarity], ["dense"], is_floor=True)["tiny", "dense"]
+    assert found.values == {"cosine_spearman": 0.0, "cosine_pearson": 0.0}
+
+
+def test_prompts_are_written_before_texts(encoder, retrieval, monkeypatch):
+    plain = score_tasks(encoder, [retrieval], ["dense"])["tiny", "dense"]
+    seen = []
+    given = encoder.encode
+
+    def spy(texts, *arguments, **options):
+        seen.extend(texts)
+        return given(texts, *arguments, **options)
+
+    monkeypatch.setattr(encoder, "encode", spy)
+    monkeypatch.setattr(encoder, "prompts", {"query": "dog ", "document": "cat "})
+    prompted = score_tasks(encoder, [retrieval], ["dense"])["tiny", "dense"]
+    assert {text.split()[0] for text in seen} == {"dog", "cat"}
+    assert not np.array_equal(plain.samples, prompted.samples)
