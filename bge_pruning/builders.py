@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -27,8 +27,10 @@ from bge_pruning.algorithms.group_gradient_clipping import GroupGradientClipping
 from bge_pruning.algorithms.pruning_schedule import PruningSchedule
 from bge_pruning.algorithms.random_state import RandomStateOnResume
 from bge_pruning.algorithms.source_weights import SourceWeights
+from bge_pruning.callbacks.best_checkpoint import BestCheckpoint
 from bge_pruning.callbacks.data_callback import DataCallback
 from bge_pruning.callbacks.embedding_callback import EmbeddingCallback
+from bge_pruning.callbacks.evaluation_callback import EvaluationCallback
 from bge_pruning.callbacks.gate_map_callback import GateMapCallback
 from bge_pruning.callbacks.metrics_file import MetricsFile
 from bge_pruning.callbacks.pruning_callback import PruningCallback
@@ -36,6 +38,7 @@ from bge_pruning.callbacks.run_metadata_callback import RunMetadataCallback
 from bge_pruning.callbacks.wandb_logger import WandBLogger
 from bge_pruning.config import Config, ConfigError
 from bge_pruning.data_builders import build_loss_weights, build_probes
+from bge_pruning.evaluation.tasks import Task
 from bge_pruning.models.checkpoint import RunMetadata, build_l0_module
 from bge_pruning.models.composer_bge_m3 import ComposerBGEM3
 from bge_pruning.models.encoder_shape import EncoderShape
@@ -265,7 +268,13 @@ def build_algorithms(
     return algorithms
 
 
-def build_callbacks(config: Config, model: ComposerBGEM3, metadata: RunMetadata) -> list[Callback]:
+def build_callbacks(
+    config: Config,
+    model: ComposerBGEM3,
+    metadata: RunMetadata,
+    base: BaseModel,
+    collections: Mapping[str, Task],
+) -> list[Callback]:
     """What watches training."""
     callbacks: list[Callback] = [
         RunMetadataCallback(metadata),
@@ -274,7 +283,22 @@ def build_callbacks(config: Config, model: ComposerBGEM3, metadata: RunMetadata)
         DataCallback(config.log_interval),
     ]
     if config.loggers.wandb is not None and model.l0_module is not None:
-        callbacks.append(GateMapCallback(model.l0_module))
+        callbacks.append(GateMapCallback(model.l0_module, config.eval_interval))
+    if config.data.eval:
+        best, e = None, config.evaluation
+        if e.keep_best is not None:
+            best = BestCheckpoint(e.keep_best, Path(config.run_folder))
+        callbacks.append(
+            EvaluationCallback(
+                base,
+                collections,
+                config.eval_interval,
+                modes=e.modes,
+                batch_size=config.eval_batch_size,
+                max_length=e.max_length or config.model.max_length,
+                best=best,
+            )
+        )
     return callbacks
 
 
@@ -311,22 +335,21 @@ def _microbatch_size(config: Config) -> int:
 def build_trainer(
     config: Config,
     model: ComposerBGEM3,
-    metadata: RunMetadata,
     train_loader: DataSpec,
     evaluators: list[Evaluator],
+    callbacks: list[Callback],
 ) -> Trainer:
-    """The Composer Trainer of a run."""
+    """The Composer Trainer of a run; the evaluators know when it is their turn."""
     return Trainer(
         model=model,
         train_dataloader=train_loader,
         eval_dataloader=evaluators,
-        eval_interval=config.eval_interval,
         max_duration=config.max_duration,
         optimizers=build_optimizer(config, model),
         schedulers=build_scheduler(config),
         step_schedulers_every_batch=True,
         algorithms=build_algorithms(config, model, train_loader),
-        callbacks=build_callbacks(config, model, metadata),
+        callbacks=callbacks,
         loggers=build_loggers(config),
         progress_bar=config.progress_bar and sys.stderr.isatty(),
         run_name=Path(config.run_folder).name,

@@ -6,6 +6,8 @@ for a whole epoch. Gates move every batch, so every time is turned into batches 
 
 from __future__ import annotations
 
+import math
+
 from composer.core import State, Time, TimeUnit
 
 
@@ -33,3 +35,14 @@ def count_batches(time: Time, state: State) -> float:
 def elapsed_share(state: State) -> float:
     """Share of the run that is over, in [0, 1]."""
     return min(1.0, state.timestamp.batch.value / count_batches(state.max_duration, state))
+
+
+def is_due(interval: Time, state: State) -> bool:
+    """Whether the batch that has just ended is at an interval, or the last one of the run.
+
+    Args:
+        interval: As in :func:`count_batches`; a part of a batch counts as a whole one.
+        state: Same.
+    """
+    length = math.ceil(count_batches(interval, state) - 1e-9)  # 0.07 * 100 is 7.000000000000001
+    return state.timestamp.batch.value % length == 0 or elapsed_share(state) >= 1.0

@@ -88,7 +88,7 @@ class DataConfig:
     """Training and evaluation data."""
 
     train: list[SourceConfig] = field(default_factory=list)
-    eval: list[SourceConfig] = field(default_factory=list)
+    eval: list[SourceConfig] = field(default_factory=list)  # of kinds sts, beir and mteb
     negatives: int = 0  # given or mined ones, per query; those of the batch are there anyway
     on_bad_row: str = "error"  # stop before training, or skip: count and report
     group_by_length: bool = True  # batches of texts of similar length: less padding
@@ -124,6 +124,16 @@ class TeacherConfig:
 
     base_model: Optional[str] = None  # default: model.base_model, unpruned
     cache: bool = True  # embed the training texts once; false: run the teacher in every step
+
+
+@dataclass
+class EvaluationConfig:
+    """How data.eval is evaluated, every eval_interval and at the last batch."""
+
+    # How collections (kinds beir and mteb) are searched: dense, sparse, colbert, dense+sparse, all.
+    modes: list[str] = field(default_factory=lambda: ["dense"])
+    keep_best: Optional[str] = None  # score whose best checkpoint is kept, e.g. scifact/ndcg_at_10
+    max_length: Optional[int] = None  # tokens of a collection's texts; default: model.max_length
 
 
 @dataclass
@@ -196,6 +206,7 @@ class Config:
     data: DataConfig = field(default_factory=DataConfig)
     loss: LossConfig = field(default_factory=LossConfig)
     teacher: TeacherConfig = field(default_factory=TeacherConfig)
+    evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
     scheduler: SchedulerConfig = field(default_factory=SchedulerConfig)
     loggers: LoggersConfig = field(default_factory=LoggersConfig)
@@ -235,6 +246,8 @@ def check(config: Config) -> None:
         "loss.temperature": loss.temperature,
         "data.adapt_batches": config.data.adapt_batches,
     }
+    if config.evaluation.max_length is not None:
+        positive["evaluation.max_length"] = config.evaluation.max_length
     if config.device_train_microbatch_size is not None:
         positive["device_train_microbatch_size"] = config.device_train_microbatch_size
     not_negative = {

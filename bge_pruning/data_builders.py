@@ -11,24 +11,31 @@ from typing import Any
 import numpy as np
 import torch
 from composer import Evaluator
-from composer.core import DataSpec
+from composer.core import DataSpec, Event, State, Time
 from composer.utils import dist
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
+from bge_pruning.callbacks.evaluation_callback import PAIR_METRIC, list_metric_keys
+from bge_pruning.clock import is_due
 from bge_pruning.config_schema import Config, ConfigError, SourceConfig
 from bge_pruning.datasets.embedding_dataset import (
     Batch,
     Collator,
     EmbeddingDataset,
     TokenizedTexts,
+    build_tokenizer,
 )
 from bge_pruning.datasets.length_groups import group_batches, padding_share
 from bge_pruning.datasets.mixed_dataloader import MixedBatchSampler, MixedDataset, MixSchedule
+from bge_pruning.datasets.mteb_tasks import random_state_kept
 from bge_pruning.datasets.teacher_vectors import cached_teacher_outputs, compute_cache_key
+from bge_pruning.evaluation.search import check_modes
+from bge_pruning.evaluation.tasks import Task, beir_task, mteb_task
 from bge_pruning.models.model_files import read_vocabulary
 from bge_pruning.models.objective import LossWeights
 from bge_pruning.models.pretrained import BaseModel
+from bge_pruning.models.scores import OUTPUT_NAMES
 from bge_pruning.models.teacher import Teacher
 from bge_pruning.source_builders import (
     WITH_PASSAGES,
@@ -39,6 +46,9 @@ from bge_pruning.source_builders import (
 )
 
 log = logging.getLogger(__name__)
+
+# Kinds of data.eval that are searched; of the others only scored pairs can be evaluated.
+COLLECTIONS = ("beir", "mteb")
 
 
 def build_loss_weights(config: Config) -> LossWeights:
@@ -74,15 +84,17 @@ def check_objective(config: Config) -> None:
             "cache. To fix, set teacher.cache=false."
         )
     _check_losses_fit(weights, config)
+    _check_evaluation(config)
 
 
 def _check_sources(config: Config) -> None:
     """Names, weights and columns of the sources, and the folder for what is made of them."""
     names = [source.name for source in config.data.train]
-    if repeated := sorted({name for name in names if names.count(name) > 1}):
-        raise ConfigError(
-            f"two sources of data.train are called {', '.join(repeated)}. To fix, rename one."
-        )
+    for part, given in (("train", names), ("eval", [source.name for source in config.data.eval])):
+        if repeated := sorted({name for name in given if given.count(name) > 1}):
+            raise ConfigError(
+                f"two sources of data.{part} are called {', '.join(repeated)}. To fix, rename one."
+            )
     weighted = [source.name for source in config.data.train if source.weight is not None]
     if weighted and len(weighted) < len(names):
         raise ConfigError(
@@ -128,6 +140,44 @@ def _check_losses_fit(weights: LossWeights, config: Config) -> None:
             "loss.self_distillation needs an ensemble of two outputs or more. To fix, add sparse "
             "or colbert to loss.contrastive_outputs, or set it to 0."
         )
+
+
+def _check_evaluation(config: Config) -> None:
+    """Refuse what cannot be evaluated, and a best checkpoint by a score that there will not be."""
+    kinds = ("sts", *COLLECTIONS)
+    for source in config.data.eval:
+        if source.kind not in kinds:
+            raise ConfigError(
+                f"data.eval '{source.name}' is of kind {source.kind}; {', '.join(kinds)} can be "
+                f"evaluated. To fix, remove it."
+            )
+    evaluation, l0 = config.evaluation, config.model.l0_module
+    if not evaluation.modes:
+        raise ConfigError("evaluation.modes is empty. To fix, write e.g. [dense].")
+    _check_modes(config, tuple(OUTPUT_NAMES.values()), config.model.base_model)
+    if evaluation.keep_best is None:
+        return
+    pairs = [source.name for source in config.data.eval if source.kind == "sts"]
+    collections = [source.name for source in config.data.eval if source.kind in COLLECTIONS]
+    keys = list_metric_keys(pairs, collections, evaluation.modes)
+    if evaluation.keep_best not in keys:
+        raise ConfigError(
+            f"evaluation.keep_best '{evaluation.keep_best}' is not evaluated. To fix, choose one "
+            f"of {', '.join(keys) or 'the scores of data.eval, which is empty'}."
+        )
+    if l0 is not None and not l0.eval_target_model:
+        raise ConfigError(
+            "evaluation.keep_best would keep the model before anything is pruned: with "
+            "model.l0_module.eval_target_model=false it is evaluated as large as it still is. To "
+            "fix, set eval_target_model=true, or keep_best=null."
+        )
+
+
+def _check_modes(config: Config, names: Sequence[str], model: str) -> None:
+    try:
+        check_modes(config.evaluation.modes, names, model)
+    except ValueError as error:
+        raise ConfigError(f"evaluation.modes: {error}") from None
 
 
 def _check_negatives(source: SourceConfig, weights: LossWeights, config: Config) -> None:
@@ -260,13 +310,16 @@ def _split_batch(batch: Batch, size: int) -> list[Batch]:
 
 def build_evaluators(config: Config, base: BaseModel) -> list[Evaluator]:
     """One evaluator per held-out file of scored pairs."""
+    interval = Time.from_timestring(config.eval_interval)
+
+    def is_now(state: State, event: Event) -> bool:
+        # Composer itself would do the last evaluation after the last checkpoint.
+        return event == Event.BATCH_END and is_due(interval, state)
+
     evaluators = []
     for source in config.data.eval:
         if source.kind != "sts":
-            raise ConfigError(
-                f"data.eval '{source.name}' is of kind {source.kind}; only kind sts is evaluated "
-                f"during training in this version. To fix, remove it."
-            )
+            continue
         with _rank_zero_first():
             dataset = build_source(source, config, base, None, "")
         # Pairs of similar length together: less padding, and the metric does not see the order.
@@ -276,12 +329,42 @@ def build_evaluators(config: Config, base: BaseModel) -> list[Evaluator]:
             dataset,
             batch_size=config.eval_batch_size,
             sampler=dist.get_sampler(dataset, shuffle=False),
+            generator=torch.Generator(),  # a loader draws a seed: not one of the run's numbers
             collate_fn=Collator(base.hf_config["pad_token_id"]),
         )
         evaluators.append(
-            Evaluator(label=source.name, dataloader=loader, metric_names=["cosine_spearman"])
+            Evaluator(
+                label=source.name,
+                dataloader=loader,
+                metric_names=[PAIR_METRIC],
+                eval_interval=is_now,
+            )
         )
     return evaluators
+
+
+def build_collections(config: Config, base: BaseModel) -> dict[str, Task]:
+    """The held-out retrieval collections by name, read now so that errors come before training.
+
+    Raises:
+        ConfigError: If the model lacks a head that ``evaluation.modes`` needs.
+        FileNotFoundError: If a collection is not there.
+        ValueError: If a collection is wrong, or its texts would have no room.
+    """
+    collections: dict[str, Task] = {}
+    for source in config.data.eval:
+        if source.kind not in COLLECTIONS:
+            continue
+        _check_modes(config, base.heads.names(), base.name)
+        if (length := config.evaluation.max_length) is not None:
+            build_tokenizer(base.tokenizer_files["tokenizer.json"], length)  # refuses what is short
+        # mteb seeds everything, and the other ranks find what the first one has fetched.
+        with _rank_zero_first(), random_state_kept():
+            if source.kind == "beir":
+                collections[source.name] = beir_task(source.path, source.split)
+            else:
+                collections[source.name] = mteb_task(source.path, source.split, source.subset)
+    return collections
 
 
 def _teacher_outputs(

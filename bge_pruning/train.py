@@ -78,11 +78,14 @@ def train(config) -> Path:  # noqa: ANN001  (Config; imported late so that --hel
     base = builders.build_base_model(config)
     teacher = builders.build_teacher(config, base)
     metadata = builders.build_metadata(config, plan, base)
-    train_loader = data_builders.build_train_loader(config, base, teacher)
+    # Before the teacher embeds the training texts, which may take long.
     evaluators = data_builders.build_evaluators(config, base)
+    collections = data_builders.build_collections(config, base)
+    train_loader = data_builders.build_train_loader(config, base, teacher)
     model = builders.build_model(config, base, metadata, teacher)
     prepare_run_folder(config)  # now that nothing in the data can stop the run
-    trainer = builders.build_trainer(config, model, metadata, train_loader, evaluators)
+    callbacks = builders.build_callbacks(config, model, metadata, base, collections)
+    trainer = builders.build_trainer(config, model, train_loader, evaluators, callbacks)
     builders.restore_random_state(trainer)
     try:
         trainer.fit()

@@ -20,12 +20,15 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("run", type=Path, help="run folder (its newest checkpoint) or checkpoint")
     parser.add_argument("output", type=Path, help="folder to write; it must not exist")
     parser.add_argument("--overwrite", action="store_true", help="replace an existing folder")
+    parser.add_argument(
+        "--best", action="store_true", help="the run's best checkpoint (evaluation.keep_best)"
+    )
     args = parser.parse_args(argv)
 
     def command() -> None:
         from bge_pruning.models.extraction import extract
 
-        extract(args.run, args.output, args.overwrite)
+        extract(args.run, args.output, args.overwrite, args.best)
 
     return run_command(command)
 

@@ -18,6 +18,9 @@ WORDS = (
     "slowly loudly here there today never and not two three"
 ).split()
 ROWS = 40
+COLLECTION_WORDS = (
+    "the man woman dog cat child park plays reads eats rides guitar red book horse fast".split()
+)
 
 YAML = """\
 run_name: tiny
@@ -200,6 +203,44 @@ def contrastive_jsonl(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("data") / "tiny.jsonl"
     path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
     return path
+
+
+@pytest.fixture(scope="session")
+def write_collection() -> Callable[..., Path]:
+    """A function that writes a collection of ``count`` passages, a query for every second one."""
+
+    import numpy as np
+
+    def write(folder: Path, count: int = 30, seed: int = 1) -> Path:
+        generator = np.random.default_rng(seed)
+        (folder / "qrels").mkdir(parents=True)
+
+        def sentence() -> str:
+            return " ".join(generator.choice(COLLECTION_WORDS, generator.integers(3, 9)))
+
+        corpus = [{"_id": f"d{i}", "title": "", "text": sentence()} for i in range(count)]
+        corpus[0]["title"] = "a title"
+        queries = [
+            {"_id": f"q{i}", "text": " ".join(corpus[i]["text"].split()[:3])}
+            for i in range(0, count, 2)
+        ]
+        for name, rows in (("corpus", corpus), ("queries", queries)):
+            text = "".join(json.dumps(row) + "\n" for row in rows)
+            (folder / f"{name}.jsonl").write_text(text)
+        lines = [f"q{i}\td{i}\t1" for i in range(0, count, 2)] + ["q0\td1\t2", "q2\td3\t0"]
+        header = "query-id\tcorpus-id\tscore"
+        (folder / "qrels" / "test.tsv").write_text("\n".join([header, *lines]) + "\n")
+        return folder
+
+    return write
+
+
+@pytest.fixture(scope="session")
+def collection(
+    tmp_path_factory: pytest.TempPathFactory, write_collection: Callable[..., Path]
+) -> Path:
+    """Thirty passages, fifteen judged queries; do not write into it."""
+    return write_collection(tmp_path_factory.mktemp("retrieval") / "tiny")
 
 
 @pytest.fixture(scope="session")

@@ -3,6 +3,7 @@
 import io
 import json
 import math
+import re
 import shutil
 import sys
 import time
@@ -11,11 +12,12 @@ from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
+import datasets
 import numpy as np
 import pytest
 import torch
 import wandb
-from composer.core import State, Timestamp
+from composer.core import Event, State, Timestamp
 from composer.devices import DeviceCPU
 from composer.utils import dist
 from safetensors.torch import load_file, save_file
@@ -41,11 +43,17 @@ from bge_pruning.builders import (
 )
 from bge_pruning.callbacks.gate_map_callback import GateMapCallback
 from bge_pruning.config import Config, ConfigError, load_config
-from bge_pruning.data_builders import build_evaluators, build_train_loader, check_objective
+from bge_pruning.data_builders import (
+    build_collections,
+    build_evaluators,
+    build_train_loader,
+    check_objective,
+)
 from bge_pruning.datasets.sts_dataloader import read_sts
 from bge_pruning.models.checkpoint import RunMetadata
 from bge_pruning.models.pretrained import BaseModel
 from bge_pruning.plan import build_plan
+from bge_pruning.train import train
 
 ROOT = Path(__file__).parents[1]
 NO_TEACHER = ("loss.distillation_alignment=0", "loss.distillation_similarity=0")
@@ -100,6 +108,10 @@ ZERO = "loss={sts_regression: 0, distillation_alignment: 0, distillation_similar
         (
             [source("sts", "sts")],
             "two sources of data.train are called sts. To fix, rename one.",
+        ),
+        (
+            [source("sts", "sts").replace("train", "eval")],
+            "two sources of data.eval are called sts. To fix, rename one.",
         ),
         (
             [source("sts", "sentences").replace("}]", ", weight: 0.5}]")],
@@ -694,19 +706,154 @@ def test_evaluators_hold_every_pair_once_and_similar_lengths_together(configure,
     assert found == expected
 
 
-@pytest.mark.parametrize("kind", ["sentences", "contrastive", "mteb"])
-def test_evaluation_data_of_another_kind_is_refused(kind, configure, base):
-    config = configure(f"data.eval=[{{name: dev, kind: {kind}, path: x}}]")
-    message = (
-        f"data.eval 'dev' is of kind {kind}; only kind sts is evaluated during training in this "
-        "version. To fix, remove it."
+EVALUATED = "dev/cosine_spearman, x/ndcg_at_10, x/mrr_at_10, x/recall_at_100, x/map_at_100"
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (
+            [source("sentences").replace("train", "eval")],
+            "data.eval 'sentences' is of kind sentences; sts, beir, mteb can be evaluated. To fix",
+        ),
+        (
+            [source("contrastive").replace("train", "eval")],
+            "data.eval 'contrastive' is of kind contrastive; sts, beir, mteb can be evaluated.",
+        ),
+        (["evaluation.modes=[]"], "evaluation.modes is empty. To fix, write e.g. [dense]."),
+        (
+            ["evaluation.modes=[dense, late]"],
+            "evaluation.modes: mode 'late' is not one of dense, sparse, colbert, dense+sparse, "
+            "all. To fix, choose one.",
+        ),
+        (
+            ["evaluation.keep_best=eval/dev/cosine_spearman"],
+            "evaluation.keep_best 'eval/dev/cosine_spearman' is not evaluated. To fix, choose one "
+            "of dev/cosine_spearman.",
+        ),
+        (
+            [
+                "data.eval=[{name: dev, kind: sts, path: a}, {name: x, kind: beir, path: b}]",
+                "evaluation.keep_best=x/ndcg_at_5",
+            ],
+            f"evaluation.keep_best 'x/ndcg_at_5' is not evaluated. To fix, choose one of "
+            f"{EVALUATED}.",
+        ),
+        (
+            [
+                "data.eval=[{name: x, kind: mteb, path: b}]",
+                "evaluation.modes=[sparse]",
+                "evaluation.keep_best=x/ndcg_at_10",
+            ],
+            "To fix, choose one of x/sparse_ndcg_at_10, x/sparse_mrr_at_10",
+        ),
+        (
+            ["data.eval=[]", "evaluation.keep_best=dev/cosine_spearman"],
+            "is not evaluated. To fix, choose one of the scores of data.eval, which is empty.",
+        ),
+        (
+            ["evaluation.keep_best=dev/cosine_spearman", "model.l0_module.eval_target_model=false"],
+            "evaluation.keep_best would keep the model before anything is pruned: with "
+            "model.l0_module.eval_target_model=false it is evaluated as large as it still is. To "
+            "fix, set eval_target_model=true, or keep_best=null.",
+        ),
+    ],
+)
+def test_evaluations_that_are_refused(overrides, message, configure):
+    with pytest.raises(ConfigError) as error:
+        check_objective(configure(*overrides))
+    assert message in str(error.value)
+
+
+def test_a_best_checkpoint_of_every_kind_is_accepted(configure):
+    data = "data.eval=[{name: x, kind: beir, path: a}, {name: y, kind: sts, path: a}]"
+    modes = "evaluation.modes=[dense, dense+sparse]"
+    for key in ("y/cosine_spearman", "x/recall_at_100", "x/dense+sparse_map_at_100"):
+        check_objective(configure(data, modes, f"evaluation.keep_best={key}"))
+    check_objective(configure("model.l0_module=null", "evaluation.keep_best=dev/cosine_spearman"))
+
+
+def test_evaluators_are_asked_at_the_interval_and_at_the_last_batch(configure, base):
+    (evaluator,) = build_evaluators(configure("eval_interval=2ba"), base)
+    state = State(base.backbone, 0, "run", DeviceCPU(), max_duration="5ba")
+    asked = []
+    for batch in range(1, 6):
+        state.timestamp = Timestamp(batch=batch)
+        for event in (Event.BATCH_END, Event.EPOCH_END, Event.FIT_END):
+            if evaluator.eval_interval(state, event):
+                asked.append((batch, event))
+    assert asked == [(2, Event.BATCH_END), (4, Event.BATCH_END), (5, Event.BATCH_END)]
+
+
+def test_collections_are_read_with_their_split(configure, base, collection, tmp_path):
+    other = shutil.copytree(collection, tmp_path / "other")
+    (other / "qrels" / "test.tsv").rename(other / "qrels" / "held-out.tsv")
+    config = configure(
+        f"data.eval=[{{name: a, kind: beir, path: {collection}, split: test}},"
+        f" {{name: b, kind: beir, path: {other}, split: held-out}}]",
+        "evaluation.modes=[all, dense]",
     )
-    with pytest.raises(ConfigError, match=message):
-        build_evaluators(config, base)
+    check_objective(config)
+    found = build_collections(config, base)
+    assert {name: task.split for name, task in found.items()} == {"a": "test", "b": "held-out"}
+    assert build_evaluators(config, base) == []
+
+
+def test_a_collection_that_is_wrong_stops_before_training(configure, collection, tmp_path):
+    data = f"data.eval=[{{name: a, kind: beir, path: {collection}, split: dev}}]"
+    with pytest.raises(FileNotFoundError, match=r"qrels/dev\.tsv: no such file\. To fix, check"):
+        train(configure(data))
+    assert not (tmp_path / "runs").exists()
+
+
+def test_texts_of_a_collection_need_room(configure, base, collection):
+    data = f"data.eval=[{{name: a, kind: beir, path: {collection}, split: test}}]"
+    message = (
+        r"max_length 2 leaves no room for text beside 2 special tokens\. To fix, set max_length"
+    )
+    with pytest.raises(ValueError, match=message):
+        build_collections(configure(data, "evaluation.max_length=2"), base)
+
+
+def test_a_task_of_mteb_by_name(configure, base, monkeypatch):
+    asked = []
+    monkeypatch.setattr(data_builders, "mteb_task", lambda *a: asked.append(a) or "task")
+    config = configure(
+        "data.eval=[{name: a, kind: mteb, path: SciFact, split: test},"
+        " {name: b, kind: mteb, path: MIRACLRetrieval, split: dev, subset: sw}]"
+    )
+    assert build_collections(config, base) == {"a": "task", "b": "task"}
+    assert asked == [("SciFact", "test", None), ("MIRACLRetrieval", "dev", "sw")]
+
+
+def test_a_task_of_mteb_without_a_network(configure, tmp_path, monkeypatch):
+    monkeypatch.setattr(datasets.config, "HF_HUB_OFFLINE", True)
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
+    message = r"^mteb task 'SciFact': cannot load split 'test' .*To fix, run once where the hub can"
+    with pytest.raises(FileNotFoundError, match=message):
+        train(configure("data.eval=[{name: a, kind: mteb, path: SciFact, split: test}]"))
+    assert not (tmp_path / "runs").exists()
+
+
+def test_a_mode_without_its_head_is_refused(configure, copy_model, collection):
+    folder = copy_model()
+    (folder / "colbert_linear.pt").unlink()
+    config = configure(
+        f"model.base_model={folder}",
+        f"data.eval=[{{name: a, kind: beir, path: {collection}, split: test}}]",
+        "evaluation.modes=[dense, all]",
+    )
+    message = (
+        f"evaluation.modes: mode all needs colbert vectors, and {folder} has no head for them. To "
+        f"fix, choose among dense, sparse, dense+sparse, or use a model with that head."
+    )
+    with pytest.raises(ConfigError, match=re.escape(message)):
+        build_collections(config, build_base_model(config))
 
 
 def test_no_evaluation_data(configure, base):
     assert build_evaluators(configure("data.eval=[]"), base) == []
+    assert build_collections(configure("data.eval=[]"), base) == {}
 
 
 # Optimisation; the groups of a run with gates are tested in test_train.py
@@ -800,7 +947,6 @@ def test_algorithms(configure):
 def test_what_the_trainer_is_told(terminal, wanted, configure, monkeypatch, tmp_path):
     config = configure(
         f"progress_bar={str(wanted).lower()}",
-        "eval_interval=3ba",
         "save_interval=5ba",
         "max_duration=7ba",
         "checkpoints_to_keep=6",
@@ -808,15 +954,15 @@ def test_what_the_trainer_is_told(terminal, wanted, configure, monkeypatch, tmp_
         "device_train_microbatch_size=8",
         "seed=9",
     )
-    metadata, model = build_all(config)
+    _, model = build_all(config)
     monkeypatch.setattr(builders, "Trainer", dict)
     monkeypatch.setattr(sys.stderr, "isatty", lambda: terminal, raising=False)
-    told = build_trainer(config, model, metadata, "data", ["evaluators"])
+    told = build_trainer(config, model, "data", ["evaluators"], ["callbacks"])
     expected = {
         "model": model,
         "train_dataloader": "data",
         "eval_dataloader": ["evaluators"],
-        "eval_interval": "3ba",
+        "callbacks": ["callbacks"],
         "save_interval": "5ba",
         "max_duration": "7ba",
         "save_num_checkpoints_to_keep": 6,
@@ -889,7 +1035,7 @@ def no_account(tmp_path, monkeypatch):
 def test_gates_are_drawn_while_training_only_where_wandb_shows_them(wandb_keys, gates, configure):
     config = configure(f"loggers.wandb={wandb_keys}")
     model = SimpleNamespace(l0_module=object() if gates else None, special_ids=())
-    drawn = [type(c) for c in build_callbacks(config, model, None)].count(GateMapCallback)
+    drawn = [type(c) for c in build_callbacks(config, model, None, None, {})].count(GateMapCallback)
     assert drawn == (gates and wandb_keys == "{}")
 
 

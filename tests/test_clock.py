@@ -6,7 +6,7 @@ from composer.core import State, Time, Timestamp
 from composer.devices import DeviceCPU
 from torch.utils.data import DataLoader
 
-from bge_pruning.clock import count_batches, elapsed_share
+from bge_pruning.clock import count_batches, elapsed_share, is_due
 
 
 @pytest.fixture
@@ -48,3 +48,20 @@ def test_other_units_are_refused(make_state):
 )
 def test_elapsed_share_moves_every_batch(duration, batch, share, make_state):
     assert elapsed_share(make_state(duration, batch)) == pytest.approx(share)
+
+
+@pytest.mark.parametrize(
+    ("interval", "duration", "batches"),
+    [
+        ("3ba", "10ba", [3, 6, 9, 10]),
+        ("1ep", "12ba", [5, 10, 12]),
+        ("0.5dur", "2ep", [5, 10]),
+        ("0.15dur", "10ba", [2, 4, 6, 8, 10]),  # every 1.5 batches is every second one
+        ("0.01dur", "10ba", list(range(1, 11))),
+        ("0.07dur", "100ba", [*range(7, 99, 7), 100]),
+    ],
+)
+def test_due_at_the_interval_and_at_the_end(interval, duration, batches, make_state):
+    time = Time.from_timestring(interval)
+    run = range(1, batches[-1] + 1)
+    assert [b for b in run if is_due(time, make_state(duration, b))] == batches

@@ -136,6 +136,7 @@ def test_a_value_in_place_of_keys_is_a_config_error(text, write):
         ("device_train_microbatch_size=0", "device_train_microbatch_size 0 is not above 0"),
         ("checkpoints_to_keep=0", "checkpoints_to_keep 0 is not above 0"),
         ("model.max_length=0", "model.max_length 0 is not above 0"),
+        ("evaluation.max_length=0", "evaluation.max_length 0 is not above 0"),
         ("loss.similarity_temperature=0", "loss.similarity_temperature 0.0 is not above 0"),
         ("optimizer.eps=0", "optimizer.eps 0.0 is not above 0"),
         ("seed=-1", "seed -1 is not 0 or more"),

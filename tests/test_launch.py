@@ -11,6 +11,8 @@ from pathlib import Path
 
 import pytest
 
+from bge_pruning.models.checkpoint import read_best_score
+
 ROOT = Path(__file__).parents[1]
 SCRIPTS = sorted((ROOT / "scripts").glob("*.py"))
 PYTHON = sys.executable
@@ -175,7 +177,6 @@ def two_processes(make_yaml, tmp_path_factory, contrastive_jsonl, sts_csv):
     return folders
 
 
-@pytest.mark.filterwarnings("ignore:Specifying `eval_interval=:UserWarning")
 @pytest.mark.filterwarnings("ignore:The warmup duration is 0:UserWarning")
 @pytest.mark.parametrize("loss", LOSSES)
 def test_two_processes_equal_one(
@@ -194,6 +195,36 @@ def test_two_processes_equal_one(
     assert (start - first["model"][moved]).abs().max() > 1e-3
     for key in ("loss/train/total", "loss/train/lagrangian", "pruning/lambda_1/hidden"):
         assert logged(two, key) == pytest.approx(logged(one, key), abs=1e-5)
+
+
+@pytest.mark.filterwarnings("ignore:The warmup duration is 0:UserWarning")
+def test_two_processes_evaluate_as_one(make_yaml, train_tiny, tmp_path, sts_csv, collection):
+    """An odd number of pairs and of passages, every mode, and the best checkpoint."""
+    odd = tmp_path / "odd.csv"
+    odd.write_text("".join(sts_csv.read_text().splitlines(keepends=True)[:-1]))
+    overrides = [
+        *STEPS[:-1],
+        f"data.eval=[{{name: dev, kind: sts, path: {odd}}},"
+        f" {{name: docs, kind: beir, path: {collection}, split: test}}]",
+        "evaluation.modes=[dense, sparse, colbert, dense+sparse, all]",
+        "evaluation.keep_best=docs/all_ndcg_at_10",
+    ]
+    two = tmp_path / "two"
+    composer = [COMPOSER, "-n", "2", "--master_port", str(PORT + len(LOSSES))]
+    command = [*composer, "-m", "bge_pruning.train", str(make_yaml(two)), *overrides]
+    code, out, err = run(command)
+    assert code == 0, out + err
+    folders = train_tiny(tmp_path / "one", *overrides), two / "runs" / "tiny"
+    lines = (folders[0] / "metrics.jsonl").read_text().splitlines()
+    keys = {key for line in lines for key in json.loads(line)["metrics"] if key[:5] == "eval/"}
+    assert len(keys) == 1 + 5 * 4 + 1
+    for key in keys - {"eval/seconds"}:
+        found = [logged(folder, key) for folder in folders]
+        assert len(found[0]) == 2
+        assert found[1] == pytest.approx(found[0], abs=1e-6), key
+    best = [read_best_score(folder / "best-rank0.pt") for folder in folders]
+    assert best[0].batch == best[1].batch
+    assert best[0].score == pytest.approx(best[1].score, abs=1e-6)
 
 
 def logged(folder: Path, key: str) -> list[float]:

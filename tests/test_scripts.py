@@ -235,6 +235,32 @@ def test_extraction(run, trained, tmp_path):
     assert [path.name for path in (tmp_path / "new").iterdir()] == ["small"]
 
 
+def test_extraction_of_the_best_checkpoint(run, train_tiny, tmp_path, monkeypatch):
+    from bge_pruning.callbacks import evaluation_callback
+
+    scores = {1: 0.5, 2: 0.7, 3: 0.6}
+    key = "dev/cosine_spearman"
+    monkeypatch.setattr(
+        evaluation_callback, "_similarity", lambda s: {key: scores[s.timestamp.batch.value]}
+    )
+    steps = ("max_duration=3ba", "eval_interval=1ba")
+    folder = train_tiny(tmp_path / "train", *steps, f"evaluation.keep_best={key}")
+    for name, arguments in {
+        "newest": (folder,),
+        "best": (folder, "--best"),
+        "file": (folder / "best-rank0.pt",),
+    }.items():
+        assert run("extract_pruned_model", *arguments, name)[0] == 0
+        info = json.loads((tmp_path / name / "pruning.json").read_text())
+        assert info["batches"] == {"prune": 3 if name == "newest" else 2}
+
+
+def test_extraction_of_a_best_checkpoint_that_is_not_there(run, trained, tmp_path):
+    result = run("extract_pruned_model", trained, "small", "--best")
+    assert_fails(result, 1, r".*tiny: holds no best-rank0\.pt\. To fix, name the folder of a run")
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_extraction_keeps_a_model_unless_told_to_overwrite(run, trained, tmp_path):
     assert run("extract_pruned_model", trained, "small")[0] == 0
     note = tmp_path / "small" / "note.txt"
@@ -365,7 +391,7 @@ def test_a_model_whose_weights_are_not_numbers(run, arguments, damaged):
     weights = load_file(damaged / "model.safetensors")
     weights["encoder.layer.0.output.dense.bias"][3] = float("nan")
     save_file(weights, damaged / "model.safetensors", {"format": "pt"})
-    message = r"40 of 40 values of the tiny: dense similarity are not finite\. To fix"
+    message = r"dense_vecs of the model are not finite: its weights are broken\. To fix, use"
     assert_fails(run("evaluate_model", damaged, *arguments[1:]), 1, message)
 
 

@@ -133,8 +133,6 @@ def test_longer_run_goes_on_from_a_finished_one(whole_and_parts, assert_same_run
     assert_same_run(*whole_and_parts)
 
 
-# Composer warns of an evaluation interval where there is nothing to evaluate.
-@pytest.mark.filterwarnings("ignore:Specifying `eval_interval=:UserWarning")
 def test_watchers_and_evaluation_leave_training_alone(
     tmp_path, train_tiny, reference, assert_same_run, monkeypatch
 ):

@@ -11,7 +11,7 @@ from composer.loggers import Logger
 from composer.utils import dist
 from torch import Tensor
 
-from bge_pruning.clock import count_batches, elapsed_share
+from bge_pruning.clock import is_due
 
 log = logging.getLogger(__name__)
 
@@ -57,8 +57,7 @@ class DataCallback(Callback):
         losses = {key.rsplit("/", 1)[-1]: value for key, value in state.total_loss_dict.items()}
         task = losses["total"] - losses.get("lagrangian", 0.0)
         self.losses[state.batch.get("source", "data")].append(task)
-        interval = count_batches(self.interval, state)
-        if state.timestamp.batch.value % interval and elapsed_share(state) < 1.0:
+        if not is_due(self.interval, state):
             return
         metrics = self._metrics()
         logger.log_metrics(metrics)

@@ -10,7 +10,7 @@ from composer.core import Callback, State, Time
 from composer.loggers import Logger
 from composer.utils import dist
 
-from bge_pruning.clock import count_batches, elapsed_share
+from bge_pruning.clock import elapsed_share, is_due
 from bge_pruning.models.encoder_shape import count_parameters
 from bge_pruning.models.extraction import compute_constraint_report
 from bge_pruning.models.l0_module_embedding import L0Module
@@ -57,25 +57,13 @@ class PruningCallback(Callback):
 
     def batch_end(self, state: State, logger: Logger) -> None:
         """Log at the interval and at the last batch."""
-        interval = count_batches(self.interval, state)
-        if state.timestamp.batch.value % interval and elapsed_share(state) < 1.0:
+        if not is_due(self.interval, state):
             return
         metrics = {} if self.l0_module is None else compute_pruning_metrics(self.l0_module)
         if metrics:
             logger.log_metrics(metrics)
         if dist.get_global_rank() == 0:
             log.info("%s", self._line(state, metrics))
-
-    def eval_after_all(self, state: State, logger: Logger) -> None:
-        """Print the scores of an evaluation."""
-        # On every rank: a metric may wait for the others.
-        scores = [
-            f"{label} {name} {float(metric.compute()):.4f}"
-            for label, metrics in state.eval_metrics.items()
-            for name, metric in metrics.items()
-        ]
-        if dist.get_global_rank() == 0:
-            log.info("step %d | evaluation | %s", state.timestamp.batch.value, " | ".join(scores))
 
     def _line(self, state: State, metrics: dict[str, float]) -> str:
         batch = state.timestamp.batch.value

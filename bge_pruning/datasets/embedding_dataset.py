@@ -62,7 +62,7 @@ def build_tokenizer(tokenizer_json: bytes, max_length: int) -> Tokenizer:
     if max_length <= special:
         raise ValueError(
             f"max_length {max_length} leaves no room for text beside {special} special tokens. To "
-            f"fix, set model.max_length to {special + 1} or more."
+            f"fix, set max_length to {special + 1} or more."
         )
     tokenizer.no_padding()
     tokenizer.enable_truncation(max_length)

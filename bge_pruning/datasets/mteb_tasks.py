@@ -141,18 +141,21 @@ def _listed(names: list[str]) -> str:
     return ", ".join(names[:SHOWN]) + more
 
 
-def load_split(task_name: str, split: str, subset: str | None) -> tuple[str, Mapping[str, Any]]:
+def load_split(
+    task_name: str, split: str, subset: str | None, training: bool = True
+) -> tuple[str, Mapping[str, Any]]:
     """Load a split of a task as mteb evaluates it; from its cache if it was loaded before.
 
     Args:
         task_name: See :func:`find_task`.
         split: Same.
         subset: Same.
+        training: Whether it is trained on: a split that mteb evaluates is then worth a warning.
 
     Returns:
         Its name for messages, and ``queries`` and ``corpus`` as data sets with the columns ``id``,
         ``text`` and perhaps ``title`` or ``instruction``, and ``relevant_docs``, the scores of
-        passages by query, all by id.
+        passages by query, all by id; and ``top_ranked`` of a task that reranks.
 
     Raises:
         FileNotFoundError: If mteb cannot load the data.
@@ -172,7 +175,7 @@ def load_split(task_name: str, split: str, subset: str | None) -> tuple[str, Map
             task.load_data()
             task.convert_v1_dataset_format_to_v2(num_proc=None)
             data = task.dataset[subset][split]
-    if split in task.metadata.eval_splits:
+    if training and split in task.metadata.eval_splits:
         log.warning("mteb evaluates %s on split '%s', which is trained on here", task_name, split)
     return " ".join(["mteb", task_name, *([subset] if subset != "default" else []), split]), data
 

@@ -1,9 +1,11 @@
-"""A whole retrieval collection in BEIR layout, to evaluate on."""
+"""A whole retrieval collection to evaluate on: in BEIR layout, or a task that mteb knows."""
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from bge_pruning.datasets.mteb_dataloader import (
     Judged,
@@ -12,6 +14,7 @@ from bge_pruning.datasets.mteb_dataloader import (
     query_text,
     read_qrels,
 )
+from bge_pruning.datasets.mteb_tasks import load_split
 from bge_pruning.datasets.rows import BadRows
 
 
@@ -21,7 +24,7 @@ class RetrievalCollection:
 
     Attributes:
         corpus: Every passage: ``id``, ``title`` and ``text``.
-        queries: The judged queries: ``id`` and ``text``.
+        queries: The judged queries: ``id``, ``text`` and perhaps ``instruction``.
         relevant: Score of each judged passage, by query and passage.
     """
 
@@ -55,6 +58,52 @@ def read_collection(folder: str | Path, split: str = "test") -> RetrievalCollect
         [queries[name] for name in judged],
         {q: {p: int(score) for p, (score, _) in pairs.items()} for q, pairs in judged.items()},
     )
+
+
+def read_mteb_collection(
+    task_name: str, split: str = "test", subset: str | None = None
+) -> RetrievalCollection:
+    """Read a split of a retrieval task that mteb knows by name, from its cache or the hub.
+
+    Args:
+        task_name: Such as ``SciFact``.
+        split: Name of the judgements.
+        subset: Often a language; needed if the task has several.
+
+    Raises:
+        FileNotFoundError: If mteb cannot load the data.
+        ValueError: If there is no such task, split or subset, the task does not search a whole
+            corpus, a text is empty, or nothing is judged relevant.
+    """
+    place, data = load_split(task_name, split, subset, training=False)
+    if data.get("top_ranked"):
+        raise ValueError(
+            f"{place}: lists the passages that each query may rank, and whole corpora are searched "
+            f"here. To fix, choose a task of type Retrieval."
+        )
+    relevant = {
+        str(query): {str(passage): int(score) for passage, score in pairs.items()}
+        for query, pairs in data["relevant_docs"].items()
+    }
+    if not any(score > 0 for pairs in relevant.values() for score in pairs.values()):
+        raise ValueError(f"{place}: judges no passage relevant. To fix, choose another split.")
+    corpus = [_checked(row, passage_text, f"{place}: passage") for row in data["corpus"]]
+    queries = [
+        _checked(row, query_text, f"{place}: query")
+        for row in data["queries"]
+        if str(row["id"]) in relevant
+    ]
+    known = {row["id"] for row in queries}  # judgements of queries without a text are left out
+    return RetrievalCollection(corpus, queries, {q: relevant[q] for q in relevant if q in known})
+
+
+def _checked(
+    row: Mapping[str, Any], check: Callable[[Mapping[str, Any], str], str], kind: str
+) -> dict[str, str]:
+    """A row of strings, whose text is there."""
+    check(row, f"{kind} {row['id']}")
+    columns = ("id", "title", "text", "instruction")
+    return {name: str(row[name]) for name in columns if row.get(name) is not None}
 
 
 def _read_texts(path: Path, bad: BadRows) -> dict[str, dict[str, str]]:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 
 import numpy as np
 import torch
@@ -40,6 +41,23 @@ def encode_queries(encoder: TextEncoder, texts: Sequence[str]) -> MultiVectors:
         encoder: The model.
         texts: The queries.
     """
+    ranks = encoder.ranks
+    part = _encode(encoder, ranks.share(texts))
+    if ranks.count == 1:
+        return part
+    parts = ranks.gather([block.cpu().numpy() for block in _texts(part)])
+    found = [block for blocks in parts for block in blocks]
+    blocks = [found[place] for place in ranks.order(len(texts))]
+    starts = np.cumsum([0, *map(len, blocks)])
+    return MultiVectors(torch.from_numpy(np.concatenate(blocks)).to(encoder.device), starts)
+
+
+def _texts(part: MultiVectors) -> list[Tensor]:
+    """The vectors of each text."""
+    return [part.vectors[start:end] for start, end in pairwise(part.starts.tolist())]
+
+
+def _encode(encoder: TextEncoder, texts: Sequence[str]) -> MultiVectors:
     tokens = encoder.tokenize(texts)
     starts = tokens.starts - np.arange(len(tokens) + 1)  # without CLS
     vectors = None
@@ -72,12 +90,31 @@ def score_pairs(
     Returns:
         Scores in the order of the pairs, float32.
     """
+    ranks = encoder.ranks
     rows, columns = (np.asarray(part, np.int64) for part in pairs)
     wanted, columns = np.unique(columns, return_inverse=True)
+    scores = np.zeros(len(rows), np.float32)
+    mine = np.flatnonzero(columns % ranks.count == ranks.rank)
+    own = [passages[index] for index in ranks.share(wanted)]
+    scores[mine] = _score(
+        encoder, queries, own, (rows[mine], columns[mine] // ranks.count), progress
+    )
+    # Each pair is the work of one process, and 0 for the others.
+    return scores if ranks.count == 1 else np.sum(ranks.gather(scores), axis=0)
+
+
+def _score(
+    encoder: TextEncoder,
+    queries: MultiVectors,
+    passages: Sequence[str],
+    pairs: tuple[np.ndarray, np.ndarray],
+    progress: bool,
+) -> np.ndarray:
+    rows, columns = pairs
     order = np.argsort(columns, kind="stable")
-    starts = np.searchsorted(columns[order], np.arange(len(wanted) + 1))
+    starts = np.searchsorted(columns[order], np.arange(len(passages) + 1))
     scores = np.empty(len(rows), np.float32)
-    tokens = encoder.tokenize([passages[i] for i in wanted])
+    tokens = encoder.tokenize(passages)
     for index, _, _, outputs in encoder.batches(tokens, ("colbert_vecs",), progress):
         vectors = outputs["colbert_vecs"].float()
         for row, passage in enumerate(index):

@@ -9,7 +9,11 @@ from pathlib import Path
 from typing import Any
 
 from bge_pruning.datasets.mteb_tasks import load_tasks, random_state_kept
-from bge_pruning.datasets.retrieval_collection import read_collection
+from bge_pruning.datasets.retrieval_collection import (
+    RetrievalCollection,
+    read_collection,
+    read_mteb_collection,
+)
 from bge_pruning.datasets.sts_dataloader import read_sts
 
 log = logging.getLogger(__name__)
@@ -187,11 +191,35 @@ def beir_task(folder: str | Path, split: str = "test") -> Task:
         FileNotFoundError: If a file is missing.
         ValueError: If a line is wrong; the message names file and line.
     """
+    folder = Path(folder)
+    return retrieval_task(folder.resolve().name, read_collection(folder, split), split)
+
+
+def mteb_task(task_name: str, split: str, subset: str | None = None) -> Task:
+    """One split of a retrieval task that mteb knows by name.
+
+    Args:
+        task_name: Its name.
+        split: Judgements to evaluate with.
+        subset: Often a language; needed if the task has several.
+
+    Raises:
+        FileNotFoundError: If mteb cannot load the data.
+        ValueError: If there is no such task, split or subset, or it cannot be evaluated here.
+    """
+    return retrieval_task(task_name, read_mteb_collection(task_name, split, subset), split)
+
+
+def retrieval_task(name: str, collection: RetrievalCollection, split: str) -> Task:
+    """A retrieval task over a collection in memory.
+
+    Args:
+        name: Its name.
+        collection: Passages, queries and judgements.
+        split: What the judgements are called.
+    """
     from datasets import Dataset
 
-    folder = Path(folder)
-    collection = read_collection(folder, split)
-    name = folder.resolve().name
     with random_state_kept():
         from mteb.abstasks import AbsTaskRetrieval
 

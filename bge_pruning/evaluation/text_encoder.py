@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from scipy.sparse import csr_matrix
+from scipy.sparse import csr_matrix, vstack
 from torch import Tensor
 from tqdm import tqdm
 
@@ -17,8 +17,11 @@ from bge_pruning.datasets.embedding_dataset import (
     pad_texts,
     tokenize,
 )
+from bge_pruning.evaluation.ranks import ALONE, Ranks
 from bge_pruning.models.model_files import read_special_ids
 from bge_pruning.models.pretrained import BaseModel
+from bge_pruning.models.structural_pruning import PruningMasks
+from bge_pruning.models.teacher import compute_outputs
 
 # Texts that are tokenised together; their token ids are all that is kept of them.
 CHUNK = 8192
@@ -49,6 +52,9 @@ class TextEncoder:
         device: Torch device.
         max_length: Longest text in tokens; ``None`` for the model's own limit.
         batch_size: Texts of a batch, fewer if they are long.
+        masks: Gates of a model that is not cut yet. Dense vectors keep their size and are 0 in the
+            dimensions that are off; every score is that of the extracted model.
+        ranks: The processes that share the work.
 
     Raises:
         ValueError: If ``max_length`` leaves no room for text.
@@ -60,12 +66,17 @@ class TextEncoder:
         device: str = "cpu",
         max_length: int | None = None,
         batch_size: int = 64,
+        masks: PruningMasks | None = None,
+        ranks: Ranks = ALONE,
     ) -> None:
         self.base = base
         self.backbone = base.backbone.to(device).eval()
         self.heads = base.heads.to(device).eval()
         self.device = device
         self.batch_size = batch_size
+        self.masks = masks
+        self.ranks = ranks
+        self.hidden_size = base.shape.hidden_size
         self.vocab_size = base.shape.vocab_size
         self.pad_token_id = base.hf_config["pad_token_id"]
         self.special_ids = sorted(read_special_ids(base.tokenizer_files))
@@ -101,16 +112,23 @@ class TextEncoder:
             texts: Texts.
             names: ``dense_vecs``, ``token_weights`` or both.
             progress: Show a progress bar.
+
+        Raises:
+            ValueError: If an output is not finite.
         """
+        part = self._encode(self.ranks.share(texts), names, progress)
+        if self.ranks.count == 1:
+            return part
+        return _merge(self.ranks.gather(part), self.ranks.order(len(texts)))
+
+    def _encode(self, texts: Sequence[str], names: Sequence[str], progress: bool) -> Encoded:
         tokens = self.tokenize(texts)
-        dense: np.ndarray | None = None
+        shape = (len(tokens), self.hidden_size)
+        dense = np.empty(shape, np.float32) if "dense_vecs" in names else None
         rows, columns, weights = [], [], []
         for index, ids, _, outputs in self.batches(tokens, names, progress):
-            if "dense_vecs" in names:
-                values = outputs["dense_vecs"].float().cpu().numpy()
-                if dense is None:
-                    dense = np.empty((len(tokens), values.shape[1]), np.float32)
-                dense[index] = values
+            if dense is not None:
+                dense[index] = outputs["dense_vecs"].float().cpu().numpy()
             if "token_weights" in names:
                 text, token, weight = self._largest_weights(ids, outputs["token_weights"].float())
                 rows.append(index[text])
@@ -164,14 +182,37 @@ class TextEncoder:
         Yields:
             Which texts these are, shape ``(B,)``; their token ids and mask, ``(B, T)``; and the
             outputs on the device.
+
+        Raises:
+            ValueError: If an output is not finite: ranked as it comes, it could score well.
         """
         with tqdm(total=len(tokens), desc="embedding", unit="text", disable=not progress) as bar:
             for index in batch_indices(tokens.lengths, self.batch_size, BATCH_TOKENS):
                 ids, mask = pad_texts([tokens[i] for i in index], self.pad_token_id)
                 ids, mask = ids.to(self.device), mask.to(self.device)
-                hidden = self.backbone(ids, mask)
-                yield index, ids, mask, self.heads.outputs(hidden, mask, names)
+                outputs = compute_outputs(self.backbone, self.heads, ids, mask, names, self.masks)
+                _check_finite(outputs)
+                yield index, ids, mask, outputs
                 bar.update(len(index))
+
+
+def _merge(parts: Sequence[Encoded], order: np.ndarray) -> Encoded:
+    """The texts of all processes, in their own order."""
+    dense, sparse = None, None
+    if parts[0].dense_vecs is not None:
+        dense = np.concatenate([part.dense_vecs for part in parts])[order]
+    if parts[0].lexical_weights is not None:
+        sparse = vstack([part.lexical_weights for part in parts], format="csr")[order]
+    return Encoded(dense, sparse, sum(part.truncated for part in parts))
+
+
+def _check_finite(outputs: dict[str, Tensor]) -> None:
+    broken = [name for name, value in outputs.items() if not value.isfinite().all()]
+    if broken:
+        raise ValueError(
+            f"{', '.join(broken)} of the model are not finite: its weights are broken. To fix, use "
+            f"an earlier checkpoint, and lower optimizer.lr if it was trained here."
+        )
 
 
 def batch_indices(lengths: np.ndarray, texts: int, tokens: int) -> Iterator[np.ndarray]:

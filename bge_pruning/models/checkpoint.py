@@ -22,6 +22,9 @@ from bge_pruning.models.l0_module_embedding import L0Module
 from bge_pruning.models.pretrained import describe_load_error, load_strict
 
 METADATA_KEY = "RunMetadataCallback"
+# Of a run that keeps it. Composer neither goes on from it nor deletes it: it looks for other names.
+BEST_CHECKPOINT = "best-rank0.pt"
+BEST_KEY = "best"
 
 # Composer stores times, versions and NumPy's random state beside the tensors: data, not code.
 PLAIN_TYPES = [
@@ -97,12 +100,38 @@ class TrainedModel:
     batch: int
 
 
-def find_checkpoint(path: Path) -> Path:
-    """The checkpoint file of a run folder (its newest), or the file itself.
+@dataclass(frozen=True)
+class BestScore:
+    """What the best checkpoint of a run is the best by.
+
+    Attributes:
+        metric: Such as ``stsb-en-dev/cosine_spearman``.
+        score: Its value; larger is better.
+        batch: The step.
+    """
+
+    metric: str
+    score: float
+    batch: int
+
+
+def find_checkpoint(path: Path, best: bool = False) -> Path:
+    """The checkpoint file of a run folder, or the file itself.
+
+    Args:
+        path: Run folder or checkpoint.
+        best: Take the best checkpoint of the run folder, not the newest.
 
     Raises:
         FileNotFoundError: If there is none.
     """
+    if best and path.exists():
+        if not (path / BEST_CHECKPOINT).is_file():
+            raise FileNotFoundError(
+                f"{path}: holds no {BEST_CHECKPOINT}. To fix, name the folder of a run with "
+                f"evaluation.keep_best that was evaluated, or leave out --best."
+            )
+        return path / BEST_CHECKPOINT
     if path.is_dir():
         latest = path / "latest-rank0.pt"
         if not latest.exists():
@@ -116,6 +145,22 @@ def find_checkpoint(path: Path) -> Path:
             f"{path}: no such run folder or checkpoint. To fix, check the path."
         )
     return path
+
+
+def read_best_score(checkpoint: Path) -> BestScore:
+    """What a best checkpoint is the best by; its weights are not read.
+
+    Raises:
+        ValueError: If the file is damaged or says nothing about it.
+    """
+    state = _load_state(checkpoint, mmap=True)
+    try:
+        return BestScore(**state[BEST_KEY])
+    except (KeyError, TypeError) as error:
+        raise ValueError(
+            f"{checkpoint}: does not say what it is the best by ({error!r}). To fix, remove it: a "
+            f"run writes it again at its next best evaluation."
+        ) from error
 
 
 def load_trained_model(checkpoint: Path) -> TrainedModel:
@@ -174,10 +219,10 @@ def _with_prefix(state: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
     return {k.removeprefix(prefix): v for k, v in state.items() if k.startswith(prefix)}
 
 
-def _load_state(path: Path) -> dict[str, Any]:
+def _load_state(path: Path, mmap: bool = False) -> dict[str, Any]:
     try:
         with torch.serialization.safe_globals(PLAIN_TYPES):
-            return torch.load(path, map_location="cpu", weights_only=True)
+            return torch.load(path, map_location="cpu", weights_only=True, mmap=mmap)
     except Exception as error:  # a damaged pickle can raise anything
         raise ValueError(
             f"{path}: damaged, not complete, or not a checkpoint of this project "

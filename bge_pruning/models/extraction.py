@@ -63,13 +63,16 @@ class References:
     outputs: dict[str, Tensor]
 
 
-def extract(run_or_checkpoint: Path, output: Path, overwrite: bool = False) -> dict[str, Any]:
+def extract(
+    run_or_checkpoint: Path, output: Path, overwrite: bool = False, best: bool = False
+) -> dict[str, Any]:
     """Write the model of a run as an ordinary model folder, and validate it.
 
     Args:
         run_or_checkpoint: Run folder (its newest checkpoint) or checkpoint file.
         output: Folder to write; it appears only when it is complete and valid.
         overwrite: Replace an existing folder.
+        best: Take the best checkpoint of the run folder, see :func:`find_checkpoint`.
 
     Returns:
         The content of ``pruning.json``.
@@ -81,7 +84,7 @@ def extract(run_or_checkpoint: Path, output: Path, overwrite: bool = False) -> d
         ValueError: If the checkpoint is damaged or of another project.
         ValidationError: If any output differs by more than ``TOLERANCE``.
     """
-    checkpoint = find_checkpoint(run_or_checkpoint)
+    checkpoint = find_checkpoint(run_or_checkpoint, best)
     with atomic_folder(output, MARKER, overwrite) as folder:
         model = load_trained_model(checkpoint)
         info = _cut_and_write(model, folder)

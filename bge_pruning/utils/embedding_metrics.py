@@ -1,4 +1,4 @@
-"""Checks of values that are to be correlated; the correlations are mteb's and scipy's."""
+"""Alignment and uniformity of vectors, and checks of values that are to be correlated."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     import numpy as np
+    from torch import Tensor
 
 
 def check_spread(name: str, values: np.ndarray) -> None:
@@ -30,3 +31,48 @@ def check_spread(name: str, values: np.ndarray) -> None:
             f"every {name} is {values[0]:g}, so the correlation is undefined. To fix, check that "
             "the tokenizer belongs to the model and that the file holds different scores."
         )
+
+
+def compute_alignment(a: Tensor, b: Tensor, alpha: float = 2.0) -> float:
+    """Mean distance of positive pairs, ``E |a - b|^alpha`` (Wang & Isola, 2020, arXiv:2005.10242).
+
+    Args:
+        a: L2-normalised vectors, shape ``(B, H)``.
+        b: Vectors of texts that mean the same, shape ``(B, H)``.
+        alpha: Exponent of the distance.
+
+    Returns:
+        In ``[0, 2 ** alpha]``; 0 if the vectors of each pair are the same.
+
+    Raises:
+        ValueError: If the shapes disagree or there are no pairs.
+    """
+    if a.ndim != 2 or a.shape != b.shape or not len(a):
+        raise ValueError(
+            f"vectors {tuple(a.shape)} and {tuple(b.shape)} are not (B, H) twice. To fix, give two "
+            f"vectors of the same size for each pair, and at least one pair."
+        )
+    return float((a - b).norm(dim=1).pow(alpha).mean())
+
+
+def compute_uniformity(vectors: Tensor, t: float = 2.0) -> float:
+    """How evenly vectors fill the sphere, ``log E exp(-t |x - y|^2)`` (Wang & Isola, 2020).
+
+    Args:
+        vectors: L2-normalised vectors, shape ``(B, H)``.
+        t: Inverse width of the kernel.
+
+    Returns:
+        In ``[-4 t, 0]``, over all pairs of different rows; lower is more even, and 0 means that
+        all vectors are the same.
+
+    Raises:
+        ValueError: If there are fewer than two vectors.
+    """
+    import torch
+
+    if vectors.ndim != 2 or len(vectors) < 2:
+        raise ValueError(
+            f"vectors {tuple(vectors.shape)} have no pairs. To fix, give two rows or more."
+        )
+    return float(torch.pdist(vectors).square().mul(-t).exp().mean().log())

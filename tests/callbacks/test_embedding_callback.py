@@ -1,11 +1,13 @@
 """The health of the outputs, and losses that are no numbers."""
 
 import json
+import math
 import re
 
 import pytest
 import torch
 
+from bge_pruning.callbacks import embedding_callback
 from bge_pruning.callbacks.embedding_callback import EmbeddingCallback, compute_embedding_health
 from bge_pruning.models.composer_bge_m3 import ComposerBGEM3
 
@@ -24,12 +26,71 @@ def test_dense_is_the_spread_of_all_pairs():
     assert health["embedding/dense/cosine_mean"] == pytest.approx(float(cosines.mean()), abs=1e-6)
     expected = float(cosines.std(correction=0))
     assert health["embedding/dense/cosine_std"] == pytest.approx(expected, abs=1e-6)
-    assert set(health) == {"embedding/dense/cosine_mean", "embedding/dense/cosine_std"}
+    assert set(health) == {
+        f"embedding/dense/{name}" for name in ("cosine_mean", "cosine_std", "uniformity")
+    }
 
 
 def test_alike_vectors_have_no_spread():
     health = compute_embedding_health({"dense_vecs": torch.ones(1, 2, 1)}, BATCH, ())
     assert health["embedding/dense/cosine_std"] == 0.0
+    assert health["embedding/dense/uniformity"] == 0.0
+
+
+def test_one_text_has_no_spread():
+    batch = {name: value[:, :1] for name, value in BATCH.items()}
+    assert compute_embedding_health({"dense_vecs": torch.ones(1, 1, 1)}, batch, ()) == {}
+
+
+def unit(*angles: float) -> torch.Tensor:
+    """Vectors in the plane, in degrees."""
+    radians = torch.tensor(angles, dtype=torch.float64).deg2rad()
+    return torch.stack([radians.cos(), radians.sin()], -1)
+
+
+def squared_distance(degrees: float) -> float:
+    return 2 - 2 * math.cos(math.radians(degrees))
+
+
+def test_alignment_of_scored_pairs_from_four_fifths_of_the_range():
+    dense = torch.stack([unit(0, 10), unit(0, 60), unit(0, 30)])
+    batch = {**BATCH, "scores": torch.tensor([0.8, 0.79, 1.0])}
+    health = compute_embedding_health({"dense_vecs": dense}, batch, ())
+    expected = (squared_distance(10) + squared_distance(30)) / 2
+    assert health["embedding/dense/alignment"] == pytest.approx(expected, abs=1e-6)
+    del batch["scores"]
+    assert "embedding/dense/alignment" not in compute_embedding_health(
+        {"dense_vecs": dense}, batch, ()
+    )
+    batch["scores"] = torch.tensor([0.0, 0.5, 0.7])
+    assert "embedding/dense/alignment" not in compute_embedding_health(
+        {"dense_vecs": dense}, batch, ()
+    )
+
+
+def test_alignment_of_queries_with_the_positives_of_their_row():
+    dense = torch.stack([unit(0, 10, 60), unit(90, 110, 130)])
+    passages = {
+        "passage_texts": torch.tensor([[7, 8], [9, 3]]),
+        # The first query's positive is 7; the second's are both of its row, and 8 of the other.
+        "positive_texts": torch.tensor([[7, 1, -1, -1], [3, 9, 8, 2]]),
+    }
+    health = compute_embedding_health({"dense_vecs": dense}, {**BATCH, **passages}, ())
+    expected = sum(map(squared_distance, (10, 20, 40))) / 3
+    assert health["embedding/dense/alignment"] == pytest.approx(expected, abs=1e-6)
+
+
+@pytest.mark.parametrize("kind", ["contrastive", "sentences"])
+def test_alignment_in_a_run_is_there_if_there_are_positives(
+    kind, tmp_path, train_tiny, contrastive_jsonl, sts_csv
+):
+    path = contrastive_jsonl if kind == "contrastive" else sts_csv
+    data = f"data.train=[{{name: q, kind: {kind}, path: {path}}}]"
+    loss = "loss.contrastive=1" if kind == "contrastive" else "seed=3"
+    run = train_tiny(tmp_path, data, loss, "loss.sts_regression=0", "max_duration=2ba")
+    keys = {key for row in rows(run) for key in row["metrics"]}
+    assert "embedding/dense/uniformity" in keys
+    assert ("embedding/dense/alignment" in keys) == (kind == "contrastive")
 
 
 def test_sparse_counts_different_words():
@@ -54,6 +115,23 @@ def test_a_run_logs_what_it_trains_and_what_the_table_says(tmp_path, train_tiny)
     assert [row["batch"] for row in logged] == [2, 4]
     table = set(re.findall(r"``(embedding/\S+)``", EmbeddingCallback.__doc__))
     assert {key for row in logged for key in row["metrics"]} == table
+
+
+def test_of_microbatches_it_is_the_last_one(tmp_path, train_tiny, monkeypatch):
+    seen = []
+
+    def health(outputs, batch, special_ids):
+        seen.append((outputs, batch))
+        return compute_embedding_health(outputs, batch, special_ids)
+
+    monkeypatch.setattr(embedding_callback, "compute_embedding_health", health)
+    sizes = ("device_train_microbatch_size=3", "loss.distillation_similarity=0")
+    run = train_tiny(tmp_path, *sizes, "loss.distillation_sparse=1", "max_duration=1ba")
+    ((outputs, batch),) = seen
+    assert outputs["token_weights"].shape[0] == len(batch["scores"]) == 2  # of 8 rows
+    # Padding has no weight: the rows are those of the outputs.
+    assert not outputs["token_weights"][batch["attention_mask"] == 0].any()
+    assert any("embedding/sparse/nonzeros" in row["metrics"] for row in rows(run))
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])

@@ -193,7 +193,7 @@ def rows(run: Path) -> list[dict]:
 
 def steps(lines: list[str]) -> list[list[str]]:
     """The parts of the lines about training steps."""
-    return [line.split(" | ") for line in lines if " | evaluation | " not in line]
+    return [line.split(" | ") for line in lines]
 
 
 @pytest.mark.parametrize(
@@ -288,21 +288,6 @@ def test_losses_and_sparsities_are_those_that_are_logged(micro, tmp_path, train_
             for name, axis in short.items()
         ]
         assert line[-1] == f"sparsity expected/target: {' '.join(pairs)}"
-
-
-def test_scores_of_an_evaluation(tmp_path, train_tiny, lines, sts_csv):
-    source = f"kind: sts, path: {sts_csv}"
-    data = f"data.eval=[{{name: dev, {source}}}, {{name: other, {source}}}]"
-    run = train_tiny(tmp_path, "max_duration=3ba", data)
-    scores = {}
-    for row in rows(run):
-        for name in ("dev", "other"):
-            if (value := row["metrics"].get(f"metrics/{name}/cosine_spearman")) is not None:
-                scores.setdefault(row["batch"], []).append(f"{name} cosine_spearman {value:.4f}")
-    assert scores.keys() == {2, 3}
-    assert [line for line in lines if "evaluation" in line] == [
-        " | ".join([f"step {batch}", "evaluation", *parts]) for batch, parts in scores.items()
-    ]
 
 
 def at_batch(batch: int, losses: dict[str, float]) -> State:

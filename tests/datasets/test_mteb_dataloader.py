@@ -17,6 +17,7 @@ from bge_pruning.datasets.mteb_dataloader import (
     read_mteb,
     read_mteb_corpus,
 )
+from bge_pruning.datasets.mteb_tasks import load_split
 from bge_pruning.datasets.rows import BadRows, Row
 
 CORPUS = [
@@ -285,6 +286,9 @@ def test_the_order_does_not_follow_from_mteb(scifact, monkeypatch):
 def test_a_split_that_is_evaluated_is_named(scifact, caplog):
     assert list(read_mteb("SciFact", "test")) == ROWS[:1]
     assert "mteb evaluates SciFact on split 'test', which is trained on here" in caplog.text
+    caplog.clear()
+    load_split("SciFact", "test", None, training=False)
+    assert not caplog.text
 
 
 def test_all_passages_of_a_task(scifact):

@@ -5,7 +5,8 @@ import re
 
 import pytest
 
-from bge_pruning.datasets.retrieval_collection import read_collection
+from bge_pruning.datasets import retrieval_collection
+from bge_pruning.datasets.retrieval_collection import read_collection, read_mteb_collection
 
 CORPUS = '{"_id": "d1", "title": "Cats", "text": "sleep"}\n{"_id": 2, "text": "dogs"}\n'
 QUERIES = '{"_id": "q1", "text": "who?"}\n{"_id": "q2", "text": "not judged"}\n'
@@ -53,3 +54,70 @@ def test_errors_name_file_and_line(name, content, message, folder):
 def test_missing_split(folder):
     with pytest.raises(FileNotFoundError, match=r"dev.tsv: no such file. To fix, check the path"):
         read_collection(folder, "dev")
+
+
+# A task of mteb
+
+
+def split_of(**changes) -> dict:
+    return {
+        "corpus": [{"id": "d1", "title": "Cats", "text": "sleep"}, {"id": 2, "text": "dogs"}],
+        "queries": [
+            {"id": "q1", "text": "who?", "instruction": "find it"},
+            {"id": "q2", "text": "not judged"},
+        ],
+        "relevant_docs": {"q1": {"d1": 1, 2: 0}, "q9": {"d1": 1}},
+        "top_ranked": None,
+        **changes,
+    }
+
+
+@pytest.fixture
+def mteb_has(monkeypatch):
+    """A function that sets what mteb loads, and returns how it was asked."""
+
+    def has(data: dict) -> list:
+        asked = []
+
+        def load(*arguments, **keywords):
+            asked.append((arguments, keywords))
+            return "mteb Task dev", data
+
+        monkeypatch.setattr(retrieval_collection, "load_split", load)
+        return asked
+
+    return has
+
+
+def test_a_task_of_mteb(mteb_has):
+    asked = mteb_has(split_of())
+    found = read_mteb_collection("Task", "dev", "de")
+    assert asked == [(("Task", "dev", "de"), {"training": False})]
+    assert found.corpus == [
+        {"id": "d1", "title": "Cats", "text": "sleep"},
+        {"id": "2", "text": "dogs"},
+    ]
+    assert found.queries == [{"id": "q1", "text": "who?", "instruction": "find it"}]
+    assert found.relevant == {"q1": {"d1": 1, "2": 0}}
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        (
+            {"top_ranked": {"q1": ["d1"]}},
+            "mteb Task dev: lists the passages that each query may rank, and whole corpora are "
+            "searched here. To fix, choose a task of type Retrieval.",
+        ),
+        (
+            {"relevant_docs": {"q1": {"d1": 0}}},
+            "mteb Task dev: judges no passage relevant. To fix, choose another split.",
+        ),
+        ({"corpus": [{"id": "d1", "text": ""}]}, "mteb Task dev: passage d1: text is empty"),
+        ({"queries": [{"id": "q1", "text": " "}]}, "mteb Task dev: query q1: text is empty"),
+    ],
+)
+def test_what_is_wrong_with_a_task_of_mteb(changes, message, mteb_has):
+    mteb_has(split_of(**changes))
+    with pytest.raises(ValueError, match=re.escape(message)):
+        read_mteb_collection("Task", "dev")

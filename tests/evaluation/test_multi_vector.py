@@ -65,3 +65,25 @@ def test_no_pairs(encoder):
     nothing = np.zeros(0, np.int64)
     queries = encode_queries(encoder, QUERIES)
     assert score_pairs(encoder, queries, PASSAGES, (nothing, nothing)).shape == (0,)
+
+
+@pytest.mark.parametrize("count", [2, 4])
+def test_ranks_share_the_texts_and_all_get_every_score(count, model_folder, encoder, run_ranks):
+    pairs = np.array([(q, p) for q in range(3) for p in range(5) if (q + p) % 4]).T
+    pairs = pairs[:, np.random.default_rng(0).permutation(pairs.shape[1])]
+    queries = encode_queries(encoder, QUERIES)
+    expected = score_pairs(encoder, queries, PASSAGES, (pairs[0], pairs[1]))
+    base = load_base_model(str(model_folder))
+    seen = []
+    base.backbone.register_forward_hook(lambda _, args, __: seen.append(len(args[0])))
+
+    def work(ranks):
+        part = TextEncoder(base, batch_size=2, ranks=ranks)
+        found = encode_queries(part, QUERIES)
+        return found, score_pairs(part, found, PASSAGES, (pairs[0], pairs[1]))
+
+    for found, scores in run_ranks(count, work):
+        assert found.starts.tolist() == queries.starts.tolist()
+        np.testing.assert_allclose(found.vectors, queries.vectors, atol=1e-6)
+        np.testing.assert_allclose(scores, expected, atol=1e-6)
+    assert sum(seen) == len(QUERIES) + len(PASSAGES)

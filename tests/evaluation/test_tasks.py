@@ -6,11 +6,16 @@ import datasets
 import mteb
 import pytest
 
+from bge_pruning.datasets.retrieval_collection import RetrievalCollection, read_collection
+from bge_pruning.evaluation import tasks
+from bge_pruning.evaluation.encoders import load_encoder
+from bge_pruning.evaluation.scoring import score_tasks
 from bge_pruning.evaluation.tasks import (
     RETRIEVAL,
     SIMILARITY,
     beir_task,
     find_tasks,
+    mteb_task,
     named_tasks,
     sts_task,
 )
@@ -113,9 +118,6 @@ def test_subsets_are_tasks_of_their_own(hub):
 
 
 def test_a_retrieval_task_by_name_is_scored(hub, model_folder):
-    from bge_pruning.evaluation.encoders import load_encoder
-    from bge_pruning.evaluation.scoring import score_tasks
-
     hub(
         "SciFact",
         {
@@ -149,3 +151,21 @@ def test_data_that_cannot_be_fetched(tmp_path, monkeypatch):
     monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path)
     with pytest.raises(FileNotFoundError, match=r"mteb task 'STSBenchmark': cannot load.*To fix"):
         find_tasks(["STSBenchmark"], [])
+
+
+def test_one_split_of_a_retrieval_task_scores_as_the_same_files(
+    collection, model_folder, monkeypatch
+):
+    asked = []
+
+    def read(*arguments) -> RetrievalCollection:
+        asked.append(arguments)
+        return read_collection(collection)
+
+    monkeypatch.setattr(tasks, "read_mteb_collection", read)
+    named, files = mteb_task("Named", "dev", "de"), beir_task(collection)
+    assert (asked, named.split) == ([("Named", "dev", "de")], "dev")
+    found = score_tasks(load_encoder(str(model_folder)), [named, files], ["dense", "all"])
+    for mode in ("dense", "all"):
+        assert found["Named", mode].values == found["tiny", mode].values
+        assert found["Named", mode].samples.tolist() == found["tiny", mode].samples.tolist()

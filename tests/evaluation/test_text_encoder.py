@@ -1,12 +1,20 @@
 """Texts to outputs: the same as one text at a time."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
 
 from bge_pruning.evaluation import text_encoder
+from bge_pruning.evaluation.multi_vector import encode_queries
+from bge_pruning.evaluation.scoring import score_tasks
+from bge_pruning.evaluation.search import MODES
+from bge_pruning.evaluation.tasks import beir_task
 from bge_pruning.evaluation.text_encoder import TextEncoder, batch_indices
+from bge_pruning.models.checkpoint import find_checkpoint, load_trained_model
 from bge_pruning.models.embedding_heads import compute_lexical_weights
+from bge_pruning.models.extraction import extract
 from bge_pruning.models.pretrained import load_base_model
 
 TEXTS = [
@@ -50,8 +58,64 @@ def test_only_what_is_asked_for(encoder):
 
 
 def test_no_texts(encoder):
-    found = encoder.encode([], ("token_weights",))
+    found = encoder.encode([], BOTH)
     assert found.lexical_weights.shape == (0, 99)
+    assert found.dense_vecs.shape == (0, 32)
+
+
+@pytest.mark.parametrize("count", [2, 3, 7])
+def test_ranks_share_the_texts_and_all_get_everything(count, model_folder, encoder, run_ranks):
+    expected = encoder.encode(TEXTS, BOTH)
+    base = load_base_model(str(model_folder))
+    seen = []
+    base.backbone.register_forward_hook(lambda _, args, __: seen.append(len(args[0])))
+
+    def work(ranks):
+        return TextEncoder(base, batch_size=2, ranks=ranks).encode(TEXTS, BOTH)
+
+    for found in run_ranks(count, work):
+        np.testing.assert_allclose(found.dense_vecs, expected.dense_vecs, atol=1e-6)
+        difference = found.lexical_weights - expected.lexical_weights
+        assert abs(difference).max() < 1e-6
+        assert found.lexical_weights.nnz == expected.lexical_weights.nnz
+    assert sum(seen) == len(TEXTS)  # each text once, whatever the number of ranks
+
+
+def test_through_masks_it_is_the_extracted_model(tmp_path, train_tiny, collection):
+    """Vectors to 1e-6, and the same nDCG; the vectors are 0 in what is off."""
+    run = train_tiny(tmp_path, "loss.distillation_sparse=1", "loss.distillation_colbert=1")
+    trained = load_trained_model(find_checkpoint(run))
+    info = extract(run, tmp_path / "small")
+    small = load_base_model(str(tmp_path / "small"))
+    big = replace(small, shape=trained.shape, backbone=trained.backbone, heads=trained.heads)
+    masks = trained.l0_module.deterministic_masks()
+    encoders = [TextEncoder(big, masks=masks), TextEncoder(small)]
+    masked, cut = (e.encode(TEXTS, BOTH) for e in encoders)
+    kept = info["kept"]["hidden"]
+    np.testing.assert_allclose(masked.dense_vecs[:, kept], cut.dense_vecs, atol=1e-6)
+    assert not np.delete(masked.dense_vecs, kept, axis=1).any()
+    np.testing.assert_allclose(
+        masked.lexical_weights.toarray(), cut.lexical_weights.toarray(), atol=1e-6
+    )
+    late = [encode_queries(e, TEXTS).vectors for e in encoders]
+    np.testing.assert_allclose(late[0], late[1], atol=1e-6)
+    open_gates = TextEncoder(big).encode(TEXTS).dense_vecs
+    assert np.abs(open_gates - masked.dense_vecs).max() > 1e-2
+    ours, theirs = (score_tasks(e, [beir_task(collection)], list(MODES)) for e in encoders)
+    for key, score in theirs.items():
+        assert ours[key].values == score.values, key
+        assert ours[key].samples.tolist() == score.samples.tolist()
+
+
+def test_vectors_that_are_not_finite_are_refused(model_folder):
+    base = load_base_model(str(model_folder))
+    with torch.no_grad():
+        base.heads.sparse_linear.bias.fill_(float("nan"))
+    encoder = TextEncoder(base)
+    message = r"token_weights of the model are not finite: its weights are broken\. To fix, use"
+    with pytest.raises(ValueError, match=message):
+        encoder.encode(TEXTS, BOTH)
+    assert np.isfinite(encoder.encode(TEXTS).dense_vecs).all()
 
 
 @pytest.mark.parametrize("chunk", [1, 3])

@@ -17,10 +17,12 @@ import pytest
 import torch
 
 from bge_pruning.models.checkpoint import (
+    BestScore,
     RunMetadata,
     build_l0_module,
     find_checkpoint,
     load_trained_model,
+    read_best_score,
 )
 from bge_pruning.models.encoder_shape import EncoderShape
 from bge_pruning.models.l0_module_embedding import L0Module
@@ -133,6 +135,34 @@ def test_a_missing_checkpoint(tmp_path):
     message = r"nöne\.pt: no such run folder or checkpoint\. To fix, check the path"
     with pytest.raises(FileNotFoundError, match=message):
         find_checkpoint(tmp_path / "nöne.pt")
+
+
+def test_the_best_checkpoint_is_found_only_if_asked_for(content, save, tmp_path):
+    run = tmp_path / "run"
+    run.mkdir()
+    shutil.copy(save(content), run / "ba12-rank0.pt")
+    (run / "latest-rank0.pt").symlink_to("ba12-rank0.pt")
+    message = re.escape(f"{run}: holds no best-rank0.pt. To fix, name the folder of a run with ")
+    with pytest.raises(FileNotFoundError, match=f"{message}evaluation.keep_best .* leave out"):
+        find_checkpoint(run, best=True)
+    with pytest.raises(FileNotFoundError, match=r"ba12-rank0\.pt: holds no best-rank0\.pt"):
+        find_checkpoint(run / "ba12-rank0.pt", best=True)
+    with pytest.raises(FileNotFoundError, match=r"none: no such run folder or checkpoint"):
+        find_checkpoint(tmp_path / "none", best=True)
+    (run / "best-rank0.pt").write_bytes(b"")
+    assert find_checkpoint(run, best=True) == run / "best-rank0.pt"
+    assert find_checkpoint(run / "best-rank0.pt") == run / "best-rank0.pt"
+    assert find_checkpoint(run).resolve().name == "ba12-rank0.pt"
+
+
+def test_what_the_best_checkpoint_is_the_best_by(content, save):
+    best = {"metric": "docs/ndcg_at_10", "score": 0.5, "batch": 3}
+    assert read_best_score(save({**content, "best": best})) == BestScore(**best)
+    message = r"does not say what it is the best by \(KeyError\('best'\)\)\. To fix, remove it"
+    with pytest.raises(ValueError, match=message):
+        read_best_score(save(content))
+    with pytest.raises(ValueError, match=r"does not say what it is the best by \(TypeError"):
+        read_best_score(save({**content, "best": {"score": 0.5}}))
 
 
 # Round trip

@@ -1,0 +1,88 @@
+"""Keeps the checkpoint of the best evaluation of a run."""
+
+from __future__ import annotations
+
+import logging
+import math
+import os
+from collections.abc import Mapping
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from composer.core import State
+from composer.utils import dist
+from composer.utils.checkpoint import save_checkpoint
+
+from bge_pruning.models.checkpoint import BEST_CHECKPOINT, BEST_KEY, BestScore, read_best_score
+
+log = logging.getLogger(__name__)
+
+
+class BestCheckpoint:
+    """A file beside the newest checkpoints: the weights of the step with the highest score.
+
+    It holds what extraction needs and says by which score it is the best, but not the optimizer's
+    state, which is two thirds of a checkpoint. Every rank has to call the methods.
+
+    Args:
+        metric: Score that decides; larger is better.
+        folder: Run folder.
+    """
+
+    def __init__(self, metric: str, folder: Path) -> None:
+        self.metric = metric
+        self.path = folder / BEST_CHECKPOINT
+        self.best: BestScore | None = None
+
+    def start(self, state: State) -> None:
+        """Forget an earlier attempt if training starts from the beginning; else look for the file.
+
+        A run that died after its newest checkpoint may have left a better one.
+        """
+        found = None
+        if dist.get_global_rank() == 0 and self.path.is_file():
+            if state.timestamp.batch.value == 0:
+                self.path.unlink()
+            else:
+                found = read_best_score(self.path)
+        self._adopt(dist.all_gather_object(found)[0])
+
+    def _adopt(self, found: BestScore | None) -> None:
+        """Take over a score by the same metric if it is the best."""
+        if found is None or found.metric != self.metric:
+            return
+        if self.best is None or found.score > self.best.score:
+            self.best = found
+
+    def update(self, scores: Mapping[str, float], state: State) -> None:
+        """Write the file if the model has never been better, and say what is best so far."""
+        # All ranks write together: what the first one sees decides.
+        score = dist.all_gather_object(scores[self.metric])[0]
+        if not math.isnan(score) and (self.best is None or score > self.best.score):
+            self.best = BestScore(self.metric, score, state.timestamp.batch.value)
+            self._save(state)
+        if dist.get_global_rank() == 0 and self.best is not None:
+            best = self.best
+            log.info("best so far: %s %.4f at step %d", best.metric, best.score, best.batch)
+
+    def _save(self, state: State) -> None:
+        """Write under another name first: the file is always whole."""
+
+        def reduce(content: dict[str, Any]) -> None:
+            content["state"].pop("optimizers", None)
+            content[BEST_KEY] = asdict(self.best)
+
+        partial = self.path.with_suffix(".partial")  # Composer would compress *.pt.partial
+        save_checkpoint(state, str(partial), ignore_keys=reduce)
+        if dist.get_global_rank() == 0:
+            os.replace(partial, self.path)
+
+    def state_dict(self) -> dict[str, Any]:
+        """The best score so far, stored in checkpoints."""
+        return {BEST_KEY: None if self.best is None else asdict(self.best)}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Take over the best score of a checkpoint."""
+        if (found := state.get(BEST_KEY)) is not None:
+            self._adopt(BestScore(**found))

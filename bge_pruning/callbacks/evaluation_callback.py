@@ -1,0 +1,176 @@
+"""Evaluates the model that would be extracted now: retrieval, beside the sentence similarity."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from itertools import product
+from typing import Any
+
+import torch
+from composer.core import Callback, State, Time
+from composer.loggers import Logger
+from composer.utils import dist, model_eval_mode
+
+from bge_pruning.callbacks.best_checkpoint import BestCheckpoint
+from bge_pruning.clock import is_due
+from bge_pruning.datasets.mteb_tasks import random_state_kept
+from bge_pruning.evaluation.ranks import Ranks
+from bge_pruning.evaluation.scoring import RETRIEVAL_METRICS, score_tasks
+from bge_pruning.evaluation.tasks import Task
+from bge_pruning.evaluation.text_encoder import TextEncoder
+from bge_pruning.models.composer_bge_m3 import ComposerBGEM3
+from bge_pruning.models.pretrained import BaseModel
+
+log = logging.getLogger(__name__)
+
+PAIR_METRIC = "cosine_spearman"
+
+
+class EvaluationCallback(Callback):
+    """Logs every ``eval_interval`` and at the last batch, before a checkpoint of that batch.
+
+    ================================  ============================================================
+    key                               value
+    ================================  ============================================================
+    ``eval/<task>/cosine_spearman``   of scored pairs, as Composer's evaluators computed it
+    ``eval/<task>/ndcg_at_10``        of a collection, searched with dense vectors
+    ``eval/<task>/mrr_at_10``         same
+    ``eval/<task>/recall_at_100``     same
+    ``eval/<task>/map_at_100``        same
+    ``eval/<task>/<mode>_<metric>``   same, searched in another mode: ``sparse_ndcg_at_10``
+    ``eval/seconds``                  time of the whole evaluation
+    ================================  ============================================================
+
+    ``<task>`` is the name of the source. The gates are those of the model's evaluation, see
+    :meth:`L0Module.deterministic_masks`. Collections go through the code of the evaluation script,
+    in float32 whatever the precision of training, and the ranks share their texts; similarity
+    is computed in the precision of training.
+
+    Args:
+        base: The model that is trained, for its sizes and its tokenizer.
+        tasks: Collections by name, as :func:`bge_pruning.evaluation.tasks.beir_task` makes them.
+        eval_interval: Time string.
+        modes: How collections are searched, see :data:`bge_pruning.evaluation.search.MODES`.
+        batch_size: Texts of a batch.
+        max_length: Tokens at which the texts of collections are cut.
+        best: Keeps the best checkpoint, if one is to be kept.
+    """
+
+    def __init__(
+        self,
+        base: BaseModel,
+        tasks: Mapping[str, Task],
+        eval_interval: str,
+        *,
+        modes: Sequence[str] = ("dense",),
+        batch_size: int = 64,
+        max_length: int | None = None,
+        best: BestCheckpoint | None = None,
+    ) -> None:
+        self.base = base
+        self.tasks = tasks
+        self.interval = Time.from_timestring(eval_interval)
+        self.modes = tuple(modes)
+        self.batch_size = batch_size
+        self.max_length = max_length
+        self.best = best
+        self._started: float | None = None
+
+    def fit_start(self, state: State, logger: Logger) -> None:
+        """Find the best score of the run that goes on."""
+        if self.best is not None:
+            self.best.start(state)
+
+    def eval_before_all(self, state: State, logger: Logger) -> None:
+        """Start the clock before Composer's evaluators."""
+        self._started = time.monotonic()
+
+    def batch_checkpoint(self, state: State, logger: Logger) -> None:
+        """Evaluate, log, and keep the checkpoint if it is the best."""
+        if not is_due(self.interval, state):
+            return
+        started, self._started = self._started, None
+        if started is None:  # without scored pairs Composer evaluates nothing
+            started = time.monotonic()
+        scores = {**_similarity(state), **self._retrieval(state)}
+        seconds = time.monotonic() - started
+        logger.log_metrics({f"eval/{key}": value for key, value in scores.items()})
+        logger.log_metrics({"eval/seconds": seconds})
+        if dist.get_global_rank() == 0:
+            log.info("%s", _line(state.timestamp.batch.value, scores, seconds))
+        if self.best is not None:
+            self.best.update(scores, state)
+
+    def _retrieval(self, state: State) -> dict[str, float]:
+        if not self.tasks:
+            return {}
+        scores: dict[str, float] = {}
+        with model_eval_mode(state.model), random_state_kept():  # mteb seeds everything
+            encoder = self._encoder(getattr(state.model, "module", state.model))
+            for name, task in self.tasks.items():
+                for (_, mode), found in score_tasks(encoder, [task], self.modes).items():
+                    scores |= {metric_key(name, mode, m): v for m, v in found.values.items()}
+        return scores
+
+    @torch.no_grad()
+    def _encoder(self, model: ComposerBGEM3) -> TextEncoder:
+        """The model with the gates of its evaluation, on the device where it is."""
+        masks = None
+        if model.l0_module is not None:
+            masks = model.l0_module.deterministic_masks(at_target=model.eval_target_model)
+        return TextEncoder(
+            replace(self.base, backbone=model.backbone, heads=model.heads),
+            str(next(model.parameters()).device),
+            self.max_length,
+            self.batch_size,
+            masks,
+            Ranks(dist.get_global_rank(), dist.get_world_size(), dist.all_gather_object),
+        )
+
+    def state_dict(self) -> dict[str, Any]:
+        """The best score so far."""
+        return {} if self.best is None else self.best.state_dict()
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Take over the best score of a checkpoint."""
+        if self.best is not None:
+            self.best.load_state_dict(state)
+
+
+def metric_key(task: str, mode: str, metric: str) -> str:
+    """What a metric is logged as, without ``eval/``: dense search is the rule and is not named."""
+    return f"{task}/{metric}" if mode == "dense" else f"{task}/{mode}_{metric}"
+
+
+def list_metric_keys(
+    pairs: Sequence[str], collections: Sequence[str], modes: Sequence[str]
+) -> list[str]:
+    """Everything that will be logged, without ``eval/``.
+
+    Args:
+        pairs: Names of sources of scored pairs.
+        collections: Names of collections.
+        modes: How they are searched.
+    """
+    keys = [f"{name}/{PAIR_METRIC}" for name in pairs]
+    searched = product(collections, modes, RETRIEVAL_METRICS)
+    return keys + [metric_key(*parts) for parts in searched]
+
+
+def _similarity(state: State) -> dict[str, float]:
+    """On every rank: a metric may wait for the others."""
+    return {
+        f"{evaluator.label}/{name}": float(metric.compute())
+        for evaluator in state.evaluators
+        for name, metric in state.eval_metrics[evaluator.label].items()
+    }
+
+
+def _line(batch: int, scores: Mapping[str, float], seconds: float) -> str:
+    """The scores that matter most, for a person."""
+    main = (PAIR_METRIC, RETRIEVAL_METRICS[0])
+    shown = [f"{key} {value:.4f}" for key, value in scores.items() if key.endswith(main)]
+    return " | ".join([f"step {batch}", "evaluation", *shown, f"{seconds:.1f} s"])
