@@ -22,6 +22,11 @@ SCRIPTS = sorted(path.stem for path in FOLDER.glob("*.py"))
 FAILURES = {
     "benchmark_evaluation": (["none", "--collection", "none"], 1, r"none/qrels/train.tsv: no such"),
     "benchmark_data": (["none.yaml"], 2, r"none\.yaml: no such file\. To fix, check the path"),
+    "compare_runs": (
+        ["none", "--output", "out"],
+        1,
+        r"none: no such file\. To fix, give a results folder or the output",
+    ),
     "evaluate_model": (
         ["none", "--sts", "none.csv", "--output", "o.json"],
         1,
@@ -57,6 +62,7 @@ FAILURES = {
 USAGE = {
     "benchmark_evaluation": [[], ["m", "--rounds", "0"], ["m", "--texts", "0"]],
     "benchmark_data": [[], ["a.yaml", "--batches", "0"], ["a.yaml", "--batches", "few"]],
+    "compare_runs": [["a"], ["--output", "o"]],
     "evaluate_model": [
         ["m", "--output", "o.json"],
         ["m", "--sts", "a.csv"],
