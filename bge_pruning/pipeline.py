@@ -7,6 +7,7 @@ Launch:
 
 from __future__ import annotations
 
+import json
 import logging
 import shlex
 import shutil
@@ -91,18 +92,23 @@ def run_pipeline(
 
     run = train(config)
     pruned = pruned_model_folder(config)
-    _on_rank_zero(lambda: extract(run, pruned))
+    _on_rank_zero(lambda: extract(run, pruned, best=_keeps_best(config)))
     recovered = train(recovery)
-    _on_rank_zero(lambda: extract(recovered, results / "model"))
+    _on_rank_zero(lambda: extract(recovered, results / "model", best=_keeps_best(recovery)))
     evaluation: dict[str, Any] = {}
 
     def finish() -> None:
         evaluation.update(_evaluate(config, tasks, judged_by.modes))
-        _report(config, step_commands(config, paths, overrides, judged_by), evaluation)
+        _report(config, step_commands(config, recovery, paths, overrides, judged_by), evaluation)
         log.info("%s complete after %.1f minutes", results, (time.monotonic() - started) / 60)
 
     _on_rank_zero(finish)
     return evaluation
+
+
+def _keeps_best(config: Config) -> bool:
+    """Whether the best checkpoint of a training is taken, rather than its last."""
+    return config.evaluation.keep_best is not None
 
 
 def _on_rank_zero(action: Callable[[], object]) -> None:
@@ -221,12 +227,23 @@ def collect_run(results: Path, run: Path) -> None:
     from bge_pruning.models.extraction import MARKER, write_gates
 
     recovery = run.with_name(f"{run.name}-recovery")
-    write_gates(run, results / "gates.npz")
+    write_gates(_checkpoint_of(results, run), results / "gates.npz")
     _copy(run / "metrics.jsonl", results / "metrics.jsonl")
     _copy(recovery / "metrics.jsonl", results / "metrics-recovery.jsonl")
     _copy(results / "model" / MARKER, results / MARKER)
     if not (results / "config.yaml").is_file():  # the steps were run one by one
         _copy(run / "config.yaml", results / "config.yaml")
+
+
+def _checkpoint_of(results: Path, run: Path) -> Path:
+    """The checkpoint that the pruned model was cut from: perhaps the best, not the newest."""
+    from bge_pruning.models.extraction import MARKER
+
+    record = results / "pruned_model" / MARKER
+    if record.is_file():
+        checkpoint = run / Path(json.loads(record.read_text(encoding="utf-8"))["checkpoint"]).name
+        return checkpoint if checkpoint.is_file() else run
+    return run
 
 
 def _copy(source: Path, target: Path) -> None:
@@ -237,7 +254,11 @@ def _copy(source: Path, target: Path) -> None:
 
 
 def step_commands(
-    config: Config, paths: Sequence[str], overrides: Sequence[str], judged_by: EvaluationPlan
+    config: Config,
+    recovery: Config,
+    paths: Sequence[str],
+    overrides: Sequence[str],
+    judged_by: EvaluationPlan,
 ) -> list[str]:
     """The pipeline's steps as commands, in order."""
     arguments = shlex.join([*paths, *overrides])
@@ -245,6 +266,7 @@ def step_commands(
     pruned = str(pruned_model_folder(config))
     # A run that replaces an earlier one can be replayed over itself.
     again = ["--overwrite"] if config.overwrite else []
+    best, best_recovered = (["--best"] if _keeps_best(c) else [] for c in (config, recovery))
 
     def line(script: str, *words: str) -> str:
         return shlex.join(["python", f"scripts/{script}.py", *words])
@@ -253,9 +275,15 @@ def step_commands(
     evaluation += [*judged_by.arguments(), "--output", f"{results}/evaluation.json"]
     return [
         f"python scripts/train_pruning.py {arguments}",
-        line("extract_pruned_model", run, pruned, *again),
+        line("extract_pruned_model", run, pruned, *best, *again),
         f"python scripts/train_pruning.py {arguments} stage=recover",
-        line("extract_pruned_model", f"{run}-recovery", f"{results}/model", *again),
+        line(
+            "extract_pruned_model",
+            f"{run}-recovery",
+            f"{results}/model",
+            *best_recovered,
+            *again,
+        ),
         line("evaluate_model", f"{results}/model", *evaluation, *again),
         line("write_report", results, "--run", run, *again),
     ]

@@ -218,7 +218,7 @@ def test_commands_name_every_argument(tiny_yaml):
     config = load_config([tiny_yaml])
     overrides = ["data.train=[{name: a, kind: sts, path: b.csv}]"]
     commands = step_commands(
-        config, ["a.yaml", "b.yaml"], overrides, EvaluationPlan(["x y.csv", "z.csv"])
+        config, config, ["a.yaml", "b.yaml"], overrides, EvaluationPlan(["x y.csv", "z.csv"])
     )
     run, results, base = config.run_folder, config.results_folder, config.model.base_model
     words = [shlex.split(command) for command in commands]
@@ -239,10 +239,25 @@ def test_commands_name_every_argument(tiny_yaml):
     assert report == ["python", "scripts/write_report.py", results, "--run", run]
 
 
+def test_the_best_checkpoints_are_cut_if_they_are_kept(tiny_yaml, sts_csv, tmp_path):
+    overrides = ["evaluation.keep_best=dev/cosine_spearman", "eval_interval=1ba"]
+    configs = [load_config([tiny_yaml], [*overrides, f"stage={s}"]) for s in ("prune", "recover")]
+    words = step_commands(*configs, [str(tiny_yaml)], overrides, EvaluationPlan(["a.csv"]))
+    assert [" --best" in line for line in words] == [False, True, False, True, False, False]
+    overrides.append("recovery.evaluation.keep_best=null")
+    run_pipeline([str(tiny_yaml)], overrides, EvaluationPlan([str(sts_csv)]))
+    results = tmp_path / "results" / "tiny"
+    for model, name in (("pruned_model", "best-rank0.pt"), ("model", "latest-rank0.pt")):
+        assert Path(read_json(results / model / "pruning.json")["checkpoint"]).name == name
+    kept = read_json(results / "pruned_model" / "pruning.json")["kept"]["layer"]
+    with np.load(results / "gates.npz") as gates:
+        assert np.flatnonzero(gates["layer_kept"]).tolist() == kept
+
+
 def test_commands_survive_a_folder_with_a_space(make_yaml, tmp_path):
     yaml = make_yaml(tmp_path / "my runs")
     config = load_config([yaml], [f"model.base_model={tmp_path}/my model"])
-    commands = step_commands(config, [str(yaml)], [], EvaluationPlan(["a.csv"]))
+    commands = step_commands(config, config, [str(yaml)], [], EvaluationPlan(["a.csv"]))
     words = [shlex.split(command) for command in commands]
     results = f"{tmp_path}/my runs/results/tiny"
     assert words[1][2:] == [f"{tmp_path}/my runs/runs/tiny", f"{results}/pruned_model"]
@@ -256,11 +271,13 @@ def test_commands_of_an_overwriting_run_overwrite_too(tiny_yaml):
     """Or training starts anew and the models of the run before it are what is evaluated."""
     config = load_config([tiny_yaml], ["overwrite=true"])
     commands = step_commands(
-        config, [str(tiny_yaml)], ["overwrite=true"], EvaluationPlan(["a.csv"])
+        config, config, [str(tiny_yaml)], ["overwrite=true"], EvaluationPlan(["a.csv"])
     )
     for words in map(shlex.split, commands):
         assert ("overwrite=true" in words) != ("--overwrite" in words), words
-    kept = step_commands(load_config([tiny_yaml]), [str(tiny_yaml)], [], EvaluationPlan(["a.csv"]))
+    kept = step_commands(
+        *[load_config([tiny_yaml])] * 2, [str(tiny_yaml)], [], EvaluationPlan(["a.csv"])
+    )
     assert not any("--overwrite" in command for command in kept)
 
 
@@ -459,7 +476,9 @@ def rank_calls(tiny_yaml, sts_csv, tmp_path, monkeypatch):
                 (pipeline, "_evaluate"),
                 (pipeline, "_report"),
             ):
-                patch.setattr(module, name, lambda *_, name=name: calls.append(name) or {"x": 1})
+                patch.setattr(
+                    module, name, lambda *_, name=name, **__: calls.append(name) or {"x": 1}
+                )
             return calls, run_pipeline([str(tiny_yaml)], [], EvaluationPlan([str(sts_csv)]))
 
     return run

@@ -9,7 +9,7 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
-from bge_pruning.utils.score_table import render_table
+from bge_pruning.utils.markdown import table
 from bge_pruning.utils.tasks import main_scores
 
 EVALUATION = "evaluation.json"
@@ -201,8 +201,8 @@ def render_comparison(candidates: Sequence[Candidate], keys: Sequence[Key]) -> s
         "larger floor (random weights, word embeddings). Time and texts per second are in times of "
         "the original's, measured in turns in one process. Of several runs with one name the mean "
         "is given, and in brackets the lowest and the highest.",
-        render_table(summary_header(), summary_rows(candidates)),
-        render_table(["model", *titles], scores),
+        table(summary_header(), summary_rows(candidates)),
+        table(["model", *titles], scores),
     ]
     return "\n\n".join(parts) + "\n"
 

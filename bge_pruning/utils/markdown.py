@@ -15,15 +15,16 @@ def escape(text: object) -> str:
     return SPECIAL.sub(lambda match: "\\" + match[0], " ".join(str(text).split()))
 
 
-def table(header: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:
+def table(header: Sequence[str], rows: Sequence[Sequence[Any]], words: int = 1) -> str:
     """A table, its cells escaped.
 
     Args:
-        header: Names of the columns; the first holds words, the others numbers, to the right.
+        header: Names of the columns.
         rows: Cells.
+        words: Columns at the left that hold words; the others hold numbers, to the right.
     """
     lines = [[escape(cell) for cell in line] for line in (header, *rows)]
-    lines.insert(1, ["---", *["---:"] * (len(header) - 1)])
+    lines.insert(1, ["---"] * words + ["---:"] * (len(header) - words))
     return "\n".join("| " + " | ".join(line) + " |" for line in lines)
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from bge_pruning.utils.markdown import escape, table
 from bge_pruning.utils.tasks import METRIC_TITLES, main_scores
 
 LABELS = 3  # columns at the left that hold words
@@ -90,8 +91,8 @@ def render_scores(evaluation: Mapping[str, Any]) -> list[str]:
         "chance. Random weights of the same shape and, for dense vectors, the mean of the word "
         "embeddings without any encoder are floors. What is kept above the floor is (model - "
         "floor) / (original - floor), with the larger floor.",
-        render_table(score_header(evaluation), rows, LABELS),
-        *truncation_notes(evaluation),
+        table(score_header(evaluation), rows, LABELS),
+        *(escape(note) for note in truncation_notes(evaluation)),
         *_render_other_metrics(evaluation),
     ]
 
@@ -108,18 +109,4 @@ def _render_other_metrics(evaluation: Mapping[str, Any]) -> list[str]:
         if not entry["main"]
     ]
     header = ["task", "mode", "metric", "original", "model", "floor", "kept"]
-    return [render_table(header, rows, LABELS)] if rows else []
-
-
-def render_table(header: Sequence[str], rows: Sequence[Sequence[Any]], labels: int = 1) -> str:
-    """A Markdown table.
-
-    Args:
-        header: Names of the columns.
-        rows: Cells.
-        labels: Columns at the left that hold words; the others are numbers, to the right.
-    """
-    rule = ["---"] * labels + ["---:"] * (len(header) - labels)
-    lines = [[str(cell).replace("|", "\\|") for cell in line] for line in (header, *rows)]
-    lines.insert(1, rule)
-    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
+    return [table(header, rows, LABELS)] if rows else []

@@ -2,7 +2,6 @@
 
 from bge_pruning.utils.score_table import (
     render_scores,
-    render_table,
     score_header,
     score_rows,
     truncation_notes,
@@ -92,8 +91,12 @@ def test_markdown():
     assert render_scores({"tasks": []}) == []
 
 
-def test_a_bar_in_a_name_does_not_end_a_cell():
-    assert render_table(["a", "b"], [["x|y", 1]]).splitlines()[2] == "| x\\|y | 1 |"
+def test_names_are_escaped():
+    result = {"tasks": [{**RESULT["tasks"][2], "task": "a|b <i>"}]}
+    _, _, table, note = render_scores(result)
+    assert table.splitlines()[2].startswith(r"| a\|b \<i\> | all |")
+    assert note.startswith(r"a\|b \<i\>: 3 of")
+    assert truncation_notes(result)[0].startswith("a|b <i>: 3 of")
 
 
 def test_texts_that_were_cut_are_named_once():
