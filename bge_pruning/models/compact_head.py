@@ -1,0 +1,72 @@
+"""A multi-vector head as wide as the hidden size, with the same scores.
+
+FlagEmbedding (without ``colbert_dim``) and vLLM read a multi-vector head of size ``(H, H)``, but
+pruning the hidden size keeps the head's output size ``C > H``. Its vectors do not need that many
+dimensions: what goes in is the output of a LayerNorm, ``h = gamma * n + beta`` with ``n`` of mean
+0, so what comes out, ``W h + b``, is spanned by the ``H - 1`` directions of ``W diag(gamma) n`` and
+the one vector ``W beta + b``: ``H`` in all, the bias included. In an orthonormal basis ``Q`` of that
+span, ``Q^T (W h + b)`` has the same lengths and products, up to rounding.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+
+def compute_span(head: nn.Linear, norm: nn.LayerNorm) -> Tensor:
+    """Orthonormal basis of everything that a head makes of the outputs of a LayerNorm.
+
+    Args:
+        head: Weight ``(C, H)`` and bias ``(C,)``.
+        norm: The LayerNorm over ``H`` dimensions whose output it reads.
+
+    Returns:
+        Float64, shape ``(C, H)``, for ``C >= H``.
+
+    Raises:
+        ValueError: If the head is narrower than its input: there is nothing to gain.
+    """
+    weight, bias = head.weight.detach().double(), head.bias.detach().double()
+    outputs, hidden = weight.shape
+    if outputs < hidden:
+        raise ValueError(
+            f"the multi-vector head has {outputs} outputs for {hidden} inputs, so it cannot be "
+            f"{hidden} wide without padding. To fix, leave colbert_dim as it is."
+        )
+    gamma, beta = norm.weight.detach().double(), norm.bias.detach().double()
+    # Columns 1 to H - 1 of this reflection are orthonormal and have mean 0.
+    centred = _reflection(hidden)[:, 1:]
+    moving = (weight * gamma) @ centred
+    fixed = weight @ beta + bias
+    basis, _ = torch.linalg.qr(torch.cat([moving, fixed[:, None]], dim=1))
+    return basis
+
+
+def _reflection(size: int) -> Tensor:
+    """Householder reflection whose first column is the direction ``(1, ..., 1)``."""
+    direction = torch.full((size,), size**-0.5, dtype=torch.float64)
+    direction[0] += 1.0
+    direction /= direction.norm()
+    return torch.eye(size, dtype=torch.float64) - 2.0 * torch.outer(direction, direction)
+
+
+@torch.no_grad()
+def narrow_head(head: nn.Linear, norm: nn.LayerNorm) -> nn.Linear:
+    """A head of size ``(H, H)`` whose vectors have the lengths and products of the given head's.
+
+    Args:
+        head: The multi-vector head, ``C >= H``.
+        norm: The last LayerNorm of the encoder.
+
+    Returns:
+        A new head in the precision of the old one.
+
+    Raises:
+        ValueError: See :func:`compute_span`.
+    """
+    basis = compute_span(head, norm)
+    narrow = nn.Linear(head.in_features, head.in_features, dtype=head.weight.dtype)
+    narrow.weight.copy_(basis.T @ head.weight.double())
+    narrow.bias.copy_(basis.T @ head.bias.double())
+    return narrow.requires_grad_(head.weight.requires_grad)
