@@ -22,6 +22,11 @@ SCRIPTS = sorted(path.stem for path in FOLDER.glob("*.py"))
 FAILURES = {
     "benchmark_evaluation": (["none", "--collection", "none"], 1, r"none/qrels/train.tsv: no such"),
     "benchmark_data": (["none.yaml"], 2, r"none\.yaml: no such file\. To fix, check the path"),
+    "check_index_compatibility": (
+        ["none", "none", "--texts", "none.txt"],
+        1,
+        r"model none is no folder\. To fix, give a model's folder",
+    ),
     "compare_runs": (
         ["none", "--output", "out"],
         1,
@@ -62,6 +67,7 @@ FAILURES = {
 USAGE = {
     "benchmark_evaluation": [[], ["m", "--rounds", "0"], ["m", "--texts", "0"]],
     "benchmark_data": [[], ["a.yaml", "--batches", "0"], ["a.yaml", "--batches", "few"]],
+    "check_index_compatibility": [["a", "b"], ["a", "--texts", "t.txt"]],
     "compare_runs": [["a"], ["--output", "o"]],
     "evaluate_model": [
         ["m", "--output", "o.json"],

@@ -4,8 +4,8 @@ FlagEmbedding (without ``colbert_dim``) and vLLM read a multi-vector head of siz
 pruning the hidden size keeps the head's output size ``C > H``. Its vectors do not need that many
 dimensions: what goes in is the output of a LayerNorm, ``h = gamma * n + beta`` with ``n`` of mean
 0, so what comes out, ``W h + b``, is spanned by the ``H - 1`` directions of ``W diag(gamma) n`` and
-the one vector ``W beta + b``: ``H`` in all, the bias included. In an orthonormal basis ``Q`` of that
-span, ``Q^T (W h + b)`` has the same lengths and products, up to rounding.
+the one vector ``W beta + b``: ``H`` in all, the bias included. In an orthonormal basis ``Q`` of
+that span, ``Q^T (W h + b)`` has the same lengths and products, up to rounding.
 """
 
 from __future__ import annotations

@@ -1,0 +1,99 @@
+"""Whether an index of one model's vectors keeps working when another model embeds the queries."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from bge_pruning.evaluation.encoders import Encoder
+from bge_pruning.evaluation.statistics import bootstrap_interval
+
+# Queries whose products with all passages are in memory at once.
+BLOCK = 256
+
+
+def compare_index(
+    old: Encoder,
+    new: Encoder,
+    passages: Sequence[str],
+    queries: Sequence[str],
+    top_k: int = 10,
+    progress: bool = False,
+) -> dict[str, Any]:
+    """Search an index of the old model with queries of the old and of the new one.
+
+    Args:
+        old: The model that embedded the passages.
+        new: The model that is to embed the queries.
+        passages: Texts of the index.
+        queries: Texts to search with; one that is itself a passage does not find itself.
+        top_k: Passages of a query that are compared.
+        progress: Show progress bars.
+
+    Returns:
+        ``agreement``, the mean share of the old model's ``top_k`` passages that the new model
+        finds too, with its 95 % ``agreement_interval``; ``same_first``, the share of queries with
+        the same best passage; ``chance``, the agreement of a random search; and ``cosine``, mean
+        and fifth percentile of the cosine of both models' vectors of a query.
+
+    Raises:
+        ValueError: If the vectors have different dimensions, or there are too few passages.
+    """
+    if len(passages) <= top_k or not queries:
+        raise ValueError(
+            f"{len(passages)} passages and {len(queries)} queries are too few to compare the best "
+            f"{top_k}. To fix, give more texts."
+        )
+    index = old.encode(passages, progress=progress).dense_vecs
+    before = old.encode(queries, progress=progress).dense_vecs
+    after = new.encode(queries, progress=progress).dense_vecs
+    if before.shape[1] != after.shape[1]:
+        raise ValueError(
+            f"the new model's vectors have {after.shape[1]} dimensions and the index has "
+            f"{before.shape[1]}. To fix, extract the model with --keep-dimension."
+        )
+    place = {text: number for number, text in enumerate(passages)}
+    own = np.array([place.get(text, -1) for text in queries])
+    first, second = (_best(vectors, index, own, top_k) for vectors in (before, after))
+    shared = [len(set(a) & set(b)) / top_k for a, b in zip(first, second, strict=True)]
+    cosines = (before * after).sum(axis=1)
+    return {
+        "passages": len(passages),
+        "queries": len(queries),
+        "top_k": top_k,
+        "agreement": float(np.mean(shared)),
+        "agreement_interval": list(bootstrap_interval(shared)),
+        "same_first": float(np.mean(first[:, 0] == second[:, 0])),
+        "chance": top_k / len(passages),
+        "cosine": {"mean": float(cosines.mean()), "p5": float(np.percentile(cosines, 5))},
+    }
+
+
+def _best(queries: np.ndarray, index: np.ndarray, own: np.ndarray, top_k: int) -> np.ndarray:
+    """The best passages of each query, best first, its own text left out: shape ``(q, top_k)``."""
+    found = []
+    for start in range(0, len(queries), BLOCK):
+        scores = queries[start : start + BLOCK] @ index.T
+        mine = own[start : start + BLOCK]
+        rows = np.flatnonzero(mine >= 0)
+        scores[rows, mine[rows]] = -np.inf
+        best = np.argpartition(-scores, top_k - 1, axis=1)[:, :top_k]
+        order = np.argsort(-np.take_along_axis(scores, best, 1), axis=1, kind="stable")
+        found.append(np.take_along_axis(best, order, 1))
+    return np.concatenate(found)
+
+
+def render_compatibility(result: dict[str, Any]) -> str:
+    """The result in two sentences."""
+    low, high = result["agreement_interval"]
+    cosine = result["cosine"]
+    return (
+        f"Of the {result['top_k']} best passages of a query the new model finds "
+        f"{result['agreement']:.1%} (95 % interval {low:.1%} to {high:.1%}; chance "
+        f"{result['chance']:.1%}) in the old model's index of {result['passages']:,} passages; the "
+        f"best one is the same for {result['same_first']:.1%} of {result['queries']:,} queries.\n"
+        f"Cosine of the two models' vectors of a query: {cosine['mean']:.4f} on average, above "
+        f"{cosine['p5']:.4f} for 95 %."
+    )

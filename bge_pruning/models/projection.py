@@ -1,0 +1,125 @@
+"""From the dense vectors of a pruned model back to the dimensions of the original.
+
+An index of the original's vectors keeps working if queries arrive in its space. The pruned model's
+vectors are the original's kept dimensions, so putting zeros where a dimension was removed gives the
+masked model's vector, exactly. What the removed dimensions hold can partly be told from the kept
+ones: a least-squares map, fitted on texts, comes nearer to the original.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+# The module between pooling and normalisation, as sentence-transformers numbers it.
+FOLDER = "2_Dense"
+# Share of the vectors' energy that is added to the diagonal: keeps few texts from being fitted.
+RIDGE = 1e-3
+
+
+def compute_selection(kept: Sequence[int], size: int) -> Tensor:
+    """The map that puts every kept dimension in its place and 0 elsewhere.
+
+    Args:
+        kept: Dimensions of the original that the pruned model has.
+        size: Dimensions of the original, ``S``.
+
+    Returns:
+        Float32, shape ``(S, H)``.
+    """
+    selection = torch.zeros(size, len(kept))
+    selection[list(kept), range(len(kept))] = 1.0
+    return selection
+
+
+def fit_projection(pruned: np.ndarray, original: np.ndarray, kept: Sequence[int]) -> Tensor:
+    """The linear map that brings pruned vectors nearest to the original's, by least squares.
+
+    The difference to :func:`compute_selection` is what is penalised: with few texts the result is
+    the selection.
+
+    Args:
+        pruned: L2-normalised vectors of texts, shape ``(n, H)``.
+        original: The original's vectors of the same texts, L2-normalised, shape ``(n, S)``.
+        kept: Dimensions of the original that the pruned model has.
+
+    Returns:
+        Float32, shape ``(S, H)``.
+
+    Raises:
+        ValueError: If there are fewer texts than dimensions of the pruned model.
+    """
+    count, hidden = pruned.shape
+    if count < hidden:
+        raise ValueError(
+            f"{count} different texts do not determine a map from {hidden} dimensions. To fix, "
+            f"give at least {hidden} texts, better ten times as many."
+        )
+    x, y = pruned.astype(np.float64), original.astype(np.float64)
+    selection = compute_selection(kept, y.shape[1]).double().numpy()
+    gram = x.T @ x
+    gram += RIDGE * np.trace(gram) / hidden * np.eye(hidden)
+    change = np.linalg.solve(gram, x.T @ (y - x @ selection.T))
+    return torch.from_numpy(selection + change.T).float()
+
+
+def project(vectors: Tensor, projection: Tensor) -> Tensor:
+    """L2-normalised vectors in the original's dimensions, shape ``(n, S)``.
+
+    Args:
+        vectors: Of the pruned model, shape ``(n, H)``.
+        projection: Shape ``(S, H)``.
+    """
+    return F.normalize(F.linear(vectors, projection.to(vectors)), dim=-1)
+
+
+def write_projection(folder: Path, projection: Tensor) -> None:
+    """Write the map as a Dense module of sentence-transformers.
+
+    Args:
+        folder: Model folder; its ``modules.json`` names the module, see
+            :func:`bge_pruning.models.model_folder.write_sentence_transformers_files`.
+        projection: Shape ``(S, H)``.
+    """
+    place = folder / FOLDER
+    place.mkdir()
+    config = {
+        "in_features": projection.shape[1],
+        "out_features": projection.shape[0],
+        "bias": False,
+        "activation_function": "torch.nn.modules.linear.Identity",
+    }
+    (place / "config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
+    save_file({"linear.weight": projection.contiguous()}, place / "model.safetensors")
+
+
+def read_projection(folder: Path) -> Tensor | None:
+    """The map of a folder that :func:`write_projection` wrote, or ``None`` if it has none.
+
+    Args:
+        folder: Model folder.
+
+    Raises:
+        ValueError: If its Dense module is not a plain linear map.
+    """
+    if not (folder / FOLDER / "config.json").is_file():
+        return None
+    path = folder / FOLDER / "config.json"
+    config: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    plain = config.get("bias") is False and str(config.get("activation_function")).endswith(
+        "Identity"
+    )
+    if not plain:
+        raise ValueError(
+            f"{path}: is not a linear map without bias and activation, which is all that can be "
+            f"read here. To fix, use sentence-transformers for this model."
+        )
+    return load_file(folder / FOLDER / "model.safetensors")["linear.weight"].float()

@@ -1,0 +1,81 @@
+#!/usr/bin/env python
+"""Tell whether an index of OLD's vectors keeps working when NEW embeds the queries.
+
+    python scripts/check_index_compatibility.py BAAI/bge-m3 my_small_model --texts passages.txt
+
+NEW has to have the dimensions of OLD: extract it with --keep-dimension.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from bge_pruning.cli import run_command
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs the command line; returns the exit status."""
+    parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
+    parser.add_argument("old", help="model that embedded the passages of the index")
+    parser.add_argument("new", help="model that is to embed the queries")
+    parser.add_argument(
+        "--texts", nargs="+", required=True, metavar="FILE", help="passages, one text a line"
+    )
+    parser.add_argument(
+        "--queries", nargs="+", metavar="FILE", help="queries (default: some of the passages)"
+    )
+    parser.add_argument(
+        "--limit", type=int, default=10_000, help="passages at most (default: %(default)s)"
+    )
+    parser.add_argument("--max-length", type=int, help="cut texts at this many tokens")
+    parser.add_argument("--batch-size", type=int, default=32, help="texts in a batch")
+    parser.add_argument("--device", help="torch device (default: the best there is)")
+    parser.add_argument("--output", type=Path, help="JSON file to write")
+    parser.add_argument("--overwrite", action="store_true", help="replace the output file")
+    args = parser.parse_args(argv)
+    if min(args.limit, args.batch_size) < 1 or (args.max_length or 1) < 1:
+        parser.error("--limit, --batch-size and --max-length must be above 0")
+    return run_command(lambda: run(args))
+
+
+def read_texts(files: Sequence[str], limit: int) -> list[str]:
+    """Different texts of the files, at most ``limit``, spread evenly over them."""
+    from bge_pruning.datasets.sts_dataloader import read_sentences
+    from bge_pruning.datasets.tables import Table
+
+    texts = list(
+        dict.fromkeys(row.text for file in files for row in read_sentences(Table(str(file))))
+    )
+    if len(texts) <= limit:
+        return texts
+    return [texts[i * len(texts) // limit] for i in range(limit)]
+
+
+def run(args: argparse.Namespace) -> None:
+    """Embed, compare, print."""
+    from bge_pruning.evaluation.encoders import check_model_name, load_encoder
+    from bge_pruning.evaluation.evaluate import default_device
+    from bge_pruning.evaluation.index_compatibility import compare_index, render_compatibility
+    from bge_pruning.utils.evaluation import refuse_existing, write_json
+
+    if args.output is not None:
+        refuse_existing([args.output], overwrite=args.overwrite)
+    for name in (args.old, args.new):
+        check_model_name(name)
+    passages = read_texts(args.texts, args.limit)
+    queries = read_texts(args.queries, args.limit) if args.queries else passages[::10]
+    options = (args.device or default_device(), args.max_length, args.batch_size)
+    old, new = load_encoder(args.old, *options), load_encoder(args.new, *options)
+    result = compare_index(old, new, passages, queries, progress=sys.stderr.isatty())
+    print(render_compatibility(result))
+    if args.output is not None:
+        write_json(
+            {"old": args.old, "new": args.new, **result}, args.output, overwrite=args.overwrite
+        )
+
+
+if __name__ == "__main__":
+    sys.exit(main())

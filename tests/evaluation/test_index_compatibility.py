@@ -1,0 +1,87 @@
+"""Queries of a new model in the index of an old one."""
+
+import json
+import runpy
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from bge_pruning.evaluation.index_compatibility import compare_index, render_compatibility
+from bge_pruning.evaluation.text_encoder import Encoded
+
+SCRIPT = Path(__file__).parents[2] / "scripts" / "check_index_compatibility.py"
+
+
+class Table:
+    """A model that has its vectors by heart."""
+
+    def __init__(self, vectors: np.ndarray, texts: list[str]):
+        self.rows = dict(zip(texts, vectors / np.linalg.norm(vectors, axis=1)[:, None],
+                             strict=True))  # fmt: skip
+
+    def encode(self, texts, progress=False):
+        return Encoded(np.array([self.rows[text] for text in texts]), None)
+
+
+TEXTS = [f"text {n}" for n in range(300)]
+VECTORS = np.random.default_rng(0).normal(size=(300, 8))
+
+
+def test_the_same_model_agrees_with_itself():
+    old = Table(VECTORS, TEXTS)
+    found = compare_index(old, old, TEXTS, TEXTS[::7])
+    assert (found["agreement"], found["same_first"]) == (1.0, 1.0)
+    assert found["cosine"]["mean"] == pytest.approx(1.0)
+    assert (found["passages"], found["queries"], found["chance"]) == (300, 43, 10 / 300)
+
+
+def test_agreement_is_counted_by_hand():
+    old = Table(VECTORS, TEXTS)
+    new = Table(VECTORS + np.random.default_rng(1).normal(0, 0.5, VECTORS.shape), TEXTS)
+    queries = TEXTS[:40]
+    found = compare_index(old, new, TEXTS, queries, top_k=5)
+    index = np.array([old.rows[text] for text in TEXTS])
+    shared, first, cosines = [], [], []
+    for number, query in enumerate(queries):
+        ranked = []
+        for model in (old, new):
+            scores = index @ model.rows[query]
+            scores[number] = -2  # itself
+            ranked.append(list(np.argsort(-scores)[:5]))
+        shared.append(len(set(ranked[0]) & set(ranked[1])) / 5)
+        first.append(ranked[0][0] == ranked[1][0])
+        cosines.append(old.rows[query] @ new.rows[query])
+    assert found["agreement"] == pytest.approx(np.mean(shared))
+    assert found["same_first"] == pytest.approx(np.mean(first))
+    assert found["cosine"]["mean"] == pytest.approx(np.mean(cosines))
+    low, high = found["agreement_interval"]
+    assert low < found["agreement"] < high
+    assert 0.1 < found["agreement"] < 0.9
+    assert f"{found['agreement']:.1%}" in render_compatibility(found)
+
+
+def test_other_dimensions_are_refused():
+    with pytest.raises(ValueError, match="vectors have 4 dimensions and the index has 8. To fix"):
+        compare_index(Table(VECTORS, TEXTS), Table(VECTORS[:, :4], TEXTS), TEXTS, TEXTS)
+
+
+def test_too_few_texts():
+    table = Table(VECTORS, TEXTS)
+    with pytest.raises(ValueError, match="10 passages and 3 queries are too few to compare the b"):
+        compare_index(table, table, TEXTS[:10], TEXTS[:3])
+
+
+def test_the_script(model_folder, small_folder, sts_csv, tmp_path, capsys):
+    main = runpy.run_path(str(SCRIPT))["main"]
+    output = tmp_path / "result.json"
+    arguments = [str(model_folder), str(small_folder), "--texts", str(sts_csv), "--device", "cpu"]
+    assert main([*arguments, "--limit", "50", "--output", str(output)]) == 0
+    result = json.loads(output.read_text())
+    assert (result["passages"], result["queries"]) == (50, 5)
+    assert 0 <= result["agreement"] <= 1
+    assert "of 5 queries" in capsys.readouterr().out
+    assert main([*arguments, "--output", str(output)]) == 1
+    assert "exists. To fix" in capsys.readouterr().err
+    with pytest.raises(SystemExit):
+        main([*arguments, "--limit", "0"])
