@@ -5,7 +5,7 @@ import json
 import numpy as np
 import pytest
 import torch
-import torch.nn.functional as F
+import torch.nn.functional as F  # noqa: N812
 
 from bge_pruning.models.projection import (
     compute_selection,
