@@ -150,14 +150,20 @@ class L0Module(nn.Module):
                 gates now (the model "as it is" during the warm-up, not exportable in general).
         """
         if at_target:
-            shape = self.realised_shape()
-            sizes = {axis: getattr(shape, SHAPE_FIELDS[axis]) for axis in self.axes}
-        else:
-            open_share = {a: float(p.mean()) for a, p in self.open_probabilities().items()}
-            sizes = {
-                axis: max(1, round(share * self.log_alpha[axis].shape[-1]))
-                for axis, share in open_share.items()
-            }
+            return self.masks_of(self.realised_shape())
+        open_share = {a: float(p.mean()) for a, p in self.open_probabilities().items()}
+        sizes = {
+            a: max(1, round(share * self.log_alpha[a].shape[-1])) for a, share in open_share.items()
+        }
+        return PruningMasks(**{a: top_k(self.log_alpha[a], k) for a, k in sizes.items()})
+
+    def masks_of(self, shape: EncoderShape) -> PruningMasks:
+        """Binary gates of any shape: its most open gates. Those of a smaller shape are among them.
+
+        Args:
+            shape: Sizes at most those of the unpruned model, and equal on axes without gates.
+        """
+        sizes = {axis: getattr(shape, SHAPE_FIELDS[axis]) for axis in self.axes}
         return PruningMasks(**{a: top_k(self.log_alpha[a], k) for a, k in sizes.items()})
 
     def open_probabilities(self) -> dict[str, Tensor]:

@@ -1,0 +1,119 @@
+"""Several sizes from the gates of one run, each inside the next larger one."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from bge_pruning.models.encoder_shape import (
+    EncoderShape,
+    count_parameters,
+    shapes_near_budget,
+)
+from bge_pruning.models.l0_module_embedding import (
+    SHAPE_FIELDS,
+    L0Module,
+    mask_log_likelihoods,
+)
+from bge_pruning.models.structural_pruning import KeepIndices
+
+# A density within this of what the run was trained for is meant to be that one.
+NEAR = 0.01
+
+
+def choose_nested_shapes(l0_module: L0Module, densities: Sequence[float]) -> list[EncoderShape]:
+    """A shape for each density, each no larger on any axis than the one before.
+
+    Of the exportable shapes near each budget, those are taken that are nested and together agree
+    best with the gates. A run that was trained for a shape keeps it for the density that it has.
+
+    Args:
+        l0_module: Gates of a finished run.
+        densities: Shares of the encoder's parameters to keep.
+
+    Returns:
+        Shapes, from the largest density to the smallest.
+
+    Raises:
+        ValueError: If a density is not in (0, 1), is there twice, or no nested shapes have them.
+    """
+    _check_densities(densities)
+    agreement = mask_log_likelihoods(l0_module.shape, l0_module.log_alpha)
+    # The best chain that ends at each shape of this density, with its agreement.
+    chains: list[tuple[float, list[EncoderShape]]] = [(0.0, [])]
+    for density in sorted(densities, reverse=True):
+        longer = []
+        for shape in _candidates(l0_module, density):
+            before = [c for c in chains if not c[1] or _contains(c[1][-1], shape)]
+            if before:
+                total, chain = max(before, key=lambda c: c[0])
+                longer.append((total + agreement(shape), [*chain, shape]))
+        if not longer:
+            raise ValueError(
+                f"no exportable shape with {density:.1%} of the encoder is inside the larger ones. "
+                f"To fix, choose other densities, or train with gates on more axes."
+            )
+        chains = longer
+    return max(chains, key=lambda c: c[0])[1]
+
+
+def _candidates(l0_module: L0Module, density: float) -> list[EncoderShape]:
+    source = l0_module.shape
+    full = count_parameters(source).encoder
+
+    def is_near(shape: EncoderShape) -> bool:
+        return abs(count_parameters(shape).encoder / full - density) <= NEAR
+
+    if l0_module.target is not None and is_near(l0_module.target):
+        return [l0_module.target]
+    near = shapes_near_budget(source, frozenset(l0_module.axes), density * full)
+    return [shape for shape in near if is_near(shape)]
+
+
+def _check_densities(densities: Sequence[float]) -> None:
+    wrong = [density for density in densities if not 0 < density < 1]
+    if wrong or not densities or len(set(densities)) < len(densities):
+        raise ValueError(
+            f"densities {list(densities)} are not different numbers in (0, 1). To fix, write e.g. "
+            f"0.75 0.6 0.5."
+        )
+
+
+def _contains(large: EncoderShape, small: EncoderShape) -> bool:
+    return all(getattr(large, field) >= getattr(small, field) for field in SHAPE_FIELDS.values())
+
+
+def relative_indices(small: KeepIndices, large: KeepIndices) -> KeepIndices:
+    """Where a smaller sub-network's structures are within a larger one that is already cut.
+
+    Args:
+        small: Kept structures, in the numbering of the unpruned model.
+        large: Those of a sub-network that contains it.
+
+    Returns:
+        The same structures, in the numbering of the larger model.
+
+    Raises:
+        ValueError: If the larger one does not contain a structure.
+    """
+    rows = _positions(small.layer, large.layer, "layers")
+
+    def inner(part: str) -> list[list[int]]:
+        mine, theirs = getattr(small, part), getattr(large, part)
+        return [
+            _positions(kept, theirs[row], f"{part} of layer {layer}")
+            for kept, row, layer in zip(mine, rows, small.layer, strict=True)
+        ]
+
+    hidden = _positions(small.hidden, large.hidden, "hidden dimensions")
+    return KeepIndices(rows, hidden, inner("head"), inner("intermediate"))
+
+
+def _positions(wanted: Sequence[int], among: Sequence[int], what: str) -> list[int]:
+    place = {index: position for position, index in enumerate(among)}
+    missing = [index for index in wanted if index not in place]
+    if missing:
+        raise ValueError(
+            f"{what} {missing[:5]} are not in the larger model. To fix, cut both from the gates of "
+            f"one run."
+        )
+    return [place[index] for index in wanted]
