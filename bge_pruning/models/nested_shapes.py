@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from bge_pruning.models.encoder_shape import (
     EncoderShape,
@@ -18,6 +18,8 @@ from bge_pruning.models.structural_pruning import KeepIndices
 
 # A density within this of what the run was trained for is meant to be that one.
 NEAR = 0.01
+# Multiples of the intermediate size that are tried, one after the other.
+GRANULARITIES = (64, 32, 16, 8)
 
 
 def choose_nested_shapes(l0_module: L0Module, densities: Sequence[float]) -> list[EncoderShape]:
@@ -38,25 +40,36 @@ def choose_nested_shapes(l0_module: L0Module, densities: Sequence[float]) -> lis
     """
     _check_densities(densities)
     agreement = mask_log_likelihoods(l0_module.shape, l0_module.log_alpha)
-    # The best chain that ends at each shape of this density, with its agreement.
+    order = sorted(densities, reverse=True)
+    for multiple_of in GRANULARITIES:
+        candidates = [_candidates(l0_module, density, multiple_of) for density in order]
+        if chain := _best_chain(candidates, agreement):
+            return chain
+    shares = ", ".join(f"{density:.1%}" for density in order)
+    raise ValueError(
+        f"no exportable shapes with {shares} of the encoder are inside each other. To fix, "
+        f"choose other densities, or train with gates on more axes."
+    )
+
+
+def _best_chain(
+    candidates: Sequence[Sequence[EncoderShape]], agreement: Callable[[EncoderShape], float]
+) -> list[EncoderShape]:
+    """The nested shapes, one of each list, with the largest sum; empty if there are none."""
+    # The best chain that ends at each shape of a list, with its sum.
     chains: list[tuple[float, list[EncoderShape]]] = [(0.0, [])]
-    for density in sorted(densities, reverse=True):
+    for shapes in candidates:
         longer = []
-        for shape in _candidates(l0_module, density):
+        for shape in shapes:
             before = [c for c in chains if not c[1] or _contains(c[1][-1], shape)]
             if before:
                 total, chain = max(before, key=lambda c: c[0])
                 longer.append((total + agreement(shape), [*chain, shape]))
-        if not longer:
-            raise ValueError(
-                f"no exportable shape with {density:.1%} of the encoder is inside the larger ones. "
-                f"To fix, choose other densities, or train with gates on more axes."
-            )
         chains = longer
-    return max(chains, key=lambda c: c[0])[1]
+    return max(chains, key=lambda c: c[0])[1] if chains else []
 
 
-def _candidates(l0_module: L0Module, density: float) -> list[EncoderShape]:
+def _candidates(l0_module: L0Module, density: float, multiple_of: int) -> list[EncoderShape]:
     source = l0_module.shape
     full = count_parameters(source).encoder
 
@@ -65,7 +78,8 @@ def _candidates(l0_module: L0Module, density: float) -> list[EncoderShape]:
 
     if l0_module.target is not None and is_near(l0_module.target):
         return [l0_module.target]
-    near = shapes_near_budget(source, frozenset(l0_module.axes), density * full)
+    axes = frozenset(l0_module.axes)
+    near = shapes_near_budget(source, axes, density * full, multiple_of)
     return [shape for shape in near if is_near(shape)]
 
 
