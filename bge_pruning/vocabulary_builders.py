@@ -14,11 +14,16 @@ import numpy as np
 
 from bge_pruning.datasets.embedding_dataset import TokenizedTexts, tokenize
 from bge_pruning.datasets.sts_dataloader import read_sentences
-from bge_pruning.datasets.tables import Table
+from bge_pruning.datasets.tables import HUB, Table
 from bge_pruning.datasets.text_files import expand_paths
 from bge_pruning.models.encoder_shape import count_parameters
 from bge_pruning.models.pretrained import BaseModel
-from bge_pruning.models.vocabulary import KeptVocabulary, choose_vocabulary, trim_vocabulary
+from bge_pruning.models.vocabulary import (
+    KeptVocabulary,
+    check_trimmable,
+    choose_vocabulary,
+    trim_vocabulary,
+)
 from bge_pruning.models.vocabulary_files import read_tokenizer
 
 if TYPE_CHECKING:
@@ -90,6 +95,7 @@ def trim_to_texts(base: BaseModel, request: VocabularyRequest) -> tuple[BaseMode
             size does not fit.
     """
     corpora = find_corpora(request)
+    check_trimmable(base, request.size)
     tokenizer = plain_tokenizer(base)
     counts = {path: count_tokens(path, tokenizer) for path in corpora.chosen}
     for path, values in counts.items():
@@ -104,7 +110,7 @@ def find_corpora(request: VocabularyRequest) -> Corpora:
     """The files of a request.
 
     Raises:
-        FileNotFoundError: If a pattern fits no file.
+        FileNotFoundError: If there is no such file.
         ValueError: If there are neither texts nor languages, or a language has no corpus.
     """
     if not request.texts and not request.languages:
@@ -132,11 +138,19 @@ def shipped_corpora(folder: Path = SHIPPED) -> dict[str, str]:
 
 
 def _files(patterns: Iterable[str]) -> list[str]:
-    return [
-        pattern if pattern.startswith("hf://") else _name(path)
-        for pattern in patterns
-        for path in ([Path(pattern)] if pattern.startswith("hf://") else expand_paths(pattern))
-    ]
+    names: list[str] = []
+    for pattern in patterns:
+        if pattern.startswith(HUB):
+            names.append(pattern)
+            continue
+        for path in expand_paths(pattern):
+            # Now, not after hours of counting in the files before it.
+            if not path.is_file():
+                raise FileNotFoundError(
+                    f"{path}: no such file. To fix, check the path; it is relative to {Path.cwd()}."
+                )
+            names.append(_name(path))
+    return names
 
 
 def _name(path: Path) -> str:
@@ -281,16 +295,13 @@ def compare_tokenizers(
         ``growth`` (tokens after by tokens before), ``unknown_before`` and ``unknown_after`` (share
         of tokens).
     """
-    kept = np.zeros(max(before.get_vocab().values()) + 1, bool)
-    kept[old_ids] = True
     sums = np.zeros(7, np.int64)
     for batch in batches:
         old, new = tokenize(batch, before), tokenize(batch, after)
         back = TokenizedTexts(old_ids[new.ids], new.starts, 0)
-        sums += (
-            *(len(old), _count_same(old, back), len(old.ids), len(back.ids)),
-            *(kept[old.ids].sum(), (old.ids == unknown).sum(), (back.ids == unknown).sum()),
-        )
+        sums[:2] += len(old), _count_same(old, back)
+        sums[2:5] += len(old.ids), len(back.ids), np.isin(old.ids, old_ids).sum()
+        sums[5:] += (old.ids == unknown).sum(), (back.ids == unknown).sum()
     texts, same, tokens, tokens_after, kept_tokens, unknown_before, unknown_after = sums.tolist()
     return {
         "texts": texts,

@@ -173,9 +173,19 @@ def test_a_corpus_without_text(base, shipped, tmp_path, content, role):
         trim_to_texts(base, VocabularyRequest(**request))
 
 
-def test_a_corpus_that_is_not_there(base):
-    with pytest.raises(FileNotFoundError, match=r"gone\.txt: no such file"):
-        trim_to_texts(base, VocabularyRequest(("gone.txt",)))
+@pytest.mark.parametrize("role", ["texts", "report_on"])
+def test_a_corpus_that_is_not_there(shipped, role):
+    """Said before anything is counted."""
+    request = VocabularyRequest(**{"languages": ("de",), "shipped": shipped, role: ("gone.txt",)})
+    message = rf"gone\.txt: no such file\. To fix, check the path; it is relative to {Path.cwd()}\."
+    with pytest.raises(FileNotFoundError, match=message):
+        find_corpora(request)
+
+
+def test_what_cannot_be_trimmed_is_said_before_texts_are_read(base, shipped, monkeypatch):
+    monkeypatch.setattr(vocabulary_builders, "count_tokens", lambda *_: pytest.fail("reads"))
+    with pytest.raises(ValueError, match=r"vocabulary_size 1000 is above the \d+ tokens"):
+        trim_to_texts(base, VocabularyRequest((), ("de",), 1000, shipped=shipped))
 
 
 # The report

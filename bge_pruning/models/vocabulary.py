@@ -94,14 +94,13 @@ def choose_vocabulary(
         ValueError: If the size is below the required tokens or above the vocabulary, or tokenizer,
             config and embeddings disagree.
     """
-    tokenizer = read_tokenizer(base.tokenizer_files)
-    check_rows(tokenizer, base.shape)
+    tokenizer = check_trimmable(base, size)
     special = special_ids(tokenizer, base.tokenizer_files)
     special |= set(_config_ids(tokenizer, base.hf_config).values())
     ordinary = {name: _without(values, special) for name, values in counts.items()}
     scripts = _kept_scripts(tokenizer, ordinary)
     required = special | _needed_pieces(tokenizer, scripts)
-    _check_size(size, len(required), len(tokenizer.tokens))
+    _check_required(size, len(required))
     total = _without(sum(counts.values()), required)
     # The lower id first among tokens that are equally frequent: XLM-R's are sorted by score.
     frequent = np.argsort(-total, kind="stable")[: np.count_nonzero(total)]
@@ -113,19 +112,38 @@ def choose_vocabulary(
     return KeptVocabulary(old_ids, len(required), tuple(sorted(scripts)), tokenizer.digest)
 
 
-def check_rows(tokenizer: TokenizerContent, shape: EncoderShape) -> None:
-    """Refuse a tokenizer whose ids the embeddings do not have.
+def check_trimmable(base: BaseModel, size: int | None = None) -> TokenizerContent:
+    """Refuse what cannot be trimmed, before texts are read for it.
 
-    Rows that no token has are no error: some models pad the table, and trimming drops them.
+    Rows of the embeddings that no token has are no error: some models pad the table, and trimming
+    drops them.
+
+    Args:
+        base: The model.
+        size: Tokens to keep, if that is known.
+
+    Returns:
+        Its tokenizer.
 
     Raises:
-        ValueError: If an id is beyond the table.
+        ValueError: If the tokenizer is of a type that cannot be trimmed, has ids beyond the
+            embeddings, lacks a token that the config names, or has fewer tokens than are to be
+            kept.
     """
-    if tokenizer.size > shape.vocab_size:
+    tokenizer = read_tokenizer(base.tokenizer_files)
+    if tokenizer.size > base.shape.vocab_size:
         raise ValueError(
             f"tokenizer.json has {tokenizer.size} tokens but the embeddings have "
-            f"{shape.vocab_size} rows. To fix, use the tokenizer and the weights of the same model."
+            f"{base.shape.vocab_size} rows. To fix, use the tokenizer and the weights of the same "
+            f"model."
         )
+    _config_ids(tokenizer, base.hf_config)
+    if size is not None and size > len(tokenizer.tokens):
+        raise ValueError(
+            f"vocabulary_size {size} is above the {len(tokenizer.tokens)} tokens of the model. To "
+            f"fix, choose fewer, or leave it out to keep every token of the texts."
+        )
+    return tokenizer
 
 
 def _without(counts: np.ndarray, ids: set[int]) -> np.ndarray:
@@ -146,12 +164,7 @@ def _config_ids(tokenizer: TokenizerContent, hf_config: dict[str, Any]) -> dict[
     return ids
 
 
-def _check_size(size: int | None, required: int, tokens: int) -> None:
-    if size is not None and size > tokens:
-        raise ValueError(
-            f"vocabulary_size {size} is above the {tokens} tokens of the model. To fix, choose "
-            f"fewer, or leave it out to keep every token of the texts."
-        )
+def _check_required(size: int | None, required: int) -> None:
     if size is not None and size < required:
         raise ValueError(
             f"vocabulary_size {size} is below the {required} tokens that must stay: special tokens "
@@ -234,8 +247,7 @@ def trim_vocabulary(base: BaseModel, keep: KeptVocabulary) -> BaseModel:
         ValueError: If it was chosen from another tokenizer, or the tokenizer does not fit the
             embeddings.
     """
-    tokenizer = read_tokenizer(base.tokenizer_files)
-    check_rows(tokenizer, base.shape)
+    tokenizer = check_trimmable(base)
     if keep.digest != tokenizer.digest:
         raise ValueError(
             f"the tokens to keep were chosen from another tokenizer than that of {base.name}. To "

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 from dataclasses import replace
 from pathlib import Path
@@ -13,6 +14,7 @@ from tokenizers import Tokenizer
 
 from bge_pruning.models.encoder_shape import count_parameters
 from bge_pruning.models.pretrained import load_base_model
+from bge_pruning.models.structural_pruning import KeepIndices
 from bge_pruning.models.vocabulary import (
     KeptVocabulary,
     choose_vocabulary,
@@ -133,6 +135,7 @@ def test_only_the_rows_change(unigram):
             assert tensor.data_ptr() == unigram.backbone.state_dict()[key].data_ptr()
         assert torch.equal(unigram.backbone.state_dict()[key], before[key])
     assert trimmed.heads is unigram.heads
+    assert trimmed.backbone.embeddings.word_embeddings.weight.requires_grad
     assert unigram.shape.vocab_size == unigram.hf_config["vocab_size"] == 6001
     assert "sentencepiece.bpe.model" in unigram.tokenizer_files
 
@@ -151,6 +154,20 @@ def test_sizes_and_config_of_the_trimmed_model(base):
     assert sorted(vocabulary.values()) == list(range(1200))
     for key in ("bos_token_id", "eos_token_id", "pad_token_id"):
         assert vocabulary[tokens[base.hf_config[key]]] == trimmed.hf_config[key]
+
+
+def test_a_cut_model_can_be_trimmed(unigram, target_shape, assert_same):
+    backbone, heads = copy.deepcopy(unigram.backbone), copy.deepcopy(unigram.heads)
+    cut = KeepIndices([0, 2], [*range(0, 32, 2)], [[0, 3], [1, 2]], [[*range(32)]] * 2)
+    backbone.prune(cut)
+    heads.prune(cut.hidden)
+    shape = replace(target_shape, vocab_size=6001, max_position_embeddings=514)
+    base = replace(unigram, shape=shape, backbone=backbone, heads=heads)
+    trimmed = trim_vocabulary(base, choose(base, "en"))
+    assert_same(outputs_of(trimmed, sentences("en")[:8]), outputs_of(base, sentences("en")[:8]))
+    counted = trimmed.backbone.count_parameters()
+    assert counted.embeddings == count_parameters(trimmed.shape).embeddings
+    assert trimmed.shape == replace(shape, vocab_size=trimmed.hf_config["vocab_size"])
 
 
 def test_trimming_twice_is_trimming_once(unigram):
