@@ -12,6 +12,7 @@ TOKENIZER_FILES = (
     "sentencepiece.bpe.model",
     "added_tokens.json",
     "vocab.txt",
+    "vocab_map.json",  # of a trimmed model: it goes with the ids wherever they go
 )
 SMALL_FILES = (
     *TOKENIZER_FILES,

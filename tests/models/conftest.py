@@ -6,6 +6,7 @@ import json
 from collections.abc import Callable
 from dataclasses import replace
 from itertools import combinations
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -16,9 +17,11 @@ from bge_pruning.models.checkpoint import RunMetadata
 from bge_pruning.models.embedding_heads import EmbeddingHeads
 from bge_pruning.models.encoder_shape import EncoderShape
 from bge_pruning.models.l0_module_embedding import L0Module
+from bge_pruning.models.pretrained import BaseModel, load_base_model
 from bge_pruning.models.structural_pruning import AXES
 
 SPECIAL = ["<s>", "<pad>", "</s>", "<unk>"]
+SENTENCES = Path(__file__).parents[2] / "data" / "sentences"
 SUBSETS = [subset for n in range(5) for subset in combinations(AXES, n)]
 
 
@@ -217,3 +220,113 @@ def build_checkpoint() -> Callable[[RunMetadata], dict[str, Any]]:
         return {"state": {"model": state, "callbacks": callbacks, "timestamp": timestamp}}
 
     return build
+
+
+@pytest.fixture(scope="session")
+def unigram_files() -> dict[str, bytes]:
+    """A Unigram tokenizer of 6,001 pieces in XLM-R's layout, trained on eight languages."""
+    from tokenizers import Tokenizer, pre_tokenizers
+    from tokenizers.models import Unigram
+    from tokenizers.processors import TemplateProcessing
+    from tokenizers.trainers import UnigramTrainer
+
+    tokenizer = Tokenizer(Unigram())
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
+        [pre_tokenizers.WhitespaceSplit(), pre_tokenizers.Metaspace()]
+    )
+    trainer = UnigramTrainer(
+        vocab_size=6000, special_tokens=SPECIAL, unk_token="<unk>", show_progress=False
+    )
+    tokenizer.train([str(path) for path in sorted(SENTENCES.glob("*.txt"))], trainer)
+    tokenizer.post_processor = TemplateProcessing(
+        single="<s> $A </s>", special_tokens=[("<s>", 0), ("</s>", 2)]
+    )
+    content = json.loads(tokenizer.to_str())
+    content["model"]["vocab"].append(["<mask>", 0.0])
+    mask = {**content["added_tokens"][0], "id": 6000, "content": "<mask>", "lstrip": True}
+    content["added_tokens"].append(mask)
+    names = {"bos": 0, "cls": 0, "eos": 2, "sep": 2, "pad": 1, "unk": 3}
+    special = {f"{name}_token": SPECIAL[index] for name, index in names.items()}
+    special["mask_token"] = {key: value for key, value in mask.items() if key != "id"}
+    decoder = {
+        str(token["id"]): {key: value for key, value in token.items() if key != "id"}
+        for token in content["added_tokens"]
+    }
+    config = {
+        **special,
+        "mask_token": "<mask>",
+        "added_tokens_decoder": decoder,
+        "model_max_length": 512,
+        "tokenizer_class": "XLMRobertaTokenizer",
+    }
+    files = {
+        "tokenizer.json": content,
+        "tokenizer_config.json": config,
+        "special_tokens_map.json": special,
+    }
+    encoded = {name: json.dumps(content).encode() for name, content in files.items()}
+    return {**encoded, "sentencepiece.bpe.model": b"the old pieces"}
+
+
+@pytest.fixture(scope="session")
+def unigram_folder(
+    tmp_path_factory: pytest.TempPathFactory,
+    unigram_files: dict[str, bytes],
+    tiny_shape: EncoderShape,
+    tiny_hf_config: dict[str, Any],
+) -> Path:
+    """A tiny random XLM-R with that tokenizer; do not write into it."""
+    from bge_pruning.models.model_folder import write_model_folder
+
+    folder = tmp_path_factory.mktemp("unigram") / "xlmr"
+    folder.mkdir()
+    shape = replace(tiny_shape, vocab_size=6001, max_position_embeddings=514)
+    config = {**tiny_hf_config, "max_position_embeddings": 514}
+    backbone, heads = _build_model(shape, torch.float32)
+    heads.sparse_linear.bias.data = torch.tensor([1.5])  # lifts most tokens above 0
+    write_model_folder(folder, backbone, heads, shape, config, unigram_files, 512)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def unigram(unigram_folder: Path) -> BaseModel:
+    """That model; not to be changed."""
+    return load_base_model(str(unigram_folder))
+
+
+@pytest.fixture(scope="session")
+def wordpiece(tmp_path_factory: pytest.TempPathFactory) -> BaseModel:
+    """The small real model, converted if the checkout does not hold it; not to be changed."""
+    from bge_pruning.utils import minilm
+    from bge_pruning.utils.conversion_folder import is_complete
+
+    folder = SENTENCES.parents[1] / minilm.DEFAULT_OUTPUT
+    if not is_complete(folder, minilm.SOURCE_SHA256):
+        folder = tmp_path_factory.mktemp("minilm") / "xlmr"
+        csv = folder.with_name("few.csv")
+        csv.write_text("A plane is taking off.,A man is playing a flute.,1.0\n")
+        minilm.prepare(folder, csv)
+    return load_base_model(str(folder))
+
+
+@pytest.fixture(scope="session")
+def make_tokenizer() -> Callable[[dict[str, Any]], bytes]:
+    """A function that makes a ``tokenizer.json`` around the model section."""
+
+    def make(model: dict[str, Any]) -> bytes:
+        keys = ("truncation", "padding", "normalizer", "post_processor", "decoder")
+        rest = {"pre_tokenizer": {"type": "WhitespaceSplit"}, "added_tokens": [], "model": model}
+        return json.dumps({"version": "1.0", **dict.fromkeys(keys), **rest}).encode()
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def make_unigram(make_tokenizer: Callable[[dict[str, Any]], bytes]) -> Callable[..., bytes]:
+    """A function that makes a Unigram ``tokenizer.json``: ``<unk>`` is 0, then come the pieces."""
+
+    def make(pieces: dict[str, float]) -> bytes:
+        vocabulary = [["<unk>", 0.0], *map(list, pieces.items())]
+        return make_tokenizer({"type": "Unigram", "unk_id": 0, "vocab": vocabulary})
+
+    return make

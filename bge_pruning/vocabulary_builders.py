@@ -1,0 +1,323 @@
+"""From texts to a model with fewer tokens: which texts, their counts, and what they lose."""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from bge_pruning.datasets.embedding_dataset import TokenizedTexts, tokenize
+from bge_pruning.datasets.sts_dataloader import read_sentences
+from bge_pruning.datasets.tables import HUB, Table
+from bge_pruning.datasets.text_files import expand_paths
+from bge_pruning.models.encoder_shape import count_parameters
+from bge_pruning.models.pretrained import BaseModel
+from bge_pruning.models.vocabulary import (
+    KeptVocabulary,
+    check_trimmable,
+    choose_vocabulary,
+    trim_vocabulary,
+)
+from bge_pruning.models.vocabulary_files import read_tokenizer
+
+if TYPE_CHECKING:
+    from tokenizers import Tokenizer
+
+log = logging.getLogger(__name__)
+
+# One corpus for each language, in a checkout of the project.
+SHIPPED = Path(__file__).parents[1] / "data" / "sentences"
+# Texts that are tokenised together.
+CHUNK = 8192
+# Of each corpus, as many texts are tokenised a second time for the report.
+REPORTED = 100_000
+# A corpus with a larger share of tokens that occur once is too small for its language.
+FEW_TEXTS = 0.01
+# How the report calls the fields of Corpora.
+ROLES = {"chosen": "chosen from", "held_out": "held out", "other": "other shipped"}
+
+
+@dataclass(frozen=True)
+class VocabularyRequest:
+    """Which tokens a user wants to keep.
+
+    Attributes:
+        texts: Files (or patterns, or ``hf://`` datasets) whose tokens are kept, as
+            :func:`bge_pruning.datasets.sts_dataloader.read_sentences` reads them.
+        languages: Languages whose shipped corpus is added to them.
+        size: Tokens to keep, or ``None`` for all that occur.
+        report_on: Further files, to measure what is lost there.
+        shipped: Folder with a file ``<name>-<language>.txt`` for each language.
+    """
+
+    texts: tuple[str, ...] = ()
+    languages: tuple[str, ...] = ()
+    size: int | None = None
+    report_on: tuple[str, ...] = ()
+    shipped: Path = SHIPPED
+
+
+@dataclass(frozen=True)
+class Corpora:
+    """Paths by what they are for; none is in two of them.
+
+    Attributes:
+        chosen: The tokens to keep are counted in these.
+        held_out: Further files that the user names.
+        other: Shipped corpora of languages that were not asked for.
+    """
+
+    chosen: tuple[str, ...]
+    held_out: tuple[str, ...]
+    other: tuple[str, ...]
+
+
+def trim_to_texts(base: BaseModel, request: VocabularyRequest) -> tuple[BaseModel, dict[str, Any]]:
+    """The model with only the tokens of some texts, and what that saves and loses.
+
+    Args:
+        base: The model; not changed, but the result shares its weights, see
+            :func:`bge_pruning.models.vocabulary.trim_vocabulary`.
+        request: What to keep.
+
+    Returns:
+        The trimmed model, and a report of plain values, see :func:`build_report`.
+
+    Raises:
+        FileNotFoundError: If a file is not there.
+        ValueError: If a language has no corpus, a file holds no text or a row is wrong, or the
+            size does not fit.
+    """
+    corpora = find_corpora(request)
+    check_trimmable(base, request.size)
+    tokenizer = plain_tokenizer(base)
+    counts = {path: count_tokens(path, tokenizer) for path in corpora.chosen}
+    for path, values in counts.items():
+        _warn_if_small(path, values)
+    keep = choose_vocabulary(base, counts, request.size)
+    _say(keep, request.size, tokenizer.get_vocab_size())
+    trimmed = trim_vocabulary(base, keep)
+    return trimmed, build_report(base, trimmed, keep, corpora)
+
+
+def find_corpora(request: VocabularyRequest) -> Corpora:
+    """The files of a request.
+
+    Raises:
+        FileNotFoundError: If there is no such file.
+        ValueError: If there are neither texts nor languages, or a language has no corpus.
+    """
+    if not request.texts and not request.languages:
+        raise ValueError(
+            "no texts say which tokens to keep. To fix, pass --keep-vocabulary-from FILES or "
+            "--languages."
+        )
+    shipped = shipped_corpora(request.shipped)
+    if unknown := [name for name in request.languages if name not in shipped]:
+        raise ValueError(
+            f"no corpus of {', '.join(unknown)} is shipped, only of {', '.join(shipped) or 'none'}."
+            f" To fix, pass --keep-vocabulary-from with texts of that language."
+        )
+    chosen = [*_files(request.texts), *(shipped[name] for name in request.languages)]
+    held_out = _files(request.report_on)
+    unique = dict.fromkeys(chosen)
+    rest = dict.fromkeys(path for path in held_out if path not in unique)
+    other = [path for path in shipped.values() if path not in unique and path not in rest]
+    return Corpora(tuple(unique), tuple(rest), tuple(other))
+
+
+def shipped_corpora(folder: Path = SHIPPED) -> dict[str, str]:
+    """The corpus of each language that has one, by language."""
+    return {path.stem.rpartition("-")[2]: _name(path) for path in sorted(folder.glob("*-*.txt"))}
+
+
+def _files(patterns: Iterable[str]) -> list[str]:
+    names: list[str] = []
+    for pattern in patterns:
+        if pattern.startswith(HUB):
+            names.append(pattern)
+            continue
+        for path in expand_paths(pattern):
+            # Now, not after hours of counting in the files before it.
+            if not path.is_file():
+                raise FileNotFoundError(
+                    f"{path}: no such file. To fix, check the path; it is relative to {Path.cwd()}."
+                )
+            names.append(_name(path))
+    return names
+
+
+def _name(path: Path) -> str:
+    """The path as messages and reports show it: short below the current folder."""
+    whole = path.resolve()
+    return str(whole.relative_to(Path.cwd()) if whole.is_relative_to(Path.cwd()) else whole)
+
+
+def plain_tokenizer(base: BaseModel) -> Tokenizer:
+    """The tokenizer of a model, which neither cuts, pads nor sets special tokens."""
+    from tokenizers import Tokenizer
+
+    content = json.loads(base.tokenizer_files["tokenizer.json"])
+    plain = {**content, "post_processor": None, "truncation": None, "padding": None}
+    return Tokenizer.from_str(json.dumps(plain))
+
+
+def _batches(path: str, limit: int | None = None) -> Iterator[list[str]]:
+    """Texts of a corpus, some thousand at a time."""
+    texts = islice((row.text for row in read_sentences(Table(path))), limit)
+    batch = list(islice(texts, CHUNK))
+    if not batch:
+        raise ValueError(f"{path}: holds no text. To fix, choose another file.")
+    while batch:
+        yield batch
+        batch = list(islice(texts, CHUNK))
+
+
+def count_tokens(path: str, tokenizer: Tokenizer) -> np.ndarray:
+    """How often each id occurs in a corpus.
+
+    The corpus is read in pieces, so it may be larger than the memory.
+
+    Args:
+        path: See :class:`VocabularyRequest`.
+        tokenizer: As :func:`plain_tokenizer` makes it.
+
+    Returns:
+        Shape ``(ids,)``, int64.
+
+    Raises:
+        FileNotFoundError: If there is no such file.
+        ValueError: If a row is wrong, or there is no text.
+    """
+    size = max(tokenizer.get_vocab().values()) + 1
+    counts = np.zeros(size, np.int64)
+    for batch in _batches(path):
+        counts += np.bincount(tokenize(batch, tokenizer).ids, minlength=size)
+    return counts
+
+
+def _warn_if_small(path: str, counts: np.ndarray) -> None:
+    # What has been seen once estimates what has not been seen yet (Good, 1953).
+    share = np.count_nonzero(counts == 1) / max(counts.sum(), 1)
+    if share > FEW_TEXTS:
+        log.warning(
+            "%s: %.1f %% of its %d tokens occur once, so about that share of the tokens of other "
+            "texts of its kind is not among them. Use more texts, or see the report on held-out "
+            "ones.",
+            *(path, 100 * share, counts.sum()),
+        )
+
+
+def _say(keep: KeptVocabulary, size: int | None, tokens: int) -> None:
+    if len(keep) == tokens:
+        log.info("all %d tokens are kept: the texts need every one", tokens)
+    elif size is not None and len(keep) < size:
+        log.info("%d tokens are kept, not %d: the texts have no more", len(keep), size)
+
+
+def build_report(
+    base: BaseModel,
+    trimmed: BaseModel,
+    keep: KeptVocabulary,
+    corpora: Corpora,
+    limit: int = REPORTED,
+) -> dict[str, Any]:
+    """What is saved, and what each corpus loses, in plain values.
+
+    Args:
+        base: The untrimmed model.
+        trimmed: The trimmed one.
+        keep: What it keeps.
+        corpora: The texts to measure on.
+        limit: Of each corpus the first texts, as many.
+
+    Returns:
+        ``vocabulary`` (``source``, ``kept``, ``required``, ``rows_saved``), ``scripts``,
+        ``parameters`` (``source``, ``trimmed``: the total; ``saved``, ``share_saved``), and
+        ``coverage``, a row for each corpus: ``corpus``, ``role`` and what
+        :func:`compare_tokenizers` says.
+    """
+    before, after = count_parameters(base.shape).total, count_parameters(trimmed.shape).total
+    tokenizers = plain_tokenizer(base), plain_tokenizer(trimmed)
+    ids = keep.old_ids, read_tokenizer(base.tokenizer_files).unknown
+    coverage = [
+        {
+            "corpus": path,
+            "role": role,
+            **compare_tokenizers(_batches(path, limit), *tokenizers, *ids),
+        }
+        for name, role in ROLES.items()
+        for path in getattr(corpora, name)
+    ]
+    return {
+        "vocabulary": {
+            "source": base.shape.vocab_size,
+            "kept": len(keep),
+            "required": keep.required,
+            "rows_saved": base.shape.vocab_size - len(keep),
+        },
+        "scripts": list(keep.scripts),
+        "parameters": {
+            "source": before,
+            "trimmed": after,
+            "saved": before - after,
+            "share_saved": 1.0 - after / before,
+        },
+        "coverage": coverage,
+    }
+
+
+def compare_tokenizers(
+    batches: Iterable[list[str]],
+    before: Tokenizer,
+    after: Tokenizer,
+    old_ids: np.ndarray,
+    unknown: int | None,
+) -> dict[str, float]:
+    """How much of some texts two tokenizers read alike.
+
+    Args:
+        batches: The texts, in lists.
+        before: The untrimmed tokenizer, plain.
+        after: The trimmed one, plain.
+        old_ids: Old id of each new id.
+        unknown: Old id of the unknown token, if there is one.
+
+    Returns:
+        ``texts``, ``tokens`` (of the untrimmed tokenizer), ``tokens_kept`` (share of them that the
+        trimmed vocabulary has), ``texts_same`` (share of texts with the very same tokens),
+        ``growth`` (tokens after by tokens before), ``unknown_before`` and ``unknown_after`` (share
+        of tokens).
+    """
+    sums = np.zeros(7, np.int64)
+    for batch in batches:
+        old, new = tokenize(batch, before), tokenize(batch, after)
+        back = TokenizedTexts(old_ids[new.ids], new.starts, 0)
+        sums[:2] += len(old), _count_same(old, back)
+        sums[2:5] += len(old.ids), len(back.ids), np.isin(old.ids, old_ids).sum()
+        sums[5:] += (old.ids == unknown).sum(), (back.ids == unknown).sum()
+    texts, same, tokens, tokens_after, kept_tokens, unknown_before, unknown_after = sums.tolist()
+    return {
+        "texts": texts,
+        "tokens": tokens,
+        "tokens_kept": kept_tokens / max(tokens, 1),
+        "texts_same": same / texts,
+        "growth": tokens_after / max(tokens, 1),
+        "unknown_before": unknown_before / max(tokens, 1),
+        "unknown_after": unknown_after / max(tokens_after, 1),
+    }
+
+
+def _count_same(first: TokenizedTexts, second: TokenizedTexts) -> int:
+    """Texts with the same ids."""
+    alike = first.lengths == second.lengths
+    a = first.ids[np.repeat(alike, first.lengths)]
+    b = second.ids[np.repeat(alike, second.lengths)]
+    text = np.repeat(np.arange(len(first))[alike], first.lengths[alike])
+    return int(alike.sum() - len(np.unique(text[a != b])))
