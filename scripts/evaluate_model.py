@@ -20,7 +20,7 @@ from pathlib import Path
 
 from bge_pruning.cli import run_command
 from bge_pruning.utils.console import show_evaluation
-from bge_pruning.utils.evaluation import refuse_existing
+from bge_pruning.utils.evaluation import evaluation_files, refuse_existing
 
 
 def named_model(text: str) -> tuple[str, str]:
@@ -103,7 +103,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def run(args: argparse.Namespace, words: Sequence[str]) -> None:
     """Evaluate, write and show."""
-    refuse_existing([args.output, args.output.with_suffix(".md")], overwrite=args.overwrite)
+    refuse_existing(evaluation_files(args.output), overwrite=args.overwrite)
     from rich.console import Console
 
     from bge_pruning.evaluation.evaluate import evaluate, write_evaluation

@@ -24,6 +24,7 @@ from bge_pruning.evaluation.search import check_modes
 from bge_pruning.evaluation.tasks import SIMILARITY, Task
 from bge_pruning.utils.evaluation import (
     collect_versions,
+    evaluation_files,
     refuse_existing,
     write_json,
     write_text,
@@ -43,8 +44,9 @@ def write_evaluation(result: Mapping[str, Any], path: Path, *, overwrite: bool =
 
     Raises:
         FileExistsError: If one of them exists and ``overwrite`` is false.
+        ValueError: If ``path`` is no name for a JSON file.
     """
-    table = path.with_suffix(".md")
+    path, table = evaluation_files(path)
     refuse_existing([path, table], overwrite=overwrite)
     write_json(result, path, overwrite=overwrite)
     write_text(table, "\n\n".join(render_scores(result)) + "\n")

@@ -260,6 +260,9 @@ def test_script_refuses_wrong_arguments(small_folder, sts_csv, tmp_path, capsys)
     assert "nothing to evaluate on: give --sts, --retrieval or both" in capsys.readouterr().err
     assert main([*arguments, "--sts", str(sts_csv), str(sts_csv)]) == 1
     assert "two tasks are called tiny" in capsys.readouterr().err
+    markdown = [str(small_folder), "--sts", str(sts_csv), "--output", str(tmp_path / "x.md")]
+    assert main(markdown) == 1
+    assert "x.md is to hold JSON, and its table" in capsys.readouterr().err
     assert main([*arguments, "--retrieval", str(tmp_path / "none")]) == 1
     assert "none" in capsys.readouterr().err
     assert list(tmp_path.iterdir()) == []
