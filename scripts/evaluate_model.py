@@ -22,6 +22,9 @@ from bge_pruning.cli import run_command
 from bge_pruning.utils.console import show_evaluation
 from bge_pruning.utils.evaluation import evaluation_files, refuse_existing
 
+# How tables call the models that are always there.
+TAKEN = ("model", "original", "baseline")
+
 
 def named_model(text: str) -> tuple[str, str]:
     """``NAME=FOLDER`` as a pair."""
@@ -92,6 +95,10 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
     args = parser.parse_args(argv)
     if not args.sts and not args.retrieval:
         parser.error("nothing to evaluate on: give --sts, --retrieval or both")
+    names = [name for name, _ in args.also]
+    for name in names:
+        if name in TAKEN or names.count(name) > 1:
+            parser.error(f"--also: two models would be called {name}; choose another name")
     return args
 
 
