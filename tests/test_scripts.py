@@ -585,6 +585,22 @@ def test_report_of_an_evaluation(run, arguments, tmp_path):
     assert "python scripts/evaluate_model.py" in text
 
 
+def test_report_of_a_run_that_is_not_complete(run, tmp_path):
+    for name in ("out/metrics.jsonl", "runs/a/metrics.jsonl", "runs/a-recovery/metrics.jsonl"):
+        (tmp_path / name).parent.mkdir(parents=True)
+        (tmp_path / name).write_text(name)
+    command = ["write_report", "out", "--run", "runs/a"]
+    message = r"out/model/pruning\.json: no such file\. To fix, prune, recover and extract first"
+    assert_fails(run(*command), 1, message)
+    (tmp_path / "runs" / "a-recovery" / "metrics.jsonl").unlink()
+    message = r"runs/a-recovery/metrics\.jsonl: no such file\. To fix, prune, recover and extract"
+    assert_fails(run(*command), 1, message)
+    (tmp_path / "out" / "report.md").touch()
+    assert_fails(run(*command), 1, r"out/report\.md exists\. To fix, .*--overwrite")
+    assert {path.name for path in (tmp_path / "out").iterdir()} == {"metrics.jsonl", "report.md"}
+    assert (tmp_path / "out" / "metrics.jsonl").read_text() == "out/metrics.jsonl"
+
+
 @pytest.mark.parametrize(
     ("name", "content"), [("evaluation.json", b'{"tasks": ['), ("gates.npz", b"PK\x03\x04 cut")]
 )
