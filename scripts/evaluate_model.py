@@ -43,6 +43,7 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
     )
     parser.add_argument(
         "--sts",
+        action="extend",
         nargs="+",
         default=[],
         metavar="TASK",
@@ -50,6 +51,7 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
     )
     parser.add_argument(
         "--retrieval",
+        action="extend",
         nargs="+",
         default=[],
         metavar="TASK",

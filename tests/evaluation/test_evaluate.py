@@ -291,8 +291,9 @@ def test_script_refuses_wrong_arguments(small_folder, sts_csv, tmp_path, capsys)
     with pytest.raises(SystemExit):
         main(arguments)
     assert "nothing to evaluate on: give --sts, --retrieval or both" in capsys.readouterr().err
-    assert main([*arguments, "--sts", str(sts_csv), str(sts_csv)]) == 1
-    assert "two tasks are called tiny" in capsys.readouterr().err
+    for words in (["--sts", str(sts_csv), str(sts_csv)], ["--sts", str(sts_csv)] * 2):
+        assert main([*arguments, *words]) == 1  # the first of two --sts is not forgotten
+        assert "two tasks are called tiny" in capsys.readouterr().err
     markdown = [str(small_folder), "--sts", str(sts_csv), "--output", str(tmp_path / "x.md")]
     assert main(markdown) == 1
     assert "x.md is to hold JSON, and its table" in capsys.readouterr().err
