@@ -226,13 +226,22 @@ def collect_run(results: Path, run: Path) -> None:
     """
     from bge_pruning.models.extraction import MARKER, write_gates
 
-    recovery = run.with_name(f"{run.name}-recovery")
-    write_gates(_checkpoint_of(results, run), results / "gates.npz")
-    _copy(run / "metrics.jsonl", results / "metrics.jsonl")
-    _copy(recovery / "metrics.jsonl", results / "metrics-recovery.jsonl")
-    _copy(results / "model" / MARKER, results / MARKER)
+    sources = {
+        "metrics.jsonl": run / "metrics.jsonl",
+        "metrics-recovery.jsonl": run.with_name(f"{run.name}-recovery") / "metrics.jsonl",
+        MARKER: results / "model" / MARKER,
+    }
     if not (results / "config.yaml").is_file():  # the steps were run one by one
-        _copy(run / "config.yaml", results / "config.yaml")
+        sources["config.yaml"] = run / "config.yaml"
+    for source in sources.values():  # all of them, before the first is copied
+        if not source.is_file():
+            raise FileNotFoundError(
+                f"{source}: no such file. To fix, prune, recover and extract first (the pipeline's "
+                f"steps are in its commands.txt), or report the run folder alone."
+            )
+    write_gates(_checkpoint_of(results, run), results / "gates.npz")
+    for name, source in sources.items():
+        _copy(source, results / name)
 
 
 def _checkpoint_of(results: Path, run: Path) -> Path:

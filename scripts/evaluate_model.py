@@ -20,7 +20,10 @@ from pathlib import Path
 
 from bge_pruning.cli import run_command
 from bge_pruning.utils.console import show_evaluation
-from bge_pruning.utils.evaluation import refuse_existing
+from bge_pruning.utils.evaluation import evaluation_files, refuse_existing
+
+# How tables call the models that are always there.
+TAKEN = ("model", "original", "baseline")
 
 
 def named_model(text: str) -> tuple[str, str]:
@@ -40,6 +43,7 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
     )
     parser.add_argument(
         "--sts",
+        action="extend",
         nargs="+",
         default=[],
         metavar="TASK",
@@ -47,6 +51,7 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
     )
     parser.add_argument(
         "--retrieval",
+        action="extend",
         nargs="+",
         default=[],
         metavar="TASK",
@@ -92,6 +97,10 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
     args = parser.parse_args(argv)
     if not args.sts and not args.retrieval:
         parser.error("nothing to evaluate on: give --sts, --retrieval or both")
+    names = [name for name, _ in args.also]
+    for name in names:
+        if name in TAKEN or names.count(name) > 1:
+            parser.error(f"--also: two models would be called {name}; choose another name")
     return args
 
 
@@ -103,7 +112,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def run(args: argparse.Namespace, words: Sequence[str]) -> None:
     """Evaluate, write and show."""
-    refuse_existing([args.output, args.output.with_suffix(".md")], overwrite=args.overwrite)
+    refuse_existing(evaluation_files(args.output), overwrite=args.overwrite)
     from rich.console import Console
 
     from bge_pruning.evaluation.evaluate import evaluate, write_evaluation

@@ -12,7 +12,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from bge_pruning.cli import run_command
-from bge_pruning.utils.report import write_report
+from bge_pruning.utils.evaluation import refuse_existing
+from bge_pruning.utils.report import MARKDOWN, write_report
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -41,7 +42,9 @@ def run(args: argparse.Namespace) -> None:
     if args.run is not None:
         from bge_pruning.pipeline import collect_run
 
-        collect_run(Path(args.results_folder), args.run)
+        results = Path(args.results_folder)
+        refuse_existing([results / MARKDOWN], overwrite=args.overwrite)  # before inputs change
+        collect_run(results, args.run)
     path = write_report(args.results_folder, commands=args.command, overwrite=args.overwrite)
     print(f"wrote {path} and {path.with_suffix('.html')}")
 

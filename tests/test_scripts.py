@@ -403,7 +403,7 @@ def test_a_model_whose_weights_are_not_numbers(run, arguments, damaged):
     weights = load_file(damaged / "model.safetensors")
     weights["encoder.layer.0.output.dense.bias"][3] = float("nan")
     save_file(weights, damaged / "model.safetensors", {"format": "pt"})
-    message = r"dense_vecs of the model are not finite: its weights are broken\. To fix, use"
+    message = r"dense_vecs of .*/damaged are not finite: its weights are broken\. To fix, use"
     assert_fails(run("evaluate_model", damaged, *arguments[1:]), 1, message)
 
 
@@ -589,6 +589,22 @@ def test_report_of_an_evaluation(run, arguments, tmp_path):
     assert run("write_report", "out", "--overwrite")[0] == 0
     text = (tmp_path / "out" / "report.md").read_text(encoding="utf-8")
     assert "python scripts/evaluate_model.py" in text
+
+
+def test_report_of_a_run_that_is_not_complete(run, tmp_path):
+    for name in ("out/metrics.jsonl", "runs/a/metrics.jsonl", "runs/a-recovery/metrics.jsonl"):
+        (tmp_path / name).parent.mkdir(parents=True)
+        (tmp_path / name).write_text(name)
+    command = ["write_report", "out", "--run", "runs/a"]
+    message = r"out/model/pruning\.json: no such file\. To fix, prune, recover and extract first"
+    assert_fails(run(*command), 1, message)
+    (tmp_path / "runs" / "a-recovery" / "metrics.jsonl").unlink()
+    message = r"runs/a-recovery/metrics\.jsonl: no such file\. To fix, prune, recover and extract"
+    assert_fails(run(*command), 1, message)
+    (tmp_path / "out" / "report.md").touch()
+    assert_fails(run(*command), 1, r"out/report\.md exists\. To fix, .*--overwrite")
+    assert {path.name for path in (tmp_path / "out").iterdir()} == {"metrics.jsonl", "report.md"}
+    assert (tmp_path / "out" / "metrics.jsonl").read_text() == "out/metrics.jsonl"
 
 
 @pytest.mark.parametrize(

@@ -17,6 +17,9 @@ from bge_pruning.datasets.mteb_dataloader import (
 from bge_pruning.datasets.mteb_tasks import load_split
 from bge_pruning.datasets.rows import BadRows
 
+# trec_eval, which mteb calls, takes memory and minutes in proportion to the largest score.
+LARGEST = 1_000_000
+
 
 @dataclass(frozen=True)
 class RetrievalCollection:
@@ -50,6 +53,7 @@ def read_collection(folder: str | Path, split: str = "test") -> RetrievalCollect
     judged = read_qrels(qrels, bad)
     if not any(score > 0 for pairs in judged.values() for score, _ in pairs.values()):
         raise ValueError(f"{qrels}: judges no passage relevant. To fix, choose another split.")
+    _check_scores(judged, qrels)
     corpus = _read_texts(folder / "corpus.jsonl", bad)
     queries = _read_texts(folder / "queries.jsonl", bad)
     _check_ids(judged, queries, corpus, qrels)
@@ -116,6 +120,16 @@ def _read_texts(path: Path, bad: BadRows) -> dict[str, dict[str, str]]:
         check(row, where)
         texts[name] = {"id": name, "title": row.get("title") or "", "text": row["text"]}
     return texts
+
+
+def _check_scores(judged: Judged, qrels: Path) -> None:
+    for pairs in judged.values():
+        for score, line in pairs.values():
+            if abs(score) > LARGEST:
+                raise ValueError(
+                    f"{qrels}:{line}: score {score:g} is not in [-{LARGEST}, {LARGEST}]. To fix, "
+                    f"see that the columns are query, passage and how relevant it is."
+                )
 
 
 def _check_ids(judged: Judged, queries: dict, corpus: dict, qrels: Path) -> None:

@@ -77,6 +77,24 @@ def check_model_name(name: str) -> None:
         _check_folder(path)
 
 
+def fetch_models(names: Sequence[str]) -> None:
+    """Refuse names that cannot be models, and download those on the hub, before any is scored.
+
+    Args:
+        names: See :func:`check_model_name`.
+
+    Raises:
+        FileNotFoundError: See :func:`check_model_name`.
+        ValueError: Same.
+        OSError: If the hub cannot deliver one.
+    """
+    for name in names:
+        check_model_name(name)
+    for name in names:
+        if not Path(name).exists():
+            _check_folder(fetch_model_folder(name))
+
+
 def _check_folder(folder: Path) -> None:
     if not (folder / "config.json").is_file():
         try:

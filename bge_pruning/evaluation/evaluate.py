@@ -12,8 +12,8 @@ import torch
 
 from bge_pruning.evaluation.cost import AnyEncoder, measure_cost, size_on_disk
 from bge_pruning.evaluation.encoders import (
-    check_model_name,
     count_parameters,
+    fetch_models,
     load_encoder,
     untrained_encoder,
 )
@@ -24,6 +24,7 @@ from bge_pruning.evaluation.search import check_modes
 from bge_pruning.evaluation.tasks import SIMILARITY, Task
 from bge_pruning.utils.evaluation import (
     collect_versions,
+    evaluation_files,
     refuse_existing,
     write_json,
     write_text,
@@ -43,8 +44,9 @@ def write_evaluation(result: Mapping[str, Any], path: Path, *, overwrite: bool =
 
     Raises:
         FileExistsError: If one of them exists and ``overwrite`` is false.
+        ValueError: If ``path`` is no name for a JSON file.
     """
-    table = path.with_suffix(".md")
+    path, table = evaluation_files(path)
     refuse_existing([path, table], overwrite=overwrite)
     write_json(result, path, overwrite=overwrite)
     write_text(table, "\n\n".join(render_scores(result)) + "\n")
@@ -94,19 +96,16 @@ def evaluate(
 
     Raises:
         ValueError: If there is no task, a mode is unknown or the model has no head for it, a number
-            is out of range, or a model's score is undefined.
+            is out of range, the device cannot be used, or a model's score is undefined.
         FileNotFoundError: If a model named by a path is not there.
         OSError: If the hub cannot deliver a model.
     """
     if not tasks:
         raise ValueError("no task to evaluate on. To fix, give at least one.")
-    for key, value in {"batch_size": batch_size, "max_length": max_length}.items():
-        if value is not None and value < 1:
-            raise ValueError(f"{key} {value} is not above 0. To fix, use 1 or more.")
-    others = also or {}
-    for name in (model, *([baseline] if baseline else []), *others.values()):
-        check_model_name(name)  # all of them, before the first is scored
-    device = device or default_device()
+    device, others = device or default_device(), also or {}
+    _check_numbers(batch_size, max_length, seed)
+    _check_device(device)
+    fetch_models([model, *([baseline] if baseline else []), *others.values()])
 
     def load(name: str) -> AnyEncoder:
         return load_encoder(name, device, max_length, batch_size)
@@ -144,6 +143,25 @@ def evaluate(
         "max_length": max_length,
         "versions": collect_versions(),
     }
+
+
+def _check_numbers(batch_size: int, max_length: int | None, seed: int) -> None:
+    for key, value in {"batch_size": batch_size, "max_length": max_length}.items():
+        if value is not None and value < 1:
+            raise ValueError(f"{key} {value} is not above 0. To fix, use 1 or more.")
+    if not 0 <= seed < 1 << 64:
+        raise ValueError(f"seed {seed} is not in [0, 2^64). To fix, use 0.")
+
+
+def _check_device(device: str) -> None:
+    try:
+        torch.zeros(1, device=device).item()
+    except (RuntimeError, AssertionError) as error:  # a torch without CUDA asserts it
+        reason = str(error).strip().partition("\n")[0]
+        raise ValueError(
+            f"device {device} cannot be used here ({reason}). To fix, use cpu, or leave it out for "
+            f"the best there is."
+        ) from error
 
 
 def _score_and_free(action: Callable[[], Scores]) -> Scores:

@@ -14,7 +14,7 @@ from bge_pruning.evaluation.search import MODES, CorpusCache, SearchModel
 from bge_pruning.evaluation.similarity import PairCache, SimilarityModel
 from bge_pruning.evaluation.tasks import RETRIEVAL, SIMILARITY, Task
 from bge_pruning.models.scores import OUTPUT_NAMES
-from bge_pruning.utils.embedding_metrics import check_spread
+from bge_pruning.utils.embedding_metrics import check_spread, is_flat
 
 RETRIEVAL_METRICS = ("ndcg_at_10", "mrr_at_10", "recall_at_100", "map_at_100")
 
@@ -118,7 +118,7 @@ def _score_similarity(
     scores = {}
     for mode in modes:
         samples = cache.scores(mode)
-        if is_floor and np.ptp(samples) == 0:
+        if is_floor and is_flat(samples):
             values = dict.fromkeys(metric_names(SIMILARITY, mode), 0.0)
         else:
             check_spread(f"{task.name}: {mode} similarity", samples)

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 
 from bge_pruning.datasets.embedding_dataset import TokenizedTexts, build_tokenizer, tokenize
-from bge_pruning.evaluation.text_encoder import Encoded
+from bge_pruning.evaluation.text_encoder import Encoded, check_finite
 from bge_pruning.models.quiet import no_loading_bars
 
 if TYPE_CHECKING:
@@ -75,7 +75,11 @@ class SentenceTransformerEncoder:
     def encode(
         self, texts: Sequence[str], names: Sequence[str] = ("dense_vecs",), progress: bool = False
     ) -> Encoded:
-        """Normalised dense vectors of texts."""
+        """Normalised dense vectors of texts.
+
+        Raises:
+            ValueError: If a vector is not finite.
+        """
         vectors = self.model.encode(
             list(texts),
             batch_size=self.batch_size,
@@ -83,6 +87,7 @@ class SentenceTransformerEncoder:
             normalize_embeddings=True,
             prompt="",  # the texts come with theirs
         )
+        check_finite({"dense_vecs": torch.from_numpy(vectors)}, self.name)
         return Encoded(vectors, None, self.tokenize(texts).truncated)
 
     def count_parameters(self) -> dict[str, int]:

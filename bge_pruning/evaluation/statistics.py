@@ -57,9 +57,7 @@ def bootstrap_correlation_interval(
     for rows in _blocks(len(gold)):
         chosen = generator.integers(len(gold), size=(rows, len(gold)))
         found.append(_spearman(similarity[chosen], gold[chosen]))
-    values = np.concatenate(found)
-    # Of very few pairs, a sample may hold one pair only, which has no correlation.
-    return _percentiles(values[np.isfinite(values)], level)
+    return _percentiles(np.concatenate(found), level)
 
 
 def paired_p_value(
@@ -126,13 +124,17 @@ def paired_correlation_p_value(
 
 
 def _spearman(values: np.ndarray, gold: np.ndarray) -> np.ndarray:
-    """Spearman correlation row by row, shape ``(rows,)``; scipy has it for one pair of columns."""
+    """Spearman correlation row by row, shape ``(rows,)``; scipy has it for one pair of columns.
+
+    Values that are all the same tell nothing: 0. Left out, the samples without the few pairs of a
+    sparse model that have a similarity at all would be missing from its interval.
+    """
     from scipy.stats import rankdata
 
     a, b = (rankdata(part, axis=1) for part in (values, gold))
     a, b = (part - part.mean(axis=1, keepdims=True) for part in (a, b))
-    with np.errstate(invalid="ignore"):
-        return (a * b).sum(axis=1) / np.sqrt((a * a).sum(axis=1) * (b * b).sum(axis=1))
+    spread = np.sqrt((a * a).sum(axis=1) * (b * b).sum(axis=1))
+    return np.divide((a * b).sum(axis=1), spread, out=np.zeros(len(a)), where=spread > 0)
 
 
 def _blocks(size: int) -> Iterator[int]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -184,14 +184,14 @@ class TextEncoder:
             outputs on the device.
 
         Raises:
-            ValueError: If an output is not finite: ranked as it comes, it could score well.
+            ValueError: If an output is not finite.
         """
         with tqdm(total=len(tokens), desc="embedding", unit="text", disable=not progress) as bar:
             for index in batch_indices(tokens.lengths, self.batch_size, BATCH_TOKENS):
                 ids, mask = pad_texts([tokens[i] for i in index], self.pad_token_id)
                 ids, mask = ids.to(self.device), mask.to(self.device)
                 outputs = compute_outputs(self.backbone, self.heads, ids, mask, names, self.masks)
-                _check_finite(outputs)
+                check_finite(outputs, self.base.name)
                 yield index, ids, mask, outputs
                 bar.update(len(index))
 
@@ -206,11 +206,20 @@ def _merge(parts: Sequence[Encoded], order: np.ndarray) -> Encoded:
     return Encoded(dense, sparse, sum(part.truncated for part in parts))
 
 
-def _check_finite(outputs: dict[str, Tensor]) -> None:
+def check_finite(outputs: Mapping[str, Tensor], model: str) -> None:
+    """Refuse outputs that are no numbers: ranked as they come, they could score well.
+
+    Args:
+        outputs: By name.
+        model: Name of the model, for the message.
+
+    Raises:
+        ValueError: If a value is not finite.
+    """
     broken = [name for name, value in outputs.items() if not value.isfinite().all()]
     if broken:
         raise ValueError(
-            f"{', '.join(broken)} of the model are not finite: its weights are broken. To fix, use "
+            f"{', '.join(broken)} of {model} are not finite: its weights are broken. To fix, use "
             f"an earlier checkpoint, and lower optimizer.lr if it was trained here."
         )
 

@@ -107,10 +107,18 @@ def read_pooling(folder: Path) -> str:
 
 
 def read_prompts(folder: Path) -> dict[str, Any]:
-    """What the folder's sentence-transformers files say to write before a text."""
-    config = read_json(folder / "config_sentence_transformers.json", {})
+    """What the folder's sentence-transformers files say to write before a text.
+
+    Raises:
+        ValueError: If the prompts are no texts by name.
+    """
+    path = folder / "config_sentence_transformers.json"
+    config = read_json(path, {})
+    prompts = config.get("prompts") or {}
+    if not isinstance(prompts, dict) or not all(isinstance(p, str) for p in prompts.values()):
+        raise ValueError(f"{path}: prompts are no texts by name. To fix, copy it again.")
     return {
-        "prompts": config.get("prompts") or {},
+        "prompts": prompts,
         "default_prompt_name": config.get("default_prompt_name"),
     }
 
@@ -120,8 +128,9 @@ def read_tokenizer_files(folder: Path, vocab_size: int) -> dict[str, bytes]:
 
     Raises:
         FileNotFoundError: If there is no ``tokenizer.json``.
-        ValueError: If that is damaged, or has ids beyond the embedding table.
+        ValueError: If a file is damaged, or there are ids beyond the embedding table.
     """
+    read_json(folder / "tokenizer_config.json", {})  # raises if it is none
     files = {f: (folder / f).read_bytes() for f in TOKENIZER_FILES if (folder / f).is_file()}
     path = folder / "tokenizer.json"
     if path.name not in files:

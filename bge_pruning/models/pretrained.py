@@ -152,7 +152,6 @@ def load_base_model(
     load_strict(heads, head_state, f"{folder} (heads)")
     _report_heads(name, heads)
     tokenizer_files = read_tokenizer_files(folder, shape.vocab_size)
-    max_seq_length = read_json(folder / "sentence_bert_config.json", {}).get("max_seq_length")
     return BaseModel(
         name=name,
         shape=shape,
@@ -160,15 +159,18 @@ def load_base_model(
         backbone=backbone,
         heads=heads,
         tokenizer_files=tokenizer_files,
-        max_seq_length=max_seq_length or _longest_input(config),
+        max_seq_length=_longest_input(folder, config),
         pruning=read_json(folder / "pruning.json", None),
         prompts=read_prompts(folder),
     )
 
 
-def _longest_input(config: dict[str, Any]) -> int:
+def _longest_input(folder: Path, config: dict[str, Any]) -> int:
+    """What sentence-transformers is told, but never more than there are positions."""
+    given = read_json(folder / "sentence_bert_config.json", {}).get("max_seq_length")
     # Positions start at pad_token_id + 1.
-    return config["max_position_embeddings"] - config["pad_token_id"] - 1
+    positions = config["max_position_embeddings"] - config["pad_token_id"] - 1
+    return min(given or positions, positions)
 
 
 def load_strict(module: nn.Module, state: dict[str, Tensor], source: str) -> None:

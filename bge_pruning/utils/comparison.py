@@ -14,6 +14,8 @@ from bge_pruning.utils.tasks import main_scores
 
 EVALUATION = "evaluation.json"
 ORIGINAL = "original"
+# Of a task in a mode.
+NUMBERS = ("value", "baseline", "floor")
 # A task in a mode.
 Key = tuple[str, str]
 
@@ -56,25 +58,47 @@ def read_candidates(results: Sequence[str]) -> tuple[list[Candidate], list[Key]]
 
     Raises:
         FileNotFoundError: If a path holds no evaluation.
-        ValueError: If a file is none, has no baseline, or they have no task or original in common.
+        ValueError: If a file is none, is there twice, or has no baseline, a model is called as the
+            original, or they have no task or original in common.
     """
     groups: dict[str, list[dict[str, Any]]] = {}
-    for text in results:
-        name, _, path = text.rpartition("=")
-        evaluation = _read(Path(path))
-        groups.setdefault(name or _default_name(Path(path)), []).append(evaluation)
+    named = [_name_and_path(text) for text in results]
+    _check_names(named)
+    for name, path in named:
+        groups.setdefault(name, []).append(_read(path))
     everything = [evaluation for group in groups.values() for evaluation in group]
     keys = _common_keys(everything)
     original = _original(everything, keys)
     return [original, *(_candidate(n, g, keys, original) for n, g in groups.items())], keys
 
 
-def _default_name(path: Path) -> str:
-    return path.resolve().name if path.is_dir() else path.stem
+def _name_and_path(text: str) -> tuple[str, Path]:
+    """Name and evaluation file; the name of a results folder is that of its evaluation too."""
+    name, _, path = text.partition("=")
+    if not path or Path(text).exists():  # a folder's name may hold a =
+        name, path = "", text
+    file = Path(path) / EVALUATION if Path(path).is_dir() else Path(path)
+    if not name:
+        name = file.absolute().parent.name if file.name == EVALUATION else file.stem
+    return name, file
 
 
-def _read(path: Path) -> dict[str, Any]:
-    file = path / EVALUATION if path.is_dir() else path
+def _check_names(named: Sequence[tuple[str, Path]]) -> None:
+    """Refuse what would be counted twice."""
+    files = [file.resolve() for _, file in named]
+    for name, file in named:
+        if name == ORIGINAL:
+            raise ValueError(
+                f"{file} would be called {ORIGINAL}, as the model that all are compared with. To "
+                f"fix, give it another name: NAME={file}."
+            )
+        if files.count(file.resolve()) > 1:
+            raise ValueError(
+                f"{file} is there twice: it would count as two runs. To fix, name it once."
+            )
+
+
+def _read(file: Path) -> dict[str, Any]:
     if not file.is_file():
         raise FileNotFoundError(
             f"{file}: no such file. To fix, give a results folder or the output of "
@@ -82,8 +106,7 @@ def _read(path: Path) -> dict[str, Any]:
         )
     try:
         evaluation = json.loads(file.read_text(encoding="utf-8"))
-        shares = [entry["retention"] for entry in main_scores(evaluation)]
-        complete = bool(shares) and None not in shares and evaluation["parameters"]["baseline"]
+        complete = _is_complete(evaluation)
     except (ValueError, KeyError, TypeError) as error:
         raise ValueError(
             f"{file} is no evaluation with a baseline ({type(error).__name__}: {error}). To fix, "
@@ -95,6 +118,21 @@ def _read(path: Path) -> dict[str, Any]:
             f"scripts/evaluate_model.py with --baseline, and with modes that the baseline has."
         )
     return {**evaluation, "file": str(file)}
+
+
+def _is_complete(evaluation: Mapping[str, Any]) -> bool:
+    """Whether every score has a share of the original's; raises where something is not there."""
+    entries = main_scores(evaluation)
+    shares = [entry["retention"] for entry in entries]
+    if not shares or None in shares or not evaluation["parameters"]["baseline"]:
+        return False
+    for entry in entries:
+        _ = entry["task"], entry["mode"], [entry[key] + 0.0 for key in NUMBERS]
+    for counts in (evaluation["parameters"][which] for which in ("baseline", "model")):
+        _ = counts["encoder"] + counts["total"]
+    if speed := evaluation["speed"]:
+        _ = speed["latency_ms"]["ratio"] + speed["throughput_texts_per_s"]["ratio"]
+    return True
 
 
 def _scores(evaluation: Mapping[str, Any], which: str = "value") -> dict[Key, float]:

@@ -8,6 +8,20 @@ if TYPE_CHECKING:
     import numpy as np
     from torch import Tensor
 
+# Similarities in float32 differ by this share through rounding alone.
+ROUNDING = 1e-6
+
+
+def is_flat(values: np.ndarray) -> bool:
+    """Whether values differ by rounding at most: their order would be chance.
+
+    Args:
+        values: Shape ``(n,)``; not so if one is NaN.
+    """
+    import numpy as np
+
+    return bool(np.ptp(values) <= ROUNDING * np.abs(values).max())
+
 
 def check_spread(name: str, values: np.ndarray) -> None:
     """Refuse what ``scipy`` would turn into a silent NaN.
@@ -17,7 +31,8 @@ def check_spread(name: str, values: np.ndarray) -> None:
         values: Shape ``(n,)``.
 
     Raises:
-        ValueError: If a value is not finite, or all are the same: no correlation is defined.
+        ValueError: If a value is not finite, or all are the same but for rounding: no correlation
+            is defined.
     """
     import numpy as np
 
@@ -26,7 +41,7 @@ def check_spread(name: str, values: np.ndarray) -> None:
             f"{np.count_nonzero(~np.isfinite(values))} of {len(values)} values of the {name} are "
             "not finite. To fix, look for NaN or infinity in the weights or the data."
         )
-    if np.ptp(values) == 0:
+    if is_flat(values):
         raise ValueError(
             f"every {name} is {values[0]:g}, so the correlation is undefined. To fix, check that "
             "the tokenizer belongs to the model and that the file holds different scores."

@@ -63,9 +63,39 @@ def refuse_existing(paths: Iterable[str | Path], *, overwrite: bool) -> None:
 
     Raises:
         FileExistsError: If a file exists and ``overwrite`` is false.
+        OSError: If one is a folder, or cannot be written where it is to be.
     """
-    for path in paths:
-        if Path(path).exists() and not overwrite:
+    for path in map(Path, paths):
+        if path.exists() and not overwrite:
             raise FileExistsError(
                 f"{path} exists. To fix, choose another name or pass --overwrite."
             )
+        if path.is_dir():
+            raise IsADirectoryError(f"{path} is a folder. To fix, name a file.")
+        folder = next(parent for parent in path.absolute().parents if parent.exists())
+        if not (folder.is_dir() and os.access(folder, os.W_OK | os.X_OK)):
+            raise PermissionError(
+                f"{path} cannot be written: {folder} is no folder that may be written to. To fix, "
+                f"choose another folder."
+            )
+
+
+def evaluation_files(path: str | Path) -> tuple[Path, Path]:
+    """The two files of an evaluation: the JSON file and the Markdown table beside it.
+
+    Args:
+        path: The JSON file.
+
+    Raises:
+        ValueError: If it is no name of a file, or that of its own table.
+    """
+    path = Path(path)
+    if not path.name:
+        raise ValueError(f"'{path}' names no file. To fix, write e.g. evaluation.json.")
+    table = path.with_suffix(".md")
+    if table == path:
+        raise ValueError(
+            f"{path} is to hold JSON, and its table would have the same name. To fix, write "
+            f"{path.with_suffix('.json')}."
+        )
+    return path, table

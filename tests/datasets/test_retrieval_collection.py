@@ -38,6 +38,11 @@ def test_all_passages_and_the_judged_queries(folder):
         ("qrels/test.tsv", "", "test.tsv: judges no passage relevant. To fix, choose another"),
         ("qrels/test.tsv", "q1\td1\t0\n", "test.tsv: judges no passage relevant."),
         ("qrels/test.tsv", QRELS + "q9\td1\t1\n", "test.tsv:4: query-id 'q9' is not in the query"),
+        (
+            "qrels/test.tsv",
+            QRELS + f"q2\td1\t{10**30}\n",
+            "test.tsv:4: score 1e+30 is not in [-1000000, 1000000]. To fix, see that the columns",
+        ),
         ("qrels/test.tsv", QRELS + "q2\td9\t1\n", "test.tsv:4: corpus-id 'd9' is not in the"),
         ("corpus.jsonl", CORPUS + CORPUS, "corpus.jsonl:3: _id 'd1' is there twice. To fix"),
         ("queries.jsonl", QUERIES + QUERIES, "queries.jsonl:3: _id 'q1' is there twice."),

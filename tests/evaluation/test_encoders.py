@@ -120,6 +120,15 @@ def test_a_model_that_cannot_be_loaded(bert_folder, tmp_path):
         load_encoder(str(tmp_path / "x"))
 
 
+def test_a_rival_whose_weights_are_broken(bert_folder):
+    encoder = load_encoder(str(bert_folder))
+    with torch.no_grad():
+        encoder.transformer().get_input_embeddings().weight.fill_(float("nan"))
+    message = "dense_vecs of .*/tiny-bert are not finite: its weights are broken. To fix, use an"
+    with pytest.raises(ValueError, match=message):
+        encoder.encode(TEXTS)
+
+
 def test_a_model_without_a_transformer():
     from sentence_transformers import SentenceTransformer
     from sentence_transformers.sentence_transformer.modules import StaticEmbedding

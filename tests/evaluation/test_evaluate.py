@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from huggingface_hub import constants
 
 from bge_pruning.evaluation import evaluate as module
 from bge_pruning.evaluation.entries import describe_task
@@ -177,6 +178,33 @@ def test_arguments_that_make_no_sense(small_folder, tasks, tmp_path):
         evaluate(str(small_folder), None, tasks, ["best"], device="cpu")
     with pytest.raises(FileNotFoundError, match="none is no folder"):
         evaluate(str(small_folder), None, tasks, also={"x": str(tmp_path / "none")})
+    for seed in (-1, 1 << 64):
+        with pytest.raises(ValueError, match=f"seed {seed} is not in .* To fix, use 0"):
+            evaluate(str(small_folder), None, tasks, seed=seed)
+    for device in ("bananas", "meta"):
+        with pytest.raises(
+            ValueError, match=rf"device {device} cannot be used here \(.*To fix, use"
+        ):
+            evaluate(str(small_folder), None, tasks, device=device)
+
+
+def test_a_torch_without_cuda(small_folder, tasks, monkeypatch):
+    def refuse(*_, **__):
+        raise AssertionError("Torch not compiled with CUDA enabled")
+
+    monkeypatch.setattr("torch.zeros", refuse)
+    with pytest.raises(ValueError, match=r"device cuda cannot be used here \(Torch not compiled"):
+        evaluate(str(small_folder), None, tasks, device="cuda")
+
+
+def test_models_on_the_hub_are_fetched_before_the_first_is_scored(
+    small_folder, tasks, monkeypatch, tmp_path
+):
+    monkeypatch.setattr(module, "load_encoder", lambda *_: pytest.fail("was loaded"))
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
+    with pytest.raises(OSError, match="'no/model' is not in the local cache and the hub did not"):
+        evaluate(str(small_folder), None, tasks, device="cpu", also={"x": "no/model"})
 
 
 def test_a_baseline_that_is_worse_by_chance_has_a_large_p_value(tasks):
@@ -255,11 +283,20 @@ def test_script_refuses_wrong_arguments(small_folder, sts_csv, tmp_path, capsys)
     with pytest.raises(SystemExit):
         main([*arguments, "--sts", str(sts_csv), "--also", "nameless"])
     assert "'nameless' is not NAME=FOLDER" in capsys.readouterr().err
+    for names in (("x", "x"), ("model",), ("original",), ("baseline",)):
+        also = [word for name in names for word in ("--also", f"{name}={small_folder}")]
+        with pytest.raises(SystemExit):
+            main([*arguments, "--sts", str(sts_csv), *also])
+        assert f"two models would be called {names[0]}; choose" in capsys.readouterr().err
     with pytest.raises(SystemExit):
         main(arguments)
     assert "nothing to evaluate on: give --sts, --retrieval or both" in capsys.readouterr().err
-    assert main([*arguments, "--sts", str(sts_csv), str(sts_csv)]) == 1
-    assert "two tasks are called tiny" in capsys.readouterr().err
+    for words in (["--sts", str(sts_csv), str(sts_csv)], ["--sts", str(sts_csv)] * 2):
+        assert main([*arguments, *words]) == 1  # the first of two --sts is not forgotten
+        assert "two tasks are called tiny" in capsys.readouterr().err
+    markdown = [str(small_folder), "--sts", str(sts_csv), "--output", str(tmp_path / "x.md")]
+    assert main(markdown) == 1
+    assert "x.md is to hold JSON, and its table" in capsys.readouterr().err
     assert main([*arguments, "--retrieval", str(tmp_path / "none")]) == 1
     assert "none" in capsys.readouterr().err
     assert list(tmp_path.iterdir()) == []

@@ -84,7 +84,17 @@ def test_the_interval_of_a_correlation_is_scipys():
 
 
 def test_two_pairs_have_an_interval():
-    assert bootstrap_correlation_interval(np.array([0.1, 0.2]), np.array([1.0, 2.0])) == (1.0, 1.0)
+    # Half of the samples hold one pair twice: they show no correlation.
+    assert bootstrap_correlation_interval(np.array([0.1, 0.2]), np.array([1.0, 2.0])) == (0.0, 1.0)
+
+
+def test_one_pair_alone_is_no_sure_correlation():
+    """A third of the samples lack the only pair that a sparse model gives a similarity."""
+    similarity = np.zeros(90)
+    similarity[GOLD.argmax()] = 1.0
+    low, high = bootstrap_correlation_interval(similarity, GOLD)
+    assert low == 0 < spearmanr(similarity, GOLD).statistic < high
+    assert paired_correlation_p_value(similarity, np.zeros(90), GOLD) > 0.05
 
 
 @pytest.mark.parametrize("other", [GOOD + GENERATOR.normal(0, 1, 90), WORSE, GOOD**3])

@@ -313,6 +313,27 @@ def test_longest_input_without_sentence_transformers_files(language_model):
     assert load_base_model(str(language_model)).max_seq_length == 78
 
 
+def test_longest_input_is_never_more_than_there_are_positions(bge_m3):
+    for length in (100_000, 79):
+        write_json(bge_m3 / "sentence_bert_config.json", {"max_seq_length": length})
+        assert load_base_model(str(bge_m3)).max_seq_length == 78
+
+
+@pytest.mark.parametrize("prompts", [["query: "], {"query": 5}, {"query": None}])
+def test_prompts_that_are_no_texts(prompts, bge_m3):
+    write_json(bge_m3 / "config_sentence_transformers.json", {"prompts": prompts})
+    message = r"config_sentence_transformers.json: prompts are no texts by name\. To fix, copy it"
+    with pytest.raises(ValueError, match=message):
+        load_base_model(str(bge_m3))
+
+
+@pytest.mark.parametrize("content", ["{", "[1]"])
+def test_a_damaged_tokenizer_config(content, bge_m3):
+    (bge_m3 / "tokenizer_config.json").write_text(content)
+    with pytest.raises(ValueError, match=r"tokenizer_config.json: is not .* To fix, copy it again"):
+        load_base_model(str(bge_m3))
+
+
 @pytest.mark.parametrize(
     ("config", "pooling"),
     [

@@ -147,6 +147,52 @@ def test_files_that_cannot_be_compared(tmp_path):
         read_candidates([str(alone)])
 
 
+@pytest.mark.parametrize(
+    "damage",
+    [
+        lambda content: content.pop("speed"),
+        lambda content: content["speed"].pop("latency_ms"),
+        lambda content: content["parameters"].update(model=None),
+        lambda content: content["parameters"]["baseline"].pop("total"),
+        lambda content: content["tasks"][0].pop("floor"),
+        lambda content: content["tasks"][1].update(floor=None),
+        lambda content: content["tasks"][2].update(value="0.5"),
+        lambda content: content["tasks"][0].pop("baseline"),
+    ],
+)
+def test_files_of_another_version(damage, tmp_path):
+    file = write(tmp_path / "a", 0.9) / "evaluation.json"
+    content = json.loads(file.read_text())
+    damage(content)
+    file.write_text(json.dumps(content))
+    with pytest.raises(ValueError, match=r"evaluation.json is no evaluation .* --baseline\."):
+        read_candidates([str(file)])
+
+
+def test_names(tmp_path, monkeypatch):
+    paths = [write(tmp_path / name, 0.9) for name in ("half", "a=b", "more/original")]
+    (tmp_path / "single.json").write_bytes((paths[0] / "evaluation.json").read_bytes())
+    named = {
+        str(paths[0] / "evaluation.json"): "half",
+        str(paths[1]): "a=b",
+        f"x={paths[1]}": "x",
+        f"x={paths[1] / 'evaluation.json'}": "x",
+        f"{paths[0]}/": "half",
+        str(tmp_path / "single.json"): "single",
+    }
+    for text, name in named.items():
+        assert read_candidates([text])[0][1].name == name
+    monkeypatch.chdir(paths[0])
+    assert read_candidates(["."])[0][1].name == "half"
+    assert read_candidates(["evaluation.json"])[0][1].name == "half"
+    for text in (str(paths[2]), f"original={paths[0]}"):
+        with pytest.raises(ValueError, match="would be called original, as the model .* To fix"):
+            read_candidates([text])
+    twice = [str(paths[0]), f"x={paths[0] / 'evaluation.json'}"]
+    with pytest.raises(ValueError, match="evaluation.json is there twice: .* To fix, name it once"):
+        read_candidates(twice)
+
+
 def test_models_with_different_originals(tmp_path, monkeypatch):
     first = write(tmp_path / "a", 0.9)
     monkeypatch.setitem(BASELINES, ("sts", "dense"), 0.7)

@@ -19,10 +19,14 @@ def test_values_that_are_not_finite(bad):
 def test_values_that_are_all_the_same():
     with pytest.raises(ValueError, match="every x is 0.5, so the correlation is undefined. To fix"):
         check_spread("x", np.full(3, 0.5))
+    with pytest.raises(ValueError, match="every x is 1, so the correlation is undefined. To fix"):
+        check_spread("x", np.array([1.0, 1.0 + 2e-7, 1.0 - 1e-7]))  # rounding in float32
 
 
 def test_values_that_differ():
     check_spread("x", np.array([0.1, 0.2]))
+    check_spread("x", np.array([0.99999, 1.0]))
+    check_spread("x", np.array([0.0, 1e-30]))
 
 
 # Alignment and uniformity

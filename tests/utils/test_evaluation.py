@@ -7,6 +7,7 @@ import pytest
 
 from bge_pruning.utils.evaluation import (
     collect_versions,
+    evaluation_files,
     refuse_existing,
     write_json,
     write_text,
@@ -51,6 +52,28 @@ def test_the_first_file_that_exists_is_named(tmp_path):
     with pytest.raises(FileExistsError, match="b exists. To fix, choose another name or pass"):
         refuse_existing([tmp_path / "a", tmp_path / "b"], overwrite=False)
     refuse_existing([tmp_path / "a", tmp_path / "b"], overwrite=True)
+
+
+def test_what_cannot_be_written_is_said_before_the_work(tmp_path, monkeypatch):
+    with pytest.raises(IsADirectoryError, match=f"{tmp_path} is a folder. To fix, name a file"):
+        refuse_existing([tmp_path], overwrite=True)
+    (tmp_path / "file").touch()
+    message = "b.json cannot be written: .*/file is no folder that may be written to. To fix"
+    with pytest.raises(PermissionError, match=message):
+        refuse_existing([tmp_path / "file" / "a" / "b.json"], overwrite=False)
+    refuse_existing([tmp_path / "new" / "a" / "b.json"], overwrite=False)
+    monkeypatch.setattr("os.access", lambda *_: False)
+    with pytest.raises(PermissionError, match="a.json cannot be written: .* To fix, choose ano"):
+        refuse_existing([tmp_path / "a.json"], overwrite=False)
+
+
+def test_the_table_of_an_evaluation_has_another_name():
+    assert evaluation_files("a/b.json") == (Path("a/b.json"), Path("a/b.md"))
+    assert evaluation_files("a/b") == (Path("a/b"), Path("a/b.md"))
+    with pytest.raises(ValueError, match=r"b\.md is to hold JSON, .* To fix, write a/b\.json"):
+        evaluation_files("a/b.md")
+    with pytest.raises(ValueError, match="'.' names no file. To fix, write e.g. evaluation.json"):
+        evaluation_files("")
 
 
 def test_versions_are_those_of_the_libraries():
