@@ -106,6 +106,18 @@ def read_pooling(folder: Path) -> str:
     return poolings[tuple(named)]
 
 
+def read_max_seq_length(folder: Path, config: dict[str, Any]) -> int:
+    """Longest text in tokens that the folder's files name, else what the positions allow.
+
+    Args:
+        folder: Model folder.
+        config: Its ``config.json``, see :func:`read_hf_config`.
+    """
+    named = read_json(folder / "sentence_bert_config.json", {}).get("max_seq_length")
+    # Positions start at pad_token_id + 1.
+    return named or config["max_position_embeddings"] - config["pad_token_id"] - 1
+
+
 def read_prompts(folder: Path) -> dict[str, Any]:
     """What the folder's sentence-transformers files say to write before a text."""
     config = read_json(folder / "config_sentence_transformers.json", {})

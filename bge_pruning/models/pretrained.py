@@ -23,6 +23,7 @@ from bge_pruning.models.hub import WEIGHT_FILES, fetch_model_folder
 from bge_pruning.models.model_files import (
     read_hf_config,
     read_json,
+    read_max_seq_length,
     read_pooling,
     read_prompts,
     read_tokenizer_files,
@@ -152,7 +153,6 @@ def load_base_model(
     load_strict(heads, head_state, f"{folder} (heads)")
     _report_heads(name, heads)
     tokenizer_files = read_tokenizer_files(folder, shape.vocab_size)
-    max_seq_length = read_json(folder / "sentence_bert_config.json", {}).get("max_seq_length")
     return BaseModel(
         name=name,
         shape=shape,
@@ -160,15 +160,10 @@ def load_base_model(
         backbone=backbone,
         heads=heads,
         tokenizer_files=tokenizer_files,
-        max_seq_length=max_seq_length or _longest_input(config),
+        max_seq_length=read_max_seq_length(folder, config),
         pruning=read_json(folder / "pruning.json", None),
         prompts=read_prompts(folder),
     )
-
-
-def _longest_input(config: dict[str, Any]) -> int:
-    # Positions start at pad_token_id + 1.
-    return config["max_position_embeddings"] - config["pad_token_id"] - 1
 
 
 def load_strict(module: nn.Module, state: dict[str, Tensor], source: str) -> None:
