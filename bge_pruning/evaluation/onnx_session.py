@@ -40,6 +40,8 @@ def open_session(path: Path, device: str = "cpu") -> InferenceSession:
         )
     options = runtime.SessionOptions()
     options.intra_op_num_threads = torch.get_num_threads()
+    # Threads that wait by spinning would slow the other model of a comparison, or torch.
+    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
     options.log_severity_level = 3  # errors alone
     settings = {"device_id": int(index or 0)} if kind == "cuda" else {}
     try:

@@ -17,9 +17,10 @@ def file(model_folder, tmp_path_factory):
     return folder / MODEL
 
 
-def test_it_has_as_many_threads_as_torch(file):
+def test_it_has_as_many_threads_as_torch_and_they_do_not_spin(file):
     options = open_session(file).get_session_options()
     assert options.intra_op_num_threads == torch.get_num_threads()
+    assert options.get_session_config_entry("session.intra_op.allow_spinning") == "0"
 
 
 @pytest.mark.parametrize("device", ["cuda", "cuda:1", "tpu"])
