@@ -53,7 +53,7 @@ def export_onnx(
 
     Args:
         folder: Model folder.
-        base: The model in it, if it is loaded already.
+        base: The model in it, if it is loaded already; moved to the CPU and set to float32.
         overwrite: Replace the folder's ``onnx``, whatever else is in it.
 
     Returns:
