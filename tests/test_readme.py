@@ -2,8 +2,11 @@
 
 import re
 import shlex
+import shutil
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
 
 from bge_pruning.config import load_config
@@ -77,3 +80,23 @@ def test_configurations_load(yaml, tmp_path):
     path = tmp_path / "readme.yaml"
     path.write_text(yaml.replace("    - ...", "    #"), encoding="utf-8")
     load_config([path])
+
+
+def test_onnx_snippet_gives_the_models_outputs(model_folder, tmp_path):
+    from bge_pruning.evaluation.text_encoder import TextEncoder
+    from bge_pruning.export.onnx_export import export_onnx
+    from bge_pruning.models.pretrained import load_base_model
+
+    blocks = re.findall(r"^```python\n(.*?)^```", TEXT, re.MULTILINE | re.DOTALL)
+    (code,) = [block for block in blocks if "import onnxruntime" in block]
+    folder = tmp_path / "model"
+    shutil.copytree(model_folder, folder)
+    export_onnx(folder)
+    found: dict[str, Any] = {}
+    exec(code.replace("experiments/results/quickstart/model", str(folder)), found)
+    texts = re.findall(r'encode_batch\(\["(.*?)", "(.*?)"\]\)', code)[0]
+    expected = TextEncoder(load_base_model(str(folder))).encode(texts)
+    np.testing.assert_allclose(found["dense"], expected.dense_vecs, atol=1e-5)
+    tokens = max(len(text.ids) for text in found["batch"])
+    assert found["weights"].shape == (2, tokens)
+    assert found["vectors"].shape == (2, tokens - 1, 32)

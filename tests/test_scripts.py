@@ -27,6 +27,11 @@ FAILURES = {
         1,
         r"model none is no folder\. To fix, give a model's folder",
     ),
+    "benchmark_int8": (
+        ["none", "--sts", "none.csv"],
+        1,
+        r"none\.csv: no such file\. To fix, check",
+    ),
     "compare_runs": (
         ["none", "--output", "out"],
         1,
@@ -68,6 +73,7 @@ USAGE = {
     "benchmark_evaluation": [[], ["m", "--rounds", "0"], ["m", "--texts", "0"]],
     "benchmark_data": [[], ["a.yaml", "--batches", "0"], ["a.yaml", "--batches", "few"]],
     "check_index_compatibility": [["a", "b"], ["a", "--texts", "t.txt"]],
+    "benchmark_int8": [["m"], ["--sts", "a.csv"], ["m", "--sts", "a.csv", "--rounds", "0"]],
     "compare_runs": [["a"], ["--output", "o"]],
     "evaluate_model": [
         ["m", "--output", "o.json"],
@@ -616,3 +622,24 @@ def test_report_of_a_truncated_file(name, content, run, arguments, tmp_path):
     (tmp_path / "out" / name).write_bytes(content)
     assert_fails(run("write_report", "out"), 1, f"out/{name} .*To fix")
     assert not (tmp_path / "out" / "report.md").exists()
+
+
+# benchmark_int8
+
+
+def test_int8_is_compared_in_every_way(run, model_folder, sts_csv, tmp_path):
+    from bge_pruning.export.onnx_export import export_onnx
+    from bge_pruning.export.onnx_quantize import CANDIDATES
+
+    shutil.copytree(model_folder, tmp_path / "model")
+    export_onnx(tmp_path / "model")
+    before = sorted(tmp_path.rglob("*"))
+    code, out, _ = run("benchmark_int8", tmp_path / "model", "--sts", sts_csv, "--rounds", "1")
+    assert code == 0
+    lines = out.splitlines()
+    assert [line.partition(":")[0] for line in lines] == list(CANDIDATES)
+    pattern = (
+        r"0\.\d MB, cosine to float32 0\.\d{4} .*Spearman .*; lowest cosines \{'dense_vecs': 0\."
+    )
+    assert all(re.search(pattern, line) for line in lines)
+    assert sorted(tmp_path.rglob("*")) == before

@@ -8,11 +8,11 @@ from typing import Any
 
 from torch import nn
 
-from bge_pruning.evaluation.encoders import SentenceTransformerEncoder, TextEncoder
+from bge_pruning.evaluation.encoders import AnyEncoder, OnnxEncoder, TextEncoder
+from bge_pruning.evaluation.onnx_encoder import onnx_files
 from bge_pruning.utils.memory import measure_peak_bytes
 from bge_pruning.utils.model_analysis import measure_speed
 
-AnyEncoder = TextEncoder | SentenceTransformerEncoder
 # Files that hold weights, as far as this project and sentence-transformers read them.
 WEIGHT_FILES = ("model*.safetensors", "pytorch_model*.bin", "*_linear.pt")
 
@@ -27,7 +27,7 @@ def measure_cost(model: AnyEncoder, baseline: AnyEncoder, texts: Sequence[str]) 
 
     Returns:
         As :func:`measure_speed`, with ``memory_bytes``: the weights, and what other tensors take
-        while a batch is embedded.
+        while a batch is embedded (``None`` for ONNX Runtime, which keeps them to itself).
     """
     both = {"model": model, "baseline": baseline}
     batch = list(texts[: model.batch_size])
@@ -38,12 +38,16 @@ def measure_cost(model: AnyEncoder, baseline: AnyEncoder, texts: Sequence[str]) 
     for name, encoder in both.items():
         memory[name] = {
             "weights": _weight_bytes(encoder),
-            "activations": measure_peak_bytes(lambda e=encoder: e.encode(batch)),
+            "activations": None
+            if isinstance(encoder, OnnxEncoder)
+            else measure_peak_bytes(lambda e=encoder: e.encode(batch)),
         }
     return {**measure_speed(model, baseline, texts), "memory_bytes": memory}
 
 
 def _weight_bytes(encoder: AnyEncoder) -> int:
+    if isinstance(encoder, OnnxEncoder):
+        return sum(file.stat().st_size for file in onnx_files(encoder.path))
     modules: Sequence[nn.Module] = (
         [encoder.backbone, encoder.heads] if isinstance(encoder, TextEncoder) else [encoder.model]
     )
@@ -51,12 +55,14 @@ def _weight_bytes(encoder: AnyEncoder) -> int:
 
 
 def size_on_disk(name: str | None) -> int | None:
-    """Bytes of a folder's weight files; ``None`` for anything else.
+    """Bytes of a folder's weight files or of an ONNX file; ``None`` for anything else.
 
     Args:
-        name: Folder, checkpoint or hub name.
+        name: Folder, ONNX file, checkpoint or hub name.
     """
     folder = Path(name or "")
+    if folder.suffix == ".onnx":
+        return sum(file.stat().st_size for file in onnx_files(folder))
     if name is None or not (folder / "config.json").is_file():
         return None
     files = {file for pattern in WEIGHT_FILES for file in folder.glob(pattern)}

@@ -1,4 +1,4 @@
-"""Models to evaluate, by name: folders, checkpoints of a run, hub names."""
+"""Models to evaluate, by name: folders, checkpoints of a run, ONNX files, hub names."""
 
 from __future__ import annotations
 
@@ -11,15 +11,19 @@ import numpy as np
 
 from bge_pruning.datasets.embedding_dataset import TokenizedTexts
 from bge_pruning.evaluation.floors import with_random_weights
+from bge_pruning.evaluation.onnx_encoder import OnnxEncoder, find_model_folder
 from bge_pruning.evaluation.sentence_transformer import SentenceTransformerEncoder
 from bge_pruning.evaluation.text_encoder import Encoded, TextEncoder
 from bge_pruning.models.checkpoint import find_checkpoint, load_trained_model
+from bge_pruning.models.encoder_shape import count_parameters as count_shape
 from bge_pruning.models.extraction import cut
 from bge_pruning.models.hub import fetch_model_folder
 from bge_pruning.models.model_files import read_json
-from bge_pruning.models.pretrained import BaseModel, load_base_model
+from bge_pruning.models.pretrained import BaseModel, load_base_model, read_shape
 from bge_pruning.models.quiet import no_loading_bars
 from bge_pruning.models.structural_pruning import PruningMasks
+
+AnyEncoder = TextEncoder | OnnxEncoder | SentenceTransformerEncoder
 
 
 class Encoder(Protocol):
@@ -58,13 +62,17 @@ def check_model_name(name: str) -> None:
     """Refuse a name that cannot be a model, in no time.
 
     Args:
-        name: Folder, checkpoint file, run folder, or ``owner/name`` on the hub.
+        name: Folder, checkpoint file, run folder, ONNX file, or ``owner/name`` on the hub.
 
     Raises:
-        FileNotFoundError: If it is a path and nothing is there, or the run has no checkpoint.
+        FileNotFoundError: If it is a path and nothing is there, the run has no checkpoint, or an
+            ONNX file lies outside a model folder.
         ValueError: If a model folder does not say how its vectors are pooled.
     """
     path = Path(name)
+    if path.suffix == ".onnx":
+        _check_folder(find_model_folder(path))
+        return
     if path.is_file():
         return
     is_path = path.is_absolute() or name.startswith(".") or len(path.parts) != 2
@@ -114,11 +122,12 @@ def _check_folder(folder: Path) -> None:
 
 def load_encoder(
     name: str, device: str = "cpu", max_length: int | None = None, batch_size: int = 32
-) -> TextEncoder | SentenceTransformerEncoder:
+) -> AnyEncoder:
     """Load a model; XLM-R encoders with all their outputs, others through sentence-transformers.
 
     Args:
-        name: Folder, checkpoint file, run folder (its newest checkpoint), or hub name.
+        name: Folder, checkpoint file, run folder (its newest checkpoint), ONNX file in a model
+            folder, or hub name.
         device: Torch device.
         max_length: Tokens at which texts are cut, at most the model's own limit; ``None`` keeps it.
         batch_size: Texts of a batch.
@@ -130,6 +139,8 @@ def load_encoder(
     """
     check_model_name(name)
     path = Path(name)
+    if path.suffix == ".onnx":
+        return OnnxEncoder(path, device, max_length, batch_size)
     if path.is_file() or (path.is_dir() and not (path / "config.json").is_file()):
         return TextEncoder(load_checkpoint(path), device, max_length, batch_size)
     folder = fetch_model_folder(name)
@@ -182,19 +193,22 @@ def _load_sentence_transformer(
     return SentenceTransformerEncoder(model, name, max_length, batch_size)
 
 
-def untrained_encoder(
-    encoder: TextEncoder | SentenceTransformerEncoder, seed: int
-) -> TextEncoder | SentenceTransformerEncoder:
+def untrained_encoder(encoder: AnyEncoder, seed: int) -> TextEncoder | SentenceTransformerEncoder:
     """The floor of random weights: a model of the same shape that was never trained."""
     if isinstance(encoder, SentenceTransformerEncoder):
         return encoder.untrained(seed)
-    base = with_random_weights(encoder.base, seed)
+    trained = (
+        load_base_model(str(encoder.folder)) if isinstance(encoder, OnnxEncoder) else encoder.base
+    )
+    base = with_random_weights(trained, seed)
     return TextEncoder(base, encoder.device, encoder.max_length, encoder.batch_size)
 
 
-def count_parameters(encoder: TextEncoder | SentenceTransformerEncoder) -> dict[str, int]:
+def count_parameters(encoder: AnyEncoder) -> dict[str, int]:
     """Parameters under ``encoder``, ``embeddings``, ``pooler``, ``heads`` and ``total``."""
     if isinstance(encoder, SentenceTransformerEncoder):
         return encoder.count_parameters()
+    if isinstance(encoder, OnnxEncoder):
+        return count_shape(read_shape(encoder.folder)).as_dict()
     heads = sum(parameter.numel() for parameter in encoder.heads.parameters())
     return replace(encoder.backbone.count_parameters(), heads=heads).as_dict()

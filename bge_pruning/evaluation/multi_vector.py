@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from bge_pruning.evaluation.text_encoder import TextEncoder
+from bge_pruning.evaluation.text_encoder import BatchEncoder
 
 # Products of tokens that are in memory at once.
 PRODUCTS = 1 << 24
@@ -34,7 +34,7 @@ class MultiVectors:
     starts: np.ndarray
 
 
-def encode_queries(encoder: TextEncoder, texts: Sequence[str]) -> MultiVectors:
+def encode_queries(encoder: BatchEncoder, texts: Sequence[str]) -> MultiVectors:
     """Multi-vectors of all queries, which are few and short.
 
     Args:
@@ -57,7 +57,7 @@ def _texts(part: MultiVectors) -> list[Tensor]:
     return [part.vectors[start:end] for start, end in pairwise(part.starts.tolist())]
 
 
-def _encode(encoder: TextEncoder, texts: Sequence[str]) -> MultiVectors:
+def _encode(encoder: BatchEncoder, texts: Sequence[str]) -> MultiVectors:
     tokens = encoder.tokenize(texts)
     starts = tokens.starts - np.arange(len(tokens) + 1)  # without CLS
     vectors = None
@@ -72,7 +72,7 @@ def _encode(encoder: TextEncoder, texts: Sequence[str]) -> MultiVectors:
 
 
 def score_pairs(
-    encoder: TextEncoder,
+    encoder: BatchEncoder,
     queries: MultiVectors,
     passages: Sequence[str],
     pairs: tuple[np.ndarray, np.ndarray],
@@ -104,7 +104,7 @@ def score_pairs(
 
 
 def _score(
-    encoder: TextEncoder,
+    encoder: BatchEncoder,
     queries: MultiVectors,
     passages: Sequence[str],
     pairs: tuple[np.ndarray, np.ndarray],

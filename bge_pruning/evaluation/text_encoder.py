@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -44,16 +46,37 @@ class Encoded:
     truncated: int = 0
 
 
-class TextEncoder:
-    """A model that embeds texts.
+@dataclass(frozen=True)
+class TextSide:
+    """What an encoder knows of a model besides its weights.
+
+    Attributes:
+        name: Its name, for messages.
+        tokenizer_files: Contents of its tokenizer files by name.
+        hidden_size: ``H``, the size of a dense vector.
+        vocab_size: ``V``.
+        pad_token_id: Id of the padding token.
+        max_seq_length: Longest text in tokens.
+        prompts: See :attr:`BaseModel.prompts`.
+    """
+
+    name: str
+    tokenizer_files: Mapping[str, bytes]
+    hidden_size: int
+    vocab_size: int
+    pad_token_id: int
+    max_seq_length: int
+    prompts: Mapping[str, Any]
+
+
+class BatchEncoder(ABC):
+    """Texts to outputs, whatever computes a batch.
 
     Args:
-        base: The model.
-        device: Torch device.
+        side: What is known of the model.
+        device: Torch device of the outputs.
         max_length: Longest text in tokens; ``None`` for the model's own limit.
         batch_size: Texts of a batch, fewer if they are long.
-        masks: Gates of a model that is not cut yet. Dense vectors keep their size and are 0 in the
-            dimensions that are off; every score is that of the extracted model.
         ranks: The processes that share the work.
 
     Raises:
@@ -62,36 +85,41 @@ class TextEncoder:
 
     def __init__(
         self,
-        base: BaseModel,
-        device: str = "cpu",
-        max_length: int | None = None,
-        batch_size: int = 64,
-        masks: PruningMasks | None = None,
+        side: TextSide,
+        device: str,
+        max_length: int | None,
+        batch_size: int,
         ranks: Ranks = ALONE,
     ) -> None:
-        self.base = base
-        self.backbone = base.backbone.to(device).eval()
-        self.heads = base.heads.to(device).eval()
+        self.name = side.name
         self.device = device
         self.batch_size = batch_size
-        self.masks = masks
         self.ranks = ranks
-        self.hidden_size = base.shape.hidden_size
-        self.vocab_size = base.shape.vocab_size
-        self.pad_token_id = base.hf_config["pad_token_id"]
-        self.special_ids = sorted(read_special_ids(base.tokenizer_files))
-        self.prompts = dict(base.prompts.get("prompts") or {})
-        self.max_length = min(max_length or base.max_seq_length, base.max_seq_length)
-        self._tokenizer = build_tokenizer(base.tokenizer_files["tokenizer.json"], self.max_length)
+        self.hidden_size = side.hidden_size
+        self.vocab_size = side.vocab_size
+        self.pad_token_id = side.pad_token_id
+        self.special_ids = sorted(read_special_ids(dict(side.tokenizer_files)))
+        self.prompts = dict(side.prompts.get("prompts") or {})
+        self.max_length = min(max_length or side.max_seq_length, side.max_seq_length)
+        self._tokenizer = build_tokenizer(side.tokenizer_files["tokenizer.json"], self.max_length)
 
+    @abstractmethod
     def names(self) -> tuple[str, ...]:
         """The outputs that the model has."""
-        return self.heads.names()
 
+    @abstractmethod
     def word_table(self) -> np.ndarray:
         """Word embeddings, shape ``(V, H)``."""
-        table = self.backbone.embeddings.word_embeddings.weight
-        return table.detach().float().cpu().numpy().copy()
+
+    @abstractmethod
+    def compute(self, ids: Tensor, mask: Tensor, names: Sequence[str]) -> dict[str, Tensor]:
+        """Outputs of one batch by name, on the device.
+
+        Args:
+            ids: Token ids on the device, shape ``(B, T)``.
+            mask: Same shape; 0 for padding.
+            names: Which outputs.
+        """
 
     def tokenize(self, texts: Sequence[str]) -> TokenizedTexts:
         """Token ids of texts."""
@@ -190,10 +218,64 @@ class TextEncoder:
             for index in batch_indices(tokens.lengths, self.batch_size, BATCH_TOKENS):
                 ids, mask = pad_texts([tokens[i] for i in index], self.pad_token_id)
                 ids, mask = ids.to(self.device), mask.to(self.device)
-                outputs = compute_outputs(self.backbone, self.heads, ids, mask, names, self.masks)
-                check_finite(outputs, self.base.name)
+                outputs = self.compute(ids, mask, names)
+                check_finite(outputs, self.name)
                 yield index, ids, mask, outputs
                 bar.update(len(index))
+
+
+class TextEncoder(BatchEncoder):
+    """A model that embeds texts.
+
+    Args:
+        base: The model.
+        device: Torch device.
+        max_length: Longest text in tokens; ``None`` for the model's own limit.
+        batch_size: Texts of a batch, fewer if they are long.
+        masks: Gates of a model that is not cut yet. Dense vectors keep their size and are 0 in the
+            dimensions that are off; every score is that of the extracted model.
+        ranks: The processes that share the work.
+
+    Raises:
+        ValueError: If ``max_length`` leaves no room for text.
+    """
+
+    def __init__(
+        self,
+        base: BaseModel,
+        device: str = "cpu",
+        max_length: int | None = None,
+        batch_size: int = 64,
+        masks: PruningMasks | None = None,
+        ranks: Ranks = ALONE,
+    ) -> None:
+        side = TextSide(
+            base.name,
+            base.tokenizer_files,
+            base.shape.hidden_size,
+            base.shape.vocab_size,
+            base.hf_config["pad_token_id"],
+            base.max_seq_length,
+            base.prompts,
+        )
+        super().__init__(side, device, max_length, batch_size, ranks)
+        self.base = base
+        self.backbone = base.backbone.to(device).eval()
+        self.heads = base.heads.to(device).eval()
+        self.masks = masks
+
+    def names(self) -> tuple[str, ...]:
+        """The outputs that the model has."""
+        return self.heads.names()
+
+    def word_table(self) -> np.ndarray:
+        """Word embeddings, shape ``(V, H)``."""
+        table = self.backbone.embeddings.word_embeddings.weight
+        return table.detach().float().cpu().numpy().copy()
+
+    def compute(self, ids: Tensor, mask: Tensor, names: Sequence[str]) -> dict[str, Tensor]:
+        """Outputs of one batch by name, see :class:`BatchEncoder`."""
+        return compute_outputs(self.backbone, self.heads, ids, mask, names, self.masks)
 
 
 def _merge(parts: Sequence[Encoded], order: np.ndarray) -> Encoded:

@@ -26,6 +26,7 @@ from bge_pruning.models.l0_module_embedding import BUDGET, SHAPE_FIELDS, L0Modul
 from bge_pruning.models.model_card import render_model_card
 from bge_pruning.models.model_files import read_pooling
 from bge_pruning.models.model_folder import write_model_folder
+from bge_pruning.models.precision import dtype_name, precision_loss, round_weights
 from bge_pruning.models.pretrained import load_strict, read_heads
 from bge_pruning.models.quiet import no_loading_bars
 from bge_pruning.models.structural_pruning import KeepIndices, PruningMasks
@@ -64,7 +65,11 @@ class References:
 
 
 def extract(
-    run_or_checkpoint: Path, output: Path, overwrite: bool = False, best: bool = False
+    run_or_checkpoint: Path,
+    output: Path,
+    overwrite: bool = False,
+    best: bool = False,
+    dtype: torch.dtype = torch.float32,
 ) -> dict[str, Any]:
     """Write the model of a run as an ordinary model folder, and validate it.
 
@@ -73,21 +78,26 @@ def extract(
         output: Folder to write; it appears only when it is complete and valid.
         overwrite: Replace an existing folder.
         best: Take the best checkpoint of the run folder, see :func:`find_checkpoint`.
+        dtype: Precision of the written weights, see :mod:`bge_pruning.models.precision`.
 
     Returns:
-        The content of ``pruning.json``.
+        The content of ``pruning.json``. Below float32 it has ``precision``: ``dtype``,
+        ``rounding`` (:func:`precision_loss`) and ``as_loaded``, the largest difference of dense
+        vectors that were computed in that precision too.
 
     Raises:
         FileExistsError: If the folder exists and ``overwrite`` is false, or it holds no extracted
             model.
         FileNotFoundError: If there is no checkpoint.
-        ValueError: If the checkpoint is damaged or of another project.
-        ValidationError: If any output differs by more than ``TOLERANCE``.
+        ValueError: If the checkpoint is damaged or of another project, or a weight is beyond the
+            range of ``dtype``.
+        ValidationError: If any output differs by more than ``TOLERANCE`` (from the masked model
+            with rounded weights, if they are), or is not finite when computed in ``dtype``.
     """
     checkpoint = find_checkpoint(run_or_checkpoint, best)
     with atomic_folder(output, MARKER, overwrite) as folder:
         model = load_trained_model(checkpoint)
-        info = _cut_and_write(model, folder)
+        info = _cut_and_write(model, folder, dtype)
         info["checkpoint"] = str(checkpoint)
         (folder / MARKER).write_text(json.dumps(info, indent=2) + "\n", encoding="utf-8")
         (folder / "README.md").write_text(render_model_card(info), encoding="utf-8")
@@ -147,7 +157,7 @@ def gate_arrays(l0_module: L0Module) -> dict[str, np.ndarray]:
     return arrays | {f"{axis}_kept": mask for axis, mask in kept.items()}
 
 
-def _cut_and_write(model: TrainedModel, folder: Path) -> dict[str, Any]:
+def _cut_and_write(model: TrainedModel, folder: Path, dtype: torch.dtype) -> dict[str, Any]:
     masks = PruningMasks() if model.l0_module is None else model.l0_module.deterministic_masks()
     shape = model.shape if model.l0_module is None else model.l0_module.realised_shape()
     keep = model.backbone.keep_indices(masks)
@@ -156,6 +166,14 @@ def _cut_and_write(model: TrainedModel, folder: Path) -> dict[str, Any]:
         metadata.tokenizer_files, metadata.hf_config["pad_token_id"], metadata.max_seq_length
     )
     references = compute_references(model.backbone, model.heads, masks, inputs)
+    info = _pruning_info(model, shape, keep)
+    if dtype != torch.float32:
+        exact = references.outputs
+        # The law holds for the rounded model as for any other: masked == extracted.
+        round_weights(model.backbone, model.heads, dtype)
+        references = compute_references(model.backbone, model.heads, masks, inputs)
+        rounding = precision_loss(exact, references.outputs)
+        info["precision"] = {"dtype": dtype_name(dtype), "rounding": rounding}
     cut(model.backbone, model.heads, keep)
     write_model_folder(
         folder,
@@ -166,11 +184,25 @@ def _cut_and_write(model: TrainedModel, folder: Path) -> dict[str, Any]:
         metadata.tokenizer_files,
         metadata.max_seq_length,
         metadata.prompts,
+        dtype,
     )
     difference = validate(folder, references, keep.hidden)
-    info = _pruning_info(model, shape, keep)
+    if "precision" in info:
+        dense = references.outputs["dense_vecs"][:, keep.hidden]
+        info["precision"]["as_loaded"] = _check_as_loaded(folder, dense, dtype)
     _check_counts(model, shape)
     return {**info, "largest_difference": difference, "tolerance": TOLERANCE}
+
+
+def _check_as_loaded(folder: Path, expected: Tensor, dtype: torch.dtype) -> float:
+    """Largest difference of dense vectors computed in the folder's own precision."""
+    found = _sentence_transformers_vectors(folder, dtype)
+    if not found.isfinite().all():
+        raise ValidationError(
+            f"run in {dtype_name(dtype)}, the extracted model gives vectors that are not finite: "
+            f"its activations are beyond the range. To fix, write it in bf16 or fp32."
+        )
+    return float((found - expected).abs().max())
 
 
 def cut(backbone: XLMRobertaBackbone, heads: EmbeddingHeads, keep: KeepIndices) -> None:
@@ -222,9 +254,11 @@ def tokenize_sentences(
 def validate(folder: Path, references: References, kept_hidden: list[int]) -> float:
     """Load the folder with transformers and sentence-transformers and compare all outputs.
 
+    Both compute in float32, whatever the precision of the weights.
+
     Args:
         folder: Written model folder.
-        references: Outputs of the masked model.
+        references: Outputs of the masked model, with weights of the folder's precision.
         kept_hidden: Hidden dimensions that the folder's model has kept.
 
     Returns:
@@ -280,11 +314,11 @@ def _load_heads(folder: Path, kept_hidden: list[int]) -> EmbeddingHeads:
     return heads
 
 
-def _sentence_transformers_vectors(folder: Path) -> Tensor:
+def _sentence_transformers_vectors(folder: Path, dtype: torch.dtype = torch.float32) -> Tensor:
     from sentence_transformers import SentenceTransformer
 
     with no_loading_bars():
-        model = SentenceTransformer(str(folder), device="cpu")
+        model = SentenceTransformer(str(folder), device="cpu", model_kwargs={"dtype": dtype})
     model.default_prompt_name = None  # the masked model got no prompt either
     vectors = model.encode(
         list(VALIDATION_SENTENCES), convert_to_tensor=True, show_progress_bar=False

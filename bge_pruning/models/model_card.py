@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from bge_pruning.models.encoder_shape import EncoderShape
+from bge_pruning.models.precision import describe_precision
 
 _TEMPLATE = """---
 library_name: sentence-transformers
@@ -22,7 +23,7 @@ An ordinary XLM-RoBERTa encoder, cut from `{base_model}` by structured pruning.
 
 `pruning.json` lists the kept layers, heads, units and dimensions, and how near the learned gates
 were to this shape. The written model gave the same outputs as the masked model it was cut from
-(largest difference {difference:.1e}, float32).
+(largest difference {difference:.1e}, float32).{precision}
 
 ```python
 from sentence_transformers import SentenceTransformer
@@ -53,6 +54,7 @@ def render_model_card(info: dict[str, Any]) -> str:
         base_model=info["source"]["base_model"],
         sizes="\n".join(rows),
         difference=info["largest_difference"],
+        precision=describe_precision(info),
         pooling=info["pooling"],
         heads=_describe_heads(EncoderShape(**shape)),
     )

@@ -106,6 +106,19 @@ def read_pooling(folder: Path) -> str:
     return poolings[tuple(named)]
 
 
+def read_max_seq_length(folder: Path, config: dict[str, Any]) -> int:
+    """Longest text in tokens: what the folder's files name, but never more than the positions.
+
+    Args:
+        folder: Model folder.
+        config: Its ``config.json``, see :func:`read_hf_config`.
+    """
+    named = read_json(folder / "sentence_bert_config.json", {}).get("max_seq_length")
+    # Positions start at pad_token_id + 1.
+    positions = config["max_position_embeddings"] - config["pad_token_id"] - 1
+    return min(named or positions, positions)
+
+
 def read_prompts(folder: Path) -> dict[str, Any]:
     """What the folder's sentence-transformers files say to write before a text.
 

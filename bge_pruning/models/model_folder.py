@@ -9,10 +9,12 @@ from typing import Any
 
 import torch
 from safetensors.torch import save_file
+from torch import Tensor, nn
 
 from bge_pruning.models.bge_m3_backbone import XLMRobertaBackbone
 from bge_pruning.models.embedding_heads import EmbeddingHeads
 from bge_pruning.models.encoder_shape import EncoderShape
+from bge_pruning.models.precision import dtype_name, round_tensor
 
 # Keys that name the source or the way it was saved, not the model.
 _STALE_KEYS = ("_name_or_path", "torch_dtype", "dtype", "transformers_version", "head_dim")
@@ -33,8 +35,12 @@ def write_model_folder(
     tokenizer_files: dict[str, bytes],
     max_seq_length: int,
     prompts: dict[str, Any] | None = None,
+    dtype: torch.dtype = torch.float32,
 ) -> None:
     """Write weights, config, tokenizer, heads and sentence-transformers files.
+
+    Heads have the precision of the encoder. FlagEmbedding copies them into layers of its own, so it
+    loads any precision with ``use_fp16`` or without.
 
     Args:
         folder: Existing, empty folder.
@@ -45,27 +51,40 @@ def write_model_folder(
         tokenizer_files: Contents by file name.
         max_seq_length: Longest input for sentence-transformers, in tokens.
         prompts: See :func:`write_sentence_transformers_files`.
+        dtype: Precision of the weights on disk: float32, float16 or bfloat16.
+
+    Raises:
+        ValueError: If a weight is beyond the range of ``dtype``.
     """
     for name, content in tokenizer_files.items():
         (folder / name).write_bytes(content)
     if "special_tokens_map.json" not in tokenizer_files:
         _write_json(folder / "special_tokens_map.json", _special_tokens(tokenizer_files))
-    _write_json(folder / "config.json", compute_hf_config(hf_config, shape))
-    state = {name: value.detach().contiguous() for name, value in backbone.state_dict().items()}
+    _write_json(folder / "config.json", compute_hf_config(hf_config, shape, dtype))
+    state = _rounded(backbone, dtype)
     save_file(state, folder / "model.safetensors", metadata={"format": "pt"})
     # safetensors makes files that only their owner can read; a server may run as someone else.
     shutil.copymode(folder / "config.json", folder / "model.safetensors")
     for name in ("colbert_linear", "sparse_linear"):
         head = getattr(heads, name)
         if head is not None:
-            torch.save(head.state_dict(), folder / f"{name}.pt")
+            torch.save(_rounded(head, dtype, f"{name}."), folder / f"{name}.pt")
     write_sentence_transformers_files(
         folder, heads.pooling, shape.hidden_size, max_seq_length, prompts
     )
 
 
-def compute_hf_config(hf_config: dict[str, Any], shape: EncoderShape) -> dict[str, Any]:
-    """``config.json`` of the cut model: the source's, with the new sizes."""
+def _rounded(module: nn.Module, dtype: torch.dtype, prefix: str = "") -> dict[str, Tensor]:
+    return {
+        name: round_tensor(prefix + name, value.detach(), dtype).contiguous()
+        for name, value in module.state_dict().items()
+    }
+
+
+def compute_hf_config(
+    hf_config: dict[str, Any], shape: EncoderShape, dtype: torch.dtype = torch.float32
+) -> dict[str, Any]:
+    """``config.json`` of the cut model: the source's, with the new sizes and precision."""
     kept = {key: value for key, value in hf_config.items() if key not in _STALE_KEYS}
     return {
         **_DEFAULTS,
@@ -78,7 +97,9 @@ def compute_hf_config(hf_config: dict[str, Any], shape: EncoderShape) -> dict[st
         "vocab_size": shape.vocab_size,
         # Older vLLM reads this key without a default.
         "position_embedding_type": "absolute",
-        "torch_dtype": "float32",
+        # transformers 5 loads a model in this precision; older readers know the second name.
+        "dtype": dtype_name(dtype),
+        "torch_dtype": dtype_name(dtype),
     }
 
 

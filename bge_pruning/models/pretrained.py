@@ -23,6 +23,7 @@ from bge_pruning.models.hub import WEIGHT_FILES, fetch_model_folder
 from bge_pruning.models.model_files import (
     read_hf_config,
     read_json,
+    read_max_seq_length,
     read_pooling,
     read_prompts,
     read_tokenizer_files,
@@ -159,18 +160,10 @@ def load_base_model(
         backbone=backbone,
         heads=heads,
         tokenizer_files=tokenizer_files,
-        max_seq_length=_longest_input(folder, config),
+        max_seq_length=read_max_seq_length(folder, config),
         pruning=read_json(folder / "pruning.json", None),
         prompts=read_prompts(folder),
     )
-
-
-def _longest_input(folder: Path, config: dict[str, Any]) -> int:
-    """What sentence-transformers is told, but never more than there are positions."""
-    given = read_json(folder / "sentence_bert_config.json", {}).get("max_seq_length")
-    # Positions start at pad_token_id + 1.
-    positions = config["max_position_embeddings"] - config["pad_token_id"] - 1
-    return min(given or positions, positions)
 
 
 def load_strict(module: nn.Module, state: dict[str, Tensor], source: str) -> None:

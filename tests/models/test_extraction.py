@@ -238,6 +238,140 @@ def test_a_model_for_short_texts(length, metadata, save_run, tmp_path):
     assert (tmp_path / "small" / "model.safetensors").exists()
 
 
+# Precision
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)
+def test_masked_and_rounded_equals_extracted(
+    dtype, run, build_model, tiny_shape, target_shape, batch, tmp_path
+):
+    """The law for rounded weights: 1e-5, as far as float32 goes; bfloat16 itself is far above."""
+    info = extract(run, tmp_path / "small", dtype=dtype)
+    kept = kept_of(run, target_shape)
+    assert info["kept"] == kept
+    backbone, heads = build_model(tiny_shape, torch.float32)
+    found = []
+    for rounded in (False, True):
+        if rounded:
+            for parameter in (*backbone.parameters(), *heads.parameters()):
+                parameter.data = parameter.data.to(dtype).float()
+        with torch.no_grad():
+            hidden = backbone(**batch, masks=masks_of(kept))
+            masked = heads.outputs(hidden, batch["attention_mask"])
+        found.append({**masked, "dense_vecs": masked["dense_vecs"][:, kept["hidden"]]})
+    small = tmp_path / "small"
+    heads = {p.stem: torch.load(p, weights_only=True) for p in small.glob("*.pt")}
+    assert all(t.dtype == dtype for state in heads.values() for t in state.values())
+    for name, state in heads.items():
+        torch.save({key: value.float() for key, value in state.items()}, small / f"{name}.pt")
+    extracted = outputs_of(small, "cls", batch)
+    for name, value in found[1].items():
+        torch.testing.assert_close(extracted[name], value, atol=1e-5, rtol=0)
+    assert (found[0]["dense_vecs"] - found[1]["dense_vecs"]).abs().max() > 1e-5
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)
+def test_the_record_of_a_precision(dtype, run, tmp_path):
+    info = extract(run, tmp_path / "small", dtype=dtype)
+    assert json.loads((tmp_path / "small" / "pruning.json").read_text()) == info
+    assert info["largest_difference"] <= 1e-5
+    precision = info["precision"]
+    assert set(precision) == {"dtype", "rounding", "as_loaded"}
+    name = str(dtype).removeprefix("torch.")
+    assert precision["dtype"] == name
+    outputs = {"dense_vecs", "token_weights", "colbert_vecs"}
+    assert set(precision["rounding"]) == {"dense_cosine", *outputs}
+    assert 1e-5 < precision["rounding"]["dense_vecs"] < 0.1
+    assert 0.99 < precision["rounding"]["dense_cosine"] < 1.0
+    assert 1e-5 < precision["as_loaded"] < 0.1
+    card = (tmp_path / "small" / "README.md").read_text(encoding="utf-8")
+    assert f"The weights are {name}:" in card
+
+
+def test_weights_beyond_float16_are_refused(run, metadata, save_run, tmp_path, unchanged):
+    name = "encoder.layer.2.output.dense.bias"
+    save_run(metadata, {f"backbone.{name}": torch.full((32,), 1e5)})
+    before = contents(tmp_path)
+    with pytest.raises(ValueError, match=rf"^{name} holds 100000, and float16 ends at 65504"):
+        extract(run, tmp_path / "small", dtype=torch.float16)
+    unchanged(before)
+
+
+def test_activations_beyond_float16_are_refused(run, metadata, save_run, tmp_path, unchanged):
+    """No weight is too large, but what they compute is."""
+    names = [f"backbone.encoder.layer.{i}.intermediate.dense.bias" for i in range(4)]
+    save_run(metadata, {name: torch.full((64,), 6e4) for name in names})
+    extract(run, tmp_path / "wide", dtype=torch.bfloat16)
+    before = contents(tmp_path)
+    message = r"^run in float16, the extracted model gives vectors that are not finite: .* To fix"
+    with pytest.raises(ValidationError, match=message):
+        extract(run, tmp_path / "small", dtype=torch.float16)
+    unchanged(before)
+
+
+def test_a_damaged_folder_of_another_precision_is_not_delivered(run, tmp_path, damage, unchanged):
+    damage(shift_head("sparse_linear"))
+    before = contents(tmp_path)
+    with pytest.raises(ValidationError, match="token_weights"):
+        extract(run, tmp_path / "small", dtype=torch.float16)
+    unchanged(before)
+
+
+FLAG = """\
+import json, sys
+from FlagEmbedding import BGEM3FlagModel
+
+rows = {}
+for folder in sys.argv[1:]:
+    for half in (False, True):
+        model = BGEM3FlagModel(folder, use_fp16=half, devices="cpu", colbert_dim=32)
+        found = model.encode(
+            ["A plane is taking off.", "Yes."],
+            return_dense=True, return_sparse=True, return_colbert_vecs=True,
+        )
+        rows[f"{folder} {half}"] = [
+            found["dense_vecs"].tolist(), [v.tolist() for v in found["colbert_vecs"]],
+            [[float(w) for w in row.values()] for row in found["lexical_weights"]],
+        ]
+print("RESULT" + json.dumps(rows))
+"""
+
+
+def test_flag_embedding_loads_every_precision(run, tmp_path):
+    """With ``use_fp16`` and without, whatever the precision of encoder and heads on disk."""
+    dtypes = {"fp16": torch.float16, "bf16": torch.bfloat16}
+    folders = {name: str(tmp_path / name) for name in dtypes}
+    for name, dtype in dtypes.items():
+        extract(run, Path(folders[name]), dtype=dtype)
+    environment = {k: v for k, v in os.environ.items() if k != "PYTHONPATH"}
+    done = subprocess.run(
+        [sys.executable, "-c", FLAG, *folders.values()],
+        cwd=tmp_path,
+        env={**environment, "HF_HUB_OFFLINE": "1"},
+        check=True,
+        capture_output=True,
+        text=True,
+    )
+    rows = json.loads(done.stdout.partition("RESULT")[2])
+    for folder in folders.values():
+        dense = [torch.tensor(rows[f"{folder} {half}"][0]) for half in (False, True)]
+        torch.testing.assert_close(dense[0], dense[1], atol=1e-2, rtol=0)
+        batch = extraction.tokenize_sentences(
+            {"tokenizer.json": Path(folder, "tokenizer.json").read_bytes()}, 1, 78
+        )
+        expected = outputs_of_rounded(Path(folder), batch)[:2]
+        torch.testing.assert_close(dense[0], expected, atol=1e-5, rtol=0)
+
+
+def outputs_of_rounded(folder: Path, batch: dict[str, Tensor]) -> Tensor:
+    """Dense vectors in float32, from the files alone."""
+    from transformers import AutoModel
+
+    with no_loading_bars(), torch.no_grad():
+        model = AutoModel.from_pretrained(folder, dtype=torch.float32).eval()
+        return normalize(model(**batch).last_hidden_state[:, 0], dim=-1)
+
+
 # What other programs get
 
 READ = """\

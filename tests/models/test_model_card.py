@@ -143,3 +143,12 @@ def test_the_text_is_whole(make_info):
     assert not re.search(r"\{\w*\}|None|nan", card)
     assert card.endswith(".\n")
     assert all(len(line) <= 100 for line in card.splitlines() if "FlagEmbedding" not in line)
+
+
+def test_the_precision_is_named_with_what_it_costs(make_info):
+    assert "The weights are" not in render_model_card(make_info())
+    rounding = {"dense_cosine": 0.9999987, "dense_vecs": 1e-4}
+    precision = {"dtype": "float16", "rounding": rounding, "as_loaded": 1e-3}
+    card = " ".join(render_model_card({**make_info(), "precision": precision}).split())
+    assert "The weights are float16: beside float32 weights, the lowest cosine of a" in card
+    assert "two dense vectors is 0.999999." in card

@@ -19,6 +19,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file
 
 from bge_pruning.models.model_folder import compute_hf_config, write_model_folder
+from bge_pruning.models.pretrained import load_base_model
 from bge_pruning.models.quiet import no_loading_bars
 
 ALWAYS = {
@@ -65,13 +66,13 @@ def files(folder: Path) -> set[str]:
 def write(tmp_path, build_model, target_shape, tiny_hf_config, tokenizer_files):
     """A function that writes a small model, and returns the folder, the encoder and the heads."""
 
-    def write(shape=target_shape, pooling="cls", config=None, tokenizer=None, length=78):
+    def write(shape=target_shape, pooling="cls", config=None, tokenizer=None, length=78, **options):
         backbone, heads = build_model(shape, torch.float32, pooling)
         folder = tmp_path / "model"
         folder.mkdir()
         config = tiny_hf_config if config is None else config
         tokenizer = tokenizer_files if tokenizer is None else tokenizer
-        write_model_folder(folder, backbone, heads, shape, config, tokenizer, length)
+        write_model_folder(folder, backbone, heads, shape, config, tokenizer, length, **options)
         return folder, backbone, heads
 
     return write
@@ -196,6 +197,60 @@ def test_a_pooler_is_written_if_there_is_one(pooler, write, target_shape):
     assert any(name.startswith("pooler.") for name in names) == pooler
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
+def test_weights_and_heads_have_the_precision_asked_for(dtype, write):
+    from transformers import AutoConfig, AutoModel
+
+    folder, backbone, heads = write(dtype=dtype)
+    name = str(dtype).removeprefix("torch.")
+    config = read_json(folder / "config.json")
+    assert config["dtype"] == config["torch_dtype"] == name
+    state = load_file(folder / "model.safetensors")
+    for key, tensor in backbone.state_dict().items():
+        assert torch.equal(state[key], tensor.to(dtype)), key
+    for head in HEADS:
+        module = getattr(heads, head.removesuffix(".pt"))
+        state = torch.load(folder / head, weights_only=True)
+        for key, tensor in module.state_dict().items():
+            assert torch.equal(state[key], tensor.to(dtype)), key
+            assert state[key].dtype == dtype
+            size = state[key].untyped_storage().nbytes()
+            assert size == dtype.itemsize * tensor.numel()
+    assert AutoConfig.from_pretrained(folder).dtype == dtype
+    with no_loading_bars():
+        assert AutoModel.from_pretrained(folder).dtype == dtype
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_this_package_reads_any_precision_as_float32(dtype, write):
+    folder, backbone, heads = write(dtype=dtype)
+    base = load_base_model(str(folder))
+    for ours, theirs in ((base.backbone, backbone), (base.heads, heads)):
+        found = ours.state_dict()
+        for name, tensor in theirs.state_dict().items():
+            assert found[name].dtype == torch.float32
+            assert torch.equal(found[name], tensor.to(dtype).float()), name
+
+
+@pytest.mark.parametrize("module", ["backbone", "heads"])
+def test_a_weight_beyond_the_precision_is_named(
+    module, build_model, target_shape, tiny_hf_config, tokenizer_files, tmp_path
+):
+    backbone, heads = build_model(target_shape, torch.float32)
+    part, name = {
+        "backbone": (backbone, "encoder.layer.1.output.dense.bias"),
+        "heads": (heads, "sparse_linear.bias"),
+    }[module]
+    part.get_parameter(name).data[0] = -70_000.0
+    arguments = (backbone, heads, target_shape, tiny_hf_config, tokenizer_files, 78)
+    message = rf"^{name} holds 70000, and float16 ends at 65504\. To fix, write the model in bf16"
+    (tmp_path / "a").mkdir()
+    with pytest.raises(ValueError, match=message):
+        write_model_folder(tmp_path / "a", *arguments, dtype=torch.float16)
+    (tmp_path / "b").mkdir()
+    write_model_folder(tmp_path / "b", *arguments, dtype=torch.bfloat16)
+
+
 # config.json
 
 
@@ -226,6 +281,7 @@ def test_config_has_the_cut_sizes_and_keeps_the_rest(folder, tiny_hf_config):
         "num_attention_heads": 2,
         "num_hidden_layers": 2,
         "position_embedding_type": "absolute",
+        "dtype": "float32",
         "torch_dtype": "float32",
         "vocab_size": 99,
     }
@@ -246,8 +302,8 @@ def test_config_drops_what_was_true_of_the_source_only(tiny_hf_config, target_sh
     config = compute_hf_config(source, replace(target_shape, vocab_size=50))
     assert config["vocab_size"] == 50
     assert config["architectures"] == ["XLMRobertaModel"]
-    assert config["torch_dtype"] == "float32"
-    assert not {"dtype", "head_dim", "_name_or_path", "transformers_version"} & set(config)
+    assert config["torch_dtype"] == config["dtype"] == "float32"
+    assert not {"head_dim", "_name_or_path", "transformers_version"} & set(config)
     assert source == before
 
 

@@ -1,0 +1,118 @@
+"""A model's ONNX file, scored as any other model."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from bge_pruning.evaluation.onnx_session import open_session, run_session
+from bge_pruning.evaluation.text_encoder import BatchEncoder, TextSide
+from bge_pruning.models.model_files import (
+    read_hf_config,
+    read_max_seq_length,
+    read_prompts,
+    read_tokenizer_files,
+)
+from bge_pruning.models.pretrained import load_base_model
+from bge_pruning.models.scores import OUTPUT_NAMES
+
+if TYPE_CHECKING:
+    from onnxruntime import InferenceSession
+
+
+class OnnxEncoder(BatchEncoder):
+    """An ONNX file of :func:`bge_pruning.export.onnx_export.export_onnx`, or its int8 form.
+
+    Args:
+        path: The file, in a model folder or in its ``onnx`` folder.
+        device: ``cpu``, or ``cuda`` with onnxruntime-gpu.
+        max_length: Longest text in tokens; ``None`` for the model's own limit.
+        batch_size: Texts of a batch, fewer if they are long.
+
+    Raises:
+        ImportError: If ``onnxruntime`` is not installed.
+        FileNotFoundError: If there is no such file, or no model folder around it.
+        ValueError: If the file is damaged, has other outputs, or cannot run on the device.
+    """
+
+    def __init__(
+        self, path: Path, device: str = "cpu", max_length: int | None = None, batch_size: int = 64
+    ) -> None:
+        self.path = path
+        self.folder = find_model_folder(path)
+        self.session = open_session(path, device)
+        self._names = _find_outputs(path, self.session)
+        config = read_hf_config(self.folder)
+        side = TextSide(
+            str(path),
+            read_tokenizer_files(self.folder, config["vocab_size"]),
+            config["hidden_size"],
+            config["vocab_size"],
+            config["pad_token_id"],
+            read_max_seq_length(self.folder, config),
+            read_prompts(self.folder),
+        )
+        super().__init__(side, device, max_length, batch_size)
+
+    def names(self) -> tuple[str, ...]:
+        """The outputs that the file has."""
+        return self._names
+
+    def word_table(self) -> np.ndarray:
+        """Word embeddings of the folder's weights, shape ``(V, H)``."""
+        base = load_base_model(str(self.folder))
+        return base.backbone.embeddings.word_embeddings.weight.detach().numpy().copy()
+
+    def compute(self, ids: Tensor, mask: Tensor, names: Sequence[str]) -> dict[str, Tensor]:
+        """Outputs of one batch by name, see :class:`BatchEncoder`."""
+        outputs = run_session(self.session, ids, mask, names)
+        return {name: torch.from_numpy(value).to(self.device) for name, value in outputs.items()}
+
+
+def find_model_folder(path: Path) -> Path:
+    """The model folder that an ONNX file belongs to.
+
+    Args:
+        path: The file.
+
+    Raises:
+        FileNotFoundError: If the file is not there, or neither its folder nor the one above holds a
+            model.
+    """
+    if not path.is_file():
+        raise FileNotFoundError(
+            f"{path}: no such file. To fix, export the model with extract_pruned_model.py --onnx."
+        )
+    folders = (path.resolve().parent, path.resolve().parent.parent)
+    for folder in folders:
+        if (folder / "config.json").is_file():
+            return folder
+    raise FileNotFoundError(
+        f"{path}: lies in no model's folder (no config.json beside it or one folder above). To "
+        f"fix, keep it where it was exported: in the folder onnx of its model."
+    )
+
+
+def onnx_files(path: Path) -> list[Path]:
+    """An ONNX file, and that of its weights if they are apart.
+
+    Args:
+        path: The file.
+    """
+    return [file for file in (path, path.with_name(f"{path.name}_data")) if file.is_file()]
+
+
+def _find_outputs(path: Path, session: InferenceSession) -> tuple[str, ...]:
+    there = [output.name for output in session.get_outputs()]
+    names = tuple(name for name in OUTPUT_NAMES.values() if name in there)
+    if "dense_vecs" not in names:
+        raise ValueError(
+            f"{path}: has the outputs {', '.join(there)}, expected dense_vecs. To fix, export it "
+            f"with this package: other exporters leave out pooling and heads."
+        )
+    return names

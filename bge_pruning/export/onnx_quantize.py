@@ -1,0 +1,242 @@
+"""Dynamic int8 quantisation of an exported graph, for CPUs.
+
+Weights become int8 once; the inputs of every product are quantised as they come, with one range for
+the whole batch. So a text's vector depends a little on the texts beside it, padding included. On a
+GPU the float32 file, or torch in fp16, is faster.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from bge_pruning.evaluation.onnx_encoder import OnnxEncoder, onnx_files
+from bge_pruning.export.int8_loss import Pairs, measure_int8
+from bge_pruning.export.onnx_export import DATA, FOLDER, MODEL, SINGLE_FILE_BYTES
+from bge_pruning.utils.evaluation import refuse_existing
+from bge_pruning.utils.optional import import_optional
+
+if TYPE_CHECKING:
+    from onnx import GraphProto, ModelProto
+
+log = logging.getLogger(__name__)
+
+QUANTISED = "model_quantized.onnx"
+WORDS = "embeddings.word_embeddings.weight"
+# Together 0.2 % of BGE-M3: nothing to gain, and they are what makes its scores.
+HEADS = ("sparse_linear", "colbert_linear")
+# int8 without its smallest number, so that the range is symmetric.
+LARGEST = 127
+
+
+@dataclass(frozen=True)
+class Int8Settings:
+    """How a graph is quantised.
+
+    Attributes:
+        per_channel: A scale for each output of a product, not one for the whole matrix.
+        reduce_range: 7 bits for weights. CPUs without VNNI add pairs of products in 16 bits, which
+            8-bit weights overflow, silently; the file may go to any CPU.
+        embeddings: ``rows`` with a scale for each token, ``table`` with one for all of them (what
+            ONNX Runtime's quantiser does), ``none`` to leave them float32.
+    """
+
+    per_channel: bool = True
+    reduce_range: bool = True
+    embeddings: str = "rows"
+
+
+# The first is what is exported. all-MiniLM-L6-v2 (6 layers, H=384) on the 2,552 sentences of
+# stsb-en-test.csv, 2 threads of an AMD EPYC with VNNI, measured by scripts/benchmark_int8.py:
+#
+#                             MB   cosine to float32: mean, lowest   Spearman (float32 0.8203)
+# exported                  24.1                     0.9913, 0.952                      0.8205
+# 8 bits                    24.1                     0.9924, 0.968                      0.8170
+# one scale a matrix        24.0                     0.8662, 0.560                      0.8040
+# embeddings with one scale 23.4                     0.9910, 0.960                      0.8195
+# embeddings in float32     59.2                     0.9912, 0.958                      0.8185
+#
+# All are 1.7 to 2.6 times as fast in batches as float32 (90.9 MB), on a busy machine that cannot
+# tell them apart. Rows of embeddings cost nothing and are most of what is saved.
+CANDIDATES = {
+    "exported": Int8Settings(),
+    "8 bits": Int8Settings(reduce_range=False),
+    "one scale a matrix": Int8Settings(per_channel=False),
+    "embeddings with one scale": Int8Settings(embeddings="table"),
+    "embeddings in float32": Int8Settings(embeddings="none"),
+}
+
+
+def export_onnx_int8(
+    folder: Path, pairs: Pairs | None = None, overwrite: bool = False, rounds: int = 7
+) -> dict[str, Any]:
+    """Write ``onnx/model_quantized.onnx`` beside ``onnx/model.onnx``, and measure what it loses.
+
+    Args:
+        folder: Model folder with an export of :func:`bge_pruning.export.onnx_export.export_onnx`.
+        pairs: First sentences, second sentences and gold scores: texts to compare on, and a
+            correlation to lose. The sentences of extraction's validation if ``None``.
+        overwrite: Replace an earlier file.
+        rounds: Measurements of speed; the two files take turns.
+
+    Returns:
+        JSON-ready: ``file``, ``bytes``, ``settings``, and what :func:`measure_int8` found.
+
+    Raises:
+        ImportError: If ``onnx`` or ``onnxruntime`` is not installed.
+        FileExistsError: If the file exists and may not be replaced.
+        FileNotFoundError: If there is no export.
+        ValueError: If the weights are too many for one file, or an output is not finite.
+    """
+    output = folder / FOLDER / QUANTISED
+    refuse_existing([output], overwrite=overwrite)
+    settings = CANDIDATES["exported"]
+    with quantised(folder, settings) as path:
+        loss = measure_int8(OnnxEncoder(path), OnnxEncoder(folder / FOLDER / MODEL), pairs, rounds)
+        os.replace(path, output)
+    log.info("wrote %s: %s", output, describe_loss(loss))
+    size = output.stat().st_size
+    return {
+        "file": f"{FOLDER}/{QUANTISED}",
+        "bytes": size,
+        "bytes_float32": sum(f.stat().st_size for f in onnx_files(folder / FOLDER / MODEL)),
+        "settings": asdict(settings),
+        **loss,
+    }
+
+
+def describe_loss(loss: dict[str, Any]) -> str:
+    """One line about what int8 loses and gains.
+
+    Args:
+        loss: See :func:`measure_int8`.
+    """
+    dense, speed = loss["cosine"]["dense_vecs"], loss["speed"]
+    text = (
+        f"cosine to float32 {dense['mean']:.4f} (lowest {dense['min']:.4f} of {loss['texts']} "
+        f"texts), {speed['throughput_texts_per_s']['ratio']:.2f} times the texts per second, "
+        f"{speed['latency_ms']['ratio']:.2f} times the time of one text"
+    )
+    spearman = loss["spearman"]
+    if spearman is not None:
+        text += f", Spearman {spearman['int8']:.4f} (float32 {spearman['float32']:.4f})"
+    return text
+
+
+@contextmanager
+def quantised(folder: Path, settings: Int8Settings) -> Iterator[Path]:
+    """A quantised copy of a folder's graph, in a folder beside it that is gone afterwards.
+
+    Args:
+        folder: Model folder with an export.
+        settings: How.
+
+    Yields:
+        The ONNX file; it may be moved away.
+
+    Raises:
+        FileNotFoundError: If there is no export.
+        ValueError: If the weights are too many for one file.
+    """
+    source = folder / FOLDER / MODEL
+    if not source.is_file():
+        raise FileNotFoundError(
+            f"{source}: no such file. To fix, export the model first: int8 is made from float32."
+        )
+    with tempfile.TemporaryDirectory(prefix=f".{FOLDER}-int8.partial-", dir=folder) as name:
+        staging = Path(name)
+        _prepare(source, staging)
+        model = _quantise(staging, settings)
+        size = sum(len(weight.raw_data) for weight in model.graph.initializer)
+        if size > SINGLE_FILE_BYTES:
+            raise ValueError(
+                f"{source}: {size / 1e9:.1f} GB of int8 weights are more than one ONNX file can "
+                f"hold ({SINGLE_FILE_BYTES / 1e9:.1f} GB). To fix, use the float32 file."
+            )
+        path = staging / QUANTISED
+        path.write_bytes(model.SerializeToString())
+        import_optional("onnx.checker", "onnx").check_model(str(path), full_check=True)
+        yield path
+
+
+def _prepare(source: Path, staging: Path) -> None:
+    """The graph marked as ready to be quantised, and its weights if they are apart.
+
+    ONNX Runtime advises to infer shapes and to simplify first, and warns if the mark is missing;
+    in our graph there is nothing to simplify.
+    """
+    onnx = import_optional("onnx", "onnx")
+    model = onnx.load(source, load_external_data=False)
+    import_optional("onnxruntime.quantization.quant_utils", "onnx").add_pre_process_metadata(model)
+    (staging / MODEL).write_bytes(model.SerializeToString())
+    data = source.with_name(DATA)
+    if data.is_file():  # a copy: onnx refuses links of any kind
+        shutil.copyfile(data, staging / DATA)
+
+
+def _quantise(staging: Path, settings: Int8Settings) -> ModelProto:
+    onnx = import_optional("onnx", "onnx")
+    quantization = import_optional("onnxruntime.quantization", "onnx")
+    large = staging / "large.onnx"
+    quantization.quantize_dynamic(
+        staging / MODEL,
+        large,
+        op_types_to_quantize=["MatMul", *(["Gather"] if settings.embeddings == "table" else [])],
+        per_channel=settings.per_channel,
+        reduce_range=settings.reduce_range,
+        nodes_to_exclude=list(HEADS),
+        # Beside the file: with float32 embeddings it may be too large for one.
+        use_external_data_format=True,
+    )
+    model = onnx.load(large)
+    if settings.embeddings == "rows":
+        quantise_rows(model.graph, WORDS)
+    return model
+
+
+def quantise_rows(graph: GraphProto, name: str) -> None:
+    """Keep an embedding table as int8 with a scale for each row, in place.
+
+    ``table[i] = scale[i] * int8[i]``, with ``scale[i] = max |table[i]| / 127``; only the rows that
+    are looked up are multiplied.
+
+    Args:
+        graph: The graph.
+        name: Weight that a Gather looks rows up in, shape ``(V, H)``.
+    """
+    onnx = import_optional("onnx", "onnx")
+    (table,) = [weight for weight in graph.initializer if weight.name == name]
+    values = onnx.numpy_helper.to_array(table)
+    scales = np.abs(values).max(axis=1, keepdims=True) / LARGEST
+    scales[scales == 0] = 1.0  # the row of the padding token may be 0
+    rows = np.rint(values / scales).astype(np.int8)
+    graph.initializer.remove(table)
+    for suffix, array in (("int8", rows), ("scale", scales)):
+        graph.initializer.append(onnx.numpy_helper.from_array(array, f"{name}_{suffix}"))
+    nodes = [part for node in graph.node for part in _look_up(node, name)]
+    del graph.node[:]
+    graph.node.extend(nodes)
+
+
+def _look_up(node: Any, name: str) -> list[Any]:
+    """The nodes that take the place of one."""
+    if node.op_type != "Gather" or node.input[0] != name:
+        return [node]
+    helper = import_optional("onnx.helper", "onnx")
+    ids, output = node.input[1], node.output[0]
+    rows, scales, floats = (f"{output}_{part}" for part in ("int8", "scale", "float"))
+    return [
+        helper.make_node("Gather", [f"{name}_int8", ids], [rows], rows),
+        helper.make_node("Cast", [rows], [floats], floats, to=helper.TensorProto.FLOAT),
+        helper.make_node("Gather", [f"{name}_scale", ids], [scales], scales),
+        helper.make_node("Mul", [floats, scales], [output], output),
+    ]

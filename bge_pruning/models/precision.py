@@ -1,0 +1,103 @@
+"""Precision of the weights on disk: rounding them, and what that changes.
+
+Rounding to nearest changes a weight by its unit roundoff at most, relative to itself: 2^-11 (0.05
+%) in float16 and 2^-8 (0.4 %) in bfloat16. float16 loses more below 2^-14 (its steps are 2^-24
+there) and ends at 65504; bfloat16 has float32's range. How far that moves an output depends on the
+model, so it is measured, not bounded. What can be exact is: a model that was rounded in memory and
+one that was written and read back have the same float32 weights.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from bge_pruning.models.bge_m3_backbone import XLMRobertaBackbone
+from bge_pruning.models.embedding_heads import EmbeddingHeads
+
+# By the names of command lines.
+DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
+
+
+def dtype_name(dtype: torch.dtype) -> str:
+    """``float16`` for ``torch.float16``, as ``config.json`` has it."""
+    return str(dtype).removeprefix("torch.")
+
+
+def round_tensor(name: str, tensor: Tensor, dtype: torch.dtype) -> Tensor:
+    """A tensor in another precision.
+
+    Args:
+        name: What it is called, for the message.
+        tensor: Any shape.
+        dtype: One of ``DTYPES``.
+
+    Raises:
+        ValueError: If the precision is unknown, or a number is beyond its range.
+    """
+    if dtype not in DTYPES.values():
+        raise ValueError(
+            f"dtype {dtype} is not one of {', '.join(map(str, DTYPES.values()))}. To fix, choose "
+            f"one: {', '.join(DTYPES)}."
+        )
+    rounded = tensor.to(dtype)
+    if bool((rounded.isinf() & tensor.isfinite()).any()):
+        largest = tensor[tensor.isfinite()].abs().max()
+        raise ValueError(
+            f"{name} holds {largest:g}, and {dtype_name(dtype)} ends at "
+            f"{torch.finfo(dtype).max:g}. To fix, write the model in bf16 or fp32."
+        )
+    return rounded
+
+
+@torch.no_grad()
+def round_weights(backbone: XLMRobertaBackbone, heads: EmbeddingHeads, dtype: torch.dtype) -> None:
+    """Round all weights in place; they stay float32 tensors.
+
+    Rounding weight by weight and cutting rows and columns can be done in either order.
+
+    Args:
+        backbone: Encoder, float32.
+        heads: Its heads, float32.
+        dtype: One of ``DTYPES``.
+
+    Raises:
+        ValueError: See :func:`round_tensor`.
+    """
+    for module in (backbone, heads):
+        for name, parameter in module.named_parameters():
+            parameter.copy_(round_tensor(name, parameter, dtype))
+
+
+def precision_loss(before: Mapping[str, Tensor], after: Mapping[str, Tensor]) -> dict[str, float]:
+    """How far rounding moved the outputs.
+
+    Args:
+        before: Outputs by name with the float32 weights, as :meth:`EmbeddingHeads.outputs`.
+        after: The same with rounded weights, computed in float32 too.
+
+    Returns:
+        ``dense_cosine``, the lowest cosine of a text's two dense vectors; and the largest
+        difference of every output under its name.
+    """
+    cosine = torch.cosine_similarity(before["dense_vecs"], after["dense_vecs"], dim=-1)
+    differences = {name: float((after[name] - before[name]).abs().max()) for name in before}
+    return {"dense_cosine": float(cosine.min()), **differences}
+
+
+def describe_precision(info: Mapping[str, Any]) -> str:
+    """A sentence about the precision for a model card; empty for float32.
+
+    Args:
+        info: Content of ``pruning.json``.
+    """
+    if "precision" not in info:
+        return ""
+    found = info["precision"]
+    return (
+        f" The weights are {found['dtype']}: beside float32 weights, the lowest cosine of a "
+        f"validation sentence's two dense vectors is {found['rounding']['dense_cosine']:.6f}."
+    )

@@ -1,0 +1,150 @@
+"""ONNX files among the models to evaluate."""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+import torch
+
+from bge_pruning.evaluation.encoders import (
+    check_model_name,
+    count_parameters,
+    load_encoder,
+    untrained_encoder,
+)
+from bge_pruning.evaluation.evaluate import evaluate
+from bge_pruning.evaluation.multi_vector import encode_queries
+from bge_pruning.evaluation.onnx_encoder import OnnxEncoder
+from bge_pruning.evaluation.scoring import score_tasks
+from bge_pruning.evaluation.search import MODES
+from bge_pruning.evaluation.tasks import beir_task, sts_task
+from bge_pruning.export.onnx_export import export_onnx
+
+TEXTS = ["the man plays guitar", "a", "the woman reads a red book in the park", "the the dog the"]
+BOTH = ("dense_vecs", "token_weights")
+
+
+@pytest.fixture(scope="module")
+def folder(model_folder, tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("exported") / "model"
+    shutil.copytree(model_folder, folder)
+    export_onnx(folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def file(folder) -> Path:
+    return folder / "onnx" / "model.onnx"
+
+
+def test_outputs_are_those_of_the_folder(folder, file):
+    ours, theirs = (load_encoder(str(name), batch_size=2) for name in (file, folder))
+    assert isinstance(ours, OnnxEncoder)
+    assert ours.names() == theirs.names()
+    found, expected = ours.encode(TEXTS, BOTH), theirs.encode(TEXTS, BOTH)
+    np.testing.assert_allclose(found.dense_vecs, expected.dense_vecs, atol=1e-5)
+    difference = found.lexical_weights - expected.lexical_weights
+    assert abs(difference).max() < 1e-5
+    assert found.lexical_weights.nnz == expected.lexical_weights.nnz
+    late = [encode_queries(encoder, TEXTS).vectors for encoder in (ours, theirs)]
+    torch.testing.assert_close(*late, atol=1e-5, rtol=0)
+    np.testing.assert_array_equal(ours.word_table(), theirs.word_table())
+
+
+def test_what_it_reads_from_the_folder(folder, file):
+    ours, theirs = (load_encoder(str(name), max_length=9) for name in (file, folder))
+    for name in ("special_ids", "prompts", "max_length", "batch_size", "device"):
+        assert getattr(ours, name) == getattr(theirs, name), name
+    assert load_encoder(str(file)).max_length == 128
+    assert ours.encode(TEXTS * 2).truncated == theirs.encode(TEXTS * 2).truncated == 2
+    assert count_parameters(ours) == count_parameters(theirs)
+    first, second = (untrained_encoder(encoder, 1) for encoder in (ours, theirs))
+    assert first.max_length == 9
+    np.testing.assert_array_equal(first.encode(TEXTS).dense_vecs, second.encode(TEXTS).dense_vecs)
+
+
+def test_scores_are_those_of_the_folder_in_every_mode(folder, file, collection, sts_csv):
+    for task in (beir_task(collection), sts_task(sts_csv)):
+        ours, theirs = (
+            score_tasks(load_encoder(str(name)), [task], list(MODES)) for name in (file, folder)
+        )
+        assert len(ours) == len(MODES)
+        for key, score in theirs.items():
+            assert ours[key].values == pytest.approx(score.values, abs=1e-5), key
+
+
+def test_an_evaluation_beside_the_folder(folder, file, sts_csv):
+    result = evaluate(str(file), str(folder), [sts_task(sts_csv)], batch_size=8)
+    entry = result["tasks"][0]
+    assert entry["retention"] == pytest.approx(1.0, abs=1e-4)
+    assert result["size_bytes"]["model"] == file.stat().st_size
+    assert result["parameters"]["model"] == result["parameters"]["baseline"]
+    memory = result["speed"]["memory_bytes"]
+    assert memory["model"] == {"weights": file.stat().st_size, "activations": None}
+    assert result["speed"]["throughput_texts_per_s"]["ratio"] > 0
+
+
+def test_size_includes_the_weights_beside_it(folder, file, tmp_path):
+    from bge_pruning.evaluation.cost import size_on_disk
+
+    path = tmp_path / "model.onnx"
+    shutil.copy(file, path)
+    (tmp_path / "model.onnx_data").write_bytes(b"12345")
+    assert size_on_disk(str(path)) == file.stat().st_size + 5
+
+
+def test_a_file_at_the_top_of_the_folder(folder, file, tmp_path):
+    """Where Optimum's own export puts it."""
+    shutil.copytree(folder, tmp_path / "flat")
+    shutil.move(tmp_path / "flat" / "onnx" / "model.onnx", tmp_path / "flat")
+    encoder = load_encoder(str(tmp_path / "flat" / "model.onnx"))
+    assert encoder.folder == (tmp_path / "flat").resolve()
+
+
+def test_files_that_are_not_there(tmp_path):
+    message = r"model\.onnx: no such file\. To fix, export the model with extract_pruned_model\.py"
+    for name in (tmp_path / "model.onnx", "small/model.onnx"):
+        with pytest.raises(FileNotFoundError, match=message):
+            check_model_name(str(name))
+
+
+def test_a_file_without_its_folder(file, tmp_path):
+    (tmp_path / "a" / "b").mkdir(parents=True)
+    path = tmp_path / "a" / "b" / "model.onnx"
+    shutil.copy(file, path)
+    with pytest.raises(FileNotFoundError, match=r"lies in no model's folder .* To fix, keep it"):
+        load_encoder(str(path))
+
+
+def test_a_folder_without_its_pooling(folder, tmp_path):
+    shutil.copytree(folder, tmp_path / "x")
+    (tmp_path / "x" / "modules.json").unlink()
+    with pytest.raises(ValueError, match=r"x has no modules\.json, so its pooling is unknown"):
+        load_encoder(str(tmp_path / "x" / "onnx" / "model.onnx"))
+
+
+def test_a_file_of_another_exporter(folder, file, tmp_path):
+    shutil.copytree(folder, tmp_path / "x")
+    path = tmp_path / "x" / "onnx" / "model.onnx"
+    model = onnx.load(path)
+    del model.graph.output[1:]
+    onnx.save(model, path)
+    message = r"has the outputs last_hidden_state, expected dense_vecs\. To fix, export it with"
+    with pytest.raises(ValueError, match=message):
+        load_encoder(str(path))
+
+
+def test_the_library_is_imported_only_when_it_is_used():
+    code = (
+        "import sys; import bge_pruning.evaluation.evaluate, bge_pruning.export.onnx_export;"
+        "sys.exit(any(name in sys.modules for name in ('onnx', 'onnxruntime')))"
+    )
+    assert (
+        subprocess.run([sys.executable, "-c", code], cwd=Path(__file__).parents[2]).returncode == 0
+    )

@@ -1,0 +1,245 @@
+"""A graph in a model folder: valid, the same numbers, all or nothing."""
+
+from __future__ import annotations
+
+import json
+import logging
+import shutil
+import sys
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from bge_pruning.evaluation.onnx_session import open_session, run_session
+from bge_pruning.export import onnx_export
+from bge_pruning.export.onnx_export import (
+    OnnxExportError,
+    check_differences,
+    compare_with_torch,
+    export_onnx,
+)
+from bge_pruning.models.pretrained import load_base_model
+
+ROOT = Path(__file__).parents[2]
+
+
+def files(folder: Path) -> dict[str, bytes]:
+    return {
+        str(path.relative_to(folder)): path.read_bytes()
+        for path in folder.rglob("*")
+        if path.is_file()
+    }
+
+
+def test_what_is_written_and_said(folder, caplog, monkeypatch):
+    monkeypatch.setattr(logging.getLogger("bge_pruning"), "propagate", True)
+    before = files(folder)
+    with caplog.at_level("INFO"):
+        info = export_onnx(folder)
+    after = files(folder)
+    assert set(after) == {*before, "onnx/model.onnx"}
+    assert {name: after[name] for name in before} == before
+    assert json.loads(json.dumps(info)) == info
+    worst = info["largest_difference"]
+    names = ["last_hidden_state", "dense_vecs", "token_weights", "colbert_vecs"]
+    assert info["outputs"] == list(worst) == names
+    assert 0 < max(worst.values()) <= info["tolerance"] == 1e-5
+    assert info["file"] == "onnx/model.onnx" and info["data"] is None
+    assert info["bytes"] == len(after["onnx/model.onnx"])
+    assert info["opset"] == 17
+    assert info["versions"]["onnx"] == onnx.__version__
+    assert "onnx/model.onnx: largest difference from torch" in caplog.text
+
+
+def test_a_model_that_is_loaded_is_not_read_again(folder, monkeypatch):
+    base = load_base_model(str(folder))
+    (folder / "model.safetensors").unlink()
+    assert export_onnx(folder, base)["file"] == "onnx/model.onnx"
+
+
+def test_the_file_can_be_read_by_a_server(folder, tmp_path):
+    export_onnx(folder)
+    (tmp_path / "new").touch()
+    mode = (tmp_path / "new").stat().st_mode
+    assert (folder / "onnx" / "model.onnx").stat().st_mode == mode
+
+
+# Weights beside the graph
+
+
+@pytest.fixture
+def outside(monkeypatch) -> None:
+    """As if the model were larger than one file may be."""
+    monkeypatch.setattr(onnx_export, "SINGLE_FILE_BYTES", 1000)
+
+
+def test_large_models_keep_their_weights_beside_the_graph(outside, folder, tmp_path):
+    info = export_onnx(folder)
+    assert info["data"] == "onnx/model.onnx_data"
+    path, data = folder / "onnx" / "model.onnx", folder / "onnx" / "model.onnx_data"
+    assert info["bytes"] == path.stat().st_size + data.stat().st_size
+    moved = tmp_path / "elsewhere"
+    shutil.move(folder, moved)  # the graph names the file without its folder
+    path = moved / "onnx" / "model.onnx"
+    onnx.checker.check_model(str(path), full_check=True)
+    model = onnx.load(path, load_external_data=False)
+    apart = [w for w in model.graph.initializer if w.data_location == onnx.TensorProto.EXTERNAL]
+    entries = [{entry.key: entry.value for entry in weight.external_data} for weight in apart]
+    assert {entry["location"] for entry in entries} == {"model.onnx_data"}
+    assert all(int(entry["offset"]) % 4096 == 0 for entry in entries)
+    names = {weight.name for weight in apart}
+    assert len(names) == 5 + 4 * 16 + 4  # embeddings, layers, heads; constants stay inside
+    whole = {w.name: onnx.numpy_helper.to_array(w) for w in onnx.load(path).graph.initializer}
+    table = load_file(moved / "model.safetensors")["embeddings.word_embeddings.weight"]
+    np.testing.assert_array_equal(whole["embeddings.word_embeddings.weight"], table)
+    assert max(compare_with_torch(load_base_model(str(moved)), path).values()) <= 1e-5
+
+
+def test_both_ways_give_the_same_numbers(folder, monkeypatch):
+    ids = torch.tensor([[0, 5, 6, 7, 2], [0, 8, 2, 1, 1]])
+    found = []
+    for limit in (10**9, 1000):
+        monkeypatch.setattr(onnx_export, "SINGLE_FILE_BYTES", limit)
+        export_onnx(folder, overwrite=True)
+        session = open_session(folder / "onnx" / "model.onnx")
+        found.append(run_session(session, ids, ids.ne(1).long(), ("dense_vecs", "colbert_vecs")))
+    for name, value in found[0].items():
+        np.testing.assert_array_equal(value, found[1][name])
+
+
+def test_one_file_ends_below_the_limit_of_protobuf():
+    assert onnx_export.SINGLE_FILE_BYTES < 2**31 - 2**26  # the graph comes on top
+
+
+# All or nothing
+
+
+@pytest.fixture
+def damage(monkeypatch):
+    """A function that has every written graph changed before it is compared."""
+    write = onnx_export.write_graph
+
+    def damage(change) -> None:
+        def write_and_change(base, folder):
+            model = write(base, folder)
+            change(folder)
+            return model
+
+        monkeypatch.setattr(onnx_export, "write_graph", write_and_change)
+
+    return damage
+
+
+def shift(name: str):
+    def change(folder: Path) -> None:
+        model = onnx.load(folder / "model.onnx")
+        (weight,) = [w for w in model.graph.initializer if w.name == name]
+        array = onnx.numpy_helper.to_array(weight).copy()
+        array[..., 0] += 0.01  # of all alike, a LayerNorm would take off again
+        weight.CopyFrom(onnx.numpy_helper.from_array(array, name))
+        onnx.save(model, folder / "model.onnx")
+
+    return change
+
+
+def interrupt(folder: Path) -> None:
+    raise KeyboardInterrupt
+
+
+@pytest.mark.parametrize(
+    ("weight", "output"),
+    [
+        ("encoder.layer.2.output.dense.bias", "last_hidden_state"),
+        ("sparse_linear.bias", "token_weights"),
+        ("colbert_linear.bias", "colbert_vecs"),
+        ("embeddings.position_embeddings.weight", "dense_vecs"),
+    ],
+)
+def test_a_graph_that_computes_something_else_is_not_delivered(weight, output, folder, damage):
+    damage(shift(weight))
+    before = files(folder)
+    with pytest.raises(OnnxExportError, match=rf"differs from the model by .*{output} \d\.\d\d"):
+        export_onnx(folder)
+    assert files(folder) == before
+    assert not list(folder.glob(".onnx*"))
+
+
+@pytest.mark.parametrize("limit", [10**9, 1000])
+def test_an_interrupted_export_leaves_nothing(limit, folder, damage, monkeypatch):
+    monkeypatch.setattr(onnx_export, "SINGLE_FILE_BYTES", limit)
+    damage(interrupt)
+    before = files(folder)
+    with pytest.raises(KeyboardInterrupt):
+        export_onnx(folder)
+    assert files(folder) == before
+
+
+def test_a_failed_overwrite_keeps_the_old_export(folder, damage):
+    export_onnx(folder)
+    before = files(folder)
+    damage(shift("sparse_linear.bias"))
+    with pytest.raises(OnnxExportError, match="token_weights"):
+        export_onnx(folder, overwrite=True)
+    assert files(folder) == before
+
+
+def test_weights_that_are_no_numbers_are_not_delivered(folder):
+    state = load_file(folder / "model.safetensors")
+    state["encoder.layer.0.output.dense.bias"][0] = torch.nan
+    save_file(state, folder / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(OnnxExportError, match="last_hidden_state nan.*To fix, look for NaN"):
+        export_onnx(folder)
+    assert not (folder / "onnx").exists()
+
+
+def test_an_earlier_export_is_kept_or_replaced_whole(folder, outside):
+    export_onnx(folder)
+    assert (folder / "onnx" / "model.onnx_data").is_file()
+    with pytest.raises(FileExistsError, match=r"onnx exists and is kept\. To fix, choose another"):
+        export_onnx(folder)
+    (folder / "onnx" / "model_quantized.onnx").write_text("of the old weights")
+    onnx_export.SINGLE_FILE_BYTES = 10**9
+    export_onnx(folder, overwrite=True)
+    assert [path.name for path in (folder / "onnx").iterdir()] == ["model.onnx"]
+
+
+def test_a_missing_library_is_named_before_the_model_is_read(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "onnxruntime", None)
+    with pytest.raises(ImportError, match=r"onnxruntime is not installed.*\[onnx\]"):
+        export_onnx(tmp_path)
+
+
+# The comparison
+
+
+def test_every_difference_is_named():
+    fine = {"a": 1e-5, "b": 0.0}
+    check_differences(fine)
+    message = r"^the ONNX graph differs from the model by more than 1e-05: c 1\.10e-05, d nan\. To"
+    with pytest.raises(OnnxExportError, match=message):
+        check_differences({**fine, "c": 1.1e-5, "d": float("nan")})
+
+
+def test_batches_of_the_comparison(folder):
+    """Mixed lengths, the longest text that the model reads, and one text alone."""
+    base = load_base_model(str(folder))
+    batches = list(onnx_export._batches(base))
+    lengths = [mask.sum(1).tolist() for _, mask in batches]
+    assert len(set(lengths[0])) > 4
+    assert lengths[1][0] == base.max_seq_length == 128
+    assert min(lengths[1]) < 6
+    assert len(lengths[2]) == 1
+    for ids, mask in batches:
+        assert (ids.eq(1) == mask.eq(0)).all()
+
+
+@pytest.mark.slow
+def test_a_real_model(tmp_path):
+    folder = tmp_path / "minilm"
+    shutil.copytree(ROOT / "experiments" / "checkpoints" / "minilm-xlmr", folder)
+    info = export_onnx(folder)
+    assert max(info["largest_difference"].values()) < 2e-6

@@ -1,0 +1,204 @@
+"""int8 beside float32: what becomes int8, what it loses, all or nothing."""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections import Counter
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+import torch
+
+from bge_pruning.evaluation.encoders import load_encoder
+from bge_pruning.evaluation.onnx_encoder import OnnxEncoder
+from bge_pruning.evaluation.scoring import score_tasks
+from bge_pruning.evaluation.search import MODES
+from bge_pruning.evaluation.tasks import beir_task
+from bge_pruning.export import onnx_export, onnx_quantize
+from bge_pruning.export.onnx_export import export_onnx
+from bge_pruning.export.onnx_quantize import (
+    CANDIDATES,
+    WORDS,
+    Int8Settings,
+    describe_loss,
+    export_onnx_int8,
+    quantised,
+)
+
+PAIRS = (
+    ["the man plays guitar", "a dog runs", "the woman reads", "a cat sings slowly"],
+    ["the man plays", "a horse rides fast", "the woman reads a red book", "never here today"],
+    [4.0, 1.5, 4.5, 0.0],
+)
+
+
+@pytest.fixture
+def exported(folder) -> Path:
+    export_onnx(folder)
+    return folder
+
+
+def names(folder: Path) -> set[str]:
+    return {str(path.relative_to(folder)) for path in folder.rglob("*")}
+
+
+def weights(model: onnx.ModelProto) -> dict[str, np.ndarray]:
+    return {w.name: onnx.numpy_helper.to_array(w) for w in model.graph.initializer}
+
+
+def test_what_is_written_and_said(exported, caplog, monkeypatch):
+    monkeypatch.setattr(logging.getLogger("bge_pruning"), "propagate", True)
+    before = names(exported)
+    with caplog.at_level("INFO"):
+        info = export_onnx_int8(exported, PAIRS, rounds=1)
+    assert names(exported) == before | {"onnx/model_quantized.onnx"}
+    assert json.loads(json.dumps(info)) == info
+    path = exported / "onnx" / "model_quantized.onnx"
+    assert info["file"] == "onnx/model_quantized.onnx"
+    assert info["bytes"] == path.stat().st_size
+    assert info["bytes_float32"] == (exported / "onnx" / "model.onnx").stat().st_size
+    assert info["settings"] == {"per_channel": True, "reduce_range": True, "embeddings": "rows"}
+    assert info["texts"] == 8 and info["spearman"]["pairs"] == 4
+    assert set(info["cosine"]) == {"dense_vecs", "token_weights", "colbert_vecs"}
+    for row in info["cosine"].values():
+        assert 0.9 < row["min"] <= row["mean"] < 1.0
+    assert info["speed"]["throughput_texts_per_s"]["ratio"] > 0
+    assert f"model_quantized.onnx: {describe_loss(info)}" in caplog.text
+    assert "pre-processing" not in caplog.text  # ONNX Runtime's advice is not for our graph
+
+
+def test_the_correlation_is_that_of_both_files(exported):
+    from scipy.stats import spearmanr
+
+    found = export_onnx_int8(exported, PAIRS, rounds=1)["spearman"]
+    for key, file in (("float32", "model.onnx"), ("int8", "model_quantized.onnx")):
+        encoder = load_encoder(str(exported / "onnx" / file))
+        a, b = (encoder.encode(part).dense_vecs for part in PAIRS[:2])
+        expected = spearmanr((a * b).sum(1), PAIRS[2]).statistic
+        assert found[key] == pytest.approx(expected)
+    assert found["change"] == found["int8"] - found["float32"]
+
+
+def test_without_pairs_the_sentences_of_extraction_are_compared(exported):
+    info = export_onnx_int8(exported, rounds=1)
+    assert info["texts"] == 8 and info["spearman"] is None
+    assert "Spearman" not in describe_loss(info)
+
+
+def test_products_and_embeddings_are_int8_and_heads_are_not(exported):
+    export_onnx_int8(exported, rounds=1)
+    model = onnx.load(exported / "onnx" / "model_quantized.onnx")
+    kinds = Counter(node.op_type for node in model.graph.node)
+    assert kinds["MatMulInteger"] == 4 * 6
+    assert kinds["MatMul"] == 4 * 2 + 2  # attention itself, and the heads
+    large = {name: array for name, array in weights(model).items() if array.size > 500}
+    floats = {name for name, array in large.items() if array.dtype != np.int8}
+    assert floats == {"embeddings.position_embeddings.weight", "colbert_linear.weight"}
+    assert model.ir_version == 8
+    assert {(o.domain, o.version) for o in model.opset_import} <= {("", 17), ("ai.onnx.ml", 3)}
+
+
+def test_rows_of_embeddings_are_near_the_table(exported):
+    table = weights(onnx.load(exported / "onnx" / "model.onnx"))[WORDS]
+    with quantised(exported, Int8Settings()) as path:
+        found = weights(onnx.load(path))
+    rows, scale = found[f"{WORDS}_int8"], found[f"{WORDS}_scale"]
+    assert WORDS not in found
+    assert rows.dtype == np.int8 and scale.dtype == np.float32
+    assert not table[1].any() and not rows[1].any()  # of the padding token
+    assert np.isfinite(scale).all()
+    assert (np.abs(table - rows * scale) <= 0.5001 * scale).all()
+    assert np.abs(rows).max() == 127
+
+
+def test_settings_change_what_is_said_they_change(exported):
+    found = {}
+    for name, settings in CANDIDATES.items():
+        with quantised(exported, settings) as path:
+            found[name] = weights(onnx.load(path))
+    query = "encoder.layer.0.attention.self.query.weight"
+    for name, arrays in found.items():
+        scale = arrays[f"{query}_scale"]
+        assert scale.size == (1 if name == "one scale a matrix" else 32), name
+        largest = np.abs(arrays[f"{query}_quantized"].astype(int)).max()
+        assert (largest > 64) == (name == "8 bits"), name
+    assert found["embeddings in float32"][WORDS].dtype == np.float32
+    assert found["embeddings with one scale"][f"{WORDS}_scale"].size == 1
+
+
+def test_it_is_scored_as_any_model(exported, collection):
+    export_onnx_int8(exported, rounds=1)
+    encoder = load_encoder(str(exported / "onnx" / "model_quantized.onnx"))
+    assert isinstance(encoder, OnnxEncoder)
+    scores = score_tasks(encoder, [beir_task(collection)], list(MODES))
+    assert len(scores) == len(MODES)
+
+
+def test_only_heads_that_exist(copy_model):
+    folder = copy_model("sparse_linear", "colbert_linear")
+    export_onnx(folder)
+    assert set(export_onnx_int8(folder, rounds=1)["cosine"]) == {"dense_vecs"}
+
+
+def test_a_sparse_head_that_says_nothing_has_no_cosine(exported):
+    state = torch.load(exported / "sparse_linear.pt", weights_only=True)
+    torch.save({**state, "bias": torch.tensor([-1000.0])}, exported / "sparse_linear.pt")
+    export_onnx(exported, overwrite=True)
+    assert "token_weights" not in export_onnx_int8(exported, rounds=1)["cosine"]
+
+
+def test_from_a_graph_with_weights_apart(folder, monkeypatch):
+    monkeypatch.setattr(onnx_export, "SINGLE_FILE_BYTES", 1000)
+    export_onnx(folder)
+    before = names(folder)
+    info = export_onnx_int8(folder, rounds=1)
+    assert names(folder) == before | {"onnx/model_quantized.onnx"}
+    data = folder / "onnx" / "model.onnx_data"
+    assert info["bytes_float32"] == (folder / "onnx" / "model.onnx").stat().st_size + (
+        data.stat().st_size
+    )
+    onnx.checker.check_model(str(folder / "onnx" / "model_quantized.onnx"), full_check=True)
+
+
+# All or nothing
+
+
+def test_an_earlier_file_is_kept_or_replaced(exported):
+    path = exported / "onnx" / "model_quantized.onnx"
+    path.write_text("earlier")
+    with pytest.raises(FileExistsError, match=r"model_quantized\.onnx exists\. To fix, choose"):
+        export_onnx_int8(exported)
+    assert path.read_text() == "earlier"
+    assert export_onnx_int8(exported, overwrite=True, rounds=1)["bytes"] == path.stat().st_size
+
+
+def test_without_an_export(folder):
+    before = names(folder)
+    message = r"onnx/model\.onnx: no such file\. To fix, export the model first: int8 is made from"
+    with pytest.raises(FileNotFoundError, match=message):
+        export_onnx_int8(folder)
+    assert names(folder) == before
+
+
+@pytest.mark.parametrize("error", [KeyboardInterrupt, ValueError])
+def test_a_failure_leaves_nothing(error, exported, monkeypatch):
+    def fail(*arguments: object) -> None:
+        raise error
+
+    monkeypatch.setattr(onnx_quantize, "measure_int8", fail)
+    before = names(exported)
+    with pytest.raises(error):
+        export_onnx_int8(exported)
+    assert names(exported) == before
+
+
+def test_more_weights_than_a_file_can_hold(exported, monkeypatch):
+    monkeypatch.setattr(onnx_quantize, "SINGLE_FILE_BYTES", 1000)
+    before = names(exported)
+    message = r"model\.onnx: 0\.0 GB of int8 weights are more than one .* To fix, use the float32"
+    with pytest.raises(ValueError, match=message):
+        export_onnx_int8(exported)
+    assert names(exported) == before
