@@ -110,9 +110,9 @@ def evaluate(
     def load(name: str) -> AnyEncoder:
         return load_encoder(name, device, max_length, batch_size)
 
-    def score(what: str, encoder: AnyEncoder | WordEmbeddings, is_floor: bool = False) -> Scores:
+    def score(what: str, encoder: AnyEncoder | WordEmbeddings) -> Scores:
         log.info("evaluating %s on %s", what, ", ".join(task.name for task in tasks))
-        return score_tasks(encoder, tasks, modes, progress, is_floor=is_floor)
+        return score_tasks(encoder, tasks, modes, progress)
 
     judged = load(model)
     check_modes(modes, judged.names(), model)
@@ -120,9 +120,9 @@ def evaluate(
     scores = {"model": score("the model", judged)}
     if reference is not None:
         scores["baseline"] = score("the baseline", reference)
-    scores["word_embeddings"] = score("word embeddings", WordEmbeddings(reference or judged), True)
+    scores["word_embeddings"] = score("word embeddings", WordEmbeddings(reference or judged))
     scores["random_weights"] = _score_and_free(
-        lambda: score("random weights", untrained_encoder(judged, seed), True)
+        lambda: score("random weights", untrained_encoder(judged, seed))
     )
     extra = {
         name: _score_and_free(lambda n=name, f=folder: score(n, load(f)))

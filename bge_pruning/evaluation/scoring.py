@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -14,7 +15,9 @@ from bge_pruning.evaluation.search import MODES, CorpusCache, SearchModel
 from bge_pruning.evaluation.similarity import PairCache, SimilarityModel
 from bge_pruning.evaluation.tasks import RETRIEVAL, SIMILARITY, Task
 from bge_pruning.models.scores import OUTPUT_NAMES
-from bge_pruning.utils.embedding_metrics import check_spread, is_flat
+from bge_pruning.utils.embedding_metrics import is_flat
+
+log = logging.getLogger(__name__)
 
 RETRIEVAL_METRICS = ("ndcg_at_10", "mrr_at_10", "recall_at_100", "map_at_100")
 
@@ -56,12 +59,7 @@ def metric_names(kind: str, mode: str) -> tuple[str, ...]:
 
 
 def score_tasks(
-    encoder: Encoder,
-    tasks: Sequence[Task],
-    modes: Sequence[str],
-    progress: bool = False,
-    *,
-    is_floor: bool = False,
+    encoder: Encoder, tasks: Sequence[Task], modes: Sequence[str], progress: bool = False
 ) -> Scores:
     """Scores of one model; modes that it has no head for are left out.
 
@@ -70,11 +68,13 @@ def score_tasks(
         tasks: See :mod:`bge_pruning.evaluation.tasks`.
         modes: Names of modes.
         progress: Show progress bars.
-        is_floor: Whether the model was never trained. All its similarities may then be the same,
-            such as 0: it knows nothing, and its correlation is 0.
+
+    Returns:
+        The scores. Where all similarities of a task are the same, such as 0 of an output that is
+        dead or was never trained, the model knows nothing, and its correlation is 0.
 
     Raises:
-        ValueError: If the similarities of a task are not finite, or all the same.
+        ValueError: If an output is not finite.
     """
     names = encoder.names()
     modes = [mode for mode in modes if all(OUTPUT_NAMES[output] in names for output in MODES[mode])]
@@ -82,7 +82,7 @@ def score_tasks(
     scores: Scores = {}
     for task in tasks if modes else ():
         if task.kind == SIMILARITY:
-            found = _score_similarity(encoder, task, modes, outputs, progress, is_floor)
+            found = _score_similarity(encoder, task, modes, outputs, progress)
         else:
             found = _score_retrieval(encoder, task, modes, outputs, progress)
         scores |= {(task.name, mode): score for mode, score in found.items()}
@@ -105,12 +105,7 @@ def _score_retrieval(
 
 
 def _score_similarity(
-    encoder: Encoder,
-    task: Task,
-    modes: Sequence[str],
-    outputs: Sequence[str],
-    progress: bool,
-    is_floor: bool,
+    encoder: Encoder, task: Task, modes: Sequence[str], outputs: Sequence[str], progress: bool
 ) -> dict[str, Score]:
     started = time.perf_counter()
     first, second, _ = task.pairs()
@@ -118,10 +113,12 @@ def _score_similarity(
     scores = {}
     for mode in modes:
         samples = cache.scores(mode)
-        if is_floor and is_flat(samples):
+        if is_flat(samples):
+            log.warning(
+                "%s: every %s similarity is %g: it counts as 0", task.name, mode, samples[0]
+            )
             values = dict.fromkeys(metric_names(SIMILARITY, mode), 0.0)
         else:
-            check_spread(f"{task.name}: {mode} similarity", samples)
             values = _run(SimilarityModel(cache, mode, _meta()), task, mode)
         seconds = time.perf_counter() - started
         scores[mode] = Score(values, samples, len(cache.texts), cache.truncated, seconds)

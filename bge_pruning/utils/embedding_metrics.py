@@ -1,4 +1,4 @@
-"""Alignment and uniformity of vectors, and checks of values that are to be correlated."""
+"""Alignment and uniformity of vectors, and values that cannot be correlated."""
 
 from __future__ import annotations
 
@@ -21,31 +21,6 @@ def is_flat(values: np.ndarray) -> bool:
     import numpy as np
 
     return bool(np.ptp(values) <= ROUNDING * np.abs(values).max())
-
-
-def check_spread(name: str, values: np.ndarray) -> None:
-    """Refuse what ``scipy`` would turn into a silent NaN.
-
-    Args:
-        name: What the values are, for the message.
-        values: Shape ``(n,)``.
-
-    Raises:
-        ValueError: If a value is not finite, or all are the same but for rounding: no correlation
-            is defined.
-    """
-    import numpy as np
-
-    if not np.isfinite(values).all():
-        raise ValueError(
-            f"{np.count_nonzero(~np.isfinite(values))} of {len(values)} values of the {name} are "
-            "not finite. To fix, look for NaN or infinity in the weights or the data."
-        )
-    if is_flat(values):
-        raise ValueError(
-            f"every {name} is {values[0]:g}, so the correlation is undefined. To fix, check that "
-            "the tokenizer belongs to the model and that the file holds different scores."
-        )
 
 
 def compute_alignment(a: Tensor, b: Tensor, alpha: float = 2.0) -> float:
