@@ -65,8 +65,10 @@ class Int8Settings:
 # embeddings with one scale 23.4                     0.9910, 0.960                      0.8195
 # embeddings in float32     59.2                     0.9912, 0.958                      0.8185
 #
-# All are 1.7 to 2.6 times as fast in batches as float32 (90.9 MB), on a busy machine that cannot
-# tell them apart. Rows of embeddings cost nothing and are most of what is saved.
+# All take half the time of float32 (90.9 MB): 2.0 to 2.1 times the texts per second in batches,
+# 0.49 to 0.53 times the time of one text. Rows of embeddings cost nothing and are most of what is
+# saved. In evaluate_model.py the exported file keeps 99.8 % of dense, 100.0 % of sparse and 99.3 %
+# of multi-vector nDCG@10 on data/mteb/scifact-sample.
 CANDIDATES = {
     "exported": Int8Settings(),
     "8 bits": Int8Settings(reduce_range=False),

@@ -238,8 +238,17 @@ def test_batches_of_the_comparison(folder):
 
 
 @pytest.mark.slow
-def test_a_real_model(tmp_path):
-    folder = tmp_path / "minilm"
-    shutil.copytree(ROOT / "experiments" / "checkpoints" / "minilm-xlmr", folder)
+def test_a_real_model_as_float32_and_int8(tmp_path):
+    from bge_pruning.datasets.sts_dataloader import read_sts
+    from bge_pruning.export.onnx_quantize import export_onnx_int8
+    from bge_pruning.utils.minilm import prepare
+
+    folder = prepare(tmp_path / "minilm", ROOT / "data" / "sts" / "stsb-en-train.csv")
     info = export_onnx(folder)
     assert max(info["largest_difference"].values()) < 2e-6
+    pairs = read_sts(ROOT / "data" / "sts" / "stsb-en-test.csv")
+    found = export_onnx_int8(folder, (pairs.sentences1, pairs.sentences2, pairs.scores))
+    assert found["bytes"] < 0.27 * info["bytes"]
+    assert found["cosine"]["dense_vecs"]["mean"] > 0.985
+    assert found["spearman"]["float32"] == pytest.approx(0.8203, abs=5e-5)
+    assert abs(found["spearman"]["change"]) < 0.01
