@@ -224,7 +224,8 @@ def collect_run(results: Path, run: Path) -> None:
     Raises:
         FileNotFoundError: If a folder is not there or not complete.
     """
-    from bge_pruning.models.extraction import MARKER, write_gates
+    from bge_pruning.models.extraction import MARKER
+    from bge_pruning.models.gate_file import write_gates
 
     sources = {
         "metrics.jsonl": run / "metrics.jsonl",

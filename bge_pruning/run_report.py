@@ -6,7 +6,7 @@ import shlex
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from bge_pruning.models.extraction import save_gates
+from bge_pruning.models.gate_file import save_gates
 from bge_pruning.models.l0_module_embedding import L0Module
 from bge_pruning.utils.evaluation import write_json, write_text
 from bge_pruning.utils.report import write_report

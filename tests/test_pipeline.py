@@ -461,7 +461,7 @@ def rank_calls(tiny_yaml, sts_csv, tmp_path, monkeypatch):
     """A rank to what it did: its barriers, trainings and writes, and what it returned."""
     from composer.utils import dist
 
-    from bge_pruning.models import extraction
+    from bge_pruning.models import extraction, gate_file
 
     def run(rank: int) -> tuple[list[str], dict]:
         calls = []
@@ -472,7 +472,7 @@ def rank_calls(tiny_yaml, sts_csv, tmp_path, monkeypatch):
             patch.setattr(bge_pruning.train, "train", lambda c: calls.append(c.stage) or tmp_path)
             for module, name in (
                 (extraction, "extract"),
-                (extraction, "write_gates"),
+                (gate_file, "write_gates"),
                 (pipeline, "_evaluate"),
                 (pipeline, "_report"),
             ):

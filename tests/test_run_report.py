@@ -40,7 +40,7 @@ def test_a_run_leaves_its_report(run):
 
 
 def test_its_gates_are_those_of_the_checkpoint(run, tmp_path):
-    from bge_pruning.models.extraction import write_gates
+    from bge_pruning.models.gate_file import write_gates
 
     write_gates(run, tmp_path / "gates.npz")
     with np.load(run / "gates.npz") as written, np.load(tmp_path / "gates.npz") as expected:

@@ -16,12 +16,11 @@ from bge_pruning.evaluation.sentence_transformer import SentenceTransformerEncod
 from bge_pruning.evaluation.text_encoder import Encoded, TextEncoder
 from bge_pruning.models.checkpoint import find_checkpoint, load_trained_model
 from bge_pruning.models.encoder_shape import count_parameters as count_shape
-from bge_pruning.models.extraction import cut
+from bge_pruning.models.extraction import cut, final_gates
 from bge_pruning.models.hub import fetch_model_folder
 from bge_pruning.models.model_files import read_json
 from bge_pruning.models.pretrained import BaseModel, load_base_model, read_shape
 from bge_pruning.models.quiet import no_loading_bars
-from bge_pruning.models.structural_pruning import PruningMasks
 
 AnyEncoder = TextEncoder | OnnxEncoder | SentenceTransformerEncoder
 
@@ -160,12 +159,12 @@ def load_checkpoint(path: Path) -> BaseModel:
         ValueError: If the file is damaged or not of this project.
     """
     model = load_trained_model(find_checkpoint(path))
-    gates, metadata = model.l0_module, model.metadata
-    masks = PruningMasks() if gates is None else gates.deterministic_masks()
+    masks, shape = final_gates(model)
+    metadata = model.metadata
     cut(model.backbone, model.heads, model.backbone.keep_indices(masks))
     return BaseModel(
         name=str(path),
-        shape=model.shape if gates is None else gates.realised_shape(),
+        shape=shape,
         hf_config=metadata.hf_config,
         backbone=model.backbone,
         heads=model.heads,

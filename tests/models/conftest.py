@@ -330,3 +330,23 @@ def make_unigram(make_tokenizer: Callable[[dict[str, Any]], bytes]) -> Callable[
         return make_tokenizer({"type": "Unigram", "unk_id": 0, "vocab": vocabulary})
 
     return make
+
+
+@pytest.fixture
+def save_run(tmp_path, build_checkpoint) -> Callable[..., Path]:
+    """A function that writes the checkpoint of a run, and returns the run folder."""
+
+    def save(metadata: RunMetadata, tensors: dict[str, torch.Tensor] | None = None) -> Path:
+        run = tmp_path / "run"
+        run.mkdir(exist_ok=True)
+        content = build_checkpoint(metadata)
+        content["state"]["model"].update(tensors or {})
+        torch.save(content, run / "latest-rank0.pt")
+        return run
+
+    return save
+
+
+@pytest.fixture
+def run(save_run, metadata) -> Path:
+    return save_run(metadata)

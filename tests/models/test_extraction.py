@@ -13,7 +13,6 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
@@ -28,7 +27,6 @@ from bge_pruning.models.extraction import (
     compute_constraint_report,
     describe,
     extract,
-    write_gates,
 )
 from bge_pruning.models.l0_module_embedding import L0Module
 from bge_pruning.models.model_card import render_model_card
@@ -65,26 +63,6 @@ def gated(metadata, tiny_shape) -> Callable[..., RunMetadata]:
         return replace(metadata, l0_module=arguments, **changes)
 
     return gated
-
-
-@pytest.fixture
-def save_run(tmp_path, build_checkpoint) -> Callable[..., Path]:
-    """A function that writes the checkpoint of a run, and returns the run folder."""
-
-    def save(metadata: RunMetadata, tensors: dict[str, Tensor] | None = None) -> Path:
-        run = tmp_path / "run"
-        run.mkdir(exist_ok=True)
-        content = build_checkpoint(metadata)
-        content["state"]["model"].update(tensors or {})
-        torch.save(content, run / "latest-rank0.pt")
-        return run
-
-    return save
-
-
-@pytest.fixture
-def run(save_run, metadata) -> Path:
-    return save_run(metadata)
 
 
 @pytest.fixture
@@ -909,36 +887,3 @@ def test_an_empty_folder_and_missing_parents(run, tmp_path):
     extract(run, tmp_path / "a" / "b c" / "模型")
     assert (tmp_path / "a" / "b c" / "模型" / "model.safetensors").exists()
     assert {path.name for path in tmp_path.iterdir()} == {"run", "empty", "a"}
-
-
-# The gates file
-
-
-def test_gates_are_written(run, target_shape, tmp_path):
-    write_gates(run, tmp_path / "gates.npz")
-    with np.load(tmp_path / "gates.npz", allow_pickle=False) as arrays:
-        written = {name: arrays[name] for name in arrays.files}
-    assert set(written) == {*ALL, *(f"{axis}_kept" for axis in ALL)}
-    gates, kept = gates_of(run), masks_of(kept_of(run, target_shape))
-    for axis in ALL:
-        expected = np.vectorize(open_probability)(np.array(gates[axis]))
-        np.testing.assert_allclose(written[axis], expected, rtol=0, atol=1e-6)
-        assert written[f"{axis}_kept"].dtype == bool
-    assert np.array_equal(written["layer_kept"], kept.layer.bool())
-    assert np.array_equal(written["hidden_kept"], kept.hidden.bool())
-    # Layers that are cut have gates too, each with its own largest.
-    rows = [largest(row, 32) for row in gates["intermediate"]]
-    assert [row.nonzero()[0].tolist() for row in written["intermediate_kept"]] == rows
-
-
-def test_gates_of_some_axes_are_written(gated, save_run, tmp_path):
-    write_gates(save_run(gated(("layer",))) / "latest-rank0.pt", tmp_path / "gates.npz")
-    with np.load(tmp_path / "gates.npz") as arrays:
-        assert set(arrays.files) == {"layer", "layer_kept"}
-
-
-def test_a_run_without_gates_has_none_to_write(metadata, save_run, tmp_path):
-    run = save_run(replace(metadata, l0_module=None))
-    with pytest.raises(ValueError, match=r"run: is a run without gates\. To fix, name another run"):
-        write_gates(run, tmp_path / "gates.npz")
-    assert not (tmp_path / "gates.npz").exists()
