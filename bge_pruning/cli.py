@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import logging
 import os
 import sys
@@ -24,6 +25,34 @@ def _exists(name: str) -> bool:
         return Path(name).exists()
     except (OSError, ValueError):  # too long, or holding a null byte: no file has this name
         return False
+
+
+def add_task_arguments(parser: argparse.ArgumentParser) -> None:
+    """The options that say what a model is evaluated on, and how."""
+    for option, what in (
+        ("--sts", "files of sentence1,sentence2,score (0 to 5), or names such as STSBenchmark"),
+        ("--retrieval", "folders in BEIR layout, or names such as SciFact"),
+    ):
+        parser.add_argument(
+            option, action="extend", nargs="+", default=[], metavar="TASK", help=what
+        )
+    parser.add_argument(
+        "--split", default="test", help="judgements of the folders (default: %(default)s)"
+    )
+    parser.add_argument(
+        "--modes",
+        nargs="+",
+        default=["dense"],
+        metavar="MODE",
+        help="dense, sparse, colbert, dense+sparse, all (default: dense)",
+    )
+
+
+def check_task_arguments(parser: argparse.ArgumentParser, args: argparse.Namespace) -> None:
+    """End with a usage error if there is no task; modes are named once."""
+    if not args.sts and not args.retrieval:
+        parser.error("nothing to evaluate on: give --sts, --retrieval or both")
+    args.modes = list(dict.fromkeys(args.modes))
 
 
 def run_command(command: Callable[[], None]) -> int:

@@ -18,7 +18,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from bge_pruning.cli import run_command
+from bge_pruning.cli import add_task_arguments, check_task_arguments, run_command
 from bge_pruning.utils.console import show_evaluation
 from bge_pruning.utils.evaluation import evaluation_files, refuse_existing
 
@@ -41,32 +41,7 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument(
         "--baseline", help="the unpruned model; without it there is no retention and no speed"
     )
-    parser.add_argument(
-        "--sts",
-        action="extend",
-        nargs="+",
-        default=[],
-        metavar="TASK",
-        help="files of sentence1,sentence2,score (0 to 5), or names such as STSBenchmark",
-    )
-    parser.add_argument(
-        "--retrieval",
-        action="extend",
-        nargs="+",
-        default=[],
-        metavar="TASK",
-        help="folders in BEIR layout, or names such as SciFact",
-    )
-    parser.add_argument(
-        "--split", default="test", help="judgements of the folders (default: %(default)s)"
-    )
-    parser.add_argument(
-        "--modes",
-        nargs="+",
-        default=["dense"],
-        metavar="MODE",
-        help="dense, sparse, colbert, dense+sparse, all (default: dense)",
-    )
+    add_task_arguments(parser)
     parser.add_argument(
         "--also",
         action="append",
@@ -95,8 +70,7 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
     )
     parser.add_argument("--output", required=True, type=Path, help="JSON file to write")
     args = parser.parse_args(argv)
-    if not args.sts and not args.retrieval:
-        parser.error("nothing to evaluate on: give --sts, --retrieval or both")
+    check_task_arguments(parser, args)
     names = [name for name, _ in args.also]
     for name in names:
         if name in TAKEN or names.count(name) > 1:
@@ -123,7 +97,7 @@ def run(args: argparse.Namespace, words: Sequence[str]) -> None:
         args.model,
         args.baseline,
         tasks,
-        list(dict.fromkeys(args.modes)),
+        args.modes,
         also=dict(args.also),
         batch_size=args.batch_size,
         max_length=args.max_length,

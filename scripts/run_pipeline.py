@@ -10,31 +10,21 @@ import argparse
 import sys
 from collections.abc import Sequence
 
-from bge_pruning.cli import run_command, split_arguments
+from bge_pruning.cli import (
+    add_task_arguments,
+    check_task_arguments,
+    run_command,
+    split_arguments,
+)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line; return the exit code."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n\n")[0])
     parser.add_argument("config", nargs="+", help="YAML files, merged left to right, and key=value")
-    parser.add_argument(
-        "--sts", nargs="+", default=[], help="scored sentence pairs to evaluate the result on"
-    )
-    parser.add_argument(
-        "--retrieval", nargs="+", default=[], help="collections to evaluate it on (BEIR layout)"
-    )
-    parser.add_argument(
-        "--split", default="test", help="judgements of the collections (default: %(default)s)"
-    )
-    parser.add_argument(
-        "--modes",
-        nargs="+",
-        default=["dense"],
-        help="dense, sparse, colbert, dense+sparse, all (default: dense)",
-    )
+    add_task_arguments(parser)
     args = parser.parse_intermixed_args(argv)
-    if not args.sts and not args.retrieval:
-        parser.error("nothing to evaluate on: give --sts, --retrieval or both")
+    check_task_arguments(parser, args)
     paths, overrides = split_arguments(args.config)
     return run_command(lambda: run_and_show(paths, overrides, args))
 

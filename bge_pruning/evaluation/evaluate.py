@@ -107,38 +107,33 @@ def evaluate(
     _check_device(device)
     fetch_models([model, *([baseline] if baseline else []), *others.values()])
 
-    def load(name: str) -> AnyEncoder:
-        return load_encoder(name, device, max_length, batch_size)
-
-    def score(what: str, encoder: AnyEncoder | WordEmbeddings) -> Scores:
-        log.info("evaluating %s on %s", what, ", ".join(task.name for task in tasks))
-        return score_tasks(encoder, tasks, modes, progress)
-
-    judged = load(model)
+    judged = load_encoder(model, device, max_length, batch_size)
     check_modes(modes, judged.names(), model)
-    reference = load(baseline) if baseline else None
-    scores = {"model": score("the model", judged)}
-    if reference is not None:
-        scores["baseline"] = score("the baseline", reference)
-    scores["word_embeddings"] = score("word embeddings", WordEmbeddings(reference or judged))
-    scores["random_weights"] = _score_and_free(
-        lambda: score("random weights", untrained_encoder(judged, seed))
-    )
+    reference = load_encoder(baseline, device, max_length, batch_size) if baseline else None
+
+    def score(what: str, load: Callable[[], AnyEncoder | WordEmbeddings]) -> Scores:
+        log.info("evaluating %s on %s", what, ", ".join(task.name for task in tasks))
+        scores = score_tasks(load(), tasks, modes, progress)
+        gc.collect()  # a model sits in reference cycles, and the next may not fit beside it
+        return scores
+
+    scores = {
+        "model": score("the model", lambda: judged),
+        **({} if reference is None else {"baseline": score("the baseline", lambda: reference)}),
+        "word_embeddings": score("word embeddings", lambda: WordEmbeddings(reference or judged)),
+        "random_weights": score("random weights", lambda: untrained_encoder(judged, seed)),
+    }
     extra = {
-        name: _score_and_free(lambda n=name, f=folder: score(n, load(f)))
+        name: score(name, lambda f=folder: load_encoder(f, device, max_length, batch_size))
         for name, folder in others.items()
     }
+    entries = [describe_task(t, mode, scores, extra, seed) for t in tasks for mode in modes]
     return {
         "model": model,
         "baseline": baseline,
-        "tasks": [
-            entry
-            for task in tasks
-            for mode in modes
-            for entry in describe_task(task, mode, scores, extra, seed)
-        ],
+        "tasks": [entry for part in entries for entry in part],
         **_describe_models(judged, reference, {"model": model, "baseline": baseline}),
-        "speed": _measure_speed(judged, reference, tasks, speed),
+        "speed": _measure_speed(judged, reference, tasks) if reference and speed else None,
         "seed": seed,
         "max_length": max_length,
         "versions": collect_versions(),
@@ -164,13 +159,6 @@ def _check_device(device: str) -> None:
         ) from error
 
 
-def _score_and_free(action: Callable[[], Scores]) -> Scores:
-    """Scores a model that is not needed afterwards."""
-    scores = action()
-    gc.collect()  # the model sits in reference cycles, and the next may not fit beside it
-    return scores
-
-
 def _describe_models(
     judged: AnyEncoder, reference: AnyEncoder | None, names: Mapping[str, str | None]
 ) -> dict[str, Any]:
@@ -184,11 +172,9 @@ def _describe_models(
 
 
 def _measure_speed(
-    judged: AnyEncoder, reference: AnyEncoder | None, tasks: Sequence[Task], speed: bool
-) -> dict[str, Any] | None:
+    judged: AnyEncoder, reference: AnyEncoder, tasks: Sequence[Task]
+) -> dict[str, Any]:
     """On sentences if there are any, else on queries."""
-    if reference is None or not speed:
-        return None
     pairs = [task.pairs() for task in tasks if task.kind == SIMILARITY]
     texts = [text for first, second, _ in pairs for text in (*first, *second)]
     for task in tasks if not texts else ():
