@@ -77,11 +77,11 @@ def compute_gains(evaluation: Mapping[str, Any]) -> list[Gain]:
         rate, latency = speed["throughput_texts_per_s"], speed["latency_ms"]
         slow, fast = latency["ratio_iqr"][::-1]
         gains += [
-            Gain("texts per second", rate["ratio"], tuple(rate["ratio_iqr"])),
-            Gain("speed of one text", 1 / latency["ratio"], (1 / slow, 1 / fast)),
+            Gain("more texts per second", rate["ratio"], tuple(rate["ratio_iqr"])),
+            Gain("faster for one text", 1 / latency["ratio"], (1 / slow, 1 / fast)),
         ]
-    sizes = {"size on disk": evaluation.get("size_bytes") or {}}
-    sizes["memory in use"] = {
+    sizes = {"smaller on disk": evaluation.get("size_bytes") or {}}
+    sizes["less memory"] = {
         name: sum(used.values()) for name, used in (memory_bytes(evaluation) or {}).items()
     }
     for name, size in sizes.items():
@@ -97,9 +97,14 @@ def describe_machine(speed: Mapping[str, Any]) -> str:
 
 
 def memory_bytes(evaluation: Mapping[str, Any]) -> dict[str, dict[str, int]] | None:
-    """Bytes of weights and of activations of both models, if they were measured."""
+    """Bytes of weights and of activations of both models, if all were measured.
+
+    ONNX Runtime does not tell what its activations take.
+    """
     memory = (evaluation.get("speed") or {}).get("memory_bytes")
-    return None if memory is None else {name: memory[name] for name in ("baseline", "model")}
+    if memory is None or any(None in memory[name].values() for name in ("baseline", "model")):
+        return None
+    return {name: memory[name] for name in ("baseline", "model")}
 
 
 def _draw_scores(panel: Axes, shown: Sequence[Mapping[str, Any]], count: int, theme: Theme) -> None:
@@ -151,5 +156,5 @@ def _draw_gains(
     panel.set_xlim(0, 1.25 * largest)
     machine = f"\non {describe_machine(speed)}" if speed else ""
     # To the right: the name of a device is longer than the axis, and there is room at the left.
-    panel.set_xlabel(f"times the original (dashed){machine}", loc="right", fontsize=8.5)
+    panel.set_xlabel(f"times better than the original (dashed){machine}", loc="right", fontsize=8.5)
     dress(panel, "What was gained", grid="x")

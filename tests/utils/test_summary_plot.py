@@ -54,10 +54,10 @@ def test_only_known_parameters_are_drawn():
 def test_gains_are_times_better_than_the_original(result):
     # Time and size shrink by what is kept: 1 / 0.5, 28 / 20, (28 + 12) / (20 + 5).
     assert compute_gains(result) == [
-        Gain("texts per second", 1.8, (1.7, 1.9)),
-        Gain("speed of one text", 2.0, (1.6, 2.5)),
-        Gain("size on disk", 1.4),
-        Gain("memory in use", 1.6),
+        Gain("more texts per second", 1.8, (1.7, 1.9)),
+        Gain("faster for one text", 2.0, (1.6, 2.5)),
+        Gain("smaller on disk", 1.4),
+        Gain("less memory", 1.6),
     ]
 
 
@@ -68,15 +68,20 @@ def test_gains_are_bars_with_the_quartiles_as_whiskers(result):
     assert whiskers == [[1.7, 1.9], pytest.approx([1.6, 2.5])]
     assert [text.get_text() for text in panel.texts] == ["1.80 x", "2.00 x", "1.40 x", "1.60 x"]
     assert panel.get_xlim()[1] > 2.5
-    assert panel.get_xlabel() == "times the original (dashed)\non cpu, 2 threads"
+    assert panel.get_xlabel() == "times better than the original (dashed)\non cpu, 2 threads"
+
+
+def test_what_onnx_runtime_does_not_tell_is_no_gain(result):
+    result["speed"]["memory_bytes"]["model"]["activations"] = None
+    assert "less memory" not in [gain.name for gain in compute_gains(result)]
 
 
 def test_what_was_not_measured_is_no_gain(result):
     assert len(compute_gains({**result, "size_bytes": {"model": 1, "baseline": None}})) == 3
     del result["speed"]["memory_bytes"]
     assert [gain.name for gain in compute_gains({**result, "size_bytes": None})] == [
-        "texts per second",
-        "speed of one text",
+        "more texts per second",
+        "faster for one text",
     ]
     assert compute_gains({**result, "speed": None, "size_bytes": None}) == []
 
