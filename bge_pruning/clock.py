@@ -37,12 +37,14 @@ def elapsed_share(state: State) -> float:
     return min(1.0, state.timestamp.batch.value / count_batches(state.max_duration, state))
 
 
-def is_due(interval: Time, state: State) -> bool:
+def is_due(interval: Time, state: State, ahead: int = 0) -> bool:
     """Whether the batch that has just ended is at an interval, or the last one of the run.
 
     Args:
         interval: As in :func:`count_batches`; a part of a batch counts as a whole one.
         state: Same.
+        ahead: Ask of a batch that is this many further on: 1 for the one that begins.
     """
     length = math.ceil(count_batches(interval, state) - 1e-9)  # 0.07 * 100 is 7.000000000000001
-    return state.timestamp.batch.value % length == 0 or elapsed_share(state) >= 1.0
+    batch = state.timestamp.batch.value + ahead
+    return batch % length == 0 or batch >= count_batches(state.max_duration, state)

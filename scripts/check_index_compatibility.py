@@ -3,7 +3,7 @@
 
     python scripts/check_index_compatibility.py BAAI/bge-m3 my_small_model --texts passages.txt
 
-NEW has to have the dimensions of OLD: extract it with --keep-dimension.
+Both models have to give vectors of the same size, as after pruning layers, units or heads alone.
 """
 
 from __future__ import annotations

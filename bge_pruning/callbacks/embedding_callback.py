@@ -10,7 +10,7 @@ from composer.loggers import Logger
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
-from bge_pruning.clock import count_batches
+from bge_pruning.clock import is_due
 from bge_pruning.utils.embedding_metrics import compute_alignment, compute_uniformity
 
 # Scored pairs from here on, of a range of [0, 1], count as positive.
@@ -52,14 +52,10 @@ class EmbeddingCallback(Callback):
         self._mask: Tensor | None = None
         self._hook: RemovableHandle | None = None
 
-    def _is_due(self, state: State, batch: int) -> bool:
-        interval = count_batches(self.interval, state)
-        return batch % interval == 0 or batch >= count_batches(state.max_duration, state)
-
     def batch_start(self, state: State, logger: Logger) -> None:
         """Listen to the multi-vector head in a step that will be logged: its outputs are scaled."""
         head = getattr(state.model, "module", state.model).heads.colbert_linear
-        if head is not None and self._is_due(state, state.timestamp.batch.value + 1):
+        if head is not None and is_due(self.interval, state, ahead=1):
             self._norms, self._mask = [], state.batch["attention_mask"].flatten(0, 1)[:, 1:]
             self._hook = head.register_forward_hook(self._keep_norms)
 
@@ -81,7 +77,7 @@ class EmbeddingCallback(Callback):
 
     def batch_end(self, state: State, logger: Logger) -> None:
         """Log at the interval and at the last batch."""
-        if not self._is_due(state, state.timestamp.batch.value):
+        if not is_due(self.interval, state):
             return
         # Of microbatches the outputs of the last one are left, which has the last rows.
         last = len(state.outputs["dense_vecs"])

@@ -29,9 +29,9 @@ def show_evaluation(result: dict[str, Any], console: Console) -> None:
     if result["speed"]:
         latency, rate = result["speed"]["latency_ms"], result["speed"]["throughput_texts_per_s"]
         one = (
-            f"{latency['model']['median']:.1f} ms, baseline {latency['baseline']['median']:.1f} ms"
+            f"{latency['model']['median']:.1f} ms, original {latency['baseline']['median']:.1f} ms"
         )
-        many = f"{rate['model']:.0f}, baseline {rate['baseline']:.0f} ({rate['ratio']:.2f} times)"
+        many = f"{rate['model']:.0f}, original {rate['baseline']:.0f} ({rate['ratio']:.2f} times)"
         console.print(f"one text: {one}; texts per second: {many}", soft_wrap=True)
 
 
@@ -73,7 +73,7 @@ def _parameter_table(parameters: dict[str, dict[str, int] | None]) -> Table:
     table = Table("parameters")
     named = {which: counts for which, counts in parameters.items() if counts}
     for which in reversed(named):
-        table.add_column(which, justify="right")
+        table.add_column({"baseline": "original"}.get(which, which), justify="right")
     if len(named) == 2:
         table.add_column("kept", justify="right")
     for part in next(iter(named.values()), {}):

@@ -8,49 +8,33 @@ from rich.console import Console
 
 from bge_pruning.utils.console import show_evaluation
 
-
-def entry(task: str, mode: str, value: float, **changes) -> dict:
-    """The main entry of a task in a mode."""
-    kind = "similarity" if task.startswith("stsb") else "retrieval"
-    found = {
-        "task": task,
-        "kind": kind,
-        "mode": mode,
-        "metric": "cosine_spearman" if kind == "similarity" else "ndcg_at_10",
-        "main": True,
-        "value": value,
-        "baseline": 0.84,
-        "floor": 0.612,
-        "floors": {"random_weights": 0.43, "word_embeddings": 0.612},
-        "retention": 0.9671,
-        "retention_above_floor": 0.8784,
-        "interval": [0.79, 0.83],
-        "p_value": 0.04,
-        "samples": 10,
-        "texts": 1000,
-        "truncated": 0,
-        "seconds": 1.0,
-    }
-    return {**found, **changes}
-
-
 MODEL = {"encoder": 2_000_000, "embeddings": 3_000, "pooler": 10, "heads": 5, "total": 2_003_015}
 BASELINE = {"encoder": 8_000_000, "embeddings": 6_000, "pooler": 40, "heads": 0, "total": 8_006_040}
 SPEED = {
     "latency_ms": {"model": {"median": 5.04}, "baseline": {"median": 9.96}, "ratio": 0.506},
     "throughput_texts_per_s": {"model": 200.4, "baseline": 99.6, "ratio": 2.012},
 }
-ALSO = {"before recovery": 0.75}
 
 
 @pytest.fixture
-def result() -> dict:
+def result(make_entry) -> dict:
+    same = {
+        "baseline": 0.84,
+        "retention": 0.9671,
+        "p_value": 0.04,
+        "also": {"before recovery": 0.75},
+    }
+    floors = {"random_weights": 0.43, "word_embeddings": 0.612}
+    pearson = {"metric": "cosine_pearson", "main": False}
+    cut = {"truncated": 1234, "texts": 5678}
+    retrieval = {"kind": "retrieval", "metric": "ndcg_at_10", "floors": {"random_weights": 0.43}}
     tasks = [
-        entry("stsb-en-test", "dense", 0.81236, also=ALSO),
-        entry("stsb-en-test", "dense", 0.8, also=ALSO, metric="cosine_pearson", main=False),
-        entry("scifact", "sparse", 0.5, also=ALSO, retention_above_floor=None, truncated=1234,
-              texts=5678, floors={"random_weights": 0.43}),
-    ]  # fmt: skip
+        make_entry(value=0.81236, retention_above_floor=0.8784, floors=floors, **same),
+        make_entry(value=0.8, **pearson, **same),
+        make_entry(
+            "scifact", "sparse", value=0.5, retention_above_floor=None, **retrieval, **cut, **same
+        ),
+    ]
     parameters = {"model": MODEL, "baseline": BASELINE}
     return copy.deepcopy({"tasks": tasks, "parameters": parameters, "speed": SPEED})
 
@@ -88,7 +72,7 @@ def test_texts_that_were_cut_are_counted(result):
 
 def test_parameters_stand_in_their_rows(result):
     lines = read_lines(show(result))
-    first = lines.index(["parameters", "baseline", "model", "kept"])
+    first = lines.index(["parameters", "original", "model", "kept"])
     rows = [line for line in lines[first + 1 :] if line][:5]
     assert rows == [
         ["encoder", "8,000,000", "2,000,000", "25.0%"],
@@ -101,7 +85,7 @@ def test_parameters_stand_in_their_rows(result):
 
 def test_speed_is_one_line_however_narrow_the_terminal(result):
     expected = (
-        "one text: 5.0 ms, baseline 10.0 ms; texts per second: 200, baseline 100 (2.01 times)\n"
+        "one text: 5.0 ms, original 10.0 ms; texts per second: 200, original 100 (2.01 times)\n"
     )
     assert show(result, width=40).endswith(expected)
 
