@@ -60,7 +60,7 @@ def run(args: argparse.Namespace) -> None:
     for row in summary_rows(candidates):
         table.add_row(*(escape(cell) for cell in row))
     print_whole(table, Console(highlight=False))
-    print(f"over {len(keys)} tasks and modes; written to {args.output}")
+    print(f"scores compared: {len(keys)}; written to {args.output}")
 
 
 if __name__ == "__main__":

@@ -68,7 +68,7 @@ def truncation_notes(evaluation: Mapping[str, Any]) -> list[str]:
     """
     counts = {entry["task"]: (entry["truncated"], entry["texts"]) for entry in evaluation["tasks"]}
     return [
-        f"{task}: {cut:,} of {texts:,} texts are longer than the model reads and were cut."
+        f"{task}: {cut:,} of {texts:,} texts are longer than the limit of tokens and were cut."
         for task, (cut, texts) in counts.items()
         if cut
     ]

@@ -66,7 +66,7 @@ def test_scores_stand_under_their_task(result):
 
 def test_texts_that_were_cut_are_counted(result):
     text = show(result)
-    assert "scifact: 1,234 of 5,678 texts are longer than the model reads and were cut." in text
+    assert "scifact: 1,234 of 5,678 texts are longer than the limit of tokens and were cut." in text
     assert "stsb-en-test: " not in text
 
 

@@ -69,7 +69,7 @@ def test_markdown(result):
     assert lines[0] == "| " + " | ".join(score_header(result)) + " |"
     assert lines[1].startswith("| --- | --- | --- | ---: |")
     assert len(lines) == 4
-    assert note == "scifact: 3 of 1,000 texts are longer than the model reads and were cut."
+    assert note == "scifact: 3 of 1,000 texts are longer than the limit of tokens and were cut."
     assert "| stsb-en | dense | Pearson | 0.8200 | 0.8100 | 0.5100 | 98.8% |" in others
     assert "| scifact | all | Recall@100 |" in others
     for part in (table, others):
