@@ -26,7 +26,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = parser.parse_args(argv)
 
     def command() -> None:
-        from bge_pruning.models.extraction import extract
+        from bge_pruning.export.extract import extract
 
         extract(args.run, args.output, args.overwrite, args.best)
 

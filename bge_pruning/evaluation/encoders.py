@@ -16,7 +16,7 @@ from bge_pruning.evaluation.sentence_transformer import SentenceTransformerEncod
 from bge_pruning.evaluation.text_encoder import Encoded, TextEncoder
 from bge_pruning.models.checkpoint import find_checkpoint, load_trained_model
 from bge_pruning.models.encoder_shape import count_parameters as count_shape
-from bge_pruning.models.extraction import cut, final_gates
+from bge_pruning.models.extraction import as_base_model, cut, final_gates
 from bge_pruning.models.hub import fetch_model_folder
 from bge_pruning.models.model_files import read_json
 from bge_pruning.models.pretrained import BaseModel, load_base_model, read_shape
@@ -160,19 +160,9 @@ def load_checkpoint(path: Path) -> BaseModel:
     """
     model = load_trained_model(find_checkpoint(path))
     masks, shape = final_gates(model)
-    metadata = model.metadata
-    cut(model.backbone, model.heads, model.backbone.keep_indices(masks))
-    return BaseModel(
-        name=str(path),
-        shape=shape,
-        hf_config=metadata.hf_config,
-        backbone=model.backbone,
-        heads=model.heads,
-        tokenizer_files=metadata.tokenizer_files,
-        max_seq_length=metadata.max_seq_length,
-        pruning=None,
-        prompts=metadata.prompts or {},
-    )
+    base = as_base_model(model, str(path))
+    cut(base.backbone, base.heads, base.backbone.keep_indices(masks))
+    return replace(base, shape=shape)
 
 
 def _load_sentence_transformer(

@@ -14,7 +14,7 @@ from bge_pruning.evaluation.encoders import (
 )
 from bge_pruning.evaluation.floors import WordEmbeddings
 from bge_pruning.evaluation.sentence_transformer import SentenceTransformerEncoder
-from bge_pruning.models.extraction import extract
+from bge_pruning.export.extract import extract
 
 TEXTS = ["the man plays guitar", "a dog", "the woman reads a red book in the park", "zzzz"]
 

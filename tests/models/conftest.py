@@ -139,7 +139,7 @@ def tokenizer_files() -> dict[str, bytes]:
     from tokenizers.pre_tokenizers import Whitespace
     from tokenizers.processors import TemplateProcessing
 
-    from bge_pruning.models.extraction import VALIDATION_SENTENCES
+    from bge_pruning.models.validation import VALIDATION_SENTENCES
 
     whitespace = Whitespace()
     words = [w for s in VALIDATION_SENTENCES for w, _ in whitespace.pre_tokenize_str(s)]
