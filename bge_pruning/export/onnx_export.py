@@ -90,7 +90,7 @@ def export_onnx(
         "versions": {name: version(name) for name in ("onnx", "onnxruntime", "torch")},
     }
     worst = max(differences.values())
-    log.info("wrote %s: largest difference from torch %.1e", output / MODEL, worst)
+    log.info("%s/%s: largest difference from torch %.1e", FOLDER, MODEL, worst)
     return info
 
 

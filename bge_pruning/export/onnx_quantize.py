@@ -105,7 +105,7 @@ def export_onnx_int8(
     with quantised(folder, settings) as path:
         loss = measure_int8(OnnxEncoder(path), OnnxEncoder(folder / FOLDER / MODEL), pairs, rounds)
         os.replace(path, output)
-    log.info("wrote %s: %s", output, describe_loss(loss))
+    log.info("%s/%s: %s", FOLDER, QUANTISED, describe_loss(loss))
     size = output.stat().st_size
     return {
         "file": f"{FOLDER}/{QUANTISED}",

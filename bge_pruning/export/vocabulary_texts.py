@@ -52,7 +52,7 @@ class VocabularyRequest:
         languages: Languages whose shipped corpus is added to them.
         size: Tokens to keep, or ``None`` for all that occur.
         report_on: Further files, to measure what is lost there.
-        shipped: Folder with a file ``<name>-<language>.txt`` for each language.
+        shipped: Folder with a file ``<name>-<language>.txt`` (or ``.txt.gz``) for each language.
     """
 
     texts: tuple[str, ...] = ()
@@ -131,7 +131,8 @@ def find_corpora(request: VocabularyRequest) -> Corpora:
 
 def shipped_corpora(folder: Path = SHIPPED) -> dict[str, str]:
     """The corpus of each language that has one, by language."""
-    return {path.stem.rpartition("-")[2]: _name(path) for path in sorted(folder.glob("*-*.txt"))}
+    names = {path.name.partition(".")[0]: path for path in sorted(folder.glob("*-*.txt*"))}
+    return {name.rpartition("-")[2]: _name(path) for name, path in names.items()}
 
 
 def _files(patterns: Iterable[str]) -> list[str]:

@@ -116,7 +116,10 @@ def test_all_kinds_of_files_are_read(base, tmp_path):
 
 
 def test_every_shipped_language_has_a_corpus():
-    assert list(shipped_corpora()) == "ar de en fr hi ja sw zh".split()
+    assert (
+        list(shipped_corpora())
+        == "ar de en es fi fr hi id it ja ko nl pl pt ru sw th tr uk vi zh".split()
+    )
     assert all(Path(path).is_file() for path in shipped_corpora().values())
 
 
