@@ -81,6 +81,21 @@ def test_ranks_share_the_texts_and_all_get_everything(count, model_folder, encod
     assert sum(seen) == len(TEXTS)  # each text once, whatever the number of ranks
 
 
+def test_dense_vectors_alone_are_projected(projected_folder, encoder):
+    found = TextEncoder(load_base_model(str(projected_folder)), batch_size=2)
+    assert (found.dense_size, encoder.dense_size) == (40, 32)
+    ours, plain = found.encode(TEXTS, BOTH), encoder.encode(TEXTS, BOTH)
+    expected = plain.dense_vecs @ found.base.projection.numpy().T
+    expected /= np.linalg.norm(expected, axis=1, keepdims=True)
+    np.testing.assert_allclose(ours.dense_vecs, expected, atol=1e-6)
+    assert (ours.lexical_weights != plain.lexical_weights).nnz == 0
+    late = [encode_queries(each, TEXTS).vectors for each in (found, encoder)]
+    np.testing.assert_array_equal(*late)
+    assert found.encode(TEXTS, ("token_weights",)).dense_vecs is None
+    assert found.encode([]).dense_vecs.shape == (0, 40)
+    assert found.word_table().shape == (99, 32)
+
+
 def test_through_masks_it_is_the_extracted_model(tmp_path, train_tiny, collection):
     """Vectors to 1e-6, and the same nDCG; the vectors are 0 in what is off."""
     run = train_tiny(tmp_path, "loss.distillation_sparse=1", "loss.distillation_colbert=1")

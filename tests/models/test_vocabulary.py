@@ -171,6 +171,12 @@ def test_a_cut_model_can_be_trimmed(unigram, target_shape, assert_same):
     assert trimmed.shape == replace(shape, vocab_size=trimmed.hf_config["vocab_size"])
 
 
+def test_a_trimmed_model_keeps_its_projection(unigram):
+    base = replace(unigram, projection=torch.eye(40, 32))
+    keep = choose_vocabulary(base, {"en": np.ones(6001, np.int64)}, 3000)
+    assert torch.equal(trim_vocabulary(base, keep).projection, base.projection)
+
+
 def test_trimming_twice_is_trimming_once(unigram):
     first = trim_vocabulary(unigram, choose(unigram, "de en fr"))
     second = trim_vocabulary(first, choose(first, "en", 1200))
