@@ -29,6 +29,7 @@ from bge_pruning.models.model_files import (
     read_tokenizer_files,
     shape_from_config,
 )
+from bge_pruning.models.origin import read_origin
 
 log = logging.getLogger(__name__)
 
@@ -47,6 +48,8 @@ class BaseModel:
         max_seq_length: Longest input that sentence-transformers is told of.
         pruning: Its ``pruning.json`` if it is itself an extracted model.
         prompts: What sentence-transformers is told to write before a text.
+        license: Identifier of its licence, see :class:`bge_pruning.models.origin.Origin`.
+        origin: Its hub name, or the one that a local folder names as its base.
     """
 
     name: str
@@ -58,6 +61,8 @@ class BaseModel:
     max_seq_length: int
     pruning: dict[str, Any] | None
     prompts: dict[str, Any]
+    license: str | None = None
+    origin: str | None = None
 
 
 def read_shape(folder: Path, colbert_dim: int | None = None) -> EncoderShape:
@@ -153,6 +158,7 @@ def load_base_model(
     load_strict(heads, head_state, f"{folder} (heads)")
     _report_heads(name, heads)
     tokenizer_files = read_tokenizer_files(folder, shape.vocab_size)
+    origin = read_origin(folder, name)
     return BaseModel(
         name=name,
         shape=shape,
@@ -163,6 +169,8 @@ def load_base_model(
         max_seq_length=read_max_seq_length(folder, config),
         pruning=read_json(folder / "pruning.json", None),
         prompts=read_prompts(folder),
+        license=origin.license,
+        origin=origin.name,
     )
 
 
