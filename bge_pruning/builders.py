@@ -75,6 +75,8 @@ def build_metadata(config: Config, plan: Plan, base: BaseModel) -> RunMetadata:
         base_model=base.name,
         revision=config.model.revision,
         prompts=base.prompts,
+        license=base.license,
+        origin=base.origin,
         shape=asdict(base.shape),
         hf_config=base.hf_config,
         pooling=base.heads.pooling,

@@ -270,6 +270,15 @@ def test_metadata_of_an_extracted_model(configure, base):
     assert metadata.source_pruning == pruning
 
 
+def test_metadata_says_whose_model_it_is(configure, base):
+    config = configure()
+    plan = build_plan(config)
+    metadata = build_metadata(config, plan, base)
+    assert (metadata.license, metadata.origin) == (None, None)
+    metadata = build_metadata(config, plan, replace(base, license="mit", origin="BAAI/bge-m3"))
+    assert (metadata.license, metadata.origin) == ("mit", "BAAI/bge-m3")
+
+
 @pytest.mark.parametrize("at_target", [True, False])
 def test_evaluation_is_of_the_target_or_of_the_gates_now(at_target, configure):
     value = str(at_target).lower()

@@ -29,6 +29,7 @@ from bge_pruning.models.model_files import (
     read_tokenizer_files,
     shape_from_config,
 )
+from bge_pruning.models.origin import read_origin
 from bge_pruning.models.projection import FOLDER, read_projection
 
 log = logging.getLogger(__name__)
@@ -51,6 +52,8 @@ class BaseModel:
         projection: Map from pooled vectors to the dimensions of the original, which the folder's
             dense vectors have: float32, shape ``(S, H)``; see
             :mod:`bge_pruning.models.projection`. ``backbone`` and ``heads`` know nothing of it.
+        license: Identifier of its licence, see :class:`bge_pruning.models.origin.Origin`.
+        origin: Its hub name, or the one that a local folder names as its base.
     """
 
     name: str
@@ -63,6 +66,8 @@ class BaseModel:
     pruning: dict[str, Any] | None
     prompts: dict[str, Any]
     projection: Tensor | None = None
+    license: str | None = None
+    origin: str | None = None
 
     def dense_size(self) -> int:
         """Size of the dense vectors that the model's folder gives: ``S``, or ``H``."""
@@ -164,6 +169,7 @@ def load_base_model(
     load_strict(heads, head_state, f"{folder} (heads)")
     _report_heads(name, heads)
     tokenizer_files = read_tokenizer_files(folder, shape.vocab_size)
+    origin = read_origin(folder, name)
     return BaseModel(
         name=name,
         shape=shape,
@@ -175,6 +181,8 @@ def load_base_model(
         pruning=read_json(folder / "pruning.json", None),
         prompts=read_prompts(folder),
         projection=projection,
+        license=origin.license,
+        origin=origin.name,
     )
 
 

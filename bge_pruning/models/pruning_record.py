@@ -25,7 +25,12 @@ def build_record(model: TrainedModel, shape: EncoderShape, keep: KeepIndices) ->
     """Content of ``pruning.json``."""
     metadata, earlier = model.metadata, model.metadata.source_pruning
     info = {
-        "source": {"base_model": metadata.base_model, "revision": metadata.revision},
+        "source": {
+            "base_model": metadata.base_model,
+            "revision": metadata.revision,
+            "license": metadata.license,
+            "origin": metadata.origin,
+        },
         "source_shape": asdict(model.shape),
         "shape": asdict(shape),
         "parameters": {

@@ -457,7 +457,8 @@ def assert_counts(folder: Path, counts: dict[str, int]) -> None:
 
 
 def test_the_record(save_run, build_model, tiny_shape, target_shape, metadata, tmp_path):
-    run = save_run(replace(metadata, revision="v1"))
+    said = {"revision": "v1", "license": "mit", "origin": "someone/tiny"}
+    run = save_run(replace(metadata, **said))
     info = extract(run, tmp_path / "small")
     assert json.loads((tmp_path / "small" / "pruning.json").read_text()) == info
     assert (tmp_path / "small" / "README.md").read_text(encoding="utf-8") == render_model_card(info)
@@ -465,7 +466,7 @@ def test_the_record(save_run, build_model, tiny_shape, target_shape, metadata, t
     source = sum(p.numel() for module in build_model(tiny_shape) for p in module.parameters())
     assert info["parameters"]["source"]["total"] == source
     expected = {
-        "source": {"base_model": "someone/tiny", "revision": "v1"},
+        "source": {"base_model": "someone/tiny", **said},
         "source_shape": asdict(tiny_shape),
         "shape": asdict(target_shape),
         "seed": 5,

@@ -120,7 +120,7 @@ def bge_m3(tmp_path, encoder, bge_m3_heads, tiny_hf_config, tokenizer_files) -> 
     write_json(folder / "special_tokens_map.json", {"pad_token": "<pad>"})
     write_sentence_transformers(folder, "cls", 64)
     write_json(folder / "modules.json", [])
-    (folder / "README.md").write_text("# BGE-M3")
+    (folder / "README.md").write_text("---\nlicense: mit\n---\n# BGE-M3")
     (folder / "onnx").mkdir()
     (folder / "onnx" / "model.onnx_data").write_bytes(b"large")
     return folder
@@ -717,6 +717,7 @@ def test_only_what_is_read_is_downloaded(hub):
         "modules.json",
         "sentence_bert_config.json",
         "1_Pooling/config.json",
+        "README.md",
     }
 
 
@@ -726,6 +727,15 @@ def test_a_projection_is_downloaded(hub, projected_folder):
     assert base.projection.shape == (40, 32)
     names = ("2_Dense/config.json", "2_Dense/model.safetensors", "3_Normalize/config.json")
     assert set(names) <= set(hub.delivered)
+
+
+def test_licence_and_origin(hub, bge_m3, e5):
+    base = load_base_model("BAAI/bge-m3")
+    assert (base.license, base.origin) == ("mit", "BAAI/bge-m3")
+    base = load_base_model(str(bge_m3))
+    assert (base.license, base.origin) == ("mit", None)
+    base = load_base_model(str(e5))
+    assert (base.license, base.origin) == (None, None)
 
 
 def test_weights_are_not_downloaded_twice(hub, e5):
