@@ -144,7 +144,8 @@ def _choose_tokens(extraction: Extraction, request: VocabularyRequest) -> None:
 
 def _add_files(folder: Path, info: dict[str, Any], options: ExtractOptions) -> None:
     if options.keep_dimension:
-        info["projection"] = add_projection(folder, info, options.fit_texts)
+        projection = add_projection(folder, info, options.fit_texts)
+        info.update({} if projection is None else {"projection": projection})
     if options.onnx or options.onnx_int8:
         info["onnx"] = export_onnx(folder)
     if options.onnx_int8:
