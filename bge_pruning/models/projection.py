@@ -4,6 +4,11 @@ An index of the original's vectors keeps working if queries arrive in its space.
 vectors are the original's kept dimensions, so putting zeros where a dimension was removed gives the
 masked model's vector, exactly. What the removed dimensions hold can partly be told from the kept
 ones: a least-squares map, fitted on texts, comes nearer to the original.
+
+The map is a Dense module between pooling and normalisation. sentence-transformers, vLLM and the
+Candle backend of text-embeddings-inference apply it; its ONNX backend knows no modules, but takes
+an output ``sentence_embedding`` of the graph, see :mod:`bge_pruning.export.onnx_graph`.
+FlagEmbedding and transformers do not apply it: there :func:`project` is left to the user.
 """
 
 from __future__ import annotations
