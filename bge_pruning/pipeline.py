@@ -88,13 +88,13 @@ def run_pipeline(
     _check(config, recovery)
     _check_modes(config, judged_by.modes)
     dist.barrier()  # all ranks have looked before the first one changes anything
-    _on_rank_zero(lambda: _prepare_results(config))
+    on_rank_zero(lambda: _prepare_results(config))
 
     run = train(config)
     pruned = pruned_model_folder(config)
-    _on_rank_zero(lambda: extract(run, pruned, best=_keeps_best(config)))
+    on_rank_zero(lambda: extract(run, pruned, best=_keeps_best(config)))
     recovered = train(recovery)
-    _on_rank_zero(lambda: extract(recovered, results / "model", best=_keeps_best(recovery)))
+    on_rank_zero(lambda: extract(recovered, results / "model", best=_keeps_best(recovery)))
     evaluation: dict[str, Any] = {}
 
     def finish() -> None:
@@ -102,7 +102,7 @@ def run_pipeline(
         _report(config, step_commands(config, recovery, paths, overrides, judged_by), evaluation)
         log.info("%s complete after %.1f minutes", results, (time.monotonic() - started) / 60)
 
-    _on_rank_zero(finish)
+    on_rank_zero(finish)
     return evaluation
 
 
@@ -111,7 +111,7 @@ def _keeps_best(config: Config) -> bool:
     return config.evaluation.keep_best is not None
 
 
-def _on_rank_zero(action: Callable[[], object]) -> None:
+def on_rank_zero(action: Callable[[], object]) -> None:
     """Do something once; the other ranks wait."""
     from composer.utils import dist
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import json
 import logging
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -99,9 +100,33 @@ def extract(
         OnnxExportError: If the ONNX graph computes something else.
     """
     checkpoint = find_checkpoint(run_or_checkpoint, best)
+    return write_model(lambda: start_extraction(checkpoint), output, overwrite, options)
+
+
+def write_model(
+    start: Callable[[], Extraction],
+    output: Path,
+    overwrite: bool = False,
+    options: ExtractOptions = PLAIN,
+) -> dict[str, Any]:
+    """Write what an extraction makes of a model, and validate it.
+
+    Args:
+        start: Begins the extraction. Called here, so that nobody else holds the model: it is let go
+            of before validation loads the written one.
+        output: See :func:`extract`.
+        overwrite: Same.
+        options: Same.
+
+    Returns:
+        Same.
+
+    Raises:
+        FileExistsError: See :func:`extract`, also for what else is raised.
+    """
     _check_libraries(options)
     with atomic_folder(output, MARKER, overwrite) as folder:
-        info, references = _cut_and_write(checkpoint, folder, options)
+        info, references = _cut_and_write(start, folder, options)
         gc.collect()  # the model sits in reference cycles, and validation loads another
         info["largest_difference"] = validate(folder, references)
         info["tolerance"] = TOLERANCE
@@ -123,10 +148,10 @@ def _check_libraries(options: ExtractOptions) -> None:
 
 
 def _cut_and_write(
-    checkpoint: Path, folder: Path, options: ExtractOptions
+    start: Callable[[], Extraction], folder: Path, options: ExtractOptions
 ) -> tuple[dict[str, Any], References]:
     """Record and references; the model is let go of."""
-    extraction = start_extraction(checkpoint)
+    extraction = start()
     if options.vocabulary is not None:
         _choose_tokens(extraction, options.vocabulary)
     if options.square_head:
