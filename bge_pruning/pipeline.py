@@ -184,6 +184,7 @@ def _prepare_results(config: Config) -> None:
 
 def _evaluate(config: Config, tasks: Sequence[Task], modes: Sequence[str]) -> dict[str, Any]:
     from bge_pruning.evaluation.evaluate import evaluate, write_evaluation
+    from bge_pruning.export.card import write_model_card
     from bge_pruning.models.hub import fetch_model_folder
 
     base = fetch_model_folder(config.model.base_model, config.model.revision)
@@ -197,6 +198,7 @@ def _evaluate(config: Config, tasks: Sequence[Task], modes: Sequence[str]) -> di
         device={"gpu": "cuda"}.get(config.device, config.device),
     )
     write_evaluation(evaluation, results / "evaluation.json")
+    write_model_card(results / "model", results / "evaluation.json")
     return evaluation
 
 
@@ -295,5 +297,6 @@ def step_commands(
             *again,
         ),
         line("evaluate_model", f"{results}/model", *evaluation, *again),
+        line("write_model_card", f"{results}/model", "--evaluation", f"{results}/evaluation.json"),
         line("write_report", results, "--run", run, *again),
     ]
