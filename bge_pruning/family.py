@@ -12,13 +12,18 @@ import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
-from bge_pruning.config import Config, ConfigError, load_config, pruned_model_folder
+from bge_pruning.config import Config, ConfigError, load_config, pruned_model_folder, to_yaml
 from bge_pruning.models.encoder_shape import EncoderShape, count_parameters
 from bge_pruning.models.pruning_record import MARKER, compute_constraint_report
 from bge_pruning.models.structural_pruning import KeepIndices
 from bge_pruning.pipeline import EvaluationPlan, evaluate_model, keeps_best, on_rank_zero
+from bge_pruning.utils.comparison import EVALUATION
+from bge_pruning.utils.evaluation import write_text
+
+if TYPE_CHECKING:
+    from bge_pruning.evaluation.tasks import Task
 
 log = logging.getLogger(__name__)
 
@@ -48,7 +53,7 @@ def export_family(
     densities: Sequence[float],
     judged_by: EvaluationPlan,
     run: Path | None = None,
-) -> Path:
+) -> list[Path]:
     """Prune once, then cut, recover and evaluate every size, from the largest to the smallest.
 
     A size that is there already, from an earlier call that was interrupted, is kept as it is,
@@ -62,7 +67,7 @@ def export_family(
         run: A finished pruning run (folder or checkpoint); ``None`` to train it first.
 
     Returns:
-        The folder with a results folder for each size, and their comparison.
+        The results folder of each size, the largest first; their comparison lies beside them.
 
     Raises:
         ConfigError: If the configuration does not prune.
@@ -91,12 +96,12 @@ def export_family(
 
     def finish() -> None:
         for member in members:
-            changes = _changes(config, member)
-            evaluate_model(load_config(paths, [*overrides, *changes, "stage=prune"]), tasks, judged_by.modes)
-        _compare(family, members, config.overwrite)
+            own = load_config(paths, [*overrides, *_changes(config, member), "stage=prune"])
+            _judge(own, tasks, judged_by.modes)
+        _compare(family, members)
 
     on_rank_zero(finish)
-    return family
+    return [family / member.name for member in members]
 
 
 def family_folder(config: Config) -> Path:
@@ -204,9 +209,7 @@ def _make(
     best = keeps_best(config)
     on_rank_zero(lambda: cut_member(member, run, larger, pruned_model_folder(recovery), best))
     trained = train(recovery)
-    on_rank_zero(
-        lambda: extract(trained, folder / "model", config.overwrite, keeps_best(recovery))
-    )
+    on_rank_zero(lambda: extract(trained, folder / "model", config.overwrite, keeps_best(recovery)))
 
 
 def cut_member(
@@ -236,11 +239,31 @@ def cut_member(
     write_model(start, output, overwrite=True)
 
 
-def _compare(family: Path, members: Sequence[Member], overwrite: bool) -> dict[str, Any]:
+def _judge(config: Config, tasks: Sequence[Task], modes: Sequence[str]) -> None:
+    """Evaluate one size and report it, unless that is done."""
+    from bge_pruning.utils.report import write_report
+
+    results = Path(config.results_folder)
+    if (results / EVALUATION).is_file() and not config.overwrite:
+        log.info("%s is there already and is kept", results / EVALUATION)
+        return
+    evaluate_model(config, tasks, modes)
+    copies = {
+        "metrics-recovery.jsonl": Path(f"{config.run_folder}-recovery") / "metrics.jsonl",
+        MARKER: results / "model" / MARKER,
+    }
+    for name, source in copies.items():
+        write_text(results / name, source.read_text(encoding="utf-8"))
+    write_text(results / "config.yaml", to_yaml(config))
+    write_report(results, overwrite=True)
+
+
+def _compare(family: Path, members: Sequence[Member]) -> None:
     """Put all sizes in one table and one picture."""
     from bge_pruning.utils.comparison_files import write_comparison
 
     names = [f"{member.name}={family / member.name}" for member in members]
     write_comparison(names, family, overwrite=True)
-    sizes = {m.name: count_parameters(m.shape).encoder for m in members}
-    log.info("%s: %s encoder parameters", family, sizes)
+    for member in members:
+        count = count_parameters(member.shape).encoder
+        log.info("%s: %s encoder parameters", family / member.name / "model", f"{count:,}")

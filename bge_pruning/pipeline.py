@@ -92,13 +92,13 @@ def run_pipeline(
 
     run = train(config)
     pruned = pruned_model_folder(config)
-    on_rank_zero(lambda: extract(run, pruned, best=_keeps_best(config)))
+    on_rank_zero(lambda: extract(run, pruned, best=keeps_best(config)))
     recovered = train(recovery)
-    on_rank_zero(lambda: extract(recovered, results / "model", best=_keeps_best(recovery)))
+    on_rank_zero(lambda: extract(recovered, results / "model", best=keeps_best(recovery)))
     evaluation: dict[str, Any] = {}
 
     def finish() -> None:
-        evaluation.update(_evaluate(config, tasks, judged_by.modes))
+        evaluation.update(evaluate_model(config, tasks, judged_by.modes))
         _report(config, step_commands(config, recovery, paths, overrides, judged_by), evaluation)
         log.info("%s complete after %.1f minutes", results, (time.monotonic() - started) / 60)
 
@@ -106,7 +106,7 @@ def run_pipeline(
     return evaluation
 
 
-def _keeps_best(config: Config) -> bool:
+def keeps_best(config: Config) -> bool:
     """Whether the best checkpoint of a training is taken, rather than its last."""
     return config.evaluation.keep_best is not None
 
@@ -182,8 +182,16 @@ def _prepare_results(config: Config) -> None:
     (results / "config.yaml").write_text(to_yaml(config), encoding="utf-8")
 
 
-def _evaluate(config: Config, tasks: Sequence[Task], modes: Sequence[str]) -> dict[str, Any]:
+def evaluate_model(config: Config, tasks: Sequence[Task], modes: Sequence[str]) -> dict[str, Any]:
+    """Judge the model in the results folder, and write the result there and into its card.
+
+    Args:
+        config: Of a pruning run.
+        tasks: See :func:`bge_pruning.evaluation.evaluate.evaluate`.
+        modes: Same.
+    """
     from bge_pruning.evaluation.evaluate import evaluate, write_evaluation
+    from bge_pruning.export.card import write_model_card
     from bge_pruning.models.hub import fetch_model_folder
 
     base = fetch_model_folder(config.model.base_model, config.model.revision)
@@ -196,7 +204,8 @@ def _evaluate(config: Config, tasks: Sequence[Task], modes: Sequence[str]) -> di
         also={PRUNED_NAME: str(pruned_model_folder(config))},
         device={"gpu": "cuda"}.get(config.device, config.device),
     )
-    write_evaluation(evaluation, results / "evaluation.json")
+    write_evaluation(evaluation, results / "evaluation.json", overwrite=config.overwrite)
+    write_model_card(results / "model", results / "evaluation.json")
     return evaluation
 
 
@@ -276,7 +285,7 @@ def step_commands(
     pruned = str(pruned_model_folder(config))
     # A run that replaces an earlier one can be replayed over itself.
     again = ["--overwrite"] if config.overwrite else []
-    best, best_recovered = (["--best"] if _keeps_best(c) else [] for c in (config, recovery))
+    best, best_recovered = (["--best"] if keeps_best(c) else [] for c in (config, recovery))
 
     def line(script: str, *words: str) -> str:
         return shlex.join(["python", f"scripts/{script}.py", *words])
@@ -295,5 +304,6 @@ def step_commands(
             *again,
         ),
         line("evaluate_model", f"{results}/model", *evaluation, *again),
+        line("write_model_card", f"{results}/model", "--evaluation", f"{results}/evaluation.json"),
         line("write_report", results, "--run", run, *again),
     ]

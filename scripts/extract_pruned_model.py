@@ -126,8 +126,14 @@ def check_arguments(parser: argparse.ArgumentParser, args: argparse.Namespace) -
 def run(args: argparse.Namespace) -> None:
     """Extract, and upload if asked."""
     from bge_pruning.export.extract import extract
+    from bge_pruning.export.hub_upload import check_hub_access, push_to_hub
 
-    extract(args.run, args.output, args.overwrite, args.best, read_options(args))
+    options = read_options(args)
+    if args.push_to_hub:
+        check_hub_access(args.push_to_hub)
+    extract(args.run, args.output, args.overwrite, args.best, options)
+    if args.push_to_hub:
+        print(f"uploaded to {push_to_hub(args.output, args.push_to_hub, args.private)}")
 
 
 def read_options(args: argparse.Namespace) -> ExtractOptions:

@@ -63,6 +63,11 @@ FAILURES = {
         r"none\.yaml: no such file\. To fix, check the path",
     ),
     "train_pruning": (["none.yaml"], 2, r"none\.yaml: no such file\. To fix, check the path"),
+    "write_model_card": (
+        ["none"],
+        1,
+        r"none: holds no pruning\.json, so it is no extracted model and its README\.md is kept\.",
+    ),
     "write_report": (
         ["none"],
         1,
@@ -88,6 +93,7 @@ USAGE = {
     "quickstart": [["--fast"]],
     "run_pipeline": [["a.yaml"], ["--sts", "a.csv"], ["a.yaml", "--sts"]],
     "train_pruning": [[], ["--fast"]],
+    "write_model_card": [[], ["m", "surplus"], ["m", "--private"], ["m", "--evaluation"]],
     "write_report": [[], ["a", "b"]],
 }
 
@@ -312,6 +318,36 @@ def test_extraction_of_a_run_without_a_checkpoint(run, tmp_path):
     (tmp_path / "run").mkdir()
     result = run("extract_pruned_model", "run", "small")
     assert_fails(result, 1, r"run: holds no latest-rank0\.pt, so no checkpoint was saved\. To fix")
+
+
+# write_model_card
+
+
+def test_card_and_upload(run, trained, monkeypatch):
+    from bge_pruning.export import hub_upload
+
+    assert run("extract_pruned_model", trained, "small")[0] == 0
+    calls = []
+    monkeypatch.setattr(hub_upload, "check_hub_access", lambda *a: calls.append(a))
+    monkeypatch.setattr(hub_upload, "push_to_hub", lambda *a: calls.append(a) or "https://hub/x")
+    code, out, err = run("write_model_card", "small")
+    assert (code, out, calls) == (0, "wrote small/README.md\n", []), err
+    code, out, _ = run("write_model_card", "small", "--push-to-hub", "me/x", "--private")
+    assert (code, out) == (0, "wrote small/README.md\nuploaded to https://hub/x\n")
+    assert calls == [("me/x",), (Path("small"), "me/x", True)]
+
+
+def test_an_upload_that_cannot_work_is_noticed_first(run, trained, monkeypatch, tmp_path):
+    import huggingface_hub
+
+    assert run("extract_pruned_model", trained, "small")[0] == 0
+    (tmp_path / "small" / "README.md").unlink()
+    monkeypatch.setattr(huggingface_hub, "get_token", lambda: None)
+    result = run("write_model_card", "small", "--push-to-hub", "me/x")
+    assert_fails(result, 1, r"there is no token for the Hugging Face hub\. To fix, run 'hf auth")
+    result = run("write_model_card", "small", "--push-to-hub", "x")
+    assert_fails(result, 1, r"'x' cannot be the name of a model on the hub\. To fix, choose owner")
+    assert not (tmp_path / "small" / "README.md").exists()
 
 
 # evaluate_model
