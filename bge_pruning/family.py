@@ -15,15 +15,23 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from bge_pruning.config import Config, ConfigError, load_config, pruned_model_folder, to_yaml
+from bge_pruning.models.checkpoint import find_checkpoint
 from bge_pruning.models.encoder_shape import EncoderShape, count_parameters
 from bge_pruning.models.pruning_record import MARKER, compute_constraint_report
 from bge_pruning.models.structural_pruning import KeepIndices
-from bge_pruning.pipeline import EvaluationPlan, evaluate_model, keeps_best, on_rank_zero
+from bge_pruning.pipeline import (
+    EvaluationPlan,
+    evaluate_model,
+    export_options,
+    keeps_best,
+    on_rank_zero,
+)
 from bge_pruning.utils.comparison import EVALUATION
 from bge_pruning.utils.evaluation import write_text
 
 if TYPE_CHECKING:
     from bge_pruning.evaluation.tasks import Task
+    from bge_pruning.export.extract import ExtractOptions
 
 log = logging.getLogger(__name__)
 
@@ -83,6 +91,7 @@ def export_family(
     config = load_config(paths, [*overrides, "stage=prune"])
     load_config(paths, [*overrides, "stage=recover"])  # refuses now what would be refused later
     _check(config)
+    options = export_options(config)
     tasks = find_tasks(judged_by.sts, judged_by.retrieval, judged_by.split)
     dist.initialize_dist(get_device(config.device))
     pruned = train(config) if run is None else run
@@ -91,8 +100,7 @@ def export_family(
     _check_members(members, family, config.overwrite)
     larger: Path | None = None
     for member in members:
-        _make(member, pruned, larger, paths, overrides, config)
-        larger = family / member.name / "model"
+        larger = _make(member, pruned, larger, paths, overrides, config, options)
 
     def finish() -> None:
         for member in members:
@@ -121,7 +129,7 @@ def choose_members(run: Path, densities: Sequence[float], best: bool = False) ->
         FileNotFoundError: If there is no checkpoint.
         ValueError: If the run has no gates, or no nested shapes have these densities.
     """
-    from bge_pruning.models.checkpoint import find_checkpoint, load_trained_model
+    from bge_pruning.models.checkpoint import load_trained_model
     from bge_pruning.models.nested_shapes import choose_nested_shapes
 
     model = load_trained_model(find_checkpoint(run, best))
@@ -195,46 +203,47 @@ def _make(
     paths: Sequence[str],
     overrides: Sequence[str],
     config: Config,
-) -> None:
-    """Cut one size, train it on and extract it."""
+    options: ExtractOptions,
+) -> Path:
+    """Cut one size, train it on and extract it; returns the folder of its recovery run."""
     from bge_pruning.export.extract import extract
     from bge_pruning.train import train
 
     folder = family_folder(config) / member.name
+    recovery = load_config(paths, [*overrides, *_changes(config, member), "stage=recover"])
     if not config.overwrite and is_done(folder / "model", member):
         log.info("%s is there already and is kept", folder / "model")
-        return
-    recovery = load_config(paths, [*overrides, *_changes(config, member), "stage=recover"])
+        return Path(recovery.run_folder)
     log.info("%s: %s", member.name, member.shape.describe())
-    best = keeps_best(config)
-    on_rank_zero(lambda: cut_member(member, run, larger, pruned_model_folder(recovery), best))
+    source = run if larger is None else larger
+    best = keeps_best(config if larger is None else recovery) and source.is_dir()
+    checkpoint = find_checkpoint(source, best)
+    pruned = pruned_model_folder(recovery)
+    on_rank_zero(lambda: cut_member(member, checkpoint, pruned, nested=larger is not None))
     trained = train(recovery)
-    on_rank_zero(lambda: extract(trained, folder / "model", config.overwrite, keeps_best(recovery)))
+    best = keeps_best(recovery)
+    on_rank_zero(lambda: extract(trained, folder / "model", config.overwrite, best, options))
+    return trained
 
 
-def cut_member(
-    member: Member, run: Path, larger: Path | None, output: Path, best: bool = False
-) -> None:
+def cut_member(member: Member, checkpoint: Path, output: Path, nested: bool) -> None:
     """Write one size, not recovered yet.
 
     Args:
         member: The size.
-        run: The pruning run.
-        larger: Folder of the recovered next larger size, ``None`` to cut from the run.
+        checkpoint: Of the pruning run, or of the recovery of the next larger size.
         output: Folder to write; an extracted model in it is replaced.
-        best: Cut from the best checkpoint of the run.
+        nested: Whether it is that of the larger size.
     """
     from bge_pruning.export.extract import write_model
-    from bge_pruning.models.checkpoint import find_checkpoint
     from bge_pruning.models.extraction import Extraction, start_extraction
     from bge_pruning.models.nested_shapes import nested_extraction
-    from bge_pruning.models.pretrained import load_base_model
 
     def start() -> Extraction:
-        if larger is None:
-            return start_extraction(find_checkpoint(run, best), member.shape)
-        base = load_base_model(str(larger))
-        return nested_extraction(base, member.keep, member.shape, member.constraint)
+        if not nested:
+            return start_extraction(checkpoint, member.shape)
+        larger = start_extraction(checkpoint)
+        return nested_extraction(larger, member.keep, member.shape, member.constraint)
 
     write_model(start, output, overwrite=True)
 

@@ -13,14 +13,16 @@ import shlex
 import shutil
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from bge_pruning.config import Config, ConfigError, load_config, pruned_model_folder
+from bge_pruning.config_schema import ExportConfig
 
 if TYPE_CHECKING:
     from bge_pruning.evaluation.tasks import Task
+    from bge_pruning.export.extract import ExtractOptions
 
 log = logging.getLogger(__name__)
 
@@ -87,6 +89,7 @@ def run_pipeline(
     dist.initialize_dist(get_device(config.device))
     _check(config, recovery)
     _check_modes(config, judged_by.modes)
+    options = export_options(config)
     dist.barrier()  # all ranks have looked before the first one changes anything
     on_rank_zero(lambda: _prepare_results(config))
 
@@ -94,7 +97,8 @@ def run_pipeline(
     pruned = pruned_model_folder(config)
     on_rank_zero(lambda: extract(run, pruned, best=keeps_best(config)))
     recovered = train(recovery)
-    on_rank_zero(lambda: extract(recovered, results / "model", best=keeps_best(recovery)))
+    best = keeps_best(recovery)
+    on_rank_zero(lambda: extract(recovered, results / "model", best=best, options=options))
     evaluation: dict[str, Any] = {}
 
     def finish() -> None:
@@ -146,9 +150,48 @@ def _check(config: Config, recovery: Config) -> None:
     check_run(config)
 
 
+def export_options(config: Config) -> ExtractOptions:
+    """What the finished model is written as; what cannot be is refused before the training.
+
+    Raises:
+        ConfigError: If the model has no multi-vector head to make square.
+        FileNotFoundError: See :func:`bge_pruning.export.extract.read_options`, also for what else.
+    """
+    from bge_pruning.export.extract import read_options
+
+    if config.export.colbert_dim == "hidden" and "colbert_vecs" not in _outputs(config):
+        raise ConfigError(
+            f"export.colbert_dim is hidden, but {config.model.base_model} has no multi-vector head."
+            f" To fix, set it to keep, or model.init_missing_heads=true."
+        )
+    return read_options(**asdict(config.export))
+
+
+def export_arguments(config: Config) -> list[str]:
+    """The same for the command line of ``scripts/extract_pruned_model.py``."""
+    plain, words = ExportConfig(), []
+    for name, value in asdict(config.export).items():
+        if value == getattr(plain, name):
+            continue
+        words.append("--" + name.replace("_", "-"))
+        if name == "languages":
+            words.append(",".join(value))
+        elif isinstance(value, list):
+            words += value
+        elif value is not True:
+            words.append(str(value))
+    return words
+
+
 def _check_modes(config: Config, modes: Sequence[str]) -> None:
     """Refuse modes that the finished model will have no head for."""
     from bge_pruning.evaluation.search import check_modes
+
+    check_modes(modes, _outputs(config), config.model.base_model)
+
+
+def _outputs(config: Config) -> list[str]:
+    """Outputs of the finished model."""
     from bge_pruning.models.hub import fetch_model_folder
     from bge_pruning.models.pretrained import read_shape
 
@@ -157,7 +200,7 @@ def _check_modes(config: Config, modes: Sequence[str]) -> None:
     names = ["dense_vecs"]
     names += ["token_weights"] if shape.sparse_head or m.init_missing_heads else []
     names += ["colbert_vecs"] if shape.colbert_dim or m.init_missing_heads else []
-    check_modes(modes, names, m.base_model)
+    return names
 
 
 def _check_results(config: Config) -> None:
@@ -302,6 +345,7 @@ def step_commands(
             f"{results}/model",
             *best_recovered,
             *again,
+            *export_arguments(config),
         ),
         line("evaluate_model", f"{results}/model", *evaluation, *again),
         line("write_model_card", f"{results}/model", "--evaluation", f"{results}/evaluation.json"),

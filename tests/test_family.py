@@ -1,6 +1,7 @@
 """Several sizes from one run: nested, each trained on from the larger one, compared, resumable."""
 
 import json
+from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
 
@@ -9,12 +10,14 @@ import torch
 
 from bge_pruning import family
 from bge_pruning.config import ConfigError
+from bge_pruning.export.extract import write_model
 from bge_pruning.family import choose_members, cut_member, export_family, is_done
+from bge_pruning.models.checkpoint import find_checkpoint
 from bge_pruning.models.encoder_shape import EncoderShape, count_parameters
+from bge_pruning.models.extraction import cut, start_extraction
 from bge_pruning.models.nested_shapes import nested_extraction
 from bge_pruning.models.pretrained import load_base_model
 from bge_pruning.models.pruning_record import MARKER
-from bge_pruning.models.structural_pruning import KeepIndices
 from bge_pruning.pipeline import EvaluationPlan
 
 OVERRIDES = ["recovery.max_duration=3ba", "seed=5"]
@@ -88,9 +91,16 @@ def test_the_record_counts_in_the_unpruned_models_numbering(sizes, pruned):
 def test_masked_equals_extracted_for_a_nested_cut(sizes, pruned, tmp_path):
     """The smaller cut of the unrecovered larger model is the smaller cut of the run itself."""
     large, small = choose_members(pruned, DENSITIES)
-    cut_member(large, pruned, None, tmp_path / "large")
-    cut_member(small, pruned, tmp_path / "large", tmp_path / "nested")
-    cut_member(small, pruned, None, tmp_path / "direct")
+    checkpoint = find_checkpoint(pruned)
+    cut_member(small, checkpoint, tmp_path / "direct", nested=False)
+    # As a recovery that trained nothing would leave it.
+    whole = start_extraction(checkpoint, large.shape)
+    cut(whole.base.backbone, whole.base.heads, whole.keep)
+    unrecovered = replace(whole, shape=large.shape)
+    write_model(
+        lambda: nested_extraction(unrecovered, small.keep, small.shape, small.constraint),
+        tmp_path / "nested",
+    )
     nested, direct = (load_base_model(str(tmp_path / name)) for name in ("nested", "direct"))
     for part in ("backbone", "heads"):
         state = getattr(direct, part).state_dict()
@@ -170,10 +180,3 @@ def test_a_run_without_gates(finished, sizes):
     run = finished[0] / "runs" / "tiny-75pct-recovery"
     with pytest.raises(ValueError, match=r"is a run without gates\. To fix, name a pruning run"):
         choose_members(run, DENSITIES)
-
-
-def test_a_larger_model_has_to_be_an_extracted_one(model_folder):
-    base = load_base_model(str(model_folder))
-    keep = KeepIndices([0], [0], [[0]], [[0]])
-    with pytest.raises(ValueError, match=r"is no extracted model, it has no pruning\.json"):
-        nested_extraction(base, keep, base.shape, {})

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, replace
+from dataclasses import asdict
 
 import torch
 
@@ -18,7 +18,6 @@ from bge_pruning.models.l0_module_embedding import (
     L0Module,
     mask_log_likelihoods,
 )
-from bge_pruning.models.pretrained import BaseModel
 from bge_pruning.models.structural_pruning import KeepIndices, PruningMasks
 
 # A density within this of what the run was trained for is meant to be that one.
@@ -145,7 +144,7 @@ def masks_of_indices(keep: KeepIndices, shape: EncoderShape) -> PruningMasks:
 
 
 def nested_extraction(
-    larger: BaseModel,
+    larger: Extraction,
     keep: KeepIndices,
     shape: EncoderShape,
     constraint: dict[str, dict[str, float]],
@@ -153,7 +152,7 @@ def nested_extraction(
     """Cut a smaller sub-network out of a larger one of the same gates, as it was trained on.
 
     Args:
-        larger: An extracted model, recovered or not.
+        larger: Of the recovery run of the larger one.
         keep: What stays, in the numbering of the unpruned model.
         shape: Sizes after the cut.
         constraint: How near the gates were to it, see :func:`compute_constraint_report`.
@@ -162,15 +161,10 @@ def nested_extraction(
         An extraction whose record counts in the unpruned model's numbering, as that of ``larger``.
 
     Raises:
-        ValueError: If ``larger`` is no extracted model or does not contain a structure.
+        ValueError: If ``larger`` does not contain a structure.
     """
-    if larger.pruning is None:
-        raise ValueError(
-            f"{larger.name}: is no extracted model, it has no pruning.json. To fix, name one."
-        )
-    record = larger.pruning
+    record = larger.info
     relative = relative_indices(keep, KeepIndices(**record["kept"]))
-    shape = replace(shape, vocab_size=larger.shape.vocab_size, colbert_dim=larger.shape.colbert_dim)
     batches = dict(record["batches"])
     steps = batches.pop("recover", 0) + batches.pop("recover_larger", 0)
     info = {
@@ -180,9 +174,9 @@ def nested_extraction(
         "constraint": constraint,
         "parameters": {**record["parameters"], "extracted": count_parameters(shape).as_dict()},
         "batches": {**batches, "recover_larger": steps},
-        "checkpoint": larger.name,
     }
-    return Extraction(larger, masks_of_indices(relative, larger.shape), relative, shape, info)
+    masks = masks_of_indices(relative, larger.shape)
+    return Extraction(larger.base, masks, relative, shape, info)
 
 
 def _positions(wanted: Sequence[int], among: Sequence[int], what: str) -> list[int]:
