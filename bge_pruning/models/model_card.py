@@ -15,6 +15,7 @@ from bge_pruning.utils.markdown import escape, table
 from bge_pruning.utils.report_gains import render_bytes, render_sizes, render_speed, share
 from bge_pruning.utils.report_gates import render_layers
 from bge_pruning.utils.score_table import render_main_scores
+from bge_pruning.utils.summary_plot import describe_machine
 from bge_pruning.utils.vocabulary_report import render_vocabulary
 
 SIZES = {
@@ -137,7 +138,7 @@ def _exactness(info: Mapping[str, Any]) -> list[str]:
         int8 = info["onnx_int8"]
         sentences.append(
             f"`{int8['file']}` ({render_bytes(int8['bytes'])}) is rounded to int8: "
-            f"{describe_loss(int8)}."
+            f"{describe_loss(int8)} (measured on {escape(describe_machine(int8['speed']))})."
         )
     return ["## How exact it is", " ".join(sentences)]
 
