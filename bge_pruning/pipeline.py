@@ -76,7 +76,7 @@ def run_pipeline(
     from composer.utils import dist, get_device
 
     from bge_pruning.evaluation.tasks import find_tasks
-    from bge_pruning.models.extraction import extract
+    from bge_pruning.export.extract import extract
     from bge_pruning.train import train
 
     started = time.monotonic()
@@ -88,30 +88,30 @@ def run_pipeline(
     _check(config, recovery)
     _check_modes(config, judged_by.modes)
     dist.barrier()  # all ranks have looked before the first one changes anything
-    _on_rank_zero(lambda: _prepare_results(config))
+    on_rank_zero(lambda: _prepare_results(config))
 
     run = train(config)
     pruned = pruned_model_folder(config)
-    _on_rank_zero(lambda: extract(run, pruned, best=_keeps_best(config)))
+    on_rank_zero(lambda: extract(run, pruned, best=keeps_best(config)))
     recovered = train(recovery)
-    _on_rank_zero(lambda: extract(recovered, results / "model", best=_keeps_best(recovery)))
+    on_rank_zero(lambda: extract(recovered, results / "model", best=keeps_best(recovery)))
     evaluation: dict[str, Any] = {}
 
     def finish() -> None:
-        evaluation.update(_evaluate(config, tasks, judged_by.modes))
+        evaluation.update(evaluate_model(config, tasks, judged_by.modes))
         _report(config, step_commands(config, recovery, paths, overrides, judged_by), evaluation)
         log.info("%s complete after %.1f minutes", results, (time.monotonic() - started) / 60)
 
-    _on_rank_zero(finish)
+    on_rank_zero(finish)
     return evaluation
 
 
-def _keeps_best(config: Config) -> bool:
+def keeps_best(config: Config) -> bool:
     """Whether the best checkpoint of a training is taken, rather than its last."""
     return config.evaluation.keep_best is not None
 
 
-def _on_rank_zero(action: Callable[[], object]) -> None:
+def on_rank_zero(action: Callable[[], object]) -> None:
     """Do something once; the other ranks wait."""
     from composer.utils import dist
 
@@ -182,7 +182,14 @@ def _prepare_results(config: Config) -> None:
     (results / "config.yaml").write_text(to_yaml(config), encoding="utf-8")
 
 
-def _evaluate(config: Config, tasks: Sequence[Task], modes: Sequence[str]) -> dict[str, Any]:
+def evaluate_model(config: Config, tasks: Sequence[Task], modes: Sequence[str]) -> dict[str, Any]:
+    """Judge the model in the results folder, and write the result there and into its card.
+
+    Args:
+        config: Of a pruning run.
+        tasks: See :func:`bge_pruning.evaluation.evaluate.evaluate`.
+        modes: Same.
+    """
     from bge_pruning.evaluation.evaluate import evaluate, write_evaluation
     from bge_pruning.export.card import write_model_card
     from bge_pruning.models.hub import fetch_model_folder
@@ -197,7 +204,7 @@ def _evaluate(config: Config, tasks: Sequence[Task], modes: Sequence[str]) -> di
         also={PRUNED_NAME: str(pruned_model_folder(config))},
         device={"gpu": "cuda"}.get(config.device, config.device),
     )
-    write_evaluation(evaluation, results / "evaluation.json")
+    write_evaluation(evaluation, results / "evaluation.json", overwrite=config.overwrite)
     write_model_card(results / "model", results / "evaluation.json")
     return evaluation
 
@@ -226,8 +233,8 @@ def collect_run(results: Path, run: Path) -> None:
     Raises:
         FileNotFoundError: If a folder is not there or not complete.
     """
-    from bge_pruning.models.extraction import MARKER
     from bge_pruning.models.gate_file import write_gates
+    from bge_pruning.models.pruning_record import MARKER
 
     sources = {
         "metrics.jsonl": run / "metrics.jsonl",
@@ -249,7 +256,7 @@ def collect_run(results: Path, run: Path) -> None:
 
 def _checkpoint_of(results: Path, run: Path) -> Path:
     """The checkpoint that the pruned model was cut from: perhaps the best, not the newest."""
-    from bge_pruning.models.extraction import MARKER
+    from bge_pruning.models.pruning_record import MARKER
 
     record = results / "pruned_model" / MARKER
     if record.is_file():
@@ -278,7 +285,7 @@ def step_commands(
     pruned = str(pruned_model_folder(config))
     # A run that replaces an earlier one can be replayed over itself.
     again = ["--overwrite"] if config.overwrite else []
-    best, best_recovered = (["--best"] if _keeps_best(c) else [] for c in (config, recovery))
+    best, best_recovered = (["--best"] if keeps_best(c) else [] for c in (config, recovery))
 
     def line(script: str, *words: str) -> str:
         return shlex.join(["python", f"scripts/{script}.py", *words])

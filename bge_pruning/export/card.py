@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from bge_pruning.models.extraction import MARKER
+from bge_pruning.models.pruning_record import MARKER
 from bge_pruning.models.model_card import render_model_card
 from bge_pruning.models.model_files import read_json
 from bge_pruning.models.origin import CARD
@@ -116,7 +116,9 @@ def _check_path(path: Path, model: Any, folder: Path) -> None:
 
 
 def _check_parameters(path: Path, evaluation: Mapping[str, Any], info: Mapping[str, Any]) -> None:
-    real = info["parameters"]["extracted"]
+    real = dict(info["parameters"]["extracted"])
+    if "projection" in info:  # evaluation counts the map with the heads
+        real["heads"] += info["projection"]["dimensions"] * info["shape"]["hidden_size"]
     judged = (evaluation["parameters"] or {}).get("model") or {}
     wrong = [
         f"{part} {judged.get(part, 0):,} (here {real[part]:,})"

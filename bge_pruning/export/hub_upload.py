@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from bge_pruning.models.extraction import MARKER
+from bge_pruning.models.pruning_record import MARKER
 from bge_pruning.models.hub import is_hub_name
 
 if TYPE_CHECKING:
