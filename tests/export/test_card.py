@@ -8,7 +8,7 @@ import pytest
 from huggingface_hub import ModelCard
 
 from bge_pruning.export.card import write_model_card
-from bge_pruning.models.extraction import extract
+from bge_pruning.export.extract import extract
 
 INDEX = {
     **{"old": "BAAI/bge-m3", "passages": 3000, "queries": 43, "top_k": 10, "chance": 0.003},
