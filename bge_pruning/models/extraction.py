@@ -111,7 +111,7 @@ def start_extraction(checkpoint: Path, shape: EncoderShape | None = None) -> Ext
         masks, target = model.l0_module.masks_of(shape), shape
     keep = model.backbone.keep_indices(masks)
     info = build_record(model, target, keep)
-    if shape is None:
+    if shape is None and model.l0_module is not None:
         warn_if_far(info["constraint"])
     info["checkpoint"] = str(checkpoint)
     return Extraction(as_base_model(model, str(checkpoint)), masks, keep, target, info)

@@ -26,7 +26,12 @@ SIZES = {
     "vocabulary": "vocab_size",
     "multi-vector size": "colbert_dim",
 }
-STAGES = {"prune": "pruning", "recover": "recovery", "train": "training without gates"}
+STAGES = {
+    "prune": "pruning",
+    "recover_larger": "recovery of the larger models that it was cut from",
+    "recover": "recovery",
+    "train": "training without gates",
+}
 PROJECTIONS = {
     "selection": "Dimensions that were removed are 0 in them.",
     "fitted": "What the removed dimensions hold was fitted by least squares on {texts:,} texts.",
