@@ -276,6 +276,7 @@ def test_a_projection(kind, texts, said, make_info):
     found = section(card, "Vector compatibility")
     assert "Dense vectors live in the 1,024 dimensions of the original" in found and said in found
     assert "It gives dense vectors of 1,024 dimensions" in card
+    assert "The map, `2_Dense`, has 786,432 parameters more." in found
     assert "made anew" not in card
 
 
