@@ -10,11 +10,13 @@ from bge_pruning.models.card_loading import PLACE, has_all_heads, longest_text, 
 from bge_pruning.models.card_rights import render_rights
 from bge_pruning.models.origin import display_name, hub_name, hub_page
 from bge_pruning.models.precision import describe_precision
+from bge_pruning.models.projection import FOLDER as DENSE
 from bge_pruning.utils.export_text import describe_loss, render_compatibility
 from bge_pruning.utils.markdown import escape, table
 from bge_pruning.utils.report_gains import render_bytes, render_sizes, render_speed, share
 from bge_pruning.utils.report_gates import render_layers
 from bge_pruning.utils.score_table import render_main_scores
+from bge_pruning.utils.summary_plot import describe_machine
 from bge_pruning.utils.vocabulary_report import render_vocabulary
 
 SIZES = {
@@ -142,7 +144,7 @@ def _exactness(info: Mapping[str, Any]) -> list[str]:
         int8 = info["onnx_int8"]
         sentences.append(
             f"`{int8['file']}` ({render_bytes(int8['bytes'])}) is rounded to int8: "
-            f"{describe_loss(int8)}."
+            f"{describe_loss(int8)} (measured on {escape(describe_machine(int8['speed']))})."
         )
     return ["## How exact it is", " ".join(sentences)]
 
@@ -173,10 +175,12 @@ def _compatibility(info: Mapping[str, Any], index: Mapping[str, Any] | None) -> 
     parts = []
     if "projection" in info:
         found = info["projection"]
+        count = found["dimensions"] * info["shape"]["hidden_size"]
         parts.append(
             f"Dense vectors live in the {found['dimensions']:,} dimensions of the original, so "
             f"that an index of its vectors keeps working. "
-            + PROJECTIONS[found["kind"]].format(texts=found["texts"] or 0)
+            f"{PROJECTIONS[found['kind']].format(texts=found['texts'] or 0)} The map, `{DENSE}`, "
+            f"has {count:,} parameters more."
         )
     if index is not None:
         parts += render_compatibility(index).splitlines()

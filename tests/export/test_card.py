@@ -8,7 +8,7 @@ import pytest
 from huggingface_hub import ModelCard
 
 from bge_pruning.export.card import write_model_card
-from bge_pruning.models.extraction import extract
+from bge_pruning.export.extract import ExtractOptions, extract
 
 INDEX = {
     **{"old": "BAAI/bge-m3", "passages": 3000, "queries": 43, "top_k": 10, "chance": 0.003},
@@ -116,6 +116,21 @@ def test_an_evaluation_through_a_link(folder, write, evaluated, tmp_path):
     (tmp_path / "link").symlink_to(folder)
     write_model_card(folder, write("a.json", evaluated, "model", tmp_path / "link"))
     assert (folder / "evaluation.json").exists()
+
+
+def test_scores_of_a_model_with_a_projection(extracted, model_folder, sts_csv, tmp_path):
+    """An evaluation counts the map, which ``pruning.json`` does not."""
+    from bge_pruning.evaluation.evaluate import evaluate
+    from bge_pruning.evaluation.tasks import find_tasks
+
+    run, folder = extracted.parent / "train" / "runs" / "tiny", tmp_path / "wide"
+    extract(run, folder, options=ExtractOptions(keep_dimension=True))
+    tasks = find_tasks([str(sts_csv)], [], "test")
+    found = evaluate(str(folder), str(model_folder), tasks, device="cpu", speed=False)
+    path = tmp_path / "scores.json"
+    path.write_text(json.dumps(found))
+    write_model_card(folder, path)
+    assert "| tiny | dense | Spearman |" in (folder / "README.md").read_text(encoding="utf-8")
 
 
 def test_the_limit_of_texts_is_that_of_the_folder(folder):

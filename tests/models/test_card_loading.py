@@ -16,13 +16,11 @@ import pytest
 import torch
 from torch.nn.functional import normalize
 
-from bge_pruning.export.onnx_export import export_onnx
+from bge_pruning.export.extract import ExtractOptions, extract
 from bge_pruning.models.card_loading import PLACE, TEXTS, longest_text, render_loading
-from bge_pruning.models.extraction import extract
 from bge_pruning.models.model_card import render_model_card
 from bge_pruning.models.model_files import read_special_ids
 from bge_pruning.models.pretrained import load_base_model
-from bge_pruning.models.projection import compute_selection, write_projection
 
 TOOLS = ("sentence-transformers", "transformers", "FlagEmbedding", "ONNX Runtime")
 # Of which the second is longer than the model allows: 78 tokens.
@@ -102,38 +100,29 @@ def compute(folder: Path, texts: list[str]) -> dict[str, Any]:
     return {**found, "dense": torch.stack(found["dense"])}
 
 
-def put_projection(folder: Path, projection: torch.Tensor) -> None:
-    """The module between pooling and normalisation, as sentence-transformers reads it."""
-    write_projection(folder, projection)
-    modules = json.loads((folder / "modules.json").read_text())
-    (folder / "2_Normalize").rename(folder / "3_Normalize")
-    dense = {"idx": 2, "name": "2", "path": "2_Dense", "type": "sentence_transformers.models.Dense"}
-    last = {**modules[2], "idx": 3, "name": "3", "path": "3_Normalize"}
-    (folder / "modules.json").write_text(json.dumps([*modules[:2], dense, last]))
-
-
 @pytest.fixture
 def folders(metadata, save_run, tmp_path) -> dict[str, Path]:
-    """Extracted models of both poolings, and one with a projection."""
+    """Extracted models of both poolings, one with a square head, one with a projection."""
     bias = {"heads.sparse_linear.bias": torch.tensor([1.0])}  # some tokens have a weight
-    folders = {name: tmp_path / name for name in ("cls", "mean", "projected")}
-    for name, folder in folders.items():
+    asked = {
+        "cls": ExtractOptions(onnx=True),
+        "mean": ExtractOptions(onnx=True),
+        "square": ExtractOptions(square_head=True),
+        "projected": ExtractOptions(keep_dimension=True, onnx=True),
+    }
+    for name, options in asked.items():
         pooling = "mean" if name == "mean" else "cls"
-        info = extract(save_run(replace(metadata, pooling=pooling), bias), folder)
-        assert info["shape"]["colbert_dim"] > info["shape"]["hidden_size"]
-        if name == "projected":
-            put_projection(folder, compute_selection(info["kept"]["hidden"], 32))
-            info["projection"] = {"kind": "selection", "dimensions": 32, "texts": None}
-        else:
-            info["onnx"] = export_onnx(folder)
-        (folder / "README.md").write_text(render_model_card(info), encoding="utf-8")
-    return folders
+        run = save_run(replace(metadata, pooling=pooling), bias)
+        info = extract(run, tmp_path / name, options=options)
+        assert info["shape"]["hidden_size"] == 16
+        assert info["shape"]["colbert_dim"] == (16 if name == "square" else 32)
+    return {name: tmp_path / name for name in asked}
 
 
 def test_every_program_gives_the_models_outputs(folders, tmp_path):
     elsewhere = tmp_path / "elsewhere"
     elsewhere.mkdir()
-    with_onnx = {name: folder for name, folder in folders.items() if name != "projected"}
+    with_onnx = {name: folder for name, folder in folders.items() if name != "square"}
     theirs = {
         tool: run_tool(tool, with_onnx if tool == "ONNX Runtime" else folders, elsewhere)
         for tool in TOOLS
@@ -153,7 +142,8 @@ def test_every_program_gives_the_models_outputs(folders, tmp_path):
             assert_close(found["sentence-transformers"]["similarities"], products)
             assert_close(found["transformers"]["vectors"], ours["dense"])
             assert_flag(found["FlagEmbedding"], ours)
-            if "ONNX Runtime" in found:
+            assert ("ONNX Runtime" in found) == (name in with_onnx)
+            if name in with_onnx:
                 assert_onnx(found["ONNX Runtime"]["outputs"], ours)
     assert ours["ids"][1][-1] == 2 and len(ours["ids"][1]) == 78  # it was long enough to be cut
 
