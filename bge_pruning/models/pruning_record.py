@@ -33,7 +33,7 @@ def build_record(model: TrainedModel, shape: EncoderShape, keep: KeepIndices) ->
         ``source`` (``base_model``, ``revision``, ``license``, ``origin``), ``source_shape``,
         ``shape``, ``parameters`` of both, ``kept`` indices in the source's numbering,
         ``constraint`` (:func:`compute_constraint_report`), ``seed``, ``batches`` of training by
-        stage, ``pooling`` and ``versions``. A recovery run inherits what the pruning run decided.
+        stage, ``pooling``, ``max_seq_length`` and ``versions``. A recovery run inherits what the pruning run decided.
     """
     metadata, earlier = model.metadata, model.metadata.source_pruning
     info = {
@@ -54,6 +54,7 @@ def build_record(model: TrainedModel, shape: EncoderShape, keep: KeepIndices) ->
         "seed": metadata.seed,
         "batches": {"prune" if model.l0_module is not None else "train": model.batch},
         "pooling": metadata.pooling,
+        "max_seq_length": metadata.max_seq_length,
         "versions": metadata.versions,
     }
     if model.l0_module is not None:
