@@ -49,9 +49,7 @@ def write_random_run(
         torch.manual_seed(seed)
         modules = {
             "backbone": XLMRobertaBackbone(shape, PAD),
-            "heads": EmbeddingHeads(
-                shape.hidden_size, "cls", shape.sparse_head, shape.colbert_dim
-            ),
+            "heads": EmbeddingHeads(shape.hidden_size, "cls", shape.sparse_head, shape.colbert_dim),
             "l0_module": build_l0_module(shape, l0_module),
         }
     weights = {
