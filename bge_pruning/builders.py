@@ -75,6 +75,8 @@ def build_metadata(config: Config, plan: Plan, base: BaseModel) -> RunMetadata:
         base_model=base.name,
         revision=config.model.revision,
         prompts=base.prompts,
+        license=base.license,
+        origin=base.origin,
         shape=asdict(base.shape),
         hf_config=base.hf_config,
         pooling=base.heads.pooling,
@@ -107,9 +109,23 @@ def package_versions() -> dict[str, str]:
 
 
 def build_base_model(config: Config) -> BaseModel:
-    """The model that training starts from."""
+    """The model that training starts from, without a projection if its folder has one.
+
+    Losses, gates and evaluations work in the encoder's own dimensions. A projection belongs to the
+    weights that it was made from; extraction makes a new one.
+    """
     m = config.model
-    return load_base_model(m.base_model, m.revision, m.pooling, m.dropout, m.init_missing_heads)
+    base = load_base_model(m.base_model, m.revision, m.pooling, m.dropout, m.init_missing_heads)
+    if base.projection is None:
+        return base
+    log.warning(
+        "%s: its projection to %d dimensions is left out, training is in the %d of the encoder. "
+        "Extract with --keep-dimension to get a new one.",
+        base.name,
+        base.dense_size(),
+        base.shape.hidden_size,
+    )
+    return replace(base, projection=None)
 
 
 def build_teacher(config: Config, base: BaseModel) -> Teacher | None:

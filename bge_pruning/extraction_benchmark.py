@@ -15,7 +15,7 @@ from typing import Any
 from bge_pruning.config import Config, ConfigError
 from bge_pruning.export.extraction_cost import ExtractionCost, measure_extraction
 from bge_pruning.models.encoder_shape import EncoderShape
-from bge_pruning.models.extraction import VALIDATION_SENTENCES
+from bge_pruning.models.validation import VALIDATION_SENTENCES
 from bge_pruning.plan import Plan, build_plan
 from bge_pruning.utils.random_run import write_random_run
 

@@ -76,7 +76,7 @@ def run_pipeline(
     from composer.utils import dist, get_device
 
     from bge_pruning.evaluation.tasks import find_tasks
-    from bge_pruning.models.extraction import extract
+    from bge_pruning.export.extract import extract
     from bge_pruning.train import train
 
     started = time.monotonic()
@@ -224,8 +224,8 @@ def collect_run(results: Path, run: Path) -> None:
     Raises:
         FileNotFoundError: If a folder is not there or not complete.
     """
-    from bge_pruning.models.extraction import MARKER
     from bge_pruning.models.gate_file import write_gates
+    from bge_pruning.models.pruning_record import MARKER
 
     sources = {
         "metrics.jsonl": run / "metrics.jsonl",
@@ -247,7 +247,7 @@ def collect_run(results: Path, run: Path) -> None:
 
 def _checkpoint_of(results: Path, run: Path) -> Path:
     """The checkpoint that the pruned model was cut from: perhaps the best, not the newest."""
-    from bge_pruning.models.extraction import MARKER
+    from bge_pruning.models.pruning_record import MARKER
 
     record = results / "pruned_model" / MARKER
     if record.is_file():

@@ -3,7 +3,8 @@
 
     python scripts/check_index_compatibility.py BAAI/bge-m3 my_small_model --texts passages.txt
 
-Both models have to give vectors of the same size, as after pruning layers, units or heads alone.
+Both models have to give vectors of the same size. They do after pruning layers, units or heads
+alone. A model with fewer hidden dimensions gives them if it was extracted with --keep-dimension.
 """
 
 from __future__ import annotations

@@ -111,6 +111,33 @@ def model_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+@pytest.fixture(scope="session")
+def write_projected(model_folder: Path) -> Callable[..., Path]:
+    """A function that copies the tiny model into a new folder, with a map of its dense vectors."""
+    import shutil
+
+    from bge_pruning.models.model_folder import write_sentence_transformers_files
+
+    def write(folder: Path, projection: object) -> Path:
+        written = ("modules.json", "?_*", "sentence_bert_config.json")
+        shutil.copytree(model_folder, folder, ignore=shutil.ignore_patterns(*written))
+        write_sentence_transformers_files(folder, "cls", 32, 128, projection=projection)
+        return folder
+
+    return write
+
+
+@pytest.fixture(scope="session")
+def projected_folder(
+    tmp_path_factory: pytest.TempPathFactory, write_projected: Callable[..., Path]
+) -> Path:
+    """The tiny model with dense vectors of 40 dimensions; do not write into it."""
+    import torch
+
+    projection = torch.randn(40, 32, generator=torch.Generator().manual_seed(4))
+    return write_projected(tmp_path_factory.mktemp("projected") / "tiny-projected", projection)
+
+
 def _write_tokenizer(folder: Path) -> None:
     from tokenizers import Tokenizer
     from tokenizers.models import WordLevel

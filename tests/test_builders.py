@@ -2,6 +2,7 @@
 
 import io
 import json
+import logging
 import math
 import re
 import shutil
@@ -270,6 +271,15 @@ def test_metadata_of_an_extracted_model(configure, base):
     assert metadata.source_pruning == pruning
 
 
+def test_metadata_says_whose_model_it_is(configure, base):
+    config = configure()
+    plan = build_plan(config)
+    metadata = build_metadata(config, plan, base)
+    assert (metadata.license, metadata.origin) == (None, None)
+    metadata = build_metadata(config, plan, replace(base, license="mit", origin="BAAI/bge-m3"))
+    assert (metadata.license, metadata.origin) == ("mit", "BAAI/bge-m3")
+
+
 @pytest.mark.parametrize("at_target", [True, False])
 def test_evaluation_is_of_the_target_or_of_the_gates_now(at_target, configure):
     value = str(at_target).lower()
@@ -391,6 +401,35 @@ def test_teacher_pools_as_the_student_and_is_frozen(pooling, configure, model_fo
     torch.testing.assert_close(vectors, expected, atol=1e-5, rtol=0)
     assert not vectors.requires_grad
     assert not any(p.requires_grad for p in teacher.backbone.parameters())
+
+
+def test_training_is_in_the_dimensions_of_the_encoder(
+    configure, projected_folder, base, caplog, monkeypatch
+):
+    """A projection neither of the trained model nor of its teacher plays a part."""
+    monkeypatch.setattr(logging.getLogger("bge_pruning"), "propagate", True)
+    config = configure(f"model.base_model={projected_folder}", "teacher.cache=false")
+    found = build_base_model(config)
+    assert found.projection is None and found.shape == base.shape
+    message = "tiny-projected: its projection to 40 dimensions is left out, training is in the 32 "
+    assert message in caplog.text and "Extract with --keep-dimension" in caplog.text
+    teacher = build_teacher(config, found)
+    assert teacher.hidden_size() == 32
+    ids = torch.tensor([[0, 5, 6, 2]])
+    theirs = build_teacher(configure(), base).encoder()
+    mask = torch.ones_like(ids)
+    for name, vectors in teacher.encoder()(ids, mask).items():
+        assert torch.equal(vectors, theirs(ids, mask)[name]), name
+
+
+def test_a_run_that_starts_from_a_projected_model(train_tiny, projected_folder, tmp_path):
+    """It trains, evaluates and is extracted as one without projection."""
+    from bge_pruning.models.extraction import extract
+    from bge_pruning.models.pretrained import load_base_model
+
+    run = train_tiny(tmp_path, f"model.base_model={projected_folder}")
+    extract(run, tmp_path / "small")
+    assert load_base_model(str(tmp_path / "small")).projection is None
 
 
 def test_teacher_that_runs_in_every_step(configure, base, model_folder):

@@ -5,7 +5,8 @@ import json
 import pytest
 import torch
 
-from bge_pruning.models.extraction import cut, extract
+from bge_pruning.export.extract import extract
+from bge_pruning.models.extraction import cut
 from bge_pruning.models.structural_pruning import PruningMasks
 
 pytestmark = pytest.mark.gpu

@@ -13,7 +13,7 @@ import pytest
 
 from bge_pruning.callbacks.data_callback import DataCallback
 from bge_pruning.config import load_config
-from bge_pruning.models.extraction import extract
+from bge_pruning.export.extract import extract
 from bge_pruning.train import train
 
 ROOT = Path(__file__).parents[1]

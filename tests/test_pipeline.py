@@ -461,7 +461,8 @@ def rank_calls(tiny_yaml, sts_csv, tmp_path, monkeypatch):
     """A rank to what it did: its barriers, trainings and writes, and what it returned."""
     from composer.utils import dist
 
-    from bge_pruning.models import extraction, gate_file
+    from bge_pruning.export import extract as export
+    from bge_pruning.models import gate_file
 
     def run(rank: int) -> tuple[list[str], dict]:
         calls = []
@@ -471,7 +472,7 @@ def rank_calls(tiny_yaml, sts_csv, tmp_path, monkeypatch):
             patch.setattr(dist, "initialize_dist", lambda *_, **__: None)
             patch.setattr(bge_pruning.train, "train", lambda c: calls.append(c.stage) or tmp_path)
             for module, name in (
-                (extraction, "extract"),
+                (export, "extract"),
                 (gate_file, "write_gates"),
                 (pipeline, "_evaluate"),
                 (pipeline, "_report"),

@@ -10,7 +10,7 @@ import torch
 from bge_pruning import builders
 from bge_pruning.callbacks.pruning_callback import PruningCallback
 from bge_pruning.config import ConfigError, from_yaml, load_config
-from bge_pruning.models.extraction import extract
+from bge_pruning.export.extract import extract
 from bge_pruning.models.temperature import LearnedTemperature
 from bge_pruning.train import main, train
 

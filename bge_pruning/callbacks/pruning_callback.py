@@ -12,8 +12,8 @@ from composer.utils import dist
 
 from bge_pruning.clock import elapsed_share, is_due
 from bge_pruning.models.encoder_shape import count_parameters
-from bge_pruning.models.extraction import compute_constraint_report
 from bge_pruning.models.l0_module_embedding import L0Module
+from bge_pruning.models.pruning_record import compute_constraint_report
 
 log = logging.getLogger(__name__)
 

@@ -6,15 +6,20 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from torch import nn
+from torch import Tensor
 
 from bge_pruning.evaluation.encoders import AnyEncoder, OnnxEncoder, TextEncoder
 from bge_pruning.evaluation.onnx_encoder import onnx_files
+from bge_pruning.evaluation.sentence_transformer import SentenceTransformerEncoder
+from bge_pruning.models.projection import FOLDER as PROJECTION
 from bge_pruning.utils.memory import measure_peak_bytes
 from bge_pruning.utils.model_analysis import measure_speed
 
 # Files that hold weights, as far as this project and sentence-transformers read them.
-WEIGHT_FILES = ("model*.safetensors", "pytorch_model*.bin", "*_linear.pt")
+WEIGHT_FILES = (
+    *("model*.safetensors", "pytorch_model*.bin", "*_linear.pt"),
+    f"{PROJECTION}/model.safetensors",
+)
 
 
 def measure_cost(model: AnyEncoder, baseline: AnyEncoder, texts: Sequence[str]) -> dict[str, Any]:
@@ -48,10 +53,14 @@ def measure_cost(model: AnyEncoder, baseline: AnyEncoder, texts: Sequence[str]) 
 def _weight_bytes(encoder: AnyEncoder) -> int:
     if isinstance(encoder, OnnxEncoder):
         return sum(file.stat().st_size for file in onnx_files(encoder.path))
-    modules: Sequence[nn.Module] = (
-        [encoder.backbone, encoder.heads] if isinstance(encoder, TextEncoder) else [encoder.model]
-    )
-    return sum(p.numel() * p.element_size() for module in modules for p in module.parameters())
+    return sum(weight.numel() * weight.element_size() for weight in _weights(encoder))
+
+
+def _weights(encoder: TextEncoder | SentenceTransformerEncoder) -> list[Tensor]:
+    if isinstance(encoder, SentenceTransformerEncoder):
+        return list(encoder.model.parameters())
+    projection = [] if encoder.projection is None else [encoder.projection]
+    return [*encoder.backbone.parameters(), *encoder.heads.parameters(), *projection]
 
 
 def size_on_disk(name: str | None) -> int | None:

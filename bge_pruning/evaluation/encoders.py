@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -16,11 +17,15 @@ from bge_pruning.evaluation.sentence_transformer import SentenceTransformerEncod
 from bge_pruning.evaluation.text_encoder import Encoded, TextEncoder
 from bge_pruning.models.checkpoint import find_checkpoint, load_trained_model
 from bge_pruning.models.encoder_shape import count_parameters as count_shape
-from bge_pruning.models.extraction import cut, final_gates
+from bge_pruning.models.extraction import as_base_model, cut, final_gates
 from bge_pruning.models.hub import fetch_model_folder
 from bge_pruning.models.model_files import read_json
+from bge_pruning.models.modules_file import ForeignModuleError
 from bge_pruning.models.pretrained import BaseModel, load_base_model, read_shape
+from bge_pruning.models.projection import read_projection
 from bge_pruning.models.quiet import no_loading_bars
+
+log = logging.getLogger(__name__)
 
 AnyEncoder = TextEncoder | OnnxEncoder | SentenceTransformerEncoder
 
@@ -124,6 +129,9 @@ def load_encoder(
 ) -> AnyEncoder:
     """Load a model; XLM-R encoders with all their outputs, others through sentence-transformers.
 
+    So are XLM-R encoders with modules that are not applied here, such as a Dense with activation:
+    their dense vectors are right then, and they have no other outputs.
+
     Args:
         name: Folder, checkpoint file, run folder (its newest checkpoint), ONNX file in a model
             folder, or hub name.
@@ -145,7 +153,10 @@ def load_encoder(
     folder = fetch_model_folder(name)
     _check_folder(folder)
     if read_json(folder / "config.json").get("model_type") == "xlm-roberta":
-        return TextEncoder(load_base_model(name), device, max_length, batch_size)
+        try:
+            return TextEncoder(load_base_model(name), device, max_length, batch_size)
+        except ForeignModuleError as error:
+            log.warning("dense vectors alone, by sentence-transformers: %s", error)
     return _load_sentence_transformer(name, device, max_length, batch_size)
 
 
@@ -160,19 +171,9 @@ def load_checkpoint(path: Path) -> BaseModel:
     """
     model = load_trained_model(find_checkpoint(path))
     masks, shape = final_gates(model)
-    metadata = model.metadata
-    cut(model.backbone, model.heads, model.backbone.keep_indices(masks))
-    return BaseModel(
-        name=str(path),
-        shape=shape,
-        hf_config=metadata.hf_config,
-        backbone=model.backbone,
-        heads=model.heads,
-        tokenizer_files=metadata.tokenizer_files,
-        max_seq_length=metadata.max_seq_length,
-        pruning=None,
-        prompts=metadata.prompts or {},
-    )
+    base = as_base_model(model, str(path))
+    cut(base.backbone, base.heads, base.backbone.keep_indices(masks))
+    return replace(base, shape=shape)
 
 
 def _load_sentence_transformer(
@@ -204,10 +205,18 @@ def untrained_encoder(encoder: AnyEncoder, seed: int) -> TextEncoder | SentenceT
 
 
 def count_parameters(encoder: AnyEncoder) -> dict[str, int]:
-    """Parameters under ``encoder``, ``embeddings``, ``pooler``, ``heads`` and ``total``."""
+    """Parameters under ``encoder``, ``embeddings``, ``pooler``, ``heads`` and ``total``.
+
+    A projection counts as a head.
+    """
     if isinstance(encoder, SentenceTransformerEncoder):
         return encoder.count_parameters()
     if isinstance(encoder, OnnxEncoder):
-        return count_shape(read_shape(encoder.folder)).as_dict()
-    heads = sum(parameter.numel() for parameter in encoder.heads.parameters())
-    return replace(encoder.backbone.count_parameters(), heads=heads).as_dict()
+        counts = count_shape(read_shape(encoder.folder))
+        heads, projection = counts.heads, read_projection(encoder.folder)
+    else:
+        counts, projection = encoder.backbone.count_parameters(), encoder.projection
+        heads = sum(parameter.numel() for parameter in encoder.heads.parameters())
+    if projection is not None:
+        heads += projection.numel()
+    return replace(counts, heads=heads).as_dict()

@@ -28,6 +28,8 @@ INIT_STD = 0.02
 def with_random_weights(base: BaseModel, seed: int) -> BaseModel:
     """A model of the same shape, as ``transformers`` initialises it; its heads too.
 
+    A projection stays as it is: it says which dimensions there are.
+
     Args:
         base: The trained model, which stays as it is.
         seed: Seed of the weights. The caller's random state is left as it was.

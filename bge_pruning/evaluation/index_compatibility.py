@@ -52,7 +52,8 @@ def compare_index(
     if before.shape[1] != after.shape[1]:
         raise ValueError(
             f"the new model's vectors have {after.shape[1]} dimensions and the index has "
-            f"{before.shape[1]}. To fix, give models whose vectors have the same dimensions."
+            f"{before.shape[1]}. To fix, export it with --keep-dimension, or give models whose "
+            f"vectors have the same dimensions."
         )
     place = {text: number for number, text in enumerate(passages)}
     own = np.array([place.get(text, -1) for text in queries])

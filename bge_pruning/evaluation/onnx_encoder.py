@@ -51,7 +51,7 @@ class OnnxEncoder(BatchEncoder):
         side = TextSide(
             str(path),
             read_tokenizer_files(self.folder, config["vocab_size"]),
-            config["hidden_size"],
+            _find_dense_size(path, self.session),
             config["vocab_size"],
             config["pad_token_id"],
             read_max_seq_length(self.folder, config),
@@ -116,3 +116,14 @@ def _find_outputs(path: Path, session: InferenceSession) -> tuple[str, ...]:
             f"with this package: other exporters leave out pooling and heads."
         )
     return names
+
+
+def _find_dense_size(path: Path, session: InferenceSession) -> int:
+    """From the file itself: it may be older or newer than the folder's projection."""
+    (shape,) = [found.shape for found in session.get_outputs() if found.name == "dense_vecs"]
+    if len(shape) != 2 or not isinstance(shape[1], int):
+        raise ValueError(
+            f"{path}: dense_vecs has the shape {shape}, expected a fixed size of vectors. To fix, "
+            f"export it with this package."
+        )
+    return shape[1]

@@ -22,6 +22,7 @@ from bge_pruning.datasets.embedding_dataset import (
 from bge_pruning.evaluation.ranks import ALONE, Ranks
 from bge_pruning.models.model_files import read_special_ids
 from bge_pruning.models.pretrained import BaseModel
+from bge_pruning.models.projection import project
 from bge_pruning.models.structural_pruning import PruningMasks
 from bge_pruning.models.teacher import compute_outputs
 
@@ -36,7 +37,7 @@ class Encoded:
     """Outputs of texts that need little memory, in the order of the texts.
 
     Attributes:
-        dense_vecs: L2-normalised, float32, shape ``(n, H)``; ``None`` if not asked for.
+        dense_vecs: L2-normalised, float32, shape ``(n, S)``; ``None`` if not asked for.
         lexical_weights: Sparse vectors over the vocabulary, float32, shape ``(n, V)``, or ``None``.
         truncated: Texts that were cut at the model's limit.
     """
@@ -53,7 +54,8 @@ class TextSide:
     Attributes:
         name: Its name, for messages.
         tokenizer_files: Contents of its tokenizer files by name.
-        hidden_size: ``H``, the size of a dense vector.
+        dense_size: ``S``, the size of a dense vector: that of the hidden states, ``H``, if they are
+            not projected.
         vocab_size: ``V``.
         pad_token_id: Id of the padding token.
         max_seq_length: Longest text in tokens.
@@ -62,7 +64,7 @@ class TextSide:
 
     name: str
     tokenizer_files: Mapping[str, bytes]
-    hidden_size: int
+    dense_size: int
     vocab_size: int
     pad_token_id: int
     max_seq_length: int
@@ -95,7 +97,7 @@ class BatchEncoder(ABC):
         self.device = device
         self.batch_size = batch_size
         self.ranks = ranks
-        self.hidden_size = side.hidden_size
+        self.dense_size = side.dense_size
         self.vocab_size = side.vocab_size
         self.pad_token_id = side.pad_token_id
         self.special_ids = sorted(read_special_ids(dict(side.tokenizer_files)))
@@ -151,7 +153,7 @@ class BatchEncoder(ABC):
 
     def _encode(self, texts: Sequence[str], names: Sequence[str], progress: bool) -> Encoded:
         tokens = self.tokenize(texts)
-        shape = (len(tokens), self.hidden_size)
+        shape = (len(tokens), self.dense_size)
         dense = np.empty(shape, np.float32) if "dense_vecs" in names else None
         rows, columns, weights = [], [], []
         for index, ids, _, outputs in self.batches(tokens, names, progress):
@@ -228,7 +230,7 @@ class TextEncoder(BatchEncoder):
     """A model that embeds texts.
 
     Args:
-        base: The model.
+        base: The model. Its dense vectors are projected if it has a map for that.
         device: Torch device.
         max_length: Longest text in tokens; ``None`` for the model's own limit.
         batch_size: Texts of a batch, fewer if they are long.
@@ -252,7 +254,7 @@ class TextEncoder(BatchEncoder):
         side = TextSide(
             base.name,
             base.tokenizer_files,
-            base.shape.hidden_size,
+            base.dense_size(),
             base.shape.vocab_size,
             base.hf_config["pad_token_id"],
             base.max_seq_length,
@@ -262,6 +264,7 @@ class TextEncoder(BatchEncoder):
         self.base = base
         self.backbone = base.backbone.to(device).eval()
         self.heads = base.heads.to(device).eval()
+        self.projection = None if base.projection is None else base.projection.to(device)
         self.masks = masks
 
     def names(self) -> tuple[str, ...]:
@@ -275,7 +278,10 @@ class TextEncoder(BatchEncoder):
 
     def compute(self, ids: Tensor, mask: Tensor, names: Sequence[str]) -> dict[str, Tensor]:
         """Outputs of one batch by name, see :class:`BatchEncoder`."""
-        return compute_outputs(self.backbone, self.heads, ids, mask, names, self.masks)
+        outputs = compute_outputs(self.backbone, self.heads, ids, mask, names, self.masks)
+        if self.projection is not None and "dense_vecs" in outputs:
+            outputs["dense_vecs"] = project(outputs["dense_vecs"], self.projection)
+        return outputs
 
 
 def _merge(parts: Sequence[Encoded], order: np.ndarray) -> Encoded:

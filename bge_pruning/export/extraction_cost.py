@@ -64,14 +64,15 @@ def measure_extraction(
 
 def main(checkpoint: str, warm_up: str, output: str, result: str, dtype: str) -> None:
     """The process's work: extract the small run, then measure the other."""
-    from bge_pruning.models.extraction import extract
+    from bge_pruning.export.extract import ExtractOptions, extract
     from bge_pruning.utils.process_memory import watch_memory
 
+    options = ExtractOptions(dtype=DTYPES[dtype])
     with TemporaryDirectory() as folder:
-        extract(Path(warm_up), Path(folder) / "small", dtype=DTYPES[dtype])
+        extract(Path(warm_up), Path(folder) / "small", options=options)
     with watch_memory() as peak:
         started = time.perf_counter()
-        extract(Path(checkpoint), Path(output), dtype=DTYPES[dtype])
+        extract(Path(checkpoint), Path(output), options=options)
         seconds = time.perf_counter() - started
     cost = ExtractionCost(seconds, peak.before, peak.total, peak.anonymous)
     Path(result).write_text(json.dumps(asdict(cost)))

@@ -19,8 +19,9 @@ from bge_pruning.atomic_folder import atomic_folder, check_free
 from bge_pruning.datasets.embedding_dataset import build_tokenizer, pad_texts
 from bge_pruning.evaluation.onnx_session import open_session, run_session
 from bge_pruning.export.onnx_graph import HIDDEN, IR_VERSION, OPSET, Store, build_graph
-from bge_pruning.models.extraction import VALIDATION_SENTENCES
 from bge_pruning.models.pretrained import BaseModel, load_base_model
+from bge_pruning.models.projection import project
+from bge_pruning.models.validation import VALIDATION_SENTENCES
 from bge_pruning.utils.optional import import_optional
 
 if TYPE_CHECKING:
@@ -90,7 +91,7 @@ def export_onnx(
         "versions": {name: version(name) for name in ("onnx", "onnxruntime", "torch")},
     }
     worst = max(differences.values())
-    log.info("wrote %s: largest difference from torch %.1e", output / MODEL, worst)
+    log.info("%s/%s: largest difference from torch %.1e", FOLDER, MODEL, worst)
     return info
 
 
@@ -105,8 +106,10 @@ def write_graph(base: BaseModel, folder: Path) -> ModelProto:
         The model as it is in the file.
     """
     onnx = import_optional("onnx", "onnx")
-    parameters = [*base.backbone.parameters(), *base.heads.parameters()]
-    if 4 * sum(parameter.numel() for parameter in parameters) <= SINGLE_FILE_BYTES:
+    weights: list[Tensor] = [*base.backbone.parameters(), *base.heads.parameters()]
+    if base.projection is not None:
+        weights.append(base.projection)
+    if 4 * sum(weight.numel() for weight in weights) <= SINGLE_FILE_BYTES:
         model = _model(base, lambda name, array: onnx.numpy_helper.from_array(array, name))
     else:
         with (folder / DATA).open("wb") as file:
@@ -121,7 +124,7 @@ def write_graph(base: BaseModel, folder: Path) -> ModelProto:
 def _model(base: BaseModel, store: Store) -> ModelProto:
     helper = import_optional("onnx.helper", "onnx")
     return helper.make_model(
-        build_graph(base.backbone, base.heads, store),
+        build_graph(base.backbone, base.heads, store, base.projection),
         producer_name="bge_pruning",
         ir_version=IR_VERSION,
         opset_imports=[helper.make_opsetid("", OPSET)],
@@ -164,6 +167,8 @@ def compare_with_torch(base: BaseModel, path: Path) -> dict[str, float]:
     for ids, mask in _batches(base):
         hidden = backbone(ids, mask)
         expected = {HIDDEN: hidden, **heads.outputs(hidden, mask)}
+        if base.projection is not None:
+            expected["dense_vecs"] = project(expected["dense_vecs"], base.projection)
         found = run_session(session, ids, mask, names)
         for name, value in expected.items():
             got = torch.from_numpy(found[name])

@@ -29,6 +29,10 @@ OPSET = 17
 # What belongs to this set; onnx would write its newest, which older runtimes refuse.
 IR_VERSION = 8
 HIDDEN = "last_hidden_state"
+# Second name of projected dense vectors: text-embeddings-inference takes the output of this name if
+# there is one, and otherwise pools by itself and leaves out any Dense module.
+SENTENCE = "sentence_embedding"
+PROJECTION = "projection"
 # Names that Optimum knows; it evaluates the last one to size the outputs on a GPU.
 BATCH, LENGTH, AFTER_CLS = "batch_size", "sequence_length", "sequence_length - 1"
 
@@ -105,13 +109,19 @@ class GraphBuilder:
         return self.node("Div", x, self.node("Max", length, self.constant(1e-12)), output=output)
 
 
-def build_graph(backbone: XLMRobertaBackbone, heads: EmbeddingHeads, store: Store) -> GraphProto:
+def build_graph(
+    backbone: XLMRobertaBackbone,
+    heads: EmbeddingHeads,
+    store: Store,
+    projection: torch.Tensor | None = None,
+) -> GraphProto:
     """The graph of an encoder and the heads that it has.
 
     Inputs ``input_ids`` and ``attention_mask``, int64, shape ``(B, T)``; any ``B`` and ``T``.
     Outputs ``last_hidden_state`` ``(B, T, H)``, first, as Optimum's feature extraction and
     sentence-transformers read it; ``dense_vecs`` ``(B, H)``; ``token_weights`` ``(B, T)`` and
-    ``colbert_vecs`` ``(B, T - 1, C)``, 0 on padding, if there is such a head.
+    ``colbert_vecs`` ``(B, T - 1, C)``, 0 on padding, if there is such a head. With a projection
+    ``dense_vecs`` is ``(B, S)``, and there again as ``sentence_embedding``.
 
     Positions are computed from the ids, as transformers does: ``pad + running count of ids that
     are not pad``; padding itself has position ``pad``. The mask plays no part in them.
@@ -120,20 +130,23 @@ def build_graph(backbone: XLMRobertaBackbone, heads: EmbeddingHeads, store: Stor
         backbone: Encoder, cut, float32.
         heads: Its heads.
         store: Keeps a weight and returns the tensor that names it.
+        projection: Map of the dense vectors, shape ``(S, H)``, if there is one.
     """
     builder = GraphBuilder(store)
     mask = builder.node("Cast", "attention_mask", to=builder.helper.TensorProto.FLOAT)
     hidden = _encoder(builder, backbone, mask)
     size = backbone.embeddings.LayerNorm.weight.numel()
     shapes: dict[str, list[int | str]] = {HIDDEN: [BATCH, LENGTH, size]}
-    _dense(builder, hidden, mask, heads.pooling)
-    shapes["dense_vecs"] = [BATCH, size]
+    _dense(builder, hidden, mask, heads.pooling, projection)
+    shapes["dense_vecs"] = [BATCH, size if projection is None else projection.shape[0]]
     if heads.sparse_linear is not None:
         _sparse(builder, hidden, mask, heads.sparse_linear)
         shapes["token_weights"] = [BATCH, LENGTH]
     if heads.colbert_linear is not None:
         _colbert(builder, hidden, mask, heads.colbert_linear)
         shapes["colbert_vecs"] = [BATCH, AFTER_CLS, heads.colbert_linear.out_features]
+    if projection is not None:
+        shapes[builder.node("Identity", "dense_vecs", output=SENTENCE)] = shapes["dense_vecs"]
     types, info = builder.helper.TensorProto, builder.helper.make_tensor_value_info
     return builder.helper.make_graph(
         builder.nodes,
@@ -206,7 +219,9 @@ def _attend(builder: GraphBuilder, x: str, bias: str, layer: Layer, name: str) -
     return builder.node("Reshape", context, together)
 
 
-def _dense(builder: GraphBuilder, hidden: str, mask: str, pooling: str) -> None:
+def _dense(
+    builder: GraphBuilder, hidden: str, mask: str, pooling: str, projection: torch.Tensor | None
+) -> None:
     if pooling == "cls":
         pooled = builder.node("Gather", hidden, builder.constant(0, np.int64), axis=1)
     else:
@@ -216,6 +231,9 @@ def _dense(builder: GraphBuilder, hidden: str, mask: str, pooling: str) -> None:
         count = builder.node("ReduceSum", column, axis, keepdims=0)
         count = builder.node("Max", count, builder.constant(1e-9))
         pooled = builder.node("Div", total, count)
+    if projection is not None:
+        weight = builder.weight(f"{PROJECTION}.weight", projection.T)
+        pooled = builder.node("MatMul", pooled, weight, output=PROJECTION)
     builder.normalise(pooled, "dense_vecs")
 
 

@@ -57,6 +57,8 @@ class RunMetadata:
         revision: Hub revision of the base model.
         prompts: ``config_sentence_transformers.json`` of the base model, as far as it says what to
             write before a text (``prompts``, ``default_prompt_name``).
+        license: Licence of the base model as the hub writes it; ``None`` if it is not known.
+        origin: Hub name of the base model, see :class:`bge_pruning.models.origin.Origin`.
     """
 
     base_model: str
@@ -71,6 +73,8 @@ class RunMetadata:
     tokenizer_files: dict[str, bytes]
     revision: str | None = None
     prompts: dict[str, Any] | None = None
+    license: str | None = None
+    origin: str | None = None
 
     def state_dict(self) -> dict[str, Any]:
         """JSON text and byte tensors: types that ``weights_only`` loading allows."""

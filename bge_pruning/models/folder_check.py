@@ -7,13 +7,16 @@ and vLLM are checked without loading any of them.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 from bge_pruning.models.encoder_shape import EncoderShape
 from bge_pruning.models.model_files import read_json
+from bge_pruning.models.modules_file import compute_modules
 from bge_pruning.models.pretrained import read_heads
+from bge_pruning.models.projection import FOLDER, NO_ACTIVATION, read_projection
 
 # text-embeddings-inference has no defaults for these.
 CONFIG_KEYS = (
@@ -128,10 +131,50 @@ def _tokenizer(folder: Path, shape: EncoderShape) -> Iterator[str]:
         yield "the tokenizer's padding token has not the id that config.json names"
 
 
-def _sentence_transformers(folder: Path, shape: EncoderShape) -> Iterator[str]:
-    modules = folder / "modules.json"
-    if not modules.is_file():
+def _modules(folder: Path, shape: EncoderShape) -> Iterator[str]:
+    path = folder / "modules.json"
+    if not path.is_file():
         yield "there is no modules.json: sentence-transformers would take the mean of the tokens"
+        return
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        yield f"modules.json is not JSON ({error})"
+        return
+    projected = (folder / FOLDER).is_dir() or found == compute_modules(projected=True)
+    expected = compute_modules(projected)
+    if found != expected:
+        steps = ", ".join(module["type"] for module in expected)
+        yield (
+            f"modules.json does not list exactly {steps}, each in its folder: sentence-"
+            f"transformers or text-embeddings-inference would give other vectors"
+        )
+    paths = [module["path"] for module in expected[1:]]
+    missing = [path for path in paths if not (folder / path / "config.json").is_file()]
+    for path in missing:
+        yield f"there is no {path}/config.json, of a module of sentence-transformers"
+    if projected and found == expected and FOLDER not in missing:
+        yield from _projection(folder, shape)
+
+
+def _projection(folder: Path, shape: EncoderShape) -> Iterator[str]:
+    try:
+        projection = read_projection(folder)
+    except (ValueError, FileNotFoundError) as error:
+        yield str(error).partition(" To fix")[0].rstrip(".")
+        return
+    if projection.shape[1] != shape.hidden_size:
+        size = projection.shape[1]
+        yield f"{FOLDER} takes {size} dimensions, but the model has {shape.hidden_size}"
+    activation = read_json(folder / FOLDER / "config.json")["activation_function"]
+    if activation != NO_ACTIVATION:
+        yield (
+            f"{FOLDER}/config.json: activation_function is not '{NO_ACTIVATION}', the only name "
+            f"for none that text-embeddings-inference knows"
+        )
+
+
+def _sentence_transformers(folder: Path, shape: EncoderShape) -> Iterator[str]:
     pooling = read_json(folder / "1_Pooling" / "config.json", {})
     for key in ("pooling_mode_cls_token", "pooling_mode_mean_tokens"):
         if key not in pooling:
@@ -154,6 +197,7 @@ CHECKS: tuple[Callable[[Path, EncoderShape], Iterator[str]], ...] = (
     _weights,
     _heads,
     _tokenizer,
+    _modules,
     _sentence_transformers,
 )
 

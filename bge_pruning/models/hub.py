@@ -19,13 +19,23 @@ SMALL_FILES = (
     "config.json",
     "modules.json",
     "1_Pooling/config.json",
+    "2_Dense/config.json",
+    "2_Dense/model.safetensors",
+    "2_Normalize/config.json",
+    "3_Normalize/config.json",
     "sentence_bert_config.json",
     "config_sentence_transformers.json",
     "colbert_linear.pt",
     "sparse_linear.pt",
     "pruning.json",
+    "README.md",  # names the licence
 )
 WEIGHT_FILES = ("model.safetensors", "pytorch_model.bin")
+
+
+def is_hub_name(name: str) -> bool:
+    """Whether a text has the form ``owner/name`` of a model on the hub."""
+    return bool(re.fullmatch(r"\w[\w.-]*/\w[\w.-]*", name))
 
 
 def fetch_model_folder(name: str, revision: str | None = None) -> Path:
@@ -44,7 +54,7 @@ def fetch_model_folder(name: str, revision: str | None = None) -> Path:
     """
     if Path(name).is_dir():
         return Path(name)
-    if not re.fullmatch(r"\w[\w.-]*/\w[\w.-]*", name):
+    if not is_hub_name(name):
         raise FileNotFoundError(
             f"base_model '{name}' is neither a folder nor a hub name (owner/name). To fix, check "
             f"the path; it is relative to {Path.cwd()}."

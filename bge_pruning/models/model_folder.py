@@ -12,7 +12,9 @@ from torch import Tensor, nn
 from bge_pruning.models.bge_m3_backbone import XLMRobertaBackbone
 from bge_pruning.models.embedding_heads import EmbeddingHeads
 from bge_pruning.models.encoder_shape import EncoderShape
+from bge_pruning.models.modules_file import compute_modules
 from bge_pruning.models.precision import dtype_name, round_tensor
+from bge_pruning.models.projection import write_projection
 from bge_pruning.models.safetensors_file import write_safetensors
 
 # Keys that name the source or the way it was saved, not the model.
@@ -35,6 +37,7 @@ def write_model_folder(
     max_seq_length: int,
     prompts: dict[str, Any] | None = None,
     dtype: torch.dtype = torch.float32,
+    projection: Tensor | None = None,
 ) -> None:
     """Write weights, config, tokenizer, heads and sentence-transformers files.
 
@@ -51,6 +54,7 @@ def write_model_folder(
         max_seq_length: Longest input for sentence-transformers, in tokens.
         prompts: See :func:`write_sentence_transformers_files`.
         dtype: Precision of the weights on disk: float32, float16 or bfloat16.
+        projection: See :func:`write_sentence_transformers_files`; float32 in any case.
 
     Raises:
         ValueError: If a weight is beyond the range of ``dtype``.
@@ -66,7 +70,7 @@ def write_model_folder(
         if head is not None:
             torch.save(_rounded(head, dtype, f"{name}."), folder / f"{name}.pt")
     write_sentence_transformers_files(
-        folder, heads.pooling, shape.hidden_size, max_seq_length, prompts
+        folder, heads.pooling, shape.hidden_size, max_seq_length, prompts, projection
     )
 
 
@@ -114,6 +118,7 @@ def write_sentence_transformers_files(
     hidden_size: int,
     max_seq_length: int,
     prompts: dict[str, Any] | None = None,
+    projection: Tensor | None = None,
 ) -> None:
     """Write the classic layout, which sentence-transformers and text-embeddings-inference read.
 
@@ -124,28 +129,22 @@ def write_sentence_transformers_files(
     Args:
         folder: Existing folder with the model.
         pooling: ``"cls"`` or ``"mean"``; L2 normalisation follows.
-        hidden_size: ``H``, the size of a dense vector.
+        hidden_size: ``H``, the size of a pooled vector.
         max_seq_length: Texts are cut to this many tokens, special tokens included.
         prompts: ``prompts`` and ``default_prompt_name``: what to write before a text; nothing if
             ``None``.
+        projection: Map from pooled vectors to those that are normalised, shape ``(S, H)``; see
+            :mod:`bge_pruning.models.projection`.
     """
-    modules = ("", "Transformer"), ("1_Pooling", "Pooling"), ("2_Normalize", "Normalize")
-    _write_json(
-        folder / "modules.json",
-        [
-            {
-                "idx": index,
-                "name": str(index),
-                "path": path,
-                "type": f"sentence_transformers.models.{kind}",
-            }
-            for index, (path, kind) in enumerate(modules)
-        ],
-    )
+    modules = compute_modules(projection is not None)
+    _write_json(folder / "modules.json", modules)
     (folder / "1_Pooling").mkdir()
-    (folder / "2_Normalize").mkdir()
+    if projection is not None:
+        write_projection(folder, projection)
+    normalize = folder / modules[-1]["path"]
+    normalize.mkdir()
     # Some tools drop empty folders on upload, but need this one.
-    _write_json(folder / "2_Normalize" / "config.json", {})
+    _write_json(normalize / "config.json", {})
     _write_json(
         folder / "1_Pooling" / "config.json",
         {

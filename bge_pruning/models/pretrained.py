@@ -30,6 +30,8 @@ from bge_pruning.models.model_files import (
     read_tokenizer_files,
     shape_from_config,
 )
+from bge_pruning.models.origin import read_origin
+from bge_pruning.models.projection import FOLDER, read_projection
 
 log = logging.getLogger(__name__)
 
@@ -48,6 +50,11 @@ class BaseModel:
         max_seq_length: Longest input that sentence-transformers is told of.
         pruning: Its ``pruning.json`` if it is itself an extracted model.
         prompts: What sentence-transformers is told to write before a text.
+        projection: Map from pooled vectors to the dimensions of the original, which the folder's
+            dense vectors have: float32, shape ``(S, H)``; see
+            :mod:`bge_pruning.models.projection`. ``backbone`` and ``heads`` know nothing of it.
+        license: Identifier of its licence, see :class:`bge_pruning.models.origin.Origin`.
+        origin: Its hub name, or the one that a local folder names as its base.
     """
 
     name: str
@@ -59,6 +66,13 @@ class BaseModel:
     max_seq_length: int
     pruning: dict[str, Any] | None
     prompts: dict[str, Any]
+    projection: Tensor | None = None
+    license: str | None = None
+    origin: str | None = None
+
+    def dense_size(self) -> int:
+        """Size of the dense vectors that the model's folder gives: ``S``, or ``H``."""
+        return self.shape.hidden_size if self.projection is None else self.projection.shape[0]
 
 
 def read_shape(folder: Path, colbert_dim: int | None = None) -> EncoderShape:
@@ -125,11 +139,13 @@ def load_base_model(
 
     Raises:
         FileNotFoundError: If a file is missing.
+        ForeignModuleError: If sentence-transformers would apply a module that is not applied here.
         ValueError: If files are damaged or disagree with each other.
         OSError: If the hub cannot deliver the model.
     """
     folder = fetch_model_folder(name, revision)
     config = read_hf_config(folder)
+    projection = _read_projection(folder, config["hidden_size"])
     state = _encoder_state(_read_weights(folder))
     head_states = read_heads(folder)
     if init_missing_heads:
@@ -157,6 +173,7 @@ def load_base_model(
     load_strict(heads, head_state, f"{folder} (heads)")
     _report_heads(name, heads)
     tokenizer_files = read_tokenizer_files(folder, shape.vocab_size)
+    origin = read_origin(folder, name)
     return BaseModel(
         name=name,
         shape=shape,
@@ -167,7 +184,20 @@ def load_base_model(
         max_seq_length=read_max_seq_length(folder, config),
         pruning=read_json(folder / "pruning.json", None),
         prompts=read_prompts(folder),
+        projection=projection,
+        license=origin.license,
+        origin=origin.name,
     )
+
+
+def _read_projection(folder: Path, hidden: int) -> Tensor | None:
+    projection = read_projection(folder)
+    if projection is not None and projection.shape[1] != hidden:
+        raise ValueError(
+            f"{folder / FOLDER}: takes vectors of {projection.shape[1]} dimensions, but the "
+            f"encoder's have {hidden}. To fix, use the files of the same model."
+        )
+    return projection
 
 
 def without_weights() -> AbstractContextManager:

@@ -88,6 +88,9 @@ class FrozenEncoder:
 class Teacher:
     """The model to distil from, loaded only when its vectors are not cached.
 
+    Its vectors are those of its encoder, before any projection: students have the encoder's
+    dimensions, or fewer of them. Where the projection is a selection, similarities are the same.
+
     Args:
         name: Hub name or folder.
         revision: Hub revision.

@@ -15,7 +15,7 @@ def render_vocabulary(report: Mapping[str, Any]) -> list[str]:
     """A sentence, a table with a row for each corpus, and what its columns mean.
 
     Args:
-        report: As :func:`bge_pruning.vocabulary_builders.build_report` makes it.
+        report: As :func:`bge_pruning.export.vocabulary_texts.build_report` makes it.
     """
     vocabulary, parameters = report["vocabulary"], report["parameters"]
     scripts = ", ".join(name.title() for name in report["scripts"]) or "none"

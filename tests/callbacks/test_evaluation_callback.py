@@ -16,8 +16,8 @@ from bge_pruning.callbacks.evaluation_callback import EvaluationCallback, list_m
 from bge_pruning.evaluation.scoring import RETRIEVAL_METRICS, score_tasks
 from bge_pruning.evaluation.tasks import beir_task
 from bge_pruning.evaluation.text_encoder import TextEncoder
+from bge_pruning.export.extract import extract
 from bge_pruning.models.composer_bge_m3 import ComposerBGEM3
-from bge_pruning.models.extraction import extract
 from bge_pruning.models.pretrained import load_base_model
 
 

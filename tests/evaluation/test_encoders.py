@@ -1,5 +1,7 @@
 """Models by name: folders, checkpoints, other architectures."""
 
+import json
+import logging
 import shutil
 
 import numpy as np
@@ -14,7 +16,7 @@ from bge_pruning.evaluation.encoders import (
 )
 from bge_pruning.evaluation.floors import WordEmbeddings
 from bge_pruning.evaluation.sentence_transformer import SentenceTransformerEncoder
-from bge_pruning.models.extraction import extract
+from bge_pruning.export.extract import extract
 
 TEXTS = ["the man plays guitar", "a dog", "the woman reads a red book in the park", "zzzz"]
 
@@ -31,6 +33,39 @@ def test_a_folder_gives_what_sentence_transformers_gives(model_folder):
     expected = SentenceTransformer(str(model_folder), device="cpu").encode(TEXTS)
     np.testing.assert_allclose(encoder.encode(TEXTS).dense_vecs, expected, atol=1e-5)
     assert encoder.names() == ("dense_vecs", "token_weights", "colbert_vecs")
+
+
+def test_a_projected_folder_gives_what_sentence_transformers_gives(projected_folder):
+    from sentence_transformers import SentenceTransformer
+
+    encoder = load_encoder(str(projected_folder), batch_size=3)
+    plain = SentenceTransformer(str(projected_folder), device="cpu")
+    expected = plain.encode(TEXTS)
+    assert expected.shape == (4, 40)
+    np.testing.assert_allclose(encoder.encode(TEXTS).dense_vecs, expected, atol=1e-5)
+    assert encoder.names() == ("dense_vecs", "token_weights", "colbert_vecs")
+    heads = (32 + 1) * 32 + (32 + 1)
+    assert count_parameters(encoder)["heads"] == heads + 40 * 32
+    assert count_parameters(encoder)["total"] == heads + sum(p.numel() for p in plain.parameters())
+
+
+def test_modules_that_are_not_applied_here_are_left_to_sentence_transformers(
+    projected_folder, tmp_path, caplog, monkeypatch
+):
+    """A rival is scored by its own vectors, not by those of its encoder."""
+    from sentence_transformers import SentenceTransformer
+
+    monkeypatch.setattr(logging.getLogger("bge_pruning"), "propagate", True)
+    folder = tmp_path / "x"
+    shutil.copytree(projected_folder, folder)
+    path = folder / "2_Dense" / "config.json"
+    tanh = {"activation_function": "torch.nn.modules.activation.Tanh"}
+    path.write_text(json.dumps({**json.loads(path.read_text()), **tanh}))
+    encoder = load_encoder(str(folder))
+    assert isinstance(encoder, SentenceTransformerEncoder)
+    assert "dense vectors alone, by sentence-transformers: " in caplog.text
+    expected = SentenceTransformer(str(folder), device="cpu").encode(TEXTS)
+    np.testing.assert_allclose(encoder.encode(TEXTS).dense_vecs, expected, atol=1e-6)
 
 
 def test_a_checkpoint_is_the_model_that_extraction_writes(run, tmp_path):
@@ -66,7 +101,7 @@ def test_other_architectures_have_dense_vectors(bert_folder):
     assert load_encoder(str(bert_folder), max_length=6).encode([TEXTS[2]] * 2).truncated == 2
 
 
-@pytest.mark.parametrize("kind", ["model_folder", "bert_folder"])
+@pytest.mark.parametrize("kind", ["model_folder", "projected_folder", "bert_folder"])
 def test_floors_of_any_model(kind, request):
     encoder = load_encoder(str(request.getfixturevalue(kind)), max_length=9, batch_size=2)
     before = encoder.encode(TEXTS).dense_vecs

@@ -7,8 +7,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from bge_pruning.evaluation.encoders import load_encoder
 from bge_pruning.evaluation.index_compatibility import compare_index, render_compatibility
 from bge_pruning.evaluation.text_encoder import Encoded
+from bge_pruning.models.projection import compute_selection
 
 SCRIPT = Path(__file__).parents[2] / "scripts" / "check_index_compatibility.py"
 
@@ -62,7 +64,8 @@ def test_agreement_is_counted_by_hand():
 
 
 def test_other_dimensions_are_refused():
-    with pytest.raises(ValueError, match="vectors have 4 dimensions and the index has 8. To fix"):
+    message = "vectors have 4 dimensions and the index has 8. To fix, export it with --keep-dim"
+    with pytest.raises(ValueError, match=message):
         compare_index(Table(VECTORS, TEXTS), Table(VECTORS[:, :4], TEXTS), TEXTS, TEXTS)
 
 
@@ -70,6 +73,17 @@ def test_too_few_texts():
     table = Table(VECTORS, TEXTS)
     with pytest.raises(ValueError, match="10 passages and 3 queries are too few to compare the b"):
         compare_index(table, table, TEXTS[:10], TEXTS[:3])
+
+
+def test_a_projected_model_in_the_index_of_a_larger_one(tmp_path, model_folder, write_projected):
+    """The dimensions of the larger one: kept ones in their places, so that all agrees."""
+    large = write_projected(tmp_path / "large", compute_selection(range(32), 40))
+    plain, kept = load_encoder(str(model_folder)), load_encoder(str(large))
+    texts = ["the man plays", "a dog", "the red book", "a cat sings", "the woman reads"]
+    found = compare_index(kept, kept, texts, texts[:2], top_k=2)
+    assert found["agreement"] == 1.0
+    with pytest.raises(ValueError, match="vectors have 32 dimensions and the index has 40"):
+        compare_index(kept, plain, texts, texts[:2], top_k=2)
 
 
 def test_the_script(model_folder, small_folder, sts_csv, tmp_path, capsys):

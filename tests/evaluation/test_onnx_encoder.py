@@ -90,6 +90,49 @@ def test_an_evaluation_beside_the_folder(folder, file, sts_csv):
     assert result["speed"]["throughput_texts_per_s"]["ratio"] > 0
 
 
+def test_a_projected_folder(projected_folder, tmp_path, sts_csv):
+    """Vectors, counts, sizes and floors are those of the folder."""
+    folder = shutil.copytree(projected_folder, tmp_path / "projected")
+    export_onnx(folder)
+    names = [str(folder / "onnx" / "model.onnx"), str(folder)]
+    ours, theirs = (load_encoder(name, batch_size=2) for name in names)
+    assert ours.dense_size == theirs.dense_size == 40
+    found, expected = ours.encode(TEXTS, BOTH), theirs.encode(TEXTS, BOTH)
+    np.testing.assert_allclose(found.dense_vecs, expected.dense_vecs, atol=1e-5)
+    assert ours.word_table().shape == (99, 32)
+    assert count_parameters(ours) == count_parameters(theirs)
+    first, second = (untrained_encoder(encoder, 1).encode(TEXTS) for encoder in (ours, theirs))
+    assert first.dense_vecs.shape == (4, 40)
+    np.testing.assert_array_equal(first.dense_vecs, second.dense_vecs)
+    result = evaluate(*names, [sts_task(sts_csv)], batch_size=8)
+    assert result["tasks"][0]["retention"] == pytest.approx(1.0, abs=1e-4)
+    weights = ("model.safetensors", "2_Dense/model.safetensors", "*_linear.pt")
+    sizes = [file.stat().st_size for name in weights for file in folder.glob(name)]
+    assert len(sizes) == 4 and result["size_bytes"]["baseline"] == sum(sizes)
+    memory = result["speed"]["memory_bytes"]["baseline"]["weights"]
+    assert memory == 4 * count_parameters(theirs)["total"]
+
+
+def test_a_file_whose_vectors_have_no_fixed_size(folder, tmp_path):
+    """One that gives the ids as vectors."""
+    shutil.copytree(folder, tmp_path / "x")
+    helper, types, axes = onnx.helper, onnx.TensorProto, ["batch_size", "sequence_length"]
+    graph = helper.make_graph(
+        [helper.make_node("Cast", ["input_ids"], ["dense_vecs"], to=types.FLOAT)],
+        "ids",
+        [helper.make_tensor_value_info("input_ids", types.INT64, axes)],
+        [helper.make_tensor_value_info("dense_vecs", types.FLOAT, axes)],
+    )
+    path = tmp_path / "x" / "onnx" / "model.onnx"
+    opset = [helper.make_opsetid("", 17)]
+    onnx.save(helper.make_model(graph, ir_version=8, opset_imports=opset), path)
+    message = (
+        r"dense_vecs has the shape .*_length'\], expected a fixed size of vectors\. To fix, ex"
+    )
+    with pytest.raises(ValueError, match=message):
+        load_encoder(str(path))
+
+
 def test_size_includes_the_weights_beside_it(folder, file, tmp_path):
     from bge_pruning.evaluation.cost import size_on_disk
 

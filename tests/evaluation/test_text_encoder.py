@@ -12,9 +12,9 @@ from bge_pruning.evaluation.scoring import score_tasks
 from bge_pruning.evaluation.search import MODES
 from bge_pruning.evaluation.tasks import beir_task
 from bge_pruning.evaluation.text_encoder import TextEncoder, batch_indices
+from bge_pruning.export.extract import extract
 from bge_pruning.models.checkpoint import find_checkpoint, load_trained_model
 from bge_pruning.models.embedding_heads import compute_lexical_weights
-from bge_pruning.models.extraction import extract
 from bge_pruning.models.pretrained import load_base_model
 
 TEXTS = [
@@ -79,6 +79,21 @@ def test_ranks_share_the_texts_and_all_get_everything(count, model_folder, encod
         assert abs(difference).max() < 1e-6
         assert found.lexical_weights.nnz == expected.lexical_weights.nnz
     assert sum(seen) == len(TEXTS)  # each text once, whatever the number of ranks
+
+
+def test_dense_vectors_alone_are_projected(projected_folder, encoder):
+    found = TextEncoder(load_base_model(str(projected_folder)), batch_size=2)
+    assert (found.dense_size, encoder.dense_size) == (40, 32)
+    ours, plain = found.encode(TEXTS, BOTH), encoder.encode(TEXTS, BOTH)
+    expected = plain.dense_vecs @ found.base.projection.numpy().T
+    expected /= np.linalg.norm(expected, axis=1, keepdims=True)
+    np.testing.assert_allclose(ours.dense_vecs, expected, atol=1e-6)
+    assert (ours.lexical_weights != plain.lexical_weights).nnz == 0
+    late = [encode_queries(each, TEXTS).vectors for each in (found, encoder)]
+    np.testing.assert_array_equal(*late)
+    assert found.encode(TEXTS, ("token_weights",)).dense_vecs is None
+    assert found.encode([]).dense_vecs.shape == (0, 40)
+    assert found.word_table().shape == (99, 32)
 
 
 def test_through_masks_it_is_the_extracted_model(tmp_path, train_tiny, collection):

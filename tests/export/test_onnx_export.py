@@ -14,6 +14,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from bge_pruning.evaluation.encoders import load_encoder
 from bge_pruning.evaluation.onnx_session import open_session, run_session
 from bge_pruning.export import onnx_export
 from bge_pruning.export.onnx_export import (
@@ -24,6 +25,7 @@ from bge_pruning.export.onnx_export import (
 )
 from bge_pruning.models.pretrained import load_base_model
 
+TEXTS = ["the man plays guitar", "a", "the woman reads a red book"]
 ROOT = Path(__file__).parents[2]
 
 
@@ -66,6 +68,48 @@ def test_the_file_can_be_read_by_a_server(folder, tmp_path):
     (tmp_path / "new").touch()
     mode = (tmp_path / "new").stat().st_mode
     assert (folder / "onnx" / "model.onnx").stat().st_mode == mode
+
+
+# A map of the dense vectors
+
+
+@pytest.fixture
+def projected(projected_folder, tmp_path) -> Path:
+    return Path(shutil.copytree(projected_folder, tmp_path / "projected"))
+
+
+def test_dense_vectors_are_projected(projected):
+    info = export_onnx(projected)
+    assert info["outputs"][1] == "dense_vecs" and info["outputs"][-1] == "sentence_embedding"
+    assert 0 < info["largest_difference"]["dense_vecs"] <= 1e-5
+    files = [projected / "onnx" / "model.onnx", projected]
+    ours, theirs = (load_encoder(str(path)).encode(TEXTS).dense_vecs for path in files)
+    assert ours.shape == (3, 40)
+    np.testing.assert_allclose(ours, theirs, atol=1e-5)
+
+
+def test_modules_of_sentence_transformers_after_the_graph(projected):
+    """Its ONNX backend takes the hidden states, and then applies all modules as with torch."""
+    from sentence_transformers import SentenceTransformer
+
+    export_onnx(projected)
+    encoder = load_encoder(str(projected / "onnx" / "model.onnx"))
+    ids = torch.from_numpy(encoder.tokenize(TEXTS[:1])[0].astype(np.int64))[None]
+    mask = torch.ones_like(ids)
+    found = run_session(encoder.session, ids, mask, ("last_hidden_state", "dense_vecs"))
+    hidden = torch.from_numpy(found["last_hidden_state"])
+    features = {"token_embeddings": hidden, "attention_mask": mask}
+    for module in list(SentenceTransformer(str(projected), device="cpu"))[1:]:
+        features = module(features)
+    expected = features["sentence_embedding"].detach()
+    np.testing.assert_allclose(found["dense_vecs"], expected, atol=1e-6)
+
+
+def test_a_projection_may_lie_beside_the_graph(projected, outside):
+    assert export_onnx(projected)["data"] == "onnx/model.onnx_data"
+    model = onnx.load(projected / "onnx" / "model.onnx", load_external_data=False)
+    (weight,) = [w for w in model.graph.initializer if w.name == "projection.weight"]
+    assert weight.data_location == onnx.TensorProto.EXTERNAL
 
 
 # Weights beside the graph
@@ -134,12 +178,12 @@ def damage(monkeypatch):
     return damage
 
 
-def shift(name: str):
+def shift(name: str, where: object = (..., 0)):
     def change(folder: Path) -> None:
         model = onnx.load(folder / "model.onnx")
         (weight,) = [w for w in model.graph.initializer if w.name == name]
         array = onnx.numpy_helper.to_array(weight).copy()
-        array[..., 0] += 0.01  # of all alike, a LayerNorm would take off again
+        array[where] += 0.01  # of all alike, a LayerNorm would take off again
         weight.CopyFrom(onnx.numpy_helper.from_array(array, name))
         onnx.save(model, folder / "model.onnx")
 
@@ -166,6 +210,13 @@ def test_a_graph_that_computes_something_else_is_not_delivered(weight, output, f
         export_onnx(folder)
     assert files(folder) == before
     assert not list(folder.glob(".onnx*"))
+
+
+def test_a_projection_that_computes_something_else_is_not_delivered(projected, damage):
+    damage(shift("projection.weight", (0, 0)))
+    with pytest.raises(OnnxExportError, match=r"by more than 1e-05: dense_vecs \d\.\d\de-\d\d. To"):
+        export_onnx(projected)
+    assert not (projected / "onnx").exists()
 
 
 @pytest.mark.parametrize("limit", [10**9, 1000])

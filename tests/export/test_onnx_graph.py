@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from dataclasses import replace
 
 import numpy as np
 import onnx
@@ -12,7 +13,7 @@ from torch.nn.functional import normalize
 
 from bge_pruning.evaluation.onnx_session import open_session, run_session
 from bge_pruning.export.onnx_export import MODEL, write_graph
-from bge_pruning.export.onnx_graph import HIDDEN
+from bge_pruning.export.onnx_graph import HIDDEN, SENTENCE
 from bge_pruning.models.pretrained import load_base_model
 from bge_pruning.models.quiet import no_loading_bars
 from bge_pruning.models.structural_pruning import PruningMasks
@@ -122,6 +123,25 @@ def test_a_model_cut_in_memory(folder, tmp_path):
     found = run_session(open_session(tmp_path / MODEL), ids, mask, ALL[1:])
     for name, value in expected.items():
         np.testing.assert_allclose(found[name], value, atol=1e-5, err_msg=name)
+
+
+@pytest.mark.parametrize("pooling", ["cls", "mean"])
+def test_projected_dense_vectors(pooling, copy_model, tmp_path):
+    """The other outputs know nothing of it; text-embeddings-inference reads the second name."""
+    folder = copy_model(pooling=pooling)
+    projection = torch.randn(40, 32, generator=torch.Generator().manual_seed(4))
+    base = replace(load_base_model(str(folder)), projection=projection)
+    model = write_graph(base, tmp_path)
+    ids, mask = batch([7, 2, 4])
+    found = run_session(open_session(tmp_path / MODEL), ids, mask, (*ALL, SENTENCE))
+    expected = transformers_outputs(folder, ids, mask, pooling)
+    expected["dense_vecs"] = normalize(expected["dense_vecs"] @ projection.T, dim=-1)
+    real = mask.bool().numpy()
+    np.testing.assert_allclose(found[HIDDEN][real], expected.pop(HIDDEN)[real], atol=1e-5)
+    for name, value in expected.items():
+        np.testing.assert_allclose(found[name], value, atol=1e-5, err_msg=name)
+    np.testing.assert_array_equal(found[SENTENCE], found["dense_vecs"])
+    assert [output.name for output in model.graph.output] == [*ALL, SENTENCE]
 
 
 def test_signature_of_the_graph(folder, tmp_path):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import shutil
 from collections import Counter
 from pathlib import Path
 
@@ -99,6 +100,17 @@ def test_products_and_embeddings_are_int8_and_heads_are_not(exported):
     assert floats == {"embeddings.position_embeddings.weight", "colbert_linear.weight"}
     assert model.ir_version == 8
     assert {(o.domain, o.version) for o in model.opset_import} <= {("", 17), ("ai.onnx.ml", 3)}
+
+
+def test_a_projection_stays_float32(projected_folder, tmp_path):
+    folder = shutil.copytree(projected_folder, tmp_path / "projected")
+    export_onnx(folder)
+    info = export_onnx_int8(folder, PAIRS, rounds=1)
+    assert info["cosine"]["dense_vecs"]["min"] > 0.9
+    path = folder / "onnx" / "model_quantized.onnx"
+    assert weights(onnx.load(path))["projection.weight"].dtype == np.float32
+    encoder = load_encoder(str(path))
+    assert encoder.encode(["the man plays guitar"]).dense_vecs.shape == (1, 40)
 
 
 def test_rows_of_embeddings_are_near_the_table(exported):

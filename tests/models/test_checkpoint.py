@@ -34,7 +34,7 @@ from bge_pruning.utils.process_memory import watch_memory
 NO_CHECKPOINT = r"x\.pt: damaged, not complete, or not a checkpoint of this project \(.+\)\. To fix"
 NO_METADATA = (
     r"x\.pt: is not a checkpoint of this project: it holds no run metadata \(base_model, shape, "
-    r".*tokenizer_files, revision, prompts\)\. To fix, choose a checkpoint"
+    r".*tokenizer_files, revision, prompts, license, origin\)\. To fix, choose a checkpoint"
 )
 
 
@@ -75,6 +75,8 @@ def test_metadata_comes_back(metadata, tmp_path):
         metadata,
         base_model="kém/模型 'x'",
         revision="5617a9f",
+        license="apache-2.0",
+        origin="owner/模型",
         source_pruning={"kept": {"hidden": [0, 2]}, "seed": 1},
         tokenizer_files={**metadata.tokenizer_files, "sentencepiece.bpe.model": bytes(range(256))},
     )
@@ -92,9 +94,10 @@ def test_metadata_holds_an_empty_tokenizer_file(metadata, tmp_path):
     assert through_torch(odd, tmp_path / "x.pt") == odd
 
 
-def test_metadata_of_before_there_was_a_revision_is_read(metadata):
+@pytest.mark.parametrize("new", ["revision", "prompts", "license", "origin"])
+def test_metadata_of_before_there_was_a_key_is_read(new, metadata):
     state = metadata.state_dict()
-    old = {key: value for key, value in json.loads(state["json"]).items() if key != "revision"}
+    old = {key: value for key, value in json.loads(state["json"]).items() if key != new}
     assert RunMetadata.from_state_dict({**state, "json": json.dumps(old)}) == metadata
 
 

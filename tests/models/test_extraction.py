@@ -19,19 +19,17 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 from torch.nn.functional import normalize
 
+from bge_pruning.export.extract import ExtractOptions, extract
 from bge_pruning.models import extraction
 from bge_pruning.models.checkpoint import RunMetadata
 from bge_pruning.models.encoder_shape import EncoderShape, count_parameters
-from bge_pruning.models.extraction import (
-    ValidationError,
-    compute_constraint_report,
-    describe,
-    extract,
-)
+from bge_pruning.models.extraction import describe
 from bge_pruning.models.l0_module_embedding import L0Module
 from bge_pruning.models.model_card import render_model_card
+from bge_pruning.models.pruning_record import compute_constraint_report
 from bge_pruning.models.quiet import no_loading_bars
 from bge_pruning.models.structural_pruning import PruningMasks
+from bge_pruning.models.validation import ValidationError, tokenize_sentences
 
 ALL = ("head", "hidden", "intermediate", "layer")
 SIZES = {
@@ -224,7 +222,7 @@ def test_masked_and_rounded_equals_extracted(
     dtype, run, build_model, tiny_shape, target_shape, batch, tmp_path
 ):
     """The law for rounded weights: 1e-5, as far as float32 goes; bfloat16 itself is far above."""
-    info = extract(run, tmp_path / "small", dtype=dtype)
+    info = extract(run, tmp_path / "small", options=ExtractOptions(dtype))
     kept = kept_of(run, target_shape)
     assert info["kept"] == kept
     backbone, heads = build_model(tiny_shape, torch.float32)
@@ -250,7 +248,7 @@ def test_masked_and_rounded_equals_extracted(
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)
 def test_the_record_of_a_precision(dtype, run, tmp_path):
-    info = extract(run, tmp_path / "small", dtype=dtype)
+    info = extract(run, tmp_path / "small", options=ExtractOptions(dtype))
     assert json.loads((tmp_path / "small" / "pruning.json").read_text()) == info
     assert info["largest_difference"] <= 1e-5
     precision = info["precision"]
@@ -271,7 +269,7 @@ def test_weights_beyond_float16_are_refused(run, metadata, save_run, tmp_path, u
     save_run(metadata, {f"backbone.{name}": torch.full((32,), 1e5)})
     before = contents(tmp_path)
     with pytest.raises(ValueError, match=rf"^{name} holds 100000, and float16 ends at 65504"):
-        extract(run, tmp_path / "small", dtype=torch.float16)
+        extract(run, tmp_path / "small", options=ExtractOptions(torch.float16))
     unchanged(before)
 
 
@@ -279,11 +277,11 @@ def test_activations_beyond_float16_are_refused(run, metadata, save_run, tmp_pat
     """No weight is too large, but what they compute is."""
     names = [f"backbone.encoder.layer.{i}.intermediate.dense.bias" for i in range(4)]
     save_run(metadata, {name: torch.full((64,), 6e4) for name in names})
-    extract(run, tmp_path / "wide", dtype=torch.bfloat16)
+    extract(run, tmp_path / "wide", options=ExtractOptions(torch.bfloat16))
     before = contents(tmp_path)
     message = r"^run in float16, the extracted model gives vectors that are not finite: .* To fix"
     with pytest.raises(ValidationError, match=message):
-        extract(run, tmp_path / "small", dtype=torch.float16)
+        extract(run, tmp_path / "small", options=ExtractOptions(torch.float16))
     unchanged(before)
 
 
@@ -291,7 +289,7 @@ def test_a_damaged_folder_of_another_precision_is_not_delivered(run, tmp_path, d
     damage(shift_head("sparse_linear"))
     before = contents(tmp_path)
     with pytest.raises(ValidationError, match="token_weights"):
-        extract(run, tmp_path / "small", dtype=torch.float16)
+        extract(run, tmp_path / "small", options=ExtractOptions(torch.float16))
     unchanged(before)
 
 
@@ -320,7 +318,7 @@ def test_flag_embedding_loads_every_precision(run, tmp_path):
     dtypes = {"fp16": torch.float16, "bf16": torch.bfloat16}
     folders = {name: str(tmp_path / name) for name in dtypes}
     for name, dtype in dtypes.items():
-        extract(run, Path(folders[name]), dtype=dtype)
+        extract(run, Path(folders[name]), options=ExtractOptions(dtype))
     environment = {k: v for k, v in os.environ.items() if k != "PYTHONPATH"}
     done = subprocess.run(
         [sys.executable, "-c", FLAG, *folders.values()],
@@ -334,7 +332,7 @@ def test_flag_embedding_loads_every_precision(run, tmp_path):
     for folder in folders.values():
         dense = [torch.tensor(rows[f"{folder} {half}"][0]) for half in (False, True)]
         torch.testing.assert_close(dense[0], dense[1], atol=1e-2, rtol=0)
-        batch = extraction.tokenize_sentences(
+        batch = tokenize_sentences(
             {"tokenizer.json": Path(folder, "tokenizer.json").read_bytes()}, 1, 78
         )
         expected = outputs_of_rounded(Path(folder), batch)[:2]
@@ -459,7 +457,8 @@ def assert_counts(folder: Path, counts: dict[str, int]) -> None:
 
 
 def test_the_record(save_run, build_model, tiny_shape, target_shape, metadata, tmp_path):
-    run = save_run(replace(metadata, revision="v1"))
+    said = {"revision": "v1", "license": "mit", "origin": "someone/tiny"}
+    run = save_run(replace(metadata, **said))
     info = extract(run, tmp_path / "small")
     assert json.loads((tmp_path / "small" / "pruning.json").read_text()) == info
     assert (tmp_path / "small" / "README.md").read_text(encoding="utf-8") == render_model_card(info)
@@ -467,7 +466,7 @@ def test_the_record(save_run, build_model, tiny_shape, target_shape, metadata, t
     source = sum(p.numel() for module in build_model(tiny_shape) for p in module.parameters())
     assert info["parameters"]["source"]["total"] == source
     expected = {
-        "source": {"base_model": "someone/tiny", "revision": "v1"},
+        "source": {"base_model": "someone/tiny", **said},
         "source_shape": asdict(tiny_shape),
         "shape": asdict(target_shape),
         "seed": 5,

@@ -10,6 +10,7 @@ from safetensors.torch import load_file, save_file
 
 from bge_pruning.models.folder_check import FolderError, check_folder, loader_arguments
 from bge_pruning.models.model_folder import write_model_folder
+from bge_pruning.models.modules_file import compute_modules
 from bge_pruning.models.pretrained import load_base_model
 
 
@@ -27,6 +28,19 @@ def folder(model_folder, tmp_path):
         *(base.tokenizer_files, base.max_seq_length),
     )
     return tmp_path / "model"
+
+
+@pytest.fixture
+def projected(projected_folder, tmp_path):
+    """A folder with a map of the dense vectors that meets every demand."""
+    base = load_base_model(str(projected_folder))
+    (tmp_path / "projected").mkdir()
+    write_model_folder(
+        *(tmp_path / "projected", base.backbone, base.heads, base.shape, base.hf_config),
+        *(base.tokenizer_files, base.max_seq_length),
+        projection=base.projection,
+    )
+    return tmp_path / "projected"
 
 
 def edit(path, **changes):
@@ -118,6 +132,78 @@ def test_sentence_transformers_files(folder, shape):
     (folder / "modules.json").unlink()
     with pytest.raises(FolderError, match="no modules.json: sentence-transformers would take the"):
         check_folder(folder, shape)
+
+
+@pytest.mark.parametrize("kind", ["folder", "projected"])
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda modules: modules[:-1],
+        lambda modules: [modules[0], *modules[:0:-1]],
+        lambda modules: [*modules, {**modules[-1], "path": "4_Normalize"}],
+        lambda modules: [*modules[:-1], {**modules[-1], "type": "custom.Normalize"}],
+        lambda modules: {"modules": modules},
+    ],
+    ids=["no normalisation", "order", "twice", "class", "layout"],
+)
+def test_modules_that_compute_something_else(change, kind, shape, request):
+    folder = request.getfixturevalue(kind)
+    path = folder / "modules.json"
+    path.write_text(json.dumps(change(json.loads(path.read_text()))))
+    message = r"modules\.json does not list exactly .*models\.Transformer, .* give other vectors"
+    with pytest.raises(FolderError, match=message):
+        check_folder(folder, shape)
+
+
+def test_modules_that_are_no_json(folder, shape):
+    (folder / "modules.json").write_text("{")
+    with pytest.raises(FolderError, match=r"modules\.json is not JSON \(.*\)"):
+        check_folder(folder, shape)
+
+
+@pytest.mark.parametrize("name", ["1_Pooling", "2_Dense", "3_Normalize"])
+def test_a_module_without_its_folder(name, projected, shape):
+    shutil.rmtree(projected / name)
+    with pytest.raises(FolderError, match=f"there is no {name}/config.json, of a module of sent"):
+        check_folder(projected, shape)
+
+
+def test_a_projected_folder_meets_every_demand(projected, shape):
+    check_folder(projected, shape)
+
+
+def test_a_projection_that_modules_json_does_not_name(projected, shape):
+    (projected / "modules.json").write_text(json.dumps(compute_modules(projected=False)))
+    with pytest.raises(FolderError, match=r"does not list exactly .*models\.Dense, .*: sentence"):
+        check_folder(projected, shape)
+
+
+def test_a_projection_of_another_model(projected, shape):
+    with pytest.raises(FolderError, match="2_Dense takes 32 dimensions, but the model has 24"):
+        check_folder(projected, replace(shape, hidden_size=24, num_attention_heads=3))
+
+
+def test_a_projection_without_its_weights(projected, shape):
+    (projected / "2_Dense" / "model.safetensors").unlink()
+    with pytest.raises(
+        FolderError, match=r"2_Dense/model\.safetensors: no such file\. To fix, ext"
+    ):
+        check_folder(projected, shape)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"bias": True}, r"2_Dense/config\.json: is not a linear map without bias"),
+        ({"in_features": 8}, r"2_Dense/model\.safetensors: holds .*, but its config\.json says"),
+        ({"activation_function": "torch.nn.Identity"}, "activation_function is not 'torch.nn.mod"),
+    ],
+    ids=str,
+)
+def test_a_projection_that_is_read_otherwise(change, message, projected, shape):
+    edit(projected / "2_Dense" / "config.json", **change)
+    with pytest.raises(FolderError, match=message):
+        check_folder(projected, shape)
 
 
 def test_texts_longer_than_the_positions(folder, shape):

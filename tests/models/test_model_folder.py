@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import pickletools
+import shutil
 import zipfile
 from dataclasses import replace
 from pathlib import Path
@@ -19,7 +20,9 @@ from safetensors import safe_open
 from safetensors.torch import load_file
 
 from bge_pruning.models.model_folder import compute_hf_config, write_model_folder
+from bge_pruning.models.modules_file import compute_modules
 from bge_pruning.models.pretrained import load_base_model
+from bge_pruning.models.projection import compute_selection
 from bge_pruning.models.quiet import no_loading_bars
 
 ALWAYS = {
@@ -390,3 +393,64 @@ def test_an_occupied_folder_is_not_mixed_up(folder, build_model, target_shape, t
     backbone, heads = build_model(target_shape, torch.float32)
     with pytest.raises(FileExistsError, match="model.safetensors"):
         write_model_folder(folder, backbone, heads, target_shape, tiny_hf_config, {}, 78)
+
+
+# A map of the dense vectors
+
+
+def test_a_projection_lies_before_normalisation(write):
+    folder, _, _ = write(projection=torch.eye(32, 16))
+    names = ("2_Dense/config.json", "2_Dense/model.safetensors", "3_Normalize/config.json")
+    assert files(folder) == (ALWAYS | HEADS | set(names)) - {"2_Normalize/config.json"}
+    kinds = [
+        (module["path"], module["type"].rpartition(".")[2])
+        for module in read_json(folder / "modules.json")
+    ]
+    assert kinds == [
+        ("", "Transformer"),
+        ("1_Pooling", "Pooling"),
+        ("2_Dense", "Dense"),
+        ("3_Normalize", "Normalize"),
+    ]
+    assert read_json(folder / "1_Pooling" / "config.json")["word_embedding_dimension"] == 16
+
+
+def test_a_projection_has_what_text_embeddings_inference_and_vllm_read(write):
+    """Sizes, bias and activation in the config; ``linear.weight`` alone in the safetensors file."""
+    folder, _, _ = write(projection=torch.eye(32, 16))
+    assert read_json(folder / "2_Dense" / "config.json") == {
+        "in_features": 16,
+        "out_features": 32,
+        "bias": False,
+        "activation_function": "torch.nn.modules.linear.Identity",
+    }
+    weights = load_file(folder / "2_Dense" / "model.safetensors")
+    assert {name: tuple(value.shape) for name, value in weights.items()} == {
+        "linear.weight": (32, 16)
+    }
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16], ids=str)
+def test_sentence_transformers_puts_kept_dimensions_in_their_places(dtype, write, tmp_path):
+    """Whatever the precision of the weights: the plain vectors, and zeros elsewhere.
+
+    Norms are added up in another order among zeros, so that the last bit may differ.
+    """
+    from sentence_transformers import SentenceTransformer
+
+    kept = list(range(0, 32, 2))
+    folder, _, _ = write(projection=compute_selection(kept, 32), dtype=dtype)
+    plain = tmp_path / "plain"
+    shutil.copytree(folder, plain)
+    (plain / "modules.json").write_text(json.dumps(compute_modules(projected=False)))
+    (plain / "3_Normalize").rename(plain / "2_Normalize")
+    found = []
+    for name in (folder, plain):
+        with no_loading_bars():
+            model = SentenceTransformer(str(name), device="cpu", model_kwargs={"dtype": dtype})
+        vectors = model.encode(["A plane is taking off.", "Yes."], convert_to_tensor=True)
+        assert vectors.dtype == dtype and vectors.shape[1] == model.get_embedding_dimension()
+        found.append(vectors)
+    assert found[0].shape == (2, 32)
+    torch.testing.assert_close(found[0][:, kept], found[1], atol=torch.finfo(dtype).eps, rtol=0)
+    assert not found[0][:, 1::2].any()

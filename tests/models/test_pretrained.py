@@ -21,6 +21,7 @@ from torch import Tensor, nn
 
 from bge_pruning.models.hub import fetch_model_folder
 from bge_pruning.models.model_files import read_hf_config, read_pooling
+from bge_pruning.models.modules_file import ForeignModuleError
 from bge_pruning.models.pretrained import (
     load_base_model,
     load_strict,
@@ -120,7 +121,7 @@ def bge_m3(tmp_path, encoder, bge_m3_heads, tiny_hf_config, tokenizer_files) -> 
     write_json(folder / "special_tokens_map.json", {"pad_token": "<pad>"})
     write_sentence_transformers(folder, "cls", 64)
     write_json(folder / "modules.json", [])
-    (folder / "README.md").write_text("# BGE-M3")
+    (folder / "README.md").write_text("---\nlicense: mit\n---\n# BGE-M3")
     (folder / "onnx").mkdir()
     (folder / "onnx" / "model.onnx_data").write_bytes(b"large")
     return folder
@@ -668,6 +669,45 @@ def test_a_damaged_tokenizer(content, e5):
         load_base_model(str(e5))
 
 
+# What sentence-transformers computes after the encoder
+
+
+def test_a_projection_comes_with_the_model(projected_folder, model_folder, messages):
+    base = load_base_model(str(projected_folder))
+    stored = load_file(projected_folder / "2_Dense" / "model.safetensors")["linear.weight"]
+    assert torch.equal(base.projection, stored)
+    assert (base.dense_size(), base.shape.hidden_size) == (40, 32)
+    assert read_shape(projected_folder) == base.shape
+    plain = load_base_model(str(model_folder))
+    assert plain.projection is None and plain.dense_size() == 32
+    assert not messages.records
+
+
+def test_a_projection_of_another_size(write_projected, tmp_path):
+    folder = write_projected(tmp_path / "x", torch.eye(40, 16))
+    message = (
+        r"x/2_Dense: takes vectors of 16 dimensions, but the encoder's have 32\. To fix, use the "
+        r"files of the same model"
+    )
+    with pytest.raises(ValueError, match=message):
+        load_base_model(str(folder))
+
+
+def test_a_module_that_would_be_left_out_in_silence(projected_folder, tmp_path):
+    """Vectors would be others than those of sentence-transformers."""
+    folder = tmp_path / "x"
+    shutil.copytree(projected_folder, folder)
+    change_json(folder / "2_Dense" / "config.json", bias=True)
+    with pytest.raises(ForeignModuleError, match=r"2_Dense/config\.json: is not a linear map"):
+        load_base_model(str(folder))
+    modules = json.loads((folder / "modules.json").read_text())
+    modules[2] |= {"type": "sentence_transformers.models.LayerNorm", "path": "2_LayerNorm"}
+    write_json(folder / "modules.json", modules)
+    message = r"x/modules\.json: the module LayerNorm in '2_LayerNorm' is not applied here"
+    with pytest.raises(ForeignModuleError, match=message):
+        load_base_model(str(folder))
+
+
 # The hub
 
 
@@ -741,7 +781,25 @@ def test_only_what_is_read_is_downloaded(hub):
         "modules.json",
         "sentence_bert_config.json",
         "1_Pooling/config.json",
+        "README.md",
     }
+
+
+def test_a_projection_is_downloaded(hub, projected_folder):
+    shutil.copytree(projected_folder, hub.files, dirs_exist_ok=True)
+    base = load_base_model("BAAI/bge-m3")
+    assert base.projection.shape == (40, 32)
+    names = ("2_Dense/config.json", "2_Dense/model.safetensors", "3_Normalize/config.json")
+    assert set(names) <= set(hub.delivered)
+
+
+def test_licence_and_origin(hub, bge_m3, e5):
+    base = load_base_model("BAAI/bge-m3")
+    assert (base.license, base.origin) == ("mit", "BAAI/bge-m3")
+    base = load_base_model(str(bge_m3))
+    assert (base.license, base.origin) == ("mit", None)
+    base = load_base_model(str(e5))
+    assert (base.license, base.origin) == (None, None)
 
 
 def test_weights_are_not_downloaded_twice(hub, e5):

@@ -6,7 +6,9 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F  # noqa: N812
+from safetensors.torch import load_file, save_file
 
+from bge_pruning.models.modules_file import ForeignModuleError, compute_modules
 from bge_pruning.models.projection import (
     compute_selection,
     fit_projection,
@@ -16,6 +18,7 @@ from bge_pruning.models.projection import (
 )
 
 KEPT = [0, 2, 3, 7]
+PROJECTION = torch.randn(9, 4, generator=torch.Generator().manual_seed(0))
 
 
 def unit(values: np.ndarray) -> np.ndarray:
@@ -62,17 +65,91 @@ def test_too_few_texts():
         fit_projection(np.ones((3, 4)), np.ones((3, 9)), KEPT)
 
 
-def test_a_folder_keeps_its_map(tmp_path):
-    projection = torch.randn(9, 4)
-    assert read_projection(tmp_path) is None
-    write_projection(tmp_path, projection)
-    assert torch.equal(read_projection(tmp_path), projection)
+@pytest.fixture
+def folder(tmp_path):
+    (tmp_path / "modules.json").write_text(json.dumps(compute_modules(projected=True)))
+    write_projection(tmp_path, PROJECTION)
+    return tmp_path
 
 
-def test_a_dense_module_of_another_kind(tmp_path):
-    write_projection(tmp_path, torch.randn(9, 4))
-    path = tmp_path / "2_Dense" / "config.json"
-    config = json.loads(path.read_text())
-    path.write_text(json.dumps({**config, "activation_function": "torch.nn.Tanh"}))
-    with pytest.raises(ValueError, match="is not a linear map without bias .* To fix, use sent"):
-        read_projection(tmp_path)
+def change(folder, **changes):
+    path = folder / "2_Dense" / "config.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), **changes}))
+
+
+def test_a_folder_keeps_its_map(folder):
+    assert torch.equal(read_projection(folder), PROJECTION)
+
+
+def test_only_what_modules_json_names_is_applied(folder):
+    (folder / "modules.json").write_text(json.dumps(compute_modules(projected=False)))
+    assert read_projection(folder) is None
+    (folder / "modules.json").unlink()
+    assert read_projection(folder) is None
+
+
+def test_a_map_is_float32_on_disk_and_its_file_can_be_read_by_a_server(tmp_path):
+    write_projection(tmp_path, PROJECTION.half())
+    (found,) = load_file(tmp_path / "2_Dense" / "model.safetensors").values()
+    assert found.dtype == torch.float32
+    (tmp_path / "new").touch()
+    modes = {path.stat().st_mode for path in (tmp_path / "2_Dense").iterdir()}
+    assert modes == {(tmp_path / "new").stat().st_mode}
+
+
+def test_a_map_in_half_precision_is_read(folder):
+    path = folder / "2_Dense" / "model.safetensors"
+    save_file({"linear.weight": PROJECTION.half()}, path)
+    assert torch.equal(read_projection(folder), PROJECTION.half().float())
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"activation_function": "torch.nn.modules.activation.Tanh"},
+        {"activation_function": None},  # which sentence-transformers takes for Tanh
+        {"bias": True},
+        {"bias": None},
+        {"module_input_name": "token_embeddings"},
+        {"module_output_name": "scores"},
+        {"use_residual": True},
+    ],
+    ids=str,
+)
+def test_a_dense_module_of_another_kind(changes, folder):
+    change(folder, **changes)
+    message = "is not a linear map without bias .* To fix, use sent"
+    with pytest.raises(ForeignModuleError, match=message):
+        read_projection(folder)
+
+
+def test_settings_that_newer_versions_write(folder):
+    change(folder, module_input_name="sentence_embedding", module_output_name="sentence_embedding")
+    assert torch.equal(read_projection(folder), PROJECTION)
+
+
+def test_sizes_that_the_config_does_not_name(folder):
+    change(folder, out_features=8)
+    message = r"holds .*\(9, 4\)}, but its config.json says .*\(8, 4\)}. To fix, use the files"
+    with pytest.raises(ValueError, match=message):
+        read_projection(folder)
+
+
+def test_weights_of_another_layer(folder):
+    path = folder / "2_Dense" / "model.safetensors"
+    save_file({"linear.weight": PROJECTION, "linear.bias": torch.zeros(9)}, path)
+    with pytest.raises(ValueError, match=r"holds .*'linear.bias': \(9,\).*, but its config.json s"):
+        read_projection(folder)
+
+
+def test_files_that_are_missing_or_damaged(folder):
+    path = folder / "2_Dense" / "model.safetensors"
+    path.write_bytes(b"nothing")
+    with pytest.raises(ValueError, match=r"safetensors: damaged or not complete \(.*\). To f"):
+        read_projection(folder)
+    path.unlink()
+    with pytest.raises(FileNotFoundError, match="no such file. To fix, copy the whole model fold"):
+        read_projection(folder)
+    (folder / "2_Dense" / "config.json").unlink()
+    with pytest.raises(FileNotFoundError, match="2_Dense/config.json: no such file. To fix, choo"):
+        read_projection(folder)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import gzip
 import json
 from dataclasses import replace
 from pathlib import Path
@@ -31,8 +32,8 @@ LANGUAGES = ("ar", "de", "en", "fr", "hi", "ja", "sw", "zh")
 
 
 def sentences(language: str) -> list[str]:
-    path = ROOT / "data" / "sentences" / f"newstest2019-{language}.txt"
-    return path.read_text(encoding="utf-8").splitlines()
+    path = ROOT / "data" / "sentences" / f"newstest2019-{language}.txt.gz"
+    return gzip.decompress(path.read_bytes()).decode().splitlines()[:400]
 
 
 def tokenizer_of(files) -> Tokenizer:
@@ -168,6 +169,12 @@ def test_a_cut_model_can_be_trimmed(unigram, target_shape, assert_same):
     counted = trimmed.backbone.count_parameters()
     assert counted.embeddings == count_parameters(trimmed.shape).embeddings
     assert trimmed.shape == replace(shape, vocab_size=trimmed.hf_config["vocab_size"])
+
+
+def test_a_trimmed_model_keeps_its_projection(unigram):
+    base = replace(unigram, projection=torch.eye(40, 32))
+    keep = choose_vocabulary(base, {"en": np.ones(6001, np.int64)}, 3000)
+    assert torch.equal(trim_vocabulary(base, keep).projection, base.projection)
 
 
 def test_trimming_twice_is_trimming_once(unigram):

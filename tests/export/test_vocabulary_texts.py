@@ -5,33 +5,39 @@ from __future__ import annotations
 import gzip
 import json
 import logging
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 from tokenizers import Tokenizer, models, pre_tokenizers
 
-from bge_pruning import vocabulary_builders
-from bge_pruning.models.encoder_shape import count_parameters
-from bge_pruning.models.pretrained import load_base_model
-from bge_pruning.models.vocabulary import choose_vocabulary, trim_vocabulary
-from bge_pruning.utils.vocabulary_report import render_vocabulary
-from bge_pruning.vocabulary_builders import (
+from bge_pruning.export import vocabulary_texts
+from bge_pruning.export.vocabulary_texts import (
     VocabularyRequest,
     build_report,
+    choose_for_texts,
     compare_tokenizers,
     count_tokens,
     find_corpora,
     plain_tokenizer,
     shipped_corpora,
-    trim_to_texts,
 )
+from bge_pruning.models.encoder_shape import count_parameters
+from bge_pruning.models.pretrained import load_base_model
+from bge_pruning.models.vocabulary import choose_vocabulary, trim_vocabulary
+from bge_pruning.utils.vocabulary_report import render_vocabulary
 
 
 @pytest.fixture(scope="module")
 def base(model_folder):
     return load_base_model(str(model_folder))
+
+
+def trim_to_texts(base, request):
+    """The trimmed model, and the report."""
+    keep, corpora = choose_for_texts(base, request)
+    report = build_report(base.shape, base.tokenizer_files, keep, corpora)
+    return trim_vocabulary(base, keep), report
 
 
 @pytest.fixture
@@ -68,7 +74,7 @@ def words_of(base) -> set[str]:
 
 def test_tokens_are_counted_without_those_around_a_text(base, tmp_path):
     path = write(tmp_path / "a.txt", "the man plays\nthe odd dog\n")
-    tokenizer = plain_tokenizer(base)
+    tokenizer = plain_tokenizer(base.tokenizer_files)
     counts = count_tokens(path, tokenizer)
     found = {tokenizer.id_to_token(int(i)): int(counts[i]) for i in np.flatnonzero(counts)}
     assert found == {"the": 2, "man": 1, "plays": 1, "dog": 1, "<unk>": 1}
@@ -78,9 +84,9 @@ def test_tokens_are_counted_without_those_around_a_text(base, tmp_path):
 @pytest.mark.parametrize("chunk", [1, 2, 3, 100])
 def test_pieces_of_a_corpus_add_up(base, tmp_path, monkeypatch, chunk):
     path = write(tmp_path / "a.txt", "the man\nthe dog\na cat\nthe end\na man\n")
-    expected = count_tokens(path, plain_tokenizer(base))
-    monkeypatch.setattr(vocabulary_builders, "CHUNK", chunk)
-    assert count_tokens(path, plain_tokenizer(base)).tolist() == expected.tolist()
+    expected = count_tokens(path, plain_tokenizer(base.tokenizer_files))
+    monkeypatch.setattr(vocabulary_texts, "CHUNK", chunk)
+    assert count_tokens(path, plain_tokenizer(base.tokenizer_files)).tolist() == expected.tolist()
 
 
 def test_long_texts_are_not_cut_and_short_ones_not_padded(base, tmp_path):
@@ -88,7 +94,7 @@ def test_long_texts_are_not_cut_and_short_ones_not_padded(base, tmp_path):
     tokenizer.enable_truncation(4)
     tokenizer.enable_padding(pad_id=1, pad_token="<pad>", length=10)
     files = {**base.tokenizer_files, "tokenizer.json": tokenizer.to_str().encode()}
-    cut = plain_tokenizer(replace(base, tokenizer_files=files))
+    cut = plain_tokenizer(files)
     path = write(tmp_path / "a.txt", "the man " * 100 + "\nthe\n")
     counts = count_tokens(path, cut)
     assert counts.sum() == 201 and counts[cut.token_to_id("the")] == 101
@@ -110,7 +116,10 @@ def test_all_kinds_of_files_are_read(base, tmp_path):
 
 
 def test_every_shipped_language_has_a_corpus():
-    assert list(shipped_corpora()) == "ar de en fr hi ja sw zh".split()
+    assert (
+        list(shipped_corpora())
+        == "ar de en es fi fr hi id it ja ko nl pl pt ru sw th tr uk vi zh".split()
+    )
     assert all(Path(path).is_file() for path in shipped_corpora().values())
 
 
@@ -183,7 +192,7 @@ def test_a_corpus_that_is_not_there(shipped, role):
 
 
 def test_what_cannot_be_trimmed_is_said_before_texts_are_read(base, shipped, monkeypatch):
-    monkeypatch.setattr(vocabulary_builders, "count_tokens", lambda *_: pytest.fail("reads"))
+    monkeypatch.setattr(vocabulary_texts, "count_tokens", lambda *_: pytest.fail("reads"))
     with pytest.raises(ValueError, match=r"vocabulary_size 1000 is above the \d+ tokens"):
         trim_to_texts(base, VocabularyRequest((), ("de",), 1000, shipped=shipped))
 
@@ -232,9 +241,11 @@ def test_the_report_is_json_and_markdown(report):
 
 def test_only_the_first_texts_of_a_large_corpus_are_reported(base, shipped):
     corpora = find_corpora(VocabularyRequest((), ("de",), shipped=shipped))
-    counts = {path: count_tokens(path, plain_tokenizer(base)) for path in corpora.chosen}
+    counts = {
+        path: count_tokens(path, plain_tokenizer(base.tokenizer_files)) for path in corpora.chosen
+    }
     keep = choose_vocabulary(base, counts)
-    content = build_report(base, trim_vocabulary(base, keep), keep, corpora, limit=1)
+    content = build_report(base.shape, base.tokenizer_files, keep, corpora, limit=1)
     assert content["coverage"][0]["texts"] == 1
     assert content["vocabulary"]["kept"] == 8
 
@@ -280,7 +291,7 @@ def test_a_small_corpus_is_named(base, tmp_path, messages):
 
 
 def test_texts_that_need_every_token(base, tmp_path, messages):
-    tokens = plain_tokenizer(base).get_vocab()
+    tokens = plain_tokenizer(base.tokenizer_files).get_vocab()
     path = write(tmp_path / "all.txt", "\n".join([" ".join(tokens)] * 2))
     trimmed, _ = trim_to_texts(base, VocabularyRequest((path,)))
     assert trimmed.shape.vocab_size == len(tokens)

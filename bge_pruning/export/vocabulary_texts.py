@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -16,15 +16,14 @@ from bge_pruning.datasets.embedding_dataset import TokenizedTexts, tokenize
 from bge_pruning.datasets.sts_dataloader import read_sentences
 from bge_pruning.datasets.tables import HUB, Table
 from bge_pruning.datasets.text_files import expand_paths
-from bge_pruning.models.encoder_shape import count_parameters
+from bge_pruning.models.encoder_shape import EncoderShape, count_parameters
 from bge_pruning.models.pretrained import BaseModel
 from bge_pruning.models.vocabulary import (
     KeptVocabulary,
     check_trimmable,
     choose_vocabulary,
-    trim_vocabulary,
 )
-from bge_pruning.models.vocabulary_files import read_tokenizer
+from bge_pruning.models.vocabulary_files import read_tokenizer, rewrite_tokenizer_files
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
@@ -32,7 +31,7 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 # One corpus for each language, in a checkout of the project.
-SHIPPED = Path(__file__).parents[1] / "data" / "sentences"
+SHIPPED = Path(__file__).parents[2] / "data" / "sentences"
 # Texts that are tokenised together.
 CHUNK = 8192
 # Of each corpus, as many texts are tokenised a second time for the report.
@@ -53,7 +52,7 @@ class VocabularyRequest:
         languages: Languages whose shipped corpus is added to them.
         size: Tokens to keep, or ``None`` for all that occur.
         report_on: Further files, to measure what is lost there.
-        shipped: Folder with a file ``<name>-<language>.txt`` for each language.
+        shipped: Folder with a file ``<name>-<language>.txt`` (or ``.txt.gz``) for each language.
     """
 
     texts: tuple[str, ...] = ()
@@ -78,16 +77,15 @@ class Corpora:
     other: tuple[str, ...]
 
 
-def trim_to_texts(base: BaseModel, request: VocabularyRequest) -> tuple[BaseModel, dict[str, Any]]:
-    """The model with only the tokens of some texts, and what that saves and loses.
+def choose_for_texts(base: BaseModel, request: VocabularyRequest) -> tuple[KeptVocabulary, Corpora]:
+    """The tokens that some texts need.
 
     Args:
-        base: The model; not changed, but the result shares its weights, see
-            :func:`bge_pruning.models.vocabulary.trim_vocabulary`.
+        base: The model.
         request: What to keep.
 
     Returns:
-        The trimmed model, and a report of plain values, see :func:`build_report`.
+        The tokens, and the corpora that they were chosen from and can be measured on.
 
     Raises:
         FileNotFoundError: If a file is not there.
@@ -96,14 +94,13 @@ def trim_to_texts(base: BaseModel, request: VocabularyRequest) -> tuple[BaseMode
     """
     corpora = find_corpora(request)
     check_trimmable(base, request.size)
-    tokenizer = plain_tokenizer(base)
+    tokenizer = plain_tokenizer(base.tokenizer_files)
     counts = {path: count_tokens(path, tokenizer) for path in corpora.chosen}
     for path, values in counts.items():
         _warn_if_small(path, values)
     keep = choose_vocabulary(base, counts, request.size)
     _say(keep, request.size, tokenizer.get_vocab_size())
-    trimmed = trim_vocabulary(base, keep)
-    return trimmed, build_report(base, trimmed, keep, corpora)
+    return keep, corpora
 
 
 def find_corpora(request: VocabularyRequest) -> Corpora:
@@ -134,7 +131,8 @@ def find_corpora(request: VocabularyRequest) -> Corpora:
 
 def shipped_corpora(folder: Path = SHIPPED) -> dict[str, str]:
     """The corpus of each language that has one, by language."""
-    return {path.stem.rpartition("-")[2]: _name(path) for path in sorted(folder.glob("*-*.txt"))}
+    names = {path.name.partition(".")[0]: path for path in sorted(folder.glob("*-*.txt*"))}
+    return {name.rpartition("-")[2]: _name(path) for name, path in names.items()}
 
 
 def _files(patterns: Iterable[str]) -> list[str]:
@@ -159,11 +157,15 @@ def _name(path: Path) -> str:
     return str(whole.relative_to(Path.cwd()) if whole.is_relative_to(Path.cwd()) else whole)
 
 
-def plain_tokenizer(base: BaseModel) -> Tokenizer:
-    """The tokenizer of a model, which neither cuts, pads nor sets special tokens."""
+def plain_tokenizer(files: Mapping[str, bytes]) -> Tokenizer:
+    """A tokenizer that neither cuts, pads nor sets special tokens.
+
+    Args:
+        files: Contents of the tokenizer files by name.
+    """
     from tokenizers import Tokenizer
 
-    content = json.loads(base.tokenizer_files["tokenizer.json"])
+    content = json.loads(files["tokenizer.json"])
     plain = {**content, "post_processor": None, "truncation": None, "padding": None}
     return Tokenizer.from_str(json.dumps(plain))
 
@@ -222,8 +224,8 @@ def _say(keep: KeptVocabulary, size: int | None, tokens: int) -> None:
 
 
 def build_report(
-    base: BaseModel,
-    trimmed: BaseModel,
+    shape: EncoderShape,
+    files: Mapping[str, bytes],
     keep: KeptVocabulary,
     corpora: Corpora,
     limit: int = REPORTED,
@@ -231,9 +233,9 @@ def build_report(
     """What is saved, and what each corpus loses, in plain values.
 
     Args:
-        base: The untrimmed model.
-        trimmed: The trimmed one.
-        keep: What it keeps.
+        shape: Sizes of the model with all its tokens.
+        files: Contents of its tokenizer files by name.
+        keep: The tokens that stay.
         corpora: The texts to measure on.
         limit: Of each corpus the first texts, as many.
 
@@ -243,9 +245,12 @@ def build_report(
         ``coverage``, a row for each corpus: ``corpus``, ``role`` and what
         :func:`compare_tokenizers` says.
     """
-    before, after = count_parameters(base.shape).total, count_parameters(trimmed.shape).total
-    tokenizers = plain_tokenizer(base), plain_tokenizer(trimmed)
-    ids = keep.old_ids, read_tokenizer(base.tokenizer_files).unknown
+    before = count_parameters(shape).total
+    after = count_parameters(replace(shape, vocab_size=len(keep))).total
+    tokenizer = read_tokenizer(files)
+    trimmed = rewrite_tokenizer_files(tokenizer, files, keep.old_ids)
+    tokenizers = plain_tokenizer(files), plain_tokenizer(trimmed)
+    ids = keep.old_ids, tokenizer.unknown
     coverage = [
         {
             "corpus": path,
@@ -257,10 +262,10 @@ def build_report(
     ]
     return {
         "vocabulary": {
-            "source": base.shape.vocab_size,
+            "source": shape.vocab_size,
             "kept": len(keep),
             "required": keep.required,
-            "rows_saved": base.shape.vocab_size - len(keep),
+            "rows_saved": shape.vocab_size - len(keep),
         },
         "scripts": list(keep.scripts),
         "parameters": {

@@ -1,0 +1,152 @@
+"""From a run to a finished model folder: extraction, and all that can be asked for beside it."""
+
+from __future__ import annotations
+
+import gc
+import json
+import logging
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from bge_pruning.atomic_folder import atomic_folder
+from bge_pruning.export.int8_loss import Pairs
+from bge_pruning.export.keep_dimension import add_projection
+from bge_pruning.export.onnx_export import export_onnx
+from bge_pruning.export.onnx_quantize import export_onnx_int8
+from bge_pruning.export.vocabulary_texts import VocabularyRequest, build_report, choose_for_texts
+from bge_pruning.models.checkpoint import find_checkpoint
+from bge_pruning.models.encoder_shape import EncoderShape
+from bge_pruning.models.extraction import (
+    Extraction,
+    describe,
+    keep_tokens,
+    make_head_square,
+    start_extraction,
+    write_extraction,
+)
+from bge_pruning.models.folder_check import check_folder
+from bge_pruning.models.model_card import render_model_card
+from bge_pruning.models.pruning_record import MARKER
+from bge_pruning.models.validation import TOLERANCE, References, check_as_loaded, validate
+from bge_pruning.utils.optional import import_optional
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class ExtractOptions:
+    """What is asked for beside the cut.
+
+    Attributes:
+        dtype: Precision of the written weights, see :mod:`bge_pruning.models.precision`.
+        square_head: Make the multi-vector head as wide as the hidden size, which FlagEmbedding and
+            vLLM load without arguments, see :mod:`bge_pruning.models.compact_head`.
+        keep_dimension: Give dense vectors the dimensions of the unpruned model, see
+            :mod:`bge_pruning.models.projection`.
+        fit_texts: Files of texts to fit that map on; none to put zeros where a dimension is gone.
+        vocabulary: The tokens to keep, ``None`` for all.
+        onnx: Write ``onnx/model.onnx`` too.
+        onnx_int8: Write ``onnx/model_quantized.onnx`` as well.
+        int8_pairs: Scored pairs to measure its loss on.
+    """
+
+    dtype: torch.dtype = torch.float32
+    square_head: bool = False
+    keep_dimension: bool = False
+    fit_texts: tuple[str, ...] = ()
+    vocabulary: VocabularyRequest | None = None
+    onnx: bool = False
+    onnx_int8: bool = False
+    int8_pairs: Pairs | None = None
+
+
+PLAIN = ExtractOptions()
+
+
+def extract(
+    run_or_checkpoint: Path,
+    output: Path,
+    overwrite: bool = False,
+    best: bool = False,
+    options: ExtractOptions = PLAIN,
+) -> dict[str, Any]:
+    """Write the model of a run as an ordinary model folder, and validate it.
+
+    Args:
+        run_or_checkpoint: Run folder (its newest checkpoint) or checkpoint file.
+        output: Folder to write; it appears only when it is complete and valid.
+        overwrite: Replace an existing folder.
+        best: Take the best checkpoint of the run folder, see :func:`find_checkpoint`.
+        options: What else is asked for.
+
+    Returns:
+        The content of ``pruning.json``: see :func:`bge_pruning.models.pruning_record.build_record`,
+        with ``checkpoint``, ``largest_difference`` and ``tolerance``, and where asked for
+        ``precision``, ``multi_vector``, ``vocabulary``, ``projection``, ``onnx``, ``onnx_int8``.
+
+    Raises:
+        FileExistsError: If the folder exists and ``overwrite`` is false, or it holds no extracted
+            model.
+        FileNotFoundError: If there is no checkpoint, or a file of texts is not there.
+        ImportError: If ONNX is asked for and not installed.
+        ValueError: If the checkpoint is damaged or of another project, or an option does not fit
+            the model.
+        ValidationError: If any output differs by more than ``TOLERANCE`` from the masked model, or
+            is not finite when computed in ``options.dtype``.
+        OnnxExportError: If the ONNX graph computes something else.
+    """
+    checkpoint = find_checkpoint(run_or_checkpoint, best)
+    _check_libraries(options)
+    with atomic_folder(output, MARKER, overwrite) as folder:
+        info, references = _cut_and_write(checkpoint, folder, options)
+        gc.collect()  # the model sits in reference cycles, and validation loads another
+        info["largest_difference"] = validate(folder, references)
+        info["tolerance"] = TOLERANCE
+        check_folder(folder, EncoderShape(**info["shape"]))
+        if "precision" in info:
+            dense = references.outputs["dense_vecs"]
+            info["precision"]["as_loaded"] = check_as_loaded(folder, dense, options.dtype)
+        _add_files(folder, info, options)
+        (folder / MARKER).write_text(json.dumps(info, indent=2) + "\n", encoding="utf-8")
+        (folder / "README.md").write_text(render_model_card(info), encoding="utf-8")
+    log.info("wrote %s: %s", output, describe(info))
+    return info
+
+
+def _check_libraries(options: ExtractOptions) -> None:
+    """Now, not after the model is written."""
+    for library in ("onnx", "onnxruntime") if options.onnx or options.onnx_int8 else ():
+        import_optional(library, "onnx")
+
+
+def _cut_and_write(
+    checkpoint: Path, folder: Path, options: ExtractOptions
+) -> tuple[dict[str, Any], References]:
+    """Record and references; the model is let go of."""
+    extraction = start_extraction(checkpoint)
+    if options.vocabulary is not None:
+        _choose_tokens(extraction, options.vocabulary)
+    if options.square_head:
+        make_head_square(extraction)
+    references = write_extraction(extraction, folder, options.dtype)
+    return extraction.info, references
+
+
+def _choose_tokens(extraction: Extraction, request: VocabularyRequest) -> None:
+    base, whole = extraction.base, extraction.shape
+    keep, corpora = choose_for_texts(base, request)
+    extraction.info["vocabulary"] = build_report(whole, base.tokenizer_files, keep, corpora)
+    keep_tokens(extraction, keep)
+
+
+def _add_files(folder: Path, info: dict[str, Any], options: ExtractOptions) -> None:
+    if options.keep_dimension:
+        projection = add_projection(folder, info, options.fit_texts)
+        info.update({} if projection is None else {"projection": projection})
+    if options.onnx or options.onnx_int8:
+        info["onnx"] = export_onnx(folder)
+    if options.onnx_int8:
+        info["onnx_int8"] = export_onnx_int8(folder, options.int8_pairs)

@@ -1,0 +1,115 @@
+"""Giving a written model the dimensions of the unpruned one, so that an index keeps working."""
+
+from __future__ import annotations
+
+import gc
+import logging
+import shutil
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from torch import Tensor
+
+from bge_pruning.datasets.sts_dataloader import read_sentences
+from bge_pruning.datasets.tables import Table
+from bge_pruning.evaluation.evaluate import default_device
+from bge_pruning.evaluation.text_encoder import TextEncoder
+from bge_pruning.models.model_files import (
+    read_hf_config,
+    read_max_seq_length,
+    read_pooling,
+    read_prompts,
+)
+from bge_pruning.models.model_folder import write_sentence_transformers_files
+from bge_pruning.models.pretrained import BaseModel, load_base_model
+from bge_pruning.models.projection import compute_selection, fit_projection, project
+from bge_pruning.models.validation import TOLERANCE, ValidationError, sentence_vectors
+
+log = logging.getLogger(__name__)
+
+
+def add_projection(
+    folder: Path, info: dict[str, Any], texts: Sequence[str] = ()
+) -> dict[str, Any] | None:
+    """Add the Dense module that brings dense vectors back to the unpruned model's dimensions.
+
+    Args:
+        folder: Written model folder without such a module.
+        info: Its ``pruning.json``: the source, its shape, and the kept dimensions.
+        texts: Files of texts to fit the map on, see :func:`read_sentences`; none for the selection.
+
+    Returns:
+        ``kind`` (``selection`` or ``fitted``), ``dimensions`` and ``texts``; ``None`` if the model
+        has all dimensions and there is nothing to add.
+
+    Raises:
+        FileNotFoundError: If a file or the unpruned model is not there.
+        ValueError: If the unpruned model is not the one that was pruned, or the texts are too few.
+        ValidationError: If sentence-transformers makes other vectors of the folder.
+    """
+    kept, size = info["kept"]["hidden"], info["source_shape"]["hidden_size"]
+    if len(kept) == size and not texts:
+        log.info("dense vectors have all %d dimensions of the source: no map is needed", size)
+        return None
+    projection = _fit(folder, info, texts) if texts else compute_selection(kept, size)
+    plain = sentence_vectors(folder)
+    _insert(folder, projection)
+    difference = float((sentence_vectors(folder) - project(plain, projection)).abs().max())
+    if not difference <= TOLERANCE:
+        raise ValidationError(
+            f"with the Dense module sentence-transformers is {difference:.1e} off, more than "
+            f"{TOLERANCE:.0e}. To fix, report it with the checkpoint: it is a defect of extraction."
+        )
+    return {
+        "kind": "fitted" if texts else "selection",
+        "dimensions": size,
+        "texts": len(read_texts(texts)) if texts else None,
+    }
+
+
+def read_texts(files: Sequence[str]) -> list[str]:
+    """Different texts of files.
+
+    Args:
+        files: See :func:`read_sentences`.
+
+    Raises:
+        FileNotFoundError: If a file is not there.
+        ValueError: If a row is wrong.
+    """
+    rows = (row for file in files for row in read_sentences(Table(file)))
+    return list(dict.fromkeys(row.text for row in rows))
+
+
+def _fit(folder: Path, info: dict[str, Any], files: Sequence[str]) -> Tensor:
+    texts, source = read_texts(files), info["source"]
+    log.info("fitting the map on %d texts of %s", len(texts), source["base_model"])
+    pruned = _embed(load_base_model(str(folder)), texts)
+    base = load_base_model(source["base_model"], source["revision"], info["pooling"])
+    size = info["source_shape"]["hidden_size"]
+    if base.shape.hidden_size != size:
+        raise ValueError(
+            f"{source['base_model']} has {base.shape.hidden_size} dimensions, but the model that "
+            f"was pruned had {size}. To fix, put that model there again, or leave --fit-texts out."
+        )
+    return fit_projection(pruned, _embed(base, texts), info["kept"]["hidden"])
+
+
+def _embed(base: BaseModel, texts: Sequence[str]) -> np.ndarray:
+    encoder = TextEncoder(base, default_device())
+    vectors = encoder.encode(texts).dense_vecs
+    del encoder
+    gc.collect()
+    return vectors
+
+
+def _insert(folder: Path, projection: Tensor) -> None:
+    """Write the sentence-transformers files again, with the map between pooling and norm."""
+    pooling, prompts = read_pooling(folder), read_prompts(folder)
+    length = read_max_seq_length(folder, read_hf_config(folder))
+    for name in ("1_Pooling", "2_Normalize"):
+        shutil.rmtree(folder / name)
+    size = projection.shape[1]
+    write_sentence_transformers_files(folder, pooling, size, length, prompts, projection)

@@ -1,0 +1,188 @@
+"""The proof that a written model folder computes what the masked model computes."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from bge_pruning.models.bge_m3_backbone import XLMRobertaBackbone
+from bge_pruning.models.embedding_heads import EmbeddingHeads
+from bge_pruning.models.model_files import read_pooling
+from bge_pruning.models.precision import dtype_name
+from bge_pruning.models.pretrained import load_strict, read_heads
+from bge_pruning.models.quiet import no_loading_bars
+from bge_pruning.models.structural_pruning import PruningMasks
+
+TOLERANCE = 1e-5
+VALIDATION_SENTENCES = (
+    "A plane is taking off.",
+    "Yes.",
+    "Structured pruning removes whole layers, attention heads and intermediate units.",
+    "Die Bahn kommt heute wieder eine halbe Stunde zu spät.",
+    "Где находится ближайшая библиотека?",
+    "今天的天气很好，我们去公园散步吧。",
+    '1,024 hidden dimensions; 16 heads (64 each) - and "quoted" text, too.',
+    "Embedding models turn a text into a vector, so that texts of similar meaning lie close "
+    "together; a search engine compares the vector of a question with those of all passages.",
+)
+
+
+class ValidationError(RuntimeError):
+    """The written model does not compute what the masked model computes."""
+
+
+@dataclass(frozen=True)
+class References:
+    """What the masked model makes of the validation sentences, cut to the kept dimensions.
+
+    Attributes:
+        inputs: ``input_ids`` and ``attention_mask`` as the written folder's tokenizer gives them.
+        hidden: Last hidden states, shape ``(B, T, H)``, ``H`` of the cut model.
+        outputs: By name, see :meth:`EmbeddingHeads.outputs`.
+    """
+
+    inputs: dict[str, Tensor]
+    hidden: Tensor
+    outputs: dict[str, Tensor]
+
+
+@torch.no_grad()
+def compute_references(
+    backbone: XLMRobertaBackbone,
+    heads: EmbeddingHeads,
+    masks: PruningMasks,
+    inputs: dict[str, Tensor],
+    kept_hidden: list[int],
+) -> References:
+    """Outputs of the masked model on tokenised sentences, in float32.
+
+    Args:
+        backbone: Encoder, not cut.
+        heads: Its heads, not cut.
+        masks: Gates.
+        inputs: ``input_ids`` and ``attention_mask``, shape ``(B, T)``.
+        kept_hidden: Hidden dimensions that stay.
+    """
+    mask = inputs["attention_mask"]
+    hidden = backbone(inputs["input_ids"], mask, masks)
+    outputs = heads.outputs(hidden, mask)
+    outputs["dense_vecs"] = outputs["dense_vecs"][:, kept_hidden]
+    return References(inputs, hidden[..., kept_hidden], outputs)
+
+
+def tokenize_sentences(
+    tokenizer_files: dict[str, bytes], pad_token_id: int, max_length: int
+) -> dict[str, Tensor]:
+    """The validation sentences as ids and mask, cut where sentence-transformers cuts them."""
+    from tokenizers import Tokenizer
+
+    tokenizer = Tokenizer.from_str(tokenizer_files["tokenizer.json"].decode("utf-8"))
+    tokenizer.no_padding()
+    tokenizer.enable_truncation(max_length)
+    rows = [torch.tensor(tokenizer.encode(s).ids) for s in VALIDATION_SENTENCES]
+    ids = torch.nn.utils.rnn.pad_sequence(rows, batch_first=True, padding_value=pad_token_id)
+    return {"input_ids": ids, "attention_mask": (ids != pad_token_id).long()}
+
+
+@torch.no_grad()
+def validate(folder: Path, references: References) -> float:
+    """Load the folder with transformers and sentence-transformers and compare all outputs.
+
+    Both compute in float32, whatever the precision of the weights; one is freed before the other is
+    loaded.
+
+    Args:
+        folder: Written model folder.
+        references: Of the masked model, with weights of the folder's precision.
+
+    Returns:
+        The largest difference.
+
+    Raises:
+        ValidationError: If it is above ``TOLERANCE``.
+    """
+    mask, expected = references.inputs["attention_mask"], references.outputs
+    hidden = _last_hidden_state(folder, references.inputs)
+    differences = {"last_hidden_state": (hidden - references.hidden)[mask.bool()].abs().max()}
+    outputs = _load_heads(folder, hidden.shape[-1]).outputs(hidden, mask)
+    for name, reference in expected.items():
+        if name not in outputs:
+            differences[name] = torch.tensor(math.inf)
+            continue
+        differences[name] = (outputs[name] - reference).abs().max()
+    vectors = sentence_vectors(folder)
+    differences["sentence-transformers"] = (vectors - expected["dense_vecs"]).abs().max()
+    wrong = {name: float(d) for name, d in differences.items() if not d <= TOLERANCE}
+    if wrong:
+        listed = [f"{n} {'missing' if d == math.inf else f'{d:.2e}'}" for n, d in wrong.items()]
+        raise ValidationError(
+            f"the extracted model differs from the masked model by more than {TOLERANCE:.0e}: "
+            + ", ".join(listed)
+            + ". To fix, look for NaN in the weights of the run; if there are none, report it with "
+            "the checkpoint: it is a defect of extraction."
+        )
+    return max(float(d) for d in differences.values())
+
+
+def _last_hidden_state(folder: Path, inputs: dict[str, Tensor]) -> Tensor:
+    from transformers import AutoModel
+
+    with no_loading_bars():
+        model = AutoModel.from_pretrained(folder, dtype=torch.float32).eval()
+    return model(**inputs).last_hidden_state
+
+
+def _load_heads(folder: Path, hidden_size: int) -> EmbeddingHeads:
+    states = read_heads(folder)
+    colbert = states["colbert_linear"]
+    heads = EmbeddingHeads(
+        hidden_size,
+        read_pooling(folder),
+        sparse=states["sparse_linear"] is not None,
+        colbert_dim=0 if colbert is None else colbert["weight"].shape[0],
+    )
+    flat = {f"{n}.{k}": v for n, state in states.items() for k, v in (state or {}).items()}
+    load_strict(heads, flat, str(folder))
+    return heads
+
+
+def sentence_vectors(folder: Path, dtype: torch.dtype = torch.float32) -> Tensor:
+    """Vectors of the validation sentences by sentence-transformers, float32, on the CPU.
+
+    Args:
+        folder: Model folder.
+        dtype: Precision to compute in.
+    """
+    from sentence_transformers import SentenceTransformer
+
+    with no_loading_bars():
+        model = SentenceTransformer(str(folder), device="cpu", model_kwargs={"dtype": dtype})
+    model.default_prompt_name = None  # the masked model got no prompt either
+    vectors = model.encode(
+        list(VALIDATION_SENTENCES), convert_to_tensor=True, show_progress_bar=False
+    )
+    return vectors.float().cpu()
+
+
+def check_as_loaded(folder: Path, expected: Tensor, dtype: torch.dtype) -> float:
+    """Largest difference of dense vectors computed in the folder's own precision.
+
+    Args:
+        folder: Written model folder.
+        expected: Dense vectors of the validation sentences, shape ``(n, H)``.
+        dtype: Precision of the folder.
+
+    Raises:
+        ValidationError: If a vector is not finite.
+    """
+    found = sentence_vectors(folder, dtype)
+    if not found.isfinite().all():
+        raise ValidationError(
+            f"run in {dtype_name(dtype)}, the extracted model gives vectors that are not finite: "
+            f"its activations are beyond the range. To fix, write it in bf16 or fp32."
+        )
+    return float((found - expected).abs().max())
