@@ -1,19 +1,28 @@
-"""Output folders that are either absent or complete."""
+"""Output folders that are either absent or complete, whenever the process or the machine stops."""
 
 from __future__ import annotations
 
+import ctypes
+import fcntl
+import os
+import re
 import shutil
 import uuid
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
+
+# Of <linux/fs.h> and <fcntl.h>: swap two names in one step, relative to the working directory.
+RENAME_EXCHANGE = 2
+AT_FDCWD = -100
 
 
 @contextmanager
 def atomic_folder(output: Path, marker: str, overwrite: bool = False) -> Iterator[Path]:
-    """A temporary sibling folder to write into, renamed to ``output`` when the block ends well.
+    """A temporary sibling folder to write into, which becomes ``output`` when the block ends well.
 
-    If the block raises, the temporary folder is removed and an earlier ``output`` is untouched.
+    If the block raises, the temporary folder is removed and an earlier ``output`` is untouched. If
+    the process is killed, the next one that writes ``output`` removes what is left of it.
 
     Args:
         output: Folder to make. Its parents are made as needed.
@@ -27,26 +36,21 @@ def atomic_folder(output: Path, marker: str, overwrite: bool = False) -> Iterato
         FileExistsError: If ``output`` exists, is not an empty folder, and may not be replaced:
             ``overwrite`` is false, or it does not hold ``marker``.
     """
+    clean_up(output)
     check_free(output, marker, overwrite)
     output.parent.mkdir(parents=True, exist_ok=True)
-    mark = uuid.uuid4().hex[:8]
-    staging = output.with_name(f".{output.name}.partial-{mark}")
-    old = output.with_name(f".{output.name}.replaced-{mark}")
-    staging.mkdir()
+    staging, lock = _make_locked(output)
     try:
         yield staging
         check_free(output, marker, overwrite)  # it may have appeared meanwhile
-        if _is_there(output):
-            output.rename(old)
-        staging.rename(output)
-    except BaseException:
-        if _is_there(old) and not _is_there(output):
-            old.rename(output)
-        raise
+        for path in (*staging.rglob("*"), staging):
+            _flush(path)
+        _put_in_place(staging, output)
+        _flush(output.parent)  # its list of names
     finally:
-        shutil.rmtree(staging, ignore_errors=True)
-        if _is_there(output):
-            _remove(old)
+        _remove(staging)  # or what has changed places with it
+        if lock is not None:
+            os.close(lock)
 
 
 def check_free(output: Path, marker: str, overwrite: bool) -> None:
@@ -73,6 +77,108 @@ def check_free(output: Path, marker: str, overwrite: bool) -> None:
             f"{output} holds no {marker}, so it is nothing of this kind and is kept although "
             f"overwriting was asked for. To fix, choose another folder, or delete it yourself."
         )
+
+
+def clean_up(output: Path) -> None:
+    """Remove what processes that were killed have left, and put back what they had put aside.
+
+    Args:
+        output: Folder that they were to make. What a living process is writing is left alone.
+    """
+    for mark in _marks(output, "partial"):
+        path = _sibling(output, "partial", mark)
+        # A folder may be locked by its process, or lie where there are no locks and nobody can
+        # tell; a link is an earlier output that was about to be removed.
+        with suppress(OSError):
+            lock = None if path.is_symlink() else _lock(path)
+            _remove(path)
+            if lock is not None:
+                os.close(lock)
+    for mark in _marks(output, "replaced"):
+        old = _sibling(output, "replaced", mark)
+        if _is_there(_sibling(output, "partial", mark)):
+            continue
+        if _is_there(output):
+            _remove(old)
+        else:
+            old.rename(output)
+
+
+def _sibling(output: Path, kind: str, mark: str) -> Path:
+    return output.with_name(f".{output.name}.{kind}-{mark}")
+
+
+def _marks(output: Path, kind: str) -> list[str]:
+    name = re.compile(rf"\.{re.escape(output.name)}\.{kind}-([0-9a-f]{{8}})")
+    names = os.listdir(output.parent) if output.parent.is_dir() else []
+    return [found.group(1) for found in map(name.fullmatch, names) if found]
+
+
+def _make_locked(output: Path) -> tuple[Path, int | None]:
+    """A new folder, and a lock on it that ends with this process (``None`` if there are none)."""
+    while True:
+        staging = _sibling(output, "partial", uuid.uuid4().hex[:8])
+        staging.mkdir()
+        try:
+            lock = _lock(staging)
+        except (FileNotFoundError, BlockingIOError):
+            continue  # another process took it for a left-over before it was locked
+        except OSError:
+            return staging, None
+        if staging.is_dir():
+            return staging, lock
+        os.close(lock)
+
+
+def _lock(folder: Path) -> int:
+    """A descriptor that holds the folder's lock.
+
+    Raises:
+        OSError: If another process holds it (``BlockingIOError``), or there are no locks here.
+    """
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        os.close(handle)
+        raise
+    return handle
+
+
+def _put_in_place(staging: Path, output: Path) -> None:
+    """Rename; an earlier output ends under the name of ``staging``, or is removed."""
+    if not _is_there(output):
+        staging.rename(output)
+    elif not _exchange(staging, output):
+        old = _sibling(output, "replaced", staging.name[-8:])
+        try:
+            output.rename(old)
+            staging.rename(output)
+        finally:
+            if _is_there(output):
+                _remove(old)
+            else:
+                old.rename(output)
+
+
+def _exchange(first: Path, second: Path) -> bool:
+    """Swap two names in one step; ``False`` if the system or the file system cannot."""
+    rename = getattr(ctypes.CDLL(None), "renameat2", None)
+    if rename is None:
+        return False
+    names = os.fsencode(first), os.fsencode(second)
+    return rename(AT_FDCWD, names[0], AT_FDCWD, names[1], RENAME_EXCHANGE) == 0
+
+
+def _flush(path: Path) -> None:
+    """Wait until a file or folder is on the disk, so that a power failure does not empty it."""
+    if path.is_symlink():
+        return
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
 
 
 def _is_there(path: Path) -> bool:

@@ -1,12 +1,19 @@
 """Output folders are absent, complete, or what they were before: never half-written."""
 
+import ctypes
+import errno
+import fcntl
 import os
 import re
+import signal
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 
-from bge_pruning.atomic_folder import atomic_folder
+from bge_pruning import atomic_folder as atomic_folder_module
+from bge_pruning.atomic_folder import atomic_folder, clean_up
 
 MARKER = "made-by-us.json"
 
@@ -99,8 +106,57 @@ def test_two_writers_do_not_share_a_folder(output):
     assert tree(output.parent) == {"model/half.bin": "half"}
 
 
+@pytest.fixture(params=[True, False], ids=["swapped", "renamed twice"])
+def swaps(request, monkeypatch) -> bool:
+    """Whether the system can swap two names in one step."""
+    if not request.param:
+        monkeypatch.setattr(atomic_folder_module, "_exchange", lambda *_: False)
+    return request.param
+
+
+def test_the_old_folder_is_replaced_whichever_way(swaps, old):
+    write(old, overwrite=True)
+    assert tree(old.parent) == NEW
+
+
+def test_this_system_can_swap_names(tmp_path):
+    for name in ("a", "b"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "name").write_text(name)
+    assert atomic_folder_module._exchange(tmp_path / "a", tmp_path / "b")
+    assert tree(tmp_path) == {"a/name": "b", "b/name": "a"}
+    assert not atomic_folder_module._exchange(tmp_path / "a", tmp_path / "none")
+
+
+def test_a_system_without_the_call(tmp_path, monkeypatch):
+    monkeypatch.setattr(ctypes, "CDLL", lambda _: object())
+    assert not atomic_folder_module._exchange(tmp_path, tmp_path)
+
+
+def test_everything_is_on_the_disk_before_it_is_in_place(output, monkeypatch):
+    done, flush, rename = [], os.fsync, Path.rename
+
+    def record(handle):
+        done.append(os.readlink(f"/proc/self/fd/{handle}").rpartition("/")[2])
+        flush(handle)
+
+    def record_rename(self, target):
+        done.append("renamed")
+        return rename(self, target)
+
+    monkeypatch.setattr(os, "fsync", record)
+    monkeypatch.setattr(Path, "rename", record_rename)
+    with atomic_folder(output, MARKER) as folder:
+        (folder / "sub").mkdir()
+        (folder / "sub" / "new.bin").write_text("new")
+        (folder / "link").symlink_to("nowhere")
+        name = folder.name
+    assert sorted(done[:3]) == sorted([name, "sub", "new.bin"])
+    assert done[3:] == ["renamed", output.parent.name]
+
+
 @pytest.mark.parametrize("link_to", ["folder", "nothing"])
-def test_output_may_be_a_link(link_to, output, tmp_path):
+def test_output_may_be_a_link(link_to, swaps, output, tmp_path):
     target = tmp_path / "big-disk"
     if link_to == "folder":
         target.mkdir()
@@ -146,6 +202,7 @@ def test_failed_rename_leaves_the_old_folder(failing, error, old, monkeypatch):
             raise error("not now")
         return rename(self, target)
 
+    monkeypatch.setattr(atomic_folder_module, "_exchange", lambda *_: False)
     monkeypatch.setattr(Path, "rename", fail)
     with pytest.raises(error, match="not now"):
         write(old, overwrite=True)
@@ -205,3 +262,143 @@ def test_folder_that_another_process_made_meanwhile_is_kept(output):
     with pytest.raises(OSError, match="model"):
         write_beside_another()
     assert tree(output.parent) == OLD
+
+
+# Killed
+
+
+# Writes the folder in argv[1], and kills itself before step argv[2] of what it does to files.
+KILLED = """
+import os, signal, sys
+from pathlib import Path
+from bge_pruning import atomic_folder as module
+
+output, last, swaps = Path(sys.argv[1]), int(sys.argv[2]), sys.argv[3] == "True"
+steps = 0
+
+def count(event, arguments):
+    global steps
+    if event in ("open", "os.mkdir", "os.rename", "os.remove", "os.rmdir", "shutil.rmtree"):
+        if str(output.parent) in str(arguments) or event in ("os.remove", "os.rmdir"):
+            steps += 1
+            if steps == last:
+                os.kill(os.getpid(), signal.SIGKILL)
+
+if not swaps:
+    module._exchange = lambda *_: False
+sys.addaudithook(count)
+with module.atomic_folder(output, "made-by-us.json", overwrite=True) as folder:
+    (folder / "sub").mkdir()
+    (folder / "sub" / "new.bin").write_text("new")
+"""
+
+
+def killed_at(step: int, output: Path, swaps: bool) -> bool:
+    """Whether a process that writes the folder got as far as that step, and was killed there."""
+    command = [sys.executable, "-c", KILLED, str(output), str(step), str(swaps)]
+    code = subprocess.run(command, cwd=Path(__file__).parents[1], check=False).returncode
+    assert code in (0, -signal.SIGKILL)
+    return code != 0
+
+
+@pytest.mark.parametrize("exists", [False, True], ids=["first", "again"])
+def test_killed_at_any_step_the_folder_is_absent_or_complete(exists, swaps, output):
+    step, found = 1, set()
+    while True:
+        if exists and not output.exists():
+            output.mkdir(parents=True)
+            (output / "old.bin").write_text("ten hours of work")
+            (output / MARKER).write_text("")
+        before = tree(output)
+        if not killed_at(step, output, swaps):
+            break
+        after = tree(output)
+        allowed = [before, {"sub/new.bin": "new"}, {}]
+        assert after in (allowed if not exists else allowed[: 2 + (not swaps)])
+        found.add(tuple(after))
+        clean_up(output)
+        names = os.listdir(output.parent) if output.parent.exists() else []
+        assert names in ([], ["model"])
+        assert tree(output) in (allowed if not exists else allowed[:2])
+        if tree(output) == {"sub/new.bin": "new"}:
+            atomic_folder_module._remove(output)
+        step += 1
+    assert step > 8 and ("sub/new.bin",) in found
+    assert tree(output.parent) == NEW
+
+
+def test_left_overs_are_removed_by_the_next_writer(old):
+    partial = old.with_name(".model.partial-0123abcd")
+    partial.mkdir()
+    (partial / "half.bin").write_text("half")
+    old.with_name(".model.partial-1123abcd").symlink_to("nowhere")
+    replaced = old.with_name(".model.replaced-2123abcd")
+    replaced.mkdir()
+    write(old, overwrite=True)
+    assert tree(old.parent) == NEW
+
+
+def test_what_was_put_aside_comes_back(old):
+    old.rename(old.with_name(".model.replaced-0123abcd"))
+    with pytest.raises(FileExistsError, match="model exists and is kept"):
+        write(old)
+    assert tree(old.parent) == OLD
+
+
+def test_what_a_living_process_writes_is_left_alone(output):
+    with atomic_folder(output, MARKER) as first:
+        aside = first.with_name(first.name.replace("partial", "replaced"))
+        aside.mkdir()  # as where names cannot be swapped
+        clean_up(output)
+        assert first.is_dir() and aside.is_dir() and not output.exists()
+        aside.rmdir()
+        (first / "new.bin").write_text("new")
+    assert tree(output.parent) == {"model/new.bin": "new"}
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        ".model.partial-0123abcX",
+        ".model.partial-0123abcde",
+        "model.partial-0123abcd",
+        ".models.partial-0123abcd",
+        ".model.partial-x.replaced-0123abcd",
+        ".mode1.replaced-0123abcd",
+    ],
+)
+def test_other_names_are_not_ours(name, output):
+    other = output.with_name(name)
+    other.mkdir(parents=True)
+    clean_up(output)
+    assert os.listdir(output.parent) == [name]
+
+
+def test_a_file_system_without_locks(output, monkeypatch):
+    stale = output.with_name(".model.partial-0123abcd")
+    stale.mkdir(parents=True)
+
+    def refuse(*_):
+        raise OSError(errno.EOPNOTSUPP, "no locks here")
+
+    monkeypatch.setattr(fcntl, "flock", refuse)
+    write(output)
+    # Its process may be alive.
+    assert tree(output.parent) == {**NEW, stale.name: "folder"}
+
+
+def test_a_folder_that_is_taken_for_a_left_over_is_made_anew(output, monkeypatch):
+    lock, calls = fcntl.flock, []
+
+    def flock(handle, operation):
+        calls.append(handle)
+        if len(calls) == 1:  # another process cleans up before the folder is locked
+            raise BlockingIOError
+        if len(calls) == 2:
+            os.rmdir(os.readlink(f"/proc/self/fd/{handle}"))
+        lock(handle, operation)
+
+    monkeypatch.setattr(fcntl, "flock", flock)
+    write(output)
+    assert len(calls) == 3
+    assert tree(output) == {"sub/new.bin": "new"}

@@ -19,9 +19,10 @@ from bge_pruning.models.bge_m3_backbone import XLMRobertaBackbone
 from bge_pruning.models.embedding_heads import EmbeddingHeads
 from bge_pruning.models.encoder_shape import EncoderShape
 from bge_pruning.models.l0_module_embedding import L0Module
-from bge_pruning.models.pretrained import describe_load_error, load_strict
+from bge_pruning.models.pretrained import describe_load_error, load_strict, without_weights
 
 METADATA_KEY = "RunMetadataCallback"
+WORD_TABLE = "backbone.embeddings.word_embeddings.weight"
 # Of a run that keeps it. Composer neither goes on from it nor deletes it: it looks for other names.
 BEST_CHECKPOINT = "best-rank0.pt"
 BEST_KEY = "best"
@@ -157,7 +158,7 @@ def read_best_score(checkpoint: Path) -> BestScore:
     Raises:
         ValueError: If the file is damaged or says nothing about it.
     """
-    state = _load_state(checkpoint, mmap=True)
+    state = _load_state(checkpoint)
     try:
         return BestScore(**state[BEST_KEY])
     except (KeyError, TypeError) as error:
@@ -170,8 +171,11 @@ def read_best_score(checkpoint: Path) -> BestScore:
 def load_trained_model(checkpoint: Path) -> TrainedModel:
     """Read a checkpoint.
 
+    The weights are parts of the mapped file: memory is taken when they are used, and changing them
+    does not change the file. The rest of the file, such as an optimizer's state, is not read.
+
     Args:
-        checkpoint: File written by training.
+        checkpoint: File written by training; it must not be written to while the model is used.
 
     Returns:
         The model on the CPU, in evaluation mode.
@@ -189,6 +193,10 @@ def load_trained_model(checkpoint: Path) -> TrainedModel:
             f"{checkpoint}: its run metadata is of another version of this project ({error!r}). To "
             f"fix, extract with the version that wrote it ({metadata.versions})."
         ) from error
+    if WORD_TABLE in weights:
+        # The memory of a mapped file is given back when the last of its tensors goes. The largest
+        # one gets a mapping of its own, so that it can go while the others are still used.
+        weights[WORD_TABLE] = _load_state(checkpoint)["state"]["model"][WORD_TABLE]
     for name, module in (("backbone", backbone), ("heads", heads), ("l0_module", l0_module)):
         tensors = _with_prefix(weights, f"{name}.")
         if module is not None:
@@ -202,10 +210,11 @@ def _build_modules(
     """Modules of the run's sizes, without its weights."""
     shape = EncoderShape(**metadata.shape)
     config = metadata.hf_config
-    backbone = XLMRobertaBackbone(shape, config["pad_token_id"], config["layer_norm_eps"])
-    heads = EmbeddingHeads(
-        shape.hidden_size, metadata.pooling, shape.sparse_head, shape.colbert_dim
-    )
+    with without_weights():
+        backbone = XLMRobertaBackbone(shape, config["pad_token_id"], config["layer_norm_eps"])
+        heads = EmbeddingHeads(
+            shape.hidden_size, metadata.pooling, shape.sparse_head, shape.colbert_dim
+        )
     return shape, backbone, heads, build_l0_module(shape, metadata.l0_module)
 
 
@@ -223,10 +232,11 @@ def _with_prefix(state: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
     return {k.removeprefix(prefix): v for k, v in state.items() if k.startswith(prefix)}
 
 
-def _load_state(path: Path, mmap: bool = False) -> dict[str, Any]:
+def _load_state(path: Path) -> dict[str, Any]:
+    """The content of a checkpoint; its tensors are parts of the file, mapped privately."""
     try:
         with torch.serialization.safe_globals(PLAIN_TYPES):
-            return torch.load(path, map_location="cpu", weights_only=True, mmap=mmap)
+            return torch.load(path, map_location="cpu", weights_only=True, mmap=True)
     except Exception as error:  # a damaged pickle can raise anything
         raise ValueError(
             f"{path}: damaged, not complete, or not a checkpoint of this project "

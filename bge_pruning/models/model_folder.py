@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import json
-import shutil
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from bge_pruning.models.bge_m3_backbone import XLMRobertaBackbone
@@ -17,6 +15,7 @@ from bge_pruning.models.encoder_shape import EncoderShape
 from bge_pruning.models.modules_file import compute_modules
 from bge_pruning.models.precision import dtype_name, round_tensor
 from bge_pruning.models.projection import write_projection
+from bge_pruning.models.safetensors_file import write_safetensors
 
 # Keys that name the source or the way it was saved, not the model.
 _STALE_KEYS = ("_name_or_path", "torch_dtype", "dtype", "transformers_version", "head_dim")
@@ -65,10 +64,7 @@ def write_model_folder(
     if "special_tokens_map.json" not in tokenizer_files:
         _write_json(folder / "special_tokens_map.json", _special_tokens(tokenizer_files))
     _write_json(folder / "config.json", compute_hf_config(hf_config, shape, dtype))
-    state = _rounded(backbone, dtype)
-    save_file(state, folder / "model.safetensors", metadata={"format": "pt"})
-    # safetensors makes files that only their owner can read; a server may run as someone else.
-    shutil.copymode(folder / "config.json", folder / "model.safetensors")
+    write_safetensors(folder / "model.safetensors", backbone.state_dict(), dtype)
     for name in ("colbert_linear", "sparse_linear"):
         head = getattr(heads, name)
         if head is not None:

@@ -9,7 +9,7 @@ one that was written and read back have the same float32 weights.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import torch
@@ -20,6 +20,7 @@ from bge_pruning.models.embedding_heads import EmbeddingHeads
 
 # By the names of command lines.
 DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
+BLOCK = 1 << 22  # numbers that are worked on at a time
 
 
 def dtype_name(dtype: torch.dtype) -> str:
@@ -27,8 +28,26 @@ def dtype_name(dtype: torch.dtype) -> str:
     return str(dtype).removeprefix("torch.")
 
 
+def check_dtype(dtype: torch.dtype) -> None:
+    """Refuse a precision that no model is written in.
+
+    Raises:
+        ValueError: If it is none of ``DTYPES``.
+    """
+    if dtype not in DTYPES.values():
+        raise ValueError(
+            f"dtype {dtype} is not one of {', '.join(map(str, DTYPES.values()))}. To fix, choose "
+            f"one: {', '.join(DTYPES)}."
+        )
+
+
+def blocks(tensor: Tensor) -> Iterator[Tensor]:
+    """Flat views of the pieces of a contiguous tensor: working on them takes little memory."""
+    yield from tensor.detach().view(-1).split(BLOCK)
+
+
 def round_tensor(name: str, tensor: Tensor, dtype: torch.dtype) -> Tensor:
-    """A tensor in another precision.
+    """A tensor in another precision; itself if it has that precision.
 
     Args:
         name: What it is called, for the message.
@@ -38,11 +57,9 @@ def round_tensor(name: str, tensor: Tensor, dtype: torch.dtype) -> Tensor:
     Raises:
         ValueError: If the precision is unknown, or a number is beyond its range.
     """
-    if dtype not in DTYPES.values():
-        raise ValueError(
-            f"dtype {dtype} is not one of {', '.join(map(str, DTYPES.values()))}. To fix, choose "
-            f"one: {', '.join(DTYPES)}."
-        )
+    check_dtype(dtype)
+    if tensor.dtype == dtype:
+        return tensor
     rounded = tensor.to(dtype)
     if bool((rounded.isinf() & tensor.isfinite()).any()):
         largest = tensor[tensor.isfinite()].abs().max()
@@ -69,7 +86,8 @@ def round_weights(backbone: XLMRobertaBackbone, heads: EmbeddingHeads, dtype: to
     """
     for module in (backbone, heads):
         for name, parameter in module.named_parameters():
-            parameter.copy_(round_tensor(name, parameter, dtype))
+            for block in blocks(parameter):
+                block.copy_(round_tensor(name, block, dtype))
 
 
 def precision_loss(before: Mapping[str, Tensor], after: Mapping[str, Tensor]) -> dict[str, float]:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import logging
 import re
 import zipfile
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -108,7 +109,7 @@ def read_heads(folder: Path) -> dict[str, dict[str, Tensor] | None]:
     heads: dict[str, dict[str, Tensor] | None] = {}
     for name in ("sparse_linear", "colbert_linear"):
         path = folder / f"{name}.pt"
-        state = heads[name] = _load_tensors(path) if path.is_file() else None
+        state = heads[name] = _load_tensors(path, mapped=False) if path.is_file() else None
         if state is not None and (state.keys() != {"weight", "bias"} or state["weight"].ndim != 2):
             raise ValueError(
                 f"{path}: checkpoint and model disagree: the file holds "
@@ -156,11 +157,14 @@ def load_base_model(
         sparse_head=head_states["sparse_linear"] is not None,
         colbert_dim=0 if colbert is None else colbert["weight"].shape[0],
     )
-    backbone = XLMRobertaBackbone(shape, config["pad_token_id"], config["layer_norm_eps"], dropout)
+    with without_weights():
+        backbone = XLMRobertaBackbone(
+            shape, config["pad_token_id"], config["layer_norm_eps"], dropout
+        )
+        heads = EmbeddingHeads(
+            shape.hidden_size, pooling or read_pooling(folder), shape.sparse_head, shape.colbert_dim
+        )
     load_strict(backbone, state, str(folder))
-    heads = EmbeddingHeads(
-        shape.hidden_size, pooling or read_pooling(folder), shape.sparse_head, shape.colbert_dim
-    )
     head_state = {
         f"{name}.{key}": value
         for name, tensors in head_states.items()
@@ -196,8 +200,25 @@ def _read_projection(folder: Path, hidden: int) -> Tensor | None:
     return projection
 
 
+def without_weights() -> AbstractContextManager:
+    """Modules made inside take neither memory nor time until :func:`load_strict` fills them.
+
+    Drawing random weights for a model of 568M parameters takes longer than reading it.
+    """
+    return torch.device("meta")
+
+
 def load_strict(module: nn.Module, state: dict[str, Tensor], source: str) -> None:
-    """``load_state_dict`` with every difference of names and shapes in one message.
+    """Make the tensors of a state the module's own, in the module's precision.
+
+    They are not copied if their precision is the module's. Where they are parts of a mapped file,
+    memory is taken only for what is used, and what is changed never reaches the file: ``torch`` and
+    ``safetensors`` map files privately.
+
+    Args:
+        module: On any device, also made by :func:`without_weights`.
+        state: Tensors on the CPU; every parameter and buffer of the module, and no other.
+        source: What to name in the message, which lists every difference of names and shapes.
 
     Raises:
         ValueError: If the names or shapes differ.
@@ -220,7 +241,8 @@ def load_strict(module: nn.Module, state: dict[str, Tensor], source: str) -> Non
             f"{source}: checkpoint and model disagree: {'; '.join(p for p in parts if p)}. To "
             f"fix, use the weights and the config of the same model."
         )
-    module.load_state_dict(state)
+    own = {key: value.to(expected[key].dtype).contiguous() for key, value in state.items()}
+    module.load_state_dict(own, assign=True)
 
 
 def _shorten(items: list[str]) -> str:
@@ -275,11 +297,11 @@ def _damaged(path: Path, error: Exception) -> ValueError:
     return ValueError(f"{path}: damaged or not complete ({error}). To fix, copy it again.")
 
 
-def _load_tensors(path: Path) -> dict[str, Tensor]:
+def _load_tensors(path: Path, mapped: bool = True) -> dict[str, Tensor]:
     try:
-        # Mapped, not read: only files of the old format, which are no zip archives, need reading.
-        mapped = zipfile.is_zipfile(path)
-        state = torch.load(path, map_location="cpu", weights_only=True, mmap=mapped)
+        # Files of the old format, which are no zip archives, cannot be mapped.
+        mmap = mapped and zipfile.is_zipfile(path)
+        state = torch.load(path, map_location="cpu", weights_only=True, mmap=mmap)
     except Exception as error:  # a damaged pickle can raise anything
         raise ValueError(
             f"{path}: damaged, not complete, or not only tensors ({describe_load_error(error)}). "

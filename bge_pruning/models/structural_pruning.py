@@ -139,30 +139,32 @@ def prune_linear(layer: nn.Linear, keep: list[int], dim: int) -> None:
         raise ValueError(
             f"dim {dim} is neither 0 (outputs) nor 1 (inputs). To fix, use one of them."
         )
-    index = torch.tensor(keep, dtype=torch.long, device=layer.weight.device)
-    _replace(layer, "weight", layer.weight.index_select(dim, index))
+    _cut(layer, "weight", keep, dim)
     if dim == 0 and layer.bias is not None:
-        _replace(layer, "bias", layer.bias.index_select(0, index))
+        _cut(layer, "bias", keep, dim)
     layer.out_features, layer.in_features = layer.weight.shape
 
 
 @torch.no_grad()
 def prune_embedding(table: nn.Embedding, keep: list[int]) -> None:
     """Keep the given columns of an embedding table, in place."""
-    index = torch.tensor(keep, dtype=torch.long, device=table.weight.device)
-    _replace(table, "weight", table.weight.index_select(1, index))
+    _cut(table, "weight", keep, 1)
     table.embedding_dim = len(keep)
 
 
 @torch.no_grad()
 def prune_layer_norm(norm: nn.LayerNorm, keep: list[int]) -> None:
     """Keep the given dimensions of a LayerNorm, in place."""
-    index = torch.tensor(keep, dtype=torch.long, device=norm.weight.device)
-    _replace(norm, "weight", norm.weight.index_select(0, index))
-    _replace(norm, "bias", norm.bias.index_select(0, index))
+    _cut(norm, "weight", keep, 0)
+    _cut(norm, "bias", keep, 0)
     norm.normalized_shape = (len(keep),)
 
 
-def _replace(module: nn.Module, name: str, value: Tensor) -> None:
-    requires_grad = getattr(module, name).requires_grad
-    setattr(module, name, nn.Parameter(value.contiguous(), requires_grad=requires_grad))
+def _cut(module: nn.Module, name: str, keep: list[int], dim: int) -> None:
+    """Replace a parameter by its kept part; one that is kept whole stays, without a copy."""
+    value = getattr(module, name)
+    if keep == list(range(value.shape[dim])):
+        return
+    index = torch.tensor(keep, dtype=torch.long, device=value.device)
+    cut = value.index_select(dim, index).contiguous()
+    setattr(module, name, nn.Parameter(cut, requires_grad=value.requires_grad))

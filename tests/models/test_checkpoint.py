@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime
+import gc
 import json
 import os
 import re
@@ -26,7 +27,9 @@ from bge_pruning.models.checkpoint import (
 )
 from bge_pruning.models.encoder_shape import EncoderShape
 from bge_pruning.models.l0_module_embedding import L0Module
-from bge_pruning.models.structural_pruning import PruningMasks
+from bge_pruning.models.precision import round_weights
+from bge_pruning.models.structural_pruning import PruningMasks, prune_embedding
+from bge_pruning.utils.process_memory import watch_memory
 
 NO_CHECKPOINT = r"x\.pt: damaged, not complete, or not a checkpoint of this project \(.+\)\. To fix"
 NO_METADATA = (
@@ -240,6 +243,75 @@ def test_what_composer_stores_beside_the_tensors_is_allowed(content, save):
     content["state"]["timestamp"]["Timestamp"]["total_wct"] = datetime.timedelta(seconds=3)
     content["state"]["integrations"] = {"torch": torch.torch_version.TorchVersion("2.7.0")}
     assert load_trained_model(save(content)).batch == 12
+
+
+# Memory
+
+
+def mappings(path: Path) -> int:
+    """How often a file is mapped into this process."""
+    gc.collect()
+    lines = Path("/proc/self/maps").read_text().splitlines()
+    return sum(line.endswith(str(path)) for line in lines)
+
+
+def test_nothing_is_left_without_weights(content, save):
+    read = load_trained_model(save(content))
+    for module in (read.backbone, read.heads, read.l0_module):
+        for name, tensor in module.state_dict().items():
+            assert tensor.device.type == "cpu" and tensor.is_contiguous(), name
+            assert tensor.dtype == torch.float32, name
+    frozen = {name for name, p in read.backbone.named_parameters() if not p.requires_grad}
+    assert frozen == {"pooler.dense.weight", "pooler.dense.bias"}
+
+
+def test_weights_of_another_precision_become_float32(content, save):
+    weights = content["state"]["model"]
+    half = {name: tensor.half() for name, tensor in weights.items()}
+    content["state"]["model"] = half
+    read = load_trained_model(save(content))
+    for prefix in ("backbone", "heads"):
+        for name, tensor in getattr(read, prefix).state_dict().items():
+            assert tensor.dtype == torch.float32
+            assert torch.equal(tensor, half[f"{prefix}.{name}"].float())
+
+
+def test_changing_the_model_leaves_the_checkpoint_alone(content, save):
+    path = save(content)
+    before = path.read_bytes()
+    read = load_trained_model(path)
+    round_weights(read.backbone, read.heads, torch.bfloat16)
+    for module in (read.backbone, read.heads, read.l0_module):
+        for parameter in module.parameters():
+            parameter.data.zero_()
+    assert path.read_bytes() == before
+
+
+def test_loading_draws_no_random_numbers(content, save):
+    path = save(content)
+    before = torch.get_rng_state()
+    load_trained_model(path)
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+def test_memory_of_the_word_table_is_given_back_when_it_is_cut(content, save):
+    path = save(content)
+    read = load_trained_model(path)
+    assert mappings(path) == 2
+    prune_embedding(read.backbone.embeddings.word_embeddings, [0, 3])
+    assert mappings(path) == 1
+    del read
+    assert mappings(path) == 0
+
+
+def test_the_state_of_an_optimizer_is_not_read(content, save):
+    content["state"]["optimizers"] = {"AdamW": {"state": {"w": torch.ones(2**24)}}}  # 64 MiB
+    path = save(content)
+    load_trained_model(path)
+    with watch_memory() as peak:
+        read = load_trained_model(path)
+        sum(float(p.detach().sum()) for p in read.backbone.parameters())
+    assert peak.total < 2**25
 
 
 # Damaged

@@ -127,7 +127,7 @@ def test_a_source_without_tokenizer_config(write, tokenizer_files):
 
 
 def test_files_can_be_read_by_a_server(folder, tmp_path):
-    """A server may run as somebody else; safetensors alone would be for its owner only."""
+    """A server may run as somebody else; the writer of safetensors makes files for their owner."""
     (tmp_path / "new").touch()
     written = {name: (folder / name).stat().st_mode for name in files(folder)}
     assert written == dict.fromkeys(written, (tmp_path / "new").stat().st_mode)
@@ -391,7 +391,7 @@ def test_text_is_utf8_and_readable(write, tiny_hf_config):
 
 def test_an_occupied_folder_is_not_mixed_up(folder, build_model, target_shape, tiny_hf_config):
     backbone, heads = build_model(target_shape, torch.float32)
-    with pytest.raises(FileExistsError, match="1_Pooling"):
+    with pytest.raises(FileExistsError, match="model.safetensors"):
         write_model_folder(folder, backbone, heads, target_shape, tiny_hf_config, {}, 78)
 
 

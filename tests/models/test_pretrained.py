@@ -26,6 +26,7 @@ from bge_pruning.models.pretrained import (
     load_base_model,
     load_strict,
     read_shape,
+    without_weights,
 )
 from bge_pruning.models.quiet import no_loading_bars
 
@@ -411,6 +412,69 @@ def test_every_difference_is_in_one_message():
     with pytest.raises(ValueError, match=message):
         load_strict(layer, state, "here")
     assert torch.equal(layer.weight, before)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
+def test_a_module_takes_tensors_over_in_its_own_precision(dtype):
+    with without_weights():
+        layer = nn.Linear(2, 3)
+        layer.bias.requires_grad_(False)
+    state = {"weight": torch.rand(2, 3).t().to(dtype), "bias": torch.rand(3).to(dtype)}
+    load_strict(layer, state, "here")
+    for name, parameter in layer.named_parameters():
+        assert isinstance(parameter, nn.Parameter) and parameter.is_leaf
+        assert parameter.dtype == torch.float32 and parameter.is_contiguous()
+        assert torch.equal(parameter, state[name].float())
+    assert [p.requires_grad for p in layer.parameters()] == [True, False]
+    shared = layer.bias.data_ptr() == state["bias"].data_ptr()
+    assert shared == (dtype == torch.float32)
+
+
+@pytest.mark.parametrize("layout", LAYOUTS, indirect=True)
+def test_nothing_is_left_without_weights(layout):
+    base = load_base_model(str(layout), init_missing_heads=True)
+    for module in (base.backbone, base.heads):
+        for tensor in (*module.parameters(), *module.buffers()):
+            assert tensor.device.type == "cpu" and tensor.is_contiguous()
+            assert tensor.dtype == torch.float32
+    frozen = {name for name, p in base.backbone.named_parameters() if not p.requires_grad}
+    assert frozen <= {"pooler.dense.weight", "pooler.dense.bias"}
+
+
+def test_loading_draws_no_random_numbers(bge_m3):
+    before = torch.get_rng_state()
+    load_base_model(str(bge_m3))
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+@pytest.mark.parametrize("layout", LAYOUTS, indirect=True)
+def test_training_a_model_leaves_its_files_alone(layout, batch):
+    """The weights are parts of mapped files: what is written to them must stay in memory."""
+    before = {path: path.read_bytes() for path in layout.iterdir() if path.is_file()}
+    base = load_base_model(str(layout), init_missing_heads=True)
+    modules = nn.ModuleList([base.backbone, base.heads])
+    weights = [p for p in modules.parameters() if p.requires_grad]
+    optimizer = torch.optim.SGD(weights, lr=1e3)
+    old = [p.detach().clone() for p in weights]
+    outputs = base.heads.outputs(base.backbone(**batch), batch["attention_mask"])
+    sum(output.sum() for output in outputs.values()).backward()
+    optimizer.step()
+    assert sum(not torch.equal(p, o) for p, o in zip(weights, old, strict=True)) > len(old) // 2
+    for parameter in modules.parameters():
+        parameter.data.zero_()
+    assert {path: path.read_bytes() for path in before} == before
+
+
+def test_a_model_does_not_change_when_its_files_are_written_anew(bge_m3, batch):
+    base = load_base_model(str(bge_m3))
+    expected = base.heads.outputs(base.backbone(**batch), batch["attention_mask"])
+    for name in ("sparse_linear.pt", "colbert_linear.pt"):
+        (bge_m3 / name).write_bytes(bytes((bge_m3 / name).stat().st_size))
+    weights = bge_m3 / "pytorch_model.bin"
+    (bge_m3 / "new.bin").write_bytes(bytes(weights.stat().st_size))
+    (bge_m3 / "new.bin").replace(weights)
+    found = base.heads.outputs(base.backbone(**batch), batch["attention_mask"])
+    assert all(torch.equal(found[name], output) for name, output in expected.items())
 
 
 @pytest.mark.parametrize("name", ["sparse_linear", "colbert_linear"])
