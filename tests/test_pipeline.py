@@ -4,6 +4,7 @@ import json
 import re
 import runpy
 import shlex
+import shutil
 from contextlib import suppress
 from pathlib import Path
 
@@ -473,6 +474,66 @@ def test_an_empty_folder_is_taken(stopped, tmp_path):
 
 def test_a_stage_asked_for_does_not_skip_the_pruning(stopped):
     stopped("stage=recover")
+
+
+# What the finished model is written as
+
+
+def test_export_options_reach_the_finished_model_alone(tiny_yaml, sts_csv, tmp_path):
+    (tmp_path / "texts.txt").write_text("the man plays a flute\n" * 2)
+    export = [
+        "export.keep_dimension=true",
+        "export.colbert_dim=hidden",
+        "export.onnx=true",
+        "export.languages=[en,de]",
+        f"export.keep_vocabulary_from=[{tmp_path / 'texts.txt'}]",
+        "export.vocabulary_size=30",
+    ]
+    plan = EvaluationPlan([str(sts_csv)], modes=["dense", "colbert"])
+    run_pipeline([str(tiny_yaml)], [*OVERRIDES, *export], plan)
+    results = tmp_path / "results" / "tiny"
+    info = read_json(results / "model" / "pruning.json")
+    assert info["projection"]["dimensions"] == 32
+    assert info["multi_vector"]["colbert_dim"] == TARGET["hidden_size"]
+    assert info["shape"]["vocab_size"] <= 30
+    assert (results / "model" / "onnx" / "model.onnx").is_file()
+    assert not (results / "pruned_model" / "onnx").exists()
+    lines = (results / "commands.txt").read_text().splitlines()
+    words = shlex.split(next(line for line in lines if line.endswith("--onnx")))
+    assert words[4:] == [
+        *("--colbert-dim", "hidden", "--keep-dimension"),
+        *("--keep-vocabulary-from", str(tmp_path / "texts.txt"), "--languages", "en,de"),
+        *("--vocabulary-size", "30", "--onnx"),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        (
+            "export.colbert_dim=hidden",
+            r"export\.colbert_dim is hidden, but .* no multi-vector head",
+        ),
+        ("export.languages=[xx]", r"no corpus of xx is shipped"),
+        ("export.int8_sts=a.csv", r"export\.int8_sts needs export\.onnx_int8\. To fix"),
+        ("export.fit_texts=[a.txt]", r"export\.fit_texts needs export\.keep_dimension"),
+        (
+            "export.report_on=[a.txt]",
+            r"report_on needs export\.keep_vocabulary_from or export\.languages",
+        ),
+        ("export.dtype=int4", r"export\.dtype 'int4' is not one of"),
+        ("export.vocabulary_size=0", r"export\.vocabulary_size 0 is not above 0"),
+    ],
+)
+def test_exports_that_cannot_be_are_refused_before_the_training(
+    override, message, tiny_yaml, sts_csv, model_folder, tmp_path
+):
+    headless = shutil.copytree(model_folder, tmp_path / "headless")
+    (headless / "colbert_linear.pt").unlink()
+    overrides = [*OVERRIDES, f"model.base_model={headless}", override]
+    with pytest.raises(ValueError, match=message):
+        run_pipeline([str(tiny_yaml)], overrides, EvaluationPlan([str(sts_csv)]))
+    assert not (tmp_path / "runs").exists()
 
 
 # Several ranks

@@ -33,7 +33,8 @@ def build_record(model: TrainedModel, shape: EncoderShape, keep: KeepIndices) ->
         ``source`` (``base_model``, ``revision``, ``license``, ``origin``), ``source_shape``,
         ``shape``, ``parameters`` of both, ``kept`` indices in the source's numbering,
         ``constraint`` (:func:`compute_constraint_report`), ``seed``, ``batches`` of training by
-        stage, ``pooling``, ``max_seq_length`` and ``versions``. A recovery run inherits what the pruning run decided.
+        stage, ``pooling``, ``max_seq_length`` and ``versions``. A recovery run inherits what the
+        pruning run decided.
     """
     metadata, earlier = model.metadata, model.metadata.source_pruning
     info = {
