@@ -49,6 +49,7 @@ class ExtractionBenchmark:
     Attributes:
         shapes: The model and what it is cut to, in words.
         dtype: Precision of the extracted weights.
+        optimizer: Whether the checkpoint holds an optimizer's state too.
         checkpoint: Bytes of the checkpoint.
         written: Bytes of the extracted folder.
         extractions: Cost of each extraction.
@@ -57,6 +58,7 @@ class ExtractionBenchmark:
 
     shapes: tuple[str, str]
     dtype: str
+    optimizer: bool
     checkpoint: int
     written: int
     extractions: list[ExtractionCost]
@@ -130,6 +132,7 @@ def measure(
         return ExtractionBenchmark(
             (plan.source.describe(), plan.target.describe()),
             dtype,
+            with_optimizer,
             checkpoint.stat().st_size,
             written,
             extractions,
