@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Optional
@@ -137,6 +138,46 @@ class EvaluationConfig:
 
 
 @dataclass
+class ExportConfig:
+    """What the pipeline's finished model is written as; the options of extract_pruned_model.py."""
+
+    dtype: str = "fp32"  # of the weights on disk: fp32, fp16, bf16
+    # Size of a multi-vector: keep, or hidden: same scores, FlagEmbedding and vLLM need no argument.
+    colbert_dim: str = "keep"
+    keep_dimension: bool = False  # dense vectors in the source's dimensions, for an existing index
+    fit_texts: list[str] = field(default_factory=list)  # files to fit that map on
+    keep_vocabulary_from: list[str] = field(default_factory=list)  # files whose tokens are kept
+    languages: list[str] = field(default_factory=list)  # and those of the sentences shipped
+    vocabulary_size: Optional[int] = None  # of them, the most frequent
+    report_on: list[str] = field(default_factory=list)  # files: what they lose is in the card
+    onnx: bool = False  # onnx/model.onnx
+    onnx_int8: bool = False  # and onnx/model_quantized.onnx
+    int8_sts: Optional[str] = None  # scored pairs to measure its loss on
+
+
+# An option, and the options of which it needs one.
+EXPORT_NEEDS = {
+    "fit_texts": ("keep_dimension",),
+    "int8_sts": ("onnx_int8",),
+    "vocabulary_size": ("keep_vocabulary_from", "languages"),
+    "report_on": ("keep_vocabulary_from", "languages"),
+}
+
+
+def missing_export_options(given: Mapping[str, Any]) -> dict[str, tuple[str, ...]]:
+    """Options of an export that need another one which is not there, with what they need.
+
+    Args:
+        given: Values of :class:`ExportConfig` by name.
+    """
+    return {
+        option: needed
+        for option, needed in EXPORT_NEEDS.items()
+        if given[option] and not any(given[name] for name in needed)
+    }
+
+
+@dataclass
 class OptimizerConfig:
     """AdamW with three learning rates."""
 
@@ -210,6 +251,7 @@ class Config:
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
     scheduler: SchedulerConfig = field(default_factory=SchedulerConfig)
     loggers: LoggersConfig = field(default_factory=LoggersConfig)
+    export: ExportConfig = field(default_factory=ExportConfig)
     # Keys that differ while the extracted model is trained on, in the layout of this class.
     recovery: Optional[dict[str, Any]] = None
 
@@ -224,6 +266,8 @@ def check(config: Config) -> None:
         "device": (config.device, (None, "cpu", "gpu")),
         "model.pooling": (m.pooling, (None, "cls", "mean")),
         "data.on_bad_row": (config.data.on_bad_row, ("error", "skip")),
+        "export.dtype": (config.export.dtype, ("fp32", "fp16", "bf16")),
+        "export.colbert_dim": (config.export.colbert_dim, ("keep", "hidden")),
     }
     if config.loggers.wandb is not None:
         modes = ("offline", "online", "disabled")
@@ -246,6 +290,7 @@ def check(config: Config) -> None:
         "loss.temperature": loss.temperature,
         "data.adapt_batches": config.data.adapt_batches,
     }
+    _check_export(config.export)
     if config.evaluation.max_length is not None:
         positive["evaluation.max_length"] = config.evaluation.max_length
     if config.device_train_microbatch_size is not None:
@@ -265,6 +310,15 @@ def check(config: Config) -> None:
     _check_range(positive, lambda v: v > 0, "above 0")
     _check_range(not_negative, lambda v: v >= 0, "0 or more")
     _check_range(unit, lambda v: 0 <= v <= 1, "in [0, 1]")
+
+
+def _check_export(export: ExportConfig) -> None:
+    if export.vocabulary_size is not None:
+        size = {"export.vocabulary_size": export.vocabulary_size}
+        _check_range(size, lambda v: v > 0, "above 0")
+    for option, needed in missing_export_options(vars(export)).items():
+        names = " or ".join(f"export.{name}" for name in needed)
+        raise ConfigError(f"export.{option} needs {names}. To fix, set that, or leave it out.")
 
 
 def _check_source(source: SourceConfig) -> None:

@@ -13,14 +13,16 @@ import shlex
 import shutil
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from bge_pruning.config import Config, ConfigError, load_config, pruned_model_folder
+from bge_pruning.config_schema import ExportConfig
 
 if TYPE_CHECKING:
     from bge_pruning.evaluation.tasks import Task
+    from bge_pruning.export.extract import ExtractOptions
 
 log = logging.getLogger(__name__)
 
@@ -87,31 +89,33 @@ def run_pipeline(
     dist.initialize_dist(get_device(config.device))
     _check(config, recovery)
     _check_modes(config, judged_by.modes)
+    options = export_options(config)
     dist.barrier()  # all ranks have looked before the first one changes anything
-    _on_rank_zero(lambda: _prepare_results(config))
+    on_rank_zero(lambda: _prepare_results(config))
 
     run = train(config)
     pruned = pruned_model_folder(config)
-    _on_rank_zero(lambda: extract(run, pruned, best=_keeps_best(config)))
+    on_rank_zero(lambda: extract(run, pruned, best=keeps_best(config)))
     recovered = train(recovery)
-    _on_rank_zero(lambda: extract(recovered, results / "model", best=_keeps_best(recovery)))
+    best = keeps_best(recovery)
+    on_rank_zero(lambda: extract(recovered, results / "model", best=best, options=options))
     evaluation: dict[str, Any] = {}
 
     def finish() -> None:
-        evaluation.update(_evaluate(config, tasks, judged_by.modes))
+        evaluation.update(evaluate_model(config, tasks, judged_by.modes))
         _report(config, step_commands(config, recovery, paths, overrides, judged_by), evaluation)
         log.info("%s complete after %.1f minutes", results, (time.monotonic() - started) / 60)
 
-    _on_rank_zero(finish)
+    on_rank_zero(finish)
     return evaluation
 
 
-def _keeps_best(config: Config) -> bool:
+def keeps_best(config: Config) -> bool:
     """Whether the best checkpoint of a training is taken, rather than its last."""
     return config.evaluation.keep_best is not None
 
 
-def _on_rank_zero(action: Callable[[], object]) -> None:
+def on_rank_zero(action: Callable[[], object]) -> None:
     """Do something once; the other ranks wait."""
     from composer.utils import dist
 
@@ -146,9 +150,48 @@ def _check(config: Config, recovery: Config) -> None:
     check_run(config)
 
 
+def export_options(config: Config) -> ExtractOptions:
+    """What the finished model is written as; what cannot be is refused before the training.
+
+    Raises:
+        ConfigError: If the model has no multi-vector head to make square.
+        FileNotFoundError: See :func:`bge_pruning.export.extract.read_options`, also for what else.
+    """
+    from bge_pruning.export.extract import read_options
+
+    if config.export.colbert_dim == "hidden" and "colbert_vecs" not in _outputs(config):
+        raise ConfigError(
+            f"export.colbert_dim is hidden, but {config.model.base_model} has no multi-vector head."
+            f" To fix, set it to keep, or model.init_missing_heads=true."
+        )
+    return read_options(**asdict(config.export))
+
+
+def export_arguments(config: Config) -> list[str]:
+    """The same for the command line of ``scripts/extract_pruned_model.py``."""
+    plain, words = ExportConfig(), []
+    for name, value in asdict(config.export).items():
+        if value == getattr(plain, name):
+            continue
+        words.append("--" + name.replace("_", "-"))
+        if name == "languages":
+            words.append(",".join(value))
+        elif isinstance(value, list):
+            words += value
+        elif value is not True:
+            words.append(str(value))
+    return words
+
+
 def _check_modes(config: Config, modes: Sequence[str]) -> None:
     """Refuse modes that the finished model will have no head for."""
     from bge_pruning.evaluation.search import check_modes
+
+    check_modes(modes, _outputs(config), config.model.base_model)
+
+
+def _outputs(config: Config) -> list[str]:
+    """Outputs of the finished model."""
     from bge_pruning.models.hub import fetch_model_folder
     from bge_pruning.models.pretrained import read_shape
 
@@ -157,7 +200,7 @@ def _check_modes(config: Config, modes: Sequence[str]) -> None:
     names = ["dense_vecs"]
     names += ["token_weights"] if shape.sparse_head or m.init_missing_heads else []
     names += ["colbert_vecs"] if shape.colbert_dim or m.init_missing_heads else []
-    check_modes(modes, names, m.base_model)
+    return names
 
 
 def _check_results(config: Config) -> None:
@@ -182,8 +225,16 @@ def _prepare_results(config: Config) -> None:
     (results / "config.yaml").write_text(to_yaml(config), encoding="utf-8")
 
 
-def _evaluate(config: Config, tasks: Sequence[Task], modes: Sequence[str]) -> dict[str, Any]:
+def evaluate_model(config: Config, tasks: Sequence[Task], modes: Sequence[str]) -> dict[str, Any]:
+    """Judge the model in the results folder, and write the result there and into its card.
+
+    Args:
+        config: Of a pruning run.
+        tasks: See :func:`bge_pruning.evaluation.evaluate.evaluate`.
+        modes: Same.
+    """
     from bge_pruning.evaluation.evaluate import evaluate, write_evaluation
+    from bge_pruning.export.card import write_model_card
     from bge_pruning.models.hub import fetch_model_folder
 
     base = fetch_model_folder(config.model.base_model, config.model.revision)
@@ -196,7 +247,8 @@ def _evaluate(config: Config, tasks: Sequence[Task], modes: Sequence[str]) -> di
         also={PRUNED_NAME: str(pruned_model_folder(config))},
         device={"gpu": "cuda"}.get(config.device, config.device),
     )
-    write_evaluation(evaluation, results / "evaluation.json")
+    write_evaluation(evaluation, results / "evaluation.json", overwrite=config.overwrite)
+    write_model_card(results / "model", results / "evaluation.json")
     return evaluation
 
 
@@ -276,7 +328,7 @@ def step_commands(
     pruned = str(pruned_model_folder(config))
     # A run that replaces an earlier one can be replayed over itself.
     again = ["--overwrite"] if config.overwrite else []
-    best, best_recovered = (["--best"] if _keeps_best(c) else [] for c in (config, recovery))
+    best, best_recovered = (["--best"] if keeps_best(c) else [] for c in (config, recovery))
 
     def line(script: str, *words: str) -> str:
         return shlex.join(["python", f"scripts/{script}.py", *words])
@@ -293,7 +345,9 @@ def step_commands(
             f"{results}/model",
             *best_recovered,
             *again,
+            *export_arguments(config),
         ),
         line("evaluate_model", f"{results}/model", *evaluation, *again),
+        line("write_model_card", f"{results}/model", "--evaluation", f"{results}/evaluation.json"),
         line("write_report", results, "--run", run, *again),
     ]

@@ -17,8 +17,6 @@ from pathlib import Path
 
 from bge_pruning.cli import run_command
 
-FILES = ("comparison.json", "comparison.md", "pareto.png")
-
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs the command line; returns the exit status."""
@@ -32,34 +30,13 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def run(args: argparse.Namespace) -> None:
     """Read, write and show."""
-    from rich.box import SIMPLE_HEAD
     from rich.console import Console
-    from rich.markup import escape
-    from rich.table import Table
 
-    from bge_pruning.utils.comparison import (
-        describe_comparison,
-        read_candidates,
-        render_comparison,
-        summary_header,
-        summary_rows,
-    )
-    from bge_pruning.utils.console import print_whole
-    from bge_pruning.utils.evaluation import refuse_existing, write_json, write_text
-    from bge_pruning.utils.pareto_plot import plot_pareto
+    from bge_pruning.utils.comparison_files import write_comparison
+    from bge_pruning.utils.console import show_comparison
 
-    written = [args.output / name for name in FILES]
-    refuse_existing(written, overwrite=args.overwrite)
-    candidates, keys = read_candidates(args.results)
-    write_json(describe_comparison(candidates, keys), written[0], overwrite=args.overwrite)
-    write_text(written[1], render_comparison(candidates, keys) + "\n![Pareto plot](pareto.png)\n")
-    plot_pareto(candidates, written[2])
-    table = Table(box=SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False)
-    for index, name in enumerate(summary_header()):
-        table.add_column(name, justify="right" if index else "left", no_wrap=True)
-    for row in summary_rows(candidates):
-        table.add_row(*(escape(cell) for cell in row))
-    print_whole(table, Console(highlight=False))
+    candidates, keys = write_comparison(args.results, args.output, args.overwrite)
+    show_comparison(candidates, Console(highlight=False))
     print(f"scores compared: {len(keys)}; written to {args.output}")
 
 

@@ -9,13 +9,11 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Sequence
+from dataclasses import fields
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from bge_pruning.cli import run_command
-
-if TYPE_CHECKING:
-    from bge_pruning.export.extract import ExtractOptions
+from bge_pruning.config_schema import ExportConfig, missing_export_options
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -106,58 +104,30 @@ def add_hub_arguments(parser: argparse.ArgumentParser) -> None:
 def check_arguments(parser: argparse.ArgumentParser, args: argparse.Namespace) -> None:
     """End with a usage error if options do not go together."""
     args.languages = [name.strip() for name in args.languages.split(",") if name.strip()]
-    texts = args.keep_vocabulary_from or args.languages
-    needs = {
-        "--fit-texts": (args.fit_texts, args.keep_dimension, "--keep-dimension"),
-        "--int8-sts": (args.int8_sts, args.onnx_int8, "--onnx-int8"),
-        "--private": (args.private, args.push_to_hub, "--push-to-hub"),
-        "--vocabulary-size": (
-            args.vocabulary_size is not None,
-            texts,
-            "--keep-vocabulary-from or --languages: texts say which tokens are frequent",
-        ),
-        "--report-on": (args.report_on, texts, "--keep-vocabulary-from or --languages"),
-    }
-    for option, (given, other, name) in needs.items():
-        if given and not other:
-            parser.error(f"{option} needs {name}")
+    for option, needed in missing_export_options(vars(args)).items():
+        parser.error(f"{flag(option)} needs {' or '.join(map(flag, needed))}")
+    if args.vocabulary_size is not None and args.vocabulary_size < 1:
+        parser.error("--vocabulary-size must be above 0")
+    if args.private and not args.push_to_hub:
+        parser.error("--private needs --push-to-hub")
+
+
+def flag(option: str) -> str:
+    """The option as it is typed."""
+    return "--" + option.replace("_", "-")
 
 
 def run(args: argparse.Namespace) -> None:
     """Extract, and upload if asked."""
-    from bge_pruning.export.extract import extract
+    from bge_pruning.export.extract import extract, read_options
+    from bge_pruning.export.hub_upload import check_hub_access, push_to_hub
 
-    extract(args.run, args.output, args.overwrite, args.best, read_options(args))
-
-
-def read_options(args: argparse.Namespace) -> ExtractOptions:
-    """The options of the command line."""
-    from bge_pruning.datasets.sts_dataloader import read_sts
-    from bge_pruning.export.extract import ExtractOptions
-    from bge_pruning.export.vocabulary_texts import VocabularyRequest
-    from bge_pruning.models.precision import DTYPES
-
-    vocabulary = pairs = None
-    if args.int8_sts:
-        found = read_sts(args.int8_sts)
-        pairs = (found.sentences1, found.sentences2, found.scores)
-    if args.keep_vocabulary_from or args.languages:
-        vocabulary = VocabularyRequest(
-            tuple(args.keep_vocabulary_from),
-            tuple(args.languages),
-            args.vocabulary_size,
-            tuple(args.report_on),
-        )
-    return ExtractOptions(
-        dtype=DTYPES[args.dtype],
-        square_head=args.colbert_dim == "hidden",
-        keep_dimension=args.keep_dimension,
-        fit_texts=tuple(args.fit_texts),
-        vocabulary=vocabulary,
-        onnx=args.onnx,
-        onnx_int8=args.onnx_int8,
-        int8_pairs=pairs,
-    )
+    options = read_options(**{f.name: getattr(args, f.name) for f in fields(ExportConfig)})
+    if args.push_to_hub:
+        check_hub_access(args.push_to_hub)
+    extract(args.run, args.output, args.overwrite, args.best, options)
+    if args.push_to_hub:
+        print(f"uploaded to {push_to_hub(args.output, args.push_to_hub, args.private)}")
 
 
 if __name__ == "__main__":

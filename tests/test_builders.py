@@ -424,7 +424,7 @@ def test_training_is_in_the_dimensions_of_the_encoder(
 
 def test_a_run_that_starts_from_a_projected_model(train_tiny, projected_folder, tmp_path):
     """It trains, evaluates and is extracted as one without projection."""
-    from bge_pruning.models.extraction import extract
+    from bge_pruning.export.extract import extract
     from bge_pruning.models.pretrained import load_base_model
 
     run = train_tiny(tmp_path, f"model.base_model={projected_folder}")

@@ -4,6 +4,7 @@ import json
 import re
 import runpy
 import shlex
+import shutil
 from contextlib import suppress
 from pathlib import Path
 
@@ -161,6 +162,16 @@ def test_evaluation_is_that_of_the_written_models(results, finished, model_folde
     assert evaluation["speed"]["throughput_texts_per_s"]["ratio"] > 0
 
 
+def test_the_card_of_the_model_holds_the_scores(results):
+    evaluation = read_json(results / "evaluation.json")
+    assert read_json(results / "model" / "evaluation.json") == evaluation
+    card = (results / "model" / "README.md").read_text(encoding="utf-8")
+    task, _ = evaluation["tasks"]
+    assert f"| {task['task']} | dense | Spearman | {task['baseline']:.4f} |" in card
+    card = (results / "pruned_model" / "README.md").read_text(encoding="utf-8")
+    assert "Quality: not measured." in card
+
+
 def test_report_holds_the_result(results):
     report = (results / "report.md").read_text(encoding="utf-8")
     task, _ = read_json(results / "evaluation.json")["tasks"]
@@ -198,6 +209,14 @@ def test_commands_make_the_same_models(by_hand, results):
         assert (by_hand / weights).read_bytes() == (results / weights).read_bytes()
 
 
+def test_commands_make_the_same_card(by_hand, results):
+    def without_times(folder: Path) -> str:
+        card = (folder / "model" / "README.md").read_text(encoding="utf-8")
+        return re.sub(r"^## Size and speed.*?^## ", "", card, flags=re.MULTILINE | re.DOTALL)
+
+    assert without_times(by_hand) == without_times(results)
+
+
 def test_commands_make_the_same_evaluation(by_hand, results):
     def tasks(folder: Path) -> list[dict]:
         tasks = read_json(folder / "evaluation.json")["tasks"]
@@ -230,12 +249,14 @@ def test_commands_name_every_argument(tiny_yaml):
         [*training, "stage=recover"],
         [*extraction, f"{run}-recovery", f"{results}/model"],
     ]
-    evaluation, report = words[4:]
+    evaluation, card, report = words[4:]
     assert evaluation[:3] == ["python", "scripts/evaluate_model.py", f"{results}/model"]
     assert evaluation[evaluation.index("--baseline") + 1] == base
     start = evaluation.index("--sts") + 1
     assert evaluation[start : start + 2] == ["x y.csv", "z.csv"]
     assert evaluation[evaluation.index("--output") + 1] == f"{results}/evaluation.json"
+    written = ["--evaluation", f"{results}/evaluation.json"]
+    assert card == ["python", "scripts/write_model_card.py", f"{results}/model", *written]
     assert report == ["python", "scripts/write_report.py", results, "--run", run]
 
 
@@ -243,7 +264,7 @@ def test_the_best_checkpoints_are_cut_if_they_are_kept(tiny_yaml, sts_csv, tmp_p
     overrides = ["evaluation.keep_best=dev/cosine_spearman", "eval_interval=1ba"]
     configs = [load_config([tiny_yaml], [*overrides, f"stage={s}"]) for s in ("prune", "recover")]
     words = step_commands(*configs, [str(tiny_yaml)], overrides, EvaluationPlan(["a.csv"]))
-    assert [" --best" in line for line in words] == [False, True, False, True, False, False]
+    assert [" --best" in line for line in words] == [False, True, False, True] + 3 * [False]
     overrides.append("recovery.evaluation.keep_best=null")
     run_pipeline([str(tiny_yaml)], overrides, EvaluationPlan([str(sts_csv)]))
     results = tmp_path / "results" / "tiny"
@@ -264,7 +285,7 @@ def test_commands_survive_a_folder_with_a_space(make_yaml, tmp_path):
     assert words[3][2:] == [f"{tmp_path}/my runs/runs/tiny-recovery", f"{results}/model"]
     assert words[4][2:5] == [f"{results}/model", "--baseline", f"{tmp_path}/my model"]
     assert words[4][-1] == f"{results}/evaluation.json"
-    assert words[5][2:] == [results, "--run", f"{tmp_path}/my runs/runs/tiny"]
+    assert words[6][2:] == [results, "--run", f"{tmp_path}/my runs/runs/tiny"]
 
 
 def test_commands_of_an_overwriting_run_overwrite_too(tiny_yaml):
@@ -274,7 +295,9 @@ def test_commands_of_an_overwriting_run_overwrite_too(tiny_yaml):
         config, config, [str(tiny_yaml)], ["overwrite=true"], EvaluationPlan(["a.csv"])
     )
     for words in map(shlex.split, commands):
-        assert ("overwrite=true" in words) != ("--overwrite" in words), words
+        again = ("overwrite=true" in words) != ("--overwrite" in words)
+        # The card is made to be written again.
+        assert again != (words[1] == "scripts/write_model_card.py"), words
     kept = step_commands(
         *[load_config([tiny_yaml])] * 2, [str(tiny_yaml)], [], EvaluationPlan(["a.csv"])
     )
@@ -453,6 +476,66 @@ def test_a_stage_asked_for_does_not_skip_the_pruning(stopped):
     stopped("stage=recover")
 
 
+# What the finished model is written as
+
+
+def test_export_options_reach_the_finished_model_alone(tiny_yaml, sts_csv, tmp_path):
+    (tmp_path / "texts.txt").write_text("the man plays a flute\n" * 2)
+    export = [
+        "export.keep_dimension=true",
+        "export.colbert_dim=hidden",
+        "export.onnx=true",
+        "export.languages=[en,de]",
+        f"export.keep_vocabulary_from=[{tmp_path / 'texts.txt'}]",
+        "export.vocabulary_size=30",
+    ]
+    plan = EvaluationPlan([str(sts_csv)], modes=["dense", "colbert"])
+    run_pipeline([str(tiny_yaml)], [*OVERRIDES, *export], plan)
+    results = tmp_path / "results" / "tiny"
+    info = read_json(results / "model" / "pruning.json")
+    assert info["projection"]["dimensions"] == 32
+    assert info["multi_vector"]["colbert_dim"] == TARGET["hidden_size"]
+    assert info["shape"]["vocab_size"] <= 30
+    assert (results / "model" / "onnx" / "model.onnx").is_file()
+    assert not (results / "pruned_model" / "onnx").exists()
+    lines = (results / "commands.txt").read_text().splitlines()
+    words = shlex.split(next(line for line in lines if line.endswith("--onnx")))
+    assert words[4:] == [
+        *("--colbert-dim", "hidden", "--keep-dimension"),
+        *("--keep-vocabulary-from", str(tmp_path / "texts.txt"), "--languages", "en,de"),
+        *("--vocabulary-size", "30", "--onnx"),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        (
+            "export.colbert_dim=hidden",
+            r"export\.colbert_dim is hidden, but .* no multi-vector head",
+        ),
+        ("export.languages=[xx]", r"no corpus of xx is shipped"),
+        ("export.int8_sts=a.csv", r"export\.int8_sts needs export\.onnx_int8\. To fix"),
+        ("export.fit_texts=[a.txt]", r"export\.fit_texts needs export\.keep_dimension"),
+        (
+            "export.report_on=[a.txt]",
+            r"report_on needs export\.keep_vocabulary_from or export\.languages",
+        ),
+        ("export.dtype=int4", r"export\.dtype 'int4' is not one of"),
+        ("export.vocabulary_size=0", r"export\.vocabulary_size 0 is not above 0"),
+    ],
+)
+def test_exports_that_cannot_be_are_refused_before_the_training(
+    override, message, tiny_yaml, sts_csv, model_folder, tmp_path
+):
+    headless = shutil.copytree(model_folder, tmp_path / "headless")
+    (headless / "colbert_linear.pt").unlink()
+    overrides = [*OVERRIDES, f"model.base_model={headless}", override]
+    with pytest.raises(ValueError, match=message):
+        run_pipeline([str(tiny_yaml)], overrides, EvaluationPlan([str(sts_csv)]))
+    assert not (tmp_path / "runs").exists()
+
+
 # Several ranks
 
 
@@ -474,7 +557,7 @@ def rank_calls(tiny_yaml, sts_csv, tmp_path, monkeypatch):
             for module, name in (
                 (export, "extract"),
                 (gate_file, "write_gates"),
-                (pipeline, "_evaluate"),
+                (pipeline, "evaluate_model"),
                 (pipeline, "_report"),
             ):
                 patch.setattr(

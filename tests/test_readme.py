@@ -1,10 +1,12 @@
 """What the README says is there and is true."""
 
+import os
 import re
 import shlex
-import shutil
+import subprocess
+import sys
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
@@ -82,21 +84,54 @@ def test_configurations_load(yaml, tmp_path):
     load_config([path])
 
 
-def test_onnx_snippet_gives_the_models_outputs(model_folder, tmp_path):
+RUN_SNIPPETS = """\
+import sys
+from pathlib import Path
+
+import numpy as np
+
+for path in sys.argv[1:]:
+    found = {}
+    exec(Path(path).read_text(), found)
+    arrays = {"dense": np.asarray(found["dense"])}
+    if "vectors" in found:
+        arrays |= {f"vectors{i}": np.asarray(row) for i, row in enumerate(found["vectors"])}
+    np.savez(path + ".npz", **arrays)
+assert not {"bge_pruning", "composer"} & set(sys.modules)
+"""
+
+
+def test_snippets_run_on_the_model_of_the_extract_command(train_tiny, tmp_path):
+    """The README's command, then its programs in a fresh process, on a tiny run of mean pooling."""
     from bge_pruning.evaluation.text_encoder import TextEncoder
-    from bge_pruning.export.onnx_export import export_onnx
     from bge_pruning.models.pretrained import load_base_model
 
-    blocks = re.findall(r"^```python\n(.*?)^```", TEXT, re.MULTILINE | re.DOTALL)
-    (code,) = [block for block in blocks if "import onnxruntime" in block]
-    folder = tmp_path / "model"
-    shutil.copytree(model_folder, folder)
-    export_onnx(folder)
-    found: dict[str, Any] = {}
-    exec(code.replace("experiments/results/quickstart/model", str(folder)), found)
-    texts = re.findall(r'encode_batch\(\["(.*?)", "(.*?)"\]\)', code)[0]
-    expected = TextEncoder(load_base_model(str(folder))).encode(texts)
-    np.testing.assert_allclose(found["dense"], expected.dense_vecs, atol=1e-5)
-    tokens = max(len(text.ids) for text in found["batch"])
-    assert found["weights"].shape == (2, tokens)
-    assert found["vectors"].shape == (2, tokens - 1, 32)
+    run = train_tiny(tmp_path / "train", "max_duration=1ba", "model.pooling=mean")
+    (command,) = [c for c in COMMANDS if "extract_pruned_model.py" in c and "my_model" in c]
+    words = shlex.split(command)[4:]
+    script = [sys.executable, str(ROOT / "scripts" / "extract_pruned_model.py")]
+    subprocess.run([*script, run, tmp_path / "my_model", *words], check=True, cwd=tmp_path)
+    snippets = []
+    for block in re.findall(r"^```python\n(.*?)^```", TEXT, re.MULTILINE | re.DOTALL):
+        snippets.append(tmp_path / f"snippet{len(snippets)}.py")
+        snippets[-1].write_text(block.replace("colbert_dim=384", "colbert_dim=32"))
+    elsewhere = {k: v for k, v in os.environ.items() if k != "PYTHONPATH"} | {"HF_HUB_OFFLINE": "1"}
+    runner = [sys.executable, "-c", RUN_SNIPPETS, *map(str, snippets)]
+    subprocess.run(runner, check=True, cwd=tmp_path, env=elsewhere)
+
+    base = load_base_model(str(tmp_path / "my_model"))
+    texts = re.findall(r'encode\(\["(.*?)", "(.*?)"\]\)', TEXT)[0]
+    projected = TextEncoder(base).encode(texts).dense_vecs
+    plain = TextEncoder(replace(base, projection=None)).encode(texts).dense_vecs
+    sentence, transformers, flag, onnx = (np.load(f"{path}.npz") for path in snippets)
+    for found, expected in (
+        (sentence, projected),
+        (onnx, projected),
+        (transformers, plain),
+        (flag, plain),
+    ):
+        np.testing.assert_allclose(found["dense"], expected, atol=1e-5)
+    for row in ("vectors0", "vectors1"):
+        length = len(flag[row])
+        np.testing.assert_allclose(flag[row], onnx[row][:length], atol=1e-5)
+        assert flag[row].shape[1] == 32

@@ -52,6 +52,11 @@ FAILURES = {
         1,
         r"none: no such run folder or checkpoint\. To fix, check the path",
     ),
+    "export_family": (
+        ["none.yaml", "--sts", "none.csv"],
+        2,
+        r"none\.yaml: no such file\. To fix, check the path",
+    ),
     "prepare_minilm": (
         ["--sentences", "none.csv"],
         1,
@@ -68,6 +73,11 @@ FAILURES = {
         r"none\.yaml: no such file\. To fix, check the path",
     ),
     "train_pruning": (["none.yaml"], 2, r"none\.yaml: no such file\. To fix, check the path"),
+    "write_model_card": (
+        ["none"],
+        1,
+        r"none: holds no pruning\.json, so it is no extracted model and its README\.md is kept\.",
+    ),
     "write_report": (
         ["none"],
         1,
@@ -89,11 +99,25 @@ USAGE = {
         ["m", "--sts", "a.csv", "--output", "o.json", "--also", "=folder"],
         ["m", "--sts", "a.csv", "--output", "o.json", "--also", "name="],
     ],
-    "extract_pruned_model": [["run"], ["run", "out", "surplus"]],
+    "export_family": [["a.yaml"], ["--sts", "a.csv"], ["a.yaml", "--sts", "a", "--densities", "x"]],
+    "extract_pruned_model": [
+        ["run"],
+        ["run", "out", "surplus"],
+        ["run", "out", "--dtype", "int4"],
+        ["run", "out", "--colbert-dim", "64"],
+        ["run", "out", "--fit-texts", "a.txt"],
+        ["run", "out", "--int8-sts", "a.csv"],
+        ["run", "out", "--vocabulary-size", "5"],
+        ["run", "out", "--languages", "de", "--vocabulary-size", "0"],
+        ["run", "out", "--report-on", "a.txt"],
+        ["run", "out", "--languages", " , ", "--report-on", "a.txt"],
+        ["run", "out", "--private"],
+    ],
     "prepare_minilm": [["surplus"]],
     "quickstart": [["--fast"]],
     "run_pipeline": [["a.yaml"], ["--sts", "a.csv"], ["a.yaml", "--sts"]],
     "train_pruning": [[], ["--fast"]],
+    "write_model_card": [[], ["m", "surplus"], ["m", "--private"], ["m", "--evaluation"]],
     "write_report": [[], ["a", "b"]],
 }
 
@@ -318,6 +342,106 @@ def test_extraction_of_a_run_without_a_checkpoint(run, tmp_path):
     (tmp_path / "run").mkdir()
     result = run("extract_pruned_model", "run", "small")
     assert_fails(result, 1, r"run: holds no latest-rank0\.pt, so no checkpoint was saved\. To fix")
+
+
+def test_extraction_with_everything(run, trained, tmp_path):
+    (tmp_path / "texts.txt").write_text("the man plays a flute\nthe dog\n" * 2)
+    pairs = write_pairs(tmp_path / "pairs.csv", "the man,a dog,1", "the man,the man,5", "a,dog,2")
+    code, out, err = run(
+        *("extract_pruned_model", trained, "small", "--dtype", "bf16", "--colbert-dim", "hidden"),
+        *("--keep-dimension", "--onnx", "--onnx-int8", "--int8-sts", pairs),
+        *("--keep-vocabulary-from", "texts.txt", "--languages", "en, de", "--vocabulary-size", 20),
+        *("--report-on", "texts.txt"),
+    )
+    assert (code, out) == (0, ""), err
+    info = json.loads((tmp_path / "small" / "pruning.json").read_text())
+    assert info["precision"]["dtype"] == "bfloat16"
+    assert info["multi_vector"]["colbert_dim"] == 24
+    assert info["projection"]["dimensions"] == 32
+    assert info["vocabulary"]["vocabulary"]["kept"] <= 20
+    corpora = [Path(row["corpus"]).name for row in info["vocabulary"]["coverage"]]
+    chosen = ["texts.txt", "newstest2019-en.txt.gz", "newstest2019-de.txt.gz"]
+    assert corpora[:3] == chosen
+    assert info["onnx_int8"]["spearman"]["pairs"] == 3
+    assert (tmp_path / "small" / "onnx" / "model_quantized.onnx").is_file()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--languages", "xx"], r"no corpus of xx is shipped, only of ar, de, en"),
+        (["--keep-vocabulary-from", "gone.txt"], r"gone\.txt: no such file\. To fix"),
+        (["--keep-dimension", "--fit-texts", "gone.txt"], r"gone\.txt: no such file\. To fix"),
+        (["--onnx-int8", "--int8-sts", "gone.csv"], r"gone\.csv: no such file\. To fix"),
+        (["--push-to-hub", "nobody"], r".*'nobody'.*owner/name"),
+    ],
+)
+def test_options_that_cannot_be_met_are_said_first(arguments, message, run, trained, tmp_path):
+    assert_fails(run("extract_pruned_model", trained, "small", *arguments), 1, message)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_extraction_and_upload(run, trained, tmp_path, monkeypatch):
+    from bge_pruning.export import hub_upload
+
+    calls = []
+    monkeypatch.setattr(hub_upload, "check_hub_access", lambda name: calls.append(name))
+
+    def push(folder: Path, name: str, private: bool) -> str:
+        assert (folder / "pruning.json").is_file()
+        calls.append((name, private))
+        return f"https://somewhere/{name}"
+
+    monkeypatch.setattr(hub_upload, "push_to_hub", push)
+    arguments = ("--push-to-hub", "me/small", "--private")
+    code, out, _ = run("extract_pruned_model", trained, "small", *arguments)
+    assert (code, out) == (0, "uploaded to https://somewhere/me/small\n")
+    assert calls == ["me/small", ("me/small", True)]
+
+
+# export_family
+
+
+def test_a_family(run, tiny_yaml, sts_csv, tmp_path):
+    code, out, err = run(
+        *("export_family", tiny_yaml, "recovery.max_duration=1ba", "--densities", 0.75, 0.5),
+        *("--sts", sts_csv),
+    )
+    assert code == 0, err
+    for name in ("75pct", "50pct"):
+        assert re.search(rf"^ *{name} ", out, re.MULTILINE), out
+        assert (tmp_path / "results" / "tiny-family" / name / "model" / "README.md").is_file()
+    assert "tiny-family/75pct/model " in out.splitlines()[-1]
+
+
+# write_model_card
+
+
+def test_card_and_upload(run, trained, monkeypatch):
+    from bge_pruning.export import hub_upload
+
+    assert run("extract_pruned_model", trained, "small")[0] == 0
+    calls = []
+    monkeypatch.setattr(hub_upload, "check_hub_access", lambda *a: calls.append(a))
+    monkeypatch.setattr(hub_upload, "push_to_hub", lambda *a: calls.append(a) or "https://hub/x")
+    code, out, err = run("write_model_card", "small")
+    assert (code, out, calls) == (0, "wrote small/README.md\n", []), err
+    code, out, _ = run("write_model_card", "small", "--push-to-hub", "me/x", "--private")
+    assert (code, out) == (0, "wrote small/README.md\nuploaded to https://hub/x\n")
+    assert calls == [("me/x",), (Path("small"), "me/x", True)]
+
+
+def test_an_upload_that_cannot_work_is_noticed_first(run, trained, monkeypatch, tmp_path):
+    import huggingface_hub
+
+    assert run("extract_pruned_model", trained, "small")[0] == 0
+    (tmp_path / "small" / "README.md").unlink()
+    monkeypatch.setattr(huggingface_hub, "get_token", lambda: None)
+    result = run("write_model_card", "small", "--push-to-hub", "me/x")
+    assert_fails(result, 1, r"there is no token for the Hugging Face hub\. To fix, run 'hf auth")
+    result = run("write_model_card", "small", "--push-to-hub", "x")
+    assert_fails(result, 1, r"'x' cannot be the name of a model on the hub\. To fix, choose owner")
+    assert not (tmp_path / "small" / "README.md").exists()
 
 
 # evaluate_model

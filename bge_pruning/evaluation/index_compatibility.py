@@ -84,17 +84,3 @@ def _best(queries: np.ndarray, index: np.ndarray, own: np.ndarray, top_k: int) -
         order = np.argsort(-np.take_along_axis(scores, best, 1), axis=1, kind="stable")
         found.append(np.take_along_axis(best, order, 1))
     return np.concatenate(found)
-
-
-def render_compatibility(result: dict[str, Any]) -> str:
-    """The result in two sentences."""
-    low, high = result["agreement_interval"]
-    cosine = result["cosine"]
-    return (
-        f"Of the {result['top_k']} best passages of a query the new model finds "
-        f"{result['agreement']:.1%} (95 % interval {low:.1%} to {high:.1%}; chance "
-        f"{result['chance']:.1%}) in the old model's index of {result['passages']:,} passages; the "
-        f"best one is the same for {result['same_first']:.1%} of {result['queries']:,} queries.\n"
-        f"Cosine of the two models' vectors of a query: {cosine['mean']:.4f} on average, above "
-        f"{cosine['p5']:.4f} for 95 %."
-    )

@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import json
 import logging
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,11 +13,17 @@ from typing import Any
 import torch
 
 from bge_pruning.atomic_folder import atomic_folder
+from bge_pruning.datasets.sts_dataloader import read_sts
 from bge_pruning.export.int8_loss import Pairs
 from bge_pruning.export.keep_dimension import add_projection
 from bge_pruning.export.onnx_export import export_onnx
 from bge_pruning.export.onnx_quantize import export_onnx_int8
-from bge_pruning.export.vocabulary_texts import VocabularyRequest, build_report, choose_for_texts
+from bge_pruning.export.vocabulary_texts import (
+    VocabularyRequest,
+    build_report,
+    choose_for_texts,
+    find_corpora,
+)
 from bge_pruning.models.checkpoint import find_checkpoint
 from bge_pruning.models.encoder_shape import EncoderShape
 from bge_pruning.models.extraction import (
@@ -29,6 +36,7 @@ from bge_pruning.models.extraction import (
 )
 from bge_pruning.models.folder_check import check_folder
 from bge_pruning.models.model_card import render_model_card
+from bge_pruning.models.precision import DTYPES
 from bge_pruning.models.pruning_record import MARKER
 from bge_pruning.models.validation import TOLERANCE, References, check_as_loaded, validate
 from bge_pruning.utils.optional import import_optional
@@ -66,6 +74,54 @@ class ExtractOptions:
 PLAIN = ExtractOptions()
 
 
+def read_options(
+    *,
+    dtype: str = "fp32",
+    colbert_dim: str = "keep",
+    keep_dimension: bool = False,
+    fit_texts: Sequence[str] = (),
+    keep_vocabulary_from: Sequence[str] = (),
+    languages: Sequence[str] = (),
+    vocabulary_size: int | None = None,
+    report_on: Sequence[str] = (),
+    onnx: bool = False,
+    onnx_int8: bool = False,
+    int8_sts: str | None = None,
+) -> ExtractOptions:
+    """The options by the names that they have on the command line and under ``export`` in a YAML.
+
+    What can be seen to be wrong without the model is said now: before a training, if there is one.
+
+    Raises:
+        FileNotFoundError: If a file of texts is not there.
+        ImportError: If ONNX is asked for and not installed.
+        ValueError: If a language has no corpus, or a row of ``int8_sts`` is wrong.
+    """
+    vocabulary = pairs = None
+    if keep_vocabulary_from or languages:
+        vocabulary = VocabularyRequest(
+            tuple(keep_vocabulary_from), tuple(languages), vocabulary_size, tuple(report_on)
+        )
+        find_corpora(vocabulary)
+    if fit_texts:
+        find_corpora(VocabularyRequest(tuple(fit_texts)))
+    if int8_sts:
+        found = read_sts(int8_sts)
+        pairs = (found.sentences1, found.sentences2, found.scores)
+    options = ExtractOptions(
+        dtype=DTYPES[dtype],
+        square_head=colbert_dim == "hidden",
+        keep_dimension=keep_dimension,
+        fit_texts=tuple(fit_texts),
+        vocabulary=vocabulary,
+        onnx=onnx,
+        onnx_int8=onnx_int8,
+        int8_pairs=pairs,
+    )
+    _check_libraries(options)
+    return options
+
+
 def extract(
     run_or_checkpoint: Path,
     output: Path,
@@ -99,9 +155,33 @@ def extract(
         OnnxExportError: If the ONNX graph computes something else.
     """
     checkpoint = find_checkpoint(run_or_checkpoint, best)
+    return write_model(lambda: start_extraction(checkpoint), output, overwrite, options)
+
+
+def write_model(
+    start: Callable[[], Extraction],
+    output: Path,
+    overwrite: bool = False,
+    options: ExtractOptions = PLAIN,
+) -> dict[str, Any]:
+    """Write what an extraction makes of a model, and validate it.
+
+    Args:
+        start: Begins the extraction. Called here, so that nobody else holds the model: it is let go
+            of before validation loads the written one.
+        output: See :func:`extract`.
+        overwrite: Same.
+        options: Same.
+
+    Returns:
+        Same.
+
+    Raises:
+        FileExistsError: See :func:`extract`, also for what else is raised.
+    """
     _check_libraries(options)
     with atomic_folder(output, MARKER, overwrite) as folder:
-        info, references = _cut_and_write(checkpoint, folder, options)
+        info, references = _cut_and_write(start, folder, options)
         gc.collect()  # the model sits in reference cycles, and validation loads another
         info["largest_difference"] = validate(folder, references)
         info["tolerance"] = TOLERANCE
@@ -123,10 +203,10 @@ def _check_libraries(options: ExtractOptions) -> None:
 
 
 def _cut_and_write(
-    checkpoint: Path, folder: Path, options: ExtractOptions
+    start: Callable[[], Extraction], folder: Path, options: ExtractOptions
 ) -> tuple[dict[str, Any], References]:
     """Record and references; the model is let go of."""
-    extraction = start_extraction(checkpoint)
+    extraction = start()
     if options.vocabulary is not None:
         _choose_tokens(extraction, options.vocabulary)
     if options.square_head:

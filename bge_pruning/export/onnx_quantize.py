@@ -24,6 +24,7 @@ from bge_pruning.export.int8_loss import Pairs, measure_int8
 from bge_pruning.export.onnx_export import DATA, FOLDER, MODEL, SINGLE_FILE_BYTES
 from bge_pruning.export.onnx_graph import PROJECTION
 from bge_pruning.utils.evaluation import refuse_existing
+from bge_pruning.utils.export_text import describe_loss
 from bge_pruning.utils.optional import import_optional
 
 if TYPE_CHECKING:
@@ -116,24 +117,6 @@ def export_onnx_int8(
         "settings": asdict(settings),
         **loss,
     }
-
-
-def describe_loss(loss: dict[str, Any]) -> str:
-    """One line about what int8 loses and gains.
-
-    Args:
-        loss: See :func:`measure_int8`.
-    """
-    dense, speed = loss["cosine"]["dense_vecs"], loss["speed"]
-    text = (
-        f"cosine to float32 {dense['mean']:.4f} (lowest {dense['min']:.4f} of {loss['texts']} "
-        f"texts), {speed['throughput_texts_per_s']['ratio']:.2f} times the texts per second, "
-        f"{speed['latency_ms']['ratio']:.2f} times the time of one text"
-    )
-    spearman = loss["spearman"]
-    if spearman is not None:
-        text += f", Spearman {spearman['int8']:.4f} (float32 {spearman['float32']:.4f})"
-    return text
 
 
 @contextmanager

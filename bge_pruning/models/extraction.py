@@ -22,7 +22,7 @@ from bge_pruning.models.encoder_shape import EncoderShape, count_parameters
 from bge_pruning.models.model_folder import write_model_folder
 from bge_pruning.models.precision import dtype_name, precision_loss, round_weights
 from bge_pruning.models.pretrained import BaseModel
-from bge_pruning.models.pruning_record import build_record
+from bge_pruning.models.pruning_record import build_record, warn_if_far
 from bge_pruning.models.structural_pruning import (
     KeepIndices,
     PruningMasks,
@@ -95,21 +95,26 @@ def cut(backbone: XLMRobertaBackbone, heads: EmbeddingHeads, keep: KeepIndices) 
     heads.prune(keep.hidden)
 
 
-def start_extraction(checkpoint: Path) -> Extraction:
+def start_extraction(checkpoint: Path, shape: EncoderShape | None = None) -> Extraction:
     """Read a checkpoint and decide what is cut.
 
     Args:
         checkpoint: File written by training.
+        shape: Sizes to cut to; those of the run's target if ``None``.
 
     Raises:
         ValueError: If the checkpoint is damaged or of another project.
     """
     model = load_trained_model(checkpoint)
-    masks, shape = final_gates(model)
+    masks, target = final_gates(model)
+    if shape is not None and shape != target:
+        masks, target = model.l0_module.masks_of(shape), shape
     keep = model.backbone.keep_indices(masks)
-    info = build_record(model, shape, keep)
+    info = build_record(model, target, keep)
+    if shape is None and model.l0_module is not None:
+        warn_if_far(info["constraint"])
     info["checkpoint"] = str(checkpoint)
-    return Extraction(as_base_model(model, str(checkpoint)), masks, keep, shape, info)
+    return Extraction(as_base_model(model, str(checkpoint)), masks, keep, target, info)
 
 
 def keep_tokens(extraction: Extraction, vocabulary: KeptVocabulary) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -80,3 +81,29 @@ def _as_hub_name(value: Any) -> str | None:
 def _single(value: Any) -> Any:
     """The hub also takes a list; only a list of one says something about this model."""
     return value[0] if isinstance(value, list) and len(value) == 1 else value
+
+
+def hub_name(source: Mapping[str, Any]) -> str | None:
+    """Hub name of the model that another was cut from, ``None`` if it has none.
+
+    Args:
+        source: ``source`` of ``pruning.json``: ``base_model``, and ``origin`` if it is known.
+    """
+    if source.get("origin"):
+        return source["origin"]
+    name = source["base_model"]
+    return name if is_hub_name(name) and not Path(name).is_dir() else None
+
+
+def display_name(source: Mapping[str, Any]) -> str:
+    """Hub name, or the last part of a path: where somebody keeps a model is nobody's business.
+
+    Args:
+        source: As in :func:`hub_name`.
+    """
+    return hub_name(source) or Path(source["base_model"]).name
+
+
+def hub_page(name: str) -> str:
+    """Address of a model's page."""
+    return f"https://huggingface.co/{name}"

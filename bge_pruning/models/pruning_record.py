@@ -22,7 +22,20 @@ FAR_FROM_TARGET = 0.01
 
 
 def build_record(model: TrainedModel, shape: EncoderShape, keep: KeepIndices) -> dict[str, Any]:
-    """Content of ``pruning.json``."""
+    """Content of ``pruning.json``, as far as the checkpoint knows it.
+
+    Args:
+        model: Not cut.
+        shape: Sizes after the cut.
+        keep: What stays.
+
+    Returns:
+        ``source`` (``base_model``, ``revision``, ``license``, ``origin``), ``source_shape``,
+        ``shape``, ``parameters`` of both, ``kept`` indices in the source's numbering,
+        ``constraint`` (:func:`compute_constraint_report`), ``seed``, ``batches`` of training by
+        stage, ``pooling``, ``max_seq_length`` and ``versions``. A recovery run inherits what the
+        pruning run decided.
+    """
     metadata, earlier = model.metadata, model.metadata.source_pruning
     info = {
         "source": {
@@ -42,11 +55,11 @@ def build_record(model: TrainedModel, shape: EncoderShape, keep: KeepIndices) ->
         "seed": metadata.seed,
         "batches": {"prune" if model.l0_module is not None else "train": model.batch},
         "pooling": metadata.pooling,
+        "max_seq_length": metadata.max_seq_length,
         "versions": metadata.versions,
     }
     if model.l0_module is not None:
         info["constraint"] = compute_constraint_report(model.l0_module, shape)
-        _warn_if_far(info["constraint"])
     if earlier is not None and model.l0_module is None:
         # A recovery run: what was cut, and from what, was decided by the run before it.
         inherited = ("source", "source_shape", "kept", "constraint")
@@ -89,7 +102,12 @@ def compute_constraint_report(
     }
 
 
-def _warn_if_far(constraint: dict[str, dict[str, float]]) -> None:
+def warn_if_far(constraint: dict[str, dict[str, float]]) -> None:
+    """Say so if the gates of a run ended far from its target.
+
+    Args:
+        constraint: See :func:`compute_constraint_report`.
+    """
     for axis, row in constraint.items():
         distance = row["largest_distance"]
         if distance > FAR_FROM_TARGET:

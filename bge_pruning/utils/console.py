@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from textwrap import wrap
 from typing import TYPE_CHECKING, Any
 
+from bge_pruning.utils.comparison import Candidate, summary_header, summary_rows
 from bge_pruning.utils.score_table import LABELS, score_header, score_rows, truncation_notes
 
 if TYPE_CHECKING:
@@ -83,3 +85,22 @@ def _parameter_table(parameters: dict[str, dict[str, int] | None]) -> Table:
             cells.append(f"{counts[1] / counts[0]:.1%}")
         table.add_row(part, *cells)
     return table
+
+
+def show_comparison(candidates: Sequence[Candidate], console: Console) -> None:
+    """Print a table with a row for each model.
+
+    Args:
+        candidates: See :func:`bge_pruning.utils.comparison.read_candidates`.
+        console: Where to.
+    """
+    from rich.box import SIMPLE_HEAD
+    from rich.markup import escape
+    from rich.table import Table
+
+    table = Table(box=SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False)
+    for index, name in enumerate(summary_header()):
+        table.add_column(name, justify="right" if index else "left", no_wrap=True)
+    for row in summary_rows(candidates):
+        table.add_row(*(escape(cell) for cell in row))
+    print_whole(table, console)

@@ -25,7 +25,7 @@ def render_gains(inputs: Inputs) -> list[str]:
     evaluation = inputs.evaluation
     parts = _parameters(count_parts(inputs))
     if evaluation is not None:
-        parts += _sizes(evaluation) + _speed(evaluation.get("speed"))
+        parts += render_sizes(evaluation) + render_speed(evaluation.get("speed"))
     return parts
 
 
@@ -45,8 +45,12 @@ def share(whole: float | None, part: float | None) -> str:
     return f"{part / whole:.1%}" if whole and part is not None else "-"
 
 
-def _sizes(evaluation: Mapping[str, Any]) -> list[str]:
-    """Size on disk, and memory while encoding."""
+def render_sizes(evaluation: Mapping[str, Any]) -> list[str]:
+    """Table of the size on disk and the memory while encoding; nothing if none is known.
+
+    Args:
+        evaluation: What :func:`bge_pruning.evaluation.evaluate.evaluate` returns.
+    """
     sizes = {"weights on disk": evaluation.get("size_bytes") or {}}
     memory = memory_bytes(evaluation)
     for kind in ("weights", "activations") if memory else ():
@@ -77,7 +81,12 @@ def render_bytes(size: int | None) -> str:
     return f"{number:.{2 if number < 10 else 1 if number < 100 else 0}f} {name}"
 
 
-def _speed(speed: Mapping[str, Any] | None) -> list[str]:
+def render_speed(speed: Mapping[str, Any] | None) -> list[str]:
+    """Table of latency and throughput, and what they were measured on.
+
+    Args:
+        speed: See :func:`bge_pruning.utils.model_analysis.measure_speed`.
+    """
     if not speed:
         return ["Speed: not measured."]
     latency, rate = speed["latency_ms"], speed["throughput_texts_per_s"]
@@ -87,9 +96,8 @@ def _speed(speed: Mapping[str, Any] | None) -> list[str]:
         ratio = f"{latency['ratio']:.2f} {_quartiles(latency)}" if key == "median" else "-"
         rows.append([f"one text, {name}", *cells, ratio])
     cells = [f"{rate[which]:.0f} texts/s" for which in ("baseline", "model")]
-    rows.append(
-        ["batches of 32, sorted by length", *cells, f"{rate['ratio']:.2f} {_quartiles(rate)}"]
-    )
+    many = f"batches of {speed.get('batch_size', 32)}, sorted by length"
+    rows.append([many, *cells, f"{rate['ratio']:.2f} {_quartiles(rate)}"])
     return [
         table(["speed", "original", "pruned", "pruned / original"], rows),
         f"Measured in turns in one process on {escape(describe_machine(speed))}; in brackets the "

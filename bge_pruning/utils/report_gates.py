@@ -20,7 +20,7 @@ def render_pruned(inputs: Inputs) -> list[str]:
     if inputs.pruning is not None:
         before, after = inputs.pruning["source_shape"], inputs.pruning["shape"]
         rows = [[key, before.get(key, "-"), after[key]] for key in after]
-        parts += [table(["shape", "original", "pruned"], rows), *_layers(inputs.pruning)]
+        parts += [table(["shape", "original", "pruned"], rows), *render_layers(inputs.pruning)]
     if inputs.gates:
         parts.append(_gates_by_axis(inputs))
     return parts
@@ -51,8 +51,12 @@ def render_by_layer(inputs: Inputs) -> list[str]:
     return ["### Layer by layer", table(header, rows)]
 
 
-def _layers(pruning: Mapping[str, Any]) -> list[str]:
-    """Which layers stay and which went; units and dimensions are too many to list."""
+def render_layers(pruning: Mapping[str, Any]) -> list[str]:
+    """Which layers stay and which went; units and dimensions are too many to list.
+
+    Args:
+        pruning: Content of ``pruning.json``.
+    """
     kept, count = pruning["kept"].get("layer"), pruning["source_shape"]["num_hidden_layers"]
     if kept is None or len(kept) == count:
         return []

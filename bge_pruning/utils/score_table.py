@@ -80,6 +80,16 @@ def render_scores(evaluation: Mapping[str, Any]) -> list[str]:
     Args:
         evaluation: As in :func:`score_rows`.
     """
+    parts = render_main_scores(evaluation)
+    return [*parts, *_render_other_metrics(evaluation)] if parts else []
+
+
+def render_main_scores(evaluation: Mapping[str, Any]) -> list[str]:
+    """As :func:`render_scores`, without what else mteb computed.
+
+    Args:
+        evaluation: As there.
+    """
     rows = score_rows(evaluation)
     if not rows:
         return []
@@ -93,7 +103,6 @@ def render_scores(evaluation: Mapping[str, Any]) -> list[str]:
         "floor) / (original - floor), with the larger floor.",
         table(score_header(evaluation), rows, LABELS),
         *(escape(note) for note in truncation_notes(evaluation)),
-        *_render_other_metrics(evaluation),
     ]
 
 

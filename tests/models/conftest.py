@@ -359,3 +359,77 @@ def save_run(tmp_path, build_checkpoint) -> Callable[..., Path]:
 @pytest.fixture
 def run(save_run, metadata) -> Path:
     return save_run(metadata)
+
+
+# What a model card is made from
+
+
+@pytest.fixture(scope="session")
+def make_info(bge_m3_shape: EncoderShape) -> Callable[..., dict[str, Any]]:
+    """A function that gives ``pruning.json`` of BGE-M3, cut to half its layers."""
+    from dataclasses import asdict
+
+    from bge_pruning.models.encoder_shape import count_parameters
+
+    def make(
+        base: str = "BAAI/bge-m3",
+        license_id: str | None = "mit",
+        origin: str | None = "BAAI/bge-m3",
+        pooling: str = "cls",
+        original: EncoderShape = bge_m3_shape,
+        **sizes: Any,
+    ) -> dict[str, Any]:
+        shape = replace(original, **{"num_hidden_layers": 12, **sizes})
+        return {
+            "source": {
+                "base_model": base,
+                "revision": None,
+                "license": license_id,
+                "origin": origin,
+            },
+            "source_shape": asdict(original),
+            "shape": asdict(shape),
+            "parameters": {
+                "source": count_parameters(original).as_dict(),
+                "extracted": count_parameters(shape).as_dict(),
+            },
+            "kept": {"layer": list(range(0, 24, 2))},
+            "batches": {"prune": 1200, "recover": 600},
+            "pooling": pooling,
+            "largest_difference": 1.234e-6,
+        }
+
+    return make
+
+
+def _score(task: str, kind: str, mode: str, metric: str, **changes: Any) -> dict[str, Any]:
+    return {
+        **{"task": task, "kind": kind, "mode": mode, "metric": metric, "main": True},
+        **{"value": 0.81236, "baseline": 0.84, "interval": [0.79, 0.83], "floor": 0.51},
+        "floors": {"random_weights": 0.43, "word_embeddings": 0.51},
+        **{"retention": 0.967, "retention_above_floor": 0.916, "p_value": 0.04},
+        **{"truncated": 0, "texts": 100, **changes},
+    }
+
+
+@pytest.fixture
+def evaluation() -> dict[str, Any]:
+    """``evaluation.json`` of two tasks in two modes, with speed."""
+    times = {name: {"median": 5.0, "p95": 7.0} for name in ("model", "baseline")}
+    return {
+        "tasks": [
+            _score("stsb-en-test", "similarity", "dense", "cosine_spearman"),
+            _score("stsb-en-test", "similarity", "dense", "cosine_pearson", main=False),
+            _score("stsb-en-test", "similarity", "all", "spearman", value=0.7),
+            _score("my <docs>", "retrieval", "dense", "ndcg_at_10", value=0.5, truncated=3),
+        ],
+        "parameters": {"model": {}, "baseline": {}},
+        "size_bytes": {"model": 20_000_000, "baseline": 28_000_000},
+        "speed": {
+            **{"device": "cpu", "threads": 2, "batch_size": 8},
+            "latency_ms": {**times, "ratio": 0.5, "ratio_iqr": [0.4, 0.62]},
+            "throughput_texts_per_s": {
+                **{"model": 180.0, "baseline": 100.0, "ratio": 1.8, "ratio_iqr": [1.7, 1.9]}
+            },
+        },
+    }

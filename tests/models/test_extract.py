@@ -5,10 +5,12 @@ Here rather than in ``tests/export``, beside the runs of ``test_extraction.py``.
 
 from __future__ import annotations
 
+import gzip
 import json
 import os
 import subprocess
 import sys
+from collections.abc import Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -29,6 +31,7 @@ from bge_pruning.models.extraction import final_gates
 from bge_pruning.models.folder_check import FolderError, check_folder
 from bge_pruning.models.validation import ValidationError
 
+NEWS = Path(__file__).parents[2] / "data" / "sentences"
 # Their words are all of "kept" tokens below.
 TEXTS = ["A plane is taking off.", "Yes.", "the heads of a model turn a text into a vector."]
 
@@ -56,13 +59,13 @@ def everything(texts: str, **changes: Any) -> ExtractOptions:
     return replace(options, **changes)
 
 
-def masked_outputs(run: Path) -> list[dict[str, Any]]:
+def masked_outputs(run: Path, texts: Sequence[str] = TEXTS) -> list[dict[str, Any]]:
     """Of every text alone, by the masked, unpruned model: token ids and the three outputs."""
     model = load_trained_model(run / "latest-rank0.pt")
     masks, _ = final_gates(model)
     tokenizer = Tokenizer.from_str(model.metadata.tokenizer_files["tokenizer.json"].decode())
     found = []
-    for text in TEXTS:
+    for text in texts:
         ids = torch.tensor([tokenizer.encode(text).ids])
         mask = torch.ones_like(ids)
         with torch.no_grad():
@@ -350,6 +353,66 @@ def test_kept_texts_keep_their_vectors(run, texts, tmp_path):
         for name in ("whole", "trimmed")
     )
     assert np.array_equal(whole, trimmed)
+
+
+FLAG = """\
+import json, sys
+from FlagEmbedding import BGEM3FlagModel
+from transformers import AutoTokenizer
+
+folder, texts = sys.argv[1], json.loads(sys.argv[2])
+found = BGEM3FlagModel(folder, use_fp16=False, devices="cpu").encode(
+    texts, max_length=510, return_dense=True, return_sparse=True, return_colbert_vecs=False
+)
+print("RESULT" + json.dumps({
+    "ids": AutoTokenizer.from_pretrained(folder)(texts)["input_ids"],
+    "dense": found["dense_vecs"].tolist(),
+    "lexical": [{t: float(w) for t, w in row.items()} for row in found["lexical_weights"]],
+}))
+"""
+
+
+def test_real_sentences_and_an_xlm_r_tokenizer(metadata, save_run, unigram_files, tmp_path):
+    """Kept sentences of two languages: tokens and outputs in FlagEmbedding are the masked model's.
+
+    The tokenizer is a Unigram one in XLM-R's layout; ``<mask>`` has the last id.
+    """
+    news = [
+        gzip.decompress((NEWS / f"newstest2019-{name}.txt.gz").read_bytes()).decode().splitlines()
+        for name in ("en", "de")
+    ]
+    sizes = {"vocab_size": 6001, "max_position_embeddings": 514, "colbert_dim": 16}
+    arguments = metadata.l0_module
+    metadata = replace(
+        metadata,
+        shape={**metadata.shape, **sizes},
+        hf_config={**metadata.hf_config, "vocab_size": 6001, "max_position_embeddings": 514},
+        l0_module={**arguments, "target": {**arguments["target"], **sizes}},
+        tokenizer_files=unigram_files,
+        max_seq_length=512,
+    )
+    run = save_run(metadata, {"heads.sparse_linear.bias": torch.tensor([1.5])})
+    folder = tmp_path / "small"
+    options = ExtractOptions(vocabulary=VocabularyRequest(languages=("en", "de")))
+    info = extract(run, folder, options=options)
+    assert 1000 < info["shape"]["vocab_size"] < 3000
+    texts = [*news[0][:6], *news[1][:6]]
+    done = subprocess.run(
+        [sys.executable, "-c", FLAG, str(folder), json.dumps(texts)],
+        env={**os.environ, "HF_HUB_OFFLINE": "1"},
+        check=True,
+        capture_output=True,
+        text=True,
+    )
+    found = json.loads(done.stdout.partition("RESULT")[2])
+    old_ids = json.loads((folder / "vocab_map.json").read_text())["old_ids"]
+    hidden = info["kept"]["hidden"]
+    for row, ours in enumerate(masked_outputs(run, texts)):
+        assert [old_ids[token] for token in found["ids"][row]] == ours["ids"]
+        dense = ours["dense_vecs"][hidden].tolist()
+        assert found["dense"][row] == pytest.approx(dense, abs=1e-5)
+        weights = {old_ids[int(token)]: w for token, w in found["lexical"][row].items()}
+        assert weights == pytest.approx(lexical(ours["ids"], ours["token_weights"]), abs=1e-5)
 
 
 def test_a_tokenizer_of_the_old_vocabulary_is_not_left(run, texts, metadata, save_run, tmp_path):

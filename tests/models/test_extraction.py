@@ -472,6 +472,7 @@ def test_the_record(save_run, build_model, tiny_shape, target_shape, metadata, t
         "seed": 5,
         "batches": {"prune": 12},
         "pooling": "cls",
+        "max_seq_length": 78,
         "versions": metadata.versions,
         "tolerance": 1e-5,
         "checkpoint": str(run / "latest-rank0.pt"),

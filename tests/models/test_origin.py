@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from bge_pruning.models.origin import Origin, read_origin
+from bge_pruning.models.origin import Origin, display_name, hub_name, hub_page, read_origin
 
 
 @pytest.fixture
@@ -105,3 +105,28 @@ def test_the_card_of_the_prepared_model(write_card):
 
     folder = write_card("", MODEL_CARD)
     assert read_origin(folder, str(folder)) == Origin("apache-2.0", MODEL_NAME)
+
+
+# The names of a record
+
+
+@pytest.mark.parametrize(
+    ("source", "name", "shown"),
+    [
+        ({"base_model": "a/b"}, "a/b", "a/b"),  # of before there was an origin
+        ({"base_model": "a/b", "origin": None}, "a/b", "a/b"),
+        ({"base_model": "a/b", "origin": "a/b"}, "a/b", "a/b"),
+        ({"base_model": "/x/y z", "origin": "a/b"}, "a/b", "a/b"),
+        ({"base_model": "/x/y z", "origin": None}, None, "y z"),
+        ({"base_model": "here/folder", "origin": None}, None, "folder"),
+    ],
+)
+def test_names_of_a_record(source, name, shown, tmp_path, monkeypatch):
+    (tmp_path / "here" / "folder").mkdir(parents=True)
+    monkeypatch.chdir(tmp_path)
+    assert hub_name(source) == name
+    assert display_name(source) == shown
+
+
+def test_page_of_a_model():
+    assert hub_page("BAAI/bge-m3") == "https://huggingface.co/BAAI/bge-m3"

@@ -1,0 +1,68 @@
+#!/usr/bin/env python
+"""Make several sizes from one pruning run, each cut from the next larger one and trained on.
+
+    python scripts/export_family.py configs/minilm/quickstart.yaml --densities 0.75 0.6 0.5 \
+        --sts data/sts/stsb-en-test.csv
+
+The models lie in RESULTS-family/75pct/model and so on, with a comparison beside them. A call that
+was interrupted goes on with the sizes that are missing (unless the configuration says overwrite).
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from bge_pruning.cli import (
+    add_task_arguments,
+    check_task_arguments,
+    run_command,
+    split_arguments,
+)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command line; return the exit code."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n\n")[0])
+    parser.add_argument("config", nargs="+", help="YAML files, merged left to right, and key=value")
+    parser.add_argument(
+        "--densities",
+        nargs="+",
+        type=float,
+        default=[0.75, 0.6, 0.5],
+        metavar="SHARE",
+        help="shares of the encoder's parameters to keep (default: 0.75 0.6 0.5)",
+    )
+    parser.add_argument(
+        "--run", type=Path, help="a finished pruning run to take the gates of (default: prune now)"
+    )
+    add_task_arguments(parser)
+    args = parser.parse_intermixed_args(argv)
+    check_task_arguments(parser, args)
+    paths, overrides = split_arguments(args.config)
+    return run_command(lambda: run(paths, overrides, args))
+
+
+def run(paths: list[str], overrides: list[str], args: argparse.Namespace) -> None:
+    """Make the family and print its comparison."""
+    import os
+
+    from rich.console import Console
+
+    from bge_pruning.family import export_family
+    from bge_pruning.pipeline import EvaluationPlan
+    from bge_pruning.utils.comparison import read_candidates
+    from bge_pruning.utils.console import show_comparison
+
+    plan = EvaluationPlan(args.sts, args.retrieval, args.split, args.modes)
+    folders = export_family(paths, overrides, args.densities, plan, args.run)
+    if os.environ.get("RANK", "0") == "0":
+        candidates, _ = read_candidates([f"{folder.name}={folder}" for folder in folders])
+        show_comparison(candidates, Console(highlight=False))
+        print("models   " + " ".join(f"{folder}/model" for folder in folders))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,335 @@
+"""Uploads to a hub on this machine, and what is said when there is none or it refuses."""
+
+import base64
+import json
+import logging
+import threading
+import traceback
+from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+
+import huggingface_hub
+import pytest
+from huggingface_hub import constants
+
+from bge_pruning.export.hub_upload import check_hub_access, check_name, push_to_hub
+
+TOKEN = "hf_secretsecretsecret"
+NAME = "me/small"
+
+
+class Hub(ThreadingHTTPServer):
+    """As much of the hub as an upload needs.
+
+    Attributes:
+        files: What was uploaded, by name of the model and path.
+        private: Whether each model is private.
+        refused: Status to answer with, by the start of a path.
+        tokens: Those that requests came with.
+    """
+
+    daemon_threads = True
+
+    def __init__(self) -> None:
+        super().__init__(("127.0.0.1", 0), Handler)
+        self.files: dict[str, dict[str, bytes]] = {}
+        self.private: dict[str, bool] = {}
+        self.refused: dict[str, int] = {}
+        self.tokens: set[str | None] = set()
+        self.user = {"name": "me", "auth": {"accessToken": {"role": "write"}}}
+        self.messages: list[str] = []
+
+
+class Handler(BaseHTTPRequestHandler):
+    server: Hub
+
+    def log_message(self, *_: object) -> None:
+        pass
+
+    def do_GET(self) -> None:
+        if self.refuse():
+            return
+        name = self.path.removeprefix("/api/models/").partition("?")[0]
+        if self.path == "/api/whoami-v2":
+            self.answer(self.server.user)
+        elif name in self.server.private:
+            self.answer({"id": name, "private": self.server.private[name], "siblings": []})
+        else:
+            self.answer({}, 404)
+
+    def do_POST(self) -> None:
+        body = self.rfile.read(int(self.headers["Content-Length"]))
+        if self.refuse():
+            return
+        name = "/".join(self.path.split("/")[3:5])
+        if self.path == "/api/repos/create":
+            self.create(json.loads(body))
+        elif "/preupload/" in self.path:
+            files = [file["path"] for file in json.loads(body)["files"]]
+            modes = [{"path": p, "uploadMode": "regular", "shouldIgnore": False} for p in files]
+            self.answer({"files": modes})
+        elif "/commit/" in self.path:
+            for row in map(json.loads, body.splitlines()):
+                if row["key"] == "header":
+                    self.server.messages.append(row["value"]["summary"])
+                else:
+                    content = base64.b64decode(row["value"]["content"])
+                    self.server.files.setdefault(name, {})[row["value"]["path"]] = content
+            self.answer({"commitUrl": f"{name}/commit/1", "commitOid": "1", "hookOutput": ""})
+        else:
+            self.answer({"errors": [], "warnings": []})
+
+    def create(self, wanted: dict) -> None:
+        name = f"{wanted['organization']}/{wanted['name']}"
+        there = name in self.server.private
+        host, port = self.server.server_address
+        if not there:
+            private = wanted.get("visibility") == "private" or bool(wanted.get("private"))
+            self.server.private[name] = private
+        self.answer({"url": f"http://{host}:{port}/{name}"}, 409 if there else 200)
+
+    def refuse(self) -> bool:
+        self.server.tokens.add(self.headers["Authorization"])
+        status = next((s for p, s in self.server.refused.items() if self.path.startswith(p)), None)
+        if status is not None:
+            self.answer({"error": "no"}, status)
+        return status is not None
+
+    def answer(self, content: dict, status: int = 200) -> None:
+        text = json.dumps(content).encode()
+        self.send_response(status)
+        self.send_header("Content-Type", "application/json")
+        self.send_header("Content-Length", str(len(text)))
+        self.end_headers()
+        self.wfile.write(text)
+
+
+@pytest.fixture
+def hub(monkeypatch) -> Iterator[Hub]:
+    """A hub that the client talks to, with a token."""
+    server = Hub()
+    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
+    thread.start()
+    monkeypatch.setattr(constants, "ENDPOINT", f"http://127.0.0.1:{server.server_address[1]}")
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+    monkeypatch.setenv("HF_TOKEN", TOKEN)
+    yield server
+    server.shutdown()
+    thread.join()
+    server.server_close()
+
+
+@pytest.fixture
+def folder(tmp_path) -> Path:
+    """As an extracted one, with an empty and a hidden file."""
+    folder = tmp_path / "my model"
+    (folder / "1_Pooling").mkdir(parents=True)
+    files = {
+        "pruning.json": b"{}",
+        "README.md": "---\nlicense: mit\n---\n# é\n".encode(),
+        "model.safetensors": bytes(range(256)) * 40,
+        "1_Pooling/config.json": b"{}",
+        ".hidden": b"x",
+    }
+    for name, content in files.items():
+        (folder / name).write_bytes(content)
+    return folder
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    paths = (path for path in folder.rglob("*") if path.is_file())
+    return {path.relative_to(folder).as_posix(): path.read_bytes() for path in paths}
+
+
+# What works
+
+
+def test_access(hub):
+    assert check_hub_access(NAME) == "me"
+    assert f"Bearer {TOKEN}" in hub.tokens
+    assert not hub.private and not hub.files  # nothing is made before there is a model
+
+
+def test_all_of_a_folder_is_uploaded(hub, folder, caplog, monkeypatch):
+    monkeypatch.setattr(logging.getLogger("bge_pruning"), "propagate", True)
+    with caplog.at_level(logging.INFO):
+        page = push_to_hub(folder, NAME)
+    assert page == f"{constants.ENDPOINT}/{NAME}"
+    assert f"uploaded {folder} to {page}" in caplog.text
+    assert hub.files == {NAME: contents(folder)}
+    assert hub.private == {NAME: False}
+    assert hub.messages == ["Upload a pruned model"]
+    assert TOKEN not in caplog.text
+
+
+def test_a_second_upload_replaces_the_files(hub, folder):
+    push_to_hub(folder, NAME)
+    (folder / "README.md").write_text("# new\n")
+    push_to_hub(folder, NAME)
+    assert hub.files[NAME]["README.md"] == b"# new\n"
+
+
+def test_a_private_model(hub, folder):
+    push_to_hub(folder, NAME, private=True)
+    push_to_hub(folder, NAME, private=True)
+    assert hub.private == {NAME: True}
+    assert hub.files == {NAME: contents(folder)}
+
+
+def test_the_client_is_asked_for_what_is_meant(folder, monkeypatch):
+    """Without any server."""
+    calls = []
+
+    def note(name: str, answer: object):
+        def call(self, *args: object, **kwargs: object) -> object:
+            calls.append((name, args, kwargs))
+            return answer
+
+        monkeypatch.setattr(huggingface_hub.HfApi, name, call)
+
+    note("create_repo", f"https://huggingface.co/{NAME}")
+    note("upload_folder", None)
+    monkeypatch.setenv("HF_TOKEN", TOKEN)
+    assert push_to_hub(folder, NAME) == f"https://huggingface.co/{NAME}"
+    assert calls == [
+        ("create_repo", (NAME,), {"private": False, "exist_ok": True}),
+        (
+            "upload_folder",
+            (),
+            {
+                "repo_id": NAME,
+                "folder_path": folder,
+                "commit_message": "Upload a pruned model",
+            },
+        ),
+    ]
+
+
+# What is refused
+
+
+@pytest.mark.parametrize(
+    "name", ["", "small", "a/b/c", "/x/y", "me/a b", "me/x--y", "me/x.git", "me/", "é/x", "./x"]
+)
+def test_what_is_no_name(name, folder, monkeypatch):
+    monkeypatch.setattr(huggingface_hub, "HfApi", None)  # nobody is asked
+    message = r"^'.*' cannot be the name of a model on the hub\. To fix, choose owner/name of"
+    for action in (check_name, check_hub_access, lambda n: push_to_hub(folder, n)):
+        with pytest.raises(ValueError, match=message):
+            action(name)
+
+
+def test_a_folder_that_is_no_extracted_model(hub, tmp_path):
+    message = r": holds no pruning\.json, so it is no extracted model\. To fix, give the folder"
+    with pytest.raises(FileNotFoundError, match=message):
+        push_to_hub(tmp_path, NAME)
+    assert not hub.tokens
+
+
+@pytest.fixture
+def no_token(monkeypatch) -> None:
+    monkeypatch.setattr(huggingface_hub, "get_token", lambda: None)
+
+
+def test_no_token(no_token, folder):
+    message = r"^there is no token for the Hugging Face hub\. To fix, run 'hf auth login' with a"
+    for action in (lambda: check_hub_access(NAME), lambda: push_to_hub(folder, NAME)):
+        with pytest.raises(PermissionError, match=message):
+            action()
+
+
+def test_a_token_that_cannot_be_read(monkeypatch):
+    def fail() -> str:
+        raise RuntimeError("no exchange.\nmore")
+
+    monkeypatch.setattr(huggingface_hub, "get_token", fail)
+    message = r"^the token for the Hugging Face hub cannot be read \(no exchange\)\. To fix, check"
+    with pytest.raises(OSError, match=message):
+        check_hub_access(NAME)
+
+
+def test_a_token_that_may_only_read(hub):
+    hub.user["auth"]["accessToken"]["role"] = "read"
+    message = r"^the token of me may only read\. To fix, run 'hf auth login' with a token that may"
+    with pytest.raises(PermissionError, match=message):
+        check_hub_access(NAME)
+
+
+@pytest.mark.parametrize("user", [{"name": "me"}, {"name": "me", "auth": {"type": "oauth"}}])
+def test_a_token_whose_rights_are_not_told(user, hub):
+    hub.user = user
+    assert check_hub_access(NAME) == "me"
+
+
+def test_a_token_that_the_hub_does_not_accept(hub):
+    hub.refused["/api/whoami-v2"] = 401
+    message = r"^'me/small' cannot be prepared on the hub \(.+\)\. To fix, run 'hf auth login' with"
+    with pytest.raises(OSError, match=message) as caught:
+        check_hub_access(NAME)
+    assert TOKEN not in "".join(traceback.format_exception(caught.value))
+
+
+@pytest.mark.parametrize("path", ["/api/repos/create", "/api/models/me/small/commit"])
+def test_an_owner_that_is_somebody_else(path, hub, folder):
+    hub.refused[path] = 403
+    before = contents(folder)
+    message = r"my model was not uploaded to 'me/small' \(.+\)\. To fix, run 'hf auth login' with"
+    with pytest.raises(OSError, match=message) as caught:
+        push_to_hub(folder, NAME)
+    assert TOKEN not in "".join(traceback.format_exception(caught.value))
+    assert not hub.files and contents(folder) == before
+
+
+def test_a_hub_that_fails(hub, folder):
+    hub.refused["/api/models/me/small/commit"] = 413
+    message = r"my model was not uploaded to 'me/small' \(.+\)\. To fix, check the network, then pu"
+    with pytest.raises(OSError, match=message) as caught:
+        push_to_hub(folder, NAME)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_public_model_is_not_taken_for_a_private_one(hub, folder):
+    hub.private[NAME] = False
+    message = r"^'me/small' is there already and everybody can see it: nothing was uploaded\. To f"
+    with pytest.raises(PermissionError, match=message):
+        push_to_hub(folder, NAME, private=True)
+    assert not hub.files
+
+
+def test_no_network(hub, monkeypatch):
+    monkeypatch.setattr(constants, "ENDPOINT", "http://127.0.0.1:1")
+    message = r"^'me/small' cannot be prepared on the hub \(.+\)\. To fix, check the network, then"
+    with pytest.raises(OSError, match=message):
+        check_hub_access(NAME)
+
+
+def test_a_client_that_is_offline(hub, monkeypatch):
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    with pytest.raises(OSError, match=r"\(.*HF_HUB_OFFLINE.*\)\. To fix, check the network, then"):
+        check_hub_access(NAME)
+
+
+@pytest.mark.parametrize("token", [f"{TOKEN}\nsecond", f"{TOKEN} second", f"{TOKEN}é"])
+def test_a_token_that_is_no_header_stays_secret(token, hub, folder, monkeypatch):
+    """The HTTP library would quote it."""
+    monkeypatch.setattr(huggingface_hub, "get_token", lambda: token)
+    message = r"^the token for the Hugging Face hub holds white space or letters that no token has"
+    for action in (lambda: check_hub_access(NAME), lambda: push_to_hub(folder, NAME)):
+        with pytest.raises(PermissionError, match=message) as caught:
+            action()
+        assert TOKEN not in "".join(traceback.format_exception(caught.value))
+    assert not hub.tokens
+
+
+def test_an_error_that_holds_the_token_does_not_show_it(folder, monkeypatch):
+    def fail(*_: object, **__: object) -> None:
+        raise ValueError(f"Illegal header value: Bearer {TOKEN}\nmore")
+
+    monkeypatch.setenv("HF_TOKEN", TOKEN)
+    for name in ("whoami", "create_repo"):
+        monkeypatch.setattr(huggingface_hub.HfApi, name, fail)
+    for action in (lambda: check_hub_access(NAME), lambda: push_to_hub(folder, NAME)):
+        with pytest.raises(OSError, match=r"\(Illegal header value: Bearer \*\*\*\)\.") as caught:
+            action()
+        assert TOKEN not in "".join(traceback.format_exception(caught.value))
