@@ -30,7 +30,7 @@ class Copying:
 
     Attributes:
         read: Reading the checkpoint, which is not in memory.
-        write: Writing as many bytes as the extracted folder has, until they are on the disk.
+        write: Writing as many bytes, until they are on the disk.
     """
 
     read: float
@@ -49,6 +49,7 @@ class ExtractionBenchmark:
     Attributes:
         shapes: The model and what it is cut to, in words.
         dtype: Precision of the extracted weights.
+        optimizer: Whether the checkpoint holds an optimizer's state too.
         checkpoint: Bytes of the checkpoint.
         written: Bytes of the extracted folder.
         extractions: Cost of each extraction.
@@ -57,6 +58,7 @@ class ExtractionBenchmark:
 
     shapes: tuple[str, str]
     dtype: str
+    optimizer: bool
     checkpoint: int
     written: int
     extractions: list[ExtractionCost]
@@ -118,20 +120,19 @@ def measure(
         report(f"writing a run of random weights into {place}")
         checkpoint = _write_run(place / "run", plan, with_optimizer)
         warm_up = _write_run(place / "warm-up", _tiny(plan), with_optimizer=False)
-        extractions, copies, written = [], [], checkpoint.stat().st_size
+        extractions, copies, written = [], [], 0
         for index in range(rounds):
-            copies.append(measure_copying(checkpoint, place / "copy", written))
+            copies.append(measure_copying(checkpoint, place / "copy"))
             _forget(checkpoint)
             cost = measure_extraction(checkpoint, warm_up, place / "small", dtype)
             extractions.append(cost)
             written = sum(p.stat().st_size for p in (place / "small").rglob("*") if p.is_file())
             shutil.rmtree(place / "small")
             report(f"round {index + 1}: {cost.seconds:.2f} s, peak {cost.peak / 1e9:.3f} GB")
-        # The first copy was made before the size of the folder was known.
-        copies[0] = measure_copying(checkpoint, place / "copy", written)
         return ExtractionBenchmark(
             (plan.source.describe(), plan.target.describe()),
             dtype,
+            with_optimizer,
             checkpoint.stat().st_size,
             written,
             extractions,
@@ -166,19 +167,19 @@ def _tiny(plan: Plan) -> Plan:
     return Plan(source, ("intermediate",), replace(source, intermediate_size=16), None)
 
 
-def measure_copying(source: Path, target: Path, size: int) -> Copying:
-    """Read a file that is not in memory, then write ``size`` bytes to the disk, and remove them."""
+def measure_copying(source: Path, target: Path) -> Copying:
+    """Read a file that is not in memory, then write as many bytes to the disk, and remove them."""
     _forget(source)
-    block = bytearray(BLOCK)
+    block, size = bytearray(BLOCK), source.stat().st_size
     started = time.perf_counter()
     with source.open("rb", buffering=0) as file:
         while file.readinto(block):
             pass
     read = time.perf_counter() - started
     started = time.perf_counter()
-    with target.open("wb", buffering=0) as file:
+    with target.open("wb", buffering=0) as file, memoryview(block) as view:
         for start in range(0, size, BLOCK):
-            file.write(block[: min(BLOCK, size - start)])
+            file.write(view[: min(BLOCK, size - start)])
         os.fsync(file.fileno())
     write = time.perf_counter() - started
     target.unlink()
@@ -186,9 +187,9 @@ def measure_copying(source: Path, target: Path, size: int) -> Copying:
 
 
 def _forget(path: Path) -> None:
-    """Take a file out of the memory that the system keeps of files."""
+    """Take a file out of the memory that the system keeps of files, and end its earlier work."""
+    os.sync()
     with path.open("rb") as file:
-        os.fsync(file.fileno())
         os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
 
 

@@ -52,6 +52,7 @@ def run(args: argparse.Namespace) -> None:
     )
     print(render(found))
     if args.output:
+        args.output.parent.mkdir(parents=True, exist_ok=True)
         args.output.write_text(json.dumps(found.as_dict(), indent=2) + "\n", encoding="utf-8")
 
 

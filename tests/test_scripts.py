@@ -22,6 +22,11 @@ SCRIPTS = sorted(path.stem for path in FOLDER.glob("*.py"))
 FAILURES = {
     "benchmark_evaluation": (["none", "--collection", "none"], 1, r"none/qrels/train.tsv: no such"),
     "benchmark_data": (["none.yaml"], 2, r"none\.yaml: no such file\. To fix, check the path"),
+    "benchmark_extraction": (
+        ["--config", "none.yaml"],
+        2,
+        r"none\.yaml: no such file\. To fix, check the path",
+    ),
     "check_index_compatibility": (
         ["none", "none", "--texts", "none.txt"],
         1,
@@ -82,6 +87,7 @@ FAILURES = {
 USAGE = {
     "benchmark_evaluation": [[], ["m", "--rounds", "0"], ["m", "--texts", "0"]],
     "benchmark_data": [[], ["a.yaml", "--batches", "0"], ["a.yaml", "--batches", "few"]],
+    "benchmark_extraction": [["--rounds", "0"], ["--dtype", "int8"], ["a.yaml"]],
     "check_index_compatibility": [["a", "b"], ["a", "--texts", "t.txt"]],
     "benchmark_int8": [["m"], ["--sts", "a.csv"], ["m", "--sts", "a.csv", "--rounds", "0"]],
     "compare_runs": [["a"], ["--output", "o"]],
@@ -703,6 +709,24 @@ def test_benchmark_prints_a_row_for_every_source(run, tiny_yaml):
     code, out, _ = run("benchmark_data", tiny_yaml, "--batches", "2")
     assert code == 0
     assert re.search(r"^train +[\d.]+% +[\d.]+% .* \d\.\d\d$", out, re.M)
+
+
+# benchmark_extraction
+
+
+def test_extraction_is_measured_beside_copying(run, tiny_yaml, tmp_path):
+    words = ["--config", tiny_yaml, "--folder", tmp_path, "--rounds", "2", "--with-optimizer"]
+    before = set(tmp_path.iterdir())
+    code, out, err = run("benchmark_extraction", *words, "--output", "new/cost.json")
+    assert code == 0, err
+    assert re.search(r"^memory / checkpoint +\d+\.\d\d \(limit 1\.5\)$", out, re.M)
+    assert re.search(r"^time / plain time +\d+\.\d\d \(limit 3\.0\)$", out, re.M)
+    assert re.search(r"^round 2: \d+\.\d\d s, peak \d\.\d{3} GB$", err, re.M)
+    found = json.loads((tmp_path / "new" / "cost.json").read_text())
+    assert len(found["extractions"]) == len(found["copies"]) == 2
+    assert found["shapes"][1] == "3 layers, hidden 24, 3 heads, intermediate 48"
+    assert found["optimizer"] is True and found["dtype"] == "fp32"
+    assert set(tmp_path.iterdir()) - before == {tmp_path / "new"}
 
 
 # write_report

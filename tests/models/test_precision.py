@@ -57,6 +57,19 @@ def test_numbers_beyond_the_range_are_refused_by_name():
         round_tensor("w", torch.tensor([torch.finfo(torch.float32).max]), torch.bfloat16)
 
 
+def test_numbers_whose_sum_is_beyond_the_range_are_fine():
+    numbers = torch.full((9,), 3e38)
+    assert torch.equal(round_tensor("w", numbers, torch.bfloat16), numbers.bfloat16())
+    numbers = torch.full((9,), 6e4)
+    assert torch.equal(round_tensor("w", numbers, torch.float16), numbers.half())
+
+
+def test_a_precision_that_it_has_already_is_no_copy():
+    for dtype in DTYPES.values():
+        numbers = torch.rand(3).to(dtype)
+        assert round_tensor("w", numbers, dtype) is numbers
+
+
 def test_what_is_no_number_already_is_left_to_validation():
     numbers = torch.tensor([math.nan, math.inf, 1.0])
     assert round_tensor("w", numbers, torch.float16).isfinite().tolist() == [False, False, True]
