@@ -21,6 +21,7 @@ from bge_pruning.models.pruning_record import MARKER, compute_constraint_report
 from bge_pruning.models.structural_pruning import KeepIndices
 from bge_pruning.pipeline import (
     EvaluationPlan,
+    check_modes,
     evaluate_model,
     export_options,
     keeps_best,
@@ -64,8 +65,8 @@ def export_family(
 ) -> list[Path]:
     """Prune once, then cut, recover and evaluate every size, from the largest to the smallest.
 
-    A size that is there already, from an earlier call that was interrupted, is kept as it is,
-    unless the configuration says ``overwrite``.
+    With ``autoresume`` in the configuration, a call goes on where an earlier one was interrupted;
+    with ``overwrite`` it starts again. A size that is there already is kept as it is.
 
     Args:
         paths: YAML files of a pruning run.
@@ -89,8 +90,9 @@ def export_family(
     from bge_pruning.train import train
 
     config = load_config(paths, [*overrides, "stage=prune"])
-    load_config(paths, [*overrides, "stage=recover"])  # refuses now what would be refused later
-    _check(config)
+    recovery = load_config(paths, [*overrides, "stage=recover"])
+    _check(config, recovery, densities)
+    check_modes(config, judged_by.modes)
     options = export_options(config)
     tasks = find_tasks(judged_by.sts, judged_by.retrieval, judged_by.split)
     dist.initialize_dist(get_device(config.device))
@@ -149,7 +151,10 @@ def choose_members(run: Path, densities: Sequence[float], best: bool = False) ->
     ]
 
 
-def _check(config: Config) -> None:
+def _check(config: Config, recovery: Config, densities: Sequence[float]) -> None:
+    """Refuse now what would be refused hours later."""
+    from bge_pruning.data_builders import check_objective
+
     if config.model.l0_module is None:
         raise ConfigError(
             "model.l0_module is null: there are no gates to cut sizes from. To fix, add a target, "
@@ -160,6 +165,21 @@ def _check(config: Config) -> None:
             "dry_run=true prints the plan of a training, and a family is several. To fix, run "
             "scripts/train_pruning.py with the same arguments."
         )
+    check_objective(config)
+    check_objective(recovery)
+    _check_densities(config, densities)
+
+
+def _check_densities(config: Config, densities: Sequence[float]) -> None:
+    """Whether there are nested shapes of these densities; untrained gates tell as well."""
+    from bge_pruning.models.hub import fetch_model_folder
+    from bge_pruning.models.l0_module_embedding import L0Module
+    from bge_pruning.models.nested_shapes import choose_nested_shapes
+    from bge_pruning.plan import build_plan
+
+    plan = build_plan(config, fetch_model_folder(config.model.base_model, config.model.revision))
+    gates = L0Module(plan.source, plan.axes, plan.target, plan.target_parameters, seed=config.seed)
+    choose_nested_shapes(gates, densities)
 
 
 def _check_members(members: Sequence[Member], family: Path, overwrite: bool) -> None:

@@ -88,7 +88,7 @@ def run_pipeline(
     tasks = find_tasks(judged_by.sts, judged_by.retrieval, judged_by.split)
     dist.initialize_dist(get_device(config.device))
     _check(config, recovery)
-    _check_modes(config, judged_by.modes)
+    check_modes(config, judged_by.modes)
     options = export_options(config)
     dist.barrier()  # all ranks have looked before the first one changes anything
     on_rank_zero(lambda: _prepare_results(config))
@@ -183,11 +183,20 @@ def export_arguments(config: Config) -> list[str]:
     return words
 
 
-def _check_modes(config: Config, modes: Sequence[str]) -> None:
-    """Refuse modes that the finished model will have no head for."""
-    from bge_pruning.evaluation.search import check_modes
+def check_modes(config: Config, modes: Sequence[str]) -> None:
+    """Refuse modes that the finished model will have no head for.
 
-    check_modes(modes, _outputs(config), config.model.base_model)
+    Args:
+        config: Of the run.
+        modes: See :data:`bge_pruning.evaluation.search.MODES`.
+
+    Raises:
+        ValueError: If a mode is unknown or the model has no head for it.
+        OSError: If the model cannot be had.
+    """
+    from bge_pruning.evaluation import search
+
+    search.check_modes(modes, _outputs(config), config.model.base_model)
 
 
 def _outputs(config: Config) -> list[str]:

@@ -88,6 +88,9 @@ def train(config) -> Path:  # noqa: ANN001  (Config; imported late so that --hel
     trainer = builders.build_trainer(config, model, train_loader, evaluators, callbacks)
     builders.restore_random_state(trainer)
     try:
+        if (trainer.state.get_elapsed_duration() or 0.0) >= 1.0:  # Composer would refuse to go on
+            log.info("%s is finished already: nothing is trained", config.run_folder)
+            return Path(config.run_folder)
         trainer.fit()
         if dist.get_global_rank() == 0:
             retry = f"run scripts/write_report.py {config.run_folder} --overwrite"

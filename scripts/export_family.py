@@ -4,8 +4,9 @@
     python scripts/export_family.py configs/minilm/quickstart.yaml --densities 0.75 0.6 0.5 \
         --sts data/sts/stsb-en-test.csv
 
-The models lie in RESULTS-family/75pct/model and so on, with a comparison beside them. A call that
-was interrupted goes on with the sizes that are missing (unless the configuration says overwrite).
+The models lie in RESULTS-family/75pct/model and so on, with a comparison beside them. With
+autoresume=true a call goes on where an earlier one was interrupted, with overwrite=true it starts
+again.
 """
 
 from __future__ import annotations

@@ -1,6 +1,7 @@
 """Several sizes from one run: nested, each trained on from the larger one, compared, resumable."""
 
 import json
+import shutil
 from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
@@ -137,6 +138,17 @@ def test_what_is_there_is_kept(finished, sizes, pruned, sts_csv, monkeypatch):
     assert (sizes[1] / "model" / "model.safetensors").stat().st_mtime_ns == before
 
 
+def test_a_call_goes_on_with_autoresume(finished, sizes, sts_csv):
+    """The pruning run is finished, a recovered model is gone: only that is made again."""
+    weights = [folder / "model" / "model.safetensors" for folder in sizes]
+    content, time = weights[1].read_bytes(), weights[0].stat().st_mtime_ns
+    shutil.rmtree(sizes[1] / "model")
+    yaml, plan = str(finished[0] / "tiny.yaml"), EvaluationPlan([str(sts_csv)])
+    export_family([yaml], [*OVERRIDES, "autoresume=true"], DENSITIES, plan)
+    assert weights[1].read_bytes() == content
+    assert weights[0].stat().st_mtime_ns == time
+
+
 def test_what_is_done(sizes, pruned):
     """A cut that was not recovered is not done, nor is another size."""
     large, small = choose_members(pruned, DENSITIES)
@@ -174,6 +186,23 @@ def test_configurations_without_a_family(override, message, tiny_yaml, sts_csv):
     plan = EvaluationPlan([str(sts_csv)])
     with pytest.raises(ConfigError, match=message):
         export_family([str(tiny_yaml)], [*OVERRIDES, override], DENSITIES, plan)
+
+
+@pytest.mark.parametrize(
+    ("densities", "message"),
+    [
+        ([0.5, 0.5], r"densities \[0\.5, 0\.5\] are not different numbers in \(0, 1\)"),
+        ([1.5], r"densities \[1\.5\] are not different numbers"),
+        ([0.75, 0.5, 0.3], r"no exportable shapes with 75\.0%, 50\.0%, 30\.0% of the encoder"),
+    ],
+)
+def test_densities_are_checked_before_the_training(
+    densities, message, tiny_yaml, sts_csv, tmp_path
+):
+    plan = EvaluationPlan([str(sts_csv)])
+    with pytest.raises(ValueError, match=message):
+        export_family([str(tiny_yaml)], OVERRIDES, densities, plan)
+    assert not (tmp_path / "runs").exists()
 
 
 def test_a_run_without_gates(finished, sizes):

@@ -1,6 +1,7 @@
 """Training on the tiny model: what the numbers do, what is kept, what is refused."""
 
 import json
+import logging
 import shutil
 from pathlib import Path
 
@@ -131,6 +132,18 @@ def whole_and_parts(tmp_path_factory, train_tiny) -> tuple[Path, Path]:
 
 def test_longer_run_goes_on_from_a_finished_one(whole_and_parts, assert_same_run):
     assert_same_run(*whole_and_parts)
+
+
+def test_a_finished_run_is_left_as_it_is(train_tiny, tmp_path, caplog, monkeypatch):
+    monkeypatch.setattr(logging.getLogger("bge_pruning"), "propagate", True)
+    caplog.set_level("INFO", "bge_pruning")
+    run = train_tiny(tmp_path, "max_duration=2ba")
+    before = {path: path.stat().st_mtime_ns for path in run.glob("*.pt")}
+    metrics = (run / "metrics.jsonl").read_bytes()
+    assert train_tiny(tmp_path, "max_duration=2ba", "autoresume=true") == run
+    assert "tiny is finished already: nothing is trained" in caplog.text
+    assert {path: path.stat().st_mtime_ns for path in run.glob("*.pt")} == before
+    assert (run / "metrics.jsonl").read_bytes() == metrics
 
 
 def test_watchers_and_evaluation_leave_training_alone(

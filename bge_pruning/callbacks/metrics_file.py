@@ -27,23 +27,23 @@ class MetricsFile(LoggerDestination):
     def __init__(self, path: Path) -> None:
         self.path = path
         self.active = dist.get_global_rank() == 0
+        self.start: int | None = None
 
     def state_dict(self) -> dict[str, Any]:
         """Length of the file in bytes, stored in checkpoints."""
         return {"bytes": self.path.stat().st_size if self.path.is_file() else 0}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Drop what was logged after the checkpoint."""
-        self._truncate(state["bytes"])
+        """Remember where the training goes on; a run that is finished keeps all lines."""
+        self.start = state["bytes"]
 
     def fit_start(self, state: State, logger: Logger) -> None:
-        """Drop everything if training starts from the beginning."""
-        if state.timestamp.batch.value == 0:
-            self._truncate(0)
-
-    def _truncate(self, size: int) -> None:
-        if self.active and self.path.is_file() and self.path.stat().st_size > size:
-            os.truncate(self.path, size)
+        """Drop what was logged after the checkpoint, or everything if there was none."""
+        start = self.start if state.timestamp.batch.value else 0
+        if start is None or not self.active or not self.path.is_file():
+            return
+        if self.path.stat().st_size > start:
+            os.truncate(self.path, start)
 
     def log_metrics(self, metrics: dict[str, Any], step: int | None = None) -> None:
         """Append a line."""

@@ -123,8 +123,17 @@ def test_a_line_that_was_cut_is_dropped(path):
     saved = MetricsFile(path).state_dict()
     with path.open("a") as file:
         file.write('{"batch": 2, "met')
-    MetricsFile(path).load_state_dict(saved)
+    resumed = MetricsFile(path)
+    resumed.load_state_dict(saved)
+    resumed.fit_start(at_batch(1), None)
     assert [row["batch"] for row in rows(path)] == [1]
+
+
+def test_a_finished_run_that_is_only_loaded_keeps_every_line(path):
+    log_steps(path, 1, 2)
+    before = path.read_bytes()
+    MetricsFile(path).load_state_dict({"bytes": 5})
+    assert path.read_bytes() == before
 
 
 def test_text_of_several_bytes_is_cut_in_the_right_place(path):
@@ -134,6 +143,7 @@ def test_text_of_several_bytes_is_cut_in_the_right_place(path):
     assert saved == {"bytes": len(path.read_bytes())}
     file.log_metrics({"собака 🐈": 2.0}, step=2)
     file.load_state_dict(saved)
+    file.fit_start(at_batch(1), None)
     assert rows(path) == [{"batch": 1, "metrics": {"собака 🐈": 1.0}}]
 
 
@@ -147,7 +157,9 @@ def test_state_can_be_stored_in_a_checkpoint(path, tmp_path):
 def test_a_file_that_is_shorter_than_recorded_stays(path):
     log_steps(path, 1)
     before = path.read_bytes()
-    MetricsFile(path).load_state_dict({"bytes": 10_000})
+    file = MetricsFile(path)
+    file.load_state_dict({"bytes": 10_000})
+    file.fit_start(at_batch(1), None)
     assert path.read_bytes() == before
 
 
