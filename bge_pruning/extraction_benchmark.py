@@ -115,6 +115,8 @@ def measure(
             f"{config.run_name} has no target shape to extract. To fix, choose a configuration "
             f"with model.l0_module.target_model."
         )
+    if folder is not None and not folder.is_dir():
+        raise ConfigError(f"{folder} is no folder. To fix, make it, or leave --folder out.")
     with TemporaryDirectory(dir=folder, prefix="extraction-benchmark-") as name:
         place = Path(name)
         report(f"writing a run of random weights into {place}")

@@ -714,6 +714,11 @@ def test_benchmark_prints_a_row_for_every_source(run, tiny_yaml):
 # benchmark_extraction
 
 
+def test_benchmark_in_a_folder_that_is_not_there(run, tiny_yaml):
+    result = run("benchmark_extraction", "--config", tiny_yaml, "--folder", "none")
+    assert_fails(result, 2, r"none is no folder\. To fix, make it, or leave --folder out")
+
+
 def test_extraction_is_measured_beside_copying(run, tiny_yaml, tmp_path):
     words = ["--config", tiny_yaml, "--folder", tmp_path, "--rounds", "2", "--with-optimizer"]
     before = set(tmp_path.iterdir())
