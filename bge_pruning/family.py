@@ -65,7 +65,8 @@ def export_family(
     """Prune once, then cut, recover and evaluate every size, from the largest to the smallest.
 
     A size that is there already, from an earlier call that was interrupted, is kept as it is,
-    unless the configuration says ``overwrite``.
+    unless the configuration says ``overwrite``. With ``autoresume`` the trainings of that call,
+    finished or not, are gone on with too.
 
     Args:
         paths: YAML files of a pruning run.
@@ -81,13 +82,16 @@ def export_family(
         ConfigError: If the configuration does not prune.
         FileExistsError: If a size of other gates is there already.
         FileNotFoundError: If there is no such run.
-        ValueError: If no nested shapes have these densities.
+        ValueError: If the densities are no different numbers in (0, 1), or no nested shapes have
+            them.
     """
     from composer.utils import dist, get_device
 
     from bge_pruning.evaluation.tasks import find_tasks
+    from bge_pruning.models.nested_shapes import check_densities
     from bge_pruning.train import train
 
+    check_densities(densities)
     config = load_config(paths, [*overrides, "stage=prune"])
     load_config(paths, [*overrides, "stage=recover"])  # refuses now what would be refused later
     _check(config)

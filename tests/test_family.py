@@ -1,6 +1,7 @@
 """Several sizes from one run: nested, each trained on from the larger one, compared, resumable."""
 
 import json
+import shutil
 from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
@@ -180,3 +181,21 @@ def test_a_run_without_gates(finished, sizes):
     run = finished[0] / "runs" / "tiny-75pct-recovery"
     with pytest.raises(ValueError, match=r"is a run without gates\. To fix, name a pruning run"):
         choose_members(run, DENSITIES)
+
+
+@pytest.mark.parametrize("densities", [[0.5, 1.5], [0.5, 0.5], [float("nan")], []])
+def test_densities_are_checked_before_the_training(densities, tiny_yaml, sts_csv, monkeypatch):
+    monkeypatch.setattr("bge_pruning.train.train", lambda config: pytest.fail("trained"))
+    with pytest.raises(ValueError, match="different numbers in \\(0, 1\\). To fix"):
+        export_family([str(tiny_yaml)], [], densities, EvaluationPlan([str(sts_csv)]))
+
+
+def test_goes_on_after_all_that_was_trained(finished, sizes, pruned, sts_csv):
+    """A call that died after a recovery, before its model was written."""
+    folder, results = finished[0], sizes[-1]
+    record = read_json(results / "model" / MARKER)
+    shutil.rmtree(results / "model")
+    plan = EvaluationPlan([str(sts_csv)])
+    again = [*OVERRIDES, "autoresume=true"]
+    assert export_family([str(folder / "tiny.yaml")], again, DENSITIES, plan) == sizes
+    assert read_json(results / "model" / MARKER) == record

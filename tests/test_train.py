@@ -133,6 +133,13 @@ def test_longer_run_goes_on_from_a_finished_one(whole_and_parts, assert_same_run
     assert_same_run(*whole_and_parts)
 
 
+def test_a_finished_run_goes_on_with_nothing(tmp_path, train_tiny):
+    run = train_tiny(tmp_path, "max_duration=4ba")
+    before = losses(run), (run / "latest-rank0.pt").stat().st_mtime_ns
+    assert train_tiny(tmp_path, "max_duration=4ba", "autoresume=true") == run
+    assert (losses(run), (run / "latest-rank0.pt").stat().st_mtime_ns) == before
+
+
 def test_watchers_and_evaluation_leave_training_alone(
     tmp_path, train_tiny, reference, assert_same_run, monkeypatch
 ):
