@@ -17,7 +17,7 @@ from bge_pruning.models.model_files import (
     read_tokenizer_files,
     read_vocabulary,
 )
-from bge_pruning.models.pretrained import load_base_model, weight_file
+from bge_pruning.models.pretrained import load_base_model, read_heads, weight_file
 from bge_pruning.models.structural_pruning import PruningMasks
 
 HIDDEN = "hidden_states"
@@ -122,6 +122,11 @@ class Teacher:
     def hidden_size(self) -> int:
         """Size of its vectors."""
         return read_hf_config(fetch_model_folder(self.name, self.revision))["hidden_size"]
+
+    def colbert_dim(self) -> int:
+        """Size of its multi-vectors, 0 if it has none."""
+        head = read_heads(fetch_model_folder(self.name, self.revision))["colbert_linear"]
+        return 0 if head is None else head["weight"].shape[0]
 
     def vocabulary(self) -> dict[str, int]:
         """Id of every token of its tokenizer."""
