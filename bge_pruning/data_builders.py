@@ -209,8 +209,8 @@ def build_train_loader(config: Config, base: BaseModel, teacher: Teacher | None)
             multi-vectors of other dimensions.
         ValueError: If the data is wrong.
     """
-    if teacher is not None:
-        _check_teacher(teacher, base)
+    if teacher is not None and (mismatch := teacher.find_mismatch(base)):
+        raise ConfigError(mismatch)
     # The other ranks find the files that the first one wrote.
     with _rank_zero_first():
         datasets = [_build_dataset(source, config, base, teacher) for source in config.data.train]
@@ -236,24 +236,6 @@ def build_train_loader(config: Config, base: BaseModel, teacher: Teacher | None)
         num_workers=config.data.num_workers,
         pin_memory=torch.cuda.is_available(),
     )
-
-
-def _check_teacher(teacher: Teacher, base: BaseModel) -> None:
-    """An extracted model has the tokens and multi-vectors of its source, unless asked otherwise."""
-    if teacher.vocabulary() != read_vocabulary(base.tokenizer_files):
-        raise ConfigError(
-            f"teacher '{teacher.name}' and {base.name} have different tokenizers: the same ids "
-            f"mean other words to it. To fix, set teacher.base_model to a model with the tokenizer "
-            f"of {base.name}, such as itself, or train a model with all tokens and trim the "
-            f"vocabulary when the trained one is extracted."
-        )
-    size, own = teacher.colbert_dim(), base.shape.colbert_dim
-    if "colbert_vecs" in teacher.names and size and own and size != own:
-        raise ConfigError(
-            f"teacher '{teacher.name}' has multi-vectors of {size} dimensions, {base.name} of "
-            f"{own}, so they cannot be compared. To fix, set loss.distillation_colbert=0, or train "
-            f"a model that was extracted without --colbert-dim hidden."
-        )
 
 
 def _build_dataset(
