@@ -32,7 +32,6 @@ from bge_pruning.datasets.mteb_tasks import random_state_kept
 from bge_pruning.datasets.teacher_vectors import cached_teacher_outputs, compute_cache_key
 from bge_pruning.evaluation.search import check_modes
 from bge_pruning.evaluation.tasks import Task, beir_task, mteb_task
-from bge_pruning.models.model_files import read_vocabulary
 from bge_pruning.models.objective import LossWeights
 from bge_pruning.models.pretrained import BaseModel
 from bge_pruning.models.scores import OUTPUT_NAMES
