@@ -196,8 +196,8 @@ def _limits(info: Mapping[str, Any]) -> list[str]:
     if shape["vocab_size"] != source["vocab_size"]:
         items.append(
             "Token ids are this model's own, and so are the keys of sparse weights: "
-            "`vocab_map.json` holds for each id that of the original. A sparse index of the "
-            "original needs them translated."
+            "`vocab_map.json` holds for each id that of the vocabulary before it was trimmed. A "
+            "sparse index of the original needs them translated."
         )
     if shape["hidden_size"] != source["hidden_size"] and "projection" not in info:
         items.append(

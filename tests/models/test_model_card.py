@@ -231,7 +231,8 @@ def test_a_trimmed_vocabulary(make_info):
     info = {**make_info(vocab_size=30000), "vocabulary": VOCABULARY}
     card = render_model_card(info)
     assert "| de.txt | chosen | 400 | 9,000 | 99.90% |" in section(card, "Vocabulary")
-    assert "`vocab_map.json` holds for each id that of the original." in section(card, "Limits")
+    said = "`vocab_map.json` holds for each id that of the vocabulary before it was trimmed."
+    assert said in section(card, "Limits")
     assert "vocab_map.json" not in render_model_card(make_info())
 
 
