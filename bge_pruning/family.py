@@ -253,14 +253,18 @@ def cut_member(member: Member, checkpoint: Path, output: Path, nested: bool) -> 
 
 
 def _judge(config: Config, tasks: Sequence[Task], modes: Sequence[str]) -> None:
-    """Evaluate one size and report it, unless that is done."""
-    from bge_pruning.utils.report import write_report
+    """Evaluate one size and report it, as far as an earlier call has not."""
+    from bge_pruning.export.card import write_model_card
+    from bge_pruning.utils.report import MARKDOWN, write_report
 
     results = Path(config.results_folder)
     if (results / EVALUATION).is_file() and not config.overwrite:
         log.info("%s is there already and is kept", results / EVALUATION)
-        return
-    evaluate_model(config, tasks, modes)
+        if (results / MARKDOWN).is_file() and (results / "model" / EVALUATION).is_file():
+            return
+        write_model_card(results / "model", results / EVALUATION)
+    else:
+        evaluate_model(config, tasks, modes)
     copies = {
         "metrics-recovery.jsonl": Path(f"{config.run_folder}-recovery") / "metrics.jsonl",
         MARKER: results / "model" / MARKER,

@@ -199,3 +199,18 @@ def test_goes_on_after_all_that_was_trained(finished, sizes, pruned, sts_csv):
     again = [*OVERRIDES, "autoresume=true"]
     assert export_family([str(folder / "tiny.yaml")], again, DENSITIES, plan) == sizes
     assert read_json(results / "model" / MARKER) == record
+    assert "Quality: not measured" not in (results / "model" / "README.md").read_text()
+
+
+@pytest.mark.parametrize("gone", ["report.md", "model/evaluation.json"])
+def test_a_size_that_was_evaluated_but_not_reported(gone, finished, sizes, pruned, sts_csv):
+    """Killed between the evaluation, the card and the report."""
+    results = sizes[-1]
+    card = (results / "model" / "README.md").read_text()
+    names = ["report.md", "pruning.json", "model/evaluation.json", "model/README.md"]
+    for name in names[names.index(gone) :]:
+        (results / name).unlink()
+    yaml, plan = str(finished[0] / "tiny.yaml"), EvaluationPlan([str(sts_csv)])
+    export_family([yaml], OVERRIDES, DENSITIES, plan, pruned)
+    assert all((results / name).is_file() for name in names)
+    assert (results / "model" / "README.md").read_text() == card

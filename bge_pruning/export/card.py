@@ -74,8 +74,10 @@ def _read_info(folder: Path) -> dict[str, Any]:
             f"fix, give the folder that scripts/extract_pruned_model.py wrote."
         )
     info = read_json(folder / MARKER)
+    # What sentence-transformers does; somebody may have changed it since the extraction.
     settings = read_json(folder / "sentence_bert_config.json", {})
-    return {"max_seq_length": settings.get("max_seq_length"), **info}
+    longest = settings.get("max_seq_length") or info.get("max_seq_length")
+    return {**info, "max_seq_length": longest}
 
 
 def _read(

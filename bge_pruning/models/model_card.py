@@ -184,6 +184,13 @@ def _compatibility(info: Mapping[str, Any], index: Mapping[str, Any] | None) -> 
         )
     if index is not None:
         parts += render_compatibility(index).splitlines()
+    elif parts:
+        parts.append(
+            f"How well: not measured. In a checkout of bge_pruning, `python "
+            f"scripts/check_index_compatibility.py {hub_name(info['source']) or 'ORIGINAL'} "
+            f"{PLACE} --texts FILE --output index.json` measures it, and `python "
+            f"scripts/write_model_card.py {PLACE} --index index.json` adds it here."
+        )
     return ["## Vector compatibility", *parts] if parts else []
 
 
