@@ -25,7 +25,7 @@ def atomic_folder(output: Path, marker: str, overwrite: bool = False) -> Iterato
     the process is killed, the next one that writes ``output`` removes what is left of it.
 
     Args:
-        output: Folder to make. Its parents are made as needed.
+        output: Folder to make. Its parents are made as needed, and go again if the block raises.
         marker: Name of a file that every folder of this kind holds.
         overwrite: Replace an existing folder of this kind; it stays until the new one is complete.
 
@@ -35,22 +35,58 @@ def atomic_folder(output: Path, marker: str, overwrite: bool = False) -> Iterato
     Raises:
         FileExistsError: If ``output`` exists, is not an empty folder, and may not be replaced:
             ``overwrite`` is false, or it does not hold ``marker``.
+        OSError: If no folder can be made there.
+        ValueError: If it is the working folder, or a disk, which cannot be renamed.
     """
+    _check_place(output)
     clean_up(output)
     check_free(output, marker, overwrite)
-    output.parent.mkdir(parents=True, exist_ok=True)
-    staging, lock = _make_locked(output)
+    with _folders_above(output):
+        staging, lock = _make_locked(output)
+        try:
+            yield staging
+            check_free(output, marker, overwrite)  # it may have appeared meanwhile
+            for path in (*staging.rglob("*"), staging):
+                _flush(path)
+            _put_in_place(staging, output)
+            _flush(output.parent)  # its list of names
+        finally:
+            _remove(staging)  # or what has changed places with it
+            if lock is not None:
+                os.close(lock)
+
+
+def _check_place(output: Path) -> None:
+    """Refuse what no folder can take the place of in one step, such as a volume of a container."""
+    nameless = output.name in ("", "..")
+    if nameless or (output.exists() and (os.path.ismount(output) or output.samefile("."))):
+        raise ValueError(
+            f"'{output}' is the working folder or a disk of its own, which no finished folder can "
+            f"be put in place of. To fix, choose a folder inside it, such as {output / 'model'}."
+        )
+
+
+@contextmanager
+def _folders_above(output: Path) -> Iterator[None]:
+    """Makes the missing ones; those that are still empty at the end go again."""
+    missing = [folder for folder in output.parents if not folder.exists()]
     try:
-        yield staging
-        check_free(output, marker, overwrite)  # it may have appeared meanwhile
-        for path in (*staging.rglob("*"), staging):
-            _flush(path)
-        _put_in_place(staging, output)
-        _flush(output.parent)  # its list of names
+        _make(output.parent, output, parents=True, exist_ok=True)
+        yield
     finally:
-        _remove(staging)  # or what has changed places with it
-        if lock is not None:
-            os.close(lock)
+        for folder in missing:
+            with suppress(OSError):
+                folder.rmdir()
+
+
+def _make(folder: Path, output: Path, **options: bool) -> None:
+    try:
+        folder.mkdir(**options)
+    except OSError as error:
+        raise OSError(
+            f"{output}: no folder can be made there ({error.strerror}). To fix, choose a place "
+            f"that is there and that you may write to."
+        ) from error
 
 
 def check_free(output: Path, marker: str, overwrite: bool) -> None:
@@ -118,7 +154,7 @@ def _make_locked(output: Path) -> tuple[Path, int | None]:
     """A new folder, and a lock on it that ends with this process (``None`` if there are none)."""
     while True:
         staging = _sibling(output, "partial", uuid.uuid4().hex[:8])
-        staging.mkdir()
+        _make(staging, output)
         try:
             lock = _lock(staging)
         except (FileNotFoundError, BlockingIOError):

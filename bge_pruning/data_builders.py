@@ -32,7 +32,6 @@ from bge_pruning.datasets.mteb_tasks import random_state_kept
 from bge_pruning.datasets.teacher_vectors import cached_teacher_outputs, compute_cache_key
 from bge_pruning.evaluation.search import check_modes
 from bge_pruning.evaluation.tasks import Task, beir_task, mteb_task
-from bge_pruning.models.model_files import read_vocabulary
 from bge_pruning.models.objective import LossWeights
 from bge_pruning.models.pretrained import BaseModel
 from bge_pruning.models.scores import OUTPUT_NAMES
@@ -205,14 +204,12 @@ def build_train_loader(config: Config, base: BaseModel, teacher: Teacher | None)
     """Training batches of this rank, each of one source.
 
     Raises:
-        ConfigError: If the teacher would read other words in the student's token ids.
+        ConfigError: If the teacher would read other words in the student's token ids, or has
+            multi-vectors of other dimensions.
         ValueError: If the data is wrong.
     """
-    if teacher is not None and teacher.vocabulary() != read_vocabulary(base.tokenizer_files):
-        raise ConfigError(
-            f"teacher '{teacher.name}' and {base.name} have different tokenizers: the same ids "
-            f"mean other words to it. To fix, distil from the model that {base.name} came from."
-        )
+    if teacher is not None and (mismatch := teacher.find_mismatch(base)):
+        raise ConfigError(mismatch)
     # The other ranks find the files that the first one wrote.
     with _rank_zero_first():
         datasets = [_build_dataset(source, config, base, teacher) for source in config.data.train]

@@ -65,8 +65,9 @@ def export_family(
 ) -> list[Path]:
     """Prune once, then cut, recover and evaluate every size, from the largest to the smallest.
 
-    With ``autoresume`` in the configuration, a call goes on where an earlier one was interrupted;
-    with ``overwrite`` it starts again. A size that is there already is kept as it is.
+    A size that is there already, from an earlier call that was interrupted, is kept as it is,
+    unless the configuration says ``overwrite``. With ``autoresume`` the trainings of that call,
+    finished or not, are gone on with too.
 
     Args:
         paths: YAML files of a pruning run.
@@ -82,13 +83,16 @@ def export_family(
         ConfigError: If the configuration does not prune.
         FileExistsError: If a size of other gates is there already.
         FileNotFoundError: If there is no such run.
-        ValueError: If no nested shapes have these densities.
+        ValueError: If the densities are no different numbers in (0, 1), or no nested shapes have
+            them.
     """
     from composer.utils import dist, get_device
 
     from bge_pruning.evaluation.tasks import find_tasks
+    from bge_pruning.models.nested_shapes import check_densities
     from bge_pruning.train import train
 
+    check_densities(densities)
     config = load_config(paths, [*overrides, "stage=prune"])
     recovery = load_config(paths, [*overrides, "stage=recover"])
     _check(config, recovery, densities)
@@ -269,14 +273,18 @@ def cut_member(member: Member, checkpoint: Path, output: Path, nested: bool) -> 
 
 
 def _judge(config: Config, tasks: Sequence[Task], modes: Sequence[str]) -> None:
-    """Evaluate one size and report it, unless that is done."""
-    from bge_pruning.utils.report import write_report
+    """Evaluate one size and report it, as far as an earlier call has not."""
+    from bge_pruning.export.card import write_model_card
+    from bge_pruning.utils.report import MARKDOWN, write_report
 
     results = Path(config.results_folder)
     if (results / EVALUATION).is_file() and not config.overwrite:
         log.info("%s is there already and is kept", results / EVALUATION)
-        return
-    evaluate_model(config, tasks, modes)
+        if (results / MARKDOWN).is_file() and (results / "model" / EVALUATION).is_file():
+            return
+        write_model_card(results / "model", results / EVALUATION)
+    else:
+        evaluate_model(config, tasks, modes)
     copies = {
         "metrics-recovery.jsonl": Path(f"{config.run_folder}-recovery") / "metrics.jsonl",
         MARKER: results / "model" / MARKER,

@@ -18,6 +18,8 @@ from typing import TYPE_CHECKING
 from bge_pruning.cli import run_command, split_arguments
 
 if TYPE_CHECKING:
+    from composer import Trainer
+
     from bge_pruning.plan import Plan
 
 log = logging.getLogger(__name__)
@@ -88,10 +90,10 @@ def train(config) -> Path:  # noqa: ANN001  (Config; imported late so that --hel
     trainer = builders.build_trainer(config, model, train_loader, evaluators, callbacks)
     builders.restore_random_state(trainer)
     try:
-        if (trainer.state.get_elapsed_duration() or 0.0) >= 1.0:  # Composer would refuse to go on
-            log.info("%s is finished already: nothing is trained", config.run_folder)
-            return Path(config.run_folder)
-        trainer.fit()
+        if _is_finished(trainer):
+            log.info("%s is trained to its end already", config.run_folder)
+        else:
+            trainer.fit()
         if dist.get_global_rank() == 0:
             retry = f"run scripts/write_report.py {config.run_folder} --overwrite"
             with warn_only("the report of the training", retry):
@@ -99,6 +101,12 @@ def train(config) -> Path:  # noqa: ANN001  (Config; imported late so that --hel
     finally:
         trainer.close()
     return Path(config.run_folder)
+
+
+def _is_finished(trainer: Trainer) -> bool:
+    """Whether a run that is to go on has nothing left to do, which Composer calls an error."""
+    end = trainer.state.max_duration
+    return end is not None and trainer.state.timestamp.get(end.unit) >= end
 
 
 def check_run(config) -> Plan:  # noqa: ANN001

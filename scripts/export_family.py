@@ -4,9 +4,8 @@
     python scripts/export_family.py configs/minilm/quickstart.yaml --densities 0.75 0.6 0.5 \
         --sts data/sts/stsb-en-test.csv
 
-The models lie in RESULTS-family/75pct/model and so on, with a comparison beside them. With
-autoresume=true a call goes on where an earlier one was interrupted, with overwrite=true it starts
-again.
+The models lie in RESULTS-family/75pct/model and so on, with a comparison beside them. A call that
+was interrupted goes on where it stopped if it is made again with autoresume=true overwrite=false.
 """
 
 from __future__ import annotations

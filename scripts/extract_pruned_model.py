@@ -82,7 +82,8 @@ def add_vocabulary_arguments(parser: argparse.ArgumentParser) -> None:
     )
     group.add_argument(
         "--languages",
-        default="",
+        type=language_list,
+        default=[],
         metavar="LIST",
         help="and those of the sentences shipped for these languages, such as de,en,fr",
     )
@@ -94,6 +95,19 @@ def add_vocabulary_arguments(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def language_list(text: str) -> list[str]:
+    """Names between commas.
+
+    Raises:
+        ArgumentTypeError: If there is none, as where a variable of the shell is empty: it would
+            mean all tokens.
+    """
+    names = [name.strip() for name in text.split(",") if name.strip()]
+    if not names:
+        raise argparse.ArgumentTypeError(f"'{text}' names no language, expected e.g. de,en,fr")
+    return names
+
+
 def add_hub_arguments(parser: argparse.ArgumentParser) -> None:
     """Where the folder goes."""
     group = parser.add_argument_group("Hugging Face hub")
@@ -103,7 +117,6 @@ def add_hub_arguments(parser: argparse.ArgumentParser) -> None:
 
 def check_arguments(parser: argparse.ArgumentParser, args: argparse.Namespace) -> None:
     """End with a usage error if options do not go together."""
-    args.languages = [name.strip() for name in args.languages.split(",") if name.strip()]
     for option, needed in missing_export_options(vars(args)).items():
         parser.error(f"{flag(option)} needs {' or '.join(map(flag, needed))}")
     if args.vocabulary_size is not None and args.vocabulary_size < 1:

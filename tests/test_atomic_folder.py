@@ -191,6 +191,18 @@ def test_failure_leaves_things_as_they_were(error, exists, output, request):
     assert tree(output.parent) == (OLD if exists else {})
 
 
+def test_failure_leaves_no_folders_above(tmp_path):
+    (tmp_path / "mine").mkdir()
+
+    def fail():
+        with atomic_folder(tmp_path / "mine" / "a" / "b" / "model", MARKER):
+            raise ValueError("half-way")
+
+    with pytest.raises(ValueError, match="half-way"):
+        fail()
+    assert tree(tmp_path) == {"mine": "folder"}
+
+
 @pytest.mark.parametrize("error", [OSError, KeyboardInterrupt])
 @pytest.mark.parametrize("failing", [1, 2], ids=["old one aside", "new one in place"])
 def test_failed_rename_leaves_the_old_folder(failing, error, old, monkeypatch):
@@ -238,6 +250,34 @@ def test_a_file_is_refused(overwrite, output):
     with pytest.raises(FileExistsError, match=message), atomic_folder(output, MARKER, overwrite):
         pytest.fail("the body must not run")
     assert tree(output.parent) == {"model": "mine"}
+
+
+@pytest.mark.parametrize("place", [".", "..", "/", "here", "sub/.."])
+def test_places_that_cannot_be_renamed(place, tmp_path, monkeypatch):
+    (tmp_path / "here" / "sub").mkdir(parents=True)
+    monkeypatch.chdir(tmp_path / "here")
+    output = tmp_path / "here" if place == "here" else Path(place)
+    inside = re.escape(str(output / "model"))
+    message = rf"is the working folder or a disk .* To fix, choose a folder inside it, .*{inside}\."
+    with pytest.raises(ValueError, match=message), atomic_folder(output, MARKER):
+        pytest.fail("the body must not run")
+    assert tree(tmp_path) == {"here/sub": "folder"}
+
+
+def test_a_volume_is_refused_before_the_work(output, monkeypatch):
+    output.mkdir(parents=True)
+    monkeypatch.setattr(os.path, "ismount", lambda path: Path(path) == output)
+    with pytest.raises(ValueError, match="a disk of its own"), atomic_folder(output, MARKER):
+        pytest.fail("the body must not run")
+
+
+@pytest.mark.parametrize("name", ["file/model", "file/a/model"])
+def test_a_place_without_folders(name, tmp_path):
+    (tmp_path / "file").write_text("mine")
+    message = rf"{name}: no folder can be made there \(.+\)\. To fix, choose a place"
+    with pytest.raises(OSError, match=message), atomic_folder(tmp_path / name, MARKER):
+        pytest.fail("the body must not run")
+    assert tree(tmp_path) == {"file": "mine"}
 
 
 def test_a_folder_of_another_kind_is_never_replaced(old):

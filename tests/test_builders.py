@@ -507,8 +507,18 @@ def test_teacher_of_another_vocabulary_is_refused(configure, base, copy_model):
     vocabulary.update(zip(words, ids[::-1], strict=True))
     path.write_text(json.dumps(tokenizer))
     config = configure(f"teacher.base_model={folder}")
-    with pytest.raises(ConfigError, match="tokenizer.*To fix"):
+    message = r"different tokenizers: .* To fix, set teacher.base_model to a model with the tok"
+    with pytest.raises(ConfigError, match=message):
         build_train_loader(config, base, build_teacher(config, base))
+
+
+def test_teacher_with_other_multi_vectors_is_refused(configure, base):
+    """As of a model whose head was made square: torch's word for it names neither model."""
+    narrow = replace(base, shape=replace(base.shape, colbert_dim=16))
+    config = configure("loss.distillation_colbert=1")
+    message = r"has multi-vectors of 32 dimensions, .*tiny-xlmr of 16, so they cannot be compared\."
+    with pytest.raises(ConfigError, match=message + r" To fix, set loss\.distillation_colbert=0"):
+        build_train_loader(config, narrow, build_teacher(config, narrow))
 
 
 # Training data

@@ -196,7 +196,7 @@ def test_configurations_without_a_family(override, message, tiny_yaml, sts_csv):
         ([0.75, 0.5, 0.3], r"no exportable shapes with 75\.0%, 50\.0%, 30\.0% of the encoder"),
     ],
 )
-def test_densities_are_checked_before_the_training(
+def test_densities_without_nested_shapes_are_refused_before_the_training(
     densities, message, tiny_yaml, sts_csv, tmp_path
 ):
     plan = EvaluationPlan([str(sts_csv)])
@@ -209,3 +209,36 @@ def test_a_run_without_gates(finished, sizes):
     run = finished[0] / "runs" / "tiny-75pct-recovery"
     with pytest.raises(ValueError, match=r"is a run without gates\. To fix, name a pruning run"):
         choose_members(run, DENSITIES)
+
+
+@pytest.mark.parametrize("densities", [[0.5, 1.5], [0.5, 0.5], [float("nan")], []])
+def test_densities_are_checked_before_the_training(densities, tiny_yaml, sts_csv, monkeypatch):
+    monkeypatch.setattr("bge_pruning.train.train", lambda config: pytest.fail("trained"))
+    with pytest.raises(ValueError, match="different numbers in \\(0, 1\\). To fix"):
+        export_family([str(tiny_yaml)], [], densities, EvaluationPlan([str(sts_csv)]))
+
+
+def test_goes_on_after_all_that_was_trained(finished, sizes, pruned, sts_csv):
+    """A call that died after a recovery, before its model was written."""
+    folder, results = finished[0], sizes[-1]
+    record = read_json(results / "model" / MARKER)
+    shutil.rmtree(results / "model")
+    plan = EvaluationPlan([str(sts_csv)])
+    again = [*OVERRIDES, "autoresume=true"]
+    assert export_family([str(folder / "tiny.yaml")], again, DENSITIES, plan) == sizes
+    assert read_json(results / "model" / MARKER) == record
+    assert "Quality: not measured" not in (results / "model" / "README.md").read_text()
+
+
+@pytest.mark.parametrize("gone", ["report.md", "model/evaluation.json"])
+def test_a_size_that_was_evaluated_but_not_reported(gone, finished, sizes, pruned, sts_csv):
+    """Killed between the evaluation, the card and the report."""
+    results = sizes[-1]
+    card = (results / "model" / "README.md").read_text()
+    names = ["report.md", "pruning.json", "model/evaluation.json", "model/README.md"]
+    for name in names[names.index(gone) :]:
+        (results / name).unlink()
+    yaml, plan = str(finished[0] / "tiny.yaml"), EvaluationPlan([str(sts_csv)])
+    export_family([yaml], OVERRIDES, DENSITIES, plan, pruned)
+    assert all((results / name).is_file() for name in names)
+    assert (results / "model" / "README.md").read_text() == card

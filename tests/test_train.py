@@ -141,9 +141,16 @@ def test_a_finished_run_is_left_as_it_is(train_tiny, tmp_path, caplog, monkeypat
     before = {path: path.stat().st_mtime_ns for path in run.glob("*.pt")}
     metrics = (run / "metrics.jsonl").read_bytes()
     assert train_tiny(tmp_path, "max_duration=2ba", "autoresume=true") == run
-    assert "tiny is finished already: nothing is trained" in caplog.text
+    assert "tiny is trained to its end already" in caplog.text
     assert {path: path.stat().st_mtime_ns for path in run.glob("*.pt")} == before
     assert (run / "metrics.jsonl").read_bytes() == metrics
+
+
+def test_a_finished_run_goes_on_with_nothing(tmp_path, train_tiny):
+    run = train_tiny(tmp_path, "max_duration=4ba")
+    before = losses(run), (run / "latest-rank0.pt").stat().st_mtime_ns
+    assert train_tiny(tmp_path, "max_duration=4ba", "autoresume=true") == run
+    assert (losses(run), (run / "latest-rank0.pt").stat().st_mtime_ns) == before
 
 
 def test_watchers_and_evaluation_leave_training_alone(

@@ -84,7 +84,8 @@ def read_table(
     readers = {".csv": _csv_rows, ".tsv": _csv_rows, ".jsonl": _json_rows}
     if suffix not in readers:
         raise ValueError(
-            f"{path}: file type '{suffix}' is not one of {sorted(readers)}. To fix, convert it."
+            f"{path}: file type '{suffix}' is not one of {', '.join(sorted(readers))}. To fix, "
+            f"convert it; texts without labels, one a line, may be in a .txt file."
         )
     layout = Layout(names, tuple(required), tuple(headerless))
     yield from readers[suffix](path, layout, bad)

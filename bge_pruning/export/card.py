@@ -73,10 +73,11 @@ def _read_info(folder: Path) -> dict[str, Any]:
             f"{folder}: holds no {MARKER}, so it is no extracted model and its {CARD} is kept. To "
             f"fix, give the folder that scripts/extract_pruned_model.py wrote."
         )
+    info = read_json(folder / MARKER)
+    # What sentence-transformers does; somebody may have changed it since the extraction.
     settings = read_json(folder / "sentence_bert_config.json", {})
-    # What sentence-transformers obeys; somebody may have set it since.
-    limits = {key: value for key, value in settings.items() if key == "max_seq_length"}
-    return {**read_json(folder / MARKER), **limits}
+    longest = settings.get("max_seq_length") or info.get("max_seq_length")
+    return {**info, "max_seq_length": longest}
 
 
 def _read(

@@ -5,7 +5,7 @@ from __future__ import annotations
 import gc
 import logging
 import shutil
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -46,10 +46,12 @@ def add_projection(
 
     Raises:
         FileNotFoundError: If a file or the unpruned model is not there.
-        ValueError: If the unpruned model is not the one that was pruned, or the texts are too few.
+        ValueError: If the unpruned model is not the one that was pruned, or has such a module
+            itself, or the texts are too few.
         ValidationError: If sentence-transformers makes other vectors of the folder.
     """
     kept, size = info["kept"]["hidden"], info["source_shape"]["hidden_size"]
+    _check_source(info["source"], size)
     if len(kept) == size and not texts:
         log.info("dense vectors have all %d dimensions of the source: no map is needed", size)
         return None
@@ -67,6 +69,17 @@ def add_projection(
         "dimensions": size,
         "texts": len(read_texts(texts)) if texts else None,
     }
+
+
+def _check_source(source: Mapping[str, Any], size: int) -> None:
+    """An index of the source's vectors has the dimensions of its map, not those of its encoder."""
+    if "projection" in source:
+        raise ValueError(
+            f"{source['base_model']} was itself written with --keep-dimension: its vectors have "
+            f"{source['projection']['dimensions']} dimensions, and training was in the {size} of "
+            f"its encoder. To fix, leave --keep-dimension out, or prune the model that it was cut "
+            f"from."
+        )
 
 
 def read_texts(files: Sequence[str]) -> list[str]:

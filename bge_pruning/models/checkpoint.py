@@ -26,6 +26,8 @@ WORD_TABLE = "backbone.embeddings.word_embeddings.weight"
 # Of a run that keeps it. Composer neither goes on from it nor deletes it: it looks for other names.
 BEST_CHECKPOINT = "best-rank0.pt"
 BEST_KEY = "best"
+# First bytes of what torch.save writes, a zip archive.
+ARCHIVE = b"PK\x03\x04"
 
 # Composer stores times, versions and NumPy's random state beside the tensors: data, not code.
 PLAIN_TYPES = [
@@ -235,6 +237,9 @@ def _with_prefix(state: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
 def _load_state(path: Path) -> dict[str, Any]:
     """The content of a checkpoint; its tensors are parts of the file, mapped privately."""
     try:
+        with path.open("rb") as file:
+            if file.read(len(ARCHIVE)) != ARCHIVE:  # torch would advise to save it in another way
+                raise ValueError("not in the format of torch.save")
         with torch.serialization.safe_globals(PLAIN_TYPES):
             return torch.load(path, map_location="cpu", weights_only=True, mmap=True)
     except Exception as error:  # a damaged pickle can raise anything

@@ -184,6 +184,13 @@ def _compatibility(info: Mapping[str, Any], index: Mapping[str, Any] | None) -> 
         )
     if index is not None:
         parts += render_compatibility(index).splitlines()
+    elif parts:
+        parts.append(
+            f"How well: not measured. In a checkout of bge_pruning, `python "
+            f"scripts/check_index_compatibility.py {hub_name(info['source']) or 'ORIGINAL'} "
+            f"{PLACE} --texts FILE --output index.json` measures it, and `python "
+            f"scripts/write_model_card.py {PLACE} --index index.json` adds it here."
+        )
     return ["## Vector compatibility", *parts] if parts else []
 
 
@@ -196,8 +203,8 @@ def _limits(info: Mapping[str, Any]) -> list[str]:
     if shape["vocab_size"] != source["vocab_size"]:
         items.append(
             "Token ids are this model's own, and so are the keys of sparse weights: "
-            "`vocab_map.json` holds for each id that of the original. A sparse index of the "
-            "original needs them translated."
+            "`vocab_map.json` holds for each id that of the vocabulary before it was trimmed. A "
+            "sparse index of the original needs them translated."
         )
     if shape["hidden_size"] != source["hidden_size"] and "projection" not in info:
         items.append(

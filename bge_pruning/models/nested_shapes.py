@@ -42,7 +42,7 @@ def choose_nested_shapes(l0_module: L0Module, densities: Sequence[float]) -> lis
     Raises:
         ValueError: If a density is not in (0, 1), is there twice, or no nested shapes have them.
     """
-    _check_densities(densities)
+    check_densities(densities)
     agreement = mask_log_likelihoods(l0_module.shape, l0_module.log_alpha)
     order = sorted(densities, reverse=True)
     for multiple_of in GRANULARITIES:
@@ -87,7 +87,15 @@ def _candidates(l0_module: L0Module, density: float, multiple_of: int) -> list[E
     return [shape for shape in near if is_near(shape)]
 
 
-def _check_densities(densities: Sequence[float]) -> None:
+def check_densities(densities: Sequence[float]) -> None:
+    """Refuse what cannot be the densities of a family, before a training whose gates they need.
+
+    Args:
+        densities: Shares of the encoder's parameters to keep.
+
+    Raises:
+        ValueError: If one is not in (0, 1) or is there twice, or there is none.
+    """
     wrong = [density for density in densities if not 0 < density < 1]
     if wrong or not densities or len(set(densities)) < len(densities):
         raise ValueError(

@@ -30,7 +30,8 @@ def build_record(model: TrainedModel, shape: EncoderShape, keep: KeepIndices) ->
         keep: What stays.
 
     Returns:
-        ``source`` (``base_model``, ``revision``, ``license``, ``origin``), ``source_shape``,
+        ``source`` (``base_model``, ``revision``, ``license``, ``origin``, and ``projection`` if its
+        dense vectors are not those of its encoder, which was trained), ``source_shape``,
         ``shape``, ``parameters`` of both, ``kept`` indices in the source's numbering,
         ``constraint`` (:func:`compute_constraint_report`), ``seed``, ``batches`` of training by
         stage, ``pooling``, ``max_seq_length`` and ``versions``. A recovery run inherits what the
@@ -60,6 +61,8 @@ def build_record(model: TrainedModel, shape: EncoderShape, keep: KeepIndices) ->
     }
     if model.l0_module is not None:
         info["constraint"] = compute_constraint_report(model.l0_module, shape)
+    if earlier is not None and "projection" in earlier:
+        info["source"]["projection"] = earlier["projection"]
     if earlier is not None and model.l0_module is None:
         # A recovery run: what was cut, and from what, was decided by the run before it.
         inherited = ("source", "source_shape", "kept", "constraint")

@@ -17,7 +17,12 @@ from bge_pruning.models.model_files import (
     read_tokenizer_files,
     read_vocabulary,
 )
-from bge_pruning.models.pretrained import load_base_model, weight_file
+from bge_pruning.models.pretrained import (
+    BaseModel,
+    load_base_model,
+    read_heads,
+    weight_file,
+)
 from bge_pruning.models.structural_pruning import PruningMasks
 
 HIDDEN = "hidden_states"
@@ -128,6 +133,35 @@ class Teacher:
         folder = fetch_model_folder(self.name, self.revision)
         vocab_size = read_hf_config(folder)["vocab_size"]
         return read_vocabulary(read_tokenizer_files(folder, vocab_size))
+
+    def colbert_dim(self) -> int:
+        """Size of its multi-vectors, 0 if it has none."""
+        head = read_heads(fetch_model_folder(self.name, self.revision))["colbert_linear"]
+        return 0 if head is None else head["weight"].shape[0]
+
+    def find_mismatch(self, student: BaseModel) -> str | None:
+        """Why it cannot teach a model, ``None`` if it can.
+
+        An extracted model has the tokens and multi-vectors of its source, unless asked otherwise.
+
+        Args:
+            student: The model.
+        """
+        if self.vocabulary() != read_vocabulary(student.tokenizer_files):
+            return (
+                f"teacher '{self.name}' and {student.name} have different tokenizers: the same ids "
+                f"mean other words to it. To fix, set teacher.base_model to a model with the "
+                f"tokenizer of {student.name}, such as itself, or train a model with all tokens "
+                f"and trim the vocabulary when the trained one is extracted."
+            )
+        size, own = self.colbert_dim(), student.shape.colbert_dim
+        if "colbert_vecs" in self.names and size and own and size != own:
+            return (
+                f"teacher '{self.name}' has multi-vectors of {size} dimensions, {student.name} of "
+                f"{own}, so they cannot be compared. To fix, set loss.distillation_colbert=0, or "
+                f"train a model that was extracted without --colbert-dim hidden."
+            )
+        return None
 
     def fingerprint(self) -> str:
         """Hash of all that its outputs depend on: weights, heads, sizes and pooling.

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
+
+from bge_pruning.utils.markdown import escape
 
 _COLUMNS = (
     *("corpus", "role", "texts", "tokens", "tokens kept", "texts read alike", "length"),
@@ -38,8 +41,11 @@ def _table(rows: list[Mapping[str, Any]]) -> str:
 
 
 def _cells(row: Mapping[str, Any]) -> tuple[str, ...]:
+    # A card is published; where somebody keeps a corpus is nobody's business.
+    path = Path(row["corpus"])
+    corpus = path.name if path.is_absolute() else row["corpus"]
     return (
-        *(row["corpus"], row["role"], f"{row['texts']:,}", f"{row['tokens']:,}"),
+        *(escape(corpus), row["role"], f"{row['texts']:,}", f"{row['tokens']:,}"),
         *(f"{row[name]:.2%}" for name in ("tokens_kept", "texts_same")),
         f"{row['growth']:.3f}",
         *(f"{row[name]:.2%}" for name in ("unknown_before", "unknown_after")),

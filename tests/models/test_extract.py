@@ -313,6 +313,20 @@ def test_the_source_has_to_be_the_one_that_was_pruned(
     assert not (tmp_path / "small").exists()
 
 
+@pytest.mark.parametrize("fitted", [False, True])
+def test_a_source_with_a_map_of_its_own(fitted, metadata, save_run, run, many_texts, tmp_path):
+    """An index of it has the dimensions of that map; the gates were those of its encoder's."""
+    first = extract(run, tmp_path / "first", options=ExtractOptions(keep_dimension=True))
+    again = replace(metadata, base_model=str(tmp_path / "first"), source_pruning=first)
+    run = save_run(again)
+    options = ExtractOptions(keep_dimension=True, fit_texts=(many_texts,) if fitted else ())
+    message = r"first was itself written with --keep-dimension: its vectors have 32 dim.* To fix"
+    with pytest.raises(ValueError, match=message):
+        extract(run, tmp_path / "second", options=options)
+    assert not (tmp_path / "second").exists()
+    assert extract(run, tmp_path / "second")["source"]["projection"] == first["projection"]
+
+
 def test_a_wrong_dense_module_is_not_delivered(run, tmp_path, monkeypatch):
     from bge_pruning.export import keep_dimension
 

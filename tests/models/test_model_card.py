@@ -231,7 +231,8 @@ def test_a_trimmed_vocabulary(make_info):
     info = {**make_info(vocab_size=30000), "vocabulary": VOCABULARY}
     card = render_model_card(info)
     assert "| de.txt | chosen | 400 | 9,000 | 99.90% |" in section(card, "Vocabulary")
-    assert "`vocab_map.json` holds for each id that of the original." in section(card, "Limits")
+    said = "`vocab_map.json` holds for each id that of the vocabulary before it was trimmed."
+    assert said in section(card, "Limits")
     assert "vocab_map.json" not in render_model_card(make_info())
 
 
@@ -278,6 +279,9 @@ def test_a_projection(kind, texts, said, make_info):
     assert "It gives dense vectors of 1,024 dimensions" in card
     assert "The map, `2_Dense`, has 786,432 parameters more." in found
     assert "made anew" not in card
+    assert "How well: not measured." in found and "write_model_card.py THIS_FOLDER --index" in found
+    measured = section(render_model_card(info, None, INDEX), "Vector compatibility")
+    assert "not measured" not in measured and "finds 91.2%" in measured
 
 
 def test_an_index_that_was_searched(make_info):

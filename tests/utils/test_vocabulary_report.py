@@ -34,6 +34,15 @@ def test_no_script():
     assert "scripts: none" in render_vocabulary({**REPORT, "scripts": []})[0]
 
 
+def test_a_card_tells_no_folders_and_its_table_stays_one():
+    names = ("/home/me/secret/news.txt", "a|b.txt", "data/sentences/newstest2019-en.txt.gz")
+    rows = [{**ROW, "corpus": name} for name in names]
+    table = render_vocabulary({**REPORT, "coverage": rows})[1]
+    expected = ["news.txt", r"a\|b.txt", "data/sentences/newstest2019-en.txt.gz"]
+    for line, name in zip(table.splitlines()[2:], expected, strict=True):
+        assert line.startswith(f"| {name} | held out |")
+
+
 def test_a_row_for_each_corpus():
     lines = render_vocabulary(REPORT)[1].splitlines()
     assert len(lines) == 4
