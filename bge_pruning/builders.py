@@ -118,12 +118,12 @@ def build_base_model(config: Config) -> BaseModel:
     base = load_base_model(m.base_model, m.revision, m.pooling, m.dropout, m.init_missing_heads)
     if base.projection is None:
         return base
+    advice = "Extract with --keep-dimension to get a new one."
+    if m.l0_module is not None:  # its kept dimensions are those of the encoder
+        advice = "For an index of its vectors, prune the model that it was cut from."
     log.warning(
-        "%s: its projection to %d dimensions is left out, training is in the %d of the encoder. "
-        "Extract with --keep-dimension to get a new one.",
-        base.name,
-        base.dense_size(),
-        base.shape.hidden_size,
+        "%s: its projection to %d dimensions is left out, training is in the %d of the encoder. %s",
+        *(base.name, base.dense_size(), base.shape.hidden_size, advice),
     )
     return replace(base, projection=None)
 

@@ -142,7 +142,7 @@ class ExportConfig:
     """What the pipeline's finished model is written as; the options of extract_pruned_model.py."""
 
     dtype: str = "fp32"  # of the weights on disk: fp32, fp16, bf16
-    # Size of a multi-vector: keep, or hidden: same scores, FlagEmbedding and vLLM need no argument.
+    # Size of a multi-vector: keep, or hidden: same scores, FlagEmbedding needs no colbert_dim.
     colbert_dim: str = "keep"
     keep_dimension: bool = False  # dense vectors in the source's dimensions, for an existing index
     fit_texts: list[str] = field(default_factory=list)  # files to fit that map on

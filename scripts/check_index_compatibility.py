@@ -37,7 +37,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--output", type=Path, help="JSON file to write")
     parser.add_argument("--overwrite", action="store_true", help="replace the output file")
     args = parser.parse_args(argv)
-    if min(args.limit, args.batch_size) < 1 or (args.max_length or 1) < 1:
+    longest = 1 if args.max_length is None else args.max_length
+    if min(args.limit, args.batch_size, longest) < 1:
         parser.error("--limit, --batch-size and --max-length must be above 0")
     return run_command(lambda: run(args))
 

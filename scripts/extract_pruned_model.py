@@ -47,7 +47,7 @@ def add_model_arguments(parser: argparse.ArgumentParser) -> None:
         choices=("keep", "hidden"),
         default="keep",
         help="size of a multi-vector: as in the source, or the new hidden size, with the same "
-        "scores, which FlagEmbedding and vLLM load without arguments (default: %(default)s)",
+        "scores, which FlagEmbedding loads without colbert_dim (default: %(default)s)",
     )
     group.add_argument(
         "--keep-dimension",

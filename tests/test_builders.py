@@ -412,7 +412,9 @@ def test_training_is_in_the_dimensions_of_the_encoder(
     found = build_base_model(config)
     assert found.projection is None and found.shape == base.shape
     message = "tiny-projected: its projection to 40 dimensions is left out, training is in the 32 "
-    assert message in caplog.text and "Extract with --keep-dimension" in caplog.text
+    assert message in caplog.text and "prune the model that it was cut from." in caplog.text
+    build_base_model(configure(f"model.base_model={projected_folder}", "model.l0_module=null"))
+    assert "Extract with --keep-dimension to get a new one." in caplog.text
     teacher = build_teacher(config, found)
     assert teacher.hidden_size() == 32
     ids = torch.tensor([[0, 5, 6, 2]])

@@ -88,7 +88,11 @@ USAGE = {
     "benchmark_evaluation": [[], ["m", "--rounds", "0"], ["m", "--texts", "0"]],
     "benchmark_data": [[], ["a.yaml", "--batches", "0"], ["a.yaml", "--batches", "few"]],
     "benchmark_extraction": [["--rounds", "0"], ["--dtype", "int8"], ["a.yaml"]],
-    "check_index_compatibility": [["a", "b"], ["a", "--texts", "t.txt"]],
+    "check_index_compatibility": [
+        ["a", "b"],
+        ["a", "--texts", "t.txt"],
+        ["a", "b", "--texts", "t.txt", "--max-length", "0"],
+    ],
     "benchmark_int8": [["m"], ["--sts", "a.csv"], ["m", "--sts", "a.csv", "--rounds", "0"]],
     "compare_runs": [["a"], ["--output", "o"]],
     "evaluate_model": [

@@ -90,6 +90,11 @@ def _read(
     content = _read_record(path, name)
     if given is not None:  # the folder may have been moved since its copy was made
         _check_path(path, content[NAMES[name]], folder)
+        if name == INDEX and Path(str(content.get("old"))).resolve() == folder.resolve():
+            raise ValueError(
+                f"{path}: compares the model with itself, which says nothing about an index of the "
+                f"original. To fix, give the original as OLD to scripts/{WRITERS[INDEX]}."
+            )
     if name == EVALUATION:
         _check_parameters(path, content, info)
     return content

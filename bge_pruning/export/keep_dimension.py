@@ -55,7 +55,8 @@ def add_projection(
     if len(kept) == size and not texts:
         log.info("dense vectors have all %d dimensions of the source: no map is needed", size)
         return None
-    projection = _fit(folder, info, texts) if texts else compute_selection(kept, size)
+    lines = read_texts(texts)
+    projection = _fit(folder, info, lines) if texts else compute_selection(kept, size)
     plain = sentence_vectors(folder)
     _insert(folder, projection)
     difference = float((sentence_vectors(folder) - project(plain, projection)).abs().max())
@@ -67,7 +68,7 @@ def add_projection(
     return {
         "kind": "fitted" if texts else "selection",
         "dimensions": size,
-        "texts": len(read_texts(texts)) if texts else None,
+        "texts": len(lines) if texts else None,
     }
 
 
@@ -96,8 +97,8 @@ def read_texts(files: Sequence[str]) -> list[str]:
     return list(dict.fromkeys(row.text for row in rows))
 
 
-def _fit(folder: Path, info: dict[str, Any], files: Sequence[str]) -> Tensor:
-    texts, source = read_texts(files), info["source"]
+def _fit(folder: Path, info: dict[str, Any], texts: Sequence[str]) -> Tensor:
+    source = info["source"]
     log.info("fitting the map on %d texts of %s", len(texts), source["base_model"])
     pruned = _embed(load_base_model(str(folder)), texts)
     base = load_base_model(source["base_model"], source["revision"], info["pooling"])

@@ -189,6 +189,12 @@ def test_another_model_of_the_same_sizes(refused, folder, write, evaluated, inde
     refused(ValueError, message, None, write("a.json", INDEX, "new", other))
 
 
+def test_an_index_of_its_own(refused, folder, write):
+    """Agreement is 100 % then, and the card would tell it of the original's index."""
+    message = r"a\.json: compares the model with itself.* To fix, give the original as OLD to"
+    refused(ValueError, message, None, write("a.json", {**INDEX, "old": str(folder)}, "new"))
+
+
 def test_a_file_of_the_folder(refused, folder, write, evaluated):
     """Scores of the int8 graph are not those of the model."""
     (folder / "onnx").mkdir()
