@@ -16,6 +16,7 @@ import torch.nn.functional as F  # noqa: N812
 from torch import Tensor, nn
 
 from bge_pruning.models.encoder_shape import EncoderShape, ParameterCount
+from bge_pruning.models.packing import Packing, compute_packing
 from bge_pruning.models.structural_pruning import (
     KeepIndices,
     PruningMasks,
@@ -74,13 +75,14 @@ class Embeddings(nn.Module):
         self.LayerNorm = nn.LayerNorm(hidden, eps=eps)
         self.dropout = nn.Dropout(dropout)
 
-    def forward(self, input_ids: Tensor, hidden_z: Tensor | None) -> Tensor:
-        """Embed ``input_ids`` of shape ``(B, T)`` as ``(B, T, H)``."""
+    def forward(self, input_ids: Tensor, packing: Packing, hidden_z: Tensor | None) -> Tensor:
+        """Embed ``input_ids`` of shape ``(B, T)`` as packed tokens ``(N, H)``."""
         # Positions count real tokens from pad_token_id + 1; padding stays at pad_token_id.
         real = input_ids.ne(self.pad_token_id).long()
         positions = real.cumsum(dim=1) * real + self.pad_token_id
-        u = self.word_embeddings(input_ids) + self.token_type_embeddings.weight[0]
-        u = u + self.position_embeddings(positions)
+        words = self.word_embeddings(packing.pack(input_ids))
+        u = words + self.token_type_embeddings.weight[0]
+        u = u + self.position_embeddings(packing.pack(positions))
         return self.dropout(_layer_norm(self.LayerNorm, u, hidden_z))
 
 
@@ -96,22 +98,30 @@ class SelfAttention(nn.Module):
         self.key = nn.Linear(shape.hidden_size, inner)
         self.value = nn.Linear(shape.hidden_size, inner)
 
-    def forward(self, x: Tensor, attention_bias: Tensor, head_z: Tensor | None) -> Tensor:
-        """Attend; ``x`` is ``(B, T, H)``, the result ``(B, T, A * D)``, gated per head."""
-
-        def split(projected: Tensor) -> Tensor:
-            return projected.unflatten(-1, (-1, self.head_dim)).transpose(1, 2)  # (B, A, T, D)
-
-        context = F.scaled_dot_product_attention(
-            split(self.query(x)),
-            split(self.key(x)),
-            split(self.value(x)),
-            attn_mask=attention_bias,
-            dropout_p=self.dropout_p if self.training else 0.0,
-        ).transpose(1, 2)  # (B, T, A, D)
+    def forward(self, x: Tensor, packing: Packing, head_z: Tensor | None) -> Tensor:
+        """Attend; ``x`` is ``(N, H)``, the result ``(N, A * D)``, gated per head."""
+        # One split of each, whose gradient is one concatenation; slices would each be padded back.
+        parts = [f(x).split(packing.group_tokens) for f in (self.query, self.key, self.value)]
+        groups = zip(packing.groups, *parts, strict=True)
+        context = torch.cat([self._attend(*group) for group in groups])  # (N, A, D)
         if head_z is not None:
             context = context * head_z[:, None]
-        return context.flatten(2)
+        return context.flatten(1)
+
+    def _attend(self, size: tuple[int, int], query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+        """Attention of texts of one length, packed; shape ``(texts * length, A, D)``."""
+
+        def split(projected: Tensor) -> Tensor:
+            heads = projected.unflatten(-1, (-1, self.head_dim))
+            return heads.unflatten(0, size).transpose(1, 2)  # (texts, A, length, D)
+
+        context = F.scaled_dot_product_attention(
+            split(query),
+            split(key),
+            split(value),
+            dropout_p=self.dropout_p if self.training else 0.0,
+        )
+        return context.transpose(1, 2).flatten(0, 1)
 
 
 class ResidualOutput(nn.Module):
@@ -124,7 +134,7 @@ class ResidualOutput(nn.Module):
         self.dropout = nn.Dropout(dropout)
 
     def forward(self, inner: Tensor, residual: Tensor, hidden_z: Tensor | None) -> Tensor:
-        """``LN(residual + dense(inner))``, shape ``(B, T, H)``."""
+        """``LN(residual + dense(inner))``, shape ``(N, H)``."""
         return _layer_norm(self.LayerNorm, residual + self.dropout(self.dense(inner)), hidden_z)
 
 
@@ -146,7 +156,7 @@ class Intermediate(nn.Module):
         self.dense = nn.Linear(hidden, units)
 
     def forward(self, x: Tensor, intermediate_z: Tensor | None) -> Tensor:
-        """``gelu(dense(x))``, shape ``(B, T, F)``, gated per unit."""
+        """``gelu(dense(x))``, shape ``(N, F)``, gated per unit."""
         activated = F.gelu(self.dense(x))
         return activated if intermediate_z is None else activated * intermediate_z
 
@@ -160,11 +170,11 @@ class Layer(nn.Module):
         self.intermediate = Intermediate(shape.hidden_size, shape.intermediate_size)
         self.output = ResidualOutput(shape.intermediate_size, shape.hidden_size, eps, dropout)
 
-    def forward(self, x: Tensor, attention_bias: Tensor, masks: PruningMasks, index: int) -> Tensor:
+    def forward(self, x: Tensor, packing: Packing, masks: PruningMasks, index: int) -> Tensor:
         """``x <- layer_z * y + (1 - layer_z) * x``; a closed layer is the identity."""
         head_z = None if masks.head is None else masks.head[index]
         unit_z = None if masks.intermediate is None else masks.intermediate[index]
-        context = self.attention.self(x, attention_bias, head_z)
+        context = self.attention.self(x, packing, head_z)
         h = self.attention.output(context, x, masks.hidden)
         y = self.output(self.intermediate(h, unit_z), h, masks.hidden)
         # torch.lerp returns x exactly at 0 and y exactly at 1.
@@ -243,13 +253,14 @@ class XLMRobertaBackbone(nn.Module):
             masks: Gates; ``None`` is the whole model.
 
         Returns:
-            Shape ``(B, T, H)``; 0 in closed hidden dimensions.
+            Shape ``(B, T, H)``; 0 for padding and in closed hidden dimensions.
         """
         masks = PruningMasks() if masks is None else masks
-        x, bias = self._enter(input_ids, attention_mask, masks)
+        packing = compute_packing(attention_mask)
+        x = self.embeddings(input_ids, packing, masks.hidden)
         for index, layer in enumerate(self.encoder.layer):
-            x = layer(x, bias, masks, index)
-        return x
+            x = layer(x, packing, masks, index)
+        return packing.unpack(x)
 
     def hidden_states(
         self, input_ids: Tensor, attention_mask: Tensor, masks: PruningMasks | None = None
@@ -260,21 +271,13 @@ class XLMRobertaBackbone(nn.Module):
             Shape ``(B, L, T, H)``; a closed layer repeats the one before.
         """
         masks = PruningMasks() if masks is None else masks
-        x, bias = self._enter(input_ids, attention_mask, masks)
+        packing = compute_packing(attention_mask)
+        x = self.embeddings(input_ids, packing, masks.hidden)
         states = []
         for index, layer in enumerate(self.encoder.layer):
-            x = layer(x, bias, masks, index)
-            states.append(x)
+            x = layer(x, packing, masks, index)
+            states.append(packing.unpack(x))
         return torch.stack(states, dim=1)
-
-    def _enter(
-        self, input_ids: Tensor, attention_mask: Tensor, masks: PruningMasks
-    ) -> tuple[Tensor, Tensor]:
-        """Embeddings, and what is added to the attention scores."""
-        x = self.embeddings(input_ids, masks.hidden)
-        # (B, 1, 1, T); finite, so that a row of padding is no NaN.
-        bias = (1.0 - attention_mask[:, None, None, :].to(x.dtype)) * torch.finfo(x.dtype).min
-        return x, bias
 
     def keep_indices(self, masks: PruningMasks) -> KeepIndices:
         """Indices that binary gates keep of this model."""
