@@ -16,6 +16,7 @@ import torch.nn.functional as F  # noqa: N812
 from torch import Tensor, nn
 
 from bge_pruning.models.encoder_shape import EncoderShape, ParameterCount
+from bge_pruning.models.masked_layer_norm import masked_layer_norm
 from bge_pruning.models.packing import Packing, compute_packing
 from bge_pruning.models.structural_pruning import (
     KeepIndices,
@@ -26,32 +27,6 @@ from bge_pruning.models.structural_pruning import (
     prune_layer_norm,
     prune_linear,
 )
-
-
-def masked_layer_norm(
-    u: Tensor, weight: Tensor, bias: Tensor, eps: float, hidden_z: Tensor
-) -> Tensor:
-    """LayerNorm whose statistics are weighted by the hidden gates.
-
-    ``n = sum(z)``, ``mean = sum(z u) / n``, ``var = sum(z (u - mean)^2) / n`` and the output is
-    ``((u - mean) / sqrt(var + eps) * weight + bias) * z``. With binary gates this is LayerNorm
-    over the open dimensions and 0 elsewhere; with soft gates it is a smooth relaxation.
-
-    Args:
-        u: Input, shape ``(..., H)``.
-        weight: Shape ``(H,)``.
-        bias: Shape ``(H,)``.
-        eps: Added to the variance.
-        hidden_z: Gates in [0, 1], shape ``(H,)``, not all 0.
-
-    Returns:
-        Shape ``(..., H)``.
-    """
-    share = hidden_z / hidden_z.sum()
-    centred = u - (u @ share).unsqueeze(-1)
-    variance = (centred * centred) @ share
-    scale = torch.rsqrt(variance + eps).unsqueeze(-1)
-    return centred * scale * (weight * hidden_z) + bias * hidden_z
 
 
 def _layer_norm(norm: nn.LayerNorm, u: Tensor, hidden_z: Tensor | None) -> Tensor:
@@ -98,18 +73,15 @@ class SelfAttention(nn.Module):
         self.key = nn.Linear(shape.hidden_size, inner)
         self.value = nn.Linear(shape.hidden_size, inner)
 
-    def forward(self, x: Tensor, packing: Packing, head_z: Tensor | None) -> Tensor:
-        """Attend; ``x`` is ``(N, H)``, the result ``(N, A * D)``, gated per head."""
+    def forward(self, x: Tensor, packing: Packing) -> Tensor:
+        """Attend; ``x`` is ``(N, H)``, the result ``(N, A * D)``."""
         # One split of each, whose gradient is one concatenation; slices would each be padded back.
         parts = [f(x).split(packing.group_tokens) for f in (self.query, self.key, self.value)]
         groups = zip(packing.groups, *parts, strict=True)
-        context = torch.cat([self._attend(*group) for group in groups])  # (N, A, D)
-        if head_z is not None:
-            context = context * head_z[:, None]
-        return context.flatten(1)
+        return torch.cat([self._attend(*group) for group in groups])
 
     def _attend(self, size: tuple[int, int], query: Tensor, key: Tensor, value: Tensor) -> Tensor:
-        """Attention of texts of one length, packed; shape ``(texts * length, A, D)``."""
+        """Attention of texts of one length, packed; shape ``(texts * length, A * D)``."""
 
         def split(projected: Tensor) -> Tensor:
             heads = projected.unflatten(-1, (-1, self.head_dim))
@@ -121,7 +93,7 @@ class SelfAttention(nn.Module):
             split(value),
             dropout_p=self.dropout_p if self.training else 0.0,
         )
-        return context.transpose(1, 2).flatten(0, 1)
+        return context.transpose(1, 2).flatten(0, 1).flatten(1)
 
 
 class ResidualOutput(nn.Module):
@@ -133,9 +105,17 @@ class ResidualOutput(nn.Module):
         self.LayerNorm = nn.LayerNorm(hidden, eps=eps)
         self.dropout = nn.Dropout(dropout)
 
-    def forward(self, inner: Tensor, residual: Tensor, hidden_z: Tensor | None) -> Tensor:
-        """``LN(residual + dense(inner))``, shape ``(N, H)``."""
-        return _layer_norm(self.LayerNorm, residual + self.dropout(self.dense(inner)), hidden_z)
+    def forward(
+        self, inner: Tensor, residual: Tensor, inner_z: Tensor | None, hidden_z: Tensor | None
+    ) -> Tensor:
+        """``LN(residual + dense(inner * inner_z))``, shape ``(N, H)``.
+
+        The gates of heads or units scale the columns of the weight: it has fewer rows than a batch
+        has tokens, and the batch need not be kept a second time for the gradient.
+        """
+        weight = self.dense.weight if inner_z is None else self.dense.weight * inner_z
+        y = F.linear(inner, weight, self.dense.bias)
+        return _layer_norm(self.LayerNorm, residual + self.dropout(y), hidden_z)
 
 
 class Attention(nn.Module):
@@ -155,10 +135,9 @@ class Intermediate(nn.Module):
         super().__init__()
         self.dense = nn.Linear(hidden, units)
 
-    def forward(self, x: Tensor, intermediate_z: Tensor | None) -> Tensor:
-        """``gelu(dense(x))``, shape ``(N, F)``, gated per unit."""
-        activated = F.gelu(self.dense(x))
-        return activated if intermediate_z is None else activated * intermediate_z
+    def forward(self, x: Tensor) -> Tensor:
+        """``gelu(dense(x))``, shape ``(N, F)``."""
+        return F.gelu(self.dense(x))
 
 
 class Layer(nn.Module):
@@ -172,11 +151,13 @@ class Layer(nn.Module):
 
     def forward(self, x: Tensor, packing: Packing, masks: PruningMasks, index: int) -> Tensor:
         """``x <- layer_z * y + (1 - layer_z) * x``; a closed layer is the identity."""
-        head_z = None if masks.head is None else masks.head[index]
+        head_z = None
+        if masks.head is not None:
+            head_z = masks.head[index].repeat_interleave(self.attention.self.head_dim)
         unit_z = None if masks.intermediate is None else masks.intermediate[index]
-        context = self.attention.self(x, packing, head_z)
-        h = self.attention.output(context, x, masks.hidden)
-        y = self.output(self.intermediate(h, unit_z), h, masks.hidden)
+        context = self.attention.self(x, packing)
+        h = self.attention.output(context, x, head_z, masks.hidden)
+        y = self.output(self.intermediate(h), h, unit_z, masks.hidden)
         # torch.lerp returns x exactly at 0 and y exactly at 1.
         return y if masks.layer is None else torch.lerp(x, y, masks.layer[index].to(y.dtype))
 
