@@ -42,7 +42,7 @@ def measure_cost(model: AnyEncoder, baseline: AnyEncoder, texts: Sequence[str]) 
     }
     for name, encoder in both.items():
         memory[name] = {
-            "weights": _weight_bytes(encoder),
+            "weights": weight_bytes(encoder),
             "activations": None
             if isinstance(encoder, OnnxEncoder)
             else measure_peak_bytes(lambda e=encoder: e.encode(batch)),
@@ -50,7 +50,8 @@ def measure_cost(model: AnyEncoder, baseline: AnyEncoder, texts: Sequence[str]) 
     return {**measure_speed(model, baseline, texts), "memory_bytes": memory}
 
 
-def _weight_bytes(encoder: AnyEncoder) -> int:
+def weight_bytes(encoder: AnyEncoder) -> int:
+    """Bytes of an encoder's weights; of the files for ONNX Runtime, which keeps them to itself."""
     if isinstance(encoder, OnnxEncoder):
         return sum(file.stat().st_size for file in onnx_files(encoder.path))
     return sum(weight.numel() * weight.element_size() for weight in _weights(encoder))

@@ -16,9 +16,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from bge_pruning.evaluation.cost import weight_bytes
 from bge_pruning.evaluation.onnx_encoder import OnnxEncoder
 from bge_pruning.evaluation.text_encoder import TextEncoder
 from bge_pruning.models.encoder_shape import EncoderShape, layer_parameters
+from bge_pruning.models.precision import DTYPES
 from bge_pruning.models.pretrained import read_shape
 from bge_pruning.utils.memory import measure_peak_bytes
 
@@ -63,6 +65,71 @@ def forward_flops(shape: EncoderShape, lengths: Sequence[int]) -> float:
 def shape_of(encoder: Encoder) -> EncoderShape:
     """Sizes of an encoder's model."""
     return encoder.base.shape if isinstance(encoder, TextEncoder) else read_shape(encoder.folder)
+
+
+def prepare(encoder: Any, dtype: str, compiled: bool) -> Encoder:
+    """An encoder in another precision or compiled, in place.
+
+    Args:
+        encoder: See :func:`bge_pruning.evaluation.encoders.load_encoder`.
+        dtype: A name of :data:`bge_pruning.models.precision.DTYPES`.
+        compiled: Compile the encoder, for static shapes.
+
+    Raises:
+        ValueError: If it is no XLM-R model, or an ONNX file is to be changed.
+    """
+    if isinstance(encoder, OnnxEncoder) and (dtype != "fp32" or compiled):
+        raise ValueError(
+            f"{encoder.name}: an ONNX file has its own precision and runtime. To fix, leave "
+            f"--dtype and --compile out."
+        )
+    if not isinstance(encoder, TextEncoder | OnnxEncoder):
+        raise ValueError(
+            f"{encoder.name}: is no XLM-R model, so its operations cannot be counted. To fix, "
+            f"measure it with evaluate_model.py."
+        )
+    if isinstance(encoder, TextEncoder):
+        encoder.backbone.to(DTYPES[dtype])
+        encoder.heads.to(DTYPES[dtype])
+        if compiled:
+            encoder.backbone.compile()
+    return encoder
+
+
+def measure_efficiency(
+    model: Encoder,
+    baseline: Encoder | None,
+    batch_sizes: Sequence[int],
+    lengths: Sequence[int],
+    texts: Sequence[str],
+    seconds: float,
+) -> dict[str, Any]:
+    """Measure all settings.
+
+    Args:
+        model: The model to judge.
+        baseline: See :func:`measure_setting`.
+        batch_sizes: Texts at once.
+        lengths: Tokens of a text; those that are beyond either model's limit are left out.
+        texts: Texts for real lengths too, if there are any.
+        seconds: Of each setting.
+
+    Returns:
+        ``settings``, see :func:`measure_setting`; ``left_out`` lengths; ``threads`` of torch; and
+        ``weight_bytes`` of each model.
+    """
+    both = {"model": model} | ({} if baseline is None else {"baseline": baseline})
+    limit = min(encoder.max_length for encoder in both.values())
+    kept: list[int | str] = [length for length in lengths if length <= limit]
+    settings = [
+        Setting(size, length) for length in kept + ([REAL] if texts else []) for size in batch_sizes
+    ]
+    return {
+        "settings": [measure_setting(model, baseline, s, texts, seconds) for s in settings],
+        "left_out": [length for length in lengths if length > limit],
+        "threads": torch.get_num_threads(),
+        "weight_bytes": {name: weight_bytes(encoder) for name, encoder in both.items()},
+    }
 
 
 def measure_setting(
