@@ -21,6 +21,12 @@ SCRIPTS = sorted(path.stem for path in FOLDER.glob("*.py"))
 # By script: arguments with something wrong in them, the exit code, and what is said.
 FAILURES = {
     "benchmark_evaluation": (["none", "--collection", "none"], 1, r"none/qrels/train.tsv: no such"),
+    "benchmark_efficiency": (["none"], 1, r"model none is no folder\. To fix, give a model's"),
+    "benchmark_training": (
+        ["none", "--texts", "none.txt"],
+        1,
+        r"none\.txt: no such file\. To fix, check",
+    ),
     "benchmark_data": (["none.yaml"], 2, r"none\.yaml: no such file\. To fix, check the path"),
     "benchmark_extraction": (
         ["--config", "none.yaml"],
@@ -86,6 +92,8 @@ FAILURES = {
 }
 USAGE = {
     "benchmark_evaluation": [[], ["m", "--rounds", "0"], ["m", "--texts", "0"]],
+    "benchmark_efficiency": [[], ["m", "--batch-sizes", "0"], ["m", "--dtype", "int8"]],
+    "benchmark_training": [["m"], ["m", "--texts", "t.txt", "--steps", "0"]],
     "benchmark_data": [[], ["a.yaml", "--batches", "0"], ["a.yaml", "--batches", "few"]],
     "benchmark_extraction": [["--rounds", "0"], ["--dtype", "int8"], ["a.yaml"]],
     "check_index_compatibility": [
