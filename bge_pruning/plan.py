@@ -20,6 +20,7 @@ from bge_pruning.models.encoder_shape import (
 )
 from bge_pruning.models.l0_module_embedding import SHAPE_FIELDS
 from bge_pruning.models.pretrained import read_shape
+from bge_pruning.models.step_memory import step_memory
 from bge_pruning.models.structural_pruning import AXES
 
 BGE_M3_POSITIONS = 8194
@@ -213,24 +214,21 @@ def _parameter_table(plan: Plan) -> list[str]:
 
 
 def estimate_memory(plan: Plan, config: Config) -> dict[str, float]:
-    """Rough peak memory of a training step in bytes, by part, for one device.
+    """Peak memory of a training step in bytes, by part, for one device.
 
-    Weights, gradients and AdamW's two moments take 16 bytes a parameter in float32. A layer keeps
-    about ``16 H + 3 F`` values a token for the backward pass (inputs of the projections, of the
-    gates and of the normalisations), 4 bytes each, or 2 with 16-bit autocast.
+    If every text has ``model.max_length`` tokens: see :func:`step_memory`. Python, torch and its
+    libraries come on top.
     """
-    shape, count = plan.source, count_parameters(plan.source)
     texts = config.device_train_microbatch_size or config.global_train_batch_size
     width = max([_texts_of_row(source, config) for source in config.data.train], default=1)
-    values = shape.num_hidden_layers * (16 * shape.hidden_size + 3 * shape.intermediate_size)
-    item = 4 if config.precision == "fp32" else 2
     distils = any(v > 0 for k, v in vars(config.loss).items() if k.startswith("distillation_"))
-    on_the_fly = distils and not config.teacher.cache
-    return {
-        "weights, gradients, optimizer": 16.0 * int(count.total),
-        "activations": float(texts * width * config.model.max_length * values * item),
-        "teacher": 4.0 * int(count.total) if on_the_fly else 0.0,
-    }
+    return step_memory(
+        plan.source,
+        texts * width * config.model.max_length,
+        gated=bool(plan.axes),
+        teacher=distils and not config.teacher.cache,
+        half=config.precision != "fp32",
+    )
 
 
 def _texts_of_row(source: SourceConfig, config: Config) -> int:
@@ -244,5 +242,5 @@ def _memory_line(plan: Plan, config: Config) -> str:
     detail = ", ".join(f"{name} {size / 2**30:.1f}" for name, size in parts.items() if size)
     return (
         f"memory       about {sum(parts.values()) / 2**30:.1f} GiB at {config.model.max_length} "
-        f"tokens a text ({detail}); a rough estimate, not a measurement"
+        f"tokens a text ({detail}), Python and torch apart; an estimate, not a measurement"
     )

@@ -1,0 +1,103 @@
+"""The estimate against what a step's tensors really take."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+import torch
+import torch.nn.functional as F  # noqa: N812
+
+from bge_pruning.builders import l0_groups, weight_groups
+from bge_pruning.models.bge_m3_backbone import XLMRobertaBackbone
+from bge_pruning.models.composer_bge_m3 import ComposerBGEM3
+from bge_pruning.models.embedding_heads import EmbeddingHeads
+from bge_pruning.models.encoder_shape import EncoderShape, count_parameters
+from bge_pruning.models.l0_module_embedding import L0Module
+from bge_pruning.models.objective import LossWeights
+from bge_pruning.models.step_memory import step_memory
+from bge_pruning.models.structural_pruning import AXES
+from bge_pruning.models.teacher import FrozenEncoder
+from bge_pruning.utils.memory import measure_peak_bytes
+
+SHAPES = {
+    "wide units": EncoderShape(128, 4, 4, 512, 500, 32, 130, colbert_dim=128),
+    "many layers": EncoderShape(128, 4, 8, 256, 500, 32, 130, colbert_dim=128),
+    "large vocabulary": EncoderShape(128, 4, 2, 256, 60_000, 32, 130, colbert_dim=128),
+}
+
+
+def build(shape: EncoderShape) -> tuple[XLMRobertaBackbone, EmbeddingHeads]:
+    heads = EmbeddingHeads(shape.hidden_size, "cls", True, shape.colbert_dim)
+    return XLMRobertaBackbone(shape), heads
+
+
+def measure(shape: EncoderShape, lengths: list[int], gated: bool, teacher: bool) -> float:
+    """Tensors of a step, the weights and moments that were there before included."""
+    target = replace(
+        shape,
+        num_attention_heads=2,
+        hidden_size=64,
+        num_hidden_layers=shape.num_hidden_layers // 2,
+        intermediate_size=shape.intermediate_size // 2,
+    )
+    gates = L0Module(shape, AXES, target, None, seed=0) if gated else None
+    frozen = FrozenEncoder(*build(shape), ("dense_vecs",)) if teacher else None
+    model = ComposerBGEM3(
+        *build(shape), gates, LossWeights(distillation_alignment=1.0), frozen
+    ).train()
+    groups = weight_groups([model.backbone, model.heads], 1e-5, 0.01)
+    groups += l0_groups(gates, 0.1, 0.02, 1.0) if gated else []
+    optimizer = torch.optim.AdamW(groups, lr=1e-5, fused=True)
+    mask = (torch.arange(max(lengths)) < torch.tensor(lengths)[:, None]).long()
+    ids = torch.randint(4, shape.vocab_size, mask.shape) * mask + (1 - mask)
+    vectors = F.normalize(torch.randn(len(lengths), shape.hidden_size), dim=-1)
+    batch = {"input_ids": ids[:, None], "attention_mask": mask[:, None]}
+    batch |= {} if teacher else {"teacher_dense_vecs": vectors[:, None]}
+
+    def step() -> None:
+        model.loss(model(batch), batch)["total"].backward()
+        optimizer.step()
+        optimizer.zero_grad()
+
+    step()  # the moments are made
+    copies = 4 if teacher else 3
+    return measure_peak_bytes(step) + copies * 4.0 * count_parameters(shape).total
+
+
+@pytest.mark.parametrize("teacher", [False, True], ids=["cached", "on the fly"])
+@pytest.mark.parametrize("gated", [False, True], ids=["plain", "gated"])
+@pytest.mark.parametrize("name", SHAPES)
+def test_the_estimate_is_near_the_measurement(name, gated, teacher):
+    lengths = [100, 60, 128, 100, 20, 90, 128, 110] * 2
+    shape = SHAPES[name]
+    found = measure(shape, lengths, gated, teacher)
+    parts = step_memory(shape, sum(lengths), gated, teacher)
+    assert sum(parts.values()) == pytest.approx(found, rel=0.15)
+    if name != "large vocabulary":
+        # Without the weights, which are known: what the step itself takes.
+        weights = parts["weights and optimizer"] + (4.0 * count_parameters(shape).total) * teacher
+        assert sum(parts.values()) - weights == pytest.approx(found - weights, rel=0.15)
+
+
+def test_padding_takes_nothing():
+    shape = SHAPES["many layers"]
+    short = measure(shape, [16] * 15 + [128], True, False)
+    full = measure(shape, [128] * 16, True, False)
+    assert short < 0.5 * full
+
+
+def test_half_precision_and_gradients():
+    shape = SHAPES["wide units"]
+    assert sum(step_memory(shape, 9000, True, True, half=True).values()) < sum(
+        step_memory(shape, 9000, True, True).values()
+    )
+    assert step_memory(shape, 1, True, False)["activations or gradients"] == (
+        4.0 * count_parameters(shape).total
+    )
+
+
+def test_bge_m3_at_8_times_512_tokens_fits_24_gib(bge_m3_shape):
+    """By the estimate: weights, gradients, moments and activations in float32, with gates."""
+    parts = step_memory(bge_m3_shape, 8 * 512, True, False)
+    assert 13 < sum(parts.values()) / 2**30 < 14
