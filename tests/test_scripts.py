@@ -6,7 +6,9 @@ import logging
 import re
 import runpy
 import shutil
+import subprocess
 import sys
+import time
 from contextlib import contextmanager
 from pathlib import Path
 from types import ModuleType
@@ -249,6 +251,40 @@ def test_help_starts_with_the_first_line_of_the_script(name, capsys):
         load_script(name).main(["--help"])
     assert stop.value.code == 0
     assert capsys.readouterr().out.startswith("usage: ")
+
+
+HELP = """\
+import runpy, sys
+from contextlib import redirect_stdout, suppress
+from io import StringIO
+
+for path in sys.argv[1:]:
+    sys.argv = [path, "--help"]
+    with suppress(SystemExit), redirect_stdout(StringIO()):
+        runpy.run_path(path, run_name="__main__")
+print(sorted({"torch", "transformers", "composer", "datasets", "mteb", "numpy"} & set(sys.modules)))
+"""
+
+
+def test_help_loads_nothing_heavy():
+    """So it is there in a moment, in a fresh process."""
+    done = subprocess.run(
+        [sys.executable, "-c", HELP, *map(str, sorted(FOLDER.glob("*.py")))],
+        cwd=FOLDER.parent,
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert done.stdout.strip() == "[]"
+
+
+@pytest.mark.parametrize("words", [["-m", "bge_pruning.train"], ["scripts/run_pipeline.py"]])
+def test_help_is_quick(words):
+    started = time.perf_counter()
+    subprocess.run(
+        [sys.executable, *words, "--help"], cwd=FOLDER.parent, capture_output=True, check=True
+    )
+    assert time.perf_counter() - started < 2.0
 
 
 # train_pruning
