@@ -34,6 +34,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         "--seconds", type=float, default=10.0, help="of each setting (default: %(default)s)"
     )
     parser.add_argument("--output", type=Path, help="JSON file to write")
+    parser.add_argument("--overwrite", action="store_true", help="replace the output file")
     args = parser.parse_args(argv)
     if min(*args.batch_sizes, *args.lengths, args.seconds) <= 0:
         parser.error("batch sizes, lengths and seconds must be above 0")
@@ -49,7 +50,7 @@ def run(args: argparse.Namespace) -> None:
     from bge_pruning.utils.evaluation import collect_versions, refuse_existing, write_json
 
     if args.output is not None:
-        refuse_existing([args.output])
+        refuse_existing([args.output], overwrite=args.overwrite)
     names = [args.model, *([args.baseline] if args.baseline else [])]
     for name in names:
         check_model_name(name)
@@ -74,7 +75,7 @@ def run(args: argparse.Namespace) -> None:
     }
     print(render_efficiency(result))
     if args.output is not None:
-        write_json(result, args.output)
+        write_json(result, args.output, overwrite=args.overwrite)
 
 
 if __name__ == "__main__":

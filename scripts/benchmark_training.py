@@ -33,6 +33,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--device", default="cpu", help="torch device (default: %(default)s)")
     parser.add_argument("--dtype", choices=("fp32", "bf16"), default="fp32", help="of products")
     parser.add_argument("--output", type=Path, help="JSON file to write")
+    parser.add_argument("--overwrite", action="store_true", help="replace the output file")
     args = parser.parse_args(argv)
     numbers = (args.batch_size, args.max_length, args.fixed_length, args.steps)
     if min(numbers) < 1:
@@ -50,7 +51,7 @@ def run(args: argparse.Namespace) -> None:
     from bge_pruning.utils.training_cost import render_training
 
     if args.output is not None:
-        refuse_existing([args.output])
+        refuse_existing([args.output], overwrite=args.overwrite)
     texts = read_texts(args.texts)
     base = load_base_model(args.model)
     length = min(args.max_length, base.max_seq_length)
@@ -69,7 +70,7 @@ def run(args: argparse.Namespace) -> None:
     result = {"model": args.model, "device": args.device, **summarise(costs)}
     print(render_training(result))
     if args.output is not None:
-        write_json(result, args.output)
+        write_json(result, args.output, overwrite=args.overwrite)
 
 
 if __name__ == "__main__":

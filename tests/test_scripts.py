@@ -760,6 +760,33 @@ def test_benchmark_prints_a_row_for_every_source(run, tiny_yaml):
     assert re.search(r"^train +[\d.]+% +[\d.]+% .* \d\.\d\d$", out, re.M)
 
 
+# benchmark_efficiency, benchmark_training
+
+
+def test_efficiency_is_measured_and_written(run, model_folder, sts_csv, tmp_path):
+    words = ["--baseline", model_folder, "--texts", sts_csv, "--lengths", "4", "--batch-sizes", "2"]
+    words += ["--seconds", "0.01", "--output", "speed.json"]
+    code, out, err = run("benchmark_efficiency", model_folder, *words)
+    assert code == 0, err
+    assert out.splitlines()[0].startswith("| texts | tokens | ms (p95) |")
+    found = json.loads((tmp_path / "speed.json").read_text())
+    assert [setting["length"] for setting in found["settings"]] == [4, "real"]
+    again = run("benchmark_efficiency", model_folder, *words)
+    assert_fails(again, 1, r"speed\.json exists")
+    assert run("benchmark_efficiency", model_folder, *words, "--overwrite")[0] == 0
+
+
+def test_training_steps_are_measured_and_written(run, model_folder, sts_csv, tmp_path):
+    words = ["--texts", sts_csv, "--batch-size", "4", "--steps", "2", "--fixed-length", "8"]
+    code, out, err = run("benchmark_training", model_folder, *words, "--output", "steps.json")
+    assert code == 0, err
+    assert "| fixed length | gates |" in out
+    found = json.loads((tmp_path / "steps.json").read_text())
+    assert len(found["steps"]) == 9
+    again = run("benchmark_training", model_folder, *words, "--output", "steps.json")
+    assert_fails(again, 1, r"steps\.json exists")
+
+
 # benchmark_extraction
 
 
