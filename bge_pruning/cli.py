@@ -55,6 +55,25 @@ def check_task_arguments(parser: argparse.ArgumentParser, args: argparse.Namespa
     args.modes = list(dict.fromkeys(args.modes))
 
 
+def parse_pipeline_arguments(
+    parser: argparse.ArgumentParser, argv: Sequence[str] | None
+) -> tuple[list[str], list[str], argparse.Namespace]:
+    """Configuration and tasks of a command that trains and evaluates.
+
+    Args:
+        parser: With the command's own options; those of tasks are added.
+        argv: The command line; ``None`` for the process's own.
+
+    Returns:
+        YAML files, ``key=value`` overrides, and all arguments.
+    """
+    parser.add_argument("config", nargs="+", help="YAML files, merged left to right, and key=value")
+    add_task_arguments(parser)
+    args = parser.parse_intermixed_args(argv)
+    check_task_arguments(parser, args)
+    return *split_arguments(args.config), args
+
+
 def run_command(command: Callable[[], None]) -> int:
     """Run a command; an expected failure becomes one line on stderr.
 

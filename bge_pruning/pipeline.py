@@ -12,6 +12,7 @@ import logging
 import shlex
 import shutil
 import time
+from argparse import Namespace
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -42,6 +43,11 @@ class EvaluationPlan:
     retrieval: Sequence[str] = ()
     split: str = "test"
     modes: Sequence[str] = ("dense",)
+
+    @classmethod
+    def of(cls, args: Namespace) -> EvaluationPlan:
+        """What the options of :func:`bge_pruning.cli.add_task_arguments` say."""
+        return cls(args.sts, args.retrieval, args.split, args.modes)
 
     def arguments(self) -> list[str]:
         """The same for the command line of ``scripts/evaluate_model.py``."""

@@ -43,9 +43,9 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def run(args: argparse.Namespace) -> None:
     """Measure, print, write."""
+    from bge_pruning.datasets.sts_dataloader import read_texts
     from bge_pruning.evaluation.efficiency import measure_efficiency, prepare
     from bge_pruning.evaluation.encoders import check_model_name, load_encoder
-    from bge_pruning.export.keep_dimension import read_texts
     from bge_pruning.utils.efficiency_table import render_efficiency
     from bge_pruning.utils.evaluation import collect_versions, refuse_existing, write_json
 

@@ -44,7 +44,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 def run(args: argparse.Namespace) -> None:
     """Measure, print, write."""
     from bge_pruning.datasets.embedding_dataset import build_tokenizer, tokenize
-    from bge_pruning.export.keep_dimension import read_texts
+    from bge_pruning.datasets.sts_dataloader import read_texts
     from bge_pruning.models.pretrained import load_base_model
     from bge_pruning.training_benchmark import measure_training, summarise
     from bge_pruning.utils.evaluation import refuse_existing, write_json
@@ -52,12 +52,10 @@ def run(args: argparse.Namespace) -> None:
 
     if args.output is not None:
         refuse_existing([args.output], overwrite=args.overwrite)
-    texts = read_texts(args.texts)
+    texts = read_texts(args.texts, args.batch_size * args.steps)
     base = load_base_model(args.model)
     length = min(args.max_length, base.max_seq_length)
-    count = args.batch_size * args.steps
-    chosen = [texts[i * len(texts) // count] for i in range(count)] if len(texts) > count else texts
-    tokens = tokenize(chosen, build_tokenizer(base.tokenizer_files["tokenizer.json"], length))
+    tokens = tokenize(texts, build_tokenizer(base.tokenizer_files["tokenizer.json"], length))
     costs = measure_training(
         base,
         tokens,

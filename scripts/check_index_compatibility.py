@@ -43,21 +43,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     return run_command(lambda: run(args))
 
 
-def read_texts(files: Sequence[str], limit: int) -> list[str]:
-    """Different texts of the files, at most ``limit``, spread evenly over them."""
-    from bge_pruning.datasets.sts_dataloader import read_sentences
-    from bge_pruning.datasets.tables import Table
-
-    texts = list(
-        dict.fromkeys(row.text for file in files for row in read_sentences(Table(str(file))))
-    )
-    if len(texts) <= limit:
-        return texts
-    return [texts[i * len(texts) // limit] for i in range(limit)]
-
-
 def run(args: argparse.Namespace) -> None:
     """Embed, compare, print."""
+    from bge_pruning.datasets.sts_dataloader import read_texts
     from bge_pruning.evaluation.encoders import check_model_name, load_encoder
     from bge_pruning.evaluation.evaluate import default_device
     from bge_pruning.evaluation.index_compatibility import compare_index

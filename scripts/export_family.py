@@ -15,18 +15,12 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from bge_pruning.cli import (
-    add_task_arguments,
-    check_task_arguments,
-    run_command,
-    split_arguments,
-)
+from bge_pruning.cli import parse_pipeline_arguments, run_command
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line; return the exit code."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n\n")[0])
-    parser.add_argument("config", nargs="+", help="YAML files, merged left to right, and key=value")
     parser.add_argument(
         "--densities",
         nargs="+",
@@ -38,10 +32,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument(
         "--run", type=Path, help="a finished pruning run to take the gates of (default: prune now)"
     )
-    add_task_arguments(parser)
-    args = parser.parse_intermixed_args(argv)
-    check_task_arguments(parser, args)
-    paths, overrides = split_arguments(args.config)
+    paths, overrides, args = parse_pipeline_arguments(parser, argv)
     return run_command(lambda: run(paths, overrides, args))
 
 
@@ -56,7 +47,7 @@ def run(paths: list[str], overrides: list[str], args: argparse.Namespace) -> Non
     from bge_pruning.utils.comparison import read_candidates
     from bge_pruning.utils.console import show_comparison
 
-    plan = EvaluationPlan(args.sts, args.retrieval, args.split, args.modes)
+    plan = EvaluationPlan.of(args)
     folders = export_family(paths, overrides, args.densities, plan, args.run)
     if os.environ.get("RANK", "0") == "0":
         candidates, _ = read_candidates([f"{folder.name}={folder}" for folder in folders])

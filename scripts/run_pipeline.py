@@ -10,22 +10,13 @@ import argparse
 import sys
 from collections.abc import Sequence
 
-from bge_pruning.cli import (
-    add_task_arguments,
-    check_task_arguments,
-    run_command,
-    split_arguments,
-)
+from bge_pruning.cli import parse_pipeline_arguments, run_command
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line; return the exit code."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n\n")[0])
-    parser.add_argument("config", nargs="+", help="YAML files, merged left to right, and key=value")
-    add_task_arguments(parser)
-    args = parser.parse_intermixed_args(argv)
-    check_task_arguments(parser, args)
-    paths, overrides = split_arguments(args.config)
+    paths, overrides, args = parse_pipeline_arguments(parser, argv)
     return run_command(lambda: run_and_show(paths, overrides, args))
 
 
@@ -36,7 +27,7 @@ def run_and_show(paths: list[str], overrides: list[str], args: argparse.Namespac
     from bge_pruning.pipeline import EvaluationPlan, run_pipeline
     from bge_pruning.utils.console import show_evaluation
 
-    plan = EvaluationPlan(args.sts, args.retrieval, args.split, args.modes)
+    plan = EvaluationPlan.of(args)
     evaluation = run_pipeline(paths, overrides, plan)
     if evaluation:
         show_evaluation(evaluation, Console(highlight=False))

@@ -7,7 +7,7 @@ of such a table.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -117,6 +117,24 @@ def read_sentences(table: Table, bad: BadRows | None = None) -> Iterator[Row]:
     bad = bad or BadRows()
     is_text = not table.on_hub and table.path.endswith((".txt", ".txt.gz"))
     yield from _text_lines(Path(table.path), bad) if is_text else _table_texts(table, bad)
+
+
+def read_texts(files: Sequence[str], limit: int | None = None) -> list[str]:
+    """Different texts of some files.
+
+    Args:
+        files: See :func:`read_sentences`.
+        limit: At most as many, spread evenly over all of them.
+
+    Raises:
+        FileNotFoundError: If a file is not there.
+        ValueError: If a row is wrong.
+    """
+    rows = (row for file in files for row in read_sentences(Table(file)))
+    texts = list(dict.fromkeys(row.text for row in rows))
+    if limit is None or len(texts) <= limit:
+        return texts
+    return [texts[i * len(texts) // limit] for i in range(limit)]
 
 
 def _text_lines(path: Path, bad: BadRows) -> Iterator[Row]:

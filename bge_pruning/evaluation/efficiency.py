@@ -19,10 +19,11 @@ from torch import Tensor
 from bge_pruning.evaluation.cost import weight_bytes
 from bge_pruning.evaluation.onnx_encoder import OnnxEncoder
 from bge_pruning.evaluation.text_encoder import TextEncoder
-from bge_pruning.models.encoder_shape import EncoderShape, layer_parameters
+from bge_pruning.models.encoder_shape import EncoderShape, forward_flops
 from bge_pruning.models.precision import DTYPES
 from bge_pruning.models.pretrained import read_shape
 from bge_pruning.utils.memory import measure_peak_bytes
+from bge_pruning.utils.model_analysis import wait_for
 
 # Quartiles of a ratio that are further apart than this share of it support no claim.
 NOISY = 0.1
@@ -45,23 +46,6 @@ class Setting:
     length: int | str
 
 
-def forward_flops(shape: EncoderShape, lengths: Sequence[int]) -> float:
-    """Floating-point operations of embedding texts, padding left out.
-
-    2 for each weight of the layers and token, ``4 T A D`` for a token's attention in a layer.
-
-    Args:
-        shape: Sizes of the encoder.
-        lengths: Tokens of each text.
-    """
-    layer = layer_parameters(
-        shape.hidden_size, shape.num_attention_heads, shape.intermediate_size, shape.head_dim
-    )
-    inner = shape.num_attention_heads * shape.head_dim
-    tokens, squares = sum(lengths), sum(length * length for length in lengths)
-    return shape.num_hidden_layers * (2.0 * layer * tokens + 4.0 * inner * squares)
-
-
 def shape_of(encoder: Encoder) -> EncoderShape:
     """Sizes of an encoder's model."""
     return encoder.base.shape if isinstance(encoder, TextEncoder) else read_shape(encoder.folder)
@@ -73,7 +57,7 @@ def prepare(encoder: Any, dtype: str, compiled: bool) -> Encoder:
     Args:
         encoder: See :func:`bge_pruning.evaluation.encoders.load_encoder`.
         dtype: A name of :data:`bge_pruning.models.precision.DTYPES`.
-        compiled: Compile the encoder, for static shapes.
+        compiled: Compile the encoder.
 
     Raises:
         ValueError: If it is no XLM-R model, or an ONNX file is to be changed.
@@ -220,18 +204,13 @@ def _take_turns(
     started = time.perf_counter()
     while len(spent[names[0]]) < LEAST_ROUNDS or time.perf_counter() - started < seconds:
         for name in names:
-            _wait(device)
+            wait_for(device)
             begin = time.perf_counter()
             jobs[name]()
-            _wait(device)
+            wait_for(device)
             spent[name].append(time.perf_counter() - begin)
         names.reverse()
     return spent
-
-
-def _wait(device: str) -> None:
-    if device.startswith("cuda"):
-        torch.cuda.synchronize()
 
 
 def _describe(

@@ -12,8 +12,7 @@ from typing import Any
 import numpy as np
 from torch import Tensor
 
-from bge_pruning.datasets.sts_dataloader import read_sentences
-from bge_pruning.datasets.tables import Table
+from bge_pruning.datasets.sts_dataloader import read_texts
 from bge_pruning.evaluation.evaluate import default_device
 from bge_pruning.evaluation.text_encoder import TextEncoder
 from bge_pruning.models.model_files import (
@@ -81,20 +80,6 @@ def _check_source(source: Mapping[str, Any], size: int) -> None:
             f"its encoder. To fix, leave --keep-dimension out, or prune the model that it was cut "
             f"from."
         )
-
-
-def read_texts(files: Sequence[str]) -> list[str]:
-    """Different texts of files.
-
-    Args:
-        files: See :func:`read_sentences`.
-
-    Raises:
-        FileNotFoundError: If a file is not there.
-        ValueError: If a row is wrong.
-    """
-    rows = (row for file in files for row in read_sentences(Table(file)))
-    return list(dict.fromkeys(row.text for row in rows))
 
 
 def _fit(folder: Path, info: dict[str, Any], texts: Sequence[str]) -> Tensor:

@@ -6,7 +6,7 @@ Every parameter count of the project comes from :func:`layer_parameters` and
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import TypeVar
 
@@ -131,6 +131,23 @@ def count_parameters(shape: EncoderShape) -> ParameterCount:
     )
     embeddings, pooler, heads = outer_parameters(shape.hidden_size, shape)
     return ParameterCount(shape.num_hidden_layers * layer, embeddings, pooler, heads)
+
+
+def forward_flops(shape: EncoderShape, lengths: Sequence[int]) -> float:
+    """Floating-point operations of embedding texts, padding left out; a training step takes thrice.
+
+    2 for each weight of the layers and token, ``4 T A D`` for a token's attention in a layer.
+
+    Args:
+        shape: Sizes of the encoder.
+        lengths: Tokens of each text.
+    """
+    layer = layer_parameters(
+        shape.hidden_size, shape.num_attention_heads, shape.intermediate_size, shape.head_dim
+    )
+    inner = shape.num_attention_heads * shape.head_dim
+    tokens, squares = sum(lengths), sum(length * length for length in lengths)
+    return shape.num_hidden_layers * (2.0 * layer * tokens + 4.0 * inner * squares)
 
 
 def check_exportable(target: EncoderShape, source: EncoderShape) -> None:

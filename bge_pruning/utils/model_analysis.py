@@ -72,6 +72,18 @@ def measure_speed(
     }
 
 
+def wait_for(device: str) -> None:
+    """Wait until a device has done what it was given: a GPU's calls return before.
+
+    Args:
+        device: Torch device.
+    """
+    import torch
+
+    if torch.device(device).type == "cuda":
+        torch.cuda.synchronize(device)
+
+
 def _check_speed_arguments(
     model: Embedder, baseline: Embedder, sentences: Sequence[str], rounds: int
 ) -> None:

@@ -19,6 +19,7 @@ from bge_pruning.models.encoder_shape import (
     check_exportable,
     count_parameters,
     exportable_shapes,
+    forward_flops,
     layer_parameters,
     outer_parameters,
     shapes_near_budget,
@@ -325,3 +326,10 @@ def test_a_budget_of_nothing_is_refused(budget):
 def test_a_budget_that_is_no_number_is_refused():
     with pytest.raises(ValueError, match=r"^a budget of nan encoder parameters is not in \(0, "):
         shapes_near_budget(SOURCE, ALL, float("nan"))
+
+
+def test_operations_of_texts():
+    """Two for each weight and token, and four times the attention's products, layer by layer."""
+    layer = layer_parameters(30, 5, 77, 6)
+    expected = 3 * (2 * layer * (3 + 5) + 4 * 30 * (9 + 25))
+    assert forward_flops(SOURCE, [3, 5]) == expected
