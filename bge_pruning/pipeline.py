@@ -24,6 +24,7 @@ from bge_pruning.config_schema import ExportConfig
 if TYPE_CHECKING:
     from bge_pruning.evaluation.tasks import Task
     from bge_pruning.export.extract import ExtractOptions
+    from bge_pruning.models.encoder_shape import EncoderShape
 
 log = logging.getLogger(__name__)
 
@@ -160,7 +161,8 @@ def export_options(config: Config) -> ExtractOptions:
     """What the finished model is written as; what cannot be is refused before the training.
 
     Raises:
-        ConfigError: If the model has no multi-vector head to make square.
+        ConfigError: If the model has no multi-vector head to make square, or fewer tokens than are
+            to be kept.
         FileNotFoundError: See :func:`bge_pruning.export.extract.read_options`, also for what else.
     """
     from bge_pruning.export.extract import read_options
@@ -169,6 +171,12 @@ def export_options(config: Config) -> ExtractOptions:
         raise ConfigError(
             f"export.colbert_dim is hidden, but {config.model.base_model} has no multi-vector head."
             f" To fix, set it to keep, or model.init_missing_heads=true."
+        )
+    size, limit = config.export.vocabulary_size, _source_shape(config).vocab_size
+    if size is not None and size > limit:
+        raise ConfigError(
+            f"export.vocabulary_size {size} is above the {limit} tokens of "
+            f"{config.model.base_model}. To fix, choose fewer, or leave it out."
         )
     return read_options(**asdict(config.export))
 
@@ -207,15 +215,18 @@ def check_modes(config: Config, modes: Sequence[str]) -> None:
 
 def _outputs(config: Config) -> list[str]:
     """Outputs of the finished model."""
+    shape, made = _source_shape(config), config.model.init_missing_heads
+    names = ["dense_vecs"]
+    names += ["token_weights"] if shape.sparse_head or made else []
+    names += ["colbert_vecs"] if shape.colbert_dim or made else []
+    return names
+
+
+def _source_shape(config: Config) -> EncoderShape:
     from bge_pruning.models.hub import fetch_model_folder
     from bge_pruning.models.pretrained import read_shape
 
-    m = config.model
-    shape = read_shape(fetch_model_folder(m.base_model, m.revision))
-    names = ["dense_vecs"]
-    names += ["token_weights"] if shape.sparse_head or m.init_missing_heads else []
-    names += ["colbert_vecs"] if shape.colbert_dim or m.init_missing_heads else []
-    return names
+    return read_shape(fetch_model_folder(config.model.base_model, config.model.revision))
 
 
 def _check_results(config: Config) -> None:

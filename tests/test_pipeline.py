@@ -522,6 +522,10 @@ def test_export_options_reach_the_finished_model_alone(tiny_yaml, sts_csv, tmp_p
             r"report_on needs export\.keep_vocabulary_from or export\.languages",
         ),
         ("export.dtype=int4", r"export\.dtype 'int4' is not one of"),
+        (
+            "export={languages: [en], vocabulary_size: 100000}",
+            r"export\.vocabulary_size 100000 is above the \d+ tokens of .*headless\. To fix",
+        ),
         ("export.vocabulary_size=0", r"export\.vocabulary_size 0 is not above 0"),
     ],
 )

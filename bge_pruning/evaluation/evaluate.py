@@ -117,12 +117,7 @@ def evaluate(
         gc.collect()  # a model sits in reference cycles, and the next may not fit beside it
         return scores
 
-    scores = {
-        "model": score("the model", lambda: judged),
-        **({} if reference is None else {"baseline": score("the baseline", lambda: reference)}),
-        "word_embeddings": score("word embeddings", lambda: WordEmbeddings(reference or judged)),
-        "random_weights": score("random weights", lambda: untrained_encoder(judged, seed)),
-    }
+    scores = _score_all(judged, reference, seed, score)
     extra = {
         name: score(name, lambda f=folder: load_encoder(f, device, max_length, batch_size))
         for name, folder in others.items()
@@ -137,6 +132,21 @@ def evaluate(
         "seed": seed,
         "max_length": max_length,
         "versions": collect_versions(),
+    }
+
+
+def _score_all(
+    judged: AnyEncoder,
+    reference: AnyEncoder | None,
+    seed: int,
+    score: Callable[[str, Callable[[], AnyEncoder | WordEmbeddings]], Scores],
+) -> dict[str, Scores]:
+    """Scores of the model, its baseline and the two floors."""
+    return {
+        "model": score("the model", lambda: judged),
+        **({} if reference is None else {"baseline": score("the baseline", lambda: reference)}),
+        "word_embeddings": score("word embeddings", lambda: WordEmbeddings(reference or judged)),
+        "random_weights": score("random weights", lambda: untrained_encoder(judged, seed)),
     }
 
 

@@ -50,8 +50,8 @@ class ExtractOptions:
 
     Attributes:
         dtype: Precision of the written weights, see :mod:`bge_pruning.models.precision`.
-        square_head: Make the multi-vector head as wide as the hidden size, which FlagEmbedding and
-            vLLM load without arguments, see :mod:`bge_pruning.models.compact_head`.
+        square_head: Make the multi-vector head as wide as the hidden size, as FlagEmbedding (unless
+            it is told) and vLLM expect it, see :mod:`bge_pruning.models.compact_head`.
         keep_dimension: Give dense vectors the dimensions of the unpruned model, see
             :mod:`bge_pruning.models.projection`.
         fit_texts: Files of texts to fit that map on; none to put zeros where a dimension is gone.

@@ -151,9 +151,10 @@ def make_head_square(extraction: Extraction) -> None:
     wide = heads.colbert_linear.out_features
     if wide == hidden:
         return
-    references = _references(extraction)
+    sentences = _tokenize(extraction)
+    before = _references(extraction, sentences)
     heads.colbert_linear = _square_head(extraction)
-    difference = _largest_change_of_products(references, _references(extraction))
+    difference = _largest_change_of_products(before, _references(extraction, sentences))
     if not difference <= TOLERANCE:
         raise ValidationError(
             f"the square multi-vector head moves a score by {difference:.1e}, more than "
@@ -199,19 +200,36 @@ def _set_shape(extraction: Extraction, **sizes: int) -> None:
     extraction.info["parameters"] = {**extraction.info["parameters"], "extracted": counts}
 
 
-def _references(extraction: Extraction) -> References:
-    """Of the model with all its tokens, on the ids that the written tokenizer's stand for."""
+@dataclass(frozen=True)
+class Sentences:
+    """The validation sentences, tokenised.
+
+    Attributes:
+        written: As the written folder's tokenizer gives them.
+        read: The same tokens by their ids in the model that is not trimmed yet.
+    """
+
+    written: dict[str, torch.Tensor]
+    read: dict[str, torch.Tensor]
+
+
+def _tokenize(extraction: Extraction) -> Sentences:
     base, vocabulary = extraction.base, extraction.vocabulary
     files = base.tokenizer_files
     if vocabulary is not None:
         files = rewrite_tokenizer_files(read_tokenizer(files), files, vocabulary.old_ids)
     inputs = tokenize_sentences(files, base.hf_config["pad_token_id"], base.max_seq_length)
-    read = inputs
-    if vocabulary is not None:
-        old_ids = torch.from_numpy(vocabulary.old_ids)
-        read = {**inputs, "input_ids": old_ids[inputs["input_ids"]]}
-    masked = (base.backbone, base.heads, extraction.masks)
-    return replace(compute_references(*masked, read, extraction.keep.hidden), inputs=inputs)
+    if vocabulary is None:
+        return Sentences(inputs, inputs)
+    old_ids = torch.from_numpy(vocabulary.old_ids)
+    return Sentences(inputs, {**inputs, "input_ids": old_ids[inputs["input_ids"]]})
+
+
+def _references(extraction: Extraction, sentences: Sentences) -> References:
+    """Of the masked model with all its tokens."""
+    masked = (extraction.base.backbone, extraction.base.heads, extraction.masks)
+    found = compute_references(*masked, sentences.read, extraction.keep.hidden)
+    return replace(found, inputs=sentences.written)
 
 
 def write_extraction(
@@ -233,12 +251,13 @@ def write_extraction(
         ValidationError: If the cut model has other parameters than its shape says.
     """
     base = extraction.base
-    references = _references(extraction)
+    sentences = _tokenize(extraction)
+    references = _references(extraction, sentences)
     if dtype != torch.float32:
         exact = references.outputs
         # The law holds for the rounded model as for any other: masked == extracted.
         round_weights(base.backbone, base.heads, dtype)
-        references = _references(extraction)
+        references = _references(extraction, sentences)
         rounding = precision_loss(exact, references.outputs)
         extraction.info["precision"] = {"dtype": dtype_name(dtype), "rounding": rounding}
     if extraction.vocabulary is not None:

@@ -150,27 +150,11 @@ def load_base_model(
     head_states = read_heads(folder)
     if init_missing_heads:
         head_states = _with_new_heads(head_states, config["hidden_size"])
-    colbert = head_states["colbert_linear"]
-    shape = shape_from_config(
-        config,
-        pooler="pooler.dense.weight" in state,
-        sparse_head=head_states["sparse_linear"] is not None,
-        colbert_dim=0 if colbert is None else colbert["weight"].shape[0],
-    )
-    with without_weights():
-        backbone = XLMRobertaBackbone(
-            shape, config["pad_token_id"], config["layer_norm_eps"], dropout
-        )
-        heads = EmbeddingHeads(
-            shape.hidden_size, pooling or read_pooling(folder), shape.sparse_head, shape.colbert_dim
-        )
+    pooling = pooling or read_pooling(folder)
+    shape = _shape_of(config, state, head_states)
+    backbone, heads = _build(shape, config, pooling, dropout)
     load_strict(backbone, state, str(folder))
-    head_state = {
-        f"{name}.{key}": value
-        for name, tensors in head_states.items()
-        for key, value in (tensors or {}).items()
-    }
-    load_strict(heads, head_state, f"{folder} (heads)")
+    load_strict(heads, _flat(head_states), f"{folder} (heads)")
     _report_heads(name, heads)
     tokenizer_files = read_tokenizer_files(folder, shape.vocab_size)
     origin = read_origin(folder, name)
@@ -188,6 +172,36 @@ def load_base_model(
         license=origin.license,
         origin=origin.name,
     )
+
+
+def _shape_of(
+    config: dict[str, Any],
+    state: dict[str, Tensor],
+    heads: dict[str, dict[str, Tensor] | None],
+) -> EncoderShape:
+    colbert = heads["colbert_linear"]
+    return shape_from_config(
+        config,
+        pooler="pooler.dense.weight" in state,
+        sparse_head=heads["sparse_linear"] is not None,
+        colbert_dim=0 if colbert is None else colbert["weight"].shape[0],
+    )
+
+
+def _build(
+    shape: EncoderShape, config: dict[str, Any], pooling: str, dropout: float
+) -> tuple[XLMRobertaBackbone, EmbeddingHeads]:
+    """Encoder and heads, to be filled with weights."""
+    with without_weights():
+        return (
+            XLMRobertaBackbone(shape, config["pad_token_id"], config["layer_norm_eps"], dropout),
+            EmbeddingHeads(shape.hidden_size, pooling, shape.sparse_head, shape.colbert_dim),
+        )
+
+
+def _flat(heads: dict[str, dict[str, Tensor] | None]) -> dict[str, Tensor]:
+    """Weights of the heads that are there, under the names of :class:`EmbeddingHeads`."""
+    return {f"{n}.{k}": value for n, head in heads.items() for k, value in (head or {}).items()}
 
 
 def _read_projection(folder: Path, hidden: int) -> Tensor | None:
