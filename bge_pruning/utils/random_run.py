@@ -1,4 +1,4 @@
-"""Runs of random weights in the format of training, for measurements at any size."""
+"""Models and runs of random weights, for measurements at any size."""
 
 from __future__ import annotations
 
@@ -10,12 +10,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from bge_pruning.models.bge_m3_backbone import XLMRobertaBackbone
 from bge_pruning.models.checkpoint import METADATA_KEY, RunMetadata, build_l0_module
 from bge_pruning.models.embedding_heads import EmbeddingHeads
 from bge_pruning.models.encoder_shape import EncoderShape
+from bge_pruning.models.pretrained import BaseModel
 
 SPECIAL = ("<s>", "<pad>", "</s>", "<unk>")
 PAD = 1
@@ -45,13 +46,8 @@ def write_random_run(
     Returns:
         The checkpoint.
     """
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        modules = {
-            "backbone": XLMRobertaBackbone(shape, PAD),
-            "heads": EmbeddingHeads(shape.hidden_size, "cls", shape.sparse_head, shape.colbert_dim),
-            "l0_module": build_l0_module(shape, l0_module),
-        }
+    modules = _random_modules(shape, seed)
+    modules["l0_module"] = build_l0_module(shape, l0_module)
     weights = {
         f"{prefix}.{name}": tensor
         for prefix, module in modules.items()
@@ -69,6 +65,41 @@ def write_random_run(
     folder.mkdir(parents=True)
     torch.save({"state": content}, folder / "latest-rank0.pt")
     return folder / "latest-rank0.pt"
+
+
+def random_base_model(
+    shape: EncoderShape, name: str, words: Sequence[str] = (), seed: int = 0
+) -> BaseModel:
+    """A model of random weights that was never on a disk.
+
+    Args:
+        shape: Sizes of the model.
+        name: Its name, for messages.
+        words: See :func:`write_random_run`.
+        seed: Seed of the weights.
+    """
+    modules = _random_modules(shape, seed)
+    metadata = _metadata(shape, None, words, seed)
+    return BaseModel(
+        name=name,
+        shape=shape,
+        hf_config=metadata.hf_config,
+        backbone=modules["backbone"],
+        heads=modules["heads"],
+        tokenizer_files=metadata.tokenizer_files,
+        max_seq_length=metadata.max_seq_length,
+        pruning=None,
+        prompts={},
+    )
+
+
+def _random_modules(shape: EncoderShape, seed: int) -> dict[str, nn.Module | None]:
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        return {
+            "backbone": XLMRobertaBackbone(shape, PAD),
+            "heads": EmbeddingHeads(shape.hidden_size, "cls", shape.sparse_head, shape.colbert_dim),
+        }
 
 
 def _moments(weights: dict[str, Tensor]) -> dict[str, dict[str, Tensor]]:

@@ -8,10 +8,11 @@ from dataclasses import asdict, replace
 import pytest
 import torch
 
+from bge_pruning.evaluation.text_encoder import TextEncoder
 from bge_pruning.models.checkpoint import load_trained_model
 from bge_pruning.models.encoder_shape import EncoderShape
 from bge_pruning.models.model_files import read_special_ids, read_vocabulary
-from bge_pruning.utils.random_run import make_tokenizer_files, write_random_run
+from bge_pruning.utils.random_run import make_tokenizer_files, random_base_model, write_random_run
 
 SHAPE = EncoderShape(16, 2, 2, 32, 300, head_dim=8, max_position_embeddings=40, colbert_dim=16)
 GATES = {
@@ -55,6 +56,16 @@ def test_a_seed_is_a_model_and_leaves_the_random_state_alone(tmp_path):
     ]
     assert torch.equal(weights[0], weights[1]) and not torch.equal(weights[0], weights[2])
     assert torch.equal(torch.get_rng_state(), before)
+
+
+def test_a_model_that_was_never_on_a_disk_embeds_texts():
+    model = random_base_model(SHAPE, "random", ["planes"], seed=4)
+    encoder = TextEncoder(model)
+    assert encoder.tokenize(["planes planes"]).lengths.tolist() == [4]
+    vectors = encoder.encode(["planes", "Yes."]).dense_vecs
+    assert vectors.shape == (2, 16) and abs(float(vectors[0] @ vectors[1])) < 0.999
+    again = TextEncoder(random_base_model(SHAPE, "random", ["planes"], seed=4))
+    assert (again.encode(["planes", "Yes."]).dense_vecs == vectors).all()
 
 
 @pytest.mark.parametrize("size", [10, 300, 25_000])
