@@ -15,7 +15,6 @@ import torch
 import torch.nn.functional as F  # noqa: N812
 from torch import Tensor, nn
 
-from bge_pruning.builders import l0_groups, weight_groups
 from bge_pruning.datasets.embedding_dataset import TokenizedTexts, pad_texts
 from bge_pruning.datasets.length_groups import group_batches
 from bge_pruning.models.composer_bge_m3 import ComposerBGEM3
@@ -26,6 +25,7 @@ from bge_pruning.models.objective import LossWeights, TeacherMap, distillation_p
 from bge_pruning.models.pretrained import BaseModel
 from bge_pruning.models.structural_pruning import AXES
 from bge_pruning.models.teacher import FrozenEncoder
+from bge_pruning.optimization import l0_groups, weight_groups
 
 PLAIN, GATES, TEACHER = "plain fine-tuning", "gates", "gates and teacher"
 # How texts are put together: cut to one length; padded to the longest of a random batch; grouped.

@@ -4,24 +4,17 @@ from __future__ import annotations
 
 import logging
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import asdict, replace
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Any
 
 import torch
 from composer import Evaluator, Trainer
 from composer.core import Algorithm, Callback, DataSpec
 from composer.loggers import FileLogger, LoggerDestination, TensorboardLogger
-from composer.optim import (
-    ComposerScheduler,
-    ConstantWithWarmupScheduler,
-    CosineAnnealingWithWarmupScheduler,
-    LinearWithWarmupScheduler,
-)
 from composer.utils import dist, reproducibility
-from torch import Tensor, nn
+from torch import Tensor
 
 from bge_pruning.algorithms.group_gradient_clipping import GroupGradientClipping
 from bge_pruning.algorithms.pruning_schedule import PruningSchedule
@@ -37,12 +30,13 @@ from bge_pruning.callbacks.pruning_callback import PruningCallback
 from bge_pruning.callbacks.run_metadata_callback import RunMetadataCallback
 from bge_pruning.callbacks.wandb_logger import WandBLogger
 from bge_pruning.config import Config, ConfigError
+from bge_pruning.config_schema import ModelConfig
 from bge_pruning.data_builders import build_loss_weights, build_probes
 from bge_pruning.evaluation.tasks import Task
+from bge_pruning.models.bge_m3_backbone import XLMRobertaBackbone
 from bge_pruning.models.checkpoint import RunMetadata, build_l0_module
 from bge_pruning.models.composer_bge_m3 import ComposerBGEM3
 from bge_pruning.models.encoder_shape import EncoderShape
-from bge_pruning.models.l0_module_embedding import L0Module
 from bge_pruning.models.model_files import read_special_ids
 from bge_pruning.models.model_registry import build_composer_model
 from bge_pruning.models.pretrained import (
@@ -50,6 +44,7 @@ from bge_pruning.models.pretrained import (
     load_base_model,
 )
 from bge_pruning.models.teacher import Teacher
+from bge_pruning.optimization import build_optimizer, build_scheduler
 from bge_pruning.plan import Plan
 
 log = logging.getLogger(__name__)
@@ -156,6 +151,7 @@ def build_model(
     weights = build_loss_weights(config)
     on_the_fly = weights.distils and not config.teacher.cache
     l0 = config.model.l0_module
+    _apply_options(base.backbone, config.model)
     return build_composer_model(
         config.model.name,
         backbone=base.backbone,
@@ -169,6 +165,15 @@ def build_model(
         special_ids=sorted(read_special_ids(base.tokenizer_files)),
         chunk_size=config.device_train_microbatch_size if weights.compares_texts else None,
     )
+
+
+def _apply_options(backbone: XLMRobertaBackbone, model: ModelConfig) -> None:
+    """Trade time for memory, or the other way round."""
+    if model.freeze_embeddings:
+        backbone.embeddings.freeze_tables()
+    backbone.activation_checkpointing = model.activation_checkpointing
+    if model.compile:
+        backbone.compile_encoder()
 
 
 def _kept(base: BaseModel, axis: str) -> list[int] | None:
@@ -193,75 +198,6 @@ def _teacher_dimensions(config: Config, base: BaseModel, teacher: Teacher | None
 
 
 # Optimisation
-
-
-def build_optimizer(config: Config, model: ComposerBGEM3) -> torch.optim.AdamW:
-    """AdamW with groups for weights, gates and multipliers; the multipliers ascend."""
-    o = config.optimizer
-    trained = [model.backbone, model.heads]
-    if model.temperature is not None:
-        trained.append(model.temperature)
-    groups = weight_groups(trained, o.lr, o.weight_decay)
-    if model.l0_module is not None:
-        groups += l0_groups(model.l0_module, o.l0_lr, o.lagrangian_lr, o.lambda_2_lr)
-    return torch.optim.AdamW(groups, lr=o.lr, betas=tuple(o.betas), eps=o.eps, fused=True)
-
-
-def weight_groups(
-    modules: Sequence[nn.Module], lr: float, weight_decay: float
-) -> list[dict[str, Any]]:
-    """Matrices with weight decay; biases, LayerNorms and embeddings without.
-
-    Decay on the embeddings would shrink the rows of tokens that the data does not contain.
-    """
-    decay, rest = [], []
-    for name, parameter in (p for module in modules for p in module.named_parameters()):
-        if parameter.requires_grad:
-            matrix = parameter.ndim >= 2 and not name.startswith("embeddings.")
-            (decay if matrix else rest).append(parameter)
-    return [
-        {"name": "weights/decay", "params": decay, "lr": lr, "weight_decay": weight_decay},
-        {"name": "weights/no_decay", "params": rest, "lr": lr, "weight_decay": 0.0},
-    ]
-
-
-def l0_groups(
-    l0_module: L0Module, l0_lr: float, lagrangian_lr: float, lambda_2_lr: float
-) -> list[dict[str, Any]]:
-    """Gates by descent, multipliers by ascent, all without decay."""
-    multipliers = {"weight_decay": 0.0, "maximize": True}
-    return [
-        {
-            "name": "gates",
-            "params": list(l0_module.log_alpha.parameters()),
-            "lr": l0_lr,
-            "weight_decay": 0.0,
-        },
-        {
-            "name": "multipliers/lambda_1",
-            "params": list(l0_module.lambda_1.parameters()),
-            "lr": lagrangian_lr,
-            **multipliers,
-        },
-        {
-            "name": "multipliers/lambda_2",
-            "params": list(l0_module.lambda_2.parameters()),
-            "lr": lambda_2_lr,
-            **multipliers,
-        },
-    ]
-
-
-def build_scheduler(config: Config) -> ComposerScheduler:
-    """Learning-rate schedule; a factor of at least 0 for all groups, so no sign flips."""
-    s = config.scheduler
-    if s.name == "constant":
-        return ConstantWithWarmupScheduler(t_warmup=s.t_warmup)
-    kinds = {
-        "linear": LinearWithWarmupScheduler,
-        "cosine": CosineAnnealingWithWarmupScheduler,
-    }
-    return kinds[s.name](t_warmup=s.t_warmup, alpha_f=s.alpha_f)
 
 
 def build_algorithms(

@@ -17,7 +17,8 @@ import yaml
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from bge_pruning.config_schema import Config, ConfigError, check
+from bge_pruning.config_checks import check
+from bge_pruning.config_schema import Config, ConfigError
 
 
 def load_config(paths: Sequence[str | Path], overrides: Sequence[str] = ()) -> Config:

@@ -228,6 +228,8 @@ def estimate_memory(plan: Plan, config: Config) -> dict[str, float]:
         gated=bool(plan.axes),
         teacher=distils and not config.teacher.cache,
         half=config.precision != "fp32",
+        frozen_embeddings=config.model.freeze_embeddings,
+        checkpointing=config.model.activation_checkpointing,
     )
 
 

@@ -454,7 +454,8 @@ def test_teacher_that_runs_in_every_step(configure, base, model_folder):
 def test_teacher_that_runs_in_every_step_leaves_no_file(configure, base, tmp_path):
     config = configure("teacher.cache=false")
     loader = build_train_loader(config, base, build_teacher(config, base)).dataloader
-    assert next(iter(loader)).keys() == {"input_ids", "attention_mask", "scores", "source"}
+    names = {"input_ids", "attention_mask", "lengths", "scores", "source"}
+    assert next(iter(loader)).keys() == names
     assert not list((tmp_path / "processed").glob("teacher-*"))
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from bge_pruning import builders
+from bge_pruning import builders, optimization
 from bge_pruning.callbacks.pruning_callback import PruningCallback
 from bge_pruning.config import ConfigError, from_yaml, load_config
 from bge_pruning.export.extract import extract
@@ -188,7 +188,7 @@ def test_optimizer_groups(parts):
     config, model = parts
     config.optimizer.lr, config.optimizer.l0_lr, config.optimizer.lagrangian_lr = 1e-3, 0.2, 0.3
     config.optimizer.lambda_2_lr = 0.4
-    optimizer = builders.build_optimizer(config, model)
+    optimizer = optimization.build_optimizer(config, model)
     groups = {group["name"]: group for group in optimizer.param_groups}
     multipliers = ["multipliers/lambda_1", "multipliers/lambda_2"]
     assert list(groups) == ["weights/decay", "weights/no_decay", "gates", *multipliers]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import torch
@@ -30,7 +31,7 @@ class EmbeddingCallback(Callback):
     ``embedding/sparse/nonzeros``      mean number of different tokens with a weight, per text
     ``embedding/sparse/empty_share``   share of texts without any
     ``embedding/colbert/cosine_mean``  mean cosine of the vectors of neighbouring tokens
-    ``embedding/colbert/norm_mean``    mean length of the vectors before they are normalised
+    ``embedding/colbert/norm_mean``    mean length of all tokens' vectors, not normalised yet
     =================================  ===========================================================
 
     Sparse and multi-vector rows are there if the loss trains that output, and the alignment if the
@@ -42,7 +43,7 @@ class EmbeddingCallback(Callback):
         special_ids: Token ids that carry no sparse weight.
 
     Raises:
-        RuntimeError: If a loss is not finite, before it reaches the weights.
+        RuntimeError: If a loss is not finite, before a checkpoint of its step is written.
     """
 
     def __init__(self, log_interval: str, special_ids: Sequence[int] = ()) -> None:
@@ -56,27 +57,19 @@ class EmbeddingCallback(Callback):
         """Listen to the multi-vector head in a step that will be logged: its outputs are scaled."""
         head = getattr(state.model, "module", state.model).heads.colbert_linear
         if head is not None and is_due(self.interval, state, ahead=1):
-            self._norms, self._mask = [], state.batch["attention_mask"].flatten(0, 1)[:, 1:]
+            self._norms, self._mask = [], state.batch["attention_mask"].flatten(0, 1).bool()
             self._hook = head.register_forward_hook(self._keep_norms)
 
     def _keep_norms(self, module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
         self._norms.append(output.detach().float().norm(dim=-1))
 
-    def after_loss(self, state: State, logger: Logger) -> None:
-        """Stop at a loss that is no number; the last checkpoint stays as it is."""
-        losses = state.loss if isinstance(state.loss, dict) else {"total": state.loss}
-        # The total alone in every step: each look waits for the device.
-        if not losses["total"].isfinite().all():
-            broken = [name for name, value in losses.items() if not value.isfinite().all()]
-            source = state.batch.get("source", "data")
-            raise RuntimeError(
-                f"step {state.timestamp.batch.value}, source {source}: {', '.join(broken)} of the "
-                f"loss is not finite. To fix, lower optimizer.lr or look for broken texts; the "
-                f"last checkpoint is kept, and autoresume=true goes on from it."
-            )
-
     def batch_end(self, state: State, logger: Logger) -> None:
-        """Log at the interval and at the last batch."""
+        """Log at the interval and at the last batch; stop at a loss that is no number.
+
+        The trainer has fetched the losses to log them: to look at them waits for no device. The
+        checkpoint of this step is not written yet, so the last one stays as it is.
+        """
+        check_loss(state)
         if not is_due(self.interval, state):
             return
         # Of microbatches the outputs of the last one are left, which has the last rows.
@@ -88,10 +81,31 @@ class EmbeddingCallback(Callback):
             self._hook = None
         if self._norms:
             # Cached gradients run the head again: the first time is the forward pass.
-            norms = torch.cat(self._norms)[: len(self._mask)]
-            health["embedding/colbert/norm_mean"] = float(norms[self._mask.bool()].mean())
+            norms = torch.cat(self._norms)
+            if norms.ndim == 1:  # packed: real tokens alone
+                norms = norms[: int(self._mask.sum())]
+            else:
+                norms = norms[: len(self._mask)][self._mask]
+            health["embedding/colbert/norm_mean"] = float(norms.mean())
             self._norms = []
         logger.log_metrics(health)
+
+
+def check_loss(state: State) -> None:
+    """Refuse a loss that is not finite on any rank.
+
+    Raises:
+        RuntimeError: If the loss of the step that has just ended is not finite.
+    """
+    losses = {name.split("/")[-1]: value for name, value in state.total_loss_dict.items()}
+    broken = [name for name, value in losses.items() if not math.isfinite(value)]
+    if broken:
+        source = state.batch.get("source", "data")
+        raise RuntimeError(
+            f"step {state.timestamp.batch.value - 1}, source {source}: {', '.join(sorted(broken))} of the "
+            f"loss is not finite. To fix, lower optimizer.lr or look for broken texts; the "
+            f"last checkpoint is kept, and autoresume=true goes on from it."
+        )
 
 
 @torch.no_grad()

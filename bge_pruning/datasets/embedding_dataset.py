@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from tokenizers import Tokenizer
 
 # Tensors by name, and the name of the source.
-Batch = dict[str, "Tensor | str"]
+Batch = dict[str, "Tensor | str | list[list[int]]"]
 
 
 @dataclass(frozen=True)
@@ -196,6 +196,7 @@ class Collator:
             name: value.unflatten(0, (len(items), texts))
             for name, value in zip(names, rows, strict=True)
         }
+        batch["lengths"] = [[len(ids) for ids in item["ids"]] for item in items]
         if "source" in items[0]:
             batch["source"] = items[0]["source"]
         if "score" in items[0]:

@@ -11,13 +11,17 @@ exchanged with ``strict=True`` both ways.
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
+
 import torch
 import torch.nn.functional as F  # noqa: N812
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
+from bge_pruning.models.attention import attend, varlen_applies
 from bge_pruning.models.encoder_shape import EncoderShape, ParameterCount
 from bge_pruning.models.masked_layer_norm import masked_layer_norm
-from bge_pruning.models.packing import Packing, compute_packing
+from bge_pruning.models.packing import Packing, compute_packing, keep_padding
 from bge_pruning.models.structural_pruning import (
     KeepIndices,
     PruningMasks,
@@ -50,6 +54,15 @@ class Embeddings(nn.Module):
         self.LayerNorm = nn.LayerNorm(hidden, eps=eps)
         self.dropout = nn.Dropout(dropout)
 
+    def tables(self) -> tuple[nn.Embedding, ...]:
+        """Word, position and token-type embeddings."""
+        return self.word_embeddings, self.position_embeddings, self.token_type_embeddings
+
+    def freeze_tables(self) -> None:
+        """Train the embeddings no more; they need neither gradients nor an optimizer's state."""
+        for table in self.tables():
+            table.requires_grad_(False)
+
     def forward(self, input_ids: Tensor, packing: Packing, hidden_z: Tensor | None) -> Tensor:
         """Embed ``input_ids`` of shape ``(B, T)`` as packed tokens ``(N, H)``."""
         # Positions count real tokens from pad_token_id + 1; padding stays at pad_token_id.
@@ -75,25 +88,10 @@ class SelfAttention(nn.Module):
 
     def forward(self, x: Tensor, packing: Packing) -> Tensor:
         """Attend; ``x`` is ``(N, H)``, the result ``(N, A * D)``."""
-        # One split of each, whose gradient is one concatenation; slices would each be padded back.
-        parts = [f(x).split(packing.group_tokens) for f in (self.query, self.key, self.value)]
-        groups = zip(packing.groups, *parts, strict=True)
-        return torch.cat([self._attend(*group) for group in groups])
-
-    def _attend(self, size: tuple[int, int], query: Tensor, key: Tensor, value: Tensor) -> Tensor:
-        """Attention of texts of one length, packed; shape ``(texts * length, A * D)``."""
-
-        def split(projected: Tensor) -> Tensor:
-            heads = projected.unflatten(-1, (-1, self.head_dim))
-            return heads.unflatten(0, size).transpose(1, 2)  # (texts, A, length, D)
-
-        context = F.scaled_dot_product_attention(
-            split(query),
-            split(key),
-            split(value),
-            dropout_p=self.dropout_p if self.training else 0.0,
-        )
-        return context.transpose(1, 2).flatten(0, 1).flatten(1)
+        split = (-1, self.head_dim)
+        parts = [f(x).unflatten(-1, split) for f in (self.query, self.key, self.value)]
+        dropout_p = self.dropout_p if self.training else 0.0
+        return attend(*parts, packing, dropout_p).flatten(1)
 
 
 class ResidualOutput(nn.Module):
@@ -205,6 +203,11 @@ class XLMRobertaBackbone(nn.Module):
         pad_token_id: Id of the padding token; positions are numbered from it.
         layer_norm_eps: Added to the variance in every LayerNorm.
         dropout: Probability of dropping hidden states and attention weights in training.
+
+    Attributes:
+        padded: Compute padding too, see :meth:`compile_encoder`.
+        activation_checkpointing: Keep only the input of each layer for the backward pass, which
+            computes the layers again.
     """
 
     def __init__(
@@ -216,6 +219,9 @@ class XLMRobertaBackbone(nn.Module):
     ) -> None:
         super().__init__()
         self.shape = shape
+        self.dropout = dropout
+        self.padded = False
+        self.activation_checkpointing = False
         self.embeddings = Embeddings(shape, pad_token_id, layer_norm_eps, dropout)
         self.encoder = Encoder(shape, layer_norm_eps, dropout)
         if shape.pooler:
@@ -224,7 +230,11 @@ class XLMRobertaBackbone(nn.Module):
             self.pooler.requires_grad_(False)
 
     def forward(
-        self, input_ids: Tensor, attention_mask: Tensor, masks: PruningMasks | None = None
+        self,
+        input_ids: Tensor,
+        attention_mask: Tensor,
+        masks: PruningMasks | None = None,
+        lengths: Sequence[int] | None = None,
     ) -> Tensor:
         """Hidden states of the last layer.
 
@@ -232,33 +242,67 @@ class XLMRobertaBackbone(nn.Module):
             input_ids: Token ids, shape ``(B, T)``.
             attention_mask: 1 for real tokens, 0 for padding, shape ``(B, T)``.
             masks: Gates; ``None`` is the whole model.
+            lengths: See :func:`compute_packing`.
 
         Returns:
             Shape ``(B, T, H)``; 0 for padding and in closed hidden dimensions.
         """
-        masks = PruningMasks() if masks is None else masks
-        packing = compute_packing(attention_mask)
-        x = self.embeddings(input_ids, packing, masks.hidden)
-        for index, layer in enumerate(self.encoder.layer):
-            x = layer(x, packing, masks, index)
-        return packing.unpack(x)
+        states, packing = self.encode(input_ids, attention_mask, masks, lengths)
+        return packing.unpack(states[-1])
 
-    def hidden_states(
-        self, input_ids: Tensor, attention_mask: Tensor, masks: PruningMasks | None = None
-    ) -> Tensor:
-        """Hidden states after every layer, see :meth:`forward`.
+    def encode(
+        self,
+        input_ids: Tensor,
+        attention_mask: Tensor,
+        masks: PruningMasks | None = None,
+        lengths: Sequence[int] | None = None,
+        every_layer: bool = False,
+    ) -> tuple[list[Tensor], Packing]:
+        """Hidden states of the packed tokens, see :meth:`forward`.
+
+        Args:
+            input_ids: Shape ``(B, T)``.
+            attention_mask: Shape ``(B, T)``.
+            masks: Gates.
+            lengths: See :func:`compute_packing`.
+            every_layer: After every layer (a closed one repeats the one before), not only the last.
 
         Returns:
-            Shape ``(B, L, T, H)``; a closed layer repeats the one before.
+            Hidden states, each of shape ``(N, H)``, and where the tokens are in the batch.
         """
         masks = PruningMasks() if masks is None else masks
-        packing = compute_packing(attention_mask)
+        packing = self._pack(attention_mask, lengths)
         x = self.embeddings(input_ids, packing, masks.hidden)
         states = []
         for index, layer in enumerate(self.encoder.layer):
-            x = layer(x, packing, masks, index)
-            states.append(packing.unpack(x))
-        return torch.stack(states, dim=1)
+            if self.activation_checkpointing and torch.is_grad_enabled():
+                # Without dropout nothing random is computed again, so no state has to be kept.
+                arguments = {"use_reentrant": False, "preserve_rng_state": self.dropout > 0}
+                x = checkpoint(layer, x, packing, masks, index, **arguments)
+            else:
+                x = layer(x, packing, masks, index)
+            states = [*states, x] if every_layer else [x]
+        return states, packing
+
+    def _pack(self, attention_mask: Tensor, lengths: Sequence[int] | None) -> Packing:
+        if self.padded:
+            return keep_padding(attention_mask)
+        weight = self.embeddings.word_embeddings.weight
+        drops = self.training and self.dropout > 0  # which the kernel for any lengths cannot
+        varlen = varlen_applies(weight.device, weight.dtype, self.shape.head_dim) and not drops
+        return compute_packing(attention_mask, lengths, varlen)
+
+    def compile_encoder(self, backend: str | Callable = "inductor") -> None:
+        """Compile :meth:`forward` as one graph whose shapes follow from that of the batch.
+
+        Padding is computed: where the real tokens are is not known when a graph is made. A graph is
+        made for the first size of batch, and a second one for any size.
+
+        Args:
+            backend: See :func:`torch.compile`.
+        """
+        self.padded = True
+        self.compile(fullgraph=True, backend=backend)
 
     def keep_indices(self, masks: PruningMasks) -> KeepIndices:
         """Indices that binary gates keep of this model."""
@@ -273,14 +317,9 @@ class XLMRobertaBackbone(nn.Module):
         Layers may end with different numbers of heads and units (``shape`` then no longer
         describes the model); only uniform models can be exported.
         """
-        embeddings = self.embeddings
-        for table in (
-            embeddings.word_embeddings,
-            embeddings.position_embeddings,
-            embeddings.token_type_embeddings,
-        ):
+        for table in self.embeddings.tables():
             prune_embedding(table, keep.hidden)
-        prune_layer_norm(embeddings.LayerNorm, keep.hidden)
+        prune_layer_norm(self.embeddings.LayerNorm, keep.hidden)
         self.encoder.layer = nn.ModuleList(self.encoder.layer[i] for i in keep.layer)
         for layer, heads, units in zip(
             self.encoder.layer, keep.head, keep.intermediate, strict=True

@@ -32,12 +32,14 @@ class ComposerBGEM3(ComposerModel):
     """An embedding model that is pruned while it is trained.
 
     A batch holds ``input_ids`` and ``attention_mask`` of shape ``(B, N, T)`` (N texts per
-    example), and optionally ``scores`` ``(B,)`` in [0, 1] for sentence pairs and the teacher's
-    outputs, ``teacher_dense_vecs`` ``(B, N, Ht)``, ``teacher_token_weights`` ``(B, N, T)``,
-    ``teacher_colbert_vecs`` ``(B, N, T - 1, C)``. Where the first text is a query and the others
-    its passages, ``passage_texts`` ``(B, N - 1)`` numbers the passages and ``positive_texts``
-    ``(B, K)`` the known positives of each query, padded with -1; ``passage_scores``
-    ``(B, N - 1)`` are a teacher's scores of its passages. ``source`` names where the batch is from.
+    example), and optionally ``lengths``, the tokens of each text as ``B`` lists of ``N`` numbers
+    (the host knows them, so that no step waits for a GPU to count), ``scores`` ``(B,)`` in [0, 1]
+    for sentence pairs and the teacher's outputs, ``teacher_dense_vecs`` ``(B, N, Ht)``,
+    ``teacher_token_weights`` ``(B, N, T)``, ``teacher_colbert_vecs`` ``(B, N, T - 1, C)``. Where
+    the first text is a query and the others its passages, ``passage_texts`` ``(B, N - 1)`` numbers
+    the passages and ``positive_texts`` ``(B, K)`` the known positives of each query, padded with
+    -1; ``passage_scores`` ``(B, N - 1)`` are a teacher's scores of its passages. ``source`` names
+    where the batch is from.
 
     Losses over the batch are exact in pieces too: with a ``chunk_size`` the batch is embedded piece
     by piece, keeping the outputs alone, the loss is that of the whole batch, and the backward pass
@@ -123,23 +125,24 @@ class ComposerBGEM3(ComposerModel):
         self, batch: Batch, masks: PruningMasks | None, names: Sequence[str]
     ) -> dict[str, Tensor]:
         """Outputs by name, shape ``(B, N, ...)``, in pieces if there is a ``chunk_size``."""
-        ids, mask = batch["input_ids"], batch["attention_mask"]
-        size = self.chunk_size or len(ids)
-        if size >= len(ids) or not torch.is_grad_enabled():
-            pieces = [self._outputs(ids, mask, masks, names)]
+        rows = len(batch["input_ids"])
+        size = self.chunk_size or rows
+        if size >= rows or not torch.is_grad_enabled():
+            pieces = [self._outputs(batch, masks, names)]
         else:
             pieces = [
-                checkpoint(self._outputs, i, m, masks, names, use_reentrant=False)
-                for i, m in zip(ids.split(size), mask.split(size), strict=True)
+                checkpoint(self._outputs, piece, masks, names, use_reentrant=False)
+                for piece in _split(batch, size)
             ]
         return {name: torch.cat([piece[name] for piece in pieces]) for name in pieces[0]}
 
     def _outputs(
-        self, ids: Tensor, mask: Tensor, masks: PruningMasks | None, names: Sequence[str]
+        self, batch: Batch, masks: PruningMasks | None, names: Sequence[str]
     ) -> dict[str, Tensor]:
-        flat = (ids.flatten(0, 1), mask.flatten(0, 1))
-        outputs = compute_outputs(self.backbone, self.heads, *flat, names, masks)
-        return {name: value.unflatten(0, ids.shape[:2]) for name, value in outputs.items()}
+        ids, mask, lengths = _flat(batch)
+        outputs = compute_outputs(self.backbone, self.heads, ids, mask, names, masks, lengths)
+        size = batch["input_ids"].shape[:2]
+        return {name: value.unflatten(0, size) for name, value in outputs.items()}
 
     def loss(self, outputs: dict[str, Tensor], batch: Batch) -> dict[str, Tensor]:
         """Weighted parts of the loss by name, and their ``total``."""
@@ -220,11 +223,8 @@ class ComposerBGEM3(ComposerModel):
                 f"compute them. To fix, set teacher.cache=false, or make the batches with the "
                 f"cached outputs."
             )
-        ids, mask = batch["input_ids"].flatten(0, 1), batch["attention_mask"].flatten(0, 1)
-        size = (self.chunk_size or len(ids)) * batch["input_ids"].shape[1]
-        pieces = [
-            self._teacher[0](i, m) for i, m in zip(ids.split(size), mask.split(size), strict=True)
-        ]
+        size = self.chunk_size or len(batch["input_ids"])
+        pieces = [self._teacher[0](*_flat(piece)) for piece in _split(batch, size)]
         return {name: torch.cat([piece[name] for piece in pieces]) for name in names}
 
     @torch.no_grad()
@@ -274,6 +274,21 @@ class ComposerBGEM3(ComposerModel):
                 f"broken. To fix, use an earlier checkpoint and lower optimizer.lr."
             )
         metric.update(outputs.float(), batch["scores"].float())
+
+
+def _flat(batch: Batch) -> tuple[Tensor, Tensor, list[int] | None]:
+    """Token ids and mask of all texts, ``(B * N, T)``, and their lengths if the host knows them."""
+    lengths = batch.get("lengths")
+    if lengths is not None:
+        lengths = [length for row in lengths for length in row]
+    return batch["input_ids"].flatten(0, 1), batch["attention_mask"].flatten(0, 1), lengths
+
+
+def _split(batch: Batch, size: int) -> list[Batch]:
+    """The texts of a batch, ``size`` examples at a time."""
+    names = [n for n in ("input_ids", "attention_mask", "lengths") if n in batch]
+    starts = range(0, len(batch["input_ids"]), size)
+    return [{name: batch[name][start : start + size] for name in names} for start in starts]
 
 
 def _layer_map(kept: Sequence[int] | None, teacher: FrozenEncoder | None) -> Tensor | None:

@@ -12,6 +12,7 @@ import torch
 import torch.nn.functional as F  # noqa: N812
 from torch import Tensor, nn
 
+from bge_pruning.models.packing import Packing
 from bge_pruning.models.structural_pruning import prune_linear
 
 POOLINGS = ("cls", "mean")
@@ -111,18 +112,25 @@ class EmbeddingHeads(nn.Module):
         self.sparse_linear = nn.Linear(hidden_size, 1) if sparse else None
         self.colbert_linear = nn.Linear(hidden_size, colbert_dim) if colbert_dim else None
 
-    def dense_vecs(self, hidden: Tensor, attention_mask: Tensor) -> Tensor:
+    def dense_vecs(
+        self, hidden: Tensor, attention_mask: Tensor, packing: Packing | None = None
+    ) -> Tensor:
         """Dense vectors, shape ``(B, H)``, L2-normalised."""
-        return compute_dense_vecs(hidden, attention_mask, self.pooling)
+        padded = hidden if packing is None else packing.unpack(hidden)
+        return compute_dense_vecs(padded, attention_mask, self.pooling)
 
-    def token_weights(self, hidden: Tensor, attention_mask: Tensor) -> Tensor:
+    def token_weights(
+        self, hidden: Tensor, attention_mask: Tensor, packing: Packing | None = None
+    ) -> Tensor:
         """``relu(sparse_linear(h))`` of real tokens, shape ``(B, T)``."""
-        weights = torch.relu(self._head("sparse_linear")(hidden)).squeeze(-1)
+        weights = torch.relu(self._apply_head("sparse_linear", hidden, packing)).squeeze(-1)
         return weights * attention_mask.to(weights.dtype)
 
-    def colbert_vecs(self, hidden: Tensor, attention_mask: Tensor) -> Tensor:
+    def colbert_vecs(
+        self, hidden: Tensor, attention_mask: Tensor, packing: Packing | None = None
+    ) -> Tensor:
         """Multi-vectors of the tokens after CLS, shape ``(B, T - 1, C)``; 0 for padding."""
-        vectors = self._head("colbert_linear")(hidden[:, 1:])
+        vectors = self._apply_head("colbert_linear", hidden, packing)[:, 1:]
         mask = attention_mask[:, 1:, None].to(vectors.dtype)
         return F.normalize(vectors * mask, dim=-1)
 
@@ -132,14 +140,19 @@ class EmbeddingHeads(nn.Module):
         return ("dense_vecs", *(name for name, head in heads.items() if head is not None))
 
     def outputs(
-        self, hidden: Tensor, attention_mask: Tensor, names: Iterable[str] | None = None
+        self,
+        hidden: Tensor,
+        attention_mask: Tensor,
+        names: Iterable[str] | None = None,
+        packing: Packing | None = None,
     ) -> dict[str, Tensor]:
         """Outputs by name.
 
         Args:
-            hidden: Last hidden states, shape ``(B, T, H)``.
+            hidden: Last hidden states, shape ``(B, T, H)``; ``(N, H)`` with a ``packing``.
             attention_mask: Shape ``(B, T)``.
             names: Which; all that the model has, if ``None``.
+            packing: Where packed tokens are in the batch.
 
         Raises:
             ValueError: If the model has no head for one of the names.
@@ -150,13 +163,18 @@ class EmbeddingHeads(nn.Module):
             "colbert_vecs": self.colbert_vecs,
         }
         wanted = self.names() if names is None else names
-        return {name: compute[name](hidden, attention_mask) for name in wanted}
+        return {name: compute[name](hidden, attention_mask, packing) for name in wanted}
 
     def prune(self, hidden: list[int]) -> None:
         """Cut the heads' inputs in place to the kept hidden dimensions."""
         for head in (self.sparse_linear, self.colbert_linear):
             if head is not None:
                 prune_linear(head, hidden, dim=1)
+
+    def _apply_head(self, name: str, hidden: Tensor, packing: Packing | None) -> Tensor:
+        """What a head makes of every token, shape ``(B, T, ...)``."""
+        values = self._head(name)(hidden)
+        return values if packing is None else packing.unpack(values)
 
     def _head(self, name: str) -> nn.Linear:
         head = getattr(self, name)

@@ -18,6 +18,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor, nn
 
+from bge_pruning.models.device_copy import to_device
 from bge_pruning.models.encoder_shape import (
     EncoderShape,
     ParameterCount,
@@ -138,8 +139,8 @@ class L0Module(nn.Module):
         gates = {}
         for axis, log_alpha in self.log_alpha.items():
             noise = torch.rand(log_alpha.shape, generator=self._generator(axis, self.step))
-            noise = noise.clamp(min=torch.finfo(torch.float32).tiny).to(log_alpha.device)
-            gates[axis] = sample(log_alpha, noise)
+            noise = noise.clamp(min=torch.finfo(torch.float32).tiny)
+            gates[axis] = sample(log_alpha, to_device(noise, log_alpha.device))
         return PruningMasks(**gates)
 
     def deterministic_masks(self, at_target: bool = True) -> PruningMasks:

@@ -59,23 +59,20 @@ def info_nce(
         targets: Column of each query's positive, shape ``(Q,)``.
         temperature: Softmax temperature, above 0.
         excluded: True for passages that are no negatives of a query though they are not its
-            target (another copy of the positive, say), shape ``(Q, P)``.
+            target (another copy of the positive, say), shape ``(Q, P)``. The target itself is
+            never excluded.
 
     Returns:
         Scalar, mean over queries.
 
     Raises:
-        ValueError: If the temperature is not above 0, or a query's own target is excluded.
+        ValueError: If the temperature is not above 0.
     """
     _check_temperature(temperature, "loss.temperature")
     logits = scores.float() / temperature
     if excluded is not None:
-        if excluded[torch.arange(len(targets), device=targets.device), targets].any():
-            raise ValueError(
-                "a query's own positive is excluded from its passages. To fix, exclude other "
-                "passages only."
-            )
-        logits = logits.masked_fill(excluded, -torch.inf)
+        others = excluded.scatter(1, targets[:, None], False)
+        logits = logits.masked_fill(others, -torch.inf)
     return F.cross_entropy(logits, targets)
 
 

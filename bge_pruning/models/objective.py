@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from bge_pruning.models.device_copy import to_device
 from bge_pruning.models.gather import gather_batch, gather_texts, global_rank
 from bge_pruning.models.losses import (
     cosent,
@@ -26,8 +27,8 @@ from bge_pruning.models.losses import (
 from bge_pruning.models.scores import OUTPUT_NAMES, Outputs, compute_scores
 from bge_pruning.models.teacher import HIDDEN
 
-# Tensors by name, and the name of the source.
-Batch = dict[str, "Tensor | str"]
+# Tensors by name, the name of the source, and the lengths of the texts.
+Batch = dict[str, "Tensor | str | list[list[int]]"]
 Temperature = Tensor | float
 
 
@@ -223,7 +224,7 @@ def distillation_parts(
         )
     if weights.distillation_sparse:
         ids = batch["input_ids"].flatten(0, 1)
-        special = torch.tensor(special_ids, device=ids.device, dtype=ids.dtype)
+        special = to_device(torch.tensor(special_ids, dtype=ids.dtype), ids.device)
         lexical = mask.bool() & ~torch.isin(ids, special)
         parts["distillation_sparse"] = token_weight_distillation(
             outputs["token_weights"], targets["token_weights"], lexical

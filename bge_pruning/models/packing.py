@@ -1,33 +1,40 @@
 """A batch without its padding: real tokens one after the other, texts of equal length together.
 
 Linear layers, LayerNorms and gates work on tokens one by one, so they run on the packed tokens.
-Attention needs the tokens of a text together: texts of equal length are a view of packed tokens,
-``(texts, length, ...)``, without copies, masks or padding. On a batch of one length all of this is
-a change of shape.
+Attention needs the tokens of a text together, see :mod:`bge_pruning.models.attention`. On a batch
+of one length all of this is a change of shape.
 """
 
 from __future__ import annotations
 
+from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
+import torch.nn.functional as F  # noqa: N812
 from torch import Tensor
 
 
 @dataclass(frozen=True)
 class Packing:
-    """Where the real tokens of a padded batch are.
+    """Where the tokens that are computed are in a padded batch.
 
     Attributes:
         size: ``(B, T)`` of the padded batch.
         index: Place of each packed token in the flattened batch, shape ``(N,)``; ``None`` if all
-            tokens are real, which then stay in their order.
+            tokens are computed, which then stay in their order.
         groups: Texts and tokens a text, of each run of texts of equal length, shortest first.
+        boundaries: Where each text begins, and where the last one ends, shape ``(B + 1,)``, int32;
+            ``None`` if texts attend group by group.
+        real: Which tokens are no padding, shape ``(B, T)``, if padding is computed too.
     """
 
     size: tuple[int, int]
     index: Tensor | None
     groups: tuple[tuple[int, int], ...]
+    boundaries: Tensor | None = None
+    real: Tensor | None = None
 
     @property
     def group_tokens(self) -> list[int]:
@@ -35,7 +42,7 @@ class Packing:
         return [texts * length for texts, length in self.groups]
 
     def pack(self, padded: Tensor) -> Tensor:
-        """Real tokens alone.
+        """The tokens that are computed.
 
         Args:
             padded: Shape ``(B, T, ...)``.
@@ -59,26 +66,48 @@ class Packing:
             rows = self.size[0] * self.size[1]
             empty = packed.new_zeros(rows, *packed.shape[1:])
             packed = empty.index_copy(0, self.index, packed)
-        return packed.unflatten(0, self.size)
+        padded = packed.unflatten(0, self.size)
+        if self.real is None:
+            return padded
+        return padded * self.real.view(*self.size, *[1] * (padded.ndim - 2)).to(padded.dtype)
 
 
-def compute_packing(attention_mask: Tensor) -> Packing:
+def compute_packing(
+    attention_mask: Tensor, lengths: Sequence[int] | None = None, varlen: bool = False
+) -> Packing:
     """Find the real tokens of a batch.
-
-    On a GPU this waits for the device: the numbers of texts of each length decide what is launched.
 
     Args:
         attention_mask: 1 for real tokens, 0 for padding, shape ``(B, T)``.
+        lengths: Real tokens of each text, known on the host. Without them a GPU is waited for: they
+            decide what is launched.
+        varlen: For attention over texts of any lengths at once, where they differ.
     """
     real = attention_mask.bool()
     size = (real.shape[0], real.shape[1])
-    lengths = real.sum(1)
-    if bool(real.all()):
+    counts = real.sum(1)
+    if lengths is None:
+        lengths = counts.tolist()
+    if all(length == size[1] for length in lengths):
         return Packing(size, None, (size,))
-    order = torch.argsort(lengths, stable=True)
-    places = torch.arange(real.numel(), device=real.device).view(size)
-    index = places[order][real[order]]
-    values, counts = torch.unique_consecutive(lengths[order], return_counts=True)
-    pairs = zip(counts.tolist(), values.tolist(), strict=True)
-    groups = tuple(pair for pair in pairs if pair[1] > 0)
-    return Packing(size, index, groups or ((0, 1),))  # a batch of padding alone: no texts
+    # Sorted by the rank of its text, each token's place comes out; padding has the last rank.
+    ranks = counts.argsort(stable=True).argsort()
+    keys = torch.where(real, ranks[:, None], size[0]).flatten()
+    index = keys.argsort(stable=True)[: sum(lengths)]
+    texts = Counter(length for length in lengths if length > 0)
+    groups = tuple((texts[length], length) for length in sorted(texts))
+    boundaries = None
+    if varlen:
+        boundaries = F.pad(counts.sort().values.cumsum(0), (1, 0)).to(torch.int32)
+    return Packing(size, index, groups or ((0, 1),), boundaries)  # padding alone: no texts
+
+
+def keep_padding(attention_mask: Tensor) -> Packing:
+    """Compute padding too, so that every shape follows from that of the batch.
+
+    Args:
+        attention_mask: See :func:`compute_packing`.
+    """
+    real = attention_mask.bool()
+    size = (real.shape[0], real.shape[1])
+    return Packing(size, None, (size,), real=real)

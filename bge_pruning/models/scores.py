@@ -12,6 +12,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from bge_pruning.models.device_copy import to_device
 from bge_pruning.models.embedding_heads import compute_colbert_scores
 
 # The outputs in the words of losses and modes, and in the model's.
@@ -54,7 +55,7 @@ def compute_sparse_scores(
     """Dot product of sparse vectors: per text the largest weight of each token id.
 
     The vectors are laid out over the ids that occur in the batch, ``(texts, ids)``, not over the
-    vocabulary.
+    vocabulary: a GPU is waited for once, to know how many these are.
 
     Args:
         query_ids: Shape ``(Q, Tq)``.
@@ -69,7 +70,7 @@ def compute_sparse_scores(
     ids, columns = torch.unique(
         torch.cat([query_ids.flatten(), passage_ids.flatten()]), return_inverse=True
     )
-    special = torch.tensor(sorted(set(special_ids)), device=ids.device, dtype=ids.dtype)
+    special = to_device(torch.tensor(sorted(set(special_ids)), dtype=ids.dtype), ids.device)
     lexical = (~torch.isin(ids, special)).to(query_weights.dtype)
     split = query_ids.numel()
 

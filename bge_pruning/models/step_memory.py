@@ -16,7 +16,13 @@ TRANSIENT_UNITS, TEACHER_UNITS = 1.5, 2.0
 
 
 def step_memory(
-    shape: EncoderShape, tokens: int, gated: bool, teacher: bool, half: bool = False
+    shape: EncoderShape,
+    tokens: int,
+    gated: bool,
+    teacher: bool,
+    half: bool = False,
+    frozen_embeddings: bool = False,
+    checkpointing: bool = False,
 ) -> dict[str, float]:
     """Peak bytes of tensors in a training step, by part.
 
@@ -29,6 +35,8 @@ def step_memory(
         gated: Whether there are gates on layers, heads and units.
         teacher: Whether an unpruned model of the same sizes embeds the batch too.
         half: With 16-bit autocast.
+        frozen_embeddings: Whether the embeddings have neither gradients nor moments.
+        checkpointing: Whether only the inputs of layers are kept for the backward pass.
 
     Returns:
         ``weights and optimizer`` (AdamW's two moments); ``activations or gradients``, whichever is
@@ -37,12 +45,18 @@ def step_memory(
     hidden, units = shape.hidden_size, shape.intermediate_size
     inner = shape.num_attention_heads * shape.head_dim
     total, item = int(count_parameters(shape).total), 2.0 if half else 4.0
-    kept = 4.0 * (5 if gated else 4) * hidden + item * (5 * inner + 2 * units)
-    activations = tokens * (shape.num_hidden_layers * kept + item * TRANSIENT_UNITS * units)
+    layer = tokens * (4.0 * hidden * (5 if gated else 4) + item * (5 * inner + 2 * units))
     if gated:  # weights with their columns scaled by the gates
-        activations += 4.0 * shape.num_hidden_layers * (units + inner) * hidden
+        layer += 4.0 * (units + inner) * hidden
+    layers = shape.num_hidden_layers
+    kept = layers * 4.0 * hidden * tokens + layer if checkpointing else layers * layer
+    activations = kept + tokens * item * TRANSIENT_UNITS * units
+    rows = shape.vocab_size + shape.max_position_embeddings + shape.type_vocab_size
+    trained = total - (rows * hidden if frozen_embeddings else 0)
+    # The last layer to be computed again has the gradients of all others beside it.
+    gradients = 4.0 * trained + (layer if checkpointing else 0.0)
     return {
-        "weights and optimizer": (14.0 if half else 12.0) * total,
-        "activations or gradients": max(activations, 4.0 * total),
+        "weights and optimizer": (6.0 if half else 4.0) * total + 8.0 * trained,
+        "activations or gradients": max(activations, gradients),
         "teacher": (4.0 * total + item * TEACHER_UNITS * units * tokens) if teacher else 0.0,
     }

@@ -35,6 +35,7 @@ def compute_outputs(
     attention_mask: Tensor,
     names: Sequence[str],
     masks: PruningMasks | None = None,
+    lengths: Sequence[int] | None = None,
 ) -> dict[str, Tensor]:
     """Outputs of a model by name.
 
@@ -46,13 +47,18 @@ def compute_outputs(
         names: See :meth:`EmbeddingHeads.outputs`; and ``hidden_states`` after every layer, shape
             ``(B, L, T, H)``.
         masks: Gates.
+        lengths: Tokens of each text, see :func:`bge_pruning.models.packing.compute_packing`.
     """
-    if HIDDEN not in names:
-        hidden = backbone(input_ids, attention_mask, masks)
-        return heads.outputs(hidden, attention_mask, names)
-    states = backbone.hidden_states(input_ids, attention_mask, masks)
+    if backbone.padded and HIDDEN not in names:  # the call alone is compiled
+        return heads.outputs(backbone(input_ids, attention_mask, masks), attention_mask, names)
+    states, packing = backbone.encode(
+        input_ids, attention_mask, masks, lengths, every_layer=HIDDEN in names
+    )
     named = [name for name in names if name != HIDDEN]
-    return {**heads.outputs(states[:, -1], attention_mask, named), HIDDEN: states}
+    outputs = heads.outputs(states[-1], attention_mask, named, packing)
+    if HIDDEN in names:
+        outputs[HIDDEN] = torch.stack([packing.unpack(state) for state in states], dim=1)
+    return outputs
 
 
 class FrozenEncoder:
@@ -83,11 +89,14 @@ class FrozenEncoder:
         self.names = tuple(names)
 
     @torch.no_grad()
-    def __call__(self, input_ids: Tensor, attention_mask: Tensor) -> dict[str, Tensor]:
-        """Outputs by name, on the device of the input."""
+    def __call__(
+        self, input_ids: Tensor, attention_mask: Tensor, lengths: Sequence[int] | None = None
+    ) -> dict[str, Tensor]:
+        """Outputs by name, on the device of the input, see :func:`compute_outputs`."""
         self.backbone.to(input_ids.device)
         self.heads.to(input_ids.device)
-        return compute_outputs(self.backbone, self.heads, input_ids, attention_mask, self.names)
+        batch = (input_ids, attention_mask)
+        return compute_outputs(self.backbone, self.heads, *batch, self.names, lengths=lengths)
 
 
 class Teacher:

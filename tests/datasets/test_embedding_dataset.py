@@ -119,7 +119,8 @@ def test_batch_is_padded_to_its_longest_text(texts):
     batch = Collator(pad_token_id=1)([dataset[0], dataset[1]])
     ids = [[[0, 7, 8, 9, 2], [0, 2, 1, 1, 1]], [[0, 6, 6, 2, 1], [0, 5, 2, 1, 1]]]
     mask = [[[1, 1, 1, 1, 1], [1, 1, 0, 0, 0]], [[1, 1, 1, 1, 0], [1, 1, 1, 0, 0]]]
-    assert batch.keys() == {"input_ids", "attention_mask", "scores"}
+    assert batch.keys() == {"input_ids", "attention_mask", "lengths", "scores"}
+    assert batch["lengths"] == [[5, 2], [4, 3]]
     assert torch.equal(batch["input_ids"], torch.tensor(ids))
     assert torch.equal(batch["attention_mask"], torch.tensor(mask))
     assert torch.equal(batch["scores"], torch.tensor([0.25, 1.0]))
@@ -129,7 +130,7 @@ def test_batch_is_padded_to_its_longest_text(texts):
 def test_batch_of_another_padding(texts):
     batch = Collator(pad_token_id=42)([EmbeddingDataset(texts, np.array([[1, 2]]))[0]])
     assert batch["input_ids"].tolist() == [[[0, 2, 42], [0, 5, 2]]]
-    assert batch.keys() == {"input_ids", "attention_mask"}
+    assert batch.keys() == {"input_ids", "attention_mask", "lengths"}
 
 
 def test_a_padding_token_inside_a_text_is_text():

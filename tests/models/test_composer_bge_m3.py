@@ -24,7 +24,7 @@ from bge_pruning.models.l0_module_embedding import L0Module
 from bge_pruning.models.objective import LossWeights, following_layers
 from bge_pruning.models.scores import Outputs, compute_scores
 from bge_pruning.models.structural_pruning import AXES, PruningMasks
-from bge_pruning.models.teacher import FrozenEncoder
+from bge_pruning.models.teacher import HIDDEN, FrozenEncoder, compute_outputs
 
 B, N, T, H = 6, 2, 8, 32
 EVERY_LOSS = LossWeights(
@@ -720,7 +720,8 @@ def test_pieces_limit_what_is_kept(pieces, pairs):
             size += 0 if value.is_leaf else value.numel()
             return value
 
-        hook = model.backbone.register_forward_hook(lambda _, args, __: rows.append(len(args[0])))
+        embeddings = model.backbone.embeddings
+        hook = embeddings.register_forward_hook(lambda _, args, __: rows.append(len(args[0])))
         with torch.autograd.graph.saved_tensors_hooks(pack, lambda value: value):
             model(pairs)
         hook.remove()
@@ -854,7 +855,8 @@ def test_an_extracted_student_has_the_masked_students_hidden_loss(
     keep = backbone.keep_indices(masks)
     ids, mask = pairs["input_ids"].flatten(0, 1), pairs["attention_mask"].flatten(0, 1)
     with torch.no_grad():
-        masked = backbone.hidden_states(ids, mask, masks)[..., keep.hidden]
+        states = compute_outputs(backbone, heads, ids, mask, [HIDDEN], masks)[HIDDEN]
+        masked = states[..., keep.hidden]
     cut(backbone, heads, keep)
     small = ComposerBGEM3(
         backbone,

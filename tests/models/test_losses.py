@@ -376,6 +376,7 @@ def test_temperatures_that_are_not_above_0(loss, temperature):
         loss(torch.eye(2), second, temperature)
 
 
-def test_an_excluded_target_is_refused():
-    with pytest.raises(ValueError, match=r"own positive is excluded.*To fix"):
-        info_nce(torch.eye(2), torch.arange(2), 0.1, torch.eye(2).bool())
+def test_a_target_is_never_excluded():
+    scores, targets = torch.tensor([[1.0, 0.5], [0.2, 0.8]]), torch.arange(2)
+    excluded = torch.eye(2).bool()
+    assert float(info_nce(scores, targets, 0.1, excluded)) == float(info_nce(scores, targets, 0.1))

@@ -8,7 +8,6 @@ import pytest
 import torch
 import torch.nn.functional as F  # noqa: N812
 
-from bge_pruning.builders import l0_groups, weight_groups
 from bge_pruning.models.bge_m3_backbone import XLMRobertaBackbone
 from bge_pruning.models.composer_bge_m3 import ComposerBGEM3
 from bge_pruning.models.embedding_heads import EmbeddingHeads
@@ -18,6 +17,7 @@ from bge_pruning.models.objective import LossWeights
 from bge_pruning.models.step_memory import step_memory
 from bge_pruning.models.structural_pruning import AXES
 from bge_pruning.models.teacher import FrozenEncoder
+from bge_pruning.optimization import l0_groups, weight_groups
 from bge_pruning.utils.memory import measure_peak_bytes
 
 SHAPES = {
@@ -32,7 +32,14 @@ def build(shape: EncoderShape) -> tuple[XLMRobertaBackbone, EmbeddingHeads]:
     return XLMRobertaBackbone(shape), heads
 
 
-def measure(shape: EncoderShape, lengths: list[int], gated: bool, teacher: bool) -> float:
+def measure(
+    shape: EncoderShape,
+    lengths: list[int],
+    gated: bool,
+    teacher: bool,
+    frozen_embeddings: bool = False,
+    checkpointing: bool = False,
+) -> float:
     """Tensors of a step, the weights and moments that were there before included."""
     target = replace(
         shape,
@@ -46,6 +53,9 @@ def measure(shape: EncoderShape, lengths: list[int], gated: bool, teacher: bool)
     model = ComposerBGEM3(
         *build(shape), gates, LossWeights(distillation_alignment=1.0), frozen
     ).train()
+    model.backbone.activation_checkpointing = checkpointing
+    if frozen_embeddings:
+        model.backbone.embeddings.freeze_tables()
     groups = weight_groups([model.backbone, model.heads], 1e-5, 0.01)
     groups += l0_groups(gates, 0.1, 0.02, 1.0) if gated else []
     optimizer = torch.optim.AdamW(groups, lr=1e-5, fused=True)
@@ -61,8 +71,9 @@ def measure(shape: EncoderShape, lengths: list[int], gated: bool, teacher: bool)
         optimizer.zero_grad()
 
     step()  # the moments are made
-    copies = 4 if teacher else 3
-    return measure_peak_bytes(step) + copies * 4.0 * count_parameters(shape).total
+    moments = sum(value.nbytes for state in optimizer.state.values() for value in state.values())
+    copies = 2 if teacher else 1
+    return measure_peak_bytes(step) + moments + copies * 4.0 * count_parameters(shape).total
 
 
 @pytest.mark.parametrize("teacher", [False, True], ids=["cached", "on the fly"])
@@ -78,6 +89,16 @@ def test_the_estimate_is_near_the_measurement(name, gated, teacher):
         # Without the weights, which are known: what the step itself takes.
         weights = parts["weights and optimizer"] + (4.0 * count_parameters(shape).total) * teacher
         assert sum(parts.values()) - weights == pytest.approx(found - weights, rel=0.15)
+
+
+@pytest.mark.parametrize("checkpointing", [False, True], ids=["kept", "computed again"])
+@pytest.mark.parametrize("name", SHAPES)
+def test_frozen_embeddings_and_checkpointing(name, checkpointing):
+    lengths = [100, 60, 128, 100, 20, 90, 128, 110] * 2
+    options = {"frozen_embeddings": True, "checkpointing": checkpointing}
+    found = measure(SHAPES[name], lengths, True, False, **options)
+    parts = step_memory(SHAPES[name], sum(lengths), True, False, **options)
+    assert sum(parts.values()) == pytest.approx(found, rel=0.15)
 
 
 def test_padding_takes_nothing():
@@ -104,9 +125,12 @@ def test_bge_m3_at_8_times_512_tokens_fits_24_gib(bge_m3_shape):
 
 
 @pytest.mark.slow
-def test_bge_m3_measured(bge_m3_shape):
+@pytest.mark.parametrize("frozen_embeddings", [False, True], ids=["all trained", "frozen"])
+@pytest.mark.parametrize("checkpointing", [False, True], ids=["kept", "computed again"])
+def test_bge_m3_measured(bge_m3_shape, frozen_embeddings, checkpointing):
     """Random weights, one step of 8 texts of 512 tokens: needs 15 GiB and two minutes."""
-    found = measure(bge_m3_shape, [512] * 8, True, False)
-    parts = step_memory(bge_m3_shape, 8 * 512, True, False)
+    options = {"frozen_embeddings": frozen_embeddings, "checkpointing": checkpointing}
+    found = measure(bge_m3_shape, [512] * 8, True, False, **options)
+    parts = step_memory(bge_m3_shape, 8 * 512, True, False, **options)
     assert sum(parts.values()) == pytest.approx(found, rel=0.15)
     assert found < 24 * 2**30

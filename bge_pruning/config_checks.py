@@ -1,0 +1,155 @@
+"""What can be refused of a configuration whatever the model is."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Any
+
+from bge_pruning.config_schema import (
+    SOURCE_KINDS,
+    Config,
+    ConfigError,
+    ExportConfig,
+    L0ModuleConfig,
+    SourceConfig,
+    missing_export_options,
+)
+
+
+def check(config: Config) -> None:
+    """Refuse values that are out of range whatever the model is."""
+    o, s, m, loss = config.optimizer, config.scheduler, config.model, config.loss
+    choices = {
+        "stage": (config.stage, ("prune", "recover")),
+        "scheduler.name": (s.name, ("linear", "cosine", "constant")),
+        "precision": (config.precision, ("fp32", "amp_bf16", "amp_fp16")),
+        "device": (config.device, (None, "cpu", "gpu")),
+        "model.pooling": (m.pooling, (None, "cls", "mean")),
+        "data.on_bad_row": (config.data.on_bad_row, ("error", "skip")),
+        "export.dtype": (config.export.dtype, ("fp32", "fp16", "bf16")),
+        "export.colbert_dim": (config.export.colbert_dim, ("keep", "hidden")),
+    }
+    if config.loggers.wandb is not None:
+        modes = ("offline", "online", "disabled")
+        choices["loggers.wandb.mode"] = (config.loggers.wandb.mode, modes)
+    for index, source in enumerate([*config.data.train, *config.data.eval]):
+        choices[f"kind of data source {index} ('{source.name}')"] = (source.kind, SOURCE_KINDS)
+        _check_source(source)
+    for index, output in enumerate(loss.contrastive_outputs):
+        choices[f"loss.contrastive_outputs[{index}]"] = (output, ("dense", "sparse", "colbert"))
+    for key, (value, allowed) in choices.items():
+        if value not in allowed:
+            raise ConfigError(f"{key} '{value}' is not one of {allowed}. To fix, choose one.")
+    positive = {
+        "global_train_batch_size": config.global_train_batch_size,
+        "eval_batch_size": config.eval_batch_size,
+        "checkpoints_to_keep": config.checkpoints_to_keep,
+        "model.max_length": m.max_length,
+        "optimizer.eps": o.eps,
+        "loss.similarity_temperature": loss.similarity_temperature,
+        "loss.temperature": loss.temperature,
+        "data.adapt_batches": config.data.adapt_batches,
+    }
+    _check_export(config.export)
+    if config.evaluation.max_length is not None:
+        positive["evaluation.max_length"] = config.evaluation.max_length
+    if config.device_train_microbatch_size is not None:
+        positive["device_train_microbatch_size"] = config.device_train_microbatch_size
+    not_negative = {
+        "seed": config.seed,
+        "data.num_workers": config.data.num_workers,
+        "data.negatives": config.data.negatives,
+        **{f"optimizer.{k}": v for k, v in vars(o).items() if isinstance(v, (int, float))},
+        **{f"loss.{k}": v for k, v in vars(loss).items() if type(v) is float},
+    }
+    unit = {"model.dropout": m.dropout, "scheduler.alpha_f": s.alpha_f}
+    if m.l0_module is not None:
+        unit["model.l0_module.start_sparsity"] = m.l0_module.start_sparsity
+        _check_target(m.l0_module)
+    _check_times(config)
+    _check_range(positive, lambda v: v > 0, "above 0")
+    _check_range(not_negative, lambda v: v >= 0, "0 or more")
+    _check_range(unit, lambda v: 0 <= v <= 1, "in [0, 1]")
+
+
+def _check_export(export: ExportConfig) -> None:
+    if export.vocabulary_size is not None:
+        size = {"export.vocabulary_size": export.vocabulary_size}
+        _check_range(size, lambda v: v > 0, "above 0")
+    for option, needed in missing_export_options(vars(export)).items():
+        names = " or ".join(f"export.{name}" for name in needed)
+        raise ConfigError(f"export.{option} needs {names}. To fix, set that, or leave it out.")
+
+
+def _check_source(source: SourceConfig) -> None:
+    """Refuse values of a source that are out of range."""
+    where = f"of data source '{source.name}'"
+    low, high = source.score_range if len(source.score_range) == 2 else (0.0, 0.0)
+    if not -float("inf") < low < high < float("inf"):
+        raise ConfigError(
+            f"score_range {source.score_range} {where} is not [lowest, highest]. To fix, write "
+            f"e.g. [0, 5]."
+        )
+    if Path(source.split).name != source.split:
+        raise ConfigError(
+            f"split '{source.split}' {where} is not the name of a split. To fix, write e.g. train."
+        )
+    not_negative = {f"mined_negatives {where}": source.mined_negatives}
+    if source.negatives is not None:
+        not_negative[f"negatives {where}"] = source.negatives
+    if source.weight is not None:
+        _check_range(
+            {f"weight {where}": source.weight}, lambda v: 0 < v < float("inf"), "above 0 and finite"
+        )
+    margin = {f"mining_margin {where}": source.mining_margin}
+    _check_range(not_negative, lambda v: v >= 0, "0 or more")
+    _check_range(margin, lambda v: 0 < v <= 1, "in (0, 1]")
+
+
+def _check_times(config: Config) -> None:
+    """Refuse what Composer could not read as a time, before it is asked to."""
+    counts, shares = ("ba", "ep"), ("ba", "ep", "dur")
+    times = {
+        "max_duration": (config.max_duration, counts),
+        "eval_interval": (config.eval_interval, shares),
+        "save_interval": (config.save_interval, shares),
+        "log_interval": (config.log_interval, counts),
+        "scheduler.t_warmup": (config.scheduler.t_warmup, shares),
+    }
+    if config.data.adapt_weights_interval is not None:
+        times["data.adapt_weights_interval"] = (config.data.adapt_weights_interval, shares)
+    if (l0 := config.model.l0_module) is not None:
+        times["model.l0_module.lagrangian_warmup_steps"] = (l0.lagrangian_warmup_steps, shares)
+    for key, (text, units) in times.items():
+        found = re.fullmatch(r"(\d+|0?\.\d+|[01]\.\d*)(ba|ep|dur)", text)
+        whole = found is not None and (found[2] == "dur" or found[1].isdigit())
+        if not whole or found[2] not in units:
+            examples = {"ba": "500ba (batches)", "ep": "2ep (epochs)", "dur": "0.1dur (of the run)"}
+            raise ConfigError(
+                f"{key} '{text}' is not a time, expected a number and a unit such as "
+                f"{', '.join(examples[unit] for unit in units)}. To fix, write one of these forms."
+            )
+        if float(found[1]) == 0 and "warmup" not in key:
+            raise ConfigError(f"{key} '{text}' is not above 0. To fix, write e.g. 500ba.")
+
+
+def _check_range(values: dict[str, float], holds: Any, expected: str) -> None:
+    for key, value in values.items():
+        if not holds(value):
+            raise ConfigError(f"{key} {value} is not {expected}. To fix, set {key} {expected}.")
+
+
+def _check_target(l0: L0ModuleConfig) -> None:
+    keys = ("target_model", "target_parameters", "target_density")
+    given = [key for key in keys if getattr(l0, key) is not None]
+    if len(given) != 1:
+        raise ConfigError(
+            f"model.l0_module needs exactly one of {', '.join(keys)}, not "
+            f"{len(given)} ({', '.join(given) or 'none'}). To fix, set the others to null."
+        )
+    if l0.target_density is not None and not 0 < l0.target_density <= 1:
+        raise ConfigError(
+            f"model.l0_module.target_density {l0.target_density} is not in (0, 1]: it is the share "
+            f"of encoder parameters to keep. To fix, write e.g. 0.6."
+        )

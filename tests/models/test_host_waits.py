@@ -1,0 +1,141 @@
+"""A step never asks the device for a number: a GPU would stand still until the host has it.
+
+Which operations would wait is seen on the CPU too.
+"""
+
+from __future__ import annotations
+
+import copy
+from typing import Any
+
+import pytest
+import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from bge_pruning.models import attention
+from bge_pruning.models.composer_bge_m3 import ComposerBGEM3
+from bge_pruning.models.l0_module_embedding import L0Module
+from bge_pruning.models.objective import LossWeights
+from bge_pruning.models.structural_pruning import AXES
+from bge_pruning.models.teacher import HIDDEN, FrozenEncoder
+from bge_pruning.optimization import l0_groups, weight_groups
+from tests.models.test_attention import attend_within_texts
+
+WAITING = {"_local_scalar_dense", "nonzero", "masked_select", "equal", "is_nonzero", "item"}
+WAITING |= {"_unique2", "unique_consecutive", "unique_dim", "repeat_interleave"}
+
+
+class NoWaiting(TorchDispatchMode):
+    """Fails at an operation whose result the host needs."""
+
+    def __enter__(self) -> NoWaiting:
+        self._patch = pytest.MonkeyPatch()
+        for name in ("tolist", "numpy", "cpu"):  # on the CPU these are no operations
+
+            def wait(*_: Any, name: str = name) -> None:
+                raise AssertionError(f"{name} waits for the device")
+
+            self._patch.setattr(torch.Tensor, name, wait)
+        return super().__enter__()
+
+    def __exit__(self, *error: object) -> None:
+        super().__exit__(*error)
+        self._patch.undo()
+
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: tuple = (), kwargs: dict | None = None
+    ) -> Any:
+        name = func._schema.name.split("::")[1]
+        picks = name == "index" and any(
+            index is not None and index.dtype in (torch.bool, torch.uint8) for index in args[1]
+        )
+        # A size that is given need not be counted.
+        sized = name == "repeat_interleave" and (kwargs or {}).get("output_size") is not None
+        if (name in WAITING or picks) and not sized:
+            raise AssertionError(f"{name} waits for the device")
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize(
+    "action",
+    [
+        lambda x: x.sum().item(),
+        lambda x: bool((x > 0).all()),
+        lambda x: x[x > 0],
+        lambda x: x.nonzero(),
+        lambda x: x.unique(),
+        lambda x: x.tolist(),
+        lambda x: x.cpu(),
+    ],
+    ids=["item", "bool", "mask", "nonzero", "unique", "tolist", "cpu"],
+)
+def test_waiting_is_noticed(action):
+    with NoWaiting(), pytest.raises(AssertionError, match="waits for the device"):
+        action(torch.randn(5))
+
+
+def make_batch(lengths: list[list[int]], hidden: int) -> dict[str, Any]:
+    generator = torch.Generator().manual_seed(0)
+    counts = torch.tensor(lengths)
+    mask = (torch.arange(int(counts.max())) < counts[..., None]).long()
+    ids = torch.randint(4, 99, mask.shape, generator=generator)
+    return {
+        "input_ids": torch.where(mask.bool(), ids, 1),
+        "attention_mask": mask,
+        "lengths": lengths,
+        "scores": torch.rand(len(lengths), generator=generator),
+        "teacher_dense_vecs": torch.randn(*counts.shape, hidden, generator=generator),
+    }
+
+
+DISTILLED = LossWeights(
+    sts_regression=1.0,
+    cosent=1.0,
+    distillation_alignment=1.0,
+    distillation_similarity=1.0,
+    distillation_sparse=1.0,
+    distillation_colbert=1.0,
+    distillation_hidden=1.0,
+)
+CACHED = LossWeights(distillation_alignment=1.0, distillation_similarity=1.0)
+
+
+@pytest.mark.parametrize("layout", ["groups", "varlen", "padded"])
+@pytest.mark.parametrize("weights", [CACHED, DISTILLED], ids=["cached", "all parts, a teacher"])
+@pytest.mark.parametrize("chunk_size", [None, 2], ids=["whole", "pieces"])
+def test_a_step_waits_for_nothing(
+    layout, weights, chunk_size, build_model, tiny_shape, target_shape, monkeypatch
+):
+    """Gates, losses, a teacher in the step, backward pass, clipping, optimizer, clamping."""
+    monkeypatch.setattr(attention, "varlen_attn", attend_within_texts)
+    monkeypatch.setattr(
+        "bge_pruning.models.bge_m3_backbone.varlen_applies", lambda *_: layout == "varlen"
+    )
+    parts = build_model(tiny_shape, torch.float32, seed=1)
+    names = weights.distilled
+    teacher = FrozenEncoder(*copy.deepcopy(parts), names) if HIDDEN in names else None
+    gates = L0Module(tiny_shape, AXES, target_shape, seed=2)
+    arguments = {"special_ids": (0, 1, 2, 3), "chunk_size": chunk_size}
+    model = ComposerBGEM3(*parts, gates, weights, teacher, **arguments).train()
+    model.backbone.padded = layout == "padded"
+    groups = weight_groups([model.backbone, model.heads], 1e-4, 0.01)
+    optimizer = torch.optim.AdamW(groups + l0_groups(gates, 0.1, 0.02, 1.0), lr=1e-4, fused=True)
+    batch = make_batch([[3, 7], [1, 7], [5, 5], [2, 4]], tiny_shape.hidden_size)
+    before = model.backbone.encoder.layer[0].intermediate.dense.weight.detach().clone()
+    with NoWaiting():
+        loss = model.loss(model(batch), batch)["total"]
+        loss.backward()
+        for group in optimizer.param_groups:
+            torch.nn.utils.clip_grad_norm_(group["params"], 1.0)
+        optimizer.step()
+        optimizer.zero_grad()
+        gates.clamp_()
+    assert not torch.equal(model.backbone.encoder.layer[0].intermediate.dense.weight, before)
+
+
+def test_without_lengths_it_waits_to_count_tokens(build_model, tiny_shape):
+    model = ComposerBGEM3(*build_model(tiny_shape, torch.float32), None, CACHED).train()
+    batch = make_batch([[3, 7], [1, 7]], tiny_shape.hidden_size)
+    del batch["lengths"]
+    with NoWaiting(), pytest.raises(AssertionError, match="waits for the device"):
+        model(batch)
