@@ -173,7 +173,7 @@ def _apply_options(backbone: XLMRobertaBackbone, model: ModelConfig) -> None:
         backbone.embeddings.freeze_tables()
     backbone.activation_checkpointing = model.activation_checkpointing
     if model.compile:
-        backbone.compile_encoder()
+        backbone.compile_encoder(training=True)
 
 
 def _kept(base: BaseModel, axis: str) -> list[int] | None:

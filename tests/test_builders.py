@@ -563,7 +563,7 @@ def test_pairs_of_all_files_with_scores_in_the_unit_interval(
     tokenizer = AutoTokenizer.from_pretrained(model_folder)
     expected = {s / 5: tokenizer([a, b])["input_ids"] for a, b, s in PAIRS[0] + PAIRS[1]}
     assert by_scores(batch) == expected
-    assert batch.keys() == {"input_ids", "attention_mask", "scores", "source"}
+    assert batch.keys() == {"input_ids", "attention_mask", "lengths", "scores", "source"}
 
 
 @pytest.mark.parametrize(
@@ -599,7 +599,8 @@ def test_sentences_of_all_files_are_each_there_once(configure, base, tmp_path, m
     )
     spec = build_train_loader(config, base, build_teacher(config, base))
     (batch,) = list(spec.dataloader)
-    assert batch.keys() == {"input_ids", "attention_mask", "teacher_dense_vecs", "source"}
+    names = {"input_ids", "attention_mask", "lengths", "teacher_dense_vecs", "source"}
+    assert batch.keys() == names
     ids, mask = batch["input_ids"].squeeze(1), batch["attention_mask"].squeeze(1)
     tokenizer = AutoTokenizer.from_pretrained(model_folder)
     found = {tokenizer.decode(row, skip_special_tokens=True) for row in ids}
@@ -704,7 +705,13 @@ def test_a_batch_splits_into_parts_in_order(size, sizes, configure, base):
     assert [len(part["input_ids"]) for part in parts] == sizes
     for key, whole in batch.items():
         values = [part[key] for part in parts]
-        assert set(values) == {whole} if key == "source" else torch.equal(torch.cat(values), whole)
+        if key == "source":
+            assert set(values) == {whole}
+        elif key == "lengths":
+            joined = [row for value in values for row in value]
+            assert joined == whole == batch["attention_mask"].sum(-1).tolist()
+        else:
+            assert torch.equal(torch.cat(values), whole)
 
 
 @pytest.mark.parametrize(

@@ -98,11 +98,11 @@ def check_loss(state: State) -> None:
         RuntimeError: If the loss of the step that has just ended is not finite.
     """
     losses = {name.split("/")[-1]: value for name, value in state.total_loss_dict.items()}
-    broken = [name for name, value in losses.items() if not math.isfinite(value)]
+    broken = sorted(name for name, value in losses.items() if not math.isfinite(value))
     if broken:
         source = state.batch.get("source", "data")
         raise RuntimeError(
-            f"step {state.timestamp.batch.value - 1}, source {source}: {', '.join(sorted(broken))} of the "
+            f"step {state.timestamp.batch.value - 1}, source {source}: {', '.join(broken)} of the "
             f"loss is not finite. To fix, lower optimizer.lr or look for broken texts; the "
             f"last checkpoint is kept, and autoresume=true goes on from it."
         )

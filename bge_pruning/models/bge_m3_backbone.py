@@ -205,7 +205,7 @@ class XLMRobertaBackbone(nn.Module):
         dropout: Probability of dropping hidden states and attention weights in training.
 
     Attributes:
-        padded: Compute padding too, see :meth:`compile_encoder`.
+        compiled_for: See :meth:`compile_encoder`; ``None`` for neither.
         activation_checkpointing: Keep only the input of each layer for the backward pass, which
             computes the layers again.
     """
@@ -220,7 +220,7 @@ class XLMRobertaBackbone(nn.Module):
         super().__init__()
         self.shape = shape
         self.dropout = dropout
-        self.padded = False
+        self.compiled_for: bool | None = None
         self.activation_checkpointing = False
         self.embeddings = Embeddings(shape, pad_token_id, layer_norm_eps, dropout)
         self.encoder = Encoder(shape, layer_norm_eps, dropout)
@@ -292,16 +292,23 @@ class XLMRobertaBackbone(nn.Module):
         varlen = varlen_applies(weight.device, weight.dtype, self.shape.head_dim) and not drops
         return compute_packing(attention_mask, lengths, varlen)
 
-    def compile_encoder(self, backend: str | Callable = "inductor") -> None:
+    @property
+    def padded(self) -> bool:
+        """Whether :meth:`forward` computes padding too, as compiled."""
+        return self.training == self.compiled_for
+
+    def compile_encoder(self, training: bool, backend: str | Callable = "inductor") -> None:
         """Compile :meth:`forward` as one graph whose shapes follow from that of the batch.
 
-        Padding is computed: where the real tokens are is not known when a graph is made. A graph is
-        made for the first size of batch, and a second one for any size.
+        Padding is computed then: where the real tokens are is not known when a graph is made. A
+        graph is made for the first size of batch, and a second one for any size.
 
         Args:
+            training: Compile what training runs, or else what evaluation does; the other one
+                stays as it is.
             backend: See :func:`torch.compile`.
         """
-        self.padded = True
+        self.compiled_for = training
         self.compile(fullgraph=True, backend=backend)
 
     def keep_indices(self, masks: PruningMasks) -> KeepIndices:

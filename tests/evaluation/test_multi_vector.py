@@ -53,7 +53,9 @@ def test_scores_are_flag_embeddings(at_once, encoder, monkeypatch):
 
 def test_a_passage_is_embedded_once_and_others_never(encoder):
     seen = []
-    hook = encoder.backbone.register_forward_hook(lambda _, args, __: seen.append(len(args[0])))
+    hook = encoder.backbone.embeddings.register_forward_hook(
+        lambda _, args, __: seen.append(len(args[0]))
+    )
     queries = encode_queries(encoder, QUERIES)
     seen.clear()
     score_pairs(encoder, queries, PASSAGES, (np.array([0, 1, 2, 0]), np.array([3, 3, 3, 1])))
@@ -75,7 +77,7 @@ def test_ranks_share_the_texts_and_all_get_every_score(count, model_folder, enco
     expected = score_pairs(encoder, queries, PASSAGES, (pairs[0], pairs[1]))
     base = load_base_model(str(model_folder))
     seen = []
-    base.backbone.register_forward_hook(lambda _, args, __: seen.append(len(args[0])))
+    base.backbone.embeddings.register_forward_hook(lambda _, args, __: seen.append(len(args[0])))
 
     def work(ranks):
         part = TextEncoder(base, batch_size=2, ranks=ranks)

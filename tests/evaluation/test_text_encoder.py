@@ -68,7 +68,7 @@ def test_ranks_share_the_texts_and_all_get_everything(count, model_folder, encod
     expected = encoder.encode(TEXTS, BOTH)
     base = load_base_model(str(model_folder))
     seen = []
-    base.backbone.register_forward_hook(lambda _, args, __: seen.append(len(args[0])))
+    base.backbone.embeddings.register_forward_hook(lambda _, args, __: seen.append(len(args[0])))
 
     def work(ranks):
         return TextEncoder(base, batch_size=2, ranks=ranks).encode(TEXTS, BOTH)

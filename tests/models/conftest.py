@@ -12,6 +12,8 @@ from typing import Any
 
 import pytest
 import torch
+import torch.nn.functional as F  # noqa: N812
+from torch import Tensor
 
 from bge_pruning.models.bge_m3_backbone import XLMRobertaBackbone
 from bge_pruning.models.checkpoint import RunMetadata
@@ -433,3 +435,20 @@ def evaluation() -> dict[str, Any]:
             },
         },
     }
+
+
+def _attend_within_texts(
+    query: Tensor, key: Tensor, value: Tensor, cu_q: Tensor, cu_k: Tensor, max_q: int, max_k: int
+) -> Tensor:
+    """What torch's kernel for any lengths computes, by a mask over all pairs of tokens."""
+    assert cu_q.dtype == torch.int32 and cu_q is cu_k and max_q == max_k
+    text = torch.bucketize(torch.arange(len(query)), cu_q[1:], right=True)
+    parts = [x.transpose(0, 1)[None] for x in (query, key, value)]
+    mask = text[:, None] == text[None]
+    return F.scaled_dot_product_attention(*parts, attn_mask=mask)[0].transpose(0, 1)
+
+
+@pytest.fixture(scope="session")
+def attend_within_texts() -> Callable[..., Tensor]:
+    """Stands for the kernel that only a GPU has."""
+    return _attend_within_texts

@@ -18,22 +18,14 @@ from bge_pruning.models.teacher import HIDDEN, compute_outputs
 
 LENGTHS = [3, 7, 1, 7, 0, 5]
 MASK = (torch.arange(8) < torch.tensor(LENGTHS)[:, None]).long()
+Layout = Callable[[XLMRobertaBackbone], XLMRobertaBackbone]
 LAYOUTS = ["groups", "varlen", "padded"]
 
 
-def attend_within_texts(
-    query: Tensor, key: Tensor, value: Tensor, cu_q: Tensor, cu_k: Tensor, max_q: int, max_k: int
-) -> Tensor:
-    """What torch's kernel for any lengths computes, by a mask over all pairs of tokens."""
-    assert cu_q.dtype == torch.int32 and cu_q is cu_k and max_q == max_k
-    text = torch.bucketize(torch.arange(len(query)), cu_q[1:], right=True)
-    parts = [x.transpose(0, 1)[None] for x in (query, key, value)]
-    mask = text[:, None] == text[None]
-    return F.scaled_dot_product_attention(*parts, attn_mask=mask)[0].transpose(0, 1)
-
-
 @pytest.fixture
-def layout(request, monkeypatch) -> Callable[[XLMRobertaBackbone], XLMRobertaBackbone]:
+def layout(
+    request, monkeypatch, attend_within_texts
+) -> Callable[[XLMRobertaBackbone], XLMRobertaBackbone]:
     """Makes a model compute in one of the layouts."""
     monkeypatch.setattr(attention, "varlen_attn", attend_within_texts)
     monkeypatch.setattr(
@@ -41,7 +33,7 @@ def layout(request, monkeypatch) -> Callable[[XLMRobertaBackbone], XLMRobertaBac
     )
 
     def apply(backbone: XLMRobertaBackbone) -> XLMRobertaBackbone:
-        backbone.padded = request.param == "padded"
+        backbone.compiled_for = backbone.training if request.param == "padded" else None
         return backbone
 
     return apply
@@ -54,7 +46,7 @@ def packing_of(name: str) -> Packing:
 
 
 @pytest.mark.parametrize("name", LAYOUTS)
-def test_every_text_attends_to_itself(name, monkeypatch):
+def test_every_text_attends_to_itself(name, monkeypatch, attend_within_texts):
     monkeypatch.setattr(attention, "varlen_attn", attend_within_texts)
     generator = torch.Generator().manual_seed(0)
     padded = torch.randn(3, *MASK.shape, 2, 4, generator=generator, dtype=torch.float64)
@@ -118,7 +110,7 @@ def gates_of(shape) -> tuple[PruningMasks, list[Tensor]]:
     ],
 )
 def test_where_the_kernel_for_any_lengths_applies(device, dtype, head_dim, expected, monkeypatch):
-    monkeypatch.setattr(attention, "varlen_attn", attend_within_texts)
+    monkeypatch.setattr(attention, "varlen_attn", attend)
     assert varlen_applies(torch.device(device), dtype, head_dim) is expected
     monkeypatch.setattr(attention, "varlen_attn", None)
     assert not varlen_applies(torch.device(device), dtype, head_dim)

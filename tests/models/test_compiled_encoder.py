@@ -52,7 +52,7 @@ def step(model: ComposerBGEM3, batch: dict, number: int) -> tuple[Tensor, dict[s
 
 def compiled(model: ComposerBGEM3, backend: object) -> ComposerBGEM3:
     other = copy.deepcopy(model)
-    other.backbone.compile_encoder(backend)
+    other.backbone.compile_encoder(True, backend)
     return other
 
 
@@ -96,13 +96,17 @@ def test_it_is_saved_as_the_plain_one(model):
     assert fast.state_dict().keys() == model.state_dict().keys()
 
 
-def test_evaluation_uses_it_too(model):
+@pytest.mark.parametrize("training", [False, True], ids=["for evaluation", "for training"])
+def test_it_runs_in_the_mode_that_it_was_made_for(training, model):
     counter = CompileCounterWithBackend("aot_eager")
-    fast = compiled(model, counter).eval()
+    fast = copy.deepcopy(model).eval()
+    fast.backbone.compile_encoder(training, counter)
     batch = batch_of(7, 3, 3)
     with torch.no_grad():
         found, expected = fast(batch)["dense_vecs"], model.eval()(batch)["dense_vecs"]
     torch.testing.assert_close(found, expected, atol=1e-5, rtol=0)
+    assert counter.frame_count == (0 if training else 1)
+    step(fast.train(), batch, 0)
     assert counter.frame_count == 1
 
 

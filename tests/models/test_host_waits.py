@@ -19,7 +19,6 @@ from bge_pruning.models.objective import LossWeights
 from bge_pruning.models.structural_pruning import AXES
 from bge_pruning.models.teacher import HIDDEN, FrozenEncoder
 from bge_pruning.optimization import l0_groups, weight_groups
-from tests.models.test_attention import attend_within_texts
 
 WAITING = {"_local_scalar_dense", "nonzero", "masked_select", "equal", "is_nonzero", "item"}
 WAITING |= {"_unique2", "unique_consecutive", "unique_dim", "repeat_interleave"}
@@ -104,7 +103,14 @@ CACHED = LossWeights(distillation_alignment=1.0, distillation_similarity=1.0)
 @pytest.mark.parametrize("weights", [CACHED, DISTILLED], ids=["cached", "all parts, a teacher"])
 @pytest.mark.parametrize("chunk_size", [None, 2], ids=["whole", "pieces"])
 def test_a_step_waits_for_nothing(
-    layout, weights, chunk_size, build_model, tiny_shape, target_shape, monkeypatch
+    layout,
+    weights,
+    chunk_size,
+    build_model,
+    tiny_shape,
+    target_shape,
+    monkeypatch,
+    attend_within_texts,
 ):
     """Gates, losses, a teacher in the step, backward pass, clipping, optimizer, clamping."""
     monkeypatch.setattr(attention, "varlen_attn", attend_within_texts)
@@ -117,7 +123,7 @@ def test_a_step_waits_for_nothing(
     gates = L0Module(tiny_shape, AXES, target_shape, seed=2)
     arguments = {"special_ids": (0, 1, 2, 3), "chunk_size": chunk_size}
     model = ComposerBGEM3(*parts, gates, weights, teacher, **arguments).train()
-    model.backbone.padded = layout == "padded"
+    model.backbone.compiled_for = True if layout == "padded" else None
     groups = weight_groups([model.backbone, model.heads], 1e-4, 0.01)
     optimizer = torch.optim.AdamW(groups + l0_groups(gates, 0.1, 0.02, 1.0), lr=1e-4, fused=True)
     batch = make_batch([[3, 7], [1, 7], [5, 5], [2, 4]], tiny_shape.hidden_size)
