@@ -117,7 +117,7 @@ def measure_efficiency(
         for setting in (Setting(size, length, runtime) for length in kept for size in batch_sizes):
             jobs = {name: _job(encoder, setting, texts) for name, encoder in models.items()}
             place = {"runtime": runtime, "batch_size": setting.batch_size, "length": setting.length}
-            memory = _memory(models, jobs)
+            memory = _memory(models, jobs, runtime)
             if memory["needed_bytes"] > SPARE * memory["free_bytes"]:
                 too_large.append(place | memory)
                 continue
@@ -219,18 +219,17 @@ def estimate_activations(shape: EncoderShape, texts: int, tokens: int, runtime: 
     return texts * tokens * values
 
 
-def _memory(models: Mapping[str, Encoder], jobs: Mapping[str, Job]) -> dict[str, int]:
-    """What the larger of the models needs for its largest batch, and what there is."""
-    needed = [
-        _number_bytes(encoder)
-        * estimate_activations(
-            shape_of(encoder), *batch, ONNX if isinstance(encoder, OnnxEncoder) else TORCH
-        )
-        for name, encoder in models.items()
-        for batch in jobs[name].batches
-    ]
+def _memory(models: Mapping[str, Encoder], jobs: Mapping[str, Job], runtime: str) -> dict[str, int]:
+    """What the largest batches need, and what there is."""
+    needed = []
+    for name, encoder in models.items():
+        shape, batches = shape_of(encoder), jobs[name].batches
+        numbers = max(estimate_activations(shape, *batch, runtime) for batch in batches)
+        needed.append(_number_bytes(encoder) * numbers)
+    # ONNX Runtime gives nothing back while its model is there.
+    total = sum(needed) if runtime == ONNX else max(needed)
     return {
-        "needed_bytes": int(max(needed)),
+        "needed_bytes": int(total),
         "free_bytes": free_bytes(str(models["model"].device)),
     }
 

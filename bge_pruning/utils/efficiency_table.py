@@ -26,7 +26,7 @@ def render_efficiency(result: Mapping[str, Any]) -> str:
         [
             *_head(result),
             "",
-            table(header, rows),
+            table(header, rows) if rows else "nothing was measured",
             "",
             *_memory(result),
             *_saturation(result["saturation"]),

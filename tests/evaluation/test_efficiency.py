@@ -117,6 +117,19 @@ def test_what_does_not_fit_into_memory_is_left_out(encoder, monkeypatch):
     ]
 
 
+def test_onnx_runtime_keeps_what_both_models_took(encoder, monkeypatch):
+    monkeypatch.setattr(efficiency, "free_bytes", lambda _: 0)
+    both = {"model": encoder, "baseline": encoder}
+    opened = dict.fromkeys(RUNTIMES, both)  # what runs does not matter: nothing is measured
+    found = measure_efficiency(opened, [1], [64], (), 0.01)["too_large"]
+    expected = {
+        runtime: 4 * estimate_activations(encoder.base.shape, 1, 64, runtime)
+        for runtime in RUNTIMES
+    }
+    expected[ONNX] *= 2
+    assert {s["runtime"]: s["needed_bytes"] for s in found} == expected
+
+
 @pytest.mark.parametrize(
     "shape",
     [

@@ -119,3 +119,9 @@ def test_what_is_left_out():
     lines = render_efficiency(result(too_large=[large], too_long=[1024, 8192])).splitlines()
     assert "left out, needs about 3.0 GiB and 2.0 GiB are free: onnx, 32 x 512" in lines
     assert "left out, beyond the limit of 512 tokens a text: 1024, 8192" in lines
+
+
+def test_nothing_was_measured():
+    lines = render_efficiency(result(saturation={}, too_long=[1024])).splitlines()
+    assert lines[4] == "nothing was measured"
+    assert lines[-1] == "left out, beyond the limit of 512 tokens a text: 1024"
