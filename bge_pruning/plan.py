@@ -166,6 +166,21 @@ def _resolve_budget(config: Config, source: EncoderShape, assumptions: str) -> P
     return Plan(source, tuple(a for a in AXES if a in axes), None, budget, assumptions)
 
 
+def example_target(plan: Plan) -> EncoderShape | None:
+    """The shape to reach; one in the middle of those that the gates choose among with a budget.
+
+    ``None`` without pruning.
+    """
+    if plan.target is not None or plan.target_parameters is None:
+        return plan.target
+    shapes = _shapes_of_budget(plan)
+    return shapes[len(shapes) // 2]
+
+
+def _shapes_of_budget(plan: Plan) -> list[EncoderShape]:
+    return shapes_near_budget(plan.source, frozenset(plan.axes), plan.target_parameters)
+
+
 def render_plan(plan: Plan, config: Config) -> str:
     """The plan as text for a person."""
     lines = [f"base model   {config.model.base_model}", f"source       {plan.source.describe()}"]
@@ -193,11 +208,10 @@ def _target_lines(plan: Plan) -> list[str]:
     if plan.target_parameters is None:
         return []
     share = plan.target_parameters / count_parameters(plan.source).encoder
-    shapes = shapes_near_budget(plan.source, frozenset(plan.axes), plan.target_parameters)
     return [
         f"target       {plan.target_parameters:,.0f} encoder parameters ({share:.1%}); the gates "
-        f"choose among {len(shapes)} exportable shapes",
-        f"for example  {shapes[len(shapes) // 2].describe()}",
+        f"choose among {len(_shapes_of_budget(plan))} exportable shapes",
+        f"for example  {example_target(plan).describe()}",
     ]
 
 

@@ -4,8 +4,14 @@
     python scripts/benchmark_efficiency.py experiments/results/quickstart/model \
         --baseline experiments/checkpoints/minilm-xlmr --texts data/sts/stsb-en-test.csv
 
-The ideal is the ratio of floating-point operations. A ratio with far-apart quartiles is printed
-with them, and not called reached or missed.
+Before anything is pruned, a configuration stands for random weights of its target beside random
+weights of its source; and a GPU and other runtimes are measured in the same way:
+
+    python scripts/benchmark_efficiency.py configs/bge_m3/target_50pct.yaml --device cuda \
+        --dtype bf16 --runtimes torch compile --lengths 16 128 512 8192 --output bench.json
+
+The ideal is the ratio of floating-point operations. A ratio with far-apart quartiles, or of too few
+turns, is printed with its spread, and not called reached or missed.
 """
 
 from __future__ import annotations
@@ -14,7 +20,6 @@ import argparse
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 from bge_pruning.cli import run_command
 
@@ -22,11 +27,20 @@ from bge_pruning.cli import run_command
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs the command line; returns the exit status."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
-    parser.add_argument("model", help="folder, hub name or ONNX file")
-    parser.add_argument("--baseline", help="the same of the original")
+    parser.add_argument(
+        "model", help="folder, hub name, ONNX file, or a configuration (.yaml): its target shape"
+    )
+    parser.add_argument(
+        "--baseline", help="the same of the original (of a configuration: its source shape)"
+    )
     parser.add_argument("--device", default="cpu", help="torch device (default: %(default)s)")
     parser.add_argument("--dtype", choices=("fp32", "bf16", "fp16"), default="fp32")
-    parser.add_argument("--compile", action="store_true", help="with torch.compile")
+    parser.add_argument(
+        "--runtimes",
+        nargs="+",
+        choices=("torch", "compile", "onnx"),
+        help="PyTorch, torch.compile, ONNX Runtime (default: torch; onnx for an ONNX file)",
+    )
     parser.add_argument("--batch-sizes", nargs="+", type=int, default=[1, 32], metavar="N")
     parser.add_argument("--lengths", nargs="+", type=int, default=[16, 128, 512], metavar="T")
     parser.add_argument("--texts", nargs="+", default=[], metavar="FILE", help="real lengths too")
@@ -44,35 +58,23 @@ def main(argv: Sequence[str] | None = None) -> int:
 def run(args: argparse.Namespace) -> None:
     """Measure, print, write."""
     from bge_pruning.datasets.sts_dataloader import read_texts
-    from bge_pruning.evaluation.efficiency import measure_efficiency, prepare
-    from bge_pruning.evaluation.encoders import check_model_name, load_encoder
+    from bge_pruning.efficiency_benchmark import benchmark, choose_runtimes, find_candidates
     from bge_pruning.utils.efficiency_table import render_efficiency
-    from bge_pruning.utils.evaluation import collect_versions, refuse_existing, write_json
+    from bge_pruning.utils.evaluation import refuse_existing, write_json
 
     if args.output is not None:
         refuse_existing([args.output], overwrite=args.overwrite)
-    names = [args.model, *([args.baseline] if args.baseline else [])]
-    for name in names:
-        check_model_name(name)
-    texts = read_texts(args.texts)
-    encoders = [
-        prepare(load_encoder(name, args.device), args.dtype, args.compile) for name in names
-    ]
-    found: dict[str, Any] = measure_efficiency(
-        *(encoders if len(encoders) > 1 else [encoders[0], None]),
+    candidates = find_candidates(args.model, args.baseline)
+    result = benchmark(
+        candidates,
+        choose_runtimes(candidates, args.runtimes),
+        args.dtype,
+        args.device,
         args.batch_sizes,
         args.lengths,
-        texts,
+        read_texts(args.texts),
         args.seconds,
     )
-    result = {
-        **dict(zip(("model", "baseline"), names, strict=False)),
-        "device": args.device,
-        "dtype": args.dtype,
-        "compiled": args.compile,
-        **found,
-        "versions": collect_versions(),
-    }
     print(render_efficiency(result))
     if args.output is not None:
         write_json(result, args.output, overwrite=args.overwrite)

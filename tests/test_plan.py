@@ -6,7 +6,7 @@ import pytest
 
 from bge_pruning.config import ConfigError, load_config
 from bge_pruning.models.encoder_shape import count_parameters
-from bge_pruning.plan import build_plan, estimate_memory, render_plan
+from bge_pruning.plan import build_plan, estimate_memory, example_target, render_plan
 
 NO_TARGET = "model.l0_module.target_model=null"
 HUB = ("model.base_model=BAAI/bge-m3", "model.d_model=1024", "model.n_heads=16")
@@ -54,6 +54,17 @@ def test_text_of_a_budget(plan):
     assert f"target       {budget:,.0f} encoder parameters (50.0%); the gates choose among" in text
     shown = re.search(r"for example  (\d+) layers, hidden (\d+), (\d+) heads", text)
     assert int(shown[2]) == 8 * int(shown[3])
+
+
+def test_a_shape_to_reach(plan):
+    made, _ = plan()
+    assert example_target(made) is made.target
+    made, config = plan(NO_TARGET, "model.l0_module.target_density=0.5")
+    shape = example_target(made)
+    assert f"for example  {shape.describe()}" in render_plan(made, config)
+    assert count_parameters(shape).encoder == pytest.approx(made.target_parameters, rel=0.01)
+    made, _ = plan("model.l0_module=null")
+    assert example_target(made) is None
 
 
 def test_text_without_gates(plan):

@@ -94,7 +94,12 @@ FAILURES = {
 }
 USAGE = {
     "benchmark_evaluation": [[], ["m", "--rounds", "0"], ["m", "--texts", "0"]],
-    "benchmark_efficiency": [[], ["m", "--batch-sizes", "0"], ["m", "--dtype", "int8"]],
+    "benchmark_efficiency": [
+        [],
+        ["m", "--batch-sizes", "0"],
+        ["m", "--dtype", "int8"],
+        ["m", "--runtimes", "tf"],
+    ],
     "benchmark_training": [["m"], ["m", "--texts", "t.txt", "--steps", "0"]],
     "benchmark_data": [[], ["a.yaml", "--batches", "0"], ["a.yaml", "--batches", "few"]],
     "benchmark_extraction": [["--rounds", "0"], ["--dtype", "int8"], ["a.yaml"]],
@@ -768,12 +773,41 @@ def test_efficiency_is_measured_and_written(run, model_folder, sts_csv, tmp_path
     words += ["--seconds", "0.01", "--output", "speed.json"]
     code, out, err = run("benchmark_efficiency", model_folder, *words)
     assert code == 0, err
-    assert out.splitlines()[0].startswith("| texts | tokens | ms (p95) |")
+    assert f"baseline: {model_folder}, 4 layers" in out
+    assert "| runtime | texts | tokens | ms (p95) |" in out
     found = json.loads((tmp_path / "speed.json").read_text())
     assert [setting["length"] for setting in found["settings"]] == [4, "real"]
     again = run("benchmark_efficiency", model_folder, *words)
     assert_fails(again, 1, r"speed\.json exists")
     assert run("benchmark_efficiency", model_folder, *words, "--overwrite")[0] == 0
+
+
+def test_efficiency_of_a_configuration_in_two_runtimes(run, tiny_yaml, sts_csv):
+    words = ["--texts", sts_csv, "--lengths", "4", "--batch-sizes", "2", "--seconds", "0.01"]
+    code, out, err = run("benchmark_efficiency", tiny_yaml, *words, "--runtimes", "onnx", "torch")
+    assert code == 0, err
+    assert f"model:    {tiny_yaml} (target, random weights), 3 layers, hidden 24" in out
+    assert f"baseline: {tiny_yaml} (source, random weights), 4 layers, hidden 32" in out
+    rows = [
+        line.split(" | ")[:3] for line in out.splitlines() if re.match(r"\| (torch|onnx)", line)
+    ]
+    assert [row[:2] for row in rows] == [["| torch", "2"]] * 2 + [["| onnx", "2"]] * 2
+    assert [row[2] for row in rows[:2]] == [row[2] for row in rows[2:]]
+
+
+def test_efficiency_that_cannot_be_measured(run, model_folder, tiny_yaml, tmp_path):
+    words = ["benchmark_efficiency", model_folder, "--runtimes", "torch", "onnx"]
+    message = (
+        r"dtype bf16 is not for the runtime onnx: .* To fix, leave --dtype or that runtime out"
+    )
+    assert_fails(run(*words, "--dtype", "bf16"), 1, message)
+    message = r"device tpu is not here: torch sees \d+ GPUs\. To fix, pass --device cpu"
+    assert_fails(run(*words, "--device", "tpu"), 1, message)
+    (tmp_path / "plain.yaml").write_text(f"extends: {tiny_yaml}\nmodel: {{l0_module: null}}\n")
+    result = run("benchmark_efficiency", "plain.yaml")
+    assert_fails(
+        result, 2, r"plain\.yaml: prunes nothing .*To fix, name a configuration with a tar"
+    )
 
 
 def test_training_steps_are_measured_and_written(run, model_folder, sts_csv, tmp_path):

@@ -7,8 +7,9 @@ both alike, and a ratio is the median over turns.
 
 from __future__ import annotations
 
+import logging
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,32 +19,56 @@ from torch import Tensor
 
 from bge_pruning.evaluation.cost import weight_bytes
 from bge_pruning.evaluation.onnx_encoder import OnnxEncoder
-from bge_pruning.evaluation.text_encoder import TextEncoder
+from bge_pruning.evaluation.text_encoder import BATCH_TOKENS, TextEncoder, batch_indices
 from bge_pruning.models.encoder_shape import EncoderShape, forward_flops
-from bge_pruning.models.precision import DTYPES
 from bge_pruning.models.pretrained import read_shape
-from bge_pruning.utils.memory import measure_peak_bytes
+from bge_pruning.utils.memory import free_bytes, measure_peak_bytes
 from bge_pruning.utils.model_analysis import wait_for
 
+log = logging.getLogger(__name__)
+
+TORCH, COMPILE, ONNX = RUNTIMES = ("torch", "compile", "onnx")
+REAL = "real"
 # Quartiles of a ratio that are further apart than this share of it support no claim.
 NOISY = 0.1
-REAL = "real"
-LEAST_ROUNDS = 5
+# Turns at least; fewer, and no claim, if the first took SLOW times as long as a setting may.
+LEAST_ROUNDS, FEWEST_ROUNDS, SLOW = 5, 2, 4.0
+# Real texts that a call embeds: so many batches, and at least so many texts.
+REAL_BATCHES, REAL_TEXTS = 4, 16
+# Share of the free memory that a setting may need; compiled forms of a model that torch keeps.
+SPARE, COMPILED_FORMS = 0.9, 64
 
 Encoder = TextEncoder | OnnxEncoder
 
 
 @dataclass(frozen=True)
 class Setting:
-    """What is embedded at once.
+    """What is embedded at once, and by what.
 
     Attributes:
         batch_size: Texts.
         length: Tokens of each, or ``REAL`` for texts as they are.
+        runtime: One of ``RUNTIMES``.
     """
 
     batch_size: int
     length: int | str
+    runtime: str = TORCH
+
+
+@dataclass(frozen=True)
+class Job:
+    """One call of a model.
+
+    Attributes:
+        run: What to time.
+        lengths: Tokens of each text.
+        batches: Texts, and tokens of the longest, of each batch.
+    """
+
+    run: Callable[[], object]
+    lengths: list[int]
+    batches: list[tuple[int, int]]
 
 
 def shape_of(encoder: Encoder) -> EncoderShape:
@@ -51,38 +76,17 @@ def shape_of(encoder: Encoder) -> EncoderShape:
     return encoder.base.shape if isinstance(encoder, TextEncoder) else read_shape(encoder.folder)
 
 
-def prepare(encoder: Any, dtype: str, compiled: bool) -> Encoder:
-    """An encoder in another precision or compiled, in place.
-
-    Args:
-        encoder: See :func:`bge_pruning.evaluation.encoders.load_encoder`.
-        dtype: A name of :data:`bge_pruning.models.precision.DTYPES`.
-        compiled: Compile the encoder.
-
-    Raises:
-        ValueError: If it is no XLM-R model, or an ONNX file is to be changed.
-    """
-    if isinstance(encoder, OnnxEncoder) and (dtype != "fp32" or compiled):
-        raise ValueError(
-            f"{encoder.name}: an ONNX file has its own precision and runtime. To fix, leave "
-            f"--dtype and --compile out."
-        )
-    if not isinstance(encoder, TextEncoder | OnnxEncoder):
-        raise ValueError(
-            f"{encoder.name}: is no XLM-R model, so its operations cannot be counted. To fix, "
-            f"measure it with evaluate_model.py."
-        )
-    if isinstance(encoder, TextEncoder):
-        encoder.backbone.to(DTYPES[dtype])
-        encoder.heads.to(DTYPES[dtype])
-        if compiled:
-            encoder.backbone.compile()
-    return encoder
+def compile_encoder(encoder: Encoder) -> None:
+    """Compile an encoder in place, for the shapes that it is called with from now on."""
+    torch.compiler.reset()
+    # Model and baseline are the same code, and each form of either counts: beyond the limit, which
+    # is 8, torch would refuse to go on.
+    torch._dynamo.config.recompile_limit = COMPILED_FORMS
+    encoder.backbone.compile_encoder(training=False)
 
 
 def measure_efficiency(
-    model: Encoder,
-    baseline: Encoder | None,
+    opened: Mapping[str, Mapping[str, Encoder]],
     batch_sizes: Sequence[int],
     lengths: Sequence[int],
     texts: Sequence[str],
@@ -91,137 +95,239 @@ def measure_efficiency(
     """Measure all settings.
 
     Args:
-        model: The model to judge.
-        baseline: See :func:`measure_setting`.
+        opened: By runtime, in the order of ``RUNTIMES``: the ``model`` to judge, and the
+            ``baseline`` that it is judged by if there is one. Those of ``COMPILE``, which may be
+            those of ``TORCH``, are compiled in place.
         batch_sizes: Texts at once.
         lengths: Tokens of a text; those that are beyond either model's limit are left out.
         texts: Texts for real lengths too, if there are any.
         seconds: Of each setting.
 
     Returns:
-        ``settings``, see :func:`measure_setting`; ``left_out`` lengths; ``threads`` of torch; and
-        ``weight_bytes`` of each model.
+        ``settings``: ``runtime`` and what :func:`measure_setting` finds. ``saturation``: see
+        :func:`find_saturation`. ``weight_bytes`` by runtime and model. ``threads`` of torch.
+        ``max_length``: the limit in tokens; ``too_long``: the lengths that are beyond it.
+        ``too_large``: ``runtime``, ``batch_size`` and ``length`` of the settings that were left out
+        for want of memory, with ``needed_bytes``, an estimate, and ``free_bytes``.
     """
-    both = {"model": model} | ({} if baseline is None else {"baseline": baseline})
-    limit = min(encoder.max_length for encoder in both.values())
-    kept: list[int | str] = [length for length in lengths if length <= limit]
-    settings = [
-        Setting(size, length) for length in kept + ([REAL] if texts else []) for size in batch_sizes
-    ]
+    limit = min(encoder.max_length for models in opened.values() for encoder in models.values())
+    kept = [length for length in lengths if length <= limit] + ([REAL] if texts else [])
+    found, too_large = [], []
+    for runtime, models in opened.items():
+        for setting in (Setting(size, length, runtime) for length in kept for size in batch_sizes):
+            jobs = {name: _job(encoder, setting, texts) for name, encoder in models.items()}
+            place = {"runtime": runtime, "batch_size": setting.batch_size, "length": setting.length}
+            memory = _memory(models, jobs, runtime)
+            if memory["needed_bytes"] > SPARE * memory["free_bytes"]:
+                too_large.append(place | memory)
+                continue
+            log.info("%s: %d x %s tokens", runtime, setting.batch_size, setting.length)
+            found.append(place | measure_setting(models, setting, texts, seconds))
     return {
-        "settings": [measure_setting(model, baseline, s, texts, seconds) for s in settings],
-        "left_out": [length for length in lengths if length > limit],
+        "settings": found,
+        "saturation": find_saturation(found),
+        "weight_bytes": {
+            runtime: {name: weight_bytes(encoder) for name, encoder in models.items()}
+            for runtime, models in opened.items()
+        },
         "threads": torch.get_num_threads(),
-        "weight_bytes": {name: weight_bytes(encoder) for name, encoder in both.items()},
+        "max_length": limit,
+        "too_long": [length for length in lengths if length > limit],
+        "too_large": too_large,
     }
 
 
 def measure_setting(
-    model: Encoder,
-    baseline: Encoder | None,
-    setting: Setting,
-    texts: Sequence[str],
-    seconds: float = 10.0,
+    models: Mapping[str, Encoder], setting: Setting, texts: Sequence[str], seconds: float = 10.0
 ) -> dict[str, Any]:
     """Measure one setting.
 
+    With real lengths a call embeds four batches or more of texts spread over all, sorted by length,
+    and takes the time to tokenise them.
+
     Args:
-        model: The model to judge.
-        baseline: What it is judged by, on the same device; ``None`` to measure the model alone.
+        models: See :func:`measure_efficiency`.
         setting: What is embedded at once.
-        texts: Texts for ``REAL`` lengths; as many as four batches are embedded, sorted by length.
-        seconds: How long to measure; at least ``LEAST_ROUNDS`` turns are taken.
+        texts: Texts for ``REAL`` lengths.
+        seconds: How long to measure; at least ``LEAST_ROUNDS`` turns are taken, or
+            ``FEWEST_ROUNDS`` where a turn takes ``SLOW`` times as long.
 
     Returns:
         ``batch_size``, ``length``, ``rounds``; for ``model`` and ``baseline`` ``latency_ms``
-        (``median``, ``p95`` of one call), ``texts_per_s``, ``tokens_per_s``, ``gflops_per_token``
-        and ``activation_bytes`` (``None`` for ONNX); and ``speedup`` with its quartiles, ``ideal``,
-        ``share`` of it, and ``noisy``, whether the spread supports no claim.
+        (``median``, ``p95``, of a batch: the mean of a call's), ``texts_per_s``, ``tokens_per_s``,
+        ``gflops_per_token`` and ``activation_bytes`` (``None`` for ONNX, and compiled on the CPU,
+        which keep them to themselves). With a baseline also ``speedup`` (``median`` and
+        ``quartiles``), ``ideal``, ``share`` of it, and ``noisy``, whether the spread or the number
+        of turns supports no claim.
     """
-    both = {"model": model} | ({} if baseline is None else {"baseline": baseline})
-    jobs, lengths = {}, {}
-    for name, encoder in both.items():
-        jobs[name], lengths[name] = _job(encoder, setting, texts)
-    spent = _take_turns(jobs, seconds, str(model.device))
+    if setting.runtime == COMPILE:
+        for encoder in models.values():
+            compile_encoder(encoder)
+    jobs = {name: _job(encoder, setting, texts) for name, encoder in models.items()}
+    spent = _take_turns(jobs, seconds, str(models["model"].device))
     result: dict[str, Any] = {
         "batch_size": setting.batch_size,
         "length": setting.length,
         "rounds": len(spent["model"]),
     }
-    for name, encoder in both.items():
-        result[name] = _describe(encoder, jobs[name], lengths[name], spent[name])
-    if baseline is not None:
-        flops = {name: forward_flops(shape_of(both[name]), lengths[name]) for name in both}
-        ideal = flops["baseline"] / flops["model"]
-        low, median, high = np.percentile(
-            np.divide(spent["baseline"], spent["model"]), [25, 50, 75]
-        ).tolist()
-        result |= {
-            "speedup": {"median": median, "quartiles": [low, high]},
-            "ideal": ideal,
-            "share": median / ideal,
-            "noisy": (high - low) / median > NOISY,
-        }
-    return result
+    for name, encoder in models.items():
+        activations = _activation_bytes(encoder, jobs[name], setting.runtime)
+        result[name] = _describe(shape_of(encoder), jobs[name], spent[name]) | activations
+    return result | (_compare(models, jobs, spent) if "baseline" in models else {})
 
 
-def _job(
-    encoder: Encoder, setting: Setting, texts: Sequence[str]
-) -> tuple[Callable[[], object], list[int]]:
-    """What to time, and the lengths of what it embeds."""
+def find_saturation(settings: Sequence[Mapping[str, Any]]) -> dict[str, dict[str, Any]]:
+    """By runtime and model: the setting with most tokens per second.
+
+    Args:
+        settings: See :func:`measure_efficiency`.
+
+    Returns:
+        ``batch_size``, ``length``, ``texts_per_s`` and ``tokens_per_s``.
+    """
+    found: dict[str, dict[str, Any]] = {}
+    for setting in settings:
+        best = found.setdefault(setting["runtime"], {})
+        for name in ("model", "baseline"):
+            rate = setting.get(name, {}).get("tokens_per_s", 0.0)
+            if rate > best.get(name, {}).get("tokens_per_s", 0.0):
+                keys = ("texts_per_s", "tokens_per_s")
+                best[name] = {key: setting[key] for key in ("batch_size", "length")} | {
+                    key: setting[name][key] for key in keys
+                }
+    return found
+
+
+def estimate_activations(shape: EncoderShape, texts: int, tokens: int, runtime: str) -> float:
+    """Numbers of the tensors that are alive together while a batch is embedded, at most.
+
+    A token's hidden states before and in a layer, and the wider half of the layer: queries, keys,
+    values and their products, or the units before and after the activation. The ONNX graph also
+    holds the attention of every pair of tokens before and after the softmax.
+
+    Args:
+        shape: Sizes of the encoder.
+        texts: Texts of the batch.
+        tokens: Tokens of the longest.
+        runtime: One of ``RUNTIMES``.
+    """
+    inner = shape.num_attention_heads * shape.head_dim
+    halves = (6 * inner, shape.hidden_size + 2 * shape.intermediate_size)
+    values = 2.0 * shape.hidden_size + max(halves)
+    if runtime == ONNX:
+        values += 2.0 * shape.num_attention_heads * tokens
+    return texts * tokens * values
+
+
+def _memory(models: Mapping[str, Encoder], jobs: Mapping[str, Job], runtime: str) -> dict[str, int]:
+    """What the largest batches need, and what there is."""
+    needed = []
+    for name, encoder in models.items():
+        shape, batches = shape_of(encoder), jobs[name].batches
+        numbers = max(estimate_activations(shape, *batch, runtime) for batch in batches)
+        needed.append(_number_bytes(encoder) * numbers)
+    # ONNX Runtime gives nothing back while its model is there.
+    total = sum(needed) if runtime == ONNX else max(needed)
+    return {
+        "needed_bytes": int(total),
+        "free_bytes": free_bytes(str(models["model"].device)),
+    }
+
+
+def _number_bytes(encoder: Encoder) -> int:
+    if isinstance(encoder, OnnxEncoder):
+        return 4
+    return encoder.backbone.embeddings.word_embeddings.weight.element_size()
+
+
+def _job(encoder: Encoder, setting: Setting, texts: Sequence[str]) -> Job:
     if setting.length == REAL:
-        chosen = list(texts[: 4 * setting.batch_size])
-        encoder.batch_size = setting.batch_size
-        return lambda: encoder.encode(chosen), encoder.tokenize(chosen).lengths.tolist()
-    ids, mask = _fixed(encoder, setting)
-    lengths = [int(setting.length)] * setting.batch_size
+        return _real_job(encoder, setting.batch_size, texts)
+    size, length = setting.batch_size, int(setting.length)
+    ids, mask = _fixed(encoder, size, length)
 
     @torch.inference_mode()
     def compute() -> dict[str, Tensor]:
         return encoder.compute(ids, mask, ("dense_vecs",))
 
-    return compute, lengths
+    return Job(compute, [length] * size, [(size, length)])
 
 
-def _fixed(encoder: Encoder, setting: Setting) -> tuple[Tensor, Tensor]:
+def _real_job(encoder: Encoder, batch_size: int, texts: Sequence[str]) -> Job:
+    count = min(len(texts), max(REAL_BATCHES * batch_size, REAL_TEXTS))
+    chosen = [texts[index * len(texts) // count] for index in range(count)]
+    encoder.batch_size = batch_size
+    lengths = encoder.tokenize(chosen).lengths
+    batches = [
+        (len(index), int(lengths[index].max()))
+        for index in batch_indices(lengths, batch_size, BATCH_TOKENS)
+    ]
+    return Job(lambda: encoder.encode(chosen), lengths.tolist(), batches)
+
+
+def _fixed(encoder: Encoder, size: int, length: int) -> tuple[Tensor, Tensor]:
     """Token ids that are no special ones, and a mask without padding."""
     generator = torch.Generator().manual_seed(0)
-    size = (setting.batch_size, int(setting.length))
     first = min(max(encoder.special_ids, default=0) + 1, encoder.vocab_size - 1)
     if first > encoder.vocab_size // 2:  # special tokens at the end of the vocabulary
         first = min(encoder.pad_token_id + 1, encoder.vocab_size - 1)
-    ids = torch.randint(first, encoder.vocab_size, size, generator=generator).to(encoder.device)
+    ids = torch.randint(first, encoder.vocab_size, (size, length), generator=generator)
+    ids = ids.to(encoder.device)
     return ids, torch.ones_like(ids)
 
 
-def _take_turns(
-    jobs: dict[str, Callable[[], object]], seconds: float, device: str
-) -> dict[str, list[float]]:
+def _take_turns(jobs: Mapping[str, Job], seconds: float, device: str) -> dict[str, list[float]]:
     spent: dict[str, list[float]] = {name: [] for name in jobs}
     names = list(jobs)
     for name in names:
-        jobs[name]()  # warm
-    started = time.perf_counter()
-    while len(spent[names[0]]) < LEAST_ROUNDS or time.perf_counter() - started < seconds:
+        jobs[name].run()  # warm; compiles for every shape of the job
+    started, least = time.perf_counter(), LEAST_ROUNDS
+    while len(spent["model"]) < least or time.perf_counter() - started < seconds:
         for name in names:
             wait_for(device)
             begin = time.perf_counter()
-            jobs[name]()
+            jobs[name].run()
             wait_for(device)
             spent[name].append(time.perf_counter() - begin)
         names.reverse()
+        if len(spent["model"]) == 1 and time.perf_counter() - started > SLOW * seconds:
+            least = FEWEST_ROUNDS
     return spent
 
 
-def _describe(
-    encoder: Encoder, job: Callable[[], object], lengths: Sequence[int], spent: Sequence[float]
-) -> dict[str, Any]:
-    median = float(np.median(spent))
-    activations = None if isinstance(encoder, OnnxEncoder) else measure_peak_bytes(job)
+def _describe(shape: EncoderShape, job: Job, spent: Sequence[float]) -> dict[str, Any]:
+    median, tokens = float(np.median(spent)), sum(job.lengths)
+    a_batch = 1e3 / len(job.batches)
+    p95 = float(np.percentile(spent, 95))
     return {
-        "latency_ms": {"median": 1e3 * median, "p95": 1e3 * float(np.percentile(spent, 95))},
-        "texts_per_s": len(lengths) / median,
-        "tokens_per_s": sum(lengths) / median,
-        "gflops_per_token": forward_flops(shape_of(encoder), lengths) / sum(lengths) / 1e9,
-        "activation_bytes": activations,
+        "latency_ms": {"median": a_batch * median, "p95": a_batch * p95},
+        "texts_per_s": len(job.lengths) / median,
+        "tokens_per_s": tokens / median,
+        "gflops_per_token": forward_flops(shape, job.lengths) / tokens / 1e9,
+    }
+
+
+def _activation_bytes(encoder: Encoder, job: Job, runtime: str) -> dict[str, int | None]:
+    device = str(encoder.device)
+    hidden = runtime == COMPILE and torch.device(device).type != "cuda"
+    if hidden or isinstance(encoder, OnnxEncoder):
+        return {"activation_bytes": None}
+    return {"activation_bytes": measure_peak_bytes(job.run, device)}
+
+
+def _compare(
+    models: Mapping[str, Encoder], jobs: Mapping[str, Job], spent: Mapping[str, Sequence[float]]
+) -> dict[str, Any]:
+    flops = {
+        name: forward_flops(shape_of(encoder), jobs[name].lengths)
+        for name, encoder in models.items()
+    }
+    ideal = flops["baseline"] / flops["model"]
+    ratios = np.divide(spent["baseline"], spent["model"])
+    low, median, high = np.percentile(ratios, [25, 50, 75]).tolist()
+    return {
+        "speedup": {"median": median, "quartiles": [low, high]},
+        "ideal": ideal,
+        "share": median / ideal,
+        "noisy": len(ratios) < LEAST_ROUNDS or (high - low) / median > NOISY,
     }

@@ -31,13 +31,8 @@ def open_session(path: Path, device: str = "cpu") -> InferenceSession:
         ValueError: If it has no support for the device, or the file is damaged.
     """
     runtime = import_optional("onnxruntime", "onnx")
+    provider = find_provider(device, str(path))
     kind, _, index = device.partition(":")
-    provider = PROVIDERS.get(kind)
-    if provider not in runtime.get_available_providers():
-        raise ValueError(
-            f"{path}: the installed ONNX Runtime cannot run on {device}. To fix, pass --device "
-            f"cpu, or pip install onnxruntime-gpu in place of onnxruntime."
-        )
     options = runtime.SessionOptions()
     options.intra_op_num_threads = torch.get_num_threads()
     # Threads that wait by spinning would slow the other model of a comparison, or torch.
@@ -51,6 +46,26 @@ def open_session(path: Path, device: str = "cpu") -> InferenceSession:
         raise ValueError(
             f"{path}: cannot be loaded ({reason}). To fix, export the model again."
         ) from error
+
+
+def find_provider(device: str, name: str) -> str:
+    """What runs a graph on a device.
+
+    Args:
+        device: ``cpu``, ``cuda`` or ``cuda:INDEX``.
+        name: What is to run, for the message.
+
+    Raises:
+        ImportError: If ONNX Runtime is not installed.
+        ValueError: If it has no support for the device.
+    """
+    provider = PROVIDERS.get(device.partition(":")[0])
+    if provider not in import_optional("onnxruntime", "onnx").get_available_providers():
+        raise ValueError(
+            f"{name}: the installed ONNX Runtime cannot run on {device}. To fix, pass --device "
+            f"cpu, or pip install onnxruntime-gpu in place of onnxruntime."
+        )
+    return provider
 
 
 def run_session(

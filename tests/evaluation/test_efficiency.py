@@ -2,24 +2,35 @@
 
 from __future__ import annotations
 
-import shutil
+import time
+from dataclasses import replace
 from types import SimpleNamespace
 
 import pytest
 import torch
+from torch import nn
 
 from bge_pruning.evaluation import efficiency
 from bge_pruning.evaluation.efficiency import (
+    COMPILE,
+    ONNX,
     REAL,
+    RUNTIMES,
+    TORCH,
     Setting,
+    estimate_activations,
+    find_saturation,
     measure_efficiency,
     measure_setting,
-    prepare,
 )
 from bge_pruning.evaluation.encoders import load_encoder
-from bge_pruning.utils.efficiency_table import render_efficiency
+from bge_pruning.evaluation.text_encoder import TextEncoder
+from bge_pruning.models.encoder_shape import EncoderShape
+from bge_pruning.utils.memory import measure_peak_bytes
+from bge_pruning.utils.random_run import random_base_model
 
 TEXTS = ["the man plays a flute", "a dog", "the cat eats bread and the dog plays"]
+SHAPE = EncoderShape(64, 4, 2, 256, 300, head_dim=16, max_position_embeddings=80)
 
 
 @pytest.fixture
@@ -27,9 +38,25 @@ def encoder(model_folder):
     return load_encoder(str(model_folder))
 
 
+@pytest.fixture
+def compiled(monkeypatch):
+    """Dynamo without a compiler behind it, which would take a minute; the modules it was put on."""
+    found = []
+    compile_module = nn.Module.compile
+
+    def compile_quickly(module):
+        found.append(module)
+        compile_module(module, backend="eager")
+
+    monkeypatch.setattr(nn.Module, "compile", compile_quickly)
+    yield found
+    torch.compiler.reset()
+
+
 @pytest.mark.parametrize("length", [6, REAL])
 def test_a_setting(encoder, length):
-    found = measure_setting(encoder, encoder, Setting(2, length), TEXTS, seconds=0.01)
+    both = {"model": encoder, "baseline": encoder}
+    found = measure_setting(both, Setting(2, length), TEXTS, seconds=0.2)
     assert found["rounds"] >= efficiency.LEAST_ROUNDS
     assert found["ideal"] == 1.0
     assert 0.2 < found["speedup"]["median"] < 5.0
@@ -41,81 +68,133 @@ def test_a_setting(encoder, length):
     assert found["model"]["activation_bytes"] > 0
 
 
+def test_latency_is_that_of_a_batch(encoder):
+    found = measure_setting({"model": encoder}, Setting(2, REAL), TEXTS, 0.01)["model"]
+    a_call = 1e3 * len(TEXTS) / found["texts_per_s"]
+    assert 2 * found["latency_ms"]["median"] == pytest.approx(a_call)
+
+
+def test_real_texts_are_spread_over_all(encoder, monkeypatch):
+    seen = []
+    encode = encoder.encode
+    monkeypatch.setattr(encoder, "encode", lambda texts: seen.append(texts) or encode(texts))
+    texts = ["a dog"] * 50 + ["the cat"] * 50
+    measure_setting({"model": encoder}, Setting(1, REAL), texts, 0.01)
+    assert seen[0] == ["a dog"] * 8 + ["the cat"] * 8
+
+
+def test_a_setting_that_takes_too_long_has_two_turns_and_no_claim(encoder):
+    both = {"model": encoder, "baseline": encoder}
+    found = measure_setting(both, Setting(2, 6), (), seconds=1e-9)
+    assert found["rounds"] == efficiency.FEWEST_ROUNDS
+    assert found["noisy"]
+
+
 def test_settings_and_what_is_left_out(encoder):
-    found = measure_efficiency(encoder, None, [1, 2], [4, 10_000], TEXTS, 0.01)
-    pairs = [(s["batch_size"], s["length"]) for s in found["settings"]]
-    assert pairs == [(1, 4), (2, 4), (1, REAL), (2, REAL)]
-    assert found["left_out"] == [10_000]
+    opened = {TORCH: {"model": encoder}}
+    found = measure_efficiency(opened, [1, 2], [4, 10_000], TEXTS, 0.01)
+    places = [(s["runtime"], s["batch_size"], s["length"]) for s in found["settings"]]
+    assert places == [(TORCH, 1, 4), (TORCH, 2, 4), (TORCH, 1, REAL), (TORCH, 2, REAL)]
+    assert (found["max_length"], found["too_long"]) == (128, [10_000])
+    assert found["too_large"] == []
     assert "speedup" not in found["settings"][0]
-    text = render_efficiency(found)
-    assert "left out, beyond a model's limit: [10000] tokens" in text
-    assert "speed-up" not in text
+    assert found["weight_bytes"][TORCH]["model"] > 0
 
 
-def setting(share: float, noisy: bool = False) -> dict:
-    part = {
-        "latency_ms": {"median": 2.0, "p95": 3.0},
-        "texts_per_s": 16.0,
-        "tokens_per_s": 2048.0,
-        "gflops_per_token": 0.1,
-        "activation_bytes": 2_000_000,
+def test_what_does_not_fit_into_memory_is_left_out(encoder, monkeypatch):
+    monkeypatch.setattr(efficiency, "free_bytes", lambda _: 100_000)
+    found = measure_efficiency({TORCH: {"model": encoder}}, [1, 8], [4, 64], (), 0.01)
+    assert [(s["batch_size"], s["length"]) for s in found["settings"]] == [(1, 4), (8, 4), (1, 64)]
+    needed = 4 * 8 * 64 * 8 * 32  # bytes x texts x tokens x values
+    assert found["too_large"] == [
+        {
+            "runtime": TORCH,
+            "batch_size": 8,
+            "length": 64,
+            "needed_bytes": needed,
+            "free_bytes": 100_000,
+        }
+    ]
+
+
+def test_onnx_runtime_keeps_what_both_models_took(encoder, monkeypatch):
+    monkeypatch.setattr(efficiency, "free_bytes", lambda _: 0)
+    both = {"model": encoder, "baseline": encoder}
+    opened = dict.fromkeys(RUNTIMES, both)  # what runs does not matter: nothing is measured
+    found = measure_efficiency(opened, [1], [64], (), 0.01)["too_large"]
+    expected = {
+        runtime: 4 * estimate_activations(encoder.base.shape, 1, 64, runtime)
+        for runtime in RUNTIMES
     }
-    return {
-        "batch_size": 32,
-        "length": 128,
-        "rounds": 5,
-        "model": part,
-        "baseline": part,
-        "speedup": {"median": 2.0 * share, "quartiles": [1.5, 2.5]},
-        "ideal": 2.0,
-        "share": share,
-        "noisy": noisy,
-    }
+    expected[ONNX] *= 2
+    assert {s["runtime"]: s["needed_bytes"] for s in found} == expected
 
 
 @pytest.mark.parametrize(
-    ("found", "line"),
+    "shape",
     [
-        (setting(0.93), "32 texts of 128 tokens: 93% of the ideal speed-up, at least 90%"),
-        (setting(0.85), "32 texts of 128 tokens: 85% of the ideal speed-up, below 90%"),
-        (setting(0.93, noisy=True), "1 of 1 long settings are too noisy for a claim"),
+        SHAPE,
+        replace(SHAPE, intermediate_size=64),
+        replace(SHAPE, num_attention_heads=2),
+        replace(SHAPE, hidden_size=32, num_attention_heads=2),
     ],
 )
-def test_what_is_claimed(found, line):
-    result = {
-        "settings": [found],
-        "left_out": [],
-        "threads": 2,
-        "weight_bytes": {"model": 1e6, "baseline": 2e6},
-    }
-    text = render_efficiency(result)
-    assert line in text
-    assert ("| noise |" in text) == found["noisy"]
+def test_the_estimate_is_what_a_batch_takes_and_little_more(shape):
+    encoder = TextEncoder(random_base_model(shape, "random"))
+    ids = torch.full((4, 64), 7)
+
+    @torch.inference_mode()
+    def embed():
+        return encoder.compute(ids, torch.ones_like(ids), ("dense_vecs",))
+
+    estimate = 4 * estimate_activations(shape, 4, 64, TORCH)
+    assert 0.99 < estimate / measure_peak_bytes(embed) < 1.2
+    more = 4 * estimate_activations(shape, 4, 64, ONNX) - estimate
+    assert more == 2 * 4 * 4 * shape.num_attention_heads * 64 * 64
 
 
-def test_precision_and_compilation(encoder, monkeypatch):
-    compiled = []
-    monkeypatch.setattr(type(encoder.backbone), "compile", lambda self: compiled.append(self))
-    assert prepare(encoder, "bf16", True) is encoder
-    assert encoder.backbone.embeddings.word_embeddings.weight.dtype == torch.bfloat16
-    assert compiled == [encoder.backbone]
+def test_the_most_tokens_per_second():
+    def setting(runtime, size, model, baseline):
+        rates = {"model": model, "baseline": baseline}
+        parts = {n: {"texts_per_s": r / 8, "tokens_per_s": r} for n, r in rates.items()}
+        return {"runtime": runtime, "batch_size": size, "length": 8, **parts}
+
+    found = find_saturation(
+        [setting(TORCH, 1, 80, 40), setting(TORCH, 8, 160, 32), setting(ONNX, 1, 16, 8)]
+    )
+    place = {"batch_size": 8, "length": 8}
+    assert found[TORCH]["model"] == {**place, "texts_per_s": 20, "tokens_per_s": 160}
+    assert found[TORCH]["baseline"]["batch_size"] == 1
+    assert found[ONNX]["model"]["tokens_per_s"] == 16
 
 
-def test_onnx_beside_torch(model_folder, tmp_path):
-    from bge_pruning.export.onnx_export import export_onnx
+def test_compiled_before_the_clock_runs(encoder, compiled, model_folder, monkeypatch):
+    forms = []
 
-    folder = tmp_path / "model"
-    shutil.copytree(model_folder, folder)
-    export_onnx(folder)
-    onnx = load_encoder(str(folder / "onnx" / "model.onnx"))
-    found = measure_setting(onnx, load_encoder(str(folder)), Setting(2, 5), (), 0.01)
-    assert found["ideal"] == 1.0
-    assert found["model"]["activation_bytes"] is None
-    with pytest.raises(ValueError, match=r"an ONNX file has its own precision and runtime"):
-        prepare(onnx, "bf16", False)
+    def read_clock():
+        forms[-1].append(torch._dynamo.utils.counters["stats"]["unique_graphs"])
+        return time.perf_counter()
+
+    def take_turns(*arguments):
+        forms.append([])
+        return take_turns_as_ever(*arguments)
+
+    take_turns_as_ever = efficiency._take_turns
+    monkeypatch.setattr(efficiency, "_take_turns", take_turns)
+    monkeypatch.setattr(efficiency, "time", SimpleNamespace(perf_counter=read_clock))
+    both = {"model": encoder, "baseline": load_encoder(str(model_folder))}
+    opened = {TORCH: both, COMPILE: both}
+    found = measure_efficiency(opened, [2], [6], TEXTS, 0.01)["settings"]
+    assert [(s["runtime"], s["length"]) for s in found] == [
+        (runtime, length) for runtime in (TORCH, COMPILE) for length in (6, REAL)
+    ]
+    assert compiled == [e.backbone for e in both.values()] * 2
+    # Nothing is compiled in the timed part, and something for each setting before it.
+    assert [len(set(counts)) for counts in forms] == [1] * 4
+    assert forms[0][0] == forms[1][0] < forms[2][0] < forms[3][0]
+    assert found[0]["model"]["activation_bytes"] > 0
+    assert found[2]["model"]["activation_bytes"] is None
 
 
-def test_other_architectures():
-    other = SimpleNamespace(name="other")
-    with pytest.raises(ValueError, match=r"other: is no XLM-R model.*To fix"):
-        prepare(other, "fp32", False)
+def test_names_of_runtimes():
+    assert RUNTIMES == ("torch", "compile", "onnx")

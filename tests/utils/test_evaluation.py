@@ -1,17 +1,31 @@
 """Results files."""
 
 import json
+import os
+import platform
 from pathlib import Path
 
 import pytest
 
+from bge_pruning.utils import evaluation
 from bge_pruning.utils.evaluation import (
     collect_versions,
+    describe_machine,
     evaluation_files,
     refuse_existing,
     write_json,
     write_text,
 )
+
+
+def test_the_machine_is_named_without_its_host(tmp_path, monkeypatch):
+    file = tmp_path / "cpuinfo"
+    file.write_text("processor : 0\nmodel name : Some CPU @ 2 GHz\nmodel name : Some CPU @ 2 GHz\n")
+    monkeypatch.setattr(evaluation, "CPU", file)
+    cores = os.cpu_count()
+    assert describe_machine() == {"cpu": "Some CPU @ 2 GHz", "cores": cores, "gpu": None}
+    file.unlink()
+    assert describe_machine() == {"cpu": platform.machine(), "cores": cores, "gpu": None}
 
 
 def test_existing_file_is_kept(tmp_path):

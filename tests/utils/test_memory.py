@@ -1,9 +1,11 @@
 """Bytes of tensors that are alive together."""
 
+import pytest
 import torch
 from torch import nn
 
-from bge_pruning.utils.memory import measure_peak_bytes
+from bge_pruning.utils import memory
+from bge_pruning.utils.memory import free_bytes, measure_peak_bytes
 
 
 def test_what_is_freed_makes_room():
@@ -47,3 +49,28 @@ def test_kept_activations_of_training_count():
 
     assert measure_peak_bytes(forward) <= 2 * 8 * 50 * 4
     assert measure_peak_bytes(train) >= 4 * 50 * 50 * 4  # the gradients of the weights
+
+
+def test_free_memory_is_what_the_system_can_give(tmp_path, monkeypatch):
+    assert free_bytes() > 1_000_000
+    monkeypatch.setattr(memory, "MEMORY", tmp_path / "meminfo")
+    memory.MEMORY.write_text("MemFree:  1 kB\nMemAvailable:  2048 kB\nHugePages_Total:  0\n")
+    assert free_bytes() == 2 * 2**20
+
+
+@pytest.mark.gpu
+def test_on_a_gpu_the_allocator_counts():
+    weights = torch.ones(1 << 20, device="cuda")  # 4 MiB, not counted
+
+    def action():
+        first = weights * 2
+        second = first + 1
+        del first
+        return second * 2
+
+    assert measure_peak_bytes(action, "cuda") == 2 * 4 * 2**20
+    before = free_bytes("cuda")
+    kept = torch.ones(1 << 28, device="cuda")  # 1 GiB
+    assert before - free_bytes("cuda") >= kept.nbytes
+    del kept
+    assert before - free_bytes("cuda") < 2**26  # kept by torch, and free for tensors
