@@ -1,0 +1,178 @@
+"""Measured speed as tables of a document, between two marks that stay."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from bge_pruning.utils.markdown import table
+from bge_pruning.utils.training_cost import CACHED, GATES, PLAIN, TEACHER
+
+# Shorter texts are left out of the short table: they measure calls more than arithmetic.
+LONG = 128
+
+
+def render_speed(results: Sequence[Mapping[str, Any]], brief: bool) -> str:
+    """Speed of models beside their originals.
+
+    Args:
+        results: What ``scripts/benchmark_efficiency.py`` has written.
+        brief: Only long texts and real ones.
+    """
+    header = ["model", "runtime", "texts x tokens", "ms (p95)", "texts/s", "original, ms (p95)"]
+    header += ["speed-up", "of ideal"]
+    rows = [
+        _speed_row(result, setting)
+        for result in results
+        for setting in result["settings"]
+        if not brief or setting["length"] == "real" or setting["length"] >= LONG
+    ]
+    return table(header, rows, 3)
+
+
+def _speed_row(result: Mapping[str, Any], setting: Mapping[str, Any]) -> list[str]:
+    low, high = setting["speedup"]["quartiles"]
+    share = f"noise, {setting['rounds']} turns" if setting["noisy"] else f"{setting['share']:.0%}"
+    return [
+        *(_name(result["model"]), setting["runtime"]),
+        f"{setting['batch_size']} x {setting['length']}",
+        *(_latency(setting["model"]), f"{setting['model']['texts_per_s']:,.1f}"),
+        _latency(setting["baseline"]),
+        f"{setting['speedup']['median']:.2f} ({low:.2f} to {high:.2f})",
+        share,
+    ]
+
+
+def _latency(part: Mapping[str, Any]) -> str:
+    return f"{part['latency_ms']['median']:,.1f} ({part['latency_ms']['p95']:,.1f})"
+
+
+def render_steps(results: Sequence[Mapping[str, Any]], brief: bool) -> str:
+    """Cost of training steps.
+
+    Args:
+        results: What ``scripts/benchmark_training.py`` has written.
+        brief: The ratios alone.
+    """
+    return _ratio_table(results) if brief else f"{_ratio_table(results)}\n\n{_step_table(results)}"
+
+
+def _ratio_table(results: Sequence[Mapping[str, Any]]) -> str:
+    header = ["model", "batches", "gates / plain", "with a teacher / gates"]
+    header += ["with a cached teacher / gates", "tokens/s of gates / plain on random batches"]
+    rows = []
+    for result in results:
+        for kind, ratios in result["ratios"].items():
+            times = result["throughput"].get(kind)
+            cells = [_quartiles(ratios.get(name)) for name in (GATES, TEACHER, CACHED)]
+            speed = "" if times is None else f"{times:.2f}"
+            rows.append([_name(result["model"]), kind, *cells, speed])
+    return table(header, rows, 2)
+
+
+def _quartiles(values: Sequence[float] | None) -> str:
+    if values is None:
+        return ""
+    low, median, high = values
+    return f"{median:.3f} ({low:.3f} to {high:.3f})"
+
+
+def _step_table(results: Sequence[Mapping[str, Any]]) -> str:
+    header = ["model", "batches", "training", "s/step", "tokens/s", "padding", "of peak FLOPs"]
+    header += ["memory of the step"]
+    names = {PLAIN: "plain", GATES: "gates", TEACHER: "a teacher", CACHED: "a cached teacher"}
+    rows = [
+        [
+            *(_name(result["model"]), cost["batches"], names[cost["training"]]),
+            *(f"{cost['median_seconds']:.3f}", f"{cost['tokens_per_second']:,.0f}"),
+            *(f"{cost['padding']:.1%}", f"{cost['utilisation']:.1%}"),
+            f"{cost['peak_bytes'] / 1e6:,.0f} MB",
+        ]
+        for result in results
+        for cost in result["costs"]
+    ]
+    return table(header, rows, 3)
+
+
+def _name(model: str) -> str:
+    path = Path(model)
+    return f"{path.stem} (random weights)" if path.suffix == ".yaml" else path.name
+
+
+def replace_section(text: str, name: str, content: str) -> str:
+    """A document with another text between the marks of a section.
+
+    Args:
+        text: Markdown with the lines ``<!-- NAME -->`` and ``<!-- end of NAME -->``.
+        name: Of the section.
+        content: What is to stand there.
+
+    Raises:
+        ValueError: If the document does not have both marks once.
+    """
+    start, end = f"<!-- {name} -->", f"<!-- end of {name} -->"
+    if text.count(start) != 1 or text.count(end) != 1 or text.index(start) > text.index(end):
+        raise ValueError(
+            f"the document does not have the lines {start} and {end} once each, in this order. To "
+            f"fix, put them where the table belongs."
+        )
+    pattern = re.compile(f"{re.escape(start)}.*{re.escape(end)}", re.DOTALL)
+    return pattern.sub(lambda _: f"{start}\n\n{content}\n\n{end}", text)
+
+
+def read_results(folder: Path) -> dict[str, list[dict[str, Any]]]:
+    """What the benchmarks wrote into a folder, in the order of the files' names.
+
+    Returns:
+        ``speed`` and ``steps``.
+
+    Raises:
+        FileNotFoundError: If there is none.
+        ValueError: If a file is no result of either benchmark.
+    """
+    results: dict[str, list[dict[str, Any]]] = {"speed": [], "steps": []}
+    for path in sorted(folder.glob("*.json")):
+        try:
+            result = json.loads(path.read_text(encoding="utf-8"))
+            kind = "speed" if "settings" in result else "steps"
+            render = {"speed": render_speed, "steps": render_steps}[kind]
+            render([result], brief=False)
+        except (ValueError, KeyError, TypeError) as error:
+            raise ValueError(
+                f"{path}: is no result of benchmark_efficiency.py with a baseline or of "
+                f"benchmark_training.py ({type(error).__name__}: {error}). To fix, measure again."
+            ) from error
+        results[kind].append(result)
+    if not any(results.values()):
+        raise FileNotFoundError(
+            f"{folder} holds no results. To fix, run a benchmark with --output {folder}/NAME.json."
+        )
+    return results
+
+
+def write_tables(
+    path: Path, results: Mapping[str, Sequence[Mapping[str, Any]]], brief: bool, write: bool
+) -> bool:
+    """Put the tables into a document.
+
+    Args:
+        path: Markdown with the marks of both tables, see :func:`replace_section`.
+        results: See :func:`read_results`.
+        brief: Short tables.
+        write: Change the file; otherwise only look.
+
+    Returns:
+        Whether the document had other tables.
+    """
+    before = path.read_text(encoding="utf-8")
+    after = replace_section(before, "speed", render_speed(results["speed"], brief))
+    after = replace_section(after, "steps", render_steps(results["steps"], brief))
+    if write and after != before:
+        partial = path.with_suffix(".partial")
+        partial.write_text(after, encoding="utf-8")
+        os.replace(partial, path)
+    return after != before
