@@ -15,6 +15,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import ArrayLike
 
 from bge_pruning.benchmark_batches import GROUPED, RANDOM, TextBatches, make_batches
 from bge_pruning.benchmark_trainings import Training, make_trainings
@@ -28,7 +29,15 @@ from bge_pruning.utils.hardware import free_bytes
 from bge_pruning.utils.memory import measure_peak_bytes
 from bge_pruning.utils.model_analysis import wait_for
 from bge_pruning.utils.random_run import random_base_model
-from bge_pruning.utils.training_cost import GATES, LIMITS, PLAIN, RATIOS, THROUGHPUT_GOAL, TRAININGS
+from bge_pruning.utils.training_cost import (
+    CACHED,
+    GATES,
+    LIMITS,
+    PLAIN,
+    RATIOS,
+    THROUGHPUT_GOAL,
+    TRAININGS,
+)
 
 # A product's rows and columns, and how many are timed in one go: a GPU needs large ones, and many
 # for the time of a call not to count.
@@ -220,7 +229,9 @@ def _peak_bytes(training: Training, batches: TextBatches) -> int:
 
 
 def measure_flops(device: str, autocast: bool) -> float:
-    """Operations per second of a large matrix product: the median of some rounds.
+    """Operations per second of a large matrix product: the fastest of some rounds.
+
+    What else runs on the machine can only make a round slower, and utilisation look better.
 
     Args:
         device: Torch device.
@@ -238,7 +249,7 @@ def measure_flops(device: str, autocast: bool) -> float:
             torch.matmul(a, a, out=out)
         wait_for(device)
         seconds.append((time.perf_counter() - started) / repeats)
-    return 2.0 * size**3 / float(np.median(seconds[WARM_UPS:]))
+    return 2.0 * size**3 / min(seconds[WARM_UPS:])
 
 
 def summarise(costs: Sequence[StepCost]) -> dict[str, Any]:
@@ -250,6 +261,9 @@ def summarise(costs: Sequence[StepCost]) -> dict[str, Any]:
     Returns:
         ``costs``; ``ratios`` by kind of batches and training: quartiles of its step time in times
         of the other's that ``RATIOS`` names, on the same batch, where both were measured;
+        ``reading`` by kind of batches: quartiles of what a batch takes longer to make with the
+        cache, as a share of a step of gates, which says more than a ratio of steps where that is
+        less than they vary;
         ``throughput``: tokens per second of gates by kind, in times of plain fine-tuning on random
         batches, if both were measured; ``limits`` of both.
     """
@@ -271,10 +285,19 @@ def summarise(costs: Sequence[StepCost]) -> dict[str, Any]:
     return {
         "costs": [cost.as_dict() for cost in costs],
         "ratios": ratios,
+        "reading": {
+            kind: _reading(found[CACHED, kind], found[GATES, kind])
+            for kind in ratios
+            if (CACHED, kind) in found and (GATES, kind) in found
+        },
         "throughput": throughput,
         "limits": {**LIMITS, "throughput": THROUGHPUT_GOAL},
     }
 
 
-def _quartiles(seconds: Sequence[float], others: Sequence[float]) -> list[float]:
+def _reading(cached: StepCost, gates: StepCost) -> list[float]:
+    return _quartiles(np.subtract(cached.data_seconds, gates.data_seconds), gates.seconds)
+
+
+def _quartiles(seconds: ArrayLike, others: ArrayLike) -> list[float]:
     return np.percentile(np.divide(seconds, others), [25, 50, 75]).tolist()

@@ -36,6 +36,8 @@ costs                              one for every kind of batches and training:
   peak_bytes                       tensors of the widest step beside weights and moments
 ratios                             by kind of batches, then training: [25 %, 50 %, 75 %] of the
                                    step time in times of: plain for gates, gates for the others
+reading                            by kind of batches: [25 %, 50 %, 75 %] of what reading cached
+                                   vectors takes, as a share of a step of gates
 throughput                         by kind of batches: tokens/s of gates, in times of plain on
                                    random batches
 limits                             what the ratios, and the throughput on length groups, are

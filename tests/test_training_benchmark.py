@@ -66,6 +66,7 @@ def test_all_is_measured(base, texts):
     for ratios in found["ratios"].values():
         assert list(ratios) == [GATES, TEACHER, CACHED]
         assert all(low <= median <= high for low, median, high in ratios.values())
+    assert list(found["reading"]) == list(KINDS)
     assert list(found["throughput"]) == [RANDOM, GROUPED]
     assert found["limits"] == {GATES: 1.1, TEACHER: 1.35, CACHED: 1.03, "throughput": 1.5}
     assert lines[0] == "fixed length: 3 steps of plain, gates, teacher, cached"
@@ -85,11 +86,13 @@ def test_ratios_of_what_was_measured(base, texts, names, ratios, throughput):
     assert_measured(found, names, 2)
     assert [list(kind) for kind in found["ratios"].values()] == [ratios] * 3
     assert bool(found["throughput"]) == throughput
+    assert bool(found["reading"]) == (CACHED in ratios)
 
 
 def test_ratios_are_medians_on_the_same_batch():
     def cost(training: str, kind: str, seconds: list[float]) -> StepCost:
-        return StepCost(training, kind, seconds, [0.1] * 3, [100] * 3, 0.0, 0.5, 1)
+        data = [0.2, 0.1, 0.2] if training == CACHED else [0.1] * 3
+        return StepCost(training, kind, seconds, data, [100] * 3, 0.0, 0.5, 1)
 
     seconds = {
         PLAIN: [1.0, 2.0, 4.0],
@@ -101,6 +104,9 @@ def test_ratios_are_medians_on_the_same_batch():
     assert found["ratios"][FIXED][GATES] == pytest.approx([1.075, 1.1, 1.15])
     assert found["ratios"][FIXED][TEACHER][1] == pytest.approx(1.5)
     assert found["ratios"][FIXED][CACHED][1] == pytest.approx(1.05)
+    assert found["reading"][RANDOM] == pytest.approx(
+        [0.05 / 4.2, 0.1 / 4.2, 0.05 / 4.2 + 0.05 / 1.1]
+    )
     assert found["throughput"][GROUPED] == pytest.approx(7.0 / 7.7)
     assert found["costs"][0]["median_seconds"] == 2.0
     assert found["costs"][0]["data_share"] == pytest.approx(0.3 / 7.0)

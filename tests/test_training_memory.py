@@ -7,7 +7,7 @@ import torch
 
 from bge_pruning.benchmark_trainings import make_trainings
 from bge_pruning.models.encoder_shape import EncoderShape, count_parameters
-from bge_pruning.training_memory import check_memory, compute_needed_bytes
+from bge_pruning.training_memory import MARGIN, check_memory, compute_needed_bytes
 from bge_pruning.utils.memory import measure_peak_bytes
 from bge_pruning.utils.random_run import random_base_model
 from bge_pruning.utils.training_cost import CACHED, GATES, PLAIN, TEACHER, TRAININGS
@@ -23,7 +23,7 @@ def bge_m3_shape():
 
 def test_bge_m3_beside_plain_fine_tuning_fits_24_gb(bge_m3_shape):
     needed = compute_needed_bytes(bge_m3_shape, (PLAIN, GATES), 256, 256, half=False)
-    assert 15 * GB < needed < 17 * GB
+    assert 17 * GB < needed < 18 * GB
     check_memory(bge_m3_shape, (PLAIN, GATES), 256, 256, False, 20 * GB)
     assert compute_needed_bytes(bge_m3_shape, ALL, 256, 256, half=False) > 24 * GB
 
@@ -38,8 +38,8 @@ def test_padding_counts_for_plain_alone(bge_m3_shape):
 
 def test_advice_names_fewer_trainings(bge_m3_shape):
     message = (
-        r"4 trainings \(plain, gates, teacher, cached\) of this model would take about 31\.\d GB, "
-        r"and 20\.0 GB are free\. To fix, pass --trainings plain gates \(15\.9 GB\)\.$"
+        r"4 trainings \(plain, gates, teacher, cached\) of this model would take about 35\.\d GB, "
+        r"and 20\.0 GB are free\. To fix, pass --trainings plain gates \(17\.5 GB\)\.$"
     )
     with pytest.raises(ValueError, match=message):
         check_memory(bge_m3_shape, ALL, 256, 256, False, 20 * GB)
@@ -51,7 +51,7 @@ def test_advice_names_smaller_batches(bge_m3_shape):
         r"--batch-size, --max-length and --fixed-length to 2,000 tokens a batch \(now 8,000\)\.$"
     )
     with pytest.raises(ValueError, match=message):
-        check_memory(bge_m3_shape, (GATES, CACHED), 6000, 8000, False, 19 * GB)
+        check_memory(bge_m3_shape, (GATES, CACHED), 6000, 8000, False, 20 * GB)
 
 
 def test_nothing_fits(bge_m3_shape):
@@ -74,4 +74,4 @@ def test_the_estimate_is_near_the_measurement(name):
     found = measure_peak_bytes(lambda: training.step(batch))
     needed = compute_needed_bytes(shape, (name,), int(mask.sum()), mask.numel(), half=False)
     kept = (16 if name == TEACHER else 12) * count_parameters(shape).total
-    assert needed - kept == pytest.approx(found, rel=0.15)
+    assert needed / MARGIN - kept == pytest.approx(found, rel=0.15)

@@ -46,8 +46,8 @@ def render_training(result: Mapping[str, Any]) -> str:
     lines = [_describe(result), "", table(header, rows, 2), "", NOTE]
     if any(result["ratios"].values()):
         lines += ["", "Step times on the same batch, median (quartiles):", "", _ratios(result)]
-    if result["throughput"]:
-        lines += ["", *_throughput(result["throughput"])]
+    if result["reading"] or result["throughput"]:
+        lines += ["", *_reading(result["reading"]), *_throughput(result["throughput"])]
     return "\n".join(lines)
 
 
@@ -74,6 +74,14 @@ def _ratios(result: Mapping[str, Any]) -> str:
 def _spread(quartiles: Sequence[float]) -> str:
     low, median, high = quartiles
     return f"{median:.3f} ({low:.3f} to {high:.3f})"
+
+
+def _reading(shares: Mapping[str, Sequence[float]]) -> list[str]:
+    return [
+        f"Reading cached vectors on {kind}: {median:.3%} of a step of gates ({low:.3%} to "
+        f"{high:.3%}, timed alone)."
+        for kind, (low, median, high) in shares.items()
+    ]
 
 
 def _throughput(times: Mapping[str, float]) -> list[str]:

@@ -34,6 +34,7 @@ def result():
         "peak_flops": 1.23e12,
         "costs": [cost("plain", "length groups"), cost("cached", "length groups")],
         "ratios": {"length groups": {"gates": [0.9, 1.0, 1.2], "cached": [1.0, 1.0124, 1.02]}},
+        "reading": {"length groups": [0.0001, 0.00052, 0.001]},
         "throughput": {"random batches": 1.1, "length groups": 2.345},
     }
 
@@ -48,6 +49,10 @@ def test_table_ratios_and_goals(result):
     assert row in lines
     assert "| batches | gates / plain (limit 1.10) | cached / gates (limit 1.03) |" in lines
     assert "| length groups | 1.000 (0.900 to 1.200) | 1.012 (1.000 to 1.020) |" in lines
+    assert lines[-3] == (
+        "Reading cached vectors on length groups: 0.052% of a step of gates (0.010% to 0.100%, "
+        "timed alone)."
+    )
     assert lines[-2].endswith("gates on random batches: 1.10 times plain on random batches.")
     assert lines[-1].endswith(
         "gates on length groups: 2.35 times plain on random batches (goal: 1.5 or more)."
@@ -55,6 +60,8 @@ def test_table_ratios_and_goals(result):
 
 
 def test_one_training_has_no_ratios(result):
-    result |= {"costs": result["costs"][:1], "ratios": {"length groups": {}}, "throughput": {}}
+    result |= {"costs": result["costs"][:1], "ratios": {"length groups": {}}}
+    result |= {"reading": {}, "throughput": {}}
     text = render_training({**result, "threads": 2})
     assert "2 threads" in text and "limit" not in text and "goal" not in text
+    assert text.endswith("in the widest batch.")
