@@ -22,7 +22,8 @@ ids in memory and ends with changed weights.
 
 --output writes JSON:
 
-model, shape, parameters           what was trained; parameters of all parts
+model, random_weights              MODEL, and whether it is a configuration
+shape, parameters                  its sizes in words; parameters of all parts
 device, processor, threads, dtype  name of the GPU or CPU; torch's threads; fp32 or bf16
 batch_size, max_length             texts of a batch; tokens after which texts are cut
 fixed_length, steps                tokens of a text of fixed length; steps of every cost
@@ -129,6 +130,7 @@ def run(args: argparse.Namespace) -> None:
     )
     result = {
         "model": args.model,
+        "random_weights": args.model.endswith(".yaml"),
         "shape": shape.describe(),
         "parameters": int(count_parameters(shape).total),
         "device": args.device,

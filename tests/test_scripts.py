@@ -791,6 +791,7 @@ def test_training_steps_are_measured_and_written(run, model_folder, sts_csv, tmp
     assert (found["batch_size"], found["fixed_length"], found["steps"]) == (4, 8, 2)
     assert (found["device"], found["dtype"], found["threads"]) == ("cpu", "fp32", 1)
     assert found["shape"] == "4 layers, hidden 32, 4 heads, intermediate 64"
+    assert found["random_weights"] is False
     assert found["parameters"] > 0 and found["processor"] and found["versions"]["torch"]
     documented = (FOLDER / "benchmark_training.py").read_text()
     assert all(re.search(rf"^ *(\w+, )*{key}\b", documented, re.M) for key in found)

@@ -45,17 +45,18 @@ def render_training(result: Mapping[str, Any]) -> str:
     ]
     lines = [_describe(result), "", table(header, rows, 2), "", NOTE]
     if any(result["ratios"].values()):
-        lines += ["", "Step times on the same batch, median (quartiles):", "", _ratios(result)]
-    if result["reading"] or result["throughput"]:
-        lines += ["", *_reading(result["reading"]), *_throughput(result["throughput"])]
+        lines += ["", "Times on the same batch, median (quartiles):", "", _ratios(result)]
+    if result["throughput"]:
+        lines += ["", *_throughput(result["throughput"])]
     return "\n".join(lines)
 
 
 def _describe(result: Mapping[str, Any]) -> str:
     threads = result["threads"]
+    random = "random weights, " if result["random_weights"] else ""
     return (
-        f"{result['model']} ({result['shape']}) on {result['processor']} ({result['device']}, "
-        f"{result['dtype']}, {threads} thread{'' if threads == 1 else 's'}): {result['steps']} "
+        f"{result['model']} ({random}{result['shape']}) on {result['processor']} "
+        f"({result['device']}, {result['dtype']}, {threads} thread{'' if threads == 1 else 's'}): {result['steps']} "
         f"steps of {result['batch_size']} texts each; a large product reaches "
         f"{result['peak_flops'] / 1e9:,.0f} GFLOP/s."
     )
@@ -68,20 +69,16 @@ def _ratios(result: Mapping[str, Any]) -> str:
         [kind, *(_spread(ratios[name]) for name in measured)]
         for kind, ratios in result["ratios"].items()
     ]
+    if result["reading"]:
+        header.append("reading the cache / gates")
+        for row in rows:
+            row.append(_spread(result["reading"][row[0]], digits=5))
     return table(header, rows)
 
 
-def _spread(quartiles: Sequence[float]) -> str:
-    low, median, high = quartiles
-    return f"{median:.3f} ({low:.3f} to {high:.3f})"
-
-
-def _reading(shares: Mapping[str, Sequence[float]]) -> list[str]:
-    return [
-        f"Reading cached vectors on {kind}: {median:.3%} of a step of gates ({low:.3%} to "
-        f"{high:.3%}, timed alone)."
-        for kind, (low, median, high) in shares.items()
-    ]
+def _spread(quartiles: Sequence[float], digits: int = 3) -> str:
+    low, median, high = (f"{value:.{digits}f}" for value in quartiles)
+    return f"{median} ({low} to {high})"
 
 
 def _throughput(times: Mapping[str, float]) -> list[str]:
