@@ -52,12 +52,12 @@ def render_training(result: Mapping[str, Any]) -> str:
 
 
 def _describe(result: Mapping[str, Any]) -> str:
-    threads = result["threads"]
+    threads = f"{result['threads']} thread{'' if result['threads'] == 1 else 's'}"
     random = "random weights, " if result["random_weights"] else ""
     return (
         f"{result['model']} ({random}{result['shape']}) on {result['processor']} "
-        f"({result['device']}, {result['dtype']}, {threads} thread{'' if threads == 1 else 's'}): {result['steps']} "
-        f"steps of {result['batch_size']} texts each; a large product reaches "
+        f"({result['device']}, {result['dtype']}, {threads}): {result['steps']} steps of "
+        f"{result['batch_size']} texts each; a large product reaches "
         f"{result['peak_flops'] / 1e9:,.0f} GFLOP/s."
     )
 
