@@ -56,8 +56,8 @@ class StepCost:
         data_seconds: The part of it in which the batch is made.
         tokens: Real tokens of every step.
         padding: Share of padding over all steps.
-        utilisation: Model FLOPs per second as a share of what a large product reaches here; those
-            of the trained model on real tokens, teacher and padding not counted.
+        flops: Operations that the trained model needs for the real tokens of all steps; teacher
+            and padding not counted.
         peak_bytes: The most that tensors take in the step of the widest batch, beside weights and
             optimizer state; of the device on a GPU.
     """
@@ -68,7 +68,7 @@ class StepCost:
     data_seconds: list[float]
     tokens: list[int]
     padding: float
-    utilisation: float
+    flops: float
     peak_bytes: int
 
     @property
@@ -76,13 +76,18 @@ class StepCost:
         """Real tokens per second over all steps."""
         return sum(self.tokens) / sum(self.seconds)
 
-    def as_dict(self) -> dict[str, Any]:
-        """For JSON."""
+    def as_dict(self, peak_flops: float) -> dict[str, Any]:
+        """For JSON, with ``utilisation``: operations per second as a share of a peak.
+
+        Args:
+            peak_flops: Operations per second of a large product.
+        """
         return {
             **asdict(self),
             "median_seconds": float(np.median(self.seconds)),
             "data_share": sum(self.data_seconds) / sum(self.seconds),
             "tokens_per_second": self.tokens_per_second,
+            "utilisation": self.flops / sum(self.seconds) / peak_flops,
         }
 
 
@@ -130,7 +135,7 @@ def measure_training(
         report: Called with a line about each kind of batches.
 
     Returns:
-        ``peak_flops`` of a large product, and what :func:`summarise` returns.
+        See :func:`summarise`.
 
     Raises:
         ValueError: If there are too few texts or there is too little memory.
@@ -142,13 +147,14 @@ def measure_training(
             texts, batch_size, length, steps, pad, shape.hidden_size, place, device
         )
         _check(shape, names, kinds, device, autocast)
-        peak_flops = measure_flops(device, autocast)
+        peaks = [measure_flops(device, autocast)]
         trainings = make_trainings(base, device, autocast, names)
         costs = []
         for kind, batches in kinds.items():
             report(f"{kind}: {steps} steps of {', '.join(names)}")
-            costs += _measure_kind(kind, batches, trainings, shape, peak_flops)
-    return {"peak_flops": peak_flops, **summarise(costs)}
+            costs += _measure_kind(kind, batches, trainings, shape)
+            peaks.append(measure_flops(device, autocast))
+    return summarise(costs, max(peaks))
 
 
 def _check(
@@ -167,11 +173,7 @@ def _check(
 
 
 def _measure_kind(
-    kind: str,
-    batches: TextBatches,
-    trainings: dict[str, Training],
-    shape: EncoderShape,
-    peak_flops: float,
+    kind: str, batches: TextBatches, trainings: dict[str, Training], shape: EncoderShape
 ) -> list[StepCost]:
     timed = _take_turns(trainings, batches)
     lengths = batches.lengths
@@ -184,7 +186,7 @@ def _measure_kind(
             data_seconds=[data for data, _ in timed[name]],
             tokens=lengths.sum(axis=1).tolist(),
             padding=1.0 - float(lengths.sum() / batches.padded.sum()),
-            utilisation=flops / sum(whole for _, whole in timed[name]) / peak_flops,
+            flops=flops,
             peak_bytes=_peak_bytes(training, batches),
         )
         for name, training in trainings.items()
@@ -252,14 +254,15 @@ def measure_flops(device: str, autocast: bool) -> float:
     return 2.0 * size**3 / min(seconds[WARM_UPS:])
 
 
-def summarise(costs: Sequence[StepCost]) -> dict[str, Any]:
+def summarise(costs: Sequence[StepCost], peak_flops: float) -> dict[str, Any]:
     """Medians and ratios, JSON-ready.
 
     Args:
         costs: Measurements of the same trainings on every kind of batches.
+        peak_flops: Operations per second of a large product, the fastest that was seen.
 
     Returns:
-        ``costs``; ``ratios`` by kind of batches and training: quartiles of its step time in times
+        ``peak_flops``; ``costs``; ``ratios`` by kind of batches and training: quartiles of its step time in times
         of the other's that ``RATIOS`` names, on the same batch, where both were measured;
         ``reading`` by kind of batches: quartiles of what a batch takes longer to make with the
         cache, as a share of a step of gates, which says more than a ratio of steps where that is
@@ -283,7 +286,8 @@ def summarise(costs: Sequence[StepCost]) -> dict[str, Any]:
             kind: found[GATES, kind].tokens_per_second / reference for kind in (RANDOM, GROUPED)
         }
     return {
-        "costs": [cost.as_dict() for cost in costs],
+        "peak_flops": peak_flops,
+        "costs": [cost.as_dict(peak_flops) for cost in costs],
         "ratios": ratios,
         "reading": {
             kind: _reading(found[CACHED, kind], found[GATES, kind])

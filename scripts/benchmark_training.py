@@ -27,13 +27,15 @@ shape, parameters                  its sizes in words; parameters of all parts
 device, processor, threads, dtype  name of the GPU or CPU; torch's threads; fp32 or bf16
 batch_size, max_length             texts of a batch; tokens after which texts are cut
 fixed_length, steps                tokens of a text of fixed length; steps of every cost
-peak_flops                         operations per second of a large product
+peak_flops                         operations per second of a large product, measured before and
+                                   after every kind of batches: the fastest
 costs                              one for every kind of batches and training:
   batches, training                "fixed length", "random batches" or "length groups"; see above
   seconds, data_seconds, tokens    of every step: all of it, making the batch, real tokens
   median_seconds, data_share       of these
   tokens_per_second, padding       real tokens; share of padding
-  utilisation                      model FLOPs (teacher and padding left out) over peak_flops
+  flops, utilisation               the trained model's for real tokens (no teacher, no padding),
+                                   in all steps; and a second, as a share of peak_flops
   peak_bytes                       tensors of the widest step beside weights and moments
 ratios                             by kind of batches, then training: [25 %, 50 %, 75 %] of the
                                    step time in times of: plain for gates, gates for the others

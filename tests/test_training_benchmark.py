@@ -92,7 +92,7 @@ def test_ratios_of_what_was_measured(base, texts, names, ratios, throughput):
 def test_ratios_are_medians_on_the_same_batch():
     def cost(training: str, kind: str, seconds: list[float]) -> StepCost:
         data = [0.2, 0.1, 0.2] if training == CACHED else [0.1] * 3
-        return StepCost(training, kind, seconds, data, [100] * 3, 0.0, 0.5, 1)
+        return StepCost(training, kind, seconds, data, [100] * 3, 0.0, 7.0, 1)
 
     seconds = {
         PLAIN: [1.0, 2.0, 4.0],
@@ -100,7 +100,7 @@ def test_ratios_are_medians_on_the_same_batch():
         TEACHER: [2.2, 3.6, 4.2],
         CACHED: [1.1, 3.6, 4.41],
     }
-    found = summarise([cost(n, k, s) for k in KINDS for n, s in seconds.items()])
+    found = summarise([cost(n, k, s) for k in KINDS for n, s in seconds.items()], 2.0)
     assert found["ratios"][FIXED][GATES] == pytest.approx([1.075, 1.1, 1.15])
     assert found["ratios"][FIXED][TEACHER][1] == pytest.approx(1.5)
     assert found["ratios"][FIXED][CACHED][1] == pytest.approx(1.05)
@@ -109,6 +109,7 @@ def test_ratios_are_medians_on_the_same_batch():
     )
     assert found["throughput"][GROUPED] == pytest.approx(7.0 / 7.7)
     assert found["costs"][0]["median_seconds"] == 2.0
+    assert found["costs"][0]["utilisation"] == pytest.approx(7.0 / 7.0 / 2.0)
     assert found["costs"][0]["data_share"] == pytest.approx(0.3 / 7.0)
 
 
