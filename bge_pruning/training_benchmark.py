@@ -262,13 +262,12 @@ def summarise(costs: Sequence[StepCost], peak_flops: float) -> dict[str, Any]:
         peak_flops: Operations per second of a large product, the fastest that was seen.
 
     Returns:
-        ``peak_flops``; ``costs``; ``ratios`` by kind of batches and training: quartiles of its step time in times
-        of the other's that ``RATIOS`` names, on the same batch, where both were measured;
-        ``reading`` by kind of batches: quartiles of what a batch takes longer to make with the
-        cache, as a share of a step of gates, which says more than a ratio of steps where that is
-        less than they vary;
-        ``throughput``: tokens per second of gates by kind, in times of plain fine-tuning on random
-        batches, if both were measured; ``limits`` of both.
+        ``peak_flops``; ``costs``; ``ratios`` by kind of batches and training: quartiles of its step
+        time in times of the other's that ``RATIOS`` names, on the same batch, where both were
+        measured; ``reading`` by kind of batches: quartiles of what a batch takes longer to make
+        with the cache, as a share of a step of gates, which says more than a ratio of steps where
+        that is less than they vary; ``throughput``: tokens per second of gates by kind, in times of
+        plain fine-tuning on random batches, if both were measured; ``limits`` of both.
     """
     found = {(cost.training, cost.batches): cost for cost in costs}
     ratios = {
