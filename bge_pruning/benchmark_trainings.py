@@ -1,6 +1,7 @@
 """The trainings that the benchmark compares: the same weights, loss and optimizer.
 
-(a) transformers' model, (b) ours with gates, (c) ours with gates and a teacher in every step.
+Plain fine-tuning trains transformers' model; the others ours, with gates: with the teacher's
+vectors ready in the batch, with a teacher that embeds every batch, or with vectors from its cache.
 """
 
 from __future__ import annotations
@@ -10,14 +11,12 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-import numpy as np
 import torch
-import torch.nn.functional as F  # noqa: N812
 from torch import Tensor, nn
 
-from bge_pruning.datasets.embedding_dataset import TokenizedTexts, pad_texts
-from bge_pruning.datasets.length_groups import group_batches
+from bge_pruning.benchmark_batches import Batch
 from bge_pruning.models.composer_bge_m3 import ComposerBGEM3
+from bge_pruning.models.embedding_heads import EmbeddingHeads
 from bge_pruning.models.encoder_shape import EncoderShape
 from bge_pruning.models.l0_module_embedding import L0Module
 from bge_pruning.models.model_folder import compute_hf_config
@@ -26,110 +25,77 @@ from bge_pruning.models.pretrained import BaseModel
 from bge_pruning.models.structural_pruning import AXES
 from bge_pruning.models.teacher import FrozenEncoder
 from bge_pruning.optimization import l0_groups, weight_groups
+from bge_pruning.utils.training_cost import CACHED, PLAIN, TEACHER, TRAININGS
 
-PLAIN, GATES, TEACHER = "plain fine-tuning", "gates", "gates and teacher"
-# How texts are put together: cut to one length; padded to the longest of a random batch; grouped.
-FIXED, RANDOM, GROUPED = "fixed length", "random batches", "length groups"
 LOSS = LossWeights(distillation_alignment=1.0, distillation_similarity=1.0)
 LEARNING_RATE = 1e-5
-
-# ``input_ids``, ``attention_mask`` (B, 1, T) and ``teacher_dense_vecs`` (B, 1, H).
-Batch = dict[str, Tensor]
 
 
 @dataclass(frozen=True)
 class Training:
-    """A model and how one step trains it."""
+    """A model and how one step trains it.
+
+    Attributes:
+        model: What is trained.
+        step: From a batch on the device to changed weights.
+        cached: Whether its batches are made with vectors from the teacher's cache.
+    """
 
     model: nn.Module
     step: Callable[[Batch], None]
+    cached: bool
 
 
-def make_batches(
-    texts: TokenizedTexts, batch_size: int, length: int, steps: int, pad: int, hidden: int
-) -> dict[str, list[Batch]]:
-    """Batches by kind; the random and the grouped ones are made of the same texts.
-
-    Args:
-        texts: Texts of mixed lengths.
-        batch_size: Texts of a batch.
-        length: Tokens of a text of fixed length.
-        steps: Batches of each kind.
-        pad: Id of the padding token.
-        hidden: ``H``, for the vectors of a cached teacher, which are random.
-    """
-    lengths = texts.lengths[: batch_size * steps]
-    kinds = {
-        kind: [
-            pad_texts([texts[i] for i in batch], pad)
-            for batch in group_batches(lengths, batch_size, (0,), grouped=kind == GROUPED)
-        ]
-        for kind in (RANDOM, GROUPED)
-    }
-    real = texts.ids[texts.ids != pad]
-    fixed = torch.from_numpy(np.resize(real, (steps, batch_size, length)).astype(np.int64))
-    pairs = {FIXED: [(ids, torch.ones_like(ids)) for ids in fixed], **kinds}
-    generator = torch.Generator().manual_seed(0)
-
-    def batch(ids: Tensor, mask: Tensor) -> Batch:
-        vectors = F.normalize(torch.randn(len(ids), hidden, generator=generator), dim=-1)
-        return {
-            "input_ids": ids[:, None],
-            "attention_mask": mask[:, None],
-            "teacher_dense_vecs": vectors[:, None],
-        }
-
-    return {kind: [batch(*pair) for pair in rows] for kind, rows in pairs.items()}
-
-
-def make_trainings(base: BaseModel, device: str, autocast: bool) -> dict[str, Training]:
-    """All trainings, each on a copy of the model.
+def make_trainings(
+    base: BaseModel, device: str, autocast: bool, names: Sequence[str] = tuple(TRAININGS)
+) -> dict[str, Training]:
+    """Trainings by name, each with weights of its own.
 
     Args:
-        base: The model.
+        base: The model; the last training takes over its weights, so that they are not in memory
+            twice, and it must not be used any more.
         device: Torch device.
         autocast: Run products in bfloat16.
+        names: Which trainings.
     """
-    teacher = FrozenEncoder(copy.deepcopy(base.backbone), copy.deepcopy(base.heads))
-    models = {
-        PLAIN: huggingface_model(base),
-        GATES: _gated_model(base, None),
-        TEACHER: _gated_model(base, teacher),
-    }
-    losses = {
-        PLAIN: _plain_loss(models[PLAIN], base),
-        GATES: _gated_loss(models[GATES]),
-        TEACHER: _gated_loss(models[TEACHER], without="teacher_dense_vecs"),
-    }
-    return {
-        name: Training(model, _step(model.to(device).train(), losses[name], device, autocast))
-        for name, model in models.items()
-    }
+    trainings = {}
+    for name in names:
+        own = base if name == names[-1] else copy.deepcopy(base)
+        if name == PLAIN:
+            model = huggingface_model(own)
+            loss = _plain_loss(model, own.heads)
+        else:
+            model = _gated_model(own, with_teacher=name == TEACHER)
+            loss = _gated_loss(model, without="teacher_dense_vecs" if name == TEACHER else "")
+        step = _step(model.to(device).train(), loss, device, autocast)
+        trainings[name] = Training(model, step, cached=name == CACHED)
+    return trainings
 
 
 def huggingface_model(base: BaseModel) -> nn.Module:
     """The encoder as transformers' own model, without dropout.
 
     Args:
-        base: The model; its weights are copied.
+        base: The model; its weights are taken over, not copied.
     """
     from transformers import XLMRobertaConfig, XLMRobertaModel
 
     config = XLMRobertaConfig(**compute_hf_config(base.hf_config, base.shape))
     config.hidden_dropout_prob = config.attention_probs_dropout_prob = 0.0  # as ours
     model = XLMRobertaModel(config, add_pooling_layer=base.shape.pooler)
-    model.load_state_dict(base.backbone.state_dict())
+    model.load_state_dict(base.backbone.state_dict(), assign=True)
     if base.shape.pooler:
         model.pooler.requires_grad_(False)
     return model
 
 
-def _gated_model(base: BaseModel, teacher: FrozenEncoder | None) -> ComposerBGEM3:
+def _gated_model(base: BaseModel, with_teacher: bool) -> ComposerBGEM3:
     """With gates on all four axes, half way to half of each."""
+    frozen = copy.deepcopy((base.backbone, base.heads)) if with_teacher else None
+    teacher = FrozenEncoder(*frozen) if frozen else None
     gates = L0Module(base.shape, AXES, _half(base.shape), None, seed=0)
     gates.warmup_progress = 0.5
-    copies = copy.deepcopy(base.backbone), copy.deepcopy(base.heads)
-    return ComposerBGEM3(*copies, gates, LOSS, teacher)
+    return ComposerBGEM3(base.backbone, base.heads, gates, LOSS, teacher)
 
 
 def _half(shape: EncoderShape) -> EncoderShape:
@@ -143,11 +109,11 @@ def _half(shape: EncoderShape) -> EncoderShape:
     )
 
 
-def _plain_loss(model: nn.Module, base: BaseModel) -> Callable[[Batch], Tensor]:
+def _plain_loss(model: nn.Module, heads: EmbeddingHeads) -> Callable[[Batch], Tensor]:
     def loss(batch: Batch) -> Tensor:
         ids, mask = batch["input_ids"].flatten(0, 1), batch["attention_mask"].flatten(0, 1)
         states = model(input_ids=ids, attention_mask=mask).last_hidden_state
-        outputs = {"dense_vecs": base.heads.dense_vecs(states, mask)}
+        outputs = {"dense_vecs": heads.dense_vecs(states, mask)}
         targets = {"dense_vecs": batch["teacher_dense_vecs"].flatten(0, 1)}
         return sum(distillation_parts(LOSS, outputs, targets, batch, TeacherMap(), ()).values())
 

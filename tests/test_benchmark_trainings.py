@@ -1,21 +1,14 @@
-"""The trainings of the benchmark: what they are fed, and that each trains its own copy."""
+"""The trainings of the benchmark: what each trains, and that it trains weights of its own."""
 
 from __future__ import annotations
 
-import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F  # noqa: N812
 
-from bge_pruning.benchmark_trainings import (
-    FIXED,
-    GROUPED,
-    RANDOM,
-    huggingface_model,
-    make_batches,
-    make_trainings,
-)
-from bge_pruning.datasets.embedding_dataset import TokenizedTexts
+from bge_pruning.benchmark_trainings import huggingface_model, make_trainings
 from bge_pruning.models.pretrained import load_base_model
+from bge_pruning.utils.training_cost import CACHED, GATES, PLAIN, TEACHER, TRAININGS
 
 
 @pytest.fixture
@@ -23,53 +16,59 @@ def base(model_folder):
     return load_base_model(str(model_folder))
 
 
-@pytest.fixture(scope="module")
-def texts() -> TokenizedTexts:
-    """Forty texts of 3 to 20 tokens; no token is padding."""
-    generator = np.random.default_rng(2)
-    lengths = generator.integers(3, 21, 40)
-    starts = np.concatenate([[0], np.cumsum(lengths)])
-    return TokenizedTexts(generator.integers(4, 60, starts[-1]).astype(np.int32), starts, 0)
-
-
 @pytest.fixture
-def batches(texts):
-    return make_batches(texts, 8, 12, 5, pad=1, hidden=32)
-
-
-def test_batches_of_every_kind(batches, texts):
-    assert list(batches) == [FIXED, RANDOM, GROUPED]
-    for kind in batches.values():
-        assert [len(batch["input_ids"]) for batch in kind] == [8] * 5
-        assert all(batch["teacher_dense_vecs"].shape == (8, 1, 32) for batch in kind)
-    for batch in batches[FIXED]:
-        assert batch["input_ids"].shape == (8, 1, 12)
-        assert bool(batch["attention_mask"].all()) and not (batch["input_ids"] == 1).any()
-    masks = {
-        kind: [batch["attention_mask"] for batch in batches[kind]] for kind in (RANDOM, GROUPED)
+def batch():
+    """Eight texts of 4 to 11 tokens."""
+    generator = torch.Generator().manual_seed(1)
+    mask = (torch.arange(11) < torch.arange(4, 12)[:, None]).long()
+    ids = torch.randint(4, 60, mask.shape, generator=generator) * mask + (1 - mask)
+    vectors = F.normalize(torch.randn(8, 32, generator=generator), dim=-1)
+    return {
+        "input_ids": ids[:, None],
+        "attention_mask": mask[:, None],
+        "teacher_dense_vecs": vectors[:, None],
     }
-    tokens = {kind: sum(int(mask.sum()) for mask in found) for kind, found in masks.items()}
-    assert tokens[RANDOM] == tokens[GROUPED] == texts.lengths.sum()
-    padded = {kind: sum(mask.numel() for mask in found) for kind, found in masks.items()}
-    assert padded[GROUPED] < padded[RANDOM]
 
 
-def test_every_training_trains_its_own_copy(base, batches):
-    before = {name: value.clone() for name, value in base.backbone.state_dict().items()}
-    for name, training in make_trainings(base, "cpu", False).items():
-        start = {n: p.detach().clone() for n, p in training.model.named_parameters()}
-        training.step(batches[RANDOM][0])
-        moved = {n for n, p in training.model.named_parameters() if not torch.equal(p, start[n])}
-        assert any(n.endswith("layer.0.output.dense.weight") for n in moved), name
-        gates = any(n.startswith("l0_module.log_alpha") for n in moved)
-        assert gates == ("gates" in name)
-    for name, value in base.backbone.state_dict().items():
-        assert torch.equal(value, before[name]), name
+def weights(training):
+    return {name: value.detach().clone() for name, value in training.model.named_parameters()}
 
 
-def test_plain_is_the_same_model(base, batches):
+def test_every_training_trains_its_own_weights(base, batch):
+    trainings = make_trainings(base, "cpu", False)
+    assert list(trainings) == list(TRAININGS)
+    assert [name for name, training in trainings.items() if training.cached] == [CACHED]
+    before = {name: weights(training) for name, training in trainings.items()}
+    for name, training in trainings.items():
+        for other in list(trainings)[list(trainings).index(name) :]:
+            for key, value in weights(trainings[other]).items():
+                assert torch.equal(value, before[other][key]), (name, other, key)
+        training.step(batch)
+        moved = {k for k, value in weights(training).items() if (value != before[name][k]).any()}
+        assert any(key.endswith("layer.0.output.dense.weight") for key in moved), name
+        assert any(key.startswith("l0_module.log_alpha") for key in moved) == (name != PLAIN)
+
+
+def test_a_cached_teacher_trains_as_ready_targets_do(base, batch):
+    trainings = make_trainings(base, "cpu", False, (GATES, TEACHER, CACHED))
+    for training in trainings.values():
+        training.step(batch)
+    found = {name: weights(training) for name, training in trainings.items()}
+    assert all(torch.equal(value, found[CACHED][key]) for key, value in found[GATES].items())
+    # The teacher's own vectors are others than those of the batch.
+    assert any((value != found[TEACHER][key]).any() for key, value in found[GATES].items())
+
+
+@pytest.mark.parametrize("name", TRAININGS)
+def test_the_last_training_takes_over_the_weights(base, name):
+    model = make_trainings(base, "cpu", False, (name,))[name].model
+    words = base.backbone.embeddings.word_embeddings.weight
+    backbone = model if name == PLAIN else model.backbone
+    assert backbone.embeddings.word_embeddings.weight.data_ptr() == words.data_ptr()
+
+
+def test_plain_is_the_same_model(base, batch):
     """Without gates ours is transformers'."""
-    batch = batches[RANDOM][0]
     ids, mask = batch["input_ids"][:, 0], batch["attention_mask"][:, 0]
     plain = huggingface_model(base).eval()
     with torch.no_grad():

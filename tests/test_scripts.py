@@ -100,7 +100,11 @@ USAGE = {
         ["m", "--dtype", "int8"],
         ["m", "--runtimes", "tf"],
     ],
-    "benchmark_training": [["m"], ["m", "--texts", "t.txt", "--steps", "0"]],
+    "benchmark_training": [
+        ["m"],
+        ["m", "--texts", "t.txt", "--steps", "0"],
+        ["m", "--texts", "t.txt", "--trainings", "none"],
+    ],
     "benchmark_data": [[], ["a.yaml", "--batches", "0"], ["a.yaml", "--batches", "few"]],
     "benchmark_extraction": [["--rounds", "0"], ["--dtype", "int8"], ["a.yaml"]],
     "check_index_compatibility": [
@@ -815,10 +819,27 @@ def test_training_steps_are_measured_and_written(run, model_folder, sts_csv, tmp
     code, out, err = run("benchmark_training", model_folder, *words, "--output", "steps.json")
     assert code == 0, err
     assert "| fixed length | gates |" in out
+    assert err.startswith("fixed length: 2 steps of plain, gates, teacher, cached\n")
     found = json.loads((tmp_path / "steps.json").read_text())
-    assert len(found["steps"]) == 9
+    assert len(found["costs"]) == 12
+    assert (found["batch_size"], found["fixed_length"], found["steps"]) == (4, 8, 2)
+    assert (found["device"], found["dtype"], found["threads"]) == ("cpu", "fp32", 1)
+    assert found["shape"] == "4 layers, hidden 32, 4 heads, intermediate 64"
+    assert found["random_weights"] is False
+    assert found["parameters"] > 0 and found["machine"]["cpu"] and found["versions"]["torch"]
+    documented = (FOLDER / "benchmark_training.py").read_text()
+    assert all(re.search(rf"^ *(\w+, )*{key}\b", documented, re.M) for key in found)
+    assert all(re.search(rf"^  (\w+, )*{key}\b", documented, re.M) for key in found["costs"][0])
     again = run("benchmark_training", model_folder, *words, "--output", "steps.json")
     assert_fails(again, 1, r"steps\.json exists")
+
+
+def test_trainings_of_a_configuration_are_chosen(run, tiny_yaml, sts_csv):
+    words = ["--texts", sts_csv, "--batch-size", "4", "--steps", "2", "--fixed-length", "8"]
+    code, out, err = run("benchmark_training", tiny_yaml, *words, "--trainings", "gates", "plain")
+    assert code == 0, err
+    assert "| batches | gates / plain (limit 1.10) |" in out and "teacher" not in out
+    assert err.startswith("fixed length: 2 steps of plain, gates\n")
 
 
 # benchmark_extraction
