@@ -9,7 +9,7 @@ PYTEST_ARGS ?=
 
 SHELL := /bin/bash
 .DEFAULT_GOAL := help
-.PHONY: help quickstart test lint env clean
+.PHONY: help quickstart test test-reliability lint env clean
 
 # One environment can serve several clones, but its editable install points to one of them only.
 # PYTHONPATH comes before site-packages: the code of this checkout is always the one that runs.
@@ -29,6 +29,7 @@ CANDIDATES := $(PYTHON) $(if $(filter file,$(origin PYTHON)),python3.11 python3.
 help:
 	@echo 'make quickstart   prune, evaluate and compare a small real model on the CPU (scripts/quickstart.py)'
 	@echo 'make test         lint, import contracts and tests (PYTEST_ARGS="-k gate" adds pytest arguments)'
+	@echo 'make test-reliability   kills, ranks and bad input: up to 30 minutes'
 	@echo 'make lint         ruff and import contracts only'
 	@echo 'make env          make or update the environment only'
 	@echo 'make clean        remove caches and build artefacts (keeps the environment and results)'
@@ -40,6 +41,9 @@ quickstart: $(STAMP)
 
 test: lint
 	$(IN_ENV) -m pytest --durations=15 $(PYTEST_ARGS)
+
+test-reliability: $(STAMP)
+	$(IN_ENV) -m pytest -m reliability $(PYTEST_ARGS)
 
 lint: $(STAMP)
 	$(IN_ENV) -m ruff check .

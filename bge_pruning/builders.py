@@ -20,6 +20,7 @@ from bge_pruning.algorithms.group_gradient_clipping import GroupGradientClipping
 from bge_pruning.algorithms.pruning_schedule import PruningSchedule
 from bge_pruning.algorithms.random_state import RandomStateOnResume
 from bge_pruning.algorithms.source_weights import SourceWeights
+from bge_pruning.algorithms.stop_on_signal import StopOnSignal
 from bge_pruning.callbacks.best_checkpoint import BestCheckpoint
 from bge_pruning.callbacks.data_callback import DataCallback
 from bge_pruning.callbacks.embedding_callback import EmbeddingCallback
@@ -34,7 +35,8 @@ from bge_pruning.config_schema import ModelConfig
 from bge_pruning.data_builders import build_loss_weights, build_probes
 from bge_pruning.evaluation.tasks import Task
 from bge_pruning.models.bge_m3_backbone import XLMRobertaBackbone
-from bge_pruning.models.checkpoint import RunMetadata, build_l0_module
+from bge_pruning.models.checkpoint import RunMetadata, allow_plain_types, build_l0_module
+from bge_pruning.models.checkpoint_files import CHECKPOINT
 from bge_pruning.models.composer_bge_m3 import ComposerBGEM3
 from bge_pruning.models.encoder_shape import EncoderShape
 from bge_pruning.models.model_files import read_special_ids
@@ -290,8 +292,24 @@ def build_trainer(
     train_loader: DataSpec,
     evaluators: list[Evaluator],
     callbacks: list[Callback],
+    stop: StopOnSignal,
 ) -> Trainer:
-    """The Composer Trainer of a run; the evaluators know when it is their turn."""
+    """The Composer Trainer of a run; the evaluators know when it is their turn.
+
+    A checkpoint that it goes on from is read without unpickling anything but plain values.
+    """
+    with allow_plain_types():
+        return _build_trainer(config, model, train_loader, evaluators, callbacks, stop)
+
+
+def _build_trainer(
+    config: Config,
+    model: ComposerBGEM3,
+    train_loader: DataSpec,
+    evaluators: list[Evaluator],
+    callbacks: list[Callback],
+    stop: StopOnSignal,
+) -> Trainer:
     return Trainer(
         model=model,
         train_dataloader=train_loader,
@@ -300,14 +318,14 @@ def build_trainer(
         optimizers=build_optimizer(config, model),
         schedulers=build_scheduler(config),
         step_schedulers_every_batch=True,
-        algorithms=build_algorithms(config, model, train_loader),
+        algorithms=[*build_algorithms(config, model, train_loader), stop],
         callbacks=callbacks,
         loggers=build_loggers(config),
         progress_bar=config.progress_bar and sys.stderr.isatty(),
         run_name=Path(config.run_folder).name,
         save_folder=config.run_folder,
-        save_filename="ba{batch}-rank{rank}.pt",
-        save_interval=config.save_interval,
+        save_filename=CHECKPOINT,
+        save_interval=stop.save_interval(config.save_interval),
         save_num_checkpoints_to_keep=config.checkpoints_to_keep,
         autoresume=config.autoresume,
         seed=config.seed,

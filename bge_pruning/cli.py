@@ -12,6 +12,11 @@ from pathlib import Path
 
 EXIT_FAILURE = 1
 EXIT_USAGE = 2
+EXIT_STOPPED = 128 + 15  # as the shell names an end by SIGTERM
+
+
+class StoppedError(Exception):
+    """A run ended because it was told to; the message says how to go on."""
 
 
 def split_arguments(arguments: Sequence[str]) -> tuple[list[str], list[str]]:
@@ -80,7 +85,8 @@ def run_command(command: Callable[[], None]) -> int:
     Set ``BGE_PRUNING_TRACEBACK=1`` to see where it came from.
 
     Returns:
-        Exit code: 0, 1 for a failure, 2 for a wrong configuration or argument.
+        Exit code: 0, 1 for a failure, 2 for a wrong configuration or argument, 143 for a run that
+        was told to stop.
     """
     from bge_pruning.config import ConfigError
 
@@ -89,6 +95,8 @@ def run_command(command: Callable[[], None]) -> int:
         command()
     except ConfigError as error:
         return _report(error, EXIT_USAGE)
+    except StoppedError as error:
+        return _report(error, EXIT_STOPPED)
     except (ValueError, OSError, RuntimeError, ImportError) as error:
         return _report(error, EXIT_FAILURE)
     except KeyboardInterrupt:

@@ -66,10 +66,14 @@ def train(config) -> Path:  # noqa: ANN001  (Config; imported late so that --hel
         FileExistsError: If the run folder is in use and neither ``autoresume`` nor ``overwrite``
             is set.
         OSError: If the model cannot be had.
+        StoppedError: If the run was told to stop; it can go on.
+        ValueError: If the run is to go on, and all its checkpoints are damaged.
     """
     from composer.utils import dist, get_device
 
     from bge_pruning import builders, data_builders
+    from bge_pruning.algorithms.stop_on_signal import StopOnSignal
+    from bge_pruning.models.checkpoint_files import find_whole_checkpoint
     from bge_pruning.plan import render_plan
     from bge_pruning.run_report import report_training
     from bge_pruning.utils.guard import warn_only
@@ -77,6 +81,8 @@ def train(config) -> Path:  # noqa: ANN001  (Config; imported late so that --hel
     dist.initialize_dist(get_device(config.device))
     plan = check_run(config)
     log.info("%s\n%s", config.run_folder, render_plan(plan, config))
+    if config.autoresume and dist.get_global_rank() == 0:
+        find_whole_checkpoint(Path(config.run_folder))
     base = builders.build_base_model(config)
     teacher = builders.build_teacher(config, base)
     metadata = builders.build_metadata(config, plan, base)
@@ -87,13 +93,15 @@ def train(config) -> Path:  # noqa: ANN001  (Config; imported late so that --hel
     model = builders.build_model(config, base, metadata, teacher)
     prepare_run_folder(config)  # now that nothing in the data can stop the run
     callbacks = builders.build_callbacks(config, model, metadata, base, collections)
-    trainer = builders.build_trainer(config, model, train_loader, evaluators, callbacks)
+    stop = StopOnSignal()
+    trainer = builders.build_trainer(config, model, train_loader, evaluators, callbacks, stop)
     builders.restore_random_state(trainer)
     try:
         if _is_finished(trainer):
             log.info("%s is trained to its end already", config.run_folder)
         else:
-            trainer.fit()
+            with stop:
+                trainer.fit()
         if dist.get_global_rank() == 0:
             retry = f"run scripts/write_report.py {config.run_folder} --overwrite"
             with warn_only("the report of the training", retry):

@@ -29,6 +29,7 @@ from bge_pruning import builders, data_builders, source_builders
 from bge_pruning.algorithms.group_gradient_clipping import GroupGradientClipping
 from bge_pruning.algorithms.pruning_schedule import PruningSchedule
 from bge_pruning.algorithms.source_weights import SourceWeights
+from bge_pruning.algorithms.stop_on_signal import StopOnSignal
 from bge_pruning.builders import (
     build_algorithms,
     build_base_model,
@@ -1016,13 +1017,13 @@ def test_what_the_trainer_is_told(terminal, wanted, configure, monkeypatch, tmp_
     _, model = build_all(config)
     monkeypatch.setattr(builders, "Trainer", dict)
     monkeypatch.setattr(sys.stderr, "isatty", lambda: terminal, raising=False)
-    told = build_trainer(config, model, "data", ["evaluators"], ["callbacks"])
+    stop = StopOnSignal()
+    told = build_trainer(config, model, "data", ["evaluators"], ["callbacks"], stop)
     expected = {
         "model": model,
         "train_dataloader": "data",
         "eval_dataloader": ["evaluators"],
         "callbacks": ["callbacks"],
-        "save_interval": "5ba",
         "max_duration": "7ba",
         "save_num_checkpoints_to_keep": 6,
         "save_folder": str(tmp_path / "runs" / "tiny"),
@@ -1035,6 +1036,7 @@ def test_what_the_trainer_is_told(terminal, wanted, configure, monkeypatch, tmp_
         "progress_bar": terminal and wanted,
     }
     assert {key: told[key] for key in expected} == expected
+    assert told["algorithms"][-1] is stop
 
 
 # Loggers

@@ -7,6 +7,9 @@ from __future__ import annotations
 
 import datetime
 import json
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
@@ -26,6 +29,7 @@ WORD_TABLE = "backbone.embeddings.word_embeddings.weight"
 # Of a run that keeps it. Composer neither goes on from it nor deletes it: it looks for other names.
 BEST_CHECKPOINT = "best-rank0.pt"
 BEST_KEY = "best"
+WEIGHTS_ONLY = "TORCH_FORCE_WEIGHTS_ONLY_LOAD"
 # First bytes of what torch.save writes, a zip archive.
 ARCHIVE = b"PK\x03\x04"
 
@@ -160,7 +164,7 @@ def read_best_score(checkpoint: Path) -> BestScore:
     Raises:
         ValueError: If the file is damaged or says nothing about it.
     """
-    state = _load_state(checkpoint)
+    state = load_state(checkpoint)
     try:
         return BestScore(**state[BEST_KEY])
     except (KeyError, TypeError) as error:
@@ -185,7 +189,7 @@ def load_trained_model(checkpoint: Path) -> TrainedModel:
     Raises:
         ValueError: If the file is damaged, is not of this project, or does not fit itself.
     """
-    state = _load_state(checkpoint)
+    state = load_state(checkpoint)
     metadata = _metadata(state, checkpoint)
     weights, batch = _weights_and_batch(state, checkpoint)
     try:
@@ -198,7 +202,7 @@ def load_trained_model(checkpoint: Path) -> TrainedModel:
     if WORD_TABLE in weights:
         # The memory of a mapped file is given back when the last of its tensors goes. The largest
         # one gets a mapping of its own, so that it can go while the others are still used.
-        weights[WORD_TABLE] = _load_state(checkpoint)["state"]["model"][WORD_TABLE]
+        weights[WORD_TABLE] = load_state(checkpoint)["state"]["model"][WORD_TABLE]
     for name, module in (("backbone", backbone), ("heads", heads), ("l0_module", l0_module)):
         tensors = _with_prefix(weights, f"{name}.")
         if module is not None:
@@ -234,8 +238,26 @@ def _with_prefix(state: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
     return {k.removeprefix(prefix): v for k, v in state.items() if k.startswith(prefix)}
 
 
-def _load_state(path: Path) -> dict[str, Any]:
-    """The content of a checkpoint; its tensors are parts of the file, mapped privately."""
+@contextmanager
+def allow_plain_types() -> Iterator[None]:
+    """Inside, torch reads nothing but tensors and plain values, whoever asks and however."""
+    before = os.environ.get(WEIGHTS_ONLY)
+    os.environ[WEIGHTS_ONLY] = "1"
+    try:
+        with torch.serialization.safe_globals(PLAIN_TYPES):
+            yield
+    finally:
+        del os.environ[WEIGHTS_ONLY]
+        if before is not None:
+            os.environ[WEIGHTS_ONLY] = before
+
+
+def load_state(path: Path) -> dict[str, Any]:
+    """The content of a checkpoint; its tensors are parts of the file, mapped privately.
+
+    Raises:
+        ValueError: If the file is damaged or holds anything but tensors and plain values.
+    """
     try:
         with path.open("rb") as file:
             if file.read(len(ARCHIVE)) != ARCHIVE:  # torch would advise to save it in another way

@@ -1,0 +1,92 @@
+"""A run that is killed at any moment goes on, and ends as if nothing had happened."""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+pytestmark = pytest.mark.reliability
+
+STEPS = ("max_duration=12ba", "save_interval=2ba", "eval_interval=3ba", "log_interval=1ba")
+MOMENTS, EVENTS, TERMINATED = 12, 12, 3
+# What depends on the clock of the wall.
+TIMES = ("eval/seconds", "data/rows_per_second")
+
+
+def make_kills() -> list[dict]:
+    """Random moments of the run's whole life, and random things that it does to its folder."""
+    numbers = random.Random(20261125)
+    kills = [{"kind": "moment", "share": numbers.uniform(0.05, 0.98)} for _ in range(MOMENTS)]
+    kills += [{"kind": "event", "share": numbers.random()} for _ in range(EVENTS)]
+    return kills + [{"kind": "terminate", "share": 0.5 + 0.1 * i} for i in range(TERMINATED)]
+
+
+@pytest.fixture(scope="module")
+def killed(make_yaml, tmp_path_factory) -> tuple[Path, list[dict]]:
+    """The folder of all runs, and what became of each."""
+    place = tmp_path_factory.mktemp("killed")
+    job = {
+        "arguments": [str(make_yaml(place)), *STEPS],
+        "runs": str(place / "runs"),
+        "report": str(place / "report.jsonl"),
+        "kills": make_kills(),
+    }
+    (place / "runs").mkdir()
+    (place / "job.json").write_text(json.dumps(job), encoding="utf-8")
+    process = subprocess.run(
+        [sys.executable, str(Path(__file__).parent / "kill_driver.py"), str(place / "job.json")],
+        env={**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+        timeout=1500,
+        check=False,
+    )
+    assert process.returncode == 0, process.stderr
+    report = (place / "report.jsonl").read_text(encoding="utf-8")
+    return place / "runs", [json.loads(line) for line in report.splitlines()]
+
+
+def rows_of(run: Path) -> dict[tuple[int, str], float]:
+    """Every logged value; the last one of a key and step is what a reader sees."""
+    rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    found: dict[tuple[int, str], float] = {}
+    for row in rows:
+        for key, value in row["metrics"].items():
+            if key not in TIMES:
+                assert (row["batch"], key) not in found, f"{key} of step {row['batch']} twice"
+                found[row["batch"], key] = value
+    return found
+
+
+def test_every_killed_run_ends_as_the_whole_one(killed, load_state, assert_same, summary):
+    runs, rows = killed
+    whole, logged = load_state(runs / "whole"), rows_of(runs / "whole")
+    for row in rows:
+        run = runs / row["name"]
+        assert row["again"] == 0, Path(f"{run}.log").read_text()
+        state = load_state(run)
+        for part in ("model", "optimizers", "schedulers", "algorithms"):
+            assert_same(state[part], whole[part], 0.0, f"{row}: {part}")
+        assert rows_of(run) == logged, row
+    survived = [row for row in rows if row["code"] == -9]
+    assert len(survived) >= 20
+    summary["kills survived"] = len(survived)
+    assert len({len(row["checkpoints"]) for row in survived}) > 1  # before the first, and later
+
+
+def test_told_to_stop_it_saves_and_says_so(killed, summary):
+    runs, rows = killed
+    told = [row for row in rows if row["kind"] == "terminate"]
+    for row in told:
+        assert row["code"] == 143, row
+        text = Path(f"{runs / row['name']}.log").read_text()
+        assert "error: stopped by SIGTERM after step" in text
+        assert row["checkpoints"], row
+    summary["stopped by SIGTERM and gone on"] = len(told)
