@@ -55,7 +55,7 @@ def find_whole_checkpoint(folder: Path) -> Path | None:
         folder: Run folder. Nothing must be writing to it.
 
     Returns:
-        ``None`` if the run had no checkpoint yet.
+        ``None`` if the run has completed no checkpoint yet.
 
     Raises:
         ValueError: If all checkpoints are damaged.
@@ -72,7 +72,10 @@ def find_whole_checkpoint(folder: Path) -> Path | None:
             log.warning("going on from %s, the newest checkpoint that is whole", path)
         _link(folder / LATEST, path)
         return path
-    if checkpoints:
+    if checkpoints and not (folder / LATEST).is_symlink():
+        # The link is made when a checkpoint is complete: none ever was.
+        log.warning("%s: killed while it wrote its first checkpoint: starting again", folder)
+    elif checkpoints:
         raise ValueError(
             f"{folder}: all its {len(checkpoints)} checkpoints are damaged, so the run cannot go "
             f"on. To fix, restore one of them, or start again with overwrite=true."

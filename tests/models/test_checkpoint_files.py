@@ -105,6 +105,16 @@ def test_all_damaged(tmp_path):
         find_whole_checkpoint(tmp_path)
 
 
+def test_killed_while_it_wrote_its_first_one_it_starts_again(tmp_path, caplog):
+    (path,) = write(tmp_path, 4)
+    (tmp_path / "latest-rank0.pt").unlink()  # made when the file is complete
+    cut(path)
+    with caplog.at_level(logging.WARNING, "bge_pruning"):
+        assert find_whole_checkpoint(tmp_path) is None
+    assert "killed while it wrote its first checkpoint: starting again" in caplog.text
+    assert [p.name for p in tmp_path.iterdir()] == ["ba4-rank0.pt.damaged"]
+
+
 def test_a_run_without_checkpoints_starts(tmp_path):
     (tmp_path / "latest-rank0.pt").symlink_to("ba4-rank0.pt")
     assert find_whole_checkpoint(tmp_path) is None

@@ -53,6 +53,8 @@ def start(arguments: list[str], folder: Path, last: int | None, count_to: Path |
         code = main(arguments)
         if count_to is not None:
             count_to.write_text(str(done))
+    except SystemExit as error:  # before the first step, the trainer's own answer to SIGTERM
+        code = error.code
     finally:
         os._exit(code)
 
