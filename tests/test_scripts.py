@@ -86,6 +86,11 @@ FAILURES = {
         1,
         r"none: holds no pruning\.json, so it is no extracted model and its README\.md is kept\.",
     ),
+    "write_performance": (
+        ["--results", "none"],
+        1,
+        r"none holds no results\. To fix, run a benchmark with --output none/NAME\.json",
+    ),
     "write_report": (
         ["none"],
         1,
@@ -142,6 +147,7 @@ USAGE = {
     "run_pipeline": [["a.yaml"], ["--sts", "a.csv"], ["a.yaml", "--sts"]],
     "train_pruning": [[], ["--fast"]],
     "write_model_card": [[], ["m", "surplus"], ["m", "--private"], ["m", "--evaluation"]],
+    "write_performance": [["a.json"], ["--results"]],
     "write_report": [[], ["a", "b"]],
 }
 

@@ -38,7 +38,7 @@ def _speed_row(result: Mapping[str, Any], setting: Mapping[str, Any]) -> list[st
     low, high = setting["speedup"]["quartiles"]
     share = f"noise, {setting['rounds']} turns" if setting["noisy"] else f"{setting['share']:.0%}"
     return [
-        *(_name(result["model"]), setting["runtime"]),
+        *(_name(result), setting["runtime"]),
         f"{setting['batch_size']} x {setting['length']}",
         *(_latency(setting["model"]), f"{setting['model']['texts_per_s']:,.1f}"),
         _latency(setting["baseline"]),
@@ -70,7 +70,7 @@ def _ratio_table(results: Sequence[Mapping[str, Any]]) -> str:
             times = result["throughput"].get(kind)
             cells = [_quartiles(ratios.get(name)) for name in (GATES, TEACHER, CACHED)]
             speed = "" if times is None else f"{times:.2f}"
-            rows.append([_name(result["model"]), kind, *cells, speed])
+            rows.append([_name(result), kind, *cells, speed])
     return table(header, rows, 2)
 
 
@@ -87,7 +87,7 @@ def _step_table(results: Sequence[Mapping[str, Any]]) -> str:
     names = {PLAIN: "plain", GATES: "gates", TEACHER: "a teacher", CACHED: "a cached teacher"}
     rows = [
         [
-            *(_name(result["model"]), cost["batches"], names[cost["training"]]),
+            *(_name(result), cost["batches"], names[cost["training"]]),
             *(f"{cost['median_seconds']:.3f}", f"{cost['tokens_per_second']:,.0f}"),
             *(f"{cost['padding']:.1%}", f"{cost['utilisation']:.1%}"),
             f"{cost['peak_bytes'] / 1e6:,.0f} MB",
@@ -98,9 +98,13 @@ def _step_table(results: Sequence[Mapping[str, Any]]) -> str:
     return table(header, rows, 3)
 
 
-def _name(model: str) -> str:
-    path = Path(model)
-    return f"{path.stem} (random weights)" if path.suffix == ".yaml" else path.name
+def _name(result: Mapping[str, Any]) -> str:
+    """The folder's name, or the sizes of random weights."""
+    path = Path(result["model"])
+    if path.suffix != ".yaml":
+        return path.name
+    sizes = result["shapes"]["model"] if "shapes" in result else result["shape"]
+    return f"random weights, {sizes}"
 
 
 def replace_section(text: str, name: str, content: str) -> str:

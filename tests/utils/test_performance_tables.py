@@ -48,13 +48,19 @@ COST = {
 }
 STEPS = {
     "model": "configs/bge_m3/target_50pct.yaml",
+    "shape": "24 layers",
     "ratios": {"fixed length": {"gates": [1.0, 1.05, 1.1]}},
     "throughput": {"length groups": 3.0},
     "costs": [COST],
 }
-DOCUMENT = (
-    "a\n<!-- speed -->old<!-- end of speed -->\nb\n<!-- steps -->\n<!-- end of steps -->\nc\n"
-)
+DOCUMENT = """\
+a
+<!-- speed -->old<!-- end of speed -->
+b
+<!-- steps -->
+<!-- end of steps -->
+c
+"""
 
 
 def test_the_short_table_of_speed_has_long_and_real_texts():
@@ -67,7 +73,7 @@ def test_the_short_table_of_speed_has_long_and_real_texts():
 
 def test_steps_say_what_was_measured_and_leave_the_rest_empty():
     brief, full = render_steps([STEPS], brief=True), render_steps([STEPS], brief=False)
-    row = "| target_50pct (random weights) | fixed length | 1.050 (1.000 to 1.100) |  |  |  |"
+    row = "| random weights, 24 layers | fixed length | 1.050 (1.000 to 1.100) |  |  |  |"
     assert row in brief
     assert "| gates | 1.500 | 2,000 | 0.0% | 80.0% | 700 MB |" in full and "1.500" not in brief
 
