@@ -194,7 +194,7 @@ def render_plan(plan: Plan, config: Config) -> str:
         "",
         f"steps        {config.max_duration} (batch {config.global_train_batch_size}), evaluated "
         f"every {config.eval_interval}",
-        _memory_line(plan, config),
+        render_memory(plan, config),
     ]
     if config.model.l0_module is not None:
         warmup = config.model.l0_module.lagrangian_warmup_steps
@@ -227,18 +227,25 @@ def _parameter_table(plan: Plan) -> list[str]:
     return [f"{'parameters':<12} {'source':>13} {'target':>13} {'kept':>8}", *rows]
 
 
-def estimate_memory(plan: Plan, config: Config) -> dict[str, float]:
+def estimate_memory(plan: Plan, config: Config, tokens: int | None = None) -> dict[str, float]:
     """Peak memory of a training step in bytes, by part, for one device.
 
-    If every text has ``model.max_length`` tokens: see :func:`step_memory`. Python, torch and its
-    libraries come on top.
+    See :func:`step_memory`. Python, torch and its libraries come on top.
+
+    Args:
+        plan: The shapes.
+        config: The run.
+        tokens: Real tokens of the largest batch; ``None`` takes all that ``model.max_length``
+            allows.
     """
     texts = config.device_train_microbatch_size or config.global_train_batch_size
     width = max([_texts_of_row(source, config) for source in config.data.train], default=1)
+    if tokens is None:
+        tokens = texts * width * config.model.max_length
     distils = any(v > 0 for k, v in vars(config.loss).items() if k.startswith("distillation_"))
     return step_memory(
         plan.source,
-        texts * width * config.model.max_length,
+        tokens,
         gated=bool(plan.axes),
         teacher=distils and not config.teacher.cache,
         half=config.precision != "fp32",
@@ -253,10 +260,12 @@ def _texts_of_row(source: SourceConfig, config: Config) -> int:
     return 2 + (config.data.negatives if source.negatives is None else source.negatives)
 
 
-def _memory_line(plan: Plan, config: Config) -> str:
-    parts = estimate_memory(plan, config)
+def render_memory(plan: Plan, config: Config, tokens: int | None = None) -> str:
+    """The estimate of :func:`estimate_memory` as a line for a person."""
+    parts = estimate_memory(plan, config, tokens)
     detail = ", ".join(f"{name} {size / 2**30:.1f}" for name, size in parts.items() if size)
+    at = f"{config.model.max_length} tokens a text" if tokens is None else f"{tokens:,} tokens"
     return (
-        f"memory       about {sum(parts.values()) / 2**30:.1f} GiB at {config.model.max_length} "
-        f"tokens a text ({detail}), Python and torch apart; an estimate, not a measurement"
+        f"memory       about {sum(parts.values()) / 2**30:.1f} GiB at {at} ({detail}), Python and "
+        f"torch apart; an estimate, not a measurement"
     )

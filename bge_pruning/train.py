@@ -74,7 +74,7 @@ def train(config) -> Path:  # noqa: ANN001  (Config; imported late so that --hel
     from bge_pruning import builders, data_builders
     from bge_pruning.algorithms.stop_on_signal import StopOnSignal
     from bge_pruning.models.checkpoint_files import find_whole_checkpoint
-    from bge_pruning.plan import render_plan
+    from bge_pruning.plan import render_memory, render_plan
     from bge_pruning.run_report import report_training
     from bge_pruning.utils.guard import warn_only
 
@@ -90,6 +90,9 @@ def train(config) -> Path:  # noqa: ANN001  (Config; imported late so that --hel
     evaluators = data_builders.build_evaluators(config, base)
     collections = data_builders.build_collections(config, base)
     train_loader = data_builders.build_train_loader(config, base, teacher)
+    # Known now that the texts are: the plan had to assume that all are as long as may be.
+    widest = train_loader.dataloader.batch_sampler.widest_batch(config.device_train_microbatch_size)
+    log.info("the largest batch\n%s", render_memory(plan, config, widest))
     model = builders.build_model(config, base, metadata, teacher)
     prepare_run_folder(config)  # now that nothing in the data can stop the run
     callbacks = builders.build_callbacks(config, model, metadata, base, collections)

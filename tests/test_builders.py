@@ -1114,3 +1114,14 @@ def test_wandb_works_offline_and_without_an_account(tmp_path, train_tiny):
         time.sleep(0.1)
     assert [word for word in words if word not in record.read_bytes()] == []
     assert len(read_metrics(run, "loss/train/total")) == 3
+
+
+@pytest.mark.parametrize("rows", [None, 3, 8])
+def test_the_widest_batch_is_that_of_all_batches(rows, configure, base):
+    loader = build_train_loader(configure(*NO_TEACHER), base, None).dataloader
+    sums = []
+    for batch in loader:
+        size = rows or len(batch["lengths"])
+        parts = [batch["lengths"][i : i + size] for i in range(0, len(batch["lengths"]), size)]
+        sums += [sum(map(sum, part)) for part in parts]
+    assert loader.batch_sampler.widest_batch(rows) == max(sums)

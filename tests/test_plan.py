@@ -6,7 +6,13 @@ import pytest
 
 from bge_pruning.config import ConfigError, load_config
 from bge_pruning.models.encoder_shape import count_parameters
-from bge_pruning.plan import build_plan, estimate_memory, example_target, render_plan
+from bge_pruning.plan import (
+    build_plan,
+    estimate_memory,
+    example_target,
+    render_memory,
+    render_plan,
+)
 
 NO_TARGET = "model.l0_module.target_model=null"
 HUB = ("model.base_model=BAAI/bge-m3", "model.d_model=1024", "model.n_heads=16")
@@ -187,3 +193,11 @@ def test_memory_grows_with_what_takes_it(plan):
     assert total("device_train_microbatch_size=2") < total()
     assert total("teacher.cache=false") > total()
     assert total("precision=amp_bf16") < total()
+
+
+def test_memory_of_the_tokens_that_there_are(plan):
+    made, config = plan()
+    few, many = (sum(estimate_memory(made, config, n).values()) for n in (10, 1_000_000))
+    assert few <= sum(estimate_memory(made, config).values()) < many
+    line = render_memory(made, config, 1_000_000)
+    assert line.startswith(f"memory       about {many / 2**30:.1f} GiB at 1,000,000 tokens (")

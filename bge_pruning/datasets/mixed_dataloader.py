@@ -251,6 +251,19 @@ class MixedBatchSampler(DistributedSampler):
         """
         return self._batches_of(source, epoch)[:, self.rank :: self.num_replicas]
 
+    def widest_batch(self, rows_at_once: int | None) -> int:
+        """Most tokens of any batch of this rank, in the first epoch of each source.
+
+        Args:
+            rows_at_once: Examples that are computed at once; ``None`` for the whole batch.
+        """
+        widest = 0
+        for source, data in enumerate(self.dataset.datasets):
+            tokens = data.tokens[self.rows_of(source, epoch=0)]  # (batches, examples)
+            starts = range(0, tokens.shape[1], rows_at_once or tokens.shape[1])
+            widest = max(widest, int(np.add.reduceat(tokens, starts, axis=1).max()))
+        return widest
+
     def _batches_of(self, source: int, epoch: int) -> np.ndarray:
         if self._current.get(source, (None,))[0] != epoch:
             # The first source's order is that of a run on it alone.
