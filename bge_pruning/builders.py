@@ -21,6 +21,7 @@ from bge_pruning.algorithms.pruning_schedule import PruningSchedule
 from bge_pruning.algorithms.random_state import RandomStateOnResume
 from bge_pruning.algorithms.source_weights import SourceWeights
 from bge_pruning.algorithms.stop_on_signal import StopOnSignal
+from bge_pruning.algorithms.whole_gradients import WholeGradients
 from bge_pruning.callbacks.best_checkpoint import BestCheckpoint
 from bge_pruning.callbacks.data_callback import DataCallback
 from bge_pruning.callbacks.embedding_callback import EmbeddingCallback
@@ -48,6 +49,7 @@ from bge_pruning.models.pretrained import (
 from bge_pruning.models.teacher import Teacher
 from bge_pruning.optimization import build_optimizer, build_scheduler
 from bge_pruning.plan import Plan
+from bge_pruning.sharding import build_parallelism, register_forward_methods
 
 log = logging.getLogger(__name__)
 
@@ -217,6 +219,8 @@ def build_algorithms(
     if model.l0_module is not None:
         warmup = config.model.l0_module.lagrangian_warmup_steps
         algorithms.append(PruningSchedule(model.l0_module, warmup))
+    if config.parallelism.fsdp:
+        algorithms.append(WholeGradients())
     if config.optimizer.max_grad_norm > 0:
         algorithms.append(GroupGradientClipping(config.optimizer.max_grad_norm))
     return algorithms
@@ -310,7 +314,8 @@ def _build_trainer(
     callbacks: list[Callback],
     stop: StopOnSignal,
 ) -> Trainer:
-    return Trainer(
+    parallelism = build_parallelism(config, model)
+    trainer = Trainer(
         model=model,
         train_dataloader=train_loader,
         eval_dataloader=evaluators,
@@ -332,7 +337,11 @@ def _build_trainer(
         precision=config.precision,
         device=config.device,
         device_train_microbatch_size=_microbatch_size(config),
+        parallelism_config=parallelism,
+        dist_timeout=config.dist_timeout,
     )
+    register_forward_methods(model)
+    return trainer
 
 
 def restore_random_state(trainer: Trainer) -> None:

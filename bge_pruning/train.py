@@ -78,7 +78,7 @@ def train(config) -> Path:  # noqa: ANN001  (Config; imported late so that --hel
     from bge_pruning.run_report import report_training
     from bge_pruning.utils.guard import warn_only
 
-    dist.initialize_dist(get_device(config.device))
+    dist.initialize_dist(get_device(config.device), config.dist_timeout)
     plan = check_run(config)
     log.info("%s\n%s", config.run_folder, render_plan(plan, config))
     if config.autoresume and dist.get_global_rank() == 0:

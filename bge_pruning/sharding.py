@@ -1,0 +1,62 @@
+"""Fully sharded training: each rank holds a part of the encoder's weights and optimizer state."""
+
+from __future__ import annotations
+
+import warnings
+
+from composer.utils import FSDP2Config, get_device
+from composer.utils.parallelism import ParallelismConfig
+from torch import nn
+from torch.distributed.fsdp import FSDPModule, register_fsdp_forward_method
+
+from bge_pruning.config_schema import Config
+from bge_pruning.models.bge_m3_backbone import Layer
+from bge_pruning.models.composer_bge_m3 import ComposerBGEM3
+
+
+def build_parallelism(config: Config, model: ComposerBGEM3) -> ParallelismConfig | None:
+    """How the trainer shards the model; ``None`` keeps all of it on every rank.
+
+    Layers are sharded one by one: the weights of one at a time are whole. Gates, multipliers and
+    a learned temperature stay whole on every rank: they are small, and their arithmetic needs all
+    of them; see :class:`bge_pruning.algorithms.whole_gradients.WholeGradients`.
+
+    Args:
+        config: The run.
+        model: Its model, which is moved to the device.
+    """
+    p = config.parallelism
+    if not p.fsdp:
+        return None
+    # The trainer moves only what it shards.
+    get_device(config.device).module_to_device(model)
+    for whole in (model.l0_module, model.temperature):
+        if whole is not None:
+            whole._fsdp_wrap = False
+    model.backbone.fsdp_wrap_fn = is_sharded_apart
+    with warnings.catch_warnings():
+        # torch's interface is stable; Composer's may change with its pinned version.
+        warnings.filterwarnings("ignore", message="FSDP2 Config/APIs are experimental")
+        sharded = FSDP2Config(
+            reshard_after_forward=p.sharding == "full",
+            state_dict_type=p.state_dict,
+            # Weights stay float32 and autocast does the rest: the arithmetic is that of one rank.
+            mixed_precision="FULL",
+        )
+    return ParallelismConfig(fsdp2=sharded)
+
+
+def is_sharded_apart(module: nn.Module) -> bool:
+    """Whether a part of the encoder is gathered on its own: a layer."""
+    return isinstance(module, Layer)
+
+
+def register_forward_methods(model: ComposerBGEM3) -> None:
+    """Let the methods that are called instead of ``forward`` gather the weights too.
+
+    Args:
+        model: After the trainer has sharded it.
+    """
+    for module, name in ((model.backbone, "encode"), (model.heads, "outputs")):
+        if isinstance(module, FSDPModule):
+            register_fsdp_forward_method(module, name)
