@@ -17,11 +17,11 @@ from composer.utils import dist, reproducibility
 from torch import Tensor
 
 from bge_pruning.algorithms.group_gradient_clipping import GroupGradientClipping
+from bge_pruning.algorithms.mean_gradients import MeanGradients
 from bge_pruning.algorithms.pruning_schedule import PruningSchedule
 from bge_pruning.algorithms.random_state import RandomStateOnResume
 from bge_pruning.algorithms.source_weights import SourceWeights
 from bge_pruning.algorithms.stop_on_signal import StopOnSignal
-from bge_pruning.algorithms.whole_gradients import WholeGradients
 from bge_pruning.callbacks.best_checkpoint import BestCheckpoint
 from bge_pruning.callbacks.data_callback import DataCallback
 from bge_pruning.callbacks.embedding_callback import EmbeddingCallback
@@ -49,7 +49,11 @@ from bge_pruning.models.pretrained import (
 from bge_pruning.models.teacher import Teacher
 from bge_pruning.optimization import build_optimizer, build_scheduler
 from bge_pruning.plan import Plan
-from bge_pruning.sharding import build_parallelism, register_forward_methods
+from bge_pruning.sharding import (
+    build_parallelism,
+    measure_gradient_scale,
+    register_forward_methods,
+)
 
 log = logging.getLogger(__name__)
 
@@ -219,10 +223,11 @@ def build_algorithms(
     if model.l0_module is not None:
         warmup = config.model.l0_module.lagrangian_warmup_steps
         algorithms.append(PruningSchedule(model.l0_module, warmup))
-    if config.parallelism.fsdp:
-        algorithms.append(WholeGradients())
     if config.optimizer.max_grad_norm > 0:
         algorithms.append(GroupGradientClipping(config.optimizer.max_grad_norm))
+    if config.parallelism.fsdp:
+        # Behind the clipping: after a batch, the trainer runs the last algorithm first.
+        algorithms.append(MeanGradients(measure_gradient_scale(config.device)))
     return algorithms
 
 

@@ -3,15 +3,55 @@
 from __future__ import annotations
 
 import warnings
+from pathlib import Path
 
-from composer.utils import FSDP2Config, get_device
+import torch
+from composer.utils import FSDP2Config, dist, get_device
 from composer.utils.parallelism import ParallelismConfig
 from torch import nn
-from torch.distributed.fsdp import FSDPModule, register_fsdp_forward_method
+from torch.distributed.fsdp import FSDPModule, fully_shard, register_fsdp_forward_method
 
-from bge_pruning.config_schema import Config
+from bge_pruning.config_schema import Config, ConfigError
+from bge_pruning.data_builders import build_loss_weights
 from bge_pruning.models.bge_m3_backbone import Layer
 from bge_pruning.models.composer_bge_m3 import ComposerBGEM3
+
+
+def check_sharding(config: Config) -> None:
+    """Refuse what a sharded model cannot do.
+
+    Raises:
+        ConfigError: If the batch would be embedded in pieces by cached gradients.
+    """
+    # They embed a piece again in the middle of the backward pass, when its weights are not there.
+    in_pieces = config.device_train_microbatch_size is not None
+    if config.parallelism.fsdp and in_pieces and build_loss_weights(config).compares_texts:
+        raise ConfigError(
+            "parallelism.fsdp does not work with device_train_microbatch_size where the loss "
+            "compares the texts of a batch. To fix, leave it out and set "
+            "model.activation_checkpointing=true, which needs less memory too."
+        )
+
+
+def check_kind(config: Config, checkpoint: Path | None) -> None:
+    """Refuse to go on from a checkpoint of the other kind than the run would write.
+
+    Args:
+        config: The run.
+        checkpoint: Its newest one, if it has any.
+
+    Raises:
+        ConfigError: If one is a file and the other a folder.
+    """
+    if checkpoint is None:
+        return
+    kind = "sharded" if checkpoint.is_dir() else "full"
+    if kind != config.parallelism.state_dict:
+        also = " and parallelism.fsdp=true" if kind == "sharded" else ""
+        raise ConfigError(
+            f"{checkpoint} is a {kind} checkpoint, and the configuration says "
+            f"{config.parallelism.state_dict}. To fix, set parallelism.state_dict={kind}{also}."
+        )
 
 
 def build_parallelism(config: Config, model: ComposerBGEM3) -> ParallelismConfig | None:
@@ -19,7 +59,7 @@ def build_parallelism(config: Config, model: ComposerBGEM3) -> ParallelismConfig
 
     Layers are sharded one by one: the weights of one at a time are whole. Gates, multipliers and
     a learned temperature stay whole on every rank: they are small, and their arithmetic needs all
-    of them; see :class:`bge_pruning.algorithms.whole_gradients.WholeGradients`.
+    of them; see :class:`bge_pruning.algorithms.mean_gradients.MeanGradients`.
 
     Args:
         config: The run.
@@ -60,3 +100,18 @@ def register_forward_methods(model: ComposerBGEM3) -> None:
     for module, name in ((model.backbone, "encode"), (model.heads, "outputs")):
         if isinstance(module, FSDPModule):
             register_fsdp_forward_method(module, name)
+
+
+def measure_gradient_scale(device: str | None) -> float:
+    """What a sharded gradient is, as a multiple of the mean over the ranks.
+
+    torch asks the backend for means. NCCL gives them; gloo, which a CPU has, gave sums.
+
+    Args:
+        device: ``cpu`` or ``gpu``; ``None`` for a GPU if there is one.
+    """
+    ranks = dist.get_world_size()
+    layer = get_device(device).module_to_device(nn.Linear(1, ranks, bias=False))
+    fully_shard(layer)
+    layer(torch.ones(1, 1, device=layer.weight.device)).sum().backward()  # 1 on every rank
+    return float(layer.weight.grad.to_local().mean())
