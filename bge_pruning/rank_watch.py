@@ -81,51 +81,64 @@ class RankWatch:
         self.quiet = quiet
         self.rank = _setting("RANK", 0)
         self._left = threading.Event()
-        self._store: TCPStore | None = None
+        self._written = threading.Lock()
+        self._listener: threading.Thread | None = None
 
     def __enter__(self) -> RankWatch:
-        self._store = connect()
-        if self._store is not None:
-            threading.Thread(target=self._listen, name="rank watch", daemon=True).start()
+        if (store := connect()) is not None:
+            arguments = {"target": self._listen, "args": (store,), "daemon": True}
+            self._listener = threading.Thread(name="rank watch", **arguments)
+            self._listener.start()
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, _: TracebackType | None
     ) -> None:
+        if error is not None:
+            self.tell(error)
         self._left.set()
-        failed = isinstance(error, Exception) and not isinstance(error, self.quiet)
-        if self._store is not None and failed:
-            self._tell(error)
 
-    def _tell(self, error: Exception) -> None:
-        """The first failure counts: those that follow come of it."""
+    def tell(self, error: BaseException) -> None:
+        """Say why this rank fails, before it does anything that the others would notice.
+
+        The first failure counts: those that follow come of it.
+        """
+        failed = isinstance(error, Exception) and not isinstance(error, self.quiet)
+        if self._listener is None or not failed:
+            return
         message = f"{self.rank} {error}"
         try:
             store = connect()  # the listener may be in the middle of a question
-            first = store.compare_set(FAILURE, "", message).decode() == message
-            if first and (self.rank or _setting("LOCAL_WORLD_SIZE", 1) < _setting("WORLD_SIZE", 1)):
+            first = store.compare_set(FAILURE, "", message).decode()
+            if first != message:
+                self._write(store, first)
+            elif self.rank or _setting("LOCAL_WORLD_SIZE", 1) < _setting("WORLD_SIZE", 1):
                 end = time.monotonic() + HEARD_SECONDS
                 while time.monotonic() < end and not store.check([HEARD]):
                     time.sleep(POLL_SECONDS)
         except (RuntimeError, OSError):
             return  # rank 0 is gone, and the store with it
 
-    def _listen(self) -> None:
+    def _listen(self, store: TCPStore) -> None:
         try:
             while not self._left.wait(POLL_SECONDS):
-                if self._store.check([FAILURE]):
-                    self._hear(self._store.get(FAILURE).decode())
-                    return
+                if store.check([FAILURE]):
+                    break
+            else:
+                return
+            failure = store.get(FAILURE).decode()
+            self._write(store, failure)
         except (RuntimeError, OSError):
             return  # as above: what waits for rank 0 finds out
+        own = failure.split()[0] == str(self.rank)
+        if not self._left.wait(GRACE_SECONDS) and not own:
+            os._exit(EXIT_FAILURE)  # the main thread may wait for the other rank for ever
 
-    def _hear(self, failure: str) -> None:
+    def _write(self, store: TCPStore, failure: str) -> None:
+        """Show another rank's error where the launcher shows it, once."""
         rank, message = failure.split(" ", maxsplit=1)
-        if int(rank) == self.rank:
-            return
-        if _setting("LOCAL_RANK", 0) == 0:
+        shown = _setting("LOCAL_RANK", 0) == 0 and int(rank) != self.rank
+        if shown and self._written.acquire(blocking=False):
             sys.stderr.write(f"error (rank {rank}): {message}\n")
             sys.stderr.flush()
-            self._store.set(HEARD, "1")
-        if not self._left.wait(GRACE_SECONDS):
-            os._exit(EXIT_FAILURE)  # the main thread may wait for the other rank for ever
+            store.set(HEARD, "1")

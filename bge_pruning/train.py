@@ -8,6 +8,7 @@ Launch:
 from __future__ import annotations
 
 import argparse
+import contextlib
 import logging
 import shutil
 import sys
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
     from composer import Trainer
 
     from bge_pruning.plan import Plan
+    from bge_pruning.rank_watch import RankWatch
 
 log = logging.getLogger(__name__)
 
@@ -74,12 +76,12 @@ def train(config) -> Path:  # noqa: ANN001  (Config; imported late so that --hel
     from bge_pruning.rank_watch import RankWatch
 
     dist.initialize_dist(get_device(config.device), config.dist_timeout)
-    with RankWatch(StoppedError):
-        _train(config)
+    with RankWatch(StoppedError) as watch:
+        _train(config, watch)
     return Path(config.run_folder)
 
 
-def _train(config) -> None:  # noqa: ANN001
+def _train(config, watch: RankWatch) -> None:  # noqa: ANN001
     """Run a stage, on one of the ranks."""
     from composer.utils import dist
 
@@ -118,8 +120,12 @@ def _train(config) -> None:  # noqa: ANN001
             retry = f"run scripts/write_report.py {config.run_folder} --overwrite"
             with warn_only("the report of the training", retry):
                 report_training(config, model.l0_module, metadata.versions, dist.get_world_size())
-    finally:
-        trainer.close()
+    except BaseException as error:
+        watch.tell(error)  # the trainer closes what the others wait for
+        with contextlib.suppress(RuntimeError):  # another rank may be gone: that is not the error
+            trainer.close()
+        raise
+    trainer.close()
 
 
 def _is_finished(trainer: Trainer) -> bool:

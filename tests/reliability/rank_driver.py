@@ -59,6 +59,7 @@ def trace(path: str) -> None:
 
 PLACES = {
     "in a step": (L0Module, "sample_masks", 2),
+    "in step 4": (L0Module, "sample_masks", 4),
     "reading data": (data, "build_source", 1),
     "making a cache": (data, "cached_teacher_outputs", 1),
 }
