@@ -63,8 +63,12 @@ RUNS = {
 }
 
 
+ENVIRONMENT = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+PORT = 29_650
+
+
 def launch(ranks: int, fault: str, yaml: Path, *overrides: str, trace: Path | None = None):
-    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    environment = dict(ENVIRONMENT)
     if trace is not None:
         environment["RANK_TRACE"] = str(trace)
     command = [COMPOSER, "-n", str(ranks), DRIVER, fault, str(yaml), *overrides]
@@ -208,6 +212,36 @@ def test_a_rank_that_fails_ends_the_run_with_its_error(fault, make_yaml, tmp_pat
     assert FAULTS[fault] in result.stderr, result.stdout + result.stderr
     # The launcher gives the others 30 seconds; starting takes longer on a busy machine.
     assert time.monotonic() - begun < 200
+    summary["ranks that failed"] = summary.get("ranks that failed", 0) + 1
+
+
+def launch_two_nodes(port: int, fault: str, yaml: Path, *overrides: str) -> list[tuple[int, str]]:
+    """Two launchers of one rank each, as two machines have: exit codes and standard errors."""
+    nodes = []
+    for node in ("0", "1"):
+        options = ["--world_size", "2", "--node_rank", node, "--master_addr", "127.0.0.1"]
+        command = [COMPOSER, *options, "--master_port", str(port), "-n", "1", DRIVER, fault]
+        pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+        command += [str(yaml), *overrides]
+        nodes.append(subprocess.Popen(command, cwd=ROOT, env=ENVIRONMENT, **pipes))
+    ends = [process.communicate(timeout=300) for process in nodes]
+    return [(process.returncode, end[1]) for process, end in zip(nodes, ends, strict=True)]
+
+
+def test_two_nodes_equal_one_process(make_yaml, train_tiny, tmp_path, assert_same, summary):
+    nodes = launch_two_nodes(PORT, "none", make_yaml(tmp_path / "two"), *STEPS)
+    assert [code for code, _ in nodes] == [0, 0], nodes
+    one = train_tiny(tmp_path / "one", *STEPS)
+    assert_same(weights(one), weights(tmp_path / "two" / "runs" / "tiny"), atol=1e-5)
+    summary["ranks compared"] = summary.get("ranks compared", 0) + 2
+
+
+@pytest.mark.parametrize("rank", [0, 1])
+def test_a_node_whose_rank_fails_ends_the_other(rank, make_yaml, tmp_path, summary):
+    fault = f"raises:in a step:{rank}"
+    nodes = launch_two_nodes(PORT + 1 + rank, fault, make_yaml(tmp_path), "data.eval=[]")
+    assert all(code != 0 for code, _ in nodes), nodes
+    assert f"error: {MESSAGE}" in nodes[0][1] or f"error (rank 1): {MESSAGE}" in nodes[0][1]
     summary["ranks that failed"] = summary.get("ranks that failed", 0) + 1
 
 
