@@ -17,6 +17,7 @@ from composer.utils import dist, reproducibility
 from torch import Tensor
 
 from bge_pruning.algorithms.group_gradient_clipping import GroupGradientClipping
+from bge_pruning.algorithms.mean_gradients import MeanGradients
 from bge_pruning.algorithms.pruning_schedule import PruningSchedule
 from bge_pruning.algorithms.random_state import RandomStateOnResume
 from bge_pruning.algorithms.source_weights import SourceWeights
@@ -48,6 +49,11 @@ from bge_pruning.models.pretrained import (
 from bge_pruning.models.teacher import Teacher
 from bge_pruning.optimization import build_optimizer, build_scheduler
 from bge_pruning.plan import Plan
+from bge_pruning.sharding import (
+    build_parallelism,
+    measure_gradient_scale,
+    register_forward_methods,
+)
 
 log = logging.getLogger(__name__)
 
@@ -219,6 +225,9 @@ def build_algorithms(
         algorithms.append(PruningSchedule(model.l0_module, warmup))
     if config.optimizer.max_grad_norm > 0:
         algorithms.append(GroupGradientClipping(config.optimizer.max_grad_norm))
+    if config.parallelism.fsdp:
+        # Behind the clipping: after a batch, the trainer runs the last algorithm first.
+        algorithms.append(MeanGradients(measure_gradient_scale(config.device)))
     return algorithms
 
 
@@ -310,7 +319,8 @@ def _build_trainer(
     callbacks: list[Callback],
     stop: StopOnSignal,
 ) -> Trainer:
-    return Trainer(
+    parallelism = build_parallelism(config, model)
+    trainer = Trainer(
         model=model,
         train_dataloader=train_loader,
         eval_dataloader=evaluators,
@@ -332,7 +342,11 @@ def _build_trainer(
         precision=config.precision,
         device=config.device,
         device_train_microbatch_size=_microbatch_size(config),
+        parallelism_config=parallelism,
+        dist_timeout=config.dist_timeout,
     )
+    register_forward_methods(model)
+    return trainer
 
 
 def restore_random_state(trainer: Trainer) -> None:

@@ -27,6 +27,8 @@ def check(config: Config) -> None:
         "device": (config.device, (None, "cpu", "gpu")),
         "model.pooling": (m.pooling, (None, "cls", "mean")),
         "data.on_bad_row": (config.data.on_bad_row, ("error", "skip")),
+        "parallelism.sharding": (config.parallelism.sharding, ("full", "gradients")),
+        "parallelism.state_dict": (config.parallelism.state_dict, ("full", "sharded")),
         "export.dtype": (config.export.dtype, ("fp32", "fp16", "bf16")),
         "export.colbert_dim": (config.export.colbert_dim, ("keep", "hidden")),
     }
@@ -45,6 +47,7 @@ def check(config: Config) -> None:
         "global_train_batch_size": config.global_train_batch_size,
         "eval_batch_size": config.eval_batch_size,
         "checkpoints_to_keep": config.checkpoints_to_keep,
+        "dist_timeout": config.dist_timeout,
         "model.max_length": m.max_length,
         "optimizer.eps": o.eps,
         "loss.similarity_temperature": loss.similarity_temperature,
@@ -52,6 +55,7 @@ def check(config: Config) -> None:
         "data.adapt_batches": config.data.adapt_batches,
     }
     _check_export(config.export)
+    _check_parallelism(config)
     if config.evaluation.max_length is not None:
         positive["evaluation.max_length"] = config.evaluation.max_length
     if config.device_train_microbatch_size is not None:
@@ -80,6 +84,30 @@ def _check_export(export: ExportConfig) -> None:
     for option, needed in missing_export_options(vars(export)).items():
         names = " or ".join(f"export.{name}" for name in needed)
         raise ConfigError(f"export.{option} needs {names}. To fix, set that, or leave it out.")
+
+
+def _check_parallelism(config: Config) -> None:
+    """Refuse what a sharded run cannot do."""
+    p = config.parallelism
+    if p.state_dict == "sharded" and not p.fsdp:
+        raise ConfigError(
+            "parallelism.state_dict=sharded needs a sharded model. To fix, set "
+            "parallelism.fsdp=true, or state_dict=full."
+        )
+    if p.state_dict == "sharded" and config.evaluation.keep_best is not None:
+        raise ConfigError(
+            "evaluation.keep_best writes one file, which parallelism.state_dict=sharded does not. "
+            "To fix, set state_dict=full, or keep_best=null."
+        )
+    refused = {
+        "model.compile=true": config.model.compile,
+        "precision=amp_fp16": config.precision == "amp_fp16",
+    }
+    for setting, given in refused.items():
+        if p.fsdp and given:
+            raise ConfigError(
+                f"parallelism.fsdp does not work with {setting}. To fix, leave one of them out."
+            )
 
 
 def _check_source(source: SourceConfig) -> None:

@@ -202,6 +202,17 @@ class SchedulerConfig:
 
 
 @dataclass
+class ParallelismConfig:
+    """How the model lies on many ranks."""
+
+    fsdp: bool = False  # share the encoder's weights and their optimizer state out over the ranks
+    # full: a layer's weights are gathered when it is their turn. gradients: once a step, which is
+    # quicker and takes the memory of all weights.
+    sharding: str = "full"
+    state_dict: str = "full"  # checkpoints: full, one file; sharded, a folder that all ranks write
+
+
+@dataclass
 class WandbConfig:
     """Weights & Biases; ``mode: offline`` needs no account."""
 
@@ -242,6 +253,8 @@ class Config:
     results_folder: str = "experiments/results/${run_name}"
     autoresume: bool = False
     overwrite: bool = False  # replace an earlier run's folders
+    # Seconds that a rank waits for the others in one step; they never wait for rank 0's caches.
+    dist_timeout: float = 600.0
     progress_bar: bool = True
     checkpoints_to_keep: int = 2
     model: ModelConfig = field(default_factory=ModelConfig)
@@ -251,6 +264,7 @@ class Config:
     evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
     scheduler: SchedulerConfig = field(default_factory=SchedulerConfig)
+    parallelism: ParallelismConfig = field(default_factory=ParallelismConfig)
     loggers: LoggersConfig = field(default_factory=LoggersConfig)
     export: ExportConfig = field(default_factory=ExportConfig)
     # Keys that differ while the extracted model is trained on, in the layout of this class.

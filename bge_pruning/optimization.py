@@ -22,10 +22,11 @@ from bge_pruning.models.l0_module_embedding import L0Module
 def build_optimizer(config: Config, model: ComposerBGEM3) -> torch.optim.AdamW:
     """AdamW with groups for weights, gates and multipliers; the multipliers ascend."""
     o = config.optimizer
-    trained = [model.backbone, model.heads]
+    groups = weight_groups([model.backbone, model.heads], o.lr, o.weight_decay)
     if model.temperature is not None:
-        trained.append(model.temperature)
-    groups = weight_groups(trained, o.lr, o.weight_decay)
+        # A group of its own: where the others are sharded, it is whole.
+        alone = {"params": list(model.temperature.parameters()), "lr": o.lr, "weight_decay": 0.0}
+        groups.append({"name": "weights/temperature", **alone})
     if model.l0_module is not None:
         groups += l0_groups(model.l0_module, o.l0_lr, o.lagrangian_lr, o.lambda_2_lr)
     return torch.optim.AdamW(groups, lr=o.lr, betas=tuple(o.betas), eps=o.eps, fused=True)

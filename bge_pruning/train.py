@@ -8,6 +8,7 @@ Launch:
 from __future__ import annotations
 
 import argparse
+import contextlib
 import logging
 import shutil
 import sys
@@ -15,12 +16,13 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from bge_pruning.cli import run_command, split_arguments
+from bge_pruning.cli import StoppedError, run_command, split_arguments
 
 if TYPE_CHECKING:
     from composer import Trainer
 
     from bge_pruning.plan import Plan
+    from bge_pruning.rank_watch import RankWatch
 
 log = logging.getLogger(__name__)
 
@@ -71,18 +73,30 @@ def train(config) -> Path:  # noqa: ANN001  (Config; imported late so that --hel
     """
     from composer.utils import dist, get_device
 
+    from bge_pruning.rank_watch import RankWatch
+
+    dist.initialize_dist(get_device(config.device), config.dist_timeout)
+    with RankWatch(StoppedError) as watch:
+        _train(config, watch)
+    return Path(config.run_folder)
+
+
+def _train(config, watch: RankWatch) -> None:  # noqa: ANN001
+    """Run a stage, on one of the ranks."""
+    from composer.utils import dist
+
     from bge_pruning import builders, data_builders
     from bge_pruning.algorithms.stop_on_signal import StopOnSignal
     from bge_pruning.models.checkpoint_files import find_whole_checkpoint
     from bge_pruning.plan import render_memory, render_plan
     from bge_pruning.run_report import report_training
+    from bge_pruning.sharding import check_kind
     from bge_pruning.utils.guard import warn_only
 
-    dist.initialize_dist(get_device(config.device))
     plan = check_run(config)
     log.info("%s\n%s", config.run_folder, render_plan(plan, config))
     if config.autoresume and dist.get_global_rank() == 0:
-        find_whole_checkpoint(Path(config.run_folder))
+        check_kind(config, find_whole_checkpoint(Path(config.run_folder)))
     base = builders.build_base_model(config)
     teacher = builders.build_teacher(config, base)
     metadata = builders.build_metadata(config, plan, base)
@@ -109,9 +123,12 @@ def train(config) -> Path:  # noqa: ANN001  (Config; imported late so that --hel
             retry = f"run scripts/write_report.py {config.run_folder} --overwrite"
             with warn_only("the report of the training", retry):
                 report_training(config, model.l0_module, metadata.versions, dist.get_world_size())
-    finally:
-        trainer.close()
-    return Path(config.run_folder)
+    except BaseException as error:
+        watch.tell(error)  # the trainer closes what the others wait for
+        with contextlib.suppress(RuntimeError):  # another rank may be gone: that is not the error
+            trainer.close()
+        raise
+    trainer.close()
 
 
 def _is_finished(trainer: Trainer) -> bool:
@@ -131,10 +148,12 @@ def check_run(config) -> Plan:  # noqa: ANN001
     from bge_pruning.data_builders import check_objective
     from bge_pruning.models.hub import fetch_model_folder
     from bge_pruning.plan import build_plan
+    from bge_pruning.sharding import check_sharding
 
     if config.model.l0_module is not None and config.model.d_model is not None:
         build_plan(config)  # refuses a bad target before anything is fetched
     check_objective(config)
+    check_sharding(config)
     check_run_folder(config)
     folder = fetch_model_folder(config.model.base_model, config.model.revision)
     return build_plan(config, folder)

@@ -50,3 +50,14 @@ def test_masked_equals_extracted_on_the_gpu(tmp_path, model_folder):
     masked["dense_vecs"] = masked["dense_vecs"][:, keep.hidden]
     for name, value in small.items():
         torch.testing.assert_close(value, masked[name], atol=1e-10, rtol=0)
+
+
+@pytest.mark.filterwarnings("ignore:TypedStorage is deprecated:UserWarning")
+@pytest.mark.parametrize("state_dict", ["full", "sharded"])
+def test_sharded_on_the_gpu_as_on_the_cpu(state_dict, tmp_path, train_tiny):
+    arguments = ("max_duration=3ba", "optimizer.eps=1e-4")
+    sharded = ("parallelism.fsdp=true", f"parallelism.state_dict={state_dict}", "device=gpu")
+    cpu = train_tiny(tmp_path / "cpu", *arguments)
+    gpu = train_tiny(tmp_path / "gpu", *arguments, *sharded)
+    assert losses(gpu) == pytest.approx(losses(cpu), abs=1e-4)
+    assert extract(gpu, tmp_path / "small")["largest_difference"] <= 1e-5

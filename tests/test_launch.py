@@ -227,6 +227,15 @@ def test_two_processes_evaluate_as_one(make_yaml, train_tiny, tmp_path, sts_csv,
     assert best[0].score == pytest.approx(best[1].score, abs=1e-6)
 
 
+def test_a_rank_that_fails_ends_the_run_with_its_error(make_yaml, tmp_path):
+    """More ways to fail: reliability/test_ranks.py."""
+    driver = ["tests/reliability/rank_driver.py", "raises:reading data:1"]
+    composer = [COMPOSER, "-n", "2", "--master_port", str(PORT + len(LOSSES) + 1)]
+    code, out, err = run([*composer, *driver, str(make_yaml(tmp_path)), "data.eval=[]"])
+    assert code != 0
+    assert "error (rank 1): the disk of this rank is on fire\n" in err, out + err
+
+
 def logged(folder: Path, key: str) -> list[float]:
     rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
     return [row["metrics"][key] for row in rows if key in row["metrics"]]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import uuid
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -45,7 +46,8 @@ def new_arrays(paths: Mapping[str, Path]) -> Iterator[Allocate]:
 
 
 def _partial(path: Path) -> Path:
-    return path.with_suffix(f".partial-{os.getpid()}.npy")
+    # Not the number of the process: two machines may share both the disk and the number.
+    return path.with_suffix(f".partial-{uuid.uuid4().hex[:8]}.npy")
 
 
 def save_array(array: np.ndarray, path: Path) -> None:

@@ -23,6 +23,7 @@ from bge_pruning.models.embedding_heads import EmbeddingHeads
 from bge_pruning.models.encoder_shape import EncoderShape
 from bge_pruning.models.l0_module_embedding import L0Module
 from bge_pruning.models.pretrained import describe_load_error, load_strict, without_weights
+from bge_pruning.models.sharded_checkpoint import is_sharded, read_sharded_state
 
 METADATA_KEY = "RunMetadataCallback"
 WORD_TABLE = "backbone.embeddings.word_embeddings.weight"
@@ -127,7 +128,7 @@ class BestScore:
 
 
 def find_checkpoint(path: Path, best: bool = False) -> Path:
-    """The checkpoint file of a run folder, or the file itself.
+    """The checkpoint of a run folder, or the checkpoint itself: a file, or a sharded run's folder.
 
     Args:
         path: Run folder or checkpoint.
@@ -143,7 +144,7 @@ def find_checkpoint(path: Path, best: bool = False) -> Path:
                 f"evaluation.keep_best that was evaluated, or leave out --best."
             )
         return path / BEST_CHECKPOINT
-    if path.is_dir():
+    if path.is_dir() and not is_sharded(path):
         latest = path / "latest-rank0.pt"
         if not latest.exists():
             raise FileNotFoundError(
@@ -151,7 +152,7 @@ def find_checkpoint(path: Path, best: bool = False) -> Path:
                 f"folder of a run that reached its first save_interval."
             )
         return latest
-    if not path.is_file():
+    if not path.exists():
         raise FileNotFoundError(
             f"{path}: no such run folder or checkpoint. To fix, check the path."
         )
@@ -181,7 +182,8 @@ def load_trained_model(checkpoint: Path) -> TrainedModel:
     does not change the file. The rest of the file, such as an optimizer's state, is not read.
 
     Args:
-        checkpoint: File written by training; it must not be written to while the model is used.
+        checkpoint: Written by training; it must not be written to while the model is used. That
+            of a sharded run is read into memory.
 
     Returns:
         The model on the CPU, in evaluation mode.
@@ -199,7 +201,7 @@ def load_trained_model(checkpoint: Path) -> TrainedModel:
             f"{checkpoint}: its run metadata is of another version of this project ({error!r}). To "
             f"fix, extract with the version that wrote it ({metadata.versions})."
         ) from error
-    if WORD_TABLE in weights:
+    if WORD_TABLE in weights and not is_sharded(checkpoint):
         # The memory of a mapped file is given back when the last of its tensors goes. The largest
         # one gets a mapping of its own, so that it can go while the others are still used.
         weights[WORD_TABLE] = load_state(checkpoint)["state"]["model"][WORD_TABLE]
@@ -255,10 +257,15 @@ def allow_plain_types() -> Iterator[None]:
 def load_state(path: Path) -> dict[str, Any]:
     """The content of a checkpoint; its tensors are parts of the file, mapped privately.
 
+    Of a sharded run's folder it is what extraction needs, in memory.
+
     Raises:
         ValueError: If the file is damaged or holds anything but tensors and plain values.
     """
     try:
+        if path.is_dir():
+            with torch.serialization.safe_globals(PLAIN_TYPES):
+                return read_sharded_state(path)
         with path.open("rb") as file:
             if file.read(len(ARCHIVE)) != ARCHIVE:  # torch would advise to save it in another way
                 raise ValueError("not in the format of torch.save")

@@ -13,20 +13,22 @@ import zipfile
 from pathlib import Path
 
 from bge_pruning.models.checkpoint import load_state
+from bge_pruning.models.sharded_checkpoint import check_whole_folder
 
 log = logging.getLogger(__name__)
 
 # What the trainer calls its checkpoints, and its link to the newest one.
 CHECKPOINT = "ba{batch}-rank{rank}.pt"
 LATEST = "latest-rank0.pt"
-NAME = re.compile(r"ba(\d+)-rank0\.pt")
+# The trainer's own name for the folder that the ranks of a sharded run write is the second one.
+NAME = re.compile(r"(?:ba(\d+)-rank0\.pt|ep\d+-ba(\d+))")
 ASIDE = ".damaged"
 
 
 def list_checkpoints(folder: Path) -> list[Path]:
     """Checkpoints of a run, the newest first; the best one is not among them."""
-    found = {path: NAME.fullmatch(path.name) for path in folder.glob("ba*.pt")}
-    steps = {path: int(match[1]) for path, match in found.items() if match}
+    found = {path: NAME.fullmatch(path.name) for path in folder.glob("*ba*")}
+    steps = {path: int(match[1] or match[2]) for path, match in found.items() if match}
     return sorted(steps, key=steps.get, reverse=True)
 
 
@@ -36,6 +38,9 @@ def check_whole(path: Path) -> None:
     Raises:
         ValueError: If it is damaged or not complete; the message says how.
     """
+    if path.is_dir():
+        check_whole_folder(path)
+        return
     load_state(path)
     try:
         with zipfile.ZipFile(path) as archive:

@@ -1,0 +1,144 @@
+"""How the processes of a run wait for each other, and how all of them end when one fails.
+
+They meet at the key-value store that torch starts on rank 0. Waiting there has no time-out, as a
+collective operation has: reading data and making caches may take hours.
+"""
+
+from __future__ import annotations
+
+import itertools
+import os
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from types import TracebackType
+
+from torch.distributed import TCPStore
+
+POLL_SECONDS = 0.2
+# How long a rank that fails waits to be heard, and how long the others then have to be ended by
+# what has started them. Other nodes have a launcher of their own, which knows nothing of it.
+HEARD_SECONDS = 3.0
+GRACE_SECONDS = 15.0
+FAILURE, HEARD = "bge_pruning/failure", "bge_pruning/heard"
+EXIT_FAILURE = 1
+
+_numbers = itertools.count()
+
+
+def _setting(name: str, default: int) -> int:
+    return int(os.environ.get(name, default))
+
+
+def connect() -> TCPStore | None:
+    """A connection to the store of the run; ``None`` if there is one process only."""
+    if _setting("WORLD_SIZE", 1) == 1:
+        return None
+    host, port = os.environ["MASTER_ADDR"], _setting("MASTER_PORT", 0)
+    return TCPStore(host, port, is_master=False, wait_for_workers=False)
+
+
+@contextmanager
+def first_of_node_first() -> Iterator[None]:
+    """The first rank of each node does something before the others, who find what it has written.
+
+    Every rank must come here equally often. Nobody leaves before all have been inside; if one
+    fails there, the others wait until they are ended, see :class:`RankWatch`.
+    """
+    number = next(_numbers)  # also of a run alone: all count alike
+    store = connect()
+    if store is None:
+        yield
+        return
+    written = f"bge_pruning/first/{number}/{_setting('NODE_RANK', 0)}"
+    inside = f"bge_pruning/inside/{number}"
+    if _setting("LOCAL_RANK", 0) != 0:
+        while not store.check([written]):
+            time.sleep(POLL_SECONDS)
+    yield
+    store.set(written, "1")
+    store.add(inside, 1)
+    while store.add(inside, 0) < _setting("WORLD_SIZE", 1):
+        time.sleep(POLL_SECONDS)
+
+
+class RankWatch:
+    """Tells the other processes of a run why this one fails, and listens to them.
+
+    A launcher shows what rank 0 writes, and ends the processes of its own node. So the first rank
+    of every node writes the error of the rank that failed to its standard error, and a process
+    that nobody has ended a while later ends itself, whatever it is waiting for.
+
+    As a context manager it listens, and tells, inside.
+
+    Args:
+        quiet: Exceptions that are no failure; all ranks raise them.
+    """
+
+    def __init__(self, *quiet: type[Exception]) -> None:
+        self.quiet = quiet
+        self.rank = _setting("RANK", 0)
+        self._left = threading.Event()
+        self._written = threading.Lock()
+        self._listener: threading.Thread | None = None
+
+    def __enter__(self) -> RankWatch:
+        if (store := connect()) is not None:
+            arguments = {"target": self._listen, "args": (store,), "daemon": True}
+            self._listener = threading.Thread(name="rank watch", **arguments)
+            self._listener.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, _: TracebackType | None
+    ) -> None:
+        if error is not None:
+            self.tell(error)
+        self._left.set()
+
+    def tell(self, error: BaseException) -> None:
+        """Say why this rank fails, before it does anything that the others would notice.
+
+        The first failure counts: those that follow come of it.
+        """
+        failed = isinstance(error, Exception) and not isinstance(error, self.quiet)
+        if self._listener is None or not failed:
+            return
+        message = f"{self.rank} {error}"
+        try:
+            store = connect()  # the listener may be in the middle of a question
+            first = store.compare_set(FAILURE, "", message).decode()
+            if first != message:
+                self._write(store, first)
+            elif self.rank or _setting("LOCAL_WORLD_SIZE", 1) < _setting("WORLD_SIZE", 1):
+                end = time.monotonic() + HEARD_SECONDS
+                while time.monotonic() < end and not store.check([HEARD]):
+                    time.sleep(POLL_SECONDS)
+        except (RuntimeError, OSError):
+            return  # rank 0 is gone, and the store with it
+
+    def _listen(self, store: TCPStore) -> None:
+        try:
+            while not self._left.wait(POLL_SECONDS):
+                if store.check([FAILURE]):
+                    break
+            else:
+                return
+            failure = store.get(FAILURE).decode()
+            self._write(store, failure)
+        except (RuntimeError, OSError):
+            return  # as above: what waits for rank 0 finds out
+        own = failure.split()[0] == str(self.rank)
+        if not self._left.wait(GRACE_SECONDS) and not own:
+            os._exit(EXIT_FAILURE)  # the main thread may wait for the other rank for ever
+
+    def _write(self, store: TCPStore, failure: str) -> None:
+        """Show another rank's error where the launcher shows it, once."""
+        rank, message = failure.split(" ", maxsplit=1)
+        shown = _setting("LOCAL_RANK", 0) == 0 and int(rank) != self.rank
+        if shown and self._written.acquire(blocking=False):
+            sys.stderr.write(f"error (rank {rank}): {message}\n")
+            sys.stderr.flush()
+            store.set(HEARD, "1")

@@ -1,0 +1,252 @@
+"""Many ranks: the same numbers as one process, and an end when one of them fails."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+
+from bge_pruning.export.extract import extract
+from bge_pruning.models.checkpoint import find_checkpoint, load_state
+
+ROOT = Path(__file__).parents[2]
+COMPOSER = str(Path(sys.executable).with_name("composer"))
+DRIVER = "tests/reliability/rank_driver.py"
+pytestmark = [
+    pytest.mark.reliability,
+    pytest.mark.filterwarnings("ignore:The warmup duration is 0:UserWarning"),
+]
+
+# The epsilon keeps rounding small where a gradient is almost 0; nothing is clipped, so that a
+# gradient of the wrong size is seen.
+STEPS = (
+    "max_duration=5ba",
+    "optimizer.eps=1e-3",
+    "optimizer.max_grad_norm=0",
+    "scheduler.t_warmup=0ba",
+    "data.eval=[]",
+)
+MIXED = (
+    "data.train=[{{name: p, kind: sts, path: {csv}}},"
+    " {{name: q, kind: contrastive, path: {jsonl}, negatives: 1}}]",
+    "loss={{sts_regression: 0.0, cosent: 0.1, distillation_alignment: 0.5,"
+    " distillation_similarity: 0.5, distillation_sparse: 0.1, contrastive: 1.0,"
+    " self_distillation: 0.5, temperature: 0.1, learn_temperature: true}}",
+)
+PIECES = "device_train_microbatch_size={size}"
+MEMORY = ("model.activation_checkpointing=true", "model.freeze_embeddings=true")
+# By name: ranks, what one process is told too, and what the ranks alone are told.
+RUNS = {
+    "4 ranks": (4, MIXED, ()),
+    "4 ranks in pieces": (4, (*MIXED, PIECES.format(size=1)), ()),
+    "2 ranks sharded": (2, MIXED, ("parallelism.fsdp=true",)),
+    "4 ranks sharded": (4, (*MIXED, *MEMORY), ("parallelism.fsdp=true",)),
+    "2 ranks sharded and clipped": (
+        *(2, (*MIXED, "optimizer.max_grad_norm=1.0")),
+        ("parallelism.fsdp=true", "parallelism.sharding=gradients"),
+    ),
+    "2 ranks sharded, microbatches": (
+        *(2, (PIECES.format(size=2), "loss.distillation_similarity=0")),
+        ("parallelism.fsdp=true",),
+    ),
+    "2 ranks sharded files": (
+        *(2, MIXED),
+        ("parallelism.fsdp=true", "parallelism.state_dict=sharded"),
+    ),
+}
+
+
+ENVIRONMENT = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+PORT = 29_650
+
+
+def launch(ranks: int, fault: str, yaml: Path, *overrides: str, trace: Path | None = None):
+    environment = dict(ENVIRONMENT)
+    if trace is not None:
+        environment["RANK_TRACE"] = str(trace)
+    command = [COMPOSER, "-n", str(ranks), DRIVER, fault, str(yaml), *overrides]
+    return subprocess.run(
+        command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=300
+    )
+
+
+def logged(folder: Path, key: str) -> list[float]:
+    rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    return [row["metrics"][key] for row in rows if key in row["metrics"]]
+
+
+def weights(folder: Path) -> dict[str, torch.Tensor]:
+    state = load_state(find_checkpoint(folder))["state"]["model"]
+    # DistributedDataParallel may prefix every name.
+    return {re.sub(r"^module\.", "", name): value for name, value in state.items()}
+
+
+@pytest.fixture(scope="module")
+def run_ranks(make_yaml, tmp_path_factory, contrastive_jsonl, sts_csv):
+    """A function that trains on many ranks, once: the run folder, and hashes of gates by rank."""
+    done = {}
+
+    def run(name: str):
+        if name not in done:
+            ranks, overrides, alone = RUNS[name]
+            folder = tmp_path_factory.mktemp("ranks")
+            given = [text.format(jsonl=contrastive_jsonl, csv=sts_csv) for text in overrides]
+            trace = folder / "gates"
+            result = launch(ranks, "none", make_yaml(folder), *STEPS, *given, *alone, trace=trace)
+            assert result.returncode == 0, result.stdout + result.stderr
+            hashes = [Path(f"{trace}{rank}").read_text().splitlines() for rank in range(ranks)]
+            done[name] = folder / "runs" / "tiny", hashes
+        return done[name]
+
+    return run
+
+
+@pytest.mark.parametrize("name", RUNS)
+def test_the_gates_are_the_same_on_all_ranks_at_every_step(name, run_ranks, summary):
+    _, hashes = run_ranks(name)
+    assert all(lines == hashes[0] for lines in hashes)
+    assert len({line.split()[0] for line in hashes[0]}) == 5
+    assert len(set(hashes[0])) >= 5
+    summary["ranks compared"] = summary.get("ranks compared", 0) + len(hashes)
+
+
+@pytest.mark.parametrize("name", RUNS)
+def test_ranks_equal_one_process(
+    name, run_ranks, tmp_path, train_tiny, assert_same, contrastive_jsonl, sts_csv, summary
+):
+    given = [text.format(jsonl=contrastive_jsonl, csv=sts_csv) for text in RUNS[name][1]]
+    one = train_tiny(tmp_path, *STEPS, *given)
+    many, _ = run_ranks(name)
+    keys = ("loss/train/total", "loss/train/lagrangian", "pruning/lambda_1/hidden")
+    for key in keys:
+        assert len(logged(one, key)) == 5
+        assert logged(many, key) == pytest.approx(logged(one, key), abs=1e-5, rel=1e-5)
+    assert_same(weights(one), weights(many), atol=2e-5)
+    summary["ranks compared"] = summary.get("ranks compared", 0) + RUNS[name][0]
+
+
+def test_a_sharded_run_is_extracted_as_any_other(run_ranks, tmp_path, summary):
+    """masked == extracted is checked by the extraction itself."""
+    files = []
+    for name in ("2 ranks sharded", "2 ranks sharded files"):
+        folder, _ = run_ranks(name)
+        extract(folder, tmp_path / name)
+        files.append((tmp_path / name / "model.safetensors").read_bytes())
+    assert files[0] == files[1]
+    summary["ranks compared"] = summary.get("ranks compared", 0) + 4
+
+
+@pytest.mark.parametrize("state_dict", ["full", "sharded"])
+def test_a_sharded_run_goes_on_where_it_was_killed(
+    state_dict, run_ranks, make_yaml, tmp_path, assert_same, contrastive_jsonl, sts_csv, summary
+):
+    name = "2 ranks sharded" + (" files" if state_dict == "sharded" else "")
+    whole, _ = run_ranks(name)
+    given = [text.format(jsonl=contrastive_jsonl, csv=sts_csv) for text in MIXED]
+    arguments = [*STEPS, *given, *RUNS[name][2], "save_interval=1ba", "autoresume=true"]
+    yaml = make_yaml(tmp_path)
+    # The gates are drawn once a step.
+    killed = launch(2, "is killed:in step 4:1", yaml, *arguments)
+    assert killed.returncode != 0
+    again = launch(2, "none", yaml, *arguments)
+    assert again.returncode == 0, again.stdout + again.stderr
+    folder = tmp_path / "runs" / "tiny"
+    assert logged(folder, "loss/train/total")[-2:] == logged(whole, "loss/train/total")[-2:]
+    assert_same(weights(whole), weights(folder))
+    summary["ranks compared"] = summary.get("ranks compared", 0) + 2
+
+
+@pytest.mark.parametrize(("rows", "sharded"), [(39, False), (37, True)])
+def test_four_ranks_evaluate_as_one(
+    rows, sharded, make_yaml, train_tiny, tmp_path, sts_csv, write_collection, summary
+):
+    """Pairs and passages that do not divide: none is lost, none counts twice."""
+    odd = tmp_path / "odd.csv"
+    odd.write_text("".join(sts_csv.read_text().splitlines(keepends=True)[:rows]))
+    collection = write_collection(tmp_path / "docs", rows - 10)
+    overrides = [
+        *(*STEPS[:-1], "max_duration=2ba", "data.train.0.path=" + str(sts_csv)),
+        f"data.eval=[{{name: dev, kind: sts, path: {odd}}},"
+        f" {{name: docs, kind: beir, path: {collection}, split: test}}]",
+        "evaluation.modes=[dense, all]",
+        "evaluation.keep_best=docs/ndcg_at_10",
+    ]
+    alone = ["parallelism.fsdp=true"] if sharded else []
+    result = launch(4, "none", make_yaml(tmp_path / "four"), *overrides, *alone)
+    assert result.returncode == 0, result.stdout + result.stderr
+    one = train_tiny(tmp_path / "one", *overrides)
+    four = tmp_path / "four" / "runs" / "tiny"
+    lines = (one / "metrics.jsonl").read_text().splitlines()
+    keys = {key for line in lines for key in json.loads(line)["metrics"] if key[:5] == "eval/"}
+    assert len(keys) > 8
+    for key in keys - {"eval/seconds"}:
+        assert logged(four, key) == pytest.approx(logged(one, key), abs=1e-6), key
+    summary["ranks compared"] = summary.get("ranks compared", 0) + 4
+
+
+MESSAGE = "the disk of this rank is on fire"
+FAULTS = {
+    "raises:in a step:1": f"error (rank 1): {MESSAGE}",
+    "raises:in a step:0": f"error: {MESSAGE}",
+    "raises:reading data:1": f"error (rank 1): {MESSAGE}",
+    "raises:making a cache:0": f"error: {MESSAGE}",
+    "is killed:in a step:1": "Rank 1 crashed with exit code -9",
+    "is killed:in a step:0": "Rank 0 crashed with exit code -9",
+    "is killed:making a cache:0": "Rank 0 crashed with exit code -9",
+    "hangs:in a step:1": "error: ",
+}
+
+
+@pytest.mark.parametrize("fault", FAULTS)
+def test_a_rank_that_fails_ends_the_run_with_its_error(fault, make_yaml, tmp_path, summary):
+    begun = time.monotonic()
+    result = launch(2, fault, make_yaml(tmp_path), "data.eval=[]", "dist_timeout=10")
+    assert result.returncode != 0
+    assert FAULTS[fault] in result.stderr, result.stdout + result.stderr
+    # The launcher gives the others 30 seconds; starting takes longer on a busy machine.
+    assert time.monotonic() - begun < 200
+    summary["ranks that failed"] = summary.get("ranks that failed", 0) + 1
+
+
+def launch_two_nodes(port: int, fault: str, yaml: Path, *overrides: str) -> list[tuple[int, str]]:
+    """Two launchers of one rank each, as two machines have: exit codes and standard errors."""
+    nodes = []
+    for node in ("0", "1"):
+        options = ["--world_size", "2", "--node_rank", node, "--master_addr", "127.0.0.1"]
+        command = [COMPOSER, *options, "--master_port", str(port), "-n", "1", DRIVER, fault]
+        pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+        command += [str(yaml), *overrides]
+        nodes.append(subprocess.Popen(command, cwd=ROOT, env=ENVIRONMENT, **pipes))
+    ends = [process.communicate(timeout=300) for process in nodes]
+    return [(process.returncode, end[1]) for process, end in zip(nodes, ends, strict=True)]
+
+
+def test_two_nodes_equal_one_process(make_yaml, train_tiny, tmp_path, assert_same, summary):
+    nodes = launch_two_nodes(PORT, "none", make_yaml(tmp_path / "two"), *STEPS)
+    assert [code for code, _ in nodes] == [0, 0], nodes
+    one = train_tiny(tmp_path / "one", *STEPS)
+    assert_same(weights(one), weights(tmp_path / "two" / "runs" / "tiny"), atol=1e-5)
+    summary["ranks compared"] = summary.get("ranks compared", 0) + 2
+
+
+@pytest.mark.parametrize("rank", [0, 1])
+def test_a_node_whose_rank_fails_ends_the_other(rank, make_yaml, tmp_path, summary):
+    fault = f"raises:in a step:{rank}"
+    nodes = launch_two_nodes(PORT + 1 + rank, fault, make_yaml(tmp_path), "data.eval=[]")
+    assert all(code != 0 for code, _ in nodes), nodes
+    assert f"error: {MESSAGE}" in nodes[0][1] or f"error (rank 1): {MESSAGE}" in nodes[0][1]
+    summary["ranks that failed"] = summary.get("ranks that failed", 0) + 1
+
+
+def test_a_cache_may_take_longer_than_the_time_out(make_yaml, tmp_path, summary):
+    fault = "is slow:making a cache:0"
+    result = launch(2, fault, make_yaml(tmp_path), "data.eval=[]", "dist_timeout=5")
+    assert result.returncode == 0, result.stdout + result.stderr
+    summary["ranks compared"] = summary.get("ranks compared", 0) + 2
