@@ -17,6 +17,7 @@ from composer.utils import dist, reproducibility
 from torch import Tensor
 
 from bge_pruning.algorithms.group_gradient_clipping import GroupGradientClipping
+from bge_pruning.algorithms.non_finite import NonFiniteGuard
 from bge_pruning.algorithms.pruning_schedule import PruningSchedule
 from bge_pruning.algorithms.random_state import RandomStateOnResume
 from bge_pruning.algorithms.source_weights import SourceWeights
@@ -219,6 +220,9 @@ def build_algorithms(
         algorithms.append(PruningSchedule(model.l0_module, warmup))
     if config.optimizer.max_grad_norm > 0:
         algorithms.append(GroupGradientClipping(config.optimizer.max_grad_norm))
+    # After the clipping, so that it runs before: Composer reverses the order of what is done after
+    # a backward pass.
+    algorithms.append(NonFiniteGuard(skip=config.optimizer.non_finite == "skip"))
     return algorithms
 
 

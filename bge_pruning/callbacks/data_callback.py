@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 import time
 from collections import defaultdict
 
@@ -56,7 +57,8 @@ class DataCallback(Callback):
         # Of the whole batch over all ranks.
         losses = {key.rsplit("/", 1)[-1]: value for key, value in state.total_loss_dict.items()}
         task = losses["total"] - losses.get("lagrangian", 0.0)
-        self.losses[state.batch.get("source", "data")].append(task)
+        if math.isfinite(task):  # else the step was left out
+            self.losses[state.batch.get("source", "data")].append(task)
         if not is_due(self.interval, state):
             return
         metrics = self._metrics()
