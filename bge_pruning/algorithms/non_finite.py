@@ -1,4 +1,4 @@
-"""Notices losses, gradients, weights and gates that are no numbers, in the step where they arise."""
+"""Notices losses, gradients, weights and gates that are no numbers, in the step they arise in."""
 
 from __future__ import annotations
 
@@ -193,7 +193,8 @@ def watched_parameters(model: nn.Module, optimizer: torch.optim.Optimizer) -> li
         for parameter in group["params"]
     }
     found = [Watched(kinds[p], name, p) for name, p in model.named_parameters() if p in kinds]
-    return sorted(reversed(found), key=lambda w: list(KINDS.values()).index(w.kind))
+    found.reverse()
+    return sorted(found, key=lambda w: list(KINDS.values()).index(w.kind))
 
 
 class Reading:

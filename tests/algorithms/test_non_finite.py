@@ -5,6 +5,9 @@ from __future__ import annotations
 import json
 import logging
 import math
+import os
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
@@ -30,6 +33,7 @@ from bge_pruning.config import ConfigError, load_config
 from bge_pruning.export.extract import extract
 from bge_pruning.models.composer_bge_m3 import ComposerBGEM3
 
+ROOT = Path(__file__).parents[2]
 SKIP = "optimizer.non_finite=skip"
 EVERY = ("save_interval=1ba", "checkpoints_to_keep=9")
 WEIGHT = "backbone.encoder.layer.2.output.dense.weight"
@@ -440,3 +444,43 @@ def test_descriptions():
     assert describe_losses(["total"]) == "loss part total is not finite"
     assert describe_losses(["a", "b", "total"]) == "loss parts a, b are not finite"
     assert describe_losses([]) == ""
+
+
+RANKS = """
+import math, os, sys
+from bge_pruning.models.composer_bge_m3 import ComposerBGEM3
+from bge_pruning.train import main
+
+loss = ComposerBGEM3.loss
+
+def broken(self, outputs, batch):
+    parts = loss(self, outputs, batch)
+    if self.l0_module.step + 1 == 2 and os.environ["RANK"] == "1":
+        parts["sts_regression"] = parts["sts_regression"].detach() * math.inf
+    return parts
+
+ComposerBGEM3.loss = broken
+sys.exit(main(sys.argv[1:]))
+"""
+
+
+def test_two_ranks_leave_out_the_same_step(tmp_path, make_yaml, load_state, assert_same):
+    """Its loss is broken on one of them, and no gradient is."""
+    script = tmp_path / "broken.py"
+    script.write_text(RANKS)
+    launcher = [str(Path(sys.executable).with_name("composer")), "-n", "2", str(script)]
+    settings = ("loss.distillation_similarity=0", "max_duration=3ba")
+    done = subprocess.run(
+        [*launcher, str(make_yaml(tmp_path)), *EVERY, *settings, SKIP],
+        env={**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+        timeout=240,
+    )
+    assert done.returncode == 0, done.stderr
+    assert "step 2, source train: loss part sts_regression is not finite" in done.stderr
+    run = tmp_path / "runs" / "tiny"
+    first, second, third = (load_state(run / f"ba{n}-rank0.pt")["model"] for n in (1, 2, 3))
+    assert_same(first, second)
+    assert not torch.equal(third[WEIGHT], second[WEIGHT])
+    assert all(v.isfinite().all() for v in third.values() if v.is_floating_point())

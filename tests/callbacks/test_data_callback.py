@@ -2,11 +2,13 @@
 
 import json
 import logging
+import math
 import re
 
 import pytest
 
 from bge_pruning.callbacks.data_callback import DataCallback
+from bge_pruning.models.composer_bge_m3 import ComposerBGEM3
 
 
 def logged(run) -> list[dict]:
@@ -87,3 +89,19 @@ def test_length_groups_pad_less(tmp_path, train_tiny):
         )
         shares[grouped] = logged(run)[0]["metrics"]["data/padding_share"]
     assert shares["true"] < shares["false"]
+
+
+def test_the_loss_of_a_step_that_was_left_out_is_left_out(tmp_path, train_tiny, monkeypatch):
+    loss = ComposerBGEM3.loss
+
+    def broken(self, outputs, batch):
+        parts = loss(self, outputs, batch)
+        if self.l0_module.step == 1:
+            parts["total"] = parts["total"] * math.nan
+        return parts
+
+    monkeypatch.setattr(ComposerBGEM3, "loss", broken)
+    run = train_tiny(tmp_path, "optimizer.non_finite=skip", "log_interval=4ba")
+    whole = [value for value in losses(run) if math.isfinite(value)]
+    assert len(whole) == 3
+    assert logged(run)[0]["metrics"]["data/loss/train"] == pytest.approx(sum(whole) / 3, abs=1e-6)
