@@ -28,7 +28,9 @@ from bge_pruning.callbacks.embedding_callback import EmbeddingCallback
 from bge_pruning.callbacks.evaluation_callback import EvaluationCallback
 from bge_pruning.callbacks.gate_map_callback import GateMapCallback
 from bge_pruning.callbacks.metrics_file import MetricsFile
+from bge_pruning.callbacks.progress_log import ProgressLog
 from bge_pruning.callbacks.pruning_callback import PruningCallback
+from bge_pruning.callbacks.pruning_warnings import PruningWarnings
 from bge_pruning.callbacks.run_metadata_callback import RunMetadataCallback
 from bge_pruning.callbacks.wandb_logger import WandBLogger
 from bge_pruning.config import Config, ConfigError
@@ -236,10 +238,14 @@ def build_callbacks(
     """What watches training."""
     callbacks: list[Callback] = [
         RunMetadataCallback(metadata),
-        PruningCallback(model.l0_module, config.log_interval),
         EmbeddingCallback(config.log_interval, model.special_ids),
         DataCallback(config.log_interval),
     ]
+    if model.l0_module is not None:
+        knobs = ("l0_lr", "lagrangian_lr", "lambda_2_lr")
+        rates = {knob: getattr(config.optimizer, knob) for knob in knobs}
+        callbacks.append(PruningCallback(model.l0_module, config.log_interval))
+        callbacks.append(PruningWarnings(model.l0_module, rates))
     if config.loggers.wandb is not None and model.l0_module is not None:
         callbacks.append(GateMapCallback(model.l0_module, config.eval_interval))
     if config.data.eval:
@@ -280,6 +286,16 @@ def build_loggers(config: Config) -> list[LoggerDestination]:
         name = str(folder / f"{config.stage}{suffix}-rank{{rank}}.txt")
         loggers.append(FileLogger(filename=name, overwrite=True))
     return loggers
+
+
+def build_progress_log(config: Config, model: ComposerBGEM3) -> ProgressLog:
+    """What a person reads; not on the console while there is a bar."""
+    targets = {} if model.l0_module is None else model.l0_module.final_targets()
+    return ProgressLog(config.log_interval, targets, on_console=not _shows_bar(config))
+
+
+def _shows_bar(config: Config) -> bool:
+    return config.progress_bar and sys.stderr.isatty()
 
 
 def _microbatch_size(config: Config) -> int:
@@ -324,8 +340,8 @@ def _build_trainer(
         step_schedulers_every_batch=True,
         algorithms=[*build_algorithms(config, model, train_loader), stop],
         callbacks=callbacks,
-        loggers=build_loggers(config),
-        progress_bar=config.progress_bar and sys.stderr.isatty(),
+        loggers=[*build_loggers(config), build_progress_log(config, model)],
+        progress_bar=_shows_bar(config),
         run_name=Path(config.run_folder).name,
         save_folder=config.run_folder,
         save_filename=CHECKPOINT,

@@ -21,8 +21,10 @@ if TYPE_CHECKING:
     from composer import Trainer
 
     from bge_pruning.plan import Plan
+    from bge_pruning.utils.run_log import RunLog
 
-log = logging.getLogger(__name__)
+# Not __name__, which python -m makes __main__: outside of the package's logger nobody listens.
+log = logging.getLogger("bge_pruning.train")
 
 # Every run folder holds the configuration of its run.
 RECORD = "config.yaml"
@@ -59,7 +61,8 @@ def train(config) -> Path:  # noqa: ANN001  (Config; imported late so that --hel
         config: The run, a :class:`bge_pruning.config.Config`.
 
     Returns:
-        The run folder, with checkpoints, ``config.yaml``, ``metrics.jsonl`` and the report.
+        The run folder, with checkpoints, ``config.yaml``, ``run.json``, ``metrics.jsonl``,
+        ``train.log`` and the report.
 
     Raises:
         ConfigError: If the configuration does not fit the model or the data.
@@ -71,14 +74,25 @@ def train(config) -> Path:  # noqa: ANN001  (Config; imported late so that --hel
     """
     from composer.utils import dist, get_device
 
+    from bge_pruning.utils.run_log import RunLog
+
+    dist.initialize_dist(get_device(config.device))
+    with RunLog(dist.get_global_rank()) as run_log:
+        return _train(config, run_log)
+
+
+def _train(config, run_log: RunLog) -> Path:  # noqa: ANN001
+    from composer.utils import dist
+
     from bge_pruning import builders, data_builders
     from bge_pruning.algorithms.stop_on_signal import StopOnSignal
     from bge_pruning.models.checkpoint_files import find_whole_checkpoint
     from bge_pruning.plan import render_plan
+    from bge_pruning.run_record import record_start
     from bge_pruning.run_report import report_training
     from bge_pruning.utils.guard import warn_only
+    from bge_pruning.utils.run_log import LOG
 
-    dist.initialize_dist(get_device(config.device))
     plan = check_run(config)
     log.info("%s\n%s", config.run_folder, render_plan(plan, config))
     if config.autoresume and dist.get_global_rank() == 0:
@@ -92,6 +106,9 @@ def train(config) -> Path:  # noqa: ANN001  (Config; imported late so that --hel
     train_loader = data_builders.build_train_loader(config, base, teacher)
     model = builders.build_model(config, base, metadata, teacher)
     prepare_run_folder(config)  # now that nothing in the data can stop the run
+    run_log.open(Path(config.run_folder) / LOG)
+    if dist.get_global_rank() == 0:
+        record_start(config, metadata.versions, dist.get_world_size())
     callbacks = builders.build_callbacks(config, model, metadata, base, collections)
     stop = StopOnSignal()
     trainer = builders.build_trainer(config, model, train_loader, evaluators, callbacks, stop)
@@ -102,6 +119,7 @@ def train(config) -> Path:  # noqa: ANN001  (Config; imported late so that --hel
         else:
             with stop:
                 trainer.fit()
+            log.info("trained to the end")
         if dist.get_global_rank() == 0:
             retry = f"run scripts/write_report.py {config.run_folder} --overwrite"
             with warn_only("the report of the training", retry):
