@@ -25,6 +25,12 @@ from bge_pruning.run_record import (
 VERSIONS = {"python": "3.11.7", "torch": "2.7.0"}
 
 
+@pytest.fixture(autouse=True)
+def heard(monkeypatch):
+    """Messages reach caplog, whatever a test before has set up."""
+    monkeypatch.setattr(logging.getLogger("bge_pruning"), "propagate", True)
+
+
 def git(folder: Path, *arguments: str) -> None:
     name = ("-c", "user.name=a", "-c", "user.email=a@b")
     command = ["git", "-C", str(folder), *name, *arguments]

@@ -28,8 +28,9 @@ def render_line(
         seconds_left: Until the end of the run.
     """
     parts = [f"step {step}/{steps}", _losses(metrics)]
-    if final_targets:
-        parts.append(_sparsity(metrics, final_targets))
+    known = {a: t for a, t in final_targets.items() if f"pruning/target_sparsity/{a}" in metrics}
+    if known:
+        parts.append(_sparsity(metrics, known))
     if "data/texts_per_second" in metrics:
         parts.append(f"{metrics['data/texts_per_second']:.0f} texts/s")
     sources = _collect(metrics, "data/loss/")

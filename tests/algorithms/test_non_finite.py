@@ -45,6 +45,12 @@ def metric(run: Path, key: str) -> list[float]:
     return [row["metrics"][key] for row in rows if key in row["metrics"]]
 
 
+@pytest.fixture(autouse=True)
+def heard(monkeypatch):
+    """Messages reach caplog, whatever a test before has set up."""
+    monkeypatch.setattr(logging.getLogger("bge_pruning"), "propagate", True)
+
+
 @pytest.fixture
 def break_loss(monkeypatch) -> Callable[..., None]:
     """A function that makes a part of the loss and the total broken in some steps, from 1."""
@@ -229,9 +235,8 @@ def test_a_broken_operation_is_named_before_what_it_spoils(tmp_path, train_tiny,
 
 
 def test_skip_leaves_everything_as_it_was(
-    tmp_path, train_tiny, break_loss, load_state, assert_same, caplog, monkeypatch
+    tmp_path, train_tiny, break_loss, load_state, assert_same, caplog
 ):
-    monkeypatch.setattr(logging.getLogger("bge_pruning"), "propagate", True)
     break_loss(3)
     run = train_tiny(tmp_path, *EVERY, SKIP, report=True)
     before, after = (load_state(run / f"ba{step}-rank0.pt") for step in (2, 3))

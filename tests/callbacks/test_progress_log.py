@@ -13,6 +13,12 @@ from bge_pruning.callbacks.progress_log import ProgressLog
 from bge_pruning.models.composer_bge_m3 import ComposerBGEM3
 
 
+@pytest.fixture(autouse=True)
+def heard(monkeypatch):
+    """Messages reach caplog, whatever a test before has set up."""
+    monkeypatch.setattr(logging.getLogger("bge_pruning"), "propagate", True)
+
+
 def read_log(folder: Path) -> list[tuple[str, str]]:
     """Level and message of each line of the log file of the tiny run."""
     text = (folder / "runs/tiny/train.log").read_text()

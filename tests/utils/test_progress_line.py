@@ -67,3 +67,7 @@ def test_several_sources_and_steps_left_out():
 )
 def test_times(seconds, text):
     assert render_time(seconds) == text
+
+
+def test_a_constraint_that_nobody_logs_is_left_out():
+    assert "sparsity" not in render_line(1, 2, LOSSES, {"head": 0.5}, 0, 0)

@@ -15,10 +15,12 @@ STAMP = r"\d{4}-\d\d-\d\d \d\d:\d\d:\d\d"
 def package_logger():
     """The package's logger as a new process has it, put back at the end."""
     logger = logging.getLogger("bge_pruning")
-    before = logger.level
+    before = logger.level, logger.propagate
     logger.setLevel(logging.NOTSET)
+    logger.propagate = True
     yield logger
-    logger.setLevel(before)
+    logger.setLevel(before[0])
+    logger.propagate = before[1]
 
 
 def test_what_came_before_the_folder_is_in_the_file(tmp_path, package_logger):
