@@ -18,6 +18,7 @@ from torch import Tensor
 
 from bge_pruning.algorithms.group_gradient_clipping import GroupGradientClipping
 from bge_pruning.algorithms.mean_gradients import MeanGradients
+from bge_pruning.algorithms.non_finite import NonFiniteGuard
 from bge_pruning.algorithms.pruning_schedule import PruningSchedule
 from bge_pruning.algorithms.random_state import RandomStateOnResume
 from bge_pruning.algorithms.source_weights import SourceWeights
@@ -28,7 +29,9 @@ from bge_pruning.callbacks.embedding_callback import EmbeddingCallback
 from bge_pruning.callbacks.evaluation_callback import EvaluationCallback
 from bge_pruning.callbacks.gate_map_callback import GateMapCallback
 from bge_pruning.callbacks.metrics_file import MetricsFile
+from bge_pruning.callbacks.progress_log import ProgressLog
 from bge_pruning.callbacks.pruning_callback import PruningCallback
+from bge_pruning.callbacks.pruning_warnings import PruningWarnings
 from bge_pruning.callbacks.run_metadata_callback import RunMetadataCallback
 from bge_pruning.callbacks.wandb_logger import WandBLogger
 from bge_pruning.config import Config, ConfigError
@@ -225,8 +228,10 @@ def build_algorithms(
         algorithms.append(PruningSchedule(model.l0_module, warmup))
     if config.optimizer.max_grad_norm > 0:
         algorithms.append(GroupGradientClipping(config.optimizer.max_grad_norm))
+    # After a batch the trainer runs the last algorithm first: gradients are made means, looked at,
+    # and clipped.
+    algorithms.append(NonFiniteGuard(skip=config.optimizer.non_finite == "skip"))
     if config.parallelism.fsdp:
-        # Behind the clipping: after a batch, the trainer runs the last algorithm first.
         algorithms.append(MeanGradients(measure_gradient_scale(config.device)))
     return algorithms
 
@@ -241,10 +246,14 @@ def build_callbacks(
     """What watches training."""
     callbacks: list[Callback] = [
         RunMetadataCallback(metadata),
-        PruningCallback(model.l0_module, config.log_interval),
         EmbeddingCallback(config.log_interval, model.special_ids),
         DataCallback(config.log_interval),
     ]
+    if model.l0_module is not None:
+        knobs = ("l0_lr", "lagrangian_lr", "lambda_2_lr")
+        rates = {knob: getattr(config.optimizer, knob) for knob in knobs}
+        callbacks.append(PruningCallback(model.l0_module, config.log_interval))
+        callbacks.append(PruningWarnings(model.l0_module, rates))
     if config.loggers.wandb is not None and model.l0_module is not None:
         callbacks.append(GateMapCallback(model.l0_module, config.eval_interval))
     if config.data.eval:
@@ -285,6 +294,16 @@ def build_loggers(config: Config) -> list[LoggerDestination]:
         name = str(folder / f"{config.stage}{suffix}-rank{{rank}}.txt")
         loggers.append(FileLogger(filename=name, overwrite=True))
     return loggers
+
+
+def build_progress_log(config: Config, model: ComposerBGEM3) -> ProgressLog:
+    """What a person reads; not on the console while there is a bar."""
+    targets = {} if model.l0_module is None else model.l0_module.final_targets()
+    return ProgressLog(config.log_interval, targets, on_console=not _shows_bar(config))
+
+
+def _shows_bar(config: Config) -> bool:
+    return config.progress_bar and sys.stderr.isatty()
 
 
 def _microbatch_size(config: Config) -> int:
@@ -330,8 +349,8 @@ def _build_trainer(
         step_schedulers_every_batch=True,
         algorithms=[*build_algorithms(config, model, train_loader), stop],
         callbacks=callbacks,
-        loggers=build_loggers(config),
-        progress_bar=config.progress_bar and sys.stderr.isatty(),
+        loggers=[*build_loggers(config), build_progress_log(config, model)],
+        progress_bar=_shows_bar(config),
         run_name=Path(config.run_folder).name,
         save_folder=config.run_folder,
         save_filename=CHECKPOINT,

@@ -9,14 +9,16 @@ import sys
 import traceback
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import TextIO
+
+from bge_pruning.stopped import StoppedError
+from bge_pruning.utils.run_log import FILE_ONLY
 
 EXIT_FAILURE = 1
 EXIT_USAGE = 2
 EXIT_STOPPED = 128 + 15  # as the shell names an end by SIGTERM
-
-
-class StoppedError(Exception):
-    """A run ended because it was told to; the message says how to go on."""
+# Yellow and red.
+COLOURS = {logging.WARNING: "\x1b[33m", logging.ERROR: "\x1b[31m"}
 
 
 def split_arguments(arguments: Sequence[str]) -> tuple[list[str], list[str]]:
@@ -105,14 +107,43 @@ def run_command(command: Callable[[], None]) -> int:
 
 
 def setup_logging() -> None:
-    """Messages of this package go to stderr, one line each, from rank 0."""
+    """Messages of this package go to stderr, one line each, from rank 0; errors from all ranks."""
     logger = logging.getLogger("bge_pruning")
+    first = os.environ.get("RANK", "0") == "0"
     if not logger.handlers:
         handler = logging.StreamHandler()
-        handler.setFormatter(logging.Formatter("%(asctime)s %(message)s", datefmt="%H:%M:%S"))
+        handler.setFormatter(ConsoleFormatter(coloured=is_coloured(sys.stderr)))
+        handler.addFilter(lambda record: not getattr(record, FILE_ONLY, False))
+        handler.setLevel(logging.INFO if first else logging.ERROR)
         logger.addHandler(handler)
         logger.propagate = False
-    logger.setLevel(logging.INFO if os.environ.get("RANK", "0") == "0" else logging.ERROR)
+    # Warnings of the other ranks are for the log file of the run.
+    logger.setLevel(logging.INFO if first else logging.WARNING)
+
+
+def is_coloured(stream: TextIO) -> bool:
+    """Whether a stream is a terminal whose owner has not asked for plain text (NO_COLOR)."""
+    return stream.isatty() and not os.environ.get("NO_COLOR")
+
+
+class ConsoleFormatter(logging.Formatter):
+    """Time and message; a warning or an error says that it is one.
+
+    Args:
+        coloured: Whether these words are yellow or red.
+    """
+
+    def __init__(self, coloured: bool) -> None:
+        super().__init__("%(asctime)s %(word)s%(message)s", datefmt="%H:%M:%S")
+        self.coloured = coloured
+
+    def formatMessage(self, record: logging.LogRecord) -> str:  # noqa: N802  (of the library)
+        """The line."""
+        word = f"{record.levelname}:" if record.levelno >= logging.WARNING else ""
+        if word and self.coloured:
+            word = f"{COLOURS.get(record.levelno, '')}{word}\x1b[0m"
+        record.word = f"{word} " if word else ""
+        return super().formatMessage(record)
 
 
 def _report(error: BaseException, code: int) -> int:

@@ -22,6 +22,7 @@ def check(config: Config) -> None:
     o, s, m, loss = config.optimizer, config.scheduler, config.model, config.loss
     choices = {
         "stage": (config.stage, ("prune", "recover")),
+        "optimizer.non_finite": (o.non_finite, ("stop", "skip")),
         "scheduler.name": (s.name, ("linear", "cosine", "constant")),
         "precision": (config.precision, ("fp32", "amp_bf16", "amp_fp16")),
         "device": (config.device, (None, "cpu", "gpu")),

@@ -190,6 +190,8 @@ class OptimizerConfig:
     lagrangian_lr: float = 0.02  # lambda_1, by ascent; it remembers past gaps and overshoots
     lambda_2_lr: float = 1.0  # lambda_2, by ascent; it answers the present gap and damps
     max_grad_norm: float = 1.0  # per group; 0 switches clipping off
+    # At a loss or gradient that is no number: stop, or skip the step (10 in a row stop the run).
+    non_finite: str = "stop"
 
 
 @dataclass

@@ -16,15 +16,18 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from bge_pruning.cli import StoppedError, run_command, split_arguments
+from bge_pruning.cli import run_command, split_arguments
+from bge_pruning.stopped import StoppedError
 
 if TYPE_CHECKING:
     from composer import Trainer
 
     from bge_pruning.plan import Plan
     from bge_pruning.rank_watch import RankWatch
+    from bge_pruning.utils.run_log import RunLog
 
-log = logging.getLogger(__name__)
+# Not __name__, which python -m makes __main__: outside of the package's logger nobody listens.
+log = logging.getLogger("bge_pruning.train")
 
 # Every run folder holds the configuration of its run.
 RECORD = "config.yaml"
@@ -61,7 +64,8 @@ def train(config) -> Path:  # noqa: ANN001  (Config; imported late so that --hel
         config: The run, a :class:`bge_pruning.config.Config`.
 
     Returns:
-        The run folder, with checkpoints, ``config.yaml``, ``metrics.jsonl`` and the report.
+        The run folder, with checkpoints, ``config.yaml``, ``run.json``, ``metrics.jsonl``,
+        ``train.log`` and the report.
 
     Raises:
         ConfigError: If the configuration does not fit the model or the data.
@@ -74,14 +78,15 @@ def train(config) -> Path:  # noqa: ANN001  (Config; imported late so that --hel
     from composer.utils import dist, get_device
 
     from bge_pruning.rank_watch import RankWatch
+    from bge_pruning.utils.run_log import RunLog
 
     dist.initialize_dist(get_device(config.device), config.dist_timeout)
-    with RankWatch(StoppedError) as watch:
-        _train(config, watch)
+    with RunLog(dist.get_global_rank()) as run_log, RankWatch(StoppedError) as watch:
+        _train(config, watch, run_log)
     return Path(config.run_folder)
 
 
-def _train(config, watch: RankWatch) -> None:  # noqa: ANN001
+def _train(config, watch: RankWatch, run_log: RunLog) -> None:  # noqa: ANN001
     """Run a stage, on one of the ranks."""
     from composer.utils import dist
 
@@ -89,9 +94,11 @@ def _train(config, watch: RankWatch) -> None:  # noqa: ANN001
     from bge_pruning.algorithms.stop_on_signal import StopOnSignal
     from bge_pruning.models.checkpoint_files import find_whole_checkpoint
     from bge_pruning.plan import render_memory, render_plan
+    from bge_pruning.run_record import record_start
     from bge_pruning.run_report import report_training
     from bge_pruning.sharding import check_kind
     from bge_pruning.utils.guard import warn_only
+    from bge_pruning.utils.run_log import LOG
 
     plan = check_run(config)
     log.info("%s\n%s", config.run_folder, render_plan(plan, config))
@@ -109,6 +116,9 @@ def _train(config, watch: RankWatch) -> None:  # noqa: ANN001
     log.info("the largest batch\n%s", render_memory(plan, config, widest))
     model = builders.build_model(config, base, metadata, teacher)
     prepare_run_folder(config)  # now that nothing in the data can stop the run
+    run_log.open(Path(config.run_folder) / LOG)
+    if dist.get_global_rank() == 0:
+        record_start(config, metadata.versions, dist.get_world_size())
     callbacks = builders.build_callbacks(config, model, metadata, base, collections)
     stop = StopOnSignal()
     trainer = builders.build_trainer(config, model, train_loader, evaluators, callbacks, stop)
@@ -119,6 +129,7 @@ def _train(config, watch: RankWatch) -> None:  # noqa: ANN001
         else:
             with stop:
                 trainer.fit()
+            log.info("trained to the end")
         if dist.get_global_rank() == 0:
             retry = f"run scripts/write_report.py {config.run_folder} --overwrite"
             with warn_only("the report of the training", retry):

@@ -27,6 +27,7 @@ from transformers import AutoTokenizer, XLMRobertaModel
 
 from bge_pruning import builders, data_builders, source_builders
 from bge_pruning.algorithms.group_gradient_clipping import GroupGradientClipping
+from bge_pruning.algorithms.non_finite import NonFiniteGuard
 from bge_pruning.algorithms.pruning_schedule import PruningSchedule
 from bge_pruning.algorithms.source_weights import SourceWeights
 from bge_pruning.algorithms.stop_on_signal import StopOnSignal
@@ -44,6 +45,7 @@ from bge_pruning.builders import (
     package_versions,
 )
 from bge_pruning.callbacks.gate_map_callback import GateMapCallback
+from bge_pruning.callbacks.progress_log import ProgressLog
 from bge_pruning.config import Config, ConfigError, load_config
 from bge_pruning.data_builders import (
     build_collections,
@@ -56,6 +58,7 @@ from bge_pruning.models.checkpoint import RunMetadata
 from bge_pruning.models.pretrained import BaseModel
 from bge_pruning.plan import build_plan
 from bge_pruning.train import train
+from bge_pruning.utils.run_log import FILE_ONLY
 
 ROOT = Path(__file__).parents[1]
 NO_TEACHER = ("loss.distillation_alignment=0", "loss.distillation_similarity=0")
@@ -986,12 +989,15 @@ def test_algorithms(configure):
     _, model = build_all(config)
     base = build_base_model(config)
     loader = build_train_loader(config, base, build_teacher(config, base))
-    schedule, clipping = build_algorithms(config, model, loader)
+    schedule, clipping, guard = build_algorithms(config, model, loader)
     assert isinstance(schedule, PruningSchedule) and schedule.l0_module is model.l0_module
     assert schedule.warmup.to_timestring() == "0.5dur"
     assert isinstance(clipping, GroupGradientClipping) and clipping.max_norm == 0.5
-    bare = configure("optimizer.max_grad_norm=0", "model.l0_module=null")
-    assert build_algorithms(bare, build_all(bare)[1], loader) == []
+    assert isinstance(guard, NonFiniteGuard) and not guard.skip
+    none = ("optimizer.max_grad_norm=0", "model.l0_module=null", "optimizer.non_finite=skip")
+    bare = configure(*none)
+    (guard,) = build_algorithms(bare, build_all(bare)[1], loader)
+    assert isinstance(guard, NonFiniteGuard) and guard.skip
     adaptive = configure("data.adapt_weights_interval=2ba", "data.adapt_batches=3")
     weights = build_algorithms(adaptive, model, loader)[0]
     assert isinstance(weights, SourceWeights)
@@ -1037,6 +1043,10 @@ def test_what_the_trainer_is_told(terminal, wanted, configure, monkeypatch, tmp_
     }
     assert {key: told[key] for key in expected} == expected
     assert told["algorithms"][-1] is stop
+    progress = told["loggers"][-1]
+    assert isinstance(progress, ProgressLog)
+    assert progress.extra == {FILE_ONLY: terminal and wanted}
+    assert progress.final_targets == model.l0_module.final_targets()
 
 
 # Loggers

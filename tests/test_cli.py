@@ -8,6 +8,7 @@ import pytest
 
 from bge_pruning.cli import EXIT_FAILURE, EXIT_USAGE, run_command, setup_logging, split_arguments
 from bge_pruning.config import ConfigError
+from bge_pruning.utils.run_log import FILE_ONLY
 
 
 @pytest.fixture(autouse=True)
@@ -151,7 +152,53 @@ def test_only_the_first_rank_chats(rank, levels, monkeypatch, package_logger):
     setup_logging()
     for level in ("DEBUG", "INFO", "WARNING", "ERROR"):
         package_logger.log(getattr(logging, level), level)
-    assert [line.split()[1] for line in stream.getvalue().splitlines()] == levels
+    assert [line.split()[-1] for line in stream.getvalue().splitlines()] == levels
+
+
+def console(monkeypatch, terminal: bool) -> io.StringIO:
+    """A standard error that setup_logging has written to."""
+    stream = io.StringIO()
+    stream.isatty = lambda: terminal
+    monkeypatch.setattr(sys, "stderr", stream)
+    setup_logging()
+    logger = logging.getLogger("bge_pruning.x")
+    logger.info("all well")
+    logger.warning("careful")
+    logger.error("broken")
+    return stream
+
+
+def test_warnings_and_errors_say_so(monkeypatch):
+    lines = console(monkeypatch, terminal=False).getvalue().splitlines()
+    said = [line.partition(" ")[2] for line in lines]
+    assert said == ["all well", "WARNING: careful", "ERROR: broken"]
+
+
+def test_on_a_terminal_they_have_a_colour(monkeypatch):
+    monkeypatch.delenv("NO_COLOR", raising=False)
+    lines = console(monkeypatch, terminal=True).getvalue().splitlines()
+    said = [line.partition(" ")[2] for line in lines]
+    assert said[0] == "all well"
+    assert said[1:] == ["\x1b[33mWARNING:\x1b[0m careful", "\x1b[31mERROR:\x1b[0m broken"]
+
+
+def test_no_colour_for_those_who_ask(monkeypatch):
+    monkeypatch.setenv("NO_COLOR", "1")
+    assert "\x1b" not in console(monkeypatch, terminal=True).getvalue()
+
+
+def test_what_is_for_the_file_alone_is_not_on_the_console(monkeypatch):
+    stream = console(monkeypatch, terminal=False)
+    before = stream.getvalue()
+    logging.getLogger("bge_pruning.x").info("step 1", extra={FILE_ONLY: True})
+    assert stream.getvalue() == before
+
+
+def test_warnings_of_other_ranks_are_logged_but_not_shown(monkeypatch, package_logger):
+    monkeypatch.setenv("RANK", "1")
+    setup_logging()
+    assert package_logger.isEnabledFor(logging.WARNING)
+    assert not package_logger.isEnabledFor(logging.INFO)
 
 
 def test_a_command_can_log(capsys):

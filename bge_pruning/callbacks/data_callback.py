@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import logging
+import math
 import time
 from collections import defaultdict
 
@@ -13,16 +13,15 @@ from torch import Tensor
 
 from bge_pruning.clock import is_due
 
-log = logging.getLogger(__name__)
-
 
 class DataCallback(Callback):
-    """Logs what went in since the last ``log_interval``, and prints one line.
+    """Logs what went in since the last ``log_interval``.
 
     ============================  ================================================================
     key                           value
     ============================  ================================================================
     ``data/rows_per_second``      rows trained on, over all ranks, evaluation left out
+    ``data/texts_per_second``     texts of these rows
     ``data/padding_share``        share of this rank's tokens that was padding
     ``data/share/<source>``       share of the batches that came from the source
     ``data/loss/<source>``        mean loss over those batches, constraint left out
@@ -37,7 +36,7 @@ class DataCallback(Callback):
         self._reset()
 
     def _reset(self) -> None:
-        self.seconds, self.rows, self.padded = 0.0, 0, 0
+        self.seconds, self.rows, self.texts, self.padded = 0.0, 0, 0, 0
         # Tensors: to read their value in every step would wait for the device.
         self.real: list[Tensor] = []
         self.losses: dict[str, list[float]] = defaultdict(list)
@@ -47,6 +46,7 @@ class DataCallback(Callback):
         self.started = time.monotonic()
         mask = state.batch["attention_mask"]
         self.rows += len(mask) * dist.get_world_size()
+        self.texts += mask.shape[0] * mask.shape[1] * dist.get_world_size()
         self.real.append(mask.sum())
         self.padded += mask.numel()
 
@@ -56,29 +56,22 @@ class DataCallback(Callback):
         # Of the whole batch over all ranks.
         losses = {key.rsplit("/", 1)[-1]: value for key, value in state.total_loss_dict.items()}
         task = losses["total"] - losses.get("lagrangian", 0.0)
-        self.losses[state.batch.get("source", "data")].append(task)
+        if math.isfinite(task):  # else the step was left out
+            self.losses[state.batch.get("source", "data")].append(task)
         if not is_due(self.interval, state):
             return
-        metrics = self._metrics()
-        logger.log_metrics(metrics)
-        if dist.get_global_rank() == 0:
-            log.info("%s", _line(metrics))
+        logger.log_metrics(self._metrics())
         self._reset()
 
     def _metrics(self) -> dict[str, float]:
         batches = sum(len(values) for values in self.losses.values())
+        seconds = max(self.seconds, 1e-9)
         metrics = {
-            "data/rows_per_second": self.rows / max(self.seconds, 1e-9),
+            "data/rows_per_second": self.rows / seconds,
+            "data/texts_per_second": self.texts / seconds,
             "data/padding_share": 1.0 - float(sum(self.real)) / self.padded,
         }
         for name, values in self.losses.items():
             metrics[f"data/share/{name}"] = len(values) / batches
             metrics[f"data/loss/{name}"] = sum(values) / len(values)
         return metrics
-
-
-def _line(metrics: dict[str, float]) -> str:
-    sources = [key.removeprefix("data/share/") for key in metrics if key.startswith("data/share/")]
-    parts = [f"{name} loss {metrics[f'data/loss/{name}']:.4f}" for name in sorted(sources)]
-    rate, padding = metrics["data/rows_per_second"], metrics["data/padding_share"]
-    return f"{rate:.1f} rows/s | padding {padding:.1%} | {' | '.join(parts)}"

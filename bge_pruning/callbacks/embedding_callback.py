@@ -1,8 +1,7 @@
-"""Watches the outputs themselves: collapse, empty sparse vectors, losses that are no numbers."""
+"""Watches the outputs themselves: collapse, empty sparse vectors."""
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 
 import torch
@@ -41,9 +40,6 @@ class EmbeddingCallback(Callback):
     Args:
         log_interval: Time string.
         special_ids: Token ids that carry no sparse weight.
-
-    Raises:
-        RuntimeError: If a loss is not finite, before a checkpoint of its step is written.
     """
 
     def __init__(self, log_interval: str, special_ids: Sequence[int] = ()) -> None:
@@ -64,12 +60,7 @@ class EmbeddingCallback(Callback):
         self._norms.append(output.detach().float().norm(dim=-1))
 
     def batch_end(self, state: State, logger: Logger) -> None:
-        """Log at the interval and at the last batch; stop at a loss that is no number.
-
-        The trainer has fetched the losses to log them: to look at them waits for no device. The
-        checkpoint of this step is not written yet, so the last one stays as it is.
-        """
-        check_loss(state)
+        """Log at the interval and at the last batch."""
         if not is_due(self.interval, state):
             return
         # Of microbatches the outputs of the last one are left, which has the last rows.
@@ -89,23 +80,6 @@ class EmbeddingCallback(Callback):
             health["embedding/colbert/norm_mean"] = float(norms.mean())
             self._norms = []
         logger.log_metrics(health)
-
-
-def check_loss(state: State) -> None:
-    """Refuse a loss that is not finite on any rank.
-
-    Raises:
-        RuntimeError: If the loss of the step that has just ended is not finite.
-    """
-    losses = {name.split("/")[-1]: value for name, value in state.total_loss_dict.items()}
-    broken = sorted(name for name, value in losses.items() if not math.isfinite(value))
-    if broken:
-        source = state.batch.get("source", "data")
-        raise RuntimeError(
-            f"step {state.timestamp.batch.value - 1}, source {source}: {', '.join(broken)} of the "
-            f"loss is not finite. To fix, lower optimizer.lr or look for broken texts; the "
-            f"last checkpoint is kept, and autoresume=true goes on from it."
-        )
 
 
 @torch.no_grad()

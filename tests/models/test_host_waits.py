@@ -12,6 +12,7 @@ import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from bge_pruning.algorithms.non_finite import Reading, watched_parameters
 from bge_pruning.models import attention
 from bge_pruning.models.composer_bge_m3 import ComposerBGEM3
 from bge_pruning.models.l0_module_embedding import L0Module
@@ -112,7 +113,7 @@ def test_a_step_waits_for_nothing(
     monkeypatch,
     attend_within_texts,
 ):
-    """Gates, losses, a teacher in the step, backward pass, clipping, optimizer, clamping."""
+    """Gates, losses, a teacher, backward pass, looking for broken numbers, clipping, optimizer."""
     monkeypatch.setattr(attention, "varlen_attn", attend_within_texts)
     monkeypatch.setattr(
         "bge_pruning.models.bge_m3_backbone.varlen_applies", lambda *_: layout == "varlen"
@@ -126,14 +127,17 @@ def test_a_step_waits_for_nothing(
     model.backbone.compiled_for = True if layout == "padded" else None
     groups = weight_groups([model.backbone, model.heads], 1e-4, 0.01)
     optimizer = torch.optim.AdamW(groups + l0_groups(gates, 0.1, 0.02, 1.0), lr=1e-4, fused=True)
+    watched = watched_parameters(model, optimizer)
     batch = make_batch([[3, 7], [1, 7], [5, 5], [2, 4]], tiny_shape.hidden_size)
     before = model.backbone.encoder.layer[0].intermediate.dense.weight.detach().clone()
     with NoWaiting():
         loss = model.loss(model(batch), batch)["total"]
         loss.backward()
+        Reading(watched, [w.parameter.grad for w in watched])
         for group in optimizer.param_groups:
             torch.nn.utils.clip_grad_norm_(group["params"], 1.0)
         optimizer.step()
+        Reading(watched, [w.parameter for w in watched])
         optimizer.zero_grad()
         gates.clamp_()
     assert not torch.equal(model.backbone.encoder.layer[0].intermediate.dense.weight, before)

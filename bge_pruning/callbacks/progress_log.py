@@ -1,0 +1,88 @@
+"""What a person reads while a run goes on: a line an interval, checkpoints, start and end."""
+
+from __future__ import annotations
+
+import logging
+import math
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from composer.callbacks import CheckpointSaver
+from composer.core import State, Time
+from composer.loggers import Logger, LoggerDestination
+from composer.utils import dist
+
+from bge_pruning.clock import count_batches, elapsed_share, is_due
+from bge_pruning.utils.progress_line import render_line
+from bge_pruning.utils.run_log import FILE_ONLY
+
+log = logging.getLogger(__name__)
+
+
+class ProgressLog(LoggerDestination):
+    """Logs one line every ``log_interval`` and at the last batch, from the metrics of that step.
+
+    A destination of metrics, because these run after the callbacks: all of the step is known.
+
+    Args:
+        log_interval: Time string.
+        final_targets: Sparsity after the warm-up by constraint; empty without gates.
+        on_console: False for the log file alone, where a progress bar is on the console.
+    """
+
+    def __init__(
+        self, log_interval: str, final_targets: Mapping[str, float], on_console: bool = True
+    ) -> None:
+        self.interval = Time.from_timestring(log_interval)
+        self.final_targets = dict(final_targets)
+        self.extra = {FILE_ONLY: not on_console}
+        self.active = dist.get_global_rank() == 0
+        self.latest: dict[str, Any] = {}
+        self.started: tuple[float, float] | None = None
+        self._saved: str | None = None
+
+    def log_metrics(self, metrics: dict[str, Any], step: int | None = None) -> None:
+        """Remember the newest values."""
+        self.latest.update(metrics)
+
+    def fit_start(self, state: State, logger: Logger) -> None:
+        """Start the clock."""
+        self.started = (time.monotonic(), elapsed_share(state))
+        step = state.timestamp.batch.value
+        if self.active:
+            what = f"goes on after step {step}" if step else "starts"
+            log.info("training %s, to step %d", what, _steps(state))
+
+    def batch_end(self, state: State, logger: Logger) -> None:
+        """Log the line if it is due."""
+        if self.active and is_due(self.interval, state):
+            log.info("%s", self._line(state), extra=self.extra)
+
+    def _line(self, state: State) -> str:
+        start, first_share = self.started
+        share = elapsed_share(state)
+        left = (time.monotonic() - start) * (1.0 - share) / max(share - first_share, 1e-9)
+        rate = state.optimizers[0].param_groups[0]["lr"]
+        step = state.timestamp.batch.value
+        return render_line(step, _steps(state), self.latest, self.final_targets, rate, left)
+
+    def batch_checkpoint(self, state: State, logger: Logger) -> None:
+        """Log a checkpoint that has just been written."""
+        self._tell_saved(state)
+
+    def epoch_checkpoint(self, state: State, logger: Logger) -> None:
+        """Same."""
+        self._tell_saved(state)
+
+    def _tell_saved(self, state: State) -> None:
+        savers = [c for c in state.callbacks if isinstance(c, CheckpointSaver)]
+        saved = [path for saver in savers for path in saver.saved_checkpoints[-1:]]
+        if self.active and saved and saved[-1] != self._saved:
+            self._saved = saved[-1]
+            log.info("checkpoint %s written", Path(saved[-1]).name)
+
+
+def _steps(state: State) -> int:
+    return math.ceil(count_batches(state.max_duration, state))

@@ -1,0 +1,81 @@
+"""The log file of a run: everything that the package logs while it goes on."""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+from types import TracebackType
+
+# Attribute of a record that the console does not show.
+FILE_ONLY = "file_only"
+LOG = "train.log"
+PACKAGE = "bge_pruning"
+
+log = logging.getLogger(__name__)
+
+
+class RunLog(logging.Handler):
+    """Keeps what is logged until the run has a folder, then appends it to a file there.
+
+    A context manager. The first rank writes everything from INFO on, the others their warnings and
+    errors with their rank, into the same file. The end of the run is written too, also if it is an
+    error.
+
+    Args:
+        rank: Of this process.
+    """
+
+    def __init__(self, rank: int) -> None:
+        super().__init__(logging.INFO if rank == 0 else logging.WARNING)
+        where = "" if rank == 0 else f"rank {rank}: "
+        form = f"%(asctime)s %(levelname)s {where}%(message)s"
+        self.setFormatter(logging.Formatter(form, datefmt="%Y-%m-%d %H:%M:%S"))
+        self.rank = rank
+        self.path: Path | None = None
+        self._kept: list[str] = []
+        self._before = logging.NOTSET
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Write or keep a record; a full disk must not end a training."""
+        try:
+            self._kept.append(self.format(record) + "\n")
+            if self.path is not None:
+                self._flush()
+        except OSError:
+            self.handleError(record)
+
+    def open(self, path: Path) -> None:
+        """From now on there is a file; it is appended to if it is there."""
+        self.path = path
+        self._flush()
+
+    def _flush(self) -> None:
+        # Opened anew each time: in one write, so that the lines of the ranks do not mix.
+        with self.path.open("a", encoding="utf-8") as file:
+            file.write("".join(self._kept))
+        self._kept = []
+
+    def __enter__(self) -> RunLog:
+        logger = logging.getLogger(PACKAGE)
+        self._before = logger.level
+        if logger.getEffectiveLevel() > self.level:
+            logger.setLevel(self.level)
+        logger.addHandler(self)
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        if error is not None:  # the console gets it from the command
+            hidden = {FILE_ONLY: True}
+            # Of what nobody foresaw, the place; of the others the message says enough.
+            expected = isinstance(error, (ValueError, OSError, RuntimeError, KeyboardInterrupt))
+            place = None if expected else (kind, error, traceback)
+            what = f"ended by {kind.__name__}: {error}"
+            log.error("%s", what, exc_info=place, extra=hidden)
+        logger = logging.getLogger(PACKAGE)
+        logger.removeHandler(self)
+        logger.setLevel(self._before)

@@ -1,0 +1,156 @@
+"""The lines of a run: when, with what, on the console and in the log file."""
+
+import json
+import logging
+import re
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+
+from bge_pruning.callbacks import progress_log
+from bge_pruning.callbacks.progress_log import ProgressLog
+from bge_pruning.models.composer_bge_m3 import ComposerBGEM3
+
+
+@pytest.fixture(autouse=True)
+def heard(monkeypatch):
+    """Messages reach caplog, whatever a test before has set up."""
+    monkeypatch.setattr(logging.getLogger("bge_pruning"), "propagate", True)
+
+
+def read_log(folder: Path) -> list[tuple[str, str]]:
+    """Level and message of each line of the log file of the tiny run."""
+    text = (folder / "runs/tiny/train.log").read_text()
+    return re.findall(r"^\d{4}-\d\d-\d\d \d\d:\d\d:\d\d (\w+) (.*)$", text, re.M)
+
+
+def steps(folder: Path) -> list[list[str]]:
+    """The parts of the lines about training steps."""
+    lines = [message.split("  ") for _, message in read_log(folder)]
+    return [parts for parts in lines if re.fullmatch(r"step \d+/\d+", parts[0])]
+
+
+@pytest.mark.parametrize(
+    ("duration", "interval", "expected"),
+    [  # five batches are an epoch
+        ("5ba", "2ba", ["2/5", "4/5", "5/5"]),
+        ("3ba", "7ba", ["3/3"]),
+        ("2ep", "3ba", ["3/10", "6/10", "9/10", "10/10"]),
+        ("11ba", "1ep", ["5/11", "10/11", "11/11"]),
+    ],
+)
+def test_a_line_at_the_interval_and_at_the_end(duration, interval, expected, tmp_path, train_tiny):
+    times = (f"max_duration={duration}", f"log_interval={interval}")
+    train_tiny(tmp_path, *times, "eval_interval=3ep", "save_interval=3ep")
+    assert [parts[0] for parts in steps(tmp_path)] == [f"step {step}" for step in expected]
+
+
+@pytest.mark.parametrize("micro", [8, 4])
+def test_losses_and_sparsities_are_those_that_are_logged(micro, tmp_path, train_tiny):
+    sizes = ("loss.distillation_similarity=0", f"device_train_microbatch_size={micro}")
+    run = train_tiny(tmp_path, "max_duration=3ba", *sizes)
+    lines = (run / "metrics.jsonl").read_text().splitlines()
+    rows = [json.loads(line)["metrics"] for line in lines]
+    losses = [row for row in rows if "loss/train/total" in row]
+    gates = [row for row in rows if "pruning/lambda_1/head" in row]
+    for parts, loss, gate in zip(steps(tmp_path), losses, gates, strict=True):
+        assert parts[1].startswith(f"loss {loss['loss/train/total']:.4f} (")
+        for name in ("distillation_alignment", "lagrangian", "sts_regression"):
+            shown = f"{name.removeprefix('distillation_')} {loss[f'loss/train/{name}']:.3f}"
+            assert shown in parts[1]
+        short = {"heads": "head", "hidden": "hidden", "units": "intermediate", "layers": "layer"}
+        pairs = [
+            f"{name} {gate[f'pruning/expected_sparsity/{axis}']:.3f}"
+            f" of {gate[f'pruning/target_sparsity/{axis}']:.3f}"
+            for name, axis in short.items()
+        ]
+        assert parts[2].removeprefix("sparsity ").split(", ") == pairs
+        assert re.fullmatch(r"\d+ texts/s", parts[3])
+
+
+def test_the_learning_rate_is_that_of_the_weights(tmp_path, train_tiny):
+    train_tiny(tmp_path, "scheduler.name=constant", "max_duration=3ba")
+    assert [parts[-2] for parts in steps(tmp_path)] == ["lr 0.0e+00", "lr 1.0e-03", "lr 1.0e-03"]
+
+
+@pytest.fixture
+def minutes(monkeypatch):
+    """Makes every training step take one minute by the log's clock."""
+    clock = SimpleNamespace(now=1000.0)
+    loss = ComposerBGEM3.loss
+
+    def slow(self, outputs, batch):
+        clock.now += 60.0
+        return loss(self, outputs, batch)
+
+    monkeypatch.setattr(ComposerBGEM3, "loss", slow)
+    monkeypatch.setattr(progress_log, "time", SimpleNamespace(monotonic=lambda: clock.now))
+
+
+@pytest.mark.usefixtures("minutes")
+@pytest.mark.parametrize(("duration", "last"), [("4ba", 4), ("1ep", 5), ("2ep", 10)])
+def test_time_left(duration, last, tmp_path, train_tiny):
+    intervals = ("eval_interval=1ep", "save_interval=1ep")
+    train_tiny(tmp_path, f"max_duration={duration}", *intervals)
+    left = [f"left {n} min" if n > 1 else f"left {60 * n} s" for n in range(last - 1, -1, -1)]
+    assert [parts[-1] for parts in steps(tmp_path)] == left
+
+
+@pytest.mark.usefixtures("minutes")
+def test_time_left_of_a_resumed_run_counts_its_own_steps(tmp_path, train_tiny):
+    train_tiny(tmp_path, "max_duration=4ba")
+    train_tiny(tmp_path, "max_duration=7ba", "autoresume=true")
+    assert [parts[-1] for parts in steps(tmp_path)[4:]] == ["left 2 min", "left 60 s", "left 0 s"]
+
+
+def test_the_file_tells_the_whole_story(tmp_path, train_tiny):
+    settings = ("max_duration=2ba", "save_interval=2ba")
+    train_tiny(tmp_path, *settings)
+    with pytest.MonkeyPatch.context() as patch:
+
+        def die(self, outputs, batch):
+            raise RuntimeError("the machine is gone")
+
+        patch.setattr(ComposerBGEM3, "loss", die)
+        with pytest.raises(RuntimeError, match="the machine is gone"):
+            train_tiny(tmp_path, "max_duration=4ba", "autoresume=true")
+    train_tiny(tmp_path, "max_duration=3ba", "autoresume=true")
+    story = [f"{level} {message}" for level, message in read_log(tmp_path)]
+    patterns = [
+        r"INFO run \S+/runs/tiny \(prune\): seed 3, ranks 1, code .*torch 2\.",
+        r"INFO training starts, to step 2$",
+        r"INFO step 1/2  loss",
+        r"INFO step 2/2  loss",
+        r"INFO step 2 \| evaluation \| dev/cosine_spearman",
+        r"INFO checkpoint ba2-rank0\.pt written$",
+        r"INFO trained to the end$",
+        r"INFO run ",
+        r"INFO training goes on after step 2, to step 4$",
+        r"ERROR ended by RuntimeError: the machine is gone$",
+        r"INFO training goes on after step 2, to step 3$",
+        r"INFO step 3/3  loss",
+        r"INFO checkpoint ba3-rank0\.pt written$",
+        r"INFO trained to the end$",
+    ]
+    for pattern in patterns:  # in this order
+        while not re.match(pattern, story[0]):
+            story.pop(0)
+            assert story, f"no line for {pattern}"
+    assert sum("checkpoint ba3" in line for line in story) <= 1
+
+
+def test_with_a_bar_the_lines_are_for_the_file_alone(caplog):
+    log = ProgressLog("1ba", {}, on_console=False)
+    progress_log.log.warning("shown so that the logger is awake", extra=log.extra)
+    (record,) = caplog.records
+    assert record.file_only
+    assert not ProgressLog("1ba", {}).extra["file_only"]
+
+
+def test_other_ranks_say_nothing(monkeypatch, caplog):
+    monkeypatch.setattr(progress_log.dist, "get_global_rank", lambda: 1)
+    log = ProgressLog("1ba", {})
+    with caplog.at_level(logging.INFO):
+        log.batch_end(SimpleNamespace(), None)
+    assert caplog.records == []

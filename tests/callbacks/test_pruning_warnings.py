@@ -1,0 +1,236 @@
+"""Warnings about gates and constraint: once, early, with numbers and the knob; no false alarm."""
+
+import logging
+import math
+import re
+from dataclasses import replace
+from types import SimpleNamespace
+
+import pytest
+import torch
+
+from bge_pruning.callbacks import pruning_warnings
+from bge_pruning.callbacks.pruning_warnings import PruningWarnings
+from bge_pruning.models.encoder_shape import EncoderShape
+from bge_pruning.models.l0_module_embedding import L0Module
+
+SHAPE = EncoderShape(32, 4, 4, 64, 99, head_dim=8, max_position_embeddings=80)
+HALF = replace(SHAPE, hidden_size=16, num_attention_heads=2, intermediate_size=32)
+KNOBS = {"l0_lr": 0.1, "lagrangian_lr": 0.02, "lambda_2_lr": 1.0}
+END = 200
+
+
+@pytest.fixture
+def gates() -> L0Module:
+    module = L0Module(SHAPE, ("head", "hidden", "intermediate"), HALF, init_std=0.0)
+    module.warmup_progress = 1.0
+    return module
+
+
+@pytest.fixture
+def said(monkeypatch) -> list[str]:
+    """What was warned of so far."""
+    messages = []
+    handler = logging.Handler()
+    handler.emit = lambda record: messages.append(record.getMessage())
+    monkeypatch.setattr(pruning_warnings.log, "handlers", [handler])
+    return messages
+
+
+def set_sparsity(gates: L0Module, axis: str, sparsity: float, layer: int | None = None) -> None:
+    """Gates that are all as open as the expected sparsity says."""
+    log_alpha = math.log((1 - sparsity) / sparsity) + 2 / 3 * math.log(0.1 / 1.1)
+    values = gates.log_alpha[axis].data
+    (values if layer is None else values[layer]).fill_(log_alpha)
+
+
+def at(step: int, end: int = END) -> SimpleNamespace:
+    from composer.core import Time, Timestamp
+
+    return SimpleNamespace(timestamp=Timestamp(batch=step), max_duration=Time(end, "ba"))
+
+
+def meet(gates: L0Module) -> None:
+    for axis in gates.axes:
+        set_sparsity(gates, axis, 0.5)
+
+
+def test_a_constraint_that_is_met_is_no_reason_to_speak(gates, said):
+    meet(gates)
+    watch = PruningWarnings(gates, KNOBS)
+    for step in range(2, END + 1, 2):
+        for multiplier in gates.lambda_1.values():
+            multiplier.data += 1.0
+        watch.batch_end(at(step), None)
+    assert said == []
+
+
+def test_collapse_of_an_axis_before_it_is_asked_for(gates, said):
+    meet(gates)
+    gates.warmup_progress = 0.1
+    set_sparsity(gates, "hidden", 0.8)
+    watch = PruningWarnings(gates, KNOBS)
+    for step in (2, 4, 6):
+        watch.batch_end(at(step), None)
+    assert said[1:] == [
+        "step 2: the gates close too far: of hidden 20.0% are expected to stay open; 95.0% are "
+        "asked for now, 50.0% in the end. To fix, lower optimizer.l0_lr (now 0.1) or "
+        "optimizer.lagrangian_lr (now 0.02)."
+    ]
+
+
+def test_collapse_of_a_layer_and_of_another_axis_later(gates, said):
+    meet(gates)
+    watch = PruningWarnings(gates, KNOBS)
+    set_sparsity(gates, "head", 0.9, layer=2)
+    watch.batch_end(at(2), None)
+    set_sparsity(gates, "intermediate", 0.99)
+    watch.batch_end(at(4), None)
+    first, second = [message for message in said if "close too far" in message]
+    assert "of head of layer 2 10.0% are expected to stay open" in first
+    assert "of intermediate of layer 0 1.0% are" in second
+    assert "head" not in second
+
+
+def test_with_a_budget_layers_may_lose_all_heads_and_an_axis_may_not(said):
+    gates = L0Module(SHAPE, ("head", "hidden"), None, 20_000, init_std=0.0)
+    gates.warmup_progress = 1.0
+    for axis in gates.axes:
+        set_sparsity(gates, axis, 0.3)
+    set_sparsity(gates, "head", 0.999, layer=1)
+    watch = PruningWarnings(gates, KNOBS)
+    watch.batch_end(at(2), None)
+    assert said == []
+    set_sparsity(gates, "head", 0.999)
+    watch.batch_end(at(4), None)
+    message = next(message for message in said if "close too far" in message)
+    assert "of head 0.1% are expected to stay open" in message
+
+
+def run(watch: PruningWarnings, gates: L0Module, sparsity, multiplier=lambda step: 1.0) -> None:
+    """A run whose hidden axis has a sparsity and a multiplier at each step."""
+    meet(gates)
+    for step in range(2, END + 1, 2):
+        set_sparsity(gates, "hidden", sparsity(step))
+        gates.lambda_1["hidden"].data.fill_(multiplier(step))
+        watch.batch_end(at(step), None)
+
+
+def test_a_target_out_of_reach(gates, said):
+    run(PruningWarnings(gates, KNOBS), gates, lambda step: 0.1 + 0.0005 * step)
+    assert said == [
+        "step 60: at the present speed the target is missed when the run ends at step 200: hidden "
+        "is at sparsity 0.130, the target is 0.500, and will be at 0.200. To fix, raise "
+        "optimizer.l0_lr (now 0.1) or optimizer.lagrangian_lr (now 0.02), or train longer "
+        "(max_duration)."
+    ]
+
+
+def test_too_much_is_pruned_and_it_comes_back_too_slowly(gates, said):
+    run(PruningWarnings(gates, KNOBS), gates, lambda step: 0.7 - 0.0001 * step)
+    ahead, message = said
+    assert "the gates close before they are to: hidden is at sparsity 0.700, asked for" in ahead
+    assert re.search(
+        r"hidden is at sparsity 0\.694, the target is 0\.500.* at 0\.680\. To fix, raise "
+        r"optimizer\.lambda_2_lr \(now 1\), which damps, or train longer",
+        message,
+    )
+
+
+def test_what_is_on_its_way_is_in_reach(gates, said):
+    run(PruningWarnings(gates, KNOBS), gates, lambda step: min(0.5, 0.1 + 0.003 * step))
+    assert said == []
+
+
+def test_while_the_target_moves_its_distance_says_nothing(gates, said):
+    gates.warmup_progress = 0.9
+    run(PruningWarnings(gates, KNOBS), gates, lambda step: 0.01)
+    assert said == []
+
+
+def test_gates_that_do_not_wait_for_the_warm_up(gates, said):
+    for axis in gates.axes:
+        set_sparsity(gates, axis, 0.01)
+    gates.warmup_progress = 0.1
+    set_sparsity(gates, "hidden", 0.2)
+    watch = PruningWarnings(gates, {**KNOBS, "l0_lr": 10.0})
+    for step in (2, 4):
+        watch.batch_end(at(step), None)
+    assert said == [
+        "step 2: the gates close before they are to: hidden is at sparsity 0.200, asked for are "
+        "0.050 now and 0.500 in the end. To fix, lower optimizer.l0_lr (now 10) or "
+        "optimizer.lagrangian_lr (now 0.02)."
+    ]
+
+
+def test_after_a_huge_multiplier_its_axis_gets_no_other_advice(gates, said):
+    run(PruningWarnings(gates, KNOBS), gates, lambda step: 0.1, lambda step: -10.0 * step)
+    (message,) = said
+    assert message.startswith("step 12: a multiplier drowns the loss of the task: hidden gap 0.400")
+
+
+def test_multipliers_in_vain(gates, said):
+    slow = lambda step: 0.1  # noqa: E731
+    run(PruningWarnings(gates, {**KNOBS, "l0_lr": 1e-6}), gates, slow, lambda s: -0.1 * s)
+    diverging = [message for message in said if "grow" in message]
+    assert diverging == [
+        "step 60: the multipliers grow and the gap does not close: hidden gap 0.400 (20 steps "
+        "ago 0.400), lambda_1 6 (4). To fix, raise optimizer.l0_lr (now 1e-06), with which "
+        "the gates follow."
+    ]
+
+
+def test_multipliers_that_swing(gates, said):
+    def swing(step: int) -> float:
+        return 0.4 if step // 10 % 2 else 0.6
+
+    run(PruningWarnings(gates, {**KNOBS, "lagrangian_lr": 5.0}), gates, swing, lambda s: 0.3 * s)
+    (message,) = said
+    assert "the multipliers grow and the gap does not close" in message
+    assert message.endswith("To fix, lower optimizer.lagrangian_lr (now 5).")
+
+
+def test_a_multiplier_that_drowns_the_task_is_told_at_any_time(gates, said):
+    for axis in gates.axes:
+        set_sparsity(gates, axis, 0.01)
+    gates.warmup_progress = 0.1
+    gates.lambda_1["hidden"].data.fill_(-300.0)
+    watch = PruningWarnings(gates, {**KNOBS, "lagrangian_lr": 100.0})
+    for step in (2, 4):
+        watch.batch_end(at(step), None)
+    assert said == [
+        "step 2: a multiplier drowns the loss of the task: hidden gap 0.040, lambda_1 300. To fix, "
+        "lower optimizer.lagrangian_lr (now 100)."
+    ]
+
+
+def test_other_ranks_leave_it_to_the_first(gates, said, monkeypatch):
+    monkeypatch.setattr(pruning_warnings.dist, "get_global_rank", lambda: 1)
+    set_sparsity(gates, "hidden", 0.99)
+    PruningWarnings(gates, KNOBS).batch_end(at(2), None)
+    assert said == []
+
+
+def test_it_looks_a_hundred_times(gates, monkeypatch):
+    looks = []
+    monkeypatch.setattr(PruningWarnings, "_look", lambda self, step: looks.append(step) or {})
+    for name in ("haste", "collapse", "divergence", "reach"):
+        monkeypatch.setattr(PruningWarnings, f"_warn_of_{name}", lambda *_: None)
+    watch = PruningWarnings(gates, KNOBS)
+    for step in range(1, 15_001):
+        watch.batch_end(at(step, 15_000), None)
+    assert looks == list(range(150, 15_001, 150))
+
+
+def test_a_short_run_is_too_short_to_judge(tmp_path, train_tiny, said):
+    train_tiny(tmp_path, "max_duration=8ba")
+    assert said == []
+
+
+def test_it_changes_nothing(gates):
+    before = {k: v.clone() for k, v in gates.state_dict().items()}
+    random = torch.random.get_rng_state()
+    PruningWarnings(gates, KNOBS).batch_end(at(2), None)
+    assert all(torch.equal(v, before[k]) for k, v in gates.state_dict().items())
+    assert all(p.grad is None for p in gates.parameters())
+    assert torch.equal(torch.random.get_rng_state(), random)
