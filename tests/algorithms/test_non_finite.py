@@ -21,12 +21,11 @@ from bge_pruning import builders
 from bge_pruning.algorithms import non_finite
 from bge_pruning.algorithms.group_gradient_clipping import GroupGradientClipping
 from bge_pruning.algorithms.non_finite import (
-    LIMIT,
     NonFiniteGuard,
     Reading,
+    compute_norms,
     describe,
     describe_losses,
-    largest_values,
     watched_parameters,
 )
 from bge_pruning.config import ConfigError, load_config
@@ -399,20 +398,22 @@ def test_the_table_names_what_is_logged():
 # Arithmetic
 
 
-def test_largest_values():
+def test_norms():
     tensors = [
-        torch.tensor([[1.0, -3.0]]),
+        torch.tensor([[4.0, -3.0]]),
         torch.tensor([math.nan, 5.0]),
         torch.tensor([-math.inf]),
         torch.tensor(2.0, dtype=torch.bfloat16),
     ]
-    values = largest_values(tensors)
-    torch.testing.assert_close(values, torch.tensor([3.0, math.nan, math.inf, 2.0]), equal_nan=True)
-    assert largest_values([]).shape == (0,)
+    values = compute_norms([*tensors, torch.zeros(0)])
+    expected = torch.tensor([5.0, math.nan, math.inf, 2.0, 0.0])
+    torch.testing.assert_close(values, expected, equal_nan=True)
+    assert compute_norms([]).shape == (0,)
 
 
 def test_broken_is_what_adamw_could_not_square():
-    values = [LIMIT * 0.99, LIMIT * 1.01, math.nan, 0.0]
+    limit = math.sqrt(torch.finfo(torch.float32).max)
+    values = [limit * 0.99, limit * 1.01, math.nan, 0.0]
     watched = [non_finite.Watched("weight", str(n), None) for n in range(4)]
     reading = Reading(watched, [torch.tensor([v]) for v in values])
     assert [w.name for w, _ in reading.broken()] == ["1", "2"]
