@@ -120,5 +120,14 @@ def _report(error: BaseException, code: int) -> int:
         traceback.print_exc()
     rank = os.environ.get("RANK")
     where = f" (rank {rank})" if rank not in (None, "0") else ""
-    sys.stderr.write(f"error{where}: {error}\n")
+    sys.stderr.write(f"error{where}: {one_line(str(error))}\n")
     return code
+
+
+def one_line(text: str) -> str:
+    """A message as one line of a terminal, whatever a file name or a value in it holds.
+
+    Lines are joined, and what would move the cursor, ring or change colours is written out.
+    """
+    joined = " ".join(line.strip() for line in text.splitlines() if line.strip())
+    return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in joined)

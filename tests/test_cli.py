@@ -93,6 +93,21 @@ def test_failure_is_one_line_and_a_code(error, code, message, capsys):
     assert capsys.readouterr() == ("", f"error: {message}\n")
 
 
+@pytest.mark.parametrize(
+    ("message", "line"),
+    [
+        ("two\n  lines\n\n", "two lines"),
+        ("a\x1b[31mred\x07", r"a\x1b[31mred\x07"),
+        ("a\x00b\u202e", r"a\x00b\u202e"),
+        ("half \ud800", r"half \ud800"),
+    ],
+    ids=["lines", "colours", "direction", "surrogate"],
+)
+def test_a_message_is_one_line_whatever_it_names(message, line, capsys):
+    assert run_command(failing(ValueError(message))) == EXIT_FAILURE
+    assert capsys.readouterr().err == f"error: {line}\n"
+
+
 def test_codes_are_those_of_the_shell():
     """2 as argparse has it for a wrong argument."""
     assert (EXIT_FAILURE, EXIT_USAGE) == (1, 2)
