@@ -7,7 +7,6 @@ Launch:
 
 from __future__ import annotations
 
-import json
 import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -29,6 +28,8 @@ from bge_pruning.pipeline import (
 )
 from bge_pruning.utils.comparison import EVALUATION
 from bge_pruning.utils.evaluation import write_text
+from bge_pruning.utils.record_schemas import PRUNING
+from bge_pruning.utils.records import read_record
 
 if TYPE_CHECKING:
     from bge_pruning.evaluation.tasks import Task
@@ -207,8 +208,8 @@ def is_done(folder: Path, member: Member) -> bool:
     record = folder / MARKER
     if not record.is_file():
         return False
-    info = json.loads(record.read_text(encoding="utf-8"))
-    return info["kept"] == member.keep.as_dict() and "recover" in info["batches"]
+    info = read_record(record, PRUNING, "remove the folder of this size; it is made again")
+    return info["kept"] == member.keep.as_dict() and "recover" in info.get("batches", {})
 
 
 def _changes(config: Config, member: Member) -> list[str]:

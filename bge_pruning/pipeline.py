@@ -7,7 +7,6 @@ Launch:
 
 from __future__ import annotations
 
-import json
 import logging
 import shlex
 import shutil
@@ -326,10 +325,12 @@ def collect_run(results: Path, run: Path) -> None:
 def _checkpoint_of(results: Path, run: Path) -> Path:
     """The checkpoint that the pruned model was cut from: perhaps the best, not the newest."""
     from bge_pruning.models.pruning_record import MARKER
+    from bge_pruning.utils.records import TEXT, read_record
 
     record = results / "pruned_model" / MARKER
     if record.is_file():
-        checkpoint = run / Path(json.loads(record.read_text(encoding="utf-8"))["checkpoint"]).name
+        name = read_record(record, {"checkpoint": TEXT}, "extract the model again")["checkpoint"]
+        checkpoint = run / Path(name).name
         return checkpoint if checkpoint.is_file() else run
     return run
 

@@ -8,6 +8,7 @@ from typing import Any
 
 from bge_pruning.models.encoder_shape import EncoderShape
 from bge_pruning.models.hub import TOKENIZER_FILES
+from bge_pruning.utils.records import parse_json
 
 SIZES = (
     "hidden_size",
@@ -194,10 +195,7 @@ def read_json(path: Path, default: Any = ...) -> Any:
         if default is ...:
             raise FileNotFoundError(f"{path}: no such file. To fix, choose a model folder.")
         return default
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise ValueError(f"{path}: is not JSON ({error}). To fix, copy it again.") from error
+    content = parse_json(path.read_bytes(), str(path), "copy it again")
     if not isinstance(content, dict):
         raise ValueError(f"{path}: is not a JSON object. To fix, copy it again.")
     return content
