@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import errno
 import logging
 import os
 import sys
@@ -12,6 +13,20 @@ from pathlib import Path
 
 EXIT_FAILURE = 1
 EXIT_USAGE = 2
+# What to do about an error of the operating system.
+_SPACE = "free space on its disk, or choose a folder on another one, and run the command again"
+_RIGHTS = "choose a place that you may read and write"
+ADVICE = {
+    **dict.fromkeys((errno.ENOSPC, errno.EDQUOT, errno.EFBIG), _SPACE),
+    **dict.fromkeys((errno.EACCES, errno.EPERM, errno.EROFS), _RIGHTS),
+    errno.ENOENT: "check the path",
+    errno.EEXIST: "choose another name",
+    errno.EISDIR: "name a file, not a folder",
+    errno.ENOTDIR: "choose a folder; a part of the path is a file",
+    errno.ENAMETOOLONG: "choose a shorter name",
+    errno.EIO: "check the disk",
+    errno.EMFILE: "allow more open files (ulimit -n)",
+}
 EXIT_STOPPED = 128 + 15  # as the shell names an end by SIGTERM
 
 
@@ -120,8 +135,25 @@ def _report(error: BaseException, code: int) -> int:
         traceback.print_exc()
     rank = os.environ.get("RANK")
     where = f" (rank {rank})" if rank not in (None, "0") else ""
-    sys.stderr.write(f"error{where}: {one_line(str(error))}\n")
+    sys.stderr.write(f"error{where}: {one_line(describe_error(error))}\n")
     return code
+
+
+def describe_error(error: BaseException) -> str:
+    """What happened, and what to do about it where the error itself does not say so.
+
+    The messages of this project do; those of the operating system and of torch do not.
+    """
+    text = str(error)
+    if "To fix" in text:
+        return text
+    if isinstance(error, OSError) and error.errno in ADVICE:
+        names = [str(name) for name in (error.filename, error.filename2) if name is not None]
+        place = f"{' and '.join(names)}: " if names else ""
+        return f"{place}{error.strerror}. To fix, {ADVICE[error.errno]}."
+    if isinstance(error, RuntimeError) and "PytorchStreamWriter" in text:  # it names no reason
+        return f"a file of tensors cannot be written. To fix, {ADVICE[errno.ENOSPC]}."
+    return text
 
 
 def one_line(text: str) -> str:

@@ -81,7 +81,30 @@ def test_success(capsys):
         (
             FileNotFoundError(2, "No such file", "a.csv"),
             EXIT_FAILURE,
-            "[Errno 2] No such file: 'a.csv'",
+            "a.csv: No such file. To fix, check the path.",
+        ),
+        (
+            OSError(28, "No space left on device", "a.pt"),
+            EXIT_FAILURE,
+            "a.pt: No space left on device. To fix, free space on its disk, or choose a folder on "
+            "another one, and run the command again.",
+        ),
+        (
+            OSError(27, "File too large"),
+            EXIT_FAILURE,
+            "File too large. To fix, free space on its disk, or choose a folder on another one, "
+            "and run the command again.",
+        ),
+        (
+            PermissionError(13, "Permission denied", "runs"),
+            EXIT_FAILURE,
+            "runs: Permission denied. To fix, choose a place that you may read and write.",
+        ),
+        (
+            RuntimeError("[enforce fail at inline_container.cc:664] PytorchStreamWriter failed"),
+            EXIT_FAILURE,
+            "a file of tensors cannot be written. To fix, free space on its disk, or choose a "
+            "folder on another one, and run the command again.",
         ),
         (RuntimeError("CUDA out of memory"), EXIT_FAILURE, "CUDA out of memory"),
         (ValueError("größer als 狗"), EXIT_FAILURE, "größer als 狗"),

@@ -205,6 +205,7 @@ def test_a_source_needs_a_path(write):
         ("a: {b: 1\n", r":2: is not YAML \(.*\)\. To fix, correct the file"),
         ("a: &a [*a]\n", r":1: is not YAML \(.*recursive.*\)\. To fix, correct the file"),
         ("[" * 100_000, r":1: is not YAML \(nested more than 50 levels deep\)\. To fix"),
+        ("? [a]\n: 1\n", r":1: is not YAML \(a list or an object stands where a key does\)"),
         ("a: 1\n", r":1: unknown key 'a'"),
         ("1\n", r": must hold 'key: value' pairs"),
         ("- a\n- b\n", ": must hold 'key: value' pairs"),

@@ -11,10 +11,12 @@ from bge_pruning.utils.records import (
     SIZE,
     TEXT,
     Each,
+    Either,
     OneOf,
     Optional,
 )
 from bge_pruning.utils.tasks import METRIC_TITLES
+from bge_pruning.utils.training_cost import TRAININGS
 
 MODES = ("dense", "sparse", "colbert", "dense+sparse", "all")
 
@@ -151,6 +153,40 @@ INDEX = {
     "same_first": NUMBER,
     "chance": NUMBER,
     "cosine": {"mean": NUMBER, "p5": NUMBER},
+}
+_MEASURED = {"latency_ms": {"median": NUMBER, "p95": NUMBER}, "texts_per_s": NUMBER}
+# Of benchmark_efficiency.py with a baseline, and of benchmark_training.py.
+SPEED_RESULT = {
+    "model": TEXT,
+    "settings": [
+        {
+            "runtime": TEXT,
+            "batch_size": COUNT,
+            "length": Either(OneOf("real"), COUNT),
+            "rounds": COUNT,
+            "model": _MEASURED,
+            "baseline": _MEASURED,
+            "speedup": {"median": NUMBER, "quartiles": (NUMBER, NUMBER)},
+            "share": NUMBER,
+            "noisy": FLAG,
+        }
+    ],
+}
+STEPS_RESULT = {
+    "model": TEXT,
+    "ratios": Each(Each((NUMBER, NUMBER, NUMBER))),
+    "throughput": Each(Optional(NUMBER)),
+    "costs": [
+        {
+            "batches": TEXT,
+            "training": OneOf(*TRAININGS),
+            "median_seconds": NUMBER,
+            "tokens_per_second": NUMBER,
+            "padding": NUMBER,
+            "utilisation": NUMBER,
+            "peak_bytes": NUMBER,
+        }
+    ],
 }
 # What reports read of a run's config.yaml, and a line of its metrics.jsonl.
 CONFIG_FILE = {"model?": Optional({"base_model?": TEXT}), "seed?": Optional(COUNT)}

@@ -41,6 +41,13 @@ class Each:
         self.schema = schema
 
 
+class Either:
+    """Of the first schema, or of the second, which the message names."""
+
+    def __init__(self, first: Schema, second: Schema) -> None:
+        self.first, self.second = first, second
+
+
 class OneOf:
     """One of some texts."""
 
@@ -109,6 +116,9 @@ def _find_wrong(value: Any, schema: Schema, key: str) -> str | None:
     """What is wrong with a value, or ``None``."""
     if isinstance(schema, Optional):
         return None if value is None else _find_wrong(value, schema.schema, key)
+    if isinstance(schema, Either):
+        first = _find_wrong(value, schema.first, key)
+        return first and _find_wrong(value, schema.second, key)
     if isinstance(schema, str | OneOf):
         return None if _is_kind(value, schema) else _say(value, schema, key)
     if isinstance(schema, Mapping | Each):

@@ -59,6 +59,7 @@ def describe_yaml_error(error: yaml.YAMLError) -> YamlTextError:
     """The same in one line of text, and the line of the file."""
     mark = getattr(error, "problem_mark", None)
     reason = getattr(error, "problem", None) or getattr(error, "reason", None)
-    return YamlTextError(
-        " ".join(str(reason or error).split()), None if mark is None else mark.line + 1
-    )
+    words = " ".join(str(reason or error).split())
+    if words == "found unhashable key":
+        words = "a list or an object stands where a key does"
+    return YamlTextError(words, None if mark is None else mark.line + 1)
