@@ -8,6 +8,7 @@ an error that names the file, the line and the key.
 from __future__ import annotations
 
 import difflib
+import re
 from collections.abc import Sequence
 from dataclasses import fields, is_dataclass
 from io import StringIO
@@ -171,7 +172,9 @@ def _parse_override(text: str) -> DictConfig:
 
 
 def _merge(base: DictConfig, extra: DictConfig, source: str, path: Path | None) -> DictConfig:
-    _check_keys(Config, OmegaConf.to_container(extra, resolve=False), (), source, path)
+    content = OmegaConf.to_container(extra, resolve=False)
+    _check_keys(Config, content, (), source, path)
+    _check_references(content, "", source)
     try:
         return OmegaConf.merge(base, extra)
     except TypeError as error:  # a list where keys are expected, or the other way round
@@ -215,6 +218,20 @@ def _check_keys(
         for item in value if isinstance(value, list) else [value]:
             if nested is not None:
                 _check_keys(nested, item, full_key, source, path)
+
+
+def _check_references(content: Any, key: str, source: str) -> None:
+    """Refuse what OmegaConf would compute, such as ``${oc.env:NAME}``: a secret of the environment
+    would be written into the run's config.yaml. A reference to another key is welcome."""
+    if isinstance(content, dict | list):
+        items = content.items() if isinstance(content, dict) else enumerate(content)
+        for name, value in items:
+            _check_references(value, f"{key}.{name}" if key else str(name), source)
+    elif isinstance(content, str) and (found := re.search(r"\$\{[^}]*:", content)):
+        raise ConfigError(
+            f"{source}: {key}: {found[0]}...}} cannot be read from a configuration. To fix, write "
+            f"the value itself."
+        )
 
 
 def _dataclass_of(hint: Any) -> type | None:

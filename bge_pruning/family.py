@@ -27,7 +27,7 @@ from bge_pruning.pipeline import (
     on_rank_zero,
 )
 from bge_pruning.utils.comparison import EVALUATION
-from bge_pruning.utils.evaluation import write_text
+from bge_pruning.utils.evaluation import refuse_unwritable_folders, write_text
 from bge_pruning.utils.record_schemas import PRUNING
 from bge_pruning.utils.records import read_record
 
@@ -172,6 +172,7 @@ def _check(config: Config, recovery: Config, densities: Sequence[float]) -> None
         )
     check_objective(config)
     check_objective(recovery)
+    refuse_unwritable_folders({"the family's folder": family_folder(config)})
     _check_densities(config, densities)
 
 

@@ -230,7 +230,10 @@ def _source_shape(config: Config) -> EncoderShape:
 
 def _check_results(config: Config) -> None:
     """Refuse a results folder in use; an earlier one is replaced only if asked and if it is one."""
+    from bge_pruning.utils.evaluation import refuse_unwritable_folders
+
     results = Path(config.results_folder)
+    refuse_unwritable_folders({"results_folder": results})
     in_use = results.exists() and any(results.iterdir())
     if in_use and not (config.overwrite and (results / "config.yaml").is_file()):
         raise FileExistsError(
