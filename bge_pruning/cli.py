@@ -6,6 +6,7 @@ import argparse
 import errno
 import logging
 import os
+import re
 import sys
 import traceback
 from collections.abc import Callable, Sequence
@@ -27,6 +28,10 @@ ADVICE = {
     errno.EIO: "check the disk",
     errno.EMFILE: "allow more open files (ulimit -n)",
 }
+# What torch and NumPy say when a disk is full; neither names the reason or the file.
+CUT_OFF = re.compile(
+    r"PytorchStreamWriter failed|inline_container.*unexpected pos|\d+ requested and \d+ written"
+)
 EXIT_STOPPED = 128 + 15  # as the shell names an end by SIGTERM
 
 
@@ -151,8 +156,8 @@ def describe_error(error: BaseException) -> str:
         names = [str(name) for name in (error.filename, error.filename2) if name is not None]
         place = f"{' and '.join(names)}: " if names else ""
         return f"{place}{error.strerror}. To fix, {ADVICE[error.errno]}."
-    if isinstance(error, RuntimeError) and "PytorchStreamWriter" in text:  # it names no reason
-        return f"a file of tensors cannot be written. To fix, {ADVICE[errno.ENOSPC]}."
+    if isinstance(error, RuntimeError | OSError) and CUT_OFF.search(text):
+        return f"a file cannot be written to its end. To fix, {ADVICE[errno.ENOSPC]}."
     return text
 
 

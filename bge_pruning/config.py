@@ -221,8 +221,11 @@ def _check_keys(
 
 
 def _check_references(content: Any, key: str, source: str) -> None:
-    """Refuse what OmegaConf would compute, such as ``${oc.env:NAME}``: a secret of the environment
-    would be written into the run's config.yaml. A reference to another key is welcome."""
+    """Refuse what OmegaConf would compute, such as ``${oc.env:NAME}``.
+
+    A secret of the environment would be written into the run's ``config.yaml``. A reference to
+    another key is welcome.
+    """
     if isinstance(content, dict | list):
         items = content.items() if isinstance(content, dict) else enumerate(content)
         for name, value in items:

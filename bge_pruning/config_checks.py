@@ -17,7 +17,6 @@ from bge_pruning.config_schema import (
     missing_export_options,
 )
 
-
 # More is a slip of the keyboard, and more than a 64-bit integer would be an error of C code.
 LARGEST = 1e15
 MAX_NAME = 200

@@ -100,11 +100,20 @@ def test_success(capsys):
             EXIT_FAILURE,
             "runs: Permission denied. To fix, choose a place that you may read and write.",
         ),
-        (
-            RuntimeError("[enforce fail at inline_container.cc:664] PytorchStreamWriter failed"),
-            EXIT_FAILURE,
-            "a file of tensors cannot be written. To fix, free space on its disk, or choose a "
-            "folder on another one, and run the command again.",
+        *(
+            (
+                error,
+                EXIT_FAILURE,
+                "a file cannot be written to its end. To fix, free space on its disk, or choose a "
+                "folder on another one, and run the command again.",
+            )
+            for error in (
+                RuntimeError(
+                    "[enforce fail at inline_container.cc:664] PytorchStreamWriter failed"
+                ),
+                RuntimeError("[enforce fail at inline_container.cc:659] . unexpected pos 64 vs 0"),
+                OSError("10000 requested and 109 written"),
+            )
         ),
         (RuntimeError("CUDA out of memory"), EXIT_FAILURE, "CUDA out of memory"),
         (ValueError("größer als 狗"), EXIT_FAILURE, "größer als 狗"),

@@ -15,7 +15,7 @@ from bge_pruning.utils.evaluation import write_text
 from bge_pruning.utils.record_schemas import EVALUATION as EVALUATION_RECORD
 from bge_pruning.utils.record_schemas import INDEX as INDEX_RECORD
 from bge_pruning.utils.record_schemas import PRUNING
-from bge_pruning.utils.records import TEXT, read_record
+from bge_pruning.utils.records import COUNT, TEXT, Optional, check_record, read_record
 
 log = logging.getLogger(__name__)
 
@@ -83,7 +83,9 @@ def _read_info(folder: Path) -> dict[str, Any]:
         )
     info = read_record(folder / MARKER, PRUNING, "extract the model again")
     # What sentence-transformers does; somebody may have changed it since the extraction.
-    settings = read_json(folder / "sentence_bert_config.json", {})
+    path = folder / "sentence_bert_config.json"
+    settings = read_json(path, {})
+    check_record(settings, {"max_seq_length?": Optional(COUNT)}, str(path), "copy it again")
     longest = settings.get("max_seq_length") or info.get("max_seq_length")
     return {**info, "max_seq_length": longest}
 

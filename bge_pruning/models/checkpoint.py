@@ -23,6 +23,8 @@ from bge_pruning.models.embedding_heads import EmbeddingHeads
 from bge_pruning.models.encoder_shape import EncoderShape
 from bge_pruning.models.l0_module_embedding import L0Module
 from bge_pruning.models.pretrained import describe_load_error, load_strict, without_weights
+from bge_pruning.utils.record_schemas import RUN_METADATA
+from bge_pruning.utils.records import check_record
 
 METADATA_KEY = "RunMetadataCallback"
 WORD_TABLE = "backbone.embeddings.word_embeddings.weight"
@@ -96,7 +98,9 @@ class RunMetadata:
     def from_state_dict(cls, state: dict[str, Any]) -> RunMetadata:
         """Inverse of :meth:`state_dict`."""
         files = {k: v.numpy().tobytes() for k, v in state["tokenizer_files"].items()}
-        return cls(**json.loads(state["json"]), tokenizer_files=files)
+        plain = json.loads(state["json"])
+        check_record(plain, RUN_METADATA, "run metadata", "use an earlier checkpoint")
+        return cls(**plain, tokenizer_files=files)
 
 
 @dataclass
@@ -192,27 +196,24 @@ def load_trained_model(checkpoint: Path) -> TrainedModel:
     state = load_state(checkpoint)
     metadata = _metadata(state, checkpoint)
     weights, batch = _weights_and_batch(state, checkpoint)
-    try:
-        shape, backbone, heads, l0_module = _build_modules(metadata)
-    except (TypeError, KeyError, AttributeError) as error:
-        raise ValueError(
-            f"{checkpoint}: its run metadata is of another version of this project ({error!r}). To "
-            f"fix, extract with the version that wrote it ({metadata.versions})."
-        ) from error
+    shape, backbone, heads = _build_modules(metadata)
     if WORD_TABLE in weights:
         # The memory of a mapped file is given back when the last of its tensors goes. The largest
         # one gets a mapping of its own, so that it can go while the others are still used.
         weights[WORD_TABLE] = load_state(checkpoint)["state"]["model"][WORD_TABLE]
-    for name, module in (("backbone", backbone), ("heads", heads), ("l0_module", l0_module)):
-        tensors = _with_prefix(weights, f"{name}.")
-        if module is not None:
-            load_strict(module.eval(), tensors, f"{checkpoint} ({name})")
+    for name, module in (("backbone", backbone), ("heads", heads)):
+        load_strict(module.eval(), _with_prefix(weights, f"{name}."), f"{checkpoint} ({name})")
+    # Takes memory by the sizes of the shape, which are those of the weights by now.
+    l0_module = build_l0_module(shape, metadata.l0_module)
+    if l0_module is not None:
+        tensors = _with_prefix(weights, "l0_module.")
+        load_strict(l0_module.eval(), tensors, f"{checkpoint} (l0_module)")
     return TrainedModel(metadata, shape, backbone, heads, l0_module, batch)
 
 
 def _build_modules(
     metadata: RunMetadata,
-) -> tuple[EncoderShape, XLMRobertaBackbone, EmbeddingHeads, L0Module | None]:
+) -> tuple[EncoderShape, XLMRobertaBackbone, EmbeddingHeads]:
     """Modules of the run's sizes, without its weights."""
     shape = EncoderShape(**metadata.shape)
     config = metadata.hf_config
@@ -221,7 +222,7 @@ def _build_modules(
         heads = EmbeddingHeads(
             shape.hidden_size, metadata.pooling, shape.sparse_head, shape.colbert_dim
         )
-    return shape, backbone, heads, build_l0_module(shape, metadata.l0_module)
+    return shape, backbone, heads
 
 
 def build_l0_module(shape: EncoderShape, arguments: dict[str, Any] | None) -> L0Module | None:
@@ -285,7 +286,9 @@ def _metadata(state: dict[str, Any], path: Path) -> RunMetadata:
     try:
         callbacks = dict(state["state"]["callbacks"])
         return RunMetadata.from_state_dict(callbacks[METADATA_KEY])
-    except (KeyError, IndexError, TypeError, ValueError, AttributeError) as error:
+    except (KeyError, IndexError, TypeError, ValueError, AttributeError, RecursionError) as error:
+        if str(error).startswith("run metadata:"):
+            raise ValueError(f"{path}: {error}") from error
         known = ", ".join(f.name for f in fields(RunMetadata))
         raise ValueError(
             f"{path}: is not a checkpoint of this project: it holds no run metadata ({known}). To "

@@ -162,8 +162,15 @@ def _run_folder(folder: Path, dtype: torch.dtype) -> list[dict[str, Tensor]]:
     """What sentence-transformers holds of each validation sentence after its last module."""
     from sentence_transformers import SentenceTransformer
 
-    with quick_loading():
-        model = SentenceTransformer(str(folder), device="cpu", model_kwargs={"dtype": dtype})
+    try:
+        with quick_loading():
+            model = SentenceTransformer(str(folder), device="cpu", model_kwargs={"dtype": dtype})
+    except Exception as error:  # keys of config.json that only the loader knows
+        raise ValidationError(
+            f"transformers does not load the extracted model "
+            f"({str(error).strip().partition(chr(10))[0]}). To fix, correct the config.json of the "
+            f"model that was trained, and train again."
+        ) from error
     model.default_prompt_name = None  # the masked model got no prompt either
     return model.encode(list(VALIDATION_SENTENCES), output_value=None, show_progress_bar=False)
 

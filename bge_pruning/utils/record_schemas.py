@@ -5,6 +5,7 @@ from __future__ import annotations
 from bge_pruning.utils.records import (
     ANYTHING,
     COUNT,
+    DEPTH,
     FLAG,
     NUMBER,
     POSITIVE,
@@ -72,7 +73,7 @@ EVALUATION = {
 SHAPE = {
     "hidden_size": SIZE,
     "num_attention_heads?": SIZE,
-    "num_hidden_layers": SIZE,
+    "num_hidden_layers": DEPTH,
     "intermediate_size": SIZE,
     "vocab_size?": SIZE,
     "head_dim?": SIZE,
@@ -141,6 +142,43 @@ PRUNING = {
     },
     "onnx?": {"file": TEXT, "bytes": COUNT, "outputs": [TEXT], "largest_difference": Each(NUMBER)},
     "onnx_int8?": INT8,
+}
+FULL_SHAPE = {
+    "num_hidden_layers": DEPTH,
+    **dict.fromkeys(("hidden_size", "num_attention_heads"), SIZE),
+    **dict.fromkeys(("intermediate_size", "vocab_size", "head_dim"), SIZE),
+    **dict.fromkeys(("max_position_embeddings", "type_vocab_size"), SIZE),
+    "pooler": FLAG,
+    "sparse_head": FLAG,
+    "colbert_dim": COUNT,
+}
+# What a checkpoint says about its run, see bge_pruning.models.checkpoint.RunMetadata.
+RUN_METADATA = {
+    "base_model": TEXT,
+    "shape": FULL_SHAPE,
+    "hf_config": {"pad_token_id": COUNT, "layer_norm_eps": NUMBER},
+    "pooling": OneOf("cls", "mean"),
+    "max_seq_length": COUNT,
+    "seed": COUNT,
+    "l0_module": Optional(
+        {
+            "axes": [OneOf("layer", "head", "intermediate", "hidden")],
+            "target": Optional(FULL_SHAPE),
+            "target_parameters": Optional(POSITIVE),
+            "start_sparsity?": NUMBER,
+            "init_mean?": NUMBER,
+            "init_std?": NUMBER,
+            "seed": COUNT,
+        }
+    ),
+    "source_pruning": Optional(PRUNING),
+    "versions": Each(TEXT),
+    "revision?": Optional(TEXT),
+    "prompts?": Optional(
+        {"prompts?": Optional(Each(TEXT)), "default_prompt_name?": Optional(TEXT)}
+    ),
+    "license?": Optional(TEXT),
+    "origin?": Optional(TEXT),
 }
 INDEX = {
     "old?": TEXT,

@@ -15,6 +15,7 @@ from typing import Any
 NUMBER = "a finite number"
 COUNT = "a whole number of 0 or more"
 POSITIVE = "a number above 0"
+DEPTH = "a whole number from 1 to 1000"
 SIZE = "a whole number from 1 to 10 million"
 TEXT = "a text"
 FLAG = "true or false"
@@ -125,7 +126,7 @@ def _find_wrong(value: Any, schema: Schema, key: str) -> str | None:
         return _wrong_in_object(value, schema, key)
     if not isinstance(value, list) or (isinstance(schema, tuple) and len(value) != len(schema)):
         length = f" of {len(schema)}" if isinstance(schema, tuple) else ""
-        return f"{key or 'it'} is {_show(value)}, expected a list{length}"
+        return f"{key or 'it'} is {show(value)}, expected a list{length}"
     items = schema if isinstance(schema, tuple) else schema * len(value)
     pairs = zip(value, items, strict=True)
     found = (_find_wrong(item, part, f"{key}[{n}]") for n, (item, part) in enumerate(pairs))
@@ -134,10 +135,10 @@ def _find_wrong(value: Any, schema: Schema, key: str) -> str | None:
 
 def _wrong_in_object(value: Any, schema: Mapping[str, Schema] | Each, key: str) -> str | None:
     if not isinstance(value, dict):
-        return f"{key or 'it'} is {_show(value)}, expected an object with keys"
+        return f"{key or 'it'} is {show(value)}, expected an object with keys"
     prefix = f"{key}." if key else ""
     if isinstance(schema, Each):
-        parts = {name: schema.schema for name in value}
+        parts = dict.fromkeys(value, schema.schema)
     else:
         parts = {name.removesuffix("?"): part for name, part in schema.items()}
         missing = [n for n in schema if not n.endswith("?") and n not in value]
@@ -155,6 +156,7 @@ def _is_kind(value: Any, kind: str | OneOf) -> bool:
         NUMBER: number,
         COUNT: number and type(value) is int and value >= 0,
         POSITIVE: number and value > 0,
+        DEPTH: number and type(value) is int and 1 <= value <= 1000,
         SIZE: number and type(value) is int and 1 <= value <= 10_000_000,
         TEXT: isinstance(value, str) and _is_unicode(value),
         FLAG: isinstance(value, bool),
@@ -169,10 +171,10 @@ def _is_unicode(text: str) -> bool:
 
 def _say(value: Any, kind: str | OneOf, key: str) -> str:
     expected = f"one of {', '.join(kind.texts)}" if isinstance(kind, OneOf) else kind
-    return f"{key or 'it'} is {_show(value)}, expected {expected}"
+    return f"{key or 'it'} is {show(value)}, expected {expected}"
 
 
-def _show(value: Any) -> str:
+def show(value: Any) -> str:
     """A value in few characters."""
     if isinstance(value, dict | list):
         return "an object" if isinstance(value, dict) else "a list"
