@@ -221,10 +221,9 @@ def _check_keys(
 
 
 def _check_references(content: Any, key: str, source: str) -> None:
-    """Refuse what OmegaConf would compute, such as ``${oc.env:NAME}``.
+    """Refuse what OmegaConf would compute; a reference to another key is welcome.
 
-    A secret of the environment would be written into the run's ``config.yaml``. A reference to
-    another key is welcome.
+    With ``${oc.env:NAME}``, a secret of the environment would be written into ``config.yaml``.
     """
     if isinstance(content, dict | list):
         items = content.items() if isinstance(content, dict) else enumerate(content)

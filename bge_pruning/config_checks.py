@@ -71,18 +71,7 @@ def check(config: Config) -> None:
         **{f"optimizer.{k}": v for k, v in vars(o).items() if isinstance(v, (int, float))},
         **{f"loss.{k}": v for k, v in vars(loss).items() if type(v) is float},
     }
-    if config.seed >= 2**32:
-        raise ConfigError(f"seed {config.seed} is not below 2^32. To fix, use e.g. 17.")
-    if config.data.num_workers > MAX_WORKERS:
-        raise ConfigError(
-            f"data.num_workers {config.data.num_workers} is above {MAX_WORKERS} processes. To fix, "
-            f"use a few, or 0."
-        )
-    if len(o.betas) != 2 or not all(0 <= beta < 1 for beta in o.betas):
-        raise ConfigError(
-            f"optimizer.betas {o.betas} are not two numbers in [0, 1). To fix, write e.g. [0.9, "
-            f"0.98]."
-        )
+    _check_limits(config)
     unit = {"model.dropout": m.dropout, "scheduler.alpha_f": s.alpha_f}
     if m.l0_module is not None:
         unit["model.l0_module.start_sparsity"] = m.l0_module.start_sparsity
@@ -91,6 +80,23 @@ def check(config: Config) -> None:
     _check_range(positive, lambda v: v > 0, "above 0")
     _check_range(not_negative, lambda v: v >= 0, "0 or more")
     _check_range(unit, lambda v: 0 <= v <= 1, "in [0, 1]")
+
+
+def _check_limits(config: Config) -> None:
+    """What a library would refuse later in words of its own."""
+    betas = config.optimizer.betas
+    if config.seed >= 2**32:
+        raise ConfigError(f"seed {config.seed} is not below 2^32. To fix, use e.g. 17.")
+    if config.data.num_workers > MAX_WORKERS:
+        raise ConfigError(
+            f"data.num_workers {config.data.num_workers} is above {MAX_WORKERS} processes. To fix, "
+            f"use a few, or 0."
+        )
+    if len(betas) != 2 or not all(0 <= beta < 1 for beta in betas):
+        raise ConfigError(
+            f"optimizer.betas {betas} are not two numbers in [0, 1). To fix, write e.g. [0.9, "
+            f"0.98]."
+        )
 
 
 def _check_values(part: Any, key: str) -> None:

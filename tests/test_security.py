@@ -77,7 +77,12 @@ def test_what_is_looked_for_is_found(line):
 
 @pytest.mark.parametrize(
     "line",
-    ["torch.load(path, weights_only=True)", "model.eval()", "subprocess.run([name])", "re.compile(x)"],
+    [
+        "torch.load(path, weights_only=True)",
+        "model.eval()",
+        "subprocess.run([name])",
+        "re.compile(x)",
+    ],
 )
 def test_what_is_safe_passes(line):
     assert not find_unsafe(ast.parse(line))

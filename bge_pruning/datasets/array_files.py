@@ -1,8 +1,8 @@
 """Arrays kept on disk: each file is written as a whole or not at all, and mapped into memory.
 
-A file is an ordinary ``.npy`` file with a seal behind the numbers, which NumPy does not look at: the
-version of its meaning and a checksum. Without it, a block of zeros after a crash, or numbers that
-an earlier version of this project wrote, would be trained on.
+A file is an ordinary ``.npy`` file with a seal behind the numbers, which NumPy does not look at:
+the version of its meaning and a checksum. Without it, a block of zeros after a crash, or numbers
+that an earlier version of this project wrote, would be trained on.
 """
 
 from __future__ import annotations

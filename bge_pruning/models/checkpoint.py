@@ -98,9 +98,7 @@ class RunMetadata:
     def from_state_dict(cls, state: dict[str, Any]) -> RunMetadata:
         """Inverse of :meth:`state_dict`."""
         files = {k: v.numpy().tobytes() for k, v in state["tokenizer_files"].items()}
-        plain = json.loads(state["json"])
-        check_record(plain, RUN_METADATA, "run metadata", "use an earlier checkpoint")
-        return cls(**plain, tokenizer_files=files)
+        return cls(**json.loads(state["json"]), tokenizer_files=files)
 
 
 @dataclass
@@ -285,12 +283,13 @@ def _weights_and_batch(state: dict[str, Any], path: Path) -> tuple[dict[str, Ten
 def _metadata(state: dict[str, Any], path: Path) -> RunMetadata:
     try:
         callbacks = dict(state["state"]["callbacks"])
-        return RunMetadata.from_state_dict(callbacks[METADATA_KEY])
+        metadata = RunMetadata.from_state_dict(callbacks[METADATA_KEY])
     except (KeyError, IndexError, TypeError, ValueError, AttributeError, RecursionError) as error:
-        if str(error).startswith("run metadata:"):
-            raise ValueError(f"{path}: {error}") from error
         known = ", ".join(f.name for f in fields(RunMetadata))
         raise ValueError(
             f"{path}: is not a checkpoint of this project: it holds no run metadata ({known}). To "
             f"fix, choose a checkpoint that bge_pruning.train wrote."
         ) from error
+    fix = "use an earlier checkpoint, or extract with the version that wrote it"
+    check_record(vars(metadata), RUN_METADATA, f"{path}: run metadata", fix)
+    return metadata

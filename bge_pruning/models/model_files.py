@@ -91,8 +91,8 @@ def _check_details(config: dict[str, Any], path: Path) -> None:
         value = config[key]
         if type(value) not in (int, kind) or not holds(value):
             raise ValueError(
-                f"{path}: {key} is {show(value)}, expected {expected}. To fix, copy the model's own "
-                f"config.json."
+                f"{path}: {key} is {show(value)}, expected {expected}. To fix, copy the model's "
+                f"own config.json."
             )
 
 

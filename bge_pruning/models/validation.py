@@ -166,7 +166,7 @@ def _run_folder(folder: Path, dtype: torch.dtype) -> list[dict[str, Tensor]]:
         with quick_loading():
             model = SentenceTransformer(str(folder), device="cpu", model_kwargs={"dtype": dtype})
     except Exception as error:  # keys of config.json that only the loader knows
-        raise ValidationError(
+        raise ValueError(
             f"transformers does not load the extracted model "
             f"({str(error).strip().partition(chr(10))[0]}). To fix, correct the config.json of the "
             f"model that was trained, and train again."

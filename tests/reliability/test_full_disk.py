@@ -79,27 +79,29 @@ def test_a_training(limit, tiny_yaml, summary):
     summary["full disks"] = summary.get("full disks", 0) + 1
 
 
-def test_texts_and_arrays(tmp_path, summary):
+WRITERS = {
+    "text": (
+        "from bge_pruning.utils.evaluation import write_text",
+        "write_text('whole.md', 'x' * 10_000)",
+    ),
+    "json": (
+        "from bge_pruning.utils.evaluation import write_json",
+        "write_json({'a': 'x' * 10_000}, 'whole.json')",
+    ),
+    "array": (
+        "import numpy as np; from pathlib import Path; "
+        "from bge_pruning.datasets.array_files import save_array",
+        "save_array(np.zeros(10_000), Path('whole.npy'))",
+    ),
+}
+
+
+@pytest.mark.parametrize("kind", WRITERS)
+def test_texts_and_arrays(kind, tmp_path, summary):
     """Reports, results and caches are written through these."""
-    for imports, command in (
-        (
-            (
-                "from bge_pruning.utils.evaluation import write_text",
-                "write_text('whole.md', 'x' * 10_000)",
-            ),
-            (
-                "from bge_pruning.utils.evaluation import write_json",
-                "write_json({'a': 'x' * 10_000}, 'whole.json')",
-            ),
-            (
-                "import numpy as np; from pathlib import Path; "
-                "from bge_pruning.datasets.array_files import save_array",
-                "save_array(np.zeros(10_000), Path('whole.npy'))",
-            ),
-    ):
-        assert_one_error(run_full(tmp_path, 1000, imports, command))
-        assert not list(tmp_path.iterdir())
-        summary["full disks"] = summary.get("full disks", 0) + 1
+    assert_one_error(run_full(tmp_path, 1000, *WRITERS[kind]))
+    assert not list(tmp_path.iterdir())
+    summary["full disks"] = summary.get("full disks", 0) + 1
 
 
 def test_the_limit_is_felt_here(tmp_path):
