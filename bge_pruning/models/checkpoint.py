@@ -202,7 +202,13 @@ def load_trained_model(checkpoint: Path) -> TrainedModel:
     for name, module in (("backbone", backbone), ("heads", heads)):
         load_strict(module.eval(), _with_prefix(weights, f"{name}."), f"{checkpoint} ({name})")
     # Takes memory by the sizes of the shape, which are those of the weights by now.
-    l0_module = build_l0_module(shape, metadata.l0_module)
+    try:
+        l0_module = build_l0_module(shape, metadata.l0_module)
+    except (TypeError, KeyError, ValueError) as error:
+        raise ValueError(
+            f"{checkpoint}: run metadata: these gates are not of this version ({error}). To fix, "
+            f"extract with the version that wrote it ({metadata.versions})."
+        ) from error
     if l0_module is not None:
         tensors = _with_prefix(weights, "l0_module.")
         load_strict(l0_module.eval(), tensors, f"{checkpoint} (l0_module)")
@@ -292,4 +298,6 @@ def _metadata(state: dict[str, Any], path: Path) -> RunMetadata:
         ) from error
     fix = "use an earlier checkpoint, or extract with the version that wrote it"
     check_record(vars(metadata), RUN_METADATA, f"{path}: run metadata", fix)
+    if "tokenizer.json" not in metadata.tokenizer_files:
+        raise ValueError(f"{path}: run metadata: has no tokenizer.json. To fix, {fix}.")
     return metadata

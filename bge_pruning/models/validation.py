@@ -80,7 +80,13 @@ def tokenize_sentences(
     """The validation sentences as ids and mask, cut where sentence-transformers cuts them."""
     from tokenizers import Tokenizer
 
-    tokenizer = Tokenizer.from_str(tokenizer_files["tokenizer.json"].decode("utf-8"))
+    try:
+        tokenizer = Tokenizer.from_str(tokenizer_files["tokenizer.json"].decode("utf-8"))
+    except Exception as error:  # the library raises Exception itself
+        raise ValueError(
+            f"tokenizer.json of the checkpoint is no tokenizer ({error}). To fix, use an earlier "
+            f"checkpoint of the run."
+        ) from error
     tokenizer.no_padding()
     tokenizer.enable_truncation(max_length)
     rows = [torch.tensor(tokenizer.encode(s).ids) for s in VALIDATION_SENTENCES]
