@@ -2,9 +2,11 @@
 #   make test                         uses .venv, made with a Python 3.10, 3.11 or 3.12 that is found on PATH
 #   make test PYTHON=python3.11       makes it with this interpreter
 #   make test VENV=/path/to/env       uses (or makes) another environment; several clones may share one
+#   make env REQUIREMENTS=requirements.in    the same versions without their hashes, for files of another index
 
 VENV ?= .venv
 PYTHON ?= python3
+REQUIREMENTS ?= requirements.txt
 PYTEST_ARGS ?=
 
 SHELL := /bin/bash
@@ -15,11 +17,12 @@ SHELL := /bin/bash
 # PYTHONPATH comes before site-packages: the code of this checkout is always the one that runs.
 export PYTHONPATH := $(CURDIR)
 
-# The stamp carries a checksum of what is installed, so a changed requirements.txt or setup.py installs again,
+# The stamp carries a checksum of what is installed, so changed $(REQUIREMENTS) or setup.py installs again,
 # and an unchanged one does not, whatever the files' dates.
-PINS := $(shell cat requirements.txt setup.py | cksum | cut -d' ' -f1)
+PINS := $(shell cat $(REQUIREMENTS) setup.py | cksum | cut -d' ' -f1)
 STAMP := $(VENV)/.installed-$(PINS)
 IN_ENV := "$(VENV)/bin/python"
+HASHES := $(if $(filter %.txt,$(REQUIREMENTS)),--require-hashes)
 
 NEEDED := Python 3.10, 3.11 or 3.12
 IS_SUPPORTED := import sys; sys.exit(not (3, 10) <= sys.version_info[:2] <= (3, 12))
@@ -74,7 +77,7 @@ $(STAMP):
 	  exit 1; \
 	fi
 	rm -f "$(VENV)"/.installed-*
-	$(IN_ENV) -m pip install --disable-pip-version-check -r requirements.txt
+	$(IN_ENV) -m pip install --disable-pip-version-check $(HASHES) -r $(REQUIREMENTS)
 	$(IN_ENV) -m pip install --disable-pip-version-check --no-build-isolation --no-deps -e .
 	@touch "$@"
 

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import argparse
+import errno
 import logging
 import os
+import re
 import sys
 import traceback
 from collections.abc import Callable, Sequence
@@ -16,6 +18,24 @@ from bge_pruning.utils.run_log import FILE_ONLY
 
 EXIT_FAILURE = 1
 EXIT_USAGE = 2
+# What to do about an error of the operating system.
+_SPACE = "free space on its disk, or choose a folder on another one, and run the command again"
+_RIGHTS = "choose a place that you may read and write"
+ADVICE = {
+    **dict.fromkeys((errno.ENOSPC, errno.EDQUOT, errno.EFBIG), _SPACE),
+    **dict.fromkeys((errno.EACCES, errno.EPERM, errno.EROFS), _RIGHTS),
+    errno.ENOENT: "check the path",
+    errno.EEXIST: "choose another name",
+    errno.EISDIR: "name a file, not a folder",
+    errno.ENOTDIR: "choose a folder; a part of the path is a file",
+    errno.ENAMETOOLONG: "choose a shorter name",
+    errno.EIO: "check the disk",
+    errno.EMFILE: "allow more open files (ulimit -n)",
+}
+# What torch and NumPy say when a disk is full; neither names the reason or the file.
+CUT_OFF = re.compile(
+    r"PytorchStreamWriter failed|inline_container.*unexpected pos|\d+ requested and \d+ written"
+)
 EXIT_STOPPED = 128 + 15  # as the shell names an end by SIGTERM
 # Yellow and red.
 COLOURS = {logging.WARNING: "\x1b[33m", logging.ERROR: "\x1b[31m"}
@@ -151,5 +171,31 @@ def _report(error: BaseException, code: int) -> int:
         traceback.print_exc()
     rank = os.environ.get("RANK")
     where = f" (rank {rank})" if rank not in (None, "0") else ""
-    sys.stderr.write(f"error{where}: {error}\n")
+    sys.stderr.write(f"error{where}: {one_line(describe_error(error))}\n")
     return code
+
+
+def describe_error(error: BaseException) -> str:
+    """What happened, and what to do about it where the error itself does not say so.
+
+    The messages of this project do; those of the operating system and of torch do not.
+    """
+    text = str(error)
+    if "To fix" in text:
+        return text
+    if isinstance(error, OSError) and error.errno in ADVICE:
+        names = [str(name) for name in (error.filename, error.filename2) if name is not None]
+        place = f"{' and '.join(names)}: " if names else ""
+        return f"{place}{error.strerror}. To fix, {ADVICE[error.errno]}."
+    if isinstance(error, RuntimeError | OSError) and CUT_OFF.search(text):
+        return f"a file cannot be written to its end. To fix, {ADVICE[errno.ENOSPC]}."
+    return text
+
+
+def one_line(text: str) -> str:
+    """A message as one line of a terminal, whatever a file name or a value in it holds.
+
+    Lines are joined, and what would move the cursor, ring or change colours is written out.
+    """
+    joined = " ".join(line.strip() for line in text.splitlines() if line.strip())
+    return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in joined)

@@ -8,8 +8,10 @@ an error that names the file, the line and the key.
 from __future__ import annotations
 
 import difflib
+import re
 from collections.abc import Sequence
 from dataclasses import fields, is_dataclass
+from io import StringIO
 from pathlib import Path
 from typing import Any, get_args, get_type_hints
 
@@ -19,6 +21,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from bge_pruning.config_checks import check
 from bge_pruning.config_schema import Config, ConfigError
+from bge_pruning.utils.yaml_text import YamlTextError, check_yaml, describe_yaml_error
 
 
 def load_config(paths: Sequence[str | Path], overrides: Sequence[str] = ()) -> Config:
@@ -111,11 +114,15 @@ def _with_bases(path: Path, seen: tuple[Path, ...]) -> list[Path]:
 
 def _read_yaml(path: Path) -> DictConfig:
     try:
-        content = OmegaConf.load(path)
+        text = path.read_text(encoding="utf-8")
     except FileNotFoundError:
         raise ConfigError(f"{path}: no such file. To fix, check the path.") from None
-    except (yaml.YAMLError, UnicodeDecodeError, OSError, OmegaConfBaseException) as error:
-        raise ConfigError(f"{path}: cannot be read as YAML: {error}") from None
+    except UnicodeDecodeError:
+        raise ConfigError(f"{path}: is not UTF-8. To fix, convert the file.") from None
+    except (OSError, ValueError) as error:  # a name may hold a null byte
+        reason = getattr(error, "strerror", None) or error
+        raise ConfigError(f"{path}: cannot be read ({reason}). To fix, name a YAML file.") from None
+    content = _parse_yaml(text, str(path))
     if not isinstance(content, DictConfig):
         raise ConfigError(f"{path}: must hold 'key: value' pairs. To fix, see configs/.")
     if isinstance(content.get("extends"), str):
@@ -123,18 +130,51 @@ def _read_yaml(path: Path) -> DictConfig:
     return content
 
 
+def _parse_yaml(text: str, path: str) -> Any:
+    """The content of a file; errors name the line."""
+    try:
+        check_yaml(text)
+        try:
+            return OmegaConf.load(StringIO(text))
+        except yaml.YAMLError as error:
+            raise describe_yaml_error(error) from None
+    except YamlTextError as error:
+        where = path if error.line is None else f"{path}:{error.line}"
+        raise ConfigError(f"{where}: is not YAML ({error}). To fix, correct the file.") from None
+    except OmegaConfBaseException as error:
+        raise ConfigError(
+            f"{path}: cannot be read ({_first_line(error)}). To fix, correct the file."
+        ) from None
+    except (OSError, ValueError, TypeError) as error:  # e.g. a text alone, or a number of digits
+        raise ConfigError(
+            f"{path}: must hold 'key: value' pairs ({_first_line(error)}). To fix, see configs/."
+        ) from None
+
+
+def _first_line(error: Exception) -> str:
+    """What an error says, without the details that OmegaConf puts below it."""
+    return next(iter(str(error).strip().splitlines()), type(error).__name__)
+
+
 def _parse_override(text: str) -> DictConfig:
-    key, separator, _ = text.partition("=")
+    key, separator, value = text.partition("=")
     if not separator or not key.strip():
         raise ConfigError(f"override '{text}' is not 'key=value'. To fix, write e.g. seed=1.")
     try:
+        check_yaml(value)
         return OmegaConf.from_dotlist([text])
-    except (yaml.YAMLError, OmegaConfBaseException) as error:
-        raise ConfigError(f"override '{text}' cannot be read: {error}") from None
+    except (yaml.YAMLError, YamlTextError, OmegaConfBaseException, ValueError) as error:
+        reason = describe_yaml_error(error) if isinstance(error, yaml.YAMLError) else error
+        raise ConfigError(
+            f"override '{text}' cannot be read ({_first_line(reason)}). To fix, write key=value, "
+            f"as in seed=1 or data.train=[]."
+        ) from None
 
 
 def _merge(base: DictConfig, extra: DictConfig, source: str, path: Path | None) -> DictConfig:
-    _check_keys(Config, OmegaConf.to_container(extra, resolve=False), (), source, path)
+    content = OmegaConf.to_container(extra, resolve=False)
+    _check_keys(Config, content, (), source, path)
+    _check_references(content, "", source)
     try:
         return OmegaConf.merge(base, extra)
     except TypeError as error:  # a list where keys are expected, or the other way round
@@ -178,6 +218,22 @@ def _check_keys(
         for item in value if isinstance(value, list) else [value]:
             if nested is not None:
                 _check_keys(nested, item, full_key, source, path)
+
+
+def _check_references(content: Any, key: str, source: str) -> None:
+    """Refuse what OmegaConf would compute; a reference to another key is welcome.
+
+    With ``${oc.env:NAME}``, a secret of the environment would be written into ``config.yaml``.
+    """
+    if isinstance(content, dict | list):
+        items = content.items() if isinstance(content, dict) else enumerate(content)
+        for name, value in items:
+            _check_references(value, f"{key}.{name}" if key else str(name), source)
+    elif isinstance(content, str) and (found := re.search(r"\$\{[^}]*:", content)):
+        raise ConfigError(
+            f"{source}: {key}: {found[0]}...}} cannot be read from a configuration. To fix, write "
+            f"the value itself."
+        )
 
 
 def _dataclass_of(hint: Any) -> type | None:

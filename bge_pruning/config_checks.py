@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from dataclasses import fields, is_dataclass
 from pathlib import Path
 from typing import Any
 
@@ -16,9 +17,16 @@ from bge_pruning.config_schema import (
     missing_export_options,
 )
 
+# More is a slip of the keyboard, and more than a 64-bit integer would be an error of C code.
+LARGEST = 1e15
+MAX_NAME = 200
+MAX_WORKERS = 256
+
 
 def check(config: Config) -> None:
     """Refuse values that are out of range whatever the model is."""
+    _check_values(config, "")
+    _check_run_name(config.run_name)
     o, s, m, loss = config.optimizer, config.scheduler, config.model, config.loss
     choices = {
         "stage": (config.stage, ("prune", "recover")),
@@ -68,6 +76,7 @@ def check(config: Config) -> None:
         **{f"optimizer.{k}": v for k, v in vars(o).items() if isinstance(v, (int, float))},
         **{f"loss.{k}": v for k, v in vars(loss).items() if type(v) is float},
     }
+    _check_limits(config)
     unit = {"model.dropout": m.dropout, "scheduler.alpha_f": s.alpha_f}
     if m.l0_module is not None:
         unit["model.l0_module.start_sparsity"] = m.l0_module.start_sparsity
@@ -76,6 +85,56 @@ def check(config: Config) -> None:
     _check_range(positive, lambda v: v > 0, "above 0")
     _check_range(not_negative, lambda v: v >= 0, "0 or more")
     _check_range(unit, lambda v: 0 <= v <= 1, "in [0, 1]")
+
+
+def _check_limits(config: Config) -> None:
+    """What a library would refuse later in words of its own."""
+    betas = config.optimizer.betas
+    if config.seed >= 2**32:
+        raise ConfigError(f"seed {config.seed} is not below 2^32. To fix, use e.g. 17.")
+    if config.data.num_workers > MAX_WORKERS:
+        raise ConfigError(
+            f"data.num_workers {config.data.num_workers} is above {MAX_WORKERS} processes. To fix, "
+            f"use a few, or 0."
+        )
+    if len(betas) != 2 or not all(0 <= beta < 1 for beta in betas):
+        raise ConfigError(
+            f"optimizer.betas {betas} are not two numbers in [0, 1). To fix, write e.g. [0.9, "
+            f"0.98]."
+        )
+
+
+def _check_values(part: Any, key: str) -> None:
+    """Refuse numbers and texts that no key can mean: they would fail far from the file."""
+    if is_dataclass(part):
+        for field in fields(part):
+            _check_values(getattr(part, field.name), f"{key}.{field.name}" if key else field.name)
+    elif isinstance(part, list | dict):
+        items = part.items() if isinstance(part, dict) else enumerate(part)
+        for name, value in items:
+            _check_values(value, f"{key}[{name}]")
+    elif isinstance(part, int | float) and not abs(part) < LARGEST:  # NaN is not below it
+        raise ConfigError(
+            f"{key} {_shorten(part)} is not a finite number below {LARGEST:.0e}. To fix, write a "
+            f"smaller one."
+        )
+    elif isinstance(part, str) and "\0" in part:
+        raise ConfigError(f"{key} {_shorten(part)} holds a null byte. To fix, remove it.")
+
+
+def _shorten(value: float | str) -> str:
+    huge = isinstance(value, int) and abs(value) >= LARGEST  # perhaps of thousands of digits
+    return "of many digits" if huge else repr(value)[:60]
+
+
+def _check_run_name(name: str) -> None:
+    """It becomes a part of paths, with a suffix such as -recovery, and must not leave them."""
+    inside = Path(name).name == name and name not in (".", "..")
+    if not inside or not name.strip() or len(name.encode()) > MAX_NAME:
+        raise ConfigError(
+            f"run_name '{name[:60]}' is not the name of a folder, of 1 to {MAX_NAME} bytes and "
+            f"without '/'. To fix, write a name; run_folder and results_folder say where."
+        )
 
 
 def _check_export(export: ExportConfig) -> None:
@@ -151,7 +210,7 @@ def _check_times(config: Config) -> None:
     if (l0 := config.model.l0_module) is not None:
         times["model.l0_module.lagrangian_warmup_steps"] = (l0.lagrangian_warmup_steps, shares)
     for key, (text, units) in times.items():
-        found = re.fullmatch(r"(\d+|0?\.\d+|[01]\.\d*)(ba|ep|dur)", text)
+        found = re.fullmatch(r"([0-9]{1,9}|0?\.[0-9]+|[01]\.[0-9]*)(ba|ep|dur)", text)
         whole = found is not None and (found[2] == "dur" or found[1].isdigit())
         if not whole or found[2] not in units:
             examples = {"ba": "500ba (batches)", "ep": "2ep (epochs)", "dur": "0.1dur (of the run)"}

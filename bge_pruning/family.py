@@ -7,7 +7,6 @@ Launch:
 
 from __future__ import annotations
 
-import json
 import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -28,7 +27,9 @@ from bge_pruning.pipeline import (
     on_rank_zero,
 )
 from bge_pruning.utils.comparison import EVALUATION
-from bge_pruning.utils.evaluation import write_text
+from bge_pruning.utils.evaluation import refuse_unwritable_folders, write_text
+from bge_pruning.utils.record_schemas import PRUNING
+from bge_pruning.utils.records import read_record
 
 if TYPE_CHECKING:
     from bge_pruning.evaluation.tasks import Task
@@ -171,6 +172,7 @@ def _check(config: Config, recovery: Config, densities: Sequence[float]) -> None
         )
     check_objective(config)
     check_objective(recovery)
+    refuse_unwritable_folders({"the family's folder": family_folder(config)})
     _check_densities(config, densities)
 
 
@@ -207,8 +209,8 @@ def is_done(folder: Path, member: Member) -> bool:
     record = folder / MARKER
     if not record.is_file():
         return False
-    info = json.loads(record.read_text(encoding="utf-8"))
-    return info["kept"] == member.keep.as_dict() and "recover" in info["batches"]
+    info = read_record(record, PRUNING, "remove the folder of this size; it is made again")
+    return info["kept"] == member.keep.as_dict() and "recover" in info.get("batches", {})
 
 
 def _changes(config: Config, member: Member) -> list[str]:

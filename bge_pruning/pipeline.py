@@ -7,7 +7,6 @@ Launch:
 
 from __future__ import annotations
 
-import json
 import logging
 import shlex
 import shutil
@@ -231,7 +230,10 @@ def _source_shape(config: Config) -> EncoderShape:
 
 def _check_results(config: Config) -> None:
     """Refuse a results folder in use; an earlier one is replaced only if asked and if it is one."""
+    from bge_pruning.utils.evaluation import refuse_unwritable_folders
+
     results = Path(config.results_folder)
+    refuse_unwritable_folders({"results_folder": results})
     in_use = results.exists() and any(results.iterdir())
     if in_use and not (config.overwrite and (results / "config.yaml").is_file()):
         raise FileExistsError(
@@ -326,10 +328,12 @@ def collect_run(results: Path, run: Path) -> None:
 def _checkpoint_of(results: Path, run: Path) -> Path:
     """The checkpoint that the pruned model was cut from: perhaps the best, not the newest."""
     from bge_pruning.models.pruning_record import MARKER
+    from bge_pruning.utils.records import TEXT, read_record
 
     record = results / "pruned_model" / MARKER
     if record.is_file():
-        checkpoint = run / Path(json.loads(record.read_text(encoding="utf-8"))["checkpoint"]).name
+        name = read_record(record, {"checkpoint": TEXT}, "extract the model again")["checkpoint"]
+        checkpoint = run / Path(name).name
         return checkpoint if checkpoint.is_file() else run
     return run
 

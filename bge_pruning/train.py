@@ -155,19 +155,34 @@ def check_run(config) -> Plan:  # noqa: ANN001
         ConfigError: If the configuration does not fit itself or the model.
         FileExistsError: If the run folder is in use.
         OSError: If the model cannot be had.
+        PermissionError: If a folder cannot be written to.
     """
     from bge_pruning.data_builders import check_objective
     from bge_pruning.models.hub import fetch_model_folder
     from bge_pruning.plan import build_plan
     from bge_pruning.sharding import check_sharding
+    from bge_pruning.utils.evaluation import refuse_unwritable_folders
 
     if config.model.l0_module is not None and config.model.d_model is not None:
         build_plan(config)  # refuses a bad target before anything is fetched
     check_objective(config)
     check_sharding(config)
     check_run_folder(config)
+    refuse_unwritable_folders(_written_folders(config))
     folder = fetch_model_folder(config.model.base_model, config.model.revision)
     return build_plan(config, folder)
+
+
+def _written_folders(config) -> dict[str, str]:  # noqa: ANN001
+    """Where a training writes to, by key."""
+    folders = {
+        "run_folder": config.run_folder,
+        "data.processed_folder": config.data.processed_folder,
+    }
+    loggers = config.loggers
+    if loggers.wandb is not None or loggers.tensorboard or loggers.file:
+        folders["loggers.folder"] = loggers.folder
+    return folders
 
 
 def check_run_folder(config) -> None:  # noqa: ANN001

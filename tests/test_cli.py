@@ -82,7 +82,39 @@ def test_success(capsys):
         (
             FileNotFoundError(2, "No such file", "a.csv"),
             EXIT_FAILURE,
-            "[Errno 2] No such file: 'a.csv'",
+            "a.csv: No such file. To fix, check the path.",
+        ),
+        (
+            OSError(28, "No space left on device", "a.pt"),
+            EXIT_FAILURE,
+            "a.pt: No space left on device. To fix, free space on its disk, or choose a folder on "
+            "another one, and run the command again.",
+        ),
+        (
+            OSError(27, "File too large"),
+            EXIT_FAILURE,
+            "File too large. To fix, free space on its disk, or choose a folder on another one, "
+            "and run the command again.",
+        ),
+        (
+            PermissionError(13, "Permission denied", "runs"),
+            EXIT_FAILURE,
+            "runs: Permission denied. To fix, choose a place that you may read and write.",
+        ),
+        *(
+            (
+                error,
+                EXIT_FAILURE,
+                "a file cannot be written to its end. To fix, free space on its disk, or choose a "
+                "folder on another one, and run the command again.",
+            )
+            for error in (
+                RuntimeError(
+                    "[enforce fail at inline_container.cc:664] PytorchStreamWriter failed"
+                ),
+                RuntimeError("[enforce fail at inline_container.cc:659] . unexpected pos 64 vs 0"),
+                OSError("10000 requested and 109 written"),
+            )
         ),
         (RuntimeError("CUDA out of memory"), EXIT_FAILURE, "CUDA out of memory"),
         (ValueError("größer als 狗"), EXIT_FAILURE, "größer als 狗"),
@@ -92,6 +124,21 @@ def test_success(capsys):
 def test_failure_is_one_line_and_a_code(error, code, message, capsys):
     assert run_command(failing(error)) == code
     assert capsys.readouterr() == ("", f"error: {message}\n")
+
+
+@pytest.mark.parametrize(
+    ("message", "line"),
+    [
+        ("two\n  lines\n\n", "two lines"),
+        ("a\x1b[31mred\x07", r"a\x1b[31mred\x07"),
+        ("a\x00b\u202e", r"a\x00b\u202e"),
+        ("half \ud800", r"half \ud800"),
+    ],
+    ids=["lines", "colours", "direction", "surrogate"],
+)
+def test_a_message_is_one_line_whatever_it_names(message, line, capsys):
+    assert run_command(failing(ValueError(message))) == EXIT_FAILURE
+    assert capsys.readouterr().err == f"error: {line}\n"
 
 
 def test_codes_are_those_of_the_shell():

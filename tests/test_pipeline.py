@@ -589,3 +589,12 @@ def test_all_ranks_meet_at_the_same_barriers(rank_calls):
     assert first.index("extract") < first.index("recover")
     between = first[first.index("extract") : first.index("recover")]
     assert "barrier" in between
+
+
+def test_results_that_cannot_be_written_are_refused_at_the_start(tiny_yaml, sts_csv, tmp_path):
+    (tmp_path / "file").write_text("")
+    message = r"results_folder .* cannot be written: .*file is no folder .*To fix, choose another"
+    with pytest.raises(PermissionError, match=message):
+        run_pipeline(
+            [tiny_yaml], [f"results_folder={tmp_path}/file/inside"], EvaluationPlan([str(sts_csv)])
+        )

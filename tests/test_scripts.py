@@ -65,6 +65,7 @@ FAILURES = {
         2,
         r"none\.yaml: no such file\. To fix, check the path",
     ),
+    "hash_requirements": (["--input", "none.in"], 1, r"none\.in: no such file\. To fix, check the"),
     "prepare_minilm": (
         ["--sentences", "none.csv"],
         1,
@@ -142,12 +143,13 @@ USAGE = {
         ["run", "out", "--languages", ""],
         ["run", "out", "--private"],
     ],
+    "hash_requirements": [["surplus"], ["--input"]],
     "prepare_minilm": [["surplus"]],
     "quickstart": [["--fast"]],
     "run_pipeline": [["a.yaml"], ["--sts", "a.csv"], ["a.yaml", "--sts"]],
     "train_pruning": [[], ["--fast"]],
     "write_model_card": [[], ["m", "surplus"], ["m", "--private"], ["m", "--evaluation"]],
-    "write_performance": [["a.json"], ["--results"]],
+    "write_performance": [["surplus"], ["--results"]],
     "write_report": [[], ["a", "b"]],
 }
 
@@ -933,3 +935,49 @@ def test_int8_is_compared_in_every_way(run, model_folder, sts_csv, tmp_path):
     )
     assert all(re.search(pattern, line) for line in lines)
     assert sorted(tmp_path.rglob("*")) == before
+
+
+# The lock of the requirements
+
+
+REQUIREMENTS = FOLDER.parent / "requirements.txt"
+
+
+def test_every_pin_is_in_the_lock_and_every_package_has_hashes():
+    """``pip install --require-hashes`` refuses a package that is not listed."""
+
+    def pins(path: Path) -> set[str]:
+        lines = path.read_text(encoding="utf-8").splitlines()
+        found = [line.split(";")[0].split("\\")[0].strip() for line in lines if "==" in line]
+        return {re.sub(r"[-_.]+(?=.*==)", "-", pin.lower()) for pin in found}
+
+    locked = pins(REQUIREMENTS)
+    assert pins(REQUIREMENTS.with_suffix(".in")) <= locked
+    blocks = re.split(r"\n(?=\S)", REQUIREMENTS.read_text(encoding="utf-8"))
+    packages = [block for block in blocks if re.match(r"[A-Za-z0-9._-]+==", block)]
+    assert len(packages) >= len(locked)
+    assert all(re.search(r"--hash=sha256:[0-9a-f]{64}", block) for block in packages)
+    assert not re.search(r"https?://", REQUIREMENTS.read_text(encoding="utf-8"))
+
+
+def test_a_lock_without_uv(run, tmp_path, monkeypatch):
+    (tmp_path / "a.in").write_text("x==1\n")
+    script = load_script("hash_requirements")
+    monkeypatch.setattr(script.shutil, "which", lambda name: None)
+    monkeypatch.setattr(script.sys, "executable", "/nowhere/python")
+    message = r"uv is not installed\. To fix, pip install uv\."
+    assert_fails(run(script, "--input", "a.in", "--output", "a.txt"), 1, message)
+    assert not (tmp_path / "a.txt").exists()
+
+
+def test_a_lock_that_cannot_be_resolved(run, tmp_path, monkeypatch):
+    (tmp_path / "a.in").write_text("x==1\n")
+    (tmp_path / "uv").write_text("#!/bin/sh\necho no such version >&2\nexit 1\n")
+    (tmp_path / "uv").chmod(0o755)
+    script = load_script("hash_requirements")
+    monkeypatch.setattr(script.sys, "executable", str(tmp_path / "python"))
+    message = r"a\.in: cannot be resolved \(no such version\)\. To fix, correct the pins\."
+    assert_fails(run(script, "--input", "a.in", "--output", "a.txt"), 1, message)
+    (tmp_path / "uv").write_text("#!/bin/sh\necho x==1 --hash=sha256:0\n")
+    assert run(script, "--input", "a.in", "--output", "a.txt")[:2] == (0, "wrote a.txt\n")
+    assert (tmp_path / "a.txt").read_text().endswith("\n\nx==1 --hash=sha256:0\n")

@@ -13,7 +13,7 @@ from bge_pruning.callbacks.pruning_callback import PruningCallback
 from bge_pruning.config import ConfigError, from_yaml, load_config
 from bge_pruning.export.extract import extract
 from bge_pruning.models.temperature import LearnedTemperature
-from bge_pruning.train import main, train
+from bge_pruning.train import check_run, main, train
 
 TARGET = {
     "hidden_size": 24,
@@ -503,3 +503,21 @@ def test_nothing_is_made_when_the_target_is_wrong(tiny_yaml, tmp_path, capfd):
     assert "transformers could not load the result" in capfd.readouterr().err
     assert not (tmp_path / "runs").exists()
     assert not (tmp_path / "processed").exists()
+
+
+@pytest.mark.parametrize("key", ["run_folder", "data.processed_folder", "loggers.folder"])
+def test_a_folder_that_cannot_be_written_is_refused_at_the_start(key, tiny_yaml, tmp_path):
+    """A file stands in the way, which the superuser of a container cannot pass either."""
+    (tmp_path / "file").write_text("")
+    overrides = [f"{key}={tmp_path}/file/inside", "loggers.file=true"]
+    message = rf"^{key} .*inside cannot be written: .*file is no folder .*To fix, choose another"
+    with pytest.raises(PermissionError, match=message):
+        check_run(load_config([tiny_yaml], overrides))
+
+
+def test_a_folder_without_rights_is_refused_at_the_start(tiny_yaml, monkeypatch):
+    monkeypatch.setattr("os.access", lambda path, mode: False)
+    with pytest.raises(
+        PermissionError, match=r"run_folder .* cannot be written: .* To fix, choose"
+    ):
+        check_run(load_config([tiny_yaml]))

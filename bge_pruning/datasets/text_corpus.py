@@ -20,8 +20,10 @@ from zipfile import BadZipFile
 import numpy as np
 
 from bge_pruning.atomic_folder import atomic_folder
+from bge_pruning.datasets.array_files import compute_digest
 from bge_pruning.datasets.embedding_dataset import TokenizedTexts, build_tokenizer, tokenize
 from bge_pruning.datasets.rows import BadRows, Row, RowTable
+from bge_pruning.utils.records import COUNT, FLAG, TEXT, Each, read_record
 
 log = logging.getLogger(__name__)
 
@@ -33,7 +35,13 @@ ARRAYS = ("text_starts", "texts", "starts", "positives", "scores")
 # Texts that are tokenised together.
 CHUNK = 8192
 # Raised when the layout of the folder or the meaning of a row changes.
-FORMAT = 1
+FORMAT = 2
+RECORD_SCHEMA = {
+    "format": COUNT,
+    "truncated": COUNT,
+    "bad": {"skip": FLAG, "count": COUNT, "examples": [TEXT]},
+    "digests": Each(TEXT),
+}
 
 
 @dataclass(frozen=True)
@@ -114,10 +122,12 @@ def write_corpus(
     for key, values in arrays.items():
         np.save(folder / f"{key}.npy", values)
     record = {
+        "format": FORMAT,
         "source": name,
         "tokens": int(arrays["text_starts"][-1]),
         "truncated": truncated,
         "bad": asdict(bad),
+        "digests": {path.name: _digest(path) for path in _array_files(folder)},
     }
     (folder / RECORD).write_text(json.dumps(record, indent=2), encoding="utf-8")
     log.info(
@@ -130,22 +140,22 @@ def load_corpus(folder: Path) -> TextCorpus:
     """Map the arrays of a cache folder into memory.
 
     Raises:
-        ValueError: If files are missing or have another size than was written.
+        FileNotFoundError: If there is no record.
+        ValueError: If files are missing or hold something else than was written.
     """
+    fix = "delete the folder; it is made again"
+    record = read_record(folder / RECORD, RECORD_SCHEMA, fix)
     try:
-        record = json.loads((folder / RECORD).read_text(encoding="utf-8"))
-        arrays = {key: np.load(folder / f"{key}.npy", mmap_mode="r") for key in ARRAYS}
+        if record["format"] != FORMAT:
+            raise ValueError(f"it is of version {record['format']}, expected {FORMAT}")
+        found = {path.name: _digest(path) for path in _array_files(folder)}
+        if wrong := [name for name, digest in found.items() if record["digests"][name] != digest]:
+            raise ValueError(f"{', '.join(wrong)}: the checksum is not that of the content")
+        arrays = {
+            key: np.load(folder / f"{key}.npy", mmap_mode="r", allow_pickle=False) for key in ARRAYS
+        }
         ids = np.memmap(folder / IDS, dtype=np.int32, mode="r")
         rows = RowTable(*(arrays[key] for key in ARRAYS[1:]))
-        starts = arrays["text_starts"]
-        sizes = {
-            "tokens": len(ids) == record["tokens"] == starts[-1],
-            "texts": rows.starts[-1] == len(rows.texts) == len(rows.scores),
-            "rows": len(rows.positives) == len(rows),
-            "numbers of texts": int(rows.texts.max()) < len(starts) - 1,
-        }
-        if wrong := [name for name, right in sizes.items() if not right]:
-            raise ValueError(f"{', '.join(wrong)} are not as many as they were")
         texts = TokenizedTexts(ids, arrays["text_starts"], record["truncated"])
         return TextCorpus(texts, rows, BadRows(**record["bad"]))
     except (OSError, EOFError, LookupError, TypeError, ValueError, BadZipFile) as error:
@@ -153,6 +163,14 @@ def load_corpus(folder: Path) -> TextCorpus:
             f"{folder}: damaged or not complete ({error}). To fix, delete the folder; it is made "
             f"again."
         ) from error
+
+
+def _array_files(folder: Path) -> list[Path]:
+    return [folder / IDS, *(folder / f"{key}.npy" for key in ARRAYS)]
+
+
+def _digest(path: Path) -> str:
+    return compute_digest(path, path.stat().st_size).hex()
 
 
 def number_texts(given: Iterable[Row]) -> RowTable:

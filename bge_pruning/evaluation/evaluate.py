@@ -163,6 +163,8 @@ def _check_device(device: str) -> None:
         torch.zeros(1, device=device).item()
     except (RuntimeError, AssertionError) as error:  # a torch without CUDA asserts it
         reason = str(error).strip().partition("\n")[0]
+        if "device type at start" in reason or "Invalid device string" in reason:
+            reason = "torch knows no such device"
         raise ValueError(
             f"device {device} cannot be used here ({reason}). To fix, use cpu, or leave it out for "
             f"the best there is."

@@ -12,16 +12,24 @@ from bge_pruning.models.model_files import read_json
 from bge_pruning.models.origin import CARD
 from bge_pruning.models.pruning_record import MARKER
 from bge_pruning.utils.evaluation import write_text
+from bge_pruning.utils.record_schemas import EVALUATION as EVALUATION_RECORD
+from bge_pruning.utils.record_schemas import INDEX as INDEX_RECORD
+from bge_pruning.utils.record_schemas import PRUNING
+from bge_pruning.utils.records import COUNT, TEXT, Optional, check_record, read_record
 
 log = logging.getLogger(__name__)
 
 # Copies in the folder, which later cards are made from too.
 EVALUATION = "evaluation.json"
 INDEX = "index_compatibility.json"
-# What each of them holds besides the model, and what writes it.
-KEYS = {
-    EVALUATION: ("tasks", "parameters"),
-    INDEX: ("agreement", "agreement_interval", "same_first", "chance", "cosine"),
+# What each of them holds, and what writes it.
+SCHEMAS = {
+    EVALUATION: {
+        **EVALUATION_RECORD,
+        "model": TEXT,
+        "parameters": EVALUATION_RECORD["parameters?"],
+    },
+    INDEX: INDEX_RECORD,
 }
 WRITERS = {EVALUATION: "evaluate_model.py", INDEX: "check_index_compatibility.py"}
 # How each of them names the model.
@@ -73,9 +81,11 @@ def _read_info(folder: Path) -> dict[str, Any]:
             f"{folder}: holds no {MARKER}, so it is no extracted model and its {CARD} is kept. To "
             f"fix, give the folder that scripts/extract_pruned_model.py wrote."
         )
-    info = read_json(folder / MARKER)
+    info = read_record(folder / MARKER, PRUNING, "extract the model again")
     # What sentence-transformers does; somebody may have changed it since the extraction.
-    settings = read_json(folder / "sentence_bert_config.json", {})
+    path = folder / "sentence_bert_config.json"
+    settings = read_json(path, {})
+    check_record(settings, {"max_seq_length?": Optional(COUNT)}, str(path), "copy it again")
     longest = settings.get("max_seq_length") or info.get("max_seq_length")
     return {**info, "max_seq_length": longest}
 
@@ -103,13 +113,9 @@ def _read(
 def _read_record(path: Path, name: str) -> dict[str, Any]:
     if not path.is_file():
         raise FileNotFoundError(f"{path}: no such file. To fix, check the path.")
-    content = read_json(path)
-    if missing := [key for key in (NAMES[name], *KEYS[name]) if key not in content]:
-        raise ValueError(
-            f"{path}: has no {', '.join(missing)}. To fix, give the JSON file that "
-            f"scripts/{WRITERS[name]} wrote."
-        )
-    return content
+    return read_record(
+        path, SCHEMAS[name], f"give the JSON file that scripts/{WRITERS[name]} wrote"
+    )
 
 
 def _check_path(path: Path, model: Any, folder: Path) -> None:

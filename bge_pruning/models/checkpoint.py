@@ -24,6 +24,8 @@ from bge_pruning.models.encoder_shape import EncoderShape
 from bge_pruning.models.l0_module_embedding import L0Module
 from bge_pruning.models.pretrained import describe_load_error, load_strict, without_weights
 from bge_pruning.models.sharded_checkpoint import is_sharded, read_sharded_state
+from bge_pruning.utils.record_schemas import RUN_METADATA
+from bge_pruning.utils.records import check_record
 
 METADATA_KEY = "RunMetadataCallback"
 WORD_TABLE = "backbone.embeddings.word_embeddings.weight"
@@ -194,27 +196,30 @@ def load_trained_model(checkpoint: Path) -> TrainedModel:
     state = load_state(checkpoint)
     metadata = _metadata(state, checkpoint)
     weights, batch = _weights_and_batch(state, checkpoint)
-    try:
-        shape, backbone, heads, l0_module = _build_modules(metadata)
-    except (TypeError, KeyError, AttributeError) as error:
-        raise ValueError(
-            f"{checkpoint}: its run metadata is of another version of this project ({error!r}). To "
-            f"fix, extract with the version that wrote it ({metadata.versions})."
-        ) from error
+    shape, backbone, heads = _build_modules(metadata)
     if WORD_TABLE in weights and not is_sharded(checkpoint):
         # The memory of a mapped file is given back when the last of its tensors goes. The largest
         # one gets a mapping of its own, so that it can go while the others are still used.
         weights[WORD_TABLE] = load_state(checkpoint)["state"]["model"][WORD_TABLE]
-    for name, module in (("backbone", backbone), ("heads", heads), ("l0_module", l0_module)):
-        tensors = _with_prefix(weights, f"{name}.")
-        if module is not None:
-            load_strict(module.eval(), tensors, f"{checkpoint} ({name})")
+    for name, module in (("backbone", backbone), ("heads", heads)):
+        load_strict(module.eval(), _with_prefix(weights, f"{name}."), f"{checkpoint} ({name})")
+    # Takes memory by the sizes of the shape, which are those of the weights by now.
+    try:
+        l0_module = build_l0_module(shape, metadata.l0_module)
+    except (TypeError, KeyError, ValueError) as error:
+        raise ValueError(
+            f"{checkpoint}: run metadata: these gates are not of this version ({error}). To fix, "
+            f"extract with the version that wrote it ({metadata.versions})."
+        ) from error
+    if l0_module is not None:
+        tensors = _with_prefix(weights, "l0_module.")
+        load_strict(l0_module.eval(), tensors, f"{checkpoint} (l0_module)")
     return TrainedModel(metadata, shape, backbone, heads, l0_module, batch)
 
 
 def _build_modules(
     metadata: RunMetadata,
-) -> tuple[EncoderShape, XLMRobertaBackbone, EmbeddingHeads, L0Module | None]:
+) -> tuple[EncoderShape, XLMRobertaBackbone, EmbeddingHeads]:
     """Modules of the run's sizes, without its weights."""
     shape = EncoderShape(**metadata.shape)
     config = metadata.hf_config
@@ -223,7 +228,7 @@ def _build_modules(
         heads = EmbeddingHeads(
             shape.hidden_size, metadata.pooling, shape.sparse_head, shape.colbert_dim
         )
-    return shape, backbone, heads, build_l0_module(shape, metadata.l0_module)
+    return shape, backbone, heads
 
 
 def build_l0_module(shape: EncoderShape, arguments: dict[str, Any] | None) -> L0Module | None:
@@ -291,10 +296,15 @@ def _weights_and_batch(state: dict[str, Any], path: Path) -> tuple[dict[str, Ten
 def _metadata(state: dict[str, Any], path: Path) -> RunMetadata:
     try:
         callbacks = dict(state["state"]["callbacks"])
-        return RunMetadata.from_state_dict(callbacks[METADATA_KEY])
-    except (KeyError, IndexError, TypeError, ValueError, AttributeError) as error:
+        metadata = RunMetadata.from_state_dict(callbacks[METADATA_KEY])
+    except (KeyError, IndexError, TypeError, ValueError, AttributeError, RecursionError) as error:
         known = ", ".join(f.name for f in fields(RunMetadata))
         raise ValueError(
             f"{path}: is not a checkpoint of this project: it holds no run metadata ({known}). To "
             f"fix, choose a checkpoint that bge_pruning.train wrote."
         ) from error
+    fix = "use an earlier checkpoint, or extract with the version that wrote it"
+    check_record(vars(metadata), RUN_METADATA, f"{path}: run metadata", fix)
+    if "tokenizer.json" not in metadata.tokenizer_files:
+        raise ValueError(f"{path}: run metadata: has no tokenizer.json. To fix, {fix}.")
+    return metadata

@@ -8,15 +8,30 @@ from typing import Any
 
 from bge_pruning.models.encoder_shape import EncoderShape
 from bge_pruning.models.hub import TOKENIZER_FILES
-
-SIZES = (
-    "hidden_size",
-    "num_attention_heads",
-    "num_hidden_layers",
-    "intermediate_size",
-    "vocab_size",
-    "max_position_embeddings",
+from bge_pruning.utils.records import (
+    COUNT,
+    TEXT,
+    Each,
+    Either,
+    Optional,
+    check_record,
+    parse_json,
+    show,
 )
+
+# With the largest that is believed: a damaged file must not make a module for each of 10^12 layers.
+SIZES = {
+    "hidden_size": 65_536,
+    "num_attention_heads": 4096,
+    "num_hidden_layers": 1000,
+    "intermediate_size": 1 << 20,
+    "vocab_size": 10_000_000,
+    "max_position_embeddings": 10_000_000,
+}
+PROMPTS = {"prompts?": Optional(Each(TEXT)), "default_prompt_name?": Optional(TEXT)}
+# A token of tokenizer_config.json: its text, or an object that holds it.
+TOKEN = Optional(Either({"content": TEXT}, TEXT))
+SPECIAL = {f"{name}_token?": TOKEN for name in ("bos", "cls", "eos", "sep", "pad", "unk", "mask")}
 # What transformers takes for keys that a config leaves out.
 CONFIG_DEFAULTS = {"type_vocab_size": 2, "pad_token_id": 1, "layer_norm_eps": 1e-12}
 
@@ -39,7 +54,9 @@ def read_hf_config(folder: Path) -> dict[str, Any]:
                 f"XLM-RoBERTa encoder such as BAAI/bge-m3."
             )
     _check_sizes(config, path)
-    return {**CONFIG_DEFAULTS, **config}
+    config = {**CONFIG_DEFAULTS, **config}
+    _check_details(config, path)
+    return config
 
 
 def _check_sizes(config: dict[str, Any], path: Path) -> None:
@@ -47,11 +64,11 @@ def _check_sizes(config: dict[str, Any], path: Path) -> None:
         raise ValueError(
             f"{path}: lacks {', '.join(missing)}. To fix, copy the model's own config.json."
         )
-    for key in SIZES:
-        if type(config[key]) is not int or config[key] < 1:
+    for key, limit in SIZES.items():
+        if type(config[key]) is not int or not 1 <= config[key] <= limit:
             raise ValueError(
-                f"{path}: {key} is {config[key]!r}, expected a number of 1 or more. To fix, copy "
-                f"the model's own config.json."
+                f"{path}: {key} is {show(config[key])}, expected a number of 1 or more, at most "
+                f"{limit:,}. To fix, copy the model's own config.json."
             )
     if config["hidden_size"] % config["num_attention_heads"]:
         raise ValueError(
@@ -59,6 +76,24 @@ def _check_sizes(config: dict[str, Any], path: Path) -> None:
             f"num_attention_heads {config['num_attention_heads']}. To fix, copy the model's own "
             f"config.json."
         )
+
+
+def _check_details(config: dict[str, Any], path: Path) -> None:
+    """What has defaults: rows of token types, the padding id, and what is added to a variance."""
+    positions = config["max_position_embeddings"]
+    ranges = {
+        "type_vocab_size": (int, lambda v: 1 <= v <= 1000, "a number from 1 to 1000"),
+        # Positions begin behind the padding token's.
+        "pad_token_id": (int, lambda v: 0 <= v < positions - 1, "an id, and positions behind it"),
+        "layer_norm_eps": (float, lambda v: 0 <= v <= 1, "a number from 0 to 1"),
+    }
+    for key, (kind, holds, expected) in ranges.items():
+        value = config[key]
+        if type(value) not in (int, kind) or not holds(value):
+            raise ValueError(
+                f"{path}: {key} is {show(value)}, expected {expected}. To fix, copy the model's "
+                f"own config.json."
+            )
 
 
 def shape_from_config(
@@ -112,8 +147,14 @@ def read_max_seq_length(folder: Path, config: dict[str, Any]) -> int:
     Args:
         folder: Model folder.
         config: Its ``config.json``, see :func:`read_hf_config`.
+
+    Raises:
+        ValueError: If the file names no number.
     """
-    named = read_json(folder / "sentence_bert_config.json", {}).get("max_seq_length")
+    path = folder / "sentence_bert_config.json"
+    settings = read_json(path, {})
+    check_record(settings, {"max_seq_length?": Optional(COUNT)}, str(path), "copy it again")
+    named = settings.get("max_seq_length")
     # Positions start at pad_token_id + 1.
     positions = config["max_position_embeddings"] - config["pad_token_id"] - 1
     return min(named or positions, positions)
@@ -127,11 +168,9 @@ def read_prompts(folder: Path) -> dict[str, Any]:
     """
     path = folder / "config_sentence_transformers.json"
     config = read_json(path, {})
-    prompts = config.get("prompts") or {}
-    if not isinstance(prompts, dict) or not all(isinstance(p, str) for p in prompts.values()):
-        raise ValueError(f"{path}: prompts are no texts by name. To fix, copy it again.")
+    check_record(config, PROMPTS, str(path), "copy it again")
     return {
-        "prompts": prompts,
+        "prompts": config.get("prompts") or {},
         "default_prompt_name": config.get("default_prompt_name"),
     }
 
@@ -143,7 +182,8 @@ def read_tokenizer_files(folder: Path, vocab_size: int) -> dict[str, bytes]:
         FileNotFoundError: If there is no ``tokenizer.json``.
         ValueError: If a file is damaged, or there are ids beyond the embedding table.
     """
-    read_json(folder / "tokenizer_config.json", {})  # raises if it is none
+    settings = folder / "tokenizer_config.json"
+    check_record(read_json(settings, {}), SPECIAL, str(settings), "copy it again")
     files = {f: (folder / f).read_bytes() for f in TOKENIZER_FILES if (folder / f).is_file()}
     path = folder / "tokenizer.json"
     if path.name not in files:
@@ -194,10 +234,7 @@ def read_json(path: Path, default: Any = ...) -> Any:
         if default is ...:
             raise FileNotFoundError(f"{path}: no such file. To fix, choose a model folder.")
         return default
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise ValueError(f"{path}: is not JSON ({error}). To fix, copy it again.") from error
+    content = parse_json(path.read_bytes(), str(path), "copy it again")
     if not isinstance(content, dict):
         raise ValueError(f"{path}: is not a JSON object. To fix, copy it again.")
     return content

@@ -11,6 +11,8 @@ import json
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from bge_pruning.utils.records import TEXT, check_record
+
 CLASSIC = "sentence_transformers.models."
 # Modules that this project applies, in their order, and where they lie; ``None`` is anywhere.
 APPLIED = {"Transformer": "", "Pooling": "1_Pooling", "Dense": "2_Dense", "Normalize": None}
@@ -65,8 +67,9 @@ def read_modules(folder: Path) -> list[Module]:
         return []
     try:
         entries = json.loads(path.read_text(encoding="utf-8"))
+        check_record(entries, [{"type": TEXT, "path": TEXT}], path.name, "copy it again")
         return [_module(entry) for entry in entries]
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
+    except (ValueError, RecursionError) as error:
         raise ValueError(
             f"{path}: is not a list of modules with path and type ({error}). To fix, copy it again."
         ) from error

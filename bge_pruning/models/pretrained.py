@@ -23,7 +23,6 @@ from bge_pruning.models.encoder_shape import EncoderShape
 from bge_pruning.models.hub import WEIGHT_FILES, fetch_model_folder
 from bge_pruning.models.model_files import (
     read_hf_config,
-    read_json,
     read_max_seq_length,
     read_pooling,
     read_prompts,
@@ -32,6 +31,8 @@ from bge_pruning.models.model_files import (
 )
 from bge_pruning.models.origin import read_origin
 from bge_pruning.models.projection import FOLDER, read_projection
+from bge_pruning.utils.record_schemas import PRUNING
+from bge_pruning.utils.records import read_record
 
 log = logging.getLogger(__name__)
 
@@ -166,12 +167,16 @@ def load_base_model(
         heads=heads,
         tokenizer_files=tokenizer_files,
         max_seq_length=read_max_seq_length(folder, config),
-        pruning=read_json(folder / "pruning.json", None),
+        pruning=_read_pruning(folder / "pruning.json"),
         prompts=read_prompts(folder),
         projection=projection,
         license=origin.license,
         origin=origin.name,
     )
+
+
+def _read_pruning(path: Path) -> dict[str, Any] | None:
+    return read_record(path, PRUNING, "extract the model again") if path.is_file() else None
 
 
 def _shape_of(

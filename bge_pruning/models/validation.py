@@ -80,7 +80,13 @@ def tokenize_sentences(
     """The validation sentences as ids and mask, cut where sentence-transformers cuts them."""
     from tokenizers import Tokenizer
 
-    tokenizer = Tokenizer.from_str(tokenizer_files["tokenizer.json"].decode("utf-8"))
+    try:
+        tokenizer = Tokenizer.from_str(tokenizer_files["tokenizer.json"].decode("utf-8"))
+    except Exception as error:  # the library raises Exception itself
+        raise ValueError(
+            f"tokenizer.json of the checkpoint is no tokenizer ({error}). To fix, use an earlier "
+            f"checkpoint of the run."
+        ) from error
     tokenizer.no_padding()
     tokenizer.enable_truncation(max_length)
     rows = [torch.tensor(tokenizer.encode(s).ids) for s in VALIDATION_SENTENCES]
@@ -162,8 +168,15 @@ def _run_folder(folder: Path, dtype: torch.dtype) -> list[dict[str, Tensor]]:
     """What sentence-transformers holds of each validation sentence after its last module."""
     from sentence_transformers import SentenceTransformer
 
-    with quick_loading():
-        model = SentenceTransformer(str(folder), device="cpu", model_kwargs={"dtype": dtype})
+    try:
+        with quick_loading():
+            model = SentenceTransformer(str(folder), device="cpu", model_kwargs={"dtype": dtype})
+    except Exception as error:  # keys of config.json that only the loader knows
+        raise ValueError(
+            f"transformers does not load the extracted model "
+            f"({str(error).strip().partition(chr(10))[0]}). To fix, correct the config.json of the "
+            f"model that was trained, and train again."
+        ) from error
     model.default_prompt_name = None  # the masked model got no prompt either
     return model.encode(list(VALIDATION_SENTENCES), output_value=None, show_progress_bar=False)
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,12 +9,20 @@ from statistics import fmean
 from typing import Any
 
 from bge_pruning.utils.markdown import table
+from bge_pruning.utils.record_schemas import EVALUATION as EVALUATION_RECORD
+from bge_pruning.utils.record_schemas import PARAMETERS, SPEED
+from bge_pruning.utils.records import Optional, read_record
 from bge_pruning.utils.tasks import main_scores
 
 EVALUATION = "evaluation.json"
 ORIGINAL = "original"
-# Of a task in a mode.
-NUMBERS = ("value", "baseline", "floor")
+# With both models counted, and speed measured or not.
+COMPARED = {
+    **EVALUATION_RECORD,
+    "parameters": {"model": PARAMETERS, "baseline": Optional(PARAMETERS)},
+    "speed": Optional(SPEED),
+}
+FIX = "run scripts/evaluate_model.py with --baseline"
 # A task in a mode.
 Key = tuple[str, str]
 
@@ -104,15 +111,8 @@ def _read(file: Path) -> dict[str, Any]:
             f"{file}: no such file. To fix, give a results folder or the output of "
             f"scripts/evaluate_model.py; a run is evaluated by that script first."
         )
-    try:
-        evaluation = json.loads(file.read_text(encoding="utf-8"))
-        complete = _is_complete(evaluation)
-    except (ValueError, KeyError, TypeError) as error:
-        raise ValueError(
-            f"{file} is no evaluation with a baseline ({type(error).__name__}: {error}). To fix, "
-            f"run scripts/evaluate_model.py with --baseline."
-        ) from error
-    if not complete:
+    evaluation = read_record(file, COMPARED, FIX)
+    if not _is_complete(evaluation):
         raise ValueError(
             f"{file} has scores without a share of the original's. To fix, run "
             f"scripts/evaluate_model.py with --baseline, and with modes that the baseline has."
@@ -121,18 +121,10 @@ def _read(file: Path) -> dict[str, Any]:
 
 
 def _is_complete(evaluation: Mapping[str, Any]) -> bool:
-    """Whether every score has a share of the original's; raises where something is not there."""
+    """Whether every score has a share of the original's, and both models were counted."""
     entries = main_scores(evaluation)
-    shares = [entry["retention"] for entry in entries]
-    if not shares or None in shares or not evaluation["parameters"]["baseline"]:
-        return False
-    for entry in entries:
-        _ = entry["task"], entry["mode"], [entry[key] + 0.0 for key in NUMBERS]
-    for counts in (evaluation["parameters"][which] for which in ("baseline", "model")):
-        _ = counts["encoder"] + counts["total"]
-    if speed := evaluation["speed"]:
-        _ = speed["latency_ms"]["ratio"] + speed["throughput_texts_per_s"]["ratio"]
-    return True
+    numbers = [entry[key] for entry in entries for key in ("retention", "baseline")]
+    return bool(numbers) and None not in numbers and bool(evaluation["parameters"]["baseline"])
 
 
 def _scores(evaluation: Mapping[str, Any], which: str = "value") -> dict[Key, float]:

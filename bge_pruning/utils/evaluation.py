@@ -95,12 +95,29 @@ def refuse_existing(paths: Iterable[str | Path], *, overwrite: bool) -> None:
             )
         if path.is_dir():
             raise IsADirectoryError(f"{path} is a folder. To fix, name a file.")
-        folder = next(parent for parent in path.absolute().parents if parent.exists())
-        if not (folder.is_dir() and os.access(folder, os.W_OK | os.X_OK)):
-            raise PermissionError(
-                f"{path} cannot be written: {folder} is no folder that may be written to. To fix, "
-                f"choose another folder."
-            )
+        _refuse_unwritable(path, path.absolute().parent)
+
+
+def refuse_unwritable_folders(folders: Mapping[str, str | Path]) -> None:
+    """Stops before the long work whose results could not be written.
+
+    Args:
+        folders: Folders to write into, which may not be there yet, by what names them.
+
+    Raises:
+        PermissionError: If nothing may be written there, or a part of the path is a file.
+    """
+    for key, folder in folders.items():
+        _refuse_unwritable(f"{key} {folder}", Path(folder).absolute())
+
+
+def _refuse_unwritable(what: str | Path, folder: Path) -> None:
+    there = next(place for place in (folder, *folder.parents) if place.exists())
+    if not (there.is_dir() and os.access(there, os.W_OK | os.X_OK)):
+        raise PermissionError(
+            f"{what} cannot be written: {there} is no folder that may be written to. To fix, "
+            f"choose another folder."
+        )
 
 
 def evaluation_files(path: str | Path) -> tuple[Path, Path]:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
-from math import isfinite
 from typing import Any
 
 # Batches and values of each key.
@@ -36,7 +35,8 @@ def collect_series(history: Sequence[Mapping[str, Any]]) -> Series:
     series: Series = {}
     for row in sorted(history, key=lambda row: row["batch"]):
         for key, value in row["metrics"].items():
-            if isinstance(value, int | float) and isfinite(value):
+            # Not isfinite, which raises for a whole number beyond a float; NaN is not below it.
+            if isinstance(value, int | float) and abs(value) < 1e300:
                 batches, values = series.setdefault(key, ([], []))
                 batches.append(row["batch"])
                 values.append(value)

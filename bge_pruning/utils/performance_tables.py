@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import re
 from collections.abc import Mapping, Sequence
@@ -10,8 +9,12 @@ from pathlib import Path
 from typing import Any
 
 from bge_pruning.utils.markdown import table
+from bge_pruning.utils.record_schemas import SPEED_RESULT, STEPS_RESULT
+from bge_pruning.utils.records import check_record, read_record
 from bge_pruning.utils.training_cost import CACHED, GATES, PLAIN, TEACHER
 
+SCHEMAS = {"speed": SPEED_RESULT, "steps": STEPS_RESULT}
+FIX = "measure again, with benchmark_efficiency.py --baseline or benchmark_training.py"
 # Shorter texts are left out of the short table: they measure calls more than arithmetic.
 LONG = 128
 
@@ -140,16 +143,9 @@ def read_results(folder: Path) -> dict[str, list[dict[str, Any]]]:
     """
     results: dict[str, list[dict[str, Any]]] = {"speed": [], "steps": []}
     for path in sorted(folder.glob("*.json")):
-        try:
-            result = json.loads(path.read_text(encoding="utf-8"))
-            kind = "speed" if "settings" in result else "steps"
-            render = {"speed": render_speed, "steps": render_steps}[kind]
-            render([result], brief=False)
-        except (ValueError, KeyError, TypeError) as error:
-            raise ValueError(
-                f"{path}: is no result of benchmark_efficiency.py with a baseline or of "
-                f"benchmark_training.py ({type(error).__name__}: {error}). To fix, measure again."
-            ) from error
+        result = read_record(path, {}, FIX)
+        kind = "speed" if "settings" in result else "steps"
+        check_record(result, SCHEMAS[kind], str(path), FIX)
         results[kind].append(result)
     if not any(results.values()):
         raise FileNotFoundError(
@@ -172,7 +168,14 @@ def write_tables(
     Returns:
         Whether the document had other tables.
     """
-    before = path.read_text(encoding="utf-8")
+    try:
+        before = path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        reason = getattr(error, "strerror", None) or "not UTF-8"
+        raise ValueError(
+            f"{path}: cannot be read as Markdown ({reason}). To fix, name a document with the "
+            f"marks of the tables."
+        ) from error
     after = replace_section(before, "speed", render_speed(results["speed"], brief))
     after = replace_section(after, "steps", render_steps(results["steps"], brief))
     if write and after != before:

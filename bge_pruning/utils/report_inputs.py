@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -12,9 +11,13 @@ from zipfile import BadZipFile
 import yaml
 
 from bge_pruning.utils.history import Series, collect_series
+from bge_pruning.utils.record_schemas import CONFIG_FILE, EVALUATION, HISTORY_ROW, PRUNING
+from bge_pruning.utils.records import TEXT, Each, Schema, check_record, parse_json, read_record
+from bge_pruning.utils.yaml_text import check_yaml
 
 COMMANDS = "commands.txt"
 VERSIONS = "versions.json"
+REMOVE = "remove the line"
 
 
 @dataclass
@@ -66,8 +69,8 @@ def read_inputs(folder: Path, commands: Sequence[str] = ()) -> Inputs:
     """
     inputs = Inputs(name=folder.resolve().name, commands=list(commands))
     readers: dict[str, Callable[[Path], None]] = {
-        "evaluation.json": lambda path: setattr(inputs, "evaluation", _read_json(path)),
-        "pruning.json": lambda path: setattr(inputs, "pruning", _read_json(path)),
+        "evaluation.json": lambda path: setattr(inputs, "evaluation", _read_json(path, EVALUATION)),
+        "pruning.json": lambda path: setattr(inputs, "pruning", _read_json(path, PRUNING)),
         "metrics.jsonl": lambda path: setattr(inputs, "series", _read_series(path)),
         "metrics-recovery.jsonl": lambda path: setattr(inputs, "recovery", _read_series(path)),
         "gates.npz": lambda path: _read_gates(path, inputs),
@@ -85,7 +88,7 @@ def read_inputs(folder: Path, commands: Sequence[str] = ()) -> Inputs:
             "the results folder of one that was extracted or evaluated."
         )
     if (folder / VERSIONS).is_file():
-        inputs.versions = _read_json(folder / VERSIONS)
+        inputs.versions = _read_json(folder / VERSIONS, Each(TEXT))
     _find_commands(folder, inputs)
     return inputs
 
@@ -101,37 +104,25 @@ def _find_commands(folder: Path, inputs: Inputs) -> None:
         inputs.commands = [recorded] if recorded else []
 
 
-def _read_json(path: Path) -> dict[str, Any]:
-    content = _parse(_read_text(path), str(path))
-    if not isinstance(content, dict):
-        raise ValueError(f"{path} is no JSON object. To fix, write it again.")
-    return content
+def _read_json(path: Path, schema: Schema) -> dict[str, Any]:
+    return read_record(path, schema, "write it again")
 
 
 def _read_text(path: Path) -> str:
     try:
         return path.read_text(encoding="utf-8")
     except UnicodeDecodeError as error:
-        raise ValueError(f"{path} is not UTF-8 ({error}). To fix, write it again.") from error
+        raise ValueError(f"{path}: is not UTF-8. To fix, write it again.") from error
 
 
 def _read_series(path: Path) -> Series:
-    lines = enumerate(_read_text(path).splitlines(), 1)
-    rows = [_parse(line, f"{path}:{number}") for number, line in lines if line.strip()]
-    try:
-        return collect_series(rows)
-    except (KeyError, TypeError, AttributeError) as error:
-        raise ValueError(
-            f'{path}: a line is not {{"batch": ..., "metrics": ...}} ({error!r}). To fix, write it '
-            "again."
-        ) from error
-
-
-def _parse(text: str, where: str) -> Any:
-    try:
-        return json.loads(text)
-    except json.JSONDecodeError as error:
-        raise ValueError(f"{where} is no JSON ({error.msg}). To fix, write it again.") from error
+    rows = []
+    for number, line in enumerate(path.read_bytes().split(b"\n"), 1):
+        if line.strip():
+            where = f"{path}:{number}"
+            rows.append(parse_json(line, where, REMOVE))
+            check_record(rows[-1], HISTORY_ROW, where, REMOVE)
+    return collect_series(rows)
 
 
 def _read_gates(path: Path, inputs: Inputs) -> None:
@@ -152,10 +143,10 @@ def _read_gates(path: Path, inputs: Inputs) -> None:
 def _read_config(path: Path, inputs: Inputs) -> None:
     inputs.config_text = _read_text(path)
     try:
+        check_yaml(inputs.config_text)
         content = yaml.safe_load(inputs.config_text)
-    except yaml.YAMLError as error:
+    except (yaml.YAMLError, ValueError) as error:  # ValueError: a date or number that is none
         reason = " ".join(str(error).split())
-        raise ValueError(f"{path} is no YAML ({reason}). To fix, write it again.") from error
-    if not isinstance(content, dict):
-        raise ValueError(f"{path} holds no keys and values. To fix, write it again.")
+        raise ValueError(f"{path}: is not YAML ({reason}). To fix, write it again.") from error
+    check_record(content, CONFIG_FILE, str(path), "write it again")
     inputs.config = content

@@ -5,7 +5,8 @@ import re
 import numpy as np
 import pytest
 
-from bge_pruning.datasets.array_files import load_array, new_arrays, save_array
+from bge_pruning.datasets import array_files
+from bge_pruning.datasets.array_files import compute_digest, load_array, new_arrays, save_array
 
 
 def test_round_trip(tmp_path):
@@ -61,3 +62,38 @@ def test_a_damaged_file(content, tmp_path):
     message = rf"^{re.escape(str(path))}: damaged or not complete \(.*To fix, delete it; it is made"
     with pytest.raises(ValueError, match=message):
         load_array(path)
+
+
+def test_numbers_that_changed_on_the_disk_are_noticed(tmp_path):
+    """The size is right, and NumPy would read it."""
+    path = tmp_path / "x.npy"
+    save_array(np.arange(100), path)
+    content = bytearray(path.read_bytes())
+    content[300] ^= 1
+    path.write_bytes(content)
+    with pytest.raises(
+        ValueError, match=r"its checksum is not that of its content\)\. To fix, del"
+    ):
+        load_array(path)
+
+
+def test_an_array_of_another_version_is_noticed(tmp_path):
+    np.save(tmp_path / "x.npy", np.arange(100))
+    with pytest.raises(
+        ValueError, match=r"not end with the mark of version 1\)\. To fix, delete it"
+    ):
+        load_array(tmp_path / "x.npy")
+
+
+def test_the_checksum_of_a_large_file_is_of_blocks_spread_over_it(tmp_path, monkeypatch):
+    monkeypatch.setattr(array_files, "BLOCK", 16)
+    monkeypatch.setattr(array_files, "BLOCKS", 4)
+    path = tmp_path / "x"
+    content = bytearray(16 * 100 + 3)
+    path.write_bytes(content)
+    before = compute_digest(path, len(content))
+    for place, noticed in ((0, True), (len(content) - 1, True), (17, False), (33 * 16, True)):
+        path.write_bytes(content[:place] + b"x" + content[place + 1 :])
+        assert (compute_digest(path, len(content)) != before) == noticed
+    path.write_bytes(content)
+    assert compute_digest(path, len(content) - 1) != before

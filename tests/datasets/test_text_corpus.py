@@ -114,7 +114,7 @@ def test_no_rows_are_refused(tmp_path, tokenizer_json):
 
 
 @pytest.mark.parametrize("name", ["ids.int32", "texts.npy", "starts.npy", "corpus.json"])
-@pytest.mark.parametrize("damage", ["cut", "removed"])
+@pytest.mark.parametrize("damage", ["cut", "removed", "flipped"])
 def test_a_damaged_cache_says_so(name, damage, tmp_path, tokenizer_json):
     cached_corpus(tmp_path / "c", "mine", Reader(ROWS), tokenizer_json, 128, False)
     path = tmp_path / "c" / name
@@ -122,7 +122,23 @@ def test_a_damaged_cache_says_so(name, damage, tmp_path, tokenizer_json):
     path.unlink()
     if damage == "cut":
         path.write_bytes(content[: len(content) // 2])
-    with pytest.raises(ValueError, match=r"c: damaged or not complete .*To fix, delete the folder"):
+    elif damage == "flipped":  # of the right size, and no error of any reader
+        path.write_bytes(content[:-9] + bytes([content[-9] ^ 1]) + content[-8:])
+    found = rf"c(/{name}: |: damaged or not complete ).*To fix, delete the folder; it is made again"
+    with pytest.raises((ValueError, FileNotFoundError), match=found):
+        load_corpus(tmp_path / "c")
+
+
+def test_a_cache_of_another_version_says_so(tmp_path, tokenizer_json):
+    cached_corpus(tmp_path / "c", "mine", Reader(ROWS), tokenizer_json, 128, False)
+    record = tmp_path / "c" / "corpus.json"
+    record.write_text(record.read_text().replace('"format": 2', '"format": 1'))
+    with pytest.raises(ValueError, match=r"c: .*it is of version 1, expected 2.* To fix, delete"):
+        load_corpus(tmp_path / "c")
+    record.write_text(record.read_text().replace('"count": 0', '"count": "a"'))
+    with pytest.raises(
+        ValueError, match=r'json: bad.count is "a", expected a whole .* To fix, del'
+    ):
         load_corpus(tmp_path / "c")
 
 

@@ -176,7 +176,7 @@ def test_a_file_that_is_something_else(refused, write):
     other = write("other.json", {}, "model")
     message = r"other\.json: has no tasks, parameters\. To fix, give the JSON .*evaluate_model\.py"
     refused(ValueError, message, other)
-    message = r"other\.json: has no new, agreement, .*check_index_compatibility\.py wrote\."
+    message = r"other\.json: has no new, passages, .*check_index_compatibility\.py wrote\."
     refused(ValueError, message, None, other)
     other.write_text("# Scores")
     refused(ValueError, r"other\.json: is not JSON", other)

@@ -423,19 +423,44 @@ def test_damaged_metadata(state, content, save):
 
 
 @pytest.mark.parametrize(
-    "change",
+    ("change", "message"),
     [
-        {"shape": {"hidden_size": 32, "size_of_tomorrow": 1}},
-        {"hf_config": {}},
-        {"l0_module": {"axes": ["layer"], "target": None, "axis_of_tomorrow": 1}},
+        ({"shape": {"hidden_size": 32, "size_of_tomorrow": 1}}, "has no shape.num_hidden_layers"),
+        ({"hf_config": {}}, "has no hf_config.pad_token_id"),
+        (
+            {"l0_module": {"axes": ["layer"], "target": None, "axis_of_tomorrow": 1}},
+            "has no l0_module.target_parameters, l0_module.seed",
+        ),
+        ({"base_model": None}, "base_model is null, expected a text"),
+        ({"pooling": "max"}, 'pooling is "max", expected one of cls, mean'),
+        ({"tokenizer_files": {}}, r"has no tokenizer\.json"),
     ],
-    ids=lambda change: next(iter(change)),
+    ids=["shape", "hf_config", "l0_module", "base_model", "pooling", "tokenizer_files"],
 )
-def test_metadata_of_another_version(change, metadata, content, save):
+def test_metadata_of_another_version(change, message, metadata, content, save):
     """Read well, but it does not say what this version asks for."""
     state = replace(metadata, **change).state_dict()
     content["state"]["callbacks"] = [("RunMetadataCallback", state)]
-    with pytest.raises(ValueError, match=r"x\.pt: .* To fix"):
+    found = rf"x\.pt: run metadata: {message}.* To fix, use an earlier checkpoint, or extract with"
+    with pytest.raises(ValueError, match=found):
+        load_trained_model(save(content))
+
+
+def test_gates_of_another_version(metadata, content, save):
+    gates = {"axes": ["layer"], "target": None, "target_parameters": 1e4, "seed": 1, "later": 2}
+    state = replace(metadata, l0_module=gates).state_dict()
+    content["state"]["callbacks"] = [("RunMetadataCallback", state)]
+    message = r"x\.pt: run metadata: these gates are not of this version .* To fix, extract with"
+    with pytest.raises(ValueError, match=message):
+        load_trained_model(save(content))
+
+
+def test_layers_that_no_memory_holds_are_refused_before_they_are_made(metadata, content, save):
+    shape = {**metadata.shape, "num_hidden_layers": 10**9}
+    content["state"]["callbacks"] = [
+        ("RunMetadataCallback", replace(metadata, shape=shape).state_dict())
+    ]
+    with pytest.raises(ValueError, match=r"num_hidden_layers is 1000000000, expected .* 1 to 1000"):
         load_trained_model(save(content))
 
 

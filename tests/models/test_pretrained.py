@@ -303,8 +303,23 @@ def test_sizes_with_heads_to_come(e5, bge_m3):
 
 
 def test_the_pruning_record_of_an_extracted_model(e5):
-    write_json(e5 / "pruning.json", {"kept": {"hidden": [0, 2]}})
-    assert load_base_model(str(e5)).pruning == {"kept": {"hidden": [0, 2]}}
+    sizes = {"hidden_size": 32, "num_hidden_layers": 4, "intermediate_size": 64}
+    counts = {"encoder": 2, "total": 3}
+    record = {
+        "source": {"base_model": "a"},
+        "source_shape": sizes,
+        "shape": sizes,
+        "parameters": {"source": counts, "extracted": counts},
+        "kept": {"hidden": [0, 2]},
+        "constraint": {},
+    }
+    write_json(e5 / "pruning.json", record)
+    assert load_base_model(str(e5)).pruning == record
+    write_json(e5 / "pruning.json", {**record, "kept": {"hidden": "all"}})
+    with pytest.raises(
+        ValueError, match=r"pruning.json: kept.hidden is \"all\", expected a list.*To"
+    ):
+        load_base_model(str(e5))
 
 
 # Length and pooling
@@ -324,7 +339,7 @@ def test_longest_input_is_never_more_than_there_are_positions(bge_m3):
 @pytest.mark.parametrize("prompts", [["query: "], {"query": 5}, {"query": None}])
 def test_prompts_that_are_no_texts(prompts, bge_m3):
     write_json(bge_m3 / "config_sentence_transformers.json", {"prompts": prompts})
-    message = r"config_sentence_transformers.json: prompts are no texts by name\. To fix, copy it"
+    message = r"config_sentence_transformers.json: prompts.* is .*, expected .* To fix, copy it"
     with pytest.raises(ValueError, match=message):
         load_base_model(str(bge_m3))
 
@@ -518,7 +533,7 @@ def test_weights_of_another_layout(state, bge_m3):
         ),
         ({"num_attention_heads": 5}, r"(num_attention_heads|disagree).*To fix"),
         ({"num_attention_heads": 0}, r"num_attention_heads.* 0.*To fix"),
-        ({"hidden_size": "32"}, r"hidden_size.*'32'.*To fix"),
+        ({"hidden_size": "32"}, r'hidden_size is "32", expected a number of 1.*To fix'),
         ({"num_hidden_layers": -1}, r"(num_hidden_layers|disagree).*To fix"),
     ],
     ids=lambda value: str(value) if isinstance(value, dict) else "",
@@ -527,6 +542,56 @@ def test_configs_that_are_refused(config, message, e5):
     change_json(e5 / "config.json", **config)
     with pytest.raises(ValueError, match=r"(config\.json|e5): .*" + message):
         load_base_model(str(e5))
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (
+            {"num_hidden_layers": 10**12},
+            r"num_hidden_layers is 1000000000000, .* at most 1,000\. To",
+        ),
+        ({"vocab_size": 10**30}, r"vocab_size is a huge number, .* at most 10,000,000\. To fix"),
+        (
+            {"pad_token_id": "1"},
+            r'pad_token_id is "1", expected an id, and positions behind it\. To',
+        ),
+        ({"pad_token_id": 10**6}, r"pad_token_id is 1000000, expected an id"),
+        ({"type_vocab_size": None}, r"type_vocab_size is null, expected a number from 1 to 1000"),
+        ({"layer_norm_eps": [1]}, r"layer_norm_eps is a list, expected a number from 0 to 1"),
+    ],
+)
+def test_details_that_no_model_has(change, message, e5):
+    change_json(e5 / "config.json", **change)
+    with pytest.raises(ValueError, match=rf"config\.json: {message}"):
+        load_base_model(str(e5))
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        (
+            "sentence_bert_config.json",
+            {"max_seq_length": [1]},
+            "max_seq_length is a list, expected",
+        ),
+        (
+            "sentence_bert_config.json",
+            {"max_seq_length": "9"},
+            'max_seq_length is "9", expected a w',
+        ),
+        ("tokenizer_config.json", {"cls_token": [1]}, "cls_token is a list, expected a text"),
+        (
+            "tokenizer_config.json",
+            {"pad_token": {"x": 1}},
+            "pad_token is an object, expected a text",
+        ),
+    ],
+)
+def test_settings_of_another_kind(name, content, message, bge_m3):
+    write_json(bge_m3 / name, content)
+    with pytest.raises(ValueError, match=rf"{name}: {message}.* To fix, copy it again"):
+        load_base_model(str(bge_m3))
 
 
 def test_missing_sizes_are_all_named(e5):
@@ -544,7 +609,7 @@ def test_missing_sizes_are_all_named(e5):
 )
 def test_damaged_json(name, content, e5):
     (e5 / name).write_bytes(content)
-    with pytest.raises(ValueError, match=re.escape(name) + r": is not .*To fix"):
+    with pytest.raises(ValueError, match=re.escape(name) + r": (is not|it is a list).*To fix"):
         load_base_model(str(e5))
 
 

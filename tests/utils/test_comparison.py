@@ -136,7 +136,7 @@ def test_files_that_cannot_be_compared(tmp_path):
     with pytest.raises(FileNotFoundError, match=r"evaluation\.json: no such file\. To fix, give a"):
         read_candidates([str(tmp_path)])
     (tmp_path / "x.json").write_text("{}")
-    with pytest.raises(ValueError, match="x.json is no evaluation with a baseline .* --baseline"):
+    with pytest.raises(ValueError, match=r"x.json: has no tasks, .* To fix, run .* --baseline"):
         read_candidates([str(tmp_path / "x.json")])
     alone = write(tmp_path / "alone", 0.9)
     content = json.loads((alone / "evaluation.json").read_text())
@@ -148,24 +148,36 @@ def test_files_that_cannot_be_compared(tmp_path):
 
 
 @pytest.mark.parametrize(
-    "damage",
+    ("damage", "message"),
     [
-        lambda content: content.pop("speed"),
-        lambda content: content["speed"].pop("latency_ms"),
-        lambda content: content["parameters"].update(model=None),
-        lambda content: content["parameters"]["baseline"].pop("total"),
-        lambda content: content["tasks"][0].pop("floor"),
-        lambda content: content["tasks"][1].update(floor=None),
-        lambda content: content["tasks"][2].update(value="0.5"),
-        lambda content: content["tasks"][0].pop("baseline"),
+        (lambda c: c.pop("speed"), "has no speed"),
+        (lambda c: c["speed"].pop("latency_ms"), "has no speed.latency_ms"),
+        (lambda c: c["speed"]["latency_ms"].update(ratio=0), "ratio is 0, expected a number above"),
+        (lambda c: c["parameters"].update(model=None), "parameters.model is null, expected an obj"),
+        (lambda c: c["parameters"]["baseline"].pop("total"), "has no parameters.baseline.total"),
+        (lambda c: c["tasks"][0].pop("floor"), r"has no tasks\[0\].floor"),
+        (
+            lambda c: c["tasks"][1].update(floor=None),
+            r"tasks\[1\].floor is null, expected a finite",
+        ),
+        (
+            lambda c: c["tasks"][2].update(value="0.5"),
+            r"tasks\[2\].value is \"0.5\", expected a fin",
+        ),
+        (lambda c: c["tasks"][0].update(value=10**400), r"tasks\[0\].value is a huge number, exp"),
+        (lambda c: c["tasks"][0].pop("baseline"), r"has no tasks\[0\].baseline"),
+        (lambda c: c["tasks"].insert(0, 1), r"tasks\[0\] is 1, expected an object with keys"),
+        (lambda c: c["tasks"][0].update(mode="x"), r"mode is \"x\", expected one of dense, sparse"),
+        (lambda c: c["tasks"][0].update(main=1), r"main is 1, expected true or false"),
+        (lambda c: c["tasks"][0].update(task="\ud800"), r"task is \"\\ud800\", expected a text"),
     ],
 )
-def test_files_of_another_version(damage, tmp_path):
+def test_values_of_another_kind_are_named(damage, message, tmp_path):
     file = write(tmp_path / "a", 0.9) / "evaluation.json"
     content = json.loads(file.read_text())
     damage(content)
     file.write_text(json.dumps(content))
-    with pytest.raises(ValueError, match=r"evaluation.json is no evaluation .* --baseline\."):
+    with pytest.raises(ValueError, match=rf"evaluation.json: .*{message}.* To fix, run .*baseline"):
         read_candidates([str(file)])
 
 

@@ -112,12 +112,36 @@ def alone(result: dict) -> dict:
 
 
 @pytest.mark.parametrize(
-    "content", ["{", "[]", "{}", json.dumps(alone(SPEED))], ids=["cut", "list", "empty", "alone"]
+    ("content", "message"),
+    [
+        ("{", r"is not JSON \(.*\)"),
+        ("[]", "it is a list, expected an object with keys"),
+        ("{}", "has no model, ratios, throughput, costs"),
+        (json.dumps(alone(SPEED)), r"has no settings\[0\].speedup"),
+        (
+            json.dumps(SPEED).replace('"real"', "null"),
+            r"settings\[2\].length is null, expected a whole number of 0 or more",
+        ),
+    ],
+    ids=["cut", "list", "empty", "alone", "length"],
 )
-def test_files_that_are_no_results(content, tmp_path):
+def test_files_that_are_no_results(content, message, tmp_path):
     (tmp_path / "x.json").write_text(content)
-    with pytest.raises(ValueError, match=r"x\.json: is no result of .*To fix, measure again"):
+    with pytest.raises(
+        ValueError, match=rf"x\.json: {message}\. To fix, measure again, with bench"
+    ):
         read_results(tmp_path)
+
+
+@pytest.mark.parametrize("content", [b"\xff", None])
+def test_documents_that_cannot_be_read(content, tmp_path):
+    path = tmp_path / "x.md"
+    if content is not None:
+        path.write_bytes(content)
+    with pytest.raises(
+        ValueError, match=r"x\.md: cannot be read as Markdown \(.*\)\. To fix, name"
+    ):
+        write_tables(path, {"speed": [], "steps": []}, brief=True, write=True)
 
 
 def test_a_folder_without_results(tmp_path):

@@ -83,26 +83,32 @@ def test_commands_given_win_and_the_evaluations_is_the_last_resort(results):
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        (b'{"a"', r"is no JSON \(.*\)\. To fix, write it again"),
-        (b"[1, 2]", r"is no JSON object\. To fix, write it again"),
-        ('{"café": 1}'.encode("latin-1"), r"is not UTF-8 .* To fix, write it again"),
+        (b'{"a"', r"is not JSON \(Expecting ':' delimiter\)\. To fix, write it again"),
+        (b"[1, 2]", r"it is a list, expected an object with keys\. To fix, write it again"),
+        ('{"café": 1}'.encode("latin-1"), r"is not JSON \(not UTF-8\)\. To fix, write it again"),
+        (b"[" * 100_000, r"is not JSON \(nested too deeply\)\. To fix, write it again"),
     ],
-    ids=["cut", "a list", "latin-1"],
+    ids=["cut", "a list", "latin-1", "deep"],
 )
 def test_json_that_cannot_be_used(name, content, message, results):
     (results / name).write_bytes(content)
-    with pytest.raises(ValueError, match=rf"{name} {message}"):
+    with pytest.raises(ValueError, match=rf"{name}: {message}"):
         read_inputs(results)
 
 
 def test_history_that_cannot_be_read(results):
     path = results / "metrics.jsonl"
     path.write_text('{"batch": 1, "metrics": {}}\n\n{"batch"')
-    with pytest.raises(ValueError, match=r"metrics\.jsonl:3 is no JSON .* To fix"):
+    with pytest.raises(ValueError, match=r"metrics\.jsonl:3: is not JSON .* To fix, remove"):
         read_inputs(results)
-    for row in ({"batch": 1}, [1], {"batch": 1, "metrics": 3}):
+    for row, message in (
+        ({"batch": 1}, "has no metrics"),
+        ([1], "it is a list, expected an object with keys"),
+        ({"batch": 1, "metrics": 3}, "metrics is 3, expected an object with keys"),
+        ({"batch": "1", "metrics": {}}, 'batch is "1", expected a whole number'),
+    ):
         path.write_text(json.dumps(row))
-        with pytest.raises(ValueError, match=r"metrics\.jsonl: a line is not .* To fix, write it"):
+        with pytest.raises(ValueError, match=rf"metrics\.jsonl:1: {message}.* To fix, remove the"):
             read_inputs(results)
 
 
@@ -121,8 +127,14 @@ def test_gates_that_hold_code_are_not_run(results):
 
 def test_a_configuration_that_cannot_be_read(results):
     (results / "config.yaml").write_text("a: [1")
-    with pytest.raises(ValueError, match=r"config\.yaml is no YAML .* To fix, write it again"):
+    with pytest.raises(ValueError, match=r"config\.yaml: is not YAML .* To fix, write it again"):
+        read_inputs(results)
+    (results / "config.yaml").write_text("[" * 100_000)
+    with pytest.raises(ValueError, match=r"config\.yaml: is not YAML \(nested more than 50 levels"):
+        read_inputs(results)
+    (results / "config.yaml").write_text("model: {base_model: 3}")
+    with pytest.raises(ValueError, match=r"config\.yaml: model.base_model is 3, expected a text"):
         read_inputs(results)
     (results / "config.yaml").write_text("- a")
-    with pytest.raises(ValueError, match=r"config\.yaml holds no keys and values\. To fix"):
+    with pytest.raises(ValueError, match=r"config\.yaml: it is a list, expected an object"):
         read_inputs(results)
