@@ -19,6 +19,9 @@ WIDE = 0.05
 NOT_CLOSING = 0.95
 # Multipliers that grow by this factor over the window, as the gap stays, push in vain.
 GROWS = 1.05
+# Sparsity: less than this is no movement; and a speed that grew by this factor still grows.
+MOVED = 0.002
+FASTER = 1.5
 # The task's loss is of order 1: with such a multiplier the gates no longer hear it.
 HUGE = 100.0
 
@@ -63,6 +66,23 @@ def is_huge(reading: Reading) -> bool:
     return reading.multiplier > HUGE and reading.gap > NEAR
 
 
+def gathers_speed(readings: Sequence[Reading]) -> bool:
+    """Whether the gates have begun to follow: they went to the target, faster in the second half.
+
+    Multipliers push longer and longer before gates that are wide open move at all.
+
+    Args:
+        readings: Of a window with a fixed target, two or more, in order.
+    """
+    middle, last = readings[len(readings) // 2], readings[-1]
+    if last.step == middle.step:
+        return False
+    way = 1.0 if last.target > last.expected else -1.0
+    moved = way * (last.expected - middle.expected)
+    before = way * (middle.expected - readings[0].expected) / (middle.step - readings[0].step)
+    return moved > MOVED and moved / (last.step - middle.step) > FASTER * before
+
+
 def diverges(readings: Sequence[Reading]) -> bool:
     """Whether the multipliers grow while the gap does not close.
 
@@ -74,7 +94,8 @@ def diverges(readings: Sequence[Reading]) -> bool:
     half = len(readings) // 2
     before, after = (max(r.gap for r in part) for part in (readings[:half], readings[half:]))
     grown = readings[-1].multiplier > GROWS * readings[0].multiplier
-    return grown and after > WIDE and after >= NOT_CLOSING * before
+    stays = after > WIDE and after >= NOT_CLOSING * before
+    return grown and stays and not gathers_speed(readings)
 
 
 def swings(readings: Sequence[Reading]) -> bool:
@@ -101,4 +122,4 @@ def misses(readings: Sequence[Reading], end: int) -> bool:
     now, then = last.expected - last.target, project(readings, end) - last.target
     # On the other side of the target, it would have been passed; so it was if the course swings.
     passed = now * then < 0.0 or swings(readings)
-    return abs(now) > NEAR and abs(then) > NEAR and not passed
+    return abs(now) > NEAR and abs(then) > NEAR and not passed and not gathers_speed(readings)

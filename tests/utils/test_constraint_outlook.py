@@ -5,6 +5,7 @@ import pytest
 from bge_pruning.utils.constraint_outlook import (
     Reading,
     diverges,
+    gathers_speed,
     has_collapsed,
     is_huge,
     misses,
@@ -57,11 +58,27 @@ def test_a_huge_multiplier_matters_while_the_constraint_is_not_met(multiplier, g
         ([0.1, 0.1, 0.1, 0.1], [1.0, 1.0, 1.0, 1.0], False),  # nobody pushes
         ([0.46, 0.46, 0.46, 0.46], [1.0, 1.1, 1.2, 1.3], False),  # near enough
         ([0.1, 0.9, 0.1, 0.9], [10.0, 20.0, 10.0, 30.0], True),  # it swings
+        ([0.10, 0.10, 0.101, 0.105], [1.0, 1.1, 1.2, 1.3], False),  # it gathers speed
         ([0.2, 0.8, 0.35, 0.6], [10.0, 20.0, 10.0, 30.0], False),  # less and less
     ],
 )
 def test_divergence(sparsities, multipliers, expected):
     assert diverges(course(sparsities, multipliers)) is expected
+
+
+@pytest.mark.parametrize(
+    ("sparsities", "expected"),
+    [
+        ([0.1, 0.101, 0.105], True),
+        ([0.1, 0.102, 0.104], False),  # evenly
+        ([0.1, 0.1001, 0.1003], False),  # it hardly moves
+        ([0.1, 0.09, 0.08], False),  # away from the target
+        ([0.9, 0.899, 0.89], True),
+        ([0.1, 0.2], False),  # too few to tell
+    ],
+)
+def test_gathering_speed(sparsities, expected):
+    assert gathers_speed(course(sparsities, [1] * len(sparsities))) is expected
 
 
 def test_swinging():
@@ -87,6 +104,8 @@ def test_projection_is_linear_and_stays_a_share():
         ([0.80, 0.79, 0.78], 130, True),  # too much is pruned
         ([0.80, 0.70, 0.60], 130, False),
         ([0.40, 0.60, 0.60], 31, False),  # it swings: another warning
+        ([0.10, 0.101, 0.105], 130, False),  # it gathers speed
+        ([0.90, 0.899, 0.895], 130, False),
         ([0.60, 0.55, 0.53], 130, False),  # on its way through the target
     ],
 )
