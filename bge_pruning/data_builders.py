@@ -35,7 +35,7 @@ from bge_pruning.models.objective import LossWeights
 from bge_pruning.models.pretrained import BaseModel
 from bge_pruning.models.scores import OUTPUT_NAMES
 from bge_pruning.models.teacher import Teacher
-from bge_pruning.rank_watch import first_of_node_first
+from bge_pruning.rank_watch import rank_zero_first
 from bge_pruning.source_builders import (
     WITH_PASSAGES,
     SourceDataset,
@@ -211,7 +211,7 @@ def build_train_loader(config: Config, base: BaseModel, teacher: Teacher | None)
     if teacher is not None and (mismatch := teacher.find_mismatch(base)):
         raise ConfigError(mismatch)
     # The other ranks find the files that the first one wrote.
-    with first_of_node_first():
+    with rank_zero_first():
         datasets = [_build_dataset(source, config, base, teacher) for source in config.data.train]
     if config.loss.score_distillation and not any(getattr(d, "scored", False) for d in datasets):
         raise ConfigError(
@@ -317,7 +317,7 @@ def build_evaluators(config: Config, base: BaseModel) -> list[Evaluator]:
     for source in config.data.eval:
         if source.kind != "sts":
             continue
-        with first_of_node_first():
+        with rank_zero_first():
             dataset = build_source(source, config, base, None, "")
         # Pairs of similar length together: less padding, and the metric does not see the order.
         order = np.argsort(dataset.lengths, kind="stable")
@@ -356,7 +356,7 @@ def build_collections(config: Config, base: BaseModel) -> dict[str, Task]:
         if (length := config.evaluation.max_length) is not None:
             build_tokenizer(base.tokenizer_files["tokenizer.json"], length)  # refuses what is short
         # mteb seeds everything, and the other ranks find what the first one has fetched.
-        with first_of_node_first(), random_state_kept():
+        with rank_zero_first(), random_state_kept():
             if source.kind == "beir":
                 collections[source.name] = beir_task(source.path, source.split)
             else:

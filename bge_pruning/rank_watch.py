@@ -6,6 +6,7 @@ collective operation has: reading data and making caches may take hours.
 
 from __future__ import annotations
 
+import datetime
 import itertools
 import os
 import sys
@@ -32,17 +33,25 @@ def _setting(name: str, default: int) -> int:
     return int(os.environ.get(name, default))
 
 
-def connect() -> TCPStore | None:
-    """A connection to the store of the run; ``None`` if there is one process only."""
+def connect(seconds: float = 300.0) -> TCPStore | None:
+    """A connection to the store of the run; ``None`` if there is one process only.
+
+    Args:
+        seconds: How long to try.
+    """
     if _setting("WORLD_SIZE", 1) == 1:
         return None
     host, port = os.environ["MASTER_ADDR"], _setting("MASTER_PORT", 0)
-    return TCPStore(host, port, is_master=False, wait_for_workers=False)
+    timeout = datetime.timedelta(seconds=seconds)
+    return TCPStore(host, port, is_master=False, timeout=timeout, wait_for_workers=False)
 
 
 @contextmanager
-def first_of_node_first() -> Iterator[None]:
-    """The first rank of each node does something before the others, who find what it has written.
+def rank_zero_first() -> Iterator[None]:
+    """Rank 0 does something before the others, who find what it has written.
+
+    After it the first rank of each other node does, which finds it too where nodes share a disk,
+    and then the rest. So nobody writes a file that another one is writing.
 
     Every rank must come here equally often. Nobody leaves before all have been inside; if one
     fails there, the others wait until they are ended, see :class:`RankWatch`.
@@ -52,13 +61,16 @@ def first_of_node_first() -> Iterator[None]:
     if store is None:
         yield
         return
-    written = f"bge_pruning/first/{number}/{_setting('NODE_RANK', 0)}"
-    inside = f"bge_pruning/inside/{number}"
-    if _setting("LOCAL_RANK", 0) != 0:
-        while not store.check([written]):
-            time.sleep(POLL_SECONDS)
+    first = _setting("LOCAL_RANK", 0) == 0
+    node = _setting("NODE_RANK", 0)
+    written = [f"bge_pruning/written/{number}/{n}" for n in (0, node)]
+    awaited = [] if first and node == 0 else written[:1] if first else written
+    while awaited and not store.check(awaited):
+        time.sleep(POLL_SECONDS)
     yield
-    store.set(written, "1")
+    if first:
+        store.set(written[1], "1")
+    inside = f"bge_pruning/inside/{number}"
     store.add(inside, 1)
     while store.add(inside, 0) < _setting("WORLD_SIZE", 1):
         time.sleep(POLL_SECONDS)
@@ -82,6 +94,7 @@ class RankWatch:
         self.rank = _setting("RANK", 0)
         self._left = threading.Event()
         self._written = threading.Lock()
+        self._told = False
         self._listener: threading.Thread | None = None
 
     def __enter__(self) -> RankWatch:
@@ -104,11 +117,12 @@ class RankWatch:
         The first failure counts: those that follow come of it.
         """
         failed = isinstance(error, Exception) and not isinstance(error, self.quiet)
-        if self._listener is None or not failed:
+        if self._listener is None or self._told or not failed:
             return
+        self._told = True
         message = f"{self.rank} {error}"
         try:
-            store = connect()  # the listener may be in the middle of a question
+            store = connect(HEARD_SECONDS)  # the listener may be in the middle of a question
             first = store.compare_set(FAILURE, "", message).decode()
             if first != message:
                 self._write(store, first)

@@ -9,6 +9,7 @@ import shutil
 import sys
 import time
 from collections.abc import Callable
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -662,11 +663,17 @@ def test_another_size_of_heads_has_other_vectors(configure, base, copy_model):
     assert before < vector_files(configure(f"teacher.base_model={folder}"), base)
 
 
-@pytest.mark.parametrize(("rank", "order"), [(0, ["work", "wait"]), (1, ["wait", "work"])])
-def test_the_first_process_of_a_node_makes_the_vectors(rank, order, configure, base, monkeypatch):
+def test_the_first_process_makes_the_vectors(configure, base, monkeypatch):
+    """Who waits for whom inside: test_rank_watch.py."""
     events = []
-    monkeypatch.setattr(dist, "get_local_rank", lambda: rank)
-    monkeypatch.setattr(dist, "barrier", lambda: events.append("wait"))
+
+    @contextmanager
+    def rank_zero_first():
+        events.append("enter")
+        yield
+        events.append("leave")
+
+    monkeypatch.setattr(data_builders, "rank_zero_first", rank_zero_first)
     monkeypatch.setattr(
         data_builders,
         "cached_teacher_outputs",
@@ -674,7 +681,7 @@ def test_the_first_process_of_a_node_makes_the_vectors(rank, order, configure, b
     )
     config = configure()
     build_train_loader(config, base, build_teacher(config, base))
-    assert events == order
+    assert events == ["enter", "work", "leave"]
 
 
 def test_processes_share_a_batch(configure, base, monkeypatch):
@@ -682,7 +689,6 @@ def test_processes_share_a_batch(configure, base, monkeypatch):
     whole = list(build_train_loader(config, base, None).dataloader)
     shares = []
     monkeypatch.setattr(dist, "get_world_size", lambda: 2)
-    monkeypatch.setattr(dist, "barrier", lambda: None)
     for rank in range(2):
         monkeypatch.setattr(dist, "get_global_rank", lambda rank=rank: rank)
         shares.append(list(build_train_loader(config, base, None).dataloader))

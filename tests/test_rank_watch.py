@@ -13,7 +13,7 @@ import pytest
 from torch.distributed import TCPStore
 
 from bge_pruning import rank_watch
-from bge_pruning.rank_watch import FAILURE, HEARD, RankWatch, first_of_node_first
+from bge_pruning.rank_watch import FAILURE, HEARD, RankWatch, rank_zero_first
 
 ROOT = Path(__file__).parents[1]
 
@@ -103,7 +103,7 @@ def test_nothing_is_told_without_a_failure(store, as_rank):
 
 def test_a_run_of_one_process_has_no_store(monkeypatch):
     monkeypatch.setenv("WORLD_SIZE", "1")
-    with pytest.raises(ValueError, match="alone"), RankWatch(), first_of_node_first():
+    with pytest.raises(ValueError, match="alone"), RankWatch(), rank_zero_first():
         raise ValueError("alone")
 
 
@@ -123,17 +123,36 @@ def test_a_rank_ends_although_it_waits_for_ever(store, as_rank):
 def test_a_lost_store_is_no_failure(monkeypatch, store, as_rank):
     as_rank(1)
 
-    def connect():
+    def connect(seconds):
         raise RuntimeError("rank 0 is gone")
 
     fail(ValueError("own"), lambda watch: monkeypatch.setattr(rank_watch, "connect", connect))
 
 
+def test_a_failure_is_told_once(store, as_rank, monkeypatch):
+    """The store may be gone the second time, and looking for it takes long."""
+    connected = []
+    connect = rank_watch.connect
+    monkeypatch.setattr(rank_watch, "HEARD_SECONDS", 0.3)
+    monkeypatch.setattr(rank_watch, "connect", lambda *s: connected.append(s) or connect(*s))
+    as_rank(1)
+    fail(ValueError("no space left"), lambda watch: watch.tell(ValueError("no space left")))
+    assert connected == [(), (0.3,)]
+
+
+def test_a_store_that_is_gone_is_not_looked_for_long(store, as_rank, monkeypatch):
+    monkeypatch.setattr(rank_watch, "HEARD_SECONDS", 0.5)
+    as_rank(1)
+    begun = time.monotonic()
+    fail(ValueError("own"), lambda watch: monkeypatch.setenv("MASTER_PORT", "1"))
+    assert time.monotonic() - begun < 30
+
+
 WAIT = """\
 import sys, time
-from bge_pruning.rank_watch import first_of_node_first
+from bge_pruning.rank_watch import rank_zero_first
 for number in range(2):
-    with first_of_node_first():
+    with rank_zero_first():
         if sys.argv[1] == "0":
             time.sleep(0.5)
         print(sys.argv[1], "inside", time.time(), flush=True)
@@ -141,10 +160,15 @@ for number in range(2):
 """
 
 
-def test_the_first_rank_goes_first_and_nobody_leaves_early(store, as_rank):
+@pytest.mark.parametrize("nodes", [False, True])
+def test_the_first_rank_goes_first_and_nobody_leaves_early(nodes, store, as_rank, monkeypatch):
     processes = []
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "1" if nodes else "2")
     for rank in (1, 0):
         as_rank(rank)
+        if nodes:
+            monkeypatch.setenv("NODE_RANK", str(rank))
+            monkeypatch.setenv("LOCAL_RANK", "0")
         environment = {**os.environ, "PYTHONPATH": str(ROOT)}
         command = [sys.executable, "-c", WAIT, str(rank)]
         processes.append(

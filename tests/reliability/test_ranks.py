@@ -172,7 +172,7 @@ def test_four_ranks_evaluate_as_one(
     odd.write_text("".join(sts_csv.read_text().splitlines(keepends=True)[:rows]))
     collection = write_collection(tmp_path / "docs", rows - 10)
     overrides = [
-        *(*STEPS[:-1], "max_duration=2ba", "data.train.0.path=" + str(sts_csv)),
+        *(*STEPS[:-1], "max_duration=2ba"),
         f"data.eval=[{{name: dev, kind: sts, path: {odd}}},"
         f" {{name: docs, kind: beir, path: {collection}, split: test}}]",
         "evaluation.modes=[dense, all]",
@@ -224,7 +224,11 @@ def launch_two_nodes(port: int, fault: str, yaml: Path, *overrides: str) -> list
         pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
         command += [str(yaml), *overrides]
         nodes.append(subprocess.Popen(command, cwd=ROOT, env=ENVIRONMENT, **pipes))
-    ends = [process.communicate(timeout=300) for process in nodes]
+    try:
+        ends = [process.communicate(timeout=300) for process in nodes]
+    finally:
+        for process in nodes:
+            process.terminate()
     return [(process.returncode, end[1]) for process, end in zip(nodes, ends, strict=True)]
 
 
