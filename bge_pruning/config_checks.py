@@ -89,6 +89,13 @@ def check(config: Config) -> None:
 
 def _check_limits(config: Config) -> None:
     """What a library would refuse later in words of its own."""
+    paths = {"run_folder": config.run_folder, "loggers.folder": config.loggers.folder}
+    for key, path in {"run_name": config.run_name, **paths}.items():
+        if {"{", "}"} & set(path):  # Composer formats them, with {rank} for one
+            raise ConfigError(
+                f"{key} '{path[:200]}' holds a brace, which stands for a placeholder. To fix, "
+                f"write it without."
+            )
     betas = config.optimizer.betas
     if config.seed >= 2**32:
         raise ConfigError(f"seed {config.seed} is not below 2^32. To fix, use e.g. 17.")

@@ -22,6 +22,12 @@ def empty(tmp_path):
         (f"model.l0_module.target_parameters={10**300}", r"target_parameters .* is not a finite"),
         (f"seed={10**400}", "seed of many digits is not a finite number|cannot be read"),
         (f"model.max_length={10**30}", r"model\.max_length of many digits is not a finite number"),
+        (
+            "run_name='a}'",
+            r"run_name 'a}' holds a brace, which stands for .* To fix, write it with",
+        ),
+        ("run_folder='a{rank}'", r"run_folder 'a{rank}' holds a brace"),
+        ("loggers.folder='{'", r"loggers\.folder '{' holds a brace"),
         ("seed=4294967296", r"seed 4294967296 is not below 2\^32\. To fix, use e\.g\. 17"),
         ("data.num_workers=1000", r"data\.num_workers 1000 is above 256 processes\. To fix, use a"),
         ("optimizer.betas=[0.9]", r"optimizer\.betas \[0\.9\] are not two numbers in \[0, 1\)"),
