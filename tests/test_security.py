@@ -49,9 +49,39 @@ def find_unsafe(tree: ast.AST) -> list[str]:
     return found
 
 
+def reads_by_allow_list(tree: ast.AST) -> bool:
+    """Whether of pickle nothing is used but an unpickler that says itself what it finds."""
+    used = {
+        n.attr
+        for n in ast.walk(tree)
+        if isinstance(n, ast.Attribute) and dotted(n.value) == "pickle"
+    }
+    classes = [n for n in ast.walk(tree) if isinstance(n, ast.ClassDef)]
+    readers = [c for c in classes if "pickle.Unpickler" in map(dotted, c.bases)]
+    methods = [{f.name for f in c.body if isinstance(f, ast.FunctionDef)} for c in readers]
+    restricted = all("find_class" in names for names in methods)
+    return used <= {"Unpickler", "UnpicklingError"} and bool(readers) and restricted
+
+
 @pytest.mark.parametrize("path", SOURCES, ids=lambda path: str(path.relative_to(ROOT)))
 def test_no_source_runs_what_a_file_holds(path):
-    assert not find_unsafe(ast.parse(path.read_text(encoding="utf-8")))
+    tree = ast.parse(path.read_text(encoding="utf-8"))
+    found = find_unsafe(tree)
+    if reads_by_allow_list(tree):
+        found = [line for line in found if "imports ['', 'pickle']" not in line]
+    assert not found
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "import pickle\npickle.load(file)",
+        "import pickle\npickle.Unpickler(file).load()\npickle.loads(text)",
+        "import pickle\nclass Reader(pickle.Unpickler):\n    pass",
+    ],
+)
+def test_an_unpickler_without_an_allow_list_is_found(text):
+    assert not reads_by_allow_list(ast.parse(text))
 
 
 @pytest.mark.parametrize(
