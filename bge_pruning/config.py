@@ -182,6 +182,8 @@ def _merge(base: DictConfig, extra: DictConfig, source: str, path: Path | None) 
             f"{source}: {error}. To fix, write a list where a list is expected and keys where keys "
             f"are; see bge_pruning/config_schema.py."
         ) from None
+    except OverflowError as error:  # a whole number of hundreds of digits where a share is expected
+        raise ConfigError(f"{source}: {error}. To fix, write a smaller number.") from None
     except OmegaConfBaseException as error:
         key = error.full_key or ""
         line = _line_of(path, tuple(key.split("."))) if path else None

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from dataclasses import fields, is_dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args, get_type_hints
 
 from bge_pruning.config_schema import (
     SOURCE_KINDS,
@@ -114,8 +114,12 @@ def _check_limits(config: Config) -> None:
 def _check_values(part: Any, key: str) -> None:
     """Refuse numbers and texts that no key can mean: they would fail far from the file."""
     if is_dataclass(part):
+        hints = get_type_hints(type(part))
         for field in fields(part):
-            _check_values(getattr(part, field.name), f"{key}.{field.name}" if key else field.name)
+            value, name = getattr(part, field.name), f"{key}.{field.name}" if key else field.name
+            if field.name != "recovery":  # checked where it is merged in
+                _check_items(value, hints[field.name], name)
+            _check_values(value, name)
     elif isinstance(part, list | dict):
         items = part.items() if isinstance(part, dict) else enumerate(part)
         for name, value in items:
@@ -129,7 +133,18 @@ def _check_values(part: Any, key: str) -> None:
         raise ConfigError(f"{key} {_shorten(part)} holds a null byte. To fix, remove it.")
 
 
-def _shorten(value: float | str) -> str:
+def _check_items(value: Any, hint: Any, key: str) -> None:
+    """Refuse items of a list of another kind; OmegaConf lets null and lists through."""
+    kinds = {str: ((str,), "texts"), float: ((int, float), "numbers")}
+    if isinstance(value, list | dict) and (kind := kinds.get(get_args(hint)[-1])):
+        items = value.values() if isinstance(value, dict) else value
+        if any(type(item) not in kind[0] for item in items):
+            raise ConfigError(
+                f"{key} {_shorten(value)} does not hold {kind[1]} alone. To fix, write {kind[1]}."
+            )
+
+
+def _shorten(value: Any) -> str:
     huge = isinstance(value, int) and abs(value) >= LARGEST  # perhaps of thousands of digits
     return "of many digits" if huge else repr(value)[:60]
 

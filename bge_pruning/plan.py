@@ -117,7 +117,8 @@ def _resolve_target(config: Config, source: EncoderShape, assumptions: str) -> P
     unknown = sorted(set(l0.pruning_modules) - set(AXES))
     if unknown:
         raise ConfigError(
-            f"pruning_modules names {', '.join(unknown)}; known are {', '.join(AXES)}."
+            f"pruning_modules names {', '.join(unknown)}; known are {', '.join(AXES)}. To fix, "
+            f"choose of these."
         )
     if l0.target_model is None:
         return _resolve_budget(config, source, assumptions)

@@ -28,6 +28,19 @@ def empty(tmp_path):
         ),
         ("run_folder='a{rank}'", r"run_folder 'a{rank}' holds a brace"),
         ("loggers.folder='{'", r"loggers\.folder '{' holds a brace"),
+        (
+            "optimizer.betas=[[1, 2], [3]]",
+            r"betas .* does not hold numbers alone\. To fix, write n",
+        ),
+        (
+            "evaluation.modes=[[a]]",
+            r"evaluation\.modes .* does not hold texts alone\. To fix",
+        ),
+        ("data.train=[{name: a, kind: sts, path: b, columns: {a: [b]}}]", "does not hold texts"),
+        (
+            f"optimizer.lr={10**400}",
+            r"too large to convert to float\. To fix, write a smaller number",
+        ),
         ("seed=4294967296", r"seed 4294967296 is not below 2\^32\. To fix, use e\.g\. 17"),
         ("data.num_workers=1000", r"data\.num_workers 1000 is above 256 processes\. To fix, use a"),
         ("optimizer.betas=[0.9]", r"optimizer\.betas \[0\.9\] are not two numbers in \[0, 1\)"),

@@ -25,7 +25,7 @@ from bge_pruning.models.l0_module_embedding import L0Module
 from bge_pruning.models.pretrained import describe_load_error, load_strict, without_weights
 from bge_pruning.models.sharded_checkpoint import is_sharded, read_sharded_state
 from bge_pruning.utils.record_schemas import RUN_METADATA
-from bge_pruning.utils.records import check_record
+from bge_pruning.utils.records import check_record, parse_json
 
 METADATA_KEY = "RunMetadataCallback"
 WORD_TABLE = "backbone.embeddings.word_embeddings.weight"
@@ -99,7 +99,8 @@ class RunMetadata:
     def from_state_dict(cls, state: dict[str, Any]) -> RunMetadata:
         """Inverse of :meth:`state_dict`."""
         files = {k: v.numpy().tobytes() for k, v in state["tokenizer_files"].items()}
-        return cls(**json.loads(state["json"]), tokenizer_files=files)
+        plain = parse_json(state["json"].encode("utf-8"), "run metadata", "use another checkpoint")
+        return cls(**plain, tokenizer_files=files)
 
 
 @dataclass
@@ -305,6 +306,11 @@ def _metadata(state: dict[str, Any], path: Path) -> RunMetadata:
         ) from error
     fix = "use an earlier checkpoint, or extract with the version that wrote it"
     check_record(vars(metadata), RUN_METADATA, f"{path}: run metadata", fix)
+    if metadata.hf_config["pad_token_id"] >= metadata.shape["vocab_size"]:
+        raise ValueError(
+            f"{path}: run metadata: pad_token_id {metadata.hf_config['pad_token_id']} is none of "
+            f"the {metadata.shape['vocab_size']} tokens. To fix, {fix}."
+        )
     if "tokenizer.json" not in metadata.tokenizer_files:
         raise ValueError(f"{path}: run metadata: has no tokenizer.json. To fix, {fix}.")
     return metadata

@@ -80,11 +80,11 @@ def _check_sizes(config: dict[str, Any], path: Path) -> None:
 
 def _check_details(config: dict[str, Any], path: Path) -> None:
     """What has defaults: rows of token types, the padding id, and what is added to a variance."""
-    positions = config["max_position_embeddings"]
+    # Positions begin behind the padding token's, which is a row of the word table.
+    last = min(config["max_position_embeddings"] - 2, config["vocab_size"] - 1)
     ranges = {
         "type_vocab_size": (int, lambda v: 1 <= v <= 1000, "a number from 1 to 1000"),
-        # Positions begin behind the padding token's.
-        "pad_token_id": (int, lambda v: 0 <= v < positions - 1, "an id, and positions behind it"),
+        "pad_token_id": (int, lambda v: 0 <= v <= last, f"an id up to {last:,}"),
         "layer_norm_eps": (float, lambda v: 0 <= v <= 1, "a number from 0 to 1"),
     }
     for key, (kind, holds, expected) in ranges.items():

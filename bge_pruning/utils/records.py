@@ -87,11 +87,17 @@ def parse_json(content: bytes, where: str, fix: str) -> Any:
         ValueError: If it is no JSON.
     """
     try:
-        return json.loads(content.decode("utf-8"))
+        text = content.decode("utf-8")
+        value = json.loads(text)
+        if "\\u" in text:
+            json.dumps(value, ensure_ascii=False).encode("utf-8")
+        return value
     except RecursionError:
         reason = "nested too deeply"
     except UnicodeDecodeError:
         reason = "not UTF-8"
+    except UnicodeEncodeError:
+        reason = "it spells half of a surrogate pair"
     except ValueError as error:  # also of a number with thousands of digits
         reason = getattr(error, "msg", str(error))
     raise ValueError(f"{where}: is not JSON ({reason}). To fix, {fix}.")

@@ -434,8 +434,12 @@ def test_damaged_metadata(state, content, save):
         ({"base_model": None}, "base_model is null, expected a text"),
         ({"pooling": "max"}, 'pooling is "max", expected one of cls, mean'),
         ({"tokenizer_files": {}}, r"has no tokenizer\.json"),
+        (
+            {"hf_config": {"pad_token_id": 99, "layer_norm_eps": 1e-5}},
+            "pad_token_id 99 is none of the 99 tokens",
+        ),
     ],
-    ids=["shape", "hf_config", "l0_module", "base_model", "pooling", "tokenizer_files"],
+    ids=["shape", "hf_config", "l0_module", "base_model", "pooling", "tokenizer_files", "pad"],
 )
 def test_metadata_of_another_version(change, message, metadata, content, save):
     """Read well, but it does not say what this version asks for."""

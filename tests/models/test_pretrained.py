@@ -554,9 +554,9 @@ def test_configs_that_are_refused(config, message, e5):
         ({"vocab_size": 10**30}, r"vocab_size is a huge number, .* at most 10,000,000\. To fix"),
         (
             {"pad_token_id": "1"},
-            r'pad_token_id is "1", expected an id, and positions behind it\. To',
+            r'pad_token_id is "1", expected an id up to 78\. To',
         ),
-        ({"pad_token_id": 10**6}, r"pad_token_id is 1000000, expected an id"),
+        ({"pad_token_id": 10**6}, r"pad_token_id is 1000000, expected an id up to 78"),
         ({"type_vocab_size": None}, r"type_vocab_size is null, expected a number from 1 to 1000"),
         ({"layer_norm_eps": [1]}, r"layer_norm_eps is a list, expected a number from 0 to 1"),
     ],

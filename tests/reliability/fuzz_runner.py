@@ -26,6 +26,10 @@ UNCLEAR = re.compile(
 )
 
 
+# With the reason in the words of the library that loads a model, and advice of ours.
+FOREIGN = re.compile(r"does not load the extracted model|cannot be loaded on")
+
+
 class HangError(BaseException):
     """A command took too long; no handler of errors may take it for one of its own."""
 
@@ -56,7 +60,7 @@ class Outcome:
         lines = self.err.rstrip("\n").splitlines()
         if len(errors) != 1 or not lines or lines[-1] != errors[0]:
             return f"not one error in the last line: {self.err[-600:]}"
-        if found := UNCLEAR.search(errors[0]):
+        if (found := UNCLEAR.search(errors[0])) and not FOREIGN.search(errors[0]):
             return f"unclear ({found.group()}): {errors[0][:600]}"
         usage = not errors[0].startswith("error: ")
         if not usage and not re.search(r"To fix|did you mean|known:", errors[0]):

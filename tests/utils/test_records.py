@@ -74,6 +74,7 @@ def test_files(tmp_path):
         read_record(path, {}, "copy it")
     path.write_text(json.dumps({"a": 1}))
     assert read_record(path, {"a": COUNT}, "copy it") == {"a": 1}
+    assert parse_json(b'"\\ud83d\\ude00 \\u00fc"', "f", "x") == "😀 ü"
 
 
 @pytest.mark.parametrize(
@@ -83,8 +84,9 @@ def test_files(tmp_path):
         (b"\xff", "not UTF-8"),
         (b"[" * 100_000, "nested too deeply"),
         (b"1" * 5000, "Exceeds the limit"),
+        (b'{"a": "\\ud800"}', "it spells half of a surrogate pair"),
     ],
-    ids=["cut", "bytes", "deep", "digits"],
+    ids=["cut", "bytes", "deep", "digits", "half"],
 )
 def test_texts_that_are_no_json(content, reason):
     with pytest.raises(ValueError, match=rf"^f: is not JSON \({reason}.*\)\. To fix, copy it"):
