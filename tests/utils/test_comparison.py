@@ -169,7 +169,7 @@ def test_files_that_cannot_be_compared(tmp_path):
         (lambda c: c["tasks"].insert(0, 1), r"tasks\[0\] is 1, expected an object with keys"),
         (lambda c: c["tasks"][0].update(mode="x"), r"mode is \"x\", expected one of dense, sparse"),
         (lambda c: c["tasks"][0].update(main=1), r"main is 1, expected true or false"),
-        (lambda c: c["tasks"][0].update(task="\ud800"), r"task is \"\\ud800\", expected a text"),
+        (lambda c: c["tasks"][0].update(task="\ud800"), r"it spells half of a surrogate pair"),
     ],
 )
 def test_values_of_another_kind_are_named(damage, message, tmp_path):
