@@ -212,9 +212,13 @@ def _teacher_dimensions(config: Config, base: BaseModel, teacher: Teacher | None
 
 
 def build_algorithms(
-    config: Config, model: ComposerBGEM3, train_loader: DataSpec
+    config: Config, model: ComposerBGEM3, train_loader: DataSpec, stop: StopOnSignal
 ) -> list[Algorithm]:
-    """What changes training."""
+    """What changes training.
+
+    After a batch the trainer runs the last algorithm first: gradients are made means, looked at,
+    and clipped.
+    """
     algorithms: list[Algorithm] = []
     if config.data.adapt_weights_interval is not None:
         loader = train_loader.dataloader
@@ -226,14 +230,14 @@ def build_algorithms(
     if model.l0_module is not None:
         warmup = config.model.l0_module.lagrangian_warmup_steps
         algorithms.append(PruningSchedule(model.l0_module, warmup))
+    is_saved = stop.save_interval(config.save_interval)
+    guard = NonFiniteGuard(is_saved, skip=config.optimizer.non_finite == "skip")
     if config.optimizer.max_grad_norm > 0:
-        algorithms.append(GroupGradientClipping(config.optimizer.max_grad_norm))
-    # After a batch the trainer runs the last algorithm first: gradients are made means, looked at,
-    # and clipped.
-    algorithms.append(NonFiniteGuard(skip=config.optimizer.non_finite == "skip"))
+        algorithms.append(GroupGradientClipping(config.optimizer.max_grad_norm, guard))
+    algorithms.append(guard)
     if config.parallelism.fsdp:
         algorithms.append(MeanGradients(measure_gradient_scale(config.device)))
-    return algorithms
+    return [*algorithms, stop]
 
 
 def build_callbacks(
@@ -326,44 +330,34 @@ def build_trainer(
 
     A checkpoint that it goes on from is read without unpickling anything but plain values.
     """
-    with allow_plain_types():
-        return _build_trainer(config, model, train_loader, evaluators, callbacks, stop)
-
-
-def _build_trainer(
-    config: Config,
-    model: ComposerBGEM3,
-    train_loader: DataSpec,
-    evaluators: list[Evaluator],
-    callbacks: list[Callback],
-    stop: StopOnSignal,
-) -> Trainer:
+    # First of all: it puts the model on the device, where the optimizer finds it.
     parallelism = build_parallelism(config, model)
-    trainer = Trainer(
-        model=model,
-        train_dataloader=train_loader,
-        eval_dataloader=evaluators,
-        max_duration=config.max_duration,
-        optimizers=build_optimizer(config, model),
-        schedulers=build_scheduler(config),
-        step_schedulers_every_batch=True,
-        algorithms=[*build_algorithms(config, model, train_loader), stop],
-        callbacks=callbacks,
-        loggers=[*build_loggers(config), build_progress_log(config, model)],
-        progress_bar=_shows_bar(config),
-        run_name=Path(config.run_folder).name,
-        save_folder=config.run_folder,
-        save_filename=CHECKPOINT,
-        save_interval=stop.save_interval(config.save_interval),
-        save_num_checkpoints_to_keep=config.checkpoints_to_keep,
-        autoresume=config.autoresume,
-        seed=config.seed,
-        precision=config.precision,
-        device=config.device,
-        device_train_microbatch_size=_microbatch_size(config),
-        parallelism_config=parallelism,
-        dist_timeout=config.dist_timeout,
-    )
+    with allow_plain_types():
+        trainer = Trainer(
+            model=model,
+            train_dataloader=train_loader,
+            eval_dataloader=evaluators,
+            max_duration=config.max_duration,
+            optimizers=build_optimizer(config, model),
+            schedulers=build_scheduler(config),
+            step_schedulers_every_batch=True,
+            algorithms=build_algorithms(config, model, train_loader, stop),
+            callbacks=callbacks,
+            loggers=[*build_loggers(config), build_progress_log(config, model)],
+            progress_bar=_shows_bar(config),
+            run_name=Path(config.run_folder).name,
+            save_folder=config.run_folder,
+            save_filename=CHECKPOINT,
+            save_interval=stop.save_interval(config.save_interval),
+            save_num_checkpoints_to_keep=config.checkpoints_to_keep,
+            autoresume=config.autoresume,
+            seed=config.seed,
+            precision=config.precision,
+            device=config.device,
+            device_train_microbatch_size=_microbatch_size(config),
+            parallelism_config=parallelism,
+            dist_timeout=config.dist_timeout,
+        )
     register_forward_methods(model)
     return trainer
 

@@ -995,17 +995,19 @@ def test_algorithms(configure):
     _, model = build_all(config)
     base = build_base_model(config)
     loader = build_train_loader(config, base, build_teacher(config, base))
-    schedule, clipping, guard = build_algorithms(config, model, loader)
+    stop = StopOnSignal()
+    schedule, clipping, guard, last = build_algorithms(config, model, loader, stop)
+    assert last is stop and clipping.guard is guard
     assert isinstance(schedule, PruningSchedule) and schedule.l0_module is model.l0_module
     assert schedule.warmup.to_timestring() == "0.5dur"
     assert isinstance(clipping, GroupGradientClipping) and clipping.max_norm == 0.5
     assert isinstance(guard, NonFiniteGuard) and not guard.skip
     none = ("optimizer.max_grad_norm=0", "model.l0_module=null", "optimizer.non_finite=skip")
     bare = configure(*none)
-    (guard,) = build_algorithms(bare, build_all(bare)[1], loader)
+    guard, _ = build_algorithms(bare, build_all(bare)[1], loader, stop)
     assert isinstance(guard, NonFiniteGuard) and guard.skip
     adaptive = configure("data.adapt_weights_interval=2ba", "data.adapt_batches=3")
-    weights = build_algorithms(adaptive, model, loader)[0]
+    weights = build_algorithms(adaptive, model, loader, stop)[0]
     assert isinstance(weights, SourceWeights)
     assert weights.dataset is loader.dataloader.dataset
     ((*probes,),) = weights.probes

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import torch
 from composer.core import Algorithm, Event, State
 from composer.loggers import Logger
+from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
+
+from bge_pruning.algorithms.non_finite import NonFiniteGuard
 
 
 class GroupGradientClipping(Algorithm):
@@ -18,10 +21,12 @@ class GroupGradientClipping(Algorithm):
 
     Args:
         max_norm: Largest norm of each group's gradient. Groups of one ``name`` count as one.
+        guard: Has read the norms of the gradients already.
     """
 
-    def __init__(self, max_norm: float) -> None:
+    def __init__(self, max_norm: float, guard: NonFiniteGuard) -> None:
         self.max_norm = max_norm
+        self.guard = guard
 
     def match(self, event: Event, state: State) -> bool:
         """After the backward pass, before the optimizer step."""
@@ -29,31 +34,35 @@ class GroupGradientClipping(Algorithm):
 
     def apply(self, event: Event, state: State, logger: Logger) -> None:
         """Clip."""
-        named: dict[str, list[torch.nn.Parameter]] = {}
+        named: dict[str, list[nn.Parameter]] = {}
         for group in state.optimizers[0].param_groups:
             named.setdefault(group["name"].split("/")[0], []).extend(group["params"])
+        norms = self.guard.gradient_norms()
         for parameters in named.values():
-            clip_norm_(parameters, self.max_norm)
+            clip_norm_(parameters, self.max_norm, norms)
 
 
-def clip_norm_(parameters: Sequence[torch.nn.Parameter], max_norm: float) -> None:
+def clip_norm_(
+    parameters: Sequence[nn.Parameter], max_norm: float, norms: Mapping[nn.Parameter, Tensor]
+) -> None:
     """Clip the norm of all gradients together, of which some may be sharded over the ranks.
 
     Args:
         parameters: With gradients, or without.
         max_norm: Largest norm.
+        norms: Norms of gradients that are known; the others are computed.
     """
     with_gradient = [p for p in parameters if p.grad is not None]
-    sharded = [p for p in with_gradient if isinstance(p, DTensor)]
-    if not sharded:
-        torch.nn.utils.clip_grad_norm_(with_gradient, max_norm)
+    if not with_gradient:
         return
+    sharded = [p for p in with_gradient if isinstance(p, DTensor)]
     whole = [p for p in with_gradient if not isinstance(p, DTensor)]
-    get_norm = torch.nn.utils.get_total_norm
-    # The sum over the ranks is taken when the sharded norm is made whole.
-    norms = [get_norm([p.grad for p in sharded]).full_tensor()]
-    if whole:
-        norms.append(get_norm([p.grad for p in whole]))
-    total = torch.stack(norms).norm()
-    for part in (sharded, whole):
-        torch.nn.utils.clip_grads_with_norm_(part, max_norm, total)
+    get_norm = nn.utils.get_total_norm
+    parts = [norms[p] for p in whole if p in norms]
+    if unknown := [p.grad for p in whole if p not in norms]:
+        parts.append(get_norm(unknown))
+    if sharded:  # the sum over the ranks is taken when the norm is made whole
+        parts.append(get_norm([p.grad for p in sharded]).full_tensor())
+    total = torch.stack(parts).norm()
+    for part in filter(None, (sharded, whole)):
+        nn.utils.clip_grads_with_norm_(part, max_norm, total)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -20,6 +20,7 @@ log = logging.getLogger(__name__)
 
 # AdamW stores squares: that of a larger number is infinite, and its parameter would stand still.
 LIMIT = math.sqrt(torch.finfo(torch.float32).max)
+CHECKPOINTS = {Event.BATCH_CHECKPOINT, Event.EPOCH_CHECKPOINT}
 KINDS = {"weights": "weight", "gates": "gate", "multipliers": "multiplier"}
 ADVICE = {
     "loss part": "lower optimizer.lr or look for broken texts in that source",
@@ -33,12 +34,12 @@ class NonFiniteGuard(Algorithm):
     """Stops the run at a number that is none, or leaves out the step that would spread it.
 
     Looked at in every step: the parts of the loss, the gradient of every trained tensor as the
-    backward pass left it, and the tensors themselves after the optimizer's step. A checkpoint of
-    the step is written later, so the last good one stays.
+    backward pass left it, and gates and multipliers after the optimizer's step. Weights, which are
+    many, are looked at before a checkpoint of them is written: the last good one stays.
 
     To stop, nothing more is waited for than the losses, which the trainer fetches in every step:
-    the norm of every tensor is on its way to the host before them. To skip, the host has
-    to know before the optimizer steps, and waits for the backward pass. All ranks decide alike.
+    the norms are on their way to the host before them. To skip, the host has to know before the
+    optimizer steps, and waits for the backward pass. All ranks decide alike.
 
     ============================  ================================================================
     key                           value
@@ -46,9 +47,11 @@ class NonFiniteGuard(Algorithm):
     ``numerics/skipped_steps``    steps left out so far, logged when there is one more
     ============================  ================================================================
 
-    It has to look before gradients are clipped, which spreads one broken number to all of them.
+    It has to look before gradients are clipped, which spreads one broken number to all of them;
+    clipping then takes the norms from here.
 
     Args:
+        is_saved: Whether a checkpoint is written at an event.
         skip: Leave out the optimizer's step of a batch with a broken loss or gradient. Weights,
             gates, multipliers and AdamW's moments stay as they are.
         patience: Steps left out in a row at which the run stops after all.
@@ -57,7 +60,10 @@ class NonFiniteGuard(Algorithm):
         RuntimeError: At the end of the step, before a checkpoint of it is written.
     """
 
-    def __init__(self, skip: bool = False, patience: int = 10) -> None:
+    def __init__(
+        self, is_saved: Callable[[State, Event], bool], skip: bool = False, patience: int = 10
+    ) -> None:
+        self.is_saved = is_saved
         self.skip = skip
         self.patience = patience
         self.skipped = 0
@@ -69,9 +75,9 @@ class NonFiniteGuard(Algorithm):
         self._hook: RemovableHandle | None = None
 
     def match(self, event: Event, state: State) -> bool:
-        """Around the backward pass and at the end of a step."""
+        """Around the backward pass, at the end of a step, and before a checkpoint."""
         events = {Event.FIT_START, Event.AFTER_TRAIN_BATCH, Event.BATCH_END, Event.FIT_END}
-        return event in events or (self.skip and event == Event.AFTER_LOSS)
+        return event in events | CHECKPOINTS or (self.skip and event == Event.AFTER_LOSS)
 
     def apply(self, event: Event, state: State, logger: Logger) -> None:
         """Collect, and judge."""
@@ -83,6 +89,9 @@ class NonFiniteGuard(Algorithm):
             self._read_gradients(state, logger)
         elif event == Event.BATCH_END:
             self._judge(state)
+        elif event in CHECKPOINTS:
+            if self.is_saved(state, event):
+                self._judge_weights(state)
         elif self._hook is not None:
             self._hook.remove()
 
@@ -94,7 +103,8 @@ class NonFiniteGuard(Algorithm):
         self._hook = state.optimizers[0].register_step_post_hook(self._read_parameters)
 
     def _read_parameters(self, *_: object) -> None:
-        self._parameters = Reading(self._watched, [w.parameter for w in self._watched])
+        few = [watched for watched in self._watched if watched.kind != "weight"]
+        self._parameters = Reading(few, [watched.parameter for watched in few])
 
     def _add_losses(self, losses: dict[str, Tensor]) -> None:
         """Of a microbatch; a sum is finite only if its terms are."""
@@ -153,6 +163,18 @@ class NonFiniteGuard(Algorithm):
                 kind = broken[0][0].kind
                 skippable = what == "gradient" and not self.skip
                 raise RuntimeError(_message(state, describe(what, broken), kind, skippable))
+
+    def _judge_weights(self, state: State) -> None:
+        weights = [watched for watched in self._watched if watched.kind == "weight"]
+        if broken := Reading(weights, [watched.parameter for watched in weights]).broken():
+            raise RuntimeError(_message(state, describe("", broken), "weight", skippable=False))
+
+    def gradient_norms(self) -> dict[nn.Parameter, Tensor]:
+        """Norms of this step's gradients; of a sharded tensor that of this rank's part."""
+        read = self._gradients
+        if read is None:
+            return {}
+        return dict(zip((w.parameter for w in read.watched), read.values.unbind(), strict=True))
 
     def state_dict(self) -> dict[str, Any]:
         """How many steps were left out."""

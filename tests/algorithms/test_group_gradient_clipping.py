@@ -1,5 +1,6 @@
 """Gradient norms of weights, gates and multipliers, clipped apart."""
 
+from collections.abc import Callable
 from types import SimpleNamespace
 
 import numpy as np
@@ -38,12 +39,22 @@ def state(parameters) -> SimpleNamespace:
     return SimpleNamespace(optimizers=[optimizer])
 
 
-def clip(state: SimpleNamespace, max_norm: float) -> None:
-    GroupGradientClipping(max_norm).apply(Event.AFTER_TRAIN_BATCH, state, None)
+@pytest.fixture(params=["read before", "in part", "not read"])
+def clip(request, state) -> Callable[[float], None]:
+    """Clips; the norms have been read, or some of them, or none."""
+    trained = [p for group in state.optimizers[0].param_groups for p in group["params"]]
+    known = {"read before": trained, "in part": trained[1:3], "not read": []}[request.param]
+
+    def apply(max_norm: float) -> None:
+        norms = {p: p.grad.norm() for p in known if p.grad is not None}
+        guard = SimpleNamespace(gradient_norms=lambda: norms)
+        GroupGradientClipping(max_norm, guard).apply(Event.AFTER_TRAIN_BATCH, state, None)
+
+    return apply
 
 
-def test_groups_are_clipped_apart_and_parts_of_a_name_together(state, parameters):
-    clip(state, 1.0)
+def test_groups_are_clipped_apart_and_parts_of_a_name_together(clip, parameters):
+    clip(1.0)
     expected = {
         "matrix": [[0.6, 0.0], [0.0, 0.0]],  # / 5: with the bias, not apart from it
         "bias": [0.0, 0.8],
@@ -56,31 +67,31 @@ def test_groups_are_clipped_apart_and_parts_of_a_name_together(state, parameters
 
 
 @pytest.mark.parametrize("max_norm", [13.0, 1e9])
-def test_small_gradients_are_left_alone(max_norm, state, parameters):
-    clip(state, max_norm)
+def test_small_gradients_are_left_alone(max_norm, clip, parameters):
+    clip(max_norm)
     for name, (_, gradient) in GRADIENTS.items():
         torch.testing.assert_close(parameters[name].grad, torch.tensor(gradient), rtol=1e-5, atol=0)
 
 
-def test_what_has_no_gradient_is_passed_over(state, parameters):
+def test_what_has_no_gradient_is_passed_over(clip, parameters):
     parameters["bias"].grad = None
     parameters["lambda_1"].grad = parameters["lambda_2"].grad = None
-    clip(state, 1.0)
+    clip(1.0)
     assert parameters["matrix"].grad[0, 0] == pytest.approx(1.0, rel=1e-5)
     assert parameters["bias"].grad is parameters["lambda_1"].grad is None
 
 
 @pytest.mark.parametrize("broken", [float("nan"), float("inf")])
-def test_a_broken_gradient_spoils_its_own_group_only(broken, state, parameters):
+def test_a_broken_gradient_spoils_its_own_group_only(broken, clip, parameters):
     parameters["gate"].grad[0] = broken
-    clip(state, 1.0)
+    clip(1.0)
     assert not parameters["gate"].grad.isfinite().all()
     assert parameters["bias"].grad[1] == pytest.approx(0.8, rel=1e-5)
     assert parameters["lambda_2"].grad[0] == pytest.approx(0.4)
 
 
 def test_runs_between_backward_pass_and_optimizer_step_only():
-    algorithm = GroupGradientClipping(1.0)
+    algorithm = GroupGradientClipping(1.0, SimpleNamespace())
     assert {e for e in Event if algorithm.match(e, None)} == {Event.AFTER_TRAIN_BATCH}
 
 

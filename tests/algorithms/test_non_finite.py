@@ -351,7 +351,7 @@ def test_a_loss_that_is_broken_on_another_rank_is_left_out_here_too(monkeypatch,
 
     monkeypatch.setattr(non_finite.dist, "all_reduce", other_rank)
     logged = SimpleNamespace(log_metrics=lambda _: None)
-    guard = NonFiniteGuard(skip=True)
+    guard = NonFiniteGuard(lambda *_: True, skip=True)
     for event in (Event.FIT_START, Event.AFTER_LOSS):
         guard.apply(event, state, logged)
     parameter.grad = torch.ones(2)
@@ -383,7 +383,7 @@ def test_gradients_are_looked_at_before_they_are_clipped(tmp_path, train_tiny, m
 def test_in_half_precision_gradients_are_the_scalers_business():
     parameter = nn.Parameter(torch.ones(2))
     parameter.grad = torch.full((2,), math.inf)
-    guard = NonFiniteGuard()
+    guard = NonFiniteGuard(lambda *_: True)
     guard._watched = [non_finite.Watched("weight", "a", parameter)]
     guard._read_gradients(SimpleNamespace(precision=Precision.AMP_FP16), None)
     assert guard._gradients.broken() == []
