@@ -27,14 +27,29 @@ def check(config: Config) -> None:
     """Refuse values that are out of range whatever the model is."""
     _check_values(config, "")
     _check_run_name(config.run_name)
-    o, s, m, loss = config.optimizer, config.scheduler, config.model, config.loss
+    for source in [*config.data.train, *config.data.eval]:
+        _check_source(source)
+    for key, (value, allowed) in _choices(config).items():
+        if value not in allowed:
+            raise ConfigError(f"{key} '{value}' is not one of {allowed}. To fix, choose one.")
+    _check_export(config.export)
+    _check_parallelism(config)
+    _check_limits(config)
+    if config.model.l0_module is not None:
+        _check_target(config.model.l0_module)
+    _check_times(config)
+    _check_ranges(config)
+
+
+def _choices(config: Config) -> dict[str, tuple[Any, tuple]]:
+    """Values of which there are a few, and what they may be, by key."""
     choices = {
         "stage": (config.stage, ("prune", "recover")),
-        "optimizer.non_finite": (o.non_finite, ("stop", "skip")),
-        "scheduler.name": (s.name, ("linear", "cosine", "constant")),
+        "optimizer.non_finite": (config.optimizer.non_finite, ("stop", "skip")),
+        "scheduler.name": (config.scheduler.name, ("linear", "cosine", "constant")),
         "precision": (config.precision, ("fp32", "amp_bf16", "amp_fp16")),
         "device": (config.device, (None, "cpu", "gpu")),
-        "model.pooling": (m.pooling, (None, "cls", "mean")),
+        "model.pooling": (config.model.pooling, (None, "cls", "mean")),
         "data.on_bad_row": (config.data.on_bad_row, ("error", "skip")),
         "parallelism.sharding": (config.parallelism.sharding, ("full", "gradients")),
         "parallelism.state_dict": (config.parallelism.state_dict, ("full", "sharded")),
@@ -46,29 +61,27 @@ def check(config: Config) -> None:
         choices["loggers.wandb.mode"] = (config.loggers.wandb.mode, modes)
     for index, source in enumerate([*config.data.train, *config.data.eval]):
         choices[f"kind of data source {index} ('{source.name}')"] = (source.kind, SOURCE_KINDS)
-        _check_source(source)
-    for index, output in enumerate(loss.contrastive_outputs):
+    for index, output in enumerate(config.loss.contrastive_outputs):
         choices[f"loss.contrastive_outputs[{index}]"] = (output, ("dense", "sparse", "colbert"))
-    for key, (value, allowed) in choices.items():
-        if value not in allowed:
-            raise ConfigError(f"{key} '{value}' is not one of {allowed}. To fix, choose one.")
+    return choices
+
+
+def _check_ranges(config: Config) -> None:
+    """Refuse numbers that are too small or too large."""
+    o, m, loss = config.optimizer, config.model, config.loss
     positive = {
         "global_train_batch_size": config.global_train_batch_size,
+        "device_train_microbatch_size": config.device_train_microbatch_size,
         "eval_batch_size": config.eval_batch_size,
         "checkpoints_to_keep": config.checkpoints_to_keep,
         "dist_timeout": config.dist_timeout,
         "model.max_length": m.max_length,
+        "evaluation.max_length": config.evaluation.max_length,
         "optimizer.eps": o.eps,
         "loss.similarity_temperature": loss.similarity_temperature,
         "loss.temperature": loss.temperature,
         "data.adapt_batches": config.data.adapt_batches,
     }
-    _check_export(config.export)
-    _check_parallelism(config)
-    if config.evaluation.max_length is not None:
-        positive["evaluation.max_length"] = config.evaluation.max_length
-    if config.device_train_microbatch_size is not None:
-        positive["device_train_microbatch_size"] = config.device_train_microbatch_size
     not_negative = {
         "seed": config.seed,
         "data.num_workers": config.data.num_workers,
@@ -76,13 +89,11 @@ def check(config: Config) -> None:
         **{f"optimizer.{k}": v for k, v in vars(o).items() if isinstance(v, (int, float))},
         **{f"loss.{k}": v for k, v in vars(loss).items() if type(v) is float},
     }
-    _check_limits(config)
-    unit = {"model.dropout": m.dropout, "scheduler.alpha_f": s.alpha_f}
+    unit = {"model.dropout": m.dropout, "scheduler.alpha_f": config.scheduler.alpha_f}
     if m.l0_module is not None:
         unit["model.l0_module.start_sparsity"] = m.l0_module.start_sparsity
-        _check_target(m.l0_module)
-    _check_times(config)
-    _check_range(positive, lambda v: v > 0, "above 0")
+    given = {key: value for key, value in positive.items() if value is not None}
+    _check_range(given, lambda v: v > 0, "above 0")
     _check_range(not_negative, lambda v: v >= 0, "0 or more")
     _check_range(unit, lambda v: 0 <= v <= 1, "in [0, 1]")
 

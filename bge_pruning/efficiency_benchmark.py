@@ -36,6 +36,7 @@ from bge_pruning.models.model_folder import write_model_folder
 from bge_pruning.models.precision import DTYPES
 from bge_pruning.models.pretrained import BaseModel
 from bge_pruning.plan import Plan, build_plan, example_target
+from bge_pruning.utils.devices import check_device
 from bge_pruning.utils.evaluation import collect_versions, describe_machine
 from bge_pruning.utils.optional import import_optional
 from bge_pruning.utils.random_run import random_base_model
@@ -197,7 +198,7 @@ def check_request(
         ValueError: If the device is not there, a runtime cannot run on it, ONNX is to have another
             precision, or ``torch.compile`` does not work.
     """
-    _check_device(device)
+    check_device(device)
     if ONNX in runtimes:
         if dtype != "fp32":
             raise ValueError(
@@ -209,19 +210,6 @@ def check_request(
             import_optional("onnx", "onnx")
     if COMPILE in runtimes:
         _check_compile(device)
-
-
-def _check_device(device: str) -> None:
-    try:
-        kind, index = torch.device(device).type, torch.device(device).index or 0
-    except RuntimeError:
-        kind, index = device, 0
-    count = {"cpu": 1, "cuda": torch.cuda.device_count()}.get(kind, 0)
-    if index >= count:
-        raise ValueError(
-            f"device {device} is not here: torch sees {torch.cuda.device_count()} GPUs. To fix, "
-            f"pass --device cpu, or cuda on a machine with a GPU and torch's CUDA build."
-        )
 
 
 def _check_compile(device: str) -> None:

@@ -12,8 +12,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from bge_pruning.datasets.mteb_dataloader import mteb_fingerprint
+from bge_pruning.datasets.retrieval_collection import collection_files
 from bge_pruning.datasets.tables import Table, fingerprint_table
 from bge_pruning.datasets.text_files import expand_paths, hash_file
+from bge_pruning.models.checkpoint_files import list_checkpoints
 from bge_pruning.utils.evaluation import write_json
 
 if TYPE_CHECKING:
@@ -43,7 +45,7 @@ def record_start(config: Config, versions: Mapping[str, str], ranks: int) -> Non
     starts = read_starts(folder / RUN)
     write_json({"starts": [*starts, record]}, folder / RUN, overwrite=True)
     log.info("%s", describe(record, config))
-    if starts and any(folder.glob("*-rank0.pt")):
+    if starts and list_checkpoints(folder):
         warn_of_changes(starts[-1], record)
 
 
@@ -103,8 +105,7 @@ def fingerprint_source(source: SourceConfig) -> dict[str, str]:
         table = Table(source.path, {}, source.split, source.subset, source.revision)
         return {source.path: fingerprint_table(table)}
     if source.kind == "beir":
-        names = ("corpus.jsonl", "queries.jsonl", f"qrels/{source.split}.tsv")
-        paths = [Path(source.path) / name for name in names]
+        paths = collection_files(Path(source.path), source.split)
     else:
         paths = expand_paths(source.path)
     return {str(path): hash_file(path) for path in paths}

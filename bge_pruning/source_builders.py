@@ -28,6 +28,7 @@ from bge_pruning.datasets.mteb_dataloader import (
     read_mteb,
     read_mteb_corpus,
 )
+from bge_pruning.datasets.retrieval_collection import collection_files
 from bge_pruning.datasets.rows import BadRows, Row, RowTable
 from bge_pruning.datasets.sts_dataloader import (
     COLUMNS,
@@ -113,8 +114,7 @@ def _beir_reader(source: SourceConfig) -> tuple[ReadRows, object]:
         if source.mined_negatives:
             yield from read_corpus(folder, bad)
 
-    names = ("corpus.jsonl", "queries.jsonl", f"qrels/{source.split}.tsv")
-    return rows, [hash_file(folder / name) for name in names]
+    return rows, [hash_file(path) for path in collection_files(folder, source.split)]
 
 
 def _mteb_reader(source: SourceConfig) -> tuple[ReadRows, object]:

@@ -291,6 +291,19 @@ def tiny_yaml(make_yaml: Callable[[Path], Path], tmp_path: Path) -> Path:
 
 
 @pytest.fixture(scope="session")
+def token_texts():
+    """Forty texts of 3 to 20 tokens; no token is padding."""
+    import numpy as np
+
+    from bge_pruning.datasets.embedding_dataset import TokenizedTexts
+
+    generator = np.random.default_rng(2)
+    lengths = generator.integers(3, 21, 40)
+    starts = np.concatenate([[0], np.cumsum(lengths)])
+    return TokenizedTexts(generator.integers(4, 60, starts[-1]).astype(np.int32), starts, 0)
+
+
+@pytest.fixture(scope="session")
 def train_tiny(make_yaml: Callable[[Path], Path]) -> Callable[..., Path]:
     """A function ``(folder, *overrides)`` that trains in a folder and returns the run folder.
 

@@ -7,26 +7,16 @@ import pytest
 import torch
 
 from bge_pruning.benchmark_batches import FIXED, GROUPED, RANDOM, make_batches
-from bge_pruning.datasets.embedding_dataset import TokenizedTexts
 
 PAD = 1
 
 
-@pytest.fixture(scope="module")
-def texts() -> TokenizedTexts:
-    """Forty texts of 3 to 20 tokens; no token is padding."""
-    generator = np.random.default_rng(2)
-    lengths = generator.integers(3, 21, 40)
-    starts = np.concatenate([[0], np.cumsum(lengths)])
-    return TokenizedTexts(generator.integers(4, 60, starts[-1]).astype(np.int32), starts, 0)
-
-
 @pytest.fixture
-def kinds(texts, tmp_path):
-    return make_batches(texts, 8, 12, 5, PAD, 32, tmp_path)
+def kinds(token_texts, tmp_path):
+    return make_batches(token_texts, 8, 12, 5, PAD, 32, tmp_path)
 
 
-def test_batches_of_every_kind(kinds, texts):
+def test_batches_of_every_kind(kinds, token_texts):
     assert list(kinds) == [FIXED, RANDOM, GROUPED]
     for batches in kinds.values():
         made = [batches.make(index, cached=False) for index in range(len(batches))]
@@ -40,7 +30,7 @@ def test_batches_of_every_kind(kinds, texts):
             assert torch.equal(batch["input_ids"] == PAD, batch["attention_mask"] == 0)
     assert kinds[FIXED].make(0, cached=False)["input_ids"].shape == (8, 1, 12)
     assert kinds[FIXED].padded.sum() == kinds[FIXED].lengths.sum()
-    assert kinds[RANDOM].lengths.sum() == kinds[GROUPED].lengths.sum() == texts.lengths.sum()
+    assert kinds[RANDOM].lengths.sum() == kinds[GROUPED].lengths.sum() == token_texts.lengths.sum()
     assert kinds[GROUPED].padded.sum() < kinds[RANDOM].padded.sum()
 
 
@@ -57,15 +47,17 @@ def test_vectors_are_read_from_the_file_or_ready(kinds):
             assert read["teacher_dense_vecs"] is not batches.targets[index]
 
 
-def test_too_few_texts(texts, tmp_path):
+def test_too_few_texts(token_texts, tmp_path):
     with pytest.raises(ValueError, match=r"40 texts are too few for 6 batches of 8\. To fix"):
-        make_batches(texts, 8, 12, 6, PAD, 32, tmp_path)
+        make_batches(token_texts, 8, 12, 6, PAD, 32, tmp_path)
 
 
 @pytest.mark.gpu
-def test_batches_are_moved_to_the_gpu(texts, tmp_path):
-    batches = make_batches(texts, 8, 12, 5, PAD, 32, tmp_path, "cuda")[RANDOM]
-    there = make_batches(texts, 8, 12, 5, PAD, 32, tmp_path / "cpu")[RANDOM].make(0, cached=True)
+def test_batches_are_moved_to_the_gpu(token_texts, tmp_path):
+    batches = make_batches(token_texts, 8, 12, 5, PAD, 32, tmp_path, "cuda")[RANDOM]
+    there = make_batches(token_texts, 8, 12, 5, PAD, 32, tmp_path / "cpu")[RANDOM].make(
+        0, cached=True
+    )
     for cached in (False, True):
         for name, value in batches.make(0, cached).items():
             assert value.is_cuda and torch.equal(value.cpu(), there[name]), name

@@ -1,15 +1,12 @@
 """The command lines: exit codes, one clear line for a failure, and what lies there afterwards."""
 
-import importlib.util
 import json
-import logging
 import re
 import runpy
 import shutil
 import subprocess
 import sys
 import time
-from contextlib import contextmanager
 from pathlib import Path
 from types import ModuleType
 
@@ -17,6 +14,7 @@ import pytest
 
 from bge_pruning import pipeline
 from bge_pruning.utils import console, conversion_folder, minilm
+from tests.script_process import load_script, new_process
 
 FOLDER = Path(__file__).parents[1] / "scripts"
 SCRIPTS = sorted(path.stem for path in FOLDER.glob("*.py"))
@@ -152,28 +150,6 @@ USAGE = {
     "write_performance": [["surplus"], ["--results"]],
     "write_report": [[], ["a", "b"]],
 }
-
-
-def load_script(name: str) -> ModuleType:
-    spec = importlib.util.spec_from_file_location(name, FOLDER / f"{name}.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
-@contextmanager
-def new_process():
-    """Loggers as they are when a process starts."""
-    loggers = logging.getLogger(), logging.getLogger("bge_pruning")
-    before = [(logger.handlers, logger.level, logger.propagate) for logger in loggers]
-    for logger in loggers:
-        logger.handlers, logger.propagate = [], True
-    try:
-        yield
-    finally:
-        for logger, (handlers, level, propagate) in zip(loggers, before, strict=True):
-            logger.handlers, logger.propagate = handlers, propagate
-            logger.setLevel(level)
 
 
 @pytest.fixture(autouse=True)
@@ -813,7 +789,7 @@ def test_efficiency_that_cannot_be_measured(run, model_folder, tiny_yaml, tmp_pa
         r"dtype bf16 is not for the runtime onnx: .* To fix, leave --dtype or that runtime out"
     )
     assert_fails(run(*words, "--dtype", "bf16"), 1, message)
-    message = r"device tpu is not here: torch sees \d+ GPUs\. To fix, pass --device cpu"
+    message = r"device tpu cannot be used here \(torch knows no such device\)\. To fix, use cpu"
     assert_fails(run(*words, "--device", "tpu"), 1, message)
     (tmp_path / "plain.yaml").write_text(f"extends: {tiny_yaml}\nmodel: {{l0_module: null}}\n")
     result = run("benchmark_efficiency", "plain.yaml")

@@ -10,7 +10,7 @@ import pytest
 from bge_pruning import training_benchmark
 from bge_pruning.benchmark_batches import FIXED, GROUPED, RANDOM
 from bge_pruning.config import ConfigError
-from bge_pruning.datasets.embedding_dataset import TokenizedTexts, build_tokenizer, tokenize
+from bge_pruning.datasets.embedding_dataset import build_tokenizer, tokenize
 from bge_pruning.models.pretrained import load_base_model
 from bge_pruning.training_benchmark import (
     StepCost,
@@ -27,15 +27,6 @@ KINDS = (FIXED, RANDOM, GROUPED)
 @pytest.fixture
 def base(model_folder):
     return load_base_model(str(model_folder))
-
-
-@pytest.fixture(scope="module")
-def texts() -> TokenizedTexts:
-    """Forty texts of 3 to 20 tokens; no token is padding."""
-    generator = np.random.default_rng(2)
-    lengths = generator.integers(3, 21, 40)
-    starts = np.concatenate([[0], np.cumsum(lengths)])
-    return TokenizedTexts(generator.integers(4, 60, starts[-1]).astype(np.int32), starts, 0)
 
 
 @pytest.fixture(autouse=True)
@@ -58,9 +49,9 @@ def assert_measured(found, names, steps):
     assert found["peak_flops"] > 0
 
 
-def test_all_is_measured(base, texts):
+def test_all_is_measured(base, token_texts):
     lines = []
-    found = measure_training(base, texts, 8, 12, 3, report=lines.append)
+    found = measure_training(base, token_texts, 8, 12, 3, report=lines.append)
     assert_measured(found, TRAININGS, 3)
     assert list(found["ratios"]) == list(KINDS)
     for ratios in found["ratios"].values():
@@ -81,8 +72,8 @@ def test_all_is_measured(base, texts):
         ((PLAIN, TEACHER), [], False),
     ],
 )
-def test_ratios_of_what_was_measured(base, texts, names, ratios, throughput):
-    found = measure_training(base, texts, 8, 12, 2, names=names)
+def test_ratios_of_what_was_measured(base, token_texts, names, ratios, throughput):
+    found = measure_training(base, token_texts, 8, 12, 2, names=names)
     assert_measured(found, names, 2)
     assert [list(kind) for kind in found["ratios"].values()] == [ratios] * 3
     assert bool(found["throughput"]) == throughput
@@ -113,19 +104,19 @@ def test_ratios_are_medians_on_the_same_batch():
     assert found["costs"][0]["data_share"] == pytest.approx(0.3 / 7.0)
 
 
-def test_what_does_not_fit_is_not_built(base, texts, monkeypatch):
+def test_what_does_not_fit_is_not_built(base, token_texts, monkeypatch):
     monkeypatch.setattr(training_benchmark, "free_bytes", lambda device: 1)
     monkeypatch.setattr(training_benchmark, "make_trainings", None)
     with pytest.raises(ValueError, match=r"4 trainings \(plain, .* and 0\.0 GB are free\. To fix"):
-        measure_training(base, texts, 8, 12, 3)
+        measure_training(base, token_texts, 8, 12, 3)
 
 
-def test_the_memory_of_the_model_counts_as_free(base, texts, monkeypatch):
+def test_the_memory_of_the_model_counts_as_free(base, token_texts, monkeypatch):
     """It becomes the last training's."""
     seen = {}
     monkeypatch.setattr(training_benchmark, "free_bytes", lambda device: 1000)
     monkeypatch.setattr(training_benchmark, "check_memory", lambda *given: seen.update(all=given))
-    measure_training(base, texts, 8, 12, 1, names=(PLAIN,))
+    measure_training(base, token_texts, 8, 12, 1, names=(PLAIN,))
     shape, names, tokens, padded, half, free = seen["all"]
     parameters = sum(p.numel() for m in (base.backbone, base.heads) for p in m.parameters())
     assert (shape, names, half, free) == (base.shape, (PLAIN,), False, 1000 + 4 * parameters)
@@ -155,7 +146,7 @@ def test_peak_of_a_product(autocast):
 
 @pytest.mark.gpu
 @pytest.mark.parametrize("autocast", [False, True])
-def test_all_is_measured_on_the_gpu(base, texts, autocast):
-    found = measure_training(base, texts, 8, 12, 3, "cuda", autocast)
+def test_all_is_measured_on_the_gpu(base, token_texts, autocast):
+    found = measure_training(base, token_texts, 8, 12, 3, "cuda", autocast)
     assert_measured(found, TRAININGS, 3)
     assert all(cost["utilisation"] < 1 for cost in found["costs"])

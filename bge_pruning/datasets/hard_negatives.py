@@ -20,7 +20,7 @@ from bge_pruning.datasets.embedding_dataset import TokenizedTexts
 from bge_pruning.datasets.rows import RowTable
 
 # Raised when other negatives are found for the same input.
-FORMAT = 1
+FORMAT = 2
 
 
 def mine_negatives(

@@ -64,6 +64,12 @@ def read_collection(folder: str | Path, split: str = "test") -> RetrievalCollect
     )
 
 
+def collection_files(folder: Path, split: str) -> list[Path]:
+    """The files that a split of a collection in BEIR layout consists of."""
+    names = ("corpus.jsonl", "queries.jsonl", f"qrels/{split}.tsv")
+    return [folder / name for name in names]
+
+
 def read_mteb_collection(
     task_name: str, split: str = "test", subset: str | None = None
 ) -> RetrievalCollection:

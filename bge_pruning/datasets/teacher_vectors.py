@@ -20,7 +20,7 @@ Encode = Callable[[Tensor, Tensor], dict[str, Tensor]]
 
 BATCH_TEXTS = 64
 # Raised when the file's layout changes.
-FORMAT = 2
+FORMAT = 3
 
 
 def compute_cache_key(texts: TokenizedTexts, teacher_fingerprint: str) -> str:

@@ -8,6 +8,7 @@ import hashlib
 import json
 import zlib
 from collections.abc import Iterator, Sequence
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -37,13 +38,19 @@ def expand_paths(pattern: str) -> list[Path]:
 
 
 def hash_file(path: Path) -> str:
-    """SHA-256 of a file's content.
+    """SHA-256 of a file's content. A file that has not changed since is not read again.
 
     Raises:
         FileNotFoundError: If there is no such file.
     """
+    found = _checked(path).stat()
+    return _hash(path, found.st_mtime_ns, found.st_size, found.st_ino)
+
+
+@lru_cache(maxsize=4096)
+def _hash(path: Path, *changes: int) -> str:
     digest = hashlib.sha256()
-    with _checked(path).open("rb") as file:
+    with path.open("rb") as file:
         while block := file.read(1 << 20):
             digest.update(block)
     return digest.hexdigest()

@@ -5,10 +5,9 @@ from __future__ import annotations
 import gc
 import logging
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
-
-import torch
 
 from bge_pruning.evaluation.cost import AnyEncoder, measure_cost, size_on_disk
 from bge_pruning.evaluation.encoders import (
@@ -22,6 +21,7 @@ from bge_pruning.evaluation.floors import WordEmbeddings
 from bge_pruning.evaluation.scoring import Scores, score_tasks
 from bge_pruning.evaluation.search import check_modes
 from bge_pruning.evaluation.tasks import SIMILARITY, Task
+from bge_pruning.utils.devices import check_device, default_device
 from bge_pruning.utils.evaluation import (
     collect_versions,
     evaluation_files,
@@ -50,11 +50,6 @@ def write_evaluation(result: Mapping[str, Any], path: Path, *, overwrite: bool =
     refuse_existing([path, table], overwrite=overwrite)
     write_json(result, path, overwrite=overwrite)
     write_text(table, "\n\n".join(render_scores(result)) + "\n")
-
-
-def default_device() -> str:
-    """The best device that there is."""
-    return "cuda" if torch.cuda.is_available() else "cpu"
 
 
 def evaluate(
@@ -102,26 +97,22 @@ def evaluate(
     """
     if not tasks:
         raise ValueError("no task to evaluate on. To fix, give at least one.")
-    device, others = device or default_device(), also or {}
     _check_numbers(batch_size, max_length, seed)
-    _check_device(device)
+    load = partial(
+        load_encoder,
+        device=device or default_device(),
+        max_length=max_length,
+        batch_size=batch_size,
+    )
+    check_device(load.keywords["device"])
+    others = also or {}
     fetch_models([model, *([baseline] if baseline else []), *others.values()])
-
-    judged = load_encoder(model, device, max_length, batch_size)
+    judged = load(model)
     check_modes(modes, judged.names(), model)
-    reference = load_encoder(baseline, device, max_length, batch_size) if baseline else None
-
-    def score(what: str, load: Callable[[], AnyEncoder | WordEmbeddings]) -> Scores:
-        log.info("evaluating %s on %s", what, ", ".join(task.name for task in tasks))
-        scores = score_tasks(load(), tasks, modes, progress)
-        gc.collect()  # a model sits in reference cycles, and the next may not fit beside it
-        return scores
-
+    reference = load(baseline) if baseline else None
+    score = partial(_score, tasks=tasks, modes=modes, progress=progress)
     scores = _score_all(judged, reference, seed, score)
-    extra = {
-        name: score(name, lambda f=folder: load_encoder(f, device, max_length, batch_size))
-        for name, folder in others.items()
-    }
+    extra = {name: score(name, partial(load, folder)) for name, folder in others.items()}
     entries = [describe_task(t, mode, scores, extra, seed) for t in tasks for mode in modes]
     return {
         "model": model,
@@ -133,6 +124,19 @@ def evaluate(
         "max_length": max_length,
         "versions": collect_versions(),
     }
+
+
+def _score(
+    what: str,
+    load: Callable[[], AnyEncoder | WordEmbeddings],
+    tasks: Sequence[Task],
+    modes: Sequence[str],
+    progress: bool,
+) -> Scores:
+    log.info("evaluating %s on %s", what, ", ".join(task.name for task in tasks))
+    scores = score_tasks(load(), tasks, modes, progress)
+    gc.collect()  # a model sits in reference cycles, and the next may not fit beside it
+    return scores
 
 
 def _score_all(
@@ -156,19 +160,6 @@ def _check_numbers(batch_size: int, max_length: int | None, seed: int) -> None:
             raise ValueError(f"{key} {value} is not above 0. To fix, use 1 or more.")
     if not 0 <= seed < 1 << 64:
         raise ValueError(f"seed {seed} is not in [0, 2^64). To fix, use 0.")
-
-
-def _check_device(device: str) -> None:
-    try:
-        torch.zeros(1, device=device).item()
-    except (RuntimeError, AssertionError) as error:  # a torch without CUDA asserts it
-        reason = str(error).strip().partition("\n")[0]
-        if "device type at start" in reason or "Invalid device string" in reason:
-            reason = "torch knows no such device"
-        raise ValueError(
-            f"device {device} cannot be used here ({reason}). To fix, use cpu, or leave it out for "
-            f"the best there is."
-        ) from error
 
 
 def _describe_models(

@@ -6,6 +6,8 @@ import logging
 from pathlib import Path
 from types import TracebackType
 
+from bge_pruning.stopped import StoppedError
+
 # Attribute of a record that the console does not show.
 FILE_ONLY = "file_only"
 LOG = "train.log"
@@ -72,7 +74,9 @@ class RunLog(logging.Handler):
         if error is not None:  # the console gets it from the command
             hidden = {FILE_ONLY: True}
             # Of what nobody foresaw, the place; of the others the message says enough.
-            expected = isinstance(error, (ValueError, OSError, RuntimeError, KeyboardInterrupt))
+            expected = isinstance(
+                error, (ValueError, OSError, RuntimeError, StoppedError, KeyboardInterrupt)
+            )
             place = None if expected else (kind, error, traceback)
             what = f"ended by {kind.__name__}: {error}"
             log.error("%s", what, exc_info=place, extra=hidden)

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import os
 import pickle
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -103,14 +105,16 @@ def test_no_file_outside_is_read(folder):
         load_state(folder)
 
 
+def forget(name: str, metadata: Any) -> None:
+    """Leave out where the parts of a value are."""
+    for index in [i for i in metadata.storage_data if i.fqn == name]:
+        del metadata.storage_data[index]
+
+
 def test_a_part_that_is_missing_is_said(folder):
     name = "state.model.backbone.encoder.layer.0.attention.self.query.weight"
 
-    def edit(metadata):
-        for index in [i for i in metadata.storage_data if i.fqn == name]:
-            del metadata.storage_data[index]
-
-    change(folder, edit)
+    change(folder, partial(forget, name))
     with pytest.raises(ValueError, match=rf"0 of \d+ numbers of {name} are there"):
         load_state(folder)
     change(folder, lambda metadata: metadata.planner_data.update(x=("state", "timestamp", "x")))
@@ -121,11 +125,7 @@ def test_a_part_that_is_missing_is_said(folder):
 def test_a_value_that_is_missing_is_said(folder):
     name = "state.timestamp.Timestamp.batch"
 
-    def edit(metadata):
-        for index in [i for i in metadata.storage_data if i.fqn == name]:
-            del metadata.storage_data[index]
-
-    change(folder, edit)
+    change(folder, partial(forget, name))
     with pytest.raises(ValueError, match=f"{name} is there 0 times"):
         load_state(folder)
 

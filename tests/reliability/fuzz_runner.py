@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
-import importlib.util
 import io
-import logging
 import re
 import resource
 import signal
@@ -15,7 +13,9 @@ import warnings
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from types import FrameType, ModuleType
+from types import FrameType
+
+from tests.script_process import new_process
 
 SCRIPTS = Path(__file__).parents[2] / "scripts"
 SECONDS = 30
@@ -68,28 +68,6 @@ class Outcome:
         return ""
 
 
-def load_script(name: str) -> ModuleType:
-    """A script as a module."""
-    spec = importlib.util.spec_from_file_location(name, SCRIPTS / f"{name}.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
-@contextlib.contextmanager
-def _new_process() -> Iterator[None]:
-    loggers = logging.getLogger(), logging.getLogger("bge_pruning")
-    before = [(logger.handlers, logger.level, logger.propagate) for logger in loggers]
-    for logger in loggers:
-        logger.handlers, logger.propagate = [], True
-    try:
-        yield
-    finally:
-        for logger, (handlers, level, propagate) in zip(loggers, before, strict=True):
-            logger.handlers, logger.propagate = handlers, propagate
-            logger.setLevel(level)
-
-
 @contextlib.contextmanager
 def _limited() -> Iterator[None]:
     """Time, and memory: a size that nobody checked is an error here and takes no machine down."""
@@ -118,7 +96,7 @@ def call(main: Callable[[Sequence[str]], int], arguments: Sequence[str]) -> Outc
         contextlib.redirect_stdout(out),
         contextlib.redirect_stderr(err),
         warnings.catch_warnings(),
-        _new_process(),
+        new_process(),
     ):
         warnings.simplefilter("ignore")
         try:

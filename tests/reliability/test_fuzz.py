@@ -16,6 +16,7 @@ from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 
 from bge_pruning.train import main as train_main
+from tests.script_process import load_script
 
 pytestmark = pytest.mark.reliability
 # To look further by hand: a share of the examples, and other ones.
@@ -66,11 +67,11 @@ def whole(
     results = root / "results" / "tiny"
     shutil.move(results, root / "half")
     shutil.move(root / "runs" / "tiny", root / "run")
-    main = runner.load_script("check_index_compatibility").main
+    main = load_script("check_index_compatibility").main
     words = "base half/model --texts texts.txt --queries texts.txt --output index.json"
     done = runner.call(main, words.split())
     assert done.code == 0, done
-    main = runner.load_script("benchmark_efficiency").main
+    main = load_script("benchmark_efficiency").main
     words = "half/model --baseline base --seconds 0.01 --batch-sizes 1 --lengths 8 --output"
     done = runner.call(main, [*words.split(), "speed/a.json"])
     assert done.code == 0, done
@@ -114,7 +115,7 @@ def damage_of(before: dict[str, str], after: dict[str, str]) -> str:
 @pytest.mark.parametrize("name", TARGETS)
 def test_bad_input_is_one_clear_error(name, place, summary):
     script, prepare, count = TARGETS[name]
-    main = train_main if script == "train" else runner.load_script(script).main
+    main = train_main if script == "train" else load_script(script).main
     defects: dict[str, str] = {}
 
     @settings(

@@ -1,0 +1,31 @@
+"""Which torch device is used, and whether it is there."""
+
+from __future__ import annotations
+
+import torch
+
+
+def default_device() -> str:
+    """The best device that there is."""
+    return "cuda" if torch.cuda.is_available() else "cpu"
+
+
+def check_device(device: str) -> None:
+    """Refuse a device that cannot be used here.
+
+    Args:
+        device: Torch device.
+
+    Raises:
+        ValueError: If it cannot; the message says why.
+    """
+    try:
+        torch.zeros(1, device=device).item()
+    except (RuntimeError, AssertionError) as error:  # a torch without CUDA asserts it
+        reason = str(error).strip().partition("\n")[0]
+        if "device type at start" in reason or "Invalid device string" in reason:
+            reason = "torch knows no such device"
+        raise ValueError(
+            f"device {device} cannot be used here ({reason}). To fix, use cpu, or a device that "
+            f"torch sees."
+        ) from error
