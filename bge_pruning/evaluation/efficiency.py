@@ -154,8 +154,8 @@ def measure_setting(
 
     Returns:
         ``batch_size``, ``length``, ``rounds``; for ``model`` and ``baseline`` ``latency_ms``
-        (``median``, ``p95``, of a batch: the mean of a call's), ``texts_per_s``, ``tokens_per_s``,
-        ``gflops_per_token`` and ``activation_bytes`` (``None`` for ONNX, and compiled on the CPU,
+        (``median``, ``p95``, of a batch: the mean of a call's), ``tokens_per_text`` (their mean),
+        ``texts_per_s``, ``tokens_per_s``, ``gflops_per_token`` and ``activation_bytes`` (``None`` for ONNX, and compiled on the CPU,
         which keep them to themselves). With a baseline also ``speedup`` (``median`` and
         ``quartiles``), ``ideal``, ``share`` of it, and ``noisy``, whether the spread or the number
         of turns supports no claim.
@@ -301,6 +301,7 @@ def _describe(shape: EncoderShape, job: Job, spent: Sequence[float]) -> dict[str
     p95 = float(np.percentile(spent, 95))
     return {
         "latency_ms": {"median": a_batch * median, "p95": a_batch * p95},
+        "tokens_per_text": tokens / len(job.lengths),
         "texts_per_s": len(job.lengths) / median,
         "tokens_per_s": tokens / median,
         "gflops_per_token": forward_flops(shape, job.lengths) / tokens / 1e9,

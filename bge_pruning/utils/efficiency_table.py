@@ -74,7 +74,7 @@ def _length(setting: Mapping[str, Any]) -> str:
     """Tokens of a text; of real ones their mean too."""
     if setting["length"] != "real":
         return str(setting["length"])
-    return f"real ({setting['model']['tokens_per_s'] / setting['model']['texts_per_s']:.1f})"
+    return f"real ({setting['model']['tokens_per_text']:.1f})"
 
 
 def _latency(part: Mapping[str, Any]) -> str:

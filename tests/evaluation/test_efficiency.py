@@ -65,6 +65,7 @@ def test_a_setting(encoder, length):
     texts = 2 if length == 6 else 3
     rate = found["model"]["tokens_per_s"] / found["model"]["texts_per_s"]
     assert rate == pytest.approx(tokens / texts)
+    assert found["model"]["tokens_per_text"] == tokens / texts
     assert found["model"]["activation_bytes"] > 0
 
 
