@@ -38,7 +38,7 @@ setup(
         "rich>=12.6",
         "safetensors>=0.5",
         "scipy>=1.14",
-        "sentence-transformers>=5.2",
+        "sentence-transformers>=6.2",
         "torch>=2.6",
         "torchmetrics>=1.0",
         "tqdm>=4.62.3",

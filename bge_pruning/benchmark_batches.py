@@ -82,6 +82,11 @@ class TextBatches:
         """Number of the batch with most tokens, padding included."""
         return int(self.padded.argmax())
 
+    @property
+    def narrowest(self) -> int:
+        """Number of the batch with fewest tokens, padding included."""
+        return int(self.padded.argmin())
+
 
 def make_batches(
     texts: TokenizedTexts,

@@ -1,7 +1,8 @@
 """The trainings that the benchmark compares: the same weights, loss and optimizer.
 
 Plain fine-tuning trains transformers' model; the others ours, with gates: with the teacher's
-vectors ready in the batch, with a teacher that embeds every batch, or with vectors from its cache.
+vectors ready in the batch, compiled or not; with a teacher that embeds every batch; or with vectors
+from its cache.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ from bge_pruning.models.pretrained import BaseModel
 from bge_pruning.models.structural_pruning import AXES
 from bge_pruning.models.teacher import FrozenEncoder
 from bge_pruning.optimization import l0_groups, weight_groups
-from bge_pruning.utils.training_cost import CACHED, PLAIN, TEACHER, TRAININGS
+from bge_pruning.utils.training_cost import CACHED, COMPILED, PLAIN, TEACHER, UNCOMPILED
 
 LOSS = LossWeights(distillation_alignment=1.0, distillation_similarity=1.0)
 LEARNING_RATE = 1e-5
@@ -47,7 +48,7 @@ class Training:
 
 
 def make_trainings(
-    base: BaseModel, device: str, autocast: bool, names: Sequence[str] = tuple(TRAININGS)
+    base: BaseModel, device: str, autocast: bool, names: Sequence[str] = UNCOMPILED
 ) -> dict[str, Training]:
     """Trainings by name, each with weights of its own.
 
@@ -67,6 +68,8 @@ def make_trainings(
         else:
             model = _gated_model(own, with_teacher=name == TEACHER)
             loss = _gated_loss(model, without="teacher_dense_vecs" if name == TEACHER else "")
+        if name == COMPILED:
+            model.backbone.compile_encoder(training=True)
         step = _step(model.to(device).train(), loss, device, autocast)
         trainings[name] = Training(model, step, cached=name == CACHED)
     return trainings

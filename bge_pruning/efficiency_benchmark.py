@@ -14,8 +14,6 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-import torch
-
 from bge_pruning.config import ConfigError, load_config
 from bge_pruning.evaluation.efficiency import (
     COMPILE,
@@ -36,7 +34,7 @@ from bge_pruning.models.model_folder import write_model_folder
 from bge_pruning.models.precision import DTYPES
 from bge_pruning.models.pretrained import BaseModel
 from bge_pruning.plan import Plan, build_plan, example_target
-from bge_pruning.utils.devices import check_device
+from bge_pruning.utils.devices import check_device, compile_failure
 from bge_pruning.utils.evaluation import collect_versions, describe_machine
 from bge_pruning.utils.optional import import_optional
 from bge_pruning.utils.random_run import random_base_model
@@ -208,20 +206,11 @@ def check_request(
         find_provider(device, "runtime onnx")
         if any(candidate.onnx_file() is None for candidate in candidates.values()):
             import_optional("onnx", "onnx")
-    if COMPILE in runtimes:
-        _check_compile(device)
-
-
-def _check_compile(device: str) -> None:
-    """Compile something small: that needs a compiler of C++ or Triton."""
-    try:
-        torch.compile(lambda x: x.cos() + 1.0)(torch.ones(8, device=device))
-    except Exception as error:  # the compiler has many of its own
-        reason = str(error).strip().partition("\n")[0]
+    if COMPILE in runtimes and (reason := compile_failure(device)):
         raise ValueError(
             f"torch.compile does not work on {device} ({reason}). To fix, install a C++ compiler "
             f"(a GPU needs Triton too), or leave compile out of --runtimes."
-        ) from error
+        )
 
 
 @contextmanager

@@ -34,7 +34,7 @@ from bge_pruning.utils.training_cost import (
     PLAIN,
     RATIOS,
     THROUGHPUT_GOAL,
-    TRAININGS,
+    UNCOMPILED,
 )
 
 # A product's rows and columns, and how many are timed in one go: a GPU needs large ones, and many
@@ -116,7 +116,7 @@ def measure_training(
     steps: int,
     device: str = "cpu",
     autocast: bool = False,
-    names: Sequence[str] = tuple(TRAININGS),
+    names: Sequence[str] = UNCOMPILED,
     report: Callable[[str], None] = lambda _: None,
 ) -> dict[str, Any]:
     """Measure trainings on all kinds of batches.
@@ -197,8 +197,9 @@ def _take_turns(
     """Seconds of every step, see :func:`_timed_step`; the trainings take turns to go first."""
     timed: dict[str, list[tuple[float, float]]] = {name: [] for name in trainings}
     names = list(trainings)
-    for training in trainings.values():
-        _timed_step(training, batches, batches.widest)  # warm
+    for training in trainings.values():  # warm; compiles for one size, and for any
+        for index in (batches.widest, batches.narrowest):
+            _timed_step(training, batches, index)
     for index in range(len(batches)):
         shift = index % len(names)
         for name in names[shift:] + names[:shift]:

@@ -7,7 +7,7 @@ from itertools import combinations
 
 from bge_pruning.models.encoder_shape import EncoderShape
 from bge_pruning.models.step_memory import step_memory
-from bge_pruning.utils.training_cost import PLAIN, TEACHER, TRAININGS
+from bge_pruning.utils.training_cost import COMPILED, PLAIN, TEACHER, TRAININGS
 
 HALVINGS = 12
 # What the allocator keeps; a process of BGE-M3's size grew to 1.05 times the sum of its tensors.
@@ -28,10 +28,9 @@ def compute_needed_bytes(
         padded: With its padding.
         half: With 16-bit autocast.
     """
-    parts = [
-        step_memory(shape, padded if n == PLAIN else tokens, n != PLAIN, n == TEACHER, half)
-        for n in names
-    ]
+    # Compiled layers compute padding too where there is no kernel for texts of any lengths.
+    counts = {n: padded if n in (PLAIN, COMPILED) else tokens for n in names}
+    parts = [step_memory(shape, counts[n], n != PLAIN, n == TEACHER, half) for n in names]
     kept = sum(part["weights and optimizer"] + part["teacher"] for part in parts)
     return MARGIN * (kept + max(part["activations or gradients"] for part in parts))
 

@@ -8,7 +8,15 @@ import torch.nn.functional as F  # noqa: N812
 
 from bge_pruning.benchmark_trainings import huggingface_model, make_trainings
 from bge_pruning.models.pretrained import load_base_model
-from bge_pruning.utils.training_cost import CACHED, GATES, PLAIN, TEACHER, TRAININGS
+from bge_pruning.utils.training_cost import (
+    CACHED,
+    COMPILED,
+    GATES,
+    PLAIN,
+    TEACHER,
+    TRAININGS,
+    UNCOMPILED,
+)
 
 
 @pytest.fixture
@@ -36,7 +44,7 @@ def weights(training):
 
 def test_every_training_trains_its_own_weights(base, batch):
     trainings = make_trainings(base, "cpu", False)
-    assert list(trainings) == list(TRAININGS)
+    assert list(trainings) == list(UNCOMPILED)
     assert [name for name, training in trainings.items() if training.cached] == [CACHED]
     before = {name: weights(training) for name, training in trainings.items()}
     for name, training in trainings.items():
@@ -47,6 +55,12 @@ def test_every_training_trains_its_own_weights(base, batch):
         moved = {k for k, value in weights(training).items() if (value != before[name][k]).any()}
         assert any(key.endswith("layer.0.output.dense.weight") for key in moved), name
         assert any(key.startswith("l0_module.log_alpha") for key in moved) == (name != PLAIN)
+
+
+def test_compiled_is_compiled(base):
+    trainings = make_trainings(base, "cpu", False, (GATES, COMPILED))
+    backbones = {name: training.model.backbone for name, training in trainings.items()}
+    assert {name: b.compiled for name, b in backbones.items()} == {GATES: False, COMPILED: True}
 
 
 def test_a_cached_teacher_trains_as_ready_targets_do(base, batch):

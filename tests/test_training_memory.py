@@ -10,10 +10,10 @@ from bge_pruning.models.encoder_shape import EncoderShape, count_parameters
 from bge_pruning.training_memory import MARGIN, check_memory, compute_needed_bytes
 from bge_pruning.utils.memory import measure_peak_bytes
 from bge_pruning.utils.random_run import random_base_model
-from bge_pruning.utils.training_cost import CACHED, GATES, PLAIN, TEACHER, TRAININGS
+from bge_pruning.utils.training_cost import CACHED, COMPILED, GATES, PLAIN, TEACHER, UNCOMPILED
 
 GB = 1e9
-ALL = tuple(TRAININGS)
+ALL = UNCOMPILED
 
 
 @pytest.fixture
@@ -28,11 +28,12 @@ def test_bge_m3_beside_plain_fine_tuning_fits_24_gb(bge_m3_shape):
     assert compute_needed_bytes(bge_m3_shape, ALL, 256, 256, half=False) > 24 * GB
 
 
-def test_padding_counts_for_plain_alone(bge_m3_shape):
+def test_padding_counts_for_plain_and_compiled_layers(bge_m3_shape):
     def needed(name, padded):
         return compute_needed_bytes(bge_m3_shape, (name,), 4000, padded, half=False)
 
-    assert needed(PLAIN, 16000) > needed(PLAIN, 4000)
+    for name in (PLAIN, COMPILED):
+        assert needed(name, 16000) > needed(name, 4000)
     assert needed(GATES, 16000) == needed(GATES, 4000)
 
 

@@ -155,10 +155,10 @@ def measure_setting(
     Returns:
         ``batch_size``, ``length``, ``rounds``; for ``model`` and ``baseline`` ``latency_ms``
         (``median``, ``p95``, of a batch: the mean of a call's), ``tokens_per_text`` (their mean),
-        ``texts_per_s``, ``tokens_per_s``, ``gflops_per_token`` and ``activation_bytes`` (``None`` for ONNX, and compiled on the CPU,
-        which keep them to themselves). With a baseline also ``speedup`` (``median`` and
-        ``quartiles``), ``ideal``, ``share`` of it, and ``noisy``, whether the spread or the number
-        of turns supports no claim.
+        ``texts_per_s``, ``tokens_per_s``, ``gflops_per_token`` and ``activation_bytes`` (``None``
+        for ONNX, and compiled on the CPU, which keep them to themselves). With a baseline also
+        ``speedup`` (``median`` and ``quartiles``), ``ideal``, ``share`` of it, and ``noisy``,
+        whether the spread or the number of turns supports no claim.
     """
     if setting.runtime == COMPILE:
         for encoder in models.values():

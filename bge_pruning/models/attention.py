@@ -48,6 +48,8 @@ def attend(query: Tensor, key: Tensor, value: Tensor, packing: Packing, dropout_
     Returns:
         Shape ``(N, A, D)``.
     """
+    if not query.shape[1]:
+        return query  # no head is left; torch 2.11 would divide by their number
     if packing.boundaries is not None:
         ends, longest = packing.boundaries, packing.size[1]
         return varlen_attn(query, key, value, ends, ends, longest, longest)

@@ -20,8 +20,8 @@ from torch.utils.checkpoint import checkpoint
 
 from bge_pruning.models.attention import attend, varlen_applies
 from bge_pruning.models.encoder_shape import EncoderShape, ParameterCount
-from bge_pruning.models.masked_layer_norm import masked_layer_norm
 from bge_pruning.models.packing import Packing, compute_packing, keep_padding
+from bge_pruning.models.residual_norm import residual_norm
 from bge_pruning.models.structural_pruning import (
     KeepIndices,
     PruningMasks,
@@ -31,12 +31,6 @@ from bge_pruning.models.structural_pruning import (
     prune_layer_norm,
     prune_linear,
 )
-
-
-def _layer_norm(norm: nn.LayerNorm, u: Tensor, hidden_z: Tensor | None) -> Tensor:
-    if hidden_z is None:
-        return norm(u)
-    return masked_layer_norm(u, norm.weight, norm.bias, norm.eps, hidden_z)
 
 
 class Embeddings(nn.Module):
@@ -69,9 +63,11 @@ class Embeddings(nn.Module):
         real = input_ids.ne(self.pad_token_id).long()
         positions = real.cumsum(dim=1) * real + self.pad_token_id
         words = self.word_embeddings(packing.pack(input_ids))
-        u = words + self.token_type_embeddings.weight[0]
-        u = u + self.position_embeddings(packing.pack(positions))
-        return self.dropout(_layer_norm(self.LayerNorm, u, hidden_z))
+        words = words + self.token_type_embeddings.weight[0]
+        u = residual_norm(
+            self.position_embeddings(packing.pack(positions)), words, self.LayerNorm, hidden_z
+        )
+        return self.dropout(u)
 
 
 class SelfAttention(nn.Module):
@@ -88,6 +84,8 @@ class SelfAttention(nn.Module):
 
     def forward(self, x: Tensor, packing: Packing) -> Tensor:
         """Attend; ``x`` is ``(N, H)``, the result ``(N, A * D)``."""
+        if x.dtype == torch.float32 and torch.is_autocast_enabled(x.device.type):
+            x = x.to(torch.get_autocast_dtype(x.device.type))  # once, not for each projection
         split = (-1, self.head_dim)
         parts = [f(x).unflatten(-1, split) for f in (self.query, self.key, self.value)]
         dropout_p = self.dropout_p if self.training else 0.0
@@ -104,16 +102,22 @@ class ResidualOutput(nn.Module):
         self.dropout = nn.Dropout(dropout)
 
     def forward(
-        self, inner: Tensor, residual: Tensor, inner_z: Tensor | None, hidden_z: Tensor | None
+        self,
+        inner: Tensor,
+        residual: Tensor,
+        inner_z: Tensor | None,
+        hidden_z: Tensor | None,
+        skip: Tensor | None = None,
+        layer_z: Tensor | None = None,
     ) -> Tensor:
-        """``LN(residual + dense(inner * inner_z))``, shape ``(N, H)``.
+        """``LN(residual + dense(inner * inner_z))``, shape ``(N, H)``, see :func:`residual_norm`.
 
         The gates of heads or units scale the columns of the weight: it has fewer rows than a batch
         has tokens, and the batch need not be kept a second time for the gradient.
         """
         weight = self.dense.weight if inner_z is None else self.dense.weight * inner_z
         y = F.linear(inner, weight, self.dense.bias)
-        return _layer_norm(self.LayerNorm, residual + self.dropout(y), hidden_z)
+        return residual_norm(self.dropout(y), residual, self.LayerNorm, hidden_z, skip, layer_z)
 
 
 class Attention(nn.Module):
@@ -147,17 +151,21 @@ class Layer(nn.Module):
         self.intermediate = Intermediate(shape.hidden_size, shape.intermediate_size)
         self.output = ResidualOutput(shape.intermediate_size, shape.hidden_size, eps, dropout)
 
-    def forward(self, x: Tensor, packing: Packing, masks: PruningMasks, index: int) -> Tensor:
-        """``x <- layer_z * y + (1 - layer_z) * x``; a closed layer is the identity."""
-        head_z = None
-        if masks.head is not None:
-            head_z = masks.head[index].repeat_interleave(self.attention.self.head_dim)
-        unit_z = None if masks.intermediate is None else masks.intermediate[index]
+    def forward(self, x: Tensor, packing: Packing, masks: PruningMasks) -> Tensor:
+        """``x <- layer_z * y + (1 - layer_z) * x``; a closed layer is the identity.
+
+        Args:
+            x: Shape ``(N, H)``.
+            packing: Where the texts are.
+            masks: See :meth:`PruningMasks.of_layer`.
+        """
+        head_z = masks.head
+        if head_z is not None:
+            head_z = head_z.repeat_interleave(self.attention.self.head_dim)
         context = self.attention.self(x, packing)
         h = self.attention.output(context, x, head_z, masks.hidden)
-        y = self.output(self.intermediate(h), h, unit_z, masks.hidden)
-        # torch.lerp returns x exactly at 0 and y exactly at 1.
-        return y if masks.layer is None else torch.lerp(x, y, masks.layer[index].to(y.dtype))
+        units = self.intermediate(h)
+        return self.output(units, h, masks.intermediate, masks.hidden, x, masks.layer)
 
     def prune(self, heads: list[int], units: list[int], hidden: list[int]) -> None:
         """Cut the layer in place to the given structures."""
@@ -205,7 +213,8 @@ class XLMRobertaBackbone(nn.Module):
         dropout: Probability of dropping hidden states and attention weights in training.
 
     Attributes:
-        compiled_for: See :meth:`compile_encoder`; ``None`` for neither.
+        compiled_for: Whether layers run compiled in training or in evaluation, see
+            :meth:`compile_encoder`; ``None`` for neither.
         activation_checkpointing: Keep only the input of each layer for the backward pass, which
             computes the layers again.
     """
@@ -221,6 +230,7 @@ class XLMRobertaBackbone(nn.Module):
         self.shape = shape
         self.dropout = dropout
         self.compiled_for: bool | None = None
+        self._compiled_layer: Callable[..., Tensor] = Layer.__call__  # until it is compiled
         self.activation_checkpointing = False
         self.embeddings = Embeddings(shape, pad_token_id, layer_norm_eps, dropout)
         self.encoder = Encoder(shape, layer_norm_eps, dropout)
@@ -275,33 +285,38 @@ class XLMRobertaBackbone(nn.Module):
         x = self.embeddings(input_ids, packing, masks.hidden)
         states = []
         for index, layer in enumerate(self.encoder.layer):
+            given = (layer, x, packing, masks.of_layer(index))
             if self.activation_checkpointing and torch.is_grad_enabled():
                 # Without dropout nothing random is computed again, so no state has to be kept.
-                arguments = {"use_reentrant": False, "preserve_rng_state": self.dropout > 0}
-                x = checkpoint(layer, x, packing, masks, index, **arguments)
+                options = {"use_reentrant": False, "preserve_rng_state": self.dropout > 0}
+                x = checkpoint(self._run_layer, *given, **options)
             else:
-                x = layer(x, packing, masks, index)
+                x = self._run_layer(*given)
             states = [*states, x] if every_layer else [x]
         return states, packing
 
+    def _run_layer(self, layer: Layer, *given: Tensor | Packing | PruningMasks) -> Tensor:
+        return self._compiled_layer(layer, *given) if self.compiled else layer(*given)
+
     def _pack(self, attention_mask: Tensor, lengths: Sequence[int] | None) -> Packing:
-        if self.padded:
-            return keep_padding(attention_mask)
         weight = self.embeddings.word_embeddings.weight
         drops = self.training and self.dropout > 0  # which the kernel for any lengths cannot
         varlen = varlen_applies(weight.device, weight.dtype, self.shape.head_dim) and not drops
+        if self.compiled and not varlen:
+            return keep_padding(attention_mask)
         return compute_packing(attention_mask, lengths, varlen)
 
     @property
-    def padded(self) -> bool:
-        """Whether :meth:`forward` computes padding too, as compiled."""
+    def compiled(self) -> bool:
+        """Whether layers run compiled in the present mode."""
         return self.training == self.compiled_for
 
     def compile_encoder(self, training: bool, backend: str | Callable = "inductor") -> None:
-        """Compile :meth:`forward` as one graph whose shapes follow from that of the batch.
+        """Compile a layer as one graph, which all layers share.
 
-        Padding is computed then: where the real tokens are is not known when a graph is made. A
-        graph is made for the first size of batch, and a second one for any size.
+        A graph is made for the first size of batch, and a second one for any size. Its shapes
+        follow from that of the batch, so padding is computed too, but where there is a kernel for
+        texts of any lengths (see :func:`bge_pruning.models.attention.varlen_applies`).
 
         Args:
             training: Compile what training runs, or else what evaluation does; the other one
@@ -309,7 +324,7 @@ class XLMRobertaBackbone(nn.Module):
             backend: See :func:`torch.compile`.
         """
         self.compiled_for = training
-        self.compile(fullgraph=True, backend=backend)
+        self._compiled_layer = torch.compile(Layer.forward, fullgraph=True, backend=backend)
 
     def keep_indices(self, masks: PruningMasks) -> KeepIndices:
         """Indices that binary gates keep of this model."""

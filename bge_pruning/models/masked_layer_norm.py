@@ -58,21 +58,30 @@ class _MaskedLayerNorm(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, g: Tensor) -> tuple[Tensor | None, ...]:
         x, rstd, weight, bias, z = ctx.saved_tensors
-        size = z.sum()
-        share, scale = z / size, weight * z
-        g = g.to(x.dtype)
-        gx = g * x
-        first = (g @ scale).unsqueeze(-1)  # sum_h dL/dx
-        second = (gx @ scale).unsqueeze(-1)  # sum_h x dL/dx
-        rows = (-1, x.shape[-1])
-        d_scale, d_shift = gx.reshape(rows).sum(0), g.reshape(rows).sum(0)
-        # dL/du = rstd (dL/dx - share (x second + first)): mean and variance follow u.
-        spread = x * second
-        d_share = _sum(x, spread, first)
-        d_u = torch.addcmul(g * scale, spread.add_(first), share, value=-1.0).mul_(rstd)
-        d_z = (d_share - d_share @ share) / size + d_scale * weight + d_shift * bias
+        # A compiler would run this under the autocast of the forward pass.
+        with torch.autocast(x.device.type, enabled=False):
+            d_u, d_scale, d_shift, d_z = _gradients(g.to(x.dtype), x, rstd, weight, bias, z)
         u_dtype, z_dtype = ctx.dtypes
         return d_u.to(u_dtype), d_scale * z, d_shift * z, None, d_z.to(z_dtype)
+
+
+def _gradients(
+    g: Tensor, x: Tensor, rstd: Tensor, weight: Tensor, bias: Tensor, z: Tensor
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Gradients of ``u``, ``weight z``, ``bias z`` and ``z`` from that of ``y``."""
+    size = z.sum()
+    share, scale = z / size, weight * z
+    gx = g * x
+    first = (g @ scale).unsqueeze(-1)  # sum_h dL/dx
+    second = (gx @ scale).unsqueeze(-1)  # sum_h x dL/dx
+    rows = (-1, x.shape[-1])
+    d_scale, d_shift = gx.reshape(rows).sum(0), g.reshape(rows).sum(0)
+    # dL/du = rstd (dL/dx - share (x second + first)): mean and variance follow u.
+    spread = x * second
+    d_share = _sum(x, spread, first)
+    d_u = torch.addcmul(g * scale, spread.add_(first), share, value=-1.0).mul_(rstd)
+    d_z = (d_share - d_share @ share) / size + d_scale * weight + d_shift * bias
+    return d_u, d_scale, d_shift, d_z
 
 
 def _sum(x: Tensor, spread: Tensor, first: Tensor) -> Tensor:

@@ -26,6 +26,11 @@ class PruningMasks:
     layer: Tensor | None = None
     hidden: Tensor | None = None
 
+    def of_layer(self, index: int) -> PruningMasks:
+        """Gates of one layer: shapes ``(A,)``, ``(F,)``, ``()``, and ``(H,)`` for all layers."""
+        rows = (self.head, self.intermediate, self.layer)
+        return PruningMasks(*(None if z is None else z[index] for z in rows), self.hidden)
+
     def is_binary(self) -> bool:
         """Whether every gate is exactly 0 or 1."""
         gates = [

@@ -49,8 +49,6 @@ def compute_outputs(
         masks: Gates.
         lengths: Tokens of each text, see :func:`bge_pruning.models.packing.compute_packing`.
     """
-    if backbone.padded and HIDDEN not in names:  # the call alone is compiled
-        return heads.outputs(backbone(input_ids, attention_mask, masks), attention_mask, names)
     states, packing = backbone.encode(
         input_ids, attention_mask, masks, lengths, every_layer=HIDDEN in names
     )

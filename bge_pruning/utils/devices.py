@@ -29,3 +29,19 @@ def check_device(device: str) -> None:
             f"device {device} cannot be used here ({reason}). To fix, use cpu, or a device that "
             f"torch sees."
         ) from error
+
+
+def compile_failure(device: str) -> str | None:
+    """Why ``torch.compile`` does not work for a device: it needs Triton, or a compiler of C++.
+
+    Args:
+        device: Torch device.
+
+    Returns:
+        The first line of the error; ``None`` if it works.
+    """
+    try:
+        torch.compile(lambda x: x.cos() + 1.0)(torch.ones(8, device=device))
+    except Exception as error:  # the compiler has many of its own
+        return str(error).strip().partition("\n")[0]
+    return None

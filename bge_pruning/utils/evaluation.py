@@ -6,7 +6,8 @@ import json
 import os
 import platform
 from collections.abc import Iterable, Mapping
-from importlib.metadata import version
+from contextlib import suppress
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
@@ -24,8 +25,12 @@ LIBRARIES = (
 
 
 def collect_versions() -> dict[str, str]:
-    """Versions of Python and of the libraries that a score depends on."""
-    return {"python": platform.python_version(), **{name: version(name) for name in LIBRARIES}}
+    """Versions of Python and of the libraries that a score depends on, if they are installed."""
+    versions = {"python": platform.python_version()}
+    for name in LIBRARIES:
+        with suppress(PackageNotFoundError):  # a benchmark needs only some of them
+            versions[name] = version(name)
+    return versions
 
 
 def describe_machine(device: str = "cpu") -> dict[str, Any]:

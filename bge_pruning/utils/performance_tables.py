@@ -11,7 +11,7 @@ from typing import Any
 from bge_pruning.utils.markdown import table
 from bge_pruning.utils.record_schemas import SPEED_RESULT, STEPS_RESULT
 from bge_pruning.utils.records import check_record, read_record
-from bge_pruning.utils.training_cost import CACHED, GATES, PLAIN, TEACHER
+from bge_pruning.utils.training_cost import CACHED, COMPILED, GATES, PLAIN, TEACHER
 
 SCHEMAS = {"speed": SPEED_RESULT, "steps": STEPS_RESULT}
 FIX = "measure again, with benchmark_efficiency.py --baseline or benchmark_training.py"
@@ -65,13 +65,13 @@ def render_steps(results: Sequence[Mapping[str, Any]], brief: bool) -> str:
 
 
 def _ratio_table(results: Sequence[Mapping[str, Any]]) -> str:
-    header = ["model", "batches", "gates / plain", "with a teacher / gates"]
+    header = ["model", "batches", "gates / plain", "compiled / plain", "with a teacher / gates"]
     header += ["with a cached teacher / gates", "tokens/s of gates / plain on random batches"]
     rows = []
     for result in results:
         for kind, ratios in result["ratios"].items():
             times = result["throughput"].get(kind)
-            cells = [_quartiles(ratios.get(name)) for name in (GATES, TEACHER, CACHED)]
+            cells = [_quartiles(ratios.get(name)) for name in (GATES, COMPILED, TEACHER, CACHED)]
             speed = "" if times is None else f"{times:.2f}"
             rows.append([_name(result), kind, *cells, speed])
     return table(header, rows, 2)
@@ -87,7 +87,8 @@ def _quartiles(values: Sequence[float] | None) -> str:
 def _step_table(results: Sequence[Mapping[str, Any]]) -> str:
     header = ["model", "batches", "training", "s/step", "tokens/s", "padding", "of peak FLOPs"]
     header += ["memory of the step"]
-    names = {PLAIN: "plain", GATES: "gates", TEACHER: "a teacher", CACHED: "a cached teacher"}
+    names = {PLAIN: "plain", GATES: "gates", COMPILED: "gates, compiled"}
+    names |= {TEACHER: "a teacher", CACHED: "a cached teacher"}
     rows = [
         [
             *(_name(result), cost["batches"], names[cost["training"]]),
@@ -102,12 +103,14 @@ def _step_table(results: Sequence[Mapping[str, Any]]) -> str:
 
 
 def _name(result: Mapping[str, Any]) -> str:
-    """The folder's name, or the sizes of random weights."""
+    """The folder's name, or the sizes of random weights; and the GPU, if it ran on one."""
     path = Path(result["model"])
-    if path.suffix != ".yaml":
-        return path.name
-    sizes = result["shapes"]["model"] if "shapes" in result else result["shape"]
-    return f"random weights, {sizes}"
+    name = path.name
+    if path.suffix == ".yaml":
+        sizes = result["shapes"]["model"] if "shapes" in result else result["shape"]
+        name = f"random weights, {sizes}"
+    gpu = result["machine"]["gpu"]
+    return name if gpu is None else f"{name} ({gpu}, {result['dtype']})"
 
 
 def replace_section(text: str, name: str, content: str) -> str:

@@ -194,8 +194,10 @@ INDEX = {
 }
 _MEASURED = {"latency_ms": {"median": NUMBER, "p95": NUMBER}, "texts_per_s": NUMBER}
 # Of benchmark_efficiency.py with a baseline, and of benchmark_training.py.
+_PLACE = {"machine": {"gpu": Optional(TEXT)}, "dtype": TEXT}
 SPEED_RESULT = {
     "model": TEXT,
+    **_PLACE,
     "settings": [
         {
             "runtime": TEXT,
@@ -212,6 +214,7 @@ SPEED_RESULT = {
 }
 STEPS_RESULT = {
     "model": TEXT,
+    **_PLACE,
     "ratios": Each(Each((NUMBER, NUMBER, NUMBER))),
     "throughput": Each(Optional(NUMBER)),
     "costs": [

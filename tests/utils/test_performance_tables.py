@@ -29,8 +29,10 @@ SETTING = {
     "share": 0.95,
     "noisy": False,
 }
+CPU = {"machine": {"gpu": None}, "dtype": "fp32"}
 SPEED = {
     "model": "results/small",
+    **CPU,
     "settings": [
         SETTING,
         {**SETTING, "length": 16, "runtime": "onnx"},
@@ -48,6 +50,7 @@ COST = {
 }
 STEPS = {
     "model": "configs/bge_m3/target_50pct.yaml",
+    **CPU,
     "shape": "24 layers",
     "ratios": {"fixed length": {"gates": [1.0, 1.05, 1.1]}},
     "throughput": {"length groups": 3.0},
@@ -73,9 +76,15 @@ def test_the_short_table_of_speed_has_long_and_real_texts():
 
 def test_steps_say_what_was_measured_and_leave_the_rest_empty():
     brief, full = render_steps([STEPS], brief=True), render_steps([STEPS], brief=False)
-    row = "| random weights, 24 layers | fixed length | 1.050 (1.000 to 1.100) |  |  |  |"
+    row = "| random weights, 24 layers | fixed length | 1.050 (1.000 to 1.100) |  |  |  |  |"
     assert row in brief
     assert "| gates | 1.500 | 2,000 | 0.0% | 80.0% | 700 MB |" in full and "1.500" not in brief
+
+
+def test_a_gpu_is_named():
+    gpu = {"machine": {"gpu": "NVIDIA H100"}, "dtype": "bf16"}
+    assert "| small (NVIDIA H100, bf16) | torch |" in render_speed([SPEED | gpu], brief=True)
+    assert "| random weights, 24 layers (NVIDIA H100, bf16) |" in render_steps([STEPS | gpu], True)
 
 
 def test_a_section_is_replaced_and_the_rest_is_kept():
@@ -116,7 +125,7 @@ def alone(result: dict) -> dict:
     [
         ("{", r"is not JSON \(.*\)"),
         ("[]", "it is a list, expected an object with keys"),
-        ("{}", "has no model, ratios, throughput, costs"),
+        ("{}", "has no model, machine, dtype, ratios, throughput, costs"),
         (json.dumps(alone(SPEED)), r"has no settings\[0\].speedup"),
         (
             json.dumps(SPEED).replace('"real"', "null"),

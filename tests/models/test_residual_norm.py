@@ -1,0 +1,122 @@
+"""The compiled end of a layer's half against the one that runs operation by operation."""
+
+from __future__ import annotations
+
+import logging
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch._dynamo.testing import CompileCounterWithBackend
+
+from bge_pruning.models import residual_norm as module
+from bge_pruning.models.residual_norm import compile_residual_norm, fused, residual_norm
+
+# torch's own compiler does so with every autograd.Function.
+pytestmark = pytest.mark.filterwarnings("ignore:.* should not be instantiated:DeprecationWarning")
+
+HIDDEN = 12
+WHICH = pytest.mark.parametrize(
+    ("hidden", "layer"), [(True, True), (True, False), (False, True)], ids=["both", "LN", "layer"]
+)
+
+
+def make_inputs(tokens: int, hidden: bool, layer: bool) -> list[Tensor | float | None]:
+    generator = torch.Generator().manual_seed(tokens)
+
+    def random(*size: int) -> Tensor:
+        return torch.randn(*size, generator=generator).requires_grad_()
+
+    gates = torch.rand(HIDDEN, generator=generator).requires_grad_() if hidden else None
+    skip = random(tokens, HIDDEN) if layer else None
+    gate = torch.rand((), generator=generator).requires_grad_() if layer else None
+    first = [random(tokens, HIDDEN), random(tokens, HIDDEN), random(HIDDEN), random(HIDDEN)]
+    return [*first, 1e-5, gates, skip, gate]
+
+
+def values_and_gradients(function, inputs, autocast) -> list[Tensor]:
+    with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
+        y = function(*inputs)
+    y.backward(torch.arange(y.numel()).view_as(y).sin())
+    return [y.detach(), *(v.grad for v in inputs if isinstance(v, Tensor))]
+
+
+@pytest.fixture
+def counter():
+    torch._dynamo.reset()
+    yield CompileCounterWithBackend("aot_eager")
+    torch._dynamo.reset()
+
+
+@WHICH
+@pytest.mark.parametrize("autocast", [False, True], ids=["fp32", "bf16"])
+def test_compiled_for_any_number_of_tokens(hidden, layer, autocast, counter):
+    compiled = compile_residual_norm(counter)
+    for tokens in (5, 7, 1, 30):
+        found, expected = (
+            values_and_gradients(function, make_inputs(tokens, hidden, layer), autocast)
+            for function in (compiled, module.compute_residual_norm)
+        )
+        for ours, theirs in zip(found, expected, strict=True):
+            torch.testing.assert_close(ours, theirs, atol=1e-5, rtol=1e-5)
+    assert counter.frame_count <= 2  # one token alone may have a graph of its own
+
+
+@pytest.mark.slow
+@WHICH
+def test_the_code_that_runs_computes_the_same(hidden, layer):
+    compiled = compile_residual_norm("inductor")
+    for tokens in (5, 9):
+        found, expected = (
+            values_and_gradients(function, make_inputs(tokens, hidden, layer), autocast=False)
+            for function in (compiled, module.compute_residual_norm)
+        )
+        for ours, theirs in zip(found, expected, strict=True):
+            torch.testing.assert_close(ours, theirs, atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("compiled", [False, True])
+def test_a_gate_at_its_end_gives_exactly_that_end(compiled, counter):
+    norm = nn.LayerNorm(HIDDEN)
+    function = compile_residual_norm(counter) if compiled else module.compute_residual_norm
+    y, residual, _, _, eps, hidden_z, skip, _ = make_inputs(6, True, True)
+    given = (y, residual, norm.weight, norm.bias, eps, hidden_z, skip)
+    assert torch.equal(function(*given, torch.tensor(0.0)), skip)
+    open_layer = function(*given, torch.tensor(1.0))
+    torch.testing.assert_close(open_layer, residual_norm(y, residual, norm, hidden_z))
+
+
+def test_without_gates_it_is_the_layers_own_norm():
+    norm = nn.LayerNorm(HIDDEN)
+    y, residual = make_inputs(6, False, False)[:2]
+    assert torch.equal(residual_norm(y, residual, norm), norm(residual + y))
+
+
+def test_where_nothing_compiles_it_runs_as_it_is(monkeypatch, caplog):
+    monkeypatch.setattr(module, "compile_failure", lambda device: "no Triton")
+    fused.cache_clear()
+    with caplog.at_level(logging.WARNING):
+        found = [fused("cuda") for _ in range(2)]
+    assert found == [module.compute_residual_norm] * 2
+    assert [r.message.partition(",")[0] for r in caplog.records] == [
+        "torch.compile does not work on cuda (no Triton)"
+    ]
+    fused.cache_clear()
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("gates", [(True, True), (True, False)], ids=["both", "LN"])
+@pytest.mark.parametrize("autocast", [False, True], ids=["fp32", "bf16"])
+def test_on_the_gpu_as_on_the_cpu(gates, autocast):
+    function = fused("cuda")
+    assert function is not module.compute_residual_norm
+    for tokens in (5, 300):
+        inputs = make_inputs(tokens, *gates)
+        moved = [v.detach().cuda().requires_grad_() if isinstance(v, Tensor) else v for v in inputs]
+        with torch.autocast("cuda", torch.bfloat16, enabled=autocast):
+            found = function(*moved)
+        found.backward(torch.arange(found.numel()).view_as(found).sin().cuda())
+        expected = values_and_gradients(module.compute_residual_norm, inputs, autocast)
+        ours = [found.detach(), *(v.grad for v in moved if isinstance(v, Tensor))]
+        for value, wanted in zip(ours, expected, strict=True):
+            torch.testing.assert_close(value.cpu(), wanted, atol=1e-4, rtol=1e-4)
