@@ -12,22 +12,40 @@ from bge_pruning.models.structural_pruning import PruningMasks
 pytestmark = pytest.mark.gpu
 
 
+@pytest.fixture
+def train(train_tiny):
+    """Trains on a GPU or the CPU, though their ranks talk to each other by different backends."""
+
+    def leave():
+        if torch.distributed.is_initialized():
+            torch.distributed.destroy_process_group()
+
+    def run(*arguments):
+        leave()
+        return train_tiny(*arguments)
+
+    yield run
+    leave()
+
+
 def losses(run):
     rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
     key = "loss/train/total"
     return [row["metrics"][key] for row in rows if key in row["metrics"]]
 
 
-def test_a_step_on_the_gpu_is_a_step_on_the_cpu(tmp_path, train_tiny):
+def test_a_step_on_the_gpu_is_a_step_on_the_cpu(tmp_path, train):
     arguments = ("max_duration=3ba", "optimizer.eps=1e-4")
-    cpu = train_tiny(tmp_path / "cpu", *arguments)
-    gpu = train_tiny(tmp_path / "gpu", *arguments, "device=gpu")
+    cpu = train(tmp_path / "cpu", *arguments)
+    gpu = train(tmp_path / "gpu", *arguments, "device=gpu")
     assert losses(gpu) == pytest.approx(losses(cpu), abs=1e-4)
 
 
 @pytest.mark.parametrize("precision", ["fp32", "amp_bf16"])
-def test_trained_on_the_gpu_extracted_on_the_cpu(precision, tmp_path, train_tiny):
-    run = train_tiny(tmp_path, "device=gpu", f"precision={precision}")
+@pytest.mark.parametrize("compiled", ["false", "true"], ids=["packed", "compiled"])
+def test_trained_on_the_gpu_extracted_on_the_cpu(precision, compiled, tmp_path, train):
+    arguments = (f"precision={precision}", f"model.compile={compiled}")
+    run = train(tmp_path, "device=gpu", *arguments)
     assert extract(run, tmp_path / "small")["largest_difference"] <= 1e-5
 
 
@@ -54,10 +72,10 @@ def test_masked_equals_extracted_on_the_gpu(tmp_path, model_folder):
 
 @pytest.mark.filterwarnings("ignore:TypedStorage is deprecated:UserWarning")
 @pytest.mark.parametrize("state_dict", ["full", "sharded"])
-def test_sharded_on_the_gpu_as_on_the_cpu(state_dict, tmp_path, train_tiny):
+def test_sharded_on_the_gpu_as_on_the_cpu(state_dict, tmp_path, train):
     arguments = ("max_duration=3ba", "optimizer.eps=1e-4")
     sharded = ("parallelism.fsdp=true", f"parallelism.state_dict={state_dict}", "device=gpu")
-    cpu = train_tiny(tmp_path / "cpu", *arguments)
-    gpu = train_tiny(tmp_path / "gpu", *arguments, *sharded)
+    cpu = train(tmp_path / "cpu", *arguments)
+    gpu = train(tmp_path / "gpu", *arguments, *sharded)
     assert losses(gpu) == pytest.approx(losses(cpu), abs=1e-4)
     assert extract(gpu, tmp_path / "small")["largest_difference"] <= 1e-5

@@ -53,10 +53,12 @@ def attend(query: Tensor, key: Tensor, value: Tensor, packing: Packing, dropout_
     if packing.boundaries is not None:
         ends, longest = packing.boundaries, packing.size[1]
         return varlen_attn(query, key, value, ends, ends, longest, longest)
-    if packing.real is not None:
-        # A text without tokens attends to its padding: a softmax over nothing is no number.
-        open_keys = packing.real | ~packing.real.any(1, keepdim=True)
-        mask = open_keys[:, None, None]
+    if packing.index is None:
+        mask = None
+        if packing.real is not None:
+            # A text without tokens attends to its padding: a softmax over nothing is no number.
+            open_keys = packing.real | ~packing.real.any(1, keepdim=True)
+            mask = open_keys[:, None, None]
         return _attend(packing.size, query, key, value, dropout_p, mask)
     # One split of each, whose gradient is one concatenation; slices would each be padded back.
     parts = [x.split(packing.group_tokens) for x in (query, key, value)]

@@ -157,13 +157,10 @@ class Layer(nn.Module):
         Args:
             x: Shape ``(N, H)``.
             packing: Where the texts are.
-            masks: See :meth:`PruningMasks.of_layer`.
+            masks: See :meth:`PruningMasks.of_layers`.
         """
-        head_z = masks.head
-        if head_z is not None:
-            head_z = head_z.repeat_interleave(self.attention.self.head_dim)
         context = self.attention.self(x, packing)
-        h = self.attention.output(context, x, head_z, masks.hidden)
+        h = self.attention.output(context, x, masks.head, masks.hidden)
         units = self.intermediate(h)
         return self.output(units, h, masks.intermediate, masks.hidden, x, masks.layer)
 
@@ -283,9 +280,10 @@ class XLMRobertaBackbone(nn.Module):
         masks = PruningMasks() if masks is None else masks
         packing = self._pack(attention_mask, lengths)
         x = self.embeddings(input_ids, packing, masks.hidden)
-        states = []
-        for index, layer in enumerate(self.encoder.layer):
-            given = (layer, x, packing, masks.of_layer(index))
+        layers, states = self.encoder.layer, []
+        gates = masks.of_layers(len(layers), self.shape.head_dim)
+        for layer, layer_gates in zip(layers, gates, strict=True):
+            given = (layer, x, packing, layer_gates)
             if self.activation_checkpointing and torch.is_grad_enabled():
                 # Without dropout nothing random is computed again, so no state has to be kept.
                 options = {"use_reentrant": False, "preserve_rng_state": self.dropout > 0}

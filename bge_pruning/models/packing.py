@@ -81,24 +81,22 @@ def compute_packing(
         attention_mask: 1 for real tokens, 0 for padding, shape ``(B, T)``.
         lengths: Real tokens of each text, known on the host. Without them a GPU is waited for: they
             decide what is launched.
-        varlen: For attention over texts of any lengths at once.
+        varlen: For attention over texts of any lengths at once, where they differ.
     """
     real = attention_mask.bool()
     size = (real.shape[0], real.shape[1])
     counts = real.sum(1)
     if lengths is None:
         lengths = counts.tolist()
-    boundaries = None
     if all(length == size[1] for length in lengths):
-        if varlen:
-            boundaries = size[1] * torch.arange(size[0] + 1, device=real.device, dtype=torch.int32)
-        return Packing(size, None, (size,), boundaries)
+        return Packing(size, None, (size,))
     # Sorted by the rank of its text, each token's place comes out; padding has the last rank.
     ranks = counts.argsort(stable=True).argsort()
     keys = torch.where(real, ranks[:, None], size[0]).flatten()
     index = keys.argsort(stable=True)[: sum(lengths)]
     texts = Counter(length for length in lengths if length > 0)
     groups = tuple((texts[length], length) for length in sorted(texts))
+    boundaries = None
     if varlen:
         boundaries = F.pad(counts.sort().values.cumsum(0), (1, 0)).to(torch.int32)
     return Packing(size, index, groups or ((0, 1),), boundaries)  # padding alone: no texts

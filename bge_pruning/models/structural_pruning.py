@@ -26,10 +26,23 @@ class PruningMasks:
     layer: Tensor | None = None
     hidden: Tensor | None = None
 
-    def of_layer(self, index: int) -> PruningMasks:
-        """Gates of one layer: shapes ``(A,)``, ``(F,)``, ``()``, and ``(H,)`` for all layers."""
-        rows = (self.head, self.intermediate, self.layer)
-        return PruningMasks(*(None if z is None else z[index] for z in rows), self.hidden)
+    def of_layers(self, count: int, head_dim: int) -> list[PruningMasks]:
+        """Gates of each layer.
+
+        Args:
+            count: ``L``.
+            head_dim: Size of a head: its gate is repeated for each of its dimensions.
+
+        Returns:
+            Gates of shapes ``(A * head_dim,)``, ``(F,)``, ``()``, and ``(H,)``, the same for all.
+        """
+        head = None if self.head is None else self.head.repeat_interleave(head_dim, dim=1)
+        # One split of each axis, whose gradient is one operation for all layers.
+        rows = [
+            [None] * count if z is None else z.unbind(0)
+            for z in (head, self.intermediate, self.layer)
+        ]
+        return [PruningMasks(*gates, self.hidden) for gates in zip(*rows, strict=True)]
 
     def is_binary(self) -> bool:
         """Whether every gate is exactly 0 or 1."""

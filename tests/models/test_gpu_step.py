@@ -54,6 +54,7 @@ def gpu_batch(*lengths):
     return batch | {"lengths": [[n] for n in lengths]}
 
 
+@pytest.mark.filterwarnings("ignore:Synchronization debug mode is a prototype:UserWarning")
 @pytest.mark.parametrize("autocast", [False, True], ids=["fp32", "bf16"])
 @pytest.mark.parametrize("compiled", [False, True], ids=["packed", "compiled"])
 def test_a_step_does_not_wait_for_the_gpu(compiled, autocast, gated_step):
@@ -62,8 +63,8 @@ def test_a_step_does_not_wait_for_the_gpu(compiled, autocast, gated_step):
         model.backbone.compile_encoder(training=True)
     batch = gpu_batch(9, 3, 7, 3)
     step(batch)  # what is made once may wait: kernels, moments, compiled code
-    torch.cuda.set_sync_debug_mode("error")
     try:
+        torch.cuda.set_sync_debug_mode("error")
         step(batch)
     finally:
         torch.cuda.set_sync_debug_mode("default")

@@ -39,6 +39,8 @@ def measure(
     teacher: bool,
     frozen_embeddings: bool = False,
     checkpointing: bool = False,
+    device: str = "cpu",
+    autocast: bool = False,
 ) -> float:
     """Tensors of a step, the weights and moments that were there before included."""
     target = replace(
@@ -53,6 +55,7 @@ def measure(
     model = ComposerBGEM3(
         *build(shape), gates, LossWeights(distillation_alignment=1.0), frozen
     ).train()
+    model.to(device)
     model.backbone.activation_checkpointing = checkpointing
     if frozen_embeddings:
         model.backbone.embeddings.freeze_tables()
@@ -64,16 +67,19 @@ def measure(
     vectors = F.normalize(torch.randn(len(lengths), shape.hidden_size), dim=-1)
     batch = {"input_ids": ids[:, None], "attention_mask": mask[:, None]}
     batch |= {} if teacher else {"teacher_dense_vecs": vectors[:, None]}
+    batch = {name: value.to(device) for name, value in batch.items()}
 
     def step() -> None:
-        model.loss(model(batch), batch)["total"].backward()
+        with torch.autocast(device, torch.bfloat16, enabled=autocast):
+            loss = model.loss(model(batch), batch)["total"]
+        loss.backward()
         optimizer.step()
         optimizer.zero_grad()
 
     step()  # the moments are made
     moments = sum(value.nbytes for state in optimizer.state.values() for value in state.values())
     copies = 2 if teacher else 1
-    return measure_peak_bytes(step) + moments + copies * 4.0 * count_parameters(shape).total
+    return measure_peak_bytes(step, device) + moments + copies * 4.0 * count_parameters(shape).total
 
 
 @pytest.mark.parametrize("teacher", [False, True], ids=["cached", "on the fly"])
@@ -132,5 +138,19 @@ def test_bge_m3_measured(bge_m3_shape, frozen_embeddings, checkpointing):
     options = {"frozen_embeddings": frozen_embeddings, "checkpointing": checkpointing}
     found = measure(bge_m3_shape, [512] * 8, True, False, **options)
     parts = step_memory(bge_m3_shape, 8 * 512, True, False, **options)
+    assert sum(parts.values()) == pytest.approx(found, rel=0.15)
+    assert found < 24 * 2**30
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("checkpointing", [False, True], ids=["kept", "computed again"])
+@pytest.mark.parametrize("autocast", [False, True], ids=["fp32", "bf16"])
+def test_bge_m3_on_a_gpu(bge_m3_shape, autocast, checkpointing):
+    """8 texts of 512 tokens in 24 GiB, as it was estimated."""
+    options = {"checkpointing": checkpointing}
+    found = measure(
+        bge_m3_shape, [512] * 8, True, False, device="cuda", autocast=autocast, **options
+    )
+    parts = step_memory(bge_m3_shape, 8 * 512, True, False, half=autocast, **options)
     assert sum(parts.values()) == pytest.approx(found, rel=0.15)
     assert found < 24 * 2**30
