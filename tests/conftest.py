@@ -65,6 +65,13 @@ GUARD = logging.getLogger("bge_pruning.utils.guard")
 RAISE = _Raise(level=logging.WARNING)
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """On a GPU, compilers and communication warn of their own parts: no error of this project."""
+    for item in items:
+        if item.get_closest_marker("gpu"):
+            item.add_marker(pytest.mark.filterwarnings("default"))
+
+
 @pytest.fixture(scope="session", autouse=True)
 def no_hidden_failures() -> Iterator[None]:
     """What may fail without ending a run (reports, pictures, uploads) fails the test."""

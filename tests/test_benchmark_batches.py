@@ -59,5 +59,7 @@ def test_batches_are_moved_to_the_gpu(token_texts, tmp_path):
         0, cached=True
     )
     for cached in (False, True):
-        for name, value in batches.make(0, cached).items():
+        found = batches.make(0, cached)
+        assert found.pop("lengths") == there["lengths"]
+        for name, value in found.items():
             assert value.is_cuda and torch.equal(value.cpu(), there[name]), name

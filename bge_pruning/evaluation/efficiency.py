@@ -35,8 +35,8 @@ NOISY = 0.1
 LEAST_ROUNDS, FEWEST_ROUNDS, SLOW = 5, 2, 4.0
 # Real texts that a call embeds: so many batches, and at least so many texts.
 REAL_BATCHES, REAL_TEXTS = 4, 16
-# Share of the free memory that a setting may need; compiled forms of a model that torch keeps.
-SPARE, COMPILED_FORMS = 0.9, 64
+# Share of the free memory that a setting may need.
+SPARE = 0.9
 
 Encoder = TextEncoder | OnnxEncoder
 
@@ -79,9 +79,6 @@ def shape_of(encoder: Encoder) -> EncoderShape:
 def compile_encoder(encoder: Encoder) -> None:
     """Compile an encoder in place, for the shapes that it is called with from now on."""
     torch.compiler.reset()
-    # Model and baseline are the same code, and each form of either counts: beyond the limit, which
-    # is 8, torch would refuse to go on.
-    torch._dynamo.config.recompile_limit = COMPILED_FORMS
     encoder.backbone.compile_encoder(training=False)
 
 

@@ -31,6 +31,7 @@ from bge_pruning.models.structural_pruning import (
     prune_layer_norm,
     prune_linear,
 )
+from bge_pruning.utils.devices import allow_compiled_forms
 
 
 class Embeddings(nn.Module):
@@ -321,8 +322,9 @@ class XLMRobertaBackbone(nn.Module):
                 stays as it is.
             backend: See :func:`torch.compile`.
         """
+        allow_compiled_forms()
         self.compiled_for = training
-        self._compiled_layer = torch.compile(Layer.forward, fullgraph=True, backend=backend)
+        self._compiled_layer = torch.compile(Layer.forward, backend=backend)
 
     def keep_indices(self, masks: PruningMasks) -> KeepIndices:
         """Indices that binary gates keep of this model."""

@@ -69,7 +69,7 @@ def gather_texts(texts: Outputs, numbers: Tensor) -> tuple[Outputs, Tensor]:
     """
     if world_size() == 1:
         return texts, numbers
-    longest = torch.tensor(texts.input_ids.shape[1], device=numbers.device)
+    longest = torch.full((), texts.input_ids.shape[1], device=numbers.device)
     torch.distributed.all_reduce(longest, torch.distributed.ReduceOp.MAX)
     missing = int(longest) - texts.input_ids.shape[1]
 

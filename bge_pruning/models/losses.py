@@ -236,8 +236,9 @@ def distillation_similarity(
     def log_distribution(queries: Tensor, keys: Tensor) -> Tensor:
         similarities = (queries @ keys.T).float() / temperature
         # Finite, since the KL multiplies it by a probability of exactly 0, and below any similarity
-        # at any temperature.
-        return similarities.index_put((rows, own), similarities.new_tensor(-1e30)).log_softmax(-1)
+        # at any temperature. Filled where it is: a number of the host would be waited for.
+        closed = similarities.new_full((), -1e30)
+        return similarities.index_put((rows, own), closed).log_softmax(-1)
 
     target = log_distribution(teacher, all_teacher)
     return F.kl_div(

@@ -16,7 +16,7 @@ import torch.nn.functional as F  # noqa: N812
 from torch import Tensor, nn
 
 from bge_pruning.models.masked_layer_norm import masked_layer_norm
-from bge_pruning.utils.devices import compile_failure
+from bge_pruning.utils.devices import allow_compiled_forms, compile_failure
 
 log = logging.getLogger(__name__)
 
@@ -95,7 +95,8 @@ def compile_residual_norm(backend: str | Callable) -> Callable[..., Tensor]:
     Args:
         backend: See :func:`torch.compile`.
     """
-    compiled = torch.compile(compute_residual_norm, backend=backend, fullgraph=True)
+    allow_compiled_forms()
+    compiled = torch.compile(compute_residual_norm, backend=backend)
 
     def compute(*given: Any) -> Tensor:
         for value in given:

@@ -6,6 +6,10 @@ import warnings
 
 import torch
 
+# Compiled forms of one function that torch keeps. Its own limit is 8, and beyond it torch would run
+# the function as it is: training, evaluation, precisions and sizes are more.
+COMPILED_FORMS = 64
+
 
 def default_device() -> str:
     """The best device that there is."""
@@ -44,9 +48,14 @@ def compile_failure(device: str) -> str | None:
     """
     try:
         with warnings.catch_warnings():
-            # It advises less precise products of float32 numbers, once.
-            warnings.filterwarnings("ignore", message="TensorFloat32", category=UserWarning)
+            warnings.simplefilter("ignore")  # what its own parts think of each other
             torch.compile(lambda x: x.cos() + 1.0)(torch.ones(8, device=device))
     except Exception as error:  # the compiler has many of its own
         return str(error).strip().partition("\n")[0]
     return None
+
+
+def allow_compiled_forms() -> None:
+    """Have torch keep as many compiled forms of a function as there are ways to call it."""
+    limit = torch._dynamo.config.recompile_limit
+    torch._dynamo.config.recompile_limit = max(limit, COMPILED_FORMS)

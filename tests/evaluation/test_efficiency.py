@@ -8,7 +8,6 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from torch import nn
 
 from bge_pruning.evaluation import efficiency
 from bge_pruning.evaluation.efficiency import (
@@ -25,6 +24,7 @@ from bge_pruning.evaluation.efficiency import (
 )
 from bge_pruning.evaluation.encoders import load_encoder
 from bge_pruning.evaluation.text_encoder import TextEncoder
+from bge_pruning.models.bge_m3_backbone import XLMRobertaBackbone
 from bge_pruning.models.encoder_shape import EncoderShape
 from bge_pruning.utils.memory import measure_peak_bytes
 from bge_pruning.utils.random_run import random_base_model
@@ -40,15 +40,15 @@ def encoder(model_folder):
 
 @pytest.fixture
 def compiled(monkeypatch):
-    """Dynamo without a compiler behind it, which would take a minute; the modules it was put on."""
+    """Dynamo without a compiler behind it, which would take a minute; the models it was put on."""
     found = []
-    compile_module = nn.Module.compile
+    compile_encoder = XLMRobertaBackbone.compile_encoder
 
-    def compile_quickly(module, fullgraph, backend):
-        found.append(module)
-        compile_module(module, fullgraph=fullgraph, backend="eager")
+    def compile_quickly(backbone, training):
+        found.append(backbone)
+        compile_encoder(backbone, training, "eager")
 
-    monkeypatch.setattr(nn.Module, "compile", compile_quickly)
+    monkeypatch.setattr(XLMRobertaBackbone, "compile_encoder", compile_quickly)
     yield found
     torch.compiler.reset()
 

@@ -30,7 +30,8 @@ class NoWaiting(TorchDispatchMode):
 
     def __enter__(self) -> NoWaiting:
         self._patch = pytest.MonkeyPatch()
-        for name in ("tolist", "numpy", "cpu"):  # on the CPU these are no operations
+        # On the CPU these are no operations; new_tensor copies from ordinary memory.
+        for name in ("tolist", "numpy", "cpu", "new_tensor"):
 
             def wait(*_: Any, name: str = name) -> None:
                 raise AssertionError(f"{name} waits for the device")
@@ -66,8 +67,9 @@ class NoWaiting(TorchDispatchMode):
         lambda x: x.unique(),
         lambda x: x.tolist(),
         lambda x: x.cpu(),
+        lambda x: x.new_tensor(1.0),
     ],
-    ids=["item", "bool", "mask", "nonzero", "unique", "tolist", "cpu"],
+    ids=["item", "bool", "mask", "nonzero", "unique", "tolist", "cpu", "new_tensor"],
 )
 def test_waiting_is_noticed(action):
     with NoWaiting(), pytest.raises(AssertionError, match="waits for the device"):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from itertools import product
 
 import pytest
 import torch
@@ -60,6 +61,21 @@ def test_compiled_for_any_number_of_tokens(hidden, layer, autocast, counter):
         for ours, theirs in zip(found, expected, strict=True):
             torch.testing.assert_close(ours, theirs, atol=1e-5, rtol=1e-5)
     assert counter.frame_count <= 2  # one token alone may have a graph of its own
+
+
+def test_every_way_to_call_it_is_compiled(counter):
+    """Training and evaluation, with and without autocast, and both precisions, of all layers."""
+    compiled = compile_residual_norm(counter)
+    ways = list(product([(True, True), (True, False), (False, True)], [False, True], [False, True]))
+    for _ in range(2):
+        for dtype in (torch.float32, torch.float64):
+            for gates, autocast, grad in ways:
+                inputs = make_inputs(5, *gates)
+                inputs = [v.to(dtype) if isinstance(v, Tensor) else v for v in inputs]
+                with torch.autocast("cpu", enabled=autocast), torch.set_grad_enabled(grad):
+                    found = compiled(*inputs)
+                    torch.testing.assert_close(found, module.compute_residual_norm(*inputs))
+    assert counter.frame_count >= 2 * len(ways)
 
 
 @pytest.mark.slow
