@@ -20,33 +20,38 @@ LONG = 128
 
 
 def render_speed(results: Sequence[Mapping[str, Any]], brief: bool) -> str:
-    """Speed of models beside their originals.
+    """Speed of models beside their originals, a table for each.
 
     Args:
         results: What ``scripts/benchmark_efficiency.py`` has written.
-        brief: Only long texts and real ones.
+        brief: Only batches of long texts and of real ones.
     """
-    header = ["model", "runtime", "texts x tokens", "ms (p95)", "texts/s", "original, ms (p95)"]
-    header += ["speed-up", "of ideal"]
-    rows = [
-        _speed_row(result, setting)
-        for result in results
-        for setting in result["settings"]
-        if not brief or setting["length"] == "real" or setting["length"] >= LONG
-    ]
-    return table(header, rows, 3)
+    header = ["runtime", "texts x tokens", "ms (p95)", "texts/s", "original, ms (p95)", "speed-up"]
+    header += ["ideal", "of ideal"]
+    parts = []
+    for result in results:
+        rows = [
+            _speed_row(setting)
+            for setting in result["settings"]
+            if not brief or (setting["batch_size"] > 1 and _is_long(setting["length"]))
+        ]
+        parts.append(f"{_name(result)}:\n\n{table(header, rows, 2)}")
+    return "\n\n".join(parts)
 
 
-def _speed_row(result: Mapping[str, Any], setting: Mapping[str, Any]) -> list[str]:
+def _is_long(length: int | str) -> bool:
+    return length == "real" or length >= LONG
+
+
+def _speed_row(setting: Mapping[str, Any]) -> list[str]:
     low, high = setting["speedup"]["quartiles"]
     share = f"noise, {setting['rounds']} turns" if setting["noisy"] else f"{setting['share']:.0%}"
     return [
-        *(_name(result), setting["runtime"]),
-        f"{setting['batch_size']} x {setting['length']}",
+        *(setting["runtime"], f"{setting['batch_size']} x {setting['length']}"),
         *(_latency(setting["model"]), f"{setting['model']['texts_per_s']:,.1f}"),
         _latency(setting["baseline"]),
         f"{setting['speedup']['median']:.2f} ({low:.2f} to {high:.2f})",
-        share,
+        *(f"{setting['ideal']:.2f}", share),
     ]
 
 
@@ -55,62 +60,67 @@ def _latency(part: Mapping[str, Any]) -> str:
 
 
 def render_steps(results: Sequence[Mapping[str, Any]], brief: bool) -> str:
-    """Cost of training steps.
+    """Cost of training steps: the ratios, and a table of what was measured for each result.
 
     Args:
         results: What ``scripts/benchmark_training.py`` has written.
         brief: The ratios alone.
     """
-    return _ratio_table(results) if brief else f"{_ratio_table(results)}\n\n{_step_table(results)}"
+    parts = [_ratio_table(results)]
+    if not brief:
+        parts += [f"{_name(result)}:\n\n{_step_table(result)}" for result in results]
+    return "\n\n".join(parts)
 
 
 def _ratio_table(results: Sequence[Mapping[str, Any]]) -> str:
+    """Results of the same model on the same device share their rows."""
     header = ["model", "batches", "gates / plain", "compiled / plain", "with a teacher / gates"]
     header += ["with a cached teacher / gates", "tokens/s of gates / plain on random batches"]
-    rows = []
+    rows: dict[tuple[str, str], dict[str, str]] = {}
     for result in results:
         for kind, ratios in result["ratios"].items():
-            times = result["throughput"].get(kind)
-            cells = [_quartiles(ratios.get(name)) for name in (GATES, COMPILED, TEACHER, CACHED)]
-            speed = "" if times is None else f"{times:.2f}"
-            rows.append([_name(result), kind, *cells, speed])
-    return table(header, rows, 2)
+            row = rows.setdefault((_name(result), kind), {})
+            row |= {name: _quartiles(values) for name, values in ratios.items()}
+            if (times := result["throughput"].get(kind)) is not None:
+                row["throughput"] = f"{times:.2f}"
+    keys = (GATES, COMPILED, TEACHER, CACHED, "throughput")
+    cells = [[*place, *(row.get(key, "") for key in keys)] for place, row in rows.items()]
+    return table(header, cells, 2)
 
 
-def _quartiles(values: Sequence[float] | None) -> str:
-    if values is None:
-        return ""
+def _quartiles(values: Sequence[float]) -> str:
     low, median, high = values
     return f"{median:.3f} ({low:.3f} to {high:.3f})"
 
 
-def _step_table(results: Sequence[Mapping[str, Any]]) -> str:
-    header = ["model", "batches", "training", "s/step", "tokens/s", "padding", "of peak FLOPs"]
+def _step_table(result: Mapping[str, Any]) -> str:
+    header = ["batches", "training", "s/step", "tokens/s", "padding", "of peak FLOPs"]
     header += ["memory of the step"]
     names = {PLAIN: "plain", GATES: "gates", COMPILED: "gates, compiled"}
     names |= {TEACHER: "a teacher", CACHED: "a cached teacher"}
     rows = [
         [
-            *(_name(result), cost["batches"], names[cost["training"]]),
+            *(cost["batches"], names[cost["training"]]),
             *(f"{cost['median_seconds']:.3f}", f"{cost['tokens_per_second']:,.0f}"),
             *(f"{cost['padding']:.1%}", f"{cost['utilisation']:.1%}"),
             f"{cost['peak_bytes'] / 1e6:,.0f} MB",
         ]
-        for result in results
         for cost in result["costs"]
     ]
-    return table(header, rows, 3)
+    return table(header, rows, 2)
 
 
 def _name(result: Mapping[str, Any]) -> str:
-    """The folder's name, or the sizes of random weights; and the GPU, if it ran on one."""
-    path = Path(result["model"])
-    name = path.name
+    """The folder, or the sizes of random weights; what it ran on, if that was a GPU."""
+    path = Path(result["model"].partition(" (")[0])
+    name = "/".join(path.parts[-2:])
     if path.suffix == ".yaml":
         sizes = result["shapes"]["model"] if "shapes" in result else result["shape"]
         name = f"random weights, {sizes}"
+    if (batch := result.get("batch_size")) is not None:
+        name += f", {batch} texts"
     gpu = result["machine"]["gpu"]
-    return name if gpu is None else f"{name} ({gpu}, {result['dtype']})"
+    return name if gpu is None else f"{name}, on {gpu} in {result['dtype']}"
 
 
 def replace_section(text: str, name: str, content: str) -> str:

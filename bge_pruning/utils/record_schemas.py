@@ -207,6 +207,7 @@ SPEED_RESULT = {
             "model": _MEASURED,
             "baseline": _MEASURED,
             "speedup": {"median": NUMBER, "quartiles": (NUMBER, NUMBER)},
+            "ideal": NUMBER,
             "share": NUMBER,
             "noisy": FLAG,
         }
@@ -214,6 +215,7 @@ SPEED_RESULT = {
 }
 STEPS_RESULT = {
     "model": TEXT,
+    "batch_size": COUNT,
     **_PLACE,
     "ratios": Each(Each((NUMBER, NUMBER, NUMBER))),
     "throughput": Each(Optional(NUMBER)),

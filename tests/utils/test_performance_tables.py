@@ -26,6 +26,7 @@ SETTING = {
     "model": SIDE,
     "baseline": SIDE,
     "speedup": {"median": 2.0, "quartiles": [1.9, 2.1]},
+    "ideal": 2.1,
     "share": 0.95,
     "noisy": False,
 }
@@ -36,6 +37,7 @@ SPEED = {
     "settings": [
         SETTING,
         {**SETTING, "length": 16, "runtime": "onnx"},
+        {**SETTING, "batch_size": 1},
         {**SETTING, "length": "real", "noisy": True},
     ],
 }
@@ -51,6 +53,7 @@ COST = {
 STEPS = {
     "model": "configs/bge_m3/target_50pct.yaml",
     **CPU,
+    "batch_size": 8,
     "shape": "24 layers",
     "ratios": {"fixed length": {"gates": [1.0, 1.05, 1.1]}},
     "throughput": {"length groups": 3.0},
@@ -66,25 +69,42 @@ c
 """
 
 
-def test_the_short_table_of_speed_has_long_and_real_texts():
+def test_the_short_table_of_speed_has_batches_of_long_and_real_texts():
     brief, full = render_speed([SPEED], brief=True), render_speed([SPEED], brief=False)
-    assert "| small | torch | 32 x 128 | 12.3 (15.0) | 1,234.5 | 12.3 (15.0) |" in brief
-    assert "2.00 (1.90 to 2.10) | 95% |" in brief
-    assert "32 x 16" in full and "32 x 16" not in brief
+    assert brief.startswith("results/small:\n\n| runtime |")
+    assert "| torch | 32 x 128 | 12.3 (15.0) | 1,234.5 | 12.3 (15.0) |" in brief
+    assert "2.00 (1.90 to 2.10) | 2.10 | 95% |" in brief
+    for left_out in ("32 x 16", "1 x 128"):
+        assert f"| {left_out} |" in full and f"| {left_out} |" not in brief
     assert "| 32 x real |" in brief and "noise, 9 turns" in brief
 
 
 def test_steps_say_what_was_measured_and_leave_the_rest_empty():
     brief, full = render_steps([STEPS], brief=True), render_steps([STEPS], brief=False)
-    row = "| random weights, 24 layers | fixed length | 1.050 (1.000 to 1.100) |  |  |  |  |"
+    row = (
+        "| random weights, 24 layers, 8 texts | fixed length | 1.050 (1.000 to 1.100) |  |  |  |  |"
+    )
     assert row in brief
     assert "| gates | 1.500 | 2,000 | 0.0% | 80.0% | 700 MB |" in full and "1.500" not in brief
 
 
+def test_results_of_one_model_share_their_rows():
+    cached = STEPS | {"ratios": {"fixed length": {"cached": [0.9, 1.0, 1.1]}}, "throughput": {}}
+    found = render_steps([STEPS, cached], brief=True)
+    assert "| 1.050 (1.000 to 1.100) |  |  | 1.000 (0.900 to 1.100) |" in found
+    assert found.count("fixed length") == 1
+    other = render_steps([STEPS, cached | {"batch_size": 16}], brief=True)
+    assert other.count("fixed length") == 2
+
+
 def test_a_gpu_is_named():
     gpu = {"machine": {"gpu": "NVIDIA H100"}, "dtype": "bf16"}
-    assert "| small (NVIDIA H100, bf16) | torch |" in render_speed([SPEED | gpu], brief=True)
-    assert "| random weights, 24 layers (NVIDIA H100, bf16) |" in render_steps([STEPS | gpu], True)
+    random = {"model": "x/y.yaml (target, random weights)", "shapes": {"model": "18 layers"}}
+    found = render_speed([SPEED | gpu | random], brief=True)
+    assert found.startswith("random weights, 18 layers, on NVIDIA H100 in bf16:\n")
+    assert "| random weights, 24 layers, 8 texts, on NVIDIA H100 in bf16 |" in render_steps(
+        [STEPS | gpu], brief=True
+    )
 
 
 def test_a_section_is_replaced_and_the_rest_is_kept():
@@ -125,11 +145,11 @@ def alone(result: dict) -> dict:
     [
         ("{", r"is not JSON \(.*\)"),
         ("[]", "it is a list, expected an object with keys"),
-        ("{}", "has no model, machine, dtype, ratios, throughput, costs"),
+        ("{}", "has no model, batch_size, machine, dtype, ratios, throughput, costs"),
         (json.dumps(alone(SPEED)), r"has no settings\[0\].speedup"),
         (
             json.dumps(SPEED).replace('"real"', "null"),
-            r"settings\[2\].length is null, expected a whole number of 0 or more",
+            r"settings\[3\].length is null, expected a whole number of 0 or more",
         ),
     ],
     ids=["cut", "list", "empty", "alone", "length"],
