@@ -96,7 +96,8 @@ def run_pipeline(
     _check(config, recovery)
     check_modes(config, judged_by.modes)
     options = export_options(config)
-    dist.barrier()  # all ranks have looked before the first one changes anything
+    # All ranks have looked before the first one changes anything.
+    on_rank_zero(lambda: _check_vocabulary(config, options))
     on_rank_zero(lambda: _prepare_results(config))
 
     run = train(config)
@@ -178,6 +179,15 @@ def export_options(config: Config) -> ExtractOptions:
             f"{config.model.base_model}. To fix, choose fewer, or leave it out."
         )
     return read_options(**asdict(config.export))
+
+
+def _check_vocabulary(config: Config, options: ExtractOptions) -> None:
+    """Choose the tokens as they will be chosen at the end: how many must stay depends on texts."""
+    from bge_pruning.export.vocabulary_texts import choose_for_texts
+    from bge_pruning.models.pretrained import load_base_model
+
+    if options.vocabulary is not None:
+        choose_for_texts(load_base_model(config.model.base_model), options.vocabulary)
 
 
 def export_arguments(config: Config) -> list[str]:
