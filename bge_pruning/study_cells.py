@@ -11,8 +11,8 @@ from typing import Any
 
 from bge_pruning.config_schema import Config, ConfigError, L0ModuleConfig, ModelConfig
 from bge_pruning.study_file import Cell, Study, cell_config
-from bge_pruning.utils.study_records import CELL, FIX
 from bge_pruning.utils.records import read_record
+from bge_pruning.utils.study_records import CELL, FIX
 
 # What a result does not depend on.
 INCIDENTAL = (

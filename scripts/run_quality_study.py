@@ -2,7 +2,7 @@
 """Run a grid of methods, sizes and seeds, and write what each keeps as a table and a picture.
 
     python scripts/run_quality_study.py configs/quality/study.yaml
-    python scripts/run_quality_study.py configs/quality/study.yaml --only method=l0,layers size=50pct
+    python scripts/run_quality_study.py configs/quality/study.yaml --only method=l0 size=50pct
 
 Run again, it goes on where it was stopped. Every finished cell is a file under cells in the results
 folder of the study; the table, the picture and summary.json beside them are made from these files.

@@ -4,7 +4,7 @@ from dataclasses import replace
 
 import pytest
 import torch
-import torch.nn.functional as F
+import torch.nn.functional as F  # noqa: N812
 
 from bge_pruning.models.activation_importance import activation_importance
 from bge_pruning.models.importance import masks_of_importance
