@@ -216,10 +216,7 @@ def test_a_study_killed_after_one_cell_goes_on_with_the_next(make_study, tmp_pat
     assert len(read_cells(study.results)) == 2
 
 
-def test_a_cell_stopped_in_its_recovery_goes_on_there(
-    make_study, tmp_path, monkeypatch, finished, cells
-):
-    """And ends with the scores of one that was not stopped."""
+def test_a_cell_stopped_in_its_recovery_goes_on_there(make_study, tmp_path, monkeypatch, cells):
     study = make_study(tmp_path)
     real = train.train
     started = []

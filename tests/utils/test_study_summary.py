@@ -117,7 +117,7 @@ def test_what_is_kept_by_hand():
     assert keys == KEYS
     assert kept_of(CELLS[0], keys) == pytest.approx(0.85)
     assert kept_of(CELLS[0], [("docs", "dense")]) == 0.80
-    unknown = make_cell("l0", "half", 1, None or 0.9, 0.9)
+    unknown = make_cell("l0", "half", 1, 0.9, 0.9)
     unknown["scores"][0]["retention"] = None
     assert kept_of(unknown, keys) is None
 
