@@ -41,6 +41,7 @@ from bge_pruning.models.pretrained import BaseModel
 from bge_pruning.models.pruning_record import build_record
 from bge_pruning.models.structural_pruning import PruningMasks
 from bge_pruning.plan import Plan, build_plan
+from bge_pruning.sharding import check_sharding
 from bge_pruning.source_builders import build_corpus, build_source
 from bge_pruning.utils.devices import default_device
 from bge_pruning.utils.embedding_metrics import is_flat
@@ -66,6 +67,7 @@ def check_baseline(config: Config) -> Plan:
             f"model.l0_module to a target."
         )
     check_objective(config)
+    check_sharding(config)
     folder = fetch_model_folder(config.model.base_model, config.model.revision)
     plan = build_plan(config, folder)
     shape_of(config, plan, plan.source)
@@ -123,7 +125,8 @@ def _start(config: Config, plan: Plan) -> Extraction:
     base = build_base_model(config)
     shape = shape_of(config, plan, base.shape)
     masks = choose_masks(config, base, shape)
-    base.backbone.cpu(), base.heads.cpu()  # where extraction works
+    for module in (base.backbone, base.heads):
+        module.cpu()  # where extraction works
     metadata = build_metadata(config, plan, base)
     model = TrainedModel(metadata, base.shape, base.backbone, base.heads, None, batch=0)
     keep = base.backbone.keep_indices(masks)
@@ -192,7 +195,8 @@ def layer_score(config: Config, base: BaseModel) -> Callable[[Sequence[int]], fl
     original = None if pairs else _dense_vecs(encoder, texts)
 
     def score(kept: Sequence[int]) -> float:
-        encoder.masks = layer_masks(kept, base.shape.num_hidden_layers)
+        gates = layer_masks(kept, base.shape.num_hidden_layers).layer
+        encoder.masks = PruningMasks(layer=gates.to(encoder.device))
         if not pairs:
             return float((_dense_vecs(encoder, texts) * original).sum(1).mean())
         return fmean(_spearman(encoder, part.texts, part.examples, part.scores) for part in pairs)
@@ -217,17 +221,18 @@ def _dense_vecs(encoder: TextEncoder, texts: TokenizedTexts) -> np.ndarray:
 
 
 def calibration_texts(config: Config, base: BaseModel) -> TokenizedTexts:
-    """Different texts of the training data, drawn evenly from all of them by the run's seed.
+    """Texts of the training data, drawn from all of them alike by the run's seed.
 
     Args:
         config: The run.
         base: The model, for its tokenizer.
     """
     corpora = [build_corpus(source, config, base).texts for source in config.data.train]
-    every = [(corpus, row) for corpus in corpora for row in range(len(corpus))]
-    count = min(config.baseline.calibration_texts, len(every))
-    chosen = np.random.default_rng(config.seed).choice(len(every), count, replace=False)
-    rows = [every[index][0][every[index][1]] for index in chosen]
+    ends = np.cumsum([len(corpus) for corpus in corpora])
+    count = min(config.baseline.calibration_texts, int(ends[-1]))
+    chosen = np.random.default_rng(config.seed).choice(ends[-1], count, replace=False)
+    parts = np.searchsorted(ends, chosen, side="right")
+    rows = [corpora[part][index - ends[part]] for part, index in zip(parts, chosen, strict=True)]
     starts = np.cumsum([0, *map(len, rows)])
     return TokenizedTexts(np.concatenate(rows), starts, truncated=0)
 

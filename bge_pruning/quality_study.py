@@ -17,14 +17,31 @@ from typing import TYPE_CHECKING, Any
 from bge_pruning.config import Config, ConfigError, pruned_model_folder
 from bge_pruning.config_schema import L0
 from bge_pruning.pipeline import check_modes, keeps_best, prune
-from bge_pruning.study_cells import cell_file, describe_config, hash_config, unfinished
+from bge_pruning.study_cells import (
+    cell_file,
+    describe_config,
+    find_differences,
+    hash_config,
+    unfinished,
+)
 from bge_pruning.study_file import Cell, Study, cell_config, select_cells
+from bge_pruning.study_measures import (
+    add_retention,
+    describe_gates,
+    describe_model,
+    describe_training,
+    device_of,
+    measure_cut,
+    score_folder,
+    score_model,
+)
 from bge_pruning.utils.evaluation import (
     collect_versions,
     describe_machine,
     refuse_unwritable_folders,
     write_json,
 )
+from bge_pruning.utils.records import ANYTHING, Each, read_record
 from bge_pruning.utils.study_records import REFERENCE, read_reference
 
 if TYPE_CHECKING:
@@ -32,8 +49,6 @@ if TYPE_CHECKING:
     from bge_pruning.evaluation.tasks import Task
 
 log = logging.getLogger(__name__)
-
-Entry = dict[str, Any]
 
 
 def run_study(study: Study, only: Sequence[str] = (), overwrite: bool = False) -> list[Path]:
@@ -58,12 +73,15 @@ def run_study(study: Study, only: Sequence[str] = (), overwrite: bool = False) -
     cells = select_cells(study, only)
     todo = unfinished(study, cells, overwrite)
     log.info("%d of %d cells are to be run", len(todo), len(cells))
+    for cell in set(cells) - set(todo):
+        _remove_runs(study, cell)  # it may have been stopped just before
     if todo:
         _check(study, todo)
         tasks = find_study_tasks(study)
         reference = _find_reference(study, cell_config(study, todo[0], "prune"), tasks)
     for number, cell in enumerate(todo, 1):
         log.info("cell %d of %d: %s", number, len(todo), cell.name)
+        _start_runs(study, cell)
         result = run_cell(study, cell, tasks, reference)
         write_json(result, cell_file(study, cell), overwrite=True)
         _remove_runs(study, cell)
@@ -155,7 +173,7 @@ def measure_reference(
     from bge_pruning.evaluation.floors import WordEmbeddings
 
     log.info("scoring the original and the floors")
-    encoder = load_encoder(original, _device(config), study.max_length)
+    encoder = load_encoder(original, device_of(config), study.max_length)
     models: dict[str, Callable[[], Encoder]] = {
         "original": lambda: encoder,
         "word_embeddings": lambda: WordEmbeddings(encoder),
@@ -166,26 +184,6 @@ def measure_reference(
         "scores": {name: score_model(load(), tasks, study.modes) for name, load in models.items()},
         "versions": collect_versions(),
     }
-
-
-def score_model(encoder: Encoder, tasks: Sequence[Task], modes: Sequence[str]) -> list[Entry]:
-    """Main score of a model in every task and mode.
-
-    Args:
-        encoder: The model.
-        tasks: What to score it on.
-        modes: See :data:`bge_pruning.evaluation.search.MODES`.
-    """
-    from bge_pruning.evaluation.scoring import score_tasks
-
-    kinds = {task.name: task.kind for task in tasks}
-    entries = []
-    for (task, mode), score in score_tasks(encoder, tasks, modes).items():
-        metric, value = next(iter(score.values.items()))
-        entries.append(
-            {"task": task, "kind": kinds[task], "mode": mode, "metric": metric, "value": value}
-        )
-    return entries
 
 
 def run_cell(
@@ -207,8 +205,8 @@ def run_cell(
     chosen = _make_models(config, recovery)
     started = time.monotonic()
     model, pruned = Path(config.results_folder) / "model", pruned_model_folder(config)
-    scores = _score_folder(model, config, study, tasks, study.modes)
-    cut = _cut_loss(config, pruned, study, tasks, reference)
+    scores = score_folder(model, config, study, tasks, study.modes)
+    cut = measure_cut(config, pruned, study, tasks, reference)
     evaluated = time.monotonic() - started
     described = describe_config(study, cell)
     return {
@@ -216,13 +214,13 @@ def run_cell(
         "size": cell.size,
         "seed": cell.seed,
         "config_hash": hash_config(described),
-        **_describe_model(model),
-        **_describe_training(config, recovery, chosen, evaluated),
-        "scores": _with_retention(scores, reference["scores"]["original"]),
-        "gates": _describe_gates(config, pruned),
+        **describe_model(model),
+        **describe_training(config, recovery, chosen, evaluated),
+        "scores": add_retention(scores, reference["scores"]["original"]),
+        "gates": describe_gates(config, pruned),
         "cut": cut,
         "versions": collect_versions(),
-        "machine": describe_machine(_device(config)),
+        "machine": describe_machine(device_of(config)),
         "config": described,
     }
 
@@ -248,143 +246,15 @@ def _make_models(config: Config, recovery: Config) -> float | None:
     return seconds
 
 
-def _device(config: Config) -> str:
-    from bge_pruning.utils.devices import default_device
-
-    return {"gpu": "cuda"}.get(config.device, config.device) or default_device()
-
-
-def _score_folder(
-    folder: Path, config: Config, study: Study, tasks: Sequence[Task], modes: Sequence[str]
-) -> list[Entry]:
-    from bge_pruning.evaluation.encoders import load_encoder
-
-    return score_model(load_encoder(str(folder), _device(config), study.max_length), tasks, modes)
-
-
-def _with_retention(scores: list[Entry], originals: Sequence[Entry]) -> list[Entry]:
-    by_key = {(entry["task"], entry["mode"]): entry["value"] for entry in originals}
-    for entry in scores:
-        original = by_key[entry["task"], entry["mode"]]
-        entry["retention"] = entry["value"] / original if original > 0 else None
-    return scores
-
-
-def _describe_model(model: Path) -> dict[str, Any]:
-    from bge_pruning.models.pruning_record import MARKER
-    from bge_pruning.utils.record_schemas import PRUNING
-    from bge_pruning.utils.records import read_record
-
-    info = read_record(model / MARKER, PRUNING, "run the cell again")
-    counts = info["parameters"]
-    return {
-        "encoder_share": counts["extracted"]["encoder"] / counts["source"]["encoder"],
-        "parameters": counts["extracted"],
-        "kept_layers": info["kept"]["layer"],
-    }
-
-
-def _describe_training(
-    config: Config, recovery: Config, chosen: float | None, evaluated: float
-) -> dict[str, Any]:
-    """Steps, tokens and seconds by stage; those of interrupted trainings are whole."""
-    from bge_pruning.models.checkpoint import find_checkpoint, read_progress
-
-    runs = {"recover": recovery.run_folder}
-    if config.method == L0:
-        runs = {"prune": config.run_folder, **runs}
-    progress = {
-        stage: read_progress(find_checkpoint(Path(folder))) for stage, folder in runs.items()
-    }
-    seconds = {} if config.method == L0 else {"choose": chosen}
-    return {
-        "steps": {stage: found.batches for stage, found in progress.items()},
-        "tokens": {stage: found.tokens for stage, found in progress.items()},
-        "seconds": {
-            **seconds,
-            **{stage: found.seconds for stage, found in progress.items()},
-            "evaluate": evaluated,
-        },
-    }
-
-
-def _describe_gates(config: Config, pruned: Path) -> dict[str, Any] | None:
-    """How decided the gates were before the cut, and how far from the target; of l0 alone.
-
-    Returns:
-        ``distance``, the mean over the gates of an axis of the distance of a gate's open
-        probability to 0 or 1, and ``gap``, expected minus target sparsity, both by axis; under
-        ``all`` the distance over all gates, under ``encoder`` the gap of the encoder's parameters.
-    """
-    from bge_pruning.models.checkpoint import load_trained_model
-    from bge_pruning.models.l0_module_embedding import distances_to_binary
-    from bge_pruning.models.pruning_record import compute_constraint_report
-
-    if config.method != L0:
-        return None
-    gates = load_trained_model(_cut_checkpoint(pruned)).l0_module
-    constraint = compute_constraint_report(gates, gates.realised_shape())
-    return {
-        "distance": distances_to_binary(gates.open_probabilities()),
-        "gap": {
-            axis: row["expected_sparsity"] - row["target_sparsity"]
-            for axis, row in constraint.items()
-        },
-    }
-
-
-def _cut_checkpoint(pruned: Path) -> Path:
-    """The checkpoint that a pruned model was cut from: perhaps the best, not the newest."""
-    from bge_pruning.models.pruning_record import MARKER
-    from bge_pruning.utils.records import TEXT, read_record
-
-    record = read_record(pruned / MARKER, {"checkpoint": TEXT}, "run the cell again")
-    return Path(record["checkpoint"])
-
-
-def _cut_loss(
-    config: Config, pruned: Path, study: Study, tasks: Sequence[Task], reference: Mapping[str, Any]
-) -> dict[str, dict[str, float]]:
-    """What the cut itself costs, before any recovery, in Spearman of dense vectors by task.
-
-    Before it a model of gates is scored with every gate at the median of its noise, and for a
-    baseline the unpruned model.
-    """
-    from bge_pruning.evaluation.tasks import SIMILARITY
-
-    pairs = [task for task in tasks if task.kind == SIMILARITY]
-    if not pairs:
-        return {}
-    if config.method == L0:
-        before = score_model(_gated_encoder(config, pruned, study), pairs, ["dense"])
-    else:
-        before = [e for e in reference["scores"]["original"] if e["mode"] == "dense"]
-    values = {entry["task"]: entry["value"] for entry in before}
-    after = _score_folder(pruned, config, study, pairs, ["dense"])
-    return {
-        entry["task"]: {
-            "before": values[entry["task"]],
-            "after": entry["value"],
-            "lost": values[entry["task"]] - entry["value"],
-        }
-        for entry in after
-        if entry["task"] in values
-    }
-
-
-def _gated_encoder(config: Config, pruned: Path, study: Study) -> Encoder:
-    """The model of a pruning run as it is before the cut."""
-    from bge_pruning.evaluation.text_encoder import TextEncoder
-    from bge_pruning.models.checkpoint import load_trained_model
-    from bge_pruning.models.extraction import as_base_model
-    from bge_pruning.models.structural_pruning import PruningMasks
-
-    model = load_trained_model(_cut_checkpoint(pruned))
-    device = _device(config)
-    gates = vars(model.l0_module.median_masks())
-    masks = PruningMasks(**{k: None if z is None else z.to(device) for k, z in gates.items()})
-    base = as_base_model(model, "the model before the cut")
-    return TextEncoder(base, device, study.max_length, 32, masks)
+def _start_runs(study: Study, cell: Cell) -> None:
+    """Note what the runs of a cell are of; those of another configuration are not gone on with."""
+    note, now = study.runs / f"{cell.name}.json", describe_config(study, cell)
+    if note.is_file():
+        then = read_record(note, Each(ANYTHING), "remove the file and the runs beside it")
+        if find_differences(then, now):
+            log.warning("%s was stopped with another configuration: it begins again", cell.name)
+            _remove_runs(study, cell)
+    write_json(now, note, overwrite=True)
 
 
 def _remove_runs(study: Study, cell: Cell) -> None:
@@ -392,3 +262,4 @@ def _remove_runs(study: Study, cell: Cell) -> None:
     for name in (cell.name, f"{cell.name}-recovery", f"{cell.name}-results"):
         if (study.runs / name).exists():
             shutil.rmtree(study.runs / name)
+    (study.runs / f"{cell.name}.json").unlink(missing_ok=True)

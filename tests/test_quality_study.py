@@ -243,6 +243,25 @@ def test_a_cell_stopped_in_its_recovery_goes_on_there(make_study, tmp_path, monk
     assert not list(study.runs.iterdir())
 
 
+def test_runs_of_another_configuration_are_not_gone_on_with(make_study, tmp_path, monkeypatch):
+    real = train.train
+
+    def killed(config):
+        real(config)
+        raise KeyboardInterrupt
+
+    changes = {"retrieval": {}, "modes": ["dense"]}
+    study = make_study(tmp_path, **changes)
+    with monkeypatch.context() as patch:
+        patch.setattr(train, "train", killed)
+        with pytest.raises(KeyboardInterrupt):
+            run_study(study, ["method=l0"])
+    study = make_study(tmp_path, overrides=[*OVERRIDES, "max_duration=2ba"], **changes)
+    run_study(study, ["method=l0"])
+    (cell,) = read_cells(study.results)
+    assert cell["steps"] == {"prune": 2, "recover": 3}
+
+
 def test_a_part_can_be_run(make_study, tmp_path):
     study = make_study(tmp_path, retrieval={}, modes=["dense"])
     (file,) = run_study(study, ["method=random"])

@@ -36,7 +36,7 @@ class Importance:
 
 
 def masks_of_importance(importance: Importance, shape: EncoderShape) -> PruningMasks:
-    """Binary gates that keep the most important structures; ties go to the lower index.
+    """Binary gates, on the CPU, of the most important structures; ties go to the lower index.
 
     Args:
         importance: Scores.
@@ -53,7 +53,7 @@ def masks_of_importance(importance: Importance, shape: EncoderShape) -> PruningM
             )
     return PruningMasks(
         **{
-            axis: top_k(getattr(importance, axis).float(), getattr(shape, field))
+            axis: top_k(getattr(importance, axis).float().cpu(), getattr(shape, field))
             for axis, field in SHAPE_FIELDS.items()
         }
     )
