@@ -33,7 +33,13 @@ TARGET = (
 
 
 @pytest.fixture(scope="module")
-def make_study(make_yaml, sts_csv, collection):
+def documents(tmp_path_factory, write_collection) -> Path:
+    """A collection whose name is not that of the pairs."""
+    return write_collection(tmp_path_factory.mktemp("retrieval") / "documents")
+
+
+@pytest.fixture(scope="module")
+def make_study(make_yaml, sts_csv, documents):
     """A function that writes a study of l0 and random at one size into a folder, and reads it."""
 
     def make(folder: Path, **changes: object):
@@ -45,7 +51,7 @@ def make_study(make_yaml, sts_csv, collection):
             "sizes": {"half": [TARGET]},
             "seeds": [5],
             "sts": [str(sts_csv)],
-            "retrieval": {str(collection): "test"},
+            "retrieval": {str(documents): "test"},
             "modes": ["dense", "sparse", "colbert"],
             "results_folder": str(folder / "quality"),
             "run_folder": str(folder / "cells"),
@@ -113,11 +119,11 @@ def test_a_cell_has_every_score_and_its_retention(cells, finished):
                 assert entry["retention"] == pytest.approx(entry["value"] / originals[key])
 
 
-def test_the_original_is_scored_as_evaluation_does_it(finished, model_folder, sts_csv, collection):
+def test_the_original_is_scored_as_evaluation_does_it(finished, model_folder, sts_csv, documents):
     from bge_pruning.evaluation.evaluate import evaluate
     from bge_pruning.evaluation.tasks import find_tasks
 
-    tasks = find_tasks([str(sts_csv)], [str(collection)])
+    tasks = find_tasks([str(sts_csv)], [str(documents)])
     modes = ["dense", "sparse"]
     result = evaluate(str(model_folder), None, tasks, modes, speed=False, device="cpu")
     reference = read_reference(finished.results)["scores"]
@@ -178,12 +184,15 @@ def test_runs_are_removed_and_nothing_else(finished):
 
 def test_median_gates_are_the_middle_of_sampled_ones(train_tiny, tmp_path):
     gates = load_trained_model(find_checkpoint(train_tiny(tmp_path))).l0_module
+    with torch.no_grad():
+        gates.log_alpha["intermediate"].fill_(0.3)
     draws = []
-    for step in range(400):
+    for step in range(200):
         gates.step = step
         draws.append(gates.sample_masks().intermediate)
-    middle = torch.stack(draws).median(0).values
-    assert torch.allclose(gates.median_masks().intermediate, middle, atol=0.05)
+    median = gates.median_masks().intermediate
+    assert 0.5 < float(median[0, 0]) < 0.9
+    assert float(torch.stack(draws).median()) == pytest.approx(float(median[0, 0]), abs=0.02)
 
 
 # Going on
@@ -338,8 +347,8 @@ def test_another_original_needs_another_folder(changed, projected_folder):
             r"needs d_model 32, not 24",
         ),
         (
-            {"sizes": {"half": [TARGET], "b": [TARGET, "model.base_model=none/none"]}},
-            r"none/none",
+            {"sizes": {"half": [TARGET], "b": [TARGET, "model.base_model=./none"]}},
+            r"none",
         ),
         (
             {"methods": {"random": ["method=random", "max_duration=1ep"]}},
@@ -349,7 +358,6 @@ def test_another_original_needs_another_folder(changed, projected_folder):
 )
 def test_wrong_cells(changes, message, make_study, tmp_path, monkeypatch):
     monkeypatch.setattr(quality_study, "run_cell", lambda *_: pytest.fail("ran a cell"))
-    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     study = make_study(tmp_path, **changes)
     with pytest.raises((ConfigError, ValueError, OSError), match=message):
         run_study(study)
@@ -364,17 +372,10 @@ def test_different_models_need_different_studies(make_study, tmp_path, model_fol
         run_study(make_study(tmp_path, sizes=sizes))
 
 
-def test_two_tasks_of_one_name(make_study, tmp_path, sts_csv):
-    other = tmp_path / "b" / sts_csv.name
-    other.parent.mkdir()
-    shutil.copy(sts_csv, other)
-    folder = tmp_path / "c" / sts_csv.stem
-    study = make_study(tmp_path, sts=[str(sts_csv)], retrieval={})
-    assert [task.name for task in quality_study.find_study_tasks(study)] == ["tiny"]
-    study = make_study(tmp_path, sts=[str(sts_csv), str(other)], retrieval={})
-    with pytest.raises(ValueError, match=r"two tasks are called tiny\. To fix, rename"):
-        quality_study.find_study_tasks(study)
-    assert not folder.exists()
+def test_two_tasks_of_one_name(make_study, tmp_path, sts_csv, collection):
+    study = make_study(tmp_path, sts=[str(sts_csv)], retrieval={str(collection): "test"})
+    with pytest.raises(ConfigError, match=r"two tasks are called tiny\. To fix, rename"):
+        run_study(study)
 
 
 def test_the_report_is_made_of_the_cells_alone(finished):

@@ -114,7 +114,7 @@ def test_wrong_studies(changes, message, write):
     ("text", "message"),
     [
         ("- a", r"must hold 'key: value' pairs\. To fix, see configs/quality/study\.yaml"),
-        ("base: [", r"study\.yaml:1: is not YAML"),
+        ("base: [", r"study\.yaml:\d: is not YAML"),
         ("seeds: [2001-99-99]", r"study\.yaml: is not YAML"),
     ],
 )
