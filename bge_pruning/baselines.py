@@ -228,11 +228,11 @@ def calibration_texts(config: Config, base: BaseModel) -> TokenizedTexts:
         base: The model, for its tokenizer.
     """
     corpora = [build_corpus(source, config, base).texts for source in config.data.train]
-    ends = np.cumsum([len(corpus) for corpus in corpora])
-    count = min(config.baseline.calibration_texts, int(ends[-1]))
-    chosen = np.random.default_rng(config.seed).choice(ends[-1], count, replace=False)
-    parts = np.searchsorted(ends, chosen, side="right")
-    rows = [corpora[part][index - ends[part]] for part, index in zip(parts, chosen, strict=True)]
+    bounds = np.cumsum([0, *map(len, corpora)])
+    count = min(config.baseline.calibration_texts, int(bounds[-1]))
+    chosen = np.random.default_rng(config.seed).choice(bounds[-1], count, replace=False)
+    parts = np.searchsorted(bounds, chosen, side="right") - 1
+    rows = [corpora[part][index - bounds[part]] for part, index in zip(parts, chosen, strict=True)]
     starts = np.cumsum([0, *map(len, rows)])
     return TokenizedTexts(np.concatenate(rows), starts, truncated=0)
 

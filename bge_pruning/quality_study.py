@@ -96,8 +96,10 @@ def _check(study: Study, cells: Sequence[Cell]) -> None:
     from bge_pruning.train import check_run
 
     refuse_unwritable_folders({"results_folder": study.results, "run_folder": study.runs})
-    originals = {}
-    for cell in {(cell.method, cell.size): cell for cell in reversed(cells)}.values():
+    originals, firsts = {}, {}
+    for cell in cells:
+        firsts.setdefault((cell.method, cell.size), cell)
+    for cell in firsts.values():
         config = cell_config(study, cell, "prune")
         if config.model.l0_module is None:
             raise ConfigError(
@@ -153,8 +155,9 @@ def _find_reference(study: Study, config: Config, tasks: Sequence[Task]) -> dict
                 f"beside it. To fix, set another results_folder in the study."
             )
         return found
-    reference = measure_reference(study, config, original, tasks)
-    write_json({"original": original, "judged_by": judged_by, **reference}, path)
+    measured = measure_reference(study, config, original, tasks)
+    reference = {"original": original, "judged_by": judged_by, **measured}
+    write_json(reference, path)
     return reference
 
 
@@ -195,7 +198,7 @@ def run_cell(
         study: The study.
         cell: The cell.
         tasks: What to judge by.
-        reference: See :func:`measure_reference`.
+        reference: See :func:`bge_pruning.utils.study_records.read_reference`.
 
     Returns:
         Content of the cell's file, see :data:`bge_pruning.utils.study_records.CELL`.

@@ -69,7 +69,7 @@ def render_model_card(
         *_compatibility(info, index),
         *render_loading(info),
         *_limits(info),
-        *render_rights(info["source"]),
+        *render_rights(info["source"], info.get("method", "l0")),
     ]
     return "\n\n".join(parts) + "\n"
 
