@@ -137,7 +137,8 @@ class Progress:
     Attributes:
         batches: Steps.
         tokens: Real tokens of all texts trained on.
-        seconds: Time in steps, evaluation during the training included.
+        seconds: Time until the last step was done; what comes after it, such as the last
+            evaluation, is not in it.
     """
 
     batches: int
