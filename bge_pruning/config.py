@@ -20,7 +20,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from bge_pruning.config_checks import check
-from bge_pruning.config_schema import Config, ConfigError
+from bge_pruning.config_schema import L0, Config, ConfigError
 from bge_pruning.utils.yaml_text import YamlTextError, check_yaml, describe_yaml_error
 
 
@@ -49,14 +49,23 @@ def load_config(paths: Sequence[str | Path], overrides: Sequence[str] = ()) -> C
     check(_to_object(recovering))
     config = _to_object(recovering if merged.stage == "recover" else merged)
     if config.stage == "recover":
-        _make_recovery(config)
+        _make_recovery(config, merged.max_duration)
     check(config)
     return config
 
 
 def _check_recovery_keys(recovery: DictConfig) -> None:
     """Refuse what would send the recovery to another place than where its model is written."""
-    fixed = ("stage", "dry_run", "run_name", "run_folder", "results_folder", "extends", "recovery")
+    fixed = (
+        "method",
+        "stage",
+        "dry_run",
+        "run_name",
+        "run_folder",
+        "results_folder",
+        "extends",
+        "recovery",
+    )
     if found := [key for key in fixed if key in recovery]:
         raise ConfigError(
             f"recovery.{found[0]} cannot differ from the pruning run's. To fix, remove it: a "
@@ -64,12 +73,19 @@ def _check_recovery_keys(recovery: DictConfig) -> None:
         )
 
 
-def _make_recovery(config: Config) -> None:
+def _make_recovery(config: Config, pruning: str) -> None:
     """Turn the configuration of a pruning run into that of its recovery, in place.
 
     The model is the extracted one, without gates, and its teacher is the model it came from; its
-    sizes are no longer those that the YAML names.
+    sizes are no longer those that the YAML names. A baseline is cut without any step of training,
+    so its recovery has the steps of l0's pruning too: methods are compared at equal steps.
+
+    Args:
+        config: Changed.
+        pruning: Length of the pruning run, a time string.
     """
+    if config.method != L0:
+        config.max_duration = _add_times(pruning, config.max_duration)
     config.model.base_model = str(pruned_model_folder(config))
     config.model.revision = None
     config.model.l0_module = None
@@ -77,6 +93,17 @@ def _make_recovery(config: Config) -> None:
     for size in ("d_model", "n_heads", "n_layers", "intermediate_size", "vocab_size"):
         setattr(config.model, size, None)
     config.run_folder = f"{config.run_folder}-recovery"
+
+
+def _add_times(pruning: str, recovery: str) -> str:
+    """The sum of two time strings of one unit."""
+    unit = recovery[-2:]
+    if pruning[-2:] != unit:
+        raise ConfigError(
+            f"max_duration {pruning} and recovery.max_duration {recovery} have different units: a "
+            f"baseline recovers for the sum of both. To fix, give both in ba (batches)."
+        )
+    return f"{int(pruning[:-2]) + int(recovery[:-2])}{unit}"
 
 
 def pruned_model_folder(config: Config) -> Path:

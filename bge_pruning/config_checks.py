@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, get_args, get_type_hints
 
 from bge_pruning.config_schema import (
+    METHODS,
     SOURCE_KINDS,
     Config,
     ConfigError,
@@ -44,7 +45,9 @@ def check(config: Config) -> None:
 def _choices(config: Config) -> dict[str, tuple[Any, tuple]]:
     """Values of which there are a few, and what they may be, by key."""
     choices = {
+        "method": (config.method, METHODS),
         "stage": (config.stage, ("prune", "recover")),
+        "baseline.layer_choice": (config.baseline.layer_choice, ("best", "every_nth")),
         "optimizer.non_finite": (config.optimizer.non_finite, ("stop", "skip")),
         "scheduler.name": (config.scheduler.name, ("linear", "cosine", "constant")),
         "precision": (config.precision, ("fp32", "amp_bf16", "amp_fp16")),
@@ -81,6 +84,7 @@ def _check_ranges(config: Config) -> None:
         "loss.similarity_temperature": loss.similarity_temperature,
         "loss.temperature": loss.temperature,
         "data.adapt_batches": config.data.adapt_batches,
+        "baseline.calibration_texts": config.baseline.calibration_texts,
     }
     not_negative = {
         "seed": config.seed,

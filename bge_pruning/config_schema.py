@@ -9,6 +9,9 @@ from typing import Any, Optional
 # OmegaConf reads the annotations at run time and knows Optional[...] best.
 # ruff: noqa: UP045
 
+# How it is decided what stays: by learned gates, or by one of the baselines.
+L0 = "l0"
+METHODS = (L0, "layers", "magnitude", "activation", "random")
 SOURCE_KINDS = ("sts", "sentences", "contrastive", "beir", "mteb")
 
 
@@ -42,6 +45,15 @@ class L0ModuleConfig:
     eval_target_model: bool = True  # evaluate the final shape; false: the expected shape so far
     init_mean: float = 3.0  # log_alpha at the start: open with probability 0.99
     init_std: float = 0.25  # without spread all gates would move alike
+
+
+@dataclass
+class BaselineConfig:
+    """How a method other than ``l0`` chooses what stays; its target is that of the gates."""
+
+    calibration_texts: int = 512  # of the training data: what activations are measured on
+    # Of method layers: best, the subset with the best held-out score, or every_nth.
+    layer_choice: str = "best"
 
 
 @dataclass
@@ -239,6 +251,9 @@ class Config:
 
     extends: list[str] = field(default_factory=list)
     run_name: str = "bge_pruning"
+    # l0: gates are trained. layers, magnitude, activation, random: baselines, which are cut at once
+    # and recover for as many steps as l0 prunes and recovers.
+    method: str = L0
     stage: str = "prune"  # prune, or recover: train the extracted model on
     dry_run: bool = False  # print the plan and stop
     seed: int = 17
@@ -260,6 +275,7 @@ class Config:
     progress_bar: bool = True
     checkpoints_to_keep: int = 2
     model: ModelConfig = field(default_factory=ModelConfig)
+    baseline: BaselineConfig = field(default_factory=BaselineConfig)
     data: DataConfig = field(default_factory=DataConfig)
     loss: LossConfig = field(default_factory=LossConfig)
     teacher: TeacherConfig = field(default_factory=TeacherConfig)

@@ -294,6 +294,7 @@ def _data_spec(dataset: Dataset, **arguments: Any) -> DataSpec:
         DataLoader(dataset, **arguments),
         split_batch=_split_batch,
         get_num_samples_in_batch=lambda batch: len(batch["input_ids"]),
+        get_num_tokens_in_batch=lambda batch: sum(map(sum, batch["lengths"])),
     )
 
 

@@ -165,6 +165,11 @@ def _check(config: Config, recovery: Config, densities: Sequence[float]) -> None
             "model.l0_module is null: there are no gates to cut sizes from. To fix, add a target, "
             "e.g. configs/bge_m3/target_60pct.yaml."
         )
+    if config.method != "l0":
+        raise ConfigError(
+            f"method '{config.method}' has no gates to cut sizes from. To fix, set method=l0, or "
+            f"run scripts/run_pipeline.py once for each size."
+        )
     if config.dry_run:
         raise ConfigError(
             "dry_run=true prints the plan of a training, and a family is several. To fix, run "

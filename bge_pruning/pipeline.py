@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from bge_pruning.config import Config, ConfigError, load_config, pruned_model_folder
-from bge_pruning.config_schema import ExportConfig
+from bge_pruning.config_schema import L0, ExportConfig
 
 if TYPE_CHECKING:
     from bge_pruning.evaluation.tasks import Task
@@ -100,9 +100,7 @@ def run_pipeline(
     on_rank_zero(lambda: _check_vocabulary(config, options))
     on_rank_zero(lambda: _prepare_results(config))
 
-    run = train(config)
-    pruned = pruned_model_folder(config)
-    on_rank_zero(lambda: extract(run, pruned, best=keeps_best(config)))
+    prune(config)
     recovered = train(recovery)
     best = keeps_best(recovery)
     on_rank_zero(lambda: extract(recovered, results / "model", best=best, options=options))
@@ -115,6 +113,28 @@ def run_pipeline(
 
     on_rank_zero(finish)
     return evaluation
+
+
+def prune(config: Config) -> None:
+    """Write the pruned model, not recovered yet, where the recovery looks for it.
+
+    Args:
+        config: Of stage ``prune``.
+
+    Raises:
+        ConfigError: See :func:`bge_pruning.train.train` and
+            :func:`bge_pruning.baselines.cut_baseline`, also for what else is raised.
+    """
+    from bge_pruning.baselines import cut_baseline
+    from bge_pruning.export.extract import extract
+    from bge_pruning.train import train
+
+    pruned = pruned_model_folder(config)
+    if config.method == L0:
+        run = train(config)
+        on_rank_zero(lambda: extract(run, pruned, best=keeps_best(config)))
+    else:
+        on_rank_zero(lambda: cut_baseline(config, pruned))
 
 
 def keeps_best(config: Config) -> bool:
@@ -133,6 +153,7 @@ def on_rank_zero(action: Callable[[], object]) -> None:
 
 def _check(config: Config, recovery: Config) -> None:
     """Refuse now what one of the steps would refuse hours later."""
+    from bge_pruning.baselines import check_baseline
     from bge_pruning.data_builders import check_objective
     from bge_pruning.train import check_run, check_run_folder
 
@@ -154,7 +175,7 @@ def _check(config: Config, recovery: Config) -> None:
     _check_results(config)
     check_objective(recovery)
     check_run_folder(recovery)
-    check_run(config)
+    check_run(config) if config.method == L0 else check_baseline(config)
 
 
 def export_options(config: Config) -> ExtractOptions:
@@ -291,7 +312,7 @@ def evaluate_model(config: Config, tasks: Sequence[Task], modes: Sequence[str]) 
 
 
 def _report(config: Config, commands: list[str], evaluation: dict[str, Any]) -> None:
-    from bge_pruning.run_report import log_results
+    from bge_pruning.run_report import collect_run, log_results
     from bge_pruning.utils.evaluation import write_text
     from bge_pruning.utils.guard import warn_only
     from bge_pruning.utils.report import write_report
@@ -302,57 +323,6 @@ def _report(config: Config, commands: list[str], evaluation: dict[str, Any]) -> 
     write_report(results)
     with warn_only("sending the results to W&B", f"look at {results / 'report.html'}"):
         log_results(config, evaluation)
-
-
-def collect_run(results: Path, run: Path) -> None:
-    """Copy what a report needs of a run and its recovery into the results folder.
-
-    Args:
-        results: Folder that holds the extracted ``model``.
-        run: Run folder; that of the recovery has its name and ``-recovery``.
-
-    Raises:
-        FileNotFoundError: If a folder is not there or not complete.
-    """
-    from bge_pruning.models.gate_file import write_gates
-    from bge_pruning.models.pruning_record import MARKER
-
-    sources = {
-        "metrics.jsonl": run / "metrics.jsonl",
-        "metrics-recovery.jsonl": run.with_name(f"{run.name}-recovery") / "metrics.jsonl",
-        MARKER: results / "model" / MARKER,
-    }
-    if not (results / "config.yaml").is_file():  # the steps were run one by one
-        sources["config.yaml"] = run / "config.yaml"
-    for source in sources.values():  # all of them, before the first is copied
-        if not source.is_file():
-            raise FileNotFoundError(
-                f"{source}: no such file. To fix, prune, recover and extract first (the pipeline's "
-                f"steps are in its commands.txt), or report the run folder alone."
-            )
-    write_gates(_checkpoint_of(results, run), results / "gates.npz")
-    for name, source in sources.items():
-        _copy(source, results / name)
-
-
-def _checkpoint_of(results: Path, run: Path) -> Path:
-    """The checkpoint that the pruned model was cut from: perhaps the best, not the newest."""
-    from bge_pruning.models.pruning_record import MARKER
-    from bge_pruning.utils.records import TEXT, read_record
-
-    record = results / "pruned_model" / MARKER
-    if record.is_file():
-        name = read_record(record, {"checkpoint": TEXT}, "extract the model again")["checkpoint"]
-        checkpoint = run / Path(name).name
-        return checkpoint if checkpoint.is_file() else run
-    return run
-
-
-def _copy(source: Path, target: Path) -> None:
-    """Copy a text file atomically."""
-    from bge_pruning.utils.evaluation import write_text
-
-    write_text(target, source.read_text(encoding="utf-8"))
 
 
 def step_commands(
@@ -373,11 +343,16 @@ def step_commands(
     def line(script: str, *words: str) -> str:
         return shlex.join(["python", f"scripts/{script}.py", *words])
 
+    pruning = [
+        f"python scripts/train_pruning.py {arguments}",
+        line("extract_pruned_model", run, pruned, *best, *again),
+    ]
+    if config.method != L0:
+        pruning = [line("cut_baseline", *paths, *overrides, *again)]
     evaluation = ["--baseline", config.model.base_model, "--also", f"{PRUNED_NAME}={pruned}"]
     evaluation += [*judged_by.arguments(), "--output", f"{results}/evaluation.json"]
     return [
-        f"python scripts/train_pruning.py {arguments}",
-        line("extract_pruned_model", run, pruned, *best, *again),
+        *pruning,
         f"python scripts/train_pruning.py {arguments} stage=recover",
         line(
             "extract_pruned_model",

@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from bge_pruning.config import Config, ConfigError
-from bge_pruning.config_schema import SourceConfig
+from bge_pruning.config_schema import L0, SourceConfig
 from bge_pruning.models.encoder_shape import (
     YAML_NAMES,
     EncoderShape,
@@ -189,7 +189,7 @@ def render_plan(plan: Plan, config: Config) -> str:
     if plan.assumptions:
         lines.append(f"assumed      {plan.assumptions}")
     lines += [
-        f"gates on     {', '.join(plan.axes) or 'nothing: ordinary training'}",
+        _method_line(plan, config),
         "",
         *_parameter_table(plan),
         "",
@@ -197,10 +197,16 @@ def render_plan(plan: Plan, config: Config) -> str:
         f"every {config.eval_interval}",
         render_memory(plan, config),
     ]
-    if config.model.l0_module is not None:
+    if config.model.l0_module is not None and config.method == L0:
         warmup = config.model.l0_module.lagrangian_warmup_steps
         lines.insert(-1, f"warm-up      target sparsity reached after {warmup}")
     return "\n".join(lines)
+
+
+def _method_line(plan: Plan, config: Config) -> str:
+    if plan.axes and config.method != L0:
+        return f"chosen by    {config.method}, without gates: a baseline"
+    return f"gates on     {', '.join(plan.axes) or 'nothing: ordinary training'}"
 
 
 def _target_lines(plan: Plan) -> list[str]:

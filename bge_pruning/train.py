@@ -157,12 +157,18 @@ def check_run(config) -> Plan:  # noqa: ANN001
         OSError: If the model cannot be had.
         PermissionError: If a folder cannot be written to.
     """
+    from bge_pruning.config import ConfigError
     from bge_pruning.data_builders import check_objective
     from bge_pruning.models.hub import fetch_model_folder
     from bge_pruning.plan import build_plan
     from bge_pruning.sharding import check_sharding
     from bge_pruning.utils.evaluation import refuse_unwritable_folders
 
+    if config.method != "l0" and config.model.l0_module is not None:
+        raise ConfigError(
+            f"method '{config.method}' trains no gates. To fix, run scripts/run_pipeline.py, or "
+            f"scripts/cut_baseline.py and then this with stage=recover."
+        )
     if config.model.l0_module is not None and config.model.d_model is not None:
         build_plan(config)  # refuses a bad target before anything is fetched
     check_objective(config)

@@ -40,7 +40,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 def run(args: argparse.Namespace) -> None:
     """Collect what the report needs, and write it."""
     if args.run is not None:
-        from bge_pruning.pipeline import collect_run
+        from bge_pruning.run_report import collect_run
 
         results = Path(args.results_folder)
         refuse_existing([results / MARKDOWN], overwrite=args.overwrite)  # before inputs change

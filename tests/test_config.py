@@ -333,6 +333,49 @@ def test_missing_base(write):
 RECOVERY = TARGET + "recovery: {max_duration: 7ba, optimizer: {lr: 0.5}}\n"
 
 
+def test_a_baseline_recovers_for_the_steps_of_both_stages(write):
+    path = write(TARGET + "max_duration: 30ba\nrecovery: {max_duration: 7ba}\n")
+    lengths = {
+        (method, stage): load_config([path], [f"method={method}", f"stage={stage}"]).max_duration
+        for method in ("l0", "layers", "random")
+        for stage in ("prune", "recover")
+    }
+    assert lengths["l0", "prune"] == "30ba" and lengths["l0", "recover"] == "7ba"
+    assert lengths["layers", "recover"] == lengths["random", "recover"] == "37ba"
+    alike = write(TARGET + "max_duration: 30ba\n")  # l0 recovers for as long as it prunes
+    assert load_config([alike], ["method=random", "stage=recover"]).max_duration == "60ba"
+
+
+def test_times_of_different_units_have_no_sum(write):
+    path = write(TARGET + "max_duration: 30ba\nrecovery: {max_duration: 1ep}\n")
+    load_config([path], ["stage=recover"])
+    message = r"max_duration 30ba and recovery\.max_duration 1ep have different units.* To fix, g"
+    with pytest.raises(ConfigError, match=message):
+        load_config([path], ["method=random", "stage=recover"])
+
+
+def test_the_method_is_that_of_the_whole_run(write):
+    path = write(TARGET + "recovery: {method: random}\n")
+    with pytest.raises(ConfigError, match=r"recovery\.method cannot differ from the pruning run's"):
+        load_config([path])
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("method=taylor", r"method 'taylor' is not one of .*'magnitude'.* To fix, choose one"),
+        (
+            "baseline.layer_choice=worst",
+            r"layer_choice 'worst' is not one of \('best', 'every_nth'",
+        ),
+        ("baseline.calibration_texts=0", r"baseline\.calibration_texts 0 is not above 0"),
+    ],
+)
+def test_methods_that_are_none(override, message, write):
+    with pytest.raises(ConfigError, match=message):
+        load_config([write(TARGET)], [override])
+
+
 def test_recovery_keys_wait_for_their_stage(write):
     config = load_config([write(RECOVERY)])
     assert (config.max_duration, config.optimizer.lr) == ("15000ba", 1e-4)

@@ -602,3 +602,42 @@ def test_results_that_cannot_be_written_are_refused_at_the_start(tiny_yaml, sts_
         run_pipeline(
             [tiny_yaml], [f"results_folder={tmp_path}/file/inside"], EvaluationPlan([str(sts_csv)])
         )
+
+
+# Baselines
+
+
+@pytest.mark.parametrize("method", ["layers", "magnitude", "activation", "random"])
+def test_a_baseline_runs_through_the_same_pipeline(method, tmp_path, make_yaml, sts_csv):
+    """In as many steps as l0 has in all, to the same kind of folder, with commands that work."""
+    yaml, plan = str(make_yaml(tmp_path)), EvaluationPlan([str(sts_csv)])
+    evaluation = run_pipeline([yaml], [*OVERRIDES, f"method={method}"], plan)
+    results = tmp_path / "results" / "tiny"
+    info = read_json(results / "pruning.json")
+    assert (info["method"], info["batches"]) == (method, {"recover": 7})  # 4 + 3 of l0
+    assert info == read_json(results / "model" / "pruning.json")
+    assert info["kept"] == read_json(results / "pruned_model" / "pruning.json")["kept"]
+    shape = TARGET if method != "layers" else {"num_hidden_layers": 1, "hidden_size": 32}
+    assert {key: info["shape"][key] for key in shape} == shape
+    assert {"metrics-recovery.jsonl", "report.html", "evaluation.json"} <= tree(results)
+    assert not {"gates.npz", "metrics.jsonl"} & tree(results)
+    assert not (tmp_path / "runs" / "tiny").exists()
+    assert evaluation["tasks"][0]["also"]["pruned, before recovery"] is not None
+    assert "No axis was pruned by gates." in (results / "report.md").read_text()
+    card = (results / "model" / "README.md").read_text()
+    assert "Trained for 7 batches of recovery." in card
+
+
+def test_the_commands_of_a_baseline_write_the_same(tmp_path, make_yaml, sts_csv, assert_same):
+    from safetensors.torch import load_file
+
+    yaml, plan = str(make_yaml(tmp_path)), EvaluationPlan([str(sts_csv)])
+    run_pipeline([yaml], [*OVERRIDES, "method=magnitude"], plan)
+    results = tmp_path / "results" / "tiny"
+    commands = (results / "commands.txt").read_text().splitlines()
+    weights = load_file(results / "model" / "model.safetensors")
+    shutil.move(tmp_path / "results", tmp_path / "first")
+    shutil.move(tmp_path / "runs", tmp_path / "runs-first")
+    run_commands(commands)
+    assert_same(load_file(results / "model" / "model.safetensors"), weights)
+    assert tree(results) >= {"report.md", "pruned_model/pruning.json", "evaluation.json"}

@@ -48,6 +48,7 @@ FAILURES = {
         1,
         r"none: no such file\. To fix, give a results folder or the output",
     ),
+    "cut_baseline": (["none.yaml"], 2, r"none\.yaml: no such file\. To fix, check the path"),
     "evaluate_model": (
         ["none", "--sts", "none.csv", "--output", "o.json"],
         1,
@@ -79,6 +80,7 @@ FAILURES = {
         2,
         r"none\.yaml: no such file\. To fix, check the path",
     ),
+    "run_quality_study": (["none.yaml"], 2, r"none\.yaml: no such file\. To fix, check the path"),
     "train_pruning": (["none.yaml"], 2, r"none\.yaml: no such file\. To fix, check the path"),
     "write_model_card": (
         ["none"],
@@ -118,6 +120,7 @@ USAGE = {
     ],
     "benchmark_int8": [["m"], ["--sts", "a.csv"], ["m", "--sts", "a.csv", "--rounds", "0"]],
     "compare_runs": [["a"], ["--output", "o"]],
+    "cut_baseline": [[], ["a.yaml", "--fast"]],
     "evaluate_model": [
         ["m", "--output", "o.json"],
         ["m", "--sts", "a.csv"],
@@ -145,6 +148,7 @@ USAGE = {
     "prepare_minilm": [["surplus"]],
     "quickstart": [["--fast"]],
     "run_pipeline": [["a.yaml"], ["--sts", "a.csv"], ["a.yaml", "--sts"]],
+    "run_quality_study": [[], ["a.yaml", "b.yaml"], ["a.yaml", "--only"], ["a.yaml", "--fast"]],
     "train_pruning": [[], ["--fast"]],
     "write_model_card": [[], ["m", "surplus"], ["m", "--private"], ["m", "--evaluation"]],
     "write_performance": [["surplus"], ["--results"]],

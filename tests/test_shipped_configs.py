@@ -14,7 +14,9 @@ from bge_pruning.models.encoder_shape import check_exportable, count_parameters
 from bge_pruning.plan import build_plan, render_plan
 
 ROOT = Path(__file__).parents[1]
-FILES = sorted((ROOT / "configs").rglob("*.yaml"))
+# A study is a grid of configurations, see tests/test_study_file.py.
+STUDIES = sorted((ROOT / "configs" / "quality").glob("study*.yaml"))
+FILES = [path for path in sorted((ROOT / "configs").rglob("*.yaml")) if path not in STUDIES]
 BGE_M3 = [path for path in FILES if path.parent.name == "bge_m3"]
 TRAINING = [path for path in FILES if path.parent.name == "training"]
 ENCODER = 302_309_376

@@ -30,21 +30,27 @@ SENTENCE_BERT = """\
 }"""
 # By hub name; what ends with a slash stands for all models of an owner.
 CITATIONS = {"BAAI/bge-m3": BGE_M3, "sentence-transformers/": SENTENCE_BERT}
-METHOD = (
-    "Pruned with learned gates: [hard concrete gates](https://arxiv.org/abs/1712.01312) (Louizos "
-    "et al., 2018), [CoFi](https://arxiv.org/abs/2204.00408) (Xia et al., 2022), "
-    "[LLM-Shearing](https://arxiv.org/abs/2310.06694) (Xia et al., 2023)."
-)
+# By how it was chosen what stays; what is not here has no paper of its own.
+METHODS = {
+    "l0": "Pruned with learned gates: [hard concrete gates](https://arxiv.org/abs/1712.01312) "
+    "(Louizos et al., 2018), [CoFi](https://arxiv.org/abs/2204.00408) (Xia et al., 2022), "
+    "[LLM-Shearing](https://arxiv.org/abs/2310.06694) (Xia et al., 2023).",
+    "activation": "Pruned by the size of activations as "
+    "[Minitron](https://arxiv.org/abs/2407.14679) (Muralidharan et al., 2024) does it.",
+}
 
 
-def render_rights(source: Mapping[str, Any]) -> list[str]:
+def render_rights(source: Mapping[str, Any], method: str = "l0") -> list[str]:
     """Whose licence applies, and whom to cite.
 
     Args:
         source: ``source`` of ``pruning.json``.
+        method: ``method`` of the same.
     """
     origin = hub_name(source)
-    return ["## Licence and citation", _licence(source.get("license"), origin), *_citation(origin)]
+    papers = [METHODS[method]] if method in METHODS else []
+    licence = _licence(source.get("license"), origin)
+    return ["## Licence and citation", licence, *_citation(origin), *papers]
 
 
 def _licence(license_id: str | None, origin: str | None) -> str:
@@ -61,11 +67,11 @@ def _licence(license_id: str | None, origin: str | None) -> str:
 
 def _citation(origin: str | None) -> list[str]:
     if origin is None:
-        return [METHOD]
+        return []
     found = next((CITATIONS[key] for key in (origin, _owner(origin)) if key in CITATIONS), None)
     if found is None:
-        return [f"Cite the original as {_link(origin)} asks.", METHOD]
-    return [fence(found, "bibtex"), METHOD]
+        return [f"Cite the original as {_link(origin)} asks."]
+    return [fence(found, "bibtex")]
 
 
 def _owner(name: str) -> str:

@@ -130,6 +130,22 @@ class BestScore:
     batch: int
 
 
+@dataclass(frozen=True)
+class Progress:
+    """How far a training came, over all its starts.
+
+    Attributes:
+        batches: Steps.
+        tokens: Real tokens of all texts trained on.
+        seconds: Time until the last step was done; what comes after it, such as the last
+            evaluation, is not in it.
+    """
+
+    batches: int
+    tokens: int
+    seconds: float
+
+
 def find_checkpoint(path: Path, best: bool = False) -> Path:
     """The checkpoint of a run folder, or the checkpoint itself: a file, or a sharded run's folder.
 
@@ -175,6 +191,24 @@ def read_best_score(checkpoint: Path) -> BestScore:
         raise ValueError(
             f"{checkpoint}: does not say what it is the best by ({error!r}). To fix, remove it: a "
             f"run writes it again at its next best evaluation."
+        ) from error
+
+
+def read_progress(checkpoint: Path) -> Progress:
+    """How far the training of a checkpoint came; its weights are not read.
+
+    Raises:
+        ValueError: If the file is damaged or of another project.
+    """
+    state = load_state(checkpoint)
+    try:
+        clock = state["state"]["timestamp"]["Timestamp"]
+        seconds = clock["total_wct"].total_seconds()
+        return Progress(int(clock["batch"]), int(clock["token"]), seconds)
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise ValueError(
+            f"{checkpoint}: damaged: it holds no time ({error!r}). To fix, use an earlier "
+            f"checkpoint of the run."
         ) from error
 
 

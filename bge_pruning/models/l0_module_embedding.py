@@ -158,6 +158,13 @@ class L0Module(nn.Module):
         }
         return PruningMasks(**{a: top_k(self.log_alpha[a], k) for a, k in sizes.items()})
 
+    @torch.no_grad()
+    def median_masks(self) -> PruningMasks:
+        """Soft gates, each at the median of its noise: the model as it is before a cut."""
+        return PruningMasks(
+            **{a: sample(g, torch.full_like(g, 0.5)) for a, g in self.log_alpha.items()}
+        )
+
     def masks_of(self, shape: EncoderShape) -> PruningMasks:
         """Binary gates of any shape: its most open gates. Those of a smaller shape are among them.
 
@@ -304,6 +311,21 @@ def expected_parameters(shape: EncoderShape, probabilities: dict[str, Tensor]) -
         per_layer = per_layer * probabilities["layer"]
     embeddings, pooler, output_heads = outer_parameters(hidden, shape)
     return ParameterCount(per_layer.sum(), embeddings, pooler, output_heads)
+
+
+@torch.no_grad()
+def distances_to_binary(probabilities: dict[str, Tensor]) -> dict[str, float]:
+    """How undecided gates are: the mean of ``min(p, 1 - p)``, 0 if each is surely open or closed.
+
+    Args:
+        probabilities: Open probabilities by axis.
+
+    Returns:
+        By axis, and under ``all`` over all gates.
+    """
+    distances = {axis: torch.minimum(p, 1.0 - p).flatten() for axis, p in probabilities.items()}
+    distances["all"] = torch.cat(list(distances.values()))
+    return {axis: float(d.mean()) for axis, d in distances.items()}
 
 
 def mask_log_likelihoods(shape: EncoderShape, log_alpha: dict[str, Tensor]):  # noqa: ANN201

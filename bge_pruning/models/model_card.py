@@ -33,6 +33,13 @@ STAGES = {
     "recover": "recovery",
     "train": "training without gates",
 }
+CHOICES = {
+    "l0": "",
+    "layers": "What stays was chosen by pruning layers alone. ",
+    "magnitude": "What stays was chosen by the size of the weights. ",
+    "activation": "What stays was chosen by the size of activations. ",
+    "random": "What stays was drawn at random. ",
+}
 PROJECTIONS = {
     "selection": "Dimensions that were removed are 0 in them.",
     "fitted": "What the removed dimensions hold was fitted by least squares on {texts:,} texts.",
@@ -62,7 +69,7 @@ def render_model_card(
         *_compatibility(info, index),
         *render_loading(info),
         *_limits(info),
-        *render_rights(info["source"]),
+        *render_rights(info["source"], info.get("method", "l0")),
     ]
     return "\n\n".join(parts) + "\n"
 
@@ -104,16 +111,19 @@ def _removed(info: Mapping[str, Any]) -> list[str]:
         [f"{part} parameters", f"{before[part]:,}", f"{after[part]:,}", share(count, after[part])]
         for part, count in before.items()
     ]
+    near = ", and how near the learned gates were to this shape" if info.get("constraint") else ""
     return [
         "## What was removed",
         table(["", "original", "this model", "kept"], rows),
         *render_layers(info),
-        f"{_training(info['batches'])} `pruning.json` lists the kept layers, heads, units and "
-        f"dimensions, and how near the learned gates were to this shape.",
+        f"{CHOICES.get(info.get('method', 'l0'), '')}{_training(info['batches'])} `pruning.json` "
+        f"lists the kept layers, heads, units and dimensions{near}.",
     ]
 
 
 def _training(batches: Mapping[str, int]) -> str:
+    if not batches:
+        return "It was not trained after the cut."
     parts = [f"{count:,} batches of {STAGES[stage]}" for stage, count in batches.items()]
     return f"Trained for {_join(parts)}."
 

@@ -21,23 +21,27 @@ MARKER = "pruning.json"
 FAR_FROM_TARGET = 0.01
 
 
-def build_record(model: TrainedModel, shape: EncoderShape, keep: KeepIndices) -> dict[str, Any]:
+def build_record(
+    model: TrainedModel, shape: EncoderShape, keep: KeepIndices, method: str = "l0"
+) -> dict[str, Any]:
     """Content of ``pruning.json``, as far as the checkpoint knows it.
 
     Args:
         model: Not cut.
         shape: Sizes after the cut.
         keep: What stays.
+        method: How it was chosen, see :data:`bge_pruning.config_schema.METHODS`.
 
     Returns:
         ``source`` (``base_model``, ``revision``, ``license``, ``origin``, and ``projection`` if its
         dense vectors are not those of its encoder, which was trained), ``source_shape``,
         ``shape``, ``parameters`` of both, ``kept`` indices in the source's numbering,
-        ``constraint`` (:func:`compute_constraint_report`), ``seed``, ``batches`` of training by
-        stage, ``pooling``, ``max_seq_length`` and ``versions``. A recovery run inherits what the
-        pruning run decided.
+        ``method`` if something is cut, ``constraint`` (:func:`compute_constraint_report`),
+        ``seed``, ``batches`` of training by stage, ``pooling``, ``max_seq_length`` and
+        ``versions``. A recovery run inherits what the pruning run decided.
     """
     metadata, earlier = model.metadata, model.metadata.source_pruning
+    cuts = model.l0_module is not None or shape != model.shape
     info = {
         "source": {
             "base_model": metadata.base_model,
@@ -54,19 +58,24 @@ def build_record(model: TrainedModel, shape: EncoderShape, keep: KeepIndices) ->
         "kept": keep.as_dict(),
         "constraint": {},
         "seed": metadata.seed,
-        "batches": {"prune" if model.l0_module is not None else "train": model.batch},
+        "batches": {},
         "pooling": metadata.pooling,
         "max_seq_length": metadata.max_seq_length,
         "versions": metadata.versions,
     }
+    if cuts:
+        info["method"] = method
     if model.l0_module is not None:
         info["constraint"] = compute_constraint_report(model.l0_module, shape)
+        info["batches"] = {"prune": model.batch}
+    elif not cuts:
+        info["batches"] = {"train": model.batch}
     if earlier is not None and "projection" in earlier:
         info["source"]["projection"] = earlier["projection"]
-    if earlier is not None and model.l0_module is None:
+    if earlier is not None and not cuts:
         # A recovery run: what was cut, and from what, was decided by the run before it.
-        inherited = ("source", "source_shape", "kept", "constraint")
-        info.update({key: earlier[key] for key in inherited})
+        inherited = ("source", "source_shape", "kept", "method", "constraint")
+        info.update({key: earlier[key] for key in inherited if key in earlier})
         info["parameters"]["source"] = earlier["parameters"]["source"]
         info["batches"] = {**earlier["batches"], "recover": model.batch}
     return info

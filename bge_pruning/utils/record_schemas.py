@@ -124,6 +124,7 @@ PRUNING = {
     "shape": SHAPE,
     "parameters": {"source": PARAMETERS, "extracted": PARAMETERS},
     "kept": KEPT,
+    "method?": TEXT,
     "constraint": Each(CONSTRAINT),
     "seed?": COUNT,
     "batches?": Each(COUNT),

@@ -1,0 +1,83 @@
+"""Which layers to keep where only depth is pruned: the best subset, or every n-th."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from itertools import combinations
+from math import comb
+
+import torch
+
+from bge_pruning.models.encoder_shape import EncoderShape, layer_parameters
+from bge_pruning.models.structural_pruning import PruningMasks
+
+# Up to as many subsets are all tried.
+MAX_SUBSETS = 300
+
+# Score of a model that keeps these layers; larger is better.
+ScoreLayers = Callable[[Sequence[int]], float]
+
+
+def layers_within(source: EncoderShape, budget: float) -> int:
+    """Most layers of the source whose parameters are at most a budget.
+
+    Args:
+        source: Sizes of the unpruned model.
+        budget: Encoder parameters.
+
+    Raises:
+        ValueError: If not one layer fits.
+    """
+    one = layer_parameters(
+        source.hidden_size, source.num_attention_heads, source.intermediate_size, source.head_dim
+    )
+    count = min(int(budget // one), source.num_hidden_layers)
+    if count < 1:
+        raise ValueError(
+            f"a target of {budget:,.0f} encoder parameters has no room for one whole layer of "
+            f"{one:,}. To fix, choose a larger target, or a method that prunes widths too."
+        )
+    return count
+
+
+def every_nth_layer(layers: int, keep: int) -> list[int]:
+    """Evenly spaced layers, the first and the last among them; a single one is the last.
+
+    Args:
+        layers: ``L`` of the source.
+        keep: How many to keep, in [1, L].
+    """
+    if keep == 1:
+        return [layers - 1]
+    return [round(i * (layers - 1) / (keep - 1)) for i in range(keep)]
+
+
+def best_layers(layers: int, keep: int, score: ScoreLayers) -> list[int]:
+    """Layers with the best score: of all subsets if they are few, otherwise found greedily.
+
+    The greedy search removes one layer after the other, each time the one without which the score
+    is best. Of equal scores the first is taken.
+
+    Args:
+        layers: ``L`` of the source.
+        keep: How many to keep, in [1, L].
+        score: Of a model that keeps given layers, ascending.
+    """
+    if comb(layers, keep) <= MAX_SUBSETS:
+        return list(max(combinations(range(layers), keep), key=score))
+    kept = tuple(range(layers))
+    while len(kept) > keep:
+        kept = max(combinations(kept, len(kept) - 1), key=score)
+    return list(kept)
+
+
+def layer_masks(kept: Sequence[int], layers: int) -> PruningMasks:
+    """Gates that are open for the kept layers and for everything in them.
+
+    Args:
+        kept: Layers, from 0.
+        layers: ``L`` of the source.
+    """
+    gates = torch.zeros(layers)
+    gates[list(kept)] = 1.0
+    return PruningMasks(layer=gates)
