@@ -527,8 +527,8 @@ def test_export_options_reach_the_finished_model_alone(tiny_yaml, sts_csv, tmp_p
             r"export\.vocabulary_size 100000 is above the \d+ tokens of .*headless\. To fix",
         ),
         (
-            "export={languages: [en], vocabulary_size: 5}",
-            r"vocabulary_size 5 is below the \d+ tokens that must stay.* To fix, choose",
+            "export={languages: [en], vocabulary_size: 3}",
+            r"vocabulary_size 3 is below the \d+ tokens that must stay.* To fix, choose",
         ),
         ("export.vocabulary_size=0", r"export\.vocabulary_size 0 is not above 0"),
     ],
