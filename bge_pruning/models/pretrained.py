@@ -337,6 +337,7 @@ def describe_load_error(error: Exception) -> str:
     text = str(error).strip()
     found = re.search(r"(?:WeightsUnpickler error: |(?=Trying to load ))(.*)", text)
     reason = found.group(1) if found else text.partition("\n")[0]
+    reason = re.sub(r"<class '([^']*)'>", r"\1", reason)
     return reason if reason and "weights_only" not in reason else type(error).__name__
 
 

@@ -23,6 +23,7 @@ from bge_pruning.models.hub import fetch_model_folder
 from bge_pruning.models.model_files import read_hf_config, read_pooling
 from bge_pruning.models.modules_file import ForeignModuleError
 from bge_pruning.models.pretrained import (
+    describe_load_error,
     load_base_model,
     load_strict,
     read_shape,
@@ -974,3 +975,15 @@ def test_a_refused_connection(cache, monkeypatch):
     name = "intfloat/multilingual-e5-base"
     with pytest.raises(OSError, match=NOT_DELIVERED.format(name, ".*refused", name)):
         load_base_model(name)
+
+
+@pytest.mark.parametrize(
+    ("text", "reason"),
+    [
+        ("WeightsUnpickler error: can only append, got <class 'str'>\nmore", "append, got str"),
+        ("pass weights_only=False", "ValueError"),
+        ("", "ValueError"),
+    ],
+)
+def test_why_torch_did_not_read_a_file(text, reason):
+    assert describe_load_error(ValueError(text)).endswith(reason)

@@ -17,7 +17,7 @@ pytestmark = pytest.mark.reliability
 STEPS = ("max_duration=12ba", "save_interval=2ba", "eval_interval=3ba", "log_interval=1ba")
 MOMENTS, EVENTS, TERMINATED = 12, 12, 3
 # What depends on the clock of the wall.
-TIMES = ("eval/seconds", "data/rows_per_second")
+TIMES = ("eval/seconds", "data/rows_per_second", "data/texts_per_second")
 
 
 def make_kills() -> list[dict]:
