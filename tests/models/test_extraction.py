@@ -469,6 +469,7 @@ def test_the_record(save_run, build_model, tiny_shape, target_shape, metadata, t
         "source": {"base_model": "someone/tiny", **said},
         "source_shape": asdict(tiny_shape),
         "shape": asdict(target_shape),
+        "method": "l0",
         "seed": 5,
         "batches": {"prune": 12},
         "pooling": "cls",
