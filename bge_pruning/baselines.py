@@ -43,7 +43,7 @@ from bge_pruning.models.structural_pruning import PruningMasks
 from bge_pruning.plan import Plan, build_plan
 from bge_pruning.sharding import check_sharding
 from bge_pruning.source_builders import build_corpus, build_source
-from bge_pruning.utils.devices import default_device
+from bge_pruning.utils.devices import torch_device
 from bge_pruning.utils.embedding_metrics import is_flat
 
 log = logging.getLogger(__name__)
@@ -150,7 +150,7 @@ def choose_masks(config: Config, base: BaseModel, shape: EncoderShape) -> Prunin
     elif config.method == "magnitude":
         importance = magnitude_importance(base.backbone)
     else:
-        device = _device(config)
+        device = torch_device(config.device)
         texts = calibration_texts(config, base)
         batches = _batches(texts, config.eval_batch_size, base.hf_config["pad_token_id"], device)
         importance = activation_importance(base.backbone.to(device).eval(), batches)
@@ -185,7 +185,7 @@ def layer_score(config: Config, base: BaseModel) -> Callable[[Sequence[int]], fl
         Function from kept layers, ascending, to a score.
     """
     size, length = config.eval_batch_size, config.model.max_length
-    encoder = TextEncoder(base, _device(config), length, size)
+    encoder = TextEncoder(base, torch_device(config.device), length, size)
     pairs = [
         build_source(source, config, base, None, "")
         for source in config.data.eval
@@ -244,7 +244,3 @@ def _batches(
     for index in batch_indices(texts.lengths, size, BATCH_TOKENS):
         ids, mask = pad_texts([texts[i] for i in index], pad_token_id)
         yield ids.to(device), mask.to(device)
-
-
-def _device(config: Config) -> str:
-    return {"gpu": "cuda"}.get(config.device, config.device) or default_device()

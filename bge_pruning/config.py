@@ -139,6 +139,18 @@ def _with_bases(path: Path, seen: tuple[Path, ...]) -> list[Path]:
     return [*files, path]
 
 
+def read_mapping(path: Path) -> dict[str, Any]:
+    """The keys and values of a YAML file that is no configuration of a run.
+
+    Args:
+        path: The file.
+
+    Raises:
+        ConfigError: If it cannot be read, or holds no keys.
+    """
+    return OmegaConf.to_container(_read_yaml(path))
+
+
 def _read_yaml(path: Path) -> DictConfig:
     try:
         text = path.read_text(encoding="utf-8")

@@ -74,7 +74,7 @@ class ModelConfig:
     init_missing_heads: bool = False  # make sparse and multi-vector heads a base model lacks
     freeze_embeddings: bool = False  # no gradients and optimizer state for them: less memory
     activation_checkpointing: bool = False  # compute layers twice: less memory, a third more time
-    compile: bool = False  # torch.compile the encoder, for a GPU: padding is then computed too
+    compile: bool = False  # torch.compile the layers, for a GPU; elsewhere padding is computed too
     l0_module: Optional[L0ModuleConfig] = None  # null: ordinary training, nothing is pruned
 
 

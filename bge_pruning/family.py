@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from bge_pruning.config import Config, ConfigError, load_config, pruned_model_folder, to_yaml
+from bge_pruning.config_schema import L0
 from bge_pruning.models.checkpoint import find_checkpoint
 from bge_pruning.models.encoder_shape import EncoderShape, count_parameters
 from bge_pruning.models.pruning_record import MARKER, compute_constraint_report
@@ -165,7 +166,7 @@ def _check(config: Config, recovery: Config, densities: Sequence[float]) -> None
             "model.l0_module is null: there are no gates to cut sizes from. To fix, add a target, "
             "e.g. configs/bge_m3/target_60pct.yaml."
         )
-    if config.method != "l0":
+    if config.method != L0:
         raise ConfigError(
             f"method '{config.method}' has no gates to cut sizes from. To fix, set method=l0, or "
             f"run scripts/run_pipeline.py once for each size."

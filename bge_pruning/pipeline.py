@@ -295,6 +295,7 @@ def evaluate_model(config: Config, tasks: Sequence[Task], modes: Sequence[str]) 
     from bge_pruning.evaluation.evaluate import evaluate, write_evaluation
     from bge_pruning.export.card import write_model_card
     from bge_pruning.models.hub import fetch_model_folder
+    from bge_pruning.utils.devices import torch_device
 
     base = fetch_model_folder(config.model.base_model, config.model.revision)
     results = Path(config.results_folder)
@@ -304,7 +305,7 @@ def evaluate_model(config: Config, tasks: Sequence[Task], modes: Sequence[str]) 
         tasks,
         modes,
         also={PRUNED_NAME: str(pruned_model_folder(config))},
-        device={"gpu": "cuda"}.get(config.device, config.device),
+        device=torch_device(config.device),
     )
     write_evaluation(evaluation, results / "evaluation.json", overwrite=config.overwrite)
     write_model_card(results / "model", results / "evaluation.json")

@@ -30,11 +30,11 @@ from bge_pruning.study_measures import (
     describe_gates,
     describe_model,
     describe_training,
-    device_of,
     measure_cut,
     score_folder,
     score_model,
 )
+from bge_pruning.utils.devices import torch_device
 from bge_pruning.utils.evaluation import (
     collect_versions,
     describe_machine,
@@ -121,20 +121,14 @@ def find_study_tasks(study: Study) -> list[Task]:
     """What the models of a study are judged by, loaded.
 
     Raises:
-        ConfigError: If two tasks have one name.
         FileNotFoundError: See :func:`bge_pruning.evaluation.tasks.find_tasks`, also for what else.
     """
-    from bge_pruning.evaluation.tasks import find_tasks
+    from bge_pruning.evaluation.tasks import check_names, find_tasks
 
     tasks = find_tasks(study.sts, []) if study.sts else []
     for name, split in study.retrieval.items():
         tasks += find_tasks([], [name], split)
-    names = [task.name for task in tasks]
-    if repeated := sorted({name for name in names if names.count(name) > 1}):
-        raise ConfigError(
-            f"two tasks are called {repeated[0]}. To fix, rename a file or folder: the name is the "
-            f"task's."
-        )
+    check_names(tasks)
     return tasks
 
 
@@ -176,7 +170,7 @@ def measure_reference(
     from bge_pruning.evaluation.floors import WordEmbeddings
 
     log.info("scoring the original and the floors")
-    encoder = load_encoder(original, device_of(config), study.max_length)
+    encoder = load_encoder(original, torch_device(config.device), study.max_length)
     models: dict[str, Callable[[], Encoder]] = {
         "original": lambda: encoder,
         "word_embeddings": lambda: WordEmbeddings(encoder),
@@ -223,7 +217,7 @@ def run_cell(
         "gates": describe_gates(config, pruned),
         "cut": cut,
         "versions": collect_versions(),
-        "machine": describe_machine(device_of(config)),
+        "machine": describe_machine(torch_device(config.device)),
         "config": described,
     }
 

@@ -9,12 +9,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import yaml
-
-from bge_pruning.config import Config, load_config
+from bge_pruning.config import Config, load_config, read_mapping
 from bge_pruning.config_schema import ConfigError
 from bge_pruning.utils.records import COUNT, TEXT, Each, Optional, check_record
-from bge_pruning.utils.yaml_text import YamlTextError, check_yaml
 
 SCHEMA = {
     "base": [TEXT],
@@ -92,7 +89,7 @@ def read_study(path: Path) -> Study:
     Raises:
         ConfigError: If the file cannot be read, or a key or value is wrong.
     """
-    content = _read(path)
+    content = read_mapping(path)
     for key in content:
         if key not in KEYS:
             close = difflib.get_close_matches(str(key), KEYS, n=1)
@@ -118,26 +115,6 @@ def read_study(path: Path) -> Study:
         results=results,
         runs=Path(content.get("run_folder", f"experiments/checkpoints/{results.name}")),
     )
-
-
-def _read(path: Path) -> dict[str, Any]:
-    try:
-        text = path.read_text(encoding="utf-8")
-        check_yaml(text)
-        content = yaml.safe_load(text)
-    except FileNotFoundError:
-        raise ConfigError(f"{path}: no such file. To fix, check the path.") from None
-    except (OSError, UnicodeDecodeError) as error:
-        reason = getattr(error, "strerror", None) or "not UTF-8"
-        raise ConfigError(f"{path}: cannot be read ({reason}). To fix, name a YAML file.") from None
-    except YamlTextError as error:
-        where = path if error.line is None else f"{path}:{error.line}"
-        raise ConfigError(f"{where}: is not YAML ({error}). To fix, correct the file.") from None
-    except ValueError as error:  # a date or a number that is none
-        raise ConfigError(f"{path}: is not YAML ({error}). To fix, correct the file.") from None
-    if not isinstance(content, dict):
-        raise ConfigError(f"{path}: must hold 'key: value' pairs. To fix, {FIX}.")
-    return content
 
 
 def _check_grid(content: Mapping[str, Any], path: Path) -> None:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from bge_pruning.config import Config
 from bge_pruning.config_schema import L0
 from bge_pruning.study_file import Study
+from bge_pruning.utils.devices import torch_device
 from bge_pruning.utils.records import read_record
 
 if TYPE_CHECKING:
@@ -16,13 +17,6 @@ if TYPE_CHECKING:
     from bge_pruning.evaluation.tasks import Task
 
 Entry = dict[str, Any]
-
-
-def device_of(config: Config) -> str:
-    """The torch device that a run is evaluated on."""
-    from bge_pruning.utils.devices import default_device
-
-    return {"gpu": "cuda"}.get(config.device, config.device) or default_device()
 
 
 def score_model(encoder: Encoder, tasks: Sequence[Task], modes: Sequence[str]) -> list[Entry]:
@@ -51,7 +45,9 @@ def score_folder(
     """The same of a model folder, see :func:`score_model`."""
     from bge_pruning.evaluation.encoders import load_encoder
 
-    return score_model(load_encoder(str(folder), device_of(config), study.max_length), tasks, modes)
+    return score_model(
+        load_encoder(str(folder), torch_device(config.device), study.max_length), tasks, modes
+    )
 
 
 def add_retention(scores: list[Entry], originals: Sequence[Entry]) -> list[Entry]:
@@ -171,7 +167,7 @@ def _gated_encoder(config: Config, pruned: Path, study: Study) -> Encoder:
     from bge_pruning.models.structural_pruning import PruningMasks
 
     model = load_trained_model(_cut_checkpoint(pruned))
-    device = device_of(config)
+    device = torch_device(config.device)
     gates = vars(model.l0_module.median_masks())
     masks = PruningMasks(**{k: None if z is None else z.to(device) for k, z in gates.items()})
     base = as_base_model(model, "the model before the cut")

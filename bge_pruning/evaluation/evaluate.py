@@ -98,13 +98,7 @@ def evaluate(
     if not tasks:
         raise ValueError("no task to evaluate on. To fix, give at least one.")
     _check_numbers(batch_size, max_length, seed)
-    load = partial(
-        load_encoder,
-        device=device or default_device(),
-        max_length=max_length,
-        batch_size=batch_size,
-    )
-    check_device(load.keywords["device"])
+    load = _loader(device or default_device(), max_length, batch_size)
     others = also or {}
     fetch_models([model, *([baseline] if baseline else []), *others.values()])
     judged = load(model)
@@ -124,6 +118,12 @@ def evaluate(
         "max_length": max_length,
         "versions": collect_versions(),
     }
+
+
+def _loader(device: str, max_length: int | None, batch_size: int) -> Callable[[str], AnyEncoder]:
+    """Loads a model by its name, onto a device that is there."""
+    check_device(device)
+    return partial(load_encoder, device=device, max_length=max_length, batch_size=batch_size)
 
 
 def _score(

@@ -94,6 +94,16 @@ def find_tasks(sts: Sequence[str], retrieval: Sequence[str], split: str = "test"
     for name in retrieval:
         is_folder = "/" in name or Path(name).exists()
         tasks += [beir_task(name, split)] if is_folder else named_tasks(name, RETRIEVAL)
+    check_names(tasks)
+    return tasks
+
+
+def check_names(tasks: Sequence[Task]) -> None:
+    """Refuse two tasks of one name: scores are written by it.
+
+    Raises:
+        ValueError: If there are two.
+    """
     names = [task.name for task in tasks]
     for name in names:
         if names.count(name) > 1:
@@ -101,7 +111,6 @@ def find_tasks(sts: Sequence[str], retrieval: Sequence[str], split: str = "test"
                 f"two tasks are called {name}. To fix, rename a file or folder: the name is the "
                 f"task's."
             )
-    return tasks
 
 
 def named_tasks(name: str, kind: str) -> list[Task]:

@@ -58,18 +58,16 @@ def build_record(
         "kept": keep.as_dict(),
         "constraint": {},
         "seed": metadata.seed,
-        "batches": {},
+        "batches": {"train": model.batch},
         "pooling": metadata.pooling,
         "max_seq_length": metadata.max_seq_length,
         "versions": metadata.versions,
     }
-    if cuts:
-        info["method"] = method
+    if cuts:  # a baseline without a step of training
+        info["method"], info["batches"] = method, {}
     if model.l0_module is not None:
         info["constraint"] = compute_constraint_report(model.l0_module, shape)
         info["batches"] = {"prune": model.batch}
-    elif not cuts:
-        info["batches"] = {"train": model.batch}
     if earlier is not None and "projection" in earlier:
         info["source"]["projection"] = earlier["projection"]
     if earlier is not None and not cuts:

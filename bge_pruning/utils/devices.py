@@ -16,6 +16,15 @@ def default_device() -> str:
     return "cuda" if torch.cuda.is_available() else "cpu"
 
 
+def torch_device(device: str | None) -> str:
+    """The torch device of a configuration's ``device``, which is Composer's name for it.
+
+    Args:
+        device: ``cpu``, ``gpu``; ``None`` for the best device that there is.
+    """
+    return {"gpu": "cuda"}.get(device, device) or default_device()
+
+
 def check_device(device: str) -> None:
     """Refuse a device that cannot be used here.
 

@@ -87,6 +87,18 @@ def target_shape(tiny_shape: EncoderShape) -> EncoderShape:
 
 
 @pytest.fixture(scope="session")
+def one_less_shape(tiny_shape: EncoderShape) -> EncoderShape:
+    """One head, unit, dimension and layer less; not exportable."""
+    return replace(
+        tiny_shape,
+        num_attention_heads=3,
+        hidden_size=31,
+        num_hidden_layers=3,
+        intermediate_size=63,
+    )
+
+
+@pytest.fixture(scope="session")
 def build_model() -> Callable[..., tuple[XLMRobertaBackbone, EmbeddingHeads]]:
     return _build_model
 

@@ -1,7 +1,5 @@
 """Activations against loops over the hidden states; planted useless structures are found."""
 
-from dataclasses import replace
-
 import pytest
 import torch
 import torch.nn.functional as F  # noqa: N812
@@ -73,7 +71,7 @@ def test_batches_and_padding_do_not_matter(backbone, batch):
         assert torch.allclose(getattr(whole, name), getattr(parts, name)), name
 
 
-def test_planted_useless_structures_are_the_ones_that_go(backbone, batch, tiny_shape):
+def test_planted_useless_structures_are_the_ones_that_go(backbone, batch, one_less_shape):
     with torch.no_grad():
         first, third = backbone.encoder.layer[1], backbone.encoder.layer[2]
         rows = head_rows([2], 8)
@@ -87,14 +85,7 @@ def test_planted_useless_structures_are_the_ones_that_go(backbone, batch, tiny_s
             output.dense.bias.zero_()
             output.LayerNorm.weight.fill_(1.0)
             output.LayerNorm.bias.zero_()
-    shape = replace(
-        tiny_shape,
-        num_attention_heads=3,
-        hidden_size=31,
-        num_hidden_layers=3,
-        intermediate_size=63,
-    )
-    masks = masks_of_importance(activation_importance(backbone, [given(batch)]), shape)
+    masks = masks_of_importance(activation_importance(backbone, [given(batch)]), one_less_shape)
     assert masks.head[1].tolist() == [1, 1, 0, 1]
     assert masks.intermediate[1].argmin() == 17
     assert masks.layer.tolist() == [1, 1, 0, 1]

@@ -1,7 +1,5 @@
 """Scores of weights and of chance, by hand; planted useless structures are the ones that go."""
 
-from dataclasses import replace
-
 import pytest
 import torch
 
@@ -66,17 +64,12 @@ def test_magnitudes_by_hand(build_model, tiny_shape):
     assert torch.allclose(found.hidden, torch.full((H,), hidden**0.5).double())
 
 
-def test_planted_structures_without_weight_are_the_ones_that_go(build_model, tiny_shape):
+def test_planted_structures_without_weight_are_the_ones_that_go(
+    build_model, tiny_shape, one_less_shape
+):
     backbone, _ = build_model(tiny_shape)
     shrink_structures(backbone, layer=1, head=2, unit=17, dimension=5, closed=3)
-    shape = replace(
-        tiny_shape,
-        num_attention_heads=3,
-        hidden_size=31,
-        num_hidden_layers=3,
-        intermediate_size=63,
-    )
-    masks = masks_of_importance(magnitude_importance(backbone), shape)
+    masks = masks_of_importance(magnitude_importance(backbone), one_less_shape)
     assert masks.head[1].tolist() == [1, 1, 0, 1]
     assert masks.intermediate[1].argmin() == 17
     assert masks.layer.tolist() == [1, 1, 1, 0]
