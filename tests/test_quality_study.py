@@ -374,7 +374,7 @@ def test_different_models_need_different_studies(make_study, tmp_path, model_fol
 
 def test_two_tasks_of_one_name(make_study, tmp_path, sts_csv, collection):
     study = make_study(tmp_path, sts=[str(sts_csv)], retrieval={str(collection): "test"})
-    with pytest.raises(ConfigError, match=r"two tasks are called tiny\. To fix, rename"):
+    with pytest.raises(ValueError, match=r"two tasks are called tiny\. To fix, rename"):
         run_study(study)
 
 
