@@ -57,6 +57,7 @@ from bge_pruning.sharding import (
     measure_gradient_scale,
     register_forward_methods,
 )
+from bge_pruning.utils.devices import torch_device
 
 log = logging.getLogger(__name__)
 
@@ -175,6 +176,7 @@ def build_model(
         eval_target_model=True if l0 is None else l0.eval_target_model,
         special_ids=sorted(read_special_ids(base.tokenizer_files)),
         chunk_size=config.device_train_microbatch_size if weights.compares_texts else None,
+        cpu_dtype=torch.bfloat16 if config.precision == "amp_bf16" else None,
     )
 
 
@@ -318,6 +320,12 @@ def _microbatch_size(config: Config) -> int:
     return whole if micro is None or build_loss_weights(config).compares_texts else micro
 
 
+def _composer_precision(config: Config) -> str:
+    """Composer refuses bfloat16 on a CPU; there the model itself computes in it."""
+    on_cpu = torch_device(config.device) == "cpu"
+    return "fp32" if on_cpu and config.precision == "amp_bf16" else config.precision
+
+
 def build_trainer(
     config: Config,
     model: ComposerBGEM3,
@@ -352,7 +360,7 @@ def build_trainer(
             save_num_checkpoints_to_keep=config.checkpoints_to_keep,
             autoresume=config.autoresume,
             seed=config.seed,
-            precision=config.precision,
+            precision=_composer_precision(config),
             device=config.device,
             device_train_microbatch_size=_microbatch_size(config),
             parallelism_config=parallelism,

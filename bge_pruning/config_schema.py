@@ -264,7 +264,8 @@ class Config:
     global_train_batch_size: int = 32
     device_train_microbatch_size: Optional[int] = None  # less memory; default: the whole batch
     eval_batch_size: int = 64
-    precision: str = "fp32"  # fp32, or amp_bf16 on a GPU
+    # fp32; amp_bf16 on a GPU or a CPU with instructions for it; amp_fp16 on an older GPU.
+    precision: str = "fp32"
     device: Optional[str] = None  # cpu or gpu; default: a GPU if there is one
     run_folder: str = "experiments/checkpoints/${run_name}"
     results_folder: str = "experiments/results/${run_name}"

@@ -162,6 +162,7 @@ def check_run(config) -> Plan:  # noqa: ANN001
     from bge_pruning.models.hub import fetch_model_folder
     from bge_pruning.plan import build_plan
     from bge_pruning.sharding import check_sharding
+    from bge_pruning.utils.devices import torch_device
     from bge_pruning.utils.evaluation import refuse_unwritable_folders
 
     if config.method != "l0" and config.model.l0_module is not None:
@@ -171,6 +172,11 @@ def check_run(config) -> Plan:  # noqa: ANN001
         )
     if config.model.l0_module is not None and config.model.d_model is not None:
         build_plan(config)  # refuses a bad target before anything is fetched
+    if config.precision == "amp_fp16" and torch_device(config.device) == "cpu":
+        raise ConfigError(
+            "precision amp_fp16 needs a GPU: float16 gradients are scaled there alone. To fix, set "
+            "precision to fp32 or amp_bf16."
+        )
     check_objective(config)
     check_sharding(config)
     check_run_folder(config)

@@ -57,6 +57,19 @@ def assert_same_run(load_state, assert_same):
     return same
 
 
+def test_mixed_precision_on_a_cpu_is_no_fp32(reference, tmp_path, train_tiny):
+    run = train_tiny(tmp_path, "max_duration=2ba", "precision=amp_bf16", "device=cpu")
+    exact, mixed = losses(reference)[0], losses(run)[0]
+    assert exact != mixed
+    assert mixed == pytest.approx(exact, rel=0.02)
+
+
+def test_float16_needs_a_gpu(tiny_yaml):
+    config = load_config([tiny_yaml], ["precision=amp_fp16", "device=cpu"])
+    with pytest.raises(ConfigError, match="precision amp_fp16 needs a GPU: .* To fix, set"):
+        check_run(config)
+
+
 def test_trains_and_keeps_what_a_person_needs(reference, load_state):
     names = {path.name for path in reference.iterdir()}
     assert {"config.yaml", "metrics.jsonl", "latest-rank0.pt", "ba8-rank0.pt"} <= names

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import warnings
 from collections.abc import Sequence
 
@@ -61,6 +62,8 @@ class ComposerBGEM3(ComposerModel):
         eval_target_model: See :meth:`L0Module.deterministic_masks`.
         special_ids: Token ids that carry no sparse weight (cls, eos, pad, unk).
         chunk_size: Examples that are embedded at once in training; ``None`` for the whole batch.
+        cpu_dtype: Precision of products on a CPU, ``torch.bfloat16`` or ``None`` for that of the
+            weights; elsewhere the trainer sees to it.
     """
 
     def __init__(
@@ -75,6 +78,7 @@ class ComposerBGEM3(ComposerModel):
         eval_target_model: bool = True,
         special_ids: Sequence[int] = (),
         chunk_size: int | None = None,
+        cpu_dtype: torch.dtype | None = None,
     ) -> None:
         super().__init__()
         self.backbone = backbone
@@ -89,6 +93,7 @@ class ComposerBGEM3(ComposerModel):
         self.register_buffer("teacher_layers", _layer_map(kept, teacher), persistent=False)
         self.special_ids = tuple(special_ids)
         self.chunk_size = chunk_size
+        self.cpu_dtype = cpu_dtype
         learned = loss_weights.learn_temperature and loss_weights.contrastive > 0
         self.temperature = LearnedTemperature(loss_weights.temperature) if learned else None
         self._freeze_idle_heads()
@@ -140,9 +145,15 @@ class ComposerBGEM3(ComposerModel):
         self, batch: Batch, masks: PruningMasks | None, names: Sequence[str]
     ) -> dict[str, Tensor]:
         ids, mask, lengths = _flat(batch)
-        outputs = compute_outputs(self.backbone, self.heads, ids, mask, names, masks, lengths)
+        with self._cpu_precision(ids.device):
+            outputs = compute_outputs(self.backbone, self.heads, ids, mask, names, masks, lengths)
         size = batch["input_ids"].shape[:2]
         return {name: value.unflatten(0, size) for name, value in outputs.items()}
+
+    def _cpu_precision(self, device: torch.device) -> contextlib.AbstractContextManager:
+        if device.type != "cpu" or self.cpu_dtype is None:
+            return contextlib.nullcontext()
+        return torch.autocast("cpu", dtype=self.cpu_dtype)
 
     def loss(self, outputs: dict[str, Tensor], batch: Batch) -> dict[str, Tensor]:
         """Weighted parts of the loss by name, and their ``total``."""

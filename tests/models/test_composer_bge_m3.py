@@ -652,6 +652,27 @@ def test_scores_of_a_file_teach_every_output(build, scored_passages):
     assert float(parts["score_distillation"].detach()) == pytest.approx(expected, rel=1e-4)
 
 
+# Mixed precision on a CPU
+
+
+@pytest.mark.parametrize("gated", [False, True])
+def test_bfloat16_products_on_a_cpu(gated, build, with_targets):
+    exact, mixed = build(gated=gated), build(gated=gated, cpu_dtype=torch.bfloat16)
+    dtypes = []
+    layer = mixed.backbone.encoder.layer[0].intermediate.dense
+    layer.register_forward_hook(lambda module, given, result: dtypes.append(result.dtype))
+    gradients = []
+    for model in (exact, mixed):
+        loss = model.train().loss(model(with_targets), with_targets)["total"]
+        assert loss.dtype == torch.float32
+        loss.backward()
+        gradients.append(torch.cat([p.grad.flatten() for p in model.backbone.encoder.parameters()]))
+    assert dtypes == [torch.bfloat16]
+    assert gradients[1].dtype == torch.float32
+    assert not torch.equal(*gradients)
+    assert float(torch.cosine_similarity(*gradients, dim=0)) > 0.99
+
+
 # In pieces
 
 WHOLE_BATCH = LossWeights(
