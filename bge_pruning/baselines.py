@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from statistics import fmean
@@ -11,16 +11,15 @@ from typing import Any
 
 import numpy as np
 from scipy.stats import spearmanr
-from torch import Tensor
 
 from bge_pruning.builders import build_base_model, build_metadata
+from bge_pruning.calibration import calibration_texts, measure_importance
 from bge_pruning.config import Config, ConfigError
 from bge_pruning.config_schema import L0
 from bge_pruning.data_builders import check_objective
-from bge_pruning.datasets.embedding_dataset import TokenizedTexts, pad_texts
-from bge_pruning.evaluation.text_encoder import BATCH_TOKENS, TextEncoder, batch_indices
+from bge_pruning.datasets.embedding_dataset import TokenizedTexts
+from bge_pruning.evaluation.text_encoder import TextEncoder
 from bge_pruning.export.extract import write_model
-from bge_pruning.models.activation_importance import activation_importance
 from bge_pruning.models.checkpoint import TrainedModel
 from bge_pruning.models.encoder_shape import EncoderShape, count_parameters
 from bge_pruning.models.extraction import Extraction
@@ -42,7 +41,7 @@ from bge_pruning.models.pruning_record import build_record
 from bge_pruning.models.structural_pruning import PruningMasks
 from bge_pruning.plan import Plan, build_plan
 from bge_pruning.sharding import check_sharding
-from bge_pruning.source_builders import build_corpus, build_source
+from bge_pruning.source_builders import build_source
 from bge_pruning.utils.devices import torch_device
 from bge_pruning.utils.embedding_metrics import is_flat
 
@@ -63,8 +62,8 @@ def check_baseline(config: Config) -> Plan:
     if config.method == L0 or config.model.l0_module is None:
         raise ConfigError(
             f"method '{config.method}' with {'a' if config.model.l0_module else 'no'} target is "
-            f"no baseline. To fix, set method to layers, magnitude, activation or random, and "
-            f"model.l0_module to a target."
+            f"no baseline. To fix, set method to layers, magnitude, activation, reconstruction or "
+            f"random, and model.l0_module to a target."
         )
     check_objective(config)
     check_sharding(config)
@@ -150,10 +149,7 @@ def choose_masks(config: Config, base: BaseModel, shape: EncoderShape) -> Prunin
     elif config.method == "magnitude":
         importance = magnitude_importance(base.backbone)
     else:
-        device = torch_device(config.device)
-        texts = calibration_texts(config, base)
-        batches = _batches(texts, config.eval_batch_size, base.hf_config["pad_token_id"], device)
-        importance = activation_importance(base.backbone.to(device).eval(), batches)
+        importance = measure_importance(config.method, config, base)
     return masks_of_importance(importance, shape)
 
 
@@ -191,7 +187,7 @@ def layer_score(config: Config, base: BaseModel) -> Callable[[Sequence[int]], fl
         for source in config.data.eval
         if source.kind == "sts"
     ]
-    texts = None if pairs else calibration_texts(config, base)
+    texts = None if pairs else calibration_texts(config, base, config.baseline.calibration_texts)
     original = None if pairs else _dense_vecs(encoder, texts)
 
     def score(kept: Sequence[int]) -> float:
@@ -218,29 +214,3 @@ def _dense_vecs(encoder: TextEncoder, texts: TokenizedTexts) -> np.ndarray:
     for index, _, _, outputs in encoder.batches(texts, ("dense_vecs",)):
         vectors[index] = outputs["dense_vecs"].float().cpu().numpy()
     return vectors
-
-
-def calibration_texts(config: Config, base: BaseModel) -> TokenizedTexts:
-    """Texts of the training data, drawn from all of them alike by the run's seed.
-
-    Args:
-        config: The run.
-        base: The model, for its tokenizer.
-    """
-    corpora = [build_corpus(source, config, base).texts for source in config.data.train]
-    bounds = np.cumsum([0, *map(len, corpora)])
-    count = min(config.baseline.calibration_texts, int(bounds[-1]))
-    chosen = np.random.default_rng(config.seed).choice(bounds[-1], count, replace=False)
-    parts = np.searchsorted(bounds, chosen, side="right") - 1
-    rows = [corpora[part][index - bounds[part]] for part, index in zip(parts, chosen, strict=True)]
-    starts = np.cumsum([0, *map(len, rows)])
-    return TokenizedTexts(np.concatenate(rows), starts, truncated=0)
-
-
-def _batches(
-    texts: TokenizedTexts, size: int, pad_token_id: int, device: str
-) -> Iterator[tuple[Tensor, Tensor]]:
-    """Token ids and mask of texts of similar length."""
-    for index in batch_indices(texts.lengths, size, BATCH_TOKENS):
-        ids, mask = pad_texts([texts[i] for i in index], pad_token_id)
-        yield ids.to(device), mask.to(device)

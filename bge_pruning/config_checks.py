@@ -59,6 +59,9 @@ def _choices(config: Config) -> dict[str, tuple[Any, tuple]]:
         "export.dtype": (config.export.dtype, ("fp32", "fp16", "bf16")),
         "export.colbert_dim": (config.export.colbert_dim, ("keep", "hidden")),
     }
+    if config.model.l0_module is not None:
+        orders = ("random", "activation", "reconstruction")
+        choices["model.l0_module.init_order"] = (config.model.l0_module.init_order, orders)
     if config.loggers.wandb is not None:
         modes = ("offline", "online", "disabled")
         choices["loggers.wandb.mode"] = (config.loggers.wandb.mode, modes)
@@ -90,6 +93,7 @@ def _check_ranges(config: Config) -> None:
         "seed": config.seed,
         "data.num_workers": config.data.num_workers,
         "data.negatives": config.data.negatives,
+        "teacher.refit_texts": config.teacher.refit_texts,
         **{f"optimizer.{k}": v for k, v in vars(o).items() if isinstance(v, (int, float))},
         **{f"loss.{k}": v for k, v in vars(loss).items() if type(v) is float},
     }

@@ -11,7 +11,7 @@ from typing import Any, Optional
 
 # How it is decided what stays: by learned gates, or by one of the baselines.
 L0 = "l0"
-METHODS = (L0, "layers", "magnitude", "activation", "random")
+METHODS = (L0, "layers", "magnitude", "activation", "reconstruction", "random")
 SOURCE_KINDS = ("sts", "sentences", "contrastive", "beir", "mteb")
 
 
@@ -45,6 +45,9 @@ class L0ModuleConfig:
     eval_target_model: bool = True  # evaluate the final shape; false: the expected shape so far
     init_mean: float = 3.0  # log_alpha at the start: open with probability 0.99
     init_std: float = 0.25  # without spread all gates would move alike
+    # Which of them start most open: random, or the most important on baseline.calibration_texts,
+    # as method activation or reconstruction scores it.
+    init_order: str = "random"
 
 
 @dataclass
@@ -138,6 +141,8 @@ class TeacherConfig:
 
     base_model: Optional[str] = None  # default: model.base_model, unpruned
     cache: bool = True  # embed the training texts once; false: run the teacher in every step
+    # Before a recovery, fit each layer's output to the uncut model's on so many training texts.
+    refit_texts: int = 0
 
 
 @dataclass
@@ -251,8 +256,8 @@ class Config:
 
     extends: list[str] = field(default_factory=list)
     run_name: str = "bge_pruning"
-    # l0: gates are trained. layers, magnitude, activation, random: baselines, which are cut at once
-    # and recover for as many steps as l0 prunes and recovers.
+    # l0: gates are trained. The others are baselines, which are cut at once and recover for as many
+    # steps as l0 prunes and recovers.
     method: str = L0
     stage: str = "prune"  # prune, or recover: train the extracted model on
     dry_run: bool = False  # print the plan and stop

@@ -92,7 +92,8 @@ def _train(config, watch: RankWatch, run_log: RunLog) -> None:  # noqa: ANN001
 
     from bge_pruning import builders, data_builders
     from bge_pruning.algorithms.stop_on_signal import StopOnSignal
-    from bge_pruning.models.checkpoint_files import find_whole_checkpoint
+    from bge_pruning.calibration import order_gates, refit
+    from bge_pruning.models.checkpoint_files import find_whole_checkpoint, list_checkpoints
     from bge_pruning.plan import render_memory, render_plan
     from bge_pruning.run_record import record_start
     from bge_pruning.run_report import report_training
@@ -114,7 +115,12 @@ def _train(config, watch: RankWatch, run_log: RunLog) -> None:  # noqa: ANN001
     # Known now that the texts are: the plan had to assume that all are as long as may be.
     widest = train_loader.dataloader.batch_sampler.widest_batch(config.device_train_microbatch_size)
     log.info("the largest batch\n%s", render_memory(plan, config, widest))
+    begins = not (config.autoresume and list_checkpoints(Path(config.run_folder)))
+    if begins and config.stage == "recover" and config.teacher.refit_texts:
+        refit(config, base)
     model = builders.build_model(config, base, metadata, teacher)
+    if begins and model.l0_module is not None and config.model.l0_module.init_order != "random":
+        order_gates(config, base, model.l0_module.log_alpha)
     prepare_run_folder(config)  # now that nothing in the data can stop the run
     run_log.open(Path(config.run_folder) / LOG)
     if dist.get_global_rank() == 0:

@@ -1,6 +1,7 @@
 """Baselines on the tiny model: what is kept, how it is judged, what the folder says."""
 
 import json
+from itertools import combinations
 from pathlib import Path
 
 import numpy as np
@@ -73,10 +74,11 @@ def test_methods_choose_differently_and_random_by_the_seed(configure):
         shape = shape_of(config, build_plan(config), base.shape)
         return choose_masks(config, base, shape).intermediate
 
-    masks = [chosen(f"method={name}") for name in ("magnitude", "activation", "random")]
-    assert not torch.equal(masks[0], masks[1]) and not torch.equal(masks[1], masks[2])
-    assert torch.equal(masks[2], chosen("method=random"))
-    assert not torch.equal(masks[2], chosen("method=random", "seed=4"))
+    names = ("magnitude", "activation", "reconstruction", "random")
+    masks = [chosen(f"method={name}") for name in names]
+    assert not any(torch.equal(*pair) for pair in combinations(masks, 2))
+    assert torch.equal(masks[-1], chosen("method=random"))
+    assert not torch.equal(masks[-1], chosen("method=random", "seed=4"))
 
 
 # Layers
@@ -121,7 +123,7 @@ def test_without_held_out_pairs_layers_are_judged_by_agreement(configure):
     score = layer_score(config, base)
     assert score([0, 1, 2, 3]) == pytest.approx(1.0, abs=1e-6)
     assert score([0]) < 0.999
-    texts = calibration_texts(config, base)
+    texts = calibration_texts(config, base, config.baseline.calibration_texts)
     cosines = []
     for text in texts:
         ids = torch.from_numpy(text[None].astype(np.int64))
@@ -150,15 +152,15 @@ def test_layers_take_a_budget_too(configure, tmp_path):
 def test_calibration_texts_are_different_texts_of_the_training_data(configure):
     config = configure("method=activation", "baseline.calibration_texts=30")
     base = build_base_model(config)
-    texts = calibration_texts(config, base)
+    texts = calibration_texts(config, base, config.baseline.calibration_texts)
     rows = [tuple(row) for row in texts]
     assert len(rows) == len(set(rows)) == 30
-    every = calibration_texts(configure("baseline.calibration_texts=10000"), base)
+    every = calibration_texts(config, base, 10000)
     assert set(rows) < {tuple(row) for row in every}
     assert len(every) <= 80  # two for each of the forty pairs
-    again = calibration_texts(config, base)
+    again = calibration_texts(config, base, config.baseline.calibration_texts)
     assert np.array_equal(again.ids, texts.ids)
-    other = calibration_texts(configure("baseline.calibration_texts=30", "seed=9"), base)
+    other = calibration_texts(configure("seed=9"), base, 30)
     assert not np.array_equal(other.ids, texts.ids)
 
 

@@ -607,7 +607,9 @@ def test_results_that_cannot_be_written_are_refused_at_the_start(tiny_yaml, sts_
 # Baselines
 
 
-@pytest.mark.parametrize("method", ["layers", "magnitude", "activation", "random"])
+@pytest.mark.parametrize(
+    "method", ["layers", "magnitude", "activation", "reconstruction", "random"]
+)
 def test_a_baseline_runs_through_the_same_pipeline(method, tmp_path, make_yaml, sts_csv):
     """In as many steps as l0 has in all, to the same kind of folder, with commands that work."""
     yaml, plan = str(make_yaml(tmp_path)), EvaluationPlan([str(sts_csv)])

@@ -37,6 +37,8 @@ METHODS = {
     "[LLM-Shearing](https://arxiv.org/abs/2310.06694) (Xia et al., 2023).",
     "activation": "Pruned by the size of activations as "
     "[Minitron](https://arxiv.org/abs/2407.14679) (Muralidharan et al., 2024) does it.",
+    "reconstruction": "Pruned by an optimal brain surgeon over groups, as "
+    "[ZipLM](https://arxiv.org/abs/2302.04089) (Kurtic et al., 2023).",
 }
 
 

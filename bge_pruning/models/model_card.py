@@ -38,6 +38,7 @@ CHOICES = {
     "layers": "What stays was chosen by pruning layers alone. ",
     "magnitude": "What stays was chosen by the size of the weights. ",
     "activation": "What stays was chosen by the size of activations. ",
+    "reconstruction": "What stays was chosen by what the rest could not make up for. ",
     "random": "What stays was drawn at random. ",
 }
 PROJECTIONS = {
