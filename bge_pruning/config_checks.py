@@ -231,7 +231,15 @@ def _check_source(source: SourceConfig) -> None:
         _check_range(
             {f"weight {where}": source.weight}, lambda v: 0 < v < float("inf"), "above 0 and finite"
         )
+    if source.replaced_tokens and source.kind != "sentences":
+        raise ConfigError(
+            f"replaced_tokens {where} is not for kind {source.kind}: its texts would no longer "
+            f"mean what their scores or queries say. To fix, name the file again as a source of "
+            f"kind sentences."
+        )
     margin = {f"mining_margin {where}": source.mining_margin}
+    replaced = {f"replaced_tokens {where}": source.replaced_tokens}
+    _check_range(replaced, lambda v: 0 <= v <= 1, "in [0, 1]")
     _check_range(not_negative, lambda v: v >= 0, "0 or more")
     _check_range(margin, lambda v: 0 < v <= 1, "in (0, 1]")
 

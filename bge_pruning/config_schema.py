@@ -97,6 +97,9 @@ class SourceConfig:
     score_range: list[float] = field(default_factory=lambda: [0.0, 5.0])  # of kind sts
     negatives: Optional[int] = None  # per query; default: data.negatives
     mined_negatives: int = 0  # per query: nearest to the unpruned model that are no positive
+    # Of kind sentences: random other tokens for up to this share of a text's, so that a student is
+    # taught words that few texts have.
+    replaced_tokens: float = 0.0
     mining_margin: float = 0.95  # not those that score above this share of the positive's score
 
 

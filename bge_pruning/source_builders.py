@@ -19,7 +19,11 @@ from bge_pruning.datasets.contrastive_dataset import (
     known_positives,
     read_contrastive,
 )
-from bge_pruning.datasets.embedding_dataset import EmbeddingDataset, TokenizedTexts
+from bge_pruning.datasets.embedding_dataset import (
+    EmbeddingDataset,
+    TokenizedTexts,
+    replace_tokens,
+)
 from bge_pruning.datasets.hard_negatives import cached_negatives, mine_negatives, negatives_key
 from bge_pruning.datasets.mteb_dataloader import (
     mteb_fingerprint,
@@ -39,6 +43,7 @@ from bge_pruning.datasets.sts_dataloader import (
 from bge_pruning.datasets.tables import Table, fingerprint_table
 from bge_pruning.datasets.text_corpus import ReadRows, TextCorpus, cached_corpus, corpus_key
 from bge_pruning.datasets.text_files import expand_paths, hash_file
+from bge_pruning.models.model_files import read_special_ids, read_vocabulary
 from bge_pruning.models.pretrained import BaseModel
 
 log = logging.getLogger(__name__)
@@ -171,6 +176,10 @@ def build_source(
     """
     corpus = build_corpus(source, config, base)
     rows, texts = corpus.rows, corpus.texts
+    if source.replaced_tokens:
+        ids = set(read_vocabulary(base.tokenizer_files).values())
+        candidates = np.array(sorted(ids - read_special_ids(base.tokenizer_files)))
+        texts = replace_tokens(texts, source.replaced_tokens, candidates, config.seed)
     if source.kind == "sentences":
         return EmbeddingDataset(texts, np.arange(len(texts))[:, None])
     if source.kind == "sts":

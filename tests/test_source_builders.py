@@ -244,6 +244,26 @@ def test_odd_files(kind, name, content, message, skip, configure, tmp_path):
     assert not list((tmp_path / "processed").glob("*"))
 
 
+def test_sentences_with_replaced_tokens(configure, tmp_path):
+    (tmp_path / "a.txt").write_text("a cat\nthe man and the dog\n")
+    source = f"data.train=[{{name: x, kind: sentences, path: {tmp_path}/a.txt, %s}}]"
+    plain = build(configure(source % "replaced_tokens: 0"))
+    noisy = build(configure(source % "replaced_tokens: 1.0"))
+    assert np.array_equal(plain.texts.starts, noisy.texts.starts)
+    same = plain.texts.ids == noisy.texts.ids
+    assert not same.all()
+    ends = np.concatenate([noisy.texts.starts[:-1], noisy.texts.starts[1:] - 1])
+    assert same[ends].all()  # <s> and </s>
+    assert not set(noisy.texts.ids[~same].tolist()) & {0, 1, 2, 3}
+
+
+def test_replaced_tokens_is_a_share(configure, tmp_path):
+    path = tmp_path / "a.txt"
+    source = f"data.train=[{{name: x, kind: sentences, path: {path}, replaced_tokens: 2}}]"
+    with pytest.raises(ConfigError, match="replaced_tokens of data source 'x' 2.0 is not in"):
+        check_objective(configure(source))
+
+
 @pytest.mark.parametrize(
     ("extra", "message"),
     [
@@ -254,6 +274,10 @@ def test_odd_files(kind, name, content, message, skip, configure, tmp_path):
         ("weight: .inf", r"weight inf is not a finite number .*To fix"),
         ("split: ../x", "split '../x' of data source 'x' is not the name of a split. To fix"),
         ("mining_margin: 2", "mining_margin of data source 'x' 2.0 is not in .0, 1.. To fix"),
+        (
+            "replaced_tokens: 0.5",
+            "replaced_tokens of data source 'x' is not for kind sts: .*To fix",
+        ),
         ("negatives: -1", "negatives of data source 'x' -1 is not 0 or more. To fix"),
     ],
 )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -81,6 +81,29 @@ def tokenize(texts: Sequence[str], tokenizer: Tokenizer) -> TokenizedTexts:
     ids = np.fromiter((i for e in encodings for i in e.ids), dtype=np.int32, count=sum(lengths))
     starts = np.concatenate([[0], np.cumsum(lengths, dtype=np.int64)])
     return TokenizedTexts(ids, starts, sum(bool(e.overflowing) for e in encodings))
+
+
+def replace_tokens(
+    texts: TokenizedTexts, share: float, candidates: np.ndarray, seed: int
+) -> TokenizedTexts:
+    """Texts some of whose tokens are others, drawn at random from the whole vocabulary.
+
+    What a student is taught on few texts it knows on texts like them. Beside words that they do
+    not have, it meets the rest of its vocabulary (TinyBERT, arXiv:1909.10351, replaces words by a
+    language model; to ask the teacher about any words at all needs none).
+
+    Args:
+        texts: The texts.
+        share: Each text has a share of its own, drawn from 0 to this, in [0, 1].
+        candidates: Ids to draw from. Others, such as special tokens, are neither drawn nor
+            replaced.
+        seed: Of what is drawn.
+    """
+    random = np.random.default_rng(seed)
+    shares = np.repeat(random.uniform(0.0, share, len(texts)), texts.lengths)
+    replaced = (random.random(len(texts.ids)) < shares) & np.isin(texts.ids, candidates)
+    drawn = random.choice(candidates, len(texts.ids)).astype(texts.ids.dtype)
+    return replace(texts, ids=np.where(replaced, drawn, texts.ids))
 
 
 def pad_texts(texts: Sequence[np.ndarray], pad_token_id: int) -> tuple[Tensor, Tensor]:

@@ -12,6 +12,7 @@ from bge_pruning.datasets.embedding_dataset import (
     EmbeddingDataset,
     TokenizedTexts,
     build_tokenizer,
+    replace_tokens,
     tokenize,
 )
 
@@ -81,6 +82,31 @@ def test_a_limit_without_room_for_the_special_tokens_is_refused(tokenizer_json):
 
 
 # Examples
+
+
+# Replaced tokens
+
+
+def test_replaced_tokens_leave_lengths_and_special_tokens():
+    generator = np.random.default_rng(3)
+    rows = [[0, *generator.integers(4, 50, 60).tolist(), 2] for _ in range(200)]
+    texts = from_lists(*rows)
+    candidates = np.arange(4, 90)
+    found = replace_tokens(texts, 0.8, candidates, seed=1)
+    assert np.array_equal(found.starts, texts.starts) and found.ids.dtype == np.int32
+    assert all(row[0] == 0 and row[-1] == 2 for row in as_lists(found))
+    assert set(np.unique(found.ids)) == {0, 2, *candidates.tolist()}
+    shares = [np.mean(found[i] != texts[i]) for i in range(200)]
+    # Drawn from 0 to 0.8, less the two special tokens and the few that are drawn as they were.
+    assert min(shares) < 0.05 and 0.7 < max(shares) < 0.95
+    assert np.mean(shares) == pytest.approx(0.4 * 60 / 62 * 85 / 86, abs=0.04)
+
+
+def test_replaced_tokens_follow_the_seed():
+    texts = from_lists(*[[0, 7, 8, 9, 10, 11, 2]] * 20)
+    found = [replace_tokens(texts, 1.0, np.arange(4, 90), seed).ids for seed in (1, 1, 2)]
+    assert np.array_equal(found[0], found[1]) and not np.array_equal(found[0], found[2])
+    assert np.array_equal(replace_tokens(texts, 0.0, np.arange(4, 90), 1).ids, texts.ids)
 
 
 @pytest.fixture
