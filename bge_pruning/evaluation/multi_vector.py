@@ -2,36 +2,22 @@
 
 The multi-vectors of a large corpus do not fit in memory: 100,000 passages of 150 tokens in 1,024
 dimensions are 60 GB. Here each passage is embedded once, scored against the queries that want it,
-and forgotten.
+and forgotten, unless the multi-vectors of all of them are there already.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from itertools import pairwise
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from bge_pruning.evaluation.text_encoder import BatchEncoder
+from bge_pruning.evaluation.text_encoder import BatchEncoder, MultiVectorRoom, MultiVectors
 
 # Products of tokens that are in memory at once.
 PRODUCTS = 1 << 24
-
-
-@dataclass(frozen=True)
-class MultiVectors:
-    """Multi-vectors of texts, one text after the other, without padding.
-
-    Attributes:
-        vectors: L2-normalised, shape ``(tokens, C)``.
-        starts: Start of each text in ``vectors``, and the end of the last; ``(n + 1,)``.
-    """
-
-    vectors: Tensor
-    starts: np.ndarray
 
 
 def encode_queries(encoder: BatchEncoder, texts: Sequence[str]) -> MultiVectors:
@@ -59,16 +45,10 @@ def _texts(part: MultiVectors) -> list[Tensor]:
 
 def _encode(encoder: BatchEncoder, texts: Sequence[str]) -> MultiVectors:
     tokens = encoder.tokenize(texts)
-    starts = tokens.starts - np.arange(len(tokens) + 1)  # without CLS
-    vectors = None
+    room = MultiVectorRoom(tokens)
     for index, _, _, outputs in encoder.batches(tokens, ("colbert_vecs",)):
-        values = outputs["colbert_vecs"].float()
-        if vectors is None:
-            vectors = values.new_empty(int(starts[-1]), values.shape[-1])
-        for row, text in enumerate(index):
-            start, end = starts[text], starts[text + 1]
-            vectors[start:end] = values[row, : end - start]
-    return MultiVectors(vectors, starts)
+        room.fill(index, outputs["colbert_vecs"].float())
+    return MultiVectors(room.vectors, room.starts)
 
 
 def score_pairs(
@@ -77,6 +57,7 @@ def score_pairs(
     passages: Sequence[str],
     pairs: tuple[np.ndarray, np.ndarray],
     progress: bool = False,
+    ready: MultiVectors | None = None,
 ) -> np.ndarray:
     """Mean over a query's tokens of the largest product with a passage's tokens.
 
@@ -86,10 +67,13 @@ def score_pairs(
         passages: Texts of the passages.
         pairs: Query and passage of each pair, each of shape ``(n,)``.
         progress: Show a progress bar.
+        ready: Multi-vectors of the passages, if they are there; in one process.
 
     Returns:
         Scores in the order of the pairs, float32.
     """
+    if ready is not None:
+        return _score_ready(queries, ready, pairs)
     ranks = encoder.ranks
     rows, columns = (np.asarray(part, np.int64) for part in pairs)
     wanted, columns = np.unique(columns, return_inverse=True)
@@ -121,6 +105,19 @@ def _score(
             length = int(tokens.lengths[passage]) - 1
             members = order[starts[passage] : starts[passage + 1]]
             scores[members] = score_passage(queries, rows[members], vectors[row, :length])
+    return scores
+
+
+def _score_ready(
+    queries: MultiVectors, passages: MultiVectors, pairs: tuple[np.ndarray, np.ndarray]
+) -> np.ndarray:
+    rows, columns = (np.asarray(part, np.int64) for part in pairs)
+    order = np.argsort(columns, kind="stable")
+    wanted, starts = np.unique(columns[order], return_index=True)
+    scores = np.empty(len(rows), np.float32)
+    for passage, members in zip(wanted, np.split(order, starts[1:]), strict=True):
+        vectors = passages.vectors[passages.starts[passage] : passages.starts[passage + 1]]
+        scores[members] = score_passage(queries, rows[members], vectors)
     return scores
 
 

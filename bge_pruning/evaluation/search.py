@@ -28,6 +28,8 @@ MODES = {
 }
 # Queries whose scores with the whole corpus are in memory at once.
 QUERIES = 128
+# Bytes of multi-vectors that are kept, so that passages need not be embedded a second time.
+KEPT_BYTES = 2 << 30
 
 
 def check_modes(modes: Sequence[str], names: Sequence[str], model: str) -> None:
@@ -62,7 +64,7 @@ class Collection:
     Attributes:
         ids: Name of each passage.
         texts: Text of each passage.
-        encoded: Dense and sparse vectors of the passages.
+        encoded: Dense and sparse vectors of the passages, and multi-vectors if they fit.
     """
 
     ids: list[str]
@@ -85,8 +87,10 @@ class CorpusCache:
         if "colbert" in outputs:  # its candidates are found by the others
             wanted |= {"dense_vecs", "token_weights"} & set(encoder.names())
         self.names = tuple(sorted(wanted))
+        self.late = "colbert" in outputs
         self.progress = progress
         self._collections: dict[object, Collection] = {}
+        self._queries: tuple[tuple[str, ...], Encoded] | None = None
         self._late: tuple[object, np.ndarray] | None = None
 
     def collection(self, key: object, corpus: Sequence[Mapping[str, Any]]) -> Collection:
@@ -95,10 +99,23 @@ class CorpusCache:
             ids = [str(row["id"]) for row in corpus]
             prompt = _prompt(self.encoder, "document", "passage")
             texts = [prompt + passage_text(row, f"passage {row['id']}") for row in corpus]
-            self._collections = {
-                key: Collection(ids, texts, self.encoder.encode(texts, self.names, self.progress))
-            }
+            self._collections = {key: Collection(ids, texts, self._encode(texts))}
         return self._collections[key]
+
+    def queries(self, texts: Sequence[str]) -> Encoded:
+        """Queries, embedded when they are first asked for; earlier ones are dropped."""
+        key = tuple(texts)
+        if self._queries is None or self._queries[0] != key:
+            self._queries = (key, self._encode(texts))
+        return self._queries[1]
+
+    def _encode(self, texts: Sequence[str]) -> Encoded:
+        names, encoder = self.names, self.encoder
+        # With several processes each has a part of the texts.
+        if self.late and encoder.ranks.count == 1:
+            fits = encoder.multi_vector_bytes(len(texts)) <= KEPT_BYTES
+            names = (*names, "colbert_vecs") if fits else names
+        return encoder.encode(texts, names, self.progress)
 
     def late_scores(
         self, texts: Sequence[str], collection: Collection, indices: np.ndarray
@@ -116,8 +133,9 @@ class CorpusCache:
         key = (tuple(texts), id(collection), indices.tobytes())
         if self._late is None or self._late[0] != key:
             pairs = (np.repeat(np.arange(len(texts)), indices.shape[1]), indices.ravel())
-            queries = encode_queries(self.encoder, texts)
-            late = score_pairs(self.encoder, queries, collection.texts, pairs, self.progress)
+            queries = self.queries(texts).multi_vectors or encode_queries(self.encoder, texts)
+            ready = collection.encoded.multi_vectors
+            late = score_pairs(self.encoder, queries, collection.texts, pairs, self.progress, ready)
             self._late = (key, late.reshape(indices.shape))
         return self._late[1]
 
@@ -172,7 +190,7 @@ class SearchModel:
         names = [str(row["id"]) for row in queries]
         prompt = _prompt(self.corpora.encoder, "query")
         texts = [prompt + query_text(row, f"query {row['id']}") for row in queries]
-        encoded = self.corpora.encoder.encode(texts, self.corpora.names)
+        encoded = self.corpora.queries(texts)
         self.texts = len(texts) + len(self._collection.ids)
         self.truncated = encoded.truncated + self._collection.encoded.truncated
         outputs = MODES[self.mode]

@@ -33,6 +33,19 @@ BATCH_TOKENS = 16_384
 
 
 @dataclass(frozen=True)
+class MultiVectors:
+    """Multi-vectors of texts, one text after the other, without padding.
+
+    Attributes:
+        vectors: L2-normalised, shape ``(tokens, C)``.
+        starts: Start of each text in ``vectors``, and the end of the last; ``(n + 1,)``.
+    """
+
+    vectors: Tensor
+    starts: np.ndarray
+
+
+@dataclass(frozen=True)
 class Encoded:
     """Outputs of texts that need little memory, in the order of the texts.
 
@@ -40,11 +53,13 @@ class Encoded:
         dense_vecs: L2-normalised, float32, shape ``(n, S)``; ``None`` if not asked for.
         lexical_weights: Sparse vectors over the vocabulary, float32, shape ``(n, V)``, or ``None``.
         truncated: Texts that were cut at the model's limit.
+        multi_vectors: Of all texts, if they were asked for.
     """
 
     dense_vecs: np.ndarray | None
     lexical_weights: csr_matrix | None
     truncated: int = 0
+    multi_vectors: MultiVectors | None = None
 
 
 @dataclass(frozen=True)
@@ -140,7 +155,8 @@ class BatchEncoder(ABC):
 
         Args:
             texts: Texts.
-            names: ``dense_vecs``, ``token_weights`` or both.
+            names: ``dense_vecs``, ``token_weights``; in one process also ``colbert_vecs``, of which
+                there should be room for all, see :meth:`multi_vector_bytes`.
             progress: Show a progress bar.
 
         Raises:
@@ -156,6 +172,7 @@ class BatchEncoder(ABC):
         shape = (len(tokens), self.dense_size)
         dense = np.empty(shape, np.float32) if "dense_vecs" in names else None
         rows, columns, weights = [], [], []
+        multi = MultiVectorRoom(tokens) if "colbert_vecs" in names else None
         for index, ids, _, outputs in self.batches(tokens, names, progress):
             if dense is not None:
                 dense[index] = outputs["dense_vecs"].float().cpu().numpy()
@@ -164,8 +181,19 @@ class BatchEncoder(ABC):
                 rows.append(index[text])
                 columns.append(token)
                 weights.append(weight)
+            if multi is not None:
+                multi.fill(index, outputs["colbert_vecs"].float())
         sparse = self._sparse(rows, columns, weights, len(tokens), names)
-        return Encoded(dense, sparse, tokens.truncated)
+        vectors = None if multi is None else MultiVectors(multi.vectors, multi.starts)
+        return Encoded(dense, sparse, tokens.truncated, vectors)
+
+    def multi_vector_bytes(self, texts: int) -> float:
+        """Most memory that multi-vectors of texts take; infinite if their size is not known.
+
+        Args:
+            texts: How many.
+        """
+        return float("inf")
 
     def _sparse(
         self,
@@ -271,6 +299,10 @@ class TextEncoder(BatchEncoder):
         """The outputs that the model has."""
         return self.heads.names()
 
+    def multi_vector_bytes(self, texts: int) -> float:
+        """See :class:`BatchEncoder`; float32 vectors of texts that all are as long as may be."""
+        return 4.0 * texts * self.max_length * self.base.shape.colbert_dim
+
     def word_table(self) -> np.ndarray:
         """Word embeddings, shape ``(V, H)``."""
         table = self.backbone.embeddings.word_embeddings.weight
@@ -282,6 +314,22 @@ class TextEncoder(BatchEncoder):
         if self.projection is not None and "dense_vecs" in outputs:
             outputs["dense_vecs"] = project(outputs["dense_vecs"], self.projection)
         return outputs
+
+
+class MultiVectorRoom:
+    """Room for the multi-vectors of all texts, filled batch by batch."""
+
+    def __init__(self, tokens: TokenizedTexts) -> None:
+        self.starts = tokens.starts - np.arange(len(tokens) + 1)  # without CLS
+        self.vectors: Tensor | None = None
+
+    def fill(self, index: np.ndarray, values: Tensor) -> None:
+        """Put the vectors of some texts, shape ``(B, T - 1, C)``, where they belong."""
+        if self.vectors is None:
+            self.vectors = values.new_empty(int(self.starts[-1]), values.shape[-1])
+        for row, text in enumerate(index):
+            start, end = self.starts[text], self.starts[text + 1]
+            self.vectors[start:end] = values[row, : end - start]
 
 
 def _merge(parts: Sequence[Encoded], order: np.ndarray) -> Encoded:

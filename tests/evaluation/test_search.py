@@ -119,6 +119,24 @@ def test_multi_vectors_are_compared_once_for_all_modes(encoder, data, monkeypatc
         assert results == pytest.approx(alone[query], abs=1e-5)
 
 
+def test_multi_vectors_that_fit_are_kept_and_change_nothing(encoder, data, monkeypatch):
+    lengths = []
+    compute = encoder.compute
+    monkeypatch.setattr(
+        encoder, "compute", lambda ids, *a: lengths.append(len(ids)) or compute(ids, *a)
+    )
+    kept = find(encoder, data, "all", 4)
+    texts = len(data.corpus) + len(data.queries)
+    assert sum(lengths) == texts  # each of them once
+    monkeypatch.setattr(search, "KEPT_BYTES", 0)
+    lengths.clear()
+    again = find(encoder, data, "all", 4)
+    assert sum(lengths) > texts
+    for query, results in kept.items():
+        assert list(results) == list(again[query])
+        assert results == pytest.approx(again[query], abs=1e-5)
+
+
 def test_lists_to_rerank_are_refused(encoder, data):
     model = SearchModel(CorpusCache(encoder, ("dense",)), "dense", None)
     model.index(data.corpus, task_metadata=Metadata, hf_split="test", hf_subset="default")
