@@ -151,8 +151,9 @@ def test_shipped_studies_name_what_is_here(path, monkeypatch):
         assert (Path(folder) / "qrels" / f"{split}.tsv").is_file()
     for cell in list_cells(study):
         config = cell_config(study, cell, "prune")
-        trained = {source.path for source in config.data.train}
-        assert not trained & {*study.sts, *study.retrieval}
+        trained = {(s.path, s.split if s.kind == "beir" else None) for s in config.data.train}
+        judged = {(path, None) for path in study.sts} | set(study.retrieval.items())
+        assert not trained & judged
     lines = path.read_text(encoding="utf-8").splitlines()
     assert f"#   python scripts/run_quality_study.py {path.relative_to(ROOT)}" in lines
     assert any("easured cost:" in line for line in lines)
