@@ -43,6 +43,7 @@ from bge_pruning.source_builders import (
     check_columns,
     negatives_of,
 )
+from bge_pruning.utils.devices import torch_device
 
 log = logging.getLogger(__name__)
 
@@ -375,13 +376,9 @@ def _teacher_outputs(
     key = compute_cache_key(texts, teacher.fingerprint())
     folder = Path(config.data.processed_folder)
     paths = {name: folder / f"teacher-{key}-{name}.npy" for name in names}
+    device = torch_device(config.device)
 
     def encode(ids: Tensor, mask: Tensor) -> dict[str, Tensor]:
-        return teacher.encoder()(ids.to(_device_name(config)), mask.to(_device_name(config)))
+        return teacher.encoder()(ids.to(device), mask.to(device))
 
     return cached_teacher_outputs(texts, encode, base.hf_config["pad_token_id"], paths)
-
-
-def _device_name(config: Config) -> str:
-    gpu = config.device == "gpu" or (config.device is None and torch.cuda.is_available())
-    return "cuda" if gpu else "cpu"

@@ -22,7 +22,7 @@ BLOCK = 1 / 32
 
 
 class Moments:
-    """``X^T X`` and ``X^T Y`` in float64, summed token by token.
+    """``X^T X`` and ``X^T Y``, products of a batch in its own precision, summed in float64.
 
     Args:
         inputs: Inputs of the linear layer, ``I``.
