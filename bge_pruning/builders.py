@@ -77,6 +77,7 @@ def build_metadata(config: Config, plan: Plan, base: BaseModel) -> RunMetadata:
             "init_mean": l0.init_mean,
             "init_std": l0.init_std,
             "seed": config.seed,
+            "binarization": l0.binarization,
         }
     return RunMetadata(
         base_model=base.name,

@@ -100,6 +100,7 @@ def _check_ranges(config: Config) -> None:
     unit = {"model.dropout": m.dropout, "scheduler.alpha_f": config.scheduler.alpha_f}
     if m.l0_module is not None:
         unit["model.l0_module.start_sparsity"] = m.l0_module.start_sparsity
+        not_negative["model.l0_module.binarization"] = m.l0_module.binarization
     given = {key: value for key, value in positive.items() if value is not None}
     _check_range(given, lambda v: v > 0, "above 0")
     _check_range(not_negative, lambda v: v >= 0, "0 or more")

@@ -48,6 +48,8 @@ class L0ModuleConfig:
     # Which of them start most open: random, or the most important on baseline.calibration_texts,
     # as method activation or reconstruction scores it.
     init_order: str = "random"
+    # What draws each gate to its side of the cut: its weight at the end, growing from the warm-up.
+    binarization: float = 0.0
 
 
 @dataclass

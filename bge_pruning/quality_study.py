@@ -151,6 +151,8 @@ def _find_reference(study: Study, config: Config, tasks: Sequence[Task]) -> dict
         return found
     measured = measure_reference(study, config, original, tasks)
     reference = {"original": original, "judged_by": judged_by, **measured}
+    if path.is_file():  # another process runs other cells of this study, and was quicker
+        return _find_reference(study, config, tasks)
     write_json(reference, path)
     return reference
 

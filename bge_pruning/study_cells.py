@@ -5,11 +5,11 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, fields
 from pathlib import Path
 from typing import Any
 
-from bge_pruning.config_schema import Config, ConfigError, L0ModuleConfig, ModelConfig
+from bge_pruning.config_schema import L0, Config, ConfigError, L0ModuleConfig, ModelConfig
 from bge_pruning.study_file import Cell, Study, cell_config
 from bge_pruning.utils.records import read_record
 from bge_pruning.utils.study_records import CELL, FIX
@@ -19,6 +19,15 @@ INCIDENTAL = (
     *("run_name", "run_folder", "results_folder", "data.processed_folder"),
     *("autoresume", "overwrite", "dry_run", "stage", "checkpoints_to_keep", "save_interval"),
     *("progress_bar", "log_interval", "dist_timeout", "loggers"),
+)
+# And that of a baseline: how gates are trained.
+OF_GATES = (
+    *("optimizer.l0_lr", "optimizer.lagrangian_lr", "optimizer.lambda_2_lr"),
+    *(
+        f"model.l0_module.{key.name}"
+        for key in fields(L0ModuleConfig)
+        if key.name != "pruning_modules" and not key.name.startswith("target_")
+    ),
 )
 
 
@@ -33,7 +42,8 @@ def describe_config(study: Study, cell: Cell) -> dict[str, Any]:
     Raises:
         ConfigError: See :func:`bge_pruning.study_file.cell_config`.
     """
-    content = asdict(cell_config(study, cell, "prune"))
+    config = cell_config(study, cell, "prune")
+    content = asdict(config)
     judged_by = {
         "sts": list(study.sts),
         "retrieval": dict(study.retrieval),
@@ -41,15 +51,19 @@ def describe_config(study: Study, cell: Cell) -> dict[str, Any]:
         "max_length": study.max_length,
         "original": study.original,
     }
-    return _relevant({**content, "judged_by": judged_by})
+    described = _without({**content, "judged_by": judged_by}, INCIDENTAL)
+    if config.method == L0:
+        return described
+    # All its steps are of recovery.
+    described["max_duration"] = cell_config(study, cell, "recover").max_duration
+    return _without(described, (*OF_GATES, "recovery.max_duration"))
 
 
-def _relevant(content: Mapping[str, Any]) -> dict[str, Any]:
-    flat = flatten(content)
+def _without(content: Mapping[str, Any], names: Sequence[str]) -> dict[str, Any]:
     return {
         key: value
-        for key, value in flat.items()
-        if not any(key == name or key.startswith(f"{name}.") for name in INCIDENTAL)
+        for key, value in flatten(dict(content)).items()
+        if not any(key == name or key.startswith(f"{name}.") for name in names)
     }
 
 

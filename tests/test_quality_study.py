@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -21,7 +22,7 @@ from bge_pruning.study_cells import (
     hash_config,
     unfinished,
 )
-from bge_pruning.study_file import list_cells, read_study, select_cells
+from bge_pruning.study_file import cell_config, list_cells, read_study, select_cells
 from bge_pruning.utils.records import check_record
 from bge_pruning.utils.study_records import CELL, REFERENCES, read_cells, read_reference
 from bge_pruning.utils.study_report import write_study_report
@@ -311,6 +312,17 @@ def test_what_does_not_matter_is_not_another_configuration(changed):
     assert unfinished(study, list_cells(study)) == []
 
 
+def test_of_gates_nothing_matters_to_a_baseline_but_their_target(changed):
+    gates = ["optimizer.l0_lr=0.3", "model.l0_module.init_std=2.0"]
+    # One step more of gates and one less of recovery: as many in all, which is what a baseline has.
+    steps = ["max_duration=5ba", "recovery.max_duration=2ba"]
+    study = changed(overrides=["save_interval=1ba", *gates, *steps])
+    assert [cell.method for cell in unfinished(study, list_cells(study), overwrite=True)] == ["l0"]
+    target = TARGET.replace("intermediate_size: 48", "intermediate_size: 32")
+    resized = replace(study, sizes={"half": [target]})
+    assert len(unfinished(resized, list_cells(resized), overwrite=True)) == 2
+
+
 def test_a_key_that_came_later_has_its_default(finished):
     now = describe_config(finished, list_cells(finished)[0])
     then = {key: value for key, value in now.items() if key != "optimizer.eps"}
@@ -329,6 +341,20 @@ def test_another_original_needs_another_folder(changed, projected_folder):
     message = r"reference\.json is of another original or other tasks and is kept.* To fix, set an"
     with pytest.raises(ConfigError, match=message):
         run_study(study)
+
+
+def test_reference_that_another_process_was_quicker_with(finished, tmp_path, monkeypatch):
+    study = replace(finished, results=tmp_path / "quality")
+    theirs = read_reference(finished.results)
+
+    def measure(*_):
+        shutil.copytree(finished.results, study.results)
+        return {**theirs, "parameters": {}}
+
+    monkeypatch.setattr(quality_study, "measure_reference", measure)
+    config = cell_config(study, list_cells(study)[0], "prune")
+    tasks = quality_study.find_study_tasks(study)
+    assert quality_study._find_reference(study, config, tasks) == theirs
 
 
 # What is refused before any work

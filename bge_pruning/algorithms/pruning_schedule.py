@@ -1,4 +1,4 @@
-"""Moves the gates through training: noise of the step, target of the step, clamping."""
+"""Moves the gates through training: noise and target of a step, when to decide, clamping."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ from bge_pruning.models.l0_module_embedding import L0Module
 
 
 class PruningSchedule(Algorithm):
-    """Sets the gates' step and warm-up progress before a batch and clamps them after it.
+    """Sets the gates' step and progress before a batch and clamps them after it.
 
-    Both settings follow from the trainer's clock, so a resumed run goes on exactly where it was.
+    All settings follow from the trainer's clock, so a resumed run goes on exactly where it was.
 
     Args:
         l0_module: The gates.
@@ -35,6 +35,7 @@ class PruningSchedule(Algorithm):
             return
         self.l0_module.step = state.timestamp.batch.value
         self.l0_module.warmup_progress = compute_progress(state, self.warmup)
+        self.l0_module.binarization_progress = compute_binarization_progress(state, self.warmup)
 
 
 def compute_progress(state: State, warmup: Time) -> float:
@@ -42,3 +43,11 @@ def compute_progress(state: State, warmup: Time) -> float:
     if warmup.value == 0:
         return 1.0
     return min(1.0, state.timestamp.batch.value / count_batches(warmup, state))
+
+
+def compute_binarization_progress(state: State, warmup: Time) -> float:
+    """Share of what comes after the warm-up that is over, in [0, 1]; 1 in the last batch."""
+    first = count_batches(warmup, state)
+    rest = count_batches(state.max_duration, state) - 1 - first
+    batch = state.timestamp.batch.value
+    return min(1.0, max(0.0, (batch - first) / rest)) if rest > 0 else float(batch >= first)

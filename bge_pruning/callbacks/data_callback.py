@@ -55,7 +55,8 @@ class DataCallback(Callback):
         self.seconds += time.monotonic() - self.started
         # Of the whole batch over all ranks.
         losses = {key.rsplit("/", 1)[-1]: value for key, value in state.total_loss_dict.items()}
-        task = losses["total"] - losses.get("lagrangian", 0.0)
+        gates = losses.get("lagrangian", 0.0) + losses.get("binarization", 0.0)
+        task = losses["total"] - gates
         if math.isfinite(task):  # else the step was left out
             self.losses[state.batch.get("source", "data")].append(task)
         if not is_due(self.interval, state):

@@ -168,6 +168,9 @@ class ComposerBGEM3(ComposerModel):
         if self.l0_module is not None:
             parts["lagrangian"] = self.l0_module.lagrangian()
             terms.append(parts["lagrangian"])
+            if self.l0_module.binarization:
+                parts["binarization"] = self.l0_module.binarization_loss()
+                terms.append(parts["binarization"])
         return {**parts, "total": torch.stack(terms).sum()}
 
     def _parts(self, outputs: dict[str, Tensor], batch: Batch) -> dict[str, Tensor]:

@@ -63,9 +63,10 @@ class Constraint:
 class L0Module(nn.Module):
     """Hard concrete gates on any subset of axes, held to a target shape or parameter budget.
 
-    The trainer's algorithms set two attributes before each step: :attr:`step`, which seeds the
-    noise, and :attr:`warmup_progress` in [0, 1], which moves the targets. Both follow from the
-    trainer's clock, so that a resumed run needs no state for them.
+    The trainer's algorithms set three attributes before each step: :attr:`step`, which seeds the
+    noise, :attr:`warmup_progress` in [0, 1], which moves the targets, and
+    :attr:`binarization_progress` in [0, 1], which is 0 until the warm-up is over and 1 at the end
+    of the run. All follow from the trainer's clock, so that a resumed run needs no state for them.
 
     Args:
         shape: Shape of the unpruned model.
@@ -77,6 +78,7 @@ class L0Module(nn.Module):
         init_mean: Mean of ``log_alpha`` at the start.
         init_std: Its standard deviation; without spread all gates would stay identical.
         seed: Seed of the initial gates and of the noise.
+        binarization: Weight of :meth:`binarization_loss` at the end of the run.
 
     Raises:
         ValueError: If an axis is unknown, if not exactly one of target and budget is given, or if
@@ -93,6 +95,7 @@ class L0Module(nn.Module):
         init_mean: float = 3.0,
         init_std: float = 0.25,
         seed: int = 0,
+        binarization: float = 0.0,
     ) -> None:
         super().__init__()
         _check_axes(shape, axes, target, target_parameters)
@@ -102,8 +105,10 @@ class L0Module(nn.Module):
         self.target_parameters = target_parameters
         self.start_sparsity = start_sparsity
         self.seed = seed
+        self.binarization = binarization
         self.step = 0
         self.warmup_progress = 0.0
+        self.binarization_progress = 0.0
         self.log_alpha = nn.ParameterDict(
             {axis: self._initial_gates(axis, init_mean, init_std) for axis in self.axes}
         )
@@ -225,6 +230,21 @@ class L0Module(nn.Module):
             gap = constraint.expected - constraint.target
             terms.append((self.lambda_1[name] * gap + self.lambda_2[name] * gap.square()).sum())
         return torch.stack(terms).sum()
+
+    def binarization_loss(self) -> Tensor:
+        """What makes the gates decide: how far they are from the cut of this moment. A scalar.
+
+        ``c * sum_rows mean |p - m|`` of open probabilities ``p`` and the binary gates ``m`` that
+        the cut would have now, with a weight ``c`` that grows from 0 after the warm-up to
+        ``binarization`` at the end. The task's loss can still change which gates are open while
+        ``c`` is small. Since ``m`` meets the target, the gap to it closes with the distance.
+        """
+        cut = self.deterministic_masks()
+        distances = [
+            (p - getattr(cut, axis)).abs().mean(dim=-1).sum()
+            for axis, p in self.open_probabilities().items()
+        ]
+        return self.binarization * self.binarization_progress * torch.stack(distances).sum()
 
     # What will be extracted
 

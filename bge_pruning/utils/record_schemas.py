@@ -170,6 +170,7 @@ RUN_METADATA = {
             "init_mean?": NUMBER,
             "init_std?": NUMBER,
             "seed": COUNT,
+            "binarization?": NUMBER,
         }
     ),
     "source_pruning": Optional(PRUNING),

@@ -5,7 +5,11 @@ import torch
 from composer.core import Event, State, Time, Timestamp
 from composer.devices import DeviceCPU
 
-from bge_pruning.algorithms.pruning_schedule import PruningSchedule, compute_progress
+from bge_pruning.algorithms.pruning_schedule import (
+    PruningSchedule,
+    compute_binarization_progress,
+    compute_progress,
+)
 from bge_pruning.models.composer_bge_m3 import ComposerBGEM3
 from bge_pruning.models.encoder_shape import EncoderShape
 from bge_pruning.models.hard_concrete import LOG_ALPHA_MAX, LOG_ALPHA_MIN
@@ -56,6 +60,22 @@ def test_progress_is_the_share_of_the_warm_up(warmup, time, progress, make_state
     assert found == pytest.approx(progress, abs=1e-12)
 
 
+@pytest.mark.parametrize(
+    ("warmup", "batches"),
+    [
+        ("4ba", [0.0] * 5 + [0.2, 0.4, 0.6, 0.8, 1.0]),
+        ("9ba", [0.0] * 9 + [1.0]),
+        ("1dur", [0.0] * 10),
+    ],
+)
+def test_gates_decide_after_the_warm_up(warmup, batches, make_state):
+    found = [
+        compute_binarization_progress(make_state(batch), Time.from_timestring(warmup))
+        for batch in range(10)
+    ]
+    assert found == pytest.approx(batches)
+
+
 def test_runs_before_a_batch_and_after_it_only(l0_module, make_state):
     schedule = PruningSchedule(l0_module, "4ba")
     matched = {event for event in Event if schedule.match(event, make_state())}
@@ -70,6 +90,7 @@ def test_before_a_batch_step_and_progress_follow_the_clock(l0_module, make_state
         schedule.apply(Event.BATCH_START, make_state(batch), None)
         assert l0_module.step == batch
         assert l0_module.warmup_progress == batch / 8
+        assert l0_module.binarization_progress == 0.0
     assert l0_module.log_alpha["layer"][0] == 50.0
 
 

@@ -11,7 +11,12 @@ from torch import nn
 
 from bge_pruning.models.encoder_shape import EncoderShape, count_parameters, shapes_near_budget
 from bge_pruning.models.hard_concrete import LOG_ALPHA_MAX, LOG_ALPHA_MIN, THRESHOLD
-from bge_pruning.models.l0_module_embedding import SHAPE_FIELDS, L0Module, expected_parameters
+from bge_pruning.models.l0_module_embedding import (
+    SHAPE_FIELDS,
+    L0Module,
+    distances_to_binary,
+    expected_parameters,
+)
 from bge_pruning.models.structural_pruning import AXES
 
 GATES = {"head": (4, 4), "hidden": (32,), "intermediate": (4, 64), "layer": (4,)}
@@ -242,6 +247,64 @@ def test_every_subset_reaches_its_budget(tiny_shape, gated_axes):
     train(module)
     assert module.distances() == {"encoder": pytest.approx(0.0, abs=0.02)}
     assert float(module.expected_parameters().encoder) == pytest.approx(0.8 * encoder, rel=0.025)
+
+
+# Binarization
+
+
+def test_binarization_is_the_distance_to_the_cut_of_this_moment(tiny_shape):
+    target = replace(half(tiny_shape, AXES), intermediate_size=16)
+    module = L0Module(tiny_shape, AXES, target, binarization=3.0, init_std=0.0)
+    chance = float(torch.sigmoid(torch.tensor(1.0)))
+    with torch.no_grad():
+        for gates in module.log_alpha.values():
+            gates.fill_(THRESHOLD + 1.0)
+    assert module.binarization_loss() == 0.0  # the warm-up is not over
+    module.binarization_progress = 0.5
+    # All alike: the target's share of a row is 1 - p from the cut, the rest p.
+    rows, kept = {"layer": 1, "hidden": 1, "head": 4, "intermediate": 4}, {"intermediate": 0.25}
+    expected = 0.0
+    for axis, count in rows.items():
+        share = kept.get(axis, 0.5)
+        expected += count * (share * (1 - chance) + (1 - share) * chance)
+    assert float(module.binarization_loss()) == pytest.approx(3.0 * 0.5 * expected)
+
+
+@pytest.mark.parametrize("budget", [False, True])
+def test_binarization_opens_what_the_cut_keeps_and_closes_the_rest(tiny_shape, budget):
+    encoder = count_parameters(tiny_shape).encoder
+    target = {"target_parameters": encoder / 2} if budget else {"target": half(tiny_shape, AXES)}
+    module = L0Module(tiny_shape, AXES, binarization=1.0, init_mean=0.0, init_std=1.0, **target)
+    module.binarization_progress = 1.0
+    module.binarization_loss().backward()
+    cut = module.deterministic_masks()
+    for axis, gates in module.log_alpha.items():
+        # Descent goes against the gradient.
+        assert torch.equal(gates.grad < 0, getattr(cut, axis) == 1)
+        assert (gates.grad != 0).all()
+
+
+@pytest.mark.parametrize("budget", [False, True])
+def test_binarized_gates_end_binary_and_at_the_target(tiny_shape, budget):
+    gaps, distances = {}, {}
+    encoder = count_parameters(tiny_shape).encoder
+    target = {"target_parameters": encoder / 2} if budget else {"target": half(tiny_shape, AXES)}
+    for weight in (0.0, 10.0):
+        module = L0Module(tiny_shape, AXES, binarization=weight, init_std=1.0, **target)
+        optimizer = optimizer_for(module)
+        for index in range(300):
+            module.warmup_progress = min(1.0, index / 100)
+            module.binarization_progress = max(0.0, (index - 100) / 200)
+            optimizer.zero_grad()
+            (module.lagrangian() + module.binarization_loss()).backward()
+            optimizer.step()
+            module.clamp_()
+        distances[weight] = distances_to_binary(module.open_probabilities())["all"]
+        gaps[weight] = max(module.distances().values())
+    assert distances[10.0] < 0.005 < 0.05 < distances[0.0]
+    # With a budget the shape that can be exported is that far from it.
+    realised = count_parameters(module.realised_shape()).encoder
+    assert gaps[10.0] < 0.005 + (abs(realised / encoder - 0.5) if budget else 0.0)
 
 
 def test_state_dict_carries_gates_and_multipliers(tiny_shape):
