@@ -92,6 +92,7 @@ def build_metadata(config: Config, plan: Plan, base: BaseModel) -> RunMetadata:
         seed=config.seed,
         l0_module=arguments,
         source_pruning=base.pruning,
+        refit_texts=config.teacher.refit_texts if config.stage == "recover" else 0,
         versions=package_versions(),
         tokenizer_files=base.tokenizer_files,
     )

@@ -198,8 +198,13 @@ def render_plan(plan: Plan, config: Config) -> str:
         render_memory(plan, config),
     ]
     if config.model.l0_module is not None and config.method == L0:
-        warmup = config.model.l0_module.lagrangian_warmup_steps
-        lines.insert(-1, f"warm-up      target sparsity reached after {warmup}")
+        l0 = config.model.l0_module
+        lines.insert(-1, f"warm-up      target sparsity reached after {l0.lagrangian_warmup_steps}")
+        if l0.init_order != "random":
+            texts = config.baseline.calibration_texts
+            lines.insert(-1, f"gates start  in the order of {l0.init_order} on {texts:,} texts")
+    if config.stage == "recover" and (texts := config.teacher.refit_texts):
+        lines.insert(-1, f"starts from  weights fitted to the uncut model on {texts:,} texts")
     return "\n".join(lines)
 
 

@@ -54,7 +54,9 @@ def test_a_recovery_starts_from_the_refitted_model(recovery, caplog, quick_train
     caplog.set_level(logging.INFO)
     config = recovery("max_duration=1ba", "optimizer.lr=0", "precision=fp32")
     trained = load_trained_model(find_checkpoint(quick_train(config)))
-    assert sum("fitted to" in message for message in caplog.messages) == 1
+    assert sum(message.startswith("fitted to") for message in caplog.messages) == 1
+    assert any("weights fitted to the uncut model on 60 texts" in m for m in caplog.messages)
+    assert trained.metadata.refit_texts == 60
     base = build_base_model(config)
     before = copy.deepcopy(base.backbone.state_dict())
     refit(config, base)
@@ -69,7 +71,7 @@ def test_a_run_that_goes_on_is_not_fitted_again(recovery, caplog, quick_train):
     quick_train(recovery("max_duration=2ba", "save_interval=1ba"))
     caplog.clear()
     quick_train(recovery("max_duration=3ba", "save_interval=1ba", "autoresume=true"))
-    assert not any("fitted to" in message for message in caplog.messages)
+    assert not any(message.startswith("fitted to") for message in caplog.messages)
 
 
 def test_only_an_extracted_model_can_be_fitted(tiny_yaml):

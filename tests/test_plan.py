@@ -49,6 +49,9 @@ def test_text_holds_the_exact_counts(plan, model_folder):
     assert rows["total"][:2] == [f"{total:,}", f"{target.total:,}"]
     assert "target       3 layers, hidden 24, 3 heads, intermediate 48" in text
     assert "warm-up      target sparsity reached after 0.5dur" in text
+    assert "gates start" not in text
+    ordered = plan("model.l0_module.init_order=activation", "baseline.calibration_texts=1500")
+    assert "gates start  in the order of activation on 1,500 texts" in render_plan(*ordered)
 
 
 def test_text_of_a_budget(plan):

@@ -68,6 +68,7 @@ class RunMetadata:
             write before a text (``prompts``, ``default_prompt_name``).
         license: Licence of the base model as the hub writes it; ``None`` if it is not known.
         origin: Hub name of the base model, see :class:`bge_pruning.models.origin.Origin`.
+        refit_texts: Texts that the model was fitted to its source on before training, at most.
     """
 
     base_model: str
@@ -84,6 +85,7 @@ class RunMetadata:
     prompts: dict[str, Any] | None = None
     license: str | None = None
     origin: str | None = None
+    refit_texts: int = 0
 
     def state_dict(self) -> dict[str, Any]:
         """JSON text and byte tensors: types that ``weights_only`` loading allows."""

@@ -117,16 +117,23 @@ def _removed(info: Mapping[str, Any]) -> list[str]:
         "## What was removed",
         table(["", "original", "this model", "kept"], rows),
         *render_layers(info),
-        f"{CHOICES.get(info.get('method', 'l0'), '')}{_training(info['batches'])} `pruning.json` "
+        f"{CHOICES.get(info.get('method', 'l0'), '')}{_training(info)} `pruning.json` "
         f"lists the kept layers, heads, units and dimensions{near}.",
     ]
 
 
-def _training(batches: Mapping[str, int]) -> str:
+def _training(info: Mapping[str, Any]) -> str:
+    batches = info["batches"]
     if not batches:
         return "It was not trained after the cut."
     parts = [f"{count:,} batches of {STAGES[stage]}" for stage, count in batches.items()]
-    return f"Trained for {_join(parts)}."
+    trained = f"Trained for {_join(parts)}."
+    if "refit_texts" not in info:
+        return trained
+    return (
+        f"{trained} The recovery began by fitting its layers to the original's hidden states by "
+        f"least squares, on up to {info['refit_texts']:,} training texts."
+    )
 
 
 def _exactness(info: Mapping[str, Any]) -> list[str]:

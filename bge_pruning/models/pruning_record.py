@@ -37,8 +37,9 @@ def build_record(
         dense vectors are not those of its encoder, which was trained), ``source_shape``,
         ``shape``, ``parameters`` of both, ``kept`` indices in the source's numbering,
         ``method`` if something is cut, ``constraint`` (:func:`compute_constraint_report`),
-        ``seed``, ``batches`` of training by stage, ``pooling``, ``max_seq_length`` and
-        ``versions``. A recovery run inherits what the pruning run decided.
+        ``seed``, ``batches`` of training by stage, ``refit_texts`` if a recovery began by fitting
+        to its source, ``pooling``, ``max_seq_length`` and ``versions``. A recovery run inherits
+        what the pruning run decided.
     """
     metadata, earlier = model.metadata, model.metadata.source_pruning
     cuts = model.l0_module is not None or shape != model.shape
@@ -76,6 +77,8 @@ def build_record(
         info.update({key: earlier[key] for key in inherited if key in earlier})
         info["parameters"]["source"] = earlier["parameters"]["source"]
         info["batches"] = {**earlier["batches"], "recover": model.batch}
+        if texts := metadata.refit_texts or earlier.get("refit_texts"):
+            info["refit_texts"] = texts
     return info
 
 

@@ -128,6 +128,7 @@ PRUNING = {
     "constraint": Each(CONSTRAINT),
     "seed?": COUNT,
     "batches?": Each(COUNT),
+    "refit_texts?": COUNT,
     "pooling?": OneOf("cls", "mean"),
     "max_seq_length?": COUNT,
     "versions?": Each(TEXT),
@@ -181,6 +182,7 @@ RUN_METADATA = {
     ),
     "license?": Optional(TEXT),
     "origin?": Optional(TEXT),
+    "refit_texts?": COUNT,
 }
 INDEX = {
     "old?": TEXT,

@@ -34,7 +34,8 @@ from bge_pruning.utils.process_memory import watch_memory
 NO_CHECKPOINT = r"x\.pt: damaged, not complete, or not a checkpoint of this project \(.+\)\. To fix"
 NO_METADATA = (
     r"x\.pt: is not a checkpoint of this project: it holds no run metadata \(base_model, shape, "
-    r".*tokenizer_files, revision, prompts, license, origin\)\. To fix, choose a checkpoint"
+    r".*tokenizer_files, revision, prompts, license, origin, refit_texts\)\. To fix, "
+    r"choose a checkpoint"
 )
 
 

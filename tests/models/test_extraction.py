@@ -532,8 +532,10 @@ def test_recovery_inherits_what_was_cut(run, metadata, save_run, target_shape, t
         l0_module=None,
         source_pruning=first,
         seed=8,
+        refit_texts=64,
     )
     info = extract(save_run(recovery), tmp_path / "recovered")
+    assert (first.get("refit_texts"), info["refit_texts"]) == (None, 64)
     for key in ("source", "source_shape", "kept", "constraint", "shape"):
         assert info[key] == first[key]
     assert info["parameters"] == first["parameters"]

@@ -190,6 +190,9 @@ def test_layers_and_training(make_info):
     assert "Trained for 1,200 batches of pruning and 600 batches of recovery. `prun" in said
     info = {**make_info(), "batches": {"train": 7}}
     assert "Trained for 7 batches of training without gates." in render_model_card(info)
+    fitted = section(render_model_card({**make_info(), "refit_texts": 1024}), "What was removed")
+    assert "The recovery began by fitting its layers" in fitted
+    assert "least squares, on up to 1,024 training texts. `pruning.json`" in fitted
 
 
 def exactness(info) -> str:
