@@ -13,6 +13,8 @@ from pathlib import Path
 import pytest
 import torch
 
+from bge_pruning.baselines import cut_baseline
+from bge_pruning.config import load_config, pruned_model_folder
 from bge_pruning.export.extract import extract
 from bge_pruning.models.checkpoint import find_checkpoint, load_state
 
@@ -40,6 +42,7 @@ MIXED = (
     " distillation_similarity: 0.5, distillation_sparse: 0.1, contrastive: 1.0,"
     " self_distillation: 0.5, temperature: 0.1, learn_temperature: true}}",
 )
+DECIDED = "model.l0_module.binarization=5"
 PIECES = "device_train_microbatch_size={size}"
 MEMORY = ("model.activation_checkpointing=true", "model.freeze_embeddings=true")
 # By name: ranks, what one process is told too, and what the ranks alone are told.
@@ -54,6 +57,10 @@ RUNS = {
     ),
     "2 ranks sharded, microbatches": (
         *(2, (PIECES.format(size=2), "loss.distillation_similarity=0")),
+        ("parallelism.fsdp=true",),
+    ),
+    "2 ranks sharded, gates in an order": (
+        *(2, (*MIXED, "model.l0_module.init_order=reconstruction", DECIDED)),
         ("parallelism.fsdp=true",),
     ),
     "2 ranks sharded files": (
@@ -230,6 +237,23 @@ def launch_two_nodes(port: int, fault: str, yaml: Path, *overrides: str) -> list
         for process in nodes:
             process.terminate()
     return [(process.returncode, end[1]) for process, end in zip(nodes, ends, strict=True)]
+
+
+@pytest.mark.parametrize("sharded", [False, True])
+def test_ranks_recover_from_the_same_refitted_model(
+    sharded, make_yaml, train_tiny, tmp_path, assert_same, summary
+):
+    cut = load_config([make_yaml(tmp_path)], ["method=activation"])
+    cut_baseline(cut, pruned_model_folder(cut))
+    given = [*STEPS, "method=activation", "stage=recover", "teacher.refit_texts=60"]
+    many = launch(
+        2, "none", make_yaml(tmp_path), *given, f"parallelism.fsdp={str(sharded).lower()}"
+    )
+    assert many.returncode == 0, many.stdout + many.stderr
+    found = weights(tmp_path / "runs" / "tiny-recovery")
+    one = train_tiny(tmp_path, *given, "overwrite=true")
+    assert_same(weights(one), found, atol=2e-5)
+    summary["ranks compared"] = summary.get("ranks compared", 0) + 2
 
 
 def test_two_nodes_equal_one_process(make_yaml, train_tiny, tmp_path, assert_same, summary):
