@@ -48,7 +48,7 @@ class L0ModuleConfig:
     # Which of them start most open: random, or the most important on baseline.calibration_texts,
     # as method activation or reconstruction scores it.
     init_order: str = "random"
-    # What draws each gate to its side of the cut: its weight at the end, growing from the warm-up.
+    # What draws each gate to its side of the cut: its last weight, to which it grows late.
     binarization: float = 0.0
 
 

@@ -235,16 +235,18 @@ class L0Module(nn.Module):
         """What makes the gates decide: how far they are from the cut of this moment. A scalar.
 
         ``c * sum_rows mean |p - m|`` of open probabilities ``p`` and the binary gates ``m`` that
-        the cut would have now, with a weight ``c`` that grows from 0 after the warm-up to
-        ``binarization`` at the end. The task's loss can still change which gates are open while
-        ``c`` is small. Since ``m`` meets the target, the gap to it closes with the distance.
+        the cut would have now, with a weight ``c`` that grows after the warm-up, with the third
+        power of the time, to ``binarization`` at the end. The task's loss can still change which
+        gates are open while ``c`` is small. Since ``m`` meets the target, the gap to it closes
+        with the distance.
         """
         cut = self.deterministic_masks()
         distances = [
             (p - getattr(cut, axis)).abs().mean(dim=-1).sum()
             for axis, p in self.open_probabilities().items()
         ]
-        return self.binarization * self.binarization_progress * torch.stack(distances).sum()
+        weight = self.binarization * self.binarization_progress**3
+        return weight * torch.stack(distances).sum()
 
     # What will be extracted
 

@@ -15,6 +15,7 @@ ROOT = Path(__file__).parents[2]
 pytestmark = pytest.mark.reliability
 
 STEPS = ("max_duration=12ba", "save_interval=2ba", "eval_interval=3ba", "log_interval=1ba")
+GATES = ("model.l0_module.init_order=activation", "model.l0_module.binarization=5")
 MOMENTS, EVENTS, TERMINATED = 12, 12, 3
 # What depends on the clock of the wall.
 TIMES = ("eval/seconds", "data/rows_per_second", "data/texts_per_second")
@@ -42,7 +43,7 @@ def killed(make_yaml, sts_csv, tmp_path_factory) -> tuple[Path, list[dict]]:
     """The folder of all runs, and what became of each."""
     place = tmp_path_factory.mktemp("killed")
     job = {
-        "arguments": [str(make_yaml(place)), *STEPS, *sources(sts_csv)],
+        "arguments": [str(make_yaml(place)), *STEPS, *GATES, *sources(sts_csv)],
         "runs": str(place / "runs"),
         "report": str(place / "report.jsonl"),
         "kills": make_kills(),
