@@ -43,8 +43,8 @@ def draw_study(
         figure = make_figure(4.2 * len(parts) + 0.6, 4.4)
         panels = figure.subplots(1, len(parts), squeeze=False)[0]
         for panel, (kind, keys) in zip(panels, parts.items(), strict=True):
-            _draw_methods(panel, groups, keys, theme)
-            _draw_floor(panel, floors, keys, theme)
+            lowest = _draw_methods(panel, groups, keys, theme)
+            _draw_floor(panel, floors, keys, lowest, theme)
             panel.set_xlabel("parameters of the encoder (millions)")
             dress(panel, TITLES[kind])
         panels[0].set_ylabel("kept of the original's score (%)")
@@ -53,9 +53,11 @@ def draw_study(
     return figure
 
 
-def _draw_methods(panel: Axes, groups: Sequence[Group], keys: Sequence[Key], theme: Theme) -> None:
+def _draw_methods(panel: Axes, groups: Sequence[Group], keys: Sequence[Key], theme: Theme) -> float:
+    """Draw what each method keeps; the least of it in percent is returned."""
     methods = list(dict.fromkeys(group.method for group in groups))
     colours = [*theme.series, SKY, ORANGE]
+    lowest = 100.0
     for number, method in enumerate(methods):
         points = []
         for group in groups:
@@ -66,17 +68,27 @@ def _draw_methods(panel: Axes, groups: Sequence[Group], keys: Sequence[Key], the
         if not points:
             continue
         sizes, kept, halves = zip(*sorted(points), strict=True)
+        lowest = min(lowest, *kept)
         panel.errorbar(
             sizes, kept, yerr=halves,
             label=legend_label(method), color=colours[number % len(colours)],
             marker=MARKERS[number % len(MARKERS)], markersize=5, linewidth=1.3, capsize=3,
         )  # fmt: skip
+    return lowest
 
 
 def _draw_floor(
-    panel: Axes, floors: Mapping[Key, float], keys: Sequence[Key], theme: Theme
+    panel: Axes, floors: Mapping[Key, float], keys: Sequence[Key], lowest: float, theme: Theme
 ) -> None:
+    """Draw the floor as a line, or say where it is: far below, it would press all else together."""
     values = [floors[key] for key in keys if key in floors]
-    if values:
-        mean = 100 * sum(values) / len(values)
+    if not values:
+        return
+    mean = 100 * sum(values) / len(values)
+    if lowest - mean < 3 * (100 - lowest):
         panel.axhline(mean, color=theme.muted, linestyle="--", linewidth=1.2, label="floor")
+        return
+    panel.text(
+        0.02, 0.02, f"floor: {mean:.0f} %, far below",
+        color=theme.muted, transform=panel.transAxes, fontsize="small",
+    )  # fmt: skip

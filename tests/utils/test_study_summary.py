@@ -202,6 +202,15 @@ def test_the_picture_shows_the_numbers():
     assert drawn["random"] == [pytest.approx([0.5, 86.0])]
 
 
+def test_a_floor_far_below_is_said_and_does_not_press_the_methods_together():
+    near = [make_cell(m, "half", 1, kept, kept) for m, kept in (("l0", 0.99), ("random", 0.96))]
+    for panel in draw_study(near, REFERENCE).axes:
+        assert "floor" not in {line.get_label() for line in panel.lines}
+        assert panel.get_ylim()[0] > 90
+    texts = [text.get_text() for text in draw_study(near, REFERENCE).axes[0].texts]
+    assert texts == ["floor: 56 %, far below"]
+
+
 def test_files_of_a_report(tmp_path):
     (tmp_path / "cells").mkdir()
     for number, cell in enumerate(CELLS):
