@@ -49,7 +49,7 @@ class L0ModuleConfig:
     # as method activation or reconstruction scores it.
     init_order: str = "random"
     # What draws each gate to its side of the cut: its last weight, to which it grows late.
-    binarization: float = 0.0
+    binarization: float = 100.0
 
 
 @dataclass

@@ -70,5 +70,10 @@ def top_k(log_alpha: Tensor, k: int) -> Tensor:
             f"log_alpha: {broken} of {log_alpha.numel()} gates are NaN: training diverged. To fix, "
             f"use an earlier checkpoint and lower optimizer.l0_lr."
         )
+    return top_k_unchecked(log_alpha, k)
+
+
+def top_k_unchecked(log_alpha: Tensor, k: int) -> Tensor:
+    """:func:`top_k` without its checks, for which the host would wait for the device."""
     order = torch.sort(log_alpha.detach(), dim=-1, descending=True, stable=True).indices
     return torch.zeros_like(log_alpha).scatter(-1, order[..., :k], 1.0)

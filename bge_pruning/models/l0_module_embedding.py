@@ -33,6 +33,7 @@ from bge_pruning.models.hard_concrete import (
     open_probability,
     sample,
     top_k,
+    top_k_unchecked,
 )
 from bge_pruning.models.structural_pruning import AXES, PruningMasks
 
@@ -238,13 +239,13 @@ class L0Module(nn.Module):
         the cut would have now, with a weight ``c`` that grows after the warm-up, with the third
         power of the time, to ``binarization`` at the end. The task's loss can still change which
         gates are open while ``c`` is small. Since ``m`` meets the target, the gap to it closes
-        with the distance.
+        with the distance. With a budget the host waits for the gates, which say what shape it is.
         """
-        cut = self.deterministic_masks()
-        distances = [
-            (p - getattr(cut, axis)).abs().mean(dim=-1).sum()
-            for axis, p in self.open_probabilities().items()
-        ]
+        shape = self.realised_shape()
+        distances = []
+        for axis, p in self.open_probabilities().items():
+            cut = top_k_unchecked(self.log_alpha[axis], getattr(shape, SHAPE_FIELDS[axis]))
+            distances.append((p - cut).abs().mean(dim=-1).sum())
         weight = self.binarization * self.binarization_progress**3
         return weight * torch.stack(distances).sum()
 

@@ -20,7 +20,7 @@ def losses(run) -> list[float]:
         json.loads(line)["metrics"] for line in (run / "metrics.jsonl").read_text().splitlines()
     ]
     return [
-        row["loss/train/total"] - row["loss/train/lagrangian"]
+        row["loss/train/total"] - row["loss/train/lagrangian"] - row["loss/train/binarization"]
         for row in rows
         if "loss/train/total" in row
     ]

@@ -123,7 +123,8 @@ def test_a_step_waits_for_nothing(
     parts = build_model(tiny_shape, torch.float32, seed=1)
     names = weights.distilled
     teacher = FrozenEncoder(*copy.deepcopy(parts), names) if HIDDEN in names else None
-    gates = L0Module(tiny_shape, AXES, target_shape, seed=2)
+    gates = L0Module(tiny_shape, AXES, target_shape, seed=2, binarization=1.0)
+    gates.warmup_progress, gates.binarization_progress = 1.0, 0.5
     arguments = {"special_ids": (0, 1, 2, 3), "chunk_size": chunk_size}
     model = ComposerBGEM3(*parts, gates, weights, teacher, **arguments).train()
     model.backbone.compiled_for = True if layout == "padded" else None
