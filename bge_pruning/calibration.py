@@ -24,11 +24,6 @@ from bge_pruning.utils.devices import torch_device
 
 log = logging.getLogger(__name__)
 
-IMPORTANCES = {
-    "activation": activation_importance,
-    "reconstruction": reconstruction_importance,
-}
-
 
 def calibration_texts(config: Config, base: BaseModel, count: int) -> TokenizedTexts:
     """Texts of the training data, drawn from all of them alike by the run's seed.
@@ -72,15 +67,20 @@ def measure_importance(kind: str, config: Config, base: BaseModel) -> Importance
     """Importance of the structures of a model on texts of the training data.
 
     Args:
-        kind: A key of ``IMPORTANCES``.
+        kind: ``activation`` or ``reconstruction``.
         config: The run.
         base: The unpruned model; it is moved to the run's device.
     """
     device = torch_device(config.device)
     batches = calibration_batches(config, base, config.baseline.calibration_texts, device)
     training = base.backbone.training
-    importance = IMPORTANCES[kind](base.backbone.to(device).eval(), batches)
-    base.backbone.train(training)
+    backbone, heads = base.backbone.to(device).eval(), base.heads.to(device).eval()
+    if kind == "activation":
+        importance = activation_importance(backbone, batches)
+    else:
+        importance = reconstruction_importance(backbone, heads, batches, config.seed)
+    backbone.train(training)
+    heads.train(training)
     return importance
 
 

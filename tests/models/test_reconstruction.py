@@ -7,9 +7,16 @@ import torch
 from torch import Tensor
 
 from bge_pruning.models.bge_m3_backbone import XLMRobertaBackbone
+from bge_pruning.models.embedding_heads import EmbeddingHeads
 from bge_pruning.models.reconstruction import refit_
-from bge_pruning.models.reconstruction_importance import reconstruction_importance
+from bge_pruning.models.reconstruction_importance import (
+    _probe,
+    _project,
+    _Sublayer,
+    reconstruction_importance,
+)
 from bge_pruning.models.structural_pruning import KeepIndices
+from bge_pruning.models.teacher import compute_outputs
 
 Batches = list[tuple[Tensor, Tensor]]
 
@@ -105,8 +112,15 @@ def test_no_gradient_is_kept(teacher, batches):
     assert all(p.requires_grad and p.grad is None for p in student.encoder.parameters())
 
 
-def test_importance_ranks_heads_and_units_of_each_layer(teacher, batches, tiny_shape):
-    importance = reconstruction_importance(teacher, batches)
+def importance_of(teacher, batches, pooling="cls", colbert_dim=0, seed=0):
+    torch.manual_seed(3)
+    heads = EmbeddingHeads(32, pooling, sparse=False, colbert_dim=colbert_dim).eval()
+    return reconstruction_importance(teacher, heads, batches, seed)
+
+
+@pytest.mark.parametrize("colbert_dim", [0, 16])
+def test_importance_ranks_heads_and_units_of_each_layer(teacher, batches, tiny_shape, colbert_dim):
+    importance = importance_of(teacher, batches, colbert_dim=colbert_dim)
     shape = tiny_shape
     for scores, size in (
         (importance.head, shape.num_attention_heads),
@@ -119,11 +133,72 @@ def test_importance_ranks_heads_and_units_of_each_layer(teacher, batches, tiny_s
 
 
 def test_a_copied_unit_is_not_needed_twice(teacher, batches):
-    before = reconstruction_importance(teacher, batches).intermediate[1]
+    before = importance_of(teacher, batches).intermediate[1]
     most, least = int(before.argmax()), int(before.argmin())
     half = teacher.encoder.layer[1].intermediate.dense
     with torch.no_grad():
         half.weight[least] = half.weight[most]
         half.bias[least] = half.bias[most]
-    places = reconstruction_importance(teacher, batches).intermediate[1]
+    places = importance_of(teacher, batches).intermediate[1]
     assert min(places[most], places[least]) < len(places) / 4
+
+
+def test_a_unit_that_no_output_feels_goes_first(teacher, batches):
+    """A constant of all dimensions is what the LayerNorm behind takes away, however large."""
+    with torch.no_grad():
+        for layer in teacher.encoder.layer:
+            layer.output.dense.weight[:, 5] = 100.0
+    places = importance_of(teacher, batches, "mean", colbert_dim=16).intermediate
+    assert (places[:, 5] < places.shape[1] / 8).all()
+
+
+def test_gradients_are_those_of_the_sublayer(teacher, batches):
+    """Their sum over tokens is the gradient of the projection's bias, and padding has none."""
+    heads = EmbeddingHeads(32, "mean", sparse=False, colbert_dim=16).eval()
+    ids, mask = batches[0]
+    names, generator = ("dense_vecs", "colbert_vecs"), torch.Generator().manual_seed(0)
+    output = teacher.encoder.layer[2].output
+    found = compute_outputs(teacher, heads, ids, mask, names)
+    sum(_project(found[name], mask, generator) for name in names).backward()
+    summed = output.dense.bias.grad.double()
+    heard, seen = _Sublayer(output), []
+    hook = output.register_forward_pre_hook(heard.listen)
+    with pytest.MonkeyPatch.context() as patch:
+        add = torch.Tensor.register_hook
+        patch.setattr(
+            torch.Tensor,
+            "register_hook",
+            lambda tensor, hear: add(tensor, lambda g: [seen.append(g), hear(g)][1]),
+        )
+        _probe(teacher, heads, [(ids, mask)], [], seed=0)
+    hook.remove()
+    (gradient,) = seen
+    assert len(gradient) == int(mask.sum())
+    torch.testing.assert_close(gradient.double().sum(0), summed, atol=1e-6, rtol=1e-4)
+    torch.testing.assert_close(heard.gg, gradient.double().T @ gradient.double())
+    assert heard.xx[-1, -1] == pytest.approx(float(gradient.double().square().sum()), rel=1e-6)
+
+
+def test_texts_count_alike_however_they_are_padded_and_split(teacher, batches, monkeypatch):
+    whole = importance_of(teacher.double(), batches[:1])
+    ids, mask = batches[0]
+    wider = [torch.nn.functional.pad(ids, (0, 6), value=1), torch.nn.functional.pad(mask, (0, 6))]
+    monkeypatch.setattr("bge_pruning.models.reconstruction_importance.PIECE_TOKENS", 60)
+    split = importance_of(teacher, [tuple(wider)])
+    assert torch.equal(whole.intermediate, split.intermediate)
+    assert torch.equal(whole.head, split.head)
+
+
+def test_importance_leaves_the_model_as_it_was(teacher, batches):
+    teacher.embeddings.word_embeddings.requires_grad_(False)
+    flags = [p.requires_grad for p in teacher.parameters()]
+    importance_of(teacher, batches, colbert_dim=16)
+    assert [p.requires_grad for p in teacher.parameters()] == flags
+    assert all(p.grad is None for p in teacher.parameters())
+    modules = list(teacher.modules())
+    assert not any(m._forward_pre_hooks or m._forward_hooks for m in modules)
+
+
+def test_importance_needs_a_text(teacher):
+    with pytest.raises(ValueError, match="there is no text"):
+        importance_of(teacher, [])
