@@ -38,16 +38,18 @@ class Moments:
         self.xx = torch.zeros(inputs + 1, inputs + 1, **options)
         self.xy = torch.zeros(inputs + 1, outputs, **options)
 
-    def add(self, x: Tensor, y: Tensor) -> None:
+    def add(self, x: Tensor, y: Tensor, weights: Tensor) -> None:
         """Count tokens.
 
         Args:
             x: Inputs, shape ``(N, I)``.
             y: Wanted outputs, shape ``(N, O)``.
+            weights: How much each counts, shape ``(N,)``.
         """
         x = torch.cat([x, x.new_ones(len(x), 1)], dim=1)
-        self.xx += x.T @ x
-        self.xy += x.T @ y
+        weighted = (x * weights.to(x)[:, None]).T
+        self.xx += weighted @ x
+        self.xy += weighted @ y
 
 
 def joined(linear: nn.Linear) -> Tensor:

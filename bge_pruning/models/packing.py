@@ -41,6 +41,13 @@ class Packing:
         """Tokens of each group."""
         return [texts * length for texts, length in self.groups]
 
+    def shares(self) -> Tensor:
+        """One over the tokens of its text, of each token, shape ``(N,)``, on the CPU.
+
+        Only of packed tokens, in groups.
+        """
+        return torch.cat([torch.full((n * length,), 1.0 / length) for n, length in self.groups])
+
     def pack(self, padded: Tensor) -> Tensor:
         """The tokens that are computed.
 

@@ -7,8 +7,10 @@ computes, so that each also makes up for what those before it have lost:
 
 ``dense(inner) -> u_teacher - residual_student``, ``u`` being what goes into the LayerNorm.
 
-The last sublayer before removed layers takes over from them: it is fitted to, and gets the
-LayerNorm of, the teacher's layer just before the next one that is left. No other weight changes.
+Texts count alike, whatever their lengths: a long one has more tokens, but is no more than a short
+one to those who search. The last sublayer before removed layers takes over from them: it is fitted
+to, and gets the LayerNorm of, the teacher's layer just before the next one that is left. No other
+weight changes.
 """
 
 from __future__ import annotations
@@ -102,7 +104,7 @@ def _fit_attention(layer: Layer, pieces: Sequence[_Piece], kept: Tensor) -> None
     moments = Moments(output.dense.in_features, output.dense.out_features, kept.device)
     contexts = [layer.attention.self(piece.student, piece.packing) for piece in pieces]
     for piece, context in zip(pieces, contexts, strict=True):
-        moments.add(context, piece.middle[:, kept] - piece.student)
+        moments.add(context, piece.middle[:, kept] - piece.student, piece.packing.shares())
     fit_(output.dense, moments)
     for piece, context in zip(pieces, contexts, strict=True):
         piece.student = output(context, piece.student, None, None)
@@ -116,7 +118,8 @@ def _fit_feed_forward(layer: Layer, wanted: Layer, pieces: Sequence[_Piece], kep
     output = layer.output
     moments = Moments(output.dense.in_features, output.dense.out_features, kept.device)
     for piece in pieces:
-        moments.add(layer.intermediate(piece.student), piece.end[:, kept] - piece.student)
+        wanted_output = piece.end[:, kept] - piece.student
+        moments.add(layer.intermediate(piece.student), wanted_output, piece.packing.shares())
     fit_(output.dense, moments)
     norm = wanted.output.LayerNorm
     output.LayerNorm.weight.copy_(norm.weight[kept])

@@ -22,7 +22,7 @@ def inputs() -> Tensor:
 def moments_of(x: Tensor, y: Tensor) -> Moments:
     moments = Moments(x.shape[1], y.shape[1])
     for rows in torch.arange(len(x)).split(64):
-        moments.add(x[rows], y[rows])
+        moments.add(x[rows], y[rows], torch.ones(len(x[rows])))
     return moments
 
 
@@ -38,6 +38,18 @@ def test_without_a_ridge_it_is_the_least_squares_fit(inputs):
     fit_(linear, moments_of(inputs, wanted), ridge=1e-12)
     error = float((linear(inputs) - wanted).double().square().sum().detach())
     assert error == pytest.approx(least_error(inputs, wanted), rel=1e-5)
+
+
+def test_a_token_of_weight_two_counts_as_two_tokens(inputs):
+    wanted = torch.randn(TOKENS, OUTPUTS, generator=torch.Generator().manual_seed(1))
+    weights = torch.randint(1, 4, (TOKENS,), generator=torch.Generator().manual_seed(2))
+    weighted = Moments(INPUTS, OUTPUTS)
+    weighted.add(inputs, wanted, weights)
+    repeated = moments_of(
+        inputs.repeat_interleave(weights, 0), wanted.repeat_interleave(weights, 0)
+    )
+    torch.testing.assert_close(weighted.xx, repeated.xx, rtol=1e-5, atol=1e-3)
+    torch.testing.assert_close(weighted.xy, repeated.xy, rtol=1e-5, atol=1e-3)
 
 
 def test_what_is_right_already_stays(inputs):

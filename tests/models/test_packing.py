@@ -97,3 +97,12 @@ def test_gradients_are_those_of_the_texts_alone(build_model, tiny_shape, batch):
     assert together.keys() == alone.keys()
     for name, value in together.items():
         torch.testing.assert_close(value, alone[name], atol=1e-10, rtol=1e-8)
+
+
+def test_shares_of_a_text_make_one_in_the_order_of_packed_tokens():
+    mask = torch.tensor([[1, 1, 1, 0], [1, 0, 0, 0], [1, 1, 1, 1]])
+    packing = compute_packing(mask)
+    shares = packing.unpack(packing.shares()[:, None])[..., 0]
+    torch.testing.assert_close(shares, mask / mask.sum(1, keepdim=True))
+    whole = compute_packing(mask[2:])
+    assert whole.shares().tolist() == [0.25] * 4
