@@ -75,7 +75,8 @@ def test_trains_and_keeps_what_a_person_needs(reference, load_state):
     assert {"config.yaml", "metrics.jsonl", "latest-rank0.pt", "ba8-rank0.pt"} <= names
     assert from_yaml((reference / "config.yaml").read_text()).max_duration == "8ba"
     assert load_state(reference)["timestamp"]["Timestamp"]["batch"] == 8
-    parts = ("sts_regression", "distillation_alignment", "distillation_similarity", "lagrangian")
+    parts = ("sts_regression", "distillation_alignment", "distillation_similarity")
+    parts += ("lagrangian", "binarization")
     for step, total in enumerate(losses(reference)):
         assert total == pytest.approx(sum(losses(reference, part)[step] for part in parts))
     assert len(losses(reference)) == 8
@@ -242,6 +243,7 @@ def test_multipliers_ascend(scheduler, tmp_path, train_tiny):
     run = train_tiny(
         tmp_path,
         "model.l0_module.lagrangian_warmup_steps=0ba",
+        "model.l0_module.binarization=0",
         f"scheduler.name={scheduler}",
         "scheduler.alpha_f=0.0",
         "max_duration=16ba",
