@@ -84,7 +84,7 @@ def shape_of(config: Config, plan: Plan, source: EncoderShape) -> EncoderShape:
     Raises:
         ConfigError: If the target is a budget and the method needs a shape, or no layer fits.
     """
-    if config.method == "layers":
+    if config.method == "layers" and plan.target_speedup is None:
         budget = plan.target_parameters
         if plan.target is not None:
             budget = count_parameters(plan.target).encoder
@@ -95,8 +95,7 @@ def shape_of(config: Config, plan: Plan, source: EncoderShape) -> EncoderShape:
     if plan.target is None:
         raise ConfigError(
             f"method '{config.method}' needs a target shape: only gates choose one for a budget. "
-            f"To fix, set model.l0_module.target_model, and target_parameters and target_density "
-            f"to null."
+            f"To fix, set model.l0_module.target_model, and the other targets to null."
         )
     return replace(source, **{f: getattr(plan.target, f) for f in SHAPE_FIELDS.values()})
 

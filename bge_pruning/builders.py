@@ -73,6 +73,8 @@ def build_metadata(config: Config, plan: Plan, base: BaseModel) -> RunMetadata:
             "axes": list(plan.axes),
             "target": None if plan.target is None else asdict(_with_outer(plan, base)),
             "target_parameters": plan.target_parameters,
+            "target_speedup": plan.target_speedup,
+            "target_length": plan.target_length,
             "start_sparsity": l0.start_sparsity,
             "init_mean": l0.init_mean,
             "init_std": l0.init_std,

@@ -279,7 +279,7 @@ def _check_range(values: dict[str, float], holds: Any, expected: str) -> None:
 
 
 def _check_target(l0: L0ModuleConfig) -> None:
-    keys = ("target_model", "target_parameters", "target_density")
+    keys = ("target_model", "target_parameters", "target_density", "target_speedup")
     given = [key for key in keys if getattr(l0, key) is not None]
     if len(given) != 1:
         raise ConfigError(
@@ -290,4 +290,14 @@ def _check_target(l0: L0ModuleConfig) -> None:
         raise ConfigError(
             f"model.l0_module.target_density {l0.target_density} is not in (0, 1]: it is the share "
             f"of encoder parameters to keep. To fix, write e.g. 0.6."
+        )
+    if l0.target_speedup is not None and not 1 < l0.target_speedup < float("inf"):
+        raise ConfigError(
+            f"model.l0_module.target_speedup {l0.target_speedup} is not above 1: it says how many "
+            f"times fewer operations are wanted. To fix, write e.g. 2."
+        )
+    if l0.target_length < 1:
+        raise ConfigError(
+            f"model.l0_module.target_length {l0.target_length} is not above 0: it is a number of "
+            f"tokens. To fix, write e.g. 512."
         )

@@ -32,7 +32,7 @@ class TargetModelConfig:
 
 @dataclass
 class L0ModuleConfig:
-    """Gates and their constraint. Give exactly one of the three ``target_`` keys."""
+    """Gates and their constraint. Give one target: a model, parameters, a density, a speed-up."""
 
     pruning_modules: list[str] = field(
         default_factory=lambda: ["head", "intermediate", "layer", "hidden"]
@@ -40,6 +40,8 @@ class L0ModuleConfig:
     target_model: Optional[TargetModelConfig] = None
     target_parameters: Optional[float] = None  # encoder parameters, e.g. 181.4e6
     target_density: Optional[float] = None  # share of the encoder's parameters to keep, (0, 1]
+    target_speedup: Optional[float] = None  # how many times fewer operations, above 1
+    target_length: int = 128  # tokens of the text whose operations are counted for it
     start_sparsity: float = 0.0  # target sparsity at step 0
     lagrangian_warmup_steps: str = "0.3dur"  # Composer time string: the target is reached here
     eval_target_model: bool = True  # evaluate the final shape; false: the expected shape so far

@@ -190,7 +190,8 @@ def _check_densities(config: Config, densities: Sequence[float]) -> None:
     from bge_pruning.plan import build_plan
 
     plan = build_plan(config, fetch_model_folder(config.model.base_model, config.model.revision))
-    gates = L0Module(plan.source, plan.axes, plan.target, plan.target_parameters, seed=config.seed)
+    targets = (plan.target, plan.target_parameters, plan.target_speedup, plan.target_length)
+    gates = L0Module(plan.source, plan.axes, *targets, seed=config.seed)
     choose_nested_shapes(gates, densities)
 
 

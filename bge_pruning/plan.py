@@ -16,9 +16,9 @@ from bge_pruning.models.encoder_shape import (
     EncoderShape,
     check_exportable,
     count_parameters,
-    shapes_near_budget,
+    forward_flops,
 )
-from bge_pruning.models.l0_module_embedding import SHAPE_FIELDS
+from bge_pruning.models.l0_module_embedding import SHAPE_FIELDS, shapes_of_budget
 from bge_pruning.models.pretrained import read_shape
 from bge_pruning.models.step_memory import step_memory
 from bge_pruning.models.structural_pruning import AXES
@@ -34,7 +34,9 @@ class Plan:
         source: Shape of the base model.
         axes: Axes that get gates; empty for a run without pruning.
         target: Shape to reach, ``None`` with a budget or without pruning.
-        target_parameters: Encoder parameters to reach, ``None`` with a target shape.
+        target_parameters: Encoder parameters to reach, ``None`` with another target.
+        target_speedup: How many times fewer operations to reach, ``None`` with another target.
+        target_length: Tokens of the text whose operations are counted.
         assumptions: What had to be assumed about the source, in words.
     """
 
@@ -43,6 +45,13 @@ class Plan:
     target: EncoderShape | None
     target_parameters: float | None
     assumptions: str = ""
+    target_speedup: float | None = None
+    target_length: int = 0
+
+    @property
+    def has_budget(self) -> bool:
+        """Whether the gates choose the shape."""
+        return self.target_parameters is not None or self.target_speedup is not None
 
 
 def build_plan(config: Config, folder: Path | None = None) -> Plan:
@@ -153,18 +162,31 @@ def _resolve_budget(config: Config, source: EncoderShape, assumptions: str) -> P
             f"pruning_modules {l0.pruning_modules}: 'head' and 'hidden' can be exported only "
             f"together (hidden size = heads x {source.head_dim}). To fix, name both or neither."
         )
-    budget = l0.target_parameters
-    if budget is None:
-        budget = l0.target_density * count_parameters(source).encoder
-    nearest = shapes_near_budget(source, frozenset(axes), budget)[0]
-    found = count_parameters(nearest).encoder
-    if abs(found - budget) > 0.01 * budget:
+    parameters = l0.target_parameters
+    if l0.target_density is not None:
+        parameters = l0.target_density * count_parameters(source).encoder
+    gated = tuple(axis for axis in AXES if axis in axes)
+    length = l0.target_length
+    plan = Plan(source, gated, None, parameters, assumptions, l0.target_speedup, length)
+    nearest = _shapes_of_budget(plan)[0]
+    if parameters is not None:
+        wanted, found = parameters, float(count_parameters(nearest).encoder)
+        asked, has = f"{wanted:,.0f} encoder parameters", f"{found:,.0f}"
+    else:
+        wanted, found = l0.target_speedup, _speedup(source, nearest, length)
+        asked, has = f"a speed-up of {wanted:g} at {length} tokens", f"{found:.3f}"
+    if abs(found - wanted) > 0.01 * wanted:
         raise ConfigError(
             f"no exportable shape that differs only in {', '.join(sorted(axes))} is within 1 % of "
-            f"{budget:,.0f} encoder parameters; the nearest has {found:,}. To fix, choose another "
-            f"budget or more pruning_modules."
+            f"{asked}; the nearest has {has}. To fix, choose another budget or more "
+            f"pruning_modules."
         )
-    return Plan(source, tuple(a for a in AXES if a in axes), None, budget, assumptions)
+    return plan
+
+
+def _speedup(source: EncoderShape, target: EncoderShape, length: int) -> float:
+    """How many times fewer operations a text takes: what is gained where nothing else costs."""
+    return forward_flops(source, [length]) / forward_flops(target, [length])
 
 
 def example_target(plan: Plan) -> EncoderShape | None:
@@ -172,14 +194,16 @@ def example_target(plan: Plan) -> EncoderShape | None:
 
     ``None`` without pruning.
     """
-    if plan.target is not None or plan.target_parameters is None:
+    if not plan.has_budget:
         return plan.target
     shapes = _shapes_of_budget(plan)
     return shapes[len(shapes) // 2]
 
 
-def _shapes_of_budget(plan: Plan) -> list[EncoderShape]:
-    return shapes_near_budget(plan.source, frozenset(plan.axes), plan.target_parameters)
+def _shapes_of_budget(plan: Plan) -> tuple[EncoderShape, ...]:
+    return shapes_of_budget(
+        plan.source, plan.axes, plan.target_parameters, plan.target_speedup, plan.target_length
+    )
 
 
 def render_plan(plan: Plan, config: Config) -> str:
@@ -217,12 +241,19 @@ def _method_line(plan: Plan, config: Config) -> str:
 def _target_lines(plan: Plan) -> list[str]:
     if plan.target is not None:
         return [f"target       {plan.target.describe()}"]
-    if plan.target_parameters is None:
+    if not plan.has_budget:
         return []
-    share = plan.target_parameters / count_parameters(plan.source).encoder
+    if plan.target_parameters is not None:
+        share = plan.target_parameters / count_parameters(plan.source).encoder
+        wanted = f"{plan.target_parameters:,.0f} encoder parameters ({share:.1%})"
+    else:
+        wanted = (
+            f"{plan.target_speedup:g} times fewer operations for a text of "
+            f"{plan.target_length:,} tokens"
+        )
     return [
-        f"target       {plan.target_parameters:,.0f} encoder parameters ({share:.1%}); the gates "
-        f"choose among {len(_shapes_of_budget(plan))} exportable shapes",
+        f"target       {wanted}; the gates choose among {len(_shapes_of_budget(plan))} exportable "
+        f"shapes",
         f"for example  {example_target(plan).describe()}",
     ]
 

@@ -180,6 +180,12 @@ def test_widths_need_a_shape(configure):
         check_baseline(configure("method=random", *budget))
 
 
+def test_whole_layers_are_counted_in_parameters_not_in_operations(configure):
+    budget = ("model.l0_module.target_model=null", "model.l0_module.target_speedup=2")
+    with pytest.raises(ConfigError, match=r"method 'layers' needs a target shape.* To fix, set"):
+        check_baseline(configure("method=layers", *budget))
+
+
 def test_a_target_below_one_layer_is_refused_before_any_work(configure):
     small = "model.l0_module.target_model={d_model: 8, n_heads: 1, n_layers: 1}"
     with pytest.raises(ConfigError, match=r"method 'layers': a target of .* whole layer"):

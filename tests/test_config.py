@@ -179,11 +179,12 @@ def test_time_strings(key, write):
             "2 (target_parameters, target_density",
         ),
         ("{target_model: {n_layers: 1}, target_density: 0.5}", "2 (target_model, target_density)"),
+        ("{target_density: 0.5, target_speedup: 2}", "2 (target_density, target_speedup)"),
     ],
 )
 def test_exactly_one_target(given, count, write):
-    message = "exactly one of target_model, target_parameters, target_density, not " + count
-    with pytest.raises(ConfigError, match=re.escape(message)):
+    message = "exactly one of target_model, target_parameters, target_density, target_speedup, not "
+    with pytest.raises(ConfigError, match=re.escape(message + count)):
         load_config([write(f"model: {{l0_module: {given}}}\n")])
 
 
@@ -191,6 +192,19 @@ def test_exactly_one_target(given, count, write):
 def test_density_is_a_share(density, write):
     with pytest.raises(ConfigError, match=r"is not in \(0, 1\]: it is the share .* write e.g. 0.6"):
         load_config([write(f"model: {{l0_module: {{target_density: {density}}}}}\n")])
+
+
+@pytest.mark.parametrize("speedup", [1.0, 0.5, 0, -2])
+def test_a_speedup_is_above_one(speedup, write):
+    with pytest.raises(ConfigError, match=r"is not above 1: it says how many times .* e.g. 2"):
+        load_config([write(f"model: {{l0_module: {{target_speedup: {speedup}}}}}\n")])
+
+
+@pytest.mark.parametrize("length", [0, -1])
+def test_a_speedup_is_of_texts(length, write):
+    given = f"{{target_speedup: 2, target_length: {length}}}"
+    with pytest.raises(ConfigError, match=r"target_length .* is not above 0: .* write e.g. 512"):
+        load_config([write(f"model: {{l0_module: {given}}}\n")])
 
 
 def test_a_source_needs_a_path(write):

@@ -5,7 +5,7 @@ import re
 import pytest
 
 from bge_pruning.config import ConfigError, load_config
-from bge_pruning.models.encoder_shape import count_parameters
+from bge_pruning.models.encoder_shape import count_parameters, forward_flops
 from bge_pruning.plan import (
     build_plan,
     estimate_memory,
@@ -63,6 +63,20 @@ def test_text_of_a_budget(plan):
     assert f"target       {budget:,.0f} encoder parameters (50.0%); the gates choose among" in text
     shown = re.search(r"for example  (\d+) layers, hidden (\d+), (\d+) heads", text)
     assert int(shown[2]) == 8 * int(shown[3])
+
+
+@pytest.mark.parametrize("length", [8, 1024])
+def test_text_of_a_speedup(plan, length):
+    overrides = ("model.l0_module.target_speedup=2", f"model.l0_module.target_length={length}")
+    made, config = plan(NO_TARGET, *overrides)
+    assert made.target is made.target_parameters is None
+    text = render_plan(made, config)
+    wanted = f"target       2 times fewer operations for a text of {length:,} tokens; the gates"
+    assert f"{wanted} choose among" in text
+    shape = example_target(made)
+    assert f"for example  {shape.describe()}" in text
+    fewer = forward_flops(made.source, [length]) / forward_flops(shape, [length])
+    assert fewer == pytest.approx(2.0, rel=0.01)
 
 
 def test_a_shape_to_reach(plan):
@@ -145,6 +159,14 @@ def test_only_axes_that_shrink_get_gates(plan):
                 "model.l0_module.pruning_modules=[layer]",
             ),
             "no exportable shape that differs only in layer is within 1 % of",
+        ),
+        (
+            (
+                NO_TARGET,
+                "model.l0_module.target_speedup=2.2",
+                "model.l0_module.pruning_modules=[layer]",
+            ),
+            r"is within 1 % of a speed-up of 2\.2 at 128 tokens; the nearest has 2\.000",
         ),
         (
             (NO_TARGET, "model.l0_module.target_parameters=1e9"),

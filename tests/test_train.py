@@ -12,6 +12,7 @@ from bge_pruning import builders, optimization
 from bge_pruning.callbacks.pruning_callback import PruningCallback
 from bge_pruning.config import ConfigError, from_yaml, load_config
 from bge_pruning.export.extract import extract
+from bge_pruning.models.encoder_shape import EncoderShape, forward_flops
 from bge_pruning.models.temperature import LearnedTemperature
 from bge_pruning.train import check_run, main, train
 
@@ -462,6 +463,20 @@ def test_budget_trains_and_extracts(tmp_path, train_tiny):
         0.6, rel=0.005
     )
     assert set(metric(run, "pruning/lambda_1/encoder")) == {1, 2, 3, 4}
+
+
+def test_a_speedup_trains_and_extracts(tmp_path, train_tiny):
+    overrides = ("target_model=null", "target_speedup=1.5", "target_length=512")
+    run = train_tiny(tmp_path, *(f"model.l0_module.{override}" for override in overrides))
+    info = extract(run, tmp_path / "small")
+    source, small = (EncoderShape(**info[key]) for key in ("source_shape", "shape"))
+    fewer = forward_flops(source, [512]) / forward_flops(small, [512])
+    assert fewer == pytest.approx(1.5, rel=0.01)
+    assert set(metric(run, "pruning/lambda_1/operations")) == {1, 2, 3, 4}
+    rows = info["constraint"]
+    assert rows["operations"]["target_sparsity"] == pytest.approx(1 / 3)
+    assert rows["operations"]["realised_sparsity"] == pytest.approx(1 / 3, abs=0.01)
+    assert rows["encoder"]["target_sparsity"] == rows["encoder"]["realised_sparsity"]
 
 
 def test_recovery_trains_the_extracted_model(tmp_path, reference, make_yaml, train_tiny):

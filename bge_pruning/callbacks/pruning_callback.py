@@ -15,8 +15,9 @@ from bge_pruning.models.pruning_record import compute_constraint_report
 class PruningCallback(Callback):
     """Logs every ``log_interval``.
 
-    ``<axis>`` is ``head``, ``intermediate``, ``layer``, ``hidden`` or ``encoder`` (the share of
-    encoder parameters); the constraint of a budget is on ``encoder``.
+    ``<axis>`` is ``head``, ``intermediate``, ``layer``, ``hidden``, ``encoder`` (the share of
+    encoder parameters) or ``operations`` (theirs, with a speed-up as target); the constraint of a
+    budget is on one of the last two.
 
     ======================================  ====================================================
     key                                     value

@@ -14,7 +14,7 @@ from composer.utils import dist
 from torch import Tensor
 
 from bge_pruning.clock import count_batches
-from bge_pruning.models.l0_module_embedding import BUDGET, L0Module
+from bge_pruning.models.l0_module_embedding import BUDGET, OPERATIONS, L0Module
 from bge_pruning.utils.constraint_outlook import (
     Reading,
     diverges,
@@ -99,9 +99,9 @@ class PruningWarnings(Callback):
 
     def _warn_of_collapse(self, rows: Mapping[str, list[float]], step: int) -> None:
         targets = self.l0_module.final_targets()
-        budget = BUDGET in targets
+        budgets = [name for name in (BUDGET, OPERATIONS) if name in targets]
         found = {}
-        for axis in [*self.l0_module.axes, *([BUDGET] if budget else [])]:
+        for axis in [*self.l0_module.axes, *budgets]:
             # A budget may close all heads of a layer that it removes; a target shape may not.
             densities = [1.0 - sum(rows[axis]) / len(rows[axis])]
             if axis in targets:

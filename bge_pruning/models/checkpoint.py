@@ -59,7 +59,7 @@ class RunMetadata:
         max_seq_length: For sentence-transformers.
         seed: Seed of the run.
         l0_module: Arguments of :class:`L0Module` (``axes``, ``target``, ``target_parameters``,
-            ``start_sparsity``, ``seed``), ``None`` for a run without gates.
+            ``seed``, ...), ``None`` for a run without gates.
         source_pruning: ``pruning.json`` of the base model if that was itself extracted.
         versions: Package versions of the run.
         tokenizer_files: Contents by name.

@@ -6,13 +6,15 @@ Every parameter count of the project comes from :func:`layer_parameters` and
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import TypeVar
 
 from torch import Tensor
 
 Size = TypeVar("Size", int, float, Tensor)
+# What a shape costs, such as :func:`encoder_parameters`.
+Cost = Callable[["EncoderShape"], float]
 
 # The names of the published plan, used in YAML files, for Hugging Face's names used in the code.
 YAML_NAMES = {
@@ -133,21 +135,39 @@ def count_parameters(shape: EncoderShape) -> ParameterCount:
     return ParameterCount(shape.num_hidden_layers * layer, embeddings, pooler, heads)
 
 
+def layer_flops(hidden: Size, heads: Size, units: Size, head_dim: int, length: int) -> Size:
+    """Floating-point operations of one layer for a text.
+
+    2 for each weight and token, ``4 T A D`` for a token's attention.
+
+    Args:
+        hidden: Hidden size, a number or a scalar tensor.
+        heads: Heads of the layer, a number or a tensor of any shape.
+        units: Intermediate units of the layer, same shape as ``heads``.
+        head_dim: Size of one head.
+        length: Tokens of the text, ``T``.
+
+    Returns:
+        Operations, same shape as ``heads``.
+    """
+    weights = layer_parameters(hidden, heads, units, head_dim)
+    return 2.0 * weights * length + 4.0 * heads * head_dim * length * length
+
+
 def forward_flops(shape: EncoderShape, lengths: Sequence[int]) -> float:
     """Floating-point operations of embedding texts, padding left out; a training step takes thrice.
-
-    2 for each weight of the layers and token, ``4 T A D`` for a token's attention in a layer.
 
     Args:
         shape: Sizes of the encoder.
         lengths: Tokens of each text.
     """
-    layer = layer_parameters(
-        shape.hidden_size, shape.num_attention_heads, shape.intermediate_size, shape.head_dim
-    )
-    inner = shape.num_attention_heads * shape.head_dim
-    tokens, squares = sum(lengths), sum(length * length for length in lengths)
-    return shape.num_hidden_layers * (2.0 * layer * tokens + 4.0 * inner * squares)
+    sizes = (shape.hidden_size, shape.num_attention_heads, shape.intermediate_size, shape.head_dim)
+    return shape.num_hidden_layers * sum(layer_flops(*sizes, length) for length in lengths)
+
+
+def encoder_parameters(shape: EncoderShape) -> int:
+    """Parameters of the layers: the cost of a shape that a parameter budget is about."""
+    return count_parameters(shape).encoder
 
 
 def check_exportable(target: EncoderShape, source: EncoderShape) -> None:
@@ -197,9 +217,13 @@ def _nearest_heads(target: EncoderShape, source: EncoderShape) -> list[int]:
 
 
 def exportable_shapes(
-    source: EncoderShape, axes: frozenset[str], budget: float, multiple_of: int
+    source: EncoderShape,
+    axes: frozenset[str],
+    budget: float,
+    multiple_of: int,
+    cost: Cost = encoder_parameters,
 ) -> Iterator[EncoderShape]:
-    """Exportable shapes whose encoder is as close to a parameter budget as each choice allows.
+    """Exportable shapes whose cost is as close to a budget as each choice allows.
 
     For every number of layers and of heads (with the hidden size that goes with them) the
     intermediate size nearest to the budget is taken.
@@ -207,8 +231,9 @@ def exportable_shapes(
     Args:
         source: Shape of the unpruned model.
         axes: Axes that may shrink; heads and hidden size shrink only together.
-        budget: Encoder parameters.
+        budget: What the shapes may cost.
         multiple_of: Granularity of the intermediate size.
+        cost: Of a shape; grows by as much with every intermediate unit.
 
     Yields:
         Shapes, not sorted; none if only the layers and heads cannot be combined.
@@ -221,7 +246,7 @@ def exportable_shapes(
         head_sizes = head_sizes[-1:]
     for layers in layer_sizes:
         for heads in head_sizes:
-            yield _fit_intermediate(source, axes, layers, heads, budget, multiple_of)
+            yield _fit_intermediate(source, axes, layers, heads, budget, multiple_of, cost)
 
 
 def _fit_intermediate(
@@ -231,23 +256,19 @@ def _fit_intermediate(
     heads: int,
     budget: float,
     multiple_of: int,
+    cost: Cost,
 ) -> EncoderShape:
     """The shape with these layers and heads whose intermediate size best fits the budget."""
     hidden = source.hidden_size
     if heads != source.num_attention_heads:
         hidden = heads * source.head_dim
-    units = source.intermediate_size
-    if "intermediate" in axes:
-        spare = budget / layers - layer_parameters(hidden, heads, 0, source.head_dim)
-        units = multiple_of * round(spare / (2 * hidden + 1) / multiple_of)
-        units = min(max(units, multiple_of), source.intermediate_size)
-    return replace(
-        source,
-        hidden_size=hidden,
-        num_attention_heads=heads,
-        num_hidden_layers=layers,
-        intermediate_size=units,
-    )
+    shape = replace(source, hidden_size=hidden, num_attention_heads=heads, num_hidden_layers=layers)
+    if "intermediate" not in axes:
+        return shape
+    none, one = (cost(replace(shape, intermediate_size=units)) for units in (0, 1))
+    units = multiple_of * round((budget - none) / (one - none) / multiple_of)
+    units = min(max(units, multiple_of), source.intermediate_size)
+    return replace(shape, intermediate_size=units)
 
 
 def shapes_near_budget(
@@ -256,8 +277,9 @@ def shapes_near_budget(
     budget: float,
     multiple_of: int = 64,
     tolerance: float = 0.005,
+    cost: Cost = encoder_parameters,
 ) -> list[EncoderShape]:
-    """Exportable shapes that meet a parameter budget.
+    """Exportable shapes that meet a budget.
 
     The granularity of the intermediate size is halved until some shape is within the tolerance;
     if none ever is, the nearest shape alone is returned.
@@ -265,17 +287,18 @@ def shapes_near_budget(
     Args:
         source: Shape of the unpruned model.
         axes: Axes that may shrink.
-        budget: Encoder parameters.
+        budget: What the shapes may cost.
         multiple_of: First granularity to try; 64 keeps tensor cores busy.
         tolerance: Largest relative distance from the budget.
+        cost: Of a shape, the parameters of its layers if not given.
 
     Returns:
         At least one shape.
 
     Raises:
-        ValueError: If the budget is not above 0 and at most the source's encoder.
+        ValueError: If the budget is not above 0 and at most what the source costs.
     """
-    limit = count_parameters(source).encoder
+    limit = cost(source)
     if not 0 < budget <= limit:
         change = "lower" if budget > limit else "above 0"
         raise ValueError(
@@ -285,10 +308,10 @@ def shapes_near_budget(
         )
 
     def distance(shape: EncoderShape) -> float:
-        return abs(count_parameters(shape).encoder - budget) / budget
+        return abs(cost(shape) - budget) / budget
 
     while True:
-        shapes = list(exportable_shapes(source, axes, budget, multiple_of))
+        shapes = list(exportable_shapes(source, axes, budget, multiple_of, cost))
         near = [shape for shape in shapes if distance(shape) <= tolerance]
         if near or multiple_of == 1:
             return near or [min(shapes, key=distance)]

@@ -7,13 +7,15 @@ Follows LLM-Shearing (Xia et al., 2023, arXiv:2310.06694): the training objectiv
 minimised over weights and gates and maximised over the multipliers, where ``s_c`` is an expected
 sparsity and ``t_c`` its target. With a target *shape* there is one constraint per gated axis, with
 one row per layer for heads and intermediate units, since every layer must end with the same
-number. With a parameter *budget* there is one constraint, on the encoder's expected count.
+number. With a *budget* there is one constraint: on the encoder's expected count, or, to become
+faster by a factor, on the operations that it is expected to take.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import lru_cache
 
 import torch
 from torch import Tensor, nn
@@ -23,6 +25,8 @@ from bge_pruning.models.encoder_shape import (
     EncoderShape,
     ParameterCount,
     count_parameters,
+    forward_flops,
+    layer_flops,
     layer_parameters,
     outer_parameters,
     shapes_near_budget,
@@ -44,6 +48,7 @@ SHAPE_FIELDS = {
     "layer": "num_hidden_layers",
 }
 BUDGET = "encoder"
+OPERATIONS = "operations"
 
 
 @dataclass(frozen=True)
@@ -62,7 +67,7 @@ class Constraint:
 
 
 class L0Module(nn.Module):
-    """Hard concrete gates on any subset of axes, held to a target shape or parameter budget.
+    """Hard concrete gates on any subset of axes, held to a target shape or budget.
 
     The trainer's algorithms set three attributes before each step: :attr:`step`, which seeds the
     noise, :attr:`warmup_progress` in [0, 1], which moves the targets, and
@@ -74,7 +79,9 @@ class L0Module(nn.Module):
         axes: Gated axes, a subset of ``AXES``. An axis that keeps its size must not be gated: at
             the clamp a gate is never fully open, so its constraint could not be met.
         target: Shape to reach, or ``None`` with a budget.
-        target_parameters: Encoder parameters to reach, or ``None`` with a target shape.
+        target_parameters: Encoder parameters to reach, or ``None`` with another target.
+        target_speedup: How many times fewer operations to reach, or ``None``.
+        target_length: Tokens of the text whose operations are counted.
         start_sparsity: Target sparsity at the start of the warm-up.
         init_mean: Mean of ``log_alpha`` at the start.
         init_std: Its standard deviation; without spread all gates would stay identical.
@@ -82,8 +89,8 @@ class L0Module(nn.Module):
         binarization: Weight of :meth:`binarization_loss` at the end of the run.
 
     Raises:
-        ValueError: If an axis is unknown, if not exactly one of target and budget is given, or if
-            axes and target disagree about what is pruned.
+        ValueError: If an axis is unknown, if not exactly one target is given, or if axes and
+            target disagree about what is pruned.
     """
 
     def __init__(
@@ -92,6 +99,8 @@ class L0Module(nn.Module):
         axes: Sequence[str],
         target: EncoderShape | None = None,
         target_parameters: float | None = None,
+        target_speedup: float | None = None,
+        target_length: int = 128,
         start_sparsity: float = 0.0,
         init_mean: float = 3.0,
         init_std: float = 0.25,
@@ -99,11 +108,14 @@ class L0Module(nn.Module):
         binarization: float = 0.0,
     ) -> None:
         super().__init__()
-        _check_axes(shape, axes, target, target_parameters)
+        _check_axes(axes)
+        _check_target(shape, axes, target, target_parameters, target_speedup)
         self.shape = shape
         self.axes = tuple(axis for axis in AXES if axis in axes)
         self.target = target
         self.target_parameters = target_parameters
+        self.target_speedup = target_speedup
+        self.target_length = target_length
         self.start_sparsity = start_sparsity
         self.seed = seed
         self.binarization = binarization
@@ -197,16 +209,25 @@ class L0Module(nn.Module):
         return expected_parameters(self.shape, self.open_probabilities())
 
     def expected_sparsity(self) -> dict[str, Tensor]:
-        """Expected fraction removed: rows per layer for heads and units, one row otherwise."""
+        """Expected fraction removed: rows per layer for heads and units, one row otherwise.
+
+        By axis, of the encoder's parameters, and of its operations if they are to be fewer.
+        """
         probabilities = self.open_probabilities()
         sparsity = {axis: (1.0 - p.mean(dim=-1)).reshape(-1) for axis, p in probabilities.items()}
         encoder = expected_parameters(self.shape, probabilities).encoder
         sparsity[BUDGET] = (1.0 - encoder / count_parameters(self.shape).encoder).reshape(1)
+        if self.target_speedup is not None:
+            operations = expected_operations(self.shape, probabilities, self.target_length)
+            full = forward_flops(self.shape, [self.target_length])
+            sparsity[OPERATIONS] = (1.0 - operations / full).reshape(1)
         return sparsity
 
     def final_targets(self) -> dict[str, float]:
         """Sparsity that each constraint must reach after the warm-up."""
-        if self.target is None:
+        if self.target_speedup is not None:
+            return {OPERATIONS: 1.0 - 1.0 / self.target_speedup}
+        if self.target_parameters is not None:
             return {BUDGET: 1.0 - self.target_parameters / count_parameters(self.shape).encoder}
         return {
             axis: 1.0 - getattr(self.target, field) / getattr(self.shape, field)
@@ -261,7 +282,9 @@ class L0Module(nn.Module):
         """
         if self.target is not None:
             return self.target
-        shapes = shapes_near_budget(self.shape, frozenset(self.axes), self.target_parameters)
+        shapes = shapes_of_budget(
+            self.shape, self.axes, self.target_parameters, self.target_speedup, self.target_length
+        )
         agreement = mask_log_likelihoods(self.shape, self.log_alpha)
         return max(shapes, key=agreement)
 
@@ -274,22 +297,27 @@ class L0Module(nn.Module):
             }
 
 
-def _check_axes(
-    shape: EncoderShape,
-    axes: Sequence[str],
-    target: EncoderShape | None,
-    target_parameters: float | None,
-) -> None:
+def _check_axes(axes: Sequence[str]) -> None:
     unknown = sorted(set(axes) - set(AXES))
     if unknown or not axes:
         raise ValueError(
             f"pruning_modules {list(axes)} must name one or more of {list(AXES)}. To fix, "
             f"{'remove ' + ', '.join(unknown) if unknown else 'name at least one'}."
         )
-    if (target is None) == (target_parameters is None):
+
+
+def _check_target(
+    shape: EncoderShape,
+    axes: Sequence[str],
+    target: EncoderShape | None,
+    target_parameters: float | None,
+    target_speedup: float | None,
+) -> None:
+    if sum(t is not None for t in (target, target_parameters, target_speedup)) != 1:
         raise ValueError(
-            "exactly one of a target shape and a parameter budget is needed. To fix, set one of "
-            "l0_module.target_model, l0_module.target_parameters, l0_module.target_density."
+            "exactly one of a target shape, a parameter budget and a speed-up is needed. To fix, "
+            "set one of l0_module.target_model, l0_module.target_parameters, "
+            "l0_module.target_density, l0_module.target_speedup."
         )
     if target is None:
         return
@@ -308,6 +336,35 @@ def _check_axes(
             )
 
 
+@lru_cache(maxsize=16)
+def shapes_of_budget(
+    shape: EncoderShape,
+    axes: tuple[str, ...],
+    parameters: float | None,
+    speedup: float | None,
+    length: int,
+) -> tuple[EncoderShape, ...]:
+    """The exportable shapes that gates with a budget choose among; kept, for every step asks.
+
+    Args:
+        shape: Shape of the unpruned model.
+        axes: Gated axes.
+        parameters: Encoder parameters, or ``None`` with a speed-up.
+        speedup: How many times fewer operations, or ``None``.
+        length: Tokens of the text whose operations are counted.
+
+    Raises:
+        ValueError: If the budget is not above 0 and at most what the unpruned model has.
+    """
+    if speedup is None:
+        return tuple(shapes_near_budget(shape, frozenset(axes), parameters))
+
+    def cost(candidate: EncoderShape) -> float:
+        return forward_flops(candidate, [length])
+
+    return tuple(shapes_near_budget(shape, frozenset(axes), cost(shape) / speedup, cost=cost))
+
+
 def expected_parameters(shape: EncoderShape, probabilities: dict[str, Tensor]) -> ParameterCount:
     """Expected parameters of gates with these open probabilities.
 
@@ -321,19 +378,51 @@ def expected_parameters(shape: EncoderShape, probabilities: dict[str, Tensor]) -
     Returns:
         Scalar tensors (plain numbers for parts that no gate touches).
     """
+    sizes = _expected_sizes(shape, probabilities)
+    encoder = _sum_layers(shape, probabilities, layer_parameters(*sizes, shape.head_dim))
+    embeddings, pooler, output_heads = outer_parameters(sizes[0], shape)
+    return ParameterCount(encoder, embeddings, pooler, output_heads)
+
+
+def expected_operations(
+    shape: EncoderShape, probabilities: dict[str, Tensor], length: int
+) -> Tensor:
+    """Expected floating-point operations of embedding a text, see :func:`forward_flops`.
+
+    Args:
+        shape: Shape of the unpruned model.
+        probabilities: Open probabilities by axis; an absent axis is fully open.
+        length: Tokens of the text.
+
+    Returns:
+        A scalar, exact at binary gates.
+    """
+    sizes = _expected_sizes(shape, probabilities)
+    return _sum_layers(shape, probabilities, layer_flops(*sizes, shape.head_dim, length))
+
+
+def _expected_sizes(
+    shape: EncoderShape, probabilities: dict[str, Tensor]
+) -> tuple[Tensor | int, Tensor | int, Tensor | int]:
+    """Hidden size, and heads and units by layer."""
 
     def total(axis: str, size: int) -> Tensor | int:
         return probabilities[axis].sum(-1) if axis in probabilities else size
 
-    hidden = total("hidden", shape.hidden_size)
-    heads = total("head", shape.num_attention_heads)
-    units = total("intermediate", shape.intermediate_size)
-    per_layer = torch.as_tensor(layer_parameters(hidden, heads, units, shape.head_dim))
-    per_layer = per_layer.expand(shape.num_hidden_layers)
+    return (
+        total("hidden", shape.hidden_size),
+        total("head", shape.num_attention_heads),
+        total("intermediate", shape.intermediate_size),
+    )
+
+
+def _sum_layers(
+    shape: EncoderShape, probabilities: dict[str, Tensor], per_layer: Tensor | float
+) -> Tensor:
+    costs = torch.as_tensor(per_layer).expand(shape.num_hidden_layers)
     if "layer" in probabilities:
-        per_layer = per_layer * probabilities["layer"]
-    embeddings, pooler, output_heads = outer_parameters(hidden, shape)
-    return ParameterCount(per_layer.sum(), embeddings, pooler, output_heads)
+        costs = costs * probabilities["layer"]
+    return costs.sum()
 
 
 @torch.no_grad()

@@ -9,8 +9,8 @@ from typing import Any
 import torch
 
 from bge_pruning.models.checkpoint import TrainedModel
-from bge_pruning.models.encoder_shape import EncoderShape, count_parameters
-from bge_pruning.models.l0_module_embedding import BUDGET, SHAPE_FIELDS, L0Module
+from bge_pruning.models.encoder_shape import EncoderShape, count_parameters, forward_flops
+from bge_pruning.models.l0_module_embedding import BUDGET, OPERATIONS, SHAPE_FIELDS, L0Module
 from bge_pruning.models.structural_pruning import KeepIndices
 
 log = logging.getLogger(__name__)
@@ -93,9 +93,9 @@ def compute_constraint_report(
         shape: The shape that is extracted.
 
     Returns:
-        By axis (and ``encoder``, the share of parameters): ``expected_sparsity`` (mean over
-        layers), ``target_sparsity``, ``realised_sparsity``, and ``largest_distance`` of any layer
-        from the realised sparsity.
+        By axis (and ``encoder``, the share of parameters, and ``operations`` if they are to be
+        fewer): ``expected_sparsity`` (mean over layers), ``target_sparsity``,
+        ``realised_sparsity``, and ``largest_distance`` of any layer from the realised sparsity.
     """
     source = l0_module.shape
     realised = {
@@ -103,6 +103,8 @@ def compute_constraint_report(
         for axis in l0_module.axes
     }
     realised[BUDGET] = 1.0 - count_parameters(shape).encoder / count_parameters(source).encoder
+    length = [l0_module.target_length]
+    realised[OPERATIONS] = 1.0 - forward_flops(shape, length) / forward_flops(source, length)
     targets = {**realised, **l0_module.final_targets()}
     return {
         axis: {

@@ -15,6 +15,7 @@ AXIS_TITLES = {
     "intermediate": "intermediate units",
     "hidden": "hidden dimensions",
     "encoder": "encoder parameters",
+    "operations": "operations",
 }
 MAX_POINTS = 400  # more are not told apart on paper, and make a heavy file
 NOT_TASK = re.compile(r"total|lagrang|sparsity|pruning|constraint")

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 
 SHORT_NAMES = {"intermediate": "units", "head": "heads", "layer": "layers"}
 # Of a budget; with one constraint there is nothing to tell apart.
-WHOLE = "encoder"
+WHOLE = ("encoder", "operations")
 
 
 def render_line(
@@ -66,7 +66,7 @@ def _losses(metrics: Mapping[str, float]) -> str:
 def _sparsity(metrics: Mapping[str, float], final_targets: Mapping[str, float]) -> str:
     shown = []
     for axis in final_targets:
-        name = "" if axis == WHOLE else f"{SHORT_NAMES.get(axis, axis)} "
+        name = "" if axis in WHOLE else f"{SHORT_NAMES.get(axis, axis)} "
         expected, target = (
             metrics[f"pruning/{kind}_sparsity/{axis}"] for kind in ("expected", "target")
         )

@@ -167,6 +167,8 @@ RUN_METADATA = {
             "axes": [OneOf("layer", "head", "intermediate", "hidden")],
             "target": Optional(FULL_SHAPE),
             "target_parameters": Optional(POSITIVE),
+            "target_speedup?": Optional(POSITIVE),
+            "target_length?": COUNT,
             "start_sparsity?": NUMBER,
             "init_mean?": NUMBER,
             "init_std?": NUMBER,

@@ -9,17 +9,39 @@ import pytest
 import torch
 from torch import nn
 
-from bge_pruning.models.encoder_shape import EncoderShape, count_parameters, shapes_near_budget
+from bge_pruning.models.encoder_shape import (
+    EncoderShape,
+    count_parameters,
+    forward_flops,
+    shapes_near_budget,
+)
 from bge_pruning.models.hard_concrete import LOG_ALPHA_MAX, LOG_ALPHA_MIN, THRESHOLD
 from bge_pruning.models.l0_module_embedding import (
     SHAPE_FIELDS,
     L0Module,
     distances_to_binary,
+    expected_operations,
     expected_parameters,
+    shapes_of_budget,
 )
 from bge_pruning.models.structural_pruning import AXES
 
 GATES = {"head": (4, 4), "hidden": (32,), "intermediate": (4, 64), "layer": (4,)}
+KINDS = ("shape", "parameters", "operations")
+
+
+def aim(kind: str, shape: EncoderShape) -> dict[str, object]:
+    """Arguments of a target of half the size, of any kind."""
+    if kind == "shape":
+        return {"target": half(shape, AXES)}
+    if kind == "parameters":
+        return {"target_parameters": count_parameters(shape).encoder / 2}
+    return {"target_speedup": 2.0, "target_length": 300}
+
+
+def cost(kind: str, shape: EncoderShape) -> float:
+    """What a budget of this kind counts."""
+    return forward_flops(shape, [300]) if kind == "operations" else count_parameters(shape).encoder
 
 
 def half(shape: EncoderShape, axes: tuple[str, ...]) -> EncoderShape:
@@ -175,6 +197,18 @@ def test_expected_sparsity_of_uniform_gates(tiny_shape, log_alpha, sparsity):
     assert 1.0 - float(expected["encoder"].detach()) == pytest.approx(share, abs=1e-6)
 
 
+def test_expected_operations_are_those_of_binary_gates(tiny_shape, gated_axes):
+    module = build(tiny_shape, gated_axes)
+    with torch.no_grad():
+        for gates in module.log_alpha.values():
+            half_of_them = gates.shape[-1] // 2
+            gates.fill_(100.0)[..., :half_of_them] = -100.0
+    for length in (1, 50, 3000):
+        found = expected_operations(tiny_shape, module.open_probabilities(), length)
+        expected = forward_flops(half(tiny_shape, gated_axes), [length])
+        assert float(found.detach()) == pytest.approx(expected, rel=1e-6)
+
+
 def test_expected_parameters_are_differentiable_in_every_gate(tiny_shape):
     module = build(tiny_shape)
     module.expected_parameters().encoder.backward()
@@ -210,13 +244,10 @@ def test_a_start_beyond_the_target_is_the_target(tiny_shape):
 
 
 @pytest.mark.parametrize(("log_alpha", "sign"), [(4.0, -1), (-6.0, 1)])
-@pytest.mark.parametrize("budget", [False, True])
-def test_multipliers_ascend(tiny_shape, log_alpha, sign, budget):
+@pytest.mark.parametrize("kind", KINDS)
+def test_multipliers_ascend(tiny_shape, log_alpha, sign, kind):
     """``s < t`` pushes lambda_1 down, so that -lambda_1 * s rewards sparsity; lambda_2 grows."""
-    module = build(tiny_shape)
-    if budget:
-        encoder = count_parameters(tiny_shape).encoder
-        module = L0Module(tiny_shape, AXES, target_parameters=encoder / 2)
+    module = L0Module(tiny_shape, AXES, **aim(kind, tiny_shape))
     module.warmup_progress = 1.0
     with torch.no_grad():
         for gates in module.log_alpha.values():
@@ -249,6 +280,16 @@ def test_every_subset_reaches_its_budget(tiny_shape, gated_axes):
     assert float(module.expected_parameters().encoder) == pytest.approx(0.8 * encoder, rel=0.025)
 
 
+def test_every_subset_reaches_its_speedup(tiny_shape, gated_axes):
+    """Texts are so long that attention takes half of the operations."""
+    module = L0Module(tiny_shape, gated_axes, target_speedup=1.25, target_length=200)
+    train(module)
+    assert module.distances() == {"operations": pytest.approx(0.0, abs=0.02)}
+    operations = expected_operations(tiny_shape, module.open_probabilities(), 200)
+    full = forward_flops(tiny_shape, [200])
+    assert float(operations.detach()) == pytest.approx(full / 1.25, rel=0.025)
+
+
 # Binarization
 
 
@@ -270,10 +311,9 @@ def test_binarization_is_the_distance_to_the_cut_of_this_moment(tiny_shape):
     assert float(module.binarization_loss()) == pytest.approx(3.0 * 0.5**3 * expected)
 
 
-@pytest.mark.parametrize("budget", [False, True])
-def test_binarization_opens_what_the_cut_keeps_and_closes_the_rest(tiny_shape, budget):
-    encoder = count_parameters(tiny_shape).encoder
-    target = {"target_parameters": encoder / 2} if budget else {"target": half(tiny_shape, AXES)}
+@pytest.mark.parametrize("kind", KINDS)
+def test_binarization_opens_what_the_cut_keeps_and_closes_the_rest(tiny_shape, kind):
+    target = aim(kind, tiny_shape)
     module = L0Module(tiny_shape, AXES, binarization=1.0, init_mean=0.0, init_std=1.0, **target)
     module.binarization_progress = 1.0
     module.binarization_loss().backward()
@@ -284,11 +324,10 @@ def test_binarization_opens_what_the_cut_keeps_and_closes_the_rest(tiny_shape, b
         assert (gates.grad != 0).all()
 
 
-@pytest.mark.parametrize("budget", [False, True])
-def test_binarized_gates_end_binary_and_at_the_target(tiny_shape, budget):
+@pytest.mark.parametrize("kind", KINDS)
+def test_binarized_gates_end_binary_and_at_the_target(tiny_shape, kind):
     gaps, distances = {}, {}
-    encoder = count_parameters(tiny_shape).encoder
-    target = {"target_parameters": encoder / 2} if budget else {"target": half(tiny_shape, AXES)}
+    target = aim(kind, tiny_shape)
     for weight in (0.0, 100.0):
         module = L0Module(tiny_shape, AXES, binarization=weight, init_std=1.0, **target)
         optimizer = optimizer_for(module)
@@ -303,8 +342,8 @@ def test_binarized_gates_end_binary_and_at_the_target(tiny_shape, budget):
         gaps[weight] = max(module.distances().values())
     assert distances[100.0] < 0.005 < 0.05 < distances[0.0]
     # With a budget the shape that can be exported is that far from it.
-    realised = count_parameters(module.realised_shape()).encoder
-    assert gaps[100.0] < 0.005 + (abs(realised / encoder - 0.5) if budget else 0.0)
+    share = cost(kind, module.realised_shape()) / cost(kind, tiny_shape)
+    assert gaps[100.0] < 0.005 + (0.0 if kind == "shape" else abs(share - 0.5))
 
 
 def test_state_dict_carries_gates_and_multipliers(tiny_shape):
@@ -339,10 +378,12 @@ def test_an_axis_that_keeps_its_size_is_refused(tiny_shape, axis):
         L0Module(tiny_shape, AXES, half(tiny_shape, others))
 
 
-@pytest.mark.parametrize("both", [True, False])
-def test_both_or_no_kind_of_target_is_refused(tiny_shape, target_shape, both):
-    targets = {"target": target_shape, "target_parameters": 100.0} if both else {}
-    with pytest.raises(ValueError, match="exactly one of a target shape and a parameter budget"):
+@pytest.mark.parametrize("kinds", [KINDS, KINDS[:2], KINDS[1:], KINDS[::2], ()])
+def test_other_than_one_kind_of_target_is_refused(tiny_shape, kinds):
+    targets = {}
+    for kind in kinds:
+        targets |= aim(kind, tiny_shape)
+    with pytest.raises(ValueError, match="exactly one of a target shape, a parameter budget"):
         L0Module(tiny_shape, AXES, **targets)
 
 
@@ -370,6 +411,27 @@ def test_realised_shape_meets_the_budget(density, named):
     masks = module.deterministic_masks()
     for axis in named:
         assert (getattr(masks, axis).sum(-1) == getattr(shape, SHAPE_FIELDS[axis])).all()
+
+
+@pytest.mark.parametrize("named", [AXES, ("layer", "intermediate")])
+@pytest.mark.parametrize("speedup", [1.5, 2.0, 4.0])
+@pytest.mark.parametrize("length", [16, 512])
+def test_realised_shape_meets_the_speedup(speedup, length, named):
+    module = L0Module(MIDDLE, named, target_speedup=speedup, target_length=length)
+    shape = module.realised_shape()
+    operations = forward_flops(shape, [length])
+    assert operations == pytest.approx(forward_flops(MIDDLE, [length]) / speedup, rel=0.005)
+    assert shape.hidden_size == shape.num_attention_heads * shape.head_dim
+
+
+def test_where_texts_are_long_the_same_parameters_are_slower():
+    """A speed-up at long texts leaves a shape of fewer parameters than at short ones."""
+    axes = ("head", "hidden", "intermediate")
+    short, long = (
+        max(count_parameters(s).encoder for s in shapes_of_budget(MIDDLE, axes, None, 2.0, length))
+        for length in (16, 8192)
+    )
+    assert long < 0.95 * short
 
 
 def test_realised_shape_is_the_nearest_where_none_meets_the_budget():
