@@ -46,7 +46,7 @@ class Plan:
     target_parameters: float | None
     assumptions: str = ""
     target_speedup: float | None = None
-    target_length: int = 0
+    target_length: int = 128
 
     @property
     def has_budget(self) -> bool:
