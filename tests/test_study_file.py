@@ -8,7 +8,7 @@ import yaml
 from bge_pruning.config import ConfigError, load_config
 from bge_pruning.models.encoder_shape import count_parameters
 from bge_pruning.models.layer_choice import layers_within
-from bge_pruning.plan import build_plan
+from bge_pruning.plan import build_plan, example_target
 from bge_pruning.study_file import cell_config, list_cells, read_study, select_cells
 
 ROOT = Path(__file__).parents[1]
@@ -159,7 +159,26 @@ def test_shipped_studies_name_what_is_here(path, monkeypatch):
     assert any("easured cost:" in line for line in lines)
 
 
-@pytest.mark.parametrize("path", STUDIES, ids=lambda path: path.stem)
+OF_SHAPES = ROOT / "configs" / "quality" / "study_shape.yaml"
+
+
+def test_shipped_shapes_have_the_same_share(monkeypatch):
+    """Half, as the gates may choose; and no two are alike."""
+    monkeypatch.chdir(ROOT)
+    study = read_study(OF_SHAPES)
+    configs = [cell_config(study, cell, "prune") for cell in list_cells(study)]
+    for config in configs:
+        config.model.base_model = "not here"  # the sizes are those of the file
+    plans = [build_plan(config) for config in configs]
+    for plan in plans:
+        found = example_target(plan)
+        share = count_parameters(found).encoder / count_parameters(plan.source).encoder
+        assert share == pytest.approx(0.501, abs=0.003)
+    assert [plan.target is None for plan in plans] == [False] * 4 + [True]
+    assert len({plan.target for plan in plans}) == len(plans)
+
+
+@pytest.mark.parametrize("path", sorted({*STUDIES} - {OF_SHAPES}), ids=lambda path: path.stem)
 def test_shipped_sizes_are_nested_and_have_their_share(path, monkeypatch):
     monkeypatch.chdir(ROOT)
     study = read_study(path)
