@@ -17,7 +17,8 @@ from bge_pruning.models.teacher import compute_outputs
 
 # Tokens that are carried through the backward pass at once, padding included.
 PIECE_TOKENS = 4096
-PROBED = ("dense_vecs", "colbert_vecs")
+# Texts of which the sparse head says next to nothing must not count without bound.
+SMALLEST = 0.1
 
 
 def reconstruction_importance(
@@ -30,7 +31,7 @@ def reconstruction_importance(
 
     Those go first without which the output projection, fitted again to the ones that are left,
     comes nearest to what it gave (see :func:`elimination_order`): of two that say the same, one is
-    not needed. An error counts by what it does to the dense vectors and multi-vectors of its text,
+    not needed. An error counts by what it does to the outputs of its text, all that the model has,
     to first order (see :class:`_Sublayer`). Hidden dimensions and layers are scored as by
     :func:`activation_importance`.
 
@@ -107,7 +108,7 @@ def _probe(
 ) -> None:
     """Carry random projections of the outputs of all texts back through the encoder."""
     generator = torch.Generator().manual_seed(seed)  # on the CPU: every device draws the same
-    names = [name for name in PROBED if name == "dense_vecs" or name in heads.names()]
+    names = heads.names()
     trained = [p for p in [*backbone.parameters(), *heads.parameters()] if p.requires_grad]
     hooks = [s.output.register_forward_pre_hook(s.listen) for s in sublayers]
     # The gradient of the stream is wanted, that of the weights is not.
@@ -119,7 +120,7 @@ def _probe(
             rows = max(1, PIECE_TOKENS // ids.shape[1])
             for piece, real in zip(ids.split(rows), mask.split(rows), strict=True):
                 outputs = compute_outputs(backbone, heads, piece, real, names)
-                sum(_project(outputs[name], real, generator) for name in names).backward()
+                sum(_project(n, outputs[n], real, generator) for n in names).backward()
     finally:
         for hook in hooks:
             hook.remove()
@@ -127,11 +128,23 @@ def _probe(
             parameter.requires_grad_(True)
 
 
-def _project(vectors: Tensor, mask: Tensor, generator: torch.Generator) -> Tensor:
-    """A random projection of all vectors; those of a text's tokens count as one vector together."""
+def _project(name: str, vectors: Tensor, mask: Tensor, generator: torch.Generator) -> Tensor:
+    """A random projection of an output, which counts as one vector of length 1 for each text.
+
+    Args:
+        name: Of the output.
+        vectors: Dense vectors, shape ``(B, H)``, multi-vectors of all tokens but the first, shape
+            ``(B, T - 1, H)``, or token weights, shape ``(B, T)``.
+        mask: 1 for real tokens, shape ``(B, T)``.
+        generator: Of the directions.
+    """
     directions = torch.randn(vectors.shape, generator=generator).to(vectors)
-    products = (vectors * directions).sum(-1)
-    if products.dim() == 2:  # multi-vectors, of all tokens but the first
+    products = vectors * directions
+    if name == "colbert_vecs":
         real = mask[:, 1:].to(products)
-        products = products * real / real.sum(1, keepdim=True).clamp(min=1).sqrt()
+        products = products.sum(-1) * real / real.sum(1, keepdim=True).clamp(min=1).sqrt()
+    elif name == "token_weights":
+        real = mask.to(products)
+        size = (vectors.detach() * real).norm(dim=1, keepdim=True)
+        products = products * real / size.clamp(min=SMALLEST)
     return products.sum()

@@ -112,15 +112,18 @@ def test_no_gradient_is_kept(teacher, batches):
     assert all(p.requires_grad and p.grad is None for p in student.encoder.parameters())
 
 
-def importance_of(teacher, batches, pooling="cls", colbert_dim=0, seed=0):
+def importance_of(teacher, batches, pooling="cls", colbert_dim=0, sparse=False, seed=0):
     torch.manual_seed(3)
-    heads = EmbeddingHeads(32, pooling, sparse=False, colbert_dim=colbert_dim).eval()
+    heads = EmbeddingHeads(32, pooling, sparse=sparse, colbert_dim=colbert_dim).eval()
     return reconstruction_importance(teacher, heads, batches, seed)
 
 
 @pytest.mark.parametrize("colbert_dim", [0, 16])
-def test_importance_ranks_heads_and_units_of_each_layer(teacher, batches, tiny_shape, colbert_dim):
-    importance = importance_of(teacher, batches, colbert_dim=colbert_dim)
+@pytest.mark.parametrize("sparse", [False, True])
+def test_importance_ranks_heads_and_units_of_each_layer(
+    teacher, batches, tiny_shape, colbert_dim, sparse
+):
+    importance = importance_of(teacher, batches, colbert_dim=colbert_dim, sparse=sparse)
     shape = tiny_shape
     for scores, size in (
         (importance.head, shape.num_attention_heads),
@@ -154,12 +157,12 @@ def test_a_unit_that_no_output_feels_goes_first(teacher, batches):
 
 def test_gradients_are_those_of_the_sublayer(teacher, batches):
     """Their sum over tokens is the gradient of the projection's bias, and padding has none."""
-    heads = EmbeddingHeads(32, "mean", sparse=False, colbert_dim=16).eval()
+    heads = EmbeddingHeads(32, "mean", sparse=True, colbert_dim=16).eval()
     ids, mask = batches[0]
-    names, generator = ("dense_vecs", "colbert_vecs"), torch.Generator().manual_seed(0)
+    names, generator = heads.names(), torch.Generator().manual_seed(0)
     output = teacher.encoder.layer[2].output
     found = compute_outputs(teacher, heads, ids, mask, names)
-    sum(_project(found[name], mask, generator) for name in names).backward()
+    sum(_project(name, found[name], mask, generator) for name in names).backward()
     summed = output.dense.bias.grad.double()
     heard, seen = _Sublayer(output), []
     hook = output.register_forward_pre_hook(heard.listen)
@@ -177,6 +180,35 @@ def test_gradients_are_those_of_the_sublayer(teacher, batches):
     torch.testing.assert_close(gradient.double().sum(0), summed, atol=1e-6, rtol=1e-4)
     torch.testing.assert_close(heard.gg, gradient.double().T @ gradient.double())
     assert heard.xx[-1, -1] == pytest.approx(float(gradient.double().square().sum()), rel=1e-6)
+
+
+def test_token_weights_count_whatever_their_size_and_padding_does_not():
+    weights = torch.rand(3, 8, generator=torch.Generator().manual_seed(1)) + 0.1
+    mask = torch.ones(3, 8)
+    mask[0, 5:] = 0
+
+    def project(values: Tensor) -> float:
+        generator = torch.Generator().manual_seed(2)
+        return float(_project("token_weights", values, mask, generator))
+
+    assert project(10.0 * weights) == pytest.approx(project(weights), rel=1e-5)
+    assert project(weights + 5.0 * (1.0 - mask)) == pytest.approx(project(weights), rel=1e-5)
+    assert abs(project(1e-6 * weights)) < 1e-3  # next to nothing is not made large
+
+
+def test_what_the_sparse_head_feels_counts(teacher, batches):
+    """The dense vector is the first token's, to which the others of the last layer are nothing."""
+    felt = {}
+    for sparse in (False, True):
+        heads = EmbeddingHeads(32, "cls", sparse=sparse, colbert_dim=0).eval()
+        heard = _Sublayer(teacher.encoder.layer[-1].output)
+        hook = heard.output.register_forward_pre_hook(heard.listen)
+        ids, mask = batches[0]
+        _probe(teacher, heads, [(ids, mask)], [], seed=0)
+        hook.remove()
+        felt[sparse] = int(torch.linalg.matrix_rank(heard.xx))
+    # Inputs count of the tokens that are felt: one of each text, or all.
+    assert felt[False] <= len(ids) < felt[True]
 
 
 def test_texts_count_alike_however_they_are_padded_and_split(teacher, batches, monkeypatch):
