@@ -29,7 +29,6 @@ from bge_pruning.models.importance import (
     masks_of_importance,
     random_importance,
 )
-from bge_pruning.models.l0_module_embedding import SHAPE_FIELDS
 from bge_pruning.models.layer_choice import (
     best_layers,
     every_nth_layer,
@@ -38,7 +37,7 @@ from bge_pruning.models.layer_choice import (
 )
 from bge_pruning.models.pretrained import BaseModel
 from bge_pruning.models.pruning_record import build_record
-from bge_pruning.models.structural_pruning import PruningMasks
+from bge_pruning.models.structural_pruning import SHAPE_FIELDS, PruningMasks
 from bge_pruning.plan import Plan, build_plan
 from bge_pruning.sharding import check_sharding
 from bge_pruning.source_builders import build_source

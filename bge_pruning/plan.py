@@ -18,10 +18,10 @@ from bge_pruning.models.encoder_shape import (
     count_parameters,
     forward_flops,
 )
-from bge_pruning.models.l0_module_embedding import SHAPE_FIELDS, shapes_of_budget
 from bge_pruning.models.pretrained import read_shape
+from bge_pruning.models.shape_choice import shapes_of_budget
 from bge_pruning.models.step_memory import step_memory
-from bge_pruning.models.structural_pruning import AXES
+from bge_pruning.models.structural_pruning import AXES, SHAPE_FIELDS
 
 BGE_M3_POSITIONS = 8194
 

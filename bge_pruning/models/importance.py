@@ -14,8 +14,7 @@ from torch import Tensor
 from bge_pruning.models.bge_m3_backbone import XLMRobertaBackbone
 from bge_pruning.models.encoder_shape import EncoderShape
 from bge_pruning.models.hard_concrete import top_k
-from bge_pruning.models.l0_module_embedding import SHAPE_FIELDS
-from bge_pruning.models.structural_pruning import PruningMasks
+from bge_pruning.models.structural_pruning import SHAPE_FIELDS, PruningMasks
 
 
 @dataclass(frozen=True)

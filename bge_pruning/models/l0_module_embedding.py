@@ -1,4 +1,4 @@
-"""Gates per axis, expected parameters, and the Lagrangian that holds them to a target.
+"""Gates per axis, and the Lagrangian that holds them to a target.
 
 Follows LLM-Shearing (Xia et al., 2023, arXiv:2310.06694): the training objective is
 
@@ -14,8 +14,7 @@ faster by a factor, on the operations that it is expected to take.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
-from functools import lru_cache
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
@@ -26,11 +25,8 @@ from bge_pruning.models.encoder_shape import (
     ParameterCount,
     count_parameters,
     forward_flops,
-    layer_flops,
-    layer_parameters,
-    outer_parameters,
-    shapes_near_budget,
 )
+from bge_pruning.models.expected_size import expected_operations, expected_parameters
 from bge_pruning.models.hard_concrete import (
     LOG_ALPHA_MAX,
     LOG_ALPHA_MIN,
@@ -39,14 +35,9 @@ from bge_pruning.models.hard_concrete import (
     top_k,
     top_k_unchecked,
 )
-from bge_pruning.models.structural_pruning import AXES, PruningMasks
+from bge_pruning.models.shape_choice import mask_log_likelihoods, shapes_of_budget
+from bge_pruning.models.structural_pruning import AXES, SHAPE_FIELDS, PruningMasks
 
-SHAPE_FIELDS = {
-    "head": "num_attention_heads",
-    "hidden": "hidden_size",
-    "intermediate": "intermediate_size",
-    "layer": "num_hidden_layers",
-}
 BUDGET = "encoder"
 OPERATIONS = "operations"
 
@@ -89,8 +80,8 @@ class L0Module(nn.Module):
         binarization: Weight of :meth:`binarization_loss` at the end of the run.
 
     Raises:
-        ValueError: If an axis is unknown, if not exactly one target is given, or if axes and
-            target disagree about what is pruned.
+        ValueError: If an axis is unknown, if not exactly one target is given, if a speed-up is
+            none, or if axes and target disagree about what is pruned.
     """
 
     def __init__(
@@ -319,6 +310,11 @@ def _check_target(
             "set one of l0_module.target_model, l0_module.target_parameters, "
             "l0_module.target_density, l0_module.target_speedup."
         )
+    if target_speedup is not None and not target_speedup > 1.0:
+        raise ValueError(
+            f"target_speedup {target_speedup} is not above 1: it says how many times fewer "
+            f"operations are wanted. To fix, set e.g. l0_module.target_speedup=2."
+        )
     if target is None:
         return
     for axis, field in SHAPE_FIELDS.items():
@@ -336,95 +332,6 @@ def _check_target(
             )
 
 
-@lru_cache(maxsize=16)
-def shapes_of_budget(
-    shape: EncoderShape,
-    axes: tuple[str, ...],
-    parameters: float | None,
-    speedup: float | None,
-    length: int,
-) -> tuple[EncoderShape, ...]:
-    """The exportable shapes that gates with a budget choose among; kept, for every step asks.
-
-    Args:
-        shape: Shape of the unpruned model.
-        axes: Gated axes.
-        parameters: Encoder parameters, or ``None`` with a speed-up.
-        speedup: How many times fewer operations, or ``None``.
-        length: Tokens of the text whose operations are counted.
-
-    Raises:
-        ValueError: If the budget is not above 0 and at most what the unpruned model has.
-    """
-    if speedup is None:
-        return tuple(shapes_near_budget(shape, frozenset(axes), parameters))
-
-    def cost(candidate: EncoderShape) -> float:
-        return forward_flops(candidate, [length])
-
-    return tuple(shapes_near_budget(shape, frozenset(axes), cost(shape) / speedup, cost=cost))
-
-
-def expected_parameters(shape: EncoderShape, probabilities: dict[str, Tensor]) -> ParameterCount:
-    """Expected parameters of gates with these open probabilities.
-
-    A polynomial in the probabilities. It is exact at binary gates: biases, LayerNorms, embedding
-    columns, head inputs and the pooler included.
-
-    Args:
-        shape: Shape of the unpruned model.
-        probabilities: Open probabilities by axis; an absent axis is fully open.
-
-    Returns:
-        Scalar tensors (plain numbers for parts that no gate touches).
-    """
-    sizes = _expected_sizes(shape, probabilities)
-    encoder = _sum_layers(shape, probabilities, layer_parameters(*sizes, shape.head_dim))
-    embeddings, pooler, output_heads = outer_parameters(sizes[0], shape)
-    return ParameterCount(encoder, embeddings, pooler, output_heads)
-
-
-def expected_operations(
-    shape: EncoderShape, probabilities: dict[str, Tensor], length: int
-) -> Tensor:
-    """Expected floating-point operations of embedding a text, see :func:`forward_flops`.
-
-    Args:
-        shape: Shape of the unpruned model.
-        probabilities: Open probabilities by axis; an absent axis is fully open.
-        length: Tokens of the text.
-
-    Returns:
-        A scalar, exact at binary gates.
-    """
-    sizes = _expected_sizes(shape, probabilities)
-    return _sum_layers(shape, probabilities, layer_flops(*sizes, shape.head_dim, length))
-
-
-def _expected_sizes(
-    shape: EncoderShape, probabilities: dict[str, Tensor]
-) -> tuple[Tensor | int, Tensor | int, Tensor | int]:
-    """Hidden size, and heads and units by layer."""
-
-    def total(axis: str, size: int) -> Tensor | int:
-        return probabilities[axis].sum(-1) if axis in probabilities else size
-
-    return (
-        total("hidden", shape.hidden_size),
-        total("head", shape.num_attention_heads),
-        total("intermediate", shape.intermediate_size),
-    )
-
-
-def _sum_layers(
-    shape: EncoderShape, probabilities: dict[str, Tensor], per_layer: Tensor | float
-) -> Tensor:
-    costs = torch.as_tensor(per_layer).expand(shape.num_hidden_layers)
-    if "layer" in probabilities:
-        costs = costs * probabilities["layer"]
-    return costs.sum()
-
-
 @torch.no_grad()
 def distances_to_binary(probabilities: dict[str, Tensor]) -> dict[str, float]:
     """How undecided gates are: the mean of ``min(p, 1 - p)``, 0 if each is surely open or closed.
@@ -438,56 +345,3 @@ def distances_to_binary(probabilities: dict[str, Tensor]) -> dict[str, float]:
     distances = {axis: torch.minimum(p, 1.0 - p).flatten() for axis, p in probabilities.items()}
     distances["all"] = torch.cat(list(distances.values()))
     return {axis: float(d.mean()) for axis, d in distances.items()}
-
-
-def mask_log_likelihoods(shape: EncoderShape, log_alpha: dict[str, Tensor]):  # noqa: ANN201
-    """A function that gives the parameter-weighted log-likelihood of a shape's top-k mask.
-
-    Args:
-        shape: Shape of the unpruned model.
-        log_alpha: Gate locations by axis.
-
-    Returns:
-        Function from :class:`EncoderShape` to float; heads and units of removed layers are left
-        out, since the layer's own gate speaks for them.
-    """
-    tables = {axis: _keep_log_likelihoods(gates.detach()) for axis, gates in log_alpha.items()}
-    weights = _parameters_per_gate(shape)
-    order = torch.arange(shape.num_hidden_layers)
-    if "layer" in log_alpha:
-        order = torch.sort(log_alpha["layer"].detach(), descending=True, stable=True).indices.cpu()
-
-    def log_likelihood(candidate: EncoderShape) -> float:
-        kept_layers = order[: candidate.num_hidden_layers]
-        total = 0.0
-        for axis, table in tables.items():
-            column = table[..., getattr(candidate, SHAPE_FIELDS[axis])]
-            rows = column[kept_layers] if axis in ("head", "intermediate") else column
-            total += weights[axis] * float(rows.sum())
-        return total
-
-    return log_likelihood
-
-
-def _keep_log_likelihoods(log_alpha: Tensor) -> Tensor:
-    """Log-likelihood of keeping the top k of the last dimension, for k = 0..n."""
-    p = open_probability(log_alpha.double().cpu()).sort(dim=-1, descending=True).values
-    zero = p.new_zeros((*p.shape[:-1], 1))
-    kept = torch.cat([zero, p.log().cumsum(-1)], dim=-1)
-    closed = torch.cat([zero, (1.0 - p).log().cumsum(-1)], dim=-1)
-    return kept + closed[..., -1:] - closed
-
-
-def _parameters_per_gate(shape: EncoderShape) -> dict[str, int]:
-    """Encoder parameters that closing one gate of the unpruned model removes."""
-    full = count_parameters(shape).encoder
-    layers = shape.num_hidden_layers
-    per_layer = {
-        axis: full - count_parameters(replace(shape, **{field: getattr(shape, field) - 1})).encoder
-        for axis, field in SHAPE_FIELDS.items()
-    }
-    # A head or unit gate belongs to one layer; the counts above close one in every layer.
-    return {
-        axis: count // layers if axis in ("head", "intermediate") else count
-        for axis, count in per_layer.items()
-    }

@@ -13,12 +13,9 @@ from bge_pruning.models.encoder_shape import (
     shapes_near_budget,
 )
 from bge_pruning.models.extraction import Extraction
-from bge_pruning.models.l0_module_embedding import (
-    SHAPE_FIELDS,
-    L0Module,
-    mask_log_likelihoods,
-)
-from bge_pruning.models.structural_pruning import KeepIndices, PruningMasks
+from bge_pruning.models.l0_module_embedding import L0Module
+from bge_pruning.models.shape_choice import mask_log_likelihoods
+from bge_pruning.models.structural_pruning import SHAPE_FIELDS, KeepIndices, PruningMasks
 
 # A density within this of what the run was trained for is meant to be that one.
 NEAR = 0.01

@@ -10,8 +10,8 @@ import torch
 
 from bge_pruning.models.checkpoint import TrainedModel
 from bge_pruning.models.encoder_shape import EncoderShape, count_parameters, forward_flops
-from bge_pruning.models.l0_module_embedding import BUDGET, OPERATIONS, SHAPE_FIELDS, L0Module
-from bge_pruning.models.structural_pruning import KeepIndices
+from bge_pruning.models.l0_module_embedding import BUDGET, OPERATIONS, L0Module
+from bge_pruning.models.structural_pruning import SHAPE_FIELDS, KeepIndices
 
 log = logging.getLogger(__name__)
 

@@ -8,6 +8,13 @@ import torch
 from torch import Tensor, nn
 
 AXES = ("head", "hidden", "intermediate", "layer")
+# The field of an encoder's shape that says how many of an axis there are.
+SHAPE_FIELDS = {
+    "head": "num_attention_heads",
+    "hidden": "hidden_size",
+    "intermediate": "intermediate_size",
+    "layer": "num_hidden_layers",
+}
 
 
 @dataclass(frozen=True)

@@ -12,13 +12,10 @@ from bge_pruning.models.encoder_shape import (
     count_parameters,
     shapes_near_budget,
 )
-from bge_pruning.models.l0_module_embedding import (
-    SHAPE_FIELDS,
-    L0Module,
-    mask_log_likelihoods,
-)
+from bge_pruning.models.l0_module_embedding import L0Module
 from bge_pruning.models.nested_shapes import choose_nested_shapes, relative_indices
-from bge_pruning.models.structural_pruning import AXES, KeepIndices
+from bge_pruning.models.shape_choice import mask_log_likelihoods
+from bge_pruning.models.structural_pruning import AXES, SHAPE_FIELDS, KeepIndices
 
 SOURCE = EncoderShape(128, 8, 6, 512, 99, 16, 40)
 

@@ -1,0 +1,100 @@
+"""Which exportable shape gates with a budget lead to: those that fit, and what the gates prefer."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from functools import lru_cache
+
+import torch
+from torch import Tensor
+
+from bge_pruning.models.encoder_shape import (
+    EncoderShape,
+    count_parameters,
+    forward_flops,
+    shapes_near_budget,
+)
+from bge_pruning.models.hard_concrete import open_probability
+from bge_pruning.models.structural_pruning import SHAPE_FIELDS
+
+
+@lru_cache(maxsize=16)
+def shapes_of_budget(
+    shape: EncoderShape,
+    axes: tuple[str, ...],
+    parameters: float | None,
+    speedup: float | None,
+    length: int,
+) -> tuple[EncoderShape, ...]:
+    """The exportable shapes that gates with a budget choose among; kept, for every step asks.
+
+    Args:
+        shape: Shape of the unpruned model.
+        axes: Gated axes.
+        parameters: Encoder parameters, or ``None`` with a speed-up.
+        speedup: How many times fewer operations, or ``None``.
+        length: Tokens of the text whose operations are counted.
+
+    Raises:
+        ValueError: If the budget is not above 0 and at most what the unpruned model has.
+    """
+    if speedup is None:
+        return tuple(shapes_near_budget(shape, frozenset(axes), parameters))
+
+    def cost(candidate: EncoderShape) -> float:
+        return forward_flops(candidate, [length])
+
+    return tuple(shapes_near_budget(shape, frozenset(axes), cost(shape) / speedup, cost=cost))
+
+
+def mask_log_likelihoods(shape: EncoderShape, log_alpha: dict[str, Tensor]):  # noqa: ANN201
+    """A function that gives the parameter-weighted log-likelihood of a shape's top-k mask.
+
+    Args:
+        shape: Shape of the unpruned model.
+        log_alpha: Gate locations by axis.
+
+    Returns:
+        Function from :class:`EncoderShape` to float; heads and units of removed layers are left
+        out, since the layer's own gate speaks for them.
+    """
+    tables = {axis: _keep_log_likelihoods(gates.detach()) for axis, gates in log_alpha.items()}
+    weights = _parameters_per_gate(shape)
+    order = torch.arange(shape.num_hidden_layers)
+    if "layer" in log_alpha:
+        order = torch.sort(log_alpha["layer"].detach(), descending=True, stable=True).indices.cpu()
+
+    def log_likelihood(candidate: EncoderShape) -> float:
+        kept_layers = order[: candidate.num_hidden_layers]
+        total = 0.0
+        for axis, table in tables.items():
+            column = table[..., getattr(candidate, SHAPE_FIELDS[axis])]
+            rows = column[kept_layers] if axis in ("head", "intermediate") else column
+            total += weights[axis] * float(rows.sum())
+        return total
+
+    return log_likelihood
+
+
+def _keep_log_likelihoods(log_alpha: Tensor) -> Tensor:
+    """Log-likelihood of keeping the top k of the last dimension, for k = 0..n."""
+    p = open_probability(log_alpha.double().cpu()).sort(dim=-1, descending=True).values
+    zero = p.new_zeros((*p.shape[:-1], 1))
+    kept = torch.cat([zero, p.log().cumsum(-1)], dim=-1)
+    closed = torch.cat([zero, (1.0 - p).log().cumsum(-1)], dim=-1)
+    return kept + closed[..., -1:] - closed
+
+
+def _parameters_per_gate(shape: EncoderShape) -> dict[str, int]:
+    """Encoder parameters that closing one gate of the unpruned model removes."""
+    full = count_parameters(shape).encoder
+    layers = shape.num_hidden_layers
+    per_layer = {
+        axis: full - count_parameters(replace(shape, **{field: getattr(shape, field) - 1})).encoder
+        for axis, field in SHAPE_FIELDS.items()
+    }
+    # A head or unit gate belongs to one layer; the counts above close one in every layer.
+    return {
+        axis: count // layers if axis in ("head", "intermediate") else count
+        for axis, count in per_layer.items()
+    }

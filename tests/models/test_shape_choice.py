@@ -1,0 +1,41 @@
+"""Shapes that a budget allows, and which of them the gates prefer."""
+
+import pytest
+import torch
+
+from bge_pruning.models.encoder_shape import EncoderShape, count_parameters, forward_flops
+from bge_pruning.models.hard_concrete import open_probability
+from bge_pruning.models.shape_choice import mask_log_likelihoods, shapes_of_budget
+from bge_pruning.models.structural_pruning import AXES
+
+MIDDLE = EncoderShape(256, 4, 6, 1024, 500, head_dim=64, colbert_dim=256)
+
+
+def test_every_shape_meets_its_budget():
+    half = count_parameters(MIDDLE).encoder / 2
+    for shape in shapes_of_budget(MIDDLE, AXES, half, None, 128):
+        assert count_parameters(shape).encoder == pytest.approx(half, rel=0.005)
+    for shape in shapes_of_budget(MIDDLE, AXES, None, 3.0, 700):
+        fewer = forward_flops(MIDDLE, [700]) / forward_flops(shape, [700])
+        assert fewer == pytest.approx(3.0, rel=0.006)
+
+
+def test_where_texts_are_long_the_same_parameters_are_slower():
+    """A speed-up at long texts leaves a shape of fewer parameters than at short ones."""
+    axes = ("head", "hidden", "intermediate")
+    short, long = (
+        max(count_parameters(s).encoder for s in shapes_of_budget(MIDDLE, axes, None, 2.0, length))
+        for length in (16, 8192)
+    )
+    assert long < 0.95 * short
+
+
+def test_likelihood_of_a_layers_mask_is_its_formula():
+    gates = torch.tensor([2.0, -1.0, 0.5, -3.0, 4.0, 0.0])
+    likelihood = mask_log_likelihoods(MIDDLE, {"layer": gates})
+    p = open_probability(gates.double())
+    kept = torch.tensor([1, 0, 1, 0, 1, 0], dtype=torch.float64)
+    expected = (kept * p.log() + (1 - kept) * (1 - p).log()).sum()
+    one = count_parameters(MIDDLE).encoder / 6
+    shape = EncoderShape(256, 4, 3, 1024, 500, head_dim=64, colbert_dim=256)
+    assert likelihood(shape) == pytest.approx(one * float(expected), rel=1e-9)
