@@ -10,9 +10,12 @@ import gc
 import logging
 import shutil
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+from filelock import FileLock, Timeout
 
 from bge_pruning.config import Config, ConfigError, pruned_model_folder
 from bge_pruning.config_schema import L0
@@ -55,7 +58,8 @@ def run_study(study: Study, only: Sequence[str] = (), overwrite: bool = False) -
     """Run the cells that are not finished yet, in order.
 
     A study that was stopped goes on when it is run again: finished cells are kept, and the one it
-    was stopped in goes on from its last checkpoint.
+    was stopped in goes on from its last checkpoint. Several processes may run one study at once:
+    each takes cells that no other is at.
 
     Args:
         study: The study.
@@ -74,19 +78,43 @@ def run_study(study: Study, only: Sequence[str] = (), overwrite: bool = False) -
     todo = unfinished(study, cells, overwrite)
     log.info("%d of %d cells are to be run", len(todo), len(cells))
     for cell in set(cells) - set(todo):
-        _remove_runs(study, cell)  # it may have been stopped just before
+        with _claimed(study, cell) as is_ours:
+            if is_ours:
+                _remove_runs(study, cell)  # it may have been stopped just before
     if todo:
         _check(study, todo)
         tasks = find_study_tasks(study)
         reference = _find_reference(study, cell_config(study, todo[0], "prune"), tasks)
     for number, cell in enumerate(todo, 1):
-        log.info("cell %d of %d: %s", number, len(todo), cell.name)
-        _start_runs(study, cell)
-        result = run_cell(study, cell, tasks, reference)
-        write_json(result, cell_file(study, cell), overwrite=True)
-        _remove_runs(study, cell)
-        gc.collect()  # a trainer sits in reference cycles
+        with _claimed(study, cell) as is_ours:
+            if not is_ours or not unfinished(study, [cell], overwrite):
+                log.info("cell %d of %d: %s: another process has it", number, len(todo), cell.name)
+                continue
+            log.info("cell %d of %d: %s", number, len(todo), cell.name)
+            _start_runs(study, cell)
+            result = run_cell(study, cell, tasks, reference)
+            write_json(result, cell_file(study, cell), overwrite=True)
+            _remove_runs(study, cell)
+            gc.collect()  # a trainer sits in reference cycles
     return [cell_file(study, cell) for cell in cells]
+
+
+@contextmanager
+def _claimed(study: Study, cell: Cell) -> Iterator[bool]:
+    """Whether no other process is at a cell; while it is ours, none can be."""
+    study.runs.mkdir(parents=True, exist_ok=True)
+    path = study.runs / f"{cell.name}.lock"
+    lock = FileLock(path, timeout=0)
+    try:
+        lock.acquire()
+    except Timeout:
+        yield False
+        return
+    try:
+        yield True
+    finally:
+        path.unlink(missing_ok=True)
+        lock.release()
 
 
 def _check(study: Study, cells: Sequence[Cell]) -> None:

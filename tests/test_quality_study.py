@@ -226,6 +226,27 @@ def test_a_study_killed_after_one_cell_goes_on_with_the_next(make_study, tmp_pat
     assert len(read_cells(study.results)) == 2
 
 
+def test_processes_share_the_cells(make_study, tmp_path, monkeypatch):
+    study, ran = make_study(tmp_path, sts=[], modes=["dense"], seeds=[5, 6]), []
+
+    def beside(study, cell, *rest):
+        """While it is at a cell, another process runs the study to its end."""
+        ran.append(cell.name)
+        if len(ran) == 1:
+            run_study(study)
+        return {**theirs, "config": describe_config(study, cell)}
+
+    run_study(study, ["method=l0", "seed=5"])
+    path = cell_file(study, list_cells(study)[0])
+    theirs = read_json(path)
+    path.unlink()
+    monkeypatch.setattr(quality_study, "run_cell", beside)
+    run_study(study)
+    assert ran == [cell.name for cell in list_cells(study)]
+    assert all(cell_file(study, cell).is_file() for cell in list_cells(study))
+    assert not list(study.runs.iterdir())
+
+
 def test_a_cell_stopped_in_its_recovery_goes_on_there(make_study, tmp_path, monkeypatch, cells):
     study = make_study(tmp_path)
     real = train.train

@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from bge_pruning.datasets.array_files import load_array, save_array
+from bge_pruning.datasets.array_files import load_array, one_at_a_time, save_array
 from bge_pruning.datasets.embedding_dataset import TokenizedTexts
 from bge_pruning.datasets.rows import RowTable
 
@@ -181,7 +181,7 @@ def cached_negatives(path: Path, compute: Callable[[], np.ndarray]) -> np.ndarra
 
     Args:
         path: Cache file; its name must hold :func:`negatives_key`. It is written as a whole or not
-            at all.
+            at all, and by one process: others wait for it.
         compute: Mines them.
 
     Returns:
@@ -191,5 +191,7 @@ def cached_negatives(path: Path, compute: Callable[[], np.ndarray]) -> np.ndarra
         ValueError: If the cache file is damaged.
     """
     if not path.is_file():
-        save_array(compute(), path)
+        with one_at_a_time(path):
+            if not path.is_file():
+                save_array(compute(), path)
     return load_array(path)

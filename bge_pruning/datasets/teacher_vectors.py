@@ -5,13 +5,14 @@ from __future__ import annotations
 import hashlib
 import logging
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
 from pathlib import Path
 
 import numpy as np
 from torch import Tensor
 from tqdm import tqdm
 
-from bge_pruning.datasets.array_files import Allocate, load_array, new_arrays
+from bge_pruning.datasets.array_files import Allocate, load_array, new_arrays, one_at_a_time
 from bge_pruning.datasets.embedding_dataset import TokenizedTexts, pad_texts
 
 log = logging.getLogger(__name__)
@@ -41,7 +42,7 @@ def cached_teacher_outputs(
         encode: The teacher: token ids and mask, shape ``(B, T)``, to outputs by name.
         pad_token_id: Id to pad with.
         paths: Cache file of each wanted output; its name must hold :func:`compute_cache_key`. A
-            file is written as a whole or not at all.
+            file is written as a whole or not at all, and by one process: others wait for it.
 
     Returns:
         Memory-mapped arrays by name, see :func:`encode_texts`.
@@ -49,11 +50,14 @@ def cached_teacher_outputs(
     Raises:
         ValueError: If a cache file is damaged.
     """
-    missing = [name for name, path in paths.items() if not path.is_file()]
-    if missing:
-        log.info("embedding %d training texts with the teacher, once", len(texts))
-        with new_arrays({name: paths[name] for name in missing}) as allocate:
-            encode_texts(texts, encode, pad_token_id, missing, allocate)
+    with ExitStack() as locks:
+        for path in sorted(path for path in paths.values() if not path.is_file()):
+            locks.enter_context(one_at_a_time(path))
+        missing = [name for name, path in paths.items() if not path.is_file()]
+        if missing:
+            log.info("embedding %d training texts with the teacher, once", len(texts))
+            with new_arrays({name: paths[name] for name in missing}) as allocate:
+                encode_texts(texts, encode, pad_token_id, missing, allocate)
     return {name: load_array(path) for name, path in paths.items()}
 
 

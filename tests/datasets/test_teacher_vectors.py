@@ -1,6 +1,7 @@
 """The teacher's vectors: in the right order, computed once, and kept as a whole or not at all."""
 
 import re
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -127,6 +128,21 @@ def test_computed_once_then_read(rows, spy, calls, path):
     assert [p.name for p in path.parent.iterdir()] == ["teacher-abc.npy"]
 
 
+def test_what_another_process_was_quicker_with_is_read(rows, spy, calls, path, monkeypatch):
+    texts = make_texts(rows)
+
+    @contextmanager
+    def waited(file):
+        file.parent.mkdir(parents=True)
+        with array_files.new_arrays({"dense_vecs": file}) as allocate:
+            encode_texts(texts, encode, PAD, NAMES, allocate)
+        yield
+
+    monkeypatch.setattr(teacher_vectors, "one_at_a_time", waited)
+    assert len(cached(texts, spy, PAD, path)) == len(rows)
+    assert not calls
+
+
 def test_the_file_is_mapped_and_cannot_be_written_to(rows, path):
     vectors = cached(make_texts(rows), encode, PAD, path)
     assert isinstance(vectors, np.memmap)
@@ -140,7 +156,7 @@ def test_a_teacher_that_fails_leaves_nothing(rows, path):
 
     with pytest.raises(RuntimeError, match="no memory"):
         cached(make_texts(rows), fail, PAD, path)
-    assert not path.parent.exists()
+    assert list(path.parent.iterdir()) == []
 
 
 def test_a_full_disk_leaves_nothing(rows, path, monkeypatch):
