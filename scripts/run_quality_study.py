@@ -4,9 +4,9 @@
     python scripts/run_quality_study.py configs/quality/study.yaml
     python scripts/run_quality_study.py configs/quality/study.yaml --only method=l0 size=50pct
 
-Run again, it goes on where it was stopped. Run several times at once, say on a GPU that one run does
-not fill, the processes share the cells. Every finished cell is a file under cells in the results
-folder of the study; the table, the picture and summary.json beside them are made from these files.
+Run again, it goes on where it was stopped. Run several times at once, say on a GPU that one process
+does not fill, the processes share the cells. Every finished cell is a file under cells in the
+results folder of the study; the table, the picture and summary.json beside them are made of these.
 """
 
 from __future__ import annotations
