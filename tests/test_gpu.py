@@ -49,6 +49,19 @@ def test_trained_on_the_gpu_extracted_on_the_cpu(precision, compiled, tmp_path, 
     assert extract(run, tmp_path / "small")["largest_difference"] <= 1e-5
 
 
+def test_all_outputs_are_trained_and_watched_on_the_gpu(tmp_path, train):
+    parts = ("loss.distillation_sparse=1", "loss.distillation_colbert=1", "log_interval=2ba")
+    watched = {}
+    for device in ("cpu", "gpu"):
+        run = train(tmp_path / device, *parts, "optimizer.eps=1e-4", f"device={device}")
+        rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+        watched[device] = {
+            k: v for row in rows for k, v in row["metrics"].items() if "/dense/" in k
+        }
+    assert len(watched["cpu"]) == 4
+    assert watched["gpu"] == pytest.approx(watched["cpu"], abs=1e-3)
+
+
 def test_masked_equals_extracted_on_the_gpu(tmp_path, model_folder):
     from bge_pruning.models.pretrained import load_base_model
 

@@ -64,8 +64,10 @@ class EmbeddingCallback(Callback):
         if not is_due(self.interval, state):
             return
         # Of microbatches the outputs of the last one are left, which has the last rows.
-        last = len(state.outputs["dense_vecs"])
-        batch = {k: v if isinstance(v, str) else v[-last:] for k, v in state.batch.items()}
+        dense = state.outputs["dense_vecs"]
+        batch = {k: v if isinstance(v, str) else v[-len(dense) :] for k, v in state.batch.items()}
+        # The trainer moves each microbatch to the device, and leaves the batch where it was made.
+        batch = {k: v.to(dense.device) if isinstance(v, Tensor) else v for k, v in batch.items()}
         health = compute_embedding_health(state.outputs, batch, self.special_ids)
         if self._hook is not None:
             self._hook.remove()

@@ -20,7 +20,7 @@ from zipfile import BadZipFile
 import numpy as np
 
 from bge_pruning.atomic_folder import atomic_folder
-from bge_pruning.datasets.array_files import compute_digest
+from bge_pruning.datasets.array_files import compute_digest, one_at_a_time
 from bge_pruning.datasets.embedding_dataset import TokenizedTexts, build_tokenizer, tokenize
 from bge_pruning.datasets.rows import BadRows, Row, RowTable
 from bge_pruning.utils.records import COUNT, FLAG, TEXT, Each, read_record
@@ -75,7 +75,7 @@ def cached_corpus(
 
     Args:
         folder: Cache folder of this source; its name must hold :func:`corpus_key`. It is written
-            as a whole or not at all.
+            as a whole or not at all, and by one process: others wait for it.
         name: Name of the source, for the log.
         read: Yields the rows; called twice.
         tokenizer_json: Content of ``tokenizer.json``.
@@ -90,8 +90,10 @@ def cached_corpus(
         ValueError: If a row is wrong, there is none, or the cache is damaged.
     """
     if not folder.is_dir():
-        with atomic_folder(folder, RECORD) as staging:
-            write_corpus(staging, name, read, tokenizer_json, max_length, skip)
+        with one_at_a_time(folder):
+            if not folder.is_dir():
+                with atomic_folder(folder, RECORD) as staging:
+                    write_corpus(staging, name, read, tokenizer_json, max_length, skip)
     return load_corpus(folder)
 
 

@@ -3,6 +3,7 @@
 import json
 import math
 import re
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -131,3 +132,21 @@ def test_of_microbatches_it_is_the_last_one(tmp_path, train_tiny, monkeypatch):
     # Padding has no weight: the rows are those of the outputs.
     assert not outputs["token_weights"][batch["attention_mask"] == 0].any()
     assert any("embedding/sparse/nonzeros" in row["metrics"] for row in rows(run))
+
+
+def test_the_batch_follows_its_outputs_to_their_device(monkeypatch):
+    """The trainer moves microbatches, not the batch that callbacks see."""
+    seen = {}
+
+    def health(outputs, batch, special_ids):
+        seen.update(batch)
+        return {}
+
+    monkeypatch.setattr(embedding_callback, "compute_embedding_health", health)
+    monkeypatch.setattr(embedding_callback, "is_due", lambda *_, **__: True)
+    lengths, outputs = [[1, 2], [3, 4], [5, 6]], {"dense_vecs": torch.ones(2, 2, 4, device="meta")}
+    batch = {"input_ids": torch.ones(3, 2, 6), "lengths": lengths, "source": "mine"}
+    logger = SimpleNamespace(log_metrics=lambda _: None)
+    EmbeddingCallback("1ba").batch_end(SimpleNamespace(outputs=outputs, batch=batch), logger)
+    assert seen["input_ids"].shape == (2, 2, 6) and seen["input_ids"].device.type == "meta"
+    assert seen["lengths"] == lengths[1:] and seen["source"] == "mine"

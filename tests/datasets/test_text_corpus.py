@@ -4,6 +4,8 @@ import json
 import re
 import subprocess
 import sys
+import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -82,6 +84,23 @@ def test_a_corpus_is_read_twice_and_then_never(chunk, tmp_path, tokenizer_json, 
             )
     assert isinstance(first.texts.ids, np.memmap)
     assert isinstance(first.rows.texts, np.memmap)
+
+
+def test_two_that_need_a_corpus_at_once_make_it_once(tmp_path, tokenizer_json):
+    class Slow(Reader):
+        def __call__(self, bad):
+            time.sleep(0.05)
+            return super().__call__(bad)
+
+    reader, folder = Slow(ROWS), tmp_path / "c"
+    arguments = (folder, "mine", reader, tokenizer_json, 128, False)
+    threads = [threading.Thread(target=cached_corpus, args=arguments) for _ in range(3)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert reader.calls == 2
+    assert [path.name for path in tmp_path.iterdir()] == ["c"]
 
 
 def test_truncated_texts_are_counted(tmp_path, tokenizer_json):
