@@ -778,6 +778,28 @@ def test_the_tolerance_is_1e_5(run, tmp_path, damage):
         extract(run, tmp_path / "far")
 
 
+def test_of_large_states_the_tolerance_is_relative(metadata, save_run, tmp_path, damage):
+    """Nothing scales them, and what float32 rounds grows with them."""
+
+    def shift(by: float) -> Callable[[Path], None]:
+        def shift_states(folder: Path) -> None:
+            state = load_file(folder / "model.safetensors")
+            last = max(int(name.split(".")[2]) for name in state if ".layer." in name)
+            state[f"encoder.layer.{last}.output.LayerNorm.bias"][3] += by
+            save_file(state, folder / "model.safetensors", metadata={"format": "pt"})
+
+        return shift_states
+
+    last = extract(save_run(metadata), tmp_path / "kept")["kept"]["layer"][-1]
+    large = {f"backbone.encoder.layer.{last}.output.LayerNorm.weight": torch.full((32,), 30.0)}
+    run = save_run(metadata, {**large, "heads.sparse_linear.weight": torch.zeros(1, 32)})
+    damage(shift(by=1e-4))
+    assert 1e-6 < extract(run, tmp_path / "near")["largest_difference"] <= 1e-5
+    damage(shift(by=1e-2))
+    with pytest.raises(ValidationError, match=r"more than 1e-05: last_hidden_state \d"):
+        extract(run, tmp_path / "far")
+
+
 @pytest.mark.parametrize("name", ["tokenizer.json", "config.json", "model.safetensors"])
 def test_a_folder_that_does_not_load_is_not_delivered(name, run, tmp_path, damage, unchanged):
     damage(delete(name))
