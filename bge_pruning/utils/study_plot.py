@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from statistics import fmean
 from typing import TYPE_CHECKING, Any
 
 from bge_pruning.utils.figures import LIGHT, ORANGE, SKY, Theme, dress, legend_label, make_figure
@@ -22,6 +23,10 @@ if TYPE_CHECKING:
 
 TITLES = {"all": "All tasks and modes", "similarity": "Similarity", "retrieval": "Retrieval"}
 MARKERS = ("o", "s", "^", "v", "P", "X", "D")
+MEAN = {"markersize": 6, "linewidth": 1.3}
+SEED = {"markersize": 3, "alpha": 0.4}
+# From one method to the next, of the width of a panel.
+STEP = 0.012
 
 
 def draw_study(
@@ -35,7 +40,8 @@ def draw_study(
         theme: Colours.
 
     Returns:
-        The figure. Bars are 95 % intervals over seeds.
+        The figure: means over seeds as lines, and every seed as a dot. Of two or three seeds, the
+        intervals are in the table: drawn, they would press all else together.
     """
     groups, floors = group_cells(cells), floor_shares(reference)
     parts = keys_by_kind(cells, find_keys(cells))
@@ -56,25 +62,32 @@ def draw_study(
 def _draw_methods(panel: Axes, groups: Sequence[Group], keys: Sequence[Key], theme: Theme) -> float:
     """Draw what each method keeps; the least of it in percent is returned."""
     methods = list(dict.fromkeys(group.method for group in groups))
+    sizes = [_millions(group) for group in groups]
+    step = STEP * (max(sizes) - min(sizes))
     colours = [*theme.series, SKY, ORANGE]
     lowest = 100.0
     for number, method in enumerate(methods):
-        points = []
+        look = {"color": colours[number % len(colours)], "marker": MARKERS[number % len(MARKERS)]}
+        # Beside each other, for most have the same sizes.
+        aside = step * (number - (len(methods) - 1) / 2)
+        means = []
         for group in groups:
-            found = group.estimate(kept_of(cell, keys) for cell in group.cells)
-            if group.method == method and found is not None:
-                size = group.cells[0]["parameters"]["encoder"] / 1e6
-                points.append((size, 100 * found.mean, 100 * (found.half or 0.0)))
-        if not points:
-            continue
-        sizes, kept, halves = zip(*sorted(points), strict=True)
-        lowest = min(lowest, *kept)
-        panel.errorbar(
-            sizes, kept, yerr=halves,
-            label=legend_label(method), color=colours[number % len(colours)],
-            marker=MARKERS[number % len(MARKERS)], markersize=5, linewidth=1.3, capsize=3,
-        )  # fmt: skip
+            kept = [kept_of(cell, keys) for cell in group.cells]
+            kept = [100 * value for value in kept if value is not None]
+            if group.method != method or not kept:
+                continue
+            means.append((_millions(group) + aside, fmean(kept)))
+            panel.plot([means[-1][0]] * len(kept), kept, **look, linestyle="", **SEED)
+            lowest = min(lowest, *kept)
+        if means:
+            panel.plot(
+                *zip(*sorted(means), strict=True), **look, **MEAN, label=legend_label(method)
+            )
     return lowest
+
+
+def _millions(group: Group) -> float:
+    return group.cells[0]["parameters"]["encoder"] / 1e6
 
 
 def _draw_floor(
@@ -89,6 +102,6 @@ def _draw_floor(
         panel.axhline(mean, color=theme.muted, linestyle="--", linewidth=1.2, label="floor")
         return
     panel.text(
-        0.02, 0.02, f"floor: {mean:.0f} %, far below",
-        color=theme.muted, transform=panel.transAxes, fontsize="small",
+        0.98, 0.02, f"floor: {mean:.0f} %, far below",
+        color=theme.muted, transform=panel.transAxes, fontsize="small", ha="right",
     )  # fmt: skip

@@ -46,7 +46,7 @@ CELL = {
     "gates": Optional(_GATES),
     "cut": Each({"before": NUMBER, "after": NUMBER, "lost": NUMBER}),
     "versions": Each(TEXT),
-    "machine": Each(ANYTHING),
+    "machine": {"cpu": TEXT, "cores": Optional(COUNT), "gpu": Optional(TEXT)},
 }
 REFERENCES = {
     "original": TEXT,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from statistics import fmean
 from typing import Any
 
 from bge_pruning.utils.markdown import table
@@ -41,7 +42,9 @@ def render_study(cells: Sequence[dict[str, Any]], reference: Mapping[str, Any]) 
         "Distance: mean over the gates of the distance of the open probability to 0 or 1, before "
         "the cut. Gap: expected minus target sparsity of the encoder before the cut, in points. "
         "Lost: Spearman (dense, in points) that the cut costs before recovery, against the model "
-        "with all gates at their median, and for a baseline against the original.",
+        "with all gates at their median, and for a baseline against the original. Minutes: of the "
+        "choice, the trainings and the evaluation, by the machine; several processes may have "
+        "shared it.",
         _cost_table(groups),
     ]
     return "\n\n".join(parts) + "\n"
@@ -97,18 +100,27 @@ def _cost_table(groups: Sequence[Group]) -> str:
     rows = []
     for group in groups:
         cells = group.cells
-        minutes = group.estimate(sum(s or 0.0 for s in c["seconds"].values()) / 60 for c in cells)
         tokens = group.estimate(float(sum(c["tokens"].values())) for c in cells)
         rows.append(
             [
                 *(group.size, group.method, f"{sum(cells[0]['steps'].values()):,}"),
-                *(f"{tokens.mean / 1e6:.2f}M", f"{minutes.mean:.1f}"),
+                *(f"{tokens.mean / 1e6:.2f}M", _minutes(cells)),
                 _plain(group.estimate(_gate(c, "distance", "all") for c in cells)),
                 percent(group.estimate(_gate(c, "gap", "encoder") for c in cells), 2),
                 percent(group.estimate(_lost(c) for c in cells), 2),
             ]
         )
     return table(header, rows, words=2)
+
+
+def _minutes(cells: Sequence[Mapping[str, Any]]) -> str:
+    """Mean of the cells of each machine, which is called by what computes."""
+    by_machine: dict[str, list[float]] = {}
+    for cell in cells:
+        minutes = sum(seconds or 0.0 for seconds in cell["seconds"].values()) / 60
+        name = cell["machine"]["gpu"] or cell["machine"]["cpu"]
+        by_machine.setdefault(name, []).append(minutes)
+    return ", ".join(f"{fmean(values):.1f} on {name}" for name, values in by_machine.items())
 
 
 def _plain(estimate: Estimate | None) -> str:

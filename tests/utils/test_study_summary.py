@@ -2,6 +2,7 @@
 
 import json
 
+import numpy as np
 import pytest
 from scipy.stats import t as student
 
@@ -48,7 +49,7 @@ def make_cell(method, size, seed, sts, docs, share=0.5):
         "gates": {"distance": {"all": 0.0123}, "gap": {"encoder": -0.004}} if learned else None,
         "cut": {"sts": {"before": 0.8, "after": 0.79, "lost": 0.01}},
         "versions": {"torch": "2"},
-        "machine": {"cpu": "x"},
+        "machine": {"cpu": "x", "cores": 2, "gpu": None if seed == 1 else "y"},
     }
 
 
@@ -176,8 +177,11 @@ def test_the_tables():
     assert "| half | l0 | 50.0 % | 2 | 96.0 ± 12.7 | 97.0 ± 12.7 | 95.0 ± 12.7 |" in lines
     assert "| floor |  |  |  | 56.2 | 75.0 | 37.5 |" in lines
     assert "| half | l0 | random | 2 | 10.00 ± 0.00 | above |" in lines
-    assert "| half | l0 | 7 | 1.50M | 2.0 | 0.0123 | -0.40 ± 0.00 | 1.00 ± 0.00 |" in lines
-    assert "| half | random | 7 | 1.50M | 2.0 | - | - | 1.00 ± 0.00 |" in lines
+    assert (
+        "| half | l0 | 7 | 1.50M | 2.0 on x, 2.0 on y | 0.0123 | -0.40 ± 0.00 | 1.00 ± 0.00 |"
+        in lines
+    )
+    assert "| half | random | 7 | 1.50M | 2.0 on x, 2.0 on y | - | - | 1.00 ± 0.00 |" in lines
 
 
 def test_without_a_baseline_nothing_is_compared():
@@ -194,12 +198,14 @@ def test_the_picture_shows_the_numbers():
     ]
     lines = {line.get_label(): line for line in panels[0].lines}
     assert list(lines["floor"].get_ydata()) == pytest.approx([56.25, 56.25])
-    drawn = {
-        container.get_label(): container.lines[0].get_xydata().tolist()
-        for container in panels[0].containers
-    }
-    assert drawn["l0"] == [pytest.approx([0.5, 96.0]), pytest.approx([0.75, 98.5])]
-    assert drawn["random"] == [pytest.approx([0.5, 86.0])]
+    # Beside each other: l0 a little to the left of its size, random to the right.
+    assert lines["l0"].get_xydata() == pytest.approx(
+        np.array([[0.5, 96.0], [0.75, 98.5]]), abs=2e-3
+    )
+    assert lines["random"].get_xydata() == pytest.approx(np.array([[0.5, 86.0]]), abs=2e-3)
+    assert lines["l0"].get_xdata()[0] < 0.5 < lines["random"].get_xdata()[0]
+    dots = {tuple(y) for line in panels[0].lines if len(y := line.get_ydata()) == 2}
+    assert any(sorted(y) == pytest.approx([95.0, 97.0]) for y in dots)  # the two seeds of l0
 
 
 def test_a_floor_far_below_is_said_and_does_not_press_the_methods_together():
