@@ -1,5 +1,6 @@
 """What the README says is there and is true."""
 
+import json
 import os
 import re
 import shlex
@@ -69,6 +70,30 @@ def test_numbers_of_the_table_are_the_computed_ones(name):
         f"{target.encoder / source.encoder:.1%}",
         f"{target.total / 1e6:.0f}M",
     ]
+
+
+def test_what_is_kept_is_what_the_study_found():
+    path = ROOT / "experiments" / "results" / "quality" / "summary.json"
+    summary = json.loads(path.read_text(encoding="utf-8"))
+    scores = ["mean", *(f"scifact, {mode}" for mode in ("dense", "sparse", "colbert"))]
+    scores[1:1] = ["stsb-en-test, dense"]
+    scores.append("qed-nq-en, dense")
+    expected = []
+    for group in summary["groups"]:
+        seeds, share = str(len(group["seeds"])), f"{100 * group['encoder_share']:.1f} %"
+        kept = [f"{100 * group['kept'][name]['mean']:.1f}" for name in scores]
+        if (half := group["kept"]["mean"]["half_interval"]) is not None:
+            kept[0] += f" ± {100 * half:.1f}"
+        expected.append([group["size"].replace("pct", " %"), group["method"], share, seeds, *kept])
+    kept = [f"{100 * summary['floor'][name]:.1f}" for name in scores]
+    expected.append(["", "floor", "", "", *kept])
+    start = TEXT.index("| target | method |")
+    lines = TEXT[start : TEXT.index("\n\n", start)].splitlines()[2:]
+    rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in lines]
+    for cells in rows:
+        every = "-every-nth" if "every n-th" in cells[1] else ""
+        cells[1] = re.sub(r".*`(\w+)`.*", r"\1", cells[1]) + every
+    assert sorted(rows) == sorted(expected)
 
 
 def test_target_of_the_quickstart_is_the_computed_one():
