@@ -76,22 +76,25 @@ def _kept_table(groups: Sequence[Group], keys: Sequence[Key], reference: Mapping
 
 
 def _against_baselines(groups: Sequence[Group], keys: Sequence[Key]) -> list[str]:
+    modes = list(dict.fromkeys(mode for _, mode in keys))
+    parts = [[key for key in keys if key[1] == mode] for mode in modes] if len(modes) > 1 else []
     rows = []
     for ours in groups:
         for theirs in groups:
             if theirs.size != ours.size or theirs.learned or not ours.learned:
                 continue
-            difference = compare_groups(ours, theirs, keys)
-            if difference is not None:
-                found = [percent(difference, 2), judge(difference)]
-                rows.append([ours.size, ours.method, theirs.method, difference.count, *found])
+            found = [compare_groups(ours, theirs, part) for part in (keys, *parts)]
+            if found[0] is not None:
+                names = [ours.size, ours.method, theirs.method, judge(found[0])]
+                rows.append([*names, found[0].count, *(percent(part, 2) for part in found)])
     if not rows:
         return []
-    header = ["size", "method", "baseline", "common seeds", "points more", "the method is"]
+    header = ["size", "method", "baseline", "the method is", "common seeds", "points more"]
     return [
         "## Against the baselines",
-        f"Difference of the mean share kept, in points, paired by seed. {INTERVAL}",
-        table(header, rows, words=3),
+        "Difference of the mean share kept, in points, paired by seed: over all tasks and modes, "
+        f"of which the verdict is, and over the tasks in each mode. {INTERVAL}",
+        table([*header, *(f"{mode} alone" for mode in modes if parts)], rows, words=4),
     ]
 
 

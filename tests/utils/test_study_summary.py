@@ -176,7 +176,7 @@ def test_the_tables():
     assert "| large | l0 | 75.0 % | 1 | 98.5 | 99.0 | 98.0 |" in lines
     assert "| half | l0 | 50.0 % | 2 | 96.0 ± 12.7 | 97.0 ± 12.7 | 95.0 ± 12.7 |" in lines
     assert "| floor |  |  |  | 56.2 | 75.0 | 37.5 |" in lines
-    assert "| half | l0 | random | 2 | 10.00 ± 0.00 | above |" in lines
+    assert "| half | l0 | random | above | 2 | 10.00 ± 0.00 |" in lines
     assert (
         "| half | l0 | 7 | 1.50M | 2.0 on x, 2.0 on y | 0.0123 | -0.40 ± 0.00 | 1.00 ± 0.00 |"
         in lines
