@@ -19,6 +19,7 @@ from filelock import FileLock, Timeout
 
 from bge_pruning.config import Config, ConfigError, pruned_model_folder
 from bge_pruning.config_schema import L0
+from bge_pruning.datasets.array_files import one_at_a_time
 from bge_pruning.pipeline import check_modes, keeps_best, prune
 from bge_pruning.study_cells import (
     cell_file,
@@ -169,20 +170,18 @@ def _find_reference(study: Study, config: Config, tasks: Sequence[Task]) -> dict
         "modes": list(study.modes),
         "max_length": study.max_length,
     }
-    if path.is_file():
-        found = read_reference(study.results)
-        if (found["original"], found["judged_by"]) != (original, judged_by):
-            raise ConfigError(
-                f"{path} is of another original or other tasks and is kept, and so are the cells "
-                f"beside it. To fix, set another results_folder in the study."
-            )
-        return found
-    measured = measure_reference(study, config, original, tasks)
-    reference = {"original": original, "judged_by": judged_by, **measured}
-    if path.is_file():  # another process runs other cells of this study, and was quicker
-        return _find_reference(study, config, tasks)
-    write_json(reference, path)
-    return reference
+    if not path.is_file():
+        with one_at_a_time(path):
+            if not path.is_file():
+                measured = measure_reference(study, config, original, tasks)
+                write_json({"original": original, "judged_by": judged_by, **measured}, path)
+    found = read_reference(study.results)
+    if (found["original"], found["judged_by"]) != (original, judged_by):
+        raise ConfigError(
+            f"{path} is of another original or other tasks and is kept, and so are the cells "
+            f"beside it. To fix, set another results_folder in the study."
+        )
+    return found
 
 
 def measure_reference(

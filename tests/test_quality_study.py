@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 
@@ -364,18 +365,21 @@ def test_another_original_needs_another_folder(changed, projected_folder):
         run_study(study)
 
 
-def test_reference_that_another_process_was_quicker_with(finished, tmp_path, monkeypatch):
+def test_a_reference_that_another_process_is_measuring_is_waited_for(
+    finished, tmp_path, monkeypatch
+):
     study = replace(finished, results=tmp_path / "quality")
-    theirs = read_reference(finished.results)
 
-    def measure(*_):
+    @contextmanager
+    def waited(path):
         shutil.copytree(finished.results, study.results)
-        return {**theirs, "parameters": {}}
+        yield
 
-    monkeypatch.setattr(quality_study, "measure_reference", measure)
+    monkeypatch.setattr(quality_study, "one_at_a_time", waited)
+    monkeypatch.setattr(quality_study, "measure_reference", lambda *_: pytest.fail("measured"))
     config = cell_config(study, list_cells(study)[0], "prune")
     tasks = quality_study.find_study_tasks(study)
-    assert quality_study._find_reference(study, config, tasks) == theirs
+    assert quality_study._find_reference(study, config, tasks) == read_reference(finished.results)
 
 
 # What is refused before any work
