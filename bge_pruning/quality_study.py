@@ -10,16 +10,13 @@ import gc
 import logging
 import shutil
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from filelock import FileLock, Timeout
-
 from bge_pruning.config import Config, ConfigError, pruned_model_folder
 from bge_pruning.config_schema import L0
-from bge_pruning.datasets.array_files import one_at_a_time
+from bge_pruning.file_lock import lock_of
 from bge_pruning.pipeline import check_modes, keeps_best, prune
 from bge_pruning.study_cells import (
     cell_file,
@@ -79,7 +76,7 @@ def run_study(study: Study, only: Sequence[str] = (), overwrite: bool = False) -
     todo = unfinished(study, cells, overwrite)
     log.info("%d of %d cells are to be run", len(todo), len(cells))
     for cell in set(cells) - set(todo):
-        with _claimed(study, cell) as is_ours:
+        with lock_of(study.runs / cell.name, wait=False) as is_ours:
             if is_ours:
                 _remove_runs(study, cell)  # it may have been stopped just before
     if todo:
@@ -87,7 +84,7 @@ def run_study(study: Study, only: Sequence[str] = (), overwrite: bool = False) -
         tasks = find_study_tasks(study)
         reference = _find_reference(study, cell_config(study, todo[0], "prune"), tasks)
     for number, cell in enumerate(todo, 1):
-        with _claimed(study, cell) as is_ours:
+        with lock_of(study.runs / cell.name, wait=False) as is_ours:
             if not is_ours or not unfinished(study, [cell], overwrite):
                 log.info("cell %d of %d: %s: another process has it", number, len(todo), cell.name)
                 continue
@@ -98,24 +95,6 @@ def run_study(study: Study, only: Sequence[str] = (), overwrite: bool = False) -
             _remove_runs(study, cell)
             gc.collect()  # a trainer sits in reference cycles
     return [cell_file(study, cell) for cell in cells]
-
-
-@contextmanager
-def _claimed(study: Study, cell: Cell) -> Iterator[bool]:
-    """Whether no other process is at a cell; while it is ours, none can be."""
-    study.runs.mkdir(parents=True, exist_ok=True)
-    path = study.runs / f"{cell.name}.lock"
-    lock = FileLock(path, timeout=0)
-    try:
-        lock.acquire()
-    except Timeout:
-        yield False
-        return
-    try:
-        yield True
-    finally:
-        path.unlink(missing_ok=True)
-        lock.release()
 
 
 def _check(study: Study, cells: Sequence[Cell]) -> None:
@@ -171,7 +150,7 @@ def _find_reference(study: Study, config: Config, tasks: Sequence[Task]) -> dict
         "max_length": study.max_length,
     }
     if not path.is_file():
-        with one_at_a_time(path):
+        with lock_of(path):
             if not path.is_file():
                 measured = measure_reference(study, config, original, tasks)
                 write_json({"original": original, "judged_by": judged_by, **measured}, path)

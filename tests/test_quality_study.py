@@ -375,7 +375,7 @@ def test_a_reference_that_another_process_is_measuring_is_waited_for(
         shutil.copytree(finished.results, study.results)
         yield
 
-    monkeypatch.setattr(quality_study, "one_at_a_time", waited)
+    monkeypatch.setattr(quality_study, "lock_of", waited)
     monkeypatch.setattr(quality_study, "measure_reference", lambda *_: pytest.fail("measured"))
     config = cell_config(study, list_cells(study)[0], "prune")
     tasks = quality_study.find_study_tasks(study)

@@ -15,7 +15,6 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
-from filelock import FileLock
 
 Allocate = Callable[[str, tuple[int, ...], type], np.ndarray]
 # Raised when what the numbers mean changes.
@@ -64,24 +63,6 @@ def new_arrays(paths: Mapping[str, Path]) -> Iterator[Allocate]:
 def _partial(path: Path) -> Path:
     # Not the number of the process: two machines may share both the disk and the number.
     return path.with_suffix(f".partial-{uuid.uuid4().hex[:8]}.npy")
-
-
-@contextmanager
-def one_at_a_time(path: Path) -> Iterator[None]:
-    """Wait until no other process makes a file, and keep others from making it.
-
-    The file may be there afterwards: look again. The lock ends with the process that holds it.
-
-    Args:
-        path: The file that is to be made.
-    """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    lock = path.with_name(f"{path.name}.lock")
-    with FileLock(lock):
-        try:
-            yield
-        finally:
-            lock.unlink(missing_ok=True)  # those that wait for it look for the file
 
 
 def save_array(array: np.ndarray, path: Path) -> None:

@@ -15,9 +15,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from bge_pruning.datasets.array_files import load_array, one_at_a_time, save_array
+from bge_pruning.datasets.array_files import load_array, save_array
 from bge_pruning.datasets.embedding_dataset import TokenizedTexts
 from bge_pruning.datasets.rows import RowTable
+from bge_pruning.file_lock import lock_of
 
 # Raised when other negatives are found for the same input.
 FORMAT = 2
@@ -191,7 +192,7 @@ def cached_negatives(path: Path, compute: Callable[[], np.ndarray]) -> np.ndarra
         ValueError: If the cache file is damaged.
     """
     if not path.is_file():
-        with one_at_a_time(path):
+        with lock_of(path):
             if not path.is_file():
                 save_array(compute(), path)
     return load_array(path)

@@ -12,8 +12,9 @@ import numpy as np
 from torch import Tensor
 from tqdm import tqdm
 
-from bge_pruning.datasets.array_files import Allocate, load_array, new_arrays, one_at_a_time
+from bge_pruning.datasets.array_files import Allocate, load_array, new_arrays
 from bge_pruning.datasets.embedding_dataset import TokenizedTexts, pad_texts
+from bge_pruning.file_lock import lock_of
 
 log = logging.getLogger(__name__)
 
@@ -52,7 +53,7 @@ def cached_teacher_outputs(
     """
     with ExitStack() as locks:
         for path in sorted(path for path in paths.values() if not path.is_file()):
-            locks.enter_context(one_at_a_time(path))
+            locks.enter_context(lock_of(path))
         missing = [name for name, path in paths.items() if not path.is_file()]
         if missing:
             log.info("embedding %d training texts with the teacher, once", len(texts))

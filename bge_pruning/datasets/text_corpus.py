@@ -20,9 +20,10 @@ from zipfile import BadZipFile
 import numpy as np
 
 from bge_pruning.atomic_folder import atomic_folder
-from bge_pruning.datasets.array_files import compute_digest, one_at_a_time
+from bge_pruning.datasets.array_files import compute_digest
 from bge_pruning.datasets.embedding_dataset import TokenizedTexts, build_tokenizer, tokenize
 from bge_pruning.datasets.rows import BadRows, Row, RowTable
+from bge_pruning.file_lock import lock_of
 from bge_pruning.utils.records import COUNT, FLAG, TEXT, Each, read_record
 
 log = logging.getLogger(__name__)
@@ -90,7 +91,7 @@ def cached_corpus(
         ValueError: If a row is wrong, there is none, or the cache is damaged.
     """
     if not folder.is_dir():
-        with one_at_a_time(folder):
+        with lock_of(folder):
             if not folder.is_dir():
                 with atomic_folder(folder, RECORD) as staging:
                     write_corpus(staging, name, read, tokenizer_json, max_length, skip)

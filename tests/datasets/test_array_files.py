@@ -1,8 +1,6 @@
 """Arrays on disk are whole or not there."""
 
 import re
-import threading
-import time
 
 import numpy as np
 import pytest
@@ -12,7 +10,6 @@ from bge_pruning.datasets.array_files import (
     compute_digest,
     load_array,
     new_arrays,
-    one_at_a_time,
     save_array,
 )
 
@@ -24,33 +21,6 @@ def test_round_trip(tmp_path):
         loaded = load_array(path)
         assert isinstance(loaded, np.memmap) and loaded.dtype == array.dtype
         assert (loaded == array).all()
-
-
-def test_a_file_is_made_by_one_at_a_time(tmp_path):
-    path, made = tmp_path / "new" / "x.npy", []
-
-    def make(number):
-        with one_at_a_time(path):
-            if not path.is_file():
-                made.append(number)
-                time.sleep(0.05)
-                save_array(np.arange(3), path)
-
-    threads = [threading.Thread(target=make, args=(number,)) for number in range(4)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    assert len(made) == 1
-    assert [file.name for file in path.parent.iterdir()] == ["x.npy"]
-
-
-def test_one_that_failed_to_make_a_file_lets_others_try(tmp_path):
-    with pytest.raises(OSError, match="disk"), one_at_a_time(tmp_path / "x.npy"):
-        raise OSError("disk")
-    with one_at_a_time(tmp_path / "x.npy"):
-        assert [file.name for file in tmp_path.iterdir()] == ["x.npy.lock"]
-    assert not list(tmp_path.iterdir())
 
 
 def test_nothing_is_left_of_a_write_that_fails(tmp_path, monkeypatch):

@@ -138,7 +138,7 @@ def test_what_another_process_was_quicker_with_is_read(rows, spy, calls, path, m
             encode_texts(texts, encode, PAD, NAMES, allocate)
         yield
 
-    monkeypatch.setattr(teacher_vectors, "one_at_a_time", waited)
+    monkeypatch.setattr(teacher_vectors, "lock_of", waited)
     assert len(cached(texts, spy, PAD, path)) == len(rows)
     assert not calls
 
