@@ -26,7 +26,7 @@ setup(
     python_requires=">=3.10,<3.13",
     install_requires=[
         "datasets>=4.0",
-        "filelock>=3.13",
+        "filelock>=3.24",
         "huggingface_hub>=1.3",
         "markdown-it-py>=3.0",
         "matplotlib>=3.8",

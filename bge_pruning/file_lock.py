@@ -4,16 +4,21 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from errno import ENOLCK, EOPNOTSUPP
 from pathlib import Path
 
 from filelock import FileLock, Timeout
+
+# What a file system says that has no locks.
+WITHOUT_LOCKS = (ENOLCK, EOPNOTSUPP)
 
 
 @contextmanager
 def lock_of(path: Path, wait: bool = True) -> Iterator[bool]:
     """Keep other processes from making a file; the lock ends with the process that holds it.
 
-    Those that waited find the file there: look again. On a file system without locks nobody waits.
+    Those that waited find the file there: look again. Where the file system has no locks, nobody
+    waits, and several processes may make the file.
 
     Args:
         path: The file or folder that is to be made; its parent is made.
@@ -21,21 +26,24 @@ def lock_of(path: Path, wait: bool = True) -> Iterator[bool]:
 
     Yields:
         Whether it is ours; always if ``wait``.
+
+    Raises:
+        OSError: If the folder cannot be written to.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     file = path.with_name(f"{path.name}.lock")
-    lock = FileLock(file, timeout=-1 if wait else 0)
+    lock, ours = FileLock(file, timeout=-1 if wait else 0), True
     try:
         lock.acquire()
     except Timeout:
-        yield False
-        return
-    except OSError:
+        ours = False
+    except OSError as error:
+        if error.errno not in WITHOUT_LOCKS:
+            raise
         file.unlink(missing_ok=True)
-        yield True
-        return
     try:
-        yield True
+        yield ours
     finally:
-        file.unlink(missing_ok=True)
-        lock.release()
+        if lock.is_locked:
+            file.unlink(missing_ok=True)
+            lock.release()

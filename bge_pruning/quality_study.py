@@ -56,8 +56,9 @@ def run_study(study: Study, only: Sequence[str] = (), overwrite: bool = False) -
     """Run the cells that are not finished yet, in order.
 
     A study that was stopped goes on when it is run again: finished cells are kept, and the one it
-    was stopped in goes on from its last checkpoint. Several processes may run one study at once:
-    each takes cells that no other is at.
+    was stopped in goes on from its last checkpoint. Several processes may run one study at once,
+    on a file system with locks: each takes cells that no other is at. What a process leaves that
+    dies is for the next call.
 
     Args:
         study: The study.
@@ -65,7 +66,7 @@ def run_study(study: Study, only: Sequence[str] = (), overwrite: bool = False) -
         overwrite: Run cells again that were finished with another configuration.
 
     Returns:
-        Files of the cells that were asked for.
+        Files of the cells that were asked for, without those that another process is still at.
 
     Raises:
         ConfigError: If a configuration is wrong, or finished cells are of another one.
@@ -86,7 +87,8 @@ def run_study(study: Study, only: Sequence[str] = (), overwrite: bool = False) -
     for number, cell in enumerate(todo, 1):
         with lock_of(study.runs / cell.name, wait=False) as is_ours:
             if not is_ours or not unfinished(study, [cell], overwrite):
-                log.info("cell %d of %d: %s: another process has it", number, len(todo), cell.name)
+                state = "was done" if is_ours else "is being done"
+                log.info("%s %s by another process", cell.name, state)
                 continue
             log.info("cell %d of %d: %s", number, len(todo), cell.name)
             _start_runs(study, cell)
@@ -94,7 +96,7 @@ def run_study(study: Study, only: Sequence[str] = (), overwrite: bool = False) -
             write_json(result, cell_file(study, cell), overwrite=True)
             _remove_runs(study, cell)
             gc.collect()  # a trainer sits in reference cycles
-    return [cell_file(study, cell) for cell in cells]
+    return [path for cell in cells if (path := cell_file(study, cell)).is_file()]
 
 
 def _check(study: Study, cells: Sequence[Cell]) -> None:
@@ -153,7 +155,9 @@ def _find_reference(study: Study, config: Config, tasks: Sequence[Task]) -> dict
         with lock_of(path):
             if not path.is_file():
                 measured = measure_reference(study, config, original, tasks)
-                write_json({"original": original, "judged_by": judged_by, **measured}, path)
+                content = {"original": original, "judged_by": judged_by, **measured}
+                # Without locks, another process may have been quicker.
+                write_json(content, path, overwrite=True)
     found = read_reference(study.results)
     if (found["original"], found["judged_by"]) != (original, judged_by):
         raise ConfigError(

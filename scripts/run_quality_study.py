@@ -5,8 +5,9 @@
     python scripts/run_quality_study.py configs/quality/study.yaml --only method=l0 size=50pct
 
 Run again, it goes on where it was stopped. Run several times at once, say on a GPU that one process
-does not fill, the processes share the cells. Every finished cell is a file under cells in the
-results folder of the study; the table, the picture and summary.json beside them are made of these.
+does not fill, the processes share the cells (on a file system with locks). Every finished cell is a
+file under cells in the results folder of the study; the table, the picture and summary.json beside
+them are made of these.
 """
 
 from __future__ import annotations
@@ -52,7 +53,9 @@ def run(args: argparse.Namespace) -> None:
     if not args.report_only:
         from bge_pruning.quality_study import run_study
 
-        run_study(study, args.only, args.overwrite)
+        if not run_study(study, args.only, args.overwrite):
+            print("all cells are being run by other processes, which will write the report")
+            return
     print(f"wrote {write_study_report(study.results)}")
 
 

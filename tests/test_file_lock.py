@@ -1,12 +1,12 @@
 """Files that several processes would make at once are made once."""
 
+import fcntl
 import subprocess
 import sys
 import threading
 import time
-from errno import ENOLCK
+from errno import EIO, ENOLCK, EOPNOTSUPP
 
-import filelock
 import pytest
 
 from bge_pruning.file_lock import lock_of
@@ -66,11 +66,25 @@ def test_the_lock_of_a_process_that_was_killed_is_free(tmp_path):
     assert not list(tmp_path.iterdir())
 
 
-def test_without_locks_on_the_file_system_nobody_waits(tmp_path, monkeypatch):
-    def refuse(self):
-        raise OSError(ENOLCK, "No locks available")
+def flock_fails(monkeypatch, number):
+    def refuse(descriptor, operation):
+        raise OSError(number, "flock")
 
-    monkeypatch.setattr(filelock.FileLock, "_acquire", refuse)
-    with lock_of(tmp_path / "x", wait=False) as is_ours:
+    monkeypatch.setattr(fcntl, "flock", refuse)
+
+
+@pytest.mark.parametrize("wait", [True, False])
+@pytest.mark.parametrize("number", [ENOLCK, EOPNOTSUPP])
+def test_where_the_file_system_has_no_locks_nobody_waits(number, wait, tmp_path, monkeypatch):
+    flock_fails(monkeypatch, number)
+    with lock_of(tmp_path / "x", wait=wait) as is_ours:
         assert is_ours
     assert not list(tmp_path.iterdir())
+
+
+def test_what_else_goes_wrong_is_said_and_the_lock_of_another_is_left(tmp_path, monkeypatch):
+    (tmp_path / "x.lock").touch()
+    flock_fails(monkeypatch, EIO)
+    with pytest.raises(OSError, match="flock"), lock_of(tmp_path / "x"):
+        pytest.fail("is not ours")
+    assert [file.name for file in tmp_path.iterdir()] == ["x.lock"]

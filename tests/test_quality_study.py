@@ -12,6 +12,7 @@ import yaml
 
 from bge_pruning import quality_study, train
 from bge_pruning.config import ConfigError
+from bge_pruning.file_lock import lock_of
 from bge_pruning.models.checkpoint import find_checkpoint, load_trained_model
 from bge_pruning.models.l0_module_embedding import distances_to_binary
 from bge_pruning.quality_study import run_study
@@ -27,6 +28,7 @@ from bge_pruning.study_file import cell_config, list_cells, read_study, select_c
 from bge_pruning.utils.records import check_record
 from bge_pruning.utils.study_records import CELL, REFERENCES, read_cells, read_reference
 from bge_pruning.utils.study_report import write_study_report
+from tests.script_process import load_script
 
 OVERRIDES = ["recovery.max_duration=3ba", "save_interval=1ba"]
 TARGET = (
@@ -246,6 +248,15 @@ def test_processes_share_the_cells(make_study, tmp_path, monkeypatch):
     assert ran == [cell.name for cell in list_cells(study)]
     assert all(cell_file(study, cell).is_file() for cell in list_cells(study))
     assert not list(study.runs.iterdir())
+
+
+def test_a_process_that_gets_no_cell_leaves_the_report_to_the_others(make_study, tmp_path, capsys):
+    study = make_study(tmp_path, sts=[], modes=["dense"], methods={"random": ["method=random"]})
+    (cell,) = list_cells(study)
+    with lock_of(study.runs / cell.name):
+        assert load_script("run_quality_study").main([str(tmp_path / "study.yaml")]) == 0
+    assert "all cells are being run by other processes" in capsys.readouterr().out
+    assert not (study.results / "table.md").exists()
 
 
 def test_a_cell_stopped_in_its_recovery_goes_on_there(make_study, tmp_path, monkeypatch, cells):

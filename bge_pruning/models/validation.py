@@ -106,8 +106,7 @@ def validate(folder: Path, references: References) -> float:
         references: Of the masked model, with weights of the folder's precision.
 
     Returns:
-        The largest difference, of the last hidden states relative to the largest of them if that
-        is above 1.
+        The largest difference; of an output with values above 1, relative to the largest of them.
 
     Raises:
         ValidationError: If it is above ``TOLERANCE``.
@@ -119,28 +118,32 @@ def validate(folder: Path, references: References) -> float:
         # A folder that cuts or splits texts in another way gives other states.
         tokens = min(int(row["attention_mask"].sum()), len(states))
         states[:tokens] = row["token_embeddings"][:tokens]
-    # The outputs are at most about 1; the states may be larger, and then so is their rounding.
-    scale = references.hidden[mask.bool()].abs().max().clamp(min=1.0)
-    differences = {"last_hidden_state": (hidden - references.hidden)[mask.bool()].abs().max()}
-    differences["last_hidden_state"] /= scale
+    real = mask.bool()
+    differences = {"last_hidden_state": _difference(hidden[real], references.hidden[real])}
     outputs = _load_heads(folder, hidden.shape[-1]).outputs(hidden, mask)
     for name, reference in expected.items():
         if name not in outputs:
             differences[name] = torch.tensor(math.inf)
             continue
-        differences[name] = (outputs[name] - reference).abs().max()
+        differences[name] = _difference(outputs[name], reference)
     vectors = torch.stack([row["sentence_embedding"] for row in rows])
-    differences["sentence-transformers"] = (vectors - expected["dense_vecs"]).abs().max()
+    differences["sentence-transformers"] = _difference(vectors, expected["dense_vecs"])
     wrong = {name: float(d) for name, d in differences.items() if not d <= TOLERANCE}
     if wrong:
         listed = [f"{n} {'missing' if d == math.inf else f'{d:.2e}'}" for n, d in wrong.items()]
         raise ValidationError(
             f"the extracted model differs from the masked model by more than {TOLERANCE:.0e}: "
             + ", ".join(listed)
-            + ". To fix, look for NaN in the weights of the run; if there are none, report it with "
-            "the checkpoint: it is a defect of extraction."
+            + " (of values above 1 relative to the largest). To fix, look for NaN in the weights "
+            "of the run; if there are none, report it with the checkpoint: it is a defect of "
+            "extraction."
         )
     return max(float(d) for d in differences.values())
+
+
+def _difference(found: Tensor, expected: Tensor) -> Tensor:
+    """Largest difference, of values above 1 relative to the largest, as their rounding is."""
+    return (found - expected).abs().max() / expected.abs().max().clamp(min=1.0)
 
 
 def _load_heads(folder: Path, hidden_size: int) -> EmbeddingHeads:

@@ -7,6 +7,7 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
+from bge_pruning.file_lock import lock_of
 from bge_pruning.utils.evaluation import write_json, write_text
 from bge_pruning.utils.figures import save_figure
 from bge_pruning.utils.study_plot import draw_study
@@ -30,16 +31,19 @@ def write_study_report(folder: Path) -> Path:
         FileNotFoundError: If no cell is finished.
         ValueError: If a file is no finished cell, or the cells have no task in common.
     """
-    cells, reference = read_cells(folder), read_reference(folder)
-    if not find_keys(cells):
-        raise ValueError(
-            f"{folder / 'cells'}: the cells have no task in common. To fix, keep the results of "
-            f"each study in a folder of its own."
-        )
-    save_figure(draw_study(cells, reference), folder / PICTURE)
-    write_json(summarise(cells, reference), folder / SUMMARY, overwrite=True)
-    text = render_study(cells, reference)
-    write_text(folder / TABLE, f"{text}\n![Quality kept against size]({PICTURE})\n")
+    if not folder.is_dir():
+        raise FileNotFoundError(f"{folder}: no such folder. To fix, run the study first.")
+    with lock_of(folder / TABLE):  # several processes may end at once, and the last has all cells
+        cells, reference = read_cells(folder), read_reference(folder)
+        if not find_keys(cells):
+            raise ValueError(
+                f"{folder / 'cells'}: the cells have no task in common. To fix, keep the results "
+                f"of each study in a folder of its own."
+            )
+        save_figure(draw_study(cells, reference), folder / PICTURE)
+        write_json(summarise(cells, reference), folder / SUMMARY, overwrite=True)
+        text = render_study(cells, reference)
+        write_text(folder / TABLE, f"{text}\n![Quality kept against size]({PICTURE})\n")
     return folder / TABLE
 
 
