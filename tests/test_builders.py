@@ -1113,7 +1113,8 @@ def no_account(tmp_path, monkeypatch):
 @pytest.mark.parametrize("wandb_keys", ["null", "{}"])
 def test_gates_are_drawn_while_training_only_where_wandb_shows_them(wandb_keys, gates, configure):
     config = configure(f"loggers.wandb={wandb_keys}")
-    model = SimpleNamespace(l0_module=object() if gates else None, special_ids=())
+    module = SimpleNamespace(expected_sparsity=lambda: {"hidden": torch.zeros(1)})
+    model = SimpleNamespace(l0_module=module if gates else None, special_ids=())
     drawn = [type(c) for c in build_callbacks(config, model, None, None, {})].count(GateMapCallback)
     assert drawn == (gates and wandb_keys == "{}")
 

@@ -39,7 +39,8 @@ class PruningWarnings(Callback):
     """Looks at the gates a hundred times a run and says once what is going wrong, and the knob.
 
     * An axis collapses: its expected size is below half of what is to stay, in all or in a layer.
-    * An axis runs ahead: its expected sparsity is far beyond what the warm-up asks for.
+    * An axis runs ahead: its expected sparsity is far beyond what the warm-up asks for, and beyond
+      where it started.
     * The constraint diverges: after the warm-up, multipliers grow over a tenth of the run and the
       gap does not close; or, at any time, a multiplier is so large that the task is not heard.
     * The target is out of reach: after the warm-up, at the speed of the last tenth of the run.
@@ -52,6 +53,8 @@ class PruningWarnings(Callback):
     def __init__(self, l0_module: L0Module, knobs: Mapping[str, float]) -> None:
         self.l0_module = l0_module
         self.knobs = dict(knobs)
+        # Now, since a checkpoint to go on from is loaded later.
+        self.start = {name: sum(row) / len(row) for name, row in self._fetch_rows().items()}
         self.readings: dict[str, list[Reading]] = defaultdict(list)
         self.told: set[tuple[str, str]] = set()
 
@@ -68,9 +71,14 @@ class PruningWarnings(Callback):
         self._warn_of_reach(step, end)
 
     @torch.no_grad()
+    def _fetch_rows(self) -> dict[str, list[float]]:
+        """The expected sparsity of every row by axis."""
+        return _fetch(self.l0_module.expected_sparsity())
+
+    @torch.no_grad()
     def _look(self, step: int) -> dict[str, list[float]]:
         """Add a reading of each constraint; returns the expected sparsity of every row by axis."""
-        rows = _fetch(self.l0_module.expected_sparsity())
+        rows = self._fetch_rows()
         multipliers = _fetch(self.l0_module.lambda_1)
         for name, constraint in self.l0_module.constraints().items():
             readings, target = self.readings[name], constraint.target
@@ -122,7 +130,7 @@ class PruningWarnings(Callback):
         found = {}
         for name, final in self.l0_module.final_targets().items():
             last = self.readings[name][-1]
-            if runs_ahead(last):
+            if runs_ahead(last, self.start[name]):
                 found[name] = (
                     f"{name} is at sparsity {last.expected:.3f}, asked for are {last.target:.3f} "
                     f"now and {final:.3f} in the end"

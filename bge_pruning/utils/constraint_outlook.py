@@ -56,9 +56,15 @@ def has_collapsed(density: float, final_target: float | None) -> bool:
     return density < limit
 
 
-def runs_ahead(reading: Reading) -> bool:
-    """Whether far more is closed than the warm-up asks for at this point."""
-    return reading.expected - reading.target > AHEAD
+def runs_ahead(reading: Reading, start: float) -> bool:
+    """Whether far more was closed by training than the warm-up asks for at this point.
+
+    Args:
+        reading: The last one.
+        start: Expected sparsity before the first step: a wide spread (``l0_module.init_std``)
+            closes some gates of a small axis that open again.
+    """
+    return reading.expected - max(reading.target, start) > AHEAD
 
 
 def is_huge(reading: Reading) -> bool:

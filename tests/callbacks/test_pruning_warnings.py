@@ -68,8 +68,8 @@ def test_a_constraint_that_is_met_is_no_reason_to_speak(gates, said):
 def test_collapse_of_an_axis_before_it_is_asked_for(gates, said):
     meet(gates)
     gates.warmup_progress = 0.1
-    set_sparsity(gates, "hidden", 0.8)
     watch = PruningWarnings(gates, KNOBS)
+    set_sparsity(gates, "hidden", 0.8)
     for step in (2, 4, 6):
         watch.batch_end(at(step), None)
     assert said[1:] == [
@@ -152,8 +152,8 @@ def test_gates_that_do_not_wait_for_the_warm_up(gates, said):
     for axis in gates.axes:
         set_sparsity(gates, axis, 0.01)
     gates.warmup_progress = 0.1
-    set_sparsity(gates, "hidden", 0.2)
     watch = PruningWarnings(gates, {**KNOBS, "l0_lr": 10.0})
+    set_sparsity(gates, "hidden", 0.2)
     for step in (2, 4):
         watch.batch_end(at(step), None)
     assert said == [
@@ -161,6 +161,17 @@ def test_gates_that_do_not_wait_for_the_warm_up(gates, said):
         "0.050 now and 0.500 in the end. To fix, lower optimizer.l0_lr (now 10) or "
         "optimizer.lagrangian_lr (now 0.02)."
     ]
+
+
+def test_gates_that_a_wide_start_closed_have_not_been_hasty(gates, said):
+    for axis in gates.axes:
+        set_sparsity(gates, axis, 0.01)
+    gates.warmup_progress = 0.1
+    set_sparsity(gates, "hidden", 0.2)
+    watch = PruningWarnings(gates, KNOBS)
+    for step in (2, 4):
+        watch.batch_end(at(step), None)
+    assert said == []
 
 
 def test_after_a_huge_multiplier_its_axis_gets_no_other_advice(gates, said):

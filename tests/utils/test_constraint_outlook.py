@@ -38,9 +38,19 @@ def test_collapse(density, final, expected):
     assert has_collapsed(density, final) is expected
 
 
-@pytest.mark.parametrize(("expected", "ahead"), [(0.19, False), (0.21, True), (0.01, False)])
-def test_haste(expected, ahead):
-    assert runs_ahead(Reading(1, expected, 0.1, 1.0, 0.1)) is ahead
+@pytest.mark.parametrize(
+    ("expected", "start", "ahead"),
+    [
+        (0.19, 0.0, False),
+        (0.21, 0.0, True),
+        (0.01, 0.0, False),
+        (0.21, 0.15, False),  # hardly more than at the start
+        (0.26, 0.15, True),
+        (0.3, 0.5, False),  # less: they open
+    ],
+)
+def test_haste(expected, start, ahead):
+    assert runs_ahead(Reading(1, expected, 0.1, 1.0, 0.1), start) is ahead
 
 
 @pytest.mark.parametrize(
