@@ -208,13 +208,52 @@ def test_the_picture_shows_the_numbers():
     assert any(sorted(y) == pytest.approx([95.0, 97.0]) for y in dots)  # the two seeds of l0
 
 
+SIZES = (("most", 0.99), ("half", 0.96))
+
+
+def test_a_floor_that_one_panel_alone_draws_is_in_the_legend():
+    cells = [make_cell("l0", size, 1, share, share - 0.13, share) for size, share in SIZES]
+    figure = draw_study(cells, REFERENCE)
+    drawn = ["floor" in {line.get_label() for line in panel.lines} for panel in figure.axes]
+    assert drawn == [False, False, True]
+    (legend,) = figure.legends
+    assert [text.get_text() for text in legend.get_texts()] == ["l0", "floor"]
+
+
 def test_a_floor_far_below_is_said_and_does_not_press_the_methods_together():
-    near = [make_cell(m, "half", 1, kept, kept) for m, kept in (("l0", 0.99), ("random", 0.96))]
+    near = [make_cell("l0", size, 1, share, share, share) for size, share in SIZES]
     for panel in draw_study(near, REFERENCE).axes:
         assert "floor" not in {line.get_label() for line in panel.lines}
         assert panel.get_ylim()[0] > 90
     texts = [text.get_text() for text in draw_study(near, REFERENCE).axes[0].texts]
     assert texts == ["floor: 56 %, far below"]
+
+
+@pytest.mark.parametrize(
+    ("groups", "names"),
+    [
+        ([("l0", "half"), ("random", "half")], ["l0", "random"]),
+        ([("l0", "flat"), ("l0", "narrow")], ["flat", "narrow"]),
+        ([("l0", "flat"), ("random", "flat"), ("l0", "narrow")],
+         ["l0, flat", "random, flat", "l0, narrow"]),
+    ],
+)  # fmt: skip
+def test_models_of_one_size_are_rows_named_by_what_differs(groups, names):
+    kept = [0.99, 0.96, 0.93]
+    cells = [
+        make_cell(method, size, seed, kept[n] + 0.002 * seed, kept[n])
+        for n, (method, size) in enumerate(groups)
+        for seed in (0, 1)
+    ]
+    figure = draw_study(cells, REFERENCE)
+    assert [label.get_text() for label in figure.axes[0].get_yticklabels()] == names
+    panel = figure.axes[1]  # of similarity alone
+    assert panel.yaxis_inverted()
+    means = {
+        line.get_ydata()[0]: line.get_xdata() for line in panel.lines if len(line.get_xdata()) == 1
+    }
+    assert means == {n: pytest.approx([100 * kept[n] + 0.1]) for n in range(len(groups))}
+    assert figure.axes[0].get_xlabel() == "kept of the original's score (%)\nfloor: 56 %, far below"
 
 
 def test_files_of_a_report(tmp_path):
