@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 import torch
@@ -58,8 +58,27 @@ def calibration_batches(
         Both of shape ``(B, T)``.
     """
     texts = calibration_texts(config, base, count)
-    for index in batch_indices(texts.lengths, config.eval_batch_size, BATCH_TOKENS):
-        ids, mask = pad_texts([texts[i] for i in index], base.hf_config["pad_token_id"])
+    yield from pad_batches(texts, range(len(texts)), config, base, device)
+
+
+def pad_batches(
+    texts: TokenizedTexts, part: Sequence[int], config: Config, base: BaseModel, device: str
+) -> Iterator[tuple[Tensor, Tensor]]:
+    """Token ids and mask of some of these texts, those of similar length together.
+
+    Args:
+        texts: Of which some are taken.
+        part: Which.
+        config: The run, for the size of a batch.
+        base: The model, for its padding token.
+        device: Torch device.
+
+    Yields:
+        Both of shape ``(B, T)``.
+    """
+    part = np.asarray(part)
+    for index in batch_indices(texts.lengths[part], config.eval_batch_size, BATCH_TOKENS):
+        ids, mask = pad_texts([texts[i] for i in part[index]], base.hf_config["pad_token_id"])
         yield ids.to(device), mask.to(device)
 
 

@@ -43,6 +43,7 @@ FAILURES = {
         1,
         r"none\.csv: no such file\. To fix, check",
     ),
+    "choose_shape": (["none.yaml"], 2, r"none\.yaml: no such file\. To fix, check the path"),
     "compare_runs": (
         ["none", "--output", "out"],
         1,
@@ -119,6 +120,7 @@ USAGE = {
         ["a", "b", "--texts", "t.txt", "--max-length", "0"],
     ],
     "benchmark_int8": [["m"], ["--sts", "a.csv"], ["m", "--sts", "a.csv", "--rounds", "0"]],
+    "choose_shape": [[], ["a.yaml", "--fast"]],
     "compare_runs": [["a"], ["--output", "o"]],
     "cut_baseline": [[], ["a.yaml", "--fast"]],
     "evaluate_model": [

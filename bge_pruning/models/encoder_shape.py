@@ -15,6 +15,8 @@ from torch import Tensor
 Size = TypeVar("Size", int, float, Tensor)
 # What a shape costs, such as :func:`encoder_parameters`.
 Cost = Callable[["EncoderShape"], float]
+# Matrices of multiples of 8 are what tensor cores of half precision ask for.
+FINEST = 8
 
 # The names of the published plan, used in YAML files, for Hugging Face's names used in the code.
 YAML_NAMES = {
@@ -281,8 +283,10 @@ def shapes_near_budget(
 ) -> list[EncoderShape]:
     """Exportable shapes that meet a budget.
 
-    The granularity of the intermediate size is halved until some shape is within the tolerance;
-    if none ever is, the nearest shape alone is returned.
+    For every number of layers and of heads the granularity of the intermediate size is halved, to
+    ``FINEST``, until the shape is within the tolerance, so that none is left out for its units.
+    If there is no such shape at all, the granularity goes on to 1, and if none ever is within the
+    tolerance, the nearest shape alone is returned.
 
     Args:
         source: Shape of the unpruned model.
@@ -310,9 +314,12 @@ def shapes_near_budget(
     def distance(shape: EncoderShape) -> float:
         return abs(cost(shape) - budget) / budget
 
+    found: dict[tuple[int, int], EncoderShape] = {}
     while True:
         shapes = list(exportable_shapes(source, axes, budget, multiple_of, cost))
-        near = [shape for shape in shapes if distance(shape) <= tolerance]
-        if near or multiple_of == 1:
-            return near or [min(shapes, key=distance)]
+        for shape in shapes:
+            if distance(shape) <= tolerance:
+                found.setdefault((shape.num_hidden_layers, shape.num_attention_heads), shape)
+        if multiple_of == 1 or (found and multiple_of <= FINEST):
+            return list(found.values()) or [min(shapes, key=distance)]
         multiple_of //= 2

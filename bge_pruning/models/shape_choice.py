@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import lru_cache
 
@@ -16,6 +17,9 @@ from bge_pruning.models.encoder_shape import (
 )
 from bge_pruning.models.hard_concrete import open_probability
 from bge_pruning.models.structural_pruning import SHAPE_FIELDS
+
+# How far the depth of the best shape may move when the width shrinks by a head.
+DEPTHS_AROUND = 1
 
 
 @lru_cache(maxsize=16)
@@ -45,6 +49,34 @@ def shapes_of_budget(
         return forward_flops(candidate, [length])
 
     return tuple(shapes_near_budget(shape, frozenset(axes), cost(shape) / speedup, cost=cost))
+
+
+def best_shape(
+    shapes: Sequence[EncoderShape], error: Callable[[EncoderShape], float]
+) -> EncoderShape:
+    """The shape with the least error, found without asking for every one.
+
+    At the full width all depths are tried, then at every smaller width those around the best depth
+    so far, until a width brings nothing.
+
+    Args:
+        shapes: At least one.
+        error: Of a shape; smaller is better. It is asked once for each shape that is tried.
+    """
+    widths = sorted({shape.num_attention_heads for shape in shapes}, reverse=True)
+    best, least = None, float("inf")
+    for width in widths:
+        tried = [shape for shape in shapes if shape.num_attention_heads == width]
+        if best is not None:
+            depth = best.num_hidden_layers
+            tried = [s for s in tried if abs(s.num_hidden_layers - depth) <= DEPTHS_AROUND]
+        errors = {shape: error(shape) for shape in tried}
+        if errors and min(errors.values()) < least:
+            best = min(errors, key=errors.__getitem__)
+            least = errors[best]
+        elif errors:
+            break
+    return best
 
 
 def mask_log_likelihoods(shape: EncoderShape, log_alpha: dict[str, Tensor]):  # noqa: ANN201

@@ -94,13 +94,24 @@ def show_comparison(candidates: Sequence[Candidate], console: Console) -> None:
         candidates: See :func:`bge_pruning.utils.comparison.read_candidates`.
         console: Where to.
     """
+    show_rows(summary_header(), summary_rows(candidates), console)
+
+
+def show_rows(header: Sequence[str], rows: Sequence[Sequence[str]], console: Console) -> None:
+    """Print a table whose first column is words and whose others are numbers.
+
+    Args:
+        header: Names of the columns.
+        rows: Cells.
+        console: Where to.
+    """
     from rich.box import SIMPLE_HEAD
     from rich.markup import escape
     from rich.table import Table
 
     table = Table(box=SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False)
-    for index, name in enumerate(summary_header()):
+    for index, name in enumerate(header):
         table.add_column(name, justify="right" if index else "left", no_wrap=True)
-    for row in summary_rows(candidates):
+    for row in rows:
         table.add_row(*(escape(cell) for cell in row))
     print_whole(table, console)

@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from torch import nn
 
 from bge_pruning.models.encoder_shape import (
+    FINEST,
     YAML_NAMES,
     EncoderShape,
     ParameterCount,
@@ -280,15 +281,28 @@ def test_shapes_near_a_budget_are_within_the_tolerance_or_the_nearest(moves, den
 
 
 @pytest.mark.parametrize("share", [0.75, 0.6, 0.5])
-def test_bge_m3s_budgets_are_met_with_multiples_of_64(share, bge_m3_shape):
+def test_bge_m3s_budgets_are_met_with_multiples_of_64_where_one_is_near(share, bge_m3_shape):
     budget = share * count_parameters(bge_m3_shape).encoder
     found = shapes_near_budget(bge_m3_shape, ALL, budget)
     assert len(found) > 5
     assert len(set(found)) == len(found)
     for shape in found:
         check_exportable(shape, bge_m3_shape)
-        assert shape.hidden_size % 64 == shape.intermediate_size % 64 == 0
+        assert shape.hidden_size % 64 == shape.intermediate_size % FINEST == 0
         assert distance(shape, budget) <= 0.005 * budget
+    coarse = exportable_shapes(bge_m3_shape, ALL, budget, 64)
+    near = {s for s in coarse if distance(s, budget) <= 0.005 * budget}
+    assert near <= set(found)
+    places = {(s.num_hidden_layers, s.num_attention_heads) for s in found}
+    assert len(places) == len(found) > len(near)
+
+
+def test_no_depth_is_left_out_for_its_units():
+    """Half of 6 layers of 1536 units: 5 layers of 608, which is no multiple of 64."""
+    source = EncoderShape(384, 12, 6, 1536, vocab_size=9, head_dim=32)
+    found = shapes_near_budget(source, ALL, count_parameters(source).encoder / 2)
+    units = {s.num_hidden_layers: s.intermediate_size for s in found if s.hidden_size == 384}
+    assert units == {3: 1536, 4: 960, 5: 608, 6: 384}
 
 
 @pytest.mark.parametrize(("tolerance", "units"), [(0.05, 64), (0.02, 60), (0.005, 61)])

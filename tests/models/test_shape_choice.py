@@ -5,7 +5,7 @@ import torch
 
 from bge_pruning.models.encoder_shape import EncoderShape, count_parameters, forward_flops
 from bge_pruning.models.hard_concrete import open_probability
-from bge_pruning.models.shape_choice import mask_log_likelihoods, shapes_of_budget
+from bge_pruning.models.shape_choice import best_shape, mask_log_likelihoods, shapes_of_budget
 from bge_pruning.models.structural_pruning import AXES
 
 MIDDLE = EncoderShape(256, 4, 6, 1024, 500, head_dim=64, colbert_dim=256)
@@ -39,3 +39,40 @@ def test_likelihood_of_a_layers_mask_is_its_formula():
     one = count_parameters(MIDDLE).encoder / 6
     shape = EncoderShape(256, 4, 3, 1024, 500, head_dim=64, colbert_dim=256)
     assert likelihood(shape) == pytest.approx(one * float(expected), rel=1e-9)
+
+
+def test_the_best_shape_is_found_where_errors_have_one_valley():
+    shapes = shapes_of_budget(MIDDLE, AXES, count_parameters(MIDDLE).encoder / 2, None, 128)
+    asked = []
+
+    def error(shape):
+        asked.append(shape)
+        return abs(shape.num_hidden_layers - best.num_hidden_layers) + abs(
+            shape.num_attention_heads - best.num_attention_heads
+        )
+
+    for best in shapes:
+        if best.num_attention_heads < 3:
+            continue  # two heads away from the full width the depth may be out of reach
+        asked.clear()
+        assert best_shape(shapes, error) == best
+        assert len(set(asked)) == len(asked)
+        assert {s for s in shapes if s.num_attention_heads == 4} <= set(asked)
+
+
+def test_smaller_widths_are_not_tried_once_one_brought_nothing():
+    shapes = shapes_of_budget(MIDDLE, AXES, 0.3 * count_parameters(MIDDLE).encoder, None, 128)
+    depth = next(s.num_hidden_layers for s in shapes if s.num_attention_heads == 3)
+    asked = []
+
+    def error(shape):
+        asked.append(shape.num_attention_heads)
+        return (shape.num_attention_heads == 3) + 0.1 * abs(shape.num_hidden_layers - depth)
+
+    assert {s.num_attention_heads for s in shapes} > {4, 3}
+    assert best_shape(shapes, error).num_attention_heads == 4
+    assert set(asked) == {4, 3}
+
+
+def test_a_single_shape_is_the_best():
+    assert best_shape([MIDDLE], lambda shape: 1.0) == MIDDLE
