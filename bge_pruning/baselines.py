@@ -94,7 +94,8 @@ def shape_of(config: Config, plan: Plan, source: EncoderShape) -> EncoderShape:
     if plan.target is None:
         raise ConfigError(
             f"method '{config.method}' needs a target shape: only gates choose one for a budget. "
-            f"To fix, set model.l0_module.target_model, and the other targets to null."
+            f"To fix, set model.l0_module.target_model, and the other targets to null; "
+            f"scripts/choose_shape.py finds a shape."
         )
     return replace(source, **{f: getattr(plan.target, f) for f in SHAPE_FIELDS.values()})
 

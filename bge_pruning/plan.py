@@ -151,7 +151,7 @@ def _resolve_target(config: Config, source: EncoderShape, assumptions: str) -> P
         raise ConfigError(reason)
     # An axis that keeps its size gets no gates: its constraint could never be met.
     axes = tuple(axis for axis in AXES if axis in changed)
-    return Plan(source, axes, target, None, assumptions)
+    return Plan(source, axes, target, None, assumptions, target_length=l0.target_length)
 
 
 def _resolve_budget(config: Config, source: EncoderShape, assumptions: str) -> Plan:

@@ -26,7 +26,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--all", action="store_true", help="measure every shape of that size")
     parser.add_argument("--output", type=Path, help="JSON file to write")
     parser.add_argument("--overwrite", action="store_true", help="replace a file that is there")
-    args = parser.parse_args(argv)
+    args = parser.parse_intermixed_args(argv)
     return run_command(lambda: run(args))
 
 
@@ -35,7 +35,8 @@ def run(args: argparse.Namespace) -> None:
     from rich.console import Console
 
     from bge_pruning.config import load_config
-    from bge_pruning.shape_search import search_rows, search_shapes, summarise
+    from bge_pruning.shape_search import search_shapes
+    from bge_pruning.shape_table import search_rows, summarise
     from bge_pruning.utils.console import show_rows
     from bge_pruning.utils.evaluation import refuse_existing, write_json
 
@@ -43,10 +44,10 @@ def run(args: argparse.Namespace) -> None:
     if args.output:
         refuse_existing([args.output], overwrite=args.overwrite)
     search = search_shapes(config, args.all)
-    show_rows(*search_rows(search), Console(highlight=False))
-    print(summarise(search))
     if args.output:
         write_json(search.as_dict(), args.output, overwrite=args.overwrite)
+    show_rows(*search_rows(search), Console(highlight=False))
+    print(summarise(search))
 
 
 if __name__ == "__main__":

@@ -226,3 +226,8 @@ def test_memory_of_the_tokens_that_there_are(plan):
     assert few <= sum(estimate_memory(made, config).values()) < many
     line = render_memory(made, config, 1_000_000)
     assert line.startswith(f"memory       about {many / 2**30:.1f} GiB at 1,000,000 tokens (")
+
+
+def test_a_target_shape_keeps_the_length_that_speed_is_counted_at(plan):
+    made, _ = plan("model.l0_module.target_length=300")
+    assert made.target is not None and made.target_length == 300

@@ -16,7 +16,7 @@ Size = TypeVar("Size", int, float, Tensor)
 # What a shape costs, such as :func:`encoder_parameters`.
 Cost = Callable[["EncoderShape"], float]
 # Matrices of multiples of 8 are what tensor cores of half precision ask for.
-FINEST = 8
+FINEST_UNITS = 8
 
 # The names of the published plan, used in YAML files, for Hugging Face's names used in the code.
 YAML_NAMES = {
@@ -283,10 +283,9 @@ def shapes_near_budget(
 ) -> list[EncoderShape]:
     """Exportable shapes that meet a budget.
 
-    For every number of layers and of heads the granularity of the intermediate size is halved, to
-    ``FINEST``, until the shape is within the tolerance, so that none is left out for its units.
-    If there is no such shape at all, the granularity goes on to 1, and if none ever is within the
-    tolerance, the nearest shape alone is returned.
+    For every number of layers and of heads the granularity of the intermediate size is halved, down
+    to ``FINEST_UNITS``, until the shape is within the tolerance. If none at all is, the granularity
+    goes on to 1, and if none ever is, the nearest shape alone is returned.
 
     Args:
         source: Shape of the unpruned model.
@@ -297,7 +296,7 @@ def shapes_near_budget(
         cost: Of a shape, the parameters of its layers if not given.
 
     Returns:
-        At least one shape.
+        At least one shape, by layers and heads.
 
     Raises:
         ValueError: If the budget is not above 0 and at most what the source costs.
@@ -320,6 +319,6 @@ def shapes_near_budget(
         for shape in shapes:
             if distance(shape) <= tolerance:
                 found.setdefault((shape.num_hidden_layers, shape.num_attention_heads), shape)
-        if multiple_of == 1 or (found and multiple_of <= FINEST):
-            return list(found.values()) or [min(shapes, key=distance)]
+        if multiple_of == 1 or (found and multiple_of <= FINEST_UNITS):
+            return [found[place] for place in sorted(found)] or [min(shapes, key=distance)]
         multiple_of //= 2
