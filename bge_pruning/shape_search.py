@@ -331,7 +331,8 @@ def _cosines(outputs: dict[str, Tensor]) -> np.ndarray:
 
 def _override(shape: EncoderShape, plan: Plan) -> str:
     # All sizes, since those that a configuration has and an override lacks would stay.
-    sizes = ", ".join(f"{YAML_NAMES[f]}: {getattr(shape, f)}" for f in SHAPE_FIELDS.values())
+    pruned = set(SHAPE_FIELDS.values())
+    sizes = ", ".join(f"{n}: {getattr(shape, f)}" for f, n in YAML_NAMES.items() if f in pruned)
     if plan.target is not None:
         return f"model.l0_module.target_model={{{sizes}}}"
     budgets = ("target_density", "target_parameters")
