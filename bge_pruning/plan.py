@@ -253,7 +253,7 @@ def _target_lines(plan: Plan) -> list[str]:
         )
     return [
         f"target       {wanted}; the gates choose among {len(_shapes_of_budget(plan))} exportable "
-        f"shapes",
+        f"shapes (scripts/choose_shape.py measures which keep most)",
         f"for example  {example_target(plan).describe()}",
     ]
 

@@ -61,6 +61,7 @@ def test_text_of_a_budget(plan):
     assert made.target_parameters == budget
     text = render_plan(made, config)
     assert f"target       {budget:,.0f} encoder parameters (50.0%); the gates choose among" in text
+    assert "(scripts/choose_shape.py measures which keep most)" in text
     shown = re.search(r"for example  (\d+) layers, hidden (\d+), (\d+) heads", text)
     assert int(shown[2]) == 8 * int(shown[3])
 
