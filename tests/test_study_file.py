@@ -174,9 +174,9 @@ def test_shipped_shapes_have_the_same_share(monkeypatch):
         found = example_target(plan)
         share = count_parameters(found).encoder / count_parameters(plan.source).encoder
         assert share == pytest.approx(0.501, abs=0.003)
-    assert [plan.target is None for plan in plans] == [False] * 3 + [True] * 2
-    assert len({plan.target for plan in plans[:3]}) == 3
-    assert [config.model.l0_module.target_speedup for config in configs] == [None] * 4 + [1.93]
+    assert [plan.target is None for plan in plans] == [False] * 5 + [True] * 2
+    assert len({plan.target for plan in plans[:5]}) == 5
+    assert [config.model.l0_module.target_speedup for config in configs] == [None] * 6 + [1.93]
 
 
 @pytest.mark.parametrize("path", sorted({*STUDIES} - {OF_SHAPES}), ids=lambda path: path.stem)
