@@ -20,28 +20,16 @@ FOLDER = Path(__file__).parents[1] / "scripts"
 SCRIPTS = sorted(path.stem for path in FOLDER.glob("*.py"))
 # By script: arguments with something wrong in them, the exit code, and what is said.
 FAILURES = {
-    "benchmark_evaluation": (["none", "--collection", "none"], 1, r"none/qrels/train.tsv: no such"),
     "benchmark_efficiency": (["none"], 1, r"model none is no folder\. To fix, give a model's"),
     "benchmark_training": (
         ["none", "--texts", "none.txt"],
         1,
         r"none\.txt: no such file\. To fix, check",
     ),
-    "benchmark_data": (["none.yaml"], 2, r"none\.yaml: no such file\. To fix, check the path"),
-    "benchmark_extraction": (
-        ["--config", "none.yaml"],
-        2,
-        r"none\.yaml: no such file\. To fix, check the path",
-    ),
     "check_index_compatibility": (
         ["none", "none", "--texts", "none.txt"],
         1,
         r"model none is no folder\. To fix, give a model's folder",
-    ),
-    "benchmark_int8": (
-        ["none", "--sts", "none.csv"],
-        1,
-        r"none\.csv: no such file\. To fix, check",
     ),
     "choose_shape": (["none.yaml"], 2, r"none\.yaml: no such file\. To fix, check the path"),
     "compare_runs": (
@@ -65,7 +53,6 @@ FAILURES = {
         2,
         r"none\.yaml: no such file\. To fix, check the path",
     ),
-    "hash_requirements": (["--input", "none.in"], 1, r"none\.in: no such file\. To fix, check the"),
     "prepare_minilm": (
         ["--sentences", "none.csv"],
         1,
@@ -88,11 +75,6 @@ FAILURES = {
         1,
         r"none: holds no pruning\.json, so it is no extracted model and its README\.md is kept\.",
     ),
-    "write_performance": (
-        ["--results", "none"],
-        1,
-        r"none holds no results\. To fix, run a benchmark with --output none/NAME\.json",
-    ),
     "write_report": (
         ["none"],
         1,
@@ -100,7 +82,6 @@ FAILURES = {
     ),
 }
 USAGE = {
-    "benchmark_evaluation": [[], ["m", "--rounds", "0"], ["m", "--texts", "0"]],
     "benchmark_efficiency": [
         [],
         ["m", "--batch-sizes", "0"],
@@ -112,14 +93,11 @@ USAGE = {
         ["m", "--texts", "t.txt", "--steps", "0"],
         ["m", "--texts", "t.txt", "--trainings", "none"],
     ],
-    "benchmark_data": [[], ["a.yaml", "--batches", "0"], ["a.yaml", "--batches", "few"]],
-    "benchmark_extraction": [["--rounds", "0"], ["--dtype", "int8"], ["a.yaml"]],
     "check_index_compatibility": [
         ["a", "b"],
         ["a", "--texts", "t.txt"],
         ["a", "b", "--texts", "t.txt", "--max-length", "0"],
     ],
-    "benchmark_int8": [["m"], ["--sts", "a.csv"], ["m", "--sts", "a.csv", "--rounds", "0"]],
     "choose_shape": [[], ["a.yaml", "--fast"]],
     "compare_runs": [["a"], ["--output", "o"]],
     "cut_baseline": [[], ["a.yaml", "--fast"]],
@@ -146,14 +124,12 @@ USAGE = {
         ["run", "out", "--languages", ""],
         ["run", "out", "--private"],
     ],
-    "hash_requirements": [["surplus"], ["--input"]],
     "prepare_minilm": [["surplus"]],
     "quickstart": [["--fast"]],
     "run_pipeline": [["a.yaml"], ["--sts", "a.csv"], ["a.yaml", "--sts"]],
     "run_quality_study": [[], ["a.yaml", "b.yaml"], ["a.yaml", "--only"], ["a.yaml", "--fast"]],
     "train_pruning": [[], ["--fast"]],
     "write_model_card": [[], ["m", "surplus"], ["m", "--private"], ["m", "--evaluation"]],
-    "write_performance": [["surplus"], ["--results"]],
     "write_report": [[], ["a", "b"]],
 }
 
@@ -750,15 +726,6 @@ def test_a_mode_or_a_collection_that_is_wrong(run, model_folder):
     assert not Path("o.json").exists()
 
 
-# benchmark_data
-
-
-def test_benchmark_prints_a_row_for_every_source(run, tiny_yaml):
-    code, out, _ = run("benchmark_data", tiny_yaml, "--batches", "2")
-    assert code == 0
-    assert re.search(r"^train +[\d.]+% +[\d.]+% .* \d\.\d\d$", out, re.M)
-
-
 # benchmark_efficiency, benchmark_training
 
 
@@ -832,29 +799,6 @@ def test_trainings_of_a_configuration_are_chosen(run, tiny_yaml, sts_csv):
     assert err.startswith("fixed length: 2 steps of plain, gates\n")
 
 
-# benchmark_extraction
-
-
-def test_benchmark_in_a_folder_that_is_not_there(run, tiny_yaml):
-    result = run("benchmark_extraction", "--config", tiny_yaml, "--folder", "none")
-    assert_fails(result, 2, r"none is no folder\. To fix, make it, or leave --folder out")
-
-
-def test_extraction_is_measured_beside_copying(run, tiny_yaml, tmp_path):
-    words = ["--config", tiny_yaml, "--folder", tmp_path, "--rounds", "2", "--with-optimizer"]
-    before = set(tmp_path.iterdir())
-    code, out, err = run("benchmark_extraction", *words, "--output", "new/cost.json")
-    assert code == 0, err
-    assert re.search(r"^memory / checkpoint +\d+\.\d\d \(limit 1\.5\)$", out, re.M)
-    assert re.search(r"^time / plain time +\d+\.\d\d \(limit 3\.0\)$", out, re.M)
-    assert re.search(r"^round 2: \d+\.\d\d s, peak \d\.\d{3} GB$", err, re.M)
-    found = json.loads((tmp_path / "new" / "cost.json").read_text())
-    assert len(found["extractions"]) == len(found["copies"]) == 2
-    assert found["shapes"][1] == "3 layers, hidden 24, 3 heads, intermediate 48"
-    assert found["optimizer"] is True and found["dtype"] == "fp32"
-    assert set(tmp_path.iterdir()) - before == {tmp_path / "new"}
-
-
 # write_report
 
 
@@ -898,27 +842,6 @@ def test_report_of_a_truncated_file(name, content, run, arguments, tmp_path):
     assert not (tmp_path / "out" / "report.md").exists()
 
 
-# benchmark_int8
-
-
-def test_int8_is_compared_in_every_way(run, model_folder, sts_csv, tmp_path):
-    from bge_pruning.export.onnx_export import export_onnx
-    from bge_pruning.export.onnx_quantize import CANDIDATES
-
-    shutil.copytree(model_folder, tmp_path / "model")
-    export_onnx(tmp_path / "model")
-    before = sorted(tmp_path.rglob("*"))
-    code, out, _ = run("benchmark_int8", tmp_path / "model", "--sts", sts_csv, "--rounds", "1")
-    assert code == 0
-    lines = out.splitlines()
-    assert [line.partition(":")[0] for line in lines] == list(CANDIDATES)
-    pattern = (
-        r"0\.\d MB, cosine to float32 0\.\d{4} .*Spearman .*; lowest cosines \{'dense_vecs': 0\."
-    )
-    assert all(re.search(pattern, line) for line in lines)
-    assert sorted(tmp_path.rglob("*")) == before
-
-
 # The lock of the requirements
 
 
@@ -940,26 +863,3 @@ def test_every_pin_is_in_the_lock_and_every_package_has_hashes():
     assert len(packages) >= len(locked)
     assert all(re.search(r"--hash=sha256:[0-9a-f]{64}", block) for block in packages)
     assert not re.search(r"https?://", REQUIREMENTS.read_text(encoding="utf-8"))
-
-
-def test_a_lock_without_uv(run, tmp_path, monkeypatch):
-    (tmp_path / "a.in").write_text("x==1\n")
-    script = load_script("hash_requirements")
-    monkeypatch.setattr(script.shutil, "which", lambda name: None)
-    monkeypatch.setattr(script.sys, "executable", "/nowhere/python")
-    message = r"uv is not installed\. To fix, pip install uv\."
-    assert_fails(run(script, "--input", "a.in", "--output", "a.txt"), 1, message)
-    assert not (tmp_path / "a.txt").exists()
-
-
-def test_a_lock_that_cannot_be_resolved(run, tmp_path, monkeypatch):
-    (tmp_path / "a.in").write_text("x==1\n")
-    (tmp_path / "uv").write_text("#!/bin/sh\necho no such version >&2\nexit 1\n")
-    (tmp_path / "uv").chmod(0o755)
-    script = load_script("hash_requirements")
-    monkeypatch.setattr(script.sys, "executable", str(tmp_path / "python"))
-    message = r"a\.in: cannot be resolved \(no such version\)\. To fix, correct the pins\."
-    assert_fails(run(script, "--input", "a.in", "--output", "a.txt"), 1, message)
-    (tmp_path / "uv").write_text("#!/bin/sh\necho x==1 --hash=sha256:0\n")
-    assert run(script, "--input", "a.in", "--output", "a.txt")[:2] == (0, "wrote a.txt\n")
-    assert (tmp_path / "a.txt").read_text().endswith("\n\nx==1 --hash=sha256:0\n")

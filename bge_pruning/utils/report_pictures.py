@@ -7,22 +7,20 @@ from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING
 
+from bge_pruning.utils.figures import DARK, LIGHT, render_svg
+from bge_pruning.utils.gate_map import draw_gates
 from bge_pruning.utils.history import pruned_axes
-from bge_pruning.utils.history_plot import has_multipliers, has_training
-from bge_pruning.utils.report_inputs import Inputs
-from bge_pruning.utils.summary_plot import compute_gains, count_models
-from bge_pruning.utils.tasks import main_scores
-from bge_pruning.utils.visualization import (
-    DARK,
-    LIGHT,
+from bge_pruning.utils.history_plot import (
     draw_constraint,
-    draw_gates,
     draw_multipliers,
-    draw_scores,
-    draw_summary,
     draw_training,
-    render_svg,
+    has_multipliers,
+    has_training,
 )
+from bge_pruning.utils.report_inputs import Inputs
+from bge_pruning.utils.score_plot import draw_scores
+from bge_pruning.utils.summary_plot import compute_gains, count_models, draw_summary
+from bge_pruning.utils.tasks import main_scores
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

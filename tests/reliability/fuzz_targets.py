@@ -228,12 +228,6 @@ def index(make: Make, random: Random) -> Example:
     ], done
 
 
-def performance(make: Make, random: Random) -> Example:
-    make("speed", "speed.md")
-    done = fuzz.change_file(random.choice([Path("speed/a.json")] * 3 + [Path("speed.md")]), random)
-    return ["--results", "speed", "--brief", "speed.md", "--full", "speed.md"], done
-
-
 def pipeline(make: Make, random: Random) -> Example:
     changed_config(make, random)
     return ["tiny.yaml", "--sts", "pairs.csv", *SHORT], "config"
@@ -265,7 +259,6 @@ TARGETS = {
     "compare": ("compare_runs", compare, 150),
     "card": ("write_model_card", card, 300),
     "index": ("check_index_compatibility", index, 80),
-    "performance": ("write_performance", performance, 250),
     "pipeline": ("run_pipeline", pipeline, 16),
     "family": ("export_family", family, 16),
 }

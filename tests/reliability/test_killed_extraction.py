@@ -11,14 +11,18 @@ from dataclasses import asdict, replace
 from pathlib import Path
 
 import pytest
+import torch
 
+from bge_pruning.models.checkpoint import METADATA_KEY, RunMetadata, build_l0_module
 from bge_pruning.models.encoder_shape import EncoderShape
 from bge_pruning.models.folder_check import check_folder
 from bge_pruning.models.pretrained import load_base_model
 from bge_pruning.models.pruning_record import MARKER
-from bge_pruning.utils.random_run import write_random_run
+from bge_pruning.utils.random_run import random_base_model
 
-ROOT = Path(__file__).parents[1]
+pytestmark = pytest.mark.reliability
+
+ROOT = Path(__file__).parents[2]
 MOMENTS = 8  # per kind of output: there before, or not
 STEPS = 8  # the same, at what is done to files
 
@@ -104,6 +108,37 @@ for exists in (False, True):
     code = finish(start(output))
     print(json.dumps({"exists": exists, "kind": "last", "code": code, "state": state(output)}))
 """
+
+
+def write_random_run(folder: Path, shape: EncoderShape, gates: dict) -> Path:
+    """Write the checkpoint of a run that never happened."""
+    model = random_base_model(shape, "random weights")
+    modules = {"backbone": model.backbone, "heads": model.heads}
+    modules["l0_module"] = build_l0_module(shape, gates)
+    metadata = RunMetadata(
+        base_model=model.name,
+        shape=asdict(shape),
+        hf_config=model.hf_config,
+        pooling="cls",
+        max_seq_length=model.max_seq_length,
+        seed=0,
+        l0_module=gates,
+        source_pruning=None,
+        versions={"torch": torch.__version__},
+        tokenizer_files=model.tokenizer_files,
+    )
+    content = {
+        "model": {
+            f"{prefix}.{name}": tensor
+            for prefix, module in modules.items()
+            for name, tensor in module.state_dict().items()
+        },
+        "callbacks": [(METADATA_KEY, metadata.state_dict())],
+        "timestamp": {"Timestamp": {"epoch": 0, "batch": 1}},
+    }
+    folder.mkdir(parents=True)
+    torch.save({"state": content}, folder / "latest-rank0.pt")
+    return folder / "latest-rank0.pt"
 
 
 @pytest.fixture(scope="module")
