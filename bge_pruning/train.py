@@ -17,13 +17,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from bge_pruning.cli import run_command, split_arguments
-from bge_pruning.stopped import StoppedError
+from bge_pruning.utils.stopped import StoppedError
 
 if TYPE_CHECKING:
     from composer import Trainer
 
-    from bge_pruning.plan import Plan
-    from bge_pruning.rank_watch import RankWatch
+    from bge_pruning.training.plan import Plan
+    from bge_pruning.training.rank_watch import RankWatch
     from bge_pruning.utils.run_log import RunLog
 
 # Not __name__, which python -m makes __main__: outside of the package's logger nobody listens.
@@ -39,14 +39,14 @@ def main(argv: Sequence[str] | None = None) -> int:
         prog="python -m bge_pruning.train",
         description="Prune a model with learned gates, or train an extracted model on.",
         epilog="dry_run=true prints the plan and stops; stage=recover trains the extracted model. "
-        "Every key is listed in bge_pruning/config_schema.py.",
+        "Every key is listed in bge_pruning/config/schema.py.",
     )
     parser.add_argument("config", nargs="+", help="YAML files, merged left to right, and key=value")
     paths, overrides = split_arguments(parser.parse_args(argv).config)
 
     def command() -> None:
-        from bge_pruning.config import load_config
-        from bge_pruning.plan import build_plan, render_plan
+        from bge_pruning.config.config import load_config
+        from bge_pruning.training.plan import build_plan, render_plan
 
         config = load_config(paths, overrides)
         if config.dry_run:
@@ -61,7 +61,7 @@ def train(config) -> Path:  # noqa: ANN001  (Config; imported late so that --hel
     """Run a training stage.
 
     Args:
-        config: The run, a :class:`bge_pruning.config.Config`.
+        config: The run, a :class:`bge_pruning.config.config.Config`.
 
     Returns:
         The run folder, with checkpoints, ``config.yaml``, ``run.json``, ``metrics.jsonl``,
@@ -77,7 +77,7 @@ def train(config) -> Path:  # noqa: ANN001  (Config; imported late so that --hel
     """
     from composer.utils import dist, get_device
 
-    from bge_pruning.rank_watch import RankWatch
+    from bge_pruning.training.rank_watch import RankWatch
     from bge_pruning.utils.run_log import RunLog
 
     dist.initialize_dist(get_device(config.device), config.dist_timeout)
@@ -90,14 +90,14 @@ def _train(config, watch: RankWatch, run_log: RunLog) -> None:  # noqa: ANN001
     """Run a stage, on one of the ranks."""
     from composer.utils import dist
 
-    from bge_pruning import builders, data_builders
     from bge_pruning.algorithms.stop_on_signal import StopOnSignal
-    from bge_pruning.calibration import order_gates, refit
-    from bge_pruning.models.checkpoint_files import find_whole_checkpoint, list_checkpoints
-    from bge_pruning.plan import render_memory, render_plan
-    from bge_pruning.run_record import record_start
-    from bge_pruning.run_report import report_training
-    from bge_pruning.sharding import check_kind
+    from bge_pruning.model_io.checkpoint_files import find_whole_checkpoint, list_checkpoints
+    from bge_pruning.training import builders, data_builders
+    from bge_pruning.training.calibration import order_gates, refit
+    from bge_pruning.training.plan import render_memory, render_plan
+    from bge_pruning.training.run_record import record_start
+    from bge_pruning.training.run_report import report_training
+    from bge_pruning.training.sharding import check_kind
     from bge_pruning.utils.guard import warn_only
     from bge_pruning.utils.run_log import LOG
 
@@ -163,11 +163,11 @@ def check_run(config) -> Plan:  # noqa: ANN001
         OSError: If the model cannot be had.
         PermissionError: If a folder cannot be written to.
     """
-    from bge_pruning.config import ConfigError
-    from bge_pruning.data_builders import check_objective
-    from bge_pruning.models.hub import fetch_model_folder
-    from bge_pruning.plan import build_plan
-    from bge_pruning.sharding import check_sharding
+    from bge_pruning.config.config import ConfigError
+    from bge_pruning.model_io.hub import fetch_model_folder
+    from bge_pruning.training.data_builders import check_objective
+    from bge_pruning.training.plan import build_plan
+    from bge_pruning.training.sharding import check_sharding
     from bge_pruning.utils.devices import torch_device
     from bge_pruning.utils.evaluation import refuse_unwritable_folders
 
@@ -227,7 +227,7 @@ def prepare_run_folder(config) -> None:  # noqa: ANN001
     """
     from composer.utils import dist
 
-    from bge_pruning.config import to_yaml
+    from bge_pruning.config.config import to_yaml
 
     check_run_folder(config)
     dist.barrier()

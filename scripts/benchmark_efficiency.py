@@ -58,9 +58,13 @@ def main(argv: Sequence[str] | None = None) -> int:
 def run(args: argparse.Namespace) -> None:
     """Measure, print, write."""
     from bge_pruning.datasets.sts_dataloader import read_texts
-    from bge_pruning.efficiency_benchmark import benchmark, choose_runtimes, find_candidates
-    from bge_pruning.utils.efficiency_table import render_efficiency
+    from bge_pruning.reports.efficiency_table import render_efficiency
     from bge_pruning.utils.evaluation import refuse_existing, write_json
+    from bge_pruning.workflows.efficiency_benchmark import (
+        benchmark,
+        choose_runtimes,
+        find_candidates,
+    )
 
     if args.output is not None:
         refuse_existing([args.output], overwrite=args.overwrite)

@@ -58,7 +58,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from bge_pruning.cli import run_command
-from bge_pruning.utils.training_cost import TRAININGS, UNCOMPILED
+from bge_pruning.reports.training_cost import TRAININGS, UNCOMPILED
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -108,14 +108,14 @@ def run(args: argparse.Namespace) -> None:
     from bge_pruning.datasets.embedding_dataset import build_tokenizer, tokenize
     from bge_pruning.datasets.sts_dataloader import read_texts
     from bge_pruning.models.encoder_shape import count_parameters
-    from bge_pruning.training_benchmark import load_model, measure_training
+    from bge_pruning.reports.training_cost import render_training
     from bge_pruning.utils.evaluation import (
         collect_versions,
         describe_machine,
         refuse_existing,
         write_json,
     )
-    from bge_pruning.utils.training_cost import render_training
+    from bge_pruning.workflows.training_benchmark import load_model, measure_training
 
     if args.output is not None:
         refuse_existing([args.output], overwrite=args.overwrite)

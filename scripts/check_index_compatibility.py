@@ -48,9 +48,9 @@ def run(args: argparse.Namespace) -> None:
     from bge_pruning.datasets.sts_dataloader import read_texts
     from bge_pruning.evaluation.encoders import check_model_name, load_encoder
     from bge_pruning.evaluation.index_compatibility import compare_index
+    from bge_pruning.export.export_text import render_compatibility
     from bge_pruning.utils.devices import default_device
     from bge_pruning.utils.evaluation import refuse_existing, write_json
-    from bge_pruning.utils.export_text import render_compatibility
 
     if args.output is not None:
         refuse_existing([args.output], overwrite=args.overwrite)

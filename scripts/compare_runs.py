@@ -32,8 +32,8 @@ def run(args: argparse.Namespace) -> None:
     """Read, write and show."""
     from rich.console import Console
 
-    from bge_pruning.utils.comparison_files import write_comparison
-    from bge_pruning.utils.console import show_comparison
+    from bge_pruning.reports.comparison_files import write_comparison
+    from bge_pruning.reports.console import show_comparison
 
     candidates, keys = write_comparison(args.results, args.output, args.overwrite)
     show_comparison(candidates, Console(highlight=False))

@@ -27,9 +27,9 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def run(args: argparse.Namespace) -> None:
     """Cut and say what was cut."""
-    from bge_pruning.baselines import cut_baseline
-    from bge_pruning.config import load_config, pruned_model_folder
-    from bge_pruning.models.extraction import describe
+    from bge_pruning.config.config import load_config, pruned_model_folder
+    from bge_pruning.export.extraction import describe
+    from bge_pruning.workflows.baselines import cut_baseline
 
     config = load_config(*split_arguments(args.config))
     output = pruned_model_folder(config)

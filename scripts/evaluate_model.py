@@ -19,7 +19,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from bge_pruning.cli import add_task_arguments, check_task_arguments, run_command
-from bge_pruning.utils.console import show_evaluation
+from bge_pruning.reports.console import show_evaluation
 from bge_pruning.utils.evaluation import evaluation_files, refuse_existing
 
 # How tables call the models that are always there.

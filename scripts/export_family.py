@@ -42,10 +42,10 @@ def run(paths: list[str], overrides: list[str], args: argparse.Namespace) -> Non
 
     from rich.console import Console
 
-    from bge_pruning.family import export_family
-    from bge_pruning.pipeline import EvaluationPlan
-    from bge_pruning.utils.comparison import read_candidates
-    from bge_pruning.utils.console import show_comparison
+    from bge_pruning.reports.comparison import read_candidates
+    from bge_pruning.reports.console import show_comparison
+    from bge_pruning.workflows.family import export_family
+    from bge_pruning.workflows.pipeline import EvaluationPlan
 
     plan = EvaluationPlan.of(args)
     folders = export_family(paths, overrides, args.densities, plan, args.run)

@@ -13,7 +13,7 @@ from dataclasses import fields
 from pathlib import Path
 
 from bge_pruning.cli import run_command
-from bge_pruning.config_schema import ExportConfig, missing_export_options
+from bge_pruning.config.schema import ExportConfig, missing_export_options
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -18,7 +18,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from bge_pruning.utils.minilm import DEFAULT_OUTPUT, DEFAULT_SENTENCES, prepare
+from bge_pruning.model_io.minilm import DEFAULT_OUTPUT, DEFAULT_SENTENCES, prepare
 
 
 def parse_arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:

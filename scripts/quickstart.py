@@ -28,10 +28,10 @@ def quickstart(overrides: list[str]) -> None:
     """Prepare the model, run the pipeline, print the result and where it lies."""
     from rich.console import Console
 
-    from bge_pruning.config import load_config
-    from bge_pruning.pipeline import EvaluationPlan, run_pipeline
-    from bge_pruning.utils.console import show_evaluation
-    from bge_pruning.utils.minilm import DEFAULT_OUTPUT, DEFAULT_SENTENCES, prepare
+    from bge_pruning.config.config import load_config
+    from bge_pruning.model_io.minilm import DEFAULT_OUTPUT, DEFAULT_SENTENCES, prepare
+    from bge_pruning.reports.console import show_evaluation
+    from bge_pruning.workflows.pipeline import EvaluationPlan, run_pipeline
 
     results = load_config([CONFIG], overrides).results_folder  # refuses wrong arguments first
     prepare(DEFAULT_OUTPUT, DEFAULT_SENTENCES)

@@ -24,8 +24,8 @@ def run_and_show(paths: list[str], overrides: list[str], args: argparse.Namespac
     """Run the pipeline and print its result."""
     from rich.console import Console
 
-    from bge_pruning.pipeline import EvaluationPlan, run_pipeline
-    from bge_pruning.utils.console import show_evaluation
+    from bge_pruning.reports.console import show_evaluation
+    from bge_pruning.workflows.pipeline import EvaluationPlan, run_pipeline
 
     plan = EvaluationPlan.of(args)
     evaluation = run_pipeline(paths, overrides, plan)

@@ -46,12 +46,12 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def run(args: argparse.Namespace) -> None:
     """Run what is not finished, and write the report of all that is."""
-    from bge_pruning.study_file import read_study
-    from bge_pruning.utils.study_report import write_study_report
+    from bge_pruning.reports.study_report import write_study_report
+    from bge_pruning.workflows.study_file import read_study
 
     study = read_study(args.study)
     if not args.report_only:
-        from bge_pruning.quality_study import run_study
+        from bge_pruning.workflows.quality_study import run_study
 
         if not run_study(study, args.only, args.overwrite):
             print("all cells are being run by other processes, which will write the report")

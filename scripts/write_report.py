@@ -12,8 +12,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from bge_pruning.cli import run_command
+from bge_pruning.reports.report import MARKDOWN, write_report
 from bge_pruning.utils.evaluation import refuse_existing
-from bge_pruning.utils.report import MARKDOWN, write_report
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -40,7 +40,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 def run(args: argparse.Namespace) -> None:
     """Collect what the report needs, and write it."""
     if args.run is not None:
-        from bge_pruning.run_report import collect_run
+        from bge_pruning.training.run_report import collect_run
 
         results = Path(args.results_folder)
         refuse_existing([results / MARKDOWN], overwrite=args.overwrite)  # before inputs change

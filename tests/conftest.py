@@ -11,6 +11,8 @@ import pytest
 # Before torch is imported: tensors are tiny here, and threads only wait for each other.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
+pytest_plugins = ["tests.common.models", "tests.common.runs"]
+
 SPECIAL_TOKENS = ("<s>", "<pad>", "</s>", "<unk>")
 WORDS = (
     "a the man woman dog cat child plane plays eats runs reads sings cuts rides is on in of with "
@@ -123,7 +125,7 @@ def write_projected(model_folder: Path) -> Callable[..., Path]:
     """A function that copies the tiny model into a new folder, with a map of its dense vectors."""
     import shutil
 
-    from bge_pruning.models.model_folder import write_sentence_transformers_files
+    from bge_pruning.model_io.model_folder import write_sentence_transformers_files
 
     def write(folder: Path, projection: object) -> Path:
         written = ("modules.json", "?_*", "sentence_bert_config.json")
@@ -316,9 +318,9 @@ def train_tiny(make_yaml: Callable[[Path], Path]) -> Callable[..., Path]:
 
     The report takes longer than the training: ``report=True`` writes it.
     """
-    from bge_pruning import run_report
-    from bge_pruning.config import load_config
+    from bge_pruning.config.config import load_config
     from bge_pruning.train import train
+    from bge_pruning.training import run_report
 
     def run(folder: Path, *overrides: str, report: bool = False) -> Path:
         with pytest.MonkeyPatch.context() as patch:
@@ -334,7 +336,7 @@ def load_state() -> Callable[[Path], dict]:
     """A function that reads the newest checkpoint of a run, or a checkpoint file."""
     import torch
 
-    from bge_pruning.models.checkpoint import PLAIN_TYPES, find_checkpoint
+    from bge_pruning.model_io.checkpoint import PLAIN_TYPES, find_checkpoint
 
     def load(path: Path) -> dict:
         with torch.serialization.safe_globals(PLAIN_TYPES):

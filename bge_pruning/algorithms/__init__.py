@@ -1,1 +1,1 @@
-"""What changes training from outside the model: sparsity schedule, clamping, clipping."""
+"""What changes a training step."""

@@ -5,8 +5,8 @@ from __future__ import annotations
 from composer.core import Algorithm, Event, State, Time
 from composer.loggers import Logger
 
-from bge_pruning.clock import count_batches
 from bge_pruning.models.l0_module_embedding import L0Module
+from bge_pruning.utils.clock import count_batches
 
 
 class PruningSchedule(Algorithm):

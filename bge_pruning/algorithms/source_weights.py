@@ -11,10 +11,10 @@ from composer.core import Algorithm, Event, State, Time
 from composer.loggers import Logger
 from composer.utils import dist
 
-from bge_pruning.clock import count_batches
 from bge_pruning.datasets.embedding_dataset import Batch
 from bge_pruning.datasets.mixed_dataloader import MixedDataset, adapt_weights
 from bge_pruning.models.composer_bge_m3 import ComposerBGEM3
+from bge_pruning.utils.clock import count_batches
 
 log = logging.getLogger(__name__)
 

@@ -1,1 +1,1 @@
-"""What watches training and logs: gates, checkpoint metadata, metrics."""
+"""What watches a run and logs it."""

@@ -14,7 +14,7 @@ from composer.core import State
 from composer.utils import dist
 from composer.utils.checkpoint import save_checkpoint
 
-from bge_pruning.models.checkpoint import BEST_CHECKPOINT, BEST_KEY, BestScore, read_best_score
+from bge_pruning.model_io.checkpoint import BEST_CHECKPOINT, BEST_KEY, BestScore, read_best_score
 
 log = logging.getLogger(__name__)
 

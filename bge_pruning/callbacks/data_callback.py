@@ -11,7 +11,7 @@ from composer.loggers import Logger
 from composer.utils import dist
 from torch import Tensor
 
-from bge_pruning.clock import is_due
+from bge_pruning.utils.clock import is_due
 
 
 class DataCallback(Callback):

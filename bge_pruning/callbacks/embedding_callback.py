@@ -10,7 +10,7 @@ from composer.loggers import Logger
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
-from bge_pruning.clock import is_due
+from bge_pruning.utils.clock import is_due
 from bge_pruning.utils.embedding_metrics import compute_alignment, compute_uniformity
 
 # Scored pairs from here on, of a range of [0, 1], count as positive.

@@ -6,9 +6,9 @@ from composer.core import Callback, State, Time
 from composer.loggers import Logger
 from composer.utils import dist
 
-from bge_pruning.clock import is_due
-from bge_pruning.models.gate_file import gate_arrays
+from bge_pruning.model_io.gate_file import gate_arrays
 from bge_pruning.models.l0_module_embedding import L0Module
+from bge_pruning.utils.clock import is_due
 from bge_pruning.utils.figures import render_pixels
 from bge_pruning.utils.gate_map import draw_gates
 from bge_pruning.utils.guard import warn_only

@@ -14,8 +14,8 @@ from composer.core import State, Time
 from composer.loggers import Logger, LoggerDestination
 from composer.utils import dist
 
-from bge_pruning.clock import count_batches, elapsed_share, is_due
-from bge_pruning.utils.progress_line import render_line
+from bge_pruning.callbacks.progress_line import render_line
+from bge_pruning.utils.clock import count_batches, elapsed_share, is_due
 from bge_pruning.utils.run_log import FILE_ONLY
 
 log = logging.getLogger(__name__)

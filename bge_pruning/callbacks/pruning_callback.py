@@ -6,10 +6,10 @@ import torch
 from composer.core import Callback, State, Time
 from composer.loggers import Logger
 
-from bge_pruning.clock import is_due
+from bge_pruning.export.pruning_record import compute_constraint_report
 from bge_pruning.models.encoder_shape import count_parameters
 from bge_pruning.models.l0_module_embedding import L0Module
-from bge_pruning.models.pruning_record import compute_constraint_report
+from bge_pruning.utils.clock import is_due
 
 
 class PruningCallback(Callback):

@@ -13,9 +13,7 @@ from composer.loggers import Logger
 from composer.utils import dist
 from torch import Tensor
 
-from bge_pruning.clock import count_batches
-from bge_pruning.models.l0_module_embedding import BUDGET, OPERATIONS, L0Module
-from bge_pruning.utils.constraint_outlook import (
+from bge_pruning.callbacks.constraint_outlook import (
     Reading,
     diverges,
     has_collapsed,
@@ -25,6 +23,8 @@ from bge_pruning.utils.constraint_outlook import (
     runs_ahead,
     swings,
 )
+from bge_pruning.models.l0_module_embedding import BUDGET, OPERATIONS, L0Module
+from bge_pruning.utils.clock import count_batches
 
 log = logging.getLogger(__name__)
 

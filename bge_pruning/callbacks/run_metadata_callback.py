@@ -6,7 +6,7 @@ from typing import Any
 
 from composer.core import Callback
 
-from bge_pruning.models.checkpoint import METADATA_KEY, RunMetadata
+from bge_pruning.model_io.checkpoint import METADATA_KEY, RunMetadata
 
 
 class RunMetadataCallback(Callback):
@@ -20,7 +20,7 @@ class RunMetadataCallback(Callback):
         self.metadata = metadata
 
     def state_dict(self) -> dict[str, Any]:
-        """Saved under the class name, which :mod:`bge_pruning.models.checkpoint` looks for."""
+        """Saved under the class name, which :mod:`bge_pruning.model_io.checkpoint` looks for."""
         return self.metadata.state_dict()
 
     def load_state_dict(self, state: dict[str, Any]) -> None:

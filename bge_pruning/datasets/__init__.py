@@ -1,1 +1,1 @@
-"""Readers and loaders of training data."""
+"""From files to rows to batches."""

@@ -18,8 +18,8 @@ import numpy as np
 
 Allocate = Callable[[str, tuple[int, ...], type], np.ndarray]
 # Raised when what the numbers mean changes.
-FORMAT = 1
-SEAL = f"\nbge_pruning array {FORMAT} ".encode()
+ARRAY_FORMAT = 1
+SEAL = f"\nbge_pruning array {ARRAY_FORMAT} ".encode()
 DIGEST_BYTES = 16
 # A checksum covers as many blocks, evenly spread: all of a file up to 1 GiB. The vectors of every
 # token may be hundreds, which nobody would wait for at every start.
@@ -133,6 +133,6 @@ def _check_seal(path: Path) -> None:
         file.seek(size)
         seal = file.read()
     if not seal.startswith(SEAL):
-        raise ValueError(f"it does not end with the mark of version {FORMAT}")
+        raise ValueError(f"it does not end with the mark of version {ARRAY_FORMAT}")
     if seal[len(SEAL) :] != compute_digest(path, size):
         raise ValueError("its checksum is not that of its content")

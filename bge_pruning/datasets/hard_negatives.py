@@ -18,7 +18,7 @@ from torch import Tensor
 from bge_pruning.datasets.array_files import load_array, save_array
 from bge_pruning.datasets.embedding_dataset import TokenizedTexts
 from bge_pruning.datasets.rows import RowTable
-from bge_pruning.file_lock import lock_of
+from bge_pruning.utils.file_lock import lock_of
 
 # Raised when other negatives are found for the same input.
 FORMAT = 2

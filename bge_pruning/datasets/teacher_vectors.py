@@ -14,7 +14,7 @@ from tqdm import tqdm
 
 from bge_pruning.datasets.array_files import Allocate, load_array, new_arrays
 from bge_pruning.datasets.embedding_dataset import TokenizedTexts, pad_texts
-from bge_pruning.file_lock import lock_of
+from bge_pruning.utils.file_lock import lock_of
 
 log = logging.getLogger(__name__)
 

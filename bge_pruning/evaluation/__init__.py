@@ -1,1 +1,1 @@
-"""How much of a model is left: encoding, scoring and the field's own harness."""
+"""How good a model is, and how fast."""

@@ -7,7 +7,7 @@ import numpy as np
 from bge_pruning.utils.embedding_metrics import is_flat
 
 # Samples of a bootstrap: the ends of a 95 % interval move by less than a fifth of its width.
-SAMPLES = 500
+SAMPLED_TEXTS = 500
 
 
 def cosine_error(found: np.ndarray, wanted: np.ndarray) -> float:
@@ -43,7 +43,7 @@ def error_difference(
     generator = np.random.default_rng(seed)
     rows, columns = np.triu_indices(len(found), k=1)
     differences = []
-    for _ in range(SAMPLES):
+    for _ in range(SAMPLED_TEXTS):
         texts = generator.integers(len(found), size=len(found))
         i, j = texts[rows], texts[columns]
         i, j = i[i != j], j[i != j]

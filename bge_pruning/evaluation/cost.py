@@ -11,7 +11,7 @@ from torch import Tensor
 from bge_pruning.evaluation.encoders import AnyEncoder, OnnxEncoder, TextEncoder
 from bge_pruning.evaluation.onnx_encoder import onnx_files
 from bge_pruning.evaluation.sentence_transformer import SentenceTransformerEncoder
-from bge_pruning.models.projection import FOLDER as PROJECTION
+from bge_pruning.model_io.projection import FOLDER as PROJECTION
 from bge_pruning.utils.memory import measure_peak_bytes
 from bge_pruning.utils.model_analysis import measure_speed
 

@@ -20,8 +20,8 @@ from torch import Tensor
 from bge_pruning.evaluation.cost import weight_bytes
 from bge_pruning.evaluation.onnx_encoder import OnnxEncoder
 from bge_pruning.evaluation.text_encoder import BATCH_TOKENS, TextEncoder, batch_indices
+from bge_pruning.model_io.pretrained import read_shape
 from bge_pruning.models.encoder_shape import EncoderShape, forward_flops
-from bge_pruning.models.pretrained import read_shape
 from bge_pruning.utils.memory import free_bytes, measure_peak_bytes
 from bge_pruning.utils.model_analysis import wait_for
 

@@ -15,15 +15,15 @@ from bge_pruning.evaluation.floors import with_random_weights
 from bge_pruning.evaluation.onnx_encoder import OnnxEncoder, find_model_folder
 from bge_pruning.evaluation.sentence_transformer import SentenceTransformerEncoder
 from bge_pruning.evaluation.text_encoder import Encoded, TextEncoder
-from bge_pruning.models.checkpoint import find_checkpoint, load_trained_model
+from bge_pruning.export.extraction import as_base_model, cut, final_gates
+from bge_pruning.model_io.checkpoint import find_checkpoint, load_trained_model
+from bge_pruning.model_io.hub import fetch_model_folder
+from bge_pruning.model_io.model_files import read_json
+from bge_pruning.model_io.modules_file import ForeignModuleError
+from bge_pruning.model_io.pretrained import BaseModel, load_base_model, read_shape
+from bge_pruning.model_io.projection import read_projection
+from bge_pruning.model_io.quiet import no_loading_bars
 from bge_pruning.models.encoder_shape import count_parameters as count_shape
-from bge_pruning.models.extraction import as_base_model, cut, final_gates
-from bge_pruning.models.hub import fetch_model_folder
-from bge_pruning.models.model_files import read_json
-from bge_pruning.models.modules_file import ForeignModuleError
-from bge_pruning.models.pretrained import BaseModel, load_base_model, read_shape
-from bge_pruning.models.projection import read_projection
-from bge_pruning.models.quiet import no_loading_bars
 
 log = logging.getLogger(__name__)
 

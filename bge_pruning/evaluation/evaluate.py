@@ -21,6 +21,7 @@ from bge_pruning.evaluation.floors import WordEmbeddings
 from bge_pruning.evaluation.scoring import Scores, score_tasks
 from bge_pruning.evaluation.search import check_modes
 from bge_pruning.evaluation.tasks import SIMILARITY, Task
+from bge_pruning.reports.score_table import render_scores
 from bge_pruning.utils.devices import check_device, default_device
 from bge_pruning.utils.evaluation import (
     collect_versions,
@@ -29,7 +30,6 @@ from bge_pruning.utils.evaluation import (
     write_json,
     write_text,
 )
-from bge_pruning.utils.score_table import render_scores
 
 log = logging.getLogger(__name__)
 

@@ -16,7 +16,7 @@ import torch
 from torch import nn
 
 from bge_pruning.evaluation.text_encoder import Encoded
-from bge_pruning.models.pretrained import BaseModel
+from bge_pruning.model_io.pretrained import BaseModel
 
 if TYPE_CHECKING:
     from bge_pruning.evaluation.encoders import Encoder

@@ -12,13 +12,13 @@ from torch import Tensor
 
 from bge_pruning.evaluation.onnx_session import open_session, run_session
 from bge_pruning.evaluation.text_encoder import BatchEncoder, TextSide
-from bge_pruning.models.model_files import (
+from bge_pruning.model_io.model_files import (
     read_hf_config,
     read_max_seq_length,
     read_prompts,
     read_tokenizer_files,
 )
-from bge_pruning.models.pretrained import load_base_model
+from bge_pruning.model_io.pretrained import load_base_model
 from bge_pruning.models.scores import OUTPUT_NAMES
 
 if TYPE_CHECKING:

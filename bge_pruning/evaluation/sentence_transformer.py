@@ -10,7 +10,7 @@ import torch
 
 from bge_pruning.datasets.embedding_dataset import TokenizedTexts, build_tokenizer, tokenize
 from bge_pruning.evaluation.text_encoder import Encoded, check_finite
-from bge_pruning.models.quiet import no_loading_bars
+from bge_pruning.model_io.quiet import no_loading_bars
 
 if TYPE_CHECKING:
     from sentence_transformers import SentenceTransformer

@@ -20,9 +20,9 @@ from bge_pruning.datasets.embedding_dataset import (
     tokenize,
 )
 from bge_pruning.evaluation.ranks import ALONE, Ranks
-from bge_pruning.models.model_files import read_special_ids
-from bge_pruning.models.pretrained import BaseModel
-from bge_pruning.models.projection import project
+from bge_pruning.model_io.model_files import read_special_ids
+from bge_pruning.model_io.pretrained import BaseModel
+from bge_pruning.model_io.projection import project
 from bge_pruning.models.structural_pruning import PruningMasks
 from bge_pruning.models.teacher import compute_outputs
 

@@ -1,1 +1,1 @@
-"""Model folders in the formats of other runtimes."""
+"""A finished run becomes a model folder, an ONNX file and a card."""

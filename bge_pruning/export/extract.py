@@ -12,21 +12,8 @@ from typing import Any
 
 import torch
 
-from bge_pruning.atomic_folder import atomic_folder
 from bge_pruning.datasets.sts_dataloader import read_sts
-from bge_pruning.export.int8_loss import Pairs
-from bge_pruning.export.keep_dimension import add_projection
-from bge_pruning.export.onnx_export import export_onnx
-from bge_pruning.export.onnx_quantize import export_onnx_int8
-from bge_pruning.export.vocabulary_texts import (
-    VocabularyRequest,
-    build_report,
-    choose_for_texts,
-    find_corpora,
-)
-from bge_pruning.models.checkpoint import find_checkpoint
-from bge_pruning.models.encoder_shape import EncoderShape
-from bge_pruning.models.extraction import (
+from bge_pruning.export.extraction import (
     Extraction,
     describe,
     keep_tokens,
@@ -34,11 +21,24 @@ from bge_pruning.models.extraction import (
     start_extraction,
     write_extraction,
 )
-from bge_pruning.models.folder_check import check_folder
-from bge_pruning.models.model_card import render_model_card
-from bge_pruning.models.precision import DTYPES
-from bge_pruning.models.pruning_record import MARKER
-from bge_pruning.models.validation import TOLERANCE, References, check_as_loaded, validate
+from bge_pruning.export.folder_check import check_folder
+from bge_pruning.export.int8_loss import Pairs
+from bge_pruning.export.keep_dimension import add_projection
+from bge_pruning.export.model_card import render_model_card
+from bge_pruning.export.onnx_export import export_onnx
+from bge_pruning.export.onnx_quantize import export_onnx_int8
+from bge_pruning.export.pruning_record import MARKER
+from bge_pruning.export.validation import TOLERANCE, References, check_as_loaded, validate
+from bge_pruning.export.vocabulary_texts import (
+    VocabularyRequest,
+    build_report,
+    choose_for_texts,
+    find_corpora,
+)
+from bge_pruning.model_io.checkpoint import find_checkpoint
+from bge_pruning.model_io.precision import DTYPES
+from bge_pruning.models.encoder_shape import EncoderShape
+from bge_pruning.utils.atomic_folder import atomic_folder
 from bge_pruning.utils.optional import import_optional
 
 log = logging.getLogger(__name__)
@@ -49,11 +49,11 @@ class ExtractOptions:
     """What is asked for beside the cut.
 
     Attributes:
-        dtype: Precision of the written weights, see :mod:`bge_pruning.models.precision`.
+        dtype: Precision of the written weights, see :mod:`bge_pruning.model_io.precision`.
         square_head: Make the multi-vector head as wide as the hidden size, as FlagEmbedding (unless
-            it is told) and vLLM expect it, see :mod:`bge_pruning.models.compact_head`.
+            it is told) and vLLM expect it, see :mod:`bge_pruning.export.compact_head`.
         keep_dimension: Give dense vectors the dimensions of the unpruned model, see
-            :mod:`bge_pruning.models.projection`.
+            :mod:`bge_pruning.model_io.projection`.
         fit_texts: Files of texts to fit that map on; none to put zeros where a dimension is gone.
         vocabulary: The tokens to keep, ``None`` for all.
         onnx: Write ``onnx/model.onnx`` too.
@@ -139,7 +139,7 @@ def extract(
         options: What else is asked for.
 
     Returns:
-        The content of ``pruning.json``: see :func:`bge_pruning.models.pruning_record.build_record`,
+        The content of ``pruning.json``: see :func:`bge_pruning.export.pruning_record.build_record`,
         with ``checkpoint``, ``largest_difference`` and ``tolerance``, and where asked for
         ``precision``, ``multi_vector``, ``vocabulary``, ``projection``, ``onnx``, ``onnx_int8``.
 

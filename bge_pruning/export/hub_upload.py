@@ -9,8 +9,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from bge_pruning.models.hub import is_hub_name
-from bge_pruning.models.pruning_record import MARKER
+from bge_pruning.export.pruning_record import MARKER
+from bge_pruning.model_io.hub import is_hub_name
 
 if TYPE_CHECKING:
     from huggingface_hub import HfApi

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from bge_pruning.evaluation.onnx_encoder import OnnxEncoder
-from bge_pruning.models.validation import VALIDATION_SENTENCES
+from bge_pruning.export.validation import VALIDATION_SENTENCES
 from bge_pruning.utils.model_analysis import measure_speed
 
 # First sentences, second sentences, gold scores.

@@ -14,16 +14,16 @@ from torch import Tensor
 
 from bge_pruning.datasets.sts_dataloader import read_texts
 from bge_pruning.evaluation.text_encoder import TextEncoder
-from bge_pruning.models.model_files import (
+from bge_pruning.export.validation import TOLERANCE, ValidationError, sentence_vectors
+from bge_pruning.model_io.model_files import (
     read_hf_config,
     read_max_seq_length,
     read_pooling,
     read_prompts,
 )
-from bge_pruning.models.model_folder import write_sentence_transformers_files
-from bge_pruning.models.pretrained import BaseModel, load_base_model
-from bge_pruning.models.projection import compute_selection, fit_projection, project
-from bge_pruning.models.validation import TOLERANCE, ValidationError, sentence_vectors
+from bge_pruning.model_io.model_folder import write_sentence_transformers_files
+from bge_pruning.model_io.pretrained import BaseModel, load_base_model
+from bge_pruning.model_io.projection import compute_selection, fit_projection, project
 from bge_pruning.utils.devices import default_device
 
 log = logging.getLogger(__name__)

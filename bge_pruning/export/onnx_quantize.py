@@ -20,11 +20,11 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from bge_pruning.evaluation.onnx_encoder import OnnxEncoder, onnx_files
+from bge_pruning.export.export_text import describe_loss
 from bge_pruning.export.int8_loss import Pairs, measure_int8
 from bge_pruning.export.onnx_export import DATA, FOLDER, MODEL, SINGLE_FILE_BYTES
 from bge_pruning.export.onnx_graph import PROJECTION
 from bge_pruning.utils.evaluation import refuse_existing
-from bge_pruning.utils.export_text import describe_loss
 from bge_pruning.utils.optional import import_optional
 
 if TYPE_CHECKING:

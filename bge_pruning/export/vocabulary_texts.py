@@ -16,14 +16,10 @@ from bge_pruning.datasets.embedding_dataset import TokenizedTexts, tokenize
 from bge_pruning.datasets.sts_dataloader import read_sentences
 from bge_pruning.datasets.tables import HUB, Table
 from bge_pruning.datasets.text_files import expand_paths
+from bge_pruning.export.vocabulary import KeptVocabulary, check_trimmable, choose_vocabulary
+from bge_pruning.model_io.pretrained import BaseModel
+from bge_pruning.model_io.vocabulary_files import read_tokenizer, rewrite_tokenizer_files
 from bge_pruning.models.encoder_shape import EncoderShape, count_parameters
-from bge_pruning.models.pretrained import BaseModel
-from bge_pruning.models.vocabulary import (
-    KeptVocabulary,
-    check_trimmable,
-    choose_vocabulary,
-)
-from bge_pruning.models.vocabulary_files import read_tokenizer, rewrite_tokenizer_files
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer

@@ -1,1 +1,1 @@
-"""Gates, masked encoder, heads, losses, extraction: the arithmetic of the project."""
+"""Networks, gates, sizes and losses: arithmetic only."""

@@ -8,21 +8,16 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from bge_pruning.models.bge_m3_backbone import XLMRobertaBackbone
-from bge_pruning.models.embedding_heads import EmbeddingHeads
-from bge_pruning.models.hub import fetch_model_folder
-from bge_pruning.models.model_files import (
+from bge_pruning.model_io.hub import fetch_model_folder
+from bge_pruning.model_io.model_files import (
     read_hf_config,
     read_pooling,
     read_tokenizer_files,
     read_vocabulary,
 )
-from bge_pruning.models.pretrained import (
-    BaseModel,
-    load_base_model,
-    read_heads,
-    weight_file,
-)
+from bge_pruning.model_io.pretrained import BaseModel, load_base_model, read_heads, weight_file
+from bge_pruning.models.bge_m3_backbone import XLMRobertaBackbone
+from bge_pruning.models.embedding_heads import EmbeddingHeads
 from bge_pruning.models.structural_pruning import PruningMasks
 
 HIDDEN = "hidden_states"

@@ -1,1 +1,1 @@
-"""Analysis of models, evaluation, pictures and reports."""
+"""Small tools without a subject of their own."""

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
+from bge_pruning.reports.history import AXIS_TITLES
 from bge_pruning.utils.figures import CMAP, LIGHT, VERMILION, Theme, make_figure
-from bge_pruning.utils.history import AXIS_TITLES
 
 if TYPE_CHECKING:
     import numpy as np

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from bge_pruning.reports.training_cost import TRAININGS
 from bge_pruning.utils.records import (
     ANYTHING,
     COUNT,
@@ -17,7 +18,6 @@ from bge_pruning.utils.records import (
     Optional,
 )
 from bge_pruning.utils.tasks import METRIC_TITLES
-from bge_pruning.utils.training_cost import TRAININGS
 
 MODES = ("dense", "sparse", "colbert", "dense+sparse", "all")
 
@@ -154,7 +154,7 @@ FULL_SHAPE = {
     "sparse_head": FLAG,
     "colbert_dim": COUNT,
 }
-# What a checkpoint says about its run, see bge_pruning.models.checkpoint.RunMetadata.
+# What a checkpoint says about its run, see bge_pruning.model_io.checkpoint.RunMetadata.
 RUN_METADATA = {
     "base_model": TEXT,
     "shape": FULL_SHAPE,

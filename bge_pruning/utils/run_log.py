@@ -6,7 +6,7 @@ import logging
 from pathlib import Path
 from types import TracebackType
 
-from bge_pruning.stopped import StoppedError
+from bge_pruning.utils.stopped import StoppedError
 
 # Attribute of a record that the console does not show.
 FILE_ONLY = "file_only"

@@ -17,7 +17,6 @@ import torch
 from composer.core import Event, Precision
 from torch import nn
 
-from bge_pruning import builders
 from bge_pruning.algorithms import non_finite
 from bge_pruning.algorithms.group_gradient_clipping import GroupGradientClipping
 from bge_pruning.algorithms.non_finite import (
@@ -28,9 +27,10 @@ from bge_pruning.algorithms.non_finite import (
     describe_losses,
     watched_parameters,
 )
-from bge_pruning.config import ConfigError, load_config
+from bge_pruning.config.config import ConfigError, load_config
 from bge_pruning.export.extract import extract
 from bge_pruning.models.composer_bge_m3 import ComposerBGEM3
+from bge_pruning.training import builders
 
 ROOT = Path(__file__).parents[2]
 SKIP = "optimizer.non_finite=skip"

@@ -10,7 +10,7 @@ import torch
 from composer.callbacks import CheckpointSaver
 
 from bge_pruning.callbacks import best_checkpoint, evaluation_callback
-from bge_pruning.models.checkpoint import (
+from bge_pruning.model_io.checkpoint import (
     BestScore,
     find_checkpoint,
     load_trained_model,

@@ -10,15 +10,15 @@ import pytest
 import torch
 from composer.core import Callback
 
-from bge_pruning import builders
 from bge_pruning.callbacks import evaluation_callback
 from bge_pruning.callbacks.evaluation_callback import EvaluationCallback, list_metric_keys
 from bge_pruning.evaluation.scoring import RETRIEVAL_METRICS, score_tasks
 from bge_pruning.evaluation.tasks import beir_task
 from bge_pruning.evaluation.text_encoder import TextEncoder
 from bge_pruning.export.extract import extract
+from bge_pruning.model_io.pretrained import load_base_model
 from bge_pruning.models.composer_bge_m3 import ComposerBGEM3
-from bge_pruning.models.pretrained import load_base_model
+from bge_pruning.training import builders
 
 
 def rows(run: Path) -> list[dict]:

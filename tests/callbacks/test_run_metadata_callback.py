@@ -10,8 +10,8 @@ from composer.devices import DeviceCPU
 
 from bge_pruning.callbacks import run_metadata_callback
 from bge_pruning.callbacks.run_metadata_callback import RunMetadataCallback
-from bge_pruning.models import checkpoint
-from bge_pruning.models.checkpoint import RunMetadata
+from bge_pruning.model_io import checkpoint
+from bge_pruning.model_io.checkpoint import RunMetadata
 
 METADATA = RunMetadata(
     base_model="someone/模型",

@@ -6,12 +6,7 @@ import numpy as np
 import pytest
 
 from bge_pruning.datasets import array_files
-from bge_pruning.datasets.array_files import (
-    compute_digest,
-    load_array,
-    new_arrays,
-    save_array,
-)
+from bge_pruning.datasets.array_files import compute_digest, load_array, new_arrays, save_array
 
 
 def test_round_trip(tmp_path):

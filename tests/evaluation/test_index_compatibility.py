@@ -10,7 +10,7 @@ import pytest
 from bge_pruning.evaluation.encoders import load_encoder
 from bge_pruning.evaluation.index_compatibility import compare_index
 from bge_pruning.evaluation.text_encoder import Encoded
-from bge_pruning.models.projection import compute_selection
+from bge_pruning.model_io.projection import compute_selection
 
 SCRIPT = Path(__file__).parents[2] / "scripts" / "check_index_compatibility.py"
 

@@ -7,7 +7,7 @@ import torch
 from bge_pruning.evaluation import multi_vector
 from bge_pruning.evaluation.multi_vector import encode_queries, score_pairs
 from bge_pruning.evaluation.text_encoder import TextEncoder
-from bge_pruning.models.pretrained import load_base_model
+from bge_pruning.model_io.pretrained import load_base_model
 
 QUERIES = ["the man", "a dog in the park", "a"]
 PASSAGES = [

@@ -7,7 +7,7 @@ import torch
 
 from bge_pruning.evaluation.onnx_session import open_session
 from bge_pruning.export.onnx_export import MODEL, write_graph
-from bge_pruning.models.pretrained import load_base_model
+from bge_pruning.model_io.pretrained import load_base_model
 
 
 @pytest.fixture(scope="module")

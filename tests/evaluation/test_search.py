@@ -8,7 +8,7 @@ from bge_pruning.datasets.retrieval_collection import read_collection
 from bge_pruning.evaluation import search
 from bge_pruning.evaluation.search import MODES, CorpusCache, SearchModel, check_modes
 from bge_pruning.evaluation.text_encoder import TextEncoder
-from bge_pruning.models.pretrained import load_base_model
+from bge_pruning.model_io.pretrained import load_base_model
 from bge_pruning.models.scores import Outputs, compute_scores
 
 

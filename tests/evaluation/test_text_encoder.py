@@ -13,9 +13,9 @@ from bge_pruning.evaluation.search import MODES
 from bge_pruning.evaluation.tasks import beir_task
 from bge_pruning.evaluation.text_encoder import TextEncoder, batch_indices
 from bge_pruning.export.extract import extract
-from bge_pruning.models.checkpoint import find_checkpoint, load_trained_model
+from bge_pruning.model_io.checkpoint import find_checkpoint, load_trained_model
+from bge_pruning.model_io.pretrained import load_base_model
 from bge_pruning.models.embedding_heads import compute_lexical_weights
-from bge_pruning.models.pretrained import load_base_model
 
 TEXTS = [
     "the man plays the guitar",

@@ -23,7 +23,7 @@ from bge_pruning.export.onnx_export import (
     compare_with_torch,
     export_onnx,
 )
-from bge_pruning.models.pretrained import load_base_model
+from bge_pruning.model_io.pretrained import load_base_model
 
 TEXTS = ["the man plays guitar", "a", "the woman reads a red book"]
 ROOT = Path(__file__).parents[2]
@@ -292,7 +292,7 @@ def test_batches_of_the_comparison(folder):
 def test_a_real_model_as_float32_and_int8(tmp_path):
     from bge_pruning.datasets.sts_dataloader import read_sts
     from bge_pruning.export.onnx_quantize import export_onnx_int8
-    from bge_pruning.utils.minilm import prepare
+    from bge_pruning.model_io.minilm import prepare
 
     folder = prepare(tmp_path / "minilm", ROOT / "data" / "sts" / "stsb-en-train.csv")
     info = export_onnx(folder)

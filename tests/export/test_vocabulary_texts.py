@@ -12,6 +12,8 @@ import pytest
 from tokenizers import Tokenizer, models, pre_tokenizers
 
 from bge_pruning.export import vocabulary_texts
+from bge_pruning.export.vocabulary import choose_vocabulary, trim_vocabulary
+from bge_pruning.export.vocabulary_report import render_vocabulary
 from bge_pruning.export.vocabulary_texts import (
     VocabularyRequest,
     build_report,
@@ -22,10 +24,8 @@ from bge_pruning.export.vocabulary_texts import (
     plain_tokenizer,
     shipped_corpora,
 )
+from bge_pruning.model_io.pretrained import load_base_model
 from bge_pruning.models.encoder_shape import count_parameters
-from bge_pruning.models.pretrained import load_base_model
-from bge_pruning.models.vocabulary import choose_vocabulary, trim_vocabulary
-from bge_pruning.utils.vocabulary_report import render_vocabulary
 
 
 @pytest.fixture(scope="module")

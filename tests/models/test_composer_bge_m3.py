@@ -15,10 +15,10 @@ from scipy.stats import entropy, spearmanr
 from torch import Tensor
 from torch.nn import functional
 
+from bge_pruning.export.extraction import cut
 from bge_pruning.models.bge_m3_backbone import XLMRobertaBackbone
 from bge_pruning.models.composer_bge_m3 import ComposerBGEM3
 from bge_pruning.models.embedding_heads import EmbeddingHeads
-from bge_pruning.models.extraction import cut
 from bge_pruning.models.gather import gather_batch
 from bge_pruning.models.l0_module_embedding import L0Module
 from bge_pruning.models.objective import LossWeights, following_layers

@@ -10,6 +10,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from bge_pruning.model_io.pretrained import load_base_model
 from bge_pruning.models.embedding_heads import (
     POOLINGS,
     EmbeddingHeads,
@@ -18,7 +19,6 @@ from bge_pruning.models.embedding_heads import (
     compute_lexical_score,
     compute_lexical_weights,
 )
-from bge_pruning.models.pretrained import load_base_model
 
 H, C, V = 12, 7, 99
 SPECIAL_IDS = {0, 1, 2, 3}

@@ -11,7 +11,7 @@ from bge_pruning.models.composer_bge_m3 import ComposerBGEM3
 from bge_pruning.models.l0_module_embedding import L0Module
 from bge_pruning.models.objective import LossWeights
 from bge_pruning.models.structural_pruning import AXES
-from bge_pruning.optimization import l0_groups, weight_groups
+from bge_pruning.training.optimization import l0_groups, weight_groups
 
 pytestmark = pytest.mark.gpu
 

@@ -19,7 +19,7 @@ from bge_pruning.models.l0_module_embedding import L0Module
 from bge_pruning.models.objective import LossWeights
 from bge_pruning.models.structural_pruning import AXES
 from bge_pruning.models.teacher import HIDDEN, FrozenEncoder
-from bge_pruning.optimization import l0_groups, weight_groups
+from bge_pruning.training.optimization import l0_groups, weight_groups
 
 WAITING = {"_local_scalar_dense", "nonzero", "masked_select", "equal", "is_nonzero", "item"}
 WAITING |= {"_unique2", "unique_consecutive", "unique_dim", "repeat_interleave"}

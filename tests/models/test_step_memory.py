@@ -17,7 +17,7 @@ from bge_pruning.models.objective import LossWeights
 from bge_pruning.models.step_memory import step_memory
 from bge_pruning.models.structural_pruning import AXES
 from bge_pruning.models.teacher import FrozenEncoder
-from bge_pruning.optimization import l0_groups, weight_groups
+from bge_pruning.training.optimization import l0_groups, weight_groups
 from bge_pruning.utils.memory import measure_peak_bytes
 
 SHAPES = {

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
 
-from tests.script_process import new_process
+from tests.common.script_process import new_process
 
 SCRIPTS = Path(__file__).parents[2] / "scripts"
 SECONDS = 30

@@ -12,14 +12,14 @@ from random import Random
 import fuzz_mutations as fuzz  # loaded by the test
 import torch
 
-from bge_pruning.config_schema import (
+from bge_pruning.config.schema import (
     Config,
     L0ModuleConfig,
     SourceConfig,
     TargetModelConfig,
     WandbConfig,
 )
-from bge_pruning.models.checkpoint import PLAIN_TYPES
+from bge_pruning.model_io.checkpoint import PLAIN_TYPES
 
 # Copies inputs of these names into the folder of an example.
 Make = Callable[..., Path]

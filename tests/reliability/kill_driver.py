@@ -16,9 +16,9 @@ from pathlib import Path
 
 import composer  # noqa: F401  (imported here so that the children need not)
 
-import bge_pruning.builders
-import bge_pruning.data_builders
-import bge_pruning.run_report
+import bge_pruning.training.builders
+import bge_pruning.training.data_builders
+import bge_pruning.training.run_report
 from bge_pruning.train import main
 
 EVENTS = ("open", "os.rename", "os.remove", "os.symlink", "os.mkdir")
@@ -49,7 +49,9 @@ def start(arguments: list[str], folder: Path, last: int | None, count_to: Path |
         log = os.open(f"{folder}.log", os.O_CREAT | os.O_APPEND | os.O_WRONLY)
         os.dup2(log, 1)
         os.dup2(log, 2)
-        bge_pruning.run_report.write_report = lambda *_, **__: None  # takes longer than the run
+        bge_pruning.training.run_report.write_report = lambda *_, **__: (
+            None
+        )  # takes longer than the run
         code = main(arguments)
         if count_to is not None:
             count_to.write_text(str(done))

@@ -13,8 +13,8 @@ import sys
 import time
 from pathlib import Path
 
-import bge_pruning.data_builders as data
-import bge_pruning.run_report as run_report
+import bge_pruning.training.data_builders as data
+import bge_pruning.training.run_report as run_report
 from bge_pruning.models.l0_module_embedding import L0Module
 from bge_pruning.train import main
 

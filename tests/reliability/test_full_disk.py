@@ -60,13 +60,13 @@ def test_an_export(limit, train_tiny, tmp_path, summary):
 @pytest.mark.parametrize("limit", [100, 3000, 30_000, 150_000])
 def test_a_training(limit, tiny_yaml, summary):
     """Tokenised texts, the teacher's vectors, metrics or a checkpoint: whatever comes first."""
-    from bge_pruning.models.checkpoint_files import find_whole_checkpoint
+    from bge_pruning.model_io.checkpoint_files import find_whole_checkpoint
 
     words = f"load_config([{str(tiny_yaml)!r}], ['max_duration=1ba', 'save_interval=1ba'])"
     done = run_full(
         tiny_yaml.parent,
         limit,
-        "from bge_pruning.config import load_config; from bge_pruning.train import train",
+        "from bge_pruning.config.config import load_config; from bge_pruning.train import train",
         f"train({words})",
     )
     assert_one_error(done)

@@ -16,7 +16,7 @@ from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 
 from bge_pruning.train import main as train_main
-from tests.script_process import load_script
+from tests.common.script_process import load_script
 
 pytestmark = pytest.mark.reliability
 # To look further by hand: a share of the examples, and other ones.
@@ -42,7 +42,7 @@ def whole(
     tmp_path_factory, make_yaml, model_folder, sts_csv, contrastive_jsonl, collection
 ) -> Path:
     """A folder with one of everything that a command reads, all of it as it should be."""
-    from bge_pruning import pipeline
+    from bge_pruning.workflows import pipeline
 
     root = tmp_path_factory.mktemp("whole")
     shutil.copytree(model_folder, root / "base")

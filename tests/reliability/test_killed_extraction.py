@@ -13,12 +13,12 @@ from pathlib import Path
 import pytest
 import torch
 
-from bge_pruning.models.checkpoint import METADATA_KEY, RunMetadata, build_l0_module
+from bge_pruning.export.folder_check import check_folder
+from bge_pruning.export.pruning_record import MARKER
+from bge_pruning.model_io.checkpoint import METADATA_KEY, RunMetadata, build_l0_module
+from bge_pruning.model_io.pretrained import load_base_model
+from bge_pruning.model_io.random_model import random_base_model
 from bge_pruning.models.encoder_shape import EncoderShape
-from bge_pruning.models.folder_check import check_folder
-from bge_pruning.models.pretrained import load_base_model
-from bge_pruning.models.pruning_record import MARKER
-from bge_pruning.utils.random_run import random_base_model
 
 pytestmark = pytest.mark.reliability
 
@@ -35,7 +35,7 @@ import transformers.models.xlm_roberta.modeling_xlm_roberta
 import transformers.models.xlm_roberta.tokenization_xlm_roberta
 
 from bge_pruning.export.extract import ExtractOptions, extract
-from bge_pruning.models.precision import DTYPES
+from bge_pruning.model_io.precision import DTYPES
 
 checkpoint, place, moments, steps = Path(sys.argv[1]), Path(sys.argv[2]), *map(int, sys.argv[3:])
 EVENTS = ("open", "os.mkdir", "os.rename", "os.remove", "os.rmdir", "shutil.rmtree")

@@ -13,10 +13,10 @@ from pathlib import Path
 import pytest
 import torch
 
-from bge_pruning.baselines import cut_baseline
-from bge_pruning.config import load_config, pruned_model_folder
+from bge_pruning.config.config import load_config, pruned_model_folder
 from bge_pruning.export.extract import extract
-from bge_pruning.models.checkpoint import find_checkpoint, load_state
+from bge_pruning.model_io.checkpoint import find_checkpoint, load_state
+from bge_pruning.workflows.baselines import cut_baseline
 
 ROOT = Path(__file__).parents[2]
 COMPOSER = str(Path(sys.executable).with_name("composer"))

@@ -1,0 +1,1 @@
+"""What may be asked of a run, and whether it makes sense."""

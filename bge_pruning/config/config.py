@@ -1,0 +1,307 @@
+"""Reading the typed configuration of :mod:`bge_pruning.config.schema` from YAML files.
+
+Files are merged left to right, then ``key=value`` overrides. A file may name files that it builds
+on under ``extends`` (relative to itself). An unknown key, a wrong type or a value out of range is
+an error that names the file, the line and the key.
+"""
+
+from __future__ import annotations
+
+import difflib
+import re
+from collections.abc import Sequence
+from dataclasses import fields, is_dataclass
+from io import StringIO
+from pathlib import Path
+from typing import Any, get_args, get_type_hints
+
+import yaml
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from bge_pruning.config.checks import check
+from bge_pruning.config.schema import L0, Config, ConfigError
+from bge_pruning.config.yaml_text import YamlTextError, check_yaml, describe_yaml_error
+
+
+def load_config(paths: Sequence[str | Path], overrides: Sequence[str] = ()) -> Config:
+    """Read, merge and check a run's configuration.
+
+    Args:
+        paths: YAML files, merged left to right, each after the files it ``extends``.
+        overrides: ``key=value`` strings, applied last.
+
+    Returns:
+        The typed configuration. With ``stage: recover`` the ``recovery`` keys are merged in.
+
+    Raises:
+        ConfigError: If a file cannot be read, or a key or value is wrong.
+    """
+    merged = OmegaConf.structured(Config)
+    for path in paths:
+        for file in _with_bases(Path(path), ()):
+            merged = _merge(merged, _read_yaml(file), str(file), file)
+    for override in overrides:
+        merged = _merge(merged, _parse_override(override), f"override '{override}'", None)
+    merged.extends = []
+    _check_recovery_keys(merged.recovery or {})
+    recovering = _merge(merged, OmegaConf.create(merged.recovery or {}), "recovery", None)
+    check(_to_object(recovering))
+    config = _to_object(recovering if merged.stage == "recover" else merged)
+    if config.stage == "recover":
+        _make_recovery(config, merged.max_duration)
+    check(config)
+    return config
+
+
+def _check_recovery_keys(recovery: DictConfig) -> None:
+    """Refuse what would send the recovery to another place than where its model is written."""
+    fixed = (
+        "method",
+        "stage",
+        "dry_run",
+        "run_name",
+        "run_folder",
+        "results_folder",
+        "extends",
+        "recovery",
+    )
+    if found := [key for key in fixed if key in recovery]:
+        raise ConfigError(
+            f"recovery.{found[0]} cannot differ from the pruning run's. To fix, remove it: a "
+            f"recovery starts from RESULTS/pruned_model and writes to RUN_FOLDER-recovery."
+        )
+
+
+def _make_recovery(config: Config, pruning: str) -> None:
+    """Turn the configuration of a pruning run into that of its recovery, in place.
+
+    The model is the extracted one, without gates, and its teacher is the model it came from; its
+    sizes are no longer those that the YAML names. A baseline is cut without any step of training,
+    so its recovery has the steps of l0's pruning too: methods are compared at equal steps.
+
+    Args:
+        config: Changed.
+        pruning: Length of the pruning run, a time string.
+    """
+    if config.method != L0:
+        config.max_duration = _add_times(pruning, config.max_duration)
+    config.model.base_model = str(pruned_model_folder(config))
+    config.model.revision = None
+    config.model.l0_module = None
+    config.data.adapt_weights_interval = None  # it follows what the gates do
+    for size in ("d_model", "n_heads", "n_layers", "intermediate_size", "vocab_size"):
+        setattr(config.model, size, None)
+    config.run_folder = f"{config.run_folder}-recovery"
+
+
+def _add_times(pruning: str, recovery: str) -> str:
+    """The sum of two time strings of one unit."""
+    unit = recovery[-2:]
+    if pruning[-2:] != unit:
+        raise ConfigError(
+            f"max_duration {pruning} and recovery.max_duration {recovery} have different units: a "
+            f"baseline recovers for the sum of both. To fix, give both in ba (batches)."
+        )
+    return f"{int(pruning[:-2]) + int(recovery[:-2])}{unit}"
+
+
+def pruned_model_folder(config: Config) -> Path:
+    """Where the model extracted from a pruning run lies."""
+    return Path(config.results_folder) / "pruned_model"
+
+
+def to_yaml(config: Config) -> str:
+    """The configuration as YAML, every key written out."""
+    return OmegaConf.to_yaml(OmegaConf.structured(config))
+
+
+def from_yaml(text: str) -> Config:
+    """The configuration that :func:`to_yaml` wrote."""
+    return _to_object(OmegaConf.merge(OmegaConf.structured(Config), OmegaConf.create(text)))
+
+
+def _with_bases(path: Path, seen: tuple[Path, ...]) -> list[Path]:
+    """The files a YAML builds on, then itself."""
+    if path in seen:
+        raise ConfigError(
+            f"{path}: extends itself through {', '.join(map(str, seen))}. To fix, break the circle."
+        )
+    bases = _read_yaml(path).get("extends") or []
+    if isinstance(bases, str):
+        bases = [bases]
+    if not isinstance(bases, Sequence) or not all(isinstance(base, str) for base in bases):
+        raise ConfigError(
+            f"{path}: extends is {bases!r}, expected a file or a list of files. To fix, "
+            f"write e.g. extends: base.yaml."
+        )
+    files = [f for base in bases for f in _with_bases(path.parent / base, (*seen, path))]
+    return [*files, path]
+
+
+def read_mapping(path: Path) -> dict[str, Any]:
+    """The keys and values of a YAML file that is no configuration of a run.
+
+    Args:
+        path: The file.
+
+    Raises:
+        ConfigError: If it cannot be read, or holds no keys.
+    """
+    return OmegaConf.to_container(_read_yaml(path))
+
+
+def _read_yaml(path: Path) -> DictConfig:
+    try:
+        text = path.read_text(encoding="utf-8")
+    except FileNotFoundError:
+        raise ConfigError(f"{path}: no such file. To fix, check the path.") from None
+    except UnicodeDecodeError:
+        raise ConfigError(f"{path}: is not UTF-8. To fix, convert the file.") from None
+    except (OSError, ValueError) as error:  # a name may hold a null byte
+        reason = getattr(error, "strerror", None) or error
+        raise ConfigError(f"{path}: cannot be read ({reason}). To fix, name a YAML file.") from None
+    content = _parse_yaml(text, str(path))
+    if not isinstance(content, DictConfig):
+        raise ConfigError(f"{path}: must hold 'key: value' pairs. To fix, see configs/.")
+    if isinstance(content.get("extends"), str):
+        content.extends = [content.extends]
+    return content
+
+
+def _parse_yaml(text: str, path: str) -> Any:
+    """The content of a file; errors name the line."""
+    try:
+        check_yaml(text)
+        try:
+            return OmegaConf.load(StringIO(text))
+        except yaml.YAMLError as error:
+            raise describe_yaml_error(error) from None
+    except YamlTextError as error:
+        where = path if error.line is None else f"{path}:{error.line}"
+        raise ConfigError(f"{where}: is not YAML ({error}). To fix, correct the file.") from None
+    except OmegaConfBaseException as error:
+        raise ConfigError(
+            f"{path}: cannot be read ({_first_line(error)}). To fix, correct the file."
+        ) from None
+    except (OSError, ValueError, TypeError) as error:  # e.g. a text alone, or a number of digits
+        raise ConfigError(
+            f"{path}: must hold 'key: value' pairs ({_first_line(error)}). To fix, see configs/."
+        ) from None
+
+
+def _first_line(error: Exception) -> str:
+    """What an error says, without the details that OmegaConf puts below it."""
+    return next(iter(str(error).strip().splitlines()), type(error).__name__)
+
+
+def _parse_override(text: str) -> DictConfig:
+    key, separator, value = text.partition("=")
+    if not separator or not key.strip():
+        raise ConfigError(f"override '{text}' is not 'key=value'. To fix, write e.g. seed=1.")
+    try:
+        check_yaml(value)
+        return OmegaConf.from_dotlist([text])
+    except (yaml.YAMLError, YamlTextError, OmegaConfBaseException, ValueError) as error:
+        reason = describe_yaml_error(error) if isinstance(error, yaml.YAMLError) else error
+        raise ConfigError(
+            f"override '{text}' cannot be read ({_first_line(reason)}). To fix, write key=value, "
+            f"as in seed=1 or data.train=[]."
+        ) from None
+
+
+def _merge(base: DictConfig, extra: DictConfig, source: str, path: Path | None) -> DictConfig:
+    content = OmegaConf.to_container(extra, resolve=False)
+    _check_keys(Config, content, (), source, path)
+    _check_references(content, "", source)
+    try:
+        return OmegaConf.merge(base, extra)
+    except TypeError as error:  # a list where keys are expected, or the other way round
+        raise ConfigError(
+            f"{source}: {error}. To fix, write a list where a list is expected and keys where keys "
+            f"are; see bge_pruning/config/schema.py."
+        ) from None
+    except OverflowError as error:  # a whole number of hundreds of digits where a share is expected
+        raise ConfigError(f"{source}: {error}. To fix, write a smaller number.") from None
+    except OmegaConfBaseException as error:
+        key = error.full_key or ""
+        line = _line_of(path, tuple(key.split("."))) if path else None
+        raise ConfigError(
+            f"{source}{f':{line}' if line else ''}: {key}: {str(error).splitlines()[0]} "
+            f"To fix, see this key in bge_pruning/config/schema.py."
+        ) from None
+
+
+def _check_keys(
+    schema: type, content: Any, parents: tuple[str, ...], source: str, path: Path | None
+) -> None:
+    """Refuse keys that the schema lacks, with the nearest one that it has."""
+    if not isinstance(content, dict):
+        return
+    known = {f.name for f in fields(schema)}
+    hints = get_type_hints(schema)
+    for key, value in content.items():
+        full_key = (*parents, str(key))
+        if key not in known:
+            line = _line_of(path, full_key) if path else None
+            close = difflib.get_close_matches(str(key), known, n=1)
+            fix = f"did you mean '{close[0]}'?" if close else f"known: {', '.join(sorted(known))}."
+            raise ConfigError(
+                f"{source}{f':{line}' if line else ''}: unknown key '{'.'.join(full_key)}': {fix}"
+            )
+        # The keys of a recovery are those of the whole configuration.
+        nested = Config if full_key == ("recovery",) else _dataclass_of(hints[key])
+        if nested is Config and not isinstance(value, dict | None):
+            raise ConfigError(
+                f"{source}: recovery is {value!r}, expected keys and values in the layout of the "
+                f"whole file. To fix, write e.g. recovery: {{max_duration: 300ba}}."
+            )
+        for item in value if isinstance(value, list) else [value]:
+            if nested is not None:
+                _check_keys(nested, item, full_key, source, path)
+
+
+def _check_references(content: Any, key: str, source: str) -> None:
+    """Refuse what OmegaConf would compute; a reference to another key is welcome.
+
+    With ``${oc.env:NAME}``, a secret of the environment would be written into ``config.yaml``.
+    """
+    if isinstance(content, dict | list):
+        items = content.items() if isinstance(content, dict) else enumerate(content)
+        for name, value in items:
+            _check_references(value, f"{key}.{name}" if key else str(name), source)
+    elif isinstance(content, str) and (found := re.search(r"\$\{[^}]*:", content)):
+        raise ConfigError(
+            f"{source}: {key}: {found[0]}...}} cannot be read from a configuration. To fix, write "
+            f"the value itself."
+        )
+
+
+def _dataclass_of(hint: Any) -> type | None:
+    """The dataclass in ``X``, ``Optional[X]`` or ``list[X]``."""
+    return next((t for t in (hint, *get_args(hint)) if is_dataclass(t)), None)
+
+
+def _line_of(path: Path, key: tuple[str, ...]) -> int | None:
+    """Line of a (nested) key in a YAML file, from 1."""
+    node = yaml.compose(path.read_text(encoding="utf-8"))
+    line = None
+    for part in key:
+        if isinstance(node, yaml.SequenceNode):
+            node = next((n for n in node.value if part in [k.value for k, _ in n.value]), None)
+        if not isinstance(node, yaml.MappingNode):
+            return line
+        pair = next(((k, v) for k, v in node.value if k.value == part), None)
+        if pair is None:
+            return line
+        line, node = pair[0].start_mark.line + 1, pair[1]
+    return line
+
+
+def _to_object(config: DictConfig) -> Config:
+    try:
+        return OmegaConf.to_object(config)
+    except OmegaConfBaseException as error:
+        raise ConfigError(
+            f"{error.full_key}: {str(error).splitlines()[0]} To fix, give the key a value."
+        ) from None

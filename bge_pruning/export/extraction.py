@@ -1,0 +1,302 @@
+"""From a masked model to an ordinary, smaller one.
+
+The gates are binary, so extraction only slices: every kept weight is unchanged. What else is asked
+for (fewer tokens, a square multi-vector head, another precision) is done to the masked model, so
+that one law holds for all of it: masked == extracted.
+"""
+
+from __future__ import annotations
+
+import copy
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from bge_pruning.export.compact_head import narrow_head
+from bge_pruning.export.pruning_record import build_record, warn_if_far
+from bge_pruning.export.validation import (
+    TOLERANCE,
+    References,
+    ValidationError,
+    compute_references,
+    tokenize_sentences,
+)
+from bge_pruning.export.vocabulary import KeptVocabulary, trim_vocabulary
+from bge_pruning.model_io.checkpoint import TrainedModel, load_trained_model
+from bge_pruning.model_io.model_folder import write_model_folder
+from bge_pruning.model_io.precision import dtype_name, precision_loss, round_weights
+from bge_pruning.model_io.pretrained import BaseModel
+from bge_pruning.model_io.vocabulary_files import read_tokenizer, rewrite_tokenizer_files
+from bge_pruning.models.bge_m3_backbone import XLMRobertaBackbone
+from bge_pruning.models.embedding_heads import EmbeddingHeads
+from bge_pruning.models.encoder_shape import EncoderShape, count_parameters
+from bge_pruning.models.structural_pruning import (
+    KeepIndices,
+    PruningMasks,
+    prune_layer_norm,
+    prune_linear,
+)
+
+
+@dataclass
+class Extraction:
+    """A masked model on its way to a folder.
+
+    Attributes:
+        base: The model, not cut.
+        masks: What of it stays.
+        keep: The same as indices.
+        shape: The sizes that the written model will have.
+        info: Content of ``pruning.json`` so far.
+        vocabulary: The tokens that stay, ``None`` for all.
+    """
+
+    base: BaseModel
+    masks: PruningMasks
+    keep: KeepIndices
+    shape: EncoderShape
+    info: dict[str, Any]
+    vocabulary: KeptVocabulary | None = None
+
+
+def final_gates(model: TrainedModel) -> tuple[PruningMasks, EncoderShape]:
+    """What of a model stays, and the sizes that it then has."""
+    if model.l0_module is None:
+        return PruningMasks(), model.shape
+    return model.l0_module.deterministic_masks(), model.l0_module.realised_shape()
+
+
+def as_base_model(model: TrainedModel, name: str) -> BaseModel:
+    """The uncut model of a checkpoint as any other model; it shares the weights.
+
+    Args:
+        model: Of the checkpoint.
+        name: What messages call it.
+    """
+    metadata = model.metadata
+    return BaseModel(
+        name=name,
+        shape=model.shape,
+        hf_config=metadata.hf_config,
+        backbone=model.backbone,
+        heads=model.heads,
+        tokenizer_files=metadata.tokenizer_files,
+        max_seq_length=metadata.max_seq_length,
+        pruning=None,
+        prompts=metadata.prompts or {},
+    )
+
+
+def cut(backbone: XLMRobertaBackbone, heads: EmbeddingHeads, keep: KeepIndices) -> None:
+    """Cut encoder and heads in place."""
+    backbone.prune(keep)
+    heads.prune(keep.hidden)
+
+
+def start_extraction(checkpoint: Path, shape: EncoderShape | None = None) -> Extraction:
+    """Read a checkpoint and decide what is cut.
+
+    Args:
+        checkpoint: File written by training.
+        shape: Sizes to cut to; those of the run's target if ``None``.
+
+    Raises:
+        ValueError: If the checkpoint is damaged or of another project.
+    """
+    model = load_trained_model(checkpoint)
+    masks, target = final_gates(model)
+    if shape is not None and shape != target:
+        masks, target = model.l0_module.masks_of(shape), shape
+    keep = model.backbone.keep_indices(masks)
+    info = build_record(model, target, keep)
+    if shape is None and model.l0_module is not None:
+        warn_if_far(info["constraint"])
+    info["checkpoint"] = str(checkpoint)
+    return Extraction(as_base_model(model, str(checkpoint)), masks, keep, target, info)
+
+
+def keep_tokens(extraction: Extraction, vocabulary: KeptVocabulary) -> None:
+    """Have only these tokens written.
+
+    Args:
+        extraction: Changed in place.
+        vocabulary: Chosen from its tokenizer.
+    """
+    extraction.vocabulary = vocabulary
+    _set_shape(extraction, vocab_size=len(vocabulary))
+
+
+@torch.no_grad()
+def make_head_square(extraction: Extraction) -> None:
+    """Give the masked model a multi-vector head as wide as the hidden size that stays.
+
+    See :mod:`bge_pruning.export.compact_head`. Nothing is changed if it is so already.
+
+    Args:
+        extraction: Changed in place; ``info`` gets ``multi_vector``: ``source_dim``,
+            ``colbert_dim`` and ``largest_difference`` of the products of all vectors of the
+            validation sentences.
+
+    Raises:
+        ValueError: If there is no such head, or it is narrower than that.
+        ValidationError: If a product moved by more than ``TOLERANCE``.
+    """
+    heads, hidden = extraction.base.heads, extraction.shape.hidden_size
+    if heads.colbert_linear is None:
+        raise ValueError(
+            "the model has no multi-vector head to make square. To fix, leave --colbert-dim out."
+        )
+    wide = heads.colbert_linear.out_features
+    if wide == hidden:
+        return
+    sentences = _tokenize(extraction)
+    before = _references(extraction, sentences)
+    heads.colbert_linear = _square_head(extraction)
+    difference = _largest_change_of_products(before, _references(extraction, sentences))
+    if not difference <= TOLERANCE:
+        raise ValidationError(
+            f"the square multi-vector head moves a score by {difference:.1e}, more than "
+            f"{TOLERANCE:.0e}. To fix, leave --colbert-dim out, and report it with the checkpoint."
+        )
+    extraction.info["multi_vector"] = {
+        "source_dim": wide,
+        "colbert_dim": hidden,
+        "largest_difference": difference,
+    }
+    _set_shape(extraction, colbert_dim=hidden)
+
+
+def _square_head(extraction: Extraction) -> torch.nn.Linear:
+    """A head for the masked model: zeros in the columns of the dimensions that go."""
+    base, keep = extraction.base, extraction.keep
+    wide = base.heads.colbert_linear
+    # The cut model's head and last LayerNorm.
+    head = copy.deepcopy(wide)
+    norm = copy.deepcopy(base.backbone.encoder.layer[keep.layer[-1]].output.LayerNorm)
+    prune_linear(head, keep.hidden, dim=1)
+    prune_layer_norm(norm, keep.hidden)
+    narrow = narrow_head(head, norm)
+    square = torch.nn.Linear(wide.in_features, narrow.out_features)
+    square.weight.zero_()
+    square.weight[:, keep.hidden] = narrow.weight
+    square.bias.copy_(narrow.bias)
+    return square
+
+
+def _largest_change_of_products(before: References, after: References) -> float:
+    def products(references: References) -> torch.Tensor:
+        vectors = references.outputs["colbert_vecs"].flatten(0, 1)
+        return vectors @ vectors.T
+
+    return float((products(after) - products(before)).abs().max())
+
+
+def _set_shape(extraction: Extraction, **sizes: int) -> None:
+    extraction.shape = replace(extraction.shape, **sizes)
+    extraction.info["shape"] = asdict(extraction.shape)
+    counts = count_parameters(extraction.shape).as_dict()
+    extraction.info["parameters"] = {**extraction.info["parameters"], "extracted": counts}
+
+
+@dataclass(frozen=True)
+class Sentences:
+    """The validation sentences, tokenised.
+
+    Attributes:
+        written: As the written folder's tokenizer gives them.
+        read: The same tokens by their ids in the model that is not trimmed yet.
+    """
+
+    written: dict[str, torch.Tensor]
+    read: dict[str, torch.Tensor]
+
+
+def _tokenize(extraction: Extraction) -> Sentences:
+    base, vocabulary = extraction.base, extraction.vocabulary
+    files = base.tokenizer_files
+    if vocabulary is not None:
+        files = rewrite_tokenizer_files(read_tokenizer(files), files, vocabulary.old_ids)
+    inputs = tokenize_sentences(files, base.hf_config["pad_token_id"], base.max_seq_length)
+    if vocabulary is None:
+        return Sentences(inputs, inputs)
+    old_ids = torch.from_numpy(vocabulary.old_ids)
+    return Sentences(inputs, {**inputs, "input_ids": old_ids[inputs["input_ids"]]})
+
+
+def _references(extraction: Extraction, sentences: Sentences) -> References:
+    """Of the masked model with all its tokens."""
+    masked = (extraction.base.backbone, extraction.base.heads, extraction.masks)
+    found = compute_references(*masked, sentences.read, extraction.keep.hidden)
+    return replace(found, inputs=sentences.written)
+
+
+def write_extraction(
+    extraction: Extraction, folder: Path, dtype: torch.dtype = torch.float32
+) -> References:
+    """Cut the model and write its folder.
+
+    Args:
+        extraction: Used up: its model is cut. ``info`` gets ``precision`` below float32: ``dtype``
+            and ``rounding`` (:func:`precision_loss`).
+        folder: Existing, empty folder.
+        dtype: Precision of the written weights, see :mod:`bge_pruning.model_io.precision`.
+
+    Returns:
+        Outputs of the masked model, with rounded weights if they are written so.
+
+    Raises:
+        ValueError: If a weight is beyond the range of ``dtype``.
+        ValidationError: If the cut model has other parameters than its shape says.
+    """
+    base = extraction.base
+    sentences = _tokenize(extraction)
+    references = _references(extraction, sentences)
+    if dtype != torch.float32:
+        exact = references.outputs
+        # The law holds for the rounded model as for any other: masked == extracted.
+        round_weights(base.backbone, base.heads, dtype)
+        references = _references(extraction, sentences)
+        rounding = precision_loss(exact, references.outputs)
+        extraction.info["precision"] = {"dtype": dtype_name(dtype), "rounding": rounding}
+    if extraction.vocabulary is not None:
+        base = extraction.base = trim_vocabulary(base, extraction.vocabulary)
+    cut(base.backbone, base.heads, extraction.keep)
+    _check_counts(base, extraction.shape)
+    write_model_folder(
+        folder,
+        base.backbone,
+        base.heads,
+        extraction.shape,
+        base.hf_config,
+        base.tokenizer_files,
+        base.max_seq_length,
+        base.prompts,
+        dtype,
+    )
+    return references
+
+
+def _check_counts(base: BaseModel, shape: EncoderShape) -> None:
+    expected = count_parameters(shape)
+    real = replace(
+        base.backbone.count_parameters(),
+        heads=sum(p.numel() for p in base.heads.parameters()),
+    )
+    if real != expected:
+        raise ValidationError(
+            f"the cut model has {real}, but its shape should have {expected}. To fix, report it "
+            f"with the checkpoint: it is a defect of extraction."
+        )
+
+
+def describe(info: dict[str, Any]) -> str:
+    """One line about an extraction: sizes, parameters, largest difference."""
+    parameters = info["parameters"]
+    share = parameters["extracted"]["encoder"] / parameters["source"]["encoder"]
+    return (
+        f"{EncoderShape(**info['shape']).describe()}; {parameters['extracted']['encoder']:,} "
+        f"encoder parameters ({share:.1%} of the source), {parameters['extracted']['total']:,} in "
+        f"all; largest difference from the masked model {info['largest_difference']:.1e}"
+    )

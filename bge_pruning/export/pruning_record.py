@@ -1,0 +1,138 @@
+"""What ``pruning.json`` records: sizes, kept indices, and how near the gates were to the cut."""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import asdict
+from typing import Any
+
+import torch
+
+from bge_pruning.model_io.checkpoint import TrainedModel
+from bge_pruning.models.encoder_shape import EncoderShape, count_parameters, forward_flops
+from bge_pruning.models.l0_module_embedding import BUDGET, OPERATIONS, L0Module
+from bge_pruning.models.structural_pruning import SHAPE_FIELDS, KeepIndices
+
+log = logging.getLogger(__name__)
+
+# Every extracted folder holds this file.
+MARKER = "pruning.json"
+# A run whose gates end further from the target than this was not finished by the gates.
+FAR_FROM_TARGET = 0.01
+
+
+def build_record(
+    model: TrainedModel, shape: EncoderShape, keep: KeepIndices, method: str = "l0"
+) -> dict[str, Any]:
+    """Content of ``pruning.json``, as far as the checkpoint knows it.
+
+    Args:
+        model: Not cut.
+        shape: Sizes after the cut.
+        keep: What stays.
+        method: How it was chosen, see :data:`bge_pruning.config.schema.METHODS`.
+
+    Returns:
+        ``source`` (``base_model``, ``revision``, ``license``, ``origin``, and ``projection`` if its
+        dense vectors are not those of its encoder, which was trained), ``source_shape``,
+        ``shape``, ``parameters`` of both, ``kept`` indices in the source's numbering,
+        ``method`` if something is cut, ``constraint`` (:func:`compute_constraint_report`),
+        ``seed``, ``batches`` of training by stage, ``refit_texts`` if a recovery began by fitting
+        to its source, ``pooling``, ``max_seq_length`` and ``versions``. A recovery run inherits
+        what the pruning run decided.
+    """
+    metadata, earlier = model.metadata, model.metadata.source_pruning
+    cuts = model.l0_module is not None or shape != model.shape
+    info = {
+        "source": {
+            "base_model": metadata.base_model,
+            "revision": metadata.revision,
+            "license": metadata.license,
+            "origin": metadata.origin,
+        },
+        "source_shape": asdict(model.shape),
+        "shape": asdict(shape),
+        "parameters": {
+            "source": count_parameters(model.shape).as_dict(),
+            "extracted": count_parameters(shape).as_dict(),
+        },
+        "kept": keep.as_dict(),
+        "constraint": {},
+        "seed": metadata.seed,
+        "batches": {"train": model.batch},
+        "pooling": metadata.pooling,
+        "max_seq_length": metadata.max_seq_length,
+        "versions": metadata.versions,
+    }
+    if cuts:  # a baseline without a step of training
+        info["method"], info["batches"] = method, {}
+    if model.l0_module is not None:
+        info["constraint"] = compute_constraint_report(model.l0_module, shape)
+        info["batches"] = {"prune": model.batch}
+    if earlier is not None and "projection" in earlier:
+        info["source"]["projection"] = earlier["projection"]
+    if earlier is not None and not cuts:
+        # A recovery run: what was cut, and from what, was decided by the run before it.
+        inherited = ("source", "source_shape", "kept", "method", "constraint")
+        info.update({key: earlier[key] for key in inherited if key in earlier})
+        info["parameters"]["source"] = earlier["parameters"]["source"]
+        info["batches"] = {**earlier["batches"], "recover": model.batch}
+        if texts := metadata.refit_texts or earlier.get("refit_texts"):
+            info["refit_texts"] = texts
+    return info
+
+
+@torch.no_grad()
+def compute_constraint_report(
+    l0_module: L0Module, shape: EncoderShape
+) -> dict[str, dict[str, float]]:
+    """How far the gates were from what is cut, per axis.
+
+    Args:
+        l0_module: The gates at the end of training.
+        shape: The shape that is extracted.
+
+    Returns:
+        By axis (and ``encoder``, the share of parameters, and ``operations`` if they are to be
+        fewer): ``expected_sparsity`` (mean over layers), ``target_sparsity``,
+        ``realised_sparsity``, and ``largest_distance`` of any layer from the realised sparsity.
+    """
+    source = l0_module.shape
+    realised = {
+        axis: 1.0 - getattr(shape, SHAPE_FIELDS[axis]) / getattr(source, SHAPE_FIELDS[axis])
+        for axis in l0_module.axes
+    }
+    realised[BUDGET] = 1.0 - count_parameters(shape).encoder / count_parameters(source).encoder
+    if l0_module.target_speedup is not None:
+        length = [l0_module.target_length]
+        realised[OPERATIONS] = 1.0 - forward_flops(shape, length) / forward_flops(source, length)
+    targets = {**realised, **l0_module.final_targets()}
+    return {
+        axis: {
+            "expected_sparsity": float(expected.mean()),
+            "target_sparsity": targets[axis],
+            "realised_sparsity": realised[axis],
+            "largest_distance": float((expected - realised[axis]).abs().max()),
+        }
+        for axis, expected in l0_module.expected_sparsity().items()
+    }
+
+
+def warn_if_far(constraint: dict[str, dict[str, float]]) -> None:
+    """Say so if the gates of a run ended far from its target.
+
+    Args:
+        constraint: See :func:`compute_constraint_report`.
+    """
+    for axis, row in constraint.items():
+        distance = row["largest_distance"]
+        if distance > FAR_FROM_TARGET:
+            log.warning(
+                "the gates of '%s' were %.1f points of sparsity from what is cut (expected %.3f on "
+                "average, cut %.3f): the run ended before the constraint was met. Train longer, or "
+                "raise optimizer.lambda_2_lr.",
+                axis,
+                100 * distance,
+                row["expected_sparsity"],
+                row["realised_sparsity"],
+            )

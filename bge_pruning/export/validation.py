@@ -1,0 +1,208 @@
+"""The proof that a written model folder computes what the masked model computes."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from bge_pruning.model_io.model_files import read_pooling
+from bge_pruning.model_io.precision import dtype_name
+from bge_pruning.model_io.pretrained import load_strict, read_heads
+from bge_pruning.model_io.quiet import quick_loading
+from bge_pruning.models.bge_m3_backbone import XLMRobertaBackbone
+from bge_pruning.models.embedding_heads import EmbeddingHeads
+from bge_pruning.models.structural_pruning import PruningMasks
+
+TOLERANCE = 1e-5
+VALIDATION_SENTENCES = (
+    "A plane is taking off.",
+    "Yes.",
+    "Structured pruning removes whole layers, attention heads and intermediate units.",
+    "Die Bahn kommt heute wieder eine halbe Stunde zu spät.",
+    "Где находится ближайшая библиотека?",
+    "今天的天气很好，我们去公园散步吧。",
+    '1,024 hidden dimensions; 16 heads (64 each) - and "quoted" text, too.',
+    "Embedding models turn a text into a vector, so that texts of similar meaning lie close "
+    "together; a search engine compares the vector of a question with those of all passages.",
+)
+
+
+class ValidationError(RuntimeError):
+    """The written model does not compute what the masked model computes."""
+
+
+@dataclass(frozen=True)
+class References:
+    """What the masked model makes of the validation sentences, cut to the kept dimensions.
+
+    Attributes:
+        inputs: ``input_ids`` and ``attention_mask`` as the written folder's tokenizer gives them.
+        hidden: Last hidden states, shape ``(B, T, H)``, ``H`` of the cut model.
+        outputs: By name, see :meth:`EmbeddingHeads.outputs`.
+    """
+
+    inputs: dict[str, Tensor]
+    hidden: Tensor
+    outputs: dict[str, Tensor]
+
+
+@torch.no_grad()
+def compute_references(
+    backbone: XLMRobertaBackbone,
+    heads: EmbeddingHeads,
+    masks: PruningMasks,
+    inputs: dict[str, Tensor],
+    kept_hidden: list[int],
+) -> References:
+    """Outputs of the masked model on tokenised sentences, in float32.
+
+    Args:
+        backbone: Encoder, not cut.
+        heads: Its heads, not cut.
+        masks: Gates.
+        inputs: ``input_ids`` and ``attention_mask``, shape ``(B, T)``.
+        kept_hidden: Hidden dimensions that stay.
+    """
+    mask = inputs["attention_mask"]
+    hidden = backbone(inputs["input_ids"], mask, masks)
+    outputs = heads.outputs(hidden, mask)
+    outputs["dense_vecs"] = outputs["dense_vecs"][:, kept_hidden]
+    return References(inputs, hidden[..., kept_hidden], outputs)
+
+
+def tokenize_sentences(
+    tokenizer_files: dict[str, bytes], pad_token_id: int, max_length: int
+) -> dict[str, Tensor]:
+    """The validation sentences as ids and mask, cut where sentence-transformers cuts them."""
+    from tokenizers import Tokenizer
+
+    try:
+        tokenizer = Tokenizer.from_str(tokenizer_files["tokenizer.json"].decode("utf-8"))
+    except Exception as error:  # the library raises Exception itself
+        raise ValueError(
+            f"tokenizer.json of the checkpoint is no tokenizer ({error}). To fix, use an earlier "
+            f"checkpoint of the run."
+        ) from error
+    tokenizer.no_padding()
+    tokenizer.enable_truncation(max_length)
+    rows = [torch.tensor(tokenizer.encode(s).ids) for s in VALIDATION_SENTENCES]
+    ids = torch.nn.utils.rnn.pad_sequence(rows, batch_first=True, padding_value=pad_token_id)
+    return {"input_ids": ids, "attention_mask": (ids != pad_token_id).long()}
+
+
+@torch.no_grad()
+def validate(folder: Path, references: References) -> float:
+    """Load the folder with sentence-transformers, and so with transformers; compare all outputs.
+
+    Both compute in float32, whatever the precision of the weights. It is loaded once and runs once:
+    what sentence-transformers pools are the last hidden states of transformers' ``AutoModel``.
+
+    Args:
+        folder: Written model folder.
+        references: Of the masked model, with weights of the folder's precision.
+
+    Returns:
+        The largest difference; of an output with values above 1, relative to the largest of them.
+
+    Raises:
+        ValidationError: If it is above ``TOLERANCE``.
+    """
+    mask, expected = references.inputs["attention_mask"], references.outputs
+    rows = _run_folder(folder, torch.float32)
+    hidden = torch.zeros_like(references.hidden)
+    for states, row in zip(hidden, rows, strict=True):
+        # A folder that cuts or splits texts in another way gives other states.
+        tokens = min(int(row["attention_mask"].sum()), len(states))
+        states[:tokens] = row["token_embeddings"][:tokens]
+    real = mask.bool()
+    differences = {"last_hidden_state": _difference(hidden[real], references.hidden[real])}
+    outputs = _load_heads(folder, hidden.shape[-1]).outputs(hidden, mask)
+    for name, reference in expected.items():
+        if name not in outputs:
+            differences[name] = torch.tensor(math.inf)
+            continue
+        differences[name] = _difference(outputs[name], reference)
+    vectors = torch.stack([row["sentence_embedding"] for row in rows])
+    differences["sentence-transformers"] = _difference(vectors, expected["dense_vecs"])
+    wrong = {name: float(d) for name, d in differences.items() if not d <= TOLERANCE}
+    if wrong:
+        listed = [f"{n} {'missing' if d == math.inf else f'{d:.2e}'}" for n, d in wrong.items()]
+        raise ValidationError(
+            f"the extracted model differs from the masked model by more than {TOLERANCE:.0e}: "
+            + ", ".join(listed)
+            + " (of values above 1 relative to the largest). To fix, look for NaN in the weights "
+            "of the run; if there are none, report it with the checkpoint: it is a defect of "
+            "extraction."
+        )
+    return max(float(d) for d in differences.values())
+
+
+def _difference(found: Tensor, expected: Tensor) -> Tensor:
+    """Largest difference, of values above 1 relative to the largest, as their rounding is."""
+    return (found - expected).abs().max() / expected.abs().max().clamp(min=1.0)
+
+
+def _load_heads(folder: Path, hidden_size: int) -> EmbeddingHeads:
+    states = read_heads(folder)
+    colbert = states["colbert_linear"]
+    heads = EmbeddingHeads(
+        hidden_size,
+        read_pooling(folder),
+        sparse=states["sparse_linear"] is not None,
+        colbert_dim=0 if colbert is None else colbert["weight"].shape[0],
+    )
+    flat = {f"{n}.{k}": v for n, state in states.items() for k, v in (state or {}).items()}
+    load_strict(heads, flat, str(folder))
+    return heads
+
+
+def sentence_vectors(folder: Path, dtype: torch.dtype = torch.float32) -> Tensor:
+    """Vectors of the validation sentences by sentence-transformers, float32, on the CPU.
+
+    Args:
+        folder: Model folder.
+        dtype: Precision to compute in.
+    """
+    rows = _run_folder(folder, dtype)
+    return torch.stack([row["sentence_embedding"] for row in rows]).float()
+
+
+def _run_folder(folder: Path, dtype: torch.dtype) -> list[dict[str, Tensor]]:
+    """What sentence-transformers holds of each validation sentence after its last module."""
+    from sentence_transformers import SentenceTransformer
+
+    try:
+        with quick_loading():
+            model = SentenceTransformer(str(folder), device="cpu", model_kwargs={"dtype": dtype})
+    except Exception as error:  # keys of config.json that only the loader knows
+        raise ValueError(
+            f"transformers does not load the extracted model "
+            f"({str(error).strip().partition(chr(10))[0]}). To fix, correct the config.json of the "
+            f"model that was trained, and train again."
+        ) from error
+    model.default_prompt_name = None  # the masked model got no prompt either
+    return model.encode(list(VALIDATION_SENTENCES), output_value=None, show_progress_bar=False)
+
+
+def check_as_loaded(folder: Path, expected: Tensor, dtype: torch.dtype) -> float:
+    """Largest difference of dense vectors computed in the folder's own precision.
+
+    Args:
+        folder: Written model folder.
+        expected: Dense vectors of the validation sentences, shape ``(n, H)``.
+        dtype: Precision of the folder.
+
+    Raises:
+        ValidationError: If a vector is not finite.
+    """
+    found = sentence_vectors(folder, dtype)
+    if not found.isfinite().all():
+        raise ValidationError(
+            f"run in {dtype_name(dtype)}, the extracted model gives vectors that are not finite: "
+            f"its activations are beyond the range. To fix, write it in bf16 or fp32."
+        )
+    return float((found - expected).abs().max())

@@ -1,0 +1,1 @@
+"""Model folders, the hub and checkpoints, to modules and back."""

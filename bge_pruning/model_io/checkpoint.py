@@ -1,0 +1,352 @@
+"""Reading a training checkpoint back into encoder, heads and gates, without unpickling code.
+
+A checkpoint is self-contained: next to the weights it holds what :class:`RunMetadata` describes.
+"""
+
+from __future__ import annotations
+
+import datetime
+import json
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from bge_pruning.model_io.pretrained import describe_load_error, load_strict, without_weights
+from bge_pruning.model_io.sharded_checkpoint import is_sharded, read_sharded_state
+from bge_pruning.models.bge_m3_backbone import XLMRobertaBackbone
+from bge_pruning.models.embedding_heads import EmbeddingHeads
+from bge_pruning.models.encoder_shape import EncoderShape
+from bge_pruning.models.l0_module_embedding import L0Module
+from bge_pruning.utils.record_schemas import RUN_METADATA
+from bge_pruning.utils.records import check_record, parse_json
+
+METADATA_KEY = "RunMetadataCallback"
+WORD_TABLE = "backbone.embeddings.word_embeddings.weight"
+# Of a run that keeps it. Composer neither goes on from it nor deletes it: it looks for other names.
+BEST_CHECKPOINT = "best-rank0.pt"
+BEST_KEY = "best"
+WEIGHTS_ONLY = "TORCH_FORCE_WEIGHTS_ONLY_LOAD"
+# First bytes of what torch.save writes, a zip archive.
+ARCHIVE = b"PK\x03\x04"
+
+# Composer stores times, versions and NumPy's random state beside the tensors: data, not code.
+PLAIN_TYPES = [
+    datetime.timedelta,
+    torch.torch_version.TorchVersion,
+    np._core.multiarray._reconstruct,
+    np.ndarray,
+    np.dtype,
+    type(np.dtype(np.uint32)),
+]
+
+
+@dataclass(frozen=True)
+class RunMetadata:
+    """What extraction needs besides the weights; plain values only.
+
+    Attributes:
+        base_model: Name of the model that the run started from.
+        shape: Its sizes.
+        hf_config: Its ``config.json``.
+        pooling: Pooling of the dense output.
+        max_seq_length: For sentence-transformers.
+        seed: Seed of the run.
+        l0_module: Arguments of :class:`L0Module` (``axes``, ``target``, ``target_parameters``,
+            ``seed``, ...), ``None`` for a run without gates.
+        source_pruning: ``pruning.json`` of the base model if that was itself extracted.
+        versions: Package versions of the run.
+        tokenizer_files: Contents by name.
+        revision: Hub revision of the base model.
+        prompts: ``config_sentence_transformers.json`` of the base model, as far as it says what to
+            write before a text (``prompts``, ``default_prompt_name``).
+        license: Licence of the base model as the hub writes it; ``None`` if it is not known.
+        origin: Hub name of the base model, see :class:`bge_pruning.model_io.origin.Origin`.
+        refit_texts: Texts that the model was fitted to its source on before training, at most.
+    """
+
+    base_model: str
+    shape: dict[str, Any]
+    hf_config: dict[str, Any]
+    pooling: str
+    max_seq_length: int
+    seed: int
+    l0_module: dict[str, Any] | None
+    source_pruning: dict[str, Any] | None
+    versions: dict[str, str]
+    tokenizer_files: dict[str, bytes]
+    revision: str | None = None
+    prompts: dict[str, Any] | None = None
+    license: str | None = None
+    origin: str | None = None
+    refit_texts: int = 0
+
+    def state_dict(self) -> dict[str, Any]:
+        """JSON text and byte tensors: types that ``weights_only`` loading allows."""
+        plain = {k: v for k, v in asdict(self).items() if k != "tokenizer_files"}
+        files = {
+            # Not torch.frombuffer, which refuses an empty file.
+            name: torch.from_numpy(np.frombuffer(content, np.uint8).copy())
+            for name, content in self.tokenizer_files.items()
+        }
+        return {"json": json.dumps(plain), "tokenizer_files": files}
+
+    @classmethod
+    def from_state_dict(cls, state: dict[str, Any]) -> RunMetadata:
+        """Inverse of :meth:`state_dict`."""
+        files = {k: v.numpy().tobytes() for k, v in state["tokenizer_files"].items()}
+        plain = parse_json(state["json"].encode("utf-8"), "run metadata", "use another checkpoint")
+        return cls(**plain, tokenizer_files=files)
+
+
+@dataclass
+class TrainedModel:
+    """A model read from a checkpoint."""
+
+    metadata: RunMetadata
+    shape: EncoderShape
+    backbone: XLMRobertaBackbone
+    heads: EmbeddingHeads
+    l0_module: L0Module | None
+    batch: int
+
+
+@dataclass(frozen=True)
+class BestScore:
+    """What the best checkpoint of a run is the best by.
+
+    Attributes:
+        metric: Such as ``stsb-en-dev/cosine_spearman``.
+        score: Its value; larger is better.
+        batch: The step.
+    """
+
+    metric: str
+    score: float
+    batch: int
+
+
+@dataclass(frozen=True)
+class Progress:
+    """How far a training came, over all its starts.
+
+    Attributes:
+        batches: Steps.
+        tokens: Real tokens of all texts trained on.
+        seconds: Time until the last step was done; what comes after it, such as the last
+            evaluation, is not in it.
+    """
+
+    batches: int
+    tokens: int
+    seconds: float
+
+
+def find_checkpoint(path: Path, best: bool = False) -> Path:
+    """The checkpoint of a run folder, or the checkpoint itself: a file, or a sharded run's folder.
+
+    Args:
+        path: Run folder or checkpoint.
+        best: Take the best checkpoint of the run folder, not the newest.
+
+    Raises:
+        FileNotFoundError: If there is none.
+    """
+    if best and path.exists():
+        if not (path / BEST_CHECKPOINT).is_file():
+            raise FileNotFoundError(
+                f"{path}: holds no {BEST_CHECKPOINT}. To fix, name the folder of a run with "
+                f"evaluation.keep_best that was evaluated, or leave out --best."
+            )
+        return path / BEST_CHECKPOINT
+    if path.is_dir() and not is_sharded(path):
+        latest = path / "latest-rank0.pt"
+        if not latest.exists():
+            raise FileNotFoundError(
+                f"{path}: holds no latest-rank0.pt, so no checkpoint was saved. To fix, choose the "
+                f"folder of a run that reached its first save_interval."
+            )
+        return latest
+    if not path.exists():
+        raise FileNotFoundError(
+            f"{path}: no such run folder or checkpoint. To fix, check the path."
+        )
+    return path
+
+
+def read_best_score(checkpoint: Path) -> BestScore:
+    """What a best checkpoint is the best by; its weights are not read.
+
+    Raises:
+        ValueError: If the file is damaged or says nothing about it.
+    """
+    state = load_state(checkpoint)
+    try:
+        return BestScore(**state[BEST_KEY])
+    except (KeyError, TypeError) as error:
+        raise ValueError(
+            f"{checkpoint}: does not say what it is the best by ({error!r}). To fix, remove it: a "
+            f"run writes it again at its next best evaluation."
+        ) from error
+
+
+def read_progress(checkpoint: Path) -> Progress:
+    """How far the training of a checkpoint came; its weights are not read.
+
+    Raises:
+        ValueError: If the file is damaged or of another project.
+    """
+    state = load_state(checkpoint)
+    try:
+        clock = state["state"]["timestamp"]["Timestamp"]
+        seconds = clock["total_wct"].total_seconds()
+        return Progress(int(clock["batch"]), int(clock["token"]), seconds)
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise ValueError(
+            f"{checkpoint}: damaged: it holds no time ({error!r}). To fix, use an earlier "
+            f"checkpoint of the run."
+        ) from error
+
+
+def load_trained_model(checkpoint: Path) -> TrainedModel:
+    """Read a checkpoint.
+
+    The weights are parts of the mapped file: memory is taken when they are used, and changing them
+    does not change the file. The rest of the file, such as an optimizer's state, is not read.
+
+    Args:
+        checkpoint: Written by training; it must not be written to while the model is used. That
+            of a sharded run is read into memory.
+
+    Returns:
+        The model on the CPU, in evaluation mode.
+
+    Raises:
+        ValueError: If the file is damaged, is not of this project, or does not fit itself.
+    """
+    state = load_state(checkpoint)
+    metadata = _metadata(state, checkpoint)
+    weights, batch = _weights_and_batch(state, checkpoint)
+    shape, backbone, heads = _build_modules(metadata)
+    if WORD_TABLE in weights and not is_sharded(checkpoint):
+        # The memory of a mapped file is given back when the last of its tensors goes. The largest
+        # one gets a mapping of its own, so that it can go while the others are still used.
+        weights[WORD_TABLE] = load_state(checkpoint)["state"]["model"][WORD_TABLE]
+    for name, module in (("backbone", backbone), ("heads", heads)):
+        load_strict(module.eval(), _with_prefix(weights, f"{name}."), f"{checkpoint} ({name})")
+    # Takes memory by the sizes of the shape, which are those of the weights by now.
+    try:
+        l0_module = build_l0_module(shape, metadata.l0_module)
+    except (TypeError, KeyError, ValueError) as error:
+        raise ValueError(
+            f"{checkpoint}: run metadata: these gates are not of this version ({error}). To fix, "
+            f"extract with the version that wrote it ({metadata.versions})."
+        ) from error
+    if l0_module is not None:
+        tensors = _with_prefix(weights, "l0_module.")
+        load_strict(l0_module.eval(), tensors, f"{checkpoint} (l0_module)")
+    return TrainedModel(metadata, shape, backbone, heads, l0_module, batch)
+
+
+def _build_modules(
+    metadata: RunMetadata,
+) -> tuple[EncoderShape, XLMRobertaBackbone, EmbeddingHeads]:
+    """Modules of the run's sizes, without its weights."""
+    shape = EncoderShape(**metadata.shape)
+    config = metadata.hf_config
+    with without_weights():
+        backbone = XLMRobertaBackbone(shape, config["pad_token_id"], config["layer_norm_eps"])
+        heads = EmbeddingHeads(
+            shape.hidden_size, metadata.pooling, shape.sparse_head, shape.colbert_dim
+        )
+    return shape, backbone, heads
+
+
+def build_l0_module(shape: EncoderShape, arguments: dict[str, Any] | None) -> L0Module | None:
+    """The gates that :attr:`RunMetadata.l0_module` describes."""
+    if arguments is None:
+        return None
+    target = arguments["target"]
+    return L0Module(
+        shape, **{**arguments, "target": None if target is None else EncoderShape(**target)}
+    )
+
+
+def _with_prefix(state: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
+    return {k.removeprefix(prefix): v for k, v in state.items() if k.startswith(prefix)}
+
+
+@contextmanager
+def allow_plain_types() -> Iterator[None]:
+    """Inside, torch reads nothing but tensors and plain values, whoever asks and however."""
+    before = os.environ.get(WEIGHTS_ONLY)
+    os.environ[WEIGHTS_ONLY] = "1"
+    try:
+        with torch.serialization.safe_globals(PLAIN_TYPES):
+            yield
+    finally:
+        del os.environ[WEIGHTS_ONLY]
+        if before is not None:
+            os.environ[WEIGHTS_ONLY] = before
+
+
+def load_state(path: Path) -> dict[str, Any]:
+    """The content of a checkpoint; its tensors are parts of the file, mapped privately.
+
+    Of a sharded run's folder it is what extraction needs, in memory.
+
+    Raises:
+        ValueError: If the file is damaged or holds anything but tensors and plain values.
+    """
+    try:
+        if path.is_dir():
+            with torch.serialization.safe_globals(PLAIN_TYPES):
+                return read_sharded_state(path)
+        with path.open("rb") as file:
+            if file.read(len(ARCHIVE)) != ARCHIVE:  # torch would advise to save it in another way
+                raise ValueError("not in the format of torch.save")
+        with torch.serialization.safe_globals(PLAIN_TYPES):
+            return torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+    except Exception as error:  # a damaged pickle can raise anything
+        raise ValueError(
+            f"{path}: damaged, not complete, or not a checkpoint of this project "
+            f"({describe_load_error(error)}). To fix, use an earlier checkpoint of the run."
+        ) from error
+
+
+def _weights_and_batch(state: dict[str, Any], path: Path) -> tuple[dict[str, Tensor], int]:
+    try:
+        return state["state"]["model"], int(state["state"]["timestamp"]["Timestamp"]["batch"])
+    except (KeyError, TypeError, ValueError) as error:
+        raise ValueError(
+            f"{path}: damaged: it holds no model or no time ({error!r}). To fix, use an earlier "
+            f"checkpoint of the run."
+        ) from error
+
+
+def _metadata(state: dict[str, Any], path: Path) -> RunMetadata:
+    try:
+        callbacks = dict(state["state"]["callbacks"])
+        metadata = RunMetadata.from_state_dict(callbacks[METADATA_KEY])
+    except (KeyError, IndexError, TypeError, ValueError, AttributeError, RecursionError) as error:
+        known = ", ".join(f.name for f in fields(RunMetadata))
+        raise ValueError(
+            f"{path}: is not a checkpoint of this project: it holds no run metadata ({known}). To "
+            f"fix, choose a checkpoint that bge_pruning.train wrote."
+        ) from error
+    fix = "use an earlier checkpoint, or extract with the version that wrote it"
+    check_record(vars(metadata), RUN_METADATA, f"{path}: run metadata", fix)
+    if metadata.hf_config["pad_token_id"] >= metadata.shape["vocab_size"]:
+        raise ValueError(
+            f"{path}: run metadata: pad_token_id {metadata.hf_config['pad_token_id']} is none of "
+            f"the {metadata.shape['vocab_size']} tokens. To fix, {fix}."
+        )
+    if "tokenizer.json" not in metadata.tokenizer_files:
+        raise ValueError(f"{path}: run metadata: has no tokenizer.json. To fix, {fix}.")
+    return metadata

@@ -1,0 +1,100 @@
+"""The checkpoint files of a run folder: which is the newest that can be gone on from.
+
+A run can be killed while it writes a checkpoint, or while it moves the link to the newest one; a
+disk can fill up or go bad. Then the run goes on from the newest file that is whole.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import re
+import zipfile
+from pathlib import Path
+
+from bge_pruning.model_io.checkpoint import load_state
+from bge_pruning.model_io.sharded_checkpoint import check_whole_folder
+
+log = logging.getLogger(__name__)
+
+# What the trainer calls its checkpoints, and its link to the newest one.
+CHECKPOINT = "ba{batch}-rank{rank}.pt"
+LATEST = "latest-rank0.pt"
+# The trainer's own name for the folder that the ranks of a sharded run write is the second one.
+NAME = re.compile(r"(?:ba(\d+)-rank0\.pt|ep\d+-ba(\d+))")
+ASIDE = ".damaged"
+
+
+def list_checkpoints(folder: Path) -> list[Path]:
+    """Checkpoints of a run, the newest first; the best one is not among them."""
+    found = {path: NAME.fullmatch(path.name) for path in folder.glob("*ba*")}
+    steps = {path: int(match[1] or match[2]) for path, match in found.items() if match}
+    return sorted(steps, key=steps.get, reverse=True)
+
+
+def check_whole(path: Path) -> None:
+    """Read all of a checkpoint and compare it with its checksums.
+
+    Raises:
+        ValueError: If it is damaged or not complete; the message says how.
+    """
+    if path.is_dir():
+        check_whole_folder(path)
+        return
+    load_state(path)
+    try:
+        with zipfile.ZipFile(path) as archive:
+            broken = archive.testzip()
+    except (zipfile.BadZipFile, OSError, RuntimeError) as error:
+        raise ValueError(f"{path}: damaged ({error}).") from error
+    if broken is not None:
+        raise ValueError(f"{path}: damaged: the checksum of {broken} is wrong.")
+
+
+def find_whole_checkpoint(folder: Path) -> Path | None:
+    """The newest checkpoint that is whole, with the run's link to the newest one on it.
+
+    Damaged ones are renamed, so that neither this nor the trainer meets them again.
+
+    Args:
+        folder: Run folder. Nothing must be writing to it.
+
+    Returns:
+        ``None`` if the run has completed no checkpoint yet.
+
+    Raises:
+        ValueError: If all checkpoints are damaged.
+    """
+    checkpoints = list_checkpoints(folder)
+    for path in checkpoints:
+        try:
+            check_whole(path)
+        except ValueError as error:
+            path.rename(path.with_name(path.name + ASIDE))
+            log.warning("%s It is renamed to %s%s.", error, path.name, ASIDE)
+            continue
+        if path is not checkpoints[0]:
+            log.warning("going on from %s, the newest checkpoint that is whole", path)
+        _link(folder / LATEST, path)
+        return path
+    if checkpoints and not (folder / LATEST).is_symlink():
+        # The link is made when a checkpoint is complete: none ever was.
+        log.warning("%s: killed while it wrote its first checkpoint: starting again", folder)
+    elif checkpoints:
+        raise ValueError(
+            f"{folder}: all its {len(checkpoints)} checkpoints are damaged, so the run cannot go "
+            f"on. To fix, restore one of them, or start again with overwrite=true."
+        )
+    # A link to a file that is not there would be followed.
+    (folder / LATEST).unlink(missing_ok=True)
+    return None
+
+
+def _link(link: Path, target: Path) -> None:
+    """Point a link to a file beside it, at no moment to nothing."""
+    if link.is_symlink() and os.readlink(link) == target.name:
+        return
+    partial = link.with_name(link.name + ".partial")
+    partial.unlink(missing_ok=True)
+    partial.symlink_to(target.name)
+    os.replace(partial, link)

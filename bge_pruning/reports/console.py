@@ -1,0 +1,117 @@
+"""An evaluation as tables on a terminal."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from textwrap import wrap
+from typing import TYPE_CHECKING, Any
+
+from bge_pruning.reports.comparison import Candidate, summary_header, summary_rows
+from bge_pruning.reports.score_table import LABELS, score_header, score_rows, truncation_notes
+
+if TYPE_CHECKING:
+    from rich.console import Console
+    from rich.table import Table
+
+SHORT = {"random weights": "floor: random", "word embeddings": "floor: words"}
+WIDTH = 11  # of a heading's lines
+
+
+def show_evaluation(result: dict[str, Any], console: Console) -> None:
+    """Print scores, and under them parameters and speed.
+
+    Args:
+        result: What :func:`bge_pruning.evaluation.evaluate.evaluate` returns.
+        console: Where to print; scripts own the terminal, the package does not.
+    """
+    print_whole(_score_table(result), console)
+    for note in truncation_notes(result):
+        console.print(note, markup=False, soft_wrap=True)
+    print_whole(_parameter_table(result["parameters"]), console)
+    if result["speed"]:
+        latency, rate = result["speed"]["latency_ms"], result["speed"]["throughput_texts_per_s"]
+        one = (
+            f"{latency['model']['median']:.1f} ms, original {latency['baseline']['median']:.1f} ms"
+        )
+        many = f"{rate['model']:.0f}, original {rate['baseline']:.0f} ({rate['ratio']:.2f} times)"
+        console.print(f"one text: {one}; texts per second: {many}", soft_wrap=True)
+
+
+def print_whole(table: Table, console: Console) -> None:
+    """Never narrower than its numbers: a terminal can be widened, but what is cut is lost."""
+    given = console.width
+    console.width = 1000
+    console.width = max(given, console.measure(table).maximum)
+    console.print(table, crop=False)
+    console.width = given
+
+
+def _score_table(result: dict[str, Any]) -> Table:
+    """Rows under the name of their task, to be narrow; columns without any value are left out."""
+    from rich.box import SIMPLE_HEAD
+    from rich.markup import escape
+    from rich.table import Table
+
+    header = ["\n".join(wrap(SHORT.get(name, name), WIDTH)) for name in score_header(result)]
+    rows = score_rows(result)
+    shown = [i for i in range(LABELS, len(header)) if any(row[i] != "-" for row in rows)]
+    table = Table(box=SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False)
+    table.add_column("", no_wrap=True)
+    for index in shown:
+        table.add_column(escape(header[index]), justify="right", no_wrap=True)
+    previous = None
+    for row in rows:
+        task, mode, metric = row[:LABELS]
+        if task != previous:
+            table.add_row(f"[bold]{escape(task)}[/bold], {metric}")
+        table.add_row(f"  {mode}", *(escape(row[index]) for index in shown))
+        previous = task
+    return table
+
+
+def _parameter_table(parameters: dict[str, dict[str, int] | None]) -> Table:
+    from rich.table import Table
+
+    table = Table("parameters")
+    named = {which: counts for which, counts in parameters.items() if counts}
+    for which in reversed(named):
+        table.add_column({"baseline": "original"}.get(which, which), justify="right")
+    if len(named) == 2:
+        table.add_column("kept", justify="right")
+    for part in next(iter(named.values()), {}):
+        counts = [counts[part] for counts in reversed(named.values())]
+        cells = [f"{count:,}" for count in counts]
+        if len(counts) == 2 and counts[0]:
+            cells.append(f"{counts[1] / counts[0]:.1%}")
+        table.add_row(part, *cells)
+    return table
+
+
+def show_comparison(candidates: Sequence[Candidate], console: Console) -> None:
+    """Print a table with a row for each model.
+
+    Args:
+        candidates: See :func:`bge_pruning.reports.comparison.read_candidates`.
+        console: Where to.
+    """
+    show_rows(summary_header(), summary_rows(candidates), console)
+
+
+def show_rows(header: Sequence[str], rows: Sequence[Sequence[str]], console: Console) -> None:
+    """Print a table whose first column is words and whose others are numbers.
+
+    Args:
+        header: Names of the columns.
+        rows: Cells.
+        console: Where to.
+    """
+    from rich.box import SIMPLE_HEAD
+    from rich.markup import escape
+    from rich.table import Table
+
+    table = Table(box=SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False)
+    for index, name in enumerate(header):
+        table.add_column(name, justify="right" if index else "left", no_wrap=True)
+    for row in rows:
+        table.add_row(*(escape(cell) for cell in row))
+    print_whole(table, console)

@@ -1,0 +1,224 @@
+"""Curves of a training run: how the constraint was met, the losses and the scores."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import TYPE_CHECKING
+
+from bge_pruning.reports.history import (
+    AXIS_TITLES,
+    Series,
+    logged_scores,
+    pruned_axes,
+    running_quantiles,
+    task_losses,
+    thin,
+)
+from bge_pruning.utils.figures import LIGHT, Theme, dress, legend_label, make_figure
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+MULTIPLIERS = {
+    "lambda_1": "Multiplier of the gap (lambda_1)",
+    "lambda_2": "Multiplier of its square (lambda_2)",
+}
+DASHES = ("-", (0, (5, 2)), (0, (1.5, 1.5)))  # once the colours are used up
+
+Draw = Callable[["Axes"], None]
+
+
+def draw_constraint(series: Series, theme: Theme = LIGHT) -> Figure:
+    """Draws expected, target and realised sparsity of each axis.
+
+    Args:
+        series: Of :func:`bge_pruning.reports.history.collect_series`; read are
+            ``pruning/{expected,target,realised}_sparsity/<axis>``.
+        theme: Colours.
+
+    Returns:
+        The figure.
+
+    Raises:
+        ValueError: If no expected sparsity was logged.
+    """
+    axes = pruned_axes(series)
+    if not axes:
+        raise ValueError(
+            "the history holds no sparsity. To fix, give the metrics of a run with gates."
+        )
+    with theme.context():
+        figure = _panels([partial(_draw_axis, axis, series, theme) for axis in axes])
+        by_name = {
+            label: handle
+            for panel in figure.axes
+            for handle, label in zip(*panel.get_legend_handles_labels(), strict=True)
+        }
+        names = [name for name, _ in _sparsity_styles(theme).values() if name in by_name]
+        figure.legend([by_name[name] for name in names], names, loc="outside lower center", ncols=3)
+    return figure
+
+
+def draw_multipliers(series: Series, theme: Theme = LIGHT) -> Figure:
+    """Draws the multipliers that hold the gates to the constraint.
+
+    Args:
+        series: Of :func:`bge_pruning.reports.history.collect_series`; read are
+            ``pruning/lambda_{1,2}/<axis>``.
+        theme: Colours.
+
+    Returns:
+        The figure.
+
+    Raises:
+        ValueError: If none was logged.
+    """
+    draws: list[Draw] = []
+    for name, title in MULTIPLIERS.items():
+        if keys := _multipliers(name, series):
+            draws.append(partial(_draw_lines, title, keys, series, theme))
+    if not draws:
+        raise ValueError(
+            "the history holds no multiplier. To fix, give the metrics of a run with gates."
+        )
+    with theme.context():
+        return _panels(draws)
+
+
+def _multipliers(name: str, series: Series) -> dict[str, str]:
+    """Keys of one multiplier by the name of the axis."""
+    keys = {axis: f"pruning/{name}/{axis}" for axis in pruned_axes(series)}
+    return {AXIS_TITLES.get(axis, axis): key for axis, key in keys.items() if key in series}
+
+
+def has_multipliers(series: Series) -> bool:
+    """Whether :func:`draw_multipliers` has something to draw."""
+    return any(_multipliers(name, series) for name in MULTIPLIERS)
+
+
+def draw_training(series: Series, theme: Theme = LIGHT) -> Figure:
+    """Draws the parts of the task loss, and the scores while training if there are any.
+
+    Args:
+        series: See :func:`bge_pruning.reports.history.collect_series`; ``loss/train/<name>``,
+            ``eval/<task>/<metric>`` and ``metrics/<task>/<metric>`` are read.
+        theme: Colours.
+
+    Returns:
+        The figure.
+
+    Raises:
+        ValueError: If neither was logged.
+    """
+    losses, scores = task_losses(series), logged_scores(series)
+    draws: list[Draw] = []
+    if losses:
+        draws.append(partial(_draw_losses, losses, series, theme))
+    if scores:
+        draws.append(partial(_draw_lines, "Scores while training", scores, series, theme))
+    if not draws:
+        raise ValueError(
+            "the history holds neither loss nor score. To fix, give the metrics of a training run."
+        )
+    with theme.context():
+        return _panels(draws)
+
+
+def has_training(series: Series) -> bool:
+    """Whether :func:`draw_training` has something to draw."""
+    return bool(task_losses(series) or logged_scores(series))
+
+
+def _panels(draws: Sequence[Draw]) -> Figure:
+    """A panel for each function, in rows."""
+    columns = {4: 2}.get(len(draws), min(3, len(draws)))
+    rows = -(-len(draws) // columns)
+    width = {1: 6.0, 2: 5.0}.get(columns, 3.4)
+    figure = make_figure(width * columns, 2.8 * rows)
+    panels = list(figure.subplots(rows, columns, squeeze=False).flat)
+    for panel, draw in zip(panels, draws, strict=False):
+        draw(panel)
+        panel.set_xlabel("training batch")
+        panel.locator_params(axis="x", nbins=5, integer=True)
+    for panel in panels[len(draws) :]:
+        panel.remove()
+    return figure
+
+
+def _sparsity_styles(theme: Theme) -> dict[str, tuple[str, dict[str, object]]]:
+    """What each curve is called and how it is drawn; the last one lies on top."""
+    dotted, dashed = (0, (1, 1.5)), (0, (5, 2))
+    return {
+        "realised": (
+            "what a cut would remove",
+            {"color": theme.series[1], "linewidth": 1.6, "linestyle": dotted},
+        ),
+        "target": ("target", {"color": theme.muted, "linewidth": 1.4, "linestyle": dashed}),
+        "expected": ("expected by the gates", {"color": theme.series[0], "linewidth": 1.9}),
+    }
+
+
+def _draw_axis(axis: str, series: Series, theme: Theme, panel: Axes) -> None:
+    """One axis of the constraint, in percent."""
+    for name, (label, style) in _sparsity_styles(theme).items():
+        batches, values = thin(*series.get(f"pruning/{name}_sparsity/{axis}", ([], [])))
+        if values:
+            panel.plot(batches, [100 * value for value in values], label=label, **style)
+    bottom, top = panel.get_ylim()
+    panel.set_ylim(min(0, bottom), max(5, 1.08 * top))
+    dress(panel, f"Removed {AXIS_TITLES.get(axis, axis)} (%)")
+
+
+def _draw_lines(
+    title: str, keys: dict[str, str], series: Series, theme: Theme, panel: Axes
+) -> None:
+    """Curves by name; few points get a marker each."""
+    for index, (name, key) in enumerate(keys.items()):
+        batches, values = thin(*series[key])
+        marker = {"marker": "o", "markersize": 3} if len(values) <= 30 else {}
+        panel.plot(batches, values, label=legend_label(name), **_style(index, theme), **marker)
+    panel.margins(y=0.12)
+    _legend_below(panel, len(keys))
+    dress(panel, title)
+
+
+def _draw_losses(keys: Sequence[str], series: Series, theme: Theme, panel: Axes) -> None:
+    """Each loss as a running median in the band of most of its values."""
+    from matplotlib.ticker import FuncFormatter, LogLocator
+
+    for index, key in enumerate(keys):
+        batches, values = series[key]
+        places, quantiles = running_quantiles(values)
+        at = [batches[place] for place in places]
+        low, middle, high = zip(*quantiles, strict=True)
+        style = _style(index, theme)
+        panel.fill_between(at, low, high, color=style["color"], alpha=0.18, linewidth=0)
+        name = key.removeprefix("loss/train/").replace("_", " ")
+        panel.plot(at, middle, label=legend_label(name), **style)
+    everything = [value for key in keys for value in series[key][1]]
+    if min(everything) > 0 and max(everything) > 30 * min(everything):
+        panel.set_yscale("log")
+        panel.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+        panel.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+        panel.yaxis.set_minor_formatter("")
+    _legend_below(panel, len(keys))
+    dress(panel, "Task loss: median and most values")
+
+
+def _style(index: int, theme: Theme) -> dict[str, object]:
+    colours = len(theme.series)
+    dashes = DASHES[index // colours % len(DASHES)]
+    return {"color": theme.series[index % colours], "linewidth": 1.6, "linestyle": dashes}
+
+
+def _legend_below(panel: Axes, count: int) -> None:
+    """A legend that hides no curve, whatever the curves do."""
+    panel.legend(
+        loc="upper center",
+        bbox_to_anchor=(0.5, -0.22),
+        ncols=1 if count == 1 else 2,
+        columnspacing=1,
+        handlelength=1.8,
+    )

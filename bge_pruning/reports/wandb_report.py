@@ -1,0 +1,53 @@
+"""A report and its scores on W&B. W&B is imported only when a run of it is at hand."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from bge_pruning.reports.report import HTML
+from bge_pruning.reports.report_pictures import CAPTIONS
+from bge_pruning.reports.score_table import score_header, score_rows
+from bge_pruning.utils.tasks import main_scores
+
+if TYPE_CHECKING:
+    from wandb.sdk.wandb_run import Run
+
+
+def log_report(run: Run, folder: Path) -> None:
+    """Logs a folder's report and pictures: ``report/page``, ``report/gates``, ...
+
+    Args:
+        run: A run of W&B that is open.
+        folder: Where :func:`bge_pruning.reports.report.write_report` wrote.
+    """
+    import wandb
+
+    page = (folder / HTML).read_text(encoding="utf-8")
+    # Not injected: the page has a style of its own.
+    media: dict[str, Any] = {"report/page": wandb.Html(page, inject=False)}
+    for name, caption in CAPTIONS.items():
+        if (folder / name).is_file():
+            key = f"report/{Path(name).stem}"
+            media[key] = wandb.Image(str(folder / name), caption=caption)
+    run.log(media)
+
+
+def log_scores(run: Run, evaluation: Mapping[str, Any]) -> None:
+    """Logs scores as a table, and each as ``scores/<task>/<mode>/<metric>`` in the summary.
+
+    Args:
+        run: A run of W&B that is open.
+        evaluation: Content of ``evaluation.json``.
+    """
+    import wandb
+
+    rows = score_rows(evaluation)
+    if rows:
+        run.log({"scores": wandb.Table(columns=score_header(evaluation), data=rows)})
+    for entry in main_scores(evaluation):
+        key = f"scores/{entry['task']}/{entry['mode']}/{entry['metric']}"
+        run.summary[key] = entry["value"]
+        if entry["retention"] is not None:
+            run.summary[f"{key}_kept"] = entry["retention"]

@@ -1,0 +1,191 @@
+"""Several sizes from the gates of one run, each inside the next larger one."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import asdict
+
+import torch
+
+from bge_pruning.export.extraction import Extraction
+from bge_pruning.models.encoder_shape import EncoderShape, count_parameters, shapes_near_budget
+from bge_pruning.models.l0_module_embedding import L0Module
+from bge_pruning.models.shape_choice import mask_log_likelihoods
+from bge_pruning.models.structural_pruning import SHAPE_FIELDS, KeepIndices, PruningMasks
+
+# A density within this of what the run was trained for is meant to be that one.
+NEAR = 0.01
+# Multiples of the intermediate size that are tried, one after the other.
+GRANULARITIES = (64, 32, 16, 8)
+
+
+def choose_nested_shapes(l0_module: L0Module, densities: Sequence[float]) -> list[EncoderShape]:
+    """A shape for each density, each no larger on any axis than the one before.
+
+    Of the exportable shapes near each budget, those are taken that are nested and together agree
+    best with the gates. A run that was trained for a shape keeps it for the density that it has.
+
+    Args:
+        l0_module: Gates of a finished run.
+        densities: Shares of the encoder's parameters to keep.
+
+    Returns:
+        Shapes, from the largest density to the smallest.
+
+    Raises:
+        ValueError: If a density is not in (0, 1), is there twice, or no nested shapes have them.
+    """
+    check_densities(densities)
+    agreement = mask_log_likelihoods(l0_module.shape, l0_module.log_alpha)
+    order = sorted(densities, reverse=True)
+    for multiple_of in GRANULARITIES:
+        candidates = [_candidates(l0_module, density, multiple_of) for density in order]
+        if chain := _best_chain(candidates, agreement):
+            return chain
+    shares = ", ".join(f"{density:.1%}" for density in order)
+    raise ValueError(
+        f"no exportable shapes with {shares} of the encoder are inside each other. To fix, "
+        f"choose other densities, or train with gates on more axes."
+    )
+
+
+def _best_chain(
+    candidates: Sequence[Sequence[EncoderShape]], agreement: Callable[[EncoderShape], float]
+) -> list[EncoderShape]:
+    """The nested shapes, one of each list, with the largest sum; empty if there are none."""
+    # The best chain that ends at each shape of a list, with its sum.
+    chains: list[tuple[float, list[EncoderShape]]] = [(0.0, [])]
+    for shapes in candidates:
+        longer = []
+        for shape in shapes:
+            before = [c for c in chains if not c[1] or _contains(c[1][-1], shape)]
+            if before:
+                total, chain = max(before, key=lambda c: c[0])
+                longer.append((total + agreement(shape), [*chain, shape]))
+        chains = longer
+    return max(chains, key=lambda c: c[0])[1] if chains else []
+
+
+def _candidates(l0_module: L0Module, density: float, multiple_of: int) -> list[EncoderShape]:
+    source = l0_module.shape
+    full = count_parameters(source).encoder
+
+    def is_near(shape: EncoderShape) -> bool:
+        return abs(count_parameters(shape).encoder / full - density) <= NEAR
+
+    if l0_module.target is not None and is_near(l0_module.target):
+        return [l0_module.target]
+    axes = frozenset(l0_module.axes)
+    near = shapes_near_budget(source, axes, density * full, multiple_of)
+    return [shape for shape in near if is_near(shape)]
+
+
+def check_densities(densities: Sequence[float]) -> None:
+    """Refuse what cannot be the densities of a family, before a training whose gates they need.
+
+    Args:
+        densities: Shares of the encoder's parameters to keep.
+
+    Raises:
+        ValueError: If one is not in (0, 1) or is there twice, or there is none.
+    """
+    wrong = [density for density in densities if not 0 < density < 1]
+    if wrong or not densities or len(set(densities)) < len(densities):
+        raise ValueError(
+            f"densities {list(densities)} are not different numbers in (0, 1). To fix, write e.g. "
+            f"0.75 0.6 0.5."
+        )
+
+
+def _contains(large: EncoderShape, small: EncoderShape) -> bool:
+    return all(getattr(large, field) >= getattr(small, field) for field in SHAPE_FIELDS.values())
+
+
+def relative_indices(small: KeepIndices, large: KeepIndices) -> KeepIndices:
+    """Where a smaller sub-network's structures are within a larger one that is already cut.
+
+    Args:
+        small: Kept structures, in the numbering of the unpruned model.
+        large: Those of a sub-network that contains it.
+
+    Returns:
+        The same structures, in the numbering of the larger model.
+
+    Raises:
+        ValueError: If the larger one does not contain a structure.
+    """
+    rows = _positions(small.layer, large.layer, "layers")
+
+    def inner(part: str) -> list[list[int]]:
+        mine, theirs = getattr(small, part), getattr(large, part)
+        return [
+            _positions(kept, theirs[row], f"{part} of layer {layer}")
+            for kept, row, layer in zip(mine, rows, small.layer, strict=True)
+        ]
+
+    hidden = _positions(small.hidden, large.hidden, "hidden dimensions")
+    return KeepIndices(rows, hidden, inner("head"), inner("intermediate"))
+
+
+def masks_of_indices(keep: KeepIndices, shape: EncoderShape) -> PruningMasks:
+    """Binary gates that keep the given structures.
+
+    Args:
+        keep: What stays.
+        shape: Sizes of the model that the indices count in.
+    """
+    head = torch.zeros(shape.num_hidden_layers, shape.num_attention_heads)
+    intermediate = torch.zeros(shape.num_hidden_layers, shape.intermediate_size)
+    for row, layer in enumerate(keep.layer):
+        head[layer, keep.head[row]] = 1.0
+        intermediate[layer, keep.intermediate[row]] = 1.0
+    layer, hidden = torch.zeros(shape.num_hidden_layers), torch.zeros(shape.hidden_size)
+    layer[keep.layer], hidden[keep.hidden] = 1.0, 1.0
+    return PruningMasks(head, intermediate, layer, hidden)
+
+
+def nested_extraction(
+    larger: Extraction,
+    keep: KeepIndices,
+    shape: EncoderShape,
+    constraint: dict[str, dict[str, float]],
+) -> Extraction:
+    """Cut a smaller sub-network out of a larger one of the same gates, as it was trained on.
+
+    Args:
+        larger: Of the recovery run of the larger one.
+        keep: What stays, in the numbering of the unpruned model.
+        shape: Sizes after the cut.
+        constraint: How near the gates were to it, see :func:`compute_constraint_report`.
+
+    Returns:
+        An extraction whose record counts in the unpruned model's numbering, as that of ``larger``.
+
+    Raises:
+        ValueError: If ``larger`` does not contain a structure.
+    """
+    record = larger.info
+    relative = relative_indices(keep, KeepIndices(**record["kept"]))
+    batches = dict(record["batches"])
+    steps = batches.pop("recover", 0) + batches.pop("recover_larger", 0)
+    info = {
+        **record,
+        "shape": asdict(shape),
+        "kept": keep.as_dict(),
+        "constraint": constraint,
+        "parameters": {**record["parameters"], "extracted": count_parameters(shape).as_dict()},
+        "batches": {**batches, "recover_larger": steps},
+    }
+    masks = masks_of_indices(relative, larger.shape)
+    return Extraction(larger.base, masks, relative, shape, info)
+
+
+def _positions(wanted: Sequence[int], among: Sequence[int], what: str) -> list[int]:
+    place = {index: position for position, index in enumerate(among)}
+    missing = [index for index in wanted if index not in place]
+    if missing:
+        raise ValueError(
+            f"{what} {missing[:5]} are not in the larger model. To fix, cut both from the gates of "
+            f"one run."
+        )
+    return [place[index] for index in wanted]

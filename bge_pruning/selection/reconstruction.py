@@ -1,0 +1,128 @@
+"""A cut encoder fitted to the one that it was cut from, layer by layer, without gradients.
+
+What a sublayer adds to the residual stream is linear in its heads or units. When some of them are
+gone, least squares finds the output projection with which the others come nearest to what the whole
+sublayer gave. Layers are fitted one after the other on the states that the cut encoder itself
+computes, so that each also makes up for what those before it have lost:
+
+``dense(inner) -> u_teacher - residual_student``, ``u`` being what goes into the LayerNorm.
+
+Texts count alike, whatever their lengths: a long one has more tokens, but is no more than a short
+one to those who search. The last sublayer before removed layers takes over from them: it is fitted
+to, and gets the LayerNorm of, the teacher's layer just before the next one that is left. No other
+weight changes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from bge_pruning.models.bge_m3_backbone import Layer, XLMRobertaBackbone
+from bge_pruning.models.objective import following_layers
+from bge_pruning.models.packing import Packing, compute_packing
+from bge_pruning.selection.least_squares import Moments, fit_
+
+
+@dataclass
+class _Piece:
+    """A batch on its way through both encoders; states of packed tokens, shape ``(N, H)``.
+
+    Attributes:
+        packing: Where the texts are.
+        student: State of the student.
+        teacher: What goes into the next of the teacher's layers.
+        middle: What goes into the first LayerNorm of the teacher's layer that was computed last.
+        end: What goes into its second one.
+    """
+
+    packing: Packing
+    student: Tensor
+    teacher: Tensor
+    middle: Tensor | None = None
+    end: Tensor | None = None
+
+
+@torch.no_grad()
+def refit_(
+    student: XLMRobertaBackbone,
+    teacher: XLMRobertaBackbone,
+    layers: Sequence[int],
+    hidden: Sequence[int],
+    batches: Sequence[tuple[Tensor, Tensor]],
+) -> None:
+    """Fit the output projections of a cut encoder in place.
+
+    Args:
+        student: The cut encoder, in evaluation mode.
+        teacher: The encoder that it was cut from, in evaluation mode.
+        layers: Layers of the teacher that the student has, ascending.
+        hidden: Dimensions of the teacher that it has, ascending.
+        batches: Token ids and mask, shape ``(B, T)``, on the device of both encoders.
+
+    Raises:
+        ValueError: If an activation is not finite.
+    """
+    kept = torch.tensor(hidden, device=student.embeddings.word_embeddings.weight.device)
+    survives = torch.zeros(len(teacher.encoder.layer), dtype=torch.bool)
+    survives[list(layers)] = True
+    following = following_layers(survives).tolist()
+    pieces = [_embed(student, teacher, *batch) for batch in batches]
+    depth = 0
+    for layer, place in zip(student.encoder.layer, layers, strict=True):
+        _advance(teacher, pieces, depth, place + 1)
+        _fit_attention(layer, pieces, kept)
+        depth = following[place] + 1
+        _advance(teacher, pieces, place + 1, depth)
+        _fit_feed_forward(layer, teacher.encoder.layer[following[place]], pieces, kept)
+
+
+def _embed(
+    student: XLMRobertaBackbone, teacher: XLMRobertaBackbone, ids: Tensor, mask: Tensor
+) -> _Piece:
+    packing = compute_packing(mask)
+    return _Piece(packing, *(m.embeddings(ids, packing, None) for m in (student, teacher)))
+
+
+def _advance(teacher: XLMRobertaBackbone, pieces: Sequence[_Piece], start: int, end: int) -> None:
+    """Compute some of the teacher's layers."""
+    for layer in teacher.encoder.layer[start:end]:
+        for piece in pieces:
+            context = layer.attention.self(piece.teacher, piece.packing)
+            piece.middle = piece.teacher + layer.attention.output.dense(context)
+            h = layer.attention.output.LayerNorm(piece.middle)
+            piece.end = h + layer.output.dense(layer.intermediate(h))
+            piece.teacher = layer.output.LayerNorm(piece.end)
+
+
+def _fit_attention(layer: Layer, pieces: Sequence[_Piece], kept: Tensor) -> None:
+    """Fit the first half of a layer, and take the student's states through it."""
+    output = layer.attention.output
+    moments = Moments(output.dense.in_features, output.dense.out_features, kept.device)
+    contexts = [layer.attention.self(piece.student, piece.packing) for piece in pieces]
+    for piece, context in zip(pieces, contexts, strict=True):
+        moments.add(context, piece.middle[:, kept] - piece.student, piece.packing.shares())
+    fit_(output.dense, moments)
+    for piece, context in zip(pieces, contexts, strict=True):
+        piece.student = output(context, piece.student, None, None)
+
+
+def _fit_feed_forward(layer: Layer, wanted: Layer, pieces: Sequence[_Piece], kept: Tensor) -> None:
+    """Fit the second half of a layer, and take the student's states through it.
+
+    Units are many: they are computed a second time rather than kept for all pieces.
+    """
+    output = layer.output
+    moments = Moments(output.dense.in_features, output.dense.out_features, kept.device)
+    for piece in pieces:
+        wanted_output = piece.end[:, kept] - piece.student
+        moments.add(layer.intermediate(piece.student), wanted_output, piece.packing.shares())
+    fit_(output.dense, moments)
+    norm = wanted.output.LayerNorm
+    output.LayerNorm.weight.copy_(norm.weight[kept])
+    output.LayerNorm.bias.copy_(norm.bias[kept])
+    for piece in pieces:
+        piece.student = output(layer.intermediate(piece.student), piece.student, None, None)

@@ -1,0 +1,382 @@
+"""From the configuration to objects: the only place that knows both."""
+
+from __future__ import annotations
+
+import logging
+import sys
+from collections.abc import Mapping
+from dataclasses import asdict, replace
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+
+import torch
+from composer import Evaluator, Trainer
+from composer.core import Algorithm, Callback, DataSpec
+from composer.loggers import FileLogger, LoggerDestination, TensorboardLogger
+from composer.utils import dist, reproducibility
+from torch import Tensor
+
+from bge_pruning.algorithms.group_gradient_clipping import GroupGradientClipping
+from bge_pruning.algorithms.mean_gradients import MeanGradients
+from bge_pruning.algorithms.non_finite import NonFiniteGuard
+from bge_pruning.algorithms.pruning_schedule import PruningSchedule
+from bge_pruning.algorithms.source_weights import SourceWeights
+from bge_pruning.algorithms.stop_on_signal import StopOnSignal
+from bge_pruning.callbacks.best_checkpoint import BestCheckpoint
+from bge_pruning.callbacks.data_callback import DataCallback
+from bge_pruning.callbacks.embedding_callback import EmbeddingCallback
+from bge_pruning.callbacks.evaluation_callback import EvaluationCallback
+from bge_pruning.callbacks.gate_map_callback import GateMapCallback
+from bge_pruning.callbacks.metrics_file import MetricsFile
+from bge_pruning.callbacks.progress_log import ProgressLog
+from bge_pruning.callbacks.pruning_callback import PruningCallback
+from bge_pruning.callbacks.pruning_warnings import PruningWarnings
+from bge_pruning.callbacks.run_metadata_callback import RunMetadataCallback
+from bge_pruning.callbacks.wandb_logger import WandBLogger
+from bge_pruning.config.config import Config, ConfigError
+from bge_pruning.config.schema import ModelConfig
+from bge_pruning.evaluation.tasks import Task
+from bge_pruning.model_io.checkpoint import RunMetadata, allow_plain_types, build_l0_module
+from bge_pruning.model_io.checkpoint_files import CHECKPOINT
+from bge_pruning.model_io.model_files import read_special_ids
+from bge_pruning.model_io.pretrained import BaseModel, load_base_model
+from bge_pruning.models.bge_m3_backbone import XLMRobertaBackbone
+from bge_pruning.models.composer_bge_m3 import ComposerBGEM3
+from bge_pruning.models.encoder_shape import EncoderShape
+from bge_pruning.models.model_registry import build_composer_model
+from bge_pruning.models.teacher import Teacher
+from bge_pruning.training.data_builders import build_loss_weights, build_probes
+from bge_pruning.training.optimization import build_optimizer, build_scheduler
+from bge_pruning.training.plan import Plan
+from bge_pruning.training.random_state import RandomStateOnResume
+from bge_pruning.training.sharding import (
+    build_parallelism,
+    measure_gradient_scale,
+    register_forward_methods,
+)
+from bge_pruning.utils.devices import torch_device
+
+log = logging.getLogger(__name__)
+
+VERSIONED = ("torch", "mosaicml", "transformers", "sentence-transformers", "tokenizers")
+
+
+def build_metadata(config: Config, plan: Plan, base: BaseModel) -> RunMetadata:
+    """What checkpoints carry so that extraction needs nothing else."""
+    l0 = config.model.l0_module
+    arguments = None
+    if l0 is not None:
+        arguments = {
+            "axes": list(plan.axes),
+            "target": None if plan.target is None else asdict(_with_outer(plan, base)),
+            "target_parameters": plan.target_parameters,
+            "target_speedup": plan.target_speedup,
+            "target_length": plan.target_length,
+            "start_sparsity": l0.start_sparsity,
+            "init_mean": l0.init_mean,
+            "init_std": l0.init_std,
+            "seed": config.seed,
+            "binarization": l0.binarization,
+        }
+    return RunMetadata(
+        base_model=base.name,
+        revision=config.model.revision,
+        prompts=base.prompts,
+        license=base.license,
+        origin=base.origin,
+        shape=asdict(base.shape),
+        hf_config=base.hf_config,
+        pooling=base.heads.pooling,
+        max_seq_length=base.max_seq_length,
+        seed=config.seed,
+        l0_module=arguments,
+        source_pruning=base.pruning,
+        refit_texts=config.teacher.refit_texts if config.stage == "recover" else 0,
+        versions=package_versions(),
+        tokenizer_files=base.tokenizer_files,
+    )
+
+
+def _with_outer(plan: Plan, base: BaseModel) -> EncoderShape:
+    """The target shape with the outer parts that the loaded weights really have."""
+    s = base.shape
+    return replace(
+        plan.target, pooler=s.pooler, sparse_head=s.sparse_head, colbert_dim=s.colbert_dim
+    )
+
+
+def package_versions() -> dict[str, str]:
+    """Versions that results depend on."""
+    versions = {"python": ".".join(map(str, sys.version_info[:3]))}
+    for name in VERSIONED:
+        try:
+            versions[name] = version(name)
+        except PackageNotFoundError:
+            versions[name] = "not installed"
+    return versions
+
+
+def build_base_model(config: Config) -> BaseModel:
+    """The model that training starts from, without a projection if its folder has one.
+
+    Losses, gates and evaluations work in the encoder's own dimensions. A projection belongs to the
+    weights that it was made from; extraction makes a new one.
+    """
+    m = config.model
+    base = load_base_model(m.base_model, m.revision, m.pooling, m.dropout, m.init_missing_heads)
+    if base.projection is None:
+        return base
+    advice = "Extract with --keep-dimension to get a new one."
+    if m.l0_module is not None:  # its kept dimensions are those of the encoder
+        advice = "For an index of its vectors, prune the model that it was cut from."
+    log.warning(
+        "%s: its projection to %d dimensions is left out, training is in the %d of the encoder. %s",
+        *(base.name, base.dense_size(), base.shape.hidden_size, advice),
+    )
+    return replace(base, projection=None)
+
+
+def build_teacher(config: Config, base: BaseModel) -> Teacher | None:
+    """The unpruned model, if the loss distils or negatives are mined.
+
+    It is the configured teacher, else the model that the run prunes. A recovery starts from an
+    extracted model and is taught by the one that was cut.
+    """
+    names = set(build_loss_weights(config).distilled)
+    if any(source.mined_negatives for source in config.data.train):
+        names.add("dense_vecs")
+    if not names:
+        return None
+    source = {"base_model": config.model.base_model, "revision": config.model.revision}
+    if base.pruning:
+        source |= {"revision": None, **base.pruning["source"]}
+    name = config.teacher.base_model or source["base_model"]
+    revision = source["revision"] if name == source["base_model"] else None
+    # A model that was named has a pooling of its own.
+    pooling = base.heads.pooling if name == source["base_model"] else None
+    return Teacher(name, revision, pooling, sorted(names))
+
+
+def build_model(
+    config: Config, base: BaseModel, metadata: RunMetadata, teacher: Teacher | None
+) -> ComposerBGEM3:
+    """The model to train."""
+    weights = build_loss_weights(config)
+    on_the_fly = weights.distils and not config.teacher.cache
+    l0 = config.model.l0_module
+    _apply_options(base.backbone, config.model)
+    return build_composer_model(
+        config.model.name,
+        backbone=base.backbone,
+        heads=base.heads,
+        l0_module=build_l0_module(base.shape, metadata.l0_module),
+        loss_weights=weights,
+        teacher=teacher.encoder() if on_the_fly else None,
+        teacher_dimensions=_teacher_dimensions(config, base, teacher),
+        teacher_layers=_kept(base, "layer"),
+        eval_target_model=True if l0 is None else l0.eval_target_model,
+        special_ids=sorted(read_special_ids(base.tokenizer_files)),
+        chunk_size=config.device_train_microbatch_size if weights.compares_texts else None,
+        cpu_dtype=torch.bfloat16 if config.precision == "amp_bf16" else None,
+    )
+
+
+def _apply_options(backbone: XLMRobertaBackbone, model: ModelConfig) -> None:
+    """Trade time for memory, or the other way round."""
+    if model.freeze_embeddings:
+        backbone.embeddings.freeze_tables()
+    backbone.activation_checkpointing = model.activation_checkpointing
+    if model.compile:
+        backbone.compile_encoder(training=True)
+
+
+def _kept(base: BaseModel, axis: str) -> list[int] | None:
+    """What an extracted model has kept of the one that it was cut from."""
+    return (base.pruning or {}).get("kept", {}).get(axis)
+
+
+def _teacher_dimensions(config: Config, base: BaseModel, teacher: Teacher | None) -> Tensor | None:
+    loss = config.loss
+    if teacher is None or not (loss.distillation_alignment or loss.distillation_hidden):
+        return None  # similarities need no common dimensions
+    if teacher.hidden_size() == base.shape.hidden_size:
+        return None
+    kept = _kept(base, "hidden") or []
+    if len(kept) != base.shape.hidden_size:
+        raise ConfigError(
+            f"teacher '{teacher.name}' has {teacher.hidden_size()} dimensions, {base.name} "
+            f"{base.shape.hidden_size}, and no pruning.json says which they are. To fix, distil "
+            f"from the model that it was cut from, or set loss.distillation_alignment=0."
+        )
+    return torch.tensor(kept)
+
+
+# Optimisation
+
+
+def build_algorithms(
+    config: Config, model: ComposerBGEM3, train_loader: DataSpec, stop: StopOnSignal
+) -> list[Algorithm]:
+    """What changes training.
+
+    After a batch the trainer runs the last algorithm first: gradients are made means, looked at,
+    and clipped.
+    """
+    algorithms: list[Algorithm] = []
+    if config.data.adapt_weights_interval is not None:
+        loader = train_loader.dataloader
+        count = config.data.adapt_batches
+        sources = range(len(loader.dataset.names))
+        probes = [build_probes(loader, count, source) for source in sources]
+        interval = config.data.adapt_weights_interval
+        algorithms.append(SourceWeights(loader.dataset, probes, interval))
+    if model.l0_module is not None:
+        warmup = config.model.l0_module.lagrangian_warmup_steps
+        algorithms.append(PruningSchedule(model.l0_module, warmup))
+    is_saved = stop.save_interval(config.save_interval)
+    guard = NonFiniteGuard(is_saved, skip=config.optimizer.non_finite == "skip")
+    if config.optimizer.max_grad_norm > 0:
+        algorithms.append(GroupGradientClipping(config.optimizer.max_grad_norm, guard))
+    algorithms.append(guard)
+    if config.parallelism.fsdp:
+        algorithms.append(MeanGradients(measure_gradient_scale(config.device)))
+    return [*algorithms, stop]
+
+
+def build_callbacks(
+    config: Config,
+    model: ComposerBGEM3,
+    metadata: RunMetadata,
+    base: BaseModel,
+    collections: Mapping[str, Task],
+) -> list[Callback]:
+    """What watches training."""
+    callbacks: list[Callback] = [
+        RunMetadataCallback(metadata),
+        EmbeddingCallback(config.log_interval, model.special_ids),
+        DataCallback(config.log_interval),
+    ]
+    if model.l0_module is not None:
+        knobs = ("l0_lr", "lagrangian_lr", "lambda_2_lr")
+        rates = {knob: getattr(config.optimizer, knob) for knob in knobs}
+        callbacks.append(PruningCallback(model.l0_module, config.log_interval))
+        callbacks.append(PruningWarnings(model.l0_module, rates))
+    if config.loggers.wandb is not None and model.l0_module is not None:
+        callbacks.append(GateMapCallback(model.l0_module, config.eval_interval))
+    if config.data.eval:
+        best, e = None, config.evaluation
+        if e.keep_best is not None:
+            best = BestCheckpoint(e.keep_best, Path(config.run_folder))
+        callbacks.append(
+            EvaluationCallback(
+                base,
+                collections,
+                config.eval_interval,
+                modes=e.modes,
+                batch_size=config.eval_batch_size,
+                max_length=e.max_length or config.model.max_length,
+                best=best,
+            )
+        )
+    return callbacks
+
+
+def build_loggers(config: Config) -> list[LoggerDestination]:
+    """Where metrics go."""
+    loggers: list[LoggerDestination] = [MetricsFile(Path(config.run_folder) / "metrics.jsonl")]
+    folder = Path(config.loggers.folder) / config.run_name
+    if config.loggers.wandb is not None:
+        w = config.loggers.wandb
+        folder.mkdir(parents=True, exist_ok=True)
+        init = {"mode": w.mode, "dir": str(folder)}
+        loggers.append(
+            WandBLogger(project=w.project, entity=w.entity, name=config.run_name, init_kwargs=init)
+        )
+    if config.loggers.tensorboard:
+        loggers.append(TensorboardLogger(log_dir=str(folder)))
+    if config.loggers.file:
+        # Composer's logger empties a file that is there: a resumed run gets one of its own.
+        number = len(list(folder.glob(f"{config.stage}*-rank0.txt"))) if config.autoresume else 0
+        suffix = f"-{number}" if number else ""
+        name = str(folder / f"{config.stage}{suffix}-rank{{rank}}.txt")
+        loggers.append(FileLogger(filename=name, overwrite=True))
+    return loggers
+
+
+def build_progress_log(config: Config, model: ComposerBGEM3) -> ProgressLog:
+    """What a person reads; not on the console while there is a bar."""
+    targets = {} if model.l0_module is None else model.l0_module.final_targets()
+    return ProgressLog(config.log_interval, targets, on_console=not _shows_bar(config))
+
+
+def _shows_bar(config: Config) -> bool:
+    return config.progress_bar and sys.stderr.isatty()
+
+
+def _microbatch_size(config: Config) -> int:
+    """Rows that the trainer gives the model at once."""
+    whole = config.global_train_batch_size // dist.get_world_size()
+    micro = config.device_train_microbatch_size
+    # A loss over the batch needs all of it: the model itself cuts it, and caches gradients.
+    return whole if micro is None or build_loss_weights(config).compares_texts else micro
+
+
+def _composer_precision(config: Config) -> str:
+    """Composer refuses bfloat16 on a CPU; there the model itself computes in it."""
+    on_cpu = torch_device(config.device) == "cpu"
+    return "fp32" if on_cpu and config.precision == "amp_bf16" else config.precision
+
+
+def build_trainer(
+    config: Config,
+    model: ComposerBGEM3,
+    train_loader: DataSpec,
+    evaluators: list[Evaluator],
+    callbacks: list[Callback],
+    stop: StopOnSignal,
+) -> Trainer:
+    """The Composer Trainer of a run; the evaluators know when it is their turn.
+
+    A checkpoint that it goes on from is read without unpickling anything but plain values.
+    """
+    # First of all: it puts the model on the device, where the optimizer finds it.
+    parallelism = build_parallelism(config, model)
+    with allow_plain_types():
+        trainer = Trainer(
+            model=model,
+            train_dataloader=train_loader,
+            eval_dataloader=evaluators,
+            max_duration=config.max_duration,
+            optimizers=build_optimizer(config, model),
+            schedulers=build_scheduler(config),
+            step_schedulers_every_batch=True,
+            algorithms=build_algorithms(config, model, train_loader, stop),
+            callbacks=callbacks,
+            loggers=[*build_loggers(config), build_progress_log(config, model)],
+            progress_bar=_shows_bar(config),
+            run_name=Path(config.run_folder).name,
+            save_folder=config.run_folder,
+            save_filename=CHECKPOINT,
+            save_interval=stop.save_interval(config.save_interval),
+            save_num_checkpoints_to_keep=config.checkpoints_to_keep,
+            autoresume=config.autoresume,
+            seed=config.seed,
+            precision=_composer_precision(config),
+            device=config.device,
+            device_train_microbatch_size=_microbatch_size(config),
+            parallelism_config=parallelism,
+            dist_timeout=config.dist_timeout,
+        )
+    register_forward_methods(model)
+    return trainer
+
+
+def restore_random_state(trainer: Trainer) -> None:
+    """Let a run that goes on draw what it would have drawn, see :class:`RandomStateOnResume`."""
+
+    def restore() -> None:
+        if trainer._rng_state is not None:
+            reproducibility.load_rng_state(trainer._rng_state)
+            trainer._rng_state = None
+
+    trainer.state.algorithms.append(RandomStateOnResume(restore))

@@ -1,0 +1,154 @@
+"""What a few training texts tell without a step of training: importances, and a refitted model."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Iterator, Sequence
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from bge_pruning.config.config import Config, ConfigError
+from bge_pruning.datasets.embedding_dataset import TokenizedTexts, pad_texts
+from bge_pruning.evaluation.text_encoder import BATCH_TOKENS, batch_indices
+from bge_pruning.model_io.model_files import read_vocabulary
+from bge_pruning.model_io.pretrained import BaseModel, load_base_model
+from bge_pruning.selection.activation_importance import activation_importance
+from bge_pruning.selection.importance import Importance
+from bge_pruning.selection.reconstruction import refit_
+from bge_pruning.selection.reconstruction_importance import reconstruction_importance
+from bge_pruning.training.sources import build_corpus
+from bge_pruning.utils.devices import torch_device
+
+log = logging.getLogger(__name__)
+
+
+def calibration_texts(config: Config, base: BaseModel, count: int) -> TokenizedTexts:
+    """Texts of the training data, drawn from all of them alike by the run's seed.
+
+    Args:
+        config: The run.
+        base: The model, for its tokenizer.
+        count: How many, if there are as many.
+    """
+    corpora = [build_corpus(source, config, base).texts for source in config.data.train]
+    bounds = np.cumsum([0, *map(len, corpora)])
+    count = min(count, int(bounds[-1]))
+    chosen = np.random.default_rng(config.seed).choice(bounds[-1], count, replace=False)
+    parts = np.searchsorted(bounds, chosen, side="right") - 1
+    rows = [corpora[part][index - bounds[part]] for part, index in zip(parts, chosen, strict=True)]
+    starts = np.cumsum([0, *map(len, rows)])
+    return TokenizedTexts(np.concatenate(rows), starts, truncated=0)
+
+
+def calibration_batches(
+    config: Config, base: BaseModel, count: int, device: str
+) -> Iterator[tuple[Tensor, Tensor]]:
+    """Token ids and mask of calibration texts, those of similar length together.
+
+    Args:
+        config: The run.
+        base: The model, for its tokenizer.
+        count: See :func:`calibration_texts`.
+        device: Torch device.
+
+    Yields:
+        Both of shape ``(B, T)``.
+    """
+    texts = calibration_texts(config, base, count)
+    yield from pad_batches(texts, range(len(texts)), config, base, device)
+
+
+def pad_batches(
+    texts: TokenizedTexts, part: Sequence[int], config: Config, base: BaseModel, device: str
+) -> Iterator[tuple[Tensor, Tensor]]:
+    """Token ids and mask of some of these texts, those of similar length together.
+
+    Args:
+        texts: Of which some are taken.
+        part: Which.
+        config: The run, for the size of a batch.
+        base: The model, for its padding token.
+        device: Torch device.
+
+    Yields:
+        Both of shape ``(B, T)``.
+    """
+    part = np.asarray(part)
+    for index in batch_indices(texts.lengths[part], config.eval_batch_size, BATCH_TOKENS):
+        ids, mask = pad_texts([texts[i] for i in part[index]], base.hf_config["pad_token_id"])
+        yield ids.to(device), mask.to(device)
+
+
+def measure_importance(kind: str, config: Config, base: BaseModel) -> Importance:
+    """Importance of the structures of a model on texts of the training data.
+
+    Args:
+        kind: ``activation`` or ``reconstruction``.
+        config: The run.
+        base: The unpruned model; it is moved to the run's device.
+    """
+    device = torch_device(config.device)
+    batches = calibration_batches(config, base, config.baseline.calibration_texts, device)
+    training = base.backbone.training
+    backbone, heads = base.backbone.to(device).eval(), base.heads.to(device).eval()
+    if kind == "activation":
+        importance = activation_importance(backbone, batches)
+    else:
+        importance = reconstruction_importance(backbone, heads, batches, config.seed)
+    backbone.train(training)
+    heads.train(training)
+    return importance
+
+
+def refit(config: Config, base: BaseModel) -> None:
+    """Fit an extracted model to the one that it was cut from, see :func:`refit_`; in place.
+
+    Args:
+        config: A recovery with ``teacher.refit_texts`` above 0.
+        base: The extracted model; it is moved to the run's device.
+
+    Raises:
+        ConfigError: If the model was not extracted, or has other tokens than its source.
+    """
+    if base.pruning is None:
+        raise ConfigError(
+            f"teacher.refit_texts fits an extracted model to the one that it was cut from, and "
+            f"{base.name} has no pruning.json. To fix, set teacher.refit_texts=0."
+        )
+    started, device = time.monotonic(), torch_device(config.device)
+    source, kept = base.pruning["source"], base.pruning["kept"]
+    teacher = load_base_model(source["base_model"], source["revision"])
+    if read_vocabulary(teacher.tokenizer_files) != read_vocabulary(base.tokenizer_files):
+        raise ConfigError(
+            f"{base.name} has other tokens than {teacher.name}, which it was cut from, and cannot "
+            f"be fitted to it. To fix, set teacher.refit_texts=0."
+        )
+    batches = list(calibration_batches(config, base, config.teacher.refit_texts, device))
+    training = base.backbone.training
+    student = base.backbone.to(device).eval()
+    refit_(student, teacher.backbone.to(device).eval(), kept["layer"], kept["hidden"], batches)
+    student.train(training)
+    log.info(
+        "fitted to %s on %d texts in %.0f s",
+        teacher.name,
+        sum(len(ids) for ids, _ in batches),
+        time.monotonic() - started,
+    )
+
+
+def order_gates(config: Config, base: BaseModel, gates: torch.nn.ParameterDict) -> None:
+    """Have the gates start in the order of importance of what they close; in place.
+
+    Args:
+        config: A run with gates whose ``init_order`` is not ``random``.
+        base: The unpruned model; it is moved to the run's device.
+        gates: Locations by axis.
+    """
+    importance = measure_importance(config.model.l0_module.init_order, config, base)
+    for axis, log_alpha in gates.items():
+        places = getattr(importance, axis).argsort(dim=-1, stable=True).argsort(dim=-1)
+        ascending = log_alpha.detach().sort(dim=-1).values
+        log_alpha.data.copy_(ascending.gather(-1, places.to(log_alpha.device)))

@@ -1,0 +1,384 @@
+"""From the configuration to batches: training data, evaluators and the teacher's outputs."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from composer import Evaluator
+from composer.core import DataSpec, Event, State, Time
+from composer.utils import dist
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+
+from bge_pruning.callbacks.evaluation_callback import PAIR_METRIC, list_metric_keys
+from bge_pruning.config.schema import Config, ConfigError, SourceConfig
+from bge_pruning.datasets.embedding_dataset import (
+    Batch,
+    Collator,
+    EmbeddingDataset,
+    TokenizedTexts,
+    build_tokenizer,
+)
+from bge_pruning.datasets.length_groups import group_batches, padding_share
+from bge_pruning.datasets.mixed_dataloader import MixedBatchSampler, MixedDataset, MixSchedule
+from bge_pruning.datasets.mteb_tasks import random_state_kept
+from bge_pruning.datasets.teacher_vectors import cached_teacher_outputs, compute_cache_key
+from bge_pruning.evaluation.search import check_modes
+from bge_pruning.evaluation.tasks import Task, beir_task, mteb_task
+from bge_pruning.model_io.pretrained import BaseModel
+from bge_pruning.models.objective import LossWeights
+from bge_pruning.models.scores import OUTPUT_NAMES
+from bge_pruning.models.teacher import Teacher
+from bge_pruning.training.rank_watch import rank_zero_first
+from bge_pruning.training.sources import (
+    WITH_PASSAGES,
+    SourceDataset,
+    build_source,
+    check_columns,
+    negatives_of,
+)
+from bge_pruning.utils.clock import is_due
+from bge_pruning.utils.devices import torch_device
+
+log = logging.getLogger(__name__)
+
+# Kinds of data.eval that are searched; of the others only scored pairs can be evaluated.
+COLLECTIONS = ("beir", "mteb")
+
+
+def build_loss_weights(config: Config) -> LossWeights:
+    """What to optimise."""
+    values = vars(config.loss)
+    return LossWeights(**{**values, "contrastive_outputs": tuple(config.loss.contrastive_outputs)})
+
+
+def check_objective(config: Config) -> None:
+    """Refuse losses and data that do not fit each other.
+
+    Raises:
+        ConfigError: If nothing is optimised, data is missing or of the wrong kind, or two settings
+            contradict each other.
+    """
+    weights = build_loss_weights(config)
+    if not config.data.train:
+        raise ConfigError("data.train is empty. To fix, add configs/training/sts_only.yaml.")
+    _check_sources(config)
+    if config.data.adapt_weights_interval is not None and config.data.num_workers:
+        raise ConfigError(
+            "data.adapt_weights_interval needs data.num_workers=0: workers load batches before the "
+            "weights are known. To fix, set one of the two."
+        )
+    if config.data.adapt_weights_interval is not None and config.model.l0_module is None:
+        raise ConfigError(
+            "data.adapt_weights_interval follows what pruning costs, and nothing is pruned "
+            "(model.l0_module is null). To fix, leave it out."
+        )
+    if weights.distillation_hidden and config.teacher.cache:
+        raise ConfigError(
+            "loss.distillation_hidden needs the teacher's hidden states, which are too many to "
+            "cache. To fix, set teacher.cache=false."
+        )
+    _check_losses_fit(weights, config)
+    _check_evaluation(config)
+
+
+def _check_sources(config: Config) -> None:
+    """Names, weights and columns of the sources, and the folder for what is made of them."""
+    names = [source.name for source in config.data.train]
+    for part, given in (("train", names), ("eval", [source.name for source in config.data.eval])):
+        if repeated := sorted({name for name in given if given.count(name) > 1}):
+            raise ConfigError(
+                f"two sources of data.{part} are called {', '.join(repeated)}. To fix, rename one."
+            )
+    weighted = [source.name for source in config.data.train if source.weight is not None]
+    if weighted and len(weighted) < len(names):
+        raise ConfigError(
+            f"only {', '.join(weighted)} of data.train have a weight. To fix, give one to every "
+            f"source, or to none."
+        )
+    for source in [*config.data.train, *config.data.eval]:
+        check_columns(source)
+    processed = Path(config.data.processed_folder)
+    if processed.exists() and not processed.is_dir():
+        raise ConfigError(
+            f"data.processed_folder {processed} is a file. To fix, name a folder, or remove it."
+        )
+
+
+def _check_losses_fit(weights: LossWeights, config: Config) -> None:
+    """Every loss has the kind of data that it needs, and every source has a loss."""
+    needs = {
+        "sts_regression": ("sts",),
+        "cosent": ("sts",),
+        "contrastive": WITH_PASSAGES,
+        "self_distillation": WITH_PASSAGES,
+        "score_distillation": WITH_PASSAGES,
+    }
+    given = {name: kinds for name, kinds in needs.items() if getattr(weights, name)}
+    if not weights.distils and not given:
+        raise ConfigError("all weights under loss are 0. To fix, set e.g. loss.sts_regression=1.")
+    for name, kinds in given.items():
+        if not any(source.kind in kinds for source in config.data.train):
+            raise ConfigError(
+                f"loss.{name} needs data.train of kind {' or '.join(kinds)}. To fix, set it to 0 "
+                f"or add such data."
+            )
+    for source in config.data.train:
+        if not weights.distils and not any(source.kind in kinds for kinds in given.values()):
+            raise ConfigError(
+                f"no loss applies to data source '{source.name}' of kind {source.kind}. To fix, "
+                f"set a weight under loss that does, or remove the source."
+            )
+        _check_negatives(source, weights, config)
+    if weights.self_distillation and set(weights.contrastive_outputs) <= {"dense"}:
+        raise ConfigError(
+            "loss.self_distillation needs an ensemble of two outputs or more. To fix, add sparse "
+            "or colbert to loss.contrastive_outputs, or set it to 0."
+        )
+
+
+def _check_evaluation(config: Config) -> None:
+    """Refuse what cannot be evaluated, and a best checkpoint by a score that there will not be."""
+    kinds = ("sts", *COLLECTIONS)
+    for source in config.data.eval:
+        if source.kind not in kinds:
+            raise ConfigError(
+                f"data.eval '{source.name}' is of kind {source.kind}; {', '.join(kinds)} can be "
+                f"evaluated. To fix, remove it."
+            )
+    evaluation, l0 = config.evaluation, config.model.l0_module
+    if not evaluation.modes:
+        raise ConfigError("evaluation.modes is empty. To fix, write e.g. [dense].")
+    _check_modes(config, tuple(OUTPUT_NAMES.values()), config.model.base_model)
+    if evaluation.keep_best is None:
+        return
+    pairs = [source.name for source in config.data.eval if source.kind == "sts"]
+    collections = [source.name for source in config.data.eval if source.kind in COLLECTIONS]
+    keys = list_metric_keys(pairs, collections, evaluation.modes)
+    if evaluation.keep_best not in keys:
+        raise ConfigError(
+            f"evaluation.keep_best '{evaluation.keep_best}' is not evaluated. To fix, choose one "
+            f"of {', '.join(keys) or 'the scores of data.eval, which is empty'}."
+        )
+    if l0 is not None and not l0.eval_target_model:
+        raise ConfigError(
+            "evaluation.keep_best would keep the model before anything is pruned: with "
+            "model.l0_module.eval_target_model=false it is evaluated as large as it still is. To "
+            "fix, set eval_target_model=true, or keep_best=null."
+        )
+
+
+def _check_modes(config: Config, names: Sequence[str], model: str) -> None:
+    try:
+        check_modes(config.evaluation.modes, names, model)
+    except ValueError as error:
+        raise ConfigError(f"evaluation.modes: {error}") from None
+
+
+def _check_negatives(source: SourceConfig, weights: LossWeights, config: Config) -> None:
+    if source.kind not in WITH_PASSAGES:
+        if source.mined_negatives or source.negatives:
+            raise ConfigError(
+                f"negatives of data source '{source.name}' need queries with passages, not kind "
+                f"{source.kind}. To fix, remove negatives and mined_negatives."
+            )
+        return
+    used = negatives_of(source, config)
+    if source.mined_negatives and not used:
+        raise ConfigError(
+            f"data source '{source.name}' mines {source.mined_negatives} negatives a query and "
+            f"uses none. To fix, set negatives of the source to 1 or more."
+        )
+    if weights.score_distillation and not used:
+        raise ConfigError(
+            f"loss.score_distillation compares the passages of a row, and data source "
+            f"'{source.name}' has 1 without negatives. To fix, set negatives above 0."
+        )
+
+
+def build_train_loader(config: Config, base: BaseModel, teacher: Teacher | None) -> DataSpec:
+    """Training batches of this rank, each of one source.
+
+    Raises:
+        ConfigError: If the teacher would read other words in the student's token ids, or has
+            multi-vectors of other dimensions.
+        ValueError: If the data is wrong.
+    """
+    if teacher is not None and (mismatch := teacher.find_mismatch(base)):
+        raise ConfigError(mismatch)
+    # The other ranks find the files that the first one wrote.
+    with rank_zero_first():
+        datasets = [_build_dataset(source, config, base, teacher) for source in config.data.train]
+    if config.loss.score_distillation and not any(getattr(d, "scored", False) for d in datasets):
+        raise ConfigError(
+            "loss.score_distillation needs rows with pos_scores and neg_scores, and no source has "
+            "any. To fix, add them or set it to 0."
+        )
+    size, ranks = config.global_train_batch_size, dist.get_world_size()
+    lengths = [dataset.lengths for dataset in datasets]
+    sources = config.data.train
+    weights = [s.weight or max(1, len(n) // size) for s, n in zip(sources, lengths, strict=True)]
+    names = [source.name for source in sources]
+    mixed = MixedDataset(names, datasets, MixSchedule(weights), size)
+    sampler = MixedBatchSampler(
+        mixed, lengths, ranks, dist.get_global_rank(), config.seed, config.data.group_by_length
+    )
+    log.info("sources\n%s", render_sources(mixed, config.seed))
+    return _data_spec(
+        mixed,
+        batch_sampler=sampler,
+        collate_fn=Collator(base.hf_config["pad_token_id"]),
+        num_workers=config.data.num_workers,
+        pin_memory=torch.cuda.is_available(),
+    )
+
+
+def _build_dataset(
+    source: SourceConfig, config: Config, base: BaseModel, teacher: Teacher | None
+) -> SourceDataset:
+    """The examples of a source, with the teacher's outputs if they are cached."""
+
+    def embed(texts: TokenizedTexts) -> np.ndarray:
+        return _teacher_outputs(config, base, teacher, texts, ("dense_vecs",))["dense_vecs"]
+
+    mines = source.mined_negatives > 0
+    fingerprint = teacher.fingerprint() if mines else ""
+    dataset = build_source(source, config, base, embed if mines else None, fingerprint)
+    weights = build_loss_weights(config)
+    if weights.distils and config.teacher.cache:
+        dataset.teacher = _teacher_outputs(config, base, teacher, dataset.texts, weights.distilled)
+    return dataset
+
+
+def build_probes(loader: DataLoader, batches: int, source: int) -> list[Batch]:
+    """The first batches of a source, of this rank.
+
+    Args:
+        loader: The training batches.
+        batches: How many, or as many as the source has.
+        source: Number of the source.
+    """
+    rows = loader.batch_sampler.rows_of(source, epoch=0)[:batches]
+    return [loader.collate_fn([loader.dataset[source, row] for row in part]) for part in rows]
+
+
+def render_sources(mixed: MixedDataset, seed: int) -> str:
+    """The sources as a table for the log: rows, texts, share of the batches, tokens, padding."""
+    lines = [
+        f"{'source':<26} {'rows':>9} {'texts':>10} {'share':>6} {'tokens':>6} {'padding':>8} "
+        f"{'random':>7}"
+    ]
+    shares = mixed.schedule.weights()
+    for name, data, share in zip(mixed.names, mixed.datasets, shares, strict=True):
+        lengths, tokens = data.lengths, data.tokens
+        padding = [
+            padding_share(
+                *(lengths, tokens, data.width),
+                group_batches(lengths, mixed.batch_size, (seed, 0), grouped),
+            )
+            for grouped in (True, False)
+        ]
+        lines.append(
+            f"{name:<26} {len(data):>9,} {len(data.texts):>10,} {share:>6.1%} "
+            f"{tokens.mean() / data.width:>6.1f} {padding[0]:>8.1%} {padding[1]:>7.1%}"
+        )
+    return "\n".join(lines)
+
+
+def _data_spec(dataset: Dataset, **arguments: Any) -> DataSpec:
+    return DataSpec(
+        DataLoader(dataset, **arguments),
+        split_batch=_split_batch,
+        get_num_samples_in_batch=lambda batch: len(batch["input_ids"]),
+        get_num_tokens_in_batch=lambda batch: sum(map(sum, batch["lengths"])),
+    )
+
+
+def _split_batch(batch: Batch, size: int) -> list[Batch]:
+    # Composer's own splitting warns at every last batch that is smaller than the others.
+    starts = range(0, len(batch["input_ids"]), size)
+    return [
+        {k: v if isinstance(v, str) else v[i : i + size] for k, v in batch.items()} for i in starts
+    ]
+
+
+def build_evaluators(config: Config, base: BaseModel) -> list[Evaluator]:
+    """One evaluator per held-out file of scored pairs."""
+    interval = Time.from_timestring(config.eval_interval)
+
+    def is_now(state: State, event: Event) -> bool:
+        # Composer itself would do the last evaluation after the last checkpoint.
+        return event == Event.BATCH_END and is_due(interval, state)
+
+    evaluators = []
+    for source in config.data.eval:
+        if source.kind != "sts":
+            continue
+        with rank_zero_first():
+            dataset = build_source(source, config, base, None, "")
+        # Pairs of similar length together: less padding, and the metric does not see the order.
+        order = np.argsort(dataset.lengths, kind="stable")
+        dataset = EmbeddingDataset(dataset.texts, dataset.examples[order], dataset.scores[order])
+        loader = _data_spec(
+            dataset,
+            batch_size=config.eval_batch_size,
+            sampler=dist.get_sampler(dataset, shuffle=False),
+            generator=torch.Generator(),  # a loader draws a seed: not one of the run's numbers
+            collate_fn=Collator(base.hf_config["pad_token_id"]),
+        )
+        evaluators.append(
+            Evaluator(
+                label=source.name,
+                dataloader=loader,
+                metric_names=[PAIR_METRIC],
+                eval_interval=is_now,
+            )
+        )
+    return evaluators
+
+
+def build_collections(config: Config, base: BaseModel) -> dict[str, Task]:
+    """The held-out retrieval collections by name, read now so that errors come before training.
+
+    Raises:
+        ConfigError: If the model lacks a head that ``evaluation.modes`` needs.
+        FileNotFoundError: If a collection is not there.
+        ValueError: If a collection is wrong, or its texts would have no room.
+    """
+    collections: dict[str, Task] = {}
+    for source in config.data.eval:
+        if source.kind not in COLLECTIONS:
+            continue
+        _check_modes(config, base.heads.names(), base.name)
+        if (length := config.evaluation.max_length) is not None:
+            build_tokenizer(base.tokenizer_files["tokenizer.json"], length)  # refuses what is short
+        # mteb seeds everything, and the other ranks find what the first one has fetched.
+        with rank_zero_first(), random_state_kept():
+            if source.kind == "beir":
+                collections[source.name] = beir_task(source.path, source.split)
+            else:
+                collections[source.name] = mteb_task(source.path, source.split, source.subset)
+    return collections
+
+
+def _teacher_outputs(
+    config: Config,
+    base: BaseModel,
+    teacher: Teacher,
+    texts: TokenizedTexts,
+    names: Sequence[str],
+) -> dict[str, np.ndarray]:
+    key = compute_cache_key(texts, teacher.fingerprint())
+    folder = Path(config.data.processed_folder)
+    paths = {name: folder / f"teacher-{key}-{name}.npy" for name in names}
+    device = torch_device(config.device)
+
+    def encode(ids: Tensor, mask: Tensor) -> dict[str, Tensor]:
+        return teacher.encoder()(ids.to(device), mask.to(device))
+
+    return cached_teacher_outputs(texts, encode, base.hf_config["pad_token_id"], paths)

@@ -1,0 +1,89 @@
+"""The optimizer's three kinds of parameters, and their learning rates over a run."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from composer.optim import (
+    ComposerScheduler,
+    ConstantWithWarmupScheduler,
+    CosineAnnealingWithWarmupScheduler,
+    LinearWithWarmupScheduler,
+)
+from torch import nn
+
+from bge_pruning.config.config import Config
+from bge_pruning.models.composer_bge_m3 import ComposerBGEM3
+from bge_pruning.models.l0_module_embedding import L0Module
+
+
+def build_optimizer(config: Config, model: ComposerBGEM3) -> torch.optim.AdamW:
+    """AdamW with groups for weights, gates and multipliers; the multipliers ascend."""
+    o = config.optimizer
+    groups = weight_groups([model.backbone, model.heads], o.lr, o.weight_decay)
+    if model.temperature is not None:
+        # A group of its own: where the others are sharded, it is whole.
+        alone = {"params": list(model.temperature.parameters()), "lr": o.lr, "weight_decay": 0.0}
+        groups.append({"name": "weights/temperature", **alone})
+    if model.l0_module is not None:
+        groups += l0_groups(model.l0_module, o.l0_lr, o.lagrangian_lr, o.lambda_2_lr)
+    return torch.optim.AdamW(groups, lr=o.lr, betas=tuple(o.betas), eps=o.eps, fused=True)
+
+
+def weight_groups(
+    modules: Sequence[nn.Module], lr: float, weight_decay: float
+) -> list[dict[str, Any]]:
+    """Matrices with weight decay; biases, LayerNorms and embeddings without.
+
+    Decay on the embeddings would shrink the rows of tokens that the data does not contain.
+    """
+    decay, rest = [], []
+    for name, parameter in (p for module in modules for p in module.named_parameters()):
+        if parameter.requires_grad:
+            matrix = parameter.ndim >= 2 and not name.startswith("embeddings.")
+            (decay if matrix else rest).append(parameter)
+    return [
+        {"name": "weights/decay", "params": decay, "lr": lr, "weight_decay": weight_decay},
+        {"name": "weights/no_decay", "params": rest, "lr": lr, "weight_decay": 0.0},
+    ]
+
+
+def l0_groups(
+    l0_module: L0Module, l0_lr: float, lagrangian_lr: float, lambda_2_lr: float
+) -> list[dict[str, Any]]:
+    """Gates by descent, multipliers by ascent, all without decay."""
+    multipliers = {"weight_decay": 0.0, "maximize": True}
+    return [
+        {
+            "name": "gates",
+            "params": list(l0_module.log_alpha.parameters()),
+            "lr": l0_lr,
+            "weight_decay": 0.0,
+        },
+        {
+            "name": "multipliers/lambda_1",
+            "params": list(l0_module.lambda_1.parameters()),
+            "lr": lagrangian_lr,
+            **multipliers,
+        },
+        {
+            "name": "multipliers/lambda_2",
+            "params": list(l0_module.lambda_2.parameters()),
+            "lr": lambda_2_lr,
+            **multipliers,
+        },
+    ]
+
+
+def build_scheduler(config: Config) -> ComposerScheduler:
+    """Learning-rate schedule; a factor of at least 0 for all groups, so no sign flips."""
+    s = config.scheduler
+    if s.name == "constant":
+        return ConstantWithWarmupScheduler(t_warmup=s.t_warmup)
+    kinds = {
+        "linear": LinearWithWarmupScheduler,
+        "cosine": CosineAnnealingWithWarmupScheduler,
+    }
+    return kinds[s.name](t_warmup=s.t_warmup, alpha_f=s.alpha_f)

@@ -1,0 +1,164 @@
+"""What a run was made from: versions, revision of the code, seed and data, in its folder."""
+
+from __future__ import annotations
+
+import json
+import logging
+import subprocess
+import sys
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from bge_pruning.datasets.mteb_dataloader import mteb_fingerprint
+from bge_pruning.datasets.retrieval_collection import collection_files
+from bge_pruning.datasets.tables import Table, fingerprint_table
+from bge_pruning.datasets.text_files import expand_paths, hash_file
+from bge_pruning.model_io.checkpoint_files import list_checkpoints
+from bge_pruning.utils.evaluation import write_json
+
+if TYPE_CHECKING:
+    from bge_pruning.config.config import Config
+    from bge_pruning.config.schema import SourceConfig
+
+log = logging.getLogger(__name__)
+
+RUN = "run.json"
+ROOT = Path(__file__).parents[1]
+# What a run that goes on may differ in without becoming another run.
+INCIDENTAL = ("time", "command")
+
+
+def record_start(config: Config, versions: Mapping[str, str], ranks: int) -> None:
+    """Add this start to ``run.json`` in the run folder, and log it; on one rank only.
+
+    A run that goes on from a checkpoint under other circumstances is warned of, not refused.
+
+    Args:
+        config: The run.
+        versions: Package versions by name.
+        ranks: Processes that train.
+    """
+    folder = Path(config.run_folder)
+    record = build_record(config, versions, ranks)
+    starts = read_starts(folder / RUN)
+    write_json({"starts": [*starts, record]}, folder / RUN, overwrite=True)
+    log.info("%s", describe(record, config))
+    if starts and list_checkpoints(folder):
+        warn_of_changes(starts[-1], record)
+
+
+def build_record(config: Config, versions: Mapping[str, str], ranks: int) -> dict[str, Any]:
+    """What the result depends on, besides the configuration.
+
+    Returns:
+        ``time``, ``command``, ``seed``, ``ranks``, ``versions`` by package, ``code``
+        (:func:`find_revision`), and ``data``: for each source of ``train`` and ``eval`` its files
+        with their SHA-256, or the fingerprint of a data set.
+    """
+    return {
+        "time": time.strftime("%Y-%m-%d %H:%M:%S"),
+        "command": sys.argv,
+        "seed": config.seed,
+        "ranks": ranks,
+        "versions": dict(versions),
+        "code": find_revision(ROOT),
+        "data": {
+            part: {source.name: fingerprint_source(source) for source in sources}
+            for part, sources in (("train", config.data.train), ("eval", config.data.eval))
+        },
+    }
+
+
+def find_revision(folder: Path) -> dict[str, Any] | None:
+    """``revision`` and ``changed`` (uncommitted) of the code, if its folder is a git checkout."""
+
+    def git(*arguments: str) -> str:
+        done = subprocess.run(
+            ["git", "-C", str(folder), *arguments],
+            capture_output=True,
+            text=True,
+            check=True,
+            timeout=20,
+        )
+        return done.stdout.strip()
+
+    try:
+        # An environment may lie inside of somebody else's checkout, which does not have our files.
+        git("ls-files", "--error-unmatch", "bge_pruning/__init__.py")
+        changed = git("status", "--porcelain", "--untracked-files=no", "--", "bge_pruning")
+        return {"revision": git("rev-parse", "HEAD"), "changed": bool(changed)}
+    except (OSError, subprocess.SubprocessError):
+        return None
+
+
+def fingerprint_source(source: SourceConfig) -> dict[str, str]:
+    """What the content of a source is known by: SHA-256 by file, or the name of a data set.
+
+    Raises:
+        FileNotFoundError: If a file is not there.
+    """
+    if source.kind == "mteb":
+        return {source.path: mteb_fingerprint(source.path, source.split, source.subset)}
+    if source.path.startswith("hf://"):
+        table = Table(source.path, {}, source.split, source.subset, source.revision)
+        return {source.path: fingerprint_table(table)}
+    if source.kind == "beir":
+        paths = collection_files(Path(source.path), source.split)
+    else:
+        paths = expand_paths(source.path)
+    return {str(path): hash_file(path) for path in paths}
+
+
+def read_starts(path: Path) -> list[dict[str, Any]]:
+    """Earlier starts of a run; none if they cannot be read."""
+    try:
+        return list(json.loads(path.read_text(encoding="utf-8"))["starts"])
+    except FileNotFoundError:
+        return []
+    except (ValueError, KeyError, TypeError, OSError) as error:
+        log.warning("%s cannot be read (%s) and is begun anew.", path, error)
+        return []
+
+
+def describe(record: Mapping[str, Any], config: Config) -> str:
+    """A start in one line."""
+    code = record["code"]
+    revision = "unknown revision"
+    if code is not None:
+        changed = " with uncommitted changes" if code["changed"] else ""
+        revision = f"revision {code['revision'][:12]}{changed}"
+    versions = ", ".join(f"{name} {version}" for name, version in record["versions"].items())
+    return (
+        f"run {config.run_folder} ({config.stage}): seed {record['seed']}, ranks "
+        f"{record['ranks']}, code {revision}; {versions}"
+    )
+
+
+def warn_of_changes(before: Mapping[str, Any], now: Mapping[str, Any]) -> None:
+    """Say in which circumstances a run goes on that are not those it was started in."""
+    first, second = _flatten(before), _flatten(now)
+    changes = [
+        f"{key} was {first.get(key, 'not there')} and is {second.get(key, 'not there')}"
+        for key in dict.fromkeys([*first, *second])
+        if first.get(key) != second.get(key)
+    ]
+    if changes:
+        log.warning(
+            "the run goes on under other circumstances than it had before: %s. It may not end as "
+            "an uninterrupted run would. To fix, put them back, or begin again (overwrite=true).",
+            "; ".join(changes),
+        )
+
+
+def _flatten(record: Mapping[str, Any], prefix: str = "") -> dict[str, str]:
+    flat: dict[str, str] = {}
+    for key, value in record.items():
+        if not prefix and key in INCIDENTAL:
+            continue
+        if isinstance(value, dict):
+            flat |= _flatten(value, f"{prefix}{key} ")
+        else:
+            flat[f"{prefix}{key}"] = value[:12] if prefix.startswith("data") else str(value)
+    return flat

@@ -1,0 +1,128 @@
+"""What a finished run leaves for people: its report, and the same on W&B if that is configured."""
+
+from __future__ import annotations
+
+import shlex
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from bge_pruning.config.schema import L0
+from bge_pruning.export.pruning_record import MARKER
+from bge_pruning.model_io.gate_file import save_gates, write_gates
+from bge_pruning.models.l0_module_embedding import L0Module
+from bge_pruning.reports.report import write_report
+from bge_pruning.reports.report_inputs import COMMANDS, VERSIONS
+from bge_pruning.reports.wandb_report import log_report, log_scores
+from bge_pruning.utils.evaluation import write_json, write_text
+from bge_pruning.utils.record_schemas import PRUNING
+from bge_pruning.utils.records import TEXT, read_record
+
+if TYPE_CHECKING:
+    from bge_pruning.config.config import Config
+
+
+def report_training(
+    config: Config, l0_module: L0Module | None, versions: dict[str, str], world_size: int
+) -> None:
+    """Write what is known after training into the run folder, over an earlier report of the run.
+
+    Args:
+        config: The run.
+        l0_module: Its gates.
+        versions: Package versions by name.
+        world_size: Ranks that trained.
+    """
+    folder = Path(config.run_folder)
+    if l0_module is not None:
+        save_gates(l0_module, folder / "gates.npz")
+    write_json(versions, folder / VERSIONS, overwrite=True)
+    write_text(folder / COMMANDS, training_command(config, world_size) + "\n")
+    write_report(folder, overwrite=True)
+    if config.loggers.wandb is not None:
+        import wandb
+
+        log_report(wandb.run, folder)  # the run that the trainer's logger has opened
+
+
+def training_command(config: Config, world_size: int) -> str:
+    """The command that trains the same into a folder beside the run's."""
+    launcher = f"composer -n {world_size} -m" if world_size > 1 else "python -m"
+    # A recovery appends its suffix to the folder that it is given.
+    suffix = "-recovery" if config.stage == "recover" else ""
+    folder = f"run_folder={config.run_folder.removesuffix(suffix)}-again"
+    record = str(Path(config.run_folder) / "config.yaml")
+    return f"{launcher} bge_pruning.train {shlex.join([record, folder])}"
+
+
+def log_results(config: Config, evaluation: dict[str, Any]) -> None:
+    """Send the report of the results and their scores to W&B, as a run of its own.
+
+    Args:
+        config: The run; nothing is done if it does not configure W&B.
+        evaluation: Content of ``evaluation.json``.
+    """
+    w = config.loggers.wandb
+    if w is None:
+        return
+    import wandb
+
+    folder = Path(config.loggers.folder) / config.run_name
+    folder.mkdir(parents=True, exist_ok=True)
+    place = {"project": w.project, "entity": w.entity, "mode": w.mode, "dir": str(folder)}
+    with wandb.init(**place, name=f"{config.run_name}-results", job_type="results") as run:
+        log_report(run, Path(config.results_folder))
+        log_scores(run, evaluation)
+
+
+def collect_run(results: Path, run: Path) -> None:
+    """Copy what a report needs of a run and its recovery into the results folder.
+
+    Args:
+        results: Folder that holds the extracted ``model``.
+        run: Run folder; that of the recovery has its name and ``-recovery``.
+
+    Raises:
+        FileNotFoundError: If a folder is not there or not complete.
+    """
+    recovery = run.with_name(f"{run.name}-recovery")
+    gated = _has_gates(results / "model" / MARKER)
+    sources = {
+        "metrics-recovery.jsonl": recovery / "metrics.jsonl",
+        MARKER: results / "model" / MARKER,
+    }
+    if gated:
+        sources["metrics.jsonl"] = run / "metrics.jsonl"
+    if not (results / "config.yaml").is_file():  # the steps were run one by one
+        sources["config.yaml"] = (run if gated else recovery) / "config.yaml"
+    for source in sources.values():  # all of them, before the first is copied
+        if not source.is_file():
+            raise FileNotFoundError(
+                f"{source}: no such file. To fix, prune, recover and extract first (the pipeline's "
+                f"steps are in its commands.txt), or report the run folder alone."
+            )
+    if gated:
+        write_gates(_checkpoint_of(results, run), results / "gates.npz")
+    for name, source in sources.items():
+        _copy(source, results / name)
+
+
+def _has_gates(record: Path) -> bool:
+    """Whether a model was cut by gates, rather than by a baseline."""
+    if not record.is_file():  # which is said with all other files that are missing
+        return True
+    return read_record(record, PRUNING, "extract the model again").get("method", L0) == L0
+
+
+def _checkpoint_of(results: Path, run: Path) -> Path:
+    """The checkpoint that the pruned model was cut from: perhaps the best, not the newest."""
+    record = results / "pruned_model" / MARKER
+    if record.is_file():
+        name = read_record(record, {"checkpoint": TEXT}, "extract the model again")["checkpoint"]
+        checkpoint = run / Path(name).name
+        return checkpoint if checkpoint.is_file() else run
+    return run
+
+
+def _copy(source: Path, target: Path) -> None:
+    """Copy a text file atomically."""
+    write_text(target, source.read_text(encoding="utf-8"))

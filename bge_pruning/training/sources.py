@@ -1,0 +1,225 @@
+"""From a configured source to its dataset: which reader, which cache, which examples."""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+from collections.abc import Callable, Iterable
+from itertools import chain
+from pathlib import Path
+
+import numpy as np
+
+from bge_pruning.config.schema import Config, ConfigError, SourceConfig
+from bge_pruning.datasets.contrastive_dataset import (
+    KEYS,
+    OPTIONAL,
+    ContrastiveDataset,
+    add_negatives,
+    known_positives,
+    read_contrastive,
+)
+from bge_pruning.datasets.embedding_dataset import EmbeddingDataset, TokenizedTexts, replace_tokens
+from bge_pruning.datasets.hard_negatives import cached_negatives, mine_negatives, negatives_key
+from bge_pruning.datasets.mteb_dataloader import (
+    mteb_fingerprint,
+    read_beir,
+    read_corpus,
+    read_mteb,
+    read_mteb_corpus,
+)
+from bge_pruning.datasets.retrieval_collection import collection_files
+from bge_pruning.datasets.rows import BadRows, Row, RowTable
+from bge_pruning.datasets.sts_dataloader import COLUMNS, TEXT_COLUMNS, read_pairs, read_sentences
+from bge_pruning.datasets.tables import Table, fingerprint_table
+from bge_pruning.datasets.text_corpus import ReadRows, TextCorpus, cached_corpus, corpus_key
+from bge_pruning.datasets.text_files import expand_paths, hash_file
+from bge_pruning.model_io.model_files import read_special_ids, read_vocabulary
+from bge_pruning.model_io.pretrained import BaseModel
+
+log = logging.getLogger(__name__)
+
+# Kinds whose rows are a query with passages.
+WITH_PASSAGES = ("contrastive", "beir", "mteb")
+
+SourceDataset = EmbeddingDataset | ContrastiveDataset
+# Dense vectors of the unpruned model, and what they depend on beside the texts.
+Embed = Callable[[TokenizedTexts], np.ndarray]
+
+
+def build_corpus(source: SourceConfig, config: Config, base: BaseModel) -> TextCorpus:
+    """A source as arrays, from the cache if it has been read before.
+
+    Raises:
+        FileNotFoundError: If the source is not there.
+        ValueError: If a row is wrong; the message names file and line.
+    """
+    max_length = min(config.model.max_length, base.max_seq_length)
+    skip = config.data.on_bad_row == "skip"
+    tokenizer_json = base.tokenizer_files["tokenizer.json"]
+    read, content = _reader(source)
+    settings = (source.kind, sorted(source.columns.items()), list(source.score_range))
+    mining = source.kind in ("beir", "mteb") and source.mined_negatives > 0
+    key = corpus_key(
+        *(content, settings, skip, mining, max_length, hashlib.sha256(tokenizer_json).hexdigest())
+    )
+    folder = Path(config.data.processed_folder) / f"rows-{key}"
+    corpus = cached_corpus(folder, source.name, read, tokenizer_json, max_length, skip)
+    corpus.bad.report(source.name)
+    if corpus.texts.truncated:
+        log.info(
+            "%s: %d of %d texts cut at %d tokens",
+            *(source.name, corpus.texts.truncated, len(corpus.texts), max_length),
+        )
+    return corpus
+
+
+def _reader(source: SourceConfig) -> tuple[ReadRows, object]:
+    """What reads the rows of a source, and what its content is known by."""
+    if source.kind == "mteb":
+        return _mteb_reader(source)
+    if source.kind == "beir":
+        return _beir_reader(source)
+    tables = [
+        Table(path, dict(source.columns), source.split, source.subset, source.revision)
+        for path in ([source.path] if source.path.startswith("hf://") else _files(source))
+    ]
+    low, high = source.score_range
+    readers = {
+        "sts": lambda table, bad: read_pairs(table, (low, high), bad),
+        "sentences": read_sentences,
+        "contrastive": read_contrastive,
+    }
+    read = readers[source.kind]
+
+    def rows(bad: BadRows) -> Iterable[Row]:
+        return chain.from_iterable(read(table, bad) for table in tables)
+
+    return rows, [fingerprint_table(table) for table in tables]
+
+
+def _files(source: SourceConfig) -> list[str]:
+    return [str(path) for path in expand_paths(source.path)]
+
+
+def _beir_reader(source: SourceConfig) -> tuple[ReadRows, object]:
+    folder = Path(source.path)
+
+    def rows(bad: BadRows) -> Iterable[Row]:
+        yield from read_beir(folder, source.split, bad)
+        if source.mined_negatives:
+            yield from read_corpus(folder, bad)
+
+    return rows, [hash_file(path) for path in collection_files(folder, source.split)]
+
+
+def _mteb_reader(source: SourceConfig) -> tuple[ReadRows, object]:
+    task = (source.path, source.split, source.subset)
+
+    def rows(bad: BadRows) -> Iterable[Row]:
+        yield from read_mteb(*task, bad)
+        if source.mined_negatives:
+            yield from read_mteb_corpus(*task, bad)
+
+    return rows, mteb_fingerprint(*task)
+
+
+def check_columns(source: SourceConfig) -> None:
+    """Refuse names of columns that the kind of a source does not have.
+
+    Raises:
+        ConfigError: If a name is unknown.
+    """
+    known = {
+        "sts": COLUMNS,
+        "sentences": TEXT_COLUMNS,
+        "contrastive": (*KEYS, *OPTIONAL),
+    }.get(source.kind, ())
+    if unknown := sorted(set(source.columns) - set(known)):
+        raise ConfigError(
+            f"columns of data source '{source.name}' names {', '.join(unknown)}; kind "
+            f"{source.kind} has {', '.join(known) or 'none to rename'}. To fix, write our name "
+            f"first and the file's second."
+        )
+
+
+def negatives_of(source: SourceConfig, config: Config) -> int:
+    """Given or mined negatives per query of a source."""
+    return config.data.negatives if source.negatives is None else source.negatives
+
+
+def build_source(
+    source: SourceConfig, config: Config, base: BaseModel, embed: Embed | None, model: str
+) -> SourceDataset:
+    """The examples of a source.
+
+    Args:
+        source: The source.
+        config: The run.
+        base: The model, for its tokenizer.
+        embed: The unpruned model's dense vectors, where negatives are mined.
+        model: Fingerprint of that model.
+
+    Raises:
+        ConfigError: If the rows lack what the losses need.
+        FileNotFoundError: If the source is not there.
+        ValueError: If a row is wrong.
+    """
+    corpus = build_corpus(source, config, base)
+    rows, texts = corpus.rows, corpus.texts
+    if source.replaced_tokens:
+        ids = set(read_vocabulary(base.tokenizer_files).values())
+        candidates = np.array(sorted(ids - read_special_ids(base.tokenizer_files)))
+        texts = replace_tokens(texts, source.replaced_tokens, candidates, config.seed)
+    if source.kind == "sentences":
+        return EmbeddingDataset(texts, np.arange(len(texts))[:, None])
+    if source.kind == "sts":
+        low, high = source.score_range
+        scores = (rows.scores.reshape(-1, 2)[:, 1] - low) / (high - low)
+        return EmbeddingDataset(texts, rows.texts.reshape(-1, 2), scores.astype(np.float32))
+    queries = rows.select(rows.positives > 0)
+    if source.mined_negatives:
+        folder = Path(config.data.processed_folder)
+        mined = _mine(source, corpus, queries, embed, model, folder)
+        queries = add_negatives(queries, mined)
+    # A source without any scores has other losses; one with some is a mistake.
+    scored = config.loss.score_distillation > 0 and not np.isnan(queries.scores).all()
+    try:
+        return ContrastiveDataset(texts, queries, negatives_of(source, config), config.seed, scored)
+    except ValueError as error:
+        raise ConfigError(f"{source.name}: {error}") from None
+
+
+def _mine(
+    source: SourceConfig,
+    corpus: TextCorpus,
+    queries: RowTable,
+    embed: Embed,
+    model: str,
+    folder: Path,
+) -> np.ndarray:
+    """Texts of the mined negatives of each query, shape ``(n, k)``, -1 where there are fewer."""
+    settings = (source.mined_negatives, source.mining_margin)
+    key = negatives_key(corpus.texts, corpus.rows, model, settings)
+
+    def compute() -> np.ndarray:
+        log.info("%s: mining %d negatives for %d queries", source.name, settings[0], len(queries))
+        rows = corpus.rows
+        # The passages of every row, and those that are a row of their own.
+        alone = np.diff(rows.starts) == 1
+        passages = np.unique(np.concatenate([rows.texts[rows.roles > 0], rows.first[alone]]))
+        vectors = embed(corpus.texts)
+        known, bounds = known_positives(queries)
+        mined = mine_negatives(
+            vectors[queries.first],
+            vectors[passages],
+            (np.searchsorted(passages, known), bounds),
+            *settings,
+        )
+        return np.where(mined < 0, -1, passages[mined])
+
+    mined = cached_negatives(folder / f"negatives-{key}.npy", compute)
+    short = int((mined < 0).any(axis=1).sum())
+    if short:
+        log.warning("%s: %d queries got fewer mined negatives", source.name, short)
+    return mined

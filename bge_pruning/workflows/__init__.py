@@ -1,0 +1,1 @@
+"""What one command does, from its arguments to its files."""

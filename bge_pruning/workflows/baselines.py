@@ -1,0 +1,215 @@
+"""Baselines: what stays is chosen without training gates, and cut as that of a run would be."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from pathlib import Path
+from statistics import fmean
+from typing import Any
+
+import numpy as np
+from scipy.stats import spearmanr
+
+from bge_pruning.config.config import Config, ConfigError
+from bge_pruning.config.schema import L0
+from bge_pruning.datasets.embedding_dataset import TokenizedTexts
+from bge_pruning.evaluation.text_encoder import TextEncoder
+from bge_pruning.export.extract import write_model
+from bge_pruning.export.extraction import Extraction
+from bge_pruning.export.pruning_record import build_record
+from bge_pruning.model_io.checkpoint import TrainedModel
+from bge_pruning.model_io.hub import fetch_model_folder
+from bge_pruning.model_io.pretrained import BaseModel
+from bge_pruning.models.encoder_shape import EncoderShape, count_parameters
+from bge_pruning.models.structural_pruning import SHAPE_FIELDS, PruningMasks
+from bge_pruning.selection.importance import (
+    magnitude_importance,
+    masks_of_importance,
+    random_importance,
+)
+from bge_pruning.selection.layer_choice import (
+    best_layers,
+    every_nth_layer,
+    layer_masks,
+    layers_within,
+)
+from bge_pruning.training.builders import build_base_model, build_metadata
+from bge_pruning.training.calibration import calibration_texts, measure_importance
+from bge_pruning.training.data_builders import check_objective
+from bge_pruning.training.plan import Plan, build_plan
+from bge_pruning.training.sharding import check_sharding
+from bge_pruning.training.sources import build_source
+from bge_pruning.utils.devices import torch_device
+from bge_pruning.utils.embedding_metrics import is_flat
+
+log = logging.getLogger(__name__)
+
+
+def check_baseline(config: Config) -> Plan:
+    """Refuse what can be refused before any work is done, and plan the rest.
+
+    Args:
+        config: The run, with a method other than ``l0``.
+
+    Raises:
+        ConfigError: If the method trains gates, or the configuration does not fit itself or the
+            model.
+        OSError: If the model cannot be had.
+    """
+    if config.method == L0 or config.model.l0_module is None:
+        raise ConfigError(
+            f"method '{config.method}' with {'a' if config.model.l0_module else 'no'} target is "
+            f"no baseline. To fix, set method to layers, magnitude, activation, reconstruction or "
+            f"random, and model.l0_module to a target."
+        )
+    check_objective(config)
+    check_sharding(config)
+    folder = fetch_model_folder(config.model.base_model, config.model.revision)
+    plan = build_plan(config, folder)
+    shape_of(config, plan, plan.source)
+    return plan
+
+
+def shape_of(config: Config, plan: Plan, source: EncoderShape) -> EncoderShape:
+    """The sizes that a baseline is cut to.
+
+    Args:
+        config: The run.
+        plan: Its target.
+        source: Sizes of the loaded model.
+
+    Raises:
+        ConfigError: If the target is a budget and the method needs a shape, or no layer fits.
+    """
+    if config.method == "layers" and plan.target_speedup is None:
+        budget = plan.target_parameters
+        if plan.target is not None:
+            budget = count_parameters(plan.target).encoder
+        try:
+            return replace(source, num_hidden_layers=layers_within(source, budget))
+        except ValueError as error:
+            raise ConfigError(f"method 'layers': {error}") from None
+    if plan.target is None:
+        raise ConfigError(
+            f"method '{config.method}' needs a target shape: only gates choose one for a budget. "
+            f"To fix, set model.l0_module.target_model, and the other targets to null; "
+            f"scripts/choose_shape.py finds a shape."
+        )
+    return replace(source, **{f: getattr(plan.target, f) for f in SHAPE_FIELDS.values()})
+
+
+def cut_baseline(config: Config, output: Path, overwrite: bool = False) -> dict[str, Any]:
+    """Choose what stays and write the cut model, not recovered yet.
+
+    Args:
+        config: The run, see :func:`check_baseline`.
+        output: Folder to write.
+        overwrite: Replace an extracted model that is there.
+
+    Returns:
+        The content of ``pruning.json``, as of a run of gates that was cut.
+
+    Raises:
+        ConfigError: See :func:`check_baseline`.
+        FileExistsError: See :func:`bge_pruning.export.extract.extract`, also for what else.
+    """
+    plan = check_baseline(config)
+    return write_model(lambda: _start(config, plan), output, overwrite)
+
+
+def _start(config: Config, plan: Plan) -> Extraction:
+    base = build_base_model(config)
+    shape = shape_of(config, plan, base.shape)
+    masks = choose_masks(config, base, shape)
+    for module in (base.backbone, base.heads):
+        module.cpu()  # where extraction works
+    metadata = build_metadata(config, plan, base)
+    model = TrainedModel(metadata, base.shape, base.backbone, base.heads, None, batch=0)
+    keep = base.backbone.keep_indices(masks)
+    log.info("method '%s' keeps layers %s", config.method, ", ".join(map(str, keep.layer)))
+    record = build_record(model, shape, keep, config.method)
+    return Extraction(base, masks, keep, shape, record)
+
+
+def choose_masks(config: Config, base: BaseModel, shape: EncoderShape) -> PruningMasks:
+    """Binary gates of a baseline.
+
+    Args:
+        config: The run.
+        base: The unpruned model; it may be moved to the run's device.
+        shape: Sizes to keep.
+    """
+    if config.method == "layers":
+        return layer_masks(_choose_layers(config, base, shape), base.shape.num_hidden_layers)
+    if config.method == "random":
+        importance = random_importance(base.shape, config.seed)
+    elif config.method == "magnitude":
+        importance = magnitude_importance(base.backbone)
+    else:
+        importance = measure_importance(config.method, config, base)
+    return masks_of_importance(importance, shape)
+
+
+def _choose_layers(config: Config, base: BaseModel, shape: EncoderShape) -> list[int]:
+    layers, keep = base.shape.num_hidden_layers, shape.num_hidden_layers
+    if config.baseline.layer_choice == "every_nth":
+        return every_nth_layer(layers, keep)
+    score = layer_score(config, base)
+
+    def score_and_log(kept: Sequence[int]) -> float:
+        found = score(kept)
+        log.info("layers %s: %.4f", ", ".join(map(str, kept)), found)
+        return found
+
+    return best_layers(layers, keep, score_and_log)
+
+
+def layer_score(config: Config, base: BaseModel) -> Callable[[Sequence[int]], float]:
+    """What a choice of layers is judged by, before any training.
+
+    With scored pairs in ``data.eval``: the mean of their Spearman correlations. Without: the mean
+    cosine of dense vectors of the calibration texts with those of the unpruned model.
+
+    Args:
+        config: The run.
+        base: The unpruned model.
+
+    Returns:
+        Function from kept layers, ascending, to a score.
+    """
+    size, length = config.eval_batch_size, config.model.max_length
+    encoder = TextEncoder(base, torch_device(config.device), length, size)
+    pairs = [
+        build_source(source, config, base, None, "")
+        for source in config.data.eval
+        if source.kind == "sts"
+    ]
+    texts = None if pairs else calibration_texts(config, base, config.baseline.calibration_texts)
+    original = None if pairs else _dense_vecs(encoder, texts)
+
+    def score(kept: Sequence[int]) -> float:
+        gates = layer_masks(kept, base.shape.num_hidden_layers).layer
+        encoder.masks = PruningMasks(layer=gates.to(encoder.device))
+        if not pairs:
+            return float((_dense_vecs(encoder, texts) * original).sum(1).mean())
+        return fmean(_spearman(encoder, part.texts, part.examples, part.scores) for part in pairs)
+
+    return score
+
+
+def _spearman(
+    encoder: TextEncoder, texts: TokenizedTexts, examples: np.ndarray, gold: np.ndarray
+) -> float:
+    vectors = _dense_vecs(encoder, texts)
+    cosines = (vectors[examples[:, 0]] * vectors[examples[:, 1]]).sum(1)
+    return 0.0 if is_flat(cosines) else float(spearmanr(cosines, gold).statistic)
+
+
+def _dense_vecs(encoder: TextEncoder, texts: TokenizedTexts) -> np.ndarray:
+    """L2-normalised, shape ``(n, H)``."""
+    vectors = np.empty((len(texts), encoder.dense_size), np.float32)
+    for index, _, _, outputs in encoder.batches(texts, ("dense_vecs",)):
+        vectors[index] = outputs["dense_vecs"].float().cpu().numpy()
+    return vectors

@@ -1,0 +1,303 @@
+"""The models of a measurement of speed, and its result.
+
+A model is a folder, a checkpoint, an ONNX file, a hub name, or a configuration: then it has random
+weights, so that a speed is known before anything is pruned.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+from bge_pruning.config.config import ConfigError, load_config
+from bge_pruning.evaluation.efficiency import (
+    COMPILE,
+    ONNX,
+    RUNTIMES,
+    TORCH,
+    Encoder,
+    measure_efficiency,
+    shape_of,
+)
+from bge_pruning.evaluation.encoders import check_model_name, load_encoder
+from bge_pruning.evaluation.onnx_encoder import OnnxEncoder
+from bge_pruning.evaluation.onnx_session import find_provider
+from bge_pruning.evaluation.text_encoder import TextEncoder
+from bge_pruning.export.onnx_export import FOLDER, MODEL, export_onnx
+from bge_pruning.model_io.model_folder import write_model_folder
+from bge_pruning.model_io.precision import DTYPES
+from bge_pruning.model_io.pretrained import BaseModel
+from bge_pruning.model_io.random_model import random_base_model
+from bge_pruning.models.encoder_shape import EncoderShape, count_parameters
+from bge_pruning.training.plan import Plan, build_plan, example_target
+from bge_pruning.utils.devices import check_device, compile_failure
+from bge_pruning.utils.evaluation import collect_versions, describe_machine
+from bge_pruning.utils.optional import import_optional
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """A model to measure.
+
+    Attributes:
+        name: What the command line calls it; with a configuration, which of its shapes it is.
+        shape: Of a model of random weights; ``None`` for one that is loaded by its name.
+    """
+
+    name: str
+    shape: EncoderShape | None = None
+
+    def onnx_file(self) -> Path | None:
+        """The ONNX file that there is already."""
+        path = Path(self.name)
+        if path.suffix == ".onnx":
+            return path
+        return file if (file := path / FOLDER / MODEL).is_file() else None
+
+
+def benchmark(
+    candidates: Mapping[str, Candidate],
+    runtimes: Sequence[str],
+    dtype: str,
+    device: str,
+    batch_sizes: Sequence[int],
+    lengths: Sequence[int],
+    texts: Sequence[str],
+    seconds: float,
+) -> dict[str, Any]:
+    """Check, load and measure.
+
+    Args:
+        candidates: See :func:`find_candidates`.
+        runtimes: See :func:`choose_runtimes`.
+        dtype: A name of :data:`bge_pruning.model_io.precision.DTYPES`.
+        device: Torch device.
+        batch_sizes: See :func:`bge_pruning.evaluation.efficiency.measure_efficiency`.
+        lengths: Same.
+        texts: Same.
+        seconds: Same.
+
+    Returns:
+        JSON-ready: ``model`` and ``baseline`` (``None`` if there is none), their names; ``shapes``
+        in words and ``parameters`` by part, of each of the two; ``device``, ``dtype``,
+        ``runtimes``; ``machine``, see :func:`bge_pruning.utils.evaluation.describe_machine`;
+        ``versions``; and what :func:`bge_pruning.evaluation.efficiency.measure_efficiency` finds.
+
+    Raises:
+        ValueError: See :func:`check_request` and :func:`open_models`. Nothing is measured then.
+    """
+    check_request(candidates, runtimes, dtype, device)
+    with open_models(candidates, runtimes, dtype, device, texts) as opened:
+        shapes = {name: shape_of(encoder) for name, encoder in opened[runtimes[0]].items()}
+        found = measure_efficiency(opened, batch_sizes, lengths, texts, seconds)
+    names = {name: candidate.name for name, candidate in candidates.items()}
+    return {
+        "model": names["model"],
+        "baseline": names.get("baseline"),
+        "shapes": {name: shape.describe() for name, shape in shapes.items()},
+        "parameters": {name: count_parameters(shape).as_dict() for name, shape in shapes.items()},
+        "device": device,
+        "dtype": dtype,
+        "runtimes": list(runtimes),
+        "machine": describe_machine(device),
+        **found,
+        "versions": collect_versions()
+        | ({"onnxruntime": version("onnxruntime")} if ONNX in runtimes else {}),
+    }
+
+
+def find_candidates(model: str, baseline: str | None = None) -> dict[str, Candidate]:
+    """The models behind the names of a command line.
+
+    Args:
+        model: See :func:`bge_pruning.evaluation.encoders.check_model_name`; or a configuration,
+            for random weights of its target shape.
+        baseline: The same of what the model is judged by. ``None`` is nothing, or random weights
+            of the source shape if the model is a configuration.
+
+    Returns:
+        ``model`` and, if there is one, ``baseline``.
+
+    Raises:
+        ConfigError: If a configuration is wrong or prunes nothing.
+        FileNotFoundError: If there is no such model.
+        ValueError: See :func:`bge_pruning.evaluation.encoders.check_model_name`.
+    """
+    found = {"model": _find_candidate(model)}
+    if baseline is not None:
+        found["baseline"] = _find_candidate(baseline)
+    elif _is_config(model):
+        found["baseline"] = Candidate(f"{model} (source, random weights)", _plan_of(model).source)
+    return found
+
+
+def _is_config(name: str) -> bool:
+    return Path(name).suffix in (".yaml", ".yml")
+
+
+def _plan_of(name: str) -> Plan:
+    return build_plan(load_config([name]))
+
+
+def _find_candidate(name: str) -> Candidate:
+    if not _is_config(name):
+        check_model_name(name)
+        return Candidate(name)
+    target = example_target(_plan_of(name))
+    if target is None:
+        raise ConfigError(
+            f"{name}: prunes nothing (model.l0_module is null), so it has no smaller shape to "
+            f"measure. To fix, name a configuration with a target, or a model."
+        )
+    return Candidate(f"{name} (target, random weights)", target)
+
+
+def choose_runtimes(
+    candidates: Mapping[str, Candidate], asked: Sequence[str] | None
+) -> tuple[str, ...]:
+    """Runtimes in the order in which they are measured, each once.
+
+    Args:
+        candidates: See :func:`find_candidates`.
+        asked: Some of ``RUNTIMES``; ``None`` for what the models can run in first.
+
+    Raises:
+        ValueError: If an ONNX file is to run in another runtime.
+    """
+    files = [c.name for c in candidates.values() if Path(c.name).suffix == ".onnx"]
+    if asked is None:
+        return (ONNX,) if files else (TORCH,)
+    if files and set(asked) != {ONNX}:
+        raise ValueError(
+            f"{files[0]} runs in ONNX Runtime alone, and runtimes are {', '.join(asked)}. To fix, "
+            f"pass --runtimes onnx, or the model's folder in place of the file."
+        )
+    return tuple(runtime for runtime in RUNTIMES if runtime in asked)
+
+
+def check_request(
+    candidates: Mapping[str, Candidate], runtimes: Sequence[str], dtype: str, device: str
+) -> None:
+    """Refuse what cannot be measured here, before a model is loaded.
+
+    Args:
+        candidates: See :func:`find_candidates`.
+        runtimes: See :func:`choose_runtimes`.
+        dtype: See :func:`benchmark`.
+        device: Torch device.
+
+    Raises:
+        ImportError: If ``onnx`` or ``onnxruntime`` is needed and not installed.
+        ValueError: If the device is not there, a runtime cannot run on it, ONNX is to have another
+            precision, or ``torch.compile`` does not work.
+    """
+    check_device(device)
+    if ONNX in runtimes:
+        if dtype != "fp32":
+            raise ValueError(
+                f"dtype {dtype} is not for the runtime onnx: an ONNX file has its own precision, "
+                f"and export writes float32. To fix, leave --dtype or that runtime out."
+            )
+        find_provider(device, "runtime onnx")
+        if any(candidate.onnx_file() is None for candidate in candidates.values()):
+            import_optional("onnx", "onnx")
+    if COMPILE in runtimes and (reason := compile_failure(device)):
+        raise ValueError(
+            f"torch.compile does not work on {device} ({reason}). To fix, install a C++ compiler "
+            f"(a GPU needs Triton too), or leave compile out of --runtimes."
+        )
+
+
+@contextmanager
+def open_models(
+    candidates: Mapping[str, Candidate],
+    runtimes: Sequence[str],
+    dtype: str,
+    device: str,
+    texts: Sequence[str] = (),
+) -> Iterator[dict[str, dict[str, Encoder]]]:
+    """Load all models for all runtimes.
+
+    Where there is no ONNX file, the model is exported into a temporary folder.
+
+    Args:
+        candidates: See :func:`find_candidates`.
+        runtimes: See :func:`choose_runtimes`.
+        dtype: See :func:`benchmark`.
+        device: Torch device.
+        texts: Their words are tokens of the models of random weights, so that these texts have
+            a natural length.
+
+    Yields:
+        Encoders by runtime and by the name of the candidate.
+
+    Raises:
+        ValueError: If a model cannot be loaded or is no XLM-R model.
+    """
+    words = list(dict.fromkeys(word for text in texts for word in text.split()))
+    with TemporaryDirectory(prefix="bge_pruning_") as folder:
+        opened = {
+            name: _open(candidate, runtimes, dtype, device, words, Path(folder) / name)
+            for name, candidate in candidates.items()
+        }
+        yield {
+            runtime: {name: encoders[runtime] for name, encoders in opened.items()}
+            for runtime in runtimes
+        }
+
+
+def _open(
+    candidate: Candidate,
+    runtimes: Sequence[str],
+    dtype: str,
+    device: str,
+    words: Sequence[str],
+    folder: Path,
+) -> dict[str, Encoder]:
+    """One model by runtime."""
+    file, opened = candidate.onnx_file(), {}
+    base = None
+    if file is None or set(runtimes) != {ONNX}:
+        base = _load(candidate, words)
+    if ONNX in runtimes:
+        opened[ONNX] = OnnxEncoder(file or _export(base, folder), device)
+    if set(runtimes) != {ONNX}:
+        encoder = TextEncoder(base, device)
+        encoder.backbone.to(DTYPES[dtype])
+        encoder.heads.to(DTYPES[dtype])
+        opened |= dict.fromkeys((TORCH, COMPILE), encoder)
+    return opened
+
+
+def _load(candidate: Candidate, words: Sequence[str]) -> BaseModel:
+    if candidate.shape is not None:
+        return random_base_model(candidate.shape, candidate.name, words)
+    encoder = load_encoder(candidate.name)
+    if not isinstance(encoder, TextEncoder):
+        raise ValueError(
+            f"{candidate.name}: is no XLM-R model, so its operations cannot be counted. To fix, "
+            f"measure it with evaluate_model.py."
+        )
+    return encoder.base
+
+
+def _export(base: BaseModel, folder: Path) -> Path:
+    folder.mkdir()
+    write_model_folder(
+        folder,
+        base.backbone,
+        base.heads,
+        base.shape,
+        base.hf_config,
+        base.tokenizer_files,
+        base.max_seq_length,
+        base.prompts,
+        projection=base.projection,
+    )
+    export_onnx(folder, base)
+    return folder / FOLDER / MODEL

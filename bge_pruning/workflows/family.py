@@ -1,0 +1,321 @@
+"""Several sizes from one pruning run: each is cut from the next larger one, and trained on.
+
+Launch:
+    python scripts/export_family.py CONFIG.yaml [more.yaml ...] [key=value ...] --densities 0.75 0.6
+    composer -n 2 scripts/export_family.py CONFIG.yaml ...
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from bge_pruning.config.config import (
+    Config,
+    ConfigError,
+    load_config,
+    pruned_model_folder,
+    to_yaml,
+)
+from bge_pruning.config.schema import L0
+from bge_pruning.export.pruning_record import MARKER, compute_constraint_report
+from bge_pruning.model_io.checkpoint import find_checkpoint
+from bge_pruning.models.encoder_shape import EncoderShape, count_parameters
+from bge_pruning.models.structural_pruning import KeepIndices
+from bge_pruning.reports.comparison import EVALUATION
+from bge_pruning.utils.evaluation import refuse_unwritable_folders, write_text
+from bge_pruning.utils.record_schemas import PRUNING
+from bge_pruning.utils.records import read_record
+from bge_pruning.workflows.pipeline import (
+    EvaluationPlan,
+    check_modes,
+    evaluate_model,
+    export_options,
+    keeps_best,
+    on_rank_zero,
+)
+
+if TYPE_CHECKING:
+    from bge_pruning.evaluation.tasks import Task
+    from bge_pruning.export.extract import ExtractOptions
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Member:
+    """One size of a family.
+
+    Attributes:
+        name: Such as ``75pct``.
+        density: Share of the encoder's parameters that was asked for.
+        shape: Its sizes.
+        keep: What it keeps of the unpruned model.
+        constraint: How near the gates were to it, see :func:`compute_constraint_report`.
+    """
+
+    name: str
+    density: float
+    shape: EncoderShape
+    keep: KeepIndices
+    constraint: dict[str, dict[str, float]]
+
+
+def export_family(
+    paths: Sequence[str],
+    overrides: Sequence[str],
+    densities: Sequence[float],
+    judged_by: EvaluationPlan,
+    run: Path | None = None,
+) -> list[Path]:
+    """Prune once, then cut, recover and evaluate every size, from the largest to the smallest.
+
+    A size that is there already, from an earlier call that was interrupted, is kept as it is,
+    unless the configuration says ``overwrite``. With ``autoresume`` the trainings of that call,
+    finished or not, are gone on with too.
+
+    Args:
+        paths: YAML files of a pruning run.
+        overrides: ``key=value`` strings.
+        densities: Shares of the encoder's parameters to keep.
+        judged_by: Tasks to evaluate on.
+        run: A finished pruning run (folder or checkpoint); ``None`` to train it first.
+
+    Returns:
+        The results folder of each size, the largest first; their comparison lies beside them.
+
+    Raises:
+        ConfigError: If the configuration does not prune.
+        FileExistsError: If a size of other gates is there already.
+        FileNotFoundError: If there is no such run.
+        ValueError: If the densities are no different numbers in (0, 1), or no nested shapes have
+            them.
+    """
+    from composer.utils import dist, get_device
+
+    from bge_pruning.evaluation.tasks import find_tasks
+    from bge_pruning.selection.nested_shapes import check_densities
+    from bge_pruning.train import train
+
+    check_densities(densities)
+    config = load_config(paths, [*overrides, "stage=prune"])
+    recovery = load_config(paths, [*overrides, "stage=recover"])
+    _check(config, recovery, densities)
+    check_modes(config, judged_by.modes)
+    options = export_options(config)
+    tasks = find_tasks(judged_by.sts, judged_by.retrieval, judged_by.split)
+    dist.initialize_dist(get_device(config.device))
+    pruned = train(config) if run is None else run
+    members = choose_members(pruned, densities, keeps_best(config) and run is None)
+    family = family_folder(config)
+    _check_members(members, family, config.overwrite)
+    larger: Path | None = None
+    for member in members:
+        larger = _make(member, pruned, larger, paths, overrides, config, options)
+
+    def finish() -> None:
+        for member in members:
+            own = load_config(paths, [*overrides, *_changes(config, member), "stage=prune"])
+            _judge(own, tasks, judged_by.modes)
+        _compare(family, members)
+
+    on_rank_zero(finish)
+    return [family / member.name for member in members]
+
+
+def family_folder(config: Config) -> Path:
+    """Where the sizes of a family lie."""
+    return Path(f"{config.results_folder}-family")
+
+
+def choose_members(run: Path, densities: Sequence[float], best: bool = False) -> list[Member]:
+    """The sizes of a run's gates, from the largest to the smallest.
+
+    Args:
+        run: Run folder or checkpoint.
+        densities: Shares of the encoder's parameters to keep.
+        best: Take the best checkpoint of the run folder.
+
+    Raises:
+        FileNotFoundError: If there is no checkpoint.
+        ValueError: If the run has no gates, or no nested shapes have these densities.
+    """
+    from bge_pruning.model_io.checkpoint import load_trained_model
+    from bge_pruning.selection.nested_shapes import choose_nested_shapes
+
+    model = load_trained_model(find_checkpoint(run, best))
+    gates = model.l0_module
+    if gates is None:
+        raise ValueError(f"{run}: is a run without gates. To fix, name a pruning run.")
+    shapes = choose_nested_shapes(gates, densities)
+    return [
+        Member(
+            f"{100 * density:g}pct",
+            density,
+            shape,
+            model.backbone.keep_indices(gates.masks_of(shape)),
+            compute_constraint_report(gates, shape),
+        )
+        for density, shape in zip(sorted(densities, reverse=True), shapes, strict=True)
+    ]
+
+
+def _check(config: Config, recovery: Config, densities: Sequence[float]) -> None:
+    """Refuse now what would be refused hours later."""
+    from bge_pruning.training.data_builders import check_objective
+
+    if config.model.l0_module is None:
+        raise ConfigError(
+            "model.l0_module is null: there are no gates to cut sizes from. To fix, add a target, "
+            "e.g. configs/bge_m3/target_60pct.yaml."
+        )
+    if config.method != L0:
+        raise ConfigError(
+            f"method '{config.method}' has no gates to cut sizes from. To fix, set method=l0, or "
+            f"run scripts/run_pipeline.py once for each size."
+        )
+    if config.dry_run:
+        raise ConfigError(
+            "dry_run=true prints the plan of a training, and a family is several. To fix, run "
+            "scripts/train_pruning.py with the same arguments."
+        )
+    check_objective(config)
+    check_objective(recovery)
+    refuse_unwritable_folders({"the family's folder": family_folder(config)})
+    _check_densities(config, densities)
+
+
+def _check_densities(config: Config, densities: Sequence[float]) -> None:
+    """Whether there are nested shapes of these densities; untrained gates tell as well."""
+    from bge_pruning.model_io.hub import fetch_model_folder
+    from bge_pruning.models.l0_module_embedding import L0Module
+    from bge_pruning.selection.nested_shapes import choose_nested_shapes
+    from bge_pruning.training.plan import build_plan
+
+    plan = build_plan(config, fetch_model_folder(config.model.base_model, config.model.revision))
+    targets = (plan.target, plan.target_parameters, plan.target_speedup, plan.target_length)
+    gates = L0Module(plan.source, plan.axes, *targets, seed=config.seed)
+    choose_nested_shapes(gates, densities)
+
+
+def _check_members(members: Sequence[Member], family: Path, overwrite: bool) -> None:
+    """Refuse a size of other gates before hours are spent on the ones before it."""
+    for member in members:
+        folder = family / member.name / "model"
+        if folder.exists() and not overwrite and not is_done(folder, member):
+            raise FileExistsError(
+                f"{folder} is of other gates or another density and is kept. To fix, set another "
+                f"run_name, or overwrite=true."
+            )
+
+
+def is_done(folder: Path, member: Member) -> bool:
+    """Whether a folder holds the recovered model of a size.
+
+    Args:
+        folder: ``model`` in the results folder of the size.
+        member: The size.
+    """
+    record = folder / MARKER
+    if not record.is_file():
+        return False
+    info = read_record(record, PRUNING, "remove the folder of this size; it is made again")
+    return info["kept"] == member.keep.as_dict() and "recover" in info.get("batches", {})
+
+
+def _changes(config: Config, member: Member) -> list[str]:
+    """What differs in the configuration of one size."""
+    return [
+        f"run_name={config.run_name}-{member.name}",
+        f"run_folder={config.run_folder}-{member.name}",
+        f"results_folder={family_folder(config) / member.name}",
+    ]
+
+
+def _make(
+    member: Member,
+    run: Path,
+    larger: Path | None,
+    paths: Sequence[str],
+    overrides: Sequence[str],
+    config: Config,
+    options: ExtractOptions,
+) -> Path:
+    """Cut one size, train it on and extract it; returns the folder of its recovery run."""
+    from bge_pruning.export.extract import extract
+    from bge_pruning.train import train
+
+    folder = family_folder(config) / member.name
+    recovery = load_config(paths, [*overrides, *_changes(config, member), "stage=recover"])
+    if not config.overwrite and is_done(folder / "model", member):
+        log.info("%s is there already and is kept", folder / "model")
+        return Path(recovery.run_folder)
+    log.info("%s: %s", member.name, member.shape.describe())
+    source = run if larger is None else larger
+    best = keeps_best(config if larger is None else recovery) and source.is_dir()
+    checkpoint = find_checkpoint(source, best)
+    pruned = pruned_model_folder(recovery)
+    on_rank_zero(lambda: cut_member(member, checkpoint, pruned, nested=larger is not None))
+    trained = train(recovery)
+    best = keeps_best(recovery)
+    on_rank_zero(lambda: extract(trained, folder / "model", config.overwrite, best, options))
+    return trained
+
+
+def cut_member(member: Member, checkpoint: Path, output: Path, nested: bool) -> None:
+    """Write one size, not recovered yet.
+
+    Args:
+        member: The size.
+        checkpoint: Of the pruning run, or of the recovery of the next larger size.
+        output: Folder to write; an extracted model in it is replaced.
+        nested: Whether it is that of the larger size.
+    """
+    from bge_pruning.export.extract import write_model
+    from bge_pruning.export.extraction import Extraction, start_extraction
+    from bge_pruning.selection.nested_shapes import nested_extraction
+
+    def start() -> Extraction:
+        if not nested:
+            return start_extraction(checkpoint, member.shape)
+        larger = start_extraction(checkpoint)
+        return nested_extraction(larger, member.keep, member.shape, member.constraint)
+
+    write_model(start, output, overwrite=True)
+
+
+def _judge(config: Config, tasks: Sequence[Task], modes: Sequence[str]) -> None:
+    """Evaluate one size and report it, as far as an earlier call has not."""
+    from bge_pruning.export.card import write_model_card
+    from bge_pruning.reports.report import MARKDOWN, write_report
+
+    results = Path(config.results_folder)
+    if (results / EVALUATION).is_file() and not config.overwrite:
+        log.info("%s is there already and is kept", results / EVALUATION)
+        if (results / MARKDOWN).is_file() and (results / "model" / EVALUATION).is_file():
+            return
+        write_model_card(results / "model", results / EVALUATION)
+    else:
+        evaluate_model(config, tasks, modes)
+    copies = {
+        "metrics-recovery.jsonl": Path(f"{config.run_folder}-recovery") / "metrics.jsonl",
+        MARKER: results / "model" / MARKER,
+    }
+    for name, source in copies.items():
+        write_text(results / name, source.read_text(encoding="utf-8"))
+    write_text(results / "config.yaml", to_yaml(config))
+    write_report(results, overwrite=True)
+
+
+def _compare(family: Path, members: Sequence[Member]) -> None:
+    """Put all sizes in one table and one picture."""
+    from bge_pruning.reports.comparison_files import write_comparison
+
+    names = [f"{member.name}={family / member.name}" for member in members]
+    write_comparison(names, family, overwrite=True)
+    for member in members:
+        count = count_parameters(member.shape).encoder
+        log.info("%s: %s encoder parameters", family / member.name / "model", f"{count:,}")

@@ -1,0 +1,369 @@
+"""The whole life of a run in one command: prune, extract, recover, evaluate, report.
+
+Launch:
+    python scripts/run_pipeline.py CONFIG.yaml [more.yaml ...] [key=value ...]
+    composer -n 2 scripts/run_pipeline.py CONFIG.yaml ...
+"""
+
+from __future__ import annotations
+
+import logging
+import shlex
+import shutil
+import time
+from argparse import Namespace
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from bge_pruning.config.config import Config, ConfigError, load_config, pruned_model_folder
+from bge_pruning.config.schema import L0, ExportConfig
+
+if TYPE_CHECKING:
+    from bge_pruning.evaluation.tasks import Task
+    from bge_pruning.export.extract import ExtractOptions
+    from bge_pruning.models.encoder_shape import EncoderShape
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class EvaluationPlan:
+    """What the finished model is judged by.
+
+    Attributes:
+        sts: See :func:`bge_pruning.evaluation.tasks.find_tasks`.
+        retrieval: Same.
+        split: Same.
+        modes: See :data:`bge_pruning.evaluation.search.MODES`.
+    """
+
+    sts: Sequence[str] = ()
+    retrieval: Sequence[str] = ()
+    split: str = "test"
+    modes: Sequence[str] = ("dense",)
+
+    @classmethod
+    def of(cls, args: Namespace) -> EvaluationPlan:
+        """What the options of :func:`bge_pruning.cli.add_task_arguments` say."""
+        return cls(args.sts, args.retrieval, args.split, args.modes)
+
+    def arguments(self) -> list[str]:
+        """The same for the command line of ``scripts/evaluate_model.py``."""
+        words = ["--sts", *self.sts] if self.sts else []
+        if self.retrieval:
+            words += ["--retrieval", *self.retrieval, "--split", self.split]
+        return [*words, "--modes", *self.modes]
+
+
+# How reports call the extracted model that was not trained on yet.
+PRUNED_NAME = "pruned, before recovery"
+
+
+def run_pipeline(
+    paths: Sequence[str], overrides: Sequence[str], judged_by: EvaluationPlan
+) -> dict[str, Any]:
+    """Prune, extract, recover, evaluate and report.
+
+    Every step is also a command of its own; they are written to ``commands.txt`` in the results
+    folder. On several ranks, training is shared and the first rank does the rest.
+
+    Args:
+        paths: YAML files.
+        overrides: ``key=value`` strings.
+        judged_by: Tasks to evaluate on; they are not used for anything else.
+
+    Returns:
+        The evaluation, as in ``evaluation.json``, on rank 0; an empty dict on the others.
+
+    Raises:
+        ConfigError: If the configuration does not prune, or the results folder holds another
+            run's results.
+    """
+    from composer.utils import dist, get_device
+
+    from bge_pruning.evaluation.tasks import find_tasks
+    from bge_pruning.export.extract import extract
+    from bge_pruning.train import train
+
+    started = time.monotonic()
+    config = load_config(paths, [*overrides, "stage=prune"])
+    recovery = load_config(paths, [*overrides, "stage=recover"])
+    results = Path(config.results_folder)
+    tasks = find_tasks(judged_by.sts, judged_by.retrieval, judged_by.split)
+    dist.initialize_dist(get_device(config.device))
+    _check(config, recovery)
+    check_modes(config, judged_by.modes)
+    options = export_options(config)
+    # All ranks have looked before the first one changes anything.
+    on_rank_zero(lambda: _check_vocabulary(config, options))
+    on_rank_zero(lambda: _prepare_results(config))
+
+    prune(config)
+    recovered = train(recovery)
+    best = keeps_best(recovery)
+    on_rank_zero(lambda: extract(recovered, results / "model", best=best, options=options))
+    evaluation: dict[str, Any] = {}
+
+    def finish() -> None:
+        evaluation.update(evaluate_model(config, tasks, judged_by.modes))
+        _report(config, step_commands(config, recovery, paths, overrides, judged_by), evaluation)
+        log.info("%s complete after %.1f minutes", results, (time.monotonic() - started) / 60)
+
+    on_rank_zero(finish)
+    return evaluation
+
+
+def prune(config: Config) -> None:
+    """Write the pruned model, not recovered yet, where the recovery looks for it.
+
+    Args:
+        config: Of stage ``prune``.
+
+    Raises:
+        ConfigError: See :func:`bge_pruning.train.train` and
+            :func:`bge_pruning.workflows.baselines.cut_baseline`, also for what else is raised.
+    """
+    from bge_pruning.export.extract import extract
+    from bge_pruning.train import train
+    from bge_pruning.workflows.baselines import cut_baseline
+
+    pruned = pruned_model_folder(config)
+    if config.method == L0:
+        run = train(config)
+        on_rank_zero(lambda: extract(run, pruned, best=keeps_best(config)))
+    else:
+        on_rank_zero(lambda: cut_baseline(config, pruned))
+
+
+def keeps_best(config: Config) -> bool:
+    """Whether the best checkpoint of a training is taken, rather than its last."""
+    return config.evaluation.keep_best is not None
+
+
+def on_rank_zero(action: Callable[[], object]) -> None:
+    """Do something once; the other ranks wait."""
+    from composer.utils import dist
+
+    if dist.get_global_rank() == 0:
+        action()
+    dist.barrier()
+
+
+def _check(config: Config, recovery: Config) -> None:
+    """Refuse now what one of the steps would refuse hours later."""
+    from bge_pruning.train import check_run, check_run_folder
+    from bge_pruning.training.data_builders import check_objective
+    from bge_pruning.workflows.baselines import check_baseline
+
+    if config.model.l0_module is None:
+        raise ConfigError(
+            "model.l0_module is null: there is nothing to prune. To fix, add a target, e.g. "
+            "configs/bge_m3/target_60pct.yaml."
+        )
+    if config.dry_run:
+        raise ConfigError(
+            "dry_run=true prints the plan of a training, and the pipeline is more than one. To "
+            "fix, run scripts/train_pruning.py with the same arguments."
+        )
+    if config.autoresume:
+        raise ConfigError(
+            "the pipeline cannot go on with a run that was interrupted. To fix, run its steps one "
+            "by one with autoresume=true (commands.txt in the results folder lists them)."
+        )
+    _check_results(config)
+    check_objective(recovery)
+    check_run_folder(recovery)
+    check_run(config) if config.method == L0 else check_baseline(config)
+
+
+def export_options(config: Config) -> ExtractOptions:
+    """What the finished model is written as; what cannot be is refused before the training.
+
+    Raises:
+        ConfigError: If the model has no multi-vector head to make square, or fewer tokens than are
+            to be kept.
+        FileNotFoundError: See :func:`bge_pruning.export.extract.read_options`, also for what else.
+    """
+    from bge_pruning.export.extract import read_options
+
+    if config.export.colbert_dim == "hidden" and "colbert_vecs" not in _outputs(config):
+        raise ConfigError(
+            f"export.colbert_dim is hidden, but {config.model.base_model} has no multi-vector head."
+            f" To fix, set it to keep, or model.init_missing_heads=true."
+        )
+    size, limit = config.export.vocabulary_size, _source_shape(config).vocab_size
+    if size is not None and size > limit:
+        raise ConfigError(
+            f"export.vocabulary_size {size} is above the {limit} tokens of "
+            f"{config.model.base_model}. To fix, choose fewer, or leave it out."
+        )
+    return read_options(**asdict(config.export))
+
+
+def _check_vocabulary(config: Config, options: ExtractOptions) -> None:
+    """Choose the tokens as they will be chosen at the end: how many must stay depends on texts."""
+    from bge_pruning.export.vocabulary_texts import choose_for_texts
+    from bge_pruning.model_io.pretrained import load_base_model
+
+    if options.vocabulary is not None:
+        choose_for_texts(load_base_model(config.model.base_model), options.vocabulary)
+
+
+def export_arguments(config: Config) -> list[str]:
+    """The same for the command line of ``scripts/extract_pruned_model.py``."""
+    plain, words = ExportConfig(), []
+    for name, value in asdict(config.export).items():
+        if value == getattr(plain, name):
+            continue
+        words.append("--" + name.replace("_", "-"))
+        if name == "languages":
+            words.append(",".join(value))
+        elif isinstance(value, list):
+            words += value
+        elif value is not True:
+            words.append(str(value))
+    return words
+
+
+def check_modes(config: Config, modes: Sequence[str]) -> None:
+    """Refuse modes that the finished model will have no head for.
+
+    Args:
+        config: Of the run.
+        modes: See :data:`bge_pruning.evaluation.search.MODES`.
+
+    Raises:
+        ValueError: If a mode is unknown or the model has no head for it.
+        OSError: If the model cannot be had.
+    """
+    from bge_pruning.evaluation import search
+
+    search.check_modes(modes, _outputs(config), config.model.base_model)
+
+
+def _outputs(config: Config) -> list[str]:
+    """Outputs of the finished model."""
+    shape, made = _source_shape(config), config.model.init_missing_heads
+    names = ["dense_vecs"]
+    names += ["token_weights"] if shape.sparse_head or made else []
+    names += ["colbert_vecs"] if shape.colbert_dim or made else []
+    return names
+
+
+def _source_shape(config: Config) -> EncoderShape:
+    from bge_pruning.model_io.hub import fetch_model_folder
+    from bge_pruning.model_io.pretrained import read_shape
+
+    return read_shape(fetch_model_folder(config.model.base_model, config.model.revision))
+
+
+def _check_results(config: Config) -> None:
+    """Refuse a results folder in use; an earlier one is replaced only if asked and if it is one."""
+    from bge_pruning.utils.evaluation import refuse_unwritable_folders
+
+    results = Path(config.results_folder)
+    refuse_unwritable_folders({"results_folder": results})
+    in_use = results.exists() and any(results.iterdir())
+    if in_use and not (config.overwrite and (results / "config.yaml").is_file()):
+        raise FileExistsError(
+            f"{results} holds results and is kept. To fix, set another run_name, or "
+            f"overwrite=true (only if it holds results of a run)."
+        )
+
+
+def _prepare_results(config: Config) -> None:
+    """An empty results folder with the configuration."""
+    from bge_pruning.config.config import to_yaml
+
+    results = Path(config.results_folder)
+    if results.exists():
+        shutil.rmtree(results)
+    results.mkdir(parents=True)
+    (results / "config.yaml").write_text(to_yaml(config), encoding="utf-8")
+
+
+def evaluate_model(config: Config, tasks: Sequence[Task], modes: Sequence[str]) -> dict[str, Any]:
+    """Judge the model in the results folder, and write the result there and into its card.
+
+    Args:
+        config: Of a pruning run.
+        tasks: See :func:`bge_pruning.evaluation.evaluate.evaluate`.
+        modes: Same.
+    """
+    from bge_pruning.evaluation.evaluate import evaluate, write_evaluation
+    from bge_pruning.export.card import write_model_card
+    from bge_pruning.model_io.hub import fetch_model_folder
+    from bge_pruning.utils.devices import torch_device
+
+    base = fetch_model_folder(config.model.base_model, config.model.revision)
+    results = Path(config.results_folder)
+    evaluation = evaluate(
+        str(results / "model"),
+        str(base),
+        tasks,
+        modes,
+        also={PRUNED_NAME: str(pruned_model_folder(config))},
+        device=torch_device(config.device),
+    )
+    write_evaluation(evaluation, results / "evaluation.json", overwrite=config.overwrite)
+    write_model_card(results / "model", results / "evaluation.json")
+    return evaluation
+
+
+def _report(config: Config, commands: list[str], evaluation: dict[str, Any]) -> None:
+    from bge_pruning.reports.report import write_report
+    from bge_pruning.training.run_report import collect_run, log_results
+    from bge_pruning.utils.evaluation import write_text
+    from bge_pruning.utils.guard import warn_only
+
+    results = Path(config.results_folder)
+    write_text(results / "commands.txt", "\n".join(commands) + "\n")
+    collect_run(results, Path(config.run_folder))
+    write_report(results)
+    with warn_only("sending the results to W&B", f"look at {results / 'report.html'}"):
+        log_results(config, evaluation)
+
+
+def step_commands(
+    config: Config,
+    recovery: Config,
+    paths: Sequence[str],
+    overrides: Sequence[str],
+    judged_by: EvaluationPlan,
+) -> list[str]:
+    """The pipeline's steps as commands, in order."""
+    arguments = shlex.join([*paths, *overrides])
+    results, run = config.results_folder, config.run_folder
+    pruned = str(pruned_model_folder(config))
+    # A run that replaces an earlier one can be replayed over itself.
+    again = ["--overwrite"] if config.overwrite else []
+    best, best_recovered = (["--best"] if keeps_best(c) else [] for c in (config, recovery))
+
+    def line(script: str, *words: str) -> str:
+        return shlex.join(["python", f"scripts/{script}.py", *words])
+
+    pruning = [
+        f"python scripts/train_pruning.py {arguments}",
+        line("extract_pruned_model", run, pruned, *best, *again),
+    ]
+    if config.method != L0:
+        pruning = [line("cut_baseline", *paths, *overrides, *again)]
+    evaluation = ["--baseline", config.model.base_model, "--also", f"{PRUNED_NAME}={pruned}"]
+    evaluation += [*judged_by.arguments(), "--output", f"{results}/evaluation.json"]
+    return [
+        *pruning,
+        f"python scripts/train_pruning.py {arguments} stage=recover",
+        line(
+            "extract_pruned_model",
+            f"{run}-recovery",
+            f"{results}/model",
+            *best_recovered,
+            *again,
+            *export_arguments(config),
+        ),
+        line("evaluate_model", f"{results}/model", *evaluation, *again),
+        line("write_model_card", f"{results}/model", "--evaluation", f"{results}/evaluation.json"),
+        line("write_report", results, "--run", run, *again),
+    ]

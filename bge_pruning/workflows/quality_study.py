@@ -1,0 +1,274 @@
+"""A study of quality: a grid of pipeline runs, each written as one file when it is done.
+
+Launch:
+    python scripts/run_quality_study.py STUDY.yaml
+"""
+
+from __future__ import annotations
+
+import gc
+import logging
+import shutil
+import time
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from bge_pruning.config.config import Config, ConfigError, pruned_model_folder
+from bge_pruning.config.schema import L0
+from bge_pruning.utils.devices import torch_device
+from bge_pruning.utils.evaluation import (
+    collect_versions,
+    describe_machine,
+    refuse_unwritable_folders,
+    write_json,
+)
+from bge_pruning.utils.file_lock import lock_of
+from bge_pruning.utils.records import ANYTHING, Each, read_record
+from bge_pruning.utils.study_records import REFERENCE, read_reference
+from bge_pruning.workflows.pipeline import check_modes, keeps_best, prune
+from bge_pruning.workflows.study_cells import (
+    cell_file,
+    describe_config,
+    find_differences,
+    hash_config,
+    unfinished,
+)
+from bge_pruning.workflows.study_file import Cell, Study, cell_config, select_cells
+from bge_pruning.workflows.study_measures import (
+    add_retention,
+    describe_gates,
+    describe_model,
+    describe_training,
+    measure_cut,
+    score_folder,
+    score_model,
+)
+
+if TYPE_CHECKING:
+    from bge_pruning.evaluation.encoders import Encoder
+    from bge_pruning.evaluation.tasks import Task
+
+log = logging.getLogger(__name__)
+
+
+def run_study(study: Study, only: Sequence[str] = (), overwrite: bool = False) -> list[Path]:
+    """Run the cells that are not finished yet, in order.
+
+    A study that was stopped goes on when it is run again: finished cells are kept, and the one it
+    was stopped in goes on from its last checkpoint. Several processes may run one study at once,
+    on a file system with locks: each takes cells that no other is at. What a process leaves that
+    dies is for the next call.
+
+    Args:
+        study: The study.
+        only: Conditions on the cells, see :func:`bge_pruning.workflows.study_file.select_cells`.
+        overwrite: Run cells again that were finished with another configuration.
+
+    Returns:
+        Files of the cells that were asked for, without those that another process is still at.
+
+    Raises:
+        ConfigError: If a configuration is wrong, or finished cells are of another one.
+        FileNotFoundError: If a model or data is not there.
+        ValueError: If data is wrong, or the results folder holds another study.
+    """
+    cells = select_cells(study, only)
+    todo = unfinished(study, cells, overwrite)
+    log.info("%d of %d cells are to be run", len(todo), len(cells))
+    for cell in set(cells) - set(todo):
+        with lock_of(study.runs / cell.name, wait=False) as is_ours:
+            if is_ours:
+                _remove_runs(study, cell)  # it may have been stopped just before
+    if todo:
+        _check(study, todo)
+        tasks = find_study_tasks(study)
+        reference = _find_reference(study, cell_config(study, todo[0], "prune"), tasks)
+    for number, cell in enumerate(todo, 1):
+        with lock_of(study.runs / cell.name, wait=False) as is_ours:
+            if not is_ours or not unfinished(study, [cell], overwrite):
+                state = "was done" if is_ours else "is being done"
+                log.info("%s %s by another process", cell.name, state)
+                continue
+            log.info("cell %d of %d: %s", number, len(todo), cell.name)
+            _start_runs(study, cell)
+            result = run_cell(study, cell, tasks, reference)
+            write_json(result, cell_file(study, cell), overwrite=True)
+            _remove_runs(study, cell)
+            gc.collect()  # a trainer sits in reference cycles
+    return [path for cell in cells if (path := cell_file(study, cell)).is_file()]
+
+
+def _check(study: Study, cells: Sequence[Cell]) -> None:
+    """Refuse now what one of the cells would refuse hours later."""
+    from bge_pruning.train import check_run
+    from bge_pruning.training.data_builders import check_objective
+    from bge_pruning.workflows.baselines import check_baseline
+
+    refuse_unwritable_folders({"results_folder": study.results, "run_folder": study.runs})
+    originals, firsts = {}, {}
+    for cell in cells:
+        firsts.setdefault((cell.method, cell.size), cell)
+    for cell in firsts.values():
+        config = cell_config(study, cell, "prune")
+        if config.model.l0_module is None:
+            raise ConfigError(
+                f"{cell.name}: model.l0_module is null: there is nothing to prune. To fix, give "
+                f"the sizes of the study a target."
+            )
+        check_objective(cell_config(study, cell, "recover"))
+        check_run(config) if config.method == L0 else check_baseline(config)
+        check_modes(config, study.modes)
+        originals[config.model.base_model] = cell.name
+    if len(originals) > 1:
+        raise ConfigError(
+            f"the cells prune different models: {', '.join(originals)}. To fix, make a study for "
+            f"each of them."
+        )
+
+
+def find_study_tasks(study: Study) -> list[Task]:
+    """What the models of a study are judged by, loaded.
+
+    Raises:
+        FileNotFoundError: See :func:`bge_pruning.evaluation.tasks.find_tasks`, also for what else.
+    """
+    from bge_pruning.evaluation.tasks import check_names, find_tasks
+
+    tasks = find_tasks(study.sts, []) if study.sts else []
+    for name, split in study.retrieval.items():
+        tasks += find_tasks([], [name], split)
+    check_names(tasks)
+    return tasks
+
+
+def _find_reference(study: Study, config: Config, tasks: Sequence[Task]) -> dict[str, Any]:
+    """Scores of the original and of the floors, measured once for all cells."""
+    path = study.results / REFERENCE
+    original = study.original or config.model.base_model
+    judged_by = {
+        "tasks": {task.name: task.split for task in tasks},
+        "modes": list(study.modes),
+        "max_length": study.max_length,
+    }
+    if not path.is_file():
+        with lock_of(path):
+            if not path.is_file():
+                measured = measure_reference(study, config, original, tasks)
+                content = {"original": original, "judged_by": judged_by, **measured}
+                # Without locks, another process may have been quicker.
+                write_json(content, path, overwrite=True)
+    found = read_reference(study.results)
+    if (found["original"], found["judged_by"]) != (original, judged_by):
+        raise ConfigError(
+            f"{path} is of another original or other tasks and is kept, and so are the cells "
+            f"beside it. To fix, set another results_folder in the study."
+        )
+    return found
+
+
+def measure_reference(
+    study: Study, config: Config, original: str, tasks: Sequence[Task]
+) -> dict[str, Any]:
+    """Score the original, the mean of its word embeddings and its shape with random weights.
+
+    Args:
+        study: The study.
+        config: Of a cell.
+        original: Folder or name.
+        tasks: What to score them on.
+    """
+    from bge_pruning.evaluation.encoders import count_parameters, load_encoder, untrained_encoder
+    from bge_pruning.evaluation.floors import WordEmbeddings
+
+    log.info("scoring the original and the floors")
+    encoder = load_encoder(original, torch_device(config.device), study.max_length)
+    models: dict[str, Callable[[], Encoder]] = {
+        "original": lambda: encoder,
+        "word_embeddings": lambda: WordEmbeddings(encoder),
+        "random_weights": lambda: untrained_encoder(encoder, seed=0),
+    }
+    return {
+        "parameters": count_parameters(encoder),
+        "scores": {name: score_model(load(), tasks, study.modes) for name, load in models.items()},
+        "versions": collect_versions(),
+    }
+
+
+def run_cell(
+    study: Study, cell: Cell, tasks: Sequence[Task], reference: Mapping[str, Any]
+) -> dict[str, Any]:
+    """Prune or choose, recover, extract and judge; what an earlier call has done is kept.
+
+    Args:
+        study: The study.
+        cell: The cell.
+        tasks: What to judge by.
+        reference: See :func:`bge_pruning.utils.study_records.read_reference`.
+
+    Returns:
+        Content of the cell's file, see :data:`bge_pruning.utils.study_records.CELL`.
+    """
+    config = cell_config(study, cell, "prune")
+    recovery = cell_config(study, cell, "recover")
+    chosen = _make_models(config, recovery)
+    started = time.monotonic()
+    model, pruned = Path(config.results_folder) / "model", pruned_model_folder(config)
+    scores = score_folder(model, config, study, tasks, study.modes)
+    cut = measure_cut(config, pruned, study, tasks, reference)
+    evaluated = time.monotonic() - started
+    described = describe_config(study, cell)
+    return {
+        "method": cell.method,
+        "size": cell.size,
+        "seed": cell.seed,
+        "config_hash": hash_config(described),
+        **describe_model(model),
+        **describe_training(config, recovery, chosen, evaluated),
+        "scores": add_retention(scores, reference["scores"]["original"]),
+        "gates": describe_gates(config, pruned),
+        "cut": cut,
+        "versions": collect_versions(),
+        "machine": describe_machine(torch_device(config.device)),
+        "config": described,
+    }
+
+
+def _make_models(config: Config, recovery: Config) -> float | None:
+    """Train and write the pruned and the recovered model, as far as they are not there.
+
+    Returns:
+        Seconds of a baseline's choice and cut; ``None`` if an earlier call has made it.
+    """
+    from bge_pruning.export.extract import extract
+    from bge_pruning.export.pruning_record import MARKER
+    from bge_pruning.train import train
+
+    seconds = None
+    if not (pruned_model_folder(config) / MARKER).is_file():
+        started = time.monotonic()
+        prune(config)
+        seconds = time.monotonic() - started
+    model = Path(config.results_folder) / "model"
+    if not (model / MARKER).is_file():
+        extract(train(recovery), model, best=keeps_best(recovery))
+    return seconds
+
+
+def _start_runs(study: Study, cell: Cell) -> None:
+    """Note what the runs of a cell are of; those of another configuration are not gone on with."""
+    note, now = study.runs / f"{cell.name}.json", describe_config(study, cell)
+    if note.is_file():
+        then = read_record(note, Each(ANYTHING), "remove the file and the runs beside it")
+        if find_differences(then, now):
+            log.warning("%s was stopped with another configuration: it begins again", cell.name)
+            _remove_runs(study, cell)
+    write_json(now, note, overwrite=True)
+
+
+def _remove_runs(study: Study, cell: Cell) -> None:
+    """Free the disk of what a finished cell needs no more."""
+    for name in (cell.name, f"{cell.name}-recovery", f"{cell.name}-results"):
+        if (study.runs / name).exists():
+            shutil.rmtree(study.runs / name)
+    (study.runs / f"{cell.name}.json").unlink(missing_ok=True)

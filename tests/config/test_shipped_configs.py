@@ -1,0 +1,191 @@
+"""Every YAML under configs/: loads, is what its name and its first lines say, can be served."""
+
+import re
+import shlex
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import yaml
+
+from bge_pruning.config.config import load_config
+from bge_pruning.models.encoder_shape import check_exportable, count_parameters
+from bge_pruning.training import data_builders
+from bge_pruning.training.plan import build_plan, render_plan
+
+ROOT = Path(__file__).parents[2]
+# A study is a grid of configurations, see tests/test_study_file.py.
+STUDIES = sorted((ROOT / "configs" / "quality").glob("study*.yaml"))
+FILES = [path for path in sorted((ROOT / "configs").rglob("*.yaml")) if path not in STUDIES]
+BGE_M3 = [path for path in FILES if path.parent.name == "bge_m3"]
+TRAINING = [path for path in FILES if path.parent.name == "training"]
+ENCODER = 302_309_376
+
+
+def ids(path: Path) -> str:
+    return f"{path.parent.name}/{path.stem}"
+
+
+def header(path: Path) -> str:
+    lines = path.read_text(encoding="utf-8").splitlines()
+    end = next(index for index, line in enumerate(lines) if not line.startswith("#"))
+    return "\n".join(line.removeprefix("#").strip() for line in lines[:end])
+
+
+def target_of(path: Path):
+    return build_plan(load_config([path])).target
+
+
+def leaves(content: object, prefix: str = "") -> Iterator[str]:
+    if not isinstance(content, dict):
+        yield prefix.removeprefix(".")
+        return
+    for key, value in content.items():
+        yield from leaves(value, f"{prefix}.{key}")
+
+
+def test_all_are_here():
+    names = {ids(path) for path in FILES}
+    presets = ("75pct", "60pct", "50pct", "203m", "162m", "135m")
+    assert names >= {
+        "bge_m3/base",
+        *(f"bge_m3/target_{preset}" for preset in presets),
+        "minilm/quickstart",
+        "training/mixed",
+        "training/mteb_only",
+        "training/multilingual",
+        "training/sts_only",
+    }
+
+
+@pytest.mark.parametrize("path", FILES, ids=ids)
+def test_loads(path):
+    config = load_config([path])
+    assert config.data.train
+    assert any(vars(config.loss).values())
+
+
+@pytest.mark.parametrize("path", FILES, ids=ids)
+def test_header_says_what_how_and_what_it_cost(path):
+    text = header(path)
+    launches = [line for line in text.splitlines() if line.startswith(("composer ", "python "))]
+    assert launches, "no launch line"
+    named = [part for line in launches for part in shlex.split(line) if part.endswith(".yaml")]
+    assert str(path.relative_to(ROOT)) in named
+    for line in launches:
+        for part in shlex.split(line):
+            if part.endswith((".yaml", ".py", ".csv")):
+                assert (ROOT / part).is_file(), part
+    assert re.search(r"measured", text, re.IGNORECASE)
+
+
+@pytest.mark.parametrize("path", FILES, ids=ids)
+def test_launch_line_loads(path):
+    for line in header(path).splitlines():
+        if line.startswith("composer "):
+            load_config([ROOT / part for part in shlex.split(line) if part.endswith(".yaml")])
+
+
+@pytest.mark.parametrize("path", [p for p in FILES if p not in TRAINING], ids=ids)
+def test_data_it_names_is_here(path):
+    config = load_config([path])
+    for source in [*config.data.train, *config.data.eval]:
+        if source.kind == "beir":
+            assert (ROOT / source.path / "qrels" / f"{source.split}.tsv").is_file()
+        else:
+            assert list(ROOT.glob(source.path))
+
+
+# BGE-M3
+
+
+@pytest.mark.parametrize("path", BGE_M3, ids=ids)
+def test_renders_a_plan_alone_without_a_network(path, monkeypatch):
+    import socket
+
+    def refuse(*_: object) -> None:
+        raise AssertionError("a plan needs no network")
+
+    monkeypatch.setattr(socket.socket, "connect", refuse)
+    monkeypatch.chdir("/")
+    config = load_config([path])
+    plan = build_plan(config)
+    text = render_plan(plan, config)
+    assert f"{ENCODER:,}" in text
+    assert f"{count_parameters(plan.target).encoder:,}" in text
+    data_builders.check_objective(config)
+
+
+@pytest.mark.parametrize("path", BGE_M3, ids=ids)
+def test_target_can_be_served_and_keeps_tensor_cores_busy(path):
+    plan = build_plan(load_config([path]))
+    check_exportable(plan.target, plan.source)
+    assert plan.target.hidden_size == 64 * plan.target.num_attention_heads
+    for size in (plan.target.hidden_size, plan.target.intermediate_size):
+        assert size % 64 == 0
+
+
+@pytest.mark.parametrize("path", BGE_M3, ids=ids)
+def test_name_is_the_computed_size(path):
+    encoder = count_parameters(target_of(path)).encoder
+    if found := re.fullmatch(r"target_(\d+)pct", path.stem):
+        wanted = ENCODER * int(found[1]) / 100
+    elif found := re.fullmatch(r"target_(\d+)m", path.stem):
+        wanted = int(found[1]) * 1e6
+    else:
+        wanted = 127.6e6
+    assert encoder == pytest.approx(wanted, rel=0.002)
+
+
+@pytest.mark.parametrize("path", BGE_M3, ids=ids)
+def test_numbers_of_the_header_are_the_computed_ones(path):
+    counts = count_parameters(target_of(path))
+    text = header(path)
+    millions = [float(n) for n in re.findall(r"([\d.]+)M\b", text)]
+    percent = [float(n) for n in re.findall(r"([\d.]+) %", text)]
+    # "203M encoder parameters" is the preset's name; its count may be 0.2 % off.
+    assert millions[0] == pytest.approx(counts.encoder / 1e6, rel=0.002)
+    # In all: as dense, sparse and multi-vector model with its pooler.
+    assert millions[1] == pytest.approx(counts.total / 1e6, abs=1.0)
+    assert percent[0] == pytest.approx(100 * counts.encoder / ENCODER, abs=0.5)
+
+
+def test_base_is_the_published_plans_example():
+    config = load_config([ROOT / "configs/bge_m3/base.yaml"])
+    target = config.model.l0_module.target_model
+    assert (target.d_model, target.n_heads) == (768, 12)
+    assert (target.n_layers, target.intermediate_size) == (18, 3072)
+    assert target.vocab_size == 250_002
+    assert config.model.name == "composer_bge_m3"
+    assert config.model.base_model == "BAAI/bge-m3"
+    assert (config.max_duration, config.eval_interval) == ("15000ba", "500ba")
+    shape = target_of(ROOT / "configs/bge_m3/base.yaml")
+    assert (shape.hidden_size, shape.num_attention_heads) == (768, 12)
+    assert (shape.num_hidden_layers, shape.intermediate_size) == (18, 3072)
+
+
+@pytest.mark.parametrize("path", [p for p in BGE_M3 if p.stem != "base"], ids=ids)
+def test_presets_change_nothing_but_target_and_name(path):
+    raw = yaml.safe_load(path.read_text(encoding="utf-8"))
+    changed = {key for key in leaves(raw) if ".target_model." not in key}
+    assert changed == {"extends", "run_name"}
+
+
+def test_presets_differ():
+    shapes = [target_of(path) for path in BGE_M3]
+    assert len(set(shapes)) == len(shapes)
+
+
+def test_model_and_training_files_own_disjoint_keys():
+    def owned(paths: list[Path]) -> dict[str, str]:
+        raw = {path: yaml.safe_load(path.read_text(encoding="utf-8")) for path in paths}
+        ignored = ("extends", "run_name")
+        return {k: ids(p) for p, c in raw.items() for k in leaves(c) if k not in ignored}
+
+    model, training = owned(BGE_M3), owned(TRAINING)
+    assert not {k: (model[k], training[k]) for k in model.keys() & training.keys()}
+
+
+@pytest.mark.parametrize("path", TRAINING, ids=lambda path: path.stem)
+def test_losses_and_data_fit(path):
+    data_builders.check_objective(load_config([ROOT / "configs/minilm/quickstart.yaml", path]))

@@ -1,0 +1,241 @@
+"""Every way to start a run, in processes of its own."""
+
+import json
+import os
+import re
+import resource
+import subprocess
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+import pytest
+
+from bge_pruning.model_io.checkpoint import read_best_score
+
+ROOT = Path(__file__).parents[2]
+SCRIPTS = sorted((ROOT / "scripts").glob("*.py"))
+PYTHON = sys.executable
+COMPOSER = str(Path(PYTHON).with_name("composer"))
+LAUNCHERS = {
+    "python -m": [PYTHON, "-m", "bge_pruning.train"],
+    "script": [PYTHON, "scripts/train_pruning.py"],
+    "composer": [COMPOSER, "-n", "1", "-m", "bge_pruning.train"],
+}
+# Runs when the interpreter of a launched process ends.
+SITE = """\
+import atexit, importlib.util, json, os, sys
+def report():
+    if "bge_pruning.config.config" in sys.modules:
+        spec = importlib.util.find_spec("datasets")
+        with open(os.environ["REPORT"], "w") as file:
+            json.dump({"datasets": spec.origin, "path": sys.path}, file)
+atexit.register(report)
+"""
+
+
+def start(command: Sequence[str], **environment: str) -> subprocess.Popen:
+    return subprocess.Popen(
+        command,
+        cwd=ROOT,
+        env={**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", **environment},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        encoding="utf-8",
+    )
+
+
+def finish(process: subprocess.Popen) -> tuple[int, str, str]:
+    try:
+        out, err = process.communicate(timeout=240)
+    finally:
+        process.kill()
+    return process.returncode, out, err
+
+
+def run(command: Sequence[str], **environment: str) -> tuple[int, str, str]:
+    return finish(start(command, **environment))
+
+
+@pytest.fixture(scope="module")
+def plans(make_yaml, tmp_path_factory):
+    """Exit code, output, errors and import paths of a dry run by launcher."""
+    folder = tmp_path_factory.mktemp("launch")
+    yaml = make_yaml(folder)
+    (folder / "sitecustomize.py").write_text(SITE)
+    answers = {}
+    for name, launcher in LAUNCHERS.items():
+        report = folder / f"{name}.json"
+        code, out, err = run(
+            [*launcher, str(yaml), "dry_run=true"],
+            PYTHONPATH=f"{folder}{os.pathsep}{ROOT}",
+            REPORT=str(report),
+        )
+        answers[name] = code, out, err, json.loads(report.read_text())
+    return answers
+
+
+@pytest.mark.parametrize("name", LAUNCHERS)
+def test_dry_run_prints_the_same_plan(name, plans):
+    code, out, err, _ = plans[name]
+    assert code == 0, err
+    assert "gates on     head, hidden, intermediate, layer" in out
+    assert "steps        4ba (batch 8), evaluated every 2ba" in out
+    # Composer's launcher adds a line about waiting for its processes.
+    assert out.startswith(plans["python -m"][1].strip())
+
+
+@pytest.mark.parametrize("name", LAUNCHERS)
+def test_datasets_is_hugging_faces(name, plans):
+    report = plans[name][3]
+    assert Path(report["datasets"]).parts[-3:] == ("site-packages", "datasets", "__init__.py")
+    assert str(ROOT / "bge_pruning") not in [str(Path(p).resolve()) for p in report["path"]]
+
+
+HELP = """\
+import runpy, sys
+target = sys.argv[1]
+sys.argv = [target, "--help"]
+try:
+    if target.endswith(".py"):
+        runpy.run_path(target, run_name="__main__")
+    else:
+        runpy.run_module(target, run_name="__main__", alter_sys=True)
+except SystemExit as end:
+    assert not end.code
+    heavy = {"torch", "composer", "transformers", "sentence_transformers"} & sys.modules.keys()
+    sys.stderr.write("imported: " + " ".join(sorted(heavy)))
+"""
+
+
+@pytest.mark.parametrize("target", ["bge_pruning.train", *(f"scripts/{s.name}" for s in SCRIPTS)])
+def test_help_is_quick(target):
+    before = resource.getrusage(resource.RUSAGE_CHILDREN)
+    code, out, err = run([PYTHON, "-c", HELP, target])
+    after = resource.getrusage(resource.RUSAGE_CHILDREN)
+    assert code == 0, err
+    assert out.startswith("usage:")
+    assert err.endswith("imported: "), err
+    # Processor time, which a busy machine does not stretch as it does the clock.
+    assert after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime < 2.0
+
+
+def test_misspelt_key_is_one_line_and_code_2(tiny_yaml):
+    code, out, err = run([PYTHON, "-m", "bge_pruning.train", str(tiny_yaml), "optimizer.lrr=1"])
+    assert (code, out) == (2, "")
+    assert err == (
+        "error: override 'optimizer.lrr=1': unknown key 'optimizer.lrr': did you mean 'lr'?\n"
+    )
+
+
+# Two processes
+
+PORT = 29_610
+STEPS = ("max_duration=3ba", "optimizer.eps=1e-4", "scheduler.t_warmup=0ba", "data.eval=[]")
+LOSSES = {
+    "sts_regression": ("loss.distillation_alignment=0", "loss.distillation_similarity=0"),
+    "distillation": ("loss.sts_regression=0",),
+    "three outputs": (
+        "loss.sts_regression=0",
+        "loss.distillation_similarity=0",
+        "loss.cosent=0.1",
+        "loss.distillation_sparse=1",
+        "loss.distillation_colbert=1",
+    ),
+    "queries with passages": (
+        "data.train=[{{name: q, kind: contrastive, path: {jsonl}}}]",
+        "data.negatives=1",
+        "optimizer.eps=1e-3",  # three softmaxes at a low temperature round more
+        "loss={{sts_regression: 0.0, distillation_alignment: 0.0, distillation_similarity: 0.0,"
+        " contrastive: 1.0, self_distillation: 0.5, temperature: 0.1}}",
+    ),
+    "several sources in pieces": (
+        "data.train=[{{name: p, kind: sts, path: {csv}}},"
+        " {{name: q, kind: contrastive, path: {jsonl}, negatives: 1}}]",
+        "optimizer.eps=1e-3",
+        "device_train_microbatch_size=3",
+        "loss={{sts_regression: 0.0, cosent: 0.1, distillation_alignment: 0.5,"
+        " distillation_similarity: 0.5, contrastive: 1.0, temperature: 0.1,"
+        " learn_temperature: true}}",
+    ),
+}
+
+
+@pytest.fixture(scope="module")
+def two_processes(make_yaml, tmp_path_factory, contrastive_jsonl, sts_csv):
+    """Run folders of two processes, by loss."""
+    folders = {}
+    for index, (name, overrides) in enumerate(LOSSES.items()):
+        folder = tmp_path_factory.mktemp("two")
+        composer = [COMPOSER, "-n", "2", "--master_port", str(PORT + index)]
+        command = [*composer, "-m", "bge_pruning.train", str(make_yaml(folder))]
+        overrides = [text.format(jsonl=contrastive_jsonl, csv=sts_csv) for text in overrides]
+        code, out, err = run([*command, *STEPS, *overrides])
+        assert code == 0, out + err
+        folders[name] = folder / "runs" / "tiny"
+    return folders
+
+
+@pytest.mark.filterwarnings("ignore:The warmup duration is 0:UserWarning")
+@pytest.mark.parametrize("loss", LOSSES)
+def test_two_processes_equal_one(
+    loss, two_processes, tmp_path, train_tiny, load_state, assert_same, contrastive_jsonl, sts_csv
+):
+    overrides = [text.format(jsonl=contrastive_jsonl, csv=sts_csv) for text in LOSSES[loss]]
+    one = train_tiny(tmp_path, *STEPS, *overrides)
+    two = two_processes[loss]
+    first, second = load_state(one), load_state(two)
+    # DistributedDataParallel may prefix every name.
+    names = {re.sub(r"^module\.", "", k): v for k, v in second["model"].items()}
+    assert_same(first["model"], names, atol=1e-5)
+    assert any(name.startswith("l0_module.log_alpha") for name in names)
+    moved = "l0_module.log_alpha.hidden"
+    start = load_state(one.parent / "tiny" / "ba2-rank0.pt")["model"][moved]
+    assert (start - first["model"][moved]).abs().max() > 1e-3
+    for key in ("loss/train/total", "loss/train/lagrangian", "pruning/lambda_1/hidden"):
+        assert logged(two, key) == pytest.approx(logged(one, key), abs=1e-5)
+
+
+@pytest.mark.filterwarnings("ignore:The warmup duration is 0:UserWarning")
+def test_two_processes_evaluate_as_one(make_yaml, train_tiny, tmp_path, sts_csv, collection):
+    """An odd number of pairs and of passages, every mode, and the best checkpoint."""
+    odd = tmp_path / "odd.csv"
+    odd.write_text("".join(sts_csv.read_text().splitlines(keepends=True)[:-1]))
+    overrides = [
+        *STEPS[:-1],
+        f"data.eval=[{{name: dev, kind: sts, path: {odd}}},"
+        f" {{name: docs, kind: beir, path: {collection}, split: test}}]",
+        "evaluation.modes=[dense, sparse, colbert, dense+sparse, all]",
+        "evaluation.keep_best=docs/all_ndcg_at_10",
+    ]
+    two = tmp_path / "two"
+    composer = [COMPOSER, "-n", "2", "--master_port", str(PORT + len(LOSSES))]
+    command = [*composer, "-m", "bge_pruning.train", str(make_yaml(two)), *overrides]
+    code, out, err = run(command)
+    assert code == 0, out + err
+    folders = train_tiny(tmp_path / "one", *overrides), two / "runs" / "tiny"
+    lines = (folders[0] / "metrics.jsonl").read_text().splitlines()
+    keys = {key for line in lines for key in json.loads(line)["metrics"] if key[:5] == "eval/"}
+    assert len(keys) == 1 + 5 * 4 + 1
+    for key in keys - {"eval/seconds"}:
+        found = [logged(folder, key) for folder in folders]
+        assert len(found[0]) == 2
+        assert found[1] == pytest.approx(found[0], abs=1e-6), key
+    best = [read_best_score(folder / "best-rank0.pt") for folder in folders]
+    assert best[0].batch == best[1].batch
+    assert best[0].score == pytest.approx(best[1].score, abs=1e-6)
+
+
+def test_a_rank_that_fails_ends_the_run_with_its_error(make_yaml, tmp_path):
+    """More ways to fail: reliability/test_ranks.py."""
+    driver = ["tests/reliability/rank_driver.py", "raises:reading data:1"]
+    composer = [COMPOSER, "-n", "2", "--master_port", str(PORT + len(LOSSES) + 1)]
+    code, out, err = run([*composer, *driver, str(make_yaml(tmp_path)), "data.eval=[]"])
+    assert code != 0
+    assert "error (rank 1): the disk of this rank is on fire\n" in err, out + err
+
+
+def logged(folder: Path, key: str) -> list[float]:
+    rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    return [row["metrics"][key] for row in rows if key in row["metrics"]]

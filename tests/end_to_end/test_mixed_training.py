@@ -1,0 +1,183 @@
+"""Several sources in one run: what is trained, and going on after the run was killed."""
+
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from bge_pruning.callbacks.data_callback import DataCallback
+from bge_pruning.config.config import load_config
+from bge_pruning.export.extract import extract
+from bge_pruning.train import train
+
+ROOT = Path(__file__).parents[2]
+
+
+@pytest.fixture
+def mixture(sts_csv, contrastive_jsonl, tmp_path) -> tuple[str, ...]:
+    """Three sources with all their losses."""
+    texts = tmp_path / "texts"
+    texts.mkdir()
+    lines = [line.split(",")[0] for line in sts_csv.read_text().splitlines()]
+    for name, part in (("a", lines[:25]), ("b", lines[25:])):
+        (texts / f"{name}.txt").write_text("\n".join(part) + "\n")
+    return (
+        f"data.train=[{{name: pairs, kind: sts, path: {sts_csv}, weight: 0.5}},"
+        f" {{name: asked, kind: contrastive, path: {contrastive_jsonl}, weight: 0.3,"
+        f" negatives: 1}},"
+        f" {{name: texts, kind: sentences, path: '{texts}/*.txt', weight: 0.2}}]",
+        "loss={sts_regression: 0.0, cosent: 0.1, distillation_alignment: 1.0,"
+        " distillation_similarity: 1.0, distillation_sparse: 0.1, distillation_colbert: 1.0,"
+        " contrastive: 0.2, self_distillation: 0.1, temperature: 0.1, learn_temperature: true}",
+        "model.l0_module.lagrangian_warmup_steps=6ba",
+        "model.dropout=0.1",
+        "scheduler.name=constant",
+    )
+
+
+@pytest.fixture
+def batches(monkeypatch) -> list:
+    """What every batch was made of, as it comes to the trainer."""
+    seen = []
+    start = DataCallback.batch_start
+
+    def record(self, state, logger):
+        batch = state.batch
+        seen.append((state.timestamp.batch.value, batch["source"], batch["input_ids"].tolist()))
+        start(self, state, logger)
+
+    monkeypatch.setattr(DataCallback, "batch_start", record)
+    return seen
+
+
+def losses(run: Path, name: str = "total") -> dict[int, float]:
+    rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    key = f"loss/train/{name}"
+    return {row["batch"]: row["metrics"][key] for row in rows if key in row["metrics"]}
+
+
+def test_each_source_has_its_losses(tmp_path, train_tiny, mixture, batches):
+    run = train_tiny(tmp_path, *mixture, "max_duration=10ba")
+    sources = [source for _, source, _ in batches]
+    counts = {name: sources.count(name) for name in ("pairs", "asked", "texts")}
+    assert counts == {"pairs": 5, "asked": 3, "texts": 2}
+    # The logger counts a step when it is over.
+    steps = {name: {i + 1 for i, s in enumerate(sources) if s == name} for name in counts}
+    first = min(losses(run))
+    shift = first - 1
+    for part, expected in {
+        "cosent": steps["pairs"],
+        "contrastive": steps["asked"],
+        "self_distillation": steps["asked"],
+        "distillation_colbert": set().union(*steps.values()),
+    }.items():
+        assert {step - shift for step in losses(run, part)} == expected
+    assert extract(run, tmp_path / "small")["largest_difference"] <= 1e-5
+
+
+def test_an_epoch_is_as_long_as_all_sources(tmp_path, train_tiny, mixture, batches):
+    train_tiny(tmp_path, *mixture, "max_duration=1ep", "save_interval=1ep", "eval_interval=1ep")
+    assert len(batches) == 40 // 8 + 40 // 8 + 40 // 8
+
+
+@pytest.mark.parametrize("stop", [3, 7, 17])
+def test_going_on_gives_the_next_batches_and_the_same_model(
+    stop, tmp_path, train_tiny, mixture, batches, load_state, assert_same, monkeypatch
+):
+    """Inside the first epoch of 15 batches and the second; dropout and all draws included."""
+    # The first part is told another length, which binarization follows.
+    overrides = (*mixture, "save_interval=1ba", "checkpoints_to_keep=1", "eval_interval=50ba")
+    overrides += ("model.l0_module.binarization=0",)
+    whole = train_tiny(tmp_path / "whole", *overrides, "max_duration=20ba")
+    everything, batches[:] = list(batches), []
+    train_tiny(tmp_path / "parts", *overrides, f"max_duration={stop}ba")
+    assert batches == everything[:stop]
+    batches.clear()
+    made = []
+    getter = "bge_pruning.datasets.mixed_dataloader.MixedDataset.__getitem__"
+    original = __import__("bge_pruning.datasets.mixed_dataloader", fromlist=["x"]).MixedDataset
+    item = original.__getitem__
+    monkeypatch.setattr(getter, lambda self, index: made.append(index) or item(self, index))
+    parts = train_tiny(tmp_path / "parts", *overrides, "max_duration=20ba", "autoresume=true")
+    assert batches == everything[stop:]
+    assert len(made) == 8 * (20 - stop)  # no batch was made again to get there
+    for part in ("model", "optimizers"):
+        assert_same(load_state(whole)[part], load_state(parts)[part], 0.0, part)
+    assert losses(whole) == losses(parts)
+
+
+KILLED = """
+import sys
+from bge_pruning.callbacks.data_callback import DataCallback
+from bge_pruning.train import main
+
+start = DataCallback.batch_start
+
+def record(self, state, logger):
+    with open(sys.argv[1], "a") as file:
+        ids = state.batch["input_ids"].tolist()
+        file.write(f"{state.timestamp.batch.value} {state.batch['source']} {ids}\\n")
+    start(self, state, logger)
+
+DataCallback.batch_start = record
+sys.exit(main(sys.argv[2:]))
+"""
+
+
+def read_record(path: Path) -> list[tuple[int, str]]:
+    found = re.findall(r"^(\d+) (.*\])$", path.read_text(), re.M) if path.exists() else []
+    return [(int(step), rest) for step, rest in found]
+
+
+def test_a_killed_run_goes_on_with_the_next_batch(tmp_path, make_yaml, mixture, batches):
+    """SIGKILL in the middle of an epoch; then the same command again."""
+    steps = ("max_duration=14ba", "save_interval=2ba", "eval_interval=50ba")
+    config = load_config([make_yaml(tmp_path / "whole")], [*mixture, *steps])
+    train(config)
+    expected = [(step, f"{source} {ids}") for step, source, ids in batches]
+    record = tmp_path / "batches.txt"
+    command = [sys.executable, "-c", KILLED, str(record), str(make_yaml(tmp_path / "killed"))]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+
+    def start() -> subprocess.Popen:
+        arguments = [*command, *mixture, *steps, "autoresume=true"]
+        return subprocess.Popen(arguments, env=environment, cwd=ROOT, stderr=subprocess.DEVNULL)
+
+    process = start()
+    deadline = time.monotonic() + 120
+    while len(read_record(record)) < 6 and time.monotonic() < deadline:
+        time.sleep(0.01)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    before = read_record(record)
+    assert 6 <= len(before) < 14
+    assert before == expected[: len(before)]
+    record.unlink()
+    assert start().wait(timeout=120) == 0
+    after = read_record(record)
+    first = after[0][0]
+    assert 0 < first <= len(before)
+    assert first % 2 == 0  # the last checkpoint
+    assert after == expected[first:]
+
+
+def test_other_sources_than_the_run_had_are_refused(tmp_path, train_tiny, mixture, sts_csv):
+    train_tiny(tmp_path, *mixture, "max_duration=3ba", "save_interval=1ba")
+    other = f"data.train=[{{name: other, kind: sts, path: {sts_csv}}}]"
+    with pytest.raises(ValueError, match=r"trained on pairs, asked, texts, the config.*To fix"):
+        train_tiny(
+            tmp_path,
+            *mixture,
+            other,
+            "loss.contrastive=0",
+            "loss.self_distillation=0",
+            "loss.learn_temperature=false",
+            "max_duration=6ba",
+            "autoresume=true",
+        )

@@ -1,0 +1,553 @@
+"""Training on the tiny model: what the numbers do, what is kept, what is refused."""
+
+import json
+import logging
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+
+from bge_pruning.callbacks.pruning_callback import PruningCallback
+from bge_pruning.config.config import ConfigError, from_yaml, load_config
+from bge_pruning.export.extract import extract
+from bge_pruning.models.encoder_shape import EncoderShape, forward_flops
+from bge_pruning.models.temperature import LearnedTemperature
+from bge_pruning.train import check_run, main, train
+from bge_pruning.training import builders, optimization
+
+TARGET = {
+    "hidden_size": 24,
+    "num_attention_heads": 3,
+    "num_hidden_layers": 3,
+    "intermediate_size": 48,
+}
+# Adam turns a gradient of pure rounding error (that of the key biases is 0 in exact arithmetic)
+# into a full step; an epsilon above it lets runs be compared that add in another order.
+DAMPED = "optimizer.eps=1e-4"
+STS_ONLY = ("loss.distillation_alignment=0", "loss.distillation_similarity=0")
+
+
+def losses(run: Path, name: str = "total") -> list[float]:
+    rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    key = f"loss/train/{name}"
+    return [row["metrics"][key] for row in rows if key in row["metrics"]]
+
+
+def metric(run: Path, key: str) -> dict[int, float]:
+    rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    return {row["batch"]: row["metrics"][key] for row in rows if key in row["metrics"]}
+
+
+@pytest.fixture(scope="module")
+def reference(tmp_path_factory, train_tiny) -> Path:
+    """Eight uninterrupted steps, more than an epoch, with a checkpoint after each."""
+    folder = tmp_path_factory.mktemp("reference")
+    return train_tiny(folder, "max_duration=8ba", "save_interval=1ba", "checkpoints_to_keep=9")
+
+
+@pytest.fixture
+def assert_same_run(load_state, assert_same):
+    """Compares all that training changes: weights, gates, multipliers, optimizer, clock."""
+
+    def same(a: Path, b: Path, atol: float = 0.0, parts=("model", "optimizers", "schedulers")):
+        first, second = load_state(a), load_state(b)
+        for part in parts:
+            assert_same(first[part], second[part], atol, part)
+
+    return same
+
+
+def test_mixed_precision_on_a_cpu_is_no_fp32(reference, tmp_path, train_tiny):
+    run = train_tiny(tmp_path, "max_duration=2ba", "precision=amp_bf16", "device=cpu")
+    exact, mixed = losses(reference)[0], losses(run)[0]
+    assert exact != mixed
+    assert mixed == pytest.approx(exact, rel=0.02)
+
+
+def test_float16_needs_a_gpu(tiny_yaml):
+    config = load_config([tiny_yaml], ["precision=amp_fp16", "device=cpu"])
+    with pytest.raises(ConfigError, match="precision amp_fp16 needs a GPU: .* To fix, set"):
+        check_run(config)
+
+
+def test_trains_and_keeps_what_a_person_needs(reference, load_state):
+    names = {path.name for path in reference.iterdir()}
+    assert {"config.yaml", "metrics.jsonl", "latest-rank0.pt", "ba8-rank0.pt"} <= names
+    assert from_yaml((reference / "config.yaml").read_text()).max_duration == "8ba"
+    assert load_state(reference)["timestamp"]["Timestamp"]["batch"] == 8
+    parts = ("sts_regression", "distillation_alignment", "distillation_similarity")
+    parts += ("lagrangian", "binarization")
+    for step, total in enumerate(losses(reference)):
+        assert total == pytest.approx(sum(losses(reference, part)[step] for part in parts))
+    assert len(losses(reference)) == 8
+    assert set(metric(reference, "metrics/dev/cosine_spearman")) == {2, 4, 6, 8}
+
+
+def test_loss_goes_down_on_a_batch_it_sees_again(tmp_path, train_tiny, sts_csv):
+    few = tmp_path / "few.csv"
+    few.write_text("".join(sts_csv.read_text().splitlines(keepends=True)[:8]))
+    run = train_tiny(
+        tmp_path,
+        *STS_ONLY,
+        "max_duration=12ba",
+        "model.l0_module=null",
+        f"data.train=[{{name: few, kind: sts, path: {few}}}]",
+    )
+    values = losses(run)
+    assert values[-1] < 0.5 * values[0]
+
+
+def test_same_seed_twice_is_the_same_to_the_bit(
+    tmp_path, train_tiny, reference, assert_same_run, load_state
+):
+    again = train_tiny(tmp_path, "max_duration=8ba")
+    assert_same_run(reference, again)
+    assert losses(reference) == losses(again)
+    other = train_tiny(tmp_path / "other", "max_duration=8ba", "seed=4")
+    name = "backbone.encoder.layer.0.output.dense.weight"
+    assert not torch.equal(load_state(other)["model"][name], load_state(again)["model"][name])
+
+
+# Composer's word for an epoch that had been trained to its last batch when the run ended.
+@pytest.mark.filterwarnings("ignore:No batches were trained for global rank:UserWarning")
+@pytest.mark.parametrize("stop", [4, 5], ids=["inside an epoch", "at the end of an epoch"])
+def test_interrupted_and_resumed_equals_uninterrupted(
+    stop, tmp_path, train_tiny, reference, assert_same_run, monkeypatch
+):
+    overrides = ("max_duration=8ba", "save_interval=1ba", "checkpoints_to_keep=9")
+    batch_end = PruningCallback.batch_end
+
+    def die(self, state, logger):
+        batch_end(self, state, logger)
+        if state.timestamp.batch.value == stop + 1:
+            raise RuntimeError("the machine is gone")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(PruningCallback, "batch_end", die)
+        with pytest.raises(RuntimeError, match="the machine is gone"):
+            train_tiny(tmp_path, *overrides)
+    run = tmp_path / "runs" / "tiny"
+    assert (run / "latest-rank0.pt").resolve().name == f"ba{stop}-rank0.pt"
+    assert train_tiny(tmp_path, *overrides, "autoresume=true") == run
+    assert_same_run(reference, run)
+    assert losses(run) == losses(reference)  # the line of the step done twice is there once
+
+
+@pytest.fixture(scope="module")
+def whole_and_parts(tmp_path_factory, train_tiny) -> tuple[Path, Path]:
+    """Eight steps at once; four, and four more."""
+    folder = tmp_path_factory.mktemp("longer")
+    fixed = ("scheduler.name=constant", "model.l0_module.lagrangian_warmup_steps=6ba")
+    whole = train_tiny(folder / "whole", *fixed, "max_duration=8ba")
+    train_tiny(folder / "parts", *fixed, "max_duration=4ba")
+    parts = train_tiny(folder / "parts", *fixed, "max_duration=8ba", "autoresume=true")
+    return whole, parts
+
+
+def test_longer_run_goes_on_from_a_finished_one(whole_and_parts, assert_same_run):
+    assert_same_run(*whole_and_parts)
+
+
+def test_a_finished_run_is_left_as_it_is(train_tiny, tmp_path, caplog, monkeypatch):
+    monkeypatch.setattr(logging.getLogger("bge_pruning"), "propagate", True)
+    caplog.set_level("INFO", "bge_pruning")
+    run = train_tiny(tmp_path, "max_duration=2ba")
+    before = {path: path.stat().st_mtime_ns for path in run.glob("*.pt")}
+    metrics = (run / "metrics.jsonl").read_bytes()
+    assert train_tiny(tmp_path, "max_duration=2ba", "autoresume=true") == run
+    assert "tiny is trained to its end already" in caplog.text
+    assert {path: path.stat().st_mtime_ns for path in run.glob("*.pt")} == before
+    assert (run / "metrics.jsonl").read_bytes() == metrics
+
+
+def test_a_finished_run_goes_on_with_nothing(tmp_path, train_tiny):
+    run = train_tiny(tmp_path, "max_duration=4ba")
+    before = losses(run), (run / "latest-rank0.pt").stat().st_mtime_ns
+    assert train_tiny(tmp_path, "max_duration=4ba", "autoresume=true") == run
+    assert (losses(run), (run / "latest-rank0.pt").stat().st_mtime_ns) == before
+
+
+def test_watchers_and_evaluation_leave_training_alone(
+    tmp_path, train_tiny, reference, assert_same_run, monkeypatch
+):
+    monkeypatch.setattr(builders, "build_callbacks", lambda *_: [])
+    monkeypatch.setattr(builders, "build_loggers", lambda *_: [])
+    bare = train_tiny(tmp_path, "max_duration=8ba", "data.eval=[]")
+    assert_same_run(reference, bare)
+
+
+@pytest.mark.parametrize("key", ["pruning/lambda_1/hidden", "metrics/dev/cosine_spearman"])
+def test_resumed_run_loses_no_metrics(key, whole_and_parts):
+    whole, parts = whole_and_parts
+    assert metric(parts, key) == metric(whole, key)
+
+
+# Optimizer
+
+
+@pytest.fixture(scope="module")
+def parts(tmp_path_factory, make_yaml):
+    """Configuration and model of a run, not trained."""
+    from bge_pruning.training.plan import build_plan
+
+    config = load_config([make_yaml(tmp_path_factory.mktemp("parts"))])
+    base = builders.build_base_model(config)
+    metadata = builders.build_metadata(config, build_plan(config), base)
+    return config, builders.build_model(
+        config, base, metadata, builders.build_teacher(config, base)
+    )
+
+
+def test_optimizer_groups(parts):
+    config, model = parts
+    config.optimizer.lr, config.optimizer.l0_lr, config.optimizer.lagrangian_lr = 1e-3, 0.2, 0.3
+    config.optimizer.lambda_2_lr = 0.4
+    optimizer = optimization.build_optimizer(config, model)
+    groups = {group["name"]: group for group in optimizer.param_groups}
+    multipliers = ["multipliers/lambda_1", "multipliers/lambda_2"]
+    assert list(groups) == ["weights/decay", "weights/no_decay", "gates", *multipliers]
+    assert {n: g["lr"] for n, g in groups.items()} == {
+        "weights/decay": 1e-3,
+        "weights/no_decay": 1e-3,
+        "gates": 0.2,
+        "multipliers/lambda_1": 0.3,
+        "multipliers/lambda_2": 0.4,
+    }
+    assert {n for n, g in groups.items() if g["weight_decay"]} == {"weights/decay"}
+    assert {n for n, g in groups.items() if g["maximize"]} == set(multipliers)
+    names = {p: name for name, p in model.named_parameters()}
+    decayed = [names[p] for p in groups["weights/decay"]["params"]]
+    assert all(
+        "dense.weight" in n or n.split(".")[-2] in ("query", "key", "value") for n in decayed
+    )
+    assert all(p.ndim == 2 for p in groups["weights/decay"]["params"])
+    assert all(
+        p.ndim == 1 or "embeddings" in names[p] for p in groups["weights/no_decay"]["params"]
+    )
+    assert {names[p].split(".")[1] for p in groups["gates"]["params"]} == {"log_alpha"}
+    trained = [names[p] for group in optimizer.param_groups for p in group["params"]]
+    assert sorted(trained) == sorted(n for n, p in model.named_parameters() if p.requires_grad)
+
+
+def test_heads_are_not_trained(reference, load_state, model_folder):
+    state = load_state(reference)["model"]
+    for name in ("sparse_linear", "colbert_linear"):
+        before = torch.load(model_folder / f"{name}.pt", weights_only=True)
+        assert torch.equal(state[f"heads.{name}.weight"], before["weight"])
+
+
+@pytest.mark.parametrize("scheduler", ["linear", "cosine", "constant"])
+def test_multipliers_ascend(scheduler, tmp_path, train_tiny):
+    # All gates start open, so s < t: the maximum of lambda_1 (s - t) lies at negative lambda_1,
+    # which in turn drives the gates shut. lambda_2 (s - t)^2 only ever grows with lambda_2.
+    run = train_tiny(
+        tmp_path,
+        "model.l0_module.lagrangian_warmup_steps=0ba",
+        "model.l0_module.binarization=0",
+        f"scheduler.name={scheduler}",
+        "scheduler.alpha_f=0.0",
+        "max_duration=16ba",
+        *STS_ONLY,
+        "loss.sts_regression=1e-4",  # the constraint alone moves the gates
+    )
+    for axis in ("head", "hidden", "intermediate", "layer"):
+        expected = metric(run, f"pruning/expected_sparsity/{axis}")
+        target = metric(run, f"pruning/target_sparsity/{axis}")
+        lambdas = metric(run, f"pruning/lambda_1/{axis}")
+        assert all(expected[batch] < target[batch] for batch in expected)
+        assert lambdas[3] < 0.0  # the learning rate of the first two steps is 0
+        # never back: no schedule flips the sign
+        assert all(lambdas[batch + 1] <= lambdas[batch] for batch in range(1, 16))
+        assert metric(run, f"pruning/lambda_2/{axis}")[16] > 0.0
+        assert expected[16] > expected[1]
+
+
+def test_multipliers_turn_when_too_much_is_pruned(tmp_path, train_tiny):
+    # Gates start half closed and the target is nearly nothing: s > t, so lambda_1 goes up.
+    run = train_tiny(
+        tmp_path,
+        "model.l0_module.lagrangian_warmup_steps=0ba",
+        "model.l0_module.init_mean=-0.5",
+        "model.l0_module.target_model={intermediate_size: 63}",
+        "max_duration=3ba",
+    )
+    assert metric(run, "pruning/lambda_1/intermediate")[3] > 0.0
+
+
+# Splitting the batch
+
+
+def test_microbatches_equal_the_whole_batch(tmp_path, train_tiny, assert_same_run):
+    overrides = (*STS_ONLY, DAMPED, "loss.distillation_alignment=1", "max_duration=3ba")
+    whole = train_tiny(tmp_path / "whole", *overrides)
+    for size in (4, 3):  # 3 + 3 + 2: unequal parts count by their size
+        split = train_tiny(tmp_path / str(size), *overrides, f"device_train_microbatch_size={size}")
+        assert_same_run(whole, split, atol=1e-5, parts=("model",))
+        assert losses(split) == pytest.approx(losses(whole), abs=1e-5)
+
+
+def test_microbatches_of_a_loss_over_the_batch_equal_the_whole_batch(
+    tmp_path, train_tiny, assert_same_run
+):
+    overrides = (DAMPED, "loss.cosent=0.1", "max_duration=3ba")
+    whole = train_tiny(tmp_path / "whole", *overrides)
+    split = train_tiny(tmp_path / "split", *overrides, "device_train_microbatch_size=3")
+    assert losses(split) == pytest.approx(losses(whole), abs=1e-5)
+    assert_same_run(whole, split, atol=1e-5, parts=("model",))
+
+
+# Teacher
+
+
+def test_teacher_on_the_fly_equals_cached(tmp_path, train_tiny, assert_same_run):
+    cached = train_tiny(tmp_path / "cached", DAMPED, "max_duration=3ba")
+    assert list((tmp_path / "cached" / "processed").glob("teacher-*.npy"))
+    live = train_tiny(tmp_path / "live", DAMPED, "max_duration=3ba", "teacher.cache=false")
+    assert not list((tmp_path / "live" / "processed").glob("teacher-*"))
+    assert losses(live) == pytest.approx(losses(cached), abs=1e-5)
+    assert_same_run(cached, live, atol=1e-5, parts=("model",))
+
+
+def test_plain_sentences_distil(tmp_path, train_tiny, sts_csv):
+    train_data = f"data.train=[{{name: s, kind: sentences, path: {sts_csv}}}]"
+    run = train_tiny(tmp_path, train_data, "loss.sts_regression=0", "max_duration=2ba")
+    assert len(losses(run, "distillation_similarity")) == 2
+
+
+THREE = ("loss.distillation_sparse=1", "loss.distillation_colbert=1", "loss.cosent=0.1")
+
+
+def test_three_outputs_are_distilled_and_kept(tmp_path, train_tiny, load_state, model_folder):
+    run = train_tiny(tmp_path, *THREE, "max_duration=8ba", "model.l0_module=null")
+    for part in ("distillation_sparse", "distillation_colbert", "cosent"):
+        assert len(losses(run, part)) == 8
+    # The student starts as its teacher, and the other parts of the loss pull it away.
+    assert losses(run, "distillation_sparse")[0] == pytest.approx(0.0, abs=1e-5)
+    assert losses(run, "distillation_colbert")[0] == pytest.approx(0.0, abs=1e-3)
+    state = load_state(run)["model"]
+    for name in ("sparse_linear", "colbert_linear"):
+        before = torch.load(model_folder / f"{name}.pt", weights_only=True)
+        assert not torch.equal(state[f"heads.{name}.weight"], before["weight"])
+
+
+def test_three_outputs_on_the_fly_equal_cached(tmp_path, train_tiny):
+    cached = train_tiny(tmp_path / "cached", DAMPED, *THREE, "max_duration=3ba")
+    cache = (tmp_path / "cached/processed").glob("teacher-*")
+    files = {path.name.rsplit("-", 1)[1] for path in cache}
+    assert files == {"dense_vecs.npy", "token_weights.npy", "colbert_vecs.npy"}
+    live = train_tiny(tmp_path / "live", DAMPED, *THREE, "max_duration=3ba", "teacher.cache=false")
+    # Multi-vectors are cached in half precision.
+    assert losses(live) == pytest.approx(losses(cached), abs=1e-3)
+
+
+def test_three_outputs_survive_extraction_and_recovery(tmp_path, make_yaml, train_tiny):
+    run = train_tiny(tmp_path, *THREE)
+    config = load_config([make_yaml(tmp_path)], ["stage=recover", *THREE])
+    extract(run, Path(config.model.base_model))
+    info = extract(train(config), tmp_path / "recovered")
+    assert info["largest_difference"] <= 1e-5
+    assert len(losses(Path(config.run_folder), "distillation_colbert")) == 4
+
+
+# Queries with passages
+
+
+@pytest.fixture
+def contrastive(contrastive_jsonl) -> tuple[str, ...]:
+    return (
+        f"data.train=[{{name: q, kind: contrastive, path: {contrastive_jsonl}}}]",
+        "data.negatives=1",
+        "loss={sts_regression: 0.0, distillation_alignment: 0.5, distillation_similarity: 0.0,"
+        " distillation_colbert: 0.5, contrastive: 1.0, self_distillation: 0.5, temperature: 0.1}",
+    )
+
+
+def test_queries_with_passages_train_all_outputs(tmp_path, train_tiny, contrastive, load_state):
+    run = train_tiny(tmp_path, *contrastive, "max_duration=8ba")
+    assert len(losses(run, "contrastive")) == len(losses(run, "self_distillation")) == 8
+    assert extract(run, tmp_path / "small")["largest_difference"] <= 1e-5
+
+
+def test_a_collection_trains_like_its_rows(
+    tmp_path, train_tiny, contrastive, contrastive_jsonl, assert_same_run
+):
+    """Rows with one positive and judged negatives say the same in either layout."""
+    given = [json.loads(line) for line in contrastive_jsonl.read_text().splitlines()]
+    rows = [{**row, "pos": row["pos"][:1]} for row in given]
+    (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    beir = tmp_path / "beir"
+    (beir / "qrels").mkdir(parents=True)
+    texts = dict.fromkeys(text for row in rows for text in (*row["pos"], *row["neg"]))
+    ids = {text: f"d{number}" for number, text in enumerate(texts)}
+    corpus = [json.dumps({"_id": i, "title": "", "text": text}) for text, i in ids.items()]
+    (beir / "corpus.jsonl").write_text("\n".join(corpus))
+    queries = [json.dumps({"_id": f"q{n}", "text": row["query"]}) for n, row in enumerate(rows)]
+    (beir / "queries.jsonl").write_text("\n".join(queries))
+    lines = [
+        f"q{n}\t{ids[text]}\t{int(text in row['pos'])}"
+        for n, row in enumerate(rows)
+        for text in (*row["pos"], *row["neg"])
+    ]
+    (beir / "qrels" / "train.tsv").write_text("\n".join(lines))
+
+    def run(kind: str, path: Path) -> Path:
+        source = f"data.train=[{{name: q, kind: {kind}, path: {path}}}]"
+        return train_tiny(tmp_path / kind, *contrastive, source, "max_duration=3ba")
+
+    assert_same_run(run("contrastive", tmp_path / "rows.jsonl"), run("beir", beir))
+
+
+def test_contrastive_loss_goes_down(tmp_path, train_tiny, contrastive):
+    overrides = ("model.l0_module=null", "max_duration=10ep", "loss.self_distillation=0")
+    intervals = ("eval_interval=10ep", "save_interval=10ep")
+    run = train_tiny(tmp_path, *contrastive, *overrides, *intervals)
+    values = losses(run, "contrastive")
+    assert sum(values[-5:]) < 0.7 * sum(values[:5])
+
+
+def test_temperature_is_learned_if_asked_for(tmp_path, train_tiny, contrastive, load_state):
+    run = train_tiny(tmp_path, *contrastive, "loss.learn_temperature=true", "max_duration=6ba")
+    start = LearnedTemperature(0.1).raw.detach()
+    assert abs(float(load_state(run)["model"]["temperature.raw"] - start)) > 1e-3
+    assert extract(run, tmp_path / "small")["largest_difference"] <= 1e-5
+    fixed = train_tiny(tmp_path / "fixed", *contrastive)
+    assert "temperature.raw" not in load_state(fixed)["model"]
+
+
+def test_contrastive_run_resumes_with_the_same_draws(
+    tmp_path, train_tiny, contrastive, assert_same_run
+):
+    fixed = ("scheduler.name=constant", "model.l0_module.lagrangian_warmup_steps=6ba")
+    whole = train_tiny(tmp_path / "whole", *contrastive, *fixed, "max_duration=8ba")
+    train_tiny(tmp_path / "parts", *contrastive, *fixed, "max_duration=4ba")
+    parts = train_tiny(
+        tmp_path / "parts", *contrastive, *fixed, "max_duration=8ba", "autoresume=true"
+    )
+    assert_same_run(whole, parts)
+    assert losses(whole, "contrastive") == losses(parts, "contrastive")
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("loss.contrastive_outputs=[dense]", "loss.self_distillation needs an ensemble of two"),
+        ("loss.sts_regression=1", "loss.sts_regression needs data.train of kind sts"),
+        ("loss.contrastive_outputs=[dens]", r"contrastive_outputs\[0\] 'dens' is not one of"),
+    ],
+)
+def test_contrastive_objectives_that_are_refused(override, message, tiny_yaml, contrastive):
+    with pytest.raises(ConfigError, match=message):
+        train(load_config([tiny_yaml], [*contrastive, override]))
+
+
+# Checkpoints hold what extraction needs
+
+
+def test_extracted_model_has_the_targets_shape(reference, tmp_path):
+    info = extract(reference, tmp_path / "small")
+    assert TARGET.items() <= info["shape"].items()
+    assert info["largest_difference"] <= 1e-5
+    assert json.loads((tmp_path / "small" / "pruning.json").read_text()) == info
+    assert info["batches"] == {"prune": 8}
+    assert json.loads((tmp_path / "small" / "config.json").read_text())["num_hidden_layers"] == 3
+
+
+def test_budget_trains_and_extracts(tmp_path, train_tiny):
+    run = train_tiny(
+        tmp_path, "model.l0_module.target_model=null", "model.l0_module.target_density=0.6"
+    )
+    info = extract(run, tmp_path / "small")
+    counts = info["parameters"]
+    assert counts["extracted"]["encoder"] / counts["source"]["encoder"] == pytest.approx(
+        0.6, rel=0.005
+    )
+    assert set(metric(run, "pruning/lambda_1/encoder")) == {1, 2, 3, 4}
+
+
+def test_a_speedup_trains_and_extracts(tmp_path, train_tiny):
+    overrides = ("target_model=null", "target_speedup=1.5", "target_length=512")
+    run = train_tiny(tmp_path, *(f"model.l0_module.{override}" for override in overrides))
+    info = extract(run, tmp_path / "small")
+    source, small = (EncoderShape(**info[key]) for key in ("source_shape", "shape"))
+    fewer = forward_flops(source, [512]) / forward_flops(small, [512])
+    assert fewer == pytest.approx(1.5, rel=0.01)
+    assert set(metric(run, "pruning/lambda_1/operations")) == {1, 2, 3, 4}
+    rows = info["constraint"]
+    assert rows["operations"]["target_sparsity"] == pytest.approx(1 / 3)
+    assert rows["operations"]["realised_sparsity"] == pytest.approx(1 / 3, abs=0.01)
+    assert rows["encoder"]["target_sparsity"] == rows["encoder"]["realised_sparsity"]
+
+
+def test_recovery_trains_the_extracted_model(tmp_path, reference, make_yaml, train_tiny):
+    config = load_config([make_yaml(tmp_path)], ["stage=recover"])
+    extract(reference, Path(config.model.base_model))
+    run = train(config)
+    info = extract(run, tmp_path / "recovered")
+    assert TARGET.items() <= info["shape"].items()
+    assert info["batches"] == {"prune": 8, "recover": 4}
+    assert info["parameters"]["source"]["encoder"] > info["parameters"]["extracted"]["encoder"]
+
+
+# The run folder
+
+
+@pytest.fixture
+def used(tmp_path, reference) -> Path:
+    """A run folder that holds a run."""
+    run = tmp_path / "runs" / "tiny"
+    shutil.copytree(reference, run, symlinks=True)
+    return run
+
+
+def contents(folder: Path) -> dict[str, int]:
+    return {path.name: path.lstat().st_mtime_ns for path in folder.iterdir()}
+
+
+def test_run_folder_in_use_is_refused_and_untouched(used, tmp_path, train_tiny):
+    before = contents(used)
+    with pytest.raises(
+        FileExistsError, match="is in use and is kept. To fix, set another run_name"
+    ):
+        train_tiny(tmp_path)
+    assert contents(used) == before
+
+
+def test_overwrite_replaces_a_run(used, tmp_path, train_tiny):
+    assert train_tiny(tmp_path, "overwrite=true", "max_duration=1ba") == used
+    assert not (used / "ba8-rank0.pt").exists()
+    assert len(losses(used)) == 1
+
+
+def test_overwrite_replaces_only_a_run(tmp_path, train_tiny):
+    mine = tmp_path / "runs" / "tiny" / "thesis.txt"
+    mine.parent.mkdir(parents=True)
+    mine.write_text("ten years of work")
+    with pytest.raises(FileExistsError, match="only if it holds a run"):
+        train_tiny(tmp_path, "overwrite=true")
+    assert mine.read_text() == "ten years of work"
+
+
+def test_nothing_is_made_when_the_target_is_wrong(tiny_yaml, tmp_path, capfd):
+    assert main([str(tiny_yaml), "model.l0_module.target_model.n_heads=2"]) == 2
+    assert "transformers could not load the result" in capfd.readouterr().err
+    assert not (tmp_path / "runs").exists()
+    assert not (tmp_path / "processed").exists()
+
+
+@pytest.mark.parametrize("key", ["run_folder", "data.processed_folder", "loggers.folder"])
+def test_a_folder_that_cannot_be_written_is_refused_at_the_start(key, tiny_yaml, tmp_path):
+    """A file stands in the way, which the superuser of a container cannot pass either."""
+    (tmp_path / "file").write_text("")
+    overrides = [f"{key}={tmp_path}/file/inside", "loggers.file=true"]
+    message = rf"^{key} .*inside cannot be written: .*file is no folder .*To fix, choose another"
+    with pytest.raises(PermissionError, match=message):
+        check_run(load_config([tiny_yaml], overrides))
+
+
+def test_a_folder_without_rights_is_refused_at_the_start(tiny_yaml, monkeypatch):
+    monkeypatch.setattr("os.access", lambda path, mode: False)
+    with pytest.raises(
+        PermissionError, match=r"run_folder .* cannot be written: .* To fix, choose"
+    ):
+        check_run(load_config([tiny_yaml]))

@@ -1,0 +1,916 @@
+"""From a checkpoint to a folder: the same outputs, the right structures, all or nothing."""
+
+from __future__ import annotations
+
+import json
+import logging
+import math
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+from torch.nn.functional import normalize
+
+from bge_pruning.export import extraction
+from bge_pruning.export.extract import ExtractOptions, extract
+from bge_pruning.export.extraction import describe
+from bge_pruning.export.model_card import render_model_card
+from bge_pruning.export.pruning_record import compute_constraint_report
+from bge_pruning.export.validation import ValidationError, tokenize_sentences
+from bge_pruning.model_io.checkpoint import RunMetadata
+from bge_pruning.model_io.quiet import no_loading_bars
+from bge_pruning.models.encoder_shape import EncoderShape, count_parameters
+from bge_pruning.models.l0_module_embedding import L0Module
+from bge_pruning.models.structural_pruning import PruningMasks
+
+ALL = ("head", "hidden", "intermediate", "layer")
+SIZES = {
+    "head": ("num_attention_heads", 2),
+    "hidden": ("hidden_size", 16),
+    "intermediate": ("intermediate_size", 32),
+    "layer": ("num_hidden_layers", 2),
+}
+# sigmoid(log_alpha + SHIFT) is the probability of an open gate.
+SHIFT = -2 / 3 * math.log(0.1 / 1.1)
+SENTENCES = [
+    "A plane is taking off.",
+    "Yes.",
+    "今天的天气很好，我们去公园散步吧。",
+    "Embedding models turn a text into a vector, texts of similar vector lie close; Yes, yes.",
+]
+
+
+# Runs
+
+
+@pytest.fixture
+def gated(metadata, tiny_shape) -> Callable[..., RunMetadata]:
+    """A function that gives the metadata of a run with these axes gated, each to half."""
+
+    def gated(axes: tuple[str, ...] = ALL, **changes: Any) -> RunMetadata:
+        target = replace(tiny_shape, **dict(SIZES[axis] for axis in axes))
+        arguments = {**metadata.l0_module, "axes": list(axes), "target": asdict(target)}
+        return replace(metadata, l0_module=arguments, **changes)
+
+    return gated
+
+
+@pytest.fixture
+def messages(caplog, monkeypatch) -> pytest.LogCaptureFixture:
+    """What the package logs, even after a command line has set its logger up for a terminal."""
+    monkeypatch.setattr(logging.getLogger("bge_pruning"), "propagate", True)
+    return caplog
+
+
+def gates_of(run: Path) -> dict[str, list]:
+    state = torch.load(run / "latest-rank0.pt", weights_only=True)["state"]["model"]
+    prefix = "l0_module.log_alpha."
+    return {n.removeprefix(prefix): t.tolist() for n, t in state.items() if n.startswith(prefix)}
+
+
+def largest(values: list[float], count: int) -> list[int]:
+    return sorted(sorted(range(len(values)), key=lambda i: -values[i])[:count])
+
+
+def kept_of(run: Path, shape: EncoderShape) -> dict[str, list]:
+    """The structures with the largest gates, by hand."""
+    gates = gates_of(run)
+    layers = largest(gates["layer"], shape.num_hidden_layers) if "layer" in gates else range(4)
+    kept = {"layer": list(layers), "hidden": list(range(32))}
+    if "hidden" in gates:
+        kept["hidden"] = largest(gates["hidden"], shape.hidden_size)
+    for axis, size, count in (
+        ("head", 4, shape.num_attention_heads),
+        ("intermediate", 64, shape.intermediate_size),
+    ):
+        rows = gates.get(axis, [[0.0] * size] * 4)
+        kept[axis] = [largest(rows[layer], count) for layer in layers]
+    return kept
+
+
+def masks_of(kept: dict[str, list]) -> PruningMasks:
+    head, intermediate = torch.zeros(4, 4), torch.zeros(4, 64)
+    for row, layer in enumerate(kept["layer"]):
+        head[layer, kept["head"][row]] = 1.0
+        intermediate[layer, kept["intermediate"][row]] = 1.0
+    layer = torch.zeros(4).index_fill(0, torch.tensor(kept["layer"]), 1.0)
+    hidden = torch.zeros(32).index_fill(0, torch.tensor(kept["hidden"]), 1.0)
+    return PruningMasks(head, intermediate, layer, hidden)
+
+
+# The law: masked == extracted
+
+
+def outputs_of(folder: Path, pooling: str, batch: dict[str, Tensor]) -> dict[str, Tensor]:
+    """BGE-M3's outputs by their formulas, from the files alone."""
+    from transformers import AutoModel
+
+    with no_loading_bars():
+        model = AutoModel.from_pretrained(folder, dtype=torch.float32).eval()
+    mask = batch["attention_mask"][..., None].float()
+    with torch.no_grad():
+        hidden = model(**batch).last_hidden_state
+    mean = (hidden * mask).sum(1) / mask.sum(1)
+    outputs = {
+        "hidden": hidden * mask,
+        "dense_vecs": normalize(hidden[:, 0] if pooling == "cls" else mean, dim=-1),
+    }
+    for name in ("sparse_linear", "colbert_linear"):
+        if (folder / f"{name}.pt").exists():
+            head = torch.load(folder / f"{name}.pt", weights_only=True)
+            outputs[name] = hidden @ head["weight"].T + head["bias"]
+    if "sparse_linear" in outputs:
+        outputs["token_weights"] = (outputs.pop("sparse_linear").relu() * mask)[..., 0]
+    if "colbert_linear" in outputs:
+        vectors = normalize(outputs.pop("colbert_linear")[:, 1:], dim=-1)
+        outputs["colbert_vecs"] = vectors * mask[:, 1:]
+    return outputs
+
+
+@pytest.mark.parametrize("pooling", ["cls", "mean"])
+@pytest.mark.parametrize(
+    "cut_axes",
+    [ALL, ("layer",), ("intermediate",), ("head", "hidden"), ("head", "hidden", "intermediate")],
+    ids="-".join,
+)
+def test_masked_equals_extracted(
+    cut_axes, pooling, gated, save_run, build_model, tiny_shape, batch, tmp_path
+):
+    run = save_run(gated(cut_axes, pooling=pooling))
+    info = extract(run, tmp_path / "small")
+    shape = replace(tiny_shape, **dict(SIZES[axis] for axis in cut_axes))
+    kept = kept_of(run, shape)
+    assert info["kept"] == kept
+    assert info["shape"] == asdict(shape)
+    backbone, heads = build_model(tiny_shape, torch.float32, pooling)
+    with torch.no_grad():
+        hidden = backbone(**batch, masks=masks_of(kept))
+        masked = heads.outputs(hidden, batch["attention_mask"])
+    masked["hidden"] = (hidden * batch["attention_mask"][..., None])[..., kept["hidden"]]
+    masked["dense_vecs"] = masked["dense_vecs"][:, kept["hidden"]]
+    extracted = outputs_of(tmp_path / "small", pooling, batch)
+    assert extracted.keys() == masked.keys()
+    for name, value in extracted.items():
+        torch.testing.assert_close(value, masked[name], atol=1e-5, rtol=0)
+    assert info["largest_difference"] <= 1e-5
+
+
+@pytest.mark.parametrize(
+    "change",
+    [{"pooler": False}, {"sparse_head": False}, {"colbert_dim": 0}, {"colbert_dim": 8}],
+    ids=lambda change: next(iter(change.items())),
+)
+def test_models_with_other_outer_parts(change, gated, save_run, tiny_shape, tmp_path):
+    shape = replace(tiny_shape, **change)
+    metadata = gated()
+    target = {**metadata.l0_module["target"], **change}
+    metadata = replace(
+        metadata, shape=asdict(shape), l0_module={**metadata.l0_module, "target": target}
+    )
+    info = extract(save_run(metadata), tmp_path / "small")
+    assert_counts(tmp_path / "small", info["parameters"]["extracted"])
+
+
+def test_eps_of_the_source_is_kept(metadata, save_run, tiny_hf_config, tmp_path):
+    config = {**tiny_hf_config, "layer_norm_eps": 0.1}
+    extract(save_run(replace(metadata, hf_config=config)), tmp_path / "small")
+    assert json.loads((tmp_path / "small" / "config.json").read_text())["layer_norm_eps"] == 0.1
+
+
+def test_tokenizer_that_pads_and_cuts(metadata, save_run, tmp_path):
+    """As all-MiniLM-L6-v2's, whose ``tokenizer.json`` pads every text to 128 tokens."""
+    from tokenizers import Tokenizer
+
+    tokenizer = Tokenizer.from_str(metadata.tokenizer_files["tokenizer.json"].decode())
+    tokenizer.enable_padding(length=60, pad_id=1, pad_token="<pad>")
+    tokenizer.enable_truncation(60)
+    files = {**metadata.tokenizer_files, "tokenizer.json": tokenizer.to_str().encode()}
+    extract(save_run(replace(metadata, tokenizer_files=files)), tmp_path / "small")
+    assert (tmp_path / "small" / "tokenizer.json").read_bytes() == files["tokenizer.json"]
+
+
+def test_prompts_of_the_source_are_kept(metadata, save_run, tmp_path):
+    from sentence_transformers import SentenceTransformer
+
+    prompts = {"prompts": {"query": "the plane: "}, "default_prompt_name": "query"}
+    extract(save_run(replace(metadata, prompts=prompts)), tmp_path / "small")
+    model = SentenceTransformer(str(tmp_path / "small"), device="cpu")
+    assert model.prompts["query"] == "the plane: "
+    assert model.default_prompt_name == "query"
+
+
+@pytest.mark.parametrize("length", [8, 16])
+def test_a_model_for_short_texts(length, metadata, save_run, tmp_path):
+    """Sentence-transformers cuts the longer validation sentences; that is no difference."""
+    extract(save_run(replace(metadata, max_seq_length=length)), tmp_path / "small")
+    assert (tmp_path / "small" / "model.safetensors").exists()
+
+
+# Precision
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)
+def test_masked_and_rounded_equals_extracted(
+    dtype, run, build_model, tiny_shape, target_shape, batch, tmp_path
+):
+    """The law for rounded weights: 1e-5, as far as float32 goes; bfloat16 itself is far above."""
+    info = extract(run, tmp_path / "small", options=ExtractOptions(dtype))
+    kept = kept_of(run, target_shape)
+    assert info["kept"] == kept
+    backbone, heads = build_model(tiny_shape, torch.float32)
+    found = []
+    for rounded in (False, True):
+        if rounded:
+            for parameter in (*backbone.parameters(), *heads.parameters()):
+                parameter.data = parameter.data.to(dtype).float()
+        with torch.no_grad():
+            hidden = backbone(**batch, masks=masks_of(kept))
+            masked = heads.outputs(hidden, batch["attention_mask"])
+        found.append({**masked, "dense_vecs": masked["dense_vecs"][:, kept["hidden"]]})
+    small = tmp_path / "small"
+    heads = {p.stem: torch.load(p, weights_only=True) for p in small.glob("*.pt")}
+    assert all(t.dtype == dtype for state in heads.values() for t in state.values())
+    for name, state in heads.items():
+        torch.save({key: value.float() for key, value in state.items()}, small / f"{name}.pt")
+    extracted = outputs_of(small, "cls", batch)
+    for name, value in found[1].items():
+        torch.testing.assert_close(extracted[name], value, atol=1e-5, rtol=0)
+    assert (found[0]["dense_vecs"] - found[1]["dense_vecs"]).abs().max() > 1e-5
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)
+def test_the_record_of_a_precision(dtype, run, tmp_path):
+    info = extract(run, tmp_path / "small", options=ExtractOptions(dtype))
+    assert json.loads((tmp_path / "small" / "pruning.json").read_text()) == info
+    assert info["largest_difference"] <= 1e-5
+    precision = info["precision"]
+    assert set(precision) == {"dtype", "rounding", "as_loaded"}
+    name = str(dtype).removeprefix("torch.")
+    assert precision["dtype"] == name
+    outputs = {"dense_vecs", "token_weights", "colbert_vecs"}
+    assert set(precision["rounding"]) == {"dense_cosine", *outputs}
+    assert 1e-5 < precision["rounding"]["dense_vecs"] < 0.1
+    assert 0.99 < precision["rounding"]["dense_cosine"] < 1.0
+    assert 1e-5 < precision["as_loaded"] < 0.1
+    card = (tmp_path / "small" / "README.md").read_text(encoding="utf-8")
+    assert f"The weights are {name}:" in card
+
+
+def test_weights_beyond_float16_are_refused(run, metadata, save_run, tmp_path, unchanged):
+    name = "encoder.layer.2.output.dense.bias"
+    save_run(metadata, {f"backbone.{name}": torch.full((32,), 1e5)})
+    before = contents(tmp_path)
+    with pytest.raises(ValueError, match=rf"^{name} holds 100000, and float16 ends at 65504"):
+        extract(run, tmp_path / "small", options=ExtractOptions(torch.float16))
+    unchanged(before)
+
+
+def test_activations_beyond_float16_are_refused(run, metadata, save_run, tmp_path, unchanged):
+    """No weight is too large, but what they compute is."""
+    names = [f"backbone.encoder.layer.{i}.intermediate.dense.bias" for i in range(4)]
+    save_run(metadata, {name: torch.full((64,), 6e4) for name in names})
+    extract(run, tmp_path / "wide", options=ExtractOptions(torch.bfloat16))
+    before = contents(tmp_path)
+    message = r"^run in float16, the extracted model gives vectors that are not finite: .* To fix"
+    with pytest.raises(ValidationError, match=message):
+        extract(run, tmp_path / "small", options=ExtractOptions(torch.float16))
+    unchanged(before)
+
+
+def test_a_damaged_folder_of_another_precision_is_not_delivered(run, tmp_path, damage, unchanged):
+    damage(shift_head("sparse_linear"))
+    before = contents(tmp_path)
+    with pytest.raises(ValidationError, match="token_weights"):
+        extract(run, tmp_path / "small", options=ExtractOptions(torch.float16))
+    unchanged(before)
+
+
+FLAG = """\
+import json, sys
+from FlagEmbedding import BGEM3FlagModel
+
+rows = {}
+for folder in sys.argv[1:]:
+    for half in (False, True):
+        model = BGEM3FlagModel(folder, use_fp16=half, devices="cpu", colbert_dim=32)
+        found = model.encode(
+            ["A plane is taking off.", "Yes."],
+            return_dense=True, return_sparse=True, return_colbert_vecs=True,
+        )
+        rows[f"{folder} {half}"] = [
+            found["dense_vecs"].tolist(), [v.tolist() for v in found["colbert_vecs"]],
+            [[float(w) for w in row.values()] for row in found["lexical_weights"]],
+        ]
+print("RESULT" + json.dumps(rows))
+"""
+
+
+def test_flag_embedding_loads_every_precision(run, tmp_path):
+    """With ``use_fp16`` and without, whatever the precision of encoder and heads on disk."""
+    dtypes = {"fp16": torch.float16, "bf16": torch.bfloat16}
+    folders = {name: str(tmp_path / name) for name in dtypes}
+    for name, dtype in dtypes.items():
+        extract(run, Path(folders[name]), options=ExtractOptions(dtype))
+    environment = {k: v for k, v in os.environ.items() if k != "PYTHONPATH"}
+    done = subprocess.run(
+        [sys.executable, "-c", FLAG, *folders.values()],
+        cwd=tmp_path,
+        env={**environment, "HF_HUB_OFFLINE": "1"},
+        check=True,
+        capture_output=True,
+        text=True,
+    )
+    rows = json.loads(done.stdout.partition("RESULT")[2])
+    for folder in folders.values():
+        dense = [torch.tensor(rows[f"{folder} {half}"][0]) for half in (False, True)]
+        torch.testing.assert_close(dense[0], dense[1], atol=1e-2, rtol=0)
+        batch = tokenize_sentences(
+            {"tokenizer.json": Path(folder, "tokenizer.json").read_bytes()}, 1, 78
+        )
+        expected = outputs_of_rounded(Path(folder), batch)[:2]
+        torch.testing.assert_close(dense[0], expected, atol=1e-5, rtol=0)
+
+
+def outputs_of_rounded(folder: Path, batch: dict[str, Tensor]) -> Tensor:
+    """Dense vectors in float32, from the files alone."""
+    from transformers import AutoModel
+
+    with no_loading_bars(), torch.no_grad():
+        model = AutoModel.from_pretrained(folder, dtype=torch.float32).eval()
+        return normalize(model(**batch).last_hidden_state[:, 0], dim=-1)
+
+
+# What other programs get
+
+READ = """\
+import json, re, sys
+from pathlib import Path
+import torch
+from FlagEmbedding import BGEM3FlagModel
+from sentence_transformers import SentenceTransformer
+from transformers import AutoModel, AutoTokenizer
+
+folder, sentences = sys.argv[1], json.loads(sys.argv[2])
+card = Path(folder, "README.md").read_text(encoding="utf-8")
+dim = re.search(r"colbert_dim=(\\d+)", card)
+flag = BGEM3FlagModel(
+    folder, use_fp16=False, devices="cpu", colbert_dim=int(dim.group(1)) if dim else -1
+)
+three = flag.encode(sentences, return_dense=True, return_sparse=True, return_colbert_vecs=True)
+tokens = AutoTokenizer.from_pretrained(folder)(sentences, padding=True, return_tensors="pt")
+with torch.no_grad():
+    hidden = AutoModel.from_pretrained(folder).eval()(**tokens).last_hidden_state
+example = re.search(r"```python\\n(.*?)```", card, re.DOTALL).group(1)
+names = {}
+exec(example.replace("THIS_FOLDER", folder), names)
+vectors = SentenceTransformer(folder, device="cpu").encode(sentences)
+result = {
+    "AutoModel": torch.nn.functional.normalize(hidden[:, 0], dim=-1).tolist(),
+    "SentenceTransformer": vectors.tolist(),
+    "BGEM3FlagModel": three["dense_vecs"].tolist(),
+    "lexical_weights": [{t: float(w) for t, w in row.items()} for row in three["lexical_weights"]],
+    "colbert_vecs": [row.tolist() for row in three["colbert_vecs"]],
+    "example": list(names["vectors"].shape),
+    "imported": sorted({"bge_pruning", "composer"} & set(sys.modules)),
+}
+Path("result.json").write_text(json.dumps(result))
+"""
+
+
+def masked_outputs(run: Path, shape: EncoderShape, model: Any, files: dict[str, bytes]):
+    """Dense, lexical weights and multi-vectors of each sentence alone, from the masked model."""
+    from tokenizers import Tokenizer
+
+    tokenizer = Tokenizer.from_str(files["tokenizer.json"].decode())
+    kept = kept_of(run, shape)
+    backbone, heads = model
+    for sentence in SENTENCES:
+        ids = tokenizer.encode(sentence).ids
+        row = torch.tensor([ids])
+        with torch.no_grad():
+            hidden = backbone(row, torch.ones_like(row), masks_of(kept))[0]
+            weights = heads.sparse_linear(hidden).relu()[:, 0].tolist()
+            colbert = normalize(heads.colbert_linear(hidden[1:]), dim=-1)
+        lexical: dict[str, float] = {}
+        for token, weight in zip(ids, weights, strict=True):
+            if token > 3 and weight > 0:  # the first four are special
+                lexical[str(token)] = max(weight, lexical.get(str(token), 0.0))
+        yield normalize(hidden[0, kept["hidden"]], dim=-1), lexical, colbert
+
+
+def test_other_programs_get_the_masked_models_outputs(
+    metadata, save_run, build_model, tiny_shape, target_shape, tokenizer_files, tmp_path
+):
+    bias = torch.tensor([1.0])  # lifts some tokens above 0, not all
+    run = save_run(metadata, {"heads.sparse_linear.bias": bias})
+    elsewhere = tmp_path / "elsewhere"
+    elsewhere.mkdir()
+    extract(run, tmp_path / "small")
+    environment = {k: v for k, v in os.environ.items() if k != "PYTHONPATH"}
+    subprocess.run(
+        [sys.executable, "-c", READ, str(tmp_path / "small"), json.dumps(SENTENCES)],
+        cwd=elsewhere,
+        env={**environment, "HF_HUB_OFFLINE": "1"},
+        check=True,
+        capture_output=True,
+    )
+    theirs = json.loads((elsewhere / "result.json").read_text())
+    model = build_model(tiny_shape, torch.float32)
+    model[1].sparse_linear.bias.data = bias
+    ours = masked_outputs(run, target_shape, model, tokenizer_files)
+    for index, (dense, lexical, colbert) in enumerate(ours):
+        for program in ("AutoModel", "SentenceTransformer", "BGEM3FlagModel"):
+            assert theirs[program][index] == pytest.approx(dense.tolist(), abs=1e-5)
+        assert theirs["lexical_weights"][index] == pytest.approx(lexical, abs=1e-5)
+        vectors = torch.tensor(theirs["colbert_vecs"][index])
+        torch.testing.assert_close(vectors, colbert, atol=1e-5, rtol=0)
+    assert index == len(SENTENCES) - 1
+    assert any(theirs["lexical_weights"])
+    assert theirs["example"] == [2, 16]
+    assert theirs["imported"] == []
+
+
+# The record
+
+
+def assert_counts(folder: Path, counts: dict[str, int]) -> None:
+    """Counts against the numbers that the files hold."""
+    state = load_file(folder / "model.safetensors")
+    real = {
+        part: sum(t.numel() for name, t in state.items() if name.startswith(f"{part}."))
+        for part in ("encoder", "embeddings", "pooler")
+    }
+    heads = [torch.load(path, weights_only=True) for path in folder.glob("*.pt")]
+    # A view would carry the whole of what it was cut from into the file.
+    for tensor in (t for head in heads for t in head.values()):
+        assert tensor.untyped_storage().nbytes() == 4 * tensor.numel()
+    real["heads"] = sum(t.numel() for head in heads for t in head.values())
+    assert counts == {**real, "total": sum(real.values())}
+
+
+def test_the_record(save_run, build_model, tiny_shape, target_shape, metadata, tmp_path):
+    said = {"revision": "v1", "license": "mit", "origin": "someone/tiny"}
+    run = save_run(replace(metadata, **said))
+    info = extract(run, tmp_path / "small")
+    assert json.loads((tmp_path / "small" / "pruning.json").read_text()) == info
+    assert (tmp_path / "small" / "README.md").read_text(encoding="utf-8") == render_model_card(info)
+    assert_counts(tmp_path / "small", info["parameters"]["extracted"])
+    source = sum(p.numel() for module in build_model(tiny_shape) for p in module.parameters())
+    assert info["parameters"]["source"]["total"] == source
+    expected = {
+        "source": {"base_model": "someone/tiny", **said},
+        "source_shape": asdict(tiny_shape),
+        "shape": asdict(target_shape),
+        "method": "l0",
+        "seed": 5,
+        "batches": {"prune": 12},
+        "pooling": "cls",
+        "max_seq_length": 78,
+        "versions": metadata.versions,
+        "tolerance": 1e-5,
+        "checkpoint": str(run / "latest-rank0.pt"),
+    }
+    assert {key: info[key] for key in expected} == expected
+    assert set(info) == {*expected, "kept", "constraint", "parameters", "largest_difference"}
+
+
+def test_kept_weights_are_unchanged(run, build_model, tiny_shape, tmp_path):
+    kept = extract(run, tmp_path / "small")["kept"]
+    before = build_model(tiny_shape, torch.float32)[0].state_dict()
+    after = load_file(tmp_path / "small" / "model.safetensors")
+    name = "embeddings.word_embeddings.weight"
+    assert torch.equal(after[name], before[name][:, kept["hidden"]])
+    name = "encoder.layer.{}.intermediate.dense.weight"
+    rows = before[name.format(kept["layer"][1])][kept["intermediate"][1]]
+    assert torch.equal(after[name.format(1)], rows[:, kept["hidden"]])
+
+
+def test_the_line_about_an_extraction(run, tmp_path, messages):
+    with messages.at_level("INFO"):
+        info = extract(run, tmp_path / "small")
+    counts = info["parameters"]
+    share = 100 * counts["extracted"]["encoder"] / counts["source"]["encoder"]
+    line = (
+        f"2 layers, hidden 16, 2 heads, intermediate 32; {counts['extracted']['encoder']:,} "
+        f"encoder parameters ({share:.1f}% of the source), {counts['extracted']['total']:,} in "
+        f"all; largest difference from the masked model {info['largest_difference']:.1e}"
+    )
+    assert describe(info) == line
+    assert f"wrote {tmp_path / 'small'}: {line}" in messages.text
+
+
+def test_a_checkpoint_file_and_its_folder_give_the_same(run, tmp_path):
+    first = extract(run, tmp_path / "first")
+    assert extract(run / "latest-rank0.pt", tmp_path / "second") == first
+
+
+def test_a_run_without_gates_from_the_unpruned_model(metadata, save_run, tiny_shape, tmp_path):
+    info = extract(save_run(replace(metadata, l0_module=None)), tmp_path / "same")
+    assert info["shape"] == info["source_shape"] == asdict(tiny_shape)
+    assert info["batches"] == {"train": 12}
+    assert info["constraint"] == {}
+    assert info["kept"]["head"] == [[0, 1, 2, 3]] * 4
+    assert info["kept"]["hidden"] == list(range(32))
+
+
+def test_recovery_inherits_what_was_cut(run, metadata, save_run, target_shape, tmp_path):
+    first = extract(run, tmp_path / "pruned")
+    config = json.loads((tmp_path / "pruned" / "config.json").read_text())
+    recovery = replace(
+        metadata,
+        base_model=str(tmp_path / "pruned"),
+        shape=asdict(target_shape),
+        hf_config=config,
+        l0_module=None,
+        source_pruning=first,
+        seed=8,
+        refit_texts=64,
+    )
+    info = extract(save_run(recovery), tmp_path / "recovered")
+    assert (first.get("refit_texts"), info["refit_texts"]) == (None, 64)
+    for key in ("source", "source_shape", "kept", "constraint", "shape"):
+        assert info[key] == first[key]
+    assert info["parameters"] == first["parameters"]
+    assert info["batches"] == {"prune": 12, "recover": 12}
+    assert info["seed"] == 8
+
+
+def test_a_budget_is_met(metadata, save_run, tiny_shape, tmp_path):
+    budget = 0.43 * count_parameters(tiny_shape).encoder
+    arguments = {**metadata.l0_module, "target": None, "target_parameters": budget}
+    info = extract(save_run(replace(metadata, l0_module=arguments)), tmp_path / "small")
+    assert info["parameters"]["extracted"]["encoder"] == pytest.approx(budget, rel=0.005)
+    assert_counts(tmp_path / "small", info["parameters"]["extracted"])
+    constraint = info["constraint"]["encoder"]
+    assert constraint["target_sparsity"] == pytest.approx(0.57)
+    assert constraint["realised_sparsity"] == pytest.approx(0.57, abs=0.0025)
+
+
+# How near the gates were
+
+
+def open_probability(log_alpha: float) -> float:
+    return 1.0 / (1.0 + math.exp(-(log_alpha + SHIFT)))
+
+
+def mean(values: list[float]) -> float:
+    return sum(values) / len(values)
+
+
+def test_constraint_report_is_its_formulas(tiny_shape, target_shape, metadata):
+    module = L0Module(tiny_shape, **{**metadata.l0_module, "target": target_shape})
+    generator = torch.Generator().manual_seed(2)
+    for log_alpha in module.log_alpha.values():
+        log_alpha.data = torch.randn(log_alpha.shape, generator=generator)
+    gates = {axis: log_alpha.tolist() for axis, log_alpha in module.log_alpha.items()}
+    report = compute_constraint_report(module, target_shape)
+    p = {a: [open_probability(v) for v in gates[a]] for a in ("hidden", "layer")}
+    for axis in ("head", "intermediate"):
+        p[axis] = [[open_probability(v) for v in row] for row in gates[axis]]
+        sparsity = [1.0 - mean(row) for row in p[axis]]
+        assert report[axis]["expected_sparsity"] == pytest.approx(mean(sparsity), abs=1e-6)
+        worst = max(abs(s - 0.5) for s in sparsity)
+        assert report[axis]["largest_distance"] == pytest.approx(worst, abs=1e-6)
+        assert worst > abs(mean(sparsity) - 0.5) + 1e-3
+    for axis in ("hidden", "layer"):
+        expected = 1.0 - mean(p[axis])
+        assert report[axis]["expected_sparsity"] == pytest.approx(expected, abs=1e-6)
+        assert report[axis]["largest_distance"] == pytest.approx(abs(0.5 - expected), abs=1e-6)
+    h, count = sum(p["hidden"]), 0.0
+    for layer, heads, units in zip(p["layer"], p["head"], p["intermediate"], strict=True):
+        count += layer * (sum(heads) * (4 * 8 * h + 24) + sum(units) * (2 * h + 1) + 6 * h)
+    full = 4 * (4 * (4 * 8 * 32 + 24) + 64 * 65 + 6 * 32)
+    small = 2 * (2 * (4 * 8 * 16 + 24) + 32 * 33 + 6 * 16)
+    row = report["encoder"]
+    assert row["expected_sparsity"] == pytest.approx(1.0 - count / full, abs=1e-6)
+    assert row["realised_sparsity"] == row["target_sparsity"] == pytest.approx(1.0 - small / full)
+    assert set(report) == {*ALL, "encoder"}
+    assert all(report[axis]["target_sparsity"] == 0.5 for axis in ALL)
+    assert all(report[axis]["realised_sparsity"] == 0.5 for axis in ALL)
+
+
+def unit_gates(shares: list[float]) -> dict[str, Tensor]:
+    """Gates of units that are each open with their layer's probability, in an order of their own.
+
+    The differences are too small to count.
+    """
+    base = torch.tensor([math.log(share / (1 - share)) - SHIFT for share in shares])
+    return {"l0_module.log_alpha.intermediate": base[:, None] + 1e-5 * torch.randn(4, 64)}
+
+
+def far(text: str) -> list[str]:
+    return [line for line in text.splitlines() if "points of sparsity from what is cut" in line]
+
+
+def test_gates_that_met_the_target_are_not_spoken_of(gated, save_run, tmp_path, messages):
+    extract(save_run(gated(("intermediate",)), unit_gates([0.509] * 4)), tmp_path / "small")
+    assert not far(messages.text)
+
+
+def test_gates_far_from_the_target_are_spoken_of(gated, save_run, tmp_path, messages):
+    extract(save_run(gated(("intermediate",)), unit_gates([0.525] * 4)), tmp_path / "small")
+    (line, *_) = far(messages.text)
+    assert (
+        "the gates of 'intermediate' were 2.5 points of sparsity from what is cut (expected 0.475 "
+        "on average, cut 0.500): the run ended before the constraint was met. Train longer, or "
+        "raise optimizer.lambda_2_lr." in line
+    )
+    assert messages.records[0].levelno == logging.WARNING
+
+
+def test_layers_far_from_the_target_on_both_sides_are_spoken_of(
+    gated, save_run, tmp_path, messages
+):
+    """Every layer has a constraint of its own: 20 points too many here, 20 too few there."""
+    gates = unit_gates([0.3, 0.7, 0.3, 0.7])
+    info = extract(save_run(gated(("intermediate",)), gates), tmp_path / "small")
+    assert info["constraint"]["intermediate"]["largest_distance"] == pytest.approx(0.2, abs=1e-3)
+    assert any("'intermediate'" in line for line in far(messages.text))
+
+
+# All or nothing
+
+
+def contents(folder: Path) -> dict[str, bytes | None]:
+    return {
+        str(path.relative_to(folder)): path.read_bytes() if path.is_file() else None
+        for path in folder.rglob("*")
+    }
+
+
+@pytest.fixture
+def unchanged(tmp_path):
+    """A function that fails if anything below the test's folder has changed since ``run``."""
+
+    def check(before: dict[str, bytes | None]) -> None:
+        assert contents(tmp_path) == before
+
+    return check
+
+
+@pytest.fixture
+def old(tmp_path) -> Path:
+    """A folder with an extracted model in it."""
+    folder = tmp_path / "small"
+    folder.mkdir()
+    (folder / "pruning.json").write_text("{}")
+    (folder / "model.safetensors").write_bytes(b"months of work")
+    return folder
+
+
+def change_json(path: Path, change: Callable[[Any], Any]) -> None:
+    path.write_text(json.dumps(change(json.loads(path.read_text(encoding="utf-8")))))
+
+
+def shift_weight(folder: Path) -> None:
+    state = load_file(folder / "model.safetensors")
+    state["encoder.layer.1.output.dense.bias"][3] += 0.01
+    save_file(state, folder / "model.safetensors", metadata={"format": "pt"})
+
+
+def shift_head(name: str, by: float = 0.01) -> Callable[[Path], None]:
+    def shift(folder: Path) -> None:
+        state = torch.load(folder / f"{name}.pt", weights_only=True)
+        state["weight"][0, 3] += by
+        torch.save(state, folder / f"{name}.pt")
+
+    return shift
+
+
+def delete(name: str) -> Callable[[Path], None]:
+    return lambda folder: (folder / name).unlink()
+
+
+def set_key(name: str, key: str, value: Any) -> Callable[[Path], None]:
+    return lambda folder: change_json(folder / name, lambda config: {**config, key: value})
+
+
+def flip_pooling(config: dict[str, Any]) -> dict[str, Any]:
+    return {**config, "pooling_mode_cls_token": False, "pooling_mode_mean_tokens": True}
+
+
+def swap_tokens(folder: Path) -> None:
+    path = folder / "tokenizer.json"
+    content = json.loads(path.read_text(encoding="utf-8"))
+    vocabulary = content["model"]["vocab"]
+    vocabulary["A"], vocabulary["Yes"] = vocabulary["Yes"], vocabulary["A"]
+    path.write_text(json.dumps(content))
+
+
+# All of these load without a word and compute something else.
+SILENT = {
+    "weight": (shift_weight, "last_hidden_state"),
+    "colbert": (shift_head("colbert_linear"), "colbert_vecs"),
+    "sparse": (shift_head("sparse_linear"), "token_weights"),
+    "no colbert": (delete("colbert_linear.pt"), "colbert_vecs"),
+    "no sparse": (delete("sparse_linear.pt"), "token_weights"),
+    "heads": (set_key("config.json", "num_attention_heads", 4), "last_hidden_state"),
+    "layers": (set_key("config.json", "num_hidden_layers", 1), "last_hidden_state"),
+    "eps": (set_key("config.json", "layer_norm_eps", 0.1), "last_hidden_state"),
+    "no modules": (delete("modules.json"), "sentence-transformers"),
+    "no norm": (
+        lambda folder: change_json(folder / "modules.json", lambda m: m[:2]),
+        "sentence-transformers",
+    ),
+    "pooling": (
+        lambda folder: change_json(folder / "1_Pooling" / "config.json", flip_pooling),
+        "dense_vecs",
+    ),
+    "length": (set_key("sentence_bert_config.json", "max_seq_length", 4), "sentence-transformers"),
+    "tokens": (swap_tokens, "sentence-transformers"),
+}
+
+
+@pytest.fixture
+def damage(monkeypatch) -> Callable[[Callable[[Path], None]], None]:
+    """A function that has every written folder changed before it is validated."""
+    write = extraction.write_model_folder
+
+    def damage(change: Callable[[Path], None]) -> None:
+        def write_and_change(folder: Path, *args: Any) -> None:
+            write(folder, *args)
+            change(folder)
+
+        monkeypatch.setattr(extraction, "write_model_folder", write_and_change)
+
+    return damage
+
+
+@pytest.mark.parametrize("name", SILENT)
+def test_a_folder_that_computes_something_else_is_not_delivered(
+    name, run, tmp_path, damage, unchanged
+):
+    change, output = SILENT[name]
+    damage(change)
+    before = contents(tmp_path)
+    message = rf"the extracted model differs from .*{output} (\d|missing)"
+    with pytest.raises(ValidationError, match=message):
+        extract(run, tmp_path / "small")
+    unchanged(before)
+
+
+def test_the_error_names_every_difference_and_what_to_do(run, tmp_path, damage):
+    damage(shift_weight)
+    names = ("last_hidden_state", "dense_vecs", "token_weights", "colbert_vecs")
+    message = (
+        r"^the extracted model differs from the masked model by more than 1e-05: "
+        + "".join(rf"{name} \d\.\d\de-0\d, " for name in names)
+        + r"sentence-transformers \d\.\d\de-0\d "
+        + r"\(of values above 1 relative to the largest\)\. To fix"
+    )
+    with pytest.raises(ValidationError, match=message):
+        extract(run, tmp_path / "small")
+
+
+def test_the_tolerance_is_1e_5(run, tmp_path, damage):
+    damage(shift_head("sparse_linear", by=5e-6))
+    info = extract(run, tmp_path / "near")
+    assert 4e-6 < info["largest_difference"] <= 1e-5
+    damage(shift_head("sparse_linear", by=1e-5))
+    with pytest.raises(ValidationError, match=r"more than 1e-05: token_weights 1\.\d+e-05"):
+        extract(run, tmp_path / "far")
+
+
+def test_of_large_states_the_tolerance_is_relative(metadata, save_run, tmp_path, damage):
+    """Nothing scales them and the sparse weights, and what float32 rounds grows with them."""
+
+    def shift(by: float) -> Callable[[Path], None]:
+        def shift_states(folder: Path) -> None:
+            state = load_file(folder / "model.safetensors")
+            last = max(int(name.split(".")[2]) for name in state if ".layer." in name)
+            state[f"encoder.layer.{last}.output.LayerNorm.bias"][3] += by
+            save_file(state, folder / "model.safetensors", metadata={"format": "pt"})
+
+        return shift_states
+
+    last = extract(save_run(metadata), tmp_path / "kept")["kept"]["layer"][-1]
+    large = {f"backbone.encoder.layer.{last}.output.LayerNorm.weight": torch.full((32,), 30.0)}
+    run = save_run(metadata, large)
+    damage(shift(by=1e-4))
+    assert 1e-6 < extract(run, tmp_path / "near")["largest_difference"] <= 1e-5
+    damage(shift(by=1e-2))
+    with pytest.raises(ValidationError, match=r"more than 1e-05: last_hidden_state \d"):
+        extract(run, tmp_path / "far")
+
+
+@pytest.mark.parametrize("name", ["tokenizer.json", "config.json", "model.safetensors"])
+def test_a_folder_that_does_not_load_is_not_delivered(name, run, tmp_path, damage, unchanged):
+    damage(delete(name))
+    before = contents(tmp_path)
+    with pytest.raises((ValueError, OSError)):
+        extract(run, tmp_path / "small")
+    unchanged(before)
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf])
+def test_weights_that_are_no_numbers_are_not_delivered(
+    value, metadata, save_run, tmp_path, unchanged
+):
+    name = "backbone.embeddings.LayerNorm.bias"
+    run = save_run(metadata, {name: torch.full((32,), value)})
+    before = contents(tmp_path)
+    with pytest.raises(ValidationError, match="last_hidden_state nan"):
+        extract(run, tmp_path / "small")
+    unchanged(before)
+
+
+def test_a_wrong_count_is_not_delivered(run, tmp_path, monkeypatch, unchanged):
+    count = extraction.count_parameters
+    monkeypatch.setattr(extraction, "count_parameters", lambda s: replace(count(s), embeddings=7))
+    before = contents(tmp_path)
+    message = r"the cut model has .*, but its shape should have .*embeddings=7.*To fix"
+    with pytest.raises(ValidationError, match=message):
+        extract(run, tmp_path / "small")
+    unchanged(before)
+
+
+@pytest.mark.parametrize("overwrite", [False, True])
+def test_a_truncated_checkpoint(overwrite, run, tmp_path, unchanged, request):
+    if overwrite:
+        request.getfixturevalue("old")
+    path = run / "latest-rank0.pt"
+    path.write_bytes(path.read_bytes()[:-1000])
+    before = contents(tmp_path)
+    with pytest.raises(ValueError, match=r"latest-rank0\.pt: damaged, not complete.*To fix"):
+        extract(run, tmp_path / "small", overwrite)
+    unchanged(before)
+
+
+@pytest.mark.parametrize("name", ["nothing", "run/none.pt"])
+def test_no_checkpoint(name, run, tmp_path, unchanged):
+    before = contents(tmp_path)
+    with pytest.raises(FileNotFoundError, match="no such run folder or checkpoint. To fix"):
+        extract(tmp_path / name, tmp_path / "small")
+    unchanged(before)
+
+
+def test_a_shape_that_cannot_be_loaded_is_not_delivered(gated, save_run, tmp_path, unchanged):
+    """Half the heads with the whole hidden size: no version of transformers loads it."""
+    run = save_run(gated(("head",)))
+    before = contents(tmp_path)
+    message = "transformers does not load the extracted model .*mismatch.*To fix"
+    with pytest.raises(ValueError, match=message):
+        extract(run, tmp_path / "small")
+    unchanged(before)
+
+
+def interrupt(folder: Path) -> None:
+    raise KeyboardInterrupt
+
+
+@pytest.mark.parametrize("change", [interrupt, shift_weight])
+def test_a_failed_overwrite_keeps_the_old_folder(change, run, old, tmp_path, damage, unchanged):
+    damage(change)
+    before = contents(tmp_path)
+    with pytest.raises((KeyboardInterrupt, ValidationError)):
+        extract(run, old, overwrite=True)
+    unchanged(before)
+
+
+def test_an_existing_folder_is_kept(run, old, tmp_path, unchanged):
+    before = contents(tmp_path)
+    message = r"small exists and is kept\. To fix, choose another folder, or pass --overwrite"
+    with pytest.raises(FileExistsError, match=message):
+        extract(run, old)
+    unchanged(before)
+
+
+def test_a_folder_of_something_else_is_never_replaced(run, old, tmp_path, unchanged):
+    (old / "pruning.json").unlink()
+    before = contents(tmp_path)
+    with pytest.raises(FileExistsError, match=r"small holds no pruning\.json.* is kept .*To fix"):
+        extract(run, old, overwrite=True)
+    unchanged(before)
+
+
+@pytest.mark.parametrize("overwrite", [False, True])
+def test_a_file_is_kept(overwrite, run, tmp_path, unchanged):
+    (tmp_path / "small").write_text("my file")
+    before = contents(tmp_path)
+    with pytest.raises(FileExistsError, match=r"is a file\. To fix, choose a folder that does not"):
+        extract(run, tmp_path / "small", overwrite)
+    unchanged(before)
+
+
+def test_overwrite_replaces_the_folder(run, old, tmp_path):
+    (old / "stale.txt").touch()
+    info = extract(run, old, overwrite=True)
+    assert json.loads((old / "pruning.json").read_text()) == info
+    assert not (old / "stale.txt").exists()
+    assert {path.name for path in tmp_path.iterdir()} == {"run", "small"}
+
+
+def test_an_empty_folder_and_missing_parents(run, tmp_path):
+    (tmp_path / "empty").mkdir()
+    extract(run, tmp_path / "empty")
+    extract(run, tmp_path / "a" / "b c" / "模型")
+    assert (tmp_path / "a" / "b c" / "模型" / "model.safetensors").exists()
+    assert {path.name for path in tmp_path.iterdir()} == {"run", "empty", "a"}

@@ -1,0 +1,490 @@
+"""BERT -> XLM-RoBERTa: exact hidden states, the layout of the folder, and what is refused.
+
+Also ``stand_in_heads``, ``minilm`` and ``scripts/prepare_minilm.py``, on the same tiny BERT.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import subprocess
+import sys
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+import torch
+from transformers import (
+    AutoTokenizer,
+    BertConfig,
+    BertModel,
+    BertTokenizer,
+    RobertaConfig,
+    XLMRobertaModel,
+)
+
+from bge_pruning.model_io import bert_conversion, conversion_folder, minilm, stand_in_heads
+
+ROOT = Path(__file__).resolve().parents[2]
+WORDS = ["the", "a", "cat", "dog", "bird", "sees", "hears", "runs", "sleeps", "small", "big", "red"]
+WORDS += ["old", "never", "often"]
+SENTENCES = [
+    "the cat sees a dog",
+    "a small bird never sleeps",
+    "the old dog often runs",
+    "the cat hears the big red bird",
+    "a dog sleeps",
+    "the bird",
+    "the xylophone runs",
+]
+
+
+def write_tiny_bert(folder: Path, pad_token_id: int = 0, pooler: bool = True) -> Path:
+    """A random BERT in which every weight matters, and its tokenizer."""
+    special = ["[UNK]", "[CLS]", "[SEP]", "[MASK]"]
+    special.insert(pad_token_id, "[PAD]")
+    tokenizer = BertTokenizer(
+        vocab={word: i for i, word in enumerate([*special, *WORDS])}, model_max_length=40
+    )
+    tokenizer.backend_tokenizer.enable_truncation(5)
+    tokenizer.backend_tokenizer.enable_padding(length=5, pad_id=pad_token_id)
+    config = BertConfig(
+        vocab_size=len(tokenizer),
+        hidden_size=32,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        intermediate_size=64,
+        max_position_embeddings=40,
+        pad_token_id=pad_token_id,
+    )
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        model = BertModel(config, add_pooling_layer=pooler)
+        for parameter in model.parameters():
+            torch.nn.init.normal_(parameter, std=0.5)
+    model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_tiny_bert(tmp_path_factory.mktemp("bert") / "source")
+
+
+@pytest.fixture(scope="module")
+def converted(source: Path) -> Path:
+    output = source.parent / "parent" / "converted"
+    return bert_conversion.convert_bert_folder(source, output, SENTENCES, record={"source": "tiny"})
+
+
+def edit_json(path: Path, **changes: object) -> None:
+    path.write_text(json.dumps(json.loads(path.read_text()) | changes))
+
+
+# --- the model ------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("pad_token_id", [0, 1, 3])
+def test_hidden_states_are_exactly_equal(tmp_path: Path, pad_token_id: int) -> None:
+    source = write_tiny_bert(tmp_path / "source", pad_token_id)
+    output = bert_conversion.convert_bert_folder(source, tmp_path / "output", SENTENCES)
+    bert = BertModel.from_pretrained(source).eval()
+    xlmr = XLMRobertaModel.from_pretrained(output).eval()
+    texts = [*SENTENCES, "the cat " * 60]
+    batch = AutoTokenizer.from_pretrained(output)(
+        texts, padding=True, truncation=True, max_length=40, return_tensors="pt"
+    )
+    assert batch["input_ids"].shape == (
+        len(texts),
+        40,
+    )  # the last row of the position table is used
+    with torch.no_grad():
+        old, new = bert(**batch), xlmr(**batch)
+    real = batch["attention_mask"].bool()
+    assert torch.equal(old.last_hidden_state[real], new.last_hidden_state[real])
+    assert torch.equal(old.pooler_output, new.pooler_output)
+
+
+def test_position_table_moves_down_and_first_token_type_stays() -> None:
+    state = {
+        bert_conversion.POSITION_TABLE: torch.arange(6.0).reshape(3, 2),
+        bert_conversion.TOKEN_TYPE_TABLE: torch.tensor([[1.0, 2.0], [3.0, 4.0]]),
+        "embeddings.position_ids": torch.arange(3),
+        "pooler.dense.bias": torch.ones(2),
+    }
+    converted = bert_conversion.convert_state_dict(state, pad_token_id=1)
+    positions = converted[bert_conversion.POSITION_TABLE]
+    assert positions.tolist() == [[0, 0], [0, 0], [0, 1], [2, 3], [4, 5]]
+    assert converted[bert_conversion.TOKEN_TYPE_TABLE].tolist() == [[1, 2]]
+    assert "embeddings.position_ids" not in converted
+    assert converted["pooler.dense.bias"] is state["pooler.dense.bias"]
+
+
+def test_source_without_pooler_gets_none(tmp_path: Path) -> None:
+    source = write_tiny_bert(tmp_path / "source", pooler=False)
+    output = bert_conversion.convert_bert_folder(source, tmp_path / "output", SENTENCES)
+    assert XLMRobertaModel.from_pretrained(output, add_pooling_layer=False).pooler is None
+    _, report = XLMRobertaModel.from_pretrained(output, output_loading_info=True)
+    assert set(report["missing_keys"]) == {"pooler.dense.weight", "pooler.dense.bias"}
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        (
+            {"position_embedding_type": "relative_key"},
+            "position_embedding_type is 'relative_key', expected 'abs",
+        ),
+        ({"is_decoder": True}, "is_decoder is True, expected False"),
+        ({"pad_token_id": None}, "pad_token_id is missing, expected an integer"),
+        (RobertaConfig().to_diff_dict(), "model_type is 'roberta', expected 'bert'"),
+    ],
+)
+def test_what_xlmr_cannot_express_is_refused(
+    tmp_path: Path, changes: dict[str, object], message: str
+) -> None:
+    source = write_tiny_bert(tmp_path / "source")
+    edit_json(source / "config.json", **changes)
+    with pytest.raises(ValueError, match=message):
+        bert_conversion.convert_bert_folder(source, tmp_path / "output", SENTENCES)
+    assert [path.name for path in tmp_path.iterdir()] == ["source"]
+
+
+def test_incomplete_weights_are_refused(tmp_path: Path) -> None:
+    source = write_tiny_bert(tmp_path / "source")
+    edit_json(source / "config.json", num_hidden_layers=3)
+    with pytest.raises(ValueError, match=r"the weights lack .*encoder\.layer\.2\."):
+        bert_conversion.load_bert(source)
+
+
+def test_missing_folder_is_named(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError, match=r"nowhere/config\.json not found"):
+        bert_conversion.load_bert(tmp_path / "nowhere")
+
+
+def test_a_tokenizer_without_separator_is_refused(tmp_path: Path) -> None:
+    source = write_tiny_bert(tmp_path / "source")
+    edit_json(source / "tokenizer_config.json", sep_token=None)
+    with pytest.raises(ValueError, match="sep_token None"):
+        bert_conversion.load_tokenizer(source)
+
+
+@pytest.mark.parametrize("value", [1.0, float("nan")])
+def test_verification_finds_one_wrong_weight(
+    tmp_path: Path, source: Path, converted: Path, value: float
+) -> None:
+    bert = BertModel.from_pretrained(source).eval()
+    with torch.no_grad():
+        bert.encoder.layer[1].output.dense.bias[3] += value
+    with pytest.raises(
+        RuntimeError, match=r"not equivalent: token ids agree, hidden states differ by .*1e-05"
+    ):
+        bert_conversion.verify_conversion(bert, source, converted, SENTENCES)
+
+
+# --- the heads ------------------------------------------------------------------------
+
+
+def test_scaled_idf() -> None:
+    idf = stand_in_heads.compute_scaled_idf([[1, 2, 2], [1, 3], [1]], vocab_size=5)
+    assert idf[[0, 1, 4]].tolist() == [0, 0, 0]
+    assert idf[[2, 3]].tolist() == [1, 1]
+    with pytest.raises(ValueError, match="1 distinct texts, expected at least 2"):
+        stand_in_heads.compute_scaled_idf([[1]], vocab_size=5)
+
+
+def test_sparse_head_is_the_ridge_solution(source: Path) -> None:
+    bert = BertModel.from_pretrained(source).eval()
+    tokenizer = bert_conversion.load_tokenizer(source)
+    batches = [
+        tokenizer(texts, padding=True, return_tensors="pt")
+        for texts in (SENTENCES[:3], SENTENCES[3:])
+    ]
+    head = stand_in_heads.fit_sparse_head(bert, batches, tokenizer.all_special_ids, ridge=0.01)
+
+    rows = [(text, tokenizer(text)["input_ids"]) for text in SENTENCES]
+    idf = stand_in_heads.compute_scaled_idf([ids for _, ids in rows], len(tokenizer))
+    inputs, targets = [], []
+    for text, ids in rows:
+        with torch.no_grad():
+            hidden = bert(**tokenizer(text, return_tensors="pt")).last_hidden_state[0].double()
+        lexical = [i for i, token in enumerate(ids) if token not in tokenizer.all_special_ids]
+        inputs.append(hidden[lexical])
+        targets.append(idf[[ids[i] for i in lexical]])
+    x, y = torch.cat(inputs), torch.cat(targets)
+    penalty = (0.01 * len(x) * x.var(dim=0, correction=0).mean()).sqrt() * torch.eye(
+        32, dtype=torch.float64
+    )
+    design = torch.cat([x - x.mean(0), penalty])  # ridge as least squares on extra rows
+    weight = torch.linalg.lstsq(design, torch.cat([y - y.mean(), y.new_zeros(32)])).solution
+    torch.testing.assert_close(head["weight"][0].double(), weight, atol=1e-5, rtol=1e-4)
+    torch.testing.assert_close(
+        head["bias"][0].double(), y.mean() - weight @ x.mean(0), atol=1e-5, rtol=1e-4
+    )
+
+
+def test_what_cannot_be_fitted_is_refused(source: Path) -> None:
+    bert = BertModel.from_pretrained(source).eval()
+    with pytest.raises(ValueError, match="ridge is 0, expected a number above 0"):
+        stand_in_heads.fit_sparse_head(bert, [], [], ridge=0)
+    tokenizer = bert_conversion.load_tokenizer(source)
+    unknown = tokenizer(["xylophone", "zebra"], return_tensors="pt")
+    with pytest.raises(ValueError, match="only special and unknown tokens"):
+        stand_in_heads.fit_sparse_head(bert, [unknown], tokenizer.all_special_ids)
+
+
+# --- the folder -----------------------------------------------------------------------
+
+
+def test_layout(converted: Path) -> None:
+    files = {path.relative_to(converted).as_posix() for path in converted.rglob("*")}
+    assert files == {
+        "1_Pooling",
+        "1_Pooling/config.json",
+        "2_Normalize",
+        "2_Normalize/config.json",
+        "colbert_linear.pt",
+        "config.json",
+        "config_sentence_transformers.json",
+        "conversion.json",
+        "model.safetensors",
+        "modules.json",
+        "sentence_bert_config.json",
+        "sparse_linear.pt",
+        "tokenizer.json",
+        "tokenizer_config.json",
+    }
+    assert [path.name for path in converted.parent.iterdir()] == [
+        "converted"
+    ]  # no temporary folder left
+    assert (
+        len({(converted / name).stat().st_mode for name in ("config.json", "model.safetensors")})
+        == 1
+    )
+
+
+def test_configs(converted: Path) -> None:
+    config = json.loads((converted / "config.json").read_text())
+    wanted = {
+        "model_type": "xlm-roberta",
+        "architectures": ["XLMRobertaModel"],
+        "max_position_embeddings": 41,
+        "type_vocab_size": 1,
+        "position_embedding_type": "absolute",
+        "pad_token_id": 0,
+        "bos_token_id": 2,
+        "eos_token_id": 3,
+    }
+    assert {name: config[name] for name in wanted} == wanted
+    pooling = json.loads((converted / "1_Pooling" / "config.json").read_text())
+    assert pooling["word_embedding_dimension"] == 32
+    assert (pooling["pooling_mode_mean_tokens"], pooling["pooling_mode_cls_token"]) == (True, False)
+    sentence = json.loads((converted / "sentence_bert_config.json").read_text())
+    assert sentence == {
+        "max_seq_length": 40,
+        "do_lower_case": False,
+    }  # 256, cut to the position table
+
+
+def test_heads(converted: Path) -> None:
+    colbert = torch.load(converted / "colbert_linear.pt", weights_only=True)
+    sparse = torch.load(converted / "sparse_linear.pt", weights_only=True)
+    assert torch.equal(colbert["weight"], torch.eye(32))
+    assert torch.equal(colbert["bias"], torch.zeros(32))
+    assert {name: tuple(value.shape) for name, value in sparse.items()} == {
+        "weight": (1, 32),
+        "bias": (1,),
+    }
+    assert all(value.dtype == torch.float32 and value.isfinite().all() for value in sparse.values())
+
+
+def test_tokenizer(converted: Path) -> None:
+    tokenizer = AutoTokenizer.from_pretrained(converted)
+    assert (tokenizer.bos_token, tokenizer.eos_token) == ("[CLS]", "[SEP]")
+    assert set(tokenizer("the cat", "a dog")) == {"input_ids", "attention_mask"}
+    assert len(tokenizer("the cat " * 10)["input_ids"]) == 22
+    stored = json.loads((converted / "tokenizer.json").read_text())
+    assert (stored["truncation"], stored["padding"]) == (None, None)
+    assert "max_length" not in json.loads((converted / "tokenizer_config.json").read_text())
+
+
+def test_record(converted: Path) -> None:
+    record = json.loads((converted / "conversion.json").read_text())
+    assert (record["source"], record["largest_difference"], record["sentences"]) == (
+        "tiny",
+        0.0,
+        len(SENTENCES),
+    )
+    sizes = {
+        path.relative_to(converted).as_posix(): path.stat().st_size
+        for path in converted.rglob("*.*")
+    }
+    del sizes["conversion.json"]
+    assert record["files"] == sizes
+
+
+def test_existing_folder_is_refused(tmp_path: Path, source: Path) -> None:
+    (tmp_path / "kept").touch()
+    with pytest.raises(FileExistsError, match="exists and is kept.*--overwrite"):
+        bert_conversion.convert_bert_folder(source, tmp_path, SENTENCES)
+    with pytest.raises(FileExistsError, match=r"holds no conversion\.json"):
+        bert_conversion.convert_bert_folder(source, tmp_path, SENTENCES, overwrite=True)
+    assert [path.name for path in tmp_path.iterdir()] == ["kept"]
+
+
+def test_an_unequal_result_gets_no_folder(
+    tmp_path: Path, source: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(bert_conversion, "compute_largest_difference", lambda *_: 1e-4)
+    with pytest.raises(RuntimeError, match=r"hidden states differ by 1\.00e-04"):
+        bert_conversion.convert_bert_folder(source, tmp_path / "output", SENTENCES)
+    assert not list(tmp_path.iterdir())
+
+
+# --- all-MiniLM-L6-v2 -----------------------------------------------------------------
+
+
+@pytest.fixture
+def sentences(tmp_path: Path) -> Path:
+    path = tmp_path / "sts.csv"
+    path.write_text(
+        "".join(f'"{text}","{text}, often",2.5\n' for text in SENTENCES), encoding="utf-8"
+    )
+    return path
+
+
+@pytest.fixture
+def tiny_minilm(source: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The tiny BERT in the place of the packaged model."""
+    monkeypatch.setattr(minilm, "find_source", lambda: source)
+    monkeypatch.setattr(
+        minilm, "SOURCE_SHA256", conversion_folder.compute_sha256(source / "model.safetensors")
+    )
+    return source
+
+
+@pytest.fixture(scope="module")
+def script() -> ModuleType:
+    spec = importlib.util.spec_from_file_location(
+        "prepare_minilm", ROOT / "scripts" / "prepare_minilm.py"
+    )
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_prepare_converts_once(
+    tmp_path: Path, sentences: Path, tiny_minilm: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    output = tmp_path / "output"
+    assert not conversion_folder.is_complete(output, minilm.SOURCE_SHA256)
+    assert minilm.prepare(output, sentences) == output
+    assert conversion_folder.is_complete(output, minilm.SOURCE_SHA256)
+    assert "apache-2.0" in (output / "README.md").read_text()
+    record = json.loads((output / conversion_folder.RECORD_FILE).read_text())
+    assert (record["source"], record["licence"]) == (minilm.MODEL_NAME, "Apache-2.0")
+
+    time = (output / "config.json").stat().st_mtime_ns
+    with caplog.at_level("INFO"):
+        minilm.prepare(output, tmp_path / "not needed")
+    assert "already holds sentence-transformers/all-MiniLM-L6-v2" in caplog.text
+    assert (output / "config.json").stat().st_mtime_ns == time
+
+    (output / "sparse_linear.pt").unlink()
+    with pytest.raises(FileExistsError, match="exists and is kept"):
+        minilm.prepare(output, sentences)
+    minilm.prepare(output, sentences, overwrite=True)
+    assert conversion_folder.is_complete(output, minilm.SOURCE_SHA256)
+
+
+def test_a_complete_folder_needs_no_torch(tmp_path: Path) -> None:
+    record = {"source_sha256": minilm.SOURCE_SHA256, "files": {}}
+    (tmp_path / conversion_folder.RECORD_FILE).write_text(json.dumps(record))
+    code = (
+        "import runpy, sys\n"
+        f"sys.argv = ['prepare_minilm.py', '--output', {str(tmp_path)!r}]\n"
+        "try:\n    runpy.run_path('scripts/prepare_minilm.py', run_name='__main__')\n"
+        "except SystemExit as stop:\n    print(stop.code, 'torch' in sys.modules)\n"
+    )
+    run = subprocess.run(
+        [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True
+    )
+    assert run.stdout.strip() == "0 False"
+    assert "already holds" in run.stderr
+
+
+def test_wrong_checksum_is_an_error(tmp_path: Path) -> None:
+    (tmp_path / "model.safetensors").write_bytes(b"other")
+    with pytest.raises(
+        ValueError, match=r"sha256 is d9298a10.*expected 53aa5117.*pip install --force-reinstall"
+    ):
+        minilm.check_source(tmp_path)
+
+
+def test_missing_package_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(minilm, "PACKAGE", "no-such-distribution")
+    with pytest.raises(
+        FileNotFoundError, match=r"is missing.*pip install no-such-distribution==0\.1\.0"
+    ):
+        minilm.find_source()
+
+
+def test_package_without_the_model_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(minilm, "PACKAGE", "pytest")
+    monkeypatch.setattr(minilm, "MODEL_PATH", "pytest/model")
+    with pytest.raises(
+        FileNotFoundError, match=r"model\.safetensors not found in the package pytest"
+    ):
+        minilm.find_source()
+
+
+def test_read_sentences(tmp_path: Path) -> None:
+    path = tmp_path / "sts.csv"
+    path.write_text('"A, b",c,1.0\n"d\ne",f,2\n', encoding="utf-8")
+    assert minilm.read_sentences(path) == ["A, b", "c", "d\ne", "f"]
+    path.write_text("a,b,1\na, b, c, 1\n", encoding="utf-8")
+    with pytest.raises(ValueError, match=r"sts\.csv:2: 4 columns, expected 3"):
+        minilm.read_sentences(path)
+    with pytest.raises(FileNotFoundError, match=r"none\.csv not found.*--sentences"):
+        minilm.read_sentences(tmp_path / "none.csv")
+
+
+def test_script_reports_an_error(
+    script: ModuleType, tmp_path: Path, tiny_minilm: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    assert (
+        script.main(["--output", str(tmp_path / "o"), "--sentences", str(tmp_path / "none.csv")])
+        == 1
+    )
+    assert "error: " in caplog.text
+    assert "none.csv not found" in caplog.text
+
+
+def test_script_defaults(script: ModuleType) -> None:
+    arguments = script.parse_arguments([])
+    assert arguments.output == Path("experiments/checkpoints/minilm-xlmr")
+    assert arguments.sentences == Path("data/sts/stsb-en-train.csv")
+
+
+def test_real_model_has_the_vectors_of_the_original(tmp_path: Path, sentences: Path) -> None:
+    try:
+        source = minilm.find_source()
+    except FileNotFoundError as error:
+        pytest.skip(str(error))
+    models = pytest.importorskip(
+        "sentence_transformers", reason="sentence-transformers is not installed"
+    )
+    output = minilm.prepare(tmp_path / "output", sentences)
+    texts = [
+        "A plane is taking off.",
+        "Yes.",
+        "Pruned encoders answer the same queries faster. " * 60,
+    ]
+    old, new = (
+        models.SentenceTransformer(str(path), device="cpu").encode(texts)
+        for path in (source, output)
+    )
+    assert old.shape == new.shape == (3, 384)
+    assert abs(old - new).max() <= 1e-5

@@ -1,0 +1,512 @@
+"""Reading checkpoints back: complete, of this project, and without running what they hold."""
+
+from __future__ import annotations
+
+import datetime
+import gc
+import json
+import os
+import re
+import shutil
+from collections.abc import Callable
+from dataclasses import FrozenInstanceError, asdict, fields, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import psutil
+import pytest
+import torch
+
+from bge_pruning.model_io.checkpoint import (
+    BestScore,
+    RunMetadata,
+    build_l0_module,
+    find_checkpoint,
+    load_trained_model,
+    read_best_score,
+)
+from bge_pruning.model_io.precision import round_weights
+from bge_pruning.models.encoder_shape import EncoderShape
+from bge_pruning.models.l0_module_embedding import L0Module
+from bge_pruning.models.structural_pruning import PruningMasks, prune_embedding
+
+NO_CHECKPOINT = r"x\.pt: damaged, not complete, or not a checkpoint of this project \(.+\)\. To fix"
+NO_METADATA = (
+    r"x\.pt: is not a checkpoint of this project: it holds no run metadata \(base_model, shape, "
+    r".*tokenizer_files, revision, prompts, license, origin, refit_texts\)\. To fix, "
+    r"choose a checkpoint"
+)
+
+
+class Code:
+    """Makes a folder when it is unpickled."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+
+    def __reduce__(self) -> tuple[Callable, tuple]:
+        return os.mkdir, (str(self.folder),)
+
+
+@pytest.fixture
+def content(metadata, build_checkpoint) -> dict[str, Any]:
+    return build_checkpoint(metadata)
+
+
+@pytest.fixture
+def save(tmp_path) -> Callable[[Any], Path]:
+    def write(content: Any) -> Path:
+        torch.save(content, tmp_path / "x.pt")
+        return tmp_path / "x.pt"
+
+    return write
+
+
+def through_torch(metadata: RunMetadata, path: Path) -> RunMetadata:
+    torch.save(metadata.state_dict(), path)
+    return RunMetadata.from_state_dict(torch.load(path, weights_only=True))
+
+
+# Metadata
+
+
+def test_metadata_comes_back(metadata, tmp_path):
+    odd = replace(
+        metadata,
+        base_model="kém/模型 'x'",
+        revision="5617a9f",
+        license="apache-2.0",
+        origin="owner/模型",
+        source_pruning={"kept": {"hidden": [0, 2]}, "seed": 1},
+        tokenizer_files={**metadata.tokenizer_files, "sentencepiece.bpe.model": bytes(range(256))},
+    )
+    assert through_torch(odd, tmp_path / "x.pt") == odd
+
+
+def test_metadata_of_a_run_without_gates_comes_back(metadata, tmp_path):
+    plain = replace(metadata, l0_module=None)
+    assert through_torch(plain, tmp_path / "x.pt") == plain
+
+
+def test_metadata_holds_an_empty_tokenizer_file(metadata, tmp_path):
+    """An empty ``added_tokens.json`` must not stop a run at its first checkpoint."""
+    odd = replace(metadata, tokenizer_files={**metadata.tokenizer_files, "added_tokens.json": b""})
+    assert through_torch(odd, tmp_path / "x.pt") == odd
+
+
+@pytest.mark.parametrize("new", ["revision", "prompts", "license", "origin"])
+def test_metadata_of_before_there_was_a_key_is_read(new, metadata):
+    state = metadata.state_dict()
+    old = {key: value for key, value in json.loads(state["json"]).items() if key != new}
+    assert RunMetadata.from_state_dict({**state, "json": json.dumps(old)}) == metadata
+
+
+def test_metadata_is_plain_text_and_bytes(metadata):
+    state = metadata.state_dict()
+    assert set(state) == {"json", "tokenizer_files"}
+    named = {field.name for field in fields(RunMetadata)}
+    assert set(json.loads(state["json"])) == named - {"tokenizer_files"}
+    assert all(file.dtype == torch.uint8 for file in state["tokenizer_files"].values())
+
+
+def test_metadata_cannot_be_changed(metadata):
+    with pytest.raises(FrozenInstanceError):
+        metadata.seed = 1
+
+
+# Finding
+
+
+def test_a_run_folder_means_its_newest_checkpoint(content, save, tmp_path):
+    run = tmp_path / "run"
+    run.mkdir()
+    shutil.copy(save(content), run / "ba12-rank0.pt")
+    (run / "ba8-rank0.pt").write_bytes(b"older")
+    (run / "latest-rank0.pt").symlink_to("ba12-rank0.pt")
+    assert find_checkpoint(run).resolve() == (run / "ba12-rank0.pt").resolve()
+    assert find_checkpoint(run / "ba8-rank0.pt") == run / "ba8-rank0.pt"
+    assert load_trained_model(find_checkpoint(run)).batch == 12
+
+
+@pytest.mark.parametrize("link", [False, True], ids=["empty", "link to nothing"])
+def test_a_run_folder_without_checkpoint(link, tmp_path):
+    if link:
+        (tmp_path / "latest-rank0.pt").symlink_to("gone.pt")
+    message = r"holds no latest-rank0\.pt, so no checkpoint was saved\. To fix, choose the folder"
+    with pytest.raises(FileNotFoundError, match=re.escape(str(tmp_path)) + ": " + message):
+        find_checkpoint(tmp_path)
+
+
+def test_a_missing_checkpoint(tmp_path):
+    message = r"nöne\.pt: no such run folder or checkpoint\. To fix, check the path"
+    with pytest.raises(FileNotFoundError, match=message):
+        find_checkpoint(tmp_path / "nöne.pt")
+
+
+def test_the_best_checkpoint_is_found_only_if_asked_for(content, save, tmp_path):
+    run = tmp_path / "run"
+    run.mkdir()
+    shutil.copy(save(content), run / "ba12-rank0.pt")
+    (run / "latest-rank0.pt").symlink_to("ba12-rank0.pt")
+    message = re.escape(f"{run}: holds no best-rank0.pt. To fix, name the folder of a run with ")
+    with pytest.raises(FileNotFoundError, match=f"{message}evaluation.keep_best .* leave out"):
+        find_checkpoint(run, best=True)
+    with pytest.raises(FileNotFoundError, match=r"ba12-rank0\.pt: holds no best-rank0\.pt"):
+        find_checkpoint(run / "ba12-rank0.pt", best=True)
+    with pytest.raises(FileNotFoundError, match=r"none: no such run folder or checkpoint"):
+        find_checkpoint(tmp_path / "none", best=True)
+    (run / "best-rank0.pt").write_bytes(b"")
+    assert find_checkpoint(run, best=True) == run / "best-rank0.pt"
+    assert find_checkpoint(run / "best-rank0.pt") == run / "best-rank0.pt"
+    assert find_checkpoint(run).resolve().name == "ba12-rank0.pt"
+
+
+def test_what_the_best_checkpoint_is_the_best_by(content, save):
+    best = {"metric": "docs/ndcg_at_10", "score": 0.5, "batch": 3}
+    assert read_best_score(save({**content, "best": best})) == BestScore(**best)
+    message = r"does not say what it is the best by \(KeyError\('best'\)\)\. To fix, remove it"
+    with pytest.raises(ValueError, match=message):
+        read_best_score(save(content))
+    with pytest.raises(ValueError, match=r"does not say what it is the best by \(TypeError"):
+        read_best_score(save({**content, "best": {"score": 0.5}}))
+
+
+# Round trip
+
+
+@pytest.mark.parametrize("pooling", ["cls", "mean"])
+def test_outputs_come_back(pooling, metadata, build_checkpoint, build_model, save, batch):
+    shape = EncoderShape(**metadata.shape)
+    backbone, heads = build_model(shape, torch.float32, pooling)
+    read = load_trained_model(save(build_checkpoint(replace(metadata, pooling=pooling))))
+    with torch.no_grad():
+        hidden = backbone(**batch)
+        mine = read.backbone(**batch)
+        assert torch.equal(mine, hidden)
+        outputs = read.heads.outputs(mine, batch["attention_mask"])
+        for name, expected in heads.outputs(hidden, batch["attention_mask"]).items():
+            assert torch.equal(outputs[name], expected)
+    assert set(outputs) == {"dense_vecs", "token_weights", "colbert_vecs"}
+    assert read.shape == shape
+    assert read.metadata.pooling == pooling
+    assert read.batch == 12
+    assert not any(m.training for m in (read.backbone, read.heads, read.l0_module))
+
+
+def test_gates_come_back(metadata, content, save):
+    names = [name for name in content["state"]["model"] if name.startswith("l0_module.")]
+    generator = torch.Generator().manual_seed(1)
+    for name in names:
+        tensor = content["state"]["model"][name]
+        content["state"]["model"][name] = torch.randn(tensor.shape, generator=generator)
+    read = load_trained_model(save(content)).l0_module
+    assert read.axes == ("head", "hidden", "intermediate", "layer")
+    assert read.realised_shape() == EncoderShape(**metadata.l0_module["target"])
+    assert {f"l0_module.{name}" for name in read.state_dict()} == set(names)
+    for name, tensor in read.state_dict().items():
+        assert torch.equal(tensor, content["state"]["model"][f"l0_module.{name}"])
+
+
+def test_eps_and_pad_id_come_from_the_config(metadata, build_checkpoint, save, tiny_hf_config):
+    config = {**tiny_hf_config, "pad_token_id": 5, "layer_norm_eps": 1e-2}
+    read = load_trained_model(save(build_checkpoint(replace(metadata, hf_config=config))))
+    assert read.backbone.embeddings.pad_token_id == 5
+    norms = [m for m in read.backbone.modules() if isinstance(m, torch.nn.LayerNorm)]
+    assert {norm.eps for norm in norms} == {1e-2}
+
+
+def test_a_run_without_gates(metadata, build_checkpoint, save):
+    read = load_trained_model(save(build_checkpoint(replace(metadata, l0_module=None))))
+    assert read.l0_module is None
+    assert build_l0_module(read.shape, None) is None
+
+
+def test_a_run_without_heads(metadata, build_checkpoint, save, tiny_shape):
+    shape = replace(tiny_shape, sparse_head=False, colbert_dim=0, pooler=False)
+    bare = replace(metadata, shape=asdict(shape), l0_module=None)
+    read = load_trained_model(save(build_checkpoint(bare)))
+    assert read.heads.sparse_linear is None and read.heads.colbert_linear is None
+    assert not any("pooler" in name for name in read.backbone.state_dict())
+
+
+def test_gates_of_a_budget_are_built(metadata, tiny_shape):
+    arguments = {**metadata.l0_module, "target": None, "target_parameters": 20000.0, "seed": 9}
+    built = build_l0_module(tiny_shape, arguments)
+    expected = L0Module(tiny_shape, metadata.l0_module["axes"], None, 20000.0, seed=9)
+    assert built.target is None and built.target_parameters == 20000.0
+    assert torch.equal(built.log_alpha["hidden"], expected.log_alpha["hidden"])
+    assert isinstance(built.deterministic_masks(), PruningMasks)
+
+
+def test_what_composer_stores_beside_the_tensors_is_allowed(content, save):
+    content["rng"] = [{"numpy": np.random.RandomState(0).get_state(), "python": (3, (1, 2), None)}]
+    content["state"]["timestamp"]["Timestamp"]["total_wct"] = datetime.timedelta(seconds=3)
+    content["state"]["integrations"] = {"torch": torch.torch_version.TorchVersion("2.7.0")}
+    assert load_trained_model(save(content)).batch == 12
+
+
+# Memory
+
+
+def mappings(path: Path) -> int:
+    """How often a file is mapped into this process."""
+    gc.collect()
+    lines = Path("/proc/self/maps").read_text().splitlines()
+    return sum(line.endswith(str(path)) for line in lines)
+
+
+def test_nothing_is_left_without_weights(content, save):
+    read = load_trained_model(save(content))
+    for module in (read.backbone, read.heads, read.l0_module):
+        for name, tensor in module.state_dict().items():
+            assert tensor.device.type == "cpu" and tensor.is_contiguous(), name
+            assert tensor.dtype == torch.float32, name
+    frozen = {name for name, p in read.backbone.named_parameters() if not p.requires_grad}
+    assert frozen == {"pooler.dense.weight", "pooler.dense.bias"}
+
+
+def test_weights_of_another_precision_become_float32(content, save):
+    weights = content["state"]["model"]
+    half = {name: tensor.half() for name, tensor in weights.items()}
+    content["state"]["model"] = half
+    read = load_trained_model(save(content))
+    for prefix in ("backbone", "heads"):
+        for name, tensor in getattr(read, prefix).state_dict().items():
+            assert tensor.dtype == torch.float32
+            assert torch.equal(tensor, half[f"{prefix}.{name}"].float())
+
+
+def test_changing_the_model_leaves_the_checkpoint_alone(content, save):
+    path = save(content)
+    before = path.read_bytes()
+    read = load_trained_model(path)
+    round_weights(read.backbone, read.heads, torch.bfloat16)
+    for module in (read.backbone, read.heads, read.l0_module):
+        for parameter in module.parameters():
+            parameter.data.zero_()
+    assert path.read_bytes() == before
+
+
+def test_loading_draws_no_random_numbers(content, save):
+    path = save(content)
+    before = torch.get_rng_state()
+    load_trained_model(path)
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+def test_memory_of_the_word_table_is_given_back_when_it_is_cut(content, save):
+    path = save(content)
+    read = load_trained_model(path)
+    assert mappings(path) == 2
+    prune_embedding(read.backbone.embeddings.word_embeddings, [0, 3])
+    assert mappings(path) == 1
+    del read
+    assert mappings(path) == 0
+
+
+def test_the_state_of_an_optimizer_is_not_read(content, save):
+    content["state"]["optimizers"] = {"AdamW": {"state": {"w": torch.ones(2**24)}}}  # 64 MiB
+    path = save(content)
+    load_trained_model(path)
+    Path("/proc/self/clear_refs").write_text("5")  # the peak starts again from what there is now
+    before = psutil.Process().memory_info().rss
+    read = load_trained_model(path)
+    sum(float(p.detach().sum()) for p in read.backbone.parameters())
+    status = Path("/proc/self/status").read_text()
+    peak = 1024 * int(re.search(r"VmHWM:\s+(\d+) kB", status)[1])
+    assert peak - before < 2**25
+
+
+# Damaged
+
+
+@pytest.mark.parametrize("share", [0.0, 0.001, 0.1, 0.5, 0.99, 0.9999])
+def test_truncated(content, save, share):
+    path = save(content)
+    whole = path.read_bytes()
+    path.write_bytes(whole[: int(share * len(whole))])
+    with pytest.raises(ValueError, match=NO_CHECKPOINT):
+        load_trained_model(path)
+
+
+FOREIGN = {
+    "text": b"hello world",
+    "lfs": b"version https://git-lfs.github.com/spec/v1\noid sha256:4d7a\nsize 12\n",
+    "html": b"<!DOCTYPE html><html>404</html>",
+    "zip": b"PK\x05\x06" + bytes(18),
+    "zeros": bytes(64),
+    "pickle of nothing": b"\x80\x02.",
+    "pickle of what is not there": b"\x80\x02h\x00.",
+}
+
+
+@pytest.mark.parametrize("name", FOREIGN)
+def test_other_files(name, tmp_path):
+    (tmp_path / "x.pt").write_bytes(FOREIGN[name])
+    with pytest.raises(ValueError, match=NO_CHECKPOINT) as caught:
+        load_trained_model(tmp_path / "x.pt")
+    # Torch's own words advise to switch the protection off, or to save the file in another way.
+    assert "weights_only" not in str(caught.value)
+    assert "torch.save(" not in str(caught.value)
+
+
+@pytest.mark.parametrize("place", ["top", "metadata", "weights"])
+def test_code_is_refused_and_not_run(place, content, save, tmp_path):
+    code = Code(tmp_path / "ran")
+    if place == "top":
+        content["extra"] = code
+    elif place == "metadata":
+        content["state"]["callbacks"][0][1]["json"] = code
+    else:
+        content["state"]["model"]["backbone.pooler.dense.bias"] = code
+    path = save(content)
+    with pytest.raises(ValueError, match=NO_CHECKPOINT):
+        load_trained_model(path)
+    assert not (tmp_path / "ran").exists()
+
+
+def test_refused_code_is_named(content, save, tmp_path):
+    """And nobody is advised to run it, as Torch's own words do."""
+    path = save({**content, "extra": Code(tmp_path / "ran")})
+    with pytest.raises(ValueError, match=r"mkdir.* To fix") as caught:
+        load_trained_model(path)
+    assert "weights_only" not in str(caught.value)
+
+
+# Of another project or another model
+
+
+@pytest.mark.parametrize(
+    "other",
+    [
+        {"embeddings.word_embeddings.weight": torch.ones(2, 2)},
+        {"state": {"model": {}, "callbacks": [("NaNMonitor", {})]}},
+        {"state": {"model": {}, "callbacks": [1, 2]}},
+        {"state": {"model": {}}},
+        {"state": torch.ones(2)},
+        {"state": None},
+        [1, 2],
+        torch.ones(2),
+        None,
+    ],
+    ids=[
+        "weights",
+        "Composer's",
+        "no pairs",
+        "no callbacks",
+        "tensor inside",
+        "None inside",
+        "list",
+        "tensor",
+        "None",
+    ],
+)
+def test_other_projects(other, save):
+    with pytest.raises(ValueError, match=NO_METADATA):
+        load_trained_model(save(other))
+
+
+@pytest.mark.parametrize(
+    "state",
+    [
+        None,
+        {},
+        {"json": "{}", "tokenizer_files": {}},
+        {"json": "{", "tokenizer_files": {}},
+        {"json": "[]", "tokenizer_files": {}},
+        {"json": "{}", "tokenizer_files": {"tokenizer.json": "text"}},
+        {"json": "{}", "tokenizer_files": None},
+    ],
+    ids=["None", "empty", "no fields", "broken", "list", "text for bytes", "no files"],
+)
+def test_damaged_metadata(state, content, save):
+    content["state"]["callbacks"] = [("RunMetadataCallback", state)]
+    with pytest.raises(ValueError, match=NO_METADATA):
+        load_trained_model(save(content))
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"shape": {"hidden_size": 32, "size_of_tomorrow": 1}}, "has no shape.num_hidden_layers"),
+        ({"hf_config": {}}, "has no hf_config.pad_token_id"),
+        (
+            {"l0_module": {"axes": ["layer"], "target": None, "axis_of_tomorrow": 1}},
+            "has no l0_module.target_parameters, l0_module.seed",
+        ),
+        ({"base_model": None}, "base_model is null, expected a text"),
+        ({"pooling": "max"}, 'pooling is "max", expected one of cls, mean'),
+        ({"tokenizer_files": {}}, r"has no tokenizer\.json"),
+        (
+            {"hf_config": {"pad_token_id": 99, "layer_norm_eps": 1e-5}},
+            "pad_token_id 99 is none of the 99 tokens",
+        ),
+    ],
+    ids=["shape", "hf_config", "l0_module", "base_model", "pooling", "tokenizer_files", "pad"],
+)
+def test_metadata_of_another_version(change, message, metadata, content, save):
+    """Read well, but it does not say what this version asks for."""
+    state = replace(metadata, **change).state_dict()
+    content["state"]["callbacks"] = [("RunMetadataCallback", state)]
+    found = rf"x\.pt: run metadata: {message}.* To fix, use an earlier checkpoint, or extract with"
+    with pytest.raises(ValueError, match=found):
+        load_trained_model(save(content))
+
+
+def test_gates_of_another_version(metadata, content, save):
+    gates = {"axes": ["layer"], "target": None, "target_parameters": 1e4, "seed": 1, "later": 2}
+    state = replace(metadata, l0_module=gates).state_dict()
+    content["state"]["callbacks"] = [("RunMetadataCallback", state)]
+    message = r"x\.pt: run metadata: these gates are not of this version .* To fix, extract with"
+    with pytest.raises(ValueError, match=message):
+        load_trained_model(save(content))
+
+
+def test_layers_that_no_memory_holds_are_refused_before_they_are_made(metadata, content, save):
+    shape = {**metadata.shape, "num_hidden_layers": 10**9}
+    content["state"]["callbacks"] = [
+        ("RunMetadataCallback", replace(metadata, shape=shape).state_dict())
+    ]
+    with pytest.raises(ValueError, match=r"num_hidden_layers is 1000000000, expected .* 1 to 1000"):
+        load_trained_model(save(content))
+
+
+@pytest.mark.parametrize("part", ["model", "timestamp"])
+def test_a_part_is_missing(part, content, save):
+    del content["state"][part]
+    with pytest.raises(ValueError, match=r"x\.pt: .*(damaged|not a checkpoint).* To fix"):
+        load_trained_model(save(content))
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"num_hidden_layers": 5}, r"\(backbone\): .*only in model: encoder\.layer\.4\."),
+        ({"num_hidden_layers": 3}, r"\(backbone\): .*only in checkpoint: encoder\.layer\.3\."),
+        (
+            {"vocab_size": 98},
+            r"word_embeddings\.weight is \(99, 32\) in the checkpoint, \(98, 32\) in the model",
+        ),
+        ({"colbert_dim": 16}, r"\(heads\): .*colbert_linear\.weight is \(32, 32\).*\(16, 32\)"),
+        ({"sparse_head": False}, r"\(heads\): .*only in checkpoint: sparse_linear\."),
+    ],
+    ids=lambda value: next(iter(value)) if isinstance(value, dict) else "",
+)
+def test_weights_of_another_model(change, message, metadata, content, save, tiny_shape):
+    # Not the gates: their own arguments name no sizes but the target's.
+    other = replace(metadata, shape=asdict(replace(tiny_shape, **change)), l0_module=None)
+    content["state"]["callbacks"] = [("RunMetadataCallback", other.state_dict())]
+    expected = r"x\.pt .*checkpoint and model disagree: .*To fix, use the weights and the config"
+    with pytest.raises(ValueError, match=expected) as caught:
+        load_trained_model(save(content))
+    assert re.search(message, str(caught.value))
+
+
+def test_gates_of_another_run(metadata, content, save, target_shape):
+    target = asdict(replace(target_shape, num_hidden_layers=4))
+    other = {**metadata.l0_module, "axes": ["head", "hidden", "intermediate"], "target": target}
+    state = replace(metadata, l0_module=other).state_dict()
+    content["state"]["callbacks"] = [("RunMetadataCallback", state)]
+    with pytest.raises(ValueError, match=r"\(l0_module\): .*only in checkpoint: lambda_1\.layer"):
+        load_trained_model(save(content))

@@ -1,0 +1,122 @@
+"""Which checkpoint a run goes on from."""
+
+from __future__ import annotations
+
+import logging
+import os
+from pathlib import Path
+
+import pytest
+import torch
+
+from bge_pruning.model_io.checkpoint_files import (
+    check_whole,
+    find_whole_checkpoint,
+    list_checkpoints,
+)
+
+
+def write(folder: Path, *batches: int) -> list[Path]:
+    """Checkpoints, the link on the last one."""
+    paths = []
+    for batch in batches:
+        state = {"model": {"weight": torch.full((4096,), float(batch))}, "timestamp": {}}
+        paths.append(folder / f"ba{batch}-rank0.pt")
+        torch.save({"state": state}, paths[-1])
+    (folder / "latest-rank0.pt").unlink(missing_ok=True)
+    (folder / "latest-rank0.pt").symlink_to(paths[-1].name)
+    return paths
+
+
+def cut(path: Path) -> None:
+    os.truncate(path, path.stat().st_size // 2)
+
+
+def flip(path: Path) -> None:
+    """One bit of a weight."""
+    content = bytearray(path.read_bytes())
+    place = content.index(torch.full((8,), 8.0).numpy().tobytes())
+    content[place] ^= 1
+    path.write_bytes(content)
+
+
+def empty(path: Path) -> None:
+    path.write_bytes(b"")
+
+
+def code(path: Path) -> None:
+    """Something else than tensors and plain values."""
+    torch.save({"state": {"model": Path("x")}}, path)
+
+
+def test_the_newest_comes_first_by_its_number(tmp_path):
+    write(tmp_path, 4, 8, 12)
+    for name in ("best-rank0.pt", "ba3-rank1.pt", "ba9.pt", "ba7-rank0.pt.damaged"):
+        (tmp_path / name).write_bytes(b"")
+    assert [path.name for path in list_checkpoints(tmp_path)] == [
+        "ba12-rank0.pt",
+        "ba8-rank0.pt",
+        "ba4-rank0.pt",
+    ]
+
+
+def test_a_whole_run_is_left_as_it_is(tmp_path, caplog):
+    paths = write(tmp_path, 4, 8)
+    assert find_whole_checkpoint(tmp_path) == paths[-1]
+    assert os.readlink(tmp_path / "latest-rank0.pt") == "ba8-rank0.pt"
+    assert sorted(p.name for p in tmp_path.iterdir()) == [
+        "ba4-rank0.pt",
+        "ba8-rank0.pt",
+        "latest-rank0.pt",
+    ]
+    assert not caplog.records
+
+
+@pytest.mark.parametrize("damage", [cut, flip, empty, code])
+def test_of_a_damaged_newest_one_the_one_before_is_taken(damage, tmp_path, caplog):
+    paths = write(tmp_path, 4, 8)
+    damage(paths[-1])
+    with pytest.raises(ValueError, match=r"ba8-rank0\.pt: damaged"):
+        check_whole(paths[-1])
+    with caplog.at_level(logging.WARNING, "bge_pruning"):
+        assert find_whole_checkpoint(tmp_path) == paths[0]
+    assert os.readlink(tmp_path / "latest-rank0.pt") == "ba4-rank0.pt"
+    assert (tmp_path / "ba8-rank0.pt.damaged").is_file() and not paths[-1].exists()
+    assert "It is renamed to ba8-rank0.pt.damaged." in caplog.text
+    assert "going on from" in caplog.text and "ba4-rank0.pt" in caplog.text
+
+
+@pytest.mark.parametrize("link", [None, "ba4-rank0.pt", "ba99-rank0.pt"])
+def test_the_link_is_put_on_the_newest(link, tmp_path):
+    """Killed between a checkpoint and its link; or the link's file is gone."""
+    paths = write(tmp_path, 4, 8)
+    (tmp_path / "latest-rank0.pt").unlink()
+    if link is not None:
+        (tmp_path / "latest-rank0.pt").symlink_to(link)
+    assert find_whole_checkpoint(tmp_path) == paths[-1]
+    assert os.readlink(tmp_path / "latest-rank0.pt") == "ba8-rank0.pt"
+
+
+def test_all_damaged(tmp_path):
+    for path in write(tmp_path, 4, 8):
+        cut(path)
+    message = r"all its 2 checkpoints are damaged.*To fix, restore one of them, or start again"
+    with pytest.raises(ValueError, match=message):
+        find_whole_checkpoint(tmp_path)
+
+
+def test_killed_while_it_wrote_its_first_one_it_starts_again(tmp_path, caplog):
+    (path,) = write(tmp_path, 4)
+    (tmp_path / "latest-rank0.pt").unlink()  # made when the file is complete
+    cut(path)
+    with caplog.at_level(logging.WARNING, "bge_pruning"):
+        assert find_whole_checkpoint(tmp_path) is None
+    assert "killed while it wrote its first checkpoint: starting again" in caplog.text
+    assert [p.name for p in tmp_path.iterdir()] == ["ba4-rank0.pt.damaged"]
+
+
+def test_a_run_without_checkpoints_starts(tmp_path):
+    (tmp_path / "latest-rank0.pt").symlink_to("ba4-rank0.pt")
+    assert find_whole_checkpoint(tmp_path) is None
+    assert find_whole_checkpoint(tmp_path / "absent") is None
+    assert not list(tmp_path.iterdir())

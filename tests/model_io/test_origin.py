@@ -1,0 +1,132 @@
+"""Licence and hub name of a model, from cards as people write them."""
+
+import logging
+from pathlib import Path
+
+import pytest
+
+from bge_pruning.model_io.origin import Origin, display_name, hub_name, hub_page, read_origin
+
+
+@pytest.fixture
+def write_card(tmp_path):
+    """A function that writes the card of a folder, with this at its head."""
+
+    def write(front: str, rest: str = "# A model\n") -> Path:
+        text = f"---\n{front}---\n{rest}" if front else rest
+        (tmp_path / "README.md").write_text(text, encoding="utf-8")
+        return tmp_path
+
+    return write
+
+
+@pytest.fixture
+def warnings(caplog, monkeypatch) -> pytest.LogCaptureFixture:
+    """What the package warns of, even after a command line has set its logger up."""
+    monkeypatch.setattr(logging.getLogger("bge_pruning"), "propagate", True)
+    return caplog
+
+
+def test_a_model_of_the_hub(write_card, warnings):
+    folder = write_card("license: mit\npipeline_tag: sentence-similarity\n")
+    assert read_origin(folder, "BAAI/bge-m3") == Origin("mit", "BAAI/bge-m3")
+    assert not warnings.records
+
+
+def test_a_folder_that_names_its_base(write_card):
+    folder = write_card("license: apache-2.0\nbase_model: owner/model-1.0\n")
+    assert read_origin(folder, str(folder)) == Origin("apache-2.0", "owner/model-1.0")
+
+
+def test_a_list_of_one_is_that_one(write_card):
+    folder = write_card("license: [cc-by-4.0]\nbase_model:\n- owner/model\n")
+    assert read_origin(folder, str(folder)) == Origin("cc-by-4.0", "owner/model")
+
+
+def test_a_model_of_the_hub_is_not_its_base(write_card):
+    """A fine-tuned model names the one that it was made from."""
+    folder = write_card("base_model: FacebookAI/xlm-roberta-base\n")
+    assert read_origin(folder, "owner/tuned") == Origin(None, "owner/tuned")
+
+
+def test_a_folder_with_the_name_of_a_model_on_the_hub(write_card, monkeypatch):
+    folder = write_card("license: mit\n")
+    (folder / "BAAI" / "bge-m3").mkdir(parents=True)
+    monkeypatch.chdir(folder)
+    assert read_origin(folder, "BAAI/bge-m3") == Origin("mit", None)
+
+
+@pytest.mark.parametrize(
+    "base", ["../a folder", "[a/b, c/d]", "{a: b}", "7", "''", "https://huggingface.co/a/b"]
+)
+def test_a_base_that_is_no_hub_name(base, write_card, warnings):
+    folder = write_card(f"base_model: {base}\n")
+    assert read_origin(folder, str(folder)) == Origin()
+    assert not warnings.records
+
+
+@pytest.mark.parametrize("front", ["", "language: de\n", "license:\nbase_model:\n", "# nothing\n"])
+def test_a_card_that_says_nothing(front, write_card, warnings):
+    folder = write_card(front)
+    assert read_origin(folder, str(folder)) == Origin()
+    assert not warnings.records
+
+
+def test_no_card(tmp_path, warnings):
+    assert read_origin(tmp_path, str(tmp_path)) == Origin()
+    assert not warnings.records
+
+
+@pytest.mark.parametrize("front", ["license: [mit\n", "a: b: c\n", "- mit\n", "just text\n"])
+def test_damaged_metadata_is_a_warning(front, write_card, warnings):
+    assert read_origin(write_card(front), "owner/model") == Origin(None, "owner/model")
+    (record,) = warnings.records
+    assert record.levelname == "WARNING"
+    assert "README.md: the metadata of the model card cannot be read (" in record.getMessage()
+    assert "\n" not in record.getMessage()
+
+
+def test_a_card_that_is_no_text_is_a_warning(tmp_path, warnings):
+    (tmp_path / "README.md").write_bytes(b"---\nlicense: \xff\n---\n")
+    assert read_origin(tmp_path, str(tmp_path)) == Origin()
+    assert "the metadata of the model card cannot be read (" in warnings.text
+
+
+@pytest.mark.parametrize("value", ["7", "[mit, apache-2.0]", "{a: b}", "two words", "'a\nb'"])
+def test_a_licence_that_is_none_is_a_warning(value, write_card, warnings):
+    folder = write_card(f"license: {value}\n")
+    assert read_origin(folder, str(folder)) == Origin()
+    assert "README.md: license is " in warnings.text
+    assert ", expected one identifier such as mit" in warnings.text
+
+
+def test_the_card_of_the_prepared_model(write_card):
+    from bge_pruning.model_io.minilm import MODEL_CARD, MODEL_NAME
+
+    folder = write_card("", MODEL_CARD)
+    assert read_origin(folder, str(folder)) == Origin("apache-2.0", MODEL_NAME)
+
+
+# The names of a record
+
+
+@pytest.mark.parametrize(
+    ("source", "name", "shown"),
+    [
+        ({"base_model": "a/b"}, "a/b", "a/b"),  # of before there was an origin
+        ({"base_model": "a/b", "origin": None}, "a/b", "a/b"),
+        ({"base_model": "a/b", "origin": "a/b"}, "a/b", "a/b"),
+        ({"base_model": "/x/y z", "origin": "a/b"}, "a/b", "a/b"),
+        ({"base_model": "/x/y z", "origin": None}, None, "y z"),
+        ({"base_model": "here/folder", "origin": None}, None, "folder"),
+    ],
+)
+def test_names_of_a_record(source, name, shown, tmp_path, monkeypatch):
+    (tmp_path / "here" / "folder").mkdir(parents=True)
+    monkeypatch.chdir(tmp_path)
+    assert hub_name(source) == name
+    assert display_name(source) == shown
+
+
+def test_page_of_a_model():
+    assert hub_page("BAAI/bge-m3") == "https://huggingface.co/BAAI/bge-m3"

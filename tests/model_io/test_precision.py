@@ -1,0 +1,114 @@
+"""Rounding of weights, and what is said of it."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+
+from bge_pruning.model_io.precision import (
+    DTYPES,
+    describe_precision,
+    dtype_name,
+    precision_loss,
+    round_tensor,
+    round_weights,
+)
+
+HALVES = [torch.float16, torch.bfloat16]
+
+
+@pytest.mark.parametrize(("dtype", "bits"), [(torch.float16, 11), (torch.bfloat16, 8)])
+def test_rounding_is_within_its_unit_roundoff(dtype, bits):
+    generator = torch.Generator().manual_seed(0)
+    numbers = torch.randn(10_000, generator=generator).double() * 100
+    numbers = numbers[numbers.abs() > 2**-14].float()
+    error = (round_tensor("w", numbers, dtype).float() - numbers).abs() / numbers.abs()
+    assert 2 ** -(bits + 0.5) < error.max() <= 2**-bits
+
+
+def test_float16_has_fixed_steps_near_zero():
+    numbers = torch.linspace(-(2**-14), 2**-14, 10_001)
+    error = (round_tensor("w", numbers, torch.float16).float() - numbers).abs()
+    assert error.max() <= 2**-25
+
+
+def test_every_name_is_a_precision():
+    assert [dtype_name(dtype) for dtype in DTYPES.values()] == ["float32", "float16", "bfloat16"]
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.int8, None])
+def test_other_precisions_are_refused(dtype):
+    message = (
+        rf"^dtype {dtype} is not one of torch\.float32, .* To fix, choose one: fp32, fp16, bf16"
+    )
+    with pytest.raises(ValueError, match=message):
+        round_tensor("w", torch.ones(2), dtype)
+
+
+def test_numbers_beyond_the_range_are_refused_by_name():
+    message = r"^w holds 65520, and float16 ends at 65504\. To fix, write the model in bf16 or fp32"
+    with pytest.raises(ValueError, match=message):
+        round_tensor("w", torch.tensor([1.0, -65520.0]), torch.float16)
+    assert round_tensor("w", torch.tensor([65519.0]), torch.float16) == 65504
+    round_tensor("w", torch.tensor([65520.0]), torch.bfloat16)
+    with pytest.raises(ValueError, match="bfloat16 ends at 3.38953e\\+38"):
+        round_tensor("w", torch.tensor([torch.finfo(torch.float32).max]), torch.bfloat16)
+
+
+def test_numbers_whose_sum_is_beyond_the_range_are_fine():
+    numbers = torch.full((9,), 3e38)
+    assert torch.equal(round_tensor("w", numbers, torch.bfloat16), numbers.bfloat16())
+    numbers = torch.full((9,), 6e4)
+    assert torch.equal(round_tensor("w", numbers, torch.float16), numbers.half())
+
+
+def test_a_precision_that_it_has_already_is_no_copy():
+    for dtype in DTYPES.values():
+        numbers = torch.rand(3).to(dtype)
+        assert round_tensor("w", numbers, dtype) is numbers
+
+
+def test_what_is_no_number_already_is_left_to_validation():
+    numbers = torch.tensor([math.nan, math.inf, 1.0])
+    assert round_tensor("w", numbers, torch.float16).isfinite().tolist() == [False, False, True]
+
+
+@pytest.mark.parametrize("dtype", HALVES)
+def test_weights_are_rounded_in_place(dtype, build_model, tiny_shape):
+    backbone, heads = build_model(tiny_shape, torch.float32)
+    before = [p.clone() for m in (backbone, heads) for p in m.parameters()]
+    round_weights(backbone, heads, dtype)
+    after = [p for m in (backbone, heads) for p in m.parameters()]
+    for old, new in zip(before, after, strict=True):
+        assert new.dtype == torch.float32
+        assert torch.equal(new, old.to(dtype).float())
+        assert not torch.equal(new, old)
+
+
+@pytest.mark.parametrize("dtype", HALVES)
+def test_rounding_and_cutting_can_change_places(dtype, build_model, tiny_shape):
+    first, second = (build_model(tiny_shape, torch.float32) for _ in range(2))
+    keep = list(range(0, 32, 2))
+    round_weights(*first, dtype)
+    first[1].prune(keep)
+    second[1].prune(keep)
+    round_weights(*second, dtype)
+    for name, tensor in first[1].state_dict().items():
+        assert torch.equal(tensor, second[1].state_dict()[name])
+
+
+def test_loss_is_its_formulas():
+    before = {"dense_vecs": torch.eye(2), "token_weights": torch.tensor([[1.0, 0.0]])}
+    after = {
+        "dense_vecs": torch.tensor([[0.8, 0.6], [0.0, 1.0]]),
+        "token_weights": torch.tensor([[1.0, 0.25]]),
+    }
+    assert precision_loss(before, after) == pytest.approx(
+        {"dense_cosine": 0.8, "dense_vecs": 0.6, "token_weights": 0.25}
+    )
+
+
+def test_float32_needs_no_words():
+    assert describe_precision({}) == ""

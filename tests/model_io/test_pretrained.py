@@ -1,0 +1,989 @@
+"""Base models in the layouts that the hub holds, damaged ones, and the hub itself, offline."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import re
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import huggingface_hub
+import pytest
+import torch
+from huggingface_hub import constants, errors
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from bge_pruning.model_io.hub import fetch_model_folder
+from bge_pruning.model_io.model_files import read_hf_config, read_pooling
+from bge_pruning.model_io.modules_file import ForeignModuleError
+from bge_pruning.model_io.pretrained import (
+    describe_load_error,
+    load_base_model,
+    load_strict,
+    read_shape,
+    without_weights,
+)
+from bge_pruning.model_io.quiet import no_loading_bars
+
+LAYOUTS = ("bge_m3", "language_model", "e5")
+# A weight file of 3 GB that was not fetched, an error page, and what a full disk leaves.
+FOREIGN = {
+    "lfs": b"version https://git-lfs.github.com/spec/v1\noid sha256:4d7a\nsize 12\n",
+    "html": b"<!DOCTYPE html><html>404</html>",
+    "text": b"hello world",
+    "empty": b"",
+    "zeros": bytes(64),
+}
+
+
+class Code:
+    """Makes a folder when it is unpickled."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+
+    def __reduce__(self) -> tuple[Callable, tuple]:
+        return os.mkdir, (str(self.folder),)
+
+
+# Layouts
+
+
+def randomised(model: nn.Module) -> nn.Module:
+    """All parameters random: biases at 0 and LayerNorms at 1 would hide errors."""
+    generator = torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.copy_(0.3 * torch.randn(parameter.shape, generator=generator))
+    return model.eval()
+
+
+def write_json(path: Path, content: Any) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(content), encoding="utf-8")
+
+
+def change_json(path: Path, **changes: Any) -> None:
+    write_json(path, {**json.loads(path.read_text()), **changes})
+
+
+def write_sentence_transformers(folder: Path, pooling: str, length: int) -> None:
+    mean = pooling == "mean"
+    write_json(
+        folder / "1_Pooling" / "config.json",
+        {
+            "word_embedding_dimension": 32,
+            "pooling_mode_cls_token": not mean,
+            "pooling_mode_mean_tokens": mean,
+            "pooling_mode_max_tokens": False,
+            "pooling_mode_mean_sqrt_len_tokens": False,
+        },
+    )
+    write_json(folder / "sentence_bert_config.json", {"max_seq_length": length})
+
+
+def write_common(folder: Path, config: dict, tokenizer_files: dict[str, bytes]) -> None:
+    folder.mkdir()
+    write_json(folder / "config.json", config)
+    for name, content in tokenizer_files.items():
+        (folder / name).write_bytes(content)
+
+
+@pytest.fixture(scope="module")
+def encoder(tiny_hf_config) -> nn.Module:
+    from transformers import XLMRobertaConfig, XLMRobertaModel
+
+    return randomised(XLMRobertaModel(XLMRobertaConfig(**tiny_hf_config)))
+
+
+@pytest.fixture(scope="module")
+def bge_m3_heads() -> dict[str, dict[str, Tensor]]:
+    """In half precision, which must not matter."""
+    heads = {"colbert_linear": nn.Linear(32, 32), "sparse_linear": nn.Linear(32, 1)}
+    return {name: randomised(head).half().state_dict() for name, head in heads.items()}
+
+
+@pytest.fixture
+def bge_m3(tmp_path, encoder, bge_m3_heads, tiny_hf_config, tokenizer_files) -> Path:
+    """The files of BAAI/bge-m3: an old ``pytorch_model.bin``, heads, sentencepiece."""
+    folder = tmp_path / "bge-m3"
+    write_common(folder, tiny_hf_config, tokenizer_files)
+    buffers = {"embeddings.position_ids": torch.arange(80)[None]}
+    torch.save({**encoder.state_dict(), **buffers}, folder / "pytorch_model.bin")
+    for name, head in bge_m3_heads.items():
+        torch.save(head, folder / f"{name}.pt")
+    (folder / "sentencepiece.bpe.model").write_bytes(bytes(range(256)))
+    write_json(folder / "special_tokens_map.json", {"pad_token": "<pad>"})
+    write_sentence_transformers(folder, "cls", 64)
+    write_json(folder / "modules.json", [])
+    (folder / "README.md").write_text("---\nlicense: mit\n---\n# BGE-M3")
+    (folder / "onnx").mkdir()
+    (folder / "onnx" / "model.onnx_data").write_bytes(b"large")
+    return folder
+
+
+@pytest.fixture
+def language_model(tmp_path, tiny_hf_config, tokenizer_files) -> Path:
+    """A masked language model as FacebookAI/xlm-roberta-base: prefix, output layer, no pooler."""
+    from transformers import XLMRobertaConfig, XLMRobertaForMaskedLM
+
+    folder = tmp_path / "xlm-roberta-base"
+    config = {**tiny_hf_config, "architectures": ["XLMRobertaForMaskedLM"]}
+    write_common(folder, config, tokenizer_files)
+    state = randomised(XLMRobertaForMaskedLM(XLMRobertaConfig(**config))).state_dict()
+    assert {"roberta.embeddings.LayerNorm.bias", "lm_head.dense.weight"} <= set(state)
+    assert not any("pooler" in name for name in state)
+    torch.save(state, folder / "pytorch_model.bin")
+    return folder
+
+
+@pytest.fixture
+def e5(tmp_path, encoder, tiny_hf_config, tokenizer_files) -> Path:
+    """As intfloat/multilingual-e5-base: safetensors, mean pooling, no heads."""
+    folder = tmp_path / "e5"
+    write_common(folder, tiny_hf_config, tokenizer_files)
+    state = {name: tensor.contiguous() for name, tensor in encoder.state_dict().items()}
+    save_file(state, folder / "model.safetensors", metadata={"format": "pt"})
+    write_sentence_transformers(folder, "mean", 48)
+    return folder
+
+
+@pytest.fixture
+def layout(request) -> Path:
+    return request.getfixturevalue(request.param)
+
+
+@pytest.fixture
+def messages(caplog, monkeypatch) -> pytest.LogCaptureFixture:
+    """What the package logs, even after a command line has set its logger up for a terminal."""
+    monkeypatch.setattr(logging.getLogger("bge_pruning"), "propagate", True)
+    return caplog
+
+
+def assert_equals_hugging_face(folder: Path, batch: dict[str, Tensor]) -> None:
+    from transformers import AutoModel
+
+    with no_loading_bars():
+        theirs = AutoModel.from_pretrained(folder, dtype=torch.float32).double().eval()
+    ours = load_base_model(str(folder)).backbone.double().eval()
+    with torch.no_grad():
+        mine, expected = ours(**batch), theirs(**batch).last_hidden_state
+    real = batch["attention_mask"].bool()
+    torch.testing.assert_close(mine[real], expected[real], atol=1e-10, rtol=0)
+
+
+@pytest.mark.parametrize("layout", LAYOUTS, indirect=True)
+def test_encoder_equals_hugging_face(layout, batch):
+    assert_equals_hugging_face(layout, batch)
+
+
+@pytest.mark.parametrize("prefix", ["", "roberta.", "xlm_roberta.", "model."])
+def test_prefixes(prefix, e5, encoder):
+    state = {prefix + name: tensor.clone() for name, tensor in encoder.state_dict().items()}
+    save_file({**state, "lm_head.bias": torch.ones(99)}, e5 / "model.safetensors")
+    assert read_shape(e5) == load_base_model(str(e5)).shape
+    loaded = load_base_model(str(e5)).backbone.state_dict()
+    assert loaded.keys() == encoder.state_dict().keys()
+    assert all(torch.equal(loaded[name], tensor) for name, tensor in encoder.state_dict().items())
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_half_precision_becomes_float32(dtype, e5, encoder, batch):
+    state = {name: tensor.to(dtype) for name, tensor in encoder.state_dict().items()}
+    save_file(state, e5 / "model.safetensors", metadata={"format": "pt"})
+    base = load_base_model(str(e5))
+    assert {p.dtype for p in base.backbone.parameters()} == {torch.float32}
+    assert_equals_hugging_face(e5, batch)
+
+
+def test_safetensors_win_over_a_second_file(e5, encoder):
+    torch.save({"embeddings.LayerNorm.bias": torch.ones(32)}, e5 / "pytorch_model.bin")
+    loaded = load_base_model(str(e5)).backbone.state_dict()
+    assert torch.equal(loaded["pooler.dense.bias"], encoder.state_dict()["pooler.dense.bias"])
+
+
+@pytest.mark.parametrize("key", ["layer_norm_eps", "pad_token_id"])
+def test_a_key_that_config_leaves_out_means_what_it_means_to_transformers(key, e5, batch):
+    """Weights of a small scale, beside which an epsilon counts."""
+    path = e5 / "model.safetensors"
+    state = {n: t * 0.01 if "embeddings.w" in n else t for n, t in load_file(path).items()}
+    save_file(state, path, metadata={"format": "pt"})
+    config = json.loads((e5 / "config.json").read_text())
+    del config[key]
+    write_json(e5 / "config.json", config)
+    assert_equals_hugging_face(e5, batch)
+
+
+def test_dropout_is_for_training_only(e5):
+    backbone = load_base_model(str(e5), dropout=0.25).backbone
+    assert {m.p for m in backbone.modules() if isinstance(m, nn.Dropout)} == {0.25}
+    assert {layer.attention.self.dropout_p for layer in backbone.encoder.layer} == {0.25}
+
+
+# What comes with the encoder
+
+
+def test_bge_m3_has_its_heads(bge_m3, bge_m3_heads, tiny_shape, tiny_hf_config, messages):
+    base = load_base_model(str(bge_m3))
+    for name, head in bge_m3_heads.items():
+        for key, tensor in getattr(base.heads, name).state_dict().items():
+            assert torch.equal(tensor, head[key].float())
+    assert base.shape == tiny_shape
+    assert base.hf_config == tiny_hf_config
+    assert base.name == str(bge_m3)
+    assert base.heads.pooling == "cls"
+    assert base.max_seq_length == 64
+    assert base.pruning is None
+    assert not messages.records
+
+
+def test_all_tokenizer_files_and_no_others_are_kept(bge_m3):
+    files = load_base_model(str(bge_m3)).tokenizer_files
+    assert set(files) == {
+        "tokenizer.json",
+        "tokenizer_config.json",
+        "special_tokens_map.json",
+        "sentencepiece.bpe.model",
+    }
+    assert all(content == (bge_m3 / name).read_bytes() for name, content in files.items())
+
+
+def test_missing_heads_are_named(e5, batch, messages):
+    base = load_base_model(str(e5))
+    hidden = base.backbone(**batch)
+    assert set(base.heads.outputs(hidden, batch["attention_mask"])) == {"dense_vecs"}
+    assert not base.shape.sparse_head and base.shape.colbert_dim == 0
+    assert (
+        f"{e5} has no sparse_linear.pt and no colbert_linear.pt: only the remaining outputs exist "
+        "(model.init_missing_heads=true makes new heads)" in messages.text
+    )
+
+
+def test_one_missing_head_is_named(bge_m3, messages):
+    (bge_m3 / "sparse_linear.pt").unlink()
+    base = load_base_model(str(bge_m3))
+    assert base.heads.sparse_linear is None and base.shape.colbert_dim == 32
+    assert "has no sparse_linear.pt: only the remaining outputs" in messages.text
+
+
+def test_new_heads(e5, messages):
+    first, second = (load_base_model(str(e5), init_missing_heads=True) for _ in range(2))
+    assert torch.equal(first.heads.colbert_linear.weight, torch.eye(32))
+    sparse = first.heads.sparse_linear.weight
+    assert sparse.shape == (1, 32) and 0.0 < float(sparse.detach().std()) < 0.1
+    assert not first.heads.sparse_linear.bias.any() and not first.heads.colbert_linear.bias.any()
+    assert torch.equal(sparse, second.heads.sparse_linear.weight)
+    assert first.shape.sparse_head and first.shape.colbert_dim == 32
+    for name in ("sparse_linear", "colbert_linear"):
+        assert f"{name}: not in the base model, initialised (it needs training)" in messages.text
+
+
+def test_new_heads_leave_the_old_ones_alone(bge_m3, bge_m3_heads):
+    (bge_m3 / "sparse_linear.pt").unlink()
+    heads = load_base_model(str(bge_m3), init_missing_heads=True).heads
+    assert torch.equal(
+        heads.colbert_linear.weight, bge_m3_heads["colbert_linear"]["weight"].float()
+    )
+    assert heads.sparse_linear is not None
+
+
+@pytest.mark.parametrize("layout", LAYOUTS, indirect=True)
+def test_sizes_are_read_without_loading(layout):
+    assert read_shape(layout) == load_base_model(str(layout)).shape
+
+
+def test_sizes_with_heads_to_come(e5, bge_m3):
+    assert read_shape(e5, 32) == load_base_model(str(e5), init_missing_heads=True).shape
+    assert read_shape(bge_m3, 16).colbert_dim == 32  # its own head stays
+
+
+def test_the_pruning_record_of_an_extracted_model(e5):
+    sizes = {"hidden_size": 32, "num_hidden_layers": 4, "intermediate_size": 64}
+    counts = {"encoder": 2, "total": 3}
+    record = {
+        "source": {"base_model": "a"},
+        "source_shape": sizes,
+        "shape": sizes,
+        "parameters": {"source": counts, "extracted": counts},
+        "kept": {"hidden": [0, 2]},
+        "constraint": {},
+    }
+    write_json(e5 / "pruning.json", record)
+    assert load_base_model(str(e5)).pruning == record
+    write_json(e5 / "pruning.json", {**record, "kept": {"hidden": "all"}})
+    with pytest.raises(
+        ValueError, match=r"pruning.json: kept.hidden is \"all\", expected a list.*To"
+    ):
+        load_base_model(str(e5))
+
+
+# Length and pooling
+
+
+def test_longest_input_without_sentence_transformers_files(language_model):
+    # 80 positions; the first text position is pad_token_id + 1.
+    assert load_base_model(str(language_model)).max_seq_length == 78
+
+
+def test_longest_input_is_never_more_than_there_are_positions(bge_m3):
+    for length in (100_000, 79):
+        write_json(bge_m3 / "sentence_bert_config.json", {"max_seq_length": length})
+        assert load_base_model(str(bge_m3)).max_seq_length == 78
+
+
+@pytest.mark.parametrize("prompts", [["query: "], {"query": 5}, {"query": None}])
+def test_prompts_that_are_no_texts(prompts, bge_m3):
+    write_json(bge_m3 / "config_sentence_transformers.json", {"prompts": prompts})
+    message = r"config_sentence_transformers.json: prompts.* is .*, expected .* To fix, copy it"
+    with pytest.raises(ValueError, match=message):
+        load_base_model(str(bge_m3))
+
+
+@pytest.mark.parametrize("content", ["{", "[1]"])
+def test_a_damaged_tokenizer_config(content, bge_m3):
+    (bge_m3 / "tokenizer_config.json").write_text(content)
+    with pytest.raises(ValueError, match=r"tokenizer_config.json: is not .* To fix, copy it again"):
+        load_base_model(str(bge_m3))
+
+
+@pytest.mark.parametrize(
+    ("config", "pooling"),
+    [
+        (None, "cls"),
+        ({"pooling_mode_cls_token": True, "pooling_mode_mean_tokens": False}, "cls"),
+        ({"pooling_mode_cls_token": False, "pooling_mode_mean_tokens": True}, "mean"),
+        ({"embedding_dimension": 32, "pooling_mode": "cls"}, "cls"),
+        ({"embedding_dimension": 32, "pooling_mode": "mean"}, "mean"),
+    ],
+    ids=["none", "classic cls", "classic mean", "new cls", "new mean"],
+)
+def test_pooling_is_read(config, pooling, e5):
+    shutil.rmtree(e5 / "1_Pooling")
+    if config is not None:
+        write_json(e5 / "1_Pooling" / "config.json", config)
+    assert read_pooling(e5) == pooling
+    assert load_base_model(str(e5)).heads.pooling == pooling
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        {"pooling_mode_cls_token": False, "pooling_mode_max_tokens": True},
+        {"pooling_mode_cls_token": True, "pooling_mode_mean_tokens": True},
+        {"pooling_mode_mean_sqrt_len_tokens": True},
+        {"pooling_mode": "lasttoken"},
+    ],
+    ids=["max", "cls and mean", "sqrt", "lasttoken"],
+)
+def test_another_pooling_is_not_taken_for_cls_or_mean(config, e5):
+    write_json(e5 / "1_Pooling" / "config.json", config)
+    with pytest.raises(ValueError, match=r"1_Pooling.*pooling.*To fix"):
+        load_base_model(str(e5))
+
+
+def test_the_caller_chooses_the_pooling(e5):
+    assert load_base_model(str(e5), pooling="cls").heads.pooling == "cls"
+    with pytest.raises(ValueError, match=r"pooling 'max' is not one of .* To fix, set model\.pool"):
+        load_base_model(str(e5), pooling="max")
+
+
+# Files that do not fit
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"num_hidden_layers": 5}, r"only in model: encoder\.layer\.4\..* and 12 more"),
+        ({"num_hidden_layers": 3}, r"only in checkpoint: encoder\.layer\.3\..* and 12 more"),
+        ({"hidden_size": 16}, r"LayerNorm\.weight is \(32,\) in the checkpoint, \(16,\) in the"),
+        ({"intermediate_size": 48}, r"\(64, 32\) in the checkpoint, \(48, 32\) in the model"),
+        ({"vocab_size": 120}, r"word_embeddings\.weight is \(99, 32\) in the checkpoint, \(120, "),
+        ({"max_position_embeddings": 514}, r"position_embeddings\.weight is \(80, 32\)"),
+        ({"type_vocab_size": 2}, r"token_type_embeddings\.weight is \(1, 32\)"),
+    ],
+    ids=lambda value: next(iter(value)) if isinstance(value, dict) else "",
+)
+def test_config_and_weights_disagree(change, message, e5):
+    change_json(e5 / "config.json", **change)
+    expected = r"checkpoint and model disagree: .*To fix, use the weights and the config"
+    with pytest.raises(ValueError, match=re.escape(str(e5)) + ": " + expected) as caught:
+        load_base_model(str(e5))
+    assert re.search(message, str(caught.value))
+
+
+def test_every_difference_is_in_one_message():
+    state = {"weight": torch.ones(3, 2), "extra": torch.ones(1)}
+    message = (
+        r"^here: checkpoint and model disagree: only in model: bias; only in checkpoint: extra; "
+        r"shapes: weight is \(3, 2\) in the checkpoint, \(2, 2\) in the model\. To fix"
+    )
+    layer = nn.Linear(2, 2)
+    before = layer.weight.clone()
+    with pytest.raises(ValueError, match=message):
+        load_strict(layer, state, "here")
+    assert torch.equal(layer.weight, before)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
+def test_a_module_takes_tensors_over_in_its_own_precision(dtype):
+    with without_weights():
+        layer = nn.Linear(2, 3)
+        layer.bias.requires_grad_(False)
+    state = {"weight": torch.rand(2, 3).t().to(dtype), "bias": torch.rand(3).to(dtype)}
+    load_strict(layer, state, "here")
+    for name, parameter in layer.named_parameters():
+        assert isinstance(parameter, nn.Parameter) and parameter.is_leaf
+        assert parameter.dtype == torch.float32 and parameter.is_contiguous()
+        assert torch.equal(parameter, state[name].float())
+    assert [p.requires_grad for p in layer.parameters()] == [True, False]
+    shared = layer.bias.data_ptr() == state["bias"].data_ptr()
+    assert shared == (dtype == torch.float32)
+
+
+@pytest.mark.parametrize("layout", LAYOUTS, indirect=True)
+def test_nothing_is_left_without_weights(layout):
+    base = load_base_model(str(layout), init_missing_heads=True)
+    for module in (base.backbone, base.heads):
+        for tensor in (*module.parameters(), *module.buffers()):
+            assert tensor.device.type == "cpu" and tensor.is_contiguous()
+            assert tensor.dtype == torch.float32
+    frozen = {name for name, p in base.backbone.named_parameters() if not p.requires_grad}
+    assert frozen <= {"pooler.dense.weight", "pooler.dense.bias"}
+
+
+def test_loading_draws_no_random_numbers(bge_m3):
+    before = torch.get_rng_state()
+    load_base_model(str(bge_m3))
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+@pytest.mark.parametrize("layout", LAYOUTS, indirect=True)
+def test_training_a_model_leaves_its_files_alone(layout, batch):
+    """The weights are parts of mapped files: what is written to them must stay in memory."""
+    before = {path: path.read_bytes() for path in layout.iterdir() if path.is_file()}
+    base = load_base_model(str(layout), init_missing_heads=True)
+    modules = nn.ModuleList([base.backbone, base.heads])
+    weights = [p for p in modules.parameters() if p.requires_grad]
+    optimizer = torch.optim.SGD(weights, lr=1e3)
+    old = [p.detach().clone() for p in weights]
+    outputs = base.heads.outputs(base.backbone(**batch), batch["attention_mask"])
+    sum(output.sum() for output in outputs.values()).backward()
+    optimizer.step()
+    assert sum(not torch.equal(p, o) for p, o in zip(weights, old, strict=True)) > len(old) // 2
+    for parameter in modules.parameters():
+        parameter.data.zero_()
+    assert {path: path.read_bytes() for path in before} == before
+
+
+def test_a_model_does_not_change_when_its_files_are_written_anew(bge_m3, bge_m3_heads, batch):
+    for name, head in bge_m3_heads.items():  # in a precision that needs no copy
+        torch.save({key: value.float() for key, value in head.items()}, bge_m3 / f"{name}.pt")
+    base = load_base_model(str(bge_m3))
+    expected = base.heads.outputs(base.backbone(**batch), batch["attention_mask"])
+    for name in ("sparse_linear.pt", "colbert_linear.pt"):
+        (bge_m3 / name).write_bytes(bytes((bge_m3 / name).stat().st_size))
+    weights = bge_m3 / "pytorch_model.bin"
+    (bge_m3 / "new.bin").write_bytes(bytes(weights.stat().st_size))
+    (bge_m3 / "new.bin").replace(weights)
+    found = base.heads.outputs(base.backbone(**batch), batch["attention_mask"])
+    assert all(torch.equal(found[name], output) for name, output in expected.items())
+
+
+@pytest.mark.parametrize("name", ["sparse_linear", "colbert_linear"])
+@pytest.mark.parametrize(
+    "state",
+    [
+        {"weight": torch.ones(32, 16), "bias": torch.ones(32)},
+        {"weight": torch.ones(32)},
+        {"weight": torch.tensor(1.0), "bias": torch.ones(1)},
+        {"linear.weight": torch.ones(32, 32)},
+        {},
+        torch.ones(32, 32),
+        [1, 2],
+    ],
+    ids=["size", "no bias", "scalar", "other names", "empty", "tensor", "list"],
+)
+def test_heads_of_another_layout(name, state, bge_m3):
+    torch.save(state, bge_m3 / f"{name}.pt")
+    with pytest.raises(ValueError, match=r"bge-m3.*(disagree|not only tensors).* To fix"):
+        load_base_model(str(bge_m3))
+
+
+@pytest.mark.parametrize("state", [torch.ones(2), [1, 2], {1: torch.ones(2)}, {}], ids=repr)
+def test_weights_of_another_layout(state, bge_m3):
+    torch.save(state, bge_m3 / "pytorch_model.bin")
+    with pytest.raises(ValueError, match=r"bge-m3.*(disagree|not only tensors).* To fix"):
+        load_base_model(str(bge_m3))
+
+
+@pytest.mark.parametrize(
+    ("config", "message"),
+    [
+        ({"model_type": "bert"}, r"model_type is 'bert', expected 'xlm-roberta'\. To fix, choose"),
+        ({"model_type": None}, r"model_type is None, expected 'xlm-roberta'\. To fix, choose"),
+        ({"hidden_act": "relu"}, r"hidden_act is 'relu', expected 'gelu'\. To fix, choose"),
+        (
+            {"position_embedding_type": "relative_key"},
+            r"position_embedding_type is 'relative_key', expected 'absolute'\. To fix",
+        ),
+        ({"num_attention_heads": 5}, r"(num_attention_heads|disagree).*To fix"),
+        ({"num_attention_heads": 0}, r"num_attention_heads.* 0.*To fix"),
+        ({"hidden_size": "32"}, r'hidden_size is "32", expected a number of 1.*To fix'),
+        ({"num_hidden_layers": -1}, r"(num_hidden_layers|disagree).*To fix"),
+    ],
+    ids=lambda value: str(value) if isinstance(value, dict) else "",
+)
+def test_configs_that_are_refused(config, message, e5):
+    change_json(e5 / "config.json", **config)
+    with pytest.raises(ValueError, match=r"(config\.json|e5): .*" + message):
+        load_base_model(str(e5))
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (
+            {"num_hidden_layers": 10**12},
+            r"num_hidden_layers is 1000000000000, .* at most 1,000\. To",
+        ),
+        ({"vocab_size": 10**30}, r"vocab_size is a huge number, .* at most 10,000,000\. To fix"),
+        (
+            {"pad_token_id": "1"},
+            r'pad_token_id is "1", expected an id up to 78\. To',
+        ),
+        ({"pad_token_id": 10**6}, r"pad_token_id is 1000000, expected an id up to 78"),
+        ({"type_vocab_size": None}, r"type_vocab_size is null, expected a number from 1 to 1000"),
+        ({"layer_norm_eps": [1]}, r"layer_norm_eps is a list, expected a number from 0 to 1"),
+    ],
+)
+def test_details_that_no_model_has(change, message, e5):
+    change_json(e5 / "config.json", **change)
+    with pytest.raises(ValueError, match=rf"config\.json: {message}"):
+        load_base_model(str(e5))
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        (
+            "sentence_bert_config.json",
+            {"max_seq_length": [1]},
+            "max_seq_length is a list, expected",
+        ),
+        (
+            "sentence_bert_config.json",
+            {"max_seq_length": "9"},
+            'max_seq_length is "9", expected a w',
+        ),
+        ("tokenizer_config.json", {"cls_token": [1]}, "cls_token is a list, expected a text"),
+        (
+            "tokenizer_config.json",
+            {"pad_token": {"x": 1}},
+            "pad_token is an object, expected a text",
+        ),
+    ],
+)
+def test_settings_of_another_kind(name, content, message, bge_m3):
+    write_json(bge_m3 / name, content)
+    with pytest.raises(ValueError, match=rf"{name}: {message}.* To fix, copy it again"):
+        load_base_model(str(bge_m3))
+
+
+def test_missing_sizes_are_all_named(e5):
+    write_json(e5 / "config.json", {"model_type": "xlm-roberta", "hidden_act": "gelu"})
+    names = "hidden_size, num_attention_heads, num_hidden_layers, intermediate_size, vocab_size"
+    message = rf"config\.json: lacks {names}, max_position_embeddings\. To fix"
+    with pytest.raises(ValueError, match=message):
+        read_hf_config(e5)
+
+
+@pytest.mark.parametrize("content", [b"", b"{", b"\xff\xfe", b"[]"], ids=repr)
+@pytest.mark.parametrize(
+    "name",
+    ["config.json", "sentence_bert_config.json", "1_Pooling/config.json", "pruning.json"],
+)
+def test_damaged_json(name, content, e5):
+    (e5 / name).write_bytes(content)
+    with pytest.raises(ValueError, match=re.escape(name) + r": (is not|it is a list).*To fix"):
+        load_base_model(str(e5))
+
+
+def test_a_folder_without_config(tmp_path):
+    message = r"config\.json: no such file\. To fix, choose a model folder"
+    with pytest.raises(FileNotFoundError, match=message):
+        load_base_model(str(tmp_path))
+
+
+@pytest.mark.parametrize("read", [read_shape, lambda folder: load_base_model(str(folder))])
+def test_a_folder_without_weights(read, e5):
+    (e5 / "model.safetensors").rename(e5 / "model-00001-of-00002.safetensors")
+    message = r"e5: has neither model\.safetensors nor pytorch_model\.bin\. To fix, choose a folder"
+    with pytest.raises(FileNotFoundError, match=message):
+        read(e5)
+
+
+# Damaged files
+
+
+@pytest.mark.parametrize("share", [0.0, 0.001, 0.5, 0.999])
+@pytest.mark.parametrize(
+    ("layout", "name"),
+    [
+        ("e5", "model.safetensors"),
+        ("bge_m3", "pytorch_model.bin"),
+        ("bge_m3", "colbert_linear.pt"),
+        ("bge_m3", "sparse_linear.pt"),
+    ],
+    indirect=["layout"],
+)
+def test_truncated(layout, name, share):
+    whole = (layout / name).read_bytes()
+    (layout / name).write_bytes(whole[: int(share * len(whole))])
+    for read in (read_shape, lambda folder: load_base_model(str(folder))):
+        with pytest.raises(ValueError, match=rf"{name}: damaged.* To fix, copy it again"):
+            read(layout)
+
+
+@pytest.mark.parametrize("content", FOREIGN.values(), ids=FOREIGN)
+@pytest.mark.parametrize(
+    ("layout", "name"),
+    [
+        ("e5", "model.safetensors"),
+        ("bge_m3", "pytorch_model.bin"),
+        ("bge_m3", "sparse_linear.pt"),
+    ],
+    indirect=["layout"],
+)
+def test_other_files(layout, name, content):
+    (layout / name).write_bytes(content)
+    with pytest.raises(ValueError, match=rf"{name}: damaged.* To fix, copy it again") as caught:
+        load_base_model(str(layout))
+    # Torch's own words advise to switch the protection off.
+    assert "weights_only" not in str(caught.value)
+
+
+CODE_FILES = ("pytorch_model.bin", "colbert_linear.pt", "sparse_linear.pt")
+
+
+@pytest.mark.parametrize("name", CODE_FILES)
+def test_code_is_refused_and_not_run(name, bge_m3, tmp_path):
+    torch.save({"weight": Code(tmp_path / "ran")}, bge_m3 / name)
+    for read in (read_shape, lambda folder: load_base_model(str(folder))):
+        with pytest.raises(ValueError, match=rf"{name}: .*not only tensors.*To fix"):
+            read(bge_m3)
+    assert not (tmp_path / "ran").exists()
+
+
+@pytest.mark.parametrize("name", CODE_FILES)
+def test_refused_code_is_named(name, bge_m3, tmp_path):
+    """And nobody is advised to run it, as Torch's own words do."""
+    torch.save({"weight": Code(tmp_path / "ran")}, bge_m3 / name)
+    with pytest.raises(ValueError, match=rf"{name}: .*mkdir.* To fix") as caught:
+        load_base_model(str(bge_m3))
+    assert "weights_only" not in str(caught.value)
+
+
+# Tokenizer
+
+
+def test_a_folder_without_fast_tokenizer(bge_m3):
+    (bge_m3 / "tokenizer.json").unlink()
+    message = r"bge-m3: has no tokenizer\.json, which every server needs\. To fix, save the model's"
+    with pytest.raises(FileNotFoundError, match=message):
+        load_base_model(str(bge_m3))
+
+
+def shrink_vocabulary(folder: Path, rows: int) -> None:
+    path = folder / "model.safetensors"
+    state = load_file(path)
+    name = "embeddings.word_embeddings.weight"
+    save_file({**state, name: state[name][:rows].clone()}, path)
+    change_json(folder / "config.json", vocab_size=rows)
+
+
+def test_a_tokenizer_larger_than_the_embeddings(e5):
+    shrink_vocabulary(e5, 79)
+    message = (
+        r"e5: the tokenizer has 80 tokens but the embeddings have 79 rows\. To fix, use the "
+        r"tokenizer and the weights of the same model"
+    )
+    with pytest.raises(ValueError, match=message):
+        load_base_model(str(e5))
+
+
+def test_a_token_beyond_the_embeddings(e5, tokenizer_files):
+    """Few tokens, but one has an id that the table has no row for."""
+    content = json.loads(tokenizer_files["tokenizer.json"])
+    vocabulary = content["model"]["vocab"]
+    content["model"]["vocab"] = {t: 99 if i == 79 else i for t, i in vocabulary.items()}
+    write_json(e5 / "tokenizer.json", content)
+    message = r"e5: the tokenizer .*99 rows\. To fix, use the tokenizer"
+    with pytest.raises(ValueError, match=message):
+        load_base_model(str(e5))
+
+
+@pytest.mark.parametrize(
+    "content", [b"", b"{", b"\xff\xfe", b"[]", b'{"version": "1.0"}'], ids=repr
+)
+def test_a_damaged_tokenizer(content, e5):
+    (e5 / "tokenizer.json").write_bytes(content)
+    with pytest.raises(ValueError, match=r"tokenizer\.json: .*To fix"):
+        load_base_model(str(e5))
+
+
+# What sentence-transformers computes after the encoder
+
+
+def test_a_projection_comes_with_the_model(projected_folder, model_folder, messages):
+    base = load_base_model(str(projected_folder))
+    stored = load_file(projected_folder / "2_Dense" / "model.safetensors")["linear.weight"]
+    assert torch.equal(base.projection, stored)
+    assert (base.dense_size(), base.shape.hidden_size) == (40, 32)
+    assert read_shape(projected_folder) == base.shape
+    plain = load_base_model(str(model_folder))
+    assert plain.projection is None and plain.dense_size() == 32
+    assert not messages.records
+
+
+def test_a_projection_of_another_size(write_projected, tmp_path):
+    folder = write_projected(tmp_path / "x", torch.eye(40, 16))
+    message = (
+        r"x/2_Dense: takes vectors of 16 dimensions, but the encoder's have 32\. To fix, use the "
+        r"files of the same model"
+    )
+    with pytest.raises(ValueError, match=message):
+        load_base_model(str(folder))
+
+
+def test_a_module_that_would_be_left_out_in_silence(projected_folder, tmp_path):
+    """Vectors would be others than those of sentence-transformers."""
+    folder = tmp_path / "x"
+    shutil.copytree(projected_folder, folder)
+    change_json(folder / "2_Dense" / "config.json", bias=True)
+    with pytest.raises(ForeignModuleError, match=r"2_Dense/config\.json: is not a linear map"):
+        load_base_model(str(folder))
+    modules = json.loads((folder / "modules.json").read_text())
+    modules[2] |= {"type": "sentence_transformers.models.LayerNorm", "path": "2_LayerNorm"}
+    write_json(folder / "modules.json", modules)
+    message = r"x/modules\.json: the module LayerNorm in '2_LayerNorm' is not applied here"
+    with pytest.raises(ForeignModuleError, match=message):
+        load_base_model(str(folder))
+
+
+# The hub
+
+
+def error_of(kind: type[Exception], text: str) -> Exception:
+    """An error of the hub's client as it raises it for an answer of the server."""
+    return kind(text, response=SimpleNamespace(headers={}, request=None, status_code=404))
+
+
+class Hub:
+    """Delivers a folder's files and remembers which; ``failure`` is raised instead."""
+
+    def __init__(self, files: Path, cache: Path) -> None:
+        self.files, self.cache = files, cache
+        self.delivered: list[str] = []
+        self.revisions: set[str | None] = set()
+        self.failure: Exception | None = None
+
+    def snapshot_download(self, repo_id: str, *, revision=None, allow_patterns=None) -> str:
+        assert repo_id == "BAAI/bge-m3"
+        names = [str(p.relative_to(self.files)) for p in self.files.rglob("*") if p.is_file()]
+        wanted = huggingface_hub.utils.filter_repo_objects(names, allow_patterns=allow_patterns)
+        for name in wanted:
+            self.deliver(name, revision)
+        return str(self.cache)
+
+    def hf_hub_download(self, repo_id: str, filename: str, *, revision=None) -> str:
+        assert repo_id == "BAAI/bge-m3"
+        if not (self.files / filename).exists():
+            raise error_of(errors.RemoteEntryNotFoundError, "404 Client Error. Entry Not Found")
+        return self.deliver(filename, revision)
+
+    def deliver(self, name: str, revision: str | None) -> str:
+        if self.failure is not None:
+            raise self.failure
+        self.revisions.add(revision)
+        self.delivered.append(name)
+        (self.cache / name).parent.mkdir(parents=True, exist_ok=True)
+        return shutil.copy(self.files / name, self.cache / name)
+
+
+@pytest.fixture
+def hub(bge_m3, tmp_path, monkeypatch) -> Hub:
+    """A hub that has one model, BAAI/bge-m3."""
+    hub = Hub(bge_m3, tmp_path / "cache")
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", hub.snapshot_download)
+    monkeypatch.setattr(huggingface_hub, "hf_hub_download", hub.hf_hub_download)
+    return hub
+
+
+def test_bge_m3_from_the_hub(hub, batch):
+    base = load_base_model("BAAI/bge-m3", revision="v1")
+    assert base.name == "BAAI/bge-m3"
+    assert base.shape.sparse_head and base.shape.colbert_dim == 32
+    assert base.heads.pooling == "cls" and base.max_seq_length == 64
+    assert "sentencepiece.bpe.model" in base.tokenizer_files
+    assert hub.revisions == {"v1"}
+    assert_equals_hugging_face(hub.cache, batch)
+
+
+def test_only_what_is_read_is_downloaded(hub):
+    fetch_model_folder("BAAI/bge-m3")
+    assert set(hub.delivered) == {
+        "config.json",
+        "pytorch_model.bin",
+        "colbert_linear.pt",
+        "sparse_linear.pt",
+        "tokenizer.json",
+        "tokenizer_config.json",
+        "special_tokens_map.json",
+        "sentencepiece.bpe.model",
+        "modules.json",
+        "sentence_bert_config.json",
+        "1_Pooling/config.json",
+        "README.md",
+    }
+
+
+def test_a_projection_is_downloaded(hub, projected_folder):
+    shutil.copytree(projected_folder, hub.files, dirs_exist_ok=True)
+    base = load_base_model("BAAI/bge-m3")
+    assert base.projection.shape == (40, 32)
+    names = ("2_Dense/config.json", "2_Dense/model.safetensors", "3_Normalize/config.json")
+    assert set(names) <= set(hub.delivered)
+
+
+def test_licence_and_origin(hub, bge_m3, e5):
+    base = load_base_model("BAAI/bge-m3")
+    assert (base.license, base.origin) == ("mit", "BAAI/bge-m3")
+    base = load_base_model(str(bge_m3))
+    assert (base.license, base.origin) == ("mit", None)
+    base = load_base_model(str(e5))
+    assert (base.license, base.origin) == (None, None)
+
+
+def test_weights_are_not_downloaded_twice(hub, e5):
+    shutil.copy(e5 / "model.safetensors", hub.files)
+    fetch_model_folder("BAAI/bge-m3", "v1")
+    assert "model.safetensors" in hub.delivered and "pytorch_model.bin" not in hub.delivered
+    assert hub.revisions == {"v1"}
+
+
+def test_a_folder_is_not_looked_up(hub, e5):
+    assert fetch_model_folder(str(e5)) == e5
+    assert not hub.delivered
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["nothing", " ", "a/b/c", "/none", "./nothing", "../nothing", "a b/c", "~/model", "x\0/y"],
+)
+def test_neither_folder_nor_hub_name(name, hub, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    message = (
+        rf"^base_model '{re.escape(name)}' is neither a folder nor a hub name \(owner/name\)\. To "
+        rf"fix, check the path; it is relative to {re.escape(str(tmp_path))}\."
+    )
+    with pytest.raises(FileNotFoundError, match=message):
+        fetch_model_folder(name)
+    assert not hub.delivered
+
+
+@pytest.mark.parametrize("kind", [errors.RepositoryNotFoundError, errors.GatedRepoError])
+def test_a_model_that_the_hub_does_not_have(kind, hub):
+    hub.failure = error_of(kind, "401 Client Error.\n\nRepository Not Found")
+    message = (
+        r"^base_model 'BAAI/bge-m3' is neither a folder here nor a model on the hub\. To fix, "
+        r"check the name, or log in with 'hf auth login' if it is private\."
+    )
+    with pytest.raises(OSError, match=message):
+        fetch_model_folder("BAAI/bge-m3")
+
+
+NOT_DELIVERED = (
+    r"^base_model '{}' is not in the local cache and the hub did not deliver it \({}.*\)\. To fix, "
+    r"run once with a network connection, or fetch it elsewhere with 'hf download {} --local-dir "
+    r"FOLDER', copy it here and set model\.base_model=FOLDER\."
+)
+
+
+@pytest.mark.parametrize(
+    "failure",
+    [
+        error_of(errors.RevisionNotFoundError, "404 Client Error.\nRevision Not Found"),
+        error_of(errors.HfHubHTTPError, "503 Server Error"),
+        errors.LocalEntryNotFoundError("Got: ConnectTimeout"),
+        errors.HTTPError("403 Forbidden"),  # what the client lets through: proxies, time-outs
+        OSError(28, "No space left on device"),
+        TimeoutError(),
+    ],
+    ids=lambda error: type(error).__name__,
+)
+def test_a_hub_that_does_not_deliver(failure, hub):
+    hub.failure = failure
+    first = str(failure).splitlines()[0] if str(failure) else type(failure).__name__
+    name = "BAAI/bge-m3"
+    with pytest.raises(OSError, match=NOT_DELIVERED.format(name, re.escape(first), name)):
+        fetch_model_folder(name)
+
+
+@pytest.fixture
+def cache(bge_m3, tmp_path, monkeypatch) -> Path:
+    """The real client, without a network; BAAI/bge-m3 is in its cache. Returns the snapshot."""
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
+    model, commit = tmp_path / "hub" / "models--BAAI--bge-m3", "5617a9f61b028005a4858fdac845db4"
+    (model / "refs").mkdir(parents=True)
+    (model / "refs" / "main").write_text(commit)
+    return Path(shutil.copytree(bge_m3, model / "snapshots" / commit))
+
+
+def test_a_cached_model_needs_no_network(cache):
+    """BAAI/bge-m3 has no ``model.safetensors``, and no hub is there to say so."""
+    assert fetch_model_folder("BAAI/bge-m3") == cache
+    assert load_base_model("BAAI/bge-m3").shape.hidden_size == 32
+
+
+def test_a_cached_model_with_safetensors_needs_no_network(cache, e5):
+    shutil.copy(e5 / "model.safetensors", cache)
+    assert fetch_model_folder("BAAI/bge-m3") == cache
+
+
+def test_no_network_and_no_cache(cache):
+    name = "intfloat/multilingual-e5-base"
+    with pytest.raises(OSError, match=NOT_DELIVERED.format(name, "", name)):
+        load_base_model(name)
+
+
+def test_no_network_and_half_a_cache(cache):
+    (cache / "pytorch_model.bin").unlink()
+    with pytest.raises(OSError, match=NOT_DELIVERED.format("BAAI/bge-m3", "", "BAAI/bge-m3")):
+        load_base_model("BAAI/bge-m3")
+
+
+def test_a_refused_connection(cache, monkeypatch):
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+    monkeypatch.setattr(constants, "ENDPOINT", "http://127.0.0.1:1")
+    name = "intfloat/multilingual-e5-base"
+    with pytest.raises(OSError, match=NOT_DELIVERED.format(name, ".*refused", name)):
+        load_base_model(name)
+
+
+@pytest.mark.parametrize(
+    ("text", "reason"),
+    [
+        ("WeightsUnpickler error: can only append, got <class 'str'>\nmore", "append, got str"),
+        ("pass weights_only=False", "ValueError"),
+        ("", "ValueError"),
+    ],
+)
+def test_why_torch_did_not_read_a_file(text, reason):
+    assert describe_load_error(ValueError(text)).endswith(reason)

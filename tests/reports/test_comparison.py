@@ -1,0 +1,252 @@
+"""Several models side by side."""
+
+import json
+import runpy
+from pathlib import Path
+
+import pytest
+
+from bge_pruning.reports.comparison import (
+    describe_comparison,
+    pareto_front,
+    read_candidates,
+    render_comparison,
+    summary_header,
+    summary_rows,
+)
+from bge_pruning.reports.pareto_plot import plot_pareto
+
+SCRIPT = Path(__file__).parents[2] / "scripts" / "compare_runs.py"
+BASELINES = {("sts", "dense"): 0.8, ("scifact", "dense"): 0.5, ("scifact", "all"): 0.6}
+
+
+def write(folder: Path, share: float, encoder: int = 5_000_000, **changes) -> Path:
+    """Write the evaluation of a model that keeps the same share of every score."""
+    tasks = [
+        {
+            "task": task,
+            "mode": mode,
+            "main": True,
+            "value": share * baseline,
+            "baseline": baseline,
+            "floor": baseline / 4,
+            "retention": share,
+        }
+        for (task, mode), baseline in BASELINES.items()
+    ]
+    tasks.append({**tasks[0], "main": False, "value": 0.0})
+    evaluation = {
+        "tasks": tasks,
+        "parameters": {
+            "model": {"encoder": encoder, "total": encoder + 1_000_000},
+            "baseline": {"encoder": 10_000_000, "total": 11_000_000},
+        },
+        "speed": {
+            "latency_ms": {"ratio": encoder / 1e7},
+            "throughput_texts_per_s": {"ratio": 1e7 / encoder},
+        },
+        **changes,
+    }
+    folder.mkdir(parents=True)
+    (folder / "evaluation.json").write_text(json.dumps(evaluation))
+    return folder
+
+
+@pytest.fixture
+def results(tmp_path) -> list[str]:
+    half, other = write(tmp_path / "half", 0.96), write(tmp_path / "half2", 0.98)
+    quarter = write(tmp_path / "quarter", 0.9, 2_500_000)
+    return [f"half={half}", f"half={other / 'evaluation.json'}", str(quarter)]
+
+
+def test_the_original_comes_first(results):
+    (original, half, quarter), keys = read_candidates(results)
+    assert keys == list(BASELINES)
+    assert (original.name, original.kept, original.latency) == ("original", [1.0], 1.0)
+    assert (original.encoder, original.total) == (10_000_000, 11_000_000)
+    assert original.scores["sts", "dense"] == [0.8]
+    assert (quarter.name, quarter.latency, quarter.throughput) == ("quarter", 0.25, 4.0)
+    assert quarter.kept == pytest.approx([0.9])
+    assert quarter.floor == pytest.approx(0.25)
+    assert half.kept == pytest.approx([0.96, 0.98])
+    assert half.scores["scifact", "all"] == pytest.approx([0.576, 0.588])
+
+
+def test_tables(results):
+    candidates, keys = read_candidates(results)
+    rows = [dict(zip(summary_header(), row, strict=True)) for row in summary_rows(candidates)]
+    assert rows[1] == {
+        "model": "half",
+        "runs": "2",
+        "encoder": "5.0M",
+        "in all": "6.0M",
+        "time of one text": "0.50 x",
+        "texts per second": "2.00 x",
+        "floor": "25.0%",
+        "kept": "97.0% (96.0% to 98.0%)",
+    }
+    assert (rows[2]["kept"], rows[2]["time of one text"]) == ("90.0%", "0.25 x")
+    text = render_comparison(candidates, keys)
+    assert "| model | sts, dense | scifact, dense | scifact, all |" in text
+    assert "| original | 0.8000 | 0.5000 | 0.6000 |" in text
+    assert "| half | 0.7760 (0.7680 to 0.7840) |" in text
+    assert json.loads(json.dumps(describe_comparison(candidates, keys)))["tasks"][2] == {
+        "task": "scifact",
+        "mode": "all",
+    }
+
+
+def test_only_common_tasks_are_compared(tmp_path):
+    first = write(tmp_path / "a", 0.9)
+    second = write(tmp_path / "b", 0.8)
+    content = json.loads((second / "evaluation.json").read_text())
+    content["tasks"] = content["tasks"][1:2]
+    (second / "evaluation.json").write_text(json.dumps(content))
+    candidates, keys = read_candidates([str(first), str(second)])
+    assert keys == [("scifact", "dense")]
+    assert len(candidates) == 3
+    content["tasks"][0]["task"] = "elsewhere"
+    (second / "evaluation.json").write_text(json.dumps(content))
+    with pytest.raises(ValueError, match="have no task and mode in common. To fix, evaluate all"):
+        read_candidates([str(first), str(second)])
+
+
+def test_speed_that_was_not_measured(tmp_path):
+    candidates, _ = read_candidates([str(write(tmp_path / "a", 0.9, speed=None))])
+    assert [c.latency for c in candidates] == [None, None]
+    assert summary_rows(candidates)[1][4:6] == ["-", "-"]
+    plot_pareto(candidates, tmp_path / "x.png")
+    assert (tmp_path / "x.png").stat().st_size > 1000
+
+
+@pytest.mark.parametrize(
+    ("costs", "qualities", "front"),
+    [
+        ([3, 1, 2], [0.9, 0.5, 0.8], [1, 2, 0]),
+        ([3, 1, 2], [0.9, 0.9, 0.8], [1]),
+        ([1, 1, 2], [0.5, 0.7, 0.7], [1]),
+        ([1], [0.1], [0]),
+    ],
+)
+def test_the_front(costs, qualities, front):
+    assert pareto_front(costs, qualities) == front
+
+
+def test_files_that_cannot_be_compared(tmp_path):
+    with pytest.raises(FileNotFoundError, match=r"evaluation\.json: no such file\. To fix, give a"):
+        read_candidates([str(tmp_path)])
+    (tmp_path / "x.json").write_text("{}")
+    with pytest.raises(ValueError, match=r"x.json: has no tasks, .* To fix, run .* --baseline"):
+        read_candidates([str(tmp_path / "x.json")])
+    alone = write(tmp_path / "alone", 0.9)
+    content = json.loads((alone / "evaluation.json").read_text())
+    for entry in content["tasks"]:
+        entry["retention"] = None
+    (alone / "evaluation.json").write_text(json.dumps(content))
+    with pytest.raises(ValueError, match="has scores without a share of the original's. To fix"):
+        read_candidates([str(alone)])
+
+
+@pytest.mark.parametrize(
+    ("damage", "message"),
+    [
+        (lambda c: c.pop("speed"), "has no speed"),
+        (lambda c: c["speed"].pop("latency_ms"), "has no speed.latency_ms"),
+        (lambda c: c["speed"]["latency_ms"].update(ratio=0), "ratio is 0, expected a number above"),
+        (lambda c: c["parameters"].update(model=None), "parameters.model is null, expected an obj"),
+        (lambda c: c["parameters"]["baseline"].pop("total"), "has no parameters.baseline.total"),
+        (lambda c: c["tasks"][0].pop("floor"), r"has no tasks\[0\].floor"),
+        (
+            lambda c: c["tasks"][1].update(floor=None),
+            r"tasks\[1\].floor is null, expected a finite",
+        ),
+        (
+            lambda c: c["tasks"][2].update(value="0.5"),
+            r"tasks\[2\].value is \"0.5\", expected a fin",
+        ),
+        (lambda c: c["tasks"][0].update(value=10**400), r"tasks\[0\].value is a huge number, exp"),
+        (lambda c: c["tasks"][0].pop("baseline"), r"has no tasks\[0\].baseline"),
+        (lambda c: c["tasks"].insert(0, 1), r"tasks\[0\] is 1, expected an object with keys"),
+        (lambda c: c["tasks"][0].update(mode="x"), r"mode is \"x\", expected one of dense, sparse"),
+        (lambda c: c["tasks"][0].update(main=1), r"main is 1, expected true or false"),
+        (lambda c: c["tasks"][0].update(task="\ud800"), r"it spells half of a surrogate pair"),
+    ],
+)
+def test_values_of_another_kind_are_named(damage, message, tmp_path):
+    file = write(tmp_path / "a", 0.9) / "evaluation.json"
+    content = json.loads(file.read_text())
+    damage(content)
+    file.write_text(json.dumps(content))
+    with pytest.raises(ValueError, match=rf"evaluation.json: .*{message}.* To fix, run .*baseline"):
+        read_candidates([str(file)])
+
+
+def test_names(tmp_path, monkeypatch):
+    paths = [write(tmp_path / name, 0.9) for name in ("half", "a=b", "more/original")]
+    (tmp_path / "single.json").write_bytes((paths[0] / "evaluation.json").read_bytes())
+    named = {
+        str(paths[0] / "evaluation.json"): "half",
+        str(paths[1]): "a=b",
+        f"x={paths[1]}": "x",
+        f"x={paths[1] / 'evaluation.json'}": "x",
+        f"{paths[0]}/": "half",
+        str(tmp_path / "single.json"): "single",
+    }
+    for text, name in named.items():
+        assert read_candidates([text])[0][1].name == name
+    monkeypatch.chdir(paths[0])
+    assert read_candidates(["."])[0][1].name == "half"
+    assert read_candidates(["evaluation.json"])[0][1].name == "half"
+    for text in (str(paths[2]), f"original={paths[0]}"):
+        with pytest.raises(ValueError, match="would be called original, as the model .* To fix"):
+            read_candidates([text])
+    twice = [str(paths[0]), f"x={paths[0] / 'evaluation.json'}"]
+    with pytest.raises(ValueError, match="evaluation.json is there twice: .* To fix, name it once"):
+        read_candidates(twice)
+
+
+def test_models_with_different_originals(tmp_path, monkeypatch):
+    first = write(tmp_path / "a", 0.9)
+    monkeypatch.setitem(BASELINES, ("sts", "dense"), 0.7)
+    second = write(tmp_path / "b", 0.9)
+    message = r"have different originals: on sts \(dense\) they score 0.8000 and 0.7000. To fix"
+    with pytest.raises(ValueError, match=message):
+        read_candidates([str(first), str(second)])
+
+
+def test_runs_of_one_name_are_of_one_size(tmp_path):
+    sizes = [write(tmp_path / str(size), 0.9, size) for size in (5_000_000, 6_000_000)]
+    message = "runs called x have 6000000 and 7000000 parameters: they are no repetitions. To fix"
+    with pytest.raises(ValueError, match=message):
+        read_candidates([f"x={folder}" for folder in sizes])
+
+
+def test_the_picture_names_every_model(results, tmp_path):
+    from matplotlib.figure import Figure
+
+    figures = []
+    save = Figure.savefig
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Figure, "savefig", lambda f, *a, **k: figures.append(f) or save(f, *a, **k))
+        plot_pareto(read_candidates(results)[0], tmp_path / "x.png")
+    (figure,) = figures
+    assert len(figure.axes) == 2
+    for panel in figure.axes:
+        assert {text.get_text() for text in panel.texts} == {"original", "half", "quarter"}
+
+
+def test_the_script(results, tmp_path, capsys):
+    main = runpy.run_path(str(SCRIPT))["main"]
+    arguments = [*results, "--output", str(tmp_path / "out")]
+    assert main(arguments) == 0
+    assert "97.0% (96.0% to" in " ".join(capsys.readouterr().out.split())
+    assert {p.name for p in (tmp_path / "out").iterdir()} == {
+        "comparison.json",
+        "comparison.md",
+        "pareto.png",
+    }
+    assert main(arguments) == 1
+    assert "comparison.json exists. To fix" in capsys.readouterr().err
+    assert main([*arguments, "--overwrite"]) == 0
+    assert main([str(tmp_path / "none"), "--output", str(tmp_path / "out2")]) == 1
+    assert not (tmp_path / "out2").exists()

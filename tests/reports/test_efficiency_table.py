@@ -1,0 +1,128 @@
+"""Speed as text: every number at its place, and claims that the spread supports."""
+
+from __future__ import annotations
+
+import pytest
+
+from bge_pruning.reports.efficiency_table import render_efficiency
+
+PART = {
+    "latency_ms": {"median": 2.0, "p95": 3.0},
+    "tokens_per_text": 128.0,
+    "texts_per_s": 16.0,
+    "tokens_per_s": 2048.0,
+    "gflops_per_token": 0.1,
+    "activation_bytes": 2_000_000,
+}
+COUNTS = {"encoder": 1_000_000, "total": 3_000_000}
+BEST = {"batch_size": 32, "length": 128, "texts_per_s": 16.0, "tokens_per_s": 2048.0}
+
+
+def setting(share: float = 0.93, **changed) -> dict:
+    return {
+        "runtime": "torch",
+        "batch_size": 32,
+        "length": 128,
+        "rounds": 5,
+        "model": PART,
+        "baseline": PART,
+        "speedup": {"median": 2.0 * share, "quartiles": [1.5, 2.5]},
+        "ideal": 2.0,
+        "share": share,
+        "noisy": False,
+        **changed,
+    }
+
+
+def result(*settings: dict, **changed) -> dict:
+    names = ("model", "baseline")
+    weights = {"model": 1e6, "baseline": 2e6}
+    return {
+        "model": "small",
+        "baseline": "large",
+        "shapes": dict.fromkeys(names, "2 layers"),
+        "parameters": dict.fromkeys(names, COUNTS),
+        "device": "cpu",
+        "dtype": "fp32",
+        "machine": {"cpu": "Some CPU", "cores": 4, "gpu": None},
+        "settings": list(settings),
+        "saturation": {"torch": {"model": BEST, "baseline": BEST}},
+        "weight_bytes": {"torch": weights, "compile": weights, "onnx": {"model": 3e6}},
+        "threads": 2,
+        "max_length": 512,
+        "too_long": [],
+        "too_large": [],
+        **changed,
+    }
+
+
+def test_all_of_it():
+    lines = render_efficiency(result(setting())).splitlines()
+    parameters = "2 layers, 1.0M parameters in the encoder, 3.0M in all"
+    assert lines[:3] == [
+        f"model:    small, {parameters}",
+        f"baseline: large, {parameters}",
+        "machine:  Some CPU, 2 of 4 cores, cpu, fp32",
+    ]
+    assert lines[4].startswith("| runtime | texts | tokens | ms (p95) |")
+    cells = "32 | 128 | 2.0 (3.0) | 16.0 | 2,048 | 0.1000 | 2.0 MB | 2.0 (3.0)"
+    assert lines[6] == f"| torch | {cells} | 1.86 (1.50 to 2.50) | 2.00 | 93% |"
+    best = "2,048 tokens/s, 16.0 texts/s (32 x 128)"
+    assert lines[8:] == [
+        "weights (torch, compile): model 1.0 MB, baseline 2.0 MB",
+        "weights (onnx): model 3.0 MB",
+        f"highest throughput (torch): model {best}; baseline {best}",
+        "torch, 32 texts of 128 tokens: 93% of the ideal speed-up, at least 90%",
+    ]
+
+
+def test_a_model_alone_on_a_gpu():
+    alone = {key: value for key, value in setting().items() if key != "baseline"}
+    part = {**PART, "activation_bytes": None}
+    text = render_efficiency(
+        result(
+            {**alone, "length": "real", "model": part},
+            baseline=None,
+            shapes={"model": "2 layers"},
+            machine={"cpu": "Some CPU", "cores": 4, "gpu": "Some GPU"},
+        )
+    )
+    assert "machine:  Some GPU, cpu, fp32" in text
+    assert "| torch | 32 | real (128.0) | 2.0 (3.0) | 16.0 | 2,048 | 0.1000 | - |" in text
+    assert "speed-up" not in text and "baseline:" not in text
+
+
+@pytest.mark.parametrize(
+    ("found", "cell", "line"),
+    [
+        (
+            setting(0.85),
+            "85%",
+            "torch, 32 texts of 128 tokens: 85% of the ideal speed-up, below 90%",
+        ),
+        (setting(noisy=True), "noise, 5 turns", "1 of 1 long settings are too noisy for a claim"),
+        (
+            setting(noisy=True, rounds=2),
+            "noise, 2 turns",
+            "1 of 1 long settings are too noisy for a claim",
+        ),
+    ],
+)
+def test_what_is_claimed(found, cell, line):
+    text = render_efficiency(result(found))
+    assert line in text
+    assert f"| {cell} |" in text
+
+
+def test_what_is_left_out():
+    large = {"runtime": "onnx", "batch_size": 32, "length": 512}
+    large |= {"needed_bytes": 3 * 2**30, "free_bytes": 2**31}
+    lines = render_efficiency(result(too_large=[large], too_long=[1024, 8192])).splitlines()
+    assert "left out, needs about 3.0 GiB and 2.0 GiB are free: onnx, 32 x 512" in lines
+    assert "left out, beyond the limit of 512 tokens a text: 1024, 8192" in lines
+
+
+def test_nothing_was_measured():
+    lines = render_efficiency(result(saturation={}, too_long=[1024])).splitlines()
+    assert lines[4] == "nothing was measured"
+    assert lines[-1] == "left out, beyond the limit of 512 tokens a text: 1024"

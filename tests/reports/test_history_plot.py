@@ -1,0 +1,122 @@
+import pytest
+
+from bge_pruning.reports.history import AXIS_TITLES, collect_series
+from bge_pruning.reports.history_plot import (
+    draw_constraint,
+    draw_multipliers,
+    draw_training,
+    has_multipliers,
+    has_training,
+)
+from bge_pruning.utils.figures import DARK, LIGHT, THEMES
+
+
+@pytest.fixture
+def series(make_history):
+    return collect_series(make_history())
+
+
+def titles(figure):
+    return [panel.get_title(loc="left") for panel in figure.axes]
+
+
+def curves(panel):
+    return {line.get_label(): line.get_data() for line in panel.lines}
+
+
+def test_the_constraint_has_a_panel_for_each_axis(series, said):
+    figure = draw_constraint(series)
+    assert titles(figure) == ["Removed attention heads (%)", "Removed encoder parameters (%)"]
+    head = curves(figure.axes[0])
+    assert set(head) == {"expected by the gates", "target", "what a cut would remove"}
+    batches, percent = head["expected by the gates"]
+    assert list(batches) == list(range(1, 40))
+    assert percent[19] == pytest.approx(49)
+    assert set(head["what a cut would remove"][1]) == {50}
+    assert "target" not in curves(figure.axes[1])
+    assert said(figure).count("expected by the gates") == 1  # one legend for all
+
+
+def test_multipliers_have_a_curve_for_each_axis(series):
+    figure = draw_multipliers(series)
+    assert [title.split()[-1] for title in titles(figure)] == ["(lambda_1)", "(lambda_2)"]
+    for panel, slope in zip(figure.axes, (0.1, 0.2), strict=True):
+        ((name, (batches, values)),) = curves(panel).items()
+        assert name == "attention heads"
+        assert list(values) == pytest.approx([slope * batch for batch in batches])
+
+
+def test_training_has_losses_and_scores(series, said):
+    figure = draw_training(series)
+    assert titles(figure) == ["Task loss: median and most values", "Scores while training"]
+    assert set(curves(figure.axes[0])) == {"distillation alignment"}
+    assert list(curves(figure.axes[1])["dev"][1]) == pytest.approx([0.7, 0.8, 0.9])
+    assert "total" not in said(
+        figure
+    )  # it holds the constraint too, and would hide the task's loss
+
+
+def test_a_loss_is_drawn_as_a_running_median_in_a_band(series):
+    panel = draw_training(series).axes[0]
+    _, middle = panel.lines[0].get_data()
+    values = series["loss/train/distillation_alignment"][1]
+    assert middle[20] == pytest.approx(values[20])  # it falls steadily
+    (band,) = panel.collections
+    low, high = band.get_paths()[0].vertices[:, 1].min(), band.get_paths()[0].vertices[:, 1].max()
+    assert low < middle.min() and high > middle.max()
+
+
+def test_losses_of_several_sizes_get_a_log_scale_with_plain_numbers(said):
+    series = {"loss/train/a": (list(range(50)), [10.0**-n for n in range(50)])}
+    figure = draw_training(series)
+    figure.draw_without_rendering()
+    assert figure.axes[0].get_yscale() == "log"
+    assert "mathdefault" not in said(figure)
+    with_zero = {"loss/train/a": ([0, 1], [0.0, 9.0])}
+    assert draw_training(with_zero).axes[0].get_yscale() == "linear"
+
+
+@pytest.mark.parametrize("count", [1, 2, 3, 4, 5, 7])
+def test_any_number_of_axes_is_legible(count, assert_legible):
+    axes = [*AXIS_TITLES, "a", "b"][:count]
+    series = {}
+    for axis in axes:
+        for key in ("expected_sparsity", "target_sparsity", "realised_sparsity"):
+            series[f"pruning/{key}/{axis}"] = ([0, 7500, 15000], [0.0, 0.2, 0.4])
+        series[f"pruning/lambda_1/{axis}"] = ([0, 15000], [0.0, -3.0])
+    assert_legible(draw_constraint(series))
+    assert_legible(draw_multipliers(series))
+
+
+def test_many_losses_are_told_apart_and_none_is_left_out(assert_legible):
+    names = [f"part_{index}" for index in range(9)] + ["_private", "$x$"]
+    series = {f"loss/train/{name}": ([0, 1, 2], [1.0, 2.0, 3.0]) for name in names}
+    figure = draw_training(series)
+    lines = figure.axes[0].lines
+    assert len({(line.get_color(), str(line.get_linestyle())) for line in lines[:10]}) == 10
+    shown = [text.get_text().strip() for text in figure.axes[0].get_legend().get_texts()]
+    assert shown == [name.replace("_", " ").strip() for name in names]
+
+
+@pytest.mark.parametrize("theme", THEMES, ids=["light", "dark"])
+def test_curves_have_the_colours_of_the_theme(theme, series):
+    figure = draw_constraint(series, theme)
+    colours = {line.get_label(): line.get_color() for line in figure.axes[0].lines}
+    assert colours["expected by the gates"] == theme.series[0]
+    assert colours["target"] == theme.muted
+    other = DARK if theme is LIGHT else LIGHT
+    assert other.ink not in {text.get_color() for text in figure.legends[0].get_texts()}
+
+
+def test_what_can_be_drawn(series):
+    assert has_training(series) and has_multipliers(series)
+    assert not has_training({}) and not has_multipliers({})
+
+
+def test_nothing_to_draw():
+    with pytest.raises(ValueError, match=r"holds no sparsity\. To fix, give the metrics of a run"):
+        draw_constraint({})
+    with pytest.raises(ValueError, match=r"holds no multiplier\. To fix, give the metrics of a"):
+        draw_multipliers({})
+    with pytest.raises(ValueError, match=r"neither loss nor score\. To fix, give the metrics"):
+        draw_training({"time/epoch": ([1], [1.0])})

@@ -1,0 +1,70 @@
+import pytest
+from markdown_it import MarkdownIt
+
+from bge_pruning.reports.markdown import escape, fence, picture, table
+
+NASTY = (
+    "a|b",
+    "<script>alert(1)</script>",
+    "[x](http://a.b)",
+    "![x](http://a.b/c.png)",
+    "*a* _b_ `c` ~~d~~",
+    "&lt; & &amp;",
+    "C#  #",
+    r"back\slash",
+    "a_b c_d",
+    "_a_",
+    "$x$",
+    "",
+    "模型 модель",
+)
+
+
+def shown(markdown: str) -> str:
+    """What a reader sees of a page."""
+    parser = MarkdownIt("commonmark", {"html": False}).enable(["table", "strikethrough"])
+    tokens = [child for token in parser.parse(markdown) for child in token.children or []]
+    assert {token.type for token in tokens} <= {"text", "text_special", "softbreak"}
+    return "".join(token.content for token in tokens)
+
+
+@pytest.mark.parametrize("text", NASTY)
+def test_text_stays_what_it_is(text):
+    expected = " ".join(text.split())
+    assert shown(f"On {escape(text)} it scores") == f"On {expected} it scores"
+    assert shown(f"# A {escape(text)}") == f"A {expected}".rstrip()
+
+
+@pytest.mark.parametrize("text", NASTY)
+def test_cells_stay_what_they_are(text):
+    rows = [[text, 1], ["b", 2]]
+    expected = " ".join(text.split())
+    assert shown(table(["name", text], rows)) == f"name{expected}{expected}1b2"
+
+
+def test_lines_in_a_name_are_joined():
+    assert escape("a\n# b\r\n\tc") == "a \\# b c"
+
+
+def test_ordinary_names_are_left_alone():
+    assert escape("stsb-en_test (dense+sparse), 2.0") == "stsb-en_test (dense+sparse), 2.0"
+
+
+def test_numbers_are_to_the_right():
+    assert table(["a", "b"], [["x", 1]]).splitlines() == [
+        "| a | b |",
+        "| --- | ---: |",
+        "| x | 1 |",
+    ]
+
+
+@pytest.mark.parametrize("text", ["a", "a\n```\nb", "`````", "", "echo `x` | y"])
+def test_code_cannot_end_its_block(text):
+    tokens = MarkdownIt().parse(fence(text, "bash") + "\n\nafter")
+    assert tokens[0].type == "fence"
+    assert tokens[0].content.rstrip("\n") == text
+    assert tokens[0].info == "bash"
+
+
+def test_a_picture():
+    assert picture("a [b]", "c.png") == r"![a \[b\]](c.png)"

@@ -1,0 +1,140 @@
+import json
+
+import numpy as np
+import pytest
+
+from bge_pruning.reports.report_inputs import read_inputs
+
+FILES = {
+    "evaluation.json": "evaluation",
+    "pruning.json": "pruning",
+    "metrics.jsonl": "series",
+    "metrics-recovery.jsonl": "recovery",
+    "gates.npz": "gates",
+    "config.yaml": "config",
+}
+
+
+def test_everything_is_read(results, make_evaluation, make_pruning):
+    inputs = read_inputs(results)
+    assert inputs.name == "half"
+    assert inputs.evaluation == make_evaluation()
+    assert inputs.pruning == make_pruning()
+    assert inputs.series["loss/train/total"][0][:3] == [0, 1, 2]
+    assert list(inputs.recovery) == ["loss/train/total"]
+    assert set(inputs.gates) == set(inputs.kept) == {"layer", "head", "intermediate", "hidden"}
+    assert inputs.kept["layer"].tolist() == [True, False, False, True]
+    assert inputs.config == {"run_name": "half", "seed": 17}
+    assert inputs.commands == ["python scripts/train.py a.yaml", "python b.py"]
+    assert inputs.missing == []
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_what_is_missing_is_empty_and_named(name, results):
+    (results / name).unlink()
+    inputs = read_inputs(results)
+    assert not getattr(inputs, FILES[name])
+    assert inputs.missing == [name]
+
+
+def test_a_run_folder_is_enough(run_folder):
+    inputs = read_inputs(run_folder)
+    assert inputs.missing == ["evaluation.json", "pruning.json", "metrics-recovery.jsonl"]
+    assert inputs.versions == {"python": "3.11.0", "torch": "2.7.0"}
+
+
+def test_a_folder_without_any_result(run_folder):
+    (run_folder / "metrics.jsonl").unlink()
+    message = r"my-run holds neither evaluation\.json nor pruning\.json nor metrics\.jsonl\. To fix"
+    with pytest.raises(FileNotFoundError, match=message):
+        read_inputs(run_folder)
+
+
+def test_a_folder_is_called_by_its_name_wherever_one_stands(results, monkeypatch):
+    monkeypatch.chdir(results)
+    assert read_inputs(results.__class__(".")).name == "half"
+
+
+# Commands
+
+
+@pytest.mark.parametrize(
+    "text", ["python a.py\n\n  \npython b.py", "\r\npython a.py\r\npython b.py\r\n"]
+)
+def test_empty_lines_are_no_commands(text, results):
+    (results / "commands.txt").write_text(text)
+    assert read_inputs(results).commands == ["python a.py", "python b.py"]
+
+
+def test_commands_given_win_and_the_evaluations_is_the_last_resort(results):
+    assert read_inputs(results, ["make all"]).commands == ["make all"]
+    (results / "commands.txt").unlink()
+    inputs = read_inputs(results)
+    assert inputs.commands == ["python scripts/evaluate_model.py results/half"]
+    assert inputs.missing == ["commands.txt"]
+    (results / "evaluation.json").unlink()
+    assert read_inputs(results).commands == []
+
+
+# Files that cannot be read
+
+
+@pytest.mark.parametrize("name", ["evaluation.json", "pruning.json", "versions.json"])
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b'{"a"', r"is not JSON \(Expecting ':' delimiter\)\. To fix, write it again"),
+        (b"[1, 2]", r"it is a list, expected an object with keys\. To fix, write it again"),
+        ('{"café": 1}'.encode("latin-1"), r"is not JSON \(not UTF-8\)\. To fix, write it again"),
+        (b"[" * 100_000, r"is not JSON \(nested too deeply\)\. To fix, write it again"),
+    ],
+    ids=["cut", "a list", "latin-1", "deep"],
+)
+def test_json_that_cannot_be_used(name, content, message, results):
+    (results / name).write_bytes(content)
+    with pytest.raises(ValueError, match=rf"{name}: {message}"):
+        read_inputs(results)
+
+
+def test_history_that_cannot_be_read(results):
+    path = results / "metrics.jsonl"
+    path.write_text('{"batch": 1, "metrics": {}}\n\n{"batch"')
+    with pytest.raises(ValueError, match=r"metrics\.jsonl:3: is not JSON .* To fix, remove"):
+        read_inputs(results)
+    for row, message in (
+        ({"batch": 1}, "has no metrics"),
+        ([1], "it is a list, expected an object with keys"),
+        ({"batch": 1, "metrics": 3}, "metrics is 3, expected an object with keys"),
+        ({"batch": "1", "metrics": {}}, 'batch is "1", expected a whole number'),
+    ):
+        path.write_text(json.dumps(row))
+        with pytest.raises(ValueError, match=rf"metrics\.jsonl:1: {message}.* To fix, remove the"):
+            read_inputs(results)
+
+
+@pytest.mark.parametrize("content", [b"", b"PK\x03\x04 cut", b"not an archive"])
+def test_gates_that_cannot_be_read(content, results):
+    (results / "gates.npz").write_bytes(content)
+    with pytest.raises(ValueError, match=r"gates\.npz holds no arrays .*To fix"):
+        read_inputs(results)
+
+
+def test_gates_that_hold_code_are_not_run(results):
+    np.savez(results / "gates.npz", layer=np.array([{"a": 1}], dtype=object))
+    with pytest.raises(ValueError, match=r"gates\.npz holds no arrays .*To fix"):
+        read_inputs(results)
+
+
+def test_a_configuration_that_cannot_be_read(results):
+    (results / "config.yaml").write_text("a: [1")
+    with pytest.raises(ValueError, match=r"config\.yaml: is not YAML .* To fix, write it again"):
+        read_inputs(results)
+    (results / "config.yaml").write_text("[" * 100_000)
+    with pytest.raises(ValueError, match=r"config\.yaml: is not YAML \(nested more than 50 levels"):
+        read_inputs(results)
+    (results / "config.yaml").write_text("model: {base_model: 3}")
+    with pytest.raises(ValueError, match=r"config\.yaml: model.base_model is 3, expected a text"):
+        read_inputs(results)
+    (results / "config.yaml").write_text("- a")
+    with pytest.raises(ValueError, match=r"config\.yaml: it is a list, expected an object"):
+        read_inputs(results)

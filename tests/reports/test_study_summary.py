@@ -1,0 +1,289 @@
+"""Means, intervals and verdicts of a study by hand; its table, picture and files."""
+
+import json
+
+import numpy as np
+import pytest
+from scipy.stats import t as student
+
+from bge_pruning.reports.study_plot import draw_study
+from bge_pruning.reports.study_report import summarise, write_study_report
+from bge_pruning.reports.study_summary import (
+    Estimate,
+    compare_groups,
+    estimate_mean,
+    find_keys,
+    floor_shares,
+    group_cells,
+    judge,
+    kept_of,
+    keys_by_kind,
+)
+from bge_pruning.reports.study_table import percent, render_study
+
+KEYS = [("sts", "dense"), ("docs", "dense")]
+
+
+def make_cell(method, size, seed, sts, docs, share=0.5):
+    values = {
+        "sts": ("similarity", "cosine_spearman", sts),
+        "docs": ("retrieval", "ndcg_at_10", docs),
+    }
+    learned = method == "l0"
+    return {
+        "method": method,
+        "size": size,
+        "seed": seed,
+        "config_hash": "abc",
+        "config": {"method": method},
+        "encoder_share": share,
+        "parameters": {"encoder": int(share * 1e6), "total": 2_000_000},
+        "kept_layers": [0, 1],
+        "steps": {"prune": 3, "recover": 4} if learned else {"recover": 7},
+        "tokens": {"recover": 1_500_000},
+        "seconds": {"choose": None, "recover": 90.0, "evaluate": 30.0},
+        "scores": [
+            {"task": n, "kind": k, "mode": "dense", "metric": m, "value": 0.8 * r, "retention": r}
+            for n, (k, m, r) in values.items()
+        ],
+        "gates": {"distance": {"all": 0.0123}, "gap": {"encoder": -0.004}} if learned else None,
+        "cut": {"sts": {"before": 0.8, "after": 0.79, "lost": 0.01}},
+        "versions": {"torch": "2"},
+        "machine": {"cpu": "x", "cores": 2, "gpu": None if seed == 1 else "y"},
+    }
+
+
+REFERENCE = {
+    "original": "original",
+    "judged_by": {},
+    "parameters": {"encoder": 1_000_000, "total": 2_500_000},
+    "scores": {
+        "original": [
+            {"task": n, "kind": k, "mode": "dense", "metric": m, "value": 0.8}
+            for n, k, m in (
+                ("sts", "similarity", "cosine_spearman"),
+                ("docs", "retrieval", "ndcg_at_10"),
+            )
+        ],
+        "word_embeddings": [
+            {"task": "sts", "kind": "similarity", "mode": "dense", "metric": "cosine_spearman",
+             "value": 0.6},
+            {"task": "docs", "kind": "retrieval", "mode": "dense", "metric": "ndcg_at_10",
+             "value": 0.2},
+        ],
+        "random_weights": [
+            {"task": "sts", "kind": "similarity", "mode": "dense", "metric": "cosine_spearman",
+             "value": 0.4},
+            {"task": "docs", "kind": "retrieval", "mode": "dense", "metric": "ndcg_at_10",
+             "value": 0.3},
+        ],
+    },
+    "versions": {"torch": "2"},
+}  # fmt: skip
+CELLS = [
+    make_cell("random", "half", 1, 0.90, 0.80),
+    make_cell("random", "half", 2, 0.92, 0.82),
+    make_cell("l0", "half", 2, 0.98, 0.96),
+    make_cell("l0", "half", 1, 0.96, 0.94),
+    make_cell("l0", "large", 1, 0.99, 0.98, share=0.75),
+]
+
+
+def test_an_interval_by_hand():
+    found = estimate_mean([1.0, 2.0, 3.0])
+    assert (found.mean, found.count) == (2.0, 3)
+    assert found.half == pytest.approx(4.302653 * 1.0 / 3**0.5, rel=1e-6)
+    low, high = student.interval(0.95, 2, loc=2.0, scale=1 / 3**0.5)
+    assert (found.mean - found.half, found.mean + found.half) == pytest.approx((low, high))
+
+
+def test_one_value_has_no_interval_and_none_no_mean():
+    assert estimate_mean([0.5]) == Estimate(0.5, None, 1)
+    assert estimate_mean([]) is None
+
+
+def test_groups_the_largest_and_gates_first():
+    groups = group_cells(CELLS)
+    assert [(g.size, g.method) for g in groups] == [
+        ("large", "l0"),
+        ("half", "l0"),
+        ("half", "random"),
+    ]
+    assert [cell["seed"] for cell in groups[1].cells] == [1, 2]
+    assert [group.learned for group in groups] == [True, True, False]
+
+
+def test_what_is_kept_by_hand():
+    keys = find_keys(CELLS)
+    assert keys == KEYS
+    assert kept_of(CELLS[0], keys) == pytest.approx(0.85)
+    assert kept_of(CELLS[0], [("docs", "dense")]) == 0.80
+    unknown = make_cell("l0", "half", 1, 0.9, 0.9)
+    unknown["scores"][0]["retention"] = None
+    assert kept_of(unknown, keys) is None
+
+
+def test_only_common_tasks_count():
+    other = make_cell("l0", "half", 9, 0.9, 0.9)
+    other["scores"] = other["scores"][:1]
+    assert find_keys([*CELLS, other]) == [("sts", "dense")]
+
+
+def test_the_floor_is_the_better_one():
+    assert floor_shares(REFERENCE) == pytest.approx({KEYS[0]: 0.75, KEYS[1]: 0.375})
+
+
+def test_kinds_are_split_only_where_there_are_several():
+    assert keys_by_kind(CELLS, KEYS) == {
+        "all": KEYS,
+        "similarity": KEYS[:1],
+        "retrieval": KEYS[1:],
+    }
+    assert keys_by_kind(CELLS, KEYS[:1]) == {"all": KEYS[:1]}
+
+
+def test_differences_are_paired_by_seed():
+    large, ours, theirs = group_cells(CELLS)
+    found = compare_groups(ours, theirs, KEYS)
+    # 0.95 - 0.85 of seed 1, 0.97 - 0.87 of seed 2.
+    assert (found.mean, found.half, found.count) == pytest.approx((0.1, 0.0, 2), abs=1e-9)
+    assert compare_groups(large, theirs, KEYS) == Estimate(pytest.approx(0.135), None, 1)
+
+
+@pytest.mark.parametrize(
+    ("difference", "verdict"),
+    [
+        (Estimate(0.02, 0.01, 3), "above"),
+        (Estimate(-0.02, 0.01, 3), "below"),
+        (Estimate(0.01, 0.02, 3), "a tie"),
+        (Estimate(0.02, None, 1), "one seed: not known"),
+    ],
+)
+def test_verdicts(difference, verdict):
+    assert judge(difference) == verdict
+
+
+def test_numbers_as_text():
+    assert percent(Estimate(0.98765, 0.00321, 3)) == "98.8 ± 0.3"
+    assert percent(Estimate(0.98765, None, 1), 2) == "98.77"
+    assert percent(None) == "-"
+
+
+def test_the_tables():
+    text = render_study(CELLS, REFERENCE)
+    lines = text.splitlines()
+    assert "| original |  | 100.0 % |  | 100.0 | 100.0 | 100.0 |" in lines
+    assert "| large | l0 | 75.0 % | 1 | 98.5 | 99.0 | 98.0 |" in lines
+    assert "| half | l0 | 50.0 % | 2 | 96.0 ± 12.7 | 97.0 ± 12.7 | 95.0 ± 12.7 |" in lines
+    assert "| floor |  |  |  | 56.2 | 75.0 | 37.5 |" in lines
+    assert "| half | l0 | random | above | 2 | 10.00 ± 0.00 |" in lines
+    assert (
+        "| half | l0 | 7 | 1.50M | 2.0 on x, 2.0 on y | 0.0123 | -0.40 ± 0.00 | 1.00 ± 0.00 |"
+        in lines
+    )
+    assert "| half | random | 7 | 1.50M | 2.0 on x, 2.0 on y | - | - | 1.00 ± 0.00 |" in lines
+
+
+def test_without_a_baseline_nothing_is_compared():
+    assert "Against the baselines" not in render_study(CELLS[2:], REFERENCE)
+
+
+def test_the_picture_shows_the_numbers():
+    figure = draw_study(CELLS, REFERENCE)
+    panels = figure.axes
+    assert [panel.get_title(loc="left") for panel in panels] == [
+        "All tasks and modes",
+        "Similarity",
+        "Retrieval",
+    ]
+    lines = {line.get_label(): line for line in panels[0].lines}
+    assert list(lines["floor"].get_ydata()) == pytest.approx([56.25, 56.25])
+    # Beside each other: l0 a little to the left of its size, random to the right.
+    assert lines["l0"].get_xydata() == pytest.approx(
+        np.array([[0.5, 96.0], [0.75, 98.5]]), abs=2e-3
+    )
+    assert lines["random"].get_xydata() == pytest.approx(np.array([[0.5, 86.0]]), abs=2e-3)
+    assert lines["l0"].get_xdata()[0] < 0.5 < lines["random"].get_xdata()[0]
+    dots = {tuple(y) for line in panels[0].lines if len(y := line.get_ydata()) == 2}
+    assert any(sorted(y) == pytest.approx([95.0, 97.0]) for y in dots)  # the two seeds of l0
+
+
+SIZES = (("most", 0.99), ("half", 0.96))
+
+
+def test_a_floor_that_one_panel_alone_draws_is_in_the_legend():
+    cells = [make_cell("l0", size, 1, share, share - 0.13, share) for size, share in SIZES]
+    figure = draw_study(cells, REFERENCE)
+    drawn = ["floor" in {line.get_label() for line in panel.lines} for panel in figure.axes]
+    assert drawn == [False, False, True]
+    (legend,) = figure.legends
+    assert [text.get_text() for text in legend.get_texts()] == ["l0", "floor"]
+
+
+def test_a_floor_far_below_is_said_and_does_not_press_the_methods_together():
+    near = [make_cell("l0", size, 1, share, share, share) for size, share in SIZES]
+    for panel in draw_study(near, REFERENCE).axes:
+        assert "floor" not in {line.get_label() for line in panel.lines}
+        assert panel.get_ylim()[0] > 90
+    texts = [text.get_text() for text in draw_study(near, REFERENCE).axes[0].texts]
+    assert texts == ["floor: 56 %, far below"]
+
+
+@pytest.mark.parametrize(
+    ("groups", "names"),
+    [
+        ([("l0", "half"), ("random", "half")], ["l0", "random"]),
+        ([("l0", "flat"), ("l0", "narrow")], ["flat", "narrow"]),
+        ([("l0", "flat"), ("random", "flat"), ("l0", "narrow")],
+         ["l0, flat", "random, flat", "l0, narrow"]),
+    ],
+)  # fmt: skip
+def test_models_of_one_size_are_rows_named_by_what_differs(groups, names):
+    kept = [0.99, 0.96, 0.93]
+    cells = [
+        make_cell(method, size, seed, kept[n] + 0.002 * seed, kept[n])
+        for n, (method, size) in enumerate(groups)
+        for seed in (0, 1)
+    ]
+    figure = draw_study(cells, REFERENCE)
+    assert [label.get_text() for label in figure.axes[0].get_yticklabels()] == names
+    panel = figure.axes[1]  # of similarity alone
+    assert panel.yaxis_inverted()
+    means = {
+        line.get_ydata()[0]: line.get_xdata() for line in panel.lines if len(line.get_xdata()) == 1
+    }
+    assert means == {n: pytest.approx([100 * kept[n] + 0.1]) for n in range(len(groups))}
+    assert figure.axes[0].get_xlabel() == "kept of the original's score (%)\nfloor: 56 %, far below"
+
+
+def test_files_of_a_report(tmp_path):
+    (tmp_path / "cells").mkdir()
+    for number, cell in enumerate(CELLS):
+        (tmp_path / "cells" / f"{number}.json").write_text(json.dumps(cell))
+    (tmp_path / "reference.json").write_text(json.dumps(REFERENCE))
+    assert write_study_report(tmp_path) == tmp_path / "table.md"
+    text = (tmp_path / "table.md").read_text()
+    assert text.startswith("## What is kept") and "(pareto.png)" in text
+    assert (tmp_path / "pareto.png").stat().st_size > 10_000
+    summary = json.loads((tmp_path / "summary.json").read_text())
+    assert summary == summarise(CELLS, REFERENCE)
+    assert summary["groups"][1]["kept"]["mean"]["mean"] == pytest.approx(0.96)
+    assert summary["floor"]["mean"] == pytest.approx(0.5625)
+    assert write_study_report(tmp_path).read_text() == text  # again
+
+
+def test_reports_that_cannot_be_made(tmp_path):
+    with pytest.raises(FileNotFoundError, match=r"cells: holds no finished cell\. To fix, run"):
+        write_study_report(tmp_path)
+    (tmp_path / "cells").mkdir()
+    (tmp_path / "cells" / "a.json").write_text("{}")
+    with pytest.raises(ValueError, match=r"a\.json: has no method, size.* To fix, remove the fil"):
+        write_study_report(tmp_path)
+    (tmp_path / "cells" / "a.json").write_text(json.dumps(CELLS[0]))
+    with pytest.raises(FileNotFoundError, match=r"reference\.json: no such file\. To fix"):
+        write_study_report(tmp_path)
+    (tmp_path / "reference.json").write_text(json.dumps(REFERENCE))
+    apart = {**CELLS[1], "scores": [{**CELLS[1]["scores"][0], "task": "other"}]}
+    (tmp_path / "cells" / "b.json").write_text(json.dumps(apart))
+    with pytest.raises(ValueError, match=r"the cells have no task in common\. To fix, keep"):
+        write_study_report(tmp_path)

@@ -1,0 +1,52 @@
+import pytest
+
+from bge_pruning.reports.report_pictures import CAPTIONS
+from bge_pruning.reports.wandb_report import log_report, log_scores
+
+wandb = pytest.importorskip("wandb")
+
+
+class Run:
+    """A run that remembers what was logged."""
+
+    def __init__(self):
+        self.logged, self.summary = {}, {}
+
+    def log(self, values):
+        self.logged |= values
+
+
+@pytest.fixture
+def run():
+    return Run()
+
+
+def test_the_page_and_the_pictures_that_are_there(run, tmp_path):
+    from PIL import Image
+
+    (tmp_path / "report.html").write_text("<p>модель</p>", encoding="utf-8")
+    for name in ("gates.png", "scores.png", "mine.png"):
+        Image.new("RGB", (4, 3)).save(tmp_path / name)
+    log_report(run, tmp_path)
+    assert set(run.logged) == {"report/page", "report/gates", "report/scores"}
+    assert run.logged["report/page"].html == "<p>модель</p>"
+    assert run.logged["report/gates"]._caption == CAPTIONS["gates.png"]
+
+
+def test_scores_are_a_table_and_a_summary(run, make_evaluation, make_entry):
+    alone = make_entry("b", baseline=None, retention=None, retention_above_floor=None)
+    other = make_entry("c", main=False, metric="cosine_pearson")
+    log_scores(run, make_evaluation([make_entry("a"), alone, other]))
+    table = run.logged["scores"]
+    assert table.columns[:3] == ["task", "mode", "metric"]
+    assert [row[0] for row in table.data] == ["a", "b"]
+    assert run.summary == {
+        "scores/a/dense/cosine_spearman": 0.81,
+        "scores/a/dense/cosine_spearman_kept": 0.81 / 0.82,
+        "scores/b/dense/cosine_spearman": 0.81,
+    }
+
+
+def test_no_scores(run, make_evaluation):
+    log_scores(run, make_evaluation([]))
+    assert run.logged == run.summary == {}

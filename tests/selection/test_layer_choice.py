@@ -1,0 +1,85 @@
+"""Which layers stay: by hand, and where the greedy search cannot be wrong."""
+
+from dataclasses import replace
+from itertools import combinations
+
+import pytest
+
+from bge_pruning.models.encoder_shape import count_parameters
+from bge_pruning.selection.layer_choice import (
+    best_layers,
+    every_nth_layer,
+    layer_masks,
+    layers_within,
+)
+
+
+@pytest.mark.parametrize(
+    ("layers", "keep", "expected"),
+    [
+        (6, 6, [0, 1, 2, 3, 4, 5]),
+        (6, 3, [0, 2, 5]),
+        (6, 2, [0, 5]),
+        (6, 1, [5]),
+        (24, 12, [0, 2, 4, 6, 8, 10, 13, 15, 17, 19, 21, 23]),
+    ],
+)
+def test_every_nth_by_hand(layers, keep, expected):
+    assert every_nth_layer(layers, keep) == expected
+
+
+def test_every_nth_never_repeats_a_layer():
+    for layers in range(1, 30):
+        for keep in range(1, layers + 1):
+            chosen = every_nth_layer(layers, keep)
+            assert len(set(chosen)) == keep and chosen == sorted(chosen)
+            assert chosen[-1] == layers - 1
+
+
+def test_few_subsets_are_all_tried():
+    tried = []
+
+    def score(kept):
+        tried.append(tuple(kept))
+        return 1.0 if tuple(kept) == (1, 4) else 0.0
+
+    assert best_layers(6, 2, score) == [1, 4]
+    assert sorted(tried) == list(combinations(range(6), 2))
+
+
+def test_of_equal_scores_the_first_is_taken():
+    assert best_layers(4, 2, lambda kept: 0.0) == [0, 1]
+
+
+def test_many_subsets_are_searched_greedily():
+    worth = [(7 * layer) % 24 for layer in range(24)]
+    tried = []
+
+    def score(kept):
+        tried.append(tuple(kept))
+        return sum(worth[layer] for layer in kept)
+
+    found = best_layers(24, 18, score)
+    assert found == sorted(sorted(range(24), key=lambda layer: -worth[layer])[:18])
+    assert len(tried) == sum(range(19, 25))
+
+
+def test_gates_of_kept_layers():
+    masks = layer_masks([0, 3], 4)
+    assert masks.layer.tolist() == [1, 0, 0, 1]
+    assert masks.head is masks.hidden is masks.intermediate is None
+
+
+def test_layers_at_or_under_a_budget(tiny_shape):
+    whole = count_parameters(tiny_shape).encoder
+    assert layers_within(tiny_shape, whole) == 4
+    assert layers_within(tiny_shape, whole / 2) == 2
+    assert layers_within(tiny_shape, whole / 2 - 1) == 1
+    assert layers_within(tiny_shape, 2 * whole) == 4
+    three = count_parameters(replace(tiny_shape, num_hidden_layers=3)).encoder
+    assert layers_within(tiny_shape, three) == 3
+
+
+def test_a_budget_below_one_layer_is_refused(tiny_shape):
+    with pytest.raises(ValueError, match=r"a target of 10 .* no room for one whole layer of 8,5"):
+        layers_within(tiny_shape, 10)

@@ -1,0 +1,127 @@
+"""Fits against torch's least squares, and the order of elimination against trying all."""
+
+from itertools import combinations
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from bge_pruning.selection.least_squares import Moments, elimination_order, fit_, joined
+
+TOKENS, INPUTS, OUTPUTS = 200, 6, 3
+
+
+@pytest.fixture
+def inputs() -> Tensor:
+    """Correlated inputs, so that some can stand in for others."""
+    generator = torch.Generator().manual_seed(0)
+    mixed = torch.randn(TOKENS, INPUTS, generator=generator)
+    return mixed @ torch.randn(INPUTS, INPUTS, generator=generator) + 0.3
+
+
+def moments_of(x: Tensor, y: Tensor) -> Moments:
+    moments = Moments(x.shape[1], y.shape[1])
+    for rows in torch.arange(len(x)).split(64):
+        moments.add(x[rows], y[rows], torch.ones(len(x[rows])))
+    return moments
+
+
+def least_error(x: Tensor, y: Tensor) -> float:
+    x = torch.cat([x, torch.ones(len(x), 1)], dim=1).double()
+    best = torch.linalg.lstsq(x, y.double()).solution
+    return float((x @ best - y).square().sum())
+
+
+def test_without_a_ridge_it_is_the_least_squares_fit(inputs):
+    wanted = torch.randn(TOKENS, OUTPUTS, generator=torch.Generator().manual_seed(1))
+    linear = nn.Linear(INPUTS, OUTPUTS)
+    fit_(linear, moments_of(inputs, wanted), ridge=1e-12)
+    error = float((linear(inputs) - wanted).double().square().sum().detach())
+    assert error == pytest.approx(least_error(inputs, wanted), rel=1e-5)
+
+
+def test_a_token_of_weight_two_counts_as_two_tokens(inputs):
+    wanted = torch.randn(TOKENS, OUTPUTS, generator=torch.Generator().manual_seed(1))
+    weights = torch.randint(1, 4, (TOKENS,), generator=torch.Generator().manual_seed(2))
+    weighted = Moments(INPUTS, OUTPUTS)
+    weighted.add(inputs, wanted, weights)
+    repeated = moments_of(
+        inputs.repeat_interleave(weights, 0), wanted.repeat_interleave(weights, 0)
+    )
+    torch.testing.assert_close(weighted.xx, repeated.xx, rtol=1e-5, atol=1e-3)
+    torch.testing.assert_close(weighted.xy, repeated.xy, rtol=1e-5, atol=1e-3)
+
+
+def test_what_is_right_already_stays(inputs):
+    linear = nn.Linear(INPUTS, OUTPUTS)
+    before = joined(linear)
+    fit_(linear, moments_of(inputs, linear(inputs).detach()), ridge=0.1)
+    torch.testing.assert_close(joined(linear), before, atol=1e-6, rtol=0)
+
+
+def test_a_strong_ridge_holds_the_weights(inputs):
+    wanted = torch.randn(TOKENS, OUTPUTS, generator=torch.Generator().manual_seed(1))
+    linear = nn.Linear(INPUTS, OUTPUTS)
+    before = joined(linear)
+    fit_(linear, moments_of(inputs, wanted), ridge=1e9)
+    torch.testing.assert_close(joined(linear), before, atol=1e-5, rtol=0)
+
+
+def test_inputs_that_are_all_zero_change_nothing_but_the_bias():
+    linear = nn.Linear(INPUTS, OUTPUTS)
+    before = linear.weight.detach().clone()
+    fit_(linear, moments_of(torch.zeros(TOKENS, INPUTS), torch.ones(TOKENS, OUTPUTS)), ridge=1e-9)
+    assert torch.equal(linear.weight, before)
+    torch.testing.assert_close(linear.bias.detach(), torch.ones(OUTPUTS))
+
+
+def test_numbers_that_are_none_are_refused(inputs):
+    with pytest.raises(ValueError, match="not finite. To fix, check the weights"):
+        fit_(nn.Linear(INPUTS, OUTPUTS), moments_of(inputs, inputs[:, :OUTPUTS] / 0.0))
+
+
+@pytest.mark.parametrize("group", [1, 2])
+def test_each_time_the_best_group_goes(group, inputs):
+    linear = nn.Linear(INPUTS, OUTPUTS)
+    wanted = linear(inputs).detach()
+    order = elimination_order(
+        moments_of(inputs, wanted).xx, joined(linear), group, ridge=1e-12
+    ).tolist()
+    groups = INPUTS // group
+    assert sorted(order) == list(range(groups))
+    alive = list(range(groups))
+    for going in order[:-1]:
+        errors = {}
+        for gone in alive:
+            rows = [g * group + i for g in alive if g != gone for i in range(group)]
+            errors[gone] = least_error(inputs[:, rows], wanted)
+        assert going == min(errors, key=errors.get)
+        alive.remove(going)
+
+
+def test_of_two_inputs_that_say_the_same_one_goes_first():
+    x = torch.randn(TOKENS, 4, generator=torch.Generator().manual_seed(2))
+    x = torch.cat([x, 3.0 * x[:, :1]], dim=1)
+    linear = nn.Linear(5, OUTPUTS)
+    order = elimination_order(moments_of(x, linear(x).detach()).xx, joined(linear)).tolist()
+    assert order[0] in (0, 4)
+
+
+def test_blocks_keep_a_set_as_good_as_one_by_one():
+    generator = torch.Generator().manual_seed(3)
+    x = torch.randn(400, 64, generator=generator) @ torch.randn(64, 64, generator=generator)
+    linear = nn.Linear(64, 8)
+    wanted = linear(x).detach()
+    order = elimination_order(moments_of(x, wanted).xx, joined(linear), ridge=1e-12)
+    chance = [torch.randperm(64, generator=generator)[:32] for _ in range(20)]
+    error = least_error(x[:, order[32:]], wanted)
+    assert error < 0.8 * min(least_error(x[:, kept], wanted) for kept in chance)
+
+
+def test_the_pair_that_is_kept_is_the_best_of_all():
+    x = torch.randn(TOKENS, 4, generator=torch.Generator().manual_seed(5))
+    linear = nn.Linear(4, 2)
+    wanted = linear(x).detach()
+    order = elimination_order(moments_of(x, wanted).xx, joined(linear), ridge=1e-12).tolist()
+    errors = {pair: least_error(x[:, list(pair)], wanted) for pair in combinations(range(4), 2)}
+    assert tuple(sorted(order[2:])) == min(errors, key=errors.get)

@@ -1,0 +1,182 @@
+"""Processes of a run that wait for each other and hear of failures."""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from torch.distributed import TCPStore
+
+from bge_pruning.training import rank_watch
+from bge_pruning.training.rank_watch import FAILURE, HEARD, RankWatch, rank_zero_first
+
+ROOT = Path(__file__).parents[2]
+
+
+@pytest.fixture
+def store(monkeypatch):
+    """The store of a run of two ranks."""
+    server = TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
+    monkeypatch.setenv("MASTER_ADDR", "127.0.0.1")
+    monkeypatch.setenv("MASTER_PORT", str(server.port))
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "2")
+    monkeypatch.setenv("NODE_RANK", "0")
+    return server
+
+
+@pytest.fixture
+def as_rank(monkeypatch):
+    def become(rank: int) -> None:
+        monkeypatch.setenv("RANK", str(rank))
+        monkeypatch.setenv("LOCAL_RANK", str(rank))
+
+    return become
+
+
+def wait_for(condition) -> None:
+    end = time.monotonic() + 10
+    while not condition():
+        assert time.monotonic() < end
+        time.sleep(0.02)
+
+
+def fail(error: Exception, before) -> None:
+    """Fail in a watched run, after something has happened there."""
+
+    def run() -> None:
+        with RankWatch() as watch:
+            before(watch)
+            raise error
+
+    with pytest.raises(type(error), match=re.escape(str(error))):
+        run()
+
+
+def test_rank_0_shows_the_error_of_another_rank_once(store, as_rank, capsys):
+    def before(watch):
+        store.set(FAILURE, "1 no space left")
+        wait_for(lambda: store.check([HEARD]))
+
+    as_rank(0)
+    fail(RuntimeError("closed by peer"), before)  # which comes of it
+    assert capsys.readouterr().err == "error (rank 1): no space left\n"
+    assert store.get(FAILURE) == b"1 no space left"
+
+
+def test_rank_0_shows_it_also_if_it_fails_at_the_same_time(store, as_rank, capsys):
+    def before(watch):
+        watch._left.set()  # as if it had not listened again
+        store.set(FAILURE, "1 no space left")
+
+    as_rank(0)
+    fail(RuntimeError("closed by peer"), before)
+    assert capsys.readouterr().err == "error (rank 1): no space left\n"
+
+
+def test_another_rank_tells_and_waits_to_be_heard(store, as_rank, capsys, monkeypatch):
+    monkeypatch.setattr(rank_watch, "HEARD_SECONDS", 0.3)
+    as_rank(1)
+    begun = time.monotonic()
+    with pytest.raises(ValueError, match="no space"), RankWatch():
+        raise ValueError("no space left")
+    assert 0.3 < time.monotonic() - begun < 5
+    assert store.get(FAILURE) == b"1 no space left"
+    assert capsys.readouterr().err == ""  # its own command shows it
+
+
+def test_nothing_is_told_without_a_failure(store, as_rank):
+    as_rank(1)
+    with RankWatch():
+        pass
+    with pytest.raises(KeyError), RankWatch(KeyError):
+        raise KeyError("told to stop")
+    with pytest.raises(KeyboardInterrupt), RankWatch():
+        raise KeyboardInterrupt
+    assert not store.check([FAILURE])
+
+
+def test_a_run_of_one_process_has_no_store(monkeypatch):
+    monkeypatch.setenv("WORLD_SIZE", "1")
+    with pytest.raises(ValueError, match="alone"), RankWatch(), rank_zero_first():
+        raise ValueError("alone")
+
+
+def test_a_rank_ends_although_it_waits_for_ever(store, as_rank):
+    """On a node whose launcher knows nothing of the failure."""
+    as_rank(1)
+    script = (
+        "import time\nfrom bge_pruning import rank_watch\nrank_watch.GRACE_SECONDS = 0.1\n"
+        "with rank_watch.RankWatch():\n    time.sleep(100)\n"
+    )
+    store.set(FAILURE, "0 no space left")
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    ended = subprocess.run([sys.executable, "-c", script], env=environment, timeout=60)
+    assert ended.returncode == 1
+
+
+def test_a_lost_store_is_no_failure(monkeypatch, store, as_rank):
+    as_rank(1)
+
+    def connect(seconds):
+        raise RuntimeError("rank 0 is gone")
+
+    fail(ValueError("own"), lambda watch: monkeypatch.setattr(rank_watch, "connect", connect))
+
+
+def test_a_failure_is_told_once(store, as_rank, monkeypatch):
+    """The store may be gone the second time, and looking for it takes long."""
+    connected = []
+    connect = rank_watch.connect
+    monkeypatch.setattr(rank_watch, "HEARD_SECONDS", 0.3)
+    monkeypatch.setattr(rank_watch, "connect", lambda *s: connected.append(s) or connect(*s))
+    as_rank(1)
+    fail(ValueError("no space left"), lambda watch: watch.tell(ValueError("no space left")))
+    assert connected == [(), (0.3,)]
+
+
+def test_a_store_that_is_gone_is_not_looked_for_long(store, as_rank, monkeypatch):
+    monkeypatch.setattr(rank_watch, "HEARD_SECONDS", 0.5)
+    as_rank(1)
+    begun = time.monotonic()
+    fail(ValueError("own"), lambda watch: monkeypatch.setenv("MASTER_PORT", "1"))
+    assert time.monotonic() - begun < 30
+
+
+WAIT = """\
+import sys, time
+from bge_pruning.training.rank_watch import rank_zero_first
+for number in range(2):
+    with rank_zero_first():
+        if sys.argv[1] == "0":
+            time.sleep(0.5)
+        print(sys.argv[1], "inside", time.time(), flush=True)
+    print(sys.argv[1], "left", time.time(), flush=True)
+"""
+
+
+@pytest.mark.parametrize("nodes", [False, True])
+def test_the_first_rank_goes_first_and_nobody_leaves_early(nodes, store, as_rank, monkeypatch):
+    processes = []
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "1" if nodes else "2")
+    for rank in (1, 0):
+        as_rank(rank)
+        if nodes:
+            monkeypatch.setenv("NODE_RANK", str(rank))
+            monkeypatch.setenv("LOCAL_RANK", "0")
+        environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+        command = [sys.executable, "-c", WAIT, str(rank)]
+        processes.append(
+            subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, text=True)
+        )
+    lines = [process.communicate(timeout=60)[0].split() for process in processes]
+    # The words of a line: who, what and when.
+    one, zero = [list(zip(*[iter(words)] * 3, strict=True)) for words in lines]
+    for number in (0, 2):
+        assert float(zero[number][2]) <= float(one[number][2])
+        assert float(one[number][2]) <= min(float(zero[number + 1][2]), float(one[number + 1][2]))

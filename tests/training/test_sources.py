@@ -1,0 +1,308 @@
+"""From a configured source to its examples."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from bge_pruning.config.config import Config, ConfigError, load_config
+from bge_pruning.datasets.contrastive_dataset import ContrastiveDataset
+from bge_pruning.datasets.embedding_dataset import EmbeddingDataset
+from bge_pruning.training import sources as source_builders
+from bge_pruning.training.builders import build_base_model, build_teacher
+from bge_pruning.training.data_builders import build_train_loader, check_objective
+from bge_pruning.training.sources import build_source
+
+DOCUMENTS = ["the man plays", "a dog eats", "a cat", "the woman reads", "a red book", "a horse"]
+
+
+@pytest.fixture
+def collection(tmp_path) -> Path:
+    """Two judged queries over six passages."""
+    folder = tmp_path / "collection"
+    (folder / "qrels").mkdir(parents=True)
+    queries = {"q1": "the man", "q2": "a woman"}
+    for name, rows in (("corpus", dict(enumerate(DOCUMENTS))), ("queries", queries)):
+        text = "".join(json.dumps({"_id": str(i), "text": t}) + "\n" for i, t in rows.items())
+        (folder / f"{name}.jsonl").write_text(text)
+    (folder / "qrels" / "train.tsv").write_text("q1\t0\t1\nq2\t3\t1\nq2\t2\t0\n")
+    return folder
+
+
+@pytest.fixture
+def configure(tiny_yaml):
+    def make(*overrides: str) -> Config:
+        return load_config([tiny_yaml], overrides)
+
+    return make
+
+
+def build(config: Config, embed=None):
+    base = build_base_model(config)
+    return build_source(config.data.train[0], config, base, embed, "model")
+
+
+def texts_of(dataset, index: int, config: Config) -> list[str]:
+    from tokenizers import Tokenizer
+
+    tokenizer = Tokenizer.from_file(str(Path(config.model.base_model) / "tokenizer.json"))
+    return [tokenizer.decode(ids.tolist()) for ids in dataset[index]["ids"]]
+
+
+def test_scores_are_scaled_from_their_range(configure, tmp_path):
+    (tmp_path / "p.csv").write_text("a cat,a dog,-1\na red,a book,0\na horse,there,1\n")
+    config = configure(
+        f"data.train=[{{name: p, kind: sts, path: {tmp_path}/p.csv, score_range: [-1, 1]}}]"
+    )
+    dataset = build(config)
+    assert isinstance(dataset, EmbeddingDataset)
+    assert dataset.scores.tolist() == [0.0, 0.5, 1.0]
+    assert texts_of(dataset, 1, config) == ["a red", "a book"]
+
+
+def test_columns_have_other_names(configure, tmp_path):
+    (tmp_path / "p.csv").write_text("first,second,gold\na cat,a dog,5\n")
+    columns = "{sentence1: first, sentence2: second, score: gold}"
+    config = configure(
+        f"data.train=[{{name: p, kind: sts, path: {tmp_path}/p.csv, columns: {columns}}}]"
+    )
+    assert texts_of(build(config), 0, config) == ["a cat", "a dog"]
+
+
+def test_rows_of_a_collection(configure, collection):
+    config = configure(f"data.train=[{{name: c, kind: beir, path: {collection}}}]")
+    dataset = build(config)
+    assert isinstance(dataset, ContrastiveDataset)
+    assert texts_of(dataset, 0, config) == ["the man", "the man plays"]
+    assert len(dataset) == 2
+    assert len(dataset.texts) == 5  # passages that nobody judged are not read
+
+
+def embed_by_length(texts) -> np.ndarray:
+    """Vectors whose products are known: on a quarter circle, by the number of the text."""
+    angles = np.arange(len(texts)) / len(texts)
+    return np.stack([np.cos(angles), np.sin(angles)], axis=1).astype(np.float32)
+
+
+def test_negatives_are_mined_among_all_passages(configure, collection, caplog):
+    config = configure(
+        f"data.train=[{{name: c, kind: beir, path: {collection}, mined_negatives: 3,"
+        f" mining_margin: 1.0, negatives: 4}}]"
+    )
+    dataset = build(config, embed_by_length)
+    assert len(dataset.texts) == 2 + len(DOCUMENTS)
+    assert len(dataset) == 2
+    vectors, rows = embed_by_length(dataset.texts), dataset.rows
+    for row in range(2):
+        query, positives = rows.first[row], set(rows.positives_of(row).tolist())
+        found = rows.negatives_of(row).tolist()
+        assert not positives & set(found)
+        limit = max(vectors[query] @ vectors[p] for p in positives)
+        mined = found if row == 0 else found[1:]  # the second has a given one too
+        assert len(mined) == len(set(mined))
+        assert all(vectors[query] @ vectors[n] <= limit for n in mined)
+    again = build(config, lambda _: pytest.fail("mined before"))
+    assert np.array_equal(again.rows.texts, rows.texts)
+
+
+def test_mined_negatives_are_used_in_training(configure, collection):
+    config = configure(
+        f"data.train=[{{name: c, kind: beir, path: {collection}, mined_negatives: 2,"
+        f" mining_margin: 1.0, negatives: 1}}]",
+        "loss={sts_regression: 0.0, distillation_alignment: 0.0, distillation_similarity: 0.0,"
+        " contrastive: 1.0}",
+        "global_train_batch_size=2",
+    )
+    base = build_base_model(config)
+    teacher = build_teacher(config, base)
+    assert teacher is not None  # to mine with, though nothing is distilled
+    (batch,) = list(build_train_loader(config, base, teacher).dataloader)
+    assert batch["input_ids"].shape[:2] == (2, 3)
+    assert not [key for key in batch if key.startswith("teacher")]
+
+
+def test_scores_of_rows_are_used_where_a_source_has_them(configure, tmp_path):
+    row = {"query": "a cat", "pos": ["a dog"], "neg": ["there"]}
+    scored = {**row, "pos_scores": [2.0], "neg_scores": [1.0]}
+    for name, rows in (("with", [scored]), ("without", [row]), ("half", [row, scored])):
+        (tmp_path / f"{name}.jsonl").write_text("".join(json.dumps(r) + "\n" for r in rows))
+
+    def dataset(name: str) -> ContrastiveDataset:
+        config = configure(
+            f"data.train=[{{name: p, kind: contrastive, path: {tmp_path}/{name}.jsonl,"
+            f" negatives: 1}}]",
+            "loss.score_distillation=1",
+        )
+        return build(config)
+
+    assert dataset("with")[0]["passage_scores"].tolist() == [2.0, 1.0]
+    assert "passage_scores" not in dataset("without")[0]
+    with pytest.raises(ConfigError, match=r"p: 2 passages have no pos_scores or neg_scores"):
+        dataset("half")
+
+
+def test_no_source_with_scores_is_refused(configure, contrastive_jsonl):
+    config = configure(
+        f"data.train=[{{name: p, kind: contrastive, path: {contrastive_jsonl}, negatives: 1}}]",
+        "loss={sts_regression: 0.0, distillation_alignment: 0.0, distillation_similarity: 0.0,"
+        " score_distillation: 1.0}",
+    )
+    with pytest.raises(
+        ConfigError, match=r"score_distillation needs rows with pos_scores.*has any"
+    ):
+        build_train_loader(config, build_base_model(config), None)
+
+
+def test_wrong_rows_stop_or_are_skipped_and_reported(configure, tmp_path, caplog):
+    path = tmp_path / "p.csv"
+    path.write_text("a cat,a dog,5\na red,,1\na horse,there,9\na book,a man,2\n")
+    source = f"data.train=[{{name: p, kind: sts, path: {path}}}]"
+    with pytest.raises(ValueError, match=r"p.csv:2: sentence2 is empty"):
+        build(configure(source))
+    for _ in range(2):  # said again when the rows come from the cache
+        caplog.clear()
+        assert len(build(configure(source, "data.on_bad_row=skip"))) == 2
+        assert "p: 2 rows skipped" in caplog.text
+        assert "p.csv:3: score '9' is not a number" in caplog.text
+
+
+@pytest.mark.parametrize(
+    "override",
+    [
+        "model.max_length=5",
+        "data.on_bad_row=skip",
+        "data.train=[{name: t, kind: sentences, path: PATH}]",
+        "data.train=[{name: t, kind: sts, path: PATH, score_range: [0, 6]}]",
+    ],
+)
+def test_other_settings_have_another_cache(override, configure, sts_csv, tmp_path):
+    build(configure())
+    build(configure())
+    assert len(list((tmp_path / "processed").glob("rows-*"))) == 1
+    build(configure(override.replace("PATH", str(sts_csv))))
+    assert len(list((tmp_path / "processed").glob("rows-*"))) == 2
+
+
+def test_the_name_of_a_file_does_not_matter_but_its_content_does(configure, tmp_path):
+    for name, content in (("a", "a cat,there,1\n"), ("b", "a cat,there,1\n"), ("c", "a,b,2\n")):
+        (tmp_path / f"{name}.csv").write_text(content)
+        build(configure(f"data.train=[{{name: p, kind: sts, path: {tmp_path}/{name}.csv}}]"))
+    assert len(list((tmp_path / "processed").glob("rows-*"))) == 2
+
+
+def test_a_task_of_mteb_is_read_by_its_name(configure, monkeypatch, collection):
+    calls = []
+
+    def read(name, split, subset, bad):
+        calls.append((name, split, subset))
+        return source_builders.read_beir(collection, "train", bad)
+
+    monkeypatch.setattr(source_builders, "read_mteb", read)
+    config = configure("data.train=[{name: s, kind: mteb, path: SciFact, split: test}]")
+    assert len(build(config)) == 2
+    assert set(calls) == {("SciFact", "test", None)}
+
+
+PAIRS = "a cat,the dog,1\nthe man,a horse,2\n"
+ROW = '{"query": "a", "pos": ["b"], "neg": []'
+
+
+@pytest.mark.parametrize(
+    ("kind", "name", "content", "message"),
+    [
+        ("sts", "a.csv", " \n\n", "x: holds no rows. To fix, choose another file"),
+        ("sts", "a.csv", "sentence1,sentence1,sentence2,score\na,b,c,1\n", "names sentence1 twice"),
+        ("sts", "a.csv", f'{PAIRS}"a cat,the dog,1\n{PAIRS}', "unexpected end of data.*left open"),
+        ("sts", "a.jsonl", '{"sentence1": "a", "sentence2": "b", "score": true}', "score 'True'"),
+        (
+            "sts",
+            "a.jsonl",
+            '{"sentence1": "a", "sentence2": "b", "score": ' + "9" * 400 + "}",
+            f"score '{'9' * 40}' is not a number",
+        ),
+        ("sts", "a.jsonl", "9" * 5000, r"a.jsonl:1: is not JSON \(Exceeds the limit"),
+        ("contrastive", "a.jsonl", f"{ROW}, " + '"pos_scores": [' + "9" * 400 + "]}", "1 numbers"),
+        ("contrastive", "a.jsonl", f"{ROW}, " + '"pos_scores": [true]}', "must be 1 numbers"),
+        ("contrastive", "a.csv", "query,pos\na,sky, water\n", "has 3 columns, expected 2 as in"),
+        ("sentences", "a.csv", "id,lang,body\n1,en,a cat\n", "header names none of sentence1"),
+    ],
+)
+@pytest.mark.parametrize("skip", [False, True])
+def test_odd_files(kind, name, content, message, skip, configure, tmp_path):
+    """Where a file cannot be told apart any more, or nothing is left, nothing is skipped."""
+    (tmp_path / name).write_text(content)
+    overrides = ["data.on_bad_row=skip"] if skip else []
+    if kind == "contrastive":
+        overrides.append("loss={sts_regression: 0.0, contrastive: 1.0}")
+    config = configure(
+        f"data.train=[{{name: x, kind: {kind}, path: {tmp_path}/{name}}}]", *overrides
+    )
+    lost = skip and "left open" not in message and "twice" not in message
+    with pytest.raises(ValueError, match="x: holds no rows" if lost else message):
+        build(config)
+    assert not list((tmp_path / "processed").glob("*"))
+
+
+def test_sentences_with_replaced_tokens(configure, tmp_path):
+    (tmp_path / "a.txt").write_text("a cat\nthe man and the dog\n")
+    source = f"data.train=[{{name: x, kind: sentences, path: {tmp_path}/a.txt, %s}}]"
+    plain = build(configure(source % "replaced_tokens: 0"))
+    noisy = build(configure(source % "replaced_tokens: 1.0"))
+    assert np.array_equal(plain.texts.starts, noisy.texts.starts)
+    same = plain.texts.ids == noisy.texts.ids
+    assert not same.all()
+    ends = np.concatenate([noisy.texts.starts[:-1], noisy.texts.starts[1:] - 1])
+    assert same[ends].all()  # <s> and </s>
+    assert not set(noisy.texts.ids[~same].tolist()) & {0, 1, 2, 3}
+
+
+def test_replaced_tokens_is_a_share(configure, tmp_path):
+    path = tmp_path / "a.txt"
+    source = f"data.train=[{{name: x, kind: sentences, path: {path}, replaced_tokens: 2}}]"
+    with pytest.raises(ConfigError, match="replaced_tokens of data source 'x' 2.0 is not in"):
+        check_objective(configure(source))
+
+
+@pytest.mark.parametrize(
+    ("extra", "message"),
+    [
+        ("columns: {sentense1: a}", "columns of data source 'x' names sentense1; kind sts has"),
+        ("score_range: [0, .inf]", r"score_range\[1\] inf is not a finite number .*To fix"),
+        ("score_range: [5, 0]", r"score_range \[5.0, 0.0\] .* is not \[lowest, highest\]. To fix"),
+        ("score_range: [5]", r"score_range \[5.0\] .* is not \[lowest, highest\]. To fix"),
+        ("weight: .inf", r"weight inf is not a finite number .*To fix"),
+        ("split: ../x", "split '../x' of data source 'x' is not the name of a split. To fix"),
+        ("mining_margin: 2", "mining_margin of data source 'x' 2.0 is not in .0, 1.. To fix"),
+        (
+            "replaced_tokens: 0.5",
+            "replaced_tokens of data source 'x' is not for kind sts: .*To fix",
+        ),
+        ("negatives: -1", "negatives of data source 'x' -1 is not 0 or more. To fix"),
+    ],
+)
+def test_odd_settings(extra, message, configure):
+    with pytest.raises(ConfigError, match=message):
+        check_objective(configure(f"data.train=[{{name: x, kind: sts, path: a.csv, {extra}}}]"))
+
+
+def test_columns_that_a_file_lacks(configure, tmp_path):
+    (tmp_path / "a.csv").write_text(f"sentence1,sentence2,score\n{PAIRS}")
+    source = f"data.train=[{{name: x, kind: sts, path: {tmp_path}/a.csv, columns: %s}}]"
+    with pytest.raises(ValueError, match=r"a.csv:1: the header lacks zzz. To fix, rename columns"):
+        build(configure(source % "{sentence1: zzz}"))
+    with pytest.raises(ValueError, match=r"columns gives two of sentence1, .* the same name"):
+        build(configure(source % "{sentence1: sentence2}"))
+
+
+def test_a_dataset_without_a_name(configure):
+    with pytest.raises(ValueError, match=r"hf:// names no dataset. To fix, write hf://owner/name"):
+        build(configure("data.train=[{name: x, kind: sts, path: 'hf://'}]"))
+
+
+def test_a_processed_folder_that_is_a_file(configure, tmp_path):
+    (tmp_path / "p").touch()
+    with pytest.raises(
+        ConfigError, match=r"processed_folder .*/p is a file. To fix, name a folder"
+    ):
+        check_objective(configure(f"data.processed_folder={tmp_path}/p"))

@@ -1,0 +1,645 @@
+"""The whole life of a run: what it leaves behind, its commands, and what it refuses before work."""
+
+import json
+import re
+import runpy
+import shlex
+import shutil
+from contextlib import suppress
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from scipy.stats import spearmanr
+
+import bge_pruning.train
+from bge_pruning.config.config import ConfigError, from_yaml, load_config
+from bge_pruning.workflows import pipeline
+from bge_pruning.workflows.pipeline import EvaluationPlan, run_pipeline, step_commands
+
+ROOT = Path(__file__).parents[2]
+TARGET = {
+    "hidden_size": 24,
+    "num_attention_heads": 3,
+    "num_hidden_layers": 3,
+    "intermediate_size": 48,
+}
+AXES = dict(zip(("hidden", "head", "layer", "intermediate"), TARGET.values(), strict=True))
+# The learning rate is 0 in the first two steps: Composer's schedules start late.
+OVERRIDES = ["recovery.max_duration=3ba", "seed=5"]
+NO_TARGET = "model.l0_module.target_model=null"
+
+
+def read_json(path: Path) -> dict:
+    return json.loads(path.read_text(encoding="utf-8"))
+
+
+def tree(folder: Path) -> set[str]:
+    return {path.relative_to(folder).as_posix() for path in folder.rglob("*")}
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory, make_yaml, sts_csv) -> tuple[Path, dict]:
+    """The folder of a run of four steps and three of recovery, and what the pipeline returned."""
+    folder = tmp_path_factory.mktemp("finished")
+    return folder, run_pipeline([str(make_yaml(folder))], OVERRIDES, EvaluationPlan([str(sts_csv)]))
+
+
+@pytest.fixture(scope="module")
+def results(finished) -> Path:
+    return finished[0] / "results" / "tiny"
+
+
+# What it leaves behind
+
+
+def test_results_folder_holds_everything_and_nothing_else(results):
+    assert {path.name for path in results.iterdir()} == {
+        "commands.txt",
+        "config.yaml",
+        "constraint.png",
+        "evaluation.json",
+        "evaluation.md",
+        "gates.npz",
+        "gates.png",
+        "metrics-recovery.jsonl",
+        "metrics.jsonl",
+        "model",
+        "multipliers.png",
+        "pruned_model",
+        "pruning.json",
+        "recovery.png",
+        "report.html",
+        "report.md",
+        "scores.png",
+        "summary.png",
+        "training.png",
+    }
+
+
+def test_config_is_the_one_that_was_asked_for(finished, results):
+    text = (results / "config.yaml").read_text(encoding="utf-8")
+    assert from_yaml(text) == load_config([finished[0] / "tiny.yaml"], OVERRIDES)
+
+
+def test_both_models_have_the_target_shape(results):
+    from transformers import AutoModel
+
+    batches = {"pruned_model": {"prune": 4}, "model": {"prune": 4, "recover": 3}}
+    for name, expected in batches.items():
+        model = AutoModel.from_pretrained(results / name)
+        assert {key: getattr(model.config, key) for key in TARGET} == TARGET
+        info = read_json(results / name / "pruning.json")
+        assert info["batches"] == expected
+        encoder = sum(p.numel() for p in model.encoder.parameters())
+        assert info["parameters"]["extracted"]["encoder"] == encoder
+    assert read_json(results / "pruning.json") == read_json(results / "model" / "pruning.json")
+
+
+def test_recovery_started_from_the_pruned_model_and_trained_it(results, finished, load_state):
+    from safetensors.torch import load_file
+
+    pruned, recovered = (
+        load_file(results / name / "model.safetensors") for name in ("pruned_model", "model")
+    )
+    moved = {name: (pruned[name] - recovered[name]).abs().max().item() for name in pruned}
+    # One step of Adam at a learning rate of 1e-3.
+    assert 0 < moved["encoder.layer.0.output.dense.weight"] < 3e-3
+    assert max(moved.values()) < 3e-3
+    trained = load_state(finished[0] / "runs" / "tiny-recovery")["model"]
+    name = "encoder.layer.0.output.dense.weight"
+    assert torch.equal(trained[f"backbone.{name}"], recovered[name])
+
+
+def test_gates_agree_with_the_cut(results):
+    kept = read_json(results / "pruning.json")["kept"]
+    with np.load(results / "gates.npz") as gates:
+        assert set(gates.files) == {*AXES, *(f"{axis}_kept" for axis in AXES)}
+        for axis, count in AXES.items():
+            open_probability, stays = gates[axis], gates[f"{axis}_kept"]
+            assert open_probability.shape == stays.shape
+            assert ((open_probability > 0) & (open_probability < 1)).all()
+            if stays.ndim == 1:
+                assert np.flatnonzero(stays).tolist() == kept[axis]
+            else:
+                assert set(stays[kept["layer"]].sum(1)) == {count}
+
+
+def test_metrics_are_those_of_the_two_runs(results, finished):
+    runs = finished[0] / "runs"
+    for name, run, steps in (
+        ("metrics.jsonl", "tiny", 4),
+        ("metrics-recovery.jsonl", "tiny-recovery", 3),
+    ):
+        text = (results / name).read_text(encoding="utf-8")
+        assert text == (runs / run / "metrics.jsonl").read_text(encoding="utf-8")
+        rows = [json.loads(line) for line in text.splitlines()]
+        losses = [row["batch"] for row in rows if "loss/train/total" in row["metrics"]]
+        assert len(losses) == steps
+
+
+def test_evaluation_is_that_of_the_written_models(results, finished, model_folder, sts_csv):
+    from sentence_transformers import SentenceTransformer
+
+    evaluation = read_json(results / "evaluation.json")
+    assert evaluation == finished[1]
+    task, pearson = evaluation["tasks"]
+    assert pearson["metric"] == "cosine_pearson"
+    rows = [line.split(",") for line in sts_csv.read_text(encoding="utf-8").splitlines()]
+
+    def score(folder: Path) -> float:
+        model = SentenceTransformer(str(folder), device="cpu")
+        a, b = (model.encode([row[i] for row in rows]) for i in (0, 1))
+        return spearmanr((a * b).sum(1), [float(row[2]) for row in rows]).statistic
+
+    assert task["task"] == "tiny"
+    assert task["value"] == pytest.approx(score(results / "model"), abs=1e-3)
+    assert task["baseline"] == pytest.approx(score(model_folder), abs=1e-3)
+    expected = {"pruned, before recovery": score(results / "pruned_model")}
+    assert task["also"] == pytest.approx(expected, abs=1e-3)
+    assert task["value"] != task["also"]["pruned, before recovery"]
+    assert evaluation["speed"]["throughput_texts_per_s"]["ratio"] > 0
+
+
+def test_the_card_of_the_model_holds_the_scores(results):
+    evaluation = read_json(results / "evaluation.json")
+    assert read_json(results / "model" / "evaluation.json") == evaluation
+    card = (results / "model" / "README.md").read_text(encoding="utf-8")
+    task, _ = evaluation["tasks"]
+    assert f"| {task['task']} | dense | Spearman | {task['baseline']:.4f} |" in card
+    card = (results / "pruned_model" / "README.md").read_text(encoding="utf-8")
+    assert "Quality: not measured." in card
+
+
+def test_report_holds_the_result(results):
+    report = (results / "report.md").read_text(encoding="utf-8")
+    task, _ = read_json(results / "evaluation.json")["tasks"]
+    assert report.startswith("# Pruned tiny-xlmr\n")
+    assert f"it scores {task['value']:.4f} against {task['baseline']:.4f}" in report
+    assert "the gates never reached the target" in report  # nor could they in four steps
+    assert (results / "commands.txt").read_text(encoding="utf-8") in report
+    assert "Left out" not in report
+
+
+# Its commands
+
+
+def run_commands(commands: list[str]) -> None:
+    for line in commands:
+        python, script, *arguments = shlex.split(line)
+        assert python == "python"
+        assert runpy.run_path(str(ROOT / script))["main"](arguments) == 0, line
+
+
+@pytest.fixture(scope="module")
+def by_hand(results, finished, tmp_path_factory, make_yaml) -> Path:
+    """Results of the commands of ``commands.txt``, one by one, in another place."""
+    folder = tmp_path_factory.mktemp("by-hand")
+    make_yaml(folder)
+    text = (results / "commands.txt").read_text(encoding="utf-8")
+    run_commands(text.replace(str(finished[0]), str(folder)).splitlines())
+    return folder / "results" / "tiny"
+
+
+def test_commands_make_the_same_models(by_hand, results):
+    for name in ("pruned_model", "model"):
+        assert tree(by_hand / name) == tree(results / name)
+        weights = Path(name) / "model.safetensors"
+        assert (by_hand / weights).read_bytes() == (results / weights).read_bytes()
+
+
+def test_commands_make_the_same_card(by_hand, results):
+    def without_times(folder: Path) -> str:
+        card = (folder / "model" / "README.md").read_text(encoding="utf-8")
+        return re.sub(r"^## Size and speed.*?^## ", "", card, flags=re.MULTILINE | re.DOTALL)
+
+    assert without_times(by_hand) == without_times(results)
+
+
+def test_commands_make_the_same_evaluation(by_hand, results):
+    def tasks(folder: Path) -> list[dict]:
+        tasks = read_json(folder / "evaluation.json")["tasks"]
+        return [{key: value for key, value in task.items() if key != "seconds"} for task in tasks]
+
+    assert tasks(by_hand) == tasks(results)
+
+
+def test_commands_make_the_same_report(by_hand, results):
+    def headings(folder: Path) -> list[str]:
+        text = (folder / "report.md").read_text(encoding="utf-8")
+        return re.findall(r"^#.*|!\[.*", text, re.MULTILINE)
+
+    assert headings(by_hand) == headings(results)
+
+
+def test_commands_name_every_argument(tiny_yaml):
+    config = load_config([tiny_yaml])
+    overrides = ["data.train=[{name: a, kind: sts, path: b.csv}]"]
+    commands = step_commands(
+        config, config, ["a.yaml", "b.yaml"], overrides, EvaluationPlan(["x y.csv", "z.csv"])
+    )
+    run, results, base = config.run_folder, config.results_folder, config.model.base_model
+    words = [shlex.split(command) for command in commands]
+    training = ["python", "scripts/train_pruning.py", "a.yaml", "b.yaml", *overrides]
+    extraction = ["python", "scripts/extract_pruned_model.py"]
+    assert words[:4] == [
+        training,
+        [*extraction, run, f"{results}/pruned_model"],
+        [*training, "stage=recover"],
+        [*extraction, f"{run}-recovery", f"{results}/model"],
+    ]
+    evaluation, card, report = words[4:]
+    assert evaluation[:3] == ["python", "scripts/evaluate_model.py", f"{results}/model"]
+    assert evaluation[evaluation.index("--baseline") + 1] == base
+    start = evaluation.index("--sts") + 1
+    assert evaluation[start : start + 2] == ["x y.csv", "z.csv"]
+    assert evaluation[evaluation.index("--output") + 1] == f"{results}/evaluation.json"
+    written = ["--evaluation", f"{results}/evaluation.json"]
+    assert card == ["python", "scripts/write_model_card.py", f"{results}/model", *written]
+    assert report == ["python", "scripts/write_report.py", results, "--run", run]
+
+
+def test_the_best_checkpoints_are_cut_if_they_are_kept(tiny_yaml, sts_csv, tmp_path):
+    overrides = ["evaluation.keep_best=dev/cosine_spearman", "eval_interval=1ba"]
+    configs = [load_config([tiny_yaml], [*overrides, f"stage={s}"]) for s in ("prune", "recover")]
+    words = step_commands(*configs, [str(tiny_yaml)], overrides, EvaluationPlan(["a.csv"]))
+    assert [" --best" in line for line in words] == [False, True, False, True] + 3 * [False]
+    overrides.append("recovery.evaluation.keep_best=null")
+    run_pipeline([str(tiny_yaml)], overrides, EvaluationPlan([str(sts_csv)]))
+    results = tmp_path / "results" / "tiny"
+    for model, name in (("pruned_model", "best-rank0.pt"), ("model", "latest-rank0.pt")):
+        assert Path(read_json(results / model / "pruning.json")["checkpoint"]).name == name
+    kept = read_json(results / "pruned_model" / "pruning.json")["kept"]["layer"]
+    with np.load(results / "gates.npz") as gates:
+        assert np.flatnonzero(gates["layer_kept"]).tolist() == kept
+
+
+def test_commands_survive_a_folder_with_a_space(make_yaml, tmp_path):
+    yaml = make_yaml(tmp_path / "my runs")
+    config = load_config([yaml], [f"model.base_model={tmp_path}/my model"])
+    commands = step_commands(config, config, [str(yaml)], [], EvaluationPlan(["a.csv"]))
+    words = [shlex.split(command) for command in commands]
+    results = f"{tmp_path}/my runs/results/tiny"
+    assert words[1][2:] == [f"{tmp_path}/my runs/runs/tiny", f"{results}/pruned_model"]
+    assert words[3][2:] == [f"{tmp_path}/my runs/runs/tiny-recovery", f"{results}/model"]
+    assert words[4][2:5] == [f"{results}/model", "--baseline", f"{tmp_path}/my model"]
+    assert words[4][-1] == f"{results}/evaluation.json"
+    assert words[6][2:] == [results, "--run", f"{tmp_path}/my runs/runs/tiny"]
+
+
+def test_commands_of_an_overwriting_run_overwrite_too(tiny_yaml):
+    """Or training starts anew and the models of the run before it are what is evaluated."""
+    config = load_config([tiny_yaml], ["overwrite=true"])
+    commands = step_commands(
+        config, config, [str(tiny_yaml)], ["overwrite=true"], EvaluationPlan(["a.csv"])
+    )
+    for words in map(shlex.split, commands):
+        again = ("overwrite=true" in words) != ("--overwrite" in words)
+        # The card is made to be written again.
+        assert again != (words[1] == "scripts/write_model_card.py"), words
+    kept = step_commands(
+        *[load_config([tiny_yaml])] * 2, [str(tiny_yaml)], [], EvaluationPlan(["a.csv"])
+    )
+    assert not any("--overwrite" in command for command in kept)
+
+
+# What it refuses, before anything is made
+
+
+@pytest.fixture
+def refused(tiny_yaml, sts_csv, tmp_path):
+    """Overrides to the error; neither a run nor results may have been made."""
+
+    def run(*overrides: str, sts: list[Path] | None = None) -> Exception:
+        before = tree(tmp_path)
+        files = [sts_csv] if sts is None else sts
+        with pytest.raises((ConfigError, OSError, ValueError)) as error:
+            run_pipeline(
+                [str(tiny_yaml)], list(overrides), EvaluationPlan([str(file) for file in files])
+            )
+        assert tree(tmp_path) == before
+        return error.value
+
+    return run
+
+
+def test_nothing_to_prune(refused):
+    error = refused("model.l0_module=null")
+    assert isinstance(error, ConfigError)
+    assert re.match(r"model\.l0_module is null.*To fix, add a target, e\.g\. ", str(error))
+    named = re.search(r"configs/\S+\.yaml", str(error)).group()
+    assert (ROOT / named).is_file()
+
+
+def test_an_interrupted_run(refused):
+    error = refused("autoresume=true")
+    assert isinstance(error, ConfigError)
+    assert re.match(r"the pipeline cannot go on with .* interrupted\. To fix, .*one by", str(error))
+
+
+def test_sentence_pairs_that_cannot_be_read(refused, sts_csv, tmp_path):
+    broken = tmp_path / "broken.csv"
+    broken.write_text("a,b,1\na,b,n/a\n", encoding="utf-8")
+    assert "broken.csv:2: score 'n/a' is not a number in [0, 5]" in str(refused(sts=[broken]))
+    assert "none.csv: no such file" in str(refused(sts=[sts_csv, tmp_path / "none.csv"]))
+
+
+def test_two_files_of_one_name(refused, sts_csv, tmp_path):
+    """The second would take the place of the first in the evaluation."""
+    same = tmp_path / "other" / sts_csv.name
+    same.parent.mkdir()
+    same.write_bytes(sts_csv.read_bytes())
+    assert "are called tiny" in str(refused(sts=[sts_csv, same]))
+
+
+def test_no_files_at_all(refused):
+    assert "no task to evaluate on" in str(refused(sts=[]))
+
+
+def test_misspelt_key(refused):
+    assert "unknown key 'recovery.seedd'" in str(refused("recovery.seedd=1"))
+
+
+def test_a_target_that_cannot_be_served(refused):
+    error = refused("model.l0_module.target_model.n_heads=2")
+    assert "transformers could not load the result" in str(error)
+
+
+def test_a_model_that_is_not_there(refused, tmp_path):
+    assert "nowhere" in str(refused(f"model.base_model={tmp_path}/nowhere"))
+
+
+def test_a_run_folder_in_use(refused, tmp_path):
+    mine = tmp_path / "runs" / "tiny" / "thesis.txt"
+    mine.parent.mkdir(parents=True)
+    mine.write_text("ten years of work")
+    assert "is in use and is kept" in str(refused())
+    assert "is in use and is kept" in str(refused("overwrite=true"))
+
+
+def test_a_recovery_folder_in_use_is_noticed_before_the_training(refused, tmp_path):
+    mine = tmp_path / "runs" / "tiny-recovery" / "thesis.txt"
+    mine.parent.mkdir(parents=True)
+    mine.write_text("ten years of work")
+    assert "tiny-recovery is in use and is kept" in str(refused())
+
+
+def test_a_recovery_without_a_loss_is_noticed_before_the_training(refused):
+    names = ("sts_regression", "distillation_alignment", "distillation_similarity")
+    refused(*(f"recovery.loss.{name}=0" for name in names))
+
+
+@pytest.mark.parametrize("key", ["run_name", "results_folder"])
+def test_a_recovery_that_looks_elsewhere_for_the_pruned_model(key, refused):
+    assert f"recovery.{key}" in str(refused(f"recovery.{key}=elsewhere"))
+
+
+def test_a_dry_run_trains_nothing(tiny_yaml, sts_csv, tmp_path):
+    with suppress(ConfigError):  # to refuse it is as good as to print the plan
+        run_pipeline([str(tiny_yaml)], ["dry_run=true"], EvaluationPlan([str(sts_csv)]))
+    assert not (tmp_path / "runs").exists()
+
+
+# Results that are there already
+
+
+@pytest.fixture
+def earlier(tmp_path) -> Path:
+    """A results folder as a run leaves it."""
+    results = tmp_path / "results" / "tiny"
+    results.mkdir(parents=True)
+    (results / "config.yaml").write_text("run_name: earlier")
+    (results / "report.md").write_text("a month of GPU time")
+    return results
+
+
+def test_results_are_kept(refused, earlier):
+    error = refused()
+    assert isinstance(error, FileExistsError)
+    assert re.search(
+        r"tiny holds results and is kept\. To fix, set another run_name, or overw", str(error)
+    )
+    assert (earlier / "report.md").read_text() == "a month of GPU time"
+
+
+def test_overwriting_replaces_only_results(refused, earlier):
+    (earlier / "config.yaml").unlink()
+    error = refused("overwrite=true")
+    assert "only if it holds results of a run" in str(error)
+    assert (earlier / "report.md").read_text() == "a month of GPU time"
+
+
+@pytest.mark.parametrize(
+    "override",
+    ["model.l0_module.target_model.n_heads=2", "model.base_model=/no/where", NO_TARGET],
+)
+def test_a_refused_run_replaces_no_results(override, refused, earlier):
+    refused("overwrite=true", override)
+    assert (earlier / "report.md").read_text() == "a month of GPU time"
+
+
+class TrainingStartsError(Exception):
+    """Stops the pipeline where training would start."""
+
+
+@pytest.fixture
+def stopped(tiny_yaml, sts_csv, monkeypatch):
+    """Runs the pipeline up to the training."""
+
+    def start(config):
+        raise TrainingStartsError(config.stage)
+
+    monkeypatch.setattr(bge_pruning.train, "train", start)
+
+    def run(*overrides: str) -> None:
+        with pytest.raises(TrainingStartsError, match="prune"):
+            run_pipeline([str(tiny_yaml)], list(overrides), EvaluationPlan([str(sts_csv)]))
+
+    return run
+
+
+def test_overwriting_starts_from_an_empty_folder(stopped, earlier):
+    stopped("overwrite=true")
+    assert [path.name for path in earlier.iterdir()] == ["config.yaml"]
+    assert from_yaml((earlier / "config.yaml").read_text()).overwrite is True
+
+
+def test_an_empty_folder_is_taken(stopped, tmp_path):
+    results = tmp_path / "results" / "tiny"
+    results.mkdir(parents=True)
+    stopped()
+    assert (results / "config.yaml").is_file()
+
+
+def test_a_stage_asked_for_does_not_skip_the_pruning(stopped):
+    stopped("stage=recover")
+
+
+# What the finished model is written as
+
+
+def test_export_options_reach_the_finished_model_alone(tiny_yaml, sts_csv, tmp_path):
+    (tmp_path / "texts.txt").write_text("the man plays a flute\n" * 2)
+    export = [
+        "export.keep_dimension=true",
+        "export.colbert_dim=hidden",
+        "export.onnx=true",
+        "export.languages=[en,de]",
+        f"export.keep_vocabulary_from=[{tmp_path / 'texts.txt'}]",
+        "export.vocabulary_size=30",
+    ]
+    plan = EvaluationPlan([str(sts_csv)], modes=["dense", "colbert"])
+    run_pipeline([str(tiny_yaml)], [*OVERRIDES, *export], plan)
+    results = tmp_path / "results" / "tiny"
+    info = read_json(results / "model" / "pruning.json")
+    assert info["projection"]["dimensions"] == 32
+    assert info["multi_vector"]["colbert_dim"] == TARGET["hidden_size"]
+    assert info["shape"]["vocab_size"] <= 30
+    assert (results / "model" / "onnx" / "model.onnx").is_file()
+    assert not (results / "pruned_model" / "onnx").exists()
+    lines = (results / "commands.txt").read_text().splitlines()
+    words = shlex.split(next(line for line in lines if line.endswith("--onnx")))
+    assert words[4:] == [
+        *("--colbert-dim", "hidden", "--keep-dimension"),
+        *("--keep-vocabulary-from", str(tmp_path / "texts.txt"), "--languages", "en,de"),
+        *("--vocabulary-size", "30", "--onnx"),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        (
+            "export.colbert_dim=hidden",
+            r"export\.colbert_dim is hidden, but .* no multi-vector head",
+        ),
+        ("export.languages=[xx]", r"no corpus of xx is shipped"),
+        ("export.int8_sts=a.csv", r"export\.int8_sts needs export\.onnx_int8\. To fix"),
+        ("export.fit_texts=[a.txt]", r"export\.fit_texts needs export\.keep_dimension"),
+        (
+            "export.report_on=[a.txt]",
+            r"report_on needs export\.keep_vocabulary_from or export\.languages",
+        ),
+        ("export.dtype=int4", r"export\.dtype 'int4' is not one of"),
+        (
+            "export={languages: [en], vocabulary_size: 100000}",
+            r"export\.vocabulary_size 100000 is above the \d+ tokens of .*headless\. To fix",
+        ),
+        (
+            "export={languages: [en], vocabulary_size: 3}",
+            r"vocabulary_size 3 is below the \d+ tokens that must stay.* To fix, choose",
+        ),
+        ("export.vocabulary_size=0", r"export\.vocabulary_size 0 is not above 0"),
+    ],
+)
+def test_exports_that_cannot_be_are_refused_before_the_training(
+    override, message, tiny_yaml, sts_csv, model_folder, tmp_path
+):
+    headless = shutil.copytree(model_folder, tmp_path / "headless")
+    (headless / "colbert_linear.pt").unlink()
+    overrides = [*OVERRIDES, f"model.base_model={headless}", override]
+    with pytest.raises(ValueError, match=message):
+        run_pipeline([str(tiny_yaml)], overrides, EvaluationPlan([str(sts_csv)]))
+    assert not (tmp_path / "runs").exists()
+
+
+# Several ranks
+
+
+@pytest.fixture
+def rank_calls(tiny_yaml, sts_csv, tmp_path, monkeypatch):
+    """A rank to what it did: its barriers, trainings and writes, and what it returned."""
+    from composer.utils import dist
+
+    from bge_pruning.export import extract as export
+    from bge_pruning.model_io import gate_file
+
+    def run(rank: int) -> tuple[list[str], dict]:
+        calls = []
+        with monkeypatch.context() as patch:
+            patch.setattr(dist, "get_global_rank", lambda: rank)
+            patch.setattr(dist, "barrier", lambda: calls.append("barrier"))
+            patch.setattr(dist, "initialize_dist", lambda *_, **__: None)
+            patch.setattr(bge_pruning.train, "train", lambda c: calls.append(c.stage) or tmp_path)
+            for module, name in (
+                (export, "extract"),
+                (gate_file, "write_gates"),
+                (pipeline, "evaluate_model"),
+                (pipeline, "_report"),
+            ):
+                patch.setattr(
+                    module, name, lambda *_, name=name, **__: calls.append(name) or {"x": 1}
+                )
+            return calls, run_pipeline([str(tiny_yaml)], [], EvaluationPlan([str(sts_csv)]))
+
+    return run
+
+
+def test_other_ranks_train_and_write_nothing(rank_calls, tmp_path):
+    calls, returned = rank_calls(1)
+    assert returned == {}
+    assert not (tmp_path / "results").exists()
+    assert [call for call in calls if call != "barrier"] == ["prune", "recover"]
+
+
+def test_all_ranks_meet_at_the_same_barriers(rank_calls):
+    # One after the other here, so the rank that writes comes last.
+    (other, _), (first, returned) = rank_calls(1), rank_calls(0)
+    assert returned == {"x": 1}
+    shared = [call for call in first if call in ("barrier", "prune", "recover")]
+    assert shared == other
+    # What was extracted is there for every rank before the recovery reads it.
+    assert first.index("extract") < first.index("recover")
+    between = first[first.index("extract") : first.index("recover")]
+    assert "barrier" in between
+
+
+def test_results_that_cannot_be_written_are_refused_at_the_start(tiny_yaml, sts_csv, tmp_path):
+    (tmp_path / "file").write_text("")
+    message = r"results_folder .* cannot be written: .*file is no folder .*To fix, choose another"
+    with pytest.raises(PermissionError, match=message):
+        run_pipeline(
+            [tiny_yaml], [f"results_folder={tmp_path}/file/inside"], EvaluationPlan([str(sts_csv)])
+        )
+
+
+# Baselines
+
+
+@pytest.mark.parametrize(
+    "method", ["layers", "magnitude", "activation", "reconstruction", "random"]
+)
+def test_a_baseline_runs_through_the_same_pipeline(method, tmp_path, make_yaml, sts_csv):
+    """In as many steps as l0 has in all, to the same kind of folder, with commands that work."""
+    yaml, plan = str(make_yaml(tmp_path)), EvaluationPlan([str(sts_csv)])
+    evaluation = run_pipeline([yaml], [*OVERRIDES, f"method={method}"], plan)
+    results = tmp_path / "results" / "tiny"
+    info = read_json(results / "pruning.json")
+    assert (info["method"], info["batches"]) == (method, {"recover": 7})  # 4 + 3 of l0
+    assert info == read_json(results / "model" / "pruning.json")
+    assert info["kept"] == read_json(results / "pruned_model" / "pruning.json")["kept"]
+    shape = TARGET if method != "layers" else {"num_hidden_layers": 1, "hidden_size": 32}
+    assert {key: info["shape"][key] for key in shape} == shape
+    assert {"metrics-recovery.jsonl", "report.html", "evaluation.json"} <= tree(results)
+    assert not {"gates.npz", "metrics.jsonl"} & tree(results)
+    assert not (tmp_path / "runs" / "tiny").exists()
+    assert evaluation["tasks"][0]["also"]["pruned, before recovery"] is not None
+    assert "No axis was pruned by gates." in (results / "report.md").read_text()
+    card = (results / "model" / "README.md").read_text()
+    assert "Trained for 7 batches of recovery." in card
+
+
+def test_the_commands_of_a_baseline_write_the_same(tmp_path, make_yaml, sts_csv, assert_same):
+    from safetensors.torch import load_file
+
+    yaml, plan = str(make_yaml(tmp_path)), EvaluationPlan([str(sts_csv)])
+    run_pipeline([yaml], [*OVERRIDES, "method=magnitude"], plan)
+    results = tmp_path / "results" / "tiny"
+    commands = (results / "commands.txt").read_text().splitlines()
+    weights = load_file(results / "model" / "model.safetensors")
+    shutil.move(tmp_path / "results", tmp_path / "first")
+    shutil.move(tmp_path / "runs", tmp_path / "runs-first")
+    run_commands(commands)
+    assert_same(load_file(results / "model" / "model.safetensors"), weights)
+    assert tree(results) >= {"report.md", "pruned_model/pruning.json", "evaluation.json"}
