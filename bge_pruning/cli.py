@@ -13,8 +13,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TextIO
 
-from bge_pruning.utils.run_log import FILE_ONLY
-from bge_pruning.utils.stopped import StoppedError
+from bge_pruning.utils.run_log import FILE_ONLY, StoppedError
 
 EXIT_FAILURE = 1
 EXIT_USAGE = 2
@@ -110,7 +109,7 @@ def run_command(command: Callable[[], None]) -> int:
         Exit code: 0, 1 for a failure, 2 for a wrong configuration or argument, 143 for a run that
         was told to stop.
     """
-    from bge_pruning.config.config import ConfigError
+    from bge_pruning.config.load import ConfigError
 
     setup_logging()
     try:

@@ -59,7 +59,7 @@ def run(args: argparse.Namespace) -> None:
     """Measure, print, write."""
     from bge_pruning.datasets.sts_dataloader import read_texts
     from bge_pruning.reports.efficiency_table import render_efficiency
-    from bge_pruning.utils.evaluation import refuse_existing, write_json
+    from bge_pruning.utils.files import refuse_existing, write_json
     from bge_pruning.workflows.efficiency_benchmark import (
         benchmark,
         choose_runtimes,

@@ -58,7 +58,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from bge_pruning.cli import run_command
-from bge_pruning.reports.training_cost import TRAININGS, UNCOMPILED
+from bge_pruning.reports.efficiency_table import UNCOMPILED
+from bge_pruning.utils.records import TRAININGS
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -108,13 +109,9 @@ def run(args: argparse.Namespace) -> None:
     from bge_pruning.datasets.embedding_dataset import build_tokenizer, tokenize
     from bge_pruning.datasets.sts_dataloader import read_texts
     from bge_pruning.models.encoder_shape import count_parameters
-    from bge_pruning.reports.training_cost import render_training
-    from bge_pruning.utils.evaluation import (
-        collect_versions,
-        describe_machine,
-        refuse_existing,
-        write_json,
-    )
+    from bge_pruning.reports.efficiency_table import render_training
+    from bge_pruning.utils.environment import collect_versions, describe_machine
+    from bge_pruning.utils.files import refuse_existing, write_json
     from bge_pruning.workflows.training_benchmark import load_model, measure_training
 
     if args.output is not None:

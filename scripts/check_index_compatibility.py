@@ -50,7 +50,7 @@ def run(args: argparse.Namespace) -> None:
     from bge_pruning.evaluation.index_compatibility import compare_index
     from bge_pruning.export.export_text import render_compatibility
     from bge_pruning.utils.devices import default_device
-    from bge_pruning.utils.evaluation import refuse_existing, write_json
+    from bge_pruning.utils.files import refuse_existing, write_json
 
     if args.output is not None:
         refuse_existing([args.output], overwrite=args.overwrite)

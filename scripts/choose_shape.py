@@ -34,11 +34,10 @@ def run(args: argparse.Namespace) -> None:
     """Measure, print and write."""
     from rich.console import Console
 
-    from bge_pruning.config.config import load_config
+    from bge_pruning.config.load import load_config
     from bge_pruning.reports.console import show_rows
-    from bge_pruning.utils.evaluation import refuse_existing, write_json
-    from bge_pruning.workflows.shape_search import search_shapes
-    from bge_pruning.workflows.shape_table import search_rows, summarise
+    from bge_pruning.utils.files import refuse_existing, write_json
+    from bge_pruning.workflows.shape_search import search_rows, search_shapes, summarise
 
     config = load_config(*split_arguments(args.config))
     if args.output:

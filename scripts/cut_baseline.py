@@ -27,7 +27,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def run(args: argparse.Namespace) -> None:
     """Cut and say what was cut."""
-    from bge_pruning.config.config import load_config, pruned_model_folder
+    from bge_pruning.config.load import load_config, pruned_model_folder
     from bge_pruning.export.extraction import describe
     from bge_pruning.workflows.baselines import cut_baseline
 

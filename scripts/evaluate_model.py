@@ -20,7 +20,7 @@ from pathlib import Path
 
 from bge_pruning.cli import add_task_arguments, check_task_arguments, run_command
 from bge_pruning.reports.console import show_evaluation
-from bge_pruning.utils.evaluation import evaluation_files, refuse_existing
+from bge_pruning.utils.files import evaluation_files, refuse_existing
 
 # How tables call the models that are always there.
 TAKEN = ("model", "original", "baseline")

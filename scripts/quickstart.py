@@ -28,7 +28,7 @@ def quickstart(overrides: list[str]) -> None:
     """Prepare the model, run the pipeline, print the result and where it lies."""
     from rich.console import Console
 
-    from bge_pruning.config.config import load_config
+    from bge_pruning.config.load import load_config
     from bge_pruning.model_io.minilm import DEFAULT_OUTPUT, DEFAULT_SENTENCES, prepare
     from bge_pruning.reports.console import show_evaluation
     from bge_pruning.workflows.pipeline import EvaluationPlan, run_pipeline

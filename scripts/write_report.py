@@ -13,7 +13,7 @@ from pathlib import Path
 
 from bge_pruning.cli import run_command
 from bge_pruning.reports.report import MARKDOWN, write_report
-from bge_pruning.utils.evaluation import refuse_existing
+from bge_pruning.utils.files import refuse_existing
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -318,7 +318,7 @@ def train_tiny(make_yaml: Callable[[Path], Path]) -> Callable[..., Path]:
 
     The report takes longer than the training: ``report=True`` writes it.
     """
-    from bge_pruning.config.config import load_config
+    from bge_pruning.config.load import load_config
     from bge_pruning.train import train
     from bge_pruning.training import run_report
 

@@ -7,7 +7,7 @@ import sys
 import pytest
 
 from bge_pruning.cli import EXIT_FAILURE, EXIT_USAGE, run_command, setup_logging, split_arguments
-from bge_pruning.config.config import ConfigError
+from bge_pruning.config.load import ConfigError
 from bge_pruning.utils.run_log import FILE_ONLY
 
 

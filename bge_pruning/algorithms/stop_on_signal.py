@@ -14,7 +14,7 @@ from composer.core import Algorithm, Event, State
 from composer.loggers import Logger
 from composer.utils import create_interval_scheduler, dist
 
-from bge_pruning.utils.stopped import StoppedError
+from bge_pruning.utils.run_log import StoppedError
 
 log = logging.getLogger(__name__)
 

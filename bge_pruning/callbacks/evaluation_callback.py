@@ -16,10 +16,9 @@ from composer.utils import dist, model_eval_mode
 
 from bge_pruning.callbacks.best_checkpoint import BestCheckpoint
 from bge_pruning.datasets.mteb_tasks import random_state_kept
-from bge_pruning.evaluation.ranks import Ranks
 from bge_pruning.evaluation.scoring import RETRIEVAL_METRICS, score_tasks
 from bge_pruning.evaluation.tasks import Task
-from bge_pruning.evaluation.text_encoder import TextEncoder
+from bge_pruning.evaluation.text_encoder import Ranks, TextEncoder
 from bge_pruning.model_io.pretrained import BaseModel
 from bge_pruning.models.composer_bge_m3 import ComposerBGEM3
 from bge_pruning.utils.clock import is_due

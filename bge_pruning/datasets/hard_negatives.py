@@ -15,10 +15,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from bge_pruning.datasets.array_files import load_array, save_array
 from bge_pruning.datasets.embedding_dataset import TokenizedTexts
 from bge_pruning.datasets.rows import RowTable
-from bge_pruning.utils.file_lock import lock_of
+from bge_pruning.datasets.teacher_vectors import load_array, save_array
+from bge_pruning.utils.files import lock_of
 
 # Raised when other negatives are found for the same input.
 FORMAT = 2

@@ -1,4 +1,4 @@
-"""Several sources in one run: which source each batch comes from, and which examples it holds.
+"""Which source each batch comes from, and which examples of similar length it holds.
 
 Every batch holds examples of one source, since their losses differ and so do their negatives. Batch
 ``k`` of a run follows from the seed and the weights alone: a run that goes on from step ``k``
@@ -13,7 +13,51 @@ from typing import Any
 import numpy as np
 from torch.utils.data import Dataset, DistributedSampler
 
-from bge_pruning.datasets.length_groups import group_batches
+# Batches that are sorted together: more means less padding and less random batches.
+BATCHES_PER_GROUP = 16
+
+
+def group_batches(
+    lengths: np.ndarray, batch_size: int, seed: tuple[int, ...], grouped: bool = True
+) -> np.ndarray:
+    """The batches of one epoch.
+
+    The examples are shuffled, groups of ``BATCHES_PER_GROUP`` batches are sorted by length and cut
+    into batches, and the batches are shuffled. Examples that do not fill the last batch wait for
+    another epoch.
+
+    Args:
+        lengths: Tokens of each example, shape ``(n,)``.
+        batch_size: Examples per batch.
+        seed: Of the run, the epoch and so on; each gives another order.
+        grouped: ``False`` shuffles only.
+
+    Returns:
+        Example indices, shape ``(n // batch_size, batch_size)``.
+    """
+    generator = np.random.default_rng(seed)
+    batches = len(lengths) // batch_size
+    order = generator.permutation(len(lengths))[: batches * batch_size]
+    group = BATCHES_PER_GROUP * batch_size
+    for start in range(0, len(order) if grouped else 0, group):
+        part = order[start : start + group]
+        order[start : start + group] = part[np.argsort(lengths[part], kind="stable")]
+    return generator.permutation(order.reshape(batches, batch_size))
+
+
+def padding_share(
+    lengths: np.ndarray, tokens: np.ndarray, width: int, batches: np.ndarray
+) -> float:
+    """Share of padding if every text of a batch is padded to the longest of all.
+
+    Args:
+        lengths: Tokens of the longest text of each example, shape ``(n,)``.
+        tokens: Tokens of all texts of each example, shape ``(n,)``.
+        width: Texts of an example.
+        batches: As :func:`group_batches` makes them.
+    """
+    padded = lengths[batches].max(axis=1).sum() * batches.shape[1] * width
+    return 1.0 - float(tokens[batches].sum() / padded)
 
 
 class MixSchedule:
@@ -273,3 +317,23 @@ class MixedBatchSampler(DistributedSampler):
             )
             self._current[source] = (epoch, batches)
         return self._current[source][1]
+
+
+# Tokens of a batch, padding included: long texts come in smaller batches.
+BATCH_TOKENS = 16_384
+
+
+def batch_indices(lengths: np.ndarray, texts: int, tokens: int) -> Iterator[np.ndarray]:
+    """Batches of texts of similar length, longest first: what does not fit fails at once.
+
+    Args:
+        lengths: Tokens of each text.
+        texts: Texts of a batch at most.
+        tokens: Tokens of a batch at most, padding included; a longer text has a batch of its own.
+    """
+    order = np.argsort(-lengths, kind="stable")
+    start = 0
+    while start < len(order):
+        size = max(1, min(texts, tokens // max(1, int(lengths[order[start]]))))
+        yield order[start : start + size]
+        start += size

@@ -19,11 +19,10 @@ from zipfile import BadZipFile
 
 import numpy as np
 
-from bge_pruning.datasets.array_files import compute_digest
 from bge_pruning.datasets.embedding_dataset import TokenizedTexts, build_tokenizer, tokenize
 from bge_pruning.datasets.rows import BadRows, Row, RowTable
-from bge_pruning.utils.atomic_folder import atomic_folder
-from bge_pruning.utils.file_lock import lock_of
+from bge_pruning.datasets.teacher_vectors import compute_digest
+from bge_pruning.utils.files import atomic_folder, lock_of
 from bge_pruning.utils.records import COUNT, FLAG, TEXT, Each, read_record
 
 log = logging.getLogger(__name__)

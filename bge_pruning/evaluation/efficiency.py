@@ -17,13 +17,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from bge_pruning.evaluation.cost import weight_bytes
+from bge_pruning.datasets.mixed_dataloader import BATCH_TOKENS, batch_indices
+from bge_pruning.evaluation.evaluate import weight_bytes
 from bge_pruning.evaluation.onnx_encoder import OnnxEncoder
-from bge_pruning.evaluation.text_encoder import BATCH_TOKENS, TextEncoder, batch_indices
+from bge_pruning.evaluation.text_encoder import TextEncoder
 from bge_pruning.model_io.pretrained import read_shape
 from bge_pruning.models.encoder_shape import EncoderShape, forward_flops
-from bge_pruning.utils.memory import free_bytes, measure_peak_bytes
-from bge_pruning.utils.model_analysis import wait_for
+from bge_pruning.utils.model_analysis import free_bytes, measure_peak_bytes, wait_for
 
 log = logging.getLogger(__name__)
 

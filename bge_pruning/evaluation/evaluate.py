@@ -1,4 +1,4 @@
-"""Judges a model beside the unpruned one and two floors, on any tasks, in any mode."""
+"""Evaluates a model beside the unpruned one and two floors, with its cost."""
 
 from __future__ import annotations
 
@@ -9,27 +9,184 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from bge_pruning.evaluation.cost import AnyEncoder, measure_cost, size_on_disk
+import numpy as np
+from torch import Tensor
+
 from bge_pruning.evaluation.encoders import (
+    AnyEncoder,
+    OnnxEncoder,
+    SentenceTransformerEncoder,
+    TextEncoder,
     count_parameters,
     fetch_models,
     load_encoder,
     untrained_encoder,
 )
-from bge_pruning.evaluation.entries import describe_task
 from bge_pruning.evaluation.floors import WordEmbeddings
-from bge_pruning.evaluation.scoring import Scores, score_tasks
+from bge_pruning.evaluation.onnx_encoder import onnx_files
+from bge_pruning.evaluation.scoring import Score, Scores, score_tasks
 from bge_pruning.evaluation.search import check_modes
-from bge_pruning.evaluation.tasks import SIMILARITY, Task
-from bge_pruning.reports.score_table import render_scores
-from bge_pruning.utils.devices import check_device, default_device
-from bge_pruning.utils.evaluation import (
-    collect_versions,
-    evaluation_files,
-    refuse_existing,
-    write_json,
-    write_text,
+from bge_pruning.evaluation.statistics import (
+    bootstrap_correlation_interval,
+    bootstrap_interval,
+    paired_correlation_p_value,
+    paired_p_value,
 )
+from bge_pruning.evaluation.tasks import SIMILARITY, Task
+from bge_pruning.model_io.projection import FOLDER as PROJECTION
+from bge_pruning.reports.tables import render_scores
+from bge_pruning.utils.devices import check_device, default_device
+from bge_pruning.utils.environment import collect_versions
+from bge_pruning.utils.files import evaluation_files, refuse_existing, write_json, write_text
+from bge_pruning.utils.model_analysis import measure_peak_bytes, measure_speed
+
+# Files that hold weights, as far as this project and sentence-transformers read them.
+WEIGHT_FILES = (
+    *("model*.safetensors", "pytorch_model*.bin", "*_linear.pt"),
+    f"{PROJECTION}/model.safetensors",
+)
+
+
+def measure_cost(model: AnyEncoder, baseline: AnyEncoder, texts: Sequence[str]) -> dict[str, Any]:
+    """Speed and memory of two models.
+
+    Args:
+        model: The model to judge.
+        baseline: The unpruned model, on the same device.
+        texts: Texts to embed; a sample is used.
+
+    Returns:
+        As :func:`measure_speed`, with ``memory_bytes``: the weights, and what other tensors take
+        while a batch is embedded (``None`` for ONNX Runtime, which keeps them to itself).
+    """
+    both = {"model": model, "baseline": baseline}
+    batch = list(texts[: model.batch_size])
+    memory: dict[str, Any] = {
+        "texts": len(batch),
+        "tokens": int(model.tokenize(batch).lengths.max()),
+    }
+    for name, encoder in both.items():
+        memory[name] = {
+            "weights": weight_bytes(encoder),
+            "activations": None
+            if isinstance(encoder, OnnxEncoder)
+            else measure_peak_bytes(lambda e=encoder: e.encode(batch)),
+        }
+    return {**measure_speed(model, baseline, texts), "memory_bytes": memory}
+
+
+def weight_bytes(encoder: AnyEncoder) -> int:
+    """Bytes of an encoder's weights; of the files for ONNX Runtime, which keeps them to itself."""
+    if isinstance(encoder, OnnxEncoder):
+        return sum(file.stat().st_size for file in onnx_files(encoder.path))
+    return sum(weight.numel() * weight.element_size() for weight in _weights(encoder))
+
+
+def _weights(encoder: TextEncoder | SentenceTransformerEncoder) -> list[Tensor]:
+    if isinstance(encoder, SentenceTransformerEncoder):
+        return list(encoder.model.parameters())
+    projection = [] if encoder.projection is None else [encoder.projection]
+    return [*encoder.backbone.parameters(), *encoder.heads.parameters(), *projection]
+
+
+def size_on_disk(name: str | None) -> int | None:
+    """Bytes of a folder's weight files or of an ONNX file; ``None`` for anything else.
+
+    Args:
+        name: Folder, ONNX file, checkpoint or hub name.
+    """
+    folder = Path(name or "")
+    if folder.suffix == ".onnx":
+        return sum(file.stat().st_size for file in onnx_files(folder))
+    if name is None or not (folder / "config.json").is_file():
+        return None
+    files = {file for pattern in WEIGHT_FILES for file in folder.glob(pattern)}
+    return sum(file.stat().st_size for file in files)
+
+
+FLOORS = ("random_weights", "word_embeddings")
+
+
+def describe_task(
+    task: Task, mode: str, scores: Mapping[str, Scores], also: Mapping[str, Scores], seed: int
+) -> list[dict[str, Any]]:
+    """One entry for each metric of a task in a mode.
+
+    ``retention`` is value / baseline; ``retention_above_floor`` is (value - floor) / (baseline -
+    floor) with the larger floor. Both are ``None`` where the divisor is not above 0. The main
+    metric has a 95 % ``interval`` over queries or pairs and the ``p_value`` of a paired test.
+
+    Args:
+        task: The task.
+        mode: One of ``MODES``.
+        scores: Under ``model``, ``baseline`` (if there is one) and each of ``FLOORS``.
+        also: Of further models, by name.
+        seed: Seed of the interval and the test.
+    """
+    key = (task.name, mode)
+    ours = scores["model"][key]
+    theirs = scores.get("baseline", {}).get(key)
+    entries = []
+    for index, metric in enumerate(ours.values):
+        entry = {
+            "task": task.name,
+            "kind": task.kind,
+            "mode": mode,
+            "metric": metric,
+            "main": index == 0,
+            "value": ours.values[metric],
+            **_compare(metric, key, scores, also),
+            "samples": len(ours.samples),
+            "texts": ours.texts,
+            "truncated": ours.truncated,
+            "seconds": ours.seconds,
+        }
+        if index == 0:
+            entry |= _uncertainty(task, ours, theirs, seed)
+        entries.append(entry)
+    return entries
+
+
+def _compare(
+    metric: str,
+    key: tuple[str, str],
+    scores: Mapping[str, Scores],
+    also: Mapping[str, Scores],
+) -> dict[str, Any]:
+    """What the value stands beside."""
+    value = scores["model"][key].values[metric]
+    theirs = scores.get("baseline", {}).get(key)
+    baseline = None if theirs is None else theirs.values[metric]
+    floors = {name: scores[name][key].values[metric] for name in FLOORS if key in scores[name]}
+    floor = max(floors.values())
+    above = baseline is not None and baseline > floor
+    found = {
+        "baseline": baseline,
+        "floor": floor,
+        "floors": floors,
+        "retention": value / baseline if baseline is not None and baseline > 0 else None,
+        "retention_above_floor": (value - floor) / (baseline - floor) if above else None,
+    }
+    if also:
+        found["also"] = {
+            name: s[key].values[metric] if key in s else None for name, s in also.items()
+        }
+    return found
+
+
+def _uncertainty(task: Task, ours: Score, theirs: Score | None, seed: int) -> dict[str, Any]:
+    if task.kind == SIMILARITY:
+        gold = np.array(task.pairs()[2])
+        found = {"interval": bootstrap_correlation_interval(ours.samples, gold, seed)}
+        if theirs is not None:
+            p = paired_correlation_p_value(ours.samples, theirs.samples, gold, seed)
+            found["p_value"] = p
+    else:
+        found = {"interval": bootstrap_interval(ours.samples, seed)}
+        if theirs is not None:
+            found["p_value"] = paired_p_value(ours.samples, theirs.samples, seed)
+    return {**found, "interval": list(found["interval"])}
+
 
 log = logging.getLogger(__name__)
 

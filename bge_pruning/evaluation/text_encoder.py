@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -19,17 +19,51 @@ from bge_pruning.datasets.embedding_dataset import (
     pad_texts,
     tokenize,
 )
-from bge_pruning.evaluation.ranks import ALONE, Ranks
+from bge_pruning.datasets.mixed_dataloader import BATCH_TOKENS, batch_indices
 from bge_pruning.model_io.model_files import read_special_ids
 from bge_pruning.model_io.pretrained import BaseModel
 from bge_pruning.model_io.projection import project
 from bge_pruning.models.structural_pruning import PruningMasks
 from bge_pruning.models.teacher import compute_outputs
 
+T = TypeVar("T")
+
+
+def _alone(part: T) -> list[T]:
+    return [part]
+
+
+@dataclass(frozen=True)
+class Ranks:
+    """This process among those that evaluate together; by default it is alone.
+
+    All of them have to do the same with the same texts, in the same order.
+
+    Attributes:
+        rank: Number of this process, from 0.
+        count: Number of processes.
+        gather: Collects an object of every process, in the order of their numbers, on all of them.
+    """
+
+    rank: int = 0
+    count: int = 1
+    gather: Callable[[Any], list[Any]] = _alone
+
+    def share(self, items: Sequence[T]) -> Sequence[T]:
+        """This process's part: every ``count``-th item, which shares sorted lengths fairly."""
+        return items[self.rank :: self.count]
+
+    def order(self, total: int) -> np.ndarray:
+        """Where each of ``total`` items is when the parts of all processes follow each other."""
+        parts = [np.arange(rank, total, self.count) for rank in range(self.count)]
+        return np.argsort(np.concatenate(parts))
+
+
+ALONE = Ranks()
+
+
 # Texts that are tokenised together; their token ids are all that is kept of them.
 CHUNK = 8192
-# Tokens of a batch, padding included: long texts come in smaller batches.
-BATCH_TOKENS = 16_384
 
 
 @dataclass(frozen=True)
@@ -358,19 +392,3 @@ def check_finite(outputs: Mapping[str, Tensor], model: str) -> None:
             f"{', '.join(broken)} of {model} are not finite: its weights are broken. To fix, use "
             f"an earlier checkpoint, and lower optimizer.lr if it was trained here."
         )
-
-
-def batch_indices(lengths: np.ndarray, texts: int, tokens: int) -> Iterator[np.ndarray]:
-    """Batches of texts of similar length, longest first: what does not fit fails at once.
-
-    Args:
-        lengths: Tokens of each text.
-        texts: Texts of a batch at most.
-        tokens: Tokens of a batch at most, padding included; a longer text has a batch of its own.
-    """
-    order = np.argsort(-lengths, kind="stable")
-    start = 0
-    while start < len(order):
-        size = max(1, min(texts, tokens // max(1, int(lengths[order[start]]))))
-        yield order[start : start + size]
-        start += size

@@ -9,9 +9,9 @@ from typing import Any
 
 from bge_pruning.export.model_card import render_model_card
 from bge_pruning.export.pruning_record import MARKER
+from bge_pruning.model_io.hub import CARD
 from bge_pruning.model_io.model_files import read_json
-from bge_pruning.model_io.origin import CARD
-from bge_pruning.utils.evaluation import write_text
+from bge_pruning.utils.files import write_text
 from bge_pruning.utils.record_schemas import EVALUATION as EVALUATION_RECORD
 from bge_pruning.utils.record_schemas import INDEX as INDEX_RECORD
 from bge_pruning.utils.record_schemas import PRUNING

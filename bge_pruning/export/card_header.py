@@ -6,7 +6,7 @@ import re
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-from bge_pruning.model_io.origin import display_name, hub_name, hub_page
+from bge_pruning.model_io.hub import display_name, hub_name, hub_page
 from bge_pruning.utils.tasks import METRIC_TITLES, main_scores
 
 if TYPE_CHECKING:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from bge_pruning.model_io.origin import hub_name, hub_page
+from bge_pruning.model_io.hub import hub_name, hub_page
 from bge_pruning.reports.markdown import escape, fence
 
 BGE_M3 = """\

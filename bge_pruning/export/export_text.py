@@ -10,7 +10,7 @@ def describe_loss(loss: Mapping[str, Any]) -> str:
     """One line about what int8 loses and gains.
 
     Args:
-        loss: See :func:`bge_pruning.export.int8_loss.measure_int8`.
+        loss: See :func:`bge_pruning.export.onnx_quantize.measure_int8`.
     """
     dense, speed = loss["cosine"]["dense_vecs"], loss["speed"]
     text = (

@@ -22,11 +22,10 @@ from bge_pruning.export.extraction import (
     write_extraction,
 )
 from bge_pruning.export.folder_check import check_folder
-from bge_pruning.export.int8_loss import Pairs
 from bge_pruning.export.keep_dimension import add_projection
 from bge_pruning.export.model_card import render_model_card
 from bge_pruning.export.onnx_export import export_onnx
-from bge_pruning.export.onnx_quantize import export_onnx_int8
+from bge_pruning.export.onnx_quantize import Pairs, export_onnx_int8
 from bge_pruning.export.pruning_record import MARKER
 from bge_pruning.export.validation import TOLERANCE, References, check_as_loaded, validate
 from bge_pruning.export.vocabulary_texts import (
@@ -38,8 +37,8 @@ from bge_pruning.export.vocabulary_texts import (
 from bge_pruning.model_io.checkpoint import find_checkpoint
 from bge_pruning.model_io.precision import DTYPES
 from bge_pruning.models.encoder_shape import EncoderShape
-from bge_pruning.utils.atomic_folder import atomic_folder
-from bge_pruning.utils.optional import import_optional
+from bge_pruning.utils.files import atomic_folder
+from bge_pruning.utils.guard import import_optional
 
 log = logging.getLogger(__name__)
 

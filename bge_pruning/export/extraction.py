@@ -24,13 +24,16 @@ from bge_pruning.export.validation import (
     tokenize_sentences,
 )
 from bge_pruning.export.vocabulary import KeptVocabulary, trim_vocabulary
-from bge_pruning.model_io.checkpoint import TrainedModel, load_trained_model
+from bge_pruning.model_io.checkpoint import (
+    as_base_model,
+    cut,
+    final_gates,
+    load_trained_model,
+)
 from bge_pruning.model_io.model_folder import write_model_folder
 from bge_pruning.model_io.precision import dtype_name, precision_loss, round_weights
 from bge_pruning.model_io.pretrained import BaseModel
 from bge_pruning.model_io.vocabulary_files import read_tokenizer, rewrite_tokenizer_files
-from bge_pruning.models.bge_m3_backbone import XLMRobertaBackbone
-from bge_pruning.models.embedding_heads import EmbeddingHeads
 from bge_pruning.models.encoder_shape import EncoderShape, count_parameters
 from bge_pruning.models.structural_pruning import (
     KeepIndices,
@@ -38,6 +41,7 @@ from bge_pruning.models.structural_pruning import (
     prune_layer_norm,
     prune_linear,
 )
+from bge_pruning.selection.nested_shapes import masks_of_indices, relative_indices
 
 
 @dataclass
@@ -59,40 +63,6 @@ class Extraction:
     shape: EncoderShape
     info: dict[str, Any]
     vocabulary: KeptVocabulary | None = None
-
-
-def final_gates(model: TrainedModel) -> tuple[PruningMasks, EncoderShape]:
-    """What of a model stays, and the sizes that it then has."""
-    if model.l0_module is None:
-        return PruningMasks(), model.shape
-    return model.l0_module.deterministic_masks(), model.l0_module.realised_shape()
-
-
-def as_base_model(model: TrainedModel, name: str) -> BaseModel:
-    """The uncut model of a checkpoint as any other model; it shares the weights.
-
-    Args:
-        model: Of the checkpoint.
-        name: What messages call it.
-    """
-    metadata = model.metadata
-    return BaseModel(
-        name=name,
-        shape=model.shape,
-        hf_config=metadata.hf_config,
-        backbone=model.backbone,
-        heads=model.heads,
-        tokenizer_files=metadata.tokenizer_files,
-        max_seq_length=metadata.max_seq_length,
-        pruning=None,
-        prompts=metadata.prompts or {},
-    )
-
-
-def cut(backbone: XLMRobertaBackbone, heads: EmbeddingHeads, keep: KeepIndices) -> None:
-    """Cut encoder and heads in place."""
-    backbone.prune(keep)
-    heads.prune(keep.hidden)
 
 
 def start_extraction(checkpoint: Path, shape: EncoderShape | None = None) -> Extraction:
@@ -300,3 +270,39 @@ def describe(info: dict[str, Any]) -> str:
         f"encoder parameters ({share:.1%} of the source), {parameters['extracted']['total']:,} in "
         f"all; largest difference from the masked model {info['largest_difference']:.1e}"
     )
+
+
+def nested_extraction(
+    larger: Extraction,
+    keep: KeepIndices,
+    shape: EncoderShape,
+    constraint: dict[str, dict[str, float]],
+) -> Extraction:
+    """Cut a smaller sub-network out of a larger one of the same gates, as it was trained on.
+
+    Args:
+        larger: Of the recovery run of the larger one.
+        keep: What stays, in the numbering of the unpruned model.
+        shape: Sizes after the cut.
+        constraint: How near the gates were to it, see :func:`compute_constraint_report`.
+
+    Returns:
+        An extraction whose record counts in the unpruned model's numbering, as that of ``larger``.
+
+    Raises:
+        ValueError: If ``larger`` does not contain a structure.
+    """
+    record = larger.info
+    relative = relative_indices(keep, KeepIndices(**record["kept"]))
+    batches = dict(record["batches"])
+    steps = batches.pop("recover", 0) + batches.pop("recover_larger", 0)
+    info = {
+        **record,
+        "shape": asdict(shape),
+        "kept": keep.as_dict(),
+        "constraint": constraint,
+        "parameters": {**record["parameters"], "extracted": count_parameters(shape).as_dict()},
+        "batches": {**batches, "recover_larger": steps},
+    }
+    masks = masks_of_indices(relative, larger.shape)
+    return Extraction(larger.base, masks, relative, shape, info)

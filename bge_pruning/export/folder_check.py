@@ -13,9 +13,8 @@ from pathlib import Path
 from typing import Any
 
 from bge_pruning.model_io.model_files import read_json
-from bge_pruning.model_io.modules_file import compute_modules
 from bge_pruning.model_io.pretrained import read_heads
-from bge_pruning.model_io.projection import FOLDER, NO_ACTIVATION, read_projection
+from bge_pruning.model_io.projection import FOLDER, NO_ACTIVATION, compute_modules, read_projection
 from bge_pruning.models.encoder_shape import EncoderShape
 
 # text-embeddings-inference has no defaults for these.

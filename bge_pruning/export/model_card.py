@@ -10,14 +10,19 @@ from bge_pruning.export.card_loading import PLACE, has_all_heads, longest_text, 
 from bge_pruning.export.card_rights import render_rights
 from bge_pruning.export.export_text import describe_loss, render_compatibility
 from bge_pruning.export.vocabulary_report import render_vocabulary
-from bge_pruning.model_io.origin import display_name, hub_name, hub_page
+from bge_pruning.model_io.hub import display_name, hub_name, hub_page
 from bge_pruning.model_io.precision import describe_precision
 from bge_pruning.model_io.projection import FOLDER as DENSE
 from bge_pruning.reports.markdown import escape, table
-from bge_pruning.reports.report_gains import render_bytes, render_sizes, render_speed, share
-from bge_pruning.reports.report_gates import render_layers
-from bge_pruning.reports.score_table import render_main_scores
 from bge_pruning.reports.summary_plot import describe_machine
+from bge_pruning.reports.tables import (
+    render_bytes,
+    render_layers,
+    render_main_scores,
+    render_sizes,
+    render_speed,
+    share,
+)
 
 SIZES = {
     "layers": "num_hidden_layers",

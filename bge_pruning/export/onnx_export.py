@@ -16,13 +16,13 @@ import torch
 from torch import Tensor
 
 from bge_pruning.datasets.embedding_dataset import build_tokenizer, pad_texts
-from bge_pruning.evaluation.onnx_session import open_session, run_session
+from bge_pruning.evaluation.onnx_encoder import open_session, run_session
 from bge_pruning.export.onnx_graph import HIDDEN, IR_VERSION, OPSET, Store, build_graph
 from bge_pruning.export.validation import VALIDATION_SENTENCES
 from bge_pruning.model_io.pretrained import BaseModel, load_base_model
 from bge_pruning.model_io.projection import project
-from bge_pruning.utils.atomic_folder import atomic_folder, check_free
-from bge_pruning.utils.optional import import_optional
+from bge_pruning.utils.files import atomic_folder, check_free
+from bge_pruning.utils.guard import import_optional
 
 if TYPE_CHECKING:
     from onnx import ModelProto, TensorProto

@@ -19,7 +19,7 @@ from torch import nn
 
 from bge_pruning.models.bge_m3_backbone import Layer, XLMRobertaBackbone
 from bge_pruning.models.embedding_heads import EmbeddingHeads
-from bge_pruning.utils.optional import import_optional
+from bge_pruning.utils.guard import import_optional
 
 if TYPE_CHECKING:
     from onnx import GraphProto, TensorProto

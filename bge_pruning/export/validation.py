@@ -9,10 +9,10 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from bge_pruning.model_io.hub import quick_loading
 from bge_pruning.model_io.model_files import read_pooling
 from bge_pruning.model_io.precision import dtype_name
 from bge_pruning.model_io.pretrained import load_strict, read_heads
-from bge_pruning.model_io.quiet import quick_loading
 from bge_pruning.models.bge_m3_backbone import XLMRobertaBackbone
 from bge_pruning.models.embedding_heads import EmbeddingHeads
 from bge_pruning.models.structural_pruning import PruningMasks

@@ -18,12 +18,21 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from bge_pruning.model_io.pretrained import describe_load_error, load_strict, without_weights
+from bge_pruning.model_io.pretrained import (
+    BaseModel,
+    describe_load_error,
+    load_strict,
+    without_weights,
+)
 from bge_pruning.model_io.sharded_checkpoint import is_sharded, read_sharded_state
 from bge_pruning.models.bge_m3_backbone import XLMRobertaBackbone
 from bge_pruning.models.embedding_heads import EmbeddingHeads
 from bge_pruning.models.encoder_shape import EncoderShape
 from bge_pruning.models.l0_module_embedding import L0Module
+from bge_pruning.models.structural_pruning import (
+    KeepIndices,
+    PruningMasks,
+)
 from bge_pruning.utils.record_schemas import RUN_METADATA
 from bge_pruning.utils.records import check_record, parse_json
 
@@ -35,7 +44,6 @@ BEST_KEY = "best"
 WEIGHTS_ONLY = "TORCH_FORCE_WEIGHTS_ONLY_LOAD"
 # First bytes of what torch.save writes, a zip archive.
 ARCHIVE = b"PK\x03\x04"
-
 # Composer stores times, versions and NumPy's random state beside the tensors: data, not code.
 PLAIN_TYPES = [
     datetime.timedelta,
@@ -67,7 +75,7 @@ class RunMetadata:
         prompts: ``config_sentence_transformers.json`` of the base model, as far as it says what to
             write before a text (``prompts``, ``default_prompt_name``).
         license: Licence of the base model as the hub writes it; ``None`` if it is not known.
-        origin: Hub name of the base model, see :class:`bge_pruning.model_io.origin.Origin`.
+        origin: Hub name of the base model, see :class:`bge_pruning.model_io.hub.Origin`.
         refit_texts: Texts that the model was fitted to its source on before training, at most.
     """
 
@@ -350,3 +358,37 @@ def _metadata(state: dict[str, Any], path: Path) -> RunMetadata:
     if "tokenizer.json" not in metadata.tokenizer_files:
         raise ValueError(f"{path}: run metadata: has no tokenizer.json. To fix, {fix}.")
     return metadata
+
+
+def final_gates(model: TrainedModel) -> tuple[PruningMasks, EncoderShape]:
+    """What of a model stays, and the sizes that it then has."""
+    if model.l0_module is None:
+        return PruningMasks(), model.shape
+    return model.l0_module.deterministic_masks(), model.l0_module.realised_shape()
+
+
+def as_base_model(model: TrainedModel, name: str) -> BaseModel:
+    """The uncut model of a checkpoint as any other model; it shares the weights.
+
+    Args:
+        model: Of the checkpoint.
+        name: What messages call it.
+    """
+    metadata = model.metadata
+    return BaseModel(
+        name=name,
+        shape=model.shape,
+        hf_config=metadata.hf_config,
+        backbone=model.backbone,
+        heads=model.heads,
+        tokenizer_files=metadata.tokenizer_files,
+        max_seq_length=metadata.max_seq_length,
+        pruning=None,
+        prompts=metadata.prompts or {},
+    )
+
+
+def cut(backbone: XLMRobertaBackbone, heads: EmbeddingHeads, keep: KeepIndices) -> None:
+    """Cut encoder and heads in place."""
+    backbone.prune(keep)
+    heads.prune(keep.hidden)

@@ -12,7 +12,7 @@ import logging
 from importlib import metadata
 from pathlib import Path
 
-from bge_pruning.model_io.conversion_folder import compute_sha256, is_complete
+from bge_pruning.model_io.bert_conversion import compute_sha256, is_complete
 
 logger = logging.getLogger(__name__)
 
@@ -159,9 +159,7 @@ def prepare(output: Path, sentences: Path, overwrite: bool = False) -> Path:
     source = find_source()
     check_source(source)
 
-    from bge_pruning.model_io.bert_conversion import (
-        convert_bert_folder,  # torch: only when there is work
-    )
+    from bge_pruning.model_io.bert_conversion import convert_bert_folder
 
     record = {
         "source": MODEL_NAME,

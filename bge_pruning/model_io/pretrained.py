@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from bge_pruning.model_io.hub import WEIGHT_FILES, fetch_model_folder
+from bge_pruning.model_io.hub import WEIGHT_FILES, fetch_model_folder, read_origin
 from bge_pruning.model_io.model_files import (
     read_hf_config,
     read_max_seq_length,
@@ -26,7 +26,6 @@ from bge_pruning.model_io.model_files import (
     read_tokenizer_files,
     shape_from_config,
 )
-from bge_pruning.model_io.origin import read_origin
 from bge_pruning.model_io.projection import FOLDER, read_projection
 from bge_pruning.models.bge_m3_backbone import XLMRobertaBackbone
 from bge_pruning.models.embedding_heads import EmbeddingHeads
@@ -54,7 +53,7 @@ class BaseModel:
         projection: Map from pooled vectors to the dimensions of the original, which the folder's
             dense vectors have: float32, shape ``(S, H)``; see
             :mod:`bge_pruning.model_io.projection`. ``backbone`` and ``heads`` know nothing of it.
-        license: Identifier of its licence, see :class:`bge_pruning.model_io.origin.Origin`.
+        license: Identifier of its licence, see :class:`bge_pruning.model_io.hub.Origin`.
         origin: Its hub name, or the one that a local folder names as its base.
     """
 

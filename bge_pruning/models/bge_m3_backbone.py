@@ -18,10 +18,15 @@ import torch.nn.functional as F  # noqa: N812
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from bge_pruning.models.attention import attend, varlen_applies
 from bge_pruning.models.encoder_shape import EncoderShape, ParameterCount
-from bge_pruning.models.packing import Packing, compute_packing, keep_padding
-from bge_pruning.models.residual_norm import residual_norm
+from bge_pruning.models.layer_norm import residual_norm
+from bge_pruning.models.packing import (
+    Packing,
+    attend,
+    compute_packing,
+    keep_padding,
+    varlen_applies,
+)
 from bge_pruning.models.structural_pruning import (
     KeepIndices,
     PruningMasks,
@@ -315,7 +320,7 @@ class XLMRobertaBackbone(nn.Module):
 
         A graph is made for the first size of batch, and a second one for any size. Its shapes
         follow from that of the batch, so padding is computed too, but where there is a kernel for
-        texts of any lengths (see :func:`bge_pruning.models.attention.varlen_applies`).
+        texts of any lengths (see :func:`bge_pruning.models.packing.varlen_applies`).
 
         Args:
             training: Compile what training runs, or else what evaluation does; the other one

@@ -17,6 +17,7 @@ from bge_pruning.models.embedding_heads import EmbeddingHeads
 from bge_pruning.models.l0_module_embedding import L0Module
 from bge_pruning.models.objective import (
     Batch,
+    LearnedTemperature,
     LossWeights,
     TeacherMap,
     distillation_parts,
@@ -26,7 +27,6 @@ from bge_pruning.models.objective import (
 )
 from bge_pruning.models.structural_pruning import PruningMasks
 from bge_pruning.models.teacher import HIDDEN, FrozenEncoder, compute_outputs
-from bge_pruning.models.temperature import LearnedTemperature
 
 
 class ComposerBGEM3(ComposerModel):

@@ -1,15 +1,25 @@
-"""The sizes of an encoder, what they cost in parameters, and which sizes can be exported.
+"""The sizes of an encoder and what they cost: parameters, operations, memory of a training step.
 
 Every parameter count of the project comes from :func:`layer_parameters` and
 :func:`count_parameters`; the L0 module feeds the same formulas with expected sizes.
+
+The formulas are those of true sizes, see :mod:`bge_pruning.models.encoder_shape`; the expected
+counts are exact at binary gates.
+
+What autograd keeps of a layer for the backward pass, in values a token, follows from
+:mod:`bge_pruning.models.bge_m3_backbone`: the input of the projections, both normalised sums and
+what lies between the halves (``4 H``), and the layer's output before its gate (``H``); query, key,
+value, and the context as it is computed and put together (``5 A D``); the units before and after
+the activation (``2 F``). Nothing of it is padding.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import TypeVar
 
+import torch
 from torch import Tensor
 
 Size = TypeVar("Size", int, float, Tensor)
@@ -17,7 +27,6 @@ Size = TypeVar("Size", int, float, Tensor)
 Cost = Callable[["EncoderShape"], float]
 # Matrices of multiples of 8 are what tensor cores of half precision ask for.
 FINEST_UNITS = 8
-
 # The names of the published plan, used in YAML files, for Hugging Face's names used in the code.
 YAML_NAMES = {
     "hidden_size": "d_model",
@@ -218,107 +227,113 @@ def _nearest_heads(target: EncoderShape, source: EncoderShape) -> list[int]:
     return sorted({min(max(heads, 1), source.num_attention_heads) for heads in wanted})
 
 
-def exportable_shapes(
-    source: EncoderShape,
-    axes: frozenset[str],
-    budget: float,
-    multiple_of: int,
-    cost: Cost = encoder_parameters,
-) -> Iterator[EncoderShape]:
-    """Exportable shapes whose cost is as close to a budget as each choice allows.
+def expected_parameters(shape: EncoderShape, probabilities: dict[str, Tensor]) -> ParameterCount:
+    """Expected parameters of gates with these open probabilities.
 
-    For every number of layers and of heads (with the hidden size that goes with them) the
-    intermediate size nearest to the budget is taken.
+    A polynomial in the probabilities. It is exact at binary gates: biases, LayerNorms, embedding
+    columns, head inputs and the pooler included.
 
     Args:
-        source: Shape of the unpruned model.
-        axes: Axes that may shrink; heads and hidden size shrink only together.
-        budget: What the shapes may cost.
-        multiple_of: Granularity of the intermediate size.
-        cost: Of a shape; grows by as much with every intermediate unit.
-
-    Yields:
-        Shapes, not sorted; none if only the layers and heads cannot be combined.
-    """
-    layer_sizes = range(1, source.num_hidden_layers + 1)
-    head_sizes = range(1, source.num_attention_heads + 1)
-    if "layer" not in axes:
-        layer_sizes = layer_sizes[-1:]
-    if not {"head", "hidden"} <= axes:
-        head_sizes = head_sizes[-1:]
-    for layers in layer_sizes:
-        for heads in head_sizes:
-            yield _fit_intermediate(source, axes, layers, heads, budget, multiple_of, cost)
-
-
-def _fit_intermediate(
-    source: EncoderShape,
-    axes: frozenset[str],
-    layers: int,
-    heads: int,
-    budget: float,
-    multiple_of: int,
-    cost: Cost,
-) -> EncoderShape:
-    """The shape with these layers and heads whose intermediate size best fits the budget."""
-    hidden = source.hidden_size
-    if heads != source.num_attention_heads:
-        hidden = heads * source.head_dim
-    shape = replace(source, hidden_size=hidden, num_attention_heads=heads, num_hidden_layers=layers)
-    if "intermediate" not in axes:
-        return shape
-    none, one = (cost(replace(shape, intermediate_size=units)) for units in (0, 1))
-    units = multiple_of * round((budget - none) / (one - none) / multiple_of)
-    units = min(max(units, multiple_of), source.intermediate_size)
-    return replace(shape, intermediate_size=units)
-
-
-def shapes_near_budget(
-    source: EncoderShape,
-    axes: frozenset[str],
-    budget: float,
-    multiple_of: int = 64,
-    tolerance: float = 0.005,
-    cost: Cost = encoder_parameters,
-) -> list[EncoderShape]:
-    """Exportable shapes that meet a budget.
-
-    For every number of layers and of heads the granularity of the intermediate size is halved, down
-    to ``FINEST_UNITS``, until the shape is within the tolerance. If none at all is, the granularity
-    goes on to 1, and if none ever is, the nearest shape alone is returned.
-
-    Args:
-        source: Shape of the unpruned model.
-        axes: Axes that may shrink.
-        budget: What the shapes may cost.
-        multiple_of: First granularity to try; 64 keeps tensor cores busy.
-        tolerance: Largest relative distance from the budget.
-        cost: Of a shape, the parameters of its layers if not given.
+        shape: Shape of the unpruned model.
+        probabilities: Open probabilities by axis; an absent axis is fully open.
 
     Returns:
-        At least one shape, by layers and heads.
-
-    Raises:
-        ValueError: If the budget is not above 0 and at most what the source costs.
+        Scalar tensors (plain numbers for parts that no gate touches).
     """
-    limit = cost(source)
-    if not 0 < budget <= limit:
-        change = "lower" if budget > limit else "above 0"
-        raise ValueError(
-            f"a budget of {budget:,.0f} encoder parameters is not in (0, {limit:,}], the source's "
-            f"encoder. To fix, set l0_module.target_parameters or l0_module.target_density "
-            f"{change}."
-        )
+    sizes = _expected_sizes(shape, probabilities)
+    encoder = _sum_layers(shape, probabilities, layer_parameters(*sizes, shape.head_dim))
+    embeddings, pooler, output_heads = outer_parameters(sizes[0], shape)
+    return ParameterCount(encoder, embeddings, pooler, output_heads)
 
-    def distance(shape: EncoderShape) -> float:
-        return abs(cost(shape) - budget) / budget
 
-    found: dict[tuple[int, int], EncoderShape] = {}
-    while True:
-        shapes = list(exportable_shapes(source, axes, budget, multiple_of, cost))
-        for shape in shapes:
-            if distance(shape) <= tolerance:
-                found.setdefault((shape.num_hidden_layers, shape.num_attention_heads), shape)
-        if multiple_of == 1 or (found and multiple_of <= FINEST_UNITS):
-            return [found[place] for place in sorted(found)] or [min(shapes, key=distance)]
-        multiple_of //= 2
+def expected_operations(
+    shape: EncoderShape, probabilities: dict[str, Tensor], length: int
+) -> Tensor:
+    """Expected floating-point operations of embedding a text, see :func:`forward_flops`.
+
+    Args:
+        shape: Shape of the unpruned model.
+        probabilities: Open probabilities by axis; an absent axis is fully open.
+        length: Tokens of the text.
+
+    Returns:
+        A scalar, exact at binary gates.
+    """
+    sizes = _expected_sizes(shape, probabilities)
+    return _sum_layers(shape, probabilities, layer_flops(*sizes, shape.head_dim, length))
+
+
+def _expected_sizes(
+    shape: EncoderShape, probabilities: dict[str, Tensor]
+) -> tuple[Tensor | int, Tensor | int, Tensor | int]:
+    """Hidden size, and heads and units by layer."""
+
+    def total(axis: str, size: int) -> Tensor | int:
+        return probabilities[axis].sum(-1) if axis in probabilities else size
+
+    return (
+        total("hidden", shape.hidden_size),
+        total("head", shape.num_attention_heads),
+        total("intermediate", shape.intermediate_size),
+    )
+
+
+def _sum_layers(
+    shape: EncoderShape, probabilities: dict[str, Tensor], per_layer: Tensor | float
+) -> Tensor:
+    costs = torch.as_tensor(per_layer).expand(shape.num_hidden_layers)
+    if "layer" in probabilities:
+        costs = costs * probabilities["layer"]
+    return costs.sum()
+
+
+# While the gradient of the last layer's units is made, and while a teacher's layer is computed.
+TRANSIENT_UNITS, TEACHER_UNITS = 1.5, 2.0
+
+
+def step_memory(
+    shape: EncoderShape,
+    tokens: int,
+    gated: bool,
+    teacher: bool,
+    half: bool = False,
+    frozen_embeddings: bool = False,
+    checkpointing: bool = False,
+) -> dict[str, float]:
+    """Peak bytes of tensors in a training step, by part.
+
+    Float32 parts agree with what a step takes to a few percent; with 16-bit autocast the inputs of
+    products count half, and a 16-bit copy of every weight is added: 13 % more than what BGE-M3's
+    sizes took on a GPU (64 texts of 512 tokens, gates on all axes, compiled LayerNorms).
+
+    Args:
+        shape: Sizes of the trained model.
+        tokens: Real tokens of a batch.
+        gated: Whether there are gates on layers, heads and units.
+        teacher: Whether an unpruned model of the same sizes embeds the batch too.
+        half: With 16-bit autocast.
+        frozen_embeddings: Whether the embeddings have neither gradients nor moments.
+        checkpointing: Whether only the inputs of layers are kept for the backward pass.
+
+    Returns:
+        ``weights and optimizer`` (AdamW's two moments); ``activations or gradients``, whichever is
+        more: the one shrinks in the backward pass as the other grows; ``teacher``.
+    """
+    hidden, units = shape.hidden_size, shape.intermediate_size
+    inner = shape.num_attention_heads * shape.head_dim
+    total, item = int(count_parameters(shape).total), 2.0 if half else 4.0
+    layer = tokens * (4.0 * hidden * (5 if gated else 4) + item * (5 * inner + 2 * units))
+    if gated:  # weights with their columns scaled by the gates
+        layer += 4.0 * (units + inner) * hidden
+    layers = shape.num_hidden_layers
+    kept = layers * 4.0 * hidden * tokens + layer if checkpointing else layers * layer
+    activations = kept + tokens * item * TRANSIENT_UNITS * units
+    rows = shape.vocab_size + shape.max_position_embeddings + shape.type_vocab_size
+    trained = total - (rows * hidden if frozen_embeddings else 0)
+    # The last layer to be computed again has the gradients of all others beside it.
+    gradients = 4.0 * trained + (layer if checkpointing else 0.0)
+    return {
+        "weights and optimizer": (6.0 if half else 4.0) * total + 8.0 * trained,
+        "activations or gradients": max(activations, gradients),
+        "teacher": (4.0 * total + item * TEACHER_UNITS * units * tokens) if teacher else 0.0,
+    }

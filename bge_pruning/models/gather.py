@@ -7,7 +7,7 @@ import torch.distributed
 import torch.nn.functional as F  # noqa: N812
 from torch import Tensor
 
-from bge_pruning.models.scores import Outputs
+from bge_pruning.models.embedding_heads import Outputs
 
 
 def world_size() -> int:

@@ -19,14 +19,14 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from bge_pruning.models.device_copy import to_device
 from bge_pruning.models.encoder_shape import (
     EncoderShape,
     ParameterCount,
     count_parameters,
+    expected_operations,
+    expected_parameters,
     forward_flops,
 )
-from bge_pruning.models.expected_size import expected_operations, expected_parameters
 from bge_pruning.models.hard_concrete import (
     LOG_ALPHA_MAX,
     LOG_ALPHA_MIN,
@@ -35,6 +35,7 @@ from bge_pruning.models.hard_concrete import (
     top_k,
     top_k_unchecked,
 )
+from bge_pruning.models.packing import to_device
 from bge_pruning.models.shape_choice import mask_log_likelihoods, shapes_of_budget
 from bge_pruning.models.structural_pruning import AXES, SHAPE_FIELDS, PruningMasks
 

@@ -95,7 +95,8 @@ def unified_loss(losses: dict[str, Tensor]) -> Tensor:
     """BGE-M3's combination, ``(dense + ensemble + 0.1 sparse + colbert) / 4`` over all outputs.
 
     Args:
-        losses: Loss by name, as :func:`bge_pruning.models.scores.compute_scores` names scores.
+        losses: Loss by name; scores have the names of
+            :func:`bge_pruning.models.embedding_heads.compute_scores`.
 
     Returns:
         Scalar: the sum, weighted as above, over the number of losses.

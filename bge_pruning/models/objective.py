@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from bge_pruning.models.device_copy import to_device
+from bge_pruning.models.embedding_heads import OUTPUT_NAMES, Outputs, compute_scores
 from bge_pruning.models.gather import gather_batch, gather_texts, global_rank
 from bge_pruning.models.losses import (
     cosent,
@@ -24,7 +25,7 @@ from bge_pruning.models.losses import (
     token_weight_distillation,
     unified_loss,
 )
-from bge_pruning.models.scores import OUTPUT_NAMES, Outputs, compute_scores
+from bge_pruning.models.packing import to_device
 from bge_pruning.models.teacher import HIDDEN
 
 # Tensors by name, the name of the source, and the lengths of the texts.
@@ -267,3 +268,33 @@ def _texts(outputs: dict[str, Tensor], batch: Batch, which: slice) -> Outputs:
 
     ids, mask = select(batch["input_ids"]), select(batch["attention_mask"])
     return Outputs(ids, mask, **{n: select(outputs.get(n)) for n in OUTPUT_NAMES.values()})
+
+
+LOWEST, HIGHEST = 0.005, 1.0
+
+
+class LearnedTemperature(nn.Module):
+    """``exp(a + (b - a) sigmoid(raw))`` between the logarithms of :data:`LOWEST` and ``HIGHEST``.
+
+    Args:
+        start: Temperature at the start, inside the range.
+
+    Raises:
+        ValueError: If the start is not inside the range.
+    """
+
+    def __init__(self, start: float) -> None:
+        super().__init__()
+        if not LOWEST < start < HIGHEST:
+            raise ValueError(
+                f"a learned temperature cannot start at {start}, expected a number between "
+                f"{LOWEST} and {HIGHEST}. To fix, set loss.temperature."
+            )
+        low, high = math.log(LOWEST), math.log(HIGHEST)
+        share = (math.log(start) - low) / (high - low)
+        self.raw = nn.Parameter(torch.tensor(math.log(share / (1.0 - share))))
+
+    def forward(self) -> Tensor:
+        """The temperature, a scalar."""
+        low, high = math.log(LOWEST), math.log(HIGHEST)
+        return torch.exp(low + (high - low) * torch.sigmoid(self.raw))

@@ -1,8 +1,8 @@
-"""Which exportable shape gates with a budget lead to: those that fit, and what the gates prefer."""
+"""Shapes near a budget that can be exported, and which of them the gates prefer."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from functools import lru_cache
 
@@ -10,13 +10,122 @@ import torch
 from torch import Tensor
 
 from bge_pruning.models.encoder_shape import (
+    FINEST_UNITS,
+    Cost,
     EncoderShape,
     count_parameters,
+    encoder_parameters,
     forward_flops,
-    shapes_near_budget,
 )
 from bge_pruning.models.hard_concrete import open_probability
 from bge_pruning.models.structural_pruning import SHAPE_FIELDS
+
+
+def exportable_shapes(
+    source: EncoderShape,
+    axes: frozenset[str],
+    budget: float,
+    multiple_of: int,
+    cost: Cost = encoder_parameters,
+) -> Iterator[EncoderShape]:
+    """Exportable shapes whose cost is as close to a budget as each choice allows.
+
+    For every number of layers and of heads (with the hidden size that goes with them) the
+    intermediate size nearest to the budget is taken.
+
+    Args:
+        source: Shape of the unpruned model.
+        axes: Axes that may shrink; heads and hidden size shrink only together.
+        budget: What the shapes may cost.
+        multiple_of: Granularity of the intermediate size.
+        cost: Of a shape; grows by as much with every intermediate unit.
+
+    Yields:
+        Shapes, not sorted; none if only the layers and heads cannot be combined.
+    """
+    layer_sizes = range(1, source.num_hidden_layers + 1)
+    head_sizes = range(1, source.num_attention_heads + 1)
+    if "layer" not in axes:
+        layer_sizes = layer_sizes[-1:]
+    if not {"head", "hidden"} <= axes:
+        head_sizes = head_sizes[-1:]
+    for layers in layer_sizes:
+        for heads in head_sizes:
+            yield _fit_intermediate(source, axes, layers, heads, budget, multiple_of, cost)
+
+
+def _fit_intermediate(
+    source: EncoderShape,
+    axes: frozenset[str],
+    layers: int,
+    heads: int,
+    budget: float,
+    multiple_of: int,
+    cost: Cost,
+) -> EncoderShape:
+    """The shape with these layers and heads whose intermediate size best fits the budget."""
+    hidden = source.hidden_size
+    if heads != source.num_attention_heads:
+        hidden = heads * source.head_dim
+    shape = replace(source, hidden_size=hidden, num_attention_heads=heads, num_hidden_layers=layers)
+    if "intermediate" not in axes:
+        return shape
+    none, one = (cost(replace(shape, intermediate_size=units)) for units in (0, 1))
+    units = multiple_of * round((budget - none) / (one - none) / multiple_of)
+    units = min(max(units, multiple_of), source.intermediate_size)
+    return replace(shape, intermediate_size=units)
+
+
+def shapes_near_budget(
+    source: EncoderShape,
+    axes: frozenset[str],
+    budget: float,
+    multiple_of: int = 64,
+    tolerance: float = 0.005,
+    cost: Cost = encoder_parameters,
+) -> list[EncoderShape]:
+    """Exportable shapes that meet a budget.
+
+    For every number of layers and of heads the granularity of the intermediate size is halved, down
+    to ``FINEST_UNITS``, until the shape is within the tolerance. If none at all is, the granularity
+    goes on to 1, and if none ever is, the nearest shape alone is returned.
+
+    Args:
+        source: Shape of the unpruned model.
+        axes: Axes that may shrink.
+        budget: What the shapes may cost.
+        multiple_of: First granularity to try; 64 keeps tensor cores busy.
+        tolerance: Largest relative distance from the budget.
+        cost: Of a shape, the parameters of its layers if not given.
+
+    Returns:
+        At least one shape, by layers and heads.
+
+    Raises:
+        ValueError: If the budget is not above 0 and at most what the source costs.
+    """
+    limit = cost(source)
+    if not 0 < budget <= limit:
+        change = "lower" if budget > limit else "above 0"
+        raise ValueError(
+            f"a budget of {budget:,.0f} encoder parameters is not in (0, {limit:,}], the source's "
+            f"encoder. To fix, set l0_module.target_parameters or l0_module.target_density "
+            f"{change}."
+        )
+
+    def distance(shape: EncoderShape) -> float:
+        return abs(cost(shape) - budget) / budget
+
+    found: dict[tuple[int, int], EncoderShape] = {}
+    while True:
+        shapes = list(exportable_shapes(source, axes, budget, multiple_of, cost))
+        for shape in shapes:
+            if distance(shape) <= tolerance:
+                found.setdefault((shape.num_hidden_layers, shape.num_attention_heads), shape)
+        if multiple_of == 1 or (found and multiple_of <= FINEST_UNITS):
+            return [found[place] for place in sorted(found)] or [min(shapes, key=distance)]
+        multiple_of //= 2
+
 
 # How far the depth of the best shape may move when the width shrinks by a head.
 DEPTHS_AROUND = 1

@@ -2,20 +2,11 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 
-from bge_pruning.model_io.hub import fetch_model_folder
-from bge_pruning.model_io.model_files import (
-    read_hf_config,
-    read_pooling,
-    read_tokenizer_files,
-    read_vocabulary,
-)
-from bge_pruning.model_io.pretrained import BaseModel, load_base_model, read_heads, weight_file
 from bge_pruning.models.bge_m3_backbone import XLMRobertaBackbone
 from bge_pruning.models.embedding_heads import EmbeddingHeads
 from bge_pruning.models.structural_pruning import PruningMasks
@@ -90,98 +81,3 @@ class FrozenEncoder:
         self.heads.to(input_ids.device)
         batch = (input_ids, attention_mask)
         return compute_outputs(self.backbone, self.heads, *batch, self.names, lengths=lengths)
-
-
-class Teacher:
-    """The model to distil from, loaded only when its vectors are not cached.
-
-    Its vectors are those of its encoder, before any projection: students have the encoder's
-    dimensions, or fewer of them. Where the projection is a selection, similarities are the same.
-
-    Args:
-        name: Hub name or folder.
-        revision: Hub revision.
-        pooling: Pooling of the dense output; ``None`` takes what the model's files say.
-        names: Outputs to distil, see :meth:`EmbeddingHeads.outputs`.
-    """
-
-    def __init__(
-        self,
-        name: str,
-        revision: str | None,
-        pooling: str | None,
-        names: Sequence[str] = ("dense_vecs",),
-    ) -> None:
-        self.name = name
-        self.names = tuple(names)
-        self.revision = revision
-        self.pooling = pooling
-        self._encoder: FrozenEncoder | None = None
-        self._fingerprint: str | None = None
-
-    def encoder(self) -> FrozenEncoder:
-        """The frozen model."""
-        if self._encoder is None:
-            model = load_base_model(self.name, self.revision, self.pooling)
-            self._encoder = FrozenEncoder(model.backbone, model.heads, self.names)
-        return self._encoder
-
-    def hidden_size(self) -> int:
-        """Size of its vectors."""
-        return read_hf_config(fetch_model_folder(self.name, self.revision))["hidden_size"]
-
-    def vocabulary(self) -> dict[str, int]:
-        """Id of every token of its tokenizer."""
-        folder = fetch_model_folder(self.name, self.revision)
-        vocab_size = read_hf_config(folder)["vocab_size"]
-        return read_vocabulary(read_tokenizer_files(folder, vocab_size))
-
-    def colbert_dim(self) -> int:
-        """Size of its multi-vectors, 0 if it has none."""
-        head = read_heads(fetch_model_folder(self.name, self.revision))["colbert_linear"]
-        return 0 if head is None else head["weight"].shape[0]
-
-    def find_mismatch(self, student: BaseModel) -> str | None:
-        """Why it cannot teach a model, ``None`` if it can.
-
-        An extracted model has the tokens and multi-vectors of its source, unless asked otherwise.
-
-        Args:
-            student: The model.
-        """
-        if self.vocabulary() != read_vocabulary(student.tokenizer_files):
-            return (
-                f"teacher '{self.name}' and {student.name} have different tokenizers: the same ids "
-                f"mean other words to it. To fix, set teacher.base_model to a model with the "
-                f"tokenizer of {student.name}, such as itself, or train a model with all tokens "
-                f"and trim the vocabulary when the trained one is extracted."
-            )
-        size, own = self.colbert_dim(), student.shape.colbert_dim
-        if "colbert_vecs" in self.names and size and own and size != own:
-            return (
-                f"teacher '{self.name}' has multi-vectors of {size} dimensions, {student.name} of "
-                f"{own}, so they cannot be compared. To fix, set loss.distillation_colbert=0, or "
-                f"train a model that was extracted without --colbert-dim hidden."
-            )
-        return None
-
-    def fingerprint(self) -> str:
-        """Hash of all that its outputs depend on: weights, heads, sizes and pooling.
-
-        The weights are read once, however many sources ask.
-        """
-        if self._fingerprint is None:
-            self._fingerprint = self._hash()
-        return self._fingerprint
-
-    def _hash(self) -> str:
-        folder = fetch_model_folder(self.name, self.revision)
-        weights, config = weight_file(folder), read_hf_config(folder)
-        numbers = {k: v for k, v in sorted(config.items()) if isinstance(v, (int, float))}
-        digest = hashlib.sha256(f"{self.pooling or read_pooling(folder)} {numbers}".encode())
-        heads = [folder / f"{name}.pt" for name in ("sparse_linear", "colbert_linear")]
-        for path in [weights, *(path for path in heads if path.is_file())]:
-            with path.open("rb") as file:
-                while block := file.read(1 << 24):
-                    digest.update(block)
-        return digest.hexdigest()

@@ -13,7 +13,7 @@ from bge_pruning.reports.comparison import (
     render_comparison,
 )
 from bge_pruning.reports.pareto_plot import plot_pareto
-from bge_pruning.utils.evaluation import refuse_existing, write_json, write_text
+from bge_pruning.utils.files import refuse_existing, write_json, write_text
 
 FILES = ("comparison.json", "comparison.md", "pareto.png")
 

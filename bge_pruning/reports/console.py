@@ -7,7 +7,7 @@ from textwrap import wrap
 from typing import TYPE_CHECKING, Any
 
 from bge_pruning.reports.comparison import Candidate, summary_header, summary_rows
-from bge_pruning.reports.score_table import LABELS, score_header, score_rows, truncation_notes
+from bge_pruning.reports.tables import LABELS, score_header, score_rows, truncation_notes
 
 if TYPE_CHECKING:
     from rich.console import Console

@@ -6,8 +6,7 @@ from collections.abc import Callable, Sequence
 from functools import partial
 from typing import TYPE_CHECKING
 
-from bge_pruning.reports.history import (
-    AXIS_TITLES,
+from bge_pruning.reports.report_data import (
     Series,
     logged_scores,
     pruned_axes,
@@ -15,7 +14,14 @@ from bge_pruning.reports.history import (
     task_losses,
     thin,
 )
-from bge_pruning.utils.figures import LIGHT, Theme, dress, legend_label, make_figure
+from bge_pruning.utils.visualization import (
+    AXIS_TITLES,
+    LIGHT,
+    Theme,
+    dress,
+    legend_label,
+    make_figure,
+)
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -34,7 +40,7 @@ def draw_constraint(series: Series, theme: Theme = LIGHT) -> Figure:
     """Draws expected, target and realised sparsity of each axis.
 
     Args:
-        series: Of :func:`bge_pruning.reports.history.collect_series`; read are
+        series: Of :func:`bge_pruning.reports.report_data.collect_series`; read are
             ``pruning/{expected,target,realised}_sparsity/<axis>``.
         theme: Colours.
 
@@ -65,7 +71,7 @@ def draw_multipliers(series: Series, theme: Theme = LIGHT) -> Figure:
     """Draws the multipliers that hold the gates to the constraint.
 
     Args:
-        series: Of :func:`bge_pruning.reports.history.collect_series`; read are
+        series: Of :func:`bge_pruning.reports.report_data.collect_series`; read are
             ``pruning/lambda_{1,2}/<axis>``.
         theme: Colours.
 
@@ -102,7 +108,7 @@ def draw_training(series: Series, theme: Theme = LIGHT) -> Figure:
     """Draws the parts of the task loss, and the scores while training if there are any.
 
     Args:
-        series: See :func:`bge_pruning.reports.history.collect_series`; ``loss/train/<name>``,
+        series: See :func:`bge_pruning.reports.report_data.collect_series`; ``loss/train/<name>``,
             ``eval/<task>/<metric>`` and ``metrics/<task>/<metric>`` are read.
         theme: Colours.
 

@@ -8,7 +8,7 @@ from statistics import fmean
 from typing import TYPE_CHECKING
 
 from bge_pruning.reports.comparison import ORIGINAL, Candidate, pareto_front
-from bge_pruning.utils.figures import BLUE, LIGHT, dress, make_figure, save_figure
+from bge_pruning.utils.visualization import BLUE, LIGHT, dress, make_figure, save_figure
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
+from bge_pruning.reports.report_data import read_inputs
 from bge_pruning.reports.report_html import render_html
-from bge_pruning.reports.report_inputs import read_inputs
 from bge_pruning.reports.report_pictures import CAPTIONS, draw_pictures
 from bge_pruning.reports.report_sections import render_sections
-from bge_pruning.utils.evaluation import refuse_existing, write_text
-from bge_pruning.utils.figures import save_figure
+from bge_pruning.utils.files import refuse_existing, write_text
+from bge_pruning.utils.visualization import save_figure
 
 MARKDOWN, HTML = "report.md", "report.html"
 

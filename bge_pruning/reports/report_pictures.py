@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING
 
-from bge_pruning.reports.history import pruned_axes
 from bge_pruning.reports.history_plot import (
     draw_constraint,
     draw_multipliers,
@@ -15,12 +14,11 @@ from bge_pruning.reports.history_plot import (
     has_multipliers,
     has_training,
 )
-from bge_pruning.reports.report_inputs import Inputs
+from bge_pruning.reports.report_data import Inputs, pruned_axes
 from bge_pruning.reports.score_plot import draw_scores
 from bge_pruning.reports.summary_plot import compute_gains, count_models, draw_summary
-from bge_pruning.utils.figures import DARK, LIGHT, render_svg
-from bge_pruning.utils.gate_map import draw_gates
 from bge_pruning.utils.tasks import main_scores
+from bge_pruning.utils.visualization import DARK, LIGHT, draw_gates, render_svg
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

@@ -7,14 +7,20 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
-from bge_pruning.reports.history import Series, logged_scores, task_losses
 from bge_pruning.reports.markdown import escape, fence, picture, table
-from bge_pruning.reports.report_gains import count_parts, render_bytes, render_gains, share
-from bge_pruning.reports.report_gates import render_by_layer, render_constraint, render_pruned
-from bge_pruning.reports.report_inputs import Inputs
+from bge_pruning.reports.report_data import Inputs, Series, logged_scores, task_losses
 from bge_pruning.reports.report_pictures import CAPTIONS
-from bge_pruning.reports.score_table import render_scores
 from bge_pruning.reports.summary_plot import memory_bytes
+from bge_pruning.reports.tables import (
+    count_parts,
+    render_by_layer,
+    render_bytes,
+    render_constraint,
+    render_gains,
+    render_pruned,
+    render_scores,
+    share,
+)
 from bge_pruning.utils.tasks import main_scores
 
 MAX_SENTENCES = 3  # scores that the summary names one by one

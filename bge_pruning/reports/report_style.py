@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from bge_pruning.utils.figures import DARK, LIGHT, Theme
+from bge_pruning.utils.visualization import DARK, LIGHT, Theme
 
 
 def _colours(theme: Theme) -> str:

@@ -6,8 +6,8 @@ from collections.abc import Mapping, Sequence
 from itertools import groupby
 from typing import TYPE_CHECKING, Any
 
-from bge_pruning.utils.figures import LIGHT, Theme, legend_label, make_figure
 from bge_pruning.utils.tasks import METRIC_TITLES
+from bge_pruning.utils.visualization import LIGHT, Theme, legend_label, make_figure
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -18,7 +18,15 @@ from bge_pruning.reports.study_summary import (
     kept_of,
     keys_by_kind,
 )
-from bge_pruning.utils.figures import LIGHT, ORANGE, SKY, Theme, dress, legend_label, make_figure
+from bge_pruning.utils.visualization import (
+    LIGHT,
+    ORANGE,
+    SKY,
+    Theme,
+    dress,
+    legend_label,
+    make_figure,
+)
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -14,12 +14,11 @@ from bge_pruning.reports.study_summary import (
     floor_shares,
     group_cells,
     kept_of,
+    render_study,
 )
-from bge_pruning.reports.study_table import render_study
-from bge_pruning.utils.evaluation import write_json, write_text
-from bge_pruning.utils.figures import save_figure
-from bge_pruning.utils.file_lock import lock_of
+from bge_pruning.utils.files import lock_of, write_json, write_text
 from bge_pruning.utils.study_records import read_cells, read_reference
+from bge_pruning.utils.visualization import save_figure
 
 TABLE, PICTURE, SUMMARY = "table.md", "pareto.png", "summary.json"
 

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from bge_pruning.reports.score_plot import ROW_HEIGHT, count_rows, fill_scores
-from bge_pruning.utils.figures import LIGHT, Theme, dress, make_figure, text_on
 from bge_pruning.utils.tasks import main_scores
+from bge_pruning.utils.visualization import LIGHT, Theme, dress, make_figure, text_on
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from bge_pruning.reports.report import HTML
 from bge_pruning.reports.report_pictures import CAPTIONS
-from bge_pruning.reports.score_table import score_header, score_rows
+from bge_pruning.reports.tables import score_header, score_rows
 from bge_pruning.utils.tasks import main_scores
 
 if TYPE_CHECKING:

@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import asdict
 
 import torch
 
-from bge_pruning.export.extraction import Extraction
-from bge_pruning.models.encoder_shape import EncoderShape, count_parameters, shapes_near_budget
+from bge_pruning.models.encoder_shape import EncoderShape, count_parameters
 from bge_pruning.models.l0_module_embedding import L0Module
-from bge_pruning.models.shape_choice import mask_log_likelihoods
+from bge_pruning.models.shape_choice import mask_log_likelihoods, shapes_near_budget
 from bge_pruning.models.structural_pruning import SHAPE_FIELDS, KeepIndices, PruningMasks
 
 # A density within this of what the run was trained for is meant to be that one.
@@ -142,42 +140,6 @@ def masks_of_indices(keep: KeepIndices, shape: EncoderShape) -> PruningMasks:
     layer, hidden = torch.zeros(shape.num_hidden_layers), torch.zeros(shape.hidden_size)
     layer[keep.layer], hidden[keep.hidden] = 1.0, 1.0
     return PruningMasks(head, intermediate, layer, hidden)
-
-
-def nested_extraction(
-    larger: Extraction,
-    keep: KeepIndices,
-    shape: EncoderShape,
-    constraint: dict[str, dict[str, float]],
-) -> Extraction:
-    """Cut a smaller sub-network out of a larger one of the same gates, as it was trained on.
-
-    Args:
-        larger: Of the recovery run of the larger one.
-        keep: What stays, in the numbering of the unpruned model.
-        shape: Sizes after the cut.
-        constraint: How near the gates were to it, see :func:`compute_constraint_report`.
-
-    Returns:
-        An extraction whose record counts in the unpruned model's numbering, as that of ``larger``.
-
-    Raises:
-        ValueError: If ``larger`` does not contain a structure.
-    """
-    record = larger.info
-    relative = relative_indices(keep, KeepIndices(**record["kept"]))
-    batches = dict(record["batches"])
-    steps = batches.pop("recover", 0) + batches.pop("recover_larger", 0)
-    info = {
-        **record,
-        "shape": asdict(shape),
-        "kept": keep.as_dict(),
-        "constraint": constraint,
-        "parameters": {**record["parameters"], "extracted": count_parameters(shape).as_dict()},
-        "batches": {**batches, "recover_larger": steps},
-    }
-    masks = masks_of_indices(relative, larger.shape)
-    return Extraction(larger.base, masks, relative, shape, info)
 
 
 def _positions(wanted: Sequence[int], among: Sequence[int], what: str) -> list[int]:

@@ -11,8 +11,7 @@ from torch import Tensor, nn
 from bge_pruning.models.bge_m3_backbone import ResidualOutput, XLMRobertaBackbone
 from bge_pruning.models.embedding_heads import EmbeddingHeads
 from bge_pruning.models.teacher import compute_outputs
-from bge_pruning.selection.activation_importance import activation_importance
-from bge_pruning.selection.importance import Importance
+from bge_pruning.selection.importance import Importance, activation_importance
 from bge_pruning.selection.least_squares import elimination_order, joined
 
 # Tokens that are carried through the backward pass at once, padding included.

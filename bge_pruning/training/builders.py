@@ -16,8 +16,7 @@ from composer.loggers import FileLogger, LoggerDestination, TensorboardLogger
 from composer.utils import dist, reproducibility
 from torch import Tensor
 
-from bge_pruning.algorithms.group_gradient_clipping import GroupGradientClipping
-from bge_pruning.algorithms.mean_gradients import MeanGradients
+from bge_pruning.algorithms.gradient_groups import GroupGradientClipping, MeanGradients
 from bge_pruning.algorithms.non_finite import NonFiniteGuard
 from bge_pruning.algorithms.pruning_schedule import PruningSchedule
 from bge_pruning.algorithms.source_weights import SourceWeights
@@ -26,25 +25,23 @@ from bge_pruning.callbacks.best_checkpoint import BestCheckpoint
 from bge_pruning.callbacks.data_callback import DataCallback
 from bge_pruning.callbacks.embedding_callback import EmbeddingCallback
 from bge_pruning.callbacks.evaluation_callback import EvaluationCallback
-from bge_pruning.callbacks.gate_map_callback import GateMapCallback
-from bge_pruning.callbacks.metrics_file import MetricsFile
+from bge_pruning.callbacks.loggers import MetricsFile, WandBLogger
 from bge_pruning.callbacks.progress_log import ProgressLog
-from bge_pruning.callbacks.pruning_callback import PruningCallback
+from bge_pruning.callbacks.pruning_callback import GateMapCallback, PruningCallback
 from bge_pruning.callbacks.pruning_warnings import PruningWarnings
 from bge_pruning.callbacks.run_metadata_callback import RunMetadataCallback
-from bge_pruning.callbacks.wandb_logger import WandBLogger
-from bge_pruning.config.config import Config, ConfigError
+from bge_pruning.config.load import Config, ConfigError
 from bge_pruning.config.schema import ModelConfig
 from bge_pruning.evaluation.tasks import Task
 from bge_pruning.model_io.checkpoint import RunMetadata, allow_plain_types, build_l0_module
-from bge_pruning.model_io.checkpoint_files import CHECKPOINT
 from bge_pruning.model_io.model_files import read_special_ids
 from bge_pruning.model_io.pretrained import BaseModel, load_base_model
+from bge_pruning.model_io.run_checkpoints import CHECKPOINT
+from bge_pruning.model_io.teacher_folder import Teacher
 from bge_pruning.models.bge_m3_backbone import XLMRobertaBackbone
 from bge_pruning.models.composer_bge_m3 import ComposerBGEM3
 from bge_pruning.models.encoder_shape import EncoderShape
 from bge_pruning.models.model_registry import build_composer_model
-from bge_pruning.models.teacher import Teacher
 from bge_pruning.training.data_builders import build_loss_weights, build_probes
 from bge_pruning.training.optimization import build_optimizer, build_scheduler
 from bge_pruning.training.plan import Plan

@@ -10,13 +10,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from bge_pruning.config.config import Config, ConfigError
+from bge_pruning.config.load import Config, ConfigError
 from bge_pruning.datasets.embedding_dataset import TokenizedTexts, pad_texts
-from bge_pruning.evaluation.text_encoder import BATCH_TOKENS, batch_indices
+from bge_pruning.datasets.mixed_dataloader import BATCH_TOKENS, batch_indices
 from bge_pruning.model_io.model_files import read_vocabulary
 from bge_pruning.model_io.pretrained import BaseModel, load_base_model
-from bge_pruning.selection.activation_importance import activation_importance
-from bge_pruning.selection.importance import Importance
+from bge_pruning.selection.importance import Importance, activation_importance
 from bge_pruning.selection.reconstruction import refit_
 from bge_pruning.selection.reconstruction_importance import reconstruction_importance
 from bge_pruning.training.sources import build_corpus

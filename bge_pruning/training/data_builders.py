@@ -24,16 +24,21 @@ from bge_pruning.datasets.embedding_dataset import (
     TokenizedTexts,
     build_tokenizer,
 )
-from bge_pruning.datasets.length_groups import group_batches, padding_share
-from bge_pruning.datasets.mixed_dataloader import MixedBatchSampler, MixedDataset, MixSchedule
+from bge_pruning.datasets.mixed_dataloader import (
+    MixedBatchSampler,
+    MixedDataset,
+    MixSchedule,
+    group_batches,
+    padding_share,
+)
 from bge_pruning.datasets.mteb_tasks import random_state_kept
 from bge_pruning.datasets.teacher_vectors import cached_teacher_outputs, compute_cache_key
 from bge_pruning.evaluation.search import check_modes
 from bge_pruning.evaluation.tasks import Task, beir_task, mteb_task
 from bge_pruning.model_io.pretrained import BaseModel
+from bge_pruning.model_io.teacher_folder import Teacher
+from bge_pruning.models.embedding_heads import OUTPUT_NAMES
 from bge_pruning.models.objective import LossWeights
-from bge_pruning.models.scores import OUTPUT_NAMES
-from bge_pruning.models.teacher import Teacher
 from bge_pruning.training.rank_watch import rank_zero_first
 from bge_pruning.training.sources import (
     WITH_PASSAGES,

@@ -14,7 +14,7 @@ from composer.optim import (
 )
 from torch import nn
 
-from bge_pruning.config.config import Config
+from bge_pruning.config.load import Config
 from bge_pruning.models.composer_bge_m3 import ComposerBGEM3
 from bge_pruning.models.l0_module_embedding import L0Module
 

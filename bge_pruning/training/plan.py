@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from bge_pruning.config.config import Config, ConfigError
+from bge_pruning.config.load import Config, ConfigError
 from bge_pruning.config.schema import L0, SourceConfig
 from bge_pruning.model_io.pretrained import read_shape
 from bge_pruning.models.encoder_shape import (
@@ -18,9 +18,9 @@ from bge_pruning.models.encoder_shape import (
     check_exportable,
     count_parameters,
     forward_flops,
+    step_memory,
 )
 from bge_pruning.models.shape_choice import shapes_of_budget
-from bge_pruning.models.step_memory import step_memory
 from bge_pruning.models.structural_pruning import AXES, SHAPE_FIELDS
 
 BGE_M3_POSITIONS = 8194

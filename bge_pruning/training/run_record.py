@@ -15,11 +15,11 @@ from bge_pruning.datasets.mteb_dataloader import mteb_fingerprint
 from bge_pruning.datasets.retrieval_collection import collection_files
 from bge_pruning.datasets.tables import Table, fingerprint_table
 from bge_pruning.datasets.text_files import expand_paths, hash_file
-from bge_pruning.model_io.checkpoint_files import list_checkpoints
-from bge_pruning.utils.evaluation import write_json
+from bge_pruning.model_io.run_checkpoints import list_checkpoints
+from bge_pruning.utils.files import write_json
 
 if TYPE_CHECKING:
-    from bge_pruning.config.config import Config
+    from bge_pruning.config.load import Config
     from bge_pruning.config.schema import SourceConfig
 
 log = logging.getLogger(__name__)

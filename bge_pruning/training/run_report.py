@@ -8,17 +8,17 @@ from typing import TYPE_CHECKING, Any
 
 from bge_pruning.config.schema import L0
 from bge_pruning.export.pruning_record import MARKER
-from bge_pruning.model_io.gate_file import save_gates, write_gates
+from bge_pruning.model_io.run_checkpoints import save_gates, write_gates
 from bge_pruning.models.l0_module_embedding import L0Module
 from bge_pruning.reports.report import write_report
-from bge_pruning.reports.report_inputs import COMMANDS, VERSIONS
+from bge_pruning.reports.report_data import COMMANDS, VERSIONS
 from bge_pruning.reports.wandb_report import log_report, log_scores
-from bge_pruning.utils.evaluation import write_json, write_text
+from bge_pruning.utils.files import write_json, write_text
 from bge_pruning.utils.record_schemas import PRUNING
 from bge_pruning.utils.records import TEXT, read_record
 
 if TYPE_CHECKING:
-    from bge_pruning.config.config import Config
+    from bge_pruning.config.load import Config
 
 
 def report_training(

@@ -59,7 +59,7 @@ def build_parallelism(config: Config, model: ComposerBGEM3) -> ParallelismConfig
 
     Layers are sharded one by one: the weights of one at a time are whole. Gates, multipliers and
     a learned temperature stay whole on every rank: they are small, and their arithmetic needs all
-    of them; see :class:`bge_pruning.algorithms.mean_gradients.MeanGradients`.
+    of them; see :class:`bge_pruning.algorithms.gradient_groups.MeanGradients`.
 
     Args:
         config: The run.

@@ -1,10 +1,12 @@
-"""Keeps what only informs (pictures, reports, uploads) from ending what took hours."""
+"""Keeping optional work (pictures, reports, optional libraries) from ending what took hours."""
 
 from __future__ import annotations
 
 import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
+from importlib import import_module
+from types import ModuleType
 
 log = logging.getLogger(__name__)
 
@@ -28,3 +30,23 @@ def warn_only(what: str, fix: str) -> Iterator[None]:
             fix,
             exc_info=True,
         )
+
+
+def import_optional(name: str, extra: str) -> ModuleType:
+    """A library that an extra of this package installs.
+
+    Args:
+        name: Module to import.
+        extra: Extra in ``setup.py`` that installs it.
+
+    Raises:
+        ImportError: If it is not installed; the message says how to install it.
+    """
+    try:
+        return import_module(name)
+    except ModuleNotFoundError as error:
+        if error.name != name.partition(".")[0]:
+            raise
+        raise ImportError(
+            f"{error.name} is not installed, and this needs it. To fix, pip install -e '.[{extra}]'"
+        ) from error

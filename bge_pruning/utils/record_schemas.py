@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from bge_pruning.reports.training_cost import TRAININGS
 from bge_pruning.utils.records import (
     ANYTHING,
     COUNT,
@@ -12,6 +11,7 @@ from bge_pruning.utils.records import (
     POSITIVE,
     SIZE,
     TEXT,
+    TRAININGS,
     Each,
     Either,
     OneOf,

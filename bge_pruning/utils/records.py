@@ -22,7 +22,6 @@ FLAG = "true or false"
 ANYTHING = "anything"
 # Larger ones are no measurement, and a float does not hold every whole number beyond.
 LARGEST = 1e15
-
 # One of the kinds; a list of one schema; a tuple of schemas, one for each item; keys and schemas
 # (a key that ends with ? may be missing); or one of the classes below.
 Schema = Any
@@ -188,3 +187,14 @@ def show(value: Any) -> str:
         return "a huge number"
     text = json.dumps(value)
     return text if len(text) <= 40 else text[:37] + "..."
+
+
+PLAIN, GATES, COMPILED, TEACHER, CACHED = "plain", "gates", "compiled", "teacher", "cached"
+# Every training, in this order, and what it is.
+TRAININGS = {
+    PLAIN: "plain fine-tuning",
+    GATES: "gates",
+    COMPILED: "gates, compiled",
+    TEACHER: "gates, teacher on the fly",
+    CACHED: "gates, cached teacher",
+}

@@ -1,4 +1,4 @@
-"""The log file of a run: everything that the package logs while it goes on."""
+"""The log file of a run, and the exception of a run that was stopped on purpose."""
 
 from __future__ import annotations
 
@@ -6,13 +6,15 @@ import logging
 from pathlib import Path
 from types import TracebackType
 
-from bge_pruning.utils.stopped import StoppedError
+
+class StoppedError(Exception):
+    """A run ended because it was told to; the message says how to go on."""
+
 
 # Attribute of a record that the console does not show.
 FILE_ONLY = "file_only"
 LOG = "train.log"
 PACKAGE = "bge_pruning"
-
 log = logging.getLogger(__name__)
 
 

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from scipy.stats import spearmanr
 
-from bge_pruning.config.config import Config, ConfigError
+from bge_pruning.config.load import Config, ConfigError
 from bge_pruning.config.schema import L0
 from bge_pruning.datasets.embedding_dataset import TokenizedTexts
 from bge_pruning.evaluation.text_encoder import TextEncoder

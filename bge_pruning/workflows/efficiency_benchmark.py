@@ -14,7 +14,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-from bge_pruning.config.config import ConfigError, load_config
+from bge_pruning.config.load import ConfigError, load_config
 from bge_pruning.evaluation.efficiency import (
     COMPILE,
     ONNX,
@@ -25,8 +25,7 @@ from bge_pruning.evaluation.efficiency import (
     shape_of,
 )
 from bge_pruning.evaluation.encoders import check_model_name, load_encoder
-from bge_pruning.evaluation.onnx_encoder import OnnxEncoder
-from bge_pruning.evaluation.onnx_session import find_provider
+from bge_pruning.evaluation.onnx_encoder import OnnxEncoder, find_provider
 from bge_pruning.evaluation.text_encoder import TextEncoder
 from bge_pruning.export.onnx_export import FOLDER, MODEL, export_onnx
 from bge_pruning.model_io.model_folder import write_model_folder
@@ -36,8 +35,8 @@ from bge_pruning.model_io.random_model import random_base_model
 from bge_pruning.models.encoder_shape import EncoderShape, count_parameters
 from bge_pruning.training.plan import Plan, build_plan, example_target
 from bge_pruning.utils.devices import check_device, compile_failure
-from bge_pruning.utils.evaluation import collect_versions, describe_machine
-from bge_pruning.utils.optional import import_optional
+from bge_pruning.utils.environment import collect_versions, describe_machine
+from bge_pruning.utils.guard import import_optional
 
 
 @dataclass(frozen=True)
@@ -85,7 +84,7 @@ def benchmark(
     Returns:
         JSON-ready: ``model`` and ``baseline`` (``None`` if there is none), their names; ``shapes``
         in words and ``parameters`` by part, of each of the two; ``device``, ``dtype``,
-        ``runtimes``; ``machine``, see :func:`bge_pruning.utils.evaluation.describe_machine`;
+        ``runtimes``; ``machine``, see :func:`bge_pruning.utils.environment.describe_machine`;
         ``versions``; and what :func:`bge_pruning.evaluation.efficiency.measure_efficiency` finds.
 
     Raises:

@@ -13,20 +13,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from bge_pruning.config.config import (
-    Config,
-    ConfigError,
-    load_config,
-    pruned_model_folder,
-    to_yaml,
-)
+from bge_pruning.config.load import Config, ConfigError, load_config, pruned_model_folder, to_yaml
 from bge_pruning.config.schema import L0
 from bge_pruning.export.pruning_record import MARKER, compute_constraint_report
 from bge_pruning.model_io.checkpoint import find_checkpoint
 from bge_pruning.models.encoder_shape import EncoderShape, count_parameters
 from bge_pruning.models.structural_pruning import KeepIndices
 from bge_pruning.reports.comparison import EVALUATION
-from bge_pruning.utils.evaluation import refuse_unwritable_folders, write_text
+from bge_pruning.utils.files import refuse_unwritable_folders, write_text
 from bge_pruning.utils.record_schemas import PRUNING
 from bge_pruning.utils.records import read_record
 from bge_pruning.workflows.pipeline import (
@@ -275,8 +269,7 @@ def cut_member(member: Member, checkpoint: Path, output: Path, nested: bool) -> 
         nested: Whether it is that of the larger size.
     """
     from bge_pruning.export.extract import write_model
-    from bge_pruning.export.extraction import Extraction, start_extraction
-    from bge_pruning.selection.nested_shapes import nested_extraction
+    from bge_pruning.export.extraction import Extraction, nested_extraction, start_extraction
 
     def start() -> Extraction:
         if not nested:

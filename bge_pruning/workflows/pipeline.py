@@ -17,7 +17,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from bge_pruning.config.config import Config, ConfigError, load_config, pruned_model_folder
+from bge_pruning.config.load import Config, ConfigError, load_config, pruned_model_folder
 from bge_pruning.config.schema import L0, ExportConfig
 
 if TYPE_CHECKING:
@@ -153,8 +153,8 @@ def on_rank_zero(action: Callable[[], object]) -> None:
 
 def _check(config: Config, recovery: Config) -> None:
     """Refuse now what one of the steps would refuse hours later."""
-    from bge_pruning.train import check_run, check_run_folder
     from bge_pruning.training.data_builders import check_objective
+    from bge_pruning.training.run_folder import check_run, check_run_folder
     from bge_pruning.workflows.baselines import check_baseline
 
     if config.model.l0_module is None:
@@ -261,7 +261,7 @@ def _source_shape(config: Config) -> EncoderShape:
 
 def _check_results(config: Config) -> None:
     """Refuse a results folder in use; an earlier one is replaced only if asked and if it is one."""
-    from bge_pruning.utils.evaluation import refuse_unwritable_folders
+    from bge_pruning.utils.files import refuse_unwritable_folders
 
     results = Path(config.results_folder)
     refuse_unwritable_folders({"results_folder": results})
@@ -275,7 +275,7 @@ def _check_results(config: Config) -> None:
 
 def _prepare_results(config: Config) -> None:
     """An empty results folder with the configuration."""
-    from bge_pruning.config.config import to_yaml
+    from bge_pruning.config.load import to_yaml
 
     results = Path(config.results_folder)
     if results.exists():
@@ -315,7 +315,7 @@ def evaluate_model(config: Config, tasks: Sequence[Task], modes: Sequence[str]) 
 def _report(config: Config, commands: list[str], evaluation: dict[str, Any]) -> None:
     from bge_pruning.reports.report import write_report
     from bge_pruning.training.run_report import collect_run, log_results
-    from bge_pruning.utils.evaluation import write_text
+    from bge_pruning.utils.files import write_text
     from bge_pruning.utils.guard import warn_only
 
     results = Path(config.results_folder)

@@ -14,16 +14,11 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from bge_pruning.config.config import Config, ConfigError, pruned_model_folder
+from bge_pruning.config.load import Config, ConfigError, pruned_model_folder
 from bge_pruning.config.schema import L0
 from bge_pruning.utils.devices import torch_device
-from bge_pruning.utils.evaluation import (
-    collect_versions,
-    describe_machine,
-    refuse_unwritable_folders,
-    write_json,
-)
-from bge_pruning.utils.file_lock import lock_of
+from bge_pruning.utils.environment import collect_versions, describe_machine
+from bge_pruning.utils.files import lock_of, refuse_unwritable_folders, write_json
 from bge_pruning.utils.records import ANYTHING, Each, read_record
 from bge_pruning.utils.study_records import REFERENCE, read_reference
 from bge_pruning.workflows.pipeline import check_modes, keeps_best, prune
@@ -101,8 +96,8 @@ def run_study(study: Study, only: Sequence[str] = (), overwrite: bool = False) -
 
 def _check(study: Study, cells: Sequence[Cell]) -> None:
     """Refuse now what one of the cells would refuse hours later."""
-    from bge_pruning.train import check_run
     from bge_pruning.training.data_builders import check_objective
+    from bge_pruning.training.run_folder import check_run
     from bge_pruning.workflows.baselines import check_baseline
 
     refuse_unwritable_folders({"results_folder": study.results, "run_folder": study.runs})

@@ -1,4 +1,4 @@
-"""Which of the shapes that meet a budget keeps most: each is cut and fitted, none is trained.
+"""Which of the shapes that meet a budget keeps most: each is cut and refitted, none is trained.
 
 How far a cut model that was fitted by least squares is from the whole one ranked six shapes of the
 small model as training did, see experiments/results/quality/notes.md; gates with a budget have to
@@ -18,13 +18,18 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from bge_pruning.config.config import Config, ConfigError
+from bge_pruning.config.load import Config, ConfigError
 from bge_pruning.datasets.embedding_dataset import TokenizedTexts
-from bge_pruning.evaluation.cosine_error import cosine_error, error_difference
-from bge_pruning.export.extraction import cut
+from bge_pruning.evaluation.statistics import cosine_error, error_difference
+from bge_pruning.model_io.checkpoint import cut
 from bge_pruning.model_io.hub import fetch_model_folder
 from bge_pruning.model_io.pretrained import BaseModel
-from bge_pruning.models.encoder_shape import YAML_NAMES, EncoderShape, count_parameters
+from bge_pruning.models.encoder_shape import (
+    YAML_NAMES,
+    EncoderShape,
+    count_parameters,
+    forward_flops,
+)
 from bge_pruning.models.shape_choice import best_shape, shapes_of_budget
 from bge_pruning.models.structural_pruning import AXES, SHAPE_FIELDS
 from bge_pruning.models.teacher import compute_outputs
@@ -36,10 +41,9 @@ from bge_pruning.training.calibration import calibration_texts, pad_batches
 from bge_pruning.training.plan import Plan, build_plan
 from bge_pruning.utils.devices import torch_device
 from bge_pruning.utils.embedding_metrics import is_flat
-from bge_pruning.utils.evaluation import collect_versions
+from bge_pruning.utils.environment import collect_versions
 
 log = logging.getLogger(__name__)
-
 # Texts that shapes are judged on, if there are as many beside those that they are fitted to.
 JUDGED_TEXTS = 256
 # With fewer, which shape is best would be chance.
@@ -336,3 +340,53 @@ def _override(shape: EncoderShape, plan: Plan) -> str:
         budgets = ("target_speedup",)
     others = "".join(f", {name}: null" for name in budgets)
     return f"model.l0_module={{target_model: {{{sizes}}}{others}}}"
+
+
+def search_rows(search: ShapeSearch) -> tuple[list[str], list[list[str]]]:
+    """A table of what was measured, the best first: its header and its cells."""
+    length = search.plan.target_length
+    full = count_parameters(search.source).encoder
+    header = [
+        *("keeps layers", "layers", "hidden", "heads", "units", "encoder"),
+        *(f"speed-up at {length}", "error of cosines", "above the best", "of multi-vectors"),
+    ]
+    rows = []
+    for index, m in enumerate(search.measured):
+        s, multi, (low, high) = m.shape, m.multi_vector_error, m.above_best
+        speedup = forward_flops(search.source, [length]) / forward_flops(s, [length])
+        rows.append(
+            [
+                render_spans(m.layers),
+                *(str(getattr(s, f)) for f in ("num_hidden_layers", "hidden_size")),
+                *(str(getattr(s, f)) for f in ("num_attention_heads", "intermediate_size")),
+                f"{count_parameters(s).encoder / full:.1%}",
+                f"{speedup:.2f}",
+                f"{m.cosine_error:.4f}",
+                f"{low:.4f} to {high:.4f}" if index else "",
+                "none" if multi is None else f"{multi:.4f}",
+            ]
+        )
+    return header, rows
+
+
+def render_spans(layers: Sequence[int]) -> str:
+    """Ascending numbers with runs shortened, such as ``0, 2-5``."""
+    runs: list[list[int]] = []
+    for layer in layers:
+        if runs and layer == runs[-1][-1] + 1:
+            runs[-1].append(layer)
+        else:
+            runs.append([layer])
+    return ", ".join(f"{r[0]}-{r[-1]}" if len(r) > 1 else str(r[0]) for r in runs)
+
+
+def summarise(search: ShapeSearch) -> str:
+    """What was measured, which shapes are as good as the best, and the override that sets it."""
+    ties = sum(m.above_best[0] <= 0 for m in search.measured[1:])
+    told = f"{ties} of the others may be as good" if ties else "the others are worse"
+    return (
+        f"{len(search.measured)} of {search.candidates} shapes measured, fitted to "
+        f"{search.fitted_texts:,} texts and judged on {search.judged_texts} others; none was "
+        f"trained.\nThe best of them ({told}, by 95 % intervals over the texts):\n"
+        f'"{search.override}"'
+    )

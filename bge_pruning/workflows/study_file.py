@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from bge_pruning.config.config import Config, load_config, read_mapping
+from bge_pruning.config.load import Config, load_config, read_mapping
 from bge_pruning.config.schema import ConfigError
 from bge_pruning.utils.records import COUNT, TEXT, Each, Optional, check_record
 

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from bge_pruning.config.config import Config
+from bge_pruning.config.load import Config
 from bge_pruning.config.schema import L0
 from bge_pruning.utils.devices import torch_device
 from bge_pruning.utils.records import read_record
@@ -162,8 +162,7 @@ def measure_cut(
 def _gated_encoder(config: Config, pruned: Path, study: Study) -> Encoder:
     """The model of a pruning run as it is before the cut."""
     from bge_pruning.evaluation.text_encoder import TextEncoder
-    from bge_pruning.export.extraction import as_base_model
-    from bge_pruning.model_io.checkpoint import load_trained_model
+    from bge_pruning.model_io.checkpoint import as_base_model, load_trained_model
     from bge_pruning.models.structural_pruning import PruningMasks
 
     model = load_trained_model(_cut_checkpoint(pruned))

@@ -9,7 +9,7 @@ import torch
 from composer.core import Event
 from torch import nn
 
-from bge_pruning.algorithms.group_gradient_clipping import GroupGradientClipping
+from bge_pruning.algorithms.gradient_groups import GroupGradientClipping
 from bge_pruning.training import builders
 
 # By parameter: its group and its gradient. The norms of the groups are 5, 13 and 0.5.

@@ -7,8 +7,8 @@ import torch
 from composer.core import Event
 from torch import nn
 
-from bge_pruning.algorithms import mean_gradients
-from bge_pruning.algorithms.mean_gradients import MeanGradients
+from bge_pruning.algorithms import gradient_groups as mean_gradients
+from bge_pruning.algorithms.gradient_groups import MeanGradients
 
 
 class Sharded:

@@ -18,7 +18,7 @@ from composer.core import Event, Precision
 from torch import nn
 
 from bge_pruning.algorithms import non_finite
-from bge_pruning.algorithms.group_gradient_clipping import GroupGradientClipping
+from bge_pruning.algorithms.gradient_groups import GroupGradientClipping
 from bge_pruning.algorithms.non_finite import (
     NonFiniteGuard,
     Reading,
@@ -27,7 +27,7 @@ from bge_pruning.algorithms.non_finite import (
     describe_losses,
     watched_parameters,
 )
-from bge_pruning.config.config import ConfigError, load_config
+from bge_pruning.config.load import ConfigError, load_config
 from bge_pruning.export.extract import extract
 from bge_pruning.models.composer_bge_m3 import ComposerBGEM3
 from bge_pruning.training import builders

@@ -11,7 +11,7 @@ from bge_pruning.algorithms import stop_on_signal
 from bge_pruning.algorithms.stop_on_signal import StopOnSignal
 from bge_pruning.callbacks.pruning_callback import PruningCallback
 from bge_pruning.cli import EXIT_STOPPED, run_command
-from bge_pruning.utils.stopped import StoppedError
+from bge_pruning.utils.run_log import StoppedError
 
 STEPS = ("max_duration=6ba", "save_interval=4ba", "eval_interval=6ba")
 

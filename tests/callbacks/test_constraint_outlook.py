@@ -2,7 +2,7 @@
 
 import pytest
 
-from bge_pruning.callbacks.constraint_outlook import (
+from bge_pruning.callbacks.pruning_warnings import (
     Reading,
     diverges,
     gathers_speed,

@@ -5,7 +5,7 @@ import pytest
 from composer.core import Time, Timestamp
 from composer.utils import dist
 
-from bge_pruning.callbacks.gate_map_callback import GateMapCallback
+from bge_pruning.callbacks.pruning_callback import GateMapCallback
 from bge_pruning.models.encoder_shape import EncoderShape
 from bge_pruning.models.l0_module_embedding import L0Module
 

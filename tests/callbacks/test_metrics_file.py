@@ -12,7 +12,7 @@ from composer.devices import DeviceCPU
 from composer.loggers import Logger
 from composer.utils import dist
 
-from bge_pruning.callbacks.metrics_file import MetricsFile
+from bge_pruning.callbacks.loggers import MetricsFile
 
 
 @pytest.fixture

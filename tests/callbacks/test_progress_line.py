@@ -2,7 +2,7 @@
 
 import pytest
 
-from bge_pruning.callbacks.progress_line import render_line, render_time
+from bge_pruning.callbacks.progress_log import render_line, render_time
 
 LOSSES = {
     "loss/train/total": 0.01234,

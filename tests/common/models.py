@@ -323,7 +323,7 @@ def unigram(unigram_folder: Path) -> BaseModel:
 def wordpiece(tmp_path_factory: pytest.TempPathFactory) -> BaseModel:
     """The small real model, converted if the checkout does not hold it; not to be changed."""
     from bge_pruning.model_io import minilm
-    from bge_pruning.model_io.conversion_folder import is_complete
+    from bge_pruning.model_io.bert_conversion import is_complete
 
     folder = SENTENCES.parents[1] / minilm.DEFAULT_OUTPUT
     if not is_complete(folder, minilm.SOURCE_SHA256):

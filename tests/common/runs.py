@@ -254,7 +254,7 @@ def run_folder(results: Path) -> Path:
 @pytest.fixture
 def inputs(results: Path):
     """The same, read."""
-    from bge_pruning.reports.report_inputs import read_inputs
+    from bge_pruning.reports.report_data import read_inputs
 
     return read_inputs(results)
 

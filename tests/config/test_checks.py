@@ -2,7 +2,7 @@
 
 import pytest
 
-from bge_pruning.config.config import ConfigError, load_config
+from bge_pruning.config.load import ConfigError, load_config
 
 
 @pytest.fixture

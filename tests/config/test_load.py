@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from bge_pruning.config.config import Config, ConfigError, from_yaml, load_config, to_yaml
+from bge_pruning.config.load import Config, ConfigError, from_yaml, load_config, to_yaml
 
 TARGET = "model: {l0_module: {target_model: {n_layers: 3}}}\n"
 

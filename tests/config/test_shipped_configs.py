@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from bge_pruning.config.config import load_config
+from bge_pruning.config.load import load_config
 from bge_pruning.models.encoder_shape import check_exportable, count_parameters
 from bge_pruning.training import data_builders
 from bge_pruning.training.plan import build_plan, render_plan

@@ -2,7 +2,7 @@
 
 import pytest
 
-from bge_pruning.config.yaml_text import MAX_DEPTH, MAX_VALUES, YamlTextError, check_yaml
+from bge_pruning.config.load import MAX_DEPTH, MAX_VALUES, YamlTextError, check_yaml
 
 
 @pytest.mark.parametrize(

@@ -5,8 +5,8 @@ import re
 import numpy as np
 import pytest
 
-from bge_pruning.datasets import array_files
-from bge_pruning.datasets.array_files import compute_digest, load_array, new_arrays, save_array
+from bge_pruning.datasets import teacher_vectors as array_files
+from bge_pruning.datasets.teacher_vectors import compute_digest, load_array, new_arrays, save_array
 
 
 def test_round_trip(tmp_path):

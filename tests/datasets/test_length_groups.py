@@ -5,7 +5,7 @@ from collections import Counter
 import numpy as np
 import pytest
 
-from bge_pruning.datasets.length_groups import BATCHES_PER_GROUP, group_batches, padding_share
+from bge_pruning.datasets.mixed_dataloader import BATCHES_PER_GROUP, group_batches, padding_share
 
 LENGTHS = np.random.default_rng(0).permutation(1000) + 2  # all different
 

@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 import torch
 
-from bge_pruning.datasets import array_files, teacher_vectors
+from bge_pruning.datasets import teacher_vectors
+from bge_pruning.datasets import teacher_vectors as array_files
 from bge_pruning.datasets.embedding_dataset import Collator, EmbeddingDataset, TokenizedTexts
 from bge_pruning.datasets.teacher_vectors import (
     BATCH_TEXTS,

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from bge_pruning.export.extract import extract
-from bge_pruning.export.extraction import cut
+from bge_pruning.model_io.checkpoint import cut
 from bge_pruning.models.structural_pruning import PruningMasks
 
 pytestmark = pytest.mark.gpu

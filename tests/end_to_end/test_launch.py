@@ -26,7 +26,7 @@ LAUNCHERS = {
 SITE = """\
 import atexit, importlib.util, json, os, sys
 def report():
-    if "bge_pruning.config.config" in sys.modules:
+    if "bge_pruning.config.load" in sys.modules:
         spec = importlib.util.find_spec("datasets")
         with open(os.environ["REPORT"], "w") as file:
             json.dump({"datasets": spec.origin, "path": sys.path}, file)

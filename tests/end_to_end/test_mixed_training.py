@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from bge_pruning.callbacks.data_callback import DataCallback
-from bge_pruning.config.config import load_config
+from bge_pruning.config.load import load_config
 from bge_pruning.export.extract import extract
 from bge_pruning.train import train
 

@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from bge_pruning.config.config import load_config
+from bge_pruning.config.load import load_config
 from bge_pruning.models.encoder_shape import count_parameters
 from bge_pruning.training.plan import build_plan
 

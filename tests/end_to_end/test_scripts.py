@@ -12,7 +12,8 @@ from types import ModuleType
 
 import pytest
 
-from bge_pruning.model_io import conversion_folder, minilm
+from bge_pruning.model_io import bert_conversion as conversion_folder
+from bge_pruning.model_io import minilm
 from bge_pruning.reports import console
 from bge_pruning.workflows import pipeline
 from tests.common.script_process import load_script, new_process

@@ -9,12 +9,13 @@ import pytest
 import torch
 
 from bge_pruning.callbacks.pruning_callback import PruningCallback
-from bge_pruning.config.config import ConfigError, from_yaml, load_config
+from bge_pruning.config.load import ConfigError, from_yaml, load_config
 from bge_pruning.export.extract import extract
 from bge_pruning.models.encoder_shape import EncoderShape, forward_flops
-from bge_pruning.models.temperature import LearnedTemperature
-from bge_pruning.train import check_run, main, train
+from bge_pruning.models.objective import LearnedTemperature
+from bge_pruning.train import main, train
 from bge_pruning.training import builders, optimization
+from bge_pruning.training.run_folder import check_run
 
 TARGET = {
     "hidden_size": 24,

@@ -71,13 +71,13 @@ def test_frozen_embeddings_stay_and_have_no_moments(tmp_path, train_tiny, load_s
 
 
 def base_model_of(run: Path) -> str:
-    from bge_pruning.config.config import from_yaml
+    from bge_pruning.config.load import from_yaml
 
     return from_yaml((run / "config.yaml").read_text()).model.base_model
 
 
 def test_the_estimate_knows_them(make_yaml, tmp_path):
-    from bge_pruning.config.config import load_config
+    from bge_pruning.config.load import load_config
     from bge_pruning.training.plan import build_plan, estimate_memory
 
     def total(*overrides: str) -> float:

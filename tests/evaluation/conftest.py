@@ -10,7 +10,7 @@ from threading import Barrier
 import pytest
 from safetensors.torch import load_file, save_file
 
-from bge_pruning.evaluation.ranks import Ranks
+from bge_pruning.evaluation.text_encoder import Ranks
 
 
 @pytest.fixture(scope="session")

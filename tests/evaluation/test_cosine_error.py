@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from scipy.stats import pearsonr
 
-from bge_pruning.evaluation.cosine_error import cosine_error, error_difference
+from bge_pruning.evaluation.statistics import cosine_error, error_difference
 
 TEXTS = 40
 

@@ -9,13 +9,13 @@ import pytest
 import torch
 
 from bge_pruning.evaluation.encoders import (
+    SentenceTransformerEncoder,
     check_model_name,
     count_parameters,
     load_encoder,
     untrained_encoder,
 )
 from bge_pruning.evaluation.floors import WordEmbeddings
-from bge_pruning.evaluation.sentence_transformer import SentenceTransformerEncoder
 from bge_pruning.export.extract import extract
 
 TEXTS = ["the man plays guitar", "a dog", "the woman reads a red book in the park", "zzzz"]

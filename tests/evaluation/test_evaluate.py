@@ -12,8 +12,7 @@ import pytest
 from huggingface_hub import constants
 
 from bge_pruning.evaluation import evaluate as module
-from bge_pruning.evaluation.entries import describe_task
-from bge_pruning.evaluation.evaluate import evaluate
+from bge_pruning.evaluation.evaluate import describe_task, evaluate
 from bge_pruning.evaluation.scoring import Score, metric_names
 from bge_pruning.evaluation.search import MODES
 from bge_pruning.evaluation.tasks import RETRIEVAL, SIMILARITY, Task, beir_task, sts_task

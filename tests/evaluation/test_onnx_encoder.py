@@ -134,7 +134,7 @@ def test_a_file_whose_vectors_have_no_fixed_size(folder, tmp_path):
 
 
 def test_size_includes_the_weights_beside_it(folder, file, tmp_path):
-    from bge_pruning.evaluation.cost import size_on_disk
+    from bge_pruning.evaluation.evaluate import size_on_disk
 
     path = tmp_path / "model.onnx"
     shutil.copy(file, path)

@@ -5,7 +5,7 @@ import sys
 import pytest
 import torch
 
-from bge_pruning.evaluation.onnx_session import open_session
+from bge_pruning.evaluation.onnx_encoder import open_session
 from bge_pruning.export.onnx_export import MODEL, write_graph
 from bge_pruning.model_io.pretrained import load_base_model
 

@@ -9,7 +9,7 @@ from bge_pruning.evaluation import search
 from bge_pruning.evaluation.search import MODES, CorpusCache, SearchModel, check_modes
 from bge_pruning.evaluation.text_encoder import TextEncoder
 from bge_pruning.model_io.pretrained import load_base_model
-from bge_pruning.models.scores import Outputs, compute_scores
+from bge_pruning.models.embedding_heads import Outputs, compute_scores
 
 
 @pytest.fixture(scope="module")

@@ -6,12 +6,13 @@ import numpy as np
 import pytest
 import torch
 
+from bge_pruning.datasets.mixed_dataloader import batch_indices
 from bge_pruning.evaluation import text_encoder
 from bge_pruning.evaluation.multi_vector import encode_queries
 from bge_pruning.evaluation.scoring import score_tasks
 from bge_pruning.evaluation.search import MODES
 from bge_pruning.evaluation.tasks import beir_task
-from bge_pruning.evaluation.text_encoder import TextEncoder, batch_indices
+from bge_pruning.evaluation.text_encoder import TextEncoder
 from bge_pruning.export.extract import extract
 from bge_pruning.model_io.checkpoint import find_checkpoint, load_trained_model
 from bge_pruning.model_io.pretrained import load_base_model

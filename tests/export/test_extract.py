@@ -23,12 +23,11 @@ from torch import Tensor
 
 from bge_pruning.export import extract as module
 from bge_pruning.export.extract import ExtractOptions, extract
-from bge_pruning.export.extraction import final_gates
 from bge_pruning.export.folder_check import FolderError, check_folder
 from bge_pruning.export.keep_dimension import add_projection
 from bge_pruning.export.validation import ValidationError
 from bge_pruning.export.vocabulary_texts import VocabularyRequest
-from bge_pruning.model_io.checkpoint import load_trained_model
+from bge_pruning.model_io.checkpoint import final_gates, load_trained_model
 from bge_pruning.models.encoder_shape import EncoderShape
 
 NEWS = Path(__file__).parents[2] / "data" / "sentences"

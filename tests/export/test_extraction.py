@@ -26,7 +26,7 @@ from bge_pruning.export.model_card import render_model_card
 from bge_pruning.export.pruning_record import compute_constraint_report
 from bge_pruning.export.validation import ValidationError, tokenize_sentences
 from bge_pruning.model_io.checkpoint import RunMetadata
-from bge_pruning.model_io.quiet import no_loading_bars
+from bge_pruning.model_io.hub import no_loading_bars
 from bge_pruning.models.encoder_shape import EncoderShape, count_parameters
 from bge_pruning.models.l0_module_embedding import L0Module
 from bge_pruning.models.structural_pruning import PruningMasks

@@ -10,8 +10,8 @@ from safetensors.torch import load_file, save_file
 
 from bge_pruning.export.folder_check import FolderError, check_folder, loader_arguments
 from bge_pruning.model_io.model_folder import write_model_folder
-from bge_pruning.model_io.modules_file import compute_modules
 from bge_pruning.model_io.pretrained import load_base_model
+from bge_pruning.model_io.projection import compute_modules
 
 
 @pytest.fixture(scope="module")

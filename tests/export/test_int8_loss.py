@@ -7,9 +7,9 @@ import pytest
 import torch
 
 from bge_pruning.evaluation.onnx_encoder import OnnxEncoder
-from bge_pruning.export import int8_loss
-from bge_pruning.export.int8_loss import measure_int8
+from bge_pruning.export import onnx_quantize as int8_loss
 from bge_pruning.export.onnx_export import export_onnx
+from bge_pruning.export.onnx_quantize import measure_int8
 
 TEXTS = ["a dog runs in the park", "the cat", "three women sing here today and never there"]
 

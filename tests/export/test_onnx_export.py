@@ -15,7 +15,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from bge_pruning.evaluation.encoders import load_encoder
-from bge_pruning.evaluation.onnx_session import open_session, run_session
+from bge_pruning.evaluation.onnx_encoder import open_session, run_session
 from bge_pruning.export import onnx_export
 from bge_pruning.export.onnx_export import (
     OnnxExportError,

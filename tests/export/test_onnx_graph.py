@@ -11,11 +11,11 @@ import pytest
 import torch
 from torch.nn.functional import normalize
 
-from bge_pruning.evaluation.onnx_session import open_session, run_session
+from bge_pruning.evaluation.onnx_encoder import open_session, run_session
 from bge_pruning.export.onnx_export import MODEL, write_graph
 from bge_pruning.export.onnx_graph import HIDDEN, SENTENCE
+from bge_pruning.model_io.hub import no_loading_bars
 from bge_pruning.model_io.pretrained import load_base_model
-from bge_pruning.model_io.quiet import no_loading_bars
 from bge_pruning.models.structural_pruning import PruningMasks
 
 ALL = (HIDDEN, "dense_vecs", "token_weights", "colbert_vecs")

@@ -23,7 +23,14 @@ from transformers import (
     XLMRobertaModel,
 )
 
-from bge_pruning.model_io import bert_conversion, conversion_folder, minilm, stand_in_heads
+from bge_pruning.model_io import (
+    bert_conversion,
+    minilm,
+    stand_in_heads,
+)
+from bge_pruning.model_io import (
+    bert_conversion as conversion_folder,
+)
 
 ROOT = Path(__file__).resolve().parents[2]
 WORDS = ["the", "a", "cat", "dog", "bird", "sees", "hears", "runs", "sleeps", "small", "big", "red"]

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from bge_pruning.model_io.checkpoint_files import (
+from bge_pruning.model_io.run_checkpoints import (
     check_whole,
     find_whole_checkpoint,
     list_checkpoints,

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from bge_pruning.model_io.conversion_folder import (
+from bge_pruning.model_io.bert_conversion import (
     RECORD_FILE,
     compute_sha256,
     is_complete,

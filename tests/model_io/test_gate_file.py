@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from bge_pruning.model_io.checkpoint import load_trained_model
-from bge_pruning.model_io.gate_file import write_gates
+from bge_pruning.model_io.run_checkpoints import write_gates
 from bge_pruning.models.structural_pruning import AXES
 
 # sigmoid(log_alpha + SHIFT) is the probability of an open gate.

@@ -19,11 +19,10 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import load_file
 
+from bge_pruning.model_io.hub import no_loading_bars
 from bge_pruning.model_io.model_folder import compute_hf_config, write_model_folder
-from bge_pruning.model_io.modules_file import compute_modules
 from bge_pruning.model_io.pretrained import load_base_model
-from bge_pruning.model_io.projection import compute_selection
-from bge_pruning.model_io.quiet import no_loading_bars
+from bge_pruning.model_io.projection import compute_modules, compute_selection
 
 ALWAYS = {
     "config.json",

@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from bge_pruning.model_io.modules_file import (
+from bge_pruning.model_io.projection import (
     ForeignModuleError,
     Module,
     check_modules,

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from bge_pruning.model_io.origin import Origin, display_name, hub_name, hub_page, read_origin
+from bge_pruning.model_io.hub import Origin, display_name, hub_name, hub_page, read_origin
 
 
 @pytest.fixture

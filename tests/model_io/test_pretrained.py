@@ -19,9 +19,8 @@ from huggingface_hub import constants, errors
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from bge_pruning.model_io.hub import fetch_model_folder
+from bge_pruning.model_io.hub import fetch_model_folder, no_loading_bars
 from bge_pruning.model_io.model_files import read_hf_config, read_pooling
-from bge_pruning.model_io.modules_file import ForeignModuleError
 from bge_pruning.model_io.pretrained import (
     describe_load_error,
     load_base_model,
@@ -29,7 +28,7 @@ from bge_pruning.model_io.pretrained import (
     read_shape,
     without_weights,
 )
-from bge_pruning.model_io.quiet import no_loading_bars
+from bge_pruning.model_io.projection import ForeignModuleError
 
 LAYOUTS = ("bge_m3", "language_model", "e5")
 # A weight file of 3 GB that was not fetched, an error page, and what a full disk leaves.

@@ -8,8 +8,9 @@ import torch
 import torch.nn.functional as F  # noqa: N812
 from safetensors.torch import load_file, save_file
 
-from bge_pruning.model_io.modules_file import ForeignModuleError, compute_modules
 from bge_pruning.model_io.projection import (
+    ForeignModuleError,
+    compute_modules,
     compute_selection,
     fit_projection,
     project,

@@ -5,7 +5,7 @@ import gc
 import pytest
 from transformers.utils import logging
 
-from bge_pruning.model_io.quiet import no_loading_bars, quick_loading
+from bge_pruning.model_io.hub import no_loading_bars, quick_loading
 
 
 @pytest.mark.parametrize("collects", [True, False])

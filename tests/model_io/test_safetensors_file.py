@@ -13,8 +13,8 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from bge_pruning.model_io import precision
-from bge_pruning.model_io.safetensors_file import write_safetensors
-from bge_pruning.utils.memory import measure_peak_bytes
+from bge_pruning.model_io.model_folder import write_safetensors
+from bge_pruning.utils.model_analysis import measure_peak_bytes
 
 DTYPES = [torch.float32, torch.float16, torch.bfloat16]
 

@@ -13,7 +13,7 @@ import torch
 import torch.distributed.checkpoint as dcp
 
 from bge_pruning.model_io.checkpoint import find_checkpoint, load_state, load_trained_model
-from bge_pruning.model_io.checkpoint_files import find_whole_checkpoint, list_checkpoints
+from bge_pruning.model_io.run_checkpoints import find_whole_checkpoint, list_checkpoints
 from bge_pruning.model_io.sharded_checkpoint import (
     METADATA_FILE,
     check_whole_folder,

@@ -12,9 +12,9 @@ from hypothesis import strategies as st
 from tokenizers import Tokenizer, processors
 
 from bge_pruning.export.vocabulary import choose_vocabulary, trim_vocabulary
+from bge_pruning.model_io.hub import no_loading_bars
 from bge_pruning.model_io.model_folder import write_model_folder
 from bge_pruning.model_io.pretrained import load_base_model
-from bge_pruning.model_io.quiet import no_loading_bars
 from bge_pruning.model_io.vocabulary_files import (
     read_tokenizer,
     read_vocabulary_map,

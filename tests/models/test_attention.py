@@ -9,10 +9,15 @@ import torch
 import torch.nn.functional as F  # noqa: N812
 from torch import Tensor
 
-from bge_pruning.models import attention
-from bge_pruning.models.attention import attend, varlen_applies
+from bge_pruning.models import packing as attention
 from bge_pruning.models.bge_m3_backbone import XLMRobertaBackbone
-from bge_pruning.models.packing import Packing, compute_packing, keep_padding
+from bge_pruning.models.packing import (
+    Packing,
+    attend,
+    compute_packing,
+    keep_padding,
+    varlen_applies,
+)
 from bge_pruning.models.structural_pruning import PruningMasks
 from bge_pruning.models.teacher import HIDDEN, compute_outputs
 

@@ -11,11 +11,10 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from bge_pruning.export.extraction import cut
+from bge_pruning.model_io.checkpoint import cut
 from bge_pruning.models.bge_m3_backbone import XLMRobertaBackbone
-from bge_pruning.models.encoder_shape import count_parameters
-from bge_pruning.models.expected_size import expected_parameters
-from bge_pruning.models.masked_layer_norm import masked_layer_norm
+from bge_pruning.models.encoder_shape import count_parameters, expected_parameters
+from bge_pruning.models.layer_norm import masked_layer_norm
 from bge_pruning.models.structural_pruning import AXES, PruningMasks
 
 L, A, H, F = 4, 4, 32, 64

@@ -15,14 +15,13 @@ from scipy.stats import entropy, spearmanr
 from torch import Tensor
 from torch.nn import functional
 
-from bge_pruning.export.extraction import cut
+from bge_pruning.model_io.checkpoint import cut
 from bge_pruning.models.bge_m3_backbone import XLMRobertaBackbone
 from bge_pruning.models.composer_bge_m3 import ComposerBGEM3
-from bge_pruning.models.embedding_heads import EmbeddingHeads
+from bge_pruning.models.embedding_heads import EmbeddingHeads, Outputs, compute_scores
 from bge_pruning.models.gather import gather_batch
 from bge_pruning.models.l0_module_embedding import L0Module
 from bge_pruning.models.objective import LossWeights, following_layers
-from bge_pruning.models.scores import Outputs, compute_scores
 from bge_pruning.models.structural_pruning import AXES, PruningMasks
 from bge_pruning.models.teacher import HIDDEN, FrozenEncoder, compute_outputs
 

@@ -19,12 +19,11 @@ from bge_pruning.models.encoder_shape import (
     ParameterCount,
     check_exportable,
     count_parameters,
-    exportable_shapes,
     forward_flops,
     layer_parameters,
     outer_parameters,
-    shapes_near_budget,
 )
+from bge_pruning.models.shape_choice import exportable_shapes, shapes_near_budget
 
 ALL = frozenset({"head", "hidden", "intermediate", "layer"})
 # No size is a multiple of another, so that none can stand in for it.

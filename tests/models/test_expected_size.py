@@ -5,8 +5,12 @@ from dataclasses import replace
 import pytest
 import torch
 
-from bge_pruning.models.encoder_shape import count_parameters, forward_flops
-from bge_pruning.models.expected_size import expected_operations, expected_parameters
+from bge_pruning.models.encoder_shape import (
+    count_parameters,
+    expected_operations,
+    expected_parameters,
+    forward_flops,
+)
 from bge_pruning.models.structural_pruning import SHAPE_FIELDS
 
 GATES = {"head": (4, 4), "hidden": (32,), "intermediate": (4, 64), "layer": (4,)}

@@ -5,11 +5,11 @@ from __future__ import annotations
 import pytest
 import torch
 
-from bge_pruning.models import attention
-from bge_pruning.models.attention import varlen_attn
+from bge_pruning.models import packing as attention
 from bge_pruning.models.composer_bge_m3 import ComposerBGEM3
 from bge_pruning.models.l0_module_embedding import L0Module
 from bge_pruning.models.objective import LossWeights
+from bge_pruning.models.packing import varlen_attn
 from bge_pruning.models.structural_pruning import AXES
 from bge_pruning.training.optimization import l0_groups, weight_groups
 

@@ -13,7 +13,7 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from bge_pruning.algorithms.non_finite import Reading, watched_parameters
-from bge_pruning.models import attention
+from bge_pruning.models import packing as attention
 from bge_pruning.models.composer_bge_m3 import ComposerBGEM3
 from bge_pruning.models.l0_module_embedding import L0Module
 from bge_pruning.models.objective import LossWeights

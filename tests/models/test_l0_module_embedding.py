@@ -12,12 +12,12 @@ from torch import nn
 from bge_pruning.models.encoder_shape import (
     EncoderShape,
     count_parameters,
+    expected_operations,
     forward_flops,
-    shapes_near_budget,
 )
-from bge_pruning.models.expected_size import expected_operations
 from bge_pruning.models.hard_concrete import LOG_ALPHA_MAX, LOG_ALPHA_MIN, THRESHOLD
 from bge_pruning.models.l0_module_embedding import L0Module, distances_to_binary
+from bge_pruning.models.shape_choice import shapes_near_budget
 from bge_pruning.models.structural_pruning import AXES, SHAPE_FIELDS
 
 GATES = {"head": (4, 4), "hidden": (32,), "intermediate": (4, 64), "layer": (4,)}

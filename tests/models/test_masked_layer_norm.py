@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from bge_pruning.models.masked_layer_norm import masked_layer_norm
+from bge_pruning.models.layer_norm import masked_layer_norm
 
 EPS = 1e-5
 

@@ -10,8 +10,8 @@ import torch
 from torch import Tensor, nn
 from torch._dynamo.testing import CompileCounterWithBackend
 
-from bge_pruning.models import residual_norm as module
-from bge_pruning.models.residual_norm import compile_residual_norm, fused, residual_norm
+from bge_pruning.models import layer_norm as module
+from bge_pruning.models.layer_norm import compile_residual_norm, fused, residual_norm
 
 # torch's own compiler does so with every autograd.Function.
 pytestmark = pytest.mark.filterwarnings("ignore:.* should not be instantiated:DeprecationWarning")

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from bge_pruning.models.scores import (
+from bge_pruning.models.embedding_heads import (
     Outputs,
     compute_dense_scores,
     compute_scores,

@@ -11,14 +11,13 @@ import torch.nn.functional as F  # noqa: N812
 from bge_pruning.models.bge_m3_backbone import XLMRobertaBackbone
 from bge_pruning.models.composer_bge_m3 import ComposerBGEM3
 from bge_pruning.models.embedding_heads import EmbeddingHeads
-from bge_pruning.models.encoder_shape import EncoderShape, count_parameters
+from bge_pruning.models.encoder_shape import EncoderShape, count_parameters, step_memory
 from bge_pruning.models.l0_module_embedding import L0Module
 from bge_pruning.models.objective import LossWeights
-from bge_pruning.models.step_memory import step_memory
 from bge_pruning.models.structural_pruning import AXES
 from bge_pruning.models.teacher import FrozenEncoder
 from bge_pruning.training.optimization import l0_groups, weight_groups
-from bge_pruning.utils.memory import measure_peak_bytes
+from bge_pruning.utils.model_analysis import measure_peak_bytes
 
 SHAPES = {
     "wide units": EncoderShape(128, 4, 4, 512, 500, 32, 130, colbert_dim=128),

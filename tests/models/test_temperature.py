@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from bge_pruning.models.temperature import HIGHEST, LOWEST, LearnedTemperature
+from bge_pruning.models.objective import HIGHEST, LOWEST, LearnedTemperature
 
 
 @pytest.mark.parametrize("start", [0.0051, 0.02, 0.1, 0.99])

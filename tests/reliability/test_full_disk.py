@@ -60,13 +60,13 @@ def test_an_export(limit, train_tiny, tmp_path, summary):
 @pytest.mark.parametrize("limit", [100, 3000, 30_000, 150_000])
 def test_a_training(limit, tiny_yaml, summary):
     """Tokenised texts, the teacher's vectors, metrics or a checkpoint: whatever comes first."""
-    from bge_pruning.model_io.checkpoint_files import find_whole_checkpoint
+    from bge_pruning.model_io.run_checkpoints import find_whole_checkpoint
 
     words = f"load_config([{str(tiny_yaml)!r}], ['max_duration=1ba', 'save_interval=1ba'])"
     done = run_full(
         tiny_yaml.parent,
         limit,
-        "from bge_pruning.config.config import load_config; from bge_pruning.train import train",
+        "from bge_pruning.config.load import load_config; from bge_pruning.train import train",
         f"train({words})",
     )
     assert_one_error(done)
@@ -81,16 +81,16 @@ def test_a_training(limit, tiny_yaml, summary):
 
 WRITERS = {
     "text": (
-        "from bge_pruning.utils.evaluation import write_text",
+        "from bge_pruning.utils.files import write_text",
         "write_text('whole.md', 'x' * 10_000)",
     ),
     "json": (
-        "from bge_pruning.utils.evaluation import write_json",
+        "from bge_pruning.utils.files import write_json",
         "write_json({'a': 'x' * 10_000}, 'whole.json')",
     ),
     "array": (
         "import numpy as np; from pathlib import Path; "
-        "from bge_pruning.datasets.array_files import save_array",
+        "from bge_pruning.datasets.teacher_vectors import save_array",
         "save_array(np.zeros(10_000), Path('whole.npy'))",
     ),
 }

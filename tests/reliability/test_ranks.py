@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from bge_pruning.config.config import load_config, pruned_model_folder
+from bge_pruning.config.load import load_config, pruned_model_folder
 from bge_pruning.export.extract import extract
 from bge_pruning.model_io.checkpoint import find_checkpoint, load_state
 from bge_pruning.workflows.baselines import cut_baseline

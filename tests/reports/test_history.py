@@ -2,7 +2,7 @@ import math
 
 import pytest
 
-from bge_pruning.reports.history import (
+from bge_pruning.reports.report_data import (
     MAX_POINTS,
     collect_series,
     last_constraint,

@@ -1,6 +1,5 @@
 import pytest
 
-from bge_pruning.reports.history import AXIS_TITLES, collect_series
 from bge_pruning.reports.history_plot import (
     draw_constraint,
     draw_multipliers,
@@ -8,7 +7,8 @@ from bge_pruning.reports.history_plot import (
     has_multipliers,
     has_training,
 )
-from bge_pruning.utils.figures import DARK, LIGHT, THEMES
+from bge_pruning.reports.report_data import collect_series
+from bge_pruning.utils.visualization import AXIS_TITLES, DARK, LIGHT, THEMES
 
 
 @pytest.fixture

@@ -95,7 +95,7 @@ def test_a_full_disk_leaves_no_half_of_a_page(two, monkeypatch):
     def fill_the_disk(*_):
         raise OSError("No space left on device")
 
-    monkeypatch.setattr("bge_pruning.utils.evaluation.os.replace", fill_the_disk)
+    monkeypatch.setattr("bge_pruning.utils.files.os.replace", fill_the_disk)
     with pytest.raises(OSError, match="No space left"):
         write_report(two, overwrite=True)
     assert (two / "report.html").read_bytes() == page

@@ -1,6 +1,6 @@
 import pytest
 
-from bge_pruning.reports.report_gains import count_parts, render_bytes, render_gains, share
+from bge_pruning.reports.tables import count_parts, render_bytes, render_gains, share
 
 
 def text(inputs):

@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from bge_pruning.reports.report_gates import render_by_layer, render_constraint, render_pruned
+from bge_pruning.reports.tables import render_by_layer, render_constraint, render_pruned
 
 
 def text(parts):

@@ -3,7 +3,7 @@ import json
 import numpy as np
 import pytest
 
-from bge_pruning.reports.report_inputs import read_inputs
+from bge_pruning.reports.report_data import read_inputs
 
 FILES = {
     "evaluation.json": "evaluation",

@@ -1,8 +1,8 @@
 import pytest
 
-from bge_pruning.reports.report_inputs import read_inputs
+from bge_pruning.reports.report_data import read_inputs
 from bge_pruning.reports.report_pictures import CAPTIONS, draw_pictures, find_pictures
-from bge_pruning.utils.figures import DARK, LIGHT
+from bge_pruning.utils.visualization import DARK, LIGHT
 
 
 def test_every_picture_in_both_themes(inputs):

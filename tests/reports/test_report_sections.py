@@ -1,6 +1,6 @@
 import pytest
 
-from bge_pruning.reports.report_inputs import read_inputs
+from bge_pruning.reports.report_data import read_inputs
 from bge_pruning.reports.report_pictures import CAPTIONS
 from bge_pruning.reports.report_sections import render_sections
 

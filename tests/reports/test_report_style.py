@@ -1,5 +1,5 @@
 from bge_pruning.reports.report_style import STYLE
-from bge_pruning.utils.figures import DARK, LIGHT
+from bge_pruning.utils.visualization import DARK, LIGHT
 
 
 def test_the_page_has_the_colours_of_its_pictures():

@@ -1,7 +1,7 @@
 import pytest
 
 from bge_pruning.reports.score_plot import count_rows, draw_scores
-from bge_pruning.utils.figures import THEMES
+from bge_pruning.utils.visualization import THEMES
 
 MODES = ("dense", "sparse", "colbert", "dense+sparse", "all")
 

@@ -2,12 +2,7 @@
 
 import pytest
 
-from bge_pruning.reports.score_table import (
-    render_scores,
-    score_header,
-    score_rows,
-    truncation_notes,
-)
+from bge_pruning.reports.tables import render_scores, score_header, score_rows, truncation_notes
 from bge_pruning.utils.tasks import METRIC_TITLES, main_scores
 
 

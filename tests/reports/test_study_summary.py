@@ -18,8 +18,9 @@ from bge_pruning.reports.study_summary import (
     judge,
     kept_of,
     keys_by_kind,
+    percent,
+    render_study,
 )
-from bge_pruning.reports.study_table import percent, render_study
 
 KEYS = [("sts", "dense"), ("docs", "dense")]
 

@@ -3,7 +3,7 @@
 import pytest
 
 from bge_pruning.reports.summary_plot import Gain, compute_gains, count_models, draw_summary
-from bge_pruning.utils.figures import THEMES
+from bge_pruning.utils.visualization import THEMES
 
 
 @pytest.fixture

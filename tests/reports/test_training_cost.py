@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from bge_pruning.reports.training_cost import render_training
+from bge_pruning.reports.efficiency_table import render_training
 
 
 def cost(training, batches):

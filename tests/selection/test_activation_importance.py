@@ -5,8 +5,7 @@ import torch
 import torch.nn.functional as F  # noqa: N812
 
 from bge_pruning.models.structural_pruning import head_rows
-from bge_pruning.selection.activation_importance import activation_importance
-from bge_pruning.selection.importance import masks_of_importance
+from bge_pruning.selection.importance import activation_importance, masks_of_importance
 
 
 @pytest.fixture

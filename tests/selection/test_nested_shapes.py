@@ -7,9 +7,9 @@ import pytest
 import torch
 
 from bge_pruning.models.bge_m3_backbone import XLMRobertaBackbone
-from bge_pruning.models.encoder_shape import EncoderShape, count_parameters, shapes_near_budget
+from bge_pruning.models.encoder_shape import EncoderShape, count_parameters
 from bge_pruning.models.l0_module_embedding import L0Module
-from bge_pruning.models.shape_choice import mask_log_likelihoods
+from bge_pruning.models.shape_choice import mask_log_likelihoods, shapes_near_budget
 from bge_pruning.models.structural_pruning import AXES, SHAPE_FIELDS, KeepIndices
 from bge_pruning.selection.nested_shapes import choose_nested_shapes, relative_indices
 

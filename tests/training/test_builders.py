@@ -26,14 +26,14 @@ from safetensors.torch import load_file, save_file
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from transformers import AutoTokenizer, XLMRobertaModel
 
-from bge_pruning.algorithms.group_gradient_clipping import GroupGradientClipping
+from bge_pruning.algorithms.gradient_groups import GroupGradientClipping
 from bge_pruning.algorithms.non_finite import NonFiniteGuard
 from bge_pruning.algorithms.pruning_schedule import PruningSchedule
 from bge_pruning.algorithms.source_weights import SourceWeights
 from bge_pruning.algorithms.stop_on_signal import StopOnSignal
-from bge_pruning.callbacks.gate_map_callback import GateMapCallback
 from bge_pruning.callbacks.progress_log import ProgressLog
-from bge_pruning.config.config import Config, ConfigError, load_config
+from bge_pruning.callbacks.pruning_callback import GateMapCallback
+from bge_pruning.config.load import Config, ConfigError, load_config
 from bge_pruning.datasets.sts_dataloader import read_sts
 from bge_pruning.model_io.checkpoint import RunMetadata
 from bge_pruning.model_io.pretrained import BaseModel

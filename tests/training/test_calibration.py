@@ -7,7 +7,7 @@ from dataclasses import replace
 import pytest
 import torch
 
-from bge_pruning.config.config import ConfigError, load_config, pruned_model_folder
+from bge_pruning.config.load import ConfigError, load_config, pruned_model_folder
 from bge_pruning.model_io.checkpoint import find_checkpoint, load_trained_model
 from bge_pruning.models.l0_module_embedding import L0Module
 from bge_pruning.training.builders import build_base_model

@@ -4,7 +4,7 @@ import re
 
 import pytest
 
-from bge_pruning.config.config import ConfigError, load_config
+from bge_pruning.config.load import ConfigError, load_config
 from bge_pruning.models.encoder_shape import count_parameters, forward_flops
 from bge_pruning.training.plan import (
     build_plan,

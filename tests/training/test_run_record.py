@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from bge_pruning.config.config import load_config
+from bge_pruning.config.load import load_config
 from bge_pruning.config.schema import SourceConfig
 from bge_pruning.datasets.text_files import hash_file
 from bge_pruning.training import run_record

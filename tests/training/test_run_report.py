@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from bge_pruning.config.config import from_yaml, load_config
+from bge_pruning.config.load import from_yaml, load_config
 from bge_pruning.training import run_report
 from bge_pruning.training.run_report import log_results, training_command
 
@@ -40,7 +40,7 @@ def test_a_run_leaves_its_report(run):
 
 
 def test_its_gates_are_those_of_the_checkpoint(run, tmp_path):
-    from bge_pruning.model_io.gate_file import write_gates
+    from bge_pruning.model_io.run_checkpoints import write_gates
 
     write_gates(run, tmp_path / "gates.npz")
     with np.load(run / "gates.npz") as written, np.load(tmp_path / "gates.npz") as expected:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from bge_pruning.config.config import ConfigError, load_config
+from bge_pruning.config.load import ConfigError, load_config
 from bge_pruning.model_io.checkpoint import find_checkpoint, load_state
 from bge_pruning.training.sharding import check_kind, check_sharding, measure_gradient_scale
 

@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from bge_pruning.config.config import Config, ConfigError, load_config
+from bge_pruning.config.load import Config, ConfigError, load_config
 from bge_pruning.datasets.contrastive_dataset import ContrastiveDataset
 from bge_pruning.datasets.embedding_dataset import EmbeddingDataset
 from bge_pruning.training import sources as source_builders

@@ -12,8 +12,8 @@ from pathlib import Path
 
 import pytest
 
-from bge_pruning.utils import atomic_folder as atomic_folder_module
-from bge_pruning.utils.atomic_folder import atomic_folder, clean_up
+from bge_pruning.utils import files as atomic_folder_module
+from bge_pruning.utils.files import atomic_folder, clean_up
 
 MARKER = "made-by-us.json"
 

@@ -7,15 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from bge_pruning.utils import evaluation
-from bge_pruning.utils.evaluation import (
-    collect_versions,
-    describe_machine,
-    evaluation_files,
-    refuse_existing,
-    write_json,
-    write_text,
-)
+from bge_pruning.utils import files as evaluation
+from bge_pruning.utils.environment import collect_versions, describe_machine
+from bge_pruning.utils.files import evaluation_files, refuse_existing, write_json, write_text
 
 
 def test_the_machine_is_named_without_its_host(tmp_path, monkeypatch):

@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from bge_pruning.utils import figures
-from bge_pruning.utils.figures import (
+from bge_pruning.utils import visualization as figures
+from bge_pruning.utils.visualization import (
     DARK,
     LIGHT,
     THEMES,
@@ -176,7 +176,7 @@ def test_every_name_is_in_the_legend(name):
 
 def test_pyplot_is_never_imported(tmp_path):
     code = (
-        "import sys; import bge_pruning.utils.figures as f\n"
+        "import sys; import bge_pruning.utils.visualization as f\n"
         "assert 'matplotlib' not in sys.modules\n"
         f"f.save_figure(f.make_figure(1, 1), {str(tmp_path / 'a.png')!r})\n"
         "assert 'matplotlib.pyplot' not in sys.modules\n"

@@ -9,7 +9,7 @@ from errno import EIO, ENOLCK, EOPNOTSUPP
 
 import pytest
 
-from bge_pruning.utils.file_lock import lock_of
+from bge_pruning.utils.files import lock_of
 
 
 def test_a_file_is_made_by_one_at_a_time(tmp_path):
@@ -52,7 +52,7 @@ def test_without_waiting_it_is_said_that_another_has_it(tmp_path):
 def test_the_lock_of_a_process_that_was_killed_is_free(tmp_path):
     program = (
         "import sys, time; from pathlib import Path\n"
-        "from bge_pruning.utils.file_lock import lock_of\n"
+        "from bge_pruning.utils.files import lock_of\n"
         "with lock_of(Path(sys.argv[1])): print('locked', flush=True); time.sleep(60)"
     )
     with subprocess.Popen(

@@ -1,8 +1,7 @@
 import numpy as np
 import pytest
 
-from bge_pruning.utils.figures import DARK
-from bge_pruning.utils.gate_map import draw_gates
+from bge_pruning.utils.visualization import DARK, draw_gates
 
 SHAPES = {"head": (4, 3), "intermediate": (4, 24), "layer": (4,), "hidden": (16,)}
 

@@ -4,8 +4,8 @@ import pytest
 import torch
 from torch import nn
 
-from bge_pruning.utils import memory
-from bge_pruning.utils.memory import free_bytes, measure_peak_bytes
+from bge_pruning.utils import model_analysis as memory
+from bge_pruning.utils.model_analysis import free_bytes, measure_peak_bytes
 
 
 def test_what_is_freed_makes_room():

@@ -4,7 +4,7 @@ import sys
 
 import pytest
 
-from bge_pruning.utils.optional import import_optional
+from bge_pruning.utils.guard import import_optional
 
 
 def test_what_is_installed_is_imported():

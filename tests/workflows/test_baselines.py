@@ -10,7 +10,7 @@ import torch
 from scipy.stats import spearmanr
 from transformers import AutoModel
 
-from bge_pruning.config.config import ConfigError, load_config
+from bge_pruning.config.load import ConfigError, load_config
 from bge_pruning.config.schema import METHODS
 from bge_pruning.selection.layer_choice import layer_masks
 from bge_pruning.train import train

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from bge_pruning.workflows.benchmark_batches import FIXED, GROUPED, RANDOM, make_batches
+from bge_pruning.workflows.training_batches import FIXED, GROUPED, RANDOM, make_batches
 
 PAD = 1
 

@@ -7,16 +7,9 @@ import torch
 import torch.nn.functional as F  # noqa: N812
 
 from bge_pruning.model_io.pretrained import load_base_model
-from bge_pruning.reports.training_cost import (
-    CACHED,
-    COMPILED,
-    GATES,
-    PLAIN,
-    TEACHER,
-    TRAININGS,
-    UNCOMPILED,
-)
-from bge_pruning.workflows.benchmark_trainings import huggingface_model, make_trainings
+from bge_pruning.reports.efficiency_table import UNCOMPILED
+from bge_pruning.utils.records import CACHED, COMPILED, GATES, PLAIN, TEACHER, TRAININGS
+from bge_pruning.workflows.training_batches import huggingface_model, make_trainings
 
 
 @pytest.fixture

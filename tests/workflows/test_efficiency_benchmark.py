@@ -9,9 +9,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from bge_pruning.config.config import ConfigError, load_config
+from bge_pruning.config.load import ConfigError, load_config
+from bge_pruning.evaluation.encoders import SentenceTransformerEncoder
 from bge_pruning.evaluation.onnx_encoder import OnnxEncoder
-from bge_pruning.evaluation.sentence_transformer import SentenceTransformerEncoder
 from bge_pruning.evaluation.text_encoder import TextEncoder
 from bge_pruning.export.onnx_export import export_onnx
 from bge_pruning.reports.efficiency_table import render_efficiency

@@ -9,14 +9,13 @@ from pathlib import Path
 import pytest
 import torch
 
-from bge_pruning.config.config import ConfigError
+from bge_pruning.config.load import ConfigError
 from bge_pruning.export.extract import write_model
-from bge_pruning.export.extraction import cut, start_extraction
+from bge_pruning.export.extraction import nested_extraction, start_extraction
 from bge_pruning.export.pruning_record import MARKER
-from bge_pruning.model_io.checkpoint import find_checkpoint
+from bge_pruning.model_io.checkpoint import cut, find_checkpoint
 from bge_pruning.model_io.pretrained import load_base_model
 from bge_pruning.models.encoder_shape import EncoderShape, count_parameters
-from bge_pruning.selection.nested_shapes import nested_extraction
 from bge_pruning.workflows import family
 from bge_pruning.workflows.family import choose_members, cut_member, export_family, is_done
 from bge_pruning.workflows.pipeline import EvaluationPlan

@@ -14,7 +14,7 @@ import torch
 from scipy.stats import spearmanr
 
 import bge_pruning.train
-from bge_pruning.config.config import ConfigError, from_yaml, load_config
+from bge_pruning.config.load import ConfigError, from_yaml, load_config
 from bge_pruning.workflows import pipeline
 from bge_pruning.workflows.pipeline import EvaluationPlan, run_pipeline, step_commands
 
@@ -553,7 +553,7 @@ def rank_calls(tiny_yaml, sts_csv, tmp_path, monkeypatch):
     from composer.utils import dist
 
     from bge_pruning.export import extract as export
-    from bge_pruning.model_io import gate_file
+    from bge_pruning.model_io import run_checkpoints as gate_file
 
     def run(rank: int) -> tuple[list[str], dict]:
         calls = []

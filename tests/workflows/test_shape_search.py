@@ -11,9 +11,9 @@ import pytest
 import torch
 from scipy.stats import pearsonr
 
-from bge_pruning.config.config import ConfigError, load_config
+from bge_pruning.config.load import ConfigError, load_config
 from bge_pruning.datasets.embedding_dataset import TokenizedTexts
-from bge_pruning.export.extraction import cut
+from bge_pruning.model_io.checkpoint import cut
 from bge_pruning.models import encoder_shape
 from bge_pruning.models.encoder_shape import count_parameters, forward_flops
 from bge_pruning.models.shape_choice import shapes_of_budget

@@ -4,12 +4,11 @@ import json
 
 import pytest
 
-from bge_pruning.config.config import load_config
+from bge_pruning.config.load import load_config
 from bge_pruning.models import encoder_shape
 from bge_pruning.models.encoder_shape import count_parameters, forward_flops
 from bge_pruning.models.shape_choice import shapes_of_budget
-from bge_pruning.workflows.shape_search import search_shapes
-from bge_pruning.workflows.shape_table import render_spans, search_rows, summarise
+from bge_pruning.workflows.shape_search import render_spans, search_rows, search_shapes, summarise
 from tests.common.script_process import load_script
 
 HALF = "model.l0_module={target_model: null, target_density: 0.5, target_length: 256}"

@@ -11,11 +11,11 @@ import torch
 import yaml
 
 from bge_pruning import train
-from bge_pruning.config.config import ConfigError
+from bge_pruning.config.load import ConfigError
 from bge_pruning.model_io.checkpoint import find_checkpoint, load_trained_model
 from bge_pruning.models.l0_module_embedding import distances_to_binary
 from bge_pruning.reports.study_report import write_study_report
-from bge_pruning.utils.file_lock import lock_of
+from bge_pruning.utils.files import lock_of
 from bge_pruning.utils.records import check_record
 from bge_pruning.utils.study_records import CELL, REFERENCES, read_cells, read_reference
 from bge_pruning.workflows import quality_study

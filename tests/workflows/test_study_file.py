@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from bge_pruning.config.config import ConfigError, load_config
+from bge_pruning.config.load import ConfigError, load_config
 from bge_pruning.models.encoder_shape import count_parameters
 from bge_pruning.selection.layer_choice import layers_within
 from bge_pruning.training.plan import build_plan, example_target

@@ -7,20 +7,13 @@ from itertools import product
 import numpy as np
 import pytest
 
-from bge_pruning.config.config import ConfigError
+from bge_pruning.config.load import ConfigError
 from bge_pruning.datasets.embedding_dataset import build_tokenizer, tokenize
 from bge_pruning.model_io.pretrained import load_base_model
-from bge_pruning.reports.training_cost import (
-    CACHED,
-    GATES,
-    LIMITS,
-    PLAIN,
-    TEACHER,
-    TRAININGS,
-    UNCOMPILED,
-)
+from bge_pruning.reports.efficiency_table import LIMITS, UNCOMPILED
+from bge_pruning.utils.records import CACHED, GATES, PLAIN, TEACHER, TRAININGS
 from bge_pruning.workflows import training_benchmark
-from bge_pruning.workflows.benchmark_batches import FIXED, GROUPED, RANDOM
+from bge_pruning.workflows.training_batches import FIXED, GROUPED, RANDOM
 from bge_pruning.workflows.training_benchmark import (
     StepCost,
     load_model,

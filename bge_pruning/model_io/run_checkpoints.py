@@ -1,4 +1,4 @@
-"""The checkpoint files of a run folder: which is the newest that can be gone on from.
+"""The files of a run folder that a later run reads: checkpoints, and the gates as arrays.
 
 A run can be killed while it writes a checkpoint, or while it moves the link to the newest one; a
 disk can fill up or go bad. Then the run goes on from the newest file that is whole.
@@ -12,11 +12,14 @@ import re
 import zipfile
 from pathlib import Path
 
-from bge_pruning.model_io.checkpoint import load_state
+import numpy as np
+import torch
+
+from bge_pruning.model_io.checkpoint import find_checkpoint, load_state, load_trained_model
 from bge_pruning.model_io.sharded_checkpoint import check_whole_folder
+from bge_pruning.models.l0_module_embedding import L0Module
 
 log = logging.getLogger(__name__)
-
 # What the trainer calls its checkpoints, and its link to the newest one.
 CHECKPOINT = "ba{batch}-rank{rank}.pt"
 LATEST = "latest-rank0.pt"
@@ -98,3 +101,44 @@ def _link(link: Path, target: Path) -> None:
     partial.unlink(missing_ok=True)
     partial.symlink_to(target.name)
     os.replace(partial, link)
+
+
+def write_gates(run_or_checkpoint: Path, path: Path) -> None:
+    """Write the gates of a run as arrays, for pictures.
+
+    Args:
+        run_or_checkpoint: Run folder or checkpoint.
+        path: ``.npz`` file: open probabilities under the axis names, and boolean ``<axis>_kept``.
+
+    Raises:
+        ValueError: If the run has no gates.
+    """
+    model = load_trained_model(find_checkpoint(run_or_checkpoint))
+    if model.l0_module is None:
+        raise ValueError(f"{run_or_checkpoint}: is a run without gates. To fix, name another run.")
+    save_gates(model.l0_module, path)
+
+
+def save_gates(l0_module: L0Module, path: Path) -> None:
+    """Write gates as arrays, atomically.
+
+    Args:
+        l0_module: The gates.
+        path: ``.npz`` file, see :func:`write_gates`.
+    """
+    temporary = path.with_name(f".tmp-{path.name}")
+    try:
+        np.savez_compressed(temporary, **gate_arrays(l0_module))
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+@torch.no_grad()
+def gate_arrays(l0_module: L0Module) -> dict[str, np.ndarray]:
+    """Open probabilities under the axis names, and as ``<axis>_kept`` what a cut would keep now."""
+    probabilities = l0_module.open_probabilities()
+    masks = l0_module.deterministic_masks()
+    arrays = {axis: values.cpu().numpy() for axis, values in probabilities.items()}
+    kept = {axis: getattr(masks, axis).bool().cpu().numpy() for axis in probabilities}
+    return arrays | {f"{axis}_kept": mask for axis, mask in kept.items()}

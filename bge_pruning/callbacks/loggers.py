@@ -1,4 +1,4 @@
-"""All logged metrics in one file, for the report."""
+"""Loggers of metrics: a file for the report, and W&B."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from typing import Any
 
 from composer.core import State
 from composer.loggers import Logger, LoggerDestination
+from composer.loggers import WandBLogger as ComposerWandBLogger
 from composer.utils import dist
 from torch import Tensor
 
@@ -63,3 +64,15 @@ def _number(value: Any) -> float | None:
     if isinstance(value, Tensor):
         return float(value) if value.numel() == 1 else None
     return float(value) if isinstance(value, Real) else None
+
+
+class WandBLogger(ComposerWandBLogger):
+    """Composer 0.32 asks a run for ``get_url()``, which W&B 0.31 has replaced by ``url``."""
+
+    def init(self, state: State, logger: Logger) -> None:
+        """Give runs the method that is asked for, and start one."""
+        from wandb.sdk.wandb_run import Run
+
+        if not hasattr(Run, "get_url"):
+            Run.get_url = lambda run: run.url
+        super().init(state, logger)

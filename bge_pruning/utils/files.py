@@ -1,16 +1,21 @@
-"""Output folders that are either absent or complete, whenever the process or the machine stops."""
+"""Writing files and folders that are either absent or complete, and locking them."""
 
 from __future__ import annotations
 
 import ctypes
 import fcntl
+import json
 import os
 import re
 import shutil
 import uuid
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
+from errno import ENOLCK, EOPNOTSUPP
 from pathlib import Path
+from typing import Any
+
+from filelock import FileLock, Timeout
 
 # Of <linux/fs.h> and <fcntl.h>: swap two names in one step, relative to the working directory.
 RENAME_EXCHANGE = 2
@@ -227,3 +232,134 @@ def _remove(path: Path) -> None:
         path.unlink()
     else:
         shutil.rmtree(path, ignore_errors=True)
+
+
+def write_json(result: Mapping[str, Any], path: str | Path, *, overwrite: bool = False) -> None:
+    """Writes a result atomically: readers see the old file or the new one, never half of it.
+
+    Args:
+        result: JSON-ready; NaN is refused, as it is no JSON.
+        path: File to write; its folder is made.
+        overwrite: Whether an existing file may be replaced.
+
+    Raises:
+        FileExistsError: If the file exists and ``overwrite`` is false.
+    """
+    refuse_existing([path], overwrite=overwrite)
+    write_text(path, json.dumps(result, indent=2, allow_nan=False, ensure_ascii=False) + "\n")
+
+
+def write_text(path: str | Path, text: str) -> None:
+    """Writes a text file atomically; its folder is made."""
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.tmp")
+    try:
+        temporary.write_text(text, encoding="utf-8")
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def refuse_existing(paths: Iterable[str | Path], *, overwrite: bool) -> None:
+    """Stops before the long work whose result could not be written.
+
+    Args:
+        paths: Files that are to be written.
+        overwrite: Whether existing files may be replaced.
+
+    Raises:
+        FileExistsError: If a file exists and ``overwrite`` is false.
+        OSError: If one is a folder, or cannot be written where it is to be.
+    """
+    for path in map(Path, paths):
+        if path.exists() and not overwrite:
+            raise FileExistsError(
+                f"{path} exists. To fix, choose another name or pass --overwrite."
+            )
+        if path.is_dir():
+            raise IsADirectoryError(f"{path} is a folder. To fix, name a file.")
+        _refuse_unwritable(path, path.absolute().parent)
+
+
+def refuse_unwritable_folders(folders: Mapping[str, str | Path]) -> None:
+    """Stops before the long work whose results could not be written.
+
+    Args:
+        folders: Folders to write into, which may not be there yet, by what names them.
+
+    Raises:
+        PermissionError: If nothing may be written there, or a part of the path is a file.
+    """
+    for key, folder in folders.items():
+        _refuse_unwritable(f"{key} {folder}", Path(folder).absolute())
+
+
+def _refuse_unwritable(what: str | Path, folder: Path) -> None:
+    there = next(place for place in (folder, *folder.parents) if place.exists())
+    if not (there.is_dir() and os.access(there, os.W_OK | os.X_OK)):
+        raise PermissionError(
+            f"{what} cannot be written: {there} is no folder that may be written to. To fix, "
+            f"choose another folder."
+        )
+
+
+def evaluation_files(path: str | Path) -> tuple[Path, Path]:
+    """The two files of an evaluation: the JSON file and the Markdown table beside it.
+
+    Args:
+        path: The JSON file.
+
+    Raises:
+        ValueError: If it is no name of a file, or that of its own table.
+    """
+    path = Path(path)
+    if not path.name:
+        raise ValueError(f"'{path}' names no file. To fix, write e.g. evaluation.json.")
+    table = path.with_suffix(".md")
+    if table == path:
+        raise ValueError(
+            f"{path} is to hold JSON, and its table would have the same name. To fix, write "
+            f"{path.with_suffix('.json')}."
+        )
+    return path, table
+
+
+# What a file system says that has no locks.
+WITHOUT_LOCKS = (ENOLCK, EOPNOTSUPP)
+
+
+@contextmanager
+def lock_of(path: Path, wait: bool = True) -> Iterator[bool]:
+    """Keep other processes from making a file; the lock ends with the process that holds it.
+
+    Those that waited find the file there: look again. Where the file system has no locks, nobody
+    waits, and several processes may make the file.
+
+    Args:
+        path: The file or folder that is to be made; its parent is made.
+        wait: Wait until no other process has the lock.
+
+    Yields:
+        Whether it is ours; always if ``wait``.
+
+    Raises:
+        OSError: If the folder cannot be written to.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    file = path.with_name(f"{path.name}.lock")
+    lock, ours = FileLock(file, timeout=-1 if wait else 0), True
+    try:
+        lock.acquire()
+    except Timeout:
+        ours = False
+    except OSError as error:
+        if error.errno not in WITHOUT_LOCKS:
+            raise
+        file.unlink(missing_ok=True)
+    try:
+        yield ours
+    finally:
+        if lock.is_locked:
+            file.unlink(missing_ok=True)
+            lock.release()
