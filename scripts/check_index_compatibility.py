@@ -47,10 +47,10 @@ def run(args: argparse.Namespace) -> None:
     """Embed, compare, print."""
     from bge_pruning.datasets.sts_dataloader import read_texts
     from bge_pruning.evaluation.encoders import check_model_name, load_encoder
-    from bge_pruning.evaluation.index_compatibility import compare_index
-    from bge_pruning.export.export_text import render_compatibility
+    from bge_pruning.evaluation.index_compatibility import compare_index, describe_compatibility
     from bge_pruning.utils.devices import default_device
     from bge_pruning.utils.files import refuse_existing, write_json
+    from bge_pruning.utils.typed_records import IndexRecord
 
     if args.output is not None:
         refuse_existing([args.output], overwrite=args.overwrite)
@@ -61,11 +61,10 @@ def run(args: argparse.Namespace) -> None:
     options = (args.device or default_device(), args.max_length, args.batch_size)
     old, new = load_encoder(args.old, *options), load_encoder(args.new, *options)
     result = compare_index(old, new, passages, queries, progress=sys.stderr.isatty())
-    print(render_compatibility(result))
+    record = IndexRecord(old=args.old, new=args.new, **result)
+    print("\n".join(describe_compatibility(record)))
     if args.output is not None:
-        write_json(
-            {"old": args.old, "new": args.new, **result}, args.output, overwrite=args.overwrite
-        )
+        write_json(record.as_dict(), args.output, overwrite=args.overwrite)
 
 
 if __name__ == "__main__":

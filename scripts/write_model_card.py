@@ -41,8 +41,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def run(args: argparse.Namespace) -> None:
     """Write, upload, say where."""
-    from bge_pruning.export.card import write_model_card
     from bge_pruning.export.hub_upload import check_hub_access, push_to_hub
+    from bge_pruning.export.model_card import write_model_card
 
     if args.push_to_hub:
         check_hub_access(args.push_to_hub)

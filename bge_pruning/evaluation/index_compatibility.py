@@ -9,6 +9,7 @@ import numpy as np
 
 from bge_pruning.evaluation.encoders import Encoder
 from bge_pruning.evaluation.statistics import bootstrap_interval
+from bge_pruning.utils.typed_records import IndexRecord
 
 # Queries whose products with all passages are in memory at once.
 BLOCK = 256
@@ -70,6 +71,19 @@ def compare_index(
         "chance": top_k / len(passages),
         "cosine": {"mean": float(cosines.mean()), "p5": float(np.percentile(cosines, 5))},
     }
+
+
+def describe_compatibility(index: IndexRecord) -> list[str]:
+    """Describe in two lines how well a new model searches an old one's index."""
+    low, high = index.agreement_interval
+    return [
+        f"Of the {index.top_k} best passages of a query the new model finds {index.agreement:.1%} "
+        f"(95 % interval {low:.1%} to {high:.1%}; chance {index.chance:.1%}) in the old model's "
+        f"index of {index.passages:,} passages; the best one is the same for "
+        f"{index.same_first:.1%} of {index.queries:,} queries.",
+        f"Cosine of the two models' vectors of a query: {index.cosine.mean:.4f} on average, above "
+        f"{index.cosine.p5:.4f} for 95 %.",
+    ]
 
 
 def _best(queries: np.ndarray, index: np.ndarray, own: np.ndarray, top_k: int) -> np.ndarray:

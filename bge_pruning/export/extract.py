@@ -39,6 +39,7 @@ from bge_pruning.model_io.precision import DTYPES
 from bge_pruning.models.encoder_shape import EncoderShape
 from bge_pruning.utils.files import atomic_folder
 from bge_pruning.utils.guard import import_optional
+from bge_pruning.utils.typed_records import PruningRecord
 
 log = logging.getLogger(__name__)
 
@@ -190,7 +191,9 @@ def write_model(
             info["precision"]["as_loaded"] = check_as_loaded(folder, dense, options.dtype)
         _add_files(folder, info, options)
         (folder / MARKER).write_text(json.dumps(info, indent=2) + "\n", encoding="utf-8")
-        (folder / "README.md").write_text(render_model_card(info), encoding="utf-8")
+        (folder / "README.md").write_text(
+            render_model_card(PruningRecord(**info)), encoding="utf-8"
+        )
     log.info("wrote %s: %s", output, describe(info))
     return info
 

@@ -10,7 +10,6 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
 
 from bge_pruning.model_io.model_files import read_json
 from bge_pruning.model_io.pretrained import read_heads
@@ -199,21 +198,3 @@ CHECKS: tuple[Callable[[Path, EncoderShape], Iterator[str]], ...] = (
     _modules,
     _sentence_transformers,
 )
-
-
-def loader_arguments(shape: EncoderShape) -> dict[str, Any]:
-    """What tools have to be told beyond the folder's name.
-
-    Args:
-        shape: Sizes of the model.
-
-    Returns:
-        ``colbert_dim`` if FlagEmbedding needs it, and ``vllm_multi_vector``: whether vLLM can load
-        the multi-vector head, for which it demands ``(H, H)``.
-    """
-    arguments: dict[str, Any] = {}
-    if shape.colbert_dim and shape.colbert_dim != shape.hidden_size:
-        arguments["colbert_dim"] = shape.colbert_dim
-    square = bool(shape.colbert_dim) and shape.colbert_dim == shape.hidden_size
-    arguments["vllm_multi_vector"] = square and shape.sparse_head
-    return arguments

@@ -1,20 +1,18 @@
-"""The README.md of an extracted model: what strangers see of it."""
+"""The README.md of an extracted model, and writing it again when more is known about the model."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any
+import logging
+import re
+from functools import cache
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
 
-from bge_pruning.export.card_header import render_header
-from bge_pruning.export.card_loading import PLACE, has_all_heads, longest_text, render_loading
-from bge_pruning.export.card_rights import render_rights
-from bge_pruning.export.export_text import describe_loss, render_compatibility
-from bge_pruning.export.vocabulary_report import render_vocabulary
-from bge_pruning.model_io.hub import display_name, hub_name, hub_page
-from bge_pruning.model_io.precision import describe_precision
-from bge_pruning.model_io.projection import FOLDER as DENSE
-from bge_pruning.reports.markdown import escape, table
-from bge_pruning.reports.summary_plot import describe_machine
+from bge_pruning.evaluation.index_compatibility import describe_compatibility
+from bge_pruning.export.onnx_quantize import describe_loss
+from bge_pruning.export.pruning_record import MARKER
+from bge_pruning.model_io.hub import CARD, display_name, hub_name, hub_page
+from bge_pruning.reports.markdown import escape, fence
 from bge_pruning.reports.tables import (
     render_bytes,
     render_layers,
@@ -23,216 +21,250 @@ from bge_pruning.reports.tables import (
     render_speed,
     share,
 )
+from bge_pruning.utils.files import write_text
+from bge_pruning.utils.json_records import Count, Record, Text, read_record
+from bge_pruning.utils.typed_records import (
+    METRIC_TITLES,
+    BothParameters,
+    EvaluationRecord,
+    IndexRecord,
+    PruningRecord,
+)
 
-SIZES = {
-    "layers": "num_hidden_layers",
-    "hidden size": "hidden_size",
-    "attention heads": "num_attention_heads",
-    "intermediate size": "intermediate_size",
-    "vocabulary": "vocab_size",
-    "multi-vector size": "colbert_dim",
+if TYPE_CHECKING:
+    from huggingface_hub import EvalResult
+    from jinja2 import Template
+
+log = logging.getLogger(__name__)
+
+# Copies in the folder, which later cards are made from too; and what writes each of them.
+EVALUATION = "evaluation.json"
+INDEX = "index_compatibility.json"
+WRITERS = {EVALUATION: "evaluate_model.py", INDEX: "check_index_compatibility.py"}
+PARTS = ("encoder", "embeddings", "pooler", "heads")
+TAGS = ["sentence-transformers", "feature-extraction", "xlm-roberta", "structured-pruning"]
+# By the kind of a task: type and name, as sentence-transformers writes them.
+TASKS = {
+    "similarity": ("semantic-similarity", "Semantic Similarity"),
+    "retrieval": ("information-retrieval", "Information Retrieval"),
 }
-STAGES = {
-    "prune": "pruning",
-    "recover_larger": "recovery of the larger models that it was cut from",
-    "recover": "recovery",
-    "train": "training without gates",
-}
-CHOICES = {
-    "l0": "",
-    "layers": "What stays was chosen by pruning layers alone. ",
-    "magnitude": "What stays was chosen by the size of the weights. ",
-    "activation": "What stays was chosen by the size of activations. ",
-    "reconstruction": "What stays was chosen by what the rest could not make up for. ",
-    "random": "What stays was drawn at random. ",
-}
-PROJECTIONS = {
-    "selection": "Dimensions that were removed are 0 in them.",
-    "fitted": "What the removed dimensions hold was fitted by least squares on {texts:,} texts.",
-}
+R = TypeVar("R", bound=Record)
+
+
+class _Evaluation(EvaluationRecord):
+    """An evaluation that says which model it is about."""
+
+    model: Text
+    parameters: BothParameters | None
+
+
+class _Settings(Record):
+    """``sentence_bert_config.json``."""
+
+    max_seq_length: Count | None = None
+
+
+def write_model_card(
+    folder: Path, evaluation: Path | None = None, index: Path | None = None
+) -> Path:
+    """Write ``README.md`` of an extracted folder from everything that is known about it.
+
+    The files are copied into the folder. What was copied there before is used again.
+
+    Args:
+        folder: Folder that extraction wrote.
+        evaluation: What ``scripts/evaluate_model.py`` wrote about it.
+        index: What ``scripts/check_index_compatibility.py`` wrote about it.
+
+    Returns:
+        The path of ``README.md``.
+
+    Raises:
+        FileNotFoundError: If the folder holds no extracted model, or a file does not exist.
+        ValueError: If a file is damaged, is something else, or is about another model. Nothing is
+            written then.
+    """
+    from jinja2 import UndefinedError
+
+    record = _read_pruning(folder)
+    scores = _read(EVALUATION, _Evaluation, evaluation, folder)
+    found = _read(INDEX, IndexRecord, index, folder)
+    if scores and evaluation:  # the folder may have been moved since a copy was made
+        _check_path(evaluation, scores.model, folder)
+    if scores:
+        _check_parameters(evaluation or folder / EVALUATION, scores, record)
+    if found and index:
+        _check_index(index, found, folder)
+    try:
+        card = render_model_card(record, scores, found)
+    except (KeyError, TypeError, AttributeError, UndefinedError) as error:
+        raise ValueError(
+            f"{folder}: the card cannot be made, something is missing in what is known about the "
+            f"model ({error!r}). To fix, extract and evaluate it again with this version."
+        ) from error
+    for name, path in ((EVALUATION, evaluation), (INDEX, index)):
+        if path is not None and path.resolve() != (folder / name).resolve():
+            write_text(folder / name, path.read_text(encoding="utf-8"))
+    write_text(folder / CARD, card)
+    log.info("wrote %s", folder / CARD)
+    return folder / CARD
+
+
+def _read_pruning(folder: Path) -> PruningRecord:
+    if not (folder / MARKER).is_file():
+        raise FileNotFoundError(
+            f"{folder}: holds no {MARKER}, so it is not an extracted model and its {CARD} is kept. "
+            f"To fix, give the folder that scripts/extract_pruned_model.py wrote."
+        )
+    record = read_record(folder / MARKER, PruningRecord, "extract the model again")
+    # What sentence-transformers does; somebody may have changed it since the extraction.
+    path = folder / "sentence_bert_config.json"
+    if path.is_file():
+        settings = read_record(path, _Settings, "copy it again")
+        record.max_seq_length = settings.max_seq_length or record.max_seq_length
+    return record
+
+
+def _read(name: str, kind: type[R], given: Path | None, folder: Path) -> R | None:
+    """A file about the model: the one that was given, or the copy in the folder if there is one."""
+    if given is None and not (folder / name).is_file():
+        return None
+    fix = f"give the JSON file that scripts/{WRITERS[name]} wrote"
+    return read_record(given or folder / name, kind, fix)
+
+
+def _check_path(path: Path, model: str, folder: Path) -> None:
+    """Refuse a file about another folder that exists, or about a file in this one."""
+    judged = Path(model)
+    if judged.exists() and judged.resolve() != folder.resolve():
+        raise ValueError(
+            f"{path}: is about {judged}, not about {folder}. To fix, give a file that is about "
+            f"{folder} itself."
+        )
+
+
+def _check_index(path: Path, index: IndexRecord, folder: Path) -> None:
+    _check_path(path, index.new, folder)
+    if index.old is not None and Path(index.old).resolve() == folder.resolve():
+        raise ValueError(
+            f"{path}: compares the model with itself, which says nothing about an index of the "
+            f"original. To fix, give the original as OLD to scripts/{WRITERS[INDEX]}."
+        )
+
+
+def _check_parameters(path: Path, evaluation: EvaluationRecord, record: PruningRecord) -> None:
+    judged = evaluation.parameters and evaluation.parameters.model
+    wrong = []
+    for part in PARTS:
+        real = getattr(record.parameters.extracted, part)
+        if part == "heads" and record.projection:  # evaluation counts the map with the heads
+            real += record.projection.dimensions * record.shape.hidden_size
+        found = getattr(judged, part) if judged else 0
+        if found != real:
+            wrong.append(f"{part} {found:,} (here {real:,})")
+    if wrong:
+        raise ValueError(
+            f"{path}: is about a model with other parameters: {', '.join(wrong)}. To fix, evaluate "
+            f"the model of this folder."
+        )
 
 
 def render_model_card(
-    info: Mapping[str, Any],
-    evaluation: Mapping[str, Any] | None = None,
-    index: Mapping[str, Any] | None = None,
+    record: PruningRecord,
+    evaluation: EvaluationRecord | None = None,
+    index: IndexRecord | None = None,
 ) -> str:
     """Markdown with the metadata that the Hugging Face hub reads.
 
     Args:
-        info: Content of ``pruning.json``.
-        evaluation: What :func:`bge_pruning.evaluation.evaluate.evaluate` returns, of this model.
-        index: What ``scripts/check_index_compatibility.py`` writes, of this model.
+        record: Content of ``pruning.json``.
+        evaluation: Scores, parameters and speed of this model.
+        index: How well this model searches an index of the original.
     """
-    parts = [
-        render_header(info, evaluation),
-        f"# Pruned from {escape(display_name(info['source']))}",
-        _introduction(info),
-        *_removed(info),
-        *_exactness(info),
-        *_vocabulary(info),
-        *_quality(info, evaluation),
-        *_compatibility(info, index),
-        *render_loading(info),
-        *_limits(info),
-        *render_rights(info["source"], info.get("method", "l0")),
-    ]
-    return "\n\n".join(parts) + "\n"
-
-
-def _introduction(info: Mapping[str, Any]) -> str:
-    """What it is, what it gives, what loads it."""
-    name, origin = escape(display_name(info["source"])), hub_name(info["source"])
-    source = f"[{name}]({hub_page(origin)})" if origin else name
-    shape = info["shape"]
-    size = info.get("projection", {}).get("dimensions", shape["hidden_size"])
-    outputs = [f"dense vectors of {size:,} dimensions ({info['pooling']} pooling)"]
-    if shape["sparse_head"]:
-        outputs.append("sparse token weights")
-    if shape["colbert_dim"]:
-        outputs.append(f"multi-vectors of {shape['colbert_dim']:,} dimensions")
-    tools = ["transformers", "sentence-transformers"]
-    tools += ["FlagEmbedding"] if has_all_heads(info) else []
-    tools += ["ONNX Runtime"] if "onnx" in info else []
-    return (
-        f"An ordinary XLM-RoBERTa encoder, cut from {source} by structured pruning. It gives "
-        f"{_join(outputs)}, and loads in {_join(tools)} without code of its own."
+    scores = evaluation.as_dict() if evaluation else {}
+    body = _template().render(
+        record=record,
+        index=index,
+        layers="".join(render_layers(record.as_dict())),
+        scores=render_main_scores(scores) if evaluation else [],
+        gains=render_sizes(scores) + render_speed(scores.get("speed")) if evaluation else [],
     )
+    body = re.sub(r"\n{3,}", "\n\n", body).strip()
+    return f"---\n{_render_metadata(record, evaluation)}\n---\n\n{body}\n"
+
+
+@cache
+def _template() -> Template:
+    from jinja2 import Environment, FileSystemLoader, StrictUndefined
+
+    environment = Environment(
+        loader=FileSystemLoader(Path(__file__).with_name("templates")),
+        undefined=StrictUndefined,
+        finalize=_known,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        autoescape=False,  # it is Markdown; `escaped` is what escapes
+    )
+    environment.filters.update(
+        code=lambda text, language: f"{fence(text, language)}\n",
+        escaped=escape,
+        flow=lambda text: f"{' '.join(text.split())}\n",
+        fmt=format,
+        in_bytes=render_bytes,
+        known=_known,
+        listed=_join,
+        public=lambda path: Path(path).name if Path(path).is_absolute() else path,
+    )
+    functions = (describe_loss, describe_compatibility, display_name, hub_name, share)
+    environment.globals.update({function.__name__: function for function in functions})
+    return environment.get_template("model_card.md.jinja")
+
+
+def _known(value: Any) -> Any:
+    """Refuse to print what is not known."""
+    if value is None:
+        raise TypeError("a value is null")
+    return value
 
 
 def _join(words: list[str]) -> str:
-    *first, last = words
+    *first, last = filter(None, words)
     return f"{', '.join(first)} and {last}" if first else last
 
 
-def _removed(info: Mapping[str, Any]) -> list[str]:
-    source, shape = info["source_shape"], info["shape"]
-    rows = [
-        [label, f"{source[key]:,}", f"{shape[key]:,}", share(source[key], shape[key])]
-        for label, key in SIZES.items()
-        if source[key] or shape[key]
-    ]
-    before, after = info["parameters"]["source"], info["parameters"]["extracted"]
-    rows += [
-        [f"{part} parameters", f"{before[part]:,}", f"{after[part]:,}", share(count, after[part])]
-        for part, count in before.items()
-    ]
-    near = ", and how near the learned gates were to this shape" if info.get("constraint") else ""
+def _render_metadata(record: PruningRecord, evaluation: EvaluationRecord | None) -> str:
+    """The YAML at the head of the card."""
+    from huggingface_hub import ModelCardData
+
+    origin, license_id = hub_name(record.source), record.source.license
+    fields: dict[str, Any] = {
+        "library_name": "sentence-transformers",
+        "pipeline_tag": "sentence-similarity",
+        "tags": TAGS,
+        "license": license_id,
+        "base_model": origin,
+    }
+    if license_id == "other" and origin:
+        fields["license_link"] = hub_page(origin)
+    if evaluation is not None and (results := _results(evaluation)):
+        name = f"{display_name(record.source).rpartition('/')[2]}-pruned"
+        fields.update(model_name=name, eval_results=results)
+    return ModelCardData(**fields).to_yaml()
+
+
+def _results(evaluation: EvaluationRecord) -> list[EvalResult]:
+    from huggingface_hub import EvalResult
+
     return [
-        "## What was removed",
-        table(["", "original", "this model", "kept"], rows),
-        *render_layers(info),
-        f"{CHOICES.get(info.get('method', 'l0'), '')}{_training(info)} `pruning.json` "
-        f"lists the kept layers, heads, units and dimensions{near}.",
+        EvalResult(
+            task_type=TASKS[entry.kind][0],
+            task_name=TASKS[entry.kind][1],
+            # Results of the same task and dataset are one entry of the hub.
+            dataset_type=re.sub(r"[^\w.-]+", "-", entry.task),
+            dataset_name=entry.task,
+            metric_type=entry.metric,
+            metric_name=f"{METRIC_TITLES[entry.metric]}, {entry.mode}",
+            metric_value=round(entry.value, 4),
+        )
+        for entry in evaluation.main_scores()
     ]
-
-
-def _training(info: Mapping[str, Any]) -> str:
-    batches = info["batches"]
-    if not batches:
-        return "It was not trained after the cut."
-    parts = [f"{count:,} batches of {STAGES[stage]}" for stage, count in batches.items()]
-    trained = f"Trained for {_join(parts)}."
-    if "refit_texts" not in info:
-        return trained
-    return (
-        f"{trained} The recovery began by fitting its layers to the original's hidden states by "
-        f"least squares, on up to {info['refit_texts']:,} training texts."
-    )
-
-
-def _exactness(info: Mapping[str, Any]) -> list[str]:
-    """What writing it changed: nothing, but for what was asked for."""
-    sentences = [
-        f"The cut is exact: this model gave the same outputs as the masked model that it was cut "
-        f"from (largest difference {info['largest_difference']:.1e}, float32)."
-    ]
-    if "precision" in info:
-        sentences.append(describe_precision(info).strip())
-    if "multi_vector" in info:
-        turned = info["multi_vector"]
-        sentences.append(
-            f"The multi-vector head was turned from {turned['source_dim']:,} to "
-            f"{turned['colbert_dim']:,} dimensions by an orthogonal change of basis: products of "
-            f"vectors moved by {turned['largest_difference']:.1e} at most."
-        )
-    if "onnx" in info:
-        onnx = info["onnx"]
-        worst = max(onnx["largest_difference"].values())
-        sentences.append(
-            f"`{onnx['file']}` ({render_bytes(onnx['bytes'])}) gave the same outputs as torch "
-            f"(largest difference {worst:.1e})."
-        )
-    if "onnx_int8" in info:
-        int8 = info["onnx_int8"]
-        sentences.append(
-            f"`{int8['file']}` ({render_bytes(int8['bytes'])}) is rounded to int8: "
-            f"{describe_loss(int8)} (measured on {escape(describe_machine(int8['speed']))})."
-        )
-    return ["## How exact it is", " ".join(sentences)]
-
-
-def _vocabulary(info: Mapping[str, Any]) -> list[str]:
-    if "vocabulary" not in info:
-        return []
-    return ["## Vocabulary", *render_vocabulary(info["vocabulary"])]
-
-
-def _quality(info: Mapping[str, Any], evaluation: Mapping[str, Any] | None) -> list[str]:
-    scores = [] if evaluation is None else render_main_scores(evaluation)
-    if evaluation is None or not scores:
-        baseline = hub_name(info["source"]) or "ORIGINAL"
-        return [
-            "## Quality",
-            f"Quality: not measured. In a checkout of bge_pruning, `python "
-            f"scripts/evaluate_model.py {PLACE} --baseline {baseline} --sts FILE --output "
-            f"evaluation.json` measures it, and `python "
-            f"scripts/write_model_card.py {PLACE} --evaluation evaluation.json` adds it here.",
-        ]
-    gains = [*render_sizes(evaluation), *render_speed(evaluation.get("speed"))]
-    return [*scores, "`evaluation.json` holds all scores.", "## Size and speed", *gains]
-
-
-def _compatibility(info: Mapping[str, Any], index: Mapping[str, Any] | None) -> list[str]:
-    """Whether an index of the original's vectors keeps working."""
-    parts = []
-    if "projection" in info:
-        found = info["projection"]
-        count = found["dimensions"] * info["shape"]["hidden_size"]
-        parts.append(
-            f"Dense vectors live in the {found['dimensions']:,} dimensions of the original, so "
-            f"that an index of its vectors keeps working. "
-            f"{PROJECTIONS[found['kind']].format(texts=found['texts'] or 0)} The map, `{DENSE}`, "
-            f"has {count:,} parameters more."
-        )
-    if index is not None:
-        parts += render_compatibility(index).splitlines()
-    elif parts:
-        parts.append(
-            f"How well: not measured. In a checkout of bge_pruning, `python "
-            f"scripts/check_index_compatibility.py {hub_name(info['source']) or 'ORIGINAL'} "
-            f"{PLACE} --texts FILE --output index.json` measures it, and `python "
-            f"scripts/write_model_card.py {PLACE} --index index.json` adds it here."
-        )
-    return ["## Vector compatibility", *parts] if parts else []
-
-
-def _limits(info: Mapping[str, Any]) -> list[str]:
-    items = [
-        f"Texts are cut at {longest_text(info):,} tokens.",
-        "If the original wants words before a text, such as `query: `, so does this one.",
-    ]
-    source, shape = info["source_shape"], info["shape"]
-    if shape["vocab_size"] != source["vocab_size"]:
-        items.append(
-            "Token ids are this model's own, and so are the keys of sparse weights: "
-            "`vocab_map.json` holds for each id that of the vocabulary before it was trimmed. A "
-            "sparse index of the original needs them translated."
-        )
-    if shape["hidden_size"] != source["hidden_size"] and "projection" not in info:
-        items.append(
-            f"Dense vectors have {shape['hidden_size']:,} dimensions, not "
-            f"{source['hidden_size']:,}: an index of the original's vectors has to be made "
-            f"anew."
-        )
-    return ["## Limits", "\n".join(f"* {item}" for item in items)]

@@ -23,13 +23,13 @@ import torch
 from torch import Tensor
 
 from bge_pruning.evaluation.onnx_encoder import OnnxEncoder, onnx_files
-from bge_pruning.export.export_text import describe_loss
 from bge_pruning.export.onnx_export import DATA, FOLDER, MODEL, SINGLE_FILE_BYTES
 from bge_pruning.export.onnx_graph import PROJECTION
 from bge_pruning.export.validation import VALIDATION_SENTENCES
 from bge_pruning.utils.files import refuse_existing
 from bge_pruning.utils.guard import import_optional
 from bge_pruning.utils.model_analysis import measure_speed
+from bge_pruning.utils.typed_records import Int8Record
 
 if TYPE_CHECKING:
     from onnx import GraphProto, ModelProto
@@ -181,15 +181,29 @@ def export_onnx_int8(
     with quantised(folder, settings) as path:
         loss = measure_int8(OnnxEncoder(path), OnnxEncoder(folder / FOLDER / MODEL), pairs, rounds)
         os.replace(path, output)
-    log.info("%s/%s: %s", FOLDER, QUANTISED, describe_loss(loss))
-    size = output.stat().st_size
-    return {
-        "file": f"{FOLDER}/{QUANTISED}",
-        "bytes": size,
-        "bytes_float32": sum(f.stat().st_size for f in onnx_files(folder / FOLDER / MODEL)),
-        "settings": asdict(settings),
+    record = Int8Record(
+        file=f"{FOLDER}/{QUANTISED}",
+        bytes=output.stat().st_size,
+        bytes_float32=sum(f.stat().st_size for f in onnx_files(folder / FOLDER / MODEL)),
+        settings=asdict(settings),
         **loss,
-    }
+    )
+    log.info("%s: %s", record.file, describe_loss(record))
+    return record.as_dict()
+
+
+def describe_loss(record: Int8Record) -> str:
+    """Describe in one line what int8 loses and gains."""
+    dense, speed = record.cosine.dense_vecs, record.speed
+    text = (
+        f"cosine to float32 {dense.mean:.4f} (lowest {dense.min:.4f} of {record.texts} texts), "
+        f"{speed.throughput_texts_per_s.ratio:.2f} times the texts per second, "
+        f"{speed.latency_ms.ratio:.2f} times the time of one text"
+    )
+    if record.spearman is not None:
+        found = record.spearman
+        text += f", Spearman {found.int8:.4f} (float32 {found.float32:.4f})"
+    return text
 
 
 @contextmanager

@@ -5,13 +5,15 @@ from __future__ import annotations
 import gc
 import logging
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import yaml
+
+from bge_pruning.utils.typed_records import Source
 
 TOKENIZER_FILES = (
     "tokenizer.json",
@@ -176,25 +178,17 @@ def _single(value: Any) -> Any:
     return value[0] if isinstance(value, list) and len(value) == 1 else value
 
 
-def hub_name(source: Mapping[str, Any]) -> str | None:
-    """Hub name of the model that another was cut from, ``None`` if it has none.
-
-    Args:
-        source: ``source`` of ``pruning.json``: ``base_model``, and ``origin`` if it is known.
-    """
-    if source.get("origin"):
-        return source["origin"]
-    name = source["base_model"]
+def hub_name(source: Source) -> str | None:
+    """Hub name of the model that another was cut from, ``None`` if it has none."""
+    if source.origin:
+        return source.origin
+    name = source.base_model
     return name if is_hub_name(name) and not Path(name).is_dir() else None
 
 
-def display_name(source: Mapping[str, Any]) -> str:
-    """Hub name, or the last part of a path: where somebody keeps a model is nobody's business.
-
-    Args:
-        source: As in :func:`hub_name`.
-    """
-    return hub_name(source) or Path(source["base_model"]).name
+def display_name(source: Source) -> str:
+    """Hub name, or the last part of a path: local paths are not published."""
+    return hub_name(source) or Path(source.base_model).name
 
 
 def hub_page(name: str) -> str:

@@ -10,7 +10,6 @@ one that was written and read back have the same float32 weights.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -107,18 +106,3 @@ def precision_loss(before: Mapping[str, Tensor], after: Mapping[str, Tensor]) ->
     cosine = torch.cosine_similarity(before["dense_vecs"], after["dense_vecs"], dim=-1)
     differences = {name: float((after[name] - before[name]).abs().max()) for name in before}
     return {"dense_cosine": float(cosine.min()), **differences}
-
-
-def describe_precision(info: Mapping[str, Any]) -> str:
-    """A sentence about the precision for a model card; empty for float32.
-
-    Args:
-        info: Content of ``pruning.json``.
-    """
-    if "precision" not in info:
-        return ""
-    found = info["precision"]
-    return (
-        f" The weights are {found['dtype']}: beside float32 weights, the lowest cosine of a "
-        f"validation sentence's two dense vectors is {found['rounding']['dense_cosine']:.6f}."
-    )

@@ -282,7 +282,7 @@ def cut_member(member: Member, checkpoint: Path, output: Path, nested: bool) -> 
 
 def _judge(config: Config, tasks: Sequence[Task], modes: Sequence[str]) -> None:
     """Evaluate one size and report it, as far as an earlier call has not."""
-    from bge_pruning.export.card import write_model_card
+    from bge_pruning.export.model_card import write_model_card
     from bge_pruning.reports.report import MARKDOWN, write_report
 
     results = Path(config.results_folder)

@@ -293,7 +293,7 @@ def evaluate_model(config: Config, tasks: Sequence[Task], modes: Sequence[str]) 
         modes: Same.
     """
     from bge_pruning.evaluation.evaluate import evaluate, write_evaluation
-    from bge_pruning.export.card import write_model_card
+    from bge_pruning.export.model_card import write_model_card
     from bge_pruning.model_io.hub import fetch_model_folder
     from bge_pruning.utils.devices import torch_device
 

@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 
 from bge_pruning.model_io.hub import Origin, display_name, hub_name, hub_page, read_origin
+from bge_pruning.utils.typed_records import Source
 
 
 @pytest.fixture
@@ -124,8 +125,8 @@ def test_the_card_of_the_prepared_model(write_card):
 def test_names_of_a_record(source, name, shown, tmp_path, monkeypatch):
     (tmp_path / "here" / "folder").mkdir(parents=True)
     monkeypatch.chdir(tmp_path)
-    assert hub_name(source) == name
-    assert display_name(source) == shown
+    assert hub_name(Source(**source)) == name
+    assert display_name(Source(**source)) == shown
 
 
 def test_page_of_a_model():

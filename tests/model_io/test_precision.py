@@ -9,7 +9,6 @@ import torch
 
 from bge_pruning.model_io.precision import (
     DTYPES,
-    describe_precision,
     dtype_name,
     precision_loss,
     round_tensor,
@@ -108,7 +107,3 @@ def test_loss_is_its_formulas():
     assert precision_loss(before, after) == pytest.approx(
         {"dense_cosine": 0.8, "dense_vecs": 0.6, "token_weights": 0.25}
     )
-
-
-def test_float32_needs_no_words():
-    assert describe_precision({}) == ""
