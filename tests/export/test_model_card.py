@@ -2,130 +2,182 @@
 
 from __future__ import annotations
 
+import ast
+import json
 import re
-from dataclasses import replace
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
 from huggingface_hub import ModelCard
 
-from bge_pruning.export.model_card import render_model_card
+from bge_pruning.export.extract import ExtractOptions, extract
+from bge_pruning.export.model_card import TASKS, render_model_card, write_model_card
+from bge_pruning.models.encoder_shape import EncoderShape, count_parameters
+from bge_pruning.utils.typed_records import EvaluationRecord, IndexRecord, PruningRecord
 
-INDEX = {
-    **{"old": "/my/index", "new": "/my/model", "passages": 3000, "queries": 43, "top_k": 10},
-    **{"agreement": 0.912, "agreement_interval": [0.88, 0.94], "same_first": 0.95, "chance": 0.003},
-    "cosine": {"mean": 0.9876, "p5": 0.95},
+DATA = Path(__file__).parent / "data"
+# BGE-M3, halved in layers, dimensions and heads, with everything that can be asked for beside it.
+RECORDS = json.loads((DATA / "card_records.json").read_text(encoding="utf-8"))
+FULL = RECORDS["pruning"]
+BGE_M3 = EncoderShape(**FULL["source_shape"])
+PLAIN = {
+    "source": FULL["source"],
+    "kept": FULL["kept"],
+    "constraint": {},
+    "batches": {"prune": 1200, "recover": 600},
+    "pooling": "cls",
+    "largest_difference": 1.234e-6,
 }
-ONNX = {
-    **{"file": "onnx/model.onnx", "data": None, "bytes": 12_345_678},
-    "outputs": ["last_hidden_state", "dense_vecs", "token_weights", "colbert_vecs"],
-    "largest_difference": {"dense_vecs": 1e-7, "colbert_vecs": 3.21e-7},
-}
-INT8 = {
-    **{"file": "onnx/model_quantized.onnx", "bytes": 4_567_890, "texts": 8, "spearman": None},
-    "cosine": {"dense_vecs": {"mean": 0.9913, "min": 0.952}},
-    "speed": {
-        **{"device": "cpu", "threads": 4},
-        **{"throughput_texts_per_s": {"ratio": 2.05}, "latency_ms": {"ratio": 0.5}},
-    },
-}
-VOCABULARY = {
-    "vocabulary": {"source": 250002, "kept": 30000, "required": 1234, "rows_saved": 220002},
-    "scripts": ["LATIN"],
-    "parameters": {"source": 1000, "trimmed": 600, "saved": 400, "share_saved": 0.4},
-    "coverage": [
-        {
-            **{"corpus": "de.txt", "role": "chosen", "texts": 400, "tokens": 9000},
-            **{"tokens_kept": 0.999, "texts_same": 0.98, "growth": 1.002},
-            **{"unknown_before": 0.0, "unknown_after": 0.001},
-        }
-    ],
-}
+EVALUATION = EvaluationRecord(**RECORDS["evaluation"])
+INDEX = IndexRecord(**RECORDS["index"])
+NARROW = {"hidden_size": 512, "num_attention_heads": 8}
+TOOLS = ["sentence-transformers", "transformers", "FlagEmbedding", "ONNX Runtime"]
+GOLDEN = {"full": (FULL, EVALUATION, INDEX), "plain": (None, None, None)}
 
 
-def table(card: str) -> dict[str, list[str]]:
-    rows = [line.strip("|").split("|") for line in card.splitlines() if line.startswith("|")]
-    return {name.strip(): [cell.strip() for cell in cells] for name, *cells in rows}
+def make_record(
+    original: dict[str, Any] | None = None, shape: dict[str, Any] | None = None, **changes: Any
+) -> PruningRecord:
+    """A record of BGE-M3 cut to half its layers, without anything that can be left out.
+
+    Args:
+        original: Sizes of the original that are not BGE-M3's.
+        shape: Sizes that are not those of the original.
+        **changes: Other keys of the record.
+    """
+    sizes = {**FULL["source_shape"], **(original or {})}
+    cut = {**sizes, "num_hidden_layers": 12, **(shape or {})}
+    parameters = {
+        name: count_parameters(EncoderShape(**found)).as_dict()
+        for name, found in (("source", sizes), ("extracted", cut))
+    }
+    found = {**PLAIN, "source_shape": sizes, "shape": cut, "parameters": parameters, **changes}
+    return PruningRecord(**found)
+
+
+def full(*keys: str) -> dict[str, Any]:
+    """Some keys of the full record."""
+    return {key: FULL[key] for key in keys}
+
+
+def make_card(**changes: Any) -> str:
+    return render_model_card(make_record(**changes))
+
+
+def source(base: str, license_id: str | None = "mit", origin: str | None = None) -> dict[str, Any]:
+    return {"base_model": base, "revision": None, "license": license_id, "origin": origin}
 
 
 def section(card: str, heading: str) -> str:
-    found = re.search(rf"^## {heading}\n(.*?)(?=^## |\Z)", card, re.MULTILINE | re.DOTALL)
-    return "" if found is None else found.group(1).strip()
+    found = re.search(rf"^##+ {heading}\n(.*?)(?=^##|\Z)", card, re.MULTILINE | re.DOTALL)
+    return "" if found is None else found[1].strip()
 
 
-def headings(card: str) -> list[str]:
-    return re.findall(r"^## (.*)$", card, re.MULTILINE)
+def programs(card: str) -> dict[str, str]:
+    return dict(re.findall(r"^### ([^\n]+)\n\n```python\n(.*?)```", card, re.MULTILINE | re.DOTALL))
 
 
-# What it is
+# The whole card
 
 
-def test_the_whole_card_in_order(make_info, evaluation):
-    info = {**make_info(), "vocabulary": VOCABULARY, "onnx": ONNX, "onnx_int8": INT8}
-    assert headings(render_model_card(info, evaluation, INDEX)) == [
-        "What was removed",
-        "How exact it is",
-        "Vocabulary",
-        "Quality",
-        "Size and speed",
-        "Vector compatibility",
-        "How to load",
-        "Limits",
-        "Licence and citation",
+@pytest.mark.parametrize("name", GOLDEN)
+def test_golden_cards(name):
+    content, evaluation, index = GOLDEN[name]
+    record = PruningRecord(**content) if content else make_record()
+    expected = (DATA / f"card_{name}.md").read_text(encoding="utf-8")
+    assert render_model_card(record, evaluation, index) == expected
+
+
+def test_the_numbers_of_the_table_are_bge_m3s():
+    """What the table claims, counted once more: 24 layers, 250,002 + 8,194 + 1 rows."""
+    layer = 4 * (1024 * 1024 + 1024) + 4096 * (2 * 1024 + 1) + 1024 + 4 * 1024
+    embeddings = (250_002 + 8_194 + 1 + 2) * 1024
+    said = section(make_card(shape={"intermediate_size": 2048}), "What was removed")
+    assert (
+        f"| encoder parameters | {24 * layer:,} | {12 * (layer - 2048 * 2049):,} | 33.3% |" in said
+    )
+    assert f"| embeddings parameters | {embeddings:,} | {embeddings:,} | 100.0% |" in said
+
+
+def test_a_value_that_is_not_known_is_never_printed():
+    for missing in ({"pooling": None}, {"largest_difference": None}):
+        with pytest.raises(TypeError):
+            make_card(**missing)
+
+
+# The metadata
+
+
+def read_metadata(**changes: Any) -> dict[str, Any]:
+    return yaml.safe_load(make_card(**changes).split("---\n")[1])
+
+
+def test_scores_are_the_models_results():
+    data = ModelCard(render_model_card(make_record(), EVALUATION)).data
+    assert data.model_name == "bge-m3-pruned"
+    found = [
+        (r.task_type, r.dataset_name, r.dataset_type, r.metric_type, r.metric_name, r.metric_value)
+        for r in data.eval_results
     ]
-    assert headings(render_model_card(make_info())) == [
-        "What was removed",
-        "How exact it is",
-        "Quality",
-        "How to load",
-        "Limits",
-        "Licence and citation",
+    similarity = ("semantic-similarity", "stsb-en-test", "stsb-en-test")
+    assert found == [
+        (*similarity, "cosine_spearman", "Spearman, dense", 0.8124),
+        (*similarity, "spearman", "Spearman, all", 0.7),
+        ("information-retrieval", "my <docs>", "my-docs-", "ndcg_at_10", "nDCG@10, dense", 0.5),
     ]
 
 
-def test_the_hub_reads_it(make_info, evaluation):
-    card = ModelCard(render_model_card(make_info(), evaluation))
-    assert card.data.license == "mit" and len(card.data.eval_results) == 3
-    card.data.to_yaml()
-    assert card.text.strip().startswith("# Pruned from BAAI/bge-m3\n")
+def test_every_kind_of_task_has_a_type():
+    from bge_pruning.evaluation.tasks import RETRIEVAL, SIMILARITY
+
+    assert set(TASKS) == {SIMILARITY, RETRIEVAL}
+
+
+def test_what_is_not_known_is_left_out():
+    found = read_metadata(source=source("/my/models/secret", None))
+    assert set(found) == {"library_name", "pipeline_tag", "tags"}
 
 
 @pytest.mark.parametrize(
     ("base", "title"),
     [
-        ("BAAI/bge-m3", "BAAI/bge-m3"),
         ("/models/é 模型", "é 模型"),
+        ("models/x", "x"),
         ("/my/a: b # c", r"a: b \# c"),
         ("{name} {0} %s", "{name} {0} %s"),
+        ("{{ 1 + 1 }}", "{{ 1 + 1 }}"),
         ("x`y", r"x\`y"),
+        ("../x/y", "y"),
     ],
 )
-def test_any_base_model_is_named_and_no_path(base, title, make_info):
-    card = render_model_card(make_info(base, origin=None))
+def test_a_local_path_is_neither_shown_nor_the_base_model(base, title, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    if base == "models/x":  # the form of a hub name, but a folder here
+        (tmp_path / base).mkdir(parents=True)
+    card = make_card(source=source(base))
     assert f"\n# Pruned from {title}\n" in card
-    assert "/models/" not in card and "/my/" not in card
-    assert yaml.safe_load(card.split("---\n")[1])["library_name"] == "sentence-transformers"
+    assert not re.search("models/|/my/|\\.\\./", card)
+    assert "base_model" not in read_metadata(source=source(base))
+    named = make_card(source=source(base, origin="owner/name"))
+    assert "\nbase_model: owner/name\n" in named and "\n# Pruned from owner/name\n" in named
+    assert "cut from [owner/name](https://huggingface.co/owner/name) by" in named
+    assert base == "x`y" or base not in named
 
 
-def test_a_folder_is_called_by_the_name_that_it_has_on_the_hub(make_info):
-    card = render_model_card(make_info("/my/folder", origin="owner/name"))
-    assert "\n# Pruned from owner/name\n" in card
-    assert "cut from [owner/name](https://huggingface.co/owner/name) by" in card
-    assert "/my/folder" not in card
+def test_records_of_before_there_was_an_origin():
+    found = read_metadata(source={"base_model": "BAAI/bge-m3", "revision": None})
+    assert found["base_model"] == "BAAI/bge-m3" and "license" not in found
 
 
-@pytest.mark.parametrize("pooling", ["cls", "mean"])
-def test_outputs_and_tools_are_named(pooling, make_info):
-    said = f"It gives dense vectors of 1,024 dimensions ({pooling} pooling), sparse token weights"
-    said += " and multi-vectors of 1,024 dimensions, and loads in transformers, "
-    card = render_model_card(make_info(pooling=pooling))
-    assert f"{said}sentence-transformers and FlagEmbedding without code of its own." in card
-    card = render_model_card({**make_info(pooling=pooling), "onnx": ONNX})
-    assert f"{said}sentence-transformers, FlagEmbedding and ONNX Runtime without" in card
+# What it is, what was removed, and how exact it is
 
 
 @pytest.mark.parametrize(
-    ("change", "outputs"),
+    ("original", "outputs"),
     [
         ({"sparse_head": False}, "(cls pooling) and multi-vectors of 1,024 dimensions, and loads"),
         ({"colbert_dim": 0}, "(cls pooling) and sparse token weights, and loads"),
@@ -133,178 +185,378 @@ def test_outputs_and_tools_are_named(pooling, make_info):
     ],
     ids=str,
 )
-def test_without_both_heads(change, outputs, make_info, bge_m3_shape):
+def test_without_both_heads(original, outputs):
     """FlagEmbedding would make random heads without a word."""
-    card = render_model_card(make_info(original=replace(bge_m3_shape, **change)))
+    card = make_card(original=original)
     assert f"dense vectors of 1,024 dimensions {outputs} in transformers and sentence-" in card
-    assert "FlagEmbedding" not in card
+    assert "FlagEmbedding" not in card and "BgeM3EmbeddingModel" not in card
+    assert ("| multi-vector size |" in card) == ("colbert_dim" not in original)
 
 
-def test_the_text_is_whole(make_info, evaluation):
-    info = {**make_info(), "vocabulary": VOCABULARY, "onnx": ONNX, "onnx_int8": INT8}
-    for card in (render_model_card(make_info()), render_model_card(info, evaluation, INDEX)):
-        prose = re.sub(r"```.*?```", "", card, flags=re.DOTALL).partition("\n# ")[2]
-        assert not re.search(r"\{\w*\}|\bNone\b|\bnan\b|  +\w", prose)
-        assert card.endswith(".\n") and "\n\n\n" not in card
-
-
-# What was removed, and how exact it is
-
-
-def test_the_table_compares_sizes_and_parameters(make_info):
-    card = section(render_model_card(make_info(intermediate_size=2048)), "What was removed")
-    assert table(card) == {
-        "": ["original", "this model", "kept"],
-        "---": ["---:", "---:", "---:"],
-        "layers": ["24", "12", "50.0%"],
-        "hidden size": ["1,024", "1,024", "100.0%"],
-        "attention heads": ["16", "16", "100.0%"],
-        "intermediate size": ["4,096", "2,048", "50.0%"],
-        "vocabulary": ["250,002", "250,002", "100.0%"],
-        "multi-vector size": ["1,024", "1,024", "100.0%"],
-        # A layer of BGE-M3 has 12,596,224; 2,048 units of 2,049 go, in each of 12.
-        "encoder parameters": ["302,309,376", "100,798,464", "33.3%"],
-        "embeddings parameters": ["264,395,776", "264,395,776", "100.0%"],
-        "pooler parameters": ["1,049,600", "1,049,600", "100.0%"],
-        "heads parameters": ["1,050,625", "1,050,625", "100.0%"],
-        "total parameters": ["568,805,377", "367,294,465", "64.6%"],
-    }
-
-
-def test_the_numbers_of_the_table_are_bge_m3s():
-    """What the table above claims, counted once more: 24 layers, 250,002 + 8,194 + 1 rows."""
-    layer = 4 * (1024 * 1024 + 1024) + 4096 * (2 * 1024 + 1) + 1024 + 4 * 1024
-    assert 24 * layer == 302_309_376
-    assert 12 * (layer - 2048 * 2049) == 100_798_464
-    assert (250_002 + 8_194 + 1 + 2) * 1024 == 264_395_776
-
-
-def test_a_head_that_neither_has_has_no_row(make_info, bge_m3_shape):
-    card = render_model_card(make_info(original=replace(bge_m3_shape, colbert_dim=0)))
-    assert "multi-vector size" not in table(card)
-
-
-def test_layers_and_training(make_info):
-    said = section(render_model_card(make_info()), "What was removed")
-    assert "Layers that stay, counted from 0: 0, 2, 4," in said
-    assert "Trained for 1,200 batches of pruning and 600 batches of recovery. `prun" in said
-    info = {**make_info(), "batches": {"train": 7}}
-    assert "Trained for 7 batches of training without gates." in render_model_card(info)
-    fitted = section(render_model_card({**make_info(), "refit_texts": 1024}), "What was removed")
-    assert "The recovery began by fitting its layers" in fitted
-    assert "least squares, on up to 1,024 training texts. `pruning.json`" in fitted
-
-
-def exactness(info) -> str:
-    return section(render_model_card(info), "How exact it is")
-
-
-def test_the_difference_is_named(make_info):
-    assert "(largest difference 1.2e-06, float32)." in exactness(make_info())
-
-
-def test_the_precision_is_named_with_what_it_costs(make_info):
-    assert "The weights are" not in exactness(make_info())
-    rounding = {"dense_cosine": 0.9999987, "dense_vecs": 1e-4}
-    precision = {"dtype": "float16", "rounding": rounding, "as_loaded": 1e-3}
-    said = exactness({**make_info(), "precision": precision})
-    assert "float32). The weights are float16: beside float32 weights, the lowest cosine" in said
-    assert "two dense vectors is 0.999999." in said
-
-
-def test_a_square_multi_vector_head_is_named(make_info):
-    turned = {"source_dim": 1024, "colbert_dim": 768, "largest_difference": 3.4e-7}
-    said = exactness({**make_info(), "multi_vector": turned})
-    assert "turned from 1,024 to 768 dimensions by an orthogonal change of basis" in said
-    assert "vectors moved by 3.4e-07 at most." in said
-
-
-def test_onnx_and_int8_are_named_with_what_they_lose(make_info):
-    said = exactness({**make_info(), "onnx": ONNX, "onnx_int8": INT8})
-    same = "`onnx/model.onnx` (12.3 MB) gave the same outputs as torch (largest difference "
-    assert f"{same}3.2e-07)" in said
-    rounded = "`onnx/model_quantized.onnx` (4.57 MB) is rounded to int8: cosine to float32 0.9913"
-    assert rounded in said and "the time of one text (measured on cpu, 4 threads)." in said
-
-
-# Vocabulary, quality, compatibility
-
-
-def test_a_trimmed_vocabulary(make_info):
-    info = {**make_info(vocab_size=30000), "vocabulary": VOCABULARY}
-    card = render_model_card(info)
-    assert "| de.txt | chosen | 400 | 9,000 | 99.90% |" in section(card, "Vocabulary")
-    said = "`vocab_map.json` holds for each id that of the vocabulary before it was trimmed."
-    assert said in section(card, "Limits")
-    assert "vocab_map.json" not in render_model_card(make_info())
-
-
-def test_quality_that_was_not_measured(make_info):
-    said = section(render_model_card(make_info()), "Quality")
-    assert said.startswith("Quality: not measured. ")
-    assert "`python scripts/evaluate_model.py THIS_FOLDER --baseline BAAI/bge-m3 --sts FILE" in said
-    assert "`python scripts/write_model_card.py THIS_FOLDER --evaluation evaluation.json`" in said
-    assert "--baseline ORIGINAL " in render_model_card(make_info("/a/b", origin=None))
-    assert section(render_model_card(make_info(), {"tasks": []}), "Quality") == said
-
-
-def test_quality_beside_floors(make_info, evaluation):
-    said = section(render_model_card(make_info(), evaluation), "Quality")
-    row = "| 0.8400 | 0.8124 | 0.790 to 0.830 | 0.4300 | 0.5100 | 96.7% | 91.6% | 0.040 |"
-    assert f"| stsb-en-test | dense | Spearman {row}" in said
-    assert "without any encoder are floors" in said and "kept above floor" in said
-    assert r"my \<docs\>: 3 of 100 texts are longer than the limit" in said
-    assert "Pearson" not in said and "`evaluation.json` holds all scores." in said
-
-
-def test_size_and_speed(make_info, evaluation):
-    said = section(render_model_card(make_info(), evaluation), "Size and speed")
-    assert "| weights on disk | 28.0 MB | 20.0 MB | 71.4% |" in said
-    assert "| one text, median | 5.0 ms | 5.0 ms | 0.50 (0.40 to 0.62) |" in said
-    assert "| batches of 8, sorted by length | 100 texts/s | 180 texts/s |" in said
-    evaluation["speed"] = None
-    assert "Speed: not measured." in render_model_card(make_info(), evaluation)
+def test_layers_that_all_stay_are_not_listed():
+    for kept in ({}, {"layer": None}, {"layer": list(range(24))}):
+        assert "Layers that stay" not in make_card(kept=kept)
 
 
 @pytest.mark.parametrize(
-    ("kind", "texts", "said"),
+    ("batches", "said"),
     [
-        ("selection", None, "Dimensions that were removed are 0 in them."),
-        ("fitted", 20000, "was fitted by least squares on 20,000 texts."),
+        ({}, "It was not trained after the cut."),
+        ({"train": 7}, "Trained for 7 batches of training without gates."),
+        ({"prune": 5, "recover": 6}, "Trained for 5 batches of pruning and 6 batches of recovery."),
+    ],
+    ids=str,
+)
+def test_training(batches, said):
+    found = section(make_card(batches=batches), "What was removed")
+    assert f"\n{said} `pruning.json` lists" in found
+
+
+@pytest.mark.parametrize(
+    ("method", "said", "paper"),
+    [
+        (None, None, "2204.00408"),
+        ("l0", None, "2310.06694"),
+        ("layers", "pruning layers alone", None),
+        ("magnitude", "the size of the weights", None),
+        ("activation", "the size of activations", "2407.14679"),
+        ("reconstruction", "what the rest could not make up for", "2302.04089"),
+        ("random", "at random", None),
     ],
 )
-def test_a_projection(kind, texts, said, make_info):
-    info = make_info(hidden_size=768, num_attention_heads=12)
-    info["projection"] = {"kind": kind, "dimensions": 1024, "texts": texts}
-    card = render_model_card(info)
-    found = section(card, "Vector compatibility")
-    assert "Dense vectors live in the 1,024 dimensions of the original" in found and said in found
-    assert "It gives dense vectors of 1,024 dimensions" in card
-    assert "The map, `2_Dense`, has 786,432 parameters more." in found
-    assert "made anew" not in card
-    assert "How well: not measured." in found and "write_model_card.py THIS_FOLDER --index" in found
-    measured = section(render_model_card(info, None, INDEX), "Vector compatibility")
+def test_how_it_was_chosen_what_stays_and_whose_method_that_is(method, said, paper):
+    card = make_card(method=method)
+    assert ("What stays was" in card) == (said is not None) and (said or "") in card
+    cited = section(card, "Licence and citation").partition("```\n")[2]
+    assert (f"(https://arxiv.org/abs/{paper})" in cited) if paper else cited == ""
+
+
+def test_a_thread_is_one_and_several_are_threads():
+    int8 = json.loads(json.dumps(FULL["onnx_int8"]))
+    int8["speed"]["threads"] = 1
+    assert "(measured on a_b cpu, 1 thread)." in make_card(onnx_int8=int8)
+
+
+# Vocabulary, quality, compatibility, limits
+
+
+def test_a_card_tells_no_folders_and_its_table_stays_one():
+    vocabulary = FULL["vocabulary"]
+    names = ("/home/me/secret/news.txt", "a|b.txt", "data/sentences/newstest2019-en.txt.gz")
+    rows = [{**vocabulary["coverage"][0], "corpus": name} for name in names]
+    card = make_card(vocabulary={**vocabulary, "coverage": rows, "scripts": []})
+    said = section(card, "Vocabulary")
+    table = [line for line in said.splitlines() if line.startswith("|")]
+    expected = ["news.txt", r"a\|b.txt", "data/sentences/newstest2019-en.txt.gz"]
+    for line, name in zip(table[2:], expected, strict=True):
+        assert line.startswith(f"| {name} | chosen |")
+    assert "scripts: none" in said
+
+
+def test_quality_that_was_not_measured():
+    said = section(make_card(source=source("/a/b")), "Quality")
+    assert said.startswith("Quality: not measured. ") and "--baseline ORIGINAL " in said
+    nothing = EvaluationRecord(**{**RECORDS["evaluation"], "tasks": []})
+    card = render_model_card(make_record(), nothing)
+    assert section(card, "Quality") == section(make_card(), "Quality")
+    assert "model-index" not in card
+
+
+def test_speed_that_was_not_measured():
+    scores = EvaluationRecord(**{**RECORDS["evaluation"], "speed": None})
+    said = section(render_model_card(make_record(), scores), "Size and speed")
+    assert said.endswith("Speed: not measured.")
+
+
+def test_a_projection_keeps_an_index_working_as_well_as_was_measured():
+    projection = {"kind": "selection", "dimensions": 1024, "texts": None}
+    record = make_record(shape=NARROW, projection=projection)
+    found = section(render_model_card(record), "Vector compatibility")
+    assert "Dimensions that were removed are 0 in them." in found
+    assert "How well: not measured." in found
+    measured = section(render_model_card(record, None, INDEX), "Vector compatibility")
     assert "not measured" not in measured and "finds 91.2%" in measured
+    assert (
+        section(render_model_card(make_record(), None, INDEX), "Vector compatibility") in measured
+    )
 
 
-def test_an_index_that_was_searched(make_info):
-    found = section(render_model_card(make_info(), None, INDEX), "Vector compatibility")
-    assert "finds 91.2% (95 % interval 88.0% to 94.0%; chance 0.3%)" in found
-    assert "0.9876 on average" in found and "/my/" not in found
+def test_narrower_vectors_need_a_new_index():
+    said = section(make_card(shape=NARROW), "Limits")
+    assert "Dense vectors have 512 dimensions, not 1,024: an index of the original's" in said
+    assert "an index" not in section(make_card(), "Limits")
 
 
-# Limits
+def test_longest_text():
+    assert "* Texts are cut at 8,192 tokens.\n" in make_card()
+    card = make_card(max_seq_length=512, **full("onnx"))
+    assert "* Texts are cut at 512 tokens.\n" in card and "enable_truncation(512)" in card
 
 
-def test_limits(make_info):
-    said = section(render_model_card(make_info()), "Limits")
-    assert "* Texts are cut at 8,192 tokens.\n" in said
-    assert "an index" not in said
-    said = section(render_model_card({**make_info(), "max_seq_length": 512}), "Limits")
-    assert "* Texts are cut at 512 tokens.\n" in said
+# How to load
 
 
-def test_narrower_vectors_need_a_new_index(make_info):
-    info = make_info(hidden_size=768, num_attention_heads=12)
-    said = section(render_model_card(info), "Limits")
-    assert "Dense vectors have 768 dimensions, not 1,024: an index of the original's" in said
+def test_every_program_is_python_for_this_folder():
+    for content in (FULL, {**FULL, "pooling": "cls"}):
+        found = programs(render_model_card(PruningRecord(**content)))
+        assert list(found) == TOOLS
+        for program in found.values():
+            ast.parse(program)
+            assert "THIS_FOLDER" in program and "\ntexts = [" in program
+            assert all(len(line) <= 100 for line in program.splitlines())
+
+
+def test_colbert_dim_is_named_only_where_it_is_needed():
+    assert "colbert_dim" not in make_card()
+    assert "colbert_dim=1024)" in make_card(shape=NARROW)
+    assert "colbert_dim" not in make_card(shape={**NARROW, "colbert_dim": 512})
+
+
+def test_the_outputs_of_the_graph_are_asked_for():
+    onnx = {**FULL["onnx"], "outputs": ["last_hidden_state", "dense_vecs", "colbert_vecs"]}
+    said = section(make_card(onnx=onnx), "ONNX Runtime")
+    assert '"dense_vecs",  #' in said and '"colbert_vecs",  #' in said and said.endswith("```")
+    assert "token_weights" not in said
+    said = section(make_card(onnx=onnx, **full("onnx_int8")), "ONNX Runtime")
+    assert said.endswith("`onnx/model_quantized.onnx` is the same graph with int8 weights.")
+
+
+def test_vllm_gives_all_outputs_only_where_it_can():
+    overrides = """--hf-overrides '{"architectures": ["BgeM3EmbeddingModel"]}'  # all three"""
+    servers = "text-embeddings-inference and vLLM"
+    assert overrides in section(make_card(), servers)
+    for other in (make_card(shape=NARROW), make_card(pooling="mean")):
+        assert "BgeM3EmbeddingModel" not in other
+        assert "vllm serve THIS_FOLDER --runner pooling\n" in section(other, servers)
+
+
+# Licence and citation
+
+
+@pytest.mark.parametrize(
+    ("found", "said", "cited"),
+    [
+        (source("BAAI/bge-m3"), "applies: `mit`.", "eprint = {2402.03216}"),
+        (
+            source("/home/me/m", "apache-2.0", "sentence-transformers/all-MiniLM-L6-v2"),
+            "applies: `apache-2.0`.",
+            "https://arxiv.org/abs/1908.10084",
+        ),
+        (
+            source("intfloat/e5", "other"),
+            "([intfloat/e5](https://huggingface.co/intfloat/e5)) applies; it is one of its own.",
+            "Cite the original as [intfloat/e5](https://huggingface.co/intfloat/e5) asks.",
+        ),
+        (source("/home/me/x", None), "original applies; its identifier was not known", None),
+    ],
+    ids=["BGE-M3", "sentence-transformers", "another model", "no name"],
+)
+def test_licence_and_citation(found, said, cited):
+    card = make_card(source=found, method="random")
+    assert said in section(card, "Licence and citation") and "/home/me" not in card
+    assert cited in card if cited else "Cite" not in card
+    for entry in re.findall(r"```bibtex\n(.*?)```", card, re.DOTALL):
+        assert entry.count("{") == entry.count("}")
+    link = read_metadata(source=found).get("license_link")
+    assert link == ("https://huggingface.co/intfloat/e5" if "other" in found.values() else None)
+    assert "license_link" not in read_metadata(source=source("/somewhere", "other"))
+
+
+# Written again into an extracted folder
+
+
+@pytest.fixture
+def evaluated() -> dict[str, Any]:
+    """Scores of the full model."""
+    counts = dict(FULL["parameters"]["extracted"])
+    counts["heads"] += 1024 * 512  # the map to the original's dimensions
+    return {**RECORDS["evaluation"], "parameters": {"model": counts, "baseline": None}}
+
+
+@pytest.fixture
+def folder(tmp_path) -> Path:
+    """What a card is made from, and a file that is left alone."""
+    folder = tmp_path / "small"
+    folder.mkdir()
+    (folder / "pruning.json").write_text(json.dumps(FULL))
+    (folder / "sentence_bert_config.json").write_text('{"max_seq_length": 512}')
+    (folder / "config.json").write_text("{}")
+    write_model_card(folder)
+    return folder
+
+
+@pytest.fixture
+def write(tmp_path, folder) -> Callable[..., Path]:
+    """A function that writes a JSON file about a model."""
+
+    def write(name: str, content: dict[str, Any], key: str, model: Path = folder) -> Path:
+        path = tmp_path / name
+        path.write_text(json.dumps({**content, key: str(model)}, indent=1), encoding="utf-8")
+        return path
+
+    return write
+
+
+@pytest.fixture
+def evaluation(write, evaluated) -> Path:
+    return write("scores.json", evaluated, "model")
+
+
+@pytest.fixture
+def index(write) -> Path:
+    return write("index.json", RECORDS["index"], "new")
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    paths = (path for path in folder.rglob("*") if path.is_file())
+    return {path.relative_to(folder).as_posix(): path.read_bytes() for path in paths}
+
+
+def test_scores_and_a_copy_of_them(folder, evaluation, evaluated):
+    before = contents(folder)
+    assert write_model_card(folder, evaluation) == folder / "README.md"
+    card = (folder / "README.md").read_text(encoding="utf-8")
+    assert len(ModelCard(card).data.eval_results) == 3
+    assert (folder / "evaluation.json").read_bytes() == evaluation.read_bytes()
+    after = contents(folder)
+    changed = {name for name in after if after[name] != before.get(name)}
+    assert changed == {"README.md", "evaluation.json"} and set(before) <= set(after)
+
+
+def test_what_is_known_already_stays(folder, evaluation, index):
+    write_model_card(folder, evaluation)
+    write_model_card(folder, index=index)
+    both = (folder / "README.md").read_bytes()
+    assert b"| stsb-en-test | dense | Spearman |" in both and b"finds 91.2%" in both
+    assert (folder / "index_compatibility.json").read_bytes() == index.read_bytes()
+    evaluation.unlink()
+    index.unlink()
+    write_model_card(folder)
+    assert (folder / "README.md").read_bytes() == both
+    write_model_card(folder, folder / "evaluation.json", folder / "index_compatibility.json")
+    assert (folder / "README.md").read_bytes() == both
+
+
+def test_a_folder_that_was_moved_keeps_its_scores(folder, evaluation):
+    """Although there is another model now where they were measured."""
+    write_model_card(folder, evaluation)
+    card = (folder / "README.md").read_bytes()
+    moved = folder.rename(folder.with_name("moved"))
+    shutil.copytree(moved, folder)
+    write_model_card(moved)
+    assert (moved / "README.md").read_bytes() == card
+
+
+def test_an_evaluation_of_a_folder_that_is_gone_or_through_a_link(folder, write, evaluated):
+    link = folder.with_name("link")
+    link.symlink_to(folder)
+    for model in (folder / "gone", link):
+        write_model_card(folder, write("a.json", evaluated, "model", model))
+        assert json.loads((folder / "evaluation.json").read_text())["model"] == str(model)
+
+
+def test_scores_of_an_extracted_model(run, model_folder, sts_csv, tmp_path):
+    """An evaluation counts the map of a projection, which ``pruning.json`` does not."""
+    from bge_pruning.evaluation.evaluate import evaluate
+    from bge_pruning.evaluation.tasks import find_tasks
+
+    folder, path = tmp_path / "wide", tmp_path / "scores.json"
+    extract(run, folder, options=ExtractOptions(keep_dimension=True))
+    tasks = find_tasks([str(sts_csv)], [], "test")
+    found = evaluate(str(folder), str(model_folder), tasks, device="cpu", speed=False)
+    path.write_text(json.dumps(found))
+    write_model_card(folder, path)
+    card = (folder / "README.md").read_text(encoding="utf-8")
+    score = found["tasks"][0]
+    assert f"| tiny | dense | Spearman | {score['baseline']:.4f} | {score['value']:.4f} |" in card
+
+
+def test_the_limit_of_texts_is_that_of_the_folder(folder):
+    path = folder / "sentence_bert_config.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), "max_seq_length": 77}))
+    write_model_card(folder)
+    assert "* Texts are cut at 77 tokens." in (folder / "README.md").read_text(encoding="utf-8")
+
+
+# What is refused
+
+
+@pytest.fixture
+def refused(folder) -> Callable[..., None]:
+    """A function that expects an error, and that nothing was written."""
+
+    def check(error: type[Exception], message: str, *files: Path | None) -> None:
+        before = contents(folder)
+        with pytest.raises(error, match=message):
+            write_model_card(folder, *files)
+        assert contents(folder) == before
+
+    return check
+
+
+def test_a_folder_that_is_not_ours(tmp_path):
+    (tmp_path / "README.md").write_text("ten years of work")
+    message = r"holds no pruning\.json, so it is not an extracted model and its README\.md is kept"
+    with pytest.raises(FileNotFoundError, match=message):
+        write_model_card(tmp_path)
+    assert (tmp_path / "README.md").read_text() == "ten years of work"
+
+
+def test_a_file_that_does_not_exist(refused, tmp_path):
+    message = r"none\.json: no such file\. To fix, give the JSON file that scripts/{} wrote\."
+    none = tmp_path / "none.json"
+    refused(FileNotFoundError, message.format(r"evaluate_model\.py"), none)
+    refused(FileNotFoundError, message.format(r"check_index_compatibility\.py"), None, none)
+
+
+def test_a_file_that_is_something_else(refused, write):
+    other = write("other.json", {}, "model")
+    message = r"other\.json: has no tasks, parameters\. To fix, give the JSON .*evaluate_model\.py"
+    refused(ValueError, message, other)
+    message = r"other\.json: has no new, passages, .*check_index_compatibility\.py wrote\."
+    refused(ValueError, message, None, other)
+    other.write_text("# Scores")
+    refused(ValueError, r"other\.json: is not JSON", other)
+
+
+def test_another_model_of_the_same_sizes(refused, folder, write, evaluated):
+    other = shutil.copytree(folder, folder.with_name("other"))
+    message = r"a\.json: is about .*other, not about .*small\. To fix, give a file that is about"
+    refused(ValueError, message, write("a.json", evaluated, "model", other))
+    refused(ValueError, message, None, write("a.json", RECORDS["index"], "new", other))
+
+
+def test_an_index_of_its_own(refused, folder, write):
+    """Agreement is 100 % then, and the card would tell it of the original's index."""
+    message = r"a\.json: compares the model with itself.* To fix, give the original as OLD to"
+    content = {**RECORDS["index"], "old": str(folder)}
+    refused(ValueError, message, None, write("a.json", content, "new"))
+
+
+def test_a_file_of_the_folder(refused, folder, write, evaluated):
+    """Scores of the int8 graph are not those of the model."""
+    (folder / "onnx").mkdir()
+    graph = folder / "onnx" / "model_quantized.onnx"
+    graph.touch()
+    message = r"a\.json: is about .*model_quantized\.onnx, not about .*small\. To fix"
+    refused(ValueError, message, write("a.json", evaluated, "model", graph))
+
+
+def test_a_model_of_other_sizes(refused, folder, write, evaluated):
+    counts = evaluated["parameters"]["model"]
+    message = r"with other parameters: encoder {} \(here " + f"{counts['encoder']:,}" + r"\)"
+    other = {"model": {**counts, "encoder": 1234}}
+    for parameters, said in ((other, "1,234"), (None, "0"), ({}, "0"), ({"model": None}, "0")):
+        content = {**evaluated, "parameters": parameters}
+        path = write("a.json", content, "model", folder / "gone")
+        refused(ValueError, r"a\.json: is about a model " + message.format(said), path)
+    content = {**evaluated, "parameters": {"model": {**counts, "heads": 5}}}
+    (folder / "evaluation.json").write_text(json.dumps(content))
+    refused(ValueError, r"evaluation\.json: is about a model with other parameters: heads 5 \(here")
+
+
+def test_records_that_lack_something(refused, folder, write, evaluated):
+    tasks = [{key: v for key, v in evaluated["tasks"][0].items() if key != "interval"}]
+    path = write("a.json", {**evaluated, "tasks": tasks}, "model")
+    message = r"small: the card cannot be made, something is missing .*\. To fix, extract and"
+    refused(ValueError, message, path)
