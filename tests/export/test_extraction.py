@@ -30,6 +30,7 @@ from bge_pruning.model_io.hub import no_loading_bars
 from bge_pruning.models.encoder_shape import EncoderShape, count_parameters
 from bge_pruning.models.l0_module_embedding import L0Module
 from bge_pruning.models.structural_pruning import PruningMasks
+from bge_pruning.utils.typed_records import PruningRecord
 
 ALL = ("head", "hidden", "intermediate", "layer")
 SIZES = {
@@ -461,7 +462,9 @@ def test_the_record(save_run, build_model, tiny_shape, target_shape, metadata, t
     run = save_run(replace(metadata, **said))
     info = extract(run, tmp_path / "small")
     assert json.loads((tmp_path / "small" / "pruning.json").read_text()) == info
-    assert (tmp_path / "small" / "README.md").read_text(encoding="utf-8") == render_model_card(info)
+    assert (tmp_path / "small" / "README.md").read_text(encoding="utf-8") == render_model_card(
+        PruningRecord(**info)
+    )
     assert_counts(tmp_path / "small", info["parameters"]["extracted"])
     source = sum(p.numel() for module in build_model(tiny_shape) for p in module.parameters())
     assert info["parameters"]["source"]["total"] == source

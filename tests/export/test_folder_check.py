@@ -8,7 +8,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from bge_pruning.export.folder_check import FolderError, check_folder, loader_arguments
+from bge_pruning.export.folder_check import FolderError, check_folder
 from bge_pruning.model_io.model_folder import write_model_folder
 from bge_pruning.model_io.pretrained import load_base_model
 from bge_pruning.model_io.projection import compute_modules
@@ -217,14 +217,6 @@ def test_every_problem_is_named_at_once(folder, shape):
     (folder / "modules.json").unlink()
     with pytest.raises(FolderError, match=r"no tokenizer\.json.*no modules\.json"):
         check_folder(folder, shape)
-
-
-def test_what_tools_have_to_be_told(shape):
-    assert loader_arguments(replace(shape, colbert_dim=32)) == {"vllm_multi_vector": True}
-    found = loader_arguments(replace(shape, colbert_dim=48))
-    assert found == {"colbert_dim": 48, "vllm_multi_vector": False}
-    none = replace(shape, colbert_dim=0, sparse_head=False)
-    assert loader_arguments(none) == {"vllm_multi_vector": False}
 
 
 def test_a_folder_that_was_copied_in_part(folder, shape, tmp_path):

@@ -28,6 +28,7 @@ from bge_pruning.export.onnx_quantize import (
     export_onnx_int8,
     quantised,
 )
+from bge_pruning.utils.typed_records import Int8Record
 
 PAIRS = (
     ["the man plays guitar", "a dog runs", "the woman reads", "a cat sings slowly"],
@@ -67,7 +68,7 @@ def test_what_is_written_and_said(exported, caplog, monkeypatch):
     for row in info["cosine"].values():
         assert 0.9 < row["min"] <= row["mean"] < 1.0
     assert info["speed"]["throughput_texts_per_s"]["ratio"] > 0
-    assert f"model_quantized.onnx: {describe_loss(info)}" in caplog.text
+    assert f"model_quantized.onnx: {describe_loss(Int8Record(**info))}" in caplog.text
     assert "pre-processing" not in caplog.text  # ONNX Runtime's advice is not for our graph
 
 
@@ -86,7 +87,7 @@ def test_the_correlation_is_that_of_both_files(exported):
 def test_without_pairs_the_sentences_of_extraction_are_compared(exported):
     info = export_onnx_int8(exported, rounds=1)
     assert info["texts"] == 8 and info["spearman"] is None
-    assert "Spearman" not in describe_loss(info)
+    assert "Spearman" not in describe_loss(Int8Record(**info))
 
 
 def test_products_and_embeddings_are_int8_and_heads_are_not(exported):

@@ -13,7 +13,6 @@ from tokenizers import Tokenizer, models, pre_tokenizers
 
 from bge_pruning.export import vocabulary_texts
 from bge_pruning.export.vocabulary import choose_vocabulary, trim_vocabulary
-from bge_pruning.export.vocabulary_report import render_vocabulary
 from bge_pruning.export.vocabulary_texts import (
     VocabularyRequest,
     build_report,
@@ -26,6 +25,7 @@ from bge_pruning.export.vocabulary_texts import (
 )
 from bge_pruning.model_io.pretrained import load_base_model
 from bge_pruning.models.encoder_shape import count_parameters
+from bge_pruning.utils.typed_records import Vocabulary
 
 
 @pytest.fixture(scope="module")
@@ -234,9 +234,9 @@ def test_what_is_kept_of_each_corpus(report):
     assert other["tokens_kept"] == 1 / 4 and other["texts_same"] == 0.0
 
 
-def test_the_report_is_json_and_markdown(report):
+def test_the_report_is_json_and_a_record(report):
     assert json.loads(json.dumps(report[1])) == report[1]
-    assert "held.txt | held out | 3 | 8 | 87.50% |" in "".join(render_vocabulary(report[1]))
+    assert Vocabulary(**report[1]).as_dict() == report[1]
 
 
 def test_only_the_first_texts_of_a_large_corpus_are_reported(base, shipped):
