@@ -217,10 +217,10 @@ def test_training(batches, said):
     [
         (None, None, "2204.00408"),
         ("l0", None, "2310.06694"),
-        ("layers", "pruning layers alone", None),
-        ("magnitude", "the size of the weights", None),
-        ("activation", "the size of activations", "2407.14679"),
-        ("reconstruction", "what the rest could not make up for", "2302.04089"),
+        ("layers", "pruning whole layers only", None),
+        ("magnitude", "the magnitude of the weights", None),
+        ("activation", "the magnitude of the activations", "2407.14679"),
+        ("reconstruction", "best compensates for what was removed", "2302.04089"),
         ("random", "at random", None),
     ],
 )
@@ -272,8 +272,8 @@ def test_a_projection_keeps_an_index_working_as_well_as_was_measured():
     projection = {"kind": "selection", "dimensions": 1024, "texts": None}
     record = make_record(shape=NARROW, projection=projection)
     found = section(render_model_card(record), "Vector compatibility")
-    assert "Dimensions that were removed are 0 in them." in found
-    assert "How well: not measured." in found
+    assert "Removed dimensions are 0." in found
+    assert "How well it keeps working: not measured." in found
     measured = section(render_model_card(record, None, INDEX), "Vector compatibility")
     assert "not measured" not in measured and "finds 91.2%" in measured
     assert (
@@ -288,9 +288,9 @@ def test_narrower_vectors_need_a_new_index():
 
 
 def test_longest_text():
-    assert "* Texts are cut at 8,192 tokens.\n" in make_card()
+    assert "* Texts are truncated at 8,192 tokens.\n" in make_card()
     card = make_card(max_seq_length=512, **full("onnx"))
-    assert "* Texts are cut at 512 tokens.\n" in card and "enable_truncation(512)" in card
+    assert "* Texts are truncated at 512 tokens.\n" in card and "enable_truncation(512)" in card
 
 
 # How to load
@@ -344,7 +344,7 @@ def test_vllm_gives_all_outputs_only_where_it_can():
         ),
         (
             source("intfloat/e5", "other"),
-            "([intfloat/e5](https://huggingface.co/intfloat/e5)) applies; it is one of its own.",
+            "([intfloat/e5](https://huggingface.co/intfloat/e5)) applies; it is a custom licence.",
             "Cite the original as [intfloat/e5](https://huggingface.co/intfloat/e5) asks.",
         ),
         (source("/home/me/x", None), "original applies; its identifier was not known", None),
@@ -475,7 +475,9 @@ def test_the_limit_of_texts_is_that_of_the_folder(folder):
     path = folder / "sentence_bert_config.json"
     path.write_text(json.dumps({**json.loads(path.read_text()), "max_seq_length": 77}))
     write_model_card(folder)
-    assert "* Texts are cut at 77 tokens." in (folder / "README.md").read_text(encoding="utf-8")
+    assert "* Texts are truncated at 77 tokens." in (folder / "README.md").read_text(
+        encoding="utf-8"
+    )
 
 
 # What is refused
