@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 
 def compute_span(head: nn.Linear, norm: nn.LayerNorm) -> Tensor:
-    """Orthonormal basis of everything that a head makes of the outputs of a LayerNorm.
+    """Orthonormal basis of everything that a head can compute from outputs of a LayerNorm.
 
     Args:
         head: Weight ``(C, H)`` and bias ``(C,)``.

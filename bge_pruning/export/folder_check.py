@@ -1,6 +1,6 @@
-"""What servers demand of a model folder, checked field by field.
+"""Check field by field what servers demand of a model folder.
 
-Some tools refuse a folder that lacks something; others load it in silence and give wrong vectors.
+Some tools refuse a folder that lacks something; others load it silently and give wrong vectors.
 Here the demands of transformers 5, sentence-transformers, FlagEmbedding, text-embeddings-inference
 and vLLM are checked without loading any of them.
 """
@@ -16,15 +16,25 @@ from bge_pruning.model_io.pretrained import read_heads
 from bge_pruning.model_io.projection import FOLDER, NO_ACTIVATION, compute_modules, read_projection
 from bge_pruning.models.encoder_shape import EncoderShape
 
+SIZES = (
+    "hidden_size",
+    "num_attention_heads",
+    "num_hidden_layers",
+    "intermediate_size",
+    "vocab_size",
+    "max_position_embeddings",
+    "type_vocab_size",
+)
 # text-embeddings-inference has no defaults for these.
 CONFIG_KEYS = (
-    *("architectures", "model_type", "hidden_act", "hidden_dropout_prob", "initializer_range"),
-    *("layer_norm_eps", "pad_token_id", "type_vocab_size", "max_position_embeddings", "vocab_size"),
-    *("hidden_size", "num_attention_heads", "num_hidden_layers", "intermediate_size"),
-)
-SIZES = (
-    *("hidden_size", "num_attention_heads", "num_hidden_layers", "intermediate_size"),
-    *("vocab_size", "max_position_embeddings", "type_vocab_size"),
+    "architectures",
+    "model_type",
+    "hidden_act",
+    "hidden_dropout_prob",
+    "initializer_range",
+    "layer_norm_eps",
+    "pad_token_id",
+    *SIZES,
 )
 
 
@@ -33,7 +43,7 @@ class FolderError(ValueError):
 
 
 def check_folder(folder: Path, shape: EncoderShape) -> None:
-    """Refuse a folder that a server could not load, or would load wrongly without a word.
+    """Refuse a folder that a server could not load, or would silently load wrongly.
 
     Args:
         folder: Model folder.

@@ -1,4 +1,4 @@
-"""Putting a model folder on the Hugging Face hub."""
+"""Upload a model folder to the Hugging Face hub."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ LATER = (
 
 
 def check_hub_access(name: str) -> str:
-    """Whether a push can work, before the long work whose result is to be pushed.
+    """Check that an upload can succeed, before the long work whose result is to be uploaded.
 
     Args:
         name: Name of the model on the hub, ``owner/name``.
@@ -37,7 +37,7 @@ def check_hub_access(name: str) -> str:
         The user whose token is used.
 
     Raises:
-        ValueError: If the name is none.
+        ValueError: If the name is invalid.
         OSError: If there is no token, the hub does not accept it or gives it no right to write, or
             the hub cannot be reached.
     """
@@ -52,36 +52,36 @@ def check_hub_access(name: str) -> str:
 
 
 def push_to_hub(folder: Path, name: str, private: bool = False) -> str:
-    """Upload a model folder, and make the model on the hub if it is not there.
+    """Upload a model folder, and create the model on the hub if it does not exist.
 
     Args:
         folder: A folder that extraction wrote; all of it is uploaded, in one commit.
-        name: Name of the model on the hub, ``owner/name``. Files that it has and the folder has not
-            stay.
-        private: Whether others may not see it.
+        name: Name of the model on the hub, ``owner/name``. Files that only
+            the hub has are kept.
+        private: Hide the model from others.
 
     Returns:
         Address of the model's page.
 
     Raises:
         FileNotFoundError: If the folder holds no extracted model.
-        ValueError: If the name is none.
+        ValueError: If the name is invalid.
         OSError: If the upload fails; the folder is as it was.
     """
     check_name(name)
     if not (folder / MARKER).is_file():
         raise FileNotFoundError(
-            f"{folder}: holds no {MARKER}, so it is no extracted model. To fix, give the folder "
-            f"that scripts/extract_pruned_model.py wrote."
+            f"{folder}: holds no {MARKER}, so it is not an extracted model. To fix, give the "
+            f"folder that scripts/extract_pruned_model.py wrote."
         )
     api = _client()
     failed = f"{folder} was not uploaded to '{name}'"
     with _clear_errors(failed, api.token):
         page = str(api.create_repo(name, private=private, exist_ok=True))
         public = private and not api.repo_info(name).private
-    if public:  # making a model that is there changes nothing
+    if public:  # creating a model that exists changes nothing
         raise PermissionError(
-            f"'{name}' is there already and everybody can see it: nothing was uploaded. To fix, "
+            f"'{name}' already exists and is public: nothing was uploaded. To fix, "
             f"choose another name, make it private on its page, or leave out --private."
         )
     with _clear_errors(failed, api.token):
@@ -94,7 +94,7 @@ def check_name(name: str) -> None:
     """Refuse what cannot be the name of a model on the hub.
 
     Raises:
-        ValueError: If it is none.
+        ValueError: If the name is invalid.
     """
     from huggingface_hub.errors import HFValidationError
     from huggingface_hub.utils import validate_repo_id
@@ -112,10 +112,10 @@ def check_name(name: str) -> None:
 
 
 def _client() -> HfApi:
-    """A client with the user's token; it is in no message of ours.
+    """A client with the user's token, which none of our messages contains.
 
     Raises:
-        OSError: If there is none, or it cannot be read.
+        OSError: If there is no token, or it cannot be read.
     """
     from huggingface_hub import HfApi, get_token
 
@@ -125,7 +125,7 @@ def _client() -> HfApi:
         raise PermissionError(f"there is no token for the Hugging Face hub. To fix, {LOG_IN}.")
     if not re.fullmatch(r"[!-~]+", token):  # the HTTP library would refuse the header, and show it
         raise PermissionError(
-            f"the token for the Hugging Face hub holds white space or letters that no token has. "
+            f"the token for the Hugging Face hub contains white space or invalid characters. "
             f"To fix, {LOG_IN}."
         )
     return HfApi(token=token, library_name="bge_pruning")
@@ -133,9 +133,9 @@ def _client() -> HfApi:
 
 @contextmanager
 def _clear_errors(what: str, token: str | None = None) -> Iterator[None]:
-    """Any failure of the hub or the way to it as one line that says what to do.
+    """Turn any failure of the hub or the network into one line that says what to do.
 
-    A traceback would show an error that holds the token, so that is not named as the cause.
+    A traceback would show an error that holds the token, so that error is not named as the cause.
     """
     try:
         yield

@@ -1,4 +1,4 @@
-"""A model folder for ONNX Runtime: one graph with all outputs, compared with torch before it stays.
+"""Export a model folder to ONNX: one graph with all outputs, compared with torch before it is kept.
 
 ``onnx/model.onnx`` is where sentence-transformers, Optimum and text-embeddings-inference look.
 """
@@ -30,9 +30,9 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 FOLDER, MODEL, DATA = "onnx", "model.onnx", "model.onnx_data"
-# Of the largest value of an output, where that is above 1: float32 rounds relative to it.
+# Relative to the largest value of an output where that is above 1, as float32 rounds.
 TOLERANCE = 1e-5
-# A protobuf file ends at 2 GiB; larger models keep their weights in DATA, as Optimum expects.
+# A protobuf file holds at most 2 GiB; larger models keep their weights in DATA, as Optimum expects.
 SINGLE_FILE_BYTES = 1_900_000_000
 # Weights in DATA start at a page, so that a runtime can map them.
 PAGE = 4096
@@ -68,7 +68,7 @@ def export_onnx(
         FileNotFoundError: If a file of the model is missing.
         ValueError: If files of the model are damaged or disagree.
         OnnxExportError: If an output differs from torch's by more than ``TOLERANCE``. Nothing of
-            the export stays.
+            the export is kept.
     """
     for library in ("onnx", "onnxruntime"):
         import_optional(library, "onnx")
@@ -205,7 +205,7 @@ def check_differences(differences: dict[str, float]) -> None:
         differences: See :func:`compare_with_torch`.
 
     Raises:
-        OnnxExportError: If one is above ``TOLERANCE`` or no number.
+        OnnxExportError: If one is above ``TOLERANCE`` or not finite.
     """
     wrong = [f"{name} {d:.2e}" for name, d in differences.items() if not d <= TOLERANCE]
     if wrong:

@@ -24,9 +24,9 @@ from bge_pruning.utils.guard import import_optional
 if TYPE_CHECKING:
     from onnx import GraphProto, TensorProto
 
-# LayerNormalization is new in 17. Later sets bring nothing that is needed here.
+# LayerNormalization was added in 17; later sets add nothing that is needed here.
 OPSET = 17
-# What belongs to this set; onnx would write its newest, which older runtimes refuse.
+# The version of this set; onnx would write its newest, which older runtimes refuse.
 IR_VERSION = 8
 HIDDEN = "last_hidden_state"
 # Second name of projected dense vectors: text-embeddings-inference takes the output of this name if
@@ -41,10 +41,10 @@ Store = Callable[[str, np.ndarray], "TensorProto"]
 
 
 class GraphBuilder:
-    """Nodes and weights, in the order of their making.
+    """Nodes and weights, in the order in which they are added.
 
     Args:
-        store: Where large weights go.
+        store: Writes a large weight.
     """
 
     def __init__(self, store: Store) -> None:
@@ -61,7 +61,7 @@ class GraphBuilder:
             kind: Name of the operator.
             inputs: Names of its inputs.
             output: Name of its output; one is made if ``None``.
-            attributes: Of the operator.
+            attributes: Attributes of the operator.
 
         Returns:
             The name of the output, which is the node's name too.
@@ -121,7 +121,7 @@ def build_graph(
     Outputs ``last_hidden_state`` ``(B, T, H)``, first, as Optimum's feature extraction and
     sentence-transformers read it; ``dense_vecs`` ``(B, H)``; ``token_weights`` ``(B, T)`` and
     ``colbert_vecs`` ``(B, T - 1, C)``, 0 on padding, if there is such a head. With a projection
-    ``dense_vecs`` is ``(B, S)``, and there again as ``sentence_embedding``.
+    ``dense_vecs`` is ``(B, S)``, and repeated as ``sentence_embedding``.
 
     Positions are computed from the ids, as transformers does: ``pad + running count of ids that
     are not pad``; padding itself has position ``pad``. The mask plays no part in them.
@@ -203,7 +203,7 @@ def _attend(builder: GraphBuilder, x: str, bias: str, layer: Layer, name: str) -
     """Scaled dot-product attention; shape ``(B, T, A * D)``."""
     module = layer.attention.self
     heads = module.query.out_features // module.head_dim
-    apart = builder.constant([0, 0, heads, module.head_dim], np.int64)  # 0: as it is
+    apart = builder.constant([0, 0, heads, module.head_dim], np.int64)  # 0 keeps a size
 
     def split(projection: str, order: list[int]) -> str:
         y = builder.linear(x, f"{name}.{projection}", getattr(module, projection))

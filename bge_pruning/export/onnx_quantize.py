@@ -13,7 +13,6 @@ import shutil
 import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
 from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -34,7 +33,33 @@ from bge_pruning.utils.typed_records import Int8Record
 if TYPE_CHECKING:
     from onnx import GraphProto, ModelProto
 
-
+log = logging.getLogger(__name__)
+QUANTISED = "model_quantized.onnx"
+WORDS = "embeddings.word_embeddings.weight"
+# Together 0.2 % of BGE-M3, or 0.4 % with a projection: there is nothing to gain, and scores depend
+# on them directly.
+HEADS = ("sparse_linear", "colbert_linear", PROJECTION)
+# int8 without its smallest number, so that the range is symmetric.
+LARGEST = 127
+# A scale for each output of a product. 7 bits for weights: CPUs without VNNI add pairs of products
+# in 16 bits, which 8-bit weights silently overflow, and the file may go to any CPU. A scale for each
+# row of the embeddings, where ONNX Runtime's quantiser has one for the whole table.
+#
+# all-MiniLM-L6-v2 (6 layers, H=384) on the 2,552 sentences of stsb-en-test.csv, 2 threads of an AMD
+# EPYC with VNNI:
+#
+#                             MB   cosine to float32: mean, lowest   Spearman (float32 0.8203)
+# exported                  24.1                     0.9913, 0.952                      0.8205
+# 8 bits                    24.1                     0.9924, 0.968                      0.8170
+# one scale a matrix        24.0                     0.8662, 0.560                      0.8040
+# embeddings with one scale 23.4                     0.9910, 0.960                      0.8195
+# embeddings in float32     59.2                     0.9912, 0.958                      0.8185
+#
+# All take half the time of float32 (90.9 MB): 2.0 to 2.1 times the texts per second in batches,
+# 0.49 to 0.53 times the time of one text. Rows of embeddings cost nothing and are most of what is
+# saved. In evaluate_model.py the exported file keeps 99.8 % of dense, 100.0 % of sparse and 99.3 %
+# of multi-vector nDCG@10 on data/mteb/scifact-sample.
+SETTINGS = {"per_channel": True, "reduce_range": True, "embeddings": "rows"}
 # First sentences, second sentences, gold scores.
 Pairs = tuple[Sequence[str], Sequence[str], Sequence[float]]
 
@@ -104,56 +129,6 @@ def _spearman(int8: OnnxEncoder, float32: OnnxEncoder, pairs: Pairs) -> dict[str
     return {"float32": theirs, "int8": ours, "change": ours - theirs, "pairs": len(pairs[2])}
 
 
-log = logging.getLogger(__name__)
-QUANTISED = "model_quantized.onnx"
-WORDS = "embeddings.word_embeddings.weight"
-# Together 0.2 % of BGE-M3, or 0.4 % with a projection: nothing to gain, and they are what makes its
-# scores.
-HEADS = ("sparse_linear", "colbert_linear", PROJECTION)
-# int8 without its smallest number, so that the range is symmetric.
-LARGEST = 127
-
-
-@dataclass(frozen=True)
-class Int8Settings:
-    """How a graph is quantised.
-
-    Attributes:
-        per_channel: A scale for each output of a product, not one for the whole matrix.
-        reduce_range: 7 bits for weights. CPUs without VNNI add pairs of products in 16 bits, which
-            8-bit weights overflow, silently; the file may go to any CPU.
-        embeddings: ``rows`` with a scale for each token, ``table`` with one for all of them (what
-            ONNX Runtime's quantiser does), ``none`` to leave them float32.
-    """
-
-    per_channel: bool = True
-    reduce_range: bool = True
-    embeddings: str = "rows"
-
-
-# The first is what is exported. all-MiniLM-L6-v2 (6 layers, H=384) on the 2,552 sentences of
-# stsb-en-test.csv, 2 threads of an AMD EPYC with VNNI, measured by scripts/benchmark_int8.py:
-#
-#                             MB   cosine to float32: mean, lowest   Spearman (float32 0.8203)
-# exported                  24.1                     0.9913, 0.952                      0.8205
-# 8 bits                    24.1                     0.9924, 0.968                      0.8170
-# one scale a matrix        24.0                     0.8662, 0.560                      0.8040
-# embeddings with one scale 23.4                     0.9910, 0.960                      0.8195
-# embeddings in float32     59.2                     0.9912, 0.958                      0.8185
-#
-# All take half the time of float32 (90.9 MB): 2.0 to 2.1 times the texts per second in batches,
-# 0.49 to 0.53 times the time of one text. Rows of embeddings cost nothing and are most of what is
-# saved. In evaluate_model.py the exported file keeps 99.8 % of dense, 100.0 % of sparse and 99.3 %
-# of multi-vector nDCG@10 on data/mteb/scifact-sample.
-CANDIDATES = {
-    "exported": Int8Settings(),
-    "8 bits": Int8Settings(reduce_range=False),
-    "one scale a matrix": Int8Settings(per_channel=False),
-    "embeddings with one scale": Int8Settings(embeddings="table"),
-    "embeddings in float32": Int8Settings(embeddings="none"),
-}
-
-
 def export_onnx_int8(
     folder: Path, pairs: Pairs | None = None, overwrite: bool = False, rounds: int = 7
 ) -> dict[str, Any]:
@@ -161,8 +136,8 @@ def export_onnx_int8(
 
     Args:
         folder: Model folder with an export of :func:`bge_pruning.export.onnx_export.export_onnx`.
-        pairs: First sentences, second sentences and gold scores: texts to compare on, and a
-            correlation to lose. The sentences of extraction's validation if ``None``.
+        pairs: First sentences, second sentences and gold scores: texts to compare on, and
+            scores to correlate with. The sentences of extraction's validation if ``None``.
         overwrite: Replace an earlier file.
         rounds: Measurements of speed; the two files take turns.
 
@@ -177,15 +152,14 @@ def export_onnx_int8(
     """
     output = folder / FOLDER / QUANTISED
     refuse_existing([output], overwrite=overwrite)
-    settings = CANDIDATES["exported"]
-    with quantised(folder, settings) as path:
+    with quantised(folder) as path:
         loss = measure_int8(OnnxEncoder(path), OnnxEncoder(folder / FOLDER / MODEL), pairs, rounds)
         os.replace(path, output)
     record = Int8Record(
         file=f"{FOLDER}/{QUANTISED}",
         bytes=output.stat().st_size,
         bytes_float32=sum(f.stat().st_size for f in onnx_files(folder / FOLDER / MODEL)),
-        settings=asdict(settings),
+        settings=SETTINGS,
         **loss,
     )
     log.info("%s: %s", record.file, describe_loss(record))
@@ -207,12 +181,11 @@ def describe_loss(record: Int8Record) -> str:
 
 
 @contextmanager
-def quantised(folder: Path, settings: Int8Settings) -> Iterator[Path]:
+def quantised(folder: Path) -> Iterator[Path]:
     """A quantised copy of a folder's graph, in a folder beside it that is gone afterwards.
 
     Args:
         folder: Model folder with an export.
-        settings: How.
 
     Yields:
         The ONNX file; it may be moved away.
@@ -229,7 +202,7 @@ def quantised(folder: Path, settings: Int8Settings) -> Iterator[Path]:
     with tempfile.TemporaryDirectory(prefix=f".{FOLDER}-int8.partial-", dir=folder) as name:
         staging = Path(name)
         _prepare(source, staging)
-        model = _quantise(staging, settings)
+        model = _quantise(staging)
         size = sum(len(weight.raw_data) for weight in model.graph.initializer)
         if size > SINGLE_FILE_BYTES:
             raise ValueError(
@@ -243,7 +216,7 @@ def quantised(folder: Path, settings: Int8Settings) -> Iterator[Path]:
 
 
 def _prepare(source: Path, staging: Path) -> None:
-    """The graph marked as ready to be quantised, and its weights if they are apart.
+    """Write the graph, marked as ready to be quantised, and its weights if they are apart.
 
     ONNX Runtime advises to infer shapes and to simplify first, and warns if the mark is missing;
     in our graph there is nothing to simplify.
@@ -257,23 +230,22 @@ def _prepare(source: Path, staging: Path) -> None:
         shutil.copyfile(data, staging / DATA)
 
 
-def _quantise(staging: Path, settings: Int8Settings) -> ModelProto:
+def _quantise(staging: Path) -> ModelProto:
     onnx = import_optional("onnx", "onnx")
     quantization = import_optional("onnxruntime.quantization", "onnx")
     large = staging / "large.onnx"
     quantization.quantize_dynamic(
         staging / MODEL,
         large,
-        op_types_to_quantize=["MatMul", *(["Gather"] if settings.embeddings == "table" else [])],
-        per_channel=settings.per_channel,
-        reduce_range=settings.reduce_range,
+        op_types_to_quantize=["MatMul"],
+        per_channel=SETTINGS["per_channel"],
+        reduce_range=SETTINGS["reduce_range"],
         nodes_to_exclude=list(HEADS),
         # Beside the file: with float32 embeddings it may be too large for one.
         use_external_data_format=True,
     )
     model = onnx.load(large)
-    if settings.embeddings == "rows":
-        quantise_rows(model.graph, WORDS)
+    quantise_rows(model.graph, WORDS)
     return model
 
 

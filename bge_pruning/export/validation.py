@@ -1,4 +1,4 @@
-"""The proof that a written model folder computes what the masked model computes."""
+"""Prove that a written model folder computes what the masked model computes."""
 
 from __future__ import annotations
 
@@ -37,12 +37,12 @@ class ValidationError(RuntimeError):
 
 @dataclass(frozen=True)
 class References:
-    """What the masked model makes of the validation sentences, cut to the kept dimensions.
+    """Outputs of the masked model on the validation sentences, cut to the kept dimensions.
 
     Attributes:
         inputs: ``input_ids`` and ``attention_mask`` as the written folder's tokenizer gives them.
         hidden: Last hidden states, shape ``(B, T, H)``, ``H`` of the cut model.
-        outputs: By name, see :meth:`EmbeddingHeads.outputs`.
+        outputs: Outputs by name, see :meth:`EmbeddingHeads.outputs`.
     """
 
     inputs: dict[str, Tensor]
@@ -103,7 +103,7 @@ def validate(folder: Path, references: References) -> float:
 
     Args:
         folder: Written model folder.
-        references: Of the masked model, with weights of the folder's precision.
+        references: Outputs of the masked model with weights of the folder's precision.
 
     Returns:
         The largest difference; of an output with values above 1, relative to the largest of them.
@@ -142,7 +142,7 @@ def validate(folder: Path, references: References) -> float:
 
 
 def _difference(found: Tensor, expected: Tensor) -> Tensor:
-    """Largest difference, of values above 1 relative to the largest, as their rounding is."""
+    """Largest difference, relative to the largest value where that is above 1."""
     return (found - expected).abs().max() / expected.abs().max().clamp(min=1.0)
 
 
@@ -172,7 +172,7 @@ def sentence_vectors(folder: Path, dtype: torch.dtype = torch.float32) -> Tensor
 
 
 def _run_folder(folder: Path, dtype: torch.dtype) -> list[dict[str, Tensor]]:
-    """What sentence-transformers holds of each validation sentence after its last module."""
+    """Features of each validation sentence after the last module of sentence-transformers."""
     from sentence_transformers import SentenceTransformer
 
     try:

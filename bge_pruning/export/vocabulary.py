@@ -1,4 +1,4 @@
-"""A model with fewer tokens: which are kept, and why their texts keep their vectors.
+"""Trim a model to fewer tokens: which are kept, and why their texts keep their vectors.
 
 A text is *kept* if the untrimmed tokenizer makes only kept tokens of it. Then the trimmed one makes
 the same tokens of it, and the model the same outputs, bit for bit:
@@ -61,7 +61,7 @@ class KeptVocabulary:
 
     Attributes:
         old_ids: Old id of each new id, shape ``(V',)``, int64.
-        required: How many of them stay whatever the texts hold.
+        required: How many of them are kept regardless of the texts.
         scripts: Scripts whose characters are among those.
         digest: SHA-256 of the ``tokenizer.json`` that they were chosen from.
     """
@@ -115,8 +115,8 @@ def choose_vocabulary(
 def check_trimmable(base: BaseModel, size: int | None = None) -> TokenizerContent:
     """Refuse what cannot be trimmed, before texts are read for it.
 
-    Rows of the embeddings that no token has are no error: some models pad the table, and trimming
-    drops them.
+    Rows of the embeddings without a token are not an error: some models pad the table, and
+    trimming drops them.
 
     Args:
         base: The model.
@@ -206,7 +206,7 @@ def _kept_scripts(tokenizer: TokenizerContent, counts: Mapping[str, np.ndarray])
 
 
 def _needed_pieces(tokenizer: TokenizerContent, scripts: set[str]) -> set[int]:
-    """Pieces that keep other texts from becoming unknown, and the one that prices the unknown."""
+    """Pieces that keep other texts from becoming unknown, and the piece of the lowest score."""
     if tokenizer.kind == "WordLevel":
         return set()
     scripts = scripts | {COMMON}

@@ -1,4 +1,4 @@
-"""From texts to a model with fewer tokens: which texts, their counts, and what they lose."""
+"""Choose the tokens that texts need, and report what each corpus loses without the others."""
 
 from __future__ import annotations
 
@@ -30,11 +30,11 @@ log = logging.getLogger(__name__)
 SHIPPED = Path(__file__).parents[2] / "data" / "sentences"
 # Texts that are tokenised together.
 CHUNK = 8192
-# Of each corpus, as many texts are tokenised a second time for the report.
+# At most this many texts of each corpus are tokenised a second time for the report.
 REPORTED = 100_000
 # A corpus with a larger share of tokens that occur once is too small for its language.
 FEW_TEXTS = 0.01
-# How the report calls the fields of Corpora.
+# Names of the fields of Corpora in the report.
 ROLES = {"chosen": "chosen from", "held_out": "held out", "other": "other shipped"}
 
 
@@ -74,7 +74,7 @@ class Corpora:
 
 
 def choose_for_texts(base: BaseModel, request: VocabularyRequest) -> tuple[KeptVocabulary, Corpora]:
-    """The tokens that some texts need.
+    """Choose the tokens that some texts need.
 
     Args:
         base: The model.
@@ -84,7 +84,7 @@ def choose_for_texts(base: BaseModel, request: VocabularyRequest) -> tuple[KeptV
         The tokens, and the corpora that they were chosen from and can be measured on.
 
     Raises:
-        FileNotFoundError: If a file is not there.
+        FileNotFoundError: If a file does not exist.
         ValueError: If a language has no corpus, a file holds no text or a row is wrong, or the
             size does not fit.
     """
@@ -95,7 +95,7 @@ def choose_for_texts(base: BaseModel, request: VocabularyRequest) -> tuple[KeptV
     for path, values in counts.items():
         _warn_if_small(path, values)
     keep = choose_vocabulary(base, counts, request.size)
-    _say(keep, request.size, tokenizer.get_vocab_size())
+    _log_kept(keep, request.size, tokenizer.get_vocab_size())
     return keep, corpora
 
 
@@ -208,11 +208,13 @@ def _warn_if_small(path: str, counts: np.ndarray) -> None:
             "%s: %.1f %% of its %d tokens occur once, so about that share of the tokens of other "
             "texts of its kind is not among them. Use more texts, or see the report on held-out "
             "ones.",
-            *(path, 100 * share, counts.sum()),
+            path,
+            100 * share,
+            counts.sum(),
         )
 
 
-def _say(keep: KeptVocabulary, size: int | None, tokens: int) -> None:
+def _log_kept(keep: KeptVocabulary, size: int | None, tokens: int) -> None:
     if len(keep) == tokens:
         log.info("all %d tokens are kept: the texts need every one", tokens)
     elif size is not None and len(keep) < size:
@@ -226,14 +228,14 @@ def build_report(
     corpora: Corpora,
     limit: int = REPORTED,
 ) -> dict[str, Any]:
-    """What is saved, and what each corpus loses, in plain values.
+    """Report what is saved and what each corpus loses, in plain values.
 
     Args:
         shape: Sizes of the model with all its tokens.
         files: Contents of its tokenizer files by name.
         keep: The tokens that stay.
         corpora: The texts to measure on.
-        limit: Of each corpus the first texts, as many.
+        limit: How many texts of each corpus are measured, from its first on.
 
     Returns:
         ``vocabulary`` (``source``, ``kept``, ``required``, ``rows_saved``), ``scripts``,
@@ -281,7 +283,7 @@ def compare_tokenizers(
     old_ids: np.ndarray,
     unknown: int | None,
 ) -> dict[str, float]:
-    """How much of some texts two tokenizers read alike.
+    """Measure how much of some texts two tokenizers read alike.
 
     Args:
         batches: The texts, in lists.
@@ -292,9 +294,9 @@ def compare_tokenizers(
 
     Returns:
         ``texts``, ``tokens`` (of the untrimmed tokenizer), ``tokens_kept`` (share of them that the
-        trimmed vocabulary has), ``texts_same`` (share of texts with the very same tokens),
-        ``growth`` (tokens after by tokens before), ``unknown_before`` and ``unknown_after`` (share
-        of tokens).
+        trimmed vocabulary has), ``texts_same`` (share of texts with exactly the same tokens),
+        ``growth`` (tokens after divided by tokens before), ``unknown_before`` and
+        ``unknown_after`` (share of tokens).
     """
     sums = np.zeros(7, np.int64)
     for batch in batches:

@@ -75,7 +75,7 @@ FAILURES = {
     "write_model_card": (
         ["none"],
         1,
-        r"none: holds no pruning\.json, so it is not an extracted model and its README\.md is kept\.",
+        r"none: holds no pruning\.json, so it is not an extracted model and its README\.md",
     ),
     "write_report": (
         ["none"],

@@ -221,7 +221,7 @@ def test_what_is_no_name(name, folder, monkeypatch):
 
 
 def test_a_folder_that_is_no_extracted_model(hub, tmp_path):
-    message = r": holds no pruning\.json, so it is no extracted model\. To fix, give the folder"
+    message = r": holds no pruning\.json, so it is not an extracted model\. To fix, give the folder"
     with pytest.raises(FileNotFoundError, match=message):
         push_to_hub(tmp_path, NAME)
     assert not hub.tokens
@@ -291,7 +291,7 @@ def test_a_hub_that_fails(hub, folder):
 
 def test_a_public_model_is_not_taken_for_a_private_one(hub, folder):
     hub.private[NAME] = False
-    message = r"^'me/small' is there already and everybody can see it: nothing was uploaded\. To f"
+    message = r"^'me/small' already exists and is public: nothing was uploaded\. To f"
     with pytest.raises(PermissionError, match=message):
         push_to_hub(folder, NAME, private=True)
     assert not hub.files
@@ -314,7 +314,7 @@ def test_a_client_that_is_offline(hub, monkeypatch):
 def test_a_token_that_is_no_header_stays_secret(token, hub, folder, monkeypatch):
     """The HTTP library would quote it."""
     monkeypatch.setattr(huggingface_hub, "get_token", lambda: token)
-    message = r"^the token for the Hugging Face hub holds white space or letters that no token has"
+    message = r"^the token for the Hugging Face hub contains white space or invalid characters"
     for action in (lambda: check_hub_access(NAME), lambda: push_to_hub(folder, NAME)):
         with pytest.raises(PermissionError, match=message) as caught:
             action()
