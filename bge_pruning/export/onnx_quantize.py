@@ -42,8 +42,8 @@ HEADS = ("sparse_linear", "colbert_linear", PROJECTION)
 # int8 without its smallest number, so that the range is symmetric.
 LARGEST = 127
 # A scale for each output of a product. 7 bits for weights: CPUs without VNNI add pairs of products
-# in 16 bits, which 8-bit weights silently overflow, and the file may go to any CPU. A scale for each
-# row of the embeddings, where ONNX Runtime's quantiser has one for the whole table.
+# in 16 bits, which 8-bit weights silently overflow, and the file may go to any CPU. A scale for
+# each row of the embeddings, where ONNX Runtime's quantiser has one for the whole table.
 #
 # all-MiniLM-L6-v2 (6 layers, H=384) on the 2,552 sentences of stsb-en-test.csv, 2 threads of an AMD
 # EPYC with VNNI:
