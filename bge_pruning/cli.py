@@ -1,200 +1,133 @@
-"""What the command lines share: arguments, logging, errors as one clear line."""
+"""The command ``bge-pruning``: a subcommand for each script, loaded when it is called."""
 
 from __future__ import annotations
 
 import argparse
-import errno
-import logging
-import os
-import re
+import difflib
 import sys
-import traceback
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
+from importlib import import_module
 from pathlib import Path
-from typing import TextIO
+from typing import NamedTuple
 
-from bge_pruning.utils.run_log import FILE_ONLY, StoppedError
+PROGRAM = "bge-pruning"
+# A wheel brings no scripts; a clone has them beside the package.
+SCRIPTS = Path(__file__).parents[1] / "scripts"
 
-EXIT_FAILURE = 1
-EXIT_USAGE = 2
-# What to do about an error of the operating system.
-_SPACE = "free space on its disk, or choose a folder on another one, and run the command again"
-_RIGHTS = "choose a place that you may read and write"
-ADVICE = {
-    **dict.fromkeys((errno.ENOSPC, errno.EDQUOT, errno.EFBIG), _SPACE),
-    **dict.fromkeys((errno.EACCES, errno.EPERM, errno.EROFS), _RIGHTS),
-    errno.ENOENT: "check the path",
-    errno.EEXIST: "choose another name",
-    errno.EISDIR: "name a file, not a folder",
-    errno.ENOTDIR: "choose a folder; a part of the path is a file",
-    errno.ENAMETOOLONG: "choose a shorter name",
-    errno.EIO: "check the disk",
-    errno.EMFILE: "allow more open files (ulimit -n)",
-}
-# What torch and NumPy say when a disk is full; neither names the reason or the file.
-CUT_OFF = re.compile(
-    r"PytorchStreamWriter failed|inline_container.*unexpected pos|\d+ requested and \d+ written"
+
+class Command(NamedTuple):
+    """A subcommand.
+
+    Attributes:
+        target: ``module:function``; the function takes the words after the command and the name of
+            the program for its help, and returns the exit code.
+        script: The script that runs the same function.
+        summary: What it does, in one line of help.
+    """
+
+    target: str
+    script: str
+    summary: str
+
+
+_MODEL, _TRAINING, _MEASUREMENT = (
+    f"bge_pruning.workflows.{name}_commands" for name in ("model", "training", "measurement")
 )
-EXIT_STOPPED = 128 + 15  # as the shell names an end by SIGTERM
-# Yellow and red.
-COLOURS = {logging.WARNING: "\x1b[33m", logging.ERROR: "\x1b[31m"}
+COMMANDS = {
+    "prune": Command(
+        "bge_pruning.train:main", "train_pruning", "train the gates (stage=recover: train on)"
+    ),
+    "extract": Command(
+        f"{_MODEL}:extract", "extract_pruned_model", "write the model of a run as a model folder"
+    ),
+    "evaluate": Command(
+        f"{_MODEL}:evaluate", "evaluate_model", "score a model, or write its card again"
+    ),
+    "index": Command(
+        f"{_MODEL}:index", "check_index_compatibility", "tell whether an index keeps working"
+    ),
+    "pipeline": Command(
+        f"{_TRAINING}:pipeline", "run_pipeline", "prune, extract, recover, evaluate and report"
+    ),
+    "family": Command(f"{_TRAINING}:family", "export_family", "make several sizes from one run"),
+    "shape": Command(f"{_TRAINING}:shape", "choose_shape", "say which shape of a size keeps most"),
+    "quickstart": Command(
+        f"{_TRAINING}:quickstart", "quickstart", "prune a small real model on a CPU"
+    ),
+    "prepare-minilm": Command(
+        f"{_TRAINING}:prepare_minilm", "prepare_minilm", "make the small model of the examples"
+    ),
+    "compare": Command(
+        f"{_MEASUREMENT}:compare", "compare_runs", "put evaluated models in a table and a picture"
+    ),
+    "report": Command(
+        f"{_MEASUREMENT}:report", "write_report", "write the report of a results or run folder"
+    ),
+    "benchmark": Command(
+        f"{_MEASUREMENT}:benchmark", "benchmark_efficiency", "measure speed beside the original"
+    ),
+    "benchmark-training": Command(
+        f"{_MEASUREMENT}:benchmark_training", "benchmark_training", "measure a step of pruning"
+    ),
+    "study": Command(
+        f"{_MEASUREMENT}:study", "run_quality_study", "run a grid of methods, sizes and seeds"
+    ),
+}
 
 
-def split_arguments(arguments: Sequence[str]) -> tuple[list[str], list[str]]:
-    """Split positional arguments into YAML files and ``key=value`` overrides."""
-    overrides = [a for a in arguments if "=" in a and not _exists(a)]
-    return [a for a in arguments if a not in overrides], overrides
-
-
-def _exists(name: str) -> bool:
-    try:
-        return Path(name).exists()
-    except (OSError, ValueError):  # too long, or holding a null byte: no file has this name
-        return False
-
-
-def add_task_arguments(parser: argparse.ArgumentParser) -> None:
-    """The options that say what a model is evaluated on, and how."""
-    for option, what in (
-        ("--sts", "files of sentence1,sentence2,score (0 to 5), or names such as STSBenchmark"),
-        ("--retrieval", "folders in BEIR layout, or names such as SciFact"),
-    ):
-        parser.add_argument(
-            option, action="extend", nargs="+", default=[], metavar="TASK", help=what
-        )
-    parser.add_argument(
-        "--split", default="test", help="judgements of the folders (default: %(default)s)"
-    )
-    parser.add_argument(
-        "--modes",
-        nargs="+",
-        default=["dense"],
-        metavar="MODE",
-        help="dense, sparse, colbert, dense+sparse, all (default: dense)",
-    )
-
-
-def check_task_arguments(parser: argparse.ArgumentParser, args: argparse.Namespace) -> None:
-    """End with a usage error if there is no task; modes are named once."""
-    if not args.sts and not args.retrieval:
-        parser.error("nothing to evaluate on: give --sts, --retrieval or both")
-    args.modes = list(dict.fromkeys(args.modes))
-
-
-def parse_pipeline_arguments(
-    parser: argparse.ArgumentParser, argv: Sequence[str] | None
-) -> tuple[list[str], list[str], argparse.Namespace]:
-    """Configuration and tasks of a command that trains and evaluates.
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run a subcommand.
 
     Args:
-        parser: With the command's own options; those of tasks are added.
         argv: The command line; ``None`` for the process's own.
 
     Returns:
-        YAML files, ``key=value`` overrides, and all arguments.
+        The exit code.
     """
-    parser.add_argument("config", nargs="+", help="YAML files, merged left to right, and key=value")
-    add_task_arguments(parser)
-    args = parser.parse_intermixed_args(argv)
-    check_task_arguments(parser, args)
-    return *split_arguments(args.config), args
+    name, *words = [*(sys.argv[1:] if argv is None else argv)] or [""]
+    if name not in COMMANDS:
+        return _answer(name)
+    module, _, function = COMMANDS[name].target.partition(":")
+    return getattr(import_module(module), function)(words, f"{PROGRAM} {name}")
 
 
-def run_command(command: Callable[[], None]) -> int:
-    """Run a command; an expected failure becomes one line on stderr.
+def _answer(word: str) -> int:
+    """Print help or version, or end with a usage error."""
+    width = max(map(len, COMMANDS))
+    lines = [f"  {name:{width}}  {command.summary}" for name, command in COMMANDS.items()]
+    parser = argparse.ArgumentParser(
+        prog=PROGRAM,
+        usage=f"{PROGRAM} COMMAND ...",
+        description="Prune BGE-M3 and other XLM-RoBERTa embedders with learned gates.",
+        epilog="\n".join(["commands:", *lines, "", f"{PROGRAM} COMMAND --help tells more."]),
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--version", action="version", version=_version())
+    parser.parse_known_args([word])
+    if not word or word.startswith("-"):
+        parser.error(f"name a command: {', '.join(COMMANDS)}")
+    close = difflib.get_close_matches(word, COMMANDS, n=1)
+    fix = f"did you mean {close[0]}?" if close else f"choose from {', '.join(COMMANDS)}"
+    parser.error(f"there is no command '{word}': {fix}")
+    return 2
 
-    Set ``BGE_PRUNING_TRACEBACK=1`` to see where it came from.
 
-    Returns:
-        Exit code: 0, 1 for a failure, 2 for a wrong configuration or argument, 143 for a run that
-        was told to stop.
-    """
-    from bge_pruning.config.load import ConfigError
+def _version() -> str:
+    from importlib.metadata import PackageNotFoundError, version
 
-    setup_logging()
     try:
-        command()
-    except ConfigError as error:
-        return _report(error, EXIT_USAGE)
-    except StoppedError as error:
-        return _report(error, EXIT_STOPPED)
-    except (ValueError, OSError, RuntimeError, ImportError) as error:
-        return _report(error, EXIT_FAILURE)
-    except KeyboardInterrupt:
-        return _report(KeyboardInterrupt("interrupted"), 130)
-    return 0
+        return f"{PROGRAM} {version('bge_pruning')}"
+    except PackageNotFoundError:  # a clone on the path
+        return f"{PROGRAM} (not installed)"
 
 
-def setup_logging() -> None:
-    """Messages of this package go to stderr, one line each, from rank 0; errors from all ranks."""
-    logger = logging.getLogger("bge_pruning")
-    first = os.environ.get("RANK", "0") == "0"
-    if not logger.handlers:
-        handler = logging.StreamHandler()
-        handler.setFormatter(ConsoleFormatter(coloured=is_coloured(sys.stderr)))
-        handler.addFilter(lambda record: not getattr(record, FILE_ONLY, False))
-        handler.setLevel(logging.INFO if first else logging.ERROR)
-        logger.addHandler(handler)
-        logger.propagate = False
-    # Warnings of the other ranks are for the log file of the run.
-    logger.setLevel(logging.INFO if first else logging.WARNING)
-
-
-def is_coloured(stream: TextIO) -> bool:
-    """Whether a stream is a terminal whose owner has not asked for plain text (NO_COLOR)."""
-    return stream.isatty() and not os.environ.get("NO_COLOR")
-
-
-class ConsoleFormatter(logging.Formatter):
-    """Time and message; a warning or an error says that it is one.
+def command_words(script: str) -> list[str]:
+    """How a script is called here: itself in a clone, the subcommand where there are no scripts.
 
     Args:
-        coloured: Whether these words are yellow or red.
+        script: Its name, without ``.py``.
     """
-
-    def __init__(self, coloured: bool) -> None:
-        super().__init__("%(asctime)s %(word)s%(message)s", datefmt="%H:%M:%S")
-        self.coloured = coloured
-
-    def formatMessage(self, record: logging.LogRecord) -> str:  # noqa: N802  (of the library)
-        """The line."""
-        word = f"{record.levelname}:" if record.levelno >= logging.WARNING else ""
-        if word and self.coloured:
-            word = f"{COLOURS.get(record.levelno, '')}{word}\x1b[0m"
-        record.word = f"{word} " if word else ""
-        return super().formatMessage(record)
-
-
-def _report(error: BaseException, code: int) -> int:
-    if os.environ.get("BGE_PRUNING_TRACEBACK"):
-        traceback.print_exc()
-    rank = os.environ.get("RANK")
-    where = f" (rank {rank})" if rank not in (None, "0") else ""
-    sys.stderr.write(f"error{where}: {one_line(describe_error(error))}\n")
-    return code
-
-
-def describe_error(error: BaseException) -> str:
-    """What happened, and what to do about it where the error itself does not say so.
-
-    The messages of this project do; those of the operating system and of torch do not.
-    """
-    text = str(error)
-    if "To fix" in text:
-        return text
-    if isinstance(error, OSError) and error.errno in ADVICE:
-        names = [str(name) for name in (error.filename, error.filename2) if name is not None]
-        place = f"{' and '.join(names)}: " if names else ""
-        return f"{place}{error.strerror}. To fix, {ADVICE[error.errno]}."
-    if isinstance(error, RuntimeError | OSError) and CUT_OFF.search(text):
-        return f"a file cannot be written to its end. To fix, {ADVICE[errno.ENOSPC]}."
-    return text
-
-
-def one_line(text: str) -> str:
-    """A message as one line of a terminal, whatever a file name or a value in it holds.
-
-    Lines are joined, and what would move the cursor, ring or change colours is written out.
-    """
-    joined = " ".join(line.strip() for line in text.splitlines() if line.strip())
-    return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in joined)
+    if SCRIPTS.joinpath(f"{script}.py").is_file():
+        return ["python", f"scripts/{script}.py"]
+    name = next(name for name, command in COMMANDS.items() if command.script == script)
+    return [PROGRAM, name]

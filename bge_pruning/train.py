@@ -15,8 +15,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from bge_pruning.cli import run_command, split_arguments
+from bge_pruning.config.shipped import CONFIG_HELP, split_arguments
 from bge_pruning.training.run_folder import check_run, prepare_run_folder
+from bge_pruning.utils.guard import run_command
 from bge_pruning.utils.run_log import StoppedError
 
 if TYPE_CHECKING:
@@ -30,15 +31,15 @@ if TYPE_CHECKING:
 log = logging.getLogger("bge_pruning.train")
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    """Command line of a training run; returns the exit code."""
+def main(argv: Sequence[str] | None = None, prog: str = "python -m bge_pruning.train") -> int:
+    """Run the command line of a training; return the exit code."""
     parser = argparse.ArgumentParser(
-        prog="python -m bge_pruning.train",
+        prog=prog,
         description="Prune a model with learned gates, or train an extracted model on.",
         epilog="dry_run=true prints the plan and stops; stage=recover trains the extracted model. "
         "Every key is listed in bge_pruning/config/schema.py.",
     )
-    parser.add_argument("config", nargs="+", help="YAML files, merged left to right, and key=value")
+    parser.add_argument("config", nargs="+", help=CONFIG_HELP)
     paths, overrides = split_arguments(parser.parse_args(argv).config)
 
     def command() -> None:

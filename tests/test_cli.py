@@ -1,259 +1,105 @@
-"""Arguments, exit codes and messages that the command lines share."""
+"""The command ``bge-pruning``: help, version, wrong names, and what every subcommand shares."""
 
-import io
-import logging
+import inspect
+import re
+import subprocess
 import sys
+from importlib import import_module
+from pathlib import Path
 
 import pytest
 
-from bge_pruning.cli import EXIT_FAILURE, EXIT_USAGE, run_command, setup_logging, split_arguments
-from bge_pruning.config.load import ConfigError
-from bge_pruning.utils.run_log import FILE_ONLY
+from bge_pruning import cli
+from bge_pruning.cli import COMMANDS, command_words, main
+
+ROOT = Path(__file__).parents[1]
+SCRIPTS = sorted(path.stem for path in (ROOT / "scripts").glob("*.py"))
 
 
-@pytest.fixture(autouse=True)
-def package_logger(monkeypatch):
-    """The package's logger as a new process has it, put back at the end."""
-    for name in ("RANK", "BGE_PRUNING_TRACEBACK"):
-        monkeypatch.delenv(name, raising=False)
-    logger = logging.getLogger("bge_pruning")
-    before = logger.handlers[:], logger.propagate, logger.level
-    logger.handlers[:], logger.propagate = [], True
-    logger.setLevel(logging.NOTSET)
-    yield logger
-    logger.handlers[:], logger.propagate = before[:2]
-    logger.setLevel(before[2])
+def ends(words: list[str]) -> int:
+    with pytest.raises(SystemExit) as stop:
+        main(words)
+    return stop.value.code
 
 
-# Arguments
+def test_there_is_a_command_for_each_script():
+    assert sorted(command.script for command in COMMANDS.values()) == SCRIPTS
+    assert len(SCRIPTS) <= 15
 
 
-@pytest.mark.parametrize(
-    ("arguments", "paths", "overrides"),
-    [
-        ([], [], []),
-        (["a.yaml", "b/c.yaml"], ["a.yaml", "b/c.yaml"], []),
-        (
-            ["a.yaml", "seed=1", "b.yaml", "x.y=[1, 2]"],
-            ["a.yaml", "b.yaml"],
-            ["seed=1", "x.y=[1, 2]"],
-        ),
-        (["seed=", "=1", "a=b=c"], [], ["seed=", "=1", "a=b=c"]),
-        (["run_name=модель 🐈"], [], ["run_name=модель 🐈"]),
-        (["seed=1", "seed=1"], [], ["seed=1", "seed=1"]),
-        (["data.train=[{path: a\x00b}]"], [], ["data.train=[{path: a\x00b}]"]),
-        (["data.train=" + "x" * 300], [], ["data.train=" + "x" * 300]),
-    ],
-    ids=["none", "files", "both", "odd", "unicode", "twice", "null byte", "long"],
-)
-def test_arguments_are_split(arguments, paths, overrides):
-    assert split_arguments(arguments) == (paths, overrides)
+@pytest.mark.parametrize("name", COMMANDS)
+def test_a_script_and_its_command_run_the_same_function(name):
+    module, _, function = COMMANDS[name].target.partition(":")
+    called = getattr(import_module(module), function)
+    assert list(inspect.signature(called).parameters) == ["argv", "prog"]
+    imported = f"from {module} import {function}" + (" as main" if function != "main" else "")
+    assert imported in (ROOT / "scripts" / f"{COMMANDS[name].script}.py").read_text().splitlines()
 
 
-def test_a_file_whose_name_looks_like_an_override_is_a_file(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    (tmp_path / "lr=1.yaml").write_text("")
-    assert split_arguments(["lr=1.yaml", "lr=2.yaml"]) == (["lr=1.yaml"], ["lr=2.yaml"])
+@pytest.mark.parametrize("words", [["--help"], ["-h"]])
+def test_help_lists_every_command_in_a_line(words, capsys):
+    assert ends(words) == 0
+    lines = capsys.readouterr().out.splitlines()
+    for name, command in COMMANDS.items():
+        (line,) = [line for line in lines if line.startswith(f"  {name} ")]
+        assert line.endswith(command.summary) and len(line) <= 80
 
 
-# Exit codes and messages
+@pytest.mark.parametrize("name", COMMANDS)
+def test_help_of_a_command_names_it(name, capsys):
+    assert ends([name, "--help"]) == 0
+    assert capsys.readouterr().out.startswith(f"usage: bge-pruning {name} ")
 
 
-def failing(error: BaseException):
-    def command():
-        raise error
-
-    return command
-
-
-def test_success(capsys):
-    done = []
-    assert run_command(lambda: done.append(1)) == 0
-    assert done == [1]
-    assert capsys.readouterr() == ("", "")
+def test_version(capsys, monkeypatch):
+    monkeypatch.setattr("importlib.metadata.version", {"bge_pruning": "1.2.3"}.__getitem__)
+    assert ends(["--version"]) == 0
+    assert capsys.readouterr().out == "bge-pruning 1.2.3\n"
 
 
 @pytest.mark.parametrize(
-    ("error", "code", "message"),
+    ("words", "message"),
     [
-        (ConfigError("seed -1 is not 0 or more."), EXIT_USAGE, "seed -1 is not 0 or more."),
-        (ValueError("bad file"), EXIT_FAILURE, "bad file"),
-        (FileNotFoundError("a.csv: no such file"), EXIT_FAILURE, "a.csv: no such file"),
-        (
-            FileNotFoundError(2, "No such file", "a.csv"),
-            EXIT_FAILURE,
-            "a.csv: No such file. To fix, check the path.",
-        ),
-        (
-            OSError(28, "No space left on device", "a.pt"),
-            EXIT_FAILURE,
-            "a.pt: No space left on device. To fix, free space on its disk, or choose a folder on "
-            "another one, and run the command again.",
-        ),
-        (
-            OSError(27, "File too large"),
-            EXIT_FAILURE,
-            "File too large. To fix, free space on its disk, or choose a folder on another one, "
-            "and run the command again.",
-        ),
-        (
-            PermissionError(13, "Permission denied", "runs"),
-            EXIT_FAILURE,
-            "runs: Permission denied. To fix, choose a place that you may read and write.",
-        ),
-        *(
-            (
-                error,
-                EXIT_FAILURE,
-                "a file cannot be written to its end. To fix, free space on its disk, or choose a "
-                "folder on another one, and run the command again.",
-            )
-            for error in (
-                RuntimeError(
-                    "[enforce fail at inline_container.cc:664] PytorchStreamWriter failed"
-                ),
-                RuntimeError("[enforce fail at inline_container.cc:659] . unexpected pos 64 vs 0"),
-                OSError("10000 requested and 109 written"),
-            )
-        ),
-        (RuntimeError("CUDA out of memory"), EXIT_FAILURE, "CUDA out of memory"),
-        (ValueError("größer als 狗"), EXIT_FAILURE, "größer als 狗"),
-        (KeyboardInterrupt(), 130, "interrupted"),
+        ([], r"name a command: prune, extract, "),
+        (["--fast"], r"name a command: prune, extract, "),
+        (["extrakt"], r"there is no command 'extrakt': did you mean extract\?"),
+        (["configs/a.yaml"], r"there is no command 'configs/a\.yaml': choose from prune, extract,"),
     ],
 )
-def test_failure_is_one_line_and_a_code(error, code, message, capsys):
-    assert run_command(failing(error)) == code
-    assert capsys.readouterr() == ("", f"error: {message}\n")
-
-
-@pytest.mark.parametrize(
-    ("message", "line"),
-    [
-        ("two\n  lines\n\n", "two lines"),
-        ("a\x1b[31mred\x07", r"a\x1b[31mred\x07"),
-        ("a\x00b\u202e", r"a\x00b\u202e"),
-        ("half \ud800", r"half \ud800"),
-    ],
-    ids=["lines", "colours", "direction", "surrogate"],
-)
-def test_a_message_is_one_line_whatever_it_names(message, line, capsys):
-    assert run_command(failing(ValueError(message))) == EXIT_FAILURE
-    assert capsys.readouterr().err == f"error: {line}\n"
-
-
-def test_codes_are_those_of_the_shell():
-    """2 as argparse has it for a wrong argument."""
-    assert (EXIT_FAILURE, EXIT_USAGE) == (1, 2)
-
-
-@pytest.mark.parametrize("error", [TypeError("a bug"), KeyError("a bug"), SystemExit(3)])
-def test_bugs_are_not_hidden(error):
-    with pytest.raises(type(error)):
-        run_command(failing(error))
-
-
-@pytest.mark.parametrize(("rank", "where"), [("0", ""), ("3", " (rank 3)")])
-def test_other_ranks_say_who_they_are(rank, where, capsys, monkeypatch):
-    monkeypatch.setenv("RANK", rank)
-    assert run_command(failing(ValueError("bad file"))) == EXIT_FAILURE
-    assert capsys.readouterr().err == f"error{where}: bad file\n"
-
-
-@pytest.mark.parametrize("error", [ConfigError("bad key"), ValueError("bad file")])
-def test_traceback_on_request(error, capsys, monkeypatch):
-    monkeypatch.setenv("BGE_PRUNING_TRACEBACK", "1")
-    assert run_command(failing(error)) in (EXIT_FAILURE, EXIT_USAGE)
-    err = capsys.readouterr().err
-    assert err.startswith("Traceback (most recent call last):")
-    assert "raise error" in err
-    assert err.endswith(f"error: {error}\n")
-
-
-# Logging
-
-
-def test_messages_go_to_stderr_once(capsys):
-    for _ in range(3):
-        setup_logging()
-    logging.getLogger("bge_pruning.train").info("step %d", 1)
+def test_no_command_is_a_usage_error(words, message, capsys):
+    assert ends(words) == 2
     out, err = capsys.readouterr()
     assert out == ""
-    clock, _, message = err.partition(" ")
-    assert message == "step 1\n"
-    assert [len(part) for part in clock.split(":")] == [2, 2, 2]
+    assert re.match(f"bge-pruning: error: {message}", err.splitlines()[-1])
 
 
-def test_messages_do_not_come_a_second_time_through_the_root_logger(package_logger):
-    setup_logging()
-    assert not package_logger.propagate
-    assert len(package_logger.handlers) == 1
+def test_the_code_of_a_command_is_returned(capsys):
+    assert main(["prune", "elephant.yaml"]) == 2
+    assert capsys.readouterr().err.startswith("error: elephant.yaml: no such file. To fix, ")
 
 
-@pytest.mark.parametrize(
-    ("rank", "levels"), [("0", ["INFO", "WARNING", "ERROR"]), ("1", ["ERROR"])]
-)
-def test_only_the_first_rank_chats(rank, levels, monkeypatch, package_logger):
-    monkeypatch.setenv("RANK", rank)
-    stream = io.StringIO()
-    monkeypatch.setattr(sys, "stderr", stream)
-    setup_logging()
-    for level in ("DEBUG", "INFO", "WARNING", "ERROR"):
-        package_logger.log(getattr(logging, level), level)
-    assert [line.split()[-1] for line in stream.getvalue().splitlines()] == levels
+LIGHT = """\
+import sys
+from contextlib import redirect_stdout, suppress
+from io import StringIO
+from bge_pruning.cli import COMMANDS, main
+
+for words in (["--help"], *([name, "--help"] for name in COMMANDS)):
+    with suppress(SystemExit), redirect_stdout(StringIO()):
+        main(words)
+heavy = {"torch", "transformers", "composer", "datasets", "mteb", "matplotlib", "numpy"}
+print(sorted(heavy & set(sys.modules)))
+"""
 
 
-def console(monkeypatch, terminal: bool) -> io.StringIO:
-    """A standard error that setup_logging has written to."""
-    stream = io.StringIO()
-    stream.isatty = lambda: terminal
-    monkeypatch.setattr(sys, "stderr", stream)
-    setup_logging()
-    logger = logging.getLogger("bge_pruning.x")
-    logger.info("all well")
-    logger.warning("careful")
-    logger.error("broken")
-    return stream
+def test_no_help_loads_anything_heavy():
+    """So it is there in a moment, in a fresh process."""
+    command = [sys.executable, "-c", LIGHT]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
+    assert done.stdout == "[]\n"
 
 
-def test_warnings_and_errors_say_so(monkeypatch):
-    lines = console(monkeypatch, terminal=False).getvalue().splitlines()
-    said = [line.partition(" ")[2] for line in lines]
-    assert said == ["all well", "WARNING: careful", "ERROR: broken"]
-
-
-def test_on_a_terminal_they_have_a_colour(monkeypatch):
-    monkeypatch.delenv("NO_COLOR", raising=False)
-    lines = console(monkeypatch, terminal=True).getvalue().splitlines()
-    said = [line.partition(" ")[2] for line in lines]
-    assert said[0] == "all well"
-    assert said[1:] == ["\x1b[33mWARNING:\x1b[0m careful", "\x1b[31mERROR:\x1b[0m broken"]
-
-
-def test_no_colour_for_those_who_ask(monkeypatch):
-    monkeypatch.setenv("NO_COLOR", "1")
-    assert "\x1b" not in console(monkeypatch, terminal=True).getvalue()
-
-
-def test_what_is_for_the_file_alone_is_not_on_the_console(monkeypatch):
-    stream = console(monkeypatch, terminal=False)
-    before = stream.getvalue()
-    logging.getLogger("bge_pruning.x").info("step 1", extra={FILE_ONLY: True})
-    assert stream.getvalue() == before
-
-
-def test_warnings_of_other_ranks_are_logged_but_not_shown(monkeypatch, package_logger):
-    monkeypatch.setenv("RANK", "1")
-    setup_logging()
-    assert package_logger.isEnabledFor(logging.WARNING)
-    assert not package_logger.isEnabledFor(logging.INFO)
-
-
-def test_a_command_can_log(capsys):
-    assert run_command(lambda: logging.getLogger("bge_pruning.x").warning("careful")) == 0
-    assert capsys.readouterr().err.endswith(" careful\n")
-
-
-def test_other_packages_are_left_alone():
-    before = logging.getLogger().handlers[:], logging.getLogger("composer").level
-    setup_logging()
-    assert (logging.getLogger().handlers, logging.getLogger("composer").level) == before
+def test_commands_are_written_as_they_can_be_called_here(monkeypatch, tmp_path):
+    assert command_words("extract_pruned_model") == ["python", "scripts/extract_pruned_model.py"]
+    monkeypatch.setattr(cli, "SCRIPTS", tmp_path)
+    assert command_words("extract_pruned_model") == ["bge-pruning", "extract"]

@@ -24,6 +24,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from bge_pruning.config.checks import check
 from bge_pruning.config.schema import L0, Config, ConfigError
+from bge_pruning.config.shipped import find_config
 
 MAX_DEPTH = 50
 MAX_VALUES = 100_000
@@ -86,7 +87,8 @@ def load_config(paths: Sequence[str | Path], overrides: Sequence[str] = ()) -> C
     """Read, merge and check a run's configuration.
 
     Args:
-        paths: YAML files, merged left to right, each after the files it ``extends``.
+        paths: YAML files or names of shipped ones, merged left to right, each after the files it
+            ``extends``.
         overrides: ``key=value`` strings, applied last.
 
     Returns:
@@ -97,7 +99,7 @@ def load_config(paths: Sequence[str | Path], overrides: Sequence[str] = ()) -> C
     """
     merged = OmegaConf.structured(Config)
     for path in paths:
-        for file in _with_bases(Path(path), ()):
+        for file in _with_bases(find_config(path), ()):
             merged = _merge(merged, _read_yaml(file), str(file), file)
     for override in overrides:
         merged = _merge(merged, _parse_override(override), f"override '{override}'", None)

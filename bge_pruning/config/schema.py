@@ -18,6 +18,8 @@ SOURCE_KINDS = ("sts", "sentences", "contrastive", "beir", "mteb")
 class ConfigError(ValueError):
     """A configuration that cannot be used; the message says what, where and how to fix it."""
 
+    exit_code = 2  # of a command, as for a wrong argument
+
 
 @dataclass
 class TargetModelConfig:

@@ -22,8 +22,8 @@ LOG_IN = (
     "set HF_TOKEN to it"
 )
 LATER = (
-    "check the network, then push the finished folder with 'python scripts/write_model_card.py "
-    "FOLDER --push-to-hub NAME'"
+    "check the network, then push the finished folder with 'python scripts/evaluate_model.py "
+    "FOLDER --card --push-to-hub NAME'"
 )
 
 

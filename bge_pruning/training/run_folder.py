@@ -32,8 +32,8 @@ def check_run(config) -> Plan:  # noqa: ANN001
 
     if config.method != "l0" and config.model.l0_module is not None:
         raise ConfigError(
-            f"method '{config.method}' trains no gates. To fix, run scripts/run_pipeline.py, or "
-            f"scripts/cut_baseline.py and then this with stage=recover."
+            f"method '{config.method}' trains no gates. To fix, run scripts/run_pipeline.py, "
+            f"or this with stage=recover after scripts/run_pipeline.py --only cut."
         )
     if config.model.l0_module is not None and config.model.d_model is not None:
         build_plan(config)  # refuses a bad target before anything is fetched

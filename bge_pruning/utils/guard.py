@@ -1,19 +1,148 @@
-"""Keeping optional work (pictures, reports, optional libraries) from ending what took hours."""
+"""What becomes of an error: one line and an exit code, or a warning where the work is optional."""
 
 from __future__ import annotations
 
+import errno
 import logging
-from collections.abc import Iterator
+import os
+import re
+import sys
+import traceback
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from importlib import import_module
 from types import ModuleType
+from typing import TextIO
+
+from bge_pruning.utils.run_log import FILE_ONLY, StoppedError
 
 log = logging.getLogger(__name__)
+
+EXIT_FAILURE = 1
+EXIT_USAGE = 2
+# What to do about an error of the operating system.
+_SPACE = "free space on its disk, or choose a folder on another one, and run the command again"
+_RIGHTS = "choose a place that you may read and write"
+ADVICE = {
+    **dict.fromkeys((errno.ENOSPC, errno.EDQUOT, errno.EFBIG), _SPACE),
+    **dict.fromkeys((errno.EACCES, errno.EPERM, errno.EROFS), _RIGHTS),
+    errno.ENOENT: "check the path",
+    errno.EEXIST: "choose another name",
+    errno.EISDIR: "name a file, not a folder",
+    errno.ENOTDIR: "choose a folder; a part of the path is a file",
+    errno.ENAMETOOLONG: "choose a shorter name",
+    errno.EIO: "check the disk",
+    errno.EMFILE: "allow more open files (ulimit -n)",
+}
+# What torch and NumPy say when a disk is full; neither names the reason or the file.
+CUT_OFF = re.compile(
+    r"PytorchStreamWriter failed|inline_container.*unexpected pos|\d+ requested and \d+ written"
+)
+EXIT_STOPPED = 128 + 15  # as the shell names an end by SIGTERM
+# Yellow and red.
+COLOURS = {logging.WARNING: "\x1b[33m", logging.ERROR: "\x1b[31m"}
+
+
+def run_command(command: Callable[[], None]) -> int:
+    """Run a command; an expected failure becomes one line on stderr.
+
+    Set ``BGE_PRUNING_TRACEBACK=1`` to see where it came from.
+
+    Returns:
+        Exit code: 0, 1 for a failure, 2 for a wrong configuration or argument, 143 for a run that
+        was told to stop.
+    """
+    setup_logging()
+    try:
+        command()
+    except StoppedError as error:
+        return _report(error, EXIT_STOPPED)
+    except (ValueError, OSError, RuntimeError, ImportError) as error:
+        # A wrong configuration says that it is one: config is a layer of its own.
+        return _report(error, getattr(error, "exit_code", EXIT_FAILURE))
+    except KeyboardInterrupt:
+        return _report(KeyboardInterrupt("interrupted"), 130)
+    return 0
+
+
+def setup_logging() -> None:
+    """Messages of this package go to stderr, one line each, from rank 0; errors from all ranks."""
+    logger = logging.getLogger("bge_pruning")
+    first = os.environ.get("RANK", "0") == "0"
+    if not logger.handlers:
+        handler = logging.StreamHandler()
+        handler.setFormatter(ConsoleFormatter(coloured=is_coloured(sys.stderr)))
+        handler.addFilter(lambda record: not getattr(record, FILE_ONLY, False))
+        handler.setLevel(logging.INFO if first else logging.ERROR)
+        logger.addHandler(handler)
+        logger.propagate = False
+    # Warnings of the other ranks are for the log file of the run.
+    logger.setLevel(logging.INFO if first else logging.WARNING)
+
+
+def is_coloured(stream: TextIO) -> bool:
+    """Whether a stream is a terminal whose owner has not asked for plain text (NO_COLOR)."""
+    return stream.isatty() and not os.environ.get("NO_COLOR")
+
+
+class ConsoleFormatter(logging.Formatter):
+    """Time and message; a warning or an error says that it is one.
+
+    Args:
+        coloured: Whether these words are yellow or red.
+    """
+
+    def __init__(self, coloured: bool) -> None:
+        super().__init__("%(asctime)s %(word)s%(message)s", datefmt="%H:%M:%S")
+        self.coloured = coloured
+
+    def formatMessage(self, record: logging.LogRecord) -> str:  # noqa: N802  (of the library)
+        """The line."""
+        word = f"{record.levelname}:" if record.levelno >= logging.WARNING else ""
+        if word and self.coloured:
+            word = f"{COLOURS.get(record.levelno, '')}{word}\x1b[0m"
+        record.word = f"{word} " if word else ""
+        return super().formatMessage(record)
+
+
+def _report(error: BaseException, code: int) -> int:
+    if os.environ.get("BGE_PRUNING_TRACEBACK"):
+        traceback.print_exc()
+    rank = os.environ.get("RANK")
+    where = f" (rank {rank})" if rank not in (None, "0") else ""
+    sys.stderr.write(f"error{where}: {one_line(describe_error(error))}\n")
+    return code
+
+
+def describe_error(error: BaseException) -> str:
+    """What happened, and what to do about it where the error itself does not say so.
+
+    The messages of this project do; those of the operating system and of torch do not.
+    """
+    text = str(error)
+    if "To fix" in text:
+        return text
+    if isinstance(error, OSError) and error.errno in ADVICE:
+        names = [str(name) for name in (error.filename, error.filename2) if name is not None]
+        place = f"{' and '.join(names)}: " if names else ""
+        return f"{place}{error.strerror}. To fix, {ADVICE[error.errno]}."
+    if isinstance(error, RuntimeError | OSError) and CUT_OFF.search(text):
+        return f"a file cannot be written to its end. To fix, {ADVICE[errno.ENOSPC]}."
+    return text
+
+
+def one_line(text: str) -> str:
+    """A message as one line of a terminal, whatever a file name or a value in it holds.
+
+    Lines are joined, and what would move the cursor, ring or change colours is written out.
+    """
+    joined = " ".join(line.strip() for line in text.splitlines() if line.strip())
+    return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in joined)
 
 
 @contextmanager
 def warn_only(what: str, fix: str) -> Iterator[None]:
-    """Turns any error inside into a logged warning with its reason and its place.
+    """Turn any error inside into a logged warning with its reason and its place.
 
     Args:
         what: What is done inside, for the message.
@@ -50,3 +179,15 @@ def import_optional(name: str, extra: str) -> ModuleType:
         raise ImportError(
             f"{error.name} is not installed, and this needs it. To fix, pip install -e '.[{extra}]'"
         ) from error
+
+
+def say(text: str, stream: TextIO | None = None) -> None:
+    """Print a line now; only commands own the terminal.
+
+    Args:
+        text: The line.
+        stream: Where to; ``None`` for standard output.
+    """
+    stream = stream or sys.stdout
+    stream.write(f"{text}\n")
+    stream.flush()

@@ -17,6 +17,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from bge_pruning.cli import command_words
 from bge_pruning.config.load import Config, ConfigError, load_config, pruned_model_folder
 from bge_pruning.config.schema import L0, ExportConfig
 
@@ -46,7 +47,7 @@ class EvaluationPlan:
 
     @classmethod
     def of(cls, args: Namespace) -> EvaluationPlan:
-        """What the options of :func:`bge_pruning.cli.add_task_arguments` say."""
+        """What the options of ``add_task_arguments`` in ``model_commands`` say."""
         return cls(args.sts, args.retrieval, args.split, args.modes)
 
     def arguments(self) -> list[str]:
@@ -334,7 +335,6 @@ def step_commands(
     judged_by: EvaluationPlan,
 ) -> list[str]:
     """The pipeline's steps as commands, in order."""
-    arguments = shlex.join([*paths, *overrides])
     results, run = config.results_folder, config.run_folder
     pruned = str(pruned_model_folder(config))
     # A run that replaces an earlier one can be replayed over itself.
@@ -342,19 +342,20 @@ def step_commands(
     best, best_recovered = (["--best"] if keeps_best(c) else [] for c in (config, recovery))
 
     def line(script: str, *words: str) -> str:
-        return shlex.join(["python", f"scripts/{script}.py", *words])
+        return shlex.join([*command_words(script), *words])
 
     pruning = [
-        f"python scripts/train_pruning.py {arguments}",
+        line("train_pruning", *paths, *overrides),
         line("extract_pruned_model", run, pruned, *best, *again),
     ]
     if config.method != L0:
-        pruning = [line("cut_baseline", *paths, *overrides, *again)]
+        pruning = [line("run_pipeline", *paths, *overrides, "--only", "cut", *again)]
     evaluation = ["--baseline", config.model.base_model, "--also", f"{PRUNED_NAME}={pruned}"]
     evaluation += [*judged_by.arguments(), "--output", f"{results}/evaluation.json"]
+    card = ["--card", "--evaluation", f"{results}/evaluation.json"]
     return [
         *pruning,
-        f"python scripts/train_pruning.py {arguments} stage=recover",
+        line("train_pruning", *paths, *overrides, "stage=recover"),
         line(
             "extract_pruned_model",
             f"{run}-recovery",
@@ -364,6 +365,6 @@ def step_commands(
             *export_arguments(config),
         ),
         line("evaluate_model", f"{results}/model", *evaluation, *again),
-        line("write_model_card", f"{results}/model", "--evaluation", f"{results}/evaluation.json"),
+        line("evaluate_model", f"{results}/model", *card),
         line("write_report", results, "--run", run, *again),
     ]

@@ -11,6 +11,7 @@ from typing import Any
 
 from bge_pruning.config.load import Config, load_config, read_mapping
 from bge_pruning.config.schema import ConfigError
+from bge_pruning.config.shipped import find_config
 from bge_pruning.utils.records import COUNT, TEXT, Each, Optional, check_record
 
 SCHEMA = {
@@ -84,11 +85,13 @@ def read_study(path: Path) -> Study:
     """Read and check a study; the configurations of its cells are not looked at yet.
 
     Args:
-        path: YAML file; the files under ``base`` are named relative to it.
+        path: YAML file, or the name of a shipped one; the files under ``base`` are named relative
+            to it.
 
     Raises:
         ConfigError: If the file cannot be read, or a key or value is wrong.
     """
+    path = find_config(path)
     content = read_mapping(path)
     for key in content:
         if key not in KEYS:

@@ -10,7 +10,7 @@ import pytest
 from bge_pruning.algorithms import stop_on_signal
 from bge_pruning.algorithms.stop_on_signal import StopOnSignal
 from bge_pruning.callbacks.pruning_callback import PruningCallback
-from bge_pruning.cli import EXIT_STOPPED, run_command
+from bge_pruning.utils.guard import EXIT_STOPPED, run_command
 from bge_pruning.utils.run_log import StoppedError
 
 STEPS = ("max_duration=6ba", "save_interval=4ba", "eval_interval=6ba")

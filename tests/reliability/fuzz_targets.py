@@ -209,7 +209,8 @@ def card(make: Make, random: Random) -> Example:
         if random.random() < 0.2
         else fuzz.change_file(path, random)
     )
-    return ["half/model", "--evaluation", "half/evaluation.json", "--index", "index.json"], done
+    files = ["--evaluation", "half/evaluation.json", "--index", "index.json"]
+    return ["half/model", "--card", *files], done
 
 
 def index(make: Make, random: Random) -> Example:
@@ -257,7 +258,7 @@ TARGETS = {
     "efficiency": ("benchmark_efficiency", efficiency, 60),
     "report": ("write_report", report, 12),
     "compare": ("compare_runs", compare, 150),
-    "card": ("write_model_card", card, 300),
+    "card": ("evaluate_model", card, 300),
     "index": ("check_index_compatibility", index, 80),
     "pipeline": ("run_pipeline", pipeline, 16),
     "family": ("export_family", family, 16),

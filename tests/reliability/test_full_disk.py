@@ -15,7 +15,7 @@ ROOT = Path(__file__).parents[2]
 # In a child: a process that died of a full disk cannot spoil the others.
 PROGRAM = """
 import resource, signal, sys
-from bge_pruning.cli import run_command
+from bge_pruning.utils.guard import run_command
 signal.signal(signal.SIGXFSZ, signal.SIG_IGN)  # then the call fails, with EFBIG
 {imports}
 def command():
