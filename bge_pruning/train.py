@@ -44,10 +44,11 @@ def main(argv: Sequence[str] | None = None, prog: str = "python -m bge_pruning.t
 
     def command() -> None:
         from bge_pruning.config.load import load_config
-        from bge_pruning.training.plan import build_plan, render_plan
 
         config = load_config(paths, overrides)
         if config.dry_run:
+            from bge_pruning.training.plan import build_plan, render_plan
+
             sys.stdout.write(render_plan(build_plan(config), config) + "\n")
         else:
             train(config)

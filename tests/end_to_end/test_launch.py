@@ -3,7 +3,6 @@
 import json
 import os
 import re
-import resource
 import subprocess
 import sys
 from collections.abc import Sequence
@@ -14,7 +13,6 @@ import pytest
 from bge_pruning.model_io.checkpoint import read_best_score
 
 ROOT = Path(__file__).parents[2]
-SCRIPTS = sorted((ROOT / "scripts").glob("*.py"))
 PYTHON = sys.executable
 COMPOSER = str(Path(PYTHON).with_name("composer"))
 LAUNCHERS = {
@@ -91,34 +89,6 @@ def test_datasets_is_hugging_faces(name, plans):
     report = plans[name][3]
     assert Path(report["datasets"]).parts[-3:] == ("site-packages", "datasets", "__init__.py")
     assert str(ROOT / "bge_pruning") not in [str(Path(p).resolve()) for p in report["path"]]
-
-
-HELP = """\
-import runpy, sys
-target = sys.argv[1]
-sys.argv = [target, "--help"]
-try:
-    if target.endswith(".py"):
-        runpy.run_path(target, run_name="__main__")
-    else:
-        runpy.run_module(target, run_name="__main__", alter_sys=True)
-except SystemExit as end:
-    assert not end.code
-    heavy = {"torch", "composer", "transformers", "sentence_transformers"} & sys.modules.keys()
-    sys.stderr.write("imported: " + " ".join(sorted(heavy)))
-"""
-
-
-@pytest.mark.parametrize("target", ["bge_pruning.train", *(f"scripts/{s.name}" for s in SCRIPTS)])
-def test_help_is_quick(target):
-    before = resource.getrusage(resource.RUSAGE_CHILDREN)
-    code, out, err = run([PYTHON, "-c", HELP, target])
-    after = resource.getrusage(resource.RUSAGE_CHILDREN)
-    assert code == 0, err
-    assert out.startswith("usage:")
-    assert err.endswith("imported: "), err
-    # Processor time, which a busy machine does not stretch as it does the clock.
-    assert after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime < 2.0
 
 
 def test_misspelt_key_is_one_line_and_code_2(tiny_yaml):
