@@ -5,12 +5,10 @@ Also ``stand_in_heads``, ``minilm`` and ``scripts/prepare_minilm.py``, on the sa
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import subprocess
 import sys
 from pathlib import Path
-from types import ModuleType
 
 import pytest
 import torch
@@ -371,17 +369,6 @@ def tiny_minilm(source: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return source
 
 
-@pytest.fixture(scope="module")
-def script() -> ModuleType:
-    spec = importlib.util.spec_from_file_location(
-        "prepare_minilm", ROOT / "scripts" / "prepare_minilm.py"
-    )
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
 def test_prepare_converts_once(
     tmp_path: Path, sentences: Path, tiny_minilm: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -456,23 +443,6 @@ def test_read_sentences(tmp_path: Path) -> None:
         minilm.read_sentences(path)
     with pytest.raises(FileNotFoundError, match=r"none\.csv not found.*--sentences"):
         minilm.read_sentences(tmp_path / "none.csv")
-
-
-def test_script_reports_an_error(
-    script: ModuleType, tmp_path: Path, tiny_minilm: Path, caplog: pytest.LogCaptureFixture
-) -> None:
-    assert (
-        script.main(["--output", str(tmp_path / "o"), "--sentences", str(tmp_path / "none.csv")])
-        == 1
-    )
-    assert "error: " in caplog.text
-    assert "none.csv not found" in caplog.text
-
-
-def test_script_defaults(script: ModuleType) -> None:
-    arguments = script.parse_arguments([])
-    assert arguments.output == Path("experiments/checkpoints/minilm-xlmr")
-    assert arguments.sentences == Path("data/sts/stsb-en-train.csv")
 
 
 def test_real_model_has_the_vectors_of_the_original(tmp_path: Path, sentences: Path) -> None:
