@@ -23,7 +23,7 @@ from bge_pruning.datasets.embedding_dataset import TokenizedTexts, build_tokeniz
 from bge_pruning.datasets.rows import BadRows, Row, RowTable
 from bge_pruning.datasets.teacher_vectors import compute_digest
 from bge_pruning.utils.files import atomic_folder, lock_of
-from bge_pruning.utils.records import COUNT, FLAG, TEXT, Each, read_record
+from bge_pruning.utils.json_records import Count, Flag, Record, Text, read_record
 
 log = logging.getLogger(__name__)
 
@@ -36,12 +36,19 @@ ARRAYS = ("text_starts", "texts", "starts", "positives", "scores")
 CHUNK = 8192
 # Raised when the layout of the folder or the meaning of a row changes.
 FORMAT = 2
-RECORD_SCHEMA = {
-    "format": COUNT,
-    "truncated": COUNT,
-    "bad": {"skip": FLAG, "count": COUNT, "examples": [TEXT]},
-    "digests": Each(TEXT),
-}
+
+
+class _BadRecord(Record):
+    skip: Flag
+    count: Count
+    examples: list[Text]
+
+
+class _CorpusRecord(Record):
+    format: Count
+    truncated: Count
+    bad: _BadRecord
+    digests: dict[str, Text]
 
 
 @dataclass(frozen=True)
@@ -146,20 +153,20 @@ def load_corpus(folder: Path) -> TextCorpus:
         ValueError: If files are missing or hold something else than was written.
     """
     fix = "delete the folder; it is made again"
-    record = read_record(folder / RECORD, RECORD_SCHEMA, fix)
+    record = read_record(folder / RECORD, _CorpusRecord, fix)
     try:
-        if record["format"] != FORMAT:
-            raise ValueError(f"it is of version {record['format']}, expected {FORMAT}")
+        if record.format != FORMAT:
+            raise ValueError(f"it is of version {record.format}, expected {FORMAT}")
         found = {path.name: _digest(path) for path in _array_files(folder)}
-        if wrong := [name for name, digest in found.items() if record["digests"][name] != digest]:
+        if wrong := [name for name, digest in found.items() if record.digests.get(name) != digest]:
             raise ValueError(f"{', '.join(wrong)}: the checksum is not that of the content")
         arrays = {
             key: np.load(folder / f"{key}.npy", mmap_mode="r", allow_pickle=False) for key in ARRAYS
         }
         ids = np.memmap(folder / IDS, dtype=np.int32, mode="r")
         rows = RowTable(*(arrays[key] for key in ARRAYS[1:]))
-        texts = TokenizedTexts(ids, arrays["text_starts"], record["truncated"])
-        return TextCorpus(texts, rows, BadRows(**record["bad"]))
+        texts = TokenizedTexts(ids, arrays["text_starts"], record.truncated)
+        return TextCorpus(texts, rows, BadRows(**record.bad.as_dict()))
     except (OSError, EOFError, LookupError, TypeError, ValueError, BadZipFile) as error:
         raise ValueError(
             f"{folder}: damaged or not complete ({error}). To fix, delete the folder; it is made "

@@ -39,6 +39,7 @@ from bge_pruning.utils.devices import check_device, default_device
 from bge_pruning.utils.environment import collect_versions
 from bge_pruning.utils.files import evaluation_files, refuse_existing, write_json, write_text
 from bge_pruning.utils.model_analysis import measure_peak_bytes, measure_speed
+from bge_pruning.utils.typed_records import Entry, EvaluationRecord, Speed
 
 # Files that hold weights, as far as this project and sentence-transformers read them.
 WEIGHT_FILES = (
@@ -47,7 +48,7 @@ WEIGHT_FILES = (
 )
 
 
-def measure_cost(model: AnyEncoder, baseline: AnyEncoder, texts: Sequence[str]) -> dict[str, Any]:
+def measure_cost(model: AnyEncoder, baseline: AnyEncoder, texts: Sequence[str]) -> Speed:
     """Speed and memory of two models.
 
     Args:
@@ -72,7 +73,7 @@ def measure_cost(model: AnyEncoder, baseline: AnyEncoder, texts: Sequence[str]) 
             if isinstance(encoder, OnnxEncoder)
             else measure_peak_bytes(lambda e=encoder: e.encode(batch)),
         }
-    return {**measure_speed(model, baseline, texts), "memory_bytes": memory}
+    return Speed(**measure_speed(model, baseline, texts), memory_bytes=memory)
 
 
 def weight_bytes(encoder: AnyEncoder) -> int:
@@ -109,7 +110,7 @@ FLOORS = ("random_weights", "word_embeddings")
 
 def describe_task(
     task: Task, mode: str, scores: Mapping[str, Scores], also: Mapping[str, Scores], seed: int
-) -> list[dict[str, Any]]:
+) -> list[Entry]:
     """One entry for each metric of a task in a mode.
 
     ``retention`` is value / baseline; ``retention_above_floor`` is (value - floor) / (baseline -
@@ -128,21 +129,20 @@ def describe_task(
     theirs = scores.get("baseline", {}).get(key)
     entries = []
     for index, metric in enumerate(ours.values):
-        entry = {
-            "task": task.name,
-            "kind": task.kind,
-            "mode": mode,
-            "metric": metric,
-            "main": index == 0,
-            "value": ours.values[metric],
+        entry = Entry(
+            task=task.name,
+            kind=task.kind,
+            mode=mode,
+            metric=metric,
+            main=index == 0,
+            value=ours.values[metric],
             **_compare(metric, key, scores, also),
-            "samples": len(ours.samples),
-            "texts": ours.texts,
-            "truncated": ours.truncated,
-            "seconds": ours.seconds,
-        }
-        if index == 0:
-            entry |= _uncertainty(task, ours, theirs, seed)
+            samples=len(ours.samples),
+            texts=ours.texts,
+            truncated=ours.truncated,
+            seconds=ours.seconds,
+            **(_uncertainty(task, ours, theirs, seed) if index == 0 else {}),
+        )
         entries.append(entry)
     return entries
 
@@ -191,7 +191,7 @@ def _uncertainty(task: Task, ours: Score, theirs: Score | None, seed: int) -> di
 log = logging.getLogger(__name__)
 
 
-def write_evaluation(result: Mapping[str, Any], path: Path, *, overwrite: bool = False) -> None:
+def write_evaluation(result: EvaluationRecord, path: Path, *, overwrite: bool = False) -> None:
     """Write a result as JSON, and its scores as a Markdown table beside it.
 
     Args:
@@ -205,8 +205,8 @@ def write_evaluation(result: Mapping[str, Any], path: Path, *, overwrite: bool =
     """
     path, table = evaluation_files(path)
     refuse_existing([path, table], overwrite=overwrite)
-    write_json(result, path, overwrite=overwrite)
-    write_text(table, "\n\n".join(render_scores(result)) + "\n")
+    write_json(result.as_dict(), path, overwrite=overwrite)
+    write_text(table, "\n\n".join(render_scores(result.as_dict())) + "\n")
 
 
 def evaluate(
@@ -222,7 +222,7 @@ def evaluate(
     speed: bool = True,
     seed: int = 0,
     progress: bool = False,
-) -> dict[str, Any]:
+) -> EvaluationRecord:
     """Scores a model, its baseline and the two floors, counts parameters and measures speed.
 
     The floors are the model's shape with random weights, and, for dense vectors, the mean of the
@@ -243,8 +243,7 @@ def evaluate(
         progress: Show progress bars.
 
     Returns:
-        JSON-ready ``model``, ``baseline``, ``tasks`` (see :func:`describe_task`), ``parameters``,
-        ``size_bytes``, ``speed``, ``seed``, ``max_length`` and ``versions``.
+        What ``evaluation.json`` holds; for ``tasks`` see :func:`describe_task`.
 
     Raises:
         ValueError: If there is no task, a mode is unknown or the model has no head for it, a number
@@ -265,16 +264,16 @@ def evaluate(
     scores = _score_all(judged, reference, seed, score)
     extra = {name: score(name, partial(load, folder)) for name, folder in others.items()}
     entries = [describe_task(t, mode, scores, extra, seed) for t in tasks for mode in modes]
-    return {
-        "model": model,
-        "baseline": baseline,
-        "tasks": [entry for part in entries for entry in part],
+    return EvaluationRecord(
+        model=model,
+        baseline=baseline,
+        tasks=[entry for part in entries for entry in part],
         **_describe_models(judged, reference, {"model": model, "baseline": baseline}),
-        "speed": _measure_speed(judged, reference, tasks) if reference and speed else None,
-        "seed": seed,
-        "max_length": max_length,
-        "versions": collect_versions(),
-    }
+        speed=_measure_speed(judged, reference, tasks) if reference and speed else None,
+        seed=seed,
+        max_length=max_length,
+        versions=collect_versions(),
+    )
 
 
 def _loader(device: str, max_length: int | None, batch_size: int) -> Callable[[str], AnyEncoder]:
@@ -331,9 +330,7 @@ def _describe_models(
     }
 
 
-def _measure_speed(
-    judged: AnyEncoder, reference: AnyEncoder, tasks: Sequence[Task]
-) -> dict[str, Any]:
+def _measure_speed(judged: AnyEncoder, reference: AnyEncoder, tasks: Sequence[Task]) -> Speed:
     """On sentences if there are any, else on queries."""
     pairs = [task.pairs() for task in tasks if task.kind == SIMILARITY]
     texts = [text for first, second, _ in pairs for text in (*first, *second)]

@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import gc
-import json
 import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 
@@ -37,9 +35,9 @@ from bge_pruning.export.vocabulary_texts import (
 from bge_pruning.model_io.checkpoint import find_checkpoint
 from bge_pruning.model_io.precision import DTYPES
 from bge_pruning.models.encoder_shape import EncoderShape
-from bge_pruning.utils.files import atomic_folder
+from bge_pruning.utils.files import atomic_folder, write_json
 from bge_pruning.utils.guard import import_optional
-from bge_pruning.utils.typed_records import PruningRecord
+from bge_pruning.utils.typed_records import Int8Record, OnnxRecord, PruningRecord, Vocabulary
 
 log = logging.getLogger(__name__)
 
@@ -128,7 +126,7 @@ def extract(
     overwrite: bool = False,
     best: bool = False,
     options: ExtractOptions = PLAIN,
-) -> dict[str, Any]:
+) -> PruningRecord:
     """Write the model of a run as an ordinary model folder, and validate it.
 
     Args:
@@ -163,7 +161,7 @@ def write_model(
     output: Path,
     overwrite: bool = False,
     options: ExtractOptions = PLAIN,
-) -> dict[str, Any]:
+) -> PruningRecord:
     """Write what an extraction makes of a model, and validate it.
 
     Args:
@@ -183,17 +181,15 @@ def write_model(
     with atomic_folder(output, MARKER, overwrite) as folder:
         info, references = _cut_and_write(start, folder, options)
         gc.collect()  # the model sits in reference cycles, and validation loads another
-        info["largest_difference"] = validate(folder, references)
-        info["tolerance"] = TOLERANCE
-        check_folder(folder, EncoderShape(**info["shape"]))
-        if "precision" in info:
+        info.largest_difference = validate(folder, references)
+        info.tolerance = TOLERANCE
+        check_folder(folder, EncoderShape(**info.shape.as_dict()))
+        if info.precision is not None:
             dense = references.outputs["dense_vecs"]
-            info["precision"]["as_loaded"] = check_as_loaded(folder, dense, options.dtype)
+            info.precision.as_loaded = check_as_loaded(folder, dense, options.dtype)
         _add_files(folder, info, options)
-        (folder / MARKER).write_text(json.dumps(info, indent=2) + "\n", encoding="utf-8")
-        (folder / "README.md").write_text(
-            render_model_card(PruningRecord(**info)), encoding="utf-8"
-        )
+        write_json(info.as_dict(), folder / MARKER)
+        (folder / "README.md").write_text(render_model_card(info), encoding="utf-8")
     log.info("wrote %s: %s", output, describe(info))
     return info
 
@@ -206,7 +202,7 @@ def _check_libraries(options: ExtractOptions) -> None:
 
 def _cut_and_write(
     start: Callable[[], Extraction], folder: Path, options: ExtractOptions
-) -> tuple[dict[str, Any], References]:
+) -> tuple[PruningRecord, References]:
     """Record and references; the model is let go of."""
     extraction = start()
     if options.vocabulary is not None:
@@ -220,15 +216,17 @@ def _cut_and_write(
 def _choose_tokens(extraction: Extraction, request: VocabularyRequest) -> None:
     base, whole = extraction.base, extraction.shape
     keep, corpora = choose_for_texts(base, request)
-    extraction.info["vocabulary"] = build_report(whole, base.tokenizer_files, keep, corpora)
+    report = build_report(whole, base.tokenizer_files, keep, corpora)
+    extraction.info.vocabulary = Vocabulary(**report)
     keep_tokens(extraction, keep)
 
 
-def _add_files(folder: Path, info: dict[str, Any], options: ExtractOptions) -> None:
+def _add_files(folder: Path, info: PruningRecord, options: ExtractOptions) -> None:
     if options.keep_dimension:
         projection = add_projection(folder, info, options.fit_texts)
-        info.update({} if projection is None else {"projection": projection})
+        if projection is not None:
+            info.projection = projection
     if options.onnx or options.onnx_int8:
-        info["onnx"] = export_onnx(folder)
+        info.onnx = OnnxRecord(**export_onnx(folder))
     if options.onnx_int8:
-        info["onnx_int8"] = export_onnx_int8(folder, options.int8_pairs)
+        info.onnx_int8 = Int8Record(**export_onnx_int8(folder, options.int8_pairs))

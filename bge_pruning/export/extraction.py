@@ -8,14 +8,13 @@ that one law holds for all of it: masked == extracted.
 from __future__ import annotations
 
 import copy
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 import torch
 
 from bge_pruning.export.compact_head import narrow_head
-from bge_pruning.export.pruning_record import build_record, warn_if_far
+from bge_pruning.export.pruning_record import as_parameters, as_shape, build_record, warn_if_far
 from bge_pruning.export.validation import (
     TOLERANCE,
     References,
@@ -42,6 +41,14 @@ from bge_pruning.models.structural_pruning import (
     prune_linear,
 )
 from bge_pruning.selection.nested_shapes import masks_of_indices, relative_indices
+from bge_pruning.utils.typed_records import (
+    Constraint,
+    Kept,
+    MultiVector,
+    Precision,
+    PruningRecord,
+    Rounding,
+)
 
 
 @dataclass
@@ -61,7 +68,7 @@ class Extraction:
     masks: PruningMasks
     keep: KeepIndices
     shape: EncoderShape
-    info: dict[str, Any]
+    info: PruningRecord
     vocabulary: KeptVocabulary | None = None
 
 
@@ -82,8 +89,8 @@ def start_extraction(checkpoint: Path, shape: EncoderShape | None = None) -> Ext
     keep = model.backbone.keep_indices(masks)
     info = build_record(model, target, keep)
     if shape is None and model.l0_module is not None:
-        warn_if_far(info["constraint"])
-    info["checkpoint"] = str(checkpoint)
+        warn_if_far(info.constraint)
+    info.checkpoint = str(checkpoint)
     return Extraction(as_base_model(model, str(checkpoint)), masks, keep, target, info)
 
 
@@ -130,11 +137,9 @@ def make_head_square(extraction: Extraction) -> None:
             f"the square multi-vector head moves a score by {difference:.1e}, more than "
             f"{TOLERANCE:.0e}. To fix, leave --colbert-dim out, and report it with the checkpoint."
         )
-    extraction.info["multi_vector"] = {
-        "source_dim": wide,
-        "colbert_dim": hidden,
-        "largest_difference": difference,
-    }
+    extraction.info.multi_vector = MultiVector(
+        source_dim=wide, colbert_dim=hidden, largest_difference=difference
+    )
     _set_shape(extraction, colbert_dim=hidden)
 
 
@@ -165,9 +170,8 @@ def _largest_change_of_products(before: References, after: References) -> float:
 
 def _set_shape(extraction: Extraction, **sizes: int) -> None:
     extraction.shape = replace(extraction.shape, **sizes)
-    extraction.info["shape"] = asdict(extraction.shape)
-    counts = count_parameters(extraction.shape).as_dict()
-    extraction.info["parameters"] = {**extraction.info["parameters"], "extracted": counts}
+    extraction.info.shape = as_shape(extraction.shape)
+    extraction.info.parameters.extracted = as_parameters(extraction.shape)
 
 
 @dataclass(frozen=True)
@@ -228,8 +232,8 @@ def write_extraction(
         # The law holds for the rounded model as for any other: masked == extracted.
         round_weights(base.backbone, base.heads, dtype)
         references = _references(extraction, sentences)
-        rounding = precision_loss(exact, references.outputs)
-        extraction.info["precision"] = {"dtype": dtype_name(dtype), "rounding": rounding}
+        rounding = Rounding(**precision_loss(exact, references.outputs))
+        extraction.info.precision = Precision(dtype=dtype_name(dtype), rounding=rounding)
     if extraction.vocabulary is not None:
         base = extraction.base = trim_vocabulary(base, extraction.vocabulary)
     cut(base.backbone, base.heads, extraction.keep)
@@ -261,14 +265,14 @@ def _check_counts(base: BaseModel, shape: EncoderShape) -> None:
         )
 
 
-def describe(info: dict[str, Any]) -> str:
+def describe(info: PruningRecord) -> str:
     """One line about an extraction: sizes, parameters, largest difference."""
-    parameters = info["parameters"]
-    share = parameters["extracted"]["encoder"] / parameters["source"]["encoder"]
+    source, extracted = info.parameters.source, info.parameters.extracted
     return (
-        f"{EncoderShape(**info['shape']).describe()}; {parameters['extracted']['encoder']:,} "
-        f"encoder parameters ({share:.1%} of the source), {parameters['extracted']['total']:,} in "
-        f"all; largest difference from the masked model {info['largest_difference']:.1e}"
+        f"{EncoderShape(**info.shape.as_dict()).describe()}; {extracted.encoder:,} encoder "
+        f"parameters ({extracted.encoder / source.encoder:.1%} of the source), "
+        f"{extracted.total:,} in all; largest difference from the masked model "
+        f"{info.largest_difference:.1e}"
     )
 
 
@@ -276,7 +280,7 @@ def nested_extraction(
     larger: Extraction,
     keep: KeepIndices,
     shape: EncoderShape,
-    constraint: dict[str, dict[str, float]],
+    constraint: dict[str, Constraint],
 ) -> Extraction:
     """Cut a smaller sub-network out of a larger one of the same gates, as it was trained on.
 
@@ -292,17 +296,14 @@ def nested_extraction(
     Raises:
         ValueError: If ``larger`` does not contain a structure.
     """
-    record = larger.info
-    relative = relative_indices(keep, KeepIndices(**record["kept"]))
-    batches = dict(record["batches"])
+    relative = relative_indices(keep, KeepIndices(**larger.info.kept.as_dict()))
+    batches = dict(larger.info.batches)
     steps = batches.pop("recover", 0) + batches.pop("recover_larger", 0)
-    info = {
-        **record,
-        "shape": asdict(shape),
-        "kept": keep.as_dict(),
-        "constraint": constraint,
-        "parameters": {**record["parameters"], "extracted": count_parameters(shape).as_dict()},
-        "batches": {**batches, "recover_larger": steps},
-    }
+    info = larger.info.model_copy(deep=True)
+    info.shape = as_shape(shape)
+    info.kept = Kept(**keep.as_dict())
+    info.constraint = constraint
+    info.parameters.extracted = as_parameters(shape)
+    info.batches = {**batches, "recover_larger": steps}
     masks = masks_of_indices(relative, larger.shape)
     return Extraction(larger.base, masks, relative, shape, info)

@@ -5,9 +5,8 @@ from __future__ import annotations
 import gc
 import logging
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from torch import Tensor
@@ -25,13 +24,14 @@ from bge_pruning.model_io.model_folder import write_sentence_transformers_files
 from bge_pruning.model_io.pretrained import BaseModel, load_base_model
 from bge_pruning.model_io.projection import compute_selection, fit_projection, project
 from bge_pruning.utils.devices import default_device
+from bge_pruning.utils.typed_records import Projection, PruningRecord, Source
 
 log = logging.getLogger(__name__)
 
 
 def add_projection(
-    folder: Path, info: dict[str, Any], texts: Sequence[str] = ()
-) -> dict[str, Any] | None:
+    folder: Path, info: PruningRecord, texts: Sequence[str] = ()
+) -> Projection | None:
     """Add the Dense module that brings dense vectors back to the unpruned model's dimensions.
 
     Args:
@@ -49,8 +49,8 @@ def add_projection(
             itself, or the texts are too few.
         ValidationError: If sentence-transformers makes other vectors of the folder.
     """
-    kept, size = info["kept"]["hidden"], info["source_shape"]["hidden_size"]
-    _check_source(info["source"], size)
+    kept, size = info.kept.hidden, info.source_shape.hidden_size
+    _check_source(info.source, size)
     if len(kept) == size and not texts:
         log.info("dense vectors have all %d dimensions of the source: no map is needed", size)
         return None
@@ -64,36 +64,36 @@ def add_projection(
             f"with the Dense module sentence-transformers is {difference:.1e} off, more than "
             f"{TOLERANCE:.0e}. To fix, report it with the checkpoint: it is a defect of extraction."
         )
-    return {
-        "kind": "fitted" if texts else "selection",
-        "dimensions": size,
-        "texts": len(lines) if texts else None,
-    }
+    return Projection(
+        kind="fitted" if texts else "selection",
+        dimensions=size,
+        texts=len(lines) if texts else None,
+    )
 
 
-def _check_source(source: Mapping[str, Any], size: int) -> None:
+def _check_source(source: Source, size: int) -> None:
     """An index of the source's vectors has the dimensions of its map, not those of its encoder."""
-    if "projection" in source:
+    if source.projection is not None:
         raise ValueError(
-            f"{source['base_model']} was itself written with --keep-dimension: its vectors have "
-            f"{source['projection']['dimensions']} dimensions, and training was in the {size} of "
+            f"{source.base_model} was itself written with --keep-dimension: its vectors have "
+            f"{source.projection.dimensions} dimensions, and training was in the {size} of "
             f"its encoder. To fix, leave --keep-dimension out, or prune the model that it was cut "
             f"from."
         )
 
 
-def _fit(folder: Path, info: dict[str, Any], texts: Sequence[str]) -> Tensor:
-    source = info["source"]
-    log.info("fitting the map on %d texts of %s", len(texts), source["base_model"])
+def _fit(folder: Path, info: PruningRecord, texts: Sequence[str]) -> Tensor:
+    source = info.source
+    log.info("fitting the map on %d texts of %s", len(texts), source.base_model)
     pruned = _embed(load_base_model(str(folder)), texts)
-    base = load_base_model(source["base_model"], source["revision"], info["pooling"])
-    size = info["source_shape"]["hidden_size"]
+    base = load_base_model(source.base_model, source.revision, info.pooling)
+    size = info.source_shape.hidden_size
     if base.shape.hidden_size != size:
         raise ValueError(
-            f"{source['base_model']} has {base.shape.hidden_size} dimensions, but the model that "
+            f"{source.base_model} has {base.shape.hidden_size} dimensions, but the model that "
             f"was pruned had {size}. To fix, put that model there again, or leave --fit-texts out."
         )
-    return fit_projection(pruned, _embed(base, texts), info["kept"]["hidden"])
+    return fit_projection(pruned, _embed(base, texts), info.kept.hidden)
 
 
 def _embed(base: BaseModel, texts: Sequence[str]) -> np.ndarray:

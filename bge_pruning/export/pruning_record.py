@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 from dataclasses import asdict
-from typing import Any
 
 import torch
 
@@ -12,6 +11,15 @@ from bge_pruning.model_io.checkpoint import TrainedModel
 from bge_pruning.models.encoder_shape import EncoderShape, count_parameters, forward_flops
 from bge_pruning.models.l0_module_embedding import BUDGET, OPERATIONS, L0Module
 from bge_pruning.models.structural_pruning import SHAPE_FIELDS, KeepIndices
+from bge_pruning.utils.typed_records import (
+    Constraint,
+    Kept,
+    Parameters,
+    PrunedParameters,
+    PruningRecord,
+    Shape,
+    Source,
+)
 
 log = logging.getLogger(__name__)
 
@@ -23,7 +31,7 @@ FAR_FROM_TARGET = 0.01
 
 def build_record(
     model: TrainedModel, shape: EncoderShape, keep: KeepIndices, method: str = "l0"
-) -> dict[str, Any]:
+) -> PruningRecord:
     """Content of ``pruning.json``, as far as the checkpoint knows it.
 
     Args:
@@ -41,51 +49,67 @@ def build_record(
         to its source, ``pooling``, ``max_seq_length`` and ``versions``. A recovery run inherits
         what the pruning run decided.
     """
-    metadata, earlier = model.metadata, model.metadata.source_pruning
+    metadata = model.metadata
     cuts = model.l0_module is not None or shape != model.shape
-    info = {
-        "source": {
-            "base_model": metadata.base_model,
-            "revision": metadata.revision,
-            "license": metadata.license,
-            "origin": metadata.origin,
-        },
-        "source_shape": asdict(model.shape),
-        "shape": asdict(shape),
-        "parameters": {
-            "source": count_parameters(model.shape).as_dict(),
-            "extracted": count_parameters(shape).as_dict(),
-        },
-        "kept": keep.as_dict(),
-        "constraint": {},
-        "seed": metadata.seed,
-        "batches": {"train": model.batch},
-        "pooling": metadata.pooling,
-        "max_seq_length": metadata.max_seq_length,
-        "versions": metadata.versions,
-    }
+    record = PruningRecord(
+        source=Source(
+            base_model=metadata.base_model,
+            revision=metadata.revision,
+            license=metadata.license,
+            origin=metadata.origin,
+        ),
+        source_shape=as_shape(model.shape),
+        shape=as_shape(shape),
+        parameters=PrunedParameters(
+            source=as_parameters(model.shape), extracted=as_parameters(shape)
+        ),
+        kept=Kept(**keep.as_dict()),
+        constraint={},
+        seed=metadata.seed,
+        batches={"train": model.batch},
+        pooling=metadata.pooling,
+        max_seq_length=metadata.max_seq_length,
+        versions=metadata.versions,
+    )
     if cuts:  # a baseline without a step of training
-        info["method"], info["batches"] = method, {}
+        record.method, record.batches = method, {}
     if model.l0_module is not None:
-        info["constraint"] = compute_constraint_report(model.l0_module, shape)
-        info["batches"] = {"prune": model.batch}
-    if earlier is not None and "projection" in earlier:
-        info["source"]["projection"] = earlier["projection"]
-    if earlier is not None and not cuts:
-        # A recovery run: what was cut, and from what, was decided by the run before it.
-        inherited = ("source", "source_shape", "kept", "method", "constraint")
-        info.update({key: earlier[key] for key in inherited if key in earlier})
-        info["parameters"]["source"] = earlier["parameters"]["source"]
-        info["batches"] = {**earlier["batches"], "recover": model.batch}
-        if texts := metadata.refit_texts or earlier.get("refit_texts"):
-            info["refit_texts"] = texts
-    return info
+        record.constraint = compute_constraint_report(model.l0_module, shape)
+        record.batches = {"prune": model.batch}
+    if metadata.source_pruning is not None:
+        _inherit(record, PruningRecord(**metadata.source_pruning), model, cuts)
+    return record
+
+
+def _inherit(
+    record: PruningRecord, earlier: PruningRecord, model: TrainedModel, cuts: bool
+) -> None:
+    """Take over what the run before has decided: for a recovery, what was cut and from what."""
+    if earlier.projection is not None:
+        record.source.projection = earlier.projection
+    if cuts:
+        return
+    for key in ("source", "source_shape", "kept", "method", "constraint"):
+        if key in earlier.model_fields_set:
+            setattr(record, key, getattr(earlier, key))
+    record.parameters.source = earlier.parameters.source
+    record.batches = {**earlier.batches, "recover": model.batch}
+    if texts := model.metadata.refit_texts or earlier.refit_texts:
+        record.refit_texts = texts
+
+
+def as_shape(shape: EncoderShape) -> Shape:
+    """Sizes as a record."""
+    return Shape(**asdict(shape))
+
+
+def as_parameters(shape: EncoderShape) -> Parameters:
+    """Parameters of a model of these sizes, as a record."""
+    return Parameters(**count_parameters(shape).as_dict())
 
 
 @torch.no_grad()
-def compute_constraint_report(
-    l0_module: L0Module, shape: EncoderShape
-) -> dict[str, dict[str, float]]:
+def compute_constraint_report(l0_module: L0Module, shape: EncoderShape) -> dict[str, Constraint]:
     """How far the gates were from what is cut, per axis.
 
     Args:
@@ -108,24 +132,24 @@ def compute_constraint_report(
         realised[OPERATIONS] = 1.0 - forward_flops(shape, length) / forward_flops(source, length)
     targets = {**realised, **l0_module.final_targets()}
     return {
-        axis: {
-            "expected_sparsity": float(expected.mean()),
-            "target_sparsity": targets[axis],
-            "realised_sparsity": realised[axis],
-            "largest_distance": float((expected - realised[axis]).abs().max()),
-        }
+        axis: Constraint(
+            expected_sparsity=float(expected.mean()),
+            target_sparsity=float(targets[axis]),
+            realised_sparsity=float(realised[axis]),
+            largest_distance=float((expected - realised[axis]).abs().max()),
+        )
         for axis, expected in l0_module.expected_sparsity().items()
     }
 
 
-def warn_if_far(constraint: dict[str, dict[str, float]]) -> None:
+def warn_if_far(constraint: dict[str, Constraint]) -> None:
     """Say so if the gates of a run ended far from its target.
 
     Args:
         constraint: See :func:`compute_constraint_report`.
     """
     for axis, row in constraint.items():
-        distance = row["largest_distance"]
+        distance = row.largest_distance
         if distance > FAR_FROM_TARGET:
             log.warning(
                 "the gates of '%s' were %.1f points of sparsity from what is cut (expected %.3f on "
@@ -133,6 +157,6 @@ def warn_if_far(constraint: dict[str, dict[str, float]]) -> None:
                 "raise optimizer.lambda_2_lr.",
                 axis,
                 100 * distance,
-                row["expected_sparsity"],
-                row["realised_sparsity"],
+                row.expected_sparsity,
+                row.realised_sparsity,
             )

@@ -38,6 +38,7 @@ import numpy as np
 import torch
 from torch import nn
 
+from bge_pruning.export.pruning_record import as_parameters
 from bge_pruning.model_io.pretrained import BaseModel
 from bge_pruning.model_io.vocabulary_files import (
     TokenizerContent,
@@ -46,7 +47,8 @@ from bge_pruning.model_io.vocabulary_files import (
     special_ids,
 )
 from bge_pruning.models.bge_m3_backbone import XLMRobertaBackbone
-from bge_pruning.models.encoder_shape import EncoderShape, count_parameters
+from bge_pruning.models.encoder_shape import EncoderShape
+from bge_pruning.utils.typed_records import PruningRecord
 
 # A script is kept if it makes up this share of the letters of one of the corpora: a foreign name
 # in a news text is no reason to keep all Chinese characters.
@@ -279,11 +281,9 @@ def _with_rows(backbone: XLMRobertaBackbone, rows: np.ndarray) -> XLMRobertaBack
     return trimmed
 
 
-def _trimmed_record(pruning: dict[str, Any], shape: EncoderShape) -> dict[str, Any]:
+def _trimmed_record(pruning: PruningRecord, shape: EncoderShape) -> PruningRecord:
     """``pruning.json`` of an extracted model, with the new sizes."""
-    extracted = count_parameters(shape).as_dict()
-    return {
-        **pruning,
-        "shape": {**pruning["shape"], "vocab_size": shape.vocab_size},
-        "parameters": {**pruning["parameters"], "extracted": extracted},
-    }
+    record = pruning.model_copy(deep=True)
+    record.shape.vocab_size = shape.vocab_size
+    record.parameters.extracted = as_parameters(shape)
+    return record

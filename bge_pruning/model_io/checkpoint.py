@@ -6,11 +6,10 @@ A checkpoint is self-contained: next to the weights it holds what :class:`RunMet
 from __future__ import annotations
 
 import datetime
-import json
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, fields
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +23,7 @@ from bge_pruning.model_io.pretrained import (
     load_strict,
     without_weights,
 )
+from bge_pruning.model_io.run_metadata import RunMetadata, check_metadata
 from bge_pruning.model_io.sharded_checkpoint import is_sharded, read_sharded_state
 from bge_pruning.models.bge_m3_backbone import XLMRobertaBackbone
 from bge_pruning.models.embedding_heads import EmbeddingHeads
@@ -33,8 +33,6 @@ from bge_pruning.models.structural_pruning import (
     KeepIndices,
     PruningMasks,
 )
-from bge_pruning.utils.record_schemas import RUN_METADATA
-from bge_pruning.utils.records import check_record, parse_json
 
 METADATA_KEY = "RunMetadataCallback"
 WORD_TABLE = "backbone.embeddings.word_embeddings.weight"
@@ -53,64 +51,6 @@ PLAIN_TYPES = [
     np.dtype,
     type(np.dtype(np.uint32)),
 ]
-
-
-@dataclass(frozen=True)
-class RunMetadata:
-    """What extraction needs besides the weights; plain values only.
-
-    Attributes:
-        base_model: Name of the model that the run started from.
-        shape: Its sizes.
-        hf_config: Its ``config.json``.
-        pooling: Pooling of the dense output.
-        max_seq_length: For sentence-transformers.
-        seed: Seed of the run.
-        l0_module: Arguments of :class:`L0Module` (``axes``, ``target``, ``target_parameters``,
-            ``seed``, ...), ``None`` for a run without gates.
-        source_pruning: ``pruning.json`` of the base model if that was itself extracted.
-        versions: Package versions of the run.
-        tokenizer_files: Contents by name.
-        revision: Hub revision of the base model.
-        prompts: ``config_sentence_transformers.json`` of the base model, as far as it says what to
-            write before a text (``prompts``, ``default_prompt_name``).
-        license: Licence of the base model as the hub writes it; ``None`` if it is not known.
-        origin: Hub name of the base model, see :class:`bge_pruning.model_io.hub.Origin`.
-        refit_texts: Texts that the model was fitted to its source on before training, at most.
-    """
-
-    base_model: str
-    shape: dict[str, Any]
-    hf_config: dict[str, Any]
-    pooling: str
-    max_seq_length: int
-    seed: int
-    l0_module: dict[str, Any] | None
-    source_pruning: dict[str, Any] | None
-    versions: dict[str, str]
-    tokenizer_files: dict[str, bytes]
-    revision: str | None = None
-    prompts: dict[str, Any] | None = None
-    license: str | None = None
-    origin: str | None = None
-    refit_texts: int = 0
-
-    def state_dict(self) -> dict[str, Any]:
-        """JSON text and byte tensors: types that ``weights_only`` loading allows."""
-        plain = {k: v for k, v in asdict(self).items() if k != "tokenizer_files"}
-        files = {
-            # Not torch.frombuffer, which refuses an empty file.
-            name: torch.from_numpy(np.frombuffer(content, np.uint8).copy())
-            for name, content in self.tokenizer_files.items()
-        }
-        return {"json": json.dumps(plain), "tokenizer_files": files}
-
-    @classmethod
-    def from_state_dict(cls, state: dict[str, Any]) -> RunMetadata:
-        """Inverse of :meth:`state_dict`."""
-        files = {k: v.numpy().tobytes() for k, v in state["tokenizer_files"].items()}
-        plain = parse_json(state["json"].encode("utf-8"), "run metadata", "use another checkpoint")
-        return cls(**plain, tokenizer_files=files)
 
 
 @dataclass
@@ -348,15 +288,7 @@ def _metadata(state: dict[str, Any], path: Path) -> RunMetadata:
             f"{path}: is not a checkpoint of this project: it holds no run metadata ({known}). To "
             f"fix, choose a checkpoint that bge_pruning.train wrote."
         ) from error
-    fix = "use an earlier checkpoint, or extract with the version that wrote it"
-    check_record(vars(metadata), RUN_METADATA, f"{path}: run metadata", fix)
-    if metadata.hf_config["pad_token_id"] >= metadata.shape["vocab_size"]:
-        raise ValueError(
-            f"{path}: run metadata: pad_token_id {metadata.hf_config['pad_token_id']} is none of "
-            f"the {metadata.shape['vocab_size']} tokens. To fix, {fix}."
-        )
-    if "tokenizer.json" not in metadata.tokenizer_files:
-        raise ValueError(f"{path}: run metadata: has no tokenizer.json. To fix, {fix}.")
+    check_metadata(metadata, path)
     return metadata
 
 

@@ -4,18 +4,17 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 from bge_pruning.model_io.hub import TOKENIZER_FILES
 from bge_pruning.models.encoder_shape import EncoderShape
-from bge_pruning.utils.records import (
-    COUNT,
-    TEXT,
-    Each,
-    Either,
-    Optional,
-    check_record,
+from bge_pruning.utils.json_records import (
+    Count,
+    Record,
+    Text,
+    kind_of,
     parse_json,
+    parse_record,
     show,
 )
 
@@ -28,12 +27,37 @@ SIZES = {
     "vocab_size": 10_000_000,
     "max_position_embeddings": 10_000_000,
 }
-PROMPTS = {"prompts?": Optional(Each(TEXT)), "default_prompt_name?": Optional(TEXT)}
-# A token of tokenizer_config.json: its text, or an object that holds it.
-TOKEN = Optional(Either({"content": TEXT}, TEXT))
-SPECIAL = {f"{name}_token?": TOKEN for name in ("bos", "cls", "eos", "sep", "pad", "unk", "mask")}
 # What transformers takes for keys that a config leaves out.
 CONFIG_DEFAULTS = {"type_vocab_size": 2, "pad_token_id": 1, "layer_norm_eps": 1e-12}
+
+
+def _is_token(value: Any) -> bool:
+    """A token of ``tokenizer_config.json`` is its text, or an object that holds it."""
+    return isinstance(value.get("content") if isinstance(value, dict) else value, str)
+
+
+Token = Annotated[Any, kind_of("a text", lambda value: value is None or _is_token(value))]
+
+
+class Prompts(Record):
+    """What to write before a text, of ``config_sentence_transformers.json``."""
+
+    prompts: dict[str, Text] | None = None
+    default_prompt_name: Text | None = None
+
+
+class _Settings(Record):
+    max_seq_length: Count | None = None
+
+
+class _SpecialTokens(Record):
+    bos_token: Token = None
+    cls_token: Token = None
+    eos_token: Token = None
+    sep_token: Token = None
+    pad_token: Token = None
+    unk_token: Token = None
+    mask_token: Token = None
 
 
 def read_hf_config(folder: Path) -> dict[str, Any]:
@@ -152,12 +176,10 @@ def read_max_seq_length(folder: Path, config: dict[str, Any]) -> int:
         ValueError: If the file names no number.
     """
     path = folder / "sentence_bert_config.json"
-    settings = read_json(path, {})
-    check_record(settings, {"max_seq_length?": Optional(COUNT)}, str(path), "copy it again")
-    named = settings.get("max_seq_length")
+    settings = parse_record(read_json(path, {}), _Settings, str(path), "copy it again")
     # Positions start at pad_token_id + 1.
     positions = config["max_position_embeddings"] - config["pad_token_id"] - 1
-    return min(named or positions, positions)
+    return min(settings.max_seq_length or positions, positions)
 
 
 def read_prompts(folder: Path) -> dict[str, Any]:
@@ -167,12 +189,8 @@ def read_prompts(folder: Path) -> dict[str, Any]:
         ValueError: If the prompts are no texts by name.
     """
     path = folder / "config_sentence_transformers.json"
-    config = read_json(path, {})
-    check_record(config, PROMPTS, str(path), "copy it again")
-    return {
-        "prompts": config.get("prompts") or {},
-        "default_prompt_name": config.get("default_prompt_name"),
-    }
+    config = parse_record(read_json(path, {}), Prompts, str(path), "copy it again")
+    return {"prompts": config.prompts or {}, "default_prompt_name": config.default_prompt_name}
 
 
 def read_tokenizer_files(folder: Path, vocab_size: int) -> dict[str, bytes]:
@@ -183,7 +201,7 @@ def read_tokenizer_files(folder: Path, vocab_size: int) -> dict[str, bytes]:
         ValueError: If a file is damaged, or there are ids beyond the embedding table.
     """
     settings = folder / "tokenizer_config.json"
-    check_record(read_json(settings, {}), SPECIAL, str(settings), "copy it again")
+    parse_record(read_json(settings, {}), _SpecialTokens, str(settings), "copy it again")
     files = {f: (folder / f).read_bytes() for f in TOKENIZER_FILES if (folder / f).is_file()}
     path = folder / "tokenizer.json"
     if path.name not in files:

@@ -30,8 +30,8 @@ from bge_pruning.model_io.projection import FOLDER, read_projection
 from bge_pruning.models.bge_m3_backbone import XLMRobertaBackbone
 from bge_pruning.models.embedding_heads import EmbeddingHeads
 from bge_pruning.models.encoder_shape import EncoderShape
-from bge_pruning.utils.record_schemas import PRUNING
-from bge_pruning.utils.records import read_record
+from bge_pruning.utils.json_records import read_record
+from bge_pruning.utils.typed_records import PruningRecord
 
 log = logging.getLogger(__name__)
 
@@ -64,7 +64,7 @@ class BaseModel:
     heads: EmbeddingHeads
     tokenizer_files: dict[str, bytes]
     max_seq_length: int
-    pruning: dict[str, Any] | None
+    pruning: PruningRecord | None
     prompts: dict[str, Any]
     projection: Tensor | None = None
     license: str | None = None
@@ -174,8 +174,9 @@ def load_base_model(
     )
 
 
-def _read_pruning(path: Path) -> dict[str, Any] | None:
-    return read_record(path, PRUNING, "extract the model again") if path.is_file() else None
+def _read_pruning(path: Path) -> PruningRecord | None:
+    fix = "extract the model again"
+    return read_record(path, PruningRecord, fix) if path.is_file() else None
 
 
 def _shape_of(

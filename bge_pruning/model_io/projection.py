@@ -31,7 +31,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from bge_pruning.model_io.model_files import read_json
-from bge_pruning.utils.records import TEXT, check_record
+from bge_pruning.utils.json_records import Record, Text, parse_record
 
 CLASSIC = "sentence_transformers.models."
 # Modules that this project applies, in their order, and where they lie; ``None`` is anywhere.
@@ -87,19 +87,24 @@ def read_modules(folder: Path) -> list[Module]:
         return []
     try:
         entries = json.loads(path.read_text(encoding="utf-8"))
-        check_record(entries, [{"type": TEXT, "path": TEXT}], path.name, "copy it again")
-        return [_module(entry) for entry in entries]
+        found = parse_record(entries, list[_Entry], path.name, "copy it again")
+        return [_module(entry) for entry in found]
     except (ValueError, RecursionError) as error:
         raise ValueError(
             f"{path}: is not a list of modules with path and type ({error}). To fix, copy it again."
         ) from error
 
 
-def _module(entry: dict[str, str]) -> Module:
+class _Entry(Record):
+    type: Text
+    path: Text
+
+
+def _module(entry: _Entry) -> Module:
     """Newer versions write longer types: ``sentence_transformers.base.modules.dense.Dense``."""
-    kind = entry["type"]
+    kind = entry.type
     own = kind.startswith("sentence_transformers.")
-    return Module(kind.rpartition(".")[2] if own else kind, entry["path"])
+    return Module(kind.rpartition(".")[2] if own else kind, entry.path)
 
 
 def check_modules(folder: Path) -> list[Module]:

@@ -87,7 +87,7 @@ def build_metadata(config: Config, plan: Plan, base: BaseModel) -> RunMetadata:
         max_seq_length=base.max_seq_length,
         seed=config.seed,
         l0_module=arguments,
-        source_pruning=base.pruning,
+        source_pruning=None if base.pruning is None else base.pruning.as_dict(),
         refit_texts=config.teacher.refit_texts if config.stage == "recover" else 0,
         versions=package_versions(),
         tokenizer_files=base.tokenizer_files,
@@ -144,13 +144,13 @@ def build_teacher(config: Config, base: BaseModel) -> Teacher | None:
         names.add("dense_vecs")
     if not names:
         return None
-    source = {"base_model": config.model.base_model, "revision": config.model.revision}
-    if base.pruning:
-        source |= {"revision": None, **base.pruning["source"]}
-    name = config.teacher.base_model or source["base_model"]
-    revision = source["revision"] if name == source["base_model"] else None
-    # A model that was named has a pooling of its own.
-    pooling = base.heads.pooling if name == source["base_model"] else None
+    source, revision = config.model.base_model, config.model.revision
+    if base.pruning is not None:
+        source, revision = base.pruning.source.base_model, base.pruning.source.revision
+    name = config.teacher.base_model or source
+    # A model that was named has a revision and a pooling of its own.
+    revision = revision if name == source else None
+    pooling = base.heads.pooling if name == source else None
     return Teacher(name, revision, pooling, sorted(names))
 
 
@@ -189,7 +189,7 @@ def _apply_options(backbone: XLMRobertaBackbone, model: ModelConfig) -> None:
 
 def _kept(base: BaseModel, axis: str) -> list[int] | None:
     """What an extracted model has kept of the one that it was cut from."""
-    return (base.pruning or {}).get("kept", {}).get(axis)
+    return None if base.pruning is None else getattr(base.pruning.kept, axis)
 
 
 def _teacher_dimensions(config: Config, base: BaseModel, teacher: Teacher | None) -> Tensor | None:

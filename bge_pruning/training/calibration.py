@@ -118,8 +118,8 @@ def refit(config: Config, base: BaseModel) -> None:
             f"{base.name} has no pruning.json. To fix, set teacher.refit_texts=0."
         )
     started, device = time.monotonic(), torch_device(config.device)
-    source, kept = base.pruning["source"], base.pruning["kept"]
-    teacher = load_base_model(source["base_model"], source["revision"])
+    source, kept = base.pruning.source, base.pruning.kept
+    teacher = load_base_model(source.base_model, source.revision)
     if read_vocabulary(teacher.tokenizer_files) != read_vocabulary(base.tokenizer_files):
         raise ConfigError(
             f"{base.name} has other tokens than {teacher.name}, which it was cut from, and cannot "
@@ -128,7 +128,7 @@ def refit(config: Config, base: BaseModel) -> None:
     batches = list(calibration_batches(config, base, config.teacher.refit_texts, device))
     training = base.backbone.training
     student = base.backbone.to(device).eval()
-    refit_(student, teacher.backbone.to(device).eval(), kept["layer"], kept["hidden"], batches)
+    refit_(student, teacher.backbone.to(device).eval(), kept.layer, kept.hidden, batches)
     student.train(training)
     log.info(
         "fitted to %s on %d texts in %.0f s",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shlex
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from bge_pruning.config.schema import L0
 from bge_pruning.export.pruning_record import MARKER
@@ -14,8 +14,8 @@ from bge_pruning.reports.report import write_report
 from bge_pruning.reports.report_data import COMMANDS, VERSIONS
 from bge_pruning.reports.wandb_report import log_report, log_scores
 from bge_pruning.utils.files import write_json, write_text
-from bge_pruning.utils.record_schemas import PRUNING
-from bge_pruning.utils.records import TEXT, read_record
+from bge_pruning.utils.json_records import Record, Text, read_record
+from bge_pruning.utils.typed_records import EvaluationRecord, PruningRecord
 
 if TYPE_CHECKING:
     from bge_pruning.config.load import Config
@@ -54,7 +54,7 @@ def training_command(config: Config, world_size: int) -> str:
     return f"{launcher} bge_pruning.train {shlex.join([record, folder])}"
 
 
-def log_results(config: Config, evaluation: dict[str, Any]) -> None:
+def log_results(config: Config, evaluation: EvaluationRecord) -> None:
     """Send the report of the results and their scores to W&B, as a run of its own.
 
     Args:
@@ -71,7 +71,7 @@ def log_results(config: Config, evaluation: dict[str, Any]) -> None:
     place = {"project": w.project, "entity": w.entity, "mode": w.mode, "dir": str(folder)}
     with wandb.init(**place, name=f"{config.run_name}-results", job_type="results") as run:
         log_report(run, Path(config.results_folder))
-        log_scores(run, evaluation)
+        log_scores(run, evaluation.as_dict())
 
 
 def collect_run(results: Path, run: Path) -> None:
@@ -110,14 +110,18 @@ def _has_gates(record: Path) -> bool:
     """Whether a model was cut by gates, rather than by a baseline."""
     if not record.is_file():  # which is said with all other files that are missing
         return True
-    return read_record(record, PRUNING, "extract the model again").get("method", L0) == L0
+    return (read_record(record, PruningRecord, "extract the model again").method or L0) == L0
+
+
+class _Origin(Record):
+    checkpoint: Text
 
 
 def _checkpoint_of(results: Path, run: Path) -> Path:
     """The checkpoint that the pruned model was cut from: perhaps the best, not the newest."""
     record = results / "pruned_model" / MARKER
     if record.is_file():
-        name = read_record(record, {"checkpoint": TEXT}, "extract the model again")["checkpoint"]
+        name = read_record(record, _Origin, "extract the model again").checkpoint
         checkpoint = run / Path(name).name
         return checkpoint if checkpoint.is_file() else run
     return run

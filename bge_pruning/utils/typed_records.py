@@ -70,6 +70,7 @@ class Entry(Record):
     samples: Count | None = None
     texts: Count | None = None
     truncated: Count | None = None
+    seconds: Number | None = None
     interval: Interval | None = None
     p_value: Number | None = None
 
@@ -136,6 +137,7 @@ class EvaluationRecord(Record):
     size_bytes: dict[str, Count | None] | None = None
     speed: Speed | None = None
     seed: Count | None = None
+    max_length: Count | None = None
     command: Text | None = None
     versions: dict[str, Text] = Field(default_factory=dict)
 
@@ -278,6 +280,7 @@ class Precision(Record):
 
     dtype: Text
     rounding: Rounding
+    as_loaded: Number | None = None
 
 
 class MultiVector(Record):
@@ -346,6 +349,7 @@ class PruningRecord(Record):
     versions: dict[str, Text] = Field(default_factory=dict)
     checkpoint: Text | None = None
     largest_difference: Number | None = None
+    tolerance: Number | None = None
     precision: Precision | None = None
     multi_vector: MultiVector | None = None
     vocabulary: Vocabulary | None = None

@@ -21,8 +21,8 @@ from bge_pruning.models.encoder_shape import EncoderShape, count_parameters
 from bge_pruning.models.structural_pruning import KeepIndices
 from bge_pruning.reports.comparison import EVALUATION
 from bge_pruning.utils.files import refuse_unwritable_folders, write_text
-from bge_pruning.utils.record_schemas import PRUNING
-from bge_pruning.utils.records import read_record
+from bge_pruning.utils.json_records import read_record
+from bge_pruning.utils.typed_records import Kept, PruningRecord
 from bge_pruning.workflows.pipeline import (
     EvaluationPlan,
     check_modes,
@@ -216,8 +216,8 @@ def is_done(folder: Path, member: Member) -> bool:
     record = folder / MARKER
     if not record.is_file():
         return False
-    info = read_record(record, PRUNING, "remove the folder of this size; it is made again")
-    return info["kept"] == member.keep.as_dict() and "recover" in info.get("batches", {})
+    info = read_record(record, PruningRecord, "remove the folder of this size; it is made again")
+    return info.kept == Kept(**member.keep.as_dict()) and "recover" in info.batches
 
 
 def _changes(config: Config, member: Member) -> list[str]:

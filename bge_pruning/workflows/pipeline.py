@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from bge_pruning.evaluation.tasks import Task
     from bge_pruning.export.extract import ExtractOptions
     from bge_pruning.models.encoder_shape import EncoderShape
+    from bge_pruning.utils.typed_records import EvaluationRecord
 
 log = logging.getLogger(__name__)
 
@@ -285,7 +286,7 @@ def _prepare_results(config: Config) -> None:
     (results / "config.yaml").write_text(to_yaml(config), encoding="utf-8")
 
 
-def evaluate_model(config: Config, tasks: Sequence[Task], modes: Sequence[str]) -> dict[str, Any]:
+def evaluate_model(config: Config, tasks: Sequence[Task], modes: Sequence[str]) -> EvaluationRecord:
     """Judge the model in the results folder, and write the result there and into its card.
 
     Args:
@@ -313,7 +314,7 @@ def evaluate_model(config: Config, tasks: Sequence[Task], modes: Sequence[str]) 
     return evaluation
 
 
-def _report(config: Config, commands: list[str], evaluation: dict[str, Any]) -> None:
+def _report(config: Config, commands: list[str], evaluation: EvaluationRecord) -> None:
     from bge_pruning.reports.report import write_report
     from bge_pruning.training.run_report import collect_run, log_results
     from bge_pruning.utils.files import write_text
