@@ -59,8 +59,8 @@ def compute_pruning_metrics(l0_module: L0Module) -> dict[str, float]:
     metrics = {}
     shape = l0_module.realised_shape()
     for axis, row in compute_constraint_report(l0_module, shape).items():
-        metrics[f"pruning/expected_sparsity/{axis}"] = row["expected_sparsity"]
-        metrics[f"pruning/realised_sparsity/{axis}"] = row["realised_sparsity"]
+        metrics[f"pruning/expected_sparsity/{axis}"] = row.expected_sparsity
+        metrics[f"pruning/realised_sparsity/{axis}"] = row.realised_sparsity
     for name, constraint in l0_module.constraints().items():
         gap = constraint.expected - constraint.target
         metrics[f"pruning/target_sparsity/{name}"] = constraint.target

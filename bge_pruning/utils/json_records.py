@@ -38,7 +38,8 @@ def one_of(texts: Sequence[str]) -> PlainValidator:
 
 
 def _is_number(value: Any) -> bool:
-    return type(value) in (int, float) and abs(value) <= LARGEST  # NaN is not
+    is_number = isinstance(value, int | float) and not isinstance(value, bool)
+    return is_number and abs(value) <= LARGEST  # NaN is not
 
 
 def _is_whole(value: Any, least: int, most: float = LARGEST) -> bool:

@@ -22,14 +22,15 @@ from bge_pruning.models.structural_pruning import KeepIndices
 from bge_pruning.reports.comparison import EVALUATION
 from bge_pruning.utils.files import refuse_unwritable_folders, write_text
 from bge_pruning.utils.json_records import read_record
-from bge_pruning.utils.typed_records import Kept, PruningRecord
-from bge_pruning.workflows.pipeline import (
+from bge_pruning.utils.typed_records import Constraint, Kept, PruningRecord
+from bge_pruning.workflows.stages import (
     EvaluationPlan,
     check_modes,
     evaluate_model,
     export_options,
     keeps_best,
     on_rank_zero,
+    recover,
 )
 
 if TYPE_CHECKING:
@@ -55,7 +56,7 @@ class Member:
     density: float
     shape: EncoderShape
     keep: KeepIndices
-    constraint: dict[str, dict[str, float]]
+    constraint: dict[str, Constraint]
 
 
 def export_family(
@@ -239,9 +240,6 @@ def _make(
     options: ExtractOptions,
 ) -> Path:
     """Cut one size, train it on and extract it; returns the folder of its recovery run."""
-    from bge_pruning.export.extract import extract
-    from bge_pruning.train import train
-
     folder = family_folder(config) / member.name
     recovery = load_config(paths, [*overrides, *_changes(config, member), "stage=recover"])
     if not config.overwrite and is_done(folder / "model", member):
@@ -253,10 +251,7 @@ def _make(
     checkpoint = find_checkpoint(source, best)
     pruned = pruned_model_folder(recovery)
     on_rank_zero(lambda: cut_member(member, checkpoint, pruned, nested=larger is not None))
-    trained = train(recovery)
-    best = keeps_best(recovery)
-    on_rank_zero(lambda: extract(trained, folder / "model", config.overwrite, best, options))
-    return trained
+    return recover(recovery, folder / "model", options, config.overwrite)
 
 
 def cut_member(member: Member, checkpoint: Path, output: Path, nested: bool) -> None:

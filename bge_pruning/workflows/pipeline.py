@@ -11,61 +11,36 @@ import logging
 import shlex
 import shutil
 import time
-from argparse import Namespace
-from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from bge_pruning.cli import command_words
 from bge_pruning.config.load import Config, ConfigError, load_config, pruned_model_folder
 from bge_pruning.config.schema import L0, ExportConfig
+from bge_pruning.workflows.stages import (
+    PRUNED_NAME,
+    EvaluationPlan,
+    check_modes,
+    evaluate_model,
+    export_options,
+    keeps_best,
+    on_rank_zero,
+    prune,
+    recover,
+)
 
 if TYPE_CHECKING:
-    from bge_pruning.evaluation.tasks import Task
     from bge_pruning.export.extract import ExtractOptions
-    from bge_pruning.models.encoder_shape import EncoderShape
     from bge_pruning.utils.typed_records import EvaluationRecord
 
 log = logging.getLogger(__name__)
 
 
-@dataclass(frozen=True)
-class EvaluationPlan:
-    """What the finished model is judged by.
-
-    Attributes:
-        sts: See :func:`bge_pruning.evaluation.tasks.find_tasks`.
-        retrieval: Same.
-        split: Same.
-        modes: See :data:`bge_pruning.evaluation.search.MODES`.
-    """
-
-    sts: Sequence[str] = ()
-    retrieval: Sequence[str] = ()
-    split: str = "test"
-    modes: Sequence[str] = ("dense",)
-
-    @classmethod
-    def of(cls, args: Namespace) -> EvaluationPlan:
-        """What the options of ``add_task_arguments`` in ``model_commands`` say."""
-        return cls(args.sts, args.retrieval, args.split, args.modes)
-
-    def arguments(self) -> list[str]:
-        """The same for the command line of ``scripts/evaluate_model.py``."""
-        words = ["--sts", *self.sts] if self.sts else []
-        if self.retrieval:
-            words += ["--retrieval", *self.retrieval, "--split", self.split]
-        return [*words, "--modes", *self.modes]
-
-
-# How reports call the extracted model that was not trained on yet.
-PRUNED_NAME = "pruned, before recovery"
-
-
 def run_pipeline(
     paths: Sequence[str], overrides: Sequence[str], judged_by: EvaluationPlan
-) -> dict[str, Any]:
+) -> EvaluationRecord | None:
     """Prune, extract, recover, evaluate and report.
 
     Every step is also a command of its own; they are written to ``commands.txt`` in the results
@@ -77,7 +52,7 @@ def run_pipeline(
         judged_by: Tasks to evaluate on; they are not used for anything else.
 
     Returns:
-        The evaluation, as in ``evaluation.json``, on rank 0; an empty dict on the others.
+        The evaluation, as in ``evaluation.json``, on rank 0; ``None`` on the others.
 
     Raises:
         ConfigError: If the configuration does not prune, or the results folder holds another
@@ -86,8 +61,6 @@ def run_pipeline(
     from composer.utils import dist, get_device
 
     from bge_pruning.evaluation.tasks import find_tasks
-    from bge_pruning.export.extract import extract
-    from bge_pruning.train import train
 
     started = time.monotonic()
     config = load_config(paths, [*overrides, "stage=prune"])
@@ -103,54 +76,17 @@ def run_pipeline(
     on_rank_zero(lambda: _prepare_results(config))
 
     prune(config)
-    recovered = train(recovery)
-    best = keeps_best(recovery)
-    on_rank_zero(lambda: extract(recovered, results / "model", best=best, options=options))
-    evaluation: dict[str, Any] = {}
+    recover(recovery, results / "model", options)
+    evaluations: list[EvaluationRecord] = []
 
     def finish() -> None:
-        evaluation.update(evaluate_model(config, tasks, judged_by.modes))
-        _report(config, step_commands(config, recovery, paths, overrides, judged_by), evaluation)
+        evaluations.append(evaluate_model(config, tasks, judged_by.modes))
+        commands = step_commands(config, recovery, paths, overrides, judged_by)
+        _report(config, commands, evaluations[0])
         log.info("%s complete after %.1f minutes", results, (time.monotonic() - started) / 60)
 
     on_rank_zero(finish)
-    return evaluation
-
-
-def prune(config: Config) -> None:
-    """Write the pruned model, not recovered yet, where the recovery looks for it.
-
-    Args:
-        config: Of stage ``prune``.
-
-    Raises:
-        ConfigError: See :func:`bge_pruning.train.train` and
-            :func:`bge_pruning.workflows.baselines.cut_baseline`, also for what else is raised.
-    """
-    from bge_pruning.export.extract import extract
-    from bge_pruning.train import train
-    from bge_pruning.workflows.baselines import cut_baseline
-
-    pruned = pruned_model_folder(config)
-    if config.method == L0:
-        run = train(config)
-        on_rank_zero(lambda: extract(run, pruned, best=keeps_best(config)))
-    else:
-        on_rank_zero(lambda: cut_baseline(config, pruned))
-
-
-def keeps_best(config: Config) -> bool:
-    """Whether the best checkpoint of a training is taken, rather than its last."""
-    return config.evaluation.keep_best is not None
-
-
-def on_rank_zero(action: Callable[[], object]) -> None:
-    """Do something once; the other ranks wait."""
-    from composer.utils import dist
-
-    if dist.get_global_rank() == 0:
-        action()
-    dist.barrier()
+    return evaluations[0] if evaluations else None
 
 
 def _check(config: Config, recovery: Config) -> None:
@@ -180,30 +116,6 @@ def _check(config: Config, recovery: Config) -> None:
     check_run(config) if config.method == L0 else check_baseline(config)
 
 
-def export_options(config: Config) -> ExtractOptions:
-    """What the finished model is written as; what cannot be is refused before the training.
-
-    Raises:
-        ConfigError: If the model has no multi-vector head to make square, or fewer tokens than are
-            to be kept.
-        FileNotFoundError: See :func:`bge_pruning.export.extract.read_options`, also for what else.
-    """
-    from bge_pruning.export.extract import read_options
-
-    if config.export.colbert_dim == "hidden" and "colbert_vecs" not in _outputs(config):
-        raise ConfigError(
-            f"export.colbert_dim is hidden, but {config.model.base_model} has no multi-vector head."
-            f" To fix, set it to keep, or model.init_missing_heads=true."
-        )
-    size, limit = config.export.vocabulary_size, _source_shape(config).vocab_size
-    if size is not None and size > limit:
-        raise ConfigError(
-            f"export.vocabulary_size {size} is above the {limit} tokens of "
-            f"{config.model.base_model}. To fix, choose fewer, or leave it out."
-        )
-    return read_options(**asdict(config.export))
-
-
 def _check_vocabulary(config: Config, options: ExtractOptions) -> None:
     """Choose the tokens as they will be chosen at the end: how many must stay depends on texts."""
     from bge_pruning.export.vocabulary_texts import choose_for_texts
@@ -229,38 +141,6 @@ def export_arguments(config: Config) -> list[str]:
     return words
 
 
-def check_modes(config: Config, modes: Sequence[str]) -> None:
-    """Refuse modes that the finished model will have no head for.
-
-    Args:
-        config: Of the run.
-        modes: See :data:`bge_pruning.evaluation.search.MODES`.
-
-    Raises:
-        ValueError: If a mode is unknown or the model has no head for it.
-        OSError: If the model cannot be had.
-    """
-    from bge_pruning.evaluation import search
-
-    search.check_modes(modes, _outputs(config), config.model.base_model)
-
-
-def _outputs(config: Config) -> list[str]:
-    """Outputs of the finished model."""
-    shape, made = _source_shape(config), config.model.init_missing_heads
-    names = ["dense_vecs"]
-    names += ["token_weights"] if shape.sparse_head or made else []
-    names += ["colbert_vecs"] if shape.colbert_dim or made else []
-    return names
-
-
-def _source_shape(config: Config) -> EncoderShape:
-    from bge_pruning.model_io.hub import fetch_model_folder
-    from bge_pruning.model_io.pretrained import read_shape
-
-    return read_shape(fetch_model_folder(config.model.base_model, config.model.revision))
-
-
 def _check_results(config: Config) -> None:
     """Refuse a results folder in use; an earlier one is replaced only if asked and if it is one."""
     from bge_pruning.utils.files import refuse_unwritable_folders
@@ -284,34 +164,6 @@ def _prepare_results(config: Config) -> None:
         shutil.rmtree(results)
     results.mkdir(parents=True)
     (results / "config.yaml").write_text(to_yaml(config), encoding="utf-8")
-
-
-def evaluate_model(config: Config, tasks: Sequence[Task], modes: Sequence[str]) -> EvaluationRecord:
-    """Judge the model in the results folder, and write the result there and into its card.
-
-    Args:
-        config: Of a pruning run.
-        tasks: See :func:`bge_pruning.evaluation.evaluate.evaluate`.
-        modes: Same.
-    """
-    from bge_pruning.evaluation.evaluate import evaluate, write_evaluation
-    from bge_pruning.export.model_card import write_model_card
-    from bge_pruning.model_io.hub import fetch_model_folder
-    from bge_pruning.utils.devices import torch_device
-
-    base = fetch_model_folder(config.model.base_model, config.model.revision)
-    results = Path(config.results_folder)
-    evaluation = evaluate(
-        str(results / "model"),
-        str(base),
-        tasks,
-        modes,
-        also={PRUNED_NAME: str(pruned_model_folder(config))},
-        device=torch_device(config.device),
-    )
-    write_evaluation(evaluation, results / "evaluation.json", overwrite=config.overwrite)
-    write_model_card(results / "model", results / "evaluation.json")
-    return evaluation
 
 
 def _report(config: Config, commands: list[str], evaluation: EvaluationRecord) -> None:

@@ -1,37 +1,62 @@
-"""STUDY.yaml: a grid of methods, sizes and seeds, and what each model of it is judged by."""
+"""STUDY.yaml: a grid of methods, sizes and seeds, and the identity of each cell of the grid."""
 
 from __future__ import annotations
 
 import difflib
+import hashlib
+import json
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
-from bge_pruning.config.load import Config, load_config, read_mapping
-from bge_pruning.config.schema import ConfigError
-from bge_pruning.config.shipped import find_config
-from bge_pruning.utils.records import COUNT, TEXT, Each, Optional, check_record
+from pydantic import Field
 
-SCHEMA = {
-    "base": [TEXT],
-    "overrides?": [TEXT],
-    "methods": Each([TEXT]),
-    "sizes": Each([TEXT]),
-    "seeds": [COUNT],
-    "sts?": [TEXT],
-    "retrieval?": Each(TEXT),
-    "modes?": [TEXT],
-    "max_length?": Optional(COUNT),
-    "original?": Optional(TEXT),
-    "results_folder?": TEXT,
-    "run_folder?": TEXT,
-}
-KEYS = [key.removesuffix("?") for key in SCHEMA]
+from bge_pruning.config.load import Config, load_config, read_mapping
+from bge_pruning.config.schema import L0, ConfigError, L0ModuleConfig, ModelConfig
+from bge_pruning.config.shipped import find_config
+from bge_pruning.reports.study_records import FIX as RUN_AGAIN
+from bge_pruning.reports.study_records import StudyCell
+from bge_pruning.utils.json_records import Count, Record, Text, parse_record, read_record
+
 # Names become parts of file names.
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,60}")
 FIX = "see configs/quality/study.yaml for the layout"
+
+
+class _StudyFile(Record):
+    base: list[Text]
+    overrides: list[Text] = Field(default_factory=list)
+    methods: dict[str, list[Text]]
+    sizes: dict[str, list[Text]]
+    seeds: list[Count]
+    sts: list[Text] = Field(default_factory=list)
+    retrieval: dict[str, Text] = Field(default_factory=dict)
+    modes: list[Text] = Field(default_factory=lambda: ["dense"])
+    max_length: Count | None = None
+    original: Text | None = None
+    results_folder: Text = "experiments/results/quality"
+    run_folder: Text | None = None
+
+
+KEYS = list(_StudyFile.model_fields)
+# What a result does not depend on.
+INCIDENTAL = (
+    *("run_name", "run_folder", "results_folder", "data.processed_folder"),
+    *("autoresume", "overwrite", "dry_run", "stage", "checkpoints_to_keep", "save_interval"),
+    *("progress_bar", "log_interval", "dist_timeout", "loggers"),
+)
+
+# What a baseline does not depend on either: how gates are trained.
+OF_GATES = (
+    *("optimizer.l0_lr", "optimizer.lagrangian_lr", "optimizer.lambda_2_lr"),
+    *(
+        f"model.l0_module.{key.name}"
+        for key in fields(L0ModuleConfig)
+        if key.name != "pruning_modules" and not key.name.startswith("target_")
+    ),
+)
 
 
 @dataclass(frozen=True)
@@ -99,45 +124,45 @@ def read_study(path: Path) -> Study:
             fix = f"did you mean '{close[0]}'?" if close else f"known: {', '.join(KEYS)}."
             raise ConfigError(f"{path}: unknown key '{key}': {fix}")
     try:
-        check_record(content, SCHEMA, str(path), FIX)
+        given = parse_record(content, _StudyFile, str(path), FIX)
     except ValueError as error:
         raise ConfigError(str(error)) from None
-    _check_grid(content, path)
-    results = Path(content.get("results_folder", "experiments/results/quality"))
+    _check_grid(given, path)
+    results = Path(given.results_folder)
     return Study(
-        base=tuple(str(path.parent / file) for file in content["base"]),
-        overrides=tuple(content.get("overrides", ())),
-        methods=content["methods"],
-        sizes=content["sizes"],
-        seeds=tuple(content["seeds"]),
-        sts=tuple(content.get("sts", ())),
-        retrieval=content.get("retrieval", {}),
-        modes=tuple(content.get("modes", ("dense",))),
-        max_length=content.get("max_length"),
-        original=content.get("original"),
+        base=tuple(str(path.parent / file) for file in given.base),
+        overrides=tuple(given.overrides),
+        methods=given.methods,
+        sizes=given.sizes,
+        seeds=tuple(given.seeds),
+        sts=tuple(given.sts),
+        retrieval=given.retrieval,
+        modes=tuple(given.modes),
+        max_length=given.max_length,
+        original=given.original,
         results=results,
-        runs=Path(content.get("run_folder", f"experiments/checkpoints/{results.name}")),
+        runs=Path(given.run_folder or f"experiments/checkpoints/{results.name}"),
     )
 
 
-def _check_grid(content: Mapping[str, Any], path: Path) -> None:
+def _check_grid(given: _StudyFile, path: Path) -> None:
     for key in ("base", "methods", "sizes", "seeds"):
-        if not content[key]:
+        if not getattr(given, key):
             raise ConfigError(f"{path}: {key} is empty. To fix, {FIX}.")
-    if not content.get("sts") and not content.get("retrieval"):
+    if not given.sts and not given.retrieval:
         raise ConfigError(
             f"{path}: nothing to judge by. To fix, name files under sts, or folders under "
             f"retrieval."
         )
     for key in ("methods", "sizes"):
-        for name in content[key]:
+        for name in getattr(given, key):
             if not NAME.fullmatch(name):
                 raise ConfigError(
                     f"{path}: {key} '{name[:60]}' is no name of letters, digits, '_', '.' and '-'. "
                     f"To fix, rename it."
                 )
     for key in ("seeds", "modes", "sts"):
-        values = content.get(key, [])
+        values = getattr(given, key)
         if repeated := sorted({value for value in values if values.count(value) > 1}):
             raise ConfigError(f"{path}: {key} names {repeated[0]} twice. To fix, name it once.")
 
@@ -221,3 +246,112 @@ def cell_config(study: Study, cell: Cell, stage: str) -> Config:
         return load_config(study.base, [*grid, *own])
     except ConfigError as error:
         raise ConfigError(f"{cell.name}: {error}") from None
+
+
+def cell_file(study: Study, cell: Cell) -> Path:
+    """Where a finished cell is written."""
+    return study.results / "cells" / f"{cell.name}.json"
+
+
+def describe_config(study: Study, cell: Cell) -> dict[str, Any]:
+    """All that the result of a cell depends on, as values by dotted key.
+
+    Raises:
+        ConfigError: See :func:`cell_config`.
+    """
+    config = cell_config(study, cell, "prune")
+    content = asdict(config)
+    judged_by = {
+        "sts": list(study.sts),
+        "retrieval": dict(study.retrieval),
+        "modes": list(study.modes),
+        "max_length": study.max_length,
+        "original": study.original,
+    }
+    described = _without({**content, "judged_by": judged_by}, INCIDENTAL)
+    if config.method == L0:
+        return described
+    # All its steps are of recovery.
+    described["max_duration"] = cell_config(study, cell, "recover").max_duration
+    return _without(described, (*OF_GATES, "recovery.max_duration"))
+
+
+def _without(content: Mapping[str, Any], names: Sequence[str]) -> dict[str, Any]:
+    return {
+        key: value
+        for key, value in flatten(dict(content)).items()
+        if not any(key == name or key.startswith(f"{name}.") for name in names)
+    }
+
+
+def flatten(content: Any, prefix: str = "") -> dict[str, Any]:
+    """Nested keys and lists as dotted keys; an empty list or object is a value.
+
+    Args:
+        content: Of JSON types.
+        prefix: Of the keys.
+    """
+    if not isinstance(content, dict | list) or not content:
+        return {prefix: content}
+    items = content.items() if isinstance(content, dict) else enumerate(content)
+    flat: dict[str, Any] = {}
+    for key, value in items:
+        flat |= flatten(value, f"{prefix}.{key}" if prefix else str(key))
+    return flat
+
+
+def hash_config(config: Mapping[str, Any]) -> str:
+    """Short name of a configuration.
+
+    Args:
+        config: See :func:`describe_config`.
+    """
+    text = json.dumps(dict(config), sort_keys=True)
+    return hashlib.sha256(text.encode()).hexdigest()[:12]
+
+
+def find_differences(then: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
+    """Keys whose values differ; a key that one of them does not know yet has its default there.
+
+    Args:
+        then: Configuration of a finished cell.
+        now: The one of the study as it is.
+    """
+    plain = flatten(asdict(Config(model=ModelConfig(l0_module=L0ModuleConfig()))))
+    return [
+        key
+        for key in dict.fromkeys([*then, *now])
+        if then.get(key, plain.get(key)) != now.get(key, plain.get(key))
+    ]
+
+
+def unfinished(study: Study, cells: Sequence[Cell], overwrite: bool = False) -> list[Cell]:
+    """The cells that are still to be run.
+
+    Args:
+        study: The study.
+        cells: Cells that are asked for.
+        overwrite: Count finished cells of another configuration as not there.
+
+    Raises:
+        ConfigError: If a cell is finished with another configuration.
+        ValueError: If a file is no finished cell.
+    """
+    todo = []
+    for cell in cells:
+        path = cell_file(study, cell)
+        if not path.is_file():
+            todo.append(cell)
+            continue
+        then = read_record(path, StudyCell, RUN_AGAIN).config
+        now = describe_config(study, cell)
+        differing = find_differences(then, now)
+        if differing and not overwrite:
+            key = differing[0]
+            raise ConfigError(
+                f"{path} is of another configuration ({key} was {then.get(key)!r} and is "
+                f"{now.get(key)!r}) and is kept. To fix, set another results_folder in the study, "
+                f"or run the cell again with --overwrite."
+            )
+        todo += [cell] if differing else []
+    return todo

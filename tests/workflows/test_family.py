@@ -18,7 +18,7 @@ from bge_pruning.model_io.pretrained import load_base_model
 from bge_pruning.models.encoder_shape import EncoderShape, count_parameters
 from bge_pruning.workflows import family
 from bge_pruning.workflows.family import choose_members, cut_member, export_family, is_done
-from bge_pruning.workflows.pipeline import EvaluationPlan
+from bge_pruning.workflows.stages import EvaluationPlan
 
 OVERRIDES = ["recovery.max_duration=3ba", "seed=5"]
 DENSITIES = [0.5, 0.75]

@@ -16,7 +16,8 @@ from scipy.stats import spearmanr
 import bge_pruning.train
 from bge_pruning.config.load import ConfigError, from_yaml, load_config
 from bge_pruning.workflows import pipeline
-from bge_pruning.workflows.pipeline import EvaluationPlan, run_pipeline, step_commands
+from bge_pruning.workflows.pipeline import run_pipeline, step_commands
+from bge_pruning.workflows.stages import EvaluationPlan
 
 ROOT = Path(__file__).parents[2]
 TARGET = {

@@ -14,21 +14,24 @@ from bge_pruning import train
 from bge_pruning.config.load import ConfigError
 from bge_pruning.model_io.checkpoint import find_checkpoint, load_trained_model
 from bge_pruning.models.l0_module_embedding import distances_to_binary
+from bge_pruning.reports.study_records import StudyCell, read_cells, read_reference
 from bge_pruning.reports.study_report import write_study_report
 from bge_pruning.utils.files import lock_of
-from bge_pruning.utils.records import check_record
-from bge_pruning.utils.study_records import CELL, REFERENCES, read_cells, read_reference
-from bge_pruning.workflows import quality_study
-from bge_pruning.workflows.quality_study import run_study
-from bge_pruning.workflows.study_cells import (
+from bge_pruning.utils.json_records import parse_record
+from bge_pruning.workflows import study as study_module
+from bge_pruning.workflows.study import run_study
+from bge_pruning.workflows.study_file import (
+    cell_config,
     cell_file,
     describe_config,
     find_differences,
     flatten,
     hash_config,
+    list_cells,
+    read_study,
+    select_cells,
     unfinished,
 )
-from bge_pruning.workflows.study_file import cell_config, list_cells, read_study, select_cells
 from tests.common.script_process import load_script
 
 OVERRIDES = ["recovery.max_duration=3ba", "save_interval=1ba"]
@@ -146,9 +149,9 @@ def test_the_original_is_scored_as_evaluation_does_it(finished, model_folder, st
 
 def test_records_are_of_their_schemas(finished, cells):
     for cell in cells.values():
-        check_record(cell, CELL, "cell", "look")
+        parse_record(cell, StudyCell, "cell", "look")
         assert cell["config_hash"] == hash_config(cell["config"])
-    check_record(read_json(finished.results / "reference.json"), REFERENCES, "reference", "look")
+    read_reference(finished.results)
 
 
 def test_gates_are_described_for_l0_alone(cells):
@@ -204,14 +207,14 @@ def test_median_gates_are_the_middle_of_sampled_ones(train_tiny, tmp_path):
 
 
 def test_a_finished_study_runs_nothing(finished, monkeypatch):
-    monkeypatch.setattr(quality_study, "run_cell", lambda *_: pytest.fail("ran a cell"))
+    monkeypatch.setattr(study_module, "run_cell", lambda *_: pytest.fail("ran a cell"))
     files = run_study(finished)
     assert files == [cell_file(finished, cell) for cell in list_cells(finished)]
 
 
 def test_a_study_killed_after_one_cell_goes_on_with_the_next(make_study, tmp_path, monkeypatch):
     study = make_study(tmp_path, sts=[], modes=["dense"])
-    real, ran = quality_study.run_cell, []
+    real, ran = study_module.run_cell, []
 
     def killed(study, cell, *rest):
         ran.append(cell.name)
@@ -219,7 +222,7 @@ def test_a_study_killed_after_one_cell_goes_on_with_the_next(make_study, tmp_pat
             raise KeyboardInterrupt
         return real(study, cell, *rest)
 
-    monkeypatch.setattr(quality_study, "run_cell", killed)
+    monkeypatch.setattr(study_module, "run_cell", killed)
     with pytest.raises(KeyboardInterrupt):
         run_study(study)
     first = cell_file(study, list_cells(study)[0])
@@ -244,7 +247,7 @@ def test_processes_share_the_cells(make_study, tmp_path, monkeypatch):
     path = cell_file(study, list_cells(study)[0])
     theirs = read_json(path)
     path.unlink()
-    monkeypatch.setattr(quality_study, "run_cell", beside)
+    monkeypatch.setattr(study_module, "run_cell", beside)
     run_study(study)
     assert ran == [cell.name for cell in list_cells(study)]
     assert all(cell_file(study, cell).is_file() for cell in list_cells(study))
@@ -387,11 +390,11 @@ def test_a_reference_that_another_process_is_measuring_is_waited_for(
         shutil.copytree(finished.results, study.results)
         yield
 
-    monkeypatch.setattr(quality_study, "lock_of", waited)
-    monkeypatch.setattr(quality_study, "measure_reference", lambda *_: pytest.fail("measured"))
+    monkeypatch.setattr(study_module, "lock_of", waited)
+    monkeypatch.setattr(study_module, "measure_reference", lambda *_: pytest.fail("measured"))
     config = cell_config(study, list_cells(study)[0], "prune")
-    tasks = quality_study.find_study_tasks(study)
-    assert quality_study._find_reference(study, config, tasks) == read_reference(finished.results)
+    tasks = study_module.find_study_tasks(study)
+    assert study_module._find_reference(study, config, tasks) == read_reference(finished.results)
 
 
 # What is refused before any work
@@ -420,7 +423,7 @@ def test_a_reference_that_another_process_is_measuring_is_waited_for(
     ],
 )
 def test_wrong_cells(changes, message, make_study, tmp_path, monkeypatch):
-    monkeypatch.setattr(quality_study, "run_cell", lambda *_: pytest.fail("ran a cell"))
+    monkeypatch.setattr(study_module, "run_cell", lambda *_: pytest.fail("ran a cell"))
     study = make_study(tmp_path, **changes)
     with pytest.raises((ConfigError, ValueError, OSError), match=message):
         run_study(study)

@@ -10,34 +10,39 @@ import gc
 import logging
 import shutil
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from bge_pruning.config.load import Config, ConfigError, pruned_model_folder
 from bge_pruning.config.schema import L0
+from bge_pruning.export.pruning_record import MARKER
+from bge_pruning.reports.study_records import (
+    REFERENCE,
+    Cut,
+    GateState,
+    ReferenceScores,
+    StudyCell,
+    StudyReference,
+    StudyScore,
+    read_reference,
+)
 from bge_pruning.utils.devices import torch_device
 from bge_pruning.utils.environment import collect_versions, describe_machine
 from bge_pruning.utils.files import lock_of, refuse_unwritable_folders, write_json
-from bge_pruning.utils.records import ANYTHING, Each, read_record
-from bge_pruning.utils.study_records import REFERENCE, read_reference
-from bge_pruning.workflows.pipeline import check_modes, keeps_best, prune
-from bge_pruning.workflows.study_cells import (
+from bge_pruning.utils.json_records import Record, Text, read_record
+from bge_pruning.utils.typed_records import Parameters, PruningRecord
+from bge_pruning.workflows.stages import check_modes, prune, recover
+from bge_pruning.workflows.study_file import (
+    Cell,
+    Study,
+    cell_config,
     cell_file,
     describe_config,
     find_differences,
     hash_config,
+    select_cells,
     unfinished,
-)
-from bge_pruning.workflows.study_file import Cell, Study, cell_config, select_cells
-from bge_pruning.workflows.study_measures import (
-    add_retention,
-    describe_gates,
-    describe_model,
-    describe_training,
-    measure_cut,
-    score_folder,
-    score_model,
 )
 
 if TYPE_CHECKING:
@@ -88,7 +93,7 @@ def run_study(study: Study, only: Sequence[str] = (), overwrite: bool = False) -
             log.info("cell %d of %d: %s", number, len(todo), cell.name)
             _start_runs(study, cell)
             result = run_cell(study, cell, tasks, reference)
-            write_json(result, cell_file(study, cell), overwrite=True)
+            write_json(result.as_dict(), cell_file(study, cell), overwrite=True)
             _remove_runs(study, cell)
             gc.collect()  # a trainer sits in reference cycles
     return [path for cell in cells if (path := cell_file(study, cell)).is_file()]
@@ -137,7 +142,7 @@ def find_study_tasks(study: Study) -> list[Task]:
     return tasks
 
 
-def _find_reference(study: Study, config: Config, tasks: Sequence[Task]) -> dict[str, Any]:
+def _find_reference(study: Study, config: Config, tasks: Sequence[Task]) -> StudyReference:
     """Scores of the original and of the floors, measured once for all cells."""
     path = study.results / REFERENCE
     original = study.original or config.model.base_model
@@ -149,12 +154,11 @@ def _find_reference(study: Study, config: Config, tasks: Sequence[Task]) -> dict
     if not path.is_file():
         with lock_of(path):
             if not path.is_file():
-                measured = measure_reference(study, config, original, tasks)
-                content = {"original": original, "judged_by": judged_by, **measured}
+                measured = measure_reference(study, config, original, judged_by, tasks)
                 # Without locks, another process may have been quicker.
-                write_json(content, path, overwrite=True)
+                write_json(measured.as_dict(), path, overwrite=True)
     found = read_reference(study.results)
-    if (found["original"], found["judged_by"]) != (original, judged_by):
+    if (found.original, found.judged_by) != (original, judged_by):
         raise ConfigError(
             f"{path} is of another original or other tasks and is kept, and so are the cells "
             f"beside it. To fix, set another results_folder in the study."
@@ -163,16 +167,13 @@ def _find_reference(study: Study, config: Config, tasks: Sequence[Task]) -> dict
 
 
 def measure_reference(
-    study: Study, config: Config, original: str, tasks: Sequence[Task]
-) -> dict[str, Any]:
-    """Score the original, the mean of its word embeddings and its shape with random weights.
-
-    Args:
-        study: The study.
-        config: Of a cell.
-        original: Folder or name.
-        tasks: What to score them on.
-    """
+    study: Study,
+    config: Config,
+    original: str,
+    judged_by: dict[str, Any],
+    tasks: Sequence[Task],
+) -> StudyReference:
+    """Score the original, the mean of its word embeddings and its shape with random weights."""
     from bge_pruning.evaluation.encoders import count_parameters, load_encoder, untrained_encoder
     from bge_pruning.evaluation.floors import WordEmbeddings
 
@@ -183,26 +184,26 @@ def measure_reference(
         "word_embeddings": lambda: WordEmbeddings(encoder),
         "random_weights": lambda: untrained_encoder(encoder, seed=0),
     }
-    return {
-        "parameters": count_parameters(encoder),
-        "scores": {name: score_model(load(), tasks, study.modes) for name, load in models.items()},
-        "versions": collect_versions(),
-    }
+    scores = {name: score_model(load(), tasks, study.modes) for name, load in models.items()}
+    return StudyReference(
+        original=original,
+        judged_by=judged_by,
+        parameters=Parameters(**count_parameters(encoder)),
+        scores=ReferenceScores(**scores),
+        versions=collect_versions(),
+    )
 
 
 def run_cell(
-    study: Study, cell: Cell, tasks: Sequence[Task], reference: Mapping[str, Any]
-) -> dict[str, Any]:
+    study: Study, cell: Cell, tasks: Sequence[Task], reference: StudyReference
+) -> StudyCell:
     """Prune or choose, recover, extract and judge; what an earlier call has done is kept.
 
     Args:
         study: The study.
         cell: The cell.
         tasks: What to judge by.
-        reference: See :func:`bge_pruning.utils.study_records.read_reference`.
-
-    Returns:
-        Content of the cell's file, see :data:`bge_pruning.utils.study_records.CELL`.
+        reference: Scores of the original and of the floors.
     """
     config = cell_config(study, cell, "prune")
     recovery = cell_config(study, cell, "recover")
@@ -213,20 +214,154 @@ def run_cell(
     cut = measure_cut(config, pruned, study, tasks, reference)
     evaluated = time.monotonic() - started
     described = describe_config(study, cell)
-    return {
-        "method": cell.method,
-        "size": cell.size,
-        "seed": cell.seed,
-        "config_hash": hash_config(described),
-        **describe_model(model),
+    info = read_record(model / MARKER, PruningRecord, "run the cell again")
+    counts = info.parameters
+    return StudyCell(
+        method=cell.method,
+        size=cell.size,
+        seed=cell.seed,
+        config_hash=hash_config(described),
+        encoder_share=counts.extracted.encoder / counts.source.encoder,
+        parameters=counts.extracted,
+        kept_layers=info.kept.layer,
         **describe_training(config, recovery, chosen, evaluated),
-        "scores": add_retention(scores, reference["scores"]["original"]),
-        "gates": describe_gates(config, pruned),
-        "cut": cut,
-        "versions": collect_versions(),
-        "machine": describe_machine(torch_device(config.device)),
-        "config": described,
+        scores=add_retention(scores, reference.scores.original),
+        gates=describe_gates(config, pruned),
+        cut=cut,
+        versions=collect_versions(),
+        machine=describe_machine(torch_device(config.device)),
+        config=described,
+    )
+
+
+def score_model(encoder: Encoder, tasks: Sequence[Task], modes: Sequence[str]) -> list[StudyScore]:
+    """Main score of a model in every task and mode."""
+    from bge_pruning.evaluation.scoring import score_tasks
+
+    kinds = {task.name: task.kind for task in tasks}
+    entries = []
+    for (task, mode), score in score_tasks(encoder, tasks, modes).items():
+        metric, value = next(iter(score.values.items()))
+        entry = StudyScore(task=task, kind=kinds[task], mode=mode, metric=metric, value=value)
+        entries.append(entry)
+    return entries
+
+
+def score_folder(
+    folder: Path | str, config: Config, study: Study, tasks: Sequence[Task], modes: Sequence[str]
+) -> list[StudyScore]:
+    """Main scores of a model folder, see :func:`score_model`."""
+    from bge_pruning.evaluation.encoders import load_encoder
+
+    return score_model(
+        load_encoder(str(folder), torch_device(config.device), study.max_length), tasks, modes
+    )
+
+
+def add_retention(scores: list[StudyScore], originals: Sequence[StudyScore]) -> list[StudyScore]:
+    """Add to each score its share of the original's, ``None`` if that is not above 0; in place."""
+    by_key = {(entry.task, entry.mode): entry.value for entry in originals}
+    for entry in scores:
+        original = by_key[entry.task, entry.mode]
+        entry.retention = entry.value / original if original > 0 else None
+    return scores
+
+
+def describe_training(
+    config: Config, recovery: Config, chosen: float | None, evaluated: float
+) -> dict[str, Any]:
+    """Steps, tokens and seconds by stage; those of interrupted trainings are whole."""
+    from bge_pruning.model_io.checkpoint import find_checkpoint, read_progress
+
+    runs = {"recover": recovery.run_folder}
+    if config.method == L0:
+        runs = {"prune": config.run_folder, **runs}
+    progress = {
+        stage: read_progress(find_checkpoint(Path(folder))) for stage, folder in runs.items()
     }
+    seconds = {} if config.method == L0 else {"choose": chosen}
+    return {
+        "steps": {stage: found.batches for stage, found in progress.items()},
+        "tokens": {stage: found.tokens for stage, found in progress.items()},
+        "seconds": {
+            **seconds,
+            **{stage: found.seconds for stage, found in progress.items()},
+            "evaluate": evaluated,
+        },
+    }
+
+
+def describe_gates(config: Config, pruned: Path) -> GateState | None:
+    """How decided the gates were before the cut, and how far from the target; of l0 alone.
+
+    Returns:
+        ``distance``, the mean over the gates of an axis of the distance of a gate's open
+        probability to 0 or 1, and ``gap``, expected minus target sparsity, both by axis; under
+        ``all`` the distance over all gates, under ``encoder`` the gap of the encoder's parameters.
+    """
+    from bge_pruning.export.pruning_record import compute_constraint_report
+    from bge_pruning.model_io.checkpoint import load_trained_model
+    from bge_pruning.models.l0_module_embedding import distances_to_binary
+
+    if config.method != L0:
+        return None
+    gates = load_trained_model(_cut_checkpoint(pruned)).l0_module
+    constraint = compute_constraint_report(gates, gates.realised_shape())
+    gap = {axis: row.expected_sparsity - row.target_sparsity for axis, row in constraint.items()}
+    return GateState(distance=distances_to_binary(gates.open_probabilities()), gap=gap)
+
+
+def measure_cut(
+    config: Config, pruned: Path, study: Study, tasks: Sequence[Task], reference: StudyReference
+) -> dict[str, Cut]:
+    """What the cut itself costs, before any recovery, in Spearman of dense vectors by task.
+
+    Before it a model of gates is scored with every gate at the median of its noise, and for a
+    baseline the unpruned model.
+    """
+    from bge_pruning.evaluation.tasks import SIMILARITY
+
+    pairs = [task for task in tasks if task.kind == SIMILARITY]
+    if not pairs:
+        return {}
+    if config.method == L0:
+        before = score_model(_gated_encoder(config, pruned, study), pairs, ["dense"])
+    elif reference.original != config.model.base_model:
+        before = score_folder(config.model.base_model, config, study, pairs, ["dense"])
+    else:
+        before = [e for e in reference.scores.original if e.mode == "dense"]
+    values = {entry.task: entry.value for entry in before}
+    after = score_folder(pruned, config, study, pairs, ["dense"])
+    return {
+        entry.task: Cut(
+            before=values[entry.task], after=entry.value, lost=values[entry.task] - entry.value
+        )
+        for entry in after
+        if entry.task in values
+    }
+
+
+def _gated_encoder(config: Config, pruned: Path, study: Study) -> Encoder:
+    """The model of a pruning run as it is before the cut."""
+    from bge_pruning.evaluation.text_encoder import TextEncoder
+    from bge_pruning.model_io.checkpoint import as_base_model, load_trained_model
+    from bge_pruning.models.structural_pruning import PruningMasks
+
+    model = load_trained_model(_cut_checkpoint(pruned))
+    device = torch_device(config.device)
+    gates = vars(model.l0_module.median_masks())
+    masks = PruningMasks(**{k: None if z is None else z.to(device) for k, z in gates.items()})
+    base = as_base_model(model, "the model before the cut")
+    return TextEncoder(base, device, study.max_length, 32, masks)
+
+
+class _Origin(Record):
+    checkpoint: Text
+
+
+def _cut_checkpoint(pruned: Path) -> Path:
+    """The checkpoint that a pruned model was cut from: perhaps the best, not the newest."""
+    return Path(read_record(pruned / MARKER, _Origin, "run the cell again").checkpoint)
 
 
 def _make_models(config: Config, recovery: Config) -> float | None:
@@ -235,10 +370,6 @@ def _make_models(config: Config, recovery: Config) -> float | None:
     Returns:
         Seconds of a baseline's choice and cut; ``None`` if an earlier call has made it.
     """
-    from bge_pruning.export.extract import extract
-    from bge_pruning.export.pruning_record import MARKER
-    from bge_pruning.train import train
-
     seconds = None
     if not (pruned_model_folder(config) / MARKER).is_file():
         started = time.monotonic()
@@ -246,7 +377,7 @@ def _make_models(config: Config, recovery: Config) -> float | None:
         seconds = time.monotonic() - started
     model = Path(config.results_folder) / "model"
     if not (model / MARKER).is_file():
-        extract(train(recovery), model, best=keeps_best(recovery))
+        recover(recovery, model)
     return seconds
 
 
@@ -254,7 +385,7 @@ def _start_runs(study: Study, cell: Cell) -> None:
     """Note what the runs of a cell are of; those of another configuration are not gone on with."""
     note, now = study.runs / f"{cell.name}.json", describe_config(study, cell)
     if note.is_file():
-        then = read_record(note, Each(ANYTHING), "remove the file and the runs beside it")
+        then = read_record(note, dict[str, Any], "remove the file and the runs beside it")
         if find_differences(then, now):
             log.warning("%s was stopped with another configuration: it begins again", cell.name)
             _remove_runs(study, cell)

@@ -1,0 +1,196 @@
+"""The road of one model: prune, cut, recover, extract, evaluate, report.
+
+The pipeline walks it once, a family once for each size, a study once for each cell.
+"""
+
+from __future__ import annotations
+
+from argparse import Namespace
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from bge_pruning.config.load import Config, ConfigError, pruned_model_folder
+from bge_pruning.config.schema import L0
+
+if TYPE_CHECKING:
+    from bge_pruning.evaluation.tasks import Task
+    from bge_pruning.export.extract import ExtractOptions
+    from bge_pruning.models.encoder_shape import EncoderShape
+    from bge_pruning.utils.typed_records import EvaluationRecord
+
+# How reports call the extracted model that was not trained on yet.
+PRUNED_NAME = "pruned, before recovery"
+
+
+@dataclass(frozen=True)
+class EvaluationPlan:
+    """What the finished model is judged by.
+
+    Attributes:
+        sts: See :func:`bge_pruning.evaluation.tasks.find_tasks`.
+        retrieval: Folders in BEIR layout or names of tasks.
+        split: Their split.
+        modes: See :data:`bge_pruning.evaluation.search.MODES`.
+    """
+
+    sts: Sequence[str] = ()
+    retrieval: Sequence[str] = ()
+    split: str = "test"
+    modes: Sequence[str] = ("dense",)
+
+    @classmethod
+    def of(cls, args: Namespace) -> EvaluationPlan:
+        """What the options of :func:`bge_pruning.cli.add_task_arguments` say."""
+        return cls(args.sts, args.retrieval, args.split, args.modes)
+
+    def arguments(self) -> list[str]:
+        """The same for the command line of ``scripts/evaluate_model.py``."""
+        words = ["--sts", *self.sts] if self.sts else []
+        if self.retrieval:
+            words += ["--retrieval", *self.retrieval, "--split", self.split]
+        return [*words, "--modes", *self.modes]
+
+
+def prune(config: Config) -> None:
+    """Write the pruned model, not recovered yet, where the recovery looks for it.
+
+    Args:
+        config: Of stage ``prune``.
+
+    Raises:
+        ConfigError: See :func:`bge_pruning.train.train` and
+            :func:`bge_pruning.workflows.baselines.cut_baseline`, also for what else is raised.
+    """
+    from bge_pruning.export.extract import extract
+    from bge_pruning.train import train
+    from bge_pruning.workflows.baselines import cut_baseline
+
+    pruned = pruned_model_folder(config)
+    if config.method == L0:
+        run = train(config)
+        on_rank_zero(lambda: extract(run, pruned, best=keeps_best(config)))
+    else:
+        on_rank_zero(lambda: cut_baseline(config, pruned))
+
+
+def recover(
+    config: Config, model: Path, options: ExtractOptions | None = None, overwrite: bool = False
+) -> Path:
+    """Train the pruned model on, and write what comes of it.
+
+    Args:
+        config: Of stage ``recover``.
+        model: Folder to write.
+        options: What to write, see :class:`bge_pruning.export.extract.ExtractOptions`.
+        overwrite: Replace an extracted model that is there.
+
+    Returns:
+        The run folder of the recovery.
+    """
+    from bge_pruning.export.extract import PLAIN, extract
+    from bge_pruning.train import train
+
+    run = train(config)
+    best = keeps_best(config)
+    on_rank_zero(lambda: extract(run, model, overwrite, best, options or PLAIN))
+    return run
+
+
+def evaluate_model(config: Config, tasks: Sequence[Task], modes: Sequence[str]) -> EvaluationRecord:
+    """Judge the model in the results folder, and write the result there and into its card.
+
+    Args:
+        config: Of a pruning run.
+        tasks: See :func:`bge_pruning.evaluation.evaluate.evaluate`.
+        modes: See :data:`bge_pruning.evaluation.search.MODES`.
+    """
+    from bge_pruning.evaluation.evaluate import evaluate, write_evaluation
+    from bge_pruning.export.model_card import write_model_card
+    from bge_pruning.model_io.hub import fetch_model_folder
+    from bge_pruning.utils.devices import torch_device
+
+    base = fetch_model_folder(config.model.base_model, config.model.revision)
+    results = Path(config.results_folder)
+    evaluation = evaluate(
+        str(results / "model"),
+        str(base),
+        tasks,
+        modes,
+        also={PRUNED_NAME: str(pruned_model_folder(config))},
+        device=torch_device(config.device),
+    )
+    write_evaluation(evaluation, results / "evaluation.json", overwrite=config.overwrite)
+    write_model_card(results / "model", results / "evaluation.json")
+    return evaluation
+
+
+def keeps_best(config: Config) -> bool:
+    """Whether the best checkpoint of a training is taken, rather than its last."""
+    return config.evaluation.keep_best is not None
+
+
+def on_rank_zero(action: Callable[[], object]) -> None:
+    """Do something once; the other ranks wait."""
+    from composer.utils import dist
+
+    if dist.get_global_rank() == 0:
+        action()
+    dist.barrier()
+
+
+def check_modes(config: Config, modes: Sequence[str]) -> None:
+    """Refuse modes that the finished model will have no head for.
+
+    Args:
+        config: Of the run.
+        modes: See :data:`bge_pruning.evaluation.search.MODES`.
+
+    Raises:
+        ValueError: If a mode is unknown or the model has no head for it.
+        OSError: If the model cannot be had.
+    """
+    from bge_pruning.evaluation import search
+
+    search.check_modes(modes, _outputs(config), config.model.base_model)
+
+
+def export_options(config: Config) -> ExtractOptions:
+    """What the finished model is written as; what cannot be is refused before the training.
+
+    Raises:
+        ConfigError: If the model has no multi-vector head to make square, or fewer tokens than are
+            to be kept.
+        FileNotFoundError: See :func:`bge_pruning.export.extract.read_options`, also for what else.
+    """
+    from bge_pruning.export.extract import read_options
+
+    if config.export.colbert_dim == "hidden" and "colbert_vecs" not in _outputs(config):
+        raise ConfigError(
+            f"export.colbert_dim is hidden, but {config.model.base_model} has no multi-vector head."
+            f" To fix, set it to keep, or model.init_missing_heads=true."
+        )
+    size, limit = config.export.vocabulary_size, _source_shape(config).vocab_size
+    if size is not None and size > limit:
+        raise ConfigError(
+            f"export.vocabulary_size {size} is above the {limit} tokens of "
+            f"{config.model.base_model}. To fix, choose fewer, or leave it out."
+        )
+    return read_options(**asdict(config.export))
+
+
+def _outputs(config: Config) -> list[str]:
+    """Outputs of the finished model."""
+    shape, made = _source_shape(config), config.model.init_missing_heads
+    names = ["dense_vecs"]
+    names += ["token_weights"] if shape.sparse_head or made else []
+    names += ["colbert_vecs"] if shape.colbert_dim or made else []
+    return names
+
+
+def _source_shape(config: Config) -> EncoderShape:
+    from bge_pruning.model_io.hub import fetch_model_folder
+    from bge_pruning.model_io.pretrained import read_shape
+
+    return read_shape(fetch_model_folder(config.model.base_model, config.model.revision))
