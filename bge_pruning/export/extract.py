@@ -37,7 +37,7 @@ from bge_pruning.model_io.precision import DTYPES
 from bge_pruning.models.encoder_shape import EncoderShape
 from bge_pruning.utils.files import atomic_folder, write_json
 from bge_pruning.utils.guard import import_optional
-from bge_pruning.utils.typed_records import Int8Record, OnnxRecord, PruningRecord, Vocabulary
+from bge_pruning.utils.typed_records import PruningRecord, Vocabulary
 
 log = logging.getLogger(__name__)
 
@@ -227,6 +227,6 @@ def _add_files(folder: Path, info: PruningRecord, options: ExtractOptions) -> No
         if projection is not None:
             info.projection = projection
     if options.onnx or options.onnx_int8:
-        info.onnx = OnnxRecord(**export_onnx(folder))
+        info.onnx = export_onnx(folder)
     if options.onnx_int8:
-        info.onnx_int8 = Int8Record(**export_onnx_int8(folder, options.int8_pairs))
+        info.onnx_int8 = export_onnx_int8(folder, options.int8_pairs)

@@ -23,6 +23,7 @@ from bge_pruning.model_io.pretrained import BaseModel, load_base_model
 from bge_pruning.model_io.projection import project
 from bge_pruning.utils.files import atomic_folder, check_free
 from bge_pruning.utils.guard import import_optional
+from bge_pruning.utils.typed_records import OnnxRecord
 
 if TYPE_CHECKING:
     from onnx import ModelProto, TensorProto
@@ -44,9 +45,7 @@ class OnnxExportError(RuntimeError):
     """The exported graph does not compute what the model computes."""
 
 
-def export_onnx(
-    folder: Path, base: BaseModel | None = None, overwrite: bool = False
-) -> dict[str, Any]:
+def export_onnx(folder: Path, base: BaseModel | None = None, overwrite: bool = False) -> OnnxRecord:
     """Write ``onnx/model.onnx`` into a model folder, and validate it.
 
     See :func:`bge_pruning.export.onnx_graph.build_graph` for inputs and outputs. The weights are
@@ -80,16 +79,16 @@ def export_onnx(
         differences = compare_with_torch(base, staging / MODEL)
         check_differences(differences)
     files = [path for name in (MODEL, DATA) if (path := output / name).is_file()]
-    info = {
-        "file": f"{FOLDER}/{MODEL}",
-        "data": f"{FOLDER}/{DATA}" if len(files) > 1 else None,
-        "bytes": sum(path.stat().st_size for path in files),
-        "opset": OPSET,
-        "outputs": [found.name for found in model.graph.output],
-        "largest_difference": differences,
-        "tolerance": TOLERANCE,
-        "versions": {name: version(name) for name in ("onnx", "onnxruntime", "torch")},
-    }
+    info = OnnxRecord(
+        file=f"{FOLDER}/{MODEL}",
+        data=f"{FOLDER}/{DATA}" if len(files) > 1 else None,
+        bytes=sum(path.stat().st_size for path in files),
+        opset=OPSET,
+        outputs=[found.name for found in model.graph.output],
+        largest_difference=differences,
+        tolerance=TOLERANCE,
+        versions={name: version(name) for name in ("onnx", "onnxruntime", "torch")},
+    )
     worst = max(differences.values())
     log.info("%s/%s: largest difference from torch %.1e", FOLDER, MODEL, worst)
     return info

@@ -131,7 +131,7 @@ def _spearman(int8: OnnxEncoder, float32: OnnxEncoder, pairs: Pairs) -> dict[str
 
 def export_onnx_int8(
     folder: Path, pairs: Pairs | None = None, overwrite: bool = False, rounds: int = 7
-) -> dict[str, Any]:
+) -> Int8Record:
     """Write ``onnx/model_quantized.onnx`` beside ``onnx/model.onnx``, and measure what it loses.
 
     Args:
@@ -163,7 +163,7 @@ def export_onnx_int8(
         **loss,
     )
     log.info("%s: %s", record.file, describe_loss(record))
-    return record.as_dict()
+    return record
 
 
 def describe_loss(record: Int8Record) -> str:
