@@ -185,7 +185,7 @@ def _study(args: argparse.Namespace) -> None:
 
     study = read_study(args.study)
     if not args.report_only:
-        from bge_pruning.workflows.quality_study import run_study
+        from bge_pruning.workflows.study import run_study
 
         if not run_study(study, args.only, args.overwrite):
             say("all cells are being run by other processes, which will write the report")

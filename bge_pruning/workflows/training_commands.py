@@ -61,7 +61,8 @@ def _pipeline(args: argparse.Namespace) -> None:
     from rich.console import Console
 
     from bge_pruning.reports.console import show_evaluation
-    from bge_pruning.workflows.pipeline import EvaluationPlan, run_pipeline
+    from bge_pruning.workflows.pipeline import run_pipeline
+    from bge_pruning.workflows.stages import EvaluationPlan
 
     evaluation = run_pipeline(*split_arguments(args.config), EvaluationPlan.of(args))
     if evaluation:
@@ -96,7 +97,7 @@ def _family(args: argparse.Namespace) -> None:
     from bge_pruning.reports.comparison import read_candidates
     from bge_pruning.reports.console import show_comparison
     from bge_pruning.workflows.family import export_family
-    from bge_pruning.workflows.pipeline import EvaluationPlan
+    from bge_pruning.workflows.stages import EvaluationPlan
 
     plan = EvaluationPlan.of(args)
     folders = export_family(*split_arguments(args.config), args.densities, plan, args.run)
@@ -146,7 +147,8 @@ def _quickstart(overrides: list[str]) -> None:
 
     from bge_pruning.config.load import load_config
     from bge_pruning.reports.console import show_evaluation
-    from bge_pruning.workflows.pipeline import EvaluationPlan, run_pipeline
+    from bge_pruning.workflows.pipeline import run_pipeline
+    from bge_pruning.workflows.stages import EvaluationPlan
 
     for name in (QUICKSTART, QUICKSTART_STS):
         if not Path(name).is_file():
