@@ -206,7 +206,7 @@ def write_evaluation(result: EvaluationRecord, path: Path, *, overwrite: bool = 
     path, table = evaluation_files(path)
     refuse_existing([path, table], overwrite=overwrite)
     write_json(result.as_dict(), path, overwrite=overwrite)
-    write_text(table, "\n\n".join(render_scores(result.as_dict())) + "\n")
+    write_text(table, "\n\n".join(render_scores(result)) + "\n")
 
 
 def evaluate(

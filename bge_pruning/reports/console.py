@@ -1,13 +1,15 @@
-"""An evaluation as tables on a terminal."""
+"""Print evaluations and comparisons as tables on a terminal."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from textwrap import wrap
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from bge_pruning.reports.comparison import Candidate, summary_header, summary_rows
-from bge_pruning.reports.tables import LABELS, score_header, score_rows, truncation_notes
+from bge_pruning.reports.summary_plot import count_models
+from bge_pruning.reports.tables import LABELS, PARTS, score_header, score_rows, truncation_notes
+from bge_pruning.utils.typed_records import EvaluationRecord, Parameters
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -17,7 +19,7 @@ SHORT = {"random weights": "floor: random", "word embeddings": "floor: words"}
 WIDTH = 11  # of a heading's lines
 
 
-def show_evaluation(result: dict[str, Any], console: Console) -> None:
+def show_evaluation(result: EvaluationRecord, console: Console) -> None:
     """Print scores, and under them parameters and speed.
 
     Args:
@@ -27,18 +29,18 @@ def show_evaluation(result: dict[str, Any], console: Console) -> None:
     print_whole(_score_table(result), console)
     for note in truncation_notes(result):
         console.print(note, markup=False, soft_wrap=True)
-    print_whole(_parameter_table(result["parameters"]), console)
-    if result["speed"]:
-        latency, rate = result["speed"]["latency_ms"], result["speed"]["throughput_texts_per_s"]
-        one = (
-            f"{latency['model']['median']:.1f} ms, original {latency['baseline']['median']:.1f} ms"
-        )
-        many = f"{rate['model']:.0f}, original {rate['baseline']:.0f} ({rate['ratio']:.2f} times)"
-        console.print(f"one text: {one}; texts per second: {many}", soft_wrap=True)
+    print_whole(_parameter_table(count_models(result)), console)
+    speed = result.speed
+    if speed is None or speed.latency_ms.model is None or speed.latency_ms.baseline is None:
+        return
+    latency, rate = speed.latency_ms, speed.throughput_texts_per_s
+    one = f"{latency.model.median:.1f} ms, original {latency.baseline.median:.1f} ms"
+    many = f"{rate.model:.0f}, original {rate.baseline:.0f} ({rate.ratio:.2f} times)"
+    console.print(f"one text: {one}; texts per second: {many}", soft_wrap=True)
 
 
 def print_whole(table: Table, console: Console) -> None:
-    """Never narrower than its numbers: a terminal can be widened, but what is cut is lost."""
+    """Print a table at its full width: a terminal can be widened, but cut numbers are lost."""
     given = console.width
     console.width = 1000
     console.width = max(given, console.measure(table).maximum)
@@ -46,8 +48,8 @@ def print_whole(table: Table, console: Console) -> None:
     console.width = given
 
 
-def _score_table(result: dict[str, Any]) -> Table:
-    """Rows under the name of their task, to be narrow; columns without any value are left out."""
+def _score_table(result: EvaluationRecord) -> Table:
+    """Scores by mode, grouped by task to be narrow; columns without any value are left out."""
     from rich.box import SIMPLE_HEAD
     from rich.markup import escape
     from rich.table import Table
@@ -69,17 +71,16 @@ def _score_table(result: dict[str, Any]) -> Table:
     return table
 
 
-def _parameter_table(parameters: dict[str, dict[str, int] | None]) -> Table:
+def _parameter_table(models: dict[str, Parameters]) -> Table:
     from rich.table import Table
 
     table = Table("parameters")
-    named = {which: counts for which, counts in parameters.items() if counts}
-    for which in reversed(named):
-        table.add_column({"baseline": "original"}.get(which, which), justify="right")
-    if len(named) == 2:
+    for name in models:
+        table.add_column({"pruned": "model"}.get(name, name), justify="right")
+    if len(models) == 2:
         table.add_column("kept", justify="right")
-    for part in next(iter(named.values()), {}):
-        counts = [counts[part] for counts in reversed(named.values())]
+    for part in PARTS if models else ():
+        counts = [getattr(parameters, part) for parameters in models.values()]
         cells = [f"{count:,}" for count in counts]
         if len(counts) == 2 and counts[0]:
             cells.append(f"{counts[1] / counts[0]:.1%}")
@@ -92,7 +93,7 @@ def show_comparison(candidates: Sequence[Candidate], console: Console) -> None:
 
     Args:
         candidates: See :func:`bge_pruning.reports.comparison.read_candidates`.
-        console: Where to.
+        console: Where to print.
     """
     show_rows(summary_header(), summary_rows(candidates), console)
 
@@ -103,7 +104,7 @@ def show_rows(header: Sequence[str], rows: Sequence[Sequence[str]], console: Con
     Args:
         header: Names of the columns.
         rows: Cells.
-        console: Where to.
+        console: Where to print.
     """
     from rich.box import SIMPLE_HEAD
     from rich.markup import escape

@@ -1,32 +1,64 @@
-"""Writes ``report.md`` and ``report.html``: what a run did, in words, tables and pictures."""
+"""Write ``report.md`` and ``report.html``: what a run did, in words, tables and pictures.
+
+Both are made from the same sections by the templates beside this module.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import base64
+import re
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cache, partial
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from bge_pruning.reports.report_data import read_inputs
-from bge_pruning.reports.report_html import render_html
-from bge_pruning.reports.report_pictures import CAPTIONS, draw_pictures
-from bge_pruning.reports.report_sections import render_sections
+from bge_pruning.reports.history_plot import (
+    draw_constraint,
+    draw_multipliers,
+    draw_training,
+    has_multipliers,
+    has_training,
+)
+from bge_pruning.reports.markdown import escape, picture
+from bge_pruning.reports.report_data import Inputs, pruned_axes, read_inputs
+from bge_pruning.reports.report_sections import build_sections, glance, summarise_run, title_of
+from bge_pruning.reports.score_plot import draw_scores
+from bge_pruning.reports.summary_plot import can_summarise, draw_summary
 from bge_pruning.utils.files import refuse_existing, write_text
-from bge_pruning.utils.visualization import save_figure
+from bge_pruning.utils.visualization import DARK, LIGHT, draw_gates, render_svg, save_figure
+
+if TYPE_CHECKING:
+    from jinja2 import Environment
+    from matplotlib.figure import Figure
 
 MARKDOWN, HTML = "report.md", "report.html"
+CAPTIONS = {
+    "summary.png": "Scores, parameters and speed beside the original model",
+    "scores.png": "Score of each task and mode with its interval, the original's and the floor",
+    "gates.png": "Probability that each gate is open, and what the cut kept",
+    "constraint.png": "Expected and target sparsity of each axis, and what a cut would remove",
+    "multipliers.png": "The multipliers that hold the gates to the constraint",
+    "training.png": "Losses and scores while pruning",
+    "recovery.png": "Losses and scores while training on the pruned model",
+}
+WIDTH = re.compile(r'<svg [^>]*?width="([\d.]+pt)"')
+PATH_DATA = re.compile(r'(?<= d=")[^"]+')
+LONG_NUMBER = re.compile(r"-?\d+\.\d{3,}")
 
 
 def write_report(
     folder: str | Path, *, commands: Sequence[str] = (), overwrite: bool = False
 ) -> Path:
-    """Writes the report of a results folder or of a run folder into it.
+    """Write the report of a results folder or of a run folder into it.
 
-    Read are ``evaluation.json``, ``pruning.json``, ``metrics.jsonl`` and
+    The report is made from ``evaluation.json``, ``pruning.json``, ``metrics.jsonl`` and
     ``metrics-recovery.jsonl`` (one history row a line), ``gates.npz`` (open probabilities, and
     booleans under ``<axis>_kept``), ``config.yaml``, ``versions.json`` and ``commands.txt`` (one
-    command a line). A file that is missing costs its sections, and the report says so.
+    command a line). The sections of a missing file are left out, and the report says so.
 
-    Written are ``report.md`` with its pictures beside it, and ``report.html``, which holds the
-    same and needs nothing else.
+    ``report.md`` has its pictures beside it; ``report.html`` holds the same and needs no other
+    file.
 
     Args:
         folder: Folder with the inputs.
@@ -46,17 +78,111 @@ def write_report(
     inputs = read_inputs(folder, commands)
     targets = [folder / name for name in (MARKDOWN, HTML, *CAPTIONS)]
     refuse_existing(targets, overwrite=overwrite)
-    try:
-        pictures = draw_pictures(inputs)
-        sections = render_sections(inputs, pictures)
-    except KeyError as error:
-        raise ValueError(
-            f"{folder}: the results have no {error}. To fix, write them again with this version."
-        ) from error
-    text = "\n\n".join(sections) + "\n"
-    page = render_html(text, pictures)
-    for name, picture in pictures.items():
-        save_figure(picture.figure, folder / name)
-    write_text(folder / HTML, page)
-    write_text(folder / MARKDOWN, text)
+    pictures = draw_pictures(inputs)
+    texts = {name: render_report(inputs, pictures, name) for name in (HTML, MARKDOWN)}
+    for name, drawn in pictures.items():
+        save_figure(drawn.figure, folder / name)
+    for name, text in texts.items():
+        write_text(folder / name, text)
     return folder / MARKDOWN
+
+
+# Pictures
+
+
+@dataclass(frozen=True)
+class Picture:
+    """A picture in both themes.
+
+    Attributes:
+        figure: In the light theme, to be saved beside ``report.md``.
+        light: SVG for light pages.
+        dark: SVG for dark pages.
+    """
+
+    figure: Figure
+    light: str
+    dark: str
+
+
+def draw_pictures(inputs: Inputs) -> dict[str, Picture]:
+    """Draw every picture that the inputs allow, under its file name."""
+    pictures = {}
+    for name, draw in find_pictures(inputs).items():
+        light, dark = draw(theme=LIGHT), draw(theme=DARK)
+        pictures[name] = Picture(light, render_svg(light, LIGHT), render_svg(dark, DARK))
+    return pictures
+
+
+def find_pictures(inputs: Inputs) -> dict[str, Callable[..., Figure]]:
+    """A function of ``theme`` for each picture that can be drawn."""
+    draws: dict[str, Callable[..., Figure]] = {}
+    if (evaluation := inputs.evaluation) is not None:
+        if can_summarise(evaluation):
+            draws["summary.png"] = partial(draw_summary, evaluation)
+        if scores := evaluation.main_scores():
+            draws["scores.png"] = partial(draw_scores, scores)
+    if inputs.gates:
+        draws["gates.png"] = partial(draw_gates, inputs.gates, inputs.kept)
+    if pruned_axes(inputs.series):
+        draws["constraint.png"] = partial(draw_constraint, inputs.series)
+    if has_multipliers(inputs.series):
+        draws["multipliers.png"] = partial(draw_multipliers, inputs.series)
+    if has_training(inputs.series):
+        draws["training.png"] = partial(draw_training, inputs.series)
+    if has_training(inputs.recovery):
+        draws["recovery.png"] = partial(draw_training, inputs.recovery)
+    return draws
+
+
+# Text
+
+
+def render_report(inputs: Inputs, pictures: Mapping[str, Picture], name: str) -> str:
+    """Fill one of the templates.
+
+    Args:
+        inputs: What the folder holds.
+        pictures: Those that were drawn, by file name.
+        name: ``report.md`` or ``report.html``.
+    """
+    blocks = {name: picture(CAPTIONS[name], name) for name in pictures}
+    content = {
+        "title": title_of(inputs),
+        "summary": summarise_run(inputs),
+        "intro": [*glance(inputs), *(blocks[name] for name in blocks if name == "summary.png")],
+        "sections": build_sections(inputs, blocks),
+        "missing": inputs.missing,
+        "pictures": pictures,
+        "themes": {"light": LIGHT, "dark": DARK},
+    }
+    return _templates().get_template(f"{name}.jinja").render(content)
+
+
+@cache
+def _templates() -> Environment:
+    from jinja2 import Environment, FileSystemLoader, StrictUndefined, select_autoescape
+
+    environment = Environment(
+        loader=FileSystemLoader(Path(__file__).parent / "templates"),
+        autoescape=select_autoescape(("html.jinja",)),
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        keep_trailing_newline=True,
+    )
+    environment.filters |= {"markdown": escape, "data_uri": _data_uri, "width": _width}
+    return environment
+
+
+def _data_uri(svg: str) -> str:
+    """A picture as an address; a hundredth of a point is invisible and makes it a third smaller."""
+    short = PATH_DATA.sub(
+        lambda path: LONG_NUMBER.sub(lambda number: f"{float(number[0]):.2f}", path[0]), svg
+    )
+    return "data:image/svg+xml;base64," + base64.b64encode(short.encode()).decode()
+
+
+def _width(svg: str) -> str:
+    width = WIDTH.search(svg)
+    return width[1] if width else ""

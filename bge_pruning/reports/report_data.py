@@ -3,22 +3,37 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, TypeVar
 from zipfile import BadZipFile
 
 import yaml
 
 from bge_pruning.config.load import check_yaml
-from bge_pruning.utils.record_schemas import CONFIG_FILE, EVALUATION, HISTORY_ROW, PRUNING
-from bge_pruning.utils.records import TEXT, Each, Schema, check_record, parse_json, read_record
+from bge_pruning.utils.json_records import (
+    Count,
+    Record,
+    Text,
+    parse_json,
+    parse_record,
+    read_record,
+)
+from bge_pruning.utils.typed_records import Constraint, EvaluationRecord, PruningRecord
 from bge_pruning.utils.visualization import AXIS_TITLES
 
+if TYPE_CHECKING:
+    import numpy as np
+
+COMMANDS, VERSIONS = "commands.txt", "versions.json"
+AGAIN, REMOVE = "write it again", "remove the line"
+NEEDED = ("evaluation.json", "pruning.json", "metrics.jsonl")  # at least one of them
+T = TypeVar("T")
 # Batches and values of each key.
 Series = dict[str, tuple[list[int], list[float]]]
-MAX_POINTS = 400  # more are not told apart on paper, and make a heavy file
+MAX_POINTS = 400  # more cannot be told apart on paper, and make a heavy file
 NOT_TASK = re.compile(r"total|lagrang|sparsity|pruning|constraint")
 LOGGED_SCORE = re.compile(
     r"eval/(?P<task>.+)/(?:(?P<mode>sparse|colbert|dense\+sparse|all)_)?"
@@ -27,20 +42,39 @@ LOGGED_SCORE = re.compile(
 EARLIER_SCORE = re.compile(r"metrics/(?P<task>.+)/(?:SpearmanCorrCoef|cosine_spearman)")
 
 
-def collect_series(history: Sequence[Mapping[str, Any]]) -> Series:
+class ConfiguredModel(Record):
+    """The model that a configuration names."""
+
+    base_model: Text | None = None
+
+
+class ConfigFile(Record):
+    """``config.yaml``, as far as a report reads it."""
+
+    model: ConfiguredModel | None = None
+    seed: Count | None = None
+
+
+class HistoryRow(Record):
+    """A line of ``metrics.jsonl``."""
+
+    batch: Count
+    metrics: dict[str, Any]
+
+
+def collect_series(history: Iterable[HistoryRow]) -> Series:
     """Batches and values of each finite logged number, in order of batch.
 
     Args:
-        history: Rows ``{"batch": int, "metrics": {key: number}}`` in any order; a row need not hold
-            every key.
+        history: Rows in any order; a row need not hold every key.
     """
     series: Series = {}
-    for row in sorted(history, key=lambda row: row["batch"]):
-        for key, value in row["metrics"].items():
-            # Not isfinite, which raises for a whole number beyond a float; NaN is not below it.
+    for row in sorted(history, key=lambda row: row.batch):
+        for key, value in row.metrics.items():
+            # isfinite would raise for a whole number that no float can hold; NaN is not smaller.
             if isinstance(value, int | float) and abs(value) < 1e300:
                 batches, values = series.setdefault(key, ([], []))
-                batches.append(row["batch"])
+                batches.append(row.batch)
                 values.append(value)
     return series
 
@@ -78,7 +112,7 @@ def _score_name(match: re.Match[str]) -> str:
     return f"{match['task']}, {match['mode']}" if match["mode"] else match["task"]
 
 
-def last_constraint(series: Series) -> dict[str, dict[str, float]]:
+def last_constraint(series: Series) -> dict[str, Constraint]:
     """The constraint at the last logged step, as ``pruning.json`` has it after a cut.
 
     An axis without a target of its own is held to what would be cut.
@@ -91,7 +125,8 @@ def last_constraint(series: Series) -> dict[str, dict[str, float]]:
             if (key := f"pruning/{name}/{axis}") in series
         }
         if "realised_sparsity" in values:
-            constraint[axis] = {"target_sparsity": values["realised_sparsity"], **values}
+            values = {"target_sparsity": values["realised_sparsity"], **values}
+            constraint[axis] = Constraint.model_construct(**values)  # any finite number
     return constraint
 
 
@@ -123,11 +158,6 @@ def running_quantiles(values: Sequence[float]) -> tuple[list[int], list[list[flo
     return places, [np.percentile(window, [10, 50, 90]).tolist() for window in windows]
 
 
-COMMANDS = "commands.txt"
-VERSIONS = "versions.json"
-REMOVE = "remove the line"
-
-
 @dataclass
 class Inputs:
     """What a folder holds; ``None`` or empty for a file that is not there.
@@ -148,21 +178,21 @@ class Inputs:
     """
 
     name: str
-    evaluation: dict[str, Any] | None = None
-    pruning: dict[str, Any] | None = None
-    series: Series = field(default_factory=dict)
-    recovery: Series = field(default_factory=dict)
-    gates: dict[str, Any] = field(default_factory=dict)
-    kept: dict[str, Any] = field(default_factory=dict)
-    config_text: str = ""
-    config: dict[str, Any] = field(default_factory=dict)
-    versions: dict[str, str] = field(default_factory=dict)
-    commands: list[str] = field(default_factory=list)
-    missing: list[str] = field(default_factory=list)
+    evaluation: EvaluationRecord | None
+    pruning: PruningRecord | None
+    series: Series
+    recovery: Series
+    gates: dict[str, np.ndarray]
+    kept: dict[str, np.ndarray]
+    config_text: str
+    config: ConfigFile
+    versions: dict[str, str]
+    commands: list[str]
+    missing: list[str]
 
 
 def read_inputs(folder: Path, commands: Sequence[str] = ()) -> Inputs:
-    """Reads what is there.
+    """Read the files that are there.
 
     Args:
         folder: Results folder or run folder.
@@ -175,52 +205,56 @@ def read_inputs(folder: Path, commands: Sequence[str] = ()) -> Inputs:
         FileNotFoundError: If there is neither an evaluation, nor an extraction, nor a history.
         ValueError: If a file cannot be read; the message names it.
     """
-    inputs = Inputs(name=folder.resolve().name, commands=list(commands))
-    readers: dict[str, Callable[[Path], None]] = {
-        "evaluation.json": lambda path: setattr(inputs, "evaluation", _read_json(path, EVALUATION)),
-        "pruning.json": lambda path: setattr(inputs, "pruning", _read_json(path, PRUNING)),
-        "metrics.jsonl": lambda path: setattr(inputs, "series", _read_series(path)),
-        "metrics-recovery.jsonl": lambda path: setattr(inputs, "recovery", _read_series(path)),
-        "gates.npz": lambda path: _read_gates(path, inputs),
-        "config.yaml": lambda path: _read_config(path, inputs),
-    }
-    for name, read in readers.items():
+    missing: list[str] = []
+
+    def read(name: str, reader: Callable[[Path], T], default: T) -> T:
         if (folder / name).is_file():
-            read(folder / name)
-        else:
-            inputs.missing.append(name)
-    needed = ("evaluation.json", "pruning.json", "metrics.jsonl")
-    if set(needed) <= set(inputs.missing):
+            return reader(folder / name)
+        missing.append(name)
+        return default
+
+    evaluation = read(NEEDED[0], partial(read_record, kind=EvaluationRecord, fix=AGAIN), None)
+    pruning = read(NEEDED[1], partial(read_record, kind=PruningRecord, fix=AGAIN), None)
+    series = read(NEEDED[2], _read_series, {})
+    recovery = read("metrics-recovery.jsonl", _read_series, {})
+    gates, kept = read("gates.npz", _read_gates, ({}, {}))
+    config_text, config = read("config.yaml", _read_config, ("", ConfigFile()))
+    if set(NEEDED) <= set(missing):
         raise FileNotFoundError(
-            f"{folder} holds neither {' nor '.join(needed)}. To fix, give the folder of a run, or "
+            f"{folder} holds neither {' nor '.join(NEEDED)}. To fix, give the folder of a run, or "
             "the results folder of one that was extracted or evaluated."
         )
-    if (folder / VERSIONS).is_file():
-        inputs.versions = _read_json(folder / VERSIONS, Each(TEXT))
-    _find_commands(folder, inputs)
-    return inputs
+    has_versions = (folder / VERSIONS).is_file()
+    return Inputs(
+        name=folder.resolve().name,
+        evaluation=evaluation,
+        pruning=pruning,
+        series=series,
+        recovery=recovery,
+        gates=gates,
+        kept=kept,
+        config_text=config_text,
+        config=config,
+        versions=read_record(folder / VERSIONS, dict[str, Text], AGAIN) if has_versions else {},
+        commands=list(commands) or read(COMMANDS, _read_commands, _recorded_command(evaluation)),
+        missing=missing,
+    )
 
 
-def _find_commands(folder: Path, inputs: Inputs) -> None:
-    """Commands given to the function, or else recorded in the folder, or else in the evaluation."""
-    if not inputs.commands and (folder / COMMANDS).is_file():
-        lines = _read_text(folder / COMMANDS).splitlines()
-        inputs.commands = [line for line in lines if line.strip()]
-    elif not inputs.commands:
-        inputs.missing.append(COMMANDS)
-        recorded = (inputs.evaluation or {}).get("command")
-        inputs.commands = [recorded] if recorded else []
+def _recorded_command(evaluation: EvaluationRecord | None) -> list[str]:
+    """The command that an evaluation records: the best that is known without ``commands.txt``."""
+    return [evaluation.command] if evaluation is not None and evaluation.command else []
 
 
-def _read_json(path: Path, schema: Schema) -> dict[str, Any]:
-    return read_record(path, schema, "write it again")
+def _read_commands(path: Path) -> list[str]:
+    return [line for line in _read_text(path).splitlines() if line.strip()]
 
 
 def _read_text(path: Path) -> str:
     try:
         return path.read_text(encoding="utf-8")
     except UnicodeDecodeError as error:
-        raise ValueError(f"{path}: is not UTF-8. To fix, write it again.") from error
+        raise ValueError(f"{path}: is not UTF-8. To fix, {AGAIN}.") from error
 
 
 def _read_series(path: Path) -> Series:
@@ -228,33 +262,30 @@ def _read_series(path: Path) -> Series:
     for number, line in enumerate(path.read_bytes().split(b"\n"), 1):
         if line.strip():
             where = f"{path}:{number}"
-            rows.append(parse_json(line, where, REMOVE))
-            check_record(rows[-1], HISTORY_ROW, where, REMOVE)
+            rows.append(parse_record(parse_json(line, where, REMOVE), HistoryRow, where, REMOVE))
     return collect_series(rows)
 
 
-def _read_gates(path: Path, inputs: Inputs) -> None:
+def _read_gates(path: Path) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
+    """Open probabilities by axis, and what was kept."""
     import numpy as np
 
     try:
-        # Opened here: np.load leaves a file open that is no archive.
+        # Opened here, because np.load leaves a file open that is not an archive.
         with path.open("rb") as file, np.load(file) as arrays:
             content = {name: arrays[name] for name in arrays.files}
     except (ValueError, EOFError, OSError, TypeError, AttributeError, BadZipFile) as error:
-        raise ValueError(f"{path} holds no arrays ({error}). To fix, write it again.") from error
-    inputs.gates = {name: array for name, array in content.items() if not name.endswith("_kept")}
-    inputs.kept = {
-        axis: content[f"{axis}_kept"] for axis in inputs.gates if f"{axis}_kept" in content
-    }
+        raise ValueError(f"{path} holds no arrays ({error}). To fix, {AGAIN}.") from error
+    gates = {name: array for name, array in content.items() if not name.endswith("_kept")}
+    return gates, {a: content[f"{a}_kept"] for a in gates if f"{a}_kept" in content}
 
 
-def _read_config(path: Path, inputs: Inputs) -> None:
-    inputs.config_text = _read_text(path)
+def _read_config(path: Path) -> tuple[str, ConfigFile]:
+    text = _read_text(path)
     try:
-        check_yaml(inputs.config_text)
-        content = yaml.safe_load(inputs.config_text)
-    except (yaml.YAMLError, ValueError) as error:  # ValueError: a date or number that is none
+        check_yaml(text)
+        content = yaml.safe_load(text)
+    except (yaml.YAMLError, ValueError) as error:  # ValueError: an invalid date or number
         reason = " ".join(str(error).split())
-        raise ValueError(f"{path}: is not YAML ({reason}). To fix, write it again.") from error
-    check_record(content, CONFIG_FILE, str(path), "write it again")
-    inputs.config = content
+        raise ValueError(f"{path}: is not YAML ({reason}). To fix, {AGAIN}.") from error
+    return text, parse_record(content, ConfigFile, str(path), AGAIN)

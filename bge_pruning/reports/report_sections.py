@@ -1,15 +1,13 @@
-"""The sections of a report as Markdown, in the order in which people ask."""
+"""The sections of a report: sentences, tables and pictures, in the order in which people ask."""
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from statistics import median
-from typing import Any
 
-from bge_pruning.reports.markdown import escape, fence, picture, table
+from bge_pruning.reports.markdown import Block, fence, paragraph, table
 from bge_pruning.reports.report_data import Inputs, Series, logged_scores, task_losses
-from bge_pruning.reports.report_pictures import CAPTIONS
 from bge_pruning.reports.summary_plot import memory_bytes
 from bge_pruning.reports.tables import (
     count_parts,
@@ -21,95 +19,81 @@ from bge_pruning.reports.tables import (
     render_scores,
     share,
 )
-from bge_pruning.utils.tasks import main_scores
+from bge_pruning.utils.typed_records import Entry
 
-MAX_SENTENCES = 3  # scores that the summary names one by one
-ENDS = 25  # the first and the last 1/25 of a run are what its ends are judged by
+MAX_SENTENCES = 3  # more scores are summed up
+ENDS = 25  # the start and the end of a run are its first and its last 1/25
 
 
-def render_sections(inputs: Inputs, pictures: Collection[str]) -> list[str]:
-    """The report.
+def build_sections(inputs: Inputs, pictures: Mapping[str, Block]) -> dict[str, list[Block]]:
+    """Blocks by heading; sections without any are left out.
 
     Args:
         inputs: What the folder holds.
-        pictures: Names of the pictures that were drawn.
-
-    Returns:
-        Headings, paragraphs, tables and pictures, an entry each.
+        pictures: Those that were drawn, by file name.
     """
 
-    def show(*names: str) -> list[str]:
-        return [picture(CAPTIONS[name], name) for name in names if name in pictures]
+    def show(*names: str) -> list[Block]:
+        return [pictures[name] for name in names if name in pictures]
 
-    parts = [f"# {_title(inputs)}", *_summary(inputs), *_glance(inputs), *show("summary.png")]
-    if inputs.evaluation is not None:
-        heading, *scores = render_scores(inputs.evaluation) or [""]
-        parts += [heading, *show("scores.png"), *scores] if heading else []
-    parts += _section("What was gained", render_gains(inputs))
+    scores = [] if inputs.evaluation is None else render_scores(inputs.evaluation)[1:]
     gates = [*render_pruned(inputs), *show("gates.png"), *render_by_layer(inputs)]
-    parts += _section("What was pruned", gates)
-    curves = show("constraint.png", "multipliers.png")
-    parts += _section("How the constraint was met", [*render_constraint(inputs), *curves])
-    parts += _section("Training", [*_curves(inputs.series), *show("training.png")])
-    parts += _section("Recovery", [*_curves(inputs.recovery), *show("recovery.png")])
-    parts += _section("How to reproduce", _reproduction(inputs))
-    if inputs.config_text:
-        parts += ["## Configuration", fence(inputs.config_text, "yaml")]
-    if inputs.missing:
-        parts.append(
-            f"Left out, because the folder does not hold them: {', '.join(inputs.missing)}."
-        )
-    return parts
+    constraint = [*render_constraint(inputs), *show("constraint.png", "multipliers.png")]
+    sections = {
+        "Quality": [*show("scores.png"), *scores] if scores else [],
+        "What was gained": render_gains(inputs),
+        "What was pruned": gates,
+        "How the constraint was met": constraint,
+        "Training": [*_curves(inputs.series), *show("training.png")],
+        "Recovery": [*_curves(inputs.recovery), *show("recovery.png")],
+        "How to reproduce": _reproduction(inputs),
+        "Configuration": [fence(inputs.config_text, "yaml")] if inputs.config_text else [],
+    }
+    return {heading: blocks for heading, blocks in sections.items() if blocks}
 
 
-def _section(heading: str, content: Sequence[str]) -> list[str]:
-    """Nothing if there is nothing below the heading."""
-    return [f"## {heading}", *content] if content else []
-
-
-def _title(inputs: Inputs) -> str:
+def title_of(inputs: Inputs) -> str:
+    """The heading of the report."""
     if inputs.pruning is not None:
-        return f"Pruned {escape(Path(inputs.pruning['source']['base_model']).name)}"
+        return f"Pruned {Path(inputs.pruning.source.base_model).name}"
     if inputs.evaluation is not None:
-        return f"Evaluation of {escape(Path(inputs.evaluation['model']).name)}"
-    return f"Training run {escape(inputs.name)}"
+        return f"Evaluation of {Path(inputs.evaluation.model or inputs.name).name}"
+    return f"Training run {inputs.name}"
 
 
-def _summary(inputs: Inputs) -> list[str]:
+def summarise_run(inputs: Inputs) -> str:
     """The result in a paragraph."""
     counts = count_parts(inputs)
     sentences = []
     if len(counts) == 2:
         whole, left = counts["original"], counts["pruned"]
         sentences.append(
-            f"The pruned model has {_millions(left['total'])} parameters, "
-            f"{left['total'] / whole['total']:.1%} of the original's {_millions(whole['total'])}; "
-            f"of the encoder it keeps {left['encoder'] / whole['encoder']:.1%}."
+            f"The pruned model has {_millions(left.total)} parameters, "
+            f"{left.total / whole.total:.1%} of the original's {_millions(whole.total)}; "
+            f"of the encoder it keeps {left.encoder / whole.encoder:.1%}."
         )
     if inputs.evaluation is not None:
-        sentences += _score_sentences(main_scores(inputs.evaluation))
-        if speed := inputs.evaluation.get("speed"):
-            ratio = speed["throughput_texts_per_s"]["ratio"]
-            sentences.append(
-                f"It encodes {ratio:.2f} times as many texts a second on {escape(speed['device'])}."
-            )
+        sentences += _score_sentences(inputs.evaluation.main_scores())
+        if speed := inputs.evaluation.speed:
+            ratio, device = speed.throughput_texts_per_s.ratio, speed.device or "its machine"
+            sentences.append(f"It encodes {ratio:.2f} times as many texts a second on {device}.")
     elif inputs.pruning is None:
         sentences.append(_run_sentence(inputs))
-    return [" ".join(sentences)] if sentences else []
+    return " ".join(sentences)
 
 
 def _run_sentence(inputs: Inputs) -> str:
     """What is known of a run that was not extracted yet."""
     batches = max((batches[-1] for batches, _ in inputs.series.values()), default=0)
-    model = inputs.config.get("model") or {}
-    start = f" from {escape(model['base_model'])}" if "base_model" in model else ""
+    model = inputs.config.model
+    start = f" from {model.base_model}" if model and model.base_model else ""
     kind = "pruning" if inputs.gates else "training without gates"
     return f"After {batches:,} batches of {kind}{start}: what is known from training alone."
 
 
-def _score_sentences(scores: Sequence[Mapping[str, Any]]) -> list[str]:
-    """Each score, or where there are many the median and the ends of what is kept."""
-    kept = {_name(entry): entry["retention"] for entry in scores if entry["retention"] is not None}
+def _score_sentences(scores: Sequence[Entry]) -> list[str]:
+    """A sentence for each score, or where there are many the median and the extremes."""
+    kept = {_name(entry): entry.retention for entry in scores if entry.retention is not None}
     if len(scores) <= MAX_SENTENCES or not kept:
         return [_score_sentence(entry) for entry in scores[:MAX_SENTENCES]]
     worst, best = min(kept, key=kept.__getitem__), max(kept, key=kept.__getitem__)
@@ -119,92 +103,87 @@ def _score_sentences(scores: Sequence[Mapping[str, Any]]) -> list[str]:
     ]
 
 
-def _name(entry: Mapping[str, Any]) -> str:
-    mode = "" if entry["mode"] == "dense" else f", {escape(entry['mode'])}"
-    return escape(entry["task"]) + mode
+def _name(entry: Entry) -> str:
+    return entry.task if entry.mode == "dense" else f"{entry.task}, {entry.mode}"
 
 
-def _score_sentence(entry: Mapping[str, Any]) -> str:
-    name, value, floor = _name(entry), entry["value"], entry["floor"]
-    if entry["retention"] is None:
-        return f"On {name} it scores {value:.4f} (floor {floor:.4f})."
-    above = entry["retention_above_floor"]
-    rest = "" if above is None else f", and {above:.1%} of what lies above the floor of {floor:.4f}"
-    return (
-        f"On {name} it scores {value:.4f} against {entry['baseline']:.4f}: "
-        f"{entry['retention']:.1%} is kept{rest}."
-    )
+def _score_sentence(entry: Entry) -> str:
+    said = f"On {_name(entry)} it scores {entry.value:.4f}"
+    if entry.retention is None or entry.baseline is None:
+        return f"{said} (floor {entry.floor:.4f})."
+    kept = f"{said} against {entry.baseline:.4f}: {entry.retention:.1%} is kept"
+    if entry.retention_above_floor is None:
+        return f"{kept}."
+    above = entry.retention_above_floor
+    return f"{kept}, and {above:.1%} of what lies above the floor of {entry.floor:.4f}."
 
 
 def _millions(count: int) -> str:
     return f"{count / 1e6:.1f} million"
 
 
-def _glance(inputs: Inputs) -> list[str]:
+def glance(inputs: Inputs) -> list[Block]:
     """The figures that people look for first, as a table of two columns."""
-    counts, evaluation = count_parts(inputs), inputs.evaluation or {"tasks": []}
     rows = []
-    kept = [e["retention"] for e in main_scores(evaluation) if e["retention"] is not None]
-    if kept:
+    counts, evaluation = count_parts(inputs), inputs.evaluation
+    scores = [] if evaluation is None else evaluation.main_scores()
+    if kept := [entry.retention for entry in scores if entry.retention is not None]:
         name = "score kept" if len(kept) == 1 else f"score kept, median of {len(kept)}"
         rows.append([name, f"{median(kept):.1%}"])
     if len(counts) == 2:
-        for part, name in (
-            ("encoder", "encoder parameters kept"),
-            ("total", "all parameters kept"),
-        ):
-            rows.append([name, share(counts["original"][part], counts["pruned"][part])])
-    size = evaluation.get("size_bytes") or {}
-    if size.get("baseline") and size.get("model"):
-        rows.append(["size on disk", render_bytes(size["model"])])
-    if speed := evaluation.get("speed"):
-        rows.append(["throughput", f"{speed['throughput_texts_per_s']['ratio']:.2f} x"])
-        rows.append(["latency of one text", f"{speed['latency_ms']['ratio']:.2f} x"])
-    if memory := memory_bytes(evaluation):
-        rows.append(["memory in use", render_bytes(sum(memory["model"].values()))])
+        whole, left = counts["original"], counts["pruned"]
+        rows.append(["encoder parameters kept", share(whole.encoder, left.encoder)])
+        rows.append(["all parameters kept", share(whole.total, left.total)])
+    if evaluation is not None:
+        size = evaluation.size_bytes or {}
+        if size.get("baseline") and size.get("model"):
+            rows.append(["size on disk", render_bytes(size["model"])])
+        if speed := evaluation.speed:
+            rows.append(["throughput", f"{speed.throughput_texts_per_s.ratio:.2f} x"])
+            rows.append(["latency of one text", f"{speed.latency_ms.ratio:.2f} x"])
+        if memory := memory_bytes(evaluation):
+            rows.append(["memory in use", render_bytes(sum(memory["model"].values()))])
     return [table(["at a glance", "pruned"], rows)] if rows else []
 
 
-def _curves(series: Series) -> list[str]:
-    """Where the losses and the scores began and ended."""
-    parts = []
-    if losses := task_losses(series):
-        rows = []
-        for key in losses:
-            values = series[key][1]
-            reach = max(1, len(values) // ENDS)
-            ends = median(values[:reach]), median(values[-reach:])
-            name = key.removeprefix("loss/train/").replace("_", " ")
-            rows.append([name, *(f"{end:.4g}" for end in ends)])
-        parts.append(table(["task loss (medians)", "at the start", "at the end"], rows))
-    if scores := logged_scores(series):
-        rows = [
-            [name, *(f"{value:.4f}" for value in (values[0], max(values), values[-1]))]
-            for name, key in scores.items()
-            if (values := series[key][1])
-        ]
-        parts.append(table(["score while training", "first", "best", "last"], rows))
-    return parts
+def _curves(series: Series) -> list[Block]:
+    """The losses and the scores at the start and at the end."""
+    losses = []
+    for key in task_losses(series):
+        values = series[key][1]
+        reach = max(1, len(values) // ENDS)
+        name = key.removeprefix("loss/train/").replace("_", " ")
+        losses.append([name, *(f"{median(end):.4g}" for end in (values[:reach], values[-reach:]))])
+    scores = []
+    for name, key in logged_scores(series).items():
+        values = series[key][1]
+        scores.append([name, *(f"{v:.4f}" for v in (values[0], max(values), values[-1]))])
+    tables = {
+        ("task loss (medians)", "at the start", "at the end"): losses,
+        ("score while training", "first", "best", "last"): scores,
+    }
+    return [table(header, rows) for header, rows in tables.items() if rows]
 
 
-def _reproduction(inputs: Inputs) -> list[str]:
+def _reproduction(inputs: Inputs) -> list[Block]:
     """Commands, seeds and versions."""
-    evaluation, pruning = inputs.evaluation or {}, inputs.pruning or {}
+    evaluation, pruning = inputs.evaluation, inputs.pruning
     parts = [fence("\n".join(inputs.commands), "bash")] if inputs.commands else []
+    recorded = pruning is not None and "seed" in pruning.model_fields_set
     seeds = {
-        "the run": pruning.get("seed", inputs.config.get("seed")),
-        "the evaluation": evaluation.get("seed"),
+        "the run": pruning.seed if recorded else inputs.config.seed,
+        "the evaluation": evaluation.seed if evaluation is not None else None,
     }
-    said = [f"of {name} {escape(seed)}" for name, seed in seeds.items() if seed is not None]
+    said = [f"of {name} {seed}" for name, seed in seeds.items() if seed is not None]
     if said:
-        parts.append(f"Seed {', '.join(said)}.")
+        parts.append(paragraph(f"Seed {', '.join(said)}."))
     versions = {
-        "run": pruning.get("versions") or inputs.versions,
-        "evaluation": evaluation["versions"] if evaluation else {},
+        "run": (pruning.versions if pruning is not None else {}) or inputs.versions,
+        "evaluation": evaluation.versions if evaluation is not None else {},
     }
-    there = {name: found for name, found in versions.items() if found}
-    if there:
-        packages = dict.fromkeys(package for found in there.values() for package in found)
-        rows = [[package, *(f.get(package, "-") for f in there.values())] for package in packages]
-        parts.append(table(["version", *(f"of the {name}" for name in there)], rows))
+    known = {name: found for name, found in versions.items() if found}
+    if known:
+        packages = dict.fromkeys(package for found in known.values() for package in found)
+        rows = [[package, *(f.get(package, "-") for f in known.values())] for package in packages]
+        parts.append(table(["version", *(f"of the {name}" for name in known)], rows))
     return parts

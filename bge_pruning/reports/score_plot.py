@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from itertools import groupby
 from typing import TYPE_CHECKING, Any
 
-from bge_pruning.utils.tasks import METRIC_TITLES
+from bge_pruning.utils.typed_records import METRIC_TITLES, Entry
 from bge_pruning.utils.visualization import LIGHT, Theme, legend_label, make_figure
 
 if TYPE_CHECKING:
@@ -17,11 +17,11 @@ ROW_HEIGHT = 0.3  # inches
 MARKERS = ("s", "^", "v", "P", "X")
 
 
-def draw_scores(scores: Sequence[Mapping[str, Any]], theme: Theme = LIGHT) -> Figure:
+def draw_scores(scores: Sequence[Entry], theme: Theme = LIGHT) -> Figure:
     """Draws a row for each task and mode.
 
     Args:
-        scores: Of :func:`bge_pruning.utils.tasks.main_scores`.
+        scores: Main scores of an evaluation.
         theme: Colours.
 
     Returns:
@@ -41,13 +41,13 @@ def draw_scores(scores: Sequence[Mapping[str, Any]], theme: Theme = LIGHT) -> Fi
     return figure
 
 
-def count_rows(scores: Sequence[Mapping[str, Any]]) -> int:
+def count_rows(scores: Sequence[Entry]) -> int:
     """Rows that :func:`fill_scores` needs: a task of several modes has a heading."""
     groups = [len(list(group)) for _, group in groupby(scores, key=_group)]
     return sum(count + (count > 1) for count in groups)
 
 
-def fill_scores(panel: Axes, scores: Sequence[Mapping[str, Any]], theme: Theme) -> None:
+def fill_scores(panel: Axes, scores: Sequence[Entry], theme: Theme) -> None:
     """Draws the rows, their names at the left and their numbers at the right, and the legend."""
     places, labels = _layout(scores)
     drawn = [place for place, _, heading in labels if not heading]
@@ -81,12 +81,12 @@ def _below_ticks(panel: Axes) -> Any:
     return panel.transAxes + ScaledTranslation(0, -0.34, panel.figure.dpi_scale_trans)
 
 
-def _group(entry: Mapping[str, Any]) -> tuple[str, str]:
-    return entry["task"], METRIC_TITLES[entry["metric"]]
+def _group(entry: Entry) -> tuple[str, str]:
+    return entry.task, METRIC_TITLES.get(entry.metric, "")
 
 
 def _layout(
-    scores: Sequence[Mapping[str, Any]],
+    scores: Sequence[Entry],
 ) -> tuple[list[int], list[tuple[int, str, bool]]]:
     """Place of each score from the top, and every label: its place, text, whether a heading."""
     places, labels = [], []
@@ -97,7 +97,7 @@ def _layout(
             labels.append((row, f"{task}, {metric}", True))
             row += 1
         for entry in entries:
-            name = entry["mode"] if len(entries) > 1 else f"{task}, {metric}, {entry['mode']}"
+            name = entry.mode if len(entries) > 1 else f"{task}, {metric}, {entry.mode}"
             places.append(row)
             labels.append((row, name, False))
             row += 1
@@ -111,11 +111,9 @@ def _label_rows(panel: Axes, labels: Sequence[tuple[int, str, bool]]) -> None:
         text.set_fontweight("bold" if heading else "normal")
 
 
-def _draw_floors(
-    panel: Axes, scores: Sequence[Mapping[str, Any]], places: Sequence[int], theme: Theme
-) -> None:
+def _draw_floors(panel: Axes, scores: Sequence[Entry], places: Sequence[int], theme: Theme) -> None:
     """A bar to the left of each floor: what a model gets for nothing."""
-    floors = [entry["floor"] for entry in scores]
+    floors = [entry.floor for entry in scores]
     panel.scatter(
         floors,
         places,
@@ -128,22 +126,20 @@ def _draw_floors(
     )
 
 
-def _draw_others(
-    panel: Axes, scores: Sequence[Mapping[str, Any]], places: Sequence[int], theme: Theme
-) -> None:
+def _draw_others(panel: Axes, scores: Sequence[Entry], places: Sequence[int], theme: Theme) -> None:
     """The original, and further models."""
-    points = [(e["baseline"], p) for e, p in zip(scores, places, strict=True)]
+    points = [(e.baseline, p) for e, p in zip(scores, places, strict=True)]
     points = [point for point in points if point[0] is not None]
     if points:
         # Hollow and on top: it stays visible around the dot of a model that is as good.
         look = {"facecolors": "none", "edgecolors": theme.ink, "linewidths": 1.4, "zorder": 6}
         panel.scatter(*zip(*points, strict=True), marker="D", s=40, label="original", **look)
-    names = dict.fromkeys(name for entry in scores for name in entry.get("also", {}))
+    names = dict.fromkeys(name for entry in scores for name in entry.also)
     for index, name in enumerate(names):
         there = [
-            (entry["also"][name], place)
+            (entry.also[name], place)
             for entry, place in zip(scores, places, strict=True)
-            if name in entry.get("also", {})
+            if name in entry.also
         ]
         panel.scatter(
             *zip(*there, strict=True),
@@ -155,25 +151,23 @@ def _draw_others(
         )
 
 
-def _draw_model(
-    panel: Axes, scores: Sequence[Mapping[str, Any]], places: Sequence[int], theme: Theme
-) -> None:
+def _draw_model(panel: Axes, scores: Sequence[Entry], places: Sequence[int], theme: Theme) -> None:
     """The model at hand, with its interval."""
-    values = [entry["value"] for entry in scores]
-    lows, highs = zip(*(entry["interval"] for entry in scores), strict=True)
+    values = [entry.value for entry in scores]
+    lows, highs = zip(*(e.interval or (e.value, e.value) for e in scores), strict=True)
     colour = theme.series[0]
     panel.hlines(places, lows, highs, color=colour, linewidth=4.5, alpha=0.4, zorder=3)
     panel.scatter(values, places, s=46, color=colour, label="this model", zorder=5)
 
 
 def _print_numbers(
-    panel: Axes, scores: Sequence[Mapping[str, Any]], places: Sequence[int], theme: Theme
+    panel: Axes, scores: Sequence[Entry], places: Sequence[int], theme: Theme
 ) -> None:
     """Score and retention in two columns, right of the axes."""
-    columns = {"score": [f"{entry['value']:.3f}" for entry in scores]}
-    if any(entry["retention"] is not None for entry in scores):
+    columns = {"score": [f"{entry.value:.3f}" for entry in scores]}
+    if any(entry.retention is not None for entry in scores):
         columns["kept"] = [
-            "" if entry["retention"] is None else f"{entry['retention']:.1%}" for entry in scores
+            "" if entry.retention is None else f"{entry.retention:.1%}" for entry in scores
         ]
     for index, (title, texts) in enumerate(columns.items()):
         offset = 40 + 46 * index

@@ -3,43 +3,42 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
 
-from bge_pruning.reports.markdown import escape, table
+from bge_pruning.reports.markdown import Block, heading, paragraph, table, warning
 from bge_pruning.reports.report_data import Inputs, last_constraint
 from bge_pruning.reports.summary_plot import count_models, describe_machine, memory_bytes
-from bge_pruning.utils.tasks import METRIC_TITLES, main_scores
+from bge_pruning.utils.typed_records import (
+    METRIC_TITLES,
+    Entry,
+    EvaluationRecord,
+    Latency,
+    Parameters,
+    PruningRecord,
+    Speed,
+    Throughput,
+)
 from bge_pruning.utils.visualization import AXIS_TITLES
 
 UNITS = ((1e9, "GB"), (1e6, "MB"), (1e3, "kB"))
+PARTS = ("encoder", "embeddings", "pooler", "heads", "total")
+LABELS = 3  # columns of a score table that hold words, at its left
+# A larger distance, as a share of the axis, means that the cut removed what the gates had not
+# decided on.
+WORST_DISTANCE = 0.01
+UNDECIDED = (0.1, 0.9)
+QUALITY = (
+    "Scores are mteb's: Spearman correlation of a pair's similarity with its gold score, nDCG@10 "
+    "of retrieval. The interval is a 95 % bootstrap over pairs or queries; p is that of a paired "
+    "test against the original: a large one means that the difference may be chance. Random "
+    "weights of the same shape and, for dense vectors, the mean of the word embeddings without any "
+    "encoder are floors. What is kept above the floor is (model - floor) / (original - floor), "
+    "with the larger floor."
+)
 
 
-def count_parts(inputs: Inputs) -> dict[str, Mapping[str, int]]:
-    """Parameters by part of the original and of the pruned model, as far as they are known."""
-    if inputs.pruning is not None:
-        counts = inputs.pruning["parameters"]
-        return {"original": counts["source"], "pruned": counts["extracted"]}
-    return {} if inputs.evaluation is None else count_models(inputs.evaluation["parameters"])
-
-
-def render_gains(inputs: Inputs) -> list[str]:
-    """Tables of parameters, size and speed; without heading."""
-    evaluation = inputs.evaluation
-    parts = _parameters(count_parts(inputs))
-    if evaluation is not None:
-        parts += render_sizes(evaluation) + render_speed(evaluation.get("speed"))
-    return parts
-
-
-def _parameters(counts: Mapping[str, Mapping[str, int]]) -> list[str]:
-    if not counts:
-        return []
-    rows = []
-    for part in ("encoder", "embeddings", "pooler", "heads", "total"):
-        numbers = [counts[name][part] for name in counts]
-        kept = [share(*numbers)] if len(numbers) == 2 else []
-        rows.append([part, *(f"{number:,}" for number in numbers), *kept])
-    return [table(["parameters", *counts, *(["kept"] if len(counts) == 2 else [])], rows)]
+def _cell(value: float | None, style: str, unit: str = "") -> str:
+    """A number, or ``-`` where there is none."""
+    return "-" if value is None else format(value, style) + unit
 
 
 def share(whole: float | None, part: float | None) -> str:
@@ -47,35 +46,8 @@ def share(whole: float | None, part: float | None) -> str:
     return f"{part / whole:.1%}" if whole and part is not None else "-"
 
 
-def render_sizes(evaluation: Mapping[str, Any]) -> list[str]:
-    """Table of the size on disk and the memory while encoding; nothing if none is known.
-
-    Args:
-        evaluation: What :func:`bge_pruning.evaluation.evaluate.evaluate` returns.
-    """
-    sizes = {"weights on disk": evaluation.get("size_bytes") or {}}
-    memory = memory_bytes(evaluation)
-    for kind in ("weights", "activations") if memory else ():
-        sizes[f"memory of {kind}"] = {name: used[kind] for name, used in memory.items()}
-    rows = []
-    for name, size in sizes.items():
-        both = size.get("baseline"), size.get("model")
-        if any(both):
-            rows.append([name, *map(render_bytes, both), share(*both)])
-    if not rows:
-        return []
-    parts = [table(["size", "original", "pruned", "kept"], rows)]
-    if memory:
-        at = evaluation["speed"]["memory_bytes"]
-        parts.append(
-            f"Activations are the most that other tensors take while {at['texts']:,} texts of up "
-            f"to {at['tokens']:,} tokens are embedded."
-        )
-    return parts
-
-
 def render_bytes(size: int | None) -> str:
-    """A number of bytes as people read it, three digits of it."""
+    """A number of bytes with three digits and a unit."""
     if size is None:
         return "-"
     unit, name = next((pair for pair in UNITS if size >= pair[0]), UNITS[-1])
@@ -83,45 +55,99 @@ def render_bytes(size: int | None) -> str:
     return f"{number:.{2 if number < 10 else 1 if number < 100 else 0}f} {name}"
 
 
-def render_speed(speed: Mapping[str, Any] | None) -> list[str]:
-    """Table of latency and throughput, and what they were measured on.
+# Gains
 
-    Args:
-        speed: See :func:`bge_pruning.utils.model_analysis.measure_speed`.
-    """
-    if not speed:
-        return ["Speed: not measured."]
-    latency, rate = speed["latency_ms"], speed["throughput_texts_per_s"]
+
+def count_parts(inputs: Inputs) -> dict[str, Parameters]:
+    """Parameters of the original and of the pruned model, as far as they are known."""
+    if inputs.pruning is not None:
+        counts = inputs.pruning.parameters
+        return {"original": counts.source, "pruned": counts.extracted}
+    return {} if inputs.evaluation is None else count_models(inputs.evaluation)
+
+
+def render_gains(inputs: Inputs) -> list[Block]:
+    """Tables of parameters, size and speed; without heading."""
+    parts = _parameters(count_parts(inputs))
+    if inputs.evaluation is not None:
+        parts += render_sizes(inputs.evaluation) + render_speed(inputs.evaluation.speed)
+    return parts
+
+
+def _parameters(counts: Mapping[str, Parameters]) -> list[Block]:
+    if not counts:
+        return []
     rows = []
-    for name, key in (("median", "median"), ("95th percentile", "p95")):
-        cells = [f"{latency[which][key]:.1f} ms" for which in ("baseline", "model")]
-        ratio = f"{latency['ratio']:.2f} {_quartiles(latency)}" if key == "median" else "-"
-        rows.append([f"one text, {name}", *cells, ratio])
-    cells = [f"{rate[which]:.0f} texts/s" for which in ("baseline", "model")]
-    many = f"batches of {speed.get('batch_size', 32)}, sorted by length"
-    rows.append([many, *cells, f"{rate['ratio']:.2f} {_quartiles(rate)}"])
+    for part in PARTS:
+        numbers = [getattr(model, part) for model in counts.values()]
+        kept = [share(*numbers)] if len(numbers) == 2 else []
+        rows.append([part, *(f"{number:,}" for number in numbers), *kept])
+    return [table(["parameters", *counts, *(["kept"] if len(counts) == 2 else [])], rows)]
+
+
+def render_sizes(evaluation: EvaluationRecord) -> list[Block]:
+    """Table of the size on disk and the memory while encoding; nothing if none is known."""
+    sizes = {"weights on disk": evaluation.size_bytes or {}}
+    memory = memory_bytes(evaluation)
+    for kind in ("weights", "activations") if memory else ():
+        sizes[f"memory of {kind}"] = {name: used.get(kind) for name, used in memory.items()}
+    rows = []
+    for name, size in sizes.items():
+        both = size.get("baseline"), size.get("model")
+        if any(both):
+            rows.append([name, *map(render_bytes, both), share(*both)])
+    parts = [table(["size", "original", "pruned", "kept"], rows)] if rows else []
+    if rows and memory:
+        at = evaluation.speed.memory_bytes
+        parts.append(
+            paragraph(
+                f"Activations are the most that other tensors take while {at.texts:,} texts of up "
+                f"to {at.tokens:,} tokens are embedded."
+            )
+        )
+    return parts
+
+
+def render_speed(speed: Speed | None) -> list[Block]:
+    """Table of latency and throughput, and the machine that they were measured on."""
+    if speed is None:
+        return [paragraph("Speed: not measured.")]
+    latency, rate = speed.latency_ms, speed.throughput_texts_per_s
+    both = latency.baseline, latency.model
+    medians, slowest = (
+        [_cell(times and getattr(times, name), ".1f", " ms") for times in both]
+        for name in ("median", "p95")
+    )
+    rates = [_cell(texts, ".0f", " texts/s") for texts in (rate.baseline, rate.model)]
+    rows = [
+        ["one text, median", *medians, _ratio(latency)],
+        ["one text, 95th percentile", *slowest, "-"],
+        [f"batches of {speed.batch_size}, sorted by length", *rates, _ratio(rate)],
+    ]
     return [
         table(["speed", "original", "pruned", "pruned / original"], rows),
-        f"Measured in turns in one process on {escape(describe_machine(speed))}; in brackets the "
-        "quartiles of the ratio.",
+        paragraph(
+            f"Measured in turns in one process on {describe_machine(speed)}; in brackets the "
+            "quartiles of the ratio."
+        ),
     ]
 
 
-def _quartiles(figures: Mapping[str, Any]) -> str:
-    low, high = figures["ratio_iqr"]
-    return f"({low:.2f} to {high:.2f})"
+def _ratio(figures: Latency | Throughput) -> str:
+    if figures.ratio_iqr is None:
+        return f"{figures.ratio:.2f}"
+    low, high = figures.ratio_iqr
+    return f"{figures.ratio:.2f} ({low:.2f} to {high:.2f})"
 
 
-# Above this distance, a share of the axis, the cut removed what the gates had not decided on.
-WORST_DISTANCE = 0.01
-UNDECIDED = (0.1, 0.9)
+# Gates
 
 
-def render_pruned(inputs: Inputs) -> list[str]:
-    """Shapes, layers, gates by axis and gates by layer; without heading and pictures."""
+def render_pruned(inputs: Inputs) -> list[Block]:
+    """Shapes, layers and gates by axis; without heading and pictures."""
     parts = []
     if inputs.pruning is not None:
-        before, after = inputs.pruning["source_shape"], inputs.pruning["shape"]
+        before, after = inputs.pruning.source_shape.as_dict(), inputs.pruning.shape.as_dict()
         rows = [[key, before.get(key, "-"), after[key]] for key in after]
         parts += [table(["shape", "original", "pruned"], rows), *render_layers(inputs.pruning)]
     if inputs.gates:
@@ -129,61 +155,32 @@ def render_pruned(inputs: Inputs) -> list[str]:
     return parts
 
 
-def render_by_layer(inputs: Inputs) -> list[str]:
-    """A table with a row for each layer; nothing without gates of layers, heads or units."""
-    axes = [axis for axis in ("head", "intermediate") if axis in inputs.gates]
-    stays = inputs.kept.get("layer")
-    if not axes and "layer" not in inputs.gates:
-        return []
-    header = ["layer"]
-    header += ["stays", "probability that it is open"] if "layer" in inputs.gates else []
-    for axis in axes:
-        header += [f"{AXIS_TITLES[axis]}, expected open", "kept"]
-    rows = []
-    for layer in range(len(inputs.gates[axes[0] if axes else "layer"])):
-        gone = stays is not None and not stays[layer]
-        cells: list[object] = [layer]
-        if "layer" in inputs.gates:
-            said = "-" if stays is None else "no" if gone else "yes"
-            cells += [said, f"{inputs.gates['layer'][layer]:.3f}"]
-        for axis in axes:
-            mask = inputs.kept.get(axis)
-            kept = "-" if mask is None or gone else f"{int(mask[layer].sum()):,}"
-            cells += [f"{inputs.gates[axis][layer].sum():,.1f}", kept]
-        rows.append(cells)
-    return ["### Layer by layer", table(header, rows)]
-
-
-def render_layers(pruning: Mapping[str, Any]) -> list[str]:
-    """Which layers stay and which went; units and dimensions are too many to list.
-
-    Args:
-        pruning: Content of ``pruning.json``.
-    """
-    kept, count = pruning["kept"].get("layer"), pruning["source_shape"]["num_hidden_layers"]
+def render_layers(pruning: PruningRecord) -> list[Block]:
+    """Which layers stay and which are removed; units and dimensions are too many to list."""
+    kept, count = pruning.kept.layer, pruning.source_shape.num_hidden_layers
     if kept is None or len(kept) == count:
         return []
     gone = [layer for layer in range(count) if layer not in kept]
     return [
-        f"Layers that stay, counted from 0: {', '.join(map(str, kept))}. "
-        f"Removed: {', '.join(map(str, gone))}."
+        paragraph(
+            f"Layers that stay, counted from 0: {', '.join(map(str, kept))}. "
+            f"Removed: {', '.join(map(str, gone))}."
+        )
     ]
 
 
-def _gates_by_axis(inputs: Inputs) -> str:
+def _gates_by_axis(inputs: Inputs) -> Block:
     """How many gates there are, how many were kept, and how decided they are."""
+    low, high = UNDECIDED
     rows = []
     for axis in [axis for axis in AXIS_TITLES if axis in inputs.gates]:
-        probabilities, mask = inputs.gates[axis], inputs.kept.get(axis)
-        low, high = UNDECIDED
+        probabilities = inputs.gates[axis]
         undecided = ((probabilities > low) & (probabilities < high)).mean()
-        kept = "-" if mask is None else f"{_kept_in_layers_that_stay(inputs, axis):,}"
-        expected = f"{probabilities.sum():,.1f}"
-        rows.append([AXIS_TITLES[axis], f"{probabilities.size:,}", expected, kept])
-        rows[-1].append(f"{undecided:.1%}")
-    low, high = (f"{bound:.0%}" for bound in UNDECIDED)
-    header = ["gates", "number", "expected open", "kept", f"undecided ({low} to {high} open)"]
-    return table(header, rows)
+        kept = f"{_kept_in_layers_that_stay(inputs, axis):,}" if axis in inputs.kept else "-"
+        numbers = [f"{probabilities.size:,}", f"{probabilities.sum():,.1f}", kept]
+        rows.append([AXIS_TITLES[axis], *numbers, f"{undecided:.1%}"])
+    undecided = f"undecided ({low:.0%} to {high:.0%} open)"
+    return table(["gates", "number", "expected open", "kept", undecided], rows)
 
 
 def _kept_in_layers_that_stay(inputs: Inputs, axis: str) -> int:
@@ -193,99 +190,111 @@ def _kept_in_layers_that_stay(inputs: Inputs, axis: str) -> int:
     return int(mask.sum())
 
 
-def render_constraint(inputs: Inputs) -> list[str]:
+def render_by_layer(inputs: Inputs) -> list[Block]:
+    """A table with a row for each layer; nothing without gates of layers, heads or units."""
+    axes = [axis for axis in ("head", "intermediate") if axis in inputs.gates]
+    layers = inputs.gates.get("layer")
+    if not axes and layers is None:
+        return []
+    header = ["layer"]
+    header += [] if layers is None else ["stays", "probability that it is open"]
+    for axis in axes:
+        header += [f"{AXIS_TITLES[axis]}, expected open", "kept"]
+    stays = inputs.kept.get("layer")
+    rows = []
+    for layer in range(len(inputs.gates[axes[0]] if axes else layers)):
+        gone = stays is not None and not stays[layer]
+        cells: list[object] = [layer]
+        if layers is not None:
+            cells += ["-" if stays is None else "no" if gone else "yes", f"{layers[layer]:.3f}"]
+        for axis in axes:
+            mask = inputs.kept.get(axis)
+            kept = "-" if mask is None or gone else f"{int(mask[layer].sum()):,}"
+            cells += [f"{inputs.gates[axis][layer].sum():,.1f}", kept]
+        rows.append(cells)
+    return [heading("Layer by layer"), table(header, rows)]
+
+
+# The constraint
+
+
+def render_constraint(inputs: Inputs) -> list[Block]:
     """How far the gates were from the target: when the cut was made, or at the last logged step."""
-    if inputs.pruning is not None:
-        constraint: Mapping[str, Mapping[str, float]] = inputs.pruning["constraint"]
-        after = "after the cut"
-    else:
-        constraint, after = last_constraint(inputs.series), "what a cut would remove"
+    cut = inputs.pruning is not None
+    constraint = inputs.pruning.constraint if cut else last_constraint(inputs.series)
     if not constraint:
-        return ["No axis was pruned by gates."] if inputs.pruning is not None else []
-    names = ("expected_sparsity", "target_sparsity", "realised_sparsity")
+        return [paragraph("No axis was pruned by gates.")] if cut else []
     rows, distances = [], {}
-    for axis, values in constraint.items():
-        distances[axis] = abs(values["expected_sparsity"] - values["target_sparsity"])
-        cells = [f"{values[name]:.2%}" for name in names]
-        rows.append([AXIS_TITLES.get(axis, axis), *cells, f"{100 * distances[axis]:.2f} points"])
+    for axis, found in constraint.items():
+        distances[axis] = abs(found.expected_sparsity - found.target_sparsity)
+        shares = (found.expected_sparsity, found.target_sparsity, found.realised_sparsity)
+        points = f"{100 * distances[axis]:.2f} points"
+        rows.append([AXIS_TITLES.get(axis, axis), *(f"{value:.2%}" for value in shares), points])
+    after = "after the cut" if cut else "what a cut would remove"
     header = ["removed", "expected by the gates", "target", after, "expected - target"]
-    return [table(header, rows), _judge(distances, cut=inputs.pruning is not None)]
+    return [table(header, rows), _judge(distances, cut=cut)]
 
 
-def _judge(distances: Mapping[str, float], *, cut: bool) -> str:
+def _judge(distances: Mapping[str, float], *, cut: bool) -> Block:
     """Whether the gates reached the target; loud if not."""
     worst = max(distances, key=distances.__getitem__)
-    name = escape(AXIS_TITLES.get(worst, worst))
+    name = AXIS_TITLES.get(worst, worst)
     distance = f"{100 * distances[worst]:.2f} points of sparsity ({name})"
-    if distances[worst] <= WORST_DISTANCE:  # not so if it is a NaN
-        return f"The largest distance between gates and target is {distance}."
+    if distances[worst] <= WORST_DISTANCE:
+        return paragraph(f"The largest distance between gates and target is {distance}.")
     done, would = ("gave", "removed") if cut else ("would give", "would remove")
-    return (
-        f"> **WARNING: the gates never reached the target: they were {distance} away.** The cut "
-        f"{done} the exact target all the same, but it {would} what the gates had not decided to "
-        "remove. Train longer, or raise the learning rate of the gates and the multipliers."
+    return warning(
+        f"WARNING: the gates never reached the target: they were {distance} away.",
+        f"The cut {done} the exact target all the same, but it {would} what the gates had not "
+        "decided to remove. Train longer, or raise the learning rate of the gates and the "
+        "multipliers.",
     )
 
 
-LABELS = 3  # columns at the left that hold words
+# Scores
 
 
-def score_header(evaluation: Mapping[str, Any]) -> list[str]:
-    """Names of the cells of :func:`score_rows`.
-
-    Args:
-        evaluation: What :func:`bge_pruning.evaluation.evaluate.evaluate` returns.
-    """
-    return [
-        *("task", "mode", "metric", "original", *_others(evaluation), "model", "95 % interval"),
-        *("random weights", "word embeddings", "kept", "kept above floor", "p"),
-    ]
+def score_header(evaluation: EvaluationRecord) -> list[str]:
+    """Names of the cells of :func:`score_rows`."""
+    models = ["original", *_others(evaluation), "model"]
+    floors = ["random weights", "word embeddings"]
+    kept = ["kept", "kept above floor", "p"]
+    return ["task", "mode", "metric", *models, "95 % interval", *floors, *kept]
 
 
-def score_rows(evaluation: Mapping[str, Any]) -> list[list[str]]:
-    """A row for each task and mode, as :func:`score_header` names its cells.
-
-    Args:
-        evaluation: As there.
-    """
+def score_rows(evaluation: EvaluationRecord) -> list[list[str]]:
+    """A row for each task and mode, with the cells that :func:`score_header` names."""
     names = _others(evaluation)
-    return [_row(entry, names) for entry in main_scores(evaluation)]
+    return [_row(entry, names) for entry in evaluation.main_scores()]
 
 
-def _others(evaluation: Mapping[str, Any]) -> list[str]:
+def _others(evaluation: EvaluationRecord) -> list[str]:
     """Further models that were scored."""
-    return list(dict.fromkeys(n for entry in evaluation["tasks"] for n in entry.get("also", {})))
+    return list(dict.fromkeys(name for entry in evaluation.tasks for name in entry.also))
 
 
-def _row(entry: Mapping[str, Any], names: Sequence[str]) -> list[str]:
-    low, high = entry["interval"]
-    floors = entry["floors"]
-    scores = [
-        entry["baseline"],
-        *(entry.get("also", {}).get(name) for name in names),
-        entry["value"],
-    ]
+def _row(entry: Entry, names: Sequence[str]) -> list[str]:
+    scores = [entry.baseline, *(entry.also.get(name) for name in names), entry.value]
+    floors = [entry.floors.get(name) for name in ("random_weights", "word_embeddings")]
+    interval = "-" if entry.interval is None else "{:.3f} to {:.3f}".format(*entry.interval)
+    kept = (entry.retention, entry.retention_above_floor)
     return [
-        *(entry["task"], entry["mode"], METRIC_TITLES[entry["metric"]]),
+        *_labels(entry),
         *(_cell(score, ".4f") for score in scores),
-        f"{low:.3f} to {high:.3f}",
-        *(_cell(floors.get(name), ".4f") for name in ("random_weights", "word_embeddings")),
-        *(_cell(entry[name], ".1%") for name in ("retention", "retention_above_floor")),
-        _cell(entry.get("p_value"), ".3f"),
+        interval,
+        *(_cell(floor, ".4f") for floor in floors),
+        *(_cell(value, ".1%") for value in kept),
+        _cell(entry.p_value, ".3f"),
     ]
 
 
-def _cell(value: float | None, style: str) -> str:
-    return "-" if value is None else format(value, style)
+def _labels(entry: Entry) -> list[str]:
+    return [entry.task, entry.mode, METRIC_TITLES.get(entry.metric, "-")]
 
 
-def truncation_notes(evaluation: Mapping[str, Any]) -> list[str]:
-    """A sentence for each task whose texts were cut.
-
-    Args:
-        evaluation: As in :func:`score_rows`.
-    """
-    counts = {entry["task"]: (entry["truncated"], entry["texts"]) for entry in evaluation["tasks"]}
+def truncation_notes(evaluation: EvaluationRecord) -> list[str]:
+    """A sentence for each task whose texts were truncated."""
+    counts = {entry.task: (entry.truncated, entry.texts or 0) for entry in evaluation.tasks}
     return [
         f"{task}: {cut:,} of {texts:,} texts are longer than the limit of tokens and were cut."
         for task, (cut, texts) in counts.items()
@@ -293,48 +302,32 @@ def truncation_notes(evaluation: Mapping[str, Any]) -> list[str]:
     ]
 
 
-def render_scores(evaluation: Mapping[str, Any]) -> list[str]:
-    """Heading, explanation and Markdown tables, an entry each; nothing if nothing was scored.
-
-    Args:
-        evaluation: As in :func:`score_rows`.
-    """
+def render_scores(evaluation: EvaluationRecord) -> list[str]:
+    """Heading, explanation and tables, an entry each; nothing if nothing was scored."""
     parts = render_main_scores(evaluation)
     return [*parts, *_render_other_metrics(evaluation)] if parts else []
 
 
-def render_main_scores(evaluation: Mapping[str, Any]) -> list[str]:
-    """As :func:`render_scores`, without what else mteb computed.
-
-    Args:
-        evaluation: As there.
-    """
+def render_main_scores(evaluation: EvaluationRecord) -> list[str]:
+    """The same as :func:`render_scores`, without the further metrics that mteb computed."""
     rows = score_rows(evaluation)
     if not rows:
         return []
-    return [
-        "## Quality",
-        "Scores are mteb's: Spearman correlation of a pair's similarity with its gold score, "
-        "nDCG@10 of retrieval. The interval is a 95 % bootstrap over pairs or queries; p is that "
-        "of a paired test against the original: a large one means that the difference may be "
-        "chance. Random weights of the same shape and, for dense vectors, the mean of the word "
-        "embeddings without any encoder are floors. What is kept above the floor is (model - "
-        "floor) / (original - floor), with the larger floor.",
-        table(score_header(evaluation), rows, LABELS),
-        *(escape(note) for note in truncation_notes(evaluation)),
-    ]
+    scores = table(score_header(evaluation), rows, LABELS)
+    notes = map(paragraph, truncation_notes(evaluation))
+    return ["## Quality", paragraph(QUALITY), scores, *notes]
 
 
-def _render_other_metrics(evaluation: Mapping[str, Any]) -> list[str]:
-    """What else mteb computed."""
+def _render_other_metrics(evaluation: EvaluationRecord) -> list[Block]:
+    """The further metrics that mteb computed."""
     rows = [
         [
-            *(entry["task"], entry["mode"], METRIC_TITLES[entry["metric"]]),
-            *(_cell(entry[name], ".4f") for name in ("baseline", "value", "floor")),
-            _cell(entry["retention"], ".1%"),
+            *_labels(entry),
+            *(_cell(score, ".4f") for score in (entry.baseline, entry.value, entry.floor)),
+            _cell(entry.retention, ".1%"),
         ]
-        for entry in evaluation["tasks"]
-        if not entry["main"]
+        for entry in evaluation.tasks
+        if not entry.main
     ]
     header = ["task", "mode", "metric", "original", "model", "floor", "kept"]
     return [table(header, rows, LABELS)] if rows else []

@@ -1,25 +1,23 @@
-"""A report and its scores on W&B. W&B is imported only when a run of it is at hand."""
+"""Log a report and its scores on W&B, which is imported only for an open run."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from bge_pruning.reports.report import HTML
-from bge_pruning.reports.report_pictures import CAPTIONS
+from bge_pruning.reports.report import CAPTIONS, HTML
 from bge_pruning.reports.tables import score_header, score_rows
-from bge_pruning.utils.tasks import main_scores
+from bge_pruning.utils.typed_records import EvaluationRecord
 
 if TYPE_CHECKING:
     from wandb.sdk.wandb_run import Run
 
 
 def log_report(run: Run, folder: Path) -> None:
-    """Logs a folder's report and pictures: ``report/page``, ``report/gates``, ...
+    """Log a folder's report and pictures: ``report/page``, ``report/gates``, ...
 
     Args:
-        run: A run of W&B that is open.
+        run: An open run of W&B.
         folder: Where :func:`bge_pruning.reports.report.write_report` wrote.
     """
     import wandb
@@ -34,11 +32,11 @@ def log_report(run: Run, folder: Path) -> None:
     run.log(media)
 
 
-def log_scores(run: Run, evaluation: Mapping[str, Any]) -> None:
-    """Logs scores as a table, and each as ``scores/<task>/<mode>/<metric>`` in the summary.
+def log_scores(run: Run, evaluation: EvaluationRecord) -> None:
+    """Log scores as a table, and each as ``scores/<task>/<mode>/<metric>`` in the summary.
 
     Args:
-        run: A run of W&B that is open.
+        run: An open run of W&B.
         evaluation: Content of ``evaluation.json``.
     """
     import wandb
@@ -46,8 +44,8 @@ def log_scores(run: Run, evaluation: Mapping[str, Any]) -> None:
     rows = score_rows(evaluation)
     if rows:
         run.log({"scores": wandb.Table(columns=score_header(evaluation), data=rows)})
-    for entry in main_scores(evaluation):
-        key = f"scores/{entry['task']}/{entry['mode']}/{entry['metric']}"
-        run.summary[key] = entry["value"]
-        if entry["retention"] is not None:
-            run.summary[f"{key}_kept"] = entry["retention"]
+    for entry in evaluation.main_scores():
+        key = f"scores/{entry.task}/{entry.mode}/{entry.metric}"
+        run.summary[key] = entry.value
+        if entry.retention is not None:
+            run.summary[f"{key}_kept"] = entry.retention

@@ -71,7 +71,7 @@ def log_results(config: Config, evaluation: EvaluationRecord) -> None:
     place = {"project": w.project, "entity": w.entity, "mode": w.mode, "dir": str(folder)}
     with wandb.init(**place, name=f"{config.run_name}-results", job_type="results") as run:
         log_report(run, Path(config.results_folder))
-        log_scores(run, evaluation.as_dict())
+        log_scores(run, evaluation)
 
 
 def collect_run(results: Path, run: Path) -> None:
