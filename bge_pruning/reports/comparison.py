@@ -1,30 +1,121 @@
-"""Several evaluations side by side: what each keeps, and what it costs."""
+"""Several models beside each other: seeds grouped, shares kept, floors and intervals."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from statistics import fmean
-from typing import Any
+from statistics import fmean, median, stdev
+from typing import TypeVar
 
-from bge_pruning.reports.markdown import table
-from bge_pruning.utils.record_schemas import EVALUATION as EVALUATION_RECORD
-from bge_pruning.utils.record_schemas import PARAMETERS, SPEED
-from bge_pruning.utils.records import Optional, read_record
-from bge_pruning.utils.tasks import main_scores
+from bge_pruning.reports.study_records import StudyScore
+from bge_pruning.utils.json_records import Record, read_record
+from bge_pruning.utils.typed_records import Entry, EvaluationRecord, Parameters, Speed
 
 EVALUATION = "evaluation.json"
 ORIGINAL = "original"
-# With both models counted, and speed measured or not.
-COMPARED = {
-    **EVALUATION_RECORD,
-    "parameters": {"model": PARAMETERS, "baseline": Optional(PARAMETERS)},
-    "speed": Optional(SPEED),
-}
 FIX = "run scripts/evaluate_model.py with --baseline"
+CONFIDENCE = 0.95
 # A task in a mode.
 Key = tuple[str, str]
+Score = TypeVar("Score", Entry, StudyScore)
+
+
+class BothCounted(Record):
+    """Parameters of a model, and of its baseline if there is one."""
+
+    model: Parameters
+    baseline: Parameters | None
+
+
+class ComparedRecord(EvaluationRecord):
+    """An evaluation with parameters, and with speed or the note that it was not measured."""
+
+    parameters: BothCounted
+    speed: Speed | None
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """A mean over seeds.
+
+    Attributes:
+        mean: The mean.
+        half: Half the width of its 95 % interval by Student's t; ``None`` for a single seed.
+        count: Number of seeds.
+    """
+
+    mean: float
+    half: float | None
+    count: int
+
+
+def estimate_mean(values: Sequence[float]) -> Estimate | None:
+    """Mean and 95 % interval ``mean +- t(0.975, n - 1) s / sqrt(n)``; ``None`` without values.
+
+    The interval is over seeds: it says how far another choice of seeds may lead, not another
+    choice of queries.
+
+    Args:
+        values: One for each seed.
+    """
+    count = len(values)
+    if count < 2:
+        return Estimate(values[0], None, 1) if values else None
+    from scipy.stats import t as student
+
+    quantile = float(student.ppf((1 + CONFIDENCE) / 2, count - 1))
+    return Estimate(fmean(values), quantile * stdev(values) / count**0.5, count)
+
+
+def by_key(scores: Iterable[Score]) -> dict[Key, Score]:
+    """Scores by task and mode."""
+    return {(score.task, score.mode): score for score in scores}
+
+
+def common_keys(runs: Sequence[Iterable[Key]]) -> list[Key]:
+    """The tasks and modes that every run was judged by, in the order of the first one."""
+    others = [set(run) for run in runs[1:]]
+    return [key for key in runs[0] if all(key in other for other in others)]
+
+
+def mean_share(shares: Mapping[Key, float | None], keys: Sequence[Key]) -> float | None:
+    """Mean over tasks and modes of the share of the original's score that a model keeps.
+
+    ``None`` if there is none, or one is unknown: the original's score is not above 0.
+
+    Args:
+        shares: Share by task and mode.
+        keys: Which tasks and modes.
+    """
+    values = [shares[key] for key in keys]
+    return fmean(values) if values and None not in values else None
+
+
+def percent(estimate: Estimate | None, digits: int = 1) -> str:
+    """An estimate of a share in percent, ``-`` if there is none."""
+    if estimate is None:
+        return "-"
+    text = f"{100 * estimate.mean:.{digits}f}"
+    return text if estimate.half is None else f"{text} ± {100 * estimate.half:.{digits}f}"
+
+
+def pareto_front(costs: Sequence[float], qualities: Sequence[float]) -> list[int]:
+    """Which of several choices are worth it: all cheaper ones are worse.
+
+    Args:
+        costs: Smaller is better.
+        qualities: Larger is better.
+
+    Returns:
+        Their indices, the cheapest first.
+    """
+    order = sorted(range(len(costs)), key=lambda i: (costs[i], -qualities[i]))
+    front: list[int] = []
+    for index in order:
+        if not front or qualities[index] > qualities[front[-1]]:
+            front.append(index)
+    return front
 
 
 @dataclass(frozen=True)
@@ -53,6 +144,24 @@ class Candidate:
     throughput: float | None
 
 
+@dataclass(frozen=True)
+class _Run:
+    """An evaluation and its file."""
+
+    file: Path
+    record: ComparedRecord
+
+    def numbers(self, which: str = "value") -> dict[Key, float]:
+        """One number of each main score, by task and mode."""
+        scores = by_key(self.record.main_scores())
+        return {key: getattr(entry, which) for key, entry in scores.items()}
+
+    def floor(self, keys: Sequence[Key]) -> float:
+        """Mean share of the original's score that the larger floor reaches."""
+        floors, originals = self.numbers("floor"), self.numbers("baseline")
+        return fmean(floors[key] / originals[key] for key in keys)
+
+
 def read_candidates(results: Sequence[str]) -> tuple[list[Candidate], list[Key]]:
     """Read evaluations; the original that they share comes first.
 
@@ -65,17 +174,22 @@ def read_candidates(results: Sequence[str]) -> tuple[list[Candidate], list[Key]]
 
     Raises:
         FileNotFoundError: If a path holds no evaluation.
-        ValueError: If a file is none, is there twice, or has no baseline, a model is called as the
-            original, or they have no task or original in common.
+        ValueError: If a file is invalid, is named twice, or has no baseline, a model has the name
+            of the original, or the models have no task or original in common.
     """
-    groups: dict[str, list[dict[str, Any]]] = {}
     named = [_name_and_path(text) for text in results]
     _check_names(named)
+    groups: dict[str, list[_Run]] = {}
     for name, path in named:
         groups.setdefault(name, []).append(_read(path))
-    everything = [evaluation for group in groups.values() for evaluation in group]
-    keys = _common_keys(everything)
-    original = _original(everything, keys)
+    runs = [run for group in groups.values() for run in group]
+    keys = common_keys([run.numbers() for run in runs])
+    if not keys:
+        raise ValueError(
+            "the evaluations have no task and mode in common. To fix, evaluate all models on the "
+            "same tasks."
+        )
+    original = _original(runs, keys)
     return [original, *(_candidate(n, g, keys, original) for n, g in groups.items())], keys
 
 
@@ -105,136 +219,69 @@ def _check_names(named: Sequence[tuple[str, Path]]) -> None:
             )
 
 
-def _read(file: Path) -> dict[str, Any]:
+def _read(file: Path) -> _Run:
     if not file.is_file():
         raise FileNotFoundError(
             f"{file}: no such file. To fix, give a results folder or the output of "
             f"scripts/evaluate_model.py; a run is evaluated by that script first."
         )
-    evaluation = read_record(file, COMPARED, FIX)
-    if not _is_complete(evaluation):
+    record = read_record(file, ComparedRecord, FIX)
+    numbers = [n for entry in record.main_scores() for n in (entry.retention, entry.baseline)]
+    if not numbers or None in numbers or record.parameters.baseline is None:
         raise ValueError(
             f"{file} has scores without a share of the original's. To fix, run "
             f"scripts/evaluate_model.py with --baseline, and with modes that the baseline has."
         )
-    return {**evaluation, "file": str(file)}
+    return _Run(file, record)
 
 
-def _is_complete(evaluation: Mapping[str, Any]) -> bool:
-    """Whether every score has a share of the original's, and both models were counted."""
-    entries = main_scores(evaluation)
-    numbers = [entry[key] for entry in entries for key in ("retention", "baseline")]
-    return bool(numbers) and None not in numbers and bool(evaluation["parameters"]["baseline"])
-
-
-def _scores(evaluation: Mapping[str, Any], which: str = "value") -> dict[Key, float]:
-    return {(entry["task"], entry["mode"]): entry[which] for entry in main_scores(evaluation)}
-
-
-def _common_keys(evaluations: Sequence[Mapping[str, Any]]) -> list[Key]:
-    found = [_scores(evaluation) for evaluation in evaluations]
-    keys = [key for key in found[0] if all(key in scores for scores in found)]
-    if not keys:
-        raise ValueError(
-            "the evaluations have no task and mode in common. To fix, evaluate all models on the "
-            "same tasks."
-        )
-    return keys
-
-
-def _original(evaluations: Sequence[Mapping[str, Any]], keys: Sequence[Key]) -> Candidate:
-    """The baseline of all, once it is sure that it is the same one."""
-    first = evaluations[0]
-    expected = _scores(first, "baseline")
-    for other in evaluations[1:]:
-        scores = _scores(other, "baseline")
+def _original(runs: Sequence[_Run], keys: Sequence[Key]) -> Candidate:
+    """The common baseline, after a check that all runs have the same one."""
+    first, expected = runs[0], runs[0].numbers("baseline")
+    for other in runs[1:]:
+        scores = other.numbers("baseline")
         for key in keys:
             if abs(scores[key] - expected[key]) > 1e-3:
                 raise ValueError(
-                    f"{first['file']} and {other['file']} have different originals: on {key[0]} "
+                    f"{first.file} and {other.file} have different originals: on {key[0]} "
                     f"({key[1]}) they score {expected[key]:.4f} and {scores[key]:.4f}. To fix, "
                     f"evaluate with the same --baseline and --max-length."
                 )
-    counts = first["parameters"]["baseline"]
-    measured = 1.0 if any(evaluation["speed"] for evaluation in evaluations) else None
-    scores = {key: [expected[key]] for key in keys}
-    floor = min(_floor(evaluation, keys) for evaluation in evaluations)
+    counts = first.record.parameters.baseline
+    measured = 1.0 if any(run.record.speed for run in runs) else None
     return Candidate(
-        ORIGINAL, scores, [1.0], floor, counts["encoder"], counts["total"], measured, measured
+        name=ORIGINAL,
+        scores={key: [expected[key]] for key in keys},
+        kept=[1.0],
+        floor=min(run.floor(keys) for run in runs),
+        encoder=counts.encoder,
+        total=counts.total,
+        latency=measured,
+        throughput=measured,
     )
-
-
-def _floor(evaluation: Mapping[str, Any], keys: Sequence[Key]) -> float:
-    floors, originals = _scores(evaluation, "floor"), _scores(evaluation, "baseline")
-    return fmean(floors[key] / originals[key] for key in keys)
 
 
 def _candidate(
-    name: str,
-    evaluations: Sequence[Mapping[str, Any]],
-    keys: Sequence[Key],
-    original: Candidate,
+    name: str, runs: Sequence[_Run], keys: Sequence[Key], original: Candidate
 ) -> Candidate:
-    found = [_scores(evaluation) for evaluation in evaluations]
-    scores = {key: [run[key] for run in found] for key in keys}
-    kept = [fmean(run[key] / original.scores[key][0] for key in keys) for run in found]
-    counts = [evaluation["parameters"]["model"] for evaluation in evaluations]
-    if len({count["total"] for count in counts}) > 1:
+    found = [run.numbers() for run in runs]
+    counts = [run.record.parameters.model for run in runs]
+    if len({count.total for count in counts}) > 1:
         raise ValueError(
-            f"the runs called {name} have {' and '.join(str(c['total']) for c in counts)} "
+            f"the runs called {name} have {' and '.join(str(c.total) for c in counts)} "
             f"parameters: they are no repetitions. To fix, give different models different names."
         )
-    speeds = [evaluation["speed"] for evaluation in evaluations if evaluation["speed"]]
+    speeds = [run.record.speed for run in runs if run.record.speed is not None]
     return Candidate(
-        name,
-        scores,
-        kept,
-        min(_floor(evaluation, keys) for evaluation in evaluations),
-        counts[0]["encoder"],
-        counts[0]["total"],
-        _median([speed["latency_ms"]["ratio"] for speed in speeds]),
-        _median([speed["throughput_texts_per_s"]["ratio"] for speed in speeds]),
+        name=name,
+        scores={key: [scores[key] for scores in found] for key in keys},
+        kept=[fmean(s[key] / original.scores[key][0] for key in keys) for s in found],
+        floor=min(run.floor(keys) for run in runs),
+        encoder=counts[0].encoder,
+        total=counts[0].total,
+        latency=median(s.latency_ms.ratio for s in speeds) if speeds else None,
+        throughput=median(s.throughput_texts_per_s.ratio for s in speeds) if speeds else None,
     )
-
-
-def _median(values: Sequence[float]) -> float | None:
-    from statistics import median
-
-    return median(values) if values else None
-
-
-def pareto_front(costs: Sequence[float], qualities: Sequence[float]) -> list[int]:
-    """Which of several choices are worth it: all cheaper ones are worse.
-
-    Args:
-        costs: Smaller is better.
-        qualities: Larger is better.
-
-    Returns:
-        Their indices, the cheapest first.
-    """
-    order = sorted(range(len(costs)), key=lambda i: (costs[i], -qualities[i]))
-    front: list[int] = []
-    for index in order:
-        if not front or qualities[index] > qualities[front[-1]]:
-            front.append(index)
-    return front
-
-
-def render_comparison(candidates: Sequence[Candidate], keys: Sequence[Key]) -> str:
-    """A Markdown page: a table of costs and of what is kept, and one of every score."""
-    titles = [f"{task}, {mode}" for task, mode in keys]
-    scores = [[c.name, *(_span(c.scores[key], ".4f") for key in keys)] for c in candidates]
-    parts = [
-        "# Comparison",
-        "Kept is the mean over tasks and modes of score / original's score, floor the same of the "
-        "larger floor (random weights, word embeddings). Time and texts per second are in times of "
-        "the original's, measured in turns in one process. Of several runs with one name the mean "
-        "is given, and in brackets the lowest and the highest.",
-        table(summary_header(), summary_rows(candidates)),
-        table(["model", *titles], scores),
-    ]
-    return "\n\n".join(parts) + "\n"
 
 
 def summary_header() -> list[str]:
@@ -253,34 +300,15 @@ def summary_rows(candidates: Sequence[Candidate]) -> list[list[str]]:
             f"{c.total / 1e6:.1f}M",
             *("-" if value is None else f"{value:.2f} x" for value in (c.latency, c.throughput)),
             f"{c.floor:.1%}",
-            _span(c.kept, ".1%"),
+            span(c.kept, ".1%"),
         ]
         for c in candidates
     ]
 
 
-def _span(values: Sequence[float], style: str) -> str:
+def span(values: Sequence[float], style: str) -> str:
     """A value, or the mean of several with the lowest and the highest."""
     mean = format(fmean(values), style)
     if len(values) == 1:
         return mean
     return f"{mean} ({format(min(values), style)} to {format(max(values), style)})"
-
-
-def describe_comparison(candidates: Sequence[Candidate], keys: Sequence[Key]) -> dict[str, Any]:
-    """The same, JSON-ready."""
-    return {
-        "tasks": [{"task": task, "mode": mode} for task, mode in keys],
-        "candidates": [
-            {
-                "name": c.name,
-                "kept": c.kept,
-                "floor": c.floor,
-                "scores": [c.scores[key] for key in keys],
-                "parameters": {"encoder": c.encoder, "total": c.total},
-                "latency_ratio": c.latency,
-                "throughput_ratio": c.throughput,
-            }
-            for c in candidates
-        ],
-    }

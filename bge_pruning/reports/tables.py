@@ -13,7 +13,6 @@ from bge_pruning.utils.typed_records import (
     EvaluationRecord,
     Latency,
     Parameters,
-    PruningRecord,
     Speed,
     Throughput,
 )
@@ -146,18 +145,23 @@ def _ratio(figures: Latency | Throughput) -> str:
 def render_pruned(inputs: Inputs) -> list[Block]:
     """Shapes, layers and gates by axis; without heading and pictures."""
     parts = []
-    if inputs.pruning is not None:
-        before, after = inputs.pruning.source_shape.as_dict(), inputs.pruning.shape.as_dict()
+    if (pruning := inputs.pruning) is not None:
+        before, after = pruning.source_shape.as_dict(), pruning.shape.as_dict()
         rows = [[key, before.get(key, "-"), after[key]] for key in after]
-        parts += [table(["shape", "original", "pruned"], rows), *render_layers(inputs.pruning)]
+        layers = render_layers(pruning.kept.layer, pruning.source_shape.num_hidden_layers)
+        parts += [table(["shape", "original", "pruned"], rows), *layers]
     if inputs.gates:
         parts.append(_gates_by_axis(inputs))
     return parts
 
 
-def render_layers(pruning: PruningRecord) -> list[Block]:
-    """Which layers stay and which are removed; units and dimensions are too many to list."""
-    kept, count = pruning.kept.layer, pruning.source_shape.num_hidden_layers
+def render_layers(kept: Sequence[int] | None, count: int) -> list[Block]:
+    """Which layers stay and which are removed; units and dimensions are too many to list.
+
+    Args:
+        kept: Indices of the layers that stay; ``None`` keeps all.
+        count: Number of layers of the original.
+    """
     if kept is None or len(kept) == count:
         return []
     gone = [layer for layer in range(count) if layer not in kept]

@@ -300,7 +300,7 @@ def _judge(config: Config, tasks: Sequence[Task], modes: Sequence[str]) -> None:
 
 def _compare(family: Path, members: Sequence[Member]) -> None:
     """Put all sizes in one table and one picture."""
-    from bge_pruning.reports.comparison_files import write_comparison
+    from bge_pruning.reports.comparison_report import write_comparison
 
     names = [f"{member.name}={family / member.name}" for member in members]
     write_comparison(names, family, overwrite=True)
