@@ -55,9 +55,6 @@ def estimate_mean(values: Sequence[float]) -> Estimate | None:
 
     The interval is over seeds: it says how far another choice of seeds may lead, not another
     choice of queries.
-
-    Args:
-        values: One for each seed.
     """
     count = len(values)
     if count < 2:
@@ -82,11 +79,7 @@ def common_keys(runs: Sequence[Iterable[Key]]) -> list[Key]:
 def mean_share(shares: Mapping[Key, float | None], keys: Sequence[Key]) -> float | None:
     """Mean over tasks and modes of the share of the original's score that a model keeps.
 
-    ``None`` if there is none, or one is unknown: the original's score is not above 0.
-
-    Args:
-        shares: Share by task and mode.
-        keys: Which tasks and modes.
+    ``None`` if there is none, or one is unknown because the original's score is not above 0.
     """
     values = [shares[key] for key in keys]
     return fmean(values) if values and None not in values else None
@@ -101,15 +94,7 @@ def percent(estimate: Estimate | None, digits: int = 1) -> str:
 
 
 def pareto_front(costs: Sequence[float], qualities: Sequence[float]) -> list[int]:
-    """Which of several choices are worth it: all cheaper ones are worse.
-
-    Args:
-        costs: Smaller is better.
-        qualities: Larger is better.
-
-    Returns:
-        Their indices, the cheapest first.
-    """
+    """Indices of the choices that are better than all cheaper ones, the cheapest first."""
     order = sorted(range(len(costs)), key=lambda i: (costs[i], -qualities[i]))
     front: list[int] = []
     for index in order:

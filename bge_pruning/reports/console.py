@@ -20,12 +20,7 @@ WIDTH = 11  # of a heading's lines
 
 
 def show_evaluation(result: EvaluationRecord, console: Console) -> None:
-    """Print scores, and under them parameters and speed.
-
-    Args:
-        result: What :func:`bge_pruning.evaluation.evaluate.evaluate` returns.
-        console: Where to print; scripts own the terminal, the package does not.
-    """
+    """Print scores, and under them parameters and speed, on the terminal of a script."""
     print_whole(_score_table(result), console)
     for note in truncation_notes(result):
         console.print(note, markup=False, soft_wrap=True)
@@ -89,23 +84,12 @@ def _parameter_table(models: dict[str, Parameters]) -> Table:
 
 
 def show_comparison(candidates: Sequence[Candidate], console: Console) -> None:
-    """Print a table with a row for each model.
-
-    Args:
-        candidates: See :func:`bge_pruning.reports.comparison.read_candidates`.
-        console: Where to print.
-    """
+    """Print a table with a row for each model."""
     show_rows(summary_header(), summary_rows(candidates), console)
 
 
 def show_rows(header: Sequence[str], rows: Sequence[Sequence[str]], console: Console) -> None:
-    """Print a table whose first column is words and whose others are numbers.
-
-    Args:
-        header: Names of the columns.
-        rows: Cells.
-        console: Where to print.
-    """
+    """Print a table whose first column holds words and whose others hold numbers."""
     from rich.box import SIMPLE_HEAD
     from rich.markup import escape
     from rich.table import Table

@@ -37,26 +37,14 @@ Draw = Callable[["Axes"], None]
 
 
 def draw_constraint(series: Series, theme: Theme = LIGHT) -> Figure:
-    """Draws expected, target and realised sparsity of each axis.
+    """Draw expected, target and realised sparsity of each axis that was pruned.
 
     Args:
-        series: Of :func:`bge_pruning.reports.report_data.collect_series`; read are
-            ``pruning/{expected,target,realised}_sparsity/<axis>``.
+        series: Read are ``pruning/{expected,target,realised}_sparsity/<axis>``.
         theme: Colours.
-
-    Returns:
-        The figure.
-
-    Raises:
-        ValueError: If no expected sparsity was logged.
     """
-    axes = pruned_axes(series)
-    if not axes:
-        raise ValueError(
-            "the history holds no sparsity. To fix, give the metrics of a run with gates."
-        )
     with theme.context():
-        figure = _panels([partial(_draw_axis, axis, series, theme) for axis in axes])
+        figure = _panels([partial(_draw_axis, axis, series, theme) for axis in pruned_axes(series)])
         by_name = {
             label: handle
             for panel in figure.axes
@@ -68,29 +56,20 @@ def draw_constraint(series: Series, theme: Theme = LIGHT) -> Figure:
 
 
 def draw_multipliers(series: Series, theme: Theme = LIGHT) -> Figure:
-    """Draws the multipliers that hold the gates to the constraint.
+    """Draw the multipliers that hold the gates to the constraint.
 
     Args:
-        series: Of :func:`bge_pruning.reports.report_data.collect_series`; read are
-            ``pruning/lambda_{1,2}/<axis>``.
+        series: Read are ``pruning/lambda_{1,2}/<axis>``.
         theme: Colours.
-
-    Returns:
-        The figure.
-
-    Raises:
-        ValueError: If none was logged.
     """
-    draws: list[Draw] = []
-    for name, title in MULTIPLIERS.items():
-        if keys := _multipliers(name, series):
-            draws.append(partial(_draw_lines, title, keys, series, theme))
-    if not draws:
-        raise ValueError(
-            "the history holds no multiplier. To fix, give the metrics of a run with gates."
-        )
     with theme.context():
-        return _panels(draws)
+        return _panels(
+            [
+                partial(_draw_lines, title, keys, series, theme)
+                for name, title in MULTIPLIERS.items()
+                if (keys := _multipliers(name, series))
+            ]
+        )
 
 
 def _multipliers(name: str, series: Series) -> dict[str, str]:
@@ -105,18 +84,12 @@ def has_multipliers(series: Series) -> bool:
 
 
 def draw_training(series: Series, theme: Theme = LIGHT) -> Figure:
-    """Draws the parts of the task loss, and the scores while training if there are any.
+    """Draw the parts of the task loss and the scores while training, as far as they were logged.
 
     Args:
-        series: See :func:`bge_pruning.reports.report_data.collect_series`; ``loss/train/<name>``,
-            ``eval/<task>/<metric>`` and ``metrics/<task>/<metric>`` are read.
+        series: Read are ``loss/train/<name>``, ``eval/<task>/<metric>`` and
+            ``metrics/<task>/<metric>``.
         theme: Colours.
-
-    Returns:
-        The figure.
-
-    Raises:
-        ValueError: If neither was logged.
     """
     losses, scores = task_losses(series), logged_scores(series)
     draws: list[Draw] = []
@@ -124,10 +97,6 @@ def draw_training(series: Series, theme: Theme = LIGHT) -> Figure:
         draws.append(partial(_draw_losses, losses, series, theme))
     if scores:
         draws.append(partial(_draw_lines, "Scores while training", scores, series, theme))
-    if not draws:
-        raise ValueError(
-            "the history holds neither loss nor score. To fix, give the metrics of a training run."
-        )
     with theme.context():
         return _panels(draws)
 
@@ -138,7 +107,7 @@ def has_training(series: Series) -> bool:
 
 
 def _panels(draws: Sequence[Draw]) -> Figure:
-    """A panel for each function, in rows."""
+    """A figure with a panel for each function, in rows."""
     columns = {4: 2}.get(len(draws), min(3, len(draws)))
     rows = -(-len(draws) // columns)
     width = {1: 6.0, 2: 5.0}.get(columns, 3.4)
@@ -154,7 +123,7 @@ def _panels(draws: Sequence[Draw]) -> Figure:
 
 
 def _sparsity_styles(theme: Theme) -> dict[str, tuple[str, dict[str, object]]]:
-    """What each curve is called and how it is drawn; the last one lies on top."""
+    """Name and look of each curve; the last one lies on top."""
     dotted, dashed = (0, (1, 1.5)), (0, (5, 2))
     return {
         "realised": (
@@ -167,7 +136,7 @@ def _sparsity_styles(theme: Theme) -> dict[str, tuple[str, dict[str, object]]]:
 
 
 def _draw_axis(axis: str, series: Series, theme: Theme, panel: Axes) -> None:
-    """One axis of the constraint, in percent."""
+    """Draw one axis of the constraint, in percent."""
     for name, (label, style) in _sparsity_styles(theme).items():
         batches, values = thin(*series.get(f"pruning/{name}_sparsity/{axis}", ([], [])))
         if values:
@@ -180,7 +149,7 @@ def _draw_axis(axis: str, series: Series, theme: Theme, panel: Axes) -> None:
 def _draw_lines(
     title: str, keys: dict[str, str], series: Series, theme: Theme, panel: Axes
 ) -> None:
-    """Curves by name; few points get a marker each."""
+    """Draw curves by name; few points get a marker each."""
     for index, (name, key) in enumerate(keys.items()):
         batches, values = thin(*series[key])
         marker = {"marker": "o", "markersize": 3} if len(values) <= 30 else {}
@@ -191,7 +160,7 @@ def _draw_lines(
 
 
 def _draw_losses(keys: Sequence[str], series: Series, theme: Theme, panel: Axes) -> None:
-    """Each loss as a running median in the band of most of its values."""
+    """Draw each loss as a running median in the band of most of its values."""
     from matplotlib.ticker import FuncFormatter, LogLocator
 
     for index, key in enumerate(keys):
@@ -220,11 +189,6 @@ def _style(index: int, theme: Theme) -> dict[str, object]:
 
 
 def _legend_below(panel: Axes, count: int) -> None:
-    """A legend that hides no curve, whatever the curves do."""
-    panel.legend(
-        loc="upper center",
-        bbox_to_anchor=(0.5, -0.22),
-        ncols=1 if count == 1 else 2,
-        columnspacing=1,
-        handlelength=1.8,
-    )
+    """Put the legend where it hides no curve."""
+    look = {"loc": "upper center", "columnspacing": 1, "handlelength": 1.8}
+    panel.legend(**look, bbox_to_anchor=(0.5, -0.22), ncols=1 if count == 1 else 2)

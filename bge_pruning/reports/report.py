@@ -79,7 +79,12 @@ def write_report(
     targets = [folder / name for name in (MARKDOWN, HTML, *CAPTIONS)]
     refuse_existing(targets, overwrite=overwrite)
     pictures = draw_pictures(inputs)
-    texts = {name: render_report(inputs, pictures, name) for name in (HTML, MARKDOWN)}
+    try:
+        texts = {name: render_report(inputs, pictures, name) for name in (HTML, MARKDOWN)}
+    except KeyError as error:
+        raise ValueError(
+            f"{folder}: the results have no {error}. To fix, write them again with this version."
+        ) from error
     for name, drawn in pictures.items():
         save_figure(drawn.figure, folder / name)
     for name, text in texts.items():

@@ -63,11 +63,7 @@ class HistoryRow(Record):
 
 
 def collect_series(history: Iterable[HistoryRow]) -> Series:
-    """Batches and values of each finite logged number, in order of batch.
-
-    Args:
-        history: Rows in any order; a row need not hold every key.
-    """
+    """Batches and values of each finite logged number, in order of batch."""
     series: Series = {}
     for row in sorted(history, key=lambda row: row.batch):
         for key, value in row.metrics.items():
@@ -142,11 +138,8 @@ def thin(batches: Sequence[int], values: Sequence[float]) -> tuple[list[int], li
 def running_quantiles(values: Sequence[float]) -> tuple[list[int], list[list[float]]]:
     """A running median with the band that holds most of the values.
 
-    Args:
-        values: Numbers in order.
-
     Returns:
-        Places in ``values``, at most ``MAX_POINTS``, and at each the 10th, 50th and 90th percentile
+        At most ``MAX_POINTS`` places in ``values``, and at each the 10th, 50th and 90th percentile
         of the values around it.
     """
     import numpy as np
@@ -162,19 +155,10 @@ def running_quantiles(values: Sequence[float]) -> tuple[list[int], list[list[flo
 class Inputs:
     """What a folder holds; ``None`` or empty for a file that is not there.
 
-    Attributes:
-        name: Of the folder.
-        evaluation: ``evaluation.json``.
-        pruning: ``pruning.json``.
-        series: Curves of ``metrics.jsonl``.
-        recovery: Curves of ``metrics-recovery.jsonl``.
-        gates: Open probabilities by axis, of ``gates.npz``.
-        kept: Booleans of the same shapes, of ``gates.npz``.
-        config_text: ``config.yaml``.
-        config: The same, parsed.
-        versions: ``versions.json``: package versions of the run.
-        commands: Commands that reproduce the run.
-        missing: Names of the files that are not there.
+    ``series`` and ``recovery`` are the curves of ``metrics.jsonl`` and ``metrics-recovery.jsonl``.
+    ``gates`` holds open probabilities by axis and ``kept`` booleans of the same shapes, both of
+    ``gates.npz``. ``versions`` are those of the run. ``missing`` names the files that are not
+    there.
     """
 
     name: str

@@ -18,23 +18,14 @@ MARKERS = ("s", "^", "v", "P", "X")
 
 
 def draw_scores(scores: Sequence[Entry], theme: Theme = LIGHT) -> Figure:
-    """Draws a row for each task and mode.
+    """Draw a row for each task and mode; the figure grows with them.
 
     Args:
-        scores: Main scores of an evaluation.
+        scores: Main scores of an evaluation, at least one.
         theme: Colours.
-
-    Returns:
-        The figure; it grows with the rows.
-
-    Raises:
-        ValueError: If there is no score.
     """
-    if not scores:
-        raise ValueError("there is no score to draw. To fix, evaluate on at least one task.")
-    rows = count_rows(scores)
     with theme.context():
-        figure = make_figure(8.6, 1.35 + ROW_HEIGHT * max(2, rows))
+        figure = make_figure(8.6, 1.35 + ROW_HEIGHT * max(2, count_rows(scores)))
         panel = figure.subplots()
         fill_scores(panel, scores, theme)
         panel.set_title("Score by task and mode, with its 95 % interval")
@@ -48,7 +39,7 @@ def count_rows(scores: Sequence[Entry]) -> int:
 
 
 def fill_scores(panel: Axes, scores: Sequence[Entry], theme: Theme) -> None:
-    """Draws the rows, their names at the left and their numbers at the right, and the legend."""
+    """Draw the rows with their names at the left and their numbers at the right, and the legend."""
     places, labels = _layout(scores)
     drawn = [place for place, _, heading in labels if not heading]
     panel.hlines(
@@ -63,15 +54,9 @@ def fill_scores(panel: Axes, scores: Sequence[Entry], theme: Theme) -> None:
     panel.set_ylim(max(places) + 0.6, -0.6)
     panel.spines["left"].set_visible(False)
     panel.margins(x=0.05)
-    panel.legend(
-        loc="upper center",
-        bbox_to_anchor=(0.5, 0),
-        bbox_transform=_below_ticks(panel),
-        ncols=4,
-        columnspacing=1.2,
-        handletextpad=0.4,
-        borderaxespad=0,
-    )
+    look = {"ncols": 4, "columnspacing": 1.2, "handletextpad": 0.4, "borderaxespad": 0}
+    place = {"loc": "upper center", "bbox_to_anchor": (0.5, 0)}
+    panel.legend(**place, bbox_transform=_below_ticks(panel), **look)
 
 
 def _below_ticks(panel: Axes) -> Any:
@@ -88,7 +73,7 @@ def _group(entry: Entry) -> tuple[str, str]:
 def _layout(
     scores: Sequence[Entry],
 ) -> tuple[list[int], list[tuple[int, str, bool]]]:
-    """Place of each score from the top, and every label: its place, text, whether a heading."""
+    """Places of the scores from the top, and every label: place, text, whether it is a heading."""
     places, labels = [], []
     row = 0
     for (task, metric), group in groupby(scores, key=_group):
@@ -112,47 +97,32 @@ def _label_rows(panel: Axes, labels: Sequence[tuple[int, str, bool]]) -> None:
 
 
 def _draw_floors(panel: Axes, scores: Sequence[Entry], places: Sequence[int], theme: Theme) -> None:
-    """A bar to the left of each floor: what a model gets for nothing."""
-    floors = [entry.floor for entry in scores]
-    panel.scatter(
-        floors,
-        places,
-        marker="|",
-        s=110,
-        linewidths=2.2,
-        color=theme.muted,
-        label="floor",
-        zorder=2,
-    )
+    """Draw a bar for each floor: the score of a model that nobody trained."""
+    look = {"marker": "|", "s": 110, "linewidths": 2.2, "color": theme.muted, "zorder": 2}
+    panel.scatter([entry.floor for entry in scores], places, label="floor", **look)
 
 
 def _draw_others(panel: Axes, scores: Sequence[Entry], places: Sequence[int], theme: Theme) -> None:
-    """The original, and further models."""
-    points = [(e.baseline, p) for e, p in zip(scores, places, strict=True)]
-    points = [point for point in points if point[0] is not None]
-    if points:
-        # Hollow and on top: it stays visible around the dot of a model that is as good.
-        look = {"facecolors": "none", "edgecolors": theme.ink, "linewidths": 1.4, "zorder": 6}
-        panel.scatter(*zip(*points, strict=True), marker="D", s=40, label="original", **look)
-    names = dict.fromkeys(name for entry in scores for name in entry.also)
-    for index, name in enumerate(names):
-        there = [
-            (entry.also[name], place)
-            for entry, place in zip(scores, places, strict=True)
-            if name in entry.also
-        ]
-        panel.scatter(
-            *zip(*there, strict=True),
-            marker=MARKERS[index % len(MARKERS)],
-            s=24,
-            color=theme.series[1 + index % (len(theme.series) - 1)],
-            label=legend_label(name),
-            zorder=3,
-        )
+    """Draw the original and further models."""
+    rows = list(zip(scores, places, strict=True))
+    # Hollow and on top: it stays visible around the dot of a model that is as good.
+    look = {"facecolors": "none", "edgecolors": theme.ink, "linewidths": 1.4, "zorder": 6}
+    _scatter(panel, [(e.baseline, p) for e, p in rows], marker="D", s=40, label="original", **look)
+    colours = theme.series[1:]
+    for index, name in enumerate(dict.fromkeys(name for entry in scores for name in entry.also)):
+        points = [(entry.also.get(name), place) for entry, place in rows]
+        look = {"marker": MARKERS[index % len(MARKERS)], "color": colours[index % len(colours)]}
+        _scatter(panel, points, s=24, label=legend_label(name), zorder=3, **look)
+
+
+def _scatter(panel: Axes, points: Sequence[tuple[float | None, int]], **look: Any) -> None:
+    known = [point for point in points if point[0] is not None]
+    if known:
+        panel.scatter(*zip(*known, strict=True), **look)
 
 
 def _draw_model(panel: Axes, scores: Sequence[Entry], places: Sequence[int], theme: Theme) -> None:
-    """The model at hand, with its interval."""
+    """Draw the model at hand, with its interval."""
     values = [entry.value for entry in scores]
     lows, highs = zip(*(e.interval or (e.value, e.value) for e in scores), strict=True)
     colour = theme.series[0]
@@ -163,7 +133,7 @@ def _draw_model(panel: Axes, scores: Sequence[Entry], places: Sequence[int], the
 def _print_numbers(
     panel: Axes, scores: Sequence[Entry], places: Sequence[int], theme: Theme
 ) -> None:
-    """Score and retention in two columns, right of the axes."""
+    """Print score and retention in two columns, right of the axes."""
     columns = {"score": [f"{entry.value:.3f}" for entry in scores]}
     if any(entry.retention is not None for entry in scores):
         columns["kept"] = [
@@ -184,15 +154,5 @@ def _print(
     offset: tuple[int, int],
     **look: Any,
 ) -> None:
-    panel.annotate(
-        text,
-        at,
-        offset,
-        xycoords=where,
-        textcoords="offset points",
-        ha="right",
-        va="center",
-        fontsize=8.5,
-        annotation_clip=False,
-        **look,
-    )
+    look |= {"ha": "right", "va": "center", "fontsize": 8.5, "annotation_clip": False}
+    panel.annotate(text, at, offset, xycoords=where, textcoords="offset points", **look)

@@ -40,17 +40,7 @@ def draw_summary(evaluation: EvaluationRecord, theme: Theme = LIGHT) -> Figure:
     Args:
         evaluation: The result; a panel without numbers is left out.
         theme: Colours.
-
-    Returns:
-        The figure.
-
-    Raises:
-        ValueError: If the evaluation holds none of the three.
     """
-    if not can_summarise(evaluation):
-        raise ValueError(
-            "the evaluation has nothing to draw. To fix, evaluate on at least one task."
-        )
     scores, gains = evaluation.main_scores(), compute_gains(evaluation)
     models, shown = count_models(evaluation), scores[:MAX_SCORES]
     widths = ([5.2] if shown else []) + ([2.9] if models else []) + ([3.3] if gains else [])

@@ -267,7 +267,11 @@ def score_header(evaluation: EvaluationRecord) -> list[str]:
 
 
 def score_rows(evaluation: EvaluationRecord) -> list[list[str]]:
-    """A row for each task and mode, with the cells that :func:`score_header` names."""
+    """A row for each task and mode, with the cells that :func:`score_header` names.
+
+    Raises:
+        KeyError: If a score has no interval.
+    """
     names = _others(evaluation)
     return [_row(entry, names) for entry in evaluation.main_scores()]
 
@@ -280,12 +284,14 @@ def _others(evaluation: EvaluationRecord) -> list[str]:
 def _row(entry: Entry, names: Sequence[str]) -> list[str]:
     scores = [entry.baseline, *(entry.also.get(name) for name in names), entry.value]
     floors = [entry.floors.get(name) for name in ("random_weights", "word_embeddings")]
-    interval = "-" if entry.interval is None else "{:.3f} to {:.3f}".format(*entry.interval)
+    if entry.interval is None:
+        raise KeyError("interval")
+    low, high = entry.interval
     kept = (entry.retention, entry.retention_above_floor)
     return [
         *_labels(entry),
         *(_cell(score, ".4f") for score in scores),
-        interval,
+        f"{low:.3f} to {high:.3f}",
         *(_cell(floor, ".4f") for floor in floors),
         *(_cell(value, ".1%") for value in kept),
         _cell(entry.p_value, ".3f"),

@@ -1,108 +1,264 @@
-"""The files that a report leaves, and what it refuses."""
+"""Both templates against a golden file each, and what is decided before they are filled."""
 
+import base64
 import json
 import re
 import runpy
+from html.parser import HTMLParser
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from bge_pruning.reports.report import write_report
-from bge_pruning.reports.report_pictures import CAPTIONS
+from bge_pruning.reports import report
+from bge_pruning.reports.report import (
+    CAPTIONS,
+    HTML,
+    MARKDOWN,
+    Picture,
+    find_pictures,
+    render_report,
+    write_report,
+)
+from bge_pruning.reports.report_data import read_inputs
+from bge_pruning.utils.visualization import DARK, LIGHT, make_figure
 
 SCRIPT = Path(__file__).parents[2] / "scripts" / "write_report.py"
-PNG = b"\x89PNG\r\n"
+GOLDEN = Path(__file__).parent / "data"
+SVG = '<svg width="432.5pt"><path d="M 1.23456 -0.98765"/><g transform="scale(0.015625)"/></svg>'
+PICTURES = {name: Picture(None, SVG, "<svg>dark</svg>") for name in CAPTIONS}
+NASTY = (
+    "<script>alert(1)</script>",
+    "<img src=x onerror=alert(1)>",
+    "a & b &lt; c",
+    "![x](http://a.b/c.png)",
+    "[x](javascript:alert(1))",
+    "a|b",
+    "{{ title }} {% %} %s",
+    "模型",
+)
+
+
+class Page(HTMLParser):
+    """Tags with their attributes, and the text; fails where a tag is not closed."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__()
+        self.tags, self.open, self.text = [], [], ""
+        self.feed(text)
+        self.close()
+        assert self.open == []
+
+    def handle_starttag(self, tag, attributes):
+        self.tags.append((tag, dict(attributes)))
+        if tag not in {"meta", "img", "source"}:
+            self.open.append(tag)
+
+    def handle_endtag(self, tag):
+        assert self.open.pop() == tag
+
+    def handle_data(self, data):
+        self.text += data
+
+    def all(self, tag):
+        return [attributes for name, attributes in self.tags if name == tag]
 
 
 @pytest.fixture
-def two(results):
-    """The same with two pictures only, which are quick to draw."""
-    for name in ("gates.npz", "metrics.jsonl", "metrics-recovery.jsonl"):
-        (results / name).unlink()
-    return results
+def drawn_quickly(monkeypatch):
+    """Empty figures in place of the pictures."""
+
+    def draw(inputs):
+        return {name: Picture(make_figure(1, 1), SVG, SVG) for name in find_pictures(inputs)}
+
+    monkeypatch.setattr(report, "draw_pictures", draw)
+
+
+def markdown(inputs, pictures=()):
+    return render_report(inputs, {name: PICTURES[name] for name in pictures}, MARKDOWN)
+
+
+def headings(text):
+    return re.findall(r"^## (.*)$", text, re.MULTILINE)
 
 
 def names(folder):
     return {path.name for path in folder.iterdir()}
 
 
-def test_a_report_has_two_texts_and_its_pictures(results):
-    before = names(results)
-    assert write_report(results) == results / "report.md"
-    assert names(results) - before == {"report.md", "report.html", *CAPTIONS}
-    text = (results / "report.md").read_text(encoding="utf-8")
-    for name in CAPTIONS:
-        assert f"]({name})" in text
-        assert (results / name).read_bytes().startswith(PNG)
-    assert "<title>Pruned whole</title>" in (results / "report.html").read_text(encoding="utf-8")
+# The templates
 
 
-def test_only_pictures_that_the_folder_allows(run_folder):
-    write_report(run_folder)
-    drawn = {name for name in names(run_folder) if name.endswith(".png")}
-    assert drawn == {"gates.png", "constraint.png", "multipliers.png", "training.png"}
-    text = (run_folder / "report.md").read_text(encoding="utf-8")
-    assert set(re.findall(r"\]\((.*?)\)", text)) == drawn
+def test_the_markdown_is_the_golden_one(inputs):
+    assert markdown(inputs, CAPTIONS) == (GOLDEN / "report.md").read_text(encoding="utf-8")
 
 
-def test_the_same_inputs_give_the_same_files(two):
-    write_report(two)
-    before = {name: (two / name).read_bytes() for name in ("report.md", "report.html")}
-    write_report(two, overwrite=True)
-    assert {name: (two / name).read_bytes() for name in before} == before
+def test_the_page_is_the_golden_one(inputs):
+    page = render_report(inputs, PICTURES, HTML)
+    body = re.sub(r"(?<=<style>\n).*?(?=</style>)", "", page, flags=re.DOTALL)
+    assert body == (GOLDEN / "report.html").read_text(encoding="utf-8")
 
 
-def test_commands_given_win(two):
-    text = write_report(two, commands=["make all"]).read_text(encoding="utf-8")
-    assert "```bash\nmake all\n```" in text
+def test_the_page_says_what_the_markdown_says(inputs, make_pruning):
+    inputs.pruning.constraint["layer"].expected_sparsity = 0.4  # with a warning
+    html = Page(render_report(inputs, PICTURES, HTML))
+    for line in markdown(inputs, CAPTIONS).splitlines():
+        for cell in line.split("|"):
+            words = re.sub(r"[*>#`]|\\(.)", r"\1", cell).strip()
+            if words and not re.match(r"!\[|-+:?$|bash$|yaml$", words):
+                assert words in html.text, line
+    assert len(html.all("blockquote")) == 1
 
 
-@pytest.mark.parametrize("name", ["report.md", "report.html", "scores.png"])
-def test_an_existing_report_is_kept(name, two):
-    (two / name).write_text("mine")
-    before = names(two)
-    with pytest.raises(FileExistsError, match=rf"{re.escape(name)} exists.*--overwrite"):
-        write_report(two)
-    assert names(two) == before
-    assert (two / name).read_text() == "mine"
-    write_report(two, overwrite=True)
-    assert (two / name).read_bytes() != b"mine"
+def test_the_page_needs_nothing_else_and_has_the_colours_of_its_pictures(inputs):
+    html = Page(render_report(inputs, PICTURES, HTML))
+    for tag, attributes in html.tags:
+        assert tag not in {"script", "link", "iframe", "object", "base"}
+        for name in {"src", "srcset", "href"} & set(attributes):
+            assert attributes[name].startswith(("data:image/svg+xml;base64,", "#"))
+    ids = [attributes["id"] for attributes in html.all("h2")]
+    assert [attributes["href"] for attributes in html.all("a")] == [f"#{name}" for name in ids]
+    style, _, paper = html.text.partition("@media print")
+    light, _, dark = style.partition("@media screen and (prefers-color-scheme: dark)")
+    assert f"--surface: {LIGHT.surface};" in light and f"--ink: {LIGHT.ink};" in light
+    assert f"--surface: {DARK.surface};" in dark and f"--ink: {DARK.ink};" in dark
+    assert "#" not in dark.partition("}")[2]  # every other rule goes by these names
+    assert "url(" not in style and "@import" not in style and "nav" in paper
 
 
-def test_a_key_that_is_missing_is_named_and_nothing_is_written(two, make_evaluation):
-    result = make_evaluation()
-    del result["versions"]
-    (two / "evaluation.json").write_text(json.dumps(result))
-    before = names(two)
-    with pytest.raises(ValueError, match=r"half: the results have no 'versions'\. To fix, write"):
-        write_report(two)
-    assert names(two) == before
+def test_pictures_have_words_and_a_width_and_are_rounded_where_nobody_sees_it(inputs):
+    html = Page(render_report(inputs, PICTURES, HTML))
+    assert {image["alt"] for image in html.all("img")} == set(CAPTIONS.values())
+    for image, source in zip(html.all("img"), html.all("source"), strict=True):
+        assert image["style"] == "--width: 432.5pt"
+        light, dark = (
+            base64.b64decode(uri.partition(",")[2]).decode()
+            for uri in (image["src"], source["srcset"])
+        )
+        assert light == SVG.replace("1.23456", "1.23").replace("0.98765", "0.99")
+        assert dark == "<svg>dark</svg>"
 
 
-def test_a_picture_that_cannot_be_drawn_leaves_the_folder_as_it_was(results):
-    np.savez(results / "gates.npz", layer=np.array([0.5, 1.5]))
-    before = names(results)
-    with pytest.raises(ValueError, match=r"gates of layer are not in \[0, 1\]"):
-        write_report(results)
-    assert names(results) == before
+@pytest.mark.parametrize("name", NASTY)
+def test_names_commands_and_configurations_stay_text(name, inputs, make_record, make_entry):
+    inputs.pruning.source.base_model = f"models\\{name}".replace("/", "")
+    inputs.evaluation = make_record([make_entry(name, also={name: 0.5})])
+    inputs.commands, inputs.config_text = [name], name
+    html = Page(render_report(inputs, {}, HTML))
+    # Task and model in the sentence and in the table, and two blocks of code.
+    assert html.text.count(name) >= 5
+    assert not {tag for tag, _ in html.tags} & {"script", "img"}
+    assert {a["href"][0] for a in html.all("a")} == {"#"}
+    assert html.text.count(name.replace("/", "")) >= 2  # title and heading
 
 
-def test_a_full_disk_leaves_no_half_of_a_page(two, monkeypatch):
-    write_report(two)
-    page = (two / "report.html").read_bytes()
-
-    def fill_the_disk(*_):
-        raise OSError("No space left on device")
-
-    monkeypatch.setattr("bge_pruning.utils.files.os.replace", fill_the_disk)
-    with pytest.raises(OSError, match="No space left"):
-        write_report(two, overwrite=True)
-    assert (two / "report.html").read_bytes() == page
-    assert not [name for name in names(two) if name.startswith(".")]
+def test_a_command_cannot_end_its_block(inputs):
+    inputs.commands = ["cat <<'```'", "a < b & c | d"]
+    assert "````bash\ncat <<'```'\na < b & c | d\n````" in markdown(inputs)
 
 
-def test_bge_m3_stays_below_three_megabytes(results, make_evaluation, make_entry):
+# What is decided
+
+
+@pytest.mark.parametrize(
+    ("missing", "sections", "pictures"),
+    [
+        ("evaluation.json", {"Quality"}, {"summary.png", "scores.png"}),
+        ("pruning.json", set(), set()),
+        ("metrics.jsonl", {"Training"}, {"constraint.png", "multipliers.png", "training.png"}),
+        ("metrics-recovery.jsonl", {"Recovery"}, {"recovery.png"}),
+        ("config.yaml", {"Configuration"}, set()),
+        ("commands.txt", set(), set()),
+        ("gates.npz", set(), {"gates.png"}),
+    ],
+)
+def test_a_missing_file_costs_its_sections_and_is_named(missing, sections, pictures, results):
+    everything = headings(markdown(read_inputs(results)))
+    (results / missing).unlink()
+    inputs = read_inputs(results)
+    found = find_pictures(inputs)
+    assert set(CAPTIONS) - set(found) == pictures
+    text = markdown(inputs, found)
+    assert set(everything) - set(headings(text)) == sections
+    assert text.endswith(f"Left out, because the folder does not hold them: {missing}.\n")
+    assert f"not hold them: {missing}." in render_report(inputs, PICTURES, HTML)
+
+
+def test_an_evaluation_without_anything_to_draw(inputs, make_record):
+    inputs.evaluation = make_record([], parameters=None, speed=None, size_bytes=None)
+    assert not {"summary.png", "scores.png"} & set(find_pictures(inputs))
+
+
+def test_a_training_run(run_folder):
+    inputs = read_inputs(run_folder)
+    inputs.config = inputs.config.model_validate(
+        {"seed": 17, "model": {"base_model": "BAAI/bge-m3"}}
+    )
+    pictures = ["gates.png", "constraint.png", "multipliers.png", "training.png"]
+    assert list(find_pictures(inputs)) == pictures
+    text = markdown(inputs, pictures)
+    start = "# Training run my-run\n\nAfter 39 batches of pruning from BAAI/bge-m3: "
+    assert text.startswith(start)
+    expected = ["What was pruned", "How the constraint was met", "Training", "How to reproduce"]
+    assert headings(text) == [*expected, "Configuration"]
+    assert "Seed of the run 17." in text
+    assert "| version | of the run |" in text and "| torch | 2.7.0 |" in text
+
+
+def test_a_training_run_without_gates_and_before_any_step(run_folder):
+    for name in ("gates.npz", "config.yaml", "versions.json"):
+        (run_folder / name).unlink()
+    (run_folder / "metrics.jsonl").write_text("")
+    inputs = read_inputs(run_folder)
+    text = markdown(inputs)
+    assert "After 0 batches of training without gates: what is known from training alone." in text
+    assert headings(text) == ["How to reproduce"]
+    inputs.commands = []
+    assert Page(render_report(inputs, {}, HTML)).all("nav") == []
+
+
+def test_an_evaluation_alone(inputs, make_record, make_entry):
+    inputs.pruning = None
+    alone = make_entry(baseline=None, retention=None, retention_above_floor=None)
+    inputs.evaluation = make_record([alone], speed=None)
+    inputs.evaluation.parameters.baseline = None
+    text = markdown(inputs)
+    assert text.startswith("# Evaluation of half\n")
+    assert "On stsb-en-test it scores 0.8100 (floor 0.5100)." in text
+    assert "at a glance" in text and "score kept" not in text
+
+
+def test_how_scores_are_said(inputs, make_record, make_entry):
+    other = make_entry("de", "sparse", value=0.41, retention=0.5, retention_above_floor=None)
+    inputs.evaluation = make_record([make_entry(), other])
+    text = markdown(inputs)
+    assert "On de, sparse it scores 0.4100 against 0.8200: 50.0% is kept. It encodes" in text
+    assert "| score kept, median of 2 | 74.4% |" in text
+    many = [make_entry(f"t{n}", "all", retention=0.8 + n / 100) for n in range(9)]
+    inputs.evaluation = make_record(many)
+    assert (
+        "Over 9 scores the median keeps 84.0% of the original's, the worst 80.0% (t0, all), the "
+        "best 88.0% (t8, all)." in markdown(inputs)
+    )
+    alone = [make_entry(f"t{n}", baseline=None, retention=None) for n in range(9)]
+    inputs.evaluation = make_record(alone)
+    assert markdown(inputs).count("it scores") == 3
+    inputs.evaluation = make_record([])
+    assert "Quality" not in headings(markdown(inputs))
+
+
+def test_names_from_the_data_are_escaped(inputs, make_record, make_entry):
+    inputs.pruning.source.base_model = "models/модель <b>"
+    inputs.evaluation = make_record([make_entry("a|b <i>")])
+    text = markdown(inputs)
+    assert text.startswith("# Pruned модель \\<b\\>\n")
+    assert r"On a\|b \<i\> it scores" in text
+
+
+# The files
+
+
+def test_every_picture_of_bge_m3_below_three_megabytes(results, make_evaluation, make_entry):
     rng = np.random.default_rng(0)
     shapes = {"head": (24, 16), "intermediate": (24, 4096), "layer": (24,), "hidden": (1024,)}
     gates = {axis: rng.uniform(size=shape) for axis, shape in shapes.items()}
@@ -115,22 +271,91 @@ def test_bge_m3_stays_below_three_megabytes(results, make_evaluation, make_entry
         {"batch": n, "metrics": {f"loss/train/{name}": rng.exponential() for name in losses}}
         for n in range(15_000)
     ]
-    for axis in (*shapes, "encoder"):
-        for key in ("expected_sparsity", "target_sparsity", "realised_sparsity"):
-            for row in rows[::50]:
+    for row in rows[::50]:
+        for axis in (*shapes, "encoder"):
+            for key in ("expected_sparsity", "target_sparsity", "realised_sparsity"):
                 row["metrics"][f"pruning/{key}/{axis}"] = rng.uniform()
-        for row in rows[::50]:
-            row["metrics"][f"pruning/lambda_1/{axis}"] = rng.normal()
-            row["metrics"][f"pruning/lambda_2/{axis}"] = rng.normal()
+            for key in ("lambda_1", "lambda_2"):
+                row["metrics"][f"pruning/{key}/{axis}"] = rng.normal()
     (results / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    before = names(results)
+    assert write_report(results) == results / MARKDOWN
+    assert names(results) - before == {MARKDOWN, HTML, *CAPTIONS}
+    for name in CAPTIONS:
+        assert (results / name).read_bytes().startswith(b"\x89PNG\r\n")
+    assert 500_000 < (results / HTML).stat().st_size < 3_000_000
+    page = Page((results / HTML).read_text(encoding="utf-8"))
+    for image, source in zip(page.all("img"), page.all("source"), strict=True):
+        light, dark = (
+            base64.b64decode(uri.partition(",")[2]).decode()
+            for uri in (image["src"], source["srcset"])
+        )
+        assert LIGHT.surface.lower() in light and DARK.surface.lower() in dark
+        assert DARK.surface.lower() not in light
+        assert light.count("<path") == dark.count("<path")
+
+
+def test_the_same_inputs_give_the_same_files_and_commands_given_win(results, drawn_quickly):
     write_report(results)
-    assert 500_000 < (results / "report.html").stat().st_size < 3_000_000
+    before = {name: (results / name).read_bytes() for name in (MARKDOWN, HTML)}
+    write_report(results, overwrite=True)
+    assert {name: (results / name).read_bytes() for name in before} == before
+    text = write_report(results, commands=["make all"], overwrite=True).read_text(encoding="utf-8")
+    assert "```bash\nmake all\n```" in text
 
 
-def test_script(two, capsys):
+@pytest.mark.parametrize("name", [MARKDOWN, HTML, "scores.png"])
+def test_an_existing_report_is_kept(name, results, drawn_quickly):
+    (results / name).write_text("mine")
+    before = names(results)
+    with pytest.raises(FileExistsError, match=rf"{re.escape(name)} exists.*--overwrite"):
+        write_report(results)
+    assert names(results) == before
+    assert (results / name).read_text() == "mine"
+    write_report(results, overwrite=True)
+    assert (results / name).read_bytes() != b"mine"
+
+
+def test_a_report_that_cannot_be_made_leaves_the_folder_as_it_was(
+    results, make_evaluation, make_entry, drawn_quickly
+):
+    before = names(results)
+    entry = make_entry()
+    del entry["interval"]
+    (results / "evaluation.json").write_text(json.dumps(make_evaluation([entry])))
+    with pytest.raises(ValueError, match=r"half: the results have no 'interval'\. To fix, write"):
+        write_report(results)
+    assert names(results) == before
+
+
+def test_a_picture_that_cannot_be_drawn_leaves_the_folder_as_it_was(results):
+    for name in ("evaluation.json", "metrics.jsonl", "metrics-recovery.jsonl"):
+        (results / name).unlink()
+    np.savez(results / "gates.npz", layer=np.array([0.5, 1.5]))
+    before = names(results)
+    with pytest.raises(ValueError, match=r"gates of layer are not in \[0, 1\]"):
+        write_report(results)
+    assert names(results) == before
+
+
+def test_a_full_disk_leaves_no_half_of_a_page(results, drawn_quickly, monkeypatch):
+    write_report(results)
+    page = (results / HTML).read_bytes()
+
+    def fill_the_disk(*_):
+        raise OSError("No space left on device")
+
+    monkeypatch.setattr("bge_pruning.utils.files.os.replace", fill_the_disk)
+    with pytest.raises(OSError, match="No space left"):
+        write_report(results, overwrite=True)
+    assert (results / HTML).read_bytes() == page
+    assert not [name for name in names(results) if name.startswith(".")]
+
+
+def test_script(results, drawn_quickly, capsys):
     main = runpy.run_path(str(SCRIPT))["main"]
-    assert main([str(two)]) == 0
-    assert capsys.readouterr().out == (f"wrote {two}/report.md and {two}/report.html\n")
-    assert main([str(two)]) == 1
+    assert main([str(results)]) == 0
+    assert capsys.readouterr().out == f"wrote {results}/report.md and {results}/report.html\n"
+    assert main([str(results)]) == 1
     assert "error: " in capsys.readouterr().err
-    assert main([str(two), "--overwrite", "--command", "make all"]) == 0
+    assert main([str(results), "--overwrite", "--command", "make all"]) == 0
