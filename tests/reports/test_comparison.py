@@ -5,16 +5,22 @@ import runpy
 from pathlib import Path
 
 import pytest
+from scipy.stats import t as student
 
 from bge_pruning.reports.comparison import (
-    describe_comparison,
+    Estimate,
+    estimate_mean,
     pareto_front,
+    percent,
     read_candidates,
-    render_comparison,
     summary_header,
     summary_rows,
 )
-from bge_pruning.reports.pareto_plot import plot_pareto
+from bge_pruning.reports.comparison_report import (
+    describe_comparison,
+    draw_comparison,
+    render_comparison,
+)
 
 SCRIPT = Path(__file__).parents[2] / "scripts" / "compare_runs.py"
 BASELINES = {("sts", "dense"): 0.8, ("scifact", "dense"): 0.5, ("scifact", "all"): 0.6}
@@ -115,8 +121,27 @@ def test_speed_that_was_not_measured(tmp_path):
     candidates, _ = read_candidates([str(write(tmp_path / "a", 0.9, speed=None))])
     assert [c.latency for c in candidates] == [None, None]
     assert summary_rows(candidates)[1][4:6] == ["-", "-"]
-    plot_pareto(candidates, tmp_path / "x.png")
-    assert (tmp_path / "x.png").stat().st_size > 1000
+    (panel,) = draw_comparison(candidates).axes
+    assert {text.get_text() for text in panel.texts} == {"original", "a"}
+
+
+def test_an_interval_by_hand():
+    found = estimate_mean([1.0, 2.0, 3.0])
+    assert (found.mean, found.count) == (2.0, 3)
+    assert found.half == pytest.approx(4.302653 * 1.0 / 3**0.5, rel=1e-6)
+    low, high = student.interval(0.95, 2, loc=2.0, scale=1 / 3**0.5)
+    assert (found.mean - found.half, found.mean + found.half) == pytest.approx((low, high))
+
+
+def test_one_value_has_no_interval_and_none_no_mean():
+    assert estimate_mean([0.5]) == Estimate(0.5, None, 1)
+    assert estimate_mean([]) is None
+
+
+def test_numbers_as_text():
+    assert percent(Estimate(0.98765, 0.00321, 3)) == "98.8 ± 0.3"
+    assert percent(Estimate(0.98765, None, 1), 2) == "98.77"
+    assert percent(None) == "-"
 
 
 @pytest.mark.parametrize(
@@ -156,20 +181,7 @@ def test_files_that_cannot_be_compared(tmp_path):
         (lambda c: c["parameters"].update(model=None), "parameters.model is null, expected an obj"),
         (lambda c: c["parameters"]["baseline"].pop("total"), "has no parameters.baseline.total"),
         (lambda c: c["tasks"][0].pop("floor"), r"has no tasks\[0\].floor"),
-        (
-            lambda c: c["tasks"][1].update(floor=None),
-            r"tasks\[1\].floor is null, expected a finite",
-        ),
-        (
-            lambda c: c["tasks"][2].update(value="0.5"),
-            r"tasks\[2\].value is \"0.5\", expected a fin",
-        ),
-        (lambda c: c["tasks"][0].update(value=10**400), r"tasks\[0\].value is a huge number, exp"),
         (lambda c: c["tasks"][0].pop("baseline"), r"has no tasks\[0\].baseline"),
-        (lambda c: c["tasks"].insert(0, 1), r"tasks\[0\] is 1, expected an object with keys"),
-        (lambda c: c["tasks"][0].update(mode="x"), r"mode is \"x\", expected one of dense, sparse"),
-        (lambda c: c["tasks"][0].update(main=1), r"main is 1, expected true or false"),
-        (lambda c: c["tasks"][0].update(task="\ud800"), r"it spells half of a surrogate pair"),
     ],
 )
 def test_values_of_another_kind_are_named(damage, message, tmp_path):
@@ -221,15 +233,8 @@ def test_runs_of_one_name_are_of_one_size(tmp_path):
         read_candidates([f"x={folder}" for folder in sizes])
 
 
-def test_the_picture_names_every_model(results, tmp_path):
-    from matplotlib.figure import Figure
-
-    figures = []
-    save = Figure.savefig
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(Figure, "savefig", lambda f, *a, **k: figures.append(f) or save(f, *a, **k))
-        plot_pareto(read_candidates(results)[0], tmp_path / "x.png")
-    (figure,) = figures
+def test_the_picture_names_every_model(results):
+    figure = draw_comparison(read_candidates(results)[0])
     assert len(figure.axes) == 2
     for panel in figure.axes:
         assert {text.get_text() for text in panel.texts} == {"original", "half", "quarter"}

@@ -7,6 +7,7 @@ import pytest
 from rich.console import Console
 
 from bge_pruning.reports.console import show_evaluation
+from bge_pruning.utils.typed_records import EvaluationRecord
 
 MODEL = {"encoder": 2_000_000, "embeddings": 3_000, "pooler": 10, "heads": 5, "total": 2_003_015}
 BASELINE = {"encoder": 8_000_000, "embeddings": 6_000, "pooler": 40, "heads": 0, "total": 8_006_040}
@@ -41,7 +42,9 @@ def result(make_entry) -> dict:
 
 def show(result: dict, width: int = 130) -> str:
     stream = io.StringIO()
-    show_evaluation(result, Console(file=stream, width=width, highlight=False))
+    show_evaluation(
+        EvaluationRecord.model_validate(result), Console(file=stream, width=width, highlight=False)
+    )
     return stream.getvalue()
 
 

@@ -7,13 +7,13 @@ from bge_pruning.reports.history_plot import (
     has_multipliers,
     has_training,
 )
-from bge_pruning.reports.report_data import collect_series
+from bge_pruning.reports.report_data import HistoryRow, collect_series
 from bge_pruning.utils.visualization import AXIS_TITLES, DARK, LIGHT, THEMES
 
 
 @pytest.fixture
 def series(make_history):
-    return collect_series(make_history())
+    return collect_series([HistoryRow.model_validate(row) for row in make_history()])
 
 
 def titles(figure):
@@ -49,21 +49,16 @@ def test_multipliers_have_a_curve_for_each_axis(series):
 def test_training_has_losses_and_scores(series, said):
     figure = draw_training(series)
     assert titles(figure) == ["Task loss: median and most values", "Scores while training"]
-    assert set(curves(figure.axes[0])) == {"distillation alignment"}
-    assert list(curves(figure.axes[1])["dev"][1]) == pytest.approx([0.7, 0.8, 0.9])
-    assert "total" not in said(
-        figure
-    )  # it holds the constraint too, and would hide the task's loss
-
-
-def test_a_loss_is_drawn_as_a_running_median_in_a_band(series):
-    panel = draw_training(series).axes[0]
-    _, middle = panel.lines[0].get_data()
+    losses, scores = figure.axes
+    # Not the total: it holds the constraint too, and would hide the task's loss.
+    assert set(curves(losses)) == {"distillation alignment"} and "total" not in said(figure)
+    assert list(curves(scores)["dev"][1]) == pytest.approx([0.7, 0.8, 0.9])
+    _, middle = losses.lines[0].get_data()
     values = series["loss/train/distillation_alignment"][1]
     assert middle[20] == pytest.approx(values[20])  # it falls steadily
-    (band,) = panel.collections
-    low, high = band.get_paths()[0].vertices[:, 1].min(), band.get_paths()[0].vertices[:, 1].max()
-    assert low < middle.min() and high > middle.max()
+    (band,) = losses.collections
+    heights = band.get_paths()[0].vertices[:, 1]
+    assert heights.min() < middle.min() and heights.max() > middle.max()
 
 
 def test_losses_of_several_sizes_get_a_log_scale_with_plain_numbers(said):
@@ -76,7 +71,7 @@ def test_losses_of_several_sizes_get_a_log_scale_with_plain_numbers(said):
     assert draw_training(with_zero).axes[0].get_yscale() == "linear"
 
 
-@pytest.mark.parametrize("count", [1, 2, 3, 4, 5, 7])
+@pytest.mark.parametrize("count", [1, 2, 4, 7])
 def test_any_number_of_axes_is_legible(count, assert_legible):
     axes = [*AXIS_TITLES, "a", "b"][:count]
     series = {}
@@ -111,12 +106,3 @@ def test_curves_have_the_colours_of_the_theme(theme, series):
 def test_what_can_be_drawn(series):
     assert has_training(series) and has_multipliers(series)
     assert not has_training({}) and not has_multipliers({})
-
-
-def test_nothing_to_draw():
-    with pytest.raises(ValueError, match=r"holds no sparsity\. To fix, give the metrics of a run"):
-        draw_constraint({})
-    with pytest.raises(ValueError, match=r"holds no multiplier\. To fix, give the metrics of a"):
-        draw_multipliers({})
-    with pytest.raises(ValueError, match=r"neither loss nor score\. To fix, give the metrics"):
-        draw_training({"time/epoch": ([1], [1.0])})

@@ -1,7 +1,7 @@
 import pytest
 from markdown_it import MarkdownIt
 
-from bge_pruning.reports.markdown import escape, fence, picture, table
+from bge_pruning.reports.markdown import escape, fence, heading, paragraph, picture, table, warning
 
 NASTY = (
     "a|b",
@@ -66,5 +66,8 @@ def test_code_cannot_end_its_block(text):
     assert tokens[0].info == "bash"
 
 
-def test_a_picture():
+def test_other_blocks():
     assert picture("a [b]", "c.png") == r"![a \[b\]](c.png)"
+    assert heading("a [b]") == r"### a \[b\]"
+    assert paragraph("a [b]") == r"a \[b\]" and paragraph("a [b]").content == {"text": "a [b]"}
+    assert warning("a [b]", "*c*") == r"> **a \[b\]** \*c\*"

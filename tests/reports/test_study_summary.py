@@ -1,24 +1,21 @@
-"""Means, intervals and verdicts of a study by hand; its table, picture and files."""
+"""The shares, verdicts, tables, picture and files of a study."""
 
 import json
 
 import numpy as np
 import pytest
-from scipy.stats import t as student
 
-from bge_pruning.reports.study_plot import draw_study
-from bge_pruning.reports.study_report import summarise, write_study_report
+from bge_pruning.reports.comparison import Estimate
+from bge_pruning.reports.comparison_report import draw_study, summarise, write_study_report
+from bge_pruning.reports.study_records import StudyCell, StudyReference
 from bge_pruning.reports.study_summary import (
-    Estimate,
     compare_groups,
-    estimate_mean,
     find_keys,
     floor_shares,
     group_cells,
     judge,
     kept_of,
     keys_by_kind,
-    percent,
     render_study,
 )
 
@@ -26,12 +23,8 @@ KEYS = [("sts", "dense"), ("docs", "dense")]
 
 
 def make_cell(method, size, seed, sts, docs, share=0.5):
-    values = {
-        "sts": ("similarity", "cosine_spearman", sts),
-        "docs": ("retrieval", "ndcg_at_10", docs),
-    }
     learned = method == "l0"
-    return {
+    cell = {
         "method": method,
         "size": size,
         "seed": seed,
@@ -44,43 +37,41 @@ def make_cell(method, size, seed, sts, docs, share=0.5):
         "tokens": {"recover": 1_500_000},
         "seconds": {"choose": None, "recover": 90.0, "evaluate": 30.0},
         "scores": [
-            {"task": n, "kind": k, "mode": "dense", "metric": m, "value": 0.8 * r, "retention": r}
-            for n, (k, m, r) in values.items()
+            {**score, "value": 0.8 * score["value"], "retention": score["value"]}
+            for score in make_scores(sts, docs)
         ],
         "gates": {"distance": {"all": 0.0123}, "gap": {"encoder": -0.004}} if learned else None,
         "cut": {"sts": {"before": 0.8, "after": 0.79, "lost": 0.01}},
         "versions": {"torch": "2"},
         "machine": {"cpu": "x", "cores": 2, "gpu": None if seed == 1 else "y"},
     }
+    return StudyCell.model_validate(cell)
 
 
-REFERENCE = {
-    "original": "original",
-    "judged_by": {},
-    "parameters": {"encoder": 1_000_000, "total": 2_500_000},
-    "scores": {
-        "original": [
-            {"task": n, "kind": k, "mode": "dense", "metric": m, "value": 0.8}
-            for n, k, m in (
-                ("sts", "similarity", "cosine_spearman"),
-                ("docs", "retrieval", "ndcg_at_10"),
-            )
-        ],
-        "word_embeddings": [
-            {"task": "sts", "kind": "similarity", "mode": "dense", "metric": "cosine_spearman",
-             "value": 0.6},
-            {"task": "docs", "kind": "retrieval", "mode": "dense", "metric": "ndcg_at_10",
-             "value": 0.2},
-        ],
-        "random_weights": [
-            {"task": "sts", "kind": "similarity", "mode": "dense", "metric": "cosine_spearman",
-             "value": 0.4},
-            {"task": "docs", "kind": "retrieval", "mode": "dense", "metric": "ndcg_at_10",
-             "value": 0.3},
-        ],
-    },
-    "versions": {"torch": "2"},
-}  # fmt: skip
+def make_scores(sts, docs):
+    found = {
+        "sts": ("similarity", "cosine_spearman", sts),
+        "docs": ("retrieval", "ndcg_at_10", docs),
+    }
+    return [
+        {"task": task, "kind": kind, "mode": "dense", "metric": metric, "value": value}
+        for task, (kind, metric, value) in found.items()
+    ]
+
+
+REFERENCE = StudyReference.model_validate(
+    {
+        "original": "original",
+        "judged_by": {},
+        "parameters": {"encoder": 1_000_000, "total": 2_500_000},
+        "scores": {
+            "original": make_scores(0.8, 0.8),
+            "word_embeddings": make_scores(0.6, 0.2),
+            "random_weights": make_scores(0.4, 0.3),
+        },
+        "versions": {"torch": "2"},
+    }
+)
 CELLS = [
     make_cell("random", "half", 1, 0.90, 0.80),
     make_cell("random", "half", 2, 0.92, 0.82),
@@ -90,19 +81,6 @@ CELLS = [
 ]
 
 
-def test_an_interval_by_hand():
-    found = estimate_mean([1.0, 2.0, 3.0])
-    assert (found.mean, found.count) == (2.0, 3)
-    assert found.half == pytest.approx(4.302653 * 1.0 / 3**0.5, rel=1e-6)
-    low, high = student.interval(0.95, 2, loc=2.0, scale=1 / 3**0.5)
-    assert (found.mean - found.half, found.mean + found.half) == pytest.approx((low, high))
-
-
-def test_one_value_has_no_interval_and_none_no_mean():
-    assert estimate_mean([0.5]) == Estimate(0.5, None, 1)
-    assert estimate_mean([]) is None
-
-
 def test_groups_the_largest_and_gates_first():
     groups = group_cells(CELLS)
     assert [(g.size, g.method) for g in groups] == [
@@ -110,7 +88,7 @@ def test_groups_the_largest_and_gates_first():
         ("half", "l0"),
         ("half", "random"),
     ]
-    assert [cell["seed"] for cell in groups[1].cells] == [1, 2]
+    assert [cell.seed for cell in groups[1].cells] == [1, 2]
     assert [group.learned for group in groups] == [True, True, False]
 
 
@@ -120,13 +98,13 @@ def test_what_is_kept_by_hand():
     assert kept_of(CELLS[0], keys) == pytest.approx(0.85)
     assert kept_of(CELLS[0], [("docs", "dense")]) == 0.80
     unknown = make_cell("l0", "half", 1, 0.9, 0.9)
-    unknown["scores"][0]["retention"] = None
+    unknown.scores[0].retention = None
     assert kept_of(unknown, keys) is None
 
 
 def test_only_common_tasks_count():
     other = make_cell("l0", "half", 9, 0.9, 0.9)
-    other["scores"] = other["scores"][:1]
+    other.scores = other.scores[:1]
     assert find_keys([*CELLS, other]) == [("sts", "dense")]
 
 
@@ -162,12 +140,6 @@ def test_differences_are_paired_by_seed():
 )
 def test_verdicts(difference, verdict):
     assert judge(difference) == verdict
-
-
-def test_numbers_as_text():
-    assert percent(Estimate(0.98765, 0.00321, 3)) == "98.8 ± 0.3"
-    assert percent(Estimate(0.98765, None, 1), 2) == "98.77"
-    assert percent(None) == "-"
 
 
 def test_the_tables():
@@ -223,10 +195,11 @@ def test_a_floor_that_one_panel_alone_draws_is_in_the_legend():
 
 def test_a_floor_far_below_is_said_and_does_not_press_the_methods_together():
     near = [make_cell("l0", size, 1, share, share, share) for size, share in SIZES]
-    for panel in draw_study(near, REFERENCE).axes:
+    figure = draw_study(near, REFERENCE)
+    for panel in figure.axes:
         assert "floor" not in {line.get_label() for line in panel.lines}
         assert panel.get_ylim()[0] > 90
-    texts = [text.get_text() for text in draw_study(near, REFERENCE).axes[0].texts]
+    texts = [text.get_text() for text in figure.axes[0].texts]
     assert texts == ["floor: 56 %, far below"]
 
 
@@ -260,8 +233,8 @@ def test_models_of_one_size_are_rows_named_by_what_differs(groups, names):
 def test_files_of_a_report(tmp_path):
     (tmp_path / "cells").mkdir()
     for number, cell in enumerate(CELLS):
-        (tmp_path / "cells" / f"{number}.json").write_text(json.dumps(cell))
-    (tmp_path / "reference.json").write_text(json.dumps(REFERENCE))
+        (tmp_path / "cells" / f"{number}.json").write_text(json.dumps(cell.as_dict()))
+    (tmp_path / "reference.json").write_text(json.dumps(REFERENCE.as_dict()))
     assert write_study_report(tmp_path) == tmp_path / "table.md"
     text = (tmp_path / "table.md").read_text()
     assert text.startswith("## What is kept") and "(pareto.png)" in text
@@ -280,11 +253,12 @@ def test_reports_that_cannot_be_made(tmp_path):
     (tmp_path / "cells" / "a.json").write_text("{}")
     with pytest.raises(ValueError, match=r"a\.json: has no method, size.* To fix, remove the fil"):
         write_study_report(tmp_path)
-    (tmp_path / "cells" / "a.json").write_text(json.dumps(CELLS[0]))
+    (tmp_path / "cells" / "a.json").write_text(json.dumps(CELLS[0].as_dict()))
     with pytest.raises(FileNotFoundError, match=r"reference\.json: no such file\. To fix"):
         write_study_report(tmp_path)
-    (tmp_path / "reference.json").write_text(json.dumps(REFERENCE))
-    apart = {**CELLS[1], "scores": [{**CELLS[1]["scores"][0], "task": "other"}]}
+    (tmp_path / "reference.json").write_text(json.dumps(REFERENCE.as_dict()))
+    apart = CELLS[1].as_dict()
+    apart["scores"] = [{**apart["scores"][0], "task": "other"}]
     (tmp_path / "cells" / "b.json").write_text(json.dumps(apart))
     with pytest.raises(ValueError, match=r"the cells have no task in common\. To fix, keep"):
         write_study_report(tmp_path)

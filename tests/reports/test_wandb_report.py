@@ -1,6 +1,6 @@
 import pytest
 
-from bge_pruning.reports.report_pictures import CAPTIONS
+from bge_pruning.reports.report import CAPTIONS
 from bge_pruning.reports.wandb_report import log_report, log_scores
 
 wandb = pytest.importorskip("wandb")
@@ -33,10 +33,10 @@ def test_the_page_and_the_pictures_that_are_there(run, tmp_path):
     assert run.logged["report/gates"]._caption == CAPTIONS["gates.png"]
 
 
-def test_scores_are_a_table_and_a_summary(run, make_evaluation, make_entry):
+def test_scores_are_a_table_and_a_summary(run, make_record, make_entry):
     alone = make_entry("b", baseline=None, retention=None, retention_above_floor=None)
     other = make_entry("c", main=False, metric="cosine_pearson")
-    log_scores(run, make_evaluation([make_entry("a"), alone, other]))
+    log_scores(run, make_record([make_entry("a"), alone, other]))
     table = run.logged["scores"]
     assert table.columns[:3] == ["task", "mode", "metric"]
     assert [row[0] for row in table.data] == ["a", "b"]
@@ -47,6 +47,6 @@ def test_scores_are_a_table_and_a_summary(run, make_evaluation, make_entry):
     }
 
 
-def test_no_scores(run, make_evaluation):
-    log_scores(run, make_evaluation([]))
+def test_no_scores(run, make_record):
+    log_scores(run, make_record([]))
     assert run.logged == run.summary == {}
