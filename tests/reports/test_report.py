@@ -152,11 +152,6 @@ def test_names_commands_and_configurations_stay_text(name, inputs, make_record, 
     assert html.text.count(name.replace("/", "")) >= 2  # title and heading
 
 
-def test_a_command_cannot_end_its_block(inputs):
-    inputs.commands = ["cat <<'```'", "a < b & c | d"]
-    assert "````bash\ncat <<'```'\na < b & c | d\n````" in markdown(inputs)
-
-
 # What is decided
 
 

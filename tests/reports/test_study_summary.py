@@ -1,13 +1,14 @@
 """The shares, verdicts, tables, picture and files of a study."""
 
 import json
+from pathlib import Path
 
 import numpy as np
 import pytest
 
 from bge_pruning.reports.comparison import Estimate
 from bge_pruning.reports.comparison_report import draw_study, summarise, write_study_report
-from bge_pruning.reports.study_records import StudyCell, StudyReference
+from bge_pruning.reports.study_records import StudyCell, StudyReference, read_cells, read_reference
 from bge_pruning.reports.study_summary import (
     compare_groups,
     find_keys,
@@ -19,6 +20,7 @@ from bge_pruning.reports.study_summary import (
     render_study,
 )
 
+STUDIES = sorted((Path(__file__).parents[2] / "experiments" / "results").glob("quality*"))
 KEYS = [("sts", "dense"), ("docs", "dense")]
 
 
@@ -142,19 +144,12 @@ def test_verdicts(difference, verdict):
     assert judge(difference) == verdict
 
 
-def test_the_tables():
-    text = render_study(CELLS, REFERENCE)
-    lines = text.splitlines()
-    assert "| original |  | 100.0 % |  | 100.0 | 100.0 | 100.0 |" in lines
-    assert "| large | l0 | 75.0 % | 1 | 98.5 | 99.0 | 98.0 |" in lines
-    assert "| half | l0 | 50.0 % | 2 | 96.0 ± 12.7 | 97.0 ± 12.7 | 95.0 ± 12.7 |" in lines
-    assert "| floor |  |  |  | 56.2 | 75.0 | 37.5 |" in lines
-    assert "| half | l0 | random | above | 2 | 10.00 ± 0.00 |" in lines
-    assert (
-        "| half | l0 | 7 | 1.50M | 2.0 on x, 2.0 on y | 0.0123 | -0.40 ± 0.00 | 1.00 ± 0.00 |"
-        in lines
-    )
-    assert "| half | random | 7 | 1.50M | 2.0 on x, 2.0 on y | - | - | 1.00 ± 0.00 |" in lines
+@pytest.mark.parametrize("folder", STUDIES, ids=lambda folder: folder.name)
+def test_the_tables_of_the_studies_in_this_repository(folder):
+    cells, reference = read_cells(folder), read_reference(folder)
+    table = (folder / "table.md").read_text(encoding="utf-8")
+    assert table.startswith(render_study(cells, reference))
+    assert summarise(cells, reference) == json.loads((folder / "summary.json").read_text())
 
 
 def test_without_a_baseline_nothing_is_compared():

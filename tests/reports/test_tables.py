@@ -13,7 +13,6 @@ from bge_pruning.reports.tables import (
     render_scores,
     score_header,
     score_rows,
-    share,
     truncation_notes,
 )
 from bge_pruning.utils.typed_records import METRIC_TITLES, Constraint, EvaluationRecord
@@ -24,19 +23,6 @@ def text(parts):
 
 
 # What was gained
-
-
-def test_parameters_size_memory_and_speed(inputs):
-    said = text(render_gains(inputs))
-    assert "| encoder | 4,000,000 | 2,000,000 | 50.0% |" in said
-    assert "| heads | 0 | 0 | - |" in said
-    assert "| weights on disk | 28.0 MB | 20.0 MB | 71.4% |" in said
-    assert "| memory of weights | 28.0 MB | 20.0 MB | 71.4% |" in said
-    assert "| memory of activations | 12.0 MB | 5.00 MB | 41.7% |" in said
-    assert "while 32 texts of up to 128 tokens are embedded" in said
-    assert "| one text, median | 5.0 ms | 5.0 ms | 0.50 (0.40 to 0.62) |" in said
-    assert "100 texts/s | 180 texts/s | 1.80 (1.70 to 1.90) |" in said
-    assert "on cpu, 2 threads; in brackets" in said
 
 
 def test_what_was_not_measured(inputs):
@@ -86,22 +72,7 @@ def test_bytes(size, said):
     assert render_bytes(size) == said
 
 
-def test_share():
-    assert share(4, 1) == "25.0%"
-    assert share(0, 1) == share(None, 1) == share(4, None) == "-"
-
-
 # What was pruned
-
-
-def test_shapes_layers_and_gates(inputs):
-    said = text(render_pruned(inputs))
-    assert "| num_hidden_layers | 4 | 2 |" in said
-    assert "Layers that stay, counted from 0: 0, 3. Removed: 1, 2." in said
-    assert "| layers | 4 | 2.0 | 2 | 50.0% |" in said
-    heads = inputs.gates["head"].sum()
-    kept = inputs.kept["head"][[0, 3]].sum()  # those of removed layers are gone with them
-    assert f"| attention heads | 8 | {heads:.1f} | {kept} |" in said
 
 
 def test_layers_are_listed_only_where_some_are_gone(inputs):
@@ -115,18 +86,6 @@ def test_gates_that_nothing_was_cut_by(inputs):
     inputs.pruning, inputs.kept = None, {}
     assert "| layers | 4 | 2.0 | - | 50.0% |" in text(render_pruned(inputs))
     assert "shape" not in text(render_pruned(inputs))
-
-
-def test_layer_by_layer(inputs):
-    heading, table = render_by_layer(inputs)
-    assert heading == "### Layer by layer"
-    lines = table.splitlines()
-    assert len(lines) == 2 + 4
-    assert len({line.count("|") for line in lines}) == 1
-    units = inputs.gates["intermediate"].sum(axis=1)
-    heads = inputs.gates["head"].sum(axis=1)
-    assert lines[2] == f"| 0 | yes | 0.900 | {heads[0]:.1f} | 1 | {units[0]:.1f} | 16 |"
-    assert lines[3] == f"| 1 | no | 0.100 | {heads[1]:.1f} | - | {units[1]:.1f} | - |"
 
 
 @pytest.mark.parametrize(
@@ -148,13 +107,6 @@ def test_hidden_dimensions_have_no_layers(inputs):
 
 
 # How the constraint was met
-
-
-def test_the_distance_is_said_when_it_is_small(inputs):
-    said = text(render_constraint(inputs))
-    assert "| layers | 49.90% | 50.00% | 50.00% | 0.10 points |" in said
-    assert "after the cut" in said
-    assert "largest distance between gates and target is 0.10 points of sparsity (layers)." in said
 
 
 @pytest.mark.parametrize(("expected", "loud"), [(0.4901, False), (0.48, True), (0.52, True)])
@@ -214,13 +166,6 @@ def result(make_entry) -> EvaluationRecord:
     return EvaluationRecord.model_validate({"tasks": tasks})
 
 
-def test_the_entries_that_decide(result):
-    assert [(e.task, e.value) for e in result.main_scores()] == [
-        ("stsb-en", 0.8),
-        ("scifact", 0.5),
-    ]
-
-
 def test_a_row_for_each_task_and_mode(result):
     header = score_header(result)
     rows = [dict(zip(header, row, strict=True)) for row in score_rows(result)]
@@ -265,10 +210,6 @@ def test_names_are_escaped(result):
     assert table.splitlines()[2].startswith(r"| a\|b \<i\> | all |")
     assert note.startswith(r"a\|b \<i\>: 3 of")
     assert truncation_notes(result)[0].startswith("a|b <i>: 3 of")
-
-
-def test_texts_that_were_cut_are_named_once(result):
-    assert len(truncation_notes(result)) == 1
 
 
 def test_every_metric_has_a_title():

@@ -14,8 +14,8 @@ from bge_pruning import train
 from bge_pruning.config.load import ConfigError
 from bge_pruning.model_io.checkpoint import find_checkpoint, load_trained_model
 from bge_pruning.models.l0_module_embedding import distances_to_binary
+from bge_pruning.reports.comparison_report import write_study_report
 from bge_pruning.reports.study_records import StudyCell, read_cells, read_reference
-from bge_pruning.reports.study_report import write_study_report
 from bge_pruning.utils.files import lock_of
 from bge_pruning.utils.json_records import parse_record
 from bge_pruning.workflows import study as study_module
