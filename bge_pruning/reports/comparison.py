@@ -111,12 +111,12 @@ class Candidate:
         name: Its name.
         scores: Main score of each run, by task and mode.
         kept: Mean over tasks and modes of the share of the original's score, for each run.
-        floor: The same of the floor, lowest over the runs: what no training at all reaches.
+        floor: The same share of the floor, which needs no training; the lowest over the runs.
         encoder: Parameters of its encoder.
         total: All its parameters.
         latency: Time of one text as a share of the original's, median over the runs; ``None`` if it
             was not measured.
-        throughput: Texts per second, in times of the original's; or ``None``.
+        throughput: Texts per second divided by those of the original; or ``None``.
     """
 
     name: str
@@ -190,7 +190,7 @@ def _name_and_path(text: str) -> tuple[str, Path]:
 
 
 def _check_names(named: Sequence[tuple[str, Path]]) -> None:
-    """Refuse what would be counted twice."""
+    """Refuse the name of the original, and files that would be counted twice."""
     files = [file.resolve() for _, file in named]
     for name, file in named:
         if name == ORIGINAL:

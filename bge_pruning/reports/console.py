@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from rich.table import Table
 
 SHORT = {"random weights": "floor: random", "word embeddings": "floor: words"}
-WIDTH = 11  # of a heading's lines
+WIDTH = 11  # of a line in a heading
 
 
 def show_evaluation(result: EvaluationRecord, console: Console) -> None:

@@ -8,12 +8,12 @@ from typing import Any
 from bge_pruning.reports.markdown import table
 from bge_pruning.utils.records import CACHED, COMPILED, GATES, PLAIN, TEACHER, TRAININGS
 
-# Share of the ideal speed-up that a pruned model should reach on long texts in batches.
+# A pruned model should reach this share of the ideal speed-up on long texts in batches.
 BAR, LEAST_LENGTH, LEAST_BATCH = 0.9, 128, 32
 
 
 def render_efficiency(result: Mapping[str, Any]) -> str:
-    """What was measured, a table with a row for each setting, and what the ratios support.
+    """Describe a benchmark: models, machine, a row for each setting, and the claims it supports.
 
     Args:
         result: See :func:`bge_pruning.workflows.efficiency_benchmark.benchmark`.
@@ -52,27 +52,28 @@ def _head(result: Mapping[str, Any]) -> list[str]:
 def _row(setting: Mapping[str, Any], compared: bool) -> list[str]:
     model = setting["model"]
     memory = model["activation_bytes"]
-    cells = [
-        *(setting["runtime"], str(setting["batch_size"]), _length(setting), _latency(model)),
-        *(f"{model['texts_per_s']:,.1f}", f"{model['tokens_per_s']:,.0f}"),
+    cells = [setting["runtime"], str(setting["batch_size"]), _length(setting), _latency(model)]
+    cells += [
+        f"{model['texts_per_s']:,.1f}",
+        f"{model['tokens_per_s']:,.0f}",
         f"{model['gflops_per_token']:.4f}",
         "-" if memory is None else f"{memory / 1e6:,.1f} MB",
     ]
     if not compared:
         return cells
     low, high = setting["speedup"]["quartiles"]
-    share = f"{setting['share']:.0%}"
-    if setting["noisy"]:
-        share = f"noise, {setting['rounds']} turns"
-    return [
-        *(*cells, _latency(setting["baseline"])),
+    noise = f"noise, {setting['rounds']} turns" if setting["noisy"] else ""
+    cells += [
+        _latency(setting["baseline"]),
         f"{setting['speedup']['median']:.2f} ({low:.2f} to {high:.2f})",
-        *(f"{setting['ideal']:.2f}", share),
+        f"{setting['ideal']:.2f}",
+        noise or f"{setting['share']:.0%}",
     ]
+    return cells
 
 
 def _length(setting: Mapping[str, Any]) -> str:
-    """Tokens of a text; of real ones their mean too."""
+    """Tokens of a text; for real texts their mean too."""
     if setting["length"] != "real":
         return str(setting["length"])
     return f"real ({setting['model']['tokens_per_text']:.1f})"
@@ -83,7 +84,7 @@ def _latency(part: Mapping[str, Any]) -> str:
 
 
 def _memory(result: Mapping[str, Any]) -> list[str]:
-    """Weights; those of runtimes that take the same are named together."""
+    """Sizes of the weights; runtimes whose weights are of the same size share a line."""
     runtimes: dict[str, list[str]] = {}
     for runtime, found in result["weight_bytes"].items():
         weights = ", ".join(f"{name} {size / 1e6:,.1f} MB" for name, size in found.items())
@@ -141,12 +142,12 @@ def _claims(settings: Sequence[Mapping[str, Any]]) -> list[str]:
     return lines
 
 
-# Those that need no compiler.
+# Trainings that need no compiler.
 UNCOMPILED = tuple(name for name in TRAININGS if name != COMPILED)
-# A training's step time is given in times of another's, which it should not exceed by much.
+# The step time of a training is divided by that of another one, and has a limit.
 RATIOS = {GATES: PLAIN, COMPILED: PLAIN, TEACHER: GATES, CACHED: GATES}
 LIMITS = {GATES: 1.10, COMPILED: 1.10, TEACHER: 1.35, CACHED: 1.03}
-# Tokens per second of gates on batches of similar lengths, in times of plain on random batches.
+# Throughput of gates on batches of similar lengths, divided by that of plain on random batches.
 THROUGHPUT_GOAL = 1.5
 NOTE = (
     "Data: making the batch. Tokens: without padding. FLOPs: those that real tokens of the trained "
@@ -155,7 +156,7 @@ NOTE = (
 
 
 def render_training(result: Mapping[str, Any]) -> str:
-    """What was measured, on what, and the ratios, for a person.
+    """Describe a benchmark of trainings: model, machine, costs of a step, and ratios.
 
     Args:
         result: What ``scripts/benchmark_training.py`` writes.
@@ -164,10 +165,14 @@ def render_training(result: Mapping[str, Any]) -> str:
     header += ["of peak FLOPs", "step memory"]
     rows = [
         [
-            *(cost["batches"], TRAININGS[cost["training"]], f"{cost['median_seconds']:.3f}"),
+            cost["batches"],
+            TRAININGS[cost["training"]],
+            f"{cost['median_seconds']:.3f}",
             f"{cost['data_share']:.2%}",
-            *(f"{cost['tokens_per_second']:,.0f}", f"{cost['padding']:.1%}"),
-            *(f"{cost['utilisation']:.1%}", f"{cost['peak_bytes'] / 1e6:,.0f} MB"),
+            f"{cost['tokens_per_second']:,.0f}",
+            f"{cost['padding']:.1%}",
+            f"{cost['utilisation']:.1%}",
+            f"{cost['peak_bytes'] / 1e6:,.0f} MB",
         ]
         for cost in result["costs"]
     ]

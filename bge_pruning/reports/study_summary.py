@@ -181,15 +181,10 @@ def _cost_table(groups: Sequence[Group]) -> Block:
         tokens = group.estimate(lambda cell: float(sum(cell.tokens.values())))
         distance = group.estimate(lambda cell: cell.gates and cell.gates.distance["all"])
         gap = group.estimate(lambda cell: cell.gates and cell.gates.gap["encoder"])
-        rows.append(
-            [
-                *(group.size, group.method, f"{steps:,}", f"{tokens.mean / 1e6:.2f}M"),
-                _minutes(group.cells),
-                "-" if distance is None else f"{distance.mean:.4f}",
-                percent(gap, 2),
-                percent(group.estimate(_lost), 2),
-            ]
-        )
+        costs = [f"{steps:,}", f"{tokens.mean / 1e6:.2f}M", _minutes(group.cells)]
+        cut = ["-" if distance is None else f"{distance.mean:.4f}", percent(gap, 2)]
+        cut.append(percent(group.estimate(_lost), 2))
+        rows.append([group.size, group.method, *costs, *cut])
     return table(header, rows, words=2)
 
 
