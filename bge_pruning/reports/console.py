@@ -25,10 +25,11 @@ def show_evaluation(result: EvaluationRecord, console: Console) -> None:
     for note in truncation_notes(result):
         console.print(note, markup=False, soft_wrap=True)
     print_whole(_parameter_table(count_models(result)), console)
-    speed = result.speed
-    if speed is None or speed.latency_ms.model is None or speed.latency_ms.baseline is None:
+    if result.speed is None:
         return
-    latency, rate = speed.latency_ms, speed.throughput_texts_per_s
+    latency, rate = result.speed.latency_ms, result.speed.throughput_texts_per_s
+    if None in (latency.model, latency.baseline, rate.model, rate.baseline):
+        return
     one = f"{latency.model.median:.1f} ms, original {latency.baseline.median:.1f} ms"
     many = f"{rate.model:.0f}, original {rate.baseline:.0f} ({rate.ratio:.2f} times)"
     console.print(f"one text: {one}; texts per second: {many}", soft_wrap=True)

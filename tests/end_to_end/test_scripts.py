@@ -536,7 +536,8 @@ def test_quickstart_prepares_prunes_and_says_where(
 
 
 @pytest.mark.parametrize("name", ["r" * 100, "v2 [half]"], ids=["long", "brackets"])
-def test_quickstart_prints_paths_as_they_are(name, run, quickstart, recorded, monkeypatch):
+def test_quickstart_prints_paths_as_they_are(name, run, quickstart, monkeypatch):
+    monkeypatch.setattr(pipeline, "run_pipeline", lambda *_: {"tasks": []})
     monkeypatch.setattr(console, "show_evaluation", lambda *_: None)
     code, out, err = run(quickstart, f"results_folder='{name}'")
     assert code == 0, err

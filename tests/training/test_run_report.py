@@ -142,7 +142,7 @@ def test_results_are_a_run_of_their_own(run, tmp_path, tiny_yaml, monkeypatch):
     log_results(config, {"tasks": []})
     ((opened, evaluation),) = calls
     assert (opened.name, opened.project) == ("tiny-results", "mine")
-    assert evaluation == {"tasks": []}
+    assert evaluation.as_dict() == {"tasks": []}
     pictures = {"gates", "constraint", "multipliers", "training"}
     assert media(tmp_path / "logs" / "tiny") == {f"report/{name}" for name in {*pictures, "page"}}
 
