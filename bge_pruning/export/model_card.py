@@ -181,13 +181,12 @@ def render_model_card(
         evaluation: Scores, parameters and speed of this model.
         index: How well this model searches an index of the original.
     """
-    scores = evaluation.as_dict() if evaluation else {}
     body = _template().render(
         record=record,
         index=index,
-        layers="".join(render_layers(record.as_dict())),
-        scores=render_main_scores(scores) if evaluation else [],
-        gains=render_sizes(scores) + render_speed(scores.get("speed")) if evaluation else [],
+        layers="".join(render_layers(record.kept.layer, record.source_shape.num_hidden_layers)),
+        scores=render_main_scores(evaluation) if evaluation else [],
+        gains=render_sizes(evaluation) + render_speed(evaluation.speed) if evaluation else [],
     )
     body = re.sub(r"\n{3,}", "\n\n", body).strip()
     return f"---\n{_render_metadata(record, evaluation)}\n---\n\n{body}\n"

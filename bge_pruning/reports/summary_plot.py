@@ -88,7 +88,7 @@ def compute_gains(evaluation: EvaluationRecord) -> list[Gain]:
     return gains
 
 
-def describe_machine(speed: Speed) -> str:
+def machine_of(speed: Speed) -> str:
     """The machine that a speed was measured on."""
     threads = "" if speed.threads is None else f", {speed.threads} thread"
     plural = "" if speed.threads in (None, 1) else "s"
@@ -151,7 +151,7 @@ def _draw_gains(panel: Axes, gains: Sequence[Gain], speed: Speed | None, theme: 
     panel.set_ylim(len(gains) - 0.4, -0.6)
     largest = max(value for gain in gains for value in (1.0, gain.ratio, *gain.quartiles))
     panel.set_xlim(0, 1.25 * largest)
-    machine = f"\non {describe_machine(speed)}" if speed else ""
+    machine = f"\non {machine_of(speed)}" if speed else ""
     # To the right: the name of a device is longer than the axis, and there is room at the left.
     panel.set_xlabel(f"times better than the original (dashed){machine}", loc="right", fontsize=8.5)
     dress(panel, "What was gained", grid="x")

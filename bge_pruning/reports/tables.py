@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 
 from bge_pruning.reports.markdown import Block, heading, paragraph, table, warning
 from bge_pruning.reports.report_data import Inputs, last_constraint
-from bge_pruning.reports.summary_plot import count_models, describe_machine, memory_bytes
+from bge_pruning.reports.summary_plot import count_models, machine_of, memory_bytes
 from bge_pruning.utils.typed_records import (
     METRIC_TITLES,
     Entry,
@@ -126,7 +126,7 @@ def render_speed(speed: Speed | None) -> list[Block]:
     return [
         table(["speed", "original", "pruned", "pruned / original"], rows),
         paragraph(
-            f"Measured in turns in one process on {describe_machine(speed)}; in brackets the "
+            f"Measured in turns in one process on {machine_of(speed)}; in brackets the "
             "quartiles of the ratio."
         ),
     ]
