@@ -39,7 +39,7 @@ from bge_pruning.utils.devices import check_device, default_device
 from bge_pruning.utils.environment import collect_versions
 from bge_pruning.utils.files import evaluation_files, refuse_existing, write_json, write_text
 from bge_pruning.utils.model_analysis import measure_peak_bytes, measure_speed
-from bge_pruning.utils.typed_records import Entry, EvaluationRecord, Speed
+from bge_pruning.utils.records import Entry, EvaluationRecord, Speed
 
 # Files that hold weights, as far as this project and sentence-transformers read them.
 WEIGHT_FILES = (

@@ -9,7 +9,7 @@ import numpy as np
 
 from bge_pruning.evaluation.encoders import Encoder
 from bge_pruning.evaluation.statistics import bootstrap_interval
-from bge_pruning.utils.typed_records import IndexRecord
+from bge_pruning.utils.records import IndexRecord
 
 # Queries whose products with all passages are in memory at once.
 BLOCK = 256

@@ -37,7 +37,7 @@ from bge_pruning.model_io.precision import DTYPES
 from bge_pruning.models.encoder_shape import EncoderShape
 from bge_pruning.utils.files import atomic_folder, write_json
 from bge_pruning.utils.guard import import_optional
-from bge_pruning.utils.typed_records import PruningRecord, Vocabulary
+from bge_pruning.utils.records import PruningRecord, Vocabulary
 
 log = logging.getLogger(__name__)
 

@@ -41,7 +41,7 @@ from bge_pruning.models.structural_pruning import (
     prune_linear,
 )
 from bge_pruning.selection.nested_shapes import masks_of_indices, relative_indices
-from bge_pruning.utils.typed_records import (
+from bge_pruning.utils.records import (
     Constraint,
     Kept,
     MultiVector,

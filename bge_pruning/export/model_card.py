@@ -23,7 +23,7 @@ from bge_pruning.reports.tables import (
 )
 from bge_pruning.utils.files import write_text
 from bge_pruning.utils.json_records import Count, Record, Text, read_record
-from bge_pruning.utils.typed_records import (
+from bge_pruning.utils.records import (
     METRIC_TITLES,
     BothParameters,
     EvaluationRecord,

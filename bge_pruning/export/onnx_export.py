@@ -23,7 +23,7 @@ from bge_pruning.model_io.pretrained import BaseModel, load_base_model
 from bge_pruning.model_io.projection import project
 from bge_pruning.utils.files import atomic_folder, check_free
 from bge_pruning.utils.guard import import_optional
-from bge_pruning.utils.typed_records import OnnxRecord
+from bge_pruning.utils.records import OnnxRecord
 
 if TYPE_CHECKING:
     from onnx import ModelProto, TensorProto

@@ -28,7 +28,7 @@ from bge_pruning.export.validation import VALIDATION_SENTENCES
 from bge_pruning.utils.files import refuse_existing
 from bge_pruning.utils.guard import import_optional
 from bge_pruning.utils.model_analysis import measure_speed
-from bge_pruning.utils.typed_records import Int8Record
+from bge_pruning.utils.records import Int8Record
 
 if TYPE_CHECKING:
     from onnx import GraphProto, ModelProto

@@ -11,7 +11,7 @@ from bge_pruning.model_io.checkpoint import TrainedModel
 from bge_pruning.models.encoder_shape import EncoderShape, count_parameters, forward_flops
 from bge_pruning.models.l0_module_embedding import BUDGET, OPERATIONS, L0Module
 from bge_pruning.models.structural_pruning import SHAPE_FIELDS, KeepIndices
-from bge_pruning.utils.typed_records import (
+from bge_pruning.utils.records import (
     Constraint,
     Kept,
     Parameters,

@@ -48,7 +48,7 @@ from bge_pruning.model_io.vocabulary_files import (
 )
 from bge_pruning.models.bge_m3_backbone import XLMRobertaBackbone
 from bge_pruning.models.encoder_shape import EncoderShape
-from bge_pruning.utils.typed_records import PruningRecord
+from bge_pruning.utils.records import PruningRecord
 
 # A script is kept if it makes up this share of the letters of one of the corpora: a foreign name
 # in a news text is no reason to keep all Chinese characters.

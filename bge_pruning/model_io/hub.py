@@ -13,7 +13,7 @@ from typing import Any
 
 import yaml
 
-from bge_pruning.utils.typed_records import Source
+from bge_pruning.utils.records import Source
 
 TOKENIZER_FILES = (
     "tokenizer.json",

@@ -31,7 +31,7 @@ from bge_pruning.models.bge_m3_backbone import XLMRobertaBackbone
 from bge_pruning.models.embedding_heads import EmbeddingHeads
 from bge_pruning.models.encoder_shape import EncoderShape
 from bge_pruning.utils.json_records import read_record
-from bge_pruning.utils.typed_records import PruningRecord
+from bge_pruning.utils.records import PruningRecord
 
 log = logging.getLogger(__name__)
 

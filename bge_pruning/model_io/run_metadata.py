@@ -23,7 +23,7 @@ from bge_pruning.utils.json_records import (
     parse_json,
     parse_record,
 )
-from bge_pruning.utils.typed_records import Pooling, PruningRecord, Shape
+from bge_pruning.utils.records import Pooling, PruningRecord, Shape
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,7 @@ from typing import TypeVar
 
 from bge_pruning.reports.study_records import StudyScore
 from bge_pruning.utils.json_records import Record, read_record
-from bge_pruning.utils.typed_records import Entry, EvaluationRecord, Parameters, Speed
+from bge_pruning.utils.records import Entry, EvaluationRecord, Parameters, Speed
 
 EVALUATION = "evaluation.json"
 ORIGINAL = "original"

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from bge_pruning.reports.comparison import Candidate, summary_header, summary_rows
 from bge_pruning.reports.summary_plot import count_models
 from bge_pruning.reports.tables import LABELS, PARTS, score_header, score_rows, truncation_notes
-from bge_pruning.utils.typed_records import EvaluationRecord, Parameters
+from bge_pruning.utils.records import EvaluationRecord, Parameters
 
 if TYPE_CHECKING:
     from rich.console import Console

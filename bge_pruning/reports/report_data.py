@@ -21,7 +21,7 @@ from bge_pruning.utils.json_records import (
     parse_record,
     read_record,
 )
-from bge_pruning.utils.typed_records import Constraint, EvaluationRecord, PruningRecord
+from bge_pruning.utils.records import Constraint, EvaluationRecord, PruningRecord
 from bge_pruning.utils.visualization import AXIS_TITLES
 
 if TYPE_CHECKING:

@@ -19,7 +19,7 @@ from bge_pruning.reports.tables import (
     render_scores,
     share,
 )
-from bge_pruning.utils.typed_records import Entry
+from bge_pruning.utils.records import Entry
 
 MAX_SENTENCES = 3  # more scores are summed up
 ENDS = 25  # the start and the end of a run are its first and its last 1/25

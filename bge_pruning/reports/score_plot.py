@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from itertools import groupby
 from typing import TYPE_CHECKING, Any
 
-from bge_pruning.utils.typed_records import METRIC_TITLES, Entry
+from bge_pruning.utils.records import METRIC_TITLES, Entry
 from bge_pruning.utils.visualization import LIGHT, Theme, legend_label, make_figure
 
 if TYPE_CHECKING:

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from bge_pruning.utils.json_records import Count, Number, Positive, Record, Text, read_record
-from bge_pruning.utils.typed_records import Metric, Mode, Parameters, TaskKind
+from bge_pruning.utils.records import Metric, Mode, Parameters, TaskKind
 
 REFERENCE = "reference.json"
 FIX = "remove the file and run the study again"

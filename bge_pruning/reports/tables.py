@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from bge_pruning.reports.markdown import Block, heading, paragraph, table, warning
 from bge_pruning.reports.report_data import Inputs, last_constraint
 from bge_pruning.reports.summary_plot import count_models, machine_of, memory_bytes
-from bge_pruning.utils.typed_records import (
+from bge_pruning.utils.records import (
     METRIC_TITLES,
     Entry,
     EvaluationRecord,

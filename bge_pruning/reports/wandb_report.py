@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from bge_pruning.reports.report import CAPTIONS, HTML
 from bge_pruning.reports.tables import score_header, score_rows
-from bge_pruning.utils.typed_records import EvaluationRecord
+from bge_pruning.utils.records import EvaluationRecord
 
 if TYPE_CHECKING:
     from wandb.sdk.wandb_run import Run

@@ -15,7 +15,7 @@ from bge_pruning.reports.report_data import COMMANDS, VERSIONS
 from bge_pruning.reports.wandb_report import log_report, log_scores
 from bge_pruning.utils.files import write_json, write_text
 from bge_pruning.utils.json_records import Record, Text, read_record
-from bge_pruning.utils.typed_records import EvaluationRecord, PruningRecord
+from bge_pruning.utils.records import EvaluationRecord, PruningRecord
 
 if TYPE_CHECKING:
     from bge_pruning.config.load import Config

@@ -1,192 +1,36 @@
-"""JSON files that people and other programs may have changed: the kind of every value is checked.
-
-What a report or a model card is made of comes from files. A value of another kind would end as a
-``TypeError`` far away from the file; here it is an error that names the file and the key.
-"""
+"""What the JSON files of this project hold: one record for each kind of file."""
 
 from __future__ import annotations
 
-import json
-from collections.abc import Mapping
-from pathlib import Path
-from typing import Any
+from typing import Annotated
 
-# Kinds of a single value.
-NUMBER = "a finite number"
-COUNT = "a whole number of 0 or more"
-POSITIVE = "a number above 0"
-DEPTH = "a whole number from 1 to 1000"
-SIZE = "a whole number from 1 to 10 million"
-TEXT = "a text"
-FLAG = "true or false"
-ANYTHING = "anything"
-# Larger ones are no measurement, and a float does not hold every whole number beyond.
-LARGEST = 1e15
-# One of the kinds; a list of one schema; a tuple of schemas, one for each item; keys and schemas
-# (a key that ends with ? may be missing); or one of the classes below.
-Schema = Any
+from pydantic import Field
 
+from bge_pruning.utils.json_records import (
+    Count,
+    Depth,
+    Flag,
+    Interval,
+    Number,
+    Positive,
+    Record,
+    Size,
+    Text,
+    one_of,
+)
 
-class Optional:
-    """A schema, or null."""
-
-    def __init__(self, schema: Schema) -> None:
-        self.schema = schema
-
-
-class Each:
-    """An object with any keys, every value of one schema."""
-
-    def __init__(self, schema: Schema) -> None:
-        self.schema = schema
-
-
-class Either:
-    """Of the first schema, or of the second, which the message names."""
-
-    def __init__(self, first: Schema, second: Schema) -> None:
-        self.first, self.second = first, second
-
-
-class OneOf:
-    """One of some texts."""
-
-    def __init__(self, *texts: str) -> None:
-        self.texts = texts
-
-
-def read_record(path: Path, schema: Schema, fix: str) -> dict[str, Any]:
-    """A JSON object from a file, checked.
-
-    Args:
-        path: The file.
-        schema: Its keys; others may be there too.
-        fix: What to do about a wrong file, such as ``extract the model again``.
-
-    Raises:
-        FileNotFoundError: If there is no such file.
-        ValueError: If the file is no JSON object of this kind.
-    """
-    if not path.is_file():
-        raise FileNotFoundError(f"{path}: no such file. To fix, {fix}.")
-    record = parse_json(path.read_bytes(), str(path), fix)
-    check_record(record, schema, str(path), fix)
-    return record
-
-
-def parse_json(content: bytes, where: str, fix: str) -> Any:
-    """The value that a JSON text stands for.
-
-    Args:
-        content: The text, in UTF-8.
-        where: File, for the message.
-        fix: What to do about it.
-
-    Raises:
-        ValueError: If it is no JSON.
-    """
-    try:
-        text = content.decode("utf-8")
-        value = json.loads(text)
-        if "\\u" in text:
-            json.dumps(value, ensure_ascii=False).encode("utf-8")
-        return value
-    except RecursionError:
-        reason = "nested too deeply"
-    except UnicodeDecodeError:
-        reason = "not UTF-8"
-    except UnicodeEncodeError:
-        reason = "it spells half of a surrogate pair"
-    except ValueError as error:  # also of a number with thousands of digits
-        reason = getattr(error, "msg", str(error))
-    raise ValueError(f"{where}: is not JSON ({reason}). To fix, {fix}.")
-
-
-def check_record(record: Any, schema: Schema, where: str, fix: str) -> None:
-    """Refuse values of another kind than the schema says.
-
-    Args:
-        record: What was read.
-        schema: See :data:`Schema`.
-        where: File, for the message.
-        fix: What to do about it.
-
-    Raises:
-        ValueError: If a key is missing or a value is of another kind; the message names it.
-    """
-    if found := _find_wrong(record, schema, ""):
-        raise ValueError(f"{where}: {found}. To fix, {fix}.")
-
-
-def _find_wrong(value: Any, schema: Schema, key: str) -> str | None:
-    """What is wrong with a value, or ``None``."""
-    if isinstance(schema, Optional):
-        return None if value is None else _find_wrong(value, schema.schema, key)
-    if isinstance(schema, Either):
-        first = _find_wrong(value, schema.first, key)
-        return first and _find_wrong(value, schema.second, key)
-    if isinstance(schema, str | OneOf):
-        return None if _is_kind(value, schema) else _say(value, schema, key)
-    if isinstance(schema, Mapping | Each):
-        return _wrong_in_object(value, schema, key)
-    if not isinstance(value, list) or (isinstance(schema, tuple) and len(value) != len(schema)):
-        length = f" of {len(schema)}" if isinstance(schema, tuple) else ""
-        return f"{key or 'it'} is {show(value)}, expected a list{length}"
-    items = schema if isinstance(schema, tuple) else schema * len(value)
-    pairs = zip(value, items, strict=True)
-    found = (_find_wrong(item, part, f"{key}[{n}]") for n, (item, part) in enumerate(pairs))
-    return next((wrong for wrong in found if wrong), None)
-
-
-def _wrong_in_object(value: Any, schema: Mapping[str, Schema] | Each, key: str) -> str | None:
-    if not isinstance(value, dict):
-        return f"{key or 'it'} is {show(value)}, expected an object with keys"
-    prefix = f"{key}." if key else ""
-    if isinstance(schema, Each):
-        parts = dict.fromkeys(value, schema.schema)
-    else:
-        parts = {name.removesuffix("?"): part for name, part in schema.items()}
-        missing = [n for n in schema if not n.endswith("?") and n not in value]
-        if missing:
-            return f"has no {', '.join(prefix + name for name in missing)}"
-    found = (_find_wrong(value[n], part, prefix + n) for n, part in parts.items() if n in value)
-    return next((wrong for wrong in found if wrong), None)
-
-
-def _is_kind(value: Any, kind: str | OneOf) -> bool:
-    if isinstance(kind, OneOf):
-        return isinstance(value, str) and value in kind.texts
-    number = type(value) in (int, float) and abs(value) <= LARGEST  # NaN is not
-    return {
-        NUMBER: number,
-        COUNT: number and type(value) is int and value >= 0,
-        POSITIVE: number and value > 0,
-        DEPTH: number and type(value) is int and 1 <= value <= 1000,
-        SIZE: number and type(value) is int and 1 <= value <= 10_000_000,
-        TEXT: isinstance(value, str) and _is_unicode(value),
-        FLAG: isinstance(value, bool),
-        ANYTHING: True,
-    }[kind]
-
-
-def _is_unicode(text: str) -> bool:
-    """Whether it can be written: JSON can spell half of a character."""
-    return not any("\ud800" <= letter <= "\udfff" for letter in text)
-
-
-def _say(value: Any, kind: str | OneOf, key: str) -> str:
-    expected = f"one of {', '.join(kind.texts)}" if isinstance(kind, OneOf) else kind
-    return f"{key or 'it'} is {show(value)}, expected {expected}"
-
-
-def show(value: Any) -> str:
-    """A value in few characters."""
-    if isinstance(value, dict | list):
-        return "an object" if isinstance(value, dict) else "a list"
-    if type(value) is int and abs(value) > LARGEST:
-        return "a huge number"
-    text = json.dumps(value)
-    return text if len(text) <= 40 else text[:37] + "..."
+MODES = ("dense", "sparse", "colbert", "dense+sparse", "all")
+# How people write the metrics that mteb computes.
+METRIC_TITLES = {
+    "cosine_spearman": "Spearman",
+    "cosine_pearson": "Pearson",
+    "spearman": "Spearman",
+    "pearson": "Pearson",
+    "ndcg_at_10": "nDCG@10",
+    "mrr_at_10": "MRR@10",
+    "recall_at_100": "Recall@100",
+    "map_at_100": "MAP@100",
+}
 
 
 PLAIN, GATES, COMPILED, TEACHER, CACHED = "plain", "gates", "compiled", "teacher", "cached"
@@ -198,3 +42,355 @@ TRAININGS = {
     TEACHER: "gates, teacher on the fly",
     CACHED: "gates, cached teacher",
 }
+
+Mode = Annotated[str, one_of(MODES)]
+Metric = Annotated[str, one_of(tuple(METRIC_TITLES))]
+TaskKind = Annotated[str, one_of(("similarity", "retrieval"))]
+Pooling = Annotated[str, one_of(("cls", "mean"))]
+
+
+# evaluation.json
+
+
+class Parameters(Record):
+    """Parameters of a model by part."""
+
+    encoder: Positive
+    embeddings: Count = 0
+    pooler: Count = 0
+    heads: Count = 0
+    total: Positive
+
+
+class Entry(Record):
+    """One metric of a task in a mode, see :func:`bge_pruning.evaluation.evaluate.describe_task`."""
+
+    task: Text
+    kind: TaskKind | None = None
+    mode: Mode
+    metric: Metric | None = None
+    main: Flag
+    value: Number
+    baseline: Number | None
+    floor: Number
+    floors: dict[str, Number] = Field(default_factory=dict)
+    retention: Number | None
+    retention_above_floor: Number | None = None
+    also: dict[str, Number | None] = Field(default_factory=dict)
+    samples: Count | None = None
+    texts: Count | None = None
+    truncated: Count | None = None
+    seconds: Number | None = None
+    interval: Interval | None = None
+    p_value: Number | None = None
+
+
+class Times(Record):
+    """Milliseconds of one text."""
+
+    median: Positive
+    p95: Positive | None = None
+
+
+class Latency(Record):
+    """Latency of two models."""
+
+    model: Times | None = None
+    baseline: Times | None = None
+    ratio: Positive
+    ratio_iqr: Interval | None = None
+
+
+class Throughput(Record):
+    """Texts per second of two models."""
+
+    model: Positive | None = None
+    baseline: Positive | None = None
+    ratio: Positive
+    ratio_iqr: Interval | None = None
+
+
+class Memory(Record):
+    """Bytes of ``weights`` and ``activations`` while a batch is embedded."""
+
+    texts: Count
+    tokens: Count
+    model: dict[str, Count | None]
+    baseline: dict[str, Count | None]
+
+
+class Speed(Record):
+    """Speed of two models that took turns."""
+
+    device: Text | None = None
+    threads: Count | None = None
+    batch_size: Count = 32
+    latency_ms: Latency
+    throughput_texts_per_s: Throughput
+    memory_bytes: Memory | None = None
+
+
+class BothParameters(Record):
+    """Parameters of the model and of its baseline."""
+
+    model: Parameters | None = None
+    baseline: Parameters | None = None
+
+
+class EvaluationRecord(Record):
+    """``evaluation.json``: scores, parameters and speed of a model beside its original."""
+
+    model: Text | None = None
+    baseline: Text | None = None
+    tasks: list[Entry]
+    parameters: BothParameters | None = None
+    size_bytes: dict[str, Count | None] | None = None
+    speed: Speed | None = None
+    seed: Count | None = None
+    max_length: Count | None = None
+    command: Text | None = None
+    versions: dict[str, Text] = Field(default_factory=dict)
+
+    def main_scores(self) -> list[Entry]:
+        """The entry of each task and mode that decides: Spearman correlation or nDCG@10."""
+        return [entry for entry in self.tasks if entry.main]
+
+
+class IndexCosines(Record):
+    """Cosines between the vectors of the old and the new model."""
+
+    mean: Number
+    p5: Number
+
+
+class IndexRecord(Record):
+    """How well a new model searches an old model's index."""
+
+    old: Text | None = None
+    new: Text
+    passages: Count
+    queries: Count
+    top_k: Count
+    agreement: Number
+    agreement_interval: Interval
+    same_first: Number
+    chance: Number
+    cosine: IndexCosines
+
+
+# pruning.json
+
+
+class Shape(Record):
+    """Sizes of an encoder, as far as a record has them."""
+
+    hidden_size: Size
+    num_attention_heads: Size | None = None
+    num_hidden_layers: Depth
+    intermediate_size: Size
+    vocab_size: Size | None = None
+    head_dim: Size | None = None
+    max_position_embeddings: Size | None = None
+    type_vocab_size: Count | None = None
+    pooler: Flag | None = None
+    sparse_head: Flag | None = None
+    colbert_dim: Count | None = None
+
+
+class Constraint(Record):
+    """How far the gates of an axis were from what is cut, shares of the axis."""
+
+    expected_sparsity: Number
+    target_sparsity: Number
+    realised_sparsity: Number
+    largest_distance: Number | None = None
+
+
+class Projection(Record):
+    """The map from a model's vectors to those of the original."""
+
+    kind: Annotated[str, one_of(("selection", "fitted"))]
+    dimensions: Count
+    texts: Count | None
+
+
+class Source(Record):
+    """The model that was pruned; ``projection`` if its vectors are not those of its encoder."""
+
+    base_model: Text
+    revision: Text | None = None
+    license: Text | None = None
+    origin: Text | None = None
+    projection: Projection | None = None
+
+
+class PrunedParameters(Record):
+    """Parameters before and after."""
+
+    source: Parameters
+    extracted: Parameters
+
+
+class Kept(Record):
+    """Indices that stay, in the source's numbering; ``None`` keeps all."""
+
+    layer: list[Count] | None = None
+    hidden: list[Count] | None = None
+    head: list[list[Count] | None] | None = None
+    intermediate: list[list[Count] | None] | None = None
+
+
+class Coverage(Record):
+    """What a smaller vocabulary does to the texts of a corpus."""
+
+    corpus: Text
+    role: Text
+    texts: Count
+    tokens: Count
+    tokens_kept: Number
+    texts_same: Number
+    growth: Number
+    unknown_before: Number
+    unknown_after: Number
+
+
+class VocabularyCounts(Record):
+    """Tokens before and after."""
+
+    source: Count
+    kept: Count
+    required: Count
+    rows_saved: Count
+
+
+class SavedParameters(Record):
+    """Parameters that a smaller vocabulary saves."""
+
+    saved: Count
+    share_saved: Number
+
+
+class Vocabulary(Record):
+    """What trimming the vocabulary saved and cost."""
+
+    vocabulary: VocabularyCounts
+    scripts: list[Text]
+    parameters: SavedParameters
+    coverage: list[Coverage]
+
+
+class Rounding(Record):
+    """What rounding the weights changes."""
+
+    dense_cosine: Number
+
+
+class Precision(Record):
+    """Precision of the written weights, and the cosine of dense vectors to float32."""
+
+    dtype: Text
+    rounding: Rounding
+    as_loaded: Number | None = None
+
+
+class MultiVector(Record):
+    """The multi-vector head that was merged to a smaller dimension."""
+
+    source_dim: Count
+    colbert_dim: Count
+    largest_difference: Number
+
+
+class OnnxRecord(Record):
+    """The ONNX file beside the model."""
+
+    file: Text
+    bytes: Count
+    outputs: list[Text]
+    largest_difference: dict[str, Number]
+
+
+class CosineLoss(Record):
+    """Cosines between the vectors of two models."""
+
+    mean: Number
+    min: Number
+
+
+class Int8Cosines(Record):
+    """Cosines by output."""
+
+    dense_vecs: CosineLoss
+
+
+class Int8Spearman(Record):
+    """Spearman correlation with and without quantisation."""
+
+    int8: Number
+    float32: Number
+
+
+class Int8Record(Record):
+    """The int8 file: cosines to float32, Spearman correlations and speed."""
+
+    file: Text
+    bytes: Count
+    texts: Count
+    cosine: Int8Cosines
+    spearman: Int8Spearman | None
+    speed: Speed
+
+
+class PruningRecord(Record):
+    """``pruning.json``, see :func:`bge_pruning.export.pruning_record.build_record`."""
+
+    source: Source
+    source_shape: Shape
+    shape: Shape
+    parameters: PrunedParameters
+    kept: Kept
+    method: Text | None = None
+    constraint: dict[str, Constraint]
+    seed: Count | None = None
+    batches: dict[str, Count] = Field(default_factory=dict)
+    refit_texts: Count | None = None
+    pooling: Pooling | None = None
+    max_seq_length: Count | None = None
+    versions: dict[str, Text] = Field(default_factory=dict)
+    checkpoint: Text | None = None
+    largest_difference: Number | None = None
+    tolerance: Number | None = None
+    precision: Precision | None = None
+    multi_vector: MultiVector | None = None
+    vocabulary: Vocabulary | None = None
+    projection: Projection | None = None
+    onnx: OnnxRecord | None = None
+    onnx_int8: Int8Record | None = None
+
+
+# run.json
+
+
+class Code(Record):
+    """Revision of the code, and whether it had uncommitted changes."""
+
+    revision: Text
+    changed: Flag
+
+
+class Start(Record):
+    """One start of a run, see :func:`bge_pruning.training.run_record.build_record`."""
+
+    time: Text
+    command: list[Text]
+    seed: Count
+    ranks: Count
+    versions: dict[str, Text]
+    code: Code | None
+    data: dict[str, dict[str, dict[str, Text]]]
+
+
+class RunRecord(Record):
+    """``run.json``: every start of a run."""
+
+    starts: list[Start]

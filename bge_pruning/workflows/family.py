@@ -22,7 +22,7 @@ from bge_pruning.models.structural_pruning import KeepIndices
 from bge_pruning.reports.comparison import EVALUATION
 from bge_pruning.utils.files import refuse_unwritable_folders, write_text
 from bge_pruning.utils.json_records import read_record
-from bge_pruning.utils.typed_records import Constraint, Kept, PruningRecord
+from bge_pruning.utils.records import Constraint, Kept, PruningRecord
 from bge_pruning.workflows.stages import (
     EvaluationPlan,
     check_modes,

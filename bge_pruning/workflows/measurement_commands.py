@@ -180,7 +180,7 @@ def study(argv: Sequence[str] | None = None, prog: str | None = None) -> int:
 
 def _study(args: argparse.Namespace) -> None:
     """Run what is not finished, and write the report of all that is."""
-    from bge_pruning.reports.study_report import write_study_report
+    from bge_pruning.reports.comparison_report import write_study_report
     from bge_pruning.workflows.study_file import read_study
 
     study = read_study(args.study)
@@ -207,7 +207,7 @@ def _compare(args: argparse.Namespace) -> None:
     """Read, write and show."""
     from rich.console import Console
 
-    from bge_pruning.reports.comparison_files import write_comparison
+    from bge_pruning.reports.comparison_report import write_comparison
     from bge_pruning.reports.console import show_comparison
 
     candidates, keys = write_comparison(args.results, args.output, args.overwrite)

@@ -370,7 +370,7 @@ def _index(args: argparse.Namespace) -> None:
     from bge_pruning.evaluation.encoders import check_model_name, load_encoder
     from bge_pruning.evaluation.index_compatibility import compare_index, describe_compatibility
     from bge_pruning.utils.devices import default_device
-    from bge_pruning.utils.typed_records import IndexRecord
+    from bge_pruning.utils.records import IndexRecord
 
     check_output(args)
     for name in (args.old, args.new):

@@ -33,7 +33,7 @@ from bge_pruning.workflows.stages import (
 
 if TYPE_CHECKING:
     from bge_pruning.export.extract import ExtractOptions
-    from bge_pruning.utils.typed_records import EvaluationRecord
+    from bge_pruning.utils.records import EvaluationRecord
 
 log = logging.getLogger(__name__)
 

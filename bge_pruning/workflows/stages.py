@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from bge_pruning.evaluation.tasks import Task
     from bge_pruning.export.extract import ExtractOptions
     from bge_pruning.models.encoder_shape import EncoderShape
-    from bge_pruning.utils.typed_records import EvaluationRecord
+    from bge_pruning.utils.records import EvaluationRecord
 
 # How reports call the extracted model that was not trained on yet.
 PRUNED_NAME = "pruned, before recovery"

@@ -31,7 +31,7 @@ from bge_pruning.utils.devices import torch_device
 from bge_pruning.utils.environment import collect_versions, describe_machine
 from bge_pruning.utils.files import lock_of, refuse_unwritable_folders, write_json
 from bge_pruning.utils.json_records import Record, Text, read_record
-from bge_pruning.utils.typed_records import Parameters, PruningRecord
+from bge_pruning.utils.records import Parameters, PruningRecord
 from bge_pruning.workflows.stages import check_modes, prune, recover
 from bge_pruning.workflows.study_file import (
     Cell,

@@ -274,7 +274,7 @@ def make_evaluation():
 @pytest.fixture
 def make_record():
     """A function that makes an evaluation as a record."""
-    from bge_pruning.utils.typed_records import EvaluationRecord
+    from bge_pruning.utils.records import EvaluationRecord
 
     def make(tasks: list[dict] | None = None, **changes: object):
         return EvaluationRecord.model_validate({**evaluation(tasks), **changes})

@@ -30,7 +30,7 @@ from bge_pruning.model_io.hub import no_loading_bars
 from bge_pruning.models.encoder_shape import EncoderShape, count_parameters
 from bge_pruning.models.l0_module_embedding import L0Module
 from bge_pruning.models.structural_pruning import PruningMasks
-from bge_pruning.utils.typed_records import PruningRecord
+from bge_pruning.utils.records import PruningRecord
 
 ALL = ("head", "hidden", "intermediate", "layer")
 SIZES = {

@@ -17,7 +17,7 @@ from huggingface_hub import ModelCard
 from bge_pruning.export.extract import ExtractOptions, extract
 from bge_pruning.export.model_card import TASKS, render_model_card, write_model_card
 from bge_pruning.models.encoder_shape import EncoderShape, count_parameters
-from bge_pruning.utils.typed_records import EvaluationRecord, IndexRecord, PruningRecord
+from bge_pruning.utils.records import EvaluationRecord, IndexRecord, PruningRecord
 
 DATA = Path(__file__).parent / "data"
 # BGE-M3, halved in layers, dimensions and heads, with everything that can be asked for beside it.

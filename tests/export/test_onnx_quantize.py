@@ -26,7 +26,7 @@ from bge_pruning.export.onnx_quantize import (
     export_onnx_int8,
     quantised,
 )
-from bge_pruning.utils.typed_records import Int8Record
+from bge_pruning.utils.records import Int8Record
 
 PAIRS = (
     ["the man plays guitar", "a dog runs", "the woman reads", "a cat sings slowly"],

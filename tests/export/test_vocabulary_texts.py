@@ -25,7 +25,7 @@ from bge_pruning.export.vocabulary_texts import (
 )
 from bge_pruning.model_io.pretrained import load_base_model
 from bge_pruning.models.encoder_shape import count_parameters
-from bge_pruning.utils.typed_records import Vocabulary
+from bge_pruning.utils.records import Vocabulary
 
 
 @pytest.fixture(scope="module")

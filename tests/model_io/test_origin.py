@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from bge_pruning.model_io.hub import Origin, display_name, hub_name, hub_page, read_origin
-from bge_pruning.utils.typed_records import Source
+from bge_pruning.utils.records import Source
 
 
 @pytest.fixture

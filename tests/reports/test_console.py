@@ -7,7 +7,7 @@ import pytest
 from rich.console import Console
 
 from bge_pruning.reports.console import show_evaluation
-from bge_pruning.utils.typed_records import EvaluationRecord
+from bge_pruning.utils.records import EvaluationRecord
 
 MODEL = {"encoder": 2_000_000, "embeddings": 3_000, "pooler": 10, "heads": 5, "total": 2_003_015}
 BASELINE = {"encoder": 8_000_000, "embeddings": 6_000, "pooler": 40, "heads": 0, "total": 8_006_040}

@@ -3,7 +3,7 @@
 import pytest
 
 from bge_pruning.reports.score_plot import count_rows, draw_scores
-from bge_pruning.utils.typed_records import Entry
+from bge_pruning.utils.records import Entry
 from bge_pruning.utils.visualization import DARK, LIGHT
 
 MODES = ("dense", "sparse", "colbert", "dense+sparse", "all")

@@ -9,7 +9,7 @@ from bge_pruning.reports.summary_plot import (
     count_models,
     draw_summary,
 )
-from bge_pruning.utils.typed_records import EvaluationRecord
+from bge_pruning.utils.records import EvaluationRecord
 from bge_pruning.utils.visualization import DARK, LIGHT
 
 

@@ -15,7 +15,7 @@ from bge_pruning.reports.tables import (
     score_rows,
     truncation_notes,
 )
-from bge_pruning.utils.typed_records import METRIC_TITLES, Constraint, EvaluationRecord
+from bge_pruning.utils.records import METRIC_TITLES, Constraint, EvaluationRecord
 
 
 def text(parts):

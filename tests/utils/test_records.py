@@ -1,54 +1,67 @@
-"""JSON is what its schema says, or the message names file, key and kind."""
+"""JSON becomes the record that it is read as, or the message names file, key and kind."""
 
 import json
+from typing import Annotated
 
 import pytest
 
-from bge_pruning.utils.records import (
-    COUNT,
-    DEPTH,
-    FLAG,
-    NUMBER,
-    POSITIVE,
-    SIZE,
-    TEXT,
-    Each,
-    Either,
-    OneOf,
-    Optional,
-    check_record,
+from bge_pruning.utils.json_records import (
+    Count,
+    Depth,
+    Flag,
+    Interval,
+    Number,
+    Positive,
+    Record,
+    Size,
+    Text,
+    one_of,
     parse_json,
+    parse_record,
     read_record,
 )
+from bge_pruning.utils.records import EvaluationRecord, PruningRecord
 
 NAN = float("nan")
 
 
+class Inner(Record):
+    b: Number
+
+
+class Outer(Record):
+    a: list[Inner]
+
+
+class Pair(Record):
+    a: Count
+    b: Text = ""
+
+
 @pytest.mark.parametrize(
-    ("schema", "good", "wrong"),
+    ("kind", "good", "wrong"),
     [
-        (NUMBER, (0, -1.5, 1e15), (NAN, float("inf"), 1e16, 10**400, "1", True, None)),
-        (COUNT, (0, 7), (-1, 1.0, 10**16, False)),
-        (POSITIVE, (1, 0.1), (0, -1, NAN)),
-        (SIZE, (1, 10_000_000), (0, 10_000_001, 1.0)),
-        (DEPTH, (1, 1000), (0, 1001)),
-        (TEXT, ("", "ü"), ("\ud800", 1, None)),
-        (FLAG, (True, False), (0, "true")),
-        (OneOf("a", "b"), ("a",), ("c", 1, ["a"])),
-        (Optional(COUNT), (None, 1), ("x",)),
-        (Either({"a": TEXT}, TEXT), ("x", {"a": "x"}), (1, {"a": 1})),
-        ([COUNT], ([], [1, 2]), ([1, "x"], {}, 1)),
-        ((COUNT, TEXT), ([1, "x"],), ([1], [1, "x", 2], ["x", 1])),
-        (Each(COUNT), ({}, {"x": 1}), ({"x": -1}, [])),
-        ({"a": COUNT, "b?": TEXT}, ({"a": 1}, {"a": 1, "b": "", "c": 2}), ({}, {"a": 1, "b": 2})),
+        (Number, (0, -1.5, 1e15), (NAN, float("inf"), 1e16, 10**400, "1", True, None)),
+        (Count, (0, 7), (-1, 1.0, 10**16, False)),
+        (Positive, (1, 0.1), (0, -1, NAN)),
+        (Size, (1, 10_000_000), (0, 10_000_001, 1.0)),
+        (Depth, (1, 1000), (0, 1001)),
+        (Text, ("", "ü"), ("\ud800", 1, None)),
+        (Flag, (True, False), (0, "true")),
+        (Interval, ([0.1, 2],), ([1], [1, 2, 3], [1, NAN], "ab", None)),
+        (Annotated[str, one_of(("a", "b"))], ("a",), ("c", 1, ["a"])),
+        (Count | None, (None, 1), ("x",)),
+        (list[Count], ([], [1, 2]), ([1, "x"], {}, 1)),
+        (dict[str, Count], ({}, {"x": 1}), ({"x": -1}, [])),
+        (Pair, ({"a": 1}, {"a": 1, "b": "", "c": 2}), ({}, {"a": 1, "b": 2}, [])),
     ],
 )
-def test_kinds(schema, good, wrong):
+def test_kinds(kind, good, wrong):
     for value in good:
-        check_record(value, schema, "f", "x")
+        parse_record(value, kind, "f", "x")
     for value in wrong:
         with pytest.raises(ValueError, match=r"^f: .*\. To fix, x\.$"):
-            check_record(value, schema, "f", "x")
+            parse_record(value, kind, "f", "x")
 
 
 @pytest.mark.parametrize(
@@ -65,15 +78,38 @@ def test_kinds(schema, good, wrong):
 )
 def test_messages(value, message):
     with pytest.raises(ValueError, match=message):
-        check_record(value, {"a": [{"b": NUMBER}]}, "f", "write it again")
+        parse_record(value, Outer, "f", "write it again")
+
+
+def test_a_record_is_written_as_it_was_read():
+    """Unknown keys stay, and what was not given is not invented."""
+    content = {"a": [{"b": 1, "later": {"x": [None]}}], "more": "ü"}
+    assert parse_record(content, Outer, "f", "x").as_dict() == content
+    assert parse_record({"a": 1}, Pair, "f", "x").as_dict() == {"a": 1}
+    pair = Pair(a=1)
+    pair.b = "set"
+    assert pair.as_dict() == {"a": 1, "b": "set"}
+
+
+def test_keys_that_are_missing_are_named_together():
+    with pytest.raises(ValueError, match=r"^f: has no source, source_shape, shape, parameters, "):
+        parse_record({}, PruningRecord, "f", "x")
+
+
+def test_main_scores():
+    entry = {"task": "a", "mode": "dense", "value": 1, "floor": 0}
+    entry |= {"baseline": None, "retention": None}
+    tasks = [{**entry, "main": True}, {**entry, "main": False, "value": 2}]
+    record = parse_record({"tasks": tasks}, EvaluationRecord, "f", "x")
+    assert [score.value for score in record.main_scores()] == [1]
 
 
 def test_files(tmp_path):
     path = tmp_path / "a.json"
     with pytest.raises(FileNotFoundError, match=r"a\.json: no such file\. To fix, copy it\."):
-        read_record(path, {}, "copy it")
+        read_record(path, Pair, "copy it")
     path.write_text(json.dumps({"a": 1}))
-    assert read_record(path, {"a": COUNT}, "copy it") == {"a": 1}
+    assert read_record(path, Pair, "copy it").a == 1
     assert parse_json(b'"\\ud83d\\ude00 \\u00fc"', "f", "x") == "😀 ü"
 
 
