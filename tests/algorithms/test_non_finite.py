@@ -1,4 +1,4 @@
-"""Numbers that are none: noticed in their step, by name; the run stops or leaves the step out."""
+"""Numbers that are not finite: found in their step, by name; the run stops or skips the step."""
 
 from __future__ import annotations
 
@@ -21,10 +21,10 @@ from bge_pruning.algorithms import non_finite
 from bge_pruning.algorithms.gradient_groups import GroupGradientClipping
 from bge_pruning.algorithms.non_finite import (
     NonFiniteGuard,
-    Reading,
     compute_norms,
     describe,
     describe_losses,
+    find_broken,
     watched_parameters,
 )
 from bge_pruning.config.load import ConfigError, load_config
@@ -123,17 +123,113 @@ def break_tensor(with_optimizer) -> Callable[[str, int], None]:
     return apply
 
 
+# One step by hand: the events in Composer's order
+
+
+class Tiny(nn.Module):
+    """Two layers, a gate and a multiplier; their gradients are 1."""
+
+    def __init__(self):
+        super().__init__()
+        self.first, self.second = nn.Linear(1, 1), nn.Linear(1, 1)
+        self.gate, self.multiplier = (nn.Parameter(torch.ones(2)) for _ in range(2))
+        groups = [
+            {"name": "multipliers/lambda_1", "params": [self.multiplier]},
+            {"name": "gates", "params": [self.gate]},
+            {"name": "weights/decay", "params": [self.first.weight, self.second.weight]},
+            {"name": "weights/no_decay", "params": [self.first.bias, self.second.bias]},
+        ]
+        self.optimizer = torch.optim.AdamW(groups, lr=0.1)
+        self.steps = 0
+
+    def start(self, **settings) -> NonFiniteGuard:
+        guard = NonFiniteGuard(lambda *_: True, **settings)
+        guard.apply(Event.FIT_START, self._state(), None)
+        return guard
+
+    def step(self, guard, loss=None, gradients=None, tensors=None, logged=None):
+        """Take a step with a given loss, and with a number in some gradients and tensors."""
+        parts = {"part": torch.tensor(1.0), "total": torch.tensor(1.0)}
+        parts |= {name: torch.tensor(v) for name, v in (loss or {}).items()}
+        state = self._state(parts)
+        if guard.match(Event.AFTER_LOSS, state):
+            guard.apply(Event.AFTER_LOSS, state, None)
+        for name, parameter in self.named_parameters():
+            parameter.grad = torch.ones_like(parameter)
+            if name in (gradients or {}):
+                parameter.grad.view(-1)[-1] = gradients[name]
+        logger = SimpleNamespace(log_metrics=(logged if logged is not None else []).append)
+        guard.apply(Event.AFTER_TRAIN_BATCH, state, logger)
+        self.optimizer.step()
+        for name, value in (tensors or {}).items():
+            self.get_parameter(name).data.view(-1)[0] = value
+        self.steps += 1
+        for event in (Event.BATCH_END, Event.BATCH_CHECKPOINT):
+            guard.apply(event, self._state(parts), logger)
+
+    def _state(self, parts=None) -> SimpleNamespace:
+        return SimpleNamespace(
+            model=self,
+            optimizers=[self.optimizer],
+            loss=parts,
+            total_loss_dict={f"loss/train/{n}": float(v) for n, v in (parts or {}).items()},
+            precision=Precision.FP32,
+            timestamp=SimpleNamespace(batch=SimpleNamespace(value=self.steps)),
+            batch={"source": "pairs"},
+        )
+
+
+@pytest.fixture
+def tiny() -> Tiny:
+    return Tiny()
+
+
 # Stop
+
+ADVICE = {
+    "weight": r"lower optimizer\.lr or look for broken texts in that source",
+    "gate": r"lower optimizer\.l0_lr",
+    "multiplier": r"lower optimizer\.lagrangian_lr and optimizer\.lambda_2_lr",
+}
+NAMES = [("first.weight", "weight"), ("gate", "gate"), ("multiplier", "multiplier")]
+OR_SKIP = r", or skip such steps with optimizer\.non_finite=skip"
+KEPT = r"\. The last checkpoint is kept, and autoresume=true resumes from it\.$"
 
 
 @pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
-def test_a_broken_loss_stops_the_run(value, tmp_path, train_tiny, break_loss):
-    break_loss(3, value=value)
-    message = (
-        r"^step 3, source train: loss part distillation_alignment is not finite\. To fix, lower "
-        r"optimizer\.lr or look for broken texts in that source, or leave such steps out with "
-        r"optimizer\.non_finite=skip\. The last checkpoint is kept, and autoresume=true goes on"
-    )
+def test_a_broken_loss_stops_the_run(value, tiny):
+    guard = tiny.start()
+    tiny.step(guard)
+    message = r"^step 2, source pairs: loss part part is not finite\. To fix, "
+    with pytest.raises(RuntimeError, match=message + ADVICE["weight"] + OR_SKIP + KEPT):
+        tiny.step(guard, loss={"part": value, "total": value})
+
+
+@pytest.mark.parametrize(("name", "kind"), NAMES)
+def test_a_broken_gradient_with_a_whole_loss_stops_the_run(name, kind, tiny):
+    message = rf"^step 1, .*: the gradient of {kind} {name} is not finite \(nan\)\. To fix, "
+    with pytest.raises(RuntimeError, match=message + ADVICE[kind] + OR_SKIP + KEPT):
+        tiny.step(tiny.start(), gradients={name: math.nan})
+
+
+@pytest.mark.parametrize(("name", "kind"), NAMES)
+@pytest.mark.parametrize("skip", [False, True])
+def test_a_tensor_broken_by_the_step_stops_the_run_whatever_the_mode(skip, name, kind, tiny):
+    """There is nothing to skip any more."""
+    message = rf"^step 1, .*: {kind} {name} is not finite \(nan\)\. To fix, {ADVICE[kind]}{KEPT}"
+    with pytest.raises(RuntimeError, match=message):
+        tiny.step(tiny.start(skip=skip), tensors={name: math.nan})
+
+
+def test_a_gradient_whose_square_overflows_is_broken(tiny):
+    message = r"the gradient of weight first\.weight is too large for AdamW \(1e\+25\)"
+    with pytest.raises(RuntimeError, match=message):
+        tiny.step(tiny.start(), gradients={"first.weight": 1e25})
+
+
+def test_a_broken_loss_stops_a_training(tmp_path, train_tiny, break_loss):
+    break_loss(3)
+    message = r"^step 3, source train: loss part distillation_alignment is not finite\. To fix, "
     with pytest.raises(RuntimeError, match=message):
         train_tiny(tmp_path, *EVERY)
     assert newest(tmp_path) == "ba2-rank0.pt"
@@ -143,60 +239,29 @@ def newest(folder: Path) -> str:
     return (folder / "runs/tiny/latest-rank0.pt").resolve().name
 
 
-@pytest.mark.parametrize("micro", [8, 3])
-@pytest.mark.parametrize(
-    ("name", "kind", "advice"),
-    [
-        (WEIGHT, "weight", r"lower optimizer\.lr or look for broken texts in that source"),
-        (GATES, "gate", r"lower optimizer\.l0_lr"),
-        ("l0_module.lambda_1.layer", "multiplier", r"lower optimizer\.lagrangian_lr and"),
-    ],
-)
-def test_a_broken_gradient_with_a_whole_loss_stops_the_run(
-    name, kind, advice, micro, tmp_path, train_tiny, break_gradient
+@pytest.mark.parametrize(("name", "kind"), [(WEIGHT, "weight"), (GATES, "gate")])
+def test_a_tensor_broken_by_the_step_stops_a_training_in_it(
+    name, kind, tmp_path, train_tiny, break_tensor
 ):
-    break_gradient(name, 3)
-    message = (
-        rf"^step 3, source train: the gradient of {kind} {name} is not finite \(nan\)\. To fix, "
-        rf"{advice}"
-    )
-    sizes = (f"device_train_microbatch_size={micro}", "loss.distillation_similarity=0")
-    with pytest.raises(RuntimeError, match=message):
-        train_tiny(tmp_path, *EVERY, *sizes)
-    assert newest(tmp_path) == "ba2-rank0.pt"
-
-
-@pytest.mark.parametrize(
-    ("name", "kind", "key"),
-    [
-        (WEIGHT, "weight", "lr"),
-        (GATES, "gate", "l0_lr"),
-        ("l0_module.lambda_2.hidden", "multiplier", "lagrangian_lr"),
-    ],
-)
-@pytest.mark.parametrize("mode", ["stop", "skip"])
-def test_a_tensor_broken_by_the_step_stops_the_run_in_it(
-    mode, name, kind, key, tmp_path, train_tiny, break_tensor
-):
-    """There is nothing to leave out any more, whatever the mode."""
     break_tensor(name, 3)
-    message = rf"^step 3, .*: {kind} {name} is not finite \(nan\)\. To fix, lower optimizer\.{key}"
-    with pytest.raises(RuntimeError, match=message) as caught:
-        train_tiny(tmp_path, *EVERY, f"optimizer.non_finite={mode}")
-    assert "leave such steps out" not in str(caught.value)
+    message = rf"^step 3, source train: {kind} {name} is not finite \(nan\)\. To fix, lower"
+    with pytest.raises(RuntimeError, match=message):
+        train_tiny(tmp_path, *EVERY)
     assert newest(tmp_path) == "ba2-rank0.pt"
 
 
-def test_the_run_goes_on_from_the_checkpoint_before(
+def test_the_run_resumes_from_the_checkpoint_before(
     tmp_path, train_tiny, break_gradient, monkeypatch, load_state, assert_same
 ):
     whole = train_tiny(tmp_path / "whole", *EVERY)
     with monkeypatch.context():
         break_gradient(WEIGHT, 3, value=math.inf)
-        with pytest.raises(RuntimeError, match=rf"{WEIGHT} is not finite \(inf\)"):
+        message = rf"^step 3, .*: the gradient of weight {WEIGHT} is not finite \(inf\)"
+        with pytest.raises(RuntimeError, match=message):
             train_tiny(tmp_path / "parts", *EVERY)
     monkeypatch.undo()
     stopped = tmp_path / "parts" / "runs" / "tiny"
+    assert newest(tmp_path / "parts") == "ba2-rank0.pt"
     before = load_state(whole / "ba2-rank0.pt"), load_state(stopped / "ba2-rank0.pt")
     assert_same(before[1]["model"], before[0]["model"])
     resumed = train_tiny(tmp_path / "parts", *EVERY, "autoresume=true")
@@ -204,19 +269,12 @@ def test_the_run_goes_on_from_the_checkpoint_before(
         assert_same(load_state(resumed)[part], load_state(whole)[part], where=part)
 
 
-def test_a_gradient_whose_square_overflows_is_broken(tmp_path, train_tiny, break_gradient):
-    break_gradient(WEIGHT, 2, value=1e25)
-    message = rf"the gradient of weight {WEIGHT} is too large for AdamW \(1e\+25\)"
-    with pytest.raises(RuntimeError, match=message):
-        train_tiny(tmp_path, "optimizer.max_grad_norm=0")
-
-
 def test_a_broken_operation_is_named_before_what_it_spoils(tmp_path, train_tiny, with_optimizer):
     """In layer 2 of 4 the backward pass breaks: layers 0 to 2 inherit it, layer 3 does not."""
 
     def look(model, _):
         def spoil(module, inputs, output):
-            if model.training and model.l0_module.step + 1 == 2:
+            if model.training:
                 output.register_hook(lambda gradient: gradient * math.nan)
 
         model.backbone.encoder.layer[2].attention.self.register_forward_hook(spoil)
@@ -227,10 +285,50 @@ def test_a_broken_operation_is_named_before_what_it_spoils(tmp_path, train_tiny,
         r"not finite \(nan\), and so are \d\d other tensors"
     )
     with pytest.raises(RuntimeError, match=message):
-        train_tiny(tmp_path)
+        train_tiny(tmp_path, "max_duration=1ba")
 
 
 # Skip
+
+
+@pytest.mark.parametrize(("name", "kind"), NAMES)
+def test_skip_at_a_broken_gradient(name, kind, tiny, caplog):
+    guard, logged = tiny.start(skip=True), []
+    tiny.step(guard, logged=logged)
+    before = {n: p.detach().clone() for n, p in tiny.named_parameters()}
+    moments = [{k: v.clone() for k, v in s.items()} for s in tiny.optimizer.state.values()]
+    with caplog.at_level(logging.WARNING):
+        for _ in range(2):
+            tiny.step(guard, gradients={name: math.nan}, logged=logged)
+    assert all(torch.equal(p, before[n]) for n, p in tiny.named_parameters())
+    for kept, state in zip(moments, tiny.optimizer.state.values(), strict=True):
+        assert all(torch.equal(state[k], v) for k, v in kept.items())
+    assert logged == [{"numerics/skipped_steps": 1}, {"numerics/skipped_steps": 2}]
+    assert f"step 2, source pairs: the gradient of {kind} {name} is not finite" in caplog.text
+    tiny.step(guard)
+    assert guard.in_a_row == 0 and not torch.equal(tiny.gate, before["gate"])
+
+
+def test_ten_in_a_row_stop_the_run(tiny):
+    guard, logged = tiny.start(skip=True), []
+    tiny.step(guard, logged=logged)
+    message = (
+        r"^step 11, source pairs: 10 steps in a row were skipped, because losses or gradients are "
+        rf"not finite\. To fix, {ADVICE['weight']}{KEPT}"
+    )
+    for _ in range(9):
+        tiny.step(guard, loss={"part": math.nan}, logged=logged)
+    with pytest.raises(RuntimeError, match=message):
+        tiny.step(guard, loss={"part": math.nan}, logged=logged)
+    assert [row["numerics/skipped_steps"] for row in logged] == list(range(1, 11))
+
+
+def test_a_resumed_run_resumes_the_count(tiny):
+    before, resumed, logged = tiny.start(skip=True), tiny.start(skip=True), []
+    tiny.step(before, loss={"part": math.nan})
+    resumed.load_state_dict(before.state_dict())
+    tiny.step(resumed, loss={"part": math.nan}, logged=logged)
+    assert logged == [{"numerics/skipped_steps": 2}]
 
 
 def test_skip_leaves_everything_as_it_was(
@@ -240,7 +338,7 @@ def test_skip_leaves_everything_as_it_was(
     run = train_tiny(tmp_path, *EVERY, SKIP, report=True)
     before, after = (load_state(run / f"ba{step}-rank0.pt") for step in (2, 3))
     assert_same(after["model"], before["model"])
-    moments = [{k: s["optimizers"]["AdamW"][k] for k in ("state",)} for s in (before, after)]
+    moments = [s["optimizers"]["AdamW"]["state"] for s in (before, after)]
     assert_same(*moments)
     last = load_state(run / "ba4-rank0.pt")
     assert not torch.equal(last["model"][WEIGHT], after["model"][WEIGHT])
@@ -248,124 +346,41 @@ def test_skip_leaves_everything_as_it_was(
     assert metric(run, "numerics/skipped_steps") == [1]
     assert dict(last["algorithms"])["NonFiniteGuard"]["skipped"] == 1
     messages = [r.getMessage() for r in caplog.records if r.levelno == logging.WARNING]
-    assert [m for m in messages if "left out (" in m] == [
-        "step 3, source train: loss part distillation_alignment is not finite. The step is left "
-        "out (optimizer.non_finite=skip), 1 so far."
+    assert [m for m in messages if "is skipped (" in m] == [
+        "step 3, source train: loss part distillation_alignment is not finite. The step is "
+        "skipped (optimizer.non_finite=skip), 1 so far."
     ]
     assert extract(run, tmp_path / "small")["largest_difference"] <= 1e-5
 
 
-@pytest.mark.parametrize("micro", [8, 3])
-@pytest.mark.parametrize(("name", "kind"), [(WEIGHT, "weight"), (GATES, "gate")])
-def test_skip_at_a_broken_gradient(
-    name, kind, micro, tmp_path, train_tiny, break_gradient, load_state, assert_same, caplog
+def test_microbatches_are_skipped_together(
+    tmp_path, train_tiny, monkeypatch, break_gradient, load_state, assert_same
 ):
-    break_gradient(name, 2, 3)
-    sizes = (f"device_train_microbatch_size={micro}", "loss.distillation_similarity=0")
-    with caplog.at_level(logging.WARNING):
-        run = train_tiny(tmp_path, *EVERY, *sizes, SKIP)
-    first, third = (load_state(run / f"ba{step}-rank0.pt") for step in (1, 3))
-    assert_same(third["model"], first["model"])
-    assert_same(third["optimizers"]["AdamW"]["state"], first["optimizers"]["AdamW"]["state"])
-    assert metric(run, "numerics/skipped_steps") == [1, 2]
-    assert f"step 2, source train: the gradient of {kind} {name} is not finite" in caplog.text
-
-
-def test_a_broken_loss_whose_gradient_is_whole_is_left_out_too(
-    tmp_path, train_tiny, monkeypatch, load_state, assert_same
-):
-    """In one microbatch of three, and not the last."""
+    """A gradient breaks in step 2; a loss whose gradient is whole in the first third of step 3."""
     loss, calls = ComposerBGEM3.loss, []
 
     def broken(self, outputs, batch):
         parts = loss(self, outputs, batch)
         calls.append(1)
-        if len(calls) == 4:  # the first of the second step
+        if len(calls) == 7:  # the first of the third step
             parts["sts_regression"] = parts["sts_regression"].detach() * math.inf
         return parts
 
     monkeypatch.setattr(ComposerBGEM3, "loss", broken)
+    break_gradient(GATES, 2)
     sizes = ("device_train_microbatch_size=3", "loss.distillation_similarity=0")
     run = train_tiny(tmp_path, *EVERY, *sizes, SKIP)
-    assert metric(run, "numerics/skipped_steps") == [1]
-    states = [load_state(run / f"ba{step}-rank0.pt")["model"] for step in (1, 2)]
-    assert_same(*states)
-
-
-def test_ten_in_a_row_stop_the_run(tmp_path, train_tiny, break_loss):
-    break_loss(*range(2, 99))
-    message = (
-        r"^step 11, source train: 10 steps in a row were left out, because losses or gradients are "
-        r"not finite\. To fix, lower optimizer\.lr or look"
-    )
-    with pytest.raises(RuntimeError, match=message):
-        train_tiny(tmp_path, SKIP, "max_duration=20ba", *("eval_interval=20ba",))
-    assert metric(tmp_path / "runs/tiny", "numerics/skipped_steps") == list(range(1, 11))
+    assert metric(run, "numerics/skipped_steps") == [1, 2]
+    first, third, last = (load_state(run / f"ba{step}-rank0.pt") for step in (1, 3, 4))
+    assert_same(third["model"], first["model"])
+    assert_same(third["optimizers"]["AdamW"]["state"], first["optimizers"]["AdamW"]["state"])
+    assert not torch.equal(last["model"][WEIGHT], third["model"][WEIGHT])
 
 
 def test_without_anything_broken_skip_changes_nothing(
-    tmp_path, train_tiny, load_state, assert_same
+    tmp_path, train_tiny, load_state, assert_same, monkeypatch
 ):
-    runs = [
-        train_tiny(tmp_path / mode, f"optimizer.non_finite={mode}") for mode in ("stop", "skip")
-    ]
-    for part in ("model", "optimizers"):
-        assert_same(*(load_state(run)[part] for run in runs))
-
-
-def test_a_resumed_run_goes_on_counting(tmp_path, train_tiny, break_loss):
-    break_loss(2, 5)
-    train_tiny(tmp_path, SKIP)
-    run = train_tiny(tmp_path, SKIP, "max_duration=6ba", "autoresume=true")
-    assert metric(run, "numerics/skipped_steps") == [1, 2]
-
-
-def test_an_unknown_answer_is_refused(tiny_yaml):
-    with pytest.raises(ConfigError, match=r"optimizer\.non_finite 'ignore' is not one of"):
-        load_config([tiny_yaml], ["optimizer.non_finite=ignore"])
-
-
-# All ranks alike
-
-
-def test_a_loss_that_is_broken_on_another_rank_is_left_out_here_too(monkeypatch, caplog):
-    parameter = nn.Parameter(torch.ones(2))
-    optimizer = torch.optim.AdamW([{"name": "gates", "params": [parameter]}])
-    model = nn.Module()
-    model.gate = parameter
-    loss = {"part": torch.tensor(1.0), "total": torch.tensor(1.0)}
-    clock = SimpleNamespace(batch=SimpleNamespace(value=6))
-    state = SimpleNamespace(
-        model=model,
-        optimizers=[optimizer],
-        loss=loss,
-        precision=Precision.FP32,
-        timestamp=clock,
-        batch={"source": "pairs"},
-    )
-
-    def other_rank(flags, reduce_operation):
-        assert reduce_operation == "MAX"
-        assert not flags.any()
-        flags[0] = 1  # of the sorted parts of the loss
-
-    monkeypatch.setattr(non_finite.dist, "all_reduce", other_rank)
-    logged = SimpleNamespace(log_metrics=lambda _: None)
-    guard = NonFiniteGuard(lambda *_: True, skip=True)
-    for event in (Event.FIT_START, Event.AFTER_LOSS):
-        guard.apply(event, state, logged)
-    parameter.grad = torch.ones(2)
-    with caplog.at_level(logging.WARNING):
-        guard.apply(Event.AFTER_TRAIN_BATCH, state, logged)
-    assert parameter.grad is None
-    assert "step 7, source pairs: loss part part is not finite" in caplog.text
-
-
-# Order and cost
-
-
-def test_gradients_are_looked_at_before_they_are_clipped(tmp_path, train_tiny, monkeypatch):
-    """Composer reverses the list after a backward pass."""
+    """And gradients are checked before they are clipped: Composer reverses the list."""
     seen = []
     for algorithm in (NonFiniteGuard, GroupGradientClipping):
         apply = algorithm.apply
@@ -376,19 +391,50 @@ def test_gradients_are_looked_at_before_they_are_clipped(tmp_path, train_tiny, m
             apply(self, event, state, logger)
 
         monkeypatch.setattr(algorithm, "apply", record)
-    train_tiny(tmp_path, "max_duration=1ba")
-    assert seen == [NonFiniteGuard, GroupGradientClipping]
+    settings = ("max_duration=2ba", "save_interval=2ba")
+    stop, skip = (
+        train_tiny(tmp_path / mode, *settings, f"optimizer.non_finite={mode}")
+        for mode in ("stop", "skip")
+    )
+    for part in ("model", "optimizers"):
+        assert_same(load_state(stop)[part], load_state(skip)[part])
+    assert seen == [NonFiniteGuard, GroupGradientClipping] * 4
 
 
-def test_in_half_precision_gradients_are_the_scalers_business():
-    parameter = nn.Parameter(torch.ones(2))
-    parameter.grad = torch.full((2,), math.inf)
-    guard = NonFiniteGuard(lambda *_: True)
-    guard._watched = [non_finite.Watched("weight", "a", parameter)]
-    guard._read_gradients(SimpleNamespace(precision=Precision.AMP_FP16), None)
-    assert guard._gradients.broken() == []
-    guard._read_gradients(SimpleNamespace(precision=Precision.FP32), None)
-    assert len(guard._gradients.broken()) == 1
+def test_an_unknown_answer_is_refused(tiny_yaml):
+    with pytest.raises(ConfigError, match=r"optimizer\.non_finite 'ignore' is not one of"):
+        load_config([tiny_yaml], ["optimizer.non_finite=ignore"])
+
+
+# All ranks alike
+
+
+@pytest.mark.parametrize(
+    ("place", "what"),
+    [(0, "loss part part is"), (2, "the gradient of weight second.bias is")],
+)
+def test_what_is_broken_on_another_rank_is_skipped_here_too(place, what, tiny, monkeypatch, caplog):
+    def other_rank(flags, reduce_operation):
+        assert reduce_operation == "MAX"
+        assert not flags.any()
+        flags[place] = 1  # the sorted parts of the loss, then the gradients
+
+    monkeypatch.setattr(non_finite.dist, "all_reduce", other_rank)
+    with caplog.at_level(logging.WARNING):
+        tiny.step(tiny.start(skip=True))
+    assert all(parameter.grad is None for parameter in tiny.parameters())
+    assert f"step 1, source pairs: {what} not finite" in caplog.text
+
+
+# Half precision, and what is logged
+
+
+def test_in_half_precision_gradients_are_the_scalers_business(tiny):
+    guard = tiny.start()
+    tiny.gate.grad = torch.full((2,), math.inf)
+    for precision, count in ((Precision.AMP_FP16, 0), (Precision.FP32, 1)):
+        guard._measure_gradients(SimpleNamespace(precision=precision))
+        assert len(guard.gradient_norms()) == len(guard._broken_gradients()) == count
 
 
 def test_the_table_names_what_is_logged():
@@ -415,22 +461,14 @@ def test_broken_is_what_adamw_could_not_square():
     limit = math.sqrt(torch.finfo(torch.float32).max)
     values = [limit * 0.99, limit * 1.01, math.nan, 0.0]
     watched = [non_finite.Watched("weight", str(n), None) for n in range(4)]
-    reading = Reading(watched, [torch.tensor([v]) for v in values])
-    assert [w.name for w, _ in reading.broken()] == ["1", "2"]
+    tensors = [torch.tensor([v]) for v in values]
+    broken = find_broken(watched, tensors, compute_norms(tensors))
+    assert [w.name for w, _ in broken] == ["1", "2"]
 
 
-def test_the_order_is_that_of_a_backward_pass_with_gates_last():
-    model = nn.Module()
-    model.first, model.second = nn.Linear(1, 1), nn.Linear(1, 1)
-    model.gate, model.multiplier, model.frozen = (nn.Parameter(torch.ones(1)) for _ in range(3))
-    groups = [
-        {"name": "multipliers/lambda_1", "params": [model.multiplier]},
-        {"name": "gates", "params": [model.gate]},
-        {"name": "weights/decay", "params": [model.first.weight, model.second.weight]},
-        {"name": "weights/no_decay", "params": [model.first.bias, model.second.bias]},
-    ]
-    watched = watched_parameters(model, torch.optim.AdamW(groups))
-    assert [(w.kind, w.name) for w in watched] == [
+def test_the_order_is_that_of_a_backward_pass_with_gates_last(tiny):
+    tiny.frozen = nn.Parameter(torch.ones(1))
+    assert [(w.kind, w.name) for w in watched_parameters(tiny, tiny.optimizer)] == [
         ("weight", "second.bias"),
         ("weight", "second.weight"),
         ("weight", "first.bias"),
@@ -446,7 +484,6 @@ def test_descriptions():
     several = [(watched, math.inf), (watched, 1.0)]
     expected = "the gradient of gate l0.head is not finite (inf), and so is 1 other tensor"
     assert describe("gradient", several) == expected
-    assert describe("gradient", []) == ""
     assert describe_losses(["total"]) == "loss part total is not finite"
     assert describe_losses(["a", "b", "total"]) == "loss parts a, b are not finite"
     assert describe_losses([]) == ""
@@ -470,7 +507,8 @@ sys.exit(main(sys.argv[1:]))
 """
 
 
-def test_two_ranks_leave_out_the_same_step(tmp_path, make_yaml, load_state, assert_same):
+@pytest.mark.slow
+def test_two_ranks_skip_the_same_step(tmp_path, make_yaml, load_state, assert_same):
     """Its loss is broken on one of them, and no gradient is."""
     script = tmp_path / "broken.py"
     script.write_text(RANKS)
