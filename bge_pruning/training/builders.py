@@ -254,8 +254,7 @@ def build_callbacks(
         DataCallback(config.log_interval),
     ]
     if model.l0_module is not None:
-        knobs = ("l0_lr", "lagrangian_lr", "lambda_2_lr")
-        rates = {knob: getattr(config.optimizer, knob) for knob in knobs}
+        rates = {knob: getattr(config.optimizer, knob) for knob in ("l0_lr", "lagrangian_lr")}
         callbacks.append(PruningCallback(model.l0_module, config.log_interval))
         callbacks.append(PruningWarnings(model.l0_module, rates))
     if config.loggers.wandb is not None and model.l0_module is not None:
