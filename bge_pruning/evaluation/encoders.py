@@ -6,7 +6,7 @@ import logging
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -132,38 +132,6 @@ class SentenceTransformerEncoder:
 
 log = logging.getLogger(__name__)
 AnyEncoder = TextEncoder | OnnxEncoder | SentenceTransformerEncoder
-
-
-class Encoder(Protocol):
-    """What evaluation asks of a model; :class:`TextEncoder` has all three outputs.
-
-    Attributes:
-        device: Torch device.
-        batch_size: Texts of a batch.
-        max_length: Longest text in tokens.
-        prompts: What to write before a text, by the kind of text (``query``, ``document``).
-        special_ids: Token ids that are no words.
-    """
-
-    device: str
-    batch_size: int
-    max_length: int
-    prompts: dict[str, str]
-    special_ids: Sequence[int]
-
-    def names(self) -> tuple[str, ...]:
-        """Outputs that the model has."""
-
-    def tokenize(self, texts: Sequence[str]) -> TokenizedTexts:
-        """Token ids of texts."""
-
-    def word_table(self) -> np.ndarray:
-        """Word embeddings, shape ``(V, H)``."""
-
-    def encode(
-        self, texts: Sequence[str], names: Sequence[str] = ("dense_vecs",), progress: bool = False
-    ) -> Encoded:
-        """Dense and sparse vectors of texts."""
 
 
 def check_model_name(name: str) -> None:

@@ -262,7 +262,11 @@ def evaluate(
     reference = load(baseline) if baseline else None
     score = partial(_score, tasks=tasks, modes=modes, progress=progress)
     scores = _score_all(judged, reference, seed, score)
-    extra = {name: score(name, partial(load, folder)) for name, folder in others.items()}
+    gc.collect()  # models sit in reference cycles, and the next may not fit beside the last
+    extra = {}
+    for name, folder in others.items():
+        extra[name] = score(name, partial(load, folder))
+        gc.collect()
     entries = [describe_task(t, mode, scores, extra, seed) for t in tasks for mode in modes]
     return EvaluationRecord(
         model=model,
@@ -290,9 +294,7 @@ def _score(
     progress: bool,
 ) -> Scores:
     log.info("evaluating %s on %s", what, ", ".join(task.name for task in tasks))
-    scores = score_tasks(load(), tasks, modes, progress)
-    gc.collect()  # a model sits in reference cycles, and the next may not fit beside it
-    return scores
+    return score_tasks(load(), tasks, modes, progress)
 
 
 def _score_all(

@@ -9,17 +9,13 @@ from __future__ import annotations
 import copy
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 from torch import nn
 
-from bge_pruning.evaluation.text_encoder import Encoded
+from bge_pruning.evaluation.text_encoder import Encoded, Encoder
 from bge_pruning.model_io.pretrained import BaseModel
-
-if TYPE_CHECKING:
-    from bge_pruning.evaluation.encoders import Encoder
 
 # Standard deviation of a new model's weights in transformers.
 INIT_STD = 0.02

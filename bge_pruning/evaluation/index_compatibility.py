@@ -1,4 +1,4 @@
-"""Whether an index of one model's vectors keeps working when another model embeds the queries."""
+"""Measures whether an index of one model's vectors still works with another model's queries."""
 
 from __future__ import annotations
 
@@ -7,8 +7,8 @@ from typing import Any
 
 import numpy as np
 
-from bge_pruning.evaluation.encoders import Encoder
 from bge_pruning.evaluation.statistics import bootstrap_interval
+from bge_pruning.evaluation.text_encoder import Encoder
 from bge_pruning.utils.records import IndexRecord
 
 # Queries whose products with all passages are in memory at once.
@@ -29,7 +29,7 @@ def compare_index(
         old: The model that embedded the passages.
         new: The model that is to embed the queries.
         passages: Texts of the index.
-        queries: Texts to search with; one that is itself a passage does not find itself.
+        queries: Texts to search with; a query that is itself a passage does not find itself.
         top_k: Passages of a query that are compared.
         progress: Show progress bars.
 
@@ -40,7 +40,7 @@ def compare_index(
         and fifth percentile of the cosine of both models' vectors of a query.
 
     Raises:
-        ValueError: If the vectors have different dimensions, or there are too few passages.
+        ValueError: If the vectors differ in their dimensions, or there are too few passages.
     """
     if len(passages) <= top_k or not queries:
         raise ValueError(

@@ -124,7 +124,8 @@ def _score_ready(
 def score_passage(queries: MultiVectors, chosen: np.ndarray, passage: Tensor) -> np.ndarray:
     """Multi-vector scores of some queries with one passage.
 
-    All of them are one matrix product: a product for each pair would be small, and slow.
+    The tokens of all chosen queries are gathered one query after the other, so that their products
+    with the passage are one matrix product; one for each pair would be small, and slow.
 
     Args:
         queries: The queries.
@@ -134,17 +135,28 @@ def score_passage(queries: MultiVectors, chosen: np.ndarray, passage: Tensor) ->
     Returns:
         Shape ``(n,)``.
     """
-    lengths = (queries.starts[1:] - queries.starts[:-1])[chosen]
+    starts = queries.starts[chosen]
+    counts = queries.starts[chosen + 1] - starts
     scores = np.empty(len(chosen), np.float32)
-    ends = np.cumsum(lengths)
     # Queries whose products with this passage fit in memory together.
-    groups = ends * len(passage) // PRODUCTS
+    groups = np.cumsum(counts) * len(passage) // PRODUCTS
     for group in np.unique(groups):
-        part = np.flatnonzero(groups == group)
-        counts = lengths[part]
-        firsts = np.cumsum(counts) - counts
-        within = np.arange(counts.sum()) - np.repeat(firsts, counts)
-        places = torch.from_numpy(np.repeat(queries.starts[chosen[part]], counts) + within)
-        best = (queries.vectors[places.to(passage.device)] @ passage.T).amax(1)
-        scores[part] = np.add.reduceat(best.cpu().numpy(), firsts) / counts
+        part = groups == group
+        rows, firsts = _ragged_rows(starts[part], counts[part])
+        vectors = queries.vectors[torch.from_numpy(rows).to(passage.device)]
+        best = (vectors @ passage.T).amax(1).cpu().numpy()
+        scores[part] = np.add.reduceat(best, firsts) / counts[part]
     return scores
+
+
+def _ragged_rows(starts: np.ndarray, counts: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Rows of several runs, one run after the other, and where each run begins among them.
+
+    Starts 10 and 40 with counts 2 and 3 give the rows 10, 11, 40, 41, 42, which begin at 0 and 2.
+
+    Args:
+        starts: First row of each run, shape ``(n,)``.
+        counts: Rows of each run, at least 1, shape ``(n,)``.
+    """
+    firsts = np.cumsum(counts) - counts
+    return np.repeat(starts - firsts, counts) + np.arange(counts.sum()), firsts

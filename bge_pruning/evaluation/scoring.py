@@ -10,10 +10,10 @@ from typing import Any
 
 import numpy as np
 
-from bge_pruning.evaluation.encoders import Encoder
 from bge_pruning.evaluation.search import MODES, CorpusCache, SearchModel
 from bge_pruning.evaluation.similarity import PairCache, SimilarityModel
 from bge_pruning.evaluation.tasks import RETRIEVAL, SIMILARITY, Task
+from bge_pruning.evaluation.text_encoder import Encoder
 from bge_pruning.models.embedding_heads import OUTPUT_NAMES
 from bge_pruning.utils.embedding_metrics import is_flat
 

@@ -10,13 +10,11 @@ import numpy as np
 
 from bge_pruning.datasets.mteb_dataloader import passage_text, query_text
 from bge_pruning.evaluation.multi_vector import encode_queries, score_pairs
-from bge_pruning.evaluation.text_encoder import Encoded
+from bge_pruning.evaluation.text_encoder import Encoded, Encoder
 from bge_pruning.models.embedding_heads import ENSEMBLE_WEIGHTS, OUTPUT_NAMES
 
 if TYPE_CHECKING:
     from mteb.models import ModelMeta
-
-    from bge_pruning.evaluation.encoders import Encoder
 
 # The outputs that each mode adds up, with the weights of the models' own training.
 MODES = {

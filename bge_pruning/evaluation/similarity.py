@@ -9,12 +9,11 @@ import numpy as np
 
 from bge_pruning.evaluation.multi_vector import encode_queries, score_pairs
 from bge_pruning.evaluation.search import MODES
+from bge_pruning.evaluation.text_encoder import Encoder
 from bge_pruning.models.embedding_heads import ENSEMBLE_WEIGHTS, OUTPUT_NAMES
 
 if TYPE_CHECKING:
     from mteb.models import ModelMeta
-
-    from bge_pruning.evaluation.encoders import Encoder
 
 
 class PairCache:

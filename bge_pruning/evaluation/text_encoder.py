@@ -5,7 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from typing import Any, Protocol, TypeVar
 
 import numpy as np
 import torch
@@ -118,6 +118,38 @@ class TextSide:
     pad_token_id: int
     max_seq_length: int
     prompts: Mapping[str, Any]
+
+
+class Encoder(Protocol):
+    """What evaluation needs of a model; :class:`TextEncoder` has all three outputs.
+
+    Attributes:
+        device: Torch device.
+        batch_size: Texts of a batch.
+        max_length: Longest text in tokens.
+        prompts: What to write before a text, by the kind of text (``query``, ``document``).
+        special_ids: Ids of special tokens.
+    """
+
+    device: str
+    batch_size: int
+    max_length: int
+    prompts: dict[str, str]
+    special_ids: Sequence[int]
+
+    def names(self) -> tuple[str, ...]:
+        """Outputs that the model has."""
+
+    def tokenize(self, texts: Sequence[str]) -> TokenizedTexts:
+        """Token ids of texts."""
+
+    def word_table(self) -> np.ndarray:
+        """Word embeddings, shape ``(V, H)``."""
+
+    def encode(
+        self, texts: Sequence[str], names: Sequence[str] = ("dense_vecs",), progress: bool = False
+    ) -> Encoded:
+        """Dense and sparse vectors of texts."""
 
 
 class BatchEncoder(ABC):

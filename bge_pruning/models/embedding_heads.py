@@ -3,14 +3,15 @@
 Chen et al., 2024, arXiv:2402.03216. Dense: pooled hidden state, L2-normalised. Sparse: one
 non-negative weight per token id. Multi-vector: one L2-normalised vector per token after CLS.
 
-They are what training compares (Chen et al., 2024, arXiv:2402.03216, section 3.2). None of them
-makes a tensor of (texts, tokens, vocabulary) or loops over texts.
+Training compares texts by their scores (section 3.2 of the paper). None of the scores makes a
+tensor of (texts, tokens, vocabulary) or loops over texts.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F  # noqa: N812
@@ -236,7 +237,7 @@ def compute_sparse_scores(
         query_ids: Shape ``(Q, Tq)``.
         query_weights: Non-negative, 0 for padding, shape ``(Q, Tq)``.
         passage_ids: Shape ``(P, Tp)``.
-        passage_weights: Same as the queries', shape ``(P, Tp)``.
+        passage_weights: Non-negative, 0 for padding, shape ``(P, Tp)``.
         special_ids: Ids that carry no weight (cls, eos, pad, unk).
 
     Returns:
@@ -258,19 +259,30 @@ def compute_sparse_scores(
     return queries @ vectors(passage_weights, columns[split:]).T
 
 
-def compute_scores(
-    queries: Outputs, passages: Outputs, special_ids: Iterable[int]
-) -> dict[str, Tensor]:
+class Scores(NamedTuple):
+    """Scores of queries with passages, each of shape ``(Q, P)``.
+
+    Attributes:
+        outputs: Of each output, under its name in :data:`OUTPUT_NAMES`.
+        ensemble: Their weighted sum, ``None`` if there is only one.
+    """
+
+    outputs: dict[str, Tensor]
+    ensemble: Tensor | None
+
+    def all(self) -> dict[str, Tensor]:
+        """Scores by name, with the ensemble if there is one."""
+        ensemble = {} if self.ensemble is None else {"ensemble": self.ensemble}
+        return {**self.outputs, **ensemble}
+
+
+def compute_scores(queries: Outputs, passages: Outputs, special_ids: Iterable[int]) -> Scores:
     """Scores of all outputs that both sides have, and their weighted sum.
 
     Args:
         queries: ``Q`` texts.
         passages: ``P`` texts.
         special_ids: See :func:`compute_sparse_scores`.
-
-    Returns:
-        ``dense``, ``sparse`` and ``colbert`` as far as they exist, and ``ensemble`` if there is
-        more than one; each of shape ``(Q, P)``.
     """
     scores = {"dense": compute_dense_scores(queries.dense_vecs, passages.dense_vecs)}
     if queries.token_weights is not None and passages.token_weights is not None:
@@ -288,8 +300,5 @@ def compute_scores(
             passages.colbert_vecs,
             passages.attention_mask[:, 1:],
         )
-    if len(scores) > 1:
-        scores["ensemble"] = torch.stack(
-            [ENSEMBLE_WEIGHTS[name] * value for name, value in scores.items()]
-        ).sum(0)
-    return scores
+    weighted = [ENSEMBLE_WEIGHTS[name] * value for name, value in scores.items()]
+    return Scores(scores, torch.stack(weighted).sum(0) if len(scores) > 1 else None)

@@ -36,7 +36,7 @@ from bge_pruning.models.hard_concrete import (
     top_k_unchecked,
 )
 from bge_pruning.models.packing import to_device
-from bge_pruning.models.shape_choice import mask_log_likelihoods, shapes_of_budget
+from bge_pruning.models.shape_choice import MaskLikelihood, shapes_of_budget
 from bge_pruning.models.structural_pruning import AXES, SHAPE_FIELDS, PruningMasks
 
 BUDGET = "encoder"
@@ -277,7 +277,7 @@ class L0Module(nn.Module):
         shapes = shapes_of_budget(
             self.shape, self.axes, self.target_parameters, self.target_speedup, self.target_length
         )
-        agreement = mask_log_likelihoods(self.shape, self.log_alpha)
+        agreement = MaskLikelihood(self.shape, self.log_alpha)
         return max(shapes, key=agreement)
 
     def distances(self) -> dict[str, float]:

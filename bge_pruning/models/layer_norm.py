@@ -1,10 +1,22 @@
 """LayerNorm over the dimensions whose gates are open, and the residual sum before it.
 
 Left to autograd, the formula takes a dozen passes over memory and keeps five tensors of the size of
-its input; this keeps one, and a number for each token.
+its input; this keeps one, and a number for each token. It is limited by memory: on a GPU it is
+compiled into a few kernels, which read and write each tensor once or twice.
 
-These are sums and means, limited by memory. On a GPU they are compiled into a few kernels, which
-read and write each tensor once or twice; operation by operation it would be a dozen times.
+The backward pass. With shares ``p = z / sum(z)`` and ``r = 1 / sqrt(var + eps)`` a token has
+
+``mean = sum p u``, ``var = sum p (u - mean)^2``, ``x = (u - mean) r``, ``y = x w z + b z``.
+
+Write ``G = dL/dx = dL/dy w z``, ``first = sum_h G`` and ``second = sum_h G x``. Then
+
+* ``dL/dmean = -r first`` (the variance does not move with the mean: ``sum p (u - mean) = 0``),
+* ``dL/dvar = -r^2 second / 2``,
+* ``dL/du = r (G - p (x second + first))``,
+* ``dL/dp = u dL/dmean + (u - mean)^2 dL/dvar = -x first - x^2 second / 2 - r mean first``.
+
+The last term is the same for all ``h``. As the shares always sum to 1, ``dL/dz`` gets
+``(dL/dp - sum_k p_k dL/dp_k) / sum(z)``, from which such a constant drops out: it is not computed.
 """
 
 from __future__ import annotations
@@ -85,19 +97,15 @@ def _gradients(
     second = (gx @ scale).unsqueeze(-1)  # sum_h x dL/dx
     rows = (-1, x.shape[-1])
     d_scale, d_shift = gx.reshape(rows).sum(0), g.reshape(rows).sum(0)
-    # dL/du = rstd (dL/dx - share (x second + first)): mean and variance follow u.
     spread = x * second
-    d_share = _sum(x, spread, first)
+    d_share = _d_share_up_to_constant(x, spread, first)
     d_u = torch.addcmul(g * scale, spread.add_(first), share, value=-1.0).mul_(rstd)
     d_z = (d_share - d_share @ share) / size + d_scale * weight + d_shift * bias
     return d_u, d_scale, d_shift, d_z
 
 
-def _sum(x: Tensor, spread: Tensor, first: Tensor) -> Tensor:
-    """``dL/dshare = -sum_N (x^2 second / 2 + x first)``, but for what is the same for all ``h``.
-
-    That part goes when the sum of the shares is kept at 1.
-    """
+def _d_share_up_to_constant(x: Tensor, spread: Tensor, first: Tensor) -> Tensor:
+    """``-sum_N (x first + x^2 second / 2)`` with ``spread = x second``, see the module."""
     half = torch.add(first, spread, alpha=0.5)
     return -(x * half).reshape(-1, x.shape[-1]).sum(0)
 
@@ -117,7 +125,7 @@ def residual_norm(
 
     Args:
         y: Shape ``(N, H)``.
-        residual: Same.
+        residual: Same shape as ``y``.
         norm: The LayerNorm.
         hidden_z: Gates of the hidden dimensions, shape ``(H,)``; ``None`` if all are open.
         skip: Input of the layer, shape ``(N, H)``; needed with ``layer_z`` alone.

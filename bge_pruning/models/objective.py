@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -173,30 +173,27 @@ def passage_parts(
     targets = (rows + global_rank() * count) * per_query
     excluded = exclude_positives(batch["positive_texts"], numbers, targets)
     scores = compute_scores(queries, passages, special_ids)
-    parts = {}
+    losses: dict[str, dict[str, Tensor]] = {}
     if weights.contrastive:
-        parts["contrastive"] = _over_outputs(
-            scores, lambda score: info_nce(score, targets, temperature, excluded)
-        )
+        losses["contrastive"] = {
+            name: info_nce(score, targets, temperature, excluded)
+            for name, score in scores.all().items()
+        }
     if weights.score_distillation and "passage_scores" in batch:
         own = targets[:, None] + torch.arange(per_query, device=targets.device)
         given = batch["passage_scores"]
-        parts["score_distillation"] = _over_outputs(
-            scores,
-            lambda score: score_distillation(
+        losses["score_distillation"] = {
+            name: score_distillation(
                 score.gather(1, own), given, temperature, teacher_temperature=1.0
-            ),
-        )
+            )
+            for name, score in scores.all().items()
+        }
     if weights.self_distillation:
-        teacher = scores.pop("ensemble")
-        parts["self_distillation"] = _over_outputs(
-            scores, lambda score: score_distillation(score, teacher, temperature, excluded)
-        )
-    return parts
-
-
-def _over_outputs(scores: dict[str, Tensor], loss: Callable[[Tensor], Tensor]) -> Tensor:
-    return unified_loss({name: loss(score) for name, score in scores.items()})
+        losses["self_distillation"] = {
+            name: score_distillation(score, scores.ensemble, temperature, excluded)
+            for name, score in scores.outputs.items()
+        }
+    return {part: unified_loss(values) for part, values in losses.items()}
 
 
 def distillation_parts(

@@ -1,13 +1,15 @@
 """A batch without its padding, and attention over the texts in it.
 
-Three ways to the same numbers. Texts of equal length are a view of packed tokens, ``(texts, length,
-...)``: one call of torch's scaled dot-product attention for each length, without copies, masks or
-padding. Where there is a kernel for texts of any lengths (16-bit numbers on a GPU, torch 2.10 or
-newer), one call for all of them. Where padding is computed too, one call with a mask.
-
 Linear layers, LayerNorms and gates work on tokens one by one, so they run on the packed tokens.
-Attention needs the tokens of a text together, see :mod:`bge_pruning.models.attention`. On a batch
-of one length all of this is a change of shape.
+Attention needs the tokens of a text together. There are three ways to the same numbers:
+
+* Texts of equal length are a view of packed tokens, ``(texts, length, ...)``: one call of torch's
+  scaled dot-product attention for each length, without copies, masks or padding.
+* Where there is a kernel for texts of any lengths (16-bit numbers on a GPU, torch 2.10 or newer),
+  one call serves all of them.
+* Where padding is computed too, there is one call with a mask.
+
+On a batch of one length all of this is a change of shape.
 """
 
 from __future__ import annotations
@@ -32,7 +34,7 @@ class Packing:
         groups: Texts and tokens a text, of each run of texts of equal length, shortest first.
         boundaries: Where each text begins, and where the last one ends, shape ``(B + 1,)``, int32;
             ``None`` if texts attend group by group.
-        real: Which tokens are no padding, shape ``(B, T)``, if padding is computed too.
+        real: True for tokens that are not padding, shape ``(B, T)``, if padding is computed too.
     """
 
     size: tuple[int, int]
@@ -151,8 +153,8 @@ def attend(query: Tensor, key: Tensor, value: Tensor, packing: Packing, dropout_
 
     Args:
         query: Shape ``(N, A, D)``.
-        key: Same.
-        value: Same.
+        key: Same shape as ``query``.
+        value: Same shape as ``query``.
         packing: Where the texts are.
         dropout_p: Probability of dropping an attention weight; 0 if ``packing`` has boundaries.
 
@@ -160,7 +162,7 @@ def attend(query: Tensor, key: Tensor, value: Tensor, packing: Packing, dropout_
         Shape ``(N, A, D)``.
     """
     if not query.shape[1]:
-        return query  # no head is left; torch 2.11 would divide by their number
+        return query  # no head is left; torch 2.11 would divide by their number, 0
     if query.device.type == "cpu" and query.dtype == torch.bfloat16:
         return _attend_in_float32(query, key, value, packing, dropout_p)
     if packing.boundaries is not None:
@@ -169,7 +171,7 @@ def attend(query: Tensor, key: Tensor, value: Tensor, packing: Packing, dropout_
     if packing.index is None:
         mask = None
         if packing.real is not None:
-            # A text without tokens attends to its padding: a softmax over nothing is no number.
+            # A text without tokens attends to its padding: a softmax over nothing is NaN.
             open_keys = packing.real | ~packing.real.any(1, keepdim=True)
             mask = open_keys[:, None, None]
         return _attend(packing.size, query, key, value, dropout_p, mask)
@@ -182,7 +184,7 @@ def attend(query: Tensor, key: Tensor, value: Tensor, packing: Packing, dropout_
 def _attend_in_float32(
     query: Tensor, key: Tensor, value: Tensor, packing: Packing, dropout_p: float
 ) -> Tensor:
-    """On a CPU torch 2.7 is slower in bfloat16, in the backward pass by a multiple."""
+    """Attend in float32: on a CPU torch 2.7 is slower in bfloat16, backward by a multiple."""
     with torch.autocast("cpu", enabled=False):
         context = attend(query.float(), key.float(), value.float(), packing, dropout_p)
     return context.to(query.dtype)
@@ -205,11 +207,11 @@ def _attend(
 def to_device(values: Tensor, device: torch.device) -> Tensor:
     """A copy on a device.
 
-    From ordinary memory a copy to a GPU waits for all that was launched before.
+    A copy from pageable memory would wait for everything launched on the GPU before.
 
     Args:
         values: On the CPU.
-        device: Where to.
+        device: The target.
     """
     if device.type == "cuda":
         values = values.pin_memory()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import lru_cache
 
@@ -188,33 +188,34 @@ def best_shape(
     return best
 
 
-def mask_log_likelihoods(shape: EncoderShape, log_alpha: dict[str, Tensor]):  # noqa: ANN201
-    """A function that gives the parameter-weighted log-likelihood of a shape's top-k mask.
+class MaskLikelihood:
+    """How well a shape agrees with the gates: the log-likelihood of its top-k mask.
+
+    Each gate is weighted by the parameters it controls. Heads and units of removed layers do not
+    count, because the layer's own gate speaks for them.
 
     Args:
         shape: Shape of the unpruned model.
         log_alpha: Gate locations by axis.
-
-    Returns:
-        Function from :class:`EncoderShape` to float; heads and units of removed layers are left
-        out, since the layer's own gate speaks for them.
     """
-    tables = {axis: _keep_log_likelihoods(gates.detach()) for axis, gates in log_alpha.items()}
-    weights = _parameters_per_gate(shape)
-    order = torch.arange(shape.num_hidden_layers)
-    if "layer" in log_alpha:
-        order = torch.sort(log_alpha["layer"].detach(), descending=True, stable=True).indices.cpu()
 
-    def log_likelihood(candidate: EncoderShape) -> float:
-        kept_layers = order[: candidate.num_hidden_layers]
+    def __init__(self, shape: EncoderShape, log_alpha: Mapping[str, Tensor]) -> None:
+        self._tables = {a: _keep_log_likelihoods(gates.detach()) for a, gates in log_alpha.items()}
+        self._weights = _parameters_per_gate(shape)
+        self._order = torch.arange(shape.num_hidden_layers)
+        if "layer" in log_alpha:
+            gates = log_alpha["layer"].detach()
+            self._order = torch.sort(gates, descending=True, stable=True).indices.cpu()
+
+    def __call__(self, candidate: EncoderShape) -> float:
+        """Log-likelihood of a candidate; larger is better."""
+        kept_layers = self._order[: candidate.num_hidden_layers]
         total = 0.0
-        for axis, table in tables.items():
+        for axis, table in self._tables.items():
             column = table[..., getattr(candidate, SHAPE_FIELDS[axis])]
             rows = column[kept_layers] if axis in ("head", "intermediate") else column
-            total += weights[axis] * float(rows.sum())
+            total += self._weights[axis] * float(rows.sum())
         return total
-
-    return log_likelihood
 
 
 def _keep_log_likelihoods(log_alpha: Tensor) -> Tensor:

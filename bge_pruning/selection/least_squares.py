@@ -1,13 +1,18 @@
 """Linear layers fitted to inputs and wanted outputs, and which inputs they can best do without.
 
-With inputs ``X`` (a column of ones for the bias included), wanted outputs ``Y`` and the weights
-``W_0`` that are there, the fit is ridge regression around what is there,
+With inputs ``X`` (a column of ones for the bias included), wanted outputs ``Y`` and present weights
+``W_0``, the fit is ridge regression around the present weights,
 
 ``W = argmin ||X W - Y||^2 + r ||W - W_0||^2``, ``r = ridge * mean(diag(X^T X))``.
 
-All of it follows from ``X^T X`` and ``X^T Y``, which are sums over tokens. Taking an input away and
-fitting the others again raises the error by ``w^2 / [(X^T X)^-1]_ii`` (the optimal brain surgeon,
-Hassibi and Stork, 1993; for groups of inputs, ZipLM, arXiv:2302.04089).
+All of it follows from ``X^T X`` and ``X^T Y``, which are sums over tokens.
+
+With ``C = (X^T X)^-1``, removing the group ``g`` of inputs and fitting the others again (the
+optimal brain surgeon, Hassibi and Stork, 1993; for groups, ZipLM, arXiv:2302.04089)
+
+* raises the squared error by ``tr(W_g^T C_gg^-1 W_g)``, which is ``w^2 / C_ii`` for a single input,
+* changes the other weights to ``W - C_:g C_gg^-1 W_g``,
+* and changes their inverse to ``C - C_:g C_gg^-1 C_g:``.
 """
 
 from __future__ import annotations
@@ -15,17 +20,17 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-# For a fit: with less, texts unlike those that are fitted on are worse off.
+# For a fit: with less, texts unlike those of the fit come out worse.
 RIDGE = 0.1
-# For an order of elimination, in which no weight is kept: just enough to invert.
+# For an order of elimination, where no weight is kept: just enough to invert.
 ORDER_RIDGE = 1e-3
-# Units are taken away in blocks of this share of those left: one by one is many times the work, and
-# the order hardly differs.
+# Single inputs are removed in blocks of this share of those left: one by one takes many times as
+# long, and the order hardly differs.
 BLOCK = 1 / 32
 
 
 class Moments:
-    """``X^T X`` and ``X^T Y``, products of a batch in its own precision, summed in float64.
+    """``X^T X`` and ``X^T Y``: products of a batch in its own precision, summed in float64.
 
     Args:
         inputs: Inputs of the linear layer, ``I``.
@@ -39,7 +44,7 @@ class Moments:
         self.xy = torch.zeros(inputs + 1, outputs, **options)
 
     def add(self, x: Tensor, y: Tensor, weights: Tensor) -> None:
-        """Count tokens.
+        """Add tokens.
 
         Args:
             x: Inputs, shape ``(N, I)``.
@@ -94,13 +99,14 @@ def elimination_order(
 ) -> Tensor:
     """Groups of inputs in the order in which a linear layer can best do without them.
 
-    Each time the groups go that raise the squared error of the outputs least when the weights of
-    all others are fitted again: one group, or a few where groups are single inputs.
+    Each round removes the groups that raise the squared error of the outputs least when all other
+    weights are fitted again: one group, or a few where groups are single inputs. Rows and columns
+    of removed inputs are cut away, so indices count what is left.
 
     Args:
         xx: ``X^T X``, a column of ones included, shape ``(I + 1, I + 1)``.
         weight: See :func:`joined`, shape ``(I + 1, O)``.
-        group: Inputs of a group, which are next to each other.
+        group: Number of inputs of a group, which are next to each other.
         ridge: See :func:`fit_`.
 
     Returns:
@@ -133,7 +139,7 @@ def _rows(groups: Tensor, size: int) -> Tensor:
 
 
 def _costs(inverse: Tensor, weight: Tensor, rows: Tensor, blocks: Tensor | None) -> Tensor:
-    """What the squared error rises by without each group."""
+    """``tr(W_g^T C_gg^-1 W_g)`` of each group, by which the squared error rises without it."""
     if blocks is None:
         return weight[rows[:, 0]].square().sum(1) / inverse.diagonal()[rows[:, 0]]
     own = weight[rows]  # (groups, size, O)

@@ -8,7 +8,7 @@ import torch
 
 from bge_pruning.models.encoder_shape import EncoderShape, count_parameters
 from bge_pruning.models.l0_module_embedding import L0Module
-from bge_pruning.models.shape_choice import mask_log_likelihoods, shapes_near_budget
+from bge_pruning.models.shape_choice import MaskLikelihood, shapes_near_budget
 from bge_pruning.models.structural_pruning import SHAPE_FIELDS, KeepIndices, PruningMasks
 
 # A density within this of what the run was trained for is meant to be that one.
@@ -34,7 +34,7 @@ def choose_nested_shapes(l0_module: L0Module, densities: Sequence[float]) -> lis
         ValueError: If a density is not in (0, 1), is there twice, or no nested shapes have them.
     """
     check_densities(densities)
-    agreement = mask_log_likelihoods(l0_module.shape, l0_module.log_alpha)
+    agreement = MaskLikelihood(l0_module.shape, l0_module.log_alpha)
     order = sorted(densities, reverse=True)
     for multiple_of in GRANULARITIES:
         candidates = [_candidates(l0_module, density, multiple_of) for density in order]

@@ -1,8 +1,21 @@
-"""Importance of heads and units by how well the others could make up for them."""
+"""Importance of heads and units by how well the others could make up for them.
+
+Without the group ``g`` of its inputs, an output projection ``W`` that is fitted again loses
+
+``tr(W_g^T [(X^T X)^-1]_gg^-1 W_g)``
+
+(the optimal brain surgeon, see :mod:`bge_pruning.selection.least_squares`). Not every error counts
+alike. With ``g_t`` the gradient of a random projection of the model's outputs with respect to what
+token ``t`` gets from the sublayer, an error ``e_t`` moves the outputs by ``E[(g_t . e_t)^2]`` on
+average. As in K-FAC (Martens and Grosse, arXiv:1503.05671) tokens and dimensions are taken apart:
+``X^T X`` becomes ``sum_t |g_t|^2 x_t x_t^T``, and the columns of ``W`` are measured by
+``G = sum_t g_t g_t^T``: ``W`` becomes ``W G^(1/2)``.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 
 import torch
@@ -16,7 +29,7 @@ from bge_pruning.selection.least_squares import elimination_order, joined
 
 # Tokens that are carried through the backward pass at once, padding included.
 PIECE_TOKENS = 4096
-# Texts of which the sparse head says next to nothing must not count without bound.
+# Smallest norm of a text's token weights by which they are divided.
 SMALLEST = 0.1
 
 
@@ -30,9 +43,8 @@ def reconstruction_importance(
 
     Those go first without which the output projection, fitted again to the ones that are left,
     comes nearest to what it gave (see :func:`elimination_order`): of two that say the same, one is
-    not needed. An error counts by what it does to the outputs of its text, all that the model has,
-    to first order (see :class:`_Sublayer`). Hidden dimensions and layers are scored as by
-    :func:`activation_importance`.
+    not needed. An error counts by what it does to the outputs of its text, to first order. Hidden
+    dimensions and layers are scored as by :func:`activation_importance`.
 
     Args:
         backbone: The unpruned encoder, in evaluation mode.
@@ -60,12 +72,9 @@ def reconstruction_importance(
 
 
 class _Sublayer:
-    """What goes into an output projection, and what the model's outputs feel of what comes out.
+    """Inputs of an output projection, ``xx``, and gradients of what it gives, ``gg``.
 
-    With ``g_t`` the gradient of a random projection of the outputs to what token ``t`` gets from
-    the sublayer, an error ``e_t`` moves the outputs by ``E[(g_t . e_t)^2]`` on the mean. As in
-    K-FAC (Martens and Grosse, arXiv:1503.05671) tokens and dimensions are taken apart:
-    ``sum_t |g_t|^2 x_t x_t^T`` for the inputs and ``G = sum_t g_t g_t^T`` for the outputs.
+    Both are sums over tokens, see the module's equation.
     """
 
     def __init__(self, output: ResidualOutput) -> None:
@@ -76,7 +85,7 @@ class _Sublayer:
         self.gg = torch.zeros(weight.shape[0], weight.shape[0], **options)
 
     def listen(self, module: nn.Module, given: tuple) -> tuple:
-        """Forward pre-hook: what is added to the residual stream has the gradient of the stream."""
+        """Forward pre-hook: what is added to the stream has the gradient of the stream."""
         inputs, residual, *rest = given
         x = torch.cat([inputs.detach(), inputs.new_ones(len(inputs), 1)], dim=1)
         stream = residual * 1.0  # a tensor of its own: the residual has other uses
@@ -108,23 +117,32 @@ def _probe(
     """Carry random projections of the outputs of all texts back through the encoder."""
     generator = torch.Generator().manual_seed(seed)  # on the CPU: every device draws the same
     names = heads.names()
-    trained = [p for p in [*backbone.parameters(), *heads.parameters()] if p.requires_grad]
-    hooks = [s.output.register_forward_pre_hook(s.listen) for s in sublayers]
-    # The gradient of the stream is wanted, that of the weights is not.
-    hooks.append(backbone.embeddings.register_forward_hook(lambda *a: a[-1].requires_grad_()))
-    for parameter in trained:
-        parameter.requires_grad_(False)
-    try:
+    with gradients_of_stream_only(backbone, heads), ExitStack() as hooks:
+        for sublayer in sublayers:
+            hooks.enter_context(sublayer.output.register_forward_pre_hook(sublayer.listen))
         for ids, mask in batches:
             rows = max(1, PIECE_TOKENS // ids.shape[1])
             for piece, real in zip(ids.split(rows), mask.split(rows), strict=True):
                 outputs = compute_outputs(backbone, heads, piece, real, names)
                 sum(_project(n, outputs[n], real, generator) for n in names).backward()
-    finally:
-        for hook in hooks:
-            hook.remove()
+
+
+@contextmanager
+def gradients_of_stream_only(backbone: XLMRobertaBackbone, heads: EmbeddingHeads) -> Iterator[None]:
+    """Let backward passes reach the hidden states from the embeddings on, but no weight."""
+    trained = [p for m in (backbone, heads) for p in m.parameters() if p.requires_grad]
+
+    def begin(module: nn.Module, given: tuple, states: Tensor) -> Tensor:
+        return states.requires_grad_()
+
+    with backbone.embeddings.register_forward_hook(begin):
         for parameter in trained:
-            parameter.requires_grad_(True)
+            parameter.requires_grad_(False)
+        try:
+            yield
+        finally:
+            for parameter in trained:
+                parameter.requires_grad_(True)
 
 
 def _project(name: str, vectors: Tensor, mask: Tensor, generator: torch.Generator) -> Tensor:

@@ -46,8 +46,8 @@ from bge_pruning.workflows.study_file import (
 )
 
 if TYPE_CHECKING:
-    from bge_pruning.evaluation.encoders import Encoder
     from bge_pruning.evaluation.tasks import Task
+    from bge_pruning.evaluation.text_encoder import Encoder
 
 log = logging.getLogger(__name__)
 

@@ -1,8 +1,9 @@
 """Models to evaluate, and several ranks in one process."""
 
+import gc
 import json
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from threading import Barrier
@@ -11,6 +12,16 @@ import pytest
 from safetensors.torch import load_file, save_file
 
 from bge_pruning.evaluation.text_encoder import Ranks
+
+
+@pytest.fixture(scope="module", autouse=True)
+def quick_collections() -> Iterator[None]:
+    """An evaluation collects garbage: among its own objects, not those of imported libraries."""
+    import mteb  # noqa: F401
+
+    gc.freeze()
+    yield
+    gc.unfreeze()
 
 
 @pytest.fixture(scope="session")

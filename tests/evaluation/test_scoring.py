@@ -80,30 +80,30 @@ def test_every_task_and_mode_has_its_metrics(scores, encoder, similarity, retrie
     assert metric_names("similarity", "all") == ("spearman", "pearson")
 
 
-@pytest.mark.parametrize("mode", MODES)
-def test_similarity_of_pairs_is_flagembeddings(mode, encoder, similarity, model_folder):
+@pytest.fixture(scope="module")
+def flagembeddings(similarity, model_folder) -> dict[str, np.ndarray]:
+    """FlagEmbedding's similarity of each pair, by output."""
     from FlagEmbedding import BGEM3FlagModel
 
-    first, second, gold = similarity.pairs()
     model = BGEM3FlagModel(str(model_folder), use_fp16=False, devices="cpu")
     names = ("return_dense", "return_sparse", "return_colbert_vecs")
-    a, b = (model.encode(part, **dict.fromkeys(names, True)) for part in (first, second))
-    parts = {
+    a, b = (model.encode(part, **dict.fromkeys(names, True)) for part in similarity.pairs()[:2])
+    sparse = zip(a["lexical_weights"], b["lexical_weights"], strict=True)
+    colbert = zip(a["colbert_vecs"], b["colbert_vecs"], strict=True)
+    return {
         "dense": (a["dense_vecs"] * b["dense_vecs"]).sum(1),
-        "sparse": [
-            model.compute_lexical_matching_score(x, y)
-            for x, y in zip(a["lexical_weights"], b["lexical_weights"], strict=True)
-        ],
-        "colbert": [
-            float(model.colbert_score(x, y))
-            for x, y in zip(a["colbert_vecs"], b["colbert_vecs"], strict=True)
-        ],
+        "sparse": np.array([model.compute_lexical_matching_score(x, y) for x, y in sparse]),
+        "colbert": np.array([float(model.colbert_score(x, y)) for x, y in colbert]),
     }
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_similarity_of_pairs_is_flagembeddings(mode, encoder, similarity, flagembeddings):
     weights = {"dense": 1.0, "sparse": 0.3, "colbert": 1.0}
-    expected = sum(weights[name] * np.array(parts[name]) for name in MODES[mode])
+    expected = sum(weights[name] * flagembeddings[name] for name in MODES[mode])
     score = score_tasks(encoder, [similarity], [mode])["tiny", mode]
     np.testing.assert_allclose(score.samples, expected, atol=1e-5)
-    metrics = metric_names("similarity", mode)
+    metrics, gold = metric_names("similarity", mode), similarity.pairs()[2]
     assert score.values[metrics[0]] == pytest.approx(spearmanr(expected, gold)[0], abs=1e-6)
     assert score.values[metrics[1]] == pytest.approx(pearsonr(expected, gold)[0], abs=1e-6)
 

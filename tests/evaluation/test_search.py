@@ -47,7 +47,7 @@ def plain(encoder, data) -> dict[str, np.ndarray]:
 
     queries = outputs([row["text"] for row in data.queries])
     passages = outputs([f"{row['title']} {row['text']}".strip() for row in data.corpus])
-    scores = compute_scores(queries, passages, encoder.special_ids)
+    scores = compute_scores(queries, passages, encoder.special_ids).all()
     return {name: value.numpy() for name, value in scores.items()}
 
 

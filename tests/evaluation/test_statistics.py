@@ -2,12 +2,14 @@
 
 import numpy as np
 import pytest
-from scipy.stats import bootstrap, permutation_test, rankdata, spearmanr
+from scipy.stats import bootstrap, pearsonr, permutation_test, rankdata, spearmanr
 
 from bge_pruning.evaluation import statistics
 from bge_pruning.evaluation.statistics import (
     bootstrap_correlation_interval,
     bootstrap_interval,
+    cosine_error,
+    error_difference,
     paired_correlation_p_value,
     paired_p_value,
 )
@@ -70,12 +72,16 @@ GOOD = GOLD + GENERATOR.normal(0, 1, 90)
 WORSE = GOLD + GENERATOR.normal(0, 3, 90)
 
 
+def correlations(a, b, axis=-1):
+    """Spearman's along an axis; scipy's own has none."""
+    return pearsonr(rankdata(a, axis=axis), rankdata(b, axis=axis), axis=axis).statistic
+
+
 def test_the_interval_of_a_correlation_is_scipys():
     expected = bootstrap(
         (GOOD, GOLD),
-        lambda a, b: spearmanr(a, b).statistic,
+        correlations,
         paired=True,
-        vectorized=False,
         n_resamples=2000,
         method="percentile",
         rng=np.random.default_rng(1),
@@ -99,14 +105,14 @@ def test_one_pair_alone_is_no_sure_correlation():
 
 @pytest.mark.parametrize("other", [GOOD + GENERATOR.normal(0, 1, 90), WORSE, GOOD**3])
 def test_the_p_value_of_two_correlations_is_scipys(other):
-    def difference(a, b):
-        return spearmanr(a, GOLD).statistic - spearmanr(b, GOLD).statistic
+    def difference(a, b, axis=-1):
+        gold = np.broadcast_to(GOLD, a.shape)
+        return correlations(a, gold, axis) - correlations(b, gold, axis)
 
     expected = permutation_test(
         (rankdata(GOOD), rankdata(other)),
         difference,
         permutation_type="samples",
-        vectorized=False,
         n_resamples=1500,
         rng=np.random.default_rng(3),
     ).pvalue
@@ -126,3 +132,69 @@ def test_blocks_change_nothing_but_memory(monkeypatch):
     narrow = bootstrap_correlation_interval(GOOD, GOLD)
     monkeypatch.undo()
     assert bootstrap_correlation_interval(GOOD, GOLD) == pytest.approx(narrow, abs=0.012)
+
+
+# Errors of cosines, and intervals of their differences
+
+TEXTS = 40
+
+
+def cosines(vectors: np.ndarray) -> np.ndarray:
+    vectors = vectors / np.linalg.norm(vectors, axis=1, keepdims=True)
+    return vectors @ vectors.T
+
+
+def noisy(vectors: np.ndarray, noise: float, seed: int) -> np.ndarray:
+    return cosines(vectors + noise * np.random.default_rng(seed).normal(size=vectors.shape))
+
+
+VECTORS = np.random.default_rng(1).normal(size=(TEXTS, 16))
+WHOLE = cosines(VECTORS)
+
+
+def test_an_error_is_one_minus_pearsons_correlation_over_pairs():
+    found = noisy(VECTORS, 0.5, 2)
+    pairs = [(i, j) for i in range(TEXTS) for j in range(i)]
+    a, b = ([m[p] for p in pairs] for m in (found, WHOLE))
+    assert cosine_error(found, WHOLE) == pytest.approx(1 - pearsonr(a, b).statistic)
+
+
+def test_it_is_of_their_order_not_of_their_size():
+    assert cosine_error(0.5 * WHOLE + 0.3, WHOLE) == pytest.approx(0.0)
+    assert cosine_error(-WHOLE, WHOLE) == pytest.approx(2.0)
+
+
+def test_a_side_that_tells_nothing_apart_is_all_wrong():
+    flat = np.full((TEXTS, TEXTS), 0.7)
+    assert cosine_error(flat, WHOLE) == cosine_error(WHOLE, flat) == 1.0
+
+
+def test_a_model_is_surely_worse_than_a_better_one_and_not_than_one_as_good():
+    good, other, bad = noisy(VECTORS, 0.2, 3), noisy(VECTORS, 0.2, 4), noisy(VECTORS, 0.6, 5)
+    low, high = error_difference(bad, good, WHOLE)
+    assert 0 < low < cosine_error(bad, WHOLE) - cosine_error(good, WHOLE) < high
+    low, high = error_difference(other, good, WHOLE)
+    assert low < 0 < high
+    assert error_difference(good, good, WHOLE) == (0.0, 0.0)
+
+
+def test_the_other_way_round_the_interval_is_turned():
+    a, b = noisy(VECTORS, 0.2, 3), noisy(VECTORS, 0.4, 4)
+    low, high = error_difference(a, b, WHOLE, seed=9)
+    assert error_difference(b, a, WHOLE, seed=9) == pytest.approx((-high, -low))
+
+
+def test_intervals_hold_what_new_texts_show(monkeypatch):
+    """Of draws of texts from many, about 95 % have an interval with the difference of all."""
+    monkeypatch.setattr(statistics, "SAMPLED_TEXTS", 200)
+    generator = np.random.default_rng(6)
+    vectors = generator.normal(size=(800, 16))
+    whole, a, b = cosines(vectors), noisy(vectors, 0.3, 7), noisy(vectors, 0.35, 8)
+    true = cosine_error(a, whole) - cosine_error(b, whole)
+    held = 0
+    for seed in range(60):
+        texts = generator.choice(800, TEXTS, replace=False)
+        part = np.ix_(texts, texts)
+        low, high = error_difference(a[part], b[part], whole[part], seed)
+        held += low <= true <= high
+    assert held >= 51  # 85 %: a percentile interval of 40 texts is a little short

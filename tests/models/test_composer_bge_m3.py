@@ -568,7 +568,7 @@ def test_contrastive_loss_is_bge_m3s(build, passages):
         select([i * N for i in range(B)]),
         select([i * N + j for i in range(B) for j in range(1, N)]),
         (0, 1, 2),
-    )
+    ).all()
     numbers = passages["passage_texts"].flatten().tolist()
     total = {}
     for name, score in scores.items():
@@ -642,7 +642,7 @@ def test_scores_of_a_file_teach_every_output(build, scored_passages):
             ids, mask = scored_passages["input_ids"], scored_passages["attention_mask"]
             return Outputs(ids[row, which], mask[row, which], **named)
 
-        scores = compute_scores(texts(slice(0, 1)), texts(slice(1, None)), (0, 1, 2))
+        scores = compute_scores(texts(slice(0, 1)), texts(slice(1, None)), (0, 1, 2)).all()
         target = softmax(scored_passages["passage_scores"][row].double().numpy())
         for name, score in scores.items():
             found = softmax(score[0].detach().double().numpy() / 0.2)

@@ -5,7 +5,7 @@ import torch
 
 from bge_pruning.models.encoder_shape import EncoderShape, count_parameters, forward_flops
 from bge_pruning.models.hard_concrete import open_probability
-from bge_pruning.models.shape_choice import best_shape, mask_log_likelihoods, shapes_of_budget
+from bge_pruning.models.shape_choice import MaskLikelihood, best_shape, shapes_of_budget
 from bge_pruning.models.structural_pruning import AXES
 
 MIDDLE = EncoderShape(256, 4, 6, 1024, 500, head_dim=64, colbert_dim=256)
@@ -32,7 +32,7 @@ def test_where_texts_are_long_the_same_parameters_are_slower():
 
 def test_likelihood_of_a_layers_mask_is_its_formula():
     gates = torch.tensor([2.0, -1.0, 0.5, -3.0, 4.0, 0.0])
-    likelihood = mask_log_likelihoods(MIDDLE, {"layer": gates})
+    likelihood = MaskLikelihood(MIDDLE, {"layer": gates})
     p = open_probability(gates.double())
     kept = torch.tensor([1, 0, 1, 0, 1, 0], dtype=torch.float64)
     expected = (kept * p.log() + (1 - kept) * (1 - p).log()).sum()

@@ -9,7 +9,7 @@ import torch
 from bge_pruning.models.bge_m3_backbone import XLMRobertaBackbone
 from bge_pruning.models.encoder_shape import EncoderShape, count_parameters
 from bge_pruning.models.l0_module_embedding import L0Module
-from bge_pruning.models.shape_choice import mask_log_likelihoods, shapes_near_budget
+from bge_pruning.models.shape_choice import MaskLikelihood, shapes_near_budget
 from bge_pruning.models.structural_pruning import AXES, SHAPE_FIELDS, KeepIndices
 from bge_pruning.selection.nested_shapes import choose_nested_shapes, relative_indices
 
@@ -35,7 +35,7 @@ def test_shapes_meet_their_densities_and_are_nested(gates):
 
 def test_no_other_nested_shapes_agree_better(gates):
     full = count_parameters(SOURCE).encoder
-    agreement = mask_log_likelihoods(SOURCE, gates.log_alpha)
+    agreement = MaskLikelihood(SOURCE, gates.log_alpha)
     fields = SHAPE_FIELDS.values()
     for multiple_of in (64, 32, 16):
         near = [
