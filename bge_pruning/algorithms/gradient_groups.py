@@ -15,14 +15,14 @@ from bge_pruning.algorithms.non_finite import NonFiniteGuard
 
 
 class GroupGradientClipping(Algorithm):
-    """Clips the gradient norm of weights, gates and multipliers apart.
+    """Clips the gradient norms of weights, gates and multipliers separately.
 
-    The multipliers' gradient grows with them; clipped by one global norm, as Composer's own
-    ``GradientClipping`` does, it would squeeze the gradient of the task.
+    The multipliers' gradient grows with them; under one global norm, as in Composer's own
+    ``GradientClipping``, it would shrink the gradient of the task.
 
     Args:
         max_norm: Largest norm of each group's gradient. Groups of one ``name`` count as one.
-        guard: Has read the norms of the gradients already.
+        guard: Has measured the norms of the gradients already.
     """
 
     def __init__(self, max_norm: float, guard: NonFiniteGuard) -> None:
@@ -46,12 +46,12 @@ class GroupGradientClipping(Algorithm):
 def clip_norm_(
     parameters: Sequence[nn.Parameter], max_norm: float, norms: Mapping[nn.Parameter, Tensor]
 ) -> None:
-    """Clip the norm of all gradients together, of which some may be sharded over the ranks.
+    """Clip the norm of all gradients together; some may be sharded over the ranks.
 
     Args:
-        parameters: With gradients, or without.
+        parameters: The parameters; those without gradients are ignored.
         max_norm: Largest norm.
-        norms: Norms of gradients that are known; the others are computed.
+        norms: Known norms of gradients; the others are computed.
     """
     with_gradient = [p for p in parameters if p.grad is not None]
     if not with_gradient:
@@ -62,7 +62,7 @@ def clip_norm_(
     parts = [norms[p] for p in whole if p in norms]
     if unknown := [p.grad for p in whole if p not in norms]:
         parts.append(get_norm(unknown))
-    if sharded:  # the sum over the ranks is taken when the norm is made whole
+    if sharded:  # full_tensor() sums over the ranks
         parts.append(get_norm([p.grad for p in sharded]).full_tensor())
     total = torch.stack(parts).norm()
     for part in filter(None, (sharded, whole)):
@@ -72,13 +72,12 @@ def clip_norm_(
 class MeanGradients(Algorithm):
     """Makes every gradient the mean over the ranks, before it is clipped.
 
-    Sharding does not look at parameters that are whole on every rank: each rank would move gates,
-    multipliers and temperature in a way of its own. One message carries all of them, and every
-    rank gets the same sum. What is sharded is summed up already, on some backends without being
-    divided.
+    Sharding ignores parameters that are whole on every rank, so each rank would move gates,
+    multipliers and temperature differently. One message averages all of them. Sharded gradients
+    are summed already, on some backends without being divided.
 
     Args:
-        sharded_scale: What a sharded gradient is, as a multiple of the mean over the ranks.
+        sharded_scale: A sharded gradient as a multiple of the mean over the ranks.
     """
 
     def __init__(self, sharded_scale: float = 1.0) -> None:

@@ -1,4 +1,4 @@
-"""Moves the gates through training: noise and target of a step, when to decide, clamping."""
+"""Guides the gates through training: noise and target of each step, binarization, clamping."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from bge_pruning.utils.clock import count_batches
 class PruningSchedule(Algorithm):
     """Sets the gates' step and progress before a batch and clamps them after it.
 
-    All settings follow from the trainer's clock, so a resumed run goes on exactly where it was.
+    All settings follow from the trainer's clock, so a resumed run continues exactly.
 
     Args:
         l0_module: The gates.
@@ -25,7 +25,7 @@ class PruningSchedule(Algorithm):
         self.warmup = Time.from_timestring(lagrangian_warmup_steps)
 
     def match(self, event: Event, state: State) -> bool:
-        """Before each batch and after each optimizer step."""
+        """Run before each batch and after each optimizer step."""
         return event in (Event.BATCH_START, Event.BATCH_END)
 
     def apply(self, event: Event, state: State, logger: Logger) -> None:

@@ -22,20 +22,20 @@ log = logging.getLogger(__name__)
 class SourceWeights(Algorithm):
     """Dynamic batch loading of LLM-Shearing (arXiv:2310.06694, section 3.2).
 
-    Before the first step the loss of each source is measured on fixed batches with all gates open:
-    that of the unpruned model. Every ``interval`` it is measured again with the sub-network of
-    that moment, and the weights move towards the sources whose loss has grown most.
+    Before the first step the unpruned model's loss of each source is measured on fixed batches,
+    with all gates open. Every ``interval`` the loss is measured again with the present sub-network,
+    and the weights move towards the sources whose loss has grown most.
 
     =========================  ==================================================================
     logged key                 value
     =========================  ==================================================================
-    ``data/weight/<source>``   weight from here on
+    ``data/weight/<source>``   weight from this step on
     ``data/excess/<source>``   loss above that of the unpruned model
     =========================  ==================================================================
 
     Args:
         dataset: The sources, whose schedule is changed.
-        probes: Fixed batches of each source, of this rank.
+        probes: This rank's fixed batches of each source.
         interval: Time string.
     """
 
@@ -48,11 +48,11 @@ class SourceWeights(Algorithm):
         self.references: list[float] | None = None
 
     def match(self, event: Event, state: State) -> bool:
-        """Before the first step, and at the interval."""
+        """Run before the first step, and at the interval."""
         if event == Event.FIT_START:
             return self.references is None
         if event != Event.BATCH_END:
-            return False  # before there is data, a share of the run is no number of batches
+            return False  # a share of the run is a number of batches only once there is data
         return state.timestamp.batch.value % max(1, int(count_batches(self.interval, state))) == 0
 
     def apply(self, event: Event, state: State, logger: Logger) -> None:
@@ -82,9 +82,9 @@ class SourceWeights(Algorithm):
         return totals
 
     def state_dict(self) -> dict[str, Any]:
-        """The unpruned model's losses."""
+        """Return the unpruned model's losses, for checkpoints."""
         return {"references": self.references}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Take over the unpruned model's losses."""
+        """Restore the unpruned model's losses."""
         self.references = state["references"]

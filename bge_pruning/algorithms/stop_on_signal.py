@@ -1,4 +1,4 @@
-"""Ends a run that is told to stop (SIGTERM), after a checkpoint of the step that it is in."""
+"""Ends a run on SIGTERM, after finishing and saving the current step."""
 
 from __future__ import annotations
 
@@ -20,11 +20,11 @@ log = logging.getLogger(__name__)
 
 
 class StopOnSignal(Algorithm):
-    """Lets the step finish, has it saved, and ends the run with :class:`StoppedError`.
+    """Finishes the current step, saves a checkpoint, and ends the run with :class:`StoppedError`.
 
-    Clusters send SIGTERM to what they are about to kill. The ranks agree after every step, so that
-    all of them stop after the same one, whichever were told. A second signal ends the process at
-    once. As a context manager it listens only inside.
+    Clusters send SIGTERM to processes that they are about to kill. The ranks agree after every
+    step, so that all of them stop after the same one, whichever received it. A second signal ends
+    the process at once. It handles signals only inside its context.
     """
 
     def __init__(self) -> None:
@@ -33,7 +33,7 @@ class StopOnSignal(Algorithm):
         self._before: Any = None
 
     def __enter__(self) -> StopOnSignal:
-        # Elsewhere Python allows no handlers.
+        # Python allows handlers in the main thread only.
         if threading.current_thread() is threading.main_thread():
             self._before = signal.signal(signal.SIGTERM, self._notice)
         return self
@@ -53,19 +53,19 @@ class StopOnSignal(Algorithm):
         signal.signal(signal.SIGTERM, signal.SIG_DFL)
 
     def match(self, event: Event, state: State) -> bool:
-        """Between steps."""
+        """Run between steps."""
         return event in (Event.BATCH_END, Event.BATCH_START)
 
     def apply(self, event: Event, state: State, logger: Logger) -> None:
-        """Agree after a step; end before the next one, which is after the checkpoint."""
+        """Agree after a step; end the run before the next one, after the checkpoint."""
         step = state.timestamp.batch.value
         if event == Event.BATCH_END:
             self.stopping = self._anyone_told(state)
             if self.stopping:
-                log.info("told to stop: step %d is saved, then the run ends", step)
+                log.info("SIGTERM: step %d is saved, then the run ends", step)
         elif self.stopping:
             raise StoppedError(
-                f"stopped by SIGTERM after step {step}, which is saved. To go on, run the same "
+                f"stopped by SIGTERM after step {step}, which is saved. To resume, run the same "
                 f"command with autoresume=true."
             )
 
@@ -77,7 +77,7 @@ class StopOnSignal(Algorithm):
         return bool(told.item())
 
     def save_interval(self, interval: str) -> Callable[[State, Event], bool]:
-        """When checkpoints are written: at an interval, and before the run ends by a signal.
+        """Decide when checkpoints are written: at an interval, and before a signal ends the run.
 
         Args:
             interval: Time string.

@@ -22,11 +22,11 @@ log = logging.getLogger(__name__)
 class BestCheckpoint:
     """A file beside the newest checkpoints: the weights of the step with the highest score.
 
-    It holds what extraction needs and says by which score it is the best, but not the optimizer's
+    It holds what extraction needs and the score that made it the best, but not the optimizer's
     state, which is two thirds of a checkpoint. Every rank has to call the methods.
 
     Args:
-        metric: Score that decides; larger is better.
+        metric: Name of the score; larger is better.
         folder: Run folder.
     """
 
@@ -36,7 +36,7 @@ class BestCheckpoint:
         self.best: BestScore | None = None
 
     def start(self, state: State) -> None:
-        """Forget an earlier attempt if training starts from the beginning; else look for the file.
+        """Delete the file if training starts from the beginning; otherwise read its score.
 
         A run that died after its newest checkpoint may have left a better one.
         """
@@ -49,15 +49,15 @@ class BestCheckpoint:
         self._adopt(dist.all_gather_object(found)[0])
 
     def _adopt(self, found: BestScore | None) -> None:
-        """Take over a score by the same metric if it is the best."""
+        """Accept a score by the same metric if it is the best."""
         if found is None or found.metric != self.metric:
             return
         if self.best is None or found.score > self.best.score:
             self.best = found
 
     def update(self, scores: Mapping[str, float], state: State) -> None:
-        """Write the file if the model has never been better, and say what is best so far."""
-        # All ranks write together: what the first one sees decides.
+        """Write the file if the model has never been better, and log the best score so far."""
+        # All ranks write together, so the score of the first one decides.
         score = dist.all_gather_object(scores[self.metric])[0]
         if not math.isnan(score) and (self.best is None or score > self.best.score):
             self.best = BestScore(self.metric, score, state.timestamp.batch.value)
@@ -67,7 +67,7 @@ class BestCheckpoint:
             log.info("best so far: %s %.4f at step %d", best.metric, best.score, best.batch)
 
     def _save(self, state: State) -> None:
-        """Write under another name first: the file is always whole."""
+        """Write under another name first, so that the file is always complete."""
 
         def reduce(content: dict[str, Any]) -> None:
             content["state"].pop("optimizers", None)
@@ -79,10 +79,10 @@ class BestCheckpoint:
             os.replace(partial, self.path)
 
     def state_dict(self) -> dict[str, Any]:
-        """The best score so far, stored in checkpoints."""
+        """Return the best score so far, for checkpoints."""
         return {BEST_KEY: None if self.best is None else asdict(self.best)}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Take over the best score of a checkpoint."""
+        """Restore the best score of a checkpoint."""
         if (found := state.get(BEST_KEY)) is not None:
             self._adopt(BestScore(**found))

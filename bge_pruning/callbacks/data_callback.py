@@ -1,4 +1,4 @@
-"""Watches the input: rows per second, padding, and each source's share and loss."""
+"""Logs the input: rows per second, padding, and each source's share and loss."""
 
 from __future__ import annotations
 
@@ -15,16 +15,16 @@ from bge_pruning.utils.clock import is_due
 
 
 class DataCallback(Callback):
-    """Logs what went in since the last ``log_interval``.
+    """Logs the training batches since the last ``log_interval``.
 
     ============================  ================================================================
     key                           value
     ============================  ================================================================
-    ``data/rows_per_second``      rows trained on, over all ranks, evaluation left out
+    ``data/rows_per_second``      rows trained on, over all ranks, without evaluation
     ``data/texts_per_second``     texts of these rows
     ``data/padding_share``        share of this rank's tokens that was padding
     ``data/share/<source>``       share of the batches that came from the source
-    ``data/loss/<source>``        mean loss over those batches, constraint left out
+    ``data/loss/<source>``        mean loss over those batches, without the constraint
     ============================  ================================================================
 
     Args:
@@ -37,12 +37,12 @@ class DataCallback(Callback):
 
     def _reset(self) -> None:
         self.seconds, self.rows, self.texts, self.padded = 0.0, 0, 0, 0
-        # Tensors: to read their value in every step would wait for the device.
+        # Tensors: reading their values in every step would wait for the device.
         self.real: list[Tensor] = []
         self.losses: dict[str, list[float]] = defaultdict(list)
 
     def batch_start(self, state: State, logger: Logger) -> None:
-        """Count the batch, which the trainer will cut if it is larger than a microbatch."""
+        """Count the batch, which the trainer splits if it is larger than a microbatch."""
         self.started = time.monotonic()
         mask = state.batch["attention_mask"]
         self.rows += len(mask) * dist.get_world_size()
@@ -53,11 +53,11 @@ class DataCallback(Callback):
     def batch_end(self, state: State, logger: Logger) -> None:
         """Add the loss, and log at the interval and at the last batch."""
         self.seconds += time.monotonic() - self.started
-        # Of the whole batch over all ranks.
+        # These are losses of the whole batch over all ranks.
         losses = {key.rsplit("/", 1)[-1]: value for key, value in state.total_loss_dict.items()}
         gates = losses.get("lagrangian", 0.0) + losses.get("binarization", 0.0)
         task = losses["total"] - gates
-        if math.isfinite(task):  # else the step was left out
+        if math.isfinite(task):  # otherwise the step was skipped
             self.losses[state.batch.get("source", "data")].append(task)
         if not is_due(self.interval, state):
             return

@@ -1,4 +1,4 @@
-"""Watches the outputs themselves: collapse, empty sparse vectors."""
+"""Logs the health of the outputs: collapse, empty sparse vectors."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from torch.utils.hooks import RemovableHandle
 from bge_pruning.utils.clock import is_due
 from bge_pruning.utils.embedding_metrics import compute_alignment, compute_uniformity
 
-# Scored pairs from here on, of a range of [0, 1], count as positive.
+# Scored pairs count as positive from this score on, in a range of [0, 1].
 POSITIVE_SCORE = 0.8
 
 
@@ -33,7 +33,7 @@ class EmbeddingCallback(Callback):
     ``embedding/colbert/norm_mean``    mean length of all tokens' vectors, not normalised yet
     =================================  ===========================================================
 
-    Sparse and multi-vector rows are there if the loss trains that output, and the alignment if the
+    Sparse and multi-vector rows are logged if the loss trains that output, and the alignment if the
     batch has positive pairs: queries with their positives, or scored pairs in the upper fifth of
     their range (0.8 or more, which is 4 of 5 in the STS benchmark).
 
@@ -50,7 +50,7 @@ class EmbeddingCallback(Callback):
         self._hook: RemovableHandle | None = None
 
     def batch_start(self, state: State, logger: Logger) -> None:
-        """Listen to the multi-vector head in a step that will be logged: its outputs are scaled."""
+        """Record norms at the multi-vector head in a step that will be logged."""
         head = getattr(state.model, "module", state.model).heads.colbert_linear
         if head is not None and is_due(self.interval, state, ahead=1):
             self._norms, self._mask = [], state.batch["attention_mask"].flatten(0, 1).bool()
@@ -63,19 +63,19 @@ class EmbeddingCallback(Callback):
         """Log at the interval and at the last batch."""
         if not is_due(self.interval, state):
             return
-        # Of microbatches the outputs of the last one are left, which has the last rows.
+        # Only the outputs of the last microbatch are left, which has the last rows.
         dense = state.outputs["dense_vecs"]
         batch = {k: v if isinstance(v, str) else v[-len(dense) :] for k, v in state.batch.items()}
-        # The trainer moves each microbatch to the device, and leaves the batch where it was made.
+        # The trainer moves each microbatch to the device, but not the whole batch.
         batch = {k: v.to(dense.device) if isinstance(v, Tensor) else v for k, v in batch.items()}
         health = compute_embedding_health(state.outputs, batch, self.special_ids)
         if self._hook is not None:
             self._hook.remove()
             self._hook = None
         if self._norms:
-            # Cached gradients run the head again: the first time is the forward pass.
+            # Cached gradients run the head twice; the first run is the forward pass.
             norms = torch.cat(self._norms)
-            if norms.ndim == 1:  # packed: real tokens alone
+            if norms.ndim == 1:  # packed: without padding
                 norms = norms[: int(self._mask.sum())]
             else:
                 norms = norms[: len(self._mask)][self._mask]
@@ -88,12 +88,12 @@ class EmbeddingCallback(Callback):
 def compute_embedding_health(
     outputs: dict[str, Tensor], batch: dict[str, Tensor], special_ids: Sequence[int]
 ) -> dict[str, float]:
-    """Everything in the table of :class:`EmbeddingCallback`.
+    """Compute everything in the table of :class:`EmbeddingCallback`.
 
     Args:
-        outputs: Of a training step, ``(B, N, ...)`` by name.
-        batch: Its ``input_ids`` and ``attention_mask``, shape ``(B, N, T)``, and what says which
-            texts are positives, see :func:`positive_pairs`.
+        outputs: Outputs of a training step, ``(B, N, ...)`` by name.
+        batch: Its ``input_ids`` and ``attention_mask``, shape ``(B, N, T)``, and the keys that tell
+            which texts are positives, see :func:`positive_pairs`.
         special_ids: Token ids that carry no sparse weight.
     """
     dense = outputs["dense_vecs"].flatten(0, 1).float()
@@ -122,7 +122,7 @@ def compute_embedding_health(
 
 
 def positive_pairs(dense: Tensor, batch: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
-    """Vectors of the texts of a batch that should be close.
+    """Find the vectors of the texts of a batch that should be close.
 
     Args:
         dense: Shape ``(B, N, H)``.
@@ -130,7 +130,7 @@ def positive_pairs(dense: Tensor, batch: dict[str, Tensor]) -> tuple[Tensor, Ten
             and ``positive_texts`` ``(B, K)`` of queries with passages; or with neither.
 
     Returns:
-        Two tensors of shape ``(pairs, H)``; of no rows if there are no such pairs.
+        Two tensors of shape ``(pairs, H)``, without rows if there are no such pairs.
     """
     if "passage_texts" in batch:
         known = batch["passage_texts"][:, :, None] == batch["positive_texts"][:, None, :]

@@ -1,4 +1,4 @@
-"""Evaluates the model that would be extracted now: retrieval, beside the sentence similarity."""
+"""Evaluates the model that would be extracted now: retrieval and sentence similarity."""
 
 from __future__ import annotations
 
@@ -36,17 +36,17 @@ class EvaluationCallback(Callback):
     ================================  ============================================================
     ``eval/<task>/cosine_spearman``   of scored pairs, as Composer's evaluators computed it
     ``eval/<task>/ndcg_at_10``        of a collection, searched with dense vectors
-    ``eval/<task>/mrr_at_10``         same
-    ``eval/<task>/recall_at_100``     same
-    ``eval/<task>/map_at_100``        same
-    ``eval/<task>/<mode>_<metric>``   same, searched in another mode: ``sparse_ndcg_at_10``
+    ``eval/<task>/mrr_at_10``         of the same search
+    ``eval/<task>/recall_at_100``     of the same search
+    ``eval/<task>/map_at_100``        of the same search
+    ``eval/<task>/<mode>_<metric>``   of a search in another mode: ``sparse_ndcg_at_10``
     ``eval/seconds``                  time of the whole evaluation
     ================================  ============================================================
 
     ``<task>`` is the name of the source. The gates are those of the model's evaluation, see
-    :meth:`L0Module.deterministic_masks`. Collections go through the code of the evaluation script,
-    in float32 whatever the precision of training, and the ranks share their texts; similarity
-    is computed in the precision of training.
+    :meth:`L0Module.deterministic_masks`. Collections are evaluated by the code of the evaluation
+    script, in float32 whatever the precision of training, and the ranks share their texts;
+    similarity is computed in the precision of training.
 
     Args:
         base: The model that is trained, for its sizes and its tokenizer.
@@ -55,7 +55,7 @@ class EvaluationCallback(Callback):
         modes: How collections are searched, see :data:`bge_pruning.evaluation.search.MODES`.
         batch_size: Texts of a batch.
         max_length: Tokens at which the texts of collections are cut.
-        best: Keeps the best checkpoint, if one is to be kept.
+        best: Keeps the best checkpoint; ``None`` for not keeping one.
     """
 
     def __init__(
@@ -79,7 +79,7 @@ class EvaluationCallback(Callback):
         self._started: float | None = None
 
     def fit_start(self, state: State, logger: Logger) -> None:
-        """Find the best score of the run that goes on."""
+        """Find the best score of a resumed run."""
         if self.best is not None:
             self.best.start(state)
 
@@ -116,7 +116,7 @@ class EvaluationCallback(Callback):
 
     @torch.no_grad()
     def _encoder(self, model: ComposerBGEM3) -> TextEncoder:
-        """The model with the gates of its evaluation, on the device where it is."""
+        """Wrap the model with the gates of its evaluation, on its device."""
         masks = None
         if model.l0_module is not None:
             masks = model.l0_module.deterministic_masks(at_target=model.eval_target_model)
@@ -130,29 +130,29 @@ class EvaluationCallback(Callback):
         )
 
     def state_dict(self) -> dict[str, Any]:
-        """The best score so far."""
+        """Return the best score so far, for checkpoints."""
         return {} if self.best is None else self.best.state_dict()
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Take over the best score of a checkpoint."""
+        """Restore the best score of a checkpoint."""
         if self.best is not None:
             self.best.load_state_dict(state)
 
 
 def metric_key(task: str, mode: str, metric: str) -> str:
-    """What a metric is logged as, without ``eval/``: dense search is the rule and is not named."""
+    """Key of a metric, without ``eval/``; the mode is named unless it is dense."""
     return f"{task}/{metric}" if mode == "dense" else f"{task}/{mode}_{metric}"
 
 
 def list_metric_keys(
     pairs: Sequence[str], collections: Sequence[str], modes: Sequence[str]
 ) -> list[str]:
-    """Everything that will be logged, without ``eval/``.
+    """List all keys that will be logged, without ``eval/``.
 
     Args:
         pairs: Names of sources of scored pairs.
         collections: Names of collections.
-        modes: How they are searched.
+        modes: Modes in which collections are searched.
     """
     keys = [f"{name}/{PAIR_METRIC}" for name in pairs]
     searched = product(collections, modes, RETRIEVAL_METRICS)
@@ -160,7 +160,7 @@ def list_metric_keys(
 
 
 def _similarity(state: State) -> dict[str, float]:
-    """On every rank: a metric may wait for the others."""
+    """Compute the metrics on every rank, because a metric may wait for the others."""
     return {
         f"{evaluator.label}/{name}": float(metric.compute())
         for evaluator in state.evaluators
@@ -169,7 +169,7 @@ def _similarity(state: State) -> dict[str, float]:
 
 
 def _line(batch: int, scores: Mapping[str, float], seconds: float) -> str:
-    """The scores that matter most, for a person."""
+    """The main scores, as one line of the log."""
     main = (PAIR_METRIC, RETRIEVAL_METRICS[0])
     shown = [f"{key} {value:.4f}" for key, value in scores.items() if key.endswith(main)]
     return " | ".join([f"step {batch}", "evaluation", *shown, f"{seconds:.1f} s"])

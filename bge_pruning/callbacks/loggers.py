@@ -18,8 +18,8 @@ from torch import Tensor
 class MetricsFile(LoggerDestination):
     """Appends one JSON line ``{"batch": int, "metrics": {key: float}}`` per logging call.
 
-    A checkpoint records how long the file was, so that a resumed run drops the lines of the steps
-    that it does again and no others.
+    A checkpoint records the length of the file, so that a resumed run drops only the lines of the
+    steps that it repeats.
 
     Args:
         path: File to write, on rank 0 only.
@@ -31,11 +31,11 @@ class MetricsFile(LoggerDestination):
         self.start: int | None = None
 
     def state_dict(self) -> dict[str, Any]:
-        """Length of the file in bytes, stored in checkpoints."""
+        """Return the length of the file in bytes, for checkpoints."""
         return {"bytes": self.path.stat().st_size if self.path.is_file() else 0}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Remember where the training goes on; a run that is finished keeps all lines."""
+        """Remember where training resumes; a run that is finished keeps all lines."""
         self.start = state["bytes"]
 
     def fit_start(self, state: State, logger: Logger) -> None:
@@ -67,10 +67,10 @@ def _number(value: Any) -> float | None:
 
 
 class WandBLogger(ComposerWandBLogger):
-    """Composer 0.32 asks a run for ``get_url()``, which W&B 0.31 has replaced by ``url``."""
+    """Logs to W&B 0.31 too, which has replaced ``get_url()``, used by Composer 0.32, by ``url``."""
 
     def init(self, state: State, logger: Logger) -> None:
-        """Give runs the method that is asked for, and start one."""
+        """Add the missing method to runs, and start one."""
         from wandb.sdk.wandb_run import Run
 
         if not hasattr(Run, "get_url"):

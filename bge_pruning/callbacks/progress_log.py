@@ -1,4 +1,4 @@
-"""What a person reads during a run: a line an interval, checkpoints, start and end."""
+"""Logs the progress of a run: a line for each interval, checkpoints, start and end."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from bge_pruning.utils.clock import count_batches, elapsed_share, is_due
 from bge_pruning.utils.run_log import FILE_ONLY
 
 SHORT_NAMES = {"intermediate": "units", "head": "heads", "layer": "layers"}
-# Of a budget; with one constraint there is nothing to tell apart.
+# Budgets: their constraint is the only one and needs no name.
 WHOLE = ("encoder", "operations")
 
 
@@ -30,15 +30,15 @@ def render_line(
     lr: float,
     seconds_left: float,
 ) -> str:
-    """The line, without its time.
+    """Render the line, without its time.
 
     Args:
         step: Steps so far.
-        steps: Of the whole run.
-        metrics: The newest values of all that is logged, by key.
+        steps: Steps of the whole run.
+        metrics: The newest values of all logged metrics, by key.
         final_targets: Sparsity after the warm-up, by constraint; empty without gates.
         lr: Learning rate of the weights.
-        seconds_left: Until the end of the run.
+        seconds_left: Seconds until the end of the run.
     """
     parts = [f"step {step}/{steps}", _losses(metrics)]
     known = {a: t for a, t in final_targets.items() if f"pruning/target_sparsity/{a}" in metrics}
@@ -52,7 +52,7 @@ def render_line(
         parts.append(f"by source {shown}")
     parts.append(f"lr {lr:.1e}")
     if "numerics/skipped_steps" in metrics:
-        parts.append(f"left out {metrics['numerics/skipped_steps']:.0f}")
+        parts.append(f"skipped {metrics['numerics/skipped_steps']:.0f}")
     return "  ".join([*parts, f"left {render_time(seconds_left)}"])
 
 
@@ -96,12 +96,12 @@ log = logging.getLogger(__name__)
 class ProgressLog(LoggerDestination):
     """Logs one line every ``log_interval`` and at the last batch, from the metrics of that step.
 
-    A destination of metrics, because these run after the callbacks: all of the step is known.
+    It is a logger, because loggers run after the callbacks: all metrics of the step are known.
 
     Args:
         log_interval: Time string.
         final_targets: Sparsity after the warm-up by constraint; empty without gates.
-        on_console: False for the log file alone, where a progress bar is on the console.
+        on_console: False for the log file only, where the console shows a progress bar.
     """
 
     def __init__(
@@ -124,7 +124,7 @@ class ProgressLog(LoggerDestination):
         self.started = (time.monotonic(), elapsed_share(state))
         step = state.timestamp.batch.value
         if self.active:
-            what = f"goes on after step {step}" if step else "starts"
+            what = f"resumes after step {step}" if step else "starts"
             log.info("training %s, to step %d", what, _steps(state))
 
     def batch_end(self, state: State, logger: Logger) -> None:
@@ -145,7 +145,7 @@ class ProgressLog(LoggerDestination):
         self._tell_saved(state)
 
     def epoch_checkpoint(self, state: State, logger: Logger) -> None:
-        """Same."""
+        """Log a checkpoint that has just been written."""
         self._tell_saved(state)
 
     def _tell_saved(self, state: State) -> None:

@@ -17,11 +17,11 @@ from bge_pruning.utils.visualization import draw_gates, render_pixels
 
 
 class PruningCallback(Callback):
-    """Logs every ``log_interval``.
+    """Logs gates and constraints every ``log_interval``.
 
     ``<axis>`` is ``head``, ``intermediate``, ``layer``, ``hidden``, ``encoder`` (the share of
-    encoder parameters) or ``operations`` (theirs, with a speed-up as target); the constraint of a
-    budget is on one of the last two.
+    encoder parameters) or ``operations`` (the share of its operations, with a speed-up as target);
+    the constraint of a budget is on one of the last two.
 
     ======================================  ====================================================
     key                                     value
@@ -55,7 +55,7 @@ class PruningCallback(Callback):
 
 @torch.no_grad()
 def compute_pruning_metrics(l0_module: L0Module) -> dict[str, float]:
-    """Everything in the table of :class:`PruningCallback`."""
+    """Compute everything in the table of :class:`PruningCallback`."""
     metrics = {}
     shape = l0_module.realised_shape()
     for axis, row in compute_constraint_report(l0_module, shape).items():
@@ -92,7 +92,7 @@ class GateMapCallback(Callback):
         self.interval = Time.from_timestring(eval_interval)
 
     def batch_end(self, state: State, logger: Logger) -> None:
-        """Draw the gates as they are now, and what a cut would keep."""
+        """Draw the present gates, and mark what a cut would keep."""
         if dist.get_global_rank() != 0 or not is_due(self.interval, state):
             return
         with warn_only("drawing the gates", "look at the gates in the report of the run"):

@@ -1,4 +1,4 @@
-"""Makes checkpoints self-contained."""
+"""Stores the metadata of a run in its checkpoints, which makes them self-contained."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from bge_pruning.model_io.checkpoint import METADATA_KEY, RunMetadata
 
 
 class RunMetadataCallback(Callback):
-    """Stores what extraction needs (sizes, tokenizer, gates' arguments) in every checkpoint.
+    """Stores sizes, tokenizer and the gates' arguments, which extraction needs, in checkpoints.
 
     Args:
         metadata: The run's metadata.
@@ -20,11 +20,11 @@ class RunMetadataCallback(Callback):
         self.metadata = metadata
 
     def state_dict(self) -> dict[str, Any]:
-        """Saved under the class name, which :mod:`bge_pruning.model_io.checkpoint` looks for."""
+        """Return the metadata; ``model_io.checkpoint`` looks for it under the class name."""
         return self.metadata.state_dict()
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """A resumed run keeps its own metadata, made from its own config."""
+        """Ignore the checkpoint: a resumed run makes its metadata from its own config."""
 
 
 if RunMetadataCallback.__name__ != METADATA_KEY:

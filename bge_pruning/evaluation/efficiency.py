@@ -1,8 +1,8 @@
-"""How fast a model is beside its baseline, and how much of the ideal speed-up that is.
+"""Measures how fast a model is beside its baseline, and how near that is to the ideal speed-up.
 
-The ideal is the ratio of floating-point operations: what a machine would reach that is limited by
-its arithmetic alone. Model and baseline take turns in one process, so that a busy machine slows
-both alike, and a ratio is the median over turns.
+The ideal is the ratio of floating-point operations, which a machine limited by arithmetic alone
+would reach. Runs of model and baseline are interleaved in one process, so that a busy machine slows
+both alike, and a ratio is the median over rounds.
 """
 
 from __future__ import annotations
@@ -29,13 +29,13 @@ log = logging.getLogger(__name__)
 
 TORCH, COMPILE, ONNX = RUNTIMES = ("torch", "compile", "onnx")
 REAL = "real"
-# Quartiles of a ratio that are further apart than this share of it support no claim.
+# A ratio whose quartiles are further apart than this share of it is called noisy.
 NOISY = 0.1
-# Turns at least; fewer, and no claim, if the first took SLOW times as long as a setting may.
+# Least rounds; fewer, and a noisy result, if the first took SLOW times as long as a setting may.
 LEAST_ROUNDS, FEWEST_ROUNDS, SLOW = 5, 2, 4.0
-# Real texts that a call embeds: so many batches, and at least so many texts.
+# Real texts that a call embeds: this many batches, and at least this many texts.
 REAL_BATCHES, REAL_TEXTS = 4, 16
-# Share of the free memory that a setting may need.
+# Largest share of the free memory that a setting may need.
 SPARE = 0.9
 
 Encoder = TextEncoder | OnnxEncoder
@@ -47,7 +47,7 @@ class Setting:
 
     Attributes:
         batch_size: Texts.
-        length: Tokens of each, or ``REAL`` for texts as they are.
+        length: Tokens of each, or ``REAL`` for real texts of their own lengths.
         runtime: One of ``RUNTIMES``.
     """
 
@@ -92,20 +92,20 @@ def measure_efficiency(
     """Measure all settings.
 
     Args:
-        opened: By runtime, in the order of ``RUNTIMES``: the ``model`` to judge, and the
-            ``baseline`` that it is judged by if there is one. Those of ``COMPILE``, which may be
-            those of ``TORCH``, are compiled in place.
-        batch_sizes: Texts at once.
-        lengths: Tokens of a text; those that are beyond either model's limit are left out.
-        texts: Texts for real lengths too, if there are any.
-        seconds: Of each setting.
+        opened: By runtime, in the order of ``RUNTIMES``: the ``model`` to judge and, if there is
+            one, its ``baseline``. Those of ``COMPILE``, which may be those of ``TORCH``, are
+            compiled in place.
+        batch_sizes: Numbers of texts that are embedded at once.
+        lengths: Tokens of a text; lengths beyond either model's limit are left out.
+        texts: Texts to measure real lengths with; may be empty.
+        seconds: Time for each setting.
 
     Returns:
         ``settings``: ``runtime`` and what :func:`measure_setting` finds. ``saturation``: see
         :func:`find_saturation`. ``weight_bytes`` by runtime and model. ``threads`` of torch.
-        ``max_length``: the limit in tokens; ``too_long``: the lengths that are beyond it.
-        ``too_large``: ``runtime``, ``batch_size`` and ``length`` of the settings that were left out
-        for want of memory, with ``needed_bytes``, an estimate, and ``free_bytes``.
+        ``max_length``: the limit in tokens; ``too_long``: the lengths beyond it. ``too_large``:
+        ``runtime``, ``batch_size`` and ``length`` of the settings that do not fit in memory, with
+        ``needed_bytes``, an estimate, and ``free_bytes``.
     """
     limit = min(encoder.max_length for models in opened.values() for encoder in models.values())
     kept = [length for length in lengths if length <= limit] + ([REAL] if texts else [])
@@ -139,23 +139,23 @@ def measure_setting(
 ) -> dict[str, Any]:
     """Measure one setting.
 
-    With real lengths a call embeds four batches or more of texts spread over all, sorted by length,
-    and takes the time to tokenise them.
+    With real lengths a call embeds four batches or more of texts that are spread over all given
+    ones and sorted by length; its time includes tokenising them.
 
     Args:
         models: See :func:`measure_efficiency`.
         setting: What is embedded at once.
         texts: Texts for ``REAL`` lengths.
-        seconds: How long to measure; at least ``LEAST_ROUNDS`` turns are taken, or
-            ``FEWEST_ROUNDS`` where a turn takes ``SLOW`` times as long.
+        seconds: How long to measure; there are at least ``LEAST_ROUNDS`` rounds, or
+            ``FEWEST_ROUNDS`` where a round takes ``SLOW`` times as long.
 
     Returns:
         ``batch_size``, ``length``, ``rounds``; for ``model`` and ``baseline`` ``latency_ms``
         (``median``, ``p95``, of a batch: the mean of a call's), ``tokens_per_text`` (their mean),
         ``texts_per_s``, ``tokens_per_s``, ``gflops_per_token`` and ``activation_bytes`` (``None``
         for ONNX, and compiled on the CPU, which keep them to themselves). With a baseline also
-        ``speedup`` (``median`` and ``quartiles``), ``ideal``, ``share`` of it, and ``noisy``,
-        whether the spread or the number of turns supports no claim.
+        ``speedup`` (``median`` and ``quartiles``), ``ideal``, ``share`` of it, and ``noisy``:
+        whether the spread is too large or the rounds are too few to support a claim.
     """
     if setting.runtime == COMPILE:
         for encoder in models.values():
@@ -174,7 +174,7 @@ def measure_setting(
 
 
 def find_saturation(settings: Sequence[Mapping[str, Any]]) -> dict[str, dict[str, Any]]:
-    """By runtime and model: the setting with most tokens per second.
+    """Find the setting with most tokens per second, by runtime and model.
 
     Args:
         settings: See :func:`measure_efficiency`.
@@ -196,7 +196,7 @@ def find_saturation(settings: Sequence[Mapping[str, Any]]) -> dict[str, dict[str
 
 
 def estimate_activations(shape: EncoderShape, texts: int, tokens: int, runtime: str) -> float:
-    """Numbers of the tensors that are alive together while a batch is embedded, at most.
+    """Estimate how many numbers are in memory at most while a batch is embedded.
 
     A token's hidden states before and in a layer, and the wider half of the layer: queries, keys,
     values and their products, or the units before and after the activation. The ONNX graph also
@@ -217,13 +217,13 @@ def estimate_activations(shape: EncoderShape, texts: int, tokens: int, runtime: 
 
 
 def _memory(models: Mapping[str, Encoder], jobs: Mapping[str, Job], runtime: str) -> dict[str, int]:
-    """What the largest batches need, and what there is."""
+    """Bytes that the largest batches need, and bytes that are free."""
     needed = []
     for name, encoder in models.items():
         shape, batches = shape_of(encoder), jobs[name].batches
         numbers = max(estimate_activations(shape, *batch, runtime) for batch in batches)
         needed.append(_number_bytes(encoder) * numbers)
-    # ONNX Runtime gives nothing back while its model is there.
+    # ONNX Runtime frees nothing before its model is deleted.
     total = sum(needed) if runtime == ONNX else max(needed)
     return {
         "needed_bytes": int(total),
@@ -263,7 +263,7 @@ def _real_job(encoder: Encoder, batch_size: int, texts: Sequence[str]) -> Job:
 
 
 def _fixed(encoder: Encoder, size: int, length: int) -> tuple[Tensor, Tensor]:
-    """Token ids that are no special ones, and a mask without padding."""
+    """Token ids without special tokens, and a mask without padding."""
     generator = torch.Generator().manual_seed(0)
     first = min(max(encoder.special_ids, default=0) + 1, encoder.vocab_size - 1)
     if first > encoder.vocab_size // 2:  # special tokens at the end of the vocabulary

@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 
-# What a model without a limit of its own reads.
+# Longest text, in tokens, of a model without a limit of its own.
 LONGEST = 8192
 
 
@@ -47,7 +47,7 @@ class SentenceTransformerEncoder:
         batch_size: Texts of a batch.
 
     Raises:
-        ValueError: If it has no transformer inside, so that there is no shape to make floors of.
+        ValueError: If it contains no transformer: there would be no shape to make floors of.
     """
 
     def __init__(
@@ -73,7 +73,7 @@ class SentenceTransformerEncoder:
         self._tokenizer = build_tokenizer(file, self.max_length)
 
     def names(self) -> tuple[str, ...]:
-        """Dense vectors alone."""
+        """Return the only output, dense vectors."""
         return ("dense_vecs",)
 
     def tokenize(self, texts: Sequence[str]) -> TokenizedTexts:
@@ -102,7 +102,7 @@ class SentenceTransformerEncoder:
             batch_size=self.batch_size,
             show_progress_bar=progress,
             normalize_embeddings=True,
-            prompt="",  # the texts come with theirs
+            prompt="",  # the texts already contain theirs
         )
         check_finite({"dense_vecs": torch.from_numpy(vectors)}, self.name)
         return Encoded(vectors, None, self.tokenize(texts).truncated)
@@ -135,7 +135,7 @@ AnyEncoder = TextEncoder | OnnxEncoder | SentenceTransformerEncoder
 
 
 def check_model_name(name: str) -> None:
-    """Refuse a name that cannot be a model, in no time.
+    """Refuse a name that cannot be a model, without loading anything.
 
     Args:
         name: Folder, checkpoint file, run folder, ONNX file, or ``owner/name`` on the hub.
@@ -154,7 +154,7 @@ def check_model_name(name: str) -> None:
     is_path = path.is_absolute() or name.startswith(".") or len(path.parts) != 2
     if is_path and not path.is_dir():
         raise FileNotFoundError(
-            f"model {name} is no folder. To fix, give a model's folder, a run's folder or "
+            f"model {name} is not a folder. To fix, give a model's folder, a run's folder or "
             f"checkpoint, or owner/name on the hub."
         )
     if path.is_dir():
@@ -165,11 +165,11 @@ def fetch_models(names: Sequence[str]) -> None:
     """Refuse names that cannot be models, and download those on the hub, before any is scored.
 
     Args:
-        names: See :func:`check_model_name`.
+        names: See :func:`check_model_name`, as for the errors.
 
     Raises:
-        FileNotFoundError: See :func:`check_model_name`.
-        ValueError: Same.
+        FileNotFoundError: If one is missing.
+        ValueError: If one does not say how its vectors are pooled.
         OSError: If the hub cannot deliver one.
     """
     for name in names:
@@ -201,8 +201,9 @@ def load_encoder(
 ) -> AnyEncoder:
     """Load a model; XLM-R encoders with all their outputs, others through sentence-transformers.
 
-    So are XLM-R encoders with modules that are not applied here, such as a Dense with activation:
-    their dense vectors are right then, and they have no other outputs.
+    XLM-R encoders with modules that this package does not apply, such as a Dense with an
+    activation, are loaded through sentence-transformers too: their dense vectors are correct then,
+    and they have no other outputs.
 
     Args:
         name: Folder, checkpoint file, run folder (its newest checkpoint), ONNX file in a model
@@ -228,7 +229,7 @@ def load_encoder(
         try:
             return TextEncoder(load_base_model(name), device, max_length, batch_size)
         except ForeignModuleError as error:
-            log.warning("dense vectors alone, by sentence-transformers: %s", error)
+            log.warning("only dense vectors, by sentence-transformers: %s", error)
     return _load_sentence_transformer(name, device, max_length, batch_size)
 
 
@@ -239,7 +240,7 @@ def load_checkpoint(path: Path) -> BaseModel:
         path: Run folder (its newest checkpoint) or checkpoint file.
 
     Raises:
-        ValueError: If the file is damaged or not of this project.
+        ValueError: If the file is damaged or was not written by this project.
     """
     model = load_trained_model(find_checkpoint(path))
     masks, shape = final_gates(model)
@@ -256,7 +257,7 @@ def _load_sentence_transformer(
     try:
         with no_loading_bars():
             model = SentenceTransformer(name, device=device)
-    except Exception as error:  # each of the libraries below has its own
+    except Exception as error:  # each library raises its own classes
         reason = str(error).strip().partition("\n")[0] or type(error).__name__
         raise ValueError(
             f"{name} cannot be loaded on {device} ({reason}). To fix, check the name and the "
@@ -266,7 +267,7 @@ def _load_sentence_transformer(
 
 
 def untrained_encoder(encoder: AnyEncoder, seed: int) -> TextEncoder | SentenceTransformerEncoder:
-    """The floor of random weights: a model of the same shape that was never trained."""
+    """Make the floor of random weights: a model of the same shape that was never trained."""
     if isinstance(encoder, SentenceTransformerEncoder):
         return encoder.untrained(seed)
     trained = (
@@ -277,7 +278,7 @@ def untrained_encoder(encoder: AnyEncoder, seed: int) -> TextEncoder | SentenceT
 
 
 def count_parameters(encoder: AnyEncoder) -> dict[str, int]:
-    """Parameters under ``encoder``, ``embeddings``, ``pooler``, ``heads`` and ``total``.
+    """Count parameters of ``encoder``, ``embeddings``, ``pooler``, ``heads`` and the ``total``.
 
     A projection counts as a head.
     """

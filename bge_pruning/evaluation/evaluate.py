@@ -1,4 +1,4 @@
-"""Evaluates a model beside the unpruned one and two floors, with its cost."""
+"""Evaluates a model beside the unpruned one and two floors, and measures its cost."""
 
 from __future__ import annotations
 
@@ -41,15 +41,14 @@ from bge_pruning.utils.files import evaluation_files, refuse_existing, write_jso
 from bge_pruning.utils.model_analysis import measure_peak_bytes, measure_speed
 from bge_pruning.utils.records import Entry, EvaluationRecord, Speed
 
-# Files that hold weights, as far as this project and sentence-transformers read them.
+# Files of weights that this project and sentence-transformers read.
 WEIGHT_FILES = (
-    *("model*.safetensors", "pytorch_model*.bin", "*_linear.pt"),
-    f"{PROJECTION}/model.safetensors",
+    f"model*.safetensors pytorch_model*.bin *_linear.pt {PROJECTION}/model.safetensors".split()
 )
 
 
 def measure_cost(model: AnyEncoder, baseline: AnyEncoder, texts: Sequence[str]) -> Speed:
-    """Speed and memory of two models.
+    """Measure speed and memory of two models.
 
     Args:
         model: The model to judge.
@@ -57,8 +56,9 @@ def measure_cost(model: AnyEncoder, baseline: AnyEncoder, texts: Sequence[str]) 
         texts: Texts to embed; a sample is used.
 
     Returns:
-        As :func:`measure_speed`, with ``memory_bytes``: the weights, and what other tensors take
-        while a batch is embedded (``None`` for ONNX Runtime, which keeps them to itself).
+        The result of :func:`measure_speed` with ``memory_bytes``: those of the weights, and those
+        of other tensors while a batch is embedded (``None`` for ONNX Runtime, which does not report
+        them).
     """
     both = {"model": model, "baseline": baseline}
     batch = list(texts[: model.batch_size])
@@ -77,7 +77,7 @@ def measure_cost(model: AnyEncoder, baseline: AnyEncoder, texts: Sequence[str]) 
 
 
 def weight_bytes(encoder: AnyEncoder) -> int:
-    """Bytes of an encoder's weights; of the files for ONNX Runtime, which keeps them to itself."""
+    """Bytes of an encoder's weights; for ONNX Runtime, which does not report them, of its files."""
     if isinstance(encoder, OnnxEncoder):
         return sum(file.stat().st_size for file in onnx_files(encoder.path))
     return sum(weight.numel() * weight.element_size() for weight in _weights(encoder))
@@ -121,7 +121,7 @@ def describe_task(
         task: The task.
         mode: One of ``MODES``.
         scores: Under ``model``, ``baseline`` (if there is one) and each of ``FLOORS``.
-        also: Of further models, by name.
+        also: Scores of further models, by name.
         seed: Seed of the interval and the test.
     """
     key = (task.name, mode)
@@ -153,7 +153,7 @@ def _compare(
     scores: Mapping[str, Scores],
     also: Mapping[str, Scores],
 ) -> dict[str, Any]:
-    """What the value stands beside."""
+    """Baseline, floors and further models of one value, and the shares of them it reaches."""
     value = scores["model"][key].values[metric]
     theirs = scores.get("baseline", {}).get(key)
     baseline = None if theirs is None else theirs.values[metric]
@@ -201,7 +201,7 @@ def write_evaluation(result: EvaluationRecord, path: Path, *, overwrite: bool = 
 
     Raises:
         FileExistsError: If one of them exists and ``overwrite`` is false.
-        ValueError: If ``path`` is no name for a JSON file.
+        ValueError: If ``path`` does not name a JSON file.
     """
     path, table = evaluation_files(path)
     refuse_existing([path, table], overwrite=overwrite)
@@ -223,21 +223,21 @@ def evaluate(
     seed: int = 0,
     progress: bool = False,
 ) -> EvaluationRecord:
-    """Scores a model, its baseline and the two floors, counts parameters and measures speed.
+    """Score a model, its baseline and the two floors, count parameters and measure speed.
 
     The floors are the model's shape with random weights, and, for dense vectors, the mean of the
     word embeddings of the baseline (of the model where there is none).
 
     Args:
         model: Folder, checkpoint, run folder or hub name of the model to judge.
-        baseline: The unpruned model, or ``None``; then there is no retention and no speed.
+        baseline: The unpruned model; with ``None`` neither retention nor speed is computed.
         tasks: See :mod:`bge_pruning.evaluation.tasks`; each is evaluated in every mode.
         modes: See :data:`bge_pruning.evaluation.search.MODES`.
         also: More models to score, under their names (the pruned model before recovery, for one).
         batch_size: Texts in a batch.
         max_length: Tokens at which texts are cut, for every model; ``None`` keeps each model's own
             limit.
-        device: Torch device; ``None`` for the best there is.
+        device: Torch device; ``None`` for the best available one.
         speed: Whether to measure speed and memory.
         seed: Seed of the random weights and of the intervals.
         progress: Show progress bars.
@@ -248,7 +248,7 @@ def evaluate(
     Raises:
         ValueError: If there is no task, a mode is unknown or the model has no head for it, a number
             is out of range, the device cannot be used, or a model's score is undefined.
-        FileNotFoundError: If a model named by a path is not there.
+        FileNotFoundError: If a path to a model does not exist.
         OSError: If the hub cannot deliver a model.
     """
     if not tasks:
@@ -281,7 +281,7 @@ def evaluate(
 
 
 def _loader(device: str, max_length: int | None, batch_size: int) -> Callable[[str], AnyEncoder]:
-    """Loads a model by its name, onto a device that is there."""
+    """Make a function that loads a model by its name onto a device, which is checked first."""
     check_device(device)
     return partial(load_encoder, device=device, max_length=max_length, batch_size=batch_size)
 
@@ -333,7 +333,7 @@ def _describe_models(
 
 
 def _measure_speed(judged: AnyEncoder, reference: AnyEncoder, tasks: Sequence[Task]) -> Speed:
-    """On sentences if there are any, else on queries."""
+    """Measure on sentences if there are any, else on queries."""
     pairs = [task.pairs() for task in tasks if task.kind == SIMILARITY]
     texts = [text for first, second, _ in pairs for text in (*first, *second)]
     for task in tasks if not texts else ():

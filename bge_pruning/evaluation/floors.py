@@ -1,7 +1,7 @@
 """Two floors that a pruned model must clear before its score means anything.
 
 An untrained encoder, and a table of word vectors without any encoder, already reach a good part of
-a trained model's score. What pruning kept is therefore what is left *above* the larger of the two.
+a trained model's score. Only the part *above* the larger of the two was kept by pruning.
 """
 
 from __future__ import annotations
@@ -22,13 +22,13 @@ INIT_STD = 0.02
 
 
 def with_random_weights(base: BaseModel, seed: int) -> BaseModel:
-    """A model of the same shape, as ``transformers`` initialises it; its heads too.
+    """Make a model of the same shape, initialised as ``transformers`` does, heads included.
 
-    A projection stays as it is: it says which dimensions there are.
+    The projection is kept, because it determines which dimensions the vectors have.
 
     Args:
-        base: The trained model, which stays as it is.
-        seed: Seed of the weights. The caller's random state is left as it was.
+        base: The trained model, which is not changed.
+        seed: Seed of the weights. The caller's random state is restored.
     """
     backbone, heads = copy.deepcopy(base.backbone), copy.deepcopy(base.heads)
     with torch.random.fork_rng(devices=[]), torch.no_grad():
@@ -40,7 +40,7 @@ def with_random_weights(base: BaseModel, seed: int) -> BaseModel:
                 if name == "bias":
                     parameter.zero_()
                 elif parameter.ndim == 1:
-                    parameter.fill_(1.0)  # of a LayerNorm
+                    parameter.fill_(1.0)  # the weight of a LayerNorm
     return replace(base, backbone=backbone, heads=heads)
 
 
@@ -56,10 +56,10 @@ class WordEmbeddings:
         self._tokenize = encoder.tokenize
         self._table = encoder.word_table()
         special = [index for index in encoder.special_ids if index < len(self._table)]
-        self._table[special] = 0.0  # leaves the direction of a mean alone
+        self._table[special] = 0.0  # does not change the direction of a mean
 
     def names(self) -> tuple[str, ...]:
-        """Dense vectors alone."""
+        """Return the only output, dense vectors."""
         return ("dense_vecs",)
 
     def encode(

@@ -1,8 +1,8 @@
 """Multi-vector scores of chosen pairs of queries and passages, bounded in memory.
 
 The multi-vectors of a large corpus do not fit in memory: 100,000 passages of 150 tokens in 1,024
-dimensions are 60 GB. Here each passage is embedded once, scored against the queries that want it,
-and forgotten, unless the multi-vectors of all of them are there already.
+dimensions are 60 GB. Here each passage is embedded once, scored against its queries, and dropped,
+unless the multi-vectors of all passages have been computed already.
 """
 
 from __future__ import annotations
@@ -67,7 +67,7 @@ def score_pairs(
         passages: Texts of the passages.
         pairs: Query and passage of each pair, each of shape ``(n,)``.
         progress: Show a progress bar.
-        ready: Multi-vectors of the passages, if they are there; in one process.
+        ready: Multi-vectors of the passages if they have been computed; in one process only.
 
     Returns:
         Scores in the order of the pairs, float32.
@@ -83,7 +83,7 @@ def score_pairs(
     scores[mine] = _score(
         encoder, queries, own, (rows[mine], columns[mine] // ranks.count), progress
     )
-    # Each pair is the work of one process, and 0 for the others.
+    # Each pair is scored by one process, and is 0 in the others.
     return scores if ranks.count == 1 else np.sum(ranks.gather(scores), axis=0)
 
 

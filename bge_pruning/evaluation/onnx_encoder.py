@@ -1,4 +1,4 @@
-"""A model's ONNX file, scored as any other model."""
+"""Encodes texts with a model's ONNX file, like any other model."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ PROVIDERS = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider"}
 
 
 def open_session(path: Path, device: str = "cpu") -> InferenceSession:
-    """A session with as many threads as torch has, so that their speeds can be compared.
+    """Open a session with as many threads as torch has, so that their speeds can be compared.
 
     Args:
         path: ONNX file.
@@ -47,11 +47,11 @@ def open_session(path: Path, device: str = "cpu") -> InferenceSession:
     options.intra_op_num_threads = torch.get_num_threads()
     # Threads that wait by spinning would slow the other model of a comparison, or torch.
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")
-    options.log_severity_level = 3  # errors alone
+    options.log_severity_level = 3  # errors only
     settings = {"device_id": int(index or 0)} if kind == "cuda" else {}
     try:
         return runtime.InferenceSession(str(path), options, providers=[(provider, settings)])
-    except Exception as error:  # the library has a class for every code of its own
+    except Exception as error:  # the library has one class for each of its error codes
         reason = str(error).strip().partition("\n")[0]
         raise ValueError(
             f"{path}: cannot be loaded ({reason}). To fix, export the model again."
@@ -59,11 +59,11 @@ def open_session(path: Path, device: str = "cpu") -> InferenceSession:
 
 
 def find_provider(device: str, name: str) -> str:
-    """What runs a graph on a device.
+    """Find the execution provider of a device.
 
     Args:
         device: ``cpu``, ``cuda`` or ``cuda:INDEX``.
-        name: What is to run, for the message.
+        name: The file, for the message.
 
     Raises:
         ImportError: If ONNX Runtime is not installed.
@@ -81,7 +81,7 @@ def find_provider(device: str, name: str) -> str:
 def run_session(
     session: InferenceSession, ids: Tensor, mask: Tensor, names: Sequence[str]
 ) -> dict[str, np.ndarray]:
-    """Outputs by name.
+    """Compute outputs, by name.
 
     Args:
         session: See :func:`open_session`.
@@ -104,7 +104,7 @@ class OnnxEncoder(BatchEncoder):
 
     Raises:
         ImportError: If ``onnxruntime`` is not installed.
-        FileNotFoundError: If there is no such file, or no model folder around it.
+        FileNotFoundError: If there is no such file, or it is not in a model folder.
         ValueError: If the file is damaged, has other outputs, or cannot run on the device.
     """
 
@@ -143,14 +143,14 @@ class OnnxEncoder(BatchEncoder):
 
 
 def find_model_folder(path: Path) -> Path:
-    """The model folder that an ONNX file belongs to.
+    """Find the model folder of an ONNX file.
 
     Args:
         path: The file.
 
     Raises:
-        FileNotFoundError: If the file is not there, or neither its folder nor the one above holds a
-            model.
+        FileNotFoundError: If the file does not exist, or neither its folder nor the one above
+            holds a model.
     """
     if not path.is_file():
         raise FileNotFoundError(
@@ -161,13 +161,13 @@ def find_model_folder(path: Path) -> Path:
         if (folder / "config.json").is_file():
             return folder
     raise FileNotFoundError(
-        f"{path}: lies in no model's folder (no config.json beside it or one folder above). To "
+        f"{path}: is not in a model's folder (no config.json beside it or one folder above). To "
         f"fix, keep it where it was exported: in the folder onnx of its model."
     )
 
 
 def onnx_files(path: Path) -> list[Path]:
-    """An ONNX file, and that of its weights if they are apart.
+    """List an ONNX file and, if there is one, the separate file of its weights.
 
     Args:
         path: The file.
@@ -187,7 +187,7 @@ def _find_outputs(path: Path, session: InferenceSession) -> tuple[str, ...]:
 
 
 def _find_dense_size(path: Path, session: InferenceSession) -> int:
-    """From the file itself: it may be older or newer than the folder's projection."""
+    """Read the size from the file, which may be older or newer than the folder's projection."""
     (shape,) = [found.shape for found in session.get_outputs() if found.name == "dense_vecs"]
     if len(shape) != 2 or not isinstance(shape[1], int):
         raise ValueError(

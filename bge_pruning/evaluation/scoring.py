@@ -1,4 +1,4 @@
-"""Scores of one model on tasks, in every mode, by the harness of ``mteb``."""
+"""Scores one model on tasks, in every mode, with the harness of ``mteb``."""
 
 from __future__ import annotations
 
@@ -30,8 +30,8 @@ class Score:
         values: By metric, as mteb computes them; the first is the main one.
         samples: nDCG@10 of each query by its id, or the similarity of each pair in order.
         texts: Texts that were embedded.
-        truncated: Those of them that were cut at the model's limit.
-        seconds: Time of embedding (once for all modes: the first one's), comparing and scoring.
+        truncated: How many of them were truncated at the model's limit.
+        seconds: Time of embedding (counted in the first mode only), comparing and scoring.
     """
 
     values: dict[str, float]
@@ -46,11 +46,11 @@ Scores = dict[tuple[str, str], Score]
 
 
 def metric_names(kind: str, mode: str) -> tuple[str, ...]:
-    """Metrics of a kind of task in mteb's words, the main one first.
+    """Names that mteb gives the metrics of a kind of task, the main one first.
 
     Args:
         kind: ``similarity`` or ``retrieval``.
-        mode: One of ``MODES``; the similarity of sparse vectors is no cosine.
+        mode: One of ``MODES``; only dense similarities are cosines.
     """
     if kind == RETRIEVAL:
         return RETRIEVAL_METRICS
@@ -61,7 +61,7 @@ def metric_names(kind: str, mode: str) -> tuple[str, ...]:
 def score_tasks(
     encoder: Encoder, tasks: Sequence[Task], modes: Sequence[str], progress: bool = False
 ) -> Scores:
-    """Scores of one model; modes that it has no head for are left out.
+    """Score one model; modes that it has no head for are left out.
 
     Args:
         encoder: The model.
@@ -70,8 +70,8 @@ def score_tasks(
         progress: Show progress bars.
 
     Returns:
-        The scores. Where all similarities of a task are the same, such as 0 of an output that is
-        dead or was never trained, the model knows nothing, and its correlation is 0.
+        The scores. Where all similarities of a task are equal, for example 0 from an output that
+        is dead or was never trained, the correlation counts as 0.
 
     Raises:
         ValueError: If an output is not finite.
@@ -135,7 +135,7 @@ def _meta() -> Any:
 def _run(model: SearchModel | SimilarityModel, task: Task, mode: str) -> dict[str, float]:
     import mteb
 
-    # mteb's cache calls every local model by one name: the second would get the first's scores.
+    # mteb's cache has one name for all local models: the second would get the scores of the first.
     result = mteb.evaluate(
         model, [task.mteb_task], cache=None, show_progress_bar=False, co2_tracker=False
     )

@@ -1,4 +1,4 @@
-"""Retrieval with any of the outputs, as ``mteb`` asks for it: index a corpus, search it."""
+"""Retrieval with any of the outputs, in mteb's protocol: index a corpus, then search it."""
 
 from __future__ import annotations
 
@@ -26,12 +26,12 @@ MODES = {
 }
 # Queries whose scores with the whole corpus are in memory at once.
 QUERIES = 128
-# Bytes of multi-vectors that are kept, so that passages need not be embedded a second time.
+# Most bytes of multi-vectors that are kept, so that passages need not be embedded twice.
 KEPT_BYTES = 2 << 30
 
 
 def check_modes(modes: Sequence[str], names: Sequence[str], model: str) -> None:
-    """Refuse modes that a model cannot serve.
+    """Refuse modes that a model does not support.
 
     Args:
         modes: Names of modes.
@@ -109,7 +109,7 @@ class CorpusCache:
 
     def _encode(self, texts: Sequence[str]) -> Encoded:
         names, encoder = self.names, self.encoder
-        # With several processes each has a part of the texts.
+        # Of several processes each has only a part of the texts.
         if self.late and encoder.ranks.count == 1:
             fits = encoder.multi_vector_bytes(len(texts)) <= KEPT_BYTES
             names = (*names, "colbert_vecs") if fits else names
@@ -152,7 +152,7 @@ class SearchModel:
 
     Attributes:
         texts: Passages and queries of the last search.
-        truncated: Those of them that were cut.
+        truncated: How many of them were truncated.
     """
 
     def __init__(
@@ -168,17 +168,17 @@ class SearchModel:
     def index(
         self, corpus: Any, *, task_metadata: Any, hf_split: str, hf_subset: str, **kwargs: Any
     ) -> None:
-        """Embed the corpus, unless another mode has."""
+        """Embed the corpus, unless another mode has done so."""
         key = (task_metadata.name, hf_subset, hf_split)
         self._collection = self.corpora.collection(key, corpus)
 
     def search(
         self, queries: Any, *, top_k: int, top_ranked: Any = None, **kwargs: Any
     ) -> dict[str, dict[str, float]]:
-        """The best passages of each query with their scores.
+        """Find the best passages of each query, with their scores.
 
         Raises:
-            ValueError: If only listed passages may be ranked: that is another task.
+            ValueError: If only listed passages may be ranked, which is not supported.
         """
         if top_ranked is not None:
             raise ValueError(
@@ -218,14 +218,14 @@ class SearchModel:
 
 
 def _prompt(encoder: Encoder, *kinds: str) -> str:
-    """What the model wants before a text of this kind."""
+    """The prompt that the model expects before a text of this kind."""
     return next((encoder.prompts[kind] for kind in kinds if kind in encoder.prompts), "")
 
 
 def first_stage(
     queries: Encoded, passages: Encoded, outputs: Sequence[str], top_k: int
 ) -> tuple[np.ndarray, np.ndarray]:
-    """The best passages of every query by dense and sparse vectors.
+    """Find the best passages of every query by dense and sparse vectors.
 
     Args:
         queries: ``q`` queries.

@@ -1,4 +1,4 @@
-"""Similarity of sentence pairs with any of the outputs, as ``mteb`` asks for it."""
+"""Similarity of sentence pairs with any of the outputs, in mteb's protocol."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 
 class PairCache:
-    """Embeds the sentences of a task once, whatever the number of modes that compare them.
+    """Embeds the sentences of a task once for all modes.
 
     Args:
         encoder: The model.
@@ -27,8 +27,8 @@ class PairCache:
         progress: Show progress bars.
 
     Attributes:
-        truncated: Different sentences that were cut.
-        texts: Different sentences.
+        truncated: Number of distinct sentences that were truncated.
+        texts: Distinct sentences.
     """
 
     def __init__(
@@ -77,8 +77,8 @@ class PairCache:
 class SimilarityModel:
     """A model that compares sentences with one mode; implements mteb's ``EncoderProtocol``.
 
-    mteb asks for the vectors of all first sentences, then of all second ones, and then for their
-    similarities, which are those of the mode.
+    mteb requests the vectors of all first sentences, then of all second ones, and then their
+    similarities; those are computed with the mode.
 
     Args:
         cache: The sentences of the task.

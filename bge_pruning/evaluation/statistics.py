@@ -1,4 +1,9 @@
-"""Uncertainty of scores and of differences between two models; errors of cosines."""
+"""Uncertainty of scores and of differences between two models; errors of cosines.
+
+The resampling is our own, because published intervals and p-values depend on the order of the
+random draws: ``scipy.stats.permutation_test`` draws other exchanges, and ``scipy.stats.bootstrap``
+has no vectorised Spearman correlation. The tests compare both with SciPy.
+"""
 
 from __future__ import annotations
 
@@ -10,9 +15,9 @@ from bge_pruning.utils.embedding_metrics import is_flat
 
 # Samples of a bootstrap: the ends of a 95 % interval move by less than a tenth of its width.
 SAMPLES = 2000
-# Numbers of the samples that are in memory at once.
+# Numbers that are drawn and held in memory at once.
 BLOCK = 1 << 22
-# Rounding differs between one order of the sum and another.
+# Tolerance for the rounding of sums in another order.
 ROUNDING = 1e-12
 
 
@@ -45,7 +50,7 @@ def bootstrap_correlation_interval(
     """Percentile bootstrap interval of a Spearman correlation over pairs.
 
     Args:
-        similarity: Of each pair, shape ``(n,)``.
+        similarity: Similarity of each pair, shape ``(n,)``.
         gold: Gold score of each pair, shape ``(n,)``.
         seed: Seed of the samples.
         level: Probability, in (0, 1).
@@ -126,10 +131,10 @@ def paired_correlation_p_value(
 
 
 def _spearman(values: np.ndarray, gold: np.ndarray) -> np.ndarray:
-    """Spearman correlation row by row, shape ``(rows,)``; scipy has it for one pair of columns.
+    """Spearman correlation row by row, shape ``(rows,)``.
 
-    Values that are all the same tell nothing: 0. Left out, the samples without the few pairs of a
-    sparse model that have a similarity at all would be missing from its interval.
+    The correlation of equal values is 0, not undefined: otherwise the interval of a sparse model
+    would lack the samples without any of its few pairs that have a similarity.
     """
     from scipy.stats import rankdata
 
@@ -140,7 +145,7 @@ def _spearman(values: np.ndarray, gold: np.ndarray) -> np.ndarray:
 
 
 def _blocks(size: int) -> Iterator[int]:
-    """Numbers of samples that are drawn together, ``SAMPLES`` in all."""
+    """Sizes of the groups of samples that are drawn together, ``SAMPLES`` in all."""
     rows = max(1, min(SAMPLES, BLOCK // size))
     for start in range(0, SAMPLES, rows):
         yield min(rows, SAMPLES - start)
@@ -157,21 +162,21 @@ def _check_count(count: int) -> None:
         raise ValueError("no scores to compare. To fix, evaluate on at least one query or pair.")
 
 
-# Samples of a bootstrap: the ends of a 95 % interval move by less than a fifth of its width.
+# Samples of a bootstrap over texts: the ends of a 95 % interval move by less than a fifth of it.
 SAMPLED_TEXTS = 500
 
 
 def cosine_error(found: np.ndarray, wanted: np.ndarray) -> float:
     """One minus the correlation (Pearson) of the cosines of all pairs of different texts.
 
-    A model that gives larger or smaller cosines throughout orders texts as the other does.
+    A model whose cosines are larger or smaller throughout has no error: it orders texts alike.
 
     Args:
         found: Cosines of all texts with all, shape ``(N, N)``.
         wanted: Those of the other model.
 
     Returns:
-        In [0, 2]; 1 if the cosines of one side are all alike.
+        In [0, 2]; 1 if the cosines of one side are all equal.
     """
     rows, columns = np.triu_indices(len(found), k=1)
     return _error(found[rows, columns], wanted[rows, columns])
@@ -180,16 +185,16 @@ def cosine_error(found: np.ndarray, wanted: np.ndarray) -> float:
 def error_difference(
     found: np.ndarray, other: np.ndarray, wanted: np.ndarray, seed: int = 0
 ) -> tuple[float, float]:
-    """By how much the error of one model is above that of another, as a 95 % interval over texts.
+    """95 % interval of the difference between the errors of two models, over texts.
 
     Percentile bootstrap: texts are drawn with replacement, the same ones for both models; a text
-    makes no pair with itself.
+    is never paired with itself.
 
     Args:
-        found: Cosines of the one, shape ``(N, N)``.
-        other: Cosines of the other.
+        found: Cosines of the first model, shape ``(N, N)``.
+        other: Cosines of the second model, whose error is subtracted.
         wanted: Cosines that both are compared with.
-        seed: Of the draws.
+        seed: Seed of the draws.
     """
     generator = np.random.default_rng(seed)
     rows, columns = np.triu_indices(len(found), k=1)

@@ -1,4 +1,4 @@
-"""What to evaluate on, as tasks of ``mteb``: local files, or tasks that it knows by name."""
+"""Tasks to evaluate on, as tasks of ``mteb``: local files, or tasks that mteb knows by name."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from bge_pruning.datasets.sts_dataloader import read_sts
 log = logging.getLogger(__name__)
 
 SIMILARITY, RETRIEVAL = "similarity", "retrieval"
-# mteb asks for the languages of a task; nothing depends on them here.
+# mteb requires the languages of a task; nothing depends on them here.
 LANGUAGES = ["eng-Latn"]
 
 
@@ -48,7 +48,7 @@ class Task:
             self._keep_scores_of_queries()
 
     def _keep_scores_of_queries(self) -> None:
-        """Through the place where mteb lets a task look at the scores of its queries."""
+        """Keep them in the hook with which mteb shows a task the scores of its queries."""
         given = self.mteb_task.task_specific_scores
 
         def keep(
@@ -73,7 +73,7 @@ class Task:
 
 
 def find_tasks(sts: Sequence[str], retrieval: Sequence[str], split: str = "test") -> list[Task]:
-    """The tasks of files and folders, or of mteb's names, with their data loaded.
+    """Find the tasks of files, folders or mteb's names, and load their data.
 
     Args:
         sts: Files with scored sentence pairs, or names such as ``STSBenchmark`` or
@@ -83,7 +83,7 @@ def find_tasks(sts: Sequence[str], retrieval: Sequence[str], split: str = "test"
 
     Raises:
         FileNotFoundError: If a file or the data of a named task is missing.
-        ValueError: If there is none, a row is wrong, or two tasks have one name.
+        ValueError: If there is no task, a row is invalid, or two tasks have one name.
     """
     if not sts and not retrieval:
         raise ValueError("no task to evaluate on. To fix, give at least one.")
@@ -114,7 +114,7 @@ def check_names(tasks: Sequence[Task]) -> None:
 
 
 def named_tasks(name: str, kind: str) -> list[Task]:
-    """The splits and subsets that mteb evaluates of a task, with their data loaded.
+    """Find the splits and subsets of a task that mteb evaluates, and load their data.
 
     Args:
         name: A task, or ``TASK:SUBSET``.
@@ -122,7 +122,7 @@ def named_tasks(name: str, kind: str) -> list[Task]:
 
     Raises:
         FileNotFoundError: If mteb cannot load the data.
-        ValueError: If there is no such task or subset, or it is of another kind.
+        ValueError: If there is no such task or subset, or its kind is another one.
     """
     task_name, _, subset = name.partition(":")
     types = ("STS",) if kind == SIMILARITY else ("Retrieval",)
@@ -140,14 +140,14 @@ def named_tasks(name: str, kind: str) -> list[Task]:
 
 
 def sts_task(file: str | Path) -> Task:
-    """A similarity task over scored sentence pairs; its name is the file's.
+    """Make a similarity task of scored sentence pairs; its name is the file's.
 
     Args:
         file: Columns ``sentence1``, ``sentence2``, ``score`` (0 to 5).
 
     Raises:
         FileNotFoundError: If there is no such file.
-        ValueError: If a row is wrong, or the scores are all the same; the message names the file.
+        ValueError: If a row is invalid, or all scores are equal; the message names the file.
     """
     file = Path(file)
     pairs = read_sts(file)
@@ -165,7 +165,7 @@ def sts_task(file: str | Path) -> Task:
 
 
 def similarity_task(name: str, columns: Mapping[str, list]) -> Task:
-    """A similarity task over pairs in memory.
+    """Make a similarity task of pairs in memory.
 
     Args:
         name: Its name.
@@ -180,7 +180,7 @@ def similarity_task(name: str, columns: Mapping[str, list]) -> Task:
             metadata = _metadata(name, "STS", "test", "cosine_spearman")
 
             def load_data(self, *arguments: Any, **kwargs: Any) -> None:
-                """Nothing to fetch: the file has been read."""
+                """Use the pairs that have been read."""
                 self.dataset = DatasetDict(test=Dataset.from_dict(dict(columns)))
                 self.data_loaded = True
 
@@ -190,7 +190,7 @@ def similarity_task(name: str, columns: Mapping[str, list]) -> Task:
 
 
 def beir_task(folder: str | Path, split: str = "test") -> Task:
-    """A retrieval task over a collection in BEIR layout; its name is the folder's.
+    """Make a retrieval task of a collection in BEIR layout; its name is the folder's.
 
     Args:
         folder: The collection.
@@ -198,14 +198,14 @@ def beir_task(folder: str | Path, split: str = "test") -> Task:
 
     Raises:
         FileNotFoundError: If a file is missing.
-        ValueError: If a line is wrong; the message names file and line.
+        ValueError: If a line is invalid; the message names file and line.
     """
     folder = Path(folder)
     return retrieval_task(folder.resolve().name, read_collection(folder, split), split)
 
 
 def mteb_task(task_name: str, split: str, subset: str | None = None) -> Task:
-    """One split of a retrieval task that mteb knows by name.
+    """Load one split of a retrieval task that mteb knows by name.
 
     Args:
         task_name: Its name.
@@ -220,12 +220,12 @@ def mteb_task(task_name: str, split: str, subset: str | None = None) -> Task:
 
 
 def retrieval_task(name: str, collection: RetrievalCollection, split: str) -> Task:
-    """A retrieval task over a collection in memory.
+    """Make a retrieval task of a collection in memory.
 
     Args:
         name: Its name.
         collection: Passages, queries and judgements.
-        split: What the judgements are called.
+        split: Name of the judgements.
     """
     from datasets import Dataset
 
@@ -236,7 +236,7 @@ def retrieval_task(name: str, collection: RetrievalCollection, split: str) -> Ta
             metadata = _metadata(name, "Retrieval", split, "ndcg_at_10")
 
             def load_data(self, *arguments: Any, **kwargs: Any) -> None:
-                """Nothing to fetch: the files have been read."""
+                """Use the collection that has been read."""
                 data = {
                     "corpus": Dataset.from_list(collection.corpus),
                     "queries": Dataset.from_list(collection.queries),

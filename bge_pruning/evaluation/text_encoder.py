@@ -1,4 +1,4 @@
-"""Texts to the three outputs of a model, sorted by length so that little is padding."""
+"""Encodes texts into the three outputs of a model, sorted by length to save padding."""
 
 from __future__ import annotations
 
@@ -35,9 +35,9 @@ def _alone(part: T) -> list[T]:
 
 @dataclass(frozen=True)
 class Ranks:
-    """This process among those that evaluate together; by default it is alone.
+    """Place of this process among those that evaluate together; by default it is the only one.
 
-    All of them have to do the same with the same texts, in the same order.
+    All processes have to do the same with the same texts, in the same order.
 
     Attributes:
         rank: Number of this process, from 0.
@@ -50,11 +50,11 @@ class Ranks:
     gather: Callable[[Any], list[Any]] = _alone
 
     def share(self, items: Sequence[T]) -> Sequence[T]:
-        """This process's part: every ``count``-th item, which shares sorted lengths fairly."""
+        """This process's part: every ``count``-th item, to spread sorted lengths evenly."""
         return items[self.rank :: self.count]
 
     def order(self, total: int) -> np.ndarray:
-        """Where each of ``total`` items is when the parts of all processes follow each other."""
+        """Place of each of ``total`` items when the parts of all processes are concatenated."""
         parts = [np.arange(rank, total, self.count) for rank in range(self.count)]
         return np.argsort(np.concatenate(parts))
 
@@ -62,7 +62,7 @@ class Ranks:
 ALONE = Ranks()
 
 
-# Texts that are tokenised together; their token ids are all that is kept of them.
+# Texts that are tokenised together; only their token ids are kept.
 CHUNK = 8192
 
 
@@ -84,10 +84,10 @@ class Encoded:
     """Outputs of texts that need little memory, in the order of the texts.
 
     Attributes:
-        dense_vecs: L2-normalised, float32, shape ``(n, S)``; ``None`` if not asked for.
+        dense_vecs: L2-normalised, float32, shape ``(n, S)``; ``None`` if not requested.
         lexical_weights: Sparse vectors over the vocabulary, float32, shape ``(n, V)``, or ``None``.
-        truncated: Texts that were cut at the model's limit.
-        multi_vectors: Of all texts, if they were asked for.
+        truncated: Number of texts that were truncated at the model's limit.
+        multi_vectors: Multi-vectors of all texts, if they were requested.
     """
 
     dense_vecs: np.ndarray | None
@@ -98,13 +98,12 @@ class Encoded:
 
 @dataclass(frozen=True)
 class TextSide:
-    """What an encoder knows of a model besides its weights.
+    """What an encoder needs to know about a model besides its weights.
 
     Attributes:
         name: Its name, for messages.
         tokenizer_files: Contents of its tokenizer files by name.
-        dense_size: ``S``, the size of a dense vector: that of the hidden states, ``H``, if they are
-            not projected.
+        dense_size: ``S``, the size of a dense vector; ``H`` without a projection.
         vocab_size: ``V``.
         pad_token_id: Id of the padding token.
         max_seq_length: Longest text in tokens.
@@ -153,10 +152,10 @@ class Encoder(Protocol):
 
 
 class BatchEncoder(ABC):
-    """Texts to outputs, whatever computes a batch.
+    """Encodes texts into outputs; subclasses compute a batch.
 
     Args:
-        side: What is known of the model.
+        side: See :class:`TextSide`.
         device: Torch device of the outputs.
         max_length: Longest text in tokens; ``None`` for the model's own limit.
         batch_size: Texts of a batch, fewer if they are long.
@@ -200,7 +199,7 @@ class BatchEncoder(ABC):
 
         Args:
             ids: Token ids on the device, shape ``(B, T)``.
-            mask: Same shape; 0 for padding.
+            mask: 1 for tokens, 0 for padding, shape ``(B, T)``.
             names: Which outputs.
         """
 
@@ -221,8 +220,8 @@ class BatchEncoder(ABC):
 
         Args:
             texts: Texts.
-            names: ``dense_vecs``, ``token_weights``; in one process also ``colbert_vecs``, of which
-                there should be room for all, see :meth:`multi_vector_bytes`.
+            names: ``dense_vecs``, ``token_weights``; in one process also ``colbert_vecs``, if all
+                of them fit in memory, see :meth:`multi_vector_bytes`.
             progress: Show a progress bar.
 
         Raises:
@@ -254,7 +253,7 @@ class BatchEncoder(ABC):
         return Encoded(dense, sparse, tokens.truncated, vectors)
 
     def multi_vector_bytes(self, texts: int) -> float:
-        """Most memory that multi-vectors of texts take; infinite if their size is not known.
+        """Most memory that the multi-vectors of texts take; infinite if their size is unknown.
 
         Args:
             texts: How many.
@@ -324,12 +323,12 @@ class TextEncoder(BatchEncoder):
     """A model that embeds texts.
 
     Args:
-        base: The model. Its dense vectors are projected if it has a map for that.
+        base: The model. Its dense vectors are projected if it has a projection.
         device: Torch device.
         max_length: Longest text in tokens; ``None`` for the model's own limit.
         batch_size: Texts of a batch, fewer if they are long.
-        masks: Gates of a model that is not cut yet. Dense vectors keep their size and are 0 in the
-            dimensions that are off; every score is that of the extracted model.
+        masks: Gates of a model that is not cut yet. Dense vectors keep their size and are 0 in
+            closed dimensions; every score equals that of the extracted model.
         ranks: The processes that share the work.
 
     Raises:
@@ -366,7 +365,7 @@ class TextEncoder(BatchEncoder):
         return self.heads.names()
 
     def multi_vector_bytes(self, texts: int) -> float:
-        """See :class:`BatchEncoder`; float32 vectors of texts that all are as long as may be."""
+        """See :class:`BatchEncoder`; for float32 vectors of texts of the largest length."""
         return 4.0 * texts * self.max_length * self.base.shape.colbert_dim
 
     def word_table(self) -> np.ndarray:
@@ -399,7 +398,7 @@ class MultiVectorRoom:
 
 
 def _merge(parts: Sequence[Encoded], order: np.ndarray) -> Encoded:
-    """The texts of all processes, in their own order."""
+    """Merge the texts of all processes in the order in which they were given."""
     dense, sparse = None, None
     if parts[0].dense_vecs is not None:
         dense = np.concatenate([part.dense_vecs for part in parts])[order]
@@ -409,7 +408,7 @@ def _merge(parts: Sequence[Encoded], order: np.ndarray) -> Encoded:
 
 
 def check_finite(outputs: Mapping[str, Tensor], model: str) -> None:
-    """Refuse outputs that are no numbers: ranked as they come, they could score well.
+    """Refuse outputs that are not finite: ranked as they come, they could score well.
 
     Args:
         outputs: By name.

@@ -59,7 +59,7 @@ class Embeddings(nn.Module):
         return self.word_embeddings, self.position_embeddings, self.token_type_embeddings
 
     def freeze_tables(self) -> None:
-        """Train the embeddings no more; they need neither gradients nor an optimizer's state."""
+        """Stop training the embeddings; they need neither gradients nor an optimizer's state."""
         for table in self.tables():
             table.requires_grad_(False)
 
@@ -118,8 +118,8 @@ class ResidualOutput(nn.Module):
     ) -> Tensor:
         """``LN(residual + dense(inner * inner_z))``, shape ``(N, H)``, see :func:`residual_norm`.
 
-        The gates of heads or units scale the columns of the weight: it has fewer rows than a batch
-        has tokens, and the batch need not be kept a second time for the gradient.
+        The gates of heads or units scale the columns of the weight: it is smaller than the batch,
+        which would have to be kept a second time for the gradient.
         """
         weight = self.dense.weight if inner_z is None else self.dense.weight * inner_z
         y = F.linear(inner, weight, self.dense.bias)
@@ -216,8 +216,8 @@ class XLMRobertaBackbone(nn.Module):
         dropout: Probability of dropping hidden states and attention weights in training.
 
     Attributes:
-        compiled_for: Whether layers run compiled in training or in evaluation, see
-            :meth:`compile_encoder`; ``None`` for neither.
+        compiled_for: True if layers run compiled in training, False if in evaluation, ``None`` if
+            in neither, see :meth:`compile_encoder`.
         activation_checkpointing: Keep only the input of each layer for the backward pass, which
             computes the layers again.
     """
@@ -278,7 +278,8 @@ class XLMRobertaBackbone(nn.Module):
             attention_mask: Shape ``(B, T)``.
             masks: Gates.
             lengths: See :func:`compute_packing`.
-            every_layer: After every layer (a closed one repeats the one before), not only the last.
+            every_layer: Return the states after every layer, not only after the last; a closed
+                layer repeats those before it.
 
         Returns:
             Hidden states, each of shape ``(N, H)``, and where the tokens are in the batch.
@@ -291,7 +292,7 @@ class XLMRobertaBackbone(nn.Module):
         for layer, layer_gates in zip(layers, gates, strict=True):
             given = (layer, x, packing, layer_gates)
             if self.activation_checkpointing and torch.is_grad_enabled():
-                # Without dropout nothing random is computed again, so no state has to be kept.
+                # Without dropout nothing random is recomputed, so no random state has to be kept.
                 options = {"use_reentrant": False, "preserve_rng_state": self.dropout > 0}
                 x = checkpoint(self._run_layer, *given, **options)
             else:
@@ -304,7 +305,7 @@ class XLMRobertaBackbone(nn.Module):
 
     def _pack(self, attention_mask: Tensor, lengths: Sequence[int] | None) -> Packing:
         weight = self.embeddings.word_embeddings.weight
-        drops = self.training and self.dropout > 0  # which the kernel for any lengths cannot
+        drops = self.training and self.dropout > 0  # not supported by the kernel for any lengths
         varlen = varlen_applies(weight.device, weight.dtype, self.shape.head_dim) and not drops
         if self.compiled and not varlen:
             return keep_padding(attention_mask)
@@ -319,12 +320,12 @@ class XLMRobertaBackbone(nn.Module):
         """Compile a layer as one graph, which all layers share.
 
         A graph is made for the first size of batch, and a second one for any size. Its shapes
-        follow from that of the batch, so padding is computed too, but where there is a kernel for
-        texts of any lengths (see :func:`bge_pruning.models.packing.varlen_applies`).
+        follow from that of the batch, so padding is computed too, except where there is a kernel
+        for texts of any lengths (see :func:`bge_pruning.models.packing.varlen_applies`).
 
         Args:
-            training: Compile what training runs, or else what evaluation does; the other one
-                stays as it is.
+            training: Compile for training if true, otherwise for evaluation; the other mode is not
+                compiled.
             backend: See :func:`torch.compile`.
         """
         allow_compiled_forms()
@@ -339,7 +340,7 @@ class XLMRobertaBackbone(nn.Module):
         )
 
     def prune(self, keep: KeepIndices) -> None:
-        """Cut the model in place. Every kept weight stays as it is, bit for bit.
+        """Cut the model in place. Every kept weight keeps its value bit for bit.
 
         Layers may end with different numbers of heads and units (``shape`` then no longer
         describes the model); only uniform models can be exported.
@@ -357,7 +358,7 @@ class XLMRobertaBackbone(nn.Module):
             prune_linear(self.pooler.dense, keep.hidden, dim=1)
 
     def count_parameters(self) -> ParameterCount:
-        """Parameters that the modules really hold (heads belong to another module: 0 here)."""
+        """Count the parameters that the modules really hold (0 heads: another module has them)."""
 
         def count(module: nn.Module) -> int:
             return sum(p.numel() for p in module.parameters())

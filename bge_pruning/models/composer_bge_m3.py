@@ -1,4 +1,4 @@
-"""The ComposerModel: encoder, heads and gates under one roof; no arithmetic of its own."""
+"""The ComposerModel: encoder, heads and gates together, without arithmetic of its own."""
 
 from __future__ import annotations
 
@@ -33,28 +33,31 @@ class ComposerBGEM3(ComposerModel):
     """An embedding model that is pruned while it is trained.
 
     A batch holds ``input_ids`` and ``attention_mask`` of shape ``(B, N, T)`` (N texts per
-    example), and optionally ``lengths``, the tokens of each text as ``B`` lists of ``N`` numbers
-    (the host knows them, so that no step waits for a GPU to count), ``scores`` ``(B,)`` in [0, 1]
-    for sentence pairs and the teacher's outputs, ``teacher_dense_vecs`` ``(B, N, Ht)``,
-    ``teacher_token_weights`` ``(B, N, T)``, ``teacher_colbert_vecs`` ``(B, N, T - 1, C)``. Where
-    the first text is a query and the others its passages, ``passage_texts`` ``(B, N - 1)`` numbers
-    the passages and ``positive_texts`` ``(B, K)`` the known positives of each query, padded with
-    -1; ``passage_scores`` ``(B, N - 1)`` are a teacher's scores of its passages. ``source`` names
-    where the batch is from.
+    example), and optionally
+
+    * ``lengths``, the tokens of each text as ``B`` lists of ``N`` numbers on the host, so that no
+      step waits for a GPU to count them,
+    * ``scores`` ``(B,)`` in [0, 1] of sentence pairs,
+    * the teacher's outputs, ``teacher_dense_vecs`` ``(B, N, Ht)``, ``teacher_token_weights``
+      ``(B, N, T)``, ``teacher_colbert_vecs`` ``(B, N, T - 1, C)``,
+    * for a query and its passages (the other texts): ``passage_texts`` ``(B, N - 1)``, the numbers
+      of the passages, ``positive_texts`` ``(B, K)``, those of the known positives of each query,
+      padded with -1, and ``passage_scores`` ``(B, N - 1)``, a teacher's scores of the passages,
+    * ``source``, the name of the batch's source.
 
     Losses over the batch are exact in pieces too: with a ``chunk_size`` the batch is embedded piece
-    by piece, keeping the outputs alone, the loss is that of the whole batch, and the backward pass
-    embeds each piece again to carry on its outputs' gradients (cached gradients,
-    arXiv:2101.06983). It costs one more forward pass; the activations of one piece are in memory
-    at a time. All pieces of a step have the same gates.
+    by piece, keeping only the outputs; the loss is that of the whole batch; and the backward pass
+    embeds each piece again to propagate its outputs' gradients (cached gradients,
+    arXiv:2101.06983). This costs one more forward pass and keeps the activations of only one piece
+    in memory. All pieces of a step have the same gates.
 
     Args:
         backbone: The encoder.
         heads: The output heads.
-        l0_module: The gates; ``None`` trains the model as it is.
+        l0_module: The gates; ``None`` trains the model without pruning.
         loss_weights: What to optimise.
-        teacher: Frozen model that embeds a batch's texts when the batch has no outputs of the
-            teacher; called with token ids and mask of shape ``(B * N, T)``.
+        teacher: Frozen model that embeds the texts of a batch without outputs of the teacher;
+            called with token ids and mask of shape ``(B * N, T)``.
         teacher_dimensions: Dimensions of the teacher that an extracted student has kept, shape
             ``(H,)``; ``None`` if the spaces are the same.
         teacher_layers: Layers of the teacher that an extracted student has kept; ``None`` if it
@@ -63,7 +66,7 @@ class ComposerBGEM3(ComposerModel):
         special_ids: Token ids that carry no sparse weight (cls, eos, pad, unk).
         chunk_size: Examples that are embedded at once in training; ``None`` for the whole batch.
         cpu_dtype: Precision of products on a CPU, ``torch.bfloat16`` or ``None`` for that of the
-            weights; elsewhere the trainer sees to it.
+            weights; on other devices the trainer sets the precision.
     """
 
     def __init__(
@@ -99,7 +102,7 @@ class ComposerBGEM3(ComposerModel):
         self._freeze_idle_heads()
 
     def _freeze_idle_heads(self) -> None:
-        """No gradient reaches a head whose output is not in the loss: DDP would wait for it."""
+        """Freeze heads whose output is not in the loss: DDP would wait for their gradients."""
         if missing := sorted(set(self.loss_weights.trained) - {HIDDEN, *self.heads.names()}):
             raise ValueError(
                 f"the loss trains {', '.join(missing)}, and the model has no head for it. To fix, "
@@ -116,7 +119,7 @@ class ComposerBGEM3(ComposerModel):
                 heads[name].requires_grad_(True)
 
     def forward(self, batch: Batch) -> dict[str, Tensor]:
-        """Outputs by name, shape ``(B, N, ...)``; in evaluation the dense vectors alone."""
+        """Outputs by name, shape ``(B, N, ...)``; in evaluation only the dense vectors."""
         masks = None if self.l0_module is None else self._masks()
         names = self.loss_weights.trained if self.training else ("dense_vecs",)
         return self._embed(batch, masks, names)
@@ -190,9 +193,9 @@ class ComposerBGEM3(ComposerModel):
         return parts
 
     def _idle(self, outputs: dict[str, Tensor], batch: Batch) -> list[Tensor]:
-        """0 times what no part used: DDP waits for a gradient of every trained parameter.
+        """0 times each unused output, because DDP waits for gradients of all trained parameters.
 
-        The batches of a mixed run have different losses, and so use different outputs.
+        The batches of a mixed run have different losses, and therefore use different outputs.
         """
         used = set(self.loss_weights.distilled)
         if "scores" in batch:
@@ -205,7 +208,7 @@ class ComposerBGEM3(ComposerModel):
         return [0.0 * value for value in idle]
 
     def _teacher_map(self) -> TeacherMap:
-        """Where the student's dimensions and layers are in the teacher."""
+        """Map the student's dimensions and layers to the teacher's."""
         if not self.loss_weights.distillation_hidden:
             return TeacherMap(self.teacher_dimensions)
         if self.teacher_layers is not None:
@@ -243,11 +246,11 @@ class ComposerBGEM3(ComposerModel):
 
     @torch.no_grad()
     def probe(self, batch: Batch, pruned: bool) -> Tensor:
-        """Loss of a batch without the constraint, with binary gates; nothing is trained.
+        """Compute the loss of a batch without the constraint, with binary gates and no gradient.
 
         Args:
-            batch: As in training.
-            pruned: With the gates of this moment; otherwise with all of them open.
+            batch: See the class.
+            pruned: Use the present gates; otherwise all of them are open.
         """
         masks = None
         if pruned and self.l0_module is not None:
@@ -272,7 +275,7 @@ class ComposerBGEM3(ComposerModel):
         if is_train:
             return {}
         with warnings.catch_warnings():
-            # It keeps all values of the split, which is what a rank correlation needs.
+            # A rank correlation needs all values of the split.
             warnings.filterwarnings("ignore", message="Metric `SpearmanCorrcoef` will save all")
             return {"cosine_spearman": SpearmanCorrCoef()}
 
@@ -291,7 +294,7 @@ class ComposerBGEM3(ComposerModel):
 
 
 def _flat(batch: Batch) -> tuple[Tensor, Tensor, list[int] | None]:
-    """Token ids and mask of all texts, ``(B * N, T)``, and their lengths if the host knows them."""
+    """Token ids and mask of all texts, ``(B * N, T)``, and their lengths if they are known."""
     lengths = batch.get("lengths")
     if lengths is not None:
         lengths = [length for row in lengths for length in row]
@@ -299,7 +302,7 @@ def _flat(batch: Batch) -> tuple[Tensor, Tensor, list[int] | None]:
 
 
 def _split(batch: Batch, size: int) -> list[Batch]:
-    """The texts of a batch, ``size`` examples at a time."""
+    """Split the texts of a batch into pieces of ``size`` examples."""
     names = [n for n in ("input_ids", "attention_mask", "lengths") if n in batch]
     starts = range(0, len(batch["input_ids"]), size)
     return [{name: batch[name][start : start + size] for name in names} for start in starts]

@@ -45,35 +45,6 @@ def compute_dense_vecs(hidden: Tensor, attention_mask: Tensor, pooling: str) -> 
     raise ValueError(f"pooling '{pooling}' is not one of {POOLINGS}. To fix, set model.pooling.")
 
 
-def compute_lexical_weights(
-    input_ids: Tensor, token_weights: Tensor, special_ids: Iterable[int]
-) -> list[dict[int, float]]:
-    """Sparse vectors: the largest weight of each token id of a text.
-
-    Args:
-        input_ids: Shape ``(B, T)``.
-        token_weights: Non-negative weights, shape ``(B, T)``.
-        special_ids: Ids to drop (cls, eos, pad, unk).
-
-    Returns:
-        One dict from token id to weight per text; zero weights are left out.
-    """
-    special = set(special_ids)
-    vectors = []
-    for ids, weights in zip(input_ids.tolist(), token_weights.tolist(), strict=True):
-        vector: dict[int, float] = {}
-        for token, weight in zip(ids, weights, strict=True):
-            if token not in special and weight > vector.get(token, 0.0):
-                vector[token] = weight
-        vectors.append(vector)
-    return vectors
-
-
-def compute_lexical_score(query: dict[int, float], passage: dict[int, float]) -> float:
-    """Dot product of two sparse vectors over their shared token ids."""
-    return sum(weight * passage[token] for token, weight in query.items() if token in passage)
-
-
 def compute_colbert_scores(
     query: Tensor, query_mask: Tensor, passage: Tensor, passage_mask: Tensor
 ) -> Tensor:
@@ -156,8 +127,8 @@ class EmbeddingHeads(nn.Module):
         Args:
             hidden: Last hidden states, shape ``(B, T, H)``; ``(N, H)`` with a ``packing``.
             attention_mask: Shape ``(B, T)``.
-            names: Which; all that the model has, if ``None``.
-            packing: Where packed tokens are in the batch.
+            names: Which outputs; all of the model's if ``None``.
+            packing: Places of packed tokens in the batch.
 
         Raises:
             ValueError: If the model has no head for one of the names.
@@ -177,7 +148,7 @@ class EmbeddingHeads(nn.Module):
                 prune_linear(head, hidden, dim=1)
 
     def _apply_head(self, name: str, hidden: Tensor, packing: Packing | None) -> Tensor:
-        """What a head makes of every token, shape ``(B, T, ...)``."""
+        """Apply a head to every token; the result has shape ``(B, T, ...)``."""
         values = self._head(name)(hidden)
         return values if packing is None else packing.unpack(values)
 
@@ -191,7 +162,7 @@ class EmbeddingHeads(nn.Module):
         return head
 
 
-# The outputs in the words of losses and modes, and in the model's.
+# The model's names of outputs by the names that losses and modes use.
 OUTPUT_NAMES = {"dense": "dense_vecs", "sparse": "token_weights", "colbert": "colbert_vecs"}
 # Weights of the outputs in the score that combines them (FlagEmbedding's training).
 ENSEMBLE_WEIGHTS = {"dense": 1.0, "sparse": 0.3, "colbert": 1.0}
@@ -199,7 +170,7 @@ ENSEMBLE_WEIGHTS = {"dense": 1.0, "sparse": 0.3, "colbert": 1.0}
 
 @dataclass(frozen=True)
 class Outputs:
-    """What scores need of a batch of texts; an output that is not trained is ``None``.
+    """Outputs of a batch of texts from which scores are computed; ``None`` if not trained.
 
     Attributes:
         input_ids: Shape ``(B, T)``.
@@ -230,8 +201,8 @@ def compute_sparse_scores(
 ) -> Tensor:
     """Dot product of sparse vectors: per text the largest weight of each token id.
 
-    The vectors are laid out over the ids that occur in the batch, ``(texts, ids)``, not over the
-    vocabulary: a GPU is waited for once, to know how many these are.
+    The vectors span the ids that occur in the batch, ``(texts, ids)``, not the vocabulary; the host
+    waits for a GPU once, to know their number.
 
     Args:
         query_ids: Shape ``(Q, Tq)``.

@@ -3,14 +3,13 @@
 Every parameter count of the project comes from :func:`layer_parameters` and
 :func:`count_parameters`; the L0 module feeds the same formulas with expected sizes.
 
-The formulas are those of true sizes, see :mod:`bge_pruning.models.encoder_shape`; the expected
-counts are exact at binary gates.
+Expected counts use the formulas of true sizes and are exact at binary gates.
 
 What autograd keeps of a layer for the backward pass, in values a token, follows from
 :mod:`bge_pruning.models.bge_m3_backbone`: the input of the projections, both normalised sums and
 what lies between the halves (``4 H``), and the layer's output before its gate (``H``); query, key,
-value, and the context as it is computed and put together (``5 A D``); the units before and after
-the activation (``2 F``). Nothing of it is padding.
+value, and the context before and after concatenation (``5 A D``); the units before and after the
+activation (``2 F``). None of it is padding.
 """
 
 from __future__ import annotations
@@ -23,11 +22,11 @@ import torch
 from torch import Tensor
 
 Size = TypeVar("Size", int, float, Tensor)
-# What a shape costs, such as :func:`encoder_parameters`.
+# Computes the cost of a shape, for example :func:`encoder_parameters`.
 Cost = Callable[["EncoderShape"], float]
-# Matrices of multiples of 8 are what tensor cores of half precision ask for.
+# Tensor cores need sizes that are multiples of 8 in half precision.
 FINEST_UNITS = 8
-# The names of the published plan, used in YAML files, for Hugging Face's names used in the code.
+# Names in YAML files by Hugging Face's names, which the code uses.
 YAML_NAMES = {
     "hidden_size": "d_model",
     "num_attention_heads": "n_heads",
@@ -68,7 +67,7 @@ class EncoderShape:
     colbert_dim: int = 0
 
     def describe(self) -> str:
-        """The sizes that pruning can change, in words."""
+        """Describe the sizes that pruning can change."""
         return (
             f"{self.num_hidden_layers} layers, hidden {self.hidden_size}, "
             f"{self.num_attention_heads} heads, intermediate {self.intermediate_size}"
@@ -149,7 +148,7 @@ def count_parameters(shape: EncoderShape) -> ParameterCount:
 def layer_flops(hidden: Size, heads: Size, units: Size, head_dim: int, length: int) -> Size:
     """Floating-point operations of one layer for a text.
 
-    2 for each weight and token, ``4 T A D`` for a token's attention.
+    There are 2 for each weight and token, and ``4 T A D`` for a token's attention.
 
     Args:
         hidden: Hidden size, a number or a scalar tensor.
@@ -166,7 +165,7 @@ def layer_flops(hidden: Size, heads: Size, units: Size, head_dim: int, length: i
 
 
 def forward_flops(shape: EncoderShape, lengths: Sequence[int]) -> float:
-    """Floating-point operations of embedding texts, padding left out; a training step takes thrice.
+    """Floating-point operations of embedding texts without padding; a training step takes 3x.
 
     Args:
         shape: Sizes of the encoder.
@@ -177,7 +176,7 @@ def forward_flops(shape: EncoderShape, lengths: Sequence[int]) -> float:
 
 
 def encoder_parameters(shape: EncoderShape) -> int:
-    """Parameters of the layers: the cost of a shape that a parameter budget is about."""
+    """Parameters of the layers, which a parameter budget limits."""
     return count_parameters(shape).encoder
 
 
@@ -287,7 +286,8 @@ def _sum_layers(
     return costs.sum()
 
 
-# While the gradient of the last layer's units is made, and while a teacher's layer is computed.
+# Multiples of the units that exist while the gradient of the last layer's units is computed, and
+# while a teacher's layer is computed.
 TRANSIENT_UNITS, TEACHER_UNITS = 1.5, 2.0
 
 
@@ -300,24 +300,25 @@ def step_memory(
     frozen_embeddings: bool = False,
     checkpointing: bool = False,
 ) -> dict[str, float]:
-    """Peak bytes of tensors in a training step, by part.
+    """Estimate the peak bytes of tensors in a training step, by part.
 
-    Float32 parts agree with what a step takes to a few percent; with 16-bit autocast the inputs of
-    products count half, and a 16-bit copy of every weight is added: 13 % more than what BGE-M3's
-    sizes took on a GPU (64 texts of 512 tokens, gates on all axes, compiled LayerNorms).
+    In float32 the estimate agrees with measurements to a few percent. With 16-bit autocast the
+    inputs of products count half, and a 16-bit copy of every weight is added: 13 % more than
+    measured for BGE-M3's sizes on a GPU (64 texts of 512 tokens, gates on all axes, compiled
+    LayerNorms).
 
     Args:
         shape: Sizes of the trained model.
         tokens: Real tokens of a batch.
         gated: Whether there are gates on layers, heads and units.
         teacher: Whether an unpruned model of the same sizes embeds the batch too.
-        half: With 16-bit autocast.
+        half: Whether there is 16-bit autocast.
         frozen_embeddings: Whether the embeddings have neither gradients nor moments.
         checkpointing: Whether only the inputs of layers are kept for the backward pass.
 
     Returns:
-        ``weights and optimizer`` (AdamW's two moments); ``activations or gradients``, whichever is
-        more: the one shrinks in the backward pass as the other grows; ``teacher``.
+        ``weights and optimizer`` (AdamW's two moments); ``activations or gradients``, the larger of
+        the two, because one shrinks in the backward pass as the other grows; ``teacher``.
     """
     hidden, units = shape.hidden_size, shape.intermediate_size
     inner = shape.num_attention_heads * shape.head_dim
@@ -330,7 +331,7 @@ def step_memory(
     activations = kept + tokens * item * TRANSIENT_UNITS * units
     rows = shape.vocab_size + shape.max_position_embeddings + shape.type_vocab_size
     trained = total - (rows * hidden if frozen_embeddings else 0)
-    # The last layer to be computed again has the gradients of all others beside it.
+    # When the last layer is recomputed, the gradients of all others are in memory.
     gradients = 4.0 * trained + (layer if checkpointing else 0.0)
     return {
         "weights and optimizer": (6.0 if half else 4.0) * total + 8.0 * trained,

@@ -21,9 +21,10 @@ def global_rank() -> int:
 
 
 class _Gather(torch.autograd.Function):
-    """``torch.distributed.nn.functional.all_gather`` sends gradients as they lie in memory.
+    """Replaces ``torch.distributed.nn.functional.all_gather``.
 
-    Those of a matrix product are transposed there, and would arrive mixed up on other ranks.
+    That one sends gradients in their memory order; those of a matrix product are transposed in
+    memory and would arrive permuted on other ranks.
     """
 
     @staticmethod
@@ -35,7 +36,7 @@ class _Gather(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: torch.autograd.function.FunctionCtx, gradient: Tensor) -> Tensor:
-        """The sum over the ranks of the gradient of this rank's rows."""
+        """Sum the gradient of this rank's rows over the ranks."""
         total = gradient.contiguous().clone()
         torch.distributed.all_reduce(total)
         size = len(total) // torch.distributed.get_world_size()
@@ -43,14 +44,14 @@ class _Gather(torch.autograd.Function):
 
 
 def gather_rows(rows: Tensor) -> Tensor:
-    """Rows of all ranks, one rank after the other.
+    """Gather the rows of all ranks, one rank after the other.
 
     Args:
-        rows: Shape ``(B, ...)``, the same on every rank.
+        rows: Shape ``(B, ...)``, the same shape on every rank.
 
     Returns:
         Shape ``(W * B, ...)`` for ``W`` ranks; ``rows`` itself on a single one. The gradient of
-        each row is the sum of what all ranks make of it.
+        each row is the sum of its gradients on all ranks.
     """
     if world_size() == 1:
         return rows
@@ -58,14 +59,14 @@ def gather_rows(rows: Tensor) -> Tensor:
 
 
 def gather_texts(texts: Outputs, numbers: Tensor) -> tuple[Outputs, Tensor]:
-    """The texts of all ranks, with gradient to the rank that each text came from.
+    """Gather the texts of all ranks, with gradient to the rank that each text came from.
 
     Args:
         texts: This rank's texts.
-        numbers: Which text each of them is, shape ``(B,)``.
+        numbers: Number of each text, shape ``(B,)``.
 
     Returns:
-        The same of all ranks, one rank after the other, padded to the longest text of all.
+        Texts and numbers of all ranks, one rank after the other, padded to the longest text.
     """
     if world_size() == 1:
         return texts, numbers
@@ -90,7 +91,7 @@ def gather_texts(texts: Outputs, numbers: Tensor) -> tuple[Outputs, Tensor]:
 
 
 def gather_batch(student: Tensor, teacher: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """The texts of all ranks, with gradient to the rank that each text came from.
+    """Gather the vectors of all ranks, with gradient to the rank that each text came from.
 
     Args:
         student: This rank's vectors, shape ``(B, Hs)``.

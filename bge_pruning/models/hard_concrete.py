@@ -65,7 +65,7 @@ def top_k(log_alpha: Tensor, k: int) -> Tensor:
         fix = "fewer" if k > n else "0 or more"
         raise ValueError(f"k {k} is not in [0, {n}], the number of gates. To fix, choose {fix}.")
     if broken := int(log_alpha.isnan().sum()):
-        # It would sort above every number, and be kept.
+        # NaN would sort above every number, so the gate would be kept.
         raise ValueError(
             f"log_alpha: {broken} of {log_alpha.numel()} gates are NaN: training diverged. To fix, "
             f"use an earlier checkpoint and lower optimizer.l0_lr."
@@ -74,6 +74,6 @@ def top_k(log_alpha: Tensor, k: int) -> Tensor:
 
 
 def top_k_unchecked(log_alpha: Tensor, k: int) -> Tensor:
-    """:func:`top_k` without its checks, for which the host would wait for the device."""
+    """:func:`top_k` without its checks, which would make the host wait for the device."""
     order = torch.sort(log_alpha.detach(), dim=-1, descending=True, stable=True).indices
     return torch.zeros_like(log_alpha).scatter(-1, order[..., :k], 1.0)

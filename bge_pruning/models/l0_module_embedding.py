@@ -7,8 +7,8 @@ Follows LLM-Shearing (Xia et al., 2023, arXiv:2310.06694): the training objectiv
 minimised over weights and gates and maximised over the multipliers, where ``s_c`` is an expected
 sparsity and ``t_c`` its target. With a target *shape* there is one constraint per gated axis, with
 one row per layer for heads and intermediate units, since every layer must end with the same
-number. With a *budget* there is one constraint: on the encoder's expected count, or, to become
-faster by a factor, on the operations that it is expected to take.
+number. With a *budget* there is one constraint: on the encoder's expected parameters, or, for a
+target speed-up, on its expected operations.
 """
 
 from __future__ import annotations
@@ -64,25 +64,25 @@ class L0Module(nn.Module):
     The trainer's algorithms set three attributes before each step: :attr:`step`, which seeds the
     noise, :attr:`warmup_progress` in [0, 1], which moves the targets, and
     :attr:`binarization_progress` in [0, 1], which is 0 until the warm-up is over and 1 at the end
-    of the run. All follow from the trainer's clock, so that a resumed run needs no state for them.
+    of the run. All follow from the trainer's clock, so checkpoints need not store them.
 
     Args:
         shape: Shape of the unpruned model.
-        axes: Gated axes, a subset of ``AXES``. An axis that keeps its size must not be gated: at
-            the clamp a gate is never fully open, so its constraint could not be met.
+        axes: Gated axes, a subset of ``AXES``. An axis that keeps its size must not be gated:
+            clamped gates are never fully open, so its constraint could not be met.
         target: Shape to reach, or ``None`` with a budget.
         target_parameters: Encoder parameters to reach, or ``None`` with another target.
-        target_speedup: How many times fewer operations to reach, or ``None``.
+        target_speedup: Factor by which the operations are to be reduced, or ``None``.
         target_length: Tokens of the text whose operations are counted.
         start_sparsity: Target sparsity at the start of the warm-up.
         init_mean: Mean of ``log_alpha`` at the start.
-        init_std: Its standard deviation; without spread all gates would stay identical.
+        init_std: Standard deviation of ``log_alpha``; with 0 all gates would stay identical.
         seed: Seed of the initial gates and of the noise.
         binarization: Weight of :meth:`binarization_loss` at the end of the run.
 
     Raises:
-        ValueError: If an axis is unknown, if not exactly one target is given, if a speed-up is
-            none, or if axes and target disagree about what is pruned.
+        ValueError: If an axis is unknown, if there is not exactly one target, if a speed-up is not
+            above 1, or if axes and target disagree about what is pruned.
     """
 
     def __init__(
@@ -122,8 +122,8 @@ class L0Module(nn.Module):
         self.lambda_2 = nn.ParameterDict({n: nn.Parameter(torch.zeros(r)) for n, r in rows.items()})
 
     def _generator(self, axis: str, step: int) -> torch.Generator:
-        # On the CPU, so that every device and rank draws the same; one stream per axis, so that
-        # an axis draws the same whichever others are gated.
+        # The CPU draws, so that the numbers are the same on every device and rank; each axis has
+        # its own stream, so that they do not depend on which other axes are gated.
         mixed = (self.seed * 1_000_003 + step) * len(AXES) + AXES.index(axis)
         return torch.Generator().manual_seed(mixed % 2**63)
 
@@ -145,7 +145,7 @@ class L0Module(nn.Module):
         return self.sample_masks() if self.training else self.deterministic_masks()
 
     def sample_masks(self) -> PruningMasks:
-        """Soft gates of the current :attr:`step`: the same on all ranks and microbatches."""
+        """Sample soft gates of the present :attr:`step`, the same on all ranks and microbatches."""
         gates = {}
         for axis, log_alpha in self.log_alpha.items():
             noise = torch.rand(log_alpha.shape, generator=self._generator(axis, self.step))
@@ -157,8 +157,8 @@ class L0Module(nn.Module):
         """Binary gates: the top-k by ``log_alpha`` of each axis and layer.
 
         Args:
-            at_target: Take k from the final shape; otherwise from the expected number of open
-                gates now (the model "as it is" during the warm-up, not exportable in general).
+            at_target: Take k from the final shape; otherwise from the present expected number of
+                open gates (the present model during the warm-up, in general not exportable).
         """
         if at_target:
             return self.masks_of(self.realised_shape())
@@ -170,16 +170,17 @@ class L0Module(nn.Module):
 
     @torch.no_grad()
     def median_masks(self) -> PruningMasks:
-        """Soft gates, each at the median of its noise: the model as it is before a cut."""
+        """Soft gates, each at the median of its noise: the present model before a cut."""
         return PruningMasks(
             **{a: sample(g, torch.full_like(g, 0.5)) for a, g in self.log_alpha.items()}
         )
 
     def masks_of(self, shape: EncoderShape) -> PruningMasks:
-        """Binary gates of any shape: its most open gates. Those of a smaller shape are among them.
+        """Binary gates of any shape, which contain those of every smaller shape.
 
         Args:
-            shape: Sizes at most those of the unpruned model, and equal on axes without gates.
+            shape: Sizes at most those of the unpruned model, and equal on axes without gates. The
+                gates that are most likely open are kept.
         """
         sizes = {axis: getattr(shape, SHAPE_FIELDS[axis]) for axis in self.axes}
         return PruningMasks(**{a: top_k(self.log_alpha[a], k) for a, k in sizes.items()})
@@ -197,13 +198,14 @@ class L0Module(nn.Module):
     # What the gates cost
 
     def expected_parameters(self) -> ParameterCount:
-        """Expected parameters by part: scalars, differentiable; the true count at binary gates."""
+        """Expected parameters by part, differentiable scalars; exact at binary gates."""
         return expected_parameters(self.shape, self.open_probabilities())
 
     def expected_sparsity(self) -> dict[str, Tensor]:
         """Expected fraction removed: rows per layer for heads and units, one row otherwise.
 
-        By axis, of the encoder's parameters, and of its operations if they are to be fewer.
+        It is given by axis, for the encoder's parameters, and for its operations with a speed-up
+        as target.
         """
         probabilities = self.open_probabilities()
         sparsity = {axis: (1.0 - p.mean(dim=-1)).reshape(-1) for axis, p in probabilities.items()}
@@ -246,13 +248,13 @@ class L0Module(nn.Module):
         return torch.stack(terms).sum()
 
     def binarization_loss(self) -> Tensor:
-        """What makes the gates decide: how far they are from the cut of this moment. A scalar.
+        """Distance of the gates from the present cut, which makes them decide. A scalar.
 
-        ``c * sum_rows mean |p - m|`` of open probabilities ``p`` and the binary gates ``m`` that
-        the cut would have now, with a weight ``c`` that grows after the warm-up, with the third
-        power of the time, to ``binarization`` at the end. The task's loss can still change which
-        gates are open while ``c`` is small. Since ``m`` meets the target, the gap to it closes
-        with the distance. With a budget the host waits for the gates, which say what shape it is.
+        ``c * sum_rows mean |p - m|`` of open probabilities ``p`` and the binary gates ``m`` of the
+        present cut. The weight ``c`` grows after the warm-up with the third power of the time, to
+        ``binarization`` at the end: while it is small, the task's loss can still change which gates
+        are open. Since ``m`` meets the target, the gap to the target closes with the distance. With
+        a budget the host waits for the gates, which determine the shape.
         """
         shape = self.realised_shape()
         distances = []
@@ -313,8 +315,8 @@ def _check_target(
         )
     if target_speedup is not None and not target_speedup > 1.0:
         raise ValueError(
-            f"target_speedup {target_speedup} is not above 1: it says how many times fewer "
-            f"operations are wanted. To fix, set e.g. l0_module.target_speedup=2."
+            f"target_speedup {target_speedup} is not above 1, expected the factor by which "
+            f"operations are reduced. To fix, set e.g. l0_module.target_speedup=2."
         )
     if target is None:
         return
@@ -335,7 +337,7 @@ def _check_target(
 
 @torch.no_grad()
 def distances_to_binary(probabilities: dict[str, Tensor]) -> dict[str, float]:
-    """How undecided gates are: the mean of ``min(p, 1 - p)``, 0 if each is surely open or closed.
+    """Mean of ``min(p, 1 - p)``: 0 if every gate is certainly open or certainly closed.
 
     Args:
         probabilities: Open probabilities by axis.

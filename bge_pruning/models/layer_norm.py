@@ -128,7 +128,7 @@ def residual_norm(
         residual: Same shape as ``y``.
         norm: The LayerNorm.
         hidden_z: Gates of the hidden dimensions, shape ``(H,)``; ``None`` if all are open.
-        skip: Input of the layer, shape ``(N, H)``; needed with ``layer_z`` alone.
+        skip: Input of the layer, shape ``(N, H)``; needed only with ``layer_z``.
         layer_z: Gate of the layer, a scalar: 0 gives ``skip`` exactly, 1 the LayerNorm exactly.
 
     Returns:

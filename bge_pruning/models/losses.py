@@ -8,7 +8,7 @@ from torch import Tensor
 
 
 def _check_temperature(temperature: Tensor | float, key: str) -> None:
-    # A learned one is above 0 by construction; to look at it would wait for the device.
+    # A learned temperature is above 0 by construction; reading it would wait for the device.
     if not isinstance(temperature, Tensor) and not temperature > 0.0:
         raise ValueError(f"temperature {temperature} is not above 0. To fix, set {key}.")
 
@@ -18,7 +18,7 @@ def sts_regression(vectors1: Tensor, vectors2: Tensor, scores: Tensor) -> Tensor
 
     Args:
         vectors1: L2-normalised vectors, shape ``(B, H)``.
-        vectors2: Same shape.
+        vectors2: Vectors of the second texts, ``(B, H)``.
         scores: Gold scores scaled to [0, 1], shape ``(B,)``.
 
     Returns:
@@ -35,7 +35,7 @@ def cosent(vectors1: Tensor, vectors2: Tensor, scores: Tensor, scale: float = 20
 
     Args:
         vectors1: L2-normalised vectors, shape ``(B, H)``.
-        vectors2: Same shape.
+        vectors2: Vectors of the second texts, ``(B, H)``.
         scores: Gold scores in any unit, shape ``(B,)``.
         scale: Inverse temperature.
 
@@ -58,9 +58,8 @@ def info_nce(
         scores: Score of every query with every passage, shape ``(Q, P)``.
         targets: Column of each query's positive, shape ``(Q,)``.
         temperature: Softmax temperature, above 0.
-        excluded: True for passages that are no negatives of a query though they are not its
-            target (another copy of the positive, say), shape ``(Q, P)``. The target itself is
-            never excluded.
+        excluded: True for passages that are neither the target nor a negative of a query (such as
+            another copy of its positive), shape ``(Q, P)``. The target itself is never excluded.
 
     Returns:
         Scalar, mean over queries.
@@ -77,11 +76,11 @@ def info_nce(
 
 
 def exclude_positives(positive_texts: Tensor, passage_texts: Tensor, targets: Tensor) -> Tensor:
-    """Passages that are positives of a query and therefore no negatives of it.
+    """Find passages that are known positives of a query and must not be its negatives.
 
     Args:
-        positive_texts: Every known positive of each query, padded with -1, shape ``(Q, K)``.
-        passage_texts: Text of each passage of the batch, shape ``(P,)``.
+        positive_texts: Numbers of all known positives, padded with -1, shape ``(Q, K)``.
+        passage_texts: Number of each passage of the batch, shape ``(P,)``.
         targets: Column of each query's own positive, shape ``(Q,)``.
 
     Returns:
@@ -122,7 +121,7 @@ def score_distillation(
         teacher: Shape ``(Q, P)``; no gradient flows into it.
         temperature: Softmax temperature of the student, above 0.
         excluded: Passages to leave out of both, shape ``(Q, P)``.
-        teacher_temperature: That of the teacher; the student's if ``None``.
+        teacher_temperature: Temperature of the teacher; the student's if ``None``.
 
     Returns:
         Scalar, mean over queries, at least 0.
@@ -148,20 +147,20 @@ def score_distillation(
 def token_weight_distillation(student: Tensor, teacher: Tensor, mask: Tensor) -> Tensor:
     """Squared error of the sparse head's token weights, relative to the teacher's own size.
 
-    Per text first, then the mean over texts, so that it does not change when a batch is split.
+    It is computed for each text and then averaged over texts, so that it does not change when a
+    batch is split.
 
     Args:
         student: Weights, shape ``(B, T)``.
-        teacher: Same shape.
-        mask: 1 for the tokens that count, same shape.
+        teacher: Weights of the teacher, ``(B, T)``.
+        mask: 1 for the tokens that count, shape ``(B, T)``.
 
     Returns:
-        Scalar: 0 for equal weights, 1 for a student whose weights are all 0 beside a teacher's
-        that are not.
+        Scalar: 0 for equal weights, 1 if the student's weights are all 0 and the teacher's are not.
     """
     kept = mask.to(student.dtype)
     error = ((student - teacher).square() * kept).sum(-1)
-    # Texts of which the teacher says next to nothing must not count without bound.
+    # Without this bound, texts with tiny teacher weights would dominate.
     size = (teacher.square() * kept).sum(-1).clamp(min=0.01)
     return (error / size).mean()
 
@@ -169,11 +168,12 @@ def token_weight_distillation(student: Tensor, teacher: Tensor, mask: Tensor) ->
 def token_vector_distillation(student: Tensor, teacher: Tensor, mask: Tensor) -> Tensor:
     """Mean cosine distance of the multi-vectors of the same tokens.
 
-    Per text first, then the mean over texts, so that it does not change when a batch is split.
+    It is computed for each text and then averaged over texts, so that it does not change when a
+    batch is split.
 
     Args:
         student: L2-normalised vectors, shape ``(B, T, C)``. Pruning keeps ``C``.
-        teacher: Same shape.
+        teacher: L2-normalised vectors of the teacher, ``(B, T, C)``.
         mask: 1 for the tokens that count, at least one in each text; shape ``(B, T)``.
 
     Returns:
@@ -216,7 +216,7 @@ def distillation_similarity(
         student: L2-normalised vectors of this process's texts, shape ``(B, Hs)``.
         teacher: L2-normalised vectors of the same texts, shape ``(B, Ht)``.
         all_student: Vectors of the whole batch over all processes, shape ``(G, Hs)``.
-        all_teacher: Same texts, shape ``(G, Ht)``.
+        all_teacher: The teacher's vectors of the whole batch, shape ``(G, Ht)``.
         own: Column of each row's own text in the whole batch, shape ``(B,)``.
         temperature: Softmax temperature, above 0.
 
@@ -237,7 +237,7 @@ def distillation_similarity(
     def log_distribution(queries: Tensor, keys: Tensor) -> Tensor:
         similarities = (queries @ keys.T).float() / temperature
         # Finite, since the KL multiplies it by a probability of exactly 0, and below any similarity
-        # at any temperature. Filled where it is: a number of the host would be waited for.
+        # at any temperature. It is made on the device, because copying a number would wait.
         closed = similarities.new_full((), -1e30)
         return similarities.index_put((rows, own), closed).log_softmax(-1)
 
@@ -252,12 +252,12 @@ def hidden_state_distillation(
 ) -> Tensor:
     """Squared error of the hidden states of tokens, relative to the teacher's own size.
 
-    The mean over the tokens of a text first, then over texts, so that it does not change when a
-    batch is split; a weighted mean over layers.
+    It is averaged over the tokens of a text and then over texts, so that it does not change when a
+    batch is split; the mean over layers is weighted.
 
     Args:
-        student: In the teacher's space, shape ``(B, L, T, H)``.
-        teacher: The layers to compare them with, same shape.
+        student: States in the teacher's space, shape ``(B, L, T, H)``.
+        teacher: States of the layers to compare with, ``(B, L, T, H)``.
         weights: Weight of each layer, shape ``(L,)``; their sum is 1.
         mask: 1 for real tokens, shape ``(B, T)``.
 

@@ -1,4 +1,4 @@
-"""Which losses apply to a batch, and their values: from outputs and batch to named parts."""
+"""Selects the losses that apply to a batch, and computes them as named parts."""
 
 from __future__ import annotations
 
@@ -94,12 +94,12 @@ class LossWeights:
 
 @dataclass(frozen=True)
 class TeacherMap:
-    """Where a student's parts are in its teacher.
+    """Maps a student's dimensions and layers to its teacher's.
 
     Attributes:
         dimensions: The teacher's dimensions that the student has, shape ``(H,)``; ``None`` for all.
-        layers: The teacher's layer that each of the student's is compared with, shape ``(L,)``.
-        weights: Weight of each of the student's layers, 0 for one that is closed, shape ``(L,)``.
+        layers: The teacher's layer that each student layer is compared with, shape ``(L,)``.
+        weights: Weight of each student layer, 0 for a closed one, shape ``(L,)``.
     """
 
     dimensions: Tensor | None = None
@@ -108,10 +108,10 @@ class TeacherMap:
 
 
 def following_layers(survives: Tensor) -> Tensor:
-    """The teacher's layer that each surviving layer should reproduce.
+    """Find the teacher's layer that each surviving layer should reproduce.
 
-    A surviving layer hands its output to the next surviving one, which was trained on the output
-    of the layer just before it; the last one hands it to the heads.
+    A surviving layer feeds the next surviving one, which was trained on the output of the layer
+    just before it; the last one feeds the heads.
 
     Args:
         survives: True for each of the teacher's layers that the student has, shape ``(L,)``.
@@ -121,7 +121,7 @@ def following_layers(survives: Tensor) -> Tensor:
     """
     count = len(survives)
     places = torch.arange(count, device=survives.device)
-    # The survivor at or after each layer, found from the end, and then the one strictly after.
+    # Find the survivor at or after each layer, from the end, and then the one strictly after it.
     here = torch.where(survives, places, count).flip(0).cummin(0).values.flip(0)
     end = here.new_full((1,), count)
     return torch.cat([here[1:], end]) - 1
@@ -140,7 +140,7 @@ def pair_parts(weights: LossWeights, vectors: Tensor, scores: Tensor) -> dict[st
     if weights.sts_regression:
         parts["sts_regression"] = sts_regression(first, second, scores)
     if weights.cosent:
-        # Over the pairs of all ranks: each rank's share of the loss is the same number.
+        # It compares the pairs of all ranks, so every rank computes the same number.
         every, gold, _ = gather_batch(torch.cat([first, second], dim=1), scores[:, None])
         size = first.shape[1]
         parts["cosent"] = cosent(every[:, :size], every[:, size:], gold[:, 0])
@@ -158,8 +158,8 @@ def passage_parts(
 
     Args:
         weights: What to optimise.
-        outputs: By name, shape ``(B, N, ...)``: a query and its passages.
-        batch: With ``passage_texts`` and ``positive_texts``, and ``passage_scores`` if it has them.
+        outputs: Outputs of queries and their passages, shape ``(B, N, ...)``, by name.
+        batch: With ``passage_texts``, ``positive_texts`` and optionally ``passage_scores``.
         temperature: Softmax temperature of the scores.
         special_ids: Token ids that carry no sparse weight.
     """
@@ -208,10 +208,10 @@ def distillation_parts(
 
     Args:
         weights: What to optimise.
-        outputs: The student's by name, shape ``(B * N, ...)``.
-        targets: The teacher's by name, same texts.
+        outputs: The student's outputs by name, shape ``(B * N, ...)``.
+        targets: The teacher's outputs of the same texts, by name.
         batch: With ``input_ids`` and ``attention_mask``, shape ``(B, N, T)``.
-        teacher: Where the student's parts are in the teacher.
+        teacher: Map of the student's dimensions and layers to the teacher's.
         special_ids: Token ids that carry no sparse weight.
     """
     mask = batch["attention_mask"].flatten(0, 1)
@@ -258,7 +258,7 @@ def _dense_parts(
 
 
 def _texts(outputs: dict[str, Tensor], batch: Batch, which: slice) -> Outputs:
-    """Some of the N texts of every example, one after the other."""
+    """Select some of the N texts of every example, one after the other."""
 
     def select(value: Tensor | None) -> Tensor | None:
         return None if value is None else value[:, which].flatten(0, 1)

@@ -1,4 +1,4 @@
-"""A batch without its padding, and attention over the texts in it.
+"""Packs a batch without its padding, and computes attention over its texts.
 
 Linear layers, LayerNorms and gates work on tokens one by one, so they run on the packed tokens.
 Attention needs the tokens of a text together. There are three ways to the same numbers:
@@ -25,15 +25,15 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class Packing:
-    """Where the tokens that are computed are in a padded batch.
+    """Places of the computed tokens in a padded batch.
 
     Attributes:
         size: ``(B, T)`` of the padded batch.
         index: Place of each packed token in the flattened batch, shape ``(N,)``; ``None`` if all
-            tokens are computed, which then stay in their order.
-        groups: Texts and tokens a text, of each run of texts of equal length, shortest first.
-        boundaries: Where each text begins, and where the last one ends, shape ``(B + 1,)``, int32;
-            ``None`` if texts attend group by group.
+            tokens are computed, in their order.
+        groups: Number of texts and tokens per text of each run of equal length, shortest first.
+        boundaries: Start of each text and end of the last, shape ``(B + 1,)``, int32; ``None`` if
+            texts attend group by group.
         real: True for tokens that are not padding, shape ``(B, T)``, if padding is computed too.
     """
 
@@ -49,9 +49,9 @@ class Packing:
         return [texts * length for texts, length in self.groups]
 
     def shares(self) -> Tensor:
-        """One over the tokens of its text, of each token, shape ``(N,)``, on the CPU.
+        """For each token 1 over the tokens of its text, shape ``(N,)``, on the CPU.
 
-        Only of packed tokens, in groups.
+        This is defined for packed tokens in groups only.
         """
         return torch.cat([torch.full((n * length,), 1.0 / length) for n, length in self.groups])
 
@@ -93,9 +93,9 @@ def compute_packing(
 
     Args:
         attention_mask: 1 for real tokens, 0 for padding, shape ``(B, T)``.
-        lengths: Real tokens of each text, known on the host. Without them a GPU is waited for: they
-            decide what is launched.
-        varlen: For attention over texts of any lengths at once, where they differ.
+        lengths: Real tokens of each text, known on the host. Without them the host waits for a GPU,
+            because they decide what is launched.
+        varlen: Prepare attention over texts of different lengths at once.
     """
     real = attention_mask.bool()
     size = (real.shape[0], real.shape[1])
@@ -104,7 +104,7 @@ def compute_packing(
         lengths = counts.tolist()
     if all(length == size[1] for length in lengths):
         return Packing(size, None, (size,))
-    # Sorted by the rank of its text, each token's place comes out; padding has the last rank.
+    # Sorting by the rank of their texts gives the places of the tokens; padding has the last rank.
     ranks = counts.argsort(stable=True).argsort()
     keys = torch.where(real, ranks[:, None], size[0]).flatten()
     index = keys.argsort(stable=True)[: sum(lengths)]
@@ -113,7 +113,7 @@ def compute_packing(
     boundaries = None
     if varlen:
         boundaries = F.pad(counts.sort().values.cumsum(0), (1, 0)).to(torch.int32)
-    return Packing(size, index, groups or ((0, 1),), boundaries)  # padding alone: no texts
+    return Packing(size, index, groups or ((0, 1),), boundaries)  # only padding: no texts
 
 
 def keep_padding(attention_mask: Tensor) -> Packing:
@@ -137,8 +137,8 @@ def varlen_applies(device: torch.device, dtype: torch.dtype, head_dim: int) -> b
     """Whether the kernel for texts of any lengths can be used.
 
     Args:
-        device: Where the model runs.
-        dtype: Of its weights; under autocast its numbers have that of autocast.
+        device: Device of the model.
+        dtype: Type of its weights; under autocast that of autocast counts.
         head_dim: Size of a head.
     """
     if varlen_attn is None or device.type != "cuda" or head_dim % 8 or head_dim > 256:
@@ -155,7 +155,7 @@ def attend(query: Tensor, key: Tensor, value: Tensor, packing: Packing, dropout_
         query: Shape ``(N, A, D)``.
         key: Same shape as ``query``.
         value: Same shape as ``query``.
-        packing: Where the texts are.
+        packing: Places of the texts.
         dropout_p: Probability of dropping an attention weight; 0 if ``packing`` has boundaries.
 
     Returns:

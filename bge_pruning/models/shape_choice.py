@@ -36,9 +36,9 @@ def exportable_shapes(
     Args:
         source: Shape of the unpruned model.
         axes: Axes that may shrink; heads and hidden size shrink only together.
-        budget: What the shapes may cost.
+        budget: Cost that the shapes may have.
         multiple_of: Granularity of the intermediate size.
-        cost: Of a shape; grows by as much with every intermediate unit.
+        cost: Computes the cost of a shape, linear in the intermediate size.
 
     Yields:
         Shapes, not sorted; none if only the layers and heads cannot be combined.
@@ -87,22 +87,22 @@ def shapes_near_budget(
     """Exportable shapes that meet a budget.
 
     For every number of layers and of heads the granularity of the intermediate size is halved, down
-    to ``FINEST_UNITS``, until the shape is within the tolerance. If none at all is, the granularity
-    goes on to 1, and if none ever is, the nearest shape alone is returned.
+    to ``FINEST_UNITS``, until the shape is within the tolerance. If no shape is, the granularity is
+    halved further, down to 1; if still none is, only the nearest shape is returned.
 
     Args:
         source: Shape of the unpruned model.
         axes: Axes that may shrink.
-        budget: What the shapes may cost.
+        budget: Cost that the shapes may have.
         multiple_of: First granularity to try; 64 keeps tensor cores busy.
         tolerance: Largest relative distance from the budget.
-        cost: Of a shape, the parameters of its layers if not given.
+        cost: Computes the cost of a shape; by default the parameters of its layers.
 
     Returns:
         At least one shape, by layers and heads.
 
     Raises:
-        ValueError: If the budget is not above 0 and at most what the source costs.
+        ValueError: If the budget is not above 0, or above the cost of the source.
     """
     limit = cost(source)
     if not 0 < budget <= limit:
@@ -139,17 +139,17 @@ def shapes_of_budget(
     speedup: float | None,
     length: int,
 ) -> tuple[EncoderShape, ...]:
-    """The exportable shapes that gates with a budget choose among; kept, for every step asks.
+    """Exportable shapes that gates with a budget choose among; cached, as every step needs them.
 
     Args:
         shape: Shape of the unpruned model.
         axes: Gated axes.
         parameters: Encoder parameters, or ``None`` with a speed-up.
-        speedup: How many times fewer operations, or ``None``.
+        speedup: Factor by which operations are reduced, or ``None``.
         length: Tokens of the text whose operations are counted.
 
     Raises:
-        ValueError: If the budget is not above 0 and at most what the unpruned model has.
+        ValueError: If the budget is not above 0, or above the cost of the unpruned model.
     """
     if speedup is None:
         return tuple(shapes_near_budget(shape, frozenset(axes), parameters))
@@ -163,14 +163,14 @@ def shapes_of_budget(
 def best_shape(
     shapes: Sequence[EncoderShape], error: Callable[[EncoderShape], float]
 ) -> EncoderShape:
-    """The shape with the least error, found without asking for every one.
+    """Find the shape with the least error without computing all errors.
 
-    At the full width all depths are tried, then at every smaller width those around the best depth
-    so far, until a width brings nothing.
+    All depths are tried at the full width, then at every smaller width those around the best depth
+    so far, until a width brings no improvement.
 
     Args:
         shapes: At least one.
-        error: Of a shape; smaller is better. It is asked once for each shape that is tried.
+        error: Computes the error of a shape, once for each shape that is tried.
     """
     widths = sorted({shape.num_attention_heads for shape in shapes}, reverse=True)
     best, least = None, float("inf")

@@ -1,4 +1,4 @@
-"""Which structures are kept, and cutting linear layers, embeddings and LayerNorms to them."""
+"""Finds the structures to keep, and cuts linear layers, embeddings and LayerNorms to them."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 AXES = ("head", "hidden", "intermediate", "layer")
-# The field of an encoder's shape that says how many of an axis there are.
+# The field of an encoder's shape with the size of each axis.
 SHAPE_FIELDS = {
     "head": "num_attention_heads",
     "hidden": "hidden_size",
@@ -41,7 +41,8 @@ class PruningMasks:
             head_dim: Size of a head: its gate is repeated for each of its dimensions.
 
         Returns:
-            Gates of shapes ``(A * head_dim,)``, ``(F,)``, ``()``, and ``(H,)``, the same for all.
+            Gates of shapes ``(A * head_dim,)``, ``(F,)``, ``()``, and ``(H,)``; the last ones are
+            the same for all layers.
         """
         head = None if self.head is None else self.head.repeat_interleave(head_dim, dim=1)
         # One split of each axis, whose gradient is one operation for all layers.
@@ -186,7 +187,7 @@ def prune_layer_norm(norm: nn.LayerNorm, keep: list[int]) -> None:
 
 
 def _cut(module: nn.Module, name: str, keep: list[int], dim: int) -> None:
-    """Replace a parameter by its kept part; one that is kept whole stays, without a copy."""
+    """Replace a parameter by its kept part, without a copy if all of it is kept."""
     value = getattr(module, name)
     if keep == list(range(value.shape[dim])):
         return

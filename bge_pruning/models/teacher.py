@@ -23,15 +23,15 @@ def compute_outputs(
     masks: PruningMasks | None = None,
     lengths: Sequence[int] | None = None,
 ) -> dict[str, Tensor]:
-    """Outputs of a model by name.
+    """Compute outputs of a model, by name.
 
     Args:
         backbone: Its encoder.
         heads: Its heads.
         input_ids: Token ids, shape ``(B, T)``.
         attention_mask: Shape ``(B, T)``.
-        names: See :meth:`EmbeddingHeads.outputs`; and ``hidden_states`` after every layer, shape
-            ``(B, L, T, H)``.
+        names: See :meth:`EmbeddingHeads.outputs`; also ``hidden_states``, those after every layer,
+            shape ``(B, L, T, H)``.
         masks: Gates.
         lengths: Tokens of each text, see :func:`bge_pruning.models.packing.compute_packing`.
     """

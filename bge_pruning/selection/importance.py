@@ -1,13 +1,15 @@
-"""Masks without training: structures are ranked by magnitude or activation, and the best are kept.
+"""Masks without training: ranks structures by magnitude or activation, and keeps the best.
 
-The scores of each kind of structure are compared as the exportable shapes allow: heads and
-intermediate units with those of the same layer, hidden dimensions and layers with all others.
+Exportable shapes are uniform, so heads and intermediate units compete within their layer, and
+hidden dimensions and layers with all others of their kind.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable
+from contextlib import ExitStack
 from dataclasses import dataclass, fields
+from functools import partial
 
 import torch
 import torch.nn.functional as F  # noqa: N812
@@ -61,11 +63,11 @@ def masks_of_importance(importance: Importance, shape: EncoderShape) -> PruningM
 
 
 def random_importance(shape: EncoderShape, seed: int) -> Importance:
-    """Uniform scores: masks of them are random sub-networks.
+    """Uniform random scores, whose masks are random sub-networks.
 
     Args:
         shape: Sizes of the unpruned model.
-        seed: Of the scores.
+        seed: Seed of the scores.
     """
     generator = torch.Generator().manual_seed(seed)
     layers = shape.num_hidden_layers
@@ -153,19 +155,17 @@ def activation_importance(
         ValueError: If there is no token.
     """
     sums = _Sums(backbone)
-    handles = sums.listen(backbone)
-    try:
+    with ExitStack() as hooks:
+        for handle in sums.listen(backbone):
+            hooks.enter_context(handle)
         for ids, mask in batches:
             states, _ = backbone.encode(ids, mask, every_layer=True)
             sums.add_states(states)
-    finally:
-        for handle in handles:
-            handle.remove()
     return sums.importance()
 
 
 class _Sums:
-    """Sums over tokens, float64, filled by what passes through an encoder."""
+    """Sums over tokens, float64, added up by hooks in an encoder."""
 
     def __init__(self, backbone: XLMRobertaBackbone) -> None:
         s = backbone.shape
@@ -179,14 +179,13 @@ class _Sums:
         self.input: Tensor | None = None
 
     def listen(self, backbone: XLMRobertaBackbone) -> list[torch.utils.hooks.RemovableHandle]:
-        """Have the modules of an encoder tell what they give; tokens are packed, ``(N, ...)``."""
+        """Add hooks to the modules of an encoder; their tokens are packed, ``(N, ...)``."""
         handles = [backbone.embeddings.register_forward_hook(self._embedded)]
         for index, layer in enumerate(backbone.encoder.layer):
-            attention = layer.attention
             handles += [
-                attention.self.register_forward_hook(self._context(index, attention.self.head_dim)),
-                attention.output.register_forward_hook(self._normalised),
-                layer.intermediate.register_forward_hook(self._units(index)),
+                layer.attention.self.register_forward_hook(partial(self._context, index)),
+                layer.attention.output.register_forward_hook(self._normalised),
+                layer.intermediate.register_forward_hook(partial(self._units, index)),
                 layer.output.register_forward_hook(self._normalised),
             ]
         return handles
@@ -199,18 +198,12 @@ class _Sums:
     def _normalised(self, module: nn.Module, given: tuple, output: Tensor) -> None:
         self.hidden += output.abs().sum(0, dtype=torch.float64)
 
-    def _context(self, index: int, head_dim: int):  # noqa: ANN202  (a hook)
-        def add(module: nn.Module, given: tuple, output: Tensor) -> None:
-            norms = output.unflatten(-1, (-1, head_dim)).norm(dim=-1)
-            self.head[index] += norms.sum(0, dtype=torch.float64)
+    def _context(self, index: int, module: nn.Module, given: tuple, output: Tensor) -> None:
+        norms = output.unflatten(-1, (-1, module.head_dim)).norm(dim=-1)
+        self.head[index] += norms.sum(0, dtype=torch.float64)
 
-        return add
-
-    def _units(self, index: int):  # noqa: ANN202  (a hook)
-        def add(module: nn.Module, given: tuple, output: Tensor) -> None:
-            self.intermediate[index] += output.abs().sum(0, dtype=torch.float64)
-
-        return add
+    def _units(self, index: int, module: nn.Module, given: tuple, output: Tensor) -> None:
+        self.intermediate[index] += output.abs().sum(0, dtype=torch.float64)
 
     def add_states(self, states: list[Tensor]) -> None:
         """Count how much each layer has turned the hidden states, each ``(N, H)``."""

@@ -1,4 +1,4 @@
-"""Which layers to keep where only depth is pruned: the best subset, or every n-th."""
+"""Chooses the layers to keep where only depth is pruned: the best subset, or every n-th."""
 
 from __future__ import annotations
 
@@ -11,15 +11,15 @@ import torch
 from bge_pruning.models.encoder_shape import EncoderShape, layer_parameters
 from bge_pruning.models.structural_pruning import PruningMasks
 
-# Up to as many subsets are all tried.
+# All subsets are tried if there are at most this many.
 MAX_SUBSETS = 300
 
-# Score of a model that keeps these layers; larger is better.
+# Computes the score of a model that keeps given layers; larger is better.
 ScoreLayers = Callable[[Sequence[int]], float]
 
 
 def layers_within(source: EncoderShape, budget: float) -> int:
-    """Most layers of the source whose parameters are at most a budget.
+    """Largest number of the source's layers whose parameters fit a budget.
 
     Args:
         source: Sizes of the unpruned model.
@@ -34,7 +34,7 @@ def layers_within(source: EncoderShape, budget: float) -> int:
     count = min(int(budget // one), source.num_hidden_layers)
     if count < 1:
         raise ValueError(
-            f"a target of {budget:,.0f} encoder parameters has no room for one whole layer of "
+            f"a target of {budget:,.0f} encoder parameters is less than one whole layer of "
             f"{one:,}. To fix, choose a larger target, or a method that prunes widths too."
         )
     return count
@@ -53,15 +53,15 @@ def every_nth_layer(layers: int, keep: int) -> list[int]:
 
 
 def best_layers(layers: int, keep: int, score: ScoreLayers) -> list[int]:
-    """Layers with the best score: of all subsets if they are few, otherwise found greedily.
+    """Find the layers with the best score, among all subsets if these are few, else greedily.
 
     The greedy search removes one layer after the other, each time the one without which the score
-    is best. Of equal scores the first is taken.
+    is best. Of equal scores the first one counts.
 
     Args:
         layers: ``L`` of the source.
         keep: How many to keep, in [1, L].
-        score: Of a model that keeps given layers, ascending.
+        score: Computes the score of a model that keeps given layers, in ascending order.
     """
     if comb(layers, keep) <= MAX_SUBSETS:
         return list(max(combinations(range(layers), keep), key=score))

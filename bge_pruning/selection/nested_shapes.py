@@ -1,4 +1,4 @@
-"""Several sizes from the gates of one run, each inside the next larger one."""
+"""Chooses several sizes from the gates of one run, each inside the next larger one."""
 
 from __future__ import annotations
 
@@ -11,17 +11,17 @@ from bge_pruning.models.l0_module_embedding import L0Module
 from bge_pruning.models.shape_choice import MaskLikelihood, shapes_near_budget
 from bge_pruning.models.structural_pruning import SHAPE_FIELDS, KeepIndices, PruningMasks
 
-# A density within this of what the run was trained for is meant to be that one.
+# A density this close to that of the run's target counts as the target's.
 NEAR = 0.01
 # Multiples of the intermediate size that are tried, one after the other.
 GRANULARITIES = (64, 32, 16, 8)
 
 
 def choose_nested_shapes(l0_module: L0Module, densities: Sequence[float]) -> list[EncoderShape]:
-    """A shape for each density, each no larger on any axis than the one before.
+    """Choose a shape for each density, each no larger on any axis than the one before.
 
-    Of the exportable shapes near each budget, those are taken that are nested and together agree
-    best with the gates. A run that was trained for a shape keeps it for the density that it has.
+    Among the exportable shapes near each budget, the nested ones are chosen that together agree
+    best with the gates. The target shape of the run is kept for its own density.
 
     Args:
         l0_module: Gates of a finished run.
@@ -31,7 +31,7 @@ def choose_nested_shapes(l0_module: L0Module, densities: Sequence[float]) -> lis
         Shapes, from the largest density to the smallest.
 
     Raises:
-        ValueError: If a density is not in (0, 1), is there twice, or no nested shapes have them.
+        ValueError: If a density is not in (0, 1) or is repeated, or no nested shapes have them.
     """
     check_densities(densities)
     agreement = MaskLikelihood(l0_module.shape, l0_module.log_alpha)
@@ -50,8 +50,8 @@ def choose_nested_shapes(l0_module: L0Module, densities: Sequence[float]) -> lis
 def _best_chain(
     candidates: Sequence[Sequence[EncoderShape]], agreement: Callable[[EncoderShape], float]
 ) -> list[EncoderShape]:
-    """The nested shapes, one of each list, with the largest sum; empty if there are none."""
-    # The best chain that ends at each shape of a list, with its sum.
+    """Find the nested shapes, one of each list, with the largest sum of agreements."""
+    # The sum and the shapes of the best chain that ends at each shape of a list.
     chains: list[tuple[float, list[EncoderShape]]] = [(0.0, [])]
     for shapes in candidates:
         longer = []
@@ -79,13 +79,13 @@ def _candidates(l0_module: L0Module, density: float, multiple_of: int) -> list[E
 
 
 def check_densities(densities: Sequence[float]) -> None:
-    """Refuse what cannot be the densities of a family, before a training whose gates they need.
+    """Refuse invalid densities of a family, before a training for it begins.
 
     Args:
         densities: Shares of the encoder's parameters to keep.
 
     Raises:
-        ValueError: If one is not in (0, 1) or is there twice, or there is none.
+        ValueError: If one is not in (0, 1) or is repeated, or there is none.
     """
     wrong = [density for density in densities if not 0 < density < 1]
     if wrong or not densities or len(set(densities)) < len(densities):
@@ -100,11 +100,11 @@ def _contains(large: EncoderShape, small: EncoderShape) -> bool:
 
 
 def relative_indices(small: KeepIndices, large: KeepIndices) -> KeepIndices:
-    """Where a smaller sub-network's structures are within a larger one that is already cut.
+    """Find a smaller sub-network's structures within a larger one that is already cut.
 
     Args:
         small: Kept structures, in the numbering of the unpruned model.
-        large: Those of a sub-network that contains it.
+        large: Kept structures of a sub-network that contains it.
 
     Returns:
         The same structures, in the numbering of the larger model.
@@ -129,8 +129,8 @@ def masks_of_indices(keep: KeepIndices, shape: EncoderShape) -> PruningMasks:
     """Binary gates that keep the given structures.
 
     Args:
-        keep: What stays.
-        shape: Sizes of the model that the indices count in.
+        keep: Kept structures.
+        shape: Sizes of the model in whose numbering they are.
     """
     head = torch.zeros(shape.num_hidden_layers, shape.num_attention_heads)
     intermediate = torch.zeros(shape.num_hidden_layers, shape.intermediate_size)

@@ -1,16 +1,15 @@
-"""A cut encoder fitted to the one that it was cut from, layer by layer, without gradients.
+"""Fits a cut encoder to the one that it was cut from, layer by layer, without gradients.
 
-What a sublayer adds to the residual stream is linear in its heads or units. When some of them are
-gone, least squares finds the output projection with which the others come nearest to what the whole
-sublayer gave. Layers are fitted one after the other on the states that the cut encoder itself
-computes, so that each also makes up for what those before it have lost:
+The contribution of a sublayer to the residual stream is linear in its heads or units. When some are
+removed, least squares finds the output projection with which the others best approximate the
+whole sublayer. Layers are fitted one after the other on the states that the cut encoder itself
+computes, so that each also compensates the errors of those before it:
 
-``dense(inner) -> u_teacher - residual_student``, ``u`` being what goes into the LayerNorm.
+``dense(inner) -> u_teacher - residual_student``, where ``u`` is the input of the LayerNorm.
 
-Texts count alike, whatever their lengths: a long one has more tokens, but is no more than a short
-one to those who search. The last sublayer before removed layers takes over from them: it is fitted
-to, and gets the LayerNorm of, the teacher's layer just before the next one that is left. No other
-weight changes.
+All texts have the same weight, whatever their lengths. The last sublayer before removed layers
+replaces them: it is fitted to, and gets the LayerNorm of, the teacher's layer just before the next
+one that is kept. No other weight changes.
 """
 
 from __future__ import annotations
@@ -32,11 +31,11 @@ class _Piece:
     """A batch on its way through both encoders; states of packed tokens, shape ``(N, H)``.
 
     Attributes:
-        packing: Where the texts are.
+        packing: Places of the texts.
         student: State of the student.
-        teacher: What goes into the next of the teacher's layers.
-        middle: What goes into the first LayerNorm of the teacher's layer that was computed last.
-        end: What goes into its second one.
+        teacher: Input of the teacher's next layer.
+        middle: Input of the first LayerNorm of the teacher's last computed layer.
+        end: Input of its second LayerNorm.
     """
 
     packing: Packing
@@ -99,7 +98,7 @@ def _advance(teacher: XLMRobertaBackbone, pieces: Sequence[_Piece], start: int, 
 
 
 def _fit_attention(layer: Layer, pieces: Sequence[_Piece], kept: Tensor) -> None:
-    """Fit the first half of a layer, and take the student's states through it."""
+    """Fit the first half of a layer, and advance the student's states through it."""
     output = layer.attention.output
     moments = Moments(output.dense.in_features, output.dense.out_features, kept.device)
     contexts = [layer.attention.self(piece.student, piece.packing) for piece in pieces]
@@ -111,9 +110,9 @@ def _fit_attention(layer: Layer, pieces: Sequence[_Piece], kept: Tensor) -> None
 
 
 def _fit_feed_forward(layer: Layer, wanted: Layer, pieces: Sequence[_Piece], kept: Tensor) -> None:
-    """Fit the second half of a layer, and take the student's states through it.
+    """Fit the second half of a layer, and advance the student's states through it.
 
-    Units are many: they are computed a second time rather than kept for all pieces.
+    There are many units, so they are computed twice rather than kept for all pieces.
     """
     output = layer.output
     moments = Moments(output.dense.in_features, output.dense.out_features, kept.device)

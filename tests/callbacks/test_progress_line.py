@@ -50,7 +50,7 @@ def test_without_gates_and_with_one_loss():
 def test_several_sources_and_steps_left_out():
     more = {"data/loss/b": 0.25, "data/loss/a": 0.5, "numerics/skipped_steps": 3}
     line = render_line(7, 8, {**LOSSES, **more}, {}, 1e-3, 30)
-    assert "  by source a 0.500, b 0.250  lr 1.0e-03  left out 3  left 30 s" in line
+    assert "  by source a 0.500, b 0.250  lr 1.0e-03  skipped 3  left 30 s" in line
 
 
 @pytest.mark.parametrize(

@@ -20,7 +20,7 @@ FOLDER = Path(__file__).parents[2] / "scripts"
 SCRIPTS = sorted(path.stem for path in FOLDER.glob("*.py"))
 # By script: arguments with something wrong in them, the exit code, and what is said.
 FAILURES = {
-    "benchmark_efficiency": (["none"], 1, r"model none is no folder\. To fix, give a model's"),
+    "benchmark_efficiency": (["none"], 1, r"model none is not a folder\. To fix, give a model's"),
     "benchmark_training": (
         ["none", "--texts", "none.txt"],
         1,
@@ -29,7 +29,7 @@ FAILURES = {
     "check_index_compatibility": (
         ["none", "none", "--texts", "none.txt"],
         1,
-        r"model none is no folder\. To fix, give a model's folder",
+        r"model none is not a folder\. To fix, give a model's folder",
     ),
     "choose_shape": (["none.yaml"], 2, r"none\.yaml: no such file\. To fix, check the path"),
     "compare_runs": (
@@ -421,7 +421,7 @@ def test_a_failed_evaluation_leaves_the_earlier_result(run, arguments, tmp_path)
     (tmp_path / "out").mkdir()
     (tmp_path / "out" / "result.json").write_text("mine")
     result = run("evaluate_model", "./none", *arguments[1:], "--overwrite")
-    assert_fails(result, 1, r"model \./none is no folder\. To fix, give a model's folder, a run")
+    assert_fails(result, 1, r"model \./none is not a folder\. To fix, give a model's folder, a run")
     assert (tmp_path / "out" / "result.json").read_text() == "mine"
 
 

@@ -63,7 +63,7 @@ def test_modules_that_are_not_applied_here_are_left_to_sentence_transformers(
     path.write_text(json.dumps({**json.loads(path.read_text()), **tanh}))
     encoder = load_encoder(str(folder))
     assert isinstance(encoder, SentenceTransformerEncoder)
-    assert "dense vectors alone, by sentence-transformers: " in caplog.text
+    assert "only dense vectors, by sentence-transformers: " in caplog.text
     expected = SentenceTransformer(str(folder), device="cpu").encode(TEXTS)
     np.testing.assert_allclose(encoder.encode(TEXTS).dense_vecs, expected, atol=1e-6)
 
@@ -131,9 +131,9 @@ def test_max_length_only_shortens(model_folder):
 
 
 def test_models_that_are_not_there(tmp_path):
-    with pytest.raises(FileNotFoundError, match=r"none is no folder\. To fix, give a model's"):
+    with pytest.raises(FileNotFoundError, match=r"none is not a folder\. To fix, give a model's"):
         load_encoder(str(tmp_path / "none"))
-    with pytest.raises(FileNotFoundError, match="a/b/c is no folder"):
+    with pytest.raises(FileNotFoundError, match="a/b/c is not a folder"):
         check_model_name("a/b/c")
     message = "holds neither a model .* nor a run's checkpoint. To fix, give the folder of a model"
     with pytest.raises(FileNotFoundError, match=message):

@@ -181,7 +181,7 @@ def test_arguments_that_make_no_sense(small_folder, tasks, tmp_path):
         evaluate(str(small_folder), None, [])
     with pytest.raises(ValueError, match="mode 'best' is not one of dense, sparse"):
         evaluate(str(small_folder), None, tasks, ["best"], device="cpu")
-    with pytest.raises(FileNotFoundError, match="none is no folder"):
+    with pytest.raises(FileNotFoundError, match="none is not a folder"):
         evaluate(str(small_folder), None, tasks, also={"x": str(tmp_path / "none")})
     for seed in (-1, 1 << 64):
         with pytest.raises(ValueError, match=f"seed {seed} is not in .* To fix, use 0"):

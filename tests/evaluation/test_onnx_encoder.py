@@ -159,7 +159,7 @@ def test_a_file_without_its_folder(file, tmp_path):
     (tmp_path / "a" / "b").mkdir(parents=True)
     path = tmp_path / "a" / "b" / "model.onnx"
     shutil.copy(file, path)
-    with pytest.raises(FileNotFoundError, match=r"lies in no model's folder .* To fix, keep it"):
+    with pytest.raises(FileNotFoundError, match=r"is not in a model's folder .* To fix, keep it"):
         load_encoder(str(path))
 
 

@@ -10,14 +10,13 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from bge_pruning.evaluation.text_encoder import TextEncoder
 from bge_pruning.model_io.pretrained import load_base_model
 from bge_pruning.models.embedding_heads import (
     POOLINGS,
     EmbeddingHeads,
     compute_colbert_scores,
     compute_dense_vecs,
-    compute_lexical_score,
-    compute_lexical_weights,
 )
 
 H, C, V = 12, 7, 99
@@ -69,23 +68,15 @@ def flag_embedding_model(heads: EmbeddingHeads, hidden: Tensor) -> Any:
 
 
 def flag_embedding_outputs(
-    heads: EmbeddingHeads, hidden: Tensor, batch: dict[str, Tensor], *, per_id: bool = False
+    heads: EmbeddingHeads, hidden: Tensor, batch: dict[str, Tensor]
 ) -> dict[str, Tensor]:
     return flag_embedding_model(heads, hidden)(
         batch,
         return_dense=True,
         return_sparse=True,
         return_colbert_vecs=True,
-        return_sparse_embedding=per_id,
+        return_sparse_embedding=False,
     )
-
-
-def to_vocabulary(vectors: list[dict[int, float]]) -> Tensor:
-    table = torch.zeros(len(vectors), V, dtype=torch.float64)
-    for row, vector in enumerate(vectors):
-        for token, weight in vector.items():
-            table[row, token] = weight
-    return table
 
 
 @pytest.fixture(scope="module")
@@ -115,17 +106,6 @@ def test_outputs_are_flag_embeddings(pooling, hidden, batch):
         ours["token_weights"][real], theirs["sparse_vecs"].squeeze(-1)[real], **close
     )
     assert not ours["token_weights"][~real].any()
-
-
-def test_lexical_weights_are_flag_embeddings(hidden, batch):
-    heads = build_heads()
-    with torch.no_grad():
-        weights = heads.token_weights(hidden, batch["attention_mask"])
-        theirs = flag_embedding_outputs(heads, hidden, batch, per_id=True)["sparse_vecs"]
-    ours = compute_lexical_weights(batch["input_ids"], weights, SPECIAL_IDS)
-    torch.testing.assert_close(to_vocabulary(ours), theirs, atol=1e-12, rtol=0)
-    assert all(weight > 0.0 for vector in ours for weight in vector.values())
-    assert (theirs > 0).sum() == sum(map(len, ours)) > 3
 
 
 @pytest.fixture(scope="module")
@@ -163,34 +143,16 @@ def test_a_model_folders_vectors_are_flag_embeddings(flag_embedding_encoding, ou
         assert not mine[tokens:].any()
 
 
-def test_a_model_folders_lexical_weights_are_flag_embeddings(flag_embedding_encoding, our_encoding):
-    ids, _, ours = our_encoding
-    mine = compute_lexical_weights(ids, ours["token_weights"], SPECIAL_IDS)
+def test_a_model_folders_lexical_weights_are_flag_embeddings(flag_embedding_encoding, model_folder):
+    encoder = TextEncoder(load_base_model(str(model_folder)))
+    rows = encoder.encode(SENTENCES, ("token_weights",)).lexical_weights
+    mine = [dict(zip(row.indices.tolist(), row.data.tolist(), strict=True)) for row in rows]
     theirs = [
         {int(token): float(weight) for token, weight in vector.items()}
         for vector in flag_embedding_encoding["lexical_weights"]
     ]
     assert mine == [pytest.approx(vector, abs=1e-5) for vector in theirs]
     assert [len(vector) for vector in mine].count(0) == 1  # of the text that is empty
-
-
-def test_lexical_weights_of_a_text():
-    ids = torch.tensor([[0, 7, 9, 7, 3, 8, 2, 1, 1]])
-    weights = torch.tensor([[5.0, 0.25, 0.5, 0.75, 5.0, 0.0, 5.0, 5.0, 5.0]])
-    assert compute_lexical_weights(ids, weights, iter((0, 1, 2, 3))) == [{7: 0.75, 9: 0.5}]
-    falling = torch.tensor([[0.5, 3.0, 0.5, 2.0, 0.0, 0.5, 0.5, 0.5, 1.0]])
-    assert compute_lexical_weights(ids, falling, [0, 2]) == [{7: 3.0, 9: 0.5, 8: 0.5, 1: 1.0}]
-
-
-def test_lexical_weights_of_no_text():
-    assert compute_lexical_weights(torch.empty(0, 4).long(), torch.empty(0, 4), [0]) == []
-    assert compute_lexical_weights(torch.empty(1, 0).long(), torch.empty(1, 0), [0]) == [{}]
-
-
-@pytest.mark.parametrize("shape", [(1, 3), (2, 4)])
-def test_lexical_weights_of_other_texts_are_refused(shape):
-    with pytest.raises(ValueError, match="shorter|longer"):
-        compute_lexical_weights(torch.zeros(1, 4).long(), torch.ones(shape), [])
 
 
 @pytest.mark.parametrize("pooling", ["cls", "mean"])
@@ -219,15 +181,6 @@ def test_cls_pooling_is_the_first_state_and_mean_pooling_the_average():
 
 
 # Scores
-
-
-def test_lexical_scores_are_flag_embeddings(m3):
-    query = {5: 0.5, 7: 1.5, 9: 0.25}
-    passages = [{7: 2.0, 9: 4.0, 80: 1.0}, {}, {5: 0.1}, dict(query), {6: 3.0}]
-    ours = [compute_lexical_score(query, p) for p in passages]
-    assert ours == pytest.approx(m3.compute_lexical_matching_score([query], passages)[0].tolist())
-    assert ours == pytest.approx([4.0, 0.0, 0.05, 2.5625, 0.0])
-    assert [compute_lexical_score(p, query) for p in passages] == pytest.approx(ours)
 
 
 def random_vecs(rows: int, tokens: int, seed: int) -> tuple[Tensor, Tensor]:
