@@ -89,20 +89,21 @@ def test_retrieval_is_that_of_the_extracted_model(run, tmp_path, collection):
             assert value == found["tiny", mode].values[metric]
 
 
-def test_the_line(tmp_path, train_tiny, sources, lines):
-    run = train_tiny(tmp_path, sources["both"], "max_duration=3ba")
+def test_the_line(run):
     scores = [logged(run, f"eval/{key}") for key in ("dev/cosine_spearman", "docs/ndcg_at_10")]
-    seconds = logged(run, "eval/seconds")
-    assert lines() == [
-        f"step {batch} | evaluation | dev/cosine_spearman {scores[0][batch]:.4f} | "
-        f"docs/ndcg_at_10 {scores[1][batch]:.4f} | {seconds[batch]:.1f} s"
-        for batch in (2, 3)
-    ]
+    seconds, text = logged(run, "eval/seconds"), (run / "train.log").read_text()
+    assert text.count("| evaluation |") == 2
+    for batch in (2, 3):
+        assert (
+            f"step {batch} | evaluation | dev/cosine_spearman {scores[0][batch]:.4f} | "
+            f"docs/ndcg_at_10 {scores[1][batch]:.4f} | docs/all_ndcg_at_10 "
+        ) in text
+        assert f" | {seconds[batch]:.1f} s\n" in text
 
 
 @pytest.mark.parametrize(
     ("duration", "interval", "batches"),
-    [("5ba", "2ba", [2, 4, 5]), ("7ba", "1ep", [5, 7]), ("4ba", "0.5dur", [2, 4])],
+    [("5ba", "2ba", [2, 4, 5]), ("4ba", "0.5dur", [2, 4])],
 )
 def test_both_kinds_are_evaluated_at_the_same_steps(
     duration, interval, batches, tmp_path, train_tiny, sources

@@ -35,11 +35,12 @@ def at_batch(batch: int) -> State:
 
 def test_one_line_per_call_in_order(path):
     file = MetricsFile(path)
-    file.log_metrics({"loss/train/total": 0.5, "lr": 1e-4}, step=3)
+    exact = {"third": 1 / 3, "tiny": 5e-324, "count": 302_309_376}
+    file.log_metrics(exact, step=3)
     file.log_metrics({"метрика": 1}, step=4)
     assert path.read_bytes().endswith(b"\n")
     assert rows(path) == [
-        {"batch": 3, "metrics": {"loss/train/total": 0.5, "lr": 1e-4}},
+        {"batch": 3, "metrics": exact},
         {"batch": 4, "metrics": {"метрика": 1.0}},
     ]
 
@@ -60,12 +61,6 @@ def test_one_line_per_call_in_order(path):
 def test_numbers_of_every_kind(value, path):
     MetricsFile(path).log_metrics({"a": value}, step=1)
     assert rows(path) == [{"batch": 1, "metrics": {"a": 0.5}}]
-
-
-def test_numbers_are_written_exactly(path):
-    values = {"third": 1 / 3, "tiny": 5e-324, "count": 302_309_376}
-    MetricsFile(path).log_metrics(values, step=1)
-    assert rows(path)[0]["metrics"] == values
 
 
 @pytest.mark.parametrize("value", ["text", None, [1.0], torch.zeros(2), torch.zeros(0), {"a": 1.0}])
@@ -118,15 +113,17 @@ def test_a_resumed_run_drops_what_came_after_the_checkpoint_only(path):
     assert [row["batch"] for row in rows(path)] == [1, 2, 3]
 
 
-def test_a_line_that_was_cut_is_dropped(path):
-    log_steps(path, 1)
-    saved = MetricsFile(path).state_dict()
+def test_a_line_that_was_cut_is_dropped_after_text_of_several_bytes(path, tmp_path):
+    MetricsFile(path).log_metrics({"собака 🐈": 1.0}, step=1)
+    torch.save(MetricsFile(path).state_dict(), tmp_path / "state.pt")
+    saved = torch.load(tmp_path / "state.pt", weights_only=True)
+    assert saved == {"bytes": len(path.read_bytes())}
     with path.open("a") as file:
         file.write('{"batch": 2, "met')
     resumed = MetricsFile(path)
     resumed.load_state_dict(saved)
     resumed.fit_start(at_batch(1), None)
-    assert [row["batch"] for row in rows(path)] == [1]
+    assert rows(path) == [{"batch": 1, "metrics": {"собака 🐈": 1.0}}]
 
 
 def test_a_finished_run_that_is_only_loaded_keeps_every_line(path):
@@ -134,24 +131,6 @@ def test_a_finished_run_that_is_only_loaded_keeps_every_line(path):
     before = path.read_bytes()
     MetricsFile(path).load_state_dict({"bytes": 5})
     assert path.read_bytes() == before
-
-
-def test_text_of_several_bytes_is_cut_in_the_right_place(path):
-    file = MetricsFile(path)
-    file.log_metrics({"собака 🐈": 1.0}, step=1)
-    saved = file.state_dict()
-    assert saved == {"bytes": len(path.read_bytes())}
-    file.log_metrics({"собака 🐈": 2.0}, step=2)
-    file.load_state_dict(saved)
-    file.fit_start(at_batch(1), None)
-    assert rows(path) == [{"batch": 1, "metrics": {"собака 🐈": 1.0}}]
-
-
-def test_state_can_be_stored_in_a_checkpoint(path, tmp_path):
-    log_steps(path, 1)
-    torch.save(MetricsFile(path).state_dict(), tmp_path / "state.pt")
-    state = torch.load(tmp_path / "state.pt", weights_only=True)
-    assert state == {"bytes": path.stat().st_size}
 
 
 def test_a_file_that_is_shorter_than_recorded_stays(path):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -18,7 +19,7 @@ from bge_pruning.evaluation.encoders import (
 )
 from bge_pruning.evaluation.evaluate import evaluate
 from bge_pruning.evaluation.multi_vector import encode_queries
-from bge_pruning.evaluation.onnx_encoder import OnnxEncoder
+from bge_pruning.evaluation.onnx_encoder import OnnxEncoder, open_session
 from bge_pruning.evaluation.scoring import score_tasks
 from bge_pruning.evaluation.search import MODES
 from bge_pruning.evaluation.tasks import beir_task, sts_task
@@ -179,3 +180,35 @@ def test_a_file_of_another_exporter(folder, file, tmp_path):
     message = r"has the outputs last_hidden_state, expected dense_vecs\. To fix, export it with"
     with pytest.raises(ValueError, match=message):
         load_encoder(str(path))
+
+
+# Sessions
+
+
+def test_a_session_has_as_many_threads_as_torch_and_they_do_not_spin(file):
+    options = open_session(file).get_session_options()
+    assert options.intra_op_num_threads == torch.get_num_threads()
+    assert options.get_session_config_entry("session.intra_op.allow_spinning") == "0"
+
+
+@pytest.mark.parametrize("device", ["cuda", "cuda:1", "tpu"])
+def test_a_device_without_support(file, device, monkeypatch):
+    import onnxruntime
+
+    monkeypatch.setattr(onnxruntime, "get_available_providers", lambda: ["CPUExecutionProvider"])
+    message = rf"model\.onnx: the installed ONNX Runtime cannot run on {device}\. To fix, pass --d"
+    with pytest.raises(ValueError, match=message):
+        open_session(file, device)
+
+
+def test_a_damaged_file(file, tmp_path):
+    path = tmp_path / "model.onnx"
+    path.write_bytes(file.read_bytes()[:-1000])
+    with pytest.raises(ValueError, match=r"model\.onnx: cannot be loaded \(.+\)\. To fix, export"):
+        open_session(path)
+
+
+def test_a_missing_library(file, monkeypatch):
+    monkeypatch.setitem(sys.modules, "onnxruntime", None)
+    with pytest.raises(ImportError, match="onnxruntime is not installed"):
+        open_session(file)

@@ -155,10 +155,6 @@ def test_evaluation_uses_deterministic_gates(at_target, build, pairs):
     assert (first - masked_vectors(model, pairs, other)).abs().max() > 0.01
 
 
-def test_evaluation_is_of_the_target_model_unless_told(build):
-    assert build().eval_target_model is True
-
-
 def test_cosines_in_evaluation_are_those_of_the_extracted_model(build, pairs):
     model = build().eval()
     backbone, heads = copy.deepcopy((model.backbone, model.heads))
@@ -246,19 +242,6 @@ def test_regression_is_left_out_where_there_are_no_scores(build, with_targets):
 def test_without_distillation_no_teacher_is_needed(build, pairs):
     model = build(losses=LossWeights(sts_regression=1.0))
     assert set(model.loss(model(pairs), pairs)) == {"sts_regression", "lagrangian", "total"}
-
-
-@pytest.mark.parametrize(
-    ("losses", "distils"),
-    [
-        (LossWeights(), False),
-        (LossWeights(sts_regression=1.0), False),
-        (LossWeights(distillation_alignment=0.1), True),
-        (LossWeights(distillation_similarity=0.1), True),
-    ],
-)
-def test_which_losses_distil(losses, distils):
-    assert losses.distils is distils
 
 
 def test_gradients_reach_encoder_and_gates_but_not_the_heads(build, with_targets):
@@ -411,12 +394,9 @@ def test_metric_takes_the_types_that_batches_have(dtype, build):
     assert float(spearman_of(build(), [(outputs, scores)])) == pytest.approx(expected, abs=1e-5)
 
 
-def test_training_has_no_metrics(build):
-    assert build().get_metrics(is_train=True) == {}
-
-
 def test_every_evaluation_starts_anew(build):
     model = build()
+    assert model.get_metrics(is_train=True) == {}
     assert list(model.get_metrics(is_train=False)) == ["cosine_spearman"]
     spearman_of(model, [(torch.arange(4.0), torch.arange(4.0))])
     opposite = spearman_of(model, [(torch.arange(4.0), -torch.arange(4.0))])

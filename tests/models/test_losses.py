@@ -173,18 +173,13 @@ def test_gradients_are_true(loss):
     assert torch.autograd.gradcheck(lambda v: loss(v, second, *rest), first)
 
 
-@pytest.mark.parametrize("temperature", [0.0, -0.05])
+@pytest.mark.parametrize("temperature", [0.0, -0.05, float("nan")])
 def test_a_temperature_that_is_not_above_0_is_refused(temperature):
     message = (
         rf"^temperature {temperature} is not above 0\. To fix, set loss\.similarity_temperature\.$"
     )
     with pytest.raises(ValueError, match=message):
         compute_similarity(unit_vectors(3, 2), unit_vectors(3, 2), temperature)
-
-
-def test_a_temperature_that_is_no_number_is_refused():
-    with pytest.raises(ValueError, match=r"^temperature nan is not above 0\. To fix, set "):
-        compute_similarity(unit_vectors(3, 2), unit_vectors(3, 2), float("nan"))
 
 
 @pytest.mark.parametrize("texts", [0, 1])

@@ -81,5 +81,5 @@ def test_layers_at_or_under_a_budget(tiny_shape):
 
 
 def test_a_budget_below_one_layer_is_refused(tiny_shape):
-    with pytest.raises(ValueError, match=r"a target of 10 .* no room for one whole layer of 8,5"):
+    with pytest.raises(ValueError, match=r"a target of 10 .* is less than one whole layer of 8,5"):
         layers_within(tiny_shape, 10)
