@@ -39,7 +39,7 @@ def test_told_to_stop_it_saves_the_step_that_it_notices_in(
 ):
     whole = train_tiny(tmp_path / "whole", *STEPS)
     told_at(2)  # noticed at the end of the step after it: algorithms run before callbacks
-    message = r"^stopped by SIGTERM after step 3, which is saved\. To go on, .* autoresume=true\.$"
+    message = r"^stopped by SIGTERM after step 3, which is saved\. To resume, .* autoresume=true\.$"
     with pytest.raises(StoppedError, match=message):
         train_tiny(tmp_path / "parts", *STEPS)
     parts = tmp_path / "parts" / "runs" / "tiny"
