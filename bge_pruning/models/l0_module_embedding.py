@@ -315,7 +315,7 @@ def _check_target(
         )
     if target_speedup is not None and not target_speedup > 1.0:
         raise ValueError(
-            f"target_speedup {target_speedup} is not above 1, expected the factor by which "
+            f"target_speedup {target_speedup} is not above 1: it is the factor by which "
             f"operations are reduced. To fix, set e.g. l0_module.target_speedup=2."
         )
     if target is None:

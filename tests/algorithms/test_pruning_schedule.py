@@ -161,14 +161,7 @@ def test_every_step_of_training_has_its_own_noise_and_target(tmp_path, train_tin
 
 @pytest.mark.parametrize(
     ("duration", "warmup", "batches"),
-    [  # five batches are an epoch
-        ("10ba", "0.4dur", 4),
-        ("10ba", "1ep", 5),
-        ("1ep", "0.8dur", 4),
-        ("2ep", "0.4dur", 4),
-        ("2ep", "1ep", 5),
-        ("2ep", "8ba", 8),
-    ],
+    [("10ba", "1ep", 5), ("1ep", "0.8dur", 4), ("2ep", "8ba", 8)],  # five batches are an epoch
 )
 def test_warm_up_is_linear_in_every_unit(duration, warmup, batches, tmp_path, train_tiny, seen):
     train_tiny(

@@ -65,8 +65,10 @@ def assert_same_steps(first: ComposerBGEM3, second: ComposerBGEM3, batches: list
             torch.testing.assert_close(value, wanted[name], atol=2e-5, rtol=1e-4, msg=name)
 
 
-def test_one_graph_for_all_gates_and_one_more_for_all_sizes(model):
-    counter = CompileCounterWithBackend("aot_eager")
+@pytest.mark.parametrize("backend", ["eager", pytest.param("aot_eager", marks=pytest.mark.slow)])
+def test_one_graph_for_all_gates_and_one_more_for_all_sizes(backend, model):
+    """With a graph of the backward pass of any size too, it takes ten times as long."""
+    counter = CompileCounterWithBackend(backend)
     fast = compiled(model, counter)
     assert_same_steps(fast, model, [batch_of(8, 3, 5, 8, seed=n) for n in range(3)])
     assert counter.frame_count == 1
