@@ -195,7 +195,3 @@ def test_compiled_before_the_clock_runs(encoder, compiled, model_folder, monkeyp
     assert forms[0][0] == forms[1][0] < forms[2][0] < forms[3][0]
     assert found[0]["model"]["activation_bytes"] > 0
     assert found[2]["model"]["activation_bytes"] is None
-
-
-def test_names_of_runtimes():
-    assert RUNTIMES == ("torch", "compile", "onnx")

@@ -14,7 +14,7 @@ from bge_pruning.evaluation import evaluate as module
 from bge_pruning.evaluation.evaluate import describe_task, evaluate
 from bge_pruning.evaluation.scoring import Score, metric_names
 from bge_pruning.evaluation.search import MODES
-from bge_pruning.evaluation.tasks import RETRIEVAL, SIMILARITY, Task, beir_task, sts_task
+from bge_pruning.evaluation.tasks import SIMILARITY, beir_task, sts_task
 
 SCRIPT = Path(__file__).parents[2] / "scripts" / "evaluate_model.py"
 
@@ -307,8 +307,3 @@ def test_script_refuses_wrong_arguments(small_folder, sts_csv, tmp_path, capsys)
     assert main([*arguments, "--retrieval", str(tmp_path / "none")]) == 1
     assert "none" in capsys.readouterr().err
     assert list(tmp_path.iterdir()) == []
-
-
-def test_a_task_keeps_its_kind(tasks):
-    assert [task.kind for task in tasks] == [SIMILARITY, RETRIEVAL]
-    assert all(isinstance(task, Task) for task in tasks)

@@ -13,7 +13,6 @@ from torch import Tensor, nn
 from bge_pruning.evaluation.text_encoder import TextEncoder
 from bge_pruning.model_io.pretrained import load_base_model
 from bge_pruning.models.embedding_heads import (
-    POOLINGS,
     EmbeddingHeads,
     compute_colbert_scores,
     compute_dense_vecs,
@@ -301,10 +300,6 @@ def test_an_unknown_pooling_is_refused(pooling, hidden, batch):
         EmbeddingHeads(H, pooling, sparse=True, colbert_dim=C)
     with pytest.raises(ValueError, match=message):
         compute_dense_vecs(hidden, batch["attention_mask"], pooling)
-
-
-def test_poolings():
-    assert POOLINGS == ("cls", "mean")
 
 
 @pytest.mark.parametrize(

@@ -7,12 +7,8 @@ import re
 import pytest
 
 from bge_pruning.models.composer_bge_m3 import ComposerBGEM3
-from bge_pruning.models.model_registry import MODELS, build_composer_model
+from bge_pruning.models.model_registry import build_composer_model
 from bge_pruning.models.objective import LossWeights
-
-
-def test_names():
-    assert {"composer_bge_m3": ComposerBGEM3} == MODELS
 
 
 def test_arguments_reach_the_model(build_model, tiny_shape):

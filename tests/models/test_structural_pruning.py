@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from dataclasses import FrozenInstanceError
 
 import pytest
 import torch
@@ -125,13 +124,6 @@ def test_gates_of_another_model_are_refused(axis, shape):
     message = rf"{axis}.*{', '.join(map(str, shape))}.*{', '.join(map(str, SHAPES[axis]))}.*To fix"
     with pytest.raises(ValueError, match=message):
         compute_keep_indices(PruningMasks(**{axis: torch.ones(shape)}), **SIZES)
-
-
-def test_masks_are_frozen():
-    with pytest.raises(FrozenInstanceError):
-        PruningMasks().head = torch.ones(L, A)
-    with pytest.raises(FrozenInstanceError):
-        KeepIndices([0], [0], [[0]], [[0]]).layer = [1]
 
 
 def test_head_rows():
