@@ -23,7 +23,7 @@ from bge_pruning.evaluation.onnx_encoder import OnnxEncoder
 from bge_pruning.evaluation.text_encoder import TextEncoder
 from bge_pruning.model_io.pretrained import read_shape
 from bge_pruning.models.encoder_shape import EncoderShape, forward_flops
-from bge_pruning.utils.model_analysis import free_bytes, measure_peak_bytes, wait_for
+from bge_pruning.utils.model_analysis import free_bytes, measure_peak_bytes, take_turns, timed
 
 log = logging.getLogger(__name__)
 
@@ -274,22 +274,19 @@ def _fixed(encoder: Encoder, size: int, length: int) -> tuple[Tensor, Tensor]:
 
 
 def _take_turns(jobs: Mapping[str, Job], seconds: float, device: str) -> dict[str, list[float]]:
-    spent: dict[str, list[float]] = {name: [] for name in jobs}
-    names = list(jobs)
-    for name in names:
-        jobs[name].run()  # warm; compiles for every shape of the job
+    for job in jobs.values():
+        job.run()  # warm; compiles for every shape of the job
     started, least = time.perf_counter(), LEAST_ROUNDS
-    while len(spent["model"]) < least or time.perf_counter() - started < seconds:
-        for name in names:
-            wait_for(device)
-            begin = time.perf_counter()
-            jobs[name].run()
-            wait_for(device)
-            spent[name].append(time.perf_counter() - begin)
-        names.reverse()
-        if len(spent["model"]) == 1 and time.perf_counter() - started > SLOW * seconds:
+
+    def another(done: int) -> bool:
+        nonlocal least
+        passed = time.perf_counter() - started
+        if done == 1 and passed > SLOW * seconds:
             least = FEWEST_ROUNDS
-    return spent
+        return done < least or passed < seconds
+
+    timers = {name: lambda _, job=job: timed(job.run, device) for name, job in jobs.items()}
+    return take_turns(timers, another)
 
 
 def _describe(shape: EncoderShape, job: Job, spent: Sequence[float]) -> dict[str, Any]:

@@ -5,12 +5,15 @@ from __future__ import annotations
 import gc
 import time
 import weakref
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
 
+import numpy as np
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
+
+T = TypeVar("T")
 
 
 class Embedder(Protocol):
@@ -37,7 +40,7 @@ def measure_speed(
     latency_texts: int = 50,
     throughput_texts: int = 256,
 ) -> dict[str, Any]:
-    """Measures two models in turns, in one process, so that a busy machine slows both alike.
+    """Measure two models interleaved, in one process, so that a busy machine slows both alike.
 
     Latency is the time of one sentence; throughput is that of ``throughput_texts`` sentences in
     batches, sorted by length. Each model goes first every other time, after a warm-up. Every ratio
@@ -60,21 +63,26 @@ def measure_speed(
         ValueError: If there are no sentences, ``rounds`` is not positive, or the devices or sizes
             of a batch differ.
     """
-    import torch
-
     _check_speed_arguments(model, baseline, sentences, rounds)
     short, long = _sample(sentences, latency_texts), _sample(sentences, throughput_texts)
     for encoder in (model, baseline):
         encoder.encode(short[:1])
         encoder.encode(long[: encoder.batch_size])
-    alone = _time_in_turns(model, baseline, [lambda m, s=text: m.encode([s]) for text in short])
-    together = _time_in_turns(model, baseline, [lambda m: m.encode(long)] * rounds)
+    both = {"model": model, "baseline": baseline}
+    alone = take_turns(
+        {name: lambda i, e=e: timed(lambda: e.encode([short[i]])) for name, e in both.items()},
+        lambda done: done < len(short),
+    )
+    together = take_turns(
+        {name: lambda _, e=e: timed(lambda: e.encode(long)) for name, e in both.items()},
+        lambda done: done < rounds,
+    )
     return {
         "device": str(model.device),
         "threads": torch.get_num_threads(),
         "batch_size": model.batch_size,
-        "latency_ms": _summarise_latency(*alone),
-        "throughput_texts_per_s": _summarise_throughput(*together, len(long)),
+        "latency_ms": _summarise_latency(alone),
+        "throughput_texts_per_s": _summarise_throughput(together, len(long)),
     }
 
 
@@ -84,8 +92,6 @@ def wait_for(device: str) -> None:
     Args:
         device: Torch device.
     """
-    import torch
-
     if torch.device(device).type == "cuda":
         torch.cuda.synchronize(device)
 
@@ -113,23 +119,45 @@ def _sample(sentences: Sequence[str], count: int) -> list[str]:
     return [sentences[index * len(sentences) // count] for index in range(count)]
 
 
-def _time_in_turns(
-    model: Embedder, baseline: Embedder, jobs: Sequence[Callable[[Embedder], object]]
-) -> tuple[list[float], list[float]]:
-    """Seconds of each job with the model and with the baseline; they take turns to go first."""
-    seconds: tuple[list[float], list[float]] = ([], [])
-    for index, job in enumerate(jobs):
-        for which in (0, 1) if index % 2 == 0 else (1, 0):
-            start = time.perf_counter()
-            job((model, baseline)[which])
-            seconds[which].append(time.perf_counter() - start)
-    return seconds
+def take_turns(
+    jobs: Mapping[str, Callable[[int], T]], another: Callable[[int], bool]
+) -> dict[str, list[T]]:
+    """Run jobs interleaved, so that a busy machine slows all alike.
+
+    Args:
+        jobs: By name, what to run; each is given the number of the round. In each round another one
+            goes first.
+        another: Whether to run another round, given how many are done.
+
+    Returns:
+        What the jobs returned, by name, in the order of the rounds.
+    """
+    results: dict[str, list[T]] = {name: [] for name in jobs}
+    names, done = list(jobs), 0
+    while another(done):
+        shift = done % len(names)
+        for name in names[shift:] + names[:shift]:
+            results[name].append(jobs[name](done))
+        done += 1
+    return results
 
 
-def _summarise_latency(model: list[float], baseline: list[float]) -> dict[str, Any]:
-    import numpy as np
+def timed(action: Callable[[], object], device: str = "cpu") -> float:
+    """Seconds of an action, until the device has done what it was given.
 
-    both = {"model": np.array(model), "baseline": np.array(baseline)}
+    Args:
+        action: What to run, once.
+        device: Torch device.
+    """
+    wait_for(device)
+    started = time.perf_counter()
+    action()
+    wait_for(device)
+    return time.perf_counter() - started
+
+
+def _summarise_latency(seconds: Mapping[str, list[float]]) -> dict[str, Any]:
+    both = {name: np.array(values) for name, values in seconds.items()}
     result: dict[str, Any] = {
         name: {
             "median": 1e3 * float(np.median(values)),
@@ -142,10 +170,8 @@ def _summarise_latency(model: list[float], baseline: list[float]) -> dict[str, A
     return result
 
 
-def _summarise_throughput(model: list[float], baseline: list[float], texts: int) -> dict[str, Any]:
-    import numpy as np
-
-    rates = texts / np.array([model, baseline])  # (2, rounds), texts per second
+def _summarise_throughput(seconds: Mapping[str, list[float]], texts: int) -> dict[str, Any]:
+    rates = texts / np.array([seconds["model"], seconds["baseline"]])  # (2, rounds)
     medians = np.median(rates, axis=1)
     return {
         "model": float(medians[0]),
@@ -159,7 +185,7 @@ MEMORY = Path("/proc/meminfo")
 
 
 class _LiveStorages(TorchDispatchMode):
-    """Counts the bytes of tensors made inside it that are still alive."""
+    """Count the bytes of tensors made inside it that are still alive."""
 
     def __init__(self) -> None:
         super().__init__()

@@ -8,6 +8,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
 from itertools import combinations
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -29,7 +30,7 @@ from bge_pruning.models.encoder_shape import (
 )
 from bge_pruning.reports.efficiency_table import LIMITS, RATIOS, THROUGHPUT_GOAL, UNCOMPILED
 from bge_pruning.training.plan import build_plan
-from bge_pruning.utils.model_analysis import free_bytes, measure_peak_bytes, wait_for
+from bge_pruning.utils.model_analysis import free_bytes, measure_peak_bytes, take_turns, wait_for
 from bge_pruning.utils.records import CACHED, COMPILED, GATES, PLAIN, TEACHER, TRAININGS
 from bge_pruning.workflows.training_batches import (
     GROUPED,
@@ -279,16 +280,11 @@ def _take_turns(
     trainings: dict[str, Training], batches: TextBatches
 ) -> dict[str, list[tuple[float, float]]]:
     """Seconds of every step, see :func:`_timed_step`; the trainings take turns to go first."""
-    timed: dict[str, list[tuple[float, float]]] = {name: [] for name in trainings}
-    names = list(trainings)
     for training in trainings.values():  # warm; compiles for one size, and for any
         for index in (batches.widest, batches.narrowest):
             _timed_step(training, batches, index)
-    for index in range(len(batches)):
-        shift = index % len(names)
-        for name in names[shift:] + names[:shift]:
-            timed[name].append(_timed_step(trainings[name], batches, index))
-    return timed
+    steps = {name: partial(_timed_step, each, batches) for name, each in trainings.items()}
+    return take_turns(steps, lambda done: done < len(batches))
 
 
 def _timed_step(training: Training, batches: TextBatches, index: int) -> tuple[float, float]:

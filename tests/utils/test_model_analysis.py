@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from bge_pruning.utils import model_analysis
-from bge_pruning.utils.model_analysis import measure_speed
+from bge_pruning.utils.model_analysis import measure_speed, take_turns
 
 
 @pytest.fixture
@@ -52,11 +52,22 @@ def test_models_take_turns_after_a_warm_up():
     assert timed[4:] == [("m", 5), ("b", 5), ("b", 5), ("m", 5)]
 
 
+def test_in_each_round_another_one_goes_first():
+    calls = []
+    jobs = {name: lambda i, n=name: calls.append((n, i)) or len(calls) for name in "abc"}
+    found = take_turns(jobs, lambda done: done < 3)
+    assert "".join(name for name, _ in calls) == "abcbcacab"
+    assert found == {"a": [1, 6, 8], "b": [2, 4, 9], "c": [3, 5, 7]}
+    assert take_turns(jobs, lambda _: False) == {"a": [], "b": [], "c": []}
+
+
 def test_ratios_are_model_over_baseline():
-    latency = model_analysis._summarise_latency([0.001, 0.002, 0.003], [0.002, 0.004, 0.006])
+    latency = model_analysis._summarise_latency(
+        {"model": [0.001, 0.002, 0.003], "baseline": [0.002, 0.004, 0.006]}
+    )
     assert latency["model"]["median"] == pytest.approx(2)
     assert (latency["ratio"], latency["ratio_iqr"]) == (0.5, [0.5, 0.5])
-    rate = model_analysis._summarise_throughput([1.0, 1.0], [2.0, 2.0], 100)
+    rate = model_analysis._summarise_throughput({"model": [1.0] * 2, "baseline": [2.0] * 2}, 100)
     assert rate == {"model": 100.0, "baseline": 50.0, "ratio": 2.0, "ratio_iqr": [2.0, 2.0]}
 
 
