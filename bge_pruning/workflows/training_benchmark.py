@@ -21,7 +21,6 @@ from numpy.typing import ArrayLike
 from bge_pruning.config.load import load_config
 from bge_pruning.datasets.embedding_dataset import TokenizedTexts
 from bge_pruning.model_io.pretrained import BaseModel, load_base_model
-from bge_pruning.model_io.random_model import random_base_model
 from bge_pruning.models.encoder_shape import (
     EncoderShape,
     count_parameters,
@@ -32,6 +31,7 @@ from bge_pruning.reports.efficiency_table import LIMITS, RATIOS, THROUGHPUT_GOAL
 from bge_pruning.training.plan import build_plan
 from bge_pruning.utils.model_analysis import free_bytes, measure_peak_bytes, take_turns, wait_for
 from bge_pruning.utils.records import CACHED, COMPILED, GATES, PLAIN, TEACHER, TRAININGS
+from bge_pruning.workflows.random_model import random_base_model
 from bge_pruning.workflows.training_batches import (
     GROUPED,
     RANDOM,

@@ -17,8 +17,8 @@ from bge_pruning.export.folder_check import check_folder
 from bge_pruning.export.pruning_record import MARKER
 from bge_pruning.model_io.checkpoint import METADATA_KEY, RunMetadata, build_l0_module
 from bge_pruning.model_io.pretrained import load_base_model
-from bge_pruning.model_io.random_model import random_base_model
 from bge_pruning.models.encoder_shape import EncoderShape
+from bge_pruning.workflows.random_model import random_base_model
 
 pytestmark = pytest.mark.reliability
 

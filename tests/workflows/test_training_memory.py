@@ -5,11 +5,11 @@ from __future__ import annotations
 import pytest
 import torch
 
-from bge_pruning.model_io.random_model import random_base_model
 from bge_pruning.models.encoder_shape import EncoderShape, count_parameters
 from bge_pruning.reports.efficiency_table import UNCOMPILED
 from bge_pruning.utils.model_analysis import measure_peak_bytes
 from bge_pruning.utils.records import CACHED, COMPILED, GATES, PLAIN, TEACHER
+from bge_pruning.workflows.random_model import random_base_model
 from bge_pruning.workflows.training_batches import make_trainings
 from bge_pruning.workflows.training_benchmark import MARGIN, check_memory, compute_needed_bytes
 
