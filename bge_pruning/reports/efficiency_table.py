@@ -1,4 +1,4 @@
-"""Speed, memory and the cost of trainings as tables."""
+"""Tables of speed, memory and the cost of trainings."""
 
 from __future__ import annotations
 
@@ -8,12 +8,12 @@ from typing import Any
 from bge_pruning.reports.markdown import table
 from bge_pruning.utils.records import CACHED, COMPILED, GATES, PLAIN, TEACHER, TRAININGS
 
-# A pruned model should reach this share of the ideal speed-up on long texts in batches.
+# Share of the ideal speed-up that a pruned model should reach on long texts in batches.
 BAR, LEAST_LENGTH, LEAST_BATCH = 0.9, 128, 32
 
 
 def render_efficiency(result: Mapping[str, Any]) -> str:
-    """Describe a benchmark: models, machine, a row for each setting, and the claims it supports.
+    """Render what was measured, a table with a row for each setting, and supported claims.
 
     Args:
         result: See :func:`bge_pruning.workflows.efficiency_benchmark.benchmark`.
@@ -23,27 +23,19 @@ def render_efficiency(result: Mapping[str, Any]) -> str:
     header += ["GFLOPs/token", "activations"]
     header += ["baseline, ms (p95)", "speed-up", "ideal", "of ideal"] if compared else []
     rows = [_row(setting, compared) for setting in result["settings"]]
-    return "\n".join(
-        [
-            *_head(result),
-            "",
-            table(header, rows) if rows else "nothing was measured",
-            "",
-            *_memory(result),
-            *_saturation(result["saturation"]),
-            *_left_out(result),
-            *_claims(result["settings"] if compared else []),
-        ]
-    )
+    lines = [*_head(result), "", table(header, rows) if rows else "nothing was measured", ""]
+    lines += [*_memory(result), *_saturation(result["saturation"]), *_left_out(result)]
+    return "\n".join(lines + (_claims(result["settings"]) if compared else []))
 
 
 def _head(result: Mapping[str, Any]) -> list[str]:
-    lines = [
-        f"{name + ':':<9} {result[name]}, {shape}, "
-        f"{result['parameters'][name]['encoder'] / 1e6:,.1f}M parameters in the encoder, "
-        f"{result['parameters'][name]['total'] / 1e6:,.1f}M in all"
-        for name, shape in result["shapes"].items()
-    ]
+    lines = []
+    for name, shape in result["shapes"].items():
+        encoder, total = (result["parameters"][name][key] / 1e6 for key in ("encoder", "total"))
+        lines.append(
+            f"{name + ':':<9} {result[name]}, {shape}, {encoder:,.1f}M parameters in the encoder, "
+            f"{total:,.1f}M in all"
+        )
     machine = result["machine"]
     where = machine["gpu"] or f"{machine['cpu']}, {result['threads']} of {machine['cores']} cores"
     return [*lines, f"{'machine:':<9} {where}, {result['device']}, {result['dtype']}"]
@@ -51,32 +43,19 @@ def _head(result: Mapping[str, Any]) -> list[str]:
 
 def _row(setting: Mapping[str, Any], compared: bool) -> list[str]:
     model = setting["model"]
-    memory = model["activation_bytes"]
-    cells = [setting["runtime"], str(setting["batch_size"]), _length(setting), _latency(model)]
-    cells += [
-        f"{model['texts_per_s']:,.1f}",
-        f"{model['tokens_per_s']:,.0f}",
-        f"{model['gflops_per_token']:.4f}",
-        "-" if memory is None else f"{memory / 1e6:,.1f} MB",
-    ]
+    length, memory = str(setting["length"]), model["activation_bytes"]
+    if length == "real":
+        length = f"real ({model['tokens_per_text']:.1f})"
+    cells = [setting["runtime"], str(setting["batch_size"]), length, _latency(model)]
+    cells += [f"{model['texts_per_s']:,.1f}", f"{model['tokens_per_s']:,.0f}"]
+    cells.append(f"{model['gflops_per_token']:.4f}")
+    cells.append("-" if memory is None else f"{memory / 1e6:,.1f} MB")
     if not compared:
         return cells
     low, high = setting["speedup"]["quartiles"]
-    noise = f"noise, {setting['rounds']} turns" if setting["noisy"] else ""
-    cells += [
-        _latency(setting["baseline"]),
-        f"{setting['speedup']['median']:.2f} ({low:.2f} to {high:.2f})",
-        f"{setting['ideal']:.2f}",
-        noise or f"{setting['share']:.0%}",
-    ]
-    return cells
-
-
-def _length(setting: Mapping[str, Any]) -> str:
-    """Tokens of a text; for real texts their mean too."""
-    if setting["length"] != "real":
-        return str(setting["length"])
-    return f"real ({setting['model']['tokens_per_text']:.1f})"
+    share = f"noise, {setting['rounds']} turns" if setting["noisy"] else f"{setting['share']:.0%}"
+    speedup = f"{setting['speedup']['median']:.2f} ({low:.2f} to {high:.2f})"
+    return [*cells, _latency(setting["baseline"]), speedup, f"{setting['ideal']:.2f}", share]
 
 
 def _latency(part: Mapping[str, Any]) -> str:
@@ -84,7 +63,7 @@ def _latency(part: Mapping[str, Any]) -> str:
 
 
 def _memory(result: Mapping[str, Any]) -> list[str]:
-    """Sizes of the weights; runtimes whose weights are of the same size share a line."""
+    """Return sizes of weights; runtimes with the same sizes share a line."""
     runtimes: dict[str, list[str]] = {}
     for runtime, found in result["weight_bytes"].items():
         weights = ", ".join(f"{name} {size / 1e6:,.1f} MB" for name, size in found.items())
@@ -93,25 +72,22 @@ def _memory(result: Mapping[str, Any]) -> list[str]:
 
 
 def _saturation(found: Mapping[str, Mapping[str, Any]]) -> list[str]:
-    return [
-        f"highest throughput ({runtime}): "
-        + "; ".join(
+    lines = []
+    for runtime, models in found.items():
+        parts = (
             f"{name} {best['tokens_per_s']:,.0f} tokens/s, {best['texts_per_s']:,.1f} texts/s "
-            f"({_place(best)})"
+            f"({best['batch_size']} x {best['length']})"
             for name, best in models.items()
         )
-        for runtime, models in found.items()
-    ]
-
-
-def _place(setting: Mapping[str, Any]) -> str:
-    return f"{setting['batch_size']} x {setting['length']}"
+        lines.append(f"highest throughput ({runtime}): {'; '.join(parts)}")
+    return lines
 
 
 def _left_out(result: Mapping[str, Any]) -> list[str]:
     lines = [
         f"left out, needs about {s['needed_bytes'] / 2**30:.1f} GiB and "
-        f"{s['free_bytes'] / 2**30:.1f} GiB are free: {s['runtime']}, {_place(s)}"
+        f"{s['free_bytes'] / 2**30:.1f} GiB are free: {s['runtime']}, "
+        f"{s['batch_size']} x {s['length']}"
         for s in result["too_large"]
     ]
     if result["too_long"]:
@@ -123,11 +99,8 @@ def _left_out(result: Mapping[str, Any]) -> list[str]:
 
 
 def _claims(settings: Sequence[Mapping[str, Any]]) -> list[str]:
-    long = [
-        s
-        for s in settings
-        if s["batch_size"] >= LEAST_BATCH and s["length"] != "real" and s["length"] >= LEAST_LENGTH
-    ]
+    batches = [s for s in settings if s["batch_size"] >= LEAST_BATCH and s["length"] != "real"]
+    long = [s for s in batches if s["length"] >= LEAST_LENGTH]
     clear = [s for s in long if not s["noisy"]]
     lines = [
         f"{s['runtime']}, {s['batch_size']} texts of {s['length']} tokens: {s['share']:.0%} of the "
@@ -144,10 +117,10 @@ def _claims(settings: Sequence[Mapping[str, Any]]) -> list[str]:
 
 # Trainings that need no compiler.
 UNCOMPILED = tuple(name for name in TRAININGS if name != COMPILED)
-# The step time of a training is divided by that of another one, and has a limit.
+# The step time of a training is given relative to that of another, with a limit of the ratio.
 RATIOS = {GATES: PLAIN, COMPILED: PLAIN, TEACHER: GATES, CACHED: GATES}
 LIMITS = {GATES: 1.10, COMPILED: 1.10, TEACHER: 1.35, CACHED: 1.03}
-# Throughput of gates on batches of similar lengths, divided by that of plain on random batches.
+# Tokens per second of gates on batches of similar lengths, relative to plain on random batches.
 THROUGHPUT_GOAL = 1.5
 NOTE = (
     "Data: making the batch. Tokens: without padding. FLOPs: those that real tokens of the trained "
@@ -156,10 +129,10 @@ NOTE = (
 
 
 def render_training(result: Mapping[str, Any]) -> str:
-    """Describe a benchmark of trainings: model, machine, costs of a step, and ratios.
+    """Render what was measured, on what, and the ratios.
 
     Args:
-        result: What ``scripts/benchmark_training.py`` writes.
+        result: The content of the benchmark's JSON file.
     """
     header = ["batches", "training", "s/step", "of it data", "tokens/s", "padding"]
     header += ["of peak FLOPs", "step memory"]
@@ -180,7 +153,12 @@ def render_training(result: Mapping[str, Any]) -> str:
     if any(result["ratios"].values()):
         lines += ["", "Times on the same batch, median (quartiles):", "", _ratios(result)]
     if result["throughput"]:
-        lines += ["", *_throughput(result["throughput"])]
+        lines.append("")
+    for kind, value in result["throughput"].items():
+        goal = f" (goal: {THROUGHPUT_GOAL} or more)" if kind == "length groups" else ""
+        lines.append(
+            f"Tokens/s of gates on {kind}: {value:.2f} times plain on random batches{goal}."
+        )
     return "\n".join(lines)
 
 
@@ -199,26 +177,15 @@ def _describe(result: Mapping[str, Any]) -> str:
 def _ratios(result: Mapping[str, Any]) -> str:
     measured = list(next(iter(result["ratios"].values())))
     header = ["batches", *(f"{n} / {RATIOS[n]} (limit {LIMITS[n]:.2f})" for n in measured)]
-    rows = [
-        [kind, *(_spread(ratios[name]) for name in measured)]
-        for kind, ratios in result["ratios"].items()
-    ]
-    if result["reading"]:
-        header.append("reading the cache / gates")
-        for row in rows:
-            row.append(_spread(result["reading"][row[0]], digits=5))
+    header += ["reading the cache / gates"] if result["reading"] else []
+    rows = []
+    for kind, ratios in result["ratios"].items():
+        rows.append([kind, *(_spread(ratios[name]) for name in measured)])
+        if result["reading"]:
+            rows[-1].append(_spread(result["reading"][kind], digits=5))
     return table(header, rows)
 
 
 def _spread(quartiles: Sequence[float], digits: int = 3) -> str:
     low, median, high = (f"{value:.{digits}f}" for value in quartiles)
     return f"{median} ({low} to {high})"
-
-
-def _throughput(times: Mapping[str, float]) -> list[str]:
-    goals = {"length groups": f" (goal: {THROUGHPUT_GOAL} or more)"}
-    return [
-        f"Tokens/s of gates on {kind}: {value:.2f} times plain on random batches"
-        f"{goals.get(kind, '')}."
-        for kind, value in times.items()
-    ]

@@ -1,11 +1,11 @@
-"""The batches and the trainings that the training benchmark compares.
+"""Batches and trainings that the training benchmark compares.
 
 A training with ``data.num_workers`` 0, the default, reads the rows of a batch, pads them and moves
-them to the device between two steps; here that is part of the step, and timed apart as well.
+them to the device between two steps; here this is part of the step, and timed on its own as well.
 
-Plain fine-tuning trains transformers' model; the others ours, with gates: with the teacher's
+Plain fine-tuning trains transformers' model; the others train ours with gates: with the teacher's
 vectors ready in the batch, compiled or not; with a teacher that embeds every batch; or with vectors
-from its cache.
+from the teacher's cache.
 """
 
 from __future__ import annotations
@@ -14,7 +14,6 @@ import copy
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -27,7 +26,6 @@ from bge_pruning.datasets.teacher_vectors import load_array, save_array
 from bge_pruning.model_io.model_folder import compute_hf_config
 from bge_pruning.model_io.pretrained import BaseModel
 from bge_pruning.models.composer_bge_m3 import ComposerBGEM3
-from bge_pruning.models.embedding_heads import EmbeddingHeads
 from bge_pruning.models.encoder_shape import EncoderShape
 from bge_pruning.models.l0_module_embedding import L0Module
 from bge_pruning.models.objective import LossWeights, TeacherMap, distillation_parts
@@ -38,10 +36,13 @@ from bge_pruning.reports.efficiency_table import UNCOMPILED
 from bge_pruning.training.optimization import l0_groups, weight_groups
 from bge_pruning.utils.records import CACHED, COMPILED, PLAIN, TEACHER
 
-# How texts are put together: cut to one length; padded to the longest of a random batch; grouped.
+# How texts form batches: cut to one length; padded to the longest of a random batch; grouped.
 FIXED, RANDOM, GROUPED = "fixed length", "random batches", "length groups"
 # ``input_ids``, ``attention_mask`` (B, 1, T), ``teacher_dense_vecs`` (B, 1, H); ``lengths``.
 Batch = dict[str, "Tensor | list[list[int]]"]
+Loss = Callable[[Batch], Tensor]
+LOSS = LossWeights(distillation_alignment=1.0, distillation_similarity=1.0)
+LEARNING_RATE = 1e-5
 
 
 @dataclass(frozen=True)
@@ -52,9 +53,8 @@ class TextBatches:
         rows: Texts of every batch, shape ``(steps, B)``.
         plain: The texts alone.
         cached: The texts with the teacher's vectors as ``data_builders`` gives them to a training
-            with ``teacher.cache``: the mapped ``.npy`` file that holds them all. The system has the
-            file in memory, as it has where the cache fits; a cache larger than that is not
-            measured.
+            with ``teacher.cache``: the mapped ``.npy`` file of all vectors. The system keeps this
+            file in memory, as it does wherever the cache fits; larger caches are not measured.
         targets: The same vectors of every batch on the device, each ``(B, 1, H)``.
         pad_token_id: Id of the padding token.
         device: Torch device.
@@ -67,17 +67,14 @@ class TextBatches:
     pad_token_id: int
     device: str
 
-    def __len__(self) -> int:
-        return len(self.rows)
-
     def make(self, index: int, cached: bool) -> Batch:
-        """A batch on the device.
+        """Make a batch on the device.
 
-        The two ways differ in the teacher's vectors alone: found in the file, copied by the
-        collator and moved; or there already.
+        The two ways differ in the teacher's vectors only: these are found in the file, copied by
+        the collator and moved; or they are on the device already.
 
         Args:
-            index: Its number.
+            index: Number of the batch.
             cached: Read the teacher's vectors from the file.
         """
         dataset = self.cached if cached else self.plain
@@ -92,18 +89,8 @@ class TextBatches:
 
     @property
     def padded(self) -> np.ndarray:
-        """Tokens of every batch, padding included, shape ``(steps,)``."""
+        """Tokens of every batch with padding, shape ``(steps,)``."""
         return self.lengths.max(axis=1) * self.rows.shape[1]
-
-    @property
-    def widest(self) -> int:
-        """Number of the batch with most tokens, padding included."""
-        return int(self.padded.argmax())
-
-    @property
-    def narrowest(self) -> int:
-        """Number of the batch with fewest tokens, padding included."""
-        return int(self.padded.argmin())
 
 
 def make_batches(
@@ -116,7 +103,7 @@ def make_batches(
     folder: Path,
     device: str = "cpu",
 ) -> dict[str, TextBatches]:
-    """Batches by kind; the random and the grouped ones are made of the same texts.
+    """Make batches by kind; the random and the grouped ones consist of the same texts.
 
     Args:
         texts: Texts of mixed lengths.
@@ -124,8 +111,8 @@ def make_batches(
         length: Tokens of a text of fixed length.
         steps: Batches of each kind.
         pad_token_id: Id of the padding token.
-        hidden: ``H``, for the teacher's vectors, which are random.
-        folder: Where the files of the teacher's vectors are written.
+        hidden: ``H`` of the teacher's vectors, which are random.
+        folder: Where the file of the teacher's vectors is written.
         device: Torch device.
 
     Raises:
@@ -137,51 +124,35 @@ def make_batches(
             f"{len(texts)} texts are too few for {steps} batches of {batch_size}. To fix, give "
             f"more texts, or lower --steps or --batch-size."
         )
+    tokens = np.resize(texts.ids[texts.ids != pad_token_id], count * length)
+    cut = TokenizedTexts(tokens, length * np.arange(count + 1), 0)
+    lengths = texts.lengths[:count]
     kinds = {
-        FIXED: (_cut(texts, count, length, pad_token_id), np.arange(count).reshape(steps, -1)),
-        **{
-            kind: (
-                texts,
-                group_batches(texts.lengths[:count], batch_size, (0,), grouped=kind == GROUPED),
-            )
-            for kind in (RANDOM, GROUPED)
-        },
+        FIXED: (cut, np.arange(count).reshape(steps, -1)),
+        RANDOM: (texts, group_batches(lengths, batch_size, (0,), grouped=False)),
+        GROUPED: (texts, group_batches(lengths, batch_size, (0,))),
     }
-    made = {}
-    for number, (kind, (kept, rows)) in enumerate(kinds.items()):
-        vectors = _write_vectors(folder / f"teacher-{number}.npy", len(kept), hidden)
-        examples = np.arange(len(kept))[:, None]
-        made[kind] = TextBatches(
+    generator = torch.Generator().manual_seed(0)
+    vectors = F.normalize(torch.randn(len(texts), hidden, generator=generator), dim=-1)
+    save_array(vectors.numpy(), folder / "teacher.npy")
+    teacher = {"dense_vecs": load_array(folder / "teacher.npy")}
+    examples = np.arange(len(texts))[:, None]
+    return {
+        kind: TextBatches(
             rows=rows,
-            plain=EmbeddingDataset(kept, examples),
-            cached=EmbeddingDataset(kept, examples, teacher={"dense_vecs": vectors}),
-            targets=[_move(torch.from_numpy(vectors[row][:, None]), device) for row in rows],
+            plain=EmbeddingDataset(kept, examples[: len(kept)]),
+            cached=EmbeddingDataset(kept, examples[: len(kept)], teacher=teacher),
+            targets=[_move(vectors[row][:, None], device) for row in rows],
             pad_token_id=pad_token_id,
             device=device,
         )
-    return made
-
-
-def _cut(texts: TokenizedTexts, count: int, length: int, pad_token_id: int) -> TokenizedTexts:
-    """As many texts of one length, of the same tokens."""
-    real = texts.ids[texts.ids != pad_token_id]
-    return TokenizedTexts(np.resize(real, count * length), length * np.arange(count + 1), 0)
-
-
-def _write_vectors(path: Path, count: int, hidden: int) -> np.ndarray:
-    """Random unit vectors, shape ``(count, H)``, mapped from a file."""
-    generator = torch.Generator().manual_seed(0)
-    save_array(F.normalize(torch.randn(count, hidden, generator=generator), dim=-1).numpy(), path)
-    return load_array(path)
+        for kind, (kept, rows) in kinds.items()
+    }
 
 
 def _move(value: Tensor | list[list[int]], device: str) -> Tensor | list[list[int]]:
-    """On the device; to a GPU from pinned memory and without waiting, as the trainer does it."""
+    """Move to the device as the trainer does: to a GPU from pinned memory, without waiting."""
     return to_device(value, torch.device(device)) if isinstance(value, Tensor) else value
-
-
-LOSS = LossWeights(distillation_alignment=1.0, distillation_similarity=1.0)
-LEARNING_RATE = 1e-5
 
 
 @dataclass(frozen=True)
@@ -189,7 +160,7 @@ class Training:
     """A model and how one step trains it.
 
     Attributes:
-        model: What is trained.
+        model: The trained model.
         step: From a batch on the device to changed weights.
         cached: Whether its batches are made with vectors from the teacher's cache.
     """
@@ -202,24 +173,19 @@ class Training:
 def make_trainings(
     base: BaseModel, device: str, autocast: bool, names: Sequence[str] = UNCOMPILED
 ) -> dict[str, Training]:
-    """Trainings by name, each with weights of its own.
+    """Make trainings by name, each with weights of its own.
 
     Args:
         base: The model; the last training takes over its weights, so that they are not in memory
-            twice, and it must not be used any more.
+            twice. Do not use it afterwards.
         device: Torch device.
         autocast: Run products in bfloat16.
-        names: Which trainings.
+        names: Names of the trainings.
     """
     trainings = {}
     for name in names:
         own = base if name == names[-1] else copy.deepcopy(base)
-        if name == PLAIN:
-            model = huggingface_model(own)
-            loss = _plain_loss(model, own.heads)
-        else:
-            model = _gated_model(own, with_teacher=name == TEACHER)
-            loss = _gated_loss(model, without="teacher_dense_vecs" if name == TEACHER else "")
+        model, loss = _plain(own) if name == PLAIN else _gated(own, name == TEACHER)
         if name == COMPILED:
             model.backbone.compile_encoder(training=True)
         step = _step(model.to(device).train(), loss, device, autocast)
@@ -228,7 +194,7 @@ def make_trainings(
 
 
 def huggingface_model(base: BaseModel) -> nn.Module:
-    """The encoder as transformers' own model, without dropout.
+    """Return the encoder as transformers' own model, without dropout.
 
     Args:
         base: The model; its weights are taken over, not copied.
@@ -244,13 +210,34 @@ def huggingface_model(base: BaseModel) -> nn.Module:
     return model
 
 
-def _gated_model(base: BaseModel, with_teacher: bool) -> ComposerBGEM3:
+def _plain(base: BaseModel) -> tuple[nn.Module, Loss]:
+    model = huggingface_model(base)
+
+    def loss(batch: Batch) -> Tensor:
+        ids, mask = batch["input_ids"].flatten(0, 1), batch["attention_mask"].flatten(0, 1)
+        states = model(input_ids=ids, attention_mask=mask).last_hidden_state
+        outputs = {"dense_vecs": base.heads.dense_vecs(states, mask)}
+        targets = {"dense_vecs": batch["teacher_dense_vecs"].flatten(0, 1)}
+        return sum(distillation_parts(LOSS, outputs, targets, batch, TeacherMap(), ()).values())
+
+    return model, loss
+
+
+def _gated(base: BaseModel, with_teacher: bool) -> tuple[nn.Module, Loss]:
     """With gates on all four axes, half way to half of each."""
-    frozen = copy.deepcopy((base.backbone, base.heads)) if with_teacher else None
-    teacher = FrozenEncoder(*frozen) if frozen else None
+    teacher = None
+    if with_teacher:
+        teacher = FrozenEncoder(*copy.deepcopy((base.backbone, base.heads)))
     gates = L0Module(base.shape, AXES, _half(base.shape), None, seed=0)
     gates.warmup_progress = 0.5
-    return ComposerBGEM3(base.backbone, base.heads, gates, LOSS, teacher)
+    model = ComposerBGEM3(base.backbone, base.heads, gates, LOSS, teacher)
+
+    def loss(batch: Batch) -> Tensor:
+        ignored = "teacher_dense_vecs" if with_teacher else None
+        given = {name: value for name, value in batch.items() if name != ignored}
+        return model.loss(model(given), given)["total"]
+
+    return model, loss
 
 
 def _half(shape: EncoderShape) -> EncoderShape:
@@ -264,30 +251,13 @@ def _half(shape: EncoderShape) -> EncoderShape:
     )
 
 
-def _plain_loss(model: nn.Module, heads: EmbeddingHeads) -> Callable[[Batch], Tensor]:
-    def loss(batch: Batch) -> Tensor:
-        ids, mask = batch["input_ids"].flatten(0, 1), batch["attention_mask"].flatten(0, 1)
-        states = model(input_ids=ids, attention_mask=mask).last_hidden_state
-        outputs = {"dense_vecs": heads.dense_vecs(states, mask)}
-        targets = {"dense_vecs": batch["teacher_dense_vecs"].flatten(0, 1)}
-        return sum(distillation_parts(LOSS, outputs, targets, batch, TeacherMap(), ()).values())
-
-    return loss
-
-
-def _gated_loss(model: ComposerBGEM3, without: str = "") -> Callable[[Batch], Tensor]:
-    def loss(batch: Batch) -> Tensor:
-        given = {name: value for name, value in batch.items() if name != without}
-        return model.loss(model(given), given)["total"]
-
-    return loss
-
-
-def _step(
-    model: nn.Module, loss: Callable[[Batch], Tensor], device: str, autocast: bool
-) -> Callable[[Batch], None]:
+def _step(model: nn.Module, loss: Loss, device: str, autocast: bool) -> Callable[[Batch], None]:
     gates = getattr(model, "l0_module", None)
-    optimizer = torch.optim.AdamW(_groups(model, gates), lr=LEARNING_RATE, fused=True)
+    modules = [model] if gates is None else [model.backbone, model.heads]
+    groups = list(weight_groups(modules, LEARNING_RATE, 0.01))
+    if gates is not None:
+        groups += l0_groups(gates, l0_lr=0.1, lagrangian_lr=0.02, lambda_2_lr=1.0)
+    optimizer = torch.optim.AdamW(groups, lr=LEARNING_RATE, fused=True)
 
     def step(batch: Batch) -> None:
         with torch.autocast(torch.device(device).type, torch.bfloat16, enabled=autocast):
@@ -300,10 +270,3 @@ def _step(
             gates.step += 1
 
     return step
-
-
-def _groups(model: nn.Module, gates: L0Module | None) -> Sequence[dict[str, Any]]:
-    if gates is None:
-        return weight_groups([model], LEARNING_RATE, 0.01)
-    weights = weight_groups([model.backbone, model.heads], LEARNING_RATE, 0.01)
-    return weights + l0_groups(gates, l0_lr=0.1, lagrangian_lr=0.02, lambda_2_lr=1.0)
