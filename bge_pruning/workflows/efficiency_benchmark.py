@@ -1,7 +1,7 @@
-"""The models of a measurement of speed, and its result.
+"""Load the models whose speed is measured, and return the result.
 
-A model is a folder, a checkpoint, an ONNX file, a hub name, or a configuration: then it has random
-weights, so that a speed is known before anything is pruned.
+A model is a folder, a checkpoint, an ONNX file, a hub name, or a configuration: the latter stands
+for random weights, so that its speed is known before anything is pruned.
 """
 
 from __future__ import annotations
@@ -44,15 +44,15 @@ class Candidate:
     """A model to measure.
 
     Attributes:
-        name: What the command line calls it; with a configuration, which of its shapes it is.
-        shape: Of a model of random weights; ``None`` for one that is loaded by its name.
+        name: Its name on the command line; of a configuration, also which of its shapes it is.
+        shape: Sizes of a model of random weights; ``None`` for a model that is loaded by its name.
     """
 
     name: str
     shape: EncoderShape | None = None
 
     def onnx_file(self) -> Path | None:
-        """The ONNX file that there is already."""
+        """Return the existing ONNX file, if there is one."""
         path = Path(self.name)
         if path.suffix == ".onnx":
             return path
@@ -76,16 +76,16 @@ def benchmark(
         runtimes: See :func:`choose_runtimes`.
         dtype: A name of :data:`bge_pruning.model_io.precision.DTYPES`.
         device: Torch device.
-        batch_sizes: See :func:`bge_pruning.evaluation.efficiency.measure_efficiency`.
-        lengths: Same.
-        texts: Same.
-        seconds: Same.
+        batch_sizes: Numbers of texts in a batch.
+        lengths: Numbers of tokens in a text.
+        texts: Texts of real lengths, which are measured too.
+        seconds: Time to spend on each setting.
 
     Returns:
         JSON-ready: ``model`` and ``baseline`` (``None`` if there is none), their names; ``shapes``
         in words and ``parameters`` by part, of each of the two; ``device``, ``dtype``,
         ``runtimes``; ``machine``, see :func:`bge_pruning.utils.environment.describe_machine`;
-        ``versions``; and what :func:`bge_pruning.evaluation.efficiency.measure_efficiency` finds.
+        ``versions``; and what :func:`bge_pruning.evaluation.efficiency.measure_efficiency` returns.
 
     Raises:
         ValueError: See :func:`check_request` and :func:`open_models`. Nothing is measured then.
@@ -94,10 +94,11 @@ def benchmark(
     with open_models(candidates, runtimes, dtype, device, texts) as opened:
         shapes = {name: shape_of(encoder) for name, encoder in opened[runtimes[0]].items()}
         found = measure_efficiency(opened, batch_sizes, lengths, texts, seconds)
-    names = {name: candidate.name for name, candidate in candidates.items()}
+    baseline = candidates.get("baseline")
+    versions = {"onnxruntime": version("onnxruntime")} if ONNX in runtimes else {}
     return {
-        "model": names["model"],
-        "baseline": names.get("baseline"),
+        "model": candidates["model"].name,
+        "baseline": baseline and baseline.name,
         "shapes": {name: shape.describe() for name, shape in shapes.items()},
         "parameters": {name: count_parameters(shape).as_dict() for name, shape in shapes.items()},
         "device": device,
@@ -105,49 +106,45 @@ def benchmark(
         "runtimes": list(runtimes),
         "machine": describe_machine(device),
         **found,
-        "versions": collect_versions()
-        | ({"onnxruntime": version("onnxruntime")} if ONNX in runtimes else {}),
+        "versions": collect_versions() | versions,
     }
 
 
 def find_candidates(model: str, baseline: str | None = None) -> dict[str, Candidate]:
-    """The models behind the names of a command line.
+    """Find the models that a command line names.
 
     Args:
         model: See :func:`bge_pruning.evaluation.encoders.check_model_name`; or a configuration,
             for random weights of its target shape.
-        baseline: The same of what the model is judged by. ``None`` is nothing, or random weights
-            of the source shape if the model is a configuration.
+        baseline: Name of the model to compare with. ``None`` compares with nothing, or with random
+            weights of the source shape if the model is a configuration.
 
     Returns:
         ``model`` and, if there is one, ``baseline``.
 
     Raises:
-        ConfigError: If a configuration is wrong or prunes nothing.
+        ConfigError: If a configuration is invalid or prunes nothing.
         FileNotFoundError: If there is no such model.
         ValueError: See :func:`bge_pruning.evaluation.encoders.check_model_name`.
     """
     found = {"model": _find_candidate(model)}
     if baseline is not None:
         found["baseline"] = _find_candidate(baseline)
-    elif _is_config(model):
-        found["baseline"] = Candidate(f"{model} (source, random weights)", _plan_of(model).source)
+    elif plan := _plan_of(model):
+        found["baseline"] = Candidate(f"{model} (source, random weights)", plan.source)
     return found
 
 
-def _is_config(name: str) -> bool:
-    return Path(name).suffix in (".yaml", ".yml")
-
-
-def _plan_of(name: str) -> Plan:
-    return build_plan(load_config([name]))
+def _plan_of(name: str) -> Plan | None:
+    return build_plan(load_config([name])) if Path(name).suffix in (".yaml", ".yml") else None
 
 
 def _find_candidate(name: str) -> Candidate:
-    if not _is_config(name):
+    plan = _plan_of(name)
+    if plan is None:
         check_model_name(name)
         return Candidate(name)
-    target = example_target(_plan_of(name))
+    target = example_target(plan)
     if target is None:
         raise ConfigError(
             f"{name}: prunes nothing (model.l0_module is null), so it has no smaller shape to "
@@ -159,11 +156,11 @@ def _find_candidate(name: str) -> Candidate:
 def choose_runtimes(
     candidates: Mapping[str, Candidate], asked: Sequence[str] | None
 ) -> tuple[str, ...]:
-    """Runtimes in the order in which they are measured, each once.
+    """Return each runtime once, in the order in which they are measured.
 
     Args:
         candidates: See :func:`find_candidates`.
-        asked: Some of ``RUNTIMES``; ``None`` for what the models can run in first.
+        asked: Some of ``RUNTIMES``; by default ONNX Runtime for an ONNX file, PyTorch otherwise.
 
     Raises:
         ValueError: If an ONNX file is to run in another runtime.
@@ -182,18 +179,14 @@ def choose_runtimes(
 def check_request(
     candidates: Mapping[str, Candidate], runtimes: Sequence[str], dtype: str, device: str
 ) -> None:
-    """Refuse what cannot be measured here, before a model is loaded.
+    """Check that a measurement is possible here, before a model is loaded.
 
-    Args:
-        candidates: See :func:`find_candidates`.
-        runtimes: See :func:`choose_runtimes`.
-        dtype: See :func:`benchmark`.
-        device: Torch device.
+    The arguments are those of :func:`benchmark`.
 
     Raises:
         ImportError: If ``onnx`` or ``onnxruntime`` is needed and not installed.
-        ValueError: If the device is not there, a runtime cannot run on it, ONNX is to have another
-            precision, or ``torch.compile`` does not work.
+        ValueError: If the device is unavailable, a runtime cannot run on it, ONNX is to have
+            another precision, or ``torch.compile`` does not work.
     """
     check_device(device)
     if ONNX in runtimes:
@@ -222,55 +215,33 @@ def open_models(
 ) -> Iterator[dict[str, dict[str, Encoder]]]:
     """Load all models for all runtimes.
 
-    Where there is no ONNX file, the model is exported into a temporary folder.
-
-    Args:
-        candidates: See :func:`find_candidates`.
-        runtimes: See :func:`choose_runtimes`.
-        dtype: See :func:`benchmark`.
-        device: Torch device.
-        texts: Their words are tokens of the models of random weights, so that these texts have
-            a natural length.
+    A model without an ONNX file is exported into a temporary folder. The arguments are those of
+    :func:`benchmark`; the words of ``texts`` are tokens of the models of random weights, so that
+    these texts have a natural length.
 
     Yields:
         Encoders by runtime and by the name of the candidate.
 
     Raises:
-        ValueError: If a model cannot be loaded or is no XLM-R model.
+        ValueError: If a model cannot be loaded or is not an XLM-R model.
     """
     words = list(dict.fromkeys(word for text in texts for word in text.split()))
+    opened: dict[str, dict[str, Encoder]] = {runtime: {} for runtime in runtimes}
+    in_torch = [runtime for runtime in runtimes if runtime != ONNX]
     with TemporaryDirectory(prefix="bge_pruning_") as folder:
-        opened = {
-            name: _open(candidate, runtimes, dtype, device, words, Path(folder) / name)
-            for name, candidate in candidates.items()
-        }
-        yield {
-            runtime: {name: encoders[runtime] for name, encoders in opened.items()}
-            for runtime in runtimes
-        }
-
-
-def _open(
-    candidate: Candidate,
-    runtimes: Sequence[str],
-    dtype: str,
-    device: str,
-    words: Sequence[str],
-    folder: Path,
-) -> dict[str, Encoder]:
-    """One model by runtime."""
-    file, opened = candidate.onnx_file(), {}
-    base = None
-    if file is None or set(runtimes) != {ONNX}:
-        base = _load(candidate, words)
-    if ONNX in runtimes:
-        opened[ONNX] = OnnxEncoder(file or _export(base, folder), device)
-    if set(runtimes) != {ONNX}:
-        encoder = TextEncoder(base, device)
-        encoder.backbone.to(DTYPES[dtype])
-        encoder.heads.to(DTYPES[dtype])
-        opened |= dict.fromkeys((TORCH, COMPILE), encoder)
-    return opened
+        for name, candidate in candidates.items():
+            file = candidate.onnx_file()
+            base = _load(candidate, words) if in_torch or file is None else None
+            if ONNX in runtimes:
+                opened[ONNX][name] = OnnxEncoder(file or _export(base, Path(folder) / name), device)
+            if in_torch:
+                encoder = TextEncoder(base, device)
+                encoder.backbone.to(DTYPES[dtype])
+                encoder.heads.to(DTYPES[dtype])
+                for runtime in in_torch:
+                    opened[runtime][name] = encoder
+            del base  # where only the exported model is measured, it would take memory
+        yield opened
 
 
 def _load(candidate: Candidate, words: Sequence[str]) -> BaseModel:

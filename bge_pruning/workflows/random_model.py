@@ -1,4 +1,4 @@
-"""Models of random weights, for measurements at any size."""
+"""Build models of random weights, to measure any size."""
 
 from __future__ import annotations
 
@@ -8,6 +8,9 @@ from itertools import count, islice, product
 from typing import Any
 
 import torch
+from tokenizers import AddedToken, Tokenizer, decoders, pre_tokenizers
+from tokenizers.models import Unigram
+from tokenizers.processors import TemplateProcessing
 
 from bge_pruning.model_io.pretrained import BaseModel
 from bge_pruning.models.bge_m3_backbone import XLMRobertaBackbone
@@ -23,7 +26,7 @@ SYLLABLES = ["".join(pair) for pair in product("bcdfghjklmnpqrstvwxz", "aeiou")]
 def random_base_model(
     shape: EncoderShape, name: str, words: Sequence[str] = (), seed: int = 0
 ) -> BaseModel:
-    """A model of random weights that was never on a disk.
+    """Build a model of random weights in memory.
 
     Args:
         shape: Sizes of the model.
@@ -64,42 +67,26 @@ def _hf_config(shape: EncoderShape) -> dict[str, Any]:
 
 
 def make_tokenizer_files(size: int, max_length: int, words: Sequence[str]) -> dict[str, bytes]:
-    """A Unigram tokenizer in XLM-R's layout, of made-up pieces; indented as the real one is.
+    """Make a Unigram tokenizer in XLM-R's layout, of made-up pieces.
 
     Args:
         size: Number of tokens, special ones included.
         max_length: Longest text in tokens.
         words: Words that are pieces.
     """
-    pieces = list(islice(_pieces(words), size - len(SPECIAL) - 1))
-    scored = [[piece, -8.0 - rank / 30011] for rank, piece in enumerate(pieces)]
-    special = {"single_word": False, "lstrip": False, "rstrip": False, "normalized": False}
-    added = [
-        {"id": index, "content": token, **special, "special": True}
-        for index, token in [*enumerate(SPECIAL), (size - 1, "<mask>")]
-    ]
-    tokenizer = {
-        "version": "1.0",
-        "truncation": None,
-        "padding": None,
-        "added_tokens": added,
-        "normalizer": None,
-        "pre_tokenizer": {
-            "type": "Sequence",
-            "pretokenizers": [
-                {"type": "WhitespaceSplit"},
-                {"type": "Metaspace", "replacement": MARK, "prepend_scheme": "always"},
-            ],
-        },
-        "post_processor": _post_processor(),
-        "decoder": {"type": "Metaspace", "replacement": MARK, "prepend_scheme": "always"},
-        "model": {
-            "type": "Unigram",
-            "unk_id": 3,
-            "vocab": [[token, 0.0] for token in SPECIAL] + scored + [["<mask>", 0.0]],
-            "byte_fallback": False,
-        },
-    }
+    pieces = islice(_pieces(words), size - len(SPECIAL) - 1)
+    scored = [(piece, -8.0 - rank / 30011) for rank, piece in enumerate(pieces)]
+    vocabulary = [(token, 0.0) for token in SPECIAL] + scored + [("<mask>", 0.0)]
+    tokenizer = Tokenizer(Unigram(vocabulary, unk_id=3, byte_fallback=False))
+    metaspace = pre_tokenizers.Metaspace(replacement=MARK, prepend_scheme="always")
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence([pre_tokenizers.WhitespaceSplit(), metaspace])
+    tokenizer.decoder = decoders.Metaspace(replacement=MARK, prepend_scheme="always")
+    tokenizer.post_processor = TemplateProcessing(
+        single="<s> $A </s>",
+        pair="<s> $A </s> </s> $B </s>",
+        special_tokens=[("<s>", 0), ("</s>", 2)],
+    )
+    tokenizer.add_special_tokens([AddedToken(t, normalized=False) for t in (*SPECIAL, "<mask>")])
     names = {"bos": 0, "cls": 0, "eos": 2, "sep": 2, "pad": PAD, "unk": 3}
     config = {
         **{f"{name}_token": SPECIAL[index] for name, index in names.items()},
@@ -107,32 +94,14 @@ def make_tokenizer_files(size: int, max_length: int, words: Sequence[str]) -> di
         "model_max_length": max_length,
         "tokenizer_class": "XLMRobertaTokenizer",
     }
-    files = {"tokenizer.json": tokenizer, "tokenizer_config.json": config}
     return {
-        name: json.dumps(content, ensure_ascii=False, indent=2).encode()
-        for name, content in files.items()
-    }
-
-
-def _post_processor() -> dict[str, Any]:
-    def token(index: int) -> dict[str, Any]:
-        return {"SpecialToken": {"id": SPECIAL[index], "type_id": 0}}
-
-    def text(name: str) -> dict[str, Any]:
-        return {"Sequence": {"id": name, "type_id": 0}}
-
-    return {
-        "type": "TemplateProcessing",
-        "single": [token(0), text("A"), token(2)],
-        "pair": [token(0), text("A"), token(2), token(2), text("B"), token(2)],
-        "special_tokens": {
-            SPECIAL[i]: {"id": SPECIAL[i], "ids": [i], "tokens": [SPECIAL[i]]} for i in (0, 2)
-        },
+        "tokenizer.json": tokenizer.to_str(pretty=True).encode(),
+        "tokenizer_config.json": json.dumps(config, ensure_ascii=False, indent=2).encode(),
     }
 
 
 def _pieces(words: Sequence[str]) -> Iterator[str]:
-    """Pieces without end, none twice: words, letters, then ever longer made-up words."""
+    """Yield distinct pieces without end: words, letters, then ever longer made-up words."""
     first = [MARK + word for word in words] + [MARK, *map(chr, range(33, 127))]
     yield from dict.fromkeys(first)
     known = set(first)
