@@ -1,4 +1,4 @@
-"""Baselines: what stays is chosen without training gates, and cut as that of a run would be."""
+"""Baselines: choose what stays without training gates, and cut as for a run."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ log = logging.getLogger(__name__)
 
 
 def check_baseline(config: Config) -> Plan:
-    """Refuse what can be refused before any work is done, and plan the rest.
+    """Validate the configuration before loading any weights, and return the plan.
 
     Args:
         config: The run, with a method other than ``l0``.
@@ -56,7 +56,7 @@ def check_baseline(config: Config) -> Plan:
     Raises:
         ConfigError: If the method trains gates, or the configuration does not fit itself or the
             model.
-        OSError: If the model cannot be had.
+        OSError: If the model cannot be loaded.
     """
     if config.method == L0 or config.model.l0_module is None:
         raise ConfigError(
@@ -73,7 +73,7 @@ def check_baseline(config: Config) -> Plan:
 
 
 def shape_of(config: Config, plan: Plan, source: EncoderShape) -> EncoderShape:
-    """The sizes that a baseline is cut to.
+    """Return the sizes that a baseline is cut to.
 
     Args:
         config: The run.
@@ -101,7 +101,7 @@ def shape_of(config: Config, plan: Plan, source: EncoderShape) -> EncoderShape:
 
 
 def cut_baseline(config: Config, output: Path, overwrite: bool = False) -> dict[str, Any]:
-    """Choose what stays and write the cut model, not recovered yet.
+    """Choose what stays and write the cut model, before any recovery.
 
     Args:
         config: The run, see :func:`check_baseline`.
@@ -109,7 +109,7 @@ def cut_baseline(config: Config, output: Path, overwrite: bool = False) -> dict[
         overwrite: Replace an extracted model that is there.
 
     Returns:
-        The content of ``pruning.json``, as of a run of gates that was cut.
+        The content of ``pruning.json``, as for a run with gates.
 
     Raises:
         ConfigError: See :func:`check_baseline`.
@@ -124,7 +124,7 @@ def _start(config: Config, plan: Plan) -> Extraction:
     shape = shape_of(config, plan, base.shape)
     masks = choose_masks(config, base, shape)
     for module in (base.backbone, base.heads):
-        module.cpu()  # where extraction works
+        module.cpu()  # as extraction needs them
     metadata = build_metadata(config, plan, base)
     model = TrainedModel(metadata, base.shape, base.backbone, base.heads, None, batch=0)
     keep = base.backbone.keep_indices(masks)
@@ -134,7 +134,7 @@ def _start(config: Config, plan: Plan) -> Extraction:
 
 
 def choose_masks(config: Config, base: BaseModel, shape: EncoderShape) -> PruningMasks:
-    """Binary gates of a baseline.
+    """Choose the binary gates of a baseline.
 
     Args:
         config: The run.
@@ -167,25 +167,20 @@ def _choose_layers(config: Config, base: BaseModel, shape: EncoderShape) -> list
 
 
 def layer_score(config: Config, base: BaseModel) -> Callable[[Sequence[int]], float]:
-    """What a choice of layers is judged by, before any training.
+    """Return a function that scores kept layers, in ascending order, before any training.
 
-    With scored pairs in ``data.eval``: the mean of their Spearman correlations. Without: the mean
-    cosine of dense vectors of the calibration texts with those of the unpruned model.
+    With scored pairs in ``data.eval`` the score is the mean of their Spearman correlations.
+    Otherwise it is the mean cosine of dense vectors of the calibration texts with those of the
+    unpruned model.
 
     Args:
         config: The run.
         base: The unpruned model.
-
-    Returns:
-        Function from kept layers, ascending, to a score.
     """
     size, length = config.eval_batch_size, config.model.max_length
     encoder = TextEncoder(base, torch_device(config.device), length, size)
-    pairs = [
-        build_source(source, config, base, None, "")
-        for source in config.data.eval
-        if source.kind == "sts"
-    ]
+    sources = [source for source in config.data.eval if source.kind == "sts"]
+    pairs = [build_source(source, config, base, None, "") for source in sources]
     texts = None if pairs else calibration_texts(config, base, config.baseline.calibration_texts)
     original = None if pairs else _dense_vecs(encoder, texts)
 
@@ -208,7 +203,7 @@ def _spearman(
 
 
 def _dense_vecs(encoder: TextEncoder, texts: TokenizedTexts) -> np.ndarray:
-    """L2-normalised, shape ``(n, H)``."""
+    """Return L2-normalised vectors, shape ``(n, H)``."""
     vectors = np.empty((len(texts), encoder.dense_size), np.float32)
     for index, _, _, outputs in encoder.batches(texts, ("dense_vecs",)):
         vectors[index] = outputs["dense_vecs"].float().cpu().numpy()

@@ -1,6 +1,6 @@
-"""Which of the shapes that meet a budget keeps most: each is cut and refitted, none is trained.
+"""Find which of the shapes that meet a budget keeps most, by cutting and refitting, not training.
 
-How far a cut model that was fitted by least squares is from the whole one ranked six shapes of the
+The distance of a cut model, refitted by least squares, from the whole one ranked six shapes of the
 small model as training did, see experiments/results/quality/notes.md; gates with a budget have to
 choose while they still learn, and chose worse.
 """
@@ -44,25 +44,24 @@ from bge_pruning.utils.embedding_metrics import is_flat
 from bge_pruning.utils.environment import collect_versions
 
 log = logging.getLogger(__name__)
-# Texts that shapes are judged on, if there are as many beside those that they are fitted to.
+# Number of texts that shapes are judged on, if that many are left beside those for fitting.
 JUDGED_TEXTS = 256
-# With fewer, which shape is best would be chance.
+# With fewer texts the best shape would be a matter of chance.
 FEWEST_JUDGED = 16
-Batches = Sequence[tuple[Tensor, Tensor]]
 
 
 @dataclass(frozen=True)
 class MeasuredShape:
-    """How far a cut and fitted model is from the whole one, on texts that it was not fitted to.
+    """Distance of a cut and fitted model from the whole one, on texts not used for fitting.
 
     Attributes:
         shape: Its sizes.
         layers: The source's layers that it keeps.
-        cosine_error: Of dense vectors, see :func:`cosine_error`.
-        above_best: 95 % interval of what that is above the error of the best shape, over texts.
+        cosine_error: Error of dense vectors, see :func:`cosine_error`.
+        above_best: 95 % interval, over texts, of its error minus that of the best shape.
         multi_vector_error: One minus the mean cosine of multi-vectors with the source's; ``None``
             without such a head.
-        seconds: What it took.
+        seconds: Time that it took.
     """
 
     shape: EncoderShape
@@ -75,19 +74,19 @@ class MeasuredShape:
 
 @dataclass(frozen=True)
 class ShapeSearch:
-    """What was measured.
+    """The result of a search.
 
     Attributes:
         base_model: Folder or hub name of the source.
-        revision: Of the hub.
-        source: Its sizes.
+        revision: Revision on the hub.
+        source: Sizes of the source.
         plan: The target of the configuration.
         train: Names of the sources of texts.
         candidates: Number of shapes that meet the budget.
         fitted_texts: Number of texts that the shapes were fitted to.
         judged_texts: Number of texts that they are judged on.
-        seed: Of the choice of texts.
-        measured: The shapes that were measured, the best first.
+        seed: Seed of the choice of texts.
+        measured: The measured shapes, the best first.
     """
 
     base_model: str
@@ -103,11 +102,19 @@ class ShapeSearch:
 
     @property
     def override(self) -> str:
-        """``key=value`` that sets the best shape as the target of the configuration."""
-        return _override(self.measured[0].shape, self.plan)
+        """Return ``key=value`` that makes the best shape the target of the configuration."""
+        # All sizes are named, since sizes that only the configuration names would stay.
+        shape, pruned = self.measured[0].shape, SHAPE_FIELDS.values()
+        sizes = ", ".join(f"{n}: {getattr(shape, f)}" for f, n in YAML_NAMES.items() if f in pruned)
+        if self.plan.target is not None:
+            return f"model.l0_module.target_model={{{sizes}}}"
+        unset = "target_density: null, target_parameters: null"
+        if self.plan.target_speedup is not None:
+            unset = "target_speedup: null"
+        return f"model.l0_module={{target_model: {{{sizes}}}, {unset}}}"
 
     def as_dict(self) -> dict[str, Any]:
-        """For JSON."""
+        """Return JSON-ready values."""
         found = {**asdict(self), "override": self.override, "versions": collect_versions()}
         plan = found.pop("plan")
         kept = ("target", "target_parameters", "target_speedup", "target_length")
@@ -121,20 +128,18 @@ def search_shapes(config: Config, every: bool = False) -> ShapeSearch:
     ``baseline.calibration_texts`` training texts to which each cut model is then fitted.
 
     Args:
-        config: A run with a target; that of a shape stands for its number of parameters.
+        config: A run with a target; a target shape counts as its number of parameters.
         every: Measure all shapes, not only those that :func:`best_shape` asks for.
 
     Raises:
         ConfigError: If there is no target or no training data, or the target cannot be reached.
-        OSError: If the model cannot be had.
+        OSError: If the model cannot be loaded.
         ValueError: If the training data have too few texts.
     """
     plan = check_search(config)
     base = build_base_model(config)
     candidates = find_candidates(config, plan, base.shape)
-    texts = calibration_texts(config, base, config.baseline.calibration_texts + JUDGED_TEXTS)
-    fitted, judged = split_texts(texts, config.baseline.calibration_texts)
-    judge = _Judge(config, base, texts, fitted, judged)
+    judge = _Judge(config, base)
     if every:
         for shape in candidates:
             judge.error(shape)
@@ -147,8 +152,8 @@ def search_shapes(config: Config, every: bool = False) -> ShapeSearch:
         plan=plan,
         train=tuple(source.name for source in config.data.train),
         candidates=len(candidates),
-        fitted_texts=len(fitted),
-        judged_texts=len(judged),
+        fitted_texts=judge.fitted,
+        judged_texts=judge.judged,
         seed=config.seed,
         measured=judge.ranked(config.seed),
     )
@@ -179,7 +184,7 @@ def check_search(config: Config) -> Plan:
 
 
 def find_candidates(config: Config, plan: Plan, source: EncoderShape) -> list[EncoderShape]:
-    """The shapes to choose from; a target shape is the one of its layers and heads.
+    """Return the shapes to choose from; a target shape replaces the one of its layers and heads.
 
     Args:
         config: The run.
@@ -199,7 +204,7 @@ def find_candidates(config: Config, plan: Plan, source: EncoderShape) -> list[En
     found = {(s.num_hidden_layers, s.num_attention_heads): s for s in shapes}
     if plan.target is not None:
         found[plan.target.num_hidden_layers, plan.target.num_attention_heads] = plan.target
-    # The outer parts are those that the loaded weights really have.
+    # Embeddings and heads are those of the loaded weights.
     sizes = [{f: getattr(shape, f) for f in SHAPE_FIELDS.values()} for shape in found.values()]
     smaller = [shape for size in sizes if (shape := replace(source, **size)) != source]
     if not smaller:
@@ -211,16 +216,16 @@ def find_candidates(config: Config, plan: Plan, source: EncoderShape) -> list[En
 
 
 def split_texts(texts: TokenizedTexts, wanted: int) -> tuple[list[int], list[int]]:
-    """Texts to fit to and texts to judge on, none of them in both.
+    """Return the texts to fit to and the texts to judge on, without a common text.
 
-    With few texts a third is judged on.
+    If there are few texts, a third of them is judged on.
 
     Args:
-        texts: In random order; those of several sources may be there twice.
-        wanted: How many to fit to.
+        texts: In random order; texts of several sources may occur twice.
+        wanted: Number of texts to fit to.
 
     Raises:
-        ValueError: If fewer than ``FEWEST_JUDGED`` are left to judge on.
+        ValueError: If fewer than ``FEWEST_JUDGED`` texts are left to judge on.
     """
     first = {texts[i].tobytes(): i for i in reversed(range(len(texts)))}
     different = sorted(first.values())
@@ -240,23 +245,17 @@ class _Judge:
     Args:
         config: The run.
         base: The unpruned model; it is moved to the run's device.
-        texts: Training texts.
-        fitted: Which of them shapes are fitted to.
-        judged: Which they are judged on.
 
     Raises:
-        ValueError: If the unpruned model gives all pairs of texts the same cosine.
+        ValueError: If there are too few texts, or the unpruned model gives all pairs of them the
+            same cosine.
     """
 
-    def __init__(
-        self,
-        config: Config,
-        base: BaseModel,
-        texts: TokenizedTexts,
-        fitted: Sequence[int],
-        judged: Sequence[int],
-    ) -> None:
-        device = torch_device(config.device)
+    def __init__(self, config: Config, base: BaseModel) -> None:
+        device, wanted = torch_device(config.device), config.baseline.calibration_texts
+        texts = calibration_texts(config, base, wanted + JUDGED_TEXTS)
+        fitted, judged = split_texts(texts, wanted)
+        self.fitted, self.judged = len(fitted), len(judged)
         self.fit = list(pad_batches(texts, fitted, config, base, device))
         self.test = list(pad_batches(texts, judged, config, base, device))
         self.source = base.backbone.to(device).eval()
@@ -275,10 +274,10 @@ class _Judge:
 
     @torch.no_grad()
     def error(self, shape: EncoderShape) -> float:
-        """The error of the cosines of a shape, measured now."""
+        """Measure the error of the cosines of a shape."""
         started = time.monotonic()
         keep = self.source.keep_indices(masks_of_importance(self.importance, shape))
-        # Cutting replaces tables of embeddings and fitting leaves them alone: no need of a copy.
+        # Embeddings need no copy: cutting replaces their tables, and fitting leaves them alone.
         shared = {id(p): p for p in self.source.embeddings.parameters()}
         backbone, heads = copy.deepcopy(self.source, shared), copy.deepcopy(self.heads)
         cut(backbone, heads, keep)
@@ -291,28 +290,26 @@ class _Judge:
             multi = 1.0 - float(torch.cosine_similarity(*pair, dim=-1).mean())
         error = cosine_error(self.cosines[shape], self.wanted_cosines)
         seconds = time.monotonic() - started
-        layers = tuple(keep.layer)
-        self.measured[shape] = MeasuredShape(shape, layers, error, (0.0, 0.0), multi, seconds)
+        self.measured[shape] = MeasuredShape(
+            shape, tuple(keep.layer), error, (0.0, 0.0), multi, seconds
+        )
         log.info("%s: error of cosines %.4f, %.0f s", shape.describe(), error, seconds)
         return error
 
     def ranked(self, seed: int) -> tuple[MeasuredShape, ...]:
-        """The shapes that were measured, the best first, each compared with it.
+        """Return the measured shapes, the best first, and compare the others with it.
 
         Args:
-            seed: Of the bootstrap.
+            seed: Seed of the bootstrap.
         """
-        ranked = sorted(self.measured.values(), key=lambda m: m.cosine_error)
-        best = self.cosines[ranked[0].shape]
-        found = [ranked[0]]
-        for m in ranked[1:]:
-            above = error_difference(self.cosines[m.shape], best, self.wanted_cosines, seed)
-            found.append(replace(m, above_best=above))
-        return tuple(found)
+        best, *others = sorted(self.measured.values(), key=lambda m: m.cosine_error)
+        pairs = [(self.cosines[m.shape], self.cosines[best.shape]) for m in others]
+        above = [error_difference(*pair, self.wanted_cosines, seed) for pair in pairs]
+        return (best, *(replace(m, above_best=a) for m, a in zip(others, above, strict=True)))
 
     @torch.no_grad()
     def _outputs(self, backbone: torch.nn.Module, heads: torch.nn.Module) -> dict[str, Tensor]:
-        """Of the texts to judge on: dense vectors ``(N, H)``, multi-vectors ``(tokens, C)``."""
+        """Embed the texts to judge on: dense vectors ``(N, H)``, multi-vectors ``(tokens, C)``."""
         found: dict[str, list[Tensor]] = {name: [] for name in self.names}
         for ids, mask in self.test:
             outputs = compute_outputs(backbone, heads, ids, mask, self.names)
@@ -324,43 +321,27 @@ class _Judge:
 
 
 def _cosines(outputs: dict[str, Tensor]) -> np.ndarray:
-    """Cosines of all texts with all, shape ``(N, N)``."""
+    """Return the cosines of all pairs of texts, shape ``(N, N)``."""
     vectors = outputs["dense_vecs"]
     return (vectors @ vectors.T).numpy()
 
 
-def _override(shape: EncoderShape, plan: Plan) -> str:
-    # All sizes, since those that a configuration has and an override lacks would stay.
-    pruned = set(SHAPE_FIELDS.values())
-    sizes = ", ".join(f"{n}: {getattr(shape, f)}" for f, n in YAML_NAMES.items() if f in pruned)
-    if plan.target is not None:
-        return f"model.l0_module.target_model={{{sizes}}}"
-    budgets = ("target_density", "target_parameters")
-    if plan.target_speedup is not None:
-        budgets = ("target_speedup",)
-    others = "".join(f", {name}: null" for name in budgets)
-    return f"model.l0_module={{target_model: {{{sizes}}}{others}}}"
-
-
 def search_rows(search: ShapeSearch) -> tuple[list[str], list[list[str]]]:
-    """A table of what was measured, the best first: its header and its cells."""
+    """Return a table of the measured shapes, the best first: its header and its cells."""
     length = search.plan.target_length
-    full = count_parameters(search.source).encoder
-    header = [
-        *("keeps layers", "layers", "hidden", "heads", "units", "encoder"),
-        *(f"speed-up at {length}", "error of cosines", "above the best", "of multi-vectors"),
-    ]
+    full, flops = count_parameters(search.source).encoder, forward_flops(search.source, [length])
+    header = ["keeps layers", "layers", "hidden", "heads", "units", "encoder"]
+    header += [f"speed-up at {length}", "error of cosines", "above the best", "of multi-vectors"]
     rows = []
     for index, m in enumerate(search.measured):
         s, multi, (low, high) = m.shape, m.multi_vector_error, m.above_best
-        speedup = forward_flops(search.source, [length]) / forward_flops(s, [length])
+        sizes = (s.num_hidden_layers, s.hidden_size, s.num_attention_heads, s.intermediate_size)
         rows.append(
             [
                 render_spans(m.layers),
-                *(str(getattr(s, f)) for f in ("num_hidden_layers", "hidden_size")),
-                *(str(getattr(s, f)) for f in ("num_attention_heads", "intermediate_size")),
+                *map(str, sizes),
                 f"{count_parameters(s).encoder / full:.1%}",
-                f"{speedup:.2f}",
+                f"{flops / forward_flops(s, [length]):.2f}",
                 f"{m.cosine_error:.4f}",
                 f"{low:.4f} to {high:.4f}" if index else "",
                 "none" if multi is None else f"{multi:.4f}",
@@ -370,7 +351,7 @@ def search_rows(search: ShapeSearch) -> tuple[list[str], list[list[str]]]:
 
 
 def render_spans(layers: Sequence[int]) -> str:
-    """Ascending numbers with runs shortened, such as ``0, 2-5``."""
+    """Render ascending numbers with runs shortened, such as ``0, 2-5``."""
     runs: list[list[int]] = []
     for layer in layers:
         if runs and layer == runs[-1][-1] + 1:
@@ -381,7 +362,7 @@ def render_spans(layers: Sequence[int]) -> str:
 
 
 def summarise(search: ShapeSearch) -> str:
-    """What was measured, which shapes are as good as the best, and the override that sets it."""
+    """Say what was measured, how many shapes may be as good as the best, and its override."""
     ties = sum(m.above_best[0] <= 0 for m in search.measured[1:])
     told = f"{ties} of the others may be as good" if ties else "the others are worse"
     return (
