@@ -1,4 +1,4 @@
-"""Which models are measured in which runtimes, and what is refused before that."""
+"""Which models are measured in which runtimes, and which requests are refused."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Shapes of a size, measured on the tiny model: what is tried, what is measured, what is said."""
+"""Shapes of a size on the tiny model: what is tried and measured, in a table, words and a file."""
 
 import copy
 import json
@@ -14,7 +14,7 @@ from scipy.stats import pearsonr
 from bge_pruning.config.load import ConfigError, load_config
 from bge_pruning.datasets.embedding_dataset import TokenizedTexts
 from bge_pruning.model_io.checkpoint import cut
-from bge_pruning.models import encoder_shape
+from bge_pruning.models import shape_choice
 from bge_pruning.models.encoder_shape import count_parameters, forward_flops
 from bge_pruning.models.shape_choice import shapes_of_budget
 from bge_pruning.selection.importance import masks_of_importance
@@ -24,18 +24,27 @@ from bge_pruning.training.builders import build_base_model
 from bge_pruning.training.calibration import calibration_texts, pad_batches
 from bge_pruning.training.plan import build_plan
 from bge_pruning.workflows import shape_search
-from bge_pruning.workflows.shape_search import find_candidates, search_shapes, split_texts
+from bge_pruning.workflows.shape_search import (
+    find_candidates,
+    render_spans,
+    search_rows,
+    search_shapes,
+    split_texts,
+    summarise,
+)
+from tests.common.script_process import load_script
 
-HALF = "model.l0_module={target_model: null, target_density: 0.5}"
+HALF = "model.l0_module={target_model: null, target_density: 0.5, target_length: 256}"
 TEXTS = "baseline.calibration_texts=40"
 
 
-@pytest.fixture(autouse=True)
-def units_one_by_one(monkeypatch):
+@pytest.fixture(autouse=True, scope="module")
+def units_one_by_one():
     """The tiny model's units are too few for multiples of 8 to be near a budget."""
-    monkeypatch.setattr(encoder_shape, "FINEST_UNITS", 1)
-    shapes_of_budget.cache_clear()
-    yield
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(shape_choice, "FINEST_UNITS", 1)
+        shapes_of_budget.cache_clear()
+        yield
     shapes_of_budget.cache_clear()
 
 
@@ -44,9 +53,15 @@ def configure(tiny_yaml):
     return lambda *overrides: load_config([tiny_yaml], overrides)
 
 
-@pytest.fixture
-def half(configure):
-    return configure(HALF, TEXTS)
+@pytest.fixture(scope="module")
+def half(make_yaml, tmp_path_factory):
+    return load_config([make_yaml(tmp_path_factory.mktemp("half"))], [HALF, TEXTS])
+
+
+@pytest.fixture(scope="module")
+def search(half):
+    """All shapes of half the size."""
+    return search_shapes(half, every=True)
 
 
 def sizes(shapes) -> list[tuple[int, int, int]]:
@@ -104,8 +119,7 @@ def texts_of(config):
 
 
 @pytest.mark.parametrize("place", [0, -1])
-def test_an_error_is_that_of_the_cut_and_fitted_model_on_other_texts(half, place):
-    search = search_shapes(half, every=True)
+def test_an_error_is_that_of_the_cut_and_fitted_model_on_other_texts(half, search, place):
     assert sorted(sizes(m.shape for m in search.measured)) == sorted(sizes(candidates(half)[0]))
     texts, fitted, judged = texts_of(half)
     assert (search.fitted_texts, search.judged_texts) == (len(fitted), len(judged))
@@ -179,8 +193,8 @@ def test_the_search_leaves_the_weights_as_they_are(configure, monkeypatch):
         assert torch.equal(value, before[name])
 
 
-def test_others_are_compared_with_the_best(half):
-    best, *others = search_shapes(half, every=True).measured
+def test_others_are_compared_with_the_best(search):
+    best, *others = search.measured
     assert best.above_best == (0.0, 0.0) and others
     for other in others:
         low, high = other.above_best
@@ -228,6 +242,7 @@ def test_a_model_that_tells_no_texts_apart_is_an_error(half, monkeypatch):
     [
         (["stage=recover"], r"^stage is recover, whose model is cut already"),
         (["data.train=[]"], r"^data\.train is empty"),
+        (["model.l0_module=null"], r"^model\.l0_module is null: there is no size"),
         (
             ["model.l0_module={target_model: null, target_density: 1.0}"],
             r"^only the model as it is meets the target",
@@ -239,15 +254,10 @@ def test_what_cannot_be_searched_is_refused(changes, message, configure):
         search_shapes(configure(*changes))
 
 
-def test_no_target_is_an_error(configure):
-    with pytest.raises(ConfigError, match=r"^model\.l0_module is null: there is no size"):
-        search_shapes(configure("model.l0_module=null"))
-
-
 @pytest.mark.parametrize(
     "target",
     [
-        "model.l0_module={target_model: null, target_density: 0.5}",
+        HALF,
         "model.l0_module={target_model: null, target_parameters: 15e3}",
         "model.l0_module={target_model: null, target_speedup: 2}",
         "model.l0_module.target_model={d_model: 24, n_heads: 3, n_layers: 2}",
@@ -256,8 +266,8 @@ def test_no_target_is_an_error(configure):
 def test_the_override_sets_the_best_shape(target, configure):
     search = search_shapes(configure(target, TEXTS))
     found = build_plan(configure(target, search.override)).target
-    assert sizes([found]) == sizes([search.measured[0].shape])
-    assert found.hidden_size == search.measured[0].shape.hidden_size
+    best = search.measured[0].shape
+    assert (sizes([found]), found.hidden_size) == (sizes([best]), best.hidden_size)
 
 
 def test_json_says_what_it_is_a_result_of(configure, model_folder):
@@ -270,3 +280,54 @@ def test_json_says_what_it_is_a_result_of(configure, model_folder):
     assert found["override"] == search.override
     assert len(found["measured"]) == len(search.measured) <= found["candidates"]
     assert found["measured"][0]["cosine_error"] == search.measured[0].cosine_error
+
+
+# What is said
+
+
+@pytest.mark.parametrize(
+    ("layers", "text"),
+    [((0, 2, 3, 4, 5), "0, 2-5"), ((1,), "1"), ((0, 1), "0-1"), ((0, 2, 4), "0, 2, 4")],
+)
+def test_layers_are_written_as_runs(layers, text):
+    assert render_spans(layers) == text
+
+
+def test_rows_say_what_each_shape_costs_and_loses(search):
+    header, rows = search_rows(search)
+    assert len(rows) == len(search.measured) > 1
+    for cells, m in zip(rows, search.measured, strict=True):
+        row = dict(zip(header, cells, strict=True))
+        s = m.shape
+        sizes = (s.num_hidden_layers, s.hidden_size, s.num_attention_heads, s.intermediate_size)
+        assert [int(row[k]) for k in ("layers", "hidden", "heads", "units")] == list(sizes)
+        share = count_parameters(s).encoder / count_parameters(search.source).encoder
+        assert row["encoder"] == f"{share:.1%}"
+        faster = forward_flops(search.source, [256]) / forward_flops(s, [256])
+        assert float(row["speed-up at 256"]) == pytest.approx(faster, abs=0.005)
+        assert float(row["error of cosines"]) == pytest.approx(m.cosine_error, abs=1e-4)
+        assert float(row["of multi-vectors"]) == pytest.approx(m.multi_vector_error, abs=1e-4)
+    assert rows[0][header.index("above the best")] == ""
+    low, high = map(float, rows[1][header.index("above the best")].split(" to "))
+    assert (low, high) == pytest.approx(search.measured[1].above_best, abs=1e-4)
+
+
+def test_ties_with_the_best_are_said(search):
+    ties = [m for m in search.measured[1:] if m.above_best[0] <= 0]
+    text = summarise(search)
+    told = f"{len(ties)} of the others may be as good" if ties else "the others are worse"
+    assert told in text and search.override in text
+    assert f"judged on {search.judged_texts} others; none was trained" in text
+
+
+def test_the_script_prints_a_table_and_writes_it(tiny_yaml, tmp_path, capsys):
+    output = tmp_path / "new" / "shapes.json"
+    arguments = [str(tiny_yaml), "--output", str(output), HALF, TEXTS]
+    assert load_script("choose_shape").main(arguments) == 0
+    printed = capsys.readouterr().out
+    found = json.loads(output.read_text())
+    assert f"{len(found['measured'])} of {found['candidates']} shapes measured" in printed
+    assert f"{found['measured'][0]['cosine_error']:.4f}" in printed
+    before = output.read_bytes()
+    assert load_script("choose_shape").main(arguments) == 1
+    assert output.read_bytes() == before

@@ -1,7 +1,8 @@
-"""The trainings of the benchmark: what each trains, and that it trains weights of its own."""
+"""The batches and the trainings of the benchmark: what is in them, and what each trains."""
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F  # noqa: N812
@@ -9,7 +10,70 @@ import torch.nn.functional as F  # noqa: N812
 from bge_pruning.model_io.pretrained import load_base_model
 from bge_pruning.reports.efficiency_table import UNCOMPILED
 from bge_pruning.utils.records import CACHED, COMPILED, GATES, PLAIN, TEACHER, TRAININGS
-from bge_pruning.workflows.training_batches import huggingface_model, make_trainings
+from bge_pruning.workflows.training_batches import (
+    FIXED,
+    GROUPED,
+    RANDOM,
+    huggingface_model,
+    make_batches,
+    make_trainings,
+)
+
+PAD = 1
+
+
+@pytest.fixture
+def kinds(token_texts, tmp_path):
+    return make_batches(token_texts, 8, 12, 5, PAD, 32, tmp_path)
+
+
+def test_batches_of_every_kind(kinds, token_texts):
+    assert list(kinds) == [FIXED, RANDOM, GROUPED]
+    for batches in kinds.values():
+        made = [batches.make(index, cached=False) for index in range(5)]
+        assert len(batches.rows) == 5
+        assert all(batch["teacher_dense_vecs"].shape == (8, 1, 32) for batch in made)
+        masks = [batch["attention_mask"] for batch in made]
+        assert [int(mask.sum()) for mask in masks] == batches.lengths.sum(axis=1).tolist()
+        assert [mask.numel() for mask in masks] == batches.padded.tolist()
+        for batch in made:
+            assert torch.equal(batch["input_ids"] == PAD, batch["attention_mask"] == 0)
+    assert kinds[FIXED].make(0, cached=False)["input_ids"].shape == (8, 1, 12)
+    assert kinds[FIXED].padded.sum() == kinds[FIXED].lengths.sum()
+    assert kinds[RANDOM].lengths.sum() == kinds[GROUPED].lengths.sum() == token_texts.lengths.sum()
+    assert kinds[GROUPED].padded.sum() < kinds[RANDOM].padded.sum()
+
+
+def test_vectors_are_read_from_the_file_or_ready(kinds):
+    for batches in kinds.values():
+        assert not batches.plain.teacher
+        assert isinstance(batches.cached.teacher["dense_vecs"], np.memmap)
+        for index in range(5):
+            ready, read = (batches.make(index, cached) for cached in (False, True))
+            assert ready.keys() == read.keys()
+            for name, value in ready.items():
+                assert name == "lengths" or torch.equal(value, read[name]), name
+            assert ready["teacher_dense_vecs"] is batches.targets[index]
+            assert read["teacher_dense_vecs"] is not batches.targets[index]
+
+
+def test_too_few_texts(token_texts, tmp_path):
+    with pytest.raises(ValueError, match=r"40 texts are too few for 6 batches of 8\. To fix"):
+        make_batches(token_texts, 8, 12, 6, PAD, 32, tmp_path)
+
+
+@pytest.mark.gpu
+def test_batches_are_moved_to_the_gpu(token_texts, kinds, tmp_path):
+    batches = make_batches(token_texts, 8, 12, 5, PAD, 32, tmp_path / "gpu", "cuda")[RANDOM]
+    expected = kinds[RANDOM].make(0, cached=True)
+    for cached in (False, True):
+        found = batches.make(0, cached)
+        assert found.pop("lengths") == expected["lengths"]
+        for name, value in found.items():
+            assert value.is_cuda and torch.equal(value.cpu(), expected[name]), name
+
+
+# Trainings
 
 
 @pytest.fixture
@@ -24,11 +88,8 @@ def batch():
     mask = (torch.arange(11) < torch.arange(4, 12)[:, None]).long()
     ids = torch.randint(4, 60, mask.shape, generator=generator) * mask + (1 - mask)
     vectors = F.normalize(torch.randn(8, 32, generator=generator), dim=-1)
-    return {
-        "input_ids": ids[:, None],
-        "attention_mask": mask[:, None],
-        "teacher_dense_vecs": vectors[:, None],
-    }
+    inputs = {"input_ids": ids, "attention_mask": mask, "teacher_dense_vecs": vectors}
+    return {name: value[:, None] for name, value in inputs.items()}
 
 
 def weights(training):
