@@ -182,15 +182,10 @@ def test_padding_counts_for_plain_and_compiled_layers():
             (GATES, CACHED),
             (6000, 8000),
             20,
-            r"2 trainings \(gates, cached\) .* pass --trainings gates \(\d+\.\d GB\), or lower --bat"
-            r"ch-size, --max-length and --fixed-length to 2,000 tokens a batch \(now 8,000\)\.$",
+            r"2 trainings \(gates, cached\) .* pass --trainings gates \(\d+\.\d GB\), or lower "
+            r"--batch-size, --max-length and --fixed-length to 2,000 tokens a batch \(now 8,000\)\.$",
         ),
-        (
-            (PLAIN,),
-            (256, 256),
-            2,
-            r"1 training \(plain\) .* To fix, choose a smaller model, or a ma",
-        ),
+        ((PLAIN,), (256, 256), 2, r"1 training \(plain\) .* To fix, choose a smaller model, or a"),
     ],
 )
 def test_what_does_not_fit_is_refused_with_advice(names, sizes, free, message):
