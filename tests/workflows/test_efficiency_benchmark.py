@@ -44,12 +44,11 @@ def names(folder: Path) -> dict[str, Candidate]:
 
 
 def test_a_configuration_is_its_target_beside_its_source(tiny_yaml):
-    plan = build_plan(load_config([tiny_yaml]))
-    target = Candidate(f"{tiny_yaml} (target, random weights)", plan.target)
-    source = Candidate(f"{tiny_yaml} (source, random weights)", plan.source)
-    assert find_candidates(str(tiny_yaml)) == {"model": target, "baseline": source}
-    both = find_candidates(str(tiny_yaml), str(tiny_yaml))
-    assert both == {"model": target, "baseline": target}
+    plan, name = build_plan(load_config([tiny_yaml])), str(tiny_yaml)
+    target = Candidate(f"{name} (target, random weights)", plan.target)
+    source = Candidate(f"{name} (source, random weights)", plan.source)
+    assert find_candidates(name) == {"model": target, "baseline": source}
+    assert find_candidates(name, name) == {"model": target, "baseline": target}
 
 
 def test_models_by_name(model_folder, tiny_yaml):
@@ -100,19 +99,16 @@ def test_a_device_that_is_not_there(device, model_folder):
         check_request(names(model_folder), ("torch",), "fp32", device)
 
 
-def test_without_a_compiler(model_folder, monkeypatch):
+def test_with_and_without_a_compiler(model_folder, monkeypatch):
     def fail(_):
         raise RuntimeError("no C++ compiler\nat all")
 
+    monkeypatch.setattr(torch, "compile", lambda function: function)
+    check_request(names(model_folder), ("torch", "compile"), "bf16", "cpu")
     monkeypatch.setattr(torch, "compile", lambda _: fail)
     message = r"torch\.compile does not work on cpu \(no C\+\+ compiler\)\. To fix, install a C\+\+"
     with pytest.raises(ValueError, match=message):
         check_request(names(model_folder), ("compile",), "fp32", "cpu")
-
-
-def test_with_a_compiler(model_folder, monkeypatch):
-    monkeypatch.setattr(torch, "compile", lambda function: function)
-    check_request(names(model_folder), ("torch", "compile"), "bf16", "cpu")
 
 
 def test_one_model_for_every_runtime(model_folder, assert_same):
@@ -165,11 +161,9 @@ def test_other_architectures(monkeypatch, model_folder):
 def test_the_whole_result(exported, tmp_path):
     candidates = find_candidates(str(exported / "onnx" / "model.onnx"), str(exported))
     result = benchmark(candidates, ("onnx",), "fp32", "cpu", [2], [5], (), 0.01)
-    assert list(result) == [
-        *("model", "baseline", "shapes", "parameters", "device", "dtype", "runtimes", "machine"),
-        *("settings", "saturation", "weight_bytes", "threads", "max_length", "too_long"),
-        *("too_large", "versions"),
-    ]
+    keys = "model baseline shapes parameters device dtype runtimes machine settings saturation"
+    keys += " weight_bytes threads max_length too_long too_large versions"
+    assert list(result) == keys.split()
     json.dumps(result, allow_nan=False)
     (setting,) = result["settings"]
     assert (setting["runtime"], setting["ideal"]) == ("onnx", 1.0)

@@ -73,13 +73,15 @@ def candidates(config):
     return find_candidates(config, build_plan(config), base.shape), base.shape
 
 
+def encoder(shape) -> int:
+    return count_parameters(shape).encoder
+
+
 def test_candidates_meet_the_budget_and_have_the_heads_of_the_model(half):
     shapes, source = candidates(half)
     assert len(shapes) > 2
     for shape in shapes:
-        assert count_parameters(shape).encoder == pytest.approx(
-            count_parameters(source).encoder / 2, rel=0.005
-        )
+        assert encoder(shape) == pytest.approx(encoder(source) / 2, rel=0.005)
         assert (shape.colbert_dim, shape.sparse_head, shape.pooler) == (32, True, True)
 
 
@@ -92,17 +94,13 @@ def test_a_speedup_is_a_budget_of_operations(configure):
 
 
 def test_a_target_shape_is_among_the_shapes_of_its_size(configure):
-    target = (
-        "model.l0_module.target_model={d_model: 32, n_heads: 4, n_layers: 3, intermediate_size: 37}"
-    )
-    shapes, source = candidates(configure(target))
+    target = "{d_model: 32, n_heads: 4, n_layers: 3, intermediate_size: 37}"
+    shapes, source = candidates(configure(f"model.l0_module.target_model={target}"))
     assert (3, 4, 37) in sizes(shapes)
     assert len(set(sizes(shapes))) == len(shapes) > 1
     wanted = replace(source, num_hidden_layers=3, intermediate_size=37)
     for shape in shapes:
-        assert count_parameters(shape).encoder == pytest.approx(
-            count_parameters(wanted).encoder, rel=0.005
-        )
+        assert encoder(shape) == pytest.approx(encoder(wanted), rel=0.005)
 
 
 def test_axes_without_gates_keep_their_size(configure):
@@ -112,16 +110,12 @@ def test_axes_without_gates_keep_their_size(configure):
     assert {s.num_attention_heads for s in shapes} == {4}
 
 
-def texts_of(config):
-    wanted = config.baseline.calibration_texts
-    texts = calibration_texts(config, build_base_model(config), wanted + shape_search.JUDGED_TEXTS)
-    return texts, *split_texts(texts, wanted)
-
-
 @pytest.mark.parametrize("place", [0, -1])
 def test_an_error_is_that_of_the_cut_and_fitted_model_on_other_texts(half, search, place):
     assert sorted(sizes(m.shape for m in search.measured)) == sorted(sizes(candidates(half)[0]))
-    texts, fitted, judged = texts_of(half)
+    wanted = half.baseline.calibration_texts
+    texts = calibration_texts(half, build_base_model(half), wanted + shape_search.JUDGED_TEXTS)
+    fitted, judged = split_texts(texts, wanted)
     assert (search.fitted_texts, search.judged_texts) == (len(fitted), len(judged))
     chosen = search.measured[place]
     found, wanted, multi = outputs_by_hand(half, chosen.shape, texts, fitted, judged)
@@ -158,15 +152,10 @@ def outputs_by_hand(config, shape, texts, fitted, judged, fit=True):
 
 def test_nearly_the_whole_model_has_nearly_no_error(configure):
     """A unit less in each layer."""
-    search = search_shapes(
-        configure(
-            "model.l0_module.target_model={d_model: 32, n_heads: 4, n_layers: 4}",
-            "model.l0_module.target_model.intermediate_size=63",
-            "model.l0_module.pruning_modules=[intermediate]",
-            TEXTS,
-        )
-    )
-    (only,) = search.measured
+    target = "{d_model: 32, n_heads: 4, n_layers: 4, intermediate_size: 63}"
+    changes = (f"model.l0_module.target_model={target}", TEXTS)
+    axes = "model.l0_module.pruning_modules=[intermediate]"
+    (only,) = search_shapes(configure(*changes, axes)).measured
     assert only.layers == (0, 1, 2, 3) and only.above_best == (0.0, 0.0)
     assert only.cosine_error < 0.05 and only.multi_vector_error < 0.05
 
@@ -238,20 +227,17 @@ def test_a_model_that_tells_no_texts_apart_is_an_error(half, monkeypatch):
 
 
 @pytest.mark.parametrize(
-    ("changes", "message"),
+    ("change", "message"),
     [
-        (["stage=recover"], r"^stage is recover, whose model is cut already"),
-        (["data.train=[]"], r"^data\.train is empty"),
-        (["model.l0_module=null"], r"^model\.l0_module is null: there is no size"),
-        (
-            ["model.l0_module={target_model: null, target_density: 1.0}"],
-            r"^only the model as it is meets the target",
-        ),
+        ("stage=recover", r"^stage is recover, whose model is cut already"),
+        ("data.train=[]", r"^data\.train is empty"),
+        ("model.l0_module=null", r"^model\.l0_module is null: there is no size"),
+        (HALF.replace("0.5", "1.0"), r"^only the model as it is meets the target"),
     ],
 )
-def test_what_cannot_be_searched_is_refused(changes, message, configure):
+def test_what_cannot_be_searched_is_refused(change, message, configure):
     with pytest.raises(ConfigError, match=message):
-        search_shapes(configure(*changes))
+        search_shapes(configure(change))
 
 
 @pytest.mark.parametrize(
@@ -301,8 +287,7 @@ def test_rows_say_what_each_shape_costs_and_loses(search):
         s = m.shape
         sizes = (s.num_hidden_layers, s.hidden_size, s.num_attention_heads, s.intermediate_size)
         assert [int(row[k]) for k in ("layers", "hidden", "heads", "units")] == list(sizes)
-        share = count_parameters(s).encoder / count_parameters(search.source).encoder
-        assert row["encoder"] == f"{share:.1%}"
+        assert row["encoder"] == f"{encoder(s) / encoder(search.source):.1%}"
         faster = forward_flops(search.source, [256]) / forward_flops(s, [256])
         assert float(row["speed-up at 256"]) == pytest.approx(faster, abs=0.005)
         assert float(row["error of cosines"]) == pytest.approx(m.cosine_error, abs=1e-4)
