@@ -18,8 +18,8 @@ cached   gates, and the step reads the teacher's vectors from the mapped cache f
          does with teacher.cache=true
 
 The batches: texts cut to --fixed-length; random batches padded to their longest text; and batches
-of texts of similar length. Trainings take turns on every batch. A step begins with the texts' token
-ids in memory and ends with changed weights.
+of texts of similar length. Trainings are interleaved on every batch. A step begins with token
+ids of texts in memory and ends with changed weights.
 
 --output writes JSON:
 
