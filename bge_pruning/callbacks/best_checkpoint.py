@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import logging
 import math
-import os
 from collections.abc import Mapping
+from contextlib import nullcontext
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -15,6 +15,7 @@ from composer.utils import dist
 from composer.utils.checkpoint import save_checkpoint
 
 from bge_pruning.model_io.checkpoint import BEST_CHECKPOINT, BEST_KEY, BestScore, read_best_score
+from bge_pruning.utils.files import atomic_file
 
 log = logging.getLogger(__name__)
 
@@ -73,10 +74,9 @@ class BestCheckpoint:
             content["state"].pop("optimizers", None)
             content[BEST_KEY] = asdict(self.best)
 
-        partial = self.path.with_suffix(".partial")  # Composer would compress *.pt.partial
-        save_checkpoint(state, str(partial), ignore_keys=reduce)
-        if dist.get_global_rank() == 0:
-            os.replace(partial, self.path)
+        first = dist.get_global_rank() == 0  # the other ranks take part, and write nothing
+        with atomic_file(self.path) if first else nullcontext(self.path) as path:
+            save_checkpoint(state, str(path), ignore_keys=reduce)
 
     def state_dict(self) -> dict[str, Any]:
         """Return the best score so far, for checkpoints."""

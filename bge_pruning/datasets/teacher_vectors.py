@@ -10,7 +10,6 @@ from __future__ import annotations
 import hashlib
 import logging
 import os
-import uuid
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
@@ -20,7 +19,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from bge_pruning.datasets.embedding_dataset import TokenizedTexts, pad_texts
-from bge_pruning.utils.files import lock_of
+from bge_pruning.utils.files import atomic_file, lock_of
 
 Allocate = Callable[[str, tuple[int, ...], type], np.ndarray]
 # Raised when what the numbers mean changes.
@@ -44,10 +43,9 @@ def new_arrays(paths: Mapping[str, Path]) -> Iterator[Allocate]:
         A function of name, shape and type that makes the array of a file, full of zeros and mapped
         into memory. When the block ends well, the files get their names; else none is left.
     """
-    partial = {name: _partial(path) for name, path in paths.items()}
+    partial: dict[str, Path] = {}
 
     def allocate(name: str, shape: tuple[int, ...], dtype: type) -> np.ndarray:
-        partial[name].parent.mkdir(parents=True, exist_ok=True)
         array = np.lib.format.open_memmap(partial[name], "w+", dtype, shape)
         # A disk that is full says so here; to a write into the mapping it could not.
         if hasattr(os, "posix_fallocate"):  # Linux
@@ -55,20 +53,13 @@ def new_arrays(paths: Mapping[str, Path]) -> Iterator[Allocate]:
                 os.posix_fallocate(file.fileno(), 0, partial[name].stat().st_size)
         return array
 
-    try:
-        yield allocate
+    with ExitStack() as files:
         for name, path in paths.items():
-            if partial[name].is_file():
-                _seal(partial[name])
-                partial[name].replace(path)
-    finally:
-        for path in partial.values():
-            path.unlink(missing_ok=True)
-
-
-def _partial(path: Path) -> Path:
-    # Not the number of the process: two machines may share both the disk and the number.
-    return path.with_suffix(f".partial-{uuid.uuid4().hex[:8]}.npy")
+            # Where the disk has no locks, two machines may fill the same array.
+            partial[name] = files.enter_context(atomic_file(path, unique=True))
+        yield allocate
+        for path in filter(Path.is_file, partial.values()):
+            _seal(path)
 
 
 def save_array(array: np.ndarray, path: Path) -> None:
@@ -78,14 +69,9 @@ def save_array(array: np.ndarray, path: Path) -> None:
         array: The array.
         path: The file; one that is there is replaced.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = _partial(path)
-    try:
+    with atomic_file(path, unique=True) as partial:
         np.save(partial, array)
         _seal(partial)
-        partial.replace(path)
-    finally:
-        partial.unlink(missing_ok=True)
 
 
 def load_array(path: Path) -> np.ndarray:

@@ -18,6 +18,7 @@ import torch
 from bge_pruning.model_io.checkpoint import find_checkpoint, load_state, load_trained_model
 from bge_pruning.model_io.sharded_checkpoint import check_whole_folder
 from bge_pruning.models.l0_module_embedding import L0Module
+from bge_pruning.utils.files import atomic_file
 
 log = logging.getLogger(__name__)
 # What the trainer calls its checkpoints, and its link to the newest one.
@@ -97,10 +98,8 @@ def _link(link: Path, target: Path) -> None:
     """Point a link to a file beside it, at no moment to nothing."""
     if link.is_symlink() and os.readlink(link) == target.name:
         return
-    partial = link.with_name(link.name + ".partial")
-    partial.unlink(missing_ok=True)
-    partial.symlink_to(target.name)
-    os.replace(partial, link)
+    with atomic_file(link) as partial:
+        partial.symlink_to(target.name)
 
 
 def write_gates(run_or_checkpoint: Path, path: Path) -> None:
@@ -126,12 +125,8 @@ def save_gates(l0_module: L0Module, path: Path) -> None:
         l0_module: The gates.
         path: ``.npz`` file, see :func:`write_gates`.
     """
-    temporary = path.with_name(f".tmp-{path.name}")
-    try:
-        np.savez_compressed(temporary, **gate_arrays(l0_module))
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
+    with atomic_file(path) as partial:
+        np.savez_compressed(partial, **gate_arrays(l0_module))
 
 
 @torch.no_grad()

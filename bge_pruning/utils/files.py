@@ -73,7 +73,7 @@ def _check_place(output: Path) -> None:
 
 @contextmanager
 def _folders_above(output: Path) -> Iterator[None]:
-    """Makes the missing ones; those that are still empty at the end go again."""
+    """Make the missing ones; remove those that are still empty at the end."""
     missing = [folder for folder in output.parents if not folder.exists()]
     try:
         _make(output.parent, output, parents=True, exist_ok=True)
@@ -223,7 +223,7 @@ def _flush(path: Path) -> None:
 
 
 def _is_there(path: Path) -> bool:
-    return path.exists() or path.is_symlink()
+    return os.path.lexists(path)
 
 
 def _remove(path: Path) -> None:
@@ -235,7 +235,7 @@ def _remove(path: Path) -> None:
 
 
 def write_json(result: Mapping[str, Any], path: str | Path, *, overwrite: bool = False) -> None:
-    """Writes a result atomically: readers see the old file or the new one, never half of it.
+    """Write a result atomically, see :func:`atomic_file`.
 
     Args:
         result: JSON-ready; NaN is refused, as it is no JSON.
@@ -250,19 +250,41 @@ def write_json(result: Mapping[str, Any], path: str | Path, *, overwrite: bool =
 
 
 def write_text(path: str | Path, text: str) -> None:
-    """Writes a text file atomically; its folder is made."""
+    """Write a text file atomically; its folder is made."""
+    with atomic_file(path) as partial:
+        partial.write_text(text, encoding="utf-8")
+
+
+@contextmanager
+def atomic_file(path: str | Path, unique: bool = False) -> Iterator[Path]:
+    """A name beside ``path`` to write to, which takes its place when the block ends well.
+
+    Readers see the earlier file or the new one, never a part. If the block raises, what it wrote is
+    removed; if it writes nothing, an earlier file stays.
+
+    Args:
+        path: File (or link) to write; its folder is made.
+        unique: Use a name that no other writer uses, for files that several may write at once. Each
+            killed process then leaves one; otherwise the next writer replaces it.
+
+    Yields:
+        The name, free, in the same folder and with the same suffix.
+    """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.tmp")
+    mark = f"-{uuid.uuid4().hex[:8]}" if unique else ""
+    partial = path.with_name(f".{path.stem}.partial{mark}{path.suffix}")
     try:
-        temporary.write_text(text, encoding="utf-8")
-        os.replace(temporary, path)
+        partial.unlink(missing_ok=True)
+        yield partial
+        if os.path.lexists(partial):
+            os.replace(partial, path)
     finally:
-        temporary.unlink(missing_ok=True)
+        partial.unlink(missing_ok=True)
 
 
 def refuse_existing(paths: Iterable[str | Path], *, overwrite: bool) -> None:
-    """Stops before the long work whose result could not be written.
+    """Stop before the long work whose result could not be written.
 
     Args:
         paths: Files that are to be written.
@@ -283,7 +305,7 @@ def refuse_existing(paths: Iterable[str | Path], *, overwrite: bool) -> None:
 
 
 def refuse_unwritable_folders(folders: Mapping[str, str | Path]) -> None:
-    """Stops before the long work whose results could not be written.
+    """Stop before the long work whose results could not be written.
 
     Args:
         folders: Folders to write into, which may not be there yet, by what names them.

@@ -7,12 +7,13 @@ A ``Figure`` is made without ``pyplot``, so the global backend is never touched.
 from __future__ import annotations
 
 import io
-import os
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+from bge_pruning.utils.files import atomic_file
 
 if TYPE_CHECKING:
     import numpy as np
@@ -115,22 +116,15 @@ def make_figure(width: float, height: float) -> Figure:
 
 
 def save_figure(figure: Figure, path: str | Path, theme: Theme = LIGHT) -> None:
-    """Writes the image atomically.
+    """Write the image atomically.
 
     Args:
         figure: Drawn with ``theme``; what it adds while it is laid out (ticks) has it too.
         path: The suffix decides the format; the folder is made.
         theme: Colours.
     """
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".tmp-{path.name}")
-    try:
-        with theme.context():
-            figure.savefig(temporary)
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
+    with atomic_file(path) as partial, theme.context():
+        figure.savefig(partial)
 
 
 def render_svg(figure: Figure, theme: Theme = LIGHT) -> str:

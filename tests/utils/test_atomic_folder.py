@@ -311,7 +311,7 @@ def test_folder_that_another_process_made_meanwhile_is_kept(output):
 KILLED = """
 import os, signal, sys
 from pathlib import Path
-from bge_pruning import atomic_folder as module
+from bge_pruning.utils import files as module
 
 output, last, swaps = Path(sys.argv[1]), int(sys.argv[2]), sys.argv[3] == "True"
 steps = 0

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from bge_pruning.utils import files as evaluation
+from bge_pruning.utils import environment
 from bge_pruning.utils.environment import collect_versions, describe_machine
 from bge_pruning.utils.files import evaluation_files, refuse_existing, write_json, write_text
 
@@ -15,7 +15,7 @@ from bge_pruning.utils.files import evaluation_files, refuse_existing, write_jso
 def test_the_machine_is_named_without_its_host(tmp_path, monkeypatch):
     file = tmp_path / "cpuinfo"
     file.write_text("processor : 0\nmodel name : Some CPU @ 2 GHz\nmodel name : Some CPU @ 2 GHz\n")
-    monkeypatch.setattr(evaluation, "CPU", file)
+    monkeypatch.setattr(environment, "CPU", file)
     cores = os.cpu_count()
     assert describe_machine() == {"cpu": "Some CPU @ 2 GHz", "cores": cores, "gpu": None}
     file.unlink()
