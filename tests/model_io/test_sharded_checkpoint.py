@@ -126,7 +126,7 @@ def test_a_value_that_is_missing_is_said(folder):
     name = "state.timestamp.Timestamp.batch"
 
     change(folder, partial(forget, name))
-    with pytest.raises(ValueError, match=f"{name} is there 0 times"):
+    with pytest.raises(ValueError, match=f"{name} is missing"):
         load_state(folder)
 
 
