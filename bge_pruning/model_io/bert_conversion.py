@@ -10,14 +10,10 @@ BGE-M3's kind:
   padding token is outside the equality, every other text is inside it.
 
 BGE-M3's two extra heads have no counterpart in BERT; ``stand_in_heads`` makes them.
-
-Nothing here imports torch, so that a finished conversion is recognised in milliseconds.
 """
 
 from __future__ import annotations
 
-import hashlib
-import json
 import logging
 import shutil
 from collections.abc import Iterable, Mapping, Sequence
@@ -39,96 +35,23 @@ from transformers import (
 )
 
 from bge_pruning.model_io.hub import no_loading_bars
+from bge_pruning.model_io.minilm import RECORD_FILE, write_record
 from bge_pruning.model_io.model_folder import write_sentence_transformers_files
 from bge_pruning.model_io.stand_in_heads import compute_identity_head, fit_sparse_head
 from bge_pruning.utils.files import atomic_folder
-
-RECORD_FILE = "conversion.json"
-
-
-def write_json(path: Path, content: object) -> None:
-    """Write indented UTF-8 JSON with a final newline.
-
-    Args:
-        path: File to write.
-        content: Anything that JSON can express.
-    """
-    path.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
-
-
-def compute_sha256(path: Path) -> str:
-    """SHA-256 of a file.
-
-    Args:
-        path: File to read, in blocks of 1 MiB.
-
-    Returns:
-        64 hexadecimal digits.
-    """
-    digest = hashlib.sha256()
-    with path.open("rb") as stream:
-        while block := stream.read(1 << 20):
-            digest.update(block)
-    return digest.hexdigest()
-
-
-def write_record(folder: Path, record: Mapping[str, object]) -> None:
-    """Write ``conversion.json`` as the last file of a folder.
-
-    Args:
-        folder: Folder with all other files in place; their sizes in bytes go under ``files``.
-        record: Further entries.
-    """
-    files = sorted(path for path in folder.rglob("*") if path.is_file())
-    sizes = {path.relative_to(folder).as_posix(): path.stat().st_size for path in files}
-    write_json(folder / RECORD_FILE, {**record, "files": sizes})
-
-
-def is_complete(folder: Path, source_sha256: str) -> bool:
-    """Whether a folder holds a whole conversion of given weights.
-
-    Args:
-        folder: Folder to look at; it need not exist.
-        source_sha256: Checksum of the source weights.
-
-    Returns:
-        True if the record names that checksum and every recorded file is there with its size.
-    """
-    try:
-        record = json.loads((folder / RECORD_FILE).read_text(encoding="utf-8"))
-        sizes = {folder / name: size for name, size in record["files"].items()}
-        return record["source_sha256"] == source_sha256 and all(
-            path.is_file() and path.stat().st_size == size for path, size in sizes.items()
-        )
-    except (OSError, ValueError, KeyError, TypeError, AttributeError):
-        return False  # no record, or one that another program wrote
-
 
 logger = logging.getLogger(__name__)
 TOLERANCE = 1e-5
 POSITION_TABLE = "embeddings.position_embeddings.weight"
 TOKEN_TYPE_TABLE = "embeddings.token_type_embeddings.weight"
 SHARED_FIELDS = (
-    "vocab_size",
-    "hidden_size",
-    "num_hidden_layers",
-    "num_attention_heads",
-    "intermediate_size",
-    "hidden_act",
-    "hidden_dropout_prob",
-    "attention_probs_dropout_prob",
-    "initializer_range",
-    "layer_norm_eps",
-    "pad_token_id",
-)
+    "vocab_size hidden_size num_hidden_layers num_attention_heads intermediate_size hidden_act "
+    "hidden_dropout_prob attention_probs_dropout_prob initializer_range layer_norm_eps pad_token_id"
+).split()
 BUFFERS = ("embeddings.position_ids", "embeddings.token_type_ids")
 # What transformers copies from tokenizer.json's truncation and padding into tokenizer_config.json.
 STORED_LENGTHS = (
-    "max_length",
-    "stride",
-    "truncation_strategy",
-    "pad_to_multiple_of",
-    "pad_token_type_id",
+    "max_length stride truncation_strategy pad_to_multiple_of pad_token_type_id".split()
 )
 # The shortest text, a usual one, and one cut at the last row of the position table.
 PROBES = (
@@ -218,27 +141,16 @@ def convert_model(bert: BertModel) -> XLMRobertaModel:
     return model.eval()
 
 
-def _hidden_states(model: PreTrainedModel, batch: Mapping[str, Tensor]) -> Tensor:
-    """Last hidden states ``(B, T, H)``."""
-    return model(
-        input_ids=batch["input_ids"], attention_mask=batch["attention_mask"]
-    ).last_hidden_state
-
-
 def _tokenize(
     tokenizer: PreTrainedTokenizerBase, texts: Sequence[str], max_length: int, batch_size: int = 64
 ) -> list[BatchEncoding]:
     """Batches of texts sorted by length, which leaves little padding, in a fixed order."""
     ordered = sorted(texts, key=lambda text: (len(text), text))
-    options = {
-        "padding": True,
-        "truncation": True,
-        "max_length": max_length,
-        "return_tensors": "pt",
-    }
+    starts = range(0, len(ordered), batch_size)
+    options = {"padding": True, "truncation": True, "max_length": max_length}
     return [
-        tokenizer(ordered[i : i + batch_size], **options)
-        for i in range(0, len(ordered), batch_size)
+        tokenizer(ordered[start : start + batch_size], **options, return_tensors="pt")
+        for start in starts
     ]
 
 
@@ -259,7 +171,8 @@ def compute_largest_difference(
     differences = []
     for batch in batches:
         real = batch["attention_mask"].bool()
-        delta = _hidden_states(first, batch) - _hidden_states(second, batch)
+        inputs = {name: batch[name] for name in ("input_ids", "attention_mask")}
+        delta = first(**inputs).last_hidden_state - second(**inputs).last_hidden_state
         differences.append(delta[real].abs().max())  # Tensor.max keeps NaN, Python's max may not
     return torch.stack(differences).max().item()
 
@@ -403,7 +316,11 @@ def convert_bert_folder(
         length = min(max_seq_length, bert.config.max_position_embeddings)
         texts = list(dict.fromkeys(sentences))
         _write_model(folder, model, tokenizer)
-        _write_heads(folder, model, tokenizer, _tokenize(tokenizer, texts, length))
+        sparse = fit_sparse_head(
+            model, _tokenize(tokenizer, texts, length), tokenizer.all_special_ids
+        )
+        torch.save(compute_identity_head(model.config.hidden_size), folder / "colbert_linear.pt")
+        torch.save(sparse, folder / "sparse_linear.pt")
         write_sentence_transformers_files(folder, "mean", model.config.hidden_size, length)
         if model_card:
             (folder / "README.md").write_text(model_card, encoding="utf-8")
@@ -422,15 +339,3 @@ def _write_model(folder: Path, model: XLMRobertaModel, tokenizer: PreTrainedToke
     # safetensors makes files that only their owner can read; a server may run as someone else.
     shutil.copymode(folder / "config.json", folder / "model.safetensors")
     tokenizer.save_pretrained(folder)
-
-
-def _write_heads(
-    folder: Path,
-    model: XLMRobertaModel,
-    tokenizer: PreTrainedTokenizerBase,
-    batches: Sequence[BatchEncoding],
-) -> None:
-    """Write ``colbert_linear.pt`` and ``sparse_linear.pt``."""
-    sparse = fit_sparse_head(model, batches, tokenizer.all_special_ids)
-    torch.save(compute_identity_head(model.config.hidden_size), folder / "colbert_linear.pt")
-    torch.save(sparse, folder / "sparse_linear.pt")

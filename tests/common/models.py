@@ -323,10 +323,9 @@ def unigram(unigram_folder: Path) -> BaseModel:
 def wordpiece(tmp_path_factory: pytest.TempPathFactory) -> BaseModel:
     """The small real model, converted if the checkout does not hold it; not to be changed."""
     from bge_pruning.model_io import minilm
-    from bge_pruning.model_io.bert_conversion import is_complete
 
     folder = SENTENCES.parents[1] / minilm.DEFAULT_OUTPUT
-    if not is_complete(folder, minilm.SOURCE_SHA256):
+    if not minilm.is_complete(folder, minilm.SOURCE_SHA256):
         folder = tmp_path_factory.mktemp("minilm") / "xlmr"
         csv = folder.with_name("few.csv")
         csv.write_text("A plane is taking off.,A man is playing a flute.,1.0\n")

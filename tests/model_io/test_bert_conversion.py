@@ -1,6 +1,6 @@
 """BERT -> XLM-RoBERTa: exact hidden states, the layout of the folder, and what is refused.
 
-Also ``stand_in_heads``, ``minilm`` and ``scripts/prepare_minilm.py``, on the same tiny BERT.
+Also that ``minilm.prepare`` converts once, on the same tiny BERT.
 """
 
 from __future__ import annotations
@@ -21,14 +21,8 @@ from transformers import (
     XLMRobertaModel,
 )
 
-from bge_pruning.model_io import (
-    bert_conversion,
-    minilm,
-    stand_in_heads,
-)
-from bge_pruning.model_io import (
-    bert_conversion as conversion_folder,
-)
+from bge_pruning.datasets.text_files import hash_file
+from bge_pruning.model_io import bert_conversion, minilm
 
 ROOT = Path(__file__).resolve().parents[2]
 WORDS = ["the", "a", "cat", "dog", "bird", "sees", "hears", "runs", "sleeps", "small", "big", "red"]
@@ -188,57 +182,6 @@ def test_verification_finds_one_wrong_weight(
         bert_conversion.verify_conversion(bert, source, converted, SENTENCES)
 
 
-# --- the heads ------------------------------------------------------------------------
-
-
-def test_scaled_idf() -> None:
-    idf = stand_in_heads.compute_scaled_idf([[1, 2, 2], [1, 3], [1]], vocab_size=5)
-    assert idf[[0, 1, 4]].tolist() == [0, 0, 0]
-    assert idf[[2, 3]].tolist() == [1, 1]
-    with pytest.raises(ValueError, match="1 distinct texts, expected at least 2"):
-        stand_in_heads.compute_scaled_idf([[1]], vocab_size=5)
-
-
-def test_sparse_head_is_the_ridge_solution(source: Path) -> None:
-    bert = BertModel.from_pretrained(source).eval()
-    tokenizer = bert_conversion.load_tokenizer(source)
-    batches = [
-        tokenizer(texts, padding=True, return_tensors="pt")
-        for texts in (SENTENCES[:3], SENTENCES[3:])
-    ]
-    head = stand_in_heads.fit_sparse_head(bert, batches, tokenizer.all_special_ids, ridge=0.01)
-
-    rows = [(text, tokenizer(text)["input_ids"]) for text in SENTENCES]
-    idf = stand_in_heads.compute_scaled_idf([ids for _, ids in rows], len(tokenizer))
-    inputs, targets = [], []
-    for text, ids in rows:
-        with torch.no_grad():
-            hidden = bert(**tokenizer(text, return_tensors="pt")).last_hidden_state[0].double()
-        lexical = [i for i, token in enumerate(ids) if token not in tokenizer.all_special_ids]
-        inputs.append(hidden[lexical])
-        targets.append(idf[[ids[i] for i in lexical]])
-    x, y = torch.cat(inputs), torch.cat(targets)
-    penalty = (0.01 * len(x) * x.var(dim=0, correction=0).mean()).sqrt() * torch.eye(
-        32, dtype=torch.float64
-    )
-    design = torch.cat([x - x.mean(0), penalty])  # ridge as least squares on extra rows
-    weight = torch.linalg.lstsq(design, torch.cat([y - y.mean(), y.new_zeros(32)])).solution
-    torch.testing.assert_close(head["weight"][0].double(), weight, atol=1e-5, rtol=1e-4)
-    torch.testing.assert_close(
-        head["bias"][0].double(), y.mean() - weight @ x.mean(0), atol=1e-5, rtol=1e-4
-    )
-
-
-def test_what_cannot_be_fitted_is_refused(source: Path) -> None:
-    bert = BertModel.from_pretrained(source).eval()
-    with pytest.raises(ValueError, match="ridge is 0, expected a number above 0"):
-        stand_in_heads.fit_sparse_head(bert, [], [], ridge=0)
-    tokenizer = bert_conversion.load_tokenizer(source)
-    unknown = tokenizer(["xylophone", "zebra"], return_tensors="pt")
-    with pytest.raises(ValueError, match="only special and unknown tokens"):
-        stand_in_heads.fit_sparse_head(bert, [unknown], tokenizer.all_special_ids)
-
-
 # --- the folder -----------------------------------------------------------------------
 
 
@@ -363,9 +306,7 @@ def sentences(tmp_path: Path) -> Path:
 def tiny_minilm(source: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """The tiny BERT in the place of the packaged model."""
     monkeypatch.setattr(minilm, "find_source", lambda: source)
-    monkeypatch.setattr(
-        minilm, "SOURCE_SHA256", conversion_folder.compute_sha256(source / "model.safetensors")
-    )
+    monkeypatch.setattr(minilm, "SOURCE_SHA256", hash_file(source / "model.safetensors"))
     return source
 
 
@@ -373,11 +314,11 @@ def test_prepare_converts_once(
     tmp_path: Path, sentences: Path, tiny_minilm: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     output = tmp_path / "output"
-    assert not conversion_folder.is_complete(output, minilm.SOURCE_SHA256)
+    assert not minilm.is_complete(output, minilm.SOURCE_SHA256)
     assert minilm.prepare(output, sentences) == output
-    assert conversion_folder.is_complete(output, minilm.SOURCE_SHA256)
+    assert minilm.is_complete(output, minilm.SOURCE_SHA256)
     assert "apache-2.0" in (output / "README.md").read_text()
-    record = json.loads((output / conversion_folder.RECORD_FILE).read_text())
+    record = json.loads((output / minilm.RECORD_FILE).read_text())
     assert (record["source"], record["licence"]) == (minilm.MODEL_NAME, "Apache-2.0")
 
     time = (output / "config.json").stat().st_mtime_ns
@@ -390,12 +331,12 @@ def test_prepare_converts_once(
     with pytest.raises(FileExistsError, match="exists and is kept"):
         minilm.prepare(output, sentences)
     minilm.prepare(output, sentences, overwrite=True)
-    assert conversion_folder.is_complete(output, minilm.SOURCE_SHA256)
+    assert minilm.is_complete(output, minilm.SOURCE_SHA256)
 
 
 def test_a_complete_folder_needs_no_torch(tmp_path: Path) -> None:
     record = {"source_sha256": minilm.SOURCE_SHA256, "files": {}}
-    (tmp_path / conversion_folder.RECORD_FILE).write_text(json.dumps(record))
+    (tmp_path / minilm.RECORD_FILE).write_text(json.dumps(record))
     code = (
         "import runpy, sys\n"
         f"sys.argv = ['prepare_minilm.py', '--output', {str(tmp_path)!r}]\n"
@@ -407,61 +348,3 @@ def test_a_complete_folder_needs_no_torch(tmp_path: Path) -> None:
     )
     assert run.stdout.strip() == "0 False"
     assert "already holds" in run.stderr
-
-
-def test_wrong_checksum_is_an_error(tmp_path: Path) -> None:
-    (tmp_path / "model.safetensors").write_bytes(b"other")
-    with pytest.raises(
-        ValueError, match=r"sha256 is d9298a10.*expected 53aa5117.*pip install --force-reinstall"
-    ):
-        minilm.check_source(tmp_path)
-
-
-def test_missing_package_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(minilm, "PACKAGE", "no-such-distribution")
-    with pytest.raises(
-        FileNotFoundError, match=r"is missing.*pip install no-such-distribution==0\.1\.0"
-    ):
-        minilm.find_source()
-
-
-def test_package_without_the_model_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(minilm, "PACKAGE", "pytest")
-    monkeypatch.setattr(minilm, "MODEL_PATH", "pytest/model")
-    with pytest.raises(
-        FileNotFoundError, match=r"model\.safetensors not found in the package pytest"
-    ):
-        minilm.find_source()
-
-
-def test_read_sentences(tmp_path: Path) -> None:
-    path = tmp_path / "sts.csv"
-    path.write_text('"A, b",c,1.0\n"d\ne",f,2\n', encoding="utf-8")
-    assert minilm.read_sentences(path) == ["A, b", "c", "d\ne", "f"]
-    path.write_text("a,b,1\na, b, c, 1\n", encoding="utf-8")
-    with pytest.raises(ValueError, match=r"sts\.csv:2: 4 columns, expected 3"):
-        minilm.read_sentences(path)
-    with pytest.raises(FileNotFoundError, match=r"none\.csv not found.*--sentences"):
-        minilm.read_sentences(tmp_path / "none.csv")
-
-
-def test_real_model_has_the_vectors_of_the_original(tmp_path: Path, sentences: Path) -> None:
-    try:
-        source = minilm.find_source()
-    except FileNotFoundError as error:
-        pytest.skip(str(error))
-    models = pytest.importorskip(
-        "sentence_transformers", reason="sentence-transformers is not installed"
-    )
-    output = minilm.prepare(tmp_path / "output", sentences)
-    texts = [
-        "A plane is taking off.",
-        "Yes.",
-        "Pruned encoders answer the same queries faster. " * 60,
-    ]
-    old, new = (
-        models.SentenceTransformer(str(path), device="cpu").encode(texts)
-        for path in (source, output)
-    )
-    assert old.shape == new.shape == (3, 384)
-    assert abs(old - new).max() <= 1e-5

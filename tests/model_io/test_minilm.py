@@ -13,6 +13,7 @@ from scipy.stats import spearmanr
 from sentence_transformers import SentenceTransformer
 from transformers import AutoModel, AutoTokenizer
 
+from bge_pruning.datasets.sts_dataloader import read_texts
 from bge_pruning.model_io import minilm
 
 ROOT = Path(__file__).parents[2]
@@ -235,64 +236,56 @@ def test_wrong_weights_make_no_folder(few_sentences, tmp_path, monkeypatch):
     assert [path.name for path in tmp_path.iterdir()] == ["package"]
 
 
+# The record that tells a whole conversion from a half one
+
+
+def fill(folder: Path, name: str):
+    (folder / "sub").mkdir()
+    (folder / "sub" / name).write_text(name)
+    minilm.write_record(folder, {"source_sha256": name})
+
+
+def test_is_complete(tmp_path):
+    assert not minilm.is_complete(tmp_path / "none", "x")
+    fill(tmp_path, "x")
+    assert minilm.is_complete(tmp_path, "x")
+    assert not minilm.is_complete(tmp_path, "y")
+    (tmp_path / "sub" / "x").write_text("longer")
+    assert not minilm.is_complete(tmp_path, "x")
+    (tmp_path / "sub" / "x").unlink()
+    assert not minilm.is_complete(tmp_path, "x")
+
+
+@pytest.mark.parametrize("content", ["", "[]", "{}", '{"files": []}', '{"files": {}}', "\udc80"])
+def test_a_foreign_record_is_not_complete(content, tmp_path):
+    (tmp_path / minilm.RECORD_FILE).write_text(content, errors="surrogateescape")
+    assert not minilm.is_complete(tmp_path, "x")
+
+
 # Sentences
 
 
-def write(folder: Path, content: str | bytes) -> Path:
-    path = folder / "sts.csv"
-    path.write_bytes(content if isinstance(content, bytes) else content.encode())
-    return path
-
-
-def test_sentences_in_file_order(tmp_path):
-    path = write(tmp_path, '"Ein Satz, der zögert.",天气很好,1.0\r\n"two\r\nlines",b,2\r\n')
-    expected = ["Ein Satz, der zögert.", "天气很好", "two\r\nlines", "b"]
-    assert minilm.read_sentences(path) == expected
-    assert minilm.read_sentences(write(tmp_path, "")) == []
-
-
 def test_all_shipped_sentences_are_read():
-    path = ROOT / minilm.DEFAULT_SENTENCES
-    assert len(minilm.read_sentences(path)) == 2 * 5749
-
-
-def test_sentences_that_are_not_there(tmp_path):
-    message = (
-        r"{} not found, expected a CSV of sentence1,sentence2,score\. To fix, run from the root of "
-        "the repository, or name a file with --sentences"
-    )
-    for path in (tmp_path / "none", tmp_path):
-        with pytest.raises(FileNotFoundError, match=message.format(path)):
-            minilm.read_sentences(path)
+    texts = read_texts([str(ROOT / minilm.DEFAULT_SENTENCES)])
+    with (ROOT / minilm.DEFAULT_SENTENCES).open(encoding="utf-8", newline="") as stream:
+        expected = [text for row in csv.reader(stream) for text in row[:2]]
+    assert len(expected) == 2 * 5749
+    assert texts == list(dict.fromkeys(expected))
 
 
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        ("a,b,1\nc,d\n", r"sts\.csv:2: 2 columns, expected 3"),
-        ("a,b,1\nc, d, e, 2\n", r"sts\.csv:2: 4 columns, expected 3.*To fix, quote sentences"),
-        ('a,"b\nb",1\nc\n', r"sts\.csv:3: 1 columns"),
-        ("a,b,1\n\n", r"sts\.csv:2: 0 columns"),
-        ('a,b,1\n"c,d,2\n', r"sts\.csv:2: 1 columns"),
+        (None, r"sts\.csv: no such file\. To fix"),
+        ("a,b,1\nc,d\n", r"sts\.csv:2: has 2 columns, expected 3.*To fix"),
+        ('a,b,1\n"c,d,2\n', r"sts\.csv:2: .*To fix, look for a quote left open"),
     ],
-    ids=["few", "many", "after a line break", "empty line", "quote left open"],
+    ids=["no file", "few columns", "quote left open"],
 )
-def test_rows_of_other_lengths_are_refused(content, message, tmp_path):
-    with pytest.raises(ValueError, match=message):
-        minilm.read_sentences(write(tmp_path, content))
-
-
-def test_a_quote_left_open_in_a_large_file_is_a_clear_error(tmp_path):
-    path = write(tmp_path, 'a,b,1\n"c,d,2\n' + "a sentence,another sentence,3\n" * 6000)
-    with pytest.raises(ValueError, match=r"sts\.csv:\d+: .*To fix"):
-        minilm.read_sentences(path)
-
-
-def test_a_file_in_another_encoding_is_named(tmp_path):
-    with pytest.raises(ValueError, match=r"sts\.csv.*UTF-8.*To fix"):
-        minilm.read_sentences(write(tmp_path, "grün,blau,1\n".encode("latin-1")))
-
-
-def test_a_byte_order_mark_is_no_part_of_a_sentence(tmp_path):
-    path = write(tmp_path, "\ufeffa plane,a car,1\n")
-    assert minilm.read_sentences(path) == ["a plane", "a car"]
+def test_sentences_that_cannot_be_read_make_no_folder(content, message, tmp_path):
+    path = tmp_path / "sts.csv"
+    if content is not None:
+        path.write_text(content)
+    with pytest.raises((OSError, ValueError), match=message):
+        minilm.prepare(tmp_path / "output", path)
+    assert not (tmp_path / "output").exists()
