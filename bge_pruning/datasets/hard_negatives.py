@@ -20,6 +20,10 @@ from bge_pruning.datasets.rows import RowTable
 from bge_pruning.datasets.teacher_vectors import load_array, save_array
 from bge_pruning.utils.files import lock_of
 
+# ``sentence_transformers.util.semantic_search`` would rank passages too, but it knows neither the
+# known positives nor the highest score of each query: it would have to return all passages to be
+# filtered afterwards. It also leaves open which of equal scores come first.
+
 # Raised when other negatives are found for the same input.
 FORMAT = 2
 
@@ -45,7 +49,7 @@ def mine_negatives(
 
     Args:
         query_vectors: L2-normalised, float32, shape ``(q, H)``.
-        passage_vectors: Same, shape ``(p, H)``.
+        passage_vectors: L2-normalised, float32, shape ``(p, H)``.
         known: Indices of the passages that are positives, and where those of each query begin and
             end among them, shape ``(q, 2)``, as
             :func:`bge_pruning.datasets.contrastive_dataset.known_positives` gives them.

@@ -113,16 +113,16 @@ def read_mteb_corpus(
 
     Args:
         task_name: See :func:`read_mteb`.
-        split: Same.
-        subset: Same.
+        split: Name of the judgements.
+        subset: Often a language; needed if the task has several.
         bad: What to do with passages that are wrong.
 
     Yields:
         A row of one text for each passage, in the order of the corpus.
 
     Raises:
-        FileNotFoundError: See :func:`read_mteb`.
-        ValueError: Same.
+        FileNotFoundError: If mteb cannot load the data.
+        ValueError: If there is no such task, split or subset, or a passage is wrong.
     """
     place, data = load_split(task_name, split, subset)
     yield from _passage_rows(_dataset_records(data["corpus"], f"{place}: corpus"), bad or BadRows())
@@ -133,8 +133,8 @@ def mteb_fingerprint(task_name: str, split: str = "train", subset: str | None = 
 
     Args:
         task_name: See :func:`read_mteb`.
-        split: Same.
-        subset: Same.
+        split: Name of the judgements.
+        subset: Often a language; needed if the task has several.
 
     Returns:
         Task, data set, its revision, subset, split, and mteb's version, whose code reads it.

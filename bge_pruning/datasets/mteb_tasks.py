@@ -148,8 +148,8 @@ def load_split(
 
     Args:
         task_name: See :func:`find_task`.
-        split: Same.
-        subset: Same.
+        split: Name of the judgements.
+        subset: Often a language; needed if the task has several.
         training: Whether it is trained on: a split that mteb evaluates is then worth a warning.
 
     Returns:

@@ -59,18 +59,9 @@ class RowTable:
         """The first text of each row, its query if it has passages."""
         return self.texts[self.starts[:-1]]
 
-    def positives_of(self, row: int) -> np.ndarray:
-        """Texts of a row's positives."""
-        start = self.starts[row] + 1
-        return self.texts[start : start + self.positives[row]]
-
     def negatives_of(self, row: int) -> np.ndarray:
         """Texts of a row's given negatives."""
         return self.texts[self.starts[row] + 1 + self.positives[row] : self.starts[row + 1]]
-
-    def scores_of(self, row: int) -> np.ndarray:
-        """Scores of a row's passages, positives first, or NaN."""
-        return self.scores[self.starts[row] + 1 : self.starts[row + 1]]
 
     @property
     def roles(self) -> np.ndarray:

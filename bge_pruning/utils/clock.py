@@ -42,7 +42,7 @@ def is_due(interval: Time, state: State, ahead: int = 0) -> bool:
 
     Args:
         interval: As in :func:`count_batches`; a part of a batch counts as a whole one.
-        state: Same.
+        state: Of a training whose data loader is set.
         ahead: Ask of a batch that is this many further on: 1 for the one that begins.
     """
     length = math.ceil(count_batches(interval, state) - 1e-9)  # 0.07 * 100 is 7.000000000000001

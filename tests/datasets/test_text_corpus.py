@@ -52,8 +52,8 @@ def test_texts_are_numbered_in_order_and_once():
     assert [TEXTS[i] for i in table.texts] == [t for r in ROWS for t in (r.text, *r.others)]
     assert table.starts.tolist() == [0, 4, 5, 7]
     assert table.positives.tolist() == [2, 0, 0]
-    assert table.scores_of(0).tolist() == [3.0, 2.0, 1.0]
-    assert table.scores_of(2).tolist() == [0.5]
+    assert table.scores[1:4].tolist() == [3.0, 2.0, 1.0]
+    assert table.scores[6] == 0.5
     assert np.isnan(table.scores[[0, 4, 5]]).all()
 
 

@@ -95,9 +95,10 @@ def test_negatives_are_mined_among_all_passages(configure, collection, caplog):
     assert len(dataset) == 2
     vectors, rows = embed_by_length(dataset.texts), dataset.rows
     for row in range(2):
-        query, positives = rows.first[row], set(rows.positives_of(row).tolist())
+        start = rows.starts[row]
+        query, *positives = rows.texts[start : start + 1 + rows.positives[row]].tolist()
         found = rows.negatives_of(row).tolist()
-        assert not positives & set(found)
+        assert not set(positives) & set(found)
         limit = max(vectors[query] @ vectors[p] for p in positives)
         mined = found if row == 0 else found[1:]  # the second has a given one too
         assert len(mined) == len(set(mined))
