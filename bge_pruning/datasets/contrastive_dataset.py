@@ -1,4 +1,4 @@
-"""Queries with positive and negative passages: reading the BGE format, and examples of it.
+"""Queries with positive and negative passages: read the BGE format, and sample examples.
 
 A row is ``{"query": str, "pos": [str, ...], "neg": [str, ...]}``, one JSON object a line, plain or
 ``.gz``; optional are ``pos_scores``, ``neg_scores`` (a teacher's scores) and ``prompt`` (written
@@ -68,7 +68,7 @@ def _parse_row(cells: Mapping[str, Any], where: str) -> Row:
         raise ValueError(f"{where}: pos is empty. To fix, add a passage or remove the line.")
     pos_scores = _check_scores(cells.get("pos_scores"), len(pos), f"{where}: pos_scores")
     neg_scores = _check_scores(cells.get("neg_scores"), len(neg), f"{where}: neg_scores")
-    # Scores of a part of the passages are no distribution over them.
+    # Scores of only some passages do not form a distribution.
     complete = pos_scores is not None and (neg_scores is not None or not neg)
     scores = (*pos_scores, *(neg_scores or ())) if complete else None
     return Row(query, (*pos, *neg), len(pos), scores)
@@ -76,7 +76,7 @@ def _parse_row(cells: Mapping[str, Any], where: str) -> Row:
 
 def _check_texts(value: Any, what: str) -> list[str]:
     if not isinstance(value, list):
-        raise ValueError(f"{what} is no list. To fix, write a list of texts.")
+        raise ValueError(f"{what} is not a list. To fix, write a list of texts.")
     return [check_text(text, f"{what}[{index}]") for index, text in enumerate(value)]
 
 

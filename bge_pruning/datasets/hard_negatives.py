@@ -1,4 +1,4 @@
-"""Hard negatives: the passages that a model takes for answers of a query, though they are none.
+"""Hard negatives: passages that a model takes for answers of a query, but that are not.
 
 Positive-aware mining with a margin relative to the positive's score, "TopK-PercPos" of NV-Retriever
 (Moreira et al., 2024, arXiv:2407.15831): what is more similar to the query than that is too often
@@ -166,7 +166,7 @@ def _top(scores: Tensor, k: int) -> tuple[Tensor, Tensor]:
 def negatives_key(
     texts: TokenizedTexts, rows: RowTable, model: str, settings: tuple[object, ...]
 ) -> str:
-    """Key of mined negatives: all that they depend on.
+    """Hash of everything that mined negatives depend on.
 
     Args:
         texts: The texts.
@@ -182,7 +182,7 @@ def negatives_key(
 
 
 def cached_negatives(path: Path, compute: Callable[[], np.ndarray]) -> np.ndarray:
-    """Mined negatives from the cache, or mined and kept there.
+    """Load mined negatives from the cache, or mine and store them.
 
     Args:
         path: Cache file; its name must hold :func:`negatives_key`. It is written as a whole or not

@@ -1,7 +1,7 @@
 """Which source each batch comes from, and which examples of similar length it holds.
 
 Every batch holds examples of one source, since their losses differ and so do their negatives. Batch
-``k`` of a run follows from the seed and the weights alone: a run that goes on from step ``k``
+``k`` of a run follows from the seed and the weights alone: a run that resumes at step ``k``
 computes it, and replays nothing.
 """
 
@@ -116,7 +116,7 @@ class MixSchedule:
         return {"updates": [(step, weights.tolist()) for step, weights in self.updates]}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Take over the weights of the run that goes on."""
+        """Take over the weights of the run that is resumed."""
         self.updates = [(step, np.array(weights)) for step, weights in state["updates"]]
         self._rewind()
 
@@ -200,7 +200,7 @@ class MixedDataset(Dataset):
         return {"rows": rows, "batch_size": self.batch_size}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Go on where a checkpoint stopped.
+        """Resume where a checkpoint stopped.
 
         Raises:
             ValueError: If the run had other sources, other numbers of rows, or another batch size.
@@ -208,14 +208,15 @@ class MixedDataset(Dataset):
         if list(state["names"]) != self.names:
             raise ValueError(
                 f"the checkpoint was trained on {', '.join(state['names'])}, the configuration "
-                f"names {', '.join(self.names)}. To fix, go on with the same data.train, or start "
+                f"names {', '.join(self.names)}. To fix, resume with the same data.train, or start "
                 f"a new run."
             )
         for key, value in self._sizes().items():
             if state.get(key, value) != value:
                 raise ValueError(
                     f"the checkpoint was trained with {key} {state[key]}, the configuration gives "
-                    f"{value}. To fix, go on with the same data and batch size, or start a new run."
+                    f"{value}. To fix, resume with the same data and batch size, or start a new "
+                    f"run."
                 )
         self.schedule.load_state_dict(state)
         self.resume_at = state["batch"]

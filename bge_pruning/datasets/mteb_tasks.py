@@ -14,13 +14,13 @@ import torch
 
 log = logging.getLogger(__name__)
 
-# Of names to choose from, as many are listed in a message.
+# How many names a message lists.
 SHOWN = 20
 
 
 @contextmanager
 def random_state_kept() -> Iterator[None]:
-    """Around the use of mteb, which seeds everything when imported and for each task made.
+    """Restore the random states afterwards: mteb seeds everything on import and for each task.
 
     The rest of a run would otherwise depend on whether the rows came from a cache.
     """

@@ -1,4 +1,4 @@
-"""Rows of training data: what every reader yields, many of them as arrays, and wrong ones."""
+"""Rows of training data: single rows, tables of them as arrays, and invalid rows."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import numpy as np
 
 log = logging.getLogger(__name__)
 
-# Of the rows that were skipped, as many are named in the log.
+# How many skipped rows the log names.
 NAMED = 5
 
 
@@ -84,7 +84,7 @@ class RowTable:
 
 @dataclass
 class BadRows:
-    """What to do with rows that are wrong: stop at the first, or skip and count them.
+    """Policy for invalid rows: stop at the first, or skip and count them.
 
     Attributes:
         skip: Skip instead of stopping.
@@ -98,7 +98,7 @@ class BadRows:
 
     @contextmanager
     def guard(self) -> Iterator[None]:
-        """Around the reading of one row: a ``ValueError`` stops, or counts as a skipped row."""
+        """Read one row inside: a ``ValueError`` stops, or counts as a skipped row."""
         try:
             yield
         except ValueError as error:
@@ -109,7 +109,7 @@ class BadRows:
                 self.examples.append(str(error))
 
     def report(self, name: str) -> None:
-        """Say in the log what was skipped.
+        """Log the rows that were skipped.
 
         Args:
             name: Name of the source.

@@ -1,4 +1,4 @@
-"""Reading sentence pairs with gold scores, and plain sentences.
+"""Read sentence pairs with gold scores, and plain sentences.
 
 Pairs: columns ``sentence1, sentence2, score`` of a CSV or TSV file (with or without a header), of
 JSON lines, or of a Hugging Face dataset. Plain sentences: a text file with one a line, or the texts
@@ -120,7 +120,7 @@ def read_sentences(table: Table, bad: BadRows | None = None) -> Iterator[Row]:
 
 
 def read_texts(files: Sequence[str], limit: int | None = None) -> list[str]:
-    """Different texts of some files.
+    """Read the different texts of some files.
 
     Args:
         files: See :func:`read_sentences`.
@@ -154,7 +154,7 @@ def _table_texts(table: Table, bad: BadRows) -> Iterator[Row]:
 
 
 def _check_score_cell(cells: Mapping[str, Any], where: str) -> None:
-    """Refuse a table whose header names none of our columns and so was taken for pairs."""
+    """Refuse a table whose unknown header was taken for a row of a headerless file."""
     if "score" in cells:
         try:
             float(cells["score"])

@@ -18,7 +18,7 @@ TableRow = tuple[str, dict[str, Any]]
 
 @dataclass(frozen=True)
 class Table:
-    """Where rows are, and how their columns are called.
+    """Location of rows, and the names of their columns.
 
     Attributes:
         path: ``.csv``, ``.tsv`` or ``.jsonl`` file, plain or ``.gz``, or ``hf://`` and the name or
@@ -57,7 +57,7 @@ def read_table(
     optional: Sequence[str] = (),
     headerless: Sequence[str] = (),
 ) -> Iterator[TableRow]:
-    """Rows as dicts under our names of the columns, each with its place for messages.
+    """Read rows as dicts by our names of the columns, each with its location for messages.
 
     Args:
         table: Where they are.
@@ -147,7 +147,7 @@ def _csv_cells(reader: Any, path: Path) -> Iterator[list[str]]:
     try:
         yield from reader
     except csv.Error as error:
-        # What follows a quote left open cannot be told apart any more: this is no row to skip.
+        # After an unclosed quote, rows cannot be told apart: this is more than a row to skip.
         raise ValueError(
             f"{path}:{reader.line_num}: {error}. To fix, look for a quote left open."
         ) from error

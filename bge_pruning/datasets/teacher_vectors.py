@@ -34,7 +34,7 @@ BLOCKS = 1024
 
 @contextmanager
 def new_arrays(paths: Mapping[str, Path]) -> Iterator[Allocate]:
-    """Files to fill piece by piece, larger than memory if need be.
+    """Make arrays on disk to fill piece by piece, larger than memory if need be.
 
     Args:
         paths: The file of each name.
@@ -148,7 +148,7 @@ def compute_cache_key(texts: TokenizedTexts, teacher_fingerprint: str) -> str:
 def cached_teacher_outputs(
     texts: TokenizedTexts, encode: Encode, pad_token_id: int, paths: Mapping[str, Path]
 ) -> dict[str, np.ndarray]:
-    """Outputs of all texts, from the cache as far as it has them.
+    """Outputs of all texts, from the cache where it has them.
 
     Args:
         texts: The texts.
@@ -203,7 +203,7 @@ def encode_texts(
     order = np.argsort(texts.lengths, kind="stable")
     arrays: dict[str, np.ndarray] = {}
     starts = range(0, len(order), BATCH_TEXTS)
-    # Nothing is drawn where there is no terminal.
+    # The bar is drawn only on a terminal.
     for start in tqdm(starts, desc="embedding", unit="batch", disable=None, leave=False):
         index = order[start : start + BATCH_TEXTS]
         ids, mask = pad_texts([texts[i] for i in index], pad_token_id)

@@ -67,7 +67,7 @@ class TextCorpus:
 
 
 def corpus_key(*parts: object) -> str:
-    """Name of a cache: a hash of all that its content depends on.
+    """Hash of everything that a cache depends on, which names it.
 
     Args:
         *parts: Content of the files, tokenizer and settings, as values whose ``repr`` is exact.

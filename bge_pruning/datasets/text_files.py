@@ -1,4 +1,4 @@
-"""Reading text files line by line, with errors that name file and line."""
+"""Read text files line by line, with errors that name file and line."""
 
 from __future__ import annotations
 
@@ -113,7 +113,7 @@ def parse_row(content: str, where: str, keys: Sequence[str]) -> dict[str, Any]:
         keys: Keys that it must have.
 
     Raises:
-        ValueError: If it is no JSON, or lacks a key.
+        ValueError: If it is not JSON, or lacks a key.
     """
     try:
         row = json.loads(content)
@@ -133,14 +133,14 @@ def parse_row(content: str, where: str, keys: Sequence[str]) -> dict[str, Any]:
 
 
 def check_text(value: Any, what: str) -> str:
-    """A text as a model can read it.
+    """Check that a value is a text that a model can read.
 
     Args:
         value: What was found.
         what: File, line and name, for the message.
 
     Raises:
-        ValueError: If it is no text, is empty, or is not valid Unicode.
+        ValueError: If it is not a text, is empty, or is not valid Unicode.
     """
     if not isinstance(value, str) or not value.strip():
         raise ValueError(f"{what} is empty or no text. To fix, correct or remove the line.")
@@ -149,7 +149,7 @@ def check_text(value: Any, what: str) -> str:
 
 
 def check_unicode(text: str, what: str) -> None:
-    """Refuse what no tokenizer takes: JSON can spell half of a character.
+    """Refuse text that no tokenizer accepts: JSON can spell half of a surrogate pair.
 
     Raises:
         ValueError: If the text holds bytes that are not UTF-8, or half of a surrogate pair.

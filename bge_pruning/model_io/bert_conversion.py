@@ -71,7 +71,7 @@ def convert_config(bert: BertConfig) -> XLMRobertaConfig:
         Config with ``pad_token_id + 1`` more position rows and one token type.
 
     Raises:
-        ValueError: If the config is no plain BERT encoder or names no padding token.
+        ValueError: If the config is not a plain BERT encoder, or has no padding token.
     """
     _check_convertible(bert)
     return XLMRobertaConfig(
@@ -307,7 +307,7 @@ def convert_bert_folder(
     Raises:
         FileExistsError: If ``output`` exists and may not be replaced.
         FileNotFoundError: If ``source`` holds no model.
-        ValueError: If ``source`` is no plain BERT encoder, or there are too few sentences.
+        ValueError: If ``source`` is not a plain BERT encoder, or there are too few sentences.
         RuntimeError: If the result is not equivalent to the source.
     """
     with no_loading_bars(), atomic_folder(output, RECORD_FILE, overwrite) as folder:

@@ -36,7 +36,8 @@ from bge_pruning.models.structural_pruning import (
 
 METADATA_KEY = "RunMetadataCallback"
 WORD_TABLE = "backbone.embeddings.word_embeddings.weight"
-# Of a run that keeps it. Composer neither goes on from it nor deletes it: it looks for other names.
+# Written by runs that save the best checkpoint. Composer neither resumes from it nor deletes it,
+# because it looks for other names.
 BEST_CHECKPOINT = "best-rank0.pt"
 BEST_KEY = "best"
 WEIGHTS_ONLY = "TORCH_FORCE_WEIGHTS_ONLY_LOAD"
@@ -67,7 +68,7 @@ class TrainedModel:
 
 @dataclass(frozen=True)
 class BestScore:
-    """What the best checkpoint of a run is the best by.
+    """The score that makes a checkpoint the best of its run.
 
     Attributes:
         metric: Such as ``stsb-en-dev/cosine_spearman``.
@@ -129,10 +130,10 @@ def find_checkpoint(path: Path, best: bool = False) -> Path:
 
 
 def read_best_score(checkpoint: Path) -> BestScore:
-    """What a best checkpoint is the best by; its weights are not read.
+    """Read the score of a best checkpoint without reading its weights.
 
     Raises:
-        ValueError: If the file is damaged or says nothing about it.
+        ValueError: If the file is damaged or holds no score.
     """
     state = load_state(checkpoint)
     try:
@@ -145,7 +146,7 @@ def read_best_score(checkpoint: Path) -> BestScore:
 
 
 def read_progress(checkpoint: Path) -> Progress:
-    """How far the training of a checkpoint came; its weights are not read.
+    """Read how far the training of a checkpoint came, without reading its weights.
 
     Raises:
         ValueError: If the file is damaged or of another project.
@@ -232,7 +233,7 @@ def _with_prefix(state: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
 
 @contextmanager
 def allow_plain_types() -> Iterator[None]:
-    """Inside, torch reads nothing but tensors and plain values, whoever asks and however."""
+    """Restrict every ``torch.load`` inside the block to tensors and plain values."""
     before = os.environ.get(WEIGHTS_ONLY)
     os.environ[WEIGHTS_ONLY] = "1"
     try:
@@ -245,9 +246,9 @@ def allow_plain_types() -> Iterator[None]:
 
 
 def load_state(path: Path) -> dict[str, Any]:
-    """The content of a checkpoint; its tensors are parts of the file, mapped privately.
+    """Load a checkpoint; its tensors are parts of the file, mapped privately.
 
-    Of a sharded run's folder it is what extraction needs, in memory.
+    Of a sharded run's folder, only what extraction needs is read, into memory.
 
     Raises:
         ValueError: If the file is damaged or holds anything but tensors and plain values.
@@ -293,18 +294,18 @@ def _metadata(state: dict[str, Any], path: Path) -> RunMetadata:
 
 
 def final_gates(model: TrainedModel) -> tuple[PruningMasks, EncoderShape]:
-    """What of a model stays, and the sizes that it then has."""
+    """The units that a model keeps, and its sizes after the cut."""
     if model.l0_module is None:
         return PruningMasks(), model.shape
     return model.l0_module.deterministic_masks(), model.l0_module.realised_shape()
 
 
 def as_base_model(model: TrainedModel, name: str) -> BaseModel:
-    """The uncut model of a checkpoint as any other model; it shares the weights.
+    """Turn the uncut model of a checkpoint into a base model that shares its weights.
 
     Args:
-        model: Of the checkpoint.
-        name: What messages call it.
+        model: Model read from a checkpoint.
+        name: Its name in messages.
     """
     metadata = model.metadata
     return BaseModel(

@@ -1,4 +1,4 @@
-"""Models from the Hugging Face hub: fetching, quiet loading, and whose model a folder holds."""
+"""Models from the Hugging Face hub: fetch them, load them quietly, and read their origin."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ def is_hub_name(name: str) -> bool:
 
 
 def fetch_model_folder(name: str, revision: str | None = None) -> Path:
-    """Folder of a base model, downloaded from the hub if it is not a local folder.
+    """Return the folder of a base model, downloaded from the hub if it is not local.
 
     Args:
         name: Folder or hub name.
@@ -87,7 +87,7 @@ def fetch_model_folder(name: str, revision: str | None = None) -> Path:
 
 
 def _download_weights(name: str, revision: str | None) -> None:
-    """The first kind of weight file that the model has."""
+    """Download the first kind of weight file that the model has."""
     from huggingface_hub import hf_hub_download
     from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError
 
@@ -174,7 +174,7 @@ def _as_hub_name(value: Any) -> str | None:
 
 
 def _single(value: Any) -> Any:
-    """The hub also takes a list; only a list of one says something about this model."""
+    """Unwrap a list of one: the hub also accepts lists, and longer ones are ambiguous."""
     return value[0] if isinstance(value, list) and len(value) == 1 else value
 
 
@@ -198,7 +198,7 @@ def hub_page(name: str) -> str:
 
 @contextmanager
 def no_loading_bars() -> Iterator[None]:
-    """Switch transformers' progress bars off; a model of this size loads in a moment."""
+    """Switch off transformers' progress bars."""
     from transformers.utils import logging
 
     shown = logging.is_progress_bar_enabled()
@@ -212,10 +212,10 @@ def no_loading_bars() -> Iterator[None]:
 
 @contextmanager
 def quick_loading() -> Iterator[None]:
-    """The same without Python's garbage collector.
+    """Switch off progress bars and Python's garbage collector while a model is loaded.
 
-    A tokenizer of 250,002 tokens is read as as many lists, and the collector would look at all of
-    them again and again: that takes longer than the reading.
+    A tokenizer of 250,002 tokens is read as that many lists. The collector would scan them again
+    and again, which takes longer than reading them.
     """
     collects = gc.isenabled()
     gc.disable()

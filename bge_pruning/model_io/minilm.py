@@ -148,7 +148,7 @@ def prepare(output: Path, sentences: Path, overwrite: bool = False) -> Path:
 
     Raises:
         FileNotFoundError: If the PyPI package or the sentences are missing.
-        FileExistsError: If ``output`` exists, is no complete conversion, and ``overwrite`` is off.
+        FileExistsError: If ``output`` is not a complete conversion, and ``overwrite`` is off.
         ValueError: If the weights have another checksum, or a row of the sentences is wrong.
         RuntimeError: If the result is not equivalent to the source.
     """

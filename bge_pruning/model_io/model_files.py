@@ -1,4 +1,4 @@
-"""Reading what lies beside a model's weights: config, pooling, tokenizer."""
+"""Read the files beside a model's weights: config, pooling, prompts and tokenizer."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from bge_pruning.utils.json_records import (
     show,
 )
 
-# With the largest that is believed: a damaged file must not make a module for each of 10^12 layers.
+# The largest value accepted for each: a damaged file must not build 10^12 layers.
 SIZES = {
     "hidden_size": 65_536,
     "num_attention_heads": 4096,
@@ -61,11 +61,11 @@ class _SpecialTokens(Record):
 
 
 def read_hf_config(folder: Path) -> dict[str, Any]:
-    """``config.json`` of an XLM-R encoder, checked.
+    """Read and check ``config.json`` of an XLM-R encoder.
 
     Raises:
         FileNotFoundError: If there is none.
-        ValueError: If it is not that of an encoder which this project can represent.
+        ValueError: If the encoder is not one that this project can represent.
     """
     path = folder / "config.json"
     config = read_json(path)
@@ -103,7 +103,7 @@ def _check_sizes(config: dict[str, Any], path: Path) -> None:
 
 
 def _check_details(config: dict[str, Any], path: Path) -> None:
-    """What has defaults: rows of token types, the padding id, and what is added to a variance."""
+    """Check the fields that have defaults."""
     # Positions begin behind the padding token's, which is a row of the word table.
     last = min(config["max_position_embeddings"] - 2, config["vocab_size"] - 1)
     ranges = {
@@ -166,14 +166,14 @@ def read_pooling(folder: Path) -> str:
 
 
 def read_max_seq_length(folder: Path, config: dict[str, Any]) -> int:
-    """Longest text in tokens: what the folder's files name, but never more than the positions.
+    """Longest text in tokens that the folder's files name, limited by the number of positions.
 
     Args:
         folder: Model folder.
         config: Its ``config.json``, see :func:`read_hf_config`.
 
     Raises:
-        ValueError: If the file names no number.
+        ValueError: If the length is not a number.
     """
     path = folder / "sentence_bert_config.json"
     settings = parse_record(read_json(path, {}), _Settings, str(path), "copy it again")
@@ -183,10 +183,10 @@ def read_max_seq_length(folder: Path, config: dict[str, Any]) -> int:
 
 
 def read_prompts(folder: Path) -> dict[str, Any]:
-    """What the folder's sentence-transformers files say to write before a text.
+    """Read the prompts that sentence-transformers writes before a text.
 
     Raises:
-        ValueError: If the prompts are no texts by name.
+        ValueError: If the prompts are not texts by name.
     """
     path = folder / "config_sentence_transformers.json"
     config = parse_record(read_json(path, {}), Prompts, str(path), "copy it again")
@@ -214,7 +214,7 @@ def read_tokenizer_files(folder: Path, vocab_size: int) -> dict[str, bytes]:
     try:
         tokenizer = Tokenizer.from_str(files[path.name].decode("utf-8"))
     except Exception as error:  # the library raises Exception itself
-        raise ValueError(f"{path}: is no tokenizer ({error}). To fix, copy it again.") from error
+        raise ValueError(f"{path}: is not a tokenizer ({error}). To fix, copy it again.") from error
     # Ids, not their number: one of few tokens may lie beyond the table.
     size = max(tokenizer.get_vocab().values(), default=-1) + 1
     if size > vocab_size:
@@ -246,7 +246,7 @@ def read_json(path: Path, default: Any = ...) -> Any:
 
     Raises:
         FileNotFoundError: If there is neither file nor default.
-        ValueError: If the file is no JSON object.
+        ValueError: If the file does not hold a JSON object.
     """
     if not path.is_file():
         if default is ...:

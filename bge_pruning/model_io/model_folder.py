@@ -1,4 +1,4 @@
-"""Writing an ordinary XLM-R model folder that other tools load without this package.
+"""Write an ordinary XLM-R model folder that other tools load without this package.
 
 The library's own writer takes all tensors at once, so rounding to half precision would take half as
 much memory again as the model.
@@ -20,9 +20,9 @@ from bge_pruning.models.bge_m3_backbone import XLMRobertaBackbone
 from bge_pruning.models.embedding_heads import EmbeddingHeads
 from bge_pruning.models.encoder_shape import EncoderShape
 
-# By the names of the format.
+# torch's types by the names of the safetensors format.
 NAMES = {torch.float32: "F32", torch.float16: "F16", torch.bfloat16: "BF16"}
-# Readers map the file: numbers then lie in memory as they lie in it. The format demands 8.
+# Readers map the file, so alignment in the file is alignment in memory. The format demands 8.
 ALIGNMENT = 64
 
 
@@ -47,7 +47,7 @@ def write_safetensors(path: Path, tensors: Mapping[str, Tensor], dtype: torch.dt
 
 
 def _header(tensors: Mapping[str, Tensor], dtype: torch.dtype) -> bytes:
-    """Length in 8 bytes, then names, shapes and places as JSON, filled up with spaces."""
+    """Length in 8 bytes, then names, shapes and offsets as JSON, padded with spaces."""
     content: dict[str, dict] = {"__metadata__": {"format": "pt"}}
     end = 0
     for name, tensor in tensors.items():
@@ -129,7 +129,7 @@ def _rounded(module: nn.Module, dtype: torch.dtype, prefix: str = "") -> dict[st
 def compute_hf_config(
     hf_config: dict[str, Any], shape: EncoderShape, dtype: torch.dtype = torch.float32
 ) -> dict[str, Any]:
-    """``config.json`` of the cut model: the source's, with the new sizes and precision."""
+    """Build ``config.json`` of the cut model from its source's: new sizes and precision."""
     kept = {key: value for key, value in hf_config.items() if key not in _STALE_KEYS}
     return {
         **_DEFAULTS,

@@ -17,7 +17,7 @@ from torch import Tensor
 from bge_pruning.models.bge_m3_backbone import XLMRobertaBackbone
 from bge_pruning.models.embedding_heads import EmbeddingHeads
 
-# By the names of command lines.
+# Precisions by their names on the command line.
 DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 BLOCK = 1 << 22  # numbers that are worked on at a time
 
@@ -31,7 +31,7 @@ def check_dtype(dtype: torch.dtype) -> None:
     """Refuse a precision that no model is written in.
 
     Raises:
-        ValueError: If it is none of ``DTYPES``.
+        ValueError: If it is not one of ``DTYPES``.
     """
     if dtype not in DTYPES.values():
         raise ValueError(
@@ -46,7 +46,7 @@ def blocks(tensor: Tensor) -> Iterator[Tensor]:
 
 
 def round_tensor(name: str, tensor: Tensor, dtype: torch.dtype) -> Tensor:
-    """A tensor in another precision; itself if it has that precision.
+    """Round a tensor to a precision; a tensor that has it is returned as it is.
 
     Args:
         name: What it is called, for the message.

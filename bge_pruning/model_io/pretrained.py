@@ -47,9 +47,9 @@ class BaseModel:
         backbone: The encoder with its weights.
         heads: The output heads with their weights.
         tokenizer_files: Contents of its tokenizer files by name.
-        max_seq_length: Longest input that sentence-transformers is told of.
+        max_seq_length: Longest input for sentence-transformers, in tokens.
         pruning: Its ``pruning.json`` if it is itself an extracted model.
-        prompts: What sentence-transformers is told to write before a text.
+        prompts: Texts that sentence-transformers writes before an input.
         projection: Map from pooled vectors to the dimensions of the original, which the folder's
             dense vectors have: float32, shape ``(S, H)``; see
             :mod:`bge_pruning.model_io.projection`. ``backbone`` and ``heads`` know nothing of it.
@@ -220,7 +220,7 @@ def _read_projection(folder: Path, hidden: int) -> Tensor | None:
 
 
 def without_weights() -> AbstractContextManager:
-    """Modules made inside take neither memory nor time until :func:`load_strict` fills them.
+    """Build modules that take neither memory nor time until :func:`load_strict` fills them.
 
     Drawing random weights for a model of 568M parameters takes longer than reading it.
     """
@@ -228,7 +228,7 @@ def without_weights() -> AbstractContextManager:
 
 
 def load_strict(module: nn.Module, state: dict[str, Tensor], source: str) -> None:
-    """Make the tensors of a state the module's own, in the module's precision.
+    """Assign the tensors of a state to a module, in the module's precision.
 
     They are not copied if their precision is the module's. Where they are parts of a mapped file,
     memory is taken only for what is used, and what is changed never reaches the file: ``torch`` and
@@ -318,7 +318,7 @@ def _damaged(path: Path, error: Exception) -> ValueError:
 
 def _load_tensors(path: Path, mapped: bool = True) -> dict[str, Tensor]:
     try:
-        # Files of the old format, which are no zip archives, cannot be mapped.
+        # Files of the old format are not zip archives and cannot be mapped.
         mmap = mapped and zipfile.is_zipfile(path)
         state = torch.load(path, map_location="cpu", weights_only=True, mmap=mmap)
     except Exception as error:  # a damaged pickle can raise anything
@@ -333,7 +333,7 @@ def _load_tensors(path: Path, mapped: bool = True) -> dict[str, Tensor]:
 
 
 def describe_load_error(error: Exception) -> str:
-    """The reason in torch's words, without its advice to load code from the file."""
+    """Describe an error in torch's words, without its advice to allow code."""
     text = str(error).strip()
     found = re.search(r"(?:WeightsUnpickler error: |(?=Trying to load ))(.*)", text)
     reason = found.group(1) if found else text.partition("\n")[0]

@@ -80,7 +80,7 @@ def read_modules(folder: Path) -> list[Module]:
         folder: Model folder.
 
     Raises:
-        ValueError: If the file is no list of modules.
+        ValueError: If the file does not hold a list of modules.
     """
     path = folder / "modules.json"
     if not path.is_file():
@@ -115,7 +115,7 @@ def check_modules(folder: Path) -> list[Module]:
 
     Raises:
         ForeignModuleError: If one is not applied here, or not in this order or place.
-        ValueError: If ``modules.json`` is no list of modules.
+        ValueError: If ``modules.json`` does not hold a list of modules.
     """
     modules = read_modules(folder)
     rest = list(APPLIED)

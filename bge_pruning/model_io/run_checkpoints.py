@@ -1,7 +1,7 @@
 """The files of a run folder that a later run reads: checkpoints, and the gates as arrays.
 
 A run can be killed while it writes a checkpoint, or while it moves the link to the newest one; a
-disk can fill up or go bad. Then the run goes on from the newest file that is whole.
+disk can fill up or fail. The run then resumes from the newest complete file.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ ASIDE = ".damaged"
 
 
 def list_checkpoints(folder: Path) -> list[Path]:
-    """Checkpoints of a run, the newest first; the best one is not among them."""
+    """List the checkpoints of a run, newest first, without the best one."""
     found = {path: NAME.fullmatch(path.name) for path in folder.glob("*ba*")}
     steps = {path: int(match[1] or match[2]) for path, match in found.items() if match}
     return sorted(steps, key=steps.get, reverse=True)
@@ -56,7 +56,7 @@ def check_whole(path: Path) -> None:
 
 
 def find_whole_checkpoint(folder: Path) -> Path | None:
-    """The newest checkpoint that is whole, with the run's link to the newest one on it.
+    """Find the newest complete checkpoint, and point the run's link to it.
 
     Damaged ones are renamed, so that neither this nor the trainer meets them again.
 
@@ -95,7 +95,7 @@ def find_whole_checkpoint(folder: Path) -> Path | None:
 
 
 def _link(link: Path, target: Path) -> None:
-    """Point a link to a file beside it, at no moment to nothing."""
+    """Point a link to a file beside it; at no moment is it missing or broken."""
     if link.is_symlink() and os.readlink(link) == target.name:
         return
     with atomic_file(link) as partial:

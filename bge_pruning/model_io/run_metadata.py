@@ -146,8 +146,8 @@ def check_metadata(metadata: RunMetadata, path: Path) -> None:
     parse_record(vars(metadata), _MetadataRecord, f"{path}: run metadata", fix)
     if metadata.hf_config["pad_token_id"] >= metadata.shape["vocab_size"]:
         raise ValueError(
-            f"{path}: run metadata: pad_token_id {metadata.hf_config['pad_token_id']} is none of "
-            f"the {metadata.shape['vocab_size']} tokens. To fix, {fix}."
+            f"{path}: run metadata: pad_token_id {metadata.hf_config['pad_token_id']} is not one "
+            f"of the {metadata.shape['vocab_size']} tokens. To fix, {fix}."
         )
     if "tokenizer.json" not in metadata.tokenizer_files:
         raise ValueError(f"{path}: run metadata: has no tokenizer.json. To fix, {fix}.")

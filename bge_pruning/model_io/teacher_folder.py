@@ -66,7 +66,7 @@ class Teacher:
         return 0 if head is None else head["weight"].shape[0]
 
     def find_mismatch(self, student: BaseModel) -> str | None:
-        """Why it cannot teach a model, ``None`` if it can.
+        """Explain why it cannot teach a model; ``None`` if it can.
 
         An extracted model has the tokens and multi-vectors of its source, unless asked otherwise.
 

@@ -1,4 +1,4 @@
-"""Which torch device is used, and whether it is there."""
+"""Choose torch devices, and check that they are available."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ COMPILED_FORMS = 64
 
 
 def default_device() -> str:
-    """The best device that there is."""
+    """The best available device."""
     return "cuda" if torch.cuda.is_available() else "cpu"
 
 
@@ -20,7 +20,7 @@ def torch_device(device: str | None) -> str:
     """The torch device of a configuration's ``device``, which is Composer's name for it.
 
     Args:
-        device: ``cpu``, ``gpu``; ``None`` for the best device that there is.
+        device: ``cpu``, ``gpu``; ``None`` for the best available device.
     """
     return {"gpu": "cuda"}.get(device, device) or default_device()
 
@@ -32,7 +32,7 @@ def check_device(device: str) -> None:
         device: Torch device.
 
     Raises:
-        ValueError: If it cannot; the message says why.
+        ValueError: If it cannot be used; the message says why.
     """
     try:
         torch.zeros(1, device=device).item()
@@ -47,7 +47,7 @@ def check_device(device: str) -> None:
 
 
 def compile_failure(device: str) -> str | None:
-    """Why ``torch.compile`` does not work for a device: it needs Triton, or a compiler of C++.
+    """Check ``torch.compile`` on a device: it needs Triton, or a C++ compiler.
 
     Args:
         device: Torch device.
@@ -57,7 +57,7 @@ def compile_failure(device: str) -> str | None:
     """
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # what its own parts think of each other
+            warnings.simplefilter("ignore")  # of its own parts
             torch.compile(lambda x: x.cos() + 1.0)(torch.ones(8, device=device))
     except Exception as error:  # the compiler has many of its own
         return str(error).strip().partition("\n")[0]
@@ -65,6 +65,6 @@ def compile_failure(device: str) -> str | None:
 
 
 def allow_compiled_forms() -> None:
-    """Have torch keep as many compiled forms of a function as there are ways to call it."""
+    """Let torch keep more compiled forms of a function than its default limit."""
     limit = torch._dynamo.config.recompile_limit
     torch._dynamo.config.recompile_limit = max(limit, COMPILED_FORMS)

@@ -1,4 +1,4 @@
-"""What a number was measured with: versions of the libraries, and the machine."""
+"""Describe what a number was measured with: versions of the libraries, and the machine."""
 
 from __future__ import annotations
 
@@ -32,14 +32,14 @@ def collect_versions() -> dict[str, str]:
 
 
 def describe_machine(device: str = "cpu") -> dict[str, Any]:
-    """What a speed was measured on.
+    """Describe the machine that a speed was measured on.
 
     Args:
         device: Torch device.
 
     Returns:
-        ``cpu`` (its name), ``cores`` (that the system has) and ``gpu`` (its name, ``None`` if the
-        device is none).
+        ``cpu`` (its name), ``cores`` (of the system) and ``gpu`` (its name, ``None`` if the device
+        is not a GPU).
     """
     import torch
 

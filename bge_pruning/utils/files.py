@@ -1,4 +1,4 @@
-"""Writing files and folders that are either absent or complete, and locking them."""
+"""Write files and folders that are either absent or complete, and lock them."""
 
 from __future__ import annotations
 
@@ -115,13 +115,13 @@ def check_free(output: Path, marker: str, overwrite: bool) -> None:
         )
     if not (output / marker).is_file():
         raise FileExistsError(
-            f"{output} holds no {marker}, so it is nothing of this kind and is kept although "
-            f"overwriting was asked for. To fix, choose another folder, or delete it yourself."
+            f"{output} holds no {marker}, so it is not a folder of this kind and is kept although "
+            f"overwriting was requested. To fix, choose another folder, or delete it yourself."
         )
 
 
 def clean_up(output: Path) -> None:
-    """Remove what processes that were killed have left, and put back what they had put aside.
+    """Remove the left-overs of killed processes, and restore folders that they had set aside.
 
     Args:
         output: Folder that they were to make. What a living process is writing is left alone.
@@ -238,7 +238,7 @@ def write_json(result: Mapping[str, Any], path: str | Path, *, overwrite: bool =
     """Write a result atomically, see :func:`atomic_file`.
 
     Args:
-        result: JSON-ready; NaN is refused, as it is no JSON.
+        result: JSON-ready; NaN is refused, as JSON has none.
         path: File to write; its folder is made.
         overwrite: Whether an existing file may be replaced.
 
@@ -321,7 +321,7 @@ def _refuse_unwritable(what: str | Path, folder: Path) -> None:
     there = next(place for place in (folder, *folder.parents) if place.exists())
     if not (there.is_dir() and os.access(there, os.W_OK | os.X_OK)):
         raise PermissionError(
-            f"{what} cannot be written: {there} is no folder that may be written to. To fix, "
+            f"{what} cannot be written: {there} is not a folder that may be written to. To fix, "
             f"choose another folder."
         )
 
@@ -333,7 +333,7 @@ def evaluation_files(path: str | Path) -> tuple[Path, Path]:
         path: The JSON file.
 
     Raises:
-        ValueError: If it is no name of a file, or that of its own table.
+        ValueError: If it is not a file name, or the name of its own table.
     """
     path = Path(path)
     if not path.name:
@@ -347,7 +347,7 @@ def evaluation_files(path: str | Path) -> tuple[Path, Path]:
     return path, table
 
 
-# What a file system says that has no locks.
+# Errors of a file system without locks.
 WITHOUT_LOCKS = (ENOLCK, EOPNOTSUPP)
 
 

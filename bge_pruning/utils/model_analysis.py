@@ -1,4 +1,4 @@
-"""What a model costs: parameters, speed beside a baseline, memory."""
+"""Measure what a model costs: speed beside a baseline, and memory."""
 
 from __future__ import annotations
 
@@ -87,7 +87,7 @@ def measure_speed(
 
 
 def wait_for(device: str) -> None:
-    """Wait until a device has done what it was given: a GPU's calls return before.
+    """Wait until a device has finished its work: calls of a GPU return earlier.
 
     Args:
         device: Torch device.

@@ -8,7 +8,7 @@ from types import TracebackType
 
 
 class StoppedError(Exception):
-    """A run ended because it was told to; the message says how to go on."""
+    """Raised when a run is stopped on purpose; the message says how to resume."""
 
 
 # Attribute of a record that the console does not show.
@@ -19,7 +19,7 @@ log = logging.getLogger(__name__)
 
 
 class RunLog(logging.Handler):
-    """Keeps what is logged until the run has a folder, then appends it to a file there.
+    """Keep log records until the run has a folder, then append them to a file there.
 
     A context manager. The first rank writes everything from INFO on, the others their warnings and
     errors with their rank, into the same file. The end of the run is written too, also if it is an
@@ -49,7 +49,7 @@ class RunLog(logging.Handler):
             self.handleError(record)
 
     def open(self, path: Path) -> None:
-        """From now on there is a file; it is appended to if it is there."""
+        """Write to a file from now on; an existing one is appended to."""
         self.path = path
         self._flush()
 
@@ -75,7 +75,7 @@ class RunLog(logging.Handler):
     ) -> None:
         if error is not None:  # the console gets it from the command
             hidden = {FILE_ONLY: True}
-            # Of what nobody foresaw, the place; of the others the message says enough.
+            # Unexpected errors are logged with their traceback; the message of others is enough.
             expected = isinstance(
                 error, (ValueError, OSError, RuntimeError, StoppedError, KeyboardInterrupt)
             )

@@ -215,7 +215,7 @@ def draw_gates(
         The figure.
 
     Raises:
-        ValueError: If there is no gate, a shape is wrong, or a value is no probability.
+        ValueError: If there is no gate, a shape is wrong, or a value is not a probability.
     """
     _check_gates(gates, kept)
     top = [axis for axis in WIDTHS if axis in gates]

@@ -105,7 +105,7 @@ def row(**changes) -> str:
         (row(query=""), ":1: query is empty or no text. To fix"),
         (row(query=3), ":1: query is empty or no text."),
         (row(pos=[]), ":1: pos is empty. To fix, add a passage or remove the line."),
-        (row(pos="text"), ":1: pos is no list. To fix, write a list of texts."),
+        (row(pos="text"), ":1: pos is not a list. To fix, write a list of texts."),
         (row(pos=["a", " "]), ":1: pos[1] is empty or no text."),
         (row(neg=[None]), ":1: neg[0] is empty or no text."),
         (row(prompt=1), ":1: prompt is empty or no text."),

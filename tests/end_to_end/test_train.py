@@ -541,7 +541,7 @@ def test_a_folder_that_cannot_be_written_is_refused_at_the_start(key, tiny_yaml,
     """A file stands in the way, which the superuser of a container cannot pass either."""
     (tmp_path / "file").write_text("")
     overrides = [f"{key}={tmp_path}/file/inside", "loggers.file=true"]
-    message = rf"^{key} .*inside cannot be written: .*file is no folder .*To fix, choose another"
+    message = rf"^{key} .*inside cannot be written: .*file is not a folder .*To fix, choose another"
     with pytest.raises(PermissionError, match=message):
         check_run(load_config([tiny_yaml], overrides))
 

@@ -440,7 +440,7 @@ def test_damaged_metadata(state, content, save):
         ({"tokenizer_files": {}}, r"has no tokenizer\.json"),
         (
             {"hf_config": {"pad_token_id": 99, "layer_norm_eps": 1e-5}},
-            "pad_token_id 99 is none of the 99 tokens",
+            "pad_token_id 99 is not one of the 99 tokens",
         ),
     ],
     ids=["shape", "hf_config", "l0_module", "base_model", "pooling", "tokenizer_files", "pad"],

@@ -282,7 +282,7 @@ def test_a_place_without_folders(name, tmp_path):
 
 def test_a_folder_of_another_kind_is_never_replaced(old):
     (old / MARKER).unlink()
-    message = f"{old} holds no {MARKER}, so it is nothing of this kind and is kept"
+    message = f"{old} holds no {MARKER}, so it is not a folder of this kind and is kept"
     with (
         pytest.raises(FileExistsError, match=re.escape(message) + ".*To fix, choose another"),
         atomic_folder(old, MARKER, overwrite=True),

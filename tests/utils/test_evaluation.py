@@ -66,7 +66,7 @@ def test_what_cannot_be_written_is_said_before_the_work(tmp_path, monkeypatch):
     with pytest.raises(IsADirectoryError, match=f"{tmp_path} is a folder. To fix, name a file"):
         refuse_existing([tmp_path], overwrite=True)
     (tmp_path / "file").touch()
-    message = "b.json cannot be written: .*/file is no folder that may be written to. To fix"
+    message = "b.json cannot be written: .*/file is not a folder that may be written to. To fix"
     with pytest.raises(PermissionError, match=message):
         refuse_existing([tmp_path / "file" / "a" / "b.json"], overwrite=False)
     refuse_existing([tmp_path / "new" / "a" / "b.json"], overwrite=False)

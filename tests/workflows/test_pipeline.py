@@ -598,7 +598,9 @@ def test_all_ranks_meet_at_the_same_barriers(rank_calls):
 
 def test_results_that_cannot_be_written_are_refused_at_the_start(tiny_yaml, sts_csv, tmp_path):
     (tmp_path / "file").write_text("")
-    message = r"results_folder .* cannot be written: .*file is no folder .*To fix, choose another"
+    message = (
+        r"results_folder .* cannot be written: .*file is not a folder .*To fix, choose another"
+    )
     with pytest.raises(PermissionError, match=message):
         run_pipeline(
             [tiny_yaml], [f"results_folder={tmp_path}/file/inside"], EvaluationPlan([str(sts_csv)])
