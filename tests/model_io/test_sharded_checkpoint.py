@@ -20,6 +20,7 @@ from bge_pruning.model_io.sharded_checkpoint import (
     is_sharded,
     read_metadata,
 )
+from tests.common.code import Code
 
 pytestmark = pytest.mark.filterwarnings("ignore:TypedStorage is deprecated:UserWarning")
 
@@ -41,16 +42,6 @@ def content(metadata, build_checkpoint) -> dict:
 @pytest.fixture
 def folder(content, tmp_path) -> Path:
     return write(tmp_path / "run" / "ep0-ba12", content)
-
-
-class Code:
-    """Makes a folder when it is unpickled."""
-
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
-
-    def __reduce__(self):
-        return os.mkdir, (str(self.folder),)
 
 
 def change(folder: Path, edit) -> None:
