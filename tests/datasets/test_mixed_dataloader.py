@@ -203,14 +203,14 @@ def test_no_example_is_made_to_get_to_a_step(monkeypatch):
 
 def test_other_sources_than_the_checkpoint_are_refused():
     state = {**build().dataset.state_dict(0, True), "names": ["small", "other"]}
-    message = r"was trained on small, other, the configuration names small, large. To fix, go on"
+    message = r"was trained on small, other, the configuration names small, large. To fix, resume"
     with pytest.raises(ValueError, match=message):
         build().dataset.load_state_dict(state)
 
 
 def test_other_rows_or_another_batch_size_are_refused():
     state = build().dataset.state_dict(0, True)
-    message = r"was trained with batch_size 4, the configuration gives 2. To fix, go on with"
+    message = r"was trained with batch_size 4, the configuration gives 2. To fix, resume with"
     with pytest.raises(ValueError, match=message):
         build(size=2).dataset.load_state_dict(state)
     with pytest.raises(
