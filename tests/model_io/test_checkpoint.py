@@ -405,7 +405,7 @@ def test_damaged_metadata(state, content, save):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"shape": {"hidden_size": 32, "size_of_tomorrow": 1}}, "has no shape.num_attention_heads, shape.num_hidden_layers"),
+        ({"shape": {"hidden_size": 32, "size_of_tomorrow": 1}}, "has no shape.num_attention_heads"),
         ({"hf_config": {}}, "has no hf_config.pad_token_id"),
         (
             {"l0_module": {"axes": ["layer"], "target": None, "axis_of_tomorrow": 1}},
