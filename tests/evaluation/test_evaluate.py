@@ -28,7 +28,8 @@ def tasks(sts_csv, collection, tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def result(model_folder, small_folder, tasks):
-    return evaluate(
+    """As it is written."""
+    found = evaluate(
         str(small_folder),
         str(model_folder),
         tasks,
@@ -37,6 +38,7 @@ def result(model_folder, small_folder, tasks):
         device="cpu",
         batch_size=8,
     )
+    return found.as_dict()
 
 
 def test_every_task_mode_and_metric_has_an_entry(result, tasks):
@@ -93,7 +95,7 @@ def alone(small_folder, tasks):
 
 
 def test_without_a_baseline(alone):
-    result = alone
+    result = alone.as_dict()
     for entry in result["tasks"]:
         assert entry["baseline"] is entry["retention"] is entry["retention_above_floor"] is None
         assert not {"p_value", "also"} & set(entry)
@@ -113,7 +115,8 @@ def score(value: float, samples: int = 4) -> Score:
 def test_retention(baseline, retention, above, tasks):
     values = {"model": 0.6, "baseline": baseline, "random_weights": 0.4, "word_embeddings": 0.1}
     scores = {name: {("tiny", "dense"): score(value)} for name, value in values.items()}
-    first, second = describe_task(tasks[1], "dense", scores, {"other": {}}, 0)
+    entries = describe_task(tasks[1], "dense", scores, {"other": {}}, 0)
+    first, second = (entry.as_dict() for entry in entries)
     for entry in (first, second):
         assert entry["floor"] == 0.4
         assert entry["retention"] == (None if retention is None else pytest.approx(retention))
@@ -125,7 +128,7 @@ def test_retention(baseline, retention, above, tasks):
 
 def test_the_pruned_shape_and_the_baselines_words_make_the_floors(result, model_folder, tasks):
     alone = evaluate(str(model_folder), None, tasks[:1], device="cpu")
-    floors, own = result["tasks"][0]["floors"], alone["tasks"][0]["floors"]
+    floors, own = result["tasks"][0]["floors"], alone.tasks[0].floors
     assert floors["word_embeddings"] == pytest.approx(own["word_embeddings"])
     assert floors["random_weights"] != own["random_weights"]
 
@@ -134,10 +137,10 @@ def test_the_seed_makes_the_random_floor(alone, small_folder, tasks):
     def floors(seed):
         options = {"device": "cpu", "max_length": 8, "seed": seed}
         found = evaluate(str(small_folder), None, tasks[:1], **options)
-        assert found["seed"] == seed
-        return found["tasks"][0]["floors"]
+        assert found.seed == seed
+        return found.tasks[0].floors
 
-    first, again, other = alone["tasks"][0]["floors"], floors(1), floors(2)
+    first, again, other = alone.tasks[0].floors, floors(1), floors(2)
     assert first == again
     assert first["random_weights"] != other["random_weights"]
     assert first["word_embeddings"] == other["word_embeddings"]
@@ -163,15 +166,15 @@ def test_limits_hold_for_every_model(small_folder, model_folder, tasks, monkeypa
 def test_a_rival_without_heads_is_compared_by_dense_vectors(bert_folder, model_folder, tasks):
     modes = ["dense", "sparse"]
     result = evaluate(str(model_folder), str(bert_folder), tasks, modes, device="cpu", speed=False)
-    for entry in result["tasks"]:
-        assert (entry["baseline"] is None) == (entry["mode"] == "sparse")
+    for entry in result.tasks:
+        assert (entry.baseline is None) == (entry.mode == "sparse")
     with pytest.raises(ValueError, match="mode sparse needs sparse vectors, and .* has no head"):
         evaluate(str(bert_folder), None, tasks, modes, device="cpu")
 
 
 def test_speed_is_measured_on_queries_if_there_are_no_sentences(small_folder, tasks, monkeypatch):
     seen = []
-    monkeypatch.setattr(module, "measure_cost", lambda a, b, texts: seen.extend(texts) or {})
+    monkeypatch.setattr(module, "measure_cost", lambda a, b, texts: seen.extend(texts))
     evaluate(str(small_folder), str(small_folder), tasks[1:], device="cpu")
     assert sorted(seen) == sorted(set(tasks[1].queries()))
 
@@ -222,7 +225,7 @@ def test_a_baseline_that_is_worse_by_chance_has_a_large_p_value(tasks):
     }
     scores |= {"random_weights": scores["model"], "word_embeddings": scores["model"]}
     (entry,) = describe_task(tasks[0], "dense", scores, {}, 0)
-    assert entry["p_value"] > 0.05
+    assert entry.p_value > 0.05
 
 
 # The script

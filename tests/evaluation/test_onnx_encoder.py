@@ -80,13 +80,11 @@ def test_scores_are_those_of_the_folder_in_every_mode(folder, file, collection, 
 
 def test_an_evaluation_beside_the_folder(folder, file, sts_csv):
     result = evaluate(str(file), str(folder), [sts_task(sts_csv)], batch_size=8)
-    entry = result["tasks"][0]
-    assert entry["retention"] == pytest.approx(1.0, abs=1e-4)
-    assert result["size_bytes"]["model"] == file.stat().st_size
-    assert result["parameters"]["model"] == result["parameters"]["baseline"]
-    memory = result["speed"]["memory_bytes"]
-    assert memory["model"] == {"weights": file.stat().st_size, "activations": None}
-    assert result["speed"]["throughput_texts_per_s"]["ratio"] > 0
+    assert result.tasks[0].retention == pytest.approx(1.0, abs=1e-4)
+    assert result.size_bytes["model"] == file.stat().st_size
+    assert result.parameters.model == result.parameters.baseline
+    assert result.speed.memory_bytes.model == {"weights": file.stat().st_size, "activations": None}
+    assert result.speed.throughput_texts_per_s.ratio > 0
 
 
 def test_a_projected_folder(projected_folder, tmp_path, sts_csv):
@@ -104,11 +102,11 @@ def test_a_projected_folder(projected_folder, tmp_path, sts_csv):
     assert first.dense_vecs.shape == (4, 40)
     np.testing.assert_array_equal(first.dense_vecs, second.dense_vecs)
     result = evaluate(*names, [sts_task(sts_csv)], batch_size=8)
-    assert result["tasks"][0]["retention"] == pytest.approx(1.0, abs=1e-4)
+    assert result.tasks[0].retention == pytest.approx(1.0, abs=1e-4)
     weights = ("model.safetensors", "2_Dense/model.safetensors", "*_linear.pt")
     sizes = [file.stat().st_size for name in weights for file in folder.glob(name)]
-    assert len(sizes) == 4 and result["size_bytes"]["baseline"] == sum(sizes)
-    memory = result["speed"]["memory_bytes"]["baseline"]["weights"]
+    assert len(sizes) == 4 and result.size_bytes["baseline"] == sum(sizes)
+    memory = result.speed.memory_bytes.baseline["weights"]
     assert memory == 4 * count_parameters(theirs)["total"]
 
 

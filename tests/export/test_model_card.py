@@ -464,11 +464,11 @@ def test_scores_of_an_extracted_model(run, model_folder, sts_csv, tmp_path):
     extract(run, folder, options=ExtractOptions(keep_dimension=True))
     tasks = find_tasks([str(sts_csv)], [], "test")
     found = evaluate(str(folder), str(model_folder), tasks, device="cpu", speed=False)
-    path.write_text(json.dumps(found))
+    path.write_text(json.dumps(found.as_dict()))
     write_model_card(folder, path)
     card = (folder / "README.md").read_text(encoding="utf-8")
-    score = found["tasks"][0]
-    assert f"| tiny | dense | Spearman | {score['baseline']:.4f} | {score['value']:.4f} |" in card
+    score = found.tasks[0]
+    assert f"| tiny | dense | Spearman | {score.baseline:.4f} | {score.value:.4f} |" in card
 
 
 def test_the_limit_of_texts_is_that_of_the_folder(folder):

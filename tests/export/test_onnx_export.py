@@ -46,21 +46,21 @@ def test_what_is_written_and_said(folder, caplog, monkeypatch):
     assert set(after) == {*before, "onnx/model.onnx"}
     assert {name: after[name] for name in before} == before
     assert json.loads(json.dumps(info)) == info
-    worst = info["largest_difference"]
+    worst = info.largest_difference
     names = ["last_hidden_state", "dense_vecs", "token_weights", "colbert_vecs"]
-    assert info["outputs"] == list(worst) == names
-    assert 0 < max(worst.values()) <= info["tolerance"] == 1e-5
-    assert info["file"] == "onnx/model.onnx" and info["data"] is None
-    assert info["bytes"] == len(after["onnx/model.onnx"])
-    assert info["opset"] == 17
-    assert info["versions"]["onnx"] == onnx.__version__
+    assert info.outputs == list(worst) == names
+    assert 0 < max(worst.values()) <= info.tolerance == 1e-5
+    assert info.file == "onnx/model.onnx" and info.data is None
+    assert info.bytes == len(after["onnx/model.onnx"])
+    assert info.opset == 17
+    assert info.versions["onnx"] == onnx.__version__
     assert "onnx/model.onnx: largest difference from torch" in caplog.text
 
 
 def test_a_model_that_is_loaded_is_not_read_again(folder, monkeypatch):
     base = load_base_model(str(folder))
     (folder / "model.safetensors").unlink()
-    assert export_onnx(folder, base)["file"] == "onnx/model.onnx"
+    assert export_onnx(folder, base).file == "onnx/model.onnx"
 
 
 def test_the_file_can_be_read_by_a_server(folder, tmp_path):
@@ -80,8 +80,8 @@ def projected(projected_folder, tmp_path) -> Path:
 
 def test_dense_vectors_are_projected(projected):
     info = export_onnx(projected)
-    assert info["outputs"][1] == "dense_vecs" and info["outputs"][-1] == "sentence_embedding"
-    assert 0 < info["largest_difference"]["dense_vecs"] <= 1e-5
+    assert info.outputs[1] == "dense_vecs" and info.outputs[-1] == "sentence_embedding"
+    assert 0 < info.largest_difference["dense_vecs"] <= 1e-5
     files = [projected / "onnx" / "model.onnx", projected]
     ours, theirs = (load_encoder(str(path)).encode(TEXTS).dense_vecs for path in files)
     assert ours.shape == (3, 40)
@@ -106,7 +106,7 @@ def test_modules_of_sentence_transformers_after_the_graph(projected):
 
 
 def test_a_projection_may_lie_beside_the_graph(projected, outside):
-    assert export_onnx(projected)["data"] == "onnx/model.onnx_data"
+    assert export_onnx(projected).data == "onnx/model.onnx_data"
     model = onnx.load(projected / "onnx" / "model.onnx", load_external_data=False)
     (weight,) = [w for w in model.graph.initializer if w.name == "projection.weight"]
     assert weight.data_location == onnx.TensorProto.EXTERNAL
@@ -123,9 +123,9 @@ def outside(monkeypatch) -> None:
 
 def test_large_models_keep_their_weights_beside_the_graph(outside, folder, tmp_path):
     info = export_onnx(folder)
-    assert info["data"] == "onnx/model.onnx_data"
+    assert info.data == "onnx/model.onnx_data"
     path, data = folder / "onnx" / "model.onnx", folder / "onnx" / "model.onnx_data"
-    assert info["bytes"] == path.stat().st_size + data.stat().st_size
+    assert info.bytes == path.stat().st_size + data.stat().st_size
     moved = tmp_path / "elsewhere"
     shutil.move(folder, moved)  # the graph names the file without its folder
     path = moved / "onnx" / "model.onnx"
@@ -296,10 +296,10 @@ def test_a_real_model_as_float32_and_int8(tmp_path):
 
     folder = prepare(tmp_path / "minilm", ROOT / "data" / "sts" / "stsb-en-train.csv")
     info = export_onnx(folder)
-    assert max(info["largest_difference"].values()) < 2e-6
+    assert max(info.largest_difference.values()) < 2e-6
     pairs = read_sts(ROOT / "data" / "sts" / "stsb-en-test.csv")
     found = export_onnx_int8(folder, (pairs.sentences1, pairs.sentences2, pairs.scores))
-    assert found["bytes"] < 0.27 * info["bytes"]
-    assert found["cosine"]["dense_vecs"]["mean"] > 0.985
-    assert found["spearman"]["float32"] == pytest.approx(0.8203, abs=5e-5)
-    assert abs(found["spearman"]["change"]) < 0.01
+    assert found.bytes < 0.27 * info.bytes
+    assert found.cosine.dense_vecs.mean > 0.985
+    assert found.spearman.float32 == pytest.approx(0.8203, abs=5e-5)
+    assert abs(found.spearman.change) < 0.01

@@ -26,7 +26,6 @@ from bge_pruning.export.onnx_quantize import (
     export_onnx_int8,
     quantised,
 )
-from bge_pruning.utils.records import Int8Record
 
 PAIRS = (
     ["the man plays guitar", "a dog runs", "the woman reads", "a cat sings slowly"],
@@ -53,7 +52,8 @@ def test_what_is_written_and_said(exported, caplog, monkeypatch):
     monkeypatch.setattr(logging.getLogger("bge_pruning"), "propagate", True)
     before = names(exported)
     with caplog.at_level("INFO"):
-        info = export_onnx_int8(exported, PAIRS, rounds=1)
+        record = export_onnx_int8(exported, PAIRS, rounds=1)
+    info = record.as_dict()
     assert names(exported) == before | {"onnx/model_quantized.onnx"}
     assert json.loads(json.dumps(info)) == info
     path = exported / "onnx" / "model_quantized.onnx"
@@ -66,14 +66,14 @@ def test_what_is_written_and_said(exported, caplog, monkeypatch):
     for row in info["cosine"].values():
         assert 0.9 < row["min"] <= row["mean"] < 1.0
     assert info["speed"]["throughput_texts_per_s"]["ratio"] > 0
-    assert f"model_quantized.onnx: {describe_loss(Int8Record(**info))}" in caplog.text
+    assert f"model_quantized.onnx: {describe_loss(record)}" in caplog.text
     assert "pre-processing" not in caplog.text  # ONNX Runtime's advice is not for our graph
 
 
 def test_the_correlation_is_that_of_both_files(exported):
     from scipy.stats import spearmanr
 
-    found = export_onnx_int8(exported, PAIRS, rounds=1)["spearman"]
+    found = export_onnx_int8(exported, PAIRS, rounds=1).as_dict()["spearman"]
     for key, file in (("float32", "model.onnx"), ("int8", "model_quantized.onnx")):
         encoder = load_encoder(str(exported / "onnx" / file))
         a, b = (encoder.encode(part).dense_vecs for part in PAIRS[:2])
@@ -84,8 +84,8 @@ def test_the_correlation_is_that_of_both_files(exported):
 
 def test_without_pairs_the_sentences_of_extraction_are_compared(exported):
     info = export_onnx_int8(exported, rounds=1)
-    assert info["texts"] == 8 and info["spearman"] is None
-    assert "Spearman" not in describe_loss(Int8Record(**info))
+    assert info.texts == 8 and info.spearman is None
+    assert "Spearman" not in describe_loss(info)
 
 
 def test_products_and_embeddings_are_int8_and_heads_are_not(exported):
@@ -105,7 +105,7 @@ def test_a_projection_stays_float32(projected_folder, tmp_path):
     folder = shutil.copytree(projected_folder, tmp_path / "projected")
     export_onnx(folder)
     info = export_onnx_int8(folder, PAIRS, rounds=1)
-    assert info["cosine"]["dense_vecs"]["min"] > 0.9
+    assert info.cosine.dense_vecs.min > 0.9
     path = folder / "onnx" / "model_quantized.onnx"
     assert weights(onnx.load(path))["projection.weight"].dtype == np.float32
     encoder = load_encoder(str(path))
@@ -144,14 +144,14 @@ def test_it_is_scored_as_any_model(exported, collection):
 def test_only_heads_that_exist(copy_model):
     folder = copy_model("sparse_linear", "colbert_linear")
     export_onnx(folder)
-    assert set(export_onnx_int8(folder, rounds=1)["cosine"]) == {"dense_vecs"}
+    assert set(export_onnx_int8(folder, rounds=1).cosine.as_dict()) == {"dense_vecs"}
 
 
 def test_a_sparse_head_that_says_nothing_has_no_cosine(exported):
     state = torch.load(exported / "sparse_linear.pt", weights_only=True)
     torch.save({**state, "bias": torch.tensor([-1000.0])}, exported / "sparse_linear.pt")
     export_onnx(exported, overwrite=True)
-    assert "token_weights" not in export_onnx_int8(exported, rounds=1)["cosine"]
+    assert "token_weights" not in export_onnx_int8(exported, rounds=1).cosine.as_dict()
 
 
 def test_from_a_graph_with_weights_apart(folder, monkeypatch):
@@ -161,7 +161,7 @@ def test_from_a_graph_with_weights_apart(folder, monkeypatch):
     info = export_onnx_int8(folder, rounds=1)
     assert names(folder) == before | {"onnx/model_quantized.onnx"}
     data = folder / "onnx" / "model.onnx_data"
-    assert info["bytes_float32"] == (folder / "onnx" / "model.onnx").stat().st_size + (
+    assert info.bytes_float32 == (folder / "onnx" / "model.onnx").stat().st_size + (
         data.stat().st_size
     )
     onnx.checker.check_model(str(folder / "onnx" / "model_quantized.onnx"), full_check=True)

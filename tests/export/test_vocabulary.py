@@ -23,6 +23,7 @@ from bge_pruning.model_io.pretrained import load_base_model
 from bge_pruning.model_io.vocabulary_files import read_tokenizer, rewrite_tokenizer_files
 from bge_pruning.models.encoder_shape import count_parameters
 from bge_pruning.models.structural_pruning import KeepIndices
+from bge_pruning.utils.records import PruningRecord
 
 ROOT = Path(__file__).parents[2]
 LANGUAGES = ("ar", "de", "en", "fr", "hi", "ja", "sw", "zh")
@@ -185,12 +186,22 @@ def test_trimming_twice_is_trimming_once(unigram):
 
 
 def test_the_record_of_an_extracted_model_has_the_new_sizes(unigram):
-    earlier = {"shape": {"vocab_size": 6001, "hidden_size": 32}, "parameters": {"source": 1}}
+    sizes = {"hidden_size": 32, "num_hidden_layers": 4, "intermediate_size": 64}
+    counts = {"encoder": 1, "total": 3}
+    earlier = PruningRecord(
+        source={"base_model": "a"},
+        source_shape=sizes,
+        shape={**sizes, "vocab_size": 6001},
+        parameters={"source": counts, "extracted": counts},
+        kept={},
+        constraint={},
+    )
     trimmed = trim_vocabulary(replace(unigram, pruning=earlier), choose(unigram, "en", 1200))
-    assert trimmed.pruning["shape"] == {"vocab_size": 1200, "hidden_size": 32}
-    assert trimmed.pruning["parameters"]["source"] == 1
-    assert trimmed.pruning["parameters"]["extracted"] == count_parameters(trimmed.shape).as_dict()
-    assert earlier["shape"]["vocab_size"] == 6001
+    record = trimmed.pruning.as_dict()
+    assert record["shape"] == {**sizes, "vocab_size": 1200}
+    assert record["parameters"]["source"] == counts
+    assert record["parameters"]["extracted"] == count_parameters(trimmed.shape).as_dict()
+    assert earlier.shape.vocab_size == 6001
 
 
 # Which tokens are kept, and where
