@@ -334,7 +334,7 @@ def _score(args: argparse.Namespace, words: Sequence[str]) -> None:
         seed=args.seed,
         progress=sys.stderr.isatty(),
     )
-    result["command"] = shlex.join([*command_words("evaluate_model"), *words])
+    result.command = shlex.join([*command_words("evaluate_model"), *words])
     write_evaluation(result, args.output, overwrite=args.overwrite)
     show_evaluation(result, Console(highlight=False))
 

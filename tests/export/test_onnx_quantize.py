@@ -176,7 +176,7 @@ def test_an_earlier_file_is_kept_or_replaced(exported):
     with pytest.raises(FileExistsError, match=r"model_quantized\.onnx exists\. To fix, choose"):
         export_onnx_int8(exported)
     assert path.read_text() == "earlier"
-    assert export_onnx_int8(exported, overwrite=True, rounds=1)["bytes"] == path.stat().st_size
+    assert export_onnx_int8(exported, overwrite=True, rounds=1).bytes == path.stat().st_size
 
 
 def test_without_an_export(folder):
