@@ -6,7 +6,6 @@ import logging
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from itertools import product
 from typing import Any
 
 import torch
@@ -15,8 +14,9 @@ from composer.loggers import Logger
 from composer.utils import dist, model_eval_mode
 
 from bge_pruning.callbacks.best_checkpoint import BestCheckpoint
+from bge_pruning.config.names import PAIR_METRIC, RETRIEVAL_METRICS, metric_key
 from bge_pruning.datasets.mteb_tasks import random_state_kept
-from bge_pruning.evaluation.scoring import RETRIEVAL_METRICS, score_tasks
+from bge_pruning.evaluation.scoring import score_tasks
 from bge_pruning.evaluation.tasks import Task
 from bge_pruning.evaluation.text_encoder import Ranks, TextEncoder
 from bge_pruning.model_io.pretrained import BaseModel
@@ -24,8 +24,6 @@ from bge_pruning.models.composer_bge_m3 import ComposerBGEM3
 from bge_pruning.utils.clock import is_due
 
 log = logging.getLogger(__name__)
-
-PAIR_METRIC = "cosine_spearman"
 
 
 class EvaluationCallback(Callback):
@@ -137,26 +135,6 @@ class EvaluationCallback(Callback):
         """Restore the best score of a checkpoint."""
         if self.best is not None:
             self.best.load_state_dict(state)
-
-
-def metric_key(task: str, mode: str, metric: str) -> str:
-    """Key of a metric, without ``eval/``; the mode is named unless it is dense."""
-    return f"{task}/{metric}" if mode == "dense" else f"{task}/{mode}_{metric}"
-
-
-def list_metric_keys(
-    pairs: Sequence[str], collections: Sequence[str], modes: Sequence[str]
-) -> list[str]:
-    """List all keys that will be logged, without ``eval/``.
-
-    Args:
-        pairs: Names of sources of scored pairs.
-        collections: Names of collections.
-        modes: Modes in which collections are searched.
-    """
-    keys = [f"{name}/{PAIR_METRIC}" for name in pairs]
-    searched = product(collections, modes, RETRIEVAL_METRICS)
-    return keys + [metric_key(*parts) for parts in searched]
 
 
 def _similarity(state: State) -> dict[str, float]:

@@ -1,4 +1,4 @@
-"""Loads a typed configuration (:mod:`bge_pruning.config.schema`) from YAML files and overrides.
+"""Load a typed configuration (:mod:`bge_pruning.config.schema`) from YAML files and overrides.
 
 Files are merged left to right, then ``key=value`` overrides. A file may name files that it builds
 on under ``extends`` (relative to itself). An unknown key, a wrong type or a value out of range is
@@ -13,7 +13,7 @@ from __future__ import annotations
 import difflib
 import re
 from collections.abc import Sequence
-from dataclasses import fields, is_dataclass
+from dataclasses import dataclass, fields, is_dataclass
 from io import StringIO
 from pathlib import Path
 from typing import Any, get_args, get_type_hints
@@ -23,15 +23,27 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from bge_pruning.config.checks import check
-from bge_pruning.config.schema import L0, Config, ConfigError
+from bge_pruning.config.names import L0, SIZES
+from bge_pruning.config.schema import Config, ConfigError
 from bge_pruning.config.shipped import find_config
 
 MAX_DEPTH = 50
 MAX_VALUES = 100_000
+# Keys whose change would send the recovery to another place than where its model is written.
+OF_BOTH_STAGES = (
+    "method",
+    "stage",
+    "dry_run",
+    "run_name",
+    "run_folder",
+    "results_folder",
+    "extends",
+    "recovery",
+)
 
 
 class YamlTextError(ValueError):
-    """A text that is no YAML; ``line`` is where, from 1, if that is known."""
+    """Raised for a text that is not YAML; ``line`` counts from 1 and may be unknown."""
 
     def __init__(self, reason: str, line: int | None = None) -> None:
         super().__init__(reason)
@@ -45,7 +57,7 @@ def check_yaml(text: str) -> None:
         text: One YAML document.
 
     Raises:
-        YamlTextError: If it is no YAML, is nested more than ``MAX_DEPTH`` deep, or stands for more
+        YamlTextError: If it is not YAML, is nested more than ``MAX_DEPTH`` deep, or stands for more
             than ``MAX_VALUES`` values.
     """
     open_sizes, sizes, anchors = [0], {}, [None]
@@ -74,7 +86,7 @@ def check_yaml(text: str) -> None:
 
 
 def describe_yaml_error(error: yaml.YAMLError) -> YamlTextError:
-    """The same in one line of text, and the line of the file."""
+    """Turn the parser's error into one line of text with the line of the file."""
     mark = getattr(error, "problem_mark", None)
     reason = getattr(error, "problem", None) or getattr(error, "reason", None)
     words = " ".join(str(reason or error).split())
@@ -100,37 +112,23 @@ def load_config(paths: Sequence[str | Path], overrides: Sequence[str] = ()) -> C
     merged = OmegaConf.structured(Config)
     for path in paths:
         for file in _with_bases(find_config(path), ()):
-            merged = _merge(merged, _read_yaml(file), str(file), file)
+            merged = _merge(merged, _read_yaml(file), _Origin(str(file), file))
     for override in overrides:
-        merged = _merge(merged, _parse_override(override), f"override '{override}'", None)
+        merged = _merge(merged, _parse_override(override), _Origin(f"override '{override}'"))
     merged.extends = []
-    _check_recovery_keys(merged.recovery or {})
-    recovering = _merge(merged, OmegaConf.create(merged.recovery or {}), "recovery", None)
+    for key in OF_BOTH_STAGES:
+        if key in (merged.recovery or {}):
+            raise ConfigError(
+                f"recovery.{key} cannot differ from the pruning run's. To fix, remove it: a "
+                f"recovery starts from RESULTS/pruned_model and writes to RUN_FOLDER-recovery."
+            )
+    recovering = _merge(merged, OmegaConf.create(merged.recovery or {}), _Origin("recovery"))
     check(_to_object(recovering))
     config = _to_object(recovering if merged.stage == "recover" else merged)
     if config.stage == "recover":
         _make_recovery(config, merged.max_duration)
     check(config)
     return config
-
-
-def _check_recovery_keys(recovery: DictConfig) -> None:
-    """Refuse what would send the recovery to another place than where its model is written."""
-    fixed = (
-        "method",
-        "stage",
-        "dry_run",
-        "run_name",
-        "run_folder",
-        "results_folder",
-        "extends",
-        "recovery",
-    )
-    if found := [key for key in fixed if key in recovery]:
-        raise ConfigError(
-            f"recovery.{found[0]} cannot differ from the pruning run's. To fix, remove it: a "
-            f"recovery starts from RESULTS/pruned_model and writes to RUN_FOLDER-recovery."
-        )
 
 
 def _make_recovery(config: Config, pruning: str) -> None:
@@ -141,17 +139,15 @@ def _make_recovery(config: Config, pruning: str) -> None:
     so its recovery has the steps of l0's pruning too: methods are compared at equal steps.
 
     Args:
-        config: Changed.
+        config: The configuration to change.
         pruning: Length of the pruning run, a time string.
     """
     if config.method != L0:
         config.max_duration = _add_times(pruning, config.max_duration)
     config.model.base_model = str(pruned_model_folder(config))
-    config.model.revision = None
-    config.model.l0_module = None
     config.data.adapt_weights_interval = None  # it follows what the gates do
-    for size in ("d_model", "n_heads", "n_layers", "intermediate_size", "vocab_size"):
-        setattr(config.model, size, None)
+    for key in ("revision", "l0_module", *SIZES):
+        setattr(config.model, key, None)
     config.run_folder = f"{config.run_folder}-recovery"
 
 
@@ -167,7 +163,7 @@ def _add_times(pruning: str, recovery: str) -> str:
 
 
 def pruned_model_folder(config: Config) -> Path:
-    """Where the model extracted from a pruning run lies."""
+    """Folder of the model that is extracted from a pruning run."""
     return Path(config.results_folder) / "pruned_model"
 
 
@@ -176,9 +172,19 @@ def to_yaml(config: Config) -> str:
     return OmegaConf.to_yaml(OmegaConf.structured(config))
 
 
-def from_yaml(text: str) -> Config:
-    """The configuration that :func:`to_yaml` wrote."""
-    return _to_object(OmegaConf.merge(OmegaConf.structured(Config), OmegaConf.create(text)))
+def read_mapping(path: Path) -> dict[str, Any]:
+    """Read the keys and values of a YAML file that is not the configuration of a run.
+
+    Args:
+        path: The file.
+
+    Raises:
+        ConfigError: If it cannot be read, or holds no keys.
+    """
+    return OmegaConf.to_container(_read_yaml(path))
+
+
+# Reading
 
 
 def _with_bases(path: Path, seen: tuple[Path, ...]) -> list[Path]:
@@ -188,8 +194,6 @@ def _with_bases(path: Path, seen: tuple[Path, ...]) -> list[Path]:
             f"{path}: extends itself through {', '.join(map(str, seen))}. To fix, break the circle."
         )
     bases = _read_yaml(path).get("extends") or []
-    if isinstance(bases, str):
-        bases = [bases]
     if not isinstance(bases, Sequence) or not all(isinstance(base, str) for base in bases):
         raise ConfigError(
             f"{path}: extends is {bases!r}, expected a file or a list of files. To fix, "
@@ -197,18 +201,6 @@ def _with_bases(path: Path, seen: tuple[Path, ...]) -> list[Path]:
         )
     files = [f for base in bases for f in _with_bases(path.parent / base, (*seen, path))]
     return [*files, path]
-
-
-def read_mapping(path: Path) -> dict[str, Any]:
-    """The keys and values of a YAML file that is no configuration of a run.
-
-    Args:
-        path: The file.
-
-    Raises:
-        ConfigError: If it cannot be read, or holds no keys.
-    """
-    return OmegaConf.to_container(_read_yaml(path))
 
 
 def _read_yaml(path: Path) -> DictConfig:
@@ -250,11 +242,6 @@ def _parse_yaml(text: str, path: str) -> Any:
         ) from None
 
 
-def _first_line(error: Exception) -> str:
-    """What an error says, without the details that OmegaConf puts below it."""
-    return next(iter(str(error).strip().splitlines()), type(error).__name__)
-
-
 def _parse_override(text: str) -> DictConfig:
     key, separator, value = text.partition("=")
     if not separator or not key.strip():
@@ -270,75 +257,86 @@ def _parse_override(text: str) -> DictConfig:
         ) from None
 
 
-def _merge(base: DictConfig, extra: DictConfig, source: str, path: Path | None) -> DictConfig:
-    content = OmegaConf.to_container(extra, resolve=False)
-    _check_keys(Config, content, (), source, path)
-    _check_references(content, "", source)
+def _first_line(error: Exception) -> str:
+    """The message of an error, without the details that OmegaConf writes below it."""
+    return next(iter(str(error).strip().splitlines()), type(error).__name__)
+
+
+# Merging
+
+
+@dataclass(frozen=True)
+class _Origin:
+    """Where keys and values come from: a file, an override or the recovery."""
+
+    name: str
+    path: Path | None = None
+
+    def at(self, key: tuple[str, ...]) -> str:
+        """The name, with the line of a key if it is known."""
+        line = _line_of(self.path, key) if self.path else None
+        return f"{self.name}:{line}" if line else self.name
+
+
+def _merge(base: DictConfig, extra: DictConfig, origin: _Origin) -> DictConfig:
+    _check_content(OmegaConf.to_container(extra, resolve=False), Config, (), origin)
     try:
         return OmegaConf.merge(base, extra)
     except TypeError as error:  # a list where keys are expected, or the other way round
         raise ConfigError(
-            f"{source}: {error}. To fix, write a list where a list is expected and keys where keys "
-            f"are; see bge_pruning/config/schema.py."
+            f"{origin.name}: {error}. To fix, write a list where a list is expected and keys where "
+            f"keys are; see bge_pruning/config/schema.py."
         ) from None
     except OverflowError as error:  # a whole number of hundreds of digits where a share is expected
-        raise ConfigError(f"{source}: {error}. To fix, write a smaller number.") from None
+        raise ConfigError(f"{origin.name}: {error}. To fix, write a smaller number.") from None
     except OmegaConfBaseException as error:
         key = error.full_key or ""
-        line = _line_of(path, tuple(key.split("."))) if path else None
         raise ConfigError(
-            f"{source}{f':{line}' if line else ''}: {key}: {str(error).splitlines()[0]} "
+            f"{origin.at(tuple(key.split('.')))}: {key}: {_first_line(error)} "
             f"To fix, see this key in bge_pruning/config/schema.py."
         ) from None
 
 
-def _check_keys(
-    schema: type, content: Any, parents: tuple[str, ...], source: str, path: Path | None
+def _check_content(
+    content: Any, schema: type | None, parents: tuple[str, ...], origin: _Origin
 ) -> None:
-    """Refuse keys that the schema lacks, with the nearest one that it has."""
-    if not isinstance(content, dict):
-        return
-    known = {f.name for f in fields(schema)}
-    hints = get_type_hints(schema)
-    for key, value in content.items():
-        full_key = (*parents, str(key))
-        if key not in known:
-            line = _line_of(path, full_key) if path else None
+    """Refuse keys that the schema lacks, and values that OmegaConf would compute.
+
+    References to other keys are allowed. With ``${oc.env:NAME}``, a secret of the environment would
+    be written into ``config.yaml``.
+
+    Args:
+        content: A value, or keys and values.
+        schema: Class of the keys; ``None`` if they are free.
+        parents: The keys above.
+        origin: Where the content comes from.
+    """
+    if isinstance(content, str) and (found := re.search(r"\$\{[^}]*:", content)):
+        raise ConfigError(
+            f"{origin.name}: {'.'.join(parents)}: {found[0]}...}} cannot be read from a "
+            f"configuration. To fix, write the value itself."
+        )
+    for item in content if isinstance(content, list) else ():
+        _check_content(item, schema, parents, origin)
+    for key, value in content.items() if isinstance(content, dict) else ():
+        keys = (*parents, str(key))
+        if schema is not None and key not in (known := {f.name for f in fields(schema)}):
             close = difflib.get_close_matches(str(key), known, n=1)
             fix = f"did you mean '{close[0]}'?" if close else f"known: {', '.join(sorted(known))}."
+            raise ConfigError(f"{origin.at(keys)}: unknown key '{'.'.join(keys)}': {fix}")
+        if keys == ("recovery",) and not isinstance(value, dict | None):
             raise ConfigError(
-                f"{source}{f':{line}' if line else ''}: unknown key '{'.'.join(full_key)}': {fix}"
+                f"{origin.name}: recovery is {value!r}, expected keys and values in the layout of "
+                f"the whole file. To fix, write e.g. recovery: {{max_duration: 300ba}}."
             )
-        # The keys of a recovery are those of the whole configuration.
-        nested = Config if full_key == ("recovery",) else _dataclass_of(hints[key])
-        if nested is Config and not isinstance(value, dict | None):
-            raise ConfigError(
-                f"{source}: recovery is {value!r}, expected keys and values in the layout of the "
-                f"whole file. To fix, write e.g. recovery: {{max_duration: 300ba}}."
-            )
-        for item in value if isinstance(value, list) else [value]:
-            if nested is not None:
-                _check_keys(nested, item, full_key, source, path)
+        _check_content(value, _schema_of(schema, keys), keys, origin)
 
 
-def _check_references(content: Any, key: str, source: str) -> None:
-    """Refuse what OmegaConf would compute; a reference to another key is welcome.
-
-    With ``${oc.env:NAME}``, a secret of the environment would be written into ``config.yaml``.
-    """
-    if isinstance(content, dict | list):
-        items = content.items() if isinstance(content, dict) else enumerate(content)
-        for name, value in items:
-            _check_references(value, f"{key}.{name}" if key else str(name), source)
-    elif isinstance(content, str) and (found := re.search(r"\$\{[^}]*:", content)):
-        raise ConfigError(
-            f"{source}: {key}: {found[0]}...}} cannot be read from a configuration. To fix, write "
-            f"the value itself."
-        )
-
-
-def _dataclass_of(hint: Any) -> type | None:
-    """The dataclass in ``X``, ``Optional[X]`` or ``list[X]``."""
+def _schema_of(schema: type | None, keys: tuple[str, ...]) -> type | None:
+    """The dataclass of a key, whose type is ``X``, ``Optional[X]`` or ``list[X]``."""
+    if schema is None or keys == ("recovery",):
+        return schema  # the keys of a recovery are those of the whole configuration
+    hint = get_type_hints(schema)[keys[-1]]
     return next((t for t in (hint, *get_args(hint)) if is_dataclass(t)), None)
 
 
@@ -363,5 +361,5 @@ def _to_object(config: DictConfig) -> Config:
         return OmegaConf.to_object(config)
     except OmegaConfBaseException as error:
         raise ConfigError(
-            f"{error.full_key}: {str(error).splitlines()[0]} To fix, give the key a value."
+            f"{error.full_key}: {_first_line(error)} To fix, give the key a value."
         ) from None

@@ -1,4 +1,4 @@
-"""Every key of the YAML files: its default, its reason and its range."""
+"""Every key of the YAML files: its type, default, allowed values and meaning."""
 
 from __future__ import annotations
 
@@ -6,19 +6,40 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Optional
 
-# OmegaConf reads the annotations at run time and knows Optional[...] best.
-# ruff: noqa: UP045
+from bge_pruning.config import names
+from bge_pruning.config.names import COLLECTIONS, L0, METHODS, MODES, OUTPUTS, SOURCE_KINDS
 
-# How it is decided what stays: by learned gates, or by one of the baselines.
-L0 = "l0"
-METHODS = (L0, "layers", "magnitude", "activation", "reconstruction", "random")
-SOURCE_KINDS = ("sts", "sentences", "contrastive", "beir", "mteb")
+# OmegaConf reads the annotations at run time and knows Optional[...] best.
+# ruff: noqa: RUF009, UP045  (key makes a field)
+
+# Units of a time string: batches and epochs, or also shares of the run.
+COUNTS = ("ba", "ep")
+SHARES = ("ba", "ep", "dur")
 
 
 class ConfigError(ValueError):
     """A configuration that cannot be used; the message says what, where and how to fix it."""
 
     exit_code = 2  # of a command, as for a wrong argument
+
+
+def key(default: Any, **rules: Any) -> Any:
+    """A key with rules that :mod:`bge_pruning.config.checks` enforces where it is not null.
+
+    Args:
+        default: Its default; a list is copied.
+        rules: ``bound``, a range such as ``above 0``, with ``meaning`` and ``example`` for the
+            message; ``choices``, the allowed values, or the allowed items of a list; ``units``,
+            those of a time string.
+    """
+    if isinstance(default, list):
+        return field(default_factory=default.copy, metadata=rules)
+    return field(default=default, metadata=rules)
+
+
+def weight() -> Any:
+    """A key for the weight of a part of the loss."""
+    return key(0.0, bound="0 or more")
 
 
 @dataclass
@@ -36,33 +57,44 @@ class TargetModelConfig:
 class L0ModuleConfig:
     """Gates and their constraint. Give one target: a model, parameters, a density, a speed-up."""
 
-    pruning_modules: list[str] = field(
-        default_factory=lambda: ["head", "intermediate", "layer", "hidden"]
-    )
+    pruning_modules: list[str] = key([*names.PRUNABLE], choices=names.PRUNABLE)
     target_model: Optional[TargetModelConfig] = None
     target_parameters: Optional[float] = None  # encoder parameters, e.g. 181.4e6
-    target_density: Optional[float] = None  # share of the encoder's parameters to keep, (0, 1]
-    target_speedup: Optional[float] = None  # how many times fewer operations, above 1
-    target_length: int = 128  # tokens of the text whose operations are counted for it
-    start_sparsity: float = 0.0  # target sparsity at step 0
-    lagrangian_warmup_steps: str = "0.3dur"  # Composer time string: the target is reached here
+    target_density: Optional[float] = key(
+        None,
+        bound="in (0, 1]",
+        meaning="it is the share of encoder parameters to keep",
+        example=0.6,
+    )
+    target_speedup: Optional[float] = key(
+        None,
+        bound="above 1",
+        meaning="it says how many times fewer operations are wanted",
+        example=2,
+    )
+    # Length of the text whose operations are counted for target_speedup.
+    target_length: int = key(128, bound="above 0", meaning="it is a number of tokens", example=512)
+    start_sparsity: float = key(0.0, bound="in [0, 1]")  # target sparsity at step 0
+    # Composer time string: when the target is reached.
+    lagrangian_warmup_steps: str = key("0.3dur", units=SHARES)
     eval_target_model: bool = True  # evaluate the final shape; false: the expected shape so far
     init_mean: float = 3.0  # log_alpha at the start: open with probability 0.99
     init_std: float = 0.25  # without spread all gates would move alike
-    # Which of them start most open: random, or the most important on baseline.calibration_texts,
-    # as method activation or reconstruction scores it.
-    init_order: str = "random"
-    # What draws each gate to its side of the cut: its last weight, to which it grows late.
-    binarization: float = 100.0
+    # Which gates start most open: random ones, or the most important ones, scored on
+    # baseline.calibration_texts as by method activation or reconstruction.
+    init_order: str = key("random", choices=("random", "activation", "reconstruction"))
+    # Last weight, reached late, of the term that draws each gate to its side of the cut.
+    binarization: float = key(100.0, bound="0 or more")
 
 
 @dataclass
 class BaselineConfig:
-    """How a method other than ``l0`` chooses what stays; its target is that of the gates."""
+    """How a method other than ``l0`` chooses what to keep; the target is that of the gates."""
 
-    calibration_texts: int = 512  # of the training data: what activations are measured on
-    # Of method layers: best, the subset with the best held-out score, or every_nth.
-    layer_choice: str = "best"
+    # How many of the training texts activations are measured on.
+    calibration_texts: int = key(512, bound="above 0")
+    # Method layers keeps the subset with the best held-out score, or every nth layer.
+    layer_choice: str = key("best", choices=("best", "every_nth"))
 
 
 @dataclass
@@ -77,13 +109,14 @@ class ModelConfig:
     n_layers: Optional[int] = None
     intermediate_size: Optional[int] = None
     vocab_size: Optional[int] = None
-    pooling: Optional[str] = None  # cls or mean; default: what the base model's files say, or cls
-    max_length: int = 512  # tokens; longer texts are truncated
-    dropout: float = 0.0  # 0: the gates already are noise
-    init_missing_heads: bool = False  # make sparse and multi-vector heads a base model lacks
-    freeze_embeddings: bool = False  # no gradients and optimizer state for them: less memory
+    # Default: the pooling that the base model's files name, or cls.
+    pooling: Optional[str] = key(None, choices=("cls", "mean"))
+    max_length: int = key(512, bound="above 0")  # tokens; longer texts are truncated
+    dropout: float = key(0.0, bound="in [0, 1]")  # 0: the gates already are noise
+    init_missing_heads: bool = False  # make the heads that the base model lacks
+    freeze_embeddings: bool = False  # no gradients, no optimizer state: less memory
     activation_checkpointing: bool = False  # compute layers twice: less memory, a third more time
-    compile: bool = False  # torch.compile the layers, for a GPU; elsewhere padding is computed too
+    compile: bool = False  # torch.compile the layers; elsewhere than on a GPU it adds padding
     l0_module: Optional[L0ModuleConfig] = None  # null: ordinary training, nothing is pruned
 
 
@@ -92,21 +125,35 @@ class SourceConfig:
     """One source of data."""
 
     name: str = "???"
-    kind: str = "???"  # sts: pairs; sentences: text; contrastive, beir, mteb: queries with passages
+    # sts: pairs; sentences: texts; contrastive, beir, mteb: queries with passages.
+    kind: str = key("???", choices=SOURCE_KINDS)
     # File or pattern (texts/*.txt), hf://NAME of a Hugging Face dataset, BEIR folder, or mteb task.
     path: str = "???"
-    weight: Optional[float] = None  # share of the batches; default: as many as it has
+    # Share of the batches; default: as many batches as the source has.
+    weight: Optional[float] = key(None, bound="above 0")
     split: str = "train"  # of a Hugging Face dataset, a BEIR folder or an mteb task
     subset: Optional[str] = None  # configuration of a dataset, language of a task
     revision: Optional[str] = None  # of a Hugging Face dataset
     columns: dict[str, str] = field(default_factory=dict)  # our column name: the file's
-    score_range: list[float] = field(default_factory=lambda: [0.0, 5.0])  # of kind sts
-    negatives: Optional[int] = None  # per query; default: data.negatives
-    mined_negatives: int = 0  # per query: nearest to the unpruned model that are no positive
-    # Of kind sentences: random other tokens for up to this share of a text's, so that a student is
-    # taught words that few texts have.
-    replaced_tokens: float = 0.0
-    mining_margin: float = 0.95  # not those that score above this share of the positive's score
+    score_range: list[float] = key([0.0, 5.0])  # of kind sts
+    negatives: Optional[int] = key(None, bound="0 or more")  # per query; default: data.negatives
+    # Texts per query that are nearest to the unpruned model and not positive.
+    mined_negatives: int = key(0, bound="0 or more")
+    # Of kind sentences: random other tokens for up to this share of a text's, so that a student
+    # learns words that few texts contain.
+    replaced_tokens: float = key(0.0, bound="in [0, 1]")
+    # A text that scores above this share of the positive's score is not mined.
+    mining_margin: float = key(0.95, bound="in (0, 1]")
+
+    @property
+    def is_collection(self) -> bool:
+        """Whether it is a retrieval collection, which is evaluated by searching it."""
+        return self.kind in COLLECTIONS
+
+    @property
+    def has_passages(self) -> bool:
+        """Whether a row is a query with passages."""
+        return self.kind in names.WITH_PASSAGES
 
 
 @dataclass
@@ -115,33 +162,51 @@ class DataConfig:
 
     train: list[SourceConfig] = field(default_factory=list)
     eval: list[SourceConfig] = field(default_factory=list)  # of kinds sts, beir and mteb
-    negatives: int = 0  # given or mined ones, per query; those of the batch are there anyway
-    on_bad_row: str = "error"  # stop before training, or skip: count and report
+    # Given or mined negatives per query, in addition to the other passages of the batch.
+    negatives: int = key(0, bound="0 or more")
+    # error stops before training; skip counts and reports bad rows.
+    on_bad_row: str = key("error", choices=("error", "skip"))
     group_by_length: bool = True  # batches of texts of similar length: less padding
-    adapt_weights_interval: Optional[str] = None  # time; null: the weights stay
-    adapt_batches: int = 4  # of each source, on which its loss is measured
-    num_workers: int = 0  # texts are tokenised once, before training: workers have little to do
+    adapt_weights_interval: Optional[str] = key(None, units=SHARES)  # null: the weights stay
+    adapt_batches: int = key(4, bound="above 0")  # of each source, on which its loss is measured
+    # Texts are tokenised once, before training: workers have little to do.
+    num_workers: int = key(0, bound="0 or more")
     processed_folder: str = "data/processed"  # tokenised texts, teacher outputs, mined negatives
+
+    def negatives_of(self, source: SourceConfig) -> int:
+        """Given or mined negatives per query of a source."""
+        return self.negatives if source.negatives is None else source.negatives
 
 
 @dataclass
 class LossConfig:
     """Weights of the parts of the loss; 0 leaves a part out."""
 
-    sts_regression: float = 0.0  # scored pairs: squared error of the cosine
-    cosent: float = 0.0  # scored pairs: order of the cosines
-    distillation_alignment: float = 0.0  # dense vectors of the unpruned model
-    distillation_similarity: float = 0.0  # its similarities of the texts of a batch
-    distillation_sparse: float = 0.0  # its sparse token weights
-    distillation_colbert: float = 0.0  # its multi-vectors, token by token
-    distillation_hidden: float = 0.0  # its hidden states, at the layers that follow the survivors
-    contrastive: float = 0.0  # queries with passages: InfoNCE of contrastive_outputs
-    self_distillation: float = 0.0  # the ensemble of the outputs teaches each of them
-    score_distillation: float = 0.0  # scores that the rows give their passages
-    contrastive_outputs: list[str] = field(default_factory=lambda: ["dense", "sparse", "colbert"])
-    temperature: float = 0.02  # of contrastive and self_distillation
+    sts_regression: float = weight()  # scored pairs: squared error of the cosine
+    cosent: float = weight()  # scored pairs: order of the cosines
+    distillation_alignment: float = weight()  # dense vectors of the unpruned model
+    distillation_similarity: float = weight()  # its similarities of the texts of a batch
+    distillation_sparse: float = weight()  # its sparse token weights
+    distillation_colbert: float = weight()  # its multi-vectors, token by token
+    distillation_hidden: float = weight()  # its hidden states, at the layers after the kept ones
+    contrastive: float = weight()  # queries with passages: InfoNCE of contrastive_outputs
+    self_distillation: float = weight()  # the ensemble of the outputs teaches each of them
+    score_distillation: float = weight()  # the scores that the rows give their passages
+    contrastive_outputs: list[str] = key([*OUTPUTS], choices=OUTPUTS)
+    temperature: float = key(0.02, bound="above 0")  # of contrastive and self_distillation
     learn_temperature: bool = False  # start at temperature, stay between 0.005 and 1
-    similarity_temperature: float = 0.05
+    similarity_temperature: float = key(0.05, bound="above 0")
+
+    @property
+    def distils(self) -> bool:
+        """Whether any part needs the teacher's outputs."""
+        return any(v for name, v in vars(self).items() if name.startswith("distillation_"))
+
+    @property
+    def compares_texts(self) -> bool:
+        """Whether any part compares the texts of a batch, so that the batch may not be split."""
+        parts = (self.cosent, self.distillation_similarity, self.contrastive)
+        return any(parts) or self.self_distillation > 0
 
 
 @dataclass
@@ -151,7 +216,7 @@ class TeacherConfig:
     base_model: Optional[str] = None  # default: model.base_model, unpruned
     cache: bool = True  # embed the training texts once; false: run the teacher in every step
     # Before a recovery, fit each layer's output to the uncut model's on so many training texts.
-    refit_texts: int = 0
+    refit_texts: int = key(0, bound="0 or more")
 
 
 @dataclass
@@ -159,27 +224,28 @@ class EvaluationConfig:
     """How data.eval is evaluated, every eval_interval and at the last batch."""
 
     # How collections (kinds beir and mteb) are searched: dense, sparse, colbert, dense+sparse, all.
-    modes: list[str] = field(default_factory=lambda: ["dense"])
+    modes: list[str] = key(["dense"], choices=tuple(MODES))
     keep_best: Optional[str] = None  # score whose best checkpoint is kept, e.g. scifact/ndcg_at_10
-    max_length: Optional[int] = None  # tokens of a collection's texts; default: model.max_length
+    # Tokens of a collection's texts; default: model.max_length.
+    max_length: Optional[int] = key(None, bound="above 0")
 
 
 @dataclass
 class ExportConfig:
-    """What the pipeline's finished model is written as; the options of extract_pruned_model.py."""
+    """How the pipeline writes the finished model; the options of extract_pruned_model.py."""
 
-    dtype: str = "fp32"  # of the weights on disk: fp32, fp16, bf16
+    dtype: str = key("fp32", choices=("fp32", "fp16", "bf16"))  # of the weights on disk
     # Size of a multi-vector: keep, or hidden: same scores, FlagEmbedding needs no colbert_dim.
-    colbert_dim: str = "keep"
+    colbert_dim: str = key("keep", choices=("keep", "hidden"))
     keep_dimension: bool = False  # dense vectors in the source's dimensions, for an existing index
-    fit_texts: list[str] = field(default_factory=list)  # files to fit that map on
-    keep_vocabulary_from: list[str] = field(default_factory=list)  # files whose tokens are kept
-    languages: list[str] = field(default_factory=list)  # and those of the sentences shipped
-    vocabulary_size: Optional[int] = None  # of them, the most frequent
-    report_on: list[str] = field(default_factory=list)  # files: what they lose is in the card
-    onnx: bool = False  # onnx/model.onnx
-    onnx_int8: bool = False  # and onnx/model_quantized.onnx
-    int8_sts: Optional[str] = None  # scored pairs to measure its loss on
+    fit_texts: list[str] = key([])  # files to fit the map to these dimensions on
+    keep_vocabulary_from: list[str] = key([])  # files whose tokens are kept
+    languages: list[str] = key([])  # languages whose tokens in the shipped sentences are kept
+    vocabulary_size: Optional[int] = key(None, bound="above 0")  # keep so many frequent tokens
+    report_on: list[str] = key([])  # files whose lost tokens the card reports
+    onnx: bool = False  # write onnx/model.onnx
+    onnx_int8: bool = False  # write onnx/model_quantized.onnx too
+    int8_sts: Optional[str] = None  # scored pairs on which the loss of int8 is measured
 
 
 # An option, and the options of which it needs one.
@@ -208,36 +274,39 @@ def missing_export_options(given: Mapping[str, Any]) -> dict[str, tuple[str, ...
 class OptimizerConfig:
     """AdamW with three learning rates."""
 
-    lr: float = 1e-4  # weights
-    weight_decay: float = 0.01  # matrices only
-    betas: list[float] = field(default_factory=lambda: [0.9, 0.98])
-    eps: float = 1e-8
-    l0_lr: float = 0.1  # gates
-    lagrangian_lr: float = 0.02  # lambda_1, by ascent; it remembers past gaps and overshoots
-    lambda_2_lr: float = 1.0  # lambda_2, by ascent; it answers the present gap and damps
-    max_grad_norm: float = 1.0  # per group; 0 switches clipping off
-    # At a loss or gradient that is no number: stop, or skip the step (10 in a row stop the run).
-    non_finite: str = "stop"
+    lr: float = key(1e-4, bound="0 or more")  # weights
+    weight_decay: float = key(0.01, bound="0 or more")  # matrices only
+    betas: list[float] = key([0.9, 0.98])
+    eps: float = key(1e-8, bound="above 0")
+    l0_lr: float = key(0.1, bound="0 or more")  # gates
+    # lambda_1, by ascent; it remembers past gaps and overshoots.
+    lagrangian_lr: float = key(0.02, bound="0 or more")
+    # lambda_2, by ascent; it answers the present gap and damps.
+    lambda_2_lr: float = key(1.0, bound="0 or more")
+    max_grad_norm: float = key(1.0, bound="0 or more")  # per group; 0 switches clipping off
+    # At a loss or gradient that is not finite: stop, or skip the step (10 in a row stop the run).
+    non_finite: str = key("stop", choices=("stop", "skip"))
 
 
 @dataclass
 class SchedulerConfig:
     """Learning-rate schedule of all groups."""
 
-    name: str = "linear"  # linear, cosine or constant, after the warm-up
-    t_warmup: str = "0.05dur"  # Composer time string
-    alpha_f: float = 0.1  # last learning rate as a share of the first
+    name: str = key("linear", choices=("linear", "cosine", "constant"))  # after the warm-up
+    t_warmup: str = key("0.05dur", units=SHARES)  # Composer time string
+    alpha_f: float = key(0.1, bound="in [0, 1]")  # last learning rate as a share of the first
 
 
 @dataclass
 class ParallelismConfig:
-    """How the model lies on many ranks."""
+    """How the model is distributed over the ranks."""
 
-    fsdp: bool = False  # share the encoder's weights and their optimizer state out over the ranks
-    # full: a layer's weights are gathered when it is their turn. gradients: once a step, which is
-    # quicker and takes the memory of all weights.
-    sharding: str = "full"
-    state_dict: str = "full"  # checkpoints: full, one file; sharded, a folder that all ranks write
+    fsdp: bool = False  # shard the encoder's weights and their optimizer state over the ranks
+    # full: a layer's weights are gathered when it runs. gradients: once a step, which is quicker
+    # and takes the memory of all weights.
+    sharding: str = key("full", choices=("full", "gradients"))
+    # Checkpoints: full, one file; sharded, a folder that all ranks write.
+    state_dict: str = key("full", choices=("full", "sharded"))
 
 
 @dataclass
@@ -246,7 +315,7 @@ class WandbConfig:
 
     project: str = "bge_pruning"
     entity: Optional[str] = None
-    mode: str = "offline"
+    mode: str = key("offline", choices=("offline", "online", "disabled"))
 
 
 @dataclass
@@ -263,32 +332,34 @@ class LoggersConfig:
 class Config:
     """A run."""
 
-    extends: list[str] = field(default_factory=list)
+    extends: list[str] = key([])
     run_name: str = "bge_pruning"
-    # l0: gates are trained. The others are baselines, which are cut at once and recover for as many
-    # steps as l0 prunes and recovers.
-    method: str = L0
-    stage: str = "prune"  # prune, or recover: train the extracted model on
+    # l0 trains gates. The other methods are baselines: the model is cut at once, and recovers for
+    # as many steps as l0 prunes and recovers.
+    method: str = key(L0, choices=METHODS)
+    # recover trains the extracted model further.
+    stage: str = key("prune", choices=("prune", "recover"))
     dry_run: bool = False  # print the plan and stop
-    seed: int = 17
-    max_duration: str = "15000ba"
-    eval_interval: str = "500ba"
-    save_interval: str = "500ba"
-    log_interval: str = "50ba"
-    global_train_batch_size: int = 32
-    device_train_microbatch_size: Optional[int] = None  # less memory; default: the whole batch
-    eval_batch_size: int = 64
-    # fp32; amp_bf16 on a GPU or a CPU with instructions for it; amp_fp16 on an older GPU.
-    precision: str = "fp32"
-    device: Optional[str] = None  # cpu or gpu; default: a GPU if there is one
+    seed: int = key(17, bound="0 or more")
+    max_duration: str = key("15000ba", units=COUNTS)
+    eval_interval: str = key("500ba", units=SHARES)
+    save_interval: str = key("500ba", units=SHARES)
+    log_interval: str = key("50ba", units=COUNTS)
+    global_train_batch_size: int = key(32, bound="above 0")
+    # Rows at once, to save memory; default: the whole batch.
+    device_train_microbatch_size: Optional[int] = key(None, bound="above 0")
+    eval_batch_size: int = key(64, bound="above 0")
+    # amp_bf16 needs a GPU, or a CPU with instructions for it; amp_fp16 is for an older GPU.
+    precision: str = key("fp32", choices=("fp32", "amp_bf16", "amp_fp16"))
+    device: Optional[str] = key(None, choices=("cpu", "gpu"))  # default: a GPU if there is one
     run_folder: str = "experiments/checkpoints/${run_name}"
     results_folder: str = "experiments/results/${run_name}"
     autoresume: bool = False
     overwrite: bool = False  # replace an earlier run's folders
     # Seconds that a rank waits for the others in one step; they never wait for rank 0's caches.
-    dist_timeout: float = 600.0
+    dist_timeout: float = key(600.0, bound="above 0")
     progress_bar: bool = True
-    checkpoints_to_keep: int = 2
+    checkpoints_to_keep: int = key(2, bound="above 0")
     model: ModelConfig = field(default_factory=ModelConfig)
     baseline: BaselineConfig = field(default_factory=BaselineConfig)
     data: DataConfig = field(default_factory=DataConfig)
@@ -300,5 +371,5 @@ class Config:
     parallelism: ParallelismConfig = field(default_factory=ParallelismConfig)
     loggers: LoggersConfig = field(default_factory=LoggersConfig)
     export: ExportConfig = field(default_factory=ExportConfig)
-    # Keys that differ while the extracted model is trained on, in the layout of this class.
+    # Keys that differ in the recovery, in the layout of this class.
     recovery: Optional[dict[str, Any]] = None

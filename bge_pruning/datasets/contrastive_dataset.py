@@ -15,13 +15,13 @@ from typing import Any
 import numpy as np
 from torch.utils.data import Dataset
 
+from bge_pruning.config.names import SOURCE_COLUMNS
 from bge_pruning.datasets.embedding_dataset import TokenizedTexts, teacher_items
 from bge_pruning.datasets.rows import BadRows, Row, RowTable
 from bge_pruning.datasets.tables import Table, read_table
 from bge_pruning.datasets.text_files import check_text
 
-KEYS = ("query", "pos", "neg")
-OPTIONAL = ("pos_scores", "neg_scores", "prompt")
+KEYS, OPTIONAL = SOURCE_COLUMNS["contrastive"][:3], SOURCE_COLUMNS["contrastive"][3:]
 
 
 def read_contrastive(table: Table, bad: BadRows | None = None) -> Iterator[Row]:

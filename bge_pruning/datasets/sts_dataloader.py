@@ -12,13 +12,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from bge_pruning.config.names import SOURCE_COLUMNS
 from bge_pruning.datasets.rows import BadRows, Row
 from bge_pruning.datasets.tables import Table, read_table
 from bge_pruning.datasets.text_files import check_text, read_lines
 
-COLUMNS = ("sentence1", "sentence2", "score")
-# Columns that hold texts, in whatever kind of table.
-TEXT_COLUMNS = ("sentence1", "sentence2", "text", "sentence", "query", "pos", "neg")
+COLUMNS = SOURCE_COLUMNS["sts"]
+TEXT_COLUMNS = SOURCE_COLUMNS["sentences"]  # columns that hold texts, in any kind of table
 SCORE_RANGE = (0.0, 5.0)
 
 

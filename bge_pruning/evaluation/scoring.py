@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from bge_pruning.config.names import RETRIEVAL_METRICS
 from bge_pruning.evaluation.search import MODES, CorpusCache, SearchModel
 from bge_pruning.evaluation.similarity import PairCache, SimilarityModel
 from bge_pruning.evaluation.tasks import RETRIEVAL, SIMILARITY, Task
@@ -18,8 +19,6 @@ from bge_pruning.models.embedding_heads import OUTPUT_NAMES
 from bge_pruning.utils.embedding_metrics import is_flat
 
 log = logging.getLogger(__name__)
-
-RETRIEVAL_METRICS = ("ndcg_at_10", "mrr_at_10", "recall_at_100", "map_at_100")
 
 
 @dataclass(frozen=True)

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from bge_pruning.config.names import MODES
 from bge_pruning.datasets.mteb_dataloader import passage_text, query_text
 from bge_pruning.evaluation.multi_vector import encode_queries, score_pairs
 from bge_pruning.evaluation.text_encoder import Encoded, Encoder
@@ -16,14 +17,6 @@ from bge_pruning.models.embedding_heads import ENSEMBLE_WEIGHTS, OUTPUT_NAMES
 if TYPE_CHECKING:
     from mteb.models import ModelMeta
 
-# The outputs that each mode adds up, with the weights of the models' own training.
-MODES = {
-    "dense": ("dense",),
-    "sparse": ("sparse",),
-    "colbert": ("colbert",),
-    "dense+sparse": ("dense", "sparse"),
-    "all": ("dense", "sparse", "colbert"),
-}
 # Queries whose scores with the whole corpus are in memory at once.
 QUERIES = 128
 # Most bytes of multi-vectors that are kept, so that passages need not be embedded twice.

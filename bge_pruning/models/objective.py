@@ -74,12 +74,6 @@ class LossWeights:
         return self.contrastive > 0 or self.self_distillation > 0 or self.score_distillation > 0
 
     @property
-    def compares_texts(self) -> bool:
-        """Whether any part compares the texts of a batch, so that the batch may not be split."""
-        parts = (self.cosent, self.distillation_similarity, self.contrastive)
-        return any(parts) or self.self_distillation > 0
-
-    @property
     def compared(self) -> tuple[str, ...]:
         """Outputs that queries and passages are compared by."""
         wanted = {"dense", *self.contrastive_outputs} if self.compares_passages else set()

@@ -173,7 +173,7 @@ def build_model(
         teacher_layers=_kept(base, "layer"),
         eval_target_model=True if l0 is None else l0.eval_target_model,
         special_ids=sorted(read_special_ids(base.tokenizer_files)),
-        chunk_size=config.device_train_microbatch_size if weights.compares_texts else None,
+        chunk_size=config.device_train_microbatch_size if config.loss.compares_texts else None,
         cpu_dtype=torch.bfloat16 if config.precision == "amp_bf16" else None,
     )
 
@@ -314,7 +314,7 @@ def _microbatch_size(config: Config) -> int:
     whole = config.global_train_batch_size // dist.get_world_size()
     micro = config.device_train_microbatch_size
     # A loss over the batch needs all of it: the model itself cuts it, and caches gradients.
-    return whole if micro is None or build_loss_weights(config).compares_texts else micro
+    return whole if micro is None or config.loss.compares_texts else micro
 
 
 def _composer_precision(config: Config) -> str:

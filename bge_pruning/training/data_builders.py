@@ -15,7 +15,7 @@ from composer.utils import dist
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from bge_pruning.callbacks.evaluation_callback import PAIR_METRIC, list_metric_keys
+from bge_pruning.config.names import PAIR_METRIC
 from bge_pruning.config.schema import Config, ConfigError, SourceConfig
 from bge_pruning.datasets.embedding_dataset import (
     Batch,
@@ -37,173 +37,19 @@ from bge_pruning.evaluation.search import check_modes
 from bge_pruning.evaluation.tasks import Task, beir_task, mteb_task
 from bge_pruning.model_io.pretrained import BaseModel
 from bge_pruning.model_io.teacher_folder import Teacher
-from bge_pruning.models.embedding_heads import OUTPUT_NAMES
 from bge_pruning.models.objective import LossWeights
 from bge_pruning.training.rank_watch import rank_zero_first
-from bge_pruning.training.sources import (
-    WITH_PASSAGES,
-    SourceDataset,
-    build_source,
-    check_columns,
-    negatives_of,
-)
+from bge_pruning.training.sources import SourceDataset, build_source
 from bge_pruning.utils.clock import is_due
 from bge_pruning.utils.devices import torch_device
 
 log = logging.getLogger(__name__)
-
-# Kinds of data.eval that are searched; of the others only scored pairs can be evaluated.
-COLLECTIONS = ("beir", "mteb")
 
 
 def build_loss_weights(config: Config) -> LossWeights:
     """What to optimise."""
     values = vars(config.loss)
     return LossWeights(**{**values, "contrastive_outputs": tuple(config.loss.contrastive_outputs)})
-
-
-def check_objective(config: Config) -> None:
-    """Refuse losses and data that do not fit each other.
-
-    Raises:
-        ConfigError: If nothing is optimised, data is missing or of the wrong kind, or two settings
-            contradict each other.
-    """
-    weights = build_loss_weights(config)
-    if not config.data.train:
-        raise ConfigError("data.train is empty. To fix, add configs/training/sts_only.yaml.")
-    _check_sources(config)
-    if config.data.adapt_weights_interval is not None and config.data.num_workers:
-        raise ConfigError(
-            "data.adapt_weights_interval needs data.num_workers=0: workers load batches before the "
-            "weights are known. To fix, set one of the two."
-        )
-    if config.data.adapt_weights_interval is not None and config.model.l0_module is None:
-        raise ConfigError(
-            "data.adapt_weights_interval follows what pruning costs, and nothing is pruned "
-            "(model.l0_module is null). To fix, leave it out."
-        )
-    if weights.distillation_hidden and config.teacher.cache:
-        raise ConfigError(
-            "loss.distillation_hidden needs the teacher's hidden states, which are too many to "
-            "cache. To fix, set teacher.cache=false."
-        )
-    _check_losses_fit(weights, config)
-    _check_evaluation(config)
-
-
-def _check_sources(config: Config) -> None:
-    """Names, weights and columns of the sources, and the folder for what is made of them."""
-    names = [source.name for source in config.data.train]
-    for part, given in (("train", names), ("eval", [source.name for source in config.data.eval])):
-        if repeated := sorted({name for name in given if given.count(name) > 1}):
-            raise ConfigError(
-                f"two sources of data.{part} are called {', '.join(repeated)}. To fix, rename one."
-            )
-    weighted = [source.name for source in config.data.train if source.weight is not None]
-    if weighted and len(weighted) < len(names):
-        raise ConfigError(
-            f"only {', '.join(weighted)} of data.train have a weight. To fix, give one to every "
-            f"source, or to none."
-        )
-    for source in [*config.data.train, *config.data.eval]:
-        check_columns(source)
-    processed = Path(config.data.processed_folder)
-    if processed.exists() and not processed.is_dir():
-        raise ConfigError(
-            f"data.processed_folder {processed} is a file. To fix, name a folder, or remove it."
-        )
-
-
-def _check_losses_fit(weights: LossWeights, config: Config) -> None:
-    """Every loss has the kind of data that it needs, and every source has a loss."""
-    needs = {
-        "sts_regression": ("sts",),
-        "cosent": ("sts",),
-        "contrastive": WITH_PASSAGES,
-        "self_distillation": WITH_PASSAGES,
-        "score_distillation": WITH_PASSAGES,
-    }
-    given = {name: kinds for name, kinds in needs.items() if getattr(weights, name)}
-    if not weights.distils and not given:
-        raise ConfigError("all weights under loss are 0. To fix, set e.g. loss.sts_regression=1.")
-    for name, kinds in given.items():
-        if not any(source.kind in kinds for source in config.data.train):
-            raise ConfigError(
-                f"loss.{name} needs data.train of kind {' or '.join(kinds)}. To fix, set it to 0 "
-                f"or add such data."
-            )
-    for source in config.data.train:
-        if not weights.distils and not any(source.kind in kinds for kinds in given.values()):
-            raise ConfigError(
-                f"no loss applies to data source '{source.name}' of kind {source.kind}. To fix, "
-                f"set a weight under loss that does, or remove the source."
-            )
-        _check_negatives(source, weights, config)
-    if weights.self_distillation and set(weights.contrastive_outputs) <= {"dense"}:
-        raise ConfigError(
-            "loss.self_distillation needs an ensemble of two outputs or more. To fix, add sparse "
-            "or colbert to loss.contrastive_outputs, or set it to 0."
-        )
-
-
-def _check_evaluation(config: Config) -> None:
-    """Refuse what cannot be evaluated, and a best checkpoint by a score that there will not be."""
-    kinds = ("sts", *COLLECTIONS)
-    for source in config.data.eval:
-        if source.kind not in kinds:
-            raise ConfigError(
-                f"data.eval '{source.name}' is of kind {source.kind}; {', '.join(kinds)} can be "
-                f"evaluated. To fix, remove it."
-            )
-    evaluation, l0 = config.evaluation, config.model.l0_module
-    if not evaluation.modes:
-        raise ConfigError("evaluation.modes is empty. To fix, write e.g. [dense].")
-    _check_modes(config, tuple(OUTPUT_NAMES.values()), config.model.base_model)
-    if evaluation.keep_best is None:
-        return
-    pairs = [source.name for source in config.data.eval if source.kind == "sts"]
-    collections = [source.name for source in config.data.eval if source.kind in COLLECTIONS]
-    keys = list_metric_keys(pairs, collections, evaluation.modes)
-    if evaluation.keep_best not in keys:
-        raise ConfigError(
-            f"evaluation.keep_best '{evaluation.keep_best}' is not evaluated. To fix, choose one "
-            f"of {', '.join(keys) or 'the scores of data.eval, which is empty'}."
-        )
-    if l0 is not None and not l0.eval_target_model:
-        raise ConfigError(
-            "evaluation.keep_best would keep the model before anything is pruned: with "
-            "model.l0_module.eval_target_model=false it is evaluated as large as it still is. To "
-            "fix, set eval_target_model=true, or keep_best=null."
-        )
-
-
-def _check_modes(config: Config, names: Sequence[str], model: str) -> None:
-    try:
-        check_modes(config.evaluation.modes, names, model)
-    except ValueError as error:
-        raise ConfigError(f"evaluation.modes: {error}") from None
-
-
-def _check_negatives(source: SourceConfig, weights: LossWeights, config: Config) -> None:
-    if source.kind not in WITH_PASSAGES:
-        if source.mined_negatives or source.negatives:
-            raise ConfigError(
-                f"negatives of data source '{source.name}' need queries with passages, not kind "
-                f"{source.kind}. To fix, remove negatives and mined_negatives."
-            )
-        return
-    used = negatives_of(source, config)
-    if source.mined_negatives and not used:
-        raise ConfigError(
-            f"data source '{source.name}' mines {source.mined_negatives} negatives a query and "
-            f"uses none. To fix, set negatives of the source to 1 or more."
-        )
-    if weights.score_distillation and not used:
-        raise ConfigError(
-            f"loss.score_distillation compares the passages of a row, and data source "
-            f"'{source.name}' has 1 without negatives. To fix, set negatives above 0."
-        )
 
 
 def build_train_loader(config: Config, base: BaseModel, teacher: Teacher | None) -> DataSpec:
@@ -357,9 +203,12 @@ def build_collections(config: Config, base: BaseModel) -> dict[str, Task]:
     """
     collections: dict[str, Task] = {}
     for source in config.data.eval:
-        if source.kind not in COLLECTIONS:
+        if not source.is_collection:
             continue
-        _check_modes(config, base.heads.names(), base.name)
+        try:
+            check_modes(config.evaluation.modes, base.heads.names(), base.name)
+        except ValueError as error:
+            raise ConfigError(f"evaluation.modes: {error}") from None
         if (length := config.evaluation.max_length) is not None:
             build_tokenizer(base.tokenizer_files["tokenizer.json"], length)  # refuses what is short
         # mteb seeds everything, and the other ranks find what the first one has fetched.

@@ -9,8 +9,8 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from bge_pruning.config.load import Config, ConfigError
-from bge_pruning.config.schema import L0, SourceConfig
+from bge_pruning.config.names import L0
+from bge_pruning.config.schema import Config, ConfigError, DataConfig, SourceConfig
 from bge_pruning.model_io.pretrained import read_shape
 from bge_pruning.models.encoder_shape import (
     YAML_NAMES,
@@ -123,12 +123,6 @@ def _resolve_target(config: Config, source: EncoderShape, assumptions: str) -> P
     l0 = config.model.l0_module
     if l0 is None:
         return Plan(source, (), None, None, assumptions)
-    unknown = sorted(set(l0.pruning_modules) - set(AXES))
-    if unknown:
-        raise ConfigError(
-            f"pruning_modules names {', '.join(unknown)}; known are {', '.join(AXES)}. To fix, "
-            f"choose of these."
-        )
     if l0.target_model is None:
         return _resolve_budget(config, source, assumptions)
     sizes = {field: getattr(l0.target_model, name) for field, name in YAML_NAMES.items()}
@@ -282,25 +276,24 @@ def estimate_memory(plan: Plan, config: Config, tokens: int | None = None) -> di
             allows.
     """
     texts = config.device_train_microbatch_size or config.global_train_batch_size
-    width = max([_texts_of_row(source, config) for source in config.data.train], default=1)
+    width = max([_texts_of_row(source, config.data) for source in config.data.train], default=1)
     if tokens is None:
         tokens = texts * width * config.model.max_length
-    distils = any(v > 0 for k, v in vars(config.loss).items() if k.startswith("distillation_"))
     return step_memory(
         plan.source,
         tokens,
         gated=bool(plan.axes),
-        teacher=distils and not config.teacher.cache,
+        teacher=config.loss.distils and not config.teacher.cache,
         half=config.precision != "fp32",
         frozen_embeddings=config.model.freeze_embeddings,
         checkpointing=config.model.activation_checkpointing,
     )
 
 
-def _texts_of_row(source: SourceConfig, config: Config) -> int:
-    if source.kind in ("sts", "sentences"):
-        return 2 if source.kind == "sts" else 1
-    return 2 + (config.data.negatives if source.negatives is None else source.negatives)
+def _texts_of_row(source: SourceConfig, data: DataConfig) -> int:
+    if source.has_passages:
+        return 2 + data.negatives_of(source)
+    return 2 if source.kind == "sts" else 1
 
 
 def render_memory(plan: Plan, config: Config, tokens: int | None = None) -> str:

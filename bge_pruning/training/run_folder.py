@@ -1,57 +1,44 @@
-"""The folder of a run: whether it may be used, and what is put into it first."""
+"""The folder of a run: whether it may be used, and its first contents."""
 
 from __future__ import annotations
 
 import shutil
 from pathlib import Path
-from typing import TYPE_CHECKING
 
-if TYPE_CHECKING:
-    from bge_pruning.training.plan import Plan
+from composer.utils import dist
+
+from bge_pruning.config.command_checks import check_training
+from bge_pruning.config.load import to_yaml
+from bge_pruning.config.schema import Config
+from bge_pruning.model_io.hub import fetch_model_folder
+from bge_pruning.training.plan import Plan, build_plan
+from bge_pruning.utils.devices import torch_device
+from bge_pruning.utils.files import refuse_unwritable_folders
 
 # Every run folder holds the configuration of its run.
 RECORD = "config.yaml"
 
 
-def check_run(config) -> Plan:  # noqa: ANN001
-    """Refuse what can be refused before any work is done, and plan the rest.
+def check_run(config: Config) -> Plan:
+    """Validate the configuration before loading any weights, and return the plan.
 
     Raises:
         ConfigError: If the configuration does not fit itself or the model.
         FileExistsError: If the run folder is in use.
-        OSError: If the model cannot be had.
+        OSError: If the model cannot be loaded.
         PermissionError: If a folder cannot be written to.
     """
-    from bge_pruning.config.load import ConfigError
-    from bge_pruning.model_io.hub import fetch_model_folder
-    from bge_pruning.training.data_builders import check_objective
-    from bge_pruning.training.plan import build_plan
-    from bge_pruning.training.sharding import check_sharding
-    from bge_pruning.utils.devices import torch_device
-    from bge_pruning.utils.files import refuse_unwritable_folders
-
-    if config.method != "l0" and config.model.l0_module is not None:
-        raise ConfigError(
-            f"method '{config.method}' trains no gates. To fix, run scripts/run_pipeline.py, "
-            f"or this with stage=recover after scripts/run_pipeline.py --only cut."
-        )
+    check_training(config, torch_device(config.device))
     if config.model.l0_module is not None and config.model.d_model is not None:
         build_plan(config)  # refuses a bad target before anything is fetched
-    if config.precision == "amp_fp16" and torch_device(config.device) == "cpu":
-        raise ConfigError(
-            "precision amp_fp16 needs a GPU: float16 gradients are scaled there alone. To fix, set "
-            "precision to fp32 or amp_bf16."
-        )
-    check_objective(config)
-    check_sharding(config)
     check_run_folder(config)
     refuse_unwritable_folders(_written_folders(config))
     folder = fetch_model_folder(config.model.base_model, config.model.revision)
     return build_plan(config, folder)
 
 
-def _written_folders(config) -> dict[str, str]:  # noqa: ANN001
-    """Where a training writes to, by key."""
+def _written_folders(config: Config) -> dict[str, str]:
+    """The folders that a training writes to, by key."""
     folders = {
         "run_folder": config.run_folder,
         "data.processed_folder": config.data.processed_folder,
@@ -62,11 +49,11 @@ def _written_folders(config) -> dict[str, str]:  # noqa: ANN001
     return folders
 
 
-def check_run_folder(config) -> None:  # noqa: ANN001
-    """Refuse a folder that is in use, unless its run is to go on or to be replaced.
+def check_run_folder(config: Config) -> None:
+    """Refuse a folder that is in use, unless its run is resumed or replaced.
 
     Raises:
-        FileExistsError: See :func:`train`.
+        FileExistsError: If the folder is in use.
     """
     folder = Path(config.run_folder)
     in_use = folder.exists() and (folder.is_file() or any(folder.iterdir()))
@@ -78,16 +65,12 @@ def check_run_folder(config) -> None:  # noqa: ANN001
         )
 
 
-def prepare_run_folder(config) -> None:  # noqa: ANN001
+def prepare_run_folder(config: Config) -> None:
     """Make the run folder and record the configuration in it; on rank 0 only.
 
     Raises:
-        FileExistsError: See :func:`train`.
+        FileExistsError: If the folder is in use.
     """
-    from composer.utils import dist
-
-    from bge_pruning.config.load import to_yaml
-
     check_run_folder(config)
     dist.barrier()
     if dist.get_global_rank() == 0:

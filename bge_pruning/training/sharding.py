@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import warnings
-from pathlib import Path
 
 import torch
 from composer.utils import FSDP2Config, dist, get_device
@@ -11,47 +10,9 @@ from composer.utils.parallelism import ParallelismConfig
 from torch import nn
 from torch.distributed.fsdp import FSDPModule, fully_shard, register_fsdp_forward_method
 
-from bge_pruning.config.schema import Config, ConfigError
+from bge_pruning.config.schema import Config
 from bge_pruning.models.bge_m3_backbone import Layer
 from bge_pruning.models.composer_bge_m3 import ComposerBGEM3
-from bge_pruning.training.data_builders import build_loss_weights
-
-
-def check_sharding(config: Config) -> None:
-    """Refuse what a sharded model cannot do.
-
-    Raises:
-        ConfigError: If the batch would be embedded in pieces by cached gradients.
-    """
-    # They embed a piece again in the middle of the backward pass, when its weights are not there.
-    in_pieces = config.device_train_microbatch_size is not None
-    if config.parallelism.fsdp and in_pieces and build_loss_weights(config).compares_texts:
-        raise ConfigError(
-            "parallelism.fsdp does not work with device_train_microbatch_size where the loss "
-            "compares the texts of a batch. To fix, leave it out and set "
-            "model.activation_checkpointing=true, which needs less memory too."
-        )
-
-
-def check_kind(config: Config, checkpoint: Path | None) -> None:
-    """Refuse to go on from a checkpoint of the other kind than the run would write.
-
-    Args:
-        config: The run.
-        checkpoint: Its newest one, if it has any.
-
-    Raises:
-        ConfigError: If one is a file and the other a folder.
-    """
-    if checkpoint is None:
-        return
-    kind = "sharded" if checkpoint.is_dir() else "full"
-    if kind != config.parallelism.state_dict:
-        also = " and parallelism.fsdp=true" if kind == "sharded" else ""
-        raise ConfigError(
-            f"{checkpoint} is a {kind} checkpoint, and the configuration says "
-            f"{config.parallelism.state_dict}. To fix, set parallelism.state_dict={kind}{also}."
-        )
 
 
 def build_parallelism(config: Config, model: ComposerBGEM3) -> ParallelismConfig | None:

@@ -12,8 +12,6 @@ import numpy as np
 
 from bge_pruning.config.schema import Config, ConfigError, SourceConfig
 from bge_pruning.datasets.contrastive_dataset import (
-    KEYS,
-    OPTIONAL,
     ContrastiveDataset,
     add_negatives,
     known_positives,
@@ -30,7 +28,7 @@ from bge_pruning.datasets.mteb_dataloader import (
 )
 from bge_pruning.datasets.retrieval_collection import collection_files
 from bge_pruning.datasets.rows import BadRows, Row, RowTable
-from bge_pruning.datasets.sts_dataloader import COLUMNS, TEXT_COLUMNS, read_pairs, read_sentences
+from bge_pruning.datasets.sts_dataloader import read_pairs, read_sentences
 from bge_pruning.datasets.tables import Table, fingerprint_table
 from bge_pruning.datasets.text_corpus import ReadRows, TextCorpus, cached_corpus, corpus_key
 from bge_pruning.datasets.text_files import expand_paths, hash_file
@@ -38,9 +36,6 @@ from bge_pruning.model_io.model_files import read_special_ids, read_vocabulary
 from bge_pruning.model_io.pretrained import BaseModel
 
 log = logging.getLogger(__name__)
-
-# Kinds whose rows are a query with passages.
-WITH_PASSAGES = ("contrastive", "beir", "mteb")
 
 SourceDataset = EmbeddingDataset | ContrastiveDataset
 # Dense vectors of the unpruned model, and what they depend on beside the texts.
@@ -124,30 +119,6 @@ def _mteb_reader(source: SourceConfig) -> tuple[ReadRows, object]:
     return rows, mteb_fingerprint(*task)
 
 
-def check_columns(source: SourceConfig) -> None:
-    """Refuse names of columns that the kind of a source does not have.
-
-    Raises:
-        ConfigError: If a name is unknown.
-    """
-    known = {
-        "sts": COLUMNS,
-        "sentences": TEXT_COLUMNS,
-        "contrastive": (*KEYS, *OPTIONAL),
-    }.get(source.kind, ())
-    if unknown := sorted(set(source.columns) - set(known)):
-        raise ConfigError(
-            f"columns of data source '{source.name}' names {', '.join(unknown)}; kind "
-            f"{source.kind} has {', '.join(known) or 'none to rename'}. To fix, write our name "
-            f"first and the file's second."
-        )
-
-
-def negatives_of(source: SourceConfig, config: Config) -> int:
-    """Given or mined negatives per query of a source."""
-    return config.data.negatives if source.negatives is None else source.negatives
-
-
 def build_source(
     source: SourceConfig, config: Config, base: BaseModel, embed: Embed | None, model: str
 ) -> SourceDataset:
@@ -184,8 +155,9 @@ def build_source(
         queries = add_negatives(queries, mined)
     # A source without any scores has other losses; one with some is a mistake.
     scored = config.loss.score_distillation > 0 and not np.isnan(queries.scores).all()
+    negatives = config.data.negatives_of(source)
     try:
-        return ContrastiveDataset(texts, queries, negatives_of(source, config), config.seed, scored)
+        return ContrastiveDataset(texts, queries, negatives, config.seed, scored)
     except ValueError as error:
         raise ConfigError(f"{source.name}: {error}") from None
 

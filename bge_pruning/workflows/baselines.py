@@ -12,8 +12,8 @@ from typing import Any
 import numpy as np
 from scipy.stats import spearmanr
 
+from bge_pruning.config.command_checks import check_baseline
 from bge_pruning.config.load import Config, ConfigError
-from bge_pruning.config.schema import L0
 from bge_pruning.datasets.embedding_dataset import TokenizedTexts
 from bge_pruning.evaluation.text_encoder import TextEncoder
 from bge_pruning.export.extract import write_model
@@ -37,9 +37,7 @@ from bge_pruning.selection.layer_choice import (
 )
 from bge_pruning.training.builders import build_base_model, build_metadata
 from bge_pruning.training.calibration import calibration_texts, measure_importance
-from bge_pruning.training.data_builders import check_objective
 from bge_pruning.training.plan import Plan, build_plan
-from bge_pruning.training.sharding import check_sharding
 from bge_pruning.training.sources import build_source
 from bge_pruning.utils.devices import torch_device
 from bge_pruning.utils.embedding_metrics import is_flat
@@ -47,7 +45,7 @@ from bge_pruning.utils.embedding_metrics import is_flat
 log = logging.getLogger(__name__)
 
 
-def check_baseline(config: Config) -> Plan:
+def plan_baseline(config: Config) -> Plan:
     """Validate the configuration before loading any weights, and return the plan.
 
     Args:
@@ -58,14 +56,7 @@ def check_baseline(config: Config) -> Plan:
             model.
         OSError: If the model cannot be loaded.
     """
-    if config.method == L0 or config.model.l0_module is None:
-        raise ConfigError(
-            f"method '{config.method}' with {'a' if config.model.l0_module else 'no'} target is "
-            f"no baseline. To fix, set method to layers, magnitude, activation, reconstruction or "
-            f"random, and model.l0_module to a target."
-        )
-    check_objective(config)
-    check_sharding(config)
+    check_baseline(config)
     folder = fetch_model_folder(config.model.base_model, config.model.revision)
     plan = build_plan(config, folder)
     shape_of(config, plan, plan.source)
@@ -81,7 +72,7 @@ def shape_of(config: Config, plan: Plan, source: EncoderShape) -> EncoderShape:
         source: Sizes of the loaded model.
 
     Raises:
-        ConfigError: If the target is a budget and the method needs a shape, or no layer fits.
+        ConfigError: If no layer fits.
     """
     if config.method == "layers" and plan.target_speedup is None:
         budget = plan.target_parameters
@@ -91,12 +82,6 @@ def shape_of(config: Config, plan: Plan, source: EncoderShape) -> EncoderShape:
             return replace(source, num_hidden_layers=layers_within(source, budget))
         except ValueError as error:
             raise ConfigError(f"method 'layers': {error}") from None
-    if plan.target is None:
-        raise ConfigError(
-            f"method '{config.method}' needs a target shape: only gates choose one for a budget. "
-            f"To fix, set model.l0_module.target_model, and the other targets to null; "
-            f"scripts/choose_shape.py finds a shape."
-        )
     return replace(source, **{f: getattr(plan.target, f) for f in SHAPE_FIELDS.values()})
 
 
@@ -104,7 +89,7 @@ def cut_baseline(config: Config, output: Path, overwrite: bool = False) -> dict[
     """Choose what stays and write the cut model, before any recovery.
 
     Args:
-        config: The run, see :func:`check_baseline`.
+        config: The run, see :func:`plan_baseline`.
         output: Folder to write.
         overwrite: Replace an extracted model that is there.
 
@@ -112,10 +97,10 @@ def cut_baseline(config: Config, output: Path, overwrite: bool = False) -> dict[
         The content of ``pruning.json``, as for a run with gates.
 
     Raises:
-        ConfigError: See :func:`check_baseline`.
+        ConfigError: See :func:`plan_baseline`.
         FileExistsError: See :func:`bge_pruning.export.extract.extract`, also for what else.
     """
-    plan = check_baseline(config)
+    plan = plan_baseline(config)
     return write_model(lambda: _start(config, plan), output, overwrite)
 
 

@@ -13,8 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from bge_pruning.config.load import Config, ConfigError, load_config, pruned_model_folder, to_yaml
-from bge_pruning.config.schema import L0
+from bge_pruning.config.load import Config, load_config, pruned_model_folder, to_yaml
 from bge_pruning.export.pruning_record import MARKER, compute_constraint_report
 from bge_pruning.model_io.checkpoint import find_checkpoint
 from bge_pruning.models.encoder_shape import EncoderShape, count_parameters
@@ -160,25 +159,9 @@ def choose_members(run: Path, densities: Sequence[float], best: bool = False) ->
 
 def _check(config: Config, recovery: Config, densities: Sequence[float]) -> None:
     """Refuse now what would be refused hours later."""
-    from bge_pruning.training.data_builders import check_objective
+    from bge_pruning.config.command_checks import check_family
 
-    if config.model.l0_module is None:
-        raise ConfigError(
-            "model.l0_module is null: there are no gates to cut sizes from. To fix, add a target, "
-            "e.g. configs/bge_m3/target_60pct.yaml."
-        )
-    if config.method != L0:
-        raise ConfigError(
-            f"method '{config.method}' has no gates to cut sizes from. To fix, set method=l0, or "
-            f"run scripts/run_pipeline.py once for each size."
-        )
-    if config.dry_run:
-        raise ConfigError(
-            "dry_run=true prints the plan of a training, and a family is several. To fix, run "
-            "scripts/train_pruning.py with the same arguments."
-        )
-    check_objective(config)
-    check_objective(recovery)
+    check_family(config, recovery)
     refuse_unwritable_folders({"the family's folder": family_folder(config)})
     _check_densities(config, densities)
 

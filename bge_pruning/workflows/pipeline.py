@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from bge_pruning.cli import command_words
-from bge_pruning.config.load import Config, ConfigError, load_config, pruned_model_folder
+from bge_pruning.config.load import Config, load_config, pruned_model_folder
 from bge_pruning.config.schema import L0, ExportConfig
 from bge_pruning.workflows.stages import (
     PRUNED_NAME,
@@ -91,29 +91,14 @@ def run_pipeline(
 
 def _check(config: Config, recovery: Config) -> None:
     """Refuse now what one of the steps would refuse hours later."""
-    from bge_pruning.training.data_builders import check_objective
+    from bge_pruning.config.command_checks import check_pipeline
     from bge_pruning.training.run_folder import check_run, check_run_folder
-    from bge_pruning.workflows.baselines import check_baseline
+    from bge_pruning.workflows.baselines import plan_baseline
 
-    if config.model.l0_module is None:
-        raise ConfigError(
-            "model.l0_module is null: there is nothing to prune. To fix, add a target, e.g. "
-            "configs/bge_m3/target_60pct.yaml."
-        )
-    if config.dry_run:
-        raise ConfigError(
-            "dry_run=true prints the plan of a training, and the pipeline is more than one. To "
-            "fix, run scripts/train_pruning.py with the same arguments."
-        )
-    if config.autoresume:
-        raise ConfigError(
-            "the pipeline cannot go on with a run that was interrupted. To fix, run its steps one "
-            "by one with autoresume=true (commands.txt in the results folder lists them)."
-        )
+    check_pipeline(config, recovery)
     _check_results(config)
-    check_objective(recovery)
     check_run_folder(recovery)
-    check_run(config) if config.method == L0 else check_baseline(config)
+    check_run(config) if config.method == L0 else plan_baseline(config)
 
 
 def _check_vocabulary(config: Config, options: ExtractOptions) -> None:

@@ -18,6 +18,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from bge_pruning.config.command_checks import check_search
 from bge_pruning.config.load import Config, ConfigError
 from bge_pruning.datasets.embedding_dataset import TokenizedTexts
 from bge_pruning.evaluation.statistics import cosine_error, error_difference
@@ -136,7 +137,9 @@ def search_shapes(config: Config, every: bool = False) -> ShapeSearch:
         OSError: If the model cannot be loaded.
         ValueError: If the training data have too few texts.
     """
-    plan = check_search(config)
+    check_search(config)
+    folder = fetch_model_folder(config.model.base_model, config.model.revision)
+    plan = build_plan(config, folder)
     base = build_base_model(config)
     candidates = find_candidates(config, plan, base.shape)
     judge = _Judge(config, base)
@@ -157,30 +160,6 @@ def search_shapes(config: Config, every: bool = False) -> ShapeSearch:
         seed=config.seed,
         measured=judge.ranked(config.seed),
     )
-
-
-def check_search(config: Config) -> Plan:
-    """Refuse what can be refused before any weights are read.
-
-    Args:
-        config: See :func:`search_shapes`, also for what is raised.
-    """
-    if config.stage == "recover":
-        raise ConfigError(
-            "stage is recover, whose model is cut already. To fix, leave stage out: shapes are "
-            "chosen before pruning."
-        )
-    if config.model.l0_module is None:
-        raise ConfigError(
-            "model.l0_module is null: there is no size to choose a shape for. To fix, set e.g. "
-            "model.l0_module.target_density=0.6."
-        )
-    if not config.data.train:
-        raise ConfigError(
-            "data.train is empty: shapes are fitted to and judged on its texts. To fix, add texts "
-            "like those that will be embedded."
-        )
-    return build_plan(config, fetch_model_folder(config.model.base_model, config.model.revision))
 
 
 def find_candidates(config: Config, plan: Plan, source: EncoderShape) -> list[EncoderShape]:

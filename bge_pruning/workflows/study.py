@@ -101,30 +101,22 @@ def run_study(study: Study, only: Sequence[str] = (), overwrite: bool = False) -
 
 def _check(study: Study, cells: Sequence[Cell]) -> None:
     """Refuse now what one of the cells would refuse hours later."""
-    from bge_pruning.training.data_builders import check_objective
+    from bge_pruning.config.command_checks import check_cells
     from bge_pruning.training.run_folder import check_run
-    from bge_pruning.workflows.baselines import check_baseline
+    from bge_pruning.workflows.baselines import plan_baseline
 
     refuse_unwritable_folders({"results_folder": study.results, "run_folder": study.runs})
-    originals, firsts = {}, {}
+    firsts: dict[tuple[str, str], Cell] = {}
     for cell in cells:
         firsts.setdefault((cell.method, cell.size), cell)
-    for cell in firsts.values():
-        config = cell_config(study, cell, "prune")
-        if config.model.l0_module is None:
-            raise ConfigError(
-                f"{cell.name}: model.l0_module is null: there is nothing to prune. To fix, give "
-                f"the sizes of the study a target."
-            )
-        check_objective(cell_config(study, cell, "recover"))
-        check_run(config) if config.method == L0 else check_baseline(config)
+    stages = [
+        (cell.name, *(cell_config(study, cell, stage) for stage in ("prune", "recover")))
+        for cell in firsts.values()
+    ]
+    check_cells(stages)
+    for _, config, _ in stages:
+        check_run(config) if config.method == L0 else plan_baseline(config)
         check_modes(config, study.modes)
-        originals[config.model.base_model] = cell.name
-    if len(originals) > 1:
-        raise ConfigError(
-            f"the cells prune different models: {', '.join(originals)}. To fix, make a study for "
-            f"each of them."
-        )
 
 
 def find_study_tasks(study: Study) -> list[Task]:

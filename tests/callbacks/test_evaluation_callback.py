@@ -11,7 +11,8 @@ import torch
 from composer.core import Callback
 
 from bge_pruning.callbacks import evaluation_callback
-from bge_pruning.callbacks.evaluation_callback import EvaluationCallback, list_metric_keys
+from bge_pruning.callbacks.evaluation_callback import EvaluationCallback
+from bge_pruning.config.names import list_metric_keys
 from bge_pruning.evaluation.scoring import RETRIEVAL_METRICS, score_tasks
 from bge_pruning.evaluation.tasks import beir_task
 from bge_pruning.evaluation.text_encoder import TextEncoder

@@ -1,11 +1,13 @@
 """Reading, merging and checking configurations."""
 
 import re
+from dataclasses import asdict
 from pathlib import Path
 
 import pytest
+import yaml
 
-from bge_pruning.config.load import Config, ConfigError, from_yaml, load_config, to_yaml
+from bge_pruning.config.load import Config, ConfigError, load_config, to_yaml
 
 TARGET = "model: {l0_module: {target_model: {n_layers: 3}}}\n"
 
@@ -130,7 +132,10 @@ def test_a_value_in_place_of_keys_is_a_config_error(text, write):
         ("precision=fp8", "precision 'fp8' is not one of"),
         ("device=tpu", "device 'tpu' is not one of"),
         ("model.pooling=max", "model.pooling 'max' is not one of"),
-        ("data.train=[{name: a, kind: csv, path: b}]", r"kind of data source 0 \('a'\) 'csv'"),
+        (
+            "data.train=[{name: a, kind: csv, path: b}]",
+            "kind of data source 'a' 'csv'",
+        ),
         ("global_train_batch_size=0", "global_train_batch_size 0 is not above 0"),
         ("eval_batch_size=0", "eval_batch_size 0 is not above 0"),
         ("device_train_microbatch_size=0", "device_train_microbatch_size 0 is not above 0"),
@@ -429,7 +434,8 @@ def test_recovery_is_checked_before_pruning(section, message, write):
 def test_yaml_round_trip(stage, write):
     text = RECOVERY + "data: {train: [{name: a, kind: sts, path: b}]}\nloggers: {wandb: {}}\n"
     config = load_config([write(text)], [f"stage={stage}", "run_name=ü"])
-    assert from_yaml(to_yaml(config)) == config
+    written = to_yaml(config)
+    assert yaml.safe_load(written) == asdict(config)
 
 
 def test_written_config_can_be_run_again(write):

@@ -8,9 +8,9 @@ from pathlib import Path
 import pytest
 import yaml
 
+from bge_pruning.config.command_checks import check_objective
 from bge_pruning.config.load import load_config
 from bge_pruning.models.encoder_shape import check_exportable, count_parameters
-from bge_pruning.training import data_builders
 from bge_pruning.training.plan import build_plan, render_plan
 
 ROOT = Path(__file__).parents[2]
@@ -113,7 +113,7 @@ def test_renders_a_plan_alone_without_a_network(path, monkeypatch):
     text = render_plan(plan, config)
     assert f"{ENCODER:,}" in text
     assert f"{count_parameters(plan.target).encoder:,}" in text
-    data_builders.check_objective(config)
+    check_objective(config)
 
 
 @pytest.mark.parametrize("path", BGE_M3, ids=ids)
@@ -188,4 +188,4 @@ def test_model_and_training_files_own_disjoint_keys():
 
 @pytest.mark.parametrize("path", TRAINING, ids=lambda path: path.stem)
 def test_losses_and_data_fit(path):
-    data_builders.check_objective(load_config([ROOT / "configs/minilm/quickstart.yaml", path]))
+    check_objective(load_config([ROOT / "configs/minilm/quickstart.yaml", path]))

@@ -71,9 +71,9 @@ def test_frozen_embeddings_stay_and_have_no_moments(tmp_path, train_tiny, load_s
 
 
 def base_model_of(run: Path) -> str:
-    from bge_pruning.config.load import from_yaml
+    from bge_pruning.config.load import load_config
 
-    return from_yaml((run / "config.yaml").read_text()).model.base_model
+    return load_config([run / "config.yaml"]).model.base_model
 
 
 def test_the_estimate_knows_them(make_yaml, tmp_path):

@@ -33,6 +33,7 @@ from bge_pruning.algorithms.source_weights import SourceWeights
 from bge_pruning.algorithms.stop_on_signal import StopOnSignal
 from bge_pruning.callbacks.progress_log import ProgressLog
 from bge_pruning.callbacks.pruning_callback import GateMapCallback
+from bge_pruning.config.command_checks import check_objective
 from bge_pruning.config.load import Config, ConfigError, load_config
 from bge_pruning.datasets.sts_dataloader import read_sts
 from bge_pruning.model_io.checkpoint import RunMetadata
@@ -57,7 +58,6 @@ from bge_pruning.training.data_builders import (
     build_collections,
     build_evaluators,
     build_train_loader,
-    check_objective,
 )
 from bge_pruning.training.plan import build_plan
 from bge_pruning.utils.run_log import FILE_ONLY
@@ -793,8 +793,8 @@ EVALUATED = "dev/cosine_spearman, x/ndcg_at_10, x/mrr_at_10, x/recall_at_100, x/
         (["evaluation.modes=[]"], "evaluation.modes is empty. To fix, write e.g. [dense]."),
         (
             ["evaluation.modes=[dense, late]"],
-            "evaluation.modes: mode 'late' is not one of dense, sparse, colbert, dense+sparse, "
-            "all. To fix, choose one.",
+            "evaluation.modes[1] 'late' is not one of ('dense', 'sparse', 'colbert', "
+            "'dense+sparse', 'all'). To fix, choose one.",
         ),
         (
             ["evaluation.keep_best=eval/dev/cosine_spearman"],

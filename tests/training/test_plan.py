@@ -129,7 +129,7 @@ def test_only_axes_that_shrink_get_gates(plan):
         ),
         (
             ("model.l0_module.pruning_modules=[heads]",),
-            "pruning_modules names heads; known are",
+            r"pruning_modules\[0\] 'heads' is not one of \('head', 'intermediate', 'layer', 'h",
         ),
         (
             ("model.l0_module.target_model.n_heads=2",),

@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from bge_pruning.config.load import from_yaml, load_config
+from bge_pruning.config.load import load_config
 from bge_pruning.training import run_report
 from bge_pruning.training.run_report import log_results, training_command
 
@@ -54,7 +54,7 @@ def test_its_command_trains_the_same_beside_it(run):
     python, option, module, *arguments = shlex.split(line)
     assert (python, option, module) == ("python", "-m", "bge_pruning.train")
     again = load_config(arguments[:1], arguments[1:])
-    config = from_yaml((run / "config.yaml").read_text(encoding="utf-8"))
+    config = load_config([run / "config.yaml"])
     assert again.run_folder == f"{run}-again"
     again.run_folder = config.run_folder
     assert again == config

@@ -7,9 +7,10 @@ from pathlib import Path
 
 import pytest
 
+from bge_pruning.config.command_checks import check_checkpoint_kind, check_objective
 from bge_pruning.config.load import ConfigError, load_config
 from bge_pruning.model_io.checkpoint import find_checkpoint, load_state
-from bge_pruning.training.sharding import check_kind, check_sharding, measure_gradient_scale
+from bge_pruning.training.sharding import measure_gradient_scale
 
 STEPS = ("max_duration=2ba", "save_interval=2ba", "data.eval=[]")
 FSDP = "parallelism.fsdp=true"
@@ -68,16 +69,16 @@ def test_refused(overrides, message, tiny_yaml):
 def test_pieces_of_a_batch_that_is_compared_are_refused(tiny_yaml):
     pieces = [FSDP, "device_train_microbatch_size=2"]
     with pytest.raises(ConfigError, match=r"compares the texts of a batch\. To fix, leave it out"):
-        check_sharding(load_config([tiny_yaml], pieces))
-    check_sharding(load_config([tiny_yaml], [*pieces, "loss.distillation_similarity=0"]))
-    check_sharding(load_config([tiny_yaml], [pieces[1]]))
+        check_objective(load_config([tiny_yaml], pieces))
+    check_objective(load_config([tiny_yaml], [*pieces, "loss.distillation_similarity=0"]))
+    check_objective(load_config([tiny_yaml], [pieces[1]]))
 
 
 def test_a_run_does_not_go_on_from_the_other_kind_of_checkpoint(tiny_yaml, tmp_path):
     config = load_config([tiny_yaml])
-    check_kind(config, None)
-    check_kind(config, tmp_path / "ba2-rank0.pt")
+    check_checkpoint_kind(config, None)
+    check_checkpoint_kind(config, tmp_path / "ba2-rank0.pt")
     with pytest.raises(
         ConfigError, match=r"is a sharded checkpoint.*=sharded and parallelism.fsdp"
     ):
-        check_kind(config, tmp_path)
+        check_checkpoint_kind(config, tmp_path)

@@ -6,12 +6,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from bge_pruning.config.command_checks import check_objective
 from bge_pruning.config.load import Config, ConfigError, load_config
 from bge_pruning.datasets.contrastive_dataset import ContrastiveDataset
 from bge_pruning.datasets.embedding_dataset import EmbeddingDataset
 from bge_pruning.training import sources as source_builders
 from bge_pruning.training.builders import build_base_model, build_teacher
-from bge_pruning.training.data_builders import build_train_loader, check_objective
+from bge_pruning.training.data_builders import build_train_loader
 from bge_pruning.training.sources import build_source
 
 DOCUMENTS = ["the man plays", "a dog eats", "a cat", "the woman reads", "a red book", "a horse"]

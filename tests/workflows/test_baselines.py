@@ -19,10 +19,10 @@ from bge_pruning.training.plan import build_plan
 from bge_pruning.workflows import baselines
 from bge_pruning.workflows.baselines import (
     calibration_texts,
-    check_baseline,
     choose_masks,
     cut_baseline,
     layer_score,
+    plan_baseline,
     shape_of,
 )
 
@@ -169,27 +169,27 @@ def test_calibration_texts_are_different_texts_of_the_training_data(configure):
 
 def test_gates_are_no_baseline(configure):
     with pytest.raises(ConfigError, match=r"method 'l0' with a target is no baseline\. To fix"):
-        check_baseline(configure())
+        plan_baseline(configure())
     with pytest.raises(ConfigError, match=r"method 'random' with no target is no baseline"):
-        check_baseline(configure("method=random", "model.l0_module=null"))
+        plan_baseline(configure("method=random", "model.l0_module=null"))
 
 
 def test_widths_need_a_shape(configure):
     budget = ("model.l0_module.target_model=null", "model.l0_module.target_density=0.8")
     with pytest.raises(ConfigError, match=r"method 'random' needs a target shape.* To fix, set"):
-        check_baseline(configure("method=random", *budget))
+        plan_baseline(configure("method=random", *budget))
 
 
 def test_whole_layers_are_counted_in_parameters_not_in_operations(configure):
     budget = ("model.l0_module.target_model=null", "model.l0_module.target_speedup=2")
     with pytest.raises(ConfigError, match=r"method 'layers' needs a target shape.* To fix, set"):
-        check_baseline(configure("method=layers", *budget))
+        plan_baseline(configure("method=layers", *budget))
 
 
 def test_a_target_below_one_layer_is_refused_before_any_work(configure):
     small = "model.l0_module.target_model={d_model: 8, n_heads: 1, n_layers: 1}"
     with pytest.raises(ConfigError, match=r"method 'layers': a target of .* whole layer"):
-        check_baseline(configure("method=layers", small))
+        plan_baseline(configure("method=layers", small))
 
 
 def test_a_baseline_is_not_trained_as_gates_are(configure):

@@ -1,0 +1,350 @@
+"""Checks of what a command does with a configuration: losses, data, evaluation, methods."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from bge_pruning.config.names import (
+    EVALUATED_KINDS,
+    L0,
+    SOURCE_COLUMNS,
+    WITH_PASSAGES,
+    list_metric_keys,
+)
+from bge_pruning.config.schema import Config, ConfigError, SourceConfig
+
+# Kinds of data that a loss needs. Distillation works with all of them.
+LOSS_NEEDS = {
+    "sts_regression": ("sts",),
+    "cosent": ("sts",),
+    "contrastive": WITH_PASSAGES,
+    "self_distillation": WITH_PASSAGES,
+    "score_distillation": WITH_PASSAGES,
+}
+
+
+def check_training(config: Config, device: str) -> None:
+    """Refuse what cannot be trained.
+
+    Args:
+        config: One stage of a run.
+        device: The torch device that it will run on.
+
+    Raises:
+        ConfigError: If the method has no gates to train, the device lacks the precision, or as
+            :func:`check_objective`.
+    """
+    if config.method != L0 and config.model.l0_module is not None:
+        raise ConfigError(
+            f"method '{config.method}' trains no gates. To fix, run scripts/run_pipeline.py, "
+            f"or this with stage=recover after scripts/run_pipeline.py --only cut."
+        )
+    if config.precision == "amp_fp16" and device == "cpu":
+        raise ConfigError(
+            "precision amp_fp16 needs a GPU: float16 gradients are scaled there alone. To fix, set "
+            "precision to fp32 or amp_bf16."
+        )
+    check_objective(config)
+
+
+def check_objective(config: Config) -> None:
+    """Refuse losses, data, evaluations and batches that do not fit each other.
+
+    Raises:
+        ConfigError: If nothing is optimised, data is missing or of the wrong kind, or two settings
+            contradict each other.
+    """
+    if not config.data.train:
+        raise ConfigError("data.train is empty. To fix, add configs/training/sts_only.yaml.")
+    _check_sources(config)
+    _check_adaptive_weights(config)
+    if config.loss.distillation_hidden and config.teacher.cache:
+        raise ConfigError(
+            "loss.distillation_hidden needs the teacher's hidden states, which are too many to "
+            "cache. To fix, set teacher.cache=false."
+        )
+    _check_losses(config)
+    for source in config.data.train:
+        _check_negatives(source, config)
+    _check_evaluation(config)
+    # Cached gradients embed a piece again in the backward pass, when its weights are not there.
+    in_pieces = config.device_train_microbatch_size is not None
+    if config.parallelism.fsdp and in_pieces and config.loss.compares_texts:
+        raise ConfigError(
+            "parallelism.fsdp does not work with device_train_microbatch_size where the loss "
+            "compares the texts of a batch. To fix, leave it out and set "
+            "model.activation_checkpointing=true, which needs less memory too."
+        )
+
+
+def check_checkpoint_kind(config: Config, checkpoint: Path | None) -> None:
+    """Refuse to resume from a checkpoint of another kind than the run would write.
+
+    Args:
+        config: The run.
+        checkpoint: Its newest checkpoint, if it has any.
+
+    Raises:
+        ConfigError: If one is a file and the other a folder.
+    """
+    if checkpoint is None:
+        return
+    kind = "sharded" if checkpoint.is_dir() else "full"
+    if kind != config.parallelism.state_dict:
+        also = " and parallelism.fsdp=true" if kind == "sharded" else ""
+        raise ConfigError(
+            f"{checkpoint} is a {kind} checkpoint, and the configuration says "
+            f"{config.parallelism.state_dict}. To fix, set parallelism.state_dict={kind}{also}."
+        )
+
+
+# Parts of check_objective
+
+
+def _check_sources(config: Config) -> None:
+    """Check names, weights and columns of the sources, and the folder of the processed data."""
+    names = [source.name for source in config.data.train]
+    for part, given in (("train", names), ("eval", [source.name for source in config.data.eval])):
+        if repeated := sorted({name for name in given if given.count(name) > 1}):
+            raise ConfigError(
+                f"two sources of data.{part} are called {', '.join(repeated)}. To fix, rename one."
+            )
+    weighted = [source.name for source in config.data.train if source.weight is not None]
+    if weighted and len(weighted) < len(names):
+        raise ConfigError(
+            f"only {', '.join(weighted)} of data.train have a weight. To fix, give one to every "
+            f"source, or to none."
+        )
+    for source in [*config.data.train, *config.data.eval]:
+        known = SOURCE_COLUMNS.get(source.kind, ())
+        if unknown := sorted(set(source.columns) - set(known)):
+            raise ConfigError(
+                f"columns of data source '{source.name}' names {', '.join(unknown)}; kind "
+                f"{source.kind} has {', '.join(known) or 'none to rename'}. To fix, write our name "
+                f"first and the file's second."
+            )
+    processed = Path(config.data.processed_folder)
+    if processed.exists() and not processed.is_dir():
+        raise ConfigError(
+            f"data.processed_folder {processed} is a file. To fix, name a folder, or remove it."
+        )
+
+
+def _check_adaptive_weights(config: Config) -> None:
+    if config.data.adapt_weights_interval is None:
+        return
+    if config.data.num_workers:
+        raise ConfigError(
+            "data.adapt_weights_interval needs data.num_workers=0: workers load batches before the "
+            "weights are known. To fix, set one of the two."
+        )
+    if config.model.l0_module is None:
+        raise ConfigError(
+            "data.adapt_weights_interval follows what pruning costs, and nothing is pruned "
+            "(model.l0_module is null). To fix, leave it out."
+        )
+
+
+def _check_losses(config: Config) -> None:
+    """Refuse a loss without data that it needs, and a source without a loss."""
+    loss, sources = config.loss, config.data.train
+    given = {name: kinds for name, kinds in LOSS_NEEDS.items() if getattr(loss, name)}
+    if not loss.distils and not given:
+        raise ConfigError("all weights under loss are 0. To fix, set e.g. loss.sts_regression=1.")
+    for name, kinds in given.items():
+        if not any(source.kind in kinds for source in sources):
+            raise ConfigError(
+                f"loss.{name} needs data.train of kind {' or '.join(kinds)}. To fix, set it to 0 "
+                f"or add such data."
+            )
+    for source in sources:
+        if not loss.distils and not any(source.kind in kinds for kinds in given.values()):
+            raise ConfigError(
+                f"no loss applies to data source '{source.name}' of kind {source.kind}. To fix, "
+                f"set a weight under loss that does, or remove the source."
+            )
+    if loss.self_distillation and set(loss.contrastive_outputs) <= {"dense"}:
+        raise ConfigError(
+            "loss.self_distillation needs an ensemble of two outputs or more. To fix, add sparse "
+            "or colbert to loss.contrastive_outputs, or set it to 0."
+        )
+
+
+def _check_negatives(source: SourceConfig, config: Config) -> None:
+    if not source.has_passages:
+        if source.mined_negatives or source.negatives:
+            raise ConfigError(
+                f"negatives of data source '{source.name}' need queries with passages, not kind "
+                f"{source.kind}. To fix, remove negatives and mined_negatives."
+            )
+        return
+    used = config.data.negatives_of(source)
+    if source.mined_negatives and not used:
+        raise ConfigError(
+            f"data source '{source.name}' mines {source.mined_negatives} negatives a query and "
+            f"uses none. To fix, set negatives of the source to 1 or more."
+        )
+    if config.loss.score_distillation and not used:
+        raise ConfigError(
+            f"loss.score_distillation compares the passages of a row, and data source "
+            f"'{source.name}' has 1 without negatives. To fix, set negatives above 0."
+        )
+
+
+def _check_evaluation(config: Config) -> None:
+    """Refuse data that cannot be evaluated, and a best checkpoint by a score that nobody logs."""
+    for source in config.data.eval:
+        if source.kind not in EVALUATED_KINDS:
+            raise ConfigError(
+                f"data.eval '{source.name}' is of kind {source.kind}; {', '.join(EVALUATED_KINDS)} "
+                f"can be evaluated. To fix, remove it."
+            )
+    evaluation, l0 = config.evaluation, config.model.l0_module
+    if not evaluation.modes:
+        raise ConfigError("evaluation.modes is empty. To fix, write e.g. [dense].")
+    if evaluation.keep_best is None:
+        return
+    pairs = [source.name for source in config.data.eval if not source.is_collection]
+    collections = [source.name for source in config.data.eval if source.is_collection]
+    keys = list_metric_keys(pairs, collections, evaluation.modes)
+    if evaluation.keep_best not in keys:
+        raise ConfigError(
+            f"evaluation.keep_best '{evaluation.keep_best}' is not evaluated. To fix, choose one "
+            f"of {', '.join(keys) or 'the scores of data.eval, which is empty'}."
+        )
+    if l0 is not None and not l0.eval_target_model:
+        raise ConfigError(
+            "evaluation.keep_best would keep the model before anything is pruned: with "
+            "model.l0_module.eval_target_model=false it is evaluated as large as it still is. To "
+            "fix, set eval_target_model=true, or keep_best=null."
+        )
+
+
+# What the other commands need
+
+
+def check_baseline(config: Config) -> None:
+    """Refuse what cannot be cut without gates.
+
+    Raises:
+        ConfigError: If the method trains gates, there is no target or one that only gates can
+            meet, or as :func:`check_objective`.
+    """
+    l0 = config.model.l0_module
+    if config.method == L0 or l0 is None:
+        raise ConfigError(
+            f"method '{config.method}' with {'a' if l0 else 'no'} target is no baseline. To fix, "
+            f"set method to layers, magnitude, activation, reconstruction or random, and "
+            f"model.l0_module to a target."
+        )
+    check_objective(config)
+    counts_layers = config.method == "layers" and l0.target_speedup is None
+    if l0.target_model is None and not counts_layers:
+        raise ConfigError(
+            f"method '{config.method}' needs a target shape: only gates choose one for a budget. "
+            f"To fix, set model.l0_module.target_model, and the other targets to null; "
+            f"scripts/choose_shape.py finds a shape."
+        )
+
+
+def check_pipeline(config: Config, recovery: Config) -> None:
+    """Refuse what the pipeline cannot run through.
+
+    Args:
+        config: The run as it prunes.
+        recovery: The run as it recovers.
+
+    Raises:
+        ConfigError: If nothing is pruned, it is a dry run or one to be resumed, or as
+            :func:`check_objective` for the recovery.
+    """
+    _require_target(
+        config, "there is nothing to prune", "add a target, e.g. configs/bge_m3/target_60pct.yaml"
+    )
+    _refuse_dry_run(config, "the pipeline is more than one")
+    if config.autoresume:
+        raise ConfigError(
+            "the pipeline cannot go on with a run that was interrupted. To fix, run its steps one "
+            "by one with autoresume=true (commands.txt in the results folder lists them)."
+        )
+    check_objective(recovery)
+
+
+def check_family(config: Config, recovery: Config) -> None:
+    """Refuse what no family of sizes can be cut from.
+
+    Args:
+        config: The run as it prunes.
+        recovery: The run as it recovers.
+
+    Raises:
+        ConfigError: If there are no gates, it is a dry run, or as :func:`check_objective` for both
+            stages.
+    """
+    fix = "add a target, e.g. configs/bge_m3/target_60pct.yaml"
+    _require_target(config, "there are no gates to cut sizes from", fix)
+    if config.method != L0:
+        raise ConfigError(
+            f"method '{config.method}' has no gates to cut sizes from. To fix, set method=l0, or "
+            f"run scripts/run_pipeline.py once for each size."
+        )
+    _refuse_dry_run(config, "a family is several")
+    check_objective(config)
+    check_objective(recovery)
+
+
+def check_cells(cells: Sequence[tuple[str, Config, Config]]) -> None:
+    """Refuse cells of a study that cannot be run, or whose results cannot be compared.
+
+    Args:
+        cells: Name, configuration of the pruning and configuration of the recovery of each.
+
+    Raises:
+        ConfigError: If a cell prunes nothing, two cells prune different models, or as
+            :func:`check_objective` for the recovery.
+    """
+    originals = {}
+    for name, config, recovery in cells:
+        fix = "give the sizes of the study a target"
+        _require_target(config, "there is nothing to prune", fix, f"{name}: ")
+        check_objective(recovery)
+        originals[config.model.base_model] = name
+    if len(originals) > 1:
+        raise ConfigError(
+            f"the cells prune different models: {', '.join(originals)}. To fix, make a study for "
+            f"each of them."
+        )
+
+
+def check_search(config: Config) -> None:
+    """Refuse what no shape can be chosen for.
+
+    Raises:
+        ConfigError: If it is a recovery, or there is no target or no training data.
+    """
+    if config.stage == "recover":
+        raise ConfigError(
+            "stage is recover, whose model is cut already. To fix, leave stage out: shapes are "
+            "chosen before pruning."
+        )
+    fix = "set e.g. model.l0_module.target_density=0.6"
+    _require_target(config, "there is no size to choose a shape for", fix)
+    if not config.data.train:
+        raise ConfigError(
+            "data.train is empty: shapes are fitted to and judged on its texts. To fix, add texts "
+            "like those that will be embedded."
+        )
+
+
+def _require_target(config: Config, reason: str, fix: str, where: str = "") -> None:
+    if config.model.l0_module is None:
+        raise ConfigError(f"{where}model.l0_module is null: {reason}. To fix, {fix}.")
+
+
+def _refuse_dry_run(config: Config, reason: str) -> None:
+    if config.dry_run:
+        raise ConfigError(
+            f"dry_run=true prints the plan of a training, and {reason}. To fix, run "
+            f"scripts/train_pruning.py with the same arguments."
+        )

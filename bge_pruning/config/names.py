@@ -1,0 +1,50 @@
+"""Names that a configuration shares with the layers above it: kinds, columns, modes, metrics."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from itertools import product
+
+# How the kept structures are chosen: by learned gates (l0), or by one of the baselines.
+L0 = "l0"
+METHODS = (L0, "layers", "magnitude", "activation", "reconstruction", "random")
+PRUNABLE = ("head", "intermediate", "layer", "hidden")
+SIZES = ("d_model", "n_heads", "n_layers", "intermediate_size", "vocab_size")
+TARGETS = ("target_model", "target_parameters", "target_density", "target_speedup")
+
+# Kinds of data: a row is a pair with a score, one text, or a query with passages.
+COLLECTIONS = ("beir", "mteb")
+WITH_PASSAGES = ("contrastive", *COLLECTIONS)
+SOURCE_KINDS = ("sts", "sentences", *WITH_PASSAGES)
+EVALUATED_KINDS = ("sts", *COLLECTIONS)
+# Columns of a kind that may be renamed.
+SOURCE_COLUMNS = {
+    "sts": ("sentence1", "sentence2", "score"),
+    "sentences": ("sentence1", "sentence2", "text", "sentence", "query", "pos", "neg"),
+    "contrastive": ("query", "pos", "neg", "pos_scores", "neg_scores", "prompt"),
+}
+
+OUTPUTS = ("dense", "sparse", "colbert")
+# The outputs whose scores each way of searching adds up.
+MODES = {**{name: (name,) for name in OUTPUTS}, "dense+sparse": OUTPUTS[:2], "all": OUTPUTS}
+PAIR_METRIC = "cosine_spearman"
+RETRIEVAL_METRICS = ("ndcg_at_10", "mrr_at_10", "recall_at_100", "map_at_100")
+
+
+def metric_key(task: str, mode: str, metric: str) -> str:
+    """Name of a score in the logs, without ``eval/``; the usual mode is left out of it."""
+    return f"{task}/{metric}" if mode == "dense" else f"{task}/{mode}_{metric}"
+
+
+def list_metric_keys(
+    pairs: Sequence[str], collections: Sequence[str], modes: Sequence[str]
+) -> list[str]:
+    """Names of all scores that will be logged, without ``eval/``.
+
+    Args:
+        pairs: Names of sources of scored pairs.
+        collections: Names of collections.
+        modes: How the collections are searched.
+    """
+    keys = [f"{name}/{PAIR_METRIC}" for name in pairs]
+    return keys + [metric_key(*parts) for parts in product(collections, modes, RETRIEVAL_METRICS)]

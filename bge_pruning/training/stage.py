@@ -1,0 +1,169 @@
+"""One stage of a run in five steps: check it, load its inputs, build the model, prepare, fit."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+from dataclasses import dataclass
+from pathlib import Path
+
+from composer import Evaluator, Trainer
+from composer.core import DataSpec
+from composer.utils import dist
+
+from bge_pruning.algorithms.stop_on_signal import StopOnSignal
+from bge_pruning.config.command_checks import check_checkpoint_kind
+from bge_pruning.config.schema import Config
+from bge_pruning.evaluation.tasks import Task
+from bge_pruning.model_io.checkpoint import RunMetadata
+from bge_pruning.model_io.pretrained import BaseModel
+from bge_pruning.model_io.run_checkpoints import find_whole_checkpoint, list_checkpoints
+from bge_pruning.model_io.teacher_folder import Teacher
+from bge_pruning.models.composer_bge_m3 import ComposerBGEM3
+from bge_pruning.training import builders, data_builders
+from bge_pruning.training.calibration import order_gates, refit
+from bge_pruning.training.plan import Plan, render_memory, render_plan
+from bge_pruning.training.rank_watch import RankWatch, rank_zero_first
+from bge_pruning.training.run_folder import check_run, prepare_run_folder
+from bge_pruning.training.run_record import record_start
+from bge_pruning.training.run_report import report_training
+from bge_pruning.utils.guard import warn_only
+from bge_pruning.utils.run_log import LOG, RunLog
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Stage:
+    """A stage that was checked.
+
+    Attributes:
+        config: Its configuration.
+        plan: Its shapes.
+        is_fresh: Whether it starts anew rather than from a checkpoint.
+    """
+
+    config: Config
+    plan: Plan
+    is_fresh: bool
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """What a stage reads: models and data."""
+
+    base: BaseModel
+    teacher: Teacher | None
+    metadata: RunMetadata
+    evaluators: list[Evaluator]
+    collections: dict[str, Task]
+    train_loader: DataSpec
+
+
+def run_stage(config: Config, watch: RankWatch, run_log: RunLog) -> None:
+    """Run a stage, on one of the ranks.
+
+    Args:
+        config: The configuration of the stage.
+        watch: Tells the other ranks about a failure.
+        run_log: The log that gets a file once there is a run folder.
+    """
+    stage = check_stage(config)
+    inputs = load_inputs(stage)
+    model = build_student(stage, inputs)
+    open_run_folder(stage, inputs, run_log)
+    stop = StopOnSignal()
+    trainer = build_trainer(stage, inputs, model, stop)
+    try:
+        fit(stage, trainer, stop)
+        report(stage, inputs, model)
+    except BaseException as error:
+        watch.tell(error)  # the trainer closes what the others wait for
+        with contextlib.suppress(RuntimeError):  # another rank may be gone: that is not the error
+            trainer.close()
+        raise
+    trainer.close()
+
+
+def check_stage(config: Config) -> Stage:
+    """Refuse what cannot be run before any weights are read."""
+    plan, folder = check_run(config), Path(config.run_folder)
+    log.info("%s\n%s", config.run_folder, render_plan(plan, config))
+    if not config.autoresume:
+        return Stage(config, plan, is_fresh=True)
+    with rank_zero_first():  # which puts damaged checkpoints aside
+        if dist.get_global_rank() == 0:
+            check_checkpoint_kind(config, find_whole_checkpoint(folder))
+        return Stage(config, plan, is_fresh=not list_checkpoints(folder))
+
+
+def load_inputs(stage: Stage) -> Inputs:
+    """Read models and data."""
+    config = stage.config
+    base = builders.build_base_model(config)
+    teacher = builders.build_teacher(config, base)
+    metadata = builders.build_metadata(config, stage.plan, base)
+    # Before the teacher embeds the training texts, which may take long.
+    evaluators = data_builders.build_evaluators(config, base)
+    collections = data_builders.build_collections(config, base)
+    loader = data_builders.build_train_loader(config, base, teacher)
+    # The plan had to assume that all texts are as long as allowed; now their lengths are known.
+    widest = loader.dataloader.batch_sampler.widest_batch(config.device_train_microbatch_size)
+    log.info("the largest batch\n%s", render_memory(stage.plan, config, widest))
+    return Inputs(base, teacher, metadata, evaluators, collections, loader)
+
+
+def build_student(stage: Stage, inputs: Inputs) -> ComposerBGEM3:
+    """The model to train: refitted before it is built, its gates ordered after that."""
+    config, base = stage.config, inputs.base
+    if stage.is_fresh and config.stage == "recover" and config.teacher.refit_texts:
+        refit(config, base)
+    model = builders.build_model(config, base, inputs.metadata, inputs.teacher)
+    l0 = config.model.l0_module
+    if stage.is_fresh and l0 is not None and l0.init_order != "random":
+        order_gates(config, base, model.l0_module.log_alpha)
+    return model
+
+
+def open_run_folder(stage: Stage, inputs: Inputs, run_log: RunLog) -> None:
+    """Make the run folder, now that nothing in the data can stop the run."""
+    prepare_run_folder(stage.config)
+    run_log.open(Path(stage.config.run_folder) / LOG)
+    if dist.get_global_rank() == 0:
+        record_start(stage.config, inputs.metadata.versions, dist.get_world_size())
+
+
+def build_trainer(
+    stage: Stage, inputs: Inputs, model: ComposerBGEM3, stop: StopOnSignal
+) -> Trainer:
+    """The trainer, at the checkpoint from which the run resumes."""
+    callbacks = builders.build_callbacks(
+        stage.config, model, inputs.metadata, inputs.base, inputs.collections
+    )
+    trainer = builders.build_trainer(
+        stage.config, model, inputs.train_loader, inputs.evaluators, callbacks, stop
+    )
+    builders.restore_random_state(trainer)
+    return trainer
+
+
+def fit(stage: Stage, trainer: Trainer, stop: StopOnSignal) -> None:
+    """Train to the end, unless the run is there already, which Composer calls an error."""
+    end = trainer.state.max_duration
+    if end is not None and trainer.state.timestamp.get(end.unit) >= end:
+        log.info("%s is trained to its end already", stage.config.run_folder)
+        return
+    with stop:
+        trainer.fit()
+    log.info("trained to the end")
+
+
+def report(stage: Stage, inputs: Inputs, model: ComposerBGEM3) -> None:
+    """Write the report of the training; on rank 0 only."""
+    if dist.get_global_rank() != 0:
+        return
+    config = stage.config
+    retry = f"run scripts/write_report.py {config.run_folder} --overwrite"
+    with warn_only("the report of the training", retry):
+        versions, ranks = inputs.metadata.versions, dist.get_world_size()
+        report_training(config, model.l0_module, versions, ranks)
