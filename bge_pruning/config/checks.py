@@ -77,11 +77,17 @@ def _name_key(part: Any, name: str, prefix: str) -> str:
     return f"{prefix}.{name}" if prefix else name
 
 
+def _name_item(key: str, index: Any) -> str:
+    """An item of a list or an object as a message names it."""
+    name, of, source = key.partition(" of ")
+    return f"{name}[{index}]{of}{source}"
+
+
 def _check_value(value: Any, key: str) -> None:
     """Refuse numbers and texts that are valid for no key and would fail far from the file."""
     if isinstance(value, list | dict):
         for name, item in value.items() if isinstance(value, dict) else enumerate(value):
-            _check_value(item, f"{key}[{name}]")
+            _check_value(item, _name_item(key, name))
     elif isinstance(value, int | float) and not abs(value) < LARGEST:  # also NaN
         raise ConfigError(
             f"{key} {_shorten(value)} is not a finite number below {LARGEST:.0e}. To fix, write a "
@@ -110,7 +116,7 @@ def _check_rules(value: Any, rules: Mapping[str, Any], key: str) -> None:
         listed = isinstance(value, list)
         for index, item in enumerate(value if listed else [value]):
             if item not in choices:
-                name = f"{key}[{index}]" if listed else key
+                name = _name_item(key, index) if listed else key
                 raise ConfigError(f"{name} '{item}' is not one of {choices}. To fix, choose one.")
     if units := rules.get("units"):
         _check_time(value, units, key)

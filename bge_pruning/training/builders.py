@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -102,10 +102,10 @@ def _with_outer(plan: Plan, base: BaseModel) -> EncoderShape:
     )
 
 
-def package_versions() -> dict[str, str]:
-    """Versions that results depend on."""
+def package_versions(names: Sequence[str] = VERSIONED) -> dict[str, str]:
+    """Versions of Python and of packages; by default of those that results depend on."""
     versions = {"python": ".".join(map(str, sys.version_info[:3]))}
-    for name in VERSIONED:
+    for name in names:
         try:
             versions[name] = version(name)
         except PackageNotFoundError:

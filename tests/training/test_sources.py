@@ -270,10 +270,13 @@ def test_replaced_tokens_is_a_share(configure, tmp_path):
     ("extra", "message"),
     [
         ("columns: {sentense1: a}", "columns of data source 'x' names sentense1; kind sts has"),
-        ("score_range: [0, .inf]", r"score_range\[1\] inf is not a finite number .*To fix"),
+        (
+            "score_range: [0, .inf]",
+            r"score_range\[1\] of data source 'x' inf is not a finite number .*To fix",
+        ),
         ("score_range: [5, 0]", r"score_range \[5.0, 0.0\] .* is not \[lowest, highest\]. To fix"),
         ("score_range: [5]", r"score_range \[5.0\] .* is not \[lowest, highest\]. To fix"),
-        ("weight: .inf", r"weight inf is not a finite number .*To fix"),
+        ("weight: .inf", r"weight of data source 'x' inf is not a finite number .*To fix"),
         ("split: ../x", "split '../x' of data source 'x' is not the name of a split. To fix"),
         ("mining_margin: 2", "mining_margin of data source 'x' 2.0 is not in .0, 1.. To fix"),
         (

@@ -1,0 +1,73 @@
+"""The tiny configuration, its model, and copies of it."""
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from transformers import XLMRobertaModel
+
+from bge_pruning.config.load import Config, load_config
+from bge_pruning.model_io.checkpoint import RunMetadata
+from bge_pruning.model_io.pretrained import BaseModel
+from bge_pruning.models.composer_bge_m3 import ComposerBGEM3
+from bge_pruning.training.builders import (
+    build_base_model,
+    build_metadata,
+    build_model,
+    build_teacher,
+)
+from bge_pruning.training.plan import build_plan
+
+
+@pytest.fixture
+def configure(tiny_yaml) -> Callable[..., Config]:
+    """A function that makes the tiny configuration with overrides."""
+    return lambda *overrides: load_config([tiny_yaml], overrides)
+
+
+@pytest.fixture
+def base(configure) -> BaseModel:
+    return build_base_model(configure())
+
+
+@pytest.fixture
+def copy_model(model_folder, tmp_path) -> Callable[..., Path]:
+    """A function that copies the tiny model, with other values in ``config.json``."""
+
+    def copy(name: str = "copy", **values: object) -> Path:
+        folder = shutil.copytree(model_folder, tmp_path / name)
+        path = folder / "config.json"
+        path.write_text(json.dumps({**json.loads(path.read_text()), **values}))
+        return folder
+
+    return copy
+
+
+@pytest.fixture
+def build_all() -> Callable[..., tuple[RunMetadata, ComposerBGEM3]]:
+    """A function that builds the metadata and the model of a training, on its own base model."""
+
+    def build(config: Config, base: BaseModel | None = None):
+        base = base or build_base_model(config)
+        metadata = build_metadata(config, build_plan(config), base)
+        return metadata, build_model(config, base, metadata, build_teacher(config, base))
+
+    return build
+
+
+@pytest.fixture
+def dense_vecs(model_folder) -> Callable[..., torch.Tensor]:
+    """A function that embeds token ids with the tiny model as transformers loads it."""
+
+    def embed(ids: torch.Tensor, mask: torch.Tensor, pooling: str = "cls") -> torch.Tensor:
+        model = XLMRobertaModel.from_pretrained(model_folder).eval()
+        with torch.no_grad():
+            hidden = model(input_ids=ids, attention_mask=mask).last_hidden_state
+        weights = mask[..., None].float()
+        pooled = hidden[:, 0] if pooling == "cls" else (hidden * weights).sum(1) / weights.sum(1)
+        return torch.nn.functional.normalize(pooled, dim=-1)
+
+    return embed

@@ -1,0 +1,75 @@
+"""The optimizer's groups and its learning rates; those of a run with gates are in test_train.py."""
+
+import math
+
+import pytest
+import torch
+from composer.core import State, Timestamp
+from composer.devices import DeviceCPU
+
+from bge_pruning.training.builders import (
+    build_optimizer,
+    build_scheduler,
+)
+
+
+def test_a_run_without_gates_has_weights_only(configure, build_all):
+    config = configure(
+        "model.l0_module=null",
+        "optimizer={weight_decay: 0.25, betas: [0.5, 0.75], eps: 1.0e-3, lr: 0.125}",
+    )
+    _, model = build_all(config)
+    optimizer = build_optimizer(config, model)
+    assert isinstance(optimizer, torch.optim.AdamW)
+    decay, rest = optimizer.param_groups
+    assert (decay["name"], rest["name"]) == ("weights/decay", "weights/no_decay")
+    assert (decay["weight_decay"], rest["weight_decay"]) == (0.25, 0.0)
+    for group in (decay, rest):
+        assert (group["betas"], group["eps"], group["lr"]) == ((0.5, 0.75), 1e-3, 0.125)
+        assert not group["maximize"]
+    # Six matrices a layer; the pooler's is one more where it is trained.
+    matrices = {n for n, p in model.backbone.named_parameters() if p.ndim == 2 and p.requires_grad}
+    embeddings = {n for n in matrices if n.startswith("embeddings.")}
+    assert len(embeddings) == 3
+    names = {p: n for n, p in model.backbone.named_parameters()}
+    assert {names[p] for p in decay["params"]} == matrices - embeddings
+    assert len(matrices - embeddings) in (24, 25)
+
+
+def test_frozen_weights_are_not_optimised(configure, build_all):
+    config = configure("model.l0_module=null")
+    _, model = build_all(config)
+    model.backbone.embeddings.requires_grad_(False)
+    model.backbone.encoder.layer[0].requires_grad_(False)
+    optimized = {p for g in build_optimizer(config, model).param_groups for p in g["params"]}
+    assert optimized == {p for p in model.parameters() if p.requires_grad}
+    assert model.backbone.embeddings.word_embeddings.weight not in optimized
+
+
+def factor(name: str, step: int, alpha_f: float, warmup: int = 4, last: int = 20) -> float:
+    """Learning-rate factor by the textbook."""
+    if step < warmup:
+        return step / warmup
+    share = (step - warmup) / (last - warmup)
+    shape = {
+        "linear": 1 - share,
+        "cosine": (1 + math.cos(math.pi * share)) / 2,
+        "constant": 1.0,
+    }[name]
+    return shape if name == "constant" else alpha_f + (1 - alpha_f) * shape
+
+
+@pytest.mark.parametrize("warmup", ["4ba", "0.2dur"])
+@pytest.mark.parametrize("alpha_f", [0.0, 0.1, 1.0])
+@pytest.mark.parametrize("name", ["linear", "cosine", "constant"])
+def test_learning_rate_schedules(name, alpha_f, warmup, configure):
+    config = configure(
+        f"scheduler.name={name}",
+        f"scheduler.alpha_f={alpha_f}",
+        f"scheduler.t_warmup={warmup}",
+    )
+    schedule = build_scheduler(config)
+    state = State(torch.nn.Linear(1, 1), 0, "run", DeviceCPU(), max_duration="20ba")
+    for step in range(21):
+        state.timestamp = Timestamp(batch=step)
+        assert schedule(state, 1.0) == pytest.approx(factor(name, step, alpha_f), abs=1e-9)
