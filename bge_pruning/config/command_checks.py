@@ -193,7 +193,7 @@ def _check_negatives(source: SourceConfig, config: Config) -> None:
 
 
 def _check_evaluation(config: Config) -> None:
-    """Refuse data that cannot be evaluated, and a best checkpoint by a score that nobody logs."""
+    """Refuse data that cannot be evaluated, and a best checkpoint by a score that is not logged."""
     for source in config.data.eval:
         if source.kind not in EVALUATED_KINDS:
             raise ConfigError(
@@ -265,7 +265,7 @@ def check_pipeline(config: Config, recovery: Config) -> None:
     _refuse_dry_run(config, "the pipeline is more than one")
     if config.autoresume:
         raise ConfigError(
-            "the pipeline cannot go on with a run that was interrupted. To fix, run its steps one "
+            "the pipeline cannot resume a run that was interrupted. To fix, run its steps one "
             "by one with autoresume=true (commands.txt in the results folder lists them)."
         )
     check_objective(recovery)

@@ -30,16 +30,7 @@ from bge_pruning.config.shipped import find_config
 MAX_DEPTH = 50
 MAX_VALUES = 100_000
 # Keys whose change would send the recovery to another place than where its model is written.
-OF_BOTH_STAGES = (
-    "method",
-    "stage",
-    "dry_run",
-    "run_name",
-    "run_folder",
-    "results_folder",
-    "extends",
-    "recovery",
-)
+OF_BOTH_STAGES = "method stage dry_run run_name run_folder results_folder extends recovery".split()
 
 
 class YamlTextError(ValueError):

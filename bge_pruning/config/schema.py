@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from typing import Any, Optional
 
 from bge_pruning.config import names
@@ -15,6 +15,8 @@ from bge_pruning.config.names import COLLECTIONS, L0, METHODS, MODES, OUTPUTS, S
 # Units of a time string: batches and epochs, or also shares of the run.
 COUNTS = ("ba", "ep")
 SHARES = ("ba", "ep", "dur")
+# Options of an export, one of which chooses the vocabulary.
+VOCABULARY = ("keep_vocabulary_from", "languages")
 
 
 class ConfigError(ValueError):
@@ -30,7 +32,7 @@ def key(default: Any, **rules: Any) -> Any:
         default: Its default; a list is copied.
         rules: ``bound``, a range such as ``above 0``, with ``meaning`` and ``example`` for the
             message; ``choices``, the allowed values, or the allowed items of a list; ``units``,
-            those of a time string.
+            those of a time string; ``needs``, options of an export, one of which must be given.
     """
     if isinstance(default, list):
         return field(default_factory=default.copy, metadata=rules)
@@ -238,35 +240,30 @@ class ExportConfig:
     # Size of a multi-vector: keep, or hidden: same scores, FlagEmbedding needs no colbert_dim.
     colbert_dim: str = key("keep", choices=("keep", "hidden"))
     keep_dimension: bool = False  # dense vectors in the source's dimensions, for an existing index
-    fit_texts: list[str] = key([])  # files to fit the map to these dimensions on
+    # Files to fit the map to these dimensions on.
+    fit_texts: list[str] = key([], needs=("keep_dimension",))
     keep_vocabulary_from: list[str] = key([])  # files whose tokens are kept
     languages: list[str] = key([])  # languages whose tokens in the shipped sentences are kept
-    vocabulary_size: Optional[int] = key(None, bound="above 0")  # keep so many frequent tokens
-    report_on: list[str] = key([])  # files whose lost tokens the card reports
+    # Keep so many of these tokens, the most frequent ones.
+    vocabulary_size: Optional[int] = key(None, bound="above 0", needs=VOCABULARY)
+    report_on: list[str] = key([], needs=VOCABULARY)  # files whose lost tokens the card reports
     onnx: bool = False  # write onnx/model.onnx
     onnx_int8: bool = False  # write onnx/model_quantized.onnx too
-    int8_sts: Optional[str] = None  # scored pairs on which the loss of int8 is measured
-
-
-# An option, and the options of which it needs one.
-EXPORT_NEEDS = {
-    "fit_texts": ("keep_dimension",),
-    "int8_sts": ("onnx_int8",),
-    "vocabulary_size": ("keep_vocabulary_from", "languages"),
-    "report_on": ("keep_vocabulary_from", "languages"),
-}
+    # Scored pairs on which the loss of int8 is measured.
+    int8_sts: Optional[str] = key(None, needs=("onnx_int8",))
 
 
 def missing_export_options(given: Mapping[str, Any]) -> dict[str, tuple[str, ...]]:
-    """Options of an export that need another one which is not there, with what they need.
+    """The options of an export that need another one which is not given, with the options needed.
 
     Args:
         given: Values of :class:`ExportConfig` by name.
     """
+    needs = {option.name: option.metadata.get("needs", ()) for option in fields(ExportConfig)}
     return {
         option: needed
-        for option, needed in EXPORT_NEEDS.items()
-        if given[option] and not any(given[name] for name in needed)
+        for option, needed in needs.items()
+        if given[option] and needed and not any(given[name] for name in needed)
     }
 
 

@@ -1,4 +1,4 @@
-"""From the configuration to objects: the only place that knows both."""
+"""Build the models, callbacks and the trainer of a run from its configuration."""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ VERSIONED = ("torch", "mosaicml", "transformers", "sentence-transformers", "toke
 
 
 def build_metadata(config: Config, plan: Plan, base: BaseModel) -> RunMetadata:
-    """What checkpoints carry so that extraction needs nothing else."""
+    """Build what checkpoints carry, so that extraction needs nothing else."""
     l0 = config.model.l0_module
     arguments = None
     if l0 is not None:
@@ -95,7 +95,7 @@ def build_metadata(config: Config, plan: Plan, base: BaseModel) -> RunMetadata:
 
 
 def _with_outer(plan: Plan, base: BaseModel) -> EncoderShape:
-    """The target shape with the outer parts that the loaded weights really have."""
+    """The target shape with the outer parts that the loaded weights have."""
     s = base.shape
     return replace(
         plan.target, pooler=s.pooler, sparse_head=s.sparse_head, colbert_dim=s.colbert_dim
@@ -114,10 +114,10 @@ def package_versions(names: Sequence[str] = VERSIONED) -> dict[str, str]:
 
 
 def build_base_model(config: Config) -> BaseModel:
-    """The model that training starts from, without a projection if its folder has one.
+    """Load the model that training starts from, without the projection of its folder.
 
-    Losses, gates and evaluations work in the encoder's own dimensions. A projection belongs to the
-    weights that it was made from; extraction makes a new one.
+    Losses, gates and evaluations work in the encoder's own dimensions. A projection fits the
+    weights that it was made from alone; extraction makes a new one.
     """
     m = config.model
     base = load_base_model(m.base_model, m.revision, m.pooling, m.dropout, m.init_missing_heads)
@@ -134,10 +134,10 @@ def build_base_model(config: Config) -> BaseModel:
 
 
 def build_teacher(config: Config, base: BaseModel) -> Teacher | None:
-    """The unpruned model, if the loss distils or negatives are mined.
+    """Build the unpruned model, if the loss distils or negatives are mined.
 
-    It is the configured teacher, else the model that the run prunes. A recovery starts from an
-    extracted model and is taught by the one that was cut.
+    It is the configured teacher, or else the model that the run prunes. A recovery starts from an
+    extracted model, whose teacher is the model that it was cut from.
     """
     names = set(build_loss_weights(config).distilled)
     if any(source.mined_negatives for source in config.data.train):
@@ -148,7 +148,7 @@ def build_teacher(config: Config, base: BaseModel) -> Teacher | None:
     if base.pruning is not None:
         source, revision = base.pruning.source.base_model, base.pruning.source.revision
     name = config.teacher.base_model or source
-    # A model that was named has a revision and a pooling of its own.
+    # A configured teacher has its own revision and pooling.
     revision = revision if name == source else None
     pooling = base.heads.pooling if name == source else None
     return Teacher(name, revision, pooling, sorted(names))
@@ -157,7 +157,7 @@ def build_teacher(config: Config, base: BaseModel) -> Teacher | None:
 def build_model(
     config: Config, base: BaseModel, metadata: RunMetadata, teacher: Teacher | None
 ) -> ComposerBGEM3:
-    """The model to train."""
+    """Build the model to train."""
     weights = build_loss_weights(config)
     on_the_fly = weights.distils and not config.teacher.cache
     l0 = config.model.l0_module
@@ -179,7 +179,7 @@ def build_model(
 
 
 def _apply_options(backbone: XLMRobertaBackbone, model: ModelConfig) -> None:
-    """Trade time for memory, or the other way round."""
+    """Apply the options that trade time for memory, or memory for time."""
     if model.freeze_embeddings:
         backbone.embeddings.freeze_tables()
     backbone.activation_checkpointing = model.activation_checkpointing
@@ -188,7 +188,7 @@ def _apply_options(backbone: XLMRobertaBackbone, model: ModelConfig) -> None:
 
 
 def _kept(base: BaseModel, axis: str) -> list[int] | None:
-    """What an extracted model has kept of the one that it was cut from."""
+    """Indices on an axis that an extracted model has kept of the model it was cut from."""
     return None if base.pruning is None else getattr(base.pruning.kept, axis)
 
 
@@ -214,10 +214,10 @@ def _teacher_dimensions(config: Config, base: BaseModel, teacher: Teacher | None
 def build_algorithms(
     config: Config, model: ComposerBGEM3, train_loader: DataSpec, stop: StopOnSignal
 ) -> list[Algorithm]:
-    """What changes training.
+    """Build the algorithms, which change training.
 
-    After a batch the trainer runs the last algorithm first: gradients are made means, looked at,
-    and clipped.
+    After a batch the trainer runs the last algorithm first: gradients are averaged, checked and
+    clipped.
     """
     algorithms: list[Algorithm] = []
     if config.data.adapt_weights_interval is not None:
@@ -247,7 +247,7 @@ def build_callbacks(
     base: BaseModel,
     collections: Mapping[str, Task],
 ) -> list[Callback]:
-    """What watches training."""
+    """Build the callbacks, which watch training."""
     callbacks: list[Callback] = [
         RunMetadataCallback(metadata),
         EmbeddingCallback(config.log_interval, model.special_ids),
@@ -278,7 +278,7 @@ def build_callbacks(
 
 
 def build_loggers(config: Config) -> list[LoggerDestination]:
-    """Where metrics go."""
+    """Build the destinations of metrics."""
     loggers: list[LoggerDestination] = [MetricsFile(Path(config.run_folder) / "metrics.jsonl")]
     folder = Path(config.loggers.folder) / config.run_name
     if config.loggers.wandb is not None:
@@ -291,7 +291,7 @@ def build_loggers(config: Config) -> list[LoggerDestination]:
     if config.loggers.tensorboard:
         loggers.append(TensorboardLogger(log_dir=str(folder)))
     if config.loggers.file:
-        # Composer's logger empties a file that is there: a resumed run gets one of its own.
+        # Composer's logger empties an existing file: a resumed run gets a new one.
         number = len(list(folder.glob(f"{config.stage}*-rank0.txt"))) if config.autoresume else 0
         suffix = f"-{number}" if number else ""
         name = str(folder / f"{config.stage}{suffix}-rank{{rank}}.txt")
@@ -300,7 +300,7 @@ def build_loggers(config: Config) -> list[LoggerDestination]:
 
 
 def build_progress_log(config: Config, model: ComposerBGEM3) -> ProgressLog:
-    """What a person reads; not on the console while there is a bar."""
+    """Build the progress lines; they are not on the console while there is a bar."""
     targets = {} if model.l0_module is None else model.l0_module.final_targets()
     return ProgressLog(config.log_interval, targets, on_console=not _shows_bar(config))
 
@@ -310,15 +310,15 @@ def _shows_bar(config: Config) -> bool:
 
 
 def _microbatch_size(config: Config) -> int:
-    """Rows that the trainer gives the model at once."""
+    """Number of rows that the trainer gives the model at once."""
     whole = config.global_train_batch_size // dist.get_world_size()
     micro = config.device_train_microbatch_size
-    # A loss over the batch needs all of it: the model itself cuts it, and caches gradients.
+    # A loss over the batch needs all of it: the model itself splits it and caches gradients.
     return whole if micro is None or config.loss.compares_texts else micro
 
 
 def _composer_precision(config: Config) -> str:
-    """Composer refuses bfloat16 on a CPU; there the model itself computes in it."""
+    """The trainer's precision: Composer refuses bfloat16 on a CPU, where the model handles it."""
     on_cpu = torch_device(config.device) == "cpu"
     return "fp32" if on_cpu and config.precision == "amp_bf16" else config.precision
 
@@ -331,11 +331,11 @@ def build_trainer(
     callbacks: list[Callback],
     stop: StopOnSignal,
 ) -> Trainer:
-    """The Composer Trainer of a run; the evaluators know when it is their turn.
+    """Build the Composer trainer of a run, at the checkpoint from which it resumes.
 
-    A checkpoint that it goes on from is read without unpickling anything but plain values.
+    The checkpoint is read without unpickling anything but plain values.
     """
-    # First of all: it puts the model on the device, where the optimizer finds it.
+    # This comes first: it puts the model on the device, where the optimizer finds it.
     parallelism = build_parallelism(config, model)
     with allow_plain_types():
         trainer = Trainer(
@@ -368,7 +368,7 @@ def build_trainer(
 
 
 def restore_random_state(trainer: Trainer) -> None:
-    """Let a run that goes on draw what it would have drawn, see :class:`RandomStateOnResume`."""
+    """Let a resumed run draw the numbers of an uninterrupted one, with RandomStateOnResume."""
 
     def restore() -> None:
         if trainer._rng_state is not None:

@@ -1,4 +1,4 @@
-"""What a few training texts tell without a step of training: importances, and a refitted model."""
+"""Measure importances on a few training texts, order gates by them, and refit a cut model."""
 
 from __future__ import annotations
 
@@ -25,12 +25,12 @@ log = logging.getLogger(__name__)
 
 
 def calibration_texts(config: Config, base: BaseModel, count: int) -> TokenizedTexts:
-    """Texts of the training data, drawn from all of them alike by the run's seed.
+    """Draw texts from all training data with equal probability by the run's seed.
 
     Args:
         config: The run.
         base: The model, for its tokenizer.
-        count: How many, if there are as many.
+        count: Number of texts; fewer if there are fewer.
     """
     corpora = [build_corpus(source, config, base).texts for source in config.data.train]
     bounds = np.cumsum([0, *map(len, corpora)])
@@ -45,7 +45,7 @@ def calibration_texts(config: Config, base: BaseModel, count: int) -> TokenizedT
 def calibration_batches(
     config: Config, base: BaseModel, count: int, device: str
 ) -> Iterator[tuple[Tensor, Tensor]]:
-    """Token ids and mask of calibration texts, those of similar length together.
+    """Iterate over token ids and masks of calibration texts, sorted by length.
 
     Args:
         config: The run.
@@ -63,11 +63,11 @@ def calibration_batches(
 def pad_batches(
     texts: TokenizedTexts, part: Sequence[int], config: Config, base: BaseModel, device: str
 ) -> Iterator[tuple[Tensor, Tensor]]:
-    """Token ids and mask of some of these texts, those of similar length together.
+    """Iterate over token ids and masks of some texts, sorted by length.
 
     Args:
-        texts: Of which some are taken.
-        part: Which.
+        texts: All texts.
+        part: Indices of those to take.
         config: The run, for the size of a batch.
         base: The model, for its padding token.
         device: Torch device.
@@ -82,7 +82,7 @@ def pad_batches(
 
 
 def measure_importance(kind: str, config: Config, base: BaseModel) -> Importance:
-    """Importance of the structures of a model on texts of the training data.
+    """Measure the importance of the structures of a model on texts of the training data.
 
     Args:
         kind: ``activation`` or ``reconstruction``.
@@ -103,7 +103,7 @@ def measure_importance(kind: str, config: Config, base: BaseModel) -> Importance
 
 
 def refit(config: Config, base: BaseModel) -> None:
-    """Fit an extracted model to the one that it was cut from, see :func:`refit_`; in place.
+    """Fit an extracted model in place to the model that it was cut from, see :func:`refit_`.
 
     Args:
         config: A recovery with ``teacher.refit_texts`` above 0.
@@ -139,7 +139,7 @@ def refit(config: Config, base: BaseModel) -> None:
 
 
 def order_gates(config: Config, base: BaseModel, gates: torch.nn.ParameterDict) -> None:
-    """Have the gates start in the order of importance of what they close; in place.
+    """Sort the start values of gates in place by the importance of what they close.
 
     Args:
         config: A run with gates whose ``init_order`` is not ``random``.

@@ -1,4 +1,4 @@
-"""From the configuration to batches: training data, evaluators and the teacher's outputs."""
+"""Build training batches, evaluators, collections and the teacher's outputs."""
 
 from __future__ import annotations
 
@@ -47,22 +47,22 @@ log = logging.getLogger(__name__)
 
 
 def build_loss_weights(config: Config) -> LossWeights:
-    """What to optimise."""
+    """Build the weights of the loss."""
     values = vars(config.loss)
     return LossWeights(**{**values, "contrastive_outputs": tuple(config.loss.contrastive_outputs)})
 
 
 def build_train_loader(config: Config, base: BaseModel, teacher: Teacher | None) -> DataSpec:
-    """Training batches of this rank, each of one source.
+    """Build the training batches of this rank, each of one source.
 
     Raises:
         ConfigError: If the teacher would read other words in the student's token ids, or has
             multi-vectors of other dimensions.
-        ValueError: If the data is wrong.
+        ValueError: If the data are invalid.
     """
     if teacher is not None and (mismatch := teacher.find_mismatch(base)):
         raise ConfigError(mismatch)
-    # The other ranks find the files that the first one wrote.
+    # The other ranks find the files that the first one has written.
     with rank_zero_first():
         datasets = [_build_dataset(source, config, base, teacher) for source in config.data.train]
     if config.loss.score_distillation and not any(getattr(d, "scored", False) for d in datasets):
@@ -92,7 +92,7 @@ def build_train_loader(config: Config, base: BaseModel, teacher: Teacher | None)
 def _build_dataset(
     source: SourceConfig, config: Config, base: BaseModel, teacher: Teacher | None
 ) -> SourceDataset:
-    """The examples of a source, with the teacher's outputs if they are cached."""
+    """Build the examples of a source, with the teacher's outputs if they are cached."""
 
     def embed(texts: TokenizedTexts) -> np.ndarray:
         return _teacher_outputs(config, base, teacher, texts, ("dense_vecs",))["dense_vecs"]
@@ -107,19 +107,19 @@ def _build_dataset(
 
 
 def build_probes(loader: DataLoader, batches: int, source: int) -> list[Batch]:
-    """The first batches of a source, of this rank.
+    """Read the first batches of a source on this rank.
 
     Args:
         loader: The training batches.
-        batches: How many, or as many as the source has.
-        source: Number of the source.
+        batches: Number of batches; fewer if the source has fewer.
+        source: Index of the source.
     """
     rows = loader.batch_sampler.rows_of(source, epoch=0)[:batches]
     return [loader.collate_fn([loader.dataset[source, row] for row in part]) for part in rows]
 
 
 def render_sources(mixed: MixedDataset, seed: int) -> str:
-    """The sources as a table for the log: rows, texts, share of the batches, tokens, padding."""
+    """Render the sources as a table: rows, texts, share of the batches, tokens, padding."""
     lines = [
         f"{'source':<26} {'rows':>9} {'texts':>10} {'share':>6} {'tokens':>6} {'padding':>8} "
         f"{'random':>7}"
@@ -151,7 +151,7 @@ def _data_spec(dataset: Dataset, **arguments: Any) -> DataSpec:
 
 
 def _split_batch(batch: Batch, size: int) -> list[Batch]:
-    # Composer's own splitting warns at every last batch that is smaller than the others.
+    # Composer's own split warns at every last batch that is smaller than the others.
     starts = range(0, len(batch["input_ids"]), size)
     return [
         {k: v if isinstance(v, str) else v[i : i + size] for k, v in batch.items()} for i in starts
@@ -159,11 +159,11 @@ def _split_batch(batch: Batch, size: int) -> list[Batch]:
 
 
 def build_evaluators(config: Config, base: BaseModel) -> list[Evaluator]:
-    """One evaluator per held-out file of scored pairs."""
+    """Build an evaluator for each held-out file of scored pairs."""
     interval = Time.from_timestring(config.eval_interval)
 
     def is_now(state: State, event: Event) -> bool:
-        # Composer itself would do the last evaluation after the last checkpoint.
+        # Composer itself would evaluate the last time after the last checkpoint.
         return event == Event.BATCH_END and is_due(interval, state)
 
     evaluators = []
@@ -172,14 +172,14 @@ def build_evaluators(config: Config, base: BaseModel) -> list[Evaluator]:
             continue
         with rank_zero_first():
             dataset = build_source(source, config, base, None, "")
-        # Pairs of similar length together: less padding, and the metric does not see the order.
+        # Sorting by length saves padding; the metric does not depend on the order.
         order = np.argsort(dataset.lengths, kind="stable")
         dataset = EmbeddingDataset(dataset.texts, dataset.examples[order], dataset.scores[order])
         loader = _data_spec(
             dataset,
             batch_size=config.eval_batch_size,
             sampler=dist.get_sampler(dataset, shuffle=False),
-            generator=torch.Generator(),  # a loader draws a seed: not one of the run's numbers
+            generator=torch.Generator(),  # it draws a seed, which must not be a number of the run
             collate_fn=Collator(base.hf_config["pad_token_id"]),
         )
         evaluators.append(
@@ -194,12 +194,12 @@ def build_evaluators(config: Config, base: BaseModel) -> list[Evaluator]:
 
 
 def build_collections(config: Config, base: BaseModel) -> dict[str, Task]:
-    """The held-out retrieval collections by name, read now so that errors come before training.
+    """Read the held-out retrieval collections by name, so that errors come before training.
 
     Raises:
         ConfigError: If the model lacks a head that ``evaluation.modes`` needs.
-        FileNotFoundError: If a collection is not there.
-        ValueError: If a collection is wrong, or its texts would have no room.
+        FileNotFoundError: If a collection is missing.
+        ValueError: If a collection is invalid, or its texts would have no room.
     """
     collections: dict[str, Task] = {}
     for source in config.data.eval:
@@ -210,8 +210,10 @@ def build_collections(config: Config, base: BaseModel) -> dict[str, Task]:
         except ValueError as error:
             raise ConfigError(f"evaluation.modes: {error}") from None
         if (length := config.evaluation.max_length) is not None:
-            build_tokenizer(base.tokenizer_files["tokenizer.json"], length)  # refuses what is short
-        # mteb seeds everything, and the other ranks find what the first one has fetched.
+            build_tokenizer(
+                base.tokenizer_files["tokenizer.json"], length
+            )  # refuses a length that is too short
+        # mteb seeds all generators; the other ranks find what the first one has fetched.
         with rank_zero_first(), random_state_kept():
             if source.kind == "beir":
                 collections[source.name] = beir_task(source.path, source.split)

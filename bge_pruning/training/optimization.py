@@ -1,4 +1,4 @@
-"""The optimizer's three kinds of parameters, and their learning rates over a run."""
+"""Build the optimizer with its groups of parameters, and the learning-rate schedule."""
 
 from __future__ import annotations
 
@@ -20,11 +20,11 @@ from bge_pruning.models.l0_module_embedding import L0Module
 
 
 def build_optimizer(config: Config, model: ComposerBGEM3) -> torch.optim.AdamW:
-    """AdamW with groups for weights, gates and multipliers; the multipliers ascend."""
+    """Build AdamW with groups for weights, gates and multipliers; the multipliers ascend."""
     o = config.optimizer
     groups = weight_groups([model.backbone, model.heads], o.lr, o.weight_decay)
     if model.temperature is not None:
-        # A group of its own: where the others are sharded, it is whole.
+        # The temperature has its own group: it is whole where the others are sharded.
         alone = {"params": list(model.temperature.parameters()), "lr": o.lr, "weight_decay": 0.0}
         groups.append({"name": "weights/temperature", **alone})
     if model.l0_module is not None:
@@ -35,9 +35,9 @@ def build_optimizer(config: Config, model: ComposerBGEM3) -> torch.optim.AdamW:
 def weight_groups(
     modules: Sequence[nn.Module], lr: float, weight_decay: float
 ) -> list[dict[str, Any]]:
-    """Matrices with weight decay; biases, LayerNorms and embeddings without.
+    """Group matrices with weight decay, and biases, LayerNorms and embeddings without.
 
-    Decay on the embeddings would shrink the rows of tokens that the data does not contain.
+    Decay on the embeddings would shrink the rows of tokens that the data do not contain.
     """
     decay, rest = [], []
     for name, parameter in (p for module in modules for p in module.named_parameters()):
@@ -53,7 +53,7 @@ def weight_groups(
 def l0_groups(
     l0_module: L0Module, l0_lr: float, lagrangian_lr: float, lambda_2_lr: float
 ) -> list[dict[str, Any]]:
-    """Gates by descent, multipliers by ascent, all without decay."""
+    """Group gates for descent and multipliers for ascent, all without decay."""
     multipliers = {"weight_decay": 0.0, "maximize": True}
     return [
         {
@@ -78,7 +78,7 @@ def l0_groups(
 
 
 def build_scheduler(config: Config) -> ComposerScheduler:
-    """Learning-rate schedule; a factor of at least 0 for all groups, so no sign flips."""
+    """Build the learning-rate schedule: one factor of at least 0 for all groups."""
     s = config.scheduler
     if s.name == "constant":
         return ConstantWithWarmupScheduler(t_warmup=s.t_warmup)

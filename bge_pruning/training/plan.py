@@ -1,7 +1,7 @@
-"""What a run will do: source and target shape, parameters by part, estimated memory.
+"""Plan a run: source and target shape, parameters by part, estimated memory.
 
-Made from the configuration before any weights are read, so that a target that cannot be reached
-or served is refused at once.
+The plan is made from the configuration before any weights are read, so that a target that cannot be
+reached or served is refused at once.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ class Plan:
         target_parameters: Encoder parameters to reach, ``None`` with another target.
         target_speedup: How many times fewer operations to reach, ``None`` with another target.
         target_length: Tokens of the text whose operations are counted.
-        assumptions: What had to be assumed about the source, in words.
+        assumptions: Assumptions about the source, in words.
     """
 
     source: EncoderShape
@@ -55,7 +55,7 @@ class Plan:
 
 
 def build_plan(config: Config, folder: Path | None = None) -> Plan:
-    """Resolve shapes and refuse what cannot be done.
+    """Resolve the shapes of a run and refuse targets that cannot be reached.
 
     Args:
         config: The run.
@@ -179,14 +179,14 @@ def _resolve_budget(config: Config, source: EncoderShape, assumptions: str) -> P
 
 
 def _speedup(source: EncoderShape, target: EncoderShape, length: int) -> float:
-    """How many times fewer operations a text takes: what is gained where nothing else costs."""
+    """How many times fewer operations a text takes."""
     return forward_flops(source, [length]) / forward_flops(target, [length])
 
 
 def example_target(plan: Plan) -> EncoderShape | None:
-    """The shape to reach; one in the middle of those that the gates choose among with a budget.
+    """The shape to reach, or with a budget one in the middle of those the gates choose among.
 
-    ``None`` without pruning.
+    It is ``None`` without pruning.
     """
     if not plan.has_budget:
         return plan.target
@@ -201,7 +201,7 @@ def _shapes_of_budget(plan: Plan) -> tuple[EncoderShape, ...]:
 
 
 def render_plan(plan: Plan, config: Config) -> str:
-    """The plan as text for a person."""
+    """Render the plan as text."""
     lines = [f"base model   {config.model.base_model}", f"source       {plan.source.describe()}"]
     lines += _target_lines(plan)
     if plan.assumptions:
@@ -265,14 +265,14 @@ def _parameter_table(plan: Plan) -> list[str]:
 
 
 def estimate_memory(plan: Plan, config: Config, tokens: int | None = None) -> dict[str, float]:
-    """Peak memory of a training step in bytes, by part, for one device.
+    """Estimate the peak memory of a training step in bytes, by part, for one device.
 
-    See :func:`step_memory`. Python, torch and its libraries come on top.
+    See :func:`step_memory`. Python, torch and its libraries need more on top.
 
     Args:
         plan: The shapes.
         config: The run.
-        tokens: Real tokens of the largest batch; ``None`` takes all that ``model.max_length``
+        tokens: Real tokens of the largest batch; ``None`` for as many as ``model.max_length``
             allows.
     """
     texts = config.device_train_microbatch_size or config.global_train_batch_size
@@ -297,7 +297,7 @@ def _texts_of_row(source: SourceConfig, data: DataConfig) -> int:
 
 
 def render_memory(plan: Plan, config: Config, tokens: int | None = None) -> str:
-    """The estimate of :func:`estimate_memory` as a line for a person."""
+    """Render the estimate of :func:`estimate_memory` as a line."""
     parts = estimate_memory(plan, config, tokens)
     detail = ", ".join(f"{name} {size / 2**30:.1f}" for name, size in parts.items() if size)
     at = f"{config.model.max_length} tokens a text" if tokens is None else f"{tokens:,} tokens"

@@ -1,4 +1,4 @@
-"""Puts the random numbers of a resumed run where the checkpoint had them."""
+"""Restore the random state of a checkpoint when a run resumes."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ from composer.loggers import Logger
 class RandomStateOnResume(Algorithm):
     """Restores the random state before the first batch after a restart inside an epoch.
 
-    The trainer does it while it skips the batches that were trained on. Our data goes on without
-    skipping, and then it does not: dropout would draw other numbers.
+    The trainer restores it while it skips the batches that were trained on. Our data resume without
+    skipping, where the trainer does not restore it: dropout would draw other numbers.
 
     Args:
         restore: Restores the state of the checkpoint, the first time that it is called.
@@ -22,9 +22,9 @@ class RandomStateOnResume(Algorithm):
         self.restore = restore
 
     def match(self, event: Event, state: State) -> bool:
-        """Before each batch, after the loader has drawn its own seed."""
+        """Run before each batch, after the loader has drawn its own seed."""
         return event == Event.BATCH_START
 
     def apply(self, event: Event, state: State, logger: Logger) -> None:
-        """Restore it."""
+        """Restore the state."""
         self.restore()

@@ -1,7 +1,7 @@
-"""How the processes of a run wait for each other, and how all of them end when one fails.
+"""Let the processes of a run wait for each other, and end all of them when one fails.
 
-They meet at the key-value store that torch starts on rank 0. Waiting there has no time-out, as a
-collective operation has: reading data and making caches may take hours.
+They communicate through the key-value store that torch starts on rank 0. Unlike a collective
+operation, waiting there has no time-out: reading data and making caches may take hours.
 """
 
 from __future__ import annotations
@@ -19,8 +19,8 @@ from types import TracebackType
 from torch.distributed import TCPStore
 
 POLL_SECONDS = 0.2
-# How long a rank that fails waits to be heard, and how long the others then have to be ended by
-# what has started them. Other nodes have a launcher of their own, which knows nothing of it.
+# How long a failing rank waits to be heard, and how long the others then wait for their launcher to
+# end them. Other nodes have their own launcher, which does not know of the failure.
 HEARD_SECONDS = 3.0
 GRACE_SECONDS = 15.0
 FAILURE, HEARD = "bge_pruning/failure", "bge_pruning/heard"
@@ -34,7 +34,7 @@ def _setting(name: str, default: int) -> int:
 
 
 def connect(seconds: float = 300.0) -> TCPStore | None:
-    """A connection to the store of the run; ``None`` if there is one process only.
+    """Connect to the store of the run; ``None`` if there is only one process.
 
     Args:
         seconds: How long to try.
@@ -48,15 +48,15 @@ def connect(seconds: float = 300.0) -> TCPStore | None:
 
 @contextmanager
 def rank_zero_first() -> Iterator[None]:
-    """Rank 0 does something before the others, who find what it has written.
+    """Run the body on rank 0 before the other ranks, which find the files it has written.
 
-    After it the first rank of each other node does, which finds it too where nodes share a disk,
-    and then the rest. So nobody writes a file that another one is writing.
+    After rank 0 comes the first rank of each other node, which finds the files too where nodes
+    share a disk, and then the rest. So no rank writes a file that another one is writing.
 
-    Every rank must come here equally often. Nobody leaves before all have been inside; if one
-    fails there, the others wait until they are ended, see :class:`RankWatch`.
+    Every rank must enter equally often. No rank leaves before all have been inside; if one fails
+    there, the others wait until they are ended, see :class:`RankWatch`.
     """
-    number = next(_numbers)  # also of a run alone: all count alike
+    number = next(_numbers)  # also in a single process, so that all ranks count alike
     store = connect()
     if store is None:
         yield
@@ -80,13 +80,13 @@ class RankWatch:
     """Tells the other processes of a run why this one fails, and listens to them.
 
     A launcher shows what rank 0 writes, and ends the processes of its own node. So the first rank
-    of every node writes the error of the rank that failed to its standard error, and a process
-    that nobody has ended a while later ends itself, whatever it is waiting for.
+    of every node writes the error of the failing rank to its standard error, and a process that
+    was not ended a while later ends itself, whatever it is waiting for.
 
-    As a context manager it listens, and tells, inside.
+    It is a context manager: inside, it listens, and tells of exceptions that leave it.
 
     Args:
-        quiet: Exceptions that are no failure; all ranks raise them.
+        quiet: Exceptions that are not failures; all ranks raise them.
     """
 
     def __init__(self, *quiet: type[Exception]) -> None:
@@ -112,9 +112,9 @@ class RankWatch:
         self._left.set()
 
     def tell(self, error: BaseException) -> None:
-        """Say why this rank fails, before it does anything that the others would notice.
+        """Tell why this rank fails, before it does anything that the others would notice.
 
-        The first failure counts: those that follow come of it.
+        Only the first failure counts, which causes the later ones.
         """
         failed = isinstance(error, Exception) and not isinstance(error, self.quiet)
         if self._listener is None or self._told or not failed:

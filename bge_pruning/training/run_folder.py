@@ -61,7 +61,7 @@ def check_run_folder(config: Config) -> None:
     if in_use and not config.autoresume and not replaceable:
         raise FileExistsError(
             f"{folder} is in use and is kept. To fix, set another run_name, autoresume=true "
-            f"to go on, or overwrite=true to start again (only if it holds a run)."
+            f"to resume it, or overwrite=true to start again (only if it holds a run)."
         )
 
 

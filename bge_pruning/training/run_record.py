@@ -1,4 +1,4 @@
-"""What a run was made from: versions, revision of the code, seed and data, in its folder."""
+"""Record what a run was made from: versions, revision of the code, seed and data."""
 
 from __future__ import annotations
 
@@ -26,14 +26,14 @@ log = logging.getLogger(__name__)
 
 RUN = "run.json"
 ROOT = Path(__file__).parents[1]
-# What a run that goes on may differ in without becoming another run.
+# A resumed run may differ in these keys.
 INCIDENTAL = ("time", "command")
 
 
 def record_start(config: Config, versions: Mapping[str, str], ranks: int) -> None:
     """Add this start to ``run.json`` in the run folder, and log it; on one rank only.
 
-    A run that goes on from a checkpoint under other circumstances is warned of, not refused.
+    A run that resumes under other circumstances causes a warning, not an error.
 
     Args:
         config: The run.
@@ -50,7 +50,7 @@ def record_start(config: Config, versions: Mapping[str, str], ranks: int) -> Non
 
 
 def build_record(config: Config, versions: Mapping[str, str], ranks: int) -> dict[str, Any]:
-    """What the result depends on, besides the configuration.
+    """Collect what the result depends on, besides the configuration.
 
     Returns:
         ``time``, ``command``, ``seed``, ``ranks``, ``versions`` by package, ``code``
@@ -72,7 +72,7 @@ def build_record(config: Config, versions: Mapping[str, str], ranks: int) -> dic
 
 
 def find_revision(folder: Path) -> dict[str, Any] | None:
-    """``revision`` and ``changed`` (uncommitted) of the code, if its folder is a git checkout."""
+    """Find ``revision`` and ``changed`` (uncommitted) of the code, in a git checkout."""
 
     def git(*arguments: str) -> str:
         done = subprocess.run(
@@ -85,7 +85,7 @@ def find_revision(folder: Path) -> dict[str, Any] | None:
         return done.stdout.strip()
 
     try:
-        # An environment may lie inside of somebody else's checkout, which does not have our files.
+        # An environment may lie inside another project's checkout, which lacks our files.
         git("ls-files", "--error-unmatch", "bge_pruning/__init__.py")
         changed = git("status", "--porcelain", "--untracked-files=no", "--", "bge_pruning")
         return {"revision": git("rev-parse", "HEAD"), "changed": bool(changed)}
@@ -94,10 +94,10 @@ def find_revision(folder: Path) -> dict[str, Any] | None:
 
 
 def fingerprint_source(source: SourceConfig) -> dict[str, str]:
-    """What the content of a source is known by: SHA-256 by file, or the name of a data set.
+    """Identify the content of a source: SHA-256 by file, or the fingerprint of a data set.
 
     Raises:
-        FileNotFoundError: If a file is not there.
+        FileNotFoundError: If a file is missing.
     """
     if source.kind == "mteb":
         return {source.path: mteb_fingerprint(source.path, source.split, source.subset)}
@@ -112,7 +112,7 @@ def fingerprint_source(source: SourceConfig) -> dict[str, str]:
 
 
 def read_starts(path: Path) -> list[dict[str, Any]]:
-    """Earlier starts of a run; none if they cannot be read."""
+    """Read the earlier starts of a run; none if they cannot be read."""
     try:
         return list(json.loads(path.read_text(encoding="utf-8"))["starts"])
     except FileNotFoundError:
@@ -123,7 +123,7 @@ def read_starts(path: Path) -> list[dict[str, Any]]:
 
 
 def describe(record: Mapping[str, Any], config: Config) -> str:
-    """A start in one line."""
+    """Describe a start in one line."""
     code = record["code"]
     revision = "unknown revision"
     if code is not None:
@@ -137,7 +137,7 @@ def describe(record: Mapping[str, Any], config: Config) -> str:
 
 
 def warn_of_changes(before: Mapping[str, Any], now: Mapping[str, Any]) -> None:
-    """Say in which circumstances a run goes on that are not those it was started in."""
+    """Warn of circumstances in which a resumed run differs from its start."""
     first, second = _flatten(before), _flatten(now)
     changes = [
         f"{key} was {first.get(key, 'not there')} and is {second.get(key, 'not there')}"
@@ -146,8 +146,8 @@ def warn_of_changes(before: Mapping[str, Any], now: Mapping[str, Any]) -> None:
     ]
     if changes:
         log.warning(
-            "the run goes on under other circumstances than it had before: %s. It may not end as "
-            "an uninterrupted run would. To fix, put them back, or begin again (overwrite=true).",
+            "the run resumes under other circumstances than it had before: %s. It may not end as "
+            "an uninterrupted run would. To fix, put them back, or start again (overwrite=true).",
             "; ".join(changes),
         )
 

@@ -1,4 +1,4 @@
-"""What a finished run leaves for people: its report, and the same on W&B if that is configured."""
+"""Write the report of a finished run, and send it to W&B if that is configured."""
 
 from __future__ import annotations
 
@@ -24,13 +24,13 @@ if TYPE_CHECKING:
 def report_training(
     config: Config, l0_module: L0Module | None, versions: dict[str, str], world_size: int
 ) -> None:
-    """Write what is known after training into the run folder, over an earlier report of the run.
+    """Write the report of a training into its run folder, over an earlier one.
 
     Args:
         config: The run.
-        l0_module: Its gates.
+        l0_module: The gates; ``None`` for a run without them.
         versions: Package versions by name.
-        world_size: Ranks that trained.
+        world_size: Number of ranks that trained.
     """
     folder = Path(config.run_folder)
     if l0_module is not None:
@@ -45,7 +45,7 @@ def report_training(
 
 
 def training_command(config: Config, world_size: int) -> str:
-    """The command that trains the same into a folder beside the run's."""
+    """The command that repeats a training in a folder beside its run folder."""
     launcher = f"composer -n {world_size} -m" if world_size > 1 else "python -m"
     # A recovery appends its suffix to the folder that it is given.
     suffix = "-recovery" if config.stage == "recover" else ""
@@ -75,14 +75,14 @@ def log_results(config: Config, evaluation: EvaluationRecord) -> None:
 
 
 def collect_run(results: Path, run: Path) -> None:
-    """Copy what a report needs of a run and its recovery into the results folder.
+    """Copy the files that a report needs of a run and its recovery into the results folder.
 
     Args:
         results: Folder that holds the extracted ``model``.
         run: Run folder; that of the recovery has its name and ``-recovery``.
 
     Raises:
-        FileNotFoundError: If a folder is not there or not complete.
+        FileNotFoundError: If a folder is missing or incomplete.
     """
     recovery = run.with_name(f"{run.name}-recovery")
     gated = _has_gates(results / "model" / MARKER)
@@ -94,7 +94,7 @@ def collect_run(results: Path, run: Path) -> None:
         sources["metrics.jsonl"] = run / "metrics.jsonl"
     if not (results / "config.yaml").is_file():  # the steps were run one by one
         sources["config.yaml"] = (run if gated else recovery) / "config.yaml"
-    for source in sources.values():  # all of them, before the first is copied
+    for source in sources.values():  # check all of them before the first is copied
         if not source.is_file():
             raise FileNotFoundError(
                 f"{source}: no such file. To fix, prune, recover and extract first (the pipeline's "
@@ -107,8 +107,8 @@ def collect_run(results: Path, run: Path) -> None:
 
 
 def _has_gates(record: Path) -> bool:
-    """Whether a model was cut by gates, rather than by a baseline."""
-    if not record.is_file():  # which is said with all other files that are missing
+    """Whether a model was cut by gates rather than by a baseline."""
+    if not record.is_file():  # the caller reports it with the other missing files
         return True
     return (read_record(record, PruningRecord, "extract the model again").method or L0) == L0
 
@@ -118,7 +118,7 @@ class _Origin(Record):
 
 
 def _checkpoint_of(results: Path, run: Path) -> Path:
-    """The checkpoint that the pruned model was cut from: perhaps the best, not the newest."""
+    """The checkpoint that the pruned model was cut from, which may be the best one."""
     record = results / "pruned_model" / MARKER
     if record.is_file():
         name = read_record(record, _Origin, "extract the model again").checkpoint

@@ -1,4 +1,4 @@
-"""Fully sharded training: each rank holds a part of the encoder's weights and optimizer state."""
+"""Shard the encoder's weights and their optimizer state over the ranks."""
 
 from __future__ import annotations
 
@@ -16,20 +16,20 @@ from bge_pruning.models.composer_bge_m3 import ComposerBGEM3
 
 
 def build_parallelism(config: Config, model: ComposerBGEM3) -> ParallelismConfig | None:
-    """How the trainer shards the model; ``None`` keeps all of it on every rank.
+    """Configure how the trainer shards the model; ``None`` keeps all of it on every rank.
 
-    Layers are sharded one by one: the weights of one at a time are whole. Gates, multipliers and
-    a learned temperature stay whole on every rank: they are small, and their arithmetic needs all
-    of them; see :class:`bge_pruning.algorithms.gradient_groups.MeanGradients`.
+    Layers are sharded one by one: one layer at a time is gathered. Gates, multipliers and a learned
+    temperature stay whole on every rank: they are small, and their arithmetic needs all of them;
+    see :class:`bge_pruning.algorithms.gradient_groups.MeanGradients`.
 
     Args:
         config: The run.
-        model: Its model, which is moved to the device.
+        model: The model to train, which is moved to the device.
     """
     p = config.parallelism
     if not p.fsdp:
         return None
-    # The trainer moves only what it shards.
+    # The trainer moves sharded parts only.
     get_device(config.device).module_to_device(model)
     for whole in (model.l0_module, model.temperature):
         if whole is not None:
@@ -41,22 +41,22 @@ def build_parallelism(config: Config, model: ComposerBGEM3) -> ParallelismConfig
         sharded = FSDP2Config(
             reshard_after_forward=p.sharding == "full",
             state_dict_type=p.state_dict,
-            # Weights stay float32 and autocast does the rest: the arithmetic is that of one rank.
+            # Weights stay float32 under autocast, so that the arithmetic is that of one rank.
             mixed_precision="FULL",
         )
     return ParallelismConfig(fsdp2=sharded)
 
 
 def is_sharded_apart(module: nn.Module) -> bool:
-    """Whether a part of the encoder is gathered on its own: a layer."""
+    """Whether a part of the encoder is gathered on its own, as a layer is."""
     return isinstance(module, Layer)
 
 
 def register_forward_methods(model: ComposerBGEM3) -> None:
-    """Let the methods that are called instead of ``forward`` gather the weights too.
+    """Let the methods that are called in place of ``forward`` gather the weights too.
 
     Args:
-        model: After the trainer has sharded it.
+        model: The model that the trainer has sharded.
     """
     for module, name in ((model.backbone, "encode"), (model.heads, "outputs")):
         if isinstance(module, FSDPModule):
@@ -64,9 +64,9 @@ def register_forward_methods(model: ComposerBGEM3) -> None:
 
 
 def measure_gradient_scale(device: str | None) -> float:
-    """What a sharded gradient is, as a multiple of the mean over the ranks.
+    """Measure a sharded gradient as a multiple of the mean over the ranks.
 
-    torch asks the backend for means. NCCL gives them; gloo, which a CPU has, gave sums.
+    torch asks the backend for means. NCCL computes means, but gloo, the backend of CPUs, sums.
 
     Args:
         device: ``cpu`` or ``gpu``; ``None`` for a GPU if there is one.

@@ -1,4 +1,4 @@
-"""From a configured source to its dataset: which reader, which cache, which examples."""
+"""Build the dataset of a configured source: choose its reader, cache and examples."""
 
 from __future__ import annotations
 
@@ -38,16 +38,16 @@ from bge_pruning.model_io.pretrained import BaseModel
 log = logging.getLogger(__name__)
 
 SourceDataset = EmbeddingDataset | ContrastiveDataset
-# Dense vectors of the unpruned model, and what they depend on beside the texts.
+# Computes dense vectors of the unpruned model.
 Embed = Callable[[TokenizedTexts], np.ndarray]
 
 
 def build_corpus(source: SourceConfig, config: Config, base: BaseModel) -> TextCorpus:
-    """A source as arrays, from the cache if it has been read before.
+    """Read a source as arrays, from the cache if it has been read before.
 
     Raises:
-        FileNotFoundError: If the source is not there.
-        ValueError: If a row is wrong; the message names file and line.
+        FileNotFoundError: If the source is missing.
+        ValueError: If a row is invalid; the message names file and line.
     """
     max_length = min(config.model.max_length, base.max_seq_length)
     skip = config.data.on_bad_row == "skip"
@@ -70,7 +70,7 @@ def build_corpus(source: SourceConfig, config: Config, base: BaseModel) -> TextC
 
 
 def _reader(source: SourceConfig) -> tuple[ReadRows, object]:
-    """What reads the rows of a source, and what its content is known by."""
+    """The function that reads the rows of a source, and the fingerprint of its content."""
     if source.kind == "mteb":
         return _mteb_reader(source)
     if source.kind == "beir":
@@ -122,19 +122,19 @@ def _mteb_reader(source: SourceConfig) -> tuple[ReadRows, object]:
 def build_source(
     source: SourceConfig, config: Config, base: BaseModel, embed: Embed | None, model: str
 ) -> SourceDataset:
-    """The examples of a source.
+    """Build the examples of a source.
 
     Args:
         source: The source.
         config: The run.
         base: The model, for its tokenizer.
-        embed: The unpruned model's dense vectors, where negatives are mined.
+        embed: Computes the unpruned model's dense vectors, where negatives are mined.
         model: Fingerprint of that model.
 
     Raises:
         ConfigError: If the rows lack what the losses need.
-        FileNotFoundError: If the source is not there.
-        ValueError: If a row is wrong.
+        FileNotFoundError: If the source is missing.
+        ValueError: If a row is invalid.
     """
     corpus = build_corpus(source, config, base)
     rows, texts = corpus.rows, corpus.texts
@@ -153,7 +153,7 @@ def build_source(
         folder = Path(config.data.processed_folder)
         mined = _mine(source, corpus, queries, embed, model, folder)
         queries = add_negatives(queries, mined)
-    # A source without any scores has other losses; one with some is a mistake.
+    # A source without any scores has other losses; some missing scores are a mistake.
     scored = config.loss.score_distillation > 0 and not np.isnan(queries.scores).all()
     negatives = config.data.negatives_of(source)
     try:
@@ -170,14 +170,14 @@ def _mine(
     model: str,
     folder: Path,
 ) -> np.ndarray:
-    """Texts of the mined negatives of each query, shape ``(n, k)``, -1 where there are fewer."""
+    """Mine the negatives of each query: texts of shape ``(n, k)``, -1 where there are fewer."""
     settings = (source.mined_negatives, source.mining_margin)
     key = negatives_key(corpus.texts, corpus.rows, model, settings)
 
     def compute() -> np.ndarray:
         log.info("%s: mining %d negatives for %d queries", source.name, settings[0], len(queries))
         rows = corpus.rows
-        # The passages of every row, and those that are a row of their own.
+        # The passages of all rows, and passages that form a row alone.
         alone = np.diff(rows.starts) == 1
         passages = np.unique(np.concatenate([rows.texts[rows.roles > 0], rows.first[alone]]))
         vectors = embed(corpus.texts)

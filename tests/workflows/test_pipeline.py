@@ -337,7 +337,7 @@ def test_nothing_to_prune(refused):
 def test_an_interrupted_run(refused):
     error = refused("autoresume=true")
     assert isinstance(error, ConfigError)
-    assert re.match(r"the pipeline cannot go on with .* interrupted\. To fix, .*one by", str(error))
+    assert re.match(r"the pipeline cannot resume .* interrupted\. To fix, .*one by", str(error))
 
 
 def test_sentence_pairs_that_cannot_be_read(refused, sts_csv, tmp_path):
