@@ -58,7 +58,7 @@ def test_what_has_changed_is_warned_of_and_not_refused(tmp_path, train_tiny, sts
         run = train_tiny(tmp_path, source, "max_duration=4ba", "autoresume=true")
     (message,) = [m for m in caplog.messages if "other circumstances" in m]
     assert f"data eval mine {data} was " in message
-    assert "To fix, put them back, or begin again (overwrite=true)" in message
+    assert "To fix, put them back, or start again (overwrite=true)" in message
     starts = json.loads((run / "run.json").read_text())["starts"]
     assert len(starts) == 2
     assert "other circumstances" in (run / "train.log").read_text()
