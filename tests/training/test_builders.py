@@ -2,6 +2,7 @@
 
 import logging
 import sys
+from collections.abc import Callable
 from dataclasses import replace
 
 import pytest
@@ -34,8 +35,20 @@ from bge_pruning.training.data_builders import (
 )
 from bge_pruning.training.plan import build_plan
 from bge_pruning.utils.run_log import FILE_ONLY
+from bge_pruning.utils.typed_records import PruningRecord
 
 NO_TEACHER = ("loss.distillation_alignment=0", "loss.distillation_similarity=0")
+
+
+@pytest.fixture
+def record(make_pruning) -> Callable[..., PruningRecord]:
+    """A function that makes the record of a model that was cut from another one."""
+
+    def make(source: str, **kept: list[int]) -> PruningRecord:
+        content = make_pruning()
+        return PruningRecord(**content | {"source": {"base_model": source}, "kept": kept})
+
+    return make
 
 
 @pytest.mark.parametrize(
@@ -118,11 +131,11 @@ def test_outer_parts_of_the_plan_give_way_to_those_of_the_weights(configure, bas
     assert target["num_hidden_layers"] == 3
 
 
-def test_metadata_of_an_extracted_model(configure, base):
-    pruning = {"source": {"base_model": "BAAI/bge-m3"}}
+def test_metadata_of_an_extracted_model(configure, base, record):
+    pruning = record("BAAI/bge-m3")
     config = configure()
     metadata = build_metadata(config, build_plan(config), replace(base, pruning=pruning))
-    assert metadata.source_pruning == pruning
+    assert metadata.source_pruning == pruning.as_dict()
 
 
 def test_metadata_says_whose_model_it_is(configure, base):
@@ -177,17 +190,17 @@ def test_teacher_that_is_named_has_its_own_revision(configure, base):
     assert (teacher.name, teacher.revision) == ("a/b", None)
 
 
-def test_teacher_of_an_extracted_model_is_the_one_that_was_cut(configure, base):
-    cut = replace(base, pruning={"source": {"base_model": "BAAI/bge-m3"}})
+def test_teacher_of_an_extracted_model_is_the_one_that_was_cut(configure, base, record):
+    cut = replace(base, pruning=record("BAAI/bge-m3"))
     assert build_teacher(configure(), cut).name == "BAAI/bge-m3"
     assert build_teacher(configure("teacher.base_model=a/b"), cut).name == "a/b"
 
 
 @pytest.fixture
-def extracted(base, model_folder) -> BaseModel:
+def extracted(base, model_folder, record) -> BaseModel:
     """As far as the teacher's dimensions go, a model of three of 32 dimensions."""
-    kept = {"source": {"base_model": str(model_folder)}, "kept": {"hidden": [1, 5, 7]}}
-    return replace(base, shape=replace(base.shape, hidden_size=3), pruning=kept)
+    pruning = record(str(model_folder), hidden=[1, 5, 7])
+    return replace(base, shape=replace(base.shape, hidden_size=3), pruning=pruning)
 
 
 def test_dimensions_of_an_extracted_student(configure, extracted, base, build_all):
@@ -199,10 +212,11 @@ def test_dimensions_of_an_extracted_student(configure, extracted, base, build_al
     assert build_all(without, extracted)[1].teacher_dimensions is None
 
 
-@pytest.mark.parametrize(
-    "pruning", [None, {"source": {"base_model": "?"}, "kept": {"hidden": [1]}}]
-)
-def test_teacher_of_another_size_is_refused(pruning, configure, extracted, model_folder, build_all):
+@pytest.mark.parametrize("kept", [None, [1]])
+def test_teacher_of_another_size_is_refused(
+    kept, configure, extracted, model_folder, build_all, record
+):
+    pruning = record("?", hidden=kept) if kept else None
     config = configure("model.l0_module=null", f"teacher.base_model={model_folder}")
     message = (
         r"teacher '.*tiny-xlmr' has 32 dimensions, .*tiny-xlmr 3, and no pruning.json says which "
@@ -210,7 +224,7 @@ def test_teacher_of_another_size_is_refused(pruning, configure, extracted, model
         r"loss.distillation_alignment=0."
     )
     with pytest.raises(ConfigError, match=message):
-        build_all(config, replace(extracted, pruning=pruning))[1]
+        build_all(config, replace(extracted, pruning=pruning))
 
 
 def test_similarities_can_be_distilled_from_a_teacher_of_another_size(
