@@ -30,8 +30,8 @@ def agreement(config, base) -> float:
     from bge_pruning.model_io.pretrained import load_base_model
     from bge_pruning.training.calibration import calibration_batches
 
-    teacher = load_base_model(base.pruning["source"]["base_model"])
-    kept = base.pruning["kept"]["hidden"]
+    teacher = load_base_model(base.pruning.source.base_model)
+    kept = base.pruning.kept.hidden
     cosines = []
     with torch.no_grad():
         for ids, mask in calibration_batches(config, base, 60, "cpu"):
