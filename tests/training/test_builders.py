@@ -35,7 +35,7 @@ from bge_pruning.training.data_builders import (
 )
 from bge_pruning.training.plan import build_plan
 from bge_pruning.utils.run_log import FILE_ONLY
-from bge_pruning.utils.typed_records import PruningRecord
+from bge_pruning.utils.records import PruningRecord
 
 NO_TEACHER = ("loss.distillation_alignment=0", "loss.distillation_similarity=0")
 

@@ -14,6 +14,7 @@ import pytest
 from bge_pruning.config.load import load_config
 from bge_pruning.training import run_report
 from bge_pruning.training.run_report import log_results, training_command
+from bge_pruning.utils.records import EvaluationRecord
 
 
 @pytest.fixture(scope="module")
@@ -139,7 +140,7 @@ def test_results_are_a_run_of_their_own(run, tmp_path, tiny_yaml, monkeypatch):
     shutil.copytree(run, config.results_folder)
     calls = []
     monkeypatch.setattr(run_report, "log_scores", lambda run, found: calls.append((run, found)))
-    log_results(config, {"tasks": []})
+    log_results(config, EvaluationRecord(tasks=[]))
     ((opened, evaluation),) = calls
     assert (opened.name, opened.project) == ("tiny-results", "mine")
     assert evaluation.as_dict() == {"tasks": []}
@@ -149,7 +150,7 @@ def test_results_are_a_run_of_their_own(run, tmp_path, tiny_yaml, monkeypatch):
 
 def test_without_a_configuration_wandb_is_not_imported(tiny_yaml, monkeypatch):
     monkeypatch.setitem(sys.modules, "wandb", None)  # an import would raise
-    log_results(load_config([tiny_yaml]), {"tasks": []})
+    log_results(load_config([tiny_yaml]), EvaluationRecord(tasks=[]))
 
 
 def test_versions_are_those_of_the_run(run):

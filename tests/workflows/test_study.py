@@ -285,7 +285,7 @@ def test_a_cell_stopped_in_its_recovery_goes_on_there(make_study, tmp_path, monk
     run_study(study, only)
     assert started == ["prune", "recover", "recover"]
     (cell,) = read_cells(study.results)
-    assert cell["steps"] == {"prune": 4, "recover": 3}
+    assert cell.steps == {"prune": 4, "recover": 3}
     assert cell["tokens"] == cells["l0"]["tokens"]
     assert not list(study.runs.iterdir())
 
@@ -306,7 +306,7 @@ def test_runs_of_another_configuration_are_not_gone_on_with(make_study, tmp_path
     study = make_study(tmp_path, overrides=[*OVERRIDES, "max_duration=2ba"], **changes)
     run_study(study, ["method=l0"])
     (cell,) = read_cells(study.results)
-    assert cell["steps"] == {"prune": 2, "recover": 3}
+    assert cell.steps == {"prune": 2, "recover": 3}
 
 
 def test_a_part_can_be_run(make_study, tmp_path):
