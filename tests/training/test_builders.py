@@ -34,8 +34,8 @@ from bge_pruning.training.data_builders import (
     build_train_loader,
 )
 from bge_pruning.training.plan import build_plan
-from bge_pruning.utils.run_log import FILE_ONLY
 from bge_pruning.utils.records import PruningRecord
+from bge_pruning.utils.run_log import FILE_ONLY
 
 NO_TEACHER = ("loss.distillation_alignment=0", "loss.distillation_similarity=0")
 
