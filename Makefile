@@ -8,10 +8,15 @@ VENV ?= .venv
 PYTHON ?= python3
 REQUIREMENTS ?= requirements.txt
 PYTEST_ARGS ?=
+# Processes that run tests; 0 runs them in pytest's own, for a debugger or a GPU.
+WORKERS ?= 2
 
 SHELL := /bin/bash
 .DEFAULT_GOAL := help
-.PHONY: help quickstart test test-reliability lint env lock clean
+# The tests of one module stay in one process, which makes what they share once.
+PARALLEL := -n $(WORKERS) --dist loadscope
+
+.PHONY: help quickstart test test-all test-reliability lint env lock clean
 
 # One environment can serve several clones, but its editable install points to one of them only.
 # PYTHONPATH comes before site-packages: the code of this checkout is always the one that runs.
@@ -31,21 +36,28 @@ CANDIDATES := $(PYTHON) $(if $(filter file,$(origin PYTHON)),python3.11 python3.
 
 help:
 	@echo 'make quickstart   prune, evaluate and compare a small real model on the CPU (scripts/quickstart.py)'
-	@echo 'make test         lint, import contracts and tests (PYTEST_ARGS="-k gate" adds pytest arguments)'
+	@echo 'make test         lint, import contracts and tests: 7 minutes on two cores'
+	@echo 'make test-all     the same with the slow tests and more random examples: 20 minutes'
 	@echo 'make test-reliability   kills, ranks and bad input: up to 30 minutes'
 	@echo 'make lint         ruff and import contracts only'
 	@echo 'make env          make or update the environment only'
 	@echo 'make lock         write requirements.txt from requirements.in, with the hashes of all files'
 	@echo 'make clean        remove caches and build artefacts (keeps the environment and results)'
 	@echo
+	@echo 'PYTEST_ARGS="-k gate" adds pytest arguments, WORKERS=$(WORKERS) is how many processes run tests.'
 	@echo 'Needs $(NEEDED). Variables: VENV=$(VENV) PYTHON=$(PYTHON)'
 
 quickstart: $(STAMP)
 	$(IN_ENV) scripts/quickstart.py
 
 test: lint
-	$(IN_ENV) -m pytest --durations=15 $(PYTEST_ARGS)
+	$(IN_ENV) -m pytest $(PARALLEL) $(PYTEST_ARGS)
 
+test-all: lint
+	$(IN_ENV) -m pytest $(PARALLEL) -m "not gpu and not reliability and not benchmark" \
+	  --hypothesis-profile=nightly $(PYTEST_ARGS)
+
+# One process: ranks and kills of several tests at once would only time each other out.
 test-reliability: $(STAMP)
 	$(IN_ENV) -m pytest -m reliability $(PYTEST_ARGS)
 

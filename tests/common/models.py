@@ -6,7 +6,9 @@ import gzip
 import json
 import re
 from collections.abc import Callable
-from dataclasses import replace
+from copy import deepcopy
+from dataclasses import asdict, replace
+from functools import partial
 from itertools import combinations
 from pathlib import Path
 from typing import Any
@@ -23,6 +25,7 @@ from bge_pruning.models.embedding_heads import EmbeddingHeads
 from bge_pruning.models.encoder_shape import EncoderShape
 from bge_pruning.models.l0_module_embedding import L0Module
 from bge_pruning.models.structural_pruning import AXES
+from tests.common.data import word_tokenizer
 
 SPECIAL = ["<s>", "<pad>", "</s>", "<unk>"]
 SENTENCES = Path(__file__).parents[2] / "data" / "sentences"
@@ -152,48 +155,23 @@ def batch() -> dict[str, torch.Tensor]:
 @pytest.fixture(scope="session")
 def tokenizer_files() -> dict[str, bytes]:
     """A word-level tokenizer for the words and marks of extraction's sentences, 99 tokens."""
-    from tokenizers import Tokenizer
-    from tokenizers.models import WordLevel
     from tokenizers.pre_tokenizers import Whitespace
-    from tokenizers.processors import TemplateProcessing
 
     from bge_pruning.export.validation import VALIDATION_SENTENCES
 
     whitespace = Whitespace()
     words = [w for s in VALIDATION_SENTENCES for w, _ in whitespace.pre_tokenize_str(s)]
-    vocabulary = [*SPECIAL, *dict.fromkeys(words)][:99]
-    tokenizer = Tokenizer(WordLevel({w: i for i, w in enumerate(vocabulary)}, unk_token="<unk>"))
-    tokenizer.pre_tokenizer = whitespace
-    tokenizer.post_processor = TemplateProcessing(
-        single="<s> $A </s>", special_tokens=[("<s>", 0), ("</s>", 2)]
-    )
-    tokenizer.add_special_tokens(SPECIAL)
-    config = {
-        "bos_token": "<s>",
-        "cls_token": "<s>",
-        "eos_token": "</s>",
-        "model_max_length": 78,
-        "pad_token": "<pad>",
-        "sep_token": "</s>",
-        "tokenizer_class": "PreTrainedTokenizerFast",
-        "unk_token": "<unk>",
-    }
-    return {
-        "tokenizer.json": tokenizer.to_str().encode(),
-        "tokenizer_config.json": json.dumps(config).encode(),
-    }
+    return word_tokenizer([w for w in dict.fromkeys(words) if w not in SPECIAL][:95], 78)
 
 
-@pytest.fixture
-def metadata(
+@pytest.fixture(scope="session")
+def run_metadata(
     tiny_shape: EncoderShape,
     target_shape: EncoderShape,
     tiny_hf_config: dict[str, Any],
     tokenizer_files: dict[str, bytes],
 ) -> RunMetadata:
-    """Of a run that halves every axis."""
-    from dataclasses import asdict
-
+    """Of a run that halves every axis; not to be changed."""
     return RunMetadata(
         base_model="someone/tiny",
         shape=asdict(tiny_shape),
@@ -214,6 +192,12 @@ def metadata(
         versions={"torch": "2.7.0"},
         tokenizer_files=tokenizer_files,
     )
+
+
+@pytest.fixture
+def metadata(run_metadata: RunMetadata) -> RunMetadata:
+    """A copy that a test may change."""
+    return deepcopy(run_metadata)
 
 
 @pytest.fixture(scope="session")
@@ -356,19 +340,26 @@ def make_unigram(make_tokenizer: Callable[[dict[str, Any]], bytes]) -> Callable[
     return make
 
 
-@pytest.fixture
-def save_run(tmp_path, build_checkpoint) -> Callable[..., Path]:
-    """A function that writes the checkpoint of a run, and returns the run folder."""
+@pytest.fixture(scope="session")
+def write_run(build_checkpoint: Callable[[RunMetadata], dict[str, Any]]) -> Callable[..., Path]:
+    """A function that writes the checkpoint of a run into a folder, which it returns."""
 
-    def save(metadata: RunMetadata, tensors: dict[str, torch.Tensor] | None = None) -> Path:
-        run = tmp_path / "run"
-        run.mkdir(exist_ok=True)
+    def write(
+        folder: Path, metadata: RunMetadata, tensors: dict[str, Tensor] | None = None
+    ) -> Path:
+        folder.mkdir(exist_ok=True)
         content = build_checkpoint(metadata)
         content["state"]["model"].update(tensors or {})
-        torch.save(content, run / "latest-rank0.pt")
-        return run
+        torch.save(content, folder / "latest-rank0.pt")
+        return folder
 
-    return save
+    return write
+
+
+@pytest.fixture
+def save_run(tmp_path: Path, write_run: Callable[..., Path]) -> Callable[..., Path]:
+    """A function that writes the checkpoint of a run, and returns the run folder."""
+    return partial(write_run, tmp_path / "run")
 
 
 @pytest.fixture

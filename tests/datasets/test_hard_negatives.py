@@ -5,7 +5,7 @@ import re
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from bge_pruning.datasets.embedding_dataset import TokenizedTexts
@@ -51,7 +51,6 @@ def cases(draw) -> dict:
 
 
 @given(case=cases(), chunk=st.integers(1, 50))
-@settings(max_examples=300, deadline=None)
 def test_the_same_as_a_double_loop(case, chunk):
     expected = mine_slowly(**case)
     queries, passages = (case.pop(n).astype(np.float32) for n in ("queries", "passages"))

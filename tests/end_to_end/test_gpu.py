@@ -1,13 +1,12 @@
 """What only a GPU can show. Off by default: ``make test PYTEST_ARGS="-m gpu"``."""
 
-import json
-
 import pytest
 import torch
 
 from bge_pruning.export.extract import extract
 from bge_pruning.model_io.checkpoint import cut
 from bge_pruning.models.structural_pruning import PruningMasks
+from tests.common.trainings import losses, read_metrics
 
 pytestmark = pytest.mark.gpu
 
@@ -26,12 +25,6 @@ def train(train_tiny):
 
     yield run
     leave()
-
-
-def losses(run):
-    rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
-    key = "loss/train/total"
-    return [row["metrics"][key] for row in rows if key in row["metrics"]]
 
 
 def test_a_step_on_the_gpu_is_a_step_on_the_cpu(tmp_path, train):
@@ -54,10 +47,8 @@ def test_all_outputs_are_trained_and_watched_on_the_gpu(tmp_path, train):
     watched = {}
     for device in ("cpu", "gpu"):
         run = train(tmp_path / device, *parts, "optimizer.eps=1e-4", f"device={device}")
-        rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
-        watched[device] = {
-            k: v for row in rows for k, v in row["metrics"].items() if "/dense/" in k
-        }
+        items = (item for row in read_metrics(run) for item in row["metrics"].items())
+        watched[device] = {key: value for key, value in items if "/dense/" in key}
     assert len(watched["cpu"]) == 4
     assert watched["gpu"] == pytest.approx(watched["cpu"], abs=1e-3)
 

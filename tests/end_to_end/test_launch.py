@@ -5,16 +5,20 @@ import os
 import re
 import subprocess
 import sys
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
 
 from bge_pruning.model_io.checkpoint import read_best_score
+from tests.common.trainings import logged, read_metrics
 
 ROOT = Path(__file__).parents[2]
 PYTHON = sys.executable
 COMPOSER = str(Path(PYTHON).with_name("composer"))
+# The launcher finds a free port.
+TWO = [COMPOSER, "-n", "2"]
 LAUNCHERS = {
     "python -m": [PYTHON, "-m", "bge_pruning.train"],
     "script": [PYTHON, "scripts/train_pruning.py"],
@@ -32,28 +36,18 @@ atexit.register(report)
 """
 
 
-def start(command: Sequence[str], **environment: str) -> subprocess.Popen:
-    return subprocess.Popen(
+def run(command: Sequence[str], **environment: str) -> tuple[int, str, str]:
+    done = subprocess.run(
         command,
         cwd=ROOT,
         env={**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", **environment},
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
+        capture_output=True,
         text=True,
         encoding="utf-8",
+        timeout=240,
+        check=False,
     )
-
-
-def finish(process: subprocess.Popen) -> tuple[int, str, str]:
-    try:
-        out, err = process.communicate(timeout=240)
-    finally:
-        process.kill()
-    return process.returncode, out, err
-
-
-def run(command: Sequence[str], **environment: str) -> tuple[int, str, str]:
-    return finish(start(command, **environment))
+    return done.returncode, done.stdout, done.stderr
 
 
 @pytest.fixture(scope="module")
@@ -101,60 +95,86 @@ def test_misspelt_key_is_one_line_and_code_2(tiny_yaml):
 
 # Two processes
 
-PORT = 29_610
-STEPS = ("max_duration=3ba", "optimizer.eps=1e-4", "scheduler.t_warmup=0ba", "data.eval=[]")
+STEPS = ("max_duration=3ba", "scheduler.t_warmup=0ba")
+NO_EVALUATION = ("optimizer.eps=1e-4", "data.eval=[]")
+WATCHED = (
+    "optimizer.eps=1e-3",  # several softmaxes at a low temperature round more
+    "data.eval=[{{name: dev, kind: sts, path: {odd}}},"
+    " {{name: docs, kind: beir, path: {collection}, split: test}}]",
+    "evaluation.modes=[dense, sparse, colbert, dense+sparse, all]",
+    "evaluation.keep_best=docs/all_ndcg_at_10",
+)
 LOSSES = {
-    "sts_regression": ("loss.distillation_alignment=0", "loss.distillation_similarity=0"),
-    "distillation": ("loss.sts_regression=0",),
+    "sts_regression": (
+        "loss.distillation_alignment=0",
+        "loss.distillation_similarity=0",
+        *NO_EVALUATION,
+    ),
+    "distillation": ("loss.sts_regression=0", *NO_EVALUATION),
     "three outputs": (
         "loss.sts_regression=0",
         "loss.distillation_similarity=0",
         "loss.cosent=0.1",
         "loss.distillation_sparse=1",
         "loss.distillation_colbert=1",
+        *NO_EVALUATION,
     ),
     "queries with passages": (
         "data.train=[{{name: q, kind: contrastive, path: {jsonl}}}]",
         "data.negatives=1",
-        "optimizer.eps=1e-3",  # three softmaxes at a low temperature round more
         "loss={{sts_regression: 0.0, distillation_alignment: 0.0, distillation_similarity: 0.0,"
         " contrastive: 1.0, self_distillation: 0.5, temperature: 0.1}}",
+        "optimizer.eps=1e-3",
+        "data.eval=[]",
     ),
-    "several sources in pieces": (
+    "several sources in pieces, watched": (
         "data.train=[{{name: p, kind: sts, path: {csv}}},"
         " {{name: q, kind: contrastive, path: {jsonl}, negatives: 1}}]",
-        "optimizer.eps=1e-3",
         "device_train_microbatch_size=3",
         "loss={{sts_regression: 0.0, cosent: 0.1, distillation_alignment: 0.5,"
         " distillation_similarity: 0.5, contrastive: 1.0, temperature: 0.1,"
         " learn_temperature: true}}",
+        *WATCHED,
     ),
 }
+# One launch has everything; the others take the losses apart.
+COMBINED = "several sources in pieces, watched"
+CASES = [
+    name if name == COMBINED else pytest.param(name, marks=pytest.mark.slow) for name in LOSSES
+]
 
 
 @pytest.fixture(scope="module")
-def two_processes(make_yaml, tmp_path_factory, contrastive_jsonl, sts_csv):
-    """Run folders of two processes, by loss."""
-    folders = {}
-    for index, (name, overrides) in enumerate(LOSSES.items()):
-        folder = tmp_path_factory.mktemp("two")
-        composer = [COMPOSER, "-n", "2", "--master_port", str(PORT + index)]
-        command = [*composer, "-m", "bge_pruning.train", str(make_yaml(folder))]
-        overrides = [text.format(jsonl=contrastive_jsonl, csv=sts_csv) for text in overrides]
-        code, out, err = run([*command, *STEPS, *overrides])
-        assert code == 0, out + err
-        folders[name] = folder / "runs" / "tiny"
-    return folders
+def one_and_two(make_yaml, train_tiny, tmp_path_factory, contrastive_jsonl, sts_csv, collection):
+    """A function: the run folders of one process and of two that train with a loss."""
+    done = {}
+    odd = tmp_path_factory.mktemp("odd") / "odd.csv"
+    odd.write_text("".join(sts_csv.read_text().splitlines(keepends=True)[:-1]))
+    paths = {"jsonl": contrastive_jsonl, "csv": sts_csv, "odd": odd, "collection": collection}
+
+    def train(name: str) -> tuple[Path, Path]:
+        if name not in done:
+            overrides = [*STEPS, *(text.format(**paths) for text in LOSSES[name])]
+            one, two = (tmp_path_factory.mktemp(number) for number in ("one", "two"))
+            code, out, err = run([*TWO, "-m", "bge_pruning.train", str(make_yaml(two)), *overrides])
+            assert code == 0, out + err
+            done[name] = train_tiny(one, *overrides), two / "runs" / "tiny"
+        return done[name]
+
+    return train
 
 
-@pytest.mark.filterwarnings("ignore:The warmup duration is 0:UserWarning")
-@pytest.mark.parametrize("loss", LOSSES)
-def test_two_processes_equal_one(
-    loss, two_processes, tmp_path, train_tiny, load_state, assert_same, contrastive_jsonl, sts_csv
-):
-    overrides = [text.format(jsonl=contrastive_jsonl, csv=sts_csv) for text in LOSSES[loss]]
-    one = train_tiny(tmp_path, *STEPS, *overrides)
-    two = two_processes[loss]
+@pytest.fixture(scope="module")
+def folders(request, one_and_two) -> tuple[Path, Path]:
+    """Those of the loss that a test is about; making them is no part of its time."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "The warmup duration is 0", UserWarning)
+        return one_and_two(request.param)
+
+
+@pytest.mark.parametrize("folders", CASES, indirect=True)
+def test_two_processes_equal_one(folders, load_state, assert_same):
+    one, two = folders
     first, second = load_state(one), load_state(two)
     # DistributedDataParallel may prefix every name.
     names = {re.sub(r"^module\.", "", k): v for k, v in second["model"].items()}
@@ -167,26 +187,11 @@ def test_two_processes_equal_one(
         assert logged(two, key) == pytest.approx(logged(one, key), abs=1e-5)
 
 
-@pytest.mark.filterwarnings("ignore:The warmup duration is 0:UserWarning")
-def test_two_processes_evaluate_as_one(make_yaml, train_tiny, tmp_path, sts_csv, collection):
+@pytest.mark.parametrize("folders", [COMBINED], indirect=True)
+def test_two_processes_evaluate_as_one(folders):
     """An odd number of pairs and of passages, every mode, and the best checkpoint."""
-    odd = tmp_path / "odd.csv"
-    odd.write_text("".join(sts_csv.read_text().splitlines(keepends=True)[:-1]))
-    overrides = [
-        *STEPS[:-1],
-        f"data.eval=[{{name: dev, kind: sts, path: {odd}}},"
-        f" {{name: docs, kind: beir, path: {collection}, split: test}}]",
-        "evaluation.modes=[dense, sparse, colbert, dense+sparse, all]",
-        "evaluation.keep_best=docs/all_ndcg_at_10",
-    ]
-    two = tmp_path / "two"
-    composer = [COMPOSER, "-n", "2", "--master_port", str(PORT + len(LOSSES))]
-    command = [*composer, "-m", "bge_pruning.train", str(make_yaml(two)), *overrides]
-    code, out, err = run(command)
-    assert code == 0, out + err
-    folders = train_tiny(tmp_path / "one", *overrides), two / "runs" / "tiny"
-    lines = (folders[0] / "metrics.jsonl").read_text().splitlines()
-    keys = {key for line in lines for key in json.loads(line)["metrics"] if key[:5] == "eval/"}
+    rows = read_metrics(folders[0])
+    keys = {key for row in rows for key in row["metrics"] if key.startswith("eval/")}
     assert len(keys) == 1 + 5 * 4 + 1
     for key in keys - {"eval/seconds"}:
         found = [logged(folder, key) for folder in folders]
@@ -197,15 +202,10 @@ def test_two_processes_evaluate_as_one(make_yaml, train_tiny, tmp_path, sts_csv,
     assert best[0].score == pytest.approx(best[1].score, abs=1e-6)
 
 
+@pytest.mark.slow
 def test_a_rank_that_fails_ends_the_run_with_its_error(make_yaml, tmp_path):
     """More ways to fail: reliability/test_ranks.py."""
     driver = ["tests/reliability/rank_driver.py", "raises:reading data:1"]
-    composer = [COMPOSER, "-n", "2", "--master_port", str(PORT + len(LOSSES) + 1)]
-    code, out, err = run([*composer, *driver, str(make_yaml(tmp_path)), "data.eval=[]"])
+    code, out, err = run([*TWO, *driver, str(make_yaml(tmp_path)), "data.eval=[]"])
     assert code != 0
     assert "error (rank 1): the disk of this rank is on fire\n" in err, out + err
-
-
-def logged(folder: Path, key: str) -> list[float]:
-    rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
-    return [row["metrics"][key] for row in rows if key in row["metrics"]]

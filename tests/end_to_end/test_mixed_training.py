@@ -1,6 +1,5 @@
 """Several sources in one run: what is trained, and going on after the run was killed."""
 
-import json
 import os
 import re
 import signal
@@ -15,6 +14,7 @@ from bge_pruning.callbacks.data_callback import DataCallback
 from bge_pruning.config.load import load_config
 from bge_pruning.export.extract import extract
 from bge_pruning.train import train
+from tests.common.trainings import logged
 
 ROOT = Path(__file__).parents[2]
 
@@ -56,12 +56,6 @@ def batches(monkeypatch) -> list:
     return seen
 
 
-def losses(run: Path, name: str = "total") -> dict[int, float]:
-    rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
-    key = f"loss/train/{name}"
-    return {row["batch"]: row["metrics"][key] for row in rows if key in row["metrics"]}
-
-
 def test_each_source_has_its_losses(tmp_path, train_tiny, mixture, batches):
     run = train_tiny(tmp_path, *mixture, "max_duration=10ba")
     sources = [source for _, source, _ in batches]
@@ -69,15 +63,14 @@ def test_each_source_has_its_losses(tmp_path, train_tiny, mixture, batches):
     assert counts == {"pairs": 5, "asked": 3, "texts": 2}
     # The logger counts a step when it is over.
     steps = {name: {i + 1 for i, s in enumerate(sources) if s == name} for name in counts}
-    first = min(losses(run))
-    shift = first - 1
+    shift = min(logged(run, "loss/train/total")) - 1
     for part, expected in {
         "cosent": steps["pairs"],
         "contrastive": steps["asked"],
         "self_distillation": steps["asked"],
         "distillation_colbert": set().union(*steps.values()),
     }.items():
-        assert {step - shift for step in losses(run, part)} == expected
+        assert {step - shift for step in logged(run, f"loss/train/{part}")} == expected
     assert extract(run, tmp_path / "small")["largest_difference"] <= 1e-5
 
 
@@ -109,7 +102,7 @@ def test_going_on_gives_the_next_batches_and_the_same_model(
     assert len(made) == 8 * (20 - stop)  # no batch was made again to get there
     for part in ("model", "optimizers"):
         assert_same(load_state(whole)[part], load_state(parts)[part], 0.0, part)
-    assert losses(whole) == losses(parts)
+    assert logged(whole, "loss/train/total") == logged(parts, "loss/train/total")
 
 
 KILLED = """
@@ -135,6 +128,7 @@ def read_record(path: Path) -> list[tuple[int, str]]:
     return [(int(step), rest) for step, rest in found]
 
 
+@pytest.mark.slow
 def test_a_killed_run_goes_on_with_the_next_batch(tmp_path, make_yaml, mixture, batches):
     """SIGKILL in the middle of an epoch; then the same command again."""
     steps = ("max_duration=14ba", "save_interval=2ba", "eval_interval=50ba")

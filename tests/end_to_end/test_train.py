@@ -16,6 +16,7 @@ from bge_pruning.models.objective import LearnedTemperature
 from bge_pruning.train import main, train
 from bge_pruning.training import builders, optimization
 from bge_pruning.training.run_folder import check_run
+from tests.common.trainings import logged, losses, read_json
 
 TARGET = {
     "hidden_size": 24,
@@ -27,17 +28,6 @@ TARGET = {
 # into a full step; an epsilon above it lets runs be compared that add in another order.
 DAMPED = "optimizer.eps=1e-4"
 STS_ONLY = ("loss.distillation_alignment=0", "loss.distillation_similarity=0")
-
-
-def losses(run: Path, name: str = "total") -> list[float]:
-    rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
-    key = f"loss/train/{name}"
-    return [row["metrics"][key] for row in rows if key in row["metrics"]]
-
-
-def metric(run: Path, key: str) -> dict[int, float]:
-    rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
-    return {row["batch"]: row["metrics"][key] for row in rows if key in row["metrics"]}
 
 
 @pytest.fixture(scope="module")
@@ -82,7 +72,7 @@ def test_trains_and_keeps_what_a_person_needs(reference, load_state):
     for step, total in enumerate(losses(reference)):
         assert total == pytest.approx(sum(losses(reference, part)[step] for part in parts))
     assert len(losses(reference)) == 8
-    assert set(metric(reference, "metrics/dev/cosine_spearman")) == {2, 4, 6, 8}
+    assert set(logged(reference, "metrics/dev/cosine_spearman")) == {2, 4, 6, 8}
 
 
 def test_loss_goes_down_on_a_batch_it_sees_again(tmp_path, train_tiny, sts_csv):
@@ -154,19 +144,11 @@ def test_a_finished_run_is_left_as_it_is(train_tiny, tmp_path, caplog, monkeypat
     monkeypatch.setattr(logging.getLogger("bge_pruning"), "propagate", True)
     caplog.set_level("INFO", "bge_pruning")
     run = train_tiny(tmp_path, "max_duration=2ba")
-    before = {path: path.stat().st_mtime_ns for path in run.glob("*.pt")}
-    metrics = (run / "metrics.jsonl").read_bytes()
+    names = ("*.pt", "metrics.jsonl")
+    before = {path: path.stat().st_mtime_ns for name in names for path in run.glob(name)}
     assert train_tiny(tmp_path, "max_duration=2ba", "autoresume=true") == run
     assert "tiny is trained to its end already" in caplog.text
-    assert {path: path.stat().st_mtime_ns for path in run.glob("*.pt")} == before
-    assert (run / "metrics.jsonl").read_bytes() == metrics
-
-
-def test_a_finished_run_goes_on_with_nothing(tmp_path, train_tiny):
-    run = train_tiny(tmp_path, "max_duration=4ba")
-    before = losses(run), (run / "latest-rank0.pt").stat().st_mtime_ns
-    assert train_tiny(tmp_path, "max_duration=4ba", "autoresume=true") == run
-    assert (losses(run), (run / "latest-rank0.pt").stat().st_mtime_ns) == before
+    assert {path: path.stat().st_mtime_ns for path in before} == before
 
 
 def test_watchers_and_evaluation_leave_training_alone(
@@ -181,7 +163,7 @@ def test_watchers_and_evaluation_leave_training_alone(
 @pytest.mark.parametrize("key", ["pruning/lambda_1/hidden", "metrics/dev/cosine_spearman"])
 def test_resumed_run_loses_no_metrics(key, whole_and_parts):
     whole, parts = whole_and_parts
-    assert metric(parts, key) == metric(whole, key)
+    assert logged(parts, key) == logged(whole, key)
 
 
 # Optimizer
@@ -253,14 +235,14 @@ def test_multipliers_ascend(scheduler, tmp_path, train_tiny):
         "loss.sts_regression=1e-4",  # the constraint alone moves the gates
     )
     for axis in ("head", "hidden", "intermediate", "layer"):
-        expected = metric(run, f"pruning/expected_sparsity/{axis}")
-        target = metric(run, f"pruning/target_sparsity/{axis}")
-        lambdas = metric(run, f"pruning/lambda_1/{axis}")
+        expected = logged(run, f"pruning/expected_sparsity/{axis}")
+        target = logged(run, f"pruning/target_sparsity/{axis}")
+        lambdas = logged(run, f"pruning/lambda_1/{axis}")
         assert all(expected[batch] < target[batch] for batch in expected)
         assert lambdas[3] < 0.0  # the learning rate of the first two steps is 0
         # never back: no schedule flips the sign
         assert all(lambdas[batch + 1] <= lambdas[batch] for batch in range(1, 16))
-        assert metric(run, f"pruning/lambda_2/{axis}")[16] > 0.0
+        assert logged(run, f"pruning/lambda_2/{axis}")[16] > 0.0
         assert expected[16] > expected[1]
 
 
@@ -273,7 +255,7 @@ def test_multipliers_turn_when_too_much_is_pruned(tmp_path, train_tiny):
         "model.l0_module.target_model={intermediate_size: 63}",
         "max_duration=3ba",
     )
-    assert metric(run, "pruning/lambda_1/intermediate")[3] > 0.0
+    assert logged(run, "pruning/lambda_1/intermediate")[3] > 0.0
 
 
 # Splitting the batch
@@ -449,9 +431,9 @@ def test_extracted_model_has_the_targets_shape(reference, tmp_path):
     info = extract(reference, tmp_path / "small")
     assert TARGET.items() <= info["shape"].items()
     assert info["largest_difference"] <= 1e-5
-    assert json.loads((tmp_path / "small" / "pruning.json").read_text()) == info
+    assert read_json(tmp_path / "small" / "pruning.json") == info
     assert info["batches"] == {"prune": 8}
-    assert json.loads((tmp_path / "small" / "config.json").read_text())["num_hidden_layers"] == 3
+    assert read_json(tmp_path / "small" / "config.json")["num_hidden_layers"] == 3
 
 
 def test_budget_trains_and_extracts(tmp_path, train_tiny):
@@ -463,7 +445,7 @@ def test_budget_trains_and_extracts(tmp_path, train_tiny):
     assert counts["extracted"]["encoder"] / counts["source"]["encoder"] == pytest.approx(
         0.6, rel=0.005
     )
-    assert set(metric(run, "pruning/lambda_1/encoder")) == {1, 2, 3, 4}
+    assert set(logged(run, "pruning/lambda_1/encoder")) == {1, 2, 3, 4}
 
 
 def test_a_speedup_trains_and_extracts(tmp_path, train_tiny):
@@ -473,7 +455,7 @@ def test_a_speedup_trains_and_extracts(tmp_path, train_tiny):
     source, small = (EncoderShape(**info[key]) for key in ("source_shape", "shape"))
     fewer = forward_flops(source, [512]) / forward_flops(small, [512])
     assert fewer == pytest.approx(1.5, rel=0.01)
-    assert set(metric(run, "pruning/lambda_1/operations")) == {1, 2, 3, 4}
+    assert set(logged(run, "pruning/lambda_1/operations")) == {1, 2, 3, 4}
     rows = info["constraint"]
     assert rows["operations"]["target_sparsity"] == pytest.approx(1 / 3)
     assert rows["operations"]["realised_sparsity"] == pytest.approx(1 / 3, abs=0.01)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
 import pytest
@@ -12,14 +11,9 @@ from torch import Tensor
 from bge_pruning.export.extract import extract
 from bge_pruning.model_io.pretrained import load_base_model
 from bge_pruning.models.bge_m3_backbone import XLMRobertaBackbone
+from tests.common.trainings import losses
 
 STEPS = ("max_duration=4ba", "optimizer.eps=1e-4")
-
-
-def losses(run: Path) -> list[float]:
-    rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
-    key = "loss/train/total"
-    return [row["metrics"][key] for row in rows if key in row["metrics"]]
 
 
 def tables(state: dict[str, Tensor]) -> dict[str, Tensor]:

@@ -6,12 +6,13 @@ import json
 import shutil
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 
 @pytest.fixture
-def copy_model(model_folder, tmp_path) -> Callable[..., Path]:
+def copy_without(model_folder, tmp_path) -> Callable[..., Path]:
     """A function that copies the tiny model without some of its heads, with a pooling."""
 
     def copy(*without: str, pooling: str = "cls") -> Path:
@@ -30,5 +31,30 @@ def copy_model(model_folder, tmp_path) -> Callable[..., Path]:
 
 
 @pytest.fixture
-def folder(copy_model) -> Path:
-    return copy_model()
+def folder(copy_without) -> Path:
+    return copy_without()
+
+
+@pytest.fixture
+def refuses(tmp_path) -> Callable[..., None]:
+    """A function: an extraction fails with this error, and changes nothing in the test's folder."""
+    from bge_pruning.export.extract import ExtractOptions, extract
+
+    def contents() -> dict[str, bytes | None]:
+        paths = tmp_path.rglob("*")
+        return {str(path): path.read_bytes() if path.is_file() else None for path in paths}
+
+    def refuses(
+        error: type[BaseException] | tuple[type[BaseException], ...],
+        message: str | None,
+        run: Path,
+        output: Path | None = None,
+        overwrite: bool = False,
+        **options: Any,
+    ) -> None:
+        before = contents()
+        with pytest.raises(error, match=message):
+            extract(run, output or tmp_path / "small", overwrite, options=ExtractOptions(**options))
+        assert contents() == before
+
+    return refuses

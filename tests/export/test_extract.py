@@ -1,16 +1,12 @@
 """What can be asked for beside the cut: each option alone and all together keep the law.
 
-Here rather than in ``tests/export``, beside the runs of ``test_extraction.py``.
+What other programs get of the folders is in ``test_loaders.py``.
 """
 
 from __future__ import annotations
 
-import gzip
 import json
-import os
-import subprocess
 import sys
-from collections.abc import Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -18,8 +14,6 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from tokenizers import Tokenizer
-from torch import Tensor
 
 from bge_pruning.export import extract as module
 from bge_pruning.export.extract import ExtractOptions, extract
@@ -27,10 +21,8 @@ from bge_pruning.export.folder_check import FolderError, check_folder
 from bge_pruning.export.keep_dimension import add_projection
 from bge_pruning.export.validation import ValidationError
 from bge_pruning.export.vocabulary_texts import VocabularyRequest
-from bge_pruning.model_io.checkpoint import final_gates, load_trained_model
 from bge_pruning.models.encoder_shape import EncoderShape
 
-NEWS = Path(__file__).parents[2] / "data" / "sentences"
 # Their words are all of "kept" tokens below.
 TEXTS = ["A plane is taking off.", "Yes.", "the heads of a model turn a text into a vector."]
 
@@ -56,106 +48,6 @@ def everything(texts: str, **changes: Any) -> ExtractOptions:
         onnx=True,
     )
     return replace(options, **changes)
-
-
-def masked_outputs(run: Path, texts: Sequence[str] = TEXTS) -> list[dict[str, Any]]:
-    """Of every text alone, by the masked, unpruned model: token ids and the three outputs."""
-    model = load_trained_model(run / "latest-rank0.pt")
-    masks, _ = final_gates(model)
-    tokenizer = Tokenizer.from_str(model.metadata.tokenizer_files["tokenizer.json"].decode())
-    found = []
-    for text in texts:
-        ids = torch.tensor([tokenizer.encode(text).ids])
-        mask = torch.ones_like(ids)
-        with torch.no_grad():
-            outputs = model.heads.outputs(model.backbone(ids, mask, masks), mask)
-        found.append({"ids": ids[0].tolist(), **{k: v[0] for k, v in outputs.items()}})
-    return found
-
-
-def lexical(ids: list[int], weights: Tensor) -> dict[int, float]:
-    largest: dict[int, float] = {}
-    for token, weight in zip(ids, weights.tolist(), strict=True):
-        if token > 3 and weight > 0:
-            largest[token] = max(weight, largest.get(token, 0.0))
-    return largest
-
-
-READ = """\
-import json, sys
-import numpy as np
-import onnxruntime
-import torch
-from FlagEmbedding import BGEM3FlagModel
-from pathlib import Path
-from sentence_transformers import SentenceTransformer
-from tokenizers import Tokenizer
-from transformers import AutoModel, AutoTokenizer
-
-folder, texts = Path(sys.argv[1]), json.loads(sys.argv[2])
-flag = BGEM3FlagModel(str(folder), use_fp16=False, devices="cpu")
-three = flag.encode(texts, return_dense=True, return_sparse=True, return_colbert_vecs=True)
-tokens = AutoTokenizer.from_pretrained(folder)(texts, padding=True, return_tensors="pt")
-with torch.no_grad():
-    hidden = AutoModel.from_pretrained(folder).eval()(**tokens).last_hidden_state
-session = onnxruntime.InferenceSession(folder / "onnx" / "model.onnx")
-names = [output.name for output in session.get_outputs()]
-tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
-graph = []
-for text in texts:
-    ids = np.array([tokenizer.encode(text).ids])
-    values = session.run(None, {"input_ids": ids, "attention_mask": np.ones_like(ids)})
-    graph.append({name: value[0].tolist() for name, value in zip(names, values)})
-print("RESULT" + json.dumps({
-    "transformers": torch.nn.functional.normalize(hidden[:, 0], dim=-1).tolist(),
-    "sentence-transformers": SentenceTransformer(str(folder), device="cpu").encode(texts).tolist(),
-    "FlagEmbedding": three["dense_vecs"].tolist(),
-    "lexical": [{t: float(w) for t, w in row.items()} for row in three["lexical_weights"]],
-    "colbert": [row.tolist() for row in three["colbert_vecs"]],
-    "onnx": graph,
-    "imported": sorted({"bge_pruning", "composer"} & set(sys.modules)),
-}))
-"""
-
-
-def read_in_a_fresh_process(folder: Path, elsewhere: Path) -> dict[str, Any]:
-    elsewhere.mkdir()
-    environment = {k: v for k, v in os.environ.items() if k != "PYTHONPATH"}
-    done = subprocess.run(
-        [sys.executable, "-c", READ, str(folder), json.dumps(TEXTS)],
-        cwd=elsewhere,
-        env={**environment, "HF_HUB_OFFLINE": "1"},
-        check=True,
-        capture_output=True,
-        text=True,
-    )
-    return json.loads(done.stdout.partition("RESULT")[2])
-
-
-def test_every_tool_gets_the_masked_models_outputs(lifted_run, texts, tmp_path):
-    """Fewer tokens, square head, the source's dimensions and ONNX at once; no argument is given."""
-    folder = tmp_path / "small"
-    info = extract(lifted_run, folder, options=everything(texts))
-    found = read_in_a_fresh_process(folder, tmp_path / "elsewhere")
-    old_ids = json.loads((folder / "vocab_map.json").read_text())["old_ids"]
-    hidden = info["kept"]["hidden"]
-    assert found["imported"] == []
-    for row, ours in enumerate(masked_outputs(lifted_run)):
-        dense = ours["dense_vecs"]
-        for tool in ("transformers", "FlagEmbedding"):
-            assert found[tool][row] == pytest.approx(dense[hidden].tolist(), abs=1e-5)
-        graph = found["onnx"][row]
-        for vector in (found["sentence-transformers"][row], graph["dense_vecs"]):
-            assert vector == pytest.approx(dense.tolist(), abs=1e-5)
-        weights = {old_ids[int(token)]: w for token, w in found["lexical"][row].items()}
-        assert weights == pytest.approx(lexical(ours["ids"], ours["token_weights"]), abs=1e-5)
-        assert graph["token_weights"] == pytest.approx(ours["token_weights"].tolist(), abs=1e-5)
-        products = ours["colbert_vecs"] @ ours["colbert_vecs"].T
-        for vectors in (found["colbert"][row], graph["colbert_vecs"]):
-            square = torch.tensor(vectors)
-            assert square.shape[1] == 16
-            torch.testing.assert_close(square @ square.T, products, atol=1e-5, rtol=0)
-    assert any(found["lexical"])
 
 
 def test_the_record_of_everything(lifted_run, texts, tmp_path, target_shape):
@@ -220,17 +112,15 @@ def test_a_head_that_is_square_already(metadata, save_run, tiny_shape, tmp_path)
         (8, r"has 8 outputs for 16 inputs.*To fix, leave colbert_dim as it is"),
     ],
 )
-def test_no_head_to_make_square(size, message, metadata, save_run, tmp_path):
+def test_no_head_to_make_square(size, message, metadata, save_run, refuses):
     shape = {**metadata.shape, "colbert_dim": size}
     target = {**metadata.l0_module["target"], "colbert_dim": size}
     arguments = {**metadata.l0_module, "target": target}
     run = save_run(replace(metadata, shape=shape, l0_module=arguments))
-    with pytest.raises(ValueError, match=message):
-        extract(run, tmp_path / "small", options=ExtractOptions(square_head=True))
-    assert not (tmp_path / "small").exists()
+    refuses(ValueError, message, run, square_head=True)
 
 
-def test_a_square_head_that_changes_scores_is_not_delivered(run, tmp_path, monkeypatch):
+def test_a_square_head_that_changes_scores_is_not_delivered(run, monkeypatch, refuses):
     from bge_pruning.export import extraction
 
     narrow = extraction.narrow_head
@@ -242,9 +132,7 @@ def test_a_square_head_that_changes_scores_is_not_delivered(run, tmp_path, monke
 
     monkeypatch.setattr(extraction, "narrow_head", torch.no_grad()(wrong))
     message = r"the square multi-vector head moves a score by \d\.\de-0\d, more than 1e-05\. To fix"
-    with pytest.raises(ValidationError, match=message):
-        extract(run, tmp_path / "small", options=ExtractOptions(square_head=True))
-    assert not (tmp_path / "small").exists()
+    refuses(ValidationError, message, run, square_head=True)
 
 
 # The source's dimensions
@@ -301,40 +189,36 @@ def test_a_map_fitted_on_texts_comes_nearer(
 
 
 def test_the_source_has_to_be_the_one_that_was_pruned(
-    metadata, save_run, run, many_texts, tmp_path
+    metadata, save_run, run, many_texts, tmp_path, refuses
 ):
     extract(run, tmp_path / "other")
     run = save_run(replace(metadata, base_model=str(tmp_path / "other")))
-    options = ExtractOptions(keep_dimension=True, fit_texts=(many_texts,))
     message = r"has 16 dimensions, but the model that was pruned had 32\. To fix"
-    with pytest.raises(ValueError, match=message):
-        extract(run, tmp_path / "small", options=options)
-    assert not (tmp_path / "small").exists()
+    refuses(ValueError, message, run, keep_dimension=True, fit_texts=(many_texts,))
 
 
 @pytest.mark.parametrize("fitted", [False, True])
-def test_a_source_with_a_map_of_its_own(fitted, metadata, save_run, run, many_texts, tmp_path):
+def test_a_source_with_a_map_of_its_own(
+    fitted, metadata, save_run, run, many_texts, tmp_path, refuses
+):
     """An index of it has the dimensions of that map; the gates were those of its encoder's."""
     first = extract(run, tmp_path / "first", options=ExtractOptions(keep_dimension=True))
     again = replace(metadata, base_model=str(tmp_path / "first"), source_pruning=first)
     run = save_run(again)
-    options = ExtractOptions(keep_dimension=True, fit_texts=(many_texts,) if fitted else ())
     message = r"first was itself written with --keep-dimension: its vectors have 32 dim.* To fix"
-    with pytest.raises(ValueError, match=message):
-        extract(run, tmp_path / "second", options=options)
-    assert not (tmp_path / "second").exists()
+    refuses(
+        ValueError, message, run, keep_dimension=True, fit_texts=(many_texts,) if fitted else ()
+    )
     assert extract(run, tmp_path / "second")["source"]["projection"] == first["projection"]
 
 
-def test_a_wrong_dense_module_is_not_delivered(run, tmp_path, monkeypatch):
+def test_a_wrong_dense_module_is_not_delivered(run, monkeypatch, refuses):
     from bge_pruning.export import keep_dimension
 
     insert = keep_dimension._insert
     monkeypatch.setattr(keep_dimension, "_insert", lambda folder, p: insert(folder, p.flip(0)))
     message = r"with the Dense module sentence-transformers is .* off, more than 1e-05\. To fix"
-    with pytest.raises(ValidationError, match=message):
-        extract(run, tmp_path / "small", options=ExtractOptions(keep_dimension=True))
-    assert not (tmp_path / "small").exists()
+    refuses(ValidationError, message, run, keep_dimension=True)
 
 
 def test_a_projection_keeps_prompts_pooling_and_length(metadata, save_run, tmp_path):
@@ -368,66 +252,6 @@ def test_kept_texts_keep_their_vectors(run, texts, tmp_path):
     assert np.array_equal(whole, trimmed)
 
 
-FLAG = """\
-import json, sys
-from FlagEmbedding import BGEM3FlagModel
-from transformers import AutoTokenizer
-
-folder, texts = sys.argv[1], json.loads(sys.argv[2])
-found = BGEM3FlagModel(folder, use_fp16=False, devices="cpu").encode(
-    texts, max_length=510, return_dense=True, return_sparse=True, return_colbert_vecs=False
-)
-print("RESULT" + json.dumps({
-    "ids": AutoTokenizer.from_pretrained(folder)(texts)["input_ids"],
-    "dense": found["dense_vecs"].tolist(),
-    "lexical": [{t: float(w) for t, w in row.items()} for row in found["lexical_weights"]],
-}))
-"""
-
-
-def test_real_sentences_and_an_xlm_r_tokenizer(metadata, save_run, unigram_files, tmp_path):
-    """Kept sentences of two languages: tokens and outputs in FlagEmbedding are the masked model's.
-
-    The tokenizer is a Unigram one in XLM-R's layout; ``<mask>`` has the last id.
-    """
-    news = [
-        gzip.decompress((NEWS / f"newstest2019-{name}.txt.gz").read_bytes()).decode().splitlines()
-        for name in ("en", "de")
-    ]
-    sizes = {"vocab_size": 6001, "max_position_embeddings": 514, "colbert_dim": 16}
-    arguments = metadata.l0_module
-    metadata = replace(
-        metadata,
-        shape={**metadata.shape, **sizes},
-        hf_config={**metadata.hf_config, "vocab_size": 6001, "max_position_embeddings": 514},
-        l0_module={**arguments, "target": {**arguments["target"], **sizes}},
-        tokenizer_files=unigram_files,
-        max_seq_length=512,
-    )
-    run = save_run(metadata, {"heads.sparse_linear.bias": torch.tensor([1.5])})
-    folder = tmp_path / "small"
-    options = ExtractOptions(vocabulary=VocabularyRequest(languages=("en", "de")))
-    info = extract(run, folder, options=options)
-    assert 1000 < info["shape"]["vocab_size"] < 3000
-    texts = [*news[0][:6], *news[1][:6]]
-    done = subprocess.run(
-        [sys.executable, "-c", FLAG, str(folder), json.dumps(texts)],
-        env={**os.environ, "HF_HUB_OFFLINE": "1"},
-        check=True,
-        capture_output=True,
-        text=True,
-    )
-    found = json.loads(done.stdout.partition("RESULT")[2])
-    old_ids = json.loads((folder / "vocab_map.json").read_text())["old_ids"]
-    hidden = info["kept"]["hidden"]
-    for row, ours in enumerate(masked_outputs(run, texts)):
-        assert [old_ids[token] for token in found["ids"][row]] == ours["ids"]
-        dense = ours["dense_vecs"][hidden].tolist()
-        assert found["dense"][row] == pytest.approx(dense, abs=1e-5)
-        weights = {old_ids[int(token)]: w for token, w in found["lexical"][row].items()}
-        assert weights == pytest.approx(lexical(ours["ids"], ours["token_weights"]), abs=1e-5)
-
-
 def test_a_tokenizer_of_the_old_vocabulary_is_not_left(run, texts, metadata, save_run, tmp_path):
     """FlagEmbedding would read it where tokenizer.json is missing."""
     files = {**metadata.tokenizer_files, "sentencepiece.bpe.model": b"old"}
@@ -439,11 +263,13 @@ def test_a_tokenizer_of_the_old_vocabulary_is_not_left(run, texts, metadata, sav
     assert not (tmp_path / "trimmed" / "sentencepiece.bpe.model").exists()
 
 
-def test_texts_that_are_not_there_are_said_before_anything_is_written(run, tmp_path):
-    options = ExtractOptions(vocabulary=VocabularyRequest(("gone.txt",)))
-    with pytest.raises(FileNotFoundError, match=r"gone\.txt: no such file\. To fix"):
-        extract(run, tmp_path / "small", options=options)
-    assert {path.name for path in tmp_path.iterdir()} == {"run"}
+def test_texts_that_are_not_there_are_said_before_anything_is_written(run, refuses):
+    refuses(
+        FileNotFoundError,
+        r"gone\.txt: no such file\. To fix",
+        run,
+        vocabulary=VocabularyRequest(("gone.txt",)),
+    )
 
 
 # All or nothing
@@ -457,15 +283,12 @@ def test_without_onnx_it_is_said_before_the_model_is_read(run, tmp_path, monkeyp
 
 
 @pytest.mark.parametrize("step", ["export_onnx", "add_projection", "check_folder"])
-def test_nothing_stays_of_what_fails_late(step, run, tmp_path, monkeypatch):
+def test_nothing_stays_of_what_fails_late(step, run, monkeypatch, refuses):
     def fail(*_: Any) -> None:
         raise RuntimeError("late")
 
     monkeypatch.setattr(module, step, fail)
-    options = ExtractOptions(onnx=True, keep_dimension=True)
-    with pytest.raises(RuntimeError, match="late"):
-        extract(run, tmp_path / "small", options=options)
-    assert {path.name for path in tmp_path.iterdir()} == {"run"}
+    refuses(RuntimeError, "late", run, onnx=True, keep_dimension=True)
 
 
 def drop_pad(folder: Path) -> None:
@@ -488,7 +311,7 @@ def set_positions(folder: Path) -> None:
     ],
 )
 def test_what_only_servers_would_stumble_over_is_not_delivered(
-    change, message, run, tmp_path, monkeypatch
+    change, message, run, monkeypatch, refuses
 ):
     validate = module.validate
 
@@ -498,9 +321,7 @@ def test_what_only_servers_would_stumble_over_is_not_delivered(
         return difference
 
     monkeypatch.setattr(module, "validate", validate_and_change)
-    with pytest.raises(FolderError, match=message):
-        extract(run, tmp_path / "small")
-    assert not (tmp_path / "small").exists()
+    refuses(FolderError, message, run)
 
 
 def test_the_written_folder_is_what_servers_demand(run, target_shape, tmp_path):

@@ -60,9 +60,9 @@ def session_of(folder, tmp_path):
 
 @pytest.mark.parametrize("pooling", ["cls", "mean"])
 @pytest.mark.parametrize("lengths", [[9], [2], [5, 5], [128, 3, 60], [7, 2, 4, 6, 3]], ids=str)
-def test_outputs_are_those_of_transformers(lengths, pooling, copy_model, tmp_path):
+def test_outputs_are_those_of_transformers(lengths, pooling, copy_without, tmp_path):
     """Texts of different lengths: padding moves neither positions nor attention nor a mean."""
-    folder = copy_model(pooling=pooling)
+    folder = copy_without(pooling=pooling)
     ids, mask = batch(lengths)
     found = run_session(session_of(folder, tmp_path), ids, mask, ALL)
     expected = transformers_outputs(folder, ids, mask, pooling)
@@ -96,8 +96,8 @@ def test_positions_come_from_the_ids_as_in_transformers(folder, tmp_path):
     np.testing.assert_allclose(found[HIDDEN][0], expected[HIDDEN][0], atol=1e-5)
 
 
-def test_only_heads_that_exist(copy_model, tmp_path):
-    session = session_of(copy_model("sparse_linear", "colbert_linear"), tmp_path)
+def test_only_heads_that_exist(copy_without, tmp_path):
+    session = session_of(copy_without("sparse_linear", "colbert_linear"), tmp_path)
     assert [output.name for output in session.get_outputs()] == [HIDDEN, "dense_vecs"]
 
 
@@ -126,9 +126,9 @@ def test_a_model_cut_in_memory(folder, tmp_path):
 
 
 @pytest.mark.parametrize("pooling", ["cls", "mean"])
-def test_projected_dense_vectors(pooling, copy_model, tmp_path):
+def test_projected_dense_vectors(pooling, copy_without, tmp_path):
     """The other outputs know nothing of it; text-embeddings-inference reads the second name."""
-    folder = copy_model(pooling=pooling)
+    folder = copy_without(pooling=pooling)
     projection = torch.randn(40, 32, generator=torch.Generator().manual_seed(4))
     base = replace(load_base_model(str(folder)), projection=projection)
     model = write_graph(base, tmp_path)

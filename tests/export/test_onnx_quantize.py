@@ -141,8 +141,8 @@ def test_it_is_scored_as_any_model(exported, collection):
     assert len(scores) == len(MODES)
 
 
-def test_only_heads_that_exist(copy_model):
-    folder = copy_model("sparse_linear", "colbert_linear")
+def test_only_heads_that_exist(copy_without):
+    folder = copy_without("sparse_linear", "colbert_linear")
     export_onnx(folder)
     assert set(export_onnx_int8(folder, rounds=1).cosine.as_dict()) == {"dense_vecs"}
 

@@ -7,7 +7,7 @@ import json
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from tokenizers import Tokenizer, processors
 
@@ -64,7 +64,6 @@ def check_kept_texts(content: bytes, kept: set[int], texts: list[str]) -> int:
 
 
 @given(pieces=PIECES, texts=st.lists(WORDS, max_size=30), draw=st.data())
-@settings(max_examples=300, deadline=None)
 def test_a_kept_text_keeps_its_unigram_pieces(make_unigram, pieces, texts, draw):
     """Also where scores tie, and where letters have no piece, or lose it."""
     lowest = 1 + min(range(len(pieces)), key=list(pieces.values()).__getitem__)
@@ -97,7 +96,6 @@ def make_wordpiece(make_tokenizer):
     texts=st.lists(WORDS, max_size=30),
     draw=st.data(),
 )
-@settings(max_examples=300, deadline=None)
 def test_a_kept_text_keeps_its_word_pieces(make_wordpiece, stems, texts, draw):
     """Also one of unknown words, as every character of a piece has its own; 'd' has none."""
     singles = [p + letter for letter in LETTERS[:3] for p in ("", "##")]

@@ -2,24 +2,35 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Callable, Iterator
 
 import pytest
 
-COUNTS: dict[str, int] = {}
+KEY = "tried"
 
 
 @pytest.fixture
-def summary() -> Iterator[dict[str, int]]:
-    """What the tests tried, by name."""
-    return COUNTS
+def summary(record_property: Callable[[str, int], None]) -> Iterator[Counter[str]]:
+    """What a test tried, by name; the reports carry it, whichever process the test ran in."""
+    counts: Counter[str] = Counter()
+    yield counts
+    for name, count in counts.items():
+        record_property(f"{KEY}/{name}", count)
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
     """One line for each kind of trial."""
-    if not COUNTS:
+    counts: Counter[str] = Counter()
+    reports = [report for found in terminalreporter.stats.values() for report in found]
+    for report in reports:
+        if getattr(report, "when", None) == "teardown":
+            for name, count in report.user_properties:
+                kind, _, tried = str(name).partition("/")
+                counts.update({tried: count} if kind == KEY else {})
+    if not counts:
         return
     failed = len(terminalreporter.stats.get("failed", []) + terminalreporter.stats.get("error", []))
     terminalreporter.section("reliability")
-    for name, count in {**COUNTS, "failures": failed}.items():
+    for name, count in {**counts, "failures": failed}.items():
         terminalreporter.write_line(f"{name:<48} {count:>6,}")

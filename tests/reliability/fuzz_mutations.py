@@ -8,6 +8,7 @@ import json
 import shutil
 import struct
 from collections.abc import Callable, Iterator
+from itertools import chain
 from pathlib import Path
 from random import Random
 from typing import Any
@@ -15,26 +16,38 @@ from typing import Any
 import yaml
 
 NAN, INF = float("nan"), float("inf")
-ODD = [
-    *(None, True, False, "", " ", "x", "-1", "1", "nan", "1e400", "null", "???", "~"),
-    *(0, 1, -1, 2, 3, 7, 0.5, 1.5, -0.0, NAN, INF, -INF, 1e308, 1e-320),
-    *(2**31, -(2**31), 2**63, 10**12, 10**30, 10**400),
-    *([], {}, [None], [1, "x"], [[]], {"a": 1}, {"": None}, {"name": "x"}, [{}], [[1, 2], [3]]),
-    *("\x00", "a\x00b", "größer 狗 🐈", "\u202e", "\ud800", "x" * 5000, "a\nb", "\t", "\x1b[31m"),
-    *(
-        "../../x",
-        "/",
-        "/dev/null",
-        ".",
-        "..",
-        "~",
-        "hf://x",
-        "${x}",
-        "${run_name",
-        "${oc.env:HOME}",
-    ),
-    *("1ba", "0ba", "-1ba", "1e9ba", "99999999999999999999ba", "1.5dur", "0dur", "1ep", "inf"),
-]
+ODD = list(
+    chain(
+        (None, True, False, "", " ", "x", "-1", "1", "nan", "1e400", "null", "???", "~"),
+        (0, 1, -1, 2, 3, 7, 0.5, 1.5, -0.0, NAN, INF, -INF, 1e308, 1e-320),
+        (2**31, -(2**31), 2**63, 10**12, 10**30, 10**400),
+        ([], {}, [None], [1, "x"], [[]], {"a": 1}, {"": None}, {"name": "x"}, [{}], [[1, 2], [3]]),
+        (
+            "\x00",
+            "a\x00b",
+            "größer 狗 🐈",
+            "\u202e",
+            "\ud800",
+            "x" * 5000,
+            "a\nb",
+            "\t",
+            "\x1b[31m",
+        ),
+        (
+            "../../x",
+            "/",
+            "/dev/null",
+            ".",
+            "..",
+            "~",
+            "hf://x",
+            "${x}",
+            "${run_name",
+            "${oc.env:HOME}",
+        ),
+        ("1ba", "0ba", "-1ba", "1e9ba", "99999999999999999999ba", "1.5dur", "0dur", "1ep", "inf"),
+    )
+)
 # What is not in the characters of a JSON string is in the bytes of a file.
 BLOBS = [
     b"",

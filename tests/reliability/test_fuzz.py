@@ -138,9 +138,9 @@ def test_bad_input_is_one_clear_error(name, place, summary):
             # One example of each defect is enough to find it.
             kind = re.sub(r"'[^']*'|[\d.]+", "*", defect)[:90]
             defects.setdefault(kind, f"{' '.join(defect.split())} [{done} seed={seed}]")
-        summary["inputs tried"] = summary.get("inputs tried", 0) + 1
+        summary["inputs tried"] += 1
         code = f"inputs that ended with {outcome.code}"
-        summary[code] = summary.get(code, 0) + 1
+        summary[code] += 1
 
     try_one()
     assert not defects, "\n".join(["", *sorted(defects.values())])

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import re
 import subprocess
@@ -17,6 +16,7 @@ from bge_pruning.config.load import load_config, pruned_model_folder
 from bge_pruning.export.extract import extract
 from bge_pruning.model_io.checkpoint import find_checkpoint, load_state
 from bge_pruning.workflows.baselines import cut_baseline
+from tests.common.trainings import logged, losses, read_metrics
 
 ROOT = Path(__file__).parents[2]
 COMPOSER = str(Path(sys.executable).with_name("composer"))
@@ -52,19 +52,23 @@ RUNS = {
     "2 ranks sharded": (2, MIXED, ("parallelism.fsdp=true",)),
     "4 ranks sharded": (4, (*MIXED, *MEMORY), ("parallelism.fsdp=true",)),
     "2 ranks sharded and clipped": (
-        *(2, (*MIXED, "optimizer.max_grad_norm=1.0")),
+        2,
+        (*MIXED, "optimizer.max_grad_norm=1.0"),
         ("parallelism.fsdp=true", "parallelism.sharding=gradients"),
     ),
     "2 ranks sharded, microbatches": (
-        *(2, (PIECES.format(size=2), "loss.distillation_similarity=0")),
+        2,
+        (PIECES.format(size=2), "loss.distillation_similarity=0"),
         ("parallelism.fsdp=true",),
     ),
     "2 ranks sharded, gates in an order": (
-        *(2, (*MIXED, "model.l0_module.init_order=reconstruction", DECIDED)),
+        2,
+        (*MIXED, "model.l0_module.init_order=reconstruction", DECIDED),
         ("parallelism.fsdp=true",),
     ),
     "2 ranks sharded files": (
-        *(2, MIXED),
+        2,
+        MIXED,
         ("parallelism.fsdp=true", "parallelism.state_dict=sharded"),
     ),
 }
@@ -84,11 +88,6 @@ def launch(ranks: int, fault: str, yaml: Path, *overrides: str, trace: Path | No
     )
 
 
-def logged(folder: Path, key: str) -> list[float]:
-    rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
-    return [row["metrics"][key] for row in rows if key in row["metrics"]]
-
-
 def weights(folder: Path) -> dict[str, torch.Tensor]:
     state = load_state(find_checkpoint(folder))["state"]["model"]
     # DistributedDataParallel may prefix every name.
@@ -96,7 +95,7 @@ def weights(folder: Path) -> dict[str, torch.Tensor]:
 
 
 @pytest.fixture(scope="module")
-def run_ranks(make_yaml, tmp_path_factory, contrastive_jsonl, sts_csv):
+def train_on_ranks(make_yaml, tmp_path_factory, contrastive_jsonl, sts_csv):
     """A function that trains on many ranks, once: the run folder, and hashes of gates by rank."""
     done = {}
 
@@ -116,46 +115,53 @@ def run_ranks(make_yaml, tmp_path_factory, contrastive_jsonl, sts_csv):
 
 
 @pytest.mark.parametrize("name", RUNS)
-def test_the_gates_are_the_same_on_all_ranks_at_every_step(name, run_ranks, summary):
-    _, hashes = run_ranks(name)
+def test_the_gates_are_the_same_on_all_ranks_at_every_step(name, train_on_ranks, summary):
+    _, hashes = train_on_ranks(name)
     assert all(lines == hashes[0] for lines in hashes)
     assert len({line.split()[0] for line in hashes[0]}) == 5
     assert len(set(hashes[0])) >= 5
-    summary["ranks compared"] = summary.get("ranks compared", 0) + len(hashes)
+    summary["ranks compared"] += len(hashes)
 
 
 @pytest.mark.parametrize("name", RUNS)
 def test_ranks_equal_one_process(
-    name, run_ranks, tmp_path, train_tiny, assert_same, contrastive_jsonl, sts_csv, summary
+    name, train_on_ranks, tmp_path, train_tiny, assert_same, contrastive_jsonl, sts_csv, summary
 ):
     given = [text.format(jsonl=contrastive_jsonl, csv=sts_csv) for text in RUNS[name][1]]
     one = train_tiny(tmp_path, *STEPS, *given)
-    many, _ = run_ranks(name)
+    many, _ = train_on_ranks(name)
     keys = ("loss/train/total", "loss/train/lagrangian", "pruning/lambda_1/hidden")
     for key in keys:
         assert len(logged(one, key)) == 5
         assert logged(many, key) == pytest.approx(logged(one, key), abs=1e-5, rel=1e-5)
     assert_same(weights(one), weights(many), atol=2e-5)
-    summary["ranks compared"] = summary.get("ranks compared", 0) + RUNS[name][0]
+    summary["ranks compared"] += RUNS[name][0]
 
 
-def test_a_sharded_run_is_extracted_as_any_other(run_ranks, tmp_path, summary):
+def test_a_sharded_run_is_extracted_as_any_other(train_on_ranks, tmp_path, summary):
     """masked == extracted is checked by the extraction itself."""
     files = []
     for name in ("2 ranks sharded", "2 ranks sharded files"):
-        folder, _ = run_ranks(name)
+        folder, _ = train_on_ranks(name)
         extract(folder, tmp_path / name)
         files.append((tmp_path / name / "model.safetensors").read_bytes())
     assert files[0] == files[1]
-    summary["ranks compared"] = summary.get("ranks compared", 0) + 4
+    summary["ranks compared"] += 4
 
 
 @pytest.mark.parametrize("state_dict", ["full", "sharded"])
 def test_a_sharded_run_goes_on_where_it_was_killed(
-    state_dict, run_ranks, make_yaml, tmp_path, assert_same, contrastive_jsonl, sts_csv, summary
+    state_dict,
+    train_on_ranks,
+    make_yaml,
+    tmp_path,
+    assert_same,
+    contrastive_jsonl,
+    sts_csv,
+    summary,
 ):
     name = "2 ranks sharded" + (" files" if state_dict == "sharded" else "")
-    whole, _ = run_ranks(name)
+    whole, _ = train_on_ranks(name)
     given = [text.format(jsonl=contrastive_jsonl, csv=sts_csv) for text in MIXED]
     arguments = [*STEPS, *given, *RUNS[name][2], "save_interval=1ba", "autoresume=true"]
     yaml = make_yaml(tmp_path)
@@ -165,9 +171,9 @@ def test_a_sharded_run_goes_on_where_it_was_killed(
     again = launch(2, "none", yaml, *arguments)
     assert again.returncode == 0, again.stdout + again.stderr
     folder = tmp_path / "runs" / "tiny"
-    assert logged(folder, "loss/train/total")[-2:] == logged(whole, "loss/train/total")[-2:]
+    assert losses(folder)[-2:] == losses(whole)[-2:]
     assert_same(weights(whole), weights(folder))
-    summary["ranks compared"] = summary.get("ranks compared", 0) + 2
+    summary["ranks compared"] += 2
 
 
 @pytest.mark.parametrize(("rows", "sharded"), [(39, False), (37, True)])
@@ -179,7 +185,8 @@ def test_four_ranks_evaluate_as_one(
     odd.write_text("".join(sts_csv.read_text().splitlines(keepends=True)[:rows]))
     collection = write_collection(tmp_path / "docs", rows - 10)
     overrides = [
-        *(*STEPS[:-1], "max_duration=2ba"),
+        *STEPS[:-1],
+        "max_duration=2ba",
         f"data.eval=[{{name: dev, kind: sts, path: {odd}}},"
         f" {{name: docs, kind: beir, path: {collection}, split: test}}]",
         "evaluation.modes=[dense, all]",
@@ -190,12 +197,11 @@ def test_four_ranks_evaluate_as_one(
     assert result.returncode == 0, result.stdout + result.stderr
     one = train_tiny(tmp_path / "one", *overrides)
     four = tmp_path / "four" / "runs" / "tiny"
-    lines = (one / "metrics.jsonl").read_text().splitlines()
-    keys = {key for line in lines for key in json.loads(line)["metrics"] if key[:5] == "eval/"}
+    keys = {key for row in read_metrics(one) for key in row["metrics"] if key.startswith("eval/")}
     assert len(keys) > 8
     for key in keys - {"eval/seconds"}:
         assert logged(four, key) == pytest.approx(logged(one, key), abs=1e-6), key
-    summary["ranks compared"] = summary.get("ranks compared", 0) + 4
+    summary["ranks compared"] += 4
 
 
 MESSAGE = "the disk of this rank is on fire"
@@ -219,7 +225,7 @@ def test_a_rank_that_fails_ends_the_run_with_its_error(fault, make_yaml, tmp_pat
     assert FAULTS[fault] in result.stderr, result.stdout + result.stderr
     # The launcher gives the others 30 seconds; starting takes longer on a busy machine.
     assert time.monotonic() - begun < 200
-    summary["ranks that failed"] = summary.get("ranks that failed", 0) + 1
+    summary["ranks that failed"] += 1
 
 
 def launch_two_nodes(port: int, fault: str, yaml: Path, *overrides: str) -> list[tuple[int, str]]:
@@ -253,7 +259,7 @@ def test_ranks_recover_from_the_same_refitted_model(
     found = weights(tmp_path / "runs" / "tiny-recovery")
     one = train_tiny(tmp_path, *given, "overwrite=true")
     assert_same(weights(one), found, atol=2e-5)
-    summary["ranks compared"] = summary.get("ranks compared", 0) + 2
+    summary["ranks compared"] += 2
 
 
 def test_two_nodes_equal_one_process(make_yaml, train_tiny, tmp_path, assert_same, summary):
@@ -261,7 +267,7 @@ def test_two_nodes_equal_one_process(make_yaml, train_tiny, tmp_path, assert_sam
     assert [code for code, _ in nodes] == [0, 0], nodes
     one = train_tiny(tmp_path / "one", *STEPS)
     assert_same(weights(one), weights(tmp_path / "two" / "runs" / "tiny"), atol=1e-5)
-    summary["ranks compared"] = summary.get("ranks compared", 0) + 2
+    summary["ranks compared"] += 2
 
 
 @pytest.mark.parametrize("rank", [0, 1])
@@ -270,11 +276,11 @@ def test_a_node_whose_rank_fails_ends_the_other(rank, make_yaml, tmp_path, summa
     nodes = launch_two_nodes(PORT + 1 + rank, fault, make_yaml(tmp_path), "data.eval=[]")
     assert all(code != 0 for code, _ in nodes), nodes
     assert f"error: {MESSAGE}" in nodes[0][1] or f"error (rank 1): {MESSAGE}" in nodes[0][1]
-    summary["ranks that failed"] = summary.get("ranks that failed", 0) + 1
+    summary["ranks that failed"] += 1
 
 
 def test_a_cache_may_take_longer_than_the_time_out(make_yaml, tmp_path, summary):
     fault = "is slow:making a cache:0"
     result = launch(2, fault, make_yaml(tmp_path), "data.eval=[]", "dist_timeout=5")
     assert result.returncode == 0, result.stdout + result.stderr
-    summary["ranks compared"] = summary.get("ranks compared", 0) + 2
+    summary["ranks compared"] += 2

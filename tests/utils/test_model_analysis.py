@@ -8,12 +8,16 @@ from bge_pruning.utils.model_analysis import measure_speed, take_turns
 
 
 @pytest.fixture
-def embedder(tiny_model):
+def embedder(model_folder):
+    from sentence_transformers import SentenceTransformer
+
+    model = SentenceTransformer(str(model_folder), device="cpu")
+
     class Embedder:
         device, batch_size = "cpu", 4
 
         def encode(self, texts):
-            return tiny_model.encode(texts, show_progress_bar=False)
+            return model.encode(texts, show_progress_bar=False)
 
     return Embedder()
 

@@ -19,13 +19,10 @@ from bge_pruning.models.encoder_shape import EncoderShape, count_parameters
 from bge_pruning.workflows import family
 from bge_pruning.workflows.family import choose_members, cut_member, export_family, is_done
 from bge_pruning.workflows.stages import EvaluationPlan
+from tests.common.trainings import read_json
 
 OVERRIDES = ["recovery.max_duration=3ba", "seed=5"]
 DENSITIES = [0.5, 0.75]
-
-
-def read_json(path: Path) -> dict:
-    return json.loads(path.read_text(encoding="utf-8"))
 
 
 @pytest.fixture(scope="module")
@@ -118,9 +115,8 @@ def test_every_size_is_evaluated_reported_and_compared(sizes):
         }
         assert "Quality: not measured" not in (folder / "model" / "README.md").read_text()
     beside = sizes[0].parent
-    assert {path.name for path in beside.iterdir()} == {
-        *("75pct", "50pct", "comparison.json", "comparison.md", "pareto.png")
-    }
+    names = "75pct 50pct comparison.json comparison.md pareto.png".split()
+    assert {path.name for path in beside.iterdir()} == set(names)
     text = (beside / "comparison.md").read_text(encoding="utf-8")
     assert "75pct" in text and "50pct" in text
 
@@ -137,6 +133,7 @@ def test_what_is_there_is_kept(finished, sizes, pruned, sts_csv, monkeypatch):
     assert (sizes[1] / "model" / "model.safetensors").stat().st_mtime_ns == before
 
 
+@pytest.mark.slow
 def test_a_call_goes_on_with_autoresume(finished, sizes, sts_csv):
     """The pruning run is finished, a recovered model is gone: only that is made again."""
     weights = [folder / "model" / "model.safetensors" for folder in sizes]
@@ -217,6 +214,7 @@ def test_densities_are_checked_before_the_training(densities, tiny_yaml, sts_csv
         export_family([str(tiny_yaml)], [], densities, EvaluationPlan([str(sts_csv)]))
 
 
+@pytest.mark.slow
 def test_goes_on_after_all_that_was_trained(finished, sizes, pruned, sts_csv):
     """A call that died after a recovery, before its model was written."""
     folder, results = finished[0], sizes[-1]

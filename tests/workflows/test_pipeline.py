@@ -18,6 +18,7 @@ from bge_pruning.config.load import ConfigError, load_config
 from bge_pruning.workflows import pipeline
 from bge_pruning.workflows.pipeline import run_pipeline, step_commands
 from bge_pruning.workflows.stages import EvaluationPlan
+from tests.common.trainings import PIPELINE, read_json
 
 ROOT = Path(__file__).parents[2]
 TARGET = {
@@ -27,13 +28,7 @@ TARGET = {
     "intermediate_size": 48,
 }
 AXES = dict(zip(("hidden", "head", "layer", "intermediate"), TARGET.values(), strict=True))
-# The learning rate is 0 in the first two steps: Composer's schedules start late.
-OVERRIDES = ["recovery.max_duration=3ba", "seed=5"]
 NO_TARGET = "model.l0_module.target_model=null"
-
-
-def read_json(path: Path) -> dict:
-    return json.loads(path.read_text(encoding="utf-8"))
 
 
 def tree(folder: Path) -> set[str]:
@@ -41,15 +36,8 @@ def tree(folder: Path) -> set[str]:
 
 
 @pytest.fixture(scope="module")
-def finished(tmp_path_factory, make_yaml, sts_csv) -> tuple[Path, dict]:
-    """The folder of a run of four steps and three of recovery, and what the pipeline returned."""
-    folder = tmp_path_factory.mktemp("finished")
-    return folder, run_pipeline([str(make_yaml(folder))], OVERRIDES, EvaluationPlan([str(sts_csv)]))
-
-
-@pytest.fixture(scope="module")
-def results(finished) -> Path:
-    return finished[0] / "results" / "tiny"
+def results(finished_pipeline) -> Path:
+    return finished_pipeline.results
 
 
 # What it leaves behind
@@ -79,10 +67,9 @@ def test_results_folder_holds_everything_and_nothing_else(results):
     }
 
 
-def test_config_is_the_one_that_was_asked_for(finished, results):
-    assert load_config([results / "config.yaml"]) == load_config(
-        [finished[0] / "tiny.yaml"], OVERRIDES
-    )
+def test_config_is_the_one_that_was_asked_for(finished_pipeline, results):
+    asked = load_config([finished_pipeline.yaml], PIPELINE)
+    assert load_config([results / "config.yaml"]) == asked
 
 
 def test_both_models_have_the_target_shape(results):
@@ -99,7 +86,9 @@ def test_both_models_have_the_target_shape(results):
     assert read_json(results / "pruning.json") == read_json(results / "model" / "pruning.json")
 
 
-def test_recovery_started_from_the_pruned_model_and_trained_it(results, finished, load_state):
+def test_recovery_started_from_the_pruned_model_and_trained_it(
+    results, finished_pipeline, load_state
+):
     from safetensors.torch import load_file
 
     pruned, recovered = (
@@ -109,7 +98,7 @@ def test_recovery_started_from_the_pruned_model_and_trained_it(results, finished
     # One step of Adam at a learning rate of 1e-3.
     assert 0 < moved["encoder.layer.0.output.dense.weight"] < 3e-3
     assert max(moved.values()) < 3e-3
-    trained = load_state(finished[0] / "runs" / "tiny-recovery")["model"]
+    trained = load_state(finished_pipeline.folder / "runs" / "tiny-recovery")["model"]
     name = "encoder.layer.0.output.dense.weight"
     assert torch.equal(trained[f"backbone.{name}"], recovered[name])
 
@@ -128,8 +117,8 @@ def test_gates_agree_with_the_cut(results):
                 assert set(stays[kept["layer"]].sum(1)) == {count}
 
 
-def test_metrics_are_those_of_the_two_runs(results, finished):
-    runs = finished[0] / "runs"
+def test_metrics_are_those_of_the_two_runs(results, finished_pipeline):
+    runs = finished_pipeline.folder / "runs"
     for name, run, steps in (
         ("metrics.jsonl", "tiny", 4),
         ("metrics-recovery.jsonl", "tiny-recovery", 3),
@@ -141,11 +130,13 @@ def test_metrics_are_those_of_the_two_runs(results, finished):
         assert len(losses) == steps
 
 
-def test_evaluation_is_that_of_the_written_models(results, finished, model_folder, sts_csv):
+def test_evaluation_is_that_of_the_written_models(
+    results, finished_pipeline, model_folder, sts_csv
+):
     from sentence_transformers import SentenceTransformer
 
     evaluation = read_json(results / "evaluation.json")
-    assert evaluation == finished[1]
+    assert evaluation == finished_pipeline.evaluation
     task, pearson = evaluation["tasks"]
     assert pearson["metric"] == "cosine_pearson"
     rows = [line.split(",") for line in sts_csv.read_text(encoding="utf-8").splitlines()]
@@ -194,56 +185,55 @@ def run_commands(commands: list[str]) -> None:
         assert runpy.run_path(str(ROOT / script))["main"](arguments) == 0, line
 
 
-@pytest.fixture(scope="module")
-def by_hand(results, finished, tmp_path_factory, make_yaml) -> Path:
-    """Results of the commands of ``commands.txt``, one by one, in another place."""
-    folder = tmp_path_factory.mktemp("by-hand")
-    make_yaml(folder)
+@pytest.mark.slow
+def test_commands_make_the_same(results, finished_pipeline, tmp_path, make_yaml):
+    """The commands of ``commands.txt``, one by one, in another place: models, card and report."""
+    make_yaml(tmp_path)
     text = (results / "commands.txt").read_text(encoding="utf-8")
-    run_commands(text.replace(str(finished[0]), str(folder)).splitlines())
-    return folder / "results" / "tiny"
-
-
-def test_commands_make_the_same_models(by_hand, results):
+    run_commands(text.replace(str(finished_pipeline.folder), str(tmp_path)).splitlines())
+    by_hand = tmp_path / "results" / "tiny"
     for name in ("pruned_model", "model"):
         assert tree(by_hand / name) == tree(results / name)
         weights = Path(name) / "model.safetensors"
         assert (by_hand / weights).read_bytes() == (results / weights).read_bytes()
 
-
-def test_commands_make_the_same_card(by_hand, results):
-    def without_times(folder: Path) -> str:
+    def card_without_times(folder: Path) -> str:
         card = (folder / "model" / "README.md").read_text(encoding="utf-8")
         return re.sub(r"^## Size and speed.*?^## ", "", card, flags=re.MULTILINE | re.DOTALL)
 
-    assert without_times(by_hand) == without_times(results)
-
-
-def test_commands_make_the_same_evaluation(by_hand, results):
     def tasks(folder: Path) -> list[dict]:
         tasks = read_json(folder / "evaluation.json")["tasks"]
         return [{key: value for key, value in task.items() if key != "seconds"} for task in tasks]
 
-    assert tasks(by_hand) == tasks(results)
-
-
-def test_commands_make_the_same_report(by_hand, results):
     def headings(folder: Path) -> list[str]:
         text = (folder / "report.md").read_text(encoding="utf-8")
         return re.findall(r"^#.*|!\[.*", text, re.MULTILINE)
 
-    assert headings(by_hand) == headings(results)
+    for part in (card_without_times, tasks, headings):
+        assert part(by_hand) == part(results)
 
 
-def test_commands_name_every_argument(tiny_yaml):
-    config = load_config([tiny_yaml])
-    overrides = ["data.train=[{name: a, kind: sts, path: b.csv}]"]
-    commands = step_commands(
-        config, config, ["a.yaml", "b.yaml"], overrides, EvaluationPlan(["x y.csv", "z.csv"])
+def words_of(yaml: Path, *overrides: str, sts: list[str], files: tuple = ()) -> list[list[str]]:
+    """The commands of a configuration, word by word."""
+    configs = [load_config([yaml], [*overrides, f"stage={s}"]) for s in ("prune", "recover")]
+    given = [o for o in overrides if not o.startswith("model.base_model")]
+    commands = step_commands(*configs, list(files) or [str(yaml)], given, EvaluationPlan(sts))
+    return [shlex.split(command) for command in commands]
+
+
+def test_commands_name_every_argument(make_yaml, tmp_path):
+    """Whatever is in a path."""
+    base = f"{tmp_path}/my model"
+    source = "data.train=[{name: a, kind: sts, path: b.csv}]"
+    words = words_of(
+        make_yaml(tmp_path / "my runs"),
+        f"model.base_model={base}",
+        source,
+        sts=["x y.csv", "z.csv"],
+        files=("a.yaml", "b.yaml"),
     )
-    run, results, base = config.run_folder, config.results_folder, config.model.base_model
-    words = [shlex.split(command) for command in commands]
-    training = ["python", "scripts/train_pruning.py", "a.yaml", "b.yaml", *overrides]
+    run, results = (f"{tmp_path}/my runs/{name}/tiny" for name in ("runs", "results"))
+    training = ["python", "scripts/train_pruning.py", "a.yaml", "b.yaml", source]
     extraction = ["python", "scripts/extract_pruned_model.py"]
     assert words[:4] == [
         training,
@@ -262,11 +252,19 @@ def test_commands_name_every_argument(tiny_yaml):
     assert report == ["python", "scripts/write_report.py", results, "--run", run]
 
 
+def test_commands_of_an_overwriting_run_overwrite_too(tiny_yaml):
+    """Or training starts anew and the models of the run before it are what is evaluated."""
+    for words in words_of(tiny_yaml, "overwrite=true", sts=["a.csv"]):
+        again = ("overwrite=true" in words) != ("--overwrite" in words)
+        # The card is made to be written again.
+        assert again != ("--card" in words), words
+    assert not any("--overwrite" in words for words in words_of(tiny_yaml, sts=["a.csv"]))
+
+
 def test_the_best_checkpoints_are_cut_if_they_are_kept(tiny_yaml, sts_csv, tmp_path):
     overrides = ["evaluation.keep_best=dev/cosine_spearman", "eval_interval=1ba"]
-    configs = [load_config([tiny_yaml], [*overrides, f"stage={s}"]) for s in ("prune", "recover")]
-    words = step_commands(*configs, [str(tiny_yaml)], overrides, EvaluationPlan(["a.csv"]))
-    assert [" --best" in line for line in words] == [False, True, False, True] + 3 * [False]
+    words = words_of(tiny_yaml, *overrides, sts=["a.csv"])
+    assert ["--best" in line for line in words] == [False, True, False, True] + 3 * [False]
     overrides.append("recovery.evaluation.keep_best=null")
     run_pipeline([str(tiny_yaml)], overrides, EvaluationPlan([str(sts_csv)]))
     results = tmp_path / "results" / "tiny"
@@ -275,35 +273,6 @@ def test_the_best_checkpoints_are_cut_if_they_are_kept(tiny_yaml, sts_csv, tmp_p
     kept = read_json(results / "pruned_model" / "pruning.json")["kept"]["layer"]
     with np.load(results / "gates.npz") as gates:
         assert np.flatnonzero(gates["layer_kept"]).tolist() == kept
-
-
-def test_commands_survive_a_folder_with_a_space(make_yaml, tmp_path):
-    yaml = make_yaml(tmp_path / "my runs")
-    config = load_config([yaml], [f"model.base_model={tmp_path}/my model"])
-    commands = step_commands(config, config, [str(yaml)], [], EvaluationPlan(["a.csv"]))
-    words = [shlex.split(command) for command in commands]
-    results = f"{tmp_path}/my runs/results/tiny"
-    assert words[1][2:] == [f"{tmp_path}/my runs/runs/tiny", f"{results}/pruned_model"]
-    assert words[3][2:] == [f"{tmp_path}/my runs/runs/tiny-recovery", f"{results}/model"]
-    assert words[4][2:5] == [f"{results}/model", "--baseline", f"{tmp_path}/my model"]
-    assert words[4][-1] == f"{results}/evaluation.json"
-    assert words[6][2:] == [results, "--run", f"{tmp_path}/my runs/runs/tiny"]
-
-
-def test_commands_of_an_overwriting_run_overwrite_too(tiny_yaml):
-    """Or training starts anew and the models of the run before it are what is evaluated."""
-    config = load_config([tiny_yaml], ["overwrite=true"])
-    commands = step_commands(
-        config, config, [str(tiny_yaml)], ["overwrite=true"], EvaluationPlan(["a.csv"])
-    )
-    for words in map(shlex.split, commands):
-        again = ("overwrite=true" in words) != ("--overwrite" in words)
-        # The card is made to be written again.
-        assert again != ("--card" in words), words
-    kept = step_commands(
-        *[load_config([tiny_yaml])] * 2, [str(tiny_yaml)], [], EvaluationPlan(["a.csv"])
-    )
-    assert not any("--overwrite" in command for command in kept)
 
 
 # What it refuses, before anything is made
@@ -334,12 +303,6 @@ def test_nothing_to_prune(refused):
     assert (ROOT / named).is_file()
 
 
-def test_an_interrupted_run(refused):
-    error = refused("autoresume=true")
-    assert isinstance(error, ConfigError)
-    assert re.match(r"the pipeline cannot resume .* interrupted\. To fix, .*one by", str(error))
-
-
 def test_sentence_pairs_that_cannot_be_read(refused, sts_csv, tmp_path):
     broken = tmp_path / "broken.csv"
     broken.write_text("a,b,1\na,b,n/a\n", encoding="utf-8")
@@ -359,42 +322,34 @@ def test_no_files_at_all(refused):
     assert "no task to evaluate on" in str(refused(sts=[]))
 
 
-def test_misspelt_key(refused):
-    assert "unknown key 'recovery.seedd'" in str(refused("recovery.seedd=1"))
+LOSSES = ("sts_regression", "distillation_alignment", "distillation_similarity")
 
 
-def test_a_target_that_cannot_be_served(refused):
-    error = refused("model.l0_module.target_model.n_heads=2")
-    assert "transformers could not load the result" in str(error)
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        ("autoresume=true", r"the pipeline cannot resume .* interrupted\. To fix, .*one by"),
+        ("recovery.seedd=1", r"unknown key 'recovery\.seedd'"),
+        ("model.l0_module.target_model.n_heads=2", "transformers could not load the result"),
+        ("model.base_model=/no/where", "/no/where"),
+        ("recovery.run_name=elsewhere", r"recovery\.run_name"),
+        ("recovery.results_folder=elsewhere", r"recovery\.results_folder"),
+        (" ".join(f"recovery.loss.{name}=0" for name in LOSSES), "loss"),
+    ],
+)
+def test_configurations_that_are_refused(overrides, message, refused):
+    assert re.search(message, str(refused(*overrides.split())))
 
 
-def test_a_model_that_is_not_there(refused, tmp_path):
-    assert "nowhere" in str(refused(f"model.base_model={tmp_path}/nowhere"))
-
-
-def test_a_run_folder_in_use(refused, tmp_path):
-    mine = tmp_path / "runs" / "tiny" / "thesis.txt"
+@pytest.mark.parametrize(
+    ("name", "overrides"),
+    [("tiny", ()), ("tiny", ("overwrite=true",)), ("tiny-recovery", ())],
+)
+def test_a_run_folder_in_use_is_noticed_before_the_training(name, overrides, refused, tmp_path):
+    mine = tmp_path / "runs" / name / "thesis.txt"
     mine.parent.mkdir(parents=True)
     mine.write_text("ten years of work")
-    assert "is in use and is kept" in str(refused())
-    assert "is in use and is kept" in str(refused("overwrite=true"))
-
-
-def test_a_recovery_folder_in_use_is_noticed_before_the_training(refused, tmp_path):
-    mine = tmp_path / "runs" / "tiny-recovery" / "thesis.txt"
-    mine.parent.mkdir(parents=True)
-    mine.write_text("ten years of work")
-    assert "tiny-recovery is in use and is kept" in str(refused())
-
-
-def test_a_recovery_without_a_loss_is_noticed_before_the_training(refused):
-    names = ("sts_regression", "distillation_alignment", "distillation_similarity")
-    refused(*(f"recovery.loss.{name}=0" for name in names))
-
-
-@pytest.mark.parametrize("key", ["run_name", "results_folder"])
-def test_a_recovery_that_looks_elsewhere_for_the_pruned_model(key, refused):
-    assert f"recovery.{key}" in str(refused(f"recovery.{key}=elsewhere"))
+    assert f"{name} is in use and is kept" in str(refused(*overrides))
 
 
 def test_a_dry_run_trains_nothing(tiny_yaml, sts_csv, tmp_path):
@@ -492,7 +447,7 @@ def test_export_options_reach_the_finished_model_alone(tiny_yaml, sts_csv, tmp_p
         "export.vocabulary_size=30",
     ]
     plan = EvaluationPlan([str(sts_csv)], modes=["dense", "colbert"])
-    run_pipeline([str(tiny_yaml)], [*OVERRIDES, *export], plan)
+    run_pipeline([str(tiny_yaml)], [*PIPELINE, *export], plan)
     results = tmp_path / "results" / "tiny"
     info = read_json(results / "model" / "pruning.json")
     assert info["projection"]["dimensions"] == 32
@@ -502,11 +457,9 @@ def test_export_options_reach_the_finished_model_alone(tiny_yaml, sts_csv, tmp_p
     assert not (results / "pruned_model" / "onnx").exists()
     lines = (results / "commands.txt").read_text().splitlines()
     words = shlex.split(next(line for line in lines if line.endswith("--onnx")))
-    assert words[4:] == [
-        *("--colbert-dim", "hidden", "--keep-dimension"),
-        *("--keep-vocabulary-from", str(tmp_path / "texts.txt"), "--languages", "en,de"),
-        *("--vocabulary-size", "30", "--onnx"),
-    ]
+    given = "--colbert-dim hidden --keep-dimension --keep-vocabulary-from {} --languages en,de"
+    expected = f"{given} --vocabulary-size 30 --onnx".format(tmp_path / "texts.txt")
+    assert words[4:] == expected.split()
 
 
 @pytest.mark.parametrize(
@@ -540,7 +493,7 @@ def test_exports_that_cannot_be_are_refused_before_the_training(
 ):
     headless = shutil.copytree(model_folder, tmp_path / "headless")
     (headless / "colbert_linear.pt").unlink()
-    overrides = [*OVERRIDES, f"model.base_model={headless}", override]
+    overrides = [*PIPELINE, f"model.base_model={headless}", override]
     with pytest.raises(ValueError, match=message):
         run_pipeline([str(tiny_yaml)], overrides, EvaluationPlan([str(sts_csv)]))
     assert not (tmp_path / "runs").exists()
@@ -617,7 +570,7 @@ def test_results_that_cannot_be_written_are_refused_at_the_start(tiny_yaml, sts_
 def test_a_baseline_runs_through_the_same_pipeline(method, tmp_path, make_yaml, sts_csv):
     """In as many steps as l0 has in all, to the same kind of folder, with commands that work."""
     yaml, plan = str(make_yaml(tmp_path)), EvaluationPlan([str(sts_csv)])
-    evaluation = run_pipeline([yaml], [*OVERRIDES, f"method={method}"], plan)
+    evaluation = run_pipeline([yaml], [*PIPELINE, f"method={method}"], plan)
     results = tmp_path / "results" / "tiny"
     info = read_json(results / "pruning.json")
     assert (info["method"], info["batches"]) == (method, {"recover": 7})  # 4 + 3 of l0
@@ -638,7 +591,7 @@ def test_the_commands_of_a_baseline_write_the_same(tmp_path, make_yaml, sts_csv,
     from safetensors.torch import load_file
 
     yaml, plan = str(make_yaml(tmp_path)), EvaluationPlan([str(sts_csv)])
-    run_pipeline([yaml], [*OVERRIDES, "method=magnitude"], plan)
+    run_pipeline([yaml], [*PIPELINE, "method=magnitude"], plan)
     results = tmp_path / "results" / "tiny"
     commands = (results / "commands.txt").read_text().splitlines()
     weights = load_file(results / "model" / "model.safetensors")

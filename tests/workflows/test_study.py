@@ -1,6 +1,5 @@
 """A study on the tiny model: what a cell holds, resuming, refusals, and l0 beside a baseline."""
 
-import json
 import shutil
 from contextlib import contextmanager
 from dataclasses import replace
@@ -33,6 +32,7 @@ from bge_pruning.workflows.study_file import (
     unfinished,
 )
 from tests.common.script_process import load_script
+from tests.common.trainings import read_json
 
 OVERRIDES = ["recovery.max_duration=3ba", "save_interval=1ba"]
 TARGET = (
@@ -95,10 +95,6 @@ def finished(tmp_path_factory, make_study):
 @pytest.fixture(scope="module")
 def cells(finished) -> dict[str, dict]:
     return {cell["method"]: cell for cell in read_cells(finished.results)}
-
-
-def read_json(path: Path) -> dict:
-    return json.loads(path.read_text(encoding="utf-8"))
 
 
 # What a cell holds
@@ -233,6 +229,7 @@ def test_a_study_killed_after_one_cell_goes_on_with_the_next(make_study, tmp_pat
     assert len(read_cells(study.results)) == 2
 
 
+@pytest.mark.slow
 def test_processes_share_the_cells(make_study, tmp_path, monkeypatch):
     study, ran = make_study(tmp_path, sts=[], modes=["dense"], seeds=[5, 6]), []
 
@@ -263,6 +260,7 @@ def test_a_process_that_gets_no_cell_leaves_the_report_to_the_others(make_study,
     assert not (study.results / "table.md").exists()
 
 
+@pytest.mark.slow
 def test_a_cell_stopped_in_its_recovery_goes_on_there(make_study, tmp_path, monkeypatch, cells):
     study = make_study(tmp_path)
     real = train.train
@@ -290,6 +288,7 @@ def test_a_cell_stopped_in_its_recovery_goes_on_there(make_study, tmp_path, monk
     assert not list(study.runs.iterdir())
 
 
+@pytest.mark.slow
 def test_runs_of_another_configuration_are_not_gone_on_with(make_study, tmp_path, monkeypatch):
     real = train.train
 

@@ -149,7 +149,8 @@ def test_shipped_studies_name_what_is_here(path, monkeypatch):
         assert Path(name).exists(), name
     for folder, split in study.retrieval.items():
         assert (Path(folder) / "qrels" / f"{split}.tsv").is_file()
-    for cell in list_cells(study):
+    # A seed is only a number: one is enough to see what its cells train on.
+    for cell in select_cells(study, [f"seed={study.seeds[0]}"]):
         config = cell_config(study, cell, "prune")
         trained = {(s.path, s.split if s.kind == "beir" else None) for s in config.data.train}
         judged = {(path, None) for path in study.sts} | set(study.retrieval.items())
