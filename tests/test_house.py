@@ -22,7 +22,7 @@ FOLDERS = (
     "training utils workflows"
 ).split()
 LAYERS = [
-    "workflows",
+    "cli : workflows",
     "train : training",
     "callbacks | algorithms",
     "export",

@@ -47,6 +47,16 @@ def read_json(path: Path) -> dict[str, Any]:
     return json.loads(path.read_text(encoding="utf-8"))
 
 
+def extract_json(*arguments: Any, **options: Any) -> dict[str, Any]:
+    """Extract a run, and return what ``pruning.json`` says, which is what is returned."""
+    from bge_pruning.export.extract import extract
+
+    record = extract(*arguments, **options)
+    content = read_json(Path(arguments[1]) / "pruning.json")
+    assert content == record.as_dict()
+    return content
+
+
 def read_metrics(run: Path) -> list[dict[str, Any]]:
     """The rows of ``metrics.jsonl``."""
     return [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
@@ -129,7 +139,7 @@ class Pipeline(NamedTuple):
     folder: Path
     yaml: Path
     results: Path
-    evaluation: dict[str, Any]
+    evaluation: Any
 
 
 @pytest.fixture(scope="session")

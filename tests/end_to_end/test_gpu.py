@@ -3,10 +3,9 @@
 import pytest
 import torch
 
-from bge_pruning.export.extract import extract
 from bge_pruning.model_io.checkpoint import cut
 from bge_pruning.models.structural_pruning import PruningMasks
-from tests.common.trainings import losses, read_metrics
+from tests.common.trainings import extract_json, losses, read_metrics
 
 pytestmark = pytest.mark.gpu
 
@@ -39,7 +38,7 @@ def test_a_step_on_the_gpu_is_a_step_on_the_cpu(tmp_path, train):
 def test_trained_on_the_gpu_extracted_on_the_cpu(precision, compiled, tmp_path, train):
     arguments = (f"precision={precision}", f"model.compile={compiled}")
     run = train(tmp_path, "device=gpu", *arguments)
-    assert extract(run, tmp_path / "small")["largest_difference"] <= 1e-5
+    assert extract_json(run, tmp_path / "small")["largest_difference"] <= 1e-5
 
 
 def test_all_outputs_are_trained_and_watched_on_the_gpu(tmp_path, train):
@@ -82,4 +81,4 @@ def test_sharded_on_the_gpu_as_on_the_cpu(state_dict, tmp_path, train):
     cpu = train(tmp_path / "cpu", *arguments)
     gpu = train(tmp_path / "gpu", *arguments, *sharded)
     assert losses(gpu) == pytest.approx(losses(cpu), abs=1e-4)
-    assert extract(gpu, tmp_path / "small")["largest_difference"] <= 1e-5
+    assert extract_json(gpu, tmp_path / "small")["largest_difference"] <= 1e-5

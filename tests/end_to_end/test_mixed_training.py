@@ -12,9 +12,8 @@ import pytest
 
 from bge_pruning.callbacks.data_callback import DataCallback
 from bge_pruning.config.load import load_config
-from bge_pruning.export.extract import extract
 from bge_pruning.train import train
-from tests.common.trainings import logged
+from tests.common.trainings import extract_json, logged
 
 ROOT = Path(__file__).parents[2]
 
@@ -71,7 +70,7 @@ def test_each_source_has_its_losses(tmp_path, train_tiny, mixture, batches):
         "distillation_colbert": set().union(*steps.values()),
     }.items():
         assert {step - shift for step in logged(run, f"loss/train/{part}")} == expected
-    assert extract(run, tmp_path / "small")["largest_difference"] <= 1e-5
+    assert extract_json(run, tmp_path / "small")["largest_difference"] <= 1e-5
 
 
 def test_an_epoch_is_as_long_as_all_sources(tmp_path, train_tiny, mixture, batches):

@@ -10,13 +10,12 @@ import torch
 
 from bge_pruning.callbacks.pruning_callback import PruningCallback
 from bge_pruning.config.load import ConfigError, load_config
-from bge_pruning.export.extract import extract
 from bge_pruning.models.encoder_shape import EncoderShape, forward_flops
 from bge_pruning.models.objective import LearnedTemperature
 from bge_pruning.train import main, train
 from bge_pruning.training import builders, optimization
 from bge_pruning.training.run_folder import check_run
-from tests.common.trainings import logged, losses, read_json
+from tests.common.trainings import extract_json, logged, losses, read_json
 
 TARGET = {
     "hidden_size": 24,
@@ -327,8 +326,8 @@ def test_three_outputs_on_the_fly_equal_cached(tmp_path, train_tiny):
 def test_three_outputs_survive_extraction_and_recovery(tmp_path, make_yaml, train_tiny):
     run = train_tiny(tmp_path, *THREE)
     config = load_config([make_yaml(tmp_path)], ["stage=recover", *THREE])
-    extract(run, Path(config.model.base_model))
-    info = extract(train(config), tmp_path / "recovered")
+    extract_json(run, Path(config.model.base_model))
+    info = extract_json(train(config), tmp_path / "recovered")
     assert info["largest_difference"] <= 1e-5
     assert len(losses(Path(config.run_folder), "distillation_colbert")) == 4
 
@@ -349,7 +348,7 @@ def contrastive(contrastive_jsonl) -> tuple[str, ...]:
 def test_queries_with_passages_train_all_outputs(tmp_path, train_tiny, contrastive, load_state):
     run = train_tiny(tmp_path, *contrastive, "max_duration=8ba")
     assert len(losses(run, "contrastive")) == len(losses(run, "self_distillation")) == 8
-    assert extract(run, tmp_path / "small")["largest_difference"] <= 1e-5
+    assert extract_json(run, tmp_path / "small")["largest_difference"] <= 1e-5
 
 
 def test_a_collection_trains_like_its_rows(
@@ -393,7 +392,7 @@ def test_temperature_is_learned_if_asked_for(tmp_path, train_tiny, contrastive, 
     run = train_tiny(tmp_path, *contrastive, "loss.learn_temperature=true", "max_duration=6ba")
     start = LearnedTemperature(0.1).raw.detach()
     assert abs(float(load_state(run)["model"]["temperature.raw"] - start)) > 1e-3
-    assert extract(run, tmp_path / "small")["largest_difference"] <= 1e-5
+    assert extract_json(run, tmp_path / "small")["largest_difference"] <= 1e-5
     fixed = train_tiny(tmp_path / "fixed", *contrastive)
     assert "temperature.raw" not in load_state(fixed)["model"]
 
@@ -428,10 +427,9 @@ def test_contrastive_objectives_that_are_refused(override, message, tiny_yaml, c
 
 
 def test_extracted_model_has_the_targets_shape(reference, tmp_path):
-    info = extract(reference, tmp_path / "small")
+    info = extract_json(reference, tmp_path / "small")
     assert TARGET.items() <= info["shape"].items()
     assert info["largest_difference"] <= 1e-5
-    assert read_json(tmp_path / "small" / "pruning.json") == info
     assert info["batches"] == {"prune": 8}
     assert read_json(tmp_path / "small" / "config.json")["num_hidden_layers"] == 3
 
@@ -440,7 +438,7 @@ def test_budget_trains_and_extracts(tmp_path, train_tiny):
     run = train_tiny(
         tmp_path, "model.l0_module.target_model=null", "model.l0_module.target_density=0.6"
     )
-    info = extract(run, tmp_path / "small")
+    info = extract_json(run, tmp_path / "small")
     counts = info["parameters"]
     assert counts["extracted"]["encoder"] / counts["source"]["encoder"] == pytest.approx(
         0.6, rel=0.005
@@ -451,7 +449,7 @@ def test_budget_trains_and_extracts(tmp_path, train_tiny):
 def test_a_speedup_trains_and_extracts(tmp_path, train_tiny):
     overrides = ("target_model=null", "target_speedup=1.5", "target_length=512")
     run = train_tiny(tmp_path, *(f"model.l0_module.{override}" for override in overrides))
-    info = extract(run, tmp_path / "small")
+    info = extract_json(run, tmp_path / "small")
     source, small = (EncoderShape(**info[key]) for key in ("source_shape", "shape"))
     fewer = forward_flops(source, [512]) / forward_flops(small, [512])
     assert fewer == pytest.approx(1.5, rel=0.01)
@@ -464,9 +462,9 @@ def test_a_speedup_trains_and_extracts(tmp_path, train_tiny):
 
 def test_recovery_trains_the_extracted_model(tmp_path, reference, make_yaml, train_tiny):
     config = load_config([make_yaml(tmp_path)], ["stage=recover"])
-    extract(reference, Path(config.model.base_model))
+    extract_json(reference, Path(config.model.base_model))
     run = train(config)
-    info = extract(run, tmp_path / "recovered")
+    info = extract_json(run, tmp_path / "recovered")
     assert TARGET.items() <= info["shape"].items()
     assert info["batches"] == {"prune": 8, "recover": 4}
     assert info["parameters"]["source"]["encoder"] > info["parameters"]["extracted"]["encoder"]

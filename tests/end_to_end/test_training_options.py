@@ -8,10 +8,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from bge_pruning.export.extract import extract
 from bge_pruning.model_io.pretrained import load_base_model
 from bge_pruning.models.bge_m3_backbone import XLMRobertaBackbone
-from tests.common.trainings import losses
+from tests.common.trainings import extract_json, losses
 
 STEPS = ("max_duration=4ba", "optimizer.eps=1e-4")
 
@@ -43,7 +42,7 @@ def test_a_compiled_encoder_learns_the_same(tmp_path, train_tiny, plain, monkeyp
     torch._dynamo.reset()
     run = train_tiny(tmp_path, *STEPS, "model.compile=true")
     assert losses(run) == pytest.approx(losses(plain), abs=1e-5)
-    assert extract(run, tmp_path / "small")["largest_difference"] <= 1e-5
+    assert extract_json(run, tmp_path / "small")["largest_difference"] <= 1e-5
 
 
 def test_frozen_embeddings_stay_and_have_no_moments(tmp_path, train_tiny, load_state, plain):
@@ -61,7 +60,7 @@ def test_frozen_embeddings_stay_and_have_no_moments(tmp_path, train_tiny, load_s
     weights = "encoder.layer.0.intermediate.dense.weight"
     trained, before = state["model"][f"backbone.{weights}"], load_base_model(base_model_of(run))
     assert not torch.equal(trained, before.backbone.state_dict()[weights])
-    assert extract(run, tmp_path / "small")["largest_difference"] <= 1e-5
+    assert extract_json(run, tmp_path / "small")["largest_difference"] <= 1e-5
 
 
 def base_model_of(run: Path) -> str:

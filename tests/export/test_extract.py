@@ -16,12 +16,14 @@ import pytest
 import torch
 
 from bge_pruning.export import extract as module
-from bge_pruning.export.extract import ExtractOptions, extract
+from bge_pruning.export.extract import ExtractOptions
 from bge_pruning.export.folder_check import FolderError, check_folder
 from bge_pruning.export.keep_dimension import add_projection
 from bge_pruning.export.validation import ValidationError
 from bge_pruning.export.vocabulary_texts import VocabularyRequest
 from bge_pruning.models.encoder_shape import EncoderShape
+from bge_pruning.utils.records import PruningRecord
+from tests.common.trainings import extract_json as extract
 
 # Their words are all of "kept" tokens below.
 TEXTS = ["A plane is taking off.", "Yes.", "the heads of a model turn a text into a vector."]
@@ -52,7 +54,6 @@ def everything(texts: str, **changes: Any) -> ExtractOptions:
 
 def test_the_record_of_everything(lifted_run, texts, tmp_path, target_shape):
     info = extract(lifted_run, tmp_path / "small", options=everything(texts))
-    assert json.loads((tmp_path / "small" / "pruning.json").read_text()) == info
     kept = info["vocabulary"]["vocabulary"]["kept"]
     shape = replace(target_shape, vocab_size=kept, colbert_dim=16)
     assert 10 < kept < 99
@@ -224,7 +225,7 @@ def test_a_wrong_dense_module_is_not_delivered(run, monkeypatch, refuses):
 def test_a_projection_keeps_prompts_pooling_and_length(metadata, save_run, tmp_path):
     prompts = {"prompts": {"query": "the plane: "}, "default_prompt_name": None}
     run = save_run(replace(metadata, prompts=prompts, pooling="mean", max_seq_length=40))
-    extract(run, tmp_path / "plain")
+    info = extract(run, tmp_path / "plain")
     extract(run, tmp_path / "kept", options=ExtractOptions(keep_dimension=True))
     for name in (
         "1_Pooling/config.json",
@@ -232,8 +233,7 @@ def test_a_projection_keeps_prompts_pooling_and_length(metadata, save_run, tmp_p
         "sentence_bert_config.json",
     ):
         assert (tmp_path / "kept" / name).read_bytes() == (tmp_path / "plain" / name).read_bytes()
-    info = json.loads((tmp_path / "plain" / "pruning.json").read_text())
-    assert add_projection(tmp_path / "plain", info)["kind"] == "selection"
+    assert add_projection(tmp_path / "plain", PruningRecord(**info)).kind == "selection"
 
 
 # Tokens

@@ -22,10 +22,11 @@ from tokenizers import Tokenizer
 from torch import Tensor
 from torch.nn.functional import normalize
 
-from bge_pruning.export.extract import ExtractOptions, extract
+from bge_pruning.export.extract import ExtractOptions
 from bge_pruning.export.vocabulary_texts import VocabularyRequest
 from bge_pruning.model_io.checkpoint import final_gates, load_trained_model
 from bge_pruning.model_io.hub import no_loading_bars
+from tests.common.trainings import extract_json as extract
 
 NEWS = Path(__file__).parents[2] / "data" / "sentences"
 TOOLS = ("sentence-transformers", "transformers", "FlagEmbedding", "ONNX Runtime")

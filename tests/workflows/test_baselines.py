@@ -36,9 +36,10 @@ def configure(tiny_yaml):
 
 
 def cut(config, folder: Path) -> dict:
-    info = cut_baseline(config, folder)
-    assert json.loads((folder / "pruning.json").read_text()) == info
-    return info
+    record = cut_baseline(config, folder)
+    content = json.loads((folder / "pruning.json").read_text())
+    assert content == record.as_dict()
+    return content
 
 
 @pytest.mark.parametrize("method", BASELINES)

@@ -94,7 +94,7 @@ def finished(tmp_path_factory, make_study):
 
 @pytest.fixture(scope="module")
 def cells(finished) -> dict[str, dict]:
-    return {cell["method"]: cell for cell in read_cells(finished.results)}
+    return {cell.method: cell.as_dict() for cell in read_cells(finished.results)}
 
 
 # What a cell holds
@@ -112,7 +112,7 @@ def test_l0_and_a_baseline_have_the_same_size_steps_and_nearly_the_same_tokens(c
 
 
 def test_a_cell_has_every_score_and_its_retention(cells, finished):
-    reference = read_reference(finished.results)
+    reference = read_reference(finished.results).as_dict()
     originals = {(e["task"], e["mode"]): e["value"] for e in reference["scores"]["original"]}
     assert len(originals) == 6
     for cell in cells.values():
@@ -130,13 +130,13 @@ def test_the_original_is_scored_as_evaluation_does_it(finished, model_folder, st
     tasks = find_tasks([str(sts_csv)], [str(documents)])
     modes = ["dense", "sparse"]
     result = evaluate(str(model_folder), None, tasks, modes, speed=False, device="cpu")
-    reference = read_reference(finished.results)["scores"]
+    reference = read_reference(finished.results).as_dict()["scores"]
     found = {(e["task"], e["mode"]): e["value"] for e in reference["original"]}
     floors = {
         name: {(e["task"], e["mode"]): e["value"] for e in reference[name]}
         for name in ("word_embeddings", "random_weights")
     }
-    for entry in (entry for entry in result["tasks"] if entry["main"]):
+    for entry in (entry.as_dict() for entry in result.main_scores()):
         key = (entry["task"], entry["mode"])
         assert entry["value"] == pytest.approx(found[key], abs=1e-6)
         for name, value in entry["floors"].items():
@@ -171,7 +171,7 @@ def test_what_a_cut_costs(cells, finished):
     for cell in cells.values():
         (loss,) = cell["cut"].values()
         assert loss["lost"] == pytest.approx(loss["before"] - loss["after"])
-    reference = read_reference(finished.results)["scores"]["original"]
+    reference = read_reference(finished.results).as_dict()["scores"]["original"]
     original = next(e for e in reference if e["kind"] == "similarity" and e["mode"] == "dense")
     assert cells["random"]["cut"]["tiny"]["before"] == original["value"]
     # Before its cut, the model of open gates is nearly the original, trained for four steps.
@@ -282,7 +282,7 @@ def test_a_cell_stopped_in_its_recovery_goes_on_there(make_study, tmp_path, monk
     assert (study.runs / "l0-half-seed5-recovery" / "latest-rank0.pt").exists()
     run_study(study, only)
     assert started == ["prune", "recover", "recover"]
-    (cell,) = read_cells(study.results)
+    cell = read_cells(study.results)[0].as_dict()
     assert cell.steps == {"prune": 4, "recover": 3}
     assert cell["tokens"] == cells["l0"]["tokens"]
     assert not list(study.runs.iterdir())
@@ -304,7 +304,7 @@ def test_runs_of_another_configuration_are_not_gone_on_with(make_study, tmp_path
             run_study(study, ["method=l0"])
     study = make_study(tmp_path, overrides=[*OVERRIDES, "max_duration=2ba"], **changes)
     run_study(study, ["method=l0"])
-    (cell,) = read_cells(study.results)
+    cell = read_cells(study.results)[0].as_dict()
     assert cell.steps == {"prune": 2, "recover": 3}
 
 
@@ -312,7 +312,7 @@ def test_a_part_can_be_run(make_study, tmp_path):
     study = make_study(tmp_path, retrieval={}, modes=["dense"])
     (file,) = run_study(study, ["method=random"])
     assert file.name == "random-half-seed5.json"
-    assert [cell["method"] for cell in read_cells(study.results)] == ["random"]
+    assert [cell.method for cell in read_cells(study.results)] == ["random"]
 
 
 # Other configurations
