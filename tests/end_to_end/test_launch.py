@@ -17,8 +17,6 @@ from tests.common.trainings import logged, read_metrics
 ROOT = Path(__file__).parents[2]
 PYTHON = sys.executable
 COMPOSER = str(Path(PYTHON).with_name("composer"))
-# The launcher finds a free port.
-TWO = [COMPOSER, "-n", "2"]
 LAUNCHERS = {
     "python -m": [PYTHON, "-m", "bge_pruning.train"],
     "script": [PYTHON, "scripts/train_pruning.py"],
@@ -93,88 +91,47 @@ def test_misspelt_key_is_one_line_and_code_2(tiny_yaml):
     )
 
 
-# Two processes
+# Two processes. Other losses, four ranks, shards and faults: reliability/test_ranks.py.
 
-STEPS = ("max_duration=3ba", "scheduler.t_warmup=0ba")
-NO_EVALUATION = ("optimizer.eps=1e-4", "data.eval=[]")
-WATCHED = (
+# Two sources in pieces with every loss; an odd number of pairs and of passages, in every mode.
+OVERRIDES = (
+    "max_duration=3ba",
+    "scheduler.t_warmup=0ba",
     "optimizer.eps=1e-3",  # several softmaxes at a low temperature round more
+    "device_train_microbatch_size=3",
+    "data.train=[{{name: p, kind: sts, path: {csv}}},"
+    " {{name: q, kind: contrastive, path: {jsonl}, negatives: 1}}]",
+    "loss={{sts_regression: 0.5, cosent: 0.1, distillation_alignment: 0.5,"
+    " distillation_similarity: 0.5, distillation_sparse: 0.5, distillation_colbert: 0.5,"
+    " contrastive: 1.0, self_distillation: 0.5, temperature: 0.1, learn_temperature: true}}",
     "data.eval=[{{name: dev, kind: sts, path: {odd}}},"
     " {{name: docs, kind: beir, path: {collection}, split: test}}]",
     "evaluation.modes=[dense, sparse, colbert, dense+sparse, all]",
     "evaluation.keep_best=docs/all_ndcg_at_10",
 )
-LOSSES = {
-    "sts_regression": (
-        "loss.distillation_alignment=0",
-        "loss.distillation_similarity=0",
-        *NO_EVALUATION,
-    ),
-    "distillation": ("loss.sts_regression=0", *NO_EVALUATION),
-    "three outputs": (
-        "loss.sts_regression=0",
-        "loss.distillation_similarity=0",
-        "loss.cosent=0.1",
-        "loss.distillation_sparse=1",
-        "loss.distillation_colbert=1",
-        *NO_EVALUATION,
-    ),
-    "queries with passages": (
-        "data.train=[{{name: q, kind: contrastive, path: {jsonl}}}]",
-        "data.negatives=1",
-        "loss={{sts_regression: 0.0, distillation_alignment: 0.0, distillation_similarity: 0.0,"
-        " contrastive: 1.0, self_distillation: 0.5, temperature: 0.1}}",
-        "optimizer.eps=1e-3",
-        "data.eval=[]",
-    ),
-    "several sources in pieces, watched": (
-        "data.train=[{{name: p, kind: sts, path: {csv}}},"
-        " {{name: q, kind: contrastive, path: {jsonl}, negatives: 1}}]",
-        "device_train_microbatch_size=3",
-        "loss={{sts_regression: 0.0, cosent: 0.1, distillation_alignment: 0.5,"
-        " distillation_similarity: 0.5, contrastive: 1.0, temperature: 0.1,"
-        " learn_temperature: true}}",
-        *WATCHED,
-    ),
-}
-# One launch has everything; the others take the losses apart.
-COMBINED = "several sources in pieces, watched"
-CASES = [
-    name if name == COMBINED else pytest.param(name, marks=pytest.mark.slow) for name in LOSSES
-]
 
 
 @pytest.fixture(scope="module")
-def one_and_two(make_yaml, train_tiny, tmp_path_factory, contrastive_jsonl, sts_csv, collection):
-    """A function: the run folders of one process and of two that train with a loss."""
-    done = {}
-    odd = tmp_path_factory.mktemp("odd") / "odd.csv"
-    odd.write_text("".join(sts_csv.read_text().splitlines(keepends=True)[:-1]))
-    paths = {"jsonl": contrastive_jsonl, "csv": sts_csv, "odd": odd, "collection": collection}
-
-    def train(name: str) -> tuple[Path, Path]:
-        if name not in done:
-            overrides = [*STEPS, *(text.format(**paths) for text in LOSSES[name])]
-            one, two = (tmp_path_factory.mktemp(number) for number in ("one", "two"))
-            code, out, err = run([*TWO, "-m", "bge_pruning.train", str(make_yaml(two)), *overrides])
-            assert code == 0, out + err
-            done[name] = train_tiny(one, *overrides), two / "runs" / "tiny"
-        return done[name]
-
-    return train
-
-
-@pytest.fixture(scope="module")
-def folders(request, one_and_two) -> tuple[Path, Path]:
-    """Those of the loss that a test is about; making them is no part of its time."""
+def one_and_two(
+    make_yaml, train_tiny, tmp_path_factory, contrastive_jsonl, sts_csv, collection
+) -> tuple[Path, Path]:
+    """The run folders of one process and of two."""
+    one, two, odd = (tmp_path_factory.mktemp(name) for name in ("one", "two", "odd"))
+    lines = sts_csv.read_text().splitlines(keepends=True)[:-1]
+    (odd / "odd.csv").write_text("".join(lines))
+    paths = {"csv": sts_csv, "jsonl": contrastive_jsonl, "collection": collection}
+    overrides = [text.format(odd=odd / "odd.csv", **paths) for text in OVERRIDES]
+    # The launcher finds a free port.
+    launcher = [COMPOSER, "-n", "2", "-m", "bge_pruning.train"]
+    code, out, err = run([*launcher, str(make_yaml(two)), *overrides])
+    assert code == 0, out + err
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "The warmup duration is 0", UserWarning)
-        return one_and_two(request.param)
+        return train_tiny(one, *overrides), two / "runs" / "tiny"
 
 
-@pytest.mark.parametrize("folders", CASES, indirect=True)
-def test_two_processes_equal_one(folders, load_state, assert_same):
-    one, two = folders
+def test_two_processes_equal_one(one_and_two, load_state, assert_same):
+    one, two = one_and_two
     first, second = load_state(one), load_state(two)
     # DistributedDataParallel may prefix every name.
     names = {re.sub(r"^module\.", "", k): v for k, v in second["model"].items()}
@@ -187,25 +144,14 @@ def test_two_processes_equal_one(folders, load_state, assert_same):
         assert logged(two, key) == pytest.approx(logged(one, key), abs=1e-5)
 
 
-@pytest.mark.parametrize("folders", [COMBINED], indirect=True)
-def test_two_processes_evaluate_as_one(folders):
-    """An odd number of pairs and of passages, every mode, and the best checkpoint."""
-    rows = read_metrics(folders[0])
+def test_two_processes_evaluate_as_one(one_and_two):
+    rows = read_metrics(one_and_two[0])
     keys = {key for row in rows for key in row["metrics"] if key.startswith("eval/")}
     assert len(keys) == 1 + 5 * 4 + 1
     for key in keys - {"eval/seconds"}:
-        found = [logged(folder, key) for folder in folders]
+        found = [logged(folder, key) for folder in one_and_two]
         assert len(found[0]) == 2
         assert found[1] == pytest.approx(found[0], abs=1e-6), key
-    best = [read_best_score(folder / "best-rank0.pt") for folder in folders]
+    best = [read_best_score(folder / "best-rank0.pt") for folder in one_and_two]
     assert best[0].batch == best[1].batch
     assert best[0].score == pytest.approx(best[1].score, abs=1e-6)
-
-
-@pytest.mark.slow
-def test_a_rank_that_fails_ends_the_run_with_its_error(make_yaml, tmp_path):
-    """More ways to fail: reliability/test_ranks.py."""
-    driver = ["tests/reliability/rank_driver.py", "raises:reading data:1"]
-    code, out, err = run([*TWO, *driver, str(make_yaml(tmp_path)), "data.eval=[]"])
-    assert code != 0
-    assert "error (rank 1): the disk of this rank is on fire\n" in err, out + err

@@ -1,21 +1,12 @@
-"""Several sources in one run: what is trained, and going on after the run was killed."""
+"""Several sources in one run: what is trained, and resuming it.
 
-import os
-import re
-import signal
-import subprocess
-import sys
-import time
-from pathlib import Path
+Runs that are killed: reliability/test_kills.py.
+"""
 
 import pytest
 
 from bge_pruning.callbacks.data_callback import DataCallback
-from bge_pruning.config.load import load_config
-from bge_pruning.train import train
 from tests.common.trainings import extract_json, logged
-
-ROOT = Path(__file__).parents[2]
 
 
 @pytest.fixture
@@ -102,62 +93,6 @@ def test_going_on_gives_the_next_batches_and_the_same_model(
     for part in ("model", "optimizers"):
         assert_same(load_state(whole)[part], load_state(parts)[part], 0.0, part)
     assert logged(whole, "loss/train/total") == logged(parts, "loss/train/total")
-
-
-KILLED = """
-import sys
-from bge_pruning.callbacks.data_callback import DataCallback
-from bge_pruning.train import main
-
-start = DataCallback.batch_start
-
-def record(self, state, logger):
-    with open(sys.argv[1], "a") as file:
-        ids = state.batch["input_ids"].tolist()
-        file.write(f"{state.timestamp.batch.value} {state.batch['source']} {ids}\\n")
-    start(self, state, logger)
-
-DataCallback.batch_start = record
-sys.exit(main(sys.argv[2:]))
-"""
-
-
-def read_record(path: Path) -> list[tuple[int, str]]:
-    found = re.findall(r"^(\d+) (.*\])$", path.read_text(), re.M) if path.exists() else []
-    return [(int(step), rest) for step, rest in found]
-
-
-@pytest.mark.slow
-def test_a_killed_run_goes_on_with_the_next_batch(tmp_path, make_yaml, mixture, batches):
-    """SIGKILL in the middle of an epoch; then the same command again."""
-    steps = ("max_duration=14ba", "save_interval=2ba", "eval_interval=50ba")
-    config = load_config([make_yaml(tmp_path / "whole")], [*mixture, *steps])
-    train(config)
-    expected = [(step, f"{source} {ids}") for step, source, ids in batches]
-    record = tmp_path / "batches.txt"
-    command = [sys.executable, "-c", KILLED, str(record), str(make_yaml(tmp_path / "killed"))]
-    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
-
-    def start() -> subprocess.Popen:
-        arguments = [*command, *mixture, *steps, "autoresume=true"]
-        return subprocess.Popen(arguments, env=environment, cwd=ROOT, stderr=subprocess.DEVNULL)
-
-    process = start()
-    deadline = time.monotonic() + 120
-    while len(read_record(record)) < 6 and time.monotonic() < deadline:
-        time.sleep(0.01)
-    process.send_signal(signal.SIGKILL)
-    process.wait()
-    before = read_record(record)
-    assert 6 <= len(before) < 14
-    assert before == expected[: len(before)]
-    record.unlink()
-    assert start().wait(timeout=120) == 0
-    after = read_record(record)
-    first = after[0][0]
-    assert 0 < first <= len(before)
-    assert first % 2 == 0  # the last checkpoint
-    assert after == expected[first:]
 
 
 def test_other_sources_than_the_run_had_are_refused(tmp_path, train_tiny, mixture, sts_csv):
