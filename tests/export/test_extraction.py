@@ -236,11 +236,6 @@ def test_masked_and_rounded_equals_extracted(
     for name, value in found[1].items():
         torch.testing.assert_close(extracted[name], value, atol=1e-5, rtol=0)
     assert (found[0]["dense_vecs"] - found[1]["dense_vecs"]).abs().max() > 1e-5
-
-
-@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)
-def test_the_record_of_a_precision(dtype, run, tmp_path):
-    info = extract(run, tmp_path / "small", options=ExtractOptions(dtype))
     assert info["largest_difference"] <= 1e-5
     precision = info["precision"]
     assert set(precision) == {"dtype", "rounding", "as_loaded"}
@@ -251,7 +246,7 @@ def test_the_record_of_a_precision(dtype, run, tmp_path):
     assert 1e-5 < precision["rounding"]["dense_vecs"] < 0.1
     assert 0.99 < precision["rounding"]["dense_cosine"] < 1.0
     assert 1e-5 < precision["as_loaded"] < 0.1
-    card = (tmp_path / "small" / "README.md").read_text(encoding="utf-8")
+    card = (small / "README.md").read_text(encoding="utf-8")
     assert f"The weights are {name}:" in card
 
 
