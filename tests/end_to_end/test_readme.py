@@ -151,12 +151,10 @@ def test_composer_accepts_its_options(launcher):
 
 
 def test_options_that_are_named_exist(capsys):
-    help_texts = []
     for name in COMMANDS:
         with pytest.raises(SystemExit):
             main([name, "--help"])
-        help_texts.append(capsys.readouterr().out)
-    known = set(re.findall(r"--[a-z][a-z0-9-]*", "\n".join(help_texts)))
+    known = set(re.findall(r"--[a-z][a-z0-9-]*", capsys.readouterr().out))
     named = {option for span in spans(ALL) for option in re.findall(r"(?<!\S)--[a-z][\w-]*", span)}
     # Of pip, of a removed benchmark, and of a server.
     others = {"--require-hashes", "--large", "--rounds", "--model-id", "--runner"}
@@ -266,15 +264,9 @@ def test_every_target_is_in_the_table():
 def test_numbers_of_the_table_are_the_computed_ones(name):
     plan = build_plan(load_config([ROOT / "configs" / "bge_m3" / f"{name}.yaml"]))
     target, source = count_parameters(plan.target), count_parameters(plan.source)
-    shape = plan.target
-    sizes = (
-        shape.num_hidden_layers,
-        shape.hidden_size,
-        shape.num_attention_heads,
-        shape.intermediate_size,
-    )
+    sizes = "num_hidden_layers hidden_size num_attention_heads intermediate_size".split()
     assert TARGETS[name] == [
-        ", ".join(map(str, sizes)),
+        ", ".join(str(getattr(plan.target, size)) for size in sizes),
         f"{target.encoder / 1e6:.1f}M",
         f"{target.encoder / source.encoder:.1%}",
         f"{target.total / 1e6:.0f}M",
@@ -284,8 +276,7 @@ def test_numbers_of_the_table_are_the_computed_ones(name):
 def study_rows(scores: list[str], seeds: bool) -> list[list[str]]:
     """The study of methods, as the pages show it: groups from best to worst, then the floor."""
     path = ROOT / "experiments" / "results" / "quality" / "summary.json"
-    summary = json.loads(path.read_text(encoding="utf-8"))
-    rows = []
+    summary, rows = json.loads(path.read_text(encoding="utf-8")), []
     for group in sorted(summary["groups"], key=lambda group: -group["kept"]["mean"]["mean"]):
         kept = [f"{100 * group['kept'][name]['mean']:.1f}" for name in scores]
         kept[0] += f" ± {100 * group['kept']['mean']['half_interval']:.1f}"
@@ -300,8 +291,7 @@ def methods_as_names(rows: list[list[str]]) -> list[list[str]]:
     """Rows of a page's table with the study's names of methods."""
     for cells in rows:
         every = "-every-nth" if "every n-th" in cells[1] else ""
-        cells[1] = re.sub(r".*`(\w+)`.*", r"\1", cells[1]) + every
-        cells[1] = cells[1].partition(":")[0]
+        cells[1] = re.sub(r".*`(\w+)`.*", r"\1", cells[1]).partition(":")[0] + every
     return rows
 
 
@@ -322,10 +312,6 @@ def test_the_readme_has_gates_and_the_best_baseline_of_each_size():
     assert sorted(found) == sorted(expected)
 
 
-def numbers_of(row: list[str], columns: list[int]) -> str:
-    return "| " + " | ".join(row[index] for index in columns) + " |"
-
-
 def test_tables_of_speed_are_what_was_measured():
     page = PAGES["docs/speed.md"]
     folder = ROOT / "experiments" / "results" / "performance"
@@ -335,10 +321,10 @@ def test_tables_of_speed_are_what_was_measured():
         if path.name.startswith("speed-"):
             for row in table_after(render_efficiency(result) + "\n\n", "| runtime |"):
                 row[1] = f"{row[1]} x {row[2].partition(' ')[0]}"
-                assert numbers_of(row, [0, 1, 3, 4, 8, 9, 10, 11]) in page
+                assert " | ".join(row[:2] + row[3:5] + row[8:]) in page
         else:
             for row in table_after(render_training(result) + "\n\n", "| batches | training |"):
-                assert numbers_of(row, [0, 1, 2, 4, 5, 6, 7]) in page
+                assert " | ".join(row[:3] + row[4:]) in page
     assert len(files) == 7
 
 
@@ -404,15 +390,10 @@ def test_snippets_compute_what_the_package_does(snippets, tmp_path):
     texts = re.findall(r'encode\(\["(.*?)", "(.*?)"\]\)', README)[0]
     projected = TextEncoder(base).encode(texts).dense_vecs
     plain = TextEncoder(replace(base, projection=None)).encode(texts).dense_vecs
-    for tool, expected in (
-        ("sentence-transformers", projected),
-        ("onnxruntime", projected),
-        ("transformers", plain),
-        ("FlagEmbedding", plain),
-    ):
-        np.testing.assert_allclose(snippets[tool]["dense"], expected, atol=1e-5)
+    for tool, found in snippets.items():
+        expected = plain if tool in ("transformers", "FlagEmbedding") else projected
+        np.testing.assert_allclose(found["dense"], expected, atol=1e-5)
     flag, onnx = snippets["FlagEmbedding"], snippets["onnxruntime"]
     for row in ("vectors0", "vectors1"):
-        length = len(flag[row])
-        np.testing.assert_allclose(flag[row], onnx[row][:length], atol=1e-5)
+        np.testing.assert_allclose(flag[row], onnx[row][: len(flag[row])], atol=1e-5)
         assert flag[row].shape[1] == 32
