@@ -410,8 +410,7 @@ def test_an_unknown_answer_is_refused(tiny_yaml):
 
 
 @pytest.mark.parametrize(
-    ("place", "what"),
-    [(0, "loss part part is"), (2, "the gradient of weight second.bias is")],
+    ("place", "what"), [(0, "loss part part is"), (2, "the gradient of weight second.bias is")]
 )
 def test_what_is_broken_on_another_rank_is_skipped_here_too(place, what, tiny, monkeypatch, caplog):
     def other_rank(flags, reduce_operation):
