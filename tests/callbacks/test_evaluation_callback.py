@@ -103,8 +103,7 @@ def test_the_line(run):
 
 
 @pytest.mark.parametrize(
-    ("duration", "interval", "batches"),
-    [("5ba", "2ba", [2, 4, 5]), ("4ba", "0.5dur", [2, 4])],
+    ("duration", "interval", "batches"), [("5ba", "2ba", [2, 4, 5]), ("4ba", "0.5dur", [2, 4])]
 )
 def test_both_kinds_are_evaluated_at_the_same_steps(
     duration, interval, batches, tmp_path, train_tiny, sources

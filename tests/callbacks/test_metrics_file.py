@@ -39,10 +39,7 @@ def test_one_line_per_call_in_order(path):
     file.log_metrics(exact, step=3)
     file.log_metrics({"метрика": 1}, step=4)
     assert path.read_bytes().endswith(b"\n")
-    assert rows(path) == [
-        {"batch": 3, "metrics": exact},
-        {"batch": 4, "metrics": {"метрика": 1.0}},
-    ]
+    assert rows(path) == [{"batch": 3, "metrics": exact}, {"batch": 4, "metrics": {"метрика": 1.0}}]
 
 
 @pytest.mark.parametrize(

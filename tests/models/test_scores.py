@@ -61,8 +61,7 @@ def loop_sparse(queries: Outputs, passages: Outputs) -> Tensor:
     q = [vector(i, w) for i, w in zip(queries.input_ids, queries.token_weights, strict=True)]
     p = [vector(i, w) for i, w in zip(passages.input_ids, passages.token_weights, strict=True)]
     return torch.tensor(
-        [[sum(w * b.get(t, 0.0) for t, w in a.items()) for b in p] for a in q],
-        dtype=torch.float64,
+        [[sum(w * b.get(t, 0.0) for t, w in a.items()) for b in p] for a in q], dtype=torch.float64
     )
 
 
