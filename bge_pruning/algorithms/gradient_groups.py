@@ -18,11 +18,8 @@ class GroupGradientClipping(Algorithm):
     """Clips the gradient norms of weights, gates and multipliers separately.
 
     The multipliers' gradient grows with them; under one global norm, as in Composer's own
-    ``GradientClipping``, it would shrink the gradient of the task.
-
-    Args:
-        max_norm: Largest norm of each group's gradient. Groups of one ``name`` count as one.
-        guard: Has measured the norms of the gradients already.
+    ``GradientClipping``, it would shrink the gradient of the task. Groups of one ``name`` count as
+    one. The guard has measured the norms of the gradients already.
     """
 
     def __init__(self, max_norm: float, guard: NonFiniteGuard) -> None:
@@ -48,10 +45,7 @@ def clip_norm_(
 ) -> None:
     """Clip the norm of all gradients together; some may be sharded over the ranks.
 
-    Args:
-        parameters: The parameters; those without gradients are ignored.
-        max_norm: Largest norm.
-        norms: Known norms of gradients; the others are computed.
+    Norms that are not known are computed.
     """
     with_gradient = [p for p in parameters if p.grad is not None]
     if not with_gradient:

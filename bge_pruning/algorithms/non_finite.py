@@ -49,10 +49,8 @@ class NonFiniteGuard(Algorithm):
     ============================  ================================================================
 
     Args:
-        is_saved: Whether a checkpoint is written at an event.
         skip: Skip the optimizer's step of a batch with a broken loss or gradient. Weights, gates,
             multipliers and AdamW's moments keep their values.
-        patience: Number of steps skipped in a row at which the run stops after all.
 
     Raises:
         RuntimeError: At the end of the step, before a checkpoint of it is written.
@@ -180,11 +178,8 @@ def watched_parameters(model: nn.Module, optimizer: torch.optim.Optimizer) -> li
     """List what an optimizer trains, in the order in which a backward pass is likely to break it.
 
     It goes through the model from its end, so that the tensor behind the broken operation comes
-    before those that inherit its numbers. Gates inherit from all layers and come last.
-
-    Args:
-        model: The model, which names the tensors.
-        optimizer: With groups called ``weights/...``, ``gates`` or ``multipliers/...``.
+    before those that inherit its numbers. Gates inherit from all layers and come last. The groups
+    of the optimizer are called ``weights/...``, ``gates`` or ``multipliers/...``.
     """
     kinds = {
         parameter: KINDS[group["name"].split("/")[0]]
@@ -213,10 +208,7 @@ def find_broken(
 ) -> list[Broken]:
     """Find the tensors that are not finite or too large for AdamW.
 
-    Args:
-        watched: What the tensors belong to.
-        tensors: The parameters or their gradients, possibly clipped since they were measured.
-        norms: Their norms, see :func:`compute_norms`.
+    They are parameters or gradients, possibly clipped since their norms were measured.
     """
     norms = zip(watched, tensors, norms.tolist(), strict=True)
     return [(w, _largest(tensor, norm)) for w, tensor, norm in norms if not norm < LIMIT]
@@ -236,9 +228,7 @@ def _own(tensor: Tensor) -> Tensor:
 def describe(what: str, broken: Sequence[Broken]) -> str:
     """Describe the first of the broken tensors, and count the others.
 
-    Args:
-        what: "gradient", or "" for the tensors themselves.
-        broken: At least one, in the order of :func:`watched_parameters`.
+    ``what`` is "gradient", or "" for the tensors themselves.
     """
     watched, value = broken[0]
     state = "is not finite" if not math.isfinite(value) else "is too large for AdamW"

@@ -12,12 +12,8 @@ from bge_pruning.utils.clock import count_batches
 class PruningSchedule(Algorithm):
     """Sets the gates' step and progress before a batch and clamps them after it.
 
-    All settings follow from the trainer's clock, so a resumed run continues exactly.
-
-    Args:
-        l0_module: The gates.
-        lagrangian_warmup_steps: Time string (``"300ba"``, ``"0.3dur"``) until the target is
-            reached, linearly.
+    All settings follow from the trainer's clock, so a resumed run continues exactly. The target is
+    reached linearly within ``lagrangian_warmup_steps`` (``"300ba"``, ``"0.3dur"``).
     """
 
     def __init__(self, l0_module: L0Module, lagrangian_warmup_steps: str) -> None:

@@ -22,9 +22,9 @@ log = logging.getLogger(__name__)
 class SourceWeights(Algorithm):
     """Dynamic batch loading of LLM-Shearing (arXiv:2310.06694, section 3.2).
 
-    Before the first step the unpruned model's loss of each source is measured on fixed batches,
-    with all gates open. Every ``interval`` the loss is measured again with the present sub-network,
-    and the weights move towards the sources whose loss has grown most.
+    Before the first step the unpruned model's loss of each source is measured on fixed batches of
+    this rank (``probes``), with all gates open. Every ``interval`` the loss is measured again with
+    the present sub-network, and the weights move towards the sources whose loss has grown most.
 
     =========================  ==================================================================
     logged key                 value
@@ -32,11 +32,6 @@ class SourceWeights(Algorithm):
     ``data/weight/<source>``   weight from this step on
     ``data/excess/<source>``   loss above that of the unpruned model
     =========================  ==================================================================
-
-    Args:
-        dataset: The sources, whose schedule is changed.
-        probes: This rank's fixed batches of each source.
-        interval: Time string.
     """
 
     def __init__(

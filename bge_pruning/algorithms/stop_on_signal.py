@@ -77,11 +77,7 @@ class StopOnSignal(Algorithm):
         return bool(told.item())
 
     def save_interval(self, interval: str) -> Callable[[State, Event], bool]:
-        """Decide when checkpoints are written: at an interval, and before a signal ends the run.
-
-        Args:
-            interval: Time string.
-        """
+        """Decide when checkpoints are written: at an interval, and before a signal ends the run."""
         is_time = create_interval_scheduler(interval)
         return lambda state, event: (
             is_time(state, event) or (self.stopping and event == Event.BATCH_CHECKPOINT)

@@ -25,10 +25,6 @@ class BestCheckpoint:
 
     It holds what extraction needs and the score that made it the best, but not the optimizer's
     state, which is two thirds of a checkpoint. Every rank has to call the methods.
-
-    Args:
-        metric: Name of the score; larger is better.
-        folder: Run folder.
     """
 
     def __init__(self, metric: str, folder: Path) -> None:

@@ -26,9 +26,6 @@ class DataCallback(Callback):
     ``data/share/<source>``       share of the batches that came from the source
     ``data/loss/<source>``        mean loss over those batches, without the constraint
     ============================  ================================================================
-
-    Args:
-        log_interval: Time string.
     """
 
     def __init__(self, log_interval: str) -> None:

@@ -36,10 +36,6 @@ class EmbeddingCallback(Callback):
     Sparse and multi-vector rows are logged if the loss trains that output, and the alignment if the
     batch has positive pairs: queries with their positives, or scored pairs in the upper fifth of
     their range (0.8 or more, which is 4 of 5 in the STS benchmark).
-
-    Args:
-        log_interval: Time string.
-        special_ids: Token ids that carry no sparse weight.
     """
 
     def __init__(self, log_interval: str, special_ids: Sequence[int] = ()) -> None:
@@ -122,15 +118,12 @@ def compute_embedding_health(
 
 
 def positive_pairs(dense: Tensor, batch: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
-    """Find the vectors of the texts of a batch that should be close.
+    """Find the vectors of the texts of a batch that should be close: two of shape ``(pairs, H)``.
 
     Args:
         dense: Shape ``(B, N, H)``.
         batch: With ``scores`` ``(B,)`` in [0, 1] of pairs, or with ``passage_texts`` ``(B, N - 1)``
             and ``positive_texts`` ``(B, K)`` of queries with passages; or with neither.
-
-    Returns:
-        Two tensors of shape ``(pairs, H)``, without rows if there are no such pairs.
     """
     if "passage_texts" in batch:
         known = batch["passage_texts"][:, :, None] == batch["positive_texts"][:, None, :]

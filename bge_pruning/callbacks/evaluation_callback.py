@@ -49,11 +49,8 @@ class EvaluationCallback(Callback):
     Args:
         base: The model that is trained, for its sizes and its tokenizer.
         tasks: Collections by name, as :func:`bge_pruning.evaluation.tasks.beir_task` makes them.
-        eval_interval: Time string.
         modes: How collections are searched, see :data:`bge_pruning.evaluation.search.MODES`.
-        batch_size: Texts of a batch.
         max_length: Tokens at which the texts of collections are cut.
-        best: Keeps the best checkpoint; ``None`` for not keeping one.
     """
 
     def __init__(

@@ -16,13 +16,10 @@ from torch import Tensor
 
 
 class MetricsFile(LoggerDestination):
-    """Appends one JSON line ``{"batch": int, "metrics": {key: float}}`` per logging call.
+    """Appends one JSON line ``{"batch": int, "metrics": {key: float}}`` per call, on rank 0.
 
     A checkpoint records the length of the file, so that a resumed run drops only the lines of the
     steps that it repeats.
-
-    Args:
-        path: File to write, on rank 0 only.
     """
 
     def __init__(self, path: Path) -> None:

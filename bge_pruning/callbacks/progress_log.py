@@ -32,13 +32,7 @@ def render_line(
 ) -> str:
     """Render the line, without its time.
 
-    Args:
-        step: Steps so far.
-        steps: Steps of the whole run.
-        metrics: The newest values of all logged metrics, by key.
-        final_targets: Sparsity after the warm-up, by constraint; empty without gates.
-        lr: Learning rate of the weights.
-        seconds_left: Seconds until the end of the run.
+    ``metrics`` are the newest values of all logged metrics; ``lr`` is that of the weights.
     """
     parts = [f"step {step}/{steps}", _losses(metrics)]
     known = {a: t for a, t in final_targets.items() if f"pruning/target_sparsity/{a}" in metrics}
@@ -99,7 +93,6 @@ class ProgressLog(LoggerDestination):
     It is a logger, because loggers run after the callbacks: all metrics of the step are known.
 
     Args:
-        log_interval: Time string.
         final_targets: Sparsity after the warm-up by constraint; empty without gates.
         on_console: False for the log file only, where the console shows a progress bar.
     """

@@ -37,10 +37,6 @@ class PruningCallback(Callback):
     ``pruning/expected_parameters/<part>``  encoder, embeddings, pooler, heads, total
     ``pruning/expected_density``            expected share of the encoder's parameters kept
     ======================================  ====================================================
-
-    Args:
-        l0_module: The gates.
-        log_interval: Time string.
     """
 
     def __init__(self, l0_module: L0Module, log_interval: str) -> None:
@@ -80,12 +76,7 @@ def compute_pruning_metrics(l0_module: L0Module) -> dict[str, float]:
 
 
 class GateMapCallback(Callback):
-    """Logs the image ``gates`` every ``eval_interval`` and at the last batch.
-
-    Args:
-        l0_module: The gates.
-        eval_interval: Time string.
-    """
+    """Logs the image ``gates`` every ``eval_interval`` and at the last batch."""
 
     def __init__(self, l0_module: L0Module, eval_interval: str) -> None:
         self.l0_module = l0_module

@@ -57,11 +57,9 @@ MESSAGES = {
 
 
 class Reading(NamedTuple):
-    """A constraint after a step.
+    """A constraint after a step: means over layers, and the largest of a layer.
 
     Attributes:
-        step: Steps so far.
-        expected: Expected sparsity, mean over layers.
         target: Target sparsity at this point of the warm-up.
         multiplier: Largest absolute ``lambda_1`` of a layer.
         gap: Largest distance of a layer from ``target``; at least that of ``expected``.
@@ -83,12 +81,7 @@ class Finding(NamedTuple):
 
 
 def has_collapsed(density: float, final_target: float | None) -> bool:
-    """Whether far less is open than is to stay.
-
-    Args:
-        density: Expected share that is open.
-        final_target: Sparsity after the warm-up; ``None`` for an axis without a target.
-    """
+    """Whether far less is open than is to stay; an axis may have no target of its own."""
     limit = NEARLY_NOTHING if final_target is None else COLLAPSED * (1.0 - final_target)
     return density < limit
 
@@ -101,10 +94,8 @@ def is_huge(reading: Reading) -> bool:
 def gathers_speed(readings: Sequence[Reading]) -> bool:
     """Whether the gates have begun to follow: they went to the target, faster in the second half.
 
-    Multipliers push longer and longer before gates that are wide open move at all.
-
-    Args:
-        readings: Of a window with a fixed target, two or more, in order.
+    Multipliers push longer and longer before gates that are wide open move at all. A window has a
+    fixed target and two or more readings in order, here and below.
     """
     middle, last = readings[len(readings) // 2], readings[-1]
     if last.step == middle.step:
@@ -119,9 +110,6 @@ def diverges(readings: Sequence[Reading]) -> bool:
     """Whether the multipliers grow while the gap does not close.
 
     Gaps are compared by the worst of each half: one that swings through 0 is not closed.
-
-    Args:
-        readings: Of a window with a fixed target, two or more, in order.
     """
     half = len(readings) // 2
     before, after = (max(r.gap for r in part) for part in (readings[:half], readings[half:]))
@@ -131,12 +119,7 @@ def diverges(readings: Sequence[Reading]) -> bool:
 
 
 def project(readings: Sequence[Reading], end: int) -> float:
-    """Expected sparsity at the end at the mean speed of a window, in [0, 1].
-
-    Args:
-        readings: Two or more, in order, of different steps.
-        end: Step at which the run ends.
-    """
+    """Expected sparsity at the end at the mean speed of a window, in [0, 1]."""
     first, last = readings[0], readings[-1]
     speed = (last.expected - first.expected) / (last.step - first.step)
     return min(1.0, max(0.0, last.expected + speed * (end - last.step)))
@@ -156,13 +139,7 @@ def misses(readings: Sequence[Reading], end: int) -> bool:
 def judge_gates(
     rows: Mapping[str, Sequence[float]], gates: L0Module, constraints: Mapping[str, Constraint]
 ) -> list[Finding]:
-    """Find the axes and budgets that have collapsed.
-
-    Args:
-        rows: Expected sparsity of every row, by axis and budget.
-        gates: Which axes there are and what they have to reach.
-        constraints: Targets of this moment.
-    """
+    """Find the axes and budgets that have collapsed; ``rows`` is the sparsity of every row."""
     targets, found = gates.final_targets(), []
     for axis in dict.fromkeys([*gates.axes, *targets]):
         # A budget may close all heads of a layer that it removes; a target shape may not.
@@ -183,7 +160,6 @@ def judge_course(name: str, readings: Sequence[Reading], end: int, warm: bool) -
     """Find out whether a constraint diverges or will be missed.
 
     Args:
-        name: Axis or budget.
         readings: Since the target has been what it is, in order; at least one.
         end: Step at which the run ends.
         warm: Whether the warm-up is over; before, the target runs away from the gates.
@@ -220,7 +196,6 @@ class PruningWarnings(Callback):
     * The target is out of reach: after the warm-up, at the speed of the last tenth of the run.
 
     Args:
-        l0_module: The gates.
         knobs: Values of ``l0_lr`` and ``lagrangian_lr``, for the advice.
     """
 

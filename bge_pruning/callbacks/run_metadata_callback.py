@@ -10,11 +10,7 @@ from bge_pruning.model_io.checkpoint import METADATA_KEY, RunMetadata
 
 
 class RunMetadataCallback(Callback):
-    """Stores sizes, tokenizer and the gates' arguments, which extraction needs, in checkpoints.
-
-    Args:
-        metadata: The run's metadata.
-    """
+    """Stores sizes, tokenizer and the gates' arguments, which extraction needs, in checkpoints."""
 
     def __init__(self, metadata: RunMetadata) -> None:
         self.metadata = metadata

@@ -158,13 +158,7 @@ class Layer(nn.Module):
         self.output = ResidualOutput(shape.intermediate_size, shape.hidden_size, eps, dropout)
 
     def forward(self, x: Tensor, packing: Packing, masks: PruningMasks) -> Tensor:
-        """``x <- layer_z * y + (1 - layer_z) * x``; a closed layer is the identity.
-
-        Args:
-            x: Shape ``(N, H)``.
-            packing: Where the texts are.
-            masks: See :meth:`PruningMasks.of_layers`.
-        """
+        """``x <- layer_z * y + (1 - layer_z) * x``, ``(N, H)``; a closed layer is the identity."""
         context = self.attention.self(x, packing)
         h = self.attention.output(context, x, masks.head, masks.hidden)
         units = self.intermediate(h)
@@ -210,9 +204,7 @@ class XLMRobertaBackbone(nn.Module):
     """XLM-R encoder that can be masked by gates and cut to them.
 
     Args:
-        shape: Sizes of the model.
         pad_token_id: Id of the padding token; positions are numbered from it.
-        layer_norm_eps: Added to the variance in every LayerNorm.
         dropout: Probability of dropping hidden states and attention weights in training.
 
     Attributes:
@@ -249,16 +241,13 @@ class XLMRobertaBackbone(nn.Module):
         masks: PruningMasks | None = None,
         lengths: Sequence[int] | None = None,
     ) -> Tensor:
-        """Hidden states of the last layer.
+        """Hidden states of the last layer, ``(B, T, H)``; 0 for padding and in closed dimensions.
 
         Args:
             input_ids: Token ids, shape ``(B, T)``.
             attention_mask: 1 for real tokens, 0 for padding, shape ``(B, T)``.
             masks: Gates; ``None`` is the whole model.
             lengths: See :func:`compute_packing`.
-
-        Returns:
-            Shape ``(B, T, H)``; 0 for padding and in closed hidden dimensions.
         """
         states, packing = self.encode(input_ids, attention_mask, masks, lengths)
         return packing.unpack(states[-1])
@@ -271,18 +260,10 @@ class XLMRobertaBackbone(nn.Module):
         lengths: Sequence[int] | None = None,
         every_layer: bool = False,
     ) -> tuple[list[Tensor], Packing]:
-        """Hidden states of the packed tokens, see :meth:`forward`.
+        """Hidden states of the packed tokens, each ``(N, H)``, and their places, see :meth:`forward`.
 
-        Args:
-            input_ids: Shape ``(B, T)``.
-            attention_mask: Shape ``(B, T)``.
-            masks: Gates.
-            lengths: See :func:`compute_packing`.
-            every_layer: Return the states after every layer, not only after the last; a closed
-                layer repeats those before it.
-
-        Returns:
-            Hidden states, each of shape ``(N, H)``, and where the tokens are in the batch.
+        With ``every_layer`` there are the states after every layer, otherwise after the last one; a
+        closed layer repeats those before it.
         """
         masks = PruningMasks() if masks is None else masks
         packing = self._pack(attention_mask, lengths)
@@ -317,16 +298,11 @@ class XLMRobertaBackbone(nn.Module):
         return self.training == self.compiled_for
 
     def compile_encoder(self, training: bool, backend: str | Callable = "inductor") -> None:
-        """Compile a layer as one graph, which all layers share.
+        """Compile a layer as one graph, which all layers share, for training or for evaluation.
 
         A graph is made for the first size of batch, and a second one for any size. Its shapes
         follow from that of the batch, so padding is computed too, except where there is a kernel
         for texts of any lengths (see :func:`bge_pruning.models.packing.varlen_applies`).
-
-        Args:
-            training: Compile for training if true, otherwise for evaluation; the other mode is not
-                compiled.
-            backend: See :func:`torch.compile`.
         """
         allow_compiled_forms()
         self.compiled_for = training

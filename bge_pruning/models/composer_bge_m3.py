@@ -52,17 +52,13 @@ class ComposerBGEM3(ComposerModel):
     in memory. All pieces of a step have the same gates.
 
     Args:
-        backbone: The encoder.
-        heads: The output heads.
         l0_module: The gates; ``None`` trains the model without pruning.
-        loss_weights: What to optimise.
         teacher: Frozen model that embeds the texts of a batch without outputs of the teacher;
             called with token ids and mask of shape ``(B * N, T)``.
         teacher_dimensions: Dimensions of the teacher that an extracted student has kept, shape
             ``(H,)``; ``None`` if the spaces are the same.
         teacher_layers: Layers of the teacher that an extracted student has kept; ``None`` if it
             has all of them, or gates that say which.
-        eval_target_model: See :meth:`L0Module.deterministic_masks`.
         special_ids: Token ids that carry no sparse weight (cls, eos, pad, unk).
         chunk_size: Examples that are embedded at once in training; ``None`` for the whole batch.
         cpu_dtype: Precision of products on a CPU, ``torch.bfloat16`` or ``None`` for that of the
@@ -248,9 +244,7 @@ class ComposerBGEM3(ComposerModel):
     def probe(self, batch: Batch, pruned: bool) -> Tensor:
         """Compute the loss of a batch without the constraint, with binary gates and no gradient.
 
-        Args:
-            batch: See the class.
-            pruned: Use the present gates; otherwise all of them are open.
+        Unless it is ``pruned``, all gates are open.
         """
         masks = None
         if pruned and self.l0_module is not None:

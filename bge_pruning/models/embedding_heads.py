@@ -24,18 +24,11 @@ POOLINGS = ("cls", "mean")
 
 
 def compute_dense_vecs(hidden: Tensor, attention_mask: Tensor, pooling: str) -> Tensor:
-    """Dense vectors.
+    """L2-normalised dense vectors, shape ``(B, H)``, of last hidden states ``(B, T, H)``.
 
     Args:
-        hidden: Last hidden states, shape ``(B, T, H)``.
         attention_mask: Shape ``(B, T)``.
         pooling: ``"cls"`` (BGE-M3) or ``"mean"`` over real tokens.
-
-    Returns:
-        L2-normalised vectors, shape ``(B, H)``.
-
-    Raises:
-        ValueError: If the pooling is unknown.
     """
     if pooling == "cls":
         return F.normalize(hidden[:, 0], dim=-1)
@@ -48,18 +41,13 @@ def compute_dense_vecs(hidden: Tensor, attention_mask: Tensor, pooling: str) -> 
 def compute_colbert_scores(
     query: Tensor, query_mask: Tensor, passage: Tensor, passage_mask: Tensor
 ) -> Tensor:
-    """Multi-vector score of every query with every passage.
+    """Multi-vector score of every query with every passage, shape ``(Q, P)``.
 
     Mean over the query's tokens of the largest product with a passage token.
 
     Args:
-        query: Shape ``(Q, Tq, C)``, zero where masked.
-        query_mask: Shape ``(Q, Tq)``.
-        passage: Shape ``(P, Tp, C)``.
-        passage_mask: Shape ``(P, Tp)``.
-
-    Returns:
-        Scores, shape ``(Q, P)``.
+        query: Shape ``(Q, Tq, C)``, zero where masked; ``query_mask`` is ``(Q, Tq)``.
+        passage: Shape ``(P, Tp, C)``; ``passage_mask`` is ``(P, Tp)``.
     """
     products = torch.einsum("qic,pjc->qpij", query, passage)
     closed = ~passage_mask.bool()[None, :, None, :]
@@ -71,11 +59,7 @@ def compute_colbert_scores(
 class EmbeddingHeads(nn.Module):
     """The linear heads on top of the encoder.
 
-    Args:
-        hidden_size: Input size ``H``.
-        pooling: Pooling of the dense output.
-        sparse: Whether there is a sparse head.
-        colbert_dim: Output size of the multi-vector head, 0 for none. Pruning never changes it.
+    ``colbert_dim`` is the output size of the multi-vector head, 0 for none; pruning keeps it.
     """
 
     def __init__(self, hidden_size: int, pooling: str, sparse: bool, colbert_dim: int) -> None:
@@ -128,7 +112,6 @@ class EmbeddingHeads(nn.Module):
             hidden: Last hidden states, shape ``(B, T, H)``; ``(N, H)`` with a ``packing``.
             attention_mask: Shape ``(B, T)``.
             names: Which outputs; all of the model's if ``None``.
-            packing: Places of packed tokens in the batch.
 
         Raises:
             ValueError: If the model has no head for one of the names.
@@ -199,7 +182,7 @@ def compute_sparse_scores(
     passage_weights: Tensor,
     special_ids: Iterable[int],
 ) -> Tensor:
-    """Dot product of sparse vectors: per text the largest weight of each token id.
+    """Dot product of sparse vectors, ``(Q, P)``: per text the largest weight of each token id.
 
     The vectors span the ids that occur in the batch, ``(texts, ids)``, not the vocabulary; the host
     waits for a GPU once, to know their number.
@@ -207,12 +190,8 @@ def compute_sparse_scores(
     Args:
         query_ids: Shape ``(Q, Tq)``.
         query_weights: Non-negative, 0 for padding, shape ``(Q, Tq)``.
-        passage_ids: Shape ``(P, Tp)``.
-        passage_weights: Non-negative, 0 for padding, shape ``(P, Tp)``.
+        passage_ids: Shape ``(P, Tp)``, as ``passage_weights``.
         special_ids: Ids that carry no weight (cls, eos, pad, unk).
-
-    Returns:
-        Scores, shape ``(Q, P)``, differentiable in the weights.
     """
     ids, columns = torch.unique(
         torch.cat([query_ids.flatten(), passage_ids.flatten()]), return_inverse=True
@@ -231,11 +210,9 @@ def compute_sparse_scores(
 
 
 class Scores(NamedTuple):
-    """Scores of queries with passages, each of shape ``(Q, P)``.
+    """Scores of queries with passages, each ``(Q, P)``: by output, and their weighted sum.
 
-    Attributes:
-        outputs: Of each output, under its name in :data:`OUTPUT_NAMES`.
-        ensemble: Their weighted sum, ``None`` if there is only one.
+    The names are those of :data:`OUTPUT_NAMES`. Of a single output there is no ensemble.
     """
 
     outputs: dict[str, Tensor]
@@ -248,13 +225,7 @@ class Scores(NamedTuple):
 
 
 def compute_scores(queries: Outputs, passages: Outputs, special_ids: Iterable[int]) -> Scores:
-    """Scores of all outputs that both sides have, and their weighted sum.
-
-    Args:
-        queries: ``Q`` texts.
-        passages: ``P`` texts.
-        special_ids: See :func:`compute_sparse_scores`.
-    """
+    """Scores of all outputs that both sides have, and their weighted sum."""
     scores = {"dense": compute_dense_scores(queries.dense_vecs, passages.dense_vecs)}
     if queries.token_weights is not None and passages.token_weights is not None:
         scores["sparse"] = compute_sparse_scores(

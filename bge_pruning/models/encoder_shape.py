@@ -40,18 +40,9 @@ YAML_NAMES = {
 class EncoderShape:
     """Sizes of an XLM-R encoder with BGE-M3's output heads, uniform over its layers.
 
-    Attributes:
-        hidden_size: ``H``.
-        num_attention_heads: ``A``, of every layer.
-        num_hidden_layers: ``L``.
-        intermediate_size: ``F``, of every layer.
-        vocab_size: ``V``.
-        head_dim: ``D``, size of one attention head; pruning never changes it.
-        max_position_embeddings: Rows of the position table.
-        type_vocab_size: Rows of the token-type table.
-        pooler: Whether the (unused) pooler is there.
-        sparse_head: Whether there is a sparse head, ``Linear(H, 1)``.
-        colbert_dim: Output size of the multi-vector head, 0 if there is none.
+    Pruning never changes ``head_dim``, the size of one attention head. The pooler is not used. The
+    sparse head is ``Linear(H, 1)``; ``colbert_dim`` is the output size of the multi-vector head, 0
+    if there is none.
     """
 
     hidden_size: int
@@ -100,7 +91,7 @@ class ParameterCount:
 
 
 def layer_parameters(hidden: Size, heads: Size, units: Size, head_dim: int) -> Size:
-    """Parameters of one transformer layer.
+    """Parameters of one transformer layer, same shape as ``heads``.
 
     Query, key, value and output projections cost ``4 D H`` weights and ``3 D`` biases per head;
     an intermediate unit costs one row, one bias and one column, ``2 H + 1``; the output biases
@@ -108,27 +99,14 @@ def layer_parameters(hidden: Size, heads: Size, units: Size, head_dim: int) -> S
 
     Args:
         hidden: Hidden size, a number or a scalar tensor.
-        heads: Heads of the layer, a number or a tensor of any shape.
-        units: Intermediate units of the layer, same shape as ``heads``.
-        head_dim: Size of one head.
-
-    Returns:
-        Parameters, same shape as ``heads``.
+        heads: Heads of the layer, a number or a tensor of any shape; ``units`` likewise.
     """
     per_head = 4 * head_dim * hidden + 3 * head_dim
     return heads * per_head + units * (2 * hidden + 1) + 6 * hidden
 
 
 def outer_parameters(hidden: Size, shape: EncoderShape) -> tuple[Size, Size, Size]:
-    """Parameters of the embeddings, the pooler and the output heads at a hidden size.
-
-    Args:
-        hidden: Hidden size, a number or a scalar tensor.
-        shape: Gives the table rows and which outer parts exist; its own hidden size is not used.
-
-    Returns:
-        ``(embeddings, pooler, heads)``.
-    """
+    """Parameters of embeddings, pooler and output heads at a hidden size, not that of ``shape``."""
     rows = shape.vocab_size + shape.max_position_embeddings + shape.type_vocab_size
     embeddings = (rows + 2) * hidden
     pooler = (hidden + 1) * hidden * int(shape.pooler)
@@ -146,31 +124,16 @@ def count_parameters(shape: EncoderShape) -> ParameterCount:
 
 
 def layer_flops(hidden: Size, heads: Size, units: Size, head_dim: int, length: int) -> Size:
-    """Floating-point operations of one layer for a text.
+    """Floating-point operations of one layer for a text, arguments as in :func:`layer_parameters`.
 
     There are 2 for each weight and token, and ``4 T A D`` for a token's attention.
-
-    Args:
-        hidden: Hidden size, a number or a scalar tensor.
-        heads: Heads of the layer, a number or a tensor of any shape.
-        units: Intermediate units of the layer, same shape as ``heads``.
-        head_dim: Size of one head.
-        length: Tokens of the text, ``T``.
-
-    Returns:
-        Operations, same shape as ``heads``.
     """
     weights = layer_parameters(hidden, heads, units, head_dim)
     return 2.0 * weights * length + 4.0 * heads * head_dim * length * length
 
 
 def forward_flops(shape: EncoderShape, lengths: Sequence[int]) -> float:
-    """Floating-point operations of embedding texts without padding; a training step takes 3x.
-
-    Args:
-        shape: Sizes of the encoder.
-        lengths: Tokens of each text.
-    """
+    """Floating-point operations of embedding texts without padding; a training step takes 3x."""
     sizes = (shape.hidden_size, shape.num_attention_heads, shape.intermediate_size, shape.head_dim)
     return shape.num_hidden_layers * sum(layer_flops(*sizes, length) for length in lengths)
 
@@ -185,10 +148,6 @@ def check_exportable(target: EncoderShape, source: EncoderShape) -> None:
 
     Transformers, text-embeddings-inference and vLLM all need
     ``hidden_size == num_attention_heads * head_dim``.
-
-    Args:
-        target: The wanted shape.
-        source: The shape of the unpruned model.
 
     Raises:
         ValueError: If a size is below 1, above the source's, or hidden size and heads disagree;
@@ -227,17 +186,11 @@ def _nearest_heads(target: EncoderShape, source: EncoderShape) -> list[int]:
 
 
 def expected_parameters(shape: EncoderShape, probabilities: dict[str, Tensor]) -> ParameterCount:
-    """Expected parameters of gates with these open probabilities.
+    """Expected parameters of gates with these open probabilities; an absent axis is fully open.
 
-    A polynomial in the probabilities. It is exact at binary gates: biases, LayerNorms, embedding
-    columns, head inputs and the pooler included.
-
-    Args:
-        shape: Shape of the unpruned model.
-        probabilities: Open probabilities by axis; an absent axis is fully open.
-
-    Returns:
-        Scalar tensors (plain numbers for parts that no gate touches).
+    A polynomial in the probabilities, with plain numbers for parts that no gate touches. It is
+    exact at binary gates: biases, LayerNorms, embedding columns, head inputs and the pooler
+    included.
     """
     sizes = _expected_sizes(shape, probabilities)
     encoder = _sum_layers(shape, probabilities, layer_parameters(*sizes, shape.head_dim))
@@ -248,16 +201,7 @@ def expected_parameters(shape: EncoderShape, probabilities: dict[str, Tensor]) -
 def expected_operations(
     shape: EncoderShape, probabilities: dict[str, Tensor], length: int
 ) -> Tensor:
-    """Expected floating-point operations of embedding a text, see :func:`forward_flops`.
-
-    Args:
-        shape: Shape of the unpruned model.
-        probabilities: Open probabilities by axis; an absent axis is fully open.
-        length: Tokens of the text.
-
-    Returns:
-        A scalar, exact at binary gates.
-    """
+    """Expected floating-point operations of embedding a text, a scalar, exact at binary gates."""
     sizes = _expected_sizes(shape, probabilities)
     return _sum_layers(shape, probabilities, layer_flops(*sizes, shape.head_dim, length))
 
@@ -308,13 +252,10 @@ def step_memory(
     LayerNorms).
 
     Args:
-        shape: Sizes of the trained model.
         tokens: Real tokens of a batch.
         gated: Whether there are gates on layers, heads and units.
         teacher: Whether an unpruned model of the same sizes embeds the batch too.
         half: Whether there is 16-bit autocast.
-        frozen_embeddings: Whether the embeddings have neither gradients nor moments.
-        checkpointing: Whether only the inputs of layers are kept for the backward pass.
 
     Returns:
         ``weights and optimizer`` (AdamW's two moments); ``activations or gradients``, the larger of

@@ -44,14 +44,10 @@ class _Gather(torch.autograd.Function):
 
 
 def gather_rows(rows: Tensor) -> Tensor:
-    """Gather the rows of all ranks, one rank after the other.
+    """Gather the rows of all ranks, one rank after the other, ``(W * B, ...)`` for ``W`` ranks.
 
-    Args:
-        rows: Shape ``(B, ...)``, the same shape on every rank.
-
-    Returns:
-        Shape ``(W * B, ...)`` for ``W`` ranks; ``rows`` itself on a single one. The gradient of
-        each row is the sum of its gradients on all ranks.
+    ``rows``, ``(B, ...)``, have the same shape on every rank, and are returned themselves on a
+    single one. The gradient of each row is the sum of its gradients on all ranks.
     """
     if world_size() == 1:
         return rows
@@ -59,15 +55,7 @@ def gather_rows(rows: Tensor) -> Tensor:
 
 
 def gather_texts(texts: Outputs, numbers: Tensor) -> tuple[Outputs, Tensor]:
-    """Gather the texts of all ranks, with gradient to the rank that each text came from.
-
-    Args:
-        texts: This rank's texts.
-        numbers: Number of each text, shape ``(B,)``.
-
-    Returns:
-        Texts and numbers of all ranks, one rank after the other, padded to the longest text.
-    """
+    """Gather texts and their numbers ``(B,)`` of all ranks, padded to the longest text."""
     if world_size() == 1:
         return texts, numbers
     longest = torch.full((), texts.input_ids.shape[1], device=numbers.device)

@@ -21,41 +21,24 @@ LOG_ALPHA_MIN = 2.0 * THRESHOLD - LOG_ALPHA_MAX
 
 
 def sample(log_alpha: Tensor, uniform: Tensor) -> Tensor:
-    """Sample gates by the reparameterisation of equation 10-11 of the paper.
+    """Sample gates in [0, 1] by the reparameterisation of equation 10-11 of the paper.
 
-    Args:
-        log_alpha: Gate locations, any shape.
-        uniform: Noise in the open interval (0, 1), same shape.
-
-    Returns:
-        Gates in [0, 1], same shape, differentiable in ``log_alpha``; exactly 0 and exactly 1
-        have probability above zero.
+    They are differentiable in ``log_alpha``; exactly 0 and exactly 1 have probability above zero.
+    The noise ``uniform`` is in the open interval (0, 1).
     """
     s = torch.sigmoid((torch.logit(uniform) + log_alpha) / BETA)
     return torch.clamp(s * (ZETA - GAMMA) + GAMMA, 0.0, 1.0)
 
 
 def open_probability(log_alpha: Tensor) -> Tensor:
-    """Probability ``P(z > 0)`` of each gate, equation 12 of the paper.
-
-    Args:
-        log_alpha: Gate locations, any shape.
-
-    Returns:
-        Probabilities in (0, 1), same shape, differentiable in ``log_alpha``.
-    """
+    """Probability ``P(z > 0)`` of each gate, equation 12 of the paper; differentiable."""
     return torch.sigmoid(log_alpha - THRESHOLD)
 
 
 def top_k(log_alpha: Tensor, k: int) -> Tensor:
     """Deterministic binary gates: the ``k`` largest of the last dimension are 1, the rest 0.
 
-    Args:
-        log_alpha: Gate locations, shape ``(..., n)``.
-        k: Number of open gates, in [0, n].
-
-    Returns:
-        Zeros and ones, same shape and dtype. Ties go to the lower index, on every device.
+    Ties go to the lower index, on every device.
 
     Raises:
         ValueError: If ``k`` is not in [0, n], or a gate is NaN.

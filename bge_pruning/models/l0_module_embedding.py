@@ -67,17 +67,10 @@ class L0Module(nn.Module):
     of the run. All follow from the trainer's clock, so checkpoints need not store them.
 
     Args:
-        shape: Shape of the unpruned model.
         axes: Gated axes, a subset of ``AXES``. An axis that keeps its size must not be gated:
             clamped gates are never fully open, so its constraint could not be met.
-        target: Shape to reach, or ``None`` with a budget.
-        target_parameters: Encoder parameters to reach, or ``None`` with another target.
-        target_speedup: Factor by which the operations are to be reduced, or ``None``.
         target_length: Tokens of the text whose operations are counted.
-        start_sparsity: Target sparsity at the start of the warm-up.
-        init_mean: Mean of ``log_alpha`` at the start.
         init_std: Standard deviation of ``log_alpha``; with 0 all gates would stay identical.
-        seed: Seed of the initial gates and of the noise.
         binarization: Weight of :meth:`binarization_loss` at the end of the run.
 
     Raises:
@@ -178,9 +171,8 @@ class L0Module(nn.Module):
     def masks_of(self, shape: EncoderShape) -> PruningMasks:
         """Binary gates of any shape, which contain those of every smaller shape.
 
-        Args:
-            shape: Sizes at most those of the unpruned model, and equal on axes without gates. The
-                gates that are most likely open are kept.
+        The gates that are most likely open are kept. The sizes are at most those of the unpruned
+        model, and equal on axes without gates.
         """
         sizes = {axis: getattr(shape, SHAPE_FIELDS[axis]) for axis in self.axes}
         return PruningMasks(**{a: top_k(self.log_alpha[a], k) for a, k in sizes.items()})
@@ -337,13 +329,9 @@ def _check_target(
 
 @torch.no_grad()
 def distances_to_binary(probabilities: dict[str, Tensor]) -> dict[str, float]:
-    """Mean of ``min(p, 1 - p)``: 0 if every gate is certainly open or certainly closed.
+    """Mean of ``min(p, 1 - p)`` by axis, and under ``all`` over all gates.
 
-    Args:
-        probabilities: Open probabilities by axis.
-
-    Returns:
-        By axis, and under ``all`` over all gates.
+    It is 0 if every gate is certainly open or certainly closed.
     """
     distances = {axis: torch.minimum(p, 1.0 - p).flatten() for axis, p in probabilities.items()}
     distances["all"] = torch.cat(list(distances.values()))

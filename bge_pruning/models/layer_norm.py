@@ -36,23 +36,14 @@ from bge_pruning.utils.devices import allow_compiled_forms, compile_failure
 def masked_layer_norm(
     u: Tensor, weight: Tensor, bias: Tensor, eps: float, hidden_z: Tensor
 ) -> Tensor:
-    """LayerNorm whose statistics are weighted by the hidden gates.
+    """LayerNorm whose statistics are weighted by the hidden gates, shape ``(..., H)``.
 
     ``n = sum(z)``, ``mean = sum(z u) / n``, ``var = sum(z (u - mean)^2) / n`` and the output is
     ``((u - mean) / sqrt(var + eps) * weight + bias) * z``. With binary gates this is LayerNorm
-    over the open dimensions and 0 elsewhere; with soft gates it is a smooth relaxation.
+    over the open dimensions and 0 elsewhere; with soft gates it is a smooth relaxation. The gates
+    ``hidden_z``, ``(H,)`` in [0, 1], must not all be 0.
 
     Under autocast the statistics are float32, as in torch's own LayerNorm.
-
-    Args:
-        u: Input, shape ``(..., H)``.
-        weight: Shape ``(H,)``.
-        bias: Shape ``(H,)``.
-        eps: Added to the variance.
-        hidden_z: Gates in [0, 1], shape ``(H,)``, not all 0.
-
-    Returns:
-        Shape ``(..., H)``.
     """
     return _MaskedLayerNorm.apply(u, weight, bias, eps, hidden_z)
 
@@ -124,15 +115,10 @@ def residual_norm(
     """``LN(residual + y)`` over the open dimensions, mixed with ``skip`` by the gate of a layer.
 
     Args:
-        y: Shape ``(N, H)``.
-        residual: Same shape as ``y``.
-        norm: The LayerNorm.
+        y: Shape ``(N, H)``, as ``residual`` and the result.
         hidden_z: Gates of the hidden dimensions, shape ``(H,)``; ``None`` if all are open.
         skip: Input of the layer, shape ``(N, H)``; needed only with ``layer_z``.
         layer_z: Gate of the layer, a scalar: 0 gives ``skip`` exactly, 1 the LayerNorm exactly.
-
-    Returns:
-        Shape ``(N, H)``.
     """
     compute = compute_residual_norm
     gated = hidden_z is not None or layer_z is not None
@@ -165,11 +151,7 @@ def compute_residual_norm(
 
 @cache
 def fused(device: str) -> Callable[..., Tensor]:
-    """:func:`compute_residual_norm` compiled for any number of tokens, if torch can do that.
-
-    Args:
-        device: Type of device.
-    """
+    """:func:`compute_residual_norm` compiled for a type of device, if torch can do that."""
     if reason := compile_failure(device):
         log.warning(
             "torch.compile does not work on %s (%s), so LayerNorms with gates run operation by "
@@ -182,11 +164,7 @@ def fused(device: str) -> Callable[..., Tensor]:
 
 
 def compile_residual_norm(backend: str | Callable) -> Callable[..., Tensor]:
-    """:func:`compute_residual_norm` compiled for any number of tokens.
-
-    Args:
-        backend: See :func:`torch.compile`.
-    """
+    """:func:`compute_residual_norm` compiled for any number of tokens."""
     allow_compiled_forms()
     compiled = torch.compile(compute_residual_norm, backend=backend)
 

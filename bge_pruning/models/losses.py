@@ -14,16 +14,7 @@ def _check_temperature(temperature: Tensor | float, key: str) -> None:
 
 
 def sts_regression(vectors1: Tensor, vectors2: Tensor, scores: Tensor) -> Tensor:
-    """Mean squared error between cosine similarity and the gold score.
-
-    Args:
-        vectors1: L2-normalised vectors, shape ``(B, H)``.
-        vectors2: Vectors of the second texts, ``(B, H)``.
-        scores: Gold scores scaled to [0, 1], shape ``(B,)``.
-
-    Returns:
-        Scalar.
-    """
+    """Mean squared error between cosines of vectors ``(B, H)`` and gold scores ``(B,)`` in [0, 1]."""
     return F.mse_loss((vectors1 * vectors2).sum(-1), scores.to(vectors1.dtype))
 
 
@@ -31,16 +22,8 @@ def cosent(vectors1: Tensor, vectors2: Tensor, scores: Tensor, scale: float = 20
     """CoSENT: pairs with a higher gold score should have the higher cosine (Su, 2022).
 
     ``log(1 + sum over i, j with s_i > s_j of exp(scale (cos_j - cos_i)))``. Only the order of the
-    gold scores counts, as in the Spearman correlation.
-
-    Args:
-        vectors1: L2-normalised vectors, shape ``(B, H)``.
-        vectors2: Vectors of the second texts, ``(B, H)``.
-        scores: Gold scores in any unit, shape ``(B,)``.
-        scale: Inverse temperature.
-
-    Returns:
-        Scalar, 0 if all gold scores are equal.
+    gold scores ``(B,)`` counts, as in the Spearman correlation; if all are equal, it is 0. The
+    vectors ``(B, H)`` are L2-normalised, and ``scale`` is an inverse temperature.
     """
     cosines = scale * (vectors1 * vectors2).sum(-1)
     differences = cosines[None, :] - cosines[:, None]  # [i, j]: cos_j - cos_i
@@ -63,9 +46,6 @@ def info_nce(
 
     Returns:
         Scalar, mean over queries.
-
-    Raises:
-        ValueError: If the temperature is not above 0.
     """
     _check_temperature(temperature, "loss.temperature")
     logits = scores.float() / temperature
@@ -93,12 +73,7 @@ def exclude_positives(positive_texts: Tensor, passage_texts: Tensor, targets: Te
 def unified_loss(losses: dict[str, Tensor]) -> Tensor:
     """BGE-M3's combination, ``(dense + ensemble + 0.1 sparse + colbert) / 4`` over all outputs.
 
-    Args:
-        losses: Loss by name; scores have the names of
-            :func:`bge_pruning.models.embedding_heads.compute_scores`.
-
-    Returns:
-        Scalar: the sum, weighted as above, over the number of losses.
+    It is the sum of the losses by name, weighted as above, over their number.
     """
     terms = [0.1 * value if name == "sparse" else value for name, value in losses.items()]
     return torch.stack(terms).sum() / len(terms)
@@ -125,9 +100,6 @@ def score_distillation(
 
     Returns:
         Scalar, mean over queries, at least 0.
-
-    Raises:
-        ValueError: If the temperature is not above 0.
     """
     _check_temperature(temperature, "loss.temperature")
 
@@ -148,15 +120,8 @@ def token_weight_distillation(student: Tensor, teacher: Tensor, mask: Tensor) ->
     """Squared error of the sparse head's token weights, relative to the teacher's own size.
 
     It is computed for each text and then averaged over texts, so that it does not change when a
-    batch is split.
-
-    Args:
-        student: Weights, shape ``(B, T)``.
-        teacher: Weights of the teacher, ``(B, T)``.
-        mask: 1 for the tokens that count, shape ``(B, T)``.
-
-    Returns:
-        Scalar: 0 for equal weights, 1 if the student's weights are all 0 and the teacher's are not.
+    batch is split. It is 1 if the student's weights are all 0 and the teacher's are not. Weights
+    and mask (1 for the tokens that count) have shape ``(B, T)``.
     """
     kept = mask.to(student.dtype)
     error = ((student - teacher).square() * kept).sum(-1)
@@ -166,18 +131,11 @@ def token_weight_distillation(student: Tensor, teacher: Tensor, mask: Tensor) ->
 
 
 def token_vector_distillation(student: Tensor, teacher: Tensor, mask: Tensor) -> Tensor:
-    """Mean cosine distance of the multi-vectors of the same tokens.
+    """Mean cosine distance of the multi-vectors of the same tokens, in [0, 2].
 
     It is computed for each text and then averaged over texts, so that it does not change when a
-    batch is split.
-
-    Args:
-        student: L2-normalised vectors, shape ``(B, T, C)``. Pruning keeps ``C``.
-        teacher: L2-normalised vectors of the teacher, ``(B, T, C)``.
-        mask: 1 for the tokens that count, at least one in each text; shape ``(B, T)``.
-
-    Returns:
-        Scalar in [0, 2].
+    batch is split. The vectors ``(B, T, C)`` are L2-normalised; pruning keeps ``C``. The mask
+    ``(B, T)`` is 1 for the tokens that count, at least one in each text.
     """
     kept = mask.to(student.dtype)
     cosines = ((student * teacher).sum(-1) * kept).sum(-1) / kept.sum(-1)
@@ -185,16 +143,9 @@ def token_vector_distillation(student: Tensor, teacher: Tensor, mask: Tensor) ->
 
 
 def distillation_alignment(student: Tensor, teacher: Tensor) -> Tensor:
-    """Mean cosine distance between the student's and the teacher's vectors.
+    """Mean cosine distance between the student's and the teacher's vectors ``(B, H)``, in [0, 2].
 
     Both are compared in the teacher's space: a pruned student is 0 in its removed dimensions.
-
-    Args:
-        student: L2-normalised vectors in the teacher's space, shape ``(B, H)``.
-        teacher: L2-normalised vectors, shape ``(B, H)``.
-
-    Returns:
-        Scalar in [0, 2].
     """
     return 1.0 - (student * teacher).sum(-1).mean()
 
@@ -222,9 +173,6 @@ def distillation_similarity(
 
     Returns:
         Scalar, mean over rows, at least 0.
-
-    Raises:
-        ValueError: If the temperature is not above 0 or the batch has fewer than 2 texts.
     """
     _check_temperature(temperature, "loss.similarity_temperature")
     if all_student.shape[0] < 2:
@@ -253,16 +201,13 @@ def hidden_state_distillation(
     """Squared error of the hidden states of tokens, relative to the teacher's own size.
 
     It is averaged over the tokens of a text and then over texts, so that it does not change when a
-    batch is split; the mean over layers is weighted.
+    batch is split; the mean over layers is weighted. It is 1 for states that are all 0.
 
     Args:
         student: States in the teacher's space, shape ``(B, L, T, H)``.
         teacher: States of the layers to compare with, ``(B, L, T, H)``.
         weights: Weight of each layer, shape ``(L,)``; their sum is 1.
         mask: 1 for real tokens, shape ``(B, T)``.
-
-    Returns:
-        Scalar: 0 for equal states, 1 for states that are all 0.
     """
     kept = mask[:, None].to(student.dtype)  # (B, 1, T)
     error = (student - teacher).square().sum(-1) / teacher.square().sum(-1).clamp(min=1e-6)
@@ -271,15 +216,9 @@ def hidden_state_distillation(
 
 
 def scatter_to_teacher_space(vectors: Tensor, hidden: Tensor | None, size: int) -> Tensor:
-    """Place vectors of kept dimensions into the teacher's space, 0 elsewhere.
+    """Place vectors ``(..., h)`` of kept dimensions ``(h,)`` into the teacher's ``(..., size)``.
 
-    Args:
-        vectors: Shape ``(..., h)``.
-        hidden: Kept dimensions, shape ``(h,)``; ``None`` if the spaces are the same.
-        size: The teacher's hidden size.
-
-    Returns:
-        Shape ``(..., size)``.
+    The other dimensions are 0; without ``hidden`` the spaces are the same.
     """
     if hidden is None:
         return vectors

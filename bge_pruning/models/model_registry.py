@@ -10,11 +10,7 @@ MODELS = {"composer_bge_m3": ComposerBGEM3}
 
 
 def build_composer_model(name: str, **kwargs: Any) -> ComposerBGEM3:
-    """Build a model by name.
-
-    Raises:
-        ValueError: If the name is unknown.
-    """
+    """Build a model by name."""
     if name not in MODELS:
         raise ValueError(f"model.name '{name}' is not one of {sorted(MODELS)}. To fix, choose one.")
     return MODELS[name](**kwargs)

@@ -102,16 +102,11 @@ class TeacherMap:
 
 
 def following_layers(survives: Tensor) -> Tensor:
-    """Find the teacher's layer that each surviving layer should reproduce.
+    """Find the teacher's layer that each surviving layer should reproduce, shape ``(L,)``.
 
     A surviving layer feeds the next surviving one, which was trained on the output of the layer
-    just before it; the last one feeds the heads.
-
-    Args:
-        survives: True for each of the teacher's layers that the student has, shape ``(L,)``.
-
-    Returns:
-        For each layer the one before the next survivor, shape ``(L,)``.
+    just before it; the last one feeds the heads. ``survives`` is True for each of the teacher's
+    layers that the student has, ``(L,)``.
     """
     count = len(survives)
     places = torch.arange(count, device=survives.device)
@@ -122,13 +117,7 @@ def following_layers(survives: Tensor) -> Tensor:
 
 
 def pair_parts(weights: LossWeights, vectors: Tensor, scores: Tensor) -> dict[str, Tensor]:
-    """Losses of scored pairs.
-
-    Args:
-        weights: What to optimise.
-        vectors: L2-normalised, shape ``(B, 2, H)``.
-        scores: Gold scores in [0, 1], shape ``(B,)``.
-    """
+    """Losses of scored pairs: normalised vectors ``(B, 2, H)``, gold scores ``(B,)`` in [0, 1]."""
     first, second = vectors.unbind(1)
     parts = {}
     if weights.sts_regression:
@@ -151,11 +140,9 @@ def passage_parts(
     """Losses of this rank's queries against the passages of all ranks.
 
     Args:
-        weights: What to optimise.
         outputs: Outputs of queries and their passages, shape ``(B, N, ...)``, by name.
         batch: With ``passage_texts``, ``positive_texts`` and optionally ``passage_scores``.
         temperature: Softmax temperature of the scores.
-        special_ids: Token ids that carry no sparse weight.
     """
     compared = {name: value for name, value in outputs.items() if name in weights.compared}
     queries = _texts(compared, batch, slice(0, 1))
@@ -198,16 +185,7 @@ def distillation_parts(
     teacher: TeacherMap,
     special_ids: Sequence[int],
 ) -> dict[str, Tensor]:
-    """Distances from the teacher's outputs.
-
-    Args:
-        weights: What to optimise.
-        outputs: The student's outputs by name, shape ``(B * N, ...)``.
-        targets: The teacher's outputs of the same texts, by name.
-        batch: With ``input_ids`` and ``attention_mask``, shape ``(B, N, T)``.
-        teacher: Map of the student's dimensions and layers to the teacher's.
-        special_ids: Token ids that carry no sparse weight.
-    """
+    """Distances of the student's outputs ``(B * N, ...)`` from the teacher's, both by name."""
     mask = batch["attention_mask"].flatten(0, 1)
     parts = {}
     if weights.distillation_alignment or weights.distillation_similarity:
@@ -265,14 +243,7 @@ LOWEST, HIGHEST = 0.005, 1.0
 
 
 class LearnedTemperature(nn.Module):
-    """``exp(a + (b - a) sigmoid(raw))`` between the logarithms of :data:`LOWEST` and ``HIGHEST``.
-
-    Args:
-        start: Temperature at the start, inside the range.
-
-    Raises:
-        ValueError: If the start is not inside the range.
-    """
+    """``exp(a + (b - a) sigmoid(raw))`` between the logarithms of ``LOWEST`` and ``HIGHEST``."""
 
     def __init__(self, start: float) -> None:
         super().__init__()

@@ -49,33 +49,16 @@ class Packing:
         return [texts * length for texts, length in self.groups]
 
     def shares(self) -> Tensor:
-        """For each token 1 over the tokens of its text, shape ``(N,)``, on the CPU.
-
-        This is defined for packed tokens in groups only.
-        """
+        """1 over the tokens of its text for each token, ``(N,)`` on the CPU; for groups only."""
         return torch.cat([torch.full((n * length,), 1.0 / length) for n, length in self.groups])
 
     def pack(self, padded: Tensor) -> Tensor:
-        """The tokens that are computed.
-
-        Args:
-            padded: Shape ``(B, T, ...)``.
-
-        Returns:
-            Shape ``(N, ...)``.
-        """
+        """The tokens that are computed, ``(B, T, ...)`` to ``(N, ...)``."""
         flat = padded.flatten(0, 1)
         return flat if self.index is None else flat.index_select(0, self.index)
 
     def unpack(self, packed: Tensor) -> Tensor:
-        """The padded batch, 0 where there is no token.
-
-        Args:
-            packed: Shape ``(N, ...)``.
-
-        Returns:
-            Shape ``(B, T, ...)``.
-        """
+        """The padded batch, 0 where there is no token, ``(N, ...)`` to ``(B, T, ...)``."""
         if self.index is not None:
             rows = self.size[0] * self.size[1]
             empty = packed.new_zeros(rows, *packed.shape[1:])
@@ -89,10 +72,9 @@ class Packing:
 def compute_packing(
     attention_mask: Tensor, lengths: Sequence[int] | None = None, varlen: bool = False
 ) -> Packing:
-    """Find the real tokens of a batch.
+    """Find the real tokens of a batch; the mask ``(B, T)`` is 1 for them.
 
     Args:
-        attention_mask: 1 for real tokens, 0 for padding, shape ``(B, T)``.
         lengths: Real tokens of each text, known on the host. Without them the host waits for a GPU,
             because they decide what is launched.
         varlen: Prepare attention over texts of different lengths at once.
@@ -117,11 +99,7 @@ def compute_packing(
 
 
 def keep_padding(attention_mask: Tensor) -> Packing:
-    """Compute padding too, so that every shape follows from that of the batch.
-
-    Args:
-        attention_mask: See :func:`compute_packing`.
-    """
+    """Compute padding too, so that every shape follows from that of the batch."""
     real = attention_mask.bool()
     size = (real.shape[0], real.shape[1])
     return Packing(size, None, (size,), real=real)
@@ -134,13 +112,7 @@ except ImportError:  # before torch 2.10
 
 
 def varlen_applies(device: torch.device, dtype: torch.dtype, head_dim: int) -> bool:
-    """Whether the kernel for texts of any lengths can be used.
-
-    Args:
-        device: Device of the model.
-        dtype: Type of its weights; under autocast that of autocast counts.
-        head_dim: Size of a head.
-    """
+    """Whether the kernel for texts of any lengths can be used; under autocast its type counts."""
     if varlen_attn is None or device.type != "cuda" or head_dim % 8 or head_dim > 256:
         return False
     if torch.is_autocast_enabled(device.type):
@@ -149,18 +121,7 @@ def varlen_applies(device: torch.device, dtype: torch.dtype, head_dim: int) -> b
 
 
 def attend(query: Tensor, key: Tensor, value: Tensor, packing: Packing, dropout_p: float) -> Tensor:
-    """Scaled dot-product attention.
-
-    Args:
-        query: Shape ``(N, A, D)``.
-        key: Same shape as ``query``.
-        value: Same shape as ``query``.
-        packing: Places of the texts.
-        dropout_p: Probability of dropping an attention weight; 0 if ``packing`` has boundaries.
-
-    Returns:
-        Shape ``(N, A, D)``.
-    """
+    """Scaled dot-product attention of ``(N, A, D)``; no dropout if ``packing`` has boundaries."""
     if not query.shape[1]:
         return query  # no head is left; torch 2.11 would divide by their number, 0
     if query.device.type == "cpu" and query.dtype == torch.bfloat16:
@@ -205,13 +166,9 @@ def _attend(
 
 
 def to_device(values: Tensor, device: torch.device) -> Tensor:
-    """A copy on a device.
+    """A copy on a device of values on the CPU.
 
     A copy from pageable memory would wait for everything launched on the GPU before.
-
-    Args:
-        values: On the CPU.
-        device: The target.
     """
     if device.type == "cuda":
         values = values.pin_memory()

@@ -34,14 +34,9 @@ def exportable_shapes(
     intermediate size nearest to the budget is taken.
 
     Args:
-        source: Shape of the unpruned model.
         axes: Axes that may shrink; heads and hidden size shrink only together.
-        budget: Cost that the shapes may have.
         multiple_of: Granularity of the intermediate size.
         cost: Computes the cost of a shape, linear in the intermediate size.
-
-    Yields:
-        Shapes, not sorted; none if only the layers and heads cannot be combined.
     """
     layer_sizes = range(1, source.num_hidden_layers + 1)
     head_sizes = range(1, source.num_attention_heads + 1)
@@ -84,22 +79,16 @@ def shapes_near_budget(
     tolerance: float = 0.005,
     cost: Cost = encoder_parameters,
 ) -> list[EncoderShape]:
-    """Exportable shapes that meet a budget.
+    """Exportable shapes that meet a budget, at least one, by layers and heads.
 
     For every number of layers and of heads the granularity of the intermediate size is halved, down
     to ``FINEST_UNITS``, until the shape is within the tolerance. If no shape is, the granularity is
     halved further, down to 1; if still none is, only the nearest shape is returned.
 
     Args:
-        source: Shape of the unpruned model.
-        axes: Axes that may shrink.
-        budget: Cost that the shapes may have.
         multiple_of: First granularity to try; 64 keeps tensor cores busy.
         tolerance: Largest relative distance from the budget.
         cost: Computes the cost of a shape; by default the parameters of its layers.
-
-    Returns:
-        At least one shape, by layers and heads.
 
     Raises:
         ValueError: If the budget is not above 0, or above the cost of the source.
@@ -141,12 +130,7 @@ def shapes_of_budget(
 ) -> tuple[EncoderShape, ...]:
     """Exportable shapes that gates with a budget choose among; cached, as every step needs them.
 
-    Args:
-        shape: Shape of the unpruned model.
-        axes: Gated axes.
-        parameters: Encoder parameters, or ``None`` with a speed-up.
-        speedup: Factor by which operations are reduced, or ``None``.
-        length: Tokens of the text whose operations are counted.
+    The budget is encoder parameters or, for texts of ``length`` tokens, a speed-up.
 
     Raises:
         ValueError: If the budget is not above 0, or above the cost of the unpruned model.
@@ -167,10 +151,6 @@ def best_shape(
 
     All depths are tried at the full width, then at every smaller width those around the best depth
     so far, until a width brings no improvement.
-
-    Args:
-        shapes: At least one.
-        error: Computes the error of a shape, once for each shape that is tried.
     """
     widths = sorted({shape.num_attention_heads for shape in shapes}, reverse=True)
     best, least = None, float("inf")
@@ -193,10 +173,6 @@ class MaskLikelihood:
 
     Each gate is weighted by the parameters it controls. Heads and units of removed layers do not
     count, because the layer's own gate speaks for them.
-
-    Args:
-        shape: Shape of the unpruned model.
-        log_alpha: Gate locations by axis.
     """
 
     def __init__(self, shape: EncoderShape, log_alpha: Mapping[str, Tensor]) -> None:

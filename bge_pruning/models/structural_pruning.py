@@ -34,15 +34,9 @@ class PruningMasks:
     hidden: Tensor | None = None
 
     def of_layers(self, count: int, head_dim: int) -> list[PruningMasks]:
-        """Gates of each layer.
+        """Gates of each layer, of shapes ``(A * head_dim,)``, ``(F,)``, ``()``, and ``(H,)``.
 
-        Args:
-            count: ``L``.
-            head_dim: Size of a head: its gate is repeated for each of its dimensions.
-
-        Returns:
-            Gates of shapes ``(A * head_dim,)``, ``(F,)``, ``()``, and ``(H,)``; the last ones are
-            the same for all layers.
+        The gate of a head is repeated for each of its dimensions; all layers share the hidden gates.
         """
         head = None if self.head is None else self.head.repeat_interleave(head_dim, dim=1)
         # One split of each axis, whose gradient is one operation for all layers.
@@ -89,17 +83,7 @@ class KeepIndices:
 def compute_keep_indices(
     masks: PruningMasks, layers: int, heads: int, units: int, hidden: int
 ) -> KeepIndices:
-    """Indices of the open gates.
-
-    Args:
-        masks: Binary gates.
-        layers: ``L`` of the source.
-        heads: ``A`` of the source.
-        units: ``F`` of the source.
-        hidden: ``H`` of the source.
-
-    Returns:
-        Kept indices.
+    """Indices of the open gates in a source of these sizes.
 
     Raises:
         ValueError: If gates have another shape than the source, if one is neither 0 nor 1, or if
@@ -151,16 +135,7 @@ def head_rows(heads: list[int], head_dim: int) -> list[int]:
 
 @torch.no_grad()
 def prune_linear(layer: nn.Linear, keep: list[int], dim: int) -> None:
-    """Cut a linear layer in place.
-
-    Args:
-        layer: Weight of shape ``(out, in)``.
-        keep: Indices to keep, ascending.
-        dim: 0 cuts outputs (rows and bias), 1 cuts inputs (columns).
-
-    Raises:
-        ValueError: If ``dim`` is neither 0 nor 1.
-    """
+    """Cut a linear layer in place to ascending indices of outputs (``dim`` 0) or inputs (1)."""
     if dim not in (0, 1):
         raise ValueError(
             f"dim {dim} is neither 0 (outputs) nor 1 (inputs). To fix, use one of them."

@@ -26,13 +26,8 @@ def compute_outputs(
     """Compute outputs of a model, by name.
 
     Args:
-        backbone: Its encoder.
-        heads: Its heads.
-        input_ids: Token ids, shape ``(B, T)``.
-        attention_mask: Shape ``(B, T)``.
         names: See :meth:`EmbeddingHeads.outputs`; also ``hidden_states``, those after every layer,
             shape ``(B, L, T, H)``.
-        masks: Gates.
         lengths: Tokens of each text, see :func:`bge_pruning.models.packing.compute_packing`.
     """
     states, packing = backbone.encode(
@@ -46,16 +41,7 @@ def compute_outputs(
 
 
 class FrozenEncoder:
-    """The unpruned model, embedding texts without gradient.
-
-    Args:
-        backbone: Its encoder; set to evaluation mode and frozen.
-        heads: Its heads, frozen too.
-        names: Outputs to compute, see :func:`compute_outputs`.
-
-    Raises:
-        ValueError: If the model has no head for one of the outputs.
-    """
+    """The unpruned model, embedding texts without gradient; set to evaluation mode and frozen."""
 
     def __init__(
         self,

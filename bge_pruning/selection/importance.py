@@ -23,14 +23,7 @@ from bge_pruning.models.structural_pruning import SHAPE_FIELDS, PruningMasks
 
 @dataclass(frozen=True)
 class Importance:
-    """Scores of structures; larger is more important.
-
-    Attributes:
-        head: Shape ``(L, A)``.
-        intermediate: Shape ``(L, F)``.
-        layer: Shape ``(L,)``.
-        hidden: Shape ``(H,)``.
-    """
+    """Scores of structures: ``(L, A)``, ``(L, F)``, ``(L,)`` and ``(H,)``; larger is better."""
 
     head: Tensor
     intermediate: Tensor
@@ -40,10 +33,6 @@ class Importance:
 
 def masks_of_importance(importance: Importance, shape: EncoderShape) -> PruningMasks:
     """Binary gates, on the CPU, of the most important structures; ties go to the lower index.
-
-    Args:
-        importance: Scores.
-        shape: Sizes to keep.
 
     Raises:
         ValueError: If a score is not finite.
@@ -63,12 +52,7 @@ def masks_of_importance(importance: Importance, shape: EncoderShape) -> PruningM
 
 
 def random_importance(shape: EncoderShape, seed: int) -> Importance:
-    """Uniform random scores, whose masks are random sub-networks.
-
-    Args:
-        shape: Sizes of the unpruned model.
-        seed: Seed of the scores.
-    """
+    """Uniform random scores, whose masks are random sub-networks."""
     generator = torch.Generator().manual_seed(seed)
     layers = shape.num_hidden_layers
     return Importance(
@@ -93,9 +77,6 @@ def magnitude_importance(backbone: XLMRobertaBackbone) -> Importance:
     * layer: all its parameters.
 
     Embedding tables are not counted: their many rows of rare tokens would outweigh the layers.
-
-    Args:
-        backbone: The unpruned encoder.
     """
     layers = [_squares_of_layer(layer) for layer in backbone.encoder.layer]
     return Importance(
@@ -138,7 +119,7 @@ def _columns(linear: torch.nn.Linear) -> Tensor:
 def activation_importance(
     backbone: XLMRobertaBackbone, batches: Iterable[tuple[Tensor, Tensor]]
 ) -> Importance:
-    """Mean size of activations over all tokens of the texts.
+    """Mean size of activations over all tokens of the texts, without padding.
 
     * head: mean over tokens of the Euclidean norm of its context vector, of ``D`` numbers;
     * unit: mean over tokens of its absolute value after the activation function;
@@ -149,7 +130,7 @@ def activation_importance(
 
     Args:
         backbone: The unpruned encoder, in evaluation mode.
-        batches: Token ids and mask, shape ``(B, T)``; padding does not count.
+        batches: Token ids and mask, shape ``(B, T)``.
 
     Raises:
         ValueError: If there is no token.

@@ -21,10 +21,6 @@ ScoreLayers = Callable[[Sequence[int]], float]
 def layers_within(source: EncoderShape, budget: float) -> int:
     """Largest number of the source's layers whose parameters fit a budget.
 
-    Args:
-        source: Sizes of the unpruned model.
-        budget: Encoder parameters.
-
     Raises:
         ValueError: If not one layer fits.
     """
@@ -41,12 +37,7 @@ def layers_within(source: EncoderShape, budget: float) -> int:
 
 
 def every_nth_layer(layers: int, keep: int) -> list[int]:
-    """Evenly spaced layers, the first and the last among them; a single one is the last.
-
-    Args:
-        layers: ``L`` of the source.
-        keep: How many to keep, in [1, L].
-    """
+    """Evenly spaced layers, the first and the last among them; a single one is the last."""
     if keep == 1:
         return [layers - 1]
     return [round(i * (layers - 1) / (keep - 1)) for i in range(keep)]
@@ -57,11 +48,6 @@ def best_layers(layers: int, keep: int, score: ScoreLayers) -> list[int]:
 
     The greedy search removes one layer after the other, each time the one without which the score
     is best. Of equal scores the first one counts.
-
-    Args:
-        layers: ``L`` of the source.
-        keep: How many to keep, in [1, L].
-        score: Computes the score of a model that keeps given layers, in ascending order.
     """
     if comb(layers, keep) <= MAX_SUBSETS:
         return list(max(combinations(range(layers), keep), key=score))
@@ -72,12 +58,7 @@ def best_layers(layers: int, keep: int, score: ScoreLayers) -> list[int]:
 
 
 def layer_masks(kept: Sequence[int], layers: int) -> PruningMasks:
-    """Gates that are open for the kept layers and for everything in them.
-
-    Args:
-        kept: Layers, from 0.
-        layers: ``L`` of the source.
-    """
+    """Gates that are open for the kept layers and for everything in them."""
     gates = torch.zeros(layers)
     gates[list(kept)] = 1.0
     return PruningMasks(layer=gates)

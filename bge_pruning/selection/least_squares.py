@@ -30,13 +30,7 @@ BLOCK = 1 / 32
 
 
 class Moments:
-    """``X^T X`` and ``X^T Y``: products of a batch in its own precision, summed in float64.
-
-    Args:
-        inputs: Inputs of the linear layer, ``I``.
-        outputs: Its outputs, ``O``.
-        device: Torch device.
-    """
+    """``X^T X`` and ``X^T Y``: products of a batch in its own precision, summed in float64."""
 
     def __init__(self, inputs: int, outputs: int, device: torch.device | str = "cpu") -> None:
         options = {"dtype": torch.float64, "device": device}
@@ -44,13 +38,7 @@ class Moments:
         self.xy = torch.zeros(inputs + 1, outputs, **options)
 
     def add(self, x: Tensor, y: Tensor, weights: Tensor) -> None:
-        """Add tokens.
-
-        Args:
-            x: Inputs, shape ``(N, I)``.
-            y: Wanted outputs, shape ``(N, O)``.
-            weights: How much each counts, shape ``(N,)``.
-        """
+        """Add tokens: inputs ``(N, I)``, wanted outputs ``(N, O)``, and their weights ``(N,)``."""
         x = torch.cat([x, x.new_ones(len(x), 1)], dim=1)
         weighted = (x * weights.to(x)[:, None]).T
         self.xx += weighted @ x
@@ -64,11 +52,9 @@ def joined(linear: nn.Linear) -> Tensor:
 
 @torch.no_grad()
 def fit_(linear: nn.Linear, moments: Moments, ridge: float = RIDGE) -> None:
-    """Fit a linear layer in place.
+    """Fit a linear layer with a bias in place, to moments of its inputs and wanted outputs.
 
     Args:
-        linear: The layer, with a bias.
-        moments: Of its inputs and wanted outputs.
         ridge: How strongly the weights are held where they are, relative to the mean square of an
             input.
 
@@ -107,7 +93,6 @@ def elimination_order(
         xx: ``X^T X``, a column of ones included, shape ``(I + 1, I + 1)``.
         weight: See :func:`joined`, shape ``(I + 1, O)``.
         group: Number of inputs of a group, which are next to each other.
-        ridge: See :func:`fit_`.
 
     Returns:
         Indices of the groups, the first to go first, shape ``(I / group,)``, on the CPU.

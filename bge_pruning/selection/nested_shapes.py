@@ -18,17 +18,10 @@ GRANULARITIES = (64, 32, 16, 8)
 
 
 def choose_nested_shapes(l0_module: L0Module, densities: Sequence[float]) -> list[EncoderShape]:
-    """Choose a shape for each density, each no larger on any axis than the one before.
+    """Choose a shape for each density, from large to small, each inside the one before.
 
     Among the exportable shapes near each budget, the nested ones are chosen that together agree
     best with the gates. The target shape of the run is kept for its own density.
-
-    Args:
-        l0_module: Gates of a finished run.
-        densities: Shares of the encoder's parameters to keep.
-
-    Returns:
-        Shapes, from the largest density to the smallest.
 
     Raises:
         ValueError: If a density is not in (0, 1) or is repeated, or no nested shapes have them.
@@ -79,14 +72,7 @@ def _candidates(l0_module: L0Module, density: float, multiple_of: int) -> list[E
 
 
 def check_densities(densities: Sequence[float]) -> None:
-    """Refuse invalid densities of a family, before a training for it begins.
-
-    Args:
-        densities: Shares of the encoder's parameters to keep.
-
-    Raises:
-        ValueError: If one is not in (0, 1) or is repeated, or there is none.
-    """
+    """Refuse invalid densities of a family, before a training for it begins."""
     wrong = [density for density in densities if not 0 < density < 1]
     if wrong or not densities or len(set(densities)) < len(densities):
         raise ValueError(
@@ -102,12 +88,7 @@ def _contains(large: EncoderShape, small: EncoderShape) -> bool:
 def relative_indices(small: KeepIndices, large: KeepIndices) -> KeepIndices:
     """Find a smaller sub-network's structures within a larger one that is already cut.
 
-    Args:
-        small: Kept structures, in the numbering of the unpruned model.
-        large: Kept structures of a sub-network that contains it.
-
-    Returns:
-        The same structures, in the numbering of the larger model.
+    Both are in the numbering of the unpruned model, the result in that of the larger one.
 
     Raises:
         ValueError: If the larger one does not contain a structure.
@@ -126,12 +107,7 @@ def relative_indices(small: KeepIndices, large: KeepIndices) -> KeepIndices:
 
 
 def masks_of_indices(keep: KeepIndices, shape: EncoderShape) -> PruningMasks:
-    """Binary gates that keep the given structures.
-
-    Args:
-        keep: Kept structures.
-        shape: Sizes of the model in whose numbering they are.
-    """
+    """Binary gates, in the numbering of ``shape``, that keep the given structures."""
     head = torch.zeros(shape.num_hidden_layers, shape.num_attention_heads)
     intermediate = torch.zeros(shape.num_hidden_layers, shape.intermediate_size)
     for row, layer in enumerate(keep.layer):

@@ -47,8 +47,7 @@ def reconstruction_importance(
     dimensions and layers are scored as by :func:`activation_importance`.
 
     Args:
-        backbone: The unpruned encoder, in evaluation mode.
-        heads: Its heads, in evaluation mode.
+        backbone: The unpruned encoder, in evaluation mode, as its heads.
         batches: Token ids and mask, shape ``(B, T)``; padding does not count.
         seed: Of the directions in which the outputs are probed.
 
@@ -148,12 +147,8 @@ def gradients_of_stream_only(backbone: XLMRobertaBackbone, heads: EmbeddingHeads
 def _project(name: str, vectors: Tensor, mask: Tensor, generator: torch.Generator) -> Tensor:
     """A random projection of an output, which counts as one vector of length 1 for each text.
 
-    Args:
-        name: Of the output.
-        vectors: Dense vectors, shape ``(B, H)``, multi-vectors of all tokens but the first, shape
-            ``(B, T - 1, H)``, or token weights, shape ``(B, T)``.
-        mask: 1 for real tokens, shape ``(B, T)``.
-        generator: Of the directions.
+    Dense vectors are ``(B, H)``, multi-vectors of all tokens but the first ``(B, T - 1, H)``, token
+    weights ``(B, T)``; the mask ``(B, T)`` is 1 for real tokens.
     """
     directions = torch.randn(vectors.shape, generator=generator).to(vectors)
     products = vectors * directions
