@@ -260,7 +260,7 @@ class XLMRobertaBackbone(nn.Module):
         lengths: Sequence[int] | None = None,
         every_layer: bool = False,
     ) -> tuple[list[Tensor], Packing]:
-        """Hidden states of the packed tokens, each ``(N, H)``, and their places, see :meth:`forward`.
+        """Hidden states of the packed tokens, ``(N, H)`` each, and their places, see :meth:`forward`.
 
         With ``every_layer`` there are the states after every layer, otherwise after the last one; a
         closed layer repeats those before it.

@@ -14,7 +14,7 @@ def _check_temperature(temperature: Tensor | float, key: str) -> None:
 
 
 def sts_regression(vectors1: Tensor, vectors2: Tensor, scores: Tensor) -> Tensor:
-    """Mean squared error between cosines of vectors ``(B, H)`` and gold scores ``(B,)`` in [0, 1]."""
+    """Mean squared error of cosines of vectors ``(B, H)`` to gold scores ``(B,)`` in [0, 1]."""
     return F.mse_loss((vectors1 * vectors2).sum(-1), scores.to(vectors1.dtype))
 
 

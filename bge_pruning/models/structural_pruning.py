@@ -36,7 +36,7 @@ class PruningMasks:
     def of_layers(self, count: int, head_dim: int) -> list[PruningMasks]:
         """Gates of each layer, of shapes ``(A * head_dim,)``, ``(F,)``, ``()``, and ``(H,)``.
 
-        The gate of a head is repeated for each of its dimensions; all layers share the hidden gates.
+        The gate of a head is repeated for each of its dimensions; the last are the same for all.
         """
         head = None if self.head is None else self.head.repeat_interleave(head_dim, dim=1)
         # One split of each axis, whose gradient is one operation for all layers.
