@@ -135,18 +135,13 @@ class ProgressLog(LoggerDestination):
 
     def batch_checkpoint(self, state: State, logger: Logger) -> None:
         """Log a checkpoint that has just been written."""
-        self._tell_saved(state)
-
-    def epoch_checkpoint(self, state: State, logger: Logger) -> None:
-        """Log a checkpoint that has just been written."""
-        self._tell_saved(state)
-
-    def _tell_saved(self, state: State) -> None:
         savers = [c for c in state.callbacks if isinstance(c, CheckpointSaver)]
         saved = [path for saver in savers for path in saver.saved_checkpoints[-1:]]
         if self.active and saved and saved[-1] != self._saved:
             self._saved = saved[-1]
             log.info("checkpoint %s written", Path(saved[-1]).name)
+
+    epoch_checkpoint = batch_checkpoint
 
 
 def _steps(state: State) -> int:

@@ -5,7 +5,8 @@ from __future__ import annotations
 import logging
 import math
 from collections import defaultdict
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
+from itertools import islice
 from typing import NamedTuple
 
 import torch
@@ -246,8 +247,4 @@ def _fetch(values: Mapping[str, Tensor]) -> dict[str, list[float]]:
     """Return the rows by name, with one wait for the device."""
     sizes = [value.numel() for value in values.values()]
     numbers = iter(torch.cat([value.detach() for value in values.values()]).tolist())
-    return {name: _take(numbers, size) for name, size in zip(values, sizes, strict=True)}
-
-
-def _take(numbers: Iterator[float], size: int) -> list[float]:
-    return [next(numbers) for _ in range(size)]
+    return {name: list(islice(numbers, size)) for name, size in zip(values, sizes, strict=True)}

@@ -166,12 +166,9 @@ class Layer(nn.Module):
 
     def prune(self, heads: list[int], units: list[int], hidden: list[int]) -> None:
         """Cut the layer in place to the given structures."""
-        rows = head_rows(heads, self.attention.self.head_dim)
-        for projection in (
-            self.attention.self.query,
-            self.attention.self.key,
-            self.attention.self.value,
-        ):
+        inner = self.attention.self
+        rows = head_rows(heads, inner.head_dim)
+        for projection in (inner.query, inner.key, inner.value):
             prune_linear(projection, rows, dim=0)
             prune_linear(projection, hidden, dim=1)
         prune_linear(self.intermediate.dense, units, dim=0)
@@ -260,7 +257,7 @@ class XLMRobertaBackbone(nn.Module):
         lengths: Sequence[int] | None = None,
         every_layer: bool = False,
     ) -> tuple[list[Tensor], Packing]:
-        """Hidden states of the packed tokens, ``(N, H)`` each, and their places, see :meth:`forward`.
+        """Hidden states of packed tokens, ``(N, H)`` each, and their places, see :meth:`forward`.
 
         With ``every_layer`` there are the states after every layer, otherwise after the last one; a
         closed layer repeats those before it.
@@ -325,9 +322,8 @@ class XLMRobertaBackbone(nn.Module):
             prune_embedding(table, keep.hidden)
         prune_layer_norm(self.embeddings.LayerNorm, keep.hidden)
         self.encoder.layer = nn.ModuleList(self.encoder.layer[i] for i in keep.layer)
-        for layer, heads, units in zip(
-            self.encoder.layer, keep.head, keep.intermediate, strict=True
-        ):
+        kept = zip(self.encoder.layer, keep.head, keep.intermediate, strict=True)
+        for layer, heads, units in kept:
             layer.prune(heads, units, keep.hidden)
         if self.shape.pooler:
             prune_linear(self.pooler.dense, keep.hidden, dim=0)

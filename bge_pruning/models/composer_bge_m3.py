@@ -105,14 +105,8 @@ class ComposerBGEM3(ComposerModel):
                 f"use a base model with that head, set model.init_missing_heads=true, or set that "
                 f"part of the loss to 0."
             )
-        self.heads.requires_grad_(False)
-        heads = {
-            "token_weights": self.heads.sparse_linear,
-            "colbert_vecs": self.heads.colbert_linear,
-        }
-        for name in self.loss_weights.trained:
-            if heads.get(name) is not None:
-                heads[name].requires_grad_(True)
+        for name, head in self.heads.linears().items():
+            head.requires_grad_(name in self.loss_weights.trained)
 
     def forward(self, batch: Batch) -> dict[str, Tensor]:
         """Outputs by name, shape ``(B, N, ...)``; in evaluation only the dense vectors."""

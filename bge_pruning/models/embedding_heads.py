@@ -23,21 +23,6 @@ from bge_pruning.models.structural_pruning import prune_linear
 POOLINGS = ("cls", "mean")
 
 
-def compute_dense_vecs(hidden: Tensor, attention_mask: Tensor, pooling: str) -> Tensor:
-    """L2-normalised dense vectors, shape ``(B, H)``, of last hidden states ``(B, T, H)``.
-
-    Args:
-        attention_mask: Shape ``(B, T)``.
-        pooling: ``"cls"`` (BGE-M3) or ``"mean"`` over real tokens.
-    """
-    if pooling == "cls":
-        return F.normalize(hidden[:, 0], dim=-1)
-    if pooling == "mean":
-        mask = attention_mask.unsqueeze(-1).to(hidden.dtype)
-        return F.normalize((hidden * mask).sum(1) / mask.sum(1).clamp(min=1e-9), dim=-1)
-    raise ValueError(f"pooling '{pooling}' is not one of {POOLINGS}. To fix, set model.pooling.")
-
-
 def compute_colbert_scores(
     query: Tensor, query_mask: Tensor, passage: Tensor, passage_mask: Tensor
 ) -> Tensor:
@@ -57,9 +42,10 @@ def compute_colbert_scores(
 
 
 class EmbeddingHeads(nn.Module):
-    """The linear heads on top of the encoder.
+    """The linear heads on top of the encoder, and the pooling of its states.
 
-    ``colbert_dim`` is the output size of the multi-vector head, 0 for none; pruning keeps it.
+    The pooling is ``"cls"`` (BGE-M3) or ``"mean"`` over real tokens. ``colbert_dim`` is the output
+    size of the multi-vector head, 0 for none; pruning keeps it.
     """
 
     def __init__(self, hidden_size: int, pooling: str, sparse: bool, colbert_dim: int) -> None:
@@ -76,8 +62,11 @@ class EmbeddingHeads(nn.Module):
         self, hidden: Tensor, attention_mask: Tensor, packing: Packing | None = None
     ) -> Tensor:
         """Dense vectors, shape ``(B, H)``, L2-normalised."""
-        padded = hidden if packing is None else packing.unpack(hidden)
-        return compute_dense_vecs(padded, attention_mask, self.pooling)
+        states = hidden if packing is None else packing.unpack(hidden)
+        if self.pooling == "cls":
+            return F.normalize(states[:, 0], dim=-1)
+        mask = attention_mask.unsqueeze(-1).to(states.dtype)
+        return F.normalize((states * mask).sum(1) / mask.sum(1).clamp(min=1e-9), dim=-1)
 
     def token_weights(
         self, hidden: Tensor, attention_mask: Tensor, packing: Packing | None = None
@@ -94,10 +83,14 @@ class EmbeddingHeads(nn.Module):
         mask = attention_mask[:, 1:, None].to(vectors.dtype)
         return F.normalize(vectors * mask, dim=-1)
 
+    def linears(self) -> dict[str, nn.Linear]:
+        """The heads that the model has, by their output."""
+        heads = {"token_weights": self.sparse_linear, "colbert_vecs": self.colbert_linear}
+        return {name: head for name, head in heads.items() if head is not None}
+
     def names(self) -> tuple[str, ...]:
         """The outputs that the model has."""
-        heads = {"token_weights": self.sparse_linear, "colbert_vecs": self.colbert_linear}
-        return ("dense_vecs", *(name for name, head in heads.items() if head is not None))
+        return ("dense_vecs", *self.linears())
 
     def outputs(
         self,
@@ -116,33 +109,24 @@ class EmbeddingHeads(nn.Module):
         Raises:
             ValueError: If the model has no head for one of the names.
         """
-        compute = {
-            "dense_vecs": self.dense_vecs,
-            "token_weights": self.token_weights,
-            "colbert_vecs": self.colbert_vecs,
-        }
         wanted = self.names() if names is None else names
-        return {name: compute[name](hidden, attention_mask, packing) for name in wanted}
+        return {name: getattr(self, name)(hidden, attention_mask, packing) for name in wanted}
 
     def prune(self, hidden: list[int]) -> None:
         """Cut the heads' inputs in place to the kept hidden dimensions."""
-        for head in (self.sparse_linear, self.colbert_linear):
-            if head is not None:
-                prune_linear(head, hidden, dim=1)
+        for head in self.linears().values():
+            prune_linear(head, hidden, dim=1)
 
     def _apply_head(self, name: str, hidden: Tensor, packing: Packing | None) -> Tensor:
         """Apply a head to every token; the result has shape ``(B, T, ...)``."""
-        values = self._head(name)(hidden)
-        return values if packing is None else packing.unpack(values)
-
-    def _head(self, name: str) -> nn.Linear:
         head = getattr(self, name)
         if head is None:
             raise ValueError(
                 f"the model has no {name.replace('_', ' ')} head. To fix, use a base model with "
                 f"{name}.pt, or set model.init_missing_heads=true."
             )
-        return head
+        values = head(hidden)
+        return values if packing is None else packing.unpack(values)
 
 
 # The model's names of outputs by the names that losses and modes use.
@@ -170,43 +154,27 @@ class Outputs:
     colbert_vecs: Tensor | None = None
 
 
-def compute_dense_scores(queries: Tensor, passages: Tensor) -> Tensor:
-    """Cosine similarity of L2-normalised vectors: ``(Q, H)``, ``(P, H)`` to ``(Q, P)``."""
-    return queries @ passages.T
-
-
 def compute_sparse_scores(
-    query_ids: Tensor,
-    query_weights: Tensor,
-    passage_ids: Tensor,
-    passage_weights: Tensor,
-    special_ids: Iterable[int],
+    queries: Outputs, passages: Outputs, special_ids: Iterable[int]
 ) -> Tensor:
     """Dot product of sparse vectors, ``(Q, P)``: per text the largest weight of each token id.
 
     The vectors span the ids that occur in the batch, ``(texts, ids)``, not the vocabulary; the host
-    waits for a GPU once, to know their number.
-
-    Args:
-        query_ids: Shape ``(Q, Tq)``.
-        query_weights: Non-negative, 0 for padding, shape ``(Q, Tq)``.
-        passage_ids: Shape ``(P, Tp)``, as ``passage_weights``.
-        special_ids: Ids that carry no weight (cls, eos, pad, unk).
+    waits for a GPU once, to know their number. Special ids carry no weight (cls, eos, pad, unk).
     """
-    ids, columns = torch.unique(
-        torch.cat([query_ids.flatten(), passage_ids.flatten()]), return_inverse=True
-    )
+    every = torch.cat([queries.input_ids.flatten(), passages.input_ids.flatten()])
+    ids, columns = torch.unique(every, return_inverse=True)
     special = to_device(torch.tensor(sorted(set(special_ids)), dtype=ids.dtype), ids.device)
-    lexical = (~torch.isin(ids, special)).to(query_weights.dtype)
-    split = query_ids.numel()
+    lexical = (~torch.isin(ids, special)).to(queries.token_weights.dtype)
+    split = queries.input_ids.numel()
 
     def vectors(weights: Tensor, places: Tensor) -> Tensor:
         empty = weights.new_zeros(weights.shape[0], ids.numel())
         places = places.reshape(weights.shape)
         return empty.scatter_reduce(1, places, weights, "amax", include_self=True)
 
-    queries = vectors(query_weights, columns[:split]) * lexical
-    return queries @ vectors(passage_weights, columns[split:]).T
+    left = vectors(queries.token_weights, columns[:split]) * lexical
+    return left @ vectors(passages.token_weights, columns[split:]).T
 
 
 class Scores(NamedTuple):
@@ -226,21 +194,11 @@ class Scores(NamedTuple):
 
 def compute_scores(queries: Outputs, passages: Outputs, special_ids: Iterable[int]) -> Scores:
     """Scores of all outputs that both sides have, and their weighted sum."""
-    scores = {"dense": compute_dense_scores(queries.dense_vecs, passages.dense_vecs)}
+    scores = {"dense": queries.dense_vecs @ passages.dense_vecs.T}  # cosines
     if queries.token_weights is not None and passages.token_weights is not None:
-        scores["sparse"] = compute_sparse_scores(
-            queries.input_ids,
-            queries.token_weights,
-            passages.input_ids,
-            passages.token_weights,
-            special_ids,
-        )
+        scores["sparse"] = compute_sparse_scores(queries, passages, special_ids)
     if queries.colbert_vecs is not None and passages.colbert_vecs is not None:
-        scores["colbert"] = compute_colbert_scores(
-            queries.colbert_vecs,
-            queries.attention_mask[:, 1:],
-            passages.colbert_vecs,
-            passages.attention_mask[:, 1:],
-        )
+        q, p = ((texts.colbert_vecs, texts.attention_mask[:, 1:]) for texts in (queries, passages))
+        scores["colbert"] = compute_colbert_scores(*q, *p)
     weighted = [ENSEMBLE_WEIGHTS[name] * value for name, value in scores.items()]
     return Scores(scores, torch.stack(weighted).sum(0) if len(scores) > 1 else None)

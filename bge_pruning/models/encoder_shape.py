@@ -57,6 +57,11 @@ class EncoderShape:
     sparse_head: bool = True
     colbert_dim: int = 0
 
+    @property
+    def layer_sizes(self) -> tuple[int, int, int, int]:
+        """Hidden size, heads, units and the size of a head, as :func:`layer_parameters` asks."""
+        return self.hidden_size, self.num_attention_heads, self.intermediate_size, self.head_dim
+
     def describe(self) -> str:
         """Describe the sizes that pruning can change."""
         return (
@@ -81,13 +86,7 @@ class ParameterCount:
 
     def as_dict(self) -> dict[str, int | Tensor]:
         """Parts and total by name."""
-        return {
-            "encoder": self.encoder,
-            "embeddings": self.embeddings,
-            "pooler": self.pooler,
-            "heads": self.heads,
-            "total": self.total,
-        }
+        return {**vars(self), "total": self.total}
 
 
 def layer_parameters(hidden: Size, heads: Size, units: Size, head_dim: int) -> Size:
@@ -116,9 +115,7 @@ def outer_parameters(hidden: Size, shape: EncoderShape) -> tuple[Size, Size, Siz
 
 def count_parameters(shape: EncoderShape) -> ParameterCount:
     """Exact parameter count of a model of this shape."""
-    layer = layer_parameters(
-        shape.hidden_size, shape.num_attention_heads, shape.intermediate_size, shape.head_dim
-    )
+    layer = layer_parameters(*shape.layer_sizes)
     embeddings, pooler, heads = outer_parameters(shape.hidden_size, shape)
     return ParameterCount(shape.num_hidden_layers * layer, embeddings, pooler, heads)
 
@@ -134,8 +131,8 @@ def layer_flops(hidden: Size, heads: Size, units: Size, head_dim: int, length: i
 
 def forward_flops(shape: EncoderShape, lengths: Sequence[int]) -> float:
     """Floating-point operations of embedding texts without padding; a training step takes 3x."""
-    sizes = (shape.hidden_size, shape.num_attention_heads, shape.intermediate_size, shape.head_dim)
-    return shape.num_hidden_layers * sum(layer_flops(*sizes, length) for length in lengths)
+    flops = sum(layer_flops(*shape.layer_sizes, length) for length in lengths)
+    return shape.num_hidden_layers * flops
 
 
 def encoder_parameters(shape: EncoderShape) -> int:

@@ -271,8 +271,7 @@ class L0Module(nn.Module):
         shapes = shapes_of_budget(
             self.shape, self.axes, self.target_parameters, self.target_speedup, self.target_length
         )
-        agreement = MaskLikelihood(self.shape, self.log_alpha)
-        return max(shapes, key=agreement)
+        return max(shapes, key=MaskLikelihood(self.shape, self.log_alpha))
 
     def distances(self) -> dict[str, float]:
         """Largest distance, over rows, of expected from final target sparsity, by constraint."""

@@ -46,28 +46,21 @@ def exportable_shapes(
         head_sizes = head_sizes[-1:]
     for layers in layer_sizes:
         for heads in head_sizes:
-            yield _fit_intermediate(source, axes, layers, heads, budget, multiple_of, cost)
+            whole = heads == source.num_attention_heads
+            hidden = source.hidden_size if whole else heads * source.head_dim
+            sizes = {"num_hidden_layers": layers, "num_attention_heads": heads}
+            shape = replace(source, hidden_size=hidden, **sizes)
+            fits = "intermediate" in axes
+            yield _fit_intermediate(shape, budget, multiple_of, cost) if fits else shape
 
 
 def _fit_intermediate(
-    source: EncoderShape,
-    axes: frozenset[str],
-    layers: int,
-    heads: int,
-    budget: float,
-    multiple_of: int,
-    cost: Cost,
+    shape: EncoderShape, budget: float, multiple_of: int, cost: Cost
 ) -> EncoderShape:
-    """The shape with these layers and heads whose intermediate size best fits the budget."""
-    hidden = source.hidden_size
-    if heads != source.num_attention_heads:
-        hidden = heads * source.head_dim
-    shape = replace(source, hidden_size=hidden, num_attention_heads=heads, num_hidden_layers=layers)
-    if "intermediate" not in axes:
-        return shape
+    """Lower the intermediate size to the one that best fits the budget."""
     none, one = (cost(replace(shape, intermediate_size=units)) for units in (0, 1))
     units = multiple_of * round((budget - none) / (one - none) / multiple_of)
-    units = min(max(units, multiple_of), source.intermediate_size)
+    units = min(max(units, multiple_of), shape.intermediate_size)
     return replace(shape, intermediate_size=units)
 
 

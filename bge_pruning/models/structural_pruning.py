@@ -48,9 +48,7 @@ class PruningMasks:
 
     def is_binary(self) -> bool:
         """Whether every gate is exactly 0 or 1."""
-        gates = [
-            z for z in (self.head, self.intermediate, self.layer, self.hidden) if z is not None
-        ]
+        gates = [z for z in vars(self).values() if z is not None]
         return all(bool(((z == 0) | (z == 1)).all()) for z in gates)
 
 
@@ -72,12 +70,7 @@ class KeepIndices:
 
     def as_dict(self) -> dict[str, list]:
         """Plain lists, for JSON."""
-        return {
-            "layer": self.layer,
-            "hidden": self.hidden,
-            "head": self.head,
-            "intermediate": self.intermediate,
-        }
+        return dict(vars(self))
 
 
 def compute_keep_indices(

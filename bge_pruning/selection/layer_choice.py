@@ -24,9 +24,7 @@ def layers_within(source: EncoderShape, budget: float) -> int:
     Raises:
         ValueError: If not one layer fits.
     """
-    one = layer_parameters(
-        source.hidden_size, source.num_attention_heads, source.intermediate_size, source.head_dim
-    )
+    one = layer_parameters(*source.layer_sizes)
     count = min(int(budget // one), source.num_hidden_layers)
     if count < 1:
         raise ValueError(
