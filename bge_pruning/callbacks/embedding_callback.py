@@ -86,11 +86,7 @@ def compute_embedding_health(
 ) -> dict[str, float]:
     """Compute everything in the table of :class:`EmbeddingCallback`.
 
-    Args:
-        outputs: Outputs of a training step, ``(B, N, ...)`` by name.
-        batch: Its ``input_ids`` and ``attention_mask``, shape ``(B, N, T)``, and the keys that tell
-            which texts are positives, see :func:`positive_pairs`.
-        special_ids: Token ids that carry no sparse weight.
+    Outputs are ``(B, N, ...)``, token ids and mask ``(B, N, T)``. Special ids carry no weight.
     """
     dense = outputs["dense_vecs"].flatten(0, 1).float()
     health = {}

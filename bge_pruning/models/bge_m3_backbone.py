@@ -206,7 +206,7 @@ class XLMRobertaBackbone(nn.Module):
 
     Attributes:
         compiled_for: True if layers run compiled in training, False if in evaluation, ``None`` if
-            in neither, see :meth:`compile_encoder`.
+            in neither.
         activation_checkpointing: Keep only the input of each layer for the backward pass, which
             computes the layers again.
     """
@@ -240,11 +240,8 @@ class XLMRobertaBackbone(nn.Module):
     ) -> Tensor:
         """Hidden states of the last layer, ``(B, T, H)``; 0 for padding and in closed dimensions.
 
-        Args:
-            input_ids: Token ids, shape ``(B, T)``.
-            attention_mask: 1 for real tokens, 0 for padding, shape ``(B, T)``.
-            masks: Gates; ``None`` is the whole model.
-            lengths: See :func:`compute_packing`.
+        Token ids and mask, which is 1 for real tokens, are ``(B, T)``. Without masks the model is
+        whole; for ``lengths`` see :func:`compute_packing`.
         """
         states, packing = self.encode(input_ids, attention_mask, masks, lengths)
         return packing.unpack(states[-1])

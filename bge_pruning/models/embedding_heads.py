@@ -99,12 +99,9 @@ class EmbeddingHeads(nn.Module):
         names: Iterable[str] | None = None,
         packing: Packing | None = None,
     ) -> dict[str, Tensor]:
-        """Outputs by name.
+        """Outputs by name, all of the model's if ``names`` is ``None``.
 
-        Args:
-            hidden: Last hidden states, shape ``(B, T, H)``; ``(N, H)`` with a ``packing``.
-            attention_mask: Shape ``(B, T)``.
-            names: Which outputs; all of the model's if ``None``.
+        Last hidden states are ``(B, T, H)``, or ``(N, H)`` with a ``packing``; the mask ``(B, T)``.
 
         Raises:
             ValueError: If the model has no head for one of the names.
@@ -139,12 +136,8 @@ ENSEMBLE_WEIGHTS = {"dense": 1.0, "sparse": 0.3, "colbert": 1.0}
 class Outputs:
     """Outputs of a batch of texts from which scores are computed; ``None`` if not trained.
 
-    Attributes:
-        input_ids: Shape ``(B, T)``.
-        attention_mask: Shape ``(B, T)``.
-        dense_vecs: L2-normalised, shape ``(B, H)``.
-        token_weights: Non-negative, 0 for padding, shape ``(B, T)``.
-        colbert_vecs: L2-normalised, 0 for padding, shape ``(B, T - 1, C)``: without CLS.
+    Token ids, mask and token weights (non-negative, 0 for padding) are ``(B, T)``. Vectors are
+    L2-normalised: dense ``(B, H)``, and of all tokens but CLS ``(B, T - 1, C)``, 0 for padding.
     """
 
     input_ids: Tensor

@@ -86,8 +86,7 @@ def gather_batch(student: Tensor, teacher: Tensor) -> tuple[Tensor, Tensor, Tens
         teacher: This rank's target vectors, shape ``(B, Ht)``.
 
     Returns:
-        All student vectors ``(W * B, Hs)``, all target vectors ``(W * B, Ht)``, and the column of
-        each of this rank's texts, shape ``(B,)``.
+        All student and target vectors, and the column of each of this rank's texts, ``(B,)``.
     """
     own = torch.arange(student.shape[0], device=student.device)
     own = own + global_rank() * student.shape[0]

@@ -45,12 +45,10 @@ OPERATIONS = "operations"
 
 @dataclass(frozen=True)
 class Constraint:
-    """One constraint of the Lagrangian.
+    """Expected and target sparsity of one constraint of the Lagrangian.
 
-    Attributes:
-        expected: Expected sparsity ``s``, shape ``(rows,)``, differentiable in the gates.
-        target: Target sparsity ``t`` at this point of the warm-up.
-        final_target: Target sparsity after the warm-up.
+    ``expected`` is ``(rows,)`` and differentiable in the gates; ``target`` is that of this point
+    of the warm-up, ``final_target`` that after it.
     """
 
     expected: Tensor
@@ -149,9 +147,8 @@ class L0Module(nn.Module):
     def deterministic_masks(self, at_target: bool = True) -> PruningMasks:
         """Binary gates: the top-k by ``log_alpha`` of each axis and layer.
 
-        Args:
-            at_target: Take k from the final shape; otherwise from the present expected number of
-                open gates (the present model during the warm-up, in general not exportable).
+        Unless k is that of the final shape (``at_target``), it is the expected number of open gates
+        now: the present model during the warm-up, in general not exportable.
         """
         if at_target:
             return self.masks_of(self.realised_shape())

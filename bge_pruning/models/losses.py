@@ -39,13 +39,10 @@ def info_nce(
 
     Args:
         scores: Score of every query with every passage, shape ``(Q, P)``.
-        targets: Column of each query's positive, shape ``(Q,)``.
+        targets: Column of each query's positive, which is never excluded, shape ``(Q,)``.
         temperature: Softmax temperature, above 0.
         excluded: True for passages that are neither the target nor a negative of a query (such as
-            another copy of its positive), shape ``(Q, P)``. The target itself is never excluded.
-
-    Returns:
-        Scalar, mean over queries.
+            another copy of its positive), shape ``(Q, P)``.
     """
     _check_temperature(temperature, "loss.temperature")
     logits = scores.float() / temperature
@@ -56,15 +53,12 @@ def info_nce(
 
 
 def exclude_positives(positive_texts: Tensor, passage_texts: Tensor, targets: Tensor) -> Tensor:
-    """Find passages that are known positives of a query and must not be its negatives.
+    """Find known positives of a query, ``(Q, P)``, which must not be its negatives; but its target.
 
     Args:
         positive_texts: Numbers of all known positives, padded with -1, shape ``(Q, K)``.
         passage_texts: Number of each passage of the batch, shape ``(P,)``.
         targets: Column of each query's own positive, shape ``(Q,)``.
-
-    Returns:
-        Booleans, shape ``(Q, P)``; False for the query's own target.
     """
     excluded = (positive_texts[:, :, None] == passage_texts[None, None, :]).any(dim=1)
     return excluded.scatter(1, targets[:, None], False)
@@ -92,14 +86,11 @@ def score_distillation(
     self-distillation, up to the teacher's entropy, which has no gradient.
 
     Args:
-        student: Shape ``(Q, P)``.
-        teacher: Shape ``(Q, P)``; no gradient flows into it.
+        student: Scores, shape ``(Q, P)``, as the teacher's.
+        teacher: No gradient flows into it.
         temperature: Softmax temperature of the student, above 0.
         excluded: Passages to leave out of both, shape ``(Q, P)``.
         teacher_temperature: Temperature of the teacher; the student's if ``None``.
-
-    Returns:
-        Scalar, mean over queries, at least 0.
     """
     _check_temperature(temperature, "loss.temperature")
 
@@ -170,9 +161,6 @@ def distillation_similarity(
         all_teacher: The teacher's vectors of the whole batch, shape ``(G, Ht)``.
         own: Column of each row's own text in the whole batch, shape ``(B,)``.
         temperature: Softmax temperature, above 0.
-
-    Returns:
-        Scalar, mean over rows, at least 0.
     """
     _check_temperature(temperature, "loss.similarity_temperature")
     if all_student.shape[0] < 2:
@@ -204,8 +192,7 @@ def hidden_state_distillation(
     batch is split; the mean over layers is weighted. It is 1 for states that are all 0.
 
     Args:
-        student: States in the teacher's space, shape ``(B, L, T, H)``.
-        teacher: States of the layers to compare with, ``(B, L, T, H)``.
+        student: States in the teacher's space, shape ``(B, L, T, H)``, as the teacher's.
         weights: Weight of each layer, shape ``(L,)``; their sum is 1.
         mask: 1 for real tokens, shape ``(B, T)``.
     """

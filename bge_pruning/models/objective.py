@@ -139,10 +139,8 @@ def passage_parts(
 ) -> dict[str, Tensor]:
     """Losses of this rank's queries against the passages of all ranks.
 
-    Args:
-        outputs: Outputs of queries and their passages, shape ``(B, N, ...)``, by name.
-        batch: With ``passage_texts``, ``positive_texts`` and optionally ``passage_scores``.
-        temperature: Softmax temperature of the scores.
+    Outputs of queries and their passages are ``(B, N, ...)``; the batch has ``passage_texts``,
+    ``positive_texts`` and optionally ``passage_scores``.
     """
     compared = {name: value for name, value in outputs.items() if name in weights.compared}
     queries = _texts(compared, batch, slice(0, 1))

@@ -30,13 +30,9 @@ def exportable_shapes(
 ) -> Iterator[EncoderShape]:
     """Exportable shapes whose cost is as close to a budget as each choice allows.
 
-    For every number of layers and of heads (with the hidden size that goes with them) the
-    intermediate size nearest to the budget is taken.
-
-    Args:
-        axes: Axes that may shrink; heads and hidden size shrink only together.
-        multiple_of: Granularity of the intermediate size.
-        cost: Computes the cost of a shape, linear in the intermediate size.
+    For every number of layers and of heads (with the hidden size that goes with them; they shrink
+    only together) the intermediate size, a multiple of a number, nearest to the budget is taken.
+    The cost must be linear in it.
     """
     layer_sizes = range(1, source.num_hidden_layers + 1)
     head_sizes = range(1, source.num_attention_heads + 1)
@@ -75,13 +71,9 @@ def shapes_near_budget(
     """Exportable shapes that meet a budget, at least one, by layers and heads.
 
     For every number of layers and of heads the granularity of the intermediate size is halved, down
-    to ``FINEST_UNITS``, until the shape is within the tolerance. If no shape is, the granularity is
-    halved further, down to 1; if still none is, only the nearest shape is returned.
-
-    Args:
-        multiple_of: First granularity to try; 64 keeps tensor cores busy.
-        tolerance: Largest relative distance from the budget.
-        cost: Computes the cost of a shape; by default the parameters of its layers.
+    to ``FINEST_UNITS``, until the shape is within the relative tolerance. If no shape is, the
+    granularity is halved further, down to 1; if still none is, only the nearest shape is returned.
+    It begins at 64, which keeps tensor cores busy. The cost is the parameters of the layers.
 
     Raises:
         ValueError: If the budget is not above 0, or above the cost of the source.

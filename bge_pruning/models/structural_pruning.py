@@ -19,13 +19,9 @@ SHAPE_FIELDS = {
 
 @dataclass(frozen=True)
 class PruningMasks:
-    """Gate values of one sub-network; an axis that is ``None`` is fully open.
+    """Gate values of one sub-network, ``(L, A)``, ``(L, F)``, ``(L,)`` and ``(H,)``.
 
-    Attributes:
-        head: Shape ``(L, A)``.
-        intermediate: Shape ``(L, F)``.
-        layer: Shape ``(L,)``.
-        hidden: Shape ``(H,)``, one set of dimensions for the whole model.
+    An axis that is ``None`` is fully open. All layers share one set of hidden dimensions.
     """
 
     head: Tensor | None = None
@@ -56,11 +52,7 @@ class PruningMasks:
 class KeepIndices:
     """Indices of kept structures, ascending, in the source model's numbering.
 
-    Attributes:
-        layer: Kept layers.
-        hidden: Kept hidden dimensions.
-        head: Kept heads, one list per *kept* layer.
-        intermediate: Kept intermediate units, one list per *kept* layer.
+    Heads and intermediate units have one list per *kept* layer.
     """
 
     layer: list[int]

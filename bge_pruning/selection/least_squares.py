@@ -54,9 +54,7 @@ def joined(linear: nn.Linear) -> Tensor:
 def fit_(linear: nn.Linear, moments: Moments, ridge: float = RIDGE) -> None:
     """Fit a linear layer with a bias in place, to moments of its inputs and wanted outputs.
 
-    Args:
-        ridge: How strongly the weights are held where they are, relative to the mean square of an
-            input.
+    The ridge holds the weights where they are, relative to the mean square of an input.
 
     Raises:
         ValueError: If an input or wanted output was not finite.
@@ -83,7 +81,7 @@ def _damped(xx: Tensor, ridge: float) -> Tensor:
 def elimination_order(
     xx: Tensor, weight: Tensor, group: int = 1, ridge: float = ORDER_RIDGE
 ) -> Tensor:
-    """Groups of inputs in the order in which a linear layer can best do without them.
+    """Groups of inputs in the order in which a linear layer can best do without them, on the CPU.
 
     Each round removes the groups that raise the squared error of the outputs least when all other
     weights are fitted again: one group, or a few where groups are single inputs. Rows and columns
@@ -93,9 +91,6 @@ def elimination_order(
         xx: ``X^T X``, a column of ones included, shape ``(I + 1, I + 1)``.
         weight: See :func:`joined`, shape ``(I + 1, O)``.
         group: Number of inputs of a group, which are next to each other.
-
-    Returns:
-        Indices of the groups, the first to go first, shape ``(I / group,)``, on the CPU.
     """
     inverse = torch.linalg.inv(_damped(xx, ridge))
     weight = weight.clone()

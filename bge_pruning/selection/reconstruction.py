@@ -30,12 +30,8 @@ from bge_pruning.selection.least_squares import Moments, fit_
 class _Piece:
     """A batch on its way through both encoders; states of packed tokens, shape ``(N, H)``.
 
-    Attributes:
-        packing: Places of the texts.
-        student: State of the student.
-        teacher: Input of the teacher's next layer.
-        middle: Input of the first LayerNorm of the teacher's last computed layer.
-        end: Input of its second LayerNorm.
+    ``teacher`` is the input of the teacher's next layer; ``middle`` and ``end`` are those of the
+    two LayerNorms of its last computed layer.
     """
 
     packing: Packing
@@ -53,11 +49,9 @@ def refit_(
     hidden: Sequence[int],
     batches: Sequence[tuple[Tensor, Tensor]],
 ) -> None:
-    """Fit the output projections of a cut encoder in place.
+    """Fit the output projections of a cut encoder in place; both are in evaluation mode.
 
     Args:
-        student: The cut encoder, in evaluation mode.
-        teacher: The encoder that it was cut from, in evaluation mode.
         layers: Layers of the teacher that the student has, ascending.
         hidden: Dimensions of the teacher that it has, ascending.
         batches: Token ids and mask, shape ``(B, T)``, on the device of both encoders.

@@ -43,19 +43,14 @@ def reconstruction_importance(
 
     Those go first without which the output projection, fitted again to the ones that are left,
     comes nearest to what it gave (see :func:`elimination_order`): of two that say the same, one is
-    not needed. An error counts by what it does to the outputs of its text, to first order. Hidden
-    dimensions and layers are scored as by :func:`activation_importance`.
+    not needed. An error counts by what it does to the outputs of its text, to first order. Their
+    scores are places in the order, from 0 for the first to go. Hidden dimensions and layers are
+    scored as by :func:`activation_importance`.
 
     Args:
         backbone: The unpruned encoder, in evaluation mode, as its heads.
         batches: Token ids and mask, shape ``(B, T)``; padding does not count.
         seed: Of the directions in which the outputs are probed.
-
-    Returns:
-        Scores; those of heads and units are places in the order, from 0 for the first to go.
-
-    Raises:
-        ValueError: If there is no token.
     """
     batches = list(batches)
     measured = activation_importance(backbone, batches)
