@@ -68,10 +68,7 @@ class MeanGradients(Algorithm):
 
     Sharding ignores parameters that are whole on every rank, so each rank would move gates,
     multipliers and temperature differently. One message averages all of them. Sharded gradients
-    are summed already, on some backends without being divided.
-
-    Args:
-        sharded_scale: A sharded gradient as a multiple of the mean over the ranks.
+    are summed already; on some backends they are not divided, but ``sharded_scale`` times the mean.
     """
 
     def __init__(self, sharded_scale: float = 1.0) -> None:

@@ -40,20 +40,9 @@ class NonFiniteGuard(Algorithm):
     The norms are those that clipping needs anyway; it takes them from here, because it would
     spread one broken number to all gradients. To stop, the host reads them after the trainer has
     fetched the losses, when the device has nothing left to do. To skip, it has to wait for the
-    backward pass before the optimizer's step. All ranks decide alike.
-
-    ============================  ================================================================
-    key                           value
-    ============================  ================================================================
-    ``numerics/skipped_steps``    steps skipped so far, logged when there is one more
-    ============================  ================================================================
-
-    Args:
-        skip: Skip the optimizer's step of a batch with a broken loss or gradient. Weights, gates,
-            multipliers and AdamW's moments keep their values.
-
-    Raises:
-        RuntimeError: At the end of the step, before a checkpoint of it is written.
+    backward pass before the optimizer's step. All ranks decide alike. A skipped step changes
+    neither weights, gates, multipliers nor AdamW's moments, and ``numerics/skipped_steps``, their
+    number so far, is logged. After ``patience`` of them in a row the run stops after all.
     """
 
     def __init__(

@@ -47,9 +47,7 @@ class EvaluationCallback(Callback):
     similarity is computed in the precision of training.
 
     Args:
-        base: The model that is trained, for its sizes and its tokenizer.
         tasks: Collections by name, as :func:`bge_pruning.evaluation.tasks.beir_task` makes them.
-        modes: How collections are searched, see :data:`bge_pruning.evaluation.search.MODES`.
         max_length: Tokens at which the texts of collections are cut.
     """
 

@@ -91,10 +91,7 @@ class ProgressLog(LoggerDestination):
     """Logs one line every ``log_interval`` and at the last batch, from the metrics of that step.
 
     It is a logger, because loggers run after the callbacks: all metrics of the step are known.
-
-    Args:
-        final_targets: Sparsity after the warm-up by constraint; empty without gates.
-        on_console: False for the log file only, where the console shows a progress bar.
+    Where the console shows a progress bar, the lines are for the log file only.
     """
 
     def __init__(

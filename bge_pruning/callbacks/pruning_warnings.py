@@ -195,9 +195,6 @@ class PruningWarnings(Callback):
     * The multipliers diverge: after the warm-up they grow over a tenth of the run and the gap does
       not close; or, at any time, one is so large that the task's loss no longer counts.
     * The target is out of reach: after the warm-up, at the speed of the last tenth of the run.
-
-    Args:
-        knobs: Values of ``l0_lr`` and ``lagrangian_lr``, for the advice.
     """
 
     def __init__(self, l0_module: L0Module, knobs: Mapping[str, float]) -> None:

@@ -304,10 +304,7 @@ class XLMRobertaBackbone(nn.Module):
 
     def keep_indices(self, masks: PruningMasks) -> KeepIndices:
         """Indices that binary gates keep of this model."""
-        s = self.shape
-        return compute_keep_indices(
-            masks, s.num_hidden_layers, s.num_attention_heads, s.intermediate_size, s.hidden_size
-        )
+        return compute_keep_indices(masks, self.shape)
 
     def prune(self, keep: KeepIndices) -> None:
         """Cut the model in place. Every kept weight keeps its value bit for bit.

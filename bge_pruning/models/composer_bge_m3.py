@@ -60,7 +60,6 @@ class ComposerBGEM3(ComposerModel):
         teacher_layers: Layers of the teacher that an extracted student has kept; ``None`` if it
             has all of them, or gates that say which.
         special_ids: Token ids that carry no sparse weight (cls, eos, pad, unk).
-        chunk_size: Examples that are embedded at once in training; ``None`` for the whole batch.
         cpu_dtype: Precision of products on a CPU, ``torch.bfloat16`` or ``None`` for that of the
             weights; on other devices the trainer sets the precision.
     """

@@ -62,6 +62,17 @@ class EncoderShape:
         """Hidden size, heads, units and the size of a head, as :func:`layer_parameters` asks."""
         return self.hidden_size, self.num_attention_heads, self.intermediate_size, self.head_dim
 
+    @property
+    def gate_shapes(self) -> dict[str, tuple[int, ...]]:
+        """Shape of the gates of each axis."""
+        layers = self.num_hidden_layers
+        return {
+            "head": (layers, self.num_attention_heads),
+            "intermediate": (layers, self.intermediate_size),
+            "layer": (layers,),
+            "hidden": (self.hidden_size,),
+        }
+
     def describe(self) -> str:
         """Describe the sizes that pruning can change."""
         return (
@@ -94,11 +105,7 @@ def layer_parameters(hidden: Size, heads: Size, units: Size, head_dim: int) -> S
 
     Query, key, value and output projections cost ``4 D H`` weights and ``3 D`` biases per head;
     an intermediate unit costs one row, one bias and one column, ``2 H + 1``; the output biases
-    and the two LayerNorms cost ``6 H``.
-
-    Args:
-        hidden: Hidden size, a number or a scalar tensor.
-        heads: Heads of the layer, a number or a tensor of any shape; ``units`` likewise.
+    and the two LayerNorms cost ``6 H``. Heads and units may be tensors of one shape.
     """
     per_head = 4 * head_dim * hidden + 3 * head_dim
     return heads * per_head + units * (2 * hidden + 1) + 6 * hidden
@@ -243,16 +250,11 @@ def step_memory(
 ) -> dict[str, float]:
     """Estimate the peak bytes of tensors in a training step, by part.
 
-    In float32 the estimate agrees with measurements to a few percent. With 16-bit autocast the
-    inputs of products count half, and a 16-bit copy of every weight is added: 13 % more than
-    measured for BGE-M3's sizes on a GPU (64 texts of 512 tokens, gates on all axes, compiled
-    LayerNorms).
-
-    Args:
-        tokens: Real tokens of a batch.
-        gated: Whether there are gates on layers, heads and units.
-        teacher: Whether an unpruned model of the same sizes embeds the batch too.
-        half: Whether there is 16-bit autocast.
+    In float32 the estimate agrees with measurements to a few percent. With 16-bit autocast
+    (``half``) the inputs of products count half, and a 16-bit copy of every weight is added: 13 %
+    more than measured for BGE-M3's sizes on a GPU (64 texts of 512 tokens, gates on all axes,
+    compiled LayerNorms). Only real tokens count. The teacher is an unpruned model of the same
+    sizes.
 
     Returns:
         ``weights and optimizer`` (AdamW's two moments); ``activations or gradients``, the larger of

@@ -70,10 +70,6 @@ class L0Module(nn.Module):
         target_length: Tokens of the text whose operations are counted.
         init_std: Standard deviation of ``log_alpha``; with 0 all gates would stay identical.
         binarization: Weight of :meth:`binarization_loss` at the end of the run.
-
-    Raises:
-        ValueError: If an axis is unknown, if there is not exactly one target, if a speed-up is not
-            above 1, or if axes and target disagree about what is pruned.
     """
 
     def __init__(
@@ -119,17 +115,9 @@ class L0Module(nn.Module):
         return torch.Generator().manual_seed(mixed % 2**63)
 
     def _initial_gates(self, axis: str, mean: float, std: float) -> nn.Parameter:
-        s = self.shape
-        size = {
-            "head": (s.num_hidden_layers, s.num_attention_heads),
-            "hidden": (s.hidden_size,),
-            "intermediate": (s.num_hidden_layers, s.intermediate_size),
-            "layer": (s.num_hidden_layers,),
-        }[axis]
-        noise = torch.randn(size, generator=self._generator(axis, step=-1))
+        generator = self._generator(axis, step=-1)
+        noise = torch.randn(self.shape.gate_shapes[axis], generator=generator)
         return nn.Parameter((mean + std * noise).clamp(LOG_ALPHA_MIN, LOG_ALPHA_MAX))
-
-    # Gates
 
     def forward(self) -> PruningMasks:
         """Sampled gates in training, deterministic gates of the final shape in evaluation."""
@@ -183,8 +171,6 @@ class L0Module(nn.Module):
         """Keep ``log_alpha`` in the range where its gradient is alive."""
         for log_alpha in self.log_alpha.values():
             log_alpha.clamp_(LOG_ALPHA_MIN, LOG_ALPHA_MAX)
-
-    # What the gates cost
 
     def expected_parameters(self) -> ParameterCount:
         """Expected parameters by part, differentiable scalars; exact at binary gates."""
@@ -252,8 +238,6 @@ class L0Module(nn.Module):
             distances.append((p - cut).abs().mean(dim=-1).sum())
         weight = self.binarization * self.binarization_progress**3
         return weight * torch.stack(distances).sum()
-
-    # What will be extracted
 
     @torch.no_grad()
     def realised_shape(self) -> EncoderShape:

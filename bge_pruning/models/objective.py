@@ -9,22 +9,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from bge_pruning.models import losses
 from bge_pruning.models.embedding_heads import OUTPUT_NAMES, Outputs, compute_scores
 from bge_pruning.models.gather import gather_batch, gather_texts, global_rank
-from bge_pruning.models.losses import (
-    cosent,
-    distillation_alignment,
-    distillation_similarity,
-    exclude_positives,
-    hidden_state_distillation,
-    info_nce,
-    scatter_to_teacher_space,
-    score_distillation,
-    sts_regression,
-    token_vector_distillation,
-    token_weight_distillation,
-    unified_loss,
-)
 from bge_pruning.models.packing import to_device
 from bge_pruning.models.teacher import HIDDEN
 
@@ -121,12 +108,12 @@ def pair_parts(weights: LossWeights, vectors: Tensor, scores: Tensor) -> dict[st
     first, second = vectors.unbind(1)
     parts = {}
     if weights.sts_regression:
-        parts["sts_regression"] = sts_regression(first, second, scores)
+        parts["sts_regression"] = losses.sts_regression(first, second, scores)
     if weights.cosent:
         # It compares the pairs of all ranks, so every rank computes the same number.
         every, gold, _ = gather_batch(torch.cat([first, second], dim=1), scores[:, None])
         size = first.shape[1]
-        parts["cosent"] = cosent(every[:, :size], every[:, size:], gold[:, 0])
+        parts["cosent"] = losses.cosent(every[:, :size], every[:, size:], gold[:, 0])
     return parts
 
 
@@ -150,29 +137,29 @@ def passage_parts(
     count, per_query = batch["passage_texts"].shape
     rows = torch.arange(count, device=numbers.device)
     targets = (rows + global_rank() * count) * per_query
-    excluded = exclude_positives(batch["positive_texts"], numbers, targets)
+    excluded = losses.exclude_positives(batch["positive_texts"], numbers, targets)
     scores = compute_scores(queries, passages, special_ids)
-    losses: dict[str, dict[str, Tensor]] = {}
+    found: dict[str, dict[str, Tensor]] = {}
     if weights.contrastive:
-        losses["contrastive"] = {
-            name: info_nce(score, targets, temperature, excluded)
+        found["contrastive"] = {
+            name: losses.info_nce(score, targets, temperature, excluded)
             for name, score in scores.all().items()
         }
     if weights.score_distillation and "passage_scores" in batch:
         own = targets[:, None] + torch.arange(per_query, device=targets.device)
-        given = batch["passage_scores"]
-        losses["score_distillation"] = {
-            name: score_distillation(
-                score.gather(1, own), given, temperature, teacher_temperature=1.0
+        of_file = {"teacher": batch["passage_scores"], "teacher_temperature": 1.0}
+        found["score_distillation"] = {
+            name: losses.score_distillation(
+                score.gather(1, own), temperature=temperature, **of_file
             )
             for name, score in scores.all().items()
         }
     if weights.self_distillation:
-        losses["self_distillation"] = {
-            name: score_distillation(score, scores.ensemble, temperature, excluded)
+        found["self_distillation"] = {
+            name: losses.score_distillation(score, scores.ensemble, temperature, excluded)
             for name, score in scores.outputs.items()
         }
-    return {part: unified_loss(values) for part, values in losses.items()}
+    return {part: losses.unified_loss(values) for part, values in found.items()}
 
 
 def distillation_parts(
@@ -194,17 +181,17 @@ def distillation_parts(
         ids = batch["input_ids"].flatten(0, 1)
         special = to_device(torch.tensor(special_ids, dtype=ids.dtype), ids.device)
         lexical = mask.bool() & ~torch.isin(ids, special)
-        parts["distillation_sparse"] = token_weight_distillation(
+        parts["distillation_sparse"] = losses.token_weight_distillation(
             outputs["token_weights"], targets["token_weights"], lexical
         )
     if weights.distillation_colbert:
-        parts["distillation_colbert"] = token_vector_distillation(
+        parts["distillation_colbert"] = losses.token_vector_distillation(
             outputs["colbert_vecs"], targets["colbert_vecs"], mask[:, 1:]
         )
     if weights.distillation_hidden:
         states, target = outputs[HIDDEN], targets[HIDDEN]
-        parts["distillation_hidden"] = hidden_state_distillation(
-            scatter_to_teacher_space(states, teacher.dimensions, target.shape[-1]),
+        parts["distillation_hidden"] = losses.hidden_state_distillation(
+            losses.scatter_to_teacher_space(states, teacher.dimensions, target.shape[-1]),
             target.index_select(1, teacher.layers),
             teacher.weights,
             mask,
@@ -217,11 +204,11 @@ def _dense_parts(
 ) -> dict[str, Tensor]:
     parts = {}
     if weights.distillation_alignment:
-        student = scatter_to_teacher_space(vectors, dimensions, target.shape[1])
-        parts["distillation_alignment"] = distillation_alignment(student, target)
+        student = losses.scatter_to_teacher_space(vectors, dimensions, target.shape[1])
+        parts["distillation_alignment"] = losses.distillation_alignment(student, target)
     if weights.distillation_similarity:
         all_student, all_target, own = gather_batch(vectors, target)
-        parts["distillation_similarity"] = distillation_similarity(
+        parts["distillation_similarity"] = losses.distillation_similarity(
             vectors, target, all_student, all_target, own, weights.similarity_temperature
         )
     return parts

@@ -116,9 +116,6 @@ def shapes_of_budget(
     """Exportable shapes that gates with a budget choose among; cached, as every step needs them.
 
     The budget is encoder parameters or, for texts of ``length`` tokens, a speed-up.
-
-    Raises:
-        ValueError: If the budget is not above 0, or above the cost of the unpruned model.
     """
     if speedup is None:
         return tuple(shapes_near_budget(shape, frozenset(axes), parameters))

@@ -7,6 +7,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from bge_pruning.models.encoder_shape import EncoderShape
+
 AXES = ("head", "hidden", "intermediate", "layer")
 # The field of an encoder's shape with the size of each axis.
 SHAPE_FIELDS = {
@@ -65,42 +67,31 @@ class KeepIndices:
         return dict(vars(self))
 
 
-def compute_keep_indices(
-    masks: PruningMasks, layers: int, heads: int, units: int, hidden: int
-) -> KeepIndices:
-    """Indices of the open gates in a source of these sizes.
-
-    Raises:
-        ValueError: If gates have another shape than the source, if one is neither 0 nor 1, or if
-            no layer or no hidden dimension is left.
-    """
-    _check_shapes(masks, layers, heads, units, hidden)
+def compute_keep_indices(masks: PruningMasks, source: EncoderShape) -> KeepIndices:
+    """Indices of the open gates, which must be binary and leave a layer and a hidden dimension."""
+    _check_shapes(masks, source)
     if not masks.is_binary():
         raise ValueError(
             "gates are not all 0 or 1, so cutting would change the outputs. To fix, extract from "
             "deterministic gates (L0Module.deterministic_masks)."
         )
-    layer = _open(masks.layer, layers)
-    hidden_dims = _open(masks.hidden, hidden)
-    if not layer or not hidden_dims:
+    layer = _open(masks.layer, source.num_hidden_layers)
+    hidden = _open(masks.hidden, source.hidden_size)
+    if not layer or not hidden:
         empty = "layer" if not layer else "hidden"
         raise ValueError(
             f"no {empty} gate is open: nothing would be left. To fix, keep at least 1."
         )
-    head = [_open(None if masks.head is None else masks.head[i], heads) for i in layer]
-    mlp = masks.intermediate
-    intermediate = [_open(None if mlp is None else mlp[i], units) for i in layer]
-    return KeepIndices(layer, hidden_dims, head, intermediate)
+
+    def inner(gates: Tensor | None, size: int) -> list[list[int]]:
+        return [_open(None if gates is None else gates[i], size) for i in layer]
+
+    head = inner(masks.head, source.num_attention_heads)
+    return KeepIndices(layer, hidden, head, inner(masks.intermediate, source.intermediate_size))
 
 
-def _check_shapes(masks: PruningMasks, layers: int, heads: int, units: int, hidden: int) -> None:
-    expected = {
-        "head": (layers, heads),
-        "intermediate": (layers, units),
-        "layer": (layers,),
-        "hidden": (hidden,),
-    }
-    for axis, shape in expected.items():
+def _check_shapes(masks: PruningMasks, source: EncoderShape) -> None:
+    for axis, shape in source.gate_shapes.items():
         gates = getattr(masks, axis)
         if gates is not None and tuple(gates.shape) != shape:
             raise ValueError(

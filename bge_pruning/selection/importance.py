@@ -32,11 +32,7 @@ class Importance:
 
 
 def masks_of_importance(importance: Importance, shape: EncoderShape) -> PruningMasks:
-    """Binary gates, on the CPU, of the most important structures; ties go to the lower index.
-
-    Raises:
-        ValueError: If a score is not finite.
-    """
+    """Binary gates, on the CPU, of the most important structures; ties go to the lower index."""
     for part in fields(importance):
         if broken := int((~getattr(importance, part.name).isfinite()).sum()):
             raise ValueError(
@@ -54,13 +50,8 @@ def masks_of_importance(importance: Importance, shape: EncoderShape) -> PruningM
 def random_importance(shape: EncoderShape, seed: int) -> Importance:
     """Uniform random scores, whose masks are random sub-networks."""
     generator = torch.Generator().manual_seed(seed)
-    layers = shape.num_hidden_layers
-    return Importance(
-        head=torch.rand(layers, shape.num_attention_heads, generator=generator),
-        intermediate=torch.rand(layers, shape.intermediate_size, generator=generator),
-        layer=torch.rand(layers, generator=generator),
-        hidden=torch.rand(shape.hidden_size, generator=generator),
-    )
+    sizes = shape.gate_shapes.items()
+    return Importance(**{axis: torch.rand(size, generator=generator) for axis, size in sizes})
 
 
 @torch.no_grad()
@@ -119,7 +110,7 @@ def _columns(linear: torch.nn.Linear) -> Tensor:
 def activation_importance(
     backbone: XLMRobertaBackbone, batches: Iterable[tuple[Tensor, Tensor]]
 ) -> Importance:
-    """Mean size of activations over all tokens of the texts, without padding.
+    """Mean size of activations over all tokens of the texts; the backbone is in evaluation mode.
 
     * head: mean over tokens of the Euclidean norm of its context vector, of ``D`` numbers;
     * unit: mean over tokens of its absolute value after the activation function;
@@ -127,13 +118,6 @@ def activation_importance(
       embeddings, two in each layer) of its absolute value;
     * layer: how much it turns the hidden states, ``1 - mean over tokens of cos(input, output)``,
       the block influence of ShortGPT (arXiv:2403.03853).
-
-    Args:
-        backbone: The unpruned encoder, in evaluation mode.
-        batches: Token ids and mask, shape ``(B, T)``.
-
-    Raises:
-        ValueError: If there is no token.
     """
     sums = _Sums(backbone)
     with ExitStack() as hooks:
@@ -149,14 +133,12 @@ class _Sums:
     """Sums over tokens, float64, added up by hooks in an encoder."""
 
     def __init__(self, backbone: XLMRobertaBackbone) -> None:
-        s = backbone.shape
         device = backbone.embeddings.word_embeddings.weight.device
-        options = {"dtype": torch.float64, "device": device}
         self.tokens = 0
-        self.head = torch.zeros(s.num_hidden_layers, s.num_attention_heads, **options)
-        self.intermediate = torch.zeros(s.num_hidden_layers, s.intermediate_size, **options)
-        self.turn = torch.zeros(s.num_hidden_layers, **options)
-        self.hidden = torch.zeros(s.hidden_size, **options)
+        self.head, self.intermediate, self.turn, self.hidden = (
+            torch.zeros(size, dtype=torch.float64, device=device)
+            for size in backbone.shape.gate_shapes.values()
+        )
         self.input: Tensor | None = None
 
     def listen(self, backbone: XLMRobertaBackbone) -> list[torch.utils.hooks.RemovableHandle]:

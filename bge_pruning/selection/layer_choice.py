@@ -19,11 +19,7 @@ ScoreLayers = Callable[[Sequence[int]], float]
 
 
 def layers_within(source: EncoderShape, budget: float) -> int:
-    """Largest number of the source's layers whose parameters fit a budget.
-
-    Raises:
-        ValueError: If not one layer fits.
-    """
+    """Largest number of the source's layers whose parameters fit a budget."""
     one = layer_parameters(*source.layer_sizes)
     count = min(int(budget // one), source.num_hidden_layers)
     if count < 1:

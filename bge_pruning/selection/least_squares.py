@@ -55,9 +55,6 @@ def fit_(linear: nn.Linear, moments: Moments, ridge: float = RIDGE) -> None:
     """Fit a linear layer with a bias in place, to moments of its inputs and wanted outputs.
 
     The ridge holds the weights where they are, relative to the mean square of an input.
-
-    Raises:
-        ValueError: If an input or wanted output was not finite.
     """
     before = joined(linear)
     error = moments.xy - moments.xx @ before

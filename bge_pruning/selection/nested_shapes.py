@@ -108,14 +108,12 @@ def relative_indices(small: KeepIndices, large: KeepIndices) -> KeepIndices:
 
 def masks_of_indices(keep: KeepIndices, shape: EncoderShape) -> PruningMasks:
     """Binary gates, in the numbering of ``shape``, that keep the given structures."""
-    head = torch.zeros(shape.num_hidden_layers, shape.num_attention_heads)
-    intermediate = torch.zeros(shape.num_hidden_layers, shape.intermediate_size)
+    masks = PruningMasks(**{axis: torch.zeros(size) for axis, size in shape.gate_shapes.items()})
     for row, layer in enumerate(keep.layer):
-        head[layer, keep.head[row]] = 1.0
-        intermediate[layer, keep.intermediate[row]] = 1.0
-    layer, hidden = torch.zeros(shape.num_hidden_layers), torch.zeros(shape.hidden_size)
-    layer[keep.layer], hidden[keep.hidden] = 1.0, 1.0
-    return PruningMasks(head, intermediate, layer, hidden)
+        masks.head[layer, keep.head[row]] = 1.0
+        masks.intermediate[layer, keep.intermediate[row]] = 1.0
+    masks.layer[keep.layer], masks.hidden[keep.hidden] = 1.0, 1.0
+    return masks
 
 
 def _positions(wanted: Sequence[int], among: Sequence[int], what: str) -> list[int]:

@@ -55,9 +55,6 @@ def refit_(
         layers: Layers of the teacher that the student has, ascending.
         hidden: Dimensions of the teacher that it has, ascending.
         batches: Token ids and mask, shape ``(B, T)``, on the device of both encoders.
-
-    Raises:
-        ValueError: If an activation is not finite.
     """
     kept = torch.tensor(hidden, device=student.embeddings.word_embeddings.weight.device)
     survives = torch.zeros(len(teacher.encoder.layer), dtype=torch.bool)
