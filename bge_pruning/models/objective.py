@@ -147,10 +147,10 @@ def passage_parts(
         }
     if weights.score_distillation and "passage_scores" in batch:
         own = targets[:, None] + torch.arange(per_query, device=targets.device)
-        of_file = {"teacher": batch["passage_scores"], "teacher_temperature": 1.0}
+        given = batch["passage_scores"]
         found["score_distillation"] = {
             name: losses.score_distillation(
-                score.gather(1, own), temperature=temperature, **of_file
+                score.gather(1, own), given, temperature, teacher_temperature=1.0
             )
             for name, score in scores.all().items()
         }

@@ -13,8 +13,6 @@ from bge_pruning.algorithms import gradient_groups as mean_gradients
 from bge_pruning.algorithms.gradient_groups import GroupGradientClipping, MeanGradients
 from bge_pruning.training import builders
 
-# Clipping
-
 # By parameter: its group and its gradient. The norms of the groups are 5, 13 and 0.5.
 GRADIENTS = {
     "matrix": ("weights/decay", [[3.0, 0.0], [0.0, 0.0]]),
@@ -138,9 +136,6 @@ def gradient_norms(optimizer: torch.optim.Optimizer) -> dict[str, float]:
         grads = [p.grad.double().numpy() for p in group["params"] if p.grad is not None]
         squares[name] = squares.get(name, 0.0) + sum((g**2).sum() for g in grads)
     return {name: float(np.sqrt(square)) for name, square in squares.items()}
-
-
-# Means over the ranks
 
 
 class Sharded:

@@ -123,9 +123,6 @@ def break_tensor(with_optimizer) -> Callable[[str, int], None]:
     return apply
 
 
-# One step by hand: the events in Composer's order
-
-
 class Tiny(nn.Module):
     """Two layers, a gate and a multiplier; their gradients are 1."""
 
@@ -183,8 +180,6 @@ class Tiny(nn.Module):
 def tiny() -> Tiny:
     return Tiny()
 
-
-# Stop
 
 ADVICE = {
     "weight": r"lower optimizer\.lr or look for broken texts in that source",
@@ -286,9 +281,6 @@ def test_a_broken_operation_is_named_before_what_it_spoils(tmp_path, train_tiny,
     )
     with pytest.raises(RuntimeError, match=message):
         train_tiny(tmp_path, "max_duration=1ba")
-
-
-# Skip
 
 
 @pytest.mark.parametrize(("name", "kind"), NAMES)
@@ -406,9 +398,6 @@ def test_an_unknown_answer_is_refused(tiny_yaml):
         load_config([tiny_yaml], ["optimizer.non_finite=ignore"])
 
 
-# All ranks alike
-
-
 @pytest.mark.parametrize(
     ("place", "what"), [(0, "loss part part is"), (2, "the gradient of weight second.bias is")]
 )
@@ -425,9 +414,6 @@ def test_what_is_broken_on_another_rank_is_skipped_here_too(place, what, tiny, m
     assert f"step 1, source pairs: {what} not finite" in caplog.text
 
 
-# Half precision, and what is logged
-
-
 def test_in_half_precision_gradients_are_the_scalers_business(tiny):
     guard = tiny.start()
     tiny.gate.grad = torch.full((2,), math.inf)
@@ -438,9 +424,6 @@ def test_in_half_precision_gradients_are_the_scalers_business(tiny):
 
 def test_the_table_names_what_is_logged():
     assert "``numerics/skipped_steps``" in NonFiniteGuard.__doc__
-
-
-# Arithmetic
 
 
 def test_norms():

@@ -89,9 +89,6 @@ def test_only_scores_that_are_no_number(tmp_path, train_tiny, scores, lines):
     assert lines() == []
 
 
-# Going on
-
-
 def test_the_best_score_survives_in_the_checkpoint(tmp_path, train_tiny, scores):
     scores |= {2: 0.5, 4: 0.3, 6: 0.4, 8: 0.6}
     run = train_tiny(tmp_path, KEEP)

@@ -145,9 +145,6 @@ def test_the_time_is_that_of_pairs_and_collections(tmp_path, train_tiny, sources
     assert logged(run, "eval/seconds") == {2: 301.0, 4: 301.0}  # five batches of pairs
 
 
-# The sub-network
-
-
 @pytest.fixture
 def encoders(monkeypatch) -> list[TextEncoder]:
     """The encoders that a run evaluates with."""
@@ -180,9 +177,6 @@ def test_without_gates_and_with_a_length_of_its_own(tmp_path, train_tiny, source
     (encoder,) = encoders
     assert (encoder.masks, encoder.max_length) == (None, 7)
     assert logged(run, "eval/docs/ndcg_at_10").keys() == {2}
-
-
-# What it leaves alone
 
 
 def test_weights_are_those_of_a_run_without_it(

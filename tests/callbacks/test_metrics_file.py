@@ -30,9 +30,6 @@ def at_batch(batch: int) -> State:
     return state
 
 
-# Lines
-
-
 def test_one_line_per_call_in_order(path):
     file = MetricsFile(path)
     exact = {"third": 1 / 3, "tiny": 5e-324, "count": 302_309_376}
@@ -87,9 +84,6 @@ def test_other_ranks_write_and_drop_nothing(path, monkeypatch):
     file.load_state_dict({"bytes": 0})
     file.fit_start(at_batch(0), None)
     assert path.read_bytes() == before
-
-
-# Resuming
 
 
 def log_steps(path: Path, *steps: int) -> None:

@@ -151,8 +151,6 @@ def test_other_ranks_say_nothing(monkeypatch, caplog):
     assert caplog.records == []
 
 
-# The text
-
 LOSSES = {
     "loss/train/total": 0.01234,
     "loss/train/distillation_alignment": 0.0101,

@@ -66,9 +66,6 @@ def case(request) -> Case:
     return make_case(request.param)
 
 
-# Values, against plain loops and Hugging Face's model
-
-
 def probabilities(module: L0Module) -> dict[str, np.ndarray]:
     """P(z > 0) of equation 12 of Louizos et al."""
     shift = 2 / 3 * np.log(0.1 / 1.1)
@@ -167,9 +164,6 @@ def test_logging_leaves_no_trace(case):
     assert torch.equal(torch.random.get_rng_state(), random)
 
 
-# When
-
-
 def rows(run: Path) -> list[dict]:
     return [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
 
@@ -204,9 +198,6 @@ def test_every_rank_tells_its_loggers():
     state.timestamp = Timestamp(batch=1)
     callback.batch_end(state, SimpleNamespace(log_metrics=logged.append))
     assert len(logged) == 1
-
-
-# The picture of the gates
 
 
 @pytest.fixture

@@ -224,9 +224,6 @@ def test_it_changes_nothing(gates):
     assert torch.equal(torch.random.get_rng_state(), random)
 
 
-# Made-up courses of a constraint
-
-
 def course(sparsities, multipliers, target=0.5, every=10) -> list[Reading]:
     pairs = zip(sparsities, multipliers, strict=True)
     return [

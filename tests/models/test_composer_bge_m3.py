@@ -119,9 +119,6 @@ def close(a: Tensor, b: Tensor, atol: float = 1e-5) -> None:
     torch.testing.assert_close(a, b, atol=atol, rtol=0)
 
 
-# Forward
-
-
 @pytest.mark.parametrize("training", [True, False])
 def test_without_gates_vectors_are_hugging_faces(training, build, pairs, tiny_hf_config):
     model = build(gated=False).train(training)
@@ -181,9 +178,6 @@ def test_any_number_of_texts_is_embedded(texts, build, pairs):
     whole = model(pairs)["dense_vecs"].view(-1, H)
     batch = {k: v.view(-1, T)[:6].view(-1, texts, T) for k, v in pairs.items() if k != "scores"}
     close(model(batch)["dense_vecs"].view(-1, H), whole[:6])
-
-
-# Loss
 
 
 def numpy_losses(vectors: Tensor, batch: dict[str, Tensor], temperature: float) -> dict[str, float]:
@@ -270,9 +264,6 @@ def test_gradient_of_similarity_flows_through_both_texts_of_a_pair(build, with_t
     )
     (p * (p / q).log()).sum(-1).mean().backward()
     torch.testing.assert_close(leaf.grad.double(), double.grad, rtol=1e-4, atol=1e-5)
-
-
-# Teacher
 
 
 def test_teacher_on_the_fly_equals_cached_vectors(build, teacher, pairs, with_targets):
@@ -363,9 +354,6 @@ def test_gather_batch_on_one_process():
     assert torch.autograd.grad(all_student.sum(), student)[0].tolist() == [[1.0] * 3] * 5
 
 
-# Metric
-
-
 def spearman_of(model: ComposerBGEM3, batches: list[tuple[Tensor, Tensor]]) -> Tensor:
     metric = model.get_metrics(is_train=False)["cosine_spearman"]
     for outputs, scores in batches:
@@ -430,8 +418,6 @@ def test_composer_evaluates_the_whole_split(build, pairs):
     value = trainer.state.eval_metrics["dev"]["cosine_spearman"].compute()
     assert float(value) == pytest.approx(expected, abs=1e-6)
 
-
-# All three outputs
 
 THREE = LossWeights(distillation_sparse=0.5, distillation_colbert=2.0)
 THREE_NAMES = ("token_weights", "colbert_vecs")
@@ -514,8 +500,6 @@ def test_a_batch_that_no_loss_applies_to(build, pairs):
     with pytest.raises(ValueError, match=r"no part of the loss applies.*To fix"):
         model.loss(model(batch), batch)
 
-
-# Queries with passages
 
 NAMES = ("dense", "sparse", "colbert")
 
@@ -631,9 +615,6 @@ def test_scores_of_a_file_teach_every_output(build, scored_passages):
     assert float(parts["score_distillation"].detach()) == pytest.approx(expected, rel=1e-4)
 
 
-# Mixed precision on a CPU
-
-
 @pytest.mark.parametrize("gated", [False, True])
 def test_bfloat16_products_on_a_cpu(gated, build, with_targets):
     exact, mixed = build(gated=gated), build(gated=gated, cpu_dtype=torch.bfloat16)
@@ -651,8 +632,6 @@ def test_bfloat16_products_on_a_cpu(gated, build, with_targets):
     assert not torch.equal(*gradients)
     assert float(torch.cosine_similarity(*gradients, dim=0)) > 0.99
 
-
-# In pieces
 
 WHOLE_BATCH = LossWeights(
     cosent=0.3,
@@ -740,9 +719,6 @@ def test_all_pieces_have_the_same_gates_and_evaluation_is_whole(pieces, pairs):
     close(model.eval()(pairs)["dense_vecs"], whole.eval()(pairs)["dense_vecs"], 1e-12)
 
 
-# Several sources in one run
-
-
 def test_every_trained_parameter_has_a_gradient_whatever_the_batch(pieces, pairs, scored_passages):
     """DDP waits for all of them; a batch has the losses of its source alone."""
     losses = LossWeights(
@@ -776,8 +752,6 @@ def test_a_probe_is_the_loss_of_the_binary_gates(build, with_targets):
     assert model.training
     assert not value.requires_grad
 
-
-# Hidden states
 
 DEEP = LossWeights(distillation_hidden=1.0)
 

@@ -86,9 +86,6 @@ def m3(model_folder) -> Any:
     return BGEM3FlagModel(str(model_folder), use_fp16=False, devices="cpu")
 
 
-# Outputs
-
-
 @pytest.mark.parametrize("pooling", ["cls", "mean"])
 def test_outputs_are_flag_embeddings(pooling, hidden, batch):
     heads = build_heads(pooling)
@@ -179,9 +176,6 @@ def test_cls_pooling_is_the_first_state_and_mean_pooling_the_average():
     assert mean == [pytest.approx([4 / 20**0.5, 2 / 20**0.5])]
 
 
-# Scores
-
-
 def random_vecs(rows: int, tokens: int, seed: int) -> tuple[Tensor, Tensor]:
     """Unit vectors, and a mask that leaves 1 to all tokens; garbage where masked."""
     generator = torch.Generator().manual_seed(seed)
@@ -240,9 +234,6 @@ def test_colbert_scores_in_low_precision_are_finite(dtype):
     torch.testing.assert_close(scores.double(), exact, atol=8 * torch.finfo(dtype).eps, rtol=0)
 
 
-# The module
-
-
 def test_state_dict_has_bge_m3s_names_and_shapes():
     shapes = {name: tuple(p.shape) for name, p in build_heads().state_dict().items()}
     assert shapes == {
@@ -286,9 +277,6 @@ def test_gradients_reach_the_states_and_the_heads(hidden, batch):
         assert tensor.grad.isfinite().all() and tensor.grad.any()
     padding = ~batch["attention_mask"].bool()
     assert not states.grad[padding].any()
-
-
-# Errors
 
 
 @pytest.mark.parametrize("pooling", ["max", "CLS", "", "cls ", "\N{GREEK SMALL LETTER MU}"])

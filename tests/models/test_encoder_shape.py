@@ -83,9 +83,6 @@ def hugging_face_count(shape: EncoderShape) -> ParameterCount:
     )
 
 
-# Counts
-
-
 @fast
 @given(hidden=sizes, heads=sizes, units=sizes, head_dim=sizes)
 def test_layer_parameters_are_those_of_its_modules(hidden, heads, units, head_dim):
@@ -147,9 +144,6 @@ def test_describe_names_what_pruning_changes():
     assert SOURCE.describe() == "3 layers, hidden 30, 5 heads, intermediate 77"
 
 
-# What can be exported
-
-
 def test_yaml_names_are_fields():
     assert set(YAML_NAMES) <= set(vars(SOURCE))
 
@@ -207,9 +201,6 @@ def test_another_head_dim_is_refused():
     target = replace(SOURCE, head_dim=3, num_attention_heads=5, hidden_size=15)
     with pytest.raises(ValueError, match=r"head_dim 3.*source.*6.*To fix"):
         check_exportable(target, SOURCE)
-
-
-# Shapes near a budget
 
 
 def every_shape(axes: frozenset[str], multiple_of: int) -> list[EncoderShape]:
@@ -346,8 +337,6 @@ def test_operations_of_texts():
     expected = 3 * (2 * layer * (3 + 5) + 4 * 30 * (9 + 25))
     assert forward_flops(SOURCE, [3, 5]) == expected
 
-
-# Expected counts
 
 GATES = {"head": (4, 4), "hidden": (32,), "intermediate": (4, 64), "layer": (4,)}
 

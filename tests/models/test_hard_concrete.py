@@ -101,9 +101,6 @@ def test_extreme_noise_is_no_nan(log_alpha):
     assert a.grad.isfinite().all()
 
 
-# Deterministic gates
-
-
 def loop_top_k(values: list[float], k: int) -> list[float]:
     """Repeatedly opens the first largest gate that is still closed."""
     gates = [0.0] * len(values)

@@ -65,9 +65,6 @@ def optimizer_for(module: L0Module, lr: float = 0.1) -> torch.optim.Optimizer:
     return torch.optim.AdamW(groups, lr=lr, weight_decay=0.0)
 
 
-# Gates
-
-
 def test_gates_have_the_axes_sizes_and_start_inside_the_clamp_with_spread(tiny_shape, gated_axes):
     module = build(tiny_shape, gated_axes, init_mean=3.0, init_std=0.25)
     assert {a: tuple(g.shape) for a, g in module.log_alpha.items()} == {
@@ -164,9 +161,6 @@ def test_gradients_reach_every_gate_through_the_model(build_model, tiny_shape, b
         assert (log_alpha.grad != 0).all(), axis
 
 
-# What the gates cost
-
-
 @pytest.mark.parametrize(("log_alpha", "sparsity"), [(100.0, 0.0), (THRESHOLD, 0.5), (-100.0, 1.0)])
 def test_expected_sparsity_of_uniform_gates(tiny_shape, log_alpha, sparsity):
     module = build(tiny_shape)
@@ -189,9 +183,6 @@ def test_expected_parameters_are_differentiable_in_every_gate(tiny_shape):
     module.expected_parameters().encoder.backward()
     for log_alpha in module.log_alpha.values():
         assert (log_alpha.grad > 0).all()
-
-
-# The Lagrangian
 
 
 @pytest.mark.parametrize(("progress", "start"), [(0.0, 0.0), (0.25, 0.1), (1.0, 0.0)])
@@ -265,9 +256,6 @@ def test_every_subset_reaches_its_speedup(tiny_shape, gated_axes):
     assert float(operations.detach()) == pytest.approx(full / 1.25, rel=0.025)
 
 
-# Binarization
-
-
 def test_binarization_is_the_distance_to_the_cut_of_this_moment(tiny_shape):
     target = replace(half(tiny_shape, AXES), intermediate_size=16)
     module = L0Module(tiny_shape, AXES, target, binarization=3.0, init_std=0.0)
@@ -330,9 +318,6 @@ def test_state_dict_carries_gates_and_multipliers(tiny_shape):
     assert set(module.state_dict()) == expected
 
 
-# Refusals
-
-
 @pytest.mark.parametrize(
     ("names", "message"),
     [
@@ -367,8 +352,6 @@ def test_a_speedup_that_is_none_is_refused(tiny_shape, speedup):
     with pytest.raises(ValueError, match=r"target_speedup .* is not above 1: .* To fix, set"):
         L0Module(tiny_shape, AXES, target_speedup=speedup)
 
-
-# The shape that a budget leads to
 
 MIDDLE = EncoderShape(256, 4, 6, 1024, 500, head_dim=64, colbert_dim=256)
 

@@ -18,8 +18,6 @@ from bge_pruning.models.layer_norm import (
     residual_norm,
 )
 
-# LayerNorm over the open dimensions
-
 EPS = 1e-5
 
 
@@ -83,9 +81,6 @@ def test_half_precision_in_and_gradient_out():
     assert y.dtype == torch.float32
     y.sum().backward()
     assert half.grad.dtype == torch.bfloat16
-
-
-# The end of a layer's half
 
 
 # torch's own compiler does so with every autograd.Function.

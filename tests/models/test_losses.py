@@ -52,9 +52,6 @@ def scipy_similarity(
     return float(np.mean(losses))
 
 
-# Regression on gold scores
-
-
 def test_sts_regression_is_the_mean_squared_error_of_the_cosine():
     first, second = unit_vectors(6, 5, 1), unit_vectors(6, 5, 2)
     scores = torch.tensor([0.0, 0.2, 1.0, 0.5, 0.9, 0.33])
@@ -80,9 +77,6 @@ def test_sts_regression_takes_scores_of_any_type(dtype):
         assert float(loss) == pytest.approx(1 / 3, abs=0.02)
 
 
-# Alignment with the teacher
-
-
 def test_alignment_is_the_mean_cosine_distance():
     student, teacher = unit_vectors(6, 5, 1), unit_vectors(6, 5, 2)
     cosines = [float(np.dot(s, t)) for s, t in zip(student.numpy(), teacher.numpy(), strict=True)]
@@ -94,9 +88,6 @@ def test_alignment_is_the_mean_cosine_distance():
 def test_alignment_bounds(sign, loss):
     v = unit_vectors(4, 5)
     assert float(distillation_alignment(v, sign * v)) == pytest.approx(loss, abs=1e-12)
-
-
-# Similarities within the batch
 
 
 @pytest.mark.parametrize("temperature", [0.02, 0.05, 1.0, 50.0])
@@ -199,9 +190,6 @@ def test_nan_stays_visible(loss):
     assert loss(student, unit_vectors(4, 3, 2)).isnan()
 
 
-# Into the teacher's space
-
-
 def test_scatter_places_kept_dimensions():
     vectors = torch.tensor([[1.0, 2.0, 3.0], [4.0, 5.0, 6.0]], dtype=torch.bfloat16)
     result = scatter_to_teacher_space(vectors, torch.tensor([1, 2, 5]), 6)
@@ -227,9 +215,6 @@ def test_scatter_refuses_dimensions_that_do_not_fit(kept):
         scatter_to_teacher_space(torch.ones(1, 2), torch.tensor(kept), 4)
 
 
-# Pairs with gold scores: CoSENT
-
-
 def loop_cosent(first: Tensor, second: Tensor, gold: Tensor, scale: float) -> float:
     cosines = [float(a @ b) for a, b in zip(first, second, strict=True)]
     total = 1.0
@@ -253,9 +238,6 @@ def test_cosent_of_equal_scores_is_zero_and_of_a_large_gap_finite():
     assert float(cosent(v, v, torch.ones(4))) == 0.0
     opposite = cosent(v[:2], torch.stack([-v[0], v[1]]), torch.tensor([1.0, 0.0]), 1e4)
     assert float(opposite) == pytest.approx(2e4)
-
-
-# Queries and passages
 
 
 def test_info_nce_is_its_formula():
@@ -323,9 +305,6 @@ def test_score_distillation_leaves_excluded_passages_out():
     excluded = torch.tensor([[False, True, False]])
     kept = score_distillation(student[:, [0, 2]], teacher[:, [0, 2]], 1.0)
     assert float(score_distillation(student, teacher, 1.0, excluded)) == pytest.approx(float(kept))
-
-
-# Tokens
 
 
 def test_token_weights_are_compared_where_there_are_words():

@@ -21,8 +21,6 @@ from bge_pruning.models.packing import (
 from bge_pruning.models.structural_pruning import PruningMasks
 from bge_pruning.models.teacher import HIDDEN, compute_outputs
 
-# Packing
-
 
 def mask_of(*lengths: int, width: int = 0) -> Tensor:
     width = width or max(lengths)
@@ -121,9 +119,6 @@ def test_shares_of_a_text_make_one_in_the_order_of_packed_tokens():
     torch.testing.assert_close(shares, mask / mask.sum(1, keepdim=True))
     whole = compute_packing(mask[2:])
     assert whole.shares().tolist() == [0.25] * 4
-
-
-# Attention
 
 
 LENGTHS = [3, 7, 1, 7, 0, 5]

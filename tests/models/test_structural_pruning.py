@@ -47,9 +47,6 @@ def open_gates(gates: list[int] | None, size: int) -> list[int]:
     return [i for i in range(size) if gates is None or gates[i] == 1]
 
 
-# Which structures are kept
-
-
 def test_gates_of_each_layer(axes):
     sizes = {"head": (3, 2), "intermediate": (3, 5), "layer": (3,), "hidden": (4,)}
     masks = PruningMasks(**{axis: torch.rand(sizes[axis]) for axis in axes})
@@ -130,9 +127,6 @@ def test_head_rows():
     rows = torch.arange(A * 3).view(A, 3)
     assert head_rows([0, 2, 3], 3) == rows[[0, 2, 3]].flatten().tolist()
     assert head_rows([], 3) == []
-
-
-# Cutting modules
 
 
 def linear(bias: bool = True) -> nn.Linear:

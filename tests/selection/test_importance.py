@@ -14,8 +14,6 @@ from bge_pruning.selection.importance import (
     random_importance,
 )
 
-# Magnitudes and chance
-
 
 def fill(backbone, value=1.0):
     with torch.no_grad():
@@ -125,9 +123,6 @@ def test_masked_equals_extracted(build_model, tiny_shape, target_shape, batch):
     found = heads.outputs(backbone(*given), given[1])
     for name, value in expected.items():
         assert torch.allclose(found[name], value, rtol=0, atol=1e-10), name
-
-
-# Activations
 
 
 @pytest.fixture
