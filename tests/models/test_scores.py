@@ -1,15 +1,12 @@
 """Scores of every query with every passage, beside plain loops and FlagEmbedding."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 from torch import Tensor
 
-from bge_pruning.models.embedding_heads import (
-    Outputs,
-    compute_dense_scores,
-    compute_scores,
-    compute_sparse_scores,
-)
+from bge_pruning.models.embedding_heads import Outputs, compute_scores, compute_sparse_scores
 
 CLS, PAD, EOS, UNK = 0, 1, 2, 3
 SPECIAL = (CLS, PAD, EOS, UNK)
@@ -65,53 +62,38 @@ def loop_sparse(queries: Outputs, passages: Outputs) -> Tensor:
     )
 
 
-def sparse(queries: Outputs, passages: Outputs) -> Tensor:
-    return compute_sparse_scores(
-        queries.input_ids,
-        queries.token_weights,
-        passages.input_ids,
-        passages.token_weights,
-        SPECIAL,
-    )
-
-
-def test_dense_is_the_cosine():
-    scores = compute_dense_scores(QUERIES.dense_vecs, PASSAGES.dense_vecs)
-    expected = torch.nn.functional.cosine_similarity(
-        QUERIES.dense_vecs[:, None], PASSAGES.dense_vecs[None], dim=-1
-    )
-    torch.testing.assert_close(scores, expected, atol=1e-12, rtol=0)
+def words(ids: list[list[int]], weights: list[list[float]]) -> Outputs:
+    ids = torch.tensor(ids)
+    return Outputs(ids, torch.ones_like(ids), torch.zeros(len(ids), 1), torch.tensor(weights))
 
 
 def test_sparse_is_the_plain_loop():
     expected = loop_sparse(QUERIES, PASSAGES)
     assert (expected > 0).sum() > 5
-    torch.testing.assert_close(sparse(QUERIES, PASSAGES), expected, atol=1e-12, rtol=0)
+    found = compute_sparse_scores(QUERIES, PASSAGES, SPECIAL)
+    torch.testing.assert_close(found, expected, atol=1e-12, rtol=0)
 
 
 def test_sparse_gradients():
     weights = (QUERIES.token_weights + 0.01 * torch.arange(12)).requires_grad_()
 
     def scores(weights: Tensor) -> Tensor:
-        return compute_sparse_scores(
-            QUERIES.input_ids, weights, PASSAGES.input_ids, PASSAGES.token_weights, SPECIAL
-        )
+        return compute_sparse_scores(replace(QUERIES, token_weights=weights), PASSAGES, SPECIAL)
 
     assert torch.autograd.gradcheck(scores, (weights,))
 
 
 def test_sparse_of_texts_without_words_is_zero():
-    ids = torch.tensor([[CLS, EOS, PAD], [CLS, UNK, EOS]])
-    weights = torch.ones(2, 3)
-    assert not compute_sparse_scores(ids, weights, ids, weights, SPECIAL).any()
+    texts = words([[CLS, EOS, PAD], [CLS, UNK, EOS]], [[1.0] * 3] * 2)
+    assert not compute_sparse_scores(texts, texts, SPECIAL).any()
 
 
 def test_sparse_needs_no_vocabulary():
     """Ids as large as BGE-M3's cost what a handful of tokens costs."""
-    ids = torch.tensor([[CLS, 250_001, 7, EOS], [CLS, 249_999, 7, EOS]])
-    weights = torch.tensor([[0.0, 2.0, 0.5, 0.0], [0.0, 3.0, 4.0, 0.0]])
+    ids = [[CLS, 250_001, 7, EOS], [CLS, 249_999, 7, EOS]]
+    texts = words(ids, [[0.0, 2.0, 0.5, 0.0], [0.0, 3.0, 4.0, 0.0]])
     expected = torch.tensor([[4.25, 2.0], [2.0, 25.0]])
-    assert torch.equal(compute_sparse_scores(ids, weights, ids, weights, SPECIAL), expected)
+    assert torch.equal(compute_sparse_scores(texts, texts, SPECIAL), expected)
 
 
 def test_all_outputs_are_those_of_flagembedding():
