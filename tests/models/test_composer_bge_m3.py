@@ -18,7 +18,7 @@ from torch.nn import functional
 from bge_pruning.model_io.checkpoint import cut
 from bge_pruning.models.bge_m3_backbone import XLMRobertaBackbone
 from bge_pruning.models.composer_bge_m3 import ComposerBGEM3
-from bge_pruning.models.embedding_heads import EmbeddingHeads, Outputs, compute_scores
+from bge_pruning.models.embedding_heads import Outputs, compute_scores
 from bge_pruning.models.gather import gather_batch
 from bge_pruning.models.l0_module_embedding import L0Module
 from bge_pruning.models.objective import LossWeights, following_layers
@@ -74,7 +74,7 @@ def build(build_model, tiny_shape, gates) -> Build:
 
 
 @pytest.fixture(scope="session")
-def teacher_parts(build_model, tiny_shape) -> tuple[XLMRobertaBackbone, EmbeddingHeads]:
+def teacher_parts(build_model, tiny_shape):
     """Another model; with dropout, which a teacher must not use."""
     return build_model(tiny_shape, torch.float32, seed=5, dropout=0.4)
 
@@ -159,17 +159,11 @@ def test_cosines_in_evaluation_are_those_of_the_extracted_model(build, pairs):
     cut(backbone, heads, keep)
     with torch.no_grad():
         cosines = model.eval_forward(pairs)
+        assert torch.equal(model.eval_forward({}, model(pairs)), cosines)
         hidden = backbone(pairs["input_ids"].view(-1, T), pairs["attention_mask"].view(-1, T))
     first, second = hidden[:, 0].view(B, N, -1).unbind(1)
     assert hidden.shape[-1] == 16 and cosines.shape == (B,)
     close(cosines, functional.cosine_similarity(first, second, dim=-1))
-
-
-def test_evaluation_takes_outputs_that_are_there(build, pairs):
-    vectors = functional.normalize(torch.arange(24.0).view(3, 2, 4), dim=-1)
-    cosines = build().eval().eval_forward({}, {"dense_vecs": vectors})
-    expected = [float(np.dot(a, b)) for a, b in vectors.numpy()]
-    assert cosines.tolist() == pytest.approx(expected, abs=1e-6)
 
 
 @pytest.mark.parametrize("texts", [1, 3])
@@ -226,16 +220,15 @@ def test_parts_of_the_loss_and_their_weighted_total(losses, gated, build, with_t
     assert list(loss)[-1] == "total"
 
 
-def test_regression_is_left_out_where_there_are_no_scores(build, with_targets):
+def test_parts_that_do_not_apply_are_left_out(build, pairs, with_targets):
     batch = {key: value for key, value in with_targets.items() if key != "scores"}
     model = build(gated=False).train()
     loss = model.loss(model(batch), batch)
     assert set(loss) == {"distillation_alignment", "distillation_similarity", "total"}
-
-
-def test_without_distillation_no_teacher_is_needed(build, pairs):
     model = build(losses=LossWeights(sts_regression=1.0))
     assert set(model.loss(model(pairs), pairs)) == {"sts_regression", "lagrangian", "total"}
+    with pytest.raises(ValueError, match=r"no part of the loss applies.*To fix"):
+        model.loss(model(batch), batch)
 
 
 def test_gradients_reach_encoder_and_gates_but_not_the_heads(build, with_targets):
@@ -266,22 +259,18 @@ def test_gradient_of_similarity_flows_through_both_texts_of_a_pair(build, with_t
     torch.testing.assert_close(leaf.grad.double(), double.grad, rtol=1e-4, atol=1e-5)
 
 
-def test_teacher_on_the_fly_equals_cached_vectors(build, teacher, pairs, with_targets):
-    model = build(teacher=teacher).train()
-    outputs = model(pairs)
-    live = model.loss(outputs, pairs)
-    cached = model.loss(outputs, with_targets)
-    assert {k: float(v) for k, v in live.items()} == pytest.approx(
-        {k: float(v) for k, v in cached.items()}, abs=1e-5
-    )
-
-
-def test_cached_vectors_are_used_where_they_are(build, with_targets):
+def test_teacher_on_the_fly_equals_cached_vectors_which_are_used_if_there(
+    build, teacher, pairs, with_targets
+):
     def refuse(*_: Tensor) -> Tensor:
         raise AssertionError("the teacher was asked")
 
-    model = build(teacher=refuse)
-    model.loss(model(with_targets), with_targets)
+    model, cached = build(teacher=teacher).train(), build(teacher=refuse).train()
+    outputs = model(pairs)
+    live, other = model.loss(outputs, pairs), cached.loss(outputs, with_targets)
+    assert {k: float(v) for k, v in live.items()} == pytest.approx(
+        {k: float(v) for k, v in other.items()}, abs=1e-5
+    )
 
 
 def test_teacher_is_frozen_and_stays_in_evaluation_mode(build, teacher, pairs):
@@ -333,17 +322,15 @@ def test_an_extracted_student_has_the_masked_students_loss(recovering, build, wi
     )
 
 
-def test_an_extracted_student_without_its_dimensions_is_no_silent_error(recovering, with_targets):
+def test_teacher_dimensions_are_needed_and_move_with_the_model_but_are_not_saved(
+    recovering, with_targets
+):
     model, _ = recovering
+    assert "teacher_dimensions" not in model.state_dict()
+    assert copy.deepcopy(model).to("meta").teacher_dimensions.device.type == "meta"
     model.teacher_dimensions = None
     with pytest.raises(RuntimeError, match="size"):
         model.loss(model(with_targets), with_targets)
-
-
-def test_teacher_dimensions_move_with_the_model_but_are_not_saved(recovering):
-    model, _ = recovering
-    assert "teacher_dimensions" not in model.state_dict()
-    assert model.to("meta").teacher_dimensions.device.type == "meta"
 
 
 def test_gather_batch_on_one_process():
@@ -367,9 +354,8 @@ def test_metric_is_the_rank_correlation_of_the_whole_split(sizes, build):
     outputs = torch.rand(12, generator=generator)
     outputs[3] = outputs[7]
     scores = torch.randint(0, 6, (12,), generator=generator) / 5
-    batches = list(zip(outputs.split(sizes), scores.split(sizes), strict=True))
-    expected = spearmanr(outputs, scores).statistic
-    assert float(spearman_of(build(), batches)) == pytest.approx(expected, abs=1e-6)
+    found = spearman_of(build(), [*zip(outputs.split(sizes), scores.split(sizes), strict=True)])
+    assert float(found) == pytest.approx(spearmanr(outputs, scores).statistic, abs=1e-6)
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float64])
@@ -414,9 +400,8 @@ def test_composer_evaluates_the_whole_split(build, pairs):
     trainer.close()
     vectors = masked_vectors(model.eval(), pairs, model.l0_module.deterministic_masks())
     cosines = (vectors[:, 0] * vectors[:, 1]).sum(-1).detach()
-    expected = spearmanr(cosines, pairs["scores"]).statistic
     value = trainer.state.eval_metrics["dev"]["cosine_spearman"].compute()
-    assert float(value) == pytest.approx(expected, abs=1e-6)
+    assert float(value) == pytest.approx(spearmanr(cosines, pairs["scores"]).statistic, abs=1e-6)
 
 
 THREE = LossWeights(distillation_sparse=0.5, distillation_colbert=2.0)
@@ -437,27 +422,17 @@ def test_token_losses_are_their_formulas(build, pairs, three_teacher):
         student = model.heads.outputs(model.backbone(ids, mask), mask, THREE_NAMES)
         target = three_teacher(ids, mask)
     sparse, colbert = [], []
-    for row in range(len(ids)):
-        words = [t for t in range(ids.shape[1]) if mask[row, t] and int(ids[row, t]) not in special]
-        error = sum(
-            float(student["token_weights"][row, t] - target["token_weights"][row, t]) ** 2
-            for t in words
-        )
-        size = sum(float(target["token_weights"][row, t]) ** 2 for t in words)
-        sparse.append(error / max(size, 0.01))
-        cosines = [
-            float(student["colbert_vecs"][row, t] @ target["colbert_vecs"][row, t])
-            for t in range(ids.shape[1] - 1)
-            if mask[row, t + 1]
-        ]
-        colbert.append(1 - sum(cosines) / len(cosines))
+    for row, real in enumerate(mask.bool()):
+        words = [t for t in range(T) if real[t] and int(ids[row, t]) not in special]
+        ours, theirs = (found["token_weights"][row, words].double() for found in (student, target))
+        sparse.append(float((ours - theirs).square().sum() / max(theirs.square().sum(), 0.01)))
+        vectors = [found["colbert_vecs"][row, real[1:]].double() for found in (student, target)]
+        colbert.append(float(1 - (vectors[0] * vectors[1]).sum(-1).mean()))
     expected = {
         "distillation_sparse": sum(sparse) / len(sparse),
         "distillation_colbert": sum(colbert) / len(colbert),
     }
-    expected["total"] = (
-        0.5 * expected["distillation_sparse"] + 2.0 * expected["distillation_colbert"]
-    )
+    expected["total"] = sum(getattr(THREE, name) * value for name, value in expected.items())
     assert {k: float(v.detach()) for k, v in parts.items()} == pytest.approx(expected, rel=1e-4)
 
 
@@ -470,11 +445,10 @@ def test_heads_are_trained_if_their_output_is(build, pairs, three_teacher):
     only = build(gated=False, losses=LossWeights(distillation_sparse=1.0), teacher=three_teacher)
     assert only.heads.sparse_linear.weight.requires_grad
     assert not only.heads.colbert_linear.weight.requires_grad
-
-
-def test_evaluation_computes_the_dense_output_alone(build, pairs, three_teacher):
-    model = build(gated=False, losses=THREE, teacher=three_teacher).eval()
-    assert set(model(pairs)) == {"dense_vecs"}
+    assert set(model.eval()(pairs)) == {"dense_vecs"}
+    alone = build(gated=False, losses=THREE).train()
+    with pytest.raises(ValueError, match=r"no token_weights, colbert_vecs of the teacher.*To fix"):
+        alone.loss(alone(pairs), pairs)
 
 
 @pytest.mark.parametrize("head", ["sparse", "colbert"])
@@ -486,19 +460,6 @@ def test_an_output_without_a_head_is_refused(head, build_model, tiny_shape):
         ComposerBGEM3(backbone, heads, None, THREE)
     with pytest.raises(ValueError, match=rf"teacher has no {name} to distil from.*To fix"):
         FrozenEncoder(backbone, heads, THREE_NAMES)
-
-
-def test_no_teacher_and_no_outputs_of_one(build, pairs):
-    model = build(gated=False, losses=THREE).train()
-    with pytest.raises(ValueError, match=r"no token_weights, colbert_vecs of the teacher.*To fix"):
-        model.loss(model(pairs), pairs)
-
-
-def test_a_batch_that_no_loss_applies_to(build, pairs):
-    model = build(gated=False, losses=LossWeights(sts_regression=1.0)).train()
-    batch = {key: value for key, value in pairs.items() if key != "scores"}
-    with pytest.raises(ValueError, match=r"no part of the loss applies.*To fix"):
-        model.loss(model(batch), batch)
 
 
 NAMES = ("dense", "sparse", "colbert")
@@ -539,11 +500,7 @@ def test_contrastive_loss_is_bge_m3s(build, passages):
         rows = []
         for query in range(B):
             target = query * (N - 1)
-            kept = [
-                column
-                for column, number in enumerate(numbers)
-                if column == target or number != numbers[target]
-            ]
+            kept = [c for c, n in enumerate(numbers) if c == target or n != numbers[target]]
             logits = score[query, kept] / 0.2
             rows.append(torch.logsumexp(logits, 0) - logits[kept.index(target)])
         total[name] = float(torch.stack(rows).mean())
@@ -552,14 +509,14 @@ def test_contrastive_loss_is_bge_m3s(build, passages):
 
 
 def test_only_the_outputs_that_were_named_are_compared(build, passages):
-    losses = LossWeights(contrastive=1.0, contrastive_outputs=("dense",), temperature=0.2)
-    dense = build(gated=False, losses=losses).train()
-    both = replace(losses, contrastive_outputs=("dense", "colbert"))
-    other = build(gated=False, losses=both).train()
-    values = [float(m.loss(m(passages), passages)["contrastive"].detach()) for m in (dense, other)]
+    values = []
+    for names in (("dense",), ("dense", "colbert")):
+        losses = LossWeights(contrastive=1.0, contrastive_outputs=names, temperature=0.2)
+        model = build(gated=False, losses=losses).train()
+        outputs = model(passages)
+        assert set(outputs) == {f"{name}_vecs" for name in names}
+        values.append(float(model.loss(outputs, passages)["contrastive"].detach()))
     assert values[0] != pytest.approx(values[1])
-    assert set(dense(passages)) == {"dense_vecs"}
-    assert set(other(passages)) == {"dense_vecs", "colbert_vecs"}
 
 
 def test_the_ensemble_teaches_the_outputs(build, passages):
@@ -576,15 +533,12 @@ def test_the_ensemble_teaches_the_outputs(build, passages):
 def scored_passages(passages) -> dict[str, Tensor]:
     """Three passages for each query, with a teacher's scores; the passages are the pairs' texts."""
     ids, mask = passages["input_ids"], passages["attention_mask"]
-    others = [
-        torch.cat([value, value.roll(1, 0)[:, :1], value.roll(2, 0)], dim=1)[:, :4]
-        for value in (ids, mask)
-    ]
+    ids, mask = (torch.cat([v, v.roll(1, 0)[:, :1], v.roll(2, 0)], 1)[:, :4] for v in (ids, mask))
     numbers = 10 + torch.arange(B * 3).view(B, 3)
     scores = torch.linspace(-2, 3, B * 3).view(B, 3).sin() * 3
     return {
-        "input_ids": others[0],
-        "attention_mask": others[1],
+        "input_ids": ids,
+        "attention_mask": mask,
         "passage_texts": numbers,
         "positive_texts": numbers[:, :1],
         "passage_scores": scores,
@@ -677,10 +631,8 @@ def gradients(model: ComposerBGEM3, batch: dict[str, Any]) -> dict[str, Tensor]:
 def test_pieces_are_exactly_the_whole_batch(size, pieces, pairs, scored_passages):
     """Of 6 examples: also where the last piece is smaller. Losses over the batch are all there."""
     for batch in (pairs, scored_passages):
-        batch = {
-            key: value.double() if torch.is_tensor(value) and value.is_floating_point() else value
-            for key, value in batch.items()
-        }
+        floats = [k for k, v in batch.items() if torch.is_tensor(v) and v.is_floating_point()]
+        batch = {**batch, **{key: batch[key].double() for key in floats}}
         whole, found = gradients(pieces(None), batch), gradients(pieces(size), batch)
         assert set(found) == set(whole)
         assert sum(key.startswith("loss/") for key in whole) >= 7
@@ -713,21 +665,14 @@ def test_pieces_limit_what_is_kept(pieces, pairs):
 
 def test_all_pieces_have_the_same_gates_and_evaluation_is_whole(pieces, pairs):
     model, whole = pieces(2), pieces(None)
-    torch.testing.assert_close(
-        model(pairs)["dense_vecs"], whole(pairs)["dense_vecs"], atol=1e-12, rtol=0
-    )
+    close(model(pairs)["dense_vecs"], whole(pairs)["dense_vecs"], 1e-12)
     close(model.eval()(pairs)["dense_vecs"], whole.eval()(pairs)["dense_vecs"], 1e-12)
 
 
 def test_every_trained_parameter_has_a_gradient_whatever_the_batch(pieces, pairs, scored_passages):
     """DDP waits for all of them; a batch has the losses of its source alone."""
-    losses = LossWeights(
-        cosent=1.0,
-        contrastive=1.0,
-        contrastive_outputs=NAMES,
-        temperature=0.2,
-        learn_temperature=True,
-    )
+    learned = {"temperature": 0.2, "learn_temperature": True}
+    losses = LossWeights(cosent=1.0, contrastive=1.0, contrastive_outputs=NAMES, **learned)
     model = pieces(None, losses)
     assert model.temperature is not None
     for batch, part in ((pairs, "cosent"), (scored_passages, "contrastive")):
@@ -758,13 +703,7 @@ DEEP = LossWeights(distillation_hidden=1.0)
 
 @pytest.mark.parametrize(
     ("survivors", "expected"),
-    [
-        ([0, 1, 2, 3, 4, 5], [0, 1, 2, 3, 4, 5]),
-        ([0, 2, 5], [1, 4, 5]),
-        ([3], [5]),
-        ([0, 1], [0, 5]),
-        ([4, 5], [4, 5]),
-    ],
+    [([*range(6)], [*range(6)]), ([0, 2, 5], [1, 4, 5]), ([3], [5]), ([0, 1], [0, 5])],
 )
 def test_a_layer_follows_what_its_successor_was_trained_on(survivors, expected):
     survives = torch.zeros(6, dtype=torch.bool)
@@ -772,8 +711,9 @@ def test_a_layer_follows_what_its_successor_was_trained_on(survivors, expected):
     assert following_layers(survives)[survives].tolist() == expected
 
 
+@pytest.fixture
 def hidden_teacher(teacher_parts) -> FrozenEncoder:
-    return FrozenEncoder(*copy.deepcopy(teacher_parts), ("hidden_states",))
+    return FrozenEncoder(*copy.deepcopy(teacher_parts), (HIDDEN,))
 
 
 def test_hidden_states_of_the_same_model_are_no_distance(build, build_model, tiny_shape, pairs):
@@ -787,7 +727,7 @@ def hidden_by_loop(
     states: Tensor, target: Tensor, mask: Tensor, layers: dict[int, int], dimensions: list[int]
 ) -> float:
     """Mean over layers, texts and tokens of the squared error over the teacher's square."""
-    total = 0.0
+    means = []
     for ours, theirs in layers.items():
         for text in range(len(states)):
             errors = []
@@ -796,14 +736,13 @@ def hidden_by_loop(
                 s = torch.zeros_like(t)
                 s[dimensions] = states[text, ours, token].double()
                 errors.append(float((s - t).square().sum() / t.square().sum()))
-            total += sum(errors) / len(errors) / len(states) / len(layers)
-    return total
+            means.append(np.mean(errors))
+    return float(np.mean(means))
 
 
-def test_hidden_loss_is_a_plain_loop_over_surviving_layers(build, teacher_parts, pairs):
+def test_hidden_loss_is_a_plain_loop_over_surviving_layers(build, hidden_teacher, pairs):
     """While gates move, the layers that count are the open ones of the moment."""
-    teacher = hidden_teacher(teacher_parts)
-    model = build(losses=DEEP, teacher=teacher).train()
+    model = build(losses=DEEP, teacher=hidden_teacher).train()
     with torch.no_grad():
         model.l0_module.log_alpha["layer"].copy_(torch.tensor([2.0, -4.0, 1.0, 2.0]))
     outputs = model(pairs)
@@ -813,18 +752,16 @@ def test_hidden_loss_is_a_plain_loop_over_surviving_layers(build, teacher_parts,
     masks = model.l0_module.deterministic_masks(at_target=False)
     assert masks.layer.tolist() == [1, 0, 1, 1]
     ids, mask = pairs["input_ids"].flatten(0, 1), pairs["attention_mask"].flatten(0, 1)
-    target = teacher(ids, mask)["hidden_states"]
+    target = hidden_teacher(ids, mask)[HIDDEN]
     states = outputs["hidden_states"].detach().flatten(0, 1)
     expected = hidden_by_loop(states, target, mask, {0: 1, 2: 2, 3: 3}, list(range(H)))
     assert float(value.detach()) == pytest.approx(expected, rel=1e-5)
 
 
 def test_an_extracted_student_has_the_masked_students_hidden_loss(
-    build_model, tiny_shape, teacher_parts, gates, pairs
+    build_model, tiny_shape, hidden_teacher, gates, pairs
 ):
-    teacher = hidden_teacher(teacher_parts)
-    module = gates()
-    masks = module.deterministic_masks()
+    masks = gates().deterministic_masks()
     backbone, heads = build_model(tiny_shape, torch.float32, seed=1)
     keep = backbone.keep_indices(masks)
     ids, mask = pairs["input_ids"].flatten(0, 1), pairs["attention_mask"].flatten(0, 1)
@@ -832,20 +769,13 @@ def test_an_extracted_student_has_the_masked_students_hidden_loss(
         states = compute_outputs(backbone, heads, ids, mask, [HIDDEN], masks)[HIDDEN]
         masked = states[..., keep.hidden]
     cut(backbone, heads, keep)
-    small = ComposerBGEM3(
-        backbone,
-        heads,
-        None,
-        DEEP,
-        teacher=teacher,
-        teacher_dimensions=torch.tensor(keep.hidden),
-        teacher_layers=keep.layer,
-    ).train()
+    kept = {"teacher_dimensions": torch.tensor(keep.hidden), "teacher_layers": keep.layer}
+    small = ComposerBGEM3(backbone, heads, None, DEEP, teacher=hidden_teacher, **kept).train()
     value = small.loss(small(pairs), pairs)["distillation_hidden"]
     survives = torch.zeros(tiny_shape.num_hidden_layers, dtype=torch.bool)
     survives[keep.layer] = True
     assert 0 < len(keep.layer) < tiny_shape.num_hidden_layers
     layers = {layer: int(following_layers(survives)[layer]) for layer in keep.layer}
-    target = teacher(ids, mask)["hidden_states"]
+    target = hidden_teacher(ids, mask)[HIDDEN]
     expected = hidden_by_loop(masked, target, mask, layers, keep.hidden)
     assert float(value.detach()) == pytest.approx(expected, rel=1e-5)
