@@ -14,7 +14,6 @@ from torch import Tensor, nn
 from bge_pruning.model_io.checkpoint import cut
 from bge_pruning.models.bge_m3_backbone import XLMRobertaBackbone
 from bge_pruning.models.encoder_shape import count_parameters, expected_parameters
-from bge_pruning.models.layer_norm import masked_layer_norm
 from bge_pruning.models.structural_pruning import AXES, PruningMasks
 
 L, A, H, F = 4, 4, 32, 64
@@ -227,43 +226,6 @@ def test_pruning_keeps_frozen_parameters_frozen(build_model, tiny_shape):
     frozen = {name for name, p in backbone.named_parameters() if not p.requires_grad}
     assert frozen == {"pooler.dense.weight", "pooler.dense.bias"}
     assert not any(p.requires_grad for p in heads.parameters())
-
-
-@pytest.mark.parametrize("kept", [1, 2, 7, 32])
-def test_masked_layer_norm_is_layer_norm_over_the_kept_dimensions(kept):
-    torch.manual_seed(0)
-    u, weight, bias = (
-        torch.randn(3, 5, H).double(),
-        torch.randn(H).double(),
-        torch.randn(H).double(),
-    )
-    index = torch.randperm(H)[:kept]
-    z = torch.zeros(H).double().index_fill(0, index, 1.0)
-    ours = masked_layer_norm(u, weight, bias, 1e-5, z)
-    theirs = nn.functional.layer_norm(u[..., index], (kept,), weight[index], bias[index], 1e-5)
-    torch.testing.assert_close(ours[..., index], theirs, atol=1e-10, rtol=0)
-    assert not ours[..., z == 0].any()
-
-
-def test_masked_layer_norm_of_soft_gates_is_its_formula():
-    torch.manual_seed(0)
-    u, weight, bias = torch.randn(H).double(), torch.randn(H).double(), torch.randn(H).double()
-    z = torch.rand(H).double()
-    n = z.sum()
-    mean = (z * u).sum() / n
-    variance = (z * (u - mean) ** 2).sum() / n
-    expected = ((u - mean) / (variance + 1e-5).sqrt() * weight + bias) * z
-    ours = masked_layer_norm(u, weight, bias, 1e-5, z)
-    torch.testing.assert_close(ours, expected, atol=1e-12, rtol=0)
-
-
-def test_masked_layer_norm_gradients():
-    torch.manual_seed(0)
-    arguments = [torch.randn(2, 6), torch.randn(6), torch.randn(6), torch.rand(6) * 0.8 + 0.1]
-    u, weight, bias, z = (a.double().requires_grad_() for a in arguments)
-    assert torch.autograd.gradcheck(
-        lambda u, w, b, z: masked_layer_norm(u, w, b, 1e-5, z), (u, weight, bias, z)
-    )
 
 
 @pytest.mark.parametrize("axis", AXES)
