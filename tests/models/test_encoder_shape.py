@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import re
 from dataclasses import replace
+from itertools import product
 
 import pytest
 import torch
@@ -45,59 +46,46 @@ fast = settings(max_examples=40, deadline=None, derandomize=True)
 sizes = st.integers(1, 40)
 
 
+def cut_to(source: EncoderShape, layers: int, heads: int, units: int) -> EncoderShape:
+    sizes = {"num_hidden_layers": layers, "num_attention_heads": heads, "intermediate_size": units}
+    return replace(source, hidden_size=heads * source.head_dim, **sizes)
+
+
 def numel(*modules: nn.Module) -> int:
     return sum(p.numel() for module in modules for p in module.parameters())
 
 
-def layer_modules(hidden: int, heads: int, units: int, head_dim: int) -> list[nn.Module]:
+@fast
+@given(hidden=sizes, heads=sizes, units=sizes, head_dim=sizes)
+def test_layer_parameters_are_those_of_its_modules(hidden, heads, units, head_dim):
     inner = heads * head_dim
+    ends = [*[(hidden, inner)] * 3, (inner, hidden), (hidden, units), (units, hidden)]
     with torch.device("meta"):
-        return [
-            *(nn.Linear(hidden, inner) for _ in "qkv"),
-            nn.Linear(inner, hidden),
-            nn.Linear(hidden, units),
-            nn.Linear(units, hidden),
-            *(nn.LayerNorm(hidden) for _ in range(2)),
-        ]
+        modules = [nn.Linear(*pair) for pair in ends] + [nn.LayerNorm(hidden) for _ in range(2)]
+    assert layer_parameters(hidden, heads, units, head_dim) == numel(*modules)
 
 
 def hugging_face_count(shape: EncoderShape) -> ParameterCount:
     from transformers import XLMRobertaConfig, XLMRobertaModel
 
-    config = XLMRobertaConfig(
-        vocab_size=shape.vocab_size,
-        hidden_size=shape.hidden_size,
-        num_hidden_layers=shape.num_hidden_layers,
-        num_attention_heads=shape.num_attention_heads,
-        intermediate_size=shape.intermediate_size,
-        max_position_embeddings=shape.max_position_embeddings,
-        type_vocab_size=shape.type_vocab_size,
-    )
+    names = "vocab_size hidden_size num_hidden_layers num_attention_heads intermediate_size"
+    names = [*names.split(), "max_position_embeddings", "type_vocab_size"]
+    config = XLMRobertaConfig(**{name: getattr(shape, name) for name in names})
     with torch.device("meta"):
         model = XLMRobertaModel(config, add_pooling_layer=shape.pooler)
         heads = [nn.Linear(shape.hidden_size, shape.colbert_dim)] if shape.colbert_dim else []
         heads += [nn.Linear(shape.hidden_size, 1)] if shape.sparse_head else []
     pooler = [model.pooler] if shape.pooler else []
     return ParameterCount(
-        numel(model.encoder), numel(model.embeddings), numel(*pooler), numel(*heads)
+        *(numel(*m) for m in ([model.encoder], [model.embeddings], pooler, heads))
     )
 
 
-@fast
-@given(hidden=sizes, heads=sizes, units=sizes, head_dim=sizes)
-def test_layer_parameters_are_those_of_its_modules(hidden, heads, units, head_dim):
-    real = numel(*layer_modules(hidden, heads, units, head_dim))
-    assert layer_parameters(hidden, heads, units, head_dim) == real
-
-
 def test_layer_parameters_of_tensors_are_those_of_their_elements():
-    heads, units = torch.tensor([0.0, 1.5, 4.0]), torch.tensor([3.0, 0.0, 2.5])
-    hidden = torch.tensor(7.0)
-    counts = layer_parameters(hidden, heads, units, 5)
-    each = [
-        layer_parameters(7.0, a, f, 5) for a, f in zip(heads.tolist(), units.tolist(), strict=True)
-    ]
-    assert counts.tolist() == each
+    pairs = [(0.0, 3.0), (1.5, 0.0), (4.0, 2.5)]
+    heads, units = torch.tensor(pairs).T
+    counts = layer_parameters(torch.tensor(7.0), heads, units, 5)
+    assert counts.tolist() == [layer_parameters(7.0, a, f, 5) for a, f in pairs]
 
 
 @pytest.mark.parametrize("pooler", [True, False])
@@ -116,50 +104,22 @@ def test_bge_m3_and_the_plans_example(bge_m3_shape):
     assert count == hugging_face_count(bge_m3_shape)
     assert (count.encoder, count.embeddings) == (302_309_376, 264_395_776)
     assert count.total - count.heads == 567_754_752
-    small = replace(
-        bge_m3_shape,
-        hidden_size=768,
-        num_attention_heads=12,
-        num_hidden_layers=18,
-        intermediate_size=3072,
-    )
+    small = cut_to(bge_m3_shape, 18, 12, 3072)
     check_exportable(small, bge_m3_shape)
     assert count_parameters(small).encoder == hugging_face_count(small).encoder
     assert round(count_parameters(small).encoder / 1e6, 1) == 127.6
 
 
 def test_parts_and_total():
-    count = ParameterCount(encoder=1, embeddings=20, pooler=300, heads=4000)
-    assert count.total == 4321
-    assert count.as_dict() == {
-        "encoder": 1,
-        "embeddings": 20,
-        "pooler": 300,
-        "heads": 4000,
-        "total": 4321,
-    }
-
-
-def test_describe_names_what_pruning_changes():
+    parts = {"encoder": 1, "embeddings": 20, "pooler": 300, "heads": 4000}
+    assert ParameterCount(**parts).as_dict() == {**parts, "total": 4321}
     assert SOURCE.describe() == "3 layers, hidden 30, 5 heads, intermediate 77"
-
-
-def test_yaml_names_are_fields():
-    assert set(YAML_NAMES) <= set(vars(SOURCE))
 
 
 @pytest.mark.parametrize("heads", [1, 3, 5])
 @pytest.mark.parametrize("size", [1, 2, 3])
 def test_what_transformers_can_load_is_accepted(heads, size):
-    target = replace(
-        SOURCE,
-        hidden_size=6 * heads,
-        num_attention_heads=heads,
-        num_hidden_layers=size,
-        intermediate_size=size,
-        vocab_size=size,
-    )
-    check_exportable(target, SOURCE)
+    check_exportable(replace(cut_to(SOURCE, size, heads, size), vocab_size=size), SOURCE)
 
 
 @pytest.mark.parametrize(("field", "name"), YAML_NAMES.items())
@@ -174,13 +134,22 @@ def test_a_size_out_of_range_is_refused(field, name, size, nearest):
         check_exportable(replace(SOURCE, **{field: size}), SOURCE)
 
 
-def test_hidden_size_that_is_not_heads_times_head_dim_is_refused():
-    message = (
-        r"^num_attention_heads 4 with head_dim 6 needs d_model 24, not 20: transformers could not "
-        r"load the result\. To fix, set d_model=18 with n_heads=3 or d_model=24 with n_heads=4\.$"
-    )
+@pytest.mark.parametrize(
+    ("sizes", "message"),
+    [
+        (
+            {"hidden_size": 20, "num_attention_heads": 4},
+            r"^num_attention_heads 4 with head_dim 6 needs d_model 24, not 20: transformers could "
+            r"not load the result\. To fix, set d_model=18 with n_heads=3 or d_model=24 with "
+            r"n_heads=4\.$",
+        ),
+        # The product fits, but no head of the source has this size.
+        ({"head_dim": 3, "hidden_size": 15}, r"head_dim 3.*source.*6.*To fix"),
+    ],
+)
+def test_hidden_sizes_and_heads_that_do_not_fit_are_refused(sizes, message):
     with pytest.raises(ValueError, match=message):
-        check_exportable(replace(SOURCE, hidden_size=20, num_attention_heads=4), SOURCE)
+        check_exportable(replace(SOURCE, **sizes), SOURCE)
 
 
 @pytest.mark.parametrize(("hidden", "heads"), [(1, 1), (5, 5), (29, 5), (30, 1), (18, 2), (7, 3)])
@@ -196,13 +165,6 @@ def test_every_proposed_shape_can_be_exported(hidden, heads):
     assert proposed == [(6 * a, a) for a in sorted(nearest)]
 
 
-def test_another_head_dim_is_refused():
-    # The product fits, but no head of the source has this size.
-    target = replace(SOURCE, head_dim=3, num_attention_heads=5, hidden_size=15)
-    with pytest.raises(ValueError, match=r"head_dim 3.*source.*6.*To fix"):
-        check_exportable(target, SOURCE)
-
-
 def every_shape(axes: frozenset[str], multiple_of: int) -> list[EncoderShape]:
     """All that these axes can reach, with heads and hidden size tied."""
     full = SOURCE.intermediate_size
@@ -211,33 +173,16 @@ def every_shape(axes: frozenset[str], multiple_of: int) -> list[EncoderShape]:
     units = [full]
     if "intermediate" in axes:
         units = sorted({*range(multiple_of, full + 1, multiple_of), full})
-    return [
-        replace(
-            SOURCE,
-            hidden_size=6 * a,
-            num_attention_heads=a,
-            num_hidden_layers=n,
-            intermediate_size=f,
-        )
-        for n in layers
-        for a in heads
-        for f in units
-    ]
+    return [cut_to(SOURCE, *sizes) for sizes in product(layers, heads, units)]
 
 
 def distance(shape: EncoderShape, budget: float) -> float:
     return abs(count_parameters(shape).encoder - budget)
 
 
-AXES = [
-    ALL,
-    frozenset({"layer"}),
-    frozenset({"intermediate"}),
-    frozenset({"layer", "intermediate"}),
-    frozenset({"head", "hidden"}),
-    frozenset({"head", "intermediate"}),
-    frozenset({"hidden"}),
-    frozenset(),
+AXES = [ALL, frozenset()] + [
+    frozenset(names.split())
+    for names in ("layer", "intermediate", "layer intermediate", "head hidden", "head intermediate")
 ]
 
 
@@ -314,21 +259,16 @@ def test_what_no_axis_prunes_stays():
     assert shape == replace(SOURCE, num_hidden_layers=shape.num_hidden_layers)
 
 
-@pytest.mark.parametrize("budget", [25_702, 1e12, float("inf")])
-def test_a_budget_above_the_source_is_refused(budget):
+@pytest.mark.parametrize("budget", [25_702, 1e12, float("inf"), 0, -1, float("nan")])
+def test_a_budget_of_nothing_or_above_the_source_is_refused(budget):
+    fix = "lower" if budget > 0 else "above 0"  # lower would not fix it
     message = (
-        r"encoder parameters is not in \(0, 25,701\], the source's encoder\. To fix, set "
-        r"l0_module\.target_parameters or l0_module\.target_density lower\.$"
+        rf"^a budget of {re.escape(f'{budget:,.0f}')} encoder parameters is not in \(0, 25,701\], "
+        r"the source's encoder\. To fix, set l0_module\.target_parameters or "
+        rf"l0_module\.target_density {fix}\.$"
     )
-    with pytest.raises(ValueError, match=rf"^a budget of {re.escape(f'{budget:,.0f}')} " + message):
+    with pytest.raises(ValueError, match=message):
         shapes_near_budget(SOURCE, ALL, budget)
-
-
-@pytest.mark.parametrize("budget", [0, -1, float("nan")])
-def test_a_budget_of_nothing_is_refused(budget):
-    with pytest.raises(ValueError, match=rf"^a budget of {budget} .*is not in \(0, ") as error:
-        shapes_near_budget(SOURCE, ALL, budget)
-    assert "lower" not in str(error.value)  # that would not fix it
 
 
 def test_operations_of_texts():

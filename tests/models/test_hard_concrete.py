@@ -54,24 +54,14 @@ def test_sample_is_the_papers_formula(log_alpha, u):
 
 
 @pytest.mark.parametrize("log_alpha", LOCATIONS)
-def test_open_probability_is_the_share_of_open_samples(log_alpha):
+def test_shares_of_open_and_of_fully_open_samples(log_alpha):
     z = sample(double(log_alpha), quantiles())
     p = open_probability(double(log_alpha))
+    assert float(p) == pytest.approx(sigmoid(log_alpha - 2 / 3 * math.log(0.1 / 1.1)), abs=1e-12)
     assert float((z > 0).double().mean()) == pytest.approx(float(p), abs=1e-5)
-
-
-@pytest.mark.parametrize("log_alpha", LOCATIONS)
-def test_share_of_fully_open_samples(log_alpha):
     # z reaches 1 where s is at least (1 - GAMMA) / (ZETA - GAMMA) = 11/12, whose logit is log 11.
-    z = sample(double(log_alpha), quantiles())
     expected = sigmoid(log_alpha - 2 / 3 * math.log(11.0))
     assert float((z == 1).double().mean()) == pytest.approx(expected, abs=1e-5)
-
-
-def test_open_probability_is_the_papers_formula():
-    log_alpha = torch.linspace(-8, 8, 33).double()
-    expected = [sigmoid(x - 2 / 3 * math.log(0.1 / 1.1)) for x in log_alpha.tolist()]
-    assert open_probability(log_alpha).tolist() == pytest.approx(expected, abs=1e-12)
 
 
 def test_clamp_is_symmetric_in_probability():
@@ -120,45 +110,26 @@ def test_top_k_is_the_loop(data):
     assert top_k(torch.tensor(values), k).tolist() == loop_top_k(values, k)
 
 
-def test_top_k_of_every_row():
-    log_alpha = double([[[1.0, 3.0, 2.0], [5.0, 4.0, 6.0]]])
+def test_top_k_of_every_row_and_of_infinities():
+    log_alpha = double([[[1.0, 3.0, 2.0], [5.0, 4.0, 6.0]]]).requires_grad_()
     z = top_k(log_alpha, 2)
     assert z.tolist() == [[[0.0, 1.0, 1.0], [1.0, 0.0, 1.0]]]
-    assert z.dtype == torch.float64
-
-
-def test_top_k_leaves_its_input_alone_and_carries_no_gradient():
-    log_alpha = torch.tensor([1.0, 2.0], requires_grad=True)
-    assert not top_k(log_alpha, 1).requires_grad
-    assert log_alpha.tolist() == [1.0, 2.0]
-
-
-def test_top_k_orders_infinities():
+    assert z.dtype == torch.float64 and not z.requires_grad
     log_alpha = torch.tensor([float("-inf"), 0.0, float("inf")])
     assert top_k(log_alpha, 1).tolist() == [0.0, 0.0, 1.0]
     assert top_k(log_alpha, 2).tolist() == [0.0, 1.0, 1.0]
+    assert top_k(torch.zeros(0), 0).tolist() == []
 
 
-@pytest.mark.parametrize("n", [0, 3])
-def test_top_k_none_and_all(n):
-    assert top_k(torch.zeros(n), 0).tolist() == [0.0] * n
-    assert top_k(torch.zeros(n), n).tolist() == [1.0] * n
-
-
-@pytest.mark.parametrize("k", [4, 100])
-def test_top_k_refuses_more_gates_than_there_are(k):
-    message = rf"^k {k} is not in \[0, 3\], the number of gates\. To fix, choose fewer\.$"
+@pytest.mark.parametrize(
+    ("gates", "k", "message"),
+    [
+        ([0.0] * 3, 4, r"^k 4 is not in \[0, 3\], the number of gates\. To fix, choose fewer\.$"),
+        ([0.0] * 3, -1, r"^k -1 is not in \[0, 3\], .* To fix, choose 0 or more\.$"),
+        # It sorts above every number: broken gates would be the kept ones.
+        ([2.0, math.nan, 1.0], 1, r"log_alpha.*1 of 3.*NaN.*To fix"),
+    ],
+)
+def test_top_k_refuses_a_wrong_number_and_nan(gates, k, message):
     with pytest.raises(ValueError, match=message):
-        top_k(torch.zeros(2, 3), k)
-
-
-def test_top_k_refuses_less_than_no_gate():
-    with pytest.raises(ValueError, match=r"^k -1 is not in \[0, 3\], the number of gates\.") as e:
-        top_k(torch.zeros(2, 3), -1)
-    assert "fewer" not in str(e.value)  # that would not fix it
-
-
-def test_top_k_refuses_nan():
-    # It sorts above every number: broken gates would be the kept ones.
-    with pytest.raises(ValueError, match=r"log_alpha.*1 of 3.*NaN.*To fix"):
-        top_k(torch.tensor([2.0, float("nan"), 1.0]), 1)
+        top_k(torch.tensor(gates), k)

@@ -57,23 +57,22 @@ class NoWaiting(TorchDispatchMode):
         return func(*args, **(kwargs or {}))
 
 
-@pytest.mark.parametrize(
-    "action",
-    [
-        lambda x: x.sum().item(),
-        lambda x: bool((x > 0).all()),
-        lambda x: x[x > 0],
-        lambda x: x.nonzero(),
-        lambda x: x.unique(),
-        lambda x: x.tolist(),
-        lambda x: x.cpu(),
-        lambda x: x.new_tensor(1.0),
-    ],
-    ids=["item", "bool", "mask", "nonzero", "unique", "tolist", "cpu", "new_tensor"],
-)
+ACTIONS = {
+    "item": lambda x: x.sum().item(),
+    "bool": lambda x: bool((x > 0).all()),
+    "mask": lambda x: x[x > 0],
+    "nonzero": lambda x: x.nonzero(),
+    "unique": lambda x: x.unique(),
+    "tolist": lambda x: x.tolist(),
+    "cpu": lambda x: x.cpu(),
+    "new_tensor": lambda x: x.new_tensor(1.0),
+}
+
+
+@pytest.mark.parametrize("action", ACTIONS)
 def test_waiting_is_noticed(action):
     with NoWaiting(), pytest.raises(AssertionError, match="waits for the device"):
-        action(torch.randn(5))
+        ACTIONS[action](torch.randn(5))
 
 
 def make_batch(lengths: list[list[int]], hidden: int) -> dict[str, Any]:
@@ -102,18 +101,18 @@ DISTILLED = LossWeights(
 CACHED = LossWeights(distillation_alignment=1.0, distillation_similarity=1.0)
 
 
+@pytest.fixture
+def gates(tiny_shape, target_shape) -> L0Module:
+    module = L0Module(tiny_shape, AXES, target_shape, seed=2, binarization=1.0)
+    module.warmup_progress, module.binarization_progress = 1.0, 0.5
+    return module
+
+
 @pytest.mark.parametrize("layout", ["groups", "varlen", "padded"])
 @pytest.mark.parametrize("weights", [CACHED, DISTILLED], ids=["cached", "all parts, a teacher"])
 @pytest.mark.parametrize("chunk_size", [None, 2], ids=["whole", "pieces"])
 def test_a_step_waits_for_nothing(
-    layout,
-    weights,
-    chunk_size,
-    build_model,
-    tiny_shape,
-    target_shape,
-    monkeypatch,
-    attend_within_texts,
+    layout, weights, chunk_size, build_model, gates, tiny_shape, monkeypatch, attend_within_texts
 ):
     """Gates, losses, a teacher, backward pass, looking for broken numbers, clipping, optimizer."""
     monkeypatch.setattr(attention, "varlen_attn", attend_within_texts)
@@ -123,8 +122,6 @@ def test_a_step_waits_for_nothing(
     parts = build_model(tiny_shape, torch.float32, seed=1)
     names = weights.distilled
     teacher = FrozenEncoder(*copy.deepcopy(parts), names) if HIDDEN in names else None
-    gates = L0Module(tiny_shape, AXES, target_shape, seed=2, binarization=1.0)
-    gates.warmup_progress, gates.binarization_progress = 1.0, 0.5
     arguments = {"special_ids": (0, 1, 2, 3), "chunk_size": chunk_size}
     model = ComposerBGEM3(*parts, gates, weights, teacher, **arguments).train()
     model.backbone.compiled_for = True if layout == "padded" else None

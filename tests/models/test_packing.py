@@ -12,7 +12,6 @@ from torch import Tensor
 from bge_pruning.models import packing as attention
 from bge_pruning.models.bge_m3_backbone import XLMRobertaBackbone
 from bge_pruning.models.packing import (
-    Packing,
     attend,
     compute_packing,
     keep_padding,
@@ -33,19 +32,21 @@ def mask_of(*lengths: int, width: int = 0) -> Tensor:
         mask_of(3, 1, 3, 2),
         mask_of(4, 4),
         mask_of(0, 2, 0),
-        mask_of(1),
         mask_of(2, 5, width=7),
         torch.tensor([[1, 0, 1], [0, 1, 1]]),
     ],
-    ids=["mixed", "full", "empty rows", "one token", "wide", "holes"],
+    ids=["mixed", "full", "empty rows", "wide", "holes"],
 )
-def test_unpacking_gives_the_real_tokens_back(mask):
+def test_unpacking_gives_the_real_tokens_back_and_their_gradients(mask):
     packing = compute_packing(mask)
-    values = torch.randn(*mask.shape, 5)
+    values = torch.randn(*mask.shape, 5, requires_grad=True)
     packed = packing.pack(values)
     assert packed.shape == (int(mask.sum()), 5)
-    assert torch.equal(packing.unpack(packed), values * mask[..., None])
     assert sum(packing.group_tokens) == len(packed)
+    back = packing.unpack(packed)
+    assert torch.equal(back, values * mask[..., None])
+    back.sum().backward()
+    assert torch.equal(values.grad, mask[..., None].expand_as(values).float())
 
 
 def test_texts_of_a_group_have_its_length():
@@ -57,59 +58,40 @@ def test_texts_of_a_group_have_its_length():
     assert [part.tolist() for part in parts] == [[1, 4], [3, 3], [0, 0, 0, 2, 2, 2]]
 
 
-def test_a_batch_without_padding_stays_as_it_is():
+def test_a_batch_without_padding_stays_as_it_is_and_nothing_of_one_of_padding():
     packing = compute_packing(torch.ones(3, 4))
     values = torch.randn(3, 4, 2)
-    assert packing.index is None
-    assert packing.groups == ((3, 4),)
+    assert packing.index is None and packing.groups == ((3, 4),)
     assert packing.pack(values).data_ptr() == values.data_ptr()
+    packing = compute_packing(torch.zeros(3, 4))
+    packed = packing.pack(values)
+    assert packed.shape == (0, 2)
+    assert torch.equal(packing.unpack(packed), torch.zeros(3, 4, 2))
 
 
-def test_nothing_but_padding():
-    packing = compute_packing(torch.zeros(2, 3))
-    packed = packing.pack(torch.randn(2, 3, 4))
-    assert packed.shape == (0, 4)
-    assert torch.equal(packing.unpack(packed), torch.zeros(2, 3, 4))
-
-
-def test_gradients_reach_the_real_tokens_alone():
-    mask = mask_of(3, 1, 2)
-    packing = compute_packing(mask)
-    values = torch.randn(3, 3, 4, requires_grad=True)
-    packing.unpack(packing.pack(values) * 2.0).sum().backward()
-    assert torch.equal(values.grad, 2.0 * mask[..., None].expand_as(values))
-
-
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
-def test_a_text_does_not_depend_on_the_texts_beside_it(dtype, build_model, tiny_shape, batch):
+def test_a_text_does_not_depend_on_the_texts_beside_it(build_model, tiny_shape, batch):
     """Packed with others, padded with others, or alone: the same hidden states and gradients."""
-    backbone, _ = build_model(tiny_shape, dtype)
-    tolerance = 1e-5 if dtype == torch.float32 else 1e-12
-    ids, mask = batch["input_ids"], batch["attention_mask"]
-    together = backbone(ids, mask)
-    for row, (text, real) in enumerate(zip(ids, mask, strict=True)):
-        length = int(real.sum())
-        alone = backbone(text[None, :length], real[None, :length])[0]
-        torch.testing.assert_close(together[row, :length], alone, atol=tolerance, rtol=0)
-        assert not together[row, length:].any()
-
-
-def test_gradients_are_those_of_the_texts_alone(build_model, tiny_shape, batch):
     backbone, _ = build_model(tiny_shape)
     ids, mask = batch["input_ids"], batch["attention_mask"]
-
-    def gradients(rows: list[Tensor]) -> dict[str, Tensor]:
-        backbone.zero_grad()
-        for ids_of, mask_of_ in rows:
-            (backbone(ids_of, mask_of_).sin() * mask_of_[..., None]).sum().backward()
-        return {n: p.grad.clone() for n, p in backbone.named_parameters() if p.grad is not None}
-
-    together = gradients([(ids, mask)])
     lengths = mask.sum(1).tolist()
-    alone = gradients([(ids[i : i + 1, :n], mask[i : i + 1, :n]) for i, n in enumerate(lengths)])
-    assert together.keys() == alone.keys()
-    for name, value in together.items():
-        torch.testing.assert_close(value, alone[name], atol=1e-10, rtol=1e-8)
+
+    def run(rows: list[tuple[Tensor, Tensor]]) -> tuple[list[Tensor], dict[str, Tensor]]:
+        backbone.zero_grad()
+        states = [backbone(*row) for row in rows]
+        for state, (_, real) in zip(states, rows, strict=True):
+            (state.sin() * real[..., None]).sum().backward()
+        grads = {n: p.grad.clone() for n, p in backbone.named_parameters() if p.grad is not None}
+        return states, grads
+
+    (together,), expected = run([(ids, mask)])
+    texts = [(ids[i : i + 1, :n], mask[i : i + 1, :n]) for i, n in enumerate(lengths)]
+    alone, found = run(texts)
+    for row, length in enumerate(lengths):
+        torch.testing.assert_close(together[row, :length], alone[row][0], atol=1e-12, rtol=0)
+        assert not together[row, length:].any()
+    assert found.keys() == expected.keys()
+    for name, value in found.items():
+        torch.testing.assert_close(value, expected[name], atol=1e-10, rtol=1e-8)
 
 
 def test_shares_of_a_text_make_one_in_the_order_of_packed_tokens():
@@ -128,14 +110,11 @@ LAYOUTS = ["groups", "varlen", "padded"]
 
 
 @pytest.fixture
-def layout(
-    request, monkeypatch, attend_within_texts
-) -> Callable[[XLMRobertaBackbone], XLMRobertaBackbone]:
+def layout(request, monkeypatch, attend_within_texts) -> Layout:
     """Makes a model compute in one of the layouts."""
     monkeypatch.setattr(attention, "varlen_attn", attend_within_texts)
-    monkeypatch.setattr(
-        "bge_pruning.models.bge_m3_backbone.varlen_applies", lambda *_: request.param == "varlen"
-    )
+    varlen = request.param == "varlen"
+    monkeypatch.setattr("bge_pruning.models.bge_m3_backbone.varlen_applies", lambda *_: varlen)
 
     def apply(backbone: XLMRobertaBackbone) -> XLMRobertaBackbone:
         backbone.compiled_for = backbone.training if request.param == "padded" else None
@@ -144,18 +123,13 @@ def layout(
     return apply
 
 
-def packing_of(name: str) -> Packing:
-    return (
-        keep_padding(MASK) if name == "padded" else compute_packing(MASK, varlen=name == "varlen")
-    )
-
-
 @pytest.mark.parametrize("name", LAYOUTS)
 def test_every_text_attends_to_itself(name, monkeypatch, attend_within_texts):
     monkeypatch.setattr(attention, "varlen_attn", attend_within_texts)
     generator = torch.Generator().manual_seed(0)
     padded = torch.randn(3, *MASK.shape, 2, 4, generator=generator, dtype=torch.float64)
-    packing = packing_of(name)
+    padded_too = name == "padded"
+    packing = keep_padding(MASK) if padded_too else compute_packing(MASK, varlen=name == "varlen")
     found = packing.unpack(attend(*(packing.pack(x) for x in padded), packing, 0.0))
     for row, length in enumerate(LENGTHS):
         one = [x[row, :length].transpose(0, 1)[None] for x in padded]

@@ -72,7 +72,3 @@ def test_smaller_widths_are_not_tried_once_one_brought_nothing():
     assert {s.num_attention_heads for s in shapes} > {4, 3}
     assert best_shape(shapes, error).num_attention_heads == 4
     assert set(asked) == {4, 3}
-
-
-def test_a_single_shape_is_the_best():
-    assert best_shape([MIDDLE], lambda shape: 1.0) == MIDDLE

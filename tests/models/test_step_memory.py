@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Any
 
 import pytest
 import torch
@@ -29,6 +30,10 @@ SHAPES = {
 def build(shape: EncoderShape) -> tuple[XLMRobertaBackbone, EmbeddingHeads]:
     heads = EmbeddingHeads(shape.hidden_size, "cls", True, shape.colbert_dim)
     return XLMRobertaBackbone(shape), heads
+
+
+def estimate(*given: Any, **options: bool) -> float:
+    return sum(step_memory(*given, **options).values())
 
 
 def measure(
@@ -102,8 +107,8 @@ def test_frozen_embeddings_and_checkpointing(name, checkpointing):
     lengths = [100, 60, 128, 100, 20, 90, 128, 110] * 2
     options = {"frozen_embeddings": True, "checkpointing": checkpointing}
     found = measure(SHAPES[name], lengths, True, False, **options)
-    parts = step_memory(SHAPES[name], sum(lengths), True, False, **options)
-    assert sum(parts.values()) == pytest.approx(found, rel=0.15)
+    expected = estimate(SHAPES[name], sum(lengths), True, False, **options)
+    assert expected == pytest.approx(found, rel=0.15)
 
 
 def test_padding_takes_nothing():
@@ -113,20 +118,13 @@ def test_padding_takes_nothing():
     assert short < 0.5 * full
 
 
-def test_half_precision_and_gradients():
+def test_half_precision_gradients_and_bge_m3_at_8_times_512_tokens(bge_m3_shape):
     shape = SHAPES["wide units"]
-    assert sum(step_memory(shape, 9000, True, True, half=True).values()) < sum(
-        step_memory(shape, 9000, True, True).values()
-    )
-    assert step_memory(shape, 1, True, False)["activations or gradients"] == (
-        4.0 * count_parameters(shape).total
-    )
-
-
-def test_bge_m3_at_8_times_512_tokens_fits_24_gib(bge_m3_shape):
-    """By the estimate: weights, gradients, moments and activations in float32, with gates."""
-    parts = step_memory(bge_m3_shape, 8 * 512, True, False)
-    assert 13 < sum(parts.values()) / 2**30 < 14
+    assert estimate(shape, 9000, True, True, half=True) < estimate(shape, 9000, True, True)
+    parts = step_memory(shape, 1, True, False)
+    assert parts["activations or gradients"] == 4.0 * count_parameters(shape).total
+    # By the estimate: weights, gradients, moments and activations in float32, with gates.
+    assert 13 < estimate(bge_m3_shape, 8 * 512, True, False) / 2**30 < 14
 
 
 @pytest.mark.slow
@@ -136,8 +134,7 @@ def test_bge_m3_measured(bge_m3_shape, frozen_embeddings, checkpointing):
     """Random weights, one step of 8 texts of 512 tokens: needs 15 GiB and two minutes."""
     options = {"frozen_embeddings": frozen_embeddings, "checkpointing": checkpointing}
     found = measure(bge_m3_shape, [512] * 8, True, False, **options)
-    parts = step_memory(bge_m3_shape, 8 * 512, True, False, **options)
-    assert sum(parts.values()) == pytest.approx(found, rel=0.15)
+    assert estimate(bge_m3_shape, 8 * 512, True, False, **options) == pytest.approx(found, rel=0.15)
     assert found < 24 * 2**30
 
 
@@ -146,10 +143,8 @@ def test_bge_m3_measured(bge_m3_shape, frozen_embeddings, checkpointing):
 @pytest.mark.parametrize("autocast", [False, True], ids=["fp32", "bf16"])
 def test_bge_m3_on_a_gpu(bge_m3_shape, autocast, checkpointing):
     """8 texts of 512 tokens in 24 GiB, as it was estimated."""
-    options = {"checkpointing": checkpointing}
-    found = measure(
-        bge_m3_shape, [512] * 8, True, False, device="cuda", autocast=autocast, **options
-    )
-    parts = step_memory(bge_m3_shape, 8 * 512, True, False, half=autocast, **options)
-    assert sum(parts.values()) == pytest.approx(found, rel=0.15)
+    options = {"device": "cuda", "autocast": autocast, "checkpointing": checkpointing}
+    found = measure(bge_m3_shape, [512] * 8, True, False, **options)
+    options = {"half": autocast, "checkpointing": checkpointing}
+    assert estimate(bge_m3_shape, 8 * 512, True, False, **options) == pytest.approx(found, rel=0.15)
     assert found < 24 * 2**30
