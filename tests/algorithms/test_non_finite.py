@@ -202,9 +202,13 @@ def test_a_broken_loss_stops_the_run(value, tiny):
 
 @pytest.mark.parametrize(("name", "kind"), NAMES)
 def test_a_broken_gradient_with_a_whole_loss_stops_the_run(name, kind, tiny):
-    message = rf"^step 1, .*: the gradient of {kind} {name} is not finite \(nan\)\. To fix, "
-    with pytest.raises(RuntimeError, match=message + ADVICE[kind] + OR_SKIP + KEPT):
+    start = rf"^step 1, .*: the gradient of {kind} {name} is "
+    end = r"\. To fix, " + ADVICE[kind] + OR_SKIP + KEPT
+    with pytest.raises(RuntimeError, match=start + r"not finite \(nan\)" + end):
         tiny.step(tiny.start(), gradients={name: math.nan})
+    other = Tiny()  # the square of its gradient overflows
+    with pytest.raises(RuntimeError, match=start + r"too large for AdamW \(1e\+25\)"):
+        other.step(other.start(), gradients={name: 1e25})
 
 
 @pytest.mark.parametrize(("name", "kind"), NAMES)
@@ -216,33 +220,25 @@ def test_a_tensor_broken_by_the_step_stops_the_run_whatever_the_mode(skip, name,
         tiny.step(tiny.start(skip=skip), tensors={name: math.nan})
 
 
-def test_a_gradient_whose_square_overflows_is_broken(tiny):
-    message = r"the gradient of weight first\.weight is too large for AdamW \(1e\+25\)"
-    with pytest.raises(RuntimeError, match=message):
-        tiny.step(tiny.start(), gradients={"first.weight": 1e25})
-
-
-def test_a_broken_loss_stops_a_training(tmp_path, train_tiny, break_loss):
-    break_loss(3)
-    message = r"^step 3, source train: loss part distillation_alignment is not finite\. To fix, "
-    with pytest.raises(RuntimeError, match=message):
+@pytest.mark.parametrize(
+    ("name", "what"),
+    [
+        ("", "loss part distillation_alignment is not finite"),
+        (WEIGHT, rf"weight {WEIGHT} is not finite \(nan\)"),
+        (GATES, rf"gate {GATES} is not finite \(nan\)"),
+    ],
+)
+def test_a_loss_or_tensor_broken_by_the_step_stops_a_training_in_it(
+    name, what, tmp_path, train_tiny, break_loss, break_tensor
+):
+    _ = break_tensor(name, 3) if name else break_loss(3)
+    with pytest.raises(RuntimeError, match=rf"^step 3, source train: {what}\. To fix, lower"):
         train_tiny(tmp_path, *EVERY)
     assert newest(tmp_path) == "ba2-rank0.pt"
 
 
 def newest(folder: Path) -> str:
     return (folder / "runs/tiny/latest-rank0.pt").resolve().name
-
-
-@pytest.mark.parametrize(("name", "kind"), [(WEIGHT, "weight"), (GATES, "gate")])
-def test_a_tensor_broken_by_the_step_stops_a_training_in_it(
-    name, kind, tmp_path, train_tiny, break_tensor
-):
-    break_tensor(name, 3)
-    message = rf"^step 3, source train: {kind} {name} is not finite \(nan\)\. To fix, lower"
-    with pytest.raises(RuntimeError, match=message):
-        train_tiny(tmp_path, *EVERY)
-    assert newest(tmp_path) == "ba2-rank0.pt"
 
 
 def test_the_run_resumes_from_the_checkpoint_before(
@@ -301,7 +297,7 @@ def test_skip_at_a_broken_gradient(name, kind, tiny, caplog):
     assert guard.in_a_row == 0 and not torch.equal(tiny.gate, before["gate"])
 
 
-def test_ten_in_a_row_stop_the_run(tiny):
+def test_ten_in_a_row_stop_the_run_and_a_resumed_one_resumes_the_count(tiny):
     guard, logged = tiny.start(skip=True), []
     tiny.step(guard, logged=logged)
     message = (
@@ -310,17 +306,12 @@ def test_ten_in_a_row_stop_the_run(tiny):
     )
     for _ in range(9):
         tiny.step(guard, loss={"part": math.nan}, logged=logged)
+    resumed = tiny.start(skip=True)
+    resumed.load_state_dict(guard.state_dict())
     with pytest.raises(RuntimeError, match=message):
         tiny.step(guard, loss={"part": math.nan}, logged=logged)
-    assert [row["numerics/skipped_steps"] for row in logged] == list(range(1, 11))
-
-
-def test_a_resumed_run_resumes_the_count(tiny):
-    before, resumed, logged = tiny.start(skip=True), tiny.start(skip=True), []
-    tiny.step(before, loss={"part": math.nan})
-    resumed.load_state_dict(before.state_dict())
     tiny.step(resumed, loss={"part": math.nan}, logged=logged)
-    assert logged == [{"numerics/skipped_steps": 2}]
+    assert [row["numerics/skipped_steps"] for row in logged] == [*range(1, 11), 10]
 
 
 def test_skip_leaves_everything_as_it_was(
@@ -422,30 +413,17 @@ def test_in_half_precision_gradients_are_the_scalers_business(tiny):
         assert len(guard.gradient_norms()) == len(guard._broken_gradients()) == count
 
 
-def test_the_table_names_what_is_logged():
-    assert "``numerics/skipped_steps``" in NonFiniteGuard.__doc__
-
-
-def test_norms():
-    tensors = [
-        torch.tensor([[4.0, -3.0]]),
-        torch.tensor([math.nan, 5.0]),
-        torch.tensor([-math.inf]),
-        torch.tensor(2.0, dtype=torch.bfloat16),
-    ]
-    values = compute_norms([*tensors, torch.zeros(0)])
-    expected = torch.tensor([5.0, math.nan, math.inf, 2.0, 0.0])
-    torch.testing.assert_close(values, expected, equal_nan=True)
-    assert compute_norms([]).shape == (0,)
-
-
-def test_broken_is_what_adamw_could_not_square():
+def test_norms_and_broken_is_what_adamw_could_not_square():
     limit = math.sqrt(torch.finfo(torch.float32).max)
-    values = [limit * 0.99, limit * 1.01, math.nan, 0.0]
-    watched = [non_finite.Watched("weight", str(n), None) for n in range(4)]
-    tensors = [torch.tensor([v]) for v in values]
-    broken = find_broken(watched, tensors, compute_norms(tensors))
-    assert [w.name for w, _ in broken] == ["1", "2"]
+    values = [[4.0, -3.0], [math.nan, 5.0], [-math.inf], [2.0], [], [limit * 0.99], [limit * 1.01]]
+    tensors = [torch.tensor(value) for value in values]
+    tensors[3] = tensors[3].bfloat16()
+    norms = compute_norms(tensors)
+    expected = torch.tensor([5.0, math.nan, math.inf, 2.0, 0.0, limit * 0.99, limit * 1.01])
+    torch.testing.assert_close(norms, expected, equal_nan=True)
+    assert compute_norms([]).shape == (0,)
+    watched = [non_finite.Watched("weight", str(n), None) for n in range(len(values))]
+    assert [w.name for w, _ in find_broken(watched, tensors, norms)] == ["1", "2", "6"]
 
 
 def test_the_order_is_that_of_a_backward_pass_with_gates_last(tiny):

@@ -65,11 +65,6 @@ def test_what_is_logged_is_what_the_table_says(tmp_path, train_tiny, two_sources
             assert len(metrics(run, key.replace("<source>", name))) == 3
 
 
-def test_weights_stay_without_it(tmp_path, train_tiny, two_sources):
-    run = train_tiny(tmp_path, two_sources)
-    assert metrics(run, "data/weight/pairs") == []
-
-
 def test_a_run_with_moving_weights_resumes_exactly(
     tmp_path, train_tiny, two_sources, assert_same, load_state
 ):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+from types import SimpleNamespace
 
 import pytest
 
@@ -79,11 +80,7 @@ def test_a_second_signal_ends_the_process():
 
 def test_all_ranks_stop_if_one_was_told(monkeypatch):
     """What the others say decides."""
-
-    class State:
-        class device:  # noqa: N801
-            tensor_to_device = staticmethod(lambda value: value)
-
+    device = SimpleNamespace(tensor_to_device=lambda value: value)
     monkeypatch.setattr(stop_on_signal.dist, "get_world_size", lambda: 2)
     for other in (0, 1):
         monkeypatch.setattr(
@@ -91,7 +88,7 @@ def test_all_ranks_stop_if_one_was_told(monkeypatch):
             "all_reduce",
             lambda value, reduce_operation, other=other: value.clamp_(min=other),
         )
-        assert StopOnSignal()._anyone_told(State) is bool(other)
+        assert StopOnSignal()._anyone_told(SimpleNamespace(device=device)) is bool(other)
 
 
 def test_the_exit_code_is_that_of_the_signal(capsys):

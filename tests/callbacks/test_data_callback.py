@@ -10,20 +10,19 @@ from bge_pruning.callbacks.data_callback import DataCallback
 from bge_pruning.models.composer_bge_m3 import ComposerBGEM3
 
 
-def logged(run) -> list[dict]:
+def metrics(run) -> list[tuple[int, dict]]:
     rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
-    return [row for row in rows if "data/padding_share" in row["metrics"]]
+    return [(row["batch"], row["metrics"]) for row in rows]
+
+
+def logged(run) -> dict[int, dict]:
+    return {batch: found for batch, found in metrics(run) if "data/padding_share" in found}
 
 
 def losses(run) -> list[float]:
-    rows = [
-        json.loads(line)["metrics"] for line in (run / "metrics.jsonl").read_text().splitlines()
-    ]
-    return [
-        row["loss/train/total"] - row["loss/train/lagrangian"] - row["loss/train/binarization"]
-        for row in rows
-        if "loss/train/total" in row
-    ]
+    of_gates = ("loss/train/lagrangian", "loss/train/binarization")
+    found = [row for _, row in metrics(run) if "loss/train/total" in row]
+    return [row["loss/train/total"] - sum(row[key] for key in of_gates) for row in found]
 
 
 @pytest.fixture
@@ -38,26 +37,19 @@ def two_sources(sts_csv, contrastive_jsonl) -> tuple[str, ...]:
 
 def test_a_run_logs_what_the_table_says(tmp_path, train_tiny, two_sources):
     run = train_tiny(tmp_path, *two_sources, "max_duration=8ba", "log_interval=4ba")
-    rows = logged(run)
-    assert [row["batch"] for row in rows] == [4, 8]
+    rows, steps = logged(run), losses(run)
+    assert list(rows) == [4, 8]
     table = re.findall(r"``(data/\S+)``", DataCallback.__doc__)
     names = {key.replace("<source>", name) for key in table for name in ("pairs", "asked")}
-    for row in rows:
-        metrics = {key: value for key, value in row["metrics"].items() if key.startswith("data/")}
-        assert set(metrics) == names
-        assert metrics["data/share/pairs"] == 0.75
-        assert metrics["data/share/asked"] == 0.25
-        assert 0 < metrics["data/padding_share"] < 0.9
+    for batch, row in rows.items():
+        assert {key for key in row if key.startswith("data/")} == names
+        assert (row["data/share/pairs"], row["data/share/asked"]) == (0.75, 0.25)
+        assert 0 < row["data/padding_share"] < 0.9
         # In both sources a row is two texts.
-        assert metrics["data/texts_per_second"] == pytest.approx(
-            2 * metrics["data/rows_per_second"]
-        )
-        assert metrics["data/rows_per_second"] > 0
-    steps = losses(run)
-    for row, part in zip(rows, (steps[:4], steps[4:]), strict=True):
-        m = row["metrics"]
-        mean = 0.75 * m["data/loss/pairs"] + 0.25 * m["data/loss/asked"]
-        assert mean == pytest.approx(sum(part) / 4, abs=1e-6)
+        assert row["data/texts_per_second"] == pytest.approx(2 * row["data/rows_per_second"])
+        assert row["data/rows_per_second"] > 0
+        mean = 0.75 * row["data/loss/pairs"] + 0.25 * row["data/loss/asked"]
+        assert mean == pytest.approx(sum(steps[batch - 4 : batch]) / 4, abs=1e-6)
 
 
 def test_padding_is_that_of_the_batches(tmp_path, train_tiny, monkeypatch):
@@ -71,22 +63,18 @@ def test_padding_is_that_of_the_batches(tmp_path, train_tiny, monkeypatch):
     monkeypatch.setattr(DataCallback, "batch_start", record)
     micro = ("device_train_microbatch_size=3", "loss.distillation_similarity=0")
     run = train_tiny(tmp_path, *micro, "log_interval=4ba")
-    (row,) = logged(run)
+    (row,) = logged(run).values()
     real, whole = sum(int(m.sum()) for m in masks), sum(m.numel() for m in masks)
-    assert row["metrics"]["data/padding_share"] == pytest.approx(1 - real / whole)
+    assert row["data/padding_share"] == pytest.approx(1 - real / whole)
     assert sum(len(m) for m in masks) == 4 * 8
 
 
 def test_length_groups_pad_less(tmp_path, train_tiny):
     shares = {}
     for grouped in ("true", "false"):
-        run = train_tiny(
-            tmp_path / grouped,
-            f"data.group_by_length={grouped}",
-            "max_duration=5ba",
-            "log_interval=5ba",
-        )
-        shares[grouped] = logged(run)[0]["metrics"]["data/padding_share"]
+        times = ("max_duration=5ba", "log_interval=5ba")
+        run = train_tiny(tmp_path / grouped, f"data.group_by_length={grouped}", *times)
+        shares[grouped] = logged(run)[5]["data/padding_share"]
     assert shares["true"] < shares["false"]
 
 
@@ -103,4 +91,4 @@ def test_the_loss_of_a_step_that_was_left_out_is_left_out(tmp_path, train_tiny, 
     run = train_tiny(tmp_path, "optimizer.non_finite=skip", "log_interval=4ba")
     whole = [value for value in losses(run) if math.isfinite(value)]
     assert len(whole) == 3
-    assert logged(run)[0]["metrics"]["data/loss/train"] == pytest.approx(sum(whole) / 3, abs=1e-6)
+    assert logged(run)[4]["data/loss/train"] == pytest.approx(sum(whole) / 3, abs=1e-6)

@@ -15,29 +15,24 @@ IDS = torch.tensor([[[0, 5, 6, 5, 2], [0, 7, 2, 1, 1]]])
 BATCH = {"input_ids": IDS, "attention_mask": IDS.ne(1).long()}
 
 
+def dense_health(dense: torch.Tensor, **batch: torch.Tensor) -> dict[str, float]:
+    health = compute_embedding_health({"dense_vecs": dense}, {**BATCH, **batch}, ())
+    return {key.removeprefix("embedding/dense/"): value for key, value in health.items()}
+
+
 def rows(run) -> list[dict]:
     return [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
 
 
 def test_dense_is_the_spread_of_all_pairs():
     a, b, c = torch.nn.functional.normalize(torch.randn(3, 4, dtype=torch.float64), dim=-1)
-    health = compute_embedding_health({"dense_vecs": torch.stack([a, b, c])[None]}, BATCH, ())
+    health = dense_health(torch.stack([a, b, c])[None])
     cosines = torch.stack([a @ b, a @ c, b @ c])
-    assert health["embedding/dense/cosine_mean"] == pytest.approx(float(cosines.mean()), abs=1e-6)
-    expected = float(cosines.std(correction=0))
-    assert health["embedding/dense/cosine_std"] == pytest.approx(expected, abs=1e-6)
-    assert set(health) == {
-        f"embedding/dense/{name}" for name in ("cosine_mean", "cosine_std", "uniformity")
-    }
-
-
-def test_alike_vectors_have_no_spread():
-    health = compute_embedding_health({"dense_vecs": torch.ones(1, 2, 1)}, BATCH, ())
-    assert health["embedding/dense/cosine_std"] == 0.0
-    assert health["embedding/dense/uniformity"] == 0.0
-
-
-def test_one_text_has_no_spread():
+    assert set(health) == {"cosine_mean", "cosine_std", "uniformity"}
+    assert health["cosine_mean"] == pytest.approx(float(cosines.mean()), abs=1e-6)
+    assert health["cosine_std"] == pytest.approx(float(cosines.std(correction=0)), abs=1e-6)
+    alike = dense_health(torch.ones(1, 2, 1))
+    assert alike["cosine_std"] == alike["uniformity"] == 0.0
     batch = {name: value[:, :1] for name, value in BATCH.items()}
     assert compute_embedding_health({"dense_vecs": torch.ones(1, 1, 1)}, batch, ()) == {}
 
@@ -54,30 +49,21 @@ def squared_distance(degrees: float) -> float:
 
 def test_alignment_of_scored_pairs_from_four_fifths_of_the_range():
     dense = torch.stack([unit(0, 10), unit(0, 60), unit(0, 30)])
-    batch = {**BATCH, "scores": torch.tensor([0.8, 0.79, 1.0])}
-    health = compute_embedding_health({"dense_vecs": dense}, batch, ())
+    health = dense_health(dense, scores=torch.tensor([0.8, 0.79, 1.0]))
     expected = (squared_distance(10) + squared_distance(30)) / 2
-    assert health["embedding/dense/alignment"] == pytest.approx(expected, abs=1e-6)
-    del batch["scores"]
-    assert "embedding/dense/alignment" not in compute_embedding_health(
-        {"dense_vecs": dense}, batch, ()
-    )
-    batch["scores"] = torch.tensor([0.0, 0.5, 0.7])
-    assert "embedding/dense/alignment" not in compute_embedding_health(
-        {"dense_vecs": dense}, batch, ()
-    )
+    assert health["alignment"] == pytest.approx(expected, abs=1e-6)
+    assert "alignment" not in dense_health(dense)
+    assert "alignment" not in dense_health(dense, scores=torch.tensor([0.0, 0.5, 0.7]))
 
 
 def test_alignment_of_queries_with_the_positives_of_their_row():
     dense = torch.stack([unit(0, 10, 60), unit(90, 110, 130)])
-    passages = {
-        "passage_texts": torch.tensor([[7, 8], [9, 3]]),
-        # The first query's positive is 7; the second's are both of its row, and 8 of the other.
-        "positive_texts": torch.tensor([[7, 1, -1, -1], [3, 9, 8, 2]]),
-    }
-    health = compute_embedding_health({"dense_vecs": dense}, {**BATCH, **passages}, ())
+    numbers = torch.tensor([[7, 8], [9, 3]])
+    # The first query's positive is 7; the second's are both of its row, and 8 of the other.
+    known = torch.tensor([[7, 1, -1, -1], [3, 9, 8, 2]])
+    health = dense_health(dense, passage_texts=numbers, positive_texts=known)
     expected = sum(map(squared_distance, (10, 20, 40))) / 3
-    assert health["embedding/dense/alignment"] == pytest.approx(expected, abs=1e-6)
+    assert health["alignment"] == pytest.approx(expected, abs=1e-6)
 
 
 @pytest.mark.parametrize("kind", ["contrastive", "sentences"])
@@ -93,18 +79,13 @@ def test_alignment_in_a_run_is_there_if_there_are_positives(
     assert ("embedding/dense/alignment" in keys) == (kind == "contrastive")
 
 
-def test_sparse_counts_different_words():
+def test_tokens_count_where_there_are_different_words():
     weights = torch.tensor([[[9.0, 1.0, 0.5, 2.0, 9.0], [9.0, 0.0, 9.0, 0.0, 0.0]]])
-    outputs = {"dense_vecs": torch.ones(1, 2, 1), "token_weights": weights}
+    vectors = torch.tensor([[[[1.0, 0], [1, 0], [0, 1], [0, 1]], [[1, 0], [0, 1], [0, 0], [0, 0]]]])
+    outputs = {"dense_vecs": torch.ones(1, 2, 1), "token_weights": weights, "colbert_vecs": vectors}
     health = compute_embedding_health(outputs, BATCH, (0, 1, 2))
     assert health["embedding/sparse/nonzeros"] == 1.0  # 5 and 6 in one text, none in the other
     assert health["embedding/sparse/empty_share"] == 0.5
-
-
-def test_neighbouring_multi_vectors_are_compared_where_there_are_words():
-    vectors = torch.tensor([[[[1.0, 0], [1, 0], [0, 1], [0, 1]], [[1, 0], [0, 1], [0, 0], [0, 0]]]])
-    outputs = {"dense_vecs": torch.ones(1, 2, 1), "colbert_vecs": vectors}
-    health = compute_embedding_health(outputs, BATCH, ())
     assert health["embedding/colbert/cosine_mean"] == pytest.approx((1 + 0 + 1 + 0) / 4)
 
 

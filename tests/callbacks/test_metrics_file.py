@@ -39,50 +39,27 @@ def test_one_line_per_call_in_order(path):
     assert rows(path) == [{"batch": 3, "metrics": exact}, {"batch": 4, "metrics": {"метрика": 1.0}}]
 
 
-@pytest.mark.parametrize(
-    "value",
-    [
-        0.5,
-        torch.tensor(0.5),
-        torch.tensor([[0.5]]),
-        torch.tensor(0.5, dtype=torch.bfloat16),
-        torch.tensor(0.5, requires_grad=True),
-        np.float64(0.5),
-        np.float32(0.5),
-    ],
-    ids=["float", "scalar", "one value", "bfloat16", "with gradient", "float64", "float32"],
-)
-def test_numbers_of_every_kind(value, path):
-    MetricsFile(path).log_metrics({"a": value}, step=1)
-    assert rows(path) == [{"batch": 1, "metrics": {"a": 0.5}}]
-
-
-@pytest.mark.parametrize("value", ["text", None, [1.0], torch.zeros(2), torch.zeros(0), {"a": 1.0}])
-def test_what_is_no_number_is_left_out(value, path):
-    MetricsFile(path).log_metrics({"a": value, "b": 1.0}, step=1)
-    assert rows(path) == [{"batch": 1, "metrics": {"b": 1.0}}]
-
-
-def test_a_loss_that_is_no_number_is_seen(path):
+def test_numbers_of_every_kind_and_nothing_else(path):
+    half = torch.tensor(0.5)
+    numbers = [0.5, half, half[None, None], half.bfloat16(), np.float64(0.5), np.float32(0.5)]
+    numbers.append(torch.tensor(0.5, requires_grad=True))
+    others = ["text", None, [1.0], torch.zeros(2), torch.zeros(0), {"a": 1.0}]
+    values = {str(n): value for n, value in enumerate([*numbers, *others])}
+    MetricsFile(path).log_metrics(values, step=1)
+    assert rows(path) == [{"batch": 1, "metrics": {str(n): 0.5 for n in range(len(numbers))}}]
     MetricsFile(path).log_metrics({"a": torch.tensor(math.nan), "b": math.inf}, step=1)
-    metrics = rows(path)[0]["metrics"]
-    assert math.isnan(metrics["a"])
-    assert metrics["b"] == math.inf
-
-
-def test_the_batch_is_that_of_composers_clock(path):
-    Logger(at_batch(5), [MetricsFile(path)]).log_metrics({"a": 1.0})
-    assert rows(path)[0]["batch"] == 5
+    metrics = rows(path)[1]["metrics"]  # a loss that is no number is seen
+    assert math.isnan(metrics["a"]) and metrics["b"] == math.inf
 
 
 def test_other_ranks_write_and_drop_nothing(path, monkeypatch):
-    MetricsFile(path).log_metrics({"a": 1.0}, step=1)
+    Logger(at_batch(5), [MetricsFile(path)]).log_metrics({"a": 1.0})
+    assert rows(path)[0]["batch"] == 5  # of Composer's clock
     before = path.read_bytes()
     monkeypatch.setattr(dist, "get_global_rank", lambda: 1)
     file = MetricsFile(path)
     file.log_metrics({"a": 2.0}, step=1)
-    file.load_state_dict({"bytes": 0})
-    file.fit_start(at_batch(0), None)
+    resume(file, 0, 0)
     assert path.read_bytes() == before
 
 
@@ -92,13 +69,17 @@ def log_steps(path: Path, *steps: int) -> None:
         file.log_metrics({"a": step}, step=step)
 
 
+def resume(file: MetricsFile, size: int, batch: int) -> None:
+    file.load_state_dict({"bytes": size})
+    file.fit_start(at_batch(batch), None)
+
+
 def test_a_resumed_run_drops_what_came_after_the_checkpoint_only(path):
     log_steps(path, 1, 2)
     saved = MetricsFile(path).state_dict()
     log_steps(path, 2, 3)  # the metrics of step 2 that came after its checkpoint, and a step
     resumed = MetricsFile(path)
-    resumed.load_state_dict(saved)
-    resumed.fit_start(at_batch(2), None)
+    resume(resumed, saved["bytes"], 2)
     assert [row["batch"] for row in rows(path)] == [1, 2]
     resumed.log_metrics({"a": 3}, step=3)
     assert [row["batch"] for row in rows(path)] == [1, 2, 3]
@@ -111,34 +92,20 @@ def test_a_line_that_was_cut_is_dropped_after_text_of_several_bytes(path, tmp_pa
     assert saved == {"bytes": len(path.read_bytes())}
     with path.open("a") as file:
         file.write('{"batch": 2, "met')
-    resumed = MetricsFile(path)
-    resumed.load_state_dict(saved)
-    resumed.fit_start(at_batch(1), None)
+    resume(MetricsFile(path), saved["bytes"], 1)
     assert rows(path) == [{"batch": 1, "metrics": {"собака 🐈": 1.0}}]
 
 
-def test_a_finished_run_that_is_only_loaded_keeps_every_line(path):
+def test_nothing_is_dropped_where_there_is_nothing_to_repeat(path):
+    assert MetricsFile(path).state_dict() == {"bytes": 0}
+    resume(MetricsFile(path), 10, 0)
+    assert not path.exists()
     log_steps(path, 1, 2)
     before = path.read_bytes()
-    MetricsFile(path).load_state_dict({"bytes": 5})
+    MetricsFile(path).load_state_dict({"bytes": 5})  # a finished run is only loaded
+    resume(MetricsFile(path), 10_000, 1)  # shorter than recorded
+    MetricsFile(path).fit_start(at_batch(2), None)
     assert path.read_bytes() == before
-
-
-def test_a_file_that_is_shorter_than_recorded_stays(path):
-    log_steps(path, 1)
-    before = path.read_bytes()
-    file = MetricsFile(path)
-    file.load_state_dict({"bytes": 10_000})
-    file.fit_start(at_batch(1), None)
-    assert path.read_bytes() == before
-
-
-def test_a_missing_file_is_no_error(path):
-    file = MetricsFile(path)
-    assert file.state_dict() == {"bytes": 0}
-    file.load_state_dict({"bytes": 10})
-    file.fit_start(at_batch(0), None)
-    assert not path.exists()
 
 
 def test_a_run_from_the_beginning_starts_an_empty_file(path):
@@ -147,10 +114,3 @@ def test_a_run_from_the_beginning_starts_an_empty_file(path):
     file.fit_start(at_batch(0), None)
     file.log_metrics({"a": 1.5}, step=1)
     assert rows(path) == [{"batch": 1, "metrics": {"a": 1.5}}]
-
-
-def test_going_on_keeps_every_line(path):
-    log_steps(path, 1, 2)
-    before = path.read_bytes()
-    MetricsFile(path).fit_start(at_batch(2), None)
-    assert path.read_bytes() == before

@@ -173,13 +173,8 @@ def rows(run: Path) -> list[dict]:
     [("5ba", "2ba", [2, 4, 5]), ("4ba", "2ba", [2, 4]), ("7ba", "1ep", [5, 7])],
 )
 def test_logged_at_the_interval_and_at_the_end(duration, interval, batches, tmp_path, train_tiny):
-    run = train_tiny(
-        tmp_path,
-        f"max_duration={duration}",
-        f"log_interval={interval}",
-        "eval_interval=3ep",
-        "save_interval=3ep",
-    )
+    times = (f"max_duration={duration}", f"log_interval={interval}")
+    run = train_tiny(tmp_path, *times, "eval_interval=3ep", "save_interval=3ep")
     logged = [row["batch"] for row in rows(run) if "pruning/lambda_1/hidden" in row["metrics"]]
     assert logged == batches
 
@@ -201,16 +196,6 @@ def test_every_rank_tells_its_loggers():
 
 
 @pytest.fixture
-def logged():
-    return []
-
-
-@pytest.fixture
-def logger(logged):
-    return SimpleNamespace(log_images=lambda image, **where: logged.append((image, where)))
-
-
-@pytest.fixture
 def callback():
     return GateMapCallback(L0Module(SHAPE, ("head", "layer"), None, 18_000), "4ba")
 
@@ -220,29 +205,19 @@ def at(batch: int) -> SimpleNamespace:
     return SimpleNamespace(timestamp=Timestamp(batch=batch), max_duration=Time.from_batch(10))
 
 
-def test_an_image_of_the_gates(callback, logger, logged):
-    callback.batch_end(at(4), logger)
-    ((image, where),) = logged
+def test_an_image_of_the_gates_at_evaluations_and_in_the_last_batch(callback, monkeypatch):
+    drawn = []
+    logger = SimpleNamespace(log_images=lambda image, **where: drawn.append((batch, image, where)))
+    for batch in (1, 3, 4, 5, 9, 10):
+        callback.batch_end(at(batch), logger)
+    assert [batch for batch, *_ in drawn] == [4, 10]
+    _, image, where = drawn[0]
     assert image.dtype == np.uint8 and image.ndim == 3 and image.shape[2] == 3
     assert len(np.unique(image.reshape(-1, 3), axis=0)) > 10
     assert where == {"name": "gates", "channels_last": True, "use_table": False}
-
-
-@pytest.mark.parametrize("batch", [1, 3, 5, 9])
-def test_nothing_between_the_evaluations(batch, callback, logger, logged):
-    callback.batch_end(at(batch), logger)
-    assert logged == []
-
-
-def test_the_last_batch_is_drawn_too(callback, logger, logged):
-    callback.batch_end(at(10), logger)
-    assert len(logged) == 1
-
-
-def test_other_ranks_draw_nothing(callback, logger, logged, monkeypatch):
     monkeypatch.setattr(dist, "get_global_rank", lambda: 1)
     callback.batch_end(at(4), logger)
-    assert logged == []
+    assert len(drawn) == 2
 
 
 @pytest.mark.usefixtures("failures_may_be_hidden")

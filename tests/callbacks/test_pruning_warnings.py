@@ -64,14 +64,19 @@ def meet(gates: L0Module) -> None:
         set_sparsity(gates, axis, 0.5)
 
 
-def test_a_constraint_that_is_met_gives_no_warning(gates, said):
+def test_a_constraint_that_is_met_gives_no_warning_and_looking_changes_nothing(gates, said):
     meet(gates)
+    random = torch.random.get_rng_state()
     watch = PruningWarnings(gates, KNOBS)
     for step in range(2, END + 1, 2):
         for multiplier in gates.lambda_1.values():
             multiplier.data += 1.0
+        before = {k: v.clone() for k, v in gates.state_dict().items()}
         watch.batch_end(at(step), None)
+        assert all(torch.equal(v, before[k]) for k, v in gates.state_dict().items())
     assert said == []
+    assert all(p.grad is None for p in gates.parameters())
+    assert torch.equal(torch.random.get_rng_state(), random)
 
 
 def test_collapse_of_an_axis_before_it_is_asked_for(gates, said):
@@ -141,14 +146,10 @@ def test_too_much_is_pruned_and_it_comes_back_too_slowly(gates, said):
     assert re.search(r"hidden is at sparsity 0\.694, the target is 0\.500.* at 0\.680", message)
 
 
-def test_what_is_on_its_way_is_in_reach(gates, said):
-    run(PruningWarnings(gates, KNOBS), gates, lambda step: min(0.5, 0.1 + 0.003 * step))
-    assert said == []
-
-
-def test_while_the_target_moves_its_distance_says_nothing(gates, said):
-    gates.warmup_progress = 0.9
-    run(PruningWarnings(gates, KNOBS), gates, lambda step: 0.01)
+@pytest.mark.parametrize(("warm", "speed"), [(1.0, 0.003), (0.9, 0.0)])
+def test_what_is_on_its_way_or_has_a_target_that_moves_is_in_reach(warm, speed, gates, said):
+    gates.warmup_progress = warm
+    run(PruningWarnings(gates, KNOBS), gates, lambda step: min(0.5, 0.1 * warm + speed * step))
     assert said == []
 
 
@@ -213,15 +214,6 @@ def test_it_looks_a_hundred_times(gates, monkeypatch):
 def test_a_short_run_is_too_short_to_judge(tmp_path, train_tiny, said):
     train_tiny(tmp_path, "max_duration=8ba")
     assert said == []
-
-
-def test_it_changes_nothing(gates):
-    before = {k: v.clone() for k, v in gates.state_dict().items()}
-    random = torch.random.get_rng_state()
-    PruningWarnings(gates, KNOBS).batch_end(at(2), None)
-    assert all(torch.equal(v, before[k]) for k, v in gates.state_dict().items())
-    assert all(p.grad is None for p in gates.parameters())
-    assert torch.equal(torch.random.get_rng_state(), random)
 
 
 def course(sparsities, multipliers, target=0.5, every=10) -> list[Reading]:

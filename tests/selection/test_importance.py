@@ -4,7 +4,6 @@ import pytest
 import torch
 import torch.nn.functional as F  # noqa: N812
 
-from bge_pruning.models.embedding_heads import EmbeddingHeads
 from bge_pruning.models.structural_pruning import head_rows
 from bge_pruning.selection.importance import (
     Importance,
@@ -15,23 +14,13 @@ from bge_pruning.selection.importance import (
 )
 
 
-def fill(backbone, value=1.0):
-    with torch.no_grad():
-        for parameter in backbone.parameters():
-            parameter.fill_(value)
-
-
 @torch.no_grad()
 def shrink_structures(backbone, layer, head, unit, dimension, closed):
     """One head and one unit of a layer, one dimension, and one layer, all nearly without weight."""
-    dim = backbone.shape.head_dim
     block = backbone.encoder.layer[layer]
-    rows = head_rows([head], dim)
-    for linear in (
-        block.attention.self.query,
-        block.attention.self.key,
-        block.attention.self.value,
-    ):
+    rows = head_rows([head], backbone.shape.head_dim)
+    inner = block.attention.self
+    for linear in (inner.query, inner.key, inner.value):
         linear.weight[rows] *= 0.01
         linear.bias[rows] *= 0.01
     block.attention.output.dense.weight[:, rows] *= 0.01
@@ -39,14 +28,13 @@ def shrink_structures(backbone, layer, head, unit, dimension, closed):
     block.intermediate.dense.bias[unit] *= 0.01
     block.output.dense.weight[:, unit] *= 0.01
     for block in backbone.encoder.layer:
-        wide = (block.attention.self.query, block.attention.self.key, block.attention.self.value)
-        for linear in (*wide, block.intermediate.dense):
+        inner = block.attention.self
+        for linear in (inner.query, inner.key, inner.value, block.intermediate.dense):
             linear.weight[:, dimension] *= 0.01
         for output in (block.attention.output, block.output):
-            output.dense.weight[dimension] *= 0.01
-            output.dense.bias[dimension] *= 0.01
-            output.LayerNorm.weight[dimension] *= 0.01
-            output.LayerNorm.bias[dimension] *= 0.01
+            for module in (output.dense, output.LayerNorm):
+                module.weight[dimension] *= 0.01
+                module.bias[dimension] *= 0.01
     for parameter in backbone.encoder.layer[closed].parameters():
         parameter *= 0.01
 
@@ -54,7 +42,9 @@ def shrink_structures(backbone, layer, head, unit, dimension, closed):
 def test_magnitudes_by_hand(build_model, tiny_shape):
     """All weights are 1, so a score is the root of the number of parameters that would go."""
     backbone, _ = build_model(tiny_shape)
-    fill(backbone)
+    with torch.no_grad():
+        for parameter in backbone.parameters():
+            parameter.fill_(1.0)
     found = magnitude_importance(backbone)
     H, D, A, F, L = 32, 8, 4, 64, 4
     assert torch.allclose(found.head, torch.full((L, A), (4.0 * D * H + 3 * D) ** 0.5).double())
@@ -79,14 +69,11 @@ def test_planted_structures_without_weight_are_the_ones_that_go(
     assert masks.is_binary()
 
 
-def test_masks_have_the_shape(tiny_shape, target_shape):
+def test_masks_have_the_shape_and_ties_go_to_the_lower_index(tiny_shape, target_shape):
     masks = masks_of_importance(random_importance(tiny_shape, seed=1), target_shape)
     assert masks.head.sum(1).tolist() == [2] * 4
     assert masks.intermediate.sum(1).tolist() == [32] * 4
     assert (masks.layer.sum(), masks.hidden.sum()) == (2, 16)
-
-
-def test_ties_go_to_the_lower_index(tiny_shape, target_shape):
     ones = Importance(torch.ones(4, 4), torch.ones(4, 64), torch.ones(4), torch.ones(32))
     masks = masks_of_importance(ones, target_shape)
     assert masks.layer.tolist() == [1, 1, 0, 0]
@@ -110,21 +97,6 @@ def test_scores_that_are_no_numbers_are_refused(tiny_shape, target_shape):
         masks_of_importance(scores, target_shape)
 
 
-def test_masked_equals_extracted(build_model, tiny_shape, target_shape, batch):
-    backbone, heads = build_model(tiny_shape)
-    masks = masks_of_importance(magnitude_importance(backbone), target_shape)
-    given = (batch["input_ids"], batch["attention_mask"])
-    expected = heads.outputs(backbone(*given, masks), given[1])
-    keep = backbone.keep_indices(masks)
-    expected["dense_vecs"] = expected["dense_vecs"][:, keep.hidden]
-    backbone.prune(keep)
-    heads.prune(keep.hidden)
-    assert isinstance(heads, EmbeddingHeads)
-    found = heads.outputs(backbone(*given), given[1])
-    for name, value in expected.items():
-        assert torch.allclose(found[name], value, rtol=0, atol=1e-10), name
-
-
 @pytest.fixture
 def backbone(build_model, tiny_shape):
     return build_model(tiny_shape)[0]
@@ -137,6 +109,10 @@ def given(batch):
 @torch.no_grad()
 def test_means_over_real_tokens_by_hand(backbone, batch):
     """One text after the other and without padding, by the formulas."""
+
+    def norm(u, module):
+        return F.layer_norm(u, (32,), module.weight, module.bias, 1e-5)
+
     heads, units, turns, hidden, tokens = [], [], [], [], 0
     for ids, mask in zip(*given(batch), strict=True):
         ids = ids[mask.bool()][None]
@@ -148,21 +124,9 @@ def test_means_over_real_tokens_by_hand(backbone, batch):
         row_heads, row_units, row_turns = [], [], []
         for layer in backbone.encoder.layer:
             context = layer.attention.self(x, packing)
-            h = F.layer_norm(
-                layer.attention.output.dense(context) + x,
-                (32,),
-                layer.attention.output.LayerNorm.weight,
-                layer.attention.output.LayerNorm.bias,
-                1e-5,
-            )
+            h = norm(layer.attention.output.dense(context) + x, layer.attention.output.LayerNorm)
             inner = F.gelu(layer.intermediate.dense(h))
-            y = F.layer_norm(
-                layer.output.dense(inner) + h,
-                (32,),
-                layer.output.LayerNorm.weight,
-                layer.output.LayerNorm.bias,
-                1e-5,
-            )
+            y = norm(layer.output.dense(inner) + h, layer.output.LayerNorm)
             row_heads.append(context.reshape(-1, 4, 8).square().sum(-1).sqrt().sum(0))
             row_units.append(inner.abs().sum(0))
             row_turns.append((1 - (x * y).sum(-1) / x.norm(dim=-1) / y.norm(dim=-1)).sum())
@@ -217,13 +181,10 @@ def test_a_silent_dimension_goes(backbone, batch):
     assert (found.hidden[torch.arange(32) != 5] > 0).all()
 
 
-def test_the_model_is_left_as_it_was(backbone, batch):
+def test_the_model_is_left_as_it_was_and_no_text_is_an_error(backbone, batch):
     before = backbone(*given(batch))
     activation_importance(backbone, [given(batch)])
     assert torch.equal(backbone(*given(batch)), before)
-    assert not any(module._forward_hooks for module in backbone.modules())
-
-
-def test_no_text_is_an_error(backbone):
     with pytest.raises(ValueError, match=r"there is no text to measure activations on\. To fix"):
         activation_importance(backbone, [])
+    assert not any(module._forward_hooks for module in backbone.modules())

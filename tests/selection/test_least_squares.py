@@ -19,6 +19,11 @@ def inputs() -> Tensor:
     return mixed @ torch.randn(INPUTS, INPUTS, generator=generator) + 0.3
 
 
+@pytest.fixture
+def wanted() -> Tensor:
+    return torch.randn(TOKENS, OUTPUTS, generator=torch.Generator().manual_seed(1))
+
+
 def moments_of(x: Tensor, y: Tensor) -> Moments:
     moments = Moments(x.shape[1], y.shape[1])
     for rows in torch.arange(len(x)).split(64):
@@ -32,43 +37,30 @@ def least_error(x: Tensor, y: Tensor) -> float:
     return float((x @ best - y).square().sum())
 
 
-def test_without_a_ridge_it_is_the_least_squares_fit(inputs):
-    wanted = torch.randn(TOKENS, OUTPUTS, generator=torch.Generator().manual_seed(1))
+def test_without_a_ridge_it_is_the_least_squares_fit(inputs, wanted):
     linear = nn.Linear(INPUTS, OUTPUTS)
     fit_(linear, moments_of(inputs, wanted), ridge=1e-12)
     error = float((linear(inputs) - wanted).double().square().sum().detach())
     assert error == pytest.approx(least_error(inputs, wanted), rel=1e-5)
 
 
-def test_a_token_of_weight_two_counts_as_two_tokens(inputs):
-    wanted = torch.randn(TOKENS, OUTPUTS, generator=torch.Generator().manual_seed(1))
+def test_a_token_of_weight_two_counts_as_two_tokens(inputs, wanted):
     weights = torch.randint(1, 4, (TOKENS,), generator=torch.Generator().manual_seed(2))
     weighted = Moments(INPUTS, OUTPUTS)
     weighted.add(inputs, wanted, weights)
-    repeated = moments_of(
-        inputs.repeat_interleave(weights, 0), wanted.repeat_interleave(weights, 0)
-    )
+    repeated = moments_of(*(x.repeat_interleave(weights, 0) for x in (inputs, wanted)))
     torch.testing.assert_close(weighted.xx, repeated.xx, rtol=1e-5, atol=1e-3)
     torch.testing.assert_close(weighted.xy, repeated.xy, rtol=1e-5, atol=1e-3)
 
 
-def test_what_is_right_already_stays(inputs):
+def test_what_is_right_already_or_held_by_a_strong_ridge_stays(inputs, wanted):
     linear = nn.Linear(INPUTS, OUTPUTS)
     before = joined(linear)
     fit_(linear, moments_of(inputs, linear(inputs).detach()), ridge=0.1)
     torch.testing.assert_close(joined(linear), before, atol=1e-6, rtol=0)
-
-
-def test_a_strong_ridge_holds_the_weights(inputs):
-    wanted = torch.randn(TOKENS, OUTPUTS, generator=torch.Generator().manual_seed(1))
-    linear = nn.Linear(INPUTS, OUTPUTS)
-    before = joined(linear)
     fit_(linear, moments_of(inputs, wanted), ridge=1e9)
     torch.testing.assert_close(joined(linear), before, atol=1e-5, rtol=0)
-
-
-def test_inputs_that_are_all_zero_change_nothing_but_the_bias():
-    linear = nn.Linear(INPUTS, OUTPUTS)
+    # Inputs that are all 0 change the bias alone.
     before = linear.weight.detach().clone()
     fit_(linear, moments_of(torch.zeros(TOKENS, INPUTS), torch.ones(TOKENS, OUTPUTS)), ridge=1e-9)
     assert torch.equal(linear.weight, before)
