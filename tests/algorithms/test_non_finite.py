@@ -1,7 +1,5 @@
 """Numbers that are not finite: found in their step, by name; the run stops or skips the step."""
 
-from __future__ import annotations
-
 import json
 import logging
 import math

@@ -1,7 +1,5 @@
 """SIGTERM: the step is finished and saved, and the run can go on as if nothing had happened."""
 
-from __future__ import annotations
-
 import os
 import signal
 from types import SimpleNamespace

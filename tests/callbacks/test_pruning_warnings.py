@@ -79,11 +79,15 @@ def test_a_constraint_that_is_met_gives_no_warning_and_looking_changes_nothing(g
     assert torch.equal(torch.random.get_rng_state(), random)
 
 
-def test_collapse_of_an_axis_before_it_is_asked_for(gates, said):
+def test_collapse_of_an_axis_before_it_is_asked_for(gates, said, monkeypatch):
     meet(gates)
     gates.warmup_progress = 0.1
     watch = PruningWarnings(gates, KNOBS)
     set_sparsity(gates, "hidden", 0.8)
+    with monkeypatch.context() as patch:  # other ranks leave it to the first
+        patch.setattr(pruning_warnings.dist, "get_global_rank", lambda: 1)
+        watch.batch_end(at(2), None)
+    assert said == []
     for step in (2, 4, 6):
         watch.batch_end(at(step), None)
     assert said == [
@@ -195,13 +199,6 @@ def test_a_multiplier_that_drowns_the_task_is_told_at_any_time(gates, said):
     ]
 
 
-def test_other_ranks_leave_it_to_the_first(gates, said, monkeypatch):
-    monkeypatch.setattr(pruning_warnings.dist, "get_global_rank", lambda: 1)
-    set_sparsity(gates, "hidden", 0.99)
-    PruningWarnings(gates, KNOBS).batch_end(at(2), None)
-    assert said == []
-
-
 def test_it_looks_a_hundred_times(gates, monkeypatch):
     looks = []
     monkeypatch.setattr(PruningWarnings, "_look", lambda self, step, _: looks.append(step) or [])
@@ -224,26 +221,12 @@ def course(sparsities, multipliers, target=0.5, every=10) -> list[Reading]:
     ]
 
 
-@pytest.mark.parametrize(
-    ("density", "final", "expected"),
-    [
-        (0.41, 0.2, False),  # 0.8 are to stay
-        (0.39, 0.2, True),
-        (0.25, 0.5, False),
-        (0.24, 0.5, True),
-        (0.03, None, False),
-        (0.01, None, True),
-    ],
-)
-def test_collapse(density, final, expected):
-    assert has_collapsed(density, final) is expected
-
-
-@pytest.mark.parametrize(
-    ("multiplier", "gap", "expected"), [(101, 0.1, True), (99, 0.1, False), (1e6, 0.01, False)]
-)
-def test_a_huge_multiplier_matters_while_the_constraint_is_not_met(multiplier, gap, expected):
-    assert is_huge(Reading(1, 0.5, 0.5, multiplier, gap)) is expected
+def test_collapse_and_a_huge_multiplier_while_the_constraint_is_not_met():
+    limits = {0.2: 0.4, 0.5: 0.25, None: 0.02}  # by sparsity: 0.8, 0.5, or an unknown share stays
+    for final, limit in limits.items():
+        assert has_collapsed(limit - 0.001, final) and not has_collapsed(limit + 0.001, final)
+    huge = {(101, 0.1): True, (99, 0.1): False, (1e6, 0.01): False}  # by multiplier and gap
+    assert {pair: is_huge(Reading(1, 0.5, 0.5, *pair)) for pair in huge} == huge
 
 
 @pytest.mark.parametrize(

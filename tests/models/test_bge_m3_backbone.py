@@ -1,9 +1,8 @@
 """The law: masked == extracted; and all gates open == Hugging Face's XLMRobertaModel."""
 
-from __future__ import annotations
-
 import copy
 from dataclasses import replace
+from typing import Any
 
 import pytest
 import torch
@@ -14,7 +13,7 @@ from torch import Tensor, nn
 from bge_pruning.model_io.checkpoint import cut
 from bge_pruning.models.bge_m3_backbone import XLMRobertaBackbone
 from bge_pruning.models.encoder_shape import count_parameters, expected_parameters
-from bge_pruning.models.structural_pruning import AXES, PruningMasks
+from bge_pruning.models.structural_pruning import AXES, SHAPE_FIELDS, PruningMasks
 
 L, A, H, F = 4, 4, 32, 64
 ROWS = {"head": (L, A), "hidden": (1, H), "intermediate": (L, F), "layer": (1, L)}
@@ -55,15 +54,18 @@ def real_parameters(module: nn.Module, prefix: str) -> int:
     return sum(p.numel() for n, p in module.named_parameters() if n.startswith(prefix))
 
 
+def hugging_face(config: dict[str, Any], **changes: Any) -> nn.Module:
+    from transformers import XLMRobertaConfig, XLMRobertaModel
+
+    return XLMRobertaModel(XLMRobertaConfig(**{**config, **changes})).double().eval()
+
+
 @pytest.mark.parametrize("ones", [False, True], ids=["no-masks", "all-ones"])
 @pytest.mark.parametrize("implementation", ["eager", "sdpa"])
 def test_open_gates_equal_hugging_face(
     build_model, tiny_shape, tiny_hf_config, batch, ones, implementation
 ):
-    from transformers import XLMRobertaConfig, XLMRobertaModel
-
-    config = XLMRobertaConfig(**tiny_hf_config, attn_implementation=implementation)
-    theirs = XLMRobertaModel(config).double().eval()
+    theirs = hugging_face(tiny_hf_config, attn_implementation=implementation)
     ours, _ = build_model(tiny_shape)
     theirs.load_state_dict(ours.state_dict(), strict=True)
     masks = {axis: torch.ones_like(z).double() for axis, z in random_gates(AXES, 0).items()}
@@ -72,6 +74,18 @@ def test_open_gates_equal_hugging_face(
         expected = theirs(**batch).last_hidden_state
     real = batch["attention_mask"].bool()
     torch.testing.assert_close(mine[real], expected[real], atol=1e-10, rtol=0)
+
+
+@pytest.mark.parametrize("eps", [1e-5, 1e-2])
+def test_layer_norm_eps_and_pad_id_are_used(tiny_shape, tiny_hf_config, batch, eps):
+    theirs = hugging_face(tiny_hf_config, layer_norm_eps=eps, pad_token_id=5)
+    ours = XLMRobertaBackbone(tiny_shape, pad_token_id=5, layer_norm_eps=eps).double().eval()
+    ours.load_state_dict(theirs.state_dict())
+    ids = torch.where(batch["input_ids"] == 1, 5, batch["input_ids"].clamp(min=6))
+    mask = ids.ne(5).long()
+    with torch.no_grad():
+        mine, expected = ours(ids, mask), theirs(ids, mask).last_hidden_state
+    torch.testing.assert_close(mine[mask.bool()], expected[mask.bool()], atol=1e-10, rtol=0)
 
 
 @pytest.mark.parametrize("pooler", [True, False])
@@ -83,21 +97,6 @@ def test_state_dicts_are_exchanged_with_hugging_face(tiny_shape, tiny_hf_config,
     assert set(ours.state_dict()) == set(theirs.state_dict())
     ours.load_state_dict(theirs.state_dict(), strict=True)
     theirs.load_state_dict(ours.state_dict(), strict=True)
-
-
-@pytest.mark.parametrize("eps", [1e-5, 1e-2])
-def test_layer_norm_eps_and_pad_id_are_used(tiny_shape, tiny_hf_config, batch, eps):
-    from transformers import XLMRobertaConfig, XLMRobertaModel
-
-    config = {**tiny_hf_config, "layer_norm_eps": eps, "pad_token_id": 5}
-    theirs = XLMRobertaModel(XLMRobertaConfig(**config)).double().eval()
-    ours = XLMRobertaBackbone(tiny_shape, pad_token_id=5, layer_norm_eps=eps).double().eval()
-    ours.load_state_dict(theirs.state_dict())
-    ids = torch.where(batch["input_ids"] == 1, 5, batch["input_ids"].clamp(min=6))
-    mask = ids.ne(5).long()
-    with torch.no_grad():
-        mine, expected = ours(ids, mask), theirs(ids, mask).last_hidden_state
-    torch.testing.assert_close(mine[mask.bool()], expected[mask.bool()], atol=1e-10, rtol=0)
 
 
 @pytest.mark.parametrize(("dtype", "atol"), [(torch.float64, 1e-10), (torch.float32, 1e-5)])
@@ -151,23 +150,15 @@ def test_expected_count_at_binary_gates_is_the_real_count(build_model, tiny_shap
 def test_a_uniform_shape_loads_into_transformers(
     build_model, tiny_shape, target_shape, tiny_hf_config, batch
 ):
-    from transformers import XLMRobertaConfig, XLMRobertaModel
-
     backbone, heads = build_model(tiny_shape)
-    kept = {"head": 2, "hidden": 16, "intermediate": 32, "layer": 2}
+    fields = {axis: (field, getattr(target_shape, field)) for axis, field in SHAPE_FIELDS.items()}
     z = {}
     for axis, value in random_gates(AXES, 1, soft=True).items():
-        best = value.topk(kept[axis], dim=-1).indices
+        best = value.topk(fields[axis][1], dim=-1).indices
         z[axis] = torch.zeros_like(value).double().scatter(-1, best, 1.0)
     masks = PruningMasks(**z)
     keep = backbone.keep_indices(masks)
-    config = tiny_hf_config | {
-        "hidden_size": 16,
-        "num_attention_heads": 2,
-        "intermediate_size": 32,
-        "num_hidden_layers": 2,
-    }
-    small = XLMRobertaModel(XLMRobertaConfig(**config)).double().eval()
+    small = hugging_face(tiny_hf_config, **dict(fields.values()))
     with torch.no_grad():
         masked = backbone(**batch, masks=masks)[..., keep.hidden]
         cut(backbone, heads, keep)
@@ -204,25 +195,18 @@ def test_a_layer_without_heads_or_units_still_has_its_biases(build_model, tiny_s
     assert dense.weight.shape == (H, 0) and dense.bias.shape == (H,)
 
 
-def test_kept_weights_are_unchanged(build_model, tiny_shape):
+def test_kept_weights_are_unchanged_and_frozen_ones_stay_frozen(build_model, tiny_shape):
     backbone, heads = build_model(tiny_shape, torch.float32)
-    before = copy.deepcopy(backbone.state_dict())
-    masks = PruningMasks(**random_gates(AXES, 2))
-    keep = backbone.keep_indices(masks)
-    cut(backbone, heads, keep)
-    new, old = 0, keep.layer[0]
-    key = "encoder.layer.{}.attention.self.value.weight"
-    rows = [head * 8 + d for head in keep.head[0] for d in range(8)]
-    expected = before[key.format(old)][rows][:, keep.hidden]
-    assert torch.equal(backbone.state_dict()[key.format(new)], expected)
-    table = "embeddings.word_embeddings.weight"
-    assert torch.equal(backbone.state_dict()[table], before[table][:, keep.hidden])
-
-
-def test_pruning_keeps_frozen_parameters_frozen(build_model, tiny_shape):
-    backbone, heads = build_model(tiny_shape)
     heads.requires_grad_(False)
-    cut(backbone, heads, backbone.keep_indices(PruningMasks(**random_gates(AXES, 2))))
+    before = copy.deepcopy(backbone.state_dict())
+    keep = backbone.keep_indices(PruningMasks(**random_gates(AXES, 2)))
+    cut(backbone, heads, keep)
+    found, key = backbone.state_dict(), "encoder.layer.{}.attention.self.value.weight"
+    rows = [head * 8 + d for head in keep.head[0] for d in range(8)]
+    expected = before[key.format(keep.layer[0])][rows][:, keep.hidden]
+    assert torch.equal(found[key.format(0)], expected)
+    table = "embeddings.word_embeddings.weight"
+    assert torch.equal(found[table], before[table][:, keep.hidden])
     frozen = {name for name, p in backbone.named_parameters() if not p.requires_grad}
     assert frozen == {"pooler.dense.weight", "pooler.dense.bias"}
     assert not any(p.requires_grad for p in heads.parameters())
@@ -249,20 +233,10 @@ def test_gradient_of_soft_gates(build_model, tiny_shape, batch, axis):
     torch.testing.assert_close(gradient, difference, rtol=1e-5, atol=1e-9)
 
 
-def test_dropout_only_in_training(build_model, tiny_shape, batch):
+def test_dropout_only_in_training_and_a_row_of_padding_is_no_nan(build_model, tiny_shape, batch):
     backbone, _ = build_model(tiny_shape, dropout=0.5)
     assert torch.equal(backbone(**batch), backbone(**batch))
-    backbone.train()
-    assert not torch.equal(backbone(**batch), backbone(**batch))
-
-
-def test_a_row_of_padding_is_no_nan(build_model, tiny_shape):
-    backbone, _ = build_model(tiny_shape)
     ids = torch.ones(1, 3, dtype=torch.long)
     assert backbone(ids, torch.zeros_like(ids)).isfinite().all()
-
-
-def test_soft_gates_are_refused(build_model, tiny_shape):
-    backbone, _ = build_model(tiny_shape)
-    with pytest.raises(ValueError, match="gates are not all 0 or 1, so cutting would change"):
-        backbone.keep_indices(PruningMasks(hidden=torch.full((H,), 0.5)))
+    backbone.train()
+    assert not torch.equal(backbone(**batch), backbone(**batch))

@@ -1,7 +1,5 @@
 """The three outputs and their scores equal what FlagEmbedding computes on the same states."""
 
-from __future__ import annotations
-
 import copy
 from types import SimpleNamespace
 from typing import Any

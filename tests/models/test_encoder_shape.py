@@ -1,7 +1,5 @@
 """Parameter counts against real modules; exportable shapes against a search of every shape."""
 
-from __future__ import annotations
-
 import math
 import re
 from dataclasses import replace

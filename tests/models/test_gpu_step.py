@@ -1,7 +1,5 @@
 """A training step on a GPU: it waits for nothing, whatever kernels and compilers do."""
 
-from __future__ import annotations
-
 import pytest
 import torch
 

@@ -1,7 +1,5 @@
 """The gate against its paper's formulas, written out again, and against quantiles of its noise."""
 
-from __future__ import annotations
-
 import math
 
 import pytest

@@ -3,8 +3,6 @@
 Which operations would wait is seen on the CPU too.
 """
 
-from __future__ import annotations
-
 import copy
 from typing import Any
 
@@ -28,7 +26,7 @@ WAITING |= {"_unique2", "unique_consecutive", "unique_dim", "repeat_interleave"}
 class NoWaiting(TorchDispatchMode):
     """Fails at an operation whose result the host needs."""
 
-    def __enter__(self) -> NoWaiting:
+    def __enter__(self):
         self._patch = pytest.MonkeyPatch()
         # On the CPU these are no operations; new_tensor copies from ordinary memory.
         for name in ("tolist", "numpy", "cpu", "new_tensor"):

@@ -1,7 +1,5 @@
 """Gates per axis, their expected cost, and the constraint that holds them to a target."""
 
-from __future__ import annotations
-
 from dataclasses import replace
 
 import numpy as np

@@ -1,7 +1,5 @@
 """The written-out gradient against autograd's; the compiled form against single operations."""
 
-from __future__ import annotations
-
 import logging
 from itertools import product
 

@@ -1,7 +1,5 @@
 """Packed tokens and attention over them: what the encoder computes of padded texts, three ways."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 
 import pytest

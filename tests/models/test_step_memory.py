@@ -1,7 +1,5 @@
 """The estimate against what a step's tensors really take."""
 
-from __future__ import annotations
-
 from dataclasses import replace
 from typing import Any
 

@@ -1,7 +1,5 @@
 """Keep indices against plain loops; a cut module against the whole one on the kept structures."""
 
-from __future__ import annotations
-
 import json
 
 import pytest
