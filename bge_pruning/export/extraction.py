@@ -23,12 +23,7 @@ from bge_pruning.export.validation import (
     tokenize_sentences,
 )
 from bge_pruning.export.vocabulary import KeptVocabulary, trim_vocabulary
-from bge_pruning.model_io.checkpoint import (
-    as_base_model,
-    cut,
-    final_gates,
-    load_trained_model,
-)
+from bge_pruning.model_io.checkpoint import as_base_model, cut, final_gates, load_trained_model
 from bge_pruning.model_io.model_folder import write_model_folder
 from bge_pruning.model_io.precision import dtype_name, precision_loss, round_weights
 from bge_pruning.model_io.pretrained import BaseModel
@@ -255,8 +250,7 @@ def write_extraction(
 def _check_counts(base: BaseModel, shape: EncoderShape) -> None:
     expected = count_parameters(shape)
     real = replace(
-        base.backbone.count_parameters(),
-        heads=sum(p.numel() for p in base.heads.parameters()),
+        base.backbone.count_parameters(), heads=sum(p.numel() for p in base.heads.parameters())
     )
     if real != expected:
         raise ValidationError(
@@ -277,10 +271,7 @@ def describe(info: PruningRecord) -> str:
 
 
 def nested_extraction(
-    larger: Extraction,
-    keep: KeepIndices,
-    shape: EncoderShape,
-    constraint: dict[str, Constraint],
+    larger: Extraction, keep: KeepIndices, shape: EncoderShape, constraint: dict[str, Constraint]
 ) -> Extraction:
     """Cut a smaller sub-network out of a larger one of the same gates, as it was trained on.
 

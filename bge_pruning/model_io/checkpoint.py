@@ -29,10 +29,7 @@ from bge_pruning.models.bge_m3_backbone import XLMRobertaBackbone
 from bge_pruning.models.embedding_heads import EmbeddingHeads
 from bge_pruning.models.encoder_shape import EncoderShape
 from bge_pruning.models.l0_module_embedding import L0Module
-from bge_pruning.models.structural_pruning import (
-    KeepIndices,
-    PruningMasks,
-)
+from bge_pruning.models.structural_pruning import KeepIndices, PruningMasks
 
 METADATA_KEY = "RunMetadataCallback"
 WORD_TABLE = "backbone.embeddings.word_embeddings.weight"

@@ -180,9 +180,7 @@ def _read_pruning(path: Path) -> PruningRecord | None:
 
 
 def _shape_of(
-    config: dict[str, Any],
-    state: dict[str, Tensor],
-    heads: dict[str, dict[str, Tensor] | None],
+    config: dict[str, Any], state: dict[str, Tensor], heads: dict[str, dict[str, Tensor] | None]
 ) -> EncoderShape:
     colbert = heads["colbert_linear"]
     return shape_from_config(

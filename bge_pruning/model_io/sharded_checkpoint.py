@@ -20,11 +20,7 @@ from torch import Tensor
 from torch.distributed.checkpoint._traverse import set_element
 from torch.distributed.checkpoint.default_planner import DefaultLoadPlanner
 from torch.distributed.checkpoint.filesystem import FileSystemReader
-from torch.distributed.checkpoint.metadata import (
-    Metadata,
-    MetadataIndex,
-    TensorStorageMetadata,
-)
+from torch.distributed.checkpoint.metadata import Metadata, MetadataIndex, TensorStorageMetadata
 from torch.distributed.checkpoint.planner import ReadItem
 
 METADATA_FILE = ".metadata"
@@ -42,11 +38,7 @@ ALLOWED = {
 }
 PATHS = {"Path", "PosixPath", "PurePosixPath", "WindowsPath", "PureWindowsPath"}
 # What extraction needs; the optimizer's state stays where it is.
-NEEDED = (
-    ("state", "model"),
-    ("state", "callbacks", "RunMetadataCallback"),
-    ("state", "timestamp"),
-)
+NEEDED = (("state", "model"), ("state", "callbacks", "RunMetadataCallback"), ("state", "timestamp"))
 
 
 class _Unpickler(pickle.Unpickler):

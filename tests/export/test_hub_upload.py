@@ -197,11 +197,7 @@ def test_the_client_is_asked_for_what_is_meant(folder, monkeypatch):
         (
             "upload_folder",
             (),
-            {
-                "repo_id": NAME,
-                "folder_path": folder,
-                "commit_message": "Upload a pruned model",
-            },
+            {"repo_id": NAME, "folder_path": folder, "commit_message": "Upload a pruned model"},
         ),
     ]
 

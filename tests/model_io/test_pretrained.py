@@ -605,11 +605,7 @@ def test_truncated(layout, name, share):
 @pytest.mark.parametrize("content", FOREIGN.values(), ids=FOREIGN)
 @pytest.mark.parametrize(
     ("layout", "name"),
-    [
-        ("e5", "model.safetensors"),
-        ("bge_m3", "pytorch_model.bin"),
-        ("bge_m3", "sparse_linear.pt"),
-    ],
+    [("e5", "model.safetensors"), ("bge_m3", "pytorch_model.bin"), ("bge_m3", "sparse_linear.pt")],
     indirect=["layout"],
 )
 def test_other_files(layout, name, content):
