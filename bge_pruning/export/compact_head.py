@@ -17,10 +17,6 @@ from torch import Tensor, nn
 def compute_span(head: nn.Linear, norm: nn.LayerNorm) -> Tensor:
     """Orthonormal basis of everything that a head can compute from outputs of a LayerNorm.
 
-    Args:
-        head: Weight ``(C, H)`` and bias ``(C,)``.
-        norm: The LayerNorm over ``H`` dimensions whose output it reads.
-
     Returns:
         Float64, shape ``(C, H)``, for ``C >= H``.
 
@@ -56,14 +52,7 @@ def narrow_head(head: nn.Linear, norm: nn.LayerNorm) -> nn.Linear:
     """A head of size ``(H, H)`` whose vectors have the lengths and products of the given head's.
 
     Args:
-        head: The multi-vector head, ``C >= H``.
         norm: The last LayerNorm of the encoder.
-
-    Returns:
-        A new head in the precision of the old one.
-
-    Raises:
-        ValueError: See :func:`compute_span`.
     """
     basis = compute_span(head, norm)
     narrow = nn.Linear(head.in_features, head.in_features, dtype=head.weight.dtype)

@@ -53,9 +53,6 @@ class ExtractOptions:
         keep_dimension: Give dense vectors the dimensions of the unpruned model, see
             :mod:`bge_pruning.model_io.projection`.
         fit_texts: Files of texts to fit that map on; none to put zeros where a dimension is gone.
-        vocabulary: The tokens to keep, ``None`` for all.
-        onnx: Write ``onnx/model.onnx`` too.
-        onnx_int8: Write ``onnx/model_quantized.onnx`` as well.
         int8_pairs: Scored pairs to measure its loss on.
     """
 
@@ -132,9 +129,6 @@ def extract(
     Args:
         run_or_checkpoint: Run folder (its newest checkpoint) or checkpoint file.
         output: Folder to write; it appears only when it is complete and valid.
-        overwrite: Replace an existing folder.
-        best: Take the best checkpoint of the run folder, see :func:`find_checkpoint`.
-        options: What else is asked for.
 
     Returns:
         The content of ``pruning.json``: see :func:`bge_pruning.export.pruning_record.build_record`,
@@ -167,15 +161,6 @@ def write_model(
     Args:
         start: Begins the extraction. Called here, so that nobody else holds the model: it is let go
             of before validation loads the written one.
-        output: See :func:`extract`.
-        overwrite: Same.
-        options: Same.
-
-    Returns:
-        Same.
-
-    Raises:
-        FileExistsError: See :func:`extract`, also for what else is raised.
     """
     _check_libraries(options)
     with atomic_folder(output, MARKER, overwrite) as folder:

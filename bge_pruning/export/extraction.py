@@ -51,11 +51,7 @@ class Extraction:
     """A masked model on its way to a folder.
 
     Attributes:
-        base: The model, not cut.
         masks: What of it stays.
-        keep: The same as indices.
-        shape: The sizes that the written model will have.
-        info: Content of ``pruning.json`` so far.
         vocabulary: The tokens that stay, ``None`` for all.
     """
 
@@ -71,11 +67,7 @@ def start_extraction(checkpoint: Path, shape: EncoderShape | None = None) -> Ext
     """Read a checkpoint and decide what is cut.
 
     Args:
-        checkpoint: File written by training.
         shape: Sizes to cut to; those of the run's target if ``None``.
-
-    Raises:
-        ValueError: If the checkpoint is damaged or of another project.
     """
     model = load_trained_model(checkpoint)
     masks, target = final_gates(model)
@@ -90,12 +82,7 @@ def start_extraction(checkpoint: Path, shape: EncoderShape | None = None) -> Ext
 
 
 def keep_tokens(extraction: Extraction, vocabulary: KeptVocabulary) -> None:
-    """Have only these tokens written.
-
-    Args:
-        extraction: Changed in place.
-        vocabulary: Chosen from its tokenizer.
-    """
+    """Have only these tokens written."""
     extraction.vocabulary = vocabulary
     _set_shape(extraction, vocab_size=len(vocabulary))
 
@@ -110,10 +97,6 @@ def make_head_square(extraction: Extraction) -> None:
         extraction: Changed in place; ``info`` gets ``multi_vector``: ``source_dim``,
             ``colbert_dim`` and ``largest_difference`` of the products of all vectors of the
             validation sentences.
-
-    Raises:
-        ValueError: If there is no such head, or it is narrower than that.
-        ValidationError: If a product moved by more than ``TOLERANCE``.
     """
     heads, hidden = extraction.base.heads, extraction.shape.hidden_size
     if heads.colbert_linear is None:
@@ -209,8 +192,6 @@ def write_extraction(
     Args:
         extraction: Used up: its model is cut. ``info`` gets ``precision`` below float32: ``dtype``
             and ``rounding`` (:func:`precision_loss`).
-        folder: Existing, empty folder.
-        dtype: Precision of the written weights, see :mod:`bge_pruning.model_io.precision`.
 
     Returns:
         Outputs of the masked model, with rounded weights if they are written so.
@@ -278,14 +259,6 @@ def nested_extraction(
     Args:
         larger: Of the recovery run of the larger one.
         keep: What stays, in the numbering of the unpruned model.
-        shape: Sizes after the cut.
-        constraint: How near the gates were to it, see :func:`compute_constraint_report`.
-
-    Returns:
-        An extraction whose record counts in the unpruned model's numbering, as that of ``larger``.
-
-    Raises:
-        ValueError: If ``larger`` does not contain a structure.
     """
     relative = relative_indices(keep, KeepIndices(**larger.info.kept.as_dict()))
     batches = dict(larger.info.batches)

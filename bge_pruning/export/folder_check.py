@@ -46,12 +46,8 @@ def check_folder(folder: Path, shape: EncoderShape) -> None:
     """Refuse a folder that a server could not load, or would silently load wrongly.
 
     Args:
-        folder: Model folder.
         shape: The sizes that the model really has. Only they tell a wrong number of heads: every
             number that divides the hidden size loads, and computes something else.
-
-    Raises:
-        FolderError: With every demand that is not met.
     """
     problems = [problem for check in CHECKS for problem in check(folder, shape)]
     if problems:

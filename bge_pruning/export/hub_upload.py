@@ -30,9 +30,6 @@ LATER = (
 def check_hub_access(name: str) -> str:
     """Check that an upload can succeed, before the long work whose result is to be uploaded.
 
-    Args:
-        name: Name of the model on the hub, ``owner/name``.
-
     Returns:
         The user whose token is used.
 
@@ -58,7 +55,6 @@ def push_to_hub(folder: Path, name: str, private: bool = False) -> str:
         folder: A folder that extraction wrote; all of it is uploaded, in one commit.
         name: Name of the model on the hub, ``owner/name``. Files that only
             the hub has are kept.
-        private: Hide the model from others.
 
     Returns:
         Address of the model's page.
@@ -91,11 +87,7 @@ def push_to_hub(folder: Path, name: str, private: bool = False) -> str:
 
 
 def check_name(name: str) -> None:
-    """Refuse what cannot be the name of a model on the hub.
-
-    Raises:
-        ValueError: If the name is invalid.
-    """
+    """Refuse what cannot be the name of a model on the hub."""
     from huggingface_hub.errors import HFValidationError
     from huggingface_hub.utils import validate_repo_id
 
@@ -112,11 +104,7 @@ def check_name(name: str) -> None:
 
 
 def _client() -> HfApi:
-    """A client with the user's token, which none of our messages contains.
-
-    Raises:
-        OSError: If there is no token, or it cannot be read.
-    """
+    """A client with the user's token, which none of our messages contains."""
     from huggingface_hub import HfApi, get_token
 
     with _clear_errors("the token for the Hugging Face hub cannot be read"):

@@ -35,8 +35,6 @@ def add_projection(
     """Add the Dense module that brings dense vectors back to the unpruned model's dimensions.
 
     Args:
-        folder: Written model folder without such a module.
-        info: Its ``pruning.json``: the source, its shape, and the kept dimensions.
         texts: Files of texts to fit the map on, see :func:`read_sentences`; none for the selection.
 
     Returns:

@@ -52,7 +52,6 @@ def export_onnx(folder: Path, base: BaseModel | None = None, overwrite: bool = F
     float32, whatever the folder's precision.
 
     Args:
-        folder: Model folder.
         base: The model in it, if it is loaded already; moved to the CPU and set to float32.
         overwrite: Replace the folder's ``onnx``, whatever else is in it.
 
@@ -95,15 +94,7 @@ def export_onnx(folder: Path, base: BaseModel | None = None, overwrite: bool = F
 
 
 def write_graph(base: BaseModel, folder: Path) -> ModelProto:
-    """Write the graph, and beside it the weights if they are too large for one file.
-
-    Args:
-        base: The model.
-        folder: Existing folder.
-
-    Returns:
-        The model as it is in the file.
-    """
+    """Write the graph, and beside it the weights if they are too large for one file."""
     onnx = import_optional("onnx", "onnx")
     weights: list[Tensor] = [*base.backbone.parameters(), *base.heads.parameters()]
     if base.projection is not None:
@@ -151,10 +142,6 @@ def _store_outside(file: Any, name: str, array: np.ndarray) -> TensorProto:
 def compare_with_torch(base: BaseModel, path: Path) -> dict[str, float]:
     """Run a graph beside the model it was made from, on real sentences.
 
-    Args:
-        base: The model.
-        path: ONNX file.
-
     Returns:
         The largest difference by output, padding left out, relative to the largest value of the
         output where that is above 1.
@@ -199,9 +186,6 @@ def _batches(base: BaseModel) -> Iterator[tuple[Tensor, Tensor]]:
 
 def check_differences(differences: dict[str, float]) -> None:
     """Refuse a graph that computes something else.
-
-    Args:
-        differences: See :func:`compare_with_torch`.
 
     Raises:
         OnnxExportError: If one is above ``TOLERANCE`` or not finite.

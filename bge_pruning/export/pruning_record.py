@@ -35,9 +35,6 @@ def build_record(
     """Content of ``pruning.json``, as far as the checkpoint knows it.
 
     Args:
-        model: Not cut.
-        shape: Sizes after the cut.
-        keep: What stays.
         method: How it was chosen, see :data:`bge_pruning.config.schema.METHODS`.
 
     Returns:
@@ -114,7 +111,6 @@ def compute_constraint_report(l0_module: L0Module, shape: EncoderShape) -> dict[
 
     Args:
         l0_module: The gates at the end of training.
-        shape: The shape that is extracted.
 
     Returns:
         By axis (and ``encoder``, the share of parameters, and ``operations`` if they are to be
@@ -143,11 +139,7 @@ def compute_constraint_report(l0_module: L0Module, shape: EncoderShape) -> dict[
 
 
 def warn_if_far(constraint: dict[str, Constraint]) -> None:
-    """Say so if the gates of a run ended far from its target.
-
-    Args:
-        constraint: See :func:`compute_constraint_report`.
-    """
+    """Say so if the gates of a run ended far from its target."""
     for axis, row in constraint.items():
         distance = row.largest_distance
         if distance > FAR_FROM_TARGET:

@@ -61,11 +61,7 @@ def compute_references(
     """Outputs of the masked model on tokenised sentences, in float32.
 
     Args:
-        backbone: Encoder, not cut.
-        heads: Its heads, not cut.
-        masks: Gates.
         inputs: ``input_ids`` and ``attention_mask``, shape ``(B, T)``.
-        kept_hidden: Hidden dimensions that stay.
     """
     mask = inputs["attention_mask"]
     hidden = backbone(inputs["input_ids"], mask, masks)
@@ -102,7 +98,6 @@ def validate(folder: Path, references: References) -> float:
     what sentence-transformers pools are the last hidden states of transformers' ``AutoModel``.
 
     Args:
-        folder: Written model folder.
         references: Outputs of the masked model with weights of the folder's precision.
 
     Returns:
@@ -161,12 +156,7 @@ def _load_heads(folder: Path, hidden_size: int) -> EmbeddingHeads:
 
 
 def sentence_vectors(folder: Path, dtype: torch.dtype = torch.float32) -> Tensor:
-    """Vectors of the validation sentences by sentence-transformers, float32, on the CPU.
-
-    Args:
-        folder: Model folder.
-        dtype: Precision to compute in.
-    """
+    """Vectors of the validation sentences by sentence-transformers, float32, on the CPU."""
     rows = _run_folder(folder, dtype)
     return torch.stack([row["sentence_embedding"] for row in rows]).float()
 
@@ -192,9 +182,7 @@ def check_as_loaded(folder: Path, expected: Tensor, dtype: torch.dtype) -> float
     """Largest difference of dense vectors computed in the folder's own precision.
 
     Args:
-        folder: Written model folder.
         expected: Dense vectors of the validation sentences, shape ``(n, H)``.
-        dtype: Precision of the folder.
 
     Raises:
         ValidationError: If a vector is not finite.

@@ -86,7 +86,6 @@ def choose_vocabulary(
     go to the end. The other tokens keep their order.
 
     Args:
-        base: The model.
         counts: How often each id occurs in each corpus, by name, shape ``(ids,)``; special tokens
             that are set around a text not counted.
         size: Tokens to keep; the most frequent ones beside those that are required. ``None`` keeps
@@ -119,13 +118,6 @@ def check_trimmable(base: BaseModel, size: int | None = None) -> TokenizerConten
 
     Rows of the embeddings without a token are not an error: some models pad the table, and
     trimming drops them.
-
-    Args:
-        base: The model.
-        size: Tokens to keep, if that is known.
-
-    Returns:
-        Its tokenizer.
 
     Raises:
         ValueError: If the tokenizer is of a type that cannot be trimmed, has ids beyond the
@@ -240,10 +232,6 @@ def trim_vocabulary(base: BaseModel, keep: KeptVocabulary) -> BaseModel:
 
     A new object; ``base`` is not changed. Only the kept rows of the word embeddings are copied. All
     other weights are shared with ``base``, so let go of it to free the old table.
-
-    Args:
-        base: The model.
-        keep: Chosen from its tokenizer.
 
     Raises:
         ValueError: If it was chosen from another tokenizer, or the tokenizer does not fit the

@@ -76,10 +76,6 @@ class Corpora:
 def choose_for_texts(base: BaseModel, request: VocabularyRequest) -> tuple[KeptVocabulary, Corpora]:
     """Choose the tokens that some texts need.
 
-    Args:
-        base: The model.
-        request: What to keep.
-
     Returns:
         The tokens, and the corpora that they were chosen from and can be measured on.
 
@@ -100,12 +96,7 @@ def choose_for_texts(base: BaseModel, request: VocabularyRequest) -> tuple[KeptV
 
 
 def find_corpora(request: VocabularyRequest) -> Corpora:
-    """The files of a request.
-
-    Raises:
-        FileNotFoundError: If there is no such file.
-        ValueError: If there are neither texts nor languages, or a language has no corpus.
-    """
+    """The files of a request."""
     if not request.texts and not request.languages:
         raise ValueError(
             "no texts say which tokens to keep. To fix, pass --keep-vocabulary-from FILES or "
@@ -154,11 +145,7 @@ def _name(path: Path) -> str:
 
 
 def plain_tokenizer(files: Mapping[str, bytes]) -> Tokenizer:
-    """A tokenizer that neither cuts, pads nor sets special tokens.
-
-    Args:
-        files: Contents of the tokenizer files by name.
-    """
+    """A tokenizer that neither cuts, pads nor sets special tokens."""
     from tokenizers import Tokenizer
 
     content = json.loads(files["tokenizer.json"])
@@ -182,16 +169,8 @@ def count_tokens(path: str, tokenizer: Tokenizer) -> np.ndarray:
 
     The corpus is read in pieces, so it may be larger than the memory.
 
-    Args:
-        path: See :class:`VocabularyRequest`.
-        tokenizer: As :func:`plain_tokenizer` makes it.
-
     Returns:
         Shape ``(ids,)``, int64.
-
-    Raises:
-        FileNotFoundError: If there is no such file.
-        ValueError: If a row is wrong, or there is no text.
     """
     size = max(tokenizer.get_vocab().values()) + 1
     counts = np.zeros(size, np.int64)
@@ -232,9 +211,6 @@ def build_report(
 
     Args:
         shape: Sizes of the model with all its tokens.
-        files: Contents of its tokenizer files by name.
-        keep: The tokens that stay.
-        corpora: The texts to measure on.
         limit: How many texts of each corpus are measured, from its first on.
 
     Returns:
@@ -286,9 +262,7 @@ def compare_tokenizers(
     """Measure how much of some texts two tokenizers read alike.
 
     Args:
-        batches: The texts, in lists.
         before: The untrimmed tokenizer, plain.
-        after: The trimmed one, plain.
         old_ids: Old id of each new id.
         unknown: Old id of the unknown token, if there is one.
 

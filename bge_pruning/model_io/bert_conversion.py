@@ -64,9 +64,6 @@ PROBES = (
 def convert_config(bert: BertConfig) -> XLMRobertaConfig:
     """Map a BERT config to the XLM-RoBERTa config of the same architecture.
 
-    Args:
-        bert: Config of an encoder with absolute position embeddings.
-
     Returns:
         Config with ``pad_token_id + 1`` more position rows and one token type.
 
@@ -108,7 +105,6 @@ def convert_state_dict(state: Mapping[str, Tensor], pad_token_id: int) -> dict[s
 
     Args:
         state: ``BertModel`` weights; position table ``(P, H)``, token-type table ``(2, H)``.
-        pad_token_id: Id of the padding token.
 
     Returns:
         ``XLMRobertaModel`` weights without buffers; position table ``(P + pad_token_id + 1, H)``,
@@ -123,18 +119,7 @@ def convert_state_dict(state: Mapping[str, Tensor], pad_token_id: int) -> dict[s
 
 
 def convert_model(bert: BertModel) -> XLMRobertaModel:
-    """Build the XLM-RoBERTa model that computes what a BERT model computes, in evaluation mode.
-
-    Args:
-        bert: Encoder with or without pooler.
-
-    Returns:
-        Model of the same sizes and dtype; the pooler is there if ``bert`` has one.
-
-    Raises:
-        ValueError: See :func:`convert_config`.
-        RuntimeError: If the weights do not line up with the config.
-    """
+    """Build the XLM-RoBERTa model that computes what a BERT model computes, in evaluation mode."""
     config = convert_config(bert.config)
     model = XLMRobertaModel(config, add_pooling_layer=bert.pooler is not None).to(bert.dtype)
     model.load_state_dict(convert_state_dict(bert.state_dict(), config.pad_token_id), strict=True)
@@ -161,8 +146,6 @@ def compute_largest_difference(
     """Largest absolute difference of the last hidden states of real (not padding) tokens.
 
     Args:
-        first: Encoder in evaluation mode.
-        second: Encoder of the same hidden size, in evaluation mode.
         batches: ``input_ids`` and ``attention_mask`` of shape ``(B, T)``.
 
     Returns:
@@ -181,9 +164,6 @@ def verify_conversion(bert: BertModel, source: Path, folder: Path, texts: Sequen
     """Load a converted folder as a user would and compare it with its source.
 
     Args:
-        bert: The source model.
-        source: Folder of the source; its tokenizer is the reference.
-        folder: Folder of the converted model.
         texts: Texts to compare on; they are cut at the source's ``max_position_embeddings``.
 
     Returns:
@@ -215,12 +195,6 @@ def verify_conversion(bert: BertModel, source: Path, folder: Path, texts: Sequen
 def load_bert(source: Path) -> BertModel:
     """Load a BERT encoder in float32, without pooler if its file has none.
 
-    Args:
-        source: Folder in Hugging Face layout.
-
-    Returns:
-        The model in evaluation mode.
-
     Raises:
         FileNotFoundError: If the folder has no ``config.json``.
         ValueError: If the folder holds another architecture, or the file lacks encoder weights.
@@ -248,9 +222,6 @@ def load_tokenizer(source: Path) -> PreTrainedTokenizerBase:
 
     Truncation and padding stored with the tokenizer are cleared: servers that read
     ``tokenizer.json`` directly would otherwise cut every text there (all-MiniLM-L6-v2 stores 128).
-
-    Args:
-        source: Folder in Hugging Face layout.
 
     Returns:
         Tokenizer with ``bos_token`` and ``eos_token`` set to BERT's ``[CLS]`` and ``[SEP]``; it
@@ -291,14 +262,11 @@ def convert_bert_folder(
     The written folder is loaded again and compared with the source before it takes its final name.
 
     Args:
-        source: BERT folder in Hugging Face layout.
-        output: Folder to make.
         sentences: Texts to fit the sparse head on; some thousands.
         max_seq_length: Tokens that sentence-transformers keeps of a text, at most the positions
             that the source has.
         record: Further entries of ``conversion.json`` (checksums, origin).
         model_card: Text of ``README.md``; none is written if empty.
-        overwrite: Replace an earlier conversion.
 
     Returns:
         ``output``, which loads in ``XLMRobertaModel``, ``SentenceTransformer`` and

@@ -69,8 +69,6 @@ class BestScore:
 
     Attributes:
         metric: Such as ``stsb-en-dev/cosine_spearman``.
-        score: Its value; larger is better.
-        batch: The step.
     """
 
     metric: str
@@ -98,7 +96,6 @@ def find_checkpoint(path: Path, best: bool = False) -> Path:
     """The checkpoint of a run folder, or the checkpoint itself: a file, or a sharded run's folder.
 
     Args:
-        path: Run folder or checkpoint.
         best: Take the best checkpoint of the run folder, not the newest.
 
     Raises:
@@ -169,9 +166,6 @@ def load_trained_model(checkpoint: Path) -> TrainedModel:
     Args:
         checkpoint: Written by training; it must not be written to while the model is used. That
             of a sharded run is read into memory.
-
-    Returns:
-        The model on the CPU, in evaluation mode.
 
     Raises:
         ValueError: If the file is damaged, is not of this project, or does not fit itself.
@@ -298,12 +292,7 @@ def final_gates(model: TrainedModel) -> tuple[PruningMasks, EncoderShape]:
 
 
 def as_base_model(model: TrainedModel, name: str) -> BaseModel:
-    """Turn the uncut model of a checkpoint into a base model that shares its weights.
-
-    Args:
-        model: Model read from a checkpoint.
-        name: Its name in messages.
-    """
+    """Turn the uncut model of a checkpoint into a base model that shares its weights."""
     metadata = model.metadata
     return BaseModel(
         name=name,

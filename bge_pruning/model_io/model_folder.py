@@ -30,8 +30,6 @@ def write_safetensors(path: Path, tensors: Mapping[str, Tensor], dtype: torch.dt
     """Write tensors one after the other.
 
     Args:
-        path: File to make.
-        tensors: By name, of any precision.
         dtype: Precision on disk, one of :data:`~bge_pruning.model_io.precision.DTYPES`.
 
     Raises:
@@ -90,16 +88,7 @@ def write_model_folder(
     loads any precision with ``use_fp16`` or without.
 
     Args:
-        folder: Existing, empty folder.
-        backbone: Encoder, already cut.
-        heads: Heads, already cut.
-        shape: Sizes of the cut model.
-        hf_config: ``config.json`` of the source model.
-        tokenizer_files: Contents by file name.
-        max_seq_length: Longest input for sentence-transformers, in tokens.
-        prompts: See :func:`write_sentence_transformers_files`.
         dtype: Precision of the weights on disk: float32, float16 or bfloat16.
-        projection: See :func:`write_sentence_transformers_files`; float32 in any case.
 
     Raises:
         ValueError: If a weight is beyond the range of ``dtype``.
@@ -172,9 +161,7 @@ def write_sentence_transformers_files(
     mean of the tokens.
 
     Args:
-        folder: Existing folder with the model.
         pooling: ``"cls"`` or ``"mean"``; L2 normalisation follows.
-        hidden_size: ``H``, the size of a pooled vector.
         max_seq_length: Texts are cut to this many tokens, special tokens included.
         prompts: ``prompts`` and ``default_prompt_name``: what to write before a text; nothing if
             ``None``.

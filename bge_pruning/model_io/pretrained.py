@@ -42,12 +42,6 @@ class BaseModel:
 
     Attributes:
         name: Hub name or folder, as given.
-        shape: Its sizes.
-        hf_config: Its ``config.json``.
-        backbone: The encoder with its weights.
-        heads: The output heads with their weights.
-        tokenizer_files: Contents of its tokenizer files by name.
-        max_seq_length: Longest input for sentence-transformers, in tokens.
         pruning: Its ``pruning.json`` if it is itself an extracted model.
         prompts: Texts that sentence-transformers writes before an input.
         projection: Map from pooled vectors to the dimensions of the original, which the folder's
@@ -79,7 +73,6 @@ def read_shape(folder: Path, colbert_dim: int | None = None) -> EncoderShape:
     """Sizes of a model folder, from its files, without reading the encoder's weights.
 
     Args:
-        folder: Model folder.
         colbert_dim: Output size of a multi-vector head that is to be made; ``None`` takes the
             head that the folder has.
 
@@ -129,11 +122,8 @@ def load_base_model(
     """Load a base model with float32 weights.
 
     Args:
-        name: Hub name or folder.
-        revision: Hub revision.
         pooling: ``"cls"`` or ``"mean"``; ``None`` takes what the folder's sentence-transformers
             files say, else ``"cls"`` as BGE-M3.
-        dropout: Dropout probability for training.
         init_missing_heads: Make heads that the folder lacks: the multi-vector head the identity,
             the sparse head small random weights. Otherwise those outputs do not exist.
 

@@ -47,7 +47,6 @@ class Module(NamedTuple):
 
     Attributes:
         kind: Name of its class; with the package if that is not sentence-transformers.
-        path: Its folder within the model's; empty for the model's own.
     """
 
     kind: str
@@ -55,12 +54,7 @@ class Module(NamedTuple):
 
 
 def compute_modules(projected: bool) -> list[dict[str, Any]]:
-    """Content of ``modules.json`` as this project writes it.
-
-    Args:
-        projected: Whether a linear map lies between pooling and normalisation, see
-            :mod:`bge_pruning.model_io.projection`.
-    """
+    """Content of ``modules.json`` as this project writes it."""
     kinds = [kind for kind in APPLIED if projected or kind != "Dense"]
     return [
         {
@@ -75,9 +69,6 @@ def compute_modules(projected: bool) -> list[dict[str, Any]]:
 
 def read_modules(folder: Path) -> list[Module]:
     """The modules of a folder, in their order; none if it has no ``modules.json``.
-
-    Args:
-        folder: Model folder.
 
     Raises:
         ValueError: If the file does not hold a list of modules.
@@ -109,9 +100,6 @@ def _module(entry: _Entry) -> Module:
 
 def check_modules(folder: Path) -> list[Module]:
     """The modules of a folder, all of which this project applies.
-
-    Args:
-        folder: Model folder.
 
     Raises:
         ForeignModuleError: If one is not applied here, or not in this order or place.
@@ -156,10 +144,6 @@ RIDGE = 1e-3
 def compute_selection(kept: Sequence[int], size: int) -> Tensor:
     """The map that puts every kept dimension in its place and 0 elsewhere.
 
-    Args:
-        kept: Dimensions of the original that the pruned model has.
-        size: Dimensions of the original, ``S``.
-
     Returns:
         Float32, shape ``(S, H)``.
     """
@@ -177,7 +161,6 @@ def fit_projection(pruned: np.ndarray, original: np.ndarray, kept: Sequence[int]
     Args:
         pruned: L2-normalised vectors of texts, shape ``(n, H)``.
         original: The original's vectors of the same texts, L2-normalised, shape ``(n, S)``.
-        kept: Dimensions of the original that the pruned model has.
 
     Returns:
         Float32, shape ``(S, H)``.
@@ -200,12 +183,7 @@ def fit_projection(pruned: np.ndarray, original: np.ndarray, kept: Sequence[int]
 
 
 def project(vectors: Tensor, projection: Tensor) -> Tensor:
-    """L2-normalised vectors in the original's dimensions, shape ``(n, S)``.
-
-    Args:
-        vectors: Of the pruned model, shape ``(n, H)``.
-        projection: Shape ``(S, H)``.
-    """
+    """L2-normalised vectors in the original's dimensions, shape ``(n, S)``."""
     return F.normalize(F.linear(vectors, projection.to(vectors)), dim=-1)
 
 
@@ -214,11 +192,6 @@ def write_projection(folder: Path, projection: Tensor) -> None:
 
     Only keys that every version knows: 5.2 passes all of them to its constructor. sentence-
     transformers casts the weights to the encoder's precision when it loads them.
-
-    Args:
-        folder: Model folder; its ``modules.json`` names the module, see
-            :func:`bge_pruning.model_io.model_folder.write_sentence_transformers_files`.
-        projection: Shape ``(S, H)``.
     """
     place = folder / FOLDER
     place.mkdir()
@@ -237,9 +210,6 @@ def write_projection(folder: Path, projection: Tensor) -> None:
 
 def read_projection(folder: Path) -> Tensor | None:
     """The map between pooling and normalisation, or ``None`` if ``modules.json`` names none.
-
-    Args:
-        folder: Model folder.
 
     Returns:
         Float32, shape ``(S, H)``.

@@ -67,13 +67,7 @@ def is_sharded(path: Path) -> bool:
 
 
 def read_metadata(folder: Path) -> Metadata:
-    """Which part of which value lies where.
-
-    Raises:
-        pickle.UnpicklingError: If the file holds anything but that.
-        OSError: If there is none: writing it is the last thing that the ranks do.
-        ValueError: If a part lies outside the folder.
-    """
+    """Which part of which value lies where."""
     with (folder / METADATA_FILE).open("rb") as file:
         metadata = _Unpickler(file).load()
     for name in {info.relative_path for info in metadata.storage_data.values()}:
@@ -85,15 +79,8 @@ def read_metadata(folder: Path) -> Metadata:
 def read_sharded_state(folder: Path) -> dict[str, Any]:
     """What extraction needs of a checkpoint folder, with whole tensors in memory.
 
-    Args:
-        folder: Written by the ranks together; how many they were does not matter.
-
     Returns:
         As of a checkpoint file: ``{"state": {"model": ..., "callbacks": ..., "timestamp": ...}}``.
-
-    Raises:
-        ValueError: If a part is missing.
-        Exception: Whatever a damaged file leads to.
     """
     metadata = read_metadata(folder)
     paths = metadata.planner_data

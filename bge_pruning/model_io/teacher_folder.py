@@ -23,10 +23,7 @@ class Teacher:
     dimensions, or fewer of them. Where the projection is a selection, similarities are the same.
 
     Args:
-        name: Hub name or folder.
-        revision: Hub revision.
         pooling: Pooling of the dense output; ``None`` takes what the model's files say.
-        names: Outputs to distil, see :meth:`EmbeddingHeads.outputs`.
     """
 
     def __init__(
@@ -69,9 +66,6 @@ class Teacher:
         """Explain why it cannot teach a model; ``None`` if it can.
 
         An extracted model has the tokens and multi-vectors of its source, unless asked otherwise.
-
-        Args:
-            student: The model.
         """
         if self.vocabulary() != read_vocabulary(student.tokenizer_files):
             return (
