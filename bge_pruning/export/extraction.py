@@ -64,11 +64,7 @@ class Extraction:
 
 
 def start_extraction(checkpoint: Path, shape: EncoderShape | None = None) -> Extraction:
-    """Read a checkpoint and decide what is cut.
-
-    Args:
-        shape: Sizes to cut to; those of the run's target if ``None``.
-    """
+    """Read a checkpoint and decide what is cut: to ``shape``, or else to the run's target."""
     model = load_trained_model(checkpoint)
     masks, target = final_gates(model)
     if shape is not None and shape != target:
@@ -195,10 +191,6 @@ def write_extraction(
 
     Returns:
         Outputs of the masked model, with rounded weights if they are written so.
-
-    Raises:
-        ValueError: If a weight is beyond the range of ``dtype``.
-        ValidationError: If the cut model has other parameters than its shape says.
     """
     base = extraction.base
     sentences = _tokenize(extraction)

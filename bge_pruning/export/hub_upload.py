@@ -30,8 +30,7 @@ LATER = (
 def check_hub_access(name: str) -> str:
     """Check that an upload can succeed, before the long work whose result is to be uploaded.
 
-    Returns:
-        The user whose token is used.
+    Returns the user whose token is used.
 
     Raises:
         ValueError: If the name is invalid.
@@ -49,15 +48,9 @@ def check_hub_access(name: str) -> str:
 
 
 def push_to_hub(folder: Path, name: str, private: bool = False) -> str:
-    """Upload a model folder, and create the model on the hub if it does not exist.
+    """Upload a model folder in one commit, and create the model if the hub does not have it.
 
-    Args:
-        folder: A folder that extraction wrote; all of it is uploaded, in one commit.
-        name: Name of the model on the hub, ``owner/name``. Files that only
-            the hub has are kept.
-
-    Returns:
-        Address of the model's page.
+    Files that only the hub has are kept. Returns the address of the model's page.
 
     Raises:
         FileNotFoundError: If the folder holds no extracted model.

@@ -142,9 +142,8 @@ def _store_outside(file: Any, name: str, array: np.ndarray) -> TensorProto:
 def compare_with_torch(base: BaseModel, path: Path) -> dict[str, float]:
     """Run a graph beside the model it was made from, on real sentences.
 
-    Returns:
-        The largest difference by output, padding left out, relative to the largest value of the
-        output where that is above 1.
+    Returns the largest difference by output, padding left out, relative to the largest value of
+    the output where that is above 1.
     """
     backbone, heads = base.backbone.cpu().float().eval(), base.heads.cpu().float().eval()
     session = open_session(path)
@@ -185,11 +184,7 @@ def _batches(base: BaseModel) -> Iterator[tuple[Tensor, Tensor]]:
 
 
 def check_differences(differences: dict[str, float]) -> None:
-    """Refuse a graph that computes something else.
-
-    Raises:
-        OnnxExportError: If one is above ``TOLERANCE`` or not finite.
-    """
+    """Refuse a graph that computes something else."""
     wrong = [f"{name} {d:.2e}" for name, d in differences.items() if not d <= TOLERANCE]
     if wrong:
         raise OnnxExportError(

@@ -51,14 +51,7 @@ class GraphBuilder:
         self.weights: dict[str, TensorProto] = {}
 
     def node(self, kind: str, *inputs: str, output: str | None = None, **attributes: Any) -> str:
-        """Add a node with one output.
-
-        Args:
-            output: Name of its output; one is made if ``None``.
-
-        Returns:
-            The name of the output, which is the node's name too.
-        """
+        """Add a node with one output; returns the output's name, which is the node's name too."""
         output = output or f"{kind}_{len(self.nodes)}"
         self.nodes.append(self.helper.make_node(kind, inputs, [output], output, **attributes))
         return output

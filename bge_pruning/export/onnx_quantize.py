@@ -175,10 +175,9 @@ def describe_loss(record: Int8Record) -> str:
 
 @contextmanager
 def quantised(folder: Path) -> Iterator[Path]:
-    """A quantised copy of a folder's graph, in a folder beside it that is gone afterwards.
+    """Quantise a folder's graph in a folder beside it that is gone afterwards.
 
-    Yields:
-        The ONNX file; it may be moved away.
+    The file that it yields may be moved away.
     """
     source = folder / FOLDER / MODEL
     if not source.is_file():

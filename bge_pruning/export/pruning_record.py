@@ -107,15 +107,11 @@ def as_parameters(shape: EncoderShape) -> Parameters:
 
 @torch.no_grad()
 def compute_constraint_report(l0_module: L0Module, shape: EncoderShape) -> dict[str, Constraint]:
-    """How far the gates were from what is cut, per axis.
-
-    Args:
-        l0_module: The gates at the end of training.
+    """How far the gates at the end of training were from what is cut, per axis.
 
     Returns:
         By axis (and ``encoder``, the share of parameters, and ``operations`` if they are to be
-        fewer): ``expected_sparsity`` (mean over layers), ``target_sparsity``,
-        ``realised_sparsity``, and ``largest_distance`` of any layer from the realised sparsity.
+        fewer); ``largest_distance`` is that of any layer from the realised sparsity.
     """
     source = l0_module.shape
     realised = {

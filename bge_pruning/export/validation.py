@@ -58,11 +58,7 @@ def compute_references(
     inputs: dict[str, Tensor],
     kept_hidden: list[int],
 ) -> References:
-    """Outputs of the masked model on tokenised sentences, in float32.
-
-    Args:
-        inputs: ``input_ids`` and ``attention_mask``, shape ``(B, T)``.
-    """
+    """Outputs of the masked model on tokenised sentences ``(B, T)``, in float32."""
     mask = inputs["attention_mask"]
     hidden = backbone(inputs["input_ids"], mask, masks)
     outputs = heads.outputs(hidden, mask)
@@ -96,9 +92,6 @@ def validate(folder: Path, references: References) -> float:
 
     Both compute in float32, whatever the precision of the weights. It is loaded once and runs once:
     what sentence-transformers pools are the last hidden states of transformers' ``AutoModel``.
-
-    Args:
-        references: Outputs of the masked model with weights of the folder's precision.
 
     Returns:
         The largest difference; of an output with values above 1, relative to the largest of them.
@@ -179,14 +172,7 @@ def _run_folder(folder: Path, dtype: torch.dtype) -> list[dict[str, Tensor]]:
 
 
 def check_as_loaded(folder: Path, expected: Tensor, dtype: torch.dtype) -> float:
-    """Largest difference of dense vectors computed in the folder's own precision.
-
-    Args:
-        expected: Dense vectors of the validation sentences, shape ``(n, H)``.
-
-    Raises:
-        ValidationError: If a vector is not finite.
-    """
+    """Largest difference of the ``(n, H)`` dense vectors in the folder's own precision."""
     found = sentence_vectors(folder, dtype)
     if not found.isfinite().all():
         raise ValidationError(

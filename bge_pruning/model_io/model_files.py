@@ -64,7 +64,6 @@ def read_hf_config(folder: Path) -> dict[str, Any]:
     """Read and check ``config.json`` of an XLM-R encoder.
 
     Raises:
-        FileNotFoundError: If there is none.
         ValueError: If the encoder is not one that this project can represent.
     """
     path = folder / "config.json"
@@ -230,12 +229,7 @@ def read_special_ids(tokenizer_files: dict[str, bytes]) -> set[int]:
 
 
 def read_json(path: Path, default: Any = ...) -> Any:
-    """A JSON object, or the default if there is no file.
-
-    Raises:
-        FileNotFoundError: If there is neither file nor default.
-        ValueError: If the file does not hold a JSON object.
-    """
+    """A JSON object, or the default if there is no file."""
     if not path.is_file():
         if default is ...:
             raise FileNotFoundError(f"{path}: no such file. To fix, choose a model folder.")

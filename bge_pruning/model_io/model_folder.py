@@ -29,9 +29,6 @@ ALIGNMENT = 64
 def write_safetensors(path: Path, tensors: Mapping[str, Tensor], dtype: torch.dtype) -> None:
     """Write tensors one after the other.
 
-    Args:
-        dtype: Precision on disk, one of :data:`~bge_pruning.model_io.precision.DTYPES`.
-
     Raises:
         FileExistsError: If the file exists; somebody may have mapped it.
         ValueError: If the precision is unknown, or a number is beyond its range.
@@ -86,9 +83,6 @@ def write_model_folder(
 
     Heads have the precision of the encoder. FlagEmbedding copies them into layers of its own, so it
     loads any precision with ``use_fp16`` or without.
-
-    Args:
-        dtype: Precision of the weights on disk: float32, float16 or bfloat16.
 
     Raises:
         ValueError: If a weight is beyond the range of ``dtype``.

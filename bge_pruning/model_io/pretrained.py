@@ -47,7 +47,6 @@ class BaseModel:
         projection: Map from pooled vectors to the dimensions of the original, which the folder's
             dense vectors have: float32, shape ``(S, H)``; see
             :mod:`bge_pruning.model_io.projection`. ``backbone`` and ``heads`` know nothing of it.
-        license: Identifier of its licence, see :class:`bge_pruning.model_io.hub.Origin`.
         origin: Its hub name, or the one that a local folder names as its base.
     """
 
@@ -257,11 +256,7 @@ def _shorten(items: list[str]) -> str:
 
 
 def weight_file(folder: Path) -> Path:
-    """The file that holds the encoder's weights.
-
-    Raises:
-        FileNotFoundError: If there is none.
-    """
+    """The file that holds the encoder's weights."""
     path = next((folder / file for file in WEIGHT_FILES if (folder / file).is_file()), None)
     if path is None:
         raise FileNotFoundError(

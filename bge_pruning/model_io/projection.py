@@ -68,11 +68,7 @@ def compute_modules(projected: bool) -> list[dict[str, Any]]:
 
 
 def read_modules(folder: Path) -> list[Module]:
-    """The modules of a folder, in their order; none if it has no ``modules.json``.
-
-    Raises:
-        ValueError: If the file does not hold a list of modules.
-    """
+    """The modules of a folder, in their order; none if it has no ``modules.json``."""
     path = folder / "modules.json"
     if not path.is_file():
         return []
@@ -142,11 +138,7 @@ RIDGE = 1e-3
 
 
 def compute_selection(kept: Sequence[int], size: int) -> Tensor:
-    """The map that puts every kept dimension in its place and 0 elsewhere.
-
-    Returns:
-        Float32, shape ``(S, H)``.
-    """
+    """The map that puts every kept dimension in its place, 0 elsewhere; float32, ``(S, H)``."""
     selection = torch.zeros(size, len(kept))
     selection[list(kept), range(len(kept))] = 1.0
     return selection

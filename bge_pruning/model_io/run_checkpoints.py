@@ -104,9 +104,6 @@ def write_gates(run_or_checkpoint: Path, path: Path) -> None:
 
     Args:
         path: ``.npz`` file: open probabilities under the axis names, and boolean ``<axis>_kept``.
-
-    Raises:
-        ValueError: If the run has no gates.
     """
     model = load_trained_model(find_checkpoint(run_or_checkpoint))
     if model.l0_module is None:

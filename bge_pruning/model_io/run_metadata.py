@@ -124,11 +124,7 @@ class _MetadataRecord(Record):
 
 
 def check_metadata(metadata: RunMetadata, path: Path) -> None:
-    """Refuse what no training of this project writes.
-
-    Raises:
-        ValueError: If a value is of another kind, or does not fit the others.
-    """
+    """Refuse what no training of this project writes."""
     fix = "use an earlier checkpoint, or extract with the version that wrote it"
     parse_record(vars(metadata), _MetadataRecord, f"{path}: run metadata", fix)
     if metadata.hf_config["pad_token_id"] >= metadata.shape["vocab_size"]:

@@ -112,11 +112,7 @@ def _place_for(name: str, metadata: Metadata) -> Tensor | None:
 
 
 def check_whole_folder(folder: Path) -> None:
-    """Read every part of a checkpoint folder and compare it with its checksums.
-
-    Raises:
-        ValueError: If a part is damaged or missing; the message says which.
-    """
+    """Read every part of a checkpoint folder and compare it with its checksums."""
     try:
         for index, info in read_metadata(folder).storage_data.items():
             with (folder / info.relative_path).open("rb") as file:

@@ -16,11 +16,7 @@ from transformers import PreTrainedModel
 
 
 def compute_identity_head(hidden_size: int) -> dict[str, Tensor]:
-    """Weights of a multi-vector head that returns its input.
-
-    Returns:
-        ``{"weight": (H, H) identity, "bias": (H,) zeros}``, the content of ``colbert_linear.pt``.
-    """
+    """Content of a ``colbert_linear.pt`` that returns its input."""
     return {"weight": torch.eye(hidden_size), "bias": torch.zeros(hidden_size)}
 
 
@@ -65,10 +61,6 @@ def fit_sparse_head(
 
     Returns:
         ``{"weight": (1, H), "bias": (1,)}`` in float32, the content of ``sparse_linear.pt``.
-
-    Raises:
-        ValueError: If the batches hold fewer than two texts or nothing but special tokens, or
-            ``ridge`` is not positive.
     """
     if not 0 < ridge < math.inf:
         raise ValueError(
