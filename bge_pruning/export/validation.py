@@ -12,7 +12,7 @@ from torch import Tensor
 from bge_pruning.model_io.hub import quick_loading
 from bge_pruning.model_io.model_files import read_pooling
 from bge_pruning.model_io.precision import dtype_name
-from bge_pruning.model_io.pretrained import load_strict, read_heads
+from bge_pruning.model_io.pretrained import colbert_size, flat_heads, load_strict, read_heads
 from bge_pruning.models.bge_m3_backbone import XLMRobertaBackbone
 from bge_pruning.models.embedding_heads import EmbeddingHeads
 from bge_pruning.models.structural_pruning import PruningMasks
@@ -136,15 +136,9 @@ def _difference(found: Tensor, expected: Tensor) -> Tensor:
 
 def _load_heads(folder: Path, hidden_size: int) -> EmbeddingHeads:
     states = read_heads(folder)
-    colbert = states["colbert_linear"]
-    heads = EmbeddingHeads(
-        hidden_size,
-        read_pooling(folder),
-        sparse=states["sparse_linear"] is not None,
-        colbert_dim=0 if colbert is None else colbert["weight"].shape[0],
-    )
-    flat = {f"{n}.{k}": v for n, state in states.items() for k, v in (state or {}).items()}
-    load_strict(heads, flat, str(folder))
+    sparse, pooling = states["sparse_linear"] is not None, read_pooling(folder)
+    heads = EmbeddingHeads(hidden_size, pooling, sparse, colbert_size(states))
+    load_strict(heads, flat_heads(states), str(folder))
     return heads
 
 

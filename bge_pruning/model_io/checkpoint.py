@@ -19,9 +19,9 @@ from torch import Tensor
 
 from bge_pruning.model_io.pretrained import (
     BaseModel,
+    build_modules,
     describe_load_error,
     load_strict,
-    without_weights,
 )
 from bge_pruning.model_io.run_metadata import RunMetadata, check_metadata
 from bge_pruning.model_io.sharded_checkpoint import is_sharded, read_sharded_state
@@ -166,7 +166,8 @@ def load_trained_model(checkpoint: Path) -> TrainedModel:
     state = load_state(checkpoint)
     metadata = _metadata(state, checkpoint)
     weights, batch = _weights_and_batch(state, checkpoint)
-    shape, backbone, heads = _build_modules(metadata)
+    shape = EncoderShape(**metadata.shape)
+    backbone, heads = build_modules(shape, metadata.hf_config, metadata.pooling)
     if WORD_TABLE in weights and not is_sharded(checkpoint):
         # The memory of a mapped file is given back when the last of its tensors goes. The largest
         # one gets a mapping of its own, so that it can go while the others are still used.
@@ -187,28 +188,12 @@ def load_trained_model(checkpoint: Path) -> TrainedModel:
     return TrainedModel(metadata, shape, backbone, heads, l0_module, batch)
 
 
-def _build_modules(
-    metadata: RunMetadata,
-) -> tuple[EncoderShape, XLMRobertaBackbone, EmbeddingHeads]:
-    """Modules of the run's sizes, without its weights."""
-    shape = EncoderShape(**metadata.shape)
-    config = metadata.hf_config
-    with without_weights():
-        backbone = XLMRobertaBackbone(shape, config["pad_token_id"], config["layer_norm_eps"])
-        heads = EmbeddingHeads(
-            shape.hidden_size, metadata.pooling, shape.sparse_head, shape.colbert_dim
-        )
-    return shape, backbone, heads
-
-
 def build_l0_module(shape: EncoderShape, arguments: dict[str, Any] | None) -> L0Module | None:
     """The gates that :attr:`RunMetadata.l0_module` describes."""
     if arguments is None:
         return None
-    target = arguments["target"]
-    return L0Module(
-        shape, **{**arguments, "target": None if target is None else EncoderShape(**target)}
-    )
+    target = arguments["target"] and EncoderShape(**arguments["target"])
+    return L0Module(shape, **{**arguments, "target": target})
 
 
 def _with_prefix(state: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:

@@ -6,6 +6,10 @@ import json
 from pathlib import Path
 from typing import Annotated, Any
 
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import Tensor
+
 from bge_pruning.model_io.hub import TOKENIZER_FILES
 from bge_pruning.models.encoder_shape import EncoderShape
 from bge_pruning.utils.json_records import (
@@ -68,9 +72,9 @@ def read_hf_config(folder: Path) -> dict[str, Any]:
     """
     path = folder / "config.json"
     config = read_json(path)
-    expected = {"model_type": "xlm-roberta", "hidden_act": "gelu"}
-    given = {"position_embedding_type": "absolute", **config}
-    for key, value in {**expected, "position_embedding_type": "absolute"}.items():
+    default = {"position_embedding_type": "absolute"}
+    given = {**default, **config}
+    for key, value in {"model_type": "xlm-roberta", "hidden_act": "gelu", **default}.items():
         if given.get(key) != value:
             raise ValueError(
                 f"{path}: {key} is {given.get(key)!r}, expected '{value}'. To fix, choose an "
@@ -124,14 +128,8 @@ def shape_from_config(
 ) -> EncoderShape:
     """Sizes named by an XLM-R ``config.json``."""
     return EncoderShape(
-        hidden_size=config["hidden_size"],
-        num_attention_heads=config["num_attention_heads"],
-        num_hidden_layers=config["num_hidden_layers"],
-        intermediate_size=config["intermediate_size"],
-        vocab_size=config["vocab_size"],
+        **{key: config[key] for key in (*SIZES, "type_vocab_size")},
         head_dim=config["hidden_size"] // config["num_attention_heads"],
-        max_position_embeddings=config["max_position_embeddings"],
-        type_vocab_size=config["type_vocab_size"],
         pooler=pooler,
         sparse_head=sparse_head,
         colbert_dim=colbert_dim,
@@ -226,6 +224,23 @@ def read_special_ids(tokenizer_files: dict[str, bytes]) -> set[int]:
     tokens = [config.get(f"{name}_token") for name in ("cls", "eos", "pad", "unk")]
     contents = [t.get("content") if isinstance(t, dict) else t for t in tokens]
     return {vocabulary[token] for token in contents if token in vocabulary}
+
+
+def read_safetensors(path: Path) -> dict[str, Tensor]:
+    """The tensors of a file by name.
+
+    Raises:
+        ValueError: If the file is damaged.
+    """
+    try:
+        return load_file(path)
+    except SafetensorError as error:
+        raise damaged(path, error) from error
+
+
+def damaged(path: Path, error: Exception) -> ValueError:
+    """The error of a file that a library cannot read."""
+    return ValueError(f"{path}: damaged or not complete ({error}). To fix, copy it again.")
 
 
 def read_json(path: Path, default: Any = ...) -> Any:

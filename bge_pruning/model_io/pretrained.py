@@ -15,14 +15,17 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
 from bge_pruning.model_io.hub import WEIGHT_FILES, fetch_model_folder, read_origin
 from bge_pruning.model_io.model_files import (
+    damaged,
     read_hf_config,
     read_max_seq_length,
     read_pooling,
     read_prompts,
+    read_safetensors,
     read_tokenizer_files,
     shape_from_config,
 )
@@ -34,6 +37,8 @@ from bge_pruning.utils.json_records import read_record
 from bge_pruning.utils.records import PruningRecord
 
 log = logging.getLogger(__name__)
+# State dicts of the sparse and multi-vector heads, ``None`` where there is none.
+Heads = dict[str, dict[str, Tensor] | None]
 
 
 @dataclass
@@ -78,27 +83,22 @@ def read_shape(folder: Path, colbert_dim: int | None = None) -> EncoderShape:
     Raises:
         ValueError: If it is not an XLM-R encoder that this project can represent.
     """
-    config = read_hf_config(folder)
     heads = read_heads(folder)
     return shape_from_config(
-        config,
+        read_hf_config(folder),
         pooler=_has_pooler(folder),
         sparse_head=heads["sparse_linear"] is not None or colbert_dim is not None,
-        colbert_dim=(
-            heads["colbert_linear"]["weight"].shape[0]
-            if heads["colbert_linear"] is not None
-            else colbert_dim or 0
-        ),
+        colbert_dim=colbert_size(heads) or colbert_dim or 0,
     )
 
 
-def read_heads(folder: Path) -> dict[str, dict[str, Tensor] | None]:
+def read_heads(folder: Path) -> Heads:
     """State dicts of the sparse and multi-vector heads, ``None`` where the folder has none.
 
     Raises:
         ValueError: If a file is damaged or does not hold one linear layer.
     """
-    heads: dict[str, dict[str, Tensor] | None] = {}
+    heads: Heads = {}
     for name in ("sparse_linear", "colbert_linear"):
         path = folder / f"{name}.pt"
         state = heads[name] = _load_tensors(path, mapped=False) if path.is_file() else None
@@ -109,6 +109,12 @@ def read_heads(folder: Path) -> dict[str, dict[str, Tensor] | None]:
                 f"fix, use the heads that belong to the model."
             )
     return heads
+
+
+def colbert_size(heads: Heads) -> int:
+    """Size of the multi-vectors, 0 without such a head."""
+    head = heads["colbert_linear"]
+    return 0 if head is None else head["weight"].shape[0]
 
 
 def load_base_model(
@@ -140,10 +146,15 @@ def load_base_model(
     if init_missing_heads:
         head_states = _with_new_heads(head_states, config["hidden_size"])
     pooling = pooling or read_pooling(folder)
-    shape = _shape_of(config, state, head_states)
-    backbone, heads = _build(shape, config, pooling, dropout)
+    shape = shape_from_config(
+        config,
+        pooler="pooler.dense.weight" in state,
+        sparse_head=head_states["sparse_linear"] is not None,
+        colbert_dim=colbert_size(head_states),
+    )
+    backbone, heads = build_modules(shape, config, pooling, dropout)
     load_strict(backbone, state, str(folder))
-    load_strict(heads, _flat(head_states), f"{folder} (heads)")
+    load_strict(heads, flat_heads(head_states), f"{folder} (heads)")
     _report_heads(name, heads)
     tokenizer_files = read_tokenizer_files(folder, shape.vocab_size)
     origin = read_origin(folder, name)
@@ -168,22 +179,10 @@ def _read_pruning(path: Path) -> PruningRecord | None:
     return read_record(path, PruningRecord, fix) if path.is_file() else None
 
 
-def _shape_of(
-    config: dict[str, Any], state: dict[str, Tensor], heads: dict[str, dict[str, Tensor] | None]
-) -> EncoderShape:
-    colbert = heads["colbert_linear"]
-    return shape_from_config(
-        config,
-        pooler="pooler.dense.weight" in state,
-        sparse_head=heads["sparse_linear"] is not None,
-        colbert_dim=0 if colbert is None else colbert["weight"].shape[0],
-    )
-
-
-def _build(
-    shape: EncoderShape, config: dict[str, Any], pooling: str, dropout: float
+def build_modules(
+    shape: EncoderShape, config: dict[str, Any], pooling: str, dropout: float = 0.0
 ) -> tuple[XLMRobertaBackbone, EmbeddingHeads]:
-    """Encoder and heads, to be filled with weights."""
+    """Encoder and heads, to be filled with weights by :func:`load_strict`."""
     with without_weights():
         return (
             XLMRobertaBackbone(shape, config["pad_token_id"], config["layer_norm_eps"], dropout),
@@ -191,7 +190,7 @@ def _build(
         )
 
 
-def _flat(heads: dict[str, dict[str, Tensor] | None]) -> dict[str, Tensor]:
+def flat_heads(heads: Heads) -> dict[str, Tensor]:
     """Weights of the heads that are there, under the names of :class:`EmbeddingHeads`."""
     return {f"{n}.{k}": value for n, head in heads.items() for k, value in (head or {}).items()}
 
@@ -268,21 +267,11 @@ def weight_file(folder: Path) -> Path:
 
 def _read_weights(folder: Path) -> dict[str, Tensor]:
     path = weight_file(folder)
-    if path.suffix == ".bin":
-        return _load_tensors(path)
-    from safetensors import SafetensorError
-    from safetensors.torch import load_file
-
-    try:
-        return load_file(path)
-    except SafetensorError as error:
-        raise _damaged(path, error) from error
+    return _load_tensors(path) if path.suffix == ".bin" else read_safetensors(path)
 
 
 def _has_pooler(folder: Path) -> bool:
     """Whether the weights hold a pooler."""
-    from safetensors import SafetensorError, safe_open
-
     path = weight_file(folder)
     try:
         if path.suffix == ".bin":
@@ -291,12 +280,8 @@ def _has_pooler(folder: Path) -> bool:
             with safe_open(path, "pt") as file:
                 names = list(file.keys())
     except SafetensorError as error:
-        raise _damaged(path, error) from error
+        raise damaged(path, error) from error
     return "pooler.dense.weight" in {_encoder_name(name) for name in names}
-
-
-def _damaged(path: Path, error: Exception) -> ValueError:
-    return ValueError(f"{path}: damaged or not complete ({error}). To fix, copy it again.")
 
 
 def _load_tensors(path: Path, mapped: bool = True) -> dict[str, Tensor]:
@@ -344,15 +329,10 @@ def _encoder_name(key: str) -> str:
     return re.sub(r"^(roberta|xlm_roberta|model)\.", "", key)
 
 
-def _with_new_heads(
-    states: dict[str, dict[str, Tensor] | None], hidden: int
-) -> dict[str, dict[str, Tensor]]:
-    generator = torch.Generator().manual_seed(0)
+def _with_new_heads(states: Heads, hidden: int) -> Heads:
+    random = torch.randn(1, hidden, generator=torch.Generator().manual_seed(0))
     new = {
-        "sparse_linear": {
-            "weight": 0.02 * torch.randn(1, hidden, generator=generator),
-            "bias": torch.zeros(1),
-        },
+        "sparse_linear": {"weight": 0.02 * random, "bias": torch.zeros(1)},
         "colbert_linear": {"weight": torch.eye(hidden), "bias": torch.zeros(hidden)},
     }
     for name, state in states.items():

@@ -26,11 +26,10 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 import torch.nn.functional as F  # noqa: N812
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from torch import Tensor
 
-from bge_pruning.model_io.model_files import read_json
+from bge_pruning.model_io.model_files import read_json, read_safetensors
 from bge_pruning.utils.json_records import Record, Text, parse_record
 
 CLASSIC = "sentence_transformers.models."
@@ -89,9 +88,8 @@ class _Entry(Record):
 
 def _module(entry: _Entry) -> Module:
     """Newer versions write longer types: ``sentence_transformers.base.modules.dense.Dense``."""
-    kind = entry.type
-    own = kind.startswith("sentence_transformers.")
-    return Module(kind.rpartition(".")[2] if own else kind, entry.path)
+    own = entry.type.startswith("sentence_transformers.")
+    return Module(entry.type.rpartition(".")[2] if own else entry.type, entry.path)
 
 
 def check_modules(folder: Path) -> list[Module]:
@@ -227,12 +225,7 @@ def read_projection(folder: Path) -> Tensor | None:
 def _read_weight(path: Path, config: dict[str, Any]) -> Tensor:
     if not path.is_file():
         raise FileNotFoundError(f"{path}: no such file. To fix, copy the whole model folder.")
-    try:
-        state = load_file(path)
-    except SafetensorError as error:
-        raise ValueError(
-            f"{path}: damaged or not complete ({error}). To fix, copy it again."
-        ) from error
+    state = read_safetensors(path)
     found = {name: tuple(value.shape) for name, value in state.items()}
     expected = {WEIGHT: (config.get("out_features"), config.get("in_features"))}
     if found != expected:

@@ -12,7 +12,13 @@ from bge_pruning.model_io.model_files import (
     read_tokenizer_files,
     read_vocabulary,
 )
-from bge_pruning.model_io.pretrained import BaseModel, load_base_model, read_heads, weight_file
+from bge_pruning.model_io.pretrained import (
+    BaseModel,
+    colbert_size,
+    load_base_model,
+    read_heads,
+    weight_file,
+)
 from bge_pruning.models.teacher import FrozenEncoder
 
 
@@ -59,8 +65,7 @@ class Teacher:
 
     def colbert_dim(self) -> int:
         """Size of its multi-vectors, 0 if it has none."""
-        head = read_heads(fetch_model_folder(self.name, self.revision))["colbert_linear"]
-        return 0 if head is None else head["weight"].shape[0]
+        return colbert_size(read_heads(fetch_model_folder(self.name, self.revision)))
 
     def find_mismatch(self, student: BaseModel) -> str | None:
         """Explain why it cannot teach a model; ``None`` if it can.
