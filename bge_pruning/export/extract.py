@@ -131,17 +131,13 @@ def extract(
         output: Folder to write; it appears only when it is complete and valid.
 
     Returns:
-        The content of ``pruning.json``: see :func:`bge_pruning.export.pruning_record.build_record`,
-        with ``checkpoint``, ``largest_difference`` and ``tolerance``, and where asked for
-        ``precision``, ``multi_vector``, ``vocabulary``, ``projection``, ``onnx``, ``onnx_int8``.
+        The content of ``pruning.json``.
 
     Raises:
-        FileExistsError: If the folder exists and ``overwrite`` is false, or it holds no extracted
-            model.
+        FileExistsError: If the folder exists and may not be replaced.
         FileNotFoundError: If there is no checkpoint, or a file of texts is not there.
         ImportError: If ONNX is asked for and not installed.
-        ValueError: If the checkpoint is damaged or of another project, or an option does not fit
-            the model.
+        ValueError: If the checkpoint is damaged or of another project, or an option does not fit.
         ValidationError: If any output differs by more than ``TOLERANCE`` from the masked model, or
             is not finite when computed in ``options.dtype``.
         OnnxExportError: If the ONNX graph computes something else.

@@ -36,14 +36,7 @@ from bge_pruning.models.structural_pruning import (
     prune_linear,
 )
 from bge_pruning.selection.nested_shapes import masks_of_indices, relative_indices
-from bge_pruning.utils.records import (
-    Constraint,
-    Kept,
-    MultiVector,
-    Precision,
-    PruningRecord,
-    Rounding,
-)
+from bge_pruning.utils import records
 
 
 @dataclass
@@ -59,7 +52,7 @@ class Extraction:
     masks: PruningMasks
     keep: KeepIndices
     shape: EncoderShape
-    info: PruningRecord
+    info: records.PruningRecord
     vocabulary: KeptVocabulary | None = None
 
 
@@ -111,7 +104,7 @@ def make_head_square(extraction: Extraction) -> None:
             f"the square multi-vector head moves a score by {difference:.1e}, more than "
             f"{TOLERANCE:.0e}. To fix, leave --colbert-dim out, and report it with the checkpoint."
         )
-    extraction.info.multi_vector = MultiVector(
+    extraction.info.multi_vector = records.MultiVector(
         source_dim=wide, colbert_dim=hidden, largest_difference=difference
     )
     _set_shape(extraction, colbert_dim=hidden)
@@ -200,8 +193,8 @@ def write_extraction(
         # The law holds for the rounded model as for any other: masked == extracted.
         round_weights(base.backbone, base.heads, dtype)
         references = _references(extraction, sentences)
-        rounding = Rounding(**precision_loss(exact, references.outputs))
-        extraction.info.precision = Precision(dtype=dtype_name(dtype), rounding=rounding)
+        rounding = records.Rounding(**precision_loss(exact, references.outputs))
+        extraction.info.precision = records.Precision(dtype=dtype_name(dtype), rounding=rounding)
     if extraction.vocabulary is not None:
         base = extraction.base = trim_vocabulary(base, extraction.vocabulary)
     cut(base.backbone, base.heads, extraction.keep)
@@ -232,7 +225,7 @@ def _check_counts(base: BaseModel, shape: EncoderShape) -> None:
         )
 
 
-def describe(info: PruningRecord) -> str:
+def describe(info: records.PruningRecord) -> str:
     """One line about an extraction: sizes, parameters, largest difference."""
     source, extracted = info.parameters.source, info.parameters.extracted
     return (
@@ -244,7 +237,10 @@ def describe(info: PruningRecord) -> str:
 
 
 def nested_extraction(
-    larger: Extraction, keep: KeepIndices, shape: EncoderShape, constraint: dict[str, Constraint]
+    larger: Extraction,
+    keep: KeepIndices,
+    shape: EncoderShape,
+    constraint: dict[str, records.Constraint],
 ) -> Extraction:
     """Cut a smaller sub-network out of a larger one of the same gates, as it was trained on.
 
@@ -257,7 +253,7 @@ def nested_extraction(
     steps = batches.pop("recover", 0) + batches.pop("recover_larger", 0)
     info = larger.info.model_copy(deep=True)
     info.shape = as_shape(shape)
-    info.kept = Kept(**keep.as_dict())
+    info.kept = records.Kept(**keep.as_dict())
     info.constraint = constraint
     info.parameters.extracted = as_parameters(shape)
     info.batches = {**batches, "recover_larger": steps}

@@ -14,12 +14,7 @@ from torch import Tensor
 from bge_pruning.datasets.sts_dataloader import read_texts
 from bge_pruning.evaluation.text_encoder import TextEncoder
 from bge_pruning.export.validation import TOLERANCE, ValidationError, sentence_vectors
-from bge_pruning.model_io.model_files import (
-    read_hf_config,
-    read_max_seq_length,
-    read_pooling,
-    read_prompts,
-)
+from bge_pruning.model_io import model_files
 from bge_pruning.model_io.model_folder import write_sentence_transformers_files
 from bge_pruning.model_io.pretrained import BaseModel, load_base_model
 from bge_pruning.model_io.projection import compute_selection, fit_projection, project
@@ -35,11 +30,10 @@ def add_projection(
     """Add the Dense module that brings dense vectors back to the unpruned model's dimensions.
 
     Args:
-        texts: Files of texts to fit the map on, see :func:`read_sentences`; none for the selection.
+        texts: Files of texts to fit the map on; none for the selection.
 
     Returns:
-        ``kind`` (``selection`` or ``fitted``), ``dimensions`` and ``texts``; ``None`` if the model
-        has all dimensions and there is nothing to add.
+        ``None`` if the model has all dimensions and there is nothing to add.
 
     Raises:
         FileNotFoundError: If a file or the unpruned model is not there.
@@ -104,8 +98,8 @@ def _embed(base: BaseModel, texts: Sequence[str]) -> np.ndarray:
 
 def _insert(folder: Path, projection: Tensor) -> None:
     """Write the sentence-transformers files again, with the map between pooling and norm."""
-    pooling, prompts = read_pooling(folder), read_prompts(folder)
-    length = read_max_seq_length(folder, read_hf_config(folder))
+    pooling, prompts = model_files.read_pooling(folder), model_files.read_prompts(folder)
+    length = model_files.read_max_seq_length(folder, model_files.read_hf_config(folder))
     for name in ("1_Pooling", "2_Normalize"):
         shutil.rmtree(folder / name)
     size = projection.shape[1]

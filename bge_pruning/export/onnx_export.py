@@ -55,18 +55,12 @@ def export_onnx(folder: Path, base: BaseModel | None = None, overwrite: bool = F
         base: The model in it, if it is loaded already; moved to the CPU and set to float32.
         overwrite: Replace the folder's ``onnx``, whatever else is in it.
 
-    Returns:
-        JSON-ready: ``file`` and ``data`` (``None`` if the weights are in the file) within the
-        folder, ``bytes``, ``opset``, ``outputs``, ``largest_difference`` by output, ``tolerance``
-        and ``versions``.
-
     Raises:
         ImportError: If ``onnx`` or ``onnxruntime`` is not installed.
         FileExistsError: If ``onnx`` exists and may not be replaced.
         FileNotFoundError: If a file of the model is missing.
         ValueError: If files of the model are damaged or disagree.
-        OnnxExportError: If an output differs from torch's by more than ``TOLERANCE``. Nothing of
-            the export is kept.
+        OnnxExportError: If an output differs by more than ``TOLERANCE``: nothing is kept.
     """
     for library in ("onnx", "onnxruntime"):
         import_optional(library, "onnx")

@@ -129,13 +129,9 @@ def export_onnx_int8(
     """Write ``onnx/model_quantized.onnx`` beside ``onnx/model.onnx``, and measure what it loses.
 
     Args:
-        folder: Model folder with an export of :func:`bge_pruning.export.onnx_export.export_onnx`.
         pairs: First sentences, second sentences and gold scores: texts to compare on, and
             scores to correlate with. The sentences of extraction's validation if ``None``.
         rounds: Measurements of speed; the two files take turns.
-
-    Returns:
-        JSON-ready: ``file``, ``bytes``, ``settings``, and what :func:`measure_int8` found.
 
     Raises:
         ImportError: If ``onnx`` or ``onnxruntime`` is not installed.

@@ -11,15 +11,7 @@ from bge_pruning.model_io.checkpoint import TrainedModel
 from bge_pruning.models.encoder_shape import EncoderShape, count_parameters, forward_flops
 from bge_pruning.models.l0_module_embedding import BUDGET, OPERATIONS, L0Module
 from bge_pruning.models.structural_pruning import SHAPE_FIELDS, KeepIndices
-from bge_pruning.utils.records import (
-    Constraint,
-    Kept,
-    Parameters,
-    PrunedParameters,
-    PruningRecord,
-    Shape,
-    Source,
-)
+from bge_pruning.utils import records
 
 log = logging.getLogger(__name__)
 
@@ -31,25 +23,20 @@ FAR_FROM_TARGET = 0.01
 
 def build_record(
     model: TrainedModel, shape: EncoderShape, keep: KeepIndices, method: str = "l0"
-) -> PruningRecord:
+) -> records.PruningRecord:
     """Content of ``pruning.json``, as far as the checkpoint knows it.
+
+    Indices are in the source's numbering. A recovery run inherits what the pruning run decided. The
+    ``source`` has a ``projection`` if its dense vectors are not those of its encoder, which was
+    trained.
 
     Args:
         method: How it was chosen, see :data:`bge_pruning.config.schema.METHODS`.
-
-    Returns:
-        ``source`` (``base_model``, ``revision``, ``license``, ``origin``, and ``projection`` if its
-        dense vectors are not those of its encoder, which was trained), ``source_shape``,
-        ``shape``, ``parameters`` of both, ``kept`` indices in the source's numbering,
-        ``method`` if something is cut, ``constraint`` (:func:`compute_constraint_report`),
-        ``seed``, ``batches`` of training by stage, ``refit_texts`` if a recovery began by fitting
-        to its source, ``pooling``, ``max_seq_length`` and ``versions``. A recovery run inherits
-        what the pruning run decided.
     """
     metadata = model.metadata
     cuts = model.l0_module is not None or shape != model.shape
-    record = PruningRecord(
-        source=Source(
+    record = records.PruningRecord(
+        source=records.Source(
             base_model=metadata.base_model,
             revision=metadata.revision,
             license=metadata.license,
@@ -57,10 +44,10 @@ def build_record(
         ),
         source_shape=as_shape(model.shape),
         shape=as_shape(shape),
-        parameters=PrunedParameters(
+        parameters=records.PrunedParameters(
             source=as_parameters(model.shape), extracted=as_parameters(shape)
         ),
-        kept=Kept(**keep.as_dict()),
+        kept=records.Kept(**keep.as_dict()),
         constraint={},
         seed=metadata.seed,
         batches={"train": model.batch},
@@ -74,12 +61,12 @@ def build_record(
         record.constraint = compute_constraint_report(model.l0_module, shape)
         record.batches = {"prune": model.batch}
     if metadata.source_pruning is not None:
-        _inherit(record, PruningRecord(**metadata.source_pruning), model, cuts)
+        _inherit(record, records.PruningRecord(**metadata.source_pruning), model, cuts)
     return record
 
 
 def _inherit(
-    record: PruningRecord, earlier: PruningRecord, model: TrainedModel, cuts: bool
+    record: records.PruningRecord, earlier: records.PruningRecord, model: TrainedModel, cuts: bool
 ) -> None:
     """Take over what the run before has decided: for a recovery, what was cut and from what."""
     if earlier.projection is not None:
@@ -95,18 +82,20 @@ def _inherit(
         record.refit_texts = texts
 
 
-def as_shape(shape: EncoderShape) -> Shape:
+def as_shape(shape: EncoderShape) -> records.Shape:
     """Sizes as a record."""
-    return Shape(**asdict(shape))
+    return records.Shape(**asdict(shape))
 
 
-def as_parameters(shape: EncoderShape) -> Parameters:
+def as_parameters(shape: EncoderShape) -> records.Parameters:
     """Parameters of a model of these sizes, as a record."""
-    return Parameters(**count_parameters(shape).as_dict())
+    return records.Parameters(**count_parameters(shape).as_dict())
 
 
 @torch.no_grad()
-def compute_constraint_report(l0_module: L0Module, shape: EncoderShape) -> dict[str, Constraint]:
+def compute_constraint_report(
+    l0_module: L0Module, shape: EncoderShape
+) -> dict[str, records.Constraint]:
     """How far the gates at the end of training were from what is cut, per axis.
 
     Returns:
@@ -124,7 +113,7 @@ def compute_constraint_report(l0_module: L0Module, shape: EncoderShape) -> dict[
         realised[OPERATIONS] = 1.0 - forward_flops(shape, length) / forward_flops(source, length)
     targets = {**realised, **l0_module.final_targets()}
     return {
-        axis: Constraint(
+        axis: records.Constraint(
             expected_sparsity=float(expected.mean()),
             target_sparsity=float(targets[axis]),
             realised_sparsity=float(realised[axis]),
@@ -134,7 +123,7 @@ def compute_constraint_report(l0_module: L0Module, shape: EncoderShape) -> dict[
     }
 
 
-def warn_if_far(constraint: dict[str, Constraint]) -> None:
+def warn_if_far(constraint: dict[str, records.Constraint]) -> None:
     """Say so if the gates of a run ended far from its target."""
     for axis, row in constraint.items():
         distance = row.largest_distance

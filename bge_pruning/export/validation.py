@@ -109,11 +109,10 @@ def validate(folder: Path, references: References) -> float:
     real = mask.bool()
     differences = {"last_hidden_state": _difference(hidden[real], references.hidden[real])}
     outputs = _load_heads(folder, hidden.shape[-1]).outputs(hidden, mask)
+    missing = torch.tensor(math.inf)
     for name, reference in expected.items():
-        if name not in outputs:
-            differences[name] = torch.tensor(math.inf)
-            continue
-        differences[name] = _difference(outputs[name], reference)
+        known = name in outputs
+        differences[name] = _difference(outputs[name], reference) if known else missing
     vectors = torch.stack([row["sentence_embedding"] for row in rows])
     differences["sentence-transformers"] = _difference(vectors, expected["dense_vecs"])
     wrong = {name: float(d) for name, d in differences.items() if not d <= TOLERANCE}

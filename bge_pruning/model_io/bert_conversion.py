@@ -93,15 +93,9 @@ def _check_convertible(bert: PretrainedConfig) -> None:
 def convert_state_dict(state: Mapping[str, Tensor], pad_token_id: int) -> dict[str, Tensor]:
     """Rename and reshape BERT weights for XLM-RoBERTa.
 
-    The two architectures share all names, so only tables change. The ``pad_token_id + 1`` new
-    position rows belong to no token of a text and are zero.
-
-    Args:
-        state: ``BertModel`` weights; position table ``(P, H)``, token-type table ``(2, H)``.
-
-    Returns:
-        ``XLMRobertaModel`` weights without buffers; position table ``(P + pad_token_id + 1, H)``,
-        token-type table ``(1, H)``.
+    The two architectures share all names, so only tables change: positions from ``(P, H)`` to
+    ``(P + pad_token_id + 1, H)``, token types to ``(1, H)``. The new position rows belong to no
+    token of a text and are zero. Buffers are left out.
     """
     converted = {name: value for name, value in state.items() if name not in BUFFERS}
     positions = state[POSITION_TABLE]

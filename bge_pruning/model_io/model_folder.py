@@ -47,11 +47,8 @@ def _header(tensors: Mapping[str, Tensor], dtype: torch.dtype) -> bytes:
     end = 0
     for name, tensor in tensors.items():
         start, end = end, end + dtype.itemsize * tensor.numel()
-        content[name] = {
-            "dtype": NAMES[dtype],
-            "shape": list(tensor.shape),
-            "data_offsets": [start, end],
-        }
+        shape = list(tensor.shape)
+        content[name] = {"dtype": NAMES[dtype], "shape": shape, "data_offsets": [start, end]}
     text = json.dumps(content, separators=(",", ":")).encode()
     text += b" " * (-(8 + len(text)) % ALIGNMENT)
     return len(text).to_bytes(8, "little") + text
@@ -157,10 +154,8 @@ def write_sentence_transformers_files(
     Args:
         pooling: ``"cls"`` or ``"mean"``; L2 normalisation follows.
         max_seq_length: Texts are cut to this many tokens, special tokens included.
-        prompts: ``prompts`` and ``default_prompt_name``: what to write before a text; nothing if
-            ``None``.
-        projection: Map from pooled vectors to those that are normalised, shape ``(S, H)``; see
-            :mod:`bge_pruning.model_io.projection`.
+        prompts: ``prompts`` and ``default_prompt_name``: what to write before a text.
+        projection: Map from pooled vectors to those that are normalised, shape ``(S, H)``.
     """
     modules = compute_modules(projection is not None)
     _write_json(folder / "modules.json", modules)
@@ -181,18 +176,11 @@ def write_sentence_transformers_files(
             "pooling_mode_mean_sqrt_len_tokens": False,
         },
     )
+    length = {"max_seq_length": max_seq_length, "do_lower_case": False}
+    _write_json(folder / "sentence_bert_config.json", length)
+    texts = {"prompts": {}, "default_prompt_name": None, **(prompts or {})}
     _write_json(
-        folder / "sentence_bert_config.json",
-        {"max_seq_length": max_seq_length, "do_lower_case": False},
-    )
-    _write_json(
-        folder / "config_sentence_transformers.json",
-        {
-            "prompts": {},
-            "default_prompt_name": None,
-            **(prompts or {}),
-            "similarity_fn_name": "cosine",
-        },
+        folder / "config_sentence_transformers.json", {**texts, "similarity_fn_name": "cosine"}
     )
 
 

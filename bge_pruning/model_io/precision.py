@@ -76,11 +76,7 @@ def round_weights(backbone: XLMRobertaBackbone, heads: EmbeddingHeads, dtype: to
 
 
 def precision_loss(before: Mapping[str, Tensor], after: Mapping[str, Tensor]) -> dict[str, float]:
-    """How far rounding moved the outputs.
-
-    Args:
-        before: Outputs by name with the float32 weights, as :meth:`EmbeddingHeads.outputs`.
-        after: The same with rounded weights, computed in float32 too.
+    """How far rounding moved the float32 outputs.
 
     Returns:
         ``dense_cosine``, the lowest cosine of a text's two dense vectors; and the largest

@@ -18,17 +18,8 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
+from bge_pruning.model_io import model_files
 from bge_pruning.model_io.hub import WEIGHT_FILES, fetch_model_folder, read_origin
-from bge_pruning.model_io.model_files import (
-    damaged,
-    read_hf_config,
-    read_max_seq_length,
-    read_pooling,
-    read_prompts,
-    read_safetensors,
-    read_tokenizer_files,
-    shape_from_config,
-)
 from bge_pruning.model_io.projection import FOLDER, read_projection
 from bge_pruning.models.bge_m3_backbone import XLMRobertaBackbone
 from bge_pruning.models.embedding_heads import EmbeddingHeads
@@ -50,8 +41,7 @@ class BaseModel:
         pruning: Its ``pruning.json`` if it is itself an extracted model.
         prompts: Texts that sentence-transformers writes before an input.
         projection: Map from pooled vectors to the dimensions of the original, which the folder's
-            dense vectors have: float32, shape ``(S, H)``; see
-            :mod:`bge_pruning.model_io.projection`. ``backbone`` and ``heads`` know nothing of it.
+            dense vectors have: float32, ``(S, H)``. ``backbone`` and ``heads`` know nothing of it.
         origin: Its hub name, or the one that a local folder names as its base.
     """
 
@@ -77,15 +67,14 @@ def read_shape(folder: Path, colbert_dim: int | None = None) -> EncoderShape:
     """Sizes of a model folder, from its files, without reading the encoder's weights.
 
     Args:
-        colbert_dim: Output size of a multi-vector head that is to be made; ``None`` takes the
-            head that the folder has.
+        colbert_dim: Size of the multi-vector head that is to be made if the folder has none.
 
     Raises:
         ValueError: If it is not an XLM-R encoder that this project can represent.
     """
     heads = read_heads(folder)
-    return shape_from_config(
-        read_hf_config(folder),
+    return model_files.shape_from_config(
+        model_files.read_hf_config(folder),
         pooler=_has_pooler(folder),
         sparse_head=heads["sparse_linear"] is not None or colbert_dim is not None,
         colbert_dim=colbert_size(heads) or colbert_dim or 0,
@@ -139,14 +128,14 @@ def load_base_model(
         OSError: If the hub cannot deliver the model.
     """
     folder = fetch_model_folder(name, revision)
-    config = read_hf_config(folder)
+    config = model_files.read_hf_config(folder)
     projection = _read_projection(folder, config["hidden_size"])
     state = _encoder_state(_read_weights(folder))
     head_states = read_heads(folder)
     if init_missing_heads:
         head_states = _with_new_heads(head_states, config["hidden_size"])
-    pooling = pooling or read_pooling(folder)
-    shape = shape_from_config(
+    pooling = pooling or model_files.read_pooling(folder)
+    shape = model_files.shape_from_config(
         config,
         pooler="pooler.dense.weight" in state,
         sparse_head=head_states["sparse_linear"] is not None,
@@ -156,7 +145,7 @@ def load_base_model(
     load_strict(backbone, state, str(folder))
     load_strict(heads, flat_heads(head_states), f"{folder} (heads)")
     _report_heads(name, heads)
-    tokenizer_files = read_tokenizer_files(folder, shape.vocab_size)
+    tokenizer_files = model_files.read_tokenizer_files(folder, shape.vocab_size)
     origin = read_origin(folder, name)
     return BaseModel(
         name=name,
@@ -165,9 +154,9 @@ def load_base_model(
         backbone=backbone,
         heads=heads,
         tokenizer_files=tokenizer_files,
-        max_seq_length=read_max_seq_length(folder, config),
+        max_seq_length=model_files.read_max_seq_length(folder, config),
         pruning=_read_pruning(folder / "pruning.json"),
-        prompts=read_prompts(folder),
+        prompts=model_files.read_prompts(folder),
         projection=projection,
         license=origin.license,
         origin=origin.name,
@@ -267,7 +256,7 @@ def weight_file(folder: Path) -> Path:
 
 def _read_weights(folder: Path) -> dict[str, Tensor]:
     path = weight_file(folder)
-    return _load_tensors(path) if path.suffix == ".bin" else read_safetensors(path)
+    return _load_tensors(path) if path.suffix == ".bin" else model_files.read_safetensors(path)
 
 
 def _has_pooler(folder: Path) -> bool:
@@ -280,7 +269,7 @@ def _has_pooler(folder: Path) -> bool:
             with safe_open(path, "pt") as file:
                 names = list(file.keys())
     except SafetensorError as error:
-        raise damaged(path, error) from error
+        raise model_files.damaged(path, error) from error
     return "pooler.dense.weight" in {_encoder_name(name) for name in names}
 
 

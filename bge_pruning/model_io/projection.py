@@ -42,11 +42,7 @@ class ForeignModuleError(ValueError):
 
 
 class Module(NamedTuple):
-    """One module of a folder.
-
-    Attributes:
-        kind: Name of its class; with the package if that is not sentence-transformers.
-    """
+    """One module of a folder; its class has the package if that is not sentence-transformers."""
 
     kind: str
     path: str
@@ -199,10 +195,7 @@ def write_projection(folder: Path, projection: Tensor) -> None:
 
 
 def read_projection(folder: Path) -> Tensor | None:
-    """The map between pooling and normalisation, or ``None`` if ``modules.json`` names none.
-
-    Returns:
-        Float32, shape ``(S, H)``.
+    """The map ``(S, H)`` between pooling and normalisation, if ``modules.json`` names one.
 
     Raises:
         ForeignModuleError: If the folder has modules that are not applied here, or its Dense module

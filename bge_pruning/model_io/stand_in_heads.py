@@ -21,13 +21,10 @@ def compute_identity_head(hidden_size: int) -> dict[str, Tensor]:
 
 
 def compute_scaled_idf(texts: Sequence[Iterable[int]], vocab_size: int) -> Tensor:
-    """Inverse document frequency of each token id, scaled to [0, 1].
+    """Inverse document frequency of each token id, scaled to [0, 1], float64, ``(V,)``.
 
     ``log((1 + n) / (1 + n_token)) / log((1 + n) / 2)``: 1 for a token of a single text, 0 for a
     token of every text. A token of no text gets 0 too: it is never a regression target.
-
-    Returns:
-        Float64 tensor of shape ``(V,)``, no unit.
     """
     if len(texts) < 2:
         raise ValueError(

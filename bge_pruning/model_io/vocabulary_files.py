@@ -224,11 +224,10 @@ def _map_json(
 
 
 def read_vocabulary_map(files: Mapping[str, bytes]) -> np.ndarray | None:
-    """Old id of each new id of a trimmed model, to compare lexical weights with an older index.
+    """Old id of each new id of a trimmed model, ``None`` if its vocabulary is whole.
 
-    Returns:
-        Ids in the model that the vocabulary was first trimmed from, shape ``(V',)``; ``None`` if
-        it is whole.
+    The ids are those of the model that it was first trimmed from, shape ``(V',)``: to compare
+    lexical weights with an older index.
     """
     if MAP_FILE not in files:
         return None
