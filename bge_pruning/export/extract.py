@@ -187,26 +187,20 @@ def _cut_and_write(
     """Record and references; the model is let go of."""
     extraction = start()
     if options.vocabulary is not None:
-        _choose_tokens(extraction, options.vocabulary)
+        base, whole = extraction.base, extraction.shape
+        keep, corpora = choose_for_texts(base, options.vocabulary)
+        report = build_report(whole, base.tokenizer_files, keep, corpora)
+        extraction.info.vocabulary = Vocabulary(**report)
+        keep_tokens(extraction, keep)
     if options.square_head:
         make_head_square(extraction)
     references = write_extraction(extraction, folder, options.dtype)
     return extraction.info, references
 
 
-def _choose_tokens(extraction: Extraction, request: VocabularyRequest) -> None:
-    base, whole = extraction.base, extraction.shape
-    keep, corpora = choose_for_texts(base, request)
-    report = build_report(whole, base.tokenizer_files, keep, corpora)
-    extraction.info.vocabulary = Vocabulary(**report)
-    keep_tokens(extraction, keep)
-
-
 def _add_files(folder: Path, info: PruningRecord, options: ExtractOptions) -> None:
-    if options.keep_dimension:
-        projection = add_projection(folder, info, options.fit_texts)
-        if projection is not None:
-            info.projection = projection
+    if options.keep_dimension and (found := add_projection(folder, info, options.fit_texts)):
+        info.projection = found
     if options.onnx or options.onnx_int8:
         info.onnx = export_onnx(folder)
     if options.onnx_int8:

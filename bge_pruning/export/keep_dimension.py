@@ -19,7 +19,7 @@ from bge_pruning.model_io.model_folder import write_sentence_transformers_files
 from bge_pruning.model_io.pretrained import BaseModel, load_base_model
 from bge_pruning.model_io.projection import compute_selection, fit_projection, project
 from bge_pruning.utils.devices import default_device
-from bge_pruning.utils.records import Projection, PruningRecord, Source
+from bge_pruning.utils.records import Projection, PruningRecord
 
 log = logging.getLogger(__name__)
 
@@ -42,7 +42,14 @@ def add_projection(
         ValidationError: If sentence-transformers makes other vectors of the folder.
     """
     kept, size = info.kept.hidden, info.source_shape.hidden_size
-    _check_source(info.source, size)
+    # An index of the source's vectors has the dimensions of its map, not those of its encoder.
+    if info.source.projection is not None:
+        raise ValueError(
+            f"{info.source.base_model} was itself written with --keep-dimension: its vectors have "
+            f"{info.source.projection.dimensions} dimensions, and training was in the {size} of "
+            f"its encoder. To fix, leave --keep-dimension out, or prune the model that it was cut "
+            f"from."
+        )
     if len(kept) == size and not texts:
         log.info("dense vectors have all %d dimensions of the source: no map is needed", size)
         return None
@@ -63,17 +70,6 @@ def add_projection(
     )
 
 
-def _check_source(source: Source, size: int) -> None:
-    """An index of the source's vectors has the dimensions of its map, not those of its encoder."""
-    if source.projection is not None:
-        raise ValueError(
-            f"{source.base_model} was itself written with --keep-dimension: its vectors have "
-            f"{source.projection.dimensions} dimensions, and training was in the {size} of "
-            f"its encoder. To fix, leave --keep-dimension out, or prune the model that it was cut "
-            f"from."
-        )
-
-
 def _fit(folder: Path, info: PruningRecord, texts: Sequence[str]) -> Tensor:
     source = info.source
     log.info("fitting the map on %d texts of %s", len(texts), source.base_model)
@@ -89,10 +85,8 @@ def _fit(folder: Path, info: PruningRecord, texts: Sequence[str]) -> Tensor:
 
 
 def _embed(base: BaseModel, texts: Sequence[str]) -> np.ndarray:
-    encoder = TextEncoder(base, default_device())
-    vectors = encoder.encode(texts).dense_vecs
-    del encoder
-    gc.collect()
+    vectors = TextEncoder(base, default_device()).encode(texts).dense_vecs
+    gc.collect()  # the encoder
     return vectors
 
 

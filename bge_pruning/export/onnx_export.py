@@ -82,8 +82,7 @@ def export_onnx(folder: Path, base: BaseModel | None = None, overwrite: bool = F
         tolerance=TOLERANCE,
         versions={name: version(name) for name in ("onnx", "onnxruntime", "torch")},
     )
-    worst = max(differences.values())
-    log.info("%s/%s: largest difference from torch %.1e", FOLDER, MODEL, worst)
+    log.info("%s: largest difference from torch %.1e", info.file, max(differences.values()))
     return info
 
 
@@ -183,7 +182,6 @@ def check_differences(differences: dict[str, float]) -> None:
     if wrong:
         raise OnnxExportError(
             f"the ONNX graph differs from the model by more than {TOLERANCE:.0e}: "
-            + ", ".join(wrong)
-            + ". To fix, look for NaN in the model's weights; if there are none, report it with "
-            "the versions of onnxruntime and torch: it is a defect of the export."
+            f"{', '.join(wrong)}. To fix, look for NaN in the model's weights; if there are none, "
+            f"report it with the versions of onnxruntime and torch: it is a defect of the export."
         )

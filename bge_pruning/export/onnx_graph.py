@@ -111,9 +111,6 @@ def build_graph(
 
     Positions are computed from the ids, as transformers does: ``pad + running count of ids that
     are not pad``; padding itself has position ``pad``. The mask plays no part in them.
-
-    Args:
-        projection: Map of the dense vectors, shape ``(S, H)``, if there is one.
     """
     builder = GraphBuilder(store)
     mask = builder.node("Cast", "attention_mask", to=builder.helper.TensorProto.FLOAT)

@@ -97,7 +97,12 @@ def choose_vocabulary(
     ordinary = {name: _without(values, special) for name, values in counts.items()}
     scripts = _kept_scripts(tokenizer, ordinary)
     required = special | _needed_pieces(tokenizer, scripts)
-    _check_required(size, len(required))
+    if size is not None and size < len(required):
+        raise ValueError(
+            f"vocabulary_size {size} is below the {len(required)} tokens that must stay: special "
+            f"tokens and the characters of the texts' scripts. To fix, choose {len(required)} or "
+            f"more."
+        )
     total = _without(sum(counts.values()), required)
     # The lower id first among tokens that are equally frequent: XLM-R's are sorted by score.
     frequent = np.argsort(-total, kind="stable")[: np.count_nonzero(total)]
@@ -105,7 +110,13 @@ def choose_vocabulary(
         frequent = frequent[: size - len(required)]
     kept = required.union(frequent.tolist())
     old_ids = _arrange(kept, special, tokenizer.beyond)
-    _check_pad(old_ids, base.hf_config["pad_token_id"])
+    pad = base.hf_config["pad_token_id"]
+    if (new := int(np.flatnonzero(old_ids == pad)[0])) != pad:
+        raise ValueError(
+            f"pad_token_id {pad} would become {new}, and positions are counted from it, so every "
+            f"vector would change. To fix, keep {pad + 1} tokens or more, or leave the vocabulary "
+            f"as it is."
+        )
     return KeptVocabulary(old_ids, len(required), tuple(sorted(scripts)), tokenizer.digest)
 
 
@@ -147,24 +158,6 @@ def _config_ids(tokenizer: TokenizerContent, hf_config: dict[str, Any]) -> dict[
             f"correct the id, or set it to null if the model has no such token."
         )
     return ids
-
-
-def _check_required(size: int | None, required: int) -> None:
-    if size is not None and size < required:
-        raise ValueError(
-            f"vocabulary_size {size} is below the {required} tokens that must stay: special tokens "
-            f"and the characters of the texts' scripts. To fix, choose {required} or more."
-        )
-
-
-def _check_pad(old_ids: np.ndarray, pad: int) -> None:
-    new = int(np.flatnonzero(old_ids == pad)[0])
-    if new != pad:
-        raise ValueError(
-            f"pad_token_id {pad} would become {new}, and positions are counted from it, so every "
-            f"vector would change. To fix, keep {pad + 1} tokens or more, or leave the vocabulary "
-            f"as it is."
-        )
 
 
 @cache
@@ -232,8 +225,7 @@ def trim_vocabulary(base: BaseModel, keep: KeptVocabulary) -> BaseModel:
         )
     shape = replace(base.shape, vocab_size=len(keep))
     new_ids = {int(old): new for new, old in enumerate(keep.old_ids)}
-    named = _config_ids(tokenizer, base.hf_config).items()
-    ids = {key: new_ids[old] for key, old in named}
+    ids = {key: new_ids[old] for key, old in _config_ids(tokenizer, base.hf_config).items()}
     return replace(
         base,
         shape=shape,

@@ -82,7 +82,10 @@ def choose_for_texts(base: BaseModel, request: VocabularyRequest) -> tuple[KeptV
     for path, values in counts.items():
         _warn_if_small(path, values)
     keep = choose_vocabulary(base, counts, request.size)
-    _log_kept(keep, request.size, tokenizer.get_vocab_size())
+    if len(keep) == (tokens := tokenizer.get_vocab_size()):
+        log.info("all %d tokens are kept: the texts need every one", tokens)
+    elif request.size is not None and len(keep) < request.size:
+        log.info("%d tokens are kept, not %d: the texts have no more", len(keep), request.size)
     return keep, corpora
 
 
@@ -176,13 +179,6 @@ def _warn_if_small(path: str, counts: np.ndarray) -> None:
             100 * share,
             counts.sum(),
         )
-
-
-def _log_kept(keep: KeptVocabulary, size: int | None, tokens: int) -> None:
-    if len(keep) == tokens:
-        log.info("all %d tokens are kept: the texts need every one", tokens)
-    elif size is not None and len(keep) < size:
-        log.info("%d tokens are kept, not %d: the texts have no more", len(keep), size)
 
 
 def build_report(

@@ -117,11 +117,7 @@ def find_checkpoint(path: Path, best: bool = False) -> Path:
 
 
 def read_best_score(checkpoint: Path) -> BestScore:
-    """Read the score of a best checkpoint without reading its weights.
-
-    Raises:
-        ValueError: If the file is damaged or holds no score.
-    """
+    """Read the score of a best checkpoint without reading its weights."""
     state = load_state(checkpoint)
     try:
         return BestScore(**state[BEST_KEY])
@@ -133,11 +129,7 @@ def read_best_score(checkpoint: Path) -> BestScore:
 
 
 def read_progress(checkpoint: Path) -> Progress:
-    """Read how far the training of a checkpoint came, without reading its weights.
-
-    Raises:
-        ValueError: If the file is damaged or of another project.
-    """
+    """Read how far the training of a checkpoint came, without reading its weights."""
     state = load_state(checkpoint)
     try:
         clock = state["state"]["timestamp"]["Timestamp"]

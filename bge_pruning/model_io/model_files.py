@@ -65,11 +65,7 @@ class _SpecialTokens(Record):
 
 
 def read_hf_config(folder: Path) -> dict[str, Any]:
-    """Read and check ``config.json`` of an XLM-R encoder.
-
-    Raises:
-        ValueError: If the encoder is not one that this project can represent.
-    """
+    """Read and check ``config.json`` of an XLM-R encoder."""
     path = folder / "config.json"
     config = read_json(path)
     default = {"position_embedding_type": "absolute"}
@@ -137,11 +133,7 @@ def shape_from_config(
 
 
 def read_pooling(folder: Path) -> str:
-    """Pooling named by the folder's sentence-transformers files, ``"cls"`` if there are none.
-
-    Raises:
-        ValueError: If the files name another pooling than cls or mean, or more than one.
-    """
+    """Pooling named by the folder's sentence-transformers files, ``"cls"`` if there are none."""
     path = folder / "1_Pooling" / "config.json"
     config = read_json(path, {})
     named = [k for k, v in config.items() if k.startswith("pooling_mode_") and v]
@@ -179,12 +171,7 @@ def read_prompts(folder: Path) -> dict[str, Any]:
 
 
 def read_tokenizer_files(folder: Path, vocab_size: int) -> dict[str, bytes]:
-    """Contents of the tokenizer files by name.
-
-    Raises:
-        FileNotFoundError: If there is no ``tokenizer.json``.
-        ValueError: If a file is damaged, or there are ids beyond the embedding table.
-    """
+    """Contents of the tokenizer files by name."""
     settings = folder / "tokenizer_config.json"
     parse_record(read_json(settings, {}), _SpecialTokens, str(settings), "copy it again")
     files = {f: (folder / f).read_bytes() for f in TOKENIZER_FILES if (folder / f).is_file()}
@@ -227,11 +214,7 @@ def read_special_ids(tokenizer_files: dict[str, bytes]) -> set[int]:
 
 
 def read_safetensors(path: Path) -> dict[str, Tensor]:
-    """The tensors of a file by name.
-
-    Raises:
-        ValueError: If the file is damaged.
-    """
+    """The tensors of a file by name."""
     try:
         return load_file(path)
     except SafetensorError as error:

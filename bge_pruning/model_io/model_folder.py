@@ -80,9 +80,6 @@ def write_model_folder(
 
     Heads have the precision of the encoder. FlagEmbedding copies them into layers of its own, so it
     loads any precision with ``use_fp16`` or without.
-
-    Raises:
-        ValueError: If a weight is beyond the range of ``dtype``.
     """
     for name, content in tokenizer_files.items():
         (folder / name).write_bytes(content)

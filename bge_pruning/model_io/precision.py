@@ -42,11 +42,7 @@ def blocks(tensor: Tensor) -> Iterator[Tensor]:
 
 
 def round_tensor(name: str, tensor: Tensor, dtype: torch.dtype) -> Tensor:
-    """Round a tensor to a precision; a tensor that has it is returned as it is.
-
-    Raises:
-        ValueError: If the precision is unknown, or a number is beyond its range.
-    """
+    """Round a tensor to a precision; a tensor that has it is returned as it is."""
     check_dtype(dtype)
     if tensor.dtype == dtype:
         return tensor

@@ -82,11 +82,7 @@ def read_shape(folder: Path, colbert_dim: int | None = None) -> EncoderShape:
 
 
 def read_heads(folder: Path) -> Heads:
-    """State dicts of the sparse and multi-vector heads, ``None`` where the folder has none.
-
-    Raises:
-        ValueError: If a file is damaged or does not hold one linear layer.
-    """
+    """State dicts of the sparse and multi-vector heads, ``None`` where the folder has none."""
     heads: Heads = {}
     for name in ("sparse_linear", "colbert_linear"):
         path = folder / f"{name}.pt"
@@ -130,7 +126,9 @@ def load_base_model(
     folder = fetch_model_folder(name, revision)
     config = model_files.read_hf_config(folder)
     projection = _read_projection(folder, config["hidden_size"])
-    state = _encoder_state(_read_weights(folder))
+    weights = weight_file(folder)
+    read = _load_tensors if weights.suffix == ".bin" else model_files.read_safetensors
+    state = _encoder_state(read(weights))
     head_states = read_heads(folder)
     if init_missing_heads:
         head_states = _with_new_heads(head_states, config["hidden_size"])
@@ -146,7 +144,7 @@ def load_base_model(
     load_strict(heads, flat_heads(head_states), f"{folder} (heads)")
     _report_heads(name, heads)
     tokenizer_files = model_files.read_tokenizer_files(folder, shape.vocab_size)
-    origin = read_origin(folder, name)
+    origin, record = read_origin(folder, name), folder / "pruning.json"
     return BaseModel(
         name=name,
         shape=shape,
@@ -155,17 +153,16 @@ def load_base_model(
         heads=heads,
         tokenizer_files=tokenizer_files,
         max_seq_length=model_files.read_max_seq_length(folder, config),
-        pruning=_read_pruning(folder / "pruning.json"),
+        pruning=(
+            read_record(record, PruningRecord, "extract the model again")
+            if record.is_file()
+            else None
+        ),
         prompts=model_files.read_prompts(folder),
         projection=projection,
         license=origin.license,
         origin=origin.name,
     )
-
-
-def _read_pruning(path: Path) -> PruningRecord | None:
-    fix = "extract the model again"
-    return read_record(path, PruningRecord, fix) if path.is_file() else None
 
 
 def build_modules(
@@ -252,11 +249,6 @@ def weight_file(folder: Path) -> Path:
             f"holds a model in one weight file."
         )
     return path
-
-
-def _read_weights(folder: Path) -> dict[str, Tensor]:
-    path = weight_file(folder)
-    return _load_tensors(path) if path.suffix == ".bin" else model_files.read_safetensors(path)
 
 
 def _has_pooler(folder: Path) -> bool:

@@ -97,20 +97,17 @@ def check_modules(folder: Path) -> list[Module]:
     """
     modules = read_modules(folder)
     rest = list(APPLIED)
+    applied = ", ".join(f"{kind} in '{path}'" if path else kind for kind, path in APPLIED.items())
     for kind, path in modules:
         if kind not in rest or APPLIED[kind] not in (path, None):
             raise ForeignModuleError(
                 f"{folder / 'modules.json'}: the module {kind} in '{path}' is not applied here, so "
                 f"dense vectors would be others than sentence-transformers'; expected at most "
-                f"{_describe_applied()}, in this order. To fix, choose another model, or take the "
+                f"{applied}, in this order. To fix, choose another model, or take the "
                 f"module out of the file to use the encoder without it."
             )
         del rest[: rest.index(kind) + 1]
     return modules
-
-
-def _describe_applied() -> str:
-    return ", ".join(f"{kind} in '{path}'" if path else kind for kind, path in APPLIED.items())
 
 
 # The module between pooling and normalisation, as sentence-transformers numbers it.
@@ -150,9 +147,6 @@ def fit_projection(pruned: np.ndarray, original: np.ndarray, kept: Sequence[int]
 
     Returns:
         Float32, shape ``(S, H)``.
-
-    Raises:
-        ValueError: If there are fewer texts than dimensions of the pruned model.
     """
     count, hidden = pruned.shape
     if count < hidden:

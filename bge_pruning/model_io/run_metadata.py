@@ -60,11 +60,9 @@ class RunMetadata:
     def state_dict(self) -> dict[str, Any]:
         """JSON text and byte tensors: types that ``weights_only`` loading allows."""
         plain = {k: v for k, v in asdict(self).items() if k != "tokenizer_files"}
-        files = {
-            # Not torch.frombuffer, which refuses an empty file.
-            name: torch.from_numpy(np.frombuffer(content, np.uint8).copy())
-            for name, content in self.tokenizer_files.items()
-        }
+        # Not torch.frombuffer, which refuses an empty file.
+        arrays = {n: np.frombuffer(c, np.uint8).copy() for n, c in self.tokenizer_files.items()}
+        files = {name: torch.from_numpy(array) for name, array in arrays.items()}
         return {"json": json.dumps(plain), "tokenizer_files": files}
 
     @classmethod

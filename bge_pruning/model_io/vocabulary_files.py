@@ -56,11 +56,7 @@ class TokenizerContent:
 
 
 def read_tokenizer(files: Mapping[str, bytes]) -> TokenizerContent:
-    """Read ``tokenizer.json``.
-
-    Raises:
-        ValueError: If its model is of a type that cannot be trimmed, or holds a token twice.
-    """
+    """Read ``tokenizer.json``."""
     from tokenizers import Tokenizer
 
     text = files["tokenizer.json"].decode("utf-8")
