@@ -163,43 +163,12 @@ def test_all_of_a_folder_is_uploaded(hub, folder, caplog, monkeypatch):
     assert TOKEN not in caplog.text
 
 
-def test_a_second_upload_replaces_the_files(hub, folder):
-    push_to_hub(folder, NAME)
-    (folder / "README.md").write_text("# new\n")
-    push_to_hub(folder, NAME)
-    assert hub.files[NAME]["README.md"] == b"# new\n"
-
-
-def test_a_private_model(hub, folder):
+def test_a_private_model_and_a_second_upload(hub, folder):
     push_to_hub(folder, NAME, private=True)
+    (folder / "README.md").write_text("# new\n")
     push_to_hub(folder, NAME, private=True)
     assert hub.private == {NAME: True}
     assert hub.files == {NAME: contents(folder)}
-
-
-def test_the_client_is_asked_for_what_is_meant(folder, monkeypatch):
-    """Without any server."""
-    calls = []
-
-    def note(name: str, answer: object):
-        def call(self, *args: object, **kwargs: object) -> object:
-            calls.append((name, args, kwargs))
-            return answer
-
-        monkeypatch.setattr(huggingface_hub.HfApi, name, call)
-
-    note("create_repo", f"https://huggingface.co/{NAME}")
-    note("upload_folder", None)
-    monkeypatch.setenv("HF_TOKEN", TOKEN)
-    assert push_to_hub(folder, NAME) == f"https://huggingface.co/{NAME}"
-    assert calls == [
-        ("create_repo", (NAME,), {"private": False, "exist_ok": True}),
-        (
-            "upload_folder",
-            (),
-            {"repo_id": NAME, "folder_path": folder, "commit_message": "Upload a pruned model"},
-        ),
-    ]
 
 
 # What is refused
@@ -223,16 +192,26 @@ def test_a_folder_that_is_no_extracted_model(hub, tmp_path):
     assert not hub.tokens
 
 
-@pytest.fixture
-def no_token(monkeypatch) -> None:
+def test_no_token(folder, monkeypatch):
     monkeypatch.setattr(huggingface_hub, "get_token", lambda: None)
-
-
-def test_no_token(no_token, folder):
     message = r"^there is no token for the Hugging Face hub\. To fix, run 'hf auth login' with a"
     for action in (lambda: check_hub_access(NAME), lambda: push_to_hub(folder, NAME)):
         with pytest.raises(PermissionError, match=message):
             action()
+
+
+def test_a_token_that_may_only_read_no_network_and_an_offline_client(hub, monkeypatch):
+    hub.user["auth"]["accessToken"]["role"] = "read"
+    message = r"^the token of me may only read\. To fix, run 'hf auth login' with a token that may"
+    with pytest.raises(PermissionError, match=message):
+        check_hub_access(NAME)
+    monkeypatch.setattr(constants, "ENDPOINT", "http://127.0.0.1:1")
+    message = r"^'me/small' cannot be prepared on the hub \({}\)\. To fix, check the network, then"
+    with pytest.raises(OSError, match=message.format(".+")):
+        check_hub_access(NAME)
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    with pytest.raises(OSError, match=message.format(".*HF_HUB_OFFLINE.*")):
+        check_hub_access(NAME)
 
 
 def test_a_token_that_cannot_be_read(monkeypatch):
@@ -242,13 +221,6 @@ def test_a_token_that_cannot_be_read(monkeypatch):
     monkeypatch.setattr(huggingface_hub, "get_token", fail)
     message = r"^the token for the Hugging Face hub cannot be read \(no exchange\)\. To fix, check"
     with pytest.raises(OSError, match=message):
-        check_hub_access(NAME)
-
-
-def test_a_token_that_may_only_read(hub):
-    hub.user["auth"]["accessToken"]["role"] = "read"
-    message = r"^the token of me may only read\. To fix, run 'hf auth login' with a token that may"
-    with pytest.raises(PermissionError, match=message):
         check_hub_access(NAME)
 
 
@@ -291,19 +263,6 @@ def test_a_public_model_is_not_taken_for_a_private_one(hub, folder):
     with pytest.raises(PermissionError, match=message):
         push_to_hub(folder, NAME, private=True)
     assert not hub.files
-
-
-def test_no_network(hub, monkeypatch):
-    monkeypatch.setattr(constants, "ENDPOINT", "http://127.0.0.1:1")
-    message = r"^'me/small' cannot be prepared on the hub \(.+\)\. To fix, check the network, then"
-    with pytest.raises(OSError, match=message):
-        check_hub_access(NAME)
-
-
-def test_a_client_that_is_offline(hub, monkeypatch):
-    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
-    with pytest.raises(OSError, match=r"\(.*HF_HUB_OFFLINE.*\)\. To fix, check the network, then"):
-        check_hub_access(NAME)
 
 
 @pytest.mark.parametrize("token", [f"{TOKEN}\nsecond", f"{TOKEN} second", f"{TOKEN}é"])

@@ -116,21 +116,6 @@ def read_metadata(**changes: Any) -> dict[str, Any]:
     return yaml.safe_load(make_card(**changes).split("---\n")[1])
 
 
-def test_scores_are_the_models_results():
-    data = ModelCard(render_model_card(make_record(), EVALUATION)).data
-    assert data.model_name == "bge-m3-pruned"
-    found = [
-        (r.task_type, r.dataset_name, r.dataset_type, r.metric_type, r.metric_name, r.metric_value)
-        for r in data.eval_results
-    ]
-    similarity = ("semantic-similarity", "stsb-en-test", "stsb-en-test")
-    assert found == [
-        (*similarity, "cosine_spearman", "Spearman, dense", 0.8124),
-        (*similarity, "spearman", "Spearman, all", 0.7),
-        ("information-retrieval", "my <docs>", "my-docs-", "ndcg_at_10", "nDCG@10, dense", 0.5),
-    ]
-
-
 def test_every_kind_of_task_has_a_type():
     from bge_pruning.evaluation.tasks import RETRIEVAL, SIMILARITY
 

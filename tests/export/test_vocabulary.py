@@ -254,11 +254,6 @@ def test_the_most_frequent_tokens_are_kept(unigram):
         assert len(keep) == required + 4 and set(words) <= set(keep.old_ids.tolist())
 
 
-def test_a_vocabulary_of_which_all_is_needed_stays(unigram):
-    keep = choose_vocabulary(unigram, {"all": np.ones(6001, np.int64)}, 6001)
-    assert keep.old_ids.tolist() == list(range(6001))
-
-
 def test_rows_without_a_token_are_dropped(model_folder):
     base = load_base_model(str(model_folder))
     tokens = read_tokenizer(base.tokenizer_files).size
@@ -333,7 +328,7 @@ def bare(unigram):
     return make
 
 
-def test_a_size_below_the_required_tokens(unigram):
+def test_a_size_that_does_not_fit(unigram):
     required = choose(unigram, "en").required
     message = (
         rf"vocabulary_size {required - 1} is below the {required} tokens that must stay: special "
@@ -341,15 +336,14 @@ def test_a_size_below_the_required_tokens(unigram):
     )
     with pytest.raises(ValueError, match=message):
         choose(unigram, "en", required - 1)
-
-
-def test_a_size_above_the_vocabulary(unigram):
     message = (
         r"vocabulary_size 6002 is above the 6001 tokens of the model\. To fix, choose fewer, or "
         r"leave it out to keep every token of the texts\."
     )
     with pytest.raises(ValueError, match=message):
         choose(unigram, "en", 6002)
+    keep = choose_vocabulary(unigram, {"all": np.ones(6001, np.int64)}, 6001)
+    assert keep.old_ids.tolist() == list(range(6001))
 
 
 def test_more_tokens_than_rows(bare, make_unigram):
@@ -374,7 +368,7 @@ def test_a_choice_from_another_tokenizer(unigram, wordpiece):
         trim_vocabulary(wordpiece, choose(unigram, "en"))
 
 
-def test_an_id_of_the_config_without_token(bare, make_unigram):
+def test_ids_of_the_config_without_token_or_that_would_move(bare, make_unigram):
     base = bare(make_unigram({"a": -1.0}), eos_token_id=7)
     message = (
         r"config\.json: eos_token_id is 7, but tokenizer\.json has no token of that id\. To fix, "
@@ -384,11 +378,7 @@ def test_an_id_of_the_config_without_token(bare, make_unigram):
         choose_vocabulary(base, {"none": np.zeros(2, np.int64)})
     base = bare(make_unigram({"a": -1.0}), eos_token_id=None)
     assert len(choose_vocabulary(base, {"none": np.zeros(2, np.int64)})) == 2
-
-
-def test_a_padding_token_that_would_move(bare, make_unigram):
-    pieces = {f"{c}{c}": -1.0 for c in "abcdef"}
-    base = bare(make_unigram(pieces), pad_token_id=6)
+    base = bare(make_unigram({f"{c}{c}": -1.0 for c in "abcdef"}), pad_token_id=6)
     message = (
         r"pad_token_id 6 would become 2, and positions are counted from it, so every vector would "
         r"change\. To fix, keep 7 tokens or more, or leave the vocabulary as it is\."
