@@ -145,7 +145,9 @@ def contents(folder: Path) -> dict[str, bytes]:
 # What works
 
 
-def test_access(hub):
+@pytest.mark.parametrize("rights", [{"accessToken": {"role": "write"}}, None, {"type": "oauth"}])
+def test_access(rights, hub):
+    hub.user = {"name": "me", "auth": rights}
     assert check_hub_access(NAME) == "me"
     assert f"Bearer {TOKEN}" in hub.tokens
     assert not hub.private and not hub.files  # nothing is made before there is a model
@@ -224,12 +226,6 @@ def test_a_token_that_cannot_be_read(monkeypatch):
         check_hub_access(NAME)
 
 
-@pytest.mark.parametrize("user", [{"name": "me"}, {"name": "me", "auth": {"type": "oauth"}}])
-def test_a_token_whose_rights_are_not_told(user, hub):
-    hub.user = user
-    assert check_hub_access(NAME) == "me"
-
-
 def test_a_token_that_the_hub_does_not_accept(hub):
     hub.refused["/api/whoami-v2"] = 401
     message = r"^'me/small' cannot be prepared on the hub \(.+\)\. To fix, run 'hf auth login' with"
@@ -238,23 +234,23 @@ def test_a_token_that_the_hub_does_not_accept(hub):
     assert TOKEN not in "".join(traceback.format_exception(caught.value))
 
 
-@pytest.mark.parametrize("path", ["/api/repos/create", "/api/models/me/small/commit"])
-def test_an_owner_that_is_somebody_else(path, hub, folder):
-    hub.refused[path] = 403
+@pytest.mark.parametrize(
+    ("path", "status", "fix"),
+    [
+        ("/api/repos/create", 403, "run 'hf auth login' with"),
+        ("/api/models/me/small/commit", 403, "run 'hf auth login' with"),
+        ("/api/models/me/small/commit", 413, "check the network, then pu"),
+    ],
+)
+def test_a_hub_that_refuses(path, status, fix, hub, folder):
+    hub.refused[path] = status
     before = contents(folder)
-    message = r"my model was not uploaded to 'me/small' \(.+\)\. To fix, run 'hf auth login' with"
-    with pytest.raises(OSError, match=message) as caught:
-        push_to_hub(folder, NAME)
-    assert TOKEN not in "".join(traceback.format_exception(caught.value))
-    assert not hub.files and contents(folder) == before
-
-
-def test_a_hub_that_fails(hub, folder):
-    hub.refused["/api/models/me/small/commit"] = 413
-    message = r"my model was not uploaded to 'me/small' \(.+\)\. To fix, check the network, then pu"
+    message = rf"my model was not uploaded to 'me/small' \(.+\)\. To fix, {fix}"
     with pytest.raises(OSError, match=message) as caught:
         push_to_hub(folder, NAME)
     assert "\n" not in str(caught.value)
+    assert TOKEN not in "".join(traceback.format_exception(caught.value))
+    assert not hub.files and contents(folder) == before
 
 
 def test_a_public_model_is_not_taken_for_a_private_one(hub, folder):
