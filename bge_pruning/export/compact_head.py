@@ -15,18 +15,7 @@ from torch import Tensor, nn
 
 
 def compute_span(head: nn.Linear, norm: nn.LayerNorm) -> Tensor:
-    """Orthonormal basis of everything that a head can compute from outputs of a LayerNorm.
-
-    Args:
-        head: Weight ``(C, H)`` and bias ``(C,)``.
-        norm: The LayerNorm over ``H`` dimensions whose output it reads.
-
-    Returns:
-        Float64, shape ``(C, H)``, for ``C >= H``.
-
-    Raises:
-        ValueError: If the head is narrower than its input: there is nothing to gain.
-    """
+    """Basis of all that a head can compute from a LayerNorm's output, float64, ``(C, H)``."""
     weight, bias = head.weight.detach().double(), head.bias.detach().double()
     outputs, hidden = weight.shape
     if outputs < hidden:
@@ -53,18 +42,7 @@ def _reflection(size: int) -> Tensor:
 
 @torch.no_grad()
 def narrow_head(head: nn.Linear, norm: nn.LayerNorm) -> nn.Linear:
-    """A head of size ``(H, H)`` whose vectors have the lengths and products of the given head's.
-
-    Args:
-        head: The multi-vector head, ``C >= H``.
-        norm: The last LayerNorm of the encoder.
-
-    Returns:
-        A new head in the precision of the old one.
-
-    Raises:
-        ValueError: See :func:`compute_span`.
-    """
+    """A head of size ``(H, H)`` whose vectors have the lengths and products of the given head's."""
     basis = compute_span(head, norm)
     narrow = nn.Linear(head.in_features, head.in_features, dtype=head.weight.dtype)
     narrow.weight.copy_(basis.T @ head.weight.double())

@@ -53,9 +53,6 @@ class ExtractOptions:
         keep_dimension: Give dense vectors the dimensions of the unpruned model, see
             :mod:`bge_pruning.model_io.projection`.
         fit_texts: Files of texts to fit that map on; none to put zeros where a dimension is gone.
-        vocabulary: The tokens to keep, ``None`` for all.
-        onnx: Write ``onnx/model.onnx`` too.
-        onnx_int8: Write ``onnx/model_quantized.onnx`` as well.
         int8_pairs: Scored pairs to measure its loss on.
     """
 
@@ -132,22 +129,15 @@ def extract(
     Args:
         run_or_checkpoint: Run folder (its newest checkpoint) or checkpoint file.
         output: Folder to write; it appears only when it is complete and valid.
-        overwrite: Replace an existing folder.
-        best: Take the best checkpoint of the run folder, see :func:`find_checkpoint`.
-        options: What else is asked for.
 
     Returns:
-        The content of ``pruning.json``: see :func:`bge_pruning.export.pruning_record.build_record`,
-        with ``checkpoint``, ``largest_difference`` and ``tolerance``, and where asked for
-        ``precision``, ``multi_vector``, ``vocabulary``, ``projection``, ``onnx``, ``onnx_int8``.
+        The content of ``pruning.json``.
 
     Raises:
-        FileExistsError: If the folder exists and ``overwrite`` is false, or it holds no extracted
-            model.
+        FileExistsError: If the folder exists and may not be replaced.
         FileNotFoundError: If there is no checkpoint, or a file of texts is not there.
         ImportError: If ONNX is asked for and not installed.
-        ValueError: If the checkpoint is damaged or of another project, or an option does not fit
-            the model.
+        ValueError: If the checkpoint is damaged or of another project, or an option does not fit.
         ValidationError: If any output differs by more than ``TOLERANCE`` from the masked model, or
             is not finite when computed in ``options.dtype``.
         OnnxExportError: If the ONNX graph computes something else.
@@ -167,15 +157,6 @@ def write_model(
     Args:
         start: Begins the extraction. Called here, so that nobody else holds the model: it is let go
             of before validation loads the written one.
-        output: See :func:`extract`.
-        overwrite: Same.
-        options: Same.
-
-    Returns:
-        Same.
-
-    Raises:
-        FileExistsError: See :func:`extract`, also for what else is raised.
     """
     _check_libraries(options)
     with atomic_folder(output, MARKER, overwrite) as folder:
@@ -206,26 +187,20 @@ def _cut_and_write(
     """Record and references; the model is let go of."""
     extraction = start()
     if options.vocabulary is not None:
-        _choose_tokens(extraction, options.vocabulary)
+        base, whole = extraction.base, extraction.shape
+        keep, corpora = choose_for_texts(base, options.vocabulary)
+        report = build_report(whole, base.tokenizer_files, keep, corpora)
+        extraction.info.vocabulary = Vocabulary(**report)
+        keep_tokens(extraction, keep)
     if options.square_head:
         make_head_square(extraction)
     references = write_extraction(extraction, folder, options.dtype)
     return extraction.info, references
 
 
-def _choose_tokens(extraction: Extraction, request: VocabularyRequest) -> None:
-    base, whole = extraction.base, extraction.shape
-    keep, corpora = choose_for_texts(base, request)
-    report = build_report(whole, base.tokenizer_files, keep, corpora)
-    extraction.info.vocabulary = Vocabulary(**report)
-    keep_tokens(extraction, keep)
-
-
 def _add_files(folder: Path, info: PruningRecord, options: ExtractOptions) -> None:
-    if options.keep_dimension:
-        projection = add_projection(folder, info, options.fit_texts)
-        if projection is not None:
-            info.projection = projection
+    if options.keep_dimension and (found := add_projection(folder, info, options.fit_texts)):
+        info.projection = found
     if options.onnx or options.onnx_int8:
         info.onnx = export_onnx(folder)
     if options.onnx_int8:

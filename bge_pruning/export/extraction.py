@@ -23,12 +23,7 @@ from bge_pruning.export.validation import (
     tokenize_sentences,
 )
 from bge_pruning.export.vocabulary import KeptVocabulary, trim_vocabulary
-from bge_pruning.model_io.checkpoint import (
-    as_base_model,
-    cut,
-    final_gates,
-    load_trained_model,
-)
+from bge_pruning.model_io.checkpoint import as_base_model, cut, final_gates, load_trained_model
 from bge_pruning.model_io.model_folder import write_model_folder
 from bge_pruning.model_io.precision import dtype_name, precision_loss, round_weights
 from bge_pruning.model_io.pretrained import BaseModel
@@ -41,14 +36,7 @@ from bge_pruning.models.structural_pruning import (
     prune_linear,
 )
 from bge_pruning.selection.nested_shapes import masks_of_indices, relative_indices
-from bge_pruning.utils.records import (
-    Constraint,
-    Kept,
-    MultiVector,
-    Precision,
-    PruningRecord,
-    Rounding,
-)
+from bge_pruning.utils import records
 
 
 @dataclass
@@ -56,11 +44,7 @@ class Extraction:
     """A masked model on its way to a folder.
 
     Attributes:
-        base: The model, not cut.
         masks: What of it stays.
-        keep: The same as indices.
-        shape: The sizes that the written model will have.
-        info: Content of ``pruning.json`` so far.
         vocabulary: The tokens that stay, ``None`` for all.
     """
 
@@ -68,20 +52,12 @@ class Extraction:
     masks: PruningMasks
     keep: KeepIndices
     shape: EncoderShape
-    info: PruningRecord
+    info: records.PruningRecord
     vocabulary: KeptVocabulary | None = None
 
 
 def start_extraction(checkpoint: Path, shape: EncoderShape | None = None) -> Extraction:
-    """Read a checkpoint and decide what is cut.
-
-    Args:
-        checkpoint: File written by training.
-        shape: Sizes to cut to; those of the run's target if ``None``.
-
-    Raises:
-        ValueError: If the checkpoint is damaged or of another project.
-    """
+    """Read a checkpoint and decide what is cut: to ``shape``, or else to the run's target."""
     model = load_trained_model(checkpoint)
     masks, target = final_gates(model)
     if shape is not None and shape != target:
@@ -95,12 +71,7 @@ def start_extraction(checkpoint: Path, shape: EncoderShape | None = None) -> Ext
 
 
 def keep_tokens(extraction: Extraction, vocabulary: KeptVocabulary) -> None:
-    """Have only these tokens written.
-
-    Args:
-        extraction: Changed in place.
-        vocabulary: Chosen from its tokenizer.
-    """
+    """Have only these tokens written."""
     extraction.vocabulary = vocabulary
     _set_shape(extraction, vocab_size=len(vocabulary))
 
@@ -115,10 +86,6 @@ def make_head_square(extraction: Extraction) -> None:
         extraction: Changed in place; ``info`` gets ``multi_vector``: ``source_dim``,
             ``colbert_dim`` and ``largest_difference`` of the products of all vectors of the
             validation sentences.
-
-    Raises:
-        ValueError: If there is no such head, or it is narrower than that.
-        ValidationError: If a product moved by more than ``TOLERANCE``.
     """
     heads, hidden = extraction.base.heads, extraction.shape.hidden_size
     if heads.colbert_linear is None:
@@ -137,7 +104,7 @@ def make_head_square(extraction: Extraction) -> None:
             f"the square multi-vector head moves a score by {difference:.1e}, more than "
             f"{TOLERANCE:.0e}. To fix, leave --colbert-dim out, and report it with the checkpoint."
         )
-    extraction.info.multi_vector = MultiVector(
+    extraction.info.multi_vector = records.MultiVector(
         source_dim=wide, colbert_dim=hidden, largest_difference=difference
     )
     _set_shape(extraction, colbert_dim=hidden)
@@ -214,15 +181,9 @@ def write_extraction(
     Args:
         extraction: Used up: its model is cut. ``info`` gets ``precision`` below float32: ``dtype``
             and ``rounding`` (:func:`precision_loss`).
-        folder: Existing, empty folder.
-        dtype: Precision of the written weights, see :mod:`bge_pruning.model_io.precision`.
 
     Returns:
         Outputs of the masked model, with rounded weights if they are written so.
-
-    Raises:
-        ValueError: If a weight is beyond the range of ``dtype``.
-        ValidationError: If the cut model has other parameters than its shape says.
     """
     base = extraction.base
     sentences = _tokenize(extraction)
@@ -232,8 +193,8 @@ def write_extraction(
         # The law holds for the rounded model as for any other: masked == extracted.
         round_weights(base.backbone, base.heads, dtype)
         references = _references(extraction, sentences)
-        rounding = Rounding(**precision_loss(exact, references.outputs))
-        extraction.info.precision = Precision(dtype=dtype_name(dtype), rounding=rounding)
+        rounding = records.Rounding(**precision_loss(exact, references.outputs))
+        extraction.info.precision = records.Precision(dtype=dtype_name(dtype), rounding=rounding)
     if extraction.vocabulary is not None:
         base = extraction.base = trim_vocabulary(base, extraction.vocabulary)
     cut(base.backbone, base.heads, extraction.keep)
@@ -255,8 +216,7 @@ def write_extraction(
 def _check_counts(base: BaseModel, shape: EncoderShape) -> None:
     expected = count_parameters(shape)
     real = replace(
-        base.backbone.count_parameters(),
-        heads=sum(p.numel() for p in base.heads.parameters()),
+        base.backbone.count_parameters(), heads=sum(p.numel() for p in base.heads.parameters())
     )
     if real != expected:
         raise ValidationError(
@@ -265,7 +225,7 @@ def _check_counts(base: BaseModel, shape: EncoderShape) -> None:
         )
 
 
-def describe(info: PruningRecord) -> str:
+def describe(info: records.PruningRecord) -> str:
     """One line about an extraction: sizes, parameters, largest difference."""
     source, extracted = info.parameters.source, info.parameters.extracted
     return (
@@ -280,28 +240,20 @@ def nested_extraction(
     larger: Extraction,
     keep: KeepIndices,
     shape: EncoderShape,
-    constraint: dict[str, Constraint],
+    constraint: dict[str, records.Constraint],
 ) -> Extraction:
     """Cut a smaller sub-network out of a larger one of the same gates, as it was trained on.
 
     Args:
         larger: Of the recovery run of the larger one.
         keep: What stays, in the numbering of the unpruned model.
-        shape: Sizes after the cut.
-        constraint: How near the gates were to it, see :func:`compute_constraint_report`.
-
-    Returns:
-        An extraction whose record counts in the unpruned model's numbering, as that of ``larger``.
-
-    Raises:
-        ValueError: If ``larger`` does not contain a structure.
     """
     relative = relative_indices(keep, KeepIndices(**larger.info.kept.as_dict()))
     batches = dict(larger.info.batches)
     steps = batches.pop("recover", 0) + batches.pop("recover_larger", 0)
     info = larger.info.model_copy(deep=True)
     info.shape = as_shape(shape)
-    info.kept = Kept(**keep.as_dict())
+    info.kept = records.Kept(**keep.as_dict())
     info.constraint = constraint
     info.parameters.extracted = as_parameters(shape)
     info.batches = {**batches, "recover_larger": steps}

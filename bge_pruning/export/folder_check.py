@@ -11,31 +11,18 @@ import json
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+from bge_pruning.model_io.model_files import SIZES as LARGEST
 from bge_pruning.model_io.model_files import read_json
 from bge_pruning.model_io.pretrained import read_heads
 from bge_pruning.model_io.projection import FOLDER, NO_ACTIVATION, compute_modules, read_projection
 from bge_pruning.models.encoder_shape import EncoderShape
 
-SIZES = (
-    "hidden_size",
-    "num_attention_heads",
-    "num_hidden_layers",
-    "intermediate_size",
-    "vocab_size",
-    "max_position_embeddings",
-    "type_vocab_size",
-)
+SIZES = (*LARGEST, "type_vocab_size")
 # text-embeddings-inference has no defaults for these.
 CONFIG_KEYS = (
-    "architectures",
-    "model_type",
-    "hidden_act",
-    "hidden_dropout_prob",
-    "initializer_range",
-    "layer_norm_eps",
-    "pad_token_id",
-    *SIZES,
-)
+    "architectures model_type hidden_act hidden_dropout_prob initializer_range layer_norm_eps "
+    "pad_token_id"
+).split()
 
 
 class FolderError(ValueError):
@@ -46,12 +33,8 @@ def check_folder(folder: Path, shape: EncoderShape) -> None:
     """Refuse a folder that a server could not load, or would silently load wrongly.
 
     Args:
-        folder: Model folder.
         shape: The sizes that the model really has. Only they tell a wrong number of heads: every
             number that divides the hidden size loads, and computes something else.
-
-    Raises:
-        FolderError: With every demand that is not met.
     """
     problems = [problem for check in CHECKS for problem in check(folder, shape)]
     if problems:
@@ -62,7 +45,7 @@ def check_folder(folder: Path, shape: EncoderShape) -> None:
 
 def _config(folder: Path, shape: EncoderShape) -> Iterator[str]:
     config = read_json(folder / "config.json", {})
-    for key in CONFIG_KEYS:
+    for key in (*CONFIG_KEYS, *SIZES):
         if key not in config:
             yield f"config.json lacks {key}, which text-embeddings-inference reads"
     if config.get("model_type") != "xlm-roberta":
@@ -157,7 +140,7 @@ def _modules(folder: Path, shape: EncoderShape) -> Iterator[str]:
             f"modules.json does not list exactly {steps}, each in its folder: sentence-"
             f"transformers or text-embeddings-inference would give other vectors"
         )
-    paths = [module["path"] for module in expected[1:]]
+    paths = (module["path"] for module in expected[1:])
     missing = [path for path in paths if not (folder / path / "config.json").is_file()]
     for path in missing:
         yield f"there is no {path}/config.json, of a module of sentence-transformers"

@@ -30,11 +30,7 @@ LATER = (
 def check_hub_access(name: str) -> str:
     """Check that an upload can succeed, before the long work whose result is to be uploaded.
 
-    Args:
-        name: Name of the model on the hub, ``owner/name``.
-
-    Returns:
-        The user whose token is used.
+    Returns the user whose token is used.
 
     Raises:
         ValueError: If the name is invalid.
@@ -52,16 +48,9 @@ def check_hub_access(name: str) -> str:
 
 
 def push_to_hub(folder: Path, name: str, private: bool = False) -> str:
-    """Upload a model folder, and create the model on the hub if it does not exist.
+    """Upload a model folder in one commit, and create the model if the hub does not have it.
 
-    Args:
-        folder: A folder that extraction wrote; all of it is uploaded, in one commit.
-        name: Name of the model on the hub, ``owner/name``. Files that only
-            the hub has are kept.
-        private: Hide the model from others.
-
-    Returns:
-        Address of the model's page.
+    Files that only the hub has are kept. Returns the address of the model's page.
 
     Raises:
         FileNotFoundError: If the folder holds no extracted model.
@@ -91,11 +80,7 @@ def push_to_hub(folder: Path, name: str, private: bool = False) -> str:
 
 
 def check_name(name: str) -> None:
-    """Refuse what cannot be the name of a model on the hub.
-
-    Raises:
-        ValueError: If the name is invalid.
-    """
+    """Refuse what cannot be the name of a model on the hub."""
     from huggingface_hub.errors import HFValidationError
     from huggingface_hub.utils import validate_repo_id
 
@@ -112,11 +97,7 @@ def check_name(name: str) -> None:
 
 
 def _client() -> HfApi:
-    """A client with the user's token, which none of our messages contains.
-
-    Raises:
-        OSError: If there is no token, or it cannot be read.
-    """
+    """A client with the user's token, which none of our messages contains."""
     from huggingface_hub import HfApi, get_token
 
     with _clear_errors("the token for the Hugging Face hub cannot be read"):

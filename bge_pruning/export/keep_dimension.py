@@ -14,17 +14,12 @@ from torch import Tensor
 from bge_pruning.datasets.sts_dataloader import read_texts
 from bge_pruning.evaluation.text_encoder import TextEncoder
 from bge_pruning.export.validation import TOLERANCE, ValidationError, sentence_vectors
-from bge_pruning.model_io.model_files import (
-    read_hf_config,
-    read_max_seq_length,
-    read_pooling,
-    read_prompts,
-)
+from bge_pruning.model_io import model_files
 from bge_pruning.model_io.model_folder import write_sentence_transformers_files
 from bge_pruning.model_io.pretrained import BaseModel, load_base_model
 from bge_pruning.model_io.projection import compute_selection, fit_projection, project
 from bge_pruning.utils.devices import default_device
-from bge_pruning.utils.records import Projection, PruningRecord, Source
+from bge_pruning.utils.records import Projection, PruningRecord
 
 log = logging.getLogger(__name__)
 
@@ -35,13 +30,10 @@ def add_projection(
     """Add the Dense module that brings dense vectors back to the unpruned model's dimensions.
 
     Args:
-        folder: Written model folder without such a module.
-        info: Its ``pruning.json``: the source, its shape, and the kept dimensions.
-        texts: Files of texts to fit the map on, see :func:`read_sentences`; none for the selection.
+        texts: Files of texts to fit the map on; none for the selection.
 
     Returns:
-        ``kind`` (``selection`` or ``fitted``), ``dimensions`` and ``texts``; ``None`` if the model
-        has all dimensions and there is nothing to add.
+        ``None`` if the model has all dimensions and there is nothing to add.
 
     Raises:
         FileNotFoundError: If a file or the unpruned model is not there.
@@ -50,7 +42,14 @@ def add_projection(
         ValidationError: If sentence-transformers makes other vectors of the folder.
     """
     kept, size = info.kept.hidden, info.source_shape.hidden_size
-    _check_source(info.source, size)
+    # An index of the source's vectors has the dimensions of its map, not those of its encoder.
+    if info.source.projection is not None:
+        raise ValueError(
+            f"{info.source.base_model} was itself written with --keep-dimension: its vectors have "
+            f"{info.source.projection.dimensions} dimensions, and training was in the {size} of "
+            f"its encoder. To fix, leave --keep-dimension out, or prune the model that it was cut "
+            f"from."
+        )
     if len(kept) == size and not texts:
         log.info("dense vectors have all %d dimensions of the source: no map is needed", size)
         return None
@@ -71,17 +70,6 @@ def add_projection(
     )
 
 
-def _check_source(source: Source, size: int) -> None:
-    """An index of the source's vectors has the dimensions of its map, not those of its encoder."""
-    if source.projection is not None:
-        raise ValueError(
-            f"{source.base_model} was itself written with --keep-dimension: its vectors have "
-            f"{source.projection.dimensions} dimensions, and training was in the {size} of "
-            f"its encoder. To fix, leave --keep-dimension out, or prune the model that it was cut "
-            f"from."
-        )
-
-
 def _fit(folder: Path, info: PruningRecord, texts: Sequence[str]) -> Tensor:
     source = info.source
     log.info("fitting the map on %d texts of %s", len(texts), source.base_model)
@@ -97,17 +85,15 @@ def _fit(folder: Path, info: PruningRecord, texts: Sequence[str]) -> Tensor:
 
 
 def _embed(base: BaseModel, texts: Sequence[str]) -> np.ndarray:
-    encoder = TextEncoder(base, default_device())
-    vectors = encoder.encode(texts).dense_vecs
-    del encoder
-    gc.collect()
+    vectors = TextEncoder(base, default_device()).encode(texts).dense_vecs
+    gc.collect()  # the encoder
     return vectors
 
 
 def _insert(folder: Path, projection: Tensor) -> None:
     """Write the sentence-transformers files again, with the map between pooling and norm."""
-    pooling, prompts = read_pooling(folder), read_prompts(folder)
-    length = read_max_seq_length(folder, read_hf_config(folder))
+    pooling, prompts = model_files.read_pooling(folder), model_files.read_prompts(folder)
+    length = model_files.read_max_seq_length(folder, model_files.read_hf_config(folder))
     for name in ("1_Pooling", "2_Normalize"):
         shutil.rmtree(folder / name)
     size = projection.shape[1]

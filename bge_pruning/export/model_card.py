@@ -72,7 +72,6 @@ def write_model_card(
     The files are copied into the folder. What was copied there before is used again.
 
     Args:
-        folder: Folder that extraction wrote.
         evaluation: What ``scripts/evaluate_model.py`` wrote about it.
         index: What ``scripts/check_index_compatibility.py`` wrote about it.
 
@@ -174,13 +173,7 @@ def render_model_card(
     evaluation: EvaluationRecord | None = None,
     index: IndexRecord | None = None,
 ) -> str:
-    """Markdown with the metadata that the Hugging Face hub reads.
-
-    Args:
-        record: Content of ``pruning.json``.
-        evaluation: Scores, parameters and speed of this model.
-        index: How well this model searches an index of the original.
-    """
+    """Markdown with the metadata that the Hugging Face hub reads."""
     body = _template().render(
         record=record,
         index=index,

@@ -52,22 +52,15 @@ def export_onnx(folder: Path, base: BaseModel | None = None, overwrite: bool = F
     float32, whatever the folder's precision.
 
     Args:
-        folder: Model folder.
         base: The model in it, if it is loaded already; moved to the CPU and set to float32.
         overwrite: Replace the folder's ``onnx``, whatever else is in it.
-
-    Returns:
-        JSON-ready: ``file`` and ``data`` (``None`` if the weights are in the file) within the
-        folder, ``bytes``, ``opset``, ``outputs``, ``largest_difference`` by output, ``tolerance``
-        and ``versions``.
 
     Raises:
         ImportError: If ``onnx`` or ``onnxruntime`` is not installed.
         FileExistsError: If ``onnx`` exists and may not be replaced.
         FileNotFoundError: If a file of the model is missing.
         ValueError: If files of the model are damaged or disagree.
-        OnnxExportError: If an output differs from torch's by more than ``TOLERANCE``. Nothing of
-            the export is kept.
+        OnnxExportError: If an output differs by more than ``TOLERANCE``: nothing is kept.
     """
     for library in ("onnx", "onnxruntime"):
         import_optional(library, "onnx")
@@ -89,21 +82,12 @@ def export_onnx(folder: Path, base: BaseModel | None = None, overwrite: bool = F
         tolerance=TOLERANCE,
         versions={name: version(name) for name in ("onnx", "onnxruntime", "torch")},
     )
-    worst = max(differences.values())
-    log.info("%s/%s: largest difference from torch %.1e", FOLDER, MODEL, worst)
+    log.info("%s: largest difference from torch %.1e", info.file, max(differences.values()))
     return info
 
 
 def write_graph(base: BaseModel, folder: Path) -> ModelProto:
-    """Write the graph, and beside it the weights if they are too large for one file.
-
-    Args:
-        base: The model.
-        folder: Existing folder.
-
-    Returns:
-        The model as it is in the file.
-    """
+    """Write the graph, and beside it the weights if they are too large for one file."""
     onnx = import_optional("onnx", "onnx")
     weights: list[Tensor] = [*base.backbone.parameters(), *base.heads.parameters()]
     if base.projection is not None:
@@ -151,13 +135,8 @@ def _store_outside(file: Any, name: str, array: np.ndarray) -> TensorProto:
 def compare_with_torch(base: BaseModel, path: Path) -> dict[str, float]:
     """Run a graph beside the model it was made from, on real sentences.
 
-    Args:
-        base: The model.
-        path: ONNX file.
-
-    Returns:
-        The largest difference by output, padding left out, relative to the largest value of the
-        output where that is above 1.
+    Returns the largest difference by output, padding left out, relative to the largest value of
+    the output where that is above 1.
     """
     backbone, heads = base.backbone.cpu().float().eval(), base.heads.cpu().float().eval()
     session = open_session(path)
@@ -198,19 +177,11 @@ def _batches(base: BaseModel) -> Iterator[tuple[Tensor, Tensor]]:
 
 
 def check_differences(differences: dict[str, float]) -> None:
-    """Refuse a graph that computes something else.
-
-    Args:
-        differences: See :func:`compare_with_torch`.
-
-    Raises:
-        OnnxExportError: If one is above ``TOLERANCE`` or not finite.
-    """
+    """Refuse a graph that computes something else."""
     wrong = [f"{name} {d:.2e}" for name, d in differences.items() if not d <= TOLERANCE]
     if wrong:
         raise OnnxExportError(
             f"the ONNX graph differs from the model by more than {TOLERANCE:.0e}: "
-            + ", ".join(wrong)
-            + ". To fix, look for NaN in the model's weights; if there are none, report it with "
-            "the versions of onnxruntime and torch: it is a defect of the export."
+            f"{', '.join(wrong)}. To fix, look for NaN in the model's weights; if there are none, "
+            f"report it with the versions of onnxruntime and torch: it is a defect of the export."
         )

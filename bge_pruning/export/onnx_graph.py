@@ -41,11 +41,7 @@ Store = Callable[[str, np.ndarray], "TensorProto"]
 
 
 class GraphBuilder:
-    """Nodes and weights, in the order in which they are added.
-
-    Args:
-        store: Writes a large weight.
-    """
+    """Nodes and weights, in the order in which they are added."""
 
     def __init__(self, store: Store) -> None:
         self.helper = import_optional("onnx.helper", "onnx")
@@ -55,17 +51,7 @@ class GraphBuilder:
         self.weights: dict[str, TensorProto] = {}
 
     def node(self, kind: str, *inputs: str, output: str | None = None, **attributes: Any) -> str:
-        """Add a node with one output.
-
-        Args:
-            kind: Name of the operator.
-            inputs: Names of its inputs.
-            output: Name of its output; one is made if ``None``.
-            attributes: Attributes of the operator.
-
-        Returns:
-            The name of the output, which is the node's name too.
-        """
+        """Add a node with one output; returns the output's name, which is the node's name too."""
         output = output or f"{kind}_{len(self.nodes)}"
         self.nodes.append(self.helper.make_node(kind, inputs, [output], output, **attributes))
         return output
@@ -125,12 +111,6 @@ def build_graph(
 
     Positions are computed from the ids, as transformers does: ``pad + running count of ids that
     are not pad``; padding itself has position ``pad``. The mask plays no part in them.
-
-    Args:
-        backbone: Encoder, cut, float32.
-        heads: Its heads.
-        store: Keeps a weight and returns the tensor that names it.
-        projection: Map of the dense vectors, shape ``(S, H)``, if there is one.
     """
     builder = GraphBuilder(store)
     mask = builder.node("Cast", "attention_mask", to=builder.helper.TensorProto.FLOAT)

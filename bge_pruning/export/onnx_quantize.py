@@ -70,19 +70,13 @@ def measure_int8(
     """Compare two files of one model.
 
     Args:
-        int8: The quantised file.
-        float32: The file it was made from.
         pairs: Texts to compare on, with gold scores.
-        rounds: Measurements of speed, see :func:`measure_speed`.
 
     Returns:
         ``texts`` compared; ``cosine`` of the two files' vectors by output, ``mean`` and ``min``
         (of a text for ``dense_vecs`` and ``token_weights``, of a token for ``colbert_vecs``);
         ``spearman`` of the dense similarities with the gold scores (``float32``, ``int8``,
         ``change``, ``pairs``), or ``None``; ``speed``; ``versions``.
-
-    Raises:
-        ValueError: If an output is not finite.
     """
     first, second, _ = pairs or (VALIDATION_SENTENCES, (), ())
     texts = list(dict.fromkeys((*first, *second)))
@@ -135,14 +129,9 @@ def export_onnx_int8(
     """Write ``onnx/model_quantized.onnx`` beside ``onnx/model.onnx``, and measure what it loses.
 
     Args:
-        folder: Model folder with an export of :func:`bge_pruning.export.onnx_export.export_onnx`.
         pairs: First sentences, second sentences and gold scores: texts to compare on, and
             scores to correlate with. The sentences of extraction's validation if ``None``.
-        overwrite: Replace an earlier file.
         rounds: Measurements of speed; the two files take turns.
-
-    Returns:
-        JSON-ready: ``file``, ``bytes``, ``settings``, and what :func:`measure_int8` found.
 
     Raises:
         ImportError: If ``onnx`` or ``onnxruntime`` is not installed.
@@ -182,17 +171,9 @@ def describe_loss(record: Int8Record) -> str:
 
 @contextmanager
 def quantised(folder: Path) -> Iterator[Path]:
-    """A quantised copy of a folder's graph, in a folder beside it that is gone afterwards.
+    """Quantise a folder's graph in a folder beside it that is gone afterwards.
 
-    Args:
-        folder: Model folder with an export.
-
-    Yields:
-        The ONNX file; it may be moved away.
-
-    Raises:
-        FileNotFoundError: If there is no export.
-        ValueError: If the weights are too many for one file.
+    The file that it yields may be moved away.
     """
     source = folder / FOLDER / MODEL
     if not source.is_file():
@@ -256,7 +237,6 @@ def quantise_rows(graph: GraphProto, name: str) -> None:
     are looked up are multiplied.
 
     Args:
-        graph: The graph.
         name: Weight that a Gather looks rows up in, shape ``(V, H)``.
     """
     onnx = import_optional("onnx", "onnx")

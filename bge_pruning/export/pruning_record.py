@@ -11,15 +11,7 @@ from bge_pruning.model_io.checkpoint import TrainedModel
 from bge_pruning.models.encoder_shape import EncoderShape, count_parameters, forward_flops
 from bge_pruning.models.l0_module_embedding import BUDGET, OPERATIONS, L0Module
 from bge_pruning.models.structural_pruning import SHAPE_FIELDS, KeepIndices
-from bge_pruning.utils.records import (
-    Constraint,
-    Kept,
-    Parameters,
-    PrunedParameters,
-    PruningRecord,
-    Shape,
-    Source,
-)
+from bge_pruning.utils import records
 
 log = logging.getLogger(__name__)
 
@@ -31,28 +23,20 @@ FAR_FROM_TARGET = 0.01
 
 def build_record(
     model: TrainedModel, shape: EncoderShape, keep: KeepIndices, method: str = "l0"
-) -> PruningRecord:
+) -> records.PruningRecord:
     """Content of ``pruning.json``, as far as the checkpoint knows it.
 
-    Args:
-        model: Not cut.
-        shape: Sizes after the cut.
-        keep: What stays.
-        method: How it was chosen, see :data:`bge_pruning.config.schema.METHODS`.
+    Indices are in the source's numbering. A recovery run inherits what the pruning run decided. The
+    ``source`` has a ``projection`` if its dense vectors are not those of its encoder, which was
+    trained.
 
-    Returns:
-        ``source`` (``base_model``, ``revision``, ``license``, ``origin``, and ``projection`` if its
-        dense vectors are not those of its encoder, which was trained), ``source_shape``,
-        ``shape``, ``parameters`` of both, ``kept`` indices in the source's numbering,
-        ``method`` if something is cut, ``constraint`` (:func:`compute_constraint_report`),
-        ``seed``, ``batches`` of training by stage, ``refit_texts`` if a recovery began by fitting
-        to its source, ``pooling``, ``max_seq_length`` and ``versions``. A recovery run inherits
-        what the pruning run decided.
+    Args:
+        method: How it was chosen, see :data:`bge_pruning.config.schema.METHODS`.
     """
     metadata = model.metadata
     cuts = model.l0_module is not None or shape != model.shape
-    record = PruningRecord(
-        source=Source(
+    record = records.PruningRecord(
+        source=records.Source(
             base_model=metadata.base_model,
             revision=metadata.revision,
             license=metadata.license,
@@ -60,10 +44,10 @@ def build_record(
         ),
         source_shape=as_shape(model.shape),
         shape=as_shape(shape),
-        parameters=PrunedParameters(
+        parameters=records.PrunedParameters(
             source=as_parameters(model.shape), extracted=as_parameters(shape)
         ),
-        kept=Kept(**keep.as_dict()),
+        kept=records.Kept(**keep.as_dict()),
         constraint={},
         seed=metadata.seed,
         batches={"train": model.batch},
@@ -77,12 +61,12 @@ def build_record(
         record.constraint = compute_constraint_report(model.l0_module, shape)
         record.batches = {"prune": model.batch}
     if metadata.source_pruning is not None:
-        _inherit(record, PruningRecord(**metadata.source_pruning), model, cuts)
+        _inherit(record, records.PruningRecord(**metadata.source_pruning), model, cuts)
     return record
 
 
 def _inherit(
-    record: PruningRecord, earlier: PruningRecord, model: TrainedModel, cuts: bool
+    record: records.PruningRecord, earlier: records.PruningRecord, model: TrainedModel, cuts: bool
 ) -> None:
     """Take over what the run before has decided: for a recovery, what was cut and from what."""
     if earlier.projection is not None:
@@ -98,28 +82,25 @@ def _inherit(
         record.refit_texts = texts
 
 
-def as_shape(shape: EncoderShape) -> Shape:
+def as_shape(shape: EncoderShape) -> records.Shape:
     """Sizes as a record."""
-    return Shape(**asdict(shape))
+    return records.Shape(**asdict(shape))
 
 
-def as_parameters(shape: EncoderShape) -> Parameters:
+def as_parameters(shape: EncoderShape) -> records.Parameters:
     """Parameters of a model of these sizes, as a record."""
-    return Parameters(**count_parameters(shape).as_dict())
+    return records.Parameters(**count_parameters(shape).as_dict())
 
 
 @torch.no_grad()
-def compute_constraint_report(l0_module: L0Module, shape: EncoderShape) -> dict[str, Constraint]:
-    """How far the gates were from what is cut, per axis.
-
-    Args:
-        l0_module: The gates at the end of training.
-        shape: The shape that is extracted.
+def compute_constraint_report(
+    l0_module: L0Module, shape: EncoderShape
+) -> dict[str, records.Constraint]:
+    """How far the gates at the end of training were from what is cut, per axis.
 
     Returns:
         By axis (and ``encoder``, the share of parameters, and ``operations`` if they are to be
-        fewer): ``expected_sparsity`` (mean over layers), ``target_sparsity``,
-        ``realised_sparsity``, and ``largest_distance`` of any layer from the realised sparsity.
+        fewer); ``largest_distance`` is that of any layer from the realised sparsity.
     """
     source = l0_module.shape
     realised = {
@@ -132,7 +113,7 @@ def compute_constraint_report(l0_module: L0Module, shape: EncoderShape) -> dict[
         realised[OPERATIONS] = 1.0 - forward_flops(shape, length) / forward_flops(source, length)
     targets = {**realised, **l0_module.final_targets()}
     return {
-        axis: Constraint(
+        axis: records.Constraint(
             expected_sparsity=float(expected.mean()),
             target_sparsity=float(targets[axis]),
             realised_sparsity=float(realised[axis]),
@@ -142,12 +123,8 @@ def compute_constraint_report(l0_module: L0Module, shape: EncoderShape) -> dict[
     }
 
 
-def warn_if_far(constraint: dict[str, Constraint]) -> None:
-    """Say so if the gates of a run ended far from its target.
-
-    Args:
-        constraint: See :func:`compute_constraint_report`.
-    """
+def warn_if_far(constraint: dict[str, records.Constraint]) -> None:
+    """Say so if the gates of a run ended far from its target."""
     for axis, row in constraint.items():
         distance = row.largest_distance
         if distance > FAR_FROM_TARGET:

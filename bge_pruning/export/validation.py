@@ -12,7 +12,7 @@ from torch import Tensor
 from bge_pruning.model_io.hub import quick_loading
 from bge_pruning.model_io.model_files import read_pooling
 from bge_pruning.model_io.precision import dtype_name
-from bge_pruning.model_io.pretrained import load_strict, read_heads
+from bge_pruning.model_io.pretrained import colbert_size, flat_heads, load_strict, read_heads
 from bge_pruning.models.bge_m3_backbone import XLMRobertaBackbone
 from bge_pruning.models.embedding_heads import EmbeddingHeads
 from bge_pruning.models.structural_pruning import PruningMasks
@@ -58,15 +58,7 @@ def compute_references(
     inputs: dict[str, Tensor],
     kept_hidden: list[int],
 ) -> References:
-    """Outputs of the masked model on tokenised sentences, in float32.
-
-    Args:
-        backbone: Encoder, not cut.
-        heads: Its heads, not cut.
-        masks: Gates.
-        inputs: ``input_ids`` and ``attention_mask``, shape ``(B, T)``.
-        kept_hidden: Hidden dimensions that stay.
-    """
+    """Outputs of the masked model on tokenised sentences ``(B, T)``, in float32."""
     mask = inputs["attention_mask"]
     hidden = backbone(inputs["input_ids"], mask, masks)
     outputs = heads.outputs(hidden, mask)
@@ -101,10 +93,6 @@ def validate(folder: Path, references: References) -> float:
     Both compute in float32, whatever the precision of the weights. It is loaded once and runs once:
     what sentence-transformers pools are the last hidden states of transformers' ``AutoModel``.
 
-    Args:
-        folder: Written model folder.
-        references: Outputs of the masked model with weights of the folder's precision.
-
     Returns:
         The largest difference; of an output with values above 1, relative to the largest of them.
 
@@ -121,11 +109,10 @@ def validate(folder: Path, references: References) -> float:
     real = mask.bool()
     differences = {"last_hidden_state": _difference(hidden[real], references.hidden[real])}
     outputs = _load_heads(folder, hidden.shape[-1]).outputs(hidden, mask)
+    missing = torch.tensor(math.inf)
     for name, reference in expected.items():
-        if name not in outputs:
-            differences[name] = torch.tensor(math.inf)
-            continue
-        differences[name] = _difference(outputs[name], reference)
+        known = name in outputs
+        differences[name] = _difference(outputs[name], reference) if known else missing
     vectors = torch.stack([row["sentence_embedding"] for row in rows])
     differences["sentence-transformers"] = _difference(vectors, expected["dense_vecs"])
     wrong = {name: float(d) for name, d in differences.items() if not d <= TOLERANCE}
@@ -148,25 +135,14 @@ def _difference(found: Tensor, expected: Tensor) -> Tensor:
 
 def _load_heads(folder: Path, hidden_size: int) -> EmbeddingHeads:
     states = read_heads(folder)
-    colbert = states["colbert_linear"]
-    heads = EmbeddingHeads(
-        hidden_size,
-        read_pooling(folder),
-        sparse=states["sparse_linear"] is not None,
-        colbert_dim=0 if colbert is None else colbert["weight"].shape[0],
-    )
-    flat = {f"{n}.{k}": v for n, state in states.items() for k, v in (state or {}).items()}
-    load_strict(heads, flat, str(folder))
+    sparse, pooling = states["sparse_linear"] is not None, read_pooling(folder)
+    heads = EmbeddingHeads(hidden_size, pooling, sparse, colbert_size(states))
+    load_strict(heads, flat_heads(states), str(folder))
     return heads
 
 
 def sentence_vectors(folder: Path, dtype: torch.dtype = torch.float32) -> Tensor:
-    """Vectors of the validation sentences by sentence-transformers, float32, on the CPU.
-
-    Args:
-        folder: Model folder.
-        dtype: Precision to compute in.
-    """
+    """Vectors of the validation sentences by sentence-transformers, float32, on the CPU."""
     rows = _run_folder(folder, dtype)
     return torch.stack([row["sentence_embedding"] for row in rows]).float()
 
@@ -189,16 +165,7 @@ def _run_folder(folder: Path, dtype: torch.dtype) -> list[dict[str, Tensor]]:
 
 
 def check_as_loaded(folder: Path, expected: Tensor, dtype: torch.dtype) -> float:
-    """Largest difference of dense vectors computed in the folder's own precision.
-
-    Args:
-        folder: Written model folder.
-        expected: Dense vectors of the validation sentences, shape ``(n, H)``.
-        dtype: Precision of the folder.
-
-    Raises:
-        ValidationError: If a vector is not finite.
-    """
+    """Largest difference of the ``(n, H)`` dense vectors in the folder's own precision."""
     found = sentence_vectors(folder, dtype)
     if not found.isfinite().all():
         raise ValidationError(

@@ -86,15 +86,10 @@ def choose_vocabulary(
     go to the end. The other tokens keep their order.
 
     Args:
-        base: The model.
         counts: How often each id occurs in each corpus, by name, shape ``(ids,)``; special tokens
             that are set around a text not counted.
         size: Tokens to keep; the most frequent ones beside those that are required. ``None`` keeps
             all that occur.
-
-    Raises:
-        ValueError: If the size is below the required tokens or above the vocabulary, or tokenizer,
-            config and embeddings disagree.
     """
     tokenizer = check_trimmable(base, size)
     special = special_ids(tokenizer, base.tokenizer_files)
@@ -102,7 +97,12 @@ def choose_vocabulary(
     ordinary = {name: _without(values, special) for name, values in counts.items()}
     scripts = _kept_scripts(tokenizer, ordinary)
     required = special | _needed_pieces(tokenizer, scripts)
-    _check_required(size, len(required))
+    if size is not None and size < len(required):
+        raise ValueError(
+            f"vocabulary_size {size} is below the {len(required)} tokens that must stay: special "
+            f"tokens and the characters of the texts' scripts. To fix, choose {len(required)} or "
+            f"more."
+        )
     total = _without(sum(counts.values()), required)
     # The lower id first among tokens that are equally frequent: XLM-R's are sorted by score.
     frequent = np.argsort(-total, kind="stable")[: np.count_nonzero(total)]
@@ -110,7 +110,13 @@ def choose_vocabulary(
         frequent = frequent[: size - len(required)]
     kept = required.union(frequent.tolist())
     old_ids = _arrange(kept, special, tokenizer.beyond)
-    _check_pad(old_ids, base.hf_config["pad_token_id"])
+    pad = base.hf_config["pad_token_id"]
+    if (new := int(np.flatnonzero(old_ids == pad)[0])) != pad:
+        raise ValueError(
+            f"pad_token_id {pad} would become {new}, and positions are counted from it, so every "
+            f"vector would change. To fix, keep {pad + 1} tokens or more, or leave the vocabulary "
+            f"as it is."
+        )
     return KeptVocabulary(old_ids, len(required), tuple(sorted(scripts)), tokenizer.digest)
 
 
@@ -119,18 +125,6 @@ def check_trimmable(base: BaseModel, size: int | None = None) -> TokenizerConten
 
     Rows of the embeddings without a token are not an error: some models pad the table, and
     trimming drops them.
-
-    Args:
-        base: The model.
-        size: Tokens to keep, if that is known.
-
-    Returns:
-        Its tokenizer.
-
-    Raises:
-        ValueError: If the tokenizer is of a type that cannot be trimmed, has ids beyond the
-            embeddings, lacks a token that the config names, or has fewer tokens than are to be
-            kept.
     """
     tokenizer = read_tokenizer(base.tokenizer_files)
     if tokenizer.size > base.shape.vocab_size:
@@ -164,24 +158,6 @@ def _config_ids(tokenizer: TokenizerContent, hf_config: dict[str, Any]) -> dict[
             f"correct the id, or set it to null if the model has no such token."
         )
     return ids
-
-
-def _check_required(size: int | None, required: int) -> None:
-    if size is not None and size < required:
-        raise ValueError(
-            f"vocabulary_size {size} is below the {required} tokens that must stay: special tokens "
-            f"and the characters of the texts' scripts. To fix, choose {required} or more."
-        )
-
-
-def _check_pad(old_ids: np.ndarray, pad: int) -> None:
-    new = int(np.flatnonzero(old_ids == pad)[0])
-    if new != pad:
-        raise ValueError(
-            f"pad_token_id {pad} would become {new}, and positions are counted from it, so every "
-            f"vector would change. To fix, keep {pad + 1} tokens or more, or leave the vocabulary "
-            f"as it is."
-        )
 
 
 @cache
@@ -236,18 +212,10 @@ def _arrange(kept: set[int], special: set[int], beyond: frozenset[int]) -> np.nd
 
 
 def trim_vocabulary(base: BaseModel, keep: KeptVocabulary) -> BaseModel:
-    """The model with only the kept tokens.
+    """A new model with only the kept tokens.
 
-    A new object; ``base`` is not changed. Only the kept rows of the word embeddings are copied. All
-    other weights are shared with ``base``, so let go of it to free the old table.
-
-    Args:
-        base: The model.
-        keep: Chosen from its tokenizer.
-
-    Raises:
-        ValueError: If it was chosen from another tokenizer, or the tokenizer does not fit the
-            embeddings.
+    Only the kept rows of the word embeddings are copied. All other weights are shared with
+    ``base``, so let go of it to free the old table.
     """
     tokenizer = check_trimmable(base)
     if keep.digest != tokenizer.digest:
@@ -257,8 +225,7 @@ def trim_vocabulary(base: BaseModel, keep: KeptVocabulary) -> BaseModel:
         )
     shape = replace(base.shape, vocab_size=len(keep))
     new_ids = {int(old): new for new, old in enumerate(keep.old_ids)}
-    named = _config_ids(tokenizer, base.hf_config).items()
-    ids = {key: new_ids[old] for key, old in named}
+    ids = {key: new_ids[old] for key, old in _config_ids(tokenizer, base.hf_config).items()}
     return replace(
         base,
         shape=shape,

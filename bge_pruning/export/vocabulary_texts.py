@@ -74,20 +74,7 @@ class Corpora:
 
 
 def choose_for_texts(base: BaseModel, request: VocabularyRequest) -> tuple[KeptVocabulary, Corpora]:
-    """Choose the tokens that some texts need.
-
-    Args:
-        base: The model.
-        request: What to keep.
-
-    Returns:
-        The tokens, and the corpora that they were chosen from and can be measured on.
-
-    Raises:
-        FileNotFoundError: If a file does not exist.
-        ValueError: If a language has no corpus, a file holds no text or a row is wrong, or the
-            size does not fit.
-    """
+    """Choose the tokens that some texts need, and the corpora to measure the loss on."""
     corpora = find_corpora(request)
     check_trimmable(base, request.size)
     tokenizer = plain_tokenizer(base.tokenizer_files)
@@ -95,17 +82,15 @@ def choose_for_texts(base: BaseModel, request: VocabularyRequest) -> tuple[KeptV
     for path, values in counts.items():
         _warn_if_small(path, values)
     keep = choose_vocabulary(base, counts, request.size)
-    _log_kept(keep, request.size, tokenizer.get_vocab_size())
+    if len(keep) == (tokens := tokenizer.get_vocab_size()):
+        log.info("all %d tokens are kept: the texts need every one", tokens)
+    elif request.size is not None and len(keep) < request.size:
+        log.info("%d tokens are kept, not %d: the texts have no more", len(keep), request.size)
     return keep, corpora
 
 
 def find_corpora(request: VocabularyRequest) -> Corpora:
-    """The files of a request.
-
-    Raises:
-        FileNotFoundError: If there is no such file.
-        ValueError: If there are neither texts nor languages, or a language has no corpus.
-    """
+    """The files of a request."""
     if not request.texts and not request.languages:
         raise ValueError(
             "no texts say which tokens to keep. To fix, pass --keep-vocabulary-from FILES or "
@@ -154,11 +139,7 @@ def _name(path: Path) -> str:
 
 
 def plain_tokenizer(files: Mapping[str, bytes]) -> Tokenizer:
-    """A tokenizer that neither cuts, pads nor sets special tokens.
-
-    Args:
-        files: Contents of the tokenizer files by name.
-    """
+    """A tokenizer that neither cuts, pads nor sets special tokens."""
     from tokenizers import Tokenizer
 
     content = json.loads(files["tokenizer.json"])
@@ -178,21 +159,7 @@ def _batches(path: str, limit: int | None = None) -> Iterator[list[str]]:
 
 
 def count_tokens(path: str, tokenizer: Tokenizer) -> np.ndarray:
-    """How often each id occurs in a corpus.
-
-    The corpus is read in pieces, so it may be larger than the memory.
-
-    Args:
-        path: See :class:`VocabularyRequest`.
-        tokenizer: As :func:`plain_tokenizer` makes it.
-
-    Returns:
-        Shape ``(ids,)``, int64.
-
-    Raises:
-        FileNotFoundError: If there is no such file.
-        ValueError: If a row is wrong, or there is no text.
-    """
+    """How often each id occurs in a corpus, which may be larger than the memory; int64."""
     size = max(tokenizer.get_vocab().values()) + 1
     counts = np.zeros(size, np.int64)
     for batch in _batches(path):
@@ -214,13 +181,6 @@ def _warn_if_small(path: str, counts: np.ndarray) -> None:
         )
 
 
-def _log_kept(keep: KeptVocabulary, size: int | None, tokens: int) -> None:
-    if len(keep) == tokens:
-        log.info("all %d tokens are kept: the texts need every one", tokens)
-    elif size is not None and len(keep) < size:
-        log.info("%d tokens are kept, not %d: the texts have no more", len(keep), size)
-
-
 def build_report(
     shape: EncoderShape,
     files: Mapping[str, bytes],
@@ -229,13 +189,6 @@ def build_report(
     limit: int = REPORTED,
 ) -> dict[str, Any]:
     """Report what is saved and what each corpus loses, in plain values.
-
-    Args:
-        shape: Sizes of the model with all its tokens.
-        files: Contents of its tokenizer files by name.
-        keep: The tokens that stay.
-        corpora: The texts to measure on.
-        limit: How many texts of each corpus are measured, from its first on.
 
     Returns:
         ``vocabulary`` (``source``, ``kept``, ``required``, ``rows_saved``), ``scripts``,
@@ -286,9 +239,7 @@ def compare_tokenizers(
     """Measure how much of some texts two tokenizers read alike.
 
     Args:
-        batches: The texts, in lists.
         before: The untrimmed tokenizer, plain.
-        after: The trimmed one, plain.
         old_ids: Old id of each new id.
         unknown: Old id of the unknown token, if there is one.
 

@@ -62,17 +62,7 @@ PROBES = (
 
 
 def convert_config(bert: BertConfig) -> XLMRobertaConfig:
-    """Map a BERT config to the XLM-RoBERTa config of the same architecture.
-
-    Args:
-        bert: Config of an encoder with absolute position embeddings.
-
-    Returns:
-        Config with ``pad_token_id + 1`` more position rows and one token type.
-
-    Raises:
-        ValueError: If the config is not a plain BERT encoder, or has no padding token.
-    """
+    """Map a BERT config to the XLM-RoBERTa config of the same architecture."""
     _check_convertible(bert)
     return XLMRobertaConfig(
         **{name: getattr(bert, name) for name in SHARED_FIELDS},
@@ -103,16 +93,9 @@ def _check_convertible(bert: PretrainedConfig) -> None:
 def convert_state_dict(state: Mapping[str, Tensor], pad_token_id: int) -> dict[str, Tensor]:
     """Rename and reshape BERT weights for XLM-RoBERTa.
 
-    The two architectures share all names, so only tables change. The ``pad_token_id + 1`` new
-    position rows belong to no token of a text and are zero.
-
-    Args:
-        state: ``BertModel`` weights; position table ``(P, H)``, token-type table ``(2, H)``.
-        pad_token_id: Id of the padding token.
-
-    Returns:
-        ``XLMRobertaModel`` weights without buffers; position table ``(P + pad_token_id + 1, H)``,
-        token-type table ``(1, H)``.
+    The two architectures share all names, so only tables change: positions from ``(P, H)`` to
+    ``(P + pad_token_id + 1, H)``, token types to ``(1, H)``. The new position rows belong to no
+    token of a text and are zero. Buffers are left out.
     """
     converted = {name: value for name, value in state.items() if name not in BUFFERS}
     positions = state[POSITION_TABLE]
@@ -123,18 +106,7 @@ def convert_state_dict(state: Mapping[str, Tensor], pad_token_id: int) -> dict[s
 
 
 def convert_model(bert: BertModel) -> XLMRobertaModel:
-    """Build the XLM-RoBERTa model that computes what a BERT model computes, in evaluation mode.
-
-    Args:
-        bert: Encoder with or without pooler.
-
-    Returns:
-        Model of the same sizes and dtype; the pooler is there if ``bert`` has one.
-
-    Raises:
-        ValueError: See :func:`convert_config`.
-        RuntimeError: If the weights do not line up with the config.
-    """
+    """Build the XLM-RoBERTa model that computes what a BERT model computes, in evaluation mode."""
     config = convert_config(bert.config)
     model = XLMRobertaModel(config, add_pooling_layer=bert.pooler is not None).to(bert.dtype)
     model.load_state_dict(convert_state_dict(bert.state_dict(), config.pad_token_id), strict=True)
@@ -158,16 +130,7 @@ def _tokenize(
 def compute_largest_difference(
     first: PreTrainedModel, second: PreTrainedModel, batches: Iterable[Mapping[str, Tensor]]
 ) -> float:
-    """Largest absolute difference of the last hidden states of real (not padding) tokens.
-
-    Args:
-        first: Encoder in evaluation mode.
-        second: Encoder of the same hidden size, in evaluation mode.
-        batches: ``input_ids`` and ``attention_mask`` of shape ``(B, T)``.
-
-    Returns:
-        The difference; NaN if any hidden state is.
-    """
+    """Largest difference of the hidden states of real tokens, NaN if any of them is."""
     differences = []
     for batch in batches:
         real = batch["attention_mask"].bool()
@@ -180,17 +143,7 @@ def compute_largest_difference(
 def verify_conversion(bert: BertModel, source: Path, folder: Path, texts: Sequence[str]) -> float:
     """Load a converted folder as a user would and compare it with its source.
 
-    Args:
-        bert: The source model.
-        source: Folder of the source; its tokenizer is the reference.
-        folder: Folder of the converted model.
-        texts: Texts to compare on; they are cut at the source's ``max_position_embeddings``.
-
-    Returns:
-        Largest difference of the hidden states of real tokens, at most ``TOLERANCE``.
-
-    Raises:
-        RuntimeError: If token ids differ, or hidden states differ by more than ``TOLERANCE``.
+    Returns the largest difference of the hidden states of real tokens, at most ``TOLERANCE``.
     """
     length = bert.config.max_position_embeddings
     batches = _tokenize(AutoTokenizer.from_pretrained(source), texts, length)
@@ -213,18 +166,7 @@ def verify_conversion(bert: BertModel, source: Path, folder: Path, texts: Sequen
 
 
 def load_bert(source: Path) -> BertModel:
-    """Load a BERT encoder in float32, without pooler if its file has none.
-
-    Args:
-        source: Folder in Hugging Face layout.
-
-    Returns:
-        The model in evaluation mode.
-
-    Raises:
-        FileNotFoundError: If the folder has no ``config.json``.
-        ValueError: If the folder holds another architecture, or the file lacks encoder weights.
-    """
+    """Load a BERT encoder in float32, without pooler if its file has none."""
     if not (source / "config.json").is_file():
         raise FileNotFoundError(
             f"{source / 'config.json'} not found, expected a BERT folder in Hugging Face layout. "
@@ -248,16 +190,6 @@ def load_tokenizer(source: Path) -> PreTrainedTokenizerBase:
 
     Truncation and padding stored with the tokenizer are cleared: servers that read
     ``tokenizer.json`` directly would otherwise cut every text there (all-MiniLM-L6-v2 stores 128).
-
-    Args:
-        source: Folder in Hugging Face layout.
-
-    Returns:
-        Tokenizer with ``bos_token`` and ``eos_token`` set to BERT's ``[CLS]`` and ``[SEP]``; it
-        gives no ``token_type_ids``.
-
-    Raises:
-        ValueError: If the tokenizer has no ``cls_token`` or ``sep_token``, or is not a fast one.
     """
     tokenizer = AutoTokenizer.from_pretrained(
         source, model_input_names=["input_ids", "attention_mask"]
@@ -291,18 +223,11 @@ def convert_bert_folder(
     The written folder is loaded again and compared with the source before it takes its final name.
 
     Args:
-        source: BERT folder in Hugging Face layout.
-        output: Folder to make.
         sentences: Texts to fit the sparse head on; some thousands.
         max_seq_length: Tokens that sentence-transformers keeps of a text, at most the positions
             that the source has.
         record: Further entries of ``conversion.json`` (checksums, origin).
         model_card: Text of ``README.md``; none is written if empty.
-        overwrite: Replace an earlier conversion.
-
-    Returns:
-        ``output``, which loads in ``XLMRobertaModel``, ``SentenceTransformer`` and
-        ``BGEM3FlagModel``.
 
     Raises:
         FileExistsError: If ``output`` exists and may not be replaced.

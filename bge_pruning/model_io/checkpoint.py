@@ -19,9 +19,9 @@ from torch import Tensor
 
 from bge_pruning.model_io.pretrained import (
     BaseModel,
+    build_modules,
     describe_load_error,
     load_strict,
-    without_weights,
 )
 from bge_pruning.model_io.run_metadata import RunMetadata, check_metadata
 from bge_pruning.model_io.sharded_checkpoint import is_sharded, read_sharded_state
@@ -29,10 +29,7 @@ from bge_pruning.models.bge_m3_backbone import XLMRobertaBackbone
 from bge_pruning.models.embedding_heads import EmbeddingHeads
 from bge_pruning.models.encoder_shape import EncoderShape
 from bge_pruning.models.l0_module_embedding import L0Module
-from bge_pruning.models.structural_pruning import (
-    KeepIndices,
-    PruningMasks,
-)
+from bge_pruning.models.structural_pruning import KeepIndices, PruningMasks
 
 METADATA_KEY = "RunMetadataCallback"
 WORD_TABLE = "backbone.embeddings.word_embeddings.weight"
@@ -68,13 +65,7 @@ class TrainedModel:
 
 @dataclass(frozen=True)
 class BestScore:
-    """The score that makes a checkpoint the best of its run.
-
-    Attributes:
-        metric: Such as ``stsb-en-dev/cosine_spearman``.
-        score: Its value; larger is better.
-        batch: The step.
-    """
+    """The score that makes a checkpoint the best of its run; a larger one is better."""
 
     metric: str
     score: float
@@ -99,10 +90,6 @@ class Progress:
 
 def find_checkpoint(path: Path, best: bool = False) -> Path:
     """The checkpoint of a run folder, or the checkpoint itself: a file, or a sharded run's folder.
-
-    Args:
-        path: Run folder or checkpoint.
-        best: Take the best checkpoint of the run folder, not the newest.
 
     Raises:
         FileNotFoundError: If there is none.
@@ -130,11 +117,7 @@ def find_checkpoint(path: Path, best: bool = False) -> Path:
 
 
 def read_best_score(checkpoint: Path) -> BestScore:
-    """Read the score of a best checkpoint without reading its weights.
-
-    Raises:
-        ValueError: If the file is damaged or holds no score.
-    """
+    """Read the score of a best checkpoint without reading its weights."""
     state = load_state(checkpoint)
     try:
         return BestScore(**state[BEST_KEY])
@@ -146,11 +129,7 @@ def read_best_score(checkpoint: Path) -> BestScore:
 
 
 def read_progress(checkpoint: Path) -> Progress:
-    """Read how far the training of a checkpoint came, without reading its weights.
-
-    Raises:
-        ValueError: If the file is damaged or of another project.
-    """
+    """Read how far the training of a checkpoint came, without reading its weights."""
     state = load_state(checkpoint)
     try:
         clock = state["state"]["timestamp"]["Timestamp"]
@@ -173,16 +152,14 @@ def load_trained_model(checkpoint: Path) -> TrainedModel:
         checkpoint: Written by training; it must not be written to while the model is used. That
             of a sharded run is read into memory.
 
-    Returns:
-        The model on the CPU, in evaluation mode.
-
     Raises:
         ValueError: If the file is damaged, is not of this project, or does not fit itself.
     """
     state = load_state(checkpoint)
     metadata = _metadata(state, checkpoint)
     weights, batch = _weights_and_batch(state, checkpoint)
-    shape, backbone, heads = _build_modules(metadata)
+    shape = EncoderShape(**metadata.shape)
+    backbone, heads = build_modules(shape, metadata.hf_config, metadata.pooling)
     if WORD_TABLE in weights and not is_sharded(checkpoint):
         # The memory of a mapped file is given back when the last of its tensors goes. The largest
         # one gets a mapping of its own, so that it can go while the others are still used.
@@ -203,28 +180,12 @@ def load_trained_model(checkpoint: Path) -> TrainedModel:
     return TrainedModel(metadata, shape, backbone, heads, l0_module, batch)
 
 
-def _build_modules(
-    metadata: RunMetadata,
-) -> tuple[EncoderShape, XLMRobertaBackbone, EmbeddingHeads]:
-    """Modules of the run's sizes, without its weights."""
-    shape = EncoderShape(**metadata.shape)
-    config = metadata.hf_config
-    with without_weights():
-        backbone = XLMRobertaBackbone(shape, config["pad_token_id"], config["layer_norm_eps"])
-        heads = EmbeddingHeads(
-            shape.hidden_size, metadata.pooling, shape.sparse_head, shape.colbert_dim
-        )
-    return shape, backbone, heads
-
-
 def build_l0_module(shape: EncoderShape, arguments: dict[str, Any] | None) -> L0Module | None:
     """The gates that :attr:`RunMetadata.l0_module` describes."""
     if arguments is None:
         return None
-    target = arguments["target"]
-    return L0Module(
-        shape, **{**arguments, "target": None if target is None else EncoderShape(**target)}
-    )
+    target = arguments["target"] and EncoderShape(**arguments["target"])
+    return L0Module(shape, **{**arguments, "target": target})
 
 
 def _with_prefix(state: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
@@ -249,9 +210,6 @@ def load_state(path: Path) -> dict[str, Any]:
     """Load a checkpoint; its tensors are parts of the file, mapped privately.
 
     Of a sharded run's folder, only what extraction needs is read, into memory.
-
-    Raises:
-        ValueError: If the file is damaged or holds anything but tensors and plain values.
     """
     try:
         if path.is_dir():
@@ -301,12 +259,7 @@ def final_gates(model: TrainedModel) -> tuple[PruningMasks, EncoderShape]:
 
 
 def as_base_model(model: TrainedModel, name: str) -> BaseModel:
-    """Turn the uncut model of a checkpoint into a base model that shares its weights.
-
-    Args:
-        model: Model read from a checkpoint.
-        name: Its name in messages.
-    """
+    """Turn the uncut model of a checkpoint into a base model that shares its weights."""
     metadata = model.metadata
     return BaseModel(
         name=name,

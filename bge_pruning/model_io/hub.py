@@ -15,30 +15,19 @@ import yaml
 
 from bge_pruning.utils.records import Source
 
+# The last one is of a trimmed model: it goes with the ids wherever they go.
 TOKENIZER_FILES = (
-    "tokenizer.json",
-    "tokenizer_config.json",
-    "special_tokens_map.json",
-    "sentencepiece.bpe.model",
-    "added_tokens.json",
-    "vocab.txt",
-    "vocab_map.json",  # of a trimmed model: it goes with the ids wherever they go
-)
+    "tokenizer.json tokenizer_config.json special_tokens_map.json sentencepiece.bpe.model "
+    "added_tokens.json vocab.txt vocab_map.json"
+).split()
+# README.md names the licence.
 SMALL_FILES = (
     *TOKENIZER_FILES,
-    "config.json",
-    "modules.json",
-    "1_Pooling/config.json",
-    "2_Dense/config.json",
-    "2_Dense/model.safetensors",
-    "2_Normalize/config.json",
-    "3_Normalize/config.json",
-    "sentence_bert_config.json",
-    "config_sentence_transformers.json",
-    "colbert_linear.pt",
-    "sparse_linear.pt",
+    *"config.json modules.json sentence_bert_config.json config_sentence_transformers.json".split(),
+    *"1_Pooling/config.json 2_Dense/config.json 2_Dense/model.safetensors".split(),
+    *"2_Normalize/config.json 3_Normalize/config.json colbert_linear.pt sparse_linear.pt".split(),
     "pruning.json",
-    "README.md",  # names the licence
+    "README.md",
 )
 WEIGHT_FILES = ("model.safetensors", "pytorch_model.bin")
 
@@ -50,13 +39,6 @@ def is_hub_name(name: str) -> bool:
 
 def fetch_model_folder(name: str, revision: str | None = None) -> Path:
     """Return the folder of a base model, downloaded from the hub if it is not local.
-
-    Args:
-        name: Folder or hub name.
-        revision: Hub revision.
-
-    Returns:
-        Folder with config, tokenizer, weights and, if there are any, heads.
 
     Raises:
         FileNotFoundError: If the name is neither a folder nor a hub name.
@@ -82,7 +64,13 @@ def fetch_model_folder(name: str, revision: str | None = None) -> Path:
             f"the name, or log in with 'hf auth login' if it is private."
         ) from error
     except Exception as error:  # the client also lets its HTTP library's errors through
-        raise OSError(_no_network_message(name, error)) from error
+        reason = str(error).strip().partition("\n")[0] or type(error).__name__
+        raise OSError(
+            f"base_model '{name}' is not in the local cache and the hub did not deliver it "
+            f"({reason}). To fix, run once with a network connection, or fetch it elsewhere with "
+            f"'hf download {name} --local-dir FOLDER', copy it here and set "
+            f"model.base_model=FOLDER."
+        ) from error
     return folder
 
 
@@ -100,15 +88,6 @@ def _download_weights(name: str, revision: str | None) -> None:
         hf_hub_download(name, WEIGHT_FILES[1], revision=revision)
 
 
-def _no_network_message(name: str, error: Exception) -> str:
-    reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-    return (
-        f"base_model '{name}' is not in the local cache and the hub did not deliver it ({reason}). "
-        f"To fix, run once with a network connection, or fetch it elsewhere with 'hf download "
-        f"{name} --local-dir FOLDER', copy it here and set model.base_model=FOLDER."
-    )
-
-
 log = logging.getLogger(__name__)
 CARD = "README.md"
 # Licence identifiers of the hub: mit, apache-2.0, cc-by-4.0, other, ...
@@ -117,26 +96,16 @@ LICENSE = re.compile(r"[A-Za-z0-9][A-Za-z0-9.+-]*")
 
 @dataclass(frozen=True)
 class Origin:
-    """Where a model comes from, as far as its card says.
-
-    Attributes:
-        license: Identifier as the hub writes it, such as ``mit`` or ``apache-2.0``.
-        name: Hub name of the model, or of the one that a local folder names as its base.
-    """
+    """Where a model comes from, as far as its card says; a local folder names its base."""
 
     license: str | None = None
     name: str | None = None
 
 
 def read_origin(folder: Path, name: str) -> Origin:
-    """Licence and hub name of a model.
+    """Licence and hub name of a model, as far as they are known.
 
-    Args:
-        folder: Folder with the model's files.
-        name: What the model was asked for by: that folder, or a hub name.
-
-    Returns:
-        What is known. A damaged card is a warning, never an error: training needs none of it.
+    A damaged card is a warning, never an error: training needs none of it.
     """
     card = _read_card(folder / CARD)
     license_id = _as_license(card.get("license"), folder / CARD)

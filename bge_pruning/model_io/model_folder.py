@@ -29,11 +29,6 @@ ALIGNMENT = 64
 def write_safetensors(path: Path, tensors: Mapping[str, Tensor], dtype: torch.dtype) -> None:
     """Write tensors one after the other.
 
-    Args:
-        path: File to make.
-        tensors: By name, of any precision.
-        dtype: Precision on disk, one of :data:`~bge_pruning.model_io.precision.DTYPES`.
-
     Raises:
         FileExistsError: If the file exists; somebody may have mapped it.
         ValueError: If the precision is unknown, or a number is beyond its range.
@@ -52,11 +47,8 @@ def _header(tensors: Mapping[str, Tensor], dtype: torch.dtype) -> bytes:
     end = 0
     for name, tensor in tensors.items():
         start, end = end, end + dtype.itemsize * tensor.numel()
-        content[name] = {
-            "dtype": NAMES[dtype],
-            "shape": list(tensor.shape),
-            "data_offsets": [start, end],
-        }
+        shape = list(tensor.shape)
+        content[name] = {"dtype": NAMES[dtype], "shape": shape, "data_offsets": [start, end]}
     text = json.dumps(content, separators=(",", ":")).encode()
     text += b" " * (-(8 + len(text)) % ALIGNMENT)
     return len(text).to_bytes(8, "little") + text
@@ -88,21 +80,6 @@ def write_model_folder(
 
     Heads have the precision of the encoder. FlagEmbedding copies them into layers of its own, so it
     loads any precision with ``use_fp16`` or without.
-
-    Args:
-        folder: Existing, empty folder.
-        backbone: Encoder, already cut.
-        heads: Heads, already cut.
-        shape: Sizes of the cut model.
-        hf_config: ``config.json`` of the source model.
-        tokenizer_files: Contents by file name.
-        max_seq_length: Longest input for sentence-transformers, in tokens.
-        prompts: See :func:`write_sentence_transformers_files`.
-        dtype: Precision of the weights on disk: float32, float16 or bfloat16.
-        projection: See :func:`write_sentence_transformers_files`; float32 in any case.
-
-    Raises:
-        ValueError: If a weight is beyond the range of ``dtype``.
     """
     for name, content in tokenizer_files.items():
         (folder / name).write_bytes(content)
@@ -172,14 +149,10 @@ def write_sentence_transformers_files(
     mean of the tokens.
 
     Args:
-        folder: Existing folder with the model.
         pooling: ``"cls"`` or ``"mean"``; L2 normalisation follows.
-        hidden_size: ``H``, the size of a pooled vector.
         max_seq_length: Texts are cut to this many tokens, special tokens included.
-        prompts: ``prompts`` and ``default_prompt_name``: what to write before a text; nothing if
-            ``None``.
-        projection: Map from pooled vectors to those that are normalised, shape ``(S, H)``; see
-            :mod:`bge_pruning.model_io.projection`.
+        prompts: ``prompts`` and ``default_prompt_name``: what to write before a text.
+        projection: Map from pooled vectors to those that are normalised, shape ``(S, H)``.
     """
     modules = compute_modules(projection is not None)
     _write_json(folder / "modules.json", modules)
@@ -200,18 +173,11 @@ def write_sentence_transformers_files(
             "pooling_mode_mean_sqrt_len_tokens": False,
         },
     )
+    length = {"max_seq_length": max_seq_length, "do_lower_case": False}
+    _write_json(folder / "sentence_bert_config.json", length)
+    texts = {"prompts": {}, "default_prompt_name": None, **(prompts or {})}
     _write_json(
-        folder / "sentence_bert_config.json",
-        {"max_seq_length": max_seq_length, "do_lower_case": False},
-    )
-    _write_json(
-        folder / "config_sentence_transformers.json",
-        {
-            "prompts": {},
-            "default_prompt_name": None,
-            **(prompts or {}),
-            "similarity_fn_name": "cosine",
-        },
+        folder / "config_sentence_transformers.json", {**texts, "similarity_fn_name": "cosine"}
     )
 
 

@@ -28,11 +28,7 @@ def dtype_name(dtype: torch.dtype) -> str:
 
 
 def check_dtype(dtype: torch.dtype) -> None:
-    """Refuse a precision that no model is written in.
-
-    Raises:
-        ValueError: If it is not one of ``DTYPES``.
-    """
+    """Refuse a precision that no model is written in."""
     if dtype not in DTYPES.values():
         raise ValueError(
             f"dtype {dtype} is not one of {', '.join(map(str, DTYPES.values()))}. To fix, choose "
@@ -46,16 +42,7 @@ def blocks(tensor: Tensor) -> Iterator[Tensor]:
 
 
 def round_tensor(name: str, tensor: Tensor, dtype: torch.dtype) -> Tensor:
-    """Round a tensor to a precision; a tensor that has it is returned as it is.
-
-    Args:
-        name: What it is called, for the message.
-        tensor: Any shape.
-        dtype: One of ``DTYPES``.
-
-    Raises:
-        ValueError: If the precision is unknown, or a number is beyond its range.
-    """
+    """Round a tensor to a precision; a tensor that has it is returned as it is."""
     check_dtype(dtype)
     if tensor.dtype == dtype:
         return tensor
@@ -77,14 +64,6 @@ def round_weights(backbone: XLMRobertaBackbone, heads: EmbeddingHeads, dtype: to
     """Round all weights in place; they stay float32 tensors.
 
     Rounding weight by weight and cutting rows and columns can be done in either order.
-
-    Args:
-        backbone: Encoder, float32.
-        heads: Its heads, float32.
-        dtype: One of ``DTYPES``.
-
-    Raises:
-        ValueError: See :func:`round_tensor`.
     """
     for module in (backbone, heads):
         for name, parameter in module.named_parameters():
@@ -93,11 +72,7 @@ def round_weights(backbone: XLMRobertaBackbone, heads: EmbeddingHeads, dtype: to
 
 
 def precision_loss(before: Mapping[str, Tensor], after: Mapping[str, Tensor]) -> dict[str, float]:
-    """How far rounding moved the outputs.
-
-    Args:
-        before: Outputs by name with the float32 weights, as :meth:`EmbeddingHeads.outputs`.
-        after: The same with rounded weights, computed in float32 too.
+    """How far rounding moved the float32 outputs.
 
     Returns:
         ``dense_cosine``, the lowest cosine of a text's two dense vectors; and the largest

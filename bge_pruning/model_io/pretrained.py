@@ -15,17 +15,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
+from bge_pruning.model_io import model_files
 from bge_pruning.model_io.hub import WEIGHT_FILES, fetch_model_folder, read_origin
-from bge_pruning.model_io.model_files import (
-    read_hf_config,
-    read_max_seq_length,
-    read_pooling,
-    read_prompts,
-    read_tokenizer_files,
-    shape_from_config,
-)
 from bge_pruning.model_io.projection import FOLDER, read_projection
 from bge_pruning.models.bge_m3_backbone import XLMRobertaBackbone
 from bge_pruning.models.embedding_heads import EmbeddingHeads
@@ -34,6 +28,8 @@ from bge_pruning.utils.json_records import read_record
 from bge_pruning.utils.records import PruningRecord
 
 log = logging.getLogger(__name__)
+# State dicts of the sparse and multi-vector heads, ``None`` where there is none.
+Heads = dict[str, dict[str, Tensor] | None]
 
 
 @dataclass
@@ -42,18 +38,10 @@ class BaseModel:
 
     Attributes:
         name: Hub name or folder, as given.
-        shape: Its sizes.
-        hf_config: Its ``config.json``.
-        backbone: The encoder with its weights.
-        heads: The output heads with their weights.
-        tokenizer_files: Contents of its tokenizer files by name.
-        max_seq_length: Longest input for sentence-transformers, in tokens.
         pruning: Its ``pruning.json`` if it is itself an extracted model.
         prompts: Texts that sentence-transformers writes before an input.
         projection: Map from pooled vectors to the dimensions of the original, which the folder's
-            dense vectors have: float32, shape ``(S, H)``; see
-            :mod:`bge_pruning.model_io.projection`. ``backbone`` and ``heads`` know nothing of it.
-        license: Identifier of its licence, see :class:`bge_pruning.model_io.hub.Origin`.
+            dense vectors have: float32, ``(S, H)``. ``backbone`` and ``heads`` know nothing of it.
         origin: Its hub name, or the one that a local folder names as its base.
     """
 
@@ -79,34 +67,23 @@ def read_shape(folder: Path, colbert_dim: int | None = None) -> EncoderShape:
     """Sizes of a model folder, from its files, without reading the encoder's weights.
 
     Args:
-        folder: Model folder.
-        colbert_dim: Output size of a multi-vector head that is to be made; ``None`` takes the
-            head that the folder has.
+        colbert_dim: Size of the multi-vector head that is to be made if the folder has none.
 
     Raises:
         ValueError: If it is not an XLM-R encoder that this project can represent.
     """
-    config = read_hf_config(folder)
     heads = read_heads(folder)
-    return shape_from_config(
-        config,
+    return model_files.shape_from_config(
+        model_files.read_hf_config(folder),
         pooler=_has_pooler(folder),
         sparse_head=heads["sparse_linear"] is not None or colbert_dim is not None,
-        colbert_dim=(
-            heads["colbert_linear"]["weight"].shape[0]
-            if heads["colbert_linear"] is not None
-            else colbert_dim or 0
-        ),
+        colbert_dim=colbert_size(heads) or colbert_dim or 0,
     )
 
 
-def read_heads(folder: Path) -> dict[str, dict[str, Tensor] | None]:
-    """State dicts of the sparse and multi-vector heads, ``None`` where the folder has none.
-
-    Raises:
-        ValueError: If a file is damaged or does not hold one linear layer.
-    """
-    heads: dict[str, dict[str, Tensor] | None] = {}
+def read_heads(folder: Path) -> Heads:
+    """State dicts of the sparse and multi-vector heads, ``None`` where the folder has none."""
+    heads: Heads = {}
     for name in ("sparse_linear", "colbert_linear"):
         path = folder / f"{name}.pt"
         state = heads[name] = _load_tensors(path, mapped=False) if path.is_file() else None
@@ -119,6 +96,12 @@ def read_heads(folder: Path) -> dict[str, dict[str, Tensor] | None]:
     return heads
 
 
+def colbert_size(heads: Heads) -> int:
+    """Size of the multi-vectors, 0 without such a head."""
+    head = heads["colbert_linear"]
+    return 0 if head is None else head["weight"].shape[0]
+
+
 def load_base_model(
     name: str,
     revision: str | None = None,
@@ -129,11 +112,8 @@ def load_base_model(
     """Load a base model with float32 weights.
 
     Args:
-        name: Hub name or folder.
-        revision: Hub revision.
         pooling: ``"cls"`` or ``"mean"``; ``None`` takes what the folder's sentence-transformers
             files say, else ``"cls"`` as BGE-M3.
-        dropout: Dropout probability for training.
         init_missing_heads: Make heads that the folder lacks: the multi-vector head the identity,
             the sparse head small random weights. Otherwise those outputs do not exist.
 
@@ -144,20 +124,27 @@ def load_base_model(
         OSError: If the hub cannot deliver the model.
     """
     folder = fetch_model_folder(name, revision)
-    config = read_hf_config(folder)
+    config = model_files.read_hf_config(folder)
     projection = _read_projection(folder, config["hidden_size"])
-    state = _encoder_state(_read_weights(folder))
+    weights = weight_file(folder)
+    read = _load_tensors if weights.suffix == ".bin" else model_files.read_safetensors
+    state = _encoder_state(read(weights))
     head_states = read_heads(folder)
     if init_missing_heads:
         head_states = _with_new_heads(head_states, config["hidden_size"])
-    pooling = pooling or read_pooling(folder)
-    shape = _shape_of(config, state, head_states)
-    backbone, heads = _build(shape, config, pooling, dropout)
+    pooling = pooling or model_files.read_pooling(folder)
+    shape = model_files.shape_from_config(
+        config,
+        pooler="pooler.dense.weight" in state,
+        sparse_head=head_states["sparse_linear"] is not None,
+        colbert_dim=colbert_size(head_states),
+    )
+    backbone, heads = build_modules(shape, config, pooling, dropout)
     load_strict(backbone, state, str(folder))
-    load_strict(heads, _flat(head_states), f"{folder} (heads)")
+    load_strict(heads, flat_heads(head_states), f"{folder} (heads)")
     _report_heads(name, heads)
-    tokenizer_files = read_tokenizer_files(folder, shape.vocab_size)
-    origin = read_origin(folder, name)
+    tokenizer_files = model_files.read_tokenizer_files(folder, shape.vocab_size)
+    origin, record = read_origin(folder, name), folder / "pruning.json"
     return BaseModel(
         name=name,
         shape=shape,
@@ -165,38 +152,23 @@ def load_base_model(
         backbone=backbone,
         heads=heads,
         tokenizer_files=tokenizer_files,
-        max_seq_length=read_max_seq_length(folder, config),
-        pruning=_read_pruning(folder / "pruning.json"),
-        prompts=read_prompts(folder),
+        max_seq_length=model_files.read_max_seq_length(folder, config),
+        pruning=(
+            read_record(record, PruningRecord, "extract the model again")
+            if record.is_file()
+            else None
+        ),
+        prompts=model_files.read_prompts(folder),
         projection=projection,
         license=origin.license,
         origin=origin.name,
     )
 
 
-def _read_pruning(path: Path) -> PruningRecord | None:
-    fix = "extract the model again"
-    return read_record(path, PruningRecord, fix) if path.is_file() else None
-
-
-def _shape_of(
-    config: dict[str, Any],
-    state: dict[str, Tensor],
-    heads: dict[str, dict[str, Tensor] | None],
-) -> EncoderShape:
-    colbert = heads["colbert_linear"]
-    return shape_from_config(
-        config,
-        pooler="pooler.dense.weight" in state,
-        sparse_head=heads["sparse_linear"] is not None,
-        colbert_dim=0 if colbert is None else colbert["weight"].shape[0],
-    )
-
-
-def _build(
-    shape: EncoderShape, config: dict[str, Any], pooling: str, dropout: float
+def build_modules(
+    shape: EncoderShape, config: dict[str, Any], pooling: str, dropout: float = 0.0
 ) -> tuple[XLMRobertaBackbone, EmbeddingHeads]:
-    """Encoder and heads, to be filled with weights."""
+    """Encoder and heads, to be filled with weights by :func:`load_strict`."""
     with without_weights():
         return (
             XLMRobertaBackbone(shape, config["pad_token_id"], config["layer_norm_eps"], dropout),
@@ -204,7 +176,7 @@ def _build(
         )
 
 
-def _flat(heads: dict[str, dict[str, Tensor] | None]) -> dict[str, Tensor]:
+def flat_heads(heads: Heads) -> dict[str, Tensor]:
     """Weights of the heads that are there, under the names of :class:`EmbeddingHeads`."""
     return {f"{n}.{k}": value for n, head in heads.items() for k, value in (head or {}).items()}
 
@@ -269,11 +241,7 @@ def _shorten(items: list[str]) -> str:
 
 
 def weight_file(folder: Path) -> Path:
-    """The file that holds the encoder's weights.
-
-    Raises:
-        FileNotFoundError: If there is none.
-    """
+    """The file that holds the encoder's weights."""
     path = next((folder / file for file in WEIGHT_FILES if (folder / file).is_file()), None)
     if path is None:
         raise FileNotFoundError(
@@ -283,23 +251,8 @@ def weight_file(folder: Path) -> Path:
     return path
 
 
-def _read_weights(folder: Path) -> dict[str, Tensor]:
-    path = weight_file(folder)
-    if path.suffix == ".bin":
-        return _load_tensors(path)
-    from safetensors import SafetensorError
-    from safetensors.torch import load_file
-
-    try:
-        return load_file(path)
-    except SafetensorError as error:
-        raise _damaged(path, error) from error
-
-
 def _has_pooler(folder: Path) -> bool:
     """Whether the weights hold a pooler."""
-    from safetensors import SafetensorError, safe_open
-
     path = weight_file(folder)
     try:
         if path.suffix == ".bin":
@@ -308,12 +261,8 @@ def _has_pooler(folder: Path) -> bool:
             with safe_open(path, "pt") as file:
                 names = list(file.keys())
     except SafetensorError as error:
-        raise _damaged(path, error) from error
+        raise model_files.damaged(path, error) from error
     return "pooler.dense.weight" in {_encoder_name(name) for name in names}
-
-
-def _damaged(path: Path, error: Exception) -> ValueError:
-    return ValueError(f"{path}: damaged or not complete ({error}). To fix, copy it again.")
 
 
 def _load_tensors(path: Path, mapped: bool = True) -> dict[str, Tensor]:
@@ -361,15 +310,10 @@ def _encoder_name(key: str) -> str:
     return re.sub(r"^(roberta|xlm_roberta|model)\.", "", key)
 
 
-def _with_new_heads(
-    states: dict[str, dict[str, Tensor] | None], hidden: int
-) -> dict[str, dict[str, Tensor]]:
-    generator = torch.Generator().manual_seed(0)
+def _with_new_heads(states: Heads, hidden: int) -> Heads:
+    random = torch.randn(1, hidden, generator=torch.Generator().manual_seed(0))
     new = {
-        "sparse_linear": {
-            "weight": 0.02 * torch.randn(1, hidden, generator=generator),
-            "bias": torch.zeros(1),
-        },
+        "sparse_linear": {"weight": 0.02 * random, "bias": torch.zeros(1)},
         "colbert_linear": {"weight": torch.eye(hidden), "bias": torch.zeros(hidden)},
     }
     for name, state in states.items():

@@ -26,11 +26,10 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 import torch.nn.functional as F  # noqa: N812
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from torch import Tensor
 
-from bge_pruning.model_io.model_files import read_json
+from bge_pruning.model_io.model_files import read_json, read_safetensors
 from bge_pruning.utils.json_records import Record, Text, parse_record
 
 CLASSIC = "sentence_transformers.models."
@@ -43,24 +42,14 @@ class ForeignModuleError(ValueError):
 
 
 class Module(NamedTuple):
-    """One module of a folder.
-
-    Attributes:
-        kind: Name of its class; with the package if that is not sentence-transformers.
-        path: Its folder within the model's; empty for the model's own.
-    """
+    """One module of a folder; its class has the package if that is not sentence-transformers."""
 
     kind: str
     path: str
 
 
 def compute_modules(projected: bool) -> list[dict[str, Any]]:
-    """Content of ``modules.json`` as this project writes it.
-
-    Args:
-        projected: Whether a linear map lies between pooling and normalisation, see
-            :mod:`bge_pruning.model_io.projection`.
-    """
+    """Content of ``modules.json`` as this project writes it."""
     kinds = [kind for kind in APPLIED if projected or kind != "Dense"]
     return [
         {
@@ -74,14 +63,7 @@ def compute_modules(projected: bool) -> list[dict[str, Any]]:
 
 
 def read_modules(folder: Path) -> list[Module]:
-    """The modules of a folder, in their order; none if it has no ``modules.json``.
-
-    Args:
-        folder: Model folder.
-
-    Raises:
-        ValueError: If the file does not hold a list of modules.
-    """
+    """The modules of a folder, in their order; none if it has no ``modules.json``."""
     path = folder / "modules.json"
     if not path.is_file():
         return []
@@ -102,16 +84,12 @@ class _Entry(Record):
 
 def _module(entry: _Entry) -> Module:
     """Newer versions write longer types: ``sentence_transformers.base.modules.dense.Dense``."""
-    kind = entry.type
-    own = kind.startswith("sentence_transformers.")
-    return Module(kind.rpartition(".")[2] if own else kind, entry.path)
+    own = entry.type.startswith("sentence_transformers.")
+    return Module(entry.type.rpartition(".")[2] if own else entry.type, entry.path)
 
 
 def check_modules(folder: Path) -> list[Module]:
     """The modules of a folder, all of which this project applies.
-
-    Args:
-        folder: Model folder.
 
     Raises:
         ForeignModuleError: If one is not applied here, or not in this order or place.
@@ -119,20 +97,17 @@ def check_modules(folder: Path) -> list[Module]:
     """
     modules = read_modules(folder)
     rest = list(APPLIED)
+    applied = ", ".join(f"{kind} in '{path}'" if path else kind for kind, path in APPLIED.items())
     for kind, path in modules:
         if kind not in rest or APPLIED[kind] not in (path, None):
             raise ForeignModuleError(
                 f"{folder / 'modules.json'}: the module {kind} in '{path}' is not applied here, so "
                 f"dense vectors would be others than sentence-transformers'; expected at most "
-                f"{_describe_applied()}, in this order. To fix, choose another model, or take the "
+                f"{applied}, in this order. To fix, choose another model, or take the "
                 f"module out of the file to use the encoder without it."
             )
         del rest[: rest.index(kind) + 1]
     return modules
-
-
-def _describe_applied() -> str:
-    return ", ".join(f"{kind} in '{path}'" if path else kind for kind, path in APPLIED.items())
 
 
 # The module between pooling and normalisation, as sentence-transformers numbers it.
@@ -154,15 +129,7 @@ RIDGE = 1e-3
 
 
 def compute_selection(kept: Sequence[int], size: int) -> Tensor:
-    """The map that puts every kept dimension in its place and 0 elsewhere.
-
-    Args:
-        kept: Dimensions of the original that the pruned model has.
-        size: Dimensions of the original, ``S``.
-
-    Returns:
-        Float32, shape ``(S, H)``.
-    """
+    """The map that puts every kept dimension in its place, 0 elsewhere; float32, ``(S, H)``."""
     selection = torch.zeros(size, len(kept))
     selection[list(kept), range(len(kept))] = 1.0
     return selection
@@ -177,13 +144,9 @@ def fit_projection(pruned: np.ndarray, original: np.ndarray, kept: Sequence[int]
     Args:
         pruned: L2-normalised vectors of texts, shape ``(n, H)``.
         original: The original's vectors of the same texts, L2-normalised, shape ``(n, S)``.
-        kept: Dimensions of the original that the pruned model has.
 
     Returns:
         Float32, shape ``(S, H)``.
-
-    Raises:
-        ValueError: If there are fewer texts than dimensions of the pruned model.
     """
     count, hidden = pruned.shape
     if count < hidden:
@@ -200,12 +163,7 @@ def fit_projection(pruned: np.ndarray, original: np.ndarray, kept: Sequence[int]
 
 
 def project(vectors: Tensor, projection: Tensor) -> Tensor:
-    """L2-normalised vectors in the original's dimensions, shape ``(n, S)``.
-
-    Args:
-        vectors: Of the pruned model, shape ``(n, H)``.
-        projection: Shape ``(S, H)``.
-    """
+    """L2-normalised vectors in the original's dimensions, shape ``(n, S)``."""
     return F.normalize(F.linear(vectors, projection.to(vectors)), dim=-1)
 
 
@@ -214,11 +172,6 @@ def write_projection(folder: Path, projection: Tensor) -> None:
 
     Only keys that every version knows: 5.2 passes all of them to its constructor. sentence-
     transformers casts the weights to the encoder's precision when it loads them.
-
-    Args:
-        folder: Model folder; its ``modules.json`` names the module, see
-            :func:`bge_pruning.model_io.model_folder.write_sentence_transformers_files`.
-        projection: Shape ``(S, H)``.
     """
     place = folder / FOLDER
     place.mkdir()
@@ -236,13 +189,7 @@ def write_projection(folder: Path, projection: Tensor) -> None:
 
 
 def read_projection(folder: Path) -> Tensor | None:
-    """The map between pooling and normalisation, or ``None`` if ``modules.json`` names none.
-
-    Args:
-        folder: Model folder.
-
-    Returns:
-        Float32, shape ``(S, H)``.
+    """The map ``(S, H)`` between pooling and normalisation, if ``modules.json`` names one.
 
     Raises:
         ForeignModuleError: If the folder has modules that are not applied here, or its Dense module
@@ -265,12 +212,7 @@ def read_projection(folder: Path) -> Tensor | None:
 def _read_weight(path: Path, config: dict[str, Any]) -> Tensor:
     if not path.is_file():
         raise FileNotFoundError(f"{path}: no such file. To fix, copy the whole model folder.")
-    try:
-        state = load_file(path)
-    except SafetensorError as error:
-        raise ValueError(
-            f"{path}: damaged or not complete ({error}). To fix, copy it again."
-        ) from error
+    state = read_safetensors(path)
     found = {name: tuple(value.shape) for name, value in state.items()}
     expected = {WEIGHT: (config.get("out_features"), config.get("in_features"))}
     if found != expected:

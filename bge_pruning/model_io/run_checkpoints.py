@@ -60,9 +60,6 @@ def find_whole_checkpoint(folder: Path) -> Path | None:
 
     Damaged ones are renamed, so that neither this nor the trainer meets them again.
 
-    Args:
-        folder: Run folder. Nothing must be writing to it.
-
     Returns:
         ``None`` if the run has completed no checkpoint yet.
 
@@ -106,11 +103,7 @@ def write_gates(run_or_checkpoint: Path, path: Path) -> None:
     """Write the gates of a run as arrays, for pictures.
 
     Args:
-        run_or_checkpoint: Run folder or checkpoint.
         path: ``.npz`` file: open probabilities under the axis names, and boolean ``<axis>_kept``.
-
-    Raises:
-        ValueError: If the run has no gates.
     """
     model = load_trained_model(find_checkpoint(run_or_checkpoint))
     if model.l0_module is None:
@@ -119,12 +112,7 @@ def write_gates(run_or_checkpoint: Path, path: Path) -> None:
 
 
 def save_gates(l0_module: L0Module, path: Path) -> None:
-    """Write gates as arrays, atomically.
-
-    Args:
-        l0_module: The gates.
-        path: ``.npz`` file, see :func:`write_gates`.
-    """
+    """Write gates as arrays, atomically."""
     with atomic_file(path) as partial:
         np.savez_compressed(partial, **gate_arrays(l0_module))
 

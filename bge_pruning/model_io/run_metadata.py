@@ -31,21 +31,12 @@ class RunMetadata:
     """What extraction needs besides the weights; plain values only.
 
     Attributes:
-        base_model: Name of the model that the run started from.
-        shape: Its sizes.
-        hf_config: Its ``config.json``.
-        pooling: Pooling of the dense output.
-        max_seq_length: For sentence-transformers.
-        seed: Seed of the run.
         l0_module: Arguments of :class:`L0Module` (``axes``, ``target``, ``target_parameters``,
             ``seed``, ...), ``None`` for a run without gates.
         source_pruning: ``pruning.json`` of the base model if that was itself extracted.
-        versions: Package versions of the run.
         tokenizer_files: Contents by name.
-        revision: Hub revision of the base model.
         prompts: ``config_sentence_transformers.json`` of the base model, as far as it says what to
             write before a text (``prompts``, ``default_prompt_name``).
-        license: Licence of the base model as the hub writes it; ``None`` if it is not known.
         origin: Hub name of the base model, see :class:`bge_pruning.model_io.hub.Origin`.
         refit_texts: Texts that the model was fitted to its source on before training, at most.
     """
@@ -69,11 +60,9 @@ class RunMetadata:
     def state_dict(self) -> dict[str, Any]:
         """JSON text and byte tensors: types that ``weights_only`` loading allows."""
         plain = {k: v for k, v in asdict(self).items() if k != "tokenizer_files"}
-        files = {
-            # Not torch.frombuffer, which refuses an empty file.
-            name: torch.from_numpy(np.frombuffer(content, np.uint8).copy())
-            for name, content in self.tokenizer_files.items()
-        }
+        # Not torch.frombuffer, which refuses an empty file.
+        arrays = {n: np.frombuffer(c, np.uint8).copy() for n, c in self.tokenizer_files.items()}
+        files = {name: torch.from_numpy(array) for name, array in arrays.items()}
         return {"json": json.dumps(plain), "tokenizer_files": files}
 
     @classmethod
@@ -133,15 +122,7 @@ class _MetadataRecord(Record):
 
 
 def check_metadata(metadata: RunMetadata, path: Path) -> None:
-    """Refuse what no training of this project writes.
-
-    Args:
-        metadata: What was read.
-        path: The checkpoint, for the message.
-
-    Raises:
-        ValueError: If a value is of another kind, or does not fit the others.
-    """
+    """Refuse what no training of this project writes."""
     fix = "use an earlier checkpoint, or extract with the version that wrote it"
     parse_record(vars(metadata), _MetadataRecord, f"{path}: run metadata", fix)
     if metadata.hf_config["pad_token_id"] >= metadata.shape["vocab_size"]:

@@ -20,11 +20,7 @@ from torch import Tensor
 from torch.distributed.checkpoint._traverse import set_element
 from torch.distributed.checkpoint.default_planner import DefaultLoadPlanner
 from torch.distributed.checkpoint.filesystem import FileSystemReader
-from torch.distributed.checkpoint.metadata import (
-    Metadata,
-    MetadataIndex,
-    TensorStorageMetadata,
-)
+from torch.distributed.checkpoint.metadata import Metadata, MetadataIndex, TensorStorageMetadata
 from torch.distributed.checkpoint.planner import ReadItem
 
 METADATA_FILE = ".metadata"
@@ -42,11 +38,7 @@ ALLOWED = {
 }
 PATHS = {"Path", "PosixPath", "PurePosixPath", "WindowsPath", "PureWindowsPath"}
 # What extraction needs; the optimizer's state stays where it is.
-NEEDED = (
-    ("state", "model"),
-    ("state", "callbacks", "RunMetadataCallback"),
-    ("state", "timestamp"),
-)
+NEEDED = (("state", "model"), ("state", "callbacks", "RunMetadataCallback"), ("state", "timestamp"))
 
 
 class _Unpickler(pickle.Unpickler):
@@ -75,13 +67,7 @@ def is_sharded(path: Path) -> bool:
 
 
 def read_metadata(folder: Path) -> Metadata:
-    """Which part of which value lies where.
-
-    Raises:
-        pickle.UnpicklingError: If the file holds anything but that.
-        OSError: If there is none: writing it is the last thing that the ranks do.
-        ValueError: If a part lies outside the folder.
-    """
+    """Which part of which value lies where."""
     with (folder / METADATA_FILE).open("rb") as file:
         metadata = _Unpickler(file).load()
     for name in {info.relative_path for info in metadata.storage_data.values()}:
@@ -93,15 +79,8 @@ def read_metadata(folder: Path) -> Metadata:
 def read_sharded_state(folder: Path) -> dict[str, Any]:
     """What extraction needs of a checkpoint folder, with whole tensors in memory.
 
-    Args:
-        folder: Written by the ranks together; how many they were does not matter.
-
     Returns:
         As of a checkpoint file: ``{"state": {"model": ..., "callbacks": ..., "timestamp": ...}}``.
-
-    Raises:
-        ValueError: If a part is missing.
-        Exception: Whatever a damaged file leads to.
     """
     metadata = read_metadata(folder)
     paths = metadata.planner_data
@@ -133,11 +112,7 @@ def _place_for(name: str, metadata: Metadata) -> Tensor | None:
 
 
 def check_whole_folder(folder: Path) -> None:
-    """Read every part of a checkpoint folder and compare it with its checksums.
-
-    Raises:
-        ValueError: If a part is damaged or missing; the message says which.
-    """
+    """Read every part of a checkpoint folder and compare it with its checksums."""
     try:
         for index, info in read_metadata(folder).storage_data.items():
             with (folder / info.relative_path).open("rb") as file:

@@ -16,32 +16,15 @@ from transformers import PreTrainedModel
 
 
 def compute_identity_head(hidden_size: int) -> dict[str, Tensor]:
-    """Weights of a multi-vector head that returns its input.
-
-    Args:
-        hidden_size: ``H``.
-
-    Returns:
-        ``{"weight": (H, H) identity, "bias": (H,) zeros}``, the content of ``colbert_linear.pt``.
-    """
+    """Content of a ``colbert_linear.pt`` that returns its input."""
     return {"weight": torch.eye(hidden_size), "bias": torch.zeros(hidden_size)}
 
 
 def compute_scaled_idf(texts: Sequence[Iterable[int]], vocab_size: int) -> Tensor:
-    """Inverse document frequency of each token id, scaled to [0, 1].
+    """Inverse document frequency of each token id, scaled to [0, 1], float64, ``(V,)``.
 
     ``log((1 + n) / (1 + n_token)) / log((1 + n) / 2)``: 1 for a token of a single text, 0 for a
     token of every text. A token of no text gets 0 too: it is never a regression target.
-
-    Args:
-        texts: Token ids of each of the ``n`` texts.
-        vocab_size: ``V``.
-
-    Returns:
-        Float64 tensor of shape ``(V,)``, no unit.
-
-    Raises:
-        ValueError: If there are fewer than two texts.
     """
     if len(texts) < 2:
         raise ValueError(
@@ -69,18 +52,12 @@ def fit_sparse_head(
     penalty is ``ridge`` times the mean variance of a hidden dimension; the bias is not penalised.
 
     Args:
-        model: Encoder that gives the hidden states ``h``, shape ``(B, T, H)``.
-        batches: Tokenized texts, ``input_ids`` and ``attention_mask`` of shape ``(B, T)``.
         special_ids: Token ids that carry no lexical weight and are left out.
         ridge: Relative strength of the penalty, above 0: hidden states behind a LayerNorm satisfy
             one linear equation, so the system without a penalty is singular.
 
     Returns:
         ``{"weight": (1, H), "bias": (1,)}`` in float32, the content of ``sparse_linear.pt``.
-
-    Raises:
-        ValueError: If the batches hold fewer than two texts or nothing but special tokens, or
-            ``ridge`` is not positive.
     """
     if not 0 < ridge < math.inf:
         raise ValueError(

@@ -4,15 +4,10 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Sequence
+from pathlib import Path
 
+from bge_pruning.model_io import model_files, pretrained
 from bge_pruning.model_io.hub import fetch_model_folder
-from bge_pruning.model_io.model_files import (
-    read_hf_config,
-    read_pooling,
-    read_tokenizer_files,
-    read_vocabulary,
-)
-from bge_pruning.model_io.pretrained import BaseModel, load_base_model, read_heads, weight_file
 from bge_pruning.models.teacher import FrozenEncoder
 
 
@@ -23,10 +18,7 @@ class Teacher:
     dimensions, or fewer of them. Where the projection is a selection, similarities are the same.
 
     Args:
-        name: Hub name or folder.
-        revision: Hub revision.
         pooling: Pooling of the dense output; ``None`` takes what the model's files say.
-        names: Outputs to distil, see :meth:`EmbeddingHeads.outputs`.
     """
 
     def __init__(
@@ -46,34 +38,33 @@ class Teacher:
     def encoder(self) -> FrozenEncoder:
         """The frozen model."""
         if self._encoder is None:
-            model = load_base_model(self.name, self.revision, self.pooling)
+            model = pretrained.load_base_model(self.name, self.revision, self.pooling)
             self._encoder = FrozenEncoder(model.backbone, model.heads, self.names)
         return self._encoder
 
     def hidden_size(self) -> int:
         """Size of its vectors."""
-        return read_hf_config(fetch_model_folder(self.name, self.revision))["hidden_size"]
+        return model_files.read_hf_config(self._folder())["hidden_size"]
 
     def vocabulary(self) -> dict[str, int]:
         """Id of every token of its tokenizer."""
-        folder = fetch_model_folder(self.name, self.revision)
-        vocab_size = read_hf_config(folder)["vocab_size"]
-        return read_vocabulary(read_tokenizer_files(folder, vocab_size))
+        vocab_size = model_files.read_hf_config(self._folder())["vocab_size"]
+        files = model_files.read_tokenizer_files(self._folder(), vocab_size)
+        return model_files.read_vocabulary(files)
 
     def colbert_dim(self) -> int:
         """Size of its multi-vectors, 0 if it has none."""
-        head = read_heads(fetch_model_folder(self.name, self.revision))["colbert_linear"]
-        return 0 if head is None else head["weight"].shape[0]
+        return pretrained.colbert_size(pretrained.read_heads(self._folder()))
 
-    def find_mismatch(self, student: BaseModel) -> str | None:
+    def _folder(self) -> Path:
+        return fetch_model_folder(self.name, self.revision)
+
+    def find_mismatch(self, student: pretrained.BaseModel) -> str | None:
         """Explain why it cannot teach a model; ``None`` if it can.
 
         An extracted model has the tokens and multi-vectors of its source, unless asked otherwise.
-
-        Args:
-            student: The model.
         """
-        if self.vocabulary() != read_vocabulary(student.tokenizer_files):
+        if self.vocabulary() != model_files.read_vocabulary(student.tokenizer_files):
             return (
                 f"teacher '{self.name}' and {student.name} have different tokenizers: the same ids "
                 f"mean other words to it. To fix, set teacher.base_model to a model with the "
@@ -99,10 +90,11 @@ class Teacher:
         return self._fingerprint
 
     def _hash(self) -> str:
-        folder = fetch_model_folder(self.name, self.revision)
-        weights, config = weight_file(folder), read_hf_config(folder)
+        folder = self._folder()
+        weights, config = pretrained.weight_file(folder), model_files.read_hf_config(folder)
         numbers = {k: v for k, v in sorted(config.items()) if isinstance(v, (int, float))}
-        digest = hashlib.sha256(f"{self.pooling or read_pooling(folder)} {numbers}".encode())
+        pooling = self.pooling or model_files.read_pooling(folder)
+        digest = hashlib.sha256(f"{pooling} {numbers}".encode())
         heads = [folder / f"{name}.pt" for name in ("sparse_linear", "colbert_linear")]
         for path in [weights, *(path for path in heads if path.is_file())]:
             with path.open("rb") as file:

@@ -56,14 +56,7 @@ class TokenizerContent:
 
 
 def read_tokenizer(files: Mapping[str, bytes]) -> TokenizerContent:
-    """Read ``tokenizer.json``.
-
-    Args:
-        files: Contents of the tokenizer files by name.
-
-    Raises:
-        ValueError: If its model is of a type that cannot be trimmed, or holds a token twice.
-    """
+    """Read ``tokenizer.json``."""
     from tokenizers import Tokenizer
 
     text = files["tokenizer.json"].decode("utf-8")
@@ -99,10 +92,6 @@ def special_ids(tokenizer: TokenizerContent, files: Mapping[str, bytes]) -> set[
 
     Added tokens, the unknown token, and those of post-processor, padding, ``tokenizer_config.json``
     and ``special_tokens_map.json``.
-
-    Args:
-        tokenizer: The tokenizer.
-        files: All its files.
     """
     content = tokenizer.content
     ids = {token["id"] for token in content.get("added_tokens") or []}
@@ -138,8 +127,6 @@ def rewrite_tokenizer_files(
     ``vocab_map.json`` is added, see :func:`read_vocabulary_map`.
 
     Args:
-        tokenizer: The old tokenizer.
-        files: All its files.
         old_ids: Old id of each new id, shape ``(V',)``; every special id is among them, and tokens
             beyond the model's own vocabulary are last and ascending.
     """
@@ -233,14 +220,10 @@ def _map_json(
 
 
 def read_vocabulary_map(files: Mapping[str, bytes]) -> np.ndarray | None:
-    """Old id of each new id of a trimmed model, to compare lexical weights with an older index.
+    """Old id of each new id of a trimmed model, ``None`` if its vocabulary is whole.
 
-    Args:
-        files: Contents of the tokenizer files by name.
-
-    Returns:
-        Ids in the model that the vocabulary was first trimmed from, shape ``(V',)``; ``None`` if
-        it is whole.
+    The ids are those of the model that it was first trimmed from, shape ``(V',)``: to compare
+    lexical weights with an older index.
     """
     if MAP_FILE not in files:
         return None

@@ -19,28 +19,23 @@ def shape(model_folder):
     return load_base_model(str(model_folder)).shape
 
 
+def write(source, folder):
+    base = load_base_model(str(source))
+    folder.mkdir()
+    parts = (base.backbone, base.heads, base.shape, base.hf_config, base.tokenizer_files)
+    write_model_folder(folder, *parts, base.max_seq_length, projection=base.projection)
+    return folder
+
+
 @pytest.fixture
 def folder(model_folder, tmp_path):
-    base = load_base_model(str(model_folder))
-    (tmp_path / "model").mkdir()
-    write_model_folder(
-        *(tmp_path / "model", base.backbone, base.heads, base.shape, base.hf_config),
-        *(base.tokenizer_files, base.max_seq_length),
-    )
-    return tmp_path / "model"
+    return write(model_folder, tmp_path / "model")
 
 
 @pytest.fixture
 def projected(projected_folder, tmp_path):
-    """A folder with a map of the dense vectors that meets every demand."""
-    base = load_base_model(str(projected_folder))
-    (tmp_path / "projected").mkdir()
-    write_model_folder(
-        *(tmp_path / "projected", base.backbone, base.heads, base.shape, base.hf_config),
-        *(base.tokenizer_files, base.max_seq_length),
-        projection=base.projection,
-    )
-    return tmp_path / "projected"
+    """A folder with a map of the dense vectors."""
+    return write(projected_folder, tmp_path / "projected")
 
 
 def edit(path, **changes):
@@ -49,8 +44,9 @@ def edit(path, **changes):
     path.write_text(json.dumps({k: v for k, v in content.items() if v is not None}))
 
 
-def test_a_written_folder_meets_every_demand(folder, shape):
+def test_written_folders_meet_every_demand(folder, projected, shape):
     check_folder(folder, shape)
+    check_folder(projected, shape)
 
 
 @pytest.mark.parametrize(
@@ -73,65 +69,71 @@ def test_config(key, value, message, folder, shape):
         check_folder(folder, shape)
 
 
-def test_a_missing_or_surplus_layer(folder, shape):
+def lose_a_layer(folder):
     weights = load_file(folder / "model.safetensors")
     few = {k: v for k, v in weights.items() if not k.startswith("encoder.layer.3.")}
     save_file(few, folder / "model.safetensors")
-    with pytest.raises(FolderError, match="holds 3 layers, expected 4: transformers would ignore"):
-        check_folder(folder, shape)
 
 
-def test_embeddings_of_another_size(folder, shape):
-    message = r"word_embeddings.weight is \(99, 32\), expected \(98, 32\)"
-    with pytest.raises(FolderError, match=message):
-        check_folder(folder, replace(shape, vocab_size=98))
-
-
-def test_no_weights(folder, shape):
-    (folder / "model.safetensors").unlink()
-    with pytest.raises(FolderError, match="there is no model.safetensors"):
-        check_folder(folder, shape)
-
-
-@pytest.mark.parametrize("name", ["sparse_linear", "colbert_linear"])
-def test_a_missing_head(name, folder, shape):
-    (folder / f"{name}.pt").unlink()
-    with pytest.raises(
-        FolderError, match=f"{name}.pt is None, .*: FlagEmbedding would take random"
-    ):
-        check_folder(folder, shape)
-
-
-def test_a_head_of_another_size(folder, shape):
-    torch.save(torch.nn.Linear(32, 16).state_dict(), folder / "colbert_linear.pt")
-    with pytest.raises(FolderError, match=r"colbert_linear.pt is \(16, 32\), expected \(32, 32\)"):
-        check_folder(folder, shape)
-
-
-def test_no_tokenizer(folder, shape):
-    (folder / "tokenizer.json").unlink()
-    with pytest.raises(FolderError, match="no tokenizer.json: FlagEmbedding would read every word"):
-        check_folder(folder, shape)
-
-
-def test_a_tokenizer_of_another_model(folder, shape):
+def add_a_token(folder):
     content = json.loads((folder / "tokenizer.json").read_text())
     content["model"]["vocab"]["surplus"] = 99
     (folder / "tokenizer.json").write_text(json.dumps(content))
-    with pytest.raises(FolderError, match="tokenizer.json has id 99, beyond the 99 rows"):
+
+
+def narrow_the_head(folder):
+    torch.save(torch.nn.Linear(32, 16).state_dict(), folder / "colbert_linear.pt")
+
+
+def remove(*names):
+    return lambda folder: [(folder / name).unlink() for name in names]
+
+
+def set_pooling(**changes):
+    return lambda folder: edit(folder / "1_Pooling" / "config.json", **changes)
+
+
+@pytest.mark.parametrize(
+    ("damage", "message"),
+    [
+        (lose_a_layer, "holds 3 layers, expected 4: transformers would ignore"),
+        (remove("model.safetensors"), "there is no model.safetensors"),
+        (remove("sparse_linear.pt"), r"sparse_linear.pt is None, .*: FlagEmbedding would take ran"),
+        (remove("colbert_linear.pt"), r"colbert_linear.pt is None, .*: FlagEmbedding would take r"),
+        (narrow_the_head, r"colbert_linear.pt is \(16, 32\), expected \(32, 32\)"),
+        (remove("tokenizer.json"), "no tokenizer.json: FlagEmbedding would read every word"),
+        (add_a_token, "tokenizer.json has id 99, beyond the 99 rows"),
+        (set_pooling(pooling_mode_mean_tokens=None), "1_Pooling/config.json lacks pooling_mode_m"),
+        (set_pooling(word_embedding_dimension=16), "word_embedding_dimension is not 32"),
+        (remove("modules.json"), "no modules.json: sentence-transformers would take the"),
+        (
+            lambda folder: (folder / "modules.json").write_text("{"),
+            r"modules\.json is not JSON \(.*\)",
+        ),
+        (
+            lambda folder: edit(folder / "sentence_bert_config.json", max_seq_length=512),
+            "max_seq_length is 512, but there are positions for 128",
+        ),
+        (remove("tokenizer.json", "modules.json"), r"no tokenizer\.json.*no modules\.json"),
+        (
+            lambda folder: [path.unlink() for path in folder.rglob("*.json")],
+            r"config\.json lacks",  # copied in part
+        ),
+    ],
+    ids=lambda value: value if isinstance(value, str) else "",
+)
+def test_what_a_server_would_refuse_or_misread(damage, message, folder, shape):
+    damage(folder)
+    with pytest.raises(FolderError, match=message):
         check_folder(folder, shape)
 
 
-def test_sentence_transformers_files(folder, shape):
-    edit(folder / "1_Pooling" / "config.json", pooling_mode_mean_tokens=None)
-    with pytest.raises(FolderError, match="1_Pooling/config.json lacks pooling_mode_mean_tokens"):
-        check_folder(folder, shape)
-    edit(folder / "1_Pooling" / "config.json", word_embedding_dimension=16)
-    with pytest.raises(FolderError, match="word_embedding_dimension is not 32"):
-        check_folder(folder, shape)
-    (folder / "modules.json").unlink()
-    with pytest.raises(FolderError, match="no modules.json: sentence-transformers would take the"):
-        check_folder(folder, shape)
+def test_another_model(folder, projected, shape):
+    message = r"word_embeddings.weight is \(99, 32\), expected \(98, 32\)"
+    with pytest.raises(FolderError, match=message):
+        check_folder(folder, replace(shape, vocab_size=98))
+    with pytest.raises(FolderError, match="2_Dense takes 32 dimensions, but the model has 24"):
+        check_folder(projected, replace(shape, hidden_size=24, num_attention_heads=3))
 
 
 @pytest.mark.parametrize("kind", ["folder", "projected"])
@@ -155,39 +157,10 @@ def test_modules_that_compute_something_else(change, kind, shape, request):
         check_folder(folder, shape)
 
 
-def test_modules_that_are_no_json(folder, shape):
-    (folder / "modules.json").write_text("{")
-    with pytest.raises(FolderError, match=r"modules\.json is not JSON \(.*\)"):
-        check_folder(folder, shape)
-
-
 @pytest.mark.parametrize("name", ["1_Pooling", "2_Dense", "3_Normalize"])
 def test_a_module_without_its_folder(name, projected, shape):
     shutil.rmtree(projected / name)
     with pytest.raises(FolderError, match=f"there is no {name}/config.json, of a module of sent"):
-        check_folder(projected, shape)
-
-
-def test_a_projected_folder_meets_every_demand(projected, shape):
-    check_folder(projected, shape)
-
-
-def test_a_projection_that_modules_json_does_not_name(projected, shape):
-    (projected / "modules.json").write_text(json.dumps(compute_modules(projected=False)))
-    with pytest.raises(FolderError, match=r"does not list exactly .*models\.Dense, .*: sentence"):
-        check_folder(projected, shape)
-
-
-def test_a_projection_of_another_model(projected, shape):
-    with pytest.raises(FolderError, match="2_Dense takes 32 dimensions, but the model has 24"):
-        check_folder(projected, replace(shape, hidden_size=24, num_attention_heads=3))
-
-
-def test_a_projection_without_its_weights(projected, shape):
-    (projected / "2_Dense" / "model.safetensors").unlink()
-    with pytest.raises(
-        FolderError, match=r"2_Dense/model\.safetensors: no such file\. To fix, ext"
-    ):
         check_folder(projected, shape)
 
 
@@ -206,20 +179,11 @@ def test_a_projection_that_is_read_otherwise(change, message, projected, shape):
         check_folder(projected, shape)
 
 
-def test_texts_longer_than_the_positions(folder, shape):
-    edit(folder / "sentence_bert_config.json", max_seq_length=512)
-    with pytest.raises(FolderError, match="max_seq_length is 512, but there are positions for 128"):
-        check_folder(folder, shape)
-
-
-def test_every_problem_is_named_at_once(folder, shape):
-    (folder / "tokenizer.json").unlink()
-    (folder / "modules.json").unlink()
-    with pytest.raises(FolderError, match=r"no tokenizer\.json.*no modules\.json"):
-        check_folder(folder, shape)
-
-
-def test_a_folder_that_was_copied_in_part(folder, shape, tmp_path):
-    shutil.copytree(folder, tmp_path / "copy", ignore=shutil.ignore_patterns("*.json"))
-    with pytest.raises(FolderError, match=r"config\.json lacks"):
-        check_folder(tmp_path / "copy", shape)
+def test_a_projection_without_its_weights_or_its_name(projected, shape):
+    (projected / "2_Dense" / "model.safetensors").unlink()
+    message = r"2_Dense/model\.safetensors: no such file\. To fix, ext"
+    with pytest.raises(FolderError, match=message):
+        check_folder(projected, shape)
+    (projected / "modules.json").write_text(json.dumps(compute_modules(projected=False)))
+    with pytest.raises(FolderError, match=r"does not list exactly .*models\.Dense, .*: sentence"):
+        check_folder(projected, shape)

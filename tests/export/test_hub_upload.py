@@ -145,7 +145,9 @@ def contents(folder: Path) -> dict[str, bytes]:
 # What works
 
 
-def test_access(hub):
+@pytest.mark.parametrize("rights", [{"accessToken": {"role": "write"}}, None, {"type": "oauth"}])
+def test_access(rights, hub):
+    hub.user = {"name": "me", "auth": rights}
     assert check_hub_access(NAME) == "me"
     assert f"Bearer {TOKEN}" in hub.tokens
     assert not hub.private and not hub.files  # nothing is made before there is a model
@@ -163,47 +165,12 @@ def test_all_of_a_folder_is_uploaded(hub, folder, caplog, monkeypatch):
     assert TOKEN not in caplog.text
 
 
-def test_a_second_upload_replaces_the_files(hub, folder):
-    push_to_hub(folder, NAME)
-    (folder / "README.md").write_text("# new\n")
-    push_to_hub(folder, NAME)
-    assert hub.files[NAME]["README.md"] == b"# new\n"
-
-
-def test_a_private_model(hub, folder):
+def test_a_private_model_and_a_second_upload(hub, folder):
     push_to_hub(folder, NAME, private=True)
+    (folder / "README.md").write_text("# new\n")
     push_to_hub(folder, NAME, private=True)
     assert hub.private == {NAME: True}
     assert hub.files == {NAME: contents(folder)}
-
-
-def test_the_client_is_asked_for_what_is_meant(folder, monkeypatch):
-    """Without any server."""
-    calls = []
-
-    def note(name: str, answer: object):
-        def call(self, *args: object, **kwargs: object) -> object:
-            calls.append((name, args, kwargs))
-            return answer
-
-        monkeypatch.setattr(huggingface_hub.HfApi, name, call)
-
-    note("create_repo", f"https://huggingface.co/{NAME}")
-    note("upload_folder", None)
-    monkeypatch.setenv("HF_TOKEN", TOKEN)
-    assert push_to_hub(folder, NAME) == f"https://huggingface.co/{NAME}"
-    assert calls == [
-        ("create_repo", (NAME,), {"private": False, "exist_ok": True}),
-        (
-            "upload_folder",
-            (),
-            {
-                "repo_id": NAME,
-                "folder_path": folder,
-                "commit_message": "Upload a pruned model",
-            },
-        ),
-    ]
 
 
 # What is refused
@@ -227,16 +194,26 @@ def test_a_folder_that_is_no_extracted_model(hub, tmp_path):
     assert not hub.tokens
 
 
-@pytest.fixture
-def no_token(monkeypatch) -> None:
+def test_no_token(folder, monkeypatch):
     monkeypatch.setattr(huggingface_hub, "get_token", lambda: None)
-
-
-def test_no_token(no_token, folder):
     message = r"^there is no token for the Hugging Face hub\. To fix, run 'hf auth login' with a"
     for action in (lambda: check_hub_access(NAME), lambda: push_to_hub(folder, NAME)):
         with pytest.raises(PermissionError, match=message):
             action()
+
+
+def test_a_token_that_may_only_read_no_network_and_an_offline_client(hub, monkeypatch):
+    hub.user["auth"]["accessToken"]["role"] = "read"
+    message = r"^the token of me may only read\. To fix, run 'hf auth login' with a token that may"
+    with pytest.raises(PermissionError, match=message):
+        check_hub_access(NAME)
+    monkeypatch.setattr(constants, "ENDPOINT", "http://127.0.0.1:1")
+    message = r"^'me/small' cannot be prepared on the hub \({}\)\. To fix, check the network, then"
+    with pytest.raises(OSError, match=message.format(".+")):
+        check_hub_access(NAME)
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    with pytest.raises(OSError, match=message.format(".*HF_HUB_OFFLINE.*")):
+        check_hub_access(NAME)
 
 
 def test_a_token_that_cannot_be_read(monkeypatch):
@@ -249,19 +226,6 @@ def test_a_token_that_cannot_be_read(monkeypatch):
         check_hub_access(NAME)
 
 
-def test_a_token_that_may_only_read(hub):
-    hub.user["auth"]["accessToken"]["role"] = "read"
-    message = r"^the token of me may only read\. To fix, run 'hf auth login' with a token that may"
-    with pytest.raises(PermissionError, match=message):
-        check_hub_access(NAME)
-
-
-@pytest.mark.parametrize("user", [{"name": "me"}, {"name": "me", "auth": {"type": "oauth"}}])
-def test_a_token_whose_rights_are_not_told(user, hub):
-    hub.user = user
-    assert check_hub_access(NAME) == "me"
-
-
 def test_a_token_that_the_hub_does_not_accept(hub):
     hub.refused["/api/whoami-v2"] = 401
     message = r"^'me/small' cannot be prepared on the hub \(.+\)\. To fix, run 'hf auth login' with"
@@ -270,23 +234,23 @@ def test_a_token_that_the_hub_does_not_accept(hub):
     assert TOKEN not in "".join(traceback.format_exception(caught.value))
 
 
-@pytest.mark.parametrize("path", ["/api/repos/create", "/api/models/me/small/commit"])
-def test_an_owner_that_is_somebody_else(path, hub, folder):
-    hub.refused[path] = 403
+@pytest.mark.parametrize(
+    ("path", "status", "fix"),
+    [
+        ("/api/repos/create", 403, "run 'hf auth login' with"),
+        ("/api/models/me/small/commit", 403, "run 'hf auth login' with"),
+        ("/api/models/me/small/commit", 413, "check the network, then pu"),
+    ],
+)
+def test_a_hub_that_refuses(path, status, fix, hub, folder):
+    hub.refused[path] = status
     before = contents(folder)
-    message = r"my model was not uploaded to 'me/small' \(.+\)\. To fix, run 'hf auth login' with"
-    with pytest.raises(OSError, match=message) as caught:
-        push_to_hub(folder, NAME)
-    assert TOKEN not in "".join(traceback.format_exception(caught.value))
-    assert not hub.files and contents(folder) == before
-
-
-def test_a_hub_that_fails(hub, folder):
-    hub.refused["/api/models/me/small/commit"] = 413
-    message = r"my model was not uploaded to 'me/small' \(.+\)\. To fix, check the network, then pu"
+    message = rf"my model was not uploaded to 'me/small' \(.+\)\. To fix, {fix}"
     with pytest.raises(OSError, match=message) as caught:
         push_to_hub(folder, NAME)
     assert "\n" not in str(caught.value)
+    assert TOKEN not in "".join(traceback.format_exception(caught.value))
+    assert not hub.files and contents(folder) == before
 
 
 def test_a_public_model_is_not_taken_for_a_private_one(hub, folder):
@@ -295,19 +259,6 @@ def test_a_public_model_is_not_taken_for_a_private_one(hub, folder):
     with pytest.raises(PermissionError, match=message):
         push_to_hub(folder, NAME, private=True)
     assert not hub.files
-
-
-def test_no_network(hub, monkeypatch):
-    monkeypatch.setattr(constants, "ENDPOINT", "http://127.0.0.1:1")
-    message = r"^'me/small' cannot be prepared on the hub \(.+\)\. To fix, check the network, then"
-    with pytest.raises(OSError, match=message):
-        check_hub_access(NAME)
-
-
-def test_a_client_that_is_offline(hub, monkeypatch):
-    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
-    with pytest.raises(OSError, match=r"\(.*HF_HUB_OFFLINE.*\)\. To fix, check the network, then"):
-        check_hub_access(NAME)
 
 
 @pytest.mark.parametrize("token", [f"{TOKEN}\nsecond", f"{TOKEN} second", f"{TOKEN}é"])

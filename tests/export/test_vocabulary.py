@@ -125,7 +125,9 @@ def test_kept_texts_have_the_very_same_outputs(base, assert_same):
 def test_only_the_rows_change(unigram):
     before = {name: p.clone() for name, p in unigram.backbone.state_dict().items()}
     keep = choose(unigram, "en", 2000)
+    unigram = replace(unigram, projection=torch.eye(40, 32))
     trimmed = trim_vocabulary(unigram, keep)
+    assert trimmed.projection is unigram.projection
     name = "embeddings.word_embeddings.weight"
     for key, tensor in trimmed.backbone.state_dict().items():
         if key == name:
@@ -169,12 +171,6 @@ def test_a_cut_model_can_be_trimmed(unigram, target_shape, assert_same):
     assert trimmed.shape == replace(shape, vocab_size=trimmed.hf_config["vocab_size"])
 
 
-def test_a_trimmed_model_keeps_its_projection(unigram):
-    base = replace(unigram, projection=torch.eye(40, 32))
-    keep = choose_vocabulary(base, {"en": np.ones(6001, np.int64)}, 3000)
-    assert torch.equal(trim_vocabulary(base, keep).projection, base.projection)
-
-
 def test_trimming_twice_is_trimming_once(unigram):
     first = trim_vocabulary(unigram, choose(unigram, "de en fr"))
     second = trim_vocabulary(first, choose(first, "en", 1200))
@@ -207,18 +203,14 @@ def test_the_record_of_an_extracted_model_has_the_new_sizes(unigram):
 # Which tokens are kept, and where
 
 
-def test_specials_of_xlmr_keep_their_ids_and_the_mask_goes_to_the_end(unigram):
+def test_specials_keep_their_ids_and_the_mask_of_xlmr_goes_to_the_end(unigram, wordpiece):
     keep = choose(unigram, "en", 1200)
     assert keep.old_ids[:4].tolist() == [0, 1, 2, 3]
     assert keep.old_ids[-1] == 6000
     assert (np.diff(keep.old_ids) > 0).all()
-
-
-def test_specials_inside_the_new_size_keep_their_ids(wordpiece):
     keep = choose(wordpiece, "en", 600)
     assert keep.old_ids[[0, 100, 101, 102, 103]].tolist() == [0, 100, 101, 102, 103]
-    rest = np.delete(keep.old_ids, [0, 100, 101, 102, 103])
-    assert (np.diff(rest) > 0).all()
+    assert (np.diff(np.delete(keep.old_ids, [0, 100, 101, 102, 103])) > 0).all()
 
 
 def test_added_tokens_beyond_the_vocabulary_stay_last(unigram):
@@ -252,11 +244,6 @@ def test_the_most_frequent_tokens_are_kept(unigram):
     for size in (required + 4, required + 50, None):
         keep = choose_vocabulary(unigram, counts, size)
         assert len(keep) == required + 4 and set(words) <= set(keep.old_ids.tolist())
-
-
-def test_a_vocabulary_of_which_all_is_needed_stays(unigram):
-    keep = choose_vocabulary(unigram, {"all": np.ones(6001, np.int64)}, 6001)
-    assert keep.old_ids.tolist() == list(range(6001))
 
 
 def test_rows_without_a_token_are_dropped(model_folder):
@@ -333,7 +320,7 @@ def bare(unigram):
     return make
 
 
-def test_a_size_below_the_required_tokens(unigram):
+def test_a_size_that_does_not_fit(unigram):
     required = choose(unigram, "en").required
     message = (
         rf"vocabulary_size {required - 1} is below the {required} tokens that must stay: special "
@@ -341,15 +328,14 @@ def test_a_size_below_the_required_tokens(unigram):
     )
     with pytest.raises(ValueError, match=message):
         choose(unigram, "en", required - 1)
-
-
-def test_a_size_above_the_vocabulary(unigram):
     message = (
         r"vocabulary_size 6002 is above the 6001 tokens of the model\. To fix, choose fewer, or "
         r"leave it out to keep every token of the texts\."
     )
     with pytest.raises(ValueError, match=message):
         choose(unigram, "en", 6002)
+    keep = choose_vocabulary(unigram, {"all": np.ones(6001, np.int64)}, 6001)
+    assert keep.old_ids.tolist() == list(range(6001))
 
 
 def test_more_tokens_than_rows(bare, make_unigram):
@@ -374,7 +360,7 @@ def test_a_choice_from_another_tokenizer(unigram, wordpiece):
         trim_vocabulary(wordpiece, choose(unigram, "en"))
 
 
-def test_an_id_of_the_config_without_token(bare, make_unigram):
+def test_ids_of_the_config_without_token_or_that_would_move(bare, make_unigram):
     base = bare(make_unigram({"a": -1.0}), eos_token_id=7)
     message = (
         r"config\.json: eos_token_id is 7, but tokenizer\.json has no token of that id\. To fix, "
@@ -384,11 +370,7 @@ def test_an_id_of_the_config_without_token(bare, make_unigram):
         choose_vocabulary(base, {"none": np.zeros(2, np.int64)})
     base = bare(make_unigram({"a": -1.0}), eos_token_id=None)
     assert len(choose_vocabulary(base, {"none": np.zeros(2, np.int64)})) == 2
-
-
-def test_a_padding_token_that_would_move(bare, make_unigram):
-    pieces = {f"{c}{c}": -1.0 for c in "abcdef"}
-    base = bare(make_unigram(pieces), pad_token_id=6)
+    base = bare(make_unigram({f"{c}{c}": -1.0 for c in "abcdef"}), pad_token_id=6)
     message = (
         r"pad_token_id 6 would become 2, and positions are counted from it, so every vector would "
         r"change\. To fix, keep 7 tokens or more, or leave the vocabulary as it is\."

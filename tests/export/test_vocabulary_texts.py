@@ -116,10 +116,8 @@ def test_all_kinds_of_files_are_read(base, tmp_path):
 
 
 def test_every_shipped_language_has_a_corpus():
-    assert (
-        list(shipped_corpora())
-        == "ar de en es fi fr hi id it ja ko nl pl pt ru sw th tr uk vi zh".split()
-    )
+    languages = "ar de en es fi fr hi id it ja ko nl pl pt ru sw th tr uk vi zh"
+    assert list(shipped_corpora()) == languages.split()
     assert all(Path(path).is_file() for path in shipped_corpora().values())
 
 
@@ -144,11 +142,8 @@ def test_a_file_is_used_once(shipped, tmp_path, monkeypatch):
     assert corpora.chosen == ("shipped/news-de.txt",)
     assert corpora.held_out == ("shipped/news-xx.txt",)
     assert corpora.other == ()
-
-
-def test_a_dataset_is_no_file(shipped):
-    request = VocabularyRequest(("hf://owner/texts",), shipped=shipped)
-    assert find_corpora(request).chosen == ("hf://owner/texts",)
+    dataset = VocabularyRequest(("hf://owner/texts",), shipped=shipped)
+    assert find_corpora(dataset).chosen == ("hf://owner/texts",)  # no file
 
 
 def test_neither_texts_nor_languages():
@@ -173,22 +168,17 @@ def test_a_language_without_a_corpus(shipped, folder, listed):
 
 @pytest.mark.parametrize("content", ["", "\n  \n"])
 @pytest.mark.parametrize("role", ["texts", "report_on"])
-def test_a_corpus_without_text(base, shipped, tmp_path, content, role):
+def test_a_corpus_without_text_or_that_is_not_there(base, shipped, tmp_path, content, role):
     path = write(tmp_path / "empty.txt", content)
     request = {"languages": ("de",), "shipped": shipped, role: (path,)}
-    with pytest.raises(
-        ValueError, match=r"empty\.txt: holds no text\. To fix, choose another file\."
-    ):
+    message = r"empty\.txt: holds no text\. To fix, choose another file\."
+    with pytest.raises(ValueError, match=message):
         trim_to_texts(base, VocabularyRequest(**request))
-
-
-@pytest.mark.parametrize("role", ["texts", "report_on"])
-def test_a_corpus_that_is_not_there(shipped, role):
-    """Said before anything is counted."""
-    request = VocabularyRequest(**{"languages": ("de",), "shipped": shipped, role: ("gone.txt",)})
+    # Said before anything is counted.
+    gone = VocabularyRequest(**{**request, role: ("gone.txt",)})
     message = rf"gone\.txt: no such file\. To fix, check the path; it is relative to {Path.cwd()}\."
     with pytest.raises(FileNotFoundError, match=message):
-        find_corpora(request)
+        find_corpora(gone)
 
 
 def test_what_cannot_be_trimmed_is_said_before_texts_are_read(base, shipped, monkeypatch):
@@ -207,43 +197,30 @@ def report(base, shipped, tmp_path):
     return trim_to_texts(base, request)
 
 
-def test_what_is_saved(base, report):
+def test_what_is_saved_and_what_is_kept_of_each_corpus(base, report):
     trimmed, content = report
     assert content["vocabulary"] == {"source": 99, "kept": 8, "required": 4, "rows_saved": 91}
     before, after = count_parameters(base.shape).total, count_parameters(trimmed.shape).total
-    expected = {
-        "source": before,
-        "trimmed": after,
-        "saved": 91 * 32,
-        "share_saved": 91 * 32 / before,
-    }
-    assert content["parameters"] == pytest.approx(expected)
+    saved = {"saved": 91 * 32, "share_saved": 91 * 32 / before}
+    assert content["parameters"] == pytest.approx({"source": before, "trimmed": after, **saved})
     assert content["scripts"] == ["LATIN"]
-
-
-def test_what_is_kept_of_each_corpus(report):
-    chosen, held_out, other = report[1]["coverage"]
+    assert json.loads(json.dumps(content)) == content
+    assert Vocabulary(**content).as_dict() == content
+    chosen, held_out, other = content["coverage"]
     assert chosen["role"] == "chosen from"
     assert (chosen["texts"], chosen["tokens"]) == (2, 5)
     assert chosen["tokens_kept"] == chosen["texts_same"] == chosen["growth"] == 1.0
     # 'sings' is lost; <unk> stays what it was.
     assert (held_out["texts"], held_out["tokens"]) == (3, 8)
-    assert held_out["tokens_kept"] == 7 / 8
-    assert held_out["texts_same"] == 2 / 3
+    assert (held_out["tokens_kept"], held_out["texts_same"]) == (7 / 8, 2 / 3)
     assert (held_out["unknown_before"], held_out["unknown_after"]) == (2 / 8, 3 / 8)
     assert other["tokens_kept"] == 1 / 4 and other["texts_same"] == 0.0
 
 
-def test_the_report_is_json_and_a_record(report):
-    assert json.loads(json.dumps(report[1])) == report[1]
-    assert Vocabulary(**report[1]).as_dict() == report[1]
-
-
 def test_only_the_first_texts_of_a_large_corpus_are_reported(base, shipped):
     corpora = find_corpora(VocabularyRequest((), ("de",), shipped=shipped))
-    counts = {
-        path: count_tokens(path, plain_tokenizer(base.tokenizer_files)) for path in corpora.chosen
-    }
+    tokenizer = plain_tokenizer(base.tokenizer_files)
+    counts = {path: count_tokens(path, tokenizer) for path in corpora.chosen}
     keep = choose_vocabulary(base, counts)
     content = build_report(base.shape, base.tokenizer_files, keep, corpora, limit=1)
     assert content["coverage"][0]["texts"] == 1

@@ -67,12 +67,12 @@ def write_tiny_bert(folder: Path, pad_token_id: int = 0, pooler: bool = True) ->
 
 
 @pytest.fixture(scope="module")
-def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def source(tmp_path_factory):
     return write_tiny_bert(tmp_path_factory.mktemp("bert") / "source")
 
 
 @pytest.fixture(scope="module")
-def converted(source: Path) -> Path:
+def converted(source):
     output = source.parent / "parent" / "converted"
     return bert_conversion.convert_bert_folder(source, output, SENTENCES, record={"source": "tiny"})
 
@@ -85,7 +85,7 @@ def edit_json(path: Path, **changes: object) -> None:
 
 
 @pytest.mark.parametrize("pad_token_id", [0, 1, 3])
-def test_hidden_states_are_exactly_equal(tmp_path: Path, pad_token_id: int) -> None:
+def test_hidden_states_are_exactly_equal(tmp_path, pad_token_id):
     source = write_tiny_bert(tmp_path / "source", pad_token_id)
     output = bert_conversion.convert_bert_folder(source, tmp_path / "output", SENTENCES)
     bert = BertModel.from_pretrained(source).eval()
@@ -94,10 +94,8 @@ def test_hidden_states_are_exactly_equal(tmp_path: Path, pad_token_id: int) -> N
     batch = AutoTokenizer.from_pretrained(output)(
         texts, padding=True, truncation=True, max_length=40, return_tensors="pt"
     )
-    assert batch["input_ids"].shape == (
-        len(texts),
-        40,
-    )  # the last row of the position table is used
+    # The last row of the position table is used.
+    assert batch["input_ids"].shape == (len(texts), 40)
     with torch.no_grad():
         old, new = bert(**batch), xlmr(**batch)
     real = batch["attention_mask"].bool()
@@ -105,7 +103,7 @@ def test_hidden_states_are_exactly_equal(tmp_path: Path, pad_token_id: int) -> N
     assert torch.equal(old.pooler_output, new.pooler_output)
 
 
-def test_position_table_moves_down_and_first_token_type_stays() -> None:
+def test_position_table_moves_down_and_first_token_type_stays():
     state = {
         bert_conversion.POSITION_TABLE: torch.arange(6.0).reshape(3, 2),
         bert_conversion.TOKEN_TYPE_TABLE: torch.tensor([[1.0, 2.0], [3.0, 4.0]]),
@@ -120,7 +118,7 @@ def test_position_table_moves_down_and_first_token_type_stays() -> None:
     assert converted["pooler.dense.bias"] is state["pooler.dense.bias"]
 
 
-def test_source_without_pooler_gets_none(tmp_path: Path) -> None:
+def test_source_without_pooler_gets_none(tmp_path):
     source = write_tiny_bert(tmp_path / "source", pooler=False)
     output = bert_conversion.convert_bert_folder(source, tmp_path / "output", SENTENCES)
     assert XLMRobertaModel.from_pretrained(output, add_pooling_layer=False).pooler is None
@@ -140,9 +138,7 @@ def test_source_without_pooler_gets_none(tmp_path: Path) -> None:
         (RobertaConfig().to_diff_dict(), "model_type is 'roberta', expected 'bert'"),
     ],
 )
-def test_what_xlmr_cannot_express_is_refused(
-    tmp_path: Path, changes: dict[str, object], message: str
-) -> None:
+def test_what_xlmr_cannot_express_is_refused(tmp_path, changes, message):
     source = write_tiny_bert(tmp_path / "source")
     edit_json(source / "config.json", **changes)
     with pytest.raises(ValueError, match=message):
@@ -150,29 +146,20 @@ def test_what_xlmr_cannot_express_is_refused(
     assert [path.name for path in tmp_path.iterdir()] == ["source"]
 
 
-def test_incomplete_weights_are_refused(tmp_path: Path) -> None:
+def test_incomplete_sources_are_refused(tmp_path):
     source = write_tiny_bert(tmp_path / "source")
     edit_json(source / "config.json", num_hidden_layers=3)
     with pytest.raises(ValueError, match=r"the weights lack .*encoder\.layer\.2\."):
         bert_conversion.load_bert(source)
-
-
-def test_missing_folder_is_named(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError, match=r"nowhere/config\.json not found"):
         bert_conversion.load_bert(tmp_path / "nowhere")
-
-
-def test_a_tokenizer_without_separator_is_refused(tmp_path: Path) -> None:
-    source = write_tiny_bert(tmp_path / "source")
     edit_json(source / "tokenizer_config.json", sep_token=None)
     with pytest.raises(ValueError, match="sep_token None"):
         bert_conversion.load_tokenizer(source)
 
 
 @pytest.mark.parametrize("value", [1.0, float("nan")])
-def test_verification_finds_one_wrong_weight(
-    tmp_path: Path, source: Path, converted: Path, value: float
-) -> None:
+def test_verification_finds_one_wrong_weight(tmp_path, source, converted, value):
     bert = BertModel.from_pretrained(source).eval()
     with torch.no_grad():
         bert.encoder.layer[1].output.dense.bias[3] += value
@@ -185,34 +172,20 @@ def test_verification_finds_one_wrong_weight(
 # --- the folder -----------------------------------------------------------------------
 
 
-def test_layout(converted: Path) -> None:
+def test_layout(converted):
     files = {path.relative_to(converted).as_posix() for path in converted.rglob("*")}
-    assert files == {
-        "1_Pooling",
-        "1_Pooling/config.json",
-        "2_Normalize",
-        "2_Normalize/config.json",
-        "colbert_linear.pt",
-        "config.json",
-        "config_sentence_transformers.json",
-        "conversion.json",
-        "model.safetensors",
-        "modules.json",
-        "sentence_bert_config.json",
-        "sparse_linear.pt",
-        "tokenizer.json",
-        "tokenizer_config.json",
-    }
-    assert [path.name for path in converted.parent.iterdir()] == [
-        "converted"
-    ]  # no temporary folder left
-    assert (
-        len({(converted / name).stat().st_mode for name in ("config.json", "model.safetensors")})
-        == 1
+    assert files == set(
+        "1_Pooling 1_Pooling/config.json 2_Normalize 2_Normalize/config.json colbert_linear.pt "
+        "config.json config_sentence_transformers.json conversion.json model.safetensors "
+        "modules.json sentence_bert_config.json sparse_linear.pt tokenizer.json "
+        "tokenizer_config.json".split()
     )
+    assert [path.name for path in converted.parent.iterdir()] == ["converted"]
+    modes = {(converted / n).stat().st_mode for n in ("config.json", "model.safetensors")}
+    assert len(modes) == 1
 
 
-def test_configs(converted: Path) -> None:
+def test_configs(converted):
     config = json.loads((converted / "config.json").read_text())
     wanted = {
         "model_type": "xlm-roberta",
@@ -229,25 +202,21 @@ def test_configs(converted: Path) -> None:
     assert pooling["word_embedding_dimension"] == 32
     assert (pooling["pooling_mode_mean_tokens"], pooling["pooling_mode_cls_token"]) == (True, False)
     sentence = json.loads((converted / "sentence_bert_config.json").read_text())
-    assert sentence == {
-        "max_seq_length": 40,
-        "do_lower_case": False,
-    }  # 256, cut to the position table
+    # 256, cut to the position table.
+    assert sentence == {"max_seq_length": 40, "do_lower_case": False}
 
 
-def test_heads(converted: Path) -> None:
+def test_heads(converted):
     colbert = torch.load(converted / "colbert_linear.pt", weights_only=True)
     sparse = torch.load(converted / "sparse_linear.pt", weights_only=True)
     assert torch.equal(colbert["weight"], torch.eye(32))
     assert torch.equal(colbert["bias"], torch.zeros(32))
-    assert {name: tuple(value.shape) for name, value in sparse.items()} == {
-        "weight": (1, 32),
-        "bias": (1,),
-    }
+    sizes = {name: tuple(value.shape) for name, value in sparse.items()}
+    assert sizes == {"weight": (1, 32), "bias": (1,)}
     assert all(value.dtype == torch.float32 and value.isfinite().all() for value in sparse.values())
 
 
-def test_tokenizer(converted: Path) -> None:
+def test_tokenizer(converted):
     tokenizer = AutoTokenizer.from_pretrained(converted)
     assert (tokenizer.bos_token, tokenizer.eos_token) == ("[CLS]", "[SEP]")
     assert set(tokenizer("the cat", "a dog")) == {"input_ids", "attention_mask"}
@@ -257,22 +226,17 @@ def test_tokenizer(converted: Path) -> None:
     assert "max_length" not in json.loads((converted / "tokenizer_config.json").read_text())
 
 
-def test_record(converted: Path) -> None:
+def test_record(converted):
     record = json.loads((converted / "conversion.json").read_text())
-    assert (record["source"], record["largest_difference"], record["sentences"]) == (
-        "tiny",
-        0.0,
-        len(SENTENCES),
-    )
-    sizes = {
-        path.relative_to(converted).as_posix(): path.stat().st_size
-        for path in converted.rglob("*.*")
-    }
+    assert (record["source"], record["largest_difference"]) == ("tiny", 0.0)
+    assert record["sentences"] == len(SENTENCES)
+    paths = converted.rglob("*.*")
+    sizes = {path.relative_to(converted).as_posix(): path.stat().st_size for path in paths}
     del sizes["conversion.json"]
     assert record["files"] == sizes
 
 
-def test_existing_folder_is_refused(tmp_path: Path, source: Path) -> None:
+def test_existing_folder_is_refused(tmp_path, source):
     (tmp_path / "kept").touch()
     with pytest.raises(FileExistsError, match="exists and is kept.*--overwrite"):
         bert_conversion.convert_bert_folder(source, tmp_path, SENTENCES)
@@ -281,9 +245,7 @@ def test_existing_folder_is_refused(tmp_path: Path, source: Path) -> None:
     assert [path.name for path in tmp_path.iterdir()] == ["kept"]
 
 
-def test_an_unequal_result_gets_no_folder(
-    tmp_path: Path, source: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_an_unequal_result_gets_no_folder(tmp_path, source, monkeypatch):
     monkeypatch.setattr(bert_conversion, "compute_largest_difference", lambda *_: 1e-4)
     with pytest.raises(RuntimeError, match=r"hidden states differ by 1\.00e-04"):
         bert_conversion.convert_bert_folder(source, tmp_path / "output", SENTENCES)
@@ -294,7 +256,7 @@ def test_an_unequal_result_gets_no_folder(
 
 
 @pytest.fixture
-def sentences(tmp_path: Path) -> Path:
+def sentences(tmp_path):
     path = tmp_path / "sts.csv"
     path.write_text(
         "".join(f'"{text}","{text}, often",2.5\n' for text in SENTENCES), encoding="utf-8"
@@ -303,16 +265,14 @@ def sentences(tmp_path: Path) -> Path:
 
 
 @pytest.fixture
-def tiny_minilm(source: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+def tiny_minilm(source, monkeypatch):
     """The tiny BERT in the place of the packaged model."""
     monkeypatch.setattr(minilm, "find_source", lambda: source)
     monkeypatch.setattr(minilm, "SOURCE_SHA256", hash_file(source / "model.safetensors"))
     return source
 
 
-def test_prepare_converts_once(
-    tmp_path: Path, sentences: Path, tiny_minilm: Path, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_prepare_converts_once(tmp_path, sentences, tiny_minilm, caplog):
     output = tmp_path / "output"
     assert not minilm.is_complete(output, minilm.SOURCE_SHA256)
     assert minilm.prepare(output, sentences) == output
@@ -334,7 +294,7 @@ def test_prepare_converts_once(
     assert minilm.is_complete(output, minilm.SOURCE_SHA256)
 
 
-def test_a_complete_folder_needs_no_torch(tmp_path: Path) -> None:
+def test_a_complete_folder_needs_no_torch(tmp_path):
     record = {"source_sha256": minilm.SOURCE_SHA256, "files": {}}
     (tmp_path / minilm.RECORD_FILE).write_text(json.dumps(record))
     code = (

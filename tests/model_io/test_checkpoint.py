@@ -8,7 +8,7 @@ import json
 import re
 import shutil
 from collections.abc import Callable
-from dataclasses import FrozenInstanceError, asdict, fields, replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -53,6 +53,11 @@ def save(tmp_path) -> Callable[[Any], Path]:
     return write
 
 
+def describe(content: dict[str, Any], metadata: RunMetadata) -> None:
+    """Put other metadata into a checkpoint."""
+    content["state"]["callbacks"] = [("RunMetadataCallback", metadata.state_dict())]
+
+
 def through_torch(metadata: RunMetadata, path: Path) -> RunMetadata:
     torch.save(metadata.state_dict(), path)
     return RunMetadata.from_state_dict(torch.load(path, weights_only=True))
@@ -84,19 +89,6 @@ def test_metadata_of_before_there_was_a_key_is_read(new, metadata):
     assert RunMetadata.from_state_dict({**state, "json": json.dumps(old)}) == metadata
 
 
-def test_metadata_is_plain_text_and_bytes(metadata):
-    state = metadata.state_dict()
-    assert set(state) == {"json", "tokenizer_files"}
-    named = {field.name for field in fields(RunMetadata)}
-    assert set(json.loads(state["json"])) == named - {"tokenizer_files"}
-    assert all(file.dtype == torch.uint8 for file in state["tokenizer_files"].values())
-
-
-def test_metadata_cannot_be_changed(metadata):
-    with pytest.raises(FrozenInstanceError):
-        metadata.seed = 1
-
-
 # Finding
 
 
@@ -111,16 +103,13 @@ def test_a_run_folder_means_its_newest_checkpoint(content, save, tmp_path):
     assert load_trained_model(find_checkpoint(run)).batch == 12
 
 
-@pytest.mark.parametrize("link", [False, True], ids=["empty", "link to nothing"])
-def test_a_run_folder_without_checkpoint(link, tmp_path):
-    if link:
-        (tmp_path / "latest-rank0.pt").symlink_to("gone.pt")
+def test_a_run_folder_without_checkpoint_and_a_missing_one(tmp_path):
     message = r"holds no latest-rank0\.pt, so no checkpoint was saved\. To fix, choose the folder"
-    with pytest.raises(FileNotFoundError, match=re.escape(str(tmp_path)) + ": " + message):
-        find_checkpoint(tmp_path)
-
-
-def test_a_missing_checkpoint(tmp_path):
+    for _ in ("empty", "link to nothing"):
+        with pytest.raises(FileNotFoundError, match=re.escape(str(tmp_path)) + ": " + message):
+            find_checkpoint(tmp_path)
+        if not (tmp_path / "latest-rank0.pt").is_symlink():
+            (tmp_path / "latest-rank0.pt").symlink_to("gone.pt")
     message = r"nöne\.pt: no such run folder or checkpoint\. To fix, check the path"
     with pytest.raises(FileNotFoundError, match=message):
         find_checkpoint(tmp_path / "nöne.pt")
@@ -180,8 +169,8 @@ def test_gates_come_back(metadata, content, save):
     names = [name for name in content["state"]["model"] if name.startswith("l0_module.")]
     generator = torch.Generator().manual_seed(1)
     for name in names:
-        tensor = content["state"]["model"][name]
-        content["state"]["model"][name] = torch.randn(tensor.shape, generator=generator)
+        shape = content["state"]["model"][name].shape
+        content["state"]["model"][name] = torch.randn(shape, generator=generator)
     read = load_trained_model(save(content)).l0_module
     assert read.axes == ("head", "hidden", "intermediate", "layer")
     assert read.realised_shape() == EncoderShape(**metadata.l0_module["target"])
@@ -198,17 +187,11 @@ def test_eps_and_pad_id_come_from_the_config(metadata, build_checkpoint, save, t
     assert {norm.eps for norm in norms} == {1e-2}
 
 
-def test_a_run_without_gates(metadata, build_checkpoint, save):
-    read = load_trained_model(save(build_checkpoint(replace(metadata, l0_module=None))))
-    assert read.l0_module is None
-    assert build_l0_module(read.shape, None) is None
-
-
-def test_a_run_without_heads(metadata, build_checkpoint, save, tiny_shape):
+def test_a_run_without_gates_and_heads(metadata, build_checkpoint, save, tiny_shape):
     shape = replace(tiny_shape, sparse_head=False, colbert_dim=0, pooler=False)
     bare = replace(metadata, shape=asdict(shape), l0_module=None)
     read = load_trained_model(save(build_checkpoint(bare)))
-    assert read.heads.sparse_linear is None and read.heads.colbert_linear is None
+    assert read.l0_module is read.heads.sparse_linear is read.heads.colbert_linear is None
     assert not any("pooler" in name for name in read.backbone.state_dict())
 
 
@@ -238,25 +221,18 @@ def mappings(path: Path) -> int:
     return sum(line.endswith(str(path)) for line in lines)
 
 
-def test_nothing_is_left_without_weights(content, save):
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
+def test_nothing_is_left_without_weights_or_in_another_precision(dtype, content, save):
+    weights = {name: tensor.to(dtype) for name, tensor in content["state"]["model"].items()}
+    content["state"]["model"] = weights
     read = load_trained_model(save(content))
-    for module in (read.backbone, read.heads, read.l0_module):
-        for name, tensor in module.state_dict().items():
+    for prefix in ("backbone", "heads", "l0_module"):
+        for name, tensor in getattr(read, prefix).state_dict().items():
             assert tensor.device.type == "cpu" and tensor.is_contiguous(), name
             assert tensor.dtype == torch.float32, name
+            assert torch.equal(tensor, weights[f"{prefix}.{name}"].float()), name
     frozen = {name for name, p in read.backbone.named_parameters() if not p.requires_grad}
     assert frozen == {"pooler.dense.weight", "pooler.dense.bias"}
-
-
-def test_weights_of_another_precision_become_float32(content, save):
-    weights = content["state"]["model"]
-    half = {name: tensor.half() for name, tensor in weights.items()}
-    content["state"]["model"] = half
-    read = load_trained_model(save(content))
-    for prefix in ("backbone", "heads"):
-        for name, tensor in getattr(read, prefix).state_dict().items():
-            assert tensor.dtype == torch.float32
-            assert torch.equal(tensor, half[f"{prefix}.{name}"].float())
 
 
 def test_changing_the_model_leaves_the_checkpoint_alone(content, save):
@@ -268,13 +244,6 @@ def test_changing_the_model_leaves_the_checkpoint_alone(content, save):
         for parameter in module.parameters():
             parameter.data.zero_()
     assert path.read_bytes() == before
-
-
-def test_loading_draws_no_random_numbers(content, save):
-    path = save(content)
-    before = torch.get_rng_state()
-    load_trained_model(path)
-    assert torch.equal(torch.get_rng_state(), before)
 
 
 def test_memory_of_the_word_table_is_given_back_when_it_is_cut(content, save):
@@ -366,17 +335,7 @@ def test_code_is_named_and_not_run(place, content, save, tmp_path):
         torch.ones(2),
         None,
     ],
-    ids=[
-        "weights",
-        "Composer's",
-        "no pairs",
-        "no callbacks",
-        "tensor inside",
-        "None inside",
-        "list",
-        "tensor",
-        "None",
-    ],
+    ids=str,
 )
 def test_other_projects(other, save):
     with pytest.raises(ValueError, match=NO_METADATA):
@@ -423,8 +382,7 @@ def test_damaged_metadata(state, content, save):
 )
 def test_metadata_of_another_version(change, message, metadata, content, save):
     """Read well, but it does not say what this version asks for."""
-    state = replace(metadata, **change).state_dict()
-    content["state"]["callbacks"] = [("RunMetadataCallback", state)]
+    describe(content, replace(metadata, **change))
     found = rf"x\.pt: run metadata: {message}.* To fix, use an earlier checkpoint, or extract with"
     with pytest.raises(ValueError, match=found):
         load_trained_model(save(content))
@@ -432,8 +390,7 @@ def test_metadata_of_another_version(change, message, metadata, content, save):
 
 def test_gates_of_another_version(metadata, content, save):
     gates = {"axes": ["layer"], "target": None, "target_parameters": 1e4, "seed": 1, "later": 2}
-    state = replace(metadata, l0_module=gates).state_dict()
-    content["state"]["callbacks"] = [("RunMetadataCallback", state)]
+    describe(content, replace(metadata, l0_module=gates))
     message = r"x\.pt: run metadata: these gates are not of this version .* To fix, extract with"
     with pytest.raises(ValueError, match=message):
         load_trained_model(save(content))
@@ -441,9 +398,7 @@ def test_gates_of_another_version(metadata, content, save):
 
 def test_layers_that_no_memory_holds_are_refused_before_they_are_made(metadata, content, save):
     shape = {**metadata.shape, "num_hidden_layers": 10**9}
-    content["state"]["callbacks"] = [
-        ("RunMetadataCallback", replace(metadata, shape=shape).state_dict())
-    ]
+    describe(content, replace(metadata, shape=shape))
     with pytest.raises(ValueError, match=r"num_hidden_layers is 1000000000, expected .* 1 to 1000"):
         load_trained_model(save(content))
 
@@ -471,8 +426,8 @@ def test_a_part_is_missing(part, content, save):
 )
 def test_weights_of_another_model(change, message, metadata, content, save, tiny_shape):
     # Not the gates: their own arguments name no sizes but the target's.
-    other = replace(metadata, shape=asdict(replace(tiny_shape, **change)), l0_module=None)
-    content["state"]["callbacks"] = [("RunMetadataCallback", other.state_dict())]
+    shape = asdict(replace(tiny_shape, **change))
+    describe(content, replace(metadata, shape=shape, l0_module=None))
     expected = r"x\.pt .*checkpoint and model disagree: .*To fix, use the weights and the config"
     with pytest.raises(ValueError, match=expected) as caught:
         load_trained_model(save(content))
@@ -482,7 +437,6 @@ def test_weights_of_another_model(change, message, metadata, content, save, tiny
 def test_gates_of_another_run(metadata, content, save, target_shape):
     target = asdict(replace(target_shape, num_hidden_layers=4))
     other = {**metadata.l0_module, "axes": ["head", "hidden", "intermediate"], "target": target}
-    state = replace(metadata, l0_module=other).state_dict()
-    content["state"]["callbacks"] = [("RunMetadataCallback", state)]
+    describe(content, replace(metadata, l0_module=other))
     with pytest.raises(ValueError, match=r"\(l0_module\): .*only in checkpoint: lambda_1\.layer"):
         load_trained_model(save(content))

@@ -53,23 +53,8 @@ def test_the_newest_comes_first_by_its_number(tmp_path):
     write(tmp_path, 4, 8, 12)
     for name in ("best-rank0.pt", "ba3-rank1.pt", "ba9.pt", "ba7-rank0.pt.damaged"):
         (tmp_path / name).write_bytes(b"")
-    assert [path.name for path in list_checkpoints(tmp_path)] == [
-        "ba12-rank0.pt",
-        "ba8-rank0.pt",
-        "ba4-rank0.pt",
-    ]
-
-
-def test_a_whole_run_is_left_as_it_is(tmp_path, caplog):
-    paths = write(tmp_path, 4, 8)
-    assert find_whole_checkpoint(tmp_path) == paths[-1]
-    assert os.readlink(tmp_path / "latest-rank0.pt") == "ba8-rank0.pt"
-    assert sorted(p.name for p in tmp_path.iterdir()) == [
-        "ba4-rank0.pt",
-        "ba8-rank0.pt",
-        "latest-rank0.pt",
-    ]
-    assert not caplog.records
+    found = [path.name for path in list_checkpoints(tmp_path)]
+    assert found == ["ba12-rank0.pt", "ba8-rank0.pt", "ba4-rank0.pt"]
 
 
 @pytest.mark.parametrize("damage", [cut, flip, empty, code])
@@ -86,15 +71,18 @@ def test_of_a_damaged_newest_one_the_one_before_is_taken(damage, tmp_path, caplo
     assert "going on from" in caplog.text and "ba4-rank0.pt" in caplog.text
 
 
-@pytest.mark.parametrize("link", [None, "ba4-rank0.pt", "ba99-rank0.pt"])
-def test_the_link_is_put_on_the_newest(link, tmp_path):
-    """Killed between a checkpoint and its link; or the link's file is gone."""
+@pytest.mark.parametrize("link", [None, "ba4-rank0.pt", "ba8-rank0.pt", "ba99-rank0.pt"])
+def test_the_link_is_put_on_the_newest_and_all_else_is_left(link, tmp_path, caplog):
+    """Killed between a checkpoint and its link; or the link is right, or its file is gone."""
     paths = write(tmp_path, 4, 8)
     (tmp_path / "latest-rank0.pt").unlink()
     if link is not None:
         (tmp_path / "latest-rank0.pt").symlink_to(link)
     assert find_whole_checkpoint(tmp_path) == paths[-1]
     assert os.readlink(tmp_path / "latest-rank0.pt") == "ba8-rank0.pt"
+    names = {path.name for path in tmp_path.iterdir()}
+    assert names == {"ba4-rank0.pt", "ba8-rank0.pt", "latest-rank0.pt"}
+    assert not caplog.records
 
 
 def test_all_damaged(tmp_path):

@@ -24,36 +24,18 @@ from bge_pruning.model_io.model_folder import compute_hf_config, write_model_fol
 from bge_pruning.model_io.pretrained import load_base_model
 from bge_pruning.model_io.projection import compute_modules, compute_selection
 
-ALWAYS = {
-    "config.json",
-    "model.safetensors",
-    "tokenizer.json",
-    "tokenizer_config.json",
-    "special_tokens_map.json",
-    "modules.json",
-    "1_Pooling/config.json",
-    "2_Normalize/config.json",
-    "sentence_bert_config.json",
-    "config_sentence_transformers.json",
-}
+ALWAYS = set(
+    "config.json model.safetensors tokenizer.json tokenizer_config.json special_tokens_map.json "
+    "modules.json 1_Pooling/config.json 2_Normalize/config.json sentence_bert_config.json "
+    "config_sentence_transformers.json".split()
+)
 HEADS = {"colbert_linear.pt", "sparse_linear.pt"}
 # text-embeddings-inference does not start without any of them.
-REQUIRED_KEYS = {
-    "architectures",
-    "hidden_act",
-    "hidden_dropout_prob",
-    "hidden_size",
-    "initializer_range",
-    "intermediate_size",
-    "layer_norm_eps",
-    "max_position_embeddings",
-    "model_type",
-    "num_attention_heads",
-    "num_hidden_layers",
-    "pad_token_id",
-    "type_vocab_size",
-    "vocab_size",
-}
+REQUIRED_KEYS = set(
+    "architectures hidden_act hidden_dropout_prob hidden_size initializer_range intermediate_size "
+    "layer_norm_eps max_position_embeddings model_type num_attention_heads num_hidden_layers "
+    "pad_token_id type_vocab_size vocab_size".split()
+)
 
 
 def read_json(path: Path) -> Any:
@@ -116,8 +98,7 @@ def test_special_tokens_are_taken_from_the_tokenizers_config(write, tokenizer_fi
 
 
 def test_a_source_without_tokenizer_config(write, tokenizer_files):
-    only = {"tokenizer.json": tokenizer_files["tokenizer.json"]}
-    folder, _, _ = write(tokenizer=only)
+    folder, _, _ = write(tokenizer={"tokenizer.json": tokenizer_files["tokenizer.json"]})
     assert read_json(folder / "special_tokens_map.json") == {}
 
 
@@ -135,18 +116,14 @@ def test_weights_are_one_file_with_hugging_faces_names(write, target_shape, tiny
     from transformers import XLMRobertaConfig, XLMRobertaModel
 
     folder, backbone, _ = write()
+    with safe_open(folder / "model.safetensors", "pt") as file:
+        assert file.metadata() == {"format": "pt"}  # without which older transformers refuse it
     state = load_file(folder / "model.safetensors")
     config = XLMRobertaConfig(**compute_hf_config(tiny_hf_config, target_shape))
     expected = XLMRobertaModel(config).state_dict()
     assert {name: t.shape for name, t in state.items()} == {n: t.shape for n, t in expected.items()}
     assert all(torch.equal(state[name], t) for name, t in backbone.state_dict().items())
     assert {tensor.dtype for tensor in state.values()} == {torch.float32}
-
-
-def test_weights_are_marked_as_torch(folder):
-    """Older transformers refuse a file without this mark."""
-    with safe_open(folder / "model.safetensors", "pt") as file:
-        assert file.metadata() == {"format": "pt"}
 
 
 def test_heads_have_flag_embeddings_layout(write, target_shape):
@@ -258,7 +235,10 @@ def test_config_has_every_required_key_even_if_the_source_relied_on_defaults(wri
     names = {"hidden_dropout_prob", "initializer_range", "attention_probs_dropout_prob"}
     names.add("position_embedding_type")
     source = {key: value for key, value in tiny_hf_config.items() if key not in names}
-    config = read_json(write(config=source)[0] / "config.json")
+    folder, _, _ = write(config={**source, "task": "Ähnlichkeit 句子"})
+    text = (folder / "config.json").read_text(encoding="utf-8")
+    assert "Ähnlichkeit 句子" in text and text.endswith("}\n")
+    config = read_json(folder / "config.json")
     assert set(config) >= REQUIRED_KEYS
     assert config["position_embedding_type"] == "absolute"
 
@@ -310,34 +290,18 @@ def test_transformers_reads_back_the_same_config(folder):
 # sentence-transformers and text-embeddings-inference
 
 
-def test_modules_are_the_classic_three(folder):
-    kinds = {"": "Transformer", "1_Pooling": "Pooling", "2_Normalize": "Normalize"}
-    assert read_json(folder / "modules.json") == [
-        {
-            "idx": index,
-            "name": str(index),
-            "path": path,
-            "type": f"sentence_transformers.models.{kind}",
-        }
-        for index, (path, kind) in enumerate(kinds.items())
-    ]
-
-
 @pytest.mark.parametrize(("pooling", "cls", "mean"), [("cls", True, False), ("mean", False, True)])
-def test_pooling_has_the_classic_keys(pooling, cls, mean, write):
-    config = read_json(write(pooling=pooling)[0] / "1_Pooling" / "config.json")
-    assert config == {
+def test_pooling_and_length_have_the_classic_keys(pooling, cls, mean, write):
+    folder, _, _ = write(pooling=pooling, length=40)
+    length = {"max_seq_length": 40, "do_lower_case": False}
+    assert read_json(folder / "sentence_bert_config.json") == length
+    assert read_json(folder / "1_Pooling" / "config.json") == {
         "word_embedding_dimension": 16,
         "pooling_mode_cls_token": cls,
         "pooling_mode_mean_tokens": mean,
         "pooling_mode_max_tokens": False,
         "pooling_mode_mean_sqrt_len_tokens": False,
     }
-
-
-def test_longest_input_is_named(write):
-    config = read_json(write(length=40)[0] / "sentence_bert_config.json")
-    assert config == {"max_seq_length": 40, "do_lower_case": False}
 
 
 @pytest.mark.parametrize("pooling", ["cls", "mean"])
@@ -364,12 +328,6 @@ def test_sentence_transformers_pools_normalises_and_cuts(pooling, write):
 # Other
 
 
-def test_text_is_utf8_and_readable(write, tiny_hf_config):
-    folder, _, _ = write(config={**tiny_hf_config, "task": "Ähnlichkeit 句子"})
-    text = (folder / "config.json").read_text(encoding="utf-8")
-    assert "Ähnlichkeit 句子" in text and text.endswith("}\n")
-
-
 def test_an_occupied_folder_is_not_mixed_up(folder, build_model, target_shape, tiny_hf_config):
     backbone, heads = build_model(target_shape, torch.float32)
     with pytest.raises(FileExistsError, match="model.safetensors"):
@@ -383,16 +341,7 @@ def test_a_projection_lies_before_normalisation(write):
     folder, _, _ = write(projection=torch.eye(32, 16))
     names = ("2_Dense/config.json", "2_Dense/model.safetensors", "3_Normalize/config.json")
     assert files(folder) == (ALWAYS | HEADS | set(names)) - {"2_Normalize/config.json"}
-    kinds = [
-        (module["path"], module["type"].rpartition(".")[2])
-        for module in read_json(folder / "modules.json")
-    ]
-    assert kinds == [
-        ("", "Transformer"),
-        ("1_Pooling", "Pooling"),
-        ("2_Dense", "Dense"),
-        ("3_Normalize", "Normalize"),
-    ]
+    assert read_json(folder / "modules.json") == compute_modules(projected=True)
     assert read_json(folder / "1_Pooling" / "config.json")["word_embedding_dimension"] == 16
 
 

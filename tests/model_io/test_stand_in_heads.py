@@ -116,14 +116,6 @@ def test_padding_never_counts(encoder, texts):
     assert torch.equal(named["weight"], masked["weight"])
 
 
-def test_the_default_ridge_is_a_thousandth(encoder, texts):
-    default, given = (
-        fit_sparse_head(encoder, [pad(texts)], SPECIAL, **options)
-        for options in ({}, {"ridge": 1e-3})
-    )
-    assert torch.equal(default["weight"], given["weight"])
-
-
 def test_rare_words_weigh_more_than_common_ones(encoder, texts):
     head = fit_sparse_head(encoder, [pad(texts)], SPECIAL)
     batch = pad(texts)
