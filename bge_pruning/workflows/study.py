@@ -159,11 +159,7 @@ def _find_reference(study: Study, config: Config, tasks: Sequence[Task]) -> Stud
 
 
 def measure_reference(
-    study: Study,
-    config: Config,
-    original: str,
-    judged_by: dict[str, Any],
-    tasks: Sequence[Task],
+    study: Study, config: Config, original: str, judged_by: dict[str, Any], tasks: Sequence[Task]
 ) -> StudyReference:
     """Score the original, the mean of its word embeddings and its shape with random weights."""
     from bge_pruning.evaluation.encoders import count_parameters, load_encoder, untrained_encoder
