@@ -46,10 +46,7 @@ log = logging.getLogger(__name__)
 
 
 def plan_baseline(config: Config) -> Plan:
-    """Validate the configuration before loading any weights, and return the plan.
-
-    Args:
-        config: The run, with a method other than ``l0``.
+    """Validate the configuration of a baseline before loading any weights, and return the plan.
 
     Raises:
         ConfigError: If the method trains gates, or the configuration does not fit itself or the
@@ -64,12 +61,7 @@ def plan_baseline(config: Config) -> Plan:
 
 
 def shape_of(config: Config, plan: Plan, source: EncoderShape) -> EncoderShape:
-    """Return the sizes that a baseline is cut to.
-
-    Args:
-        config: The run.
-        plan: Its target.
-        source: Sizes of the loaded model.
+    """Return the sizes that a baseline is cut to from those of the loaded model.
 
     Raises:
         ConfigError: If no layer fits.
@@ -89,7 +81,7 @@ def cut_baseline(config: Config, output: Path, overwrite: bool = False) -> dict[
     """Choose what stays and write the cut model, before any recovery.
 
     Args:
-        config: The run, see :func:`plan_baseline`.
+        config: The run, with a method other than ``l0``.
         output: Folder to write.
         overwrite: Replace an extracted model that is there.
 
@@ -98,34 +90,28 @@ def cut_baseline(config: Config, output: Path, overwrite: bool = False) -> dict[
 
     Raises:
         ConfigError: See :func:`plan_baseline`.
-        FileExistsError: See :func:`bge_pruning.export.extract.extract`, also for what else.
+        FileExistsError: If the folder exists and is not to be replaced.
     """
     plan = plan_baseline(config)
-    return write_model(lambda: _start(config, plan), output, overwrite)
 
+    def start() -> Extraction:
+        base = build_base_model(config)
+        shape = shape_of(config, plan, base.shape)
+        masks = choose_masks(config, base, shape)
+        for module in (base.backbone, base.heads):
+            module.cpu()  # as extraction needs them
+        metadata = build_metadata(config, plan, base)
+        model = TrainedModel(metadata, base.shape, base.backbone, base.heads, None, batch=0)
+        keep = base.backbone.keep_indices(masks)
+        log.info("method '%s' keeps layers %s", config.method, ", ".join(map(str, keep.layer)))
+        record = build_record(model, shape, keep, config.method)
+        return Extraction(base, masks, keep, shape, record)
 
-def _start(config: Config, plan: Plan) -> Extraction:
-    base = build_base_model(config)
-    shape = shape_of(config, plan, base.shape)
-    masks = choose_masks(config, base, shape)
-    for module in (base.backbone, base.heads):
-        module.cpu()  # as extraction needs them
-    metadata = build_metadata(config, plan, base)
-    model = TrainedModel(metadata, base.shape, base.backbone, base.heads, None, batch=0)
-    keep = base.backbone.keep_indices(masks)
-    log.info("method '%s' keeps layers %s", config.method, ", ".join(map(str, keep.layer)))
-    record = build_record(model, shape, keep, config.method)
-    return Extraction(base, masks, keep, shape, record)
+    return write_model(start, output, overwrite)
 
 
 def choose_masks(config: Config, base: BaseModel, shape: EncoderShape) -> PruningMasks:
-    """Choose the binary gates of a baseline.
-
-    Args:
-        config: The run.
-        base: The unpruned model; it may be moved to the run's device.
-        shape: Sizes to keep.
-    """
+    """Choose the binary gates that keep ``shape``; the model may be moved to the run's device."""
     if config.method == "layers":
         return layer_masks(_choose_layers(config, base, shape), base.shape.num_hidden_layers)
     if config.method == "random":
@@ -157,10 +143,6 @@ def layer_score(config: Config, base: BaseModel) -> Callable[[Sequence[int]], fl
     With scored pairs in ``data.eval`` the score is the mean of their Spearman correlations.
     Otherwise it is the mean cosine of dense vectors of the calibration texts with those of the
     unpruned model.
-
-    Args:
-        config: The run.
-        base: The unpruned model.
     """
     size, length = config.eval_batch_size, config.model.max_length
     encoder = TextEncoder(base, torch_device(config.device), length, size)

@@ -72,8 +72,8 @@ def benchmark(
     """Check, load and measure.
 
     Args:
-        candidates: See :func:`find_candidates`.
-        runtimes: See :func:`choose_runtimes`.
+        candidates: What :func:`find_candidates` returns.
+        runtimes: What :func:`choose_runtimes` returns.
         dtype: A name of :data:`bge_pruning.model_io.precision.DTYPES`.
         device: Torch device.
         batch_sizes: Numbers of texts in a batch.
@@ -84,11 +84,11 @@ def benchmark(
     Returns:
         JSON-ready: ``model`` and ``baseline`` (``None`` if there is none), their names; ``shapes``
         in words and ``parameters`` by part, of each of the two; ``device``, ``dtype``,
-        ``runtimes``; ``machine``, see :func:`bge_pruning.utils.environment.describe_machine`;
-        ``versions``; and what :func:`bge_pruning.evaluation.efficiency.measure_efficiency` returns.
+        ``runtimes``; ``machine``; ``versions``; and what
+        :func:`bge_pruning.evaluation.efficiency.measure_efficiency` returns.
 
     Raises:
-        ValueError: See :func:`check_request` and :func:`open_models`. Nothing is measured then.
+        ValueError: If this cannot be measured; nothing is measured then.
     """
     check_request(candidates, runtimes, dtype, device)
     with open_models(candidates, runtimes, dtype, device, texts) as opened:
@@ -111,21 +111,17 @@ def benchmark(
 
 
 def find_candidates(model: str, baseline: str | None = None) -> dict[str, Candidate]:
-    """Find the models that a command line names.
+    """Find the models that a command line names: ``model`` and, if there is one, ``baseline``.
 
     Args:
-        model: See :func:`bge_pruning.evaluation.encoders.check_model_name`; or a configuration,
-            for random weights of its target shape.
+        model: Name of a model, or a configuration, for random weights of its target shape.
         baseline: Name of the model to compare with. ``None`` compares with nothing, or with random
             weights of the source shape if the model is a configuration.
 
-    Returns:
-        ``model`` and, if there is one, ``baseline``.
-
     Raises:
         ConfigError: If a configuration is invalid or prunes nothing.
-        FileNotFoundError: If there is no such model.
-        ValueError: See :func:`bge_pruning.evaluation.encoders.check_model_name`.
+        FileNotFoundError: If a model does not exist.
+        ValueError: If a name is invalid.
     """
     found = {"model": _find_candidate(model)}
     if baseline is not None:
@@ -158,9 +154,7 @@ def choose_runtimes(
 ) -> tuple[str, ...]:
     """Return each runtime once, in the order in which they are measured.
 
-    Args:
-        candidates: See :func:`find_candidates`.
-        asked: Some of ``RUNTIMES``; by default ONNX Runtime for an ONNX file, PyTorch otherwise.
+    Without ``asked`` this is ONNX Runtime for an ONNX file, PyTorch otherwise.
 
     Raises:
         ValueError: If an ONNX file is to run in another runtime.
@@ -180,8 +174,6 @@ def check_request(
     candidates: Mapping[str, Candidate], runtimes: Sequence[str], dtype: str, device: str
 ) -> None:
     """Check that a measurement is possible here, before a model is loaded.
-
-    The arguments are those of :func:`benchmark`.
 
     Raises:
         ImportError: If ``onnx`` or ``onnxruntime`` is needed and not installed.
@@ -215,9 +207,8 @@ def open_models(
 ) -> Iterator[dict[str, dict[str, Encoder]]]:
     """Load all models for all runtimes.
 
-    A model without an ONNX file is exported into a temporary folder. The arguments are those of
-    :func:`benchmark`; the words of ``texts`` are tokens of the models of random weights, so that
-    these texts have a natural length.
+    A model without an ONNX file is exported into a temporary folder. The words of ``texts`` are
+    tokens of the models of random weights, so that these texts have a natural length.
 
     Yields:
         Encoders by runtime and by the name of the candidate.
@@ -258,16 +249,8 @@ def _load(candidate: Candidate, words: Sequence[str]) -> BaseModel:
 
 def _export(base: BaseModel, folder: Path) -> Path:
     folder.mkdir()
-    write_model_folder(
-        folder,
-        base.backbone,
-        base.heads,
-        base.shape,
-        base.hf_config,
-        base.tokenizer_files,
-        base.max_seq_length,
-        base.prompts,
-        projection=base.projection,
-    )
+    weights = (base.backbone, base.heads, base.shape)
+    texts = (base.hf_config, base.tokenizer_files, base.max_seq_length, base.prompts)
+    write_model_folder(folder, *weights, *texts, projection=base.projection)
     export_onnx(folder, base)
     return folder / FOLDER / MODEL

@@ -46,9 +46,8 @@ class Member:
     Attributes:
         name: Such as ``75pct``.
         density: Share of the encoder's parameters that was asked for.
-        shape: Its sizes.
         keep: What it keeps of the unpruned model.
-        constraint: How near the gates were to it, see :func:`compute_constraint_report`.
+        constraint: How near the gates were to it.
     """
 
     name: str
@@ -69,7 +68,7 @@ def export_family(
 
     A size that is there already, from an earlier call that was interrupted, is kept as it is,
     unless the configuration says ``overwrite``. With ``autoresume`` the trainings of that call,
-    finished or not, are gone on with too.
+    finished or not, are resumed too.
 
     Args:
         paths: YAML files of a pruning run.
@@ -84,7 +83,7 @@ def export_family(
     Raises:
         ConfigError: If the configuration does not prune.
         FileExistsError: If a size of other gates is there already.
-        FileNotFoundError: If there is no such run.
+        FileNotFoundError: If the run does not exist.
         ValueError: If the densities are no different numbers in (0, 1), or no nested shapes have
             them.
     """
@@ -106,14 +105,20 @@ def export_family(
     members = choose_members(pruned, densities, keeps_best(config) and run is None)
     family = family_folder(config)
     _check_members(members, family, config.overwrite)
+
+    def own_config(member: Member, stage: str) -> Config:
+        names = [f"run_name={config.run_name}-{member.name}", f"stage={stage}"]
+        names += [f"run_folder={config.run_folder}-{member.name}"]
+        names += [f"results_folder={family / member.name}"]
+        return load_config(paths, [*overrides, *names])
+
     larger: Path | None = None
     for member in members:
-        larger = _make(member, pruned, larger, paths, overrides, config, options)
+        larger = _make(member, pruned, larger, config, own_config(member, "recover"), options)
 
     def finish() -> None:
         for member in members:
-            own = load_config(paths, [*overrides, *_changes(config, member), "stage=prune"])
-            _judge(own, tasks, judged_by.modes)
+            _judge(own_config(member, "prune"), tasks, judged_by.modes)
         _compare(family, members)
 
     on_rank_zero(finish)
@@ -121,7 +126,7 @@ def export_family(
 
 
 def family_folder(config: Config) -> Path:
-    """Where the sizes of a family lie."""
+    """Where the sizes lie."""
     return Path(f"{config.results_folder}-family")
 
 
@@ -160,21 +165,16 @@ def choose_members(run: Path, densities: Sequence[float], best: bool = False) ->
 def _check(config: Config, recovery: Config, densities: Sequence[float]) -> None:
     """Refuse now what would be refused hours later."""
     from bge_pruning.config.command_checks import check_family
-
-    check_family(config, recovery)
-    refuse_unwritable_folders({"the family's folder": family_folder(config)})
-    _check_densities(config, densities)
-
-
-def _check_densities(config: Config, densities: Sequence[float]) -> None:
-    """Whether there are nested shapes of these densities; untrained gates tell as well."""
     from bge_pruning.model_io.hub import fetch_model_folder
     from bge_pruning.models.l0_module_embedding import L0Module
     from bge_pruning.selection.nested_shapes import choose_nested_shapes
     from bge_pruning.training.plan import build_plan
 
+    check_family(config, recovery)
+    refuse_unwritable_folders({"the family's folder": family_folder(config)})
     plan = build_plan(config, fetch_model_folder(config.model.base_model, config.model.revision))
     targets = (plan.target, plan.target_parameters, plan.target_speedup, plan.target_length)
+    # Untrained gates tell as well whether there are nested shapes.
     gates = L0Module(plan.source, plan.axes, *targets, seed=config.seed)
     choose_nested_shapes(gates, densities)
 
@@ -191,12 +191,7 @@ def _check_members(members: Sequence[Member], family: Path, overwrite: bool) -> 
 
 
 def is_done(folder: Path, member: Member) -> bool:
-    """Whether a folder holds the recovered model of a size.
-
-    Args:
-        folder: ``model`` in the results folder of the size.
-        member: The size.
-    """
+    """Whether a folder, ``model`` in the results folder of a size, holds its recovered model."""
     record = folder / MARKER
     if not record.is_file():
         return False
@@ -204,29 +199,18 @@ def is_done(folder: Path, member: Member) -> bool:
     return info.kept == Kept(**member.keep.as_dict()) and "recover" in info.batches
 
 
-def _changes(config: Config, member: Member) -> list[str]:
-    """What differs in the configuration of one size."""
-    return [
-        f"run_name={config.run_name}-{member.name}",
-        f"run_folder={config.run_folder}-{member.name}",
-        f"results_folder={family_folder(config) / member.name}",
-    ]
-
-
 def _make(
     member: Member,
     run: Path,
     larger: Path | None,
-    paths: Sequence[str],
-    overrides: Sequence[str],
     config: Config,
+    recovery: Config,
     options: ExtractOptions,
 ) -> Path:
     """Cut one size, train it on and extract it; returns the folder of its recovery run."""
-    folder = family_folder(config) / member.name
-    recovery = load_config(paths, [*overrides, *_changes(config, member), "stage=recover"])
-    if not config.overwrite and is_done(folder / "model", member):
-        log.info("%s is there already and is kept", folder / "model")
+    model = Path(recovery.results_folder) / "model"
+    if not config.overwrite and is_done(model, member):
+        log.info("%s is there already and is kept", model)
         return Path(recovery.run_folder)
     log.info("%s: %s", member.name, member.shape.describe())
     source = run if larger is None else larger
@@ -234,17 +218,17 @@ def _make(
     checkpoint = find_checkpoint(source, best)
     pruned = pruned_model_folder(recovery)
     on_rank_zero(lambda: cut_member(member, checkpoint, pruned, nested=larger is not None))
-    return recover(recovery, folder / "model", options, config.overwrite)
+    return recover(recovery, model, options, config.overwrite)
 
 
 def cut_member(member: Member, checkpoint: Path, output: Path, nested: bool) -> None:
-    """Write one size, not recovered yet.
+    """Write one size, not recovered yet, and replace an extracted model in ``output``.
 
     Args:
         member: The size.
         checkpoint: Of the pruning run, or of the recovery of the next larger size.
-        output: Folder to write; an extracted model in it is replaced.
-        nested: Whether it is that of the larger size.
+        output: Folder to write.
+        nested: Whether the checkpoint is that of the larger size.
     """
     from bge_pruning.export.extract import write_model
     from bge_pruning.export.extraction import Extraction, nested_extraction, start_extraction
@@ -271,10 +255,8 @@ def _judge(config: Config, tasks: Sequence[Task], modes: Sequence[str]) -> None:
         write_model_card(results / "model", results / EVALUATION)
     else:
         evaluate_model(config, tasks, modes)
-    copies = {
-        "metrics-recovery.jsonl": Path(f"{config.run_folder}-recovery") / "metrics.jsonl",
-        MARKER: results / "model" / MARKER,
-    }
+    metrics = Path(f"{config.run_folder}-recovery") / "metrics.jsonl"
+    copies = {"metrics-recovery.jsonl": metrics, MARKER: results / "model" / MARKER}
     for name, source in copies.items():
         write_text(results / name, source.read_text(encoding="utf-8"))
     write_text(results / "config.yaml", to_yaml(config))

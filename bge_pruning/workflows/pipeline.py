@@ -17,8 +17,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from bge_pruning.cli import command_words
-from bge_pruning.config.load import Config, load_config, pruned_model_folder
+from bge_pruning.config.load import Config, load_config, pruned_model_folder, to_yaml
 from bge_pruning.config.schema import L0, ExportConfig
+from bge_pruning.utils.files import refuse_unwritable_folders, write_text
+from bge_pruning.utils.guard import warn_only
 from bge_pruning.workflows.stages import (
     PRUNED_NAME,
     EvaluationPlan,
@@ -41,15 +43,10 @@ log = logging.getLogger(__name__)
 def run_pipeline(
     paths: Sequence[str], overrides: Sequence[str], judged_by: EvaluationPlan
 ) -> EvaluationRecord | None:
-    """Prune, extract, recover, evaluate and report.
+    """Prune, extract, recover, evaluate on tasks that are used for nothing else, and report.
 
     Every step is also a command of its own; they are written to ``commands.txt`` in the results
     folder. On several ranks, training is shared and the first rank does the rest.
-
-    Args:
-        paths: YAML files.
-        overrides: ``key=value`` strings.
-        judged_by: Tasks to evaluate on; they are not used for anything else.
 
     Returns:
         The evaluation, as in ``evaluation.json``, on rank 0; ``None`` on the others.
@@ -111,7 +108,7 @@ def _check_vocabulary(config: Config, options: ExtractOptions) -> None:
 
 
 def export_arguments(config: Config) -> list[str]:
-    """The same for the command line of ``scripts/extract_pruned_model.py``."""
+    """The export options as arguments of ``scripts/extract_pruned_model.py``."""
     plain, words = ExportConfig(), []
     for name, value in asdict(config.export).items():
         if value == getattr(plain, name):
@@ -128,8 +125,6 @@ def export_arguments(config: Config) -> list[str]:
 
 def _check_results(config: Config) -> None:
     """Refuse a results folder in use; an earlier one is replaced only if asked and if it is one."""
-    from bge_pruning.utils.files import refuse_unwritable_folders
-
     results = Path(config.results_folder)
     refuse_unwritable_folders({"results_folder": results})
     in_use = results.exists() and any(results.iterdir())
@@ -141,9 +136,7 @@ def _check_results(config: Config) -> None:
 
 
 def _prepare_results(config: Config) -> None:
-    """An empty results folder with the configuration."""
-    from bge_pruning.config.load import to_yaml
-
+    """Make an empty results folder with the configuration."""
     results = Path(config.results_folder)
     if results.exists():
         shutil.rmtree(results)
@@ -154,8 +147,6 @@ def _prepare_results(config: Config) -> None:
 def _report(config: Config, commands: list[str], evaluation: EvaluationRecord) -> None:
     from bge_pruning.reports.report import write_report
     from bge_pruning.training.run_report import collect_run, log_results
-    from bge_pruning.utils.files import write_text
-    from bge_pruning.utils.guard import warn_only
 
     results = Path(config.results_folder)
     write_text(results / "commands.txt", "\n".join(commands) + "\n")
@@ -188,21 +179,15 @@ def step_commands(
     ]
     if config.method != L0:
         pruning = [line("run_pipeline", *paths, *overrides, "--only", "cut", *again)]
+    model, result = f"{results}/model", f"{results}/evaluation.json"
+    extraction = [f"{run}-recovery", model, *best_recovered, *again, *export_arguments(config)]
     evaluation = ["--baseline", config.model.base_model, "--also", f"{PRUNED_NAME}={pruned}"]
-    evaluation += [*judged_by.arguments(), "--output", f"{results}/evaluation.json"]
-    card = ["--card", "--evaluation", f"{results}/evaluation.json"]
+    evaluation += [*judged_by.arguments(), "--output", result]
     return [
         *pruning,
         line("train_pruning", *paths, *overrides, "stage=recover"),
-        line(
-            "extract_pruned_model",
-            f"{run}-recovery",
-            f"{results}/model",
-            *best_recovered,
-            *again,
-            *export_arguments(config),
-        ),
-        line("evaluate_model", f"{results}/model", *evaluation, *again),
-        line("evaluate_model", f"{results}/model", *card),
+        line("extract_pruned_model", *extraction),
+        line("evaluate_model", model, *evaluation, *again),
+        line("evaluate_model", model, "--card", "--evaluation", result),
         line("write_report", results, "--run", run, *again),
     ]

@@ -29,9 +29,9 @@ class EvaluationPlan:
     """What the finished model is judged by.
 
     Attributes:
-        sts: See :func:`bge_pruning.evaluation.tasks.find_tasks`.
-        retrieval: Folders in BEIR layout or names of tasks.
-        split: Their split.
+        sts: Files of scored pairs, or names of tasks.
+        retrieval: Folders in BEIR layout, or names of tasks.
+        split: Split of the retrieval tasks.
         modes: See :data:`bge_pruning.evaluation.search.MODES`.
     """
 
@@ -42,7 +42,7 @@ class EvaluationPlan:
 
     @classmethod
     def of(cls, args: Namespace) -> EvaluationPlan:
-        """What the options of :func:`bge_pruning.cli.add_task_arguments` say."""
+        """What :data:`bge_pruning.workflows.options.TASKS` were given."""
         return cls(args.sts, args.retrieval, args.split, args.modes)
 
     def arguments(self) -> list[str]:
@@ -54,15 +54,7 @@ class EvaluationPlan:
 
 
 def prune(config: Config) -> None:
-    """Write the pruned model, not recovered yet, where the recovery looks for it.
-
-    Args:
-        config: Of stage ``prune``.
-
-    Raises:
-        ConfigError: See :func:`bge_pruning.train.train` and
-            :func:`bge_pruning.workflows.baselines.cut_baseline`, also for what else is raised.
-    """
+    """Write the pruned model, not recovered yet, where the recovery looks for it."""
     from bge_pruning.export.extract import extract
     from bge_pruning.train import train
     from bge_pruning.workflows.baselines import cut_baseline
@@ -78,16 +70,13 @@ def prune(config: Config) -> None:
 def recover(
     config: Config, model: Path, options: ExtractOptions | None = None, overwrite: bool = False
 ) -> Path:
-    """Train the pruned model on, and write what comes of it.
+    """Train the pruned model on, write what comes of it to ``model``, and return the run folder.
 
     Args:
         config: Of stage ``recover``.
         model: Folder to write.
-        options: What to write, see :class:`bge_pruning.export.extract.ExtractOptions`.
+        options: What to write; by default the plain model.
         overwrite: Replace an extracted model that is there.
-
-    Returns:
-        The run folder of the recovery.
     """
     from bge_pruning.export.extract import PLAIN, extract
     from bge_pruning.train import train
@@ -99,13 +88,7 @@ def recover(
 
 
 def evaluate_model(config: Config, tasks: Sequence[Task], modes: Sequence[str]) -> EvaluationRecord:
-    """Judge the model in the results folder, and write the result there and into its card.
-
-    Args:
-        config: Of a pruning run.
-        tasks: See :func:`bge_pruning.evaluation.evaluate.evaluate`.
-        modes: See :data:`bge_pruning.evaluation.search.MODES`.
-    """
+    """Judge the model in the results folder, and write the result there and into its card."""
     from bge_pruning.evaluation.evaluate import evaluate, write_evaluation
     from bge_pruning.export.model_card import write_model_card
     from bge_pruning.model_io.hub import fetch_model_folder
@@ -143,13 +126,9 @@ def on_rank_zero(action: Callable[[], object]) -> None:
 def check_modes(config: Config, modes: Sequence[str]) -> None:
     """Refuse modes that the finished model will have no head for.
 
-    Args:
-        config: Of the run.
-        modes: See :data:`bge_pruning.evaluation.search.MODES`.
-
     Raises:
         ValueError: If a mode is unknown or the model has no head for it.
-        OSError: If the model cannot be had.
+        OSError: If the model cannot be loaded.
     """
     from bge_pruning.evaluation import search
 
@@ -162,7 +141,6 @@ def export_options(config: Config) -> ExtractOptions:
     Raises:
         ConfigError: If the model has no multi-vector head to make square, or fewer tokens than are
             to be kept.
-        FileNotFoundError: See :func:`bge_pruning.export.extract.read_options`, also for what else.
     """
     from bge_pruning.export.extract import read_options
 

@@ -55,9 +55,9 @@ log = logging.getLogger(__name__)
 def run_study(study: Study, only: Sequence[str] = (), overwrite: bool = False) -> list[Path]:
     """Run the cells that are not finished yet, in order.
 
-    A study that was stopped goes on when it is run again: finished cells are kept, and the one it
-    was stopped in goes on from its last checkpoint. Several processes may run one study at once,
-    on a file system with locks: each takes cells that no other is at. What a process leaves that
+    A study that was stopped resumes when it is run again: finished cells are kept, and the one that
+    it was stopped in resumes from its last checkpoint. Several processes may run one study at once,
+    on a file system with locks: each takes cells that no other works on. What a process leaves that
     dies is for the next call.
 
     Args:
@@ -66,12 +66,12 @@ def run_study(study: Study, only: Sequence[str] = (), overwrite: bool = False) -
         overwrite: Run cells again that were finished with another configuration.
 
     Returns:
-        Files of the cells that were asked for, without those that another process is still at.
+        Files of the cells that were asked for, without those that another process still works on.
 
     Raises:
-        ConfigError: If a configuration is wrong, or finished cells are of another one.
-        FileNotFoundError: If a model or data is not there.
-        ValueError: If data is wrong, or the results folder holds another study.
+        ConfigError: If a configuration is invalid, or finished cells are of another one.
+        FileNotFoundError: If a model or data does not exist.
+        ValueError: If data are invalid, or the results folder holds another study.
     """
     cells = select_cells(study, only)
     todo = unfinished(study, cells, overwrite)
@@ -120,11 +120,7 @@ def _check(study: Study, cells: Sequence[Cell]) -> None:
 
 
 def find_study_tasks(study: Study) -> list[Task]:
-    """What the models of a study are judged by, loaded.
-
-    Raises:
-        FileNotFoundError: See :func:`bge_pruning.evaluation.tasks.find_tasks`, also for what else.
-    """
+    """What the models of a study are judged by, loaded."""
     from bge_pruning.evaluation.tasks import check_names, find_tasks
 
     tasks = find_tasks(study.sts, []) if study.sts else []
@@ -138,11 +134,8 @@ def _find_reference(study: Study, config: Config, tasks: Sequence[Task]) -> Stud
     """Scores of the original and of the floors, measured once for all cells."""
     path = study.results / REFERENCE
     original = study.original or config.model.base_model
-    judged_by = {
-        "tasks": {task.name: task.split for task in tasks},
-        "modes": list(study.modes),
-        "max_length": study.max_length,
-    }
+    judged_by = {"tasks": {task.name: task.split for task in tasks}}
+    judged_by |= study.model_dump(include={"modes", "max_length"})
     if not path.is_file():
         with lock_of(path):
             if not path.is_file():
@@ -185,14 +178,7 @@ def measure_reference(
 def run_cell(
     study: Study, cell: Cell, tasks: Sequence[Task], reference: StudyReference
 ) -> StudyCell:
-    """Prune or choose, recover, extract and judge; what an earlier call has done is kept.
-
-    Args:
-        study: The study.
-        cell: The cell.
-        tasks: What to judge by.
-        reference: Scores of the original and of the floors.
-    """
+    """Prune or choose, recover, extract and judge; what an earlier call has done is kept."""
     config = cell_config(study, cell, "prune")
     recovery = cell_config(study, cell, "recover")
     chosen = _make_models(config, recovery)
@@ -238,12 +224,11 @@ def score_model(encoder: Encoder, tasks: Sequence[Task], modes: Sequence[str]) -
 def score_folder(
     folder: Path | str, config: Config, study: Study, tasks: Sequence[Task], modes: Sequence[str]
 ) -> list[StudyScore]:
-    """Main scores of a model folder, see :func:`score_model`."""
+    """Main scores of a model folder."""
     from bge_pruning.evaluation.encoders import load_encoder
 
-    return score_model(
-        load_encoder(str(folder), torch_device(config.device), study.max_length), tasks, modes
-    )
+    encoder = load_encoder(str(folder), torch_device(config.device), study.max_length)
+    return score_model(encoder, tasks, modes)
 
 
 def add_retention(scores: list[StudyScore], originals: Sequence[StudyScore]) -> list[StudyScore]:
@@ -261,21 +246,18 @@ def describe_training(
     """Steps, tokens and seconds by stage; those of interrupted trainings are whole."""
     from bge_pruning.model_io.checkpoint import find_checkpoint, read_progress
 
-    runs = {"recover": recovery.run_folder}
-    if config.method == L0:
-        runs = {"prune": config.run_folder, **runs}
+    with_gates = config.method == L0
+    runs = ({"prune": config} if with_gates else {}) | {"recover": recovery}
     progress = {
-        stage: read_progress(find_checkpoint(Path(folder))) for stage, folder in runs.items()
+        stage: read_progress(find_checkpoint(Path(run.run_folder))) for stage, run in runs.items()
     }
-    seconds = {} if config.method == L0 else {"choose": chosen}
+    seconds = ({} if with_gates else {"choose": chosen}) | {
+        stage: found.seconds for stage, found in progress.items()
+    }
     return {
         "steps": {stage: found.batches for stage, found in progress.items()},
         "tokens": {stage: found.tokens for stage, found in progress.items()},
-        "seconds": {
-            **seconds,
-            **{stage: found.seconds for stage, found in progress.items()},
-            "evaluate": evaluated,
-        },
+        "seconds": {**seconds, "evaluate": evaluated},
     }
 
 
@@ -320,13 +302,8 @@ def measure_cut(
         before = [e for e in reference.scores.original if e.mode == "dense"]
     values = {entry.task: entry.value for entry in before}
     after = score_folder(pruned, config, study, pairs, ["dense"])
-    return {
-        entry.task: Cut(
-            before=values[entry.task], after=entry.value, lost=values[entry.task] - entry.value
-        )
-        for entry in after
-        if entry.task in values
-    }
+    both = [(e.task, values[e.task], e.value) for e in after if e.task in values]
+    return {task: Cut(before=was, after=now, lost=was - now) for task, was, now in both}
 
 
 def _gated_encoder(config: Config, pruned: Path, study: Study) -> Encoder:
@@ -353,7 +330,7 @@ def _cut_checkpoint(pruned: Path) -> Path:
 
 
 def _make_models(config: Config, recovery: Config) -> float | None:
-    """Train and write the pruned and the recovered model, as far as they are not there.
+    """Train and write the pruned and the recovered model, as far as they do not exist.
 
     Returns:
         Seconds of a baseline's choice and cut; ``None`` if an earlier call has made it.
@@ -370,7 +347,7 @@ def _make_models(config: Config, recovery: Config) -> float | None:
 
 
 def _start_runs(study: Study, cell: Cell) -> None:
-    """Note what the runs of a cell are of; those of another configuration are not gone on with."""
+    """Note what the runs of a cell are of; those of another configuration are not resumed."""
     note, now = study.runs / f"{cell.name}.json", describe_config(study, cell)
     if note.is_file():
         then = read_record(note, dict[str, Any], "remove the file and the runs beside it")

@@ -56,8 +56,6 @@ class TextBatches:
             with ``teacher.cache``: the mapped ``.npy`` file of all vectors. The system keeps this
             file in memory, as it does wherever the cache fits; larger caches are not measured.
         targets: The same vectors of every batch on the device, each ``(B, 1, H)``.
-        pad_token_id: Id of the padding token.
-        device: Torch device.
     """
 
     rows: np.ndarray
@@ -70,12 +68,8 @@ class TextBatches:
     def make(self, index: int, cached: bool) -> Batch:
         """Make a batch on the device.
 
-        The two ways differ in the teacher's vectors only: these are found in the file, copied by
-        the collator and moved; or they are on the device already.
-
-        Args:
-            index: Number of the batch.
-            cached: Read the teacher's vectors from the file.
+        If it is ``cached``, the teacher's vectors are found in the file, copied by the collator and
+        moved; otherwise they are on the device already.
         """
         dataset = self.cached if cached else self.plain
         batch = Collator(self.pad_token_id)([dataset[row] for row in self.rows[index].tolist()])
@@ -160,8 +154,7 @@ class Training:
     """A model and how one step trains it.
 
     Attributes:
-        model: The trained model.
-        step: From a batch on the device to changed weights.
+        step: Goes from a batch on the device to changed weights.
         cached: Whether its batches are made with vectors from the teacher's cache.
     """
 
@@ -194,11 +187,7 @@ def make_trainings(
 
 
 def huggingface_model(base: BaseModel) -> nn.Module:
-    """Return the encoder as transformers' own model, without dropout.
-
-    Args:
-        base: The model; its weights are taken over, not copied.
-    """
+    """Return the encoder as transformers' own model, without dropout; it takes over the weights."""
     from transformers import XLMRobertaConfig, XLMRobertaModel
 
     config = XLMRobertaConfig(**compute_hf_config(base.hf_config, base.shape))

@@ -123,8 +123,8 @@ class StepCost:
     Attributes:
         training: A name of ``TRAININGS``.
         batches: ``FIXED``, ``RANDOM`` or ``GROUPED``.
-        seconds: Of every step, from the rows of its batch to changed weights.
-        data_seconds: The part of them in which the batch is made.
+        seconds: Time of every step, from the rows of its batch to changed weights.
+        data_seconds: The part of it in which the batch is made.
         tokens: Real tokens of every step.
         padding: Share of padding over all steps.
         flops: Operations that the trained model needs for the real tokens of all steps; teacher
@@ -165,11 +165,6 @@ def load_model(name: str, texts: Sequence[str]) -> BaseModel:
         name: Folder, hub name, or a configuration (``.yaml``): random weights of its model's size.
         texts: Every word of them is a token of a model of random weights, so that texts have about
             the lengths that a real tokenizer gives them.
-
-    Raises:
-        ConfigError: If the configuration is invalid.
-        FileNotFoundError: If the model does not exist.
-        ValueError: If its files are invalid.
     """
     if not name.endswith(".yaml"):
         return load_base_model(name)
@@ -188,7 +183,7 @@ def measure_training(
     names: Sequence[str] = UNCOMPILED,
     report: Callable[[str], None] = lambda _: None,
 ) -> dict[str, Any]:
-    """Measure trainings on all kinds of batches.
+    """Measure trainings on all kinds of batches, and summarise them.
 
     Args:
         base: The model. Its weights are trained: do not use it afterwards.
@@ -200,9 +195,6 @@ def measure_training(
         autocast: Run products in bfloat16.
         names: Names of the trainings.
         report: Called with a line about each kind of batches.
-
-    Returns:
-        See :func:`summarise`.
 
     Raises:
         ValueError: If there are too few texts or there is too little memory.
@@ -259,7 +251,7 @@ def _measure_kind(
 
 
 def _timed_step(training: Training, batches: TextBatches, index: int) -> tuple[float, float]:
-    """Return the seconds of making the batch, and of the whole step."""
+    """Return the seconds of making a batch, and of the whole step."""
     wait_for(batches.device)
     started = time.perf_counter()
     batch = batches.make(index, training.cached)
@@ -272,11 +264,8 @@ def _timed_step(training: Training, batches: TextBatches, index: int) -> tuple[f
 def measure_flops(device: str, autocast: bool) -> float:
     """Measure the operations per second of a large matrix product, in the fastest of some rounds.
 
-    Other work on the machine can only slow a round down, and make utilisation look better.
-
-    Args:
-        device: Torch device.
-        autocast: Multiply in bfloat16.
+    Other work on the machine can only slow a round down, and make utilisation look better. With
+    ``autocast`` the product is in bfloat16.
     """
     size, repeats = GPU_PRODUCT if torch.device(device).type == "cuda" else CPU_PRODUCT
     a = torch.randn(size, size, device=device, dtype=torch.bfloat16 if autocast else torch.float32)
@@ -291,11 +280,7 @@ def measure_flops(device: str, autocast: bool) -> float:
 
 
 def summarise(costs: Sequence[StepCost], peak_flops: float) -> dict[str, Any]:
-    """Return medians and ratios, JSON-ready.
-
-    Args:
-        costs: Measurements of the same trainings on every kind of batches.
-        peak_flops: Operations per second of a large product, the fastest that was measured.
+    """Return medians and ratios, JSON-ready, of the same trainings on every kind of batches.
 
     Returns:
         ``peak_flops``; ``costs``; ``ratios`` by kind of batches and training: quartiles of its step
