@@ -11,30 +11,30 @@ import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
 
+from composer.utils import dist, get_device
+
+from bge_pruning.config.command_checks import check_family
 from bge_pruning.config.load import Config, load_config, pruned_model_folder, to_yaml
+from bge_pruning.evaluation.tasks import Task, find_tasks
+from bge_pruning.export.extract import ExtractOptions, write_model
+from bge_pruning.export.extraction import Extraction, nested_extraction, start_extraction
+from bge_pruning.export.model_card import write_model_card
 from bge_pruning.export.pruning_record import MARKER, compute_constraint_report
-from bge_pruning.model_io.checkpoint import find_checkpoint
+from bge_pruning.model_io.checkpoint import find_checkpoint, load_trained_model
+from bge_pruning.model_io.hub import fetch_model_folder
 from bge_pruning.models.encoder_shape import EncoderShape, count_parameters
+from bge_pruning.models.l0_module_embedding import L0Module
 from bge_pruning.models.structural_pruning import KeepIndices
 from bge_pruning.reports.comparison import EVALUATION
+from bge_pruning.reports.comparison_report import write_comparison
+from bge_pruning.reports.report import MARKDOWN, write_report
+from bge_pruning.selection.nested_shapes import check_densities, choose_nested_shapes
+from bge_pruning.training.plan import build_plan
 from bge_pruning.utils.files import refuse_unwritable_folders, write_text
 from bge_pruning.utils.json_records import read_record
 from bge_pruning.utils.records import Constraint, Kept, PruningRecord
-from bge_pruning.workflows.stages import (
-    EvaluationPlan,
-    check_modes,
-    evaluate_model,
-    export_options,
-    keeps_best,
-    on_rank_zero,
-    recover,
-)
-
-if TYPE_CHECKING:
-    from bge_pruning.evaluation.tasks import Task
-    from bge_pruning.export.extract import ExtractOptions
+from bge_pruning.workflows import stages
 
 log = logging.getLogger(__name__)
 
@@ -61,7 +61,7 @@ def export_family(
     paths: Sequence[str],
     overrides: Sequence[str],
     densities: Sequence[float],
-    judged_by: EvaluationPlan,
+    judged_by: stages.EvaluationPlan,
     run: Path | None = None,
 ) -> list[Path]:
     """Prune once, then cut, recover and evaluate every size, from the largest to the smallest.
@@ -87,22 +87,18 @@ def export_family(
         ValueError: If the densities are no different numbers in (0, 1), or no nested shapes have
             them.
     """
-    from composer.utils import dist, get_device
-
-    from bge_pruning.evaluation.tasks import find_tasks
-    from bge_pruning.selection.nested_shapes import check_densities
     from bge_pruning.train import train
 
     check_densities(densities)
     config = load_config(paths, [*overrides, "stage=prune"])
     recovery = load_config(paths, [*overrides, "stage=recover"])
     _check(config, recovery, densities)
-    check_modes(config, judged_by.modes)
-    options = export_options(config)
+    stages.check_modes(config, judged_by.modes)
+    options = stages.export_options(config)
     tasks = find_tasks(judged_by.sts, judged_by.retrieval, judged_by.split)
     dist.initialize_dist(get_device(config.device))
     pruned = train(config) if run is None else run
-    members = choose_members(pruned, densities, keeps_best(config) and run is None)
+    members = choose_members(pruned, densities, stages.keeps_best(config) and run is None)
     family = family_folder(config)
     _check_members(members, family, config.overwrite)
 
@@ -121,7 +117,7 @@ def export_family(
             _judge(own_config(member, "prune"), tasks, judged_by.modes)
         _compare(family, members)
 
-    on_rank_zero(finish)
+    stages.on_rank_zero(finish)
     return [family / member.name for member in members]
 
 
@@ -142,9 +138,6 @@ def choose_members(run: Path, densities: Sequence[float], best: bool = False) ->
         FileNotFoundError: If there is no checkpoint.
         ValueError: If the run has no gates, or no nested shapes have these densities.
     """
-    from bge_pruning.model_io.checkpoint import load_trained_model
-    from bge_pruning.selection.nested_shapes import choose_nested_shapes
-
     model = load_trained_model(find_checkpoint(run, best))
     gates = model.l0_module
     if gates is None:
@@ -164,12 +157,6 @@ def choose_members(run: Path, densities: Sequence[float], best: bool = False) ->
 
 def _check(config: Config, recovery: Config, densities: Sequence[float]) -> None:
     """Refuse now what would be refused hours later."""
-    from bge_pruning.config.command_checks import check_family
-    from bge_pruning.model_io.hub import fetch_model_folder
-    from bge_pruning.models.l0_module_embedding import L0Module
-    from bge_pruning.selection.nested_shapes import choose_nested_shapes
-    from bge_pruning.training.plan import build_plan
-
     check_family(config, recovery)
     refuse_unwritable_folders({"the family's folder": family_folder(config)})
     plan = build_plan(config, fetch_model_folder(config.model.base_model, config.model.revision))
@@ -214,11 +201,11 @@ def _make(
         return Path(recovery.run_folder)
     log.info("%s: %s", member.name, member.shape.describe())
     source = run if larger is None else larger
-    best = keeps_best(config if larger is None else recovery) and source.is_dir()
+    best = stages.keeps_best(config if larger is None else recovery) and source.is_dir()
     checkpoint = find_checkpoint(source, best)
     pruned = pruned_model_folder(recovery)
-    on_rank_zero(lambda: cut_member(member, checkpoint, pruned, nested=larger is not None))
-    return recover(recovery, model, options, config.overwrite)
+    stages.on_rank_zero(lambda: cut_member(member, checkpoint, pruned, nested=larger is not None))
+    return stages.recover(recovery, model, options, config.overwrite)
 
 
 def cut_member(member: Member, checkpoint: Path, output: Path, nested: bool) -> None:
@@ -230,8 +217,6 @@ def cut_member(member: Member, checkpoint: Path, output: Path, nested: bool) -> 
         output: Folder to write.
         nested: Whether the checkpoint is that of the larger size.
     """
-    from bge_pruning.export.extract import write_model
-    from bge_pruning.export.extraction import Extraction, nested_extraction, start_extraction
 
     def start() -> Extraction:
         if not nested:
@@ -244,9 +229,6 @@ def cut_member(member: Member, checkpoint: Path, output: Path, nested: bool) -> 
 
 def _judge(config: Config, tasks: Sequence[Task], modes: Sequence[str]) -> None:
     """Evaluate one size and report it, as far as an earlier call has not."""
-    from bge_pruning.export.model_card import write_model_card
-    from bge_pruning.reports.report import MARKDOWN, write_report
-
     results = Path(config.results_folder)
     if (results / EVALUATION).is_file() and not config.overwrite:
         log.info("%s is there already and is kept", results / EVALUATION)
@@ -254,7 +236,7 @@ def _judge(config: Config, tasks: Sequence[Task], modes: Sequence[str]) -> None:
             return
         write_model_card(results / "model", results / EVALUATION)
     else:
-        evaluate_model(config, tasks, modes)
+        stages.evaluate_model(config, tasks, modes)
     metrics = Path(f"{config.run_folder}-recovery") / "metrics.jsonl"
     copies = {"metrics-recovery.jsonl": metrics, MARKER: results / "model" / MARKER}
     for name, source in copies.items():
@@ -265,8 +247,6 @@ def _judge(config: Config, tasks: Sequence[Task], modes: Sequence[str]) -> None:
 
 def _compare(family: Path, members: Sequence[Member]) -> None:
     """Put all sizes in one table and one picture."""
-    from bge_pruning.reports.comparison_report import write_comparison
-
     names = [f"{member.name}={family / member.name}" for member in members]
     write_comparison(names, family, overwrite=True)
     for member in members:

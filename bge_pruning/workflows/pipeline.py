@@ -14,34 +14,31 @@ import time
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING
+
+from composer.utils import dist, get_device
 
 from bge_pruning.cli import command_words
+from bge_pruning.config.command_checks import check_pipeline
 from bge_pruning.config.load import Config, load_config, pruned_model_folder, to_yaml
 from bge_pruning.config.schema import L0, ExportConfig
+from bge_pruning.evaluation.tasks import find_tasks
+from bge_pruning.export.extract import ExtractOptions
+from bge_pruning.export.vocabulary_texts import choose_for_texts
+from bge_pruning.model_io.pretrained import load_base_model
+from bge_pruning.reports.report import write_report
+from bge_pruning.training.run_folder import check_run, check_run_folder
+from bge_pruning.training.run_report import collect_run, log_results
 from bge_pruning.utils.files import refuse_unwritable_folders, write_text
 from bge_pruning.utils.guard import warn_only
-from bge_pruning.workflows.stages import (
-    PRUNED_NAME,
-    EvaluationPlan,
-    check_modes,
-    evaluate_model,
-    export_options,
-    keeps_best,
-    on_rank_zero,
-    prune,
-    recover,
-)
-
-if TYPE_CHECKING:
-    from bge_pruning.export.extract import ExtractOptions
-    from bge_pruning.utils.records import EvaluationRecord
+from bge_pruning.utils.records import EvaluationRecord
+from bge_pruning.workflows import stages
+from bge_pruning.workflows.baselines import plan_baseline
 
 log = logging.getLogger(__name__)
 
 
 def run_pipeline(
-    paths: Sequence[str], overrides: Sequence[str], judged_by: EvaluationPlan
+    paths: Sequence[str], overrides: Sequence[str], judged_by: stages.EvaluationPlan
 ) -> EvaluationRecord | None:
     """Prune, extract, recover, evaluate on tasks that are used for nothing else, and report.
 
@@ -55,10 +52,6 @@ def run_pipeline(
         ConfigError: If the configuration does not prune, or the results folder holds another
             run's results.
     """
-    from composer.utils import dist, get_device
-
-    from bge_pruning.evaluation.tasks import find_tasks
-
     started = time.monotonic()
     config = load_config(paths, [*overrides, "stage=prune"])
     recovery = load_config(paths, [*overrides, "stage=recover"])
@@ -66,32 +59,28 @@ def run_pipeline(
     tasks = find_tasks(judged_by.sts, judged_by.retrieval, judged_by.split)
     dist.initialize_dist(get_device(config.device))
     _check(config, recovery)
-    check_modes(config, judged_by.modes)
-    options = export_options(config)
+    stages.check_modes(config, judged_by.modes)
+    options = stages.export_options(config)
     # All ranks have looked before the first one changes anything.
-    on_rank_zero(lambda: _check_vocabulary(config, options))
-    on_rank_zero(lambda: _prepare_results(config))
+    stages.on_rank_zero(lambda: _check_vocabulary(config, options))
+    stages.on_rank_zero(lambda: _prepare_results(config))
 
-    prune(config)
-    recover(recovery, results / "model", options)
+    stages.prune(config)
+    stages.recover(recovery, results / "model", options)
     evaluations: list[EvaluationRecord] = []
 
     def finish() -> None:
-        evaluations.append(evaluate_model(config, tasks, judged_by.modes))
+        evaluations.append(stages.evaluate_model(config, tasks, judged_by.modes))
         commands = step_commands(config, recovery, paths, overrides, judged_by)
         _report(config, commands, evaluations[0])
         log.info("%s complete after %.1f minutes", results, (time.monotonic() - started) / 60)
 
-    on_rank_zero(finish)
+    stages.on_rank_zero(finish)
     return evaluations[0] if evaluations else None
 
 
 def _check(config: Config, recovery: Config) -> None:
     """Refuse now what one of the steps would refuse hours later."""
-    from bge_pruning.config.command_checks import check_pipeline
-    from bge_pruning.training.run_folder import check_run, check_run_folder
-    from bge_pruning.workflows.baselines import plan_baseline
-
     check_pipeline(config, recovery)
     _check_results(config)
     check_run_folder(recovery)
@@ -100,9 +89,6 @@ def _check(config: Config, recovery: Config) -> None:
 
 def _check_vocabulary(config: Config, options: ExtractOptions) -> None:
     """Choose the tokens as they will be chosen at the end: how many must stay depends on texts."""
-    from bge_pruning.export.vocabulary_texts import choose_for_texts
-    from bge_pruning.model_io.pretrained import load_base_model
-
     if options.vocabulary is not None:
         choose_for_texts(load_base_model(config.model.base_model), options.vocabulary)
 
@@ -145,8 +131,6 @@ def _prepare_results(config: Config) -> None:
 
 
 def _report(config: Config, commands: list[str], evaluation: EvaluationRecord) -> None:
-    from bge_pruning.reports.report import write_report
-    from bge_pruning.training.run_report import collect_run, log_results
 
     results = Path(config.results_folder)
     write_text(results / "commands.txt", "\n".join(commands) + "\n")
@@ -161,14 +145,14 @@ def step_commands(
     recovery: Config,
     paths: Sequence[str],
     overrides: Sequence[str],
-    judged_by: EvaluationPlan,
+    judged_by: stages.EvaluationPlan,
 ) -> list[str]:
     """The pipeline's steps as commands, in order."""
     results, run = config.results_folder, config.run_folder
     pruned = str(pruned_model_folder(config))
     # A run that replaces an earlier one can be replayed over itself.
     again = ["--overwrite"] if config.overwrite else []
-    best, best_recovered = (["--best"] if keeps_best(c) else [] for c in (config, recovery))
+    best, best_recovered = (["--best"] if stages.keeps_best(c) else [] for c in (config, recovery))
 
     def line(script: str, *words: str) -> str:
         return shlex.join([*command_words(script), *words])
@@ -181,7 +165,7 @@ def step_commands(
         pruning = [line("run_pipeline", *paths, *overrides, "--only", "cut", *again)]
     model, result = f"{results}/model", f"{results}/evaluation.json"
     extraction = [f"{run}-recovery", model, *best_recovered, *again, *export_arguments(config)]
-    evaluation = ["--baseline", config.model.base_model, "--also", f"{PRUNED_NAME}={pruned}"]
+    evaluation = ["--baseline", config.model.base_model, "--also", f"{stages.PRUNED_NAME}={pruned}"]
     evaluation += [*judged_by.arguments(), "--output", result]
     return [
         *pruning,

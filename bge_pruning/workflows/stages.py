@@ -9,16 +9,22 @@ from argparse import Namespace
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+
+from composer.utils import dist
 
 from bge_pruning.config.load import Config, ConfigError, pruned_model_folder
 from bge_pruning.config.schema import L0
-
-if TYPE_CHECKING:
-    from bge_pruning.evaluation.tasks import Task
-    from bge_pruning.export.extract import ExtractOptions
-    from bge_pruning.models.encoder_shape import EncoderShape
-    from bge_pruning.utils.records import EvaluationRecord
+from bge_pruning.evaluation import search
+from bge_pruning.evaluation.evaluate import evaluate, write_evaluation
+from bge_pruning.evaluation.tasks import Task
+from bge_pruning.export.extract import PLAIN, ExtractOptions, extract, read_options
+from bge_pruning.export.model_card import write_model_card
+from bge_pruning.model_io.hub import fetch_model_folder
+from bge_pruning.model_io.pretrained import read_shape
+from bge_pruning.models.encoder_shape import EncoderShape
+from bge_pruning.utils.devices import torch_device
+from bge_pruning.utils.records import EvaluationRecord
+from bge_pruning.workflows.baselines import cut_baseline
 
 # How reports call the extracted model that was not trained on yet.
 PRUNED_NAME = "pruned, before recovery"
@@ -55,9 +61,7 @@ class EvaluationPlan:
 
 def prune(config: Config) -> None:
     """Write the pruned model, not recovered yet, where the recovery looks for it."""
-    from bge_pruning.export.extract import extract
     from bge_pruning.train import train
-    from bge_pruning.workflows.baselines import cut_baseline
 
     pruned = pruned_model_folder(config)
     if config.method == L0:
@@ -78,7 +82,6 @@ def recover(
         options: What to write; by default the plain model.
         overwrite: Replace an extracted model that is there.
     """
-    from bge_pruning.export.extract import PLAIN, extract
     from bge_pruning.train import train
 
     run = train(config)
@@ -89,11 +92,6 @@ def recover(
 
 def evaluate_model(config: Config, tasks: Sequence[Task], modes: Sequence[str]) -> EvaluationRecord:
     """Judge the model in the results folder, and write the result there and into its card."""
-    from bge_pruning.evaluation.evaluate import evaluate, write_evaluation
-    from bge_pruning.export.model_card import write_model_card
-    from bge_pruning.model_io.hub import fetch_model_folder
-    from bge_pruning.utils.devices import torch_device
-
     base = fetch_model_folder(config.model.base_model, config.model.revision)
     results = Path(config.results_folder)
     evaluation = evaluate(
@@ -116,8 +114,6 @@ def keeps_best(config: Config) -> bool:
 
 def on_rank_zero(action: Callable[[], object]) -> None:
     """Do something once; the other ranks wait."""
-    from composer.utils import dist
-
     if dist.get_global_rank() == 0:
         action()
     dist.barrier()
@@ -130,8 +126,6 @@ def check_modes(config: Config, modes: Sequence[str]) -> None:
         ValueError: If a mode is unknown or the model has no head for it.
         OSError: If the model cannot be loaded.
     """
-    from bge_pruning.evaluation import search
-
     search.check_modes(modes, _outputs(config), config.model.base_model)
 
 
@@ -142,8 +136,6 @@ def export_options(config: Config) -> ExtractOptions:
         ConfigError: If the model has no multi-vector head to make square, or fewer tokens than are
             to be kept.
     """
-    from bge_pruning.export.extract import read_options
-
     if config.export.colbert_dim == "hidden" and "colbert_vecs" not in _outputs(config):
         raise ConfigError(
             f"export.colbert_dim is hidden, but {config.model.base_model} has no multi-vector head."
@@ -168,7 +160,5 @@ def _outputs(config: Config) -> list[str]:
 
 
 def _source_shape(config: Config) -> EncoderShape:
-    from bge_pruning.model_io.hub import fetch_model_folder
-    from bge_pruning.model_io.pretrained import read_shape
 
     return read_shape(fetch_model_folder(config.model.base_model, config.model.revision))

@@ -12,11 +12,25 @@ import shutil
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+from bge_pruning.config.command_checks import check_cells
 from bge_pruning.config.load import Config, ConfigError, pruned_model_folder
 from bge_pruning.config.schema import L0
-from bge_pruning.export.pruning_record import MARKER
+from bge_pruning.evaluation.encoders import count_parameters, load_encoder, untrained_encoder
+from bge_pruning.evaluation.floors import WordEmbeddings
+from bge_pruning.evaluation.scoring import score_tasks
+from bge_pruning.evaluation.tasks import SIMILARITY, Task, check_names, find_tasks
+from bge_pruning.evaluation.text_encoder import Encoder, TextEncoder
+from bge_pruning.export.pruning_record import MARKER, compute_constraint_report
+from bge_pruning.model_io.checkpoint import (
+    as_base_model,
+    find_checkpoint,
+    load_trained_model,
+    read_progress,
+)
+from bge_pruning.models.l0_module_embedding import distances_to_binary
+from bge_pruning.models.structural_pruning import PruningMasks
 from bge_pruning.reports.study_records import (
     REFERENCE,
     Cut,
@@ -27,11 +41,13 @@ from bge_pruning.reports.study_records import (
     StudyScore,
     read_reference,
 )
+from bge_pruning.training.run_folder import check_run
 from bge_pruning.utils.devices import torch_device
 from bge_pruning.utils.environment import collect_versions, describe_machine
 from bge_pruning.utils.files import lock_of, refuse_unwritable_folders, write_json
 from bge_pruning.utils.json_records import Record, Text, read_record
 from bge_pruning.utils.records import Parameters, PruningRecord
+from bge_pruning.workflows.baselines import plan_baseline
 from bge_pruning.workflows.stages import check_modes, prune, recover
 from bge_pruning.workflows.study_file import (
     Cell,
@@ -44,10 +60,6 @@ from bge_pruning.workflows.study_file import (
     select_cells,
     unfinished,
 )
-
-if TYPE_CHECKING:
-    from bge_pruning.evaluation.tasks import Task
-    from bge_pruning.evaluation.text_encoder import Encoder
 
 log = logging.getLogger(__name__)
 
@@ -101,10 +113,6 @@ def run_study(study: Study, only: Sequence[str] = (), overwrite: bool = False) -
 
 def _check(study: Study, cells: Sequence[Cell]) -> None:
     """Refuse now what one of the cells would refuse hours later."""
-    from bge_pruning.config.command_checks import check_cells
-    from bge_pruning.training.run_folder import check_run
-    from bge_pruning.workflows.baselines import plan_baseline
-
     refuse_unwritable_folders({"results_folder": study.results, "run_folder": study.runs})
     firsts: dict[tuple[str, str], Cell] = {}
     for cell in cells:
@@ -121,8 +129,6 @@ def _check(study: Study, cells: Sequence[Cell]) -> None:
 
 def find_study_tasks(study: Study) -> list[Task]:
     """What the models of a study are judged by, loaded."""
-    from bge_pruning.evaluation.tasks import check_names, find_tasks
-
     tasks = find_tasks(study.sts, []) if study.sts else []
     for name, split in study.retrieval.items():
         tasks += find_tasks([], [name], split)
@@ -155,9 +161,6 @@ def measure_reference(
     study: Study, config: Config, original: str, judged_by: dict[str, Any], tasks: Sequence[Task]
 ) -> StudyReference:
     """Score the original, the mean of its word embeddings and its shape with random weights."""
-    from bge_pruning.evaluation.encoders import count_parameters, load_encoder, untrained_encoder
-    from bge_pruning.evaluation.floors import WordEmbeddings
-
     log.info("scoring the original and the floors")
     encoder = load_encoder(original, torch_device(config.device), study.max_length)
     models: dict[str, Callable[[], Encoder]] = {
@@ -210,8 +213,6 @@ def run_cell(
 
 def score_model(encoder: Encoder, tasks: Sequence[Task], modes: Sequence[str]) -> list[StudyScore]:
     """Main score of a model in every task and mode."""
-    from bge_pruning.evaluation.scoring import score_tasks
-
     kinds = {task.name: task.kind for task in tasks}
     entries = []
     for (task, mode), score in score_tasks(encoder, tasks, modes).items():
@@ -225,8 +226,6 @@ def score_folder(
     folder: Path | str, config: Config, study: Study, tasks: Sequence[Task], modes: Sequence[str]
 ) -> list[StudyScore]:
     """Main scores of a model folder."""
-    from bge_pruning.evaluation.encoders import load_encoder
-
     encoder = load_encoder(str(folder), torch_device(config.device), study.max_length)
     return score_model(encoder, tasks, modes)
 
@@ -244,8 +243,6 @@ def describe_training(
     config: Config, recovery: Config, chosen: float | None, evaluated: float
 ) -> dict[str, Any]:
     """Steps, tokens and seconds by stage; those of interrupted trainings are whole."""
-    from bge_pruning.model_io.checkpoint import find_checkpoint, read_progress
-
     with_gates = config.method == L0
     runs = ({"prune": config} if with_gates else {}) | {"recover": recovery}
     progress = {
@@ -269,10 +266,6 @@ def describe_gates(config: Config, pruned: Path) -> GateState | None:
         probability to 0 or 1, and ``gap``, expected minus target sparsity, both by axis; under
         ``all`` the distance over all gates, under ``encoder`` the gap of the encoder's parameters.
     """
-    from bge_pruning.export.pruning_record import compute_constraint_report
-    from bge_pruning.model_io.checkpoint import load_trained_model
-    from bge_pruning.models.l0_module_embedding import distances_to_binary
-
     if config.method != L0:
         return None
     gates = load_trained_model(_cut_checkpoint(pruned)).l0_module
@@ -289,8 +282,6 @@ def measure_cut(
     Before it a model of gates is scored with every gate at the median of its noise, and for a
     baseline the unpruned model.
     """
-    from bge_pruning.evaluation.tasks import SIMILARITY
-
     pairs = [task for task in tasks if task.kind == SIMILARITY]
     if not pairs:
         return {}
@@ -308,10 +299,6 @@ def measure_cut(
 
 def _gated_encoder(config: Config, pruned: Path, study: Study) -> Encoder:
     """The model of a pruning run as it is before the cut."""
-    from bge_pruning.evaluation.text_encoder import TextEncoder
-    from bge_pruning.model_io.checkpoint import as_base_model, load_trained_model
-    from bge_pruning.models.structural_pruning import PruningMasks
-
     model = load_trained_model(_cut_checkpoint(pruned))
     device = torch_device(config.device)
     gates = vars(model.l0_module.median_masks())

@@ -113,12 +113,7 @@ def shape(args: argparse.Namespace) -> None:
 @opt.command(opt.value("overrides", "key=value on top of " + QUICKSTART, nargs="*"))
 def quickstart(args: argparse.Namespace) -> None:
     """Prune a real small model to half of its encoder on a CPU and compare it with the original."""
-    from rich.console import Console
-
     from bge_pruning.config.load import load_config
-    from bge_pruning.reports.console import show_evaluation
-    from bge_pruning.workflows.pipeline import run_pipeline
-    from bge_pruning.workflows.stages import EvaluationPlan
 
     for name in (QUICKSTART, QUICKSTART_STS):
         if not Path(name).is_file():
@@ -129,6 +124,12 @@ def quickstart(args: argparse.Namespace) -> None:
     # Wrong arguments are refused before the model is prepared.
     results = load_config([QUICKSTART], args.overrides).results_folder
     minilm.prepare(minilm.DEFAULT_OUTPUT, minilm.DEFAULT_SENTENCES)
+    from rich.console import Console
+
+    from bge_pruning.reports.console import show_evaluation
+    from bge_pruning.workflows.pipeline import run_pipeline
+    from bge_pruning.workflows.stages import EvaluationPlan
+
     evaluation = run_pipeline([QUICKSTART], args.overrides, EvaluationPlan([QUICKSTART_STS]))
     show_evaluation(evaluation, Console(highlight=False))
     say(f"model    {results}/model\nreport   {results}/report.html")
