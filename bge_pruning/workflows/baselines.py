@@ -81,9 +81,8 @@ def cut_baseline(config: Config, output: Path, overwrite: bool = False) -> dict[
     """Choose what stays and write the cut model, before any recovery.
 
     Args:
-        config: The run, with a method other than ``l0``.
-        output: Folder to write.
-        overwrite: Replace an extracted model that is there.
+        config: A run with a method other than ``l0``.
+        overwrite: Replace an extracted model in the folder ``output``.
 
     Returns:
         The content of ``pruning.json``, as for a run with gates.

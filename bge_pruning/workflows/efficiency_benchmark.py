@@ -72,10 +72,7 @@ def benchmark(
     """Check, load and measure.
 
     Args:
-        candidates: What :func:`find_candidates` returns.
-        runtimes: What :func:`choose_runtimes` returns.
         dtype: A name of :data:`bge_pruning.model_io.precision.DTYPES`.
-        device: Torch device.
         batch_sizes: Numbers of texts in a batch.
         lengths: Numbers of tokens in a text.
         texts: Texts of real lengths, which are measured too.

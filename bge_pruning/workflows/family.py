@@ -71,10 +71,7 @@ def export_family(
     finished or not, are resumed too.
 
     Args:
-        paths: YAML files of a pruning run.
-        overrides: ``key=value`` strings.
         densities: Shares of the encoder's parameters to keep.
-        judged_by: Tasks to evaluate on.
         run: A finished pruning run (folder or checkpoint); ``None`` to train it first.
 
     Returns:
@@ -131,7 +128,6 @@ def choose_members(run: Path, densities: Sequence[float], best: bool = False) ->
 
     Args:
         run: Run folder or checkpoint.
-        densities: Shares of the encoder's parameters to keep.
         best: Take the best checkpoint of the run folder.
 
     Raises:
@@ -212,10 +208,8 @@ def cut_member(member: Member, checkpoint: Path, output: Path, nested: bool) -> 
     """Write one size, not recovered yet, and replace an extracted model in ``output``.
 
     Args:
-        member: The size.
-        checkpoint: Of the pruning run, or of the recovery of the next larger size.
-        output: Folder to write.
-        nested: Whether the checkpoint is that of the larger size.
+        checkpoint: That of the pruning run, or of the recovery of the next larger size.
+        nested: Whether it is that of the larger size.
     """
 
     def start() -> Extraction:

@@ -29,10 +29,8 @@ def random_base_model(
     """Build a model of random weights in memory.
 
     Args:
-        shape: Sizes of the model.
-        name: Its name, for messages.
+        name: The model's name, for messages.
         words: Words that get a token of their own, so that texts of them have a natural length.
-        seed: Seed of the weights.
     """
     positions = shape.max_position_embeddings - PAD - 1
     with torch.random.fork_rng(devices=[]):
@@ -59,7 +57,6 @@ def make_tokenizer_files(size: int, max_length: int, words: Sequence[str]) -> di
     Args:
         size: Number of tokens, special ones included.
         max_length: Longest text in tokens.
-        words: Words that are pieces of their own.
     """
     pieces = islice(_pieces(words), size - len(SPECIAL) - 1)
     scored = [(piece, -8.0 - rank / 30011) for rank, piece in enumerate(pieces)]

@@ -77,14 +77,11 @@ class ShapeSearch:
 
     Attributes:
         base_model: Folder or hub name of the source.
-        revision: Revision on the hub.
-        source: Sizes of the source.
         plan: Its target is that of the configuration.
         train: Names of the sources of texts.
         candidates: Number of shapes that meet the budget.
         fitted_texts: Number of texts that the shapes were fitted to.
-        judged_texts: Number of texts that they are judged on.
-        seed: Seed of the choice of texts.
+        judged_texts: Number of others that they are judged on.
         measured: The best shape is the first.
     """
 

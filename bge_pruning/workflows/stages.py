@@ -74,14 +74,7 @@ def prune(config: Config) -> None:
 def recover(
     config: Config, model: Path, options: ExtractOptions | None = None, overwrite: bool = False
 ) -> Path:
-    """Train the pruned model on, write what comes of it to ``model``, and return the run folder.
-
-    Args:
-        config: Of stage ``recover``.
-        model: Folder to write.
-        options: What to write; by default the plain model.
-        overwrite: Replace an extracted model that is there.
-    """
+    """Train the pruned model on, write what comes of it to ``model``, and return the run folder."""
     from bge_pruning.train import train
 
     run = train(config)
@@ -153,10 +146,8 @@ def export_options(config: Config) -> ExtractOptions:
 def _outputs(config: Config) -> list[str]:
     """Outputs of the finished model."""
     shape, made = _source_shape(config), config.model.init_missing_heads
-    names = ["dense_vecs"]
-    names += ["token_weights"] if shape.sparse_head or made else []
-    names += ["colbert_vecs"] if shape.colbert_dim or made else []
-    return names
+    heads = {"token_weights": shape.sparse_head, "colbert_vecs": shape.colbert_dim}
+    return ["dense_vecs", *(name for name, is_there in heads.items() if is_there or made)]
 
 
 def _source_shape(config: Config) -> EncoderShape:

@@ -73,7 +73,6 @@ def run_study(study: Study, only: Sequence[str] = (), overwrite: bool = False) -
     dies is for the next call.
 
     Args:
-        study: The study.
         only: Conditions on the cells, see :func:`bge_pruning.workflows.study_file.select_cells`.
         overwrite: Run cells again that were finished with another configuration.
 

@@ -151,7 +151,6 @@ def select_cells(study: Study, only: Sequence[str]) -> list[Cell]:
     """The cells that are asked for.
 
     Args:
-        study: The study.
         only: Conditions ``method=NAMES``, ``size=NAMES``, ``seed=NUMBERS``, values separated by
             commas; all of them must hold.
 

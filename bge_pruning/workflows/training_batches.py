@@ -101,13 +101,10 @@ def make_batches(
 
     Args:
         texts: Texts of mixed lengths.
-        batch_size: Texts of a batch.
         length: Tokens of a text of fixed length.
         steps: Batches of each kind.
-        pad_token_id: Id of the padding token.
         hidden: ``H`` of the teacher's vectors, which are random.
         folder: Where the file of the teacher's vectors is written.
-        device: Torch device.
 
     Raises:
         ValueError: If there are too few texts.
@@ -171,9 +168,7 @@ def make_trainings(
     Args:
         base: The model; the last training takes over its weights, so that they are not in memory
             twice. Do not use it afterwards.
-        device: Torch device.
         autocast: Run products in bfloat16.
-        names: Names of the trainings.
     """
     trainings = {}
     for name in names:
@@ -214,9 +209,8 @@ def _plain(base: BaseModel) -> tuple[nn.Module, Loss]:
 
 def _gated(base: BaseModel, with_teacher: bool) -> tuple[nn.Module, Loss]:
     """With gates on all four axes, half way to half of each."""
-    teacher = None
-    if with_teacher:
-        teacher = FrozenEncoder(*copy.deepcopy((base.backbone, base.heads)))
+    copied = copy.deepcopy((base.backbone, base.heads)) if with_teacher else None
+    teacher = FrozenEncoder(*copied) if copied else None
     gates = L0Module(base.shape, AXES, _half(base.shape), None, seed=0)
     gates.warmup_progress = 0.5
     model = ComposerBGEM3(base.backbone, base.heads, gates, LOSS, teacher)
@@ -230,14 +224,9 @@ def _gated(base: BaseModel, with_teacher: bool) -> tuple[nn.Module, Loss]:
 
 
 def _half(shape: EncoderShape) -> EncoderShape:
-    heads = max(1, shape.num_attention_heads // 2)
-    return replace(
-        shape,
-        num_attention_heads=heads,
-        hidden_size=heads * shape.head_dim,
-        num_hidden_layers=max(1, shape.num_hidden_layers // 2),
-        intermediate_size=max(1, shape.intermediate_size // 2),
-    )
+    axes = ("num_attention_heads", "num_hidden_layers", "intermediate_size")
+    sizes = {name: max(1, getattr(shape, name) // 2) for name in axes}
+    return replace(shape, **sizes, hidden_size=sizes["num_attention_heads"] * shape.head_dim)
 
 
 def _step(model: nn.Module, loss: Loss, device: str, autocast: bool) -> Callable[[Batch], None]:

@@ -63,7 +63,6 @@ class MemoryNeed:
     Each training keeps its weights and moments; activations and gradients exist for one at a time.
 
     Attributes:
-        shape: Sizes of the model.
         tokens: Real tokens of the largest batch; gated layers compute nothing for the others.
         padded: Tokens of the largest batch with padding.
         half: Whether products run in 16-bit autocast.
@@ -105,10 +104,8 @@ class MemoryNeed:
         subsets = (s for n in range(len(names) - 1, 0, -1) for s in combinations(ordered, n))
         if fewer := next((s for s in subsets if self.total(s) <= free), None):
             yield f"pass --trainings {' '.join(fewer)} ({self.total(fewer) / 1e9:.1f} GB)"
-        halved = (
-            replace(self, tokens=self.tokens >> n, padded=self.padded >> n)
-            for n in range(1, HALVINGS)
-        )
+        halvings = ((self.tokens >> n, self.padded >> n) for n in range(1, HALVINGS))
+        halved = (replace(self, tokens=real, padded=padded) for real, padded in halvings)
         if smaller := next((h for h in halved if h.tokens and h.total(names) <= free), None):
             yield (
                 f"lower --batch-size, --max-length and --fixed-length to {smaller.padded:,} tokens "
@@ -188,23 +185,18 @@ def measure_training(
     Args:
         base: The model. Its weights are trained: do not use it afterwards.
         texts: Texts of mixed lengths.
-        batch_size: Texts of a batch.
         length: Tokens of a text of fixed length.
         steps: Steps of each training on each kind of batches.
-        device: Torch device.
         autocast: Run products in bfloat16.
-        names: Names of the trainings.
         report: Called with a line about each kind of batches.
 
     Raises:
         ValueError: If there are too few texts or there is too little memory.
     """
     pad, shape = base.hf_config["pad_token_id"], base.shape
-    with TemporaryDirectory(prefix="training-benchmark-") as name:
-        folder = Path(name)
-        kinds = make_batches(
-            texts, batch_size, length, steps, pad, shape.hidden_size, folder, device
-        )
+    with TemporaryDirectory(prefix="training-benchmark-") as folder:
+        sizes = (batch_size, length, steps, pad, shape.hidden_size)
+        kinds = make_batches(texts, *sizes, Path(folder), device)
         tokens = max(int(batches.lengths.sum(axis=1).max()) for batches in kinds.values())
         padded = max(int(batches.padded.max()) for batches in kinds.values())
         free = free_bytes(device)
@@ -294,10 +286,9 @@ def summarise(costs: Sequence[StepCost], peak_flops: float) -> dict[str, Any]:
     kinds = list(dict.fromkeys(cost.batches for cost in costs))
     throughput, reading = {}, {}
     if {(PLAIN, RANDOM), (GATES, RANDOM)} <= found.keys():
+        speeds = {kind: found[GATES, kind].tokens_per_second for kind in (RANDOM, GROUPED)}
         reference = found[PLAIN, RANDOM].tokens_per_second
-        throughput = {
-            kind: found[GATES, kind].tokens_per_second / reference for kind in (RANDOM, GROUPED)
-        }
+        throughput = {kind: speed / reference for kind, speed in speeds.items()}
     for kind in kinds:
         if {(CACHED, kind), (GATES, kind)} <= found.keys():
             cached, gates = found[CACHED, kind], found[GATES, kind]
