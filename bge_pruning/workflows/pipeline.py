@@ -33,12 +33,13 @@ from bge_pruning.utils.guard import warn_only
 from bge_pruning.utils.records import EvaluationRecord
 from bge_pruning.workflows import stages
 from bge_pruning.workflows.baselines import plan_baseline
+from bge_pruning.workflows.stages import EvaluationPlan, evaluate_model
 
 log = logging.getLogger(__name__)
 
 
 def run_pipeline(
-    paths: Sequence[str], overrides: Sequence[str], judged_by: stages.EvaluationPlan
+    paths: Sequence[str], overrides: Sequence[str], judged_by: EvaluationPlan
 ) -> EvaluationRecord | None:
     """Prune, extract, recover, evaluate on tasks that are used for nothing else, and report.
 
@@ -70,7 +71,7 @@ def run_pipeline(
     evaluations: list[EvaluationRecord] = []
 
     def finish() -> None:
-        evaluations.append(stages.evaluate_model(config, tasks, judged_by.modes))
+        evaluations.append(evaluate_model(config, tasks, judged_by.modes))
         commands = step_commands(config, recovery, paths, overrides, judged_by)
         _report(config, commands, evaluations[0])
         log.info("%s complete after %.1f minutes", results, (time.monotonic() - started) / 60)
@@ -145,7 +146,7 @@ def step_commands(
     recovery: Config,
     paths: Sequence[str],
     overrides: Sequence[str],
-    judged_by: stages.EvaluationPlan,
+    judged_by: EvaluationPlan,
 ) -> list[str]:
     """The pipeline's steps as commands, in order."""
     results, run = config.results_folder, config.run_folder
