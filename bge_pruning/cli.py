@@ -22,7 +22,6 @@ class Command(NamedTuple):
         target: ``module:function``; the function takes the words after the command and the name of
             the program for its help, and returns the exit code.
         script: The script that runs the same function.
-        summary: What it does, in one line of help.
     """
 
     target: str

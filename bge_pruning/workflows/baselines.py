@@ -24,16 +24,11 @@ from bge_pruning.model_io.hub import fetch_model_folder
 from bge_pruning.model_io.pretrained import BaseModel
 from bge_pruning.models.encoder_shape import EncoderShape, count_parameters
 from bge_pruning.models.structural_pruning import SHAPE_FIELDS, PruningMasks
+from bge_pruning.selection import layer_choice
 from bge_pruning.selection.importance import (
     magnitude_importance,
     masks_of_importance,
     random_importance,
-)
-from bge_pruning.selection.layer_choice import (
-    best_layers,
-    every_nth_layer,
-    layer_masks,
-    layers_within,
 )
 from bge_pruning.training.builders import build_base_model, build_metadata
 from bge_pruning.training.calibration import calibration_texts, measure_importance
@@ -71,7 +66,7 @@ def shape_of(config: Config, plan: Plan, source: EncoderShape) -> EncoderShape:
         if plan.target is not None:
             budget = count_parameters(plan.target).encoder
         try:
-            return replace(source, num_hidden_layers=layers_within(source, budget))
+            return replace(source, num_hidden_layers=layer_choice.layers_within(source, budget))
         except ValueError as error:
             raise ConfigError(f"method 'layers': {error}") from None
     return replace(source, **{f: getattr(plan.target, f) for f in SHAPE_FIELDS.values()})
@@ -88,7 +83,6 @@ def cut_baseline(config: Config, output: Path, overwrite: bool = False) -> dict[
         The content of ``pruning.json``, as for a run with gates.
 
     Raises:
-        ConfigError: See :func:`plan_baseline`.
         FileExistsError: If the folder exists and is not to be replaced.
     """
     plan = plan_baseline(config)
@@ -112,7 +106,9 @@ def cut_baseline(config: Config, output: Path, overwrite: bool = False) -> dict[
 def choose_masks(config: Config, base: BaseModel, shape: EncoderShape) -> PruningMasks:
     """Choose the binary gates that keep ``shape``; the model may be moved to the run's device."""
     if config.method == "layers":
-        return layer_masks(_choose_layers(config, base, shape), base.shape.num_hidden_layers)
+        return layer_choice.layer_masks(
+            _choose_layers(config, base, shape), base.shape.num_hidden_layers
+        )
     if config.method == "random":
         importance = random_importance(base.shape, config.seed)
     elif config.method == "magnitude":
@@ -125,7 +121,7 @@ def choose_masks(config: Config, base: BaseModel, shape: EncoderShape) -> Prunin
 def _choose_layers(config: Config, base: BaseModel, shape: EncoderShape) -> list[int]:
     layers, keep = base.shape.num_hidden_layers, shape.num_hidden_layers
     if config.baseline.layer_choice == "every_nth":
-        return every_nth_layer(layers, keep)
+        return layer_choice.every_nth_layer(layers, keep)
     score = layer_score(config, base)
 
     def score_and_log(kept: Sequence[int]) -> float:
@@ -133,7 +129,7 @@ def _choose_layers(config: Config, base: BaseModel, shape: EncoderShape) -> list
         log.info("layers %s: %.4f", ", ".join(map(str, kept)), found)
         return found
 
-    return best_layers(layers, keep, score_and_log)
+    return layer_choice.best_layers(layers, keep, score_and_log)
 
 
 def layer_score(config: Config, base: BaseModel) -> Callable[[Sequence[int]], float]:
@@ -151,7 +147,7 @@ def layer_score(config: Config, base: BaseModel) -> Callable[[Sequence[int]], fl
     original = None if pairs else _dense_vecs(encoder, texts)
 
     def score(kept: Sequence[int]) -> float:
-        gates = layer_masks(kept, base.shape.num_hidden_layers).layer
+        gates = layer_choice.layer_masks(kept, base.shape.num_hidden_layers).layer
         encoder.masks = PruningMasks(layer=gates.to(encoder.device))
         if not pairs:
             return float((_dense_vecs(encoder, texts) * original).sum(1).mean())

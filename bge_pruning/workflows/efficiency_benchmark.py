@@ -15,15 +15,8 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 from bge_pruning.config.load import ConfigError, load_config
-from bge_pruning.evaluation.efficiency import (
-    COMPILE,
-    ONNX,
-    RUNTIMES,
-    TORCH,
-    Encoder,
-    measure_efficiency,
-    shape_of,
-)
+from bge_pruning.evaluation import efficiency
+from bge_pruning.evaluation.efficiency import COMPILE, ONNX, RUNTIMES, TORCH
 from bge_pruning.evaluation.encoders import check_model_name, load_encoder
 from bge_pruning.evaluation.onnx_encoder import OnnxEncoder, find_provider
 from bge_pruning.evaluation.text_encoder import TextEncoder
@@ -79,18 +72,18 @@ def benchmark(
         seconds: Time to spend on each setting.
 
     Returns:
-        JSON-ready: ``model`` and ``baseline`` (``None`` if there is none), their names; ``shapes``
-        in words and ``parameters`` by part, of each of the two; ``device``, ``dtype``,
-        ``runtimes``; ``machine``; ``versions``; and what
-        :func:`bge_pruning.evaluation.efficiency.measure_efficiency` returns.
+        JSON-ready: names of ``model`` and ``baseline``, ``shapes`` in words and ``parameters`` by
+        part of both, the settings, and what is measured.
 
     Raises:
         ValueError: If this cannot be measured; nothing is measured then.
     """
     check_request(candidates, runtimes, dtype, device)
     with open_models(candidates, runtimes, dtype, device, texts) as opened:
-        shapes = {name: shape_of(encoder) for name, encoder in opened[runtimes[0]].items()}
-        found = measure_efficiency(opened, batch_sizes, lengths, texts, seconds)
+        shapes = {
+            name: efficiency.shape_of(encoder) for name, encoder in opened[runtimes[0]].items()
+        }
+        found = efficiency.measure_efficiency(opened, batch_sizes, lengths, texts, seconds)
     baseline = candidates.get("baseline")
     versions = {"onnxruntime": version("onnxruntime")} if ONNX in runtimes else {}
     return {
@@ -117,7 +110,6 @@ def find_candidates(model: str, baseline: str | None = None) -> dict[str, Candid
 
     Raises:
         ConfigError: If a configuration is invalid or prunes nothing.
-        FileNotFoundError: If a model does not exist.
         ValueError: If a name is invalid.
     """
     found = {"model": _find_candidate(model)}
@@ -201,7 +193,7 @@ def open_models(
     dtype: str,
     device: str,
     texts: Sequence[str] = (),
-) -> Iterator[dict[str, dict[str, Encoder]]]:
+) -> Iterator[dict[str, dict[str, efficiency.Encoder]]]:
     """Load all models for all runtimes.
 
     A model without an ONNX file is exported into a temporary folder. The words of ``texts`` are
@@ -214,7 +206,7 @@ def open_models(
         ValueError: If a model cannot be loaded or is not an XLM-R model.
     """
     words = list(dict.fromkeys(word for text in texts for word in text.split()))
-    opened: dict[str, dict[str, Encoder]] = {runtime: {} for runtime in runtimes}
+    opened: dict[str, dict[str, efficiency.Encoder]] = {runtime: {} for runtime in runtimes}
     in_torch = [runtime for runtime in runtimes if runtime != ONNX]
     with TemporaryDirectory(prefix="bge_pruning_") as folder:
         for name, candidate in candidates.items():

@@ -1,8 +1,6 @@
 """Several sizes from one pruning run: each is cut from the next larger one, and trained on.
 
-Launch:
-    python scripts/export_family.py CONFIG.yaml [more.yaml ...] [key=value ...] --densities 0.75 0.6
-    composer -n 2 scripts/export_family.py CONFIG.yaml ...
+Launch it on several GPUs with ``composer -n 2 scripts/export_family.py CONFIG.yaml ...``.
 """
 
 from __future__ import annotations

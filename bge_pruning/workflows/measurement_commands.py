@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import sys
+from functools import partial
 from pathlib import Path
 
 from bge_pruning.reports.efficiency_table import UNCOMPILED
@@ -88,17 +89,11 @@ def benchmark_training(args: argparse.Namespace) -> None:
     base = load_model(args.model, texts)
     length = min(args.max_length, base.max_seq_length)
     fixed = min(args.fixed_length, length)
-    found = measure_training(
-        base,
-        tokenize(texts, build_tokenizer(base.tokenizer_files["tokenizer.json"], length)),
-        args.batch_size,
-        fixed,
-        args.steps,
-        args.device,
-        args.dtype == "bf16",
-        [name for name in TRAININGS if name in args.trainings],
-        lambda line: say(line, sys.stderr),
-    )
+    tokens = tokenize(texts, build_tokenizer(base.tokenizer_files["tokenizer.json"], length))
+    names = [name for name in TRAININGS if name in args.trainings]
+    sizes, half = (args.batch_size, fixed, args.steps), args.dtype == "bf16"
+    report = partial(say, stream=sys.stderr)
+    found = measure_training(base, tokens, *sizes, args.device, half, names, report)
     result = {
         "model": args.model,
         "random_weights": args.model.endswith(".yaml"),

@@ -187,18 +187,16 @@ def _score(args: argparse.Namespace) -> None:
     from bge_pruning.evaluation.tasks import find_tasks
     from bge_pruning.reports.console import show_evaluation
 
+    options = {name: getattr(args, name) for name in ("batch_size", "max_length", "device", "seed")}
     result = evaluate(
         args.model,
         args.baseline,
         find_tasks(args.sts, args.retrieval, args.split),
         args.modes,
         also=dict(args.also),
-        batch_size=args.batch_size,
-        max_length=args.max_length,
-        device=args.device,
         speed=not args.no_speed,
-        seed=args.seed,
         progress=sys.stderr.isatty(),
+        **options,
     )
     result.command = shlex.join([*command_words("evaluate_model"), *args.words])
     write_evaluation(result, args.output, overwrite=args.overwrite)

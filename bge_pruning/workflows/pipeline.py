@@ -1,8 +1,6 @@
 """The whole life of a run in one command: prune, extract, recover, evaluate, report.
 
-Launch:
-    python scripts/run_pipeline.py CONFIG.yaml [more.yaml ...] [key=value ...]
-    composer -n 2 scripts/run_pipeline.py CONFIG.yaml ...
+Launch it on several GPUs with ``composer -n 2 scripts/run_pipeline.py CONFIG.yaml ...``.
 """
 
 from __future__ import annotations

@@ -87,14 +87,9 @@ def evaluate_model(config: Config, tasks: Sequence[Task], modes: Sequence[str]) 
     """Judge the model in the results folder, and write the result there and into its card."""
     base = fetch_model_folder(config.model.base_model, config.model.revision)
     results = Path(config.results_folder)
-    evaluation = evaluate(
-        str(results / "model"),
-        str(base),
-        tasks,
-        modes,
-        also={PRUNED_NAME: str(pruned_model_folder(config))},
-        device=torch_device(config.device),
-    )
+    model, device = str(results / "model"), torch_device(config.device)
+    also = {PRUNED_NAME: str(pruned_model_folder(config))}
+    evaluation = evaluate(model, str(base), tasks, modes, also=also, device=device)
     write_evaluation(evaluation, results / "evaluation.json", overwrite=config.overwrite)
     write_model_card(results / "model", results / "evaluation.json")
     return evaluation

@@ -1,8 +1,4 @@
-"""A study of quality: a grid of pipeline runs, each written as one file when it is done.
-
-Launch:
-    python scripts/run_quality_study.py STUDY.yaml
-"""
+"""A study of quality: a grid of pipeline runs, each written as one file when it is done."""
 
 from __future__ import annotations
 
@@ -23,12 +19,7 @@ from bge_pruning.evaluation.scoring import score_tasks
 from bge_pruning.evaluation.tasks import SIMILARITY, Task, check_names, find_tasks
 from bge_pruning.evaluation.text_encoder import Encoder, TextEncoder
 from bge_pruning.export.pruning_record import MARKER, compute_constraint_report
-from bge_pruning.model_io.checkpoint import (
-    as_base_model,
-    find_checkpoint,
-    load_trained_model,
-    read_progress,
-)
+from bge_pruning.model_io import checkpoint
 from bge_pruning.models.l0_module_embedding import distances_to_binary
 from bge_pruning.models.structural_pruning import PruningMasks
 from bge_pruning.reports.study_records import (
@@ -73,7 +64,7 @@ def run_study(study: Study, only: Sequence[str] = (), overwrite: bool = False) -
     dies is for the next call.
 
     Args:
-        only: Conditions on the cells, see :func:`bge_pruning.workflows.study_file.select_cells`.
+        only: Conditions on the cells, as :func:`select_cells` takes them.
         overwrite: Run cells again that were finished with another configuration.
 
     Returns:
@@ -181,8 +172,7 @@ def run_cell(
     study: Study, cell: Cell, tasks: Sequence[Task], reference: StudyReference
 ) -> StudyCell:
     """Prune or choose, recover, extract and judge; what an earlier call has done is kept."""
-    config = cell_config(study, cell, "prune")
-    recovery = cell_config(study, cell, "recover")
+    config, recovery = (cell_config(study, cell, stage) for stage in ("prune", "recover"))
     chosen = _make_models(config, recovery)
     started = time.monotonic()
     model, pruned = Path(config.results_folder) / "model", pruned_model_folder(config)
@@ -216,8 +206,8 @@ def score_model(encoder: Encoder, tasks: Sequence[Task], modes: Sequence[str]) -
     entries = []
     for (task, mode), score in score_tasks(encoder, tasks, modes).items():
         metric, value = next(iter(score.values.items()))
-        entry = StudyScore(task=task, kind=kinds[task], mode=mode, metric=metric, value=value)
-        entries.append(entry)
+        row = {"task": task, "kind": kinds[task], "mode": mode, "metric": metric, "value": value}
+        entries.append(StudyScore(**row))
     return entries
 
 
@@ -245,7 +235,8 @@ def describe_training(
     with_gates = config.method == L0
     runs = ({"prune": config} if with_gates else {}) | {"recover": recovery}
     progress = {
-        stage: read_progress(find_checkpoint(Path(run.run_folder))) for stage, run in runs.items()
+        stage: checkpoint.read_progress(checkpoint.find_checkpoint(Path(run.run_folder)))
+        for stage, run in runs.items()
     }
     seconds = ({} if with_gates else {"choose": chosen}) | {
         stage: found.seconds for stage, found in progress.items()
@@ -260,14 +251,12 @@ def describe_training(
 def describe_gates(config: Config, pruned: Path) -> GateState | None:
     """How decided the gates were before the cut, and how far from the target; of l0 alone.
 
-    Returns:
-        ``distance``, the mean over the gates of an axis of the distance of a gate's open
-        probability to 0 or 1, and ``gap``, expected minus target sparsity, both by axis; under
-        ``all`` the distance over all gates, under ``encoder`` the gap of the encoder's parameters.
+    Both are by axis; under ``all`` is the distance over all gates, under ``encoder`` the gap of the
+    encoder's parameters.
     """
     if config.method != L0:
         return None
-    gates = load_trained_model(_cut_checkpoint(pruned)).l0_module
+    gates = checkpoint.load_trained_model(_cut_checkpoint(pruned)).l0_module
     constraint = compute_constraint_report(gates, gates.realised_shape())
     gap = {axis: row.expected_sparsity - row.target_sparsity for axis, row in constraint.items()}
     return GateState(distance=distances_to_binary(gates.open_probabilities()), gap=gap)
@@ -298,11 +287,11 @@ def measure_cut(
 
 def _gated_encoder(config: Config, pruned: Path, study: Study) -> Encoder:
     """The model of a pruning run as it is before the cut."""
-    model = load_trained_model(_cut_checkpoint(pruned))
+    model = checkpoint.load_trained_model(_cut_checkpoint(pruned))
     device = torch_device(config.device)
     gates = vars(model.l0_module.median_masks())
     masks = PruningMasks(**{k: None if z is None else z.to(device) for k, z in gates.items()})
-    base = as_base_model(model, "the model before the cut")
+    base = checkpoint.as_base_model(model, "the model before the cut")
     return TextEncoder(base, device, study.max_length, 32, masks)
 
 

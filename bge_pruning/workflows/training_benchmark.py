@@ -123,11 +123,8 @@ class StepCost:
         seconds: Time of every step, from the rows of its batch to changed weights.
         data_seconds: The part of it in which the batch is made.
         tokens: Real tokens of every step.
-        padding: Share of padding over all steps.
-        flops: Operations that the trained model needs for the real tokens of all steps; teacher
-            and padding do not count.
-        peak_bytes: Peak size of tensors in the step of the widest batch, without weights and
-            optimizer state; of the device on a GPU.
+        flops: Operations for the real tokens of all steps, without teacher and padding.
+        peak_bytes: Peak of tensors in the widest step, without weights and optimizer state.
     """
 
     training: str
@@ -274,13 +271,9 @@ def measure_flops(device: str, autocast: bool) -> float:
 def summarise(costs: Sequence[StepCost], peak_flops: float) -> dict[str, Any]:
     """Return medians and ratios, JSON-ready, of the same trainings on every kind of batches.
 
-    Returns:
-        ``peak_flops``; ``costs``; ``ratios`` by kind of batches and training: quartiles of its step
-        time relative to that of the training that ``RATIOS`` names, on the same batch, where both
-        were measured; ``reading`` by kind of batches: quartiles of the extra time of making a batch
-        with the cache, as a share of a step of gates, which says more than a ratio of steps where
-        it is less than the steps vary; ``throughput``: tokens per second of gates by kind, relative
-        to plain fine-tuning on random batches, if both were measured; ``limits`` of both.
+    ``scripts/benchmark_training.py`` describes the keys. A ratio is taken on the same batch, where
+    both trainings were measured. The extra time of ``reading`` cached vectors says more than a
+    ratio of steps where it is less than the steps vary.
     """
     found = {(cost.training, cost.batches): cost for cost in costs}
     kinds = list(dict.fromkeys(cost.batches for cost in costs))
