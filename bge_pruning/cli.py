@@ -22,7 +22,6 @@ class Command(NamedTuple):
         target: ``module:function``; the function takes the words after the command and the name of
             the program for its help, and returns the exit code.
         script: The script that runs the same function.
-        summary: What it does, in one line of help.
     """
 
     target: str
@@ -30,60 +29,38 @@ class Command(NamedTuple):
     summary: str
 
 
-_MODEL, _TRAINING, _MEASUREMENT = (
-    f"bge_pruning.workflows.{name}_commands" for name in ("model", "training", "measurement")
-)
-COMMANDS = {
-    "prune": Command(
-        "bge_pruning.train:main", "train_pruning", "train the gates (stage=recover: train on)"
-    ),
-    "extract": Command(
-        f"{_MODEL}:extract", "extract_pruned_model", "write the model of a run as a model folder"
-    ),
-    "evaluate": Command(
-        f"{_MODEL}:evaluate", "evaluate_model", "score a model, or write its card again"
-    ),
-    "index": Command(
-        f"{_MODEL}:index", "check_index_compatibility", "tell whether an index keeps working"
-    ),
-    "pipeline": Command(
-        f"{_TRAINING}:pipeline", "run_pipeline", "prune, extract, recover, evaluate and report"
-    ),
-    "family": Command(f"{_TRAINING}:family", "export_family", "make several sizes from one run"),
-    "shape": Command(f"{_TRAINING}:shape", "choose_shape", "say which shape of a size keeps most"),
-    "quickstart": Command(
-        f"{_TRAINING}:quickstart", "quickstart", "prune a small real model on a CPU"
-    ),
-    "prepare-minilm": Command(
-        f"{_TRAINING}:prepare_minilm", "prepare_minilm", "make the small model of the examples"
-    ),
-    "compare": Command(
-        f"{_MEASUREMENT}:compare", "compare_runs", "put evaluated models in a table and a picture"
-    ),
-    "report": Command(
-        f"{_MEASUREMENT}:report", "write_report", "write the report of a results or run folder"
-    ),
-    "benchmark": Command(
-        f"{_MEASUREMENT}:benchmark", "benchmark_efficiency", "measure speed beside the original"
-    ),
-    "benchmark-training": Command(
-        f"{_MEASUREMENT}:benchmark_training", "benchmark_training", "measure a step of pruning"
-    ),
-    "study": Command(
-        f"{_MEASUREMENT}:study", "run_quality_study", "run a grid of methods, sizes and seeds"
-    ),
+# By module: names with their scripts and summaries. A function is called as its command is.
+_TABLE = {
+    "model": {
+        "extract": ("extract_pruned_model", "write the model of a run as a model folder"),
+        "evaluate": ("evaluate_model", "score a model, or write its card again"),
+        "index": ("check_index_compatibility", "tell whether an index keeps working"),
+    },
+    "training": {
+        "pipeline": ("run_pipeline", "prune, extract, recover, evaluate and report"),
+        "family": ("export_family", "make several sizes from one run"),
+        "shape": ("choose_shape", "say which shape of a size keeps most"),
+        "quickstart": ("quickstart", "prune a small real model on a CPU"),
+        "prepare-minilm": ("prepare_minilm", "make the small model of the examples"),
+    },
+    "measurement": {
+        "compare": ("compare_runs", "put evaluated models in a table and a picture"),
+        "report": ("write_report", "write the report of a results or run folder"),
+        "benchmark": ("benchmark_efficiency", "measure speed beside the original"),
+        "benchmark-training": ("benchmark_training", "measure a step of pruning"),
+        "study": ("run_quality_study", "run a grid of methods, sizes and seeds"),
+    },
+}
+TRAINING = ("train_pruning", "train the gates (stage=recover: train on)")
+COMMANDS = {"prune": Command("bge_pruning.train:main", *TRAINING)} | {
+    name: Command(f"bge_pruning.workflows.{module}_commands:{name.replace('-', '_')}", *described)
+    for module, commands in _TABLE.items()
+    for name, described in commands.items()
 }
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run a subcommand.
-
-    Args:
-        argv: The command line; ``None`` for the process's own.
-
-    Returns:
-        The exit code.
-    """
+    """Run a subcommand of ``argv``, or of the process's own command line, and return its code."""
     name, *words = [*(sys.argv[1:] if argv is None else argv)] or [""]
     if name not in COMMANDS:
         return _answer(name)
@@ -122,11 +99,7 @@ def _version() -> str:
 
 
 def command_words(script: str) -> list[str]:
-    """How a script is called here: itself in a clone, the subcommand where there are no scripts.
-
-    Args:
-        script: Its name, without ``.py``.
-    """
+    """How a script is called here: itself in a clone, the subcommand where there are no scripts."""
     if SCRIPTS.joinpath(f"{script}.py").is_file():
         return ["python", f"scripts/{script}.py"]
     name = next(name for name, command in COMMANDS.items() if command.script == script)

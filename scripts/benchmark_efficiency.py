@@ -14,9 +14,7 @@ The ideal is the ratio of floating-point operations. A ratio with far-apart quar
 turns, is printed with its spread, and not called reached or missed.
 """
 
-import sys
-
 from bge_pruning.workflows.measurement_commands import benchmark as main
 
 if __name__ == "__main__":
-    sys.exit(main())
+    raise SystemExit(main())

@@ -50,9 +50,7 @@ limits                             what the ratios, and the throughput on length
 versions                           of Python and libraries
 """
 
-import sys
-
 from bge_pruning.workflows.measurement_commands import benchmark_training as main
 
 if __name__ == "__main__":
-    sys.exit(main())
+    raise SystemExit(main())

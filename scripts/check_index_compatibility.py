@@ -7,9 +7,7 @@ Both models have to give vectors of the same size. They do after pruning layers,
 alone. A model with fewer hidden dimensions gives them if it was extracted with --keep-dimension.
 """
 
-import sys
-
 from bge_pruning.workflows.model_commands import index as main
 
 if __name__ == "__main__":
-    sys.exit(main())
+    raise SystemExit(main())

@@ -9,9 +9,7 @@ speed-up, or that of the shape which it names. All depths are measured at the fu
 depths around the best one at smaller widths, for as long as that helps.
 """
 
-import sys
-
 from bge_pruning.workflows.training_commands import shape as main
 
 if __name__ == "__main__":
-    sys.exit(main())
+    raise SystemExit(main())

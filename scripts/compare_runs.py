@@ -8,9 +8,7 @@ A model is a results folder or an evaluation file, optionally as NAME=PATH. Thos
 name are runs of one thing with different seeds: their mean and range are shown.
 """
 
-import sys
-
 from bge_pruning.workflows.measurement_commands import compare as main
 
 if __name__ == "__main__":
-    sys.exit(main())
+    raise SystemExit(main())

@@ -18,9 +18,7 @@ model is pushed to the hub:
 The files are copied into the folder. With tasks, --card evaluates first.
 """
 
-import sys
-
 from bge_pruning.workflows.model_commands import evaluate as main
 
 if __name__ == "__main__":
-    sys.exit(main())
+    raise SystemExit(main())

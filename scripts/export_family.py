@@ -8,9 +8,7 @@ The models lie in RESULTS-family/75pct/model and so on, with a comparison beside
 was interrupted goes on where it stopped if it is made again with autoresume=true overwrite=false.
 """
 
-import sys
-
 from bge_pruning.workflows.training_commands import family as main
 
 if __name__ == "__main__":
-    sys.exit(main())
+    raise SystemExit(main())

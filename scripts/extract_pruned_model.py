@@ -4,9 +4,7 @@
 python scripts/extract_pruned_model.py experiments/checkpoints/quickstart my_small_model --onnx
 """
 
-import sys
-
 from bge_pruning.workflows.model_commands import extract as main
 
 if __name__ == "__main__":
-    sys.exit(main())
+    raise SystemExit(main())

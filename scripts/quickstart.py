@@ -4,9 +4,7 @@
 python scripts/quickstart.py
 """
 
-import sys
-
 from bge_pruning.workflows.training_commands import quickstart as main
 
 if __name__ == "__main__":
-    sys.exit(main())
+    raise SystemExit(main())

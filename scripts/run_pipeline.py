@@ -10,9 +10,7 @@ pruned_model in the results folder, where a recovery finds it:
     python scripts/train_pruning.py configs/minilm/quickstart.yaml method=magnitude stage=recover
 """
 
-import sys
-
 from bge_pruning.workflows.training_commands import pipeline as main
 
 if __name__ == "__main__":
-    sys.exit(main())
+    raise SystemExit(main())

@@ -10,9 +10,7 @@ file under cells in the results folder of the study; the table, the picture and 
 them are made of these.
 """
 
-import sys
-
 from bge_pruning.workflows.measurement_commands import study as main
 
 if __name__ == "__main__":
-    sys.exit(main())
+    raise SystemExit(main())

@@ -4,9 +4,7 @@
 python scripts/train_pruning.py configs/bge_m3/target_60pct.yaml dry_run=true
 """
 
-import sys
-
 from bge_pruning.train import main
 
 if __name__ == "__main__":
-    sys.exit(main())
+    raise SystemExit(main())

@@ -4,9 +4,7 @@
 python scripts/write_report.py experiments/results/half
 """
 
-import sys
-
 from bge_pruning.workflows.measurement_commands import report as main
 
 if __name__ == "__main__":
-    sys.exit(main())
+    raise SystemExit(main())

@@ -24,16 +24,11 @@ from bge_pruning.model_io.hub import fetch_model_folder
 from bge_pruning.model_io.pretrained import BaseModel
 from bge_pruning.models.encoder_shape import EncoderShape, count_parameters
 from bge_pruning.models.structural_pruning import SHAPE_FIELDS, PruningMasks
+from bge_pruning.selection import layer_choice
 from bge_pruning.selection.importance import (
     magnitude_importance,
     masks_of_importance,
     random_importance,
-)
-from bge_pruning.selection.layer_choice import (
-    best_layers,
-    every_nth_layer,
-    layer_masks,
-    layers_within,
 )
 from bge_pruning.training.builders import build_base_model, build_metadata
 from bge_pruning.training.calibration import calibration_texts, measure_importance
@@ -46,10 +41,7 @@ log = logging.getLogger(__name__)
 
 
 def plan_baseline(config: Config) -> Plan:
-    """Validate the configuration before loading any weights, and return the plan.
-
-    Args:
-        config: The run, with a method other than ``l0``.
+    """Validate the configuration of a baseline before loading any weights, and return the plan.
 
     Raises:
         ConfigError: If the method trains gates, or the configuration does not fit itself or the
@@ -64,12 +56,7 @@ def plan_baseline(config: Config) -> Plan:
 
 
 def shape_of(config: Config, plan: Plan, source: EncoderShape) -> EncoderShape:
-    """Return the sizes that a baseline is cut to.
-
-    Args:
-        config: The run.
-        plan: Its target.
-        source: Sizes of the loaded model.
+    """Return the sizes that a baseline is cut to from those of the loaded model.
 
     Raises:
         ConfigError: If no layer fits.
@@ -79,7 +66,7 @@ def shape_of(config: Config, plan: Plan, source: EncoderShape) -> EncoderShape:
         if plan.target is not None:
             budget = count_parameters(plan.target).encoder
         try:
-            return replace(source, num_hidden_layers=layers_within(source, budget))
+            return replace(source, num_hidden_layers=layer_choice.layers_within(source, budget))
         except ValueError as error:
             raise ConfigError(f"method 'layers': {error}") from None
     return replace(source, **{f: getattr(plan.target, f) for f in SHAPE_FIELDS.values()})
@@ -89,45 +76,39 @@ def cut_baseline(config: Config, output: Path, overwrite: bool = False) -> dict[
     """Choose what stays and write the cut model, before any recovery.
 
     Args:
-        config: The run, see :func:`plan_baseline`.
-        output: Folder to write.
-        overwrite: Replace an extracted model that is there.
+        config: A run with a method other than ``l0``.
+        overwrite: Replace an extracted model in the folder ``output``.
 
     Returns:
         The content of ``pruning.json``, as for a run with gates.
 
     Raises:
-        ConfigError: See :func:`plan_baseline`.
-        FileExistsError: See :func:`bge_pruning.export.extract.extract`, also for what else.
+        FileExistsError: If the folder exists and is not to be replaced.
     """
     plan = plan_baseline(config)
-    return write_model(lambda: _start(config, plan), output, overwrite)
 
+    def start() -> Extraction:
+        base = build_base_model(config)
+        shape = shape_of(config, plan, base.shape)
+        masks = choose_masks(config, base, shape)
+        for module in (base.backbone, base.heads):
+            module.cpu()  # as extraction needs them
+        metadata = build_metadata(config, plan, base)
+        model = TrainedModel(metadata, base.shape, base.backbone, base.heads, None, batch=0)
+        keep = base.backbone.keep_indices(masks)
+        log.info("method '%s' keeps layers %s", config.method, ", ".join(map(str, keep.layer)))
+        record = build_record(model, shape, keep, config.method)
+        return Extraction(base, masks, keep, shape, record)
 
-def _start(config: Config, plan: Plan) -> Extraction:
-    base = build_base_model(config)
-    shape = shape_of(config, plan, base.shape)
-    masks = choose_masks(config, base, shape)
-    for module in (base.backbone, base.heads):
-        module.cpu()  # as extraction needs them
-    metadata = build_metadata(config, plan, base)
-    model = TrainedModel(metadata, base.shape, base.backbone, base.heads, None, batch=0)
-    keep = base.backbone.keep_indices(masks)
-    log.info("method '%s' keeps layers %s", config.method, ", ".join(map(str, keep.layer)))
-    record = build_record(model, shape, keep, config.method)
-    return Extraction(base, masks, keep, shape, record)
+    return write_model(start, output, overwrite)
 
 
 def choose_masks(config: Config, base: BaseModel, shape: EncoderShape) -> PruningMasks:
-    """Choose the binary gates of a baseline.
-
-    Args:
-        config: The run.
-        base: The unpruned model; it may be moved to the run's device.
-        shape: Sizes to keep.
-    """
+    """Choose the binary gates that keep ``shape``; the model may be moved to the run's device."""
     if config.method == "layers":
-        return layer_masks(_choose_layers(config, base, shape), base.shape.num_hidden_layers)
+        return layer_choice.layer_masks(
+            _choose_layers(config, base, shape), base.shape.num_hidden_layers
+        )
     if config.method == "random":
         importance = random_importance(base.shape, config.seed)
     elif config.method == "magnitude":
@@ -140,7 +121,7 @@ def choose_masks(config: Config, base: BaseModel, shape: EncoderShape) -> Prunin
 def _choose_layers(config: Config, base: BaseModel, shape: EncoderShape) -> list[int]:
     layers, keep = base.shape.num_hidden_layers, shape.num_hidden_layers
     if config.baseline.layer_choice == "every_nth":
-        return every_nth_layer(layers, keep)
+        return layer_choice.every_nth_layer(layers, keep)
     score = layer_score(config, base)
 
     def score_and_log(kept: Sequence[int]) -> float:
@@ -148,7 +129,7 @@ def _choose_layers(config: Config, base: BaseModel, shape: EncoderShape) -> list
         log.info("layers %s: %.4f", ", ".join(map(str, kept)), found)
         return found
 
-    return best_layers(layers, keep, score_and_log)
+    return layer_choice.best_layers(layers, keep, score_and_log)
 
 
 def layer_score(config: Config, base: BaseModel) -> Callable[[Sequence[int]], float]:
@@ -157,10 +138,6 @@ def layer_score(config: Config, base: BaseModel) -> Callable[[Sequence[int]], fl
     With scored pairs in ``data.eval`` the score is the mean of their Spearman correlations.
     Otherwise it is the mean cosine of dense vectors of the calibration texts with those of the
     unpruned model.
-
-    Args:
-        config: The run.
-        base: The unpruned model.
     """
     size, length = config.eval_batch_size, config.model.max_length
     encoder = TextEncoder(base, torch_device(config.device), length, size)
@@ -170,7 +147,7 @@ def layer_score(config: Config, base: BaseModel) -> Callable[[Sequence[int]], fl
     original = None if pairs else _dense_vecs(encoder, texts)
 
     def score(kept: Sequence[int]) -> float:
-        gates = layer_masks(kept, base.shape.num_hidden_layers).layer
+        gates = layer_choice.layer_masks(kept, base.shape.num_hidden_layers).layer
         encoder.masks = PruningMasks(layer=gates.to(encoder.device))
         if not pairs:
             return float((_dense_vecs(encoder, texts) * original).sum(1).mean())

@@ -15,15 +15,8 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 from bge_pruning.config.load import ConfigError, load_config
-from bge_pruning.evaluation.efficiency import (
-    COMPILE,
-    ONNX,
-    RUNTIMES,
-    TORCH,
-    Encoder,
-    measure_efficiency,
-    shape_of,
-)
+from bge_pruning.evaluation import efficiency
+from bge_pruning.evaluation.efficiency import COMPILE, ONNX, RUNTIMES, TORCH
 from bge_pruning.evaluation.encoders import check_model_name, load_encoder
 from bge_pruning.evaluation.onnx_encoder import OnnxEncoder, find_provider
 from bge_pruning.evaluation.text_encoder import TextEncoder
@@ -72,28 +65,25 @@ def benchmark(
     """Check, load and measure.
 
     Args:
-        candidates: See :func:`find_candidates`.
-        runtimes: See :func:`choose_runtimes`.
         dtype: A name of :data:`bge_pruning.model_io.precision.DTYPES`.
-        device: Torch device.
         batch_sizes: Numbers of texts in a batch.
         lengths: Numbers of tokens in a text.
         texts: Texts of real lengths, which are measured too.
         seconds: Time to spend on each setting.
 
     Returns:
-        JSON-ready: ``model`` and ``baseline`` (``None`` if there is none), their names; ``shapes``
-        in words and ``parameters`` by part, of each of the two; ``device``, ``dtype``,
-        ``runtimes``; ``machine``, see :func:`bge_pruning.utils.environment.describe_machine`;
-        ``versions``; and what :func:`bge_pruning.evaluation.efficiency.measure_efficiency` returns.
+        JSON-ready: names of ``model`` and ``baseline``, ``shapes`` in words and ``parameters`` by
+        part of both, the settings, and what is measured.
 
     Raises:
-        ValueError: See :func:`check_request` and :func:`open_models`. Nothing is measured then.
+        ValueError: If this cannot be measured; nothing is measured then.
     """
     check_request(candidates, runtimes, dtype, device)
     with open_models(candidates, runtimes, dtype, device, texts) as opened:
-        shapes = {name: shape_of(encoder) for name, encoder in opened[runtimes[0]].items()}
-        found = measure_efficiency(opened, batch_sizes, lengths, texts, seconds)
+        shapes = {
+            name: efficiency.shape_of(encoder) for name, encoder in opened[runtimes[0]].items()
+        }
+        found = efficiency.measure_efficiency(opened, batch_sizes, lengths, texts, seconds)
     baseline = candidates.get("baseline")
     versions = {"onnxruntime": version("onnxruntime")} if ONNX in runtimes else {}
     return {
@@ -111,21 +101,16 @@ def benchmark(
 
 
 def find_candidates(model: str, baseline: str | None = None) -> dict[str, Candidate]:
-    """Find the models that a command line names.
+    """Find the models that a command line names: ``model`` and, if there is one, ``baseline``.
 
     Args:
-        model: See :func:`bge_pruning.evaluation.encoders.check_model_name`; or a configuration,
-            for random weights of its target shape.
+        model: Name of a model, or a configuration, for random weights of its target shape.
         baseline: Name of the model to compare with. ``None`` compares with nothing, or with random
             weights of the source shape if the model is a configuration.
 
-    Returns:
-        ``model`` and, if there is one, ``baseline``.
-
     Raises:
         ConfigError: If a configuration is invalid or prunes nothing.
-        FileNotFoundError: If there is no such model.
-        ValueError: See :func:`bge_pruning.evaluation.encoders.check_model_name`.
+        ValueError: If a name is invalid.
     """
     found = {"model": _find_candidate(model)}
     if baseline is not None:
@@ -158,9 +143,7 @@ def choose_runtimes(
 ) -> tuple[str, ...]:
     """Return each runtime once, in the order in which they are measured.
 
-    Args:
-        candidates: See :func:`find_candidates`.
-        asked: Some of ``RUNTIMES``; by default ONNX Runtime for an ONNX file, PyTorch otherwise.
+    Without ``asked`` this is ONNX Runtime for an ONNX file, PyTorch otherwise.
 
     Raises:
         ValueError: If an ONNX file is to run in another runtime.
@@ -180,8 +163,6 @@ def check_request(
     candidates: Mapping[str, Candidate], runtimes: Sequence[str], dtype: str, device: str
 ) -> None:
     """Check that a measurement is possible here, before a model is loaded.
-
-    The arguments are those of :func:`benchmark`.
 
     Raises:
         ImportError: If ``onnx`` or ``onnxruntime`` is needed and not installed.
@@ -212,12 +193,11 @@ def open_models(
     dtype: str,
     device: str,
     texts: Sequence[str] = (),
-) -> Iterator[dict[str, dict[str, Encoder]]]:
+) -> Iterator[dict[str, dict[str, efficiency.Encoder]]]:
     """Load all models for all runtimes.
 
-    A model without an ONNX file is exported into a temporary folder. The arguments are those of
-    :func:`benchmark`; the words of ``texts`` are tokens of the models of random weights, so that
-    these texts have a natural length.
+    A model without an ONNX file is exported into a temporary folder. The words of ``texts`` are
+    tokens of the models of random weights, so that these texts have a natural length.
 
     Yields:
         Encoders by runtime and by the name of the candidate.
@@ -226,7 +206,7 @@ def open_models(
         ValueError: If a model cannot be loaded or is not an XLM-R model.
     """
     words = list(dict.fromkeys(word for text in texts for word in text.split()))
-    opened: dict[str, dict[str, Encoder]] = {runtime: {} for runtime in runtimes}
+    opened: dict[str, dict[str, efficiency.Encoder]] = {runtime: {} for runtime in runtimes}
     in_torch = [runtime for runtime in runtimes if runtime != ONNX]
     with TemporaryDirectory(prefix="bge_pruning_") as folder:
         for name, candidate in candidates.items():
@@ -258,16 +238,8 @@ def _load(candidate: Candidate, words: Sequence[str]) -> BaseModel:
 
 def _export(base: BaseModel, folder: Path) -> Path:
     folder.mkdir()
-    write_model_folder(
-        folder,
-        base.backbone,
-        base.heads,
-        base.shape,
-        base.hf_config,
-        base.tokenizer_files,
-        base.max_seq_length,
-        base.prompts,
-        projection=base.projection,
-    )
+    weights = (base.backbone, base.heads, base.shape)
+    texts = (base.hf_config, base.tokenizer_files, base.max_seq_length, base.prompts)
+    write_model_folder(folder, *weights, *texts, projection=base.projection)
     export_onnx(folder, base)
     return folder / FOLDER / MODEL

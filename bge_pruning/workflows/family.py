@@ -1,8 +1,6 @@
 """Several sizes from one pruning run: each is cut from the next larger one, and trained on.
 
-Launch:
-    python scripts/export_family.py CONFIG.yaml [more.yaml ...] [key=value ...] --densities 0.75 0.6
-    composer -n 2 scripts/export_family.py CONFIG.yaml ...
+Launch it on several GPUs with ``composer -n 2 scripts/export_family.py CONFIG.yaml ...``.
 """
 
 from __future__ import annotations
@@ -11,30 +9,30 @@ import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
 
+from composer.utils import dist, get_device
+
+from bge_pruning.config.command_checks import check_family
 from bge_pruning.config.load import Config, load_config, pruned_model_folder, to_yaml
+from bge_pruning.evaluation.tasks import Task, find_tasks
+from bge_pruning.export.extract import ExtractOptions, write_model
+from bge_pruning.export.extraction import Extraction, nested_extraction, start_extraction
+from bge_pruning.export.model_card import write_model_card
 from bge_pruning.export.pruning_record import MARKER, compute_constraint_report
-from bge_pruning.model_io.checkpoint import find_checkpoint
+from bge_pruning.model_io.checkpoint import find_checkpoint, load_trained_model
+from bge_pruning.model_io.hub import fetch_model_folder
 from bge_pruning.models.encoder_shape import EncoderShape, count_parameters
+from bge_pruning.models.l0_module_embedding import L0Module
 from bge_pruning.models.structural_pruning import KeepIndices
 from bge_pruning.reports.comparison import EVALUATION
+from bge_pruning.reports.comparison_report import write_comparison
+from bge_pruning.reports.report import MARKDOWN, write_report
+from bge_pruning.selection.nested_shapes import check_densities, choose_nested_shapes
+from bge_pruning.training.plan import build_plan
 from bge_pruning.utils.files import refuse_unwritable_folders, write_text
 from bge_pruning.utils.json_records import read_record
 from bge_pruning.utils.records import Constraint, Kept, PruningRecord
-from bge_pruning.workflows.stages import (
-    EvaluationPlan,
-    check_modes,
-    evaluate_model,
-    export_options,
-    keeps_best,
-    on_rank_zero,
-    recover,
-)
-
-if TYPE_CHECKING:
-    from bge_pruning.evaluation.tasks import Task
-    from bge_pruning.export.extract import ExtractOptions
+from bge_pruning.workflows import stages
 
 log = logging.getLogger(__name__)
 
@@ -46,9 +44,8 @@ class Member:
     Attributes:
         name: Such as ``75pct``.
         density: Share of the encoder's parameters that was asked for.
-        shape: Its sizes.
         keep: What it keeps of the unpruned model.
-        constraint: How near the gates were to it, see :func:`compute_constraint_report`.
+        constraint: How near the gates were to it.
     """
 
     name: str
@@ -62,20 +59,17 @@ def export_family(
     paths: Sequence[str],
     overrides: Sequence[str],
     densities: Sequence[float],
-    judged_by: EvaluationPlan,
+    judged_by: stages.EvaluationPlan,
     run: Path | None = None,
 ) -> list[Path]:
     """Prune once, then cut, recover and evaluate every size, from the largest to the smallest.
 
     A size that is there already, from an earlier call that was interrupted, is kept as it is,
     unless the configuration says ``overwrite``. With ``autoresume`` the trainings of that call,
-    finished or not, are gone on with too.
+    finished or not, are resumed too.
 
     Args:
-        paths: YAML files of a pruning run.
-        overrides: ``key=value`` strings.
         densities: Shares of the encoder's parameters to keep.
-        judged_by: Tasks to evaluate on.
         run: A finished pruning run (folder or checkpoint); ``None`` to train it first.
 
     Returns:
@@ -84,44 +78,46 @@ def export_family(
     Raises:
         ConfigError: If the configuration does not prune.
         FileExistsError: If a size of other gates is there already.
-        FileNotFoundError: If there is no such run.
+        FileNotFoundError: If the run does not exist.
         ValueError: If the densities are no different numbers in (0, 1), or no nested shapes have
             them.
     """
-    from composer.utils import dist, get_device
-
-    from bge_pruning.evaluation.tasks import find_tasks
-    from bge_pruning.selection.nested_shapes import check_densities
     from bge_pruning.train import train
 
     check_densities(densities)
     config = load_config(paths, [*overrides, "stage=prune"])
     recovery = load_config(paths, [*overrides, "stage=recover"])
     _check(config, recovery, densities)
-    check_modes(config, judged_by.modes)
-    options = export_options(config)
+    stages.check_modes(config, judged_by.modes)
+    options = stages.export_options(config)
     tasks = find_tasks(judged_by.sts, judged_by.retrieval, judged_by.split)
     dist.initialize_dist(get_device(config.device))
     pruned = train(config) if run is None else run
-    members = choose_members(pruned, densities, keeps_best(config) and run is None)
+    members = choose_members(pruned, densities, stages.keeps_best(config) and run is None)
     family = family_folder(config)
     _check_members(members, family, config.overwrite)
+
+    def own_config(member: Member, stage: str) -> Config:
+        names = [f"run_name={config.run_name}-{member.name}", f"stage={stage}"]
+        names += [f"run_folder={config.run_folder}-{member.name}"]
+        names += [f"results_folder={family / member.name}"]
+        return load_config(paths, [*overrides, *names])
+
     larger: Path | None = None
     for member in members:
-        larger = _make(member, pruned, larger, paths, overrides, config, options)
+        larger = _make(member, pruned, larger, config, own_config(member, "recover"), options)
 
     def finish() -> None:
         for member in members:
-            own = load_config(paths, [*overrides, *_changes(config, member), "stage=prune"])
-            _judge(own, tasks, judged_by.modes)
+            _judge(own_config(member, "prune"), tasks, judged_by.modes)
         _compare(family, members)
 
-    on_rank_zero(finish)
+    stages.on_rank_zero(finish)
     return [family / member.name for member in members]
 
 
 def family_folder(config: Config) -> Path:
-    """Where the sizes of a family lie."""
+    """Where the sizes lie."""
     return Path(f"{config.results_folder}-family")
 
 
@@ -130,16 +126,12 @@ def choose_members(run: Path, densities: Sequence[float], best: bool = False) ->
 
     Args:
         run: Run folder or checkpoint.
-        densities: Shares of the encoder's parameters to keep.
         best: Take the best checkpoint of the run folder.
 
     Raises:
         FileNotFoundError: If there is no checkpoint.
         ValueError: If the run has no gates, or no nested shapes have these densities.
     """
-    from bge_pruning.model_io.checkpoint import load_trained_model
-    from bge_pruning.selection.nested_shapes import choose_nested_shapes
-
     model = load_trained_model(find_checkpoint(run, best))
     gates = model.l0_module
     if gates is None:
@@ -159,22 +151,11 @@ def choose_members(run: Path, densities: Sequence[float], best: bool = False) ->
 
 def _check(config: Config, recovery: Config, densities: Sequence[float]) -> None:
     """Refuse now what would be refused hours later."""
-    from bge_pruning.config.command_checks import check_family
-
     check_family(config, recovery)
     refuse_unwritable_folders({"the family's folder": family_folder(config)})
-    _check_densities(config, densities)
-
-
-def _check_densities(config: Config, densities: Sequence[float]) -> None:
-    """Whether there are nested shapes of these densities; untrained gates tell as well."""
-    from bge_pruning.model_io.hub import fetch_model_folder
-    from bge_pruning.models.l0_module_embedding import L0Module
-    from bge_pruning.selection.nested_shapes import choose_nested_shapes
-    from bge_pruning.training.plan import build_plan
-
     plan = build_plan(config, fetch_model_folder(config.model.base_model, config.model.revision))
     targets = (plan.target, plan.target_parameters, plan.target_speedup, plan.target_length)
+    # Untrained gates tell as well whether there are nested shapes.
     gates = L0Module(plan.source, plan.axes, *targets, seed=config.seed)
     choose_nested_shapes(gates, densities)
 
@@ -191,12 +172,7 @@ def _check_members(members: Sequence[Member], family: Path, overwrite: bool) -> 
 
 
 def is_done(folder: Path, member: Member) -> bool:
-    """Whether a folder holds the recovered model of a size.
-
-    Args:
-        folder: ``model`` in the results folder of the size.
-        member: The size.
-    """
+    """Whether a folder, ``model`` in the results folder of a size, holds its recovered model."""
     record = folder / MARKER
     if not record.is_file():
         return False
@@ -204,50 +180,35 @@ def is_done(folder: Path, member: Member) -> bool:
     return info.kept == Kept(**member.keep.as_dict()) and "recover" in info.batches
 
 
-def _changes(config: Config, member: Member) -> list[str]:
-    """What differs in the configuration of one size."""
-    return [
-        f"run_name={config.run_name}-{member.name}",
-        f"run_folder={config.run_folder}-{member.name}",
-        f"results_folder={family_folder(config) / member.name}",
-    ]
-
-
 def _make(
     member: Member,
     run: Path,
     larger: Path | None,
-    paths: Sequence[str],
-    overrides: Sequence[str],
     config: Config,
+    recovery: Config,
     options: ExtractOptions,
 ) -> Path:
     """Cut one size, train it on and extract it; returns the folder of its recovery run."""
-    folder = family_folder(config) / member.name
-    recovery = load_config(paths, [*overrides, *_changes(config, member), "stage=recover"])
-    if not config.overwrite and is_done(folder / "model", member):
-        log.info("%s is there already and is kept", folder / "model")
+    model = Path(recovery.results_folder) / "model"
+    if not config.overwrite and is_done(model, member):
+        log.info("%s is there already and is kept", model)
         return Path(recovery.run_folder)
     log.info("%s: %s", member.name, member.shape.describe())
     source = run if larger is None else larger
-    best = keeps_best(config if larger is None else recovery) and source.is_dir()
+    best = stages.keeps_best(config if larger is None else recovery) and source.is_dir()
     checkpoint = find_checkpoint(source, best)
     pruned = pruned_model_folder(recovery)
-    on_rank_zero(lambda: cut_member(member, checkpoint, pruned, nested=larger is not None))
-    return recover(recovery, folder / "model", options, config.overwrite)
+    stages.on_rank_zero(lambda: cut_member(member, checkpoint, pruned, nested=larger is not None))
+    return stages.recover(recovery, model, options, config.overwrite)
 
 
 def cut_member(member: Member, checkpoint: Path, output: Path, nested: bool) -> None:
-    """Write one size, not recovered yet.
+    """Write one size, not recovered yet, and replace an extracted model in ``output``.
 
     Args:
-        member: The size.
-        checkpoint: Of the pruning run, or of the recovery of the next larger size.
-        output: Folder to write; an extracted model in it is replaced.
+        checkpoint: That of the pruning run, or of the recovery of the next larger size.
         nested: Whether it is that of the larger size.
     """
-    from bge_pruning.export.extract import write_model
-    from bge_pruning.export.extraction import Extraction, nested_extraction, start_extraction
 
     def start() -> Extraction:
         if not nested:
@@ -260,9 +221,6 @@ def cut_member(member: Member, checkpoint: Path, output: Path, nested: bool) -> 
 
 def _judge(config: Config, tasks: Sequence[Task], modes: Sequence[str]) -> None:
     """Evaluate one size and report it, as far as an earlier call has not."""
-    from bge_pruning.export.model_card import write_model_card
-    from bge_pruning.reports.report import MARKDOWN, write_report
-
     results = Path(config.results_folder)
     if (results / EVALUATION).is_file() and not config.overwrite:
         log.info("%s is there already and is kept", results / EVALUATION)
@@ -270,11 +228,9 @@ def _judge(config: Config, tasks: Sequence[Task], modes: Sequence[str]) -> None:
             return
         write_model_card(results / "model", results / EVALUATION)
     else:
-        evaluate_model(config, tasks, modes)
-    copies = {
-        "metrics-recovery.jsonl": Path(f"{config.run_folder}-recovery") / "metrics.jsonl",
-        MARKER: results / "model" / MARKER,
-    }
+        stages.evaluate_model(config, tasks, modes)
+    metrics = Path(f"{config.run_folder}-recovery") / "metrics.jsonl"
+    copies = {"metrics-recovery.jsonl": metrics, MARKER: results / "model" / MARKER}
     for name, source in copies.items():
         write_text(results / name, source.read_text(encoding="utf-8"))
     write_text(results / "config.yaml", to_yaml(config))
@@ -283,8 +239,6 @@ def _judge(config: Config, tasks: Sequence[Task], modes: Sequence[str]) -> None:
 
 def _compare(family: Path, members: Sequence[Member]) -> None:
     """Put all sizes in one table and one picture."""
-    from bge_pruning.reports.comparison_report import write_comparison
-
     names = [f"{member.name}={family / member.name}" for member in members]
     write_comparison(names, family, overwrite=True)
     for member in members:

@@ -1,8 +1,6 @@
 """The whole life of a run in one command: prune, extract, recover, evaluate, report.
 
-Launch:
-    python scripts/run_pipeline.py CONFIG.yaml [more.yaml ...] [key=value ...]
-    composer -n 2 scripts/run_pipeline.py CONFIG.yaml ...
+Launch it on several GPUs with ``composer -n 2 scripts/run_pipeline.py CONFIG.yaml ...``.
 """
 
 from __future__ import annotations
@@ -14,26 +12,26 @@ import time
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING
+
+from composer.utils import dist, get_device
 
 from bge_pruning.cli import command_words
-from bge_pruning.config.load import Config, load_config, pruned_model_folder
+from bge_pruning.config.command_checks import check_pipeline
+from bge_pruning.config.load import Config, load_config, pruned_model_folder, to_yaml
 from bge_pruning.config.schema import L0, ExportConfig
-from bge_pruning.workflows.stages import (
-    PRUNED_NAME,
-    EvaluationPlan,
-    check_modes,
-    evaluate_model,
-    export_options,
-    keeps_best,
-    on_rank_zero,
-    prune,
-    recover,
-)
-
-if TYPE_CHECKING:
-    from bge_pruning.export.extract import ExtractOptions
-    from bge_pruning.utils.records import EvaluationRecord
+from bge_pruning.evaluation.tasks import find_tasks
+from bge_pruning.export.extract import ExtractOptions
+from bge_pruning.export.vocabulary_texts import choose_for_texts
+from bge_pruning.model_io.pretrained import load_base_model
+from bge_pruning.reports.report import write_report
+from bge_pruning.training.run_folder import check_run, check_run_folder
+from bge_pruning.training.run_report import collect_run, log_results
+from bge_pruning.utils.files import refuse_unwritable_folders, write_text
+from bge_pruning.utils.guard import warn_only
+from bge_pruning.utils.records import EvaluationRecord
+from bge_pruning.workflows import stages
+from bge_pruning.workflows.baselines import plan_baseline
+from bge_pruning.workflows.stages import EvaluationPlan, evaluate_model
 
 log = logging.getLogger(__name__)
 
@@ -41,15 +39,10 @@ log = logging.getLogger(__name__)
 def run_pipeline(
     paths: Sequence[str], overrides: Sequence[str], judged_by: EvaluationPlan
 ) -> EvaluationRecord | None:
-    """Prune, extract, recover, evaluate and report.
+    """Prune, extract, recover, evaluate on tasks that are used for nothing else, and report.
 
     Every step is also a command of its own; they are written to ``commands.txt`` in the results
     folder. On several ranks, training is shared and the first rank does the rest.
-
-    Args:
-        paths: YAML files.
-        overrides: ``key=value`` strings.
-        judged_by: Tasks to evaluate on; they are not used for anything else.
 
     Returns:
         The evaluation, as in ``evaluation.json``, on rank 0; ``None`` on the others.
@@ -58,10 +51,6 @@ def run_pipeline(
         ConfigError: If the configuration does not prune, or the results folder holds another
             run's results.
     """
-    from composer.utils import dist, get_device
-
-    from bge_pruning.evaluation.tasks import find_tasks
-
     started = time.monotonic()
     config = load_config(paths, [*overrides, "stage=prune"])
     recovery = load_config(paths, [*overrides, "stage=recover"])
@@ -69,14 +58,14 @@ def run_pipeline(
     tasks = find_tasks(judged_by.sts, judged_by.retrieval, judged_by.split)
     dist.initialize_dist(get_device(config.device))
     _check(config, recovery)
-    check_modes(config, judged_by.modes)
-    options = export_options(config)
+    stages.check_modes(config, judged_by.modes)
+    options = stages.export_options(config)
     # All ranks have looked before the first one changes anything.
-    on_rank_zero(lambda: _check_vocabulary(config, options))
-    on_rank_zero(lambda: _prepare_results(config))
+    stages.on_rank_zero(lambda: _check_vocabulary(config, options))
+    stages.on_rank_zero(lambda: _prepare_results(config))
 
-    prune(config)
-    recover(recovery, results / "model", options)
+    stages.prune(config)
+    stages.recover(recovery, results / "model", options)
     evaluations: list[EvaluationRecord] = []
 
     def finish() -> None:
@@ -85,16 +74,12 @@ def run_pipeline(
         _report(config, commands, evaluations[0])
         log.info("%s complete after %.1f minutes", results, (time.monotonic() - started) / 60)
 
-    on_rank_zero(finish)
+    stages.on_rank_zero(finish)
     return evaluations[0] if evaluations else None
 
 
 def _check(config: Config, recovery: Config) -> None:
     """Refuse now what one of the steps would refuse hours later."""
-    from bge_pruning.config.command_checks import check_pipeline
-    from bge_pruning.training.run_folder import check_run, check_run_folder
-    from bge_pruning.workflows.baselines import plan_baseline
-
     check_pipeline(config, recovery)
     _check_results(config)
     check_run_folder(recovery)
@@ -103,15 +88,12 @@ def _check(config: Config, recovery: Config) -> None:
 
 def _check_vocabulary(config: Config, options: ExtractOptions) -> None:
     """Choose the tokens as they will be chosen at the end: how many must stay depends on texts."""
-    from bge_pruning.export.vocabulary_texts import choose_for_texts
-    from bge_pruning.model_io.pretrained import load_base_model
-
     if options.vocabulary is not None:
         choose_for_texts(load_base_model(config.model.base_model), options.vocabulary)
 
 
 def export_arguments(config: Config) -> list[str]:
-    """The same for the command line of ``scripts/extract_pruned_model.py``."""
+    """The export options as arguments of ``scripts/extract_pruned_model.py``."""
     plain, words = ExportConfig(), []
     for name, value in asdict(config.export).items():
         if value == getattr(plain, name):
@@ -128,8 +110,6 @@ def export_arguments(config: Config) -> list[str]:
 
 def _check_results(config: Config) -> None:
     """Refuse a results folder in use; an earlier one is replaced only if asked and if it is one."""
-    from bge_pruning.utils.files import refuse_unwritable_folders
-
     results = Path(config.results_folder)
     refuse_unwritable_folders({"results_folder": results})
     in_use = results.exists() and any(results.iterdir())
@@ -141,9 +121,7 @@ def _check_results(config: Config) -> None:
 
 
 def _prepare_results(config: Config) -> None:
-    """An empty results folder with the configuration."""
-    from bge_pruning.config.load import to_yaml
-
+    """Make an empty results folder with the configuration."""
     results = Path(config.results_folder)
     if results.exists():
         shutil.rmtree(results)
@@ -152,10 +130,6 @@ def _prepare_results(config: Config) -> None:
 
 
 def _report(config: Config, commands: list[str], evaluation: EvaluationRecord) -> None:
-    from bge_pruning.reports.report import write_report
-    from bge_pruning.training.run_report import collect_run, log_results
-    from bge_pruning.utils.files import write_text
-    from bge_pruning.utils.guard import warn_only
 
     results = Path(config.results_folder)
     write_text(results / "commands.txt", "\n".join(commands) + "\n")
@@ -177,7 +151,7 @@ def step_commands(
     pruned = str(pruned_model_folder(config))
     # A run that replaces an earlier one can be replayed over itself.
     again = ["--overwrite"] if config.overwrite else []
-    best, best_recovered = (["--best"] if keeps_best(c) else [] for c in (config, recovery))
+    best, best_recovered = (["--best"] if stages.keeps_best(c) else [] for c in (config, recovery))
 
     def line(script: str, *words: str) -> str:
         return shlex.join([*command_words(script), *words])
@@ -188,21 +162,15 @@ def step_commands(
     ]
     if config.method != L0:
         pruning = [line("run_pipeline", *paths, *overrides, "--only", "cut", *again)]
-    evaluation = ["--baseline", config.model.base_model, "--also", f"{PRUNED_NAME}={pruned}"]
-    evaluation += [*judged_by.arguments(), "--output", f"{results}/evaluation.json"]
-    card = ["--card", "--evaluation", f"{results}/evaluation.json"]
+    model, result = f"{results}/model", f"{results}/evaluation.json"
+    extraction = [f"{run}-recovery", model, *best_recovered, *again, *export_arguments(config)]
+    evaluation = ["--baseline", config.model.base_model, "--also", f"{stages.PRUNED_NAME}={pruned}"]
+    evaluation += [*judged_by.arguments(), "--output", result]
     return [
         *pruning,
         line("train_pruning", *paths, *overrides, "stage=recover"),
-        line(
-            "extract_pruned_model",
-            f"{run}-recovery",
-            f"{results}/model",
-            *best_recovered,
-            *again,
-            *export_arguments(config),
-        ),
-        line("evaluate_model", f"{results}/model", *evaluation, *again),
-        line("evaluate_model", f"{results}/model", *card),
+        line("extract_pruned_model", *extraction),
+        line("evaluate_model", model, *evaluation, *again),
+        line("evaluate_model", model, "--card", "--evaluation", result),
         line("write_report", results, "--run", run, *again),
     ]

@@ -29,50 +29,34 @@ def random_base_model(
     """Build a model of random weights in memory.
 
     Args:
-        shape: Sizes of the model.
-        name: Its name, for messages.
+        name: The model's name, for messages.
         words: Words that get a token of their own, so that texts of them have a natural length.
-        seed: Seed of the weights.
     """
     positions = shape.max_position_embeddings - PAD - 1
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         backbone = XLMRobertaBackbone(shape, PAD)
         heads = EmbeddingHeads(shape.hidden_size, "cls", shape.sparse_head, shape.colbert_dim)
+    files = make_tokenizer_files(shape.vocab_size, positions, words)
     return BaseModel(
-        name=name,
-        shape=shape,
-        hf_config=_hf_config(shape),
-        backbone=backbone,
-        heads=heads,
-        tokenizer_files=make_tokenizer_files(shape.vocab_size, positions, words),
-        max_seq_length=positions,
-        pruning=None,
-        prompts={},
+        name, shape, _hf_config(shape), backbone, heads, files, positions, pruning=None, prompts={}
     )
 
 
 def _hf_config(shape: EncoderShape) -> dict[str, Any]:
     sizes = ("hidden_size", "num_attention_heads", "num_hidden_layers", "intermediate_size")
     tables = ("vocab_size", "max_position_embeddings", "type_vocab_size")
-    return {
-        **{key: getattr(shape, key) for key in (*sizes, *tables)},
-        "model_type": "xlm-roberta",
-        "hidden_act": "gelu",
-        "layer_norm_eps": 1e-5,
-        "bos_token_id": 0,
-        "pad_token_id": PAD,
-        "eos_token_id": 2,
-    }
+    special = {"bos_token_id": 0, "pad_token_id": PAD, "eos_token_id": 2}
+    fixed = {"model_type": "xlm-roberta", "hidden_act": "gelu", "layer_norm_eps": 1e-5}
+    return {key: getattr(shape, key) for key in (*sizes, *tables)} | fixed | special
 
 
 def make_tokenizer_files(size: int, max_length: int, words: Sequence[str]) -> dict[str, bytes]:
-    """Make a Unigram tokenizer in XLM-R's layout, of made-up pieces.
+    """Make a Unigram tokenizer in XLM-R's layout, of ``words`` and made-up pieces.
 
     Args:
         size: Number of tokens, special ones included.
         max_length: Longest text in tokens.
-        words: Words that are pieces.
     """
     pieces = islice(_pieces(words), size - len(SPECIAL) - 1)
     scored = [(piece, -8.0 - rank / 30011) for rank, piece in enumerate(pieces)]

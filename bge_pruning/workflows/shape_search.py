@@ -56,13 +56,11 @@ class MeasuredShape:
     """Distance of a cut and fitted model from the whole one, on texts not used for fitting.
 
     Attributes:
-        shape: Its sizes.
         layers: The source's layers that it keeps.
         cosine_error: Error of dense vectors, see :func:`cosine_error`.
         above_best: 95 % interval, over texts, of its error minus that of the best shape.
         multi_vector_error: One minus the mean cosine of multi-vectors with the source's; ``None``
             without such a head.
-        seconds: Time that it took.
     """
 
     shape: EncoderShape
@@ -79,15 +77,12 @@ class ShapeSearch:
 
     Attributes:
         base_model: Folder or hub name of the source.
-        revision: Revision on the hub.
-        source: Sizes of the source.
-        plan: The target of the configuration.
+        plan: Its target is that of the configuration.
         train: Names of the sources of texts.
         candidates: Number of shapes that meet the budget.
         fitted_texts: Number of texts that the shapes were fitted to.
-        judged_texts: Number of texts that they are judged on.
-        seed: Seed of the choice of texts.
-        measured: The measured shapes, the best first.
+        judged_texts: Number of others that they are judged on.
+        measured: The best shape is the first.
     """
 
     base_model: str
@@ -165,11 +160,6 @@ def search_shapes(config: Config, every: bool = False) -> ShapeSearch:
 def find_candidates(config: Config, plan: Plan, source: EncoderShape) -> list[EncoderShape]:
     """Return the shapes to choose from; a target shape replaces the one of its layers and heads.
 
-    Args:
-        config: The run.
-        plan: Its target.
-        source: Sizes of the loaded model.
-
     Raises:
         ConfigError: If only the source itself meets the budget.
     """
@@ -177,9 +167,8 @@ def find_candidates(config: Config, plan: Plan, source: EncoderShape) -> list[En
     if plan.target is not None:
         parameters = float(count_parameters(plan.target).encoder)
     axes = tuple(axis for axis in AXES if axis in config.model.l0_module.pruning_modules)
-    shapes = shapes_of_budget(
-        plan.source, axes, parameters, plan.target_speedup, plan.target_length
-    )
+    budget = (parameters, plan.target_speedup, plan.target_length)
+    shapes = shapes_of_budget(plan.source, axes, *budget)
     found = {(s.num_hidden_layers, s.num_attention_heads): s for s in shapes}
     if plan.target is not None:
         found[plan.target.num_hidden_layers, plan.target.num_attention_heads] = plan.target
@@ -219,11 +208,7 @@ def split_texts(texts: TokenizedTexts, wanted: int) -> tuple[list[int], list[int
 
 
 class _Judge:
-    """Cuts, fits and measures shapes.
-
-    Args:
-        config: The run.
-        base: The unpruned model; it is moved to the run's device.
+    """Cuts, fits and measures shapes of ``base``, which is moved to the run's device.
 
     Raises:
         ValueError: If there are too few texts, or the unpruned model gives all pairs of them the
@@ -268,19 +253,13 @@ class _Judge:
             pair = (found["colbert_vecs"], self.wanted["colbert_vecs"])
             multi = 1.0 - float(torch.cosine_similarity(*pair, dim=-1).mean())
         error = cosine_error(self.cosines[shape], self.wanted_cosines)
-        seconds = time.monotonic() - started
-        self.measured[shape] = MeasuredShape(
-            shape, tuple(keep.layer), error, (0.0, 0.0), multi, seconds
-        )
+        seconds, layers = time.monotonic() - started, tuple(keep.layer)
+        self.measured[shape] = MeasuredShape(shape, layers, error, (0.0, 0.0), multi, seconds)
         log.info("%s: error of cosines %.4f, %.0f s", shape.describe(), error, seconds)
         return error
 
     def ranked(self, seed: int) -> tuple[MeasuredShape, ...]:
-        """Return the measured shapes, the best first, and compare the others with it.
-
-        Args:
-            seed: Seed of the bootstrap.
-        """
+        """Return the measured shapes, the best first, and compare the others with it."""
         best, *others = sorted(self.measured.values(), key=lambda m: m.cosine_error)
         pairs = [(self.cosines[m.shape], self.cosines[best.shape]) for m in others]
         above = [error_difference(*pair, self.wanted_cosines, seed) for pair in pairs]
@@ -311,22 +290,16 @@ def search_rows(search: ShapeSearch) -> tuple[list[str], list[list[str]]]:
     full, flops = count_parameters(search.source).encoder, forward_flops(search.source, [length])
     header = ["keeps layers", "layers", "hidden", "heads", "units", "encoder"]
     header += [f"speed-up at {length}", "error of cosines", "above the best", "of multi-vectors"]
-    rows = []
-    for index, m in enumerate(search.measured):
+
+    def row(index: int, m: MeasuredShape) -> list[str]:
         s, multi, (low, high) = m.shape, m.multi_vector_error, m.above_best
         sizes = (s.num_hidden_layers, s.hidden_size, s.num_attention_heads, s.intermediate_size)
-        rows.append(
-            [
-                render_spans(m.layers),
-                *map(str, sizes),
-                f"{count_parameters(s).encoder / full:.1%}",
-                f"{flops / forward_flops(s, [length]):.2f}",
-                f"{m.cosine_error:.4f}",
-                f"{low:.4f} to {high:.4f}" if index else "",
-                "none" if multi is None else f"{multi:.4f}",
-            ]
-        )
-    return header, rows
+        share, speedup = count_parameters(s).encoder / full, flops / forward_flops(s, [length])
+        cells = [render_spans(m.layers), *map(str, sizes), f"{share:.1%}", f"{speedup:.2f}"]
+        above = f"{low:.4f} to {high:.4f}" if index else ""
+        return [*cells, f"{m.cosine_error:.4f}", above, "none" if multi is None else f"{multi:.4f}"]
+
+    return header, [row(index, m) for index, m in enumerate(search.measured)]
 
 
 def render_spans(layers: Sequence[int]) -> str:

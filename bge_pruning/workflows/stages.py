@@ -9,16 +9,22 @@ from argparse import Namespace
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+
+from composer.utils import dist
 
 from bge_pruning.config.load import Config, ConfigError, pruned_model_folder
 from bge_pruning.config.schema import L0
-
-if TYPE_CHECKING:
-    from bge_pruning.evaluation.tasks import Task
-    from bge_pruning.export.extract import ExtractOptions
-    from bge_pruning.models.encoder_shape import EncoderShape
-    from bge_pruning.utils.records import EvaluationRecord
+from bge_pruning.evaluation import search
+from bge_pruning.evaluation.evaluate import evaluate, write_evaluation
+from bge_pruning.evaluation.tasks import Task
+from bge_pruning.export.extract import PLAIN, ExtractOptions, extract, read_options
+from bge_pruning.export.model_card import write_model_card
+from bge_pruning.model_io.hub import fetch_model_folder
+from bge_pruning.model_io.pretrained import read_shape
+from bge_pruning.models.encoder_shape import EncoderShape
+from bge_pruning.utils.devices import torch_device
+from bge_pruning.utils.records import EvaluationRecord
+from bge_pruning.workflows.baselines import cut_baseline
 
 # How reports call the extracted model that was not trained on yet.
 PRUNED_NAME = "pruned, before recovery"
@@ -29,9 +35,9 @@ class EvaluationPlan:
     """What the finished model is judged by.
 
     Attributes:
-        sts: See :func:`bge_pruning.evaluation.tasks.find_tasks`.
-        retrieval: Folders in BEIR layout or names of tasks.
-        split: Their split.
+        sts: Files of scored pairs, or names of tasks.
+        retrieval: Folders in BEIR layout, or names of tasks.
+        split: Split of the retrieval tasks.
         modes: See :data:`bge_pruning.evaluation.search.MODES`.
     """
 
@@ -42,7 +48,7 @@ class EvaluationPlan:
 
     @classmethod
     def of(cls, args: Namespace) -> EvaluationPlan:
-        """What the options of :func:`bge_pruning.cli.add_task_arguments` say."""
+        """What :data:`bge_pruning.workflows.options.TASKS` were given."""
         return cls(args.sts, args.retrieval, args.split, args.modes)
 
     def arguments(self) -> list[str]:
@@ -54,18 +60,8 @@ class EvaluationPlan:
 
 
 def prune(config: Config) -> None:
-    """Write the pruned model, not recovered yet, where the recovery looks for it.
-
-    Args:
-        config: Of stage ``prune``.
-
-    Raises:
-        ConfigError: See :func:`bge_pruning.train.train` and
-            :func:`bge_pruning.workflows.baselines.cut_baseline`, also for what else is raised.
-    """
-    from bge_pruning.export.extract import extract
+    """Write the pruned model, not recovered yet, where the recovery looks for it."""
     from bge_pruning.train import train
-    from bge_pruning.workflows.baselines import cut_baseline
 
     pruned = pruned_model_folder(config)
     if config.method == L0:
@@ -78,18 +74,7 @@ def prune(config: Config) -> None:
 def recover(
     config: Config, model: Path, options: ExtractOptions | None = None, overwrite: bool = False
 ) -> Path:
-    """Train the pruned model on, and write what comes of it.
-
-    Args:
-        config: Of stage ``recover``.
-        model: Folder to write.
-        options: What to write, see :class:`bge_pruning.export.extract.ExtractOptions`.
-        overwrite: Replace an extracted model that is there.
-
-    Returns:
-        The run folder of the recovery.
-    """
-    from bge_pruning.export.extract import PLAIN, extract
+    """Train the pruned model on, write what comes of it to ``model``, and return the run folder."""
     from bge_pruning.train import train
 
     run = train(config)
@@ -99,28 +84,12 @@ def recover(
 
 
 def evaluate_model(config: Config, tasks: Sequence[Task], modes: Sequence[str]) -> EvaluationRecord:
-    """Judge the model in the results folder, and write the result there and into its card.
-
-    Args:
-        config: Of a pruning run.
-        tasks: See :func:`bge_pruning.evaluation.evaluate.evaluate`.
-        modes: See :data:`bge_pruning.evaluation.search.MODES`.
-    """
-    from bge_pruning.evaluation.evaluate import evaluate, write_evaluation
-    from bge_pruning.export.model_card import write_model_card
-    from bge_pruning.model_io.hub import fetch_model_folder
-    from bge_pruning.utils.devices import torch_device
-
+    """Judge the model in the results folder, and write the result there and into its card."""
     base = fetch_model_folder(config.model.base_model, config.model.revision)
     results = Path(config.results_folder)
-    evaluation = evaluate(
-        str(results / "model"),
-        str(base),
-        tasks,
-        modes,
-        also={PRUNED_NAME: str(pruned_model_folder(config))},
-        device=torch_device(config.device),
-    )
+    model, device = str(results / "model"), torch_device(config.device)
+    also = {PRUNED_NAME: str(pruned_model_folder(config))}
+    evaluation = evaluate(model, str(base), tasks, modes, also=also, device=device)
     write_evaluation(evaluation, results / "evaluation.json", overwrite=config.overwrite)
     write_model_card(results / "model", results / "evaluation.json")
     return evaluation
@@ -133,8 +102,6 @@ def keeps_best(config: Config) -> bool:
 
 def on_rank_zero(action: Callable[[], object]) -> None:
     """Do something once; the other ranks wait."""
-    from composer.utils import dist
-
     if dist.get_global_rank() == 0:
         action()
     dist.barrier()
@@ -143,16 +110,10 @@ def on_rank_zero(action: Callable[[], object]) -> None:
 def check_modes(config: Config, modes: Sequence[str]) -> None:
     """Refuse modes that the finished model will have no head for.
 
-    Args:
-        config: Of the run.
-        modes: See :data:`bge_pruning.evaluation.search.MODES`.
-
     Raises:
         ValueError: If a mode is unknown or the model has no head for it.
-        OSError: If the model cannot be had.
+        OSError: If the model cannot be loaded.
     """
-    from bge_pruning.evaluation import search
-
     search.check_modes(modes, _outputs(config), config.model.base_model)
 
 
@@ -162,10 +123,7 @@ def export_options(config: Config) -> ExtractOptions:
     Raises:
         ConfigError: If the model has no multi-vector head to make square, or fewer tokens than are
             to be kept.
-        FileNotFoundError: See :func:`bge_pruning.export.extract.read_options`, also for what else.
     """
-    from bge_pruning.export.extract import read_options
-
     if config.export.colbert_dim == "hidden" and "colbert_vecs" not in _outputs(config):
         raise ConfigError(
             f"export.colbert_dim is hidden, but {config.model.base_model} has no multi-vector head."
@@ -183,14 +141,10 @@ def export_options(config: Config) -> ExtractOptions:
 def _outputs(config: Config) -> list[str]:
     """Outputs of the finished model."""
     shape, made = _source_shape(config), config.model.init_missing_heads
-    names = ["dense_vecs"]
-    names += ["token_weights"] if shape.sparse_head or made else []
-    names += ["colbert_vecs"] if shape.colbert_dim or made else []
-    return names
+    heads = {"token_weights": shape.sparse_head, "colbert_vecs": shape.colbert_dim}
+    return ["dense_vecs", *(name for name, is_there in heads.items() if is_there or made)]
 
 
 def _source_shape(config: Config) -> EncoderShape:
-    from bge_pruning.model_io.hub import fetch_model_folder
-    from bge_pruning.model_io.pretrained import read_shape
 
     return read_shape(fetch_model_folder(config.model.base_model, config.model.revision))

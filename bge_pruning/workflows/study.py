@@ -1,8 +1,4 @@
-"""A study of quality: a grid of pipeline runs, each written as one file when it is done.
-
-Launch:
-    python scripts/run_quality_study.py STUDY.yaml
-"""
+"""A study of quality: a grid of pipeline runs, each written as one file when it is done."""
 
 from __future__ import annotations
 
@@ -12,11 +8,20 @@ import shutil
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+from bge_pruning.config.command_checks import check_cells
 from bge_pruning.config.load import Config, ConfigError, pruned_model_folder
 from bge_pruning.config.schema import L0
-from bge_pruning.export.pruning_record import MARKER
+from bge_pruning.evaluation.encoders import count_parameters, load_encoder, untrained_encoder
+from bge_pruning.evaluation.floors import WordEmbeddings
+from bge_pruning.evaluation.scoring import score_tasks
+from bge_pruning.evaluation.tasks import SIMILARITY, Task, check_names, find_tasks
+from bge_pruning.evaluation.text_encoder import Encoder, TextEncoder
+from bge_pruning.export.pruning_record import MARKER, compute_constraint_report
+from bge_pruning.model_io import checkpoint
+from bge_pruning.models.l0_module_embedding import distances_to_binary
+from bge_pruning.models.structural_pruning import PruningMasks
 from bge_pruning.reports.study_records import (
     REFERENCE,
     Cut,
@@ -27,11 +32,13 @@ from bge_pruning.reports.study_records import (
     StudyScore,
     read_reference,
 )
+from bge_pruning.training.run_folder import check_run
 from bge_pruning.utils.devices import torch_device
 from bge_pruning.utils.environment import collect_versions, describe_machine
 from bge_pruning.utils.files import lock_of, refuse_unwritable_folders, write_json
 from bge_pruning.utils.json_records import Record, Text, read_record
 from bge_pruning.utils.records import Parameters, PruningRecord
+from bge_pruning.workflows.baselines import plan_baseline
 from bge_pruning.workflows.stages import check_modes, prune, recover
 from bge_pruning.workflows.study_file import (
     Cell,
@@ -45,33 +52,28 @@ from bge_pruning.workflows.study_file import (
     unfinished,
 )
 
-if TYPE_CHECKING:
-    from bge_pruning.evaluation.tasks import Task
-    from bge_pruning.evaluation.text_encoder import Encoder
-
 log = logging.getLogger(__name__)
 
 
 def run_study(study: Study, only: Sequence[str] = (), overwrite: bool = False) -> list[Path]:
     """Run the cells that are not finished yet, in order.
 
-    A study that was stopped goes on when it is run again: finished cells are kept, and the one it
-    was stopped in goes on from its last checkpoint. Several processes may run one study at once,
-    on a file system with locks: each takes cells that no other is at. What a process leaves that
+    A study that was stopped resumes when it is run again: finished cells are kept, and the one that
+    it was stopped in resumes from its last checkpoint. Several processes may run one study at once,
+    on a file system with locks: each takes cells that no other works on. What a process leaves that
     dies is for the next call.
 
     Args:
-        study: The study.
-        only: Conditions on the cells, see :func:`bge_pruning.workflows.study_file.select_cells`.
+        only: Conditions on the cells, as :func:`select_cells` takes them.
         overwrite: Run cells again that were finished with another configuration.
 
     Returns:
-        Files of the cells that were asked for, without those that another process is still at.
+        Files of the cells that were asked for, without those that another process still works on.
 
     Raises:
-        ConfigError: If a configuration is wrong, or finished cells are of another one.
-        FileNotFoundError: If a model or data is not there.
-        ValueError: If data is wrong, or the results folder holds another study.
+        ConfigError: If a configuration is invalid, or finished cells are of another one.
+        FileNotFoundError: If a model or data does not exist.
+        ValueError: If data are invalid, or the results folder holds another study.
     """
     cells = select_cells(study, only)
     todo = unfinished(study, cells, overwrite)
@@ -101,10 +103,6 @@ def run_study(study: Study, only: Sequence[str] = (), overwrite: bool = False) -
 
 def _check(study: Study, cells: Sequence[Cell]) -> None:
     """Refuse now what one of the cells would refuse hours later."""
-    from bge_pruning.config.command_checks import check_cells
-    from bge_pruning.training.run_folder import check_run
-    from bge_pruning.workflows.baselines import plan_baseline
-
     refuse_unwritable_folders({"results_folder": study.results, "run_folder": study.runs})
     firsts: dict[tuple[str, str], Cell] = {}
     for cell in cells:
@@ -120,13 +118,7 @@ def _check(study: Study, cells: Sequence[Cell]) -> None:
 
 
 def find_study_tasks(study: Study) -> list[Task]:
-    """What the models of a study are judged by, loaded.
-
-    Raises:
-        FileNotFoundError: See :func:`bge_pruning.evaluation.tasks.find_tasks`, also for what else.
-    """
-    from bge_pruning.evaluation.tasks import check_names, find_tasks
-
+    """What the models of a study are judged by, loaded."""
     tasks = find_tasks(study.sts, []) if study.sts else []
     for name, split in study.retrieval.items():
         tasks += find_tasks([], [name], split)
@@ -138,11 +130,8 @@ def _find_reference(study: Study, config: Config, tasks: Sequence[Task]) -> Stud
     """Scores of the original and of the floors, measured once for all cells."""
     path = study.results / REFERENCE
     original = study.original or config.model.base_model
-    judged_by = {
-        "tasks": {task.name: task.split for task in tasks},
-        "modes": list(study.modes),
-        "max_length": study.max_length,
-    }
+    judged_by = {"tasks": {task.name: task.split for task in tasks}}
+    judged_by |= study.model_dump(include={"modes", "max_length"})
     if not path.is_file():
         with lock_of(path):
             if not path.is_file():
@@ -159,16 +148,9 @@ def _find_reference(study: Study, config: Config, tasks: Sequence[Task]) -> Stud
 
 
 def measure_reference(
-    study: Study,
-    config: Config,
-    original: str,
-    judged_by: dict[str, Any],
-    tasks: Sequence[Task],
+    study: Study, config: Config, original: str, judged_by: dict[str, Any], tasks: Sequence[Task]
 ) -> StudyReference:
     """Score the original, the mean of its word embeddings and its shape with random weights."""
-    from bge_pruning.evaluation.encoders import count_parameters, load_encoder, untrained_encoder
-    from bge_pruning.evaluation.floors import WordEmbeddings
-
     log.info("scoring the original and the floors")
     encoder = load_encoder(original, torch_device(config.device), study.max_length)
     models: dict[str, Callable[[], Encoder]] = {
@@ -189,16 +171,8 @@ def measure_reference(
 def run_cell(
     study: Study, cell: Cell, tasks: Sequence[Task], reference: StudyReference
 ) -> StudyCell:
-    """Prune or choose, recover, extract and judge; what an earlier call has done is kept.
-
-    Args:
-        study: The study.
-        cell: The cell.
-        tasks: What to judge by.
-        reference: Scores of the original and of the floors.
-    """
-    config = cell_config(study, cell, "prune")
-    recovery = cell_config(study, cell, "recover")
+    """Prune or choose, recover, extract and judge; what an earlier call has done is kept."""
+    config, recovery = (cell_config(study, cell, stage) for stage in ("prune", "recover"))
     chosen = _make_models(config, recovery)
     started = time.monotonic()
     model, pruned = Path(config.results_folder) / "model", pruned_model_folder(config)
@@ -228,26 +202,21 @@ def run_cell(
 
 def score_model(encoder: Encoder, tasks: Sequence[Task], modes: Sequence[str]) -> list[StudyScore]:
     """Main score of a model in every task and mode."""
-    from bge_pruning.evaluation.scoring import score_tasks
-
     kinds = {task.name: task.kind for task in tasks}
     entries = []
     for (task, mode), score in score_tasks(encoder, tasks, modes).items():
         metric, value = next(iter(score.values.items()))
-        entry = StudyScore(task=task, kind=kinds[task], mode=mode, metric=metric, value=value)
-        entries.append(entry)
+        row = {"task": task, "kind": kinds[task], "mode": mode, "metric": metric, "value": value}
+        entries.append(StudyScore(**row))
     return entries
 
 
 def score_folder(
     folder: Path | str, config: Config, study: Study, tasks: Sequence[Task], modes: Sequence[str]
 ) -> list[StudyScore]:
-    """Main scores of a model folder, see :func:`score_model`."""
-    from bge_pruning.evaluation.encoders import load_encoder
-
-    return score_model(
-        load_encoder(str(folder), torch_device(config.device), study.max_length), tasks, modes
-    )
+    """Main scores of a model folder."""
+    encoder = load_encoder(str(folder), torch_device(config.device), study.max_length)
+    return score_model(encoder, tasks, modes)
 
 
 def add_retention(scores: list[StudyScore], originals: Sequence[StudyScore]) -> list[StudyScore]:
@@ -263,41 +232,31 @@ def describe_training(
     config: Config, recovery: Config, chosen: float | None, evaluated: float
 ) -> dict[str, Any]:
     """Steps, tokens and seconds by stage; those of interrupted trainings are whole."""
-    from bge_pruning.model_io.checkpoint import find_checkpoint, read_progress
-
-    runs = {"recover": recovery.run_folder}
-    if config.method == L0:
-        runs = {"prune": config.run_folder, **runs}
+    with_gates = config.method == L0
+    runs = ({"prune": config} if with_gates else {}) | {"recover": recovery}
     progress = {
-        stage: read_progress(find_checkpoint(Path(folder))) for stage, folder in runs.items()
+        stage: checkpoint.read_progress(checkpoint.find_checkpoint(Path(run.run_folder)))
+        for stage, run in runs.items()
     }
-    seconds = {} if config.method == L0 else {"choose": chosen}
+    seconds = ({} if with_gates else {"choose": chosen}) | {
+        stage: found.seconds for stage, found in progress.items()
+    }
     return {
         "steps": {stage: found.batches for stage, found in progress.items()},
         "tokens": {stage: found.tokens for stage, found in progress.items()},
-        "seconds": {
-            **seconds,
-            **{stage: found.seconds for stage, found in progress.items()},
-            "evaluate": evaluated,
-        },
+        "seconds": {**seconds, "evaluate": evaluated},
     }
 
 
 def describe_gates(config: Config, pruned: Path) -> GateState | None:
     """How decided the gates were before the cut, and how far from the target; of l0 alone.
 
-    Returns:
-        ``distance``, the mean over the gates of an axis of the distance of a gate's open
-        probability to 0 or 1, and ``gap``, expected minus target sparsity, both by axis; under
-        ``all`` the distance over all gates, under ``encoder`` the gap of the encoder's parameters.
+    Both are by axis; under ``all`` is the distance over all gates, under ``encoder`` the gap of the
+    encoder's parameters.
     """
-    from bge_pruning.export.pruning_record import compute_constraint_report
-    from bge_pruning.model_io.checkpoint import load_trained_model
-    from bge_pruning.models.l0_module_embedding import distances_to_binary
-
     if config.method != L0:
         return None
-    gates = load_trained_model(_cut_checkpoint(pruned)).l0_module
+    gates = checkpoint.load_trained_model(_cut_checkpoint(pruned)).l0_module
     constraint = compute_constraint_report(gates, gates.realised_shape())
     gap = {axis: row.expected_sparsity - row.target_sparsity for axis, row in constraint.items()}
     return GateState(distance=distances_to_binary(gates.open_probabilities()), gap=gap)
@@ -311,8 +270,6 @@ def measure_cut(
     Before it a model of gates is scored with every gate at the median of its noise, and for a
     baseline the unpruned model.
     """
-    from bge_pruning.evaluation.tasks import SIMILARITY
-
     pairs = [task for task in tasks if task.kind == SIMILARITY]
     if not pairs:
         return {}
@@ -324,26 +281,17 @@ def measure_cut(
         before = [e for e in reference.scores.original if e.mode == "dense"]
     values = {entry.task: entry.value for entry in before}
     after = score_folder(pruned, config, study, pairs, ["dense"])
-    return {
-        entry.task: Cut(
-            before=values[entry.task], after=entry.value, lost=values[entry.task] - entry.value
-        )
-        for entry in after
-        if entry.task in values
-    }
+    both = [(e.task, values[e.task], e.value) for e in after if e.task in values]
+    return {task: Cut(before=was, after=now, lost=was - now) for task, was, now in both}
 
 
 def _gated_encoder(config: Config, pruned: Path, study: Study) -> Encoder:
     """The model of a pruning run as it is before the cut."""
-    from bge_pruning.evaluation.text_encoder import TextEncoder
-    from bge_pruning.model_io.checkpoint import as_base_model, load_trained_model
-    from bge_pruning.models.structural_pruning import PruningMasks
-
-    model = load_trained_model(_cut_checkpoint(pruned))
+    model = checkpoint.load_trained_model(_cut_checkpoint(pruned))
     device = torch_device(config.device)
     gates = vars(model.l0_module.median_masks())
     masks = PruningMasks(**{k: None if z is None else z.to(device) for k, z in gates.items()})
-    base = as_base_model(model, "the model before the cut")
+    base = checkpoint.as_base_model(model, "the model before the cut")
     return TextEncoder(base, device, study.max_length, 32, masks)
 
 
@@ -357,7 +305,7 @@ def _cut_checkpoint(pruned: Path) -> Path:
 
 
 def _make_models(config: Config, recovery: Config) -> float | None:
-    """Train and write the pruned and the recovered model, as far as they are not there.
+    """Train and write the pruned and the recovered model, as far as they do not exist.
 
     Returns:
         Seconds of a baseline's choice and cut; ``None`` if an earlier call has made it.
@@ -374,7 +322,7 @@ def _make_models(config: Config, recovery: Config) -> float | None:
 
 
 def _start_runs(study: Study, cell: Cell) -> None:
-    """Note what the runs of a cell are of; those of another configuration are not gone on with."""
+    """Note what the runs of a cell are of; those of another configuration are not resumed."""
     note, now = study.runs / f"{cell.name}.json", describe_config(study, cell)
     if note.is_file():
         then = read_record(note, dict[str, Any], "remove the file and the runs beside it")

@@ -25,7 +25,20 @@ NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,60}")
 FIX = "see configs/quality/study.yaml for the layout"
 
 
-class _StudyFile(Record):
+class Study(Record):
+    """A grid of pipeline runs, as its file has it.
+
+    Attributes:
+        base: YAML files of every run.
+        overrides: ``key=value`` strings of every run.
+        methods: More of them, by the name of a method.
+        sizes: More of them, by the name of a size.
+        sts: Files of scored pairs to judge by, or names of tasks.
+        retrieval: Folders in BEIR layout or names of tasks, and the split of each.
+        max_length: Tokens at which texts are cut in evaluation; ``None`` for the models' own limit.
+        original: The model whose scores count as 100 %; ``None`` for the one that is pruned.
+    """
+
     base: list[Text]
     overrides: list[Text] = Field(default_factory=list)
     methods: dict[str, list[Text]]
@@ -39,57 +52,29 @@ class _StudyFile(Record):
     results_folder: Text = "experiments/results/quality"
     run_folder: Text | None = None
 
+    @property
+    def results(self) -> Path:
+        """Folder of what is kept."""
+        return Path(self.results_folder)
 
-KEYS = list(_StudyFile.model_fields)
+    @property
+    def runs(self) -> Path:
+        """Folder of what is removed when a cell is done."""
+        return Path(self.run_folder or f"experiments/checkpoints/{self.results.name}")
+
+
+KEYS = list(Study.model_fields)
 # What a result does not depend on.
 INCIDENTAL = (
-    *("run_name", "run_folder", "results_folder", "data.processed_folder"),
-    *("autoresume", "overwrite", "dry_run", "stage", "checkpoints_to_keep", "save_interval"),
-    *("progress_bar", "log_interval", "dist_timeout", "loggers"),
-)
-
+    "run_name run_folder results_folder data.processed_folder autoresume overwrite dry_run stage "
+    "checkpoints_to_keep save_interval progress_bar log_interval dist_timeout loggers"
+).split()
 # What a baseline does not depend on either: how gates are trained.
-OF_GATES = (
-    *("optimizer.l0_lr", "optimizer.lagrangian_lr", "optimizer.lambda_2_lr"),
-    *(
-        f"model.l0_module.{key.name}"
-        for key in fields(L0ModuleConfig)
-        if key.name != "pruning_modules" and not key.name.startswith("target_")
-    ),
-)
-
-
-@dataclass(frozen=True)
-class Study:
-    """A grid of pipeline runs.
-
-    Attributes:
-        base: YAML files of every run.
-        overrides: ``key=value`` strings of every run.
-        methods: More of them, by the name of a method.
-        sizes: More of them, by the name of a size.
-        seeds: Of the runs.
-        sts: Files of scored pairs to judge by, or names of tasks.
-        retrieval: Folders in BEIR layout or names of tasks, and the split of each.
-        modes: See :data:`bge_pruning.evaluation.search.MODES`.
-        max_length: Tokens at which texts are cut in evaluation; ``None`` for the models' own limit.
-        original: The model whose scores count as 100 %; ``None`` for the one that is pruned.
-        results: Folder of what is kept.
-        runs: Folder of what is removed when a cell is done.
-    """
-
-    base: tuple[str, ...]
-    overrides: tuple[str, ...]
-    methods: Mapping[str, Sequence[str]]
-    sizes: Mapping[str, Sequence[str]]
-    seeds: tuple[int, ...]
-    sts: tuple[str, ...]
-    retrieval: Mapping[str, str]
-    modes: tuple[str, ...]
-    max_length: int | None
-    original: str | None
-    results: Path
-    runs: Path
+OF_GATES = ["optimizer.l0_lr", "optimizer.lagrangian_lr", "optimizer.lambda_2_lr"] + [
+    f"model.l0_module.{key.name}"
+    for key in fields(L0ModuleConfig)
+    if key.name != "pruning_modules" and not key.name.startswith("target_")
+]
 
 
 @dataclass(frozen=True)
@@ -110,42 +95,27 @@ def read_study(path: Path) -> Study:
     """Read and check a study; the configurations of its cells are not looked at yet.
 
     Args:
-        path: YAML file, or the name of a shipped one; the files under ``base`` are named relative
-            to it.
+        path: YAML file, to which the files under ``base`` are relative, or name of a shipped one.
 
     Raises:
-        ConfigError: If the file cannot be read, or a key or value is wrong.
+        ConfigError: If the file cannot be read, or a key or value is invalid.
     """
     path = find_config(path)
     content = read_mapping(path)
-    for key in content:
-        if key not in KEYS:
-            close = difflib.get_close_matches(str(key), KEYS, n=1)
-            fix = f"did you mean '{close[0]}'?" if close else f"known: {', '.join(KEYS)}."
-            raise ConfigError(f"{path}: unknown key '{key}': {fix}")
+    for key in (key for key in content if key not in KEYS):
+        close = difflib.get_close_matches(str(key), KEYS, n=1)
+        fix = f"did you mean '{close[0]}'?" if close else f"known: {', '.join(KEYS)}."
+        raise ConfigError(f"{path}: unknown key '{key}': {fix}")
     try:
-        given = parse_record(content, _StudyFile, str(path), FIX)
+        study = parse_record(content, Study, str(path), FIX)
     except ValueError as error:
         raise ConfigError(str(error)) from None
-    _check_grid(given, path)
-    results = Path(given.results_folder)
-    return Study(
-        base=tuple(str(path.parent / file) for file in given.base),
-        overrides=tuple(given.overrides),
-        methods=given.methods,
-        sizes=given.sizes,
-        seeds=tuple(given.seeds),
-        sts=tuple(given.sts),
-        retrieval=given.retrieval,
-        modes=tuple(given.modes),
-        max_length=given.max_length,
-        original=given.original,
-        results=results,
-        runs=Path(given.run_folder or f"experiments/checkpoints/{results.name}"),
-    )
+    _check_grid(study, path)
+    study.base = [str(path.parent / file) for file in study.base]
+    return study
 
 
-def _check_grid(given: _StudyFile, path: Path) -> None:
+def _check_grid(given: Study, path: Path) -> None:
     for key in ("base", "methods", "sizes", "seeds"):
         if not getattr(given, key):
             raise ConfigError(f"{path}: {key} is empty. To fix, {FIX}.")
@@ -168,10 +138,7 @@ def _check_grid(given: _StudyFile, path: Path) -> None:
 
 
 def list_cells(study: Study) -> list[Cell]:
-    """All cells; every beginning of the list is as useful as it can be.
-
-    First come all methods at one size with one seed, then the other sizes, then the other seeds.
-    """
+    """All cells: every method at one size with one seed, then the other sizes, then other seeds."""
     return [
         Cell(method, size, seed)
         for seed in study.seeds
@@ -184,18 +151,14 @@ def select_cells(study: Study, only: Sequence[str]) -> list[Cell]:
     """The cells that are asked for.
 
     Args:
-        study: The study.
         only: Conditions ``method=NAMES``, ``size=NAMES``, ``seed=NUMBERS``, values separated by
             commas; all of them must hold.
 
     Raises:
         ConfigError: If a condition is none, or names what the study does not have.
     """
-    known = {
-        "method": list(study.methods),
-        "size": list(study.sizes),
-        "seed": [str(seed) for seed in study.seeds],
-    }
+    seeds = [str(seed) for seed in study.seeds]
+    known = {"method": list(study.methods), "size": list(study.sizes), "seed": seeds}
     wanted = {key: set(values) for key, values in known.items()}
     for condition in only:
         key, separator, values = condition.partition("=")
@@ -214,36 +177,22 @@ def select_cells(study: Study, only: Sequence[str]) -> list[Cell]:
     return [
         cell
         for cell in list_cells(study)
-        if cell.method in wanted["method"]
-        and cell.size in wanted["size"]
-        and str(cell.seed) in wanted["seed"]
+        if all(str(getattr(cell, key)) in values for key, values in wanted.items())
     ]
 
 
 def cell_config(study: Study, cell: Cell, stage: str) -> Config:
-    """The configuration of one stage of a cell, which goes on where an earlier call was stopped.
-
-    Args:
-        study: The study.
-        cell: The cell.
-        stage: ``prune`` or ``recover``.
+    """The configuration of one stage of a cell, which resumes what an earlier call has begun.
 
     Raises:
-        ConfigError: If a file cannot be read, or a key or value is wrong.
+        ConfigError: If a file cannot be read, or a key or value is invalid.
     """
-    own = [
-        f"seed={cell.seed}",
-        f"run_name={cell.name}",
-        f"run_folder={study.runs / cell.name}",
-        f"results_folder={study.runs / cell.name}-results",
-        "autoresume=true",
-        "overwrite=false",
-        "checkpoints_to_keep=1",
-        f"stage={stage}",
-    ]
+    run = study.runs / cell.name
+    own = [f"seed={cell.seed}", f"run_name={cell.name}", f"run_folder={run}", f"stage={stage}"]
+    own += [f"results_folder={run}-results", "autoresume=true", "overwrite=false"]
     grid = [*study.overrides, *study.methods[cell.method], *study.sizes[cell.size]]
     try:
-        return load_config(study.base, [*grid, *own])
+        return load_config(study.base, [*grid, *own, "checkpoints_to_keep=1"])
     except ConfigError as error:
         raise ConfigError(f"{cell.name}: {error}") from None
 
@@ -254,43 +203,27 @@ def cell_file(study: Study, cell: Cell) -> Path:
 
 
 def describe_config(study: Study, cell: Cell) -> dict[str, Any]:
-    """All that the result of a cell depends on, as values by dotted key.
-
-    Raises:
-        ConfigError: See :func:`cell_config`.
-    """
+    """All that the result of a cell depends on, as values by dotted key."""
     config = cell_config(study, cell, "prune")
-    content = asdict(config)
-    judged_by = {
-        "sts": list(study.sts),
-        "retrieval": dict(study.retrieval),
-        "modes": list(study.modes),
-        "max_length": study.max_length,
-        "original": study.original,
-    }
-    described = _without({**content, "judged_by": judged_by}, INCIDENTAL)
+    judged_by = study.model_dump(include={"sts", "retrieval", "modes", "max_length", "original"})
+    described = _without({**asdict(config), "judged_by": judged_by}, INCIDENTAL)
     if config.method == L0:
         return described
     # All its steps are of recovery.
     described["max_duration"] = cell_config(study, cell, "recover").max_duration
-    return _without(described, (*OF_GATES, "recovery.max_duration"))
+    return _without(described, [*OF_GATES, "recovery.max_duration"])
 
 
 def _without(content: Mapping[str, Any], names: Sequence[str]) -> dict[str, Any]:
     return {
         key: value
-        for key, value in flatten(dict(content)).items()
+        for key, value in flatten(content).items()
         if not any(key == name or key.startswith(f"{name}.") for name in names)
     }
 
 
 def flatten(content: Any, prefix: str = "") -> dict[str, Any]:
-    """Nested keys and lists as dotted keys; an empty list or object is a value.
-
-    Args:
-        content: Of JSON types.
-        prefix: Of the keys.
-    """
+    """Nested keys and lists of JSON as dotted keys; an empty list or object is a value."""
     if not isinstance(content, dict | list) or not content:
         return {prefix: content}
     items = content.items() if isinstance(content, dict) else enumerate(content)
@@ -301,22 +234,12 @@ def flatten(content: Any, prefix: str = "") -> dict[str, Any]:
 
 
 def hash_config(config: Mapping[str, Any]) -> str:
-    """Short name of a configuration.
-
-    Args:
-        config: See :func:`describe_config`.
-    """
-    text = json.dumps(dict(config), sort_keys=True)
-    return hashlib.sha256(text.encode()).hexdigest()[:12]
+    """Short name of a described configuration."""
+    return hashlib.sha256(json.dumps(config, sort_keys=True).encode()).hexdigest()[:12]
 
 
 def find_differences(then: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
-    """Keys whose values differ; a key that one of them does not know yet has its default there.
-
-    Args:
-        then: Configuration of a finished cell.
-        now: The one of the study as it is.
-    """
+    """Keys whose values differ; a key that one of them does not know yet has its default there."""
     plain = flatten(asdict(Config(model=ModelConfig(l0_module=L0ModuleConfig()))))
     return [
         key
@@ -326,15 +249,10 @@ def find_differences(then: Mapping[str, Any], now: Mapping[str, Any]) -> list[st
 
 
 def unfinished(study: Study, cells: Sequence[Cell], overwrite: bool = False) -> list[Cell]:
-    """The cells that are still to be run.
-
-    Args:
-        study: The study.
-        cells: Cells that are asked for.
-        overwrite: Count finished cells of another configuration as not there.
+    """The cells that are still to be run; with ``overwrite``, also those of another configuration.
 
     Raises:
-        ConfigError: If a cell is finished with another configuration.
+        ConfigError: If a cell is finished with another configuration, which is not overwritten.
         ValueError: If a file is no finished cell.
     """
     todo = []

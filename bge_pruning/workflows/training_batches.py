@@ -56,8 +56,6 @@ class TextBatches:
             with ``teacher.cache``: the mapped ``.npy`` file of all vectors. The system keeps this
             file in memory, as it does wherever the cache fits; larger caches are not measured.
         targets: The same vectors of every batch on the device, each ``(B, 1, H)``.
-        pad_token_id: Id of the padding token.
-        device: Torch device.
     """
 
     rows: np.ndarray
@@ -70,12 +68,8 @@ class TextBatches:
     def make(self, index: int, cached: bool) -> Batch:
         """Make a batch on the device.
 
-        The two ways differ in the teacher's vectors only: these are found in the file, copied by
-        the collator and moved; or they are on the device already.
-
-        Args:
-            index: Number of the batch.
-            cached: Read the teacher's vectors from the file.
+        If it is ``cached``, the teacher's vectors are found in the file, copied by the collator and
+        moved; otherwise they are on the device already.
         """
         dataset = self.cached if cached else self.plain
         batch = Collator(self.pad_token_id)([dataset[row] for row in self.rows[index].tolist()])
@@ -107,13 +101,10 @@ def make_batches(
 
     Args:
         texts: Texts of mixed lengths.
-        batch_size: Texts of a batch.
         length: Tokens of a text of fixed length.
         steps: Batches of each kind.
-        pad_token_id: Id of the padding token.
         hidden: ``H`` of the teacher's vectors, which are random.
         folder: Where the file of the teacher's vectors is written.
-        device: Torch device.
 
     Raises:
         ValueError: If there are too few texts.
@@ -160,8 +151,7 @@ class Training:
     """A model and how one step trains it.
 
     Attributes:
-        model: The trained model.
-        step: From a batch on the device to changed weights.
+        step: Goes from a batch on the device to changed weights.
         cached: Whether its batches are made with vectors from the teacher's cache.
     """
 
@@ -178,9 +168,7 @@ def make_trainings(
     Args:
         base: The model; the last training takes over its weights, so that they are not in memory
             twice. Do not use it afterwards.
-        device: Torch device.
         autocast: Run products in bfloat16.
-        names: Names of the trainings.
     """
     trainings = {}
     for name in names:
@@ -194,11 +182,7 @@ def make_trainings(
 
 
 def huggingface_model(base: BaseModel) -> nn.Module:
-    """Return the encoder as transformers' own model, without dropout.
-
-    Args:
-        base: The model; its weights are taken over, not copied.
-    """
+    """Return the encoder as transformers' own model, without dropout; it takes over the weights."""
     from transformers import XLMRobertaConfig, XLMRobertaModel
 
     config = XLMRobertaConfig(**compute_hf_config(base.hf_config, base.shape))
@@ -225,9 +209,8 @@ def _plain(base: BaseModel) -> tuple[nn.Module, Loss]:
 
 def _gated(base: BaseModel, with_teacher: bool) -> tuple[nn.Module, Loss]:
     """With gates on all four axes, half way to half of each."""
-    teacher = None
-    if with_teacher:
-        teacher = FrozenEncoder(*copy.deepcopy((base.backbone, base.heads)))
+    copied = copy.deepcopy((base.backbone, base.heads)) if with_teacher else None
+    teacher = FrozenEncoder(*copied) if copied else None
     gates = L0Module(base.shape, AXES, _half(base.shape), None, seed=0)
     gates.warmup_progress = 0.5
     model = ComposerBGEM3(base.backbone, base.heads, gates, LOSS, teacher)
@@ -241,14 +224,9 @@ def _gated(base: BaseModel, with_teacher: bool) -> tuple[nn.Module, Loss]:
 
 
 def _half(shape: EncoderShape) -> EncoderShape:
-    heads = max(1, shape.num_attention_heads // 2)
-    return replace(
-        shape,
-        num_attention_heads=heads,
-        hidden_size=heads * shape.head_dim,
-        num_hidden_layers=max(1, shape.num_hidden_layers // 2),
-        intermediate_size=max(1, shape.intermediate_size // 2),
-    )
+    axes = ("num_attention_heads", "num_hidden_layers", "intermediate_size")
+    sizes = {name: max(1, getattr(shape, name) // 2) for name in axes}
+    return replace(shape, **sizes, hidden_size=sizes["num_attention_heads"] * shape.head_dim)
 
 
 def _step(model: nn.Module, loss: Loss, device: str, autocast: bool) -> Callable[[Batch], None]:

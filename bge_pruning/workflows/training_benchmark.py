@@ -63,7 +63,6 @@ class MemoryNeed:
     Each training keeps its weights and moments; activations and gradients exist for one at a time.
 
     Attributes:
-        shape: Sizes of the model.
         tokens: Real tokens of the largest batch; gated layers compute nothing for the others.
         padded: Tokens of the largest batch with padding.
         half: Whether products run in 16-bit autocast.
@@ -105,10 +104,8 @@ class MemoryNeed:
         subsets = (s for n in range(len(names) - 1, 0, -1) for s in combinations(ordered, n))
         if fewer := next((s for s in subsets if self.total(s) <= free), None):
             yield f"pass --trainings {' '.join(fewer)} ({self.total(fewer) / 1e9:.1f} GB)"
-        halved = (
-            replace(self, tokens=self.tokens >> n, padded=self.padded >> n)
-            for n in range(1, HALVINGS)
-        )
+        halvings = ((self.tokens >> n, self.padded >> n) for n in range(1, HALVINGS))
+        halved = (replace(self, tokens=real, padded=padded) for real, padded in halvings)
         if smaller := next((h for h in halved if h.tokens and h.total(names) <= free), None):
             yield (
                 f"lower --batch-size, --max-length and --fixed-length to {smaller.padded:,} tokens "
@@ -123,14 +120,11 @@ class StepCost:
     Attributes:
         training: A name of ``TRAININGS``.
         batches: ``FIXED``, ``RANDOM`` or ``GROUPED``.
-        seconds: Of every step, from the rows of its batch to changed weights.
-        data_seconds: The part of them in which the batch is made.
+        seconds: Time of every step, from the rows of its batch to changed weights.
+        data_seconds: The part of it in which the batch is made.
         tokens: Real tokens of every step.
-        padding: Share of padding over all steps.
-        flops: Operations that the trained model needs for the real tokens of all steps; teacher
-            and padding do not count.
-        peak_bytes: Peak size of tensors in the step of the widest batch, without weights and
-            optimizer state; of the device on a GPU.
+        flops: Operations for the real tokens of all steps, without teacher and padding.
+        peak_bytes: Peak of tensors in the widest step, without weights and optimizer state.
     """
 
     training: str
@@ -165,11 +159,6 @@ def load_model(name: str, texts: Sequence[str]) -> BaseModel:
         name: Folder, hub name, or a configuration (``.yaml``): random weights of its model's size.
         texts: Every word of them is a token of a model of random weights, so that texts have about
             the lengths that a real tokenizer gives them.
-
-    Raises:
-        ConfigError: If the configuration is invalid.
-        FileNotFoundError: If the model does not exist.
-        ValueError: If its files are invalid.
     """
     if not name.endswith(".yaml"):
         return load_base_model(name)
@@ -188,31 +177,23 @@ def measure_training(
     names: Sequence[str] = UNCOMPILED,
     report: Callable[[str], None] = lambda _: None,
 ) -> dict[str, Any]:
-    """Measure trainings on all kinds of batches.
+    """Measure trainings on all kinds of batches, and summarise them.
 
     Args:
         base: The model. Its weights are trained: do not use it afterwards.
         texts: Texts of mixed lengths.
-        batch_size: Texts of a batch.
         length: Tokens of a text of fixed length.
         steps: Steps of each training on each kind of batches.
-        device: Torch device.
         autocast: Run products in bfloat16.
-        names: Names of the trainings.
         report: Called with a line about each kind of batches.
-
-    Returns:
-        See :func:`summarise`.
 
     Raises:
         ValueError: If there are too few texts or there is too little memory.
     """
     pad, shape = base.hf_config["pad_token_id"], base.shape
-    with TemporaryDirectory(prefix="training-benchmark-") as name:
-        folder = Path(name)
-        kinds = make_batches(
-            texts, batch_size, length, steps, pad, shape.hidden_size, folder, device
-        )
+    with TemporaryDirectory(prefix="training-benchmark-") as folder:
+        sizes = (batch_size, length, steps, pad, shape.hidden_size)
+        kinds = make_batches(texts, *sizes, Path(folder), device)
         tokens = max(int(batches.lengths.sum(axis=1).max()) for batches in kinds.values())
         padded = max(int(batches.padded.max()) for batches in kinds.values())
         free = free_bytes(device)
@@ -259,7 +240,7 @@ def _measure_kind(
 
 
 def _timed_step(training: Training, batches: TextBatches, index: int) -> tuple[float, float]:
-    """Return the seconds of making the batch, and of the whole step."""
+    """Return the seconds of making a batch, and of the whole step."""
     wait_for(batches.device)
     started = time.perf_counter()
     batch = batches.make(index, training.cached)
@@ -272,11 +253,8 @@ def _timed_step(training: Training, batches: TextBatches, index: int) -> tuple[f
 def measure_flops(device: str, autocast: bool) -> float:
     """Measure the operations per second of a large matrix product, in the fastest of some rounds.
 
-    Other work on the machine can only slow a round down, and make utilisation look better.
-
-    Args:
-        device: Torch device.
-        autocast: Multiply in bfloat16.
+    Other work on the machine can only slow a round down, and make utilisation look better. With
+    ``autocast`` the product is in bfloat16.
     """
     size, repeats = GPU_PRODUCT if torch.device(device).type == "cuda" else CPU_PRODUCT
     a = torch.randn(size, size, device=device, dtype=torch.bfloat16 if autocast else torch.float32)
@@ -291,28 +269,19 @@ def measure_flops(device: str, autocast: bool) -> float:
 
 
 def summarise(costs: Sequence[StepCost], peak_flops: float) -> dict[str, Any]:
-    """Return medians and ratios, JSON-ready.
+    """Return medians and ratios, JSON-ready, of the same trainings on every kind of batches.
 
-    Args:
-        costs: Measurements of the same trainings on every kind of batches.
-        peak_flops: Operations per second of a large product, the fastest that was measured.
-
-    Returns:
-        ``peak_flops``; ``costs``; ``ratios`` by kind of batches and training: quartiles of its step
-        time relative to that of the training that ``RATIOS`` names, on the same batch, where both
-        were measured; ``reading`` by kind of batches: quartiles of the extra time of making a batch
-        with the cache, as a share of a step of gates, which says more than a ratio of steps where
-        it is less than the steps vary; ``throughput``: tokens per second of gates by kind, relative
-        to plain fine-tuning on random batches, if both were measured; ``limits`` of both.
+    ``scripts/benchmark_training.py`` describes the keys. A ratio is taken on the same batch, where
+    both trainings were measured. The extra time of ``reading`` cached vectors says more than a
+    ratio of steps where it is less than the steps vary.
     """
     found = {(cost.training, cost.batches): cost for cost in costs}
     kinds = list(dict.fromkeys(cost.batches for cost in costs))
     throughput, reading = {}, {}
     if {(PLAIN, RANDOM), (GATES, RANDOM)} <= found.keys():
+        speeds = {kind: found[GATES, kind].tokens_per_second for kind in (RANDOM, GROUPED)}
         reference = found[PLAIN, RANDOM].tokens_per_second
-        throughput = {
-            kind: found[GATES, kind].tokens_per_second / reference for kind in (RANDOM, GROUPED)
-        }
+        throughput = {kind: speed / reference for kind, speed in speeds.items()}
     for kind in kinds:
         if {(CACHED, kind), (GATES, kind)} <= found.keys():
             cached, gates = found[CACHED, kind], found[GATES, kind]

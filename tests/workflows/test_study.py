@@ -2,7 +2,6 @@
 
 import shutil
 from contextlib import contextmanager
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -355,7 +354,7 @@ def test_of_gates_nothing_matters_to_a_baseline_but_their_target(changed):
     study = changed(overrides=["save_interval=1ba", *gates, *steps])
     assert [cell.method for cell in unfinished(study, list_cells(study), overwrite=True)] == ["l0"]
     target = TARGET.replace("intermediate_size: 48", "intermediate_size: 32")
-    resized = replace(study, sizes={"half": [target]})
+    resized = study.model_copy(update={"sizes": {"half": [target]}})
     assert len(unfinished(resized, list_cells(resized), overwrite=True)) == 2
 
 
@@ -382,7 +381,7 @@ def test_another_original_needs_another_folder(changed, projected_folder):
 def test_a_reference_that_another_process_is_measuring_is_waited_for(
     finished, tmp_path, monkeypatch
 ):
-    study = replace(finished, results=tmp_path / "quality")
+    study = finished.model_copy(update={"results_folder": str(tmp_path / "quality")})
 
     @contextmanager
     def waited(path):

@@ -1,0 +1,147 @@
+"""How a function becomes a command line, and the options that several commands have."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from bge_pruning.config.shipped import CONFIG_HELP
+from bge_pruning.utils.files import refuse_existing, write_json
+from bge_pruning.utils.guard import run_command
+
+# Yields what is wrong with parsed arguments; the first of it ends the program as a usage error.
+Check = Callable[[argparse.Namespace], Iterator[str]]
+
+
+@dataclass(frozen=True)
+class Option:
+    """An option, or a positional argument.
+
+    Attributes:
+        settings: What ``argparse.ArgumentParser.add_argument`` takes beside the name.
+        group: Title of its group in the help.
+    """
+
+    name: str
+    settings: dict[str, Any]
+    group: str | None = None
+
+
+def value(name: str, text: str | None = None, **settings: Any) -> Option:
+    """An option with one value, and ``text`` as its help."""
+    return Option(name, {"help": text, **settings})
+
+
+def flag(name: str, text: str) -> Option:
+    """An option without a value."""
+    return value(name, text, action="store_true")
+
+
+def listed(name: str, text: str | None = None, metavar: str = "FILE", **settings: Any) -> Option:
+    """An option with one or more values, none by default."""
+    return value(name, text, **{"nargs": "+", "default": [], "metavar": metavar, **settings})
+
+
+def grouped(title: str, *options: Option) -> tuple[Option, ...]:
+    """Options under a title of their own in the help."""
+    return tuple(replace(each, group=title) for each in options)
+
+
+def command(
+    *options: Option, checks: Sequence[Check] = (), intermixed: bool = False
+) -> Callable[[Callable[[argparse.Namespace], None]], Callable[..., int]]:
+    """Make a command line of a function of parsed arguments; its docstring is the help.
+
+    The arguments have one more attribute, ``words``: the command line as it was given.
+
+    Args:
+        options: In the order of the help.
+        checks: Beside those of argparse.
+        intermixed: Allow options between the words of a positional list.
+    """
+
+    def make(work: Callable[[argparse.Namespace], None]) -> Callable[..., int]:
+        def main(argv: Sequence[str] | None = None, prog: str | None = None) -> int:
+            parser = argparse.ArgumentParser(prog=prog, description=work.__doc__)
+            places: dict[str | None, Any] = {None: parser}
+            for each in options:
+                if each.group not in places:
+                    places[each.group] = parser.add_argument_group(each.group)
+                places[each.group].add_argument(each.name, **each.settings)
+            args = (parser.parse_intermixed_args if intermixed else parser.parse_args)(argv)
+            args.words = sys.argv[1:] if argv is None else argv
+            for check in checks:
+                for problem in check(args):
+                    parser.error(problem)
+            return run_command(lambda: work(args))
+
+        main.__doc__ = work.__doc__
+        return main
+
+    return make
+
+
+CONFIG = value("config", CONFIG_HELP, nargs="+")
+DEVICE = value("--device", "torch device (default: %(default)s)", default="cpu")
+
+# The JSON file that a command may write beside what it prints.
+OUTPUT = (
+    value("--output", "JSON file to write", type=Path),
+    flag("--overwrite", "replace the output file"),
+)
+# What a model is evaluated on, and how.
+STS = "files of sentence1,sentence2,score (0 to 5), or names such as STSBenchmark"
+RETRIEVAL = "folders in BEIR layout, or names such as SciFact"
+MODES = "dense, sparse, colbert, dense+sparse, all (default: dense)"
+TASKS = (
+    listed("--sts", STS, "TASK", action="extend"),
+    listed("--retrieval", RETRIEVAL, "TASK", action="extend"),
+    value("--split", "judgements of the folders (default: %(default)s)", default="test"),
+    listed("--modes", MODES, "MODE", default=["dense"]),
+)
+HUB = grouped(
+    "Hugging Face hub",
+    value("--push-to-hub", "upload the folder as owner/name", metavar="NAME"),
+    flag("--private", "make that repository private"),
+)
+
+
+def check_output(args: argparse.Namespace) -> None:
+    """Refuse an existing file before the work begins."""
+    if args.output is not None:
+        refuse_existing([args.output], overwrite=args.overwrite)
+
+
+def write_output(args: argparse.Namespace, result: dict[str, Any]) -> None:
+    """Write the JSON file if it was asked for."""
+    if args.output is not None:
+        write_json(result, args.output, overwrite=args.overwrite)
+
+
+def check_tasks(args: argparse.Namespace) -> Iterator[str]:
+    """Something has to be evaluated on; a mode that is named twice counts once."""
+    if not args.sts and not args.retrieval:
+        yield "nothing to evaluate on: give --sts, --retrieval or both"
+    args.modes = list(dict.fromkeys(args.modes))
+
+
+def check_hub(args: argparse.Namespace) -> Iterator[str]:
+    """Only what is uploaded can be private."""
+    if args.private and not args.push_to_hub:
+        yield "--private needs --push-to-hub"
+
+
+def above_zero(message: str, *names: str) -> Check:
+    """A check that numbers, or lists of them, are above 0 where they are given."""
+
+    def check(args: argparse.Namespace) -> Iterator[str]:
+        values = (getattr(args, name) for name in names)
+        numbers = [n for v in values for n in (v if isinstance(v, list) else [v])]
+        if min(n for n in numbers if n is not None) <= 0:
+            yield f"{message} must be above 0"
+
+    return check
