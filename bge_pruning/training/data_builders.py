@@ -223,11 +223,7 @@ def build_collections(config: Config, base: BaseModel) -> dict[str, Task]:
 
 
 def _teacher_outputs(
-    config: Config,
-    base: BaseModel,
-    teacher: Teacher,
-    texts: TokenizedTexts,
-    names: Sequence[str],
+    config: Config, base: BaseModel, teacher: Teacher, texts: TokenizedTexts, names: Sequence[str]
 ) -> dict[str, np.ndarray]:
     key = compute_cache_key(texts, teacher.fingerprint())
     folder = Path(config.data.processed_folder)

@@ -82,8 +82,5 @@ def build_scheduler(config: Config) -> ComposerScheduler:
     s = config.scheduler
     if s.name == "constant":
         return ConstantWithWarmupScheduler(t_warmup=s.t_warmup)
-    kinds = {
-        "linear": LinearWithWarmupScheduler,
-        "cosine": CosineAnnealingWithWarmupScheduler,
-    }
+    kinds = {"linear": LinearWithWarmupScheduler, "cosine": CosineAnnealingWithWarmupScheduler}
     return kinds[s.name](t_warmup=s.t_warmup, alpha_f=s.alpha_f)

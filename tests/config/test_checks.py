@@ -32,10 +32,7 @@ def empty(tmp_path):
             "optimizer.betas=[[1, 2], [3]]",
             r"betas .* does not hold numbers alone\. To fix, write n",
         ),
-        (
-            "evaluation.modes=[[a]]",
-            r"evaluation\.modes .* does not hold texts alone\. To fix",
-        ),
+        ("evaluation.modes=[[a]]", r"evaluation\.modes .* does not hold texts alone\. To fix"),
         ("data.train=[{name: a, kind: sts, path: b, columns: {a: [b]}}]", "does not hold texts"),
         (
             f"optimizer.lr={10**400}",

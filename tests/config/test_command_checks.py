@@ -30,10 +30,7 @@ ZERO = "loss={sts_regression: 0, distillation_alignment: 0, distillation_similar
     ("overrides", "message"),
     [
         (["data.train=[]"], "data.train is empty. To fix, add configs/training/sts_only.yaml."),
-        (
-            [source("sts", "sts")],
-            "two sources of data.train are called sts. To fix, rename one.",
-        ),
+        ([source("sts", "sts")], "two sources of data.train are called sts. To fix, rename one."),
         (
             [source("sts", "sts").replace("train", "eval")],
             "two sources of data.eval are called sts. To fix, rename one.",

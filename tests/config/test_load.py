@@ -132,10 +132,7 @@ def test_a_value_in_place_of_keys_is_a_config_error(text, write):
         ("precision=fp8", "precision 'fp8' is not one of"),
         ("device=tpu", "device 'tpu' is not one of"),
         ("model.pooling=max", "model.pooling 'max' is not one of"),
-        (
-            "data.train=[{name: a, kind: csv, path: b}]",
-            "kind of data source 'a' 'csv'",
-        ),
+        ("data.train=[{name: a, kind: csv, path: b}]", "kind of data source 'a' 'csv'"),
         ("global_train_batch_size=0", "global_train_batch_size 0 is not above 0"),
         ("eval_batch_size=0", "eval_batch_size 0 is not above 0"),
         ("device_train_microbatch_size=0", "device_train_microbatch_size 0 is not above 0"),

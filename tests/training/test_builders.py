@@ -29,10 +29,7 @@ from bge_pruning.training.builders import (
     build_trainer,
     package_versions,
 )
-from bge_pruning.training.data_builders import (
-    build_evaluators,
-    build_train_loader,
-)
+from bge_pruning.training.data_builders import build_evaluators, build_train_loader
 from bge_pruning.training.plan import build_plan
 from bge_pruning.utils.records import PruningRecord
 from bge_pruning.utils.run_log import FILE_ONLY

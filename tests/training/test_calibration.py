@@ -96,11 +96,7 @@ def test_gates_start_in_the_order_of_importance(order, tiny_yaml):
     base = build_base_model(config)
     axes = ("head", "hidden", "intermediate", "layer")
     target = replace(
-        base.shape,
-        hidden_size=24,
-        num_attention_heads=3,
-        num_hidden_layers=3,
-        intermediate_size=48,
+        base.shape, hidden_size=24, num_attention_heads=3, num_hidden_layers=3, intermediate_size=48
     )
     gates = L0Module(base.shape, axes, target, seed=1).log_alpha
     drawn = copy.deepcopy(gates)

@@ -24,10 +24,7 @@ from bge_pruning.model_io.pretrained import BaseModel
 from bge_pruning.train import train
 from bge_pruning.training import data_builders
 from bge_pruning.training import sources as source_builders
-from bge_pruning.training.builders import (
-    build_base_model,
-    build_teacher,
-)
+from bge_pruning.training.builders import build_base_model, build_teacher
 from bge_pruning.training.data_builders import (
     build_collections,
     build_evaluators,
@@ -118,10 +115,7 @@ def test_sentences_of_all_files_are_each_there_once(
     found = {tokenizer.decode(row, skip_special_tokens=True) for row in ids}
     assert found == {"a cat", "the dog", "a horse rides", "there"}
     torch.testing.assert_close(
-        batch["teacher_dense_vecs"].squeeze(1),
-        dense_vecs(ids, mask),
-        atol=1e-5,
-        rtol=0,
+        batch["teacher_dense_vecs"].squeeze(1), dense_vecs(ids, mask), atol=1e-5, rtol=0
     )
 
 

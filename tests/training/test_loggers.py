@@ -11,10 +11,7 @@ import wandb
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from bge_pruning.callbacks.pruning_callback import GateMapCallback
-from bge_pruning.training.builders import (
-    build_callbacks,
-    build_loggers,
-)
+from bge_pruning.training.builders import build_callbacks, build_loggers
 
 
 def read_metrics(run: Path, key: str) -> dict[int, float]:

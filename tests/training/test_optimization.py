@@ -7,10 +7,7 @@ import torch
 from composer.core import State, Timestamp
 from composer.devices import DeviceCPU
 
-from bge_pruning.training.builders import (
-    build_optimizer,
-    build_scheduler,
-)
+from bge_pruning.training.builders import build_optimizer, build_scheduler
 
 
 def test_a_run_without_gates_has_weights_only(configure, build_all):
@@ -51,11 +48,9 @@ def factor(name: str, step: int, alpha_f: float, warmup: int = 4, last: int = 20
     if step < warmup:
         return step / warmup
     share = (step - warmup) / (last - warmup)
-    shape = {
-        "linear": 1 - share,
-        "cosine": (1 + math.cos(math.pi * share)) / 2,
-        "constant": 1.0,
-    }[name]
+    shape = {"linear": 1 - share, "cosine": (1 + math.cos(math.pi * share)) / 2, "constant": 1.0}[
+        name
+    ]
     return shape if name == "constant" else alpha_f + (1 - alpha_f) * shape
 
 
@@ -64,9 +59,7 @@ def factor(name: str, step: int, alpha_f: float, warmup: int = 4, last: int = 20
 @pytest.mark.parametrize("name", ["linear", "cosine", "constant"])
 def test_learning_rate_schedules(name, alpha_f, warmup, configure):
     config = configure(
-        f"scheduler.name={name}",
-        f"scheduler.alpha_f={alpha_f}",
-        f"scheduler.t_warmup={warmup}",
+        f"scheduler.name={name}", f"scheduler.alpha_f={alpha_f}", f"scheduler.t_warmup={warmup}"
     )
     schedule = build_scheduler(config)
     state = State(torch.nn.Linear(1, 1), 0, "run", DeviceCPU(), max_duration="20ba")

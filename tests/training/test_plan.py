@@ -137,10 +137,7 @@ def test_only_axes_that_shrink_get_gates(plan):
             r"not load the result. To fix, set d_model=16 with n_heads=2 or d_model=24 with "
             r"n_heads=3",
         ),
-        (
-            ("model.l0_module.target_model.n_layers=5",),
-            r"target n_layers 5 is not in \[1, 4\]",
-        ),
+        (("model.l0_module.target_model.n_layers=5",), r"target n_layers 5 is not in \[1, 4\]"),
         (
             ("model.l0_module.target_model.vocab_size=50",),
             "target vocab_size 50 differs from the source's 99: the vocabulary has no gates",
@@ -174,11 +171,7 @@ def test_only_axes_that_shrink_get_gates(plan):
             r"a budget of 1,000,000,000 encoder parameters is not in \(0, ",
         ),
         (
-            (
-                NO_TARGET,
-                "model.l0_module.target_density=0.5",
-                "model.l0_module.pruning_modules=[]",
-            ),
+            (NO_TARGET, "model.l0_module.target_density=0.5", "model.l0_module.pruning_modules=[]"),
             "pruning_modules",
         ),
     ],
