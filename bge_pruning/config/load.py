@@ -42,14 +42,10 @@ class YamlTextError(ValueError):
 
 
 def check_yaml(text: str) -> None:
-    """Refuse what cannot be parsed, or not without harm.
-
-    Args:
-        text: One YAML document.
+    """Refuse a YAML document that cannot be parsed, or not without harm.
 
     Raises:
-        YamlTextError: If it is not YAML, is nested more than ``MAX_DEPTH`` deep, or stands for more
-            than ``MAX_VALUES`` values.
+        YamlTextError: If it is not YAML, is nested too deep, or stands for too many values.
     """
     open_sizes, sizes, anchors = [0], {}, [None]
     try:
@@ -95,7 +91,7 @@ def load_config(paths: Sequence[str | Path], overrides: Sequence[str] = ()) -> C
         overrides: ``key=value`` strings, applied last.
 
     Returns:
-        The typed configuration. With ``stage: recover`` the ``recovery`` keys are merged in.
+        The configuration; with ``stage: recover`` the ``recovery`` keys are merged in.
 
     Raises:
         ConfigError: If a file cannot be read, or a key or value is wrong.
@@ -128,10 +124,6 @@ def _make_recovery(config: Config, pruning: str) -> None:
     The model is the extracted one, without gates, and its teacher is the model it came from; its
     sizes are no longer those that the YAML names. A baseline is cut without any step of training,
     so its recovery has the steps of l0's pruning too: methods are compared at equal steps.
-
-    Args:
-        config: The configuration to change.
-        pruning: Length of the pruning run, a time string.
     """
     if config.method != L0:
         config.max_duration = _add_times(pruning, config.max_duration)
@@ -164,14 +156,7 @@ def to_yaml(config: Config) -> str:
 
 
 def read_mapping(path: Path) -> dict[str, Any]:
-    """Read the keys and values of a YAML file that is not the configuration of a run.
-
-    Args:
-        path: The file.
-
-    Raises:
-        ConfigError: If it cannot be read, or holds no keys.
-    """
+    """Read the keys and values of a YAML file that is not the configuration of a run."""
     return OmegaConf.to_container(_read_yaml(path))
 
 
@@ -294,13 +279,7 @@ def _check_content(
     """Refuse keys that the schema lacks, and values that OmegaConf would compute.
 
     References to other keys are allowed. With ``${oc.env:NAME}``, a secret of the environment would
-    be written into ``config.yaml``.
-
-    Args:
-        content: A value, or keys and values.
-        schema: Class of the keys; ``None`` if they are free.
-        parents: The keys above.
-        origin: Where the content comes from.
+    be written into ``config.yaml``. Without a schema, keys are free.
     """
     if isinstance(content, str) and (found := re.search(r"\$\{[^}]*:", content)):
         raise ConfigError(

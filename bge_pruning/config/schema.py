@@ -29,7 +29,7 @@ def key(default: Any, **rules: Any) -> Any:
     """A key with rules that :mod:`bge_pruning.config.checks` enforces where it is not null.
 
     Args:
-        default: Its default; a list is copied.
+        default: A list is copied.
         rules: ``bound``, a range such as ``above 0``, with ``meaning`` and ``example`` for the
             message; ``choices``, the allowed values, or the allowed items of a list; ``units``,
             those of a time string; ``needs``, options of an export, one of which must be given.
@@ -254,17 +254,10 @@ class ExportConfig:
 
 
 def missing_export_options(given: Mapping[str, Any]) -> dict[str, tuple[str, ...]]:
-    """The options of an export that need another one which is not given, with the options needed.
-
-    Args:
-        given: Values of :class:`ExportConfig` by name.
-    """
-    needs = {option.name: option.metadata.get("needs", ()) for option in fields(ExportConfig)}
-    return {
-        option: needed
-        for option, needed in needs.items()
-        if given[option] and needed and not any(given[name] for name in needed)
-    }
+    """The options of :class:`ExportConfig` that lack another one, with those that would do."""
+    needs = {option.name: option.metadata.get("needs") for option in fields(ExportConfig)}
+    given_needs = {option: names for option, names in needs.items() if given[option] and names}
+    return {o: names for o, names in given_needs.items() if not any(map(given.get, names))}
 
 
 @dataclass
