@@ -13,7 +13,7 @@ import torch
 from composer import Evaluator, Trainer
 from composer.core import Algorithm, Callback, DataSpec
 from composer.loggers import FileLogger, LoggerDestination, TensorboardLogger
-from composer.utils import dist, reproducibility
+from composer.utils import dist
 from torch import Tensor
 
 from bge_pruning.algorithms.gradient_groups import GroupGradientClipping, MeanGradients
@@ -30,22 +30,18 @@ from bge_pruning.callbacks.progress_log import ProgressLog
 from bge_pruning.callbacks.pruning_callback import GateMapCallback, PruningCallback
 from bge_pruning.callbacks.pruning_warnings import PruningWarnings
 from bge_pruning.callbacks.run_metadata_callback import RunMetadataCallback
-from bge_pruning.config.load import Config, ConfigError
-from bge_pruning.config.schema import ModelConfig
+from bge_pruning.config.schema import Config, ConfigError
 from bge_pruning.evaluation.tasks import Task
 from bge_pruning.model_io.checkpoint import RunMetadata, allow_plain_types, build_l0_module
 from bge_pruning.model_io.model_files import read_special_ids
 from bge_pruning.model_io.pretrained import BaseModel, load_base_model
 from bge_pruning.model_io.run_checkpoints import CHECKPOINT
 from bge_pruning.model_io.teacher_folder import Teacher
-from bge_pruning.models.bge_m3_backbone import XLMRobertaBackbone
 from bge_pruning.models.composer_bge_m3 import ComposerBGEM3
-from bge_pruning.models.encoder_shape import EncoderShape
 from bge_pruning.models.model_registry import build_composer_model
 from bge_pruning.training.data_builders import build_loss_weights, build_probes
 from bge_pruning.training.optimization import build_optimizer, build_scheduler
 from bge_pruning.training.plan import Plan
-from bge_pruning.training.random_state import RandomStateOnResume
 from bge_pruning.training.sharding import (
     build_parallelism,
     measure_gradient_scale,
@@ -60,12 +56,15 @@ VERSIONED = ("torch", "mosaicml", "transformers", "sentence-transformers", "toke
 
 def build_metadata(config: Config, plan: Plan, base: BaseModel) -> RunMetadata:
     """Build what checkpoints carry, so that extraction needs nothing else."""
-    l0 = config.model.l0_module
-    arguments = None
+    l0, s = config.model.l0_module, base.shape
+    arguments = target = None
+    if plan.target is not None:  # with the outer parts that the loaded weights have
+        outer = {"sparse_head": s.sparse_head, "colbert_dim": s.colbert_dim}
+        target = asdict(replace(plan.target, pooler=s.pooler, **outer))
     if l0 is not None:
         arguments = {
             "axes": list(plan.axes),
-            "target": None if plan.target is None else asdict(_with_outer(plan, base)),
+            "target": target,
             "target_parameters": plan.target_parameters,
             "target_speedup": plan.target_speedup,
             "target_length": plan.target_length,
@@ -91,14 +90,6 @@ def build_metadata(config: Config, plan: Plan, base: BaseModel) -> RunMetadata:
         refit_texts=config.teacher.refit_texts if config.stage == "recover" else 0,
         versions=package_versions(),
         tokenizer_files=base.tokenizer_files,
-    )
-
-
-def _with_outer(plan: Plan, base: BaseModel) -> EncoderShape:
-    """The target shape with the outer parts that the loaded weights have."""
-    s = base.shape
-    return replace(
-        plan.target, pooler=s.pooler, sparse_head=s.sparse_head, colbert_dim=s.colbert_dim
     )
 
 
@@ -161,7 +152,11 @@ def build_model(
     weights = build_loss_weights(config)
     on_the_fly = weights.distils and not config.teacher.cache
     l0 = config.model.l0_module
-    _apply_options(base.backbone, config.model)
+    if config.model.freeze_embeddings:
+        base.backbone.embeddings.freeze_tables()
+    base.backbone.activation_checkpointing = config.model.activation_checkpointing
+    if config.model.compile:
+        base.backbone.compile_encoder(training=True)
     return build_composer_model(
         config.model.name,
         backbone=base.backbone,
@@ -176,15 +171,6 @@ def build_model(
         chunk_size=config.device_train_microbatch_size if config.loss.compares_texts else None,
         cpu_dtype=torch.bfloat16 if config.precision == "amp_bf16" else None,
     )
-
-
-def _apply_options(backbone: XLMRobertaBackbone, model: ModelConfig) -> None:
-    """Apply the options that trade time for memory, or memory for time."""
-    if model.freeze_embeddings:
-        backbone.embeddings.freeze_tables()
-    backbone.activation_checkpointing = model.activation_checkpointing
-    if model.compile:
-        backbone.compile_encoder(training=True)
 
 
 def _kept(base: BaseModel, axis: str) -> list[int] | None:
@@ -221,19 +207,17 @@ def build_algorithms(
     """
     algorithms: list[Algorithm] = []
     if config.data.adapt_weights_interval is not None:
-        loader = train_loader.dataloader
-        count = config.data.adapt_batches
+        loader, data = train_loader.dataloader, config.data
         sources = range(len(loader.dataset.names))
-        probes = [build_probes(loader, count, source) for source in sources]
-        interval = config.data.adapt_weights_interval
-        algorithms.append(SourceWeights(loader.dataset, probes, interval))
+        probes = [build_probes(loader, data.adapt_batches, source) for source in sources]
+        algorithms.append(SourceWeights(loader.dataset, probes, data.adapt_weights_interval))
     if model.l0_module is not None:
         warmup = config.model.l0_module.lagrangian_warmup_steps
         algorithms.append(PruningSchedule(model.l0_module, warmup))
-    is_saved = stop.save_interval(config.save_interval)
-    guard = NonFiniteGuard(is_saved, skip=config.optimizer.non_finite == "skip")
-    if config.optimizer.max_grad_norm > 0:
-        algorithms.append(GroupGradientClipping(config.optimizer.max_grad_norm, guard))
+    o = config.optimizer
+    guard = NonFiniteGuard(stop.save_interval(config.save_interval), skip=o.non_finite == "skip")
+    if o.max_grad_norm > 0:
+        algorithms.append(GroupGradientClipping(o.max_grad_norm, guard))
     algorithms.append(guard)
     if config.parallelism.fsdp:
         algorithms.append(MeanGradients(measure_gradient_scale(config.device)))
@@ -257,23 +241,20 @@ def build_callbacks(
         rates = {knob: getattr(config.optimizer, knob) for knob in ("l0_lr", "lagrangian_lr")}
         callbacks.append(PruningCallback(model.l0_module, config.log_interval))
         callbacks.append(PruningWarnings(model.l0_module, rates))
-    if config.loggers.wandb is not None and model.l0_module is not None:
-        callbacks.append(GateMapCallback(model.l0_module, config.eval_interval))
+        if config.loggers.wandb is not None:
+            callbacks.append(GateMapCallback(model.l0_module, config.eval_interval))
     if config.data.eval:
-        best, e = None, config.evaluation
-        if e.keep_best is not None:
-            best = BestCheckpoint(e.keep_best, Path(config.run_folder))
-        callbacks.append(
-            EvaluationCallback(
-                base,
-                collections,
-                config.eval_interval,
-                modes=e.modes,
-                batch_size=config.eval_batch_size,
-                max_length=e.max_length or config.model.max_length,
-                best=best,
-            )
+        e, folder = config.evaluation, Path(config.run_folder)
+        evaluation = EvaluationCallback(
+            base,
+            collections,
+            config.eval_interval,
+            modes=e.modes,
+            batch_size=config.eval_batch_size,
+            max_length=e.max_length or config.model.max_length,
+            best=None if e.keep_best is None else BestCheckpoint(e.keep_best, folder),
         )
+        callbacks.append(evaluation)
     return callbacks
 
 
@@ -297,16 +278,6 @@ def build_loggers(config: Config) -> list[LoggerDestination]:
         name = str(folder / f"{config.stage}{suffix}-rank{{rank}}.txt")
         loggers.append(FileLogger(filename=name, overwrite=True))
     return loggers
-
-
-def build_progress_log(config: Config, model: ComposerBGEM3) -> ProgressLog:
-    """Build the progress lines; they are not on the console while there is a bar."""
-    targets = {} if model.l0_module is None else model.l0_module.final_targets()
-    return ProgressLog(config.log_interval, targets, on_console=not _shows_bar(config))
-
-
-def _shows_bar(config: Config) -> bool:
-    return config.progress_bar and sys.stderr.isatty()
 
 
 def _microbatch_size(config: Config) -> int:
@@ -337,6 +308,10 @@ def build_trainer(
     """
     # This comes first: it puts the model on the device, where the optimizer finds it.
     parallelism = build_parallelism(config, model)
+    targets = {} if model.l0_module is None else model.l0_module.final_targets()
+    shows_bar = config.progress_bar and sys.stderr.isatty()
+    # Progress lines are not on the console while there is a bar.
+    progress = ProgressLog(config.log_interval, targets, on_console=not shows_bar)
     with allow_plain_types():
         trainer = Trainer(
             model=model,
@@ -348,8 +323,8 @@ def build_trainer(
             step_schedulers_every_batch=True,
             algorithms=build_algorithms(config, model, train_loader, stop),
             callbacks=callbacks,
-            loggers=[*build_loggers(config), build_progress_log(config, model)],
-            progress_bar=_shows_bar(config),
+            loggers=[*build_loggers(config), progress],
+            progress_bar=shows_bar,
             run_name=Path(config.run_folder).name,
             save_folder=config.run_folder,
             save_filename=CHECKPOINT,
@@ -365,14 +340,3 @@ def build_trainer(
         )
     register_forward_methods(model)
     return trainer
-
-
-def restore_random_state(trainer: Trainer) -> None:
-    """Let a resumed run draw the numbers of an uninterrupted one, with RandomStateOnResume."""
-
-    def restore() -> None:
-        if trainer._rng_state is not None:
-            reproducibility.load_rng_state(trainer._rng_state)
-            trainer._rng_state = None
-
-    trainer.state.algorithms.append(RandomStateOnResume(restore))

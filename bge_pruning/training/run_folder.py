@@ -24,29 +24,19 @@ def check_run(config: Config) -> Plan:
 
     Raises:
         ConfigError: If the configuration does not fit itself or the model.
-        FileExistsError: If the run folder is in use.
-        OSError: If the model cannot be loaded.
-        PermissionError: If a folder cannot be written to.
+        OSError: If the run folder is in use, the model cannot be loaded, or a folder not written.
     """
     check_training(config, torch_device(config.device))
     if config.model.l0_module is not None and config.model.d_model is not None:
         build_plan(config)  # refuses a bad target before anything is fetched
     check_run_folder(config)
-    refuse_unwritable_folders(_written_folders(config))
-    folder = fetch_model_folder(config.model.base_model, config.model.revision)
-    return build_plan(config, folder)
-
-
-def _written_folders(config: Config) -> dict[str, str]:
-    """The folders that a training writes to, by key."""
-    folders = {
-        "run_folder": config.run_folder,
-        "data.processed_folder": config.data.processed_folder,
-    }
-    loggers = config.loggers
+    loggers, processed = config.loggers, config.data.processed_folder
+    folders = {"run_folder": config.run_folder, "data.processed_folder": processed}
     if loggers.wandb is not None or loggers.tensorboard or loggers.file:
         folders["loggers.folder"] = loggers.folder
-    return folders
+    refuse_unwritable_folders(folders)
+    folder = fetch_model_folder(config.model.base_model, config.model.revision)
+    return build_plan(config, folder)
 
 
 def check_run_folder(config: Config) -> None:
@@ -66,11 +56,7 @@ def check_run_folder(config: Config) -> None:
 
 
 def prepare_run_folder(config: Config) -> None:
-    """Make the run folder and record the configuration in it; on rank 0 only.
-
-    Raises:
-        FileExistsError: If the folder is in use.
-    """
+    """Make the run folder and record the configuration in it; on rank 0 only."""
     check_run_folder(config)
     dist.barrier()
     if dist.get_global_rank() == 0:

@@ -23,6 +23,7 @@ from bge_pruning.models.composer_bge_m3 import ComposerBGEM3
 from bge_pruning.training import builders, data_builders
 from bge_pruning.training.calibration import order_gates, refit
 from bge_pruning.training.plan import Plan, render_memory, render_plan
+from bge_pruning.training.random_state import RandomStateOnResume
 from bge_pruning.training.rank_watch import RankWatch, rank_zero_first
 from bge_pruning.training.run_folder import check_run, prepare_run_folder
 from bge_pruning.training.run_record import record_start
@@ -35,17 +36,11 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Stage:
-    """A stage that was checked.
-
-    Attributes:
-        config: Its configuration.
-        plan: Its shapes.
-        is_fresh: Whether it starts anew rather than from a checkpoint.
-    """
+    """A stage that was checked."""
 
     config: Config
     plan: Plan
-    is_fresh: bool
+    is_fresh: bool  # rather than resumed from a checkpoint
 
 
 @dataclass(frozen=True)
@@ -61,19 +56,18 @@ class Inputs:
 
 
 def run_stage(config: Config, watch: RankWatch, run_log: RunLog) -> None:
-    """Run a stage, on one of the ranks.
-
-    Args:
-        config: The configuration of the stage.
-        watch: Tells the other ranks about a failure.
-        run_log: The log that gets a file once there is a run folder.
-    """
+    """Run a stage, on one of the ranks; the log gets a file once there is a run folder."""
     stage = check_stage(config)
     inputs = load_inputs(stage)
     model = build_student(stage, inputs)
     open_run_folder(stage, inputs, run_log)
     stop = StopOnSignal()
-    trainer = build_trainer(stage, inputs, model, stop)
+    watching = (model, inputs.metadata, inputs.base, inputs.collections)
+    callbacks = builders.build_callbacks(config, *watching)
+    data = (inputs.train_loader, inputs.evaluators)
+    trainer = builders.build_trainer(config, model, *data, callbacks, stop)
+    # A resumed run draws the numbers of an uninterrupted one.
+    trainer.state.algorithms.append(RandomStateOnResume(trainer))
     try:
         fit(stage, trainer, stop)
         report(stage, inputs, model)
@@ -133,20 +127,6 @@ def open_run_folder(stage: Stage, inputs: Inputs, run_log: RunLog) -> None:
         record_start(stage.config, inputs.metadata.versions, dist.get_world_size())
 
 
-def build_trainer(
-    stage: Stage, inputs: Inputs, model: ComposerBGEM3, stop: StopOnSignal
-) -> Trainer:
-    """The trainer, at the checkpoint from which the run resumes."""
-    callbacks = builders.build_callbacks(
-        stage.config, model, inputs.metadata, inputs.base, inputs.collections
-    )
-    trainer = builders.build_trainer(
-        stage.config, model, inputs.train_loader, inputs.evaluators, callbacks, stop
-    )
-    builders.restore_random_state(trainer)
-    return trainer
-
-
 def fit(stage: Stage, trainer: Trainer, stop: StopOnSignal) -> None:
     """Train to the end, unless the run is there already, which Composer calls an error."""
     end = trainer.state.max_duration
@@ -162,8 +142,7 @@ def report(stage: Stage, inputs: Inputs, model: ComposerBGEM3) -> None:
     """Write the report of the training; on rank 0 only."""
     if dist.get_global_rank() != 0:
         return
-    config = stage.config
-    retry = f"run scripts/write_report.py {config.run_folder} --overwrite"
+    retry = f"run scripts/write_report.py {stage.config.run_folder} --overwrite"
     with warn_only("the report of the training", retry):
         versions, ranks = inputs.metadata.versions, dist.get_world_size()
-        report_training(config, model.l0_module, versions, ranks)
+        report_training(stage.config, model.l0_module, versions, ranks)
