@@ -42,9 +42,6 @@ def check(config: Config) -> None:
         _check_target(config.model.l0_module)
 
 
-# Rules of single keys
-
-
 def _check_part(part: Any, prefix: str) -> None:
     """Check every key of a dataclass, and of those inside it."""
     hints = get_type_hints(type(part))
@@ -134,9 +131,6 @@ def _check_time(text: str, units: tuple[str, ...], key: str) -> None:
 def _shorten(value: Any) -> str:
     huge = isinstance(value, int) and abs(value) >= LARGEST  # perhaps of thousands of digits
     return "of many digits" if huge else repr(value)[:60]
-
-
-# Rules of several keys, and of one key alone
 
 
 def _check_run_name(name: str) -> None:

@@ -8,13 +8,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from bge_pruning.config.names import (
-    EVALUATED_KINDS,
-    L0,
-    SOURCE_COLUMNS,
-    WITH_PASSAGES,
-    list_metric_keys,
-)
+from bge_pruning.config import names
+from bge_pruning.config.names import EVALUATED_KINDS, L0, WITH_PASSAGES
 from bge_pruning.config.schema import Config, ConfigError, SourceConfig
 
 # Kinds of data that a loss needs. Distillation works with all of them.
@@ -81,15 +76,12 @@ def check_checkpoint_kind(config: Config, checkpoint: Path | None) -> None:
         )
 
 
-# Parts of check_objective
-
-
 def _check_sources(config: Config) -> None:
     """Check names, weights and columns of the sources, and the folder of the processed data."""
     train, evaluated = config.data.train, config.data.eval
     for part, sources in (("train", train), ("eval", evaluated)):
-        names = [source.name for source in sources]
-        if repeated := sorted({name for name in names if names.count(name) > 1}):
+        given = [source.name for source in sources]
+        if repeated := sorted({name for name in given if given.count(name) > 1}):
             raise ConfigError(
                 f"two sources of data.{part} are called {', '.join(repeated)}. To fix, rename one."
             )
@@ -100,7 +92,7 @@ def _check_sources(config: Config) -> None:
             f"source, or to none."
         )
     for source in [*train, *evaluated]:
-        known = SOURCE_COLUMNS.get(source.kind, ())
+        known = names.SOURCE_COLUMNS.get(source.kind, ())
         if unknown := sorted(set(source.columns) - set(known)):
             raise ConfigError(
                 f"columns of data source '{source.name}' names {', '.join(unknown)}; kind "
@@ -190,7 +182,7 @@ def _check_evaluation(config: Config) -> None:
         return
     pairs = [source.name for source in config.data.eval if not source.is_collection]
     collections = [source.name for source in config.data.eval if source.is_collection]
-    keys = list_metric_keys(pairs, collections, evaluation.modes)
+    keys = names.list_metric_keys(pairs, collections, evaluation.modes)
     if evaluation.keep_best not in keys:
         raise ConfigError(
             f"evaluation.keep_best '{evaluation.keep_best}' is not evaluated. To fix, choose one "
@@ -202,9 +194,6 @@ def _check_evaluation(config: Config) -> None:
             "model.l0_module.eval_target_model=false it is evaluated as large as it still is. To "
             "fix, set eval_target_model=true, or keep_best=null."
         )
-
-
-# What the other commands need
 
 
 def check_baseline(config: Config) -> None:

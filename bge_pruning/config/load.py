@@ -160,9 +160,6 @@ def read_mapping(path: Path) -> dict[str, Any]:
     return OmegaConf.to_container(_read_yaml(path))
 
 
-# Reading
-
-
 def _with_bases(path: Path, seen: tuple[Path, ...]) -> list[Path]:
     """The files a YAML builds on, then itself."""
     if path in seen:
@@ -236,9 +233,6 @@ def _parse_override(text: str) -> DictConfig:
 def _first_line(error: Exception) -> str:
     """The message of an error, without the details that OmegaConf writes below it."""
     return next(iter(str(error).strip().splitlines()), type(error).__name__)
-
-
-# Merging
 
 
 @dataclass(frozen=True)

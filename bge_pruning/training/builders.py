@@ -39,14 +39,10 @@ from bge_pruning.model_io.run_checkpoints import CHECKPOINT
 from bge_pruning.model_io.teacher_folder import Teacher
 from bge_pruning.models.composer_bge_m3 import ComposerBGEM3
 from bge_pruning.models.model_registry import build_composer_model
+from bge_pruning.training import sharding
 from bge_pruning.training.data_builders import build_loss_weights, build_probes
 from bge_pruning.training.optimization import build_optimizer, build_scheduler
 from bge_pruning.training.plan import Plan
-from bge_pruning.training.sharding import (
-    build_parallelism,
-    measure_gradient_scale,
-    register_forward_methods,
-)
 from bge_pruning.utils.devices import torch_device
 
 log = logging.getLogger(__name__)
@@ -165,17 +161,12 @@ def build_model(
         loss_weights=weights,
         teacher=teacher.encoder() if on_the_fly else None,
         teacher_dimensions=_teacher_dimensions(config, base, teacher),
-        teacher_layers=_kept(base, "layer"),
+        teacher_layers=None if base.pruning is None else base.pruning.kept.layer,
         eval_target_model=True if l0 is None else l0.eval_target_model,
         special_ids=sorted(read_special_ids(base.tokenizer_files)),
         chunk_size=config.device_train_microbatch_size if config.loss.compares_texts else None,
         cpu_dtype=torch.bfloat16 if config.precision == "amp_bf16" else None,
     )
-
-
-def _kept(base: BaseModel, axis: str) -> list[int] | None:
-    """Indices on an axis that an extracted model has kept of the model it was cut from."""
-    return None if base.pruning is None else getattr(base.pruning.kept, axis)
 
 
 def _teacher_dimensions(config: Config, base: BaseModel, teacher: Teacher | None) -> Tensor | None:
@@ -184,7 +175,7 @@ def _teacher_dimensions(config: Config, base: BaseModel, teacher: Teacher | None
         return None  # similarities need no common dimensions
     if teacher.hidden_size() == base.shape.hidden_size:
         return None
-    kept = _kept(base, "hidden") or []
+    kept = [] if base.pruning is None else base.pruning.kept.hidden or []
     if len(kept) != base.shape.hidden_size:
         raise ConfigError(
             f"teacher '{teacher.name}' has {teacher.hidden_size()} dimensions, {base.name} "
@@ -192,9 +183,6 @@ def _teacher_dimensions(config: Config, base: BaseModel, teacher: Teacher | None
             f"from the model that it was cut from, or set loss.distillation_alignment=0."
         )
     return torch.tensor(kept)
-
-
-# Optimisation
 
 
 def build_algorithms(
@@ -220,7 +208,7 @@ def build_algorithms(
         algorithms.append(GroupGradientClipping(o.max_grad_norm, guard))
     algorithms.append(guard)
     if config.parallelism.fsdp:
-        algorithms.append(MeanGradients(measure_gradient_scale(config.device)))
+        algorithms.append(MeanGradients(sharding.measure_gradient_scale(config.device)))
     return [*algorithms, stop]
 
 
@@ -288,12 +276,6 @@ def _microbatch_size(config: Config) -> int:
     return whole if micro is None or config.loss.compares_texts else micro
 
 
-def _composer_precision(config: Config) -> str:
-    """The trainer's precision: Composer refuses bfloat16 on a CPU, where the model handles it."""
-    on_cpu = torch_device(config.device) == "cpu"
-    return "fp32" if on_cpu and config.precision == "amp_bf16" else config.precision
-
-
 def build_trainer(
     config: Config,
     model: ComposerBGEM3,
@@ -307,11 +289,13 @@ def build_trainer(
     The checkpoint is read without unpickling anything but plain values.
     """
     # This comes first: it puts the model on the device, where the optimizer finds it.
-    parallelism = build_parallelism(config, model)
+    parallelism = sharding.build_parallelism(config, model)
     targets = {} if model.l0_module is None else model.l0_module.final_targets()
     shows_bar = config.progress_bar and sys.stderr.isatty()
     # Progress lines are not on the console while there is a bar.
     progress = ProgressLog(config.log_interval, targets, on_console=not shows_bar)
+    # Composer refuses bfloat16 on a CPU, where the model handles it.
+    handled = config.precision == "amp_bf16" and torch_device(config.device) == "cpu"
     with allow_plain_types():
         trainer = Trainer(
             model=model,
@@ -332,11 +316,11 @@ def build_trainer(
             save_num_checkpoints_to_keep=config.checkpoints_to_keep,
             autoresume=config.autoresume,
             seed=config.seed,
-            precision=_composer_precision(config),
+            precision="fp32" if handled else config.precision,
             device=config.device,
             device_train_microbatch_size=_microbatch_size(config),
             parallelism_config=parallelism,
             dist_timeout=config.dist_timeout,
         )
-    register_forward_methods(model)
+    sharding.register_forward_methods(model)
     return trainer

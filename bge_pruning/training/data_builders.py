@@ -56,9 +56,7 @@ def build_train_loader(config: Config, base: BaseModel, teacher: Teacher | None)
     """Build the training batches of this rank, each of one source.
 
     Raises:
-        ConfigError: If the teacher would read other words in the student's token ids, or has
-            multi-vectors of other dimensions.
-        ValueError: If the data are invalid.
+        ValueError: If the data are invalid, or the teacher does not fit the student.
     """
     if teacher is not None and (mismatch := teacher.find_mismatch(base)):
         raise ConfigError(mismatch)
@@ -71,8 +69,7 @@ def build_train_loader(config: Config, base: BaseModel, teacher: Teacher | None)
             "any. To fix, add them or set it to 0."
         )
     size, ranks = config.global_train_batch_size, dist.get_world_size()
-    lengths = [dataset.lengths for dataset in datasets]
-    sources = config.data.train
+    lengths, sources = [dataset.lengths for dataset in datasets], config.data.train
     weights = [s.weight or max(1, len(n) // size) for s, n in zip(sources, lengths, strict=True)]
     names = [source.name for source in sources]
     mixed = MixedDataset(names, datasets, MixSchedule(weights), size)
@@ -113,10 +110,8 @@ def build_probes(loader: DataLoader, batches: int, source: int) -> list[Batch]:
 
 def render_sources(mixed: MixedDataset, seed: int) -> str:
     """Render the sources as a table: rows, texts, share of the batches, tokens, padding."""
-    lines = [
-        f"{'source':<26} {'rows':>9} {'texts':>10} {'share':>6} {'tokens':>6} {'padding':>8} "
-        f"{'random':>7}"
-    ]
+    head = f"{'source':<26} {'rows':>9} {'texts':>10} {'share':>6} {'tokens':>6}"
+    lines = [f"{head} {'padding':>8} {'random':>7}"]
     shares = mixed.schedule.weights()
     for name, data, share in zip(mixed.names, mixed.datasets, shares, strict=True):
         lengths, tokens = data.lengths, data.tokens

@@ -5,27 +5,18 @@ from __future__ import annotations
 import hashlib
 import logging
 from collections.abc import Callable, Iterable
+from functools import partial
 from itertools import chain
 from pathlib import Path
 
 import numpy as np
 
 from bge_pruning.config.schema import Config, ConfigError, SourceConfig
-from bge_pruning.datasets.contrastive_dataset import (
-    ContrastiveDataset,
-    add_negatives,
-    known_positives,
-    read_contrastive,
-)
+from bge_pruning.datasets import contrastive_dataset as contrastive
+from bge_pruning.datasets import mteb_dataloader as mteb
+from bge_pruning.datasets.contrastive_dataset import ContrastiveDataset
 from bge_pruning.datasets.embedding_dataset import EmbeddingDataset, TokenizedTexts, replace_tokens
 from bge_pruning.datasets.hard_negatives import cached_negatives, mine_negatives, negatives_key
-from bge_pruning.datasets.mteb_dataloader import (
-    mteb_fingerprint,
-    read_beir,
-    read_corpus,
-    read_mteb,
-    read_mteb_corpus,
-)
 from bge_pruning.datasets.retrieval_collection import collection_files
 from bge_pruning.datasets.rows import BadRows, Row, RowTable
 from bge_pruning.datasets.sts_dataloader import read_pairs, read_sentences
@@ -84,7 +75,7 @@ def _reader(source: SourceConfig) -> tuple[ReadRows, object]:
     readers = {
         "sts": lambda table, bad: read_pairs(table, (low, high), bad),
         "sentences": read_sentences,
-        "contrastive": read_contrastive,
+        "contrastive": contrastive.read_contrastive,
     }
     read = readers[source.kind]
 
@@ -95,21 +86,22 @@ def _reader(source: SourceConfig) -> tuple[ReadRows, object]:
 
 
 def _collection_reader(source: SourceConfig) -> tuple[ReadRows, object]:
-    folder, split, task = (
-        Path(source.path),
-        source.split,
-        (source.path, source.split, source.subset),
-    )
-    is_task = source.kind == "mteb"
+    if source.kind == "mteb":
+        task = (source.path, source.split, source.subset)
+        judged, others = partial(mteb.read_mteb, *task), partial(mteb.read_mteb_corpus, *task)
+        content = mteb.mteb_fingerprint(*task)
+    else:
+        folder = Path(source.path)
+        judged = partial(mteb.read_beir, folder, source.split)
+        others = partial(mteb.read_corpus, folder)
+        content = [hash_file(path) for path in collection_files(folder, source.split)]
 
     def rows(bad: BadRows) -> Iterable[Row]:
-        yield from read_mteb(*task, bad) if is_task else read_beir(folder, split, bad)
+        yield from judged(bad)
         if source.mined_negatives:
-            yield from read_mteb_corpus(*task, bad) if is_task else read_corpus(folder, bad)
+            yield from others(bad)
 
-    if is_task:
-        return rows, mteb_fingerprint(*task)
-    return rows, [hash_file(path) for path in collection_files(folder, split)]
+    return rows, content
 
 
 def build_source(
@@ -148,7 +140,7 @@ def build_source(
             corpus.texts, corpus.rows, model, (source.mined_negatives, source.mining_margin)
         )
         path = Path(config.data.processed_folder) / f"negatives-{key}.npy"
-        queries = add_negatives(queries, _mine(source, corpus, queries, embed, path))
+        queries = contrastive.add_negatives(queries, _mine(source, corpus, queries, embed, path))
     # A source without any scores has other losses; some missing scores are a mistake.
     scored = config.loss.score_distillation > 0 and not np.isnan(queries.scores).all()
     negatives = config.data.negatives_of(source)
@@ -171,7 +163,7 @@ def _mine(
         alone = np.diff(rows.starts) == 1
         passages = np.unique(np.concatenate([rows.texts[rows.roles > 0], rows.first[alone]]))
         vectors = embed(corpus.texts)
-        known, bounds = known_positives(queries)
+        known, bounds = contrastive.known_positives(queries)
         known_passages = (np.searchsorted(passages, known), bounds)
         mined = mine_negatives(vectors[queries.first], vectors[passages], known_passages, *settings)
         return np.where(mined < 0, -1, passages[mined])

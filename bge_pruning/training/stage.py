@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import shutil
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -12,26 +13,32 @@ from composer.core import DataSpec
 from composer.utils import dist
 
 from bge_pruning.algorithms.stop_on_signal import StopOnSignal
-from bge_pruning.config.command_checks import check_checkpoint_kind
+from bge_pruning.config.command_checks import check_checkpoint_kind, check_training
+from bge_pruning.config.load import to_yaml
 from bge_pruning.config.schema import Config
 from bge_pruning.evaluation.tasks import Task
 from bge_pruning.model_io.checkpoint import RunMetadata
+from bge_pruning.model_io.hub import fetch_model_folder
 from bge_pruning.model_io.pretrained import BaseModel
 from bge_pruning.model_io.run_checkpoints import find_whole_checkpoint, list_checkpoints
 from bge_pruning.model_io.teacher_folder import Teacher
 from bge_pruning.models.composer_bge_m3 import ComposerBGEM3
 from bge_pruning.training import builders, data_builders
 from bge_pruning.training.calibration import order_gates, refit
-from bge_pruning.training.plan import Plan, render_memory, render_plan
+from bge_pruning.training.plan import Plan, build_plan, render_memory, render_plan
 from bge_pruning.training.random_state import RandomStateOnResume
 from bge_pruning.training.rank_watch import RankWatch, rank_zero_first
-from bge_pruning.training.run_folder import check_run, prepare_run_folder
 from bge_pruning.training.run_record import record_start
 from bge_pruning.training.run_report import report_training
+from bge_pruning.utils.devices import torch_device
+from bge_pruning.utils.files import refuse_unwritable_folders
 from bge_pruning.utils.guard import warn_only
 from bge_pruning.utils.run_log import LOG, RunLog
 
 log = logging.getLogger(__name__)
+
+# Every run folder holds the configuration of its run.
+RECORD = "config.yaml"
 
 
 @dataclass(frozen=True)
@@ -146,3 +153,52 @@ def report(stage: Stage, inputs: Inputs, model: ComposerBGEM3) -> None:
     with warn_only("the report of the training", retry):
         versions, ranks = inputs.metadata.versions, dist.get_world_size()
         report_training(stage.config, model.l0_module, versions, ranks)
+
+
+def check_run(config: Config) -> Plan:
+    """Validate the configuration before loading any weights, and return the plan.
+
+    Raises:
+        ConfigError: If the configuration does not fit itself or the model.
+        OSError: If the run folder is in use, the model cannot be loaded, or a folder not written.
+    """
+    check_training(config, torch_device(config.device))
+    if config.model.l0_module is not None and config.model.d_model is not None:
+        build_plan(config)  # refuses a bad target before anything is fetched
+    check_run_folder(config)
+    loggers, processed = config.loggers, config.data.processed_folder
+    folders = {"run_folder": config.run_folder, "data.processed_folder": processed}
+    if loggers.wandb is not None or loggers.tensorboard or loggers.file:
+        folders["loggers.folder"] = loggers.folder
+    refuse_unwritable_folders(folders)
+    folder = fetch_model_folder(config.model.base_model, config.model.revision)
+    return build_plan(config, folder)
+
+
+def check_run_folder(config: Config) -> None:
+    """Refuse a folder that is in use, unless its run is resumed or replaced.
+
+    Raises:
+        FileExistsError: If the folder is in use.
+    """
+    folder = Path(config.run_folder)
+    in_use = folder.exists() and (folder.is_file() or any(folder.iterdir()))
+    replaceable = config.overwrite and (folder / RECORD).is_file()
+    if in_use and not config.autoresume and not replaceable:
+        raise FileExistsError(
+            f"{folder} is in use and is kept. To fix, set another run_name, autoresume=true "
+            f"to resume it, or overwrite=true to start again (only if it holds a run)."
+        )
+
+
+def prepare_run_folder(config: Config) -> None:
+    """Make the run folder and record the configuration in it; on rank 0 only."""
+    check_run_folder(config)
+    dist.barrier()
+    if dist.get_global_rank() == 0:
+        folder = Path(config.run_folder)
+        if folder.exists() and not config.autoresume:
+            shutil.rmtree(folder)
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / RECORD).write_text(to_yaml(config), encoding="utf-8")
+    dist.barrier()

@@ -92,7 +92,7 @@ def run_pipeline(
 def _check(config: Config, recovery: Config) -> None:
     """Refuse now what one of the steps would refuse hours later."""
     from bge_pruning.config.command_checks import check_pipeline
-    from bge_pruning.training.run_folder import check_run, check_run_folder
+    from bge_pruning.training.stage import check_run, check_run_folder
     from bge_pruning.workflows.baselines import plan_baseline
 
     check_pipeline(config, recovery)

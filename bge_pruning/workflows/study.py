@@ -102,7 +102,7 @@ def run_study(study: Study, only: Sequence[str] = (), overwrite: bool = False) -
 def _check(study: Study, cells: Sequence[Cell]) -> None:
     """Refuse now what one of the cells would refuse hours later."""
     from bge_pruning.config.command_checks import check_cells
-    from bge_pruning.training.run_folder import check_run
+    from bge_pruning.training.stage import check_run
     from bge_pruning.workflows.baselines import plan_baseline
 
     refuse_unwritable_folders({"results_folder": study.results, "run_folder": study.runs})
