@@ -48,10 +48,10 @@ def factor(name: str, step: int, alpha_f: float, warmup: int = 4, last: int = 20
     if step < warmup:
         return step / warmup
     share = (step - warmup) / (last - warmup)
-    shape = {"linear": 1 - share, "cosine": (1 + math.cos(math.pi * share)) / 2, "constant": 1.0}[
-        name
-    ]
-    return shape if name == "constant" else alpha_f + (1 - alpha_f) * shape
+    if name == "constant":
+        return 1.0
+    shape = 1 - share if name == "linear" else (1 + math.cos(math.pi * share)) / 2
+    return alpha_f + (1 - alpha_f) * shape
 
 
 @pytest.mark.parametrize("warmup", ["4ba", "0.2dur"])
