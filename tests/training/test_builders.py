@@ -18,8 +18,9 @@ from bge_pruning.algorithms.source_weights import SourceWeights
 from bge_pruning.algorithms.stop_on_signal import StopOnSignal
 from bge_pruning.callbacks.progress_log import ProgressLog
 from bge_pruning.config.load import ConfigError
+from bge_pruning.export.extract import extract
 from bge_pruning.model_io.checkpoint import RunMetadata
-from bge_pruning.model_io.pretrained import BaseModel
+from bge_pruning.model_io.pretrained import BaseModel, load_base_model
 from bge_pruning.training import builders
 from bge_pruning.training.builders import build_base_model, build_metadata, build_teacher
 from bge_pruning.training.data_builders import build_evaluators, build_train_loader
@@ -219,9 +220,6 @@ def test_training_is_in_the_dimensions_of_the_encoder(
 
 
 def test_a_run_that_starts_from_a_projected_model(train_tiny, projected_folder, tmp_path):
-    from bge_pruning.export.extract import extract
-    from bge_pruning.model_io.pretrained import load_base_model
-
     run = train_tiny(tmp_path, f"model.base_model={projected_folder}")
     extract(run, tmp_path / "small")
     assert load_base_model(str(tmp_path / "small")).projection is None
@@ -275,8 +273,7 @@ def test_algorithms(configure, build_all):
     assert [batch["scores"].tolist() for batch in probes] == expected
 
 
-@pytest.mark.parametrize("terminal", [False, True])
-@pytest.mark.parametrize("wanted", [False, True])
+@pytest.mark.parametrize(("terminal", "wanted"), [(False, True), (True, False), (True, True)])
 def test_the_trainer_is_that_of_the_configuration(
     terminal, wanted, configure, base, build_all, monkeypatch, tmp_path
 ):
