@@ -155,7 +155,7 @@ def test_whose_teacher_it_is(configure, base, model_folder, record):
 
 @pytest.fixture
 def extracted(base, model_folder, record) -> BaseModel:
-    """As far as the teacher's dimensions go, a model of three of 32 dimensions."""
+    """A model of three of 32 dimensions."""
     pruning = record(str(model_folder), hidden=[1, 5, 7])
     return replace(base, shape=replace(base.shape, hidden_size=3), pruning=pruning)
 
@@ -244,7 +244,7 @@ def test_teacher_that_runs_in_every_step(configure, base, model_folder, build_al
 
 def test_teacher_is_not_loaded_for_vectors_that_are_kept(configure, base, monkeypatch, build_all):
     monkeypatch.setattr(builders.Teacher, "encoder", lambda _: pytest.fail("must not be loaded"))
-    build_all(configure(), base)[1]
+    build_all(configure(), base)
 
 
 def test_algorithms(configure, build_all):

@@ -4,7 +4,6 @@ import json
 import os
 import re
 import shutil
-from collections.abc import Callable
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -33,23 +32,19 @@ NO_TEACHER = ("loss.distillation_alignment=0", "loss.distillation_similarity=0")
 INPUTS = {"input_ids", "attention_mask", "lengths", "source"}
 
 
-@pytest.fixture
-def write_sts(tmp_path) -> Callable[..., str]:
-    """A function that writes scored pairs and returns the override that trains on the files."""
-
-    def write(*files: list[tuple[str, str, float]]) -> str:
-        for index, rows in enumerate(files):
-            path = tmp_path / f"{index}.tsv"
-            path.write_text("".join(f"{a}\t{b}\t{s}\n" for a, b, s in rows))
-        return f"data.train=[{{name: s, kind: sts, path: '{tmp_path}/?.tsv'}}]"
-
-    return write
-
-
 PAIRS = [
-    [("the man plays", "a dog eats", 5.0), ("a cat", "the woman reads a red book", 0.0)],
-    [("a horse rides fast", "a", 2.5), ("the man plays", "there", 1.0)],
+    *(("the man plays", "a dog eats", 5.0), ("a cat", "the woman reads a red book", 0.0)),
+    *(("a horse rides fast", "a", 2.5), ("the man plays", "there", 1.0)),
 ]
+
+
+@pytest.fixture
+def pairs(tmp_path) -> str:
+    """The override that trains on the pairs, two in a file."""
+    for index in (0, 2):
+        rows = "".join(f"{a}\t{b}\t{s}\n" for a, b, s in PAIRS[index : index + 2])
+        (tmp_path / f"{index}.tsv").write_text(rows)
+    return f"data.train=[{{name: s, kind: sts, path: '{tmp_path}/?.tsv'}}]"
 
 
 def by_scores(batch: dict[str, torch.Tensor]) -> dict[float, list[list[int]]]:
@@ -61,10 +56,10 @@ def by_scores(batch: dict[str, torch.Tensor]) -> dict[float, list[list[int]]]:
     }
 
 
-def test_pairs_of_all_files_with_scores_in_the_unit_interval(load, write_sts, model_folder):
-    (batch,) = load(write_sts(*PAIRS), "global_train_batch_size=4")
+def test_pairs_of_all_files_with_scores_in_the_unit_interval(load, pairs, model_folder):
+    (batch,) = load(pairs, "global_train_batch_size=4")
     tokenizer = AutoTokenizer.from_pretrained(model_folder)
-    expected = {s / 5: tokenizer([a, b])["input_ids"] for a, b, s in PAIRS[0] + PAIRS[1]}
+    expected = {s / 5: tokenizer([a, b])["input_ids"] for a, b, s in PAIRS}
     assert by_scores(batch) == expected
     assert batch.keys() == INPUTS | {"scores"}
 
@@ -73,12 +68,12 @@ def test_pairs_of_all_files_with_scores_in_the_unit_interval(load, write_sts, mo
     ("model_length", "base_length", "length"), [(5, 128, 5), (16, 4, 4), (16, 128, 8)]
 )
 def test_texts_are_cut_at_the_smaller_limit_and_it_is_said(
-    model_length, base_length, length, configure, base, write_sts, monkeypatch
+    model_length, base_length, length, configure, base, pairs, monkeypatch
 ):
     messages = []
     monkeypatch.setattr(source_builders.log, "info", lambda text, *a: messages.append(text % a))
     settings = ("global_train_batch_size=4", f"model.max_length={model_length}")
-    config = configure(write_sts(*PAIRS), *NO_TEACHER, *settings)
+    config = configure(pairs, *NO_TEACHER, *settings)
     short = replace(base, max_seq_length=base_length)
     (batch,) = build_loader(config, short, None).dataloader
     assert batch["input_ids"].shape == (4, 2, length)
@@ -92,20 +87,16 @@ def test_sentences_of_all_files_are_each_there_once(
 ):
     (tmp_path / "a.txt").write_text("a cat\nthe dog\n")
     (tmp_path / "b.txt").write_text("the dog\na horse rides\nthere\na cat\n")
-    config = configure(
-        f"data.train=[{{name: s, kind: sentences, path: '{tmp_path}/*.txt'}}]",
-        "loss.sts_regression=0",
-        "global_train_batch_size=4",
-    )
+    source = f"data.train=[{{name: s, kind: sentences, path: '{tmp_path}/*.txt'}}]"
+    config = configure(source, "loss.sts_regression=0", "global_train_batch_size=4")
     (batch,) = build_loader(config, base, build_teacher(config, base)).dataloader
     assert batch.keys() == INPUTS | {"teacher_dense_vecs"}
     ids, mask = batch["input_ids"].squeeze(1), batch["attention_mask"].squeeze(1)
     tokenizer = AutoTokenizer.from_pretrained(model_folder)
     found = {tokenizer.decode(row, skip_special_tokens=True) for row in ids}
     assert found == {"a cat", "the dog", "a horse rides", "there"}
-    torch.testing.assert_close(
-        batch["teacher_dense_vecs"].squeeze(1), dense_vecs(ids, mask), atol=1e-5, rtol=0
-    )
+    vectors = batch["teacher_dense_vecs"].squeeze(1)
+    torch.testing.assert_close(vectors, dense_vecs(ids, mask), atol=1e-5, rtol=0)
 
 
 def test_teacher_vectors_are_kept_for_the_next_run(configure, base, tmp_path, monkeypatch):
@@ -150,7 +141,6 @@ def test_another_pooling_or_size_of_heads_has_other_vectors(configure, base, cop
 
 
 def test_the_first_process_makes_the_vectors(configure, base, monkeypatch):
-    """Who waits for whom is tested in test_rank_watch.py."""
     config = configure()
     kept = []
 
@@ -215,7 +205,6 @@ def test_training_data_that_is_refused(overrides, message, load):
 
 
 def test_a_text_that_is_not_unicode_names_its_line(load, tmp_path):
-    """JSON can spell half of a surrogate pair, as crawled texts that were cut have it."""
     path = tmp_path / "a.jsonl"
     row = '{"sentence1": "a cat", "sentence2": "b", "score": 1}\n'
     path.write_text(row + row.replace("b", r"\ud83d"))
@@ -283,7 +272,6 @@ def test_teacher_of_another_vocabulary_is_refused(configure, base, copy_model):
 
 
 def test_teacher_with_other_multi_vectors_is_refused(configure, base):
-    """As of a model whose head was made square: torch's word for it names neither model."""
     narrow = replace(base, shape=replace(base.shape, colbert_dim=16))
     config = configure("loss.distillation_colbert=1")
     message = r"has multi-vectors of 32 dimensions, .*tiny-xlmr of 16, so they cannot be compared\."
@@ -318,20 +306,17 @@ def test_evaluators_are_asked_at_the_interval_and_at_the_last_batch(configure, b
     asked = []
     for batch in range(1, 6):
         state.timestamp = Timestamp(batch=batch)
-        for event in (Event.BATCH_END, Event.EPOCH_END, Event.FIT_END):
-            if evaluator.eval_interval(state, event):
-                asked.append((batch, event))
-    assert asked == [(2, Event.BATCH_END), (4, Event.BATCH_END), (5, Event.BATCH_END)]
+        events = (Event.BATCH_END, Event.EPOCH_END, Event.FIT_END)
+        asked += [(batch, event) for event in events if evaluator.eval_interval(state, event)]
+    assert asked == [(batch, Event.BATCH_END) for batch in (2, 4, 5)]
 
 
 def test_collections_are_read_with_their_split(configure, base, collection, tmp_path):
     other = shutil.copytree(collection, tmp_path / "other")
     (other / "qrels" / "test.tsv").rename(other / "qrels" / "held-out.tsv")
-    config = configure(
-        f"data.eval=[{{name: a, kind: beir, path: {collection}, split: test}},"
-        f" {{name: b, kind: beir, path: {other}, split: held-out}}]",
-        "evaluation.modes=[all, dense]",
-    )
+    first = f"{{name: a, kind: beir, path: {collection}, split: test}}"
+    second = f"{{name: b, kind: beir, path: {other}, split: held-out}}"
+    config = configure(f"data.eval=[{first}, {second}]", "evaluation.modes=[all, dense]")
     check_objective(config)
     found = build_collections(config, base)
     assert {name: task.split for name, task in found.items()} == {"a": "test", "b": "held-out"}
@@ -371,11 +356,8 @@ def test_a_task_of_mteb_without_a_network(configure, tmp_path, monkeypatch):
 def test_a_mode_without_its_head_is_refused(configure, copy_model, collection):
     folder = copy_model()
     (folder / "colbert_linear.pt").unlink()
-    config = configure(
-        f"model.base_model={folder}",
-        f"data.eval=[{{name: a, kind: beir, path: {collection}, split: test}}]",
-        "evaluation.modes=[dense, all]",
-    )
+    data = f"data.eval=[{{name: a, kind: beir, path: {collection}, split: test}}]"
+    config = configure(f"model.base_model={folder}", data, "evaluation.modes=[dense, all]")
     message = (
         f"evaluation.modes: mode all needs colbert vectors, and {folder} has no head for them. To "
         f"fix, choose among dense, sparse, dense+sparse, or use a model with that head."
