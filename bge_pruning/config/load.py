@@ -83,15 +83,12 @@ def describe_yaml_error(error: yaml.YAMLError) -> YamlTextError:
 
 
 def load_config(paths: Sequence[str | Path], overrides: Sequence[str] = ()) -> Config:
-    """Read, merge and check a run's configuration.
+    """Read, merge and check a run's configuration; a recovery gets its ``recovery`` keys.
 
     Args:
         paths: YAML files or names of shipped ones, merged left to right, each after the files it
             ``extends``.
         overrides: ``key=value`` strings, applied last.
-
-    Returns:
-        The configuration; with ``stage: recover`` the ``recovery`` keys are merged in.
 
     Raises:
         ConfigError: If a file cannot be read, or a key or value is wrong.
@@ -126,23 +123,18 @@ def _make_recovery(config: Config, pruning: str) -> None:
     so its recovery has the steps of l0's pruning too: methods are compared at equal steps.
     """
     if config.method != L0:
-        config.max_duration = _add_times(pruning, config.max_duration)
+        recovery, unit = config.max_duration, pruning[-2:]
+        if recovery[-2:] != unit:
+            raise ConfigError(
+                f"max_duration {pruning} and recovery.max_duration {recovery} have different units: "
+                f"a baseline recovers for the sum of both. To fix, give both in ba (batches)."
+            )
+        config.max_duration = f"{int(pruning[:-2]) + int(recovery[:-2])}{unit}"
     config.model.base_model = str(pruned_model_folder(config))
     config.data.adapt_weights_interval = None  # it follows what the gates do
     for key in ("revision", "l0_module", *SIZES):
         setattr(config.model, key, None)
     config.run_folder = f"{config.run_folder}-recovery"
-
-
-def _add_times(pruning: str, recovery: str) -> str:
-    """The sum of two time strings of one unit."""
-    unit = recovery[-2:]
-    if pruning[-2:] != unit:
-        raise ConfigError(
-            f"max_duration {pruning} and recovery.max_duration {recovery} have different units: a "
-            f"baseline recovers for the sum of both. To fix, give both in ba (batches)."
-        )
-    return f"{int(pruning[:-2]) + int(recovery[:-2])}{unit}"
 
 
 def pruned_model_folder(config: Config) -> Path:
@@ -198,11 +190,9 @@ def _parse_yaml(text: str, path: str) -> Any:
     """The content of a file; errors name the line."""
     try:
         check_yaml(text)
-        try:
-            return OmegaConf.load(StringIO(text))
-        except yaml.YAMLError as error:
-            raise describe_yaml_error(error) from None
-    except YamlTextError as error:
+        return OmegaConf.load(StringIO(text))
+    except (YamlTextError, yaml.YAMLError) as caught:
+        error = describe_yaml_error(caught) if isinstance(caught, yaml.YAMLError) else caught
         where = path if error.line is None else f"{path}:{error.line}"
         raise ConfigError(f"{where}: is not YAML ({error}). To fix, correct the file.") from None
     except OmegaConfBaseException as error:

@@ -58,34 +58,23 @@ def build_metadata(config: Config, plan: Plan, base: BaseModel) -> RunMetadata:
         outer = {"sparse_head": s.sparse_head, "colbert_dim": s.colbert_dim}
         target = asdict(replace(plan.target, pooler=s.pooler, **outer))
     if l0 is not None:
-        arguments = {
-            "axes": list(plan.axes),
-            "target": target,
-            "target_parameters": plan.target_parameters,
-            "target_speedup": plan.target_speedup,
-            "target_length": plan.target_length,
-            "start_sparsity": l0.start_sparsity,
-            "init_mean": l0.init_mean,
-            "init_std": l0.init_std,
-            "seed": config.seed,
-            "binarization": l0.binarization,
-        }
+        budget = ("target_parameters", "target_speedup", "target_length")
+        options = ("start_sparsity", "init_mean", "init_std", "binarization")
+        arguments = {"axes": list(plan.axes), "target": target, "seed": config.seed}
+        arguments |= {name: getattr(plan, name) for name in budget}
+        arguments |= {name: getattr(l0, name) for name in options}
+    same = ("prompts", "license", "origin", "hf_config", "max_seq_length", "tokenizer_files")
     return RunMetadata(
         base_model=base.name,
         revision=config.model.revision,
-        prompts=base.prompts,
-        license=base.license,
-        origin=base.origin,
         shape=asdict(base.shape),
-        hf_config=base.hf_config,
         pooling=base.heads.pooling,
-        max_seq_length=base.max_seq_length,
         seed=config.seed,
         l0_module=arguments,
         source_pruning=None if base.pruning is None else base.pruning.as_dict(),
         refit_texts=config.teacher.refit_texts if config.stage == "recover" else 0,
         versions=package_versions(),
-        tokenizer_files=base.tokenizer_files,
+        **{name: getattr(base, name) for name in same},
     )
 
 

@@ -9,8 +9,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from composer import Evaluator, Trainer
-from composer.core import DataSpec
-from composer.utils import dist
+from composer.core import Algorithm, DataSpec, Event, State
+from composer.loggers import Logger
+from composer.utils import dist, reproducibility
 
 from bge_pruning.algorithms.stop_on_signal import StopOnSignal
 from bge_pruning.config.command_checks import check_checkpoint_kind, check_training
@@ -26,7 +27,6 @@ from bge_pruning.models.composer_bge_m3 import ComposerBGEM3
 from bge_pruning.training import builders, data_builders
 from bge_pruning.training.calibration import order_gates, refit
 from bge_pruning.training.plan import Plan, build_plan, render_memory, render_plan
-from bge_pruning.training.random_state import RandomStateOnResume
 from bge_pruning.training.rank_watch import RankWatch, rank_zero_first
 from bge_pruning.training.run_record import record_start
 from bge_pruning.training.run_report import report_training
@@ -60,6 +60,26 @@ class Inputs:
     evaluators: list[Evaluator]
     collections: dict[str, Task]
     train_loader: DataSpec
+
+
+class RandomStateOnResume(Algorithm):
+    """Restores the random state before the first batch after a restart inside an epoch.
+
+    The trainer restores it while it skips the batches that were trained on. Our data resume without
+    skipping, where the trainer does not restore it: dropout would draw other numbers.
+    """
+
+    def __init__(self, trainer: Trainer) -> None:
+        self.trainer = trainer
+
+    def match(self, event: Event, state: State) -> bool:
+        """Run before the first batch, after the loader has drawn its own seed."""
+        return event == Event.BATCH_START and self.trainer._rng_state is not None
+
+    def apply(self, event: Event, state: State, logger: Logger) -> None:
+        """Restore the state of the checkpoint."""
+        reproducibility.load_rng_state(self.trainer._rng_state)
+        self.trainer._rng_state = None
 
 
 def run_stage(config: Config, watch: RankWatch, run_log: RunLog) -> None:
