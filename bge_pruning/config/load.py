@@ -126,8 +126,9 @@ def _make_recovery(config: Config, pruning: str) -> None:
         recovery, unit = config.max_duration, pruning[-2:]
         if recovery[-2:] != unit:
             raise ConfigError(
-                f"max_duration {pruning} and recovery.max_duration {recovery} have different units: "
-                f"a baseline recovers for the sum of both. To fix, give both in ba (batches)."
+                f"max_duration {pruning} and recovery.max_duration {recovery} have different "
+                f"units: a baseline recovers for the sum of both. To fix, give both in ba "
+                f"(batches)."
             )
         config.max_duration = f"{int(pruning[:-2]) + int(recovery[:-2])}{unit}"
     config.model.base_model = str(pruned_model_folder(config))
