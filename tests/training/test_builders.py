@@ -137,13 +137,9 @@ def test_versions():
     assert builders.package_versions(["no-such-package"])["no-such-package"] == "not installed"
 
 
-def test_either_distillation_needs_a_teacher(configure, base):
+def test_who_is_the_teacher(configure, base, model_folder, record):
     assert build_teacher(configure(*NO_TEACHER), base) is None
-    for part in NO_TEACHER:
-        assert build_teacher(configure(part), base) is not None
-
-
-def test_whose_teacher_it_is(configure, base, model_folder, record):
+    assert all(build_teacher(configure(part), base) is not None for part in NO_TEACHER)
     teacher = build_teacher(configure("model.revision=v2"), base)
     assert (teacher.name, teacher.revision) == (str(model_folder), "v2")
     teacher = build_teacher(configure("model.revision=v2", "teacher.base_model=a/b"), base)

@@ -31,11 +31,7 @@ def test_a_run_without_gates_has_weights_only(configure, build_all):
     names = {p: n for n, p in model.backbone.named_parameters()}
     assert {names[p] for p in decay["params"]} == matrices - embeddings
     assert len(matrices - embeddings) in (24, 25)
-
-
-def test_frozen_weights_are_not_optimised(configure, build_all):
-    config = configure("model.l0_module=null")
-    _, model = build_all(config)
+    # Frozen weights are not optimised.
     model.backbone.embeddings.requires_grad_(False)
     model.backbone.encoder.layer[0].requires_grad_(False)
     optimized = {p for g in build_optimizer(config, model).param_groups for p in g["params"]}

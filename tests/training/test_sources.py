@@ -204,7 +204,6 @@ ROW = '{"query": "a", "pos": ["b"], "neg": []'
 )
 @pytest.mark.parametrize("skip", [False, True])
 def test_odd_files(kind, name, content, message, skip, configure, tmp_path):
-    """Where a file cannot be told apart any more, or nothing is left, nothing is skipped."""
     (tmp_path / name).write_text(content)
     overrides = ["data.on_bad_row=skip"] if skip else []
     config = configure(source(kind, tmp_path / name), *overrides)
@@ -228,6 +227,6 @@ def test_sentences_with_replaced_tokens(configure, tmp_path):
     assert not set(noisy.texts.ids[~same].tolist()) & {0, 1, 2, 3}
 
 
-def test_a_dataset_without_a_name(configure):
+def test_a_dataset_needs_a_name(configure):
     with pytest.raises(ValueError, match=r"hf:// names no dataset. To fix, write hf://owner/name"):
         build(configure(source("sts", "hf://")))
