@@ -46,7 +46,9 @@ def _check_part(part: Any, prefix: str) -> None:
     """Check every key of a dataclass, and of those inside it."""
     hints = get_type_hints(type(part))
     for field in fields(part):
-        value, key = getattr(part, field.name), _name_key(part, field.name, prefix)
+        value, key = getattr(part, field.name), f"{prefix}.{field.name}".removeprefix(".")
+        if isinstance(part, SourceConfig):
+            key = f"{field.name} of data source '{part.name}'"
         if value is None or field.name == "recovery":  # which is checked where it is merged in
             continue
         parts = value if isinstance(value, list) else [value]
@@ -57,13 +59,6 @@ def _check_part(part: Any, prefix: str) -> None:
             _check_value(value, key)
             _check_items(value, hints[field.name], key)
             _check_rules(value, field.metadata, key)
-
-
-def _name_key(part: Any, name: str, prefix: str) -> str:
-    """The key as a message names it."""
-    if isinstance(part, SourceConfig):
-        return f"{name} of data source '{part.name}'"
-    return f"{prefix}.{name}" if prefix else name
 
 
 def _name_item(key: str, index: Any) -> str:

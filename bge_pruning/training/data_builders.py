@@ -154,7 +154,7 @@ def build_evaluators(config: Config, base: BaseModel) -> list[Evaluator]:
         if source.kind != "sts":
             continue
         with rank_zero_first():
-            dataset = build_source(source, config, base)
+            dataset = build_source(source, config, base, None, "")
         # Sorting by length saves padding; the metric does not depend on the order.
         order = np.argsort(dataset.lengths, kind="stable")
         dataset = EmbeddingDataset(dataset.texts, dataset.examples[order], dataset.scores[order])

@@ -71,7 +71,13 @@ def build_plan(config: Config, folder: Path | None = None) -> Plan:
         if config.model.init_missing_heads:
             colbert_dim = source.colbert_dim or source.hidden_size
             source = replace(source, sparse_head=True, colbert_dim=colbert_dim)
-        _check_sizes(config, source, folder)
+        for field, name in YAML_NAMES.items():
+            given, real = getattr(config.model, name), getattr(source, field)
+            if given is not None and given != real:
+                raise ConfigError(
+                    f"model.{name} is {given}, but {folder / 'config.json'} says {real}. To fix, "
+                    f"set model.{name}={real} or choose another base_model."
+                )
     try:
         return _resolve_target(config, source, assumptions)
     except ValueError as error:
@@ -91,25 +97,11 @@ def _shape_from_config(config: Config) -> EncoderShape:
             f"model.d_model {model.d_model} is not a multiple of model.n_heads {model.n_heads}."
         )
     return EncoderShape(
-        hidden_size=model.d_model,
-        num_attention_heads=model.n_heads,
-        num_hidden_layers=model.n_layers,
-        intermediate_size=model.intermediate_size,
-        vocab_size=model.vocab_size,
+        **{field: getattr(model, name) for field, name in YAML_NAMES.items()},
         head_dim=model.d_model // model.n_heads,
         max_position_embeddings=BGE_M3_POSITIONS,
         colbert_dim=model.d_model,
     )
-
-
-def _check_sizes(config: Config, source: EncoderShape, folder: Path) -> None:
-    for field, name in YAML_NAMES.items():
-        given, real = getattr(config.model, name), getattr(source, field)
-        if given is not None and given != real:
-            raise ConfigError(
-                f"model.{name} is {given}, but {folder / 'config.json'} says {real}. To fix, set "
-                f"model.{name}={real} or choose another base_model."
-            )
 
 
 def _resolve_target(config: Config, source: EncoderShape, assumptions: str) -> Plan:
@@ -216,10 +208,8 @@ def _target_lines(plan: Plan) -> list[str]:
         share = plan.target_parameters / count_parameters(plan.source).encoder
         wanted = f"{plan.target_parameters:,.0f} encoder parameters ({share:.1%})"
     else:
-        wanted = (
-            f"{plan.target_speedup:g} times fewer operations for a text of "
-            f"{plan.target_length:,} tokens"
-        )
+        length = f"{plan.target_length:,}"
+        wanted = f"{plan.target_speedup:g} times fewer operations for a text of {length} tokens"
     return [
         f"target       {wanted}; the gates choose among {len(plan.choices())} exportable "
         f"shapes (scripts/choose_shape.py measures which keep most)",

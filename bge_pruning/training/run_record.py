@@ -44,10 +44,7 @@ def record_start(config: Config, versions: Mapping[str, str], ranks: int) -> Non
 def build_record(config: Config, versions: Mapping[str, str], ranks: int) -> dict[str, Any]:
     """Collect what the result depends on, besides the configuration.
 
-    Returns:
-        ``time``, ``command``, ``seed``, ``ranks``, ``versions`` by package, ``code``
-        (:func:`find_revision`), and ``data``: for each source of ``train`` and ``eval`` its files
-        with their SHA-256, or the fingerprint of a data set.
+    ``data`` holds for each source of ``train`` and ``eval`` what :func:`fingerprint_source` finds.
     """
     return {
         "time": time.strftime("%Y-%m-%d %H:%M:%S"),

@@ -52,13 +52,8 @@ def build_corpus(source: SourceConfig, config: Config, base: BaseModel) -> TextC
     corpus = cached_corpus(folder, source.name, read, tokenizer_json, max_length, skip)
     corpus.bad.report(source.name)
     if corpus.texts.truncated:
-        log.info(
-            "%s: %d of %d texts cut at %d tokens",
-            source.name,
-            corpus.texts.truncated,
-            len(corpus.texts),
-            max_length,
-        )
+        counts = (corpus.texts.truncated, len(corpus.texts), max_length)
+        log.info("%s: %d of %d texts cut at %d tokens", source.name, *counts)
     return corpus
 
 
@@ -105,11 +100,7 @@ def _collection_reader(source: SourceConfig) -> tuple[ReadRows, object]:
 
 
 def build_source(
-    source: SourceConfig,
-    config: Config,
-    base: BaseModel,
-    embed: Embed | None = None,
-    model: str = "",
+    source: SourceConfig, config: Config, base: BaseModel, embed: Embed | None, model: str
 ) -> SourceDataset:
     """Build the examples of a source.
 

@@ -196,11 +196,7 @@ def check_run(config: Config) -> Plan:
 
 
 def check_run_folder(config: Config) -> None:
-    """Refuse a folder that is in use, unless its run is resumed or replaced.
-
-    Raises:
-        FileExistsError: If the folder is in use.
-    """
+    """Refuse a folder that is in use, unless its run is resumed or replaced."""
     folder = Path(config.run_folder)
     in_use = folder.exists() and (folder.is_file() or any(folder.iterdir()))
     replaceable = config.overwrite and (folder / RECORD).is_file()
