@@ -48,18 +48,13 @@ def main(argv: Sequence[str] | None = None, prog: str = "python -m bge_pruning.t
 def train(config: Config) -> Path:
     """Run a training stage.
 
-    Args:
-        config: The configuration of the stage.
-
     Returns:
         The run folder, with checkpoints, ``config.yaml``, ``run.json``, ``metrics.jsonl``,
         ``train.log`` and the report.
 
     Raises:
         ConfigError: If the configuration does not fit the model or the data.
-        FileExistsError: If the run folder is in use and neither ``autoresume`` nor ``overwrite``
-            is set.
-        OSError: If the model cannot be loaded.
+        OSError: If the run folder is in use, or the model cannot be loaded.
         StoppedError: If the run was told to stop; it can be resumed.
         ValueError: If the run is to be resumed, and all its checkpoints are damaged.
     """

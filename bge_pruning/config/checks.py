@@ -8,15 +8,9 @@ from dataclasses import fields, is_dataclass
 from pathlib import Path
 from typing import Any, get_args, get_type_hints
 
+from bge_pruning.config import schema
 from bge_pruning.config.names import TARGETS
-from bge_pruning.config.schema import (
-    Config,
-    ConfigError,
-    ExportConfig,
-    L0ModuleConfig,
-    SourceConfig,
-    missing_export_options,
-)
+from bge_pruning.config.schema import Config, ConfigError, SourceConfig
 
 # A larger number is a typing error, and C code would fail above the largest 64-bit integer.
 LARGEST = 1e15
@@ -34,30 +28,27 @@ UNITS = {"ba": "500ba (batches)", "ep": "2ep (epochs)", "dur": "0.1dur (of the r
 
 
 def check(config: Config) -> None:
-    """Refuse values that are invalid whatever the model is.
-
-    Raises:
-        ConfigError: If a value breaks a rule of its key, or two values contradict each other.
-    """
+    """Refuse values that break a rule of their key or contradict each other."""
     _check_part(config, "")
     _check_run_name(config.run_name)
     _check_limits(config)
     for source in [*config.data.train, *config.data.eval]:
         _check_source(source)
-    _check_export(config.export)
+    for option, needed in schema.missing_export_options(vars(config.export)).items():
+        names = " or ".join(f"export.{name}" for name in needed)
+        raise ConfigError(f"export.{option} needs {names}. To fix, set that, or leave it out.")
     _check_parallelism(config)
     if config.model.l0_module is not None:
         _check_target(config.model.l0_module)
-
-
-# Rules of single keys
 
 
 def _check_part(part: Any, prefix: str) -> None:
     """Check every key of a dataclass, and of those inside it."""
     hints = get_type_hints(type(part))
     for field in fields(part):
-        value, key = getattr(part, field.name), _name_key(part, field.name, prefix)
+        value, key = getattr(part, field.name), f"{prefix}.{field.name}".removeprefix(".")
+        if isinstance(part, SourceConfig):
+            key = f"{field.name} of data source '{part.name}'"
         if value is None or field.name == "recovery":  # which is checked where it is merged in
             continue
         parts = value if isinstance(value, list) else [value]
@@ -68,13 +59,6 @@ def _check_part(part: Any, prefix: str) -> None:
             _check_value(value, key)
             _check_items(value, hints[field.name], key)
             _check_rules(value, field.metadata, key)
-
-
-def _name_key(part: Any, name: str, prefix: str) -> str:
-    """The key as a message names it."""
-    if isinstance(part, SourceConfig):
-        return f"{name} of data source '{part.name}'"
-    return f"{prefix}.{name}" if prefix else name
 
 
 def _name_item(key: str, index: Any) -> str:
@@ -144,9 +128,6 @@ def _shorten(value: Any) -> str:
     return "of many digits" if huge else repr(value)[:60]
 
 
-# Rules of several keys, and of one key alone
-
-
 def _check_run_name(name: str) -> None:
     """Refuse a name that is not a single part of a path: it gets suffixes such as -recovery."""
     inside = Path(name).name == name and name not in (".", "..")
@@ -181,12 +162,6 @@ def _check_limits(config: Config) -> None:
         )
 
 
-def _check_export(export: ExportConfig) -> None:
-    for option, needed in missing_export_options(vars(export)).items():
-        names = " or ".join(f"export.{name}" for name in needed)
-        raise ConfigError(f"export.{option} needs {names}. To fix, set that, or leave it out.")
-
-
 def _check_parallelism(config: Config) -> None:
     """Refuse what a sharded run cannot do."""
     p = config.parallelism
@@ -200,11 +175,10 @@ def _check_parallelism(config: Config) -> None:
             "evaluation.keep_best writes one file, which parallelism.state_dict=sharded does not. "
             "To fix, set state_dict=full, or keep_best=null."
         )
-    refused = {
-        "model.compile=true": config.model.compile,
-        "precision=amp_fp16": config.precision == "amp_fp16",
-    }
-    for setting, given in refused.items():
+    for setting, given in (
+        ("model.compile=true", config.model.compile),
+        ("precision=amp_fp16", config.precision == "amp_fp16"),
+    ):
         if p.fsdp and given:
             raise ConfigError(
                 f"parallelism.fsdp does not work with {setting}. To fix, leave one of them out."
@@ -231,7 +205,7 @@ def _check_source(source: SourceConfig) -> None:
         )
 
 
-def _check_target(l0: L0ModuleConfig) -> None:
+def _check_target(l0: schema.L0ModuleConfig) -> None:
     given = [key for key in TARGETS if getattr(l0, key) is not None]
     if len(given) != 1:
         raise ConfigError(

@@ -1,17 +1,15 @@
-"""Checks of what a command does with a configuration: losses, data, evaluation, methods."""
+"""Checks of what a command does with a configuration: losses, data, evaluation, methods.
+
+All of them raise a :class:`ConfigError` that says what does not fit and how to fix it.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
 
-from bge_pruning.config.names import (
-    EVALUATED_KINDS,
-    L0,
-    SOURCE_COLUMNS,
-    WITH_PASSAGES,
-    list_metric_keys,
-)
+from bge_pruning.config import names
+from bge_pruning.config.names import EVALUATED_KINDS, L0, WITH_PASSAGES
 from bge_pruning.config.schema import Config, ConfigError, SourceConfig
 
 # Kinds of data that a loss needs. Distillation works with all of them.
@@ -22,19 +20,11 @@ LOSS_NEEDS = {
     "self_distillation": WITH_PASSAGES,
     "score_distillation": WITH_PASSAGES,
 }
+EXAMPLE = "add a target, e.g. configs/bge_m3/target_60pct.yaml"
 
 
 def check_training(config: Config, device: str) -> None:
-    """Refuse what cannot be trained.
-
-    Args:
-        config: One stage of a run.
-        device: The torch device that it will run on.
-
-    Raises:
-        ConfigError: If the method has no gates to train, the device lacks the precision, or as
-            :func:`check_objective`.
-    """
+    """Refuse a stage that cannot be trained on a torch device."""
     if config.method != L0 and config.model.l0_module is not None:
         raise ConfigError(
             f"method '{config.method}' trains no gates. To fix, run scripts/run_pipeline.py, "
@@ -49,12 +39,7 @@ def check_training(config: Config, device: str) -> None:
 
 
 def check_objective(config: Config) -> None:
-    """Refuse losses, data, evaluations and batches that do not fit each other.
-
-    Raises:
-        ConfigError: If nothing is optimised, data is missing or of the wrong kind, or two settings
-            contradict each other.
-    """
+    """Refuse losses, data, evaluations and batches that are missing or do not fit each other."""
     if not config.data.train:
         raise ConfigError("data.train is empty. To fix, add configs/training/sts_only.yaml.")
     _check_sources(config)
@@ -79,15 +64,7 @@ def check_objective(config: Config) -> None:
 
 
 def check_checkpoint_kind(config: Config, checkpoint: Path | None) -> None:
-    """Refuse to resume from a checkpoint of another kind than the run would write.
-
-    Args:
-        config: The run.
-        checkpoint: Its newest checkpoint, if it has any.
-
-    Raises:
-        ConfigError: If one is a file and the other a folder.
-    """
+    """Refuse to resume from a file where the run would write a folder, or the other way round."""
     if checkpoint is None:
         return
     kind = "sharded" if checkpoint.is_dir() else "full"
@@ -99,25 +76,23 @@ def check_checkpoint_kind(config: Config, checkpoint: Path | None) -> None:
         )
 
 
-# Parts of check_objective
-
-
 def _check_sources(config: Config) -> None:
     """Check names, weights and columns of the sources, and the folder of the processed data."""
-    names = [source.name for source in config.data.train]
-    for part, given in (("train", names), ("eval", [source.name for source in config.data.eval])):
+    train, evaluated = config.data.train, config.data.eval
+    for part, sources in (("train", train), ("eval", evaluated)):
+        given = [source.name for source in sources]
         if repeated := sorted({name for name in given if given.count(name) > 1}):
             raise ConfigError(
                 f"two sources of data.{part} are called {', '.join(repeated)}. To fix, rename one."
             )
-    weighted = [source.name for source in config.data.train if source.weight is not None]
-    if weighted and len(weighted) < len(names):
+    weighted = [source.name for source in train if source.weight is not None]
+    if weighted and len(weighted) < len(train):
         raise ConfigError(
             f"only {', '.join(weighted)} of data.train have a weight. To fix, give one to every "
             f"source, or to none."
         )
-    for source in [*config.data.train, *config.data.eval]:
-        known = SOURCE_COLUMNS.get(source.kind, ())
+    for source in [*train, *evaluated]:
+        known = names.SOURCE_COLUMNS.get(source.kind, ())
         if unknown := sorted(set(source.columns) - set(known)):
             raise ConfigError(
                 f"columns of data source '{source.name}' names {', '.join(unknown)}; kind "
@@ -207,7 +182,7 @@ def _check_evaluation(config: Config) -> None:
         return
     pairs = [source.name for source in config.data.eval if not source.is_collection]
     collections = [source.name for source in config.data.eval if source.is_collection]
-    keys = list_metric_keys(pairs, collections, evaluation.modes)
+    keys = names.list_metric_keys(pairs, collections, evaluation.modes)
     if evaluation.keep_best not in keys:
         raise ConfigError(
             f"evaluation.keep_best '{evaluation.keep_best}' is not evaluated. To fix, choose one "
@@ -221,16 +196,8 @@ def _check_evaluation(config: Config) -> None:
         )
 
 
-# What the other commands need
-
-
 def check_baseline(config: Config) -> None:
-    """Refuse what cannot be cut without gates.
-
-    Raises:
-        ConfigError: If the method trains gates, there is no target or one that only gates can
-            meet, or as :func:`check_objective`.
-    """
+    """Refuse what cannot be cut without gates."""
     l0 = config.model.l0_module
     if config.method == L0 or l0 is None:
         raise ConfigError(
@@ -249,19 +216,8 @@ def check_baseline(config: Config) -> None:
 
 
 def check_pipeline(config: Config, recovery: Config) -> None:
-    """Refuse what the pipeline cannot run through.
-
-    Args:
-        config: The run as it prunes.
-        recovery: The run as it recovers.
-
-    Raises:
-        ConfigError: If nothing is pruned, it is a dry run or one to be resumed, or as
-            :func:`check_objective` for the recovery.
-    """
-    _require_target(
-        config, "there is nothing to prune", "add a target, e.g. configs/bge_m3/target_60pct.yaml"
-    )
+    """Refuse a run, as it prunes and as it recovers, that the pipeline cannot run through."""
+    _require_target(config, "there is nothing to prune", EXAMPLE)
     _refuse_dry_run(config, "the pipeline is more than one")
     if config.autoresume:
         raise ConfigError(
@@ -272,18 +228,8 @@ def check_pipeline(config: Config, recovery: Config) -> None:
 
 
 def check_family(config: Config, recovery: Config) -> None:
-    """Refuse what no family of sizes can be cut from.
-
-    Args:
-        config: The run as it prunes.
-        recovery: The run as it recovers.
-
-    Raises:
-        ConfigError: If there are no gates, it is a dry run, or as :func:`check_objective` for both
-            stages.
-    """
-    fix = "add a target, e.g. configs/bge_m3/target_60pct.yaml"
-    _require_target(config, "there are no gates to cut sizes from", fix)
+    """Refuse a run, as it prunes and as it recovers, that no family of sizes can be cut from."""
+    _require_target(config, "there are no gates to cut sizes from", EXAMPLE)
     if config.method != L0:
         raise ConfigError(
             f"method '{config.method}' has no gates to cut sizes from. To fix, set method=l0, or "
@@ -299,10 +245,6 @@ def check_cells(cells: Sequence[tuple[str, Config, Config]]) -> None:
 
     Args:
         cells: Name, configuration of the pruning and configuration of the recovery of each.
-
-    Raises:
-        ConfigError: If a cell prunes nothing, two cells prune different models, or as
-            :func:`check_objective` for the recovery.
     """
     originals = {}
     for name, config, recovery in cells:
@@ -318,11 +260,7 @@ def check_cells(cells: Sequence[tuple[str, Config, Config]]) -> None:
 
 
 def check_search(config: Config) -> None:
-    """Refuse what no shape can be chosen for.
-
-    Raises:
-        ConfigError: If it is a recovery, or there is no target or no training data.
-    """
+    """Refuse what no shape can be chosen for."""
     if config.stage == "recover":
         raise ConfigError(
             "stage is recover, whose model is cut already. To fix, leave stage out: shapes are "

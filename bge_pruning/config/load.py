@@ -42,14 +42,10 @@ class YamlTextError(ValueError):
 
 
 def check_yaml(text: str) -> None:
-    """Refuse what cannot be parsed, or not without harm.
-
-    Args:
-        text: One YAML document.
+    """Refuse a YAML document that cannot be parsed, or not without harm.
 
     Raises:
-        YamlTextError: If it is not YAML, is nested more than ``MAX_DEPTH`` deep, or stands for more
-            than ``MAX_VALUES`` values.
+        YamlTextError: If it is not YAML, is nested too deep, or stands for too many values.
     """
     open_sizes, sizes, anchors = [0], {}, [None]
     try:
@@ -87,15 +83,12 @@ def describe_yaml_error(error: yaml.YAMLError) -> YamlTextError:
 
 
 def load_config(paths: Sequence[str | Path], overrides: Sequence[str] = ()) -> Config:
-    """Read, merge and check a run's configuration.
+    """Read, merge and check a run's configuration; a recovery gets its ``recovery`` keys.
 
     Args:
         paths: YAML files or names of shipped ones, merged left to right, each after the files it
             ``extends``.
         overrides: ``key=value`` strings, applied last.
-
-    Returns:
-        The typed configuration. With ``stage: recover`` the ``recovery`` keys are merged in.
 
     Raises:
         ConfigError: If a file cannot be read, or a key or value is wrong.
@@ -128,29 +121,21 @@ def _make_recovery(config: Config, pruning: str) -> None:
     The model is the extracted one, without gates, and its teacher is the model it came from; its
     sizes are no longer those that the YAML names. A baseline is cut without any step of training,
     so its recovery has the steps of l0's pruning too: methods are compared at equal steps.
-
-    Args:
-        config: The configuration to change.
-        pruning: Length of the pruning run, a time string.
     """
     if config.method != L0:
-        config.max_duration = _add_times(pruning, config.max_duration)
+        recovery, unit = config.max_duration, pruning[-2:]
+        if recovery[-2:] != unit:
+            raise ConfigError(
+                f"max_duration {pruning} and recovery.max_duration {recovery} have different "
+                f"units: a baseline recovers for the sum of both. To fix, give both in ba "
+                f"(batches)."
+            )
+        config.max_duration = f"{int(pruning[:-2]) + int(recovery[:-2])}{unit}"
     config.model.base_model = str(pruned_model_folder(config))
     config.data.adapt_weights_interval = None  # it follows what the gates do
     for key in ("revision", "l0_module", *SIZES):
         setattr(config.model, key, None)
     config.run_folder = f"{config.run_folder}-recovery"
-
-
-def _add_times(pruning: str, recovery: str) -> str:
-    """The sum of two time strings of one unit."""
-    unit = recovery[-2:]
-    if pruning[-2:] != unit:
-        raise ConfigError(
-            f"max_duration {pruning} and recovery.max_duration {recovery} have different units: a "
-            f"baseline recovers for the sum of both. To fix, give both in ba (batches)."
-        )
-    return f"{int(pruning[:-2]) + int(recovery[:-2])}{unit}"
 
 
 def pruned_model_folder(config: Config) -> Path:
@@ -164,18 +149,8 @@ def to_yaml(config: Config) -> str:
 
 
 def read_mapping(path: Path) -> dict[str, Any]:
-    """Read the keys and values of a YAML file that is not the configuration of a run.
-
-    Args:
-        path: The file.
-
-    Raises:
-        ConfigError: If it cannot be read, or holds no keys.
-    """
+    """Read the keys and values of a YAML file that is not the configuration of a run."""
     return OmegaConf.to_container(_read_yaml(path))
-
-
-# Reading
 
 
 def _with_bases(path: Path, seen: tuple[Path, ...]) -> list[Path]:
@@ -216,11 +191,9 @@ def _parse_yaml(text: str, path: str) -> Any:
     """The content of a file; errors name the line."""
     try:
         check_yaml(text)
-        try:
-            return OmegaConf.load(StringIO(text))
-        except yaml.YAMLError as error:
-            raise describe_yaml_error(error) from None
-    except YamlTextError as error:
+        return OmegaConf.load(StringIO(text))
+    except (YamlTextError, yaml.YAMLError) as caught:
+        error = describe_yaml_error(caught) if isinstance(caught, yaml.YAMLError) else caught
         where = path if error.line is None else f"{path}:{error.line}"
         raise ConfigError(f"{where}: is not YAML ({error}). To fix, correct the file.") from None
     except OmegaConfBaseException as error:
@@ -251,9 +224,6 @@ def _parse_override(text: str) -> DictConfig:
 def _first_line(error: Exception) -> str:
     """The message of an error, without the details that OmegaConf writes below it."""
     return next(iter(str(error).strip().splitlines()), type(error).__name__)
-
-
-# Merging
 
 
 @dataclass(frozen=True)
@@ -294,13 +264,7 @@ def _check_content(
     """Refuse keys that the schema lacks, and values that OmegaConf would compute.
 
     References to other keys are allowed. With ``${oc.env:NAME}``, a secret of the environment would
-    be written into ``config.yaml``.
-
-    Args:
-        content: A value, or keys and values.
-        schema: Class of the keys; ``None`` if they are free.
-        parents: The keys above.
-        origin: Where the content comes from.
+    be written into ``config.yaml``. Without a schema, keys are free.
     """
     if isinstance(content, str) and (found := re.search(r"\$\{[^}]*:", content)):
         raise ConfigError(

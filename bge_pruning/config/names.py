@@ -39,12 +39,6 @@ def metric_key(task: str, mode: str, metric: str) -> str:
 def list_metric_keys(
     pairs: Sequence[str], collections: Sequence[str], modes: Sequence[str]
 ) -> list[str]:
-    """Names of all scores that will be logged, without ``eval/``.
-
-    Args:
-        pairs: Names of sources of scored pairs.
-        collections: Names of collections.
-        modes: How the collections are searched.
-    """
+    """Names of all scores that sources of pairs and collections log, without ``eval/``."""
     keys = [f"{name}/{PAIR_METRIC}" for name in pairs]
     return keys + [metric_key(*parts) for parts in product(collections, modes, RETRIEVAL_METRICS)]

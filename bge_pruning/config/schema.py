@@ -29,7 +29,7 @@ def key(default: Any, **rules: Any) -> Any:
     """A key with rules that :mod:`bge_pruning.config.checks` enforces where it is not null.
 
     Args:
-        default: Its default; a list is copied.
+        default: A list is copied.
         rules: ``bound``, a range such as ``above 0``, with ``meaning`` and ``example`` for the
             message; ``choices``, the allowed values, or the allowed items of a list; ``units``,
             those of a time string; ``needs``, options of an export, one of which must be given.
@@ -77,8 +77,7 @@ class L0ModuleConfig:
     # Length of the text whose operations are counted for target_speedup.
     target_length: int = key(128, bound="above 0", meaning="it is a number of tokens", example=512)
     start_sparsity: float = key(0.0, bound="in [0, 1]")  # target sparsity at step 0
-    # Composer time string: when the target is reached.
-    lagrangian_warmup_steps: str = key("0.3dur", units=SHARES)
+    lagrangian_warmup_steps: str = key("0.3dur", units=SHARES)  # when the target is reached
     eval_target_model: bool = True  # evaluate the final shape; false: the expected shape so far
     init_mean: float = 3.0  # log_alpha at the start: open with probability 0.99
     init_std: float = 0.25  # without spread all gates would move alike
@@ -93,8 +92,7 @@ class L0ModuleConfig:
 class BaselineConfig:
     """How a method other than ``l0`` chooses what to keep; the target is that of the gates."""
 
-    # How many of the training texts activations are measured on.
-    calibration_texts: int = key(512, bound="above 0")
+    calibration_texts: int = key(512, bound="above 0")  # training texts to measure on
     # Method layers keeps the subset with the best held-out score, or every nth layer.
     layer_choice: str = key("best", choices=("best", "every_nth"))
 
@@ -166,8 +164,7 @@ class DataConfig:
     eval: list[SourceConfig] = field(default_factory=list)  # of kinds sts, beir and mteb
     # Given or mined negatives per query, in addition to the other passages of the batch.
     negatives: int = key(0, bound="0 or more")
-    # error stops before training; skip counts and reports bad rows.
-    on_bad_row: str = key("error", choices=("error", "skip"))
+    on_bad_row: str = key("error", choices=("error", "skip"))  # skip: count and report it
     group_by_length: bool = True  # batches of texts of similar length: less padding
     adapt_weights_interval: Optional[str] = key(None, units=SHARES)  # null: the weights stay
     adapt_batches: int = key(4, bound="above 0")  # of each source, on which its loss is measured
@@ -254,17 +251,10 @@ class ExportConfig:
 
 
 def missing_export_options(given: Mapping[str, Any]) -> dict[str, tuple[str, ...]]:
-    """The options of an export that need another one which is not given, with the options needed.
-
-    Args:
-        given: Values of :class:`ExportConfig` by name.
-    """
-    needs = {option.name: option.metadata.get("needs", ()) for option in fields(ExportConfig)}
-    return {
-        option: needed
-        for option, needed in needs.items()
-        if given[option] and needed and not any(given[name] for name in needed)
-    }
+    """The options of :class:`ExportConfig` that lack another one, with those that would do."""
+    needs = {option.name: option.metadata.get("needs") for option in fields(ExportConfig)}
+    given_needs = {option: names for option, names in needs.items() if given[option] and names}
+    return {o: names for o, names in given_needs.items() if not any(map(given.get, names))}
 
 
 @dataclass

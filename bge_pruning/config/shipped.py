@@ -8,10 +8,8 @@ from pathlib import Path
 
 from bge_pruning.config.schema import ConfigError
 
-PACKAGE = Path(__file__).parents[1]
 # setup.py installs the repository's configs/ inside the package; a clone has them beside it.
-FOLDERS = (PACKAGE / "configs", PACKAGE.parent / "configs")
-SUFFIX = ".yaml"
+FOLDERS = tuple(folder / "configs" for folder in Path(__file__).parents[1:3])
 CONFIG_HELP = (
     "YAML files, or names of shipped ones such as bge_m3/target_50pct, merged left to right, and "
     "key=value"
@@ -34,15 +32,12 @@ def _exists(path: str | Path) -> bool:
 def list_shipped() -> dict[str, Path]:
     """The shipped configurations by name, such as ``bge_m3/target_50pct``."""
     folder = next((folder for folder in FOLDERS if folder.is_dir()), None)
-    files = sorted(folder.glob(f"*/*{SUFFIX}")) if folder else []
+    files = sorted(folder.glob("*/*.yaml")) if folder else []
     return {f"{path.parent.name}/{path.stem}": path for path in files}
 
 
 def find_config(name: str | Path) -> Path:
-    """The file that is meant: one with this path, otherwise the shipped one with this name.
-
-    Args:
-        name: A path, or the name of a shipped configuration, with or without ``.yaml``.
+    """Find the file of this path, or else the shipped one of this name, with or without ``.yaml``.
 
     Raises:
         ConfigError: If there is neither.
@@ -50,7 +45,7 @@ def find_config(name: str | Path) -> Path:
     path = Path(name)
     if _exists(path):
         return path
-    shipped, asked = list_shipped(), str(name).removesuffix(SUFFIX)
+    shipped, asked = list_shipped(), str(name).removesuffix(".yaml")
     if asked in shipped:
         return shipped[asked]
     fix = "check the path"
@@ -63,7 +58,7 @@ def find_config(name: str | Path) -> Path:
 
 
 def _close_names(asked: str, names: Sequence[str]) -> list[str]:
-    """Names that were perhaps meant: of which all or the last part is like what was asked for."""
+    """Names of which all or the last part resembles what was asked for."""
     found = difflib.get_close_matches(asked.removeprefix("configs/"), names, n=3, cutoff=0.8)
     last = asked.rpartition("/")[2]
     parts = difflib.get_close_matches(last, {name.rpartition("/")[2] for name in names}, cutoff=0.8)

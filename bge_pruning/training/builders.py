@@ -13,7 +13,7 @@ import torch
 from composer import Evaluator, Trainer
 from composer.core import Algorithm, Callback, DataSpec
 from composer.loggers import FileLogger, LoggerDestination, TensorboardLogger
-from composer.utils import dist, reproducibility
+from composer.utils import dist
 from torch import Tensor
 
 from bge_pruning.algorithms.gradient_groups import GroupGradientClipping, MeanGradients
@@ -30,27 +30,19 @@ from bge_pruning.callbacks.progress_log import ProgressLog
 from bge_pruning.callbacks.pruning_callback import GateMapCallback, PruningCallback
 from bge_pruning.callbacks.pruning_warnings import PruningWarnings
 from bge_pruning.callbacks.run_metadata_callback import RunMetadataCallback
-from bge_pruning.config.load import Config, ConfigError
-from bge_pruning.config.schema import ModelConfig
+from bge_pruning.config.schema import Config, ConfigError
 from bge_pruning.evaluation.tasks import Task
 from bge_pruning.model_io.checkpoint import RunMetadata, allow_plain_types, build_l0_module
 from bge_pruning.model_io.model_files import read_special_ids
 from bge_pruning.model_io.pretrained import BaseModel, load_base_model
 from bge_pruning.model_io.run_checkpoints import CHECKPOINT
 from bge_pruning.model_io.teacher_folder import Teacher
-from bge_pruning.models.bge_m3_backbone import XLMRobertaBackbone
 from bge_pruning.models.composer_bge_m3 import ComposerBGEM3
-from bge_pruning.models.encoder_shape import EncoderShape
 from bge_pruning.models.model_registry import build_composer_model
+from bge_pruning.training import sharding
 from bge_pruning.training.data_builders import build_loss_weights, build_probes
 from bge_pruning.training.optimization import build_optimizer, build_scheduler
 from bge_pruning.training.plan import Plan
-from bge_pruning.training.random_state import RandomStateOnResume
-from bge_pruning.training.sharding import (
-    build_parallelism,
-    measure_gradient_scale,
-    register_forward_methods,
-)
 from bge_pruning.utils.devices import torch_device
 
 log = logging.getLogger(__name__)
@@ -60,45 +52,29 @@ VERSIONED = ("torch", "mosaicml", "transformers", "sentence-transformers", "toke
 
 def build_metadata(config: Config, plan: Plan, base: BaseModel) -> RunMetadata:
     """Build what checkpoints carry, so that extraction needs nothing else."""
-    l0 = config.model.l0_module
-    arguments = None
+    l0, s = config.model.l0_module, base.shape
+    arguments = target = None
+    if plan.target is not None:  # with the outer parts that the loaded weights have
+        outer = {"sparse_head": s.sparse_head, "colbert_dim": s.colbert_dim}
+        target = asdict(replace(plan.target, pooler=s.pooler, **outer))
     if l0 is not None:
-        arguments = {
-            "axes": list(plan.axes),
-            "target": None if plan.target is None else asdict(_with_outer(plan, base)),
-            "target_parameters": plan.target_parameters,
-            "target_speedup": plan.target_speedup,
-            "target_length": plan.target_length,
-            "start_sparsity": l0.start_sparsity,
-            "init_mean": l0.init_mean,
-            "init_std": l0.init_std,
-            "seed": config.seed,
-            "binarization": l0.binarization,
-        }
+        budget = ("target_parameters", "target_speedup", "target_length")
+        options = ("start_sparsity", "init_mean", "init_std", "binarization")
+        arguments = {"axes": list(plan.axes), "target": target, "seed": config.seed}
+        arguments |= {name: getattr(plan, name) for name in budget}
+        arguments |= {name: getattr(l0, name) for name in options}
+    same = ("prompts", "license", "origin", "hf_config", "max_seq_length", "tokenizer_files")
     return RunMetadata(
         base_model=base.name,
         revision=config.model.revision,
-        prompts=base.prompts,
-        license=base.license,
-        origin=base.origin,
         shape=asdict(base.shape),
-        hf_config=base.hf_config,
         pooling=base.heads.pooling,
-        max_seq_length=base.max_seq_length,
         seed=config.seed,
         l0_module=arguments,
         source_pruning=None if base.pruning is None else base.pruning.as_dict(),
         refit_texts=config.teacher.refit_texts if config.stage == "recover" else 0,
         versions=package_versions(),
-        tokenizer_files=base.tokenizer_files,
-    )
-
-
-def _with_outer(plan: Plan, base: BaseModel) -> EncoderShape:
-    """The target shape with the outer parts that the loaded weights have."""
-    s = base.shape
-    return replace(
-        plan.target, pooler=s.pooler, sparse_head=s.sparse_head, colbert_dim=s.colbert_dim
+        **{name: getattr(base, name) for name in same},
     )
 
 
@@ -161,7 +137,11 @@ def build_model(
     weights = build_loss_weights(config)
     on_the_fly = weights.distils and not config.teacher.cache
     l0 = config.model.l0_module
-    _apply_options(base.backbone, config.model)
+    if config.model.freeze_embeddings:
+        base.backbone.embeddings.freeze_tables()
+    base.backbone.activation_checkpointing = config.model.activation_checkpointing
+    if config.model.compile:
+        base.backbone.compile_encoder(training=True)
     return build_composer_model(
         config.model.name,
         backbone=base.backbone,
@@ -170,26 +150,12 @@ def build_model(
         loss_weights=weights,
         teacher=teacher.encoder() if on_the_fly else None,
         teacher_dimensions=_teacher_dimensions(config, base, teacher),
-        teacher_layers=_kept(base, "layer"),
+        teacher_layers=None if base.pruning is None else base.pruning.kept.layer,
         eval_target_model=True if l0 is None else l0.eval_target_model,
         special_ids=sorted(read_special_ids(base.tokenizer_files)),
         chunk_size=config.device_train_microbatch_size if config.loss.compares_texts else None,
         cpu_dtype=torch.bfloat16 if config.precision == "amp_bf16" else None,
     )
-
-
-def _apply_options(backbone: XLMRobertaBackbone, model: ModelConfig) -> None:
-    """Apply the options that trade time for memory, or memory for time."""
-    if model.freeze_embeddings:
-        backbone.embeddings.freeze_tables()
-    backbone.activation_checkpointing = model.activation_checkpointing
-    if model.compile:
-        backbone.compile_encoder(training=True)
-
-
-def _kept(base: BaseModel, axis: str) -> list[int] | None:
-    """Indices on an axis that an extracted model has kept of the model it was cut from."""
-    return None if base.pruning is None else getattr(base.pruning.kept, axis)
 
 
 def _teacher_dimensions(config: Config, base: BaseModel, teacher: Teacher | None) -> Tensor | None:
@@ -198,7 +164,7 @@ def _teacher_dimensions(config: Config, base: BaseModel, teacher: Teacher | None
         return None  # similarities need no common dimensions
     if teacher.hidden_size() == base.shape.hidden_size:
         return None
-    kept = _kept(base, "hidden") or []
+    kept = [] if base.pruning is None else base.pruning.kept.hidden or []
     if len(kept) != base.shape.hidden_size:
         raise ConfigError(
             f"teacher '{teacher.name}' has {teacher.hidden_size()} dimensions, {base.name} "
@@ -206,9 +172,6 @@ def _teacher_dimensions(config: Config, base: BaseModel, teacher: Teacher | None
             f"from the model that it was cut from, or set loss.distillation_alignment=0."
         )
     return torch.tensor(kept)
-
-
-# Optimisation
 
 
 def build_algorithms(
@@ -221,22 +184,20 @@ def build_algorithms(
     """
     algorithms: list[Algorithm] = []
     if config.data.adapt_weights_interval is not None:
-        loader = train_loader.dataloader
-        count = config.data.adapt_batches
+        loader, data = train_loader.dataloader, config.data
         sources = range(len(loader.dataset.names))
-        probes = [build_probes(loader, count, source) for source in sources]
-        interval = config.data.adapt_weights_interval
-        algorithms.append(SourceWeights(loader.dataset, probes, interval))
+        probes = [build_probes(loader, data.adapt_batches, source) for source in sources]
+        algorithms.append(SourceWeights(loader.dataset, probes, data.adapt_weights_interval))
     if model.l0_module is not None:
         warmup = config.model.l0_module.lagrangian_warmup_steps
         algorithms.append(PruningSchedule(model.l0_module, warmup))
-    is_saved = stop.save_interval(config.save_interval)
-    guard = NonFiniteGuard(is_saved, skip=config.optimizer.non_finite == "skip")
-    if config.optimizer.max_grad_norm > 0:
-        algorithms.append(GroupGradientClipping(config.optimizer.max_grad_norm, guard))
+    o = config.optimizer
+    guard = NonFiniteGuard(stop.save_interval(config.save_interval), skip=o.non_finite == "skip")
+    if o.max_grad_norm > 0:
+        algorithms.append(GroupGradientClipping(o.max_grad_norm, guard))
     algorithms.append(guard)
     if config.parallelism.fsdp:
-        algorithms.append(MeanGradients(measure_gradient_scale(config.device)))
+        algorithms.append(MeanGradients(sharding.measure_gradient_scale(config.device)))
     return [*algorithms, stop]
 
 
@@ -257,23 +218,20 @@ def build_callbacks(
         rates = {knob: getattr(config.optimizer, knob) for knob in ("l0_lr", "lagrangian_lr")}
         callbacks.append(PruningCallback(model.l0_module, config.log_interval))
         callbacks.append(PruningWarnings(model.l0_module, rates))
-    if config.loggers.wandb is not None and model.l0_module is not None:
-        callbacks.append(GateMapCallback(model.l0_module, config.eval_interval))
+        if config.loggers.wandb is not None:
+            callbacks.append(GateMapCallback(model.l0_module, config.eval_interval))
     if config.data.eval:
-        best, e = None, config.evaluation
-        if e.keep_best is not None:
-            best = BestCheckpoint(e.keep_best, Path(config.run_folder))
-        callbacks.append(
-            EvaluationCallback(
-                base,
-                collections,
-                config.eval_interval,
-                modes=e.modes,
-                batch_size=config.eval_batch_size,
-                max_length=e.max_length or config.model.max_length,
-                best=best,
-            )
+        e, folder = config.evaluation, Path(config.run_folder)
+        evaluation = EvaluationCallback(
+            base,
+            collections,
+            config.eval_interval,
+            modes=e.modes,
+            batch_size=config.eval_batch_size,
+            max_length=e.max_length or config.model.max_length,
+            best=None if e.keep_best is None else BestCheckpoint(e.keep_best, folder),
         )
+        callbacks.append(evaluation)
     return callbacks
 
 
@@ -299,28 +257,12 @@ def build_loggers(config: Config) -> list[LoggerDestination]:
     return loggers
 
 
-def build_progress_log(config: Config, model: ComposerBGEM3) -> ProgressLog:
-    """Build the progress lines; they are not on the console while there is a bar."""
-    targets = {} if model.l0_module is None else model.l0_module.final_targets()
-    return ProgressLog(config.log_interval, targets, on_console=not _shows_bar(config))
-
-
-def _shows_bar(config: Config) -> bool:
-    return config.progress_bar and sys.stderr.isatty()
-
-
 def _microbatch_size(config: Config) -> int:
     """Number of rows that the trainer gives the model at once."""
     whole = config.global_train_batch_size // dist.get_world_size()
     micro = config.device_train_microbatch_size
     # A loss over the batch needs all of it: the model itself splits it and caches gradients.
     return whole if micro is None or config.loss.compares_texts else micro
-
-
-def _composer_precision(config: Config) -> str:
-    """The trainer's precision: Composer refuses bfloat16 on a CPU, where the model handles it."""
-    on_cpu = torch_device(config.device) == "cpu"
-    return "fp32" if on_cpu and config.precision == "amp_bf16" else config.precision
 
 
 def build_trainer(
@@ -336,7 +278,13 @@ def build_trainer(
     The checkpoint is read without unpickling anything but plain values.
     """
     # This comes first: it puts the model on the device, where the optimizer finds it.
-    parallelism = build_parallelism(config, model)
+    parallelism = sharding.build_parallelism(config, model)
+    targets = {} if model.l0_module is None else model.l0_module.final_targets()
+    shows_bar = config.progress_bar and sys.stderr.isatty()
+    # Progress lines are not on the console while there is a bar.
+    progress = ProgressLog(config.log_interval, targets, on_console=not shows_bar)
+    # Composer refuses bfloat16 on a CPU, where the model handles it.
+    handled = config.precision == "amp_bf16" and torch_device(config.device) == "cpu"
     with allow_plain_types():
         trainer = Trainer(
             model=model,
@@ -348,8 +296,8 @@ def build_trainer(
             step_schedulers_every_batch=True,
             algorithms=build_algorithms(config, model, train_loader, stop),
             callbacks=callbacks,
-            loggers=[*build_loggers(config), build_progress_log(config, model)],
-            progress_bar=_shows_bar(config),
+            loggers=[*build_loggers(config), progress],
+            progress_bar=shows_bar,
             run_name=Path(config.run_folder).name,
             save_folder=config.run_folder,
             save_filename=CHECKPOINT,
@@ -357,22 +305,11 @@ def build_trainer(
             save_num_checkpoints_to_keep=config.checkpoints_to_keep,
             autoresume=config.autoresume,
             seed=config.seed,
-            precision=_composer_precision(config),
+            precision="fp32" if handled else config.precision,
             device=config.device,
             device_train_microbatch_size=_microbatch_size(config),
             parallelism_config=parallelism,
             dist_timeout=config.dist_timeout,
         )
-    register_forward_methods(model)
+    sharding.register_forward_methods(model)
     return trainer
-
-
-def restore_random_state(trainer: Trainer) -> None:
-    """Let a resumed run draw the numbers of an uninterrupted one, with RandomStateOnResume."""
-
-    def restore() -> None:
-        if trainer._rng_state is not None:
-            reproducibility.load_rng_state(trainer._rng_state)
-            trainer._rng_state = None
-
-    trainer.state.algorithms.append(RandomStateOnResume(restore))

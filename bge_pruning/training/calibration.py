@@ -25,13 +25,7 @@ log = logging.getLogger(__name__)
 
 
 def calibration_texts(config: Config, base: BaseModel, count: int) -> TokenizedTexts:
-    """Draw texts from all training data with equal probability by the run's seed.
-
-    Args:
-        config: The run.
-        base: The model, for its tokenizer.
-        count: Number of texts; fewer if there are fewer.
-    """
+    """Draw up to so many of all training texts, with equal probability, by the run's seed."""
     corpora = [build_corpus(source, config, base).texts for source in config.data.train]
     bounds = np.cumsum([0, *map(len, corpora)])
     count = min(count, int(bounds[-1]))
@@ -45,17 +39,7 @@ def calibration_texts(config: Config, base: BaseModel, count: int) -> TokenizedT
 def calibration_batches(
     config: Config, base: BaseModel, count: int, device: str
 ) -> Iterator[tuple[Tensor, Tensor]]:
-    """Iterate over token ids and masks of calibration texts, sorted by length.
-
-    Args:
-        config: The run.
-        base: The model, for its tokenizer.
-        count: See :func:`calibration_texts`.
-        device: Torch device.
-
-    Yields:
-        Both of shape ``(B, T)``.
-    """
+    """Iterate over token ids and masks, ``(B, T)``, of calibration texts, sorted by length."""
     texts = calibration_texts(config, base, count)
     yield from pad_batches(texts, range(len(texts)), config, base, device)
 
@@ -63,18 +47,7 @@ def calibration_batches(
 def pad_batches(
     texts: TokenizedTexts, part: Sequence[int], config: Config, base: BaseModel, device: str
 ) -> Iterator[tuple[Tensor, Tensor]]:
-    """Iterate over token ids and masks of some texts, sorted by length.
-
-    Args:
-        texts: All texts.
-        part: Indices of those to take.
-        config: The run, for the size of a batch.
-        base: The model, for its padding token.
-        device: Torch device.
-
-    Yields:
-        Both of shape ``(B, T)``.
-    """
+    """Iterate over token ids and masks, ``(B, T)``, of the texts ``part``, sorted by length."""
     part = np.asarray(part)
     for index in batch_indices(texts.lengths[part], config.eval_batch_size, BATCH_TOKENS):
         ids, mask = pad_texts([texts[i] for i in part[index]], base.hf_config["pad_token_id"])
@@ -86,7 +59,6 @@ def measure_importance(kind: str, config: Config, base: BaseModel) -> Importance
 
     Args:
         kind: ``activation`` or ``reconstruction``.
-        config: The run.
         base: The unpruned model; it is moved to the run's device.
     """
     device = torch_device(config.device)
@@ -105,9 +77,7 @@ def measure_importance(kind: str, config: Config, base: BaseModel) -> Importance
 def refit(config: Config, base: BaseModel) -> None:
     """Fit an extracted model in place to the model that it was cut from, see :func:`refit_`.
 
-    Args:
-        config: A recovery with ``teacher.refit_texts`` above 0.
-        base: The extracted model; it is moved to the run's device.
+    It is moved to the run's device.
 
     Raises:
         ConfigError: If the model was not extracted, or has other tokens than its source.
@@ -130,21 +100,14 @@ def refit(config: Config, base: BaseModel) -> None:
     student = base.backbone.to(device).eval()
     refit_(student, teacher.backbone.to(device).eval(), kept.layer, kept.hidden, batches)
     student.train(training)
-    log.info(
-        "fitted to %s on %d texts in %.0f s",
-        teacher.name,
-        sum(len(ids) for ids, _ in batches),
-        time.monotonic() - started,
-    )
+    count, seconds = sum(len(ids) for ids, _ in batches), time.monotonic() - started
+    log.info("fitted to %s on %d texts in %.0f s", teacher.name, count, seconds)
 
 
 def order_gates(config: Config, base: BaseModel, gates: torch.nn.ParameterDict) -> None:
-    """Sort the start values of gates in place by the importance of what they close.
+    """Sort the start values of gates, by axis, in place by the importance of what they close.
 
-    Args:
-        config: A run with gates whose ``init_order`` is not ``random``.
-        base: The unpruned model; it is moved to the run's device.
-        gates: Locations by axis.
+    The unpruned model is moved to the run's device.
     """
     importance = measure_importance(config.model.l0_module.init_order, config, base)
     for axis, log_alpha in gates.items():

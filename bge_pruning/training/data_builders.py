@@ -56,9 +56,7 @@ def build_train_loader(config: Config, base: BaseModel, teacher: Teacher | None)
     """Build the training batches of this rank, each of one source.
 
     Raises:
-        ConfigError: If the teacher would read other words in the student's token ids, or has
-            multi-vectors of other dimensions.
-        ValueError: If the data are invalid.
+        ValueError: If the data are invalid, or the teacher does not fit the student.
     """
     if teacher is not None and (mismatch := teacher.find_mismatch(base)):
         raise ConfigError(mismatch)
@@ -71,8 +69,7 @@ def build_train_loader(config: Config, base: BaseModel, teacher: Teacher | None)
             "any. To fix, add them or set it to 0."
         )
     size, ranks = config.global_train_batch_size, dist.get_world_size()
-    lengths = [dataset.lengths for dataset in datasets]
-    sources = config.data.train
+    lengths, sources = [dataset.lengths for dataset in datasets], config.data.train
     weights = [s.weight or max(1, len(n) // size) for s, n in zip(sources, lengths, strict=True)]
     names = [source.name for source in sources]
     mixed = MixedDataset(names, datasets, MixSchedule(weights), size)
@@ -97,9 +94,8 @@ def _build_dataset(
     def embed(texts: TokenizedTexts) -> np.ndarray:
         return _teacher_outputs(config, base, teacher, texts, ("dense_vecs",))["dense_vecs"]
 
-    mines = source.mined_negatives > 0
-    fingerprint = teacher.fingerprint() if mines else ""
-    dataset = build_source(source, config, base, embed if mines else None, fingerprint)
+    model = teacher.fingerprint() if source.mined_negatives else ""
+    dataset = build_source(source, config, base, embed, model)
     weights = build_loss_weights(config)
     if weights.distils and config.teacher.cache:
         dataset.teacher = _teacher_outputs(config, base, teacher, dataset.texts, weights.distilled)
@@ -107,33 +103,20 @@ def _build_dataset(
 
 
 def build_probes(loader: DataLoader, batches: int, source: int) -> list[Batch]:
-    """Read the first batches of a source on this rank.
-
-    Args:
-        loader: The training batches.
-        batches: Number of batches; fewer if the source has fewer.
-        source: Index of the source.
-    """
+    """Read up to so many first batches of the source with this index on this rank."""
     rows = loader.batch_sampler.rows_of(source, epoch=0)[:batches]
     return [loader.collate_fn([loader.dataset[source, row] for row in part]) for part in rows]
 
 
 def render_sources(mixed: MixedDataset, seed: int) -> str:
     """Render the sources as a table: rows, texts, share of the batches, tokens, padding."""
-    lines = [
-        f"{'source':<26} {'rows':>9} {'texts':>10} {'share':>6} {'tokens':>6} {'padding':>8} "
-        f"{'random':>7}"
-    ]
+    head = f"{'source':<26} {'rows':>9} {'texts':>10} {'share':>6} {'tokens':>6}"
+    lines = [f"{head} {'padding':>8} {'random':>7}"]
     shares = mixed.schedule.weights()
     for name, data, share in zip(mixed.names, mixed.datasets, shares, strict=True):
         lengths, tokens = data.lengths, data.tokens
-        padding = [
-            padding_share(
-                *(lengths, tokens, data.width),
-                group_batches(lengths, mixed.batch_size, (seed, 0), grouped),
-            )
-            for grouped in (True, False)
-        ]
+        groups = [group_batches(lengths, mixed.batch_size, (seed, 0), by) for by in (True, False)]
+        padding = [padding_share(lengths, tokens, data.width, group) for group in groups]
         lines.append(
             f"{name:<26} {len(data):>9,} {len(data.texts):>10,} {share:>6.1%} "
             f"{tokens.mean() / data.width:>6.1f} {padding[0]:>8.1%} {padding[1]:>7.1%}"
@@ -152,9 +135,9 @@ def _data_spec(dataset: Dataset, **arguments: Any) -> DataSpec:
 
 def _split_batch(batch: Batch, size: int) -> list[Batch]:
     # Composer's own split warns at every last batch that is smaller than the others.
-    starts = range(0, len(batch["input_ids"]), size)
     return [
-        {k: v if isinstance(v, str) else v[i : i + size] for k, v in batch.items()} for i in starts
+        {k: v if isinstance(v, str) else v[i : i + size] for k, v in batch.items()}
+        for i in range(0, len(batch["input_ids"]), size)
     ]
 
 
@@ -182,14 +165,8 @@ def build_evaluators(config: Config, base: BaseModel) -> list[Evaluator]:
             generator=torch.Generator(),  # it draws a seed, which must not be a number of the run
             collate_fn=Collator(base.hf_config["pad_token_id"]),
         )
-        evaluators.append(
-            Evaluator(
-                label=source.name,
-                dataloader=loader,
-                metric_names=[PAIR_METRIC],
-                eval_interval=is_now,
-            )
-        )
+        metrics = {"metric_names": [PAIR_METRIC], "eval_interval": is_now}
+        evaluators.append(Evaluator(label=source.name, dataloader=loader, **metrics))
     return evaluators
 
 
@@ -209,10 +186,8 @@ def build_collections(config: Config, base: BaseModel) -> dict[str, Task]:
             check_modes(config.evaluation.modes, base.heads.names(), base.name)
         except ValueError as error:
             raise ConfigError(f"evaluation.modes: {error}") from None
-        if (length := config.evaluation.max_length) is not None:
-            build_tokenizer(
-                base.tokenizer_files["tokenizer.json"], length
-            )  # refuses a length that is too short
+        if (length := config.evaluation.max_length) is not None:  # refused if it is too short
+            build_tokenizer(base.tokenizer_files["tokenizer.json"], length)
         # mteb seeds all generators; the other ranks find what the first one has fetched.
         with rank_zero_first(), random_state_kept():
             if source.kind == "beir":
@@ -223,11 +198,7 @@ def build_collections(config: Config, base: BaseModel) -> dict[str, Task]:
 
 
 def _teacher_outputs(
-    config: Config,
-    base: BaseModel,
-    teacher: Teacher,
-    texts: TokenizedTexts,
-    names: Sequence[str],
+    config: Config, base: BaseModel, teacher: Teacher, texts: TokenizedTexts, names: Sequence[str]
 ) -> dict[str, np.ndarray]:
     key = compute_cache_key(texts, teacher.fingerprint())
     folder = Path(config.data.processed_folder)

@@ -6,12 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
-from composer.optim import (
-    ComposerScheduler,
-    ConstantWithWarmupScheduler,
-    CosineAnnealingWithWarmupScheduler,
-    LinearWithWarmupScheduler,
-)
+from composer import optim
 from torch import nn
 
 from bge_pruning.config.load import Config
@@ -55,35 +50,24 @@ def l0_groups(
 ) -> list[dict[str, Any]]:
     """Group gates for descent and multipliers for ascent, all without decay."""
     multipliers = {"weight_decay": 0.0, "maximize": True}
+    groups = (
+        ("gates", l0_module.log_alpha, l0_lr, {"weight_decay": 0.0}),
+        ("multipliers/lambda_1", l0_module.lambda_1, lagrangian_lr, multipliers),
+        ("multipliers/lambda_2", l0_module.lambda_2, lambda_2_lr, multipliers),
+    )
     return [
-        {
-            "name": "gates",
-            "params": list(l0_module.log_alpha.parameters()),
-            "lr": l0_lr,
-            "weight_decay": 0.0,
-        },
-        {
-            "name": "multipliers/lambda_1",
-            "params": list(l0_module.lambda_1.parameters()),
-            "lr": lagrangian_lr,
-            **multipliers,
-        },
-        {
-            "name": "multipliers/lambda_2",
-            "params": list(l0_module.lambda_2.parameters()),
-            "lr": lambda_2_lr,
-            **multipliers,
-        },
+        {"name": name, "params": list(part.parameters()), "lr": lr, **rest}
+        for name, part, lr, rest in groups
     ]
 
 
-def build_scheduler(config: Config) -> ComposerScheduler:
+def build_scheduler(config: Config) -> optim.ComposerScheduler:
     """Build the learning-rate schedule: one factor of at least 0 for all groups."""
     s = config.scheduler
     if s.name == "constant":
-        return ConstantWithWarmupScheduler(t_warmup=s.t_warmup)
+        return optim.ConstantWithWarmupScheduler(t_warmup=s.t_warmup)
     kinds = {
-        "linear": LinearWithWarmupScheduler,
-        "cosine": CosineAnnealingWithWarmupScheduler,
+        "linear": optim.LinearWithWarmupScheduler,
+        "cosine": optim.CosineAnnealingWithWarmupScheduler,
     }
     return kinds[s.name](t_warmup=s.t_warmup, alpha_f=s.alpha_f)

@@ -28,39 +28,34 @@ BGE_M3_POSITIONS = 8194
 
 @dataclass(frozen=True)
 class Plan:
-    """The shapes of a run.
+    """The shapes of a run; a target is ``None`` where another one is given, or none."""
 
-    Attributes:
-        source: Shape of the base model.
-        axes: Axes that get gates; empty for a run without pruning.
-        target: Shape to reach, ``None`` with a budget or without pruning.
-        target_parameters: Encoder parameters to reach, ``None`` with another target.
-        target_speedup: How many times fewer operations to reach, ``None`` with another target.
-        target_length: Tokens of the text whose operations are counted.
-        assumptions: Assumptions about the source, in words.
-    """
-
-    source: EncoderShape
-    axes: tuple[str, ...]
+    source: EncoderShape  # of the base model
+    axes: tuple[str, ...]  # that get gates
     target: EncoderShape | None
-    target_parameters: float | None
-    assumptions: str = ""
-    target_speedup: float | None = None
-    target_length: int = 128
+    target_parameters: float | None  # of the encoder
+    assumptions: str = ""  # about the source, in words
+    target_speedup: float | None = None  # how many times fewer operations
+    target_length: int = 128  # tokens of the text whose operations are counted
 
     @property
     def has_budget(self) -> bool:
         """Whether the gates choose the shape."""
         return self.target_parameters is not None or self.target_speedup is not None
 
+    def choices(self) -> tuple[EncoderShape, ...]:
+        """The shapes that the gates choose among for a budget, the nearest one first."""
+        return shapes_of_budget(
+            self.source, self.axes, self.target_parameters, self.target_speedup, self.target_length
+        )
+
 
 def build_plan(config: Config, folder: Path | None = None) -> Plan:
     """Resolve the shapes of a run and refuse targets that cannot be reached.
 
     Args:
-        config: The run.
-        folder: Folder of the base model. ``None`` takes the sizes from the configuration, so that
-            a hub model can be planned without a network.
+        folder: That of the base model. ``None`` takes the sizes from the configuration, so that a
+            hub model can be planned without a network.
 
     Raises:
         ConfigError: If sizes are missing, disagree with the base model, or the target cannot be
@@ -72,13 +67,17 @@ def build_plan(config: Config, folder: Path | None = None) -> Plan:
         source = _shape_from_config(config)
         assumptions = f"{BGE_M3_POSITIONS} positions, pooler and all heads, as BGE-M3 has them"
     else:
-        colbert_dim = None
-        source = read_shape(folder, colbert_dim)
-        assumptions = ""
+        source, assumptions = read_shape(folder, None), ""
         if config.model.init_missing_heads:
             colbert_dim = source.colbert_dim or source.hidden_size
             source = replace(source, sparse_head=True, colbert_dim=colbert_dim)
-        _check_sizes(config, source, folder)
+        for field, name in YAML_NAMES.items():
+            given, real = getattr(config.model, name), getattr(source, field)
+            if given is not None and given != real:
+                raise ConfigError(
+                    f"model.{name} is {given}, but {folder / 'config.json'} says {real}. To fix, "
+                    f"set model.{name}={real} or choose another base_model."
+                )
     try:
         return _resolve_target(config, source, assumptions)
     except ValueError as error:
@@ -98,25 +97,11 @@ def _shape_from_config(config: Config) -> EncoderShape:
             f"model.d_model {model.d_model} is not a multiple of model.n_heads {model.n_heads}."
         )
     return EncoderShape(
-        hidden_size=model.d_model,
-        num_attention_heads=model.n_heads,
-        num_hidden_layers=model.n_layers,
-        intermediate_size=model.intermediate_size,
-        vocab_size=model.vocab_size,
+        **{field: getattr(model, name) for field, name in YAML_NAMES.items()},
         head_dim=model.d_model // model.n_heads,
         max_position_embeddings=BGE_M3_POSITIONS,
         colbert_dim=model.d_model,
     )
-
-
-def _check_sizes(config: Config, source: EncoderShape, folder: Path) -> None:
-    for field, name in YAML_NAMES.items():
-        given, real = getattr(config.model, name), getattr(source, field)
-        if given is not None and given != real:
-            raise ConfigError(
-                f"model.{name} is {given}, but {folder / 'config.json'} says {real}. To fix, set "
-                f"model.{name}={real} or choose another base_model."
-            )
 
 
 def _resolve_target(config: Config, source: EncoderShape, assumptions: str) -> Plan:
@@ -135,14 +120,15 @@ def _resolve_target(config: Config, source: EncoderShape, assumptions: str) -> P
         )
     changed = {a for a, f in SHAPE_FIELDS.items() if getattr(target, f) != getattr(source, f)}
     ungated = sorted(changed - set(l0.pruning_modules))
-    if ungated or not changed:
-        reason = (
+    if ungated:
+        raise ConfigError(
             f"the target changes {', '.join(ungated)}, which pruning_modules does not name. To "
             f"fix, add {', '.join(ungated)} or keep the size."
-            if ungated
-            else "the target is the source: nothing would be pruned. To fix, choose smaller sizes."
         )
-        raise ConfigError(reason)
+    if not changed:
+        raise ConfigError(
+            "the target is the source: nothing would be pruned. To fix, choose smaller sizes."
+        )
     # An axis that keeps its size gets no gates: its constraint could never be met.
     axes = tuple(axis for axis in AXES if axis in changed)
     return Plan(source, axes, target, None, assumptions, target_length=l0.target_length)
@@ -162,12 +148,13 @@ def _resolve_budget(config: Config, source: EncoderShape, assumptions: str) -> P
     gated = tuple(axis for axis in AXES if axis in axes)
     length = l0.target_length
     plan = Plan(source, gated, None, parameters, assumptions, l0.target_speedup, length)
-    nearest = _shapes_of_budget(plan)[0]
+    nearest = plan.choices()[0]
     if parameters is not None:
         wanted, found = parameters, float(count_parameters(nearest).encoder)
         asked, has = f"{wanted:,.0f} encoder parameters", f"{found:,.0f}"
     else:
-        wanted, found = l0.target_speedup, _speedup(source, nearest, length)
+        wanted = l0.target_speedup
+        found = forward_flops(source, [length]) / forward_flops(nearest, [length])
         asked, has = f"a speed-up of {wanted:g} at {length} tokens", f"{found:.3f}"
     if abs(found - wanted) > 0.01 * wanted:
         raise ConfigError(
@@ -178,58 +165,38 @@ def _resolve_budget(config: Config, source: EncoderShape, assumptions: str) -> P
     return plan
 
 
-def _speedup(source: EncoderShape, target: EncoderShape, length: int) -> float:
-    """How many times fewer operations a text takes."""
-    return forward_flops(source, [length]) / forward_flops(target, [length])
-
-
 def example_target(plan: Plan) -> EncoderShape | None:
-    """The shape to reach, or with a budget one in the middle of those the gates choose among.
-
-    It is ``None`` without pruning.
-    """
+    """The shape to reach, or with a budget one in the middle of those the gates choose among."""
     if not plan.has_budget:
         return plan.target
-    shapes = _shapes_of_budget(plan)
+    shapes = plan.choices()
     return shapes[len(shapes) // 2]
-
-
-def _shapes_of_budget(plan: Plan) -> tuple[EncoderShape, ...]:
-    return shapes_of_budget(
-        plan.source, plan.axes, plan.target_parameters, plan.target_speedup, plan.target_length
-    )
 
 
 def render_plan(plan: Plan, config: Config) -> str:
     """Render the plan as text."""
+    l0 = config.model.l0_module
     lines = [f"base model   {config.model.base_model}", f"source       {plan.source.describe()}"]
     lines += _target_lines(plan)
     if plan.assumptions:
         lines.append(f"assumed      {plan.assumptions}")
-    lines += [
-        _method_line(plan, config),
-        "",
-        *_parameter_table(plan),
-        "",
+    if plan.axes and config.method != L0:
+        lines.append(f"chosen by    {config.method}, without gates: a baseline")
+    else:
+        lines.append(f"gates on     {', '.join(plan.axes) or 'nothing: ordinary training'}")
+    lines += ["", *_parameter_table(plan), ""]
+    lines.append(
         f"steps        {config.max_duration} (batch {config.global_train_batch_size}), evaluated "
-        f"every {config.eval_interval}",
-        render_memory(plan, config),
-    ]
-    if config.model.l0_module is not None and config.method == L0:
-        l0 = config.model.l0_module
-        lines.insert(-1, f"warm-up      target sparsity reached after {l0.lagrangian_warmup_steps}")
+        f"every {config.eval_interval}"
+    )
+    if l0 is not None and config.method == L0:
+        lines.append(f"warm-up      target sparsity reached after {l0.lagrangian_warmup_steps}")
         if l0.init_order != "random":
             texts = config.baseline.calibration_texts
-            lines.insert(-1, f"gates start  in the order of {l0.init_order} on {texts:,} texts")
+            lines.append(f"gates start  in the order of {l0.init_order} on {texts:,} texts")
     if config.stage == "recover" and (texts := config.teacher.refit_texts):
-        lines.insert(-1, f"starts from  weights fitted to the uncut model on {texts:,} texts")
-    return "\n".join(lines)
-
-
-def _method_line(plan: Plan, config: Config) -> str:
-    if plan.axes and config.method != L0:
-        return f"chosen by    {config.method}, without gates: a baseline"
-    return f"gates on     {', '.join(plan.axes) or 'nothing: ordinary training'}"
+        lines.append(f"starts from  weights fitted to the uncut model on {texts:,} texts")
+    return "\n".join([*lines, render_memory(plan, config)])
 
 
 def _target_lines(plan: Plan) -> list[str]:
@@ -241,12 +208,10 @@ def _target_lines(plan: Plan) -> list[str]:
         share = plan.target_parameters / count_parameters(plan.source).encoder
         wanted = f"{plan.target_parameters:,.0f} encoder parameters ({share:.1%})"
     else:
-        wanted = (
-            f"{plan.target_speedup:g} times fewer operations for a text of "
-            f"{plan.target_length:,} tokens"
-        )
+        length = f"{plan.target_length:,}"
+        wanted = f"{plan.target_speedup:g} times fewer operations for a text of {length} tokens"
     return [
-        f"target       {wanted}; the gates choose among {len(_shapes_of_budget(plan))} exportable "
+        f"target       {wanted}; the gates choose among {len(plan.choices())} exportable "
         f"shapes (scripts/choose_shape.py measures which keep most)",
         f"for example  {example_target(plan).describe()}",
     ]
@@ -270,10 +235,7 @@ def estimate_memory(plan: Plan, config: Config, tokens: int | None = None) -> di
     See :func:`step_memory`. Python, torch and its libraries need more on top.
 
     Args:
-        plan: The shapes.
-        config: The run.
-        tokens: Real tokens of the largest batch; ``None`` for as many as ``model.max_length``
-            allows.
+        tokens: Real tokens of the largest batch; default: as many as ``model.max_length`` allows.
     """
     texts = config.device_train_microbatch_size or config.global_train_batch_size
     width = max([_texts_of_row(source, config.data) for source in config.data.train], default=1)

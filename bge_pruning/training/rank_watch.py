@@ -34,11 +34,7 @@ def _setting(name: str, default: int) -> int:
 
 
 def connect(seconds: float = 300.0) -> TCPStore | None:
-    """Connect to the store of the run; ``None`` if there is only one process.
-
-    Args:
-        seconds: How long to try.
-    """
+    """Try so long to connect to the store of the run; ``None`` if there is only one process."""
     if _setting("WORLD_SIZE", 1) == 1:
         return None
     host, port = os.environ["MASTER_ADDR"], _setting("MASTER_PORT", 0)
@@ -83,10 +79,8 @@ class RankWatch:
     of every node writes the error of the failing rank to its standard error, and a process that
     was not ended a while later ends itself, whatever it is waiting for.
 
-    It is a context manager: inside, it listens, and tells of exceptions that leave it.
-
-    Args:
-        quiet: Exceptions that are not failures; all ranks raise them.
+    It is a context manager: inside, it listens, and tells of exceptions that leave it, but not of
+    the ``quiet`` ones, which all ranks raise.
     """
 
     def __init__(self, *quiet: type[Exception]) -> None:
@@ -135,11 +129,9 @@ class RankWatch:
 
     def _listen(self, store: TCPStore) -> None:
         try:
-            while not self._left.wait(POLL_SECONDS):
-                if store.check([FAILURE]):
-                    break
-            else:
-                return
+            while not store.check([FAILURE]):
+                if self._left.wait(POLL_SECONDS):
+                    return
             failure = store.get(FAILURE).decode()
             self._write(store, failure)
         except (RuntimeError, OSError):

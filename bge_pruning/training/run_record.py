@@ -9,18 +9,15 @@ import sys
 import time
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+from bge_pruning.config.schema import Config, SourceConfig
 from bge_pruning.datasets.mteb_dataloader import mteb_fingerprint
 from bge_pruning.datasets.retrieval_collection import collection_files
 from bge_pruning.datasets.tables import Table, fingerprint_table
 from bge_pruning.datasets.text_files import expand_paths, hash_file
 from bge_pruning.model_io.run_checkpoints import list_checkpoints
 from bge_pruning.utils.files import write_json
-
-if TYPE_CHECKING:
-    from bge_pruning.config.load import Config
-    from bge_pruning.config.schema import SourceConfig
 
 log = logging.getLogger(__name__)
 
@@ -34,11 +31,6 @@ def record_start(config: Config, versions: Mapping[str, str], ranks: int) -> Non
     """Add this start to ``run.json`` in the run folder, and log it; on one rank only.
 
     A run that resumes under other circumstances causes a warning, not an error.
-
-    Args:
-        config: The run.
-        versions: Package versions by name.
-        ranks: Processes that train.
     """
     folder = Path(config.run_folder)
     record = build_record(config, versions, ranks)
@@ -52,10 +44,7 @@ def record_start(config: Config, versions: Mapping[str, str], ranks: int) -> Non
 def build_record(config: Config, versions: Mapping[str, str], ranks: int) -> dict[str, Any]:
     """Collect what the result depends on, besides the configuration.
 
-    Returns:
-        ``time``, ``command``, ``seed``, ``ranks``, ``versions`` by package, ``code``
-        (:func:`find_revision`), and ``data``: for each source of ``train`` and ``eval`` its files
-        with their SHA-256, or the fingerprint of a data set.
+    ``data`` holds for each source of ``train`` and ``eval`` what :func:`fingerprint_source` finds.
     """
     return {
         "time": time.strftime("%Y-%m-%d %H:%M:%S"),
@@ -75,14 +64,10 @@ def find_revision(folder: Path) -> dict[str, Any] | None:
     """Find ``revision`` and ``changed`` (uncommitted) of the code, in a git checkout."""
 
     def git(*arguments: str) -> str:
-        done = subprocess.run(
-            ["git", "-C", str(folder), *arguments],
-            capture_output=True,
-            text=True,
-            check=True,
-            timeout=20,
-        )
-        return done.stdout.strip()
+        command = ["git", "-C", str(folder), *arguments]
+        return subprocess.check_output(
+            command, text=True, stderr=subprocess.DEVNULL, timeout=20
+        ).strip()
 
     try:
         # An environment may lie inside another project's checkout, which lacks our files.
@@ -94,20 +79,15 @@ def find_revision(folder: Path) -> dict[str, Any] | None:
 
 
 def fingerprint_source(source: SourceConfig) -> dict[str, str]:
-    """Identify the content of a source: SHA-256 by file, or the fingerprint of a data set.
-
-    Raises:
-        FileNotFoundError: If a file is missing.
-    """
+    """Identify the content of a source: SHA-256 by file, or the fingerprint of a data set."""
     if source.kind == "mteb":
         return {source.path: mteb_fingerprint(source.path, source.split, source.subset)}
     if source.path.startswith("hf://"):
         table = Table(source.path, {}, source.split, source.subset, source.revision)
         return {source.path: fingerprint_table(table)}
-    if source.kind == "beir":
-        paths = collection_files(Path(source.path), source.split)
-    else:
-        paths = expand_paths(source.path)
+    beir = source.kind == "beir"
+    folder = Path(source.path)
+    paths = collection_files(folder, source.split) if beir else expand_paths(source.path)
     return {str(path): hash_file(path) for path in paths}
 
 

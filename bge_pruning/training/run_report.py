@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import shlex
 from pathlib import Path
-from typing import TYPE_CHECKING
 
-from bge_pruning.config.schema import L0
+from bge_pruning.config.names import L0
+from bge_pruning.config.schema import Config
 from bge_pruning.export.pruning_record import MARKER
 from bge_pruning.model_io.run_checkpoints import save_gates, write_gates
 from bge_pruning.models.l0_module_embedding import L0Module
@@ -17,21 +17,11 @@ from bge_pruning.utils.files import write_json, write_text
 from bge_pruning.utils.json_records import Record, Text, read_record
 from bge_pruning.utils.records import EvaluationRecord, PruningRecord
 
-if TYPE_CHECKING:
-    from bge_pruning.config.load import Config
-
 
 def report_training(
     config: Config, l0_module: L0Module | None, versions: dict[str, str], world_size: int
 ) -> None:
-    """Write the report of a training into its run folder, over an earlier one.
-
-    Args:
-        config: The run.
-        l0_module: The gates; ``None`` for a run without them.
-        versions: Package versions by name.
-        world_size: Number of ranks that trained.
-    """
+    """Write the report of a training into its run folder, over an earlier one."""
     folder = Path(config.run_folder)
     if l0_module is not None:
         save_gates(l0_module, folder / "gates.npz")
@@ -55,12 +45,7 @@ def training_command(config: Config, world_size: int) -> str:
 
 
 def log_results(config: Config, evaluation: EvaluationRecord) -> None:
-    """Send the report of the results and their scores to W&B, as a run of its own.
-
-    Args:
-        config: The run; nothing is done if it does not configure W&B.
-        evaluation: Content of ``evaluation.json``.
-    """
+    """Send the report of the results and their scores to a W&B run of its own, if configured."""
     w = config.loggers.wandb
     if w is None:
         return
@@ -76,10 +61,6 @@ def log_results(config: Config, evaluation: EvaluationRecord) -> None:
 
 def collect_run(results: Path, run: Path) -> None:
     """Copy the files that a report needs of a run and its recovery into the results folder.
-
-    Args:
-        results: Folder that holds the extracted ``model``.
-        run: Run folder; that of the recovery has its name and ``-recovery``.
 
     Raises:
         FileNotFoundError: If a folder is missing or incomplete.
@@ -103,7 +84,7 @@ def collect_run(results: Path, run: Path) -> None:
     if gated:
         write_gates(_checkpoint_of(results, run), results / "gates.npz")
     for name, source in sources.items():
-        _copy(source, results / name)
+        write_text(results / name, source.read_text(encoding="utf-8"))
 
 
 def _has_gates(record: Path) -> bool:
@@ -120,13 +101,8 @@ class _Origin(Record):
 def _checkpoint_of(results: Path, run: Path) -> Path:
     """The checkpoint that the pruned model was cut from, which may be the best one."""
     record = results / "pruned_model" / MARKER
-    if record.is_file():
-        name = read_record(record, _Origin, "extract the model again").checkpoint
-        checkpoint = run / Path(name).name
-        return checkpoint if checkpoint.is_file() else run
-    return run
-
-
-def _copy(source: Path, target: Path) -> None:
-    """Copy a text file atomically."""
-    write_text(target, source.read_text(encoding="utf-8"))
+    if not record.is_file():
+        return run
+    name = read_record(record, _Origin, "extract the model again").checkpoint
+    checkpoint = run / Path(name).name
+    return checkpoint if checkpoint.is_file() else run

@@ -20,11 +20,8 @@ def build_parallelism(config: Config, model: ComposerBGEM3) -> ParallelismConfig
 
     Layers are sharded one by one: one layer at a time is gathered. Gates, multipliers and a learned
     temperature stay whole on every rank: they are small, and their arithmetic needs all of them;
-    see :class:`bge_pruning.algorithms.gradient_groups.MeanGradients`.
-
-    Args:
-        config: The run.
-        model: The model to train, which is moved to the device.
+    see :class:`bge_pruning.algorithms.gradient_groups.MeanGradients`. A sharded model is moved to
+    the device.
     """
     p = config.parallelism
     if not p.fsdp:
@@ -34,7 +31,7 @@ def build_parallelism(config: Config, model: ComposerBGEM3) -> ParallelismConfig
     for whole in (model.l0_module, model.temperature):
         if whole is not None:
             whole._fsdp_wrap = False
-    model.backbone.fsdp_wrap_fn = is_sharded_apart
+    model.backbone.fsdp_wrap_fn = lambda module: isinstance(module, Layer)
     with warnings.catch_warnings():
         # torch's interface is stable; Composer's may change with its pinned version.
         warnings.filterwarnings("ignore", message="FSDP2 Config/APIs are experimental")
@@ -47,17 +44,8 @@ def build_parallelism(config: Config, model: ComposerBGEM3) -> ParallelismConfig
     return ParallelismConfig(fsdp2=sharded)
 
 
-def is_sharded_apart(module: nn.Module) -> bool:
-    """Whether a part of the encoder is gathered on its own, as a layer is."""
-    return isinstance(module, Layer)
-
-
 def register_forward_methods(model: ComposerBGEM3) -> None:
-    """Let the methods that are called in place of ``forward`` gather the weights too.
-
-    Args:
-        model: The model that the trainer has sharded.
-    """
+    """Let the methods that are called in place of ``forward`` gather the weights too."""
     for module, name in ((model.backbone, "encode"), (model.heads, "outputs")):
         if isinstance(module, FSDPModule):
             register_fsdp_forward_method(module, name)
@@ -67,9 +55,6 @@ def measure_gradient_scale(device: str | None) -> float:
     """Measure a sharded gradient as a multiple of the mean over the ranks.
 
     torch asks the backend for means. NCCL computes means, but gloo, the backend of CPUs, sums.
-
-    Args:
-        device: ``cpu`` or ``gpu``; ``None`` for a GPU if there is one.
     """
     ranks = dist.get_world_size()
     layer = get_device(device).module_to_device(nn.Linear(1, ranks, bias=False))

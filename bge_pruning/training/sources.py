@@ -5,27 +5,18 @@ from __future__ import annotations
 import hashlib
 import logging
 from collections.abc import Callable, Iterable
+from functools import partial
 from itertools import chain
 from pathlib import Path
 
 import numpy as np
 
 from bge_pruning.config.schema import Config, ConfigError, SourceConfig
-from bge_pruning.datasets.contrastive_dataset import (
-    ContrastiveDataset,
-    add_negatives,
-    known_positives,
-    read_contrastive,
-)
+from bge_pruning.datasets import contrastive_dataset as contrastive
+from bge_pruning.datasets import mteb_dataloader as mteb
+from bge_pruning.datasets.contrastive_dataset import ContrastiveDataset
 from bge_pruning.datasets.embedding_dataset import EmbeddingDataset, TokenizedTexts, replace_tokens
 from bge_pruning.datasets.hard_negatives import cached_negatives, mine_negatives, negatives_key
-from bge_pruning.datasets.mteb_dataloader import (
-    mteb_fingerprint,
-    read_beir,
-    read_corpus,
-    read_mteb,
-    read_mteb_corpus,
-)
 from bge_pruning.datasets.retrieval_collection import collection_files
 from bge_pruning.datasets.rows import BadRows, Row, RowTable
 from bge_pruning.datasets.sts_dataloader import read_pairs, read_sentences
@@ -54,36 +45,32 @@ def build_corpus(source: SourceConfig, config: Config, base: BaseModel) -> TextC
     tokenizer_json = base.tokenizer_files["tokenizer.json"]
     read, content = _reader(source)
     settings = (source.kind, sorted(source.columns.items()), list(source.score_range))
-    mining = source.kind in ("beir", "mteb") and source.mined_negatives > 0
-    key = corpus_key(
-        *(content, settings, skip, mining, max_length, hashlib.sha256(tokenizer_json).hexdigest())
-    )
+    mining = source.is_collection and source.mined_negatives > 0
+    tokenizer = hashlib.sha256(tokenizer_json).hexdigest()
+    key = corpus_key(content, settings, skip, mining, max_length, tokenizer)
     folder = Path(config.data.processed_folder) / f"rows-{key}"
     corpus = cached_corpus(folder, source.name, read, tokenizer_json, max_length, skip)
     corpus.bad.report(source.name)
     if corpus.texts.truncated:
-        log.info(
-            "%s: %d of %d texts cut at %d tokens",
-            *(source.name, corpus.texts.truncated, len(corpus.texts), max_length),
-        )
+        counts = (corpus.texts.truncated, len(corpus.texts), max_length)
+        log.info("%s: %d of %d texts cut at %d tokens", source.name, *counts)
     return corpus
 
 
 def _reader(source: SourceConfig) -> tuple[ReadRows, object]:
     """The function that reads the rows of a source, and the fingerprint of its content."""
-    if source.kind == "mteb":
-        return _mteb_reader(source)
-    if source.kind == "beir":
-        return _beir_reader(source)
+    if source.is_collection:
+        return _collection_reader(source)
+    on_hub = source.path.startswith("hf://")
     tables = [
-        Table(path, dict(source.columns), source.split, source.subset, source.revision)
-        for path in ([source.path] if source.path.startswith("hf://") else _files(source))
+        Table(str(path), dict(source.columns), source.split, source.subset, source.revision)
+        for path in ([source.path] if on_hub else expand_paths(source.path))
     ]
     low, high = source.score_range
     readers = {
         "sts": lambda table, bad: read_pairs(table, (low, high), bad),
         "sentences": read_sentences,
-        "contrastive": read_contrastive,
+        "contrastive": contrastive.read_contrastive,
     }
     read = readers[source.kind]
 
@@ -93,30 +80,23 @@ def _reader(source: SourceConfig) -> tuple[ReadRows, object]:
     return rows, [fingerprint_table(table) for table in tables]
 
 
-def _files(source: SourceConfig) -> list[str]:
-    return [str(path) for path in expand_paths(source.path)]
-
-
-def _beir_reader(source: SourceConfig) -> tuple[ReadRows, object]:
-    folder = Path(source.path)
-
-    def rows(bad: BadRows) -> Iterable[Row]:
-        yield from read_beir(folder, source.split, bad)
-        if source.mined_negatives:
-            yield from read_corpus(folder, bad)
-
-    return rows, [hash_file(path) for path in collection_files(folder, source.split)]
-
-
-def _mteb_reader(source: SourceConfig) -> tuple[ReadRows, object]:
-    task = (source.path, source.split, source.subset)
+def _collection_reader(source: SourceConfig) -> tuple[ReadRows, object]:
+    if source.kind == "mteb":
+        task = (source.path, source.split, source.subset)
+        judged, others = partial(mteb.read_mteb, *task), partial(mteb.read_mteb_corpus, *task)
+        content = mteb.mteb_fingerprint(*task)
+    else:
+        folder = Path(source.path)
+        judged = partial(mteb.read_beir, folder, source.split)
+        others = partial(mteb.read_corpus, folder)
+        content = [hash_file(path) for path in collection_files(folder, source.split)]
 
     def rows(bad: BadRows) -> Iterable[Row]:
-        yield from read_mteb(*task, bad)
+        yield from judged(bad)
         if source.mined_negatives:
-            yield from read_mteb_corpus(*task, bad)
+            yield from others(bad)
 
-    return rows, mteb_fingerprint(*task)
+    return rows, content
 
 
 def build_source(
@@ -125,9 +105,6 @@ def build_source(
     """Build the examples of a source.
 
     Args:
-        source: The source.
-        config: The run.
-        base: The model, for its tokenizer.
         embed: Computes the unpruned model's dense vectors, where negatives are mined.
         model: Fingerprint of that model.
 
@@ -150,9 +127,11 @@ def build_source(
         return EmbeddingDataset(texts, rows.texts.reshape(-1, 2), scores.astype(np.float32))
     queries = rows.select(rows.positives > 0)
     if source.mined_negatives:
-        folder = Path(config.data.processed_folder)
-        mined = _mine(source, corpus, queries, embed, model, folder)
-        queries = add_negatives(queries, mined)
+        key = negatives_key(
+            corpus.texts, corpus.rows, model, (source.mined_negatives, source.mining_margin)
+        )
+        path = Path(config.data.processed_folder) / f"negatives-{key}.npy"
+        queries = contrastive.add_negatives(queries, _mine(source, corpus, queries, embed, path))
     # A source without any scores has other losses; some missing scores are a mistake.
     scored = config.loss.score_distillation > 0 and not np.isnan(queries.scores).all()
     negatives = config.data.negatives_of(source)
@@ -163,16 +142,10 @@ def build_source(
 
 
 def _mine(
-    source: SourceConfig,
-    corpus: TextCorpus,
-    queries: RowTable,
-    embed: Embed,
-    model: str,
-    folder: Path,
+    source: SourceConfig, corpus: TextCorpus, queries: RowTable, embed: Embed, path: Path
 ) -> np.ndarray:
     """Mine the negatives of each query: texts of shape ``(n, k)``, -1 where there are fewer."""
     settings = (source.mined_negatives, source.mining_margin)
-    key = negatives_key(corpus.texts, corpus.rows, model, settings)
 
     def compute() -> np.ndarray:
         log.info("%s: mining %d negatives for %d queries", source.name, settings[0], len(queries))
@@ -181,17 +154,12 @@ def _mine(
         alone = np.diff(rows.starts) == 1
         passages = np.unique(np.concatenate([rows.texts[rows.roles > 0], rows.first[alone]]))
         vectors = embed(corpus.texts)
-        known, bounds = known_positives(queries)
-        mined = mine_negatives(
-            vectors[queries.first],
-            vectors[passages],
-            (np.searchsorted(passages, known), bounds),
-            *settings,
-        )
+        known, bounds = contrastive.known_positives(queries)
+        known_passages = (np.searchsorted(passages, known), bounds)
+        mined = mine_negatives(vectors[queries.first], vectors[passages], known_passages, *settings)
         return np.where(mined < 0, -1, passages[mined])
 
-    mined = cached_negatives(folder / f"negatives-{key}.npy", compute)
-    short = int((mined < 0).any(axis=1).sum())
-    if short:
+    mined = cached_negatives(path, compute)
+    if short := int((mined < 0).any(axis=1).sum()):
         log.warning("%s: %d queries got fewer mined negatives", source.name, short)
     return mined

@@ -4,48 +4,50 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import shutil
 from dataclasses import dataclass
 from pathlib import Path
 
 from composer import Evaluator, Trainer
-from composer.core import DataSpec
-from composer.utils import dist
+from composer.core import Algorithm, DataSpec, Event, State
+from composer.loggers import Logger
+from composer.utils import dist, reproducibility
 
 from bge_pruning.algorithms.stop_on_signal import StopOnSignal
-from bge_pruning.config.command_checks import check_checkpoint_kind
+from bge_pruning.config.command_checks import check_checkpoint_kind, check_training
+from bge_pruning.config.load import to_yaml
 from bge_pruning.config.schema import Config
 from bge_pruning.evaluation.tasks import Task
 from bge_pruning.model_io.checkpoint import RunMetadata
+from bge_pruning.model_io.hub import fetch_model_folder
 from bge_pruning.model_io.pretrained import BaseModel
 from bge_pruning.model_io.run_checkpoints import find_whole_checkpoint, list_checkpoints
 from bge_pruning.model_io.teacher_folder import Teacher
 from bge_pruning.models.composer_bge_m3 import ComposerBGEM3
 from bge_pruning.training import builders, data_builders
 from bge_pruning.training.calibration import order_gates, refit
-from bge_pruning.training.plan import Plan, render_memory, render_plan
+from bge_pruning.training.plan import Plan, build_plan, render_memory, render_plan
 from bge_pruning.training.rank_watch import RankWatch, rank_zero_first
-from bge_pruning.training.run_folder import check_run, prepare_run_folder
 from bge_pruning.training.run_record import record_start
 from bge_pruning.training.run_report import report_training
+from bge_pruning.utils.devices import torch_device
+from bge_pruning.utils.files import refuse_unwritable_folders
 from bge_pruning.utils.guard import warn_only
 from bge_pruning.utils.run_log import LOG, RunLog
 
 log = logging.getLogger(__name__)
 
+# Every run folder holds the configuration of its run.
+RECORD = "config.yaml"
+
 
 @dataclass(frozen=True)
 class Stage:
-    """A stage that was checked.
-
-    Attributes:
-        config: Its configuration.
-        plan: Its shapes.
-        is_fresh: Whether it starts anew rather than from a checkpoint.
-    """
+    """A stage that was checked."""
 
     config: Config
     plan: Plan
-    is_fresh: bool
+    is_fresh: bool  # rather than resumed from a checkpoint
 
 
 @dataclass(frozen=True)
@@ -60,20 +62,39 @@ class Inputs:
     train_loader: DataSpec
 
 
-def run_stage(config: Config, watch: RankWatch, run_log: RunLog) -> None:
-    """Run a stage, on one of the ranks.
+class RandomStateOnResume(Algorithm):
+    """Restores the random state before the first batch after a restart inside an epoch.
 
-    Args:
-        config: The configuration of the stage.
-        watch: Tells the other ranks about a failure.
-        run_log: The log that gets a file once there is a run folder.
+    The trainer restores it while it skips the batches that were trained on. Our data resume without
+    skipping, where the trainer does not restore it: dropout would draw other numbers.
     """
+
+    def __init__(self, trainer: Trainer) -> None:
+        self.trainer = trainer
+
+    def match(self, event: Event, state: State) -> bool:
+        """Run before the first batch, after the loader has drawn its own seed."""
+        return event == Event.BATCH_START and self.trainer._rng_state is not None
+
+    def apply(self, event: Event, state: State, logger: Logger) -> None:
+        """Restore the state of the checkpoint."""
+        reproducibility.load_rng_state(self.trainer._rng_state)
+        self.trainer._rng_state = None
+
+
+def run_stage(config: Config, watch: RankWatch, run_log: RunLog) -> None:
+    """Run a stage, on one of the ranks; the log gets a file once there is a run folder."""
     stage = check_stage(config)
     inputs = load_inputs(stage)
     model = build_student(stage, inputs)
     open_run_folder(stage, inputs, run_log)
     stop = StopOnSignal()
-    trainer = build_trainer(stage, inputs, model, stop)
+    watching = (model, inputs.metadata, inputs.base, inputs.collections)
+    callbacks = builders.build_callbacks(config, *watching)
+    data = (inputs.train_loader, inputs.evaluators)
+    trainer = builders.build_trainer(config, model, *data, callbacks, stop)
+    # A resumed run draws the numbers of an uninterrupted one.
+    trainer.state.algorithms.append(RandomStateOnResume(trainer))
     try:
         fit(stage, trainer, stop)
         report(stage, inputs, model)
@@ -133,20 +154,6 @@ def open_run_folder(stage: Stage, inputs: Inputs, run_log: RunLog) -> None:
         record_start(stage.config, inputs.metadata.versions, dist.get_world_size())
 
 
-def build_trainer(
-    stage: Stage, inputs: Inputs, model: ComposerBGEM3, stop: StopOnSignal
-) -> Trainer:
-    """The trainer, at the checkpoint from which the run resumes."""
-    callbacks = builders.build_callbacks(
-        stage.config, model, inputs.metadata, inputs.base, inputs.collections
-    )
-    trainer = builders.build_trainer(
-        stage.config, model, inputs.train_loader, inputs.evaluators, callbacks, stop
-    )
-    builders.restore_random_state(trainer)
-    return trainer
-
-
 def fit(stage: Stage, trainer: Trainer, stop: StopOnSignal) -> None:
     """Train to the end, unless the run is there already, which Composer calls an error."""
     end = trainer.state.max_duration
@@ -162,8 +169,52 @@ def report(stage: Stage, inputs: Inputs, model: ComposerBGEM3) -> None:
     """Write the report of the training; on rank 0 only."""
     if dist.get_global_rank() != 0:
         return
-    config = stage.config
-    retry = f"run scripts/write_report.py {config.run_folder} --overwrite"
+    retry = f"run scripts/write_report.py {stage.config.run_folder} --overwrite"
     with warn_only("the report of the training", retry):
         versions, ranks = inputs.metadata.versions, dist.get_world_size()
-        report_training(config, model.l0_module, versions, ranks)
+        report_training(stage.config, model.l0_module, versions, ranks)
+
+
+def check_run(config: Config) -> Plan:
+    """Validate the configuration before loading any weights, and return the plan.
+
+    Raises:
+        ConfigError: If the configuration does not fit itself or the model.
+        OSError: If the run folder is in use, the model cannot be loaded, or a folder not written.
+    """
+    check_training(config, torch_device(config.device))
+    if config.model.l0_module is not None and config.model.d_model is not None:
+        build_plan(config)  # refuses a bad target before anything is fetched
+    check_run_folder(config)
+    loggers, processed = config.loggers, config.data.processed_folder
+    folders = {"run_folder": config.run_folder, "data.processed_folder": processed}
+    if loggers.wandb is not None or loggers.tensorboard or loggers.file:
+        folders["loggers.folder"] = loggers.folder
+    refuse_unwritable_folders(folders)
+    folder = fetch_model_folder(config.model.base_model, config.model.revision)
+    return build_plan(config, folder)
+
+
+def check_run_folder(config: Config) -> None:
+    """Refuse a folder that is in use, unless its run is resumed or replaced."""
+    folder = Path(config.run_folder)
+    in_use = folder.exists() and (folder.is_file() or any(folder.iterdir()))
+    replaceable = config.overwrite and (folder / RECORD).is_file()
+    if in_use and not config.autoresume and not replaceable:
+        raise FileExistsError(
+            f"{folder} is in use and is kept. To fix, set another run_name, autoresume=true "
+            f"to resume it, or overwrite=true to start again (only if it holds a run)."
+        )
+
+
+def prepare_run_folder(config: Config) -> None:
+    """Make the run folder and record the configuration in it; on rank 0 only."""
+    check_run_folder(config)
+    dist.barrier()
+    if dist.get_global_rank() == 0:
+        folder = Path(config.run_folder)
+        if folder.exists() and not config.autoresume:
+            shutil.rmtree(folder)
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / RECORD).write_text(to_yaml(config), encoding="utf-8")
+    dist.barrier()

@@ -24,8 +24,8 @@ from bge_pruning.export.extract import ExtractOptions
 from bge_pruning.export.vocabulary_texts import choose_for_texts
 from bge_pruning.model_io.pretrained import load_base_model
 from bge_pruning.reports.report import write_report
-from bge_pruning.training.run_folder import check_run, check_run_folder
 from bge_pruning.training.run_report import collect_run, log_results
+from bge_pruning.training.stage import check_run, check_run_folder
 from bge_pruning.utils.files import refuse_unwritable_folders, write_text
 from bge_pruning.utils.guard import warn_only
 from bge_pruning.utils.records import EvaluationRecord

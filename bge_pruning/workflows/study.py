@@ -32,7 +32,7 @@ from bge_pruning.reports.study_records import (
     StudyScore,
     read_reference,
 )
-from bge_pruning.training.run_folder import check_run
+from bge_pruning.training.stage import check_run
 from bge_pruning.utils.devices import torch_device
 from bge_pruning.utils.environment import collect_versions, describe_machine
 from bge_pruning.utils.files import lock_of, refuse_unwritable_folders, write_json

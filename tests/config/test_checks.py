@@ -1,69 +1,128 @@
-"""Values that no key can mean, whatever the key."""
+"""Values that are refused whatever the model and the command are."""
 
 import pytest
 
 from bge_pruning.config.load import ConfigError, load_config
 
+L0 = "model.l0_module."
+TIMES = "max_duration eval_interval save_interval log_interval scheduler.t_warmup".split()
+EXACTLY = r"one of target_model, target_parameters, target_density, target_speedup, not "
+NAME = r"run_name '.*' is not the name of a folder, of 1 to 200 bytes and without '/'\. To fix"
+DENSITY = r"is not in \(0, 1\]: it is the share .* write e\.g\. 0\.6"
+SPEEDUP = r"is not above 1: it says how many times .* e\.g\. 2"
+FSDP = "parallelism.fsdp=true"
+SHARDED = "parallelism.state_dict=sharded"
+
 
 @pytest.fixture
-def empty(tmp_path):
+def target_yaml(tmp_path):
     path = tmp_path / "run.yaml"
-    path.write_text("seed: 1\n")
+    path.write_text("model: {l0_module: {target_model: {n_layers: 3}}}\n")
     return path
 
 
 @pytest.mark.parametrize(
-    ("override", "message"),
+    ("overrides", "message"),
     [
+        # Valid for no key
         ("optimizer.lr=.nan", r"optimizer\.lr nan is not a finite number below 1e\+15\. To fix"),
         ("optimizer.lr=.inf", r"optimizer\.lr inf is not a finite number"),
         ("optimizer.betas=[.nan,0.9]", r"optimizer\.betas\[0\] nan is not a finite number"),
-        ("model.l0_module.init_mean=-.inf", r"model\.l0_module\.init_mean -inf is not a finite"),
-        (f"model.l0_module.target_parameters={10**300}", r"target_parameters .* is not a finite"),
+        (f"{L0}init_mean=-.inf", r"model\.l0_module\.init_mean -inf is not a finite"),
+        (f"{L0}target_parameters={10**300}", r"target_parameters .* is not a finite"),
         (f"seed={10**400}", "seed of many digits is not a finite number|cannot be read"),
         (f"model.max_length={10**30}", r"model\.max_length of many digits is not a finite number"),
-        (
-            "run_name='a}'",
-            r"run_name 'a}' holds a brace, which stands for .* To fix, write it with",
-        ),
+        (f"optimizer.lr={10**400}", r"too large to convert to float\. To fix, write a smaller"),
+        ("run_name='a}'", r"run_name 'a}' holds a brace, which stands for .* To fix, write it wi"),
         ("run_folder='a{rank}'", r"run_folder 'a{rank}' holds a brace"),
         ("loggers.folder='{'", r"loggers\.folder '{' holds a brace"),
-        (
-            "optimizer.betas=[[1, 2], [3]]",
-            r"betas .* does not hold numbers alone\. To fix, write n",
-        ),
-        (
-            "evaluation.modes=[[a]]",
-            r"evaluation\.modes .* does not hold texts alone\. To fix",
-        ),
+        ("optimizer.betas=[[1, 2], [3]]", r"betas .* does not hold numbers alone\. To fix, write"),
+        ("evaluation.modes=[[a]]", r"evaluation\.modes .* does not hold texts alone\. To fix"),
         ("data.train=[{name: a, kind: sts, path: b, columns: {a: [b]}}]", "does not hold texts"),
-        (
-            f"optimizer.lr={10**400}",
-            r"too large to convert to float\. To fix, write a smaller number",
-        ),
+        ('model.base_model="a\\0b"', r"model\.base_model 'a\\x00b' holds a null byte"),
+        # Out of range
         ("seed=4294967296", r"seed 4294967296 is not below 2\^32\. To fix, use e\.g\. 17"),
+        ("seed=-1", "seed -1 is not 0 or more"),
         ("data.num_workers=1000", r"data\.num_workers 1000 is above 256 processes\. To fix, use a"),
         ("optimizer.betas=[0.9]", r"optimizer\.betas \[0\.9\] are not two numbers in \[0, 1\)"),
         ("optimizer.betas=[0.9,1.5]", r"are not two numbers in \[0, 1\)\. To fix, write e\.g\."),
+        ("global_train_batch_size=0", "global_train_batch_size 0 is not above 0"),
+        ("eval_batch_size=0", "eval_batch_size 0 is not above 0"),
+        ("device_train_microbatch_size=0", "device_train_microbatch_size 0 is not above 0"),
+        ("checkpoints_to_keep=0", "checkpoints_to_keep 0 is not above 0"),
+        ("dist_timeout=0", "dist_timeout 0.0 is not above 0"),
+        ("model.max_length=0", "model.max_length 0 is not above 0"),
+        ("evaluation.max_length=0", "evaluation.max_length 0 is not above 0"),
+        ("loss.similarity_temperature=0", "loss.similarity_temperature 0.0 is not above 0"),
+        ("baseline.calibration_texts=0", r"baseline\.calibration_texts 0 is not above 0"),
+        ("optimizer.eps=0", "optimizer.eps 0.0 is not above 0"),
+        ("optimizer.lr=-1", "optimizer.lr -1.0 is not 0 or more"),
+        ("optimizer.lagrangian_lr=-1", "optimizer.lagrangian_lr -1.0 is not 0 or more"),
+        ("loss.sts_regression=-1", "loss.sts_regression -1.0 is not 0 or more"),
+        ("model.dropout=1.5", r"model.dropout 1.5 is not in \[0, 1\]"),
+        ("scheduler.alpha_f=2", r"scheduler.alpha_f 2.0 is not in \[0, 1\]"),
+        (f"{L0}start_sparsity=1.1", r"start_sparsity 1.1 is not in \[0, 1\]"),
+        *((f"{L0}target_density={share}", DENSITY) for share in (0.0, -0.5, 1.5, 60)),
+        *((f"{L0}target_speedup={factor}", SPEEDUP) for factor in (1.0, 0.5, -2)),
+        (f"{L0}target_length=0", r"target_length .* is not above 0: .* write e\.g\. 512"),
+        # None of the choices
+        ("stage=train", "stage 'train' is not one of"),
+        ("scheduler.name=step", "scheduler.name 'step' is not one of"),
+        ("precision=fp8", "precision 'fp8' is not one of"),
+        ("device=tpu", "device 'tpu' is not one of"),
+        ("model.pooling=max", "model.pooling 'max' is not one of"),
+        ("method=taylor", r"method 'taylor' is not one of .*'magnitude'.* To fix, choose one"),
+        ("baseline.layer_choice=worst", r"layer_choice 'worst' is not one of \('best', 'every_nt"),
+        ("parallelism.sharding=half", "parallelism.sharding 'half' is not one of"),
+        ("parallelism.state_dict=none", "parallelism.state_dict 'none' is not one of"),
+        ("data.train=[{name: a, kind: csv, path: b}]", "kind of data source 'a' 'csv'"),
+        ("data.train=[{name: a, kind: sts}]", r"data.train\[0\].path: .*To fix, give the key a va"),
+        # Times
+        *((f"{key}=100 steps", f"{key} '100 steps'") for key in TIMES),
+        (f"{L0}lagrangian_warmup_steps=100 steps", "lagrangian_warmup_steps '100 steps'"),
         ("max_duration=9999999999ba", r"max_duration '9999999999ba' is not a time"),
         ("max_duration=١ba", r"max_duration '١ba' is not a time"),
-        ('model.base_model="a\\0b"', r"model\.base_model 'a\\x00b' holds a null byte"),
+        # Several keys
+        (f"{L0}target_model=null", rf"{EXACTLY}0 \(none\)"),
+        (f"{L0}target_density=0.5", rf"{EXACTLY}2 \(target_model, target_density\)"),
+        (
+            f"{L0}target_model=null && {L0}target_density=0.5 && {L0}target_speedup=2",
+            rf"{EXACTLY}2 \(target_density, target_speedup\)",
+        ),
+        (SHARDED, "state_dict=sharded needs a sharded model"),
+        (f"{FSDP} && {SHARDED} && evaluation.keep_best=a/b", "evaluation.keep_best writes one fi"),
+        (f"{FSDP} && model.compile=true", "fsdp does not work with model.compile=true"),
+        (f"{FSDP} && precision=amp_fp16", "fsdp does not work with precision=amp_fp16"),
+        *((f"run_name={name}", NAME) for name in ("../x", "/etc/x", "a/b", "..", ".", "''", "' '")),
+        (f"run_name={'x' * 201}", NAME),
     ],
 )
-def test_odd_values(override, message, empty):
-    with pytest.raises(ConfigError, match=message):
-        load_config([empty], [override])
+def test_refused_values(overrides, message, target_yaml):
+    with pytest.raises(ConfigError, match=message) as error:
+        load_config([target_yaml], overrides.split(" && "))
+    assert "To fix, " in str(error.value)
 
 
-@pytest.mark.parametrize("name", ["../x", "/etc/x", "a/b", "..", ".", "''", "' '", "x" * 201])
-def test_a_run_name_stays_in_its_folders(name, empty):
-    message = (
-        r"run_name '.*' is not the name of a folder, of 1 to 200 bytes and without '/'\. To fix"
-    )
-    with pytest.raises(ConfigError, match=message):
-        load_config([empty], [f"run_name={name}"])
+@pytest.mark.parametrize(
+    ("extra", "message"),
+    [
+        ("score_range: [0, .inf]", r"score_range\[1\] of data source 'x' inf is not a finite num"),
+        ("score_range: [5, 0]", r"score_range \[5.0, 0.0\] .* is not \[lowest, highest\]"),
+        ("score_range: [5]", r"score_range \[5.0\] .* is not \[lowest, highest\]"),
+        ("weight: .inf", r"weight of data source 'x' inf is not a finite number"),
+        ("split: ../x", "split '../x' of data source 'x' is not the name of a split"),
+        ("mining_margin: 2", "mining_margin of data source 'x' 2.0 is not in .0, 1."),
+        ("replaced_tokens: 0.5", "replaced_tokens of data source 'x' is not for kind sts: "),
+        ("replaced_tokens: 2", "replaced_tokens of data source 'x' 2.0 is not in"),
+        ("negatives: -1", "negatives of data source 'x' -1 is not 0 or more"),
+    ],
+)
+def test_refused_settings_of_a_source(extra, message, target_yaml):
+    source = f"data.train=[{{name: x, kind: sts, path: a.csv, {extra}}}]"
+    with pytest.raises(ConfigError, match=f"{message}.*To fix, "):
+        load_config([target_yaml], [source])
 
 
-def test_a_run_name_may_hold_any_letters(empty):
-    config = load_config([empty], ["run_name=модель 🐈.v2"])
+def test_a_run_name_may_hold_any_letters(target_yaml):
+    config = load_config([target_yaml], ["run_name=модель 🐈.v2"])
     assert config.run_folder == "experiments/checkpoints/модель 🐈.v2"

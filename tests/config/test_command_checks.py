@@ -1,89 +1,130 @@
 """Losses, data and evaluations that do not fit each other."""
 
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
-from bge_pruning.config.command_checks import check_objective
-from bge_pruning.config.load import Config, ConfigError, load_config
+from bge_pruning.config.command_checks import check_checkpoint_kind, check_objective
+from bge_pruning.config.load import ConfigError, load_config
 
 ROOT = Path(__file__).parents[2]
-NO_TEACHER = ("loss.distillation_alignment=0", "loss.distillation_similarity=0")
+NO_TEACHER = "loss.distillation_alignment=0 && loss.distillation_similarity=0"
+ZERO = "loss={sts_regression: 0, distillation_alignment: 0, distillation_similarity: 0}"
+ONE = ZERO.replace("sts_regression: 0", "sts_regression: 1")
+EVALUATED = "dev/cosine_spearman, x/ndcg_at_10, x/mrr_at_10, x/recall_at_100, x/map_at_100"
+COLLECTION = "data.eval=[{name: x, kind: mteb, path: b}]"
+PIECES = "parallelism.fsdp=true && device_train_microbatch_size=2"
 
 
 @pytest.fixture
-def configure(tiny_yaml) -> Callable[..., Config]:
-    """A function that makes the tiny configuration with overrides."""
-    return lambda *overrides: load_config([tiny_yaml], overrides)
+def check(tiny_yaml):
+    """A function that checks the tiny configuration with overrides, separated by ``&&``."""
+    return lambda text: check_objective(load_config([tiny_yaml], text.split(" && ") * bool(text)))
 
 
-def source(*kinds: str) -> str:
-    sources = ", ".join(f"{{name: {k}, kind: {k}, path: nowhere}}" for k in kinds)
-    return f"data.train=[{sources}]"
-
-
-ZERO = "loss={sts_regression: 0, distillation_alignment: 0, distillation_similarity: 0}"
+def sources(*kinds: str, last: str = "", part: str = "train") -> str:
+    """The override that names a source of each kind, the last one with more keys."""
+    each = ", ".join(f"{{name: {k}, kind: {k}, path: nowhere}}" for k in kinds)
+    return f"data.{part}=[{each.removesuffix('}')}, {last}}}]"
 
 
 @pytest.mark.parametrize(
     ("overrides", "message"),
     [
-        (["data.train=[]"], "data.train is empty. To fix, add configs/training/sts_only.yaml."),
+        ("data.train=[]", "data.train is empty. To fix, add configs/training/sts_only.yaml."),
+        (sources("sts", "sts"), "two sources of data.train are called sts. To fix, rename one."),
         (
-            [source("sts", "sts")],
-            "two sources of data.train are called sts. To fix, rename one.",
-        ),
-        (
-            [source("sts", "sts").replace("train", "eval")],
+            sources("sts", "sts", part="eval"),
             "two sources of data.eval are called sts. To fix, rename one.",
         ),
         (
-            [source("sts", "sentences").replace("}]", ", weight: 0.5}]")],
-            "only sentences of data.train have a weight. To fix, give one to every source, or to "
-            "none.",
+            sources("sts", "sentences", last="weight: 0.5"),
+            "only sentences of data.train have a weight. To fix, give one to every source, or to ",
         ),
         (
-            ["data.adapt_weights_interval=2ba", "data.num_workers=1"],
+            sources("sts", last="columns: {sentense1: a}"),
+            "columns of data source 'sts' names sentense1; kind sts has sentence1, sentence2, sc",
+        ),
+        (
+            "data.adapt_weights_interval=2ba && data.num_workers=1",
             "data.adapt_weights_interval needs data.num_workers=0: workers load batches before",
         ),
         (
-            ["data.adapt_weights_interval=2ba", "model.l0_module=null"],
+            "data.adapt_weights_interval=2ba && model.l0_module=null",
             "data.adapt_weights_interval follows what pruning costs, and nothing is pruned",
         ),
         (
-            ["loss.distillation_hidden=1"],
+            "loss.distillation_hidden=1",
             "loss.distillation_hidden needs the teacher's hidden states, which are too many to "
             "cache. To fix, set teacher.cache=false.",
         ),
         (
-            [source("sts", "beir"), ZERO.replace("sts_regression: 0", "sts_regression: 1")],
+            f"{sources('sts', 'beir')} && {ONE}",
             "no loss applies to data source 'beir' of kind beir. To fix, set a weight under loss",
         ),
         (
-            [source("sts").replace("}]", ", mined_negatives: 5}]")],
+            sources("sts", last="mined_negatives: 5"),
             "negatives of data source 'sts' need queries with passages, not kind sts. To fix",
         ),
         (
-            [source("sts", "beir").replace("}]", ", mined_negatives: 5}]")],
+            sources("sts", "beir", last="mined_negatives: 5"),
             "data source 'beir' mines 5 negatives a query and uses none. To fix, set negatives",
         ),
         (
-            [source("sts", "contrastive"), "loss.score_distillation=1"],
+            f"{sources('sts', 'contrastive')} && loss.score_distillation=1",
             "loss.score_distillation compares the passages of a row, and data source "
             "'contrastive' has 1 without negatives. To fix, set negatives above 0.",
         ),
-        ([ZERO], "all weights under loss are 0. To fix, set e.g. loss.sts_regression=1."),
+        (ZERO, "all weights under loss are 0. To fix, set e.g. loss.sts_regression=1."),
         (
-            [source("sentences")],
-            "loss.sts_regression needs data.train of kind sts. To fix, set it to 0 or add such "
-            "data.",
+            sources("sentences"),
+            "loss.sts_regression needs data.train of kind sts. To fix, set it to 0 or add such",
+        ),
+        (PIECES, "compares the texts of a batch. To fix, leave it out"),
+        (
+            sources("sentences", part="eval"),
+            "data.eval 'sentences' is of kind sentences; sts, beir, mteb can be evaluated. To fix",
+        ),
+        (
+            sources("contrastive", part="eval"),
+            "data.eval 'contrastive' is of kind contrastive; sts, beir, mteb can be evaluated.",
+        ),
+        ("evaluation.modes=[]", "evaluation.modes is empty. To fix, write e.g. [dense]."),
+        (
+            "evaluation.modes=[dense, late]",
+            "evaluation.modes[1] 'late' is not one of ('dense', 'sparse', 'colbert', "
+            "'dense+sparse', 'all'). To fix, choose one.",
+        ),
+        (
+            "evaluation.keep_best=eval/dev/cosine_spearman",
+            "evaluation.keep_best 'eval/dev/cosine_spearman' is not evaluated. To fix, choose one "
+            "of dev/cosine_spearman.",
+        ),
+        (
+            "data.eval=[{name: dev, kind: sts, path: a}, {name: x, kind: beir, path: b}]"
+            " && evaluation.keep_best=x/ndcg_at_5",
+            f"evaluation.keep_best 'x/ndcg_at_5' is not evaluated. To fix, choose one of "
+            f"{EVALUATED}.",
+        ),
+        (
+            f"{COLLECTION} && evaluation.modes=[sparse] && evaluation.keep_best=x/ndcg_at_10",
+            "To fix, choose one of x/sparse_ndcg_at_10, x/sparse_mrr_at_10",
+        ),
+        (
+            "data.eval=[] && evaluation.keep_best=dev/cosine_spearman",
+            "is not evaluated. To fix, choose one of the scores of data.eval, which is empty.",
+        ),
+        (
+            "evaluation.keep_best=dev/cosine_spearman && model.l0_module.eval_target_model=false",
+            "evaluation.keep_best would keep the model before anything is pruned: with "
+            "model.l0_module.eval_target_model=false it is evaluated as large as it still is. To "
+            "fix, set eval_target_model=true, or keep_best=null.",
         ),
     ],
 )
-def test_objectives_that_are_refused(overrides, message, configure):
+def test_refused_objectives(overrides, message, check):
     with pytest.raises(ConfigError) as error:
-        check_objective(configure(*overrides))
+        check(overrides)
     assert message in str(error.value)
 
 
@@ -91,84 +132,39 @@ def test_the_file_that_a_message_names_is_there():
     assert (ROOT / "configs/training/sts_only.yaml").is_file()
 
 
+def test_a_processed_folder_that_is_a_file_is_refused(check, tmp_path):
+    (tmp_path / "p").touch()
+    with pytest.raises(ConfigError, match=r"processed_folder .*/p is a file\. To fix, name a fold"):
+        check(f"data.processed_folder={tmp_path}/p")
+
+
+TWO = "data.eval=[{name: x, kind: beir, path: a}, {name: y, kind: sts, path: a}]"
+BEST = f"{TWO} && evaluation.modes=[dense, dense+sparse] && evaluation.keep_best="
+
+
 @pytest.mark.parametrize(
     "overrides",
     [
-        [],
+        "",
         NO_TEACHER,
-        [source("sentences", "mteb"), "loss.sts_regression=0"],
-        [source("sts", "contrastive", "beir"), "loss.sts_regression=0"],
-        ["device_train_microbatch_size=8"],
-        ["device_train_microbatch_size=64"],
-        ["device_train_microbatch_size=1", "loss.distillation_similarity=0"],
+        f"{sources('sentences', 'mteb')} && loss.sts_regression=0",
+        f"{sources('sts', 'contrastive', 'beir')} && loss.sts_regression=0",
+        "device_train_microbatch_size=8",
+        "device_train_microbatch_size=64",
+        "device_train_microbatch_size=1 && loss.distillation_similarity=0",
+        f"{PIECES} && loss.distillation_similarity=0",
+        *(f"{BEST}{key}" for key in ("y/cosine_spearman", "x/recall_at_100")),
+        f"{BEST}x/dense+sparse_map_at_100",
+        "model.l0_module=null && evaluation.keep_best=dev/cosine_spearman",
     ],
 )
-def test_objectives_that_are_accepted(overrides, configure):
-    check_objective(configure(*overrides))
+def test_accepted_objectives(overrides, check):
+    check(overrides)
 
 
-EVALUATED = "dev/cosine_spearman, x/ndcg_at_10, x/mrr_at_10, x/recall_at_100, x/map_at_100"
-
-
-@pytest.mark.parametrize(
-    ("overrides", "message"),
-    [
-        (
-            [source("sentences").replace("train", "eval")],
-            "data.eval 'sentences' is of kind sentences; sts, beir, mteb can be evaluated. To fix",
-        ),
-        (
-            [source("contrastive").replace("train", "eval")],
-            "data.eval 'contrastive' is of kind contrastive; sts, beir, mteb can be evaluated.",
-        ),
-        (["evaluation.modes=[]"], "evaluation.modes is empty. To fix, write e.g. [dense]."),
-        (
-            ["evaluation.modes=[dense, late]"],
-            "evaluation.modes[1] 'late' is not one of ('dense', 'sparse', 'colbert', "
-            "'dense+sparse', 'all'). To fix, choose one.",
-        ),
-        (
-            ["evaluation.keep_best=eval/dev/cosine_spearman"],
-            "evaluation.keep_best 'eval/dev/cosine_spearman' is not evaluated. To fix, choose one "
-            "of dev/cosine_spearman.",
-        ),
-        (
-            [
-                "data.eval=[{name: dev, kind: sts, path: a}, {name: x, kind: beir, path: b}]",
-                "evaluation.keep_best=x/ndcg_at_5",
-            ],
-            f"evaluation.keep_best 'x/ndcg_at_5' is not evaluated. To fix, choose one of "
-            f"{EVALUATED}.",
-        ),
-        (
-            [
-                "data.eval=[{name: x, kind: mteb, path: b}]",
-                "evaluation.modes=[sparse]",
-                "evaluation.keep_best=x/ndcg_at_10",
-            ],
-            "To fix, choose one of x/sparse_ndcg_at_10, x/sparse_mrr_at_10",
-        ),
-        (
-            ["data.eval=[]", "evaluation.keep_best=dev/cosine_spearman"],
-            "is not evaluated. To fix, choose one of the scores of data.eval, which is empty.",
-        ),
-        (
-            ["evaluation.keep_best=dev/cosine_spearman", "model.l0_module.eval_target_model=false"],
-            "evaluation.keep_best would keep the model before anything is pruned: with "
-            "model.l0_module.eval_target_model=false it is evaluated as large as it still is. To "
-            "fix, set eval_target_model=true, or keep_best=null.",
-        ),
-    ],
-)
-def test_evaluations_that_are_refused(overrides, message, configure):
-    with pytest.raises(ConfigError) as error:
-        check_objective(configure(*overrides))
-    assert message in str(error.value)
-
-
-def test_a_best_checkpoint_of_every_kind_is_accepted(configure):
-    data = "data.eval=[{name: x, kind: beir, path: a}, {name: y, kind: sts, path: a}]"
-    modes = "evaluation.modes=[dense, dense+sparse]"
-    for key in ("y/cosine_spearman", "x/recall_at_100", "x/dense+sparse_map_at_100"):
-        check_objective(configure(data, modes, f"evaluation.keep_best={key}"))
-    check_objective(configure("model.l0_module=null", "evaluation.keep_best=dev/cosine_spearman"))
+def test_a_run_does_not_resume_from_the_other_kind_of_checkpoint(tiny_yaml, tmp_path):
+    config = load_config([tiny_yaml])
+    check_checkpoint_kind(config, None)
+    check_checkpoint_kind(config, tmp_path / "ba2-rank0.pt")
+    with pytest.raises(ConfigError, match=r"is a sharded checkpoint.*=sharded and parallelism\.f"):
+        check_checkpoint_kind(config, tmp_path)

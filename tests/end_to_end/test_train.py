@@ -14,7 +14,7 @@ from bge_pruning.models.encoder_shape import EncoderShape, forward_flops
 from bge_pruning.models.objective import LearnedTemperature
 from bge_pruning.train import main, train
 from bge_pruning.training import builders, optimization
-from bge_pruning.training.run_folder import check_run
+from bge_pruning.training.stage import check_run
 from tests.common.trainings import extract_json, logged, losses, read_json
 
 TARGET = {

@@ -2,24 +2,24 @@
 
 import json
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 import torch
+import wandb
+from torch.utils.data import DataLoader
 from transformers import XLMRobertaModel
 
 from bge_pruning.config.load import Config, load_config
 from bge_pruning.model_io.checkpoint import RunMetadata
 from bge_pruning.model_io.pretrained import BaseModel
 from bge_pruning.models.composer_bge_m3 import ComposerBGEM3
-from bge_pruning.training.builders import (
-    build_base_model,
-    build_metadata,
-    build_model,
-    build_teacher,
-)
+from bge_pruning.training import builders
+from bge_pruning.training.data_builders import build_train_loader
 from bge_pruning.training.plan import build_plan
+
+NO_TEACHER = ("loss.distillation_alignment=0", "loss.distillation_similarity=0")
 
 
 @pytest.fixture
@@ -30,7 +30,27 @@ def configure(tiny_yaml) -> Callable[..., Config]:
 
 @pytest.fixture
 def base(configure) -> BaseModel:
-    return build_base_model(configure())
+    return builders.build_base_model(configure())
+
+
+@pytest.fixture
+def load(configure, base) -> Callable[..., DataLoader]:
+    """A function that makes the training batches of a run without a teacher."""
+    return lambda *a: build_train_loader(configure(*a, *NO_TEACHER), base, None).dataloader
+
+
+@pytest.fixture
+def wandb_offline(tmp_path, monkeypatch) -> Iterator[None]:
+    """A machine that W&B does not know; its folders are this test's."""
+    for name in ("CACHE", "CONFIG", "DATA", "ARTIFACT"):
+        monkeypatch.setenv(f"WANDB_{name}_DIR", str(tmp_path / "wandb"))
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    monkeypatch.setenv("NETRC", str(tmp_path / "netrc"))
+    monkeypatch.setenv("WANDB_SILENT", "true")
+    for name in ("WANDB_API_KEY", "WANDB_MODE"):
+        monkeypatch.delenv(name, raising=False)
+    yield
+    wandb.finish()
 
 
 @pytest.fixture
@@ -51,9 +71,10 @@ def build_all() -> Callable[..., tuple[RunMetadata, ComposerBGEM3]]:
     """A function that builds the metadata and the model of a training, on its own base model."""
 
     def build(config: Config, base: BaseModel | None = None):
-        base = base or build_base_model(config)
-        metadata = build_metadata(config, build_plan(config), base)
-        return metadata, build_model(config, base, metadata, build_teacher(config, base))
+        base = base or builders.build_base_model(config)
+        metadata = builders.build_metadata(config, build_plan(config), base)
+        teacher = builders.build_teacher(config, base)
+        return metadata, builders.build_model(config, base, metadata, teacher)
 
     return build
 

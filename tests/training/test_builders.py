@@ -18,21 +18,12 @@ from bge_pruning.algorithms.source_weights import SourceWeights
 from bge_pruning.algorithms.stop_on_signal import StopOnSignal
 from bge_pruning.callbacks.progress_log import ProgressLog
 from bge_pruning.config.load import ConfigError
+from bge_pruning.export.extract import extract
 from bge_pruning.model_io.checkpoint import RunMetadata
-from bge_pruning.model_io.pretrained import BaseModel
+from bge_pruning.model_io.pretrained import BaseModel, load_base_model
 from bge_pruning.training import builders
-from bge_pruning.training.builders import (
-    build_algorithms,
-    build_base_model,
-    build_metadata,
-    build_teacher,
-    build_trainer,
-    package_versions,
-)
-from bge_pruning.training.data_builders import (
-    build_evaluators,
-    build_train_loader,
-)
+from bge_pruning.training.builders import build_base_model, build_metadata, build_teacher
+from bge_pruning.training.data_builders import build_evaluators, build_train_loader
 from bge_pruning.training.plan import build_plan
 from bge_pruning.utils.records import PruningRecord
 from bge_pruning.utils.run_log import FILE_ONLY
@@ -62,7 +53,6 @@ def record(make_pruning) -> Callable[..., PruningRecord]:
 def test_a_batch_that_is_compared_is_cut_by_the_model(
     overrides, chunk, micro, configure, build_all
 ):
-    """The trainer's microbatches would make another loss of it."""
     config = configure(*overrides)
     assert build_all(config)[1].chunk_size == chunk
     assert builders._microbatch_size(config) == micro
@@ -77,37 +67,27 @@ def test_metadata_of_a_target_shape(configure, model_folder, build_all):
     assert metadata.source_pruning is None
     names = ("tokenizer.json", "tokenizer_config.json")
     assert metadata.tokenizer_files == {n: (model_folder / n).read_bytes() for n in names}
+    assert (metadata.license, metadata.origin) == (None, None)
     l0 = metadata.l0_module
     sizes = ("hidden_size", "num_attention_heads", "num_hidden_layers", "intermediate_size")
     assert [metadata.shape[k] for k in sizes] == [32, 4, 4, 64]
     assert [l0["target"][k] for k in sizes] == [24, 3, 3, 48]
-    assert (l0["axes"], l0["target_parameters"]) == (
-        ["head", "hidden", "intermediate", "layer"],
-        None,
-    )
-    assert (l0["start_sparsity"], l0["init_mean"], l0["init_std"], l0["seed"]) == (
-        0.1,
-        2.5,
-        0.25,
-        3,
-    )
+    assert l0["axes"] == ["head", "hidden", "intermediate", "layer"]
+    names = ("target_parameters", "start_sparsity", "init_mean", "init_std", "seed")
+    assert [l0[name] for name in names] == [None, 0.1, 2.5, 0.25, 3]
     assert model.l0_module.start_sparsity == 0.1
-    assert float(model.l0_module.log_alpha["intermediate"].detach().mean()) == pytest.approx(
-        2.5, abs=0.05
-    )
+    mean = float(model.l0_module.log_alpha["intermediate"].detach().mean())
+    assert mean == pytest.approx(2.5, abs=0.05)
+    assert RunMetadata.from_state_dict(metadata.state_dict()) == metadata
 
 
-def test_metadata_of_a_budget(configure, build_all):
+def test_metadata_of_a_budget_and_without_gates(configure, build_all):
     budget = ("model.l0_module.target_model=null", "model.l0_module.target_parameters=20000")
     metadata, _ = build_all(configure(*budget))
     assert metadata.l0_module["target"] is None
     assert metadata.l0_module["target_parameters"] == 20000
-
-
-def test_metadata_of_a_run_without_gates(configure, build_all):
     metadata, model = build_all(configure("model.l0_module=null"))
-    assert metadata.l0_module is None
-    assert model.l0_module is None
+    assert metadata.l0_module is model.l0_module is None
 
 
 def test_target_has_the_outer_parts_that_the_base_model_has(configure, copy_model, build_all):
@@ -117,14 +97,12 @@ def test_target_has_the_outer_parts_that_the_base_model_has(configure, copy_mode
     metadata, model = build_all(configure(f"model.base_model={folder}"))
     for shape in (metadata.shape, metadata.l0_module["target"]):
         assert (shape["pooler"], shape["sparse_head"], shape["colbert_dim"]) == (True, False, 0)
-    parts = model.l0_module.expected_parameters()
-    assert parts.heads == 0
+    assert model.l0_module.expected_parameters().heads == 0
 
 
 def test_outer_parts_of_the_plan_give_way_to_those_of_the_weights(configure, base):
-    """A plan may be made from sizes alone, and then assumes what BGE-M3 has."""
     config = configure()
-    plan = build_plan(config)
+    plan = build_plan(config)  # made from sizes alone, it assumes what BGE-M3 has
     bare = replace(plan.target, pooler=False, sparse_head=False, colbert_dim=0)
     target = build_metadata(config, replace(plan, target=bare), base).l0_module["target"]
     assert (target["pooler"], target["sparse_head"], target["colbert_dim"]) == (True, True, 32)
@@ -134,16 +112,9 @@ def test_outer_parts_of_the_plan_give_way_to_those_of_the_weights(configure, bas
 def test_metadata_of_an_extracted_model(configure, base, record):
     pruning = record("BAAI/bge-m3")
     config = configure()
-    metadata = build_metadata(config, build_plan(config), replace(base, pruning=pruning))
+    cut = replace(base, pruning=pruning, license="mit", origin="BAAI/bge-m3")
+    metadata = build_metadata(config, build_plan(config), cut)
     assert metadata.source_pruning == pruning.as_dict()
-
-
-def test_metadata_says_whose_model_it_is(configure, base):
-    config = configure()
-    plan = build_plan(config)
-    metadata = build_metadata(config, plan, base)
-    assert (metadata.license, metadata.origin) == (None, None)
-    metadata = build_metadata(config, plan, replace(base, license="mit", origin="BAAI/bge-m3"))
     assert (metadata.license, metadata.origin) == ("mit", "BAAI/bge-m3")
 
 
@@ -158,39 +129,21 @@ def test_evaluation_is_of_the_target_or_of_the_gates_now(at_target, configure, b
     assert int((dense != 0).sum()) == (24 if at_target else 32)
 
 
-def test_metadata_survives_a_checkpoint(configure, build_all):
-    metadata, _ = build_all(configure())
-    assert RunMetadata.from_state_dict(metadata.state_dict()) == metadata
-
-
 def test_versions():
-    versions = package_versions()
+    versions = builders.package_versions()
     assert versions["torch"] == torch.__version__.split("+")[0]
     assert versions["python"] == ".".join(map(str, sys.version_info[:3]))
     assert {"mosaicml", "transformers", "sentence-transformers", "tokenizers"} < versions.keys()
-    assert package_versions(["no-such-package"])["no-such-package"] == "not installed"
+    assert builders.package_versions(["no-such-package"])["no-such-package"] == "not installed"
 
 
-def test_no_teacher_without_distillation(configure, base):
+def test_who_is_the_teacher(configure, base, model_folder, record):
     assert build_teacher(configure(*NO_TEACHER), base) is None
-
-
-@pytest.mark.parametrize("part", NO_TEACHER)
-def test_either_distillation_needs_a_teacher(part, configure, base):
-    assert build_teacher(configure(part), base) is not None
-
-
-def test_teacher_is_the_model_that_is_pruned(configure, base, model_folder):
+    assert all(build_teacher(configure(part), base) is not None for part in NO_TEACHER)
     teacher = build_teacher(configure("model.revision=v2"), base)
     assert (teacher.name, teacher.revision) == (str(model_folder), "v2")
-
-
-def test_teacher_that_is_named_has_its_own_revision(configure, base):
     teacher = build_teacher(configure("model.revision=v2", "teacher.base_model=a/b"), base)
     assert (teacher.name, teacher.revision) == ("a/b", None)
-
-
-def test_teacher_of_an_extracted_model_is_the_one_that_was_cut(configure, base, record):
     cut = replace(base, pruning=record("BAAI/bge-m3"))
     assert build_teacher(configure(), cut).name == "BAAI/bge-m3"
     assert build_teacher(configure("teacher.base_model=a/b"), cut).name == "a/b"
@@ -198,7 +151,7 @@ def test_teacher_of_an_extracted_model_is_the_one_that_was_cut(configure, base, 
 
 @pytest.fixture
 def extracted(base, model_folder, record) -> BaseModel:
-    """As far as the teacher's dimensions go, a model of three of 32 dimensions."""
+    """A model of three of 32 dimensions."""
     pruning = record(str(model_folder), hidden=[1, 5, 7])
     return replace(base, shape=replace(base.shape, hidden_size=3), pruning=pruning)
 
@@ -223,20 +176,11 @@ def test_teacher_of_another_size_is_refused(
         r"they are. To fix, distil from the model that it was cut from, or set "
         r"loss.distillation_alignment=0."
     )
+    other = replace(extracted, pruning=pruning)
     with pytest.raises(ConfigError, match=message):
-        build_all(config, replace(extracted, pruning=pruning))
-
-
-def test_similarities_can_be_distilled_from_a_teacher_of_another_size(
-    configure, extracted, model_folder, build_all
-):
-    """The fix that the message above names: similarities need no common dimensions."""
-    config = configure(
-        "model.l0_module=null",
-        f"teacher.base_model={model_folder}",
-        "loss.distillation_alignment=0",
-    )
-    assert build_all(config, replace(extracted, pruning=None))[1].teacher_dimensions is None
+        build_all(config, other)
+    config.loss.distillation_alignment = 0.0  # similarities need no common dimensions
+    assert build_all(config, other)[1].teacher_dimensions is None
 
 
 @pytest.mark.parametrize("pooling", ["cls", "mean"])
@@ -254,7 +198,6 @@ def test_teacher_pools_as_the_student_and_is_frozen(pooling, configure, model_fo
 def test_training_is_in_the_dimensions_of_the_encoder(
     configure, projected_folder, base, caplog, monkeypatch
 ):
-    """A projection neither of the trained model nor of its teacher plays a part."""
     monkeypatch.setattr(logging.getLogger("bge_pruning"), "propagate", True)
     config = configure(f"model.base_model={projected_folder}", "teacher.cache=false")
     found = build_base_model(config)
@@ -273,10 +216,6 @@ def test_training_is_in_the_dimensions_of_the_encoder(
 
 
 def test_a_run_that_starts_from_a_projected_model(train_tiny, projected_folder, tmp_path):
-    """It trains, evaluates and is extracted as one without projection."""
-    from bge_pruning.export.extract import extract
-    from bge_pruning.model_io.pretrained import load_base_model
-
     run = train_tiny(tmp_path, f"model.base_model={projected_folder}")
     extract(run, tmp_path / "small")
     assert load_base_model(str(tmp_path / "small")).projection is None
@@ -301,7 +240,7 @@ def test_teacher_that_runs_in_every_step(configure, base, model_folder, build_al
 
 def test_teacher_is_not_loaded_for_vectors_that_are_kept(configure, base, monkeypatch, build_all):
     monkeypatch.setattr(builders.Teacher, "encoder", lambda _: pytest.fail("must not be loaded"))
-    build_all(configure(), base)[1]
+    build_all(configure(), base)
 
 
 def test_algorithms(configure, build_all):
@@ -310,7 +249,7 @@ def test_algorithms(configure, build_all):
     base = build_base_model(config)
     loader = build_train_loader(config, base, build_teacher(config, base))
     stop = StopOnSignal()
-    schedule, clipping, guard, last = build_algorithms(config, model, loader, stop)
+    schedule, clipping, guard, last = builders.build_algorithms(config, model, loader, stop)
     assert last is stop and clipping.guard is guard
     assert isinstance(schedule, PruningSchedule) and schedule.l0_module is model.l0_module
     assert schedule.warmup.to_timestring() == "0.5dur"
@@ -318,10 +257,10 @@ def test_algorithms(configure, build_all):
     assert isinstance(guard, NonFiniteGuard) and not guard.skip
     none = ("optimizer.max_grad_norm=0", "model.l0_module=null", "optimizer.non_finite=skip")
     bare = configure(*none)
-    guard, _ = build_algorithms(bare, build_all(bare)[1], loader, stop)
+    guard, _ = builders.build_algorithms(bare, build_all(bare)[1], loader, stop)
     assert isinstance(guard, NonFiniteGuard) and guard.skip
     adaptive = configure("data.adapt_weights_interval=2ba", "data.adapt_batches=3")
-    weights = build_algorithms(adaptive, model, loader, stop)[0]
+    weights = builders.build_algorithms(adaptive, model, loader, stop)[0]
     assert isinstance(weights, SourceWeights)
     assert weights.dataset is loader.dataloader.dataset
     ((*probes,),) = weights.probes
@@ -330,22 +269,17 @@ def test_algorithms(configure, build_all):
     assert [batch["scores"].tolist() for batch in probes] == expected
 
 
-@pytest.mark.parametrize("terminal", [False, True])
-@pytest.mark.parametrize("wanted", [False, True])
+@pytest.mark.parametrize(("terminal", "wanted"), [(False, True), (True, False), (True, True)])
 def test_the_trainer_is_that_of_the_configuration(
     terminal, wanted, configure, base, build_all, monkeypatch, tmp_path
 ):
-    config = configure(
-        f"progress_bar={str(wanted).lower()}",
-        "max_duration=7ba",
-        "checkpoints_to_keep=6",
-        "device_train_microbatch_size=4",
-        "seed=9",
-    )
+    settings = ("max_duration=7ba", "checkpoints_to_keep=6", "device_train_microbatch_size=4")
+    config = configure(f"progress_bar={str(wanted).lower()}", *settings, "seed=9")
     _, model = build_all(config, base)
     monkeypatch.setattr(sys.stderr, "isatty", lambda: terminal, raising=False)
     loader, stop = build_train_loader(config, base, build_teacher(config, base)), StopOnSignal()
-    trainer = build_trainer(config, model, loader, build_evaluators(config, base), [], stop)
+    evaluators = build_evaluators(config, base)
+    trainer = builders.build_trainer(config, model, loader, evaluators, [], stop)
     state = trainer.state
     assert state.model is model and state.algorithms[-1] is stop
     assert state.max_duration.to_timestring() == "7ba"

@@ -1,9 +1,9 @@
 """Batches, the teacher's outputs with them, evaluators and collections."""
 
 import json
+import os
 import re
 import shutil
-from collections.abc import Callable
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -24,36 +24,27 @@ from bge_pruning.model_io.pretrained import BaseModel
 from bge_pruning.train import train
 from bge_pruning.training import data_builders
 from bge_pruning.training import sources as source_builders
-from bge_pruning.training.builders import (
-    build_base_model,
-    build_teacher,
-)
-from bge_pruning.training.data_builders import (
-    build_collections,
-    build_evaluators,
-    build_train_loader,
-)
+from bge_pruning.training.builders import build_base_model, build_teacher
+from bge_pruning.training.data_builders import build_collections, build_evaluators
+from bge_pruning.training.data_builders import build_train_loader as build_loader
 
 NO_TEACHER = ("loss.distillation_alignment=0", "loss.distillation_similarity=0")
-
-
-@pytest.fixture
-def write_sts(tmp_path) -> Callable[..., str]:
-    """A function that writes scored pairs and returns the override that trains on the files."""
-
-    def write(*files: list[tuple[str, str, float]]) -> str:
-        for index, rows in enumerate(files):
-            path = tmp_path / f"{index}.tsv"
-            path.write_text("".join(f"{a}\t{b}\t{s}\n" for a, b, s in rows))
-        return f"data.train=[{{name: s, kind: sts, path: '{tmp_path}/?.tsv'}}]"
-
-    return write
+INPUTS = {"input_ids", "attention_mask", "lengths", "source"}
 
 
 PAIRS = [
-    [("the man plays", "a dog eats", 5.0), ("a cat", "the woman reads a red book", 0.0)],
-    [("a horse rides fast", "a", 2.5), ("the man plays", "there", 1.0)],
+    *(("the man plays", "a dog eats", 5.0), ("a cat", "the woman reads a red book", 0.0)),
+    *(("a horse rides fast", "a", 2.5), ("the man plays", "there", 1.0)),
 ]
+
+
+@pytest.fixture
+def pairs(tmp_path) -> str:
+    """The override that trains on the pairs, two in a file."""
+    for index in (0, 2):
+        rows = "".join(f"{a}\t{b}\t{s}\n" for a, b, s in PAIRS[index : index + 2])
+        (tmp_path / f"{index}.tsv").write_text(rows)
+    return f"data.train=[{{name: s, kind: sts, path: '{tmp_path}/?.tsv'}}]"
 
 
 def by_scores(batch: dict[str, torch.Tensor]) -> dict[float, list[list[int]]]:
@@ -65,34 +56,26 @@ def by_scores(batch: dict[str, torch.Tensor]) -> dict[float, list[list[int]]]:
     }
 
 
-def test_pairs_of_all_files_with_scores_in_the_unit_interval(
-    configure, base, write_sts, model_folder
-):
-    config = configure(write_sts(*PAIRS), *NO_TEACHER, "global_train_batch_size=4")
-    (batch,) = list(build_train_loader(config, base, None).dataloader)
+def test_pairs_of_all_files_with_scores_in_the_unit_interval(load, pairs, model_folder):
+    (batch,) = load(pairs, "global_train_batch_size=4")
     tokenizer = AutoTokenizer.from_pretrained(model_folder)
-    expected = {s / 5: tokenizer([a, b])["input_ids"] for a, b, s in PAIRS[0] + PAIRS[1]}
+    expected = {s / 5: tokenizer([a, b])["input_ids"] for a, b, s in PAIRS}
     assert by_scores(batch) == expected
-    assert batch.keys() == {"input_ids", "attention_mask", "lengths", "scores", "source"}
+    assert batch.keys() == INPUTS | {"scores"}
 
 
 @pytest.mark.parametrize(
     ("model_length", "base_length", "length"), [(5, 128, 5), (16, 4, 4), (16, 128, 8)]
 )
 def test_texts_are_cut_at_the_smaller_limit_and_it_is_said(
-    model_length, base_length, length, configure, base, write_sts, monkeypatch
+    model_length, base_length, length, configure, base, pairs, monkeypatch
 ):
     messages = []
-    log = source_builders.log
-    monkeypatch.setattr(log, "info", lambda text, *a: messages.append(text % a))
-    config = configure(
-        write_sts(*PAIRS),
-        *NO_TEACHER,
-        "global_train_batch_size=4",
-        f"model.max_length={model_length}",
-    )
+    monkeypatch.setattr(source_builders.log, "info", lambda text, *a: messages.append(text % a))
+    settings = ("global_train_batch_size=4", f"model.max_length={model_length}")
+    config = configure(pairs, *NO_TEACHER, *settings)
     short = replace(base, max_seq_length=base_length)
-    (batch,) = list(build_train_loader(config, short, None).dataloader)
+    (batch,) = build_loader(config, short, None).dataloader
     assert batch["input_ids"].shape == (4, 2, length)
     # One of the 8 texts is there twice.
     cut = {5: "s: 2 of 7 texts cut at 5 tokens", 4: "s: 4 of 7 texts cut at 4 tokens"}
@@ -104,74 +87,60 @@ def test_sentences_of_all_files_are_each_there_once(
 ):
     (tmp_path / "a.txt").write_text("a cat\nthe dog\n")
     (tmp_path / "b.txt").write_text("the dog\na horse rides\nthere\na cat\n")
-    config = configure(
-        f"data.train=[{{name: s, kind: sentences, path: '{tmp_path}/*.txt'}}]",
-        "loss.sts_regression=0",
-        "global_train_batch_size=4",
-    )
-    spec = build_train_loader(config, base, build_teacher(config, base))
-    (batch,) = list(spec.dataloader)
-    names = {"input_ids", "attention_mask", "lengths", "teacher_dense_vecs", "source"}
-    assert batch.keys() == names
+    source = f"data.train=[{{name: s, kind: sentences, path: '{tmp_path}/*.txt'}}]"
+    config = configure(source, "loss.sts_regression=0", "global_train_batch_size=4")
+    (batch,) = build_loader(config, base, build_teacher(config, base)).dataloader
+    assert batch.keys() == INPUTS | {"teacher_dense_vecs"}
     ids, mask = batch["input_ids"].squeeze(1), batch["attention_mask"].squeeze(1)
     tokenizer = AutoTokenizer.from_pretrained(model_folder)
     found = {tokenizer.decode(row, skip_special_tokens=True) for row in ids}
     assert found == {"a cat", "the dog", "a horse rides", "there"}
-    torch.testing.assert_close(
-        batch["teacher_dense_vecs"].squeeze(1),
-        dense_vecs(ids, mask),
-        atol=1e-5,
-        rtol=0,
-    )
+    vectors = batch["teacher_dense_vecs"].squeeze(1)
+    torch.testing.assert_close(vectors, dense_vecs(ids, mask), atol=1e-5, rtol=0)
 
 
 def test_teacher_vectors_are_kept_for_the_next_run(configure, base, tmp_path, monkeypatch):
     config = configure()
-    first = list(build_train_loader(config, base, build_teacher(config, base)).dataloader)
+    first = list(build_loader(config, base, build_teacher(config, base)).dataloader)
     kept = sorted((tmp_path / "processed").iterdir())
     assert [path.name.split("-")[0] for path in kept] == ["rows", "teacher"]
     teacher = build_teacher(config, base)
     monkeypatch.setattr(teacher, "encoder", lambda: pytest.fail("must not be loaded"))
-    second = list(build_train_loader(config, base, teacher).dataloader)
+    second = list(build_loader(config, base, teacher).dataloader)
     for a, b in zip(first, second, strict=True):
         assert torch.equal(a["teacher_dense_vecs"], b["teacher_dense_vecs"])
     assert sorted((tmp_path / "processed").iterdir()) == kept
 
 
 def vector_files(config: Config, base: BaseModel) -> set[str]:
-    build_train_loader(config, base, build_teacher(config, base))
+    build_loader(config, base, build_teacher(config, base))
     return {path.name for path in Path(config.data.processed_folder).iterdir()}
 
 
-def test_a_copy_of_the_teacher_has_the_same_vectors(configure, base, copy_model):
-    config = configure(f"teacher.base_model={copy_model()}")
-    assert vector_files(configure(), base) == vector_files(config, base)
-
-
-def test_other_weights_have_other_vectors(configure, base, copy_model):
+def test_a_copy_of_the_teacher_has_the_same_vectors_but_not_with_other_weights(
+    configure, base, copy_model
+):
     folder = copy_model()
+    copy = configure(f"teacher.base_model={folder}")
+    before = vector_files(configure(), base)
+    assert vector_files(copy, base) == before
     weights = load_file(folder / "model.safetensors")
     weights["encoder.layer.3.output.dense.bias"][0] += 0.5
     save_file(weights, folder / "model.safetensors")
+    assert before < vector_files(copy, base)
+
+
+def test_another_pooling_or_size_of_heads_has_other_vectors(configure, base, copy_model):
     before = vector_files(configure(), base)
-    assert before < vector_files(configure(f"teacher.base_model={folder}"), base)
-
-
-def test_another_pooling_has_other_vectors(configure):
-    before = vector_files(configure(), build_base_model(configure()))
     mean = configure("model.pooling=mean")
-    assert before < vector_files(mean, build_base_model(mean))
-
-
-def test_another_size_of_heads_has_other_vectors(configure, base, copy_model):
-    """Wrong numbers of heads load the same weights, and are corrected in ``config.json`` alone."""
+    pooled = vector_files(mean, build_base_model(mean))
+    assert before < pooled
+    # Wrong numbers of heads load the same weights, and are corrected in config.json alone.
     folder = copy_model(num_attention_heads=2)
-    before = vector_files(configure(), base)
-    assert before < vector_files(configure(f"teacher.base_model={folder}"), base)
+    assert pooled < vector_files(configure(f"teacher.base_model={folder}"), base)
 
 
 def test_the_first_process_makes_the_vectors(configure, base, monkeypatch):
-    """Who waits for whom is tested in test_rank_watch.py."""
     config = configure()
     kept = []
 
@@ -183,36 +152,31 @@ def test_the_first_process_makes_the_vectors(configure, base, monkeypatch):
                 yield
 
     monkeypatch.setattr(data_builders, "rank_zero_first", rank_zero_first)
-    build_train_loader(config, base, build_teacher(config, base))
+    build_loader(config, base, build_teacher(config, base))
     assert kept == [0, 1]
 
 
-def test_processes_share_a_batch(configure, base, monkeypatch):
-    config = configure(*NO_TEACHER)
-    whole = list(build_train_loader(config, base, None).dataloader)
+def test_processes_share_a_batch(load, monkeypatch):
+    whole = list(load())
     shares = []
     monkeypatch.setattr(dist, "get_world_size", lambda: 2)
     for rank in range(2):
         monkeypatch.setattr(dist, "get_global_rank", lambda rank=rank: rank)
-        shares.append(list(build_train_loader(config, base, None).dataloader))
+        shares.append(list(load()))
     assert len(whole) == 5
     for batch, *parts in zip(whole, *shares, strict=True):
         assert [len(part["scores"]) for part in parts] == [4, 4]
         assert {**by_scores(parts[0]), **by_scores(parts[1])} == by_scores(batch)
 
 
-def test_the_order_of_batches_follows_from_the_seed(configure, base):
-    def order(seed: int) -> list[list[float]]:
-        config = configure(f"seed={seed}", *NO_TEACHER)
-        return [b["scores"].tolist() for b in build_train_loader(config, base, None).dataloader]
-
-    assert order(1) == order(1)
-    assert order(1) != order(2)
+def test_the_order_of_batches_follows_from_the_seed(load):
+    one, again, two = ([b["scores"].tolist() for b in load(f"seed={n}")] for n in (1, 1, 2))
+    assert one == again != two
 
 
 @pytest.mark.parametrize(("size", "sizes"), [(3, [3, 3, 2]), (4, [4, 4]), (8, [8]), (9, [8])])
 def test_a_batch_splits_into_parts_in_order(size, sizes, configure, base):
-    spec = build_train_loader(configure(*NO_TEACHER), base, None)
+    spec = build_loader(configure(*NO_TEACHER), base, None)
     batch = next(iter(spec.dataloader))
     parts = spec.split_batch(batch, size)
     assert [len(part["input_ids"]) for part in parts] == sizes
@@ -232,78 +196,57 @@ def test_a_batch_splits_into_parts_in_order(size, sizes, configure, base):
     [
         (["global_train_batch_size=41"], "global_train_batch_size 41 is larger than the training"),
         (["data.train=[{name: a, kind: sts, path: nowhere}]"], "nowhere: no such file. To fix"),
-        (
-            ["data.train=[{name: a, kind: sts, path: no.csv}]"],
-            "no.csv: no such file. To fix, check",
-        ),
+        (["data.train=[{name: a, kind: sts, path: no.csv}]"], "no.csv: no such file. To fix, chec"),
     ],
 )
-def test_training_data_that_is_refused(overrides, message, configure, base):
+def test_training_data_that_is_refused(overrides, message, load):
     with pytest.raises((ValueError, OSError), match=message):
-        build_train_loader(configure(*overrides, *NO_TEACHER), base, None)
+        load(*overrides)
 
 
-def test_a_text_that_is_no_unicode_names_its_line(configure, base, tmp_path):
-    """JSON can spell half of a surrogate pair, as crawled texts that were cut have it."""
+def test_a_text_that_is_not_unicode_names_its_line(load, tmp_path):
     path = tmp_path / "a.jsonl"
     row = '{"sentence1": "a cat", "sentence2": "b", "score": 1}\n'
     path.write_text(row + row.replace("b", r"\ud83d"))
-    config = configure(f"data.train=[{{name: a, kind: sts, path: {path}}}]", *NO_TEACHER)
     with pytest.raises(ValueError, match=r"a.jsonl:2: sentence2 .*To fix"):
-        build_train_loader(config, base, None)
+        load(f"data.train=[{{name: a, kind: sts, path: {path}}}]")
 
 
 @pytest.mark.parametrize("rows", [None, 3, 8])
-def test_the_widest_batch_is_that_of_all_batches(rows, configure, base):
-    loader = build_train_loader(configure(*NO_TEACHER), base, None).dataloader
-    sums = []
-    for batch in loader:
-        size = rows or len(batch["lengths"])
-        parts = [batch["lengths"][i : i + size] for i in range(0, len(batch["lengths"]), size)]
+def test_the_widest_batch_is_that_of_all_batches(rows, load):
+    loader, sums = load(), []
+    for lengths in (batch["lengths"] for batch in loader):
+        size = rows or len(lengths)
+        parts = [lengths[i : i + size] for i in range(0, len(lengths), size)]
         sums += [sum(map(sum, part)) for part in parts]
     assert loader.batch_sampler.widest_batch(rows) == max(sums)
 
 
 def test_teacher_that_runs_in_every_step_leaves_no_file(configure, base, tmp_path):
     config = configure("teacher.cache=false")
-    loader = build_train_loader(config, base, build_teacher(config, base)).dataloader
-    names = {"input_ids", "attention_mask", "lengths", "scores", "source"}
-    assert next(iter(loader)).keys() == names
+    loader = build_loader(config, base, build_teacher(config, base)).dataloader
+    assert next(iter(loader)).keys() == INPUTS | {"scores"}
     assert not list((tmp_path / "processed").glob("teacher-*"))
 
 
 @pytest.mark.parametrize(
     ("damage", "message"),
     [
-        (lambda f: shutil.rmtree(f), "is neither a folder nor a hub name .*To fix, check the path"),
         (
-            lambda f: (f / "model.safetensors").unlink(),
-            "has neither .*To fix, choose a folder that",
-        ),
-        (
-            lambda f: (f / "model.safetensors").write_bytes(
-                (f / "model.safetensors").read_bytes()[:5000]
-            ),
+            lambda f: os.truncate(f / "model.safetensors", 5000),
             "model.safetensors: damaged or not complete .*To fix, copy it again",
         ),
-        (
-            lambda f: (f / "config.json").unlink(),
-            "config.json: no such file. To fix, choose a model",
-        ),
+        (lambda f: (f / "config.json").unlink(), "config.json: no such file. To fix, choose a mod"),
         (lambda f: (f / "config.json").write_text("{"), "config.json: is not JSON .*To fix"),
-        (
-            lambda f: (f / "config.json").write_text('{"model_type": "bert"}'),
-            "model_type is 'bert', expected 'xlm-roberta'. To fix, choose an XLM-RoBERTa",
-        ),
     ],
-    ids=["no folder", "no weights", "cut weights", "no config", "cut config", "another kind"],
+    ids=["cut weights", "no config", "cut config"],
 )
 def test_teacher_that_cannot_be_read(damage, message, configure, base, copy_model, tmp_path):
     folder = copy_model()
     damage(folder)
     config = configure(f"teacher.base_model={folder}")
     with pytest.raises((ValueError, OSError), match=message):
-        build_train_loader(config, base, build_teacher(config, base))
+        build_loader(config, base, build_teacher(config, base))
     assert list((tmp_path / "processed").glob("teacher-*")) == []
 
 
@@ -314,22 +257,20 @@ def test_teacher_of_another_vocabulary_is_refused(configure, base, copy_model):
     tokenizer = json.loads(path.read_text())
     vocabulary = tokenizer["model"]["vocab"]
     words = [word for word in vocabulary if not word.startswith("<")]
-    ids = [vocabulary[word] for word in words]
-    vocabulary.update(zip(words, ids[::-1], strict=True))
+    vocabulary.update(zip(words, [vocabulary[word] for word in words[::-1]], strict=True))
     path.write_text(json.dumps(tokenizer))
     config = configure(f"teacher.base_model={folder}")
     message = r"different tokenizers: .* To fix, set teacher.base_model to a model with the tok"
     with pytest.raises(ConfigError, match=message):
-        build_train_loader(config, base, build_teacher(config, base))
+        build_loader(config, base, build_teacher(config, base))
 
 
 def test_teacher_with_other_multi_vectors_is_refused(configure, base):
-    """As of a model whose head was made square: torch's word for it names neither model."""
     narrow = replace(base, shape=replace(base.shape, colbert_dim=16))
     config = configure("loss.distillation_colbert=1")
     message = r"has multi-vectors of 32 dimensions, .*tiny-xlmr of 16, so they cannot be compared\."
     with pytest.raises(ConfigError, match=message + r" To fix, set loss\.distillation_colbert=0"):
-        build_train_loader(config, narrow, build_teacher(config, narrow))
+        build_loader(config, narrow, build_teacher(config, narrow))
 
 
 def test_evaluators_hold_every_pair_once_and_similar_lengths_together(configure, base, sts_csv):
@@ -348,10 +289,9 @@ def test_evaluators_hold_every_pair_once_and_similar_lengths_together(configure,
         round(score / 5, 4): tokenizer(list(pair), truncation=True, max_length=16)["input_ids"]
         for pair, score in zip(texts, pairs.scores, strict=True)
     }
-    found = {}
-    for batch in batches:
-        found |= by_scores(batch)
-    assert found == expected
+    assert {score: ids for batch in batches for score, ids in by_scores(batch).items()} == expected
+    assert build_evaluators(configure("data.eval=[]"), base) == []
+    assert build_collections(configure("data.eval=[]"), base) == {}
 
 
 def test_evaluators_are_asked_at_the_interval_and_at_the_last_batch(configure, base):
@@ -360,20 +300,17 @@ def test_evaluators_are_asked_at_the_interval_and_at_the_last_batch(configure, b
     asked = []
     for batch in range(1, 6):
         state.timestamp = Timestamp(batch=batch)
-        for event in (Event.BATCH_END, Event.EPOCH_END, Event.FIT_END):
-            if evaluator.eval_interval(state, event):
-                asked.append((batch, event))
-    assert asked == [(2, Event.BATCH_END), (4, Event.BATCH_END), (5, Event.BATCH_END)]
+        events = (Event.BATCH_END, Event.EPOCH_END, Event.FIT_END)
+        asked += [(batch, event) for event in events if evaluator.eval_interval(state, event)]
+    assert asked == [(batch, Event.BATCH_END) for batch in (2, 4, 5)]
 
 
 def test_collections_are_read_with_their_split(configure, base, collection, tmp_path):
     other = shutil.copytree(collection, tmp_path / "other")
     (other / "qrels" / "test.tsv").rename(other / "qrels" / "held-out.tsv")
-    config = configure(
-        f"data.eval=[{{name: a, kind: beir, path: {collection}, split: test}},"
-        f" {{name: b, kind: beir, path: {other}, split: held-out}}]",
-        "evaluation.modes=[all, dense]",
-    )
+    first = f"{{name: a, kind: beir, path: {collection}, split: test}}"
+    second = f"{{name: b, kind: beir, path: {other}, split: held-out}}"
+    config = configure(f"data.eval=[{first}, {second}]", "evaluation.modes=[all, dense]")
     check_objective(config)
     found = build_collections(config, base)
     assert {name: task.split for name, task in found.items()} == {"a": "test", "b": "held-out"}
@@ -381,23 +318,23 @@ def test_collections_are_read_with_their_split(configure, base, collection, tmp_
 
 
 def test_a_collection_that_is_wrong_stops_before_training(configure, collection, tmp_path):
-    data = f"data.eval=[{{name: a, kind: beir, path: {collection}, split: dev}}]"
+    data = f"data.eval=[{{name: a, kind: beir, path: {collection}, split: %s}}]"
     with pytest.raises(FileNotFoundError, match=r"qrels/dev\.tsv: no such file\. To fix, check"):
-        train(configure(data))
+        train(configure(data % "dev"))
+    message = r"max_length 2 leaves no room for text beside 2 special tokens\. To fix, set max_len"
+    with pytest.raises(ValueError, match=message):
+        train(configure(data % "test", "evaluation.max_length=2"))
     assert not (tmp_path / "runs").exists()
 
 
-def test_texts_of_a_collection_need_room(configure, base, collection):
-    data = f"data.eval=[{{name: a, kind: beir, path: {collection}, split: test}}]"
-    message = (
-        r"max_length 2 leaves no room for text beside 2 special tokens\. To fix, set max_length"
-    )
-    with pytest.raises(ValueError, match=message):
-        build_collections(configure(data, "evaluation.max_length=2"), base)
-
-
-def test_a_task_of_mteb_by_name(configure, base, monkeypatch):
+def test_a_task_of_mteb_by_name(configure, base, monkeypatch, tmp_path):
     asked = []
+    monkeypatch.setattr(datasets.config, "HF_HUB_OFFLINE", True)
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
+    message = r"^mteb task 'SciFact': cannot load split 'test' .*To fix, run once where the hub can"
+    with pytest.raises(FileNotFoundError, match=message):
+        train(configure("data.eval=[{name: a, kind: mteb, path: SciFact, split: test}]"))
+    assert not (tmp_path / "runs").exists()
     monkeypatch.setattr(data_builders, "mteb_task", lambda *a: asked.append(a) or "task")
     config = configure(
         "data.eval=[{name: a, kind: mteb, path: SciFact, split: test},"
@@ -407,31 +344,14 @@ def test_a_task_of_mteb_by_name(configure, base, monkeypatch):
     assert asked == [("SciFact", "test", None), ("MIRACLRetrieval", "dev", "sw")]
 
 
-def test_a_task_of_mteb_without_a_network(configure, tmp_path, monkeypatch):
-    monkeypatch.setattr(datasets.config, "HF_HUB_OFFLINE", True)
-    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
-    message = r"^mteb task 'SciFact': cannot load split 'test' .*To fix, run once where the hub can"
-    with pytest.raises(FileNotFoundError, match=message):
-        train(configure("data.eval=[{name: a, kind: mteb, path: SciFact, split: test}]"))
-    assert not (tmp_path / "runs").exists()
-
-
 def test_a_mode_without_its_head_is_refused(configure, copy_model, collection):
     folder = copy_model()
     (folder / "colbert_linear.pt").unlink()
-    config = configure(
-        f"model.base_model={folder}",
-        f"data.eval=[{{name: a, kind: beir, path: {collection}, split: test}}]",
-        "evaluation.modes=[dense, all]",
-    )
+    data = f"data.eval=[{{name: a, kind: beir, path: {collection}, split: test}}]"
+    config = configure(f"model.base_model={folder}", data, "evaluation.modes=[dense, all]")
     message = (
         f"evaluation.modes: mode all needs colbert vectors, and {folder} has no head for them. To "
         f"fix, choose among dense, sparse, dense+sparse, or use a model with that head."
     )
     with pytest.raises(ConfigError, match=re.escape(message)):
         build_collections(config, build_base_model(config))
-
-
-def test_no_evaluation_data(configure, base):
-    assert build_evaluators(configure("data.eval=[]"), base) == []
-    assert build_collections(configure("data.eval=[]"), base) == {}

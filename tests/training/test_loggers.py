@@ -11,10 +11,7 @@ import wandb
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from bge_pruning.callbacks.pruning_callback import GateMapCallback
-from bge_pruning.training.builders import (
-    build_callbacks,
-    build_loggers,
-)
+from bge_pruning.training.builders import build_callbacks, build_loggers
 
 
 def read_metrics(run: Path, key: str) -> dict[int, float]:
@@ -52,20 +49,6 @@ def test_log_file_has_metrics(tmp_path, train_tiny, monkeypatch):
         assert f"[metric][batch={batch}]: loss/train/total: {value:.4f} " in text
 
 
-@pytest.fixture
-def no_account(tmp_path, monkeypatch):
-    """A machine that W&B does not know; its folders are this test's."""
-    for name in ("CACHE", "CONFIG", "DATA", "ARTIFACT"):
-        monkeypatch.setenv(f"WANDB_{name}_DIR", str(tmp_path / "wandb"))
-    monkeypatch.setenv("HOME", str(tmp_path / "home"))
-    monkeypatch.setenv("NETRC", str(tmp_path / "netrc"))
-    monkeypatch.setenv("WANDB_SILENT", "true")
-    for name in ("WANDB_API_KEY", "WANDB_MODE"):
-        monkeypatch.delenv(name, raising=False)
-    yield
-    wandb.finish()
-
-
 @pytest.mark.parametrize("gates", [True, False])
 @pytest.mark.parametrize("wandb_keys", ["null", "{}"])
 def test_gates_are_drawn_while_training_only_where_wandb_shows_them(
@@ -79,7 +62,7 @@ def test_gates_are_drawn_while_training_only_where_wandb_shows_them(
     assert drawn == (gates and wandb_keys == "{}")
 
 
-@pytest.mark.usefixtures("no_account")
+@pytest.mark.usefixtures("wandb_offline")
 def test_wandb_works_offline_and_without_an_account(tmp_path, train_tiny):
     run = train_tiny(tmp_path, "max_duration=3ba", "loggers.wandb={}", report=True)
     wandb.finish()

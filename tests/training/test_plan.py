@@ -1,38 +1,35 @@
 """What a run will do, said before it does it."""
 
 import re
+import shutil
 
 import pytest
+from transformers import AutoModel
 
-from bge_pruning.config.load import ConfigError, load_config
+from bge_pruning.config.load import ConfigError
 from bge_pruning.models.encoder_shape import count_parameters, forward_flops
-from bge_pruning.training.plan import (
-    build_plan,
-    estimate_memory,
-    example_target,
-    render_memory,
-    render_plan,
-)
+from bge_pruning.training import plan as plans
+from bge_pruning.training.plan import example_target, render_plan
 
-NO_TARGET = "model.l0_module.target_model=null"
+L0 = "model.l0_module."
+NO_TARGET = f"{L0}target_model=null"
+HALF = (NO_TARGET, f"{L0}target_density=0.5")
 HUB = ("model.base_model=BAAI/bge-m3", "model.d_model=1024", "model.n_heads=16")
 HUB_REST = ("model.n_layers=24", "model.intermediate_size=4096", "model.vocab_size=250002")
 
 
 @pytest.fixture
-def plan(tiny_yaml):
+def plan(configure):
     """A function from overrides to plan and configuration."""
 
     def plan(*overrides: str):
-        config = load_config([tiny_yaml], overrides)
-        return build_plan(config), config
+        config = configure(*overrides)
+        return plans.build_plan(config), config
 
     return plan
 
 
 def test_text_holds_the_exact_counts(plan, model_folder):
-    from transformers import AutoModel
-
     real = AutoModel.from_pretrained(model_folder)
     encoder = sum(p.numel() for p in real.encoder.parameters())
     embeddings = sum(p.numel() for p in real.embeddings.parameters())
@@ -50,12 +47,13 @@ def test_text_holds_the_exact_counts(plan, model_folder):
     assert "target       3 layers, hidden 24, 3 heads, intermediate 48" in text
     assert "warm-up      target sparsity reached after 0.5dur" in text
     assert "gates start" not in text
-    ordered = plan("model.l0_module.init_order=activation", "baseline.calibration_texts=1500")
+    ordered = plan(f"{L0}init_order=activation", "baseline.calibration_texts=1500")
     assert "gates start  in the order of activation on 1,500 texts" in render_plan(*ordered)
+    assert example_target(made) is made.target
 
 
 def test_text_of_a_budget(plan):
-    made, config = plan(NO_TARGET, "model.l0_module.target_density=0.5")
+    made, config = plan(*HALF)
     budget = 0.5 * count_parameters(made.source).encoder
     assert made.target is None
     assert made.target_parameters == budget
@@ -64,12 +62,14 @@ def test_text_of_a_budget(plan):
     assert "(scripts/choose_shape.py measures which keep most)" in text
     shown = re.search(r"for example  (\d+) layers, hidden (\d+), (\d+) heads", text)
     assert int(shown[2]) == 8 * int(shown[3])
+    shape = example_target(made)
+    assert f"for example  {shape.describe()}" in text
+    assert count_parameters(shape).encoder == pytest.approx(budget, rel=0.01)
 
 
 @pytest.mark.parametrize("length", [8, 1024])
 def test_text_of_a_speedup(plan, length):
-    overrides = ("model.l0_module.target_speedup=2", f"model.l0_module.target_length={length}")
-    made, config = plan(NO_TARGET, *overrides)
+    made, config = plan(NO_TARGET, f"{L0}target_speedup=2", f"{L0}target_length={length}")
     assert made.target is made.target_parameters is None
     text = render_plan(made, config)
     wanted = f"target       2 times fewer operations for a text of {length:,} tokens; the gates"
@@ -80,29 +80,19 @@ def test_text_of_a_speedup(plan, length):
     assert fewer == pytest.approx(2.0, rel=0.01)
 
 
-def test_a_shape_to_reach(plan):
-    made, _ = plan()
-    assert example_target(made) is made.target
-    made, config = plan(NO_TARGET, "model.l0_module.target_density=0.5")
-    shape = example_target(made)
-    assert f"for example  {shape.describe()}" in render_plan(made, config)
-    assert count_parameters(shape).encoder == pytest.approx(made.target_parameters, rel=0.01)
-    made, _ = plan("model.l0_module=null")
-    assert example_target(made) is None
-
-
 def test_text_without_gates(plan):
     made, config = plan("model.l0_module=null")
     text = render_plan(made, config)
     assert "gates on     nothing: ordinary training" in text
-    assert "target" not in text
+    assert "target" not in text and example_target(made) is None
     assert f"{count_parameters(made.source).total:,}" in text
 
 
 def test_only_axes_that_shrink_get_gates(plan):
     sizes = "{d_model: null, n_heads: null, n_layers: 2, intermediate_size: 64}"
-    made, _ = plan(f"model.l0_module.target_model={sizes}")
+    made, _ = plan(f"{L0}target_model={sizes}", f"{L0}target_length=300")
     assert made.axes == ("layer",)
+    assert made.target is not None and made.target_length == 300
 
 
 @pytest.mark.parametrize(
@@ -112,75 +102,48 @@ def test_only_axes_that_shrink_get_gates(plan):
         (("model.n_layers=5",), "model.n_layers is 5, but .* says 4"),
         (("model.vocab_size=98",), "model.vocab_size is 98, but .* says 99"),
         (HUB, r"not a local folder, and model.n_layers, model.intermediate_size, model.vocab_size"),
+        ((*HUB, *HUB_REST, "model.n_heads=15"), "1024 is not a multiple of model.n_heads 15"),
+        (("model.base_model=no/where",), "'no/where' is not a local folder"),
         (
-            (*HUB, *HUB_REST, "model.n_heads=15"),
-            "model.d_model 1024 is not a multiple of model.n_heads 15",
-        ),
-        (
-            (
-                "model.l0_module.target_model="
-                "{d_model: 32, n_heads: 4, n_layers: 4, intermediate_size: 64}",
-            ),
+            (f"{L0}target_model={{d_model: 32, n_heads: 4, n_layers: 4, intermediate_size: 64}}",),
             "the target is the source: nothing would be pruned. To fix, choose smaller",
         ),
         (
-            ("model.l0_module.pruning_modules=[head,hidden]",),
+            (f"{L0}pruning_modules=[head,hidden]",),
             "the target changes intermediate, layer, which pruning_modules does not name. To fix",
         ),
         (
-            ("model.l0_module.pruning_modules=[heads]",),
+            (f"{L0}pruning_modules=[heads]",),
             r"pruning_modules\[0\] 'heads' is not one of \('head', 'intermediate', 'layer', 'h",
         ),
         (
-            ("model.l0_module.target_model.n_heads=2",),
+            (f"{L0}target_model.n_heads=2",),
             r"num_attention_heads 2 with head_dim 8 needs d_model 16, not 24: transformers could "
             r"not load the result. To fix, set d_model=16 with n_heads=2 or d_model=24 with "
             r"n_heads=3",
         ),
+        ((f"{L0}target_model.n_layers=5",), r"target n_layers 5 is not in \[1, 4\]"),
         (
-            ("model.l0_module.target_model.n_layers=5",),
-            r"target n_layers 5 is not in \[1, 4\]",
-        ),
-        (
-            ("model.l0_module.target_model.vocab_size=50",),
+            (f"{L0}target_model.vocab_size=50",),
             "target vocab_size 50 differs from the source's 99: the vocabulary has no gates",
         ),
         (
-            (
-                NO_TARGET,
-                "model.l0_module.target_density=0.5",
-                "model.l0_module.pruning_modules=[head,layer]",
-            ),
+            (*HALF, f"{L0}pruning_modules=[head,layer]"),
             "'head' and 'hidden' can be exported only together",
         ),
         (
-            (
-                NO_TARGET,
-                "model.l0_module.target_density=0.4",
-                "model.l0_module.pruning_modules=[layer]",
-            ),
+            (NO_TARGET, f"{L0}target_density=0.4", f"{L0}pruning_modules=[layer]"),
             "no exportable shape that differs only in layer is within 1 % of",
         ),
         (
-            (
-                NO_TARGET,
-                "model.l0_module.target_speedup=2.2",
-                "model.l0_module.pruning_modules=[layer]",
-            ),
+            (NO_TARGET, f"{L0}target_speedup=2.2", f"{L0}pruning_modules=[layer]"),
             r"is within 1 % of a speed-up of 2\.2 at 128 tokens; the nearest has 2\.000",
         ),
         (
-            (NO_TARGET, "model.l0_module.target_parameters=1e9"),
+            (NO_TARGET, f"{L0}target_parameters=1e9"),
             r"a budget of 1,000,000,000 encoder parameters is not in \(0, ",
         ),
-        (
-            (
-                NO_TARGET,
-                "model.l0_module.target_density=0.5",
-                "model.l0_module.pruning_modules=[]",
-            ),
-            "pruning_modules",
-        ),
+        ((*HALF, f"{L0}pruning_modules=[]"), "pruning_modules"),
     ],
 )
 def test_refused_before_anything_is_done(overrides, message, plan):
@@ -189,20 +152,13 @@ def test_refused_before_anything_is_done(overrides, message, plan):
 
 
 def test_hub_model_is_planned_from_the_yaml(plan):
-    made, config = plan(*HUB, *HUB_REST, NO_TARGET, "model.l0_module.target_density=0.5")
+    made, config = plan(*HUB, *HUB_REST, *HALF)
     assert count_parameters(made.source).encoder == 302_309_376
     assert count_parameters(made.source).total == 567_754_752 + 1_025 + 1_024 * 1_025
     assert "8194 positions, pooler and all heads, as BGE-M3" in render_plan(made, config)
 
 
-def test_base_model_that_is_not_there(plan):
-    with pytest.raises(ConfigError, match="'no/where' is not a local folder"):
-        plan("model.base_model=no/where")
-
-
 def test_new_heads_are_counted(plan, model_folder, tmp_path):
-    import shutil
-
     bare = tmp_path / "bare"
     shutil.copytree(model_folder, bare, ignore=shutil.ignore_patterns("*.pt"))
     made, _ = plan(f"model.base_model={bare}")
@@ -213,7 +169,7 @@ def test_new_heads_are_counted(plan, model_folder, tmp_path):
 
 def test_memory_grows_with_what_takes_it(plan):
     def total(*overrides: str) -> float:
-        return sum(estimate_memory(*plan(*overrides)).values())
+        return sum(plans.estimate_memory(*plan(*overrides)).values())
 
     assert total("model.max_length=32") > total()
     assert total("device_train_microbatch_size=2") < total()
@@ -223,12 +179,9 @@ def test_memory_grows_with_what_takes_it(plan):
 
 def test_memory_of_the_tokens_that_there_are(plan):
     made, config = plan()
-    few, many = (sum(estimate_memory(made, config, n).values()) for n in (10, 1_000_000))
-    assert few <= sum(estimate_memory(made, config).values()) < many
-    line = render_memory(made, config, 1_000_000)
+    few, all_, many = (
+        sum(plans.estimate_memory(made, config, n).values()) for n in (10, None, 1_000_000)
+    )
+    assert few <= all_ < many
+    line = plans.render_memory(made, config, 1_000_000)
     assert line.startswith(f"memory       about {many / 2**30:.1f} GiB at 1,000,000 tokens (")
-
-
-def test_a_target_shape_keeps_the_length_that_speed_is_counted_at(plan):
-    made, _ = plan("model.l0_module.target_length=300")
-    assert made.target is not None and made.target_length == 300

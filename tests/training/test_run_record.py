@@ -8,19 +8,10 @@ from pathlib import Path
 
 import pytest
 
-from bge_pruning.config.load import load_config
 from bge_pruning.config.schema import SourceConfig
 from bge_pruning.datasets.text_files import hash_file
 from bge_pruning.training import run_record
-from bge_pruning.training.run_record import (
-    build_record,
-    describe,
-    find_revision,
-    fingerprint_source,
-    read_starts,
-    record_start,
-    warn_of_changes,
-)
+from bge_pruning.training.run_record import find_revision, fingerprint_source, read_starts
 
 VERSIONS = {"python": "3.11.7", "torch": "2.7.0"}
 
@@ -37,15 +28,17 @@ def git(folder: Path, *arguments: str) -> None:
     subprocess.run(command, check=True, capture_output=True)
 
 
-def test_every_run_has_its_record(tmp_path, train_tiny, sts_csv):
+def test_every_run_has_its_record(tmp_path, train_tiny, sts_csv, caplog):
     run = train_tiny(tmp_path, "max_duration=1ba")
     (start,) = json.loads((run / "run.json").read_text())["starts"]
-    assert start["seed"] == 3
-    assert start["ranks"] == 1
+    assert (start["seed"], start["ranks"]) == (3, 1)
     assert {"python", "torch", "mosaicml", "transformers"} <= start["versions"].keys()
     files = {str(sts_csv): hash_file(sts_csv)}
     assert start["data"] == {"train": {"train": files}, "eval": {"dev": files}}
     assert set(start) == {"time", "command", "seed", "ranks", "versions", "code", "data"}
+    with caplog.at_level(logging.WARNING):
+        train_tiny(tmp_path, "max_duration=2ba", "autoresume=true")
+    assert not any("other circumstances" in message for message in caplog.messages)
 
 
 def test_what_has_changed_is_warned_of_and_not_refused(tmp_path, train_tiny, sts_csv, caplog):
@@ -64,37 +57,27 @@ def test_what_has_changed_is_warned_of_and_not_refused(tmp_path, train_tiny, sts
     assert "other circumstances" in (run / "train.log").read_text()
 
 
-def test_the_same_again_is_no_reason_to_warn(tmp_path, train_tiny, caplog):
+def test_without_a_checkpoint_there_is_nothing_to_resume(configure, caplog):
+    config = configure()
     with caplog.at_level(logging.WARNING):
-        train_tiny(tmp_path, "max_duration=1ba")
-        train_tiny(tmp_path, "max_duration=2ba", "autoresume=true")
-    assert not any("other circumstances" in message for message in caplog.messages)
-
-
-def test_without_a_checkpoint_there_is_nothing_to_go_on_from(tiny_yaml, caplog):
-    config = load_config([tiny_yaml])
-    with caplog.at_level(logging.WARNING):
-        record_start(config, VERSIONS, 1)
-        record_start(config, {**VERSIONS, "torch": "2.11.0"}, 1)
+        run_record.record_start(config, VERSIONS, 1)
+        run_record.record_start(config, {**VERSIONS, "torch": "2.11.0"}, 1)
         assert caplog.messages == []
         (Path(config.run_folder) / "ba2-rank0.pt").touch()
-        record_start(config, VERSIONS, 2)
+        run_record.record_start(config, VERSIONS, 2)
     (message,) = caplog.messages
     assert "versions torch was 2.11.0 and is 2.7.0" in message
     assert "ranks was 1 and is 2" in message
     assert len(read_starts(Path(config.run_folder) / "run.json")) == 3
 
 
-def test_time_and_command_may_differ(caplog):
+def test_circumstances_that_may_differ_and_that_may_not(caplog):
     before = {"time": "1", "command": ["a"], "seed": 3}
     with caplog.at_level(logging.WARNING):
-        warn_of_changes(before, {"time": "2", "command": ["b"], "seed": 3})
-    assert caplog.messages == []
-
-
-def test_what_was_not_there_before(caplog):
-    with caplog.at_level(logging.WARNING):
-        warn_of_changes({"code": None}, {"code": {"revision": "abc", "changed": False}})
+        run_record.warn_of_changes(before, {"time": "2", "command": ["b"], "seed": 3})
+        assert caplog.messages == []
+        code = {"revision": "abc", "changed": False}
+        run_record.warn_of_changes({"code": None}, {"code": code})
     assert "code was None and is not there; code revision was not there and is abc" in caplog.text
 
 
@@ -104,9 +87,6 @@ def test_a_damaged_record_is_begun_anew(content, tmp_path, caplog):
     with caplog.at_level(logging.WARNING):
         assert read_starts(tmp_path / "run.json") == []
     assert "run.json cannot be read" in caplog.text and "is begun anew." in caplog.text
-
-
-# Code
 
 
 @pytest.fixture
@@ -121,7 +101,7 @@ def checkout(tmp_path) -> Path:
     return folder
 
 
-def test_revision_of_a_checkout(checkout):
+def test_revision_of_a_checkout(checkout, monkeypatch):
     found = find_revision(checkout)
     assert len(found["revision"]) == 40
     assert found["changed"] is False
@@ -129,16 +109,10 @@ def test_revision_of_a_checkout(checkout):
     assert find_revision(checkout) == found
     (checkout / "bge_pruning" / "__init__.py").write_text("x = 1\n")
     assert find_revision(checkout) == {**found, "changed": True}
-
-
-def test_no_revision_of_what_is_installed_inside_of_another_checkout(checkout):
-    inside = checkout / "venv" / "site-packages"
+    inside = checkout / "venv" / "site-packages"  # installed inside of another checkout
     (inside / "bge_pruning").mkdir(parents=True)
     (inside / "bge_pruning" / "__init__.py").write_text("")
     assert find_revision(inside) is None
-
-
-def test_no_revision_without_git(checkout, monkeypatch):
     monkeypatch.setenv("PATH", "")
     assert find_revision(checkout) is None
 
@@ -151,25 +125,19 @@ def test_no_revision_without_git(checkout, monkeypatch):
         ({"revision": "a" * 40, "changed": True}, f"{'a' * 12} with uncommitted changes;"),
     ],
 )
-def test_the_line(code, text, tiny_yaml, monkeypatch):
+def test_the_line(code, text, configure, monkeypatch):
     monkeypatch.setattr(run_record, "find_revision", lambda _: code)
-    config = load_config([tiny_yaml])
-    line = describe(build_record(config, VERSIONS, 2), config)
+    config = configure()
+    line = run_record.describe(run_record.build_record(config, VERSIONS, 2), config)
     assert text in line
     assert "seed 3, ranks 2" in line and line.endswith("python 3.11.7, torch 2.7.0")
 
 
-# Data
-
-
-def test_a_collection_is_its_files(collection):
+def test_a_collection_and_a_pattern_are_their_files(collection, tmp_path):
     source = SourceConfig(name="c", kind="beir", path=str(collection), split="test")
     names = ("corpus.jsonl", "queries.jsonl", "qrels/test.tsv")
     expected = {str(collection / name): hash_file(collection / name) for name in names}
     assert fingerprint_source(source) == expected
-
-
-def test_a_pattern_is_all_of_its_files(tmp_path):
     for name in ("a", "b"):
         (tmp_path / f"{name}.txt").write_text(f"text {name}\n")
     source = SourceConfig(name="s", kind="sentences", path=str(tmp_path / "*.txt"))

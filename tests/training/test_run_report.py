@@ -12,9 +12,13 @@ import numpy as np
 import pytest
 
 from bge_pruning.config.load import load_config
+from bge_pruning.model_io.run_checkpoints import write_gates
 from bge_pruning.training import run_report
 from bge_pruning.training.run_report import log_results, training_command
 from bge_pruning.utils.records import EvaluationRecord
+
+PICTURES = {"gates", "constraint", "multipliers", "training"}
+SENT = {f"report/{name}" for name in {*PICTURES, "page"}}
 
 
 @pytest.fixture(scope="module")
@@ -28,9 +32,8 @@ def names(folder: Path) -> set[str]:
 
 
 def test_a_run_leaves_its_report(run):
-    pictures = {"gates.png", "constraint.png", "multipliers.png", "training.png"}
     files = {"gates.npz", "versions.json", "commands.txt", "report.md", "report.html"}
-    assert pictures | files <= names(run)
+    assert {f"{name}.png" for name in PICTURES} | files <= names(run)
     assert not [name for name in names(run) if "tmp" in name]
     text = (run / "report.md").read_text(encoding="utf-8")
     assert text.startswith("# Training run tiny\n\nAfter 4 batches of pruning from ")
@@ -38,11 +41,11 @@ def test_a_run_leaves_its_report(run):
         assert words in text
     assert (run / "config.yaml").read_text(encoding="utf-8").strip() in text
     assert "| torch | " in text and "Seed of the run 3." in text
+    versions = json.loads((run / "versions.json").read_text(encoding="utf-8"))
+    assert versions["torch"] and versions["mosaicml"]
 
 
 def test_its_gates_are_those_of_the_checkpoint(run, tmp_path):
-    from bge_pruning.model_io.run_checkpoints import write_gates
-
     write_gates(run, tmp_path / "gates.npz")
     with np.load(run / "gates.npz") as written, np.load(tmp_path / "gates.npz") as expected:
         assert set(written.files) == set(expected.files)
@@ -71,8 +74,7 @@ def test_the_command_of_a_recovery_and_of_several_ranks(tiny_yaml):
     assert again.run_folder == "my runs/a-again-recovery"
 
 
-def test_a_run_that_goes_on_replaces_its_report(run, train_tiny):
-    assert "After 4 batches" in (run / "report.md").read_text(encoding="utf-8")
+def test_a_run_that_resumes_replaces_its_report(run, train_tiny):
     again = train_tiny(run.parents[1], "autoresume=true", "max_duration=5ba", report=True)
     assert again == run
     assert "After 5 batches" in (run / "report.md").read_text(encoding="utf-8")
@@ -100,25 +102,6 @@ def test_a_report_that_fails_does_not_fail_the_run(tmp_path, train_tiny, monkeyp
     assert [m for m in caplog.messages if re.fullmatch(message, m)]
 
 
-# W&B
-
-
-@pytest.fixture
-def wandb_offline(tmp_path, monkeypatch):
-    """W&B with folders of this test, and no account."""
-    import wandb
-
-    for name in ("CACHE", "CONFIG", "DATA", "ARTIFACT"):
-        monkeypatch.setenv(f"WANDB_{name}_DIR", str(tmp_path / "wandb"))
-    monkeypatch.setenv("HOME", str(tmp_path / "home"))
-    monkeypatch.setenv("NETRC", str(tmp_path / "netrc"))
-    monkeypatch.setenv("WANDB_SILENT", "true")
-    for name in ("WANDB_API_KEY", "WANDB_MODE"):
-        monkeypatch.delenv(name, raising=False)
-    yield wandb
-    wandb.finish()
-
-
 def media(folder: Path) -> set[str]:
     """Pictures and pages of the only run below a folder, by their keys."""
     (run,) = (folder / "wandb").glob("offline-run-*")
@@ -129,9 +112,7 @@ def media(folder: Path) -> set[str]:
 @pytest.mark.usefixtures("wandb_offline")
 def test_the_report_of_a_training_is_on_its_run(tmp_path, train_tiny):
     train_tiny(tmp_path, "loggers.wandb={}", report=True)
-    pictures = {"gates", "constraint", "multipliers", "training"}
-    expected = {f"report/{name}" for name in {*pictures, "page"}}
-    assert media(tmp_path / "logs" / "tiny") == {*expected, "gates"}  # and one at each evaluation
+    assert media(tmp_path / "logs" / "tiny") == {*SENT, "gates"}  # and one at each evaluation
 
 
 @pytest.mark.usefixtures("wandb_offline")
@@ -144,15 +125,9 @@ def test_results_are_a_run_of_their_own(run, tmp_path, tiny_yaml, monkeypatch):
     ((opened, evaluation),) = calls
     assert (opened.name, opened.project) == ("tiny-results", "mine")
     assert evaluation.as_dict() == {"tasks": []}
-    pictures = {"gates", "constraint", "multipliers", "training"}
-    assert media(tmp_path / "logs" / "tiny") == {f"report/{name}" for name in {*pictures, "page"}}
+    assert media(tmp_path / "logs" / "tiny") == SENT
 
 
 def test_without_a_configuration_wandb_is_not_imported(tiny_yaml, monkeypatch):
     monkeypatch.setitem(sys.modules, "wandb", None)  # an import would raise
     log_results(load_config([tiny_yaml]), EvaluationRecord(tasks=[]))
-
-
-def test_versions_are_those_of_the_run(run):
-    versions = json.loads((run / "versions.json").read_text(encoding="utf-8"))
-    assert versions["torch"] and versions["mosaicml"]

@@ -5,16 +5,17 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from tokenizers import Tokenizer
 
-from bge_pruning.config.command_checks import check_objective
-from bge_pruning.config.load import Config, ConfigError, load_config
+from bge_pruning.config.load import Config, ConfigError
+from bge_pruning.datasets import mteb_dataloader
 from bge_pruning.datasets.contrastive_dataset import ContrastiveDataset
 from bge_pruning.datasets.embedding_dataset import EmbeddingDataset
-from bge_pruning.training import sources as source_builders
 from bge_pruning.training.builders import build_base_model, build_teacher
 from bge_pruning.training.data_builders import build_train_loader
 from bge_pruning.training.sources import build_source
 
+ONLY = "loss={sts_regression: 0.0, distillation_alignment: 0.0, distillation_similarity: 0.0,"
 DOCUMENTS = ["the man plays", "a dog eats", "a cat", "the woman reads", "a red book", "a horse"]
 
 
@@ -31,12 +32,9 @@ def collection(tmp_path) -> Path:
     return folder
 
 
-@pytest.fixture
-def configure(tiny_yaml):
-    def make(*overrides: str) -> Config:
-        return load_config([tiny_yaml], overrides)
-
-    return make
+def source(kind: str, path: object, more: str = "") -> str:
+    """The override that trains on one source."""
+    return f"data.train=[{{name: x, kind: {kind}, path: '{path}', {more}}}]"
 
 
 def build(config: Config, embed=None):
@@ -45,17 +43,13 @@ def build(config: Config, embed=None):
 
 
 def texts_of(dataset, index: int, config: Config) -> list[str]:
-    from tokenizers import Tokenizer
-
     tokenizer = Tokenizer.from_file(str(Path(config.model.base_model) / "tokenizer.json"))
     return [tokenizer.decode(ids.tolist()) for ids in dataset[index]["ids"]]
 
 
 def test_scores_are_scaled_from_their_range(configure, tmp_path):
     (tmp_path / "p.csv").write_text("a cat,a dog,-1\na red,a book,0\na horse,there,1\n")
-    config = configure(
-        f"data.train=[{{name: p, kind: sts, path: {tmp_path}/p.csv, score_range: [-1, 1]}}]"
-    )
+    config = configure(source("sts", tmp_path / "p.csv", "score_range: [-1, 1]"))
     dataset = build(config)
     assert isinstance(dataset, EmbeddingDataset)
     assert dataset.scores.tolist() == [0.0, 0.5, 1.0]
@@ -64,15 +58,17 @@ def test_scores_are_scaled_from_their_range(configure, tmp_path):
 
 def test_columns_have_other_names(configure, tmp_path):
     (tmp_path / "p.csv").write_text("first,second,gold\na cat,a dog,5\n")
-    columns = "{sentence1: first, sentence2: second, score: gold}"
-    config = configure(
-        f"data.train=[{{name: p, kind: sts, path: {tmp_path}/p.csv, columns: {columns}}}]"
-    )
+    columns = "columns: {sentence1: %s, sentence2: second, score: gold}"
+    config = configure(source("sts", tmp_path / "p.csv", columns % "first"))
     assert texts_of(build(config), 0, config) == ["a cat", "a dog"]
+    with pytest.raises(ValueError, match=r"p.csv:1: the header lacks zzz. To fix, rename columns"):
+        build(configure(source("sts", tmp_path / "p.csv", columns % "zzz")))
+    with pytest.raises(ValueError, match=r"columns gives two of sentence1, .* the same name"):
+        build(configure(source("sts", tmp_path / "p.csv", columns % "second")))
 
 
 def test_rows_of_a_collection(configure, collection):
-    config = configure(f"data.train=[{{name: c, kind: beir, path: {collection}}}]")
+    config = configure(source("beir", collection))
     dataset = build(config)
     assert isinstance(dataset, ContrastiveDataset)
     assert texts_of(dataset, 0, config) == ["the man", "the man plays"]
@@ -86,11 +82,9 @@ def embed_by_length(texts) -> np.ndarray:
     return np.stack([np.cos(angles), np.sin(angles)], axis=1).astype(np.float32)
 
 
-def test_negatives_are_mined_among_all_passages(configure, collection, caplog):
-    config = configure(
-        f"data.train=[{{name: c, kind: beir, path: {collection}, mined_negatives: 3,"
-        f" mining_margin: 1.0, negatives: 4}}]"
-    )
+def test_negatives_are_mined_among_all_passages(configure, collection):
+    mining = "mined_negatives: 3, mining_margin: 1.0, negatives: 4"
+    config = configure(source("beir", collection, mining))
     dataset = build(config, embed_by_length)
     assert len(dataset.texts) == 2 + len(DOCUMENTS)
     assert len(dataset) == 2
@@ -109,13 +103,9 @@ def test_negatives_are_mined_among_all_passages(configure, collection, caplog):
 
 
 def test_mined_negatives_are_used_in_training(configure, collection):
-    config = configure(
-        f"data.train=[{{name: c, kind: beir, path: {collection}, mined_negatives: 2,"
-        f" mining_margin: 1.0, negatives: 1}}]",
-        "loss={sts_regression: 0.0, distillation_alignment: 0.0, distillation_similarity: 0.0,"
-        " contrastive: 1.0}",
-        "global_train_batch_size=2",
-    )
+    mining = "mined_negatives: 2, mining_margin: 1.0, negatives: 1"
+    loss = ONLY + " contrastive: 1.0}"
+    config = configure(source("beir", collection, mining), loss, "global_train_batch_size=2")
     base = build_base_model(config)
     teacher = build_teacher(config, base)
     assert teacher is not None  # to mine with, though nothing is distilled
@@ -130,42 +120,29 @@ def test_scores_of_rows_are_used_where_a_source_has_them(configure, tmp_path):
     for name, rows in (("with", [scored]), ("without", [row]), ("half", [row, scored])):
         (tmp_path / f"{name}.jsonl").write_text("".join(json.dumps(r) + "\n" for r in rows))
 
-    def dataset(name: str) -> ContrastiveDataset:
-        config = configure(
-            f"data.train=[{{name: p, kind: contrastive, path: {tmp_path}/{name}.jsonl,"
-            f" negatives: 1}}]",
-            "loss.score_distillation=1",
-        )
-        return build(config)
+    def scored_by(name: str) -> Config:
+        path = tmp_path / f"{name}.jsonl"
+        loss = ONLY + " score_distillation: 1.0}"
+        return configure(source("contrastive", path, "negatives: 1"), loss)
 
-    assert dataset("with")[0]["passage_scores"].tolist() == [2.0, 1.0]
-    assert "passage_scores" not in dataset("without")[0]
-    with pytest.raises(ConfigError, match=r"p: 2 passages have no pos_scores or neg_scores"):
-        dataset("half")
-
-
-def test_no_source_with_scores_is_refused(configure, contrastive_jsonl):
-    config = configure(
-        f"data.train=[{{name: p, kind: contrastive, path: {contrastive_jsonl}, negatives: 1}}]",
-        "loss={sts_regression: 0.0, distillation_alignment: 0.0, distillation_similarity: 0.0,"
-        " score_distillation: 1.0}",
-    )
-    with pytest.raises(
-        ConfigError, match=r"score_distillation needs rows with pos_scores.*has any"
-    ):
-        build_train_loader(config, build_base_model(config), None)
+    assert build(scored_by("with"))[0]["passage_scores"].tolist() == [2.0, 1.0]
+    without = scored_by("without")
+    assert "passage_scores" not in build(without)[0]
+    with pytest.raises(ConfigError, match="score_distillation needs rows with pos_scores.*has an"):
+        build_train_loader(without, build_base_model(without), None)
+    with pytest.raises(ConfigError, match=r"x: 2 passages have no pos_scores or neg_scores"):
+        build(scored_by("half"))
 
 
 def test_wrong_rows_stop_or_are_skipped_and_reported(configure, tmp_path, caplog):
     path = tmp_path / "p.csv"
     path.write_text("a cat,a dog,5\na red,,1\na horse,there,9\na book,a man,2\n")
-    source = f"data.train=[{{name: p, kind: sts, path: {path}}}]"
     with pytest.raises(ValueError, match=r"p.csv:2: sentence2 is empty"):
-        build(configure(source))
+        build(configure(source("sts", path)))
     for _ in range(2):  # said again when the rows come from the cache
         caplog.clear()
-        assert len(build(configure(source, "data.on_bad_row=skip"))) == 2
-        assert "p: 2 rows skipped" in caplog.text
+        assert len(build(configure(source("sts", path), "data.on_bad_row=skip"))) == 2
+        assert "x: 2 rows skipped" in caplog.text
         assert "p.csv:3: score '9' is not a number" in caplog.text
 
 
@@ -189,7 +166,7 @@ def test_other_settings_have_another_cache(override, configure, sts_csv, tmp_pat
 def test_the_name_of_a_file_does_not_matter_but_its_content_does(configure, tmp_path):
     for name, content in (("a", "a cat,there,1\n"), ("b", "a cat,there,1\n"), ("c", "a,b,2\n")):
         (tmp_path / f"{name}.csv").write_text(content)
-        build(configure(f"data.train=[{{name: p, kind: sts, path: {tmp_path}/{name}.csv}}]"))
+        build(configure(source("sts", tmp_path / f"{name}.csv")))
     assert len(list((tmp_path / "processed").glob("rows-*"))) == 2
 
 
@@ -198,15 +175,15 @@ def test_a_task_of_mteb_is_read_by_its_name(configure, monkeypatch, collection):
 
     def read(name, split, subset, bad):
         calls.append((name, split, subset))
-        return source_builders.read_beir(collection, "train", bad)
+        return mteb_dataloader.read_beir(collection, "train", bad)
 
-    monkeypatch.setattr(source_builders, "read_mteb", read)
-    config = configure("data.train=[{name: s, kind: mteb, path: SciFact, split: test}]")
-    assert len(build(config)) == 2
+    monkeypatch.setattr(mteb_dataloader, "read_mteb", read)
+    assert len(build(configure(source("mteb", "SciFact", "split: test")))) == 2
     assert set(calls) == {("SciFact", "test", None)}
 
 
 PAIRS = "a cat,the dog,1\nthe man,a horse,2\n"
+PAIR = '{"sentence1": "a", "sentence2": "b", "score": '
 ROW = '{"query": "a", "pos": ["b"], "neg": []'
 
 
@@ -216,13 +193,8 @@ ROW = '{"query": "a", "pos": ["b"], "neg": []'
         ("sts", "a.csv", " \n\n", "x: holds no rows. To fix, choose another file"),
         ("sts", "a.csv", "sentence1,sentence1,sentence2,score\na,b,c,1\n", "names sentence1 twice"),
         ("sts", "a.csv", f'{PAIRS}"a cat,the dog,1\n{PAIRS}', "unexpected end of data.*left open"),
-        ("sts", "a.jsonl", '{"sentence1": "a", "sentence2": "b", "score": true}', "score 'True'"),
-        (
-            "sts",
-            "a.jsonl",
-            '{"sentence1": "a", "sentence2": "b", "score": ' + "9" * 400 + "}",
-            f"score '{'9' * 40}' is not a number",
-        ),
+        ("sts", "a.jsonl", PAIR + "true}", "score 'True'"),
+        ("sts", "a.jsonl", PAIR + "9" * 400 + "}", f"score '{'9' * 40}' is not a number"),
         ("sts", "a.jsonl", "9" * 5000, r"a.jsonl:1: is not JSON \(Exceeds the limit"),
         ("contrastive", "a.jsonl", f"{ROW}, " + '"pos_scores": [' + "9" * 400 + "]}", "1 numbers"),
         ("contrastive", "a.jsonl", f"{ROW}, " + '"pos_scores": [true]}', "must be 1 numbers"),
@@ -232,14 +204,9 @@ ROW = '{"query": "a", "pos": ["b"], "neg": []'
 )
 @pytest.mark.parametrize("skip", [False, True])
 def test_odd_files(kind, name, content, message, skip, configure, tmp_path):
-    """Where a file cannot be told apart any more, or nothing is left, nothing is skipped."""
     (tmp_path / name).write_text(content)
     overrides = ["data.on_bad_row=skip"] if skip else []
-    if kind == "contrastive":
-        overrides.append("loss={sts_regression: 0.0, contrastive: 1.0}")
-    config = configure(
-        f"data.train=[{{name: x, kind: {kind}, path: {tmp_path}/{name}}}]", *overrides
-    )
+    config = configure(source(kind, tmp_path / name), *overrides)
     lost = skip and "left open" not in message and "twice" not in message
     with pytest.raises(ValueError, match="x: holds no rows" if lost else message):
         build(config)
@@ -248,9 +215,10 @@ def test_odd_files(kind, name, content, message, skip, configure, tmp_path):
 
 def test_sentences_with_replaced_tokens(configure, tmp_path):
     (tmp_path / "a.txt").write_text("a cat\nthe man and the dog\n")
-    source = f"data.train=[{{name: x, kind: sentences, path: {tmp_path}/a.txt, %s}}]"
-    plain = build(configure(source % "replaced_tokens: 0"))
-    noisy = build(configure(source % "replaced_tokens: 1.0"))
+    plain, noisy = (
+        build(configure(source("sentences", tmp_path / "a.txt", f"replaced_tokens: {share}")))
+        for share in (0, 1.0)
+    )
     assert np.array_equal(plain.texts.starts, noisy.texts.starts)
     same = plain.texts.ids == noisy.texts.ids
     assert not same.all()
@@ -259,55 +227,6 @@ def test_sentences_with_replaced_tokens(configure, tmp_path):
     assert not set(noisy.texts.ids[~same].tolist()) & {0, 1, 2, 3}
 
 
-def test_replaced_tokens_is_a_share(configure, tmp_path):
-    path = tmp_path / "a.txt"
-    source = f"data.train=[{{name: x, kind: sentences, path: {path}, replaced_tokens: 2}}]"
-    with pytest.raises(ConfigError, match="replaced_tokens of data source 'x' 2.0 is not in"):
-        check_objective(configure(source))
-
-
-@pytest.mark.parametrize(
-    ("extra", "message"),
-    [
-        ("columns: {sentense1: a}", "columns of data source 'x' names sentense1; kind sts has"),
-        (
-            "score_range: [0, .inf]",
-            r"score_range\[1\] of data source 'x' inf is not a finite number .*To fix",
-        ),
-        ("score_range: [5, 0]", r"score_range \[5.0, 0.0\] .* is not \[lowest, highest\]. To fix"),
-        ("score_range: [5]", r"score_range \[5.0\] .* is not \[lowest, highest\]. To fix"),
-        ("weight: .inf", r"weight of data source 'x' inf is not a finite number .*To fix"),
-        ("split: ../x", "split '../x' of data source 'x' is not the name of a split. To fix"),
-        ("mining_margin: 2", "mining_margin of data source 'x' 2.0 is not in .0, 1.. To fix"),
-        (
-            "replaced_tokens: 0.5",
-            "replaced_tokens of data source 'x' is not for kind sts: .*To fix",
-        ),
-        ("negatives: -1", "negatives of data source 'x' -1 is not 0 or more. To fix"),
-    ],
-)
-def test_odd_settings(extra, message, configure):
-    with pytest.raises(ConfigError, match=message):
-        check_objective(configure(f"data.train=[{{name: x, kind: sts, path: a.csv, {extra}}}]"))
-
-
-def test_columns_that_a_file_lacks(configure, tmp_path):
-    (tmp_path / "a.csv").write_text(f"sentence1,sentence2,score\n{PAIRS}")
-    source = f"data.train=[{{name: x, kind: sts, path: {tmp_path}/a.csv, columns: %s}}]"
-    with pytest.raises(ValueError, match=r"a.csv:1: the header lacks zzz. To fix, rename columns"):
-        build(configure(source % "{sentence1: zzz}"))
-    with pytest.raises(ValueError, match=r"columns gives two of sentence1, .* the same name"):
-        build(configure(source % "{sentence1: sentence2}"))
-
-
-def test_a_dataset_without_a_name(configure):
+def test_a_dataset_needs_a_name(configure):
     with pytest.raises(ValueError, match=r"hf:// names no dataset. To fix, write hf://owner/name"):
-        build(configure("data.train=[{name: x, kind: sts, path: 'hf://'}]"))
-
-
-def test_a_processed_folder_that_is_a_file(configure, tmp_path):
-    (tmp_path / "p").touch()
-    with pytest.raises(
-        ConfigError, match=r"processed_folder .*/p is a file. To fix, name a folder"
-    ):
-        check_objective(configure(f"data.processed_folder={tmp_path}/p"))
+        build(configure(source("sts", "hf://")))
