@@ -129,9 +129,7 @@ def test_no_queries_and_no_other_passages():
 def test_no_more_than_a_chunk_of_scores_is_held(monkeypatch):
     sizes, matmul = [], torch.Tensor.__matmul__
     monkeypatch.setattr(
-        torch.Tensor,
-        "__matmul__",
-        lambda a, b: sizes.append((len(a), b.shape[1])) or matmul(a, b),
+        torch.Tensor, "__matmul__", lambda a, b: sizes.append((len(a), b.shape[1])) or matmul(a, b)
     )
     vectors = unit_vectors(np.random.default_rng(0), 25, 4)
     mine_negatives(vectors, vectors, ragged([[0]] * 25), 2, chunk=10)

@@ -109,8 +109,7 @@ def score(value: float, samples: int = 4) -> Score:
 
 
 @pytest.mark.parametrize(
-    ("baseline", "retention", "above"),
-    [(0.8, 0.75, 0.5), (0.4, 1.5, None), (0.0, None, None)],
+    ("baseline", "retention", "above"), [(0.8, 0.75, 0.5), (0.4, 1.5, None), (0.0, None, None)]
 )
 def test_retention(baseline, retention, above, tasks):
     values = {"model": 0.6, "baseline": baseline, "random_weights": 0.4, "word_embeddings": 0.1}

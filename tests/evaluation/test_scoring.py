@@ -71,10 +71,7 @@ def test_every_task_and_mode_has_its_metrics(scores, encoder, similarity, retrie
     both = score_tasks(encoder, [similarity], list(MODES)) | scores
     assert list(scores) == [("tiny", mode) for mode in MODES]  # the two tasks have one name here
     for (_, mode), score in both.items():
-        assert tuple(score.values) in (
-            RETRIEVAL_METRICS,
-            metric_names("similarity", mode),
-        )
+        assert tuple(score.values) in (RETRIEVAL_METRICS, metric_names("similarity", mode))
         assert score.seconds > 0
     assert metric_names("similarity", "dense") == ("cosine_spearman", "cosine_pearson")
     assert metric_names("similarity", "all") == ("spearman", "pearson")

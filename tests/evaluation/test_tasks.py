@@ -125,8 +125,8 @@ def test_a_retrieval_task_by_name_is_scored(hub, model_folder):
                                   enumerate(("the man reads", "a red book", "dogs eat"))]},
             "queries": {"queries": [{"_id": "q1", "text": "a book"}, {"_id": "q2", "text": "dog"}]},
             "default": {"test": [{"query-id": "q1", "corpus-id": "d1", "score": 1},
-                                 {"query-id": "q2", "corpus-id": "d2", "score": 1}]},
-        },
+                                 {"query-id": "q2", "corpus-id": "d2", "score": 1}]}
+        }
     )  # fmt: skip
     (task,) = find_tasks([], ["SciFact"])
     assert (task.name, task.kind) == ("SciFact", RETRIEVAL)
