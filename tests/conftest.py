@@ -11,7 +11,7 @@ import pytest
 # Before torch is imported: tensors are tiny here, and threads only wait for each other.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
-pytest_plugins = ["tests.common.models", "tests.common.runs"]
+pytest_plugins = ["tests.common.hub", "tests.common.models", "tests.common.runs"]
 
 SPECIAL_TOKENS = ("<s>", "<pad>", "</s>", "<unk>")
 WORDS = (

@@ -44,7 +44,7 @@ Scores = dict[tuple[str, str], Score]
 
 
 def metric_names(kind: str, mode: str) -> tuple[str, ...]:
-    """Names that mteb gives the metrics, the main one first; only dense similarities are cosines."""
+    """What mteb calls the metrics, the main one first; only dense similarities are cosines."""
     if kind == RETRIEVAL:
         return RETRIEVAL_METRICS
     prefix = "cosine_" if mode == "dense" else ""

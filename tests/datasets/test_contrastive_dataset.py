@@ -1,8 +1,8 @@
 """Reading queries with passages, and the examples that are drawn from them."""
 
-import gzip
 import json
 import re
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -29,18 +29,8 @@ ROWS = [
 
 
 @pytest.fixture
-def write(tmp_path):
-    """A function that writes rows (or raw content) and returns the path."""
-
-    def write(content: list | str | bytes, name: str = "rows.jsonl") -> Path:
-        if isinstance(content, list):
-            content = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in content)
-        data = content.encode() if isinstance(content, str) else content
-        path = tmp_path / name
-        path.write_bytes(gzip.compress(data) if name.endswith(".gz") else data)
-        return path
-
-    return write
+def write_rows(write) -> Callable[[list | str | bytes], Path]:
+    return lambda content: write(content, "rows.jsonl")
 
 
 def read(path: Path, bad: BadRows | None = None) -> list[Row]:
@@ -54,8 +44,8 @@ def index_rows(rows: list[Row]) -> tuple[list[str], RowTable]:
 
 
 @pytest.fixture
-def indexed(write):
-    return index_rows(read(write(ROWS)))
+def indexed(write_rows) -> tuple[list[str], RowTable]:
+    return index_rows(read(write_rows(ROWS)))
 
 
 # Reading
@@ -68,25 +58,24 @@ def test_rows_are_read(name, write):
     ]
 
 
-def test_optional_keys(write):
+def test_optional_keys(write_rows):
     row = {
         "query": "was?",
         "pos": ["狗"],
         "neg": ["a", "b"],
-        "pos_scores": [1],
-        "neg_scores": [0.5, -2],
         "prompt": "Frage: ",
-        "type": "unknown keys are somebody else's",
+        "type": "unknown",
     }
+    row |= {"pos_scores": [1], "neg_scores": [0.5, -2]}
     expected = Row("Frage: was?", ("狗", "a", "b"), 1, (1.0, 0.5, -2.0))
-    assert read(write([row])) == [expected]
+    assert read(write_rows([row])) == [expected]
     del row["neg_scores"]  # scores of a part of the passages are none
-    assert read(write([row]))[0].scores is None
+    assert read(write_rows([row]))[0].scores is None
 
 
-def test_empty_lines_and_a_byte_order_mark(write):
+def test_empty_lines_and_a_byte_order_mark(write_rows):
     line = json.dumps(ROWS[0])
-    assert len(read(write(f"\ufeff{line}\r\n\n \n{line}"))) == 2
+    assert len(read(write_rows(f"\ufeff{line}\r\n\n \n{line}"))) == 2
 
 
 GOOD = json.dumps(ROWS[0]) + "\n"
@@ -116,8 +105,8 @@ def row(**changes) -> str:
         (GOOD.encode() + b'{"query": "\xff"}', ":2: is not UTF-8. To fix, convert the file."),
     ],
 )
-def test_errors_name_file_and_line(content, message, write):
-    path = write(content)
+def test_errors_name_file_and_line(content, message, write_rows):
+    path = write_rows(content)
     with pytest.raises(ValueError, match=f"^{re.escape(str(path) + message)}"):
         read(path)
 
@@ -131,8 +120,8 @@ def test_an_archive_that_was_cut_off(kept, write):
         read(path)
 
 
-def test_no_archive(write):
-    path = write(ROWS)
+def test_no_archive(write_rows):
+    path = write_rows(ROWS)
     with pytest.raises(ValueError, match=r"gz:1: the archive is damaged"):
         read(path.rename(path.with_name("rows.jsonl.gz")))
 
@@ -161,9 +150,9 @@ def test_every_text_is_there_once_and_every_row_is_its_own(indexed):
         assert [texts[i] for i in rows.negatives_of(index)] == expected["neg"]
 
 
-def test_wrong_rows_are_skipped_and_counted(write):
+def test_wrong_rows_are_skipped_and_counted(write_rows):
     bad = BadRows(skip=True)
-    rows = read(write(GOOD + "{\n" + row(pos=[]) + "\n" + GOOD), bad)
+    rows = read(write_rows(GOOD + "{\n" + row(pos=[]) + "\n" + GOOD), bad)
     assert len(rows) == 2
     assert bad.count == 2
     assert "rows.jsonl:3: pos is empty" in bad.examples[1]
@@ -182,6 +171,7 @@ def test_an_example_is_query_positive_and_given_negatives(indexed):
     assert (query, positive) == ("q1", "a")
     assert len(set(negatives)) == 2
     assert set(negatives) < {"x", "y", "z"}
+    assert len(sample(rows, 0, 0, 7, 0)) == 2  # none are asked for
 
 
 def test_an_example_follows_from_seed_epoch_and_row(indexed):
@@ -203,10 +193,6 @@ def test_too_few_negatives_are_repeated_and_none_stay_none(indexed):
     assert len(sample(rows, 1, 3, 7, 0)) == 2
     counts = np.unique(sample(rows, 3, 5, 7, 0)[2:], return_counts=True)[1]
     assert sorted(counts) == [2, 3]
-
-
-def test_no_negatives_asked_for(indexed):
-    assert len(sample(indexed[1], 0, 0, 7, 0)) == 2
 
 
 # Passages that are no negatives
@@ -242,26 +228,24 @@ def test_items_of_every_epoch_follow_from_the_index(indexed):
         assert item["passage_texts"].tolist() == expected[1:].tolist()
         assert expected[1] in item["positive_texts"]
 
-
-def test_lengths_are_those_of_query_and_longest_positive(indexed):
-    texts, rows = indexed
-    tokens = tokenized(texts)
-    dataset = ContrastiveDataset(tokens, rows, negatives=0, seed=7)
-    expected = [
-        max(len(tokens[texts.index(t)]) for t in (given["query"], *given["pos"])) for given in ROWS
-    ]
+    lengths = {text: index % 4 + 1 for index, text in enumerate(texts)}
+    # Those of the query and the longest positive.
+    expected = [max(lengths[text] for text in (row["query"], *row["pos"])) for row in ROWS]
     assert dataset.lengths.tolist() == expected
 
 
-def test_negatives_that_rows_do_not_have_are_refused(indexed):
+def test_negatives_and_scores_that_rows_do_not_have_are_refused(indexed):
     texts, rows = indexed
     message = r"data.negatives is 2, but 1 of 4 rows have no neg. To fix, set it to 0"
     with pytest.raises(ValueError, match=message):
         ContrastiveDataset(tokenized(texts), rows, negatives=2, seed=7)
+    message = r"11 passages have no pos_scores or neg_scores, which loss.score_distillation needs"
+    with pytest.raises(ValueError, match=message):
+        ContrastiveDataset(tokenized(texts), rows, negatives=0, seed=7, scored=True)
 
 
-def test_a_batch_says_what_is_no_negative(write):
-    texts, rows = index_rows(read(write([row for row in ROWS if row["neg"]])))
+def test_a_batch_says_what_is_no_negative(write_rows):
+    texts, rows = index_rows(read(write_rows([row for row in ROWS if row["neg"]])))
     teacher = {"dense_vecs": np.arange(2.0 * len(texts), dtype=np.float32).reshape(-1, 2)}
     dataset = ContrastiveDataset(tokenized(texts), rows, negatives=1, seed=7, teacher=teacher)
     batch = Collator(99)([dataset[i] for i in range(3)])
@@ -294,12 +278,12 @@ def test_pairs_and_triplets_of_single_texts(write):
 # Scores and more negatives
 
 
-def test_scores_go_with_their_passages(write):
+def test_scores_go_with_their_passages(write_rows):
     scored = [
         {**r, "pos_scores": [9.0] * len(r["pos"]), "neg_scores": [*range(len(r["neg"]))]}
         for r in ROWS
     ]
-    _, rows = index_rows(read(write(scored)))
+    _, rows = index_rows(read(write_rows(scored)))
     for index, given in enumerate(scored):
         expected = [*given["pos_scores"], *given["neg_scores"]]
         assert rows.scores[rows.starts[index] + 1 : rows.starts[index + 1]].tolist() == expected
@@ -309,13 +293,6 @@ def test_scores_go_with_their_passages(write):
         assert scores.tolist() == [9.0, *(order.index(text) for text in example[2:])]
     dataset = ContrastiveDataset(tokenized(list("abcdefghijk")), rows, 0, 7, scored=True)
     assert Collator(99)([dataset[0], dataset[2]])["passage_scores"].tolist() == [[9.0], [9.0]]
-
-
-def test_rows_without_scores_are_refused_if_they_are_needed(indexed):
-    texts, rows = indexed
-    message = r"11 passages have no pos_scores or neg_scores, which loss.score_distillation needs"
-    with pytest.raises(ValueError, match=message):
-        ContrastiveDataset(tokenized(texts), rows, negatives=0, seed=7, scored=True)
 
 
 def test_negatives_are_added_behind_those_of_the_row(indexed):

@@ -25,11 +25,6 @@ TEXTS = [
 ]
 
 
-@pytest.fixture(scope="module")
-def tokenizer_json(model_folder) -> bytes:
-    return (model_folder / "tokenizer.json").read_bytes()
-
-
 def as_lists(texts: TokenizedTexts) -> list[list[int]]:
     return [texts[i].tolist() for i in range(len(texts))]
 
@@ -55,18 +50,11 @@ def test_token_ids_are_those_of_transformers(max_length, tokenizer_json, model_f
     assert texts.ids.dtype == np.int32
 
 
-def test_padding_of_the_tokenizer_file_is_not_used(tokenizer_json):
-    padded = Tokenizer.from_str(tokenizer_json.decode())
-    padded.enable_padding(length=20, pad_id=1, pad_token="<pad>")
-    assert as_lists(tokenize(TEXTS, build_tokenizer(padded.to_str().encode(), 128))) == as_lists(
-        tokenize(TEXTS, build_tokenizer(tokenizer_json, 128))
-    )
-
-
-def test_truncation_of_the_tokenizer_file_is_not_used(tokenizer_json):
-    short = Tokenizer.from_str(tokenizer_json.decode())
-    short.enable_truncation(3)
-    texts = tokenize(TEXTS, build_tokenizer(short.to_str().encode(), 128))
+def test_padding_and_truncation_of_the_tokenizer_file_are_not_used(tokenizer_json):
+    other = Tokenizer.from_str(tokenizer_json.decode())
+    other.enable_padding(length=20, pad_id=1, pad_token="<pad>")
+    other.enable_truncation(3)
+    texts = tokenize(TEXTS, build_tokenizer(other.to_str().encode(), 128))
     assert as_lists(texts) == as_lists(tokenize(TEXTS, build_tokenizer(tokenizer_json, 128)))
     assert texts.truncated == 0
 
@@ -74,14 +62,13 @@ def test_truncation_of_the_tokenizer_file_is_not_used(tokenizer_json):
 def test_no_texts(tokenizer_json):
     texts = tokenize([], build_tokenizer(tokenizer_json, 128))
     assert (len(texts), texts.lengths.tolist(), texts.truncated) == (0, [], 0)
+    dataset = EmbeddingDataset(texts, np.empty((0, 2), int))
+    assert (len(dataset), dataset.lengths.tolist()) == (0, [])
 
 
 def test_a_limit_without_room_for_the_special_tokens_is_refused(tokenizer_json):
     with pytest.raises(ValueError, match=r"max_length 1 .*2 special tokens.*To fix"):
         tokenize(["a man plays"], build_tokenizer(tokenizer_json, 1))
-
-
-# Examples
 
 
 # Replaced tokens
@@ -109,6 +96,9 @@ def test_replaced_tokens_follow_the_seed():
     assert np.array_equal(replace_tokens(texts, 0.0, np.arange(4, 90), 1).ids, texts.ids)
 
 
+# Examples
+
+
 @pytest.fixture
 def texts() -> TokenizedTexts:
     return from_lists([0, 7, 8, 9, 2], [0, 2], [0, 5, 2], [0, 6, 6, 2])
@@ -127,14 +117,7 @@ def test_items(texts):
     assert item["score"] == 1.0
     assert item["teacher_dense_vecs"].tolist() == [[6.0, 7.0], [4.0, 5.0]]
 
-
-def test_an_item_has_only_what_is_known(texts):
-    assert EmbeddingDataset(texts, np.array([[2]]))[0].keys() == {"ids"}
-
-
-def test_no_examples(texts):
-    dataset = EmbeddingDataset(texts, np.empty((0, 2), int))
-    assert (len(dataset), dataset.lengths.tolist()) == (0, [])
+    assert EmbeddingDataset(texts, np.array([[2]]))[0].keys() == {"ids"}  # only what is known
 
 
 # Batches

@@ -1,6 +1,7 @@
 """Several sources in one run: proportions, batches of one source, going on without a replay."""
 
 import itertools
+from collections import Counter
 
 import numpy as np
 import pytest
@@ -9,10 +10,14 @@ from hypothesis import strategies as st
 from torch.utils.data import DataLoader, DistributedSampler
 
 from bge_pruning.datasets.mixed_dataloader import (
+    BATCHES_PER_GROUP,
     MixedBatchSampler,
     MixedDataset,
     MixSchedule,
     adapt_weights,
+    batch_indices,
+    group_batches,
+    padding_share,
 )
 
 # The schedule
@@ -201,22 +206,18 @@ def test_no_example_is_made_to_get_to_a_step(monkeypatch):
     assert epoch(sampler, 10_000 // len(sampler)) != []
 
 
-def test_other_sources_than_the_checkpoint_are_refused():
-    state = {**build().dataset.state_dict(0, True), "names": ["small", "other"]}
-    message = r"was trained on small, other, the configuration names small, large. To fix, resume"
-    with pytest.raises(ValueError, match=message):
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"names": ["small", "other"]}, r"on small, other, the configuration names small, large\."),
+        ({"batch_size": 2}, "with batch_size 2, the configuration gives 4"),
+        ({"rows": [20, 99]}, r"with rows \[20, 99\], the configuration gives \[20, 101\]"),
+    ],
+)
+def test_other_data_than_the_checkpoint_are_refused(changes, message):
+    state = build().dataset.state_dict(0, True) | changes
+    with pytest.raises(ValueError, match=f"the checkpoint was trained {message}.*To fix, resume"):
         build().dataset.load_state_dict(state)
-
-
-def test_other_rows_or_another_batch_size_are_refused():
-    state = build().dataset.state_dict(0, True)
-    message = r"was trained with batch_size 4, the configuration gives 2. To fix, resume with"
-    with pytest.raises(ValueError, match=message):
-        build(size=2).dataset.load_state_dict(state)
-    with pytest.raises(
-        ValueError, match=r"with rows \[20, 99\], the configuration gives \[20, 101\]"
-    ):
-        build().dataset.load_state_dict({**state, "rows": [20, 99]})
 
 
 # Refusals
@@ -227,13 +228,82 @@ def test_composer_takes_it_for_a_distributed_sampler():
     assert isinstance(build(), DistributedSampler)
 
 
-def test_batch_that_does_not_divide_is_refused():
+def test_batches_that_cannot_be_filled_are_refused():
     message = r"global_train_batch_size 4 does not divide over 3 processes. To fix, make it a mult"
     with pytest.raises(ValueError, match=message):
         build(ranks=3)
-
-
-def test_batch_larger_than_a_source_is_refused():
     message = r"size 24 is larger than the training data, 20 examples of small. To fix, lower it"
     with pytest.raises(ValueError, match=message):
         build(size=24)
+
+
+# Random batches of similar length
+
+TOKENS = np.random.default_rng(0).permutation(1000) + 2  # all different
+
+
+def test_an_epoch_has_every_example_at_most_once_and_full_batches_only():
+    batches = group_batches(TOKENS, 12, (5, 0))
+    assert batches.shape == (83, 12)  # 4 of 1000 wait
+    assert len(np.unique(batches)) == batches.size
+    assert batches.min() >= 0 and batches.max() < 1000
+
+
+def test_examples_that_wait_come_in_another_epoch():
+    seen = Counter()
+    for epoch in range(200):
+        seen.update(group_batches(np.arange(23), 12, (5, epoch)).ravel().tolist())
+    # Each of 23 examples is in 12 of 23 epochs: 104 times, with a standard deviation of 7.
+    assert len(seen) == 23
+    assert all(60 < count < 150 for count in seen.values())
+
+
+def test_batches_hold_texts_of_similar_length():
+    """In each group of batches the lengths are cut in order, so its batches do not overlap."""
+    batches = group_batches(TOKENS, 12, (5, 0))
+    spans = [(min(TOKENS[b]), max(TOKENS[b])) for b in batches]
+    groups = -(-83 // BATCHES_PER_GROUP)
+    overlaps = [sum(low <= length <= high for low, high in spans) for length in range(2, 1002)]
+    assert max(overlaps) == groups
+    # 12 lengths drawn from 1000 have a longest of 924 on average, sorted ones one of 536.
+    assert np.mean([high for _, high in spans]) < 550
+    ungrouped = group_batches(TOKENS, 12, (5, 0), grouped=False)
+    assert np.mean(TOKENS[ungrouped].max(axis=1)) > 880
+
+
+def test_batches_are_shuffled():
+    """Neither short to long, nor group after group: else training would see lengths drift."""
+    order = group_batches(np.full(48, 7), 12, (5, 0)).ravel().tolist()
+    assert order != list(range(48)) == sorted(order)
+    means = TOKENS[group_batches(TOKENS, 12, (5, 0))].mean(axis=1)
+    assert abs(np.corrcoef(np.arange(len(means)), means)[0, 1]) < 0.3
+    assert 0.35 < np.mean(np.diff(means) < 0) < 0.65
+
+
+def test_seeds_differ_and_come_again():
+    first = group_batches(TOKENS, 12, (5, 0))
+    assert np.array_equal(group_batches(TOKENS, 12, (5, 0)), first)
+    for other in ((5, 1), (6, 0), (5, 0, 1)):
+        batches = group_batches(TOKENS, 12, other)
+        assert set(map(frozenset, batches.tolist())) != set(map(frozenset, first.tolist()))
+
+
+@pytest.mark.parametrize("width", [1, 2])
+def test_padding_share_is_that_of_a_plain_count(width):
+    generator = np.random.default_rng(1)
+    lengths = generator.integers(2, 30, (60, width))
+    batches = group_batches(lengths.max(axis=1), 8, (0, 0))
+    real = padded = 0
+    for batch in batches:
+        longest = max(lengths[example].max() for example in batch)
+        real += sum(lengths[example].sum() for example in batch)
+        padded += longest * width * len(batch)
+    share = padding_share(lengths.max(axis=1), lengths.sum(axis=1), width, batches)
+    assert share == pytest.approx(1 - real / padded)
+
+
+def test_batches_of_a_bounded_number_of_tokens():
+    lengths = np.array([5, 100, 7, 30, 31, 200, 6])
+    batches = [batch.tolist() for batch in batch_indices(lengths, 3, 100)]
+    assert batches == [[5], [1], [4, 3, 2], [6, 0]]
+    assert list(batch_indices(np.zeros(0, int), 3, 100)) == []

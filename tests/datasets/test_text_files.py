@@ -17,39 +17,31 @@ CONTENT = "\ufeffeins\r\nzwei\u2028halb\n狗"
 
 
 @pytest.mark.parametrize("name", ["a.txt", "a.txt.gz"])
-def test_lines_end_at_line_feeds_only_and_are_counted(name, tmp_path):
-    path = tmp_path / name
-    data = CONTENT.encode()
-    path.write_bytes(gzip.compress(data) if name.endswith(".gz") else data)
+def test_lines_end_at_line_feeds_only_and_are_counted(name, write):
     expected = [(1, "eins\r\n"), (2, "zwei\u2028halb\n"), (3, "狗")]
-    assert list(read_lines(path)) == expected
+    assert list(read_lines(write(CONTENT, name))) == expected
 
 
 def test_a_row_needs_its_keys():
     assert parse_row('{"a": 1, "b": 2}', "x:1", ("a",)) == {"a": 1, "b": 2}
     with pytest.raises(ValueError, match=r"^x:1: lacks c\. To fix, add the keys\.$"):
         parse_row('{"a": 1}', "x:1", ("a", "c"))
+    with pytest.raises(ValueError, match="^x:1: is not JSON"):
+        parse_row("[" * 100_000, "x:1", ())
 
 
 def test_half_a_character():
     check_unicode("\U0001f408", "x:1")
-    with pytest.raises(
-        ValueError, match=r"^x:1: text is not UTF-8, or holds half of a surrogate pair.*To fix"
-    ):
+    message = r"^x:1: text is not UTF-8, or holds half of a surrogate pair.*To fix"
+    with pytest.raises(ValueError, match=message):
         check_unicode("\ud83d", "x:1: text")
 
 
-def test_lines_that_are_not_utf8_are_skipped_and_counted(tmp_path):
-    path = tmp_path / "a.txt"
-    path.write_bytes(b"a\n\xff\nb\n")
+def test_lines_that_are_not_utf8_are_skipped_and_counted(write):
+    path = write(b"a\n\xff\nb\n", "a.txt")
     bad = BadRows(skip=True)
     assert list(read_lines(path, bad)) == [(1, "a\n"), (3, "b\n")]
     assert bad.examples == [f"{path}:2: is not UTF-8. To fix, convert the file."]
-
-
-def test_json_nested_without_end():
-    with pytest.raises(ValueError, match="^x:1: is not JSON"):
-        parse_row("[" * 100_000, "x:1", ())
 
 
 def test_paths_with_wildcards(tmp_path):
@@ -62,10 +54,8 @@ def test_paths_with_wildcards(tmp_path):
         expand_paths(f"{tmp_path}/*.tsv")
 
 
-def test_hash_of_a_file(tmp_path):
-    path = tmp_path / "a"
-    path.write_bytes(b"abc")
-    assert hash_file(path).startswith("ba7816bf8f01cfea")
+def test_hash_of_a_file(write, tmp_path):
+    assert hash_file(write(b"abc", "a")).startswith("ba7816bf8f01cfea")
     with pytest.raises(FileNotFoundError, match="no such file"):
         hash_file(tmp_path / "b")
 

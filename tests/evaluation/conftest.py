@@ -49,16 +49,9 @@ def bert_folder(model_folder, tmp_path_factory) -> Path:
     shutil.copytree(model_folder, folder)
     for name in ("colbert_linear.pt", "sparse_linear.pt", "model.safetensors", "config.json"):
         (folder / name).unlink()
-    config = BertConfig(
-        vocab_size=99,
-        hidden_size=32,
-        num_hidden_layers=1,
-        num_attention_heads=4,
-        intermediate_size=48,
-        max_position_embeddings=128,
-        pad_token_id=1,
-        initializer_range=0.3,
-    )
+    sizes = {"hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 4, "vocab_size": 99}
+    sizes |= {"intermediate_size": 48, "max_position_embeddings": 128, "pad_token_id": 1}
+    config = BertConfig(**sizes, initializer_range=0.3)
     with torch.random.fork_rng():
         torch.manual_seed(2)
         BertModel(config).save_pretrained(folder)
