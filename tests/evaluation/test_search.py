@@ -141,7 +141,7 @@ def test_lists_to_rerank_are_refused(encoder, data):
         (
             ["dense", "all"],
             ("dense_vecs", "token_weights"),
-            r"mode all needs colbert vectors, and m has .*choose among dense, sparse, dense\+sparse",
+            r"mode all needs colbert vectors, and m has .*choose among dense, sparse, dense.sparse",
         ),
         (["sparse"], ("dense_vecs",), "mode sparse needs sparse vectors.*choose among dense, or"),
     ],
