@@ -16,13 +16,7 @@ from bge_pruning.datasets.embedding_dataset import (
     tokenize,
 )
 
-TEXTS = [
-    "the man plays the guitar",
-    "a",
-    "Никто не знает 🐈",
-    "",
-    "dog cat child in the park today",
-]
+TEXTS = ["the man plays the guitar", "a", "Никто не знает 🐈", "", "dog cat child in the park"]
 
 
 def as_lists(texts: TokenizedTexts) -> list[list[int]]:
@@ -107,9 +101,8 @@ def texts() -> TokenizedTexts:
 def test_items(texts):
     examples = np.array([[0, 1], [3, 2]])
     vectors = np.arange(8.0, dtype=np.float32).reshape(4, 2)
-    dataset = EmbeddingDataset(
-        texts, examples, np.array([0.25, 1.0], np.float32), {"dense_vecs": vectors}
-    )
+    scores = np.array([0.25, 1.0], np.float32)
+    dataset = EmbeddingDataset(texts, examples, scores, {"dense_vecs": vectors})
     assert len(dataset) == 2
     assert dataset.lengths.tolist() == [5, 4]
     item = dataset[1]
@@ -150,9 +143,8 @@ def test_a_padding_token_inside_a_text_is_text():
 
 def test_batch_equals_transformers_padding(tokenizer_json, model_folder):
     tokenizer = AutoTokenizer.from_pretrained(model_folder)
-    dataset = EmbeddingDataset(
-        tokenize(TEXTS, build_tokenizer(tokenizer_json, 128)), np.arange(5)[:, None]
-    )
+    tokens = tokenize(TEXTS, build_tokenizer(tokenizer_json, 128))
+    dataset = EmbeddingDataset(tokens, np.arange(5)[:, None])
     (batch,) = DataLoader(dataset, batch_size=5, collate_fn=Collator(tokenizer.pad_token_id))
     expected = tokenizer(TEXTS, padding=True, return_tensors="pt")
     for name in ("input_ids", "attention_mask"):

@@ -64,14 +64,10 @@ def test_weights_change_from_a_step_on_and_are_remembered():
     assert draws(other, 15) == [*second[5:], *third]
     other.seek(3)
     assert draws(other, 5) == first[3:8]
-
-
-def test_the_last_of_two_changes_at_a_step_counts():
-    schedule = MixSchedule([1, 1])
     schedule.update([1, 3])
-    schedule.update([3, 1])
+    schedule.update([3, 1])  # the last at a step counts
     assert schedule.weights().tolist() == [0.75, 0.25]
-    assert len(schedule.updates) == 1
+    assert len(schedule.updates) == 4
 
 
 @pytest.mark.parametrize("weights", [[1, 0], [1, -1], [float("nan")], [float("inf"), 1]])
@@ -122,6 +118,7 @@ def epoch(sampler: MixedBatchSampler, number: int) -> list[list[tuple[int, int]]
 def test_a_batch_is_of_one_source_and_an_epoch_as_long_as_all():
     batches = epoch(build(), 0)
     assert len(batches) == len(build()) == 20 // 4 + 101 // 4
+    assert isinstance(build(), DistributedSampler)  # as Composer expects on several ranks
     assert all(len({source for source, _ in batch}) == 1 for batch in batches)
     assert all(len(batch) == 4 for batch in batches)
 
@@ -146,25 +143,17 @@ def test_a_batch_is_the_same_for_any_number_of_ranks(ranks):
         assert sorted(i for share in shares for i in share[step]) == sorted(batch)
 
 
-def test_a_loader_gives_items_with_the_name_of_their_source():
-    sampler = build()
-    loader = DataLoader(sampler.dataset, batch_sampler=sampler, collate_fn=list)
-    for batch in loader:
-        assert len({item["source"] for item in batch}) == 1
-        assert all(item["example"][0] == item["source"] for item in batch)
-
-
 @pytest.mark.parametrize("workers", [0, 2])
 @pytest.mark.parametrize("stop", [0, 1, 17, 29, 30, 31, 44])
 def test_a_run_goes_on_with_the_next_batch(stop, workers):
     """Loaded as the trainer does: state first, then the epoch, and a loader of what is left."""
 
     def loader(sampler: MixedBatchSampler) -> DataLoader:
-        return DataLoader(
-            sampler.dataset, batch_sampler=sampler, collate_fn=list, num_workers=workers
-        )
+        options = {"collate_fn": list, "num_workers": workers}
+        return DataLoader(sampler.dataset, batch_sampler=sampler, **options)
 
     def examples(batches: list) -> list:
+        assert all(item["example"][0] == item["source"] for batch in batches for item in batch)
         return [[item["example"] for item in batch] for batch in batches]
 
     first = build()
@@ -200,9 +189,8 @@ def test_a_checkpoint_of_the_end_of_an_epoch_replays_nothing():
 def test_no_example_is_made_to_get_to_a_step(monkeypatch):
     sampler = build()
     monkeypatch.setattr(Examples, "__getitem__", lambda *_: pytest.fail("an example was made"))
-    sampler.dataset.load_state_dict(
-        {"names": list(COUNTS), "batch": 10_000, **sampler.dataset.schedule.state_dict()}
-    )
+    state = {"names": list(COUNTS), "batch": 10_000, **sampler.dataset.schedule.state_dict()}
+    sampler.dataset.load_state_dict(state)
     assert epoch(sampler, 10_000 // len(sampler)) != []
 
 
@@ -218,14 +206,6 @@ def test_other_data_than_the_checkpoint_are_refused(changes, message):
     state = build().dataset.state_dict(0, True) | changes
     with pytest.raises(ValueError, match=f"the checkpoint was trained {message}.*To fix, resume"):
         build().dataset.load_state_dict(state)
-
-
-# Refusals
-
-
-def test_composer_takes_it_for_a_distributed_sampler():
-    """Composer calls ``set_epoch`` of those only, and refuses others on several ranks."""
-    assert isinstance(build(), DistributedSampler)
 
 
 def test_batches_that_cannot_be_filled_are_refused():

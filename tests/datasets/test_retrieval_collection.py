@@ -12,6 +12,7 @@ from bge_pruning.datasets.retrieval_collection import read_collection, read_mteb
 CORPUS = '{"_id": "d1", "title": "Cats", "text": "sleep"}\n{"_id": 2, "text": "dogs"}\n'
 QUERIES = '{"_id": "q1", "text": "who?"}\n{"_id": "q2", "text": "not judged"}\n'
 QRELS = "query-id\tcorpus-id\tscore\nq1\td1\t1\nq1\t2\t0\n"
+CATS = {"id": "d1", "title": "Cats", "text": "sleep"}
 LARGE = QRELS + f"q2\td1\t{10**30}\n"
 
 
@@ -26,10 +27,7 @@ def folder(tmp_path):
 
 def test_all_passages_and_the_judged_queries(folder):
     found = read_collection(folder)
-    assert found.corpus == [
-        {"id": "d1", "title": "Cats", "text": "sleep"},
-        {"id": "2", "title": "", "text": "dogs"},
-    ]
+    assert found.corpus == [CATS, {"id": "2", "title": "", "text": "dogs"}]
     assert [row["id"] for row in found.queries] == ["q1"]
     assert found.relevant == {"q1": {"d1": 1, "2": 0}}
 
@@ -70,7 +68,7 @@ ASKED = {"id": "q1", "text": "who?", "instruction": "find it"}
 
 def split_of(**changes) -> dict:
     return {
-        "corpus": [{"id": "d1", "title": "Cats", "text": "sleep"}, {"id": 2, "text": "dogs"}],
+        "corpus": [CATS, {"id": 2, "text": "dogs"}],
         "queries": [ASKED, {"id": "q2", "text": "not judged"}],
         "relevant_docs": {"q1": {"d1": 1, 2: 0}, "q9": {"d1": 1}},
         "top_ranked": None,
@@ -88,10 +86,7 @@ def test_a_task_of_mteb(monkeypatch):
     load = mteb_has(split_of(), monkeypatch)
     found = read_mteb_collection("Task", "dev", "de")
     load.assert_called_once_with("Task", "dev", "de", training=False)
-    assert found.corpus == [
-        {"id": "d1", "title": "Cats", "text": "sleep"},
-        {"id": "2", "text": "dogs"},
-    ]
+    assert found.corpus == [CATS, {"id": "2", "text": "dogs"}]
     assert found.queries == [ASKED]
     assert found.relevant == {"q1": {"d1": 1, "2": 0}}
 

@@ -21,6 +21,7 @@ def write_pairs(write) -> Callable[[str | bytes], Path]:
 
 HEADER, LINES = "sentence1,sentence2,score\n", "A cat.,The cat.,5\nEin Hund läuft.,狗在跑。,3.25\n"
 OTHER = "3.25,,狗在跑。,Ein Hund läuft.\n"
+OTHER = "3.25,,狗在跑。,Ein Hund läuft.\n"
 JSON = """
 {"sentence1": "A cat.", "sentence2": "The cat.", "score": 5, "id": 1}\n
 {"score": "3.25", "sentence1": "Ein Hund läuft.", "sentence2": "狗在跑。"}
@@ -32,10 +33,7 @@ JSON = """
     [
         ("a.csv", LINES),
         ("a.csv", (HEADER + LINES).rstrip()),
-        (
-            "a.csv",
-            "score,id,sentence2,sentence1\n5,,The cat.,A cat.\n3.25,,狗在跑。,Ein Hund läuft.\n",
-        ),
+        ("a.csv", "score,id,sentence2,sentence1\n5,x,The cat.,A cat.\n" + OTHER),
         ("a.csv", '"A cat.","The cat.","5"\r\n\r\nEin Hund läuft.,狗在跑。,3.25\r\n'),
         ("a.csv", "\ufeff" + HEADER + LINES),
         ("a.csv", "\ufeff" + LINES),
@@ -178,12 +176,3 @@ def test_no_sentences(write):
     message = r"a.jsonl:1: has none of sentence1, .*To fix, say under columns of the source"
     with pytest.raises(ValueError, match=message):
         texts_of(write('{"body": "a"}\n', "a.jsonl"))
-
-
-def test_a_line_that_is_not_utf8(write):
-    path = write(b"a\n\xff\nb\n", "a.txt")
-    with pytest.raises(ValueError, match=r"a.txt:2: is not UTF-8. To fix, convert the file"):
-        texts_of(path)
-    bad = BadRows(skip=True)
-    assert [row.text for row in read_sentences(Table(str(path)), bad)] == ["a", "b"]
-    assert bad.count == 1

@@ -60,10 +60,11 @@ def test_hash_of_a_file(write, tmp_path):
         hash_file(tmp_path / "b")
 
 
-def test_an_archive_with_wrong_bytes(tmp_path):
-    path = tmp_path / "a.txt.gz"
-    content = bytearray(gzip.compress(bytes(range(256)) * 500))
-    content[15:60] = b"x" * 45
-    path.write_bytes(content)
-    with pytest.raises(ValueError, match=r"a.txt.gz:\d+: .*To fix"):
-        list(read_lines(path, errors="surrogateescape"))
+def test_damaged_archives(tmp_path):
+    path, whole = tmp_path / "a.txt.gz", gzip.compress(bytes(range(256)) * 500)
+    cut_off = [whole[: int(kept * len(whole))] for kept in (0.5, 0.95)]
+    for content in (*cut_off, whole[:15] + b"x" * 45 + whole[60:], b"no archive"):
+        path.write_bytes(content)
+        message = r"a.txt.gz:\d+: the archive is damaged or cut off \(.*To fix, copy it again"
+        with pytest.raises(ValueError, match=message):
+            list(read_lines(path, errors="surrogateescape"))

@@ -11,7 +11,8 @@ from threading import Barrier
 import pytest
 from safetensors.torch import load_file, save_file
 
-from bge_pruning.evaluation.text_encoder import Ranks
+from bge_pruning.evaluation.text_encoder import Ranks, TextEncoder
+from bge_pruning.model_io.pretrained import load_base_model
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -22,6 +23,12 @@ def quick_collections() -> Iterator[None]:
     gc.freeze()
     yield
     gc.unfreeze()
+
+
+@pytest.fixture(scope="session")
+def encoder(model_folder) -> TextEncoder:
+    """Do not change it."""
+    return TextEncoder(load_base_model(str(model_folder)), batch_size=2)
 
 
 @pytest.fixture(scope="session")

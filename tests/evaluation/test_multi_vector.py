@@ -19,11 +19,6 @@ PASSAGES = [
 ]
 
 
-@pytest.fixture(scope="module")
-def encoder(model_folder) -> TextEncoder:
-    return TextEncoder(load_base_model(str(model_folder)), batch_size=2)
-
-
 def multi_vectors(encoder: TextEncoder, text: str) -> np.ndarray:
     ids = torch.from_numpy(encoder.tokenize([text])[0].astype(np.int64))[None]
     mask = torch.ones_like(ids)

@@ -14,18 +14,12 @@ from bge_pruning.evaluation.floors import WordEmbeddings
 from bge_pruning.evaluation.scoring import RETRIEVAL_METRICS, metric_names, score_tasks
 from bge_pruning.evaluation.search import MODES
 from bge_pruning.evaluation.tasks import beir_task, sts_task
-from bge_pruning.evaluation.text_encoder import TextEncoder
 
 # What mteb calls of itself and of sentence-transformers.
 pytestmark = [
     pytest.mark.filterwarnings("ignore:The fill_missing parameter:DeprecationWarning"),
     pytest.mark.filterwarnings("ignore:The `get_sentence_embedding_dimension`:FutureWarning"),
 ]
-
-
-@pytest.fixture(scope="module")
-def encoder(model_folder) -> TextEncoder:
-    return load_encoder(str(model_folder))
 
 
 @pytest.fixture(scope="module")
@@ -48,9 +42,8 @@ def mtebs(folder, task) -> dict[str, float]:
     from sentence_transformers import SentenceTransformer
 
     model = SentenceTransformer(str(folder), device="cpu")
-    result = mteb.evaluate(
-        model, [task.mteb_task], cache=None, show_progress_bar=False, co2_tracker=False
-    )
+    options = {"cache": None, "show_progress_bar": False, "co2_tracker": False}
+    result = mteb.evaluate(model, [task.mteb_task], **options)
     return result.task_results[0].scores["test"][0]
 
 

@@ -1,5 +1,7 @@
 """Search in every mode, beside scores of everything with everything."""
 
+from unittest.mock import Mock
+
 import numpy as np
 import pytest
 import torch
@@ -7,14 +9,7 @@ import torch
 from bge_pruning.datasets.retrieval_collection import read_collection
 from bge_pruning.evaluation import search
 from bge_pruning.evaluation.search import MODES, CorpusCache, SearchModel, check_modes
-from bge_pruning.evaluation.text_encoder import TextEncoder
-from bge_pruning.model_io.pretrained import load_base_model
 from bge_pruning.models.embedding_heads import Outputs, compute_scores
-
-
-@pytest.fixture(scope="module")
-def encoder(model_folder) -> TextEncoder:
-    return TextEncoder(load_base_model(str(model_folder)), batch_size=7)
 
 
 @pytest.fixture(scope="module")
@@ -83,26 +78,21 @@ def test_multi_vectors_are_compared_for_the_candidates_alone(encoder, data):
 
 def test_a_corpus_is_embedded_once_for_all_modes(encoder, data, monkeypatch):
     corpora = CorpusCache(encoder, ("dense", "sparse", "colbert"))
-    sizes = []
-    encode = encoder.encode
-    monkeypatch.setattr(
-        encoder, "encode", lambda texts, *a, **k: sizes.append(len(texts)) or encode(texts, *a, **k)
-    )
+    monkeypatch.setattr(encoder, "encode", Mock(wraps=encoder.encode))
     for mode in MODES:
         indexed(corpora, data, mode)
-    assert sizes == [len(data.corpus)]
+    encoder.encode.assert_called_once()
+    assert len(encoder.encode.call_args.args[0]) == len(data.corpus)
 
 
 def test_multi_vectors_are_compared_once_for_all_modes(encoder, data, monkeypatch):
-    calls = []
-    score = search.score_pairs
-    monkeypatch.setattr(search, "score_pairs", lambda *a: calls.append(1) or score(*a))
+    monkeypatch.setattr(search, "score_pairs", Mock(wraps=search.score_pairs))
     corpora = CorpusCache(encoder, ("dense", "sparse", "colbert"))
     found = {}
     for queries in (data.queries, data.queries[:3]):
         for mode in ("colbert", "all"):
             found[mode] = indexed(corpora, data, mode).search(queries, top_k=4)
-    assert len(calls) == 2  # once for each set of queries
+    assert search.score_pairs.call_count == 2  # once for each set of queries
     alone = find(encoder, data, "all", 4)
     for query, results in found["all"].items():
         assert list(results) == list(alone[query])
@@ -111,18 +101,16 @@ def test_multi_vectors_are_compared_once_for_all_modes(encoder, data, monkeypatc
 
 
 def test_multi_vectors_that_fit_are_kept_and_change_nothing(encoder, data, monkeypatch):
-    lengths = []
-    compute = encoder.compute
-    monkeypatch.setattr(
-        encoder, "compute", lambda ids, *a: lengths.append(len(ids)) or compute(ids, *a)
-    )
+    def embedded() -> int:
+        return sum(len(call.args[0]) for call in encoder.compute.call_args_list)
+
+    monkeypatch.setattr(encoder, "compute", Mock(wraps=encoder.compute))
     kept = find(encoder, data, "all", 4)
     texts = len(data.corpus) + len(data.queries)
-    assert sum(lengths) == texts  # each of them once
+    assert embedded() == texts  # each of them once
     monkeypatch.setattr(search, "KEPT_BYTES", 0)
-    lengths.clear()
     again = find(encoder, data, "all", 4)
-    assert sum(lengths) > texts
+    assert embedded() > 2 * texts
     for query, results in kept.items():
         assert list(results) == list(again[query])
         assert results == pytest.approx(again[query], abs=1e-5)

@@ -94,7 +94,9 @@ def test_a_retrieval_task_by_name_is_scored(serve, model_folder):
     assert score.values["ndcg_at_10"] == pytest.approx(score.samples.mean(), abs=1e-4)
 
 
-def test_names_that_mteb_does_not_have():
+def test_tasks_that_mteb_does_not_have(offline):
+    with pytest.raises(FileNotFoundError, match=r"mteb task 'STSBenchmark': cannot load.*To fix"):
+        find_tasks(["STSBenchmark"], [])
     with pytest.raises(ValueError, match=r"has no task 'STSBenchmrk', but .*STSBenchmark.*To fix"):
         find_tasks(["STSBenchmrk"], [])
     message = "task 'SciFact' is of type Retrieval over text, expected pairs of sentences with sc"
@@ -102,11 +104,6 @@ def test_names_that_mteb_does_not_have():
         find_tasks(["SciFact"], [])
     with pytest.raises(ValueError, match="'STS17' is of type STS over text, expected queries with"):
         find_tasks([], ["STS17"])
-
-
-def test_data_that_cannot_be_fetched(offline):
-    with pytest.raises(FileNotFoundError, match=r"mteb task 'STSBenchmark': cannot load.*To fix"):
-        find_tasks(["STSBenchmark"], [])
 
 
 def test_one_split_of_a_retrieval_task_scores_as_the_same_files(

@@ -26,11 +26,6 @@ TEXTS = [
 BOTH = ("dense_vecs", "token_weights")
 
 
-@pytest.fixture(scope="module")
-def encoder(model_folder) -> TextEncoder:
-    return TextEncoder(load_base_model(str(model_folder)), batch_size=2)
-
-
 def one_by_one(encoder: TextEncoder, text: str) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
     ids = torch.from_numpy(encoder.tokenize([text])[0].astype(np.int64))[None]
     mask = torch.ones_like(ids)
