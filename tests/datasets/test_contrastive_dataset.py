@@ -48,9 +48,6 @@ def indexed(write_rows) -> tuple[list[str], RowTable]:
     return index_rows(read(write_rows(ROWS)))
 
 
-# Reading
-
-
 @pytest.mark.parametrize("name", ["rows.jsonl", "rows.jsonl.gz"])
 def test_rows_are_read(name, write):
     rows = [Row(r["query"], (*r["pos"], *r["neg"]), len(r["pos"])) for r in ROWS]
@@ -123,9 +120,6 @@ def test_wrong_rows_are_skipped_and_counted(write_rows):
     assert "rows.jsonl:3: pos is empty" in bad.examples[1]
 
 
-# Examples
-
-
 def sample(rows: RowTable, *arguments: int) -> np.ndarray:
     return sample_example(rows, *arguments)[0]
 
@@ -167,9 +161,6 @@ def test_every_positive_of_a_query_is_known(indexed):
     for index, given in enumerate(ROWS):
         found = {texts[i] for i in values[slice(*bounds[index])]}
         assert found == expected[given["query"]]
-
-
-# The dataset
 
 
 def tokenized(texts: list[str]) -> TokenizedTexts:
@@ -233,14 +224,10 @@ def test_pairs_and_triplets_of_single_texts(write):
         read(write("a man,the man,4.5\n", "rows.csv"))  # scored pairs
 
 
-# Scores and more negatives
-
-
 def test_scores_go_with_their_passages(write_rows):
     scores = [([9.0] * len(row["pos"]), [*range(len(row["neg"]))]) for row in ROWS]
-    scored = [
-        {**r, "pos_scores": p, "neg_scores": n} for r, (p, n) in zip(ROWS, scores, strict=True)
-    ]
+    both = zip(ROWS, scores, strict=True)
+    scored = [{**row, "pos_scores": first, "neg_scores": second} for row, (first, second) in both]
     _, rows = index_rows(read(write_rows(scored)))
     for index, (first, second) in enumerate(scores):
         found = rows.scores[rows.starts[index] + 1 : rows.starts[index + 1]].tolist()

@@ -28,9 +28,6 @@ def from_lists(*rows: list[int]) -> TokenizedTexts:
     return TokenizedTexts(np.array([i for row in rows for i in row], np.int32), starts, 0)
 
 
-# Tokenising
-
-
 @pytest.mark.parametrize("max_length", [128, 6, 3])
 def test_token_ids_are_those_of_transformers(max_length, tokenizer_json, model_folder):
     tokenizer = AutoTokenizer.from_pretrained(model_folder)
@@ -65,9 +62,6 @@ def test_a_limit_without_room_for_the_special_tokens_is_refused(tokenizer_json):
         tokenize(["a man plays"], build_tokenizer(tokenizer_json, 1))
 
 
-# Replaced tokens
-
-
 def test_replaced_tokens_leave_lengths_and_special_tokens():
     generator = np.random.default_rng(3)
     rows = [[0, *generator.integers(4, 50, 60).tolist(), 2] for _ in range(200)]
@@ -90,9 +84,6 @@ def test_replaced_tokens_follow_the_seed():
     assert np.array_equal(replace_tokens(texts, 0.0, np.arange(4, 90), 1).ids, texts.ids)
 
 
-# Examples
-
-
 @pytest.fixture
 def texts() -> TokenizedTexts:
     return from_lists([0, 7, 8, 9, 2], [0, 2], [0, 5, 2], [0, 6, 6, 2])
@@ -113,9 +104,6 @@ def test_items(texts):
     assert EmbeddingDataset(texts, np.array([[2]]))[0].keys() == {"ids"}  # only what is known
 
 
-# Batches
-
-
 def test_batch_is_padded_to_its_longest_text(texts):
     dataset = EmbeddingDataset(texts, np.array([[0, 1], [3, 2]]), np.array([0.25, 1.0]))
     batch = Collator(pad_token_id=1)([dataset[0], dataset[1]])
@@ -134,9 +122,7 @@ def test_batch_of_another_padding(texts):
     assert batch["input_ids"].tolist() == [[[0, 2, 42], [0, 5, 2]]]
     assert batch.keys() == {"input_ids", "attention_mask", "lengths"}
 
-
-def test_a_padding_token_inside_a_text_is_text():
-    """As transformers has it: only what was added to the text is padding."""
+    # A padding token inside a text is text, as transformers has it.
     dataset = EmbeddingDataset(from_lists([0, 1, 2], [0, 2]), np.array([[0, 1]]))
     assert Collator(1)([dataset[0]])["attention_mask"].tolist() == [[[1, 1, 1], [1, 1, 0]]]
 

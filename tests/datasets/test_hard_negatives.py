@@ -102,22 +102,16 @@ def test_passages_too_similar_to_be_negatives_are_left_out():
     assert mine([30, 33, 36, 20, 50], [0], count=3) == [2, 4, -1]
     assert mine([30, 33, 36, 20, 50], [0], count=3, margin=1.0) == [1, 2, 4]
     assert mine([30, 33, 36, 20, 50], [0, 3], count=3) == [1, 2, 4]  # the best positive counts
-
     assert mine([60, 10, 20, 70, 80], [0], count=2) == [3, 4]
-
-
-def test_a_positive_that_is_not_similar_sets_no_bound():
+    # A positive that is not similar, or none, sets no bound.
     assert mine([95, 80, 30], [0], count=2) == [2, 1]
     assert mine([95, 80, 30], [], count=2) == [2, 1]
 
 
-def test_equal_passages_come_in_order():
+def test_equal_passages_come_in_order_and_there_may_be_none():
     assert mine([30, 50, 50, 50, 30], [0], count=2, chunk=2) == [1, 2]
     # The last one scores as the positive does, so it is left out.
     assert mine([30, 50, 50, 50, 30], [0], count=5, chunk=3) == [1, 2, 3, -1, -1]
-
-
-def test_no_queries_and_no_other_passages():
     empty = np.empty((0, 2), np.float32)
     bounds = np.empty((0, 2), np.int64)
     assert mine_negatives(empty, empty, (np.empty(0, np.int64), bounds), 3).shape == (0, 3)

@@ -20,8 +20,6 @@ from bge_pruning.datasets.mixed_dataloader import (
     padding_share,
 )
 
-# The schedule
-
 
 def draws(schedule: MixSchedule, count: int) -> list[tuple[int, int]]:
     return [schedule.draw() for _ in range(count)]
@@ -84,9 +82,6 @@ def test_adapted_weights_are_those_of_the_paper():
     assert np.allclose(huge, [1 / (1 + np.e), np.e / (1 + np.e)])
 
 
-# Batches
-
-
 class Examples:
     """``n`` examples; an item says which it is."""
 
@@ -137,9 +132,8 @@ def test_each_source_has_epochs_of_its_own():
 
 @pytest.mark.parametrize("ranks", [2, 4])
 def test_a_batch_is_the_same_for_any_number_of_ranks(ranks):
-    whole = epoch(build(), 1)
     shares = [epoch(build(ranks, rank), 1) for rank in range(ranks)]
-    for step, batch in enumerate(whole):
+    for step, batch in enumerate(epoch(build(), 1)):
         assert sorted(i for share in shares for i in share[step]) == sorted(batch)
 
 

@@ -86,11 +86,7 @@ TSV, TEXTS, ASKED = "qrels/train.tsv", "corpus.jsonl", "queries.jsonl"
         (TSV, "q1 d1\n", [":6: has 1 columns, expected query-id, corpus-id"]),
         (TSV, "q1\td1\tx\n", [":6: score 'x' is not a whole number"]),
         (TSV, "q1\td1\t1.5\n", [":6: score '1.5' is not a whole number"]),
-        (
-            TSV,
-            "q1\td1\t0\n",
-            [":6: query-id 'q1' and corpus-id 'd1' have score 0, but 2 in line"],
-        ),
+        (TSV, "q1\td1\t0\n", [":6: query-id 'q1' and corpus-id 'd1' have score 0, but 2 in line"]),
         (TSV, "q1\td9\t1\n", [":6: corpus-id 'd9' is not in the corpus"]),
         (TSV, "q9\td1\t1\n", [":6: query-id 'q9' is not in the queries"]),
         (TSV, "\xff\n", [":6: is not UTF-8"]),
@@ -179,11 +175,16 @@ def scifact(serve) -> Path:
     return serve("SciFact", {**configs, "default": {"train": judged, "test": judged[:1]}})
 
 
-def test_a_task_by_name(scifact, caplog):
+def test_a_task_by_name_and_a_split_that_is_evaluated(scifact, caplog):
     # In the order of the queries: that of mteb's judgements changes.
     assert list(read_mteb("SciFact")) == ROWS[::-1]
     assert not caplog.records
     assert list(read_mteb_corpus("SciFact")) == [Row(text) for text in PASSAGES]
+    assert list(read_mteb("SciFact", "test")) == ROWS[:1]
+    assert "mteb evaluates SciFact on split 'test', which is trained on here" in caplog.text
+    caplog.clear()
+    load_split("SciFact", "test", None, training=False)
+    assert not caplog.text
 
 
 def test_the_order_does_not_follow_from_mteb(scifact, monkeypatch):
@@ -196,14 +197,6 @@ def test_the_order_does_not_follow_from_mteb(scifact, monkeypatch):
 
     monkeypatch.setattr(AbsTaskRetrieval, "load_data", load_in_another_order)
     assert list(read_mteb("SciFact")) == ROWS[::-1]
-
-
-def test_a_split_that_is_evaluated_is_named(scifact, caplog):
-    assert list(read_mteb("SciFact", "test")) == ROWS[:1]
-    assert "mteb evaluates SciFact on split 'test', which is trained on here" in caplog.text
-    caplog.clear()
-    load_split("SciFact", "test", None, training=False)
-    assert not caplog.text
 
 
 def test_texts_are_those_that_mteb_embeds(scifact, monkeypatch):

@@ -4,6 +4,7 @@ import contextlib
 import random
 import re
 import shutil
+from unittest.mock import Mock
 
 import mteb
 import numpy as np
@@ -14,10 +15,7 @@ from mteb.abstasks import AbsTaskRetrieval
 from bge_pruning.datasets.mteb_tasks import find_task, load_split, random_state_kept
 from tests.common.hub import write_dataset
 
-QRELS = [
-    {"query-id": "q1", "corpus-id": "d1", "score": 1},
-    {"query-id": "q2", "corpus-id": "d2", "score": 1},
-]
+QRELS = [{"query-id": f"q{n}", "corpus-id": f"d{n}", "score": 1} for n in (1, 2)]
 
 
 def configs_of(prefix: str, qrels: str, splits: dict[str, list]) -> dict:
@@ -59,19 +57,14 @@ def test_test_queries_are_not_served_as_those_of_another_split(serve):
     assert load_split("SciFact", "test", None)[1]["relevant_docs"]
 
 
+FIELDS = {"name": "OwnLoader", "description": "", "type": "Retrieval", "modalities": ["text"]}
+FIELDS |= {"eval_splits": ["test"], "eval_langs": ["eng-Latn"], "main_score": "ndcg_at_10"}
+
+
 class OwnLoader(AbsTaskRetrieval):
     """Loads data in its own, older way."""
 
-    metadata = mteb.TaskMetadata(
-        name="OwnLoader",
-        description="",
-        dataset={"path": "own/loader", "revision": "1"},
-        type="Retrieval",
-        eval_splits=["test"],
-        eval_langs=["eng-Latn"],
-        main_score="ndcg_at_10",
-        modalities=["text"],
-    )
+    metadata = mteb.TaskMetadata(dataset={"path": "own/loader", "revision": "1"}, **FIELDS)
 
     def load_data(self, **arguments):
         self.queries = {"test": {"q": "query"}}
@@ -98,14 +91,9 @@ def test_a_task_with_its_own_loader(own_loader):
 
 @pytest.mark.parametrize("error", [KeyError("train"), ValueError("Unknown split"), RuntimeError()])
 def test_a_task_that_cannot_be_loaded(error, own_loader, monkeypatch):
-    def fail(self, **arguments):
-        raise error
-
-    monkeypatch.setattr(OwnLoader, "load_data", fail)
-    message = (
-        rf"mteb task 'OwnLoader': cannot load split 'test' of own/loader "
-        rf"\({type(error).__name__}: {re.escape(str(error))}\)\. To fix"
-    )
+    monkeypatch.setattr(OwnLoader, "load_data", Mock(side_effect=error))
+    reason = re.escape(f"({type(error).__name__}: {error})")
+    message = f"mteb task 'OwnLoader': cannot load split 'test' of own/loader {reason}\\. To fix"
     with pytest.raises(FileNotFoundError, match=message):
         load_split("OwnLoader", "test", None)
 

@@ -38,11 +38,7 @@ def test_all_passages_and_the_judged_queries(folder):
         ("qrels/test.tsv", "", "test.tsv: judges no passage relevant. To fix, choose another"),
         ("qrels/test.tsv", "q1\td1\t0\n", "test.tsv: judges no passage relevant."),
         ("qrels/test.tsv", QRELS + "q9\td1\t1\n", "test.tsv:4: query-id 'q9' is not in the query"),
-        (
-            "qrels/test.tsv",
-            LARGE,
-            ":4: score 1e+30 is not in [-1000000, 1000000]. To fix, see",
-        ),
+        ("qrels/test.tsv", LARGE, ":4: score 1e+30 is not in [-1000000, 1000000]. To fix, see"),
         ("qrels/test.tsv", QRELS + "q2\td9\t1\n", "test.tsv:4: corpus-id 'd9' is not in the"),
         ("corpus.jsonl", CORPUS + CORPUS, "corpus.jsonl:3: _id 'd1' is there twice. To fix"),
         ("queries.jsonl", QUERIES + QUERIES, "queries.jsonl:3: _id 'q1' is there twice."),
@@ -60,8 +56,6 @@ def test_missing_split(folder):
     with pytest.raises(FileNotFoundError, match=r"dev.tsv: no such file. To fix, check the path"):
         read_collection(folder, "dev")
 
-
-# A task of mteb
 
 ASKED = {"id": "q1", "text": "who?", "instruction": "find it"}
 
@@ -95,10 +89,7 @@ def test_a_task_of_mteb(monkeypatch):
     ("changes", "message"),
     [
         ({"top_ranked": {"q1": ["d1"]}}, "lists the passages that each query may rank, and whole"),
-        (
-            {"relevant_docs": {"q1": {"d1": 0}}},
-            "judges no passage relevant",
-        ),
+        ({"relevant_docs": {"q1": {"d1": 0}}}, "judges no passage relevant"),
         ({"corpus": [{"id": "d1", "text": ""}]}, "passage d1: text is empty"),
         ({"queries": [{"id": "q1", "text": " "}]}, "query q1: text is empty"),
     ],

@@ -53,6 +53,5 @@ def test_wrong_rows_are_counted_and_the_first_are_named(caplog):
         bad.report("mine")
     assert bad.count == 8
     assert len(bad.examples) == NAMED
-    assert "mine: 8 rows skipped" in caplog.text
-    assert "x:4: wrong" in caplog.text and "x:5" not in caplog.text
-    assert "and 3 more" in caplog.text
+    assert all(t in caplog.text for t in ("mine: 8 rows skipped", "x:4: wrong", "and 3 more"))
+    assert "x:5" not in caplog.text

@@ -51,6 +51,7 @@ def test_quotes_delimiters_and_line_breaks_inside_a_text(write_pairs):
     assert pairs.sentences1 == ['He said "no", twice', "b"]
     assert pairs.sentences2 == ["one\ntwo, three", "c"]
     assert len(pairs) == 2
+    assert read_sts(write_pairs("score,value,1\n")).sentences1 == ["score"]  # not a header
 
 
 @pytest.mark.parametrize("mark", ["\u2028", "\x85", "\x0b", "\x0c", "\x1c"])
@@ -61,13 +62,9 @@ def test_only_line_feeds_end_a_line(mark, write):
         assert read_sts(write(text, "a.jsonl")).sentences1 == [f"a{mark}b"]
 
 
-def test_a_sentence_called_score_is_no_header(write_pairs):
-    assert read_sts(write_pairs("score,value,1\n")).sentences1 == ["score"]
-
-
 def test_scores_at_the_edges(write_pairs):
-    for score in ("0", "5", "5.0", "2.5e0", " 1"):
-        assert read_sts(write_pairs(f"a,b,{score}\n")).scores == [float(score)]
+    lines = [f"a,b,{score}\n" for score in ("0", "5", "5.0", "2.5e0", " 1")]
+    assert read_sts(write_pairs("".join(lines))).scores == [0.0, 5.0, 5.0, 2.5, 1.0]
 
 
 FIX = " To fix, correct or remove the line"
@@ -95,11 +92,7 @@ ODD = '{"sentence1": "a", "sentence2": 7, "score": 1}\n'
         ("a.jsonl", "[1]\n", ":1: lacks sentence1, sentence2, score."),
         ("a.jsonl", '\n{"sentence1": \n', ":2: is not JSON (Expecting value)." + FIX),
         ("a.jsonl", ODD, ":1: sentence2 is empty or no text."),
-        (
-            "a.jsonl",
-            ODD.replace("7", '"b"').replace("1}", "null}"),
-            ":1: score 'None' is not a",
-        ),
+        ("a.jsonl", ODD.replace("7", '"b"').replace("1}", "null}"), ":1: score 'None' is not a"),
         ("a.csv", "", ": holds no sentence pairs. To fix, choose another file."),
         ("a.csv", "sentence1,sentence2,score\n", ": holds no sentence pairs."),
         ("a.jsonl", "\n", ": holds no sentence pairs."),
@@ -114,15 +107,12 @@ def test_errors_name_file_and_line(name, content, message, write):
         read_sts(path)
 
 
-def test_a_quote_left_open_in_a_large_file(write_pairs):
+def test_a_quote_left_open_in_a_large_file_and_no_file(write_pairs):
     path = write_pairs('a,b,1\n"c,d,2\n' + "a sentence,another sentence,3\n" * 6000)
     with pytest.raises(ValueError, match=r"pairs.csv:\d+: field larger.*To fix, look for a quote"):
         read_sts(path)
-
-
-def test_missing_file(tmp_path):
     with pytest.raises(FileNotFoundError, match=r"no.csv: no such file. To fix, check the path"):
-        read_sts(tmp_path / "no.csv")
+        read_sts(path.with_name("no.csv"))
 
 
 @pytest.mark.parametrize(("split", "rows"), [("train", 5749), ("dev", 1500), ("test", 1379)])
@@ -146,9 +136,6 @@ def test_wrong_rows_are_skipped_and_counted(write_pairs):
     assert [row.text for row in rows] == ["a", "i"]
     assert bad.count == 4
     assert [re.search(r"csv:(\d)", example)[1] for example in bad.examples] == ["2", "3", "4", "5"]
-
-
-# Plain sentences
 
 
 def texts_of(path: Path, **columns: str) -> list[str]:

@@ -41,9 +41,6 @@ def test_places_are_named(write):
     assert found == [f"{path}:3", f"{path}:4"]
 
 
-# Hugging Face datasets
-
-
 def test_pairs_of_a_dataset(hub_dataset):
     table = Table(hub_dataset, COLUMNS)
     rows = [Row("one", ("two",), scores=(1.0,)), Row("drei", ("狗",), scores=(0.5,))]
@@ -53,13 +50,10 @@ def test_pairs_of_a_dataset(hub_dataset):
         list(read_pairs(table, (0.0, 0.9)))
 
 
-def test_other_kinds_of_a_dataset(hub_dataset):
+def test_other_kinds_and_missing_columns_of_a_dataset(hub_dataset):
     passages = Table(hub_dataset, {"query": "a", "pos": "b"})
     assert list(read_contrastive(passages))[1] == Row("drei", ("狗",), 1)
     assert list(read_sentences(Table(hub_dataset, {"text": "b"}))) == [Row("two"), Row("狗")]
-
-
-def test_a_column_that_a_dataset_lacks(hub_dataset):
     message = r"has no column score, but a, b, label\. To fix, name them under columns"
     with pytest.raises(ValueError, match=message):
         list(read_pairs(Table(hub_dataset, {"sentence1": "a", "sentence2": "b"})))

@@ -61,9 +61,6 @@ def calls(spy: Mock) -> list[tuple[torch.Tensor, torch.Tensor]]:
     return [call.args for call in spy.call_args_list]
 
 
-# Encoding
-
-
 def test_vectors_are_in_the_order_of_the_texts(rows):
     vectors = encode_texts(make_texts(rows), encode, PAD, NAMES)["dense_vecs"]
     expected = torch.stack([WEIGHTS[row].sum(0) for row in rows])
@@ -101,9 +98,6 @@ def test_half_precision_vectors_become_float32(rows):
     assert vectors.dtype == np.float32
     expected = torch.stack([WEIGHTS[row].sum(0) for row in rows])
     np.testing.assert_allclose(vectors, expected.numpy(), rtol=2**-8)
-
-
-# The cache
 
 
 @pytest.fixture
@@ -159,21 +153,13 @@ def test_a_full_disk_leaves_nothing(rows, path, monkeypatch):
 
 def test_key_is_stable_and_changes_with_teacher_tokens_boundaries_order_and_layout(monkeypatch):
     texts = make_texts([[4, 5], [6]])
-    keys = {
-        compute_cache_key(texts, "teacher"),
-        compute_cache_key(texts, "another"),
-        compute_cache_key(make_texts([[4, 5], [7]]), "teacher"),
-        compute_cache_key(make_texts([[4], [5, 6]]), "teacher"),
-        compute_cache_key(make_texts([[6], [4, 5]]), "teacher"),
-        compute_cache_key(make_texts([[4, 5], [6], []]), "teacher"),
-    }
+    others = ([[4, 5], [7]], [[4], [5, 6]], [[6], [4, 5]], [[4, 5], [6], []])
+    keys = {compute_cache_key(make_texts(other), "teacher") for other in others}
+    keys |= {compute_cache_key(texts, teacher) for teacher in ("teacher", "teacher", "another")}
     monkeypatch.setattr(teacher_vectors, "FORMAT", teacher_vectors.FORMAT + 1)
-    keys |= {compute_cache_key(texts, "teacher") for _ in range(2)}
+    keys.add(compute_cache_key(texts, "teacher"))
     assert len(keys) == 7
     assert all(re.fullmatch("[0-9a-f]{24}", key) for key in keys)
-
-
-# Outputs of every token
 
 
 def encode_tokens(ids: torch.Tensor, mask: torch.Tensor) -> dict[str, torch.Tensor]:

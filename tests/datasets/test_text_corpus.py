@@ -78,11 +78,10 @@ def test_two_that_need_a_corpus_at_once_make_it_once(tmp_path, tokenizer_json):
             time.sleep(0.05)
             return super().__call__(bad)
 
-    reader, folder = Slow(ROWS), tmp_path / "c"
-    arguments = (folder, "mine", reader, tokenizer_json, 128, False)
+    reader = Slow(ROWS)
+    arguments = (tmp_path / "c", "mine", reader, tokenizer_json, 128, False)
     with ThreadPoolExecutor(3) as pool:
-        for _ in range(3):
-            pool.submit(cached_corpus, *arguments)
+        assert len(list(pool.map(lambda _: cached_corpus(*arguments), range(3)))) == 3
     assert reader.calls == 2
     assert [path.name for path in tmp_path.iterdir()] == ["c"]
 
@@ -93,11 +92,14 @@ def test_truncated_texts_are_counted(tmp_path, tokenizer_json):
     assert corpus.texts.truncated == load_corpus(tmp_path / "c").texts.truncated > 0
 
 
-def test_a_wrong_row_leaves_nothing(tmp_path, tokenizer_json):
+def test_a_wrong_row_and_no_rows_leave_nothing(tmp_path, tokenizer_json):
     reader = Reader([*ROWS, "x:4: wrong"])
     with pytest.raises(ValueError, match="x:4: wrong"):
         cached_corpus(tmp_path / "c", "mine", reader, tokenizer_json, 128, False)
     assert reader.calls == 1  # before any text is tokenised
+    for rows in ([], ["x:1: wrong"]):
+        with pytest.raises(ValueError, match=r"^mine: holds no rows. To fix, choose another file"):
+            cached_corpus(tmp_path / "c", "mine", Reader(rows), tokenizer_json, 128, True)
     assert not list(tmp_path.iterdir())
 
 
@@ -110,13 +112,6 @@ def test_skipped_rows_are_remembered(tmp_path, tokenizer_json):
     record = json.loads((tmp_path / "c" / "corpus.json").read_text())
     assert record["source"] == "mine"
     assert record["bad"] == {"skip": True, "count": 1, "examples": ["x:2: wrong"]}
-
-
-def test_no_rows_are_refused(tmp_path, tokenizer_json):
-    for rows in ([], ["x:1: wrong"]):
-        with pytest.raises(ValueError, match=r"^mine: holds no rows. To fix, choose another file"):
-            cached_corpus(tmp_path / "c", "mine", Reader(rows), tokenizer_json, 128, True)
-    assert not list(tmp_path.iterdir())
 
 
 @pytest.mark.parametrize("name", ["ids.int32", "texts.npy", "starts.npy", "corpus.json"])

@@ -22,15 +22,12 @@ def test_lines_end_at_line_feeds_only_and_are_counted(name, write):
     assert list(read_lines(write(CONTENT, name))) == expected
 
 
-def test_a_row_needs_its_keys():
+def test_a_row_needs_its_keys_and_whole_characters():
     assert parse_row('{"a": 1, "b": 2}', "x:1", ("a",)) == {"a": 1, "b": 2}
     with pytest.raises(ValueError, match=r"^x:1: lacks c\. To fix, add the keys\.$"):
         parse_row('{"a": 1}', "x:1", ("a", "c"))
     with pytest.raises(ValueError, match="^x:1: is not JSON"):
         parse_row("[" * 100_000, "x:1", ())
-
-
-def test_half_a_character():
     check_unicode("\U0001f408", "x:1")
     message = r"^x:1: text is not UTF-8, or holds half of a surrogate pair.*To fix"
     with pytest.raises(ValueError, match=message):

@@ -97,17 +97,15 @@ def test_without_a_baseline(alone):
     assert result["max_length"] == 8
 
 
-def score(value: float, samples: int = 4) -> Score:
-    values = {"ndcg_at_10": value, "mrr_at_10": value}
-    return Score(values, np.linspace(0, 1, samples), 9, 2, 1.5)
-
-
 @pytest.mark.parametrize(
     ("baseline", "retention", "above"), [(0.8, 0.75, 0.5), (0.4, 1.5, None), (0.0, None, None)]
 )
 def test_retention(baseline, retention, above, tasks):
     values = {"model": 0.6, "baseline": baseline, "random_weights": 0.4, "word_embeddings": 0.1}
-    scores = {name: {("tiny", "dense"): score(value)} for name, value in values.items()}
+    scores = {
+        name: {("tiny", "dense"): Score({"ndcg_at_10": v, "mrr_at_10": v}, np.arange(4.0), 9, 2, 1)}
+        for name, v in values.items()
+    }
     entries = describe_task(tasks[1], "dense", scores, {"other": {}}, 0)
     first, second = (entry.as_dict() for entry in entries)
     for entry in (first, second):
@@ -161,13 +159,13 @@ def test_a_rival_without_heads_is_compared_by_dense_vectors(bert_folder, model_f
 
 
 def test_speed_is_measured_on_queries_if_there_are_no_sentences(small_folder, tasks, monkeypatch):
-    seen = []
-    monkeypatch.setattr(module, "measure_cost", lambda a, b, texts: seen.extend(texts))
+    measure = Mock(return_value=None)
+    monkeypatch.setattr(module, "measure_cost", measure)
     evaluate(str(small_folder), str(small_folder), tasks[1:], device="cpu")
-    assert sorted(seen) == sorted(set(tasks[1].queries()))
+    assert sorted(measure.call_args.args[2]) == sorted(set(tasks[1].queries()))
 
 
-def test_arguments_that_make_no_sense(small_folder, tasks, tmp_path):
+def test_arguments_that_make_no_sense(small_folder, tasks, tmp_path, monkeypatch):
     with pytest.raises(ValueError, match="no task to evaluate on. To fix, give at least one"):
         evaluate(str(small_folder), None, [])
     with pytest.raises(ValueError, match="mode 'best' is not one of dense, sparse"):
@@ -181,9 +179,6 @@ def test_arguments_that_make_no_sense(small_folder, tasks, tmp_path):
         message = rf"device {device} cannot be used here \(.*To fix, use"
         with pytest.raises(ValueError, match=message):
             evaluate(str(small_folder), None, tasks, device=device)
-
-
-def test_a_torch_without_cuda(small_folder, tasks, monkeypatch):
     refuse = Mock(side_effect=AssertionError("Torch not compiled with CUDA enabled"))
     monkeypatch.setattr("torch.zeros", refuse)
     with pytest.raises(ValueError, match=r"device cuda cannot be used here \(Torch not compiled"):
@@ -209,9 +204,6 @@ def test_a_baseline_that_is_worse_by_chance_has_a_large_p_value(tasks):
     }
     (entry,) = describe_task(tasks[0], "dense", scores, {}, 0)
     assert entry.p_value > 0.05
-
-
-# The script
 
 
 def test_what_is_imported_and_when():
@@ -266,9 +258,7 @@ def test_script_writes_what_evaluate_returns(
     assert output.with_suffix(".md").read_text() == table
 
 
-def test_script_refuses_names_that_clash_and_files_without_suffix_json(
-    small_folder, sts_csv, tmp_path, capsys
-):
+def test_script_refuses_wrong_names(small_folder, sts_csv, tmp_path, capsys):
     main = runpy.run_path(str(SCRIPT))["main"]
     arguments = [str(small_folder), "--output", str(tmp_path / "x.json"), "--device", "cpu"]
     for names in (("x", "x"), ("model",), ("original",), ("baseline",)):

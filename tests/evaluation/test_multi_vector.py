@@ -10,13 +10,8 @@ from bge_pruning.evaluation.text_encoder import TextEncoder
 from bge_pruning.model_io.pretrained import load_base_model
 
 QUERIES = ["the man", "a dog in the park", "a"]
-PASSAGES = [
-    "the man plays the guitar",
-    "a dog",
-    "dog cat child in the park today",
-    "a horse rides fast and the woman reads a red book",
-    "there",
-]
+PASSAGES = ["the man plays the guitar", "a dog", "dog cat child in the park today", "there"]
+PASSAGES.append("a horse rides fast and the woman reads a red book")
 
 
 def multi_vectors(encoder: TextEncoder, text: str) -> np.ndarray:

@@ -87,7 +87,6 @@ def test_an_evaluation_beside_the_folder(folder, file, sts_csv):
 
 
 def test_a_projected_folder(projected_folder, tmp_path, sts_csv):
-    """Vectors, counts, sizes and floors are those of the folder."""
     folder = shutil.copytree(projected_folder, tmp_path / "projected")
     export_onnx(folder)
     names = [str(folder / "onnx" / "model.onnx"), str(folder)]
@@ -132,14 +131,11 @@ def test_files_of_other_exporters(folder, tmp_path):
         load_encoder(str(path))
 
 
-def test_size_includes_the_weights_beside_it(folder, file, tmp_path):
+def test_weights_beside_the_file_and_a_file_beside_the_weights(folder, file, tmp_path):
     path = shutil.copy(file, tmp_path / "model.onnx")
     (tmp_path / "model.onnx_data").write_bytes(b"12345")
     assert size_on_disk(str(path)) == file.stat().st_size + 5
-
-
-def test_a_file_at_the_top_of_the_folder(folder, tmp_path):
-    """Where Optimum's own export puts it."""
+    # A file at the top of the folder, where Optimum's own export puts it.
     flat = shutil.copytree(folder, tmp_path / "flat")
     shutil.move(flat / "onnx" / "model.onnx", flat)
     assert load_encoder(str(flat / "model.onnx")).folder == flat.resolve()
@@ -158,9 +154,6 @@ def test_files_that_are_not_there_or_not_in_a_complete_folder(folder, file, tmp_
     (tmp_path / "x" / "modules.json").unlink()
     with pytest.raises(ValueError, match=r"x has no modules\.json, so its pooling is unknown"):
         load_encoder(str(tmp_path / "x" / "onnx" / "model.onnx"))
-
-
-# Sessions
 
 
 def test_a_session_has_as_many_threads_as_torch_and_they_do_not_spin(file):

@@ -44,21 +44,13 @@ def test_the_same_scores_are_no_difference():
     assert paired_correlation_p_value(GOOD, 7 * GOOD - 3, GOLD) == 1.0  # of any scale
 
 
-@pytest.mark.parametrize(
-    ("measure", "arguments"),
-    [
-        (bootstrap_interval, 1),
-        (paired_p_value, 2),
-        (bootstrap_correlation_interval, 2),
-        (paired_correlation_p_value, 3),
-    ],
-)
-def test_nothing_to_average(measure, arguments):
-    with pytest.raises(ValueError, match="no scores to compare. To fix, evaluate on at least one"):
-        measure(*[np.zeros(0)] * arguments)
+def test_nothing_to_average():
+    measures = {bootstrap_interval: 1, paired_p_value: 2}
+    measures |= {bootstrap_correlation_interval: 2, paired_correlation_p_value: 3}
+    for measure, arguments in measures.items():
+        with pytest.raises(ValueError, match="no scores to compare. To fix, evaluate on at least"):
+            measure(*[np.zeros(0)] * arguments)
 
-
-# Correlations
 
 GENERATOR = np.random.default_rng(4)
 GOLD = GENERATOR.integers(0, 6, 90).astype(float)
@@ -77,9 +69,7 @@ def test_the_interval_of_a_correlation_is_scipys():
     expected = found.confidence_interval
     assert bootstrap_correlation_interval(GOOD, GOLD) == pytest.approx(tuple(expected), abs=0.012)
 
-
-def test_two_pairs_have_an_interval():
-    # Half of the samples hold one pair twice: they show no correlation.
+    # Half of the samples of two pairs hold one pair twice: they show no correlation.
     assert bootstrap_correlation_interval(np.array([0.1, 0.2]), np.array([1.0, 2.0])) == (0.0, 1.0)
 
 

@@ -16,13 +16,8 @@ from bge_pruning.export.extract import extract
 from bge_pruning.model_io.checkpoint import find_checkpoint, load_trained_model
 from bge_pruning.model_io.pretrained import load_base_model
 
-TEXTS = [
-    "the man plays the guitar",
-    "a",
-    "dog cat child in the park today",
-    "the the the dog the",
-    "a horse rides fast and the woman reads a red book",
-]
+TEXTS = ["the man plays the guitar", "a", "dog cat child in the park today", "the the the dog the"]
+TEXTS.append("a horse rides fast and the woman reads a red book")
 BOTH = ("dense_vecs", "token_weights")
 
 
@@ -127,16 +122,12 @@ def test_vectors_that_are_not_finite_are_refused(model_folder):
     assert np.isfinite(encoder.encode(TEXTS).dense_vecs).all()
 
 
-def test_tokens_do_not_depend_on_the_chunks(encoder, monkeypatch):
+def test_tokens_do_not_depend_on_the_chunks_and_are_cut_at_the_limit(encoder, monkeypatch):
     whole = encoder.tokenize(TEXTS)
     for chunk in (1, 3):
         monkeypatch.setattr(text_encoder, "CHUNK", chunk)
         parts = encoder.tokenize(TEXTS)
         assert parts.ids.tolist() == whole.ids.tolist()
         assert parts.starts.tolist() == whole.starts.tolist()
-
-
-def test_texts_are_cut_at_the_limit(model_folder):
-    short = TextEncoder(load_base_model(str(model_folder)), max_length=4)
-    tokens = short.tokenize(TEXTS)
-    assert (tokens.lengths.max(), tokens.truncated) == (4, 4)
+    short = TextEncoder(encoder.base, max_length=4).tokenize(TEXTS)
+    assert (short.lengths.max(), short.truncated) == (4, 4)
