@@ -13,6 +13,7 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 pytest_plugins = [
     "tests.common.data",
+    "tests.common.hub",
     "tests.common.models",
     "tests.common.pictures",
     "tests.common.trainings",

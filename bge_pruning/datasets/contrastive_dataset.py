@@ -25,29 +25,13 @@ KEYS, OPTIONAL = SOURCE_COLUMNS["contrastive"][:3], SOURCE_COLUMNS["contrastive"
 
 
 def read_contrastive(table: Table, bad: BadRows | None = None) -> Iterator[Row]:
-    """Read a file row by row.
-
-    Args:
-        table: Where the rows are.
-        bad: What to do with rows that are wrong.
-
-    Yields:
-        The rows, in order; with scores if they have them for all their passages.
-
-    Raises:
-        FileNotFoundError: If there is no such file or dataset.
-        ValueError: If the file is damaged or a row is wrong; the message names file and line.
-    """
+    """Read a file row by row."""
     bad = bad or BadRows()
     # In JSON lines, a row without neg is rather one with a misspelt key.
     json_lines = not table.on_hub and ".jsonl" in Path(table.path).suffixes
     required = KEYS if json_lines else KEYS[:2]
     for where, cells in read_table(table, required, bad, optional=(*OPTIONAL, "neg")):
-        row = None
-        if not json_lines:
-            cells = _with_lists(cells)
-        with bad.guard():
-            row = _parse_row(cells, where)
+        row = bad.attempt(_parse_row, cells if json_lines else _with_lists(cells), where)
         if row is not None:
             yield row
 
@@ -104,13 +88,6 @@ def sample_example(
     Which positive and negatives are drawn follows from ``(seed, epoch, row)`` alone. A row with too
     few negatives repeats them, as FlagEmbedding does; a row with none has none.
 
-    Args:
-        rows: The rows.
-        row: Which one.
-        negatives: Given negatives per query.
-        seed: Seed of the run.
-        epoch: Epoch, from 0.
-
     Returns:
         Text indices ``[query, positive, negative, ...]``, at most ``2 + negatives`` of them, and
         the scores of the passages, NaN where the row has none.
@@ -135,9 +112,6 @@ def known_positives(rows: RowTable) -> tuple[np.ndarray, np.ndarray]:
 
     None of them may serve as a negative of the query.
 
-    Args:
-        rows: The rows.
-
     Returns:
         The positives of all queries, one query after the other, and where those of each row's
         query begin and end, shape ``(n, 2)``.
@@ -154,7 +128,6 @@ def add_negatives(rows: RowTable, negatives: np.ndarray) -> RowTable:
     """Rows with more negatives, after those that they have.
 
     Args:
-        rows: The rows.
         negatives: Texts to add to each row, shape ``(n, k)``; -1 where there are fewer.
     """
     found = negatives >= 0
@@ -175,15 +148,8 @@ class ContrastiveDataset(Dataset):
     in whichever process it is made.
 
     Args:
-        texts: The texts, tokenised.
-        rows: Rows over them.
         negatives: Given negatives per query; every row must have at least one if it is not 0.
-        seed: Seed of the draws.
         scored: Give the scores of the passages too; every row must have them.
-        teacher: See :class:`EmbeddingDataset`.
-
-    Raises:
-        ValueError: If negatives or scores are asked for and a row has none.
     """
 
     def __init__(

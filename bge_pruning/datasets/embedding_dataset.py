@@ -48,10 +48,6 @@ class TokenizedTexts:
 def build_tokenizer(tokenizer_json: bytes, max_length: int) -> Tokenizer:
     """A tokenizer that truncates and does not pad.
 
-    Args:
-        tokenizer_json: Content of ``tokenizer.json``.
-        max_length: Longest text in tokens, special tokens included; longer ones are truncated.
-
     Raises:
         ValueError: If ``max_length`` leaves no room for text.
     """
@@ -70,12 +66,7 @@ def build_tokenizer(tokenizer_json: bytes, max_length: int) -> Tokenizer:
 
 
 def tokenize(texts: Sequence[str], tokenizer: Tokenizer) -> TokenizedTexts:
-    """Tokenise texts.
-
-    Args:
-        texts: Texts.
-        tokenizer: As :func:`build_tokenizer` makes it.
-    """
+    """Tokenise texts."""
     encodings = tokenizer.encode_batch_fast(list(texts))
     lengths = [len(encoding.ids) for encoding in encodings]
     ids = np.fromiter((i for e in encodings for i in e.ids), dtype=np.int32, count=sum(lengths))
@@ -93,11 +84,9 @@ def replace_tokens(
     language model; to ask the teacher about any words at all needs none).
 
     Args:
-        texts: The texts.
         share: Each text has a share of its own, drawn from 0 to this, in [0, 1].
         candidates: Ids to draw from. Others, such as special tokens, are neither drawn nor
             replaced.
-        seed: Of what is drawn.
     """
     random = np.random.default_rng(seed)
     shares = np.repeat(random.uniform(0.0, share, len(texts)), texts.lengths)
@@ -110,10 +99,6 @@ def pad_texts(texts: Sequence[np.ndarray], pad_token_id: int) -> tuple[Tensor, T
     """Pad texts to the longest of them.
 
     The mask comes from the lengths, not from the ids: a text may spell out the padding token.
-
-    Args:
-        texts: Token ids of each text.
-        pad_token_id: Id to pad with.
 
     Returns:
         ``input_ids`` and ``attention_mask``, int64, shape ``(texts, T)``.
@@ -131,7 +116,6 @@ class EmbeddingDataset(Dataset):
     """Examples of N texts each, with what is known about them.
 
     Args:
-        texts: The texts.
         examples: Text indices, shape ``(n, N)``.
         scores: Gold scores in [0, 1], shape ``(n,)``, or ``None``.
         teacher: The teacher's outputs by name, as
@@ -169,11 +153,7 @@ class EmbeddingDataset(Dataset):
         return self.examples.shape[1]
 
     def __getitem__(self, index: int) -> dict[str, object]:
-        """Token ids of the example's texts, and its score and teacher outputs if there are any.
-
-        Args:
-            index: Of the example, or that and any multiple of the length (its epoch).
-        """
+        """The example of an index, which may also be raised by the length times an epoch."""
         index %= len(self)
         example = self.examples[index]
         item: dict[str, object] = {"ids": [self.texts[i] for i in example]}
@@ -185,13 +165,7 @@ class EmbeddingDataset(Dataset):
 def teacher_items(
     teacher: Mapping[str, np.ndarray], texts: TokenizedTexts, example: np.ndarray
 ) -> dict[str, object]:
-    """The teacher's outputs of an example's texts, as :class:`Collator` reads them.
-
-    Args:
-        teacher: Outputs of all texts by name.
-        texts: The texts, which say where the tokens of each begin.
-        example: Text indices.
-    """
+    """The teacher's outputs of an example's texts, as :class:`Collator` reads them."""
     return {
         f"teacher_{name}": np.asarray(array[example])
         if name == "dense_vecs"
@@ -201,11 +175,7 @@ def teacher_items(
 
 
 class Collator:
-    """Pads examples to the longest text of the batch.
-
-    Args:
-        pad_token_id: Id to pad with.
-    """
+    """Pads examples to the longest text of the batch."""
 
     def __init__(self, pad_token_id: int) -> None:
         self.pad_token_id = pad_token_id
@@ -224,18 +194,13 @@ class Collator:
             batch["source"] = items[0]["source"]
         if "score" in items[0]:
             batch["scores"] = torch.tensor([float(item["score"]) for item in items])
-        if "passage_texts" in items[0]:
-            passages = np.stack([item["passage_texts"] for item in items])
-            batch["passage_texts"] = torch.from_numpy(passages)
+        for name in ("passage_texts", "passage_scores", "teacher_dense_vecs"):
+            if name in items[0]:
+                batch[name] = torch.from_numpy(np.stack([item[name] for item in items]))
+        if "positive_texts" in items[0]:
             # A text is never -1, so the padding of the shorter lists equals no passage.
             positives = [torch.from_numpy(item["positive_texts"]) for item in items]
             batch["positive_texts"] = pad_sequence(positives, batch_first=True, padding_value=-1)
-        if "passage_scores" in items[0]:
-            scores = np.stack([item["passage_scores"] for item in items])
-            batch["passage_scores"] = torch.from_numpy(scores)
-        if "teacher_dense_vecs" in items[0]:
-            vectors = np.stack([item["teacher_dense_vecs"] for item in items])
-            batch["teacher_dense_vecs"] = torch.from_numpy(vectors)
         for name in ("teacher_token_weights", "teacher_colbert_vecs"):
             if name in items[0]:
                 tokens = _pad_tokens([row for item in items for row in item[name]])

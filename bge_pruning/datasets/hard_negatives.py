@@ -53,10 +53,7 @@ def mine_negatives(
         known: Indices of the passages that are positives, and where those of each query begin and
             end among them, shape ``(q, 2)``, as
             :func:`bge_pruning.datasets.contrastive_dataset.known_positives` gives them.
-        count: Negatives per query.
         margin: Highest score of a negative, as a share of the best positive's.
-        chunk: Queries and passages at a time.
-        device: Where to compute.
 
     Returns:
         Passage indices, most similar first, int64, shape ``(q, count)``; -1 where there are fewer.
@@ -169,9 +166,6 @@ def negatives_key(
     """Hash of everything that mined negatives depend on.
 
     Args:
-        texts: The texts.
-        rows: The queries and all passages over them.
-        model: Fingerprint of the model that embeds them.
         settings: Arguments of :func:`mine_negatives`, as values whose ``repr`` is exact.
     """
     digest = hashlib.sha256(repr((FORMAT, model, settings)).encode())
@@ -187,10 +181,6 @@ def cached_negatives(path: Path, compute: Callable[[], np.ndarray]) -> np.ndarra
     Args:
         path: Cache file; its name must hold :func:`negatives_key`. It is written as a whole or not
             at all, and by one process: others wait for it.
-        compute: Mines them.
-
-    Returns:
-        What ``compute`` gave, memory-mapped.
 
     Raises:
         ValueError: If the cache file is damaged.

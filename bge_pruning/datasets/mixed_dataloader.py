@@ -27,8 +27,6 @@ def group_batches(
     another epoch.
 
     Args:
-        lengths: Tokens of each example, shape ``(n,)``.
-        batch_size: Examples per batch.
         seed: Of the run, the epoch and so on; each gives another order.
         grouped: ``False`` shuffles only.
 
@@ -54,7 +52,6 @@ def padding_share(
         lengths: Tokens of the longest text of each example, shape ``(n,)``.
         tokens: Tokens of all texts of each example, shape ``(n,)``.
         width: Texts of an example.
-        batches: As :func:`group_batches` makes them.
     """
     padded = lengths[batches].max(axis=1).sum() * batches.shape[1] * width
     return 1.0 - float(tokens[batches].sum() / padded)
@@ -66,9 +63,6 @@ class MixSchedule:
     Every batch gives each source its weight as credit; the source with the most is drawn and pays
     1. After ``k`` batches a source of weight ``w`` was drawn ``k w`` times, to within the number of
     sources, and never in a lump.
-
-    Args:
-        weights: Weight of each source, above 0; scaled to the sum 1.
     """
 
     def __init__(self, weights: Sequence[float]) -> None:
@@ -86,11 +80,7 @@ class MixSchedule:
         return max((u for u in self.updates if u[0] <= self.step), key=lambda u: u[0])[1]
 
     def update(self, weights: Sequence[float]) -> None:
-        """Other weights from the next batch on.
-
-        Args:
-            weights: As at the beginning.
-        """
+        """Other weights from the next batch on."""
         self.updates = [u for u in self.updates if u[0] != self.step]
         self.updates.append((self.step, _normalised(weights)))
 
@@ -127,11 +117,6 @@ def adapt_weights(
     """Weights that favour the sources that pruning has hurt most (arXiv:2310.06694, Algorithm 1).
 
     ``w_i exp(max(loss_i - reference_i, 0))``, scaled to the sum 1.
-
-    Args:
-        weights: Present weight of each source.
-        losses: Its present loss.
-        references: Its loss with the unpruned model.
     """
     excess = np.maximum(np.subtract(losses, references, dtype=np.float64), 0.0)
     # The largest is taken off first: exp of a large excess is infinite, and the scale is free.
@@ -153,12 +138,6 @@ class MixedDataset(Dataset):
     """The datasets of several sources, under indices ``(source, index)``.
 
     It knows its schedule so that a trainer that asks a dataset for its state finds it here.
-
-    Args:
-        names: Name of each source.
-        datasets: Dataset of each source.
-        schedule: Which source each batch comes from.
-        batch_size: Examples of a batch over all ranks.
     """
 
     def __init__(
@@ -185,12 +164,7 @@ class MixedDataset(Dataset):
         return {**self.datasets[source][example], "source": self.names[source]}
 
     def state_dict(self, num_samples: int, from_beginning: bool) -> dict[str, Any]:
-        """What a checkpoint needs of the data: the trainer's own interface to datasets.
-
-        Args:
-            num_samples: Examples of this epoch that were trained on, over all ranks.
-            from_beginning: Always true.
-        """
+        """What a checkpoint needs of the data: the trainer's own interface to datasets."""
         batch = self.epoch_start + num_samples // self.batch_size
         return {"names": self.names, "batch": batch, **self._sizes(), **self.schedule.state_dict()}
 
@@ -200,11 +174,7 @@ class MixedDataset(Dataset):
         return {"rows": rows, "batch_size": self.batch_size}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Resume where a checkpoint stopped.
-
-        Raises:
-            ValueError: If the run had other sources, other numbers of rows, or another batch size.
-        """
+        """Resume where a checkpoint stopped."""
         if list(state["names"]) != self.names:
             raise ValueError(
                 f"the checkpoint was trained on {', '.join(state['names'])}, the configuration "
@@ -228,14 +198,6 @@ class MixedBatchSampler(DistributedSampler):
     An epoch is as many batches as all sources hold together. Each source goes through its examples
     in epochs of its own, in another order each time; the index of an example is
     ``epoch * len(source) + example``. Batch ``k`` holds the same examples for any number of ranks.
-
-    Args:
-        dataset: The sources.
-        lengths: Tokens of each example of each source.
-        num_replicas: Ranks.
-        rank: This rank.
-        seed: Seed of the orders.
-        grouped: Batches of texts of similar length.
 
     Raises:
         ValueError: If the batch does not divide over the ranks or is larger than a source.
@@ -288,12 +250,7 @@ class MixedBatchSampler(DistributedSampler):
             yield [(source, offset + row) for row in rows.tolist()]
 
     def rows_of(self, source: int, epoch: int) -> np.ndarray:
-        """This rank's examples of every batch of an epoch of a source.
-
-        Args:
-            source: Number of the source.
-            epoch: Its own epoch.
-        """
+        """This rank's examples of every batch of an epoch of a source."""
         return self._batches_of(source, epoch)[:, self.rank :: self.num_replicas]
 
     def widest_batch(self, rows_at_once: int | None) -> int:
@@ -313,10 +270,8 @@ class MixedBatchSampler(DistributedSampler):
         if self._current.get(source, (None,))[0] != epoch:
             # The first source's order is that of a run on it alone.
             seed = (self.seed, epoch, source)
-            batches = group_batches(
-                self.lengths[source], self.dataset.batch_size, seed, self.grouped
-            )
-            self._current[source] = (epoch, batches)
+            lengths, size = self.lengths[source], self.dataset.batch_size
+            self._current[source] = (epoch, group_batches(lengths, size, seed, self.grouped))
         return self._current[source][1]
 
 

@@ -34,8 +34,6 @@ def read_beir(
     """Read the judged queries of a folder in BEIR layout.
 
     Args:
-        folder: The collection.
-        split: Name of the judgements.
         bad: What to do with lines that are wrong, ids that are unknown, and queries whose positives
             are all among those. A query that was judged to have no positive is not wrong.
 
@@ -43,7 +41,6 @@ def read_beir(
         A row for each query that has a positive, in the order of the judgements.
 
     Raises:
-        FileNotFoundError: If a file is missing.
         ValueError: If a line is wrong or an id is unknown; the message names file and line. If a
             file holds no rows, or no query a positive.
     """
@@ -56,19 +53,7 @@ def read_beir(
 
 
 def read_corpus(folder: str | Path, bad: BadRows | None = None) -> Iterator[Row]:
-    """Read all passages of a folder in BEIR layout, judged or not.
-
-    Args:
-        folder: The collection.
-        bad: What to do with lines that are wrong.
-
-    Yields:
-        A row of one text for each passage, in file order.
-
-    Raises:
-        FileNotFoundError: If there is no ``corpus.jsonl``.
-        ValueError: If a line is wrong; the message names file and line. If the file holds no rows.
-    """
+    """Read all passages of a folder in BEIR layout, judged or not."""
     bad = bad or BadRows()
     yield from _passage_rows(json_records(Path(folder) / "corpus.jsonl", bad), bad)
 
@@ -79,16 +64,12 @@ def read_mteb(
     """Read the judged queries of an mteb task.
 
     Args:
-        task_name: A task that retrieves or reranks text, such as ``SciFact``.
-        split: Name of the judgements.
         subset: Subset, often a language; needed if the task has several.
-        bad: See :func:`read_beir`.
 
     Yields:
         A row for each query that has a positive, in the order of the queries.
 
     Raises:
-        FileNotFoundError: If mteb cannot load the data.
         ValueError: If there is no such task, split or subset, the task is of another kind, a row is
             wrong, or no query has a positive.
     """
@@ -109,21 +90,7 @@ def read_mteb(
 def read_mteb_corpus(
     task_name: str, split: str = "train", subset: str | None = None, bad: BadRows | None = None
 ) -> Iterator[Row]:
-    """Read all passages of an mteb task, judged or not.
-
-    Args:
-        task_name: See :func:`read_mteb`.
-        split: Name of the judgements.
-        subset: Often a language; needed if the task has several.
-        bad: What to do with passages that are wrong.
-
-    Yields:
-        A row of one text for each passage, in the order of the corpus.
-
-    Raises:
-        FileNotFoundError: If mteb cannot load the data.
-        ValueError: If there is no such task, split or subset, or a passage is wrong.
-    """
+    """Read all passages of an mteb task, judged or not."""
     place, data = load_split(task_name, split, subset)
     yield from _passage_rows(_dataset_records(data["corpus"], f"{place}: corpus"), bad or BadRows())
 
@@ -131,16 +98,8 @@ def read_mteb_corpus(
 def mteb_fingerprint(task_name: str, split: str = "train", subset: str | None = None) -> str:
     """What the rows of an mteb task are known by; needs no network.
 
-    Args:
-        task_name: See :func:`read_mteb`.
-        split: Name of the judgements.
-        subset: Often a language; needed if the task has several.
-
     Returns:
         Task, data set, its revision, subset, split, and mteb's version, whose code reads it.
-
-    Raises:
-        ValueError: If there is no such task or subset, or the task is of another kind.
     """
     with random_state_kept():
         import mteb
@@ -151,16 +110,7 @@ def mteb_fingerprint(task_name: str, split: str = "train", subset: str | None = 
 
 
 def read_qrels(path: Path, bad: BadRows) -> Judged:
-    """Score and line of each judged passage, by query.
-
-    Args:
-        path: ``.tsv`` file, with or without its header.
-        bad: What to do with lines that are wrong.
-
-    Raises:
-        FileNotFoundError: If there is no such file.
-        ValueError: If a line is wrong; the message names file and line.
-    """
+    """Score and line of each judged passage, by query."""
     judged: Judged = {}
     for line, content in read_lines(path, bad):
         cells = content.rstrip("\r\n").split("\t")
@@ -194,23 +144,13 @@ def _add_judgement(judged: Judged, cells: list[str], path: Path, line: int) -> N
 
 
 def json_records(path: Path, bad: BadRows) -> Iterator[Record]:
-    """Lines of a file of texts, each with its place.
-
-    Args:
-        path: ``.jsonl`` file of rows with ``_id`` and ``text``.
-        bad: What to do with lines that are wrong.
-
-    Raises:
-        FileNotFoundError: If there is no such file.
-        ValueError: If a line is wrong, or there is none.
-    """
+    """Lines of a file of texts, each with its place."""
     found = False
     for line, content in read_lines(path, bad):
         if not content.strip():
             continue
-        found, where, row = True, f"{path}:{line}", None
-        with bad.guard():
-            row = parse_row(content, where, ("_id", "text"))
+        found, where = True, f"{path}:{line}"
+        row = bad.attempt(parse_row, content, where, ("_id", "text"))
         if row is not None:
             yield where, row
     if not found:
@@ -226,30 +166,14 @@ def _dataset_records(dataset: Any, place: str) -> Iterator[Record]:
 
 
 def passage_text(row: Mapping[str, Any], where: str) -> str:
-    """Title and text of a passage, as mteb joins them to embed it.
-
-    Args:
-        row: With ``text`` and perhaps ``title``.
-        where: File and line, for the message.
-
-    Raises:
-        ValueError: If there is no text.
-    """
+    """Title and text of a passage, as mteb joins them to embed it."""
     parts = (row.get("title") or "", row.get("text"))
     whole = " ".join(parts).strip() if all(isinstance(part, str) for part in parts) else None
     return check_text(whole, f"{where}: text")
 
 
 def query_text(row: Mapping[str, Any], where: str) -> str:
-    """A query, followed by its instruction if it has one, as mteb writes it.
-
-    Args:
-        row: With ``text`` and perhaps ``instruction``.
-        where: File and line, for the message.
-
-    Raises:
-        ValueError: If there is no text.
-    """
+    """A query, followed by its instruction if it has one, as mteb writes it."""
     text = check_text(row.get("text"), f"{where}: text")
     if instruction := row.get("instruction"):  # written after the query, as mteb does
         return f"{text} {check_text(instruction, f'{where}: instruction')}"
@@ -282,11 +206,9 @@ def _read_texts(
 
 def _passage_rows(records: Iterable[Record], bad: BadRows) -> Iterator[Row]:
     for where, record in records:
-        row = None
-        with bad.guard():
-            row = Row(passage_text(record, where))
-        if row is not None:
-            yield row
+        text = bad.attempt(passage_text, record, where)
+        if text is not None:
+            yield Row(text)
 
 
 def _judged_rows(
@@ -298,9 +220,7 @@ def _judged_rows(
     passages = _read_texts(corpus, wanted, passage_text, bad)
     rows, without = 0, 0
     for query, pairs in judged.items():
-        row = None
-        with bad.guard():
-            row = _join(query, pairs, texts, passages, place, bad)
+        row = bad.attempt(_join, query, pairs, texts, passages, place, bad)
         if row is not None and row.positives:
             rows += 1
             yield row

@@ -37,16 +37,8 @@ def random_state_kept() -> Iterator[None]:
 def find_task(task_name: str, split: str, subset: str | None) -> tuple[Any, str]:
     """Find a task, without loading its data.
 
-    Args:
-        task_name: A task that retrieves or reranks text.
-        split: Split to set it to; whether there is one is not known yet.
-        subset: Subset, often a language; needed if the task has several.
-
     Returns:
         The task, set to one split and subset, and the subset.
-
-    Raises:
-        ValueError: If there is no such task or subset, or the task is of another kind.
     """
     task = _get_task(task_name, ("Retrieval", "Reranking"), eval_splits=[split])
     subsets = list(task.metadata.hf_subsets)
@@ -92,7 +84,6 @@ def load_tasks(
     """Load what mteb evaluates of a task; from its cache if it was loaded before.
 
     Args:
-        task_name: Name of a task.
         subset: One of its subsets; ``None`` for all of them.
         types: mteb's types that it may have: ``STS``; or ``Retrieval``.
 
@@ -147,9 +138,6 @@ def load_split(
     """Load a split of a task as mteb evaluates it; from its cache if it was loaded before.
 
     Args:
-        task_name: See :func:`find_task`.
-        split: Name of the judgements.
-        subset: Often a language; needed if the task has several.
         training: Whether it is trained on: a split that mteb evaluates is then worth a warning.
 
     Returns:

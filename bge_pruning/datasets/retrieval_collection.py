@@ -39,12 +39,7 @@ class RetrievalCollection:
 def read_collection(folder: str | Path, split: str = "test") -> RetrievalCollection:
     """Read a collection, judged by ``qrels/<split>.tsv``.
 
-    Args:
-        folder: The collection.
-        split: Name of the judgements.
-
     Raises:
-        FileNotFoundError: If a file is missing.
         ValueError: If a line is wrong, an id is there twice or unknown, or nothing is judged
             relevant; the message names file and line.
     """
@@ -74,11 +69,6 @@ def read_mteb_collection(
     task_name: str, split: str = "test", subset: str | None = None
 ) -> RetrievalCollection:
     """Read a split of a retrieval task that mteb knows by name, from its cache or the hub.
-
-    Args:
-        task_name: Such as ``SciFact``.
-        split: Name of the judgements.
-        subset: Often a language; needed if the task has several.
 
     Raises:
         FileNotFoundError: If mteb cannot load the data.

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from typing import TypeVar
 
 import numpy as np
 
 log = logging.getLogger(__name__)
+T = TypeVar("T")
 
 # How many skipped rows the log names.
 NAMED = 5
@@ -71,11 +73,7 @@ class RowTable:
         return (place > 0).astype(np.int8) + (place > np.repeat(self.positives, counts))
 
     def select(self, rows: np.ndarray) -> RowTable:
-        """Some of the rows, in their order.
-
-        Args:
-            rows: True for those to keep, shape ``(n,)``.
-        """
+        """Some of the rows, in their order."""
         kept = np.repeat(rows, np.diff(self.starts))
         counts = np.diff(self.starts)[rows]
         starts = np.concatenate([[0], np.cumsum(counts, dtype=np.int64)])
@@ -108,12 +106,14 @@ class BadRows:
             if len(self.examples) < NAMED:
                 self.examples.append(str(error))
 
-    def report(self, name: str) -> None:
-        """Log the rows that were skipped.
+    def attempt(self, read: Callable[..., T], *arguments: object) -> T | None:
+        """What a function reads, or ``None`` if the row is skipped."""
+        with self.guard():
+            return read(*arguments)
+        return None
 
-        Args:
-            name: Name of the source.
-        """
+    def report(self, name: str) -> None:
+        """Log the rows that were skipped."""
         if self.count:
             shown = "".join(f"\n  {example}" for example in self.examples)
             more = self.count - len(self.examples)

@@ -35,18 +35,7 @@ class STSPairs:
 
 
 def read_sts(path: str | Path) -> STSPairs:
-    """Read scored sentence pairs into memory.
-
-    Args:
-        path: ``.csv``, ``.tsv`` or ``.jsonl`` file, UTF-8.
-
-    Returns:
-        All pairs, in file order.
-
-    Raises:
-        FileNotFoundError: If there is no such file.
-        ValueError: If the file is empty or a row is wrong; the message names file and line.
-    """
+    """Read scored sentence pairs into memory."""
     pairs = STSPairs([], [], [])
     for row in read_pairs(Table(str(path))):
         pairs.sentences1.append(row.text)
@@ -60,29 +49,17 @@ def read_sts(path: str | Path) -> STSPairs:
 def read_pairs(
     table: Table, score_range: tuple[float, float] = SCORE_RANGE, bad: BadRows | None = None
 ) -> Iterator[Row]:
-    """Read scored sentence pairs row by row.
-
-    Args:
-        table: Where they are.
-        score_range: Lowest and highest score that there can be.
-        bad: What to do with rows that are wrong.
-
-    Yields:
-        The pairs, in order, each with its score as it is in the file.
-
-    Raises:
-        FileNotFoundError: If there is no such file or dataset.
-        ValueError: If a row is wrong; the message names file and line.
-    """
+    """Read scored sentence pairs row by row."""
     bad = bad or BadRows()
     for where, cells in read_table(table, COLUMNS, bad, headerless=COLUMNS):
-        row = None
-        with bad.guard():
-            first, second = (check_text(cells[n], f"{where}: {n}") for n in COLUMNS[:2])
-            score = _parse_score(cells["score"], where, score_range)
-            row = Row(first, (second,), scores=(score,))
+        row = bad.attempt(_parse_pair, cells, where, score_range)
         if row is not None:
             yield row
+
+
+def _parse_pair(cells: Mapping[str, Any], where: str, score_range: tuple[float, float]) -> Row:
+    first, second = (check_text(cells[n], f"{where}: {n}") for n in COLUMNS[:2])
+    return Row(first, (second,), scores=(_parse_score(cells["score"], where, score_range),))
 
 
 def _parse_score(value: Any, where: str, score_range: tuple[float, float]) -> float:
@@ -105,30 +82,16 @@ def read_sentences(table: Table, bad: BadRows | None = None) -> Iterator[Row]:
     Args:
         table: ``.txt`` file (plain or ``.gz``) with one sentence a line, of which empty ones are
             skipped; or a table, of which every column in ``TEXT_COLUMNS`` is read.
-        bad: What to do with rows that are wrong.
-
-    Yields:
-        A row for each sentence, in order of appearance.
-
-    Raises:
-        FileNotFoundError: If there is no such file.
-        ValueError: If a row is wrong; the message names file and line.
     """
-    bad = bad or BadRows()
     is_text = not table.on_hub and table.path.endswith((".txt", ".txt.gz"))
-    yield from _text_lines(Path(table.path), bad) if is_text else _table_texts(table, bad)
+    yield from (_text_lines if is_text else _table_texts)(table, bad or BadRows())
 
 
 def read_texts(files: Sequence[str], limit: int | None = None) -> list[str]:
     """Read the different texts of some files.
 
     Args:
-        files: See :func:`read_sentences`.
         limit: At most as many, spread evenly over all of them.
-
-    Raises:
-        FileNotFoundError: If a file is not there.
-        ValueError: If a row is wrong.
     """
     rows = (row for file in files for row in read_sentences(Table(file)))
     texts = list(dict.fromkeys(row.text for row in rows))
@@ -137,8 +100,8 @@ def read_texts(files: Sequence[str], limit: int | None = None) -> list[str]:
     return [texts[i * len(texts) // limit] for i in range(limit)]
 
 
-def _text_lines(path: Path, bad: BadRows) -> Iterator[Row]:
-    for _, content in read_lines(path, bad):
+def _text_lines(table: Table, bad: BadRows) -> Iterator[Row]:
+    for _, content in read_lines(Path(table.path), bad):
         if text := content.strip():
             yield Row(text)
 
@@ -146,11 +109,7 @@ def _text_lines(path: Path, bad: BadRows) -> Iterator[Row]:
 def _table_texts(table: Table, bad: BadRows) -> Iterator[Row]:
     # Without a header, a CSV file is one of scored pairs.
     for where, cells in read_table(table, (), bad, optional=TEXT_COLUMNS, headerless=COLUMNS):
-        texts: list[Row] = []
-        with bad.guard():
-            _check_score_cell(cells, where)
-            texts = [Row(text) for text in _texts_of(cells, where)]
-        yield from texts
+        yield from map(Row, bad.attempt(_texts_of, cells, where) or ())
 
 
 def _check_score_cell(cells: Mapping[str, Any], where: str) -> None:
@@ -167,6 +126,7 @@ def _check_score_cell(cells: Mapping[str, Any], where: str) -> None:
 
 
 def _texts_of(cells: Mapping[str, Any], where: str) -> list[str]:
+    _check_score_cell(cells, where)
     texts = []
     for name in (name for name in TEXT_COLUMNS if name in cells):
         values = cells[name] if isinstance(cells[name], list) else [cells[name]]

@@ -24,9 +24,6 @@ class Table:
         path: ``.csv``, ``.tsv`` or ``.jsonl`` file, plain or ``.gz``, or ``hf://`` and the name or
             folder of a Hugging Face dataset.
         columns: The file's name of a column, by ours; a column that is not listed is called alike.
-        split: Split of a Hugging Face dataset.
-        subset: Its configuration, if it has several.
-        revision: Its revision on the hub.
     """
 
     path: str
@@ -60,9 +57,6 @@ def read_table(
     """Read rows as dicts by our names of the columns, each with its location for messages.
 
     Args:
-        table: Where they are.
-        required: Columns that must be there.
-        bad: What to do with rows that are wrong.
         optional: Columns to read too if they are there.
         headerless: Columns, in order, of a CSV file whose first line names none of ours.
 
@@ -92,11 +86,7 @@ def read_table(
 
 
 def fingerprint_table(table: Table) -> str:
-    """Changes when the table's content does; files are hashed, datasets have a fingerprint.
-
-    Raises:
-        FileNotFoundError: If there is no such file or dataset.
-    """
+    """Changes when the table's content does; files are hashed, datasets have a fingerprint."""
     if table.on_hub:
         return f"{table.path} {table.subset} {table.split} {_load_dataset(table)._fingerprint}"
     return hash_file(Path(table.path))
@@ -107,9 +97,8 @@ def _json_rows(path: Path, layout: Layout, bad: BadRows) -> Iterator[TableRow]:
     for line, content in read_lines(path, bad):
         if not content.strip():
             continue
-        where, row = f"{path}:{line}", None
-        with bad.guard():
-            row = parse_row(content, where, required)
+        where = f"{path}:{line}"
+        row = bad.attempt(parse_row, content, where, required)
         if row is not None:
             yield where, {o: row[theirs] for o, theirs in layout.names.items() if theirs in row}
 

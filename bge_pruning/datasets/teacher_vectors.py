@@ -36,9 +36,6 @@ BLOCKS = 1024
 def new_arrays(paths: Mapping[str, Path]) -> Iterator[Allocate]:
     """Make arrays on disk to fill piece by piece, larger than memory if need be.
 
-    Args:
-        paths: The file of each name.
-
     Yields:
         A function of name, shape and type that makes the array of a file, full of zeros and mapped
         into memory. When the block ends well, the files get their names; else none is left.
@@ -63,26 +60,14 @@ def new_arrays(paths: Mapping[str, Path]) -> Iterator[Allocate]:
 
 
 def save_array(array: np.ndarray, path: Path) -> None:
-    """Write a ``.npy`` file, and its folder if it is missing.
-
-    Args:
-        array: The array.
-        path: The file; one that is there is replaced.
-    """
+    """Write a ``.npy`` file, and its folder if it is missing."""
     with atomic_file(path, unique=True) as partial:
         np.save(partial, array)
         _seal(partial)
 
 
 def load_array(path: Path) -> np.ndarray:
-    """Map a ``.npy`` file into memory.
-
-    Args:
-        path: The file, written by :func:`new_arrays` or :func:`save_array`.
-
-    Raises:
-        ValueError: If the file is damaged, or another version wrote it.
-    """
+    """Map a ``.npy`` file into memory, if it is sealed and whole."""
     try:
         _check_seal(path)
         return np.load(path, mmap_mode="r", allow_pickle=False)
@@ -93,12 +78,7 @@ def load_array(path: Path) -> np.ndarray:
 
 
 def compute_digest(path: Path, size: int) -> bytes:
-    """Checksum of the first bytes of a file; of a large one, of blocks spread over it.
-
-    Args:
-        path: The file.
-        size: How many bytes.
-    """
+    """Checksum of the first bytes of a file; of a large one, of blocks spread over it."""
     count = -(-size // BLOCK)
     chosen = range(count)
     if count > BLOCKS:
@@ -151,9 +131,7 @@ def cached_teacher_outputs(
     """Outputs of all texts, from the cache where it has them.
 
     Args:
-        texts: The texts.
         encode: The teacher: token ids and mask, shape ``(B, T)``, to outputs by name.
-        pad_token_id: Id to pad with.
         paths: Cache file of each wanted output; its name must hold :func:`compute_cache_key`. A
             file is written as a whole or not at all, and by one process: others wait for it.
 
@@ -188,11 +166,8 @@ def encode_texts(
     """Outputs of all texts, encoded in batches of similar length.
 
     Args:
-        texts: The texts.
         encode: Token ids and mask, shape ``(B, T)``, to outputs by name: ``dense_vecs`` ``(B, H)``,
             ``token_weights`` ``(B, T)``, ``colbert_vecs`` ``(B, T - 1, C)`` without CLS.
-        pad_token_id: Id to pad with.
-        names: Outputs to keep.
         allocate: Makes the array of an output, full of zeros.
 
     Returns:

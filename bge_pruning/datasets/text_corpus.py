@@ -14,6 +14,7 @@ import time
 from array import array
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict, dataclass
+from itertools import islice
 from pathlib import Path
 from zipfile import BadZipFile
 
@@ -53,13 +54,7 @@ class _CorpusRecord(Record):
 
 @dataclass(frozen=True)
 class TextCorpus:
-    """A source, tokenised.
-
-    Attributes:
-        texts: Each different text once.
-        rows: The rows over them.
-        bad: The rows that were skipped.
-    """
+    """A source, tokenised."""
 
     texts: TokenizedTexts
     rows: RowTable
@@ -67,11 +62,7 @@ class TextCorpus:
 
 
 def corpus_key(*parts: object) -> str:
-    """Hash of everything that a cache depends on, which names it.
-
-    Args:
-        *parts: Content of the files, tokenizer and settings, as values whose ``repr`` is exact.
-    """
+    """Hash of everything that a cache depends on, which names it."""
     return hashlib.sha256(repr((FORMAT, parts)).encode()).hexdigest()[:24]
 
 
@@ -83,17 +74,9 @@ def cached_corpus(
     Args:
         folder: Cache folder of this source; its name must hold :func:`corpus_key`. It is written
             as a whole or not at all, and by one process: others wait for it.
-        name: Name of the source, for the log.
         read: Yields the rows; called twice.
-        tokenizer_json: Content of ``tokenizer.json``.
-        max_length: Longest text in tokens; longer ones are truncated.
-        skip: Skip and count rows that are wrong instead of stopping at the first.
-
-    Returns:
-        Memory-mapped arrays.
 
     Raises:
-        FileNotFoundError: If the source is not there.
         ValueError: If a row is wrong, there is none, or the cache is damaged.
     """
     if not folder.is_dir():
@@ -123,10 +106,7 @@ def write_corpus(
             truncated += tokens.truncated
     arrays = {
         "text_starts": _starts(np.array(lengths, np.int64)),
-        "texts": rows.texts,
-        "starts": rows.starts,
-        "positives": rows.positives,
-        "scores": rows.scores,
+        **{name: getattr(rows, name) for name in ARRAYS[1:]},
     }
     for key, values in arrays.items():
         np.save(folder / f"{key}.npy", values)
@@ -146,14 +126,8 @@ def write_corpus(
 
 
 def load_corpus(folder: Path) -> TextCorpus:
-    """Map the arrays of a cache folder into memory.
-
-    Raises:
-        FileNotFoundError: If there is no record.
-        ValueError: If files are missing or hold something else than was written.
-    """
-    fix = "delete the folder; it is made again"
-    record = read_record(folder / RECORD, _CorpusRecord, fix)
+    """Map the arrays of a cache folder into memory."""
+    record = read_record(folder / RECORD, _CorpusRecord, "delete the folder; it is made again")
     try:
         if record.format != FORMAT:
             raise ValueError(f"it is of version {record.format}, expected {FORMAT}")
@@ -183,11 +157,7 @@ def _digest(path: Path) -> str:
 
 
 def number_texts(given: Iterable[Row]) -> RowTable:
-    """Number the texts of rows, each different text once, in order of appearance.
-
-    Args:
-        given: Rows.
-    """
+    """Number the texts of rows, each different text once, in order of appearance."""
     import pyarrow as pa
 
     digests, counts, positives, scores = bytearray(), array("q"), array("i"), array("f")
@@ -221,13 +191,8 @@ def _different_texts(given: Iterable[Row], rows: RowTable) -> Iterator[str]:
 
 
 def _chunks(texts: Iterable[str]) -> Iterator[list[str]]:
-    chunk: list[str] = []
-    for text in texts:
-        chunk.append(text)
-        if len(chunk) == CHUNK:
-            yield chunk
-            chunk = []
-    if chunk:
+    iterator = iter(texts)
+    while chunk := list(islice(iterator, CHUNK)):
         yield chunk
 
 

@@ -16,13 +16,7 @@ from bge_pruning.datasets.rows import BadRows
 
 
 def expand_paths(pattern: str) -> list[Path]:
-    """The files that a path names, which may hold the wildcards ``*``, ``?`` and ``[...]``.
-
-    Args:
-        pattern: A path, or a pattern such as ``texts/*.txt``.
-
-    Returns:
-        The files, sorted by name; a path without wildcards as it is.
+    """The files, sorted, of a path that may hold the wildcards ``*``, ``?`` and ``[...]``.
 
     Raises:
         FileNotFoundError: If a pattern fits no file.
@@ -38,11 +32,7 @@ def expand_paths(pattern: str) -> list[Path]:
 
 
 def hash_file(path: Path) -> str:
-    """SHA-256 of a file's content. A file that has not changed since is not read again.
-
-    Raises:
-        FileNotFoundError: If there is no such file.
-    """
+    """SHA-256 of a file's content. A file that has not changed since is not read again."""
     found = _checked(path).stat()
     return _hash(path, found.st_mtime_ns, found.st_size, found.st_ino)
 
@@ -70,8 +60,6 @@ def read_lines(
     """Lines of a UTF-8 file, plain or ``.gz``, each with its number from 1.
 
     Args:
-        path: The file.
-        bad: What to do with a line that is not UTF-8.
         errors: ``surrogateescape`` leaves such a line to the caller's :func:`check_unicode`: a line
             of a CSV file may be the middle of a row.
 
@@ -85,9 +73,7 @@ def read_lines(
     with gzip.open(path, "rb") if path.suffix == ".gz" else path.open("rb") as file:
         try:
             for line, content in enumerate(file, start=1):
-                text = None
-                with bad.guard():
-                    text = _decode(content, f"{path}:{line}", line == 1, errors)
+                text = bad.attempt(_decode, content, f"{path}:{line}", line == 1, errors)
                 if text is not None:
                     yield line, text
         except (EOFError, gzip.BadGzipFile, zlib.error) as error:
@@ -105,16 +91,7 @@ def _decode(content: bytes, where: str, first: bool, errors: str) -> str:
 
 
 def parse_row(content: str, where: str, keys: Sequence[str]) -> dict[str, Any]:
-    """A JSON object with the given keys.
-
-    Args:
-        content: One line.
-        where: File and line, for the message.
-        keys: Keys that it must have.
-
-    Raises:
-        ValueError: If it is not JSON, or lacks a key.
-    """
+    """A JSON object with the given keys."""
     try:
         row = json.loads(content)
     except RecursionError:
@@ -133,15 +110,7 @@ def parse_row(content: str, where: str, keys: Sequence[str]) -> dict[str, Any]:
 
 
 def check_text(value: Any, what: str) -> str:
-    """Check that a value is a text that a model can read.
-
-    Args:
-        value: What was found.
-        what: File, line and name, for the message.
-
-    Raises:
-        ValueError: If it is not a text, is empty, or is not valid Unicode.
-    """
+    """Check that a value is a text that a model can read: not empty, and valid Unicode."""
     if not isinstance(value, str) or not value.strip():
         raise ValueError(f"{what} is empty or no text. To fix, correct or remove the line.")
     check_unicode(value, what)
@@ -149,11 +118,7 @@ def check_text(value: Any, what: str) -> str:
 
 
 def check_unicode(text: str, what: str) -> None:
-    """Refuse text that no tokenizer accepts: JSON can spell half of a surrogate pair.
-
-    Raises:
-        ValueError: If the text holds bytes that are not UTF-8, or half of a surrogate pair.
-    """
+    """Refuse text that no tokenizer accepts: JSON can spell half of a surrogate pair."""
     try:
         text.encode("utf-8")
     except UnicodeEncodeError:

@@ -43,32 +43,20 @@ Encoder = TextEncoder | OnnxEncoder
 
 @dataclass(frozen=True)
 class Setting:
-    """What is embedded at once, and by what.
-
-    Attributes:
-        batch_size: Texts.
-        length: Tokens of each, or ``REAL`` for real texts of their own lengths.
-        runtime: One of ``RUNTIMES``.
-    """
+    """What is embedded at once, and by what."""
 
     batch_size: int
-    length: int | str
+    length: int | str  # tokens of each text, or REAL for real texts of their own lengths
     runtime: str = TORCH
 
 
 @dataclass(frozen=True)
 class Job:
-    """One call of a model.
-
-    Attributes:
-        run: What to time.
-        lengths: Tokens of each text.
-        batches: Texts, and tokens of the longest, of each batch.
-    """
+    """One call of a model."""
 
     run: Callable[[], object]
     lengths: list[int]
-    batches: list[tuple[int, int]]
+    batches: list[tuple[int, int]]  # texts, and tokens of the longest
 
 
 def shape_of(encoder: Encoder) -> EncoderShape:
@@ -95,9 +83,7 @@ def measure_efficiency(
         opened: By runtime, in the order of ``RUNTIMES``: the ``model`` to judge and, if there is
             one, its ``baseline``. Those of ``COMPILE``, which may be those of ``TORCH``, are
             compiled in place.
-        batch_sizes: Numbers of texts that are embedded at once.
         lengths: Tokens of a text; lengths beyond either model's limit are left out.
-        texts: Texts to measure real lengths with; may be empty.
         seconds: Time for each setting.
 
     Returns:
@@ -143,9 +129,6 @@ def measure_setting(
     ones and sorted by length; its time includes tokenising them.
 
     Args:
-        models: See :func:`measure_efficiency`.
-        setting: What is embedded at once.
-        texts: Texts for ``REAL`` lengths.
         seconds: How long to measure; there are at least ``LEAST_ROUNDS`` rounds, or
             ``FEWEST_ROUNDS`` where a round takes ``SLOW`` times as long.
 
@@ -174,14 +157,7 @@ def measure_setting(
 
 
 def find_saturation(settings: Sequence[Mapping[str, Any]]) -> dict[str, dict[str, Any]]:
-    """Find the setting with most tokens per second, by runtime and model.
-
-    Args:
-        settings: See :func:`measure_efficiency`.
-
-    Returns:
-        ``batch_size``, ``length``, ``texts_per_s`` and ``tokens_per_s``.
-    """
+    """Find the setting with most tokens per second, by runtime and model."""
     found: dict[str, dict[str, Any]] = {}
     for setting in settings:
         best = found.setdefault(setting["runtime"], {})
@@ -201,12 +177,6 @@ def estimate_activations(shape: EncoderShape, texts: int, tokens: int, runtime: 
     A token's hidden states before and in a layer, and the wider half of the layer: queries, keys,
     values and their products, or the units before and after the activation. The ONNX graph also
     holds the attention of every pair of tokens before and after the softmax.
-
-    Args:
-        shape: Sizes of the encoder.
-        texts: Texts of the batch.
-        tokens: Tokens of the longest.
-        runtime: One of ``RUNTIMES``.
     """
     inner = shape.num_attention_heads * shape.head_dim
     halves = (6 * inner, shape.hidden_size + 2 * shape.intermediate_size)
@@ -225,10 +195,7 @@ def _memory(models: Mapping[str, Encoder], jobs: Mapping[str, Job], runtime: str
         needed.append(_number_bytes(encoder) * numbers)
     # ONNX Runtime frees nothing before its model is deleted.
     total = sum(needed) if runtime == ONNX else max(needed)
-    return {
-        "needed_bytes": int(total),
-        "free_bytes": free_bytes(str(models["model"].device)),
-    }
+    return {"needed_bytes": int(total), "free_bytes": free_bytes(str(models["model"].device))}
 
 
 def _number_bytes(encoder: Encoder) -> int:

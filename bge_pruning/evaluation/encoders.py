@@ -40,12 +40,6 @@ LONGEST = 8192
 class SentenceTransformerEncoder:
     """Any transformer that sentence-transformers loads.
 
-    Args:
-        model: The model.
-        name: Its folder or hub name.
-        max_length: Longest text in tokens; ``None`` for the model's own limit.
-        batch_size: Texts of a batch.
-
     Raises:
         ValueError: If it contains no transformer: there would be no shape to make floors of.
     """
@@ -92,11 +86,7 @@ class SentenceTransformerEncoder:
     def encode(
         self, texts: Sequence[str], names: Sequence[str] = ("dense_vecs",), progress: bool = False
     ) -> Encoded:
-        """Normalised dense vectors of texts.
-
-        Raises:
-            ValueError: If a vector is not finite.
-        """
+        """Normalised dense vectors of texts."""
         vectors = self.model.encode(
             list(texts),
             batch_size=self.batch_size,
@@ -139,39 +129,22 @@ def check_model_name(name: str) -> None:
 
     Args:
         name: Folder, checkpoint file, run folder, ONNX file, or ``owner/name`` on the hub.
-
-    Raises:
-        FileNotFoundError: If it is a path and nothing is there, the run has no checkpoint, or an
-            ONNX file lies outside a model folder.
-        ValueError: If a model folder does not say how its vectors are pooled.
     """
     path = Path(name)
+    is_path = path.is_absolute() or name.startswith(".") or len(path.parts) != 2
     if path.suffix == ".onnx":
         _check_folder(find_model_folder(path))
-        return
-    if path.is_file():
-        return
-    is_path = path.is_absolute() or name.startswith(".") or len(path.parts) != 2
-    if is_path and not path.is_dir():
+    elif path.is_dir():
+        _check_folder(path)
+    elif is_path and not path.is_file():
         raise FileNotFoundError(
             f"model {name} is not a folder. To fix, give a model's folder, a run's folder or "
             f"checkpoint, or owner/name on the hub."
         )
-    if path.is_dir():
-        _check_folder(path)
 
 
 def fetch_models(names: Sequence[str]) -> None:
-    """Refuse names that cannot be models, and download those on the hub, before any is scored.
-
-    Args:
-        names: See :func:`check_model_name`, as for the errors.
-
-    Raises:
-        FileNotFoundError: If one is missing.
-        ValueError: If one does not say how its vectors are pooled.
-        OSError: If the hub cannot deliver one.
-    """
+    """Refuse names that cannot be models, and download those on the hub, before any is scored."""
     for name in names:
         check_model_name(name)
     for name in names:
@@ -208,12 +181,9 @@ def load_encoder(
     Args:
         name: Folder, checkpoint file, run folder (its newest checkpoint), ONNX file in a model
             folder, or hub name.
-        device: Torch device.
         max_length: Tokens at which texts are cut, at most the model's own limit; ``None`` keeps it.
-        batch_size: Texts of a batch.
 
     Raises:
-        FileNotFoundError: See :func:`check_model_name`.
         ValueError: If the model cannot be loaded, or ``max_length`` leaves no room for text.
         OSError: If the hub cannot deliver it.
     """
@@ -234,14 +204,7 @@ def load_encoder(
 
 
 def load_checkpoint(path: Path) -> BaseModel:
-    """The model that extraction would write from a checkpoint, in memory.
-
-    Args:
-        path: Run folder (its newest checkpoint) or checkpoint file.
-
-    Raises:
-        ValueError: If the file is damaged or was not written by this project.
-    """
+    """The model that extraction would write from a checkpoint (of a run folder, its newest)."""
     model = load_trained_model(find_checkpoint(path))
     masks, shape = final_gates(model)
     base = as_base_model(model, str(path))

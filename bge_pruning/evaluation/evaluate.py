@@ -45,15 +45,12 @@ from bge_pruning.utils.records import Entry, EvaluationRecord, Speed
 WEIGHT_FILES = (
     f"model*.safetensors pytorch_model*.bin *_linear.pt {PROJECTION}/model.safetensors".split()
 )
+FLOORS = ("random_weights", "word_embeddings")
+log = logging.getLogger(__name__)
 
 
 def measure_cost(model: AnyEncoder, baseline: AnyEncoder, texts: Sequence[str]) -> Speed:
     """Measure speed and memory of two models.
-
-    Args:
-        model: The model to judge.
-        baseline: The unpruned model, on the same device.
-        texts: Texts to embed; a sample is used.
 
     Returns:
         The result of :func:`measure_speed` with ``memory_bytes``: those of the weights, and those
@@ -91,11 +88,7 @@ def _weights(encoder: TextEncoder | SentenceTransformerEncoder) -> list[Tensor]:
 
 
 def size_on_disk(name: str | None) -> int | None:
-    """Bytes of a folder's weight files or of an ONNX file; ``None`` for anything else.
-
-    Args:
-        name: Folder, ONNX file, checkpoint or hub name.
-    """
+    """Bytes of a folder's weight files or of an ONNX file; ``None`` for anything else."""
     folder = Path(name or "")
     if folder.suffix == ".onnx":
         return sum(file.stat().st_size for file in onnx_files(folder))
@@ -103,9 +96,6 @@ def size_on_disk(name: str | None) -> int | None:
         return None
     files = {file for pattern in WEIGHT_FILES for file in folder.glob(pattern)}
     return sum(file.stat().st_size for file in files)
-
-
-FLOORS = ("random_weights", "word_embeddings")
 
 
 def describe_task(
@@ -118,24 +108,20 @@ def describe_task(
     metric has a 95 % ``interval`` over queries or pairs and the ``p_value`` of a paired test.
 
     Args:
-        task: The task.
-        mode: One of ``MODES``.
         scores: Under ``model``, ``baseline`` (if there is one) and each of ``FLOORS``.
         also: Scores of further models, by name.
-        seed: Seed of the interval and the test.
     """
     key = (task.name, mode)
     ours = scores["model"][key]
     theirs = scores.get("baseline", {}).get(key)
-    entries = []
-    for index, metric in enumerate(ours.values):
-        entry = Entry(
+    return [
+        Entry(
             task=task.name,
             kind=task.kind,
             mode=mode,
             metric=metric,
             main=index == 0,
-            value=ours.values[metric],
+            value=value,
             **_compare(metric, key, scores, also),
             samples=len(ours.samples),
             texts=ours.texts,
@@ -143,15 +129,12 @@ def describe_task(
             seconds=ours.seconds,
             **(_uncertainty(task, ours, theirs, seed) if index == 0 else {}),
         )
-        entries.append(entry)
-    return entries
+        for index, (metric, value) in enumerate(ours.values.items())
+    ]
 
 
 def _compare(
-    metric: str,
-    key: tuple[str, str],
-    scores: Mapping[str, Scores],
-    also: Mapping[str, Scores],
+    metric: str, key: tuple[str, str], scores: Mapping[str, Scores], also: Mapping[str, Scores]
 ) -> dict[str, Any]:
     """Baseline, floors and further models of one value, and the shares of them it reaches."""
     value = scores["model"][key].values[metric]
@@ -179,8 +162,7 @@ def _uncertainty(task: Task, ours: Score, theirs: Score | None, seed: int) -> di
         gold = np.array(task.pairs()[2])
         found = {"interval": bootstrap_correlation_interval(ours.samples, gold, seed)}
         if theirs is not None:
-            p = paired_correlation_p_value(ours.samples, theirs.samples, gold, seed)
-            found["p_value"] = p
+            found["p_value"] = paired_correlation_p_value(ours.samples, theirs.samples, gold, seed)
     else:
         found = {"interval": bootstrap_interval(ours.samples, seed)}
         if theirs is not None:
@@ -188,16 +170,8 @@ def _uncertainty(task: Task, ours: Score, theirs: Score | None, seed: int) -> di
     return {**found, "interval": list(found["interval"])}
 
 
-log = logging.getLogger(__name__)
-
-
 def write_evaluation(result: EvaluationRecord, path: Path, *, overwrite: bool = False) -> None:
     """Write a result as JSON, and its scores as a Markdown table beside it.
-
-    Args:
-        result: What :func:`evaluate` returns.
-        path: JSON file.
-        overwrite: Whether existing files may be replaced.
 
     Raises:
         FileExistsError: If one of them exists and ``overwrite`` is false.
@@ -231,16 +205,10 @@ def evaluate(
     Args:
         model: Folder, checkpoint, run folder or hub name of the model to judge.
         baseline: The unpruned model; with ``None`` neither retention nor speed is computed.
-        tasks: See :mod:`bge_pruning.evaluation.tasks`; each is evaluated in every mode.
-        modes: See :data:`bge_pruning.evaluation.search.MODES`.
         also: More models to score, under their names (the pruned model before recovery, for one).
-        batch_size: Texts in a batch.
         max_length: Tokens at which texts are cut, for every model; ``None`` keeps each model's own
             limit.
-        device: Torch device; ``None`` for the best available one.
-        speed: Whether to measure speed and memory.
         seed: Seed of the random weights and of the intervals.
-        progress: Show progress bars.
 
     Returns:
         What ``evaluation.json`` holds; for ``tasks`` see :func:`describe_task`.
@@ -254,7 +222,9 @@ def evaluate(
     if not tasks:
         raise ValueError("no task to evaluate on. To fix, give at least one.")
     _check_numbers(batch_size, max_length, seed)
-    load = _loader(device or default_device(), max_length, batch_size)
+    device = device or default_device()
+    check_device(device)
+    load = partial(load_encoder, device=device, max_length=max_length, batch_size=batch_size)
     others = also or {}
     fetch_models([model, *([baseline] if baseline else []), *others.values()])
     judged = load(model)
@@ -272,18 +242,16 @@ def evaluate(
         model=model,
         baseline=baseline,
         tasks=[entry for part in entries for entry in part],
-        **_describe_models(judged, reference, {"model": model, "baseline": baseline}),
+        parameters={
+            "model": count_parameters(judged),
+            "baseline": None if reference is None else count_parameters(reference),
+        },
+        size_bytes={"model": size_on_disk(model), "baseline": size_on_disk(baseline)},
         speed=_measure_speed(judged, reference, tasks) if reference and speed else None,
         seed=seed,
         max_length=max_length,
         versions=collect_versions(),
     )
-
-
-def _loader(device: str, max_length: int | None, batch_size: int) -> Callable[[str], AnyEncoder]:
-    """Make a function that loads a model by its name onto a device, which is checked first."""
-    check_device(device)
-    return partial(load_encoder, device=device, max_length=max_length, batch_size=batch_size)
 
 
 def _score(
@@ -318,18 +286,6 @@ def _check_numbers(batch_size: int, max_length: int | None, seed: int) -> None:
             raise ValueError(f"{key} {value} is not above 0. To fix, use 1 or more.")
     if not 0 <= seed < 1 << 64:
         raise ValueError(f"seed {seed} is not in [0, 2^64). To fix, use 0.")
-
-
-def _describe_models(
-    judged: AnyEncoder, reference: AnyEncoder | None, names: Mapping[str, str | None]
-) -> dict[str, Any]:
-    return {
-        "parameters": {
-            "model": count_parameters(judged),
-            "baseline": None if reference is None else count_parameters(reference),
-        },
-        "size_bytes": {which: size_on_disk(name) for which, name in names.items()},
-    }
 
 
 def _measure_speed(judged: AnyEncoder, reference: AnyEncoder, tasks: Sequence[Task]) -> Speed:

@@ -27,7 +27,6 @@ def with_random_weights(base: BaseModel, seed: int) -> BaseModel:
     The projection is kept, because it determines which dimensions the vectors have.
 
     Args:
-        base: The trained model, which is not changed.
         seed: Seed of the weights. The caller's random state is restored.
     """
     backbone, heads = copy.deepcopy(base.backbone), copy.deepcopy(base.heads)
@@ -45,11 +44,7 @@ def with_random_weights(base: BaseModel, seed: int) -> BaseModel:
 
 
 class WordEmbeddings:
-    """The normalised mean of a text's word embeddings, without special tokens or any layer.
-
-    Args:
-        encoder: The model whose tokenizer and embeddings are taken.
-    """
+    """The normalised mean of a text's word embeddings, without special tokens or any layer."""
 
     def __init__(self, encoder: Encoder) -> None:
         self.prompts: dict[str, str] = {}

@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+from bge_pruning.evaluation.search import top_columns
 from bge_pruning.evaluation.statistics import bootstrap_interval
 from bge_pruning.evaluation.text_encoder import Encoder
 from bge_pruning.utils.records import IndexRecord
@@ -26,12 +27,8 @@ def compare_index(
     """Search an index of the old model with queries of the old and of the new one.
 
     Args:
-        old: The model that embedded the passages.
-        new: The model that is to embed the queries.
-        passages: Texts of the index.
         queries: Texts to search with; a query that is itself a passage does not find itself.
         top_k: Passages of a query that are compared.
-        progress: Show progress bars.
 
     Returns:
         ``agreement``, the mean share of the old model's ``top_k`` passages that the new model
@@ -94,7 +91,5 @@ def _best(queries: np.ndarray, index: np.ndarray, own: np.ndarray, top_k: int) -
         mine = own[start : start + BLOCK]
         rows = np.flatnonzero(mine >= 0)
         scores[rows, mine[rows]] = -np.inf
-        best = np.argpartition(-scores, top_k - 1, axis=1)[:, :top_k]
-        order = np.argsort(-np.take_along_axis(scores, best, 1), axis=1, kind="stable")
-        found.append(np.take_along_axis(best, order, 1))
+        found.append(top_columns(scores, top_k))
     return np.concatenate(found)

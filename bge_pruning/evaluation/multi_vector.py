@@ -14,41 +14,32 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from bge_pruning.evaluation.text_encoder import BatchEncoder, MultiVectorRoom, MultiVectors
+from bge_pruning.evaluation.text_encoder import BatchEncoder, MultiVectors
 
 # Products of tokens that are in memory at once.
 PRODUCTS = 1 << 24
 
 
 def encode_queries(encoder: BatchEncoder, texts: Sequence[str]) -> MultiVectors:
-    """Multi-vectors of all queries, which are few and short.
-
-    Args:
-        encoder: The model.
-        texts: The queries.
-    """
+    """Multi-vectors of all queries, which are few and short."""
     ranks = encoder.ranks
     part = _encode(encoder, ranks.share(texts))
     if ranks.count == 1:
         return part
-    parts = ranks.gather([block.cpu().numpy() for block in _texts(part)])
+    bounds = pairwise(part.starts.tolist())
+    parts = ranks.gather([part.vectors[start:end].cpu().numpy() for start, end in bounds])
     found = [block for blocks in parts for block in blocks]
     blocks = [found[place] for place in ranks.order(len(texts))]
     starts = np.cumsum([0, *map(len, blocks)])
     return MultiVectors(torch.from_numpy(np.concatenate(blocks)).to(encoder.device), starts)
 
 
-def _texts(part: MultiVectors) -> list[Tensor]:
-    """The vectors of each text."""
-    return [part.vectors[start:end] for start, end in pairwise(part.starts.tolist())]
-
-
 def _encode(encoder: BatchEncoder, texts: Sequence[str]) -> MultiVectors:
     tokens = encoder.tokenize(texts)
-    room = MultiVectorRoom(tokens)
+    found = MultiVectors.room_for(tokens)
     for index, _, _, outputs in encoder.batches(tokens, ("colbert_vecs",)):
-        room.fill(index, outputs["colbert_vecs"].float())
-    return MultiVectors(room.vectors, room.starts)
+        found.fill(index, outputs["colbert_vecs"].float())
+    return found
 
 
 def score_pairs(
@@ -62,11 +53,7 @@ def score_pairs(
     """Mean over a query's tokens of the largest product with a passage's tokens.
 
     Args:
-        encoder: The model, which embeds the passages.
-        queries: The queries' multi-vectors.
-        passages: Texts of the passages.
         pairs: Query and passage of each pair, each of shape ``(n,)``.
-        progress: Show a progress bar.
         ready: Multi-vectors of the passages if they have been computed; in one process only.
 
     Returns:
@@ -128,12 +115,8 @@ def score_passage(queries: MultiVectors, chosen: np.ndarray, passage: Tensor) ->
     with the passage are one matrix product; one for each pair would be small, and slow.
 
     Args:
-        queries: The queries.
         chosen: Which of them, shape ``(n,)``.
         passage: Multi-vectors of the passage, shape ``(T, C)``.
-
-    Returns:
-        Shape ``(n,)``.
     """
     starts = queries.starts[chosen]
     counts = queries.starts[chosen + 1] - starts
@@ -153,10 +136,6 @@ def _ragged_rows(starts: np.ndarray, counts: np.ndarray) -> tuple[np.ndarray, np
     """Rows of several runs, one run after the other, and where each run begins among them.
 
     Starts 10 and 40 with counts 2 and 3 give the rows 10, 11, 40, 41, 42, which begin at 0 and 2.
-
-    Args:
-        starts: First row of each run, shape ``(n,)``.
-        counts: Rows of each run, at least 1, shape ``(n,)``.
     """
     firsts = np.cumsum(counts) - counts
     return np.repeat(starts - firsts, counts) + np.arange(counts.sum()), firsts

@@ -32,12 +32,7 @@ PROVIDERS = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider"}
 def open_session(path: Path, device: str = "cpu") -> InferenceSession:
     """Open a session with as many threads as torch has, so that their speeds can be compared.
 
-    Args:
-        path: ONNX file.
-        device: ``cpu``, ``cuda`` or ``cuda:INDEX``.
-
     Raises:
-        ImportError: If ONNX Runtime is not installed.
         ValueError: If it has no support for the device, or the file is damaged.
     """
     runtime = import_optional("onnxruntime", "onnx")
@@ -59,16 +54,7 @@ def open_session(path: Path, device: str = "cpu") -> InferenceSession:
 
 
 def find_provider(device: str, name: str) -> str:
-    """Find the execution provider of a device.
-
-    Args:
-        device: ``cpu``, ``cuda`` or ``cuda:INDEX``.
-        name: The file, for the message.
-
-    Raises:
-        ImportError: If ONNX Runtime is not installed.
-        ValueError: If it has no support for the device.
-    """
+    """Find the execution provider of a device, if ONNX Runtime is built for it."""
     provider = PROVIDERS.get(device.partition(":")[0])
     if provider not in import_optional("onnxruntime", "onnx").get_available_providers():
         raise ValueError(
@@ -84,10 +70,8 @@ def run_session(
     """Compute outputs, by name.
 
     Args:
-        session: See :func:`open_session`.
         ids: Token ids, int64, shape ``(B, T)``.
         mask: Same shape; 0 for padding.
-        names: Outputs to compute.
     """
     inputs = {name: t.cpu().numpy() for name, t in zip(INPUTS, (ids, mask), strict=True)}
     return dict(zip(names, session.run(list(names), inputs), strict=True))
@@ -98,12 +82,8 @@ class OnnxEncoder(BatchEncoder):
 
     Args:
         path: The file, in a model folder or in its ``onnx`` folder.
-        device: ``cpu``, or ``cuda`` with onnxruntime-gpu.
-        max_length: Longest text in tokens; ``None`` for the model's own limit.
-        batch_size: Texts of a batch, fewer if they are long.
 
     Raises:
-        ImportError: If ``onnxruntime`` is not installed.
         FileNotFoundError: If there is no such file, or it is not in a model folder.
         ValueError: If the file is damaged, has other outputs, or cannot run on the device.
     """
@@ -143,15 +123,7 @@ class OnnxEncoder(BatchEncoder):
 
 
 def find_model_folder(path: Path) -> Path:
-    """Find the model folder of an ONNX file.
-
-    Args:
-        path: The file.
-
-    Raises:
-        FileNotFoundError: If the file does not exist, or neither its folder nor the one above
-            holds a model.
-    """
+    """Find the model folder of an ONNX file: the one it is in, or the one above."""
     if not path.is_file():
         raise FileNotFoundError(
             f"{path}: no such file. To fix, export the model with extract_pruned_model.py --onnx."
@@ -167,11 +139,7 @@ def find_model_folder(path: Path) -> Path:
 
 
 def onnx_files(path: Path) -> list[Path]:
-    """List an ONNX file and, if there is one, the separate file of its weights.
-
-    Args:
-        path: The file.
-    """
+    """List an ONNX file and, if there is one, the separate file of its weights."""
     return [file for file in (path, path.with_name(f"{path.name}_data")) if file.is_file()]
 
 

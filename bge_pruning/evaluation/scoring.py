@@ -28,7 +28,6 @@ class Score:
     Attributes:
         values: By metric, as mteb computes them; the first is the main one.
         samples: nDCG@10 of each query by its id, or the similarity of each pair in order.
-        texts: Texts that were embedded.
         truncated: How many of them were truncated at the model's limit.
         seconds: Time of embedding (counted in the first mode only), comparing and scoring.
     """
@@ -45,12 +44,7 @@ Scores = dict[tuple[str, str], Score]
 
 
 def metric_names(kind: str, mode: str) -> tuple[str, ...]:
-    """Names that mteb gives the metrics of a kind of task, the main one first.
-
-    Args:
-        kind: ``similarity`` or ``retrieval``.
-        mode: One of ``MODES``; only dense similarities are cosines.
-    """
+    """What mteb calls the metrics, the main one first; only dense similarities are cosines."""
     if kind == RETRIEVAL:
         return RETRIEVAL_METRICS
     prefix = "cosine_" if mode == "dense" else ""
@@ -61,12 +55,6 @@ def score_tasks(
     encoder: Encoder, tasks: Sequence[Task], modes: Sequence[str], progress: bool = False
 ) -> Scores:
     """Score one model; modes that it has no head for are left out.
-
-    Args:
-        encoder: The model.
-        tasks: See :mod:`bge_pruning.evaluation.tasks`.
-        modes: Names of modes.
-        progress: Show progress bars.
 
     Returns:
         The scores. Where all similarities of a task are equal, for example 0 from an output that

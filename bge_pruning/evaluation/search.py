@@ -24,16 +24,7 @@ KEPT_BYTES = 2 << 30
 
 
 def check_modes(modes: Sequence[str], names: Sequence[str], model: str) -> None:
-    """Refuse modes that a model does not support.
-
-    Args:
-        modes: Names of modes.
-        names: Outputs that the model has.
-        model: Its name, for the message.
-
-    Raises:
-        ValueError: If a mode is unknown, or needs a head that the model lacks.
-    """
+    """Refuse modes that are unknown, or need a head that the model lacks."""
     for mode in modes:
         if mode not in MODES:
             raise ValueError(f"mode '{mode}' is not one of {', '.join(MODES)}. To fix, choose one.")
@@ -53,8 +44,6 @@ class Collection:
     """A corpus, embedded once for all modes.
 
     Attributes:
-        ids: Name of each passage.
-        texts: Text of each passage.
         encoded: Dense and sparse vectors of the passages, and multi-vectors if they fit.
     """
 
@@ -67,9 +56,7 @@ class CorpusCache:
     """Embeds each corpus once, whatever the number of modes that search it.
 
     Args:
-        encoder: The model.
         outputs: Outputs that any mode needs: ``dense``, ``sparse``, ``colbert``.
-        progress: Show progress bars.
     """
 
     def __init__(self, encoder: Encoder, outputs: Sequence[str], progress: bool = False) -> None:
@@ -111,16 +98,7 @@ class CorpusCache:
     def late_scores(
         self, texts: Sequence[str], collection: Collection, indices: np.ndarray
     ) -> np.ndarray:
-        """Multi-vector scores of queries with their candidates, kept for the next mode.
-
-        Args:
-            texts: The queries.
-            collection: The corpus.
-            indices: Candidates of each query, shape ``(q, k)``.
-
-        Returns:
-            Shape ``(q, k)``.
-        """
+        """Multi-vector scores of queries with candidates, ``(q, k)``; kept for the next mode."""
         key = (tuple(texts), id(collection), indices.tobytes())
         if self._late is None or self._late[0] != key:
             pairs = (np.repeat(np.arange(len(texts)), indices.shape[1]), indices.ravel())
@@ -136,12 +114,6 @@ class SearchModel:
 
     Multi-vectors are compared for the ``candidates`` best passages of each query by the dense and
     sparse vectors together; the others are not among the results.
-
-    Args:
-        corpora: Embeds corpora, shared by the modes of a model.
-        mode: One of ``MODES``.
-        meta: What mteb calls the model.
-        candidates: Passages of a query whose multi-vectors are compared.
 
     Attributes:
         texts: Passages and queries of the last search.
@@ -168,11 +140,7 @@ class SearchModel:
     def search(
         self, queries: Any, *, top_k: int, top_ranked: Any = None, **kwargs: Any
     ) -> dict[str, dict[str, float]]:
-        """Find the best passages of each query, with their scores.
-
-        Raises:
-            ValueError: If only listed passages may be ranked, which is not supported.
-        """
+        """Find the best passages of each query, with their scores."""
         if top_ranked is not None:
             raise ValueError(
                 "a reranking task lists the passages of each query, which is not supported. To "
@@ -221,8 +189,6 @@ def first_stage(
     """Find the best passages of every query by dense and sparse vectors.
 
     Args:
-        queries: ``q`` queries.
-        passages: ``p`` passages.
         outputs: ``dense``, ``sparse`` or both, whose scores are added with their weights.
         top_k: Passages of a query; all of them if there are fewer.
 
@@ -236,7 +202,7 @@ def first_stage(
         scores = sum(
             ENSEMBLE_WEIGHTS[name] * _scores(queries, passages, name, rows) for name in outputs
         )
-        best = _top(scores, top_k)
+        best = top_columns(scores, top_k)
         indices.append(best)
         values.append(np.take_along_axis(scores, best, 1))
     return np.concatenate(indices), np.concatenate(values)
@@ -248,7 +214,7 @@ def _scores(queries: Encoded, passages: Encoded, output: str, rows: slice) -> np
     return (queries.lexical_weights[rows] @ passages.lexical_weights.T).toarray()
 
 
-def _top(scores: np.ndarray, top_k: int) -> np.ndarray:
+def top_columns(scores: np.ndarray, top_k: int) -> np.ndarray:
     """Columns of the highest scores of each row, best first."""
     count = min(top_k, scores.shape[1])
     if count < scores.shape[1]:

@@ -17,19 +17,7 @@ if TYPE_CHECKING:
 
 
 class PairCache:
-    """Embeds the sentences of a task once for all modes.
-
-    Args:
-        encoder: The model.
-        first: First sentence of each pair.
-        second: Second sentence of each pair.
-        outputs: Outputs that any mode needs.
-        progress: Show progress bars.
-
-    Attributes:
-        truncated: Number of distinct sentences that were truncated.
-        texts: Distinct sentences.
-    """
+    """Embeds the sentences of a task, each different one once, for all modes."""
 
     def __init__(
         self,
@@ -49,11 +37,7 @@ class PairCache:
         self._scores: dict[str, np.ndarray] = {}
 
     def scores(self, mode: str) -> np.ndarray:
-        """Similarity of every pair, shape ``(pairs,)``.
-
-        Args:
-            mode: One of ``MODES``; its outputs are added with their weights.
-        """
+        """Similarity of every pair, shape ``(pairs,)``."""
         parts = [ENSEMBLE_WEIGHTS[output] * self._output(output) for output in MODES[mode]]
         return np.sum(parts, axis=0)
 
@@ -79,11 +63,6 @@ class SimilarityModel:
 
     mteb requests the vectors of all first sentences, then of all second ones, and then their
     similarities; those are computed with the mode.
-
-    Args:
-        cache: The sentences of the task.
-        mode: One of ``MODES``.
-        meta: What mteb calls the model.
     """
 
     def __init__(self, cache: PairCache, mode: str, meta: ModelMeta) -> None:

@@ -7,7 +7,7 @@ has no vectorised Spearman correlation. The tests compare both with SciPy.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
 
@@ -24,47 +24,18 @@ ROUNDING = 1e-12
 def bootstrap_interval(
     values: Sequence[float] | np.ndarray, seed: int = 0, level: float = 0.95
 ) -> tuple[float, float]:
-    """Percentile bootstrap interval of a mean.
-
-    Args:
-        values: One score for each query, shape ``(n,)``.
-        seed: Seed of the samples.
-        level: Probability, in (0, 1).
-
-    Raises:
-        ValueError: If there are no values.
-    """
+    """Percentile bootstrap interval of the mean of one score for each query."""
     values = np.asarray(values, np.float64)
-    _check_count(len(values))
-    generator = np.random.default_rng(seed)
-    means = [
-        values[generator.integers(len(values), size=(rows, len(values)))].mean(axis=1)
-        for rows in _blocks(len(values))
-    ]
-    return _percentiles(np.concatenate(means), level)
+    return _interval(len(values), lambda chosen: values[chosen].mean(axis=1), seed, level)
 
 
 def bootstrap_correlation_interval(
     similarity: np.ndarray, gold: np.ndarray, seed: int = 0, level: float = 0.95
 ) -> tuple[float, float]:
-    """Percentile bootstrap interval of a Spearman correlation over pairs.
-
-    Args:
-        similarity: Similarity of each pair, shape ``(n,)``.
-        gold: Gold score of each pair, shape ``(n,)``.
-        seed: Seed of the samples.
-        level: Probability, in (0, 1).
-
-    Raises:
-        ValueError: If there are no pairs.
-    """
-    _check_count(len(gold))
-    generator = np.random.default_rng(seed)
-    found = []
-    for rows in _blocks(len(gold)):
-        chosen = generator.integers(len(gold), size=(rows, len(gold)))
-        found.append(_spearman(similarity[chosen], gold[chosen]))
-    return _percentiles(np.concatenate(found), level)
+    """Percentile bootstrap interval of the Spearman correlation over pairs, ``(n,)`` each."""
+    return _interval(
+        len(gold), lambda chosen: _spearman(similarity[chosen], gold[chosen]), seed, level
+    )
 
 
 def paired_p_value(
@@ -72,16 +43,8 @@ def paired_p_value(
 ) -> float:
     """Two-sided p-value of a difference of means over the same queries, by random sign flips.
 
-    Args:
-        ours: Scores of one model, shape ``(n,)``.
-        theirs: Scores of the other for the same queries.
-        seed: Seed of the flips.
-
     Returns:
         In (0, 1]: the share of flips, the data's own included, whose difference is as large.
-
-    Raises:
-        ValueError: If the two differ in length or are empty.
     """
     difference = np.subtract(ours, theirs, dtype=np.float64)
     _check_count(len(difference))
@@ -102,17 +65,8 @@ def paired_correlation_p_value(
     The models' ranks of a pair are exchanged at random: if neither model is better, that changes
     the difference by chance only.
 
-    Args:
-        ours: Similarity of each pair by one model, shape ``(n,)``.
-        theirs: By the other.
-        gold: Gold score of each pair.
-        seed: Seed of the exchanges.
-
     Returns:
         In (0, 1]: the share of exchanges, none included, whose difference is as large.
-
-    Raises:
-        ValueError: If there are no pairs.
     """
     from scipy.stats import rankdata
 
@@ -151,9 +105,15 @@ def _blocks(size: int) -> Iterator[int]:
         yield min(rows, SAMPLES - start)
 
 
-def _percentiles(values: np.ndarray, level: float) -> tuple[float, float]:
+def _interval(
+    count: int, statistic: Callable[[np.ndarray], np.ndarray], seed: int, level: float
+) -> tuple[float, float]:
+    """Percentile interval of a statistic of the indices of samples, shape ``(rows, count)``."""
+    _check_count(count)
+    generator = np.random.default_rng(seed)
+    found = [statistic(generator.integers(count, size=(rows, count))) for rows in _blocks(count)]
     tail = (1 - level) / 2
-    low, high = np.quantile(values, [tail, 1 - tail])
+    low, high = np.quantile(np.concatenate(found), [tail, 1 - tail])
     return float(low), float(high)
 
 
@@ -192,9 +152,7 @@ def error_difference(
 
     Args:
         found: Cosines of the first model, shape ``(N, N)``.
-        other: Cosines of the second model, whose error is subtracted.
         wanted: Cosines that both are compared with.
-        seed: Seed of the draws.
     """
     generator = np.random.default_rng(seed)
     rows, columns = np.triu_indices(len(found), k=1)

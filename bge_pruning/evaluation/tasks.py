@@ -28,10 +28,7 @@ class Task:
     """One split of one subset of a task.
 
     Attributes:
-        name: Its name in results.
-        kind: ``similarity`` or ``retrieval``.
         mteb_task: A task of mteb with its data loaded, set to one split and subset.
-        split: The split.
         subset: The subset, ``default`` if there is one only.
         by_query: nDCG@10 of each query in the last evaluation of a retrieval task.
     """
@@ -79,7 +76,6 @@ def find_tasks(sts: Sequence[str], retrieval: Sequence[str], split: str = "test"
         sts: Files with scored sentence pairs, or names such as ``STSBenchmark`` or
             ``STS17:en-de`` (one subset).
         retrieval: Folders in BEIR layout, or names such as ``SciFact``.
-        split: Judgements of the folders to evaluate with; named tasks have their own.
 
     Raises:
         FileNotFoundError: If a file or the data of a named task is missing.
@@ -99,11 +95,7 @@ def find_tasks(sts: Sequence[str], retrieval: Sequence[str], split: str = "test"
 
 
 def check_names(tasks: Sequence[Task]) -> None:
-    """Refuse two tasks of one name: scores are written by it.
-
-    Raises:
-        ValueError: If there are two.
-    """
+    """Refuse two tasks of one name: scores are written by it."""
     names = [task.name for task in tasks]
     for name in names:
         if names.count(name) > 1:
@@ -114,16 +106,7 @@ def check_names(tasks: Sequence[Task]) -> None:
 
 
 def named_tasks(name: str, kind: str) -> list[Task]:
-    """Find the splits and subsets of a task that mteb evaluates, and load their data.
-
-    Args:
-        name: A task, or ``TASK:SUBSET``.
-        kind: ``similarity`` or ``retrieval``.
-
-    Raises:
-        FileNotFoundError: If mteb cannot load the data.
-        ValueError: If there is no such task or subset, or its kind is another one.
-    """
+    """Load the splits and subsets that mteb evaluates of a ``TASK``, or of one ``TASK:SUBSET``."""
     task_name, _, subset = name.partition(":")
     types = ("STS",) if kind == SIMILARITY else ("Retrieval",)
     try:
@@ -146,7 +129,6 @@ def sts_task(file: str | Path) -> Task:
         file: Columns ``sentence1``, ``sentence2``, ``score`` (0 to 5).
 
     Raises:
-        FileNotFoundError: If there is no such file.
         ValueError: If a row is invalid, or all scores are equal; the message names the file.
     """
     file = Path(file)
@@ -156,21 +138,12 @@ def sts_task(file: str | Path) -> Task:
             f"{file}: every gold score is {pairs.scores[0]:g}, so no correlation is defined. To "
             f"fix, choose a file with different scores."
         )
-    columns = {
-        "sentence1": pairs.sentences1,
-        "sentence2": pairs.sentences2,
-        "score": pairs.scores,
-    }
+    columns = {"sentence1": pairs.sentences1, "sentence2": pairs.sentences2, "score": pairs.scores}
     return similarity_task(file.stem, columns)
 
 
 def similarity_task(name: str, columns: Mapping[str, list]) -> Task:
-    """Make a similarity task of pairs in memory.
-
-    Args:
-        name: Its name.
-        columns: ``sentence1``, ``sentence2`` and ``score``, one entry for each pair.
-    """
+    """Make a similarity task of pairs in memory, by the names of their columns."""
     from datasets import Dataset, DatasetDict
 
     with random_state_kept():
@@ -190,43 +163,18 @@ def similarity_task(name: str, columns: Mapping[str, list]) -> Task:
 
 
 def beir_task(folder: str | Path, split: str = "test") -> Task:
-    """Make a retrieval task of a collection in BEIR layout; its name is the folder's.
-
-    Args:
-        folder: The collection.
-        split: Judgements to evaluate with.
-
-    Raises:
-        FileNotFoundError: If a file is missing.
-        ValueError: If a line is invalid; the message names file and line.
-    """
+    """Make a retrieval task of a collection in BEIR layout; its name is the folder's."""
     folder = Path(folder)
     return retrieval_task(folder.resolve().name, read_collection(folder, split), split)
 
 
 def mteb_task(task_name: str, split: str, subset: str | None = None) -> Task:
-    """Load one split of a retrieval task that mteb knows by name.
-
-    Args:
-        task_name: Its name.
-        split: Judgements to evaluate with.
-        subset: Often a language; needed if the task has several.
-
-    Raises:
-        FileNotFoundError: If mteb cannot load the data.
-        ValueError: If there is no such task, split or subset, or it cannot be evaluated here.
-    """
+    """Load one split of a retrieval task that mteb knows by name."""
     return retrieval_task(task_name, read_mteb_collection(task_name, split, subset), split)
 
 
 def retrieval_task(name: str, collection: RetrievalCollection, split: str) -> Task:
-    """Make a retrieval task of a collection in memory.
-
-    Args:
-        name: Its name.
-        collection: Passages, queries and judgements.
-        split: Name of the judgements.
-    """
+    """Make a retrieval task of a collection in memory."""
     from datasets import Dataset
 
     with random_state_kept():

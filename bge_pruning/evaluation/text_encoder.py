@@ -40,8 +40,6 @@ class Ranks:
     All processes have to do the same with the same texts, in the same order.
 
     Attributes:
-        rank: Number of this process, from 0.
-        count: Number of processes.
         gather: Collects an object of every process, in the order of their numbers, on all of them.
     """
 
@@ -66,17 +64,30 @@ ALONE = Ranks()
 CHUNK = 8192
 
 
-@dataclass(frozen=True)
+@dataclass
 class MultiVectors:
     """Multi-vectors of texts, one text after the other, without padding.
 
     Attributes:
-        vectors: L2-normalised, shape ``(tokens, C)``.
+        vectors: L2-normalised, shape ``(tokens, C)``; ``None`` before the first is filled in.
         starts: Start of each text in ``vectors``, and the end of the last; ``(n + 1,)``.
     """
 
-    vectors: Tensor
+    vectors: Tensor | None
     starts: np.ndarray
+
+    @classmethod
+    def room_for(cls, tokens: TokenizedTexts) -> MultiVectors:
+        """Room for those of all tokens but CLS, to fill batch by batch."""
+        return cls(None, tokens.starts - np.arange(len(tokens) + 1))
+
+    def fill(self, index: np.ndarray, values: Tensor) -> None:
+        """Put the vectors of some texts, shape ``(B, T - 1, C)``, where they belong."""
+        if self.vectors is None:
+            self.vectors = values.new_empty(int(self.starts[-1]), values.shape[-1])
+        for row, text in enumerate(index):
+            start, end = self.starts[text], self.starts[text + 1]
+            self.vectors[start:end] = values[row, : end - start]
 
 
 @dataclass(frozen=True)
@@ -87,7 +98,6 @@ class Encoded:
         dense_vecs: L2-normalised, float32, shape ``(n, S)``; ``None`` if not requested.
         lexical_weights: Sparse vectors over the vocabulary, float32, shape ``(n, V)``, or ``None``.
         truncated: Number of texts that were truncated at the model's limit.
-        multi_vectors: Multi-vectors of all texts, if they were requested.
     """
 
     dense_vecs: np.ndarray | None
@@ -101,13 +111,7 @@ class TextSide:
     """What an encoder needs to know about a model besides its weights.
 
     Attributes:
-        name: Its name, for messages.
-        tokenizer_files: Contents of its tokenizer files by name.
         dense_size: ``S``, the size of a dense vector; ``H`` without a projection.
-        vocab_size: ``V``.
-        pad_token_id: Id of the padding token.
-        max_seq_length: Longest text in tokens.
-        prompts: See :attr:`BaseModel.prompts`.
     """
 
     name: str
@@ -123,9 +127,6 @@ class Encoder(Protocol):
     """What evaluation needs of a model; :class:`TextEncoder` has all three outputs.
 
     Attributes:
-        device: Torch device.
-        batch_size: Texts of a batch.
-        max_length: Longest text in tokens.
         prompts: What to write before a text, by the kind of text (``query``, ``document``).
         special_ids: Ids of special tokens.
     """
@@ -152,18 +153,7 @@ class Encoder(Protocol):
 
 
 class BatchEncoder(ABC):
-    """Encodes texts into outputs; subclasses compute a batch.
-
-    Args:
-        side: See :class:`TextSide`.
-        device: Torch device of the outputs.
-        max_length: Longest text in tokens; ``None`` for the model's own limit.
-        batch_size: Texts of a batch, fewer if they are long.
-        ranks: The processes that share the work.
-
-    Raises:
-        ValueError: If ``max_length`` leaves no room for text.
-    """
+    """Encodes texts into outputs; subclasses compute a batch."""
 
     def __init__(
         self,
@@ -195,13 +185,7 @@ class BatchEncoder(ABC):
 
     @abstractmethod
     def compute(self, ids: Tensor, mask: Tensor, names: Sequence[str]) -> dict[str, Tensor]:
-        """Outputs of one batch by name, on the device.
-
-        Args:
-            ids: Token ids on the device, shape ``(B, T)``.
-            mask: 1 for tokens, 0 for padding, shape ``(B, T)``.
-            names: Which outputs.
-        """
+        """Outputs by name of a batch, whose ids and mask have the shape ``(B, T)``."""
 
     def tokenize(self, texts: Sequence[str]) -> TokenizedTexts:
         """Token ids of texts."""
@@ -219,10 +203,8 @@ class BatchEncoder(ABC):
         """Dense and sparse vectors of texts.
 
         Args:
-            texts: Texts.
             names: ``dense_vecs``, ``token_weights``; in one process also ``colbert_vecs``, if all
                 of them fit in memory, see :meth:`multi_vector_bytes`.
-            progress: Show a progress bar.
 
         Raises:
             ValueError: If an output is not finite.
@@ -236,45 +218,30 @@ class BatchEncoder(ABC):
         tokens = self.tokenize(texts)
         shape = (len(tokens), self.dense_size)
         dense = np.empty(shape, np.float32) if "dense_vecs" in names else None
-        rows, columns, weights = [], [], []
-        multi = MultiVectorRoom(tokens) if "colbert_vecs" in names else None
+        entries: list[tuple[np.ndarray, ...]] = []
+        multi = MultiVectors.room_for(tokens) if "colbert_vecs" in names else None
         for index, ids, _, outputs in self.batches(tokens, names, progress):
             if dense is not None:
                 dense[index] = outputs["dense_vecs"].float().cpu().numpy()
             if "token_weights" in names:
                 text, token, weight = self._largest_weights(ids, outputs["token_weights"].float())
-                rows.append(index[text])
-                columns.append(token)
-                weights.append(weight)
+                entries.append((index[text], token, weight))
             if multi is not None:
                 multi.fill(index, outputs["colbert_vecs"].float())
-        sparse = self._sparse(rows, columns, weights, len(tokens), names)
-        vectors = None if multi is None else MultiVectors(multi.vectors, multi.starts)
-        return Encoded(dense, sparse, tokens.truncated, vectors)
+        sparse = self._sparse(entries, len(tokens)) if "token_weights" in names else None
+        return Encoded(dense, sparse, tokens.truncated, multi)
 
     def multi_vector_bytes(self, texts: int) -> float:
-        """Most memory that the multi-vectors of texts take; infinite if their size is unknown.
-
-        Args:
-            texts: How many.
-        """
+        """Most memory that the multi-vectors of texts take; infinite if their size is unknown."""
         return float("inf")
 
-    def _sparse(
-        self,
-        rows: list[np.ndarray],
-        columns: list[np.ndarray],
-        weights: list[np.ndarray],
-        count: int,
-        names: Sequence[str],
-    ) -> csr_matrix | None:
-        if "token_weights" not in names:
-            return None
+    def _sparse(self, entries: list[tuple[np.ndarray, ...]], count: int) -> csr_matrix:
+        """Sparse vectors of all texts from rows, columns and weights of each batch."""
         shape = (count, self.vocab_size)
-        if not rows:
+        if not entries:
             return csr_matrix(shape, dtype=np.float32)
-        where = (np.concatenate(rows), np.concatenate(columns))
-        return csr_matrix((np.concatenate(weights), where), shape=shape)
+        rows, columns, weights = (np.concatenate(part) for part in zip(*entries, strict=True))
+        return csr_matrix((weights, (rows, columns)), shape=shape)
 
     def _largest_weights(
         self, ids: Tensor, weights: Tensor
@@ -297,17 +264,9 @@ class BatchEncoder(ABC):
     ) -> Iterator[tuple[np.ndarray, Tensor, Tensor, dict[str, Tensor]]]:
         """Outputs batch by batch, the longest texts first.
 
-        Args:
-            tokens: The texts.
-            names: Outputs to compute, see :meth:`EmbeddingHeads.outputs`.
-            progress: Show a progress bar.
-
         Yields:
             Which texts these are, shape ``(B,)``; their token ids and mask, ``(B, T)``; and the
             outputs on the device.
-
-        Raises:
-            ValueError: If an output is not finite.
         """
         with tqdm(total=len(tokens), desc="embedding", unit="text", disable=not progress) as bar:
             for index in batch_indices(tokens.lengths, self.batch_size, BATCH_TOKENS):
@@ -323,13 +282,9 @@ class TextEncoder(BatchEncoder):
     """A model that embeds texts.
 
     Args:
-        base: The model. Its dense vectors are projected if it has a projection.
-        device: Torch device.
         max_length: Longest text in tokens; ``None`` for the model's own limit.
-        batch_size: Texts of a batch, fewer if they are long.
         masks: Gates of a model that is not cut yet. Dense vectors keep their size and are 0 in
             closed dimensions; every score equals that of the extracted model.
-        ranks: The processes that share the work.
 
     Raises:
         ValueError: If ``max_length`` leaves no room for text.
@@ -381,22 +336,6 @@ class TextEncoder(BatchEncoder):
         return outputs
 
 
-class MultiVectorRoom:
-    """Room for the multi-vectors of all texts, filled batch by batch."""
-
-    def __init__(self, tokens: TokenizedTexts) -> None:
-        self.starts = tokens.starts - np.arange(len(tokens) + 1)  # without CLS
-        self.vectors: Tensor | None = None
-
-    def fill(self, index: np.ndarray, values: Tensor) -> None:
-        """Put the vectors of some texts, shape ``(B, T - 1, C)``, where they belong."""
-        if self.vectors is None:
-            self.vectors = values.new_empty(int(self.starts[-1]), values.shape[-1])
-        for row, text in enumerate(index):
-            start, end = self.starts[text], self.starts[text + 1]
-            self.vectors[start:end] = values[row, : end - start]
-
-
 def _merge(parts: Sequence[Encoded], order: np.ndarray) -> Encoded:
     """Merge the texts of all processes in the order in which they were given."""
     dense, sparse = None, None
@@ -408,15 +347,7 @@ def _merge(parts: Sequence[Encoded], order: np.ndarray) -> Encoded:
 
 
 def check_finite(outputs: Mapping[str, Tensor], model: str) -> None:
-    """Refuse outputs that are not finite: ranked as they come, they could score well.
-
-    Args:
-        outputs: By name.
-        model: Name of the model, for the message.
-
-    Raises:
-        ValueError: If a value is not finite.
-    """
+    """Refuse outputs that are not finite: ranked as they come, they could score well."""
     broken = [name for name, value in outputs.items() if not value.isfinite().all()]
     if broken:
         raise ValueError(

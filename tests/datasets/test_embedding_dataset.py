@@ -16,18 +16,7 @@ from bge_pruning.datasets.embedding_dataset import (
     tokenize,
 )
 
-TEXTS = [
-    "the man plays the guitar",
-    "a",
-    "Никто не знает 🐈",
-    "",
-    "dog cat child in the park today",
-]
-
-
-@pytest.fixture(scope="module")
-def tokenizer_json(model_folder) -> bytes:
-    return (model_folder / "tokenizer.json").read_bytes()
+TEXTS = ["the man plays the guitar", "a", "Никто не знает 🐈", "", "dog cat child in the park"]
 
 
 def as_lists(texts: TokenizedTexts) -> list[list[int]]:
@@ -37,9 +26,6 @@ def as_lists(texts: TokenizedTexts) -> list[list[int]]:
 def from_lists(*rows: list[int]) -> TokenizedTexts:
     starts = np.cumsum([0, *map(len, rows)])
     return TokenizedTexts(np.array([i for row in rows for i in row], np.int32), starts, 0)
-
-
-# Tokenising
 
 
 @pytest.mark.parametrize("max_length", [128, 6, 3])
@@ -55,18 +41,11 @@ def test_token_ids_are_those_of_transformers(max_length, tokenizer_json, model_f
     assert texts.ids.dtype == np.int32
 
 
-def test_padding_of_the_tokenizer_file_is_not_used(tokenizer_json):
-    padded = Tokenizer.from_str(tokenizer_json.decode())
-    padded.enable_padding(length=20, pad_id=1, pad_token="<pad>")
-    assert as_lists(tokenize(TEXTS, build_tokenizer(padded.to_str().encode(), 128))) == as_lists(
-        tokenize(TEXTS, build_tokenizer(tokenizer_json, 128))
-    )
-
-
-def test_truncation_of_the_tokenizer_file_is_not_used(tokenizer_json):
-    short = Tokenizer.from_str(tokenizer_json.decode())
-    short.enable_truncation(3)
-    texts = tokenize(TEXTS, build_tokenizer(short.to_str().encode(), 128))
+def test_padding_and_truncation_of_the_tokenizer_file_are_not_used(tokenizer_json):
+    other = Tokenizer.from_str(tokenizer_json.decode())
+    other.enable_padding(length=20, pad_id=1, pad_token="<pad>")
+    other.enable_truncation(3)
+    texts = tokenize(TEXTS, build_tokenizer(other.to_str().encode(), 128))
     assert as_lists(texts) == as_lists(tokenize(TEXTS, build_tokenizer(tokenizer_json, 128)))
     assert texts.truncated == 0
 
@@ -74,17 +53,13 @@ def test_truncation_of_the_tokenizer_file_is_not_used(tokenizer_json):
 def test_no_texts(tokenizer_json):
     texts = tokenize([], build_tokenizer(tokenizer_json, 128))
     assert (len(texts), texts.lengths.tolist(), texts.truncated) == (0, [], 0)
+    dataset = EmbeddingDataset(texts, np.empty((0, 2), int))
+    assert (len(dataset), dataset.lengths.tolist()) == (0, [])
 
 
 def test_a_limit_without_room_for_the_special_tokens_is_refused(tokenizer_json):
     with pytest.raises(ValueError, match=r"max_length 1 .*2 special tokens.*To fix"):
         tokenize(["a man plays"], build_tokenizer(tokenizer_json, 1))
-
-
-# Examples
-
-
-# Replaced tokens
 
 
 def test_replaced_tokens_leave_lengths_and_special_tokens():
@@ -117,9 +92,8 @@ def texts() -> TokenizedTexts:
 def test_items(texts):
     examples = np.array([[0, 1], [3, 2]])
     vectors = np.arange(8.0, dtype=np.float32).reshape(4, 2)
-    dataset = EmbeddingDataset(
-        texts, examples, np.array([0.25, 1.0], np.float32), {"dense_vecs": vectors}
-    )
+    scores = np.array([0.25, 1.0], np.float32)
+    dataset = EmbeddingDataset(texts, examples, scores, {"dense_vecs": vectors})
     assert len(dataset) == 2
     assert dataset.lengths.tolist() == [5, 4]
     item = dataset[1]
@@ -127,17 +101,7 @@ def test_items(texts):
     assert item["score"] == 1.0
     assert item["teacher_dense_vecs"].tolist() == [[6.0, 7.0], [4.0, 5.0]]
 
-
-def test_an_item_has_only_what_is_known(texts):
-    assert EmbeddingDataset(texts, np.array([[2]]))[0].keys() == {"ids"}
-
-
-def test_no_examples(texts):
-    dataset = EmbeddingDataset(texts, np.empty((0, 2), int))
-    assert (len(dataset), dataset.lengths.tolist()) == (0, [])
-
-
-# Batches
+    assert EmbeddingDataset(texts, np.array([[2]]))[0].keys() == {"ids"}  # only what is known
 
 
 def test_batch_is_padded_to_its_longest_text(texts):
@@ -158,18 +122,15 @@ def test_batch_of_another_padding(texts):
     assert batch["input_ids"].tolist() == [[[0, 2, 42], [0, 5, 2]]]
     assert batch.keys() == {"input_ids", "attention_mask", "lengths"}
 
-
-def test_a_padding_token_inside_a_text_is_text():
-    """As transformers has it: only what was added to the text is padding."""
+    # A padding token inside a text is text, as transformers has it.
     dataset = EmbeddingDataset(from_lists([0, 1, 2], [0, 2]), np.array([[0, 1]]))
     assert Collator(1)([dataset[0]])["attention_mask"].tolist() == [[[1, 1, 1], [1, 1, 0]]]
 
 
 def test_batch_equals_transformers_padding(tokenizer_json, model_folder):
     tokenizer = AutoTokenizer.from_pretrained(model_folder)
-    dataset = EmbeddingDataset(
-        tokenize(TEXTS, build_tokenizer(tokenizer_json, 128)), np.arange(5)[:, None]
-    )
+    tokens = tokenize(TEXTS, build_tokenizer(tokenizer_json, 128))
+    dataset = EmbeddingDataset(tokens, np.arange(5)[:, None])
     (batch,) = DataLoader(dataset, batch_size=5, collate_fn=Collator(tokenizer.pad_token_id))
     expected = tokenizer(TEXTS, padding=True, return_tensors="pt")
     for name in ("input_ids", "attention_mask"):

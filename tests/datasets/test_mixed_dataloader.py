@@ -1,6 +1,7 @@
 """Several sources in one run: proportions, batches of one source, going on without a replay."""
 
 import itertools
+from collections import Counter
 
 import numpy as np
 import pytest
@@ -9,13 +10,15 @@ from hypothesis import strategies as st
 from torch.utils.data import DataLoader, DistributedSampler
 
 from bge_pruning.datasets.mixed_dataloader import (
+    BATCHES_PER_GROUP,
     MixedBatchSampler,
     MixedDataset,
     MixSchedule,
     adapt_weights,
+    batch_indices,
+    group_batches,
+    padding_share,
 )
-
-# The schedule
 
 
 def draws(schedule: MixSchedule, count: int) -> list[tuple[int, int]]:
@@ -59,14 +62,10 @@ def test_weights_change_from_a_step_on_and_are_remembered():
     assert draws(other, 15) == [*second[5:], *third]
     other.seek(3)
     assert draws(other, 5) == first[3:8]
-
-
-def test_the_last_of_two_changes_at_a_step_counts():
-    schedule = MixSchedule([1, 1])
     schedule.update([1, 3])
-    schedule.update([3, 1])
+    schedule.update([3, 1])  # the last at a step counts
     assert schedule.weights().tolist() == [0.75, 0.25]
-    assert len(schedule.updates) == 1
+    assert len(schedule.updates) == 4
 
 
 @pytest.mark.parametrize("weights", [[1, 0], [1, -1], [float("nan")], [float("inf"), 1]])
@@ -81,9 +80,6 @@ def test_adapted_weights_are_those_of_the_paper():
     assert np.allclose(adapt_weights(weights, losses, references), expected / expected.sum())
     huge = adapt_weights([0.5, 0.5], [1e4, 1e4 + 1], [0, 0])
     assert np.allclose(huge, [1 / (1 + np.e), np.e / (1 + np.e)])
-
-
-# Batches
 
 
 class Examples:
@@ -117,6 +113,7 @@ def epoch(sampler: MixedBatchSampler, number: int) -> list[list[tuple[int, int]]
 def test_a_batch_is_of_one_source_and_an_epoch_as_long_as_all():
     batches = epoch(build(), 0)
     assert len(batches) == len(build()) == 20 // 4 + 101 // 4
+    assert isinstance(build(), DistributedSampler)  # as Composer expects on several ranks
     assert all(len({source for source, _ in batch}) == 1 for batch in batches)
     assert all(len(batch) == 4 for batch in batches)
 
@@ -135,18 +132,9 @@ def test_each_source_has_epochs_of_its_own():
 
 @pytest.mark.parametrize("ranks", [2, 4])
 def test_a_batch_is_the_same_for_any_number_of_ranks(ranks):
-    whole = epoch(build(), 1)
     shares = [epoch(build(ranks, rank), 1) for rank in range(ranks)]
-    for step, batch in enumerate(whole):
+    for step, batch in enumerate(epoch(build(), 1)):
         assert sorted(i for share in shares for i in share[step]) == sorted(batch)
-
-
-def test_a_loader_gives_items_with_the_name_of_their_source():
-    sampler = build()
-    loader = DataLoader(sampler.dataset, batch_sampler=sampler, collate_fn=list)
-    for batch in loader:
-        assert len({item["source"] for item in batch}) == 1
-        assert all(item["example"][0] == item["source"] for item in batch)
 
 
 @pytest.mark.parametrize("workers", [0, 2])
@@ -155,11 +143,11 @@ def test_a_run_goes_on_with_the_next_batch(stop, workers):
     """Loaded as the trainer does: state first, then the epoch, and a loader of what is left."""
 
     def loader(sampler: MixedBatchSampler) -> DataLoader:
-        return DataLoader(
-            sampler.dataset, batch_sampler=sampler, collate_fn=list, num_workers=workers
-        )
+        options = {"collate_fn": list, "num_workers": workers}
+        return DataLoader(sampler.dataset, batch_sampler=sampler, **options)
 
     def examples(batches: list) -> list:
+        assert all(item["example"][0] == item["source"] for batch in batches for item in batch)
         return [[item["example"] for item in batch] for batch in batches]
 
     first = build()
@@ -195,45 +183,101 @@ def test_a_checkpoint_of_the_end_of_an_epoch_replays_nothing():
 def test_no_example_is_made_to_get_to_a_step(monkeypatch):
     sampler = build()
     monkeypatch.setattr(Examples, "__getitem__", lambda *_: pytest.fail("an example was made"))
-    sampler.dataset.load_state_dict(
-        {"names": list(COUNTS), "batch": 10_000, **sampler.dataset.schedule.state_dict()}
-    )
+    state = {"names": list(COUNTS), "batch": 10_000, **sampler.dataset.schedule.state_dict()}
+    sampler.dataset.load_state_dict(state)
     assert epoch(sampler, 10_000 // len(sampler)) != []
 
 
-def test_other_sources_than_the_checkpoint_are_refused():
-    state = {**build().dataset.state_dict(0, True), "names": ["small", "other"]}
-    message = r"was trained on small, other, the configuration names small, large. To fix, resume"
-    with pytest.raises(ValueError, match=message):
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"names": ["small", "other"]}, r"on small, other, the configuration names small, large\."),
+        ({"batch_size": 2}, "with batch_size 2, the configuration gives 4"),
+        ({"rows": [20, 99]}, r"with rows \[20, 99\], the configuration gives \[20, 101\]"),
+    ],
+)
+def test_other_data_than_the_checkpoint_are_refused(changes, message):
+    state = build().dataset.state_dict(0, True) | changes
+    with pytest.raises(ValueError, match=f"the checkpoint was trained {message}.*To fix, resume"):
         build().dataset.load_state_dict(state)
 
 
-def test_other_rows_or_another_batch_size_are_refused():
-    state = build().dataset.state_dict(0, True)
-    message = r"was trained with batch_size 4, the configuration gives 2. To fix, resume with"
-    with pytest.raises(ValueError, match=message):
-        build(size=2).dataset.load_state_dict(state)
-    with pytest.raises(
-        ValueError, match=r"with rows \[20, 99\], the configuration gives \[20, 101\]"
-    ):
-        build().dataset.load_state_dict({**state, "rows": [20, 99]})
-
-
-# Refusals
-
-
-def test_composer_takes_it_for_a_distributed_sampler():
-    """Composer calls ``set_epoch`` of those only, and refuses others on several ranks."""
-    assert isinstance(build(), DistributedSampler)
-
-
-def test_batch_that_does_not_divide_is_refused():
+def test_batches_that_cannot_be_filled_are_refused():
     message = r"global_train_batch_size 4 does not divide over 3 processes. To fix, make it a mult"
     with pytest.raises(ValueError, match=message):
         build(ranks=3)
-
-
-def test_batch_larger_than_a_source_is_refused():
     message = r"size 24 is larger than the training data, 20 examples of small. To fix, lower it"
     with pytest.raises(ValueError, match=message):
         build(size=24)
+
+
+# Random batches of similar length
+
+TOKENS = np.random.default_rng(0).permutation(1000) + 2  # all different
+
+
+def test_an_epoch_has_every_example_at_most_once_and_full_batches_only():
+    batches = group_batches(TOKENS, 12, (5, 0))
+    assert batches.shape == (83, 12)  # 4 of 1000 wait
+    assert len(np.unique(batches)) == batches.size
+    assert batches.min() >= 0 and batches.max() < 1000
+
+
+def test_examples_that_wait_come_in_another_epoch():
+    seen = Counter()
+    for epoch in range(200):
+        seen.update(group_batches(np.arange(23), 12, (5, epoch)).ravel().tolist())
+    # Each of 23 examples is in 12 of 23 epochs: 104 times, with a standard deviation of 7.
+    assert len(seen) == 23
+    assert all(60 < count < 150 for count in seen.values())
+
+
+def test_batches_hold_texts_of_similar_length():
+    """In each group of batches the lengths are cut in order, so its batches do not overlap."""
+    batches = group_batches(TOKENS, 12, (5, 0))
+    spans = [(min(TOKENS[b]), max(TOKENS[b])) for b in batches]
+    groups = -(-83 // BATCHES_PER_GROUP)
+    overlaps = [sum(low <= length <= high for low, high in spans) for length in range(2, 1002)]
+    assert max(overlaps) == groups
+    # 12 lengths drawn from 1000 have a longest of 924 on average, sorted ones one of 536.
+    assert np.mean([high for _, high in spans]) < 550
+    ungrouped = group_batches(TOKENS, 12, (5, 0), grouped=False)
+    assert np.mean(TOKENS[ungrouped].max(axis=1)) > 880
+
+
+def test_batches_are_shuffled():
+    """Neither short to long, nor group after group: else training would see lengths drift."""
+    order = group_batches(np.full(48, 7), 12, (5, 0)).ravel().tolist()
+    assert order != list(range(48)) == sorted(order)
+    means = TOKENS[group_batches(TOKENS, 12, (5, 0))].mean(axis=1)
+    assert abs(np.corrcoef(np.arange(len(means)), means)[0, 1]) < 0.3
+    assert 0.35 < np.mean(np.diff(means) < 0) < 0.65
+
+
+def test_seeds_differ_and_come_again():
+    first = group_batches(TOKENS, 12, (5, 0))
+    assert np.array_equal(group_batches(TOKENS, 12, (5, 0)), first)
+    for other in ((5, 1), (6, 0), (5, 0, 1)):
+        batches = group_batches(TOKENS, 12, other)
+        assert set(map(frozenset, batches.tolist())) != set(map(frozenset, first.tolist()))
+
+
+@pytest.mark.parametrize("width", [1, 2])
+def test_padding_share_is_that_of_a_plain_count(width):
+    generator = np.random.default_rng(1)
+    lengths = generator.integers(2, 30, (60, width))
+    batches = group_batches(lengths.max(axis=1), 8, (0, 0))
+    real = padded = 0
+    for batch in batches:
+        longest = max(lengths[example].max() for example in batch)
+        real += sum(lengths[example].sum() for example in batch)
+        padded += longest * width * len(batch)
+    share = padding_share(lengths.max(axis=1), lengths.sum(axis=1), width, batches)
+    assert share == pytest.approx(1 - real / padded)
+
+
+def test_batches_of_a_bounded_number_of_tokens():
+    lengths = np.array([5, 100, 7, 30, 31, 200, 6])
+    batches = [batch.tolist() for batch in batch_indices(lengths, 3, 100)]
+    assert batches == [[5], [1], [4, 3, 2], [6, 0]]
+    assert list(batch_indices(np.zeros(0, int), 3, 100)) == []

@@ -1,13 +1,11 @@
 """Finding mteb tasks and loading a split of them, without a network."""
 
 import contextlib
-import json
 import random
 import re
 import shutil
-from pathlib import Path
+from unittest.mock import Mock
 
-import datasets
 import mteb
 import numpy as np
 import pytest
@@ -15,49 +13,23 @@ import torch
 from mteb.abstasks import AbsTaskRetrieval
 
 from bge_pruning.datasets.mteb_tasks import find_task, load_split, random_state_kept
+from tests.common.hub import write_dataset
 
-QRELS = [
-    {"query-id": "q1", "corpus-id": "d1", "score": 1},
-    {"query-id": "q2", "corpus-id": "d2", "score": 1},
-]
+QRELS = [{"query-id": f"q{n}", "corpus-id": f"d{n}", "score": 1} for n in (1, 2)]
 
 
-@pytest.fixture
-def offline(tmp_path, monkeypatch) -> Path:
-    """The real libraries without a network; returns their cache, which is empty."""
-    cache = tmp_path / "cache"
-    monkeypatch.setattr(datasets.config, "HF_HUB_OFFLINE", True)
-    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", cache)
-    return cache
-
-
-def write_hub_folder(folder: Path, prefix: str, qrels: str, splits: dict[str, list]) -> Path:
-    """A data set as mteb's are on the hub."""
-    folder.mkdir()
-    files = {
+def configs_of(prefix: str, qrels: str, splits: dict[str, list]) -> dict:
+    """Configurations of a data set as mteb's are on the hub."""
+    return {
         f"{prefix}corpus": {"corpus": [{"_id": f"d{n}", "text": f"text {n}"} for n in (1, 2)]},
         f"{prefix}queries": {"queries": [{"_id": f"q{n}", "text": f"query {n}"} for n in (1, 2)]},
         qrels: splits,
     }
-    configs = []
-    for config, parts in files.items():
-        for split, rows in parts.items():
-            text = "".join(json.dumps(row) + "\n" for row in rows)
-            (folder / f"{config}-{split}.jsonl").write_text(text)
-        data = [{"split": split, "path": f"{config}-{split}.jsonl"} for split in parts]
-        configs.append({"config_name": config, "data_files": data})
-    (folder / "README.md").write_text(f"---\nconfigs: {json.dumps(configs)}\n---\n")
-    return folder
-
-
-def use_folder(task_name: str, folder: Path, monkeypatch) -> None:
-    monkeypatch.setitem(mteb.get_task(task_name).metadata.dataset, "path", str(folder))
 
 
 @pytest.mark.parametrize("qrels", ["default", "qrels"])
-def test_a_split_of_a_task(qrels, offline, tmp_path, monkeypatch):
-    splits = {"train": QRELS, "test": QRELS[:1]}
-    use_folder("SciFact", write_hub_folder(tmp_path / "x", "", qrels, splits), monkeypatch)
+def test_a_split_of_a_task(qrels, serve):
+    serve("SciFact", configs_of("", qrels, {"train": QRELS, "test": QRELS[:1]}))
     place, data = load_split("SciFact", "train", None)
     assert place == "mteb SciFact train"
     assert data["relevant_docs"] == {"q1": {"d1": 1}, "q2": {"d2": 1}}
@@ -67,17 +39,15 @@ def test_a_split_of_a_task(qrels, offline, tmp_path, monkeypatch):
         load_split("SciFact", "dev", None)
 
 
-def test_the_subset_of_a_language(offline, tmp_path, monkeypatch):
-    folder = write_hub_folder(tmp_path / "x", "sw-", "sw-qrels", {"train": QRELS, "dev": QRELS})
-    use_folder("MIRACLRetrieval", folder, monkeypatch)
+def test_the_subset_of_a_language(serve):
+    serve("MIRACLRetrieval", configs_of("sw-", "sw-qrels", {"train": QRELS, "dev": QRELS}))
     place, data = load_split("MIRACLRetrieval", "train", "sw")
     assert place == "mteb MIRACLRetrieval sw train"
     assert len(data["corpus"]) == 2
 
 
-def test_test_queries_are_not_served_as_those_of_another_split(offline, tmp_path, monkeypatch):
-    folder = write_hub_folder(tmp_path / "x", "", "default", {"test": QRELS})
-    use_folder("SciFact", folder, monkeypatch)
+def test_test_queries_are_not_served_as_those_of_another_split(serve):
+    serve("SciFact", configs_of("", "default", {"test": QRELS}))
     task = mteb.get_task("SciFact", eval_splits=["train"])
     task.load_data()
     assert task.dataset["default"]["train"]["relevant_docs"]  # what this is about
@@ -87,19 +57,14 @@ def test_test_queries_are_not_served_as_those_of_another_split(offline, tmp_path
     assert load_split("SciFact", "test", None)[1]["relevant_docs"]
 
 
+FIELDS = {"name": "OwnLoader", "description": "", "type": "Retrieval", "modalities": ["text"]}
+FIELDS |= {"eval_splits": ["test"], "eval_langs": ["eng-Latn"], "main_score": "ndcg_at_10"}
+
+
 class OwnLoader(AbsTaskRetrieval):
     """Loads data in its own, older way."""
 
-    metadata = mteb.TaskMetadata(
-        name="OwnLoader",
-        description="",
-        dataset={"path": "own/loader", "revision": "1"},
-        type="Retrieval",
-        eval_splits=["test"],
-        eval_langs=["eng-Latn"],
-        main_score="ndcg_at_10",
-        modalities=["text"],
-    )
+    metadata = mteb.TaskMetadata(dataset={"path": "own/loader", "revision": "1"}, **FIELDS)
 
     def load_data(self, **arguments):
         self.queries = {"test": {"q": "query"}}
@@ -126,14 +91,9 @@ def test_a_task_with_its_own_loader(own_loader):
 
 @pytest.mark.parametrize("error", [KeyError("train"), ValueError("Unknown split"), RuntimeError()])
 def test_a_task_that_cannot_be_loaded(error, own_loader, monkeypatch):
-    def fail(self, **arguments):
-        raise error
-
-    monkeypatch.setattr(OwnLoader, "load_data", fail)
-    message = (
-        rf"mteb task 'OwnLoader': cannot load split 'test' of own/loader "
-        rf"\({type(error).__name__}: {re.escape(str(error))}\)\. To fix"
-    )
+    monkeypatch.setattr(OwnLoader, "load_data", Mock(side_effect=error))
+    reason = re.escape(f"({type(error).__name__}: {error})")
+    message = f"mteb task 'OwnLoader': cannot load split 'test' of own/loader {reason}\\. To fix"
     with pytest.raises(FileNotFoundError, match=message):
         load_split("OwnLoader", "test", None)
 
@@ -152,10 +112,10 @@ def test_no_network(offline):
 
 
 def test_what_was_loaded_before_needs_no_network(offline, tmp_path, monkeypatch):
-    splits = {"train": QRELS, "test": QRELS[:1]}
-    folder = write_hub_folder(tmp_path / "scifact", "", "default", splits)
+    configs = configs_of("", "default", {"train": QRELS, "test": QRELS[:1]})
+    folder = write_dataset(tmp_path / "scifact", configs)
     with monkeypatch.context() as patch:
-        use_folder("SciFact", folder, patch)
+        patch.setitem(mteb.get_task("SciFact").metadata.dataset, "path", str(folder))
         expected = load_split("SciFact", "train", None)[1]
     # As the cache calls a data set that came from the hub.
     (offline / "scifact").rename(offline / "mteb___scifact")
@@ -169,10 +129,7 @@ def test_what_was_loaded_before_needs_no_network(offline, tmp_path, monkeypatch)
     ("name", "message"),
     [
         ("scifact", r"no task 'scifact', but (.*, )?SciFact\b.*\. To fix, correct the name"),
-        (
-            "miraclretrieval.v2",
-            r"no task 'miraclretrieval.v2', but (.*, )?MIRACLRetrieval\b.*\. To fix",
-        ),
+        ("miraclretrieval.v2", r"no task 'miraclretrieval.v2', but (.*, )?MIRACLRetrieval\b"),
         ("NanoBEIR", r"no task 'NanoBEIR'"),
         ("MIRACL", r"no task 'MIRACL', but MIRACLReranking, .*MIRACLRetrieval\b"),
         ("Retrieval", r"no task 'Retrieval', but (\S+, ){19}\S+ and \d+ more\. To fix"),
@@ -184,26 +141,20 @@ def test_unknown_names(name, message):
         find_task(name, "train", None)
 
 
-@pytest.mark.parametrize(
-    ("name", "kind"),
-    [
-        ("STSBenchmark", "STS over text"),
-        ("VidoreArxivQARetrieval", "DocumentUnderstanding over text, image"),
-    ],
-)
-def test_tasks_of_another_kind(name, kind):
-    message = rf"mteb task '{name}' is of type {kind}, expected queries with judged texts\. To fix"
-    with pytest.raises(ValueError, match=message):
-        find_task(name, "test", None)
+def test_tasks_of_another_kind():
+    kinds = {"STSBenchmark": "STS over text"}
+    kinds["VidoreArxivQARetrieval"] = "DocumentUnderstanding over text, image"
+    for name, kind in kinds.items():
+        message = rf"'{name}' is of type {kind}, expected queries with judged texts\. To fix"
+        with pytest.raises(ValueError, match=message):
+            find_task(name, "test", None)
 
 
 def test_subsets():
-    message = r"'MIRACLRetrieval' has several subsets: ar, bn, de, .*, zh\. To fix, set subset to"
-    with pytest.raises(ValueError, match=message):
-        find_task("MIRACLRetrieval", "dev", None)
-    message = r"'MIRACLRetrieval' has no subset 'xx': ar, bn, .*, zh\. To fix, set subset to one of"
-    with pytest.raises(ValueError, match=message):
-        find_task("MIRACLRetrieval", "dev", "xx")
+    for subset, found in ((None, "several subsets"), ("xx", "no subset 'xx'")):
+        message = rf"'MIRACLRetrieval' has {found}: ar, bn, de, .*, zh\. To fix, set subset to one"
+        with pytest.raises(ValueError, match=message):
+            find_task("MIRACLRetrieval", "dev", subset)
     task, subset = find_task("MIRACLRetrieval", "dev", "sw")
     assert (task.hf_subsets, task.eval_splits, subset) == (["sw"], ["dev"], "sw")
     assert find_task("SciFact", "train", None)[1] == "default"

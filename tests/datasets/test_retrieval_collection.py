@@ -2,6 +2,7 @@
 
 import json
 import re
+from unittest.mock import Mock
 
 import pytest
 
@@ -11,6 +12,8 @@ from bge_pruning.datasets.retrieval_collection import read_collection, read_mteb
 CORPUS = '{"_id": "d1", "title": "Cats", "text": "sleep"}\n{"_id": 2, "text": "dogs"}\n'
 QUERIES = '{"_id": "q1", "text": "who?"}\n{"_id": "q2", "text": "not judged"}\n'
 QRELS = "query-id\tcorpus-id\tscore\nq1\td1\t1\nq1\t2\t0\n"
+CATS = {"id": "d1", "title": "Cats", "text": "sleep"}
+LARGE = QRELS + f"q2\td1\t{10**30}\n"
 
 
 @pytest.fixture
@@ -24,10 +27,7 @@ def folder(tmp_path):
 
 def test_all_passages_and_the_judged_queries(folder):
     found = read_collection(folder)
-    assert found.corpus == [
-        {"id": "d1", "title": "Cats", "text": "sleep"},
-        {"id": "2", "title": "", "text": "dogs"},
-    ]
+    assert found.corpus == [CATS, {"id": "2", "title": "", "text": "dogs"}]
     assert [row["id"] for row in found.queries] == ["q1"]
     assert found.relevant == {"q1": {"d1": 1, "2": 0}}
 
@@ -38,11 +38,7 @@ def test_all_passages_and_the_judged_queries(folder):
         ("qrels/test.tsv", "", "test.tsv: judges no passage relevant. To fix, choose another"),
         ("qrels/test.tsv", "q1\td1\t0\n", "test.tsv: judges no passage relevant."),
         ("qrels/test.tsv", QRELS + "q9\td1\t1\n", "test.tsv:4: query-id 'q9' is not in the query"),
-        (
-            "qrels/test.tsv",
-            QRELS + f"q2\td1\t{10**30}\n",
-            "test.tsv:4: score 1e+30 is not in [-1000000, 1000000]. To fix, see that the columns",
-        ),
+        ("qrels/test.tsv", LARGE, ":4: score 1e+30 is not in [-1000000, 1000000]. To fix, see"),
         ("qrels/test.tsv", QRELS + "q2\td9\t1\n", "test.tsv:4: corpus-id 'd9' is not in the"),
         ("corpus.jsonl", CORPUS + CORPUS, "corpus.jsonl:3: _id 'd1' is there twice. To fix"),
         ("queries.jsonl", QUERIES + QUERIES, "queries.jsonl:3: _id 'q1' is there twice."),
@@ -61,68 +57,44 @@ def test_missing_split(folder):
         read_collection(folder, "dev")
 
 
-# A task of mteb
+ASKED = {"id": "q1", "text": "who?", "instruction": "find it"}
 
 
 def split_of(**changes) -> dict:
     return {
-        "corpus": [{"id": "d1", "title": "Cats", "text": "sleep"}, {"id": 2, "text": "dogs"}],
-        "queries": [
-            {"id": "q1", "text": "who?", "instruction": "find it"},
-            {"id": "q2", "text": "not judged"},
-        ],
+        "corpus": [CATS, {"id": 2, "text": "dogs"}],
+        "queries": [ASKED, {"id": "q2", "text": "not judged"}],
         "relevant_docs": {"q1": {"d1": 1, 2: 0}, "q9": {"d1": 1}},
         "top_ranked": None,
         **changes,
     }
 
 
-@pytest.fixture
-def mteb_has(monkeypatch):
-    """A function that sets what mteb loads, and returns how it was asked."""
-
-    def has(data: dict) -> list:
-        asked = []
-
-        def load(*arguments, **keywords):
-            asked.append((arguments, keywords))
-            return "mteb Task dev", data
-
-        monkeypatch.setattr(retrieval_collection, "load_split", load)
-        return asked
-
-    return has
+def mteb_has(data: dict, monkeypatch) -> Mock:
+    load = Mock(return_value=("mteb Task dev", data))
+    monkeypatch.setattr(retrieval_collection, "load_split", load)
+    return load
 
 
-def test_a_task_of_mteb(mteb_has):
-    asked = mteb_has(split_of())
+def test_a_task_of_mteb(monkeypatch):
+    load = mteb_has(split_of(), monkeypatch)
     found = read_mteb_collection("Task", "dev", "de")
-    assert asked == [(("Task", "dev", "de"), {"training": False})]
-    assert found.corpus == [
-        {"id": "d1", "title": "Cats", "text": "sleep"},
-        {"id": "2", "text": "dogs"},
-    ]
-    assert found.queries == [{"id": "q1", "text": "who?", "instruction": "find it"}]
+    load.assert_called_once_with("Task", "dev", "de", training=False)
+    assert found.corpus == [CATS, {"id": "2", "text": "dogs"}]
+    assert found.queries == [ASKED]
     assert found.relevant == {"q1": {"d1": 1, "2": 0}}
 
 
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        (
-            {"top_ranked": {"q1": ["d1"]}},
-            "mteb Task dev: lists the passages that each query may rank, and whole corpora are "
-            "searched here. To fix, choose a task of type Retrieval.",
-        ),
-        (
-            {"relevant_docs": {"q1": {"d1": 0}}},
-            "mteb Task dev: judges no passage relevant. To fix, choose another split.",
-        ),
-        ({"corpus": [{"id": "d1", "text": ""}]}, "mteb Task dev: passage d1: text is empty"),
-        ({"queries": [{"id": "q1", "text": " "}]}, "mteb Task dev: query q1: text is empty"),
+        ({"top_ranked": {"q1": ["d1"]}}, "lists the passages that each query may rank, and whole"),
+        ({"relevant_docs": {"q1": {"d1": 0}}}, "judges no passage relevant"),
+        ({"corpus": [{"id": "d1", "text": ""}]}, "passage d1: text is empty"),
+        ({"queries": [{"id": "q1", "text": " "}]}, "query q1: text is empty"),
     ],
 )
-def test_what_is_wrong_with_a_task_of_mteb(changes, message, mteb_has):
-    mteb_has(split_of(**changes))
-    with pytest.raises(ValueError, match=re.escape(message)):
+def test_what_is_wrong_with_a_task_of_mteb(changes, message, monkeypatch):
+    mteb_has(split_of(**changes), monkeypatch)
+    with pytest.raises(ValueError, match=f"mteb Task dev: {message}.*To fix"):
         read_mteb_collection("Task", "dev")

@@ -3,19 +3,23 @@
 import re
 from contextlib import contextmanager
 from pathlib import Path
+from unittest.mock import Mock
 
 import numpy as np
 import pytest
 import torch
 
 from bge_pruning.datasets import teacher_vectors
-from bge_pruning.datasets import teacher_vectors as array_files
 from bge_pruning.datasets.embedding_dataset import Collator, EmbeddingDataset, TokenizedTexts
 from bge_pruning.datasets.teacher_vectors import (
     BATCH_TEXTS,
     cached_teacher_outputs,
     compute_cache_key,
+    compute_digest,
     encode_texts,
+    load_array,
+    new_arrays,
+    save_array,
 )
 
 PAD = 1
@@ -28,6 +32,7 @@ def make_texts(rows: list[list[int]]) -> TokenizedTexts:
 
 
 NAMES = ("dense_vecs",)
+TOKEN_NAMES = ("dense_vecs", "token_weights", "colbert_vecs")
 
 
 def encode(ids: torch.Tensor, mask: torch.Tensor) -> dict[str, torch.Tensor]:
@@ -47,22 +52,13 @@ def rows() -> list[list[int]]:
 
 
 @pytest.fixture
-def calls() -> list[tuple[torch.Tensor, torch.Tensor]]:
-    return []
-
-
-@pytest.fixture
-def spy(calls):
+def spy() -> Mock:
     """The encoder, which also keeps what it was given."""
-
-    def spy(ids: torch.Tensor, mask: torch.Tensor) -> dict[str, torch.Tensor]:
-        calls.append((ids, mask))
-        return encode(ids, mask)
-
-    return spy
+    return Mock(side_effect=encode_tokens)
 
 
-# Encoding
+def calls(spy: Mock) -> list[tuple[torch.Tensor, torch.Tensor]]:
+    return [call.args for call in spy.call_args_list]
 
 
 def test_vectors_are_in_the_order_of_the_texts(rows):
@@ -72,32 +68,26 @@ def test_vectors_are_in_the_order_of_the_texts(rows):
     assert vectors.dtype == np.float32
 
 
-def test_batches_are_of_similar_length_and_padded(rows, spy, calls):
+def test_batches_are_of_similar_length_and_padded(rows, spy):
     encode_texts(make_texts(rows), spy, PAD, NAMES)
-    assert [len(ids) for ids, _ in calls] == [BATCH_TEXTS, BATCH_TEXTS, 150 - 2 * BATCH_TEXTS]
-    lengths = sorted(map(len, rows))
-    assert [ids.shape[1] for ids, _ in calls] == [lengths[63], lengths[127], lengths[149]]
-    for ids, mask in calls:
+    sizes, lengths = [tuple(ids.shape) for ids, _ in calls(spy)], sorted(map(len, rows))
+    assert sizes == [(BATCH_TEXTS, lengths[63]), (BATCH_TEXTS, lengths[127]), (22, lengths[149])]
+    for ids, mask in calls(spy):
         assert ids.dtype == mask.dtype == torch.int64
         assert torch.equal(mask.bool(), ids != PAD)  # these texts hold no padding token
 
 
-def test_another_padding_token(spy, calls):
-    encode_texts(make_texts([[5], [5, 6, 7]]), spy, 42, NAMES)
-    ((ids, mask),) = calls
-    assert ids.tolist() == [[5, 42, 42], [5, 6, 7]]
-    assert mask.tolist() == [[1, 0, 0], [1, 1, 1]]
-
-
-def test_the_teacher_sees_what_it_would_see_in_a_training_batch(spy, calls):
+def test_the_teacher_sees_what_it_would_see_in_a_training_batch(spy):
     """A text may spell out the padding token; the two ways to get vectors must agree on it."""
     texts = make_texts([[0, 5, 2], [0, 5, PAD, 6, 2]])
     encode_texts(texts, spy, PAD, NAMES)
+    encode_texts(texts, spy, 42, NAMES)
     dataset = EmbeddingDataset(texts, np.array([[0], [1]]))
     batch = Collator(PAD)([dataset[0], dataset[1]])
-    ((ids, mask),) = calls
+    (ids, mask), (other, _) = calls(spy)
     assert torch.equal(ids, batch["input_ids"].squeeze(1))
     assert torch.equal(mask, batch["attention_mask"].squeeze(1))
+    assert other.tolist() == [[0, 5, 2, 42, 42], [0, 5, PAD, 6, 2]]
 
 
 def test_half_precision_vectors_become_float32(rows):
@@ -110,104 +100,66 @@ def test_half_precision_vectors_become_float32(rows):
     np.testing.assert_allclose(vectors, expected.numpy(), rtol=2**-8)
 
 
-# The cache
-
-
 @pytest.fixture
 def path(tmp_path):
     return tmp_path / "made" / "here" / "teacher-abc.npy"
 
 
-def test_computed_once_then_read(rows, spy, calls, path):
+def test_computed_once_then_read(rows, spy, path):
     texts = make_texts(rows)
     first = cached(texts, spy, PAD, path)
-    assert len(calls) == 3
+    assert len(calls(spy)) == 3
     second = cached(texts, spy, PAD, path)
-    assert len(calls) == 3
+    assert len(calls(spy)) == 3
     assert np.array_equal(first, second)
     assert np.array_equal(first, encode_texts(texts, encode, PAD, NAMES)["dense_vecs"])
     assert [p.name for p in path.parent.iterdir()] == ["teacher-abc.npy"]
+    assert isinstance(second, np.memmap)
+    with pytest.raises(ValueError, match="read-only"):
+        second[0, 0] = 1.0
 
 
-def test_what_another_process_was_quicker_with_is_read(rows, spy, calls, path, monkeypatch):
+def test_what_another_process_was_quicker_with_is_read(rows, spy, path, monkeypatch):
     texts = make_texts(rows)
 
     @contextmanager
     def waited(file):
         file.parent.mkdir(parents=True)
-        with array_files.new_arrays({"dense_vecs": file}) as allocate:
+        with new_arrays({"dense_vecs": file}) as allocate:
             encode_texts(texts, encode, PAD, NAMES, allocate)
         yield
 
     monkeypatch.setattr(teacher_vectors, "lock_of", waited)
     assert len(cached(texts, spy, PAD, path)) == len(rows)
-    assert not calls
-
-
-def test_the_file_is_mapped_and_cannot_be_written_to(rows, path):
-    vectors = cached(make_texts(rows), encode, PAD, path)
-    assert isinstance(vectors, np.memmap)
-    with pytest.raises(ValueError, match="read-only"):
-        vectors[0, 0] = 1.0
+    assert not calls(spy)
 
 
 def test_a_teacher_that_fails_leaves_nothing(rows, path):
-    def fail(ids, mask):
-        raise RuntimeError("no memory")
-
     with pytest.raises(RuntimeError, match="no memory"):
-        cached(make_texts(rows), fail, PAD, path)
+        cached(make_texts(rows), Mock(side_effect=RuntimeError("no memory")), PAD, path)
     assert list(path.parent.iterdir()) == []
 
 
 def test_a_full_disk_leaves_nothing(rows, path, monkeypatch):
     """Writing into a mapped file that has no room would end the process."""
-
-    def full(*arguments):
-        raise OSError(28, "No space left on device")
-
+    full = Mock(side_effect=OSError(28, "No space left on device"))
     with monkeypatch.context() as patch:
-        patch.setattr(array_files.os, "posix_fallocate", full)
+        patch.setattr(teacher_vectors.os, "posix_fallocate", full)
         with pytest.raises(OSError, match="No space left"):
             cached(make_texts(rows), encode, PAD, path)
     assert list(path.parent.iterdir()) == []
     assert len(cached(make_texts(rows), encode, PAD, path)) == len(rows)
 
 
-@pytest.mark.parametrize("kept", [0, 100, -1], ids=["empty", "header cut", "one byte short"])
-def test_a_damaged_file_is_named(kept, rows, path):
-    texts = make_texts(rows)
-    cached(texts, encode, PAD, path)
-    path.write_bytes(path.read_bytes()[:kept])
-    with pytest.raises(ValueError, match=f"{re.escape(str(path))}: damaged.*To fix, delete"):
-        cached(texts, encode, PAD, path)
-
-
-# Its key
-
-
-def test_key_is_stable_and_fits_a_file_name(rows):
-    key = compute_cache_key(make_texts(rows), "teacher")
-    assert key == compute_cache_key(make_texts(rows), "teacher")
-    assert re.fullmatch("[0-9a-f]{24}", key)
-
-
-def test_key_changes_with_teacher_tokens_boundaries_order_and_layout(monkeypatch):
+def test_key_is_stable_and_changes_with_teacher_tokens_boundaries_order_and_layout(monkeypatch):
     texts = make_texts([[4, 5], [6]])
-    keys = {
-        compute_cache_key(texts, "teacher"),
-        compute_cache_key(texts, "another"),
-        compute_cache_key(make_texts([[4, 5], [7]]), "teacher"),
-        compute_cache_key(make_texts([[4], [5, 6]]), "teacher"),
-        compute_cache_key(make_texts([[6], [4, 5]]), "teacher"),
-        compute_cache_key(make_texts([[4, 5], [6], []]), "teacher"),
-    }
+    others = ([[4, 5], [7]], [[4], [5, 6]], [[6], [4, 5]], [[4, 5], [6], []])
+    keys = {compute_cache_key(make_texts(other), "teacher") for other in others}
+    keys |= {compute_cache_key(texts, teacher) for teacher in ("teacher", "teacher", "another")}
     monkeypatch.setattr(teacher_vectors, "FORMAT", teacher_vectors.FORMAT + 1)
     keys.add(compute_cache_key(texts, "teacher"))
     assert len(keys) == 7
-
-
-# Outputs of every token
+    assert all(re.fullmatch("[0-9a-f]{24}", key) for key in keys)
 
 
 def encode_tokens(ids: torch.Tensor, mask: torch.Tensor) -> dict[str, torch.Tensor]:
@@ -215,9 +167,6 @@ def encode_tokens(ids: torch.Tensor, mask: torch.Tensor) -> dict[str, torch.Tens
     weights = torch.where(mask.bool(), ids.double(), torch.tensor(-7.0).double())
     vectors = torch.where(mask[:, 1:, None].bool(), WEIGHTS[ids[:, 1:]], 9.0)
     return {**encode(ids, mask), "token_weights": weights, "colbert_vecs": vectors}
-
-
-TOKEN_NAMES = ("dense_vecs", "token_weights", "colbert_vecs")
 
 
 def test_tokens_are_laid_out_as_the_ids(rows):
@@ -231,22 +180,17 @@ def test_tokens_are_laid_out_as_the_ids(rows):
         np.testing.assert_allclose(found[1:], WEIGHTS[row[1:]].numpy(), atol=1e-3)
 
 
-def test_what_is_missing_is_made_and_the_rest_is_kept(rows, tmp_path):
-    texts, made = make_texts(rows), []
-
-    def spy(ids: torch.Tensor, mask: torch.Tensor) -> dict[str, torch.Tensor]:
-        made.append(len(ids))
-        return encode_tokens(ids, mask)
-
+def test_what_is_missing_is_made_and_the_rest_is_kept(rows, spy, tmp_path):
+    texts = make_texts(rows)
     paths = {name: tmp_path / f"{name}.npy" for name in TOKEN_NAMES}
     cached_teacher_outputs(texts, spy, PAD, {"dense_vecs": paths["dense_vecs"]})
     before = paths["dense_vecs"].stat().st_mtime_ns
     outputs = cached_teacher_outputs(texts, spy, PAD, paths)
-    assert len(made) == 6  # all outputs that are missing come from one run of the teacher
+    assert len(calls(spy)) == 6  # all outputs that are missing come from one run of the teacher
     assert paths["dense_vecs"].stat().st_mtime_ns == before
     assert set(outputs) == set(TOKEN_NAMES)
     cached_teacher_outputs(texts, spy, PAD, paths)
-    assert len(made) == 6
+    assert len(calls(spy)) == 6
 
 
 def test_tokens_from_disk_are_those_of_the_teacher_in_a_batch(rows, tmp_path):
@@ -262,3 +206,79 @@ def test_tokens_from_disk_are_those_of_the_teacher_in_a_batch(rows, tmp_path):
     found = batch["teacher_colbert_vecs"].flatten(0, 1).double()
     assert torch.equal(batch["teacher_token_weights"].flatten(0, 1).double(), weights)
     torch.testing.assert_close(found, vectors, atol=1e-3, rtol=0)
+
+
+# Arrays on disk are whole or not there
+
+
+def test_round_trip(tmp_path):
+    path = tmp_path / "a" / "b" / "x.npy"
+    for array in (np.arange(3), np.ones((2, 2), np.float16)):
+        save_array(array, path)
+        loaded = load_array(path)
+        assert isinstance(loaded, np.memmap) and loaded.dtype == array.dtype
+        assert (loaded == array).all()
+
+
+def test_nothing_is_left_of_a_write_that_fails(tmp_path, monkeypatch):
+    def fail(path, array):
+        path.write_bytes(b"half")
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(np, "save", fail)
+    with pytest.raises(OSError, match="No space"):
+        save_array(np.arange(3), tmp_path / "x.npy")
+
+    def fill() -> None:
+        with new_arrays({"a": tmp_path / "a.npy"}) as allocate:
+            allocate("a", (3,), np.float32)
+            raise RuntimeError("stopped")
+
+    with pytest.raises(RuntimeError, match="stopped"):
+        fill()
+    assert not list(tmp_path.iterdir())
+
+
+def test_arrays_are_filled_in_place_and_named_at_the_end(tmp_path):
+    paths = {name: tmp_path / "new" / f"{name}.npy" for name in ("a", "b", "unused")}
+    with new_arrays(paths) as allocate:
+        for name, dtype in (("a", np.float32), ("b", np.float16)):
+            array = allocate(name, (3, 2), dtype)
+            assert (array == 0).all()
+            array[1] = 7
+        assert not any(path.is_file() for path in paths.values())
+    for name, dtype in (("a", np.float32), ("b", np.float16)):
+        assert load_array(paths[name]).tolist() == [[0, 0], [7, 7], [0, 0]]
+        assert load_array(paths[name]).dtype == dtype
+    assert sorted(path.name for path in (tmp_path / "new").iterdir()) == ["a.npy", "b.npy"]
+
+
+def test_damaged_files(tmp_path):
+    path = tmp_path / "x.npy"
+    np.save(path, np.arange(100))
+    other_version = path.read_bytes()
+    save_array(np.arange(100), path)
+    whole = path.read_bytes()
+    changed = whole[:300] + bytes([whole[300] ^ 1]) + whole[301:]  # NumPy would read it
+    contents = {b"": "it is too short", b"text": "it is too short", whole[:200]: "", whole[:-1]: ""}
+    contents[changed] = "its checksum is not that of its content"
+    contents[other_version] = "it does not end with the mark of version 1"
+    for content, reason in contents.items():
+        path.write_bytes(content)
+        message = rf"^{re.escape(str(path))}: damaged or not complete \({reason}.*To fix, delete"
+        with pytest.raises(ValueError, match=message):
+            load_array(path)
+
+
+def test_the_checksum_of_a_large_file_is_of_blocks_spread_over_it(tmp_path, monkeypatch):
+    monkeypatch.setattr(teacher_vectors, "BLOCK", 16)
+    monkeypatch.setattr(teacher_vectors, "BLOCKS", 4)
+    path = tmp_path / "x"
+    content = bytearray(16 * 100 + 3)
+    path.write_bytes(content)
+    before = compute_digest(path, len(content))
+    for place, noticed in ((0, True), (len(content) - 1, True), (17, False), (33 * 16, True)):
+        path.write_bytes(content[:place] + b"x" + content[place + 1 :])
+        assert (compute_digest(path, len(content)) != before) == noticed
+    path.write_bytes(content)
+    assert compute_digest(path, len(content) - 1) != before

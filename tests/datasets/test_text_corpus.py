@@ -4,9 +4,9 @@ import json
 import re
 import subprocess
 import sys
-import threading
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -23,11 +23,6 @@ ROWS = [
     Row("a child", ("the man",), scores=(0.5,)),
 ]
 TEXTS = ["the man", "a dog", "the cat", "a park", "a child"]
-
-
-@pytest.fixture(scope="module")
-def tokenizer_json(model_folder) -> bytes:
-    return (model_folder / "tokenizer.json").read_bytes()
 
 
 class Reader:
@@ -55,9 +50,6 @@ def test_texts_are_numbered_in_order_and_once():
     assert table.scores[1:4].tolist() == [3.0, 2.0, 1.0]
     assert table.scores[6] == 0.5
     assert np.isnan(table.scores[[0, 4, 5]]).all()
-
-
-def test_no_rows():
     assert len(number_texts([])) == 0
 
 
@@ -74,9 +66,8 @@ def test_a_corpus_is_read_twice_and_then_never(chunk, tmp_path, tokenizer_json, 
         for index in range(5):
             assert corpus.texts[index].tolist() == expected[index].tolist()
         for name in ("texts", "starts", "positives", "scores"):
-            assert np.array_equal(
-                getattr(corpus.rows, name), getattr(number_texts(ROWS), name), equal_nan=True
-            )
+            a, b = (getattr(table, name) for table in (corpus.rows, number_texts(ROWS)))
+            assert np.array_equal(a, b, equal_nan=True)
     assert isinstance(first.texts.ids, np.memmap)
     assert isinstance(first.rows.texts, np.memmap)
 
@@ -87,13 +78,10 @@ def test_two_that_need_a_corpus_at_once_make_it_once(tmp_path, tokenizer_json):
             time.sleep(0.05)
             return super().__call__(bad)
 
-    reader, folder = Slow(ROWS), tmp_path / "c"
-    arguments = (folder, "mine", reader, tokenizer_json, 128, False)
-    threads = [threading.Thread(target=cached_corpus, args=arguments) for _ in range(3)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
+    reader = Slow(ROWS)
+    arguments = (tmp_path / "c", "mine", reader, tokenizer_json, 128, False)
+    with ThreadPoolExecutor(3) as pool:
+        assert len(list(pool.map(lambda _: cached_corpus(*arguments), range(3)))) == 3
     assert reader.calls == 2
     assert [path.name for path in tmp_path.iterdir()] == ["c"]
 
@@ -104,11 +92,14 @@ def test_truncated_texts_are_counted(tmp_path, tokenizer_json):
     assert corpus.texts.truncated == load_corpus(tmp_path / "c").texts.truncated > 0
 
 
-def test_a_wrong_row_leaves_nothing(tmp_path, tokenizer_json):
+def test_a_wrong_row_and_no_rows_leave_nothing(tmp_path, tokenizer_json):
     reader = Reader([*ROWS, "x:4: wrong"])
     with pytest.raises(ValueError, match="x:4: wrong"):
         cached_corpus(tmp_path / "c", "mine", reader, tokenizer_json, 128, False)
     assert reader.calls == 1  # before any text is tokenised
+    for rows in ([], ["x:1: wrong"]):
+        with pytest.raises(ValueError, match=r"^mine: holds no rows. To fix, choose another file"):
+            cached_corpus(tmp_path / "c", "mine", Reader(rows), tokenizer_json, 128, True)
     assert not list(tmp_path.iterdir())
 
 
@@ -118,13 +109,9 @@ def test_skipped_rows_are_remembered(tmp_path, tokenizer_json):
     for corpus in (cached_corpus(*arguments), cached_corpus(*arguments)):
         assert (corpus.bad.count, corpus.bad.examples) == (1, ["x:2: wrong"])
         assert len(corpus.rows) == 3
-
-
-def test_no_rows_are_refused(tmp_path, tokenizer_json):
-    for rows in ([], ["x:1: wrong"]):
-        with pytest.raises(ValueError, match=r"^mine: holds no rows. To fix, choose another file"):
-            cached_corpus(tmp_path / "c", "mine", Reader(rows), tokenizer_json, 128, True)
-    assert not list(tmp_path.iterdir())
+    record = json.loads((tmp_path / "c" / "corpus.json").read_text())
+    assert record["source"] == "mine"
+    assert record["bad"] == {"skip": True, "count": 1, "examples": ["x:2: wrong"]}
 
 
 @pytest.mark.parametrize("name", ["ids.int32", "texts.npy", "starts.npy", "corpus.json"])
@@ -150,9 +137,8 @@ def test_a_cache_of_another_version_says_so(tmp_path, tokenizer_json):
     with pytest.raises(ValueError, match=r"c: .*it is of version 1, expected 2.* To fix, delete"):
         load_corpus(tmp_path / "c")
     record.write_text(record.read_text().replace('"count": 0', '"count": "a"'))
-    with pytest.raises(
-        ValueError, match=r'json: bad.count is "a", expected a whole .* To fix, del'
-    ):
+    message = r'json: bad.count is "a", expected a whole .* To fix, del'
+    with pytest.raises(ValueError, match=message):
         load_corpus(tmp_path / "c")
 
 
@@ -184,10 +170,3 @@ def test_memory_of_a_row_is_a_few_numbers():
     rows, kib = map(int, run.stdout.split())
     assert rows == 400_000
     assert kib * 1024 / rows < 250
-
-
-def test_the_record_is_readable(tmp_path, tokenizer_json):
-    cached_corpus(tmp_path / "c", "mine", Reader(ROWS), tokenizer_json, 128, False)
-    record = json.loads((tmp_path / "c" / "corpus.json").read_text())
-    assert record["source"] == "mine"
-    assert record["bad"] == {"skip": False, "count": 0, "examples": []}

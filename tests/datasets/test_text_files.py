@@ -17,39 +17,28 @@ CONTENT = "\ufeffeins\r\nzwei\u2028halb\n狗"
 
 
 @pytest.mark.parametrize("name", ["a.txt", "a.txt.gz"])
-def test_lines_end_at_line_feeds_only_and_are_counted(name, tmp_path):
-    path = tmp_path / name
-    data = CONTENT.encode()
-    path.write_bytes(gzip.compress(data) if name.endswith(".gz") else data)
+def test_lines_end_at_line_feeds_only_and_are_counted(name, write):
     expected = [(1, "eins\r\n"), (2, "zwei\u2028halb\n"), (3, "狗")]
-    assert list(read_lines(path)) == expected
+    assert list(read_lines(write(CONTENT, name))) == expected
 
 
-def test_a_row_needs_its_keys():
+def test_a_row_needs_its_keys_and_whole_characters():
     assert parse_row('{"a": 1, "b": 2}', "x:1", ("a",)) == {"a": 1, "b": 2}
     with pytest.raises(ValueError, match=r"^x:1: lacks c\. To fix, add the keys\.$"):
         parse_row('{"a": 1}', "x:1", ("a", "c"))
-
-
-def test_half_a_character():
+    with pytest.raises(ValueError, match="^x:1: is not JSON"):
+        parse_row("[" * 100_000, "x:1", ())
     check_unicode("\U0001f408", "x:1")
-    with pytest.raises(
-        ValueError, match=r"^x:1: text is not UTF-8, or holds half of a surrogate pair.*To fix"
-    ):
+    message = r"^x:1: text is not UTF-8, or holds half of a surrogate pair.*To fix"
+    with pytest.raises(ValueError, match=message):
         check_unicode("\ud83d", "x:1: text")
 
 
-def test_lines_that_are_not_utf8_are_skipped_and_counted(tmp_path):
-    path = tmp_path / "a.txt"
-    path.write_bytes(b"a\n\xff\nb\n")
+def test_lines_that_are_not_utf8_are_skipped_and_counted(write):
+    path = write(b"a\n\xff\nb\n", "a.txt")
     bad = BadRows(skip=True)
     assert list(read_lines(path, bad)) == [(1, "a\n"), (3, "b\n")]
     assert bad.examples == [f"{path}:2: is not UTF-8. To fix, convert the file."]
-
-
-def test_json_nested_without_end():
-    with pytest.raises(ValueError, match="^x:1: is not JSON"):
-        parse_row("[" * 100_000, "x:1", ())
 
 
 def test_paths_with_wildcards(tmp_path):
@@ -62,18 +51,17 @@ def test_paths_with_wildcards(tmp_path):
         expand_paths(f"{tmp_path}/*.tsv")
 
 
-def test_hash_of_a_file(tmp_path):
-    path = tmp_path / "a"
-    path.write_bytes(b"abc")
-    assert hash_file(path).startswith("ba7816bf8f01cfea")
+def test_hash_of_a_file(write, tmp_path):
+    assert hash_file(write(b"abc", "a")).startswith("ba7816bf8f01cfea")
     with pytest.raises(FileNotFoundError, match="no such file"):
         hash_file(tmp_path / "b")
 
 
-def test_an_archive_with_wrong_bytes(tmp_path):
-    path = tmp_path / "a.txt.gz"
-    content = bytearray(gzip.compress(bytes(range(256)) * 500))
-    content[15:60] = b"x" * 45
-    path.write_bytes(content)
-    with pytest.raises(ValueError, match=r"a.txt.gz:\d+: .*To fix"):
-        list(read_lines(path, errors="surrogateescape"))
+def test_damaged_archives(tmp_path):
+    path, whole = tmp_path / "a.txt.gz", gzip.compress(bytes(range(256)) * 500)
+    cut_off = [whole[: int(kept * len(whole))] for kept in (0.5, 0.95)]
+    for content in (*cut_off, whole[:15] + b"x" * 45 + whole[60:], b"no archive"):
+        path.write_bytes(content)
+        message = r"a.txt.gz:\d+: the archive is damaged or cut off \(.*To fix, copy it again"
+        with pytest.raises(ValueError, match=message):
+            list(read_lines(path, errors="surrogateescape"))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from dataclasses import replace
 from types import SimpleNamespace
+from unittest.mock import Mock
 
 import pytest
 import torch
@@ -67,28 +68,19 @@ def test_a_setting(encoder, length):
     assert rate == pytest.approx(tokens / texts)
     assert found["model"]["tokens_per_text"] == tokens / texts
     assert found["model"]["activation_bytes"] > 0
-
-
-def test_latency_is_that_of_a_batch(encoder):
-    found = measure_setting({"model": encoder}, Setting(2, REAL), TEXTS, 0.01)["model"]
-    a_call = 1e3 * len(TEXTS) / found["texts_per_s"]
-    assert 2 * found["latency_ms"]["median"] == pytest.approx(a_call)
+    a_call, batches = 1e3 * texts / found["model"]["texts_per_s"], 1 if length == 6 else 2
+    assert batches * found["model"]["latency_ms"]["median"] == pytest.approx(a_call)
+    # One that takes too long has two turns and supports no claim.
+    found = measure_setting(both, Setting(2, length), TEXTS, seconds=1e-9)
+    assert (found["rounds"], found["noisy"]) == (efficiency.FEWEST_ROUNDS, True)
 
 
 def test_real_texts_are_spread_over_all(encoder, monkeypatch):
-    seen = []
-    encode = encoder.encode
-    monkeypatch.setattr(encoder, "encode", lambda texts: seen.append(texts) or encode(texts))
+    encode = Mock(wraps=encoder.encode)
+    monkeypatch.setattr(encoder, "encode", encode)
     texts = ["a dog"] * 50 + ["the cat"] * 50
     measure_setting({"model": encoder}, Setting(1, REAL), texts, 0.01)
-    assert seen[0] == ["a dog"] * 8 + ["the cat"] * 8
-
-
-def test_a_setting_that_takes_too_long_has_two_turns_and_no_claim(encoder):
-    both = {"model": encoder, "baseline": encoder}
-    found = measure_setting(both, Setting(2, 6), (), seconds=1e-9)
-    assert found["rounds"] == efficiency.FEWEST_ROUNDS
-    assert found["noisy"]
+    encode.assert_called_with(["a dog"] * 8 + ["the cat"] * 8)
 
 
 def test_settings_and_what_is_left_out(encoder):
@@ -107,15 +99,8 @@ def test_what_does_not_fit_into_memory_is_left_out(encoder, monkeypatch):
     found = measure_efficiency({TORCH: {"model": encoder}}, [1, 8], [4, 64], (), 0.01)
     assert [(s["batch_size"], s["length"]) for s in found["settings"]] == [(1, 4), (8, 4), (1, 64)]
     needed = 4 * 8 * 64 * 8 * 32  # bytes x texts x tokens x values
-    assert found["too_large"] == [
-        {
-            "runtime": TORCH,
-            "batch_size": 8,
-            "length": 64,
-            "needed_bytes": needed,
-            "free_bytes": 100_000,
-        }
-    ]
+    place = {"runtime": TORCH, "batch_size": 8, "length": 64}
+    assert found["too_large"] == [{**place, "needed_bytes": needed, "free_bytes": 100_000}]
 
 
 def test_onnx_runtime_keeps_what_both_models_took(encoder, monkeypatch):
@@ -123,24 +108,20 @@ def test_onnx_runtime_keeps_what_both_models_took(encoder, monkeypatch):
     both = {"model": encoder, "baseline": encoder}
     opened = dict.fromkeys(RUNTIMES, both)  # what runs does not matter: nothing is measured
     found = measure_efficiency(opened, [1], [64], (), 0.01)["too_large"]
-    expected = {
-        runtime: 4 * estimate_activations(encoder.base.shape, 1, 64, runtime)
-        for runtime in RUNTIMES
-    }
+    shape = encoder.base.shape
+    expected = {name: 4 * estimate_activations(shape, 1, 64, name) for name in RUNTIMES}
     expected[ONNX] *= 2
     assert {s["runtime"]: s["needed_bytes"] for s in found} == expected
 
 
+NARROW = {"hidden_size": 32, "num_attention_heads": 2}
+
+
 @pytest.mark.parametrize(
-    "shape",
-    [
-        SHAPE,
-        replace(SHAPE, intermediate_size=64),
-        replace(SHAPE, num_attention_heads=2),
-        replace(SHAPE, hidden_size=32, num_attention_heads=2),
-    ],
+    "changes", [{}, {"intermediate_size": 64}, {"num_attention_heads": 2}, NARROW]
 )
-def test_the_estimate_is_what_a_batch_takes_and_little_more(shape):
+def test_the_estimate_is_what_a_batch_takes_and_little_more(changes):
+    shape = replace(SHAPE, **changes)
     encoder = TextEncoder(random_base_model(shape, "random"))
     ids = torch.full((4, 64), 7)
 
@@ -160,9 +141,8 @@ def test_the_most_tokens_per_second():
         parts = {n: {"texts_per_s": r / 8, "tokens_per_s": r} for n, r in rates.items()}
         return {"runtime": runtime, "batch_size": size, "length": 8, **parts}
 
-    found = find_saturation(
-        [setting(TORCH, 1, 80, 40), setting(TORCH, 8, 160, 32), setting(ONNX, 1, 16, 8)]
-    )
+    rows = ((TORCH, 1, 80, 40), (TORCH, 8, 160, 32), (ONNX, 1, 16, 8))
+    found = find_saturation([setting(*row) for row in rows])
     place = {"batch_size": 8, "length": 8}
     assert found[TORCH]["model"] == {**place, "texts_per_s": 20, "tokens_per_s": 160}
     assert found[TORCH]["baseline"]["batch_size"] == 1
@@ -186,9 +166,8 @@ def test_compiled_before_the_clock_runs(encoder, compiled, model_folder, monkeyp
     both = {"model": encoder, "baseline": load_encoder(str(model_folder))}
     opened = {TORCH: both, COMPILE: both}
     found = measure_efficiency(opened, [2], [6], TEXTS, 0.01)["settings"]
-    assert [(s["runtime"], s["length"]) for s in found] == [
-        (runtime, length) for runtime in (TORCH, COMPILE) for length in (6, REAL)
-    ]
+    places = [(runtime, length) for runtime in opened for length in (6, REAL)]
+    assert [(s["runtime"], s["length"]) for s in found] == places
     assert compiled == [e.backbone for e in both.values()] * 2
     # Nothing is compiled in the timed part, and something for each setting before it.
     assert [len(set(counts)) for counts in forms] == [1] * 4

@@ -21,81 +21,70 @@ from bge_pruning.export.extract import extract
 TEXTS = ["the man plays guitar", "a dog", "the woman reads a red book in the park", "zzzz"]
 
 
+def plain(folder):
+    from sentence_transformers import SentenceTransformer
+
+    return SentenceTransformer(str(folder), device="cpu")
+
+
+def assert_vectors(encoder, expected, atol: float = 1e-6) -> None:
+    np.testing.assert_allclose(encoder.encode(TEXTS).dense_vecs, expected, atol=atol)
+
+
 @pytest.fixture(scope="module")
 def run(train_tiny, tmp_path_factory):
     return train_tiny(tmp_path_factory.mktemp("run"))
 
 
-def test_a_folder_gives_what_sentence_transformers_gives(model_folder):
-    from sentence_transformers import SentenceTransformer
-
-    encoder = load_encoder(str(model_folder), batch_size=3)
-    expected = SentenceTransformer(str(model_folder), device="cpu").encode(TEXTS)
-    np.testing.assert_allclose(encoder.encode(TEXTS).dense_vecs, expected, atol=1e-5)
-    assert encoder.names() == ("dense_vecs", "token_weights", "colbert_vecs")
-
-
-def test_a_projected_folder_gives_what_sentence_transformers_gives(projected_folder):
-    from sentence_transformers import SentenceTransformer
-
-    encoder = load_encoder(str(projected_folder), batch_size=3)
-    plain = SentenceTransformer(str(projected_folder), device="cpu")
-    expected = plain.encode(TEXTS)
-    assert expected.shape == (4, 40)
-    np.testing.assert_allclose(encoder.encode(TEXTS).dense_vecs, expected, atol=1e-5)
+@pytest.mark.parametrize(("kind", "projection"), [("model_folder", 0), ("projected_folder", 40)])
+def test_a_folder_gives_what_sentence_transformers_gives(kind, projection, request):
+    folder = request.getfixturevalue(kind)
+    encoder, model = load_encoder(str(folder), batch_size=3), plain(folder)
+    expected = model.encode(TEXTS)
+    assert expected.shape == (4, projection or 32)
+    assert_vectors(encoder, expected, 1e-5)
     assert encoder.names() == ("dense_vecs", "token_weights", "colbert_vecs")
     heads = (32 + 1) * 32 + (32 + 1)
-    assert count_parameters(encoder)["heads"] == heads + 40 * 32
-    assert count_parameters(encoder)["total"] == heads + sum(p.numel() for p in plain.parameters())
+    assert count_parameters(encoder)["heads"] == heads + projection * 32
+    assert count_parameters(encoder)["total"] == heads + sum(p.numel() for p in model.parameters())
 
 
 def test_modules_that_are_not_applied_here_are_left_to_sentence_transformers(
     projected_folder, tmp_path, caplog, monkeypatch
 ):
     """A rival is scored by its own vectors, not by those of its encoder."""
-    from sentence_transformers import SentenceTransformer
-
     monkeypatch.setattr(logging.getLogger("bge_pruning"), "propagate", True)
-    folder = tmp_path / "x"
-    shutil.copytree(projected_folder, folder)
+    folder = shutil.copytree(projected_folder, tmp_path / "x")
     path = folder / "2_Dense" / "config.json"
     tanh = {"activation_function": "torch.nn.modules.activation.Tanh"}
     path.write_text(json.dumps({**json.loads(path.read_text()), **tanh}))
     encoder = load_encoder(str(folder))
     assert isinstance(encoder, SentenceTransformerEncoder)
     assert "only dense vectors, by sentence-transformers: " in caplog.text
-    expected = SentenceTransformer(str(folder), device="cpu").encode(TEXTS)
-    np.testing.assert_allclose(encoder.encode(TEXTS).dense_vecs, expected, atol=1e-6)
+    assert_vectors(encoder, plain(folder).encode(TEXTS))
 
 
 def test_a_checkpoint_is_the_model_that_extraction_writes(run, tmp_path):
     extract(run, tmp_path / "model")
-    names = ("dense_vecs", "token_weights")
-    expected = load_encoder(str(tmp_path / "model")).encode(TEXTS, names)
+    extracted, names = load_encoder(str(tmp_path / "model")), ("dense_vecs", "token_weights")
+    expected = extracted.encode(TEXTS, names)
     for name in (run, run / "latest-rank0.pt"):
         encoder = load_encoder(str(name))
         found = encoder.encode(TEXTS, names)
         np.testing.assert_allclose(found.dense_vecs, expected.dense_vecs, atol=1e-6)
-        np.testing.assert_allclose(
-            found.lexical_weights.toarray(), expected.lexical_weights.toarray(), atol=1e-6
-        )
-        assert count_parameters(encoder) == count_parameters(load_encoder(str(tmp_path / "model")))
+        sparse = [each.lexical_weights.toarray() for each in (found, expected)]
+        np.testing.assert_allclose(*sparse, atol=1e-6)
+        assert count_parameters(encoder) == count_parameters(extracted)
 
 
 def test_other_architectures_have_dense_vectors(bert_folder):
-    from sentence_transformers import SentenceTransformer
-
-    encoder = load_encoder(str(bert_folder))
+    encoder, model = load_encoder(str(bert_folder)), plain(bert_folder)
     assert isinstance(encoder, SentenceTransformerEncoder)
     assert encoder.names() == ("dense_vecs",)
-    plain = SentenceTransformer(str(bert_folder), device="cpu")
-    expected = plain.encode(TEXTS, normalize_embeddings=True)
-    np.testing.assert_allclose(encoder.encode(TEXTS).dense_vecs, expected, atol=1e-6)
-    counts = count_parameters(encoder)
-    assert counts["total"] == sum(p.numel() for p in plain.parameters())
-    assert counts["encoder"] == sum(
-        p.numel() for p in plain.transformers_model.encoder.parameters()
-    )
+    assert_vectors(encoder, model.encode(TEXTS, normalize_embeddings=True))
+    counts, inner = count_parameters(encoder), model.transformers_model.encoder
+    assert counts["total"] == sum(p.numel() for p in model.parameters())
+    assert counts["encoder"] == sum(p.numel() for p in inner.parameters())
     assert counts["heads"] == 0
     assert encoder.encode([TEXTS[2]] * 2).truncated == 0
     assert load_encoder(str(bert_folder), max_length=6).encode([TEXTS[2]] * 2).truncated == 2
@@ -141,17 +130,13 @@ def test_models_that_are_not_there(tmp_path):
     check_model_name("owner/name")
 
 
-def test_a_folder_without_its_pooling(model_folder, tmp_path):
-    shutil.copytree(model_folder, tmp_path / "x")
-    (tmp_path / "x" / "modules.json").unlink()
-    with pytest.raises(ValueError, match=r"has no modules\.json, so its pooling is unknown\. To"):
-        load_encoder(str(tmp_path / "x"))
-
-
-def test_a_model_that_cannot_be_loaded(bert_folder, tmp_path):
+def test_a_folder_that_is_not_complete(bert_folder, tmp_path):
     shutil.copytree(bert_folder, tmp_path / "x")
     (tmp_path / "x" / "model.safetensors").write_bytes(b"nothing")
     with pytest.raises(ValueError, match=r"x cannot be loaded on cpu \(.*\)\. To fix, check the"):
+        load_encoder(str(tmp_path / "x"))
+    (tmp_path / "x" / "modules.json").unlink()
+    with pytest.raises(ValueError, match=r"has no modules\.json, so its pooling is unknown\. To"):
         load_encoder(str(tmp_path / "x"))
 
 

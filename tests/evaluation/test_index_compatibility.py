@@ -16,11 +16,9 @@ SCRIPT = Path(__file__).parents[2] / "scripts" / "check_index_compatibility.py"
 
 
 class Table:
-    """A model that has its vectors by heart."""
-
     def __init__(self, vectors: np.ndarray, texts: list[str]):
-        self.rows = dict(zip(texts, vectors / np.linalg.norm(vectors, axis=1)[:, None],
-                             strict=True))  # fmt: skip
+        vectors = vectors / np.linalg.norm(vectors, axis=1, keepdims=True)
+        self.rows = dict(zip(texts, vectors, strict=True))
 
     def encode(self, texts, progress=False):
         return Encoded(np.array([self.rows[text] for text in texts]), None)
@@ -43,7 +41,7 @@ def test_agreement_is_counted_by_hand():
     new = Table(VECTORS + np.random.default_rng(1).normal(0, 0.5, VECTORS.shape), TEXTS)
     queries = TEXTS[:40]
     found = compare_index(old, new, TEXTS, queries, top_k=5)
-    index = np.array([old.rows[text] for text in TEXTS])
+    index = old.encode(TEXTS).dense_vecs
     shared, first, cosines = [], [], []
     for number, query in enumerate(queries):
         ranked = []
@@ -54,22 +52,18 @@ def test_agreement_is_counted_by_hand():
         shared.append(len(set(ranked[0]) & set(ranked[1])) / 5)
         first.append(ranked[0][0] == ranked[1][0])
         cosines.append(old.rows[query] @ new.rows[query])
-    assert found["agreement"] == pytest.approx(np.mean(shared))
-    assert found["same_first"] == pytest.approx(np.mean(first))
-    assert found["cosine"]["mean"] == pytest.approx(np.mean(cosines))
+    means = [found["agreement"], found["same_first"], found["cosine"]["mean"]]
+    assert means == pytest.approx([np.mean(values) for values in (shared, first, cosines)])
     low, high = found["agreement_interval"]
     assert low < found["agreement"] < high
     assert 0.1 < found["agreement"] < 0.9
 
 
-def test_other_dimensions_are_refused():
+def test_other_dimensions_and_too_few_texts_are_refused():
+    table = Table(VECTORS, TEXTS)
     message = "vectors have 4 dimensions and the index has 8. To fix, export it with --keep-dim"
     with pytest.raises(ValueError, match=message):
-        compare_index(Table(VECTORS, TEXTS), Table(VECTORS[:, :4], TEXTS), TEXTS, TEXTS)
-
-
-def test_too_few_texts():
-    table = Table(VECTORS, TEXTS)
+        compare_index(table, Table(VECTORS[:, :4], TEXTS), TEXTS, TEXTS)
     with pytest.raises(ValueError, match="10 passages and 3 queries are too few to compare the b"):
         compare_index(table, table, TEXTS[:10], TEXTS[:3])
 

@@ -10,26 +10,20 @@ from bge_pruning.evaluation.text_encoder import TextEncoder
 from bge_pruning.model_io.pretrained import load_base_model
 
 QUERIES = ["the man", "a dog in the park", "a"]
-PASSAGES = [
-    "the man plays the guitar",
-    "a dog",
-    "dog cat child in the park today",
-    "a horse rides fast and the woman reads a red book",
-    "there",
-]
+PASSAGES = ["the man plays the guitar", "a dog", "dog cat child in the park today", "there"]
+PASSAGES.append("a horse rides fast and the woman reads a red book")
 
 
-@pytest.fixture(scope="module")
-def encoder(model_folder) -> TextEncoder:
-    return TextEncoder(load_base_model(str(model_folder)), batch_size=2)
-
-
-def multi_vectors(encoder: TextEncoder, text: str) -> torch.Tensor:
+def multi_vectors(encoder: TextEncoder, text: str) -> np.ndarray:
     ids = torch.from_numpy(encoder.tokenize([text])[0].astype(np.int64))[None]
     mask = torch.ones_like(ids)
     with torch.no_grad():
-        hidden = encoder.backbone(ids, mask)
-        return encoder.heads.colbert_vecs(hidden, mask)[0]
+        return encoder.heads.colbert_vecs(encoder.backbone(ids, mask), mask)[0].numpy()
+
+
+# Query and passage of each pair.
+PAIRS = np.array([(q, p) for q in range(3) for p in range(5) if (q + p) % 4]).T
+PAIRS = tuple(PAIRS[:, np.random.default_rng(0).permutation(PAIRS.shape[1])])
 
 
 @pytest.mark.parametrize("at_once", [1, 20, 1 << 24])
@@ -38,15 +32,9 @@ def test_scores_are_flag_embeddings(at_once, encoder, monkeypatch):
     from FlagEmbedding import BGEM3FlagModel
 
     monkeypatch.setattr(multi_vector, "PRODUCTS", at_once)
-    pairs = np.array([(q, p) for q in range(3) for p in range(5) if (q + p) % 4]).T
-    pairs = pairs[:, np.random.default_rng(0).permutation(pairs.shape[1])]
-    queries = encode_queries(encoder, QUERIES)
-    found = score_pairs(encoder, queries, PASSAGES, (pairs[0], pairs[1]))
-    for value, query, passage in zip(found, *pairs, strict=True):
-        vectors = (
-            multi_vectors(encoder, QUERIES[query]).numpy(),
-            multi_vectors(encoder, PASSAGES[passage]).numpy(),
-        )
+    found = score_pairs(encoder, encode_queries(encoder, QUERIES), PASSAGES, PAIRS)
+    for value, query, passage in zip(found, *PAIRS, strict=True):
+        vectors = [multi_vectors(encoder, text) for text in (QUERIES[query], PASSAGES[passage])]
         expected = BGEM3FlagModel.colbert_score(None, *vectors)
         assert value == pytest.approx(float(expected), abs=1e-5)
 
@@ -61,20 +49,14 @@ def test_a_passage_is_embedded_once_and_others_never(encoder):
     score_pairs(encoder, queries, PASSAGES, (np.array([0, 1, 2, 0]), np.array([3, 3, 3, 1])))
     hook.remove()
     assert sum(seen) == 2
-
-
-def test_no_pairs(encoder):
     nothing = np.zeros(0, np.int64)
-    queries = encode_queries(encoder, QUERIES)
     assert score_pairs(encoder, queries, PASSAGES, (nothing, nothing)).shape == (0,)
 
 
 @pytest.mark.parametrize("count", [2, 4])
 def test_ranks_share_the_texts_and_all_get_every_score(count, model_folder, encoder, run_ranks):
-    pairs = np.array([(q, p) for q in range(3) for p in range(5) if (q + p) % 4]).T
-    pairs = pairs[:, np.random.default_rng(0).permutation(pairs.shape[1])]
     queries = encode_queries(encoder, QUERIES)
-    expected = score_pairs(encoder, queries, PASSAGES, (pairs[0], pairs[1]))
+    expected = score_pairs(encoder, queries, PASSAGES, PAIRS)
     base = load_base_model(str(model_folder))
     seen = []
     base.backbone.embeddings.register_forward_hook(lambda _, args, __: seen.append(len(args[0])))
@@ -82,7 +64,7 @@ def test_ranks_share_the_texts_and_all_get_every_score(count, model_folder, enco
     def work(ranks):
         part = TextEncoder(base, batch_size=2, ranks=ranks)
         found = encode_queries(part, QUERIES)
-        return found, score_pairs(part, found, PASSAGES, (pairs[0], pairs[1]))
+        return found, score_pairs(part, found, PASSAGES, PAIRS)
 
     for found, scores in run_ranks(count, work):
         assert found.starts.tolist() == queries.starts.tolist()

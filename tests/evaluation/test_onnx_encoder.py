@@ -17,7 +17,7 @@ from bge_pruning.evaluation.encoders import (
     load_encoder,
     untrained_encoder,
 )
-from bge_pruning.evaluation.evaluate import evaluate
+from bge_pruning.evaluation.evaluate import evaluate, size_on_disk
 from bge_pruning.evaluation.multi_vector import encode_queries
 from bge_pruning.evaluation.onnx_encoder import OnnxEncoder, open_session
 from bge_pruning.evaluation.scoring import score_tasks
@@ -31,8 +31,7 @@ BOTH = ("dense_vecs", "token_weights")
 
 @pytest.fixture(scope="module")
 def folder(model_folder, tmp_path_factory) -> Path:
-    folder = tmp_path_factory.mktemp("exported") / "model"
-    shutil.copytree(model_folder, folder)
+    folder = shutil.copytree(model_folder, tmp_path_factory.mktemp("exported") / "model")
     export_onnx(folder)
     return folder
 
@@ -88,7 +87,6 @@ def test_an_evaluation_beside_the_folder(folder, file, sts_csv):
 
 
 def test_a_projected_folder(projected_folder, tmp_path, sts_csv):
-    """Vectors, counts, sizes and floors are those of the folder."""
     folder = shutil.copytree(projected_folder, tmp_path / "projected")
     export_onnx(folder)
     names = [str(folder / "onnx" / "model.onnx"), str(folder)]
@@ -110,9 +108,15 @@ def test_a_projected_folder(projected_folder, tmp_path, sts_csv):
     assert memory == 4 * count_parameters(theirs)["total"]
 
 
-def test_a_file_whose_vectors_have_no_fixed_size(folder, tmp_path):
-    """One that gives the ids as vectors."""
-    shutil.copytree(folder, tmp_path / "x")
+def test_files_of_other_exporters(folder, tmp_path):
+    path = shutil.copytree(folder, tmp_path / "x") / "onnx" / "model.onnx"
+    model = onnx.load(path)
+    del model.graph.output[1:]
+    onnx.save(model, path)
+    message = r"has the outputs last_hidden_state, expected dense_vecs\. To fix, export it with"
+    with pytest.raises(ValueError, match=message):
+        load_encoder(str(path))
+    # One that gives the ids as vectors, which have no fixed size.
     helper, types, axes = onnx.helper, onnx.TensorProto, ["batch_size", "sequence_length"]
     graph = helper.make_graph(
         [helper.make_node("Cast", ["input_ids"], ["dense_vecs"], to=types.FLOAT)],
@@ -120,67 +124,36 @@ def test_a_file_whose_vectors_have_no_fixed_size(folder, tmp_path):
         [helper.make_tensor_value_info("input_ids", types.INT64, axes)],
         [helper.make_tensor_value_info("dense_vecs", types.FLOAT, axes)],
     )
-    path = tmp_path / "x" / "onnx" / "model.onnx"
     opset = [helper.make_opsetid("", 17)]
     onnx.save(helper.make_model(graph, ir_version=8, opset_imports=opset), path)
-    message = (
-        r"dense_vecs has the shape .*_length'\], expected a fixed size of vectors\. To fix, ex"
-    )
+    message = r"dense_vecs has the shape .*_length'\], expected a fixed size of vectors\. To fix, e"
     with pytest.raises(ValueError, match=message):
         load_encoder(str(path))
 
 
-def test_size_includes_the_weights_beside_it(folder, file, tmp_path):
-    from bge_pruning.evaluation.evaluate import size_on_disk
-
-    path = tmp_path / "model.onnx"
-    shutil.copy(file, path)
+def test_weights_beside_the_file_and_a_file_beside_the_weights(folder, file, tmp_path):
+    path = shutil.copy(file, tmp_path / "model.onnx")
     (tmp_path / "model.onnx_data").write_bytes(b"12345")
     assert size_on_disk(str(path)) == file.stat().st_size + 5
+    # A file at the top of the folder, where Optimum's own export puts it.
+    flat = shutil.copytree(folder, tmp_path / "flat")
+    shutil.move(flat / "onnx" / "model.onnx", flat)
+    assert load_encoder(str(flat / "model.onnx")).folder == flat.resolve()
 
 
-def test_a_file_at_the_top_of_the_folder(folder, file, tmp_path):
-    """Where Optimum's own export puts it."""
-    shutil.copytree(folder, tmp_path / "flat")
-    shutil.move(tmp_path / "flat" / "onnx" / "model.onnx", tmp_path / "flat")
-    encoder = load_encoder(str(tmp_path / "flat" / "model.onnx"))
-    assert encoder.folder == (tmp_path / "flat").resolve()
-
-
-def test_files_that_are_not_there(tmp_path):
+def test_files_that_are_not_there_or_not_in_a_complete_folder(folder, file, tmp_path):
     message = r"model\.onnx: no such file\. To fix, export the model with extract_pruned_model\.py"
     for name in (tmp_path / "model.onnx", "small/model.onnx"):
         with pytest.raises(FileNotFoundError, match=message):
             check_model_name(str(name))
-
-
-def test_a_file_without_its_folder(file, tmp_path):
     (tmp_path / "a" / "b").mkdir(parents=True)
-    path = tmp_path / "a" / "b" / "model.onnx"
-    shutil.copy(file, path)
+    path = shutil.copy(file, tmp_path / "a" / "b" / "model.onnx")
     with pytest.raises(FileNotFoundError, match=r"is not in a model's folder .* To fix, keep it"):
         load_encoder(str(path))
-
-
-def test_a_folder_without_its_pooling(folder, tmp_path):
     shutil.copytree(folder, tmp_path / "x")
     (tmp_path / "x" / "modules.json").unlink()
     with pytest.raises(ValueError, match=r"x has no modules\.json, so its pooling is unknown"):
         load_encoder(str(tmp_path / "x" / "onnx" / "model.onnx"))
-
-
-def test_a_file_of_another_exporter(folder, file, tmp_path):
-    shutil.copytree(folder, tmp_path / "x")
-    path = tmp_path / "x" / "onnx" / "model.onnx"
-    model = onnx.load(path)
-    del model.graph.output[1:]
-    onnx.save(model, path)
-    message = r"has the outputs last_hidden_state, expected dense_vecs\. To fix, export it with"
-    with pytest.raises(ValueError, match=message):
-        load_encoder(str(path))
-
-
-# Sessions
 
 
 def test_a_session_has_as_many_threads_as_torch_and_they_do_not_spin(file):
@@ -189,24 +162,17 @@ def test_a_session_has_as_many_threads_as_torch_and_they_do_not_spin(file):
     assert options.get_session_config_entry("session.intra_op.allow_spinning") == "0"
 
 
-@pytest.mark.parametrize("device", ["cuda", "cuda:1", "tpu"])
-def test_a_device_without_support(file, device, monkeypatch):
-    import onnxruntime
-
-    monkeypatch.setattr(onnxruntime, "get_available_providers", lambda: ["CPUExecutionProvider"])
-    message = rf"model\.onnx: the installed ONNX Runtime cannot run on {device}\. To fix, pass --d"
-    with pytest.raises(ValueError, match=message):
-        open_session(file, device)
-
-
-def test_a_damaged_file(file, tmp_path):
+def test_what_cannot_be_opened(file, tmp_path, monkeypatch):
     path = tmp_path / "model.onnx"
     path.write_bytes(file.read_bytes()[:-1000])
     with pytest.raises(ValueError, match=r"model\.onnx: cannot be loaded \(.+\)\. To fix, export"):
         open_session(path)
-
-
-def test_a_missing_library(file, monkeypatch):
+    providers = ["CPUExecutionProvider"]
+    monkeypatch.setattr("onnxruntime.get_available_providers", lambda: providers)
+    for device in ("cuda", "cuda:1", "tpu"):
+        message = rf"model\.onnx: the installed ONNX Runtime cannot run on {device}\. To fix, pass"
+        with pytest.raises(ValueError, match=message):
+            open_session(file, device)
     monkeypatch.setitem(sys.modules, "onnxruntime", None)
     with pytest.raises(ImportError, match="onnxruntime is not installed"):
         open_session(file)

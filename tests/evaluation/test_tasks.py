@@ -1,12 +1,11 @@
 """Files, folders and names as tasks of mteb."""
 
-import json
+from unittest.mock import Mock
 
-import datasets
 import mteb
 import pytest
 
-from bge_pruning.datasets.retrieval_collection import RetrievalCollection, read_collection
+from bge_pruning.datasets.retrieval_collection import read_collection
 from bge_pruning.evaluation import tasks
 from bge_pruning.evaluation.encoders import load_encoder
 from bge_pruning.evaluation.scoring import score_tasks
@@ -30,34 +29,20 @@ def test_a_file_of_pairs(sts_csv):
     assert [first[3], second[3], gold[3]] == [line[0], line[1], float(line[2])]
 
 
-def test_a_collection(collection):
-    task = beir_task(collection)
-    assert (task.name, task.kind) == ("tiny", RETRIEVAL)
-    assert len(task.queries()) == 15
-
-
 def test_files_and_folders_together(sts_csv, collection, tmp_path):
     (tmp_path / "other.csv").write_text(sts_csv.read_text())
-    found = find_tasks([str(tmp_path / "other.csv")], [str(collection)])
-    assert [(task.name, task.kind) for task in found] == [
-        ("other", SIMILARITY),
-        ("tiny", RETRIEVAL),
-    ]
-
-
-def test_two_tasks_of_one_name(sts_csv, collection):
+    first, second = find_tasks([str(tmp_path / "other.csv")], [str(collection)])
+    assert (first.name, first.kind) == ("other", SIMILARITY)
+    assert (second.name, second.kind, len(second.queries())) == ("tiny", RETRIEVAL, 15)
     with pytest.raises(ValueError, match="two tasks are called tiny. To fix, rename a file or"):
         find_tasks([str(sts_csv)], [str(collection)])
 
 
-def test_scores_that_are_all_the_same(tmp_path):
+def test_files_that_are_flat_or_not_there(tmp_path):
     file = tmp_path / "flat.csv"
     file.write_text("a man,a dog,2\na cat,a dog,2\n")
     with pytest.raises(ValueError, match=r"flat\.csv: every gold score is 2, so no corr.*To fix"):
         sts_task(file)
-
-
-def test_files_that_are_not_there(tmp_path):
     with pytest.raises(FileNotFoundError, match=r"none\.csv"):
         find_tasks([str(tmp_path / "none.csv")], [])
     with pytest.raises(FileNotFoundError, match="none"):
@@ -67,28 +52,6 @@ def test_files_that_are_not_there(tmp_path):
 # Tasks that mteb knows by name: the real library, over data sets in local folders
 
 
-@pytest.fixture
-def hub(tmp_path, monkeypatch):
-    """A function that serves a task's data from files; nothing comes from a network."""
-    monkeypatch.setattr(datasets.config, "HF_HUB_OFFLINE", True)
-    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
-
-    def serve(task_name: str, configs: dict[str, dict[str, list[dict]]]) -> None:
-        folder = tmp_path / task_name
-        folder.mkdir()
-        entries = []
-        for config, splits in configs.items():
-            for split, rows in splits.items():
-                text = "".join(json.dumps(row) + "\n" for row in rows)
-                (folder / f"{config}-{split}.jsonl").write_text(text)
-            data = [{"split": split, "path": f"{config}-{split}.jsonl"} for split in splits]
-            entries.append({"config_name": config, "data_files": data})
-        (folder / "README.md").write_text(f"---\nconfigs: {json.dumps(entries)}\n---\n")
-        monkeypatch.setitem(mteb.get_task(task_name).metadata.dataset, "path", str(folder))
-
-    return serve
-
-
 PAIRS = [
     {"sentence1": "a man", "sentence2": "the man", "score": 4.5},
     {"sentence1": "a dog", "sentence2": "the man", "score": 0.5},
@@ -96,18 +59,17 @@ PAIRS = [
 ]
 
 
-def test_a_similarity_task_by_name(hub):
-    hub("STSBenchmark", {"default": {"test": PAIRS, "train": PAIRS[:1]}})
+def test_a_similarity_task_by_name(serve):
+    serve("STSBenchmark", {"default": {"test": PAIRS, "train": PAIRS[:1]}})
     (task,) = find_tasks(["STSBenchmark"], [])
     assert (task.name, task.split, task.subset) == ("STSBenchmark", "test", "default")
-    assert task.pairs() == (["a man", "a dog", "a dog"], ["the man", "the man", "a cat"],
-                            [4.5, 0.5, 2.0])  # fmt: skip
+    assert list(zip(*task.pairs(), strict=True)) == [tuple(row.values()) for row in PAIRS]
 
 
-def test_subsets_are_tasks_of_their_own(hub):
+def test_subsets_are_tasks_of_their_own(serve):
     subsets = mteb.get_task("STS17").metadata.hf_subsets
     rows = [{**row, "lang": name} for name in subsets for row in PAIRS]
-    hub("STS17", {"default": {"test": rows}})
+    serve("STS17", {"default": {"test": rows}})
     (one,) = named_tasks("STS17:en-de", SIMILARITY)
     assert (one.name, one.subset) == ("STS17:en-de", "en-de")
     assert len(one.pairs()[0]) == 3
@@ -117,17 +79,13 @@ def test_subsets_are_tasks_of_their_own(hub):
         named_tasks("STS17:xx", SIMILARITY)
 
 
-def test_a_retrieval_task_by_name_is_scored(hub, model_folder):
-    hub(
-        "SciFact",
-        {
-            "corpus": {"corpus": [{"_id": f"d{n}", "title": "", "text": t} for n, t in
-                                  enumerate(("the man reads", "a red book", "dogs eat"))]},
-            "queries": {"queries": [{"_id": "q1", "text": "a book"}, {"_id": "q2", "text": "dog"}]},
-            "default": {"test": [{"query-id": "q1", "corpus-id": "d1", "score": 1},
-                                 {"query-id": "q2", "corpus-id": "d2", "score": 1}]},
-        },
-    )  # fmt: skip
+def test_a_retrieval_task_by_name_is_scored(serve, model_folder):
+    texts = ("the man reads", "a red book", "dogs eat")
+    corpus = [{"_id": f"d{n}", "title": "", "text": text} for n, text in enumerate(texts)]
+    queries = [{"_id": "q1", "text": "a book"}, {"_id": "q2", "text": "dog"}]
+    judged = [{"query-id": f"q{n}", "corpus-id": f"d{n}", "score": 1} for n in (1, 2)]
+    configs = {"corpus": {"corpus": corpus}, "queries": {"queries": queries}}
+    serve("SciFact", {**configs, "default": {"test": judged}})
     (task,) = find_tasks([], ["SciFact"])
     assert (task.name, task.kind) == ("SciFact", RETRIEVAL)
     assert sorted(task.queries()) == ["a book", "dog"]
@@ -136,7 +94,9 @@ def test_a_retrieval_task_by_name_is_scored(hub, model_folder):
     assert score.values["ndcg_at_10"] == pytest.approx(score.samples.mean(), abs=1e-4)
 
 
-def test_names_that_mteb_does_not_have():
+def test_tasks_that_mteb_does_not_have(offline):
+    with pytest.raises(FileNotFoundError, match=r"mteb task 'STSBenchmark': cannot load.*To fix"):
+        find_tasks(["STSBenchmark"], [])
     with pytest.raises(ValueError, match=r"has no task 'STSBenchmrk', but .*STSBenchmark.*To fix"):
         find_tasks(["STSBenchmrk"], [])
     message = "task 'SciFact' is of type Retrieval over text, expected pairs of sentences with sc"
@@ -146,25 +106,14 @@ def test_names_that_mteb_does_not_have():
         find_tasks([], ["STS17"])
 
 
-def test_data_that_cannot_be_fetched(tmp_path, monkeypatch):
-    monkeypatch.setattr(datasets.config, "HF_HUB_OFFLINE", True)
-    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path)
-    with pytest.raises(FileNotFoundError, match=r"mteb task 'STSBenchmark': cannot load.*To fix"):
-        find_tasks(["STSBenchmark"], [])
-
-
 def test_one_split_of_a_retrieval_task_scores_as_the_same_files(
     collection, model_folder, monkeypatch
 ):
-    asked = []
-
-    def read(*arguments) -> RetrievalCollection:
-        asked.append(arguments)
-        return read_collection(collection)
-
+    read = Mock(return_value=read_collection(collection))
     monkeypatch.setattr(tasks, "read_mteb_collection", read)
     named, files = mteb_task("Named", "dev", "de"), beir_task(collection)
-    assert (asked, named.split) == ([("Named", "dev", "de")], "dev")
+    read.assert_called_once_with("Named", "dev", "de")
+    assert named.split == "dev"
     found = score_tasks(load_encoder(str(model_folder)), [named, files], ["dense", "all"])
     for mode in ("dense", "all"):
         assert found["Named", mode].values == found["tiny", mode].values

@@ -6,7 +6,6 @@ import numpy as np
 import pytest
 import torch
 
-from bge_pruning.datasets.mixed_dataloader import batch_indices
 from bge_pruning.evaluation import text_encoder
 from bge_pruning.evaluation.multi_vector import encode_queries
 from bge_pruning.evaluation.scoring import score_tasks
@@ -17,19 +16,9 @@ from bge_pruning.export.extract import extract
 from bge_pruning.model_io.checkpoint import find_checkpoint, load_trained_model
 from bge_pruning.model_io.pretrained import load_base_model
 
-TEXTS = [
-    "the man plays the guitar",
-    "a",
-    "dog cat child in the park today",
-    "the the the dog the",
-    "a horse rides fast and the woman reads a red book",
-]
+TEXTS = ["the man plays the guitar", "a", "dog cat child in the park today", "the the the dog the"]
+TEXTS.append("a horse rides fast and the woman reads a red book")
 BOTH = ("dense_vecs", "token_weights")
-
-
-@pytest.fixture(scope="module")
-def encoder(model_folder) -> TextEncoder:
-    return TextEncoder(load_base_model(str(model_folder)), batch_size=2)
 
 
 def one_by_one(encoder: TextEncoder, text: str) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
@@ -45,9 +34,8 @@ def test_outputs_are_those_of_one_text_at_a_time_in_order(encoder):
         ids, outputs = one_by_one(encoder, text)
         np.testing.assert_allclose(found.dense_vecs[row], outputs["dense_vecs"][0], atol=1e-5)
         expected: dict[int, float] = {}
-        for token, weight in zip(
-            ids[0].tolist(), outputs["token_weights"][0].tolist(), strict=True
-        ):
+        weights = outputs["token_weights"][0].tolist()
+        for token, weight in zip(ids[0].tolist(), weights, strict=True):
             if token not in encoder.special_ids and weight > expected.get(token, 0.0):
                 expected[token] = weight
         sparse = found.lexical_weights[row].tocoo()
@@ -57,12 +45,9 @@ def test_outputs_are_those_of_one_text_at_a_time_in_order(encoder):
     assert found.lexical_weights.nnz > 5
 
 
-def test_only_what_is_asked_for(encoder):
+def test_only_what_is_asked_for_and_no_texts(encoder):
     assert encoder.encode(TEXTS).lexical_weights is None
     assert encoder.encode(TEXTS, ("token_weights",)).dense_vecs is None
-
-
-def test_no_texts(encoder):
     found = encoder.encode([], BOTH)
     assert found.lexical_weights.shape == (0, 99)
     assert found.dense_vecs.shape == (0, 32)
@@ -114,9 +99,8 @@ def test_through_masks_it_is_the_extracted_model(tmp_path, train_tiny, collectio
     kept = info.kept.hidden
     np.testing.assert_allclose(masked.dense_vecs[:, kept], cut.dense_vecs, atol=1e-6)
     assert not np.delete(masked.dense_vecs, kept, axis=1).any()
-    np.testing.assert_allclose(
-        masked.lexical_weights.toarray(), cut.lexical_weights.toarray(), atol=1e-6
-    )
+    sparse = [found.lexical_weights.toarray() for found in (masked, cut)]
+    np.testing.assert_allclose(*sparse, atol=1e-6)
     late = [encode_queries(e, TEXTS).vectors for e in encoders]
     np.testing.assert_allclose(late[0], late[1], atol=1e-6)
     open_gates = TextEncoder(big).encode(TEXTS).dense_vecs
@@ -138,24 +122,12 @@ def test_vectors_that_are_not_finite_are_refused(model_folder):
     assert np.isfinite(encoder.encode(TEXTS).dense_vecs).all()
 
 
-@pytest.mark.parametrize("chunk", [1, 3])
-def test_tokens_do_not_depend_on_the_chunks(chunk, encoder, monkeypatch):
+def test_tokens_do_not_depend_on_the_chunks_and_are_cut_at_the_limit(encoder, monkeypatch):
     whole = encoder.tokenize(TEXTS)
-    monkeypatch.setattr(text_encoder, "CHUNK", chunk)
-    parts = encoder.tokenize(TEXTS)
-    assert parts.ids.tolist() == whole.ids.tolist()
-    assert parts.starts.tolist() == whole.starts.tolist()
-
-
-def test_texts_are_cut_at_the_limit(model_folder):
-    short = TextEncoder(load_base_model(str(model_folder)), max_length=4)
-    tokens = short.tokenize(TEXTS)
-    assert tokens.lengths.max() == 4
-    assert tokens.truncated == 4
-
-
-def test_batches_are_sorted_and_bounded():
-    lengths = np.array([5, 100, 7, 30, 31, 200, 6])
-    batches = [batch.tolist() for batch in batch_indices(lengths, 3, 100)]
-    assert batches == [[5], [1], [4, 3, 2], [6, 0]]
-    assert list(batch_indices(np.zeros(0, int), 3, 100)) == []
+    for chunk in (1, 3):
+        monkeypatch.setattr(text_encoder, "CHUNK", chunk)
+        parts = encoder.tokenize(TEXTS)
+        assert parts.ids.tolist() == whole.ids.tolist()
+        assert parts.starts.tolist() == whole.starts.tolist()
+    short = TextEncoder(encoder.base, max_length=4).tokenize(TEXTS)
+    assert (short.lengths.max(), short.truncated) == (4, 4)
