@@ -51,7 +51,7 @@ from bge_pruning.training.sharding import (
     measure_gradient_scale,
     register_forward_methods,
 )
-from bge_pruning.utils.devices import torch_device
+from bge_pruning.utils.environment import torch_device
 
 log = logging.getLogger(__name__)
 

@@ -12,7 +12,7 @@ from bge_pruning.config.load import to_yaml
 from bge_pruning.config.schema import Config
 from bge_pruning.model_io.hub import fetch_model_folder
 from bge_pruning.training.plan import Plan, build_plan
-from bge_pruning.utils.devices import torch_device
+from bge_pruning.utils.environment import torch_device
 from bge_pruning.utils.files import refuse_unwritable_folders
 
 # Every run folder holds the configuration of its run.

@@ -109,7 +109,7 @@ def evaluate_model(config: Config, tasks: Sequence[Task], modes: Sequence[str]) 
     from bge_pruning.evaluation.evaluate import evaluate, write_evaluation
     from bge_pruning.export.model_card import write_model_card
     from bge_pruning.model_io.hub import fetch_model_folder
-    from bge_pruning.utils.devices import torch_device
+    from bge_pruning.utils.environment import torch_device
 
     base = fetch_model_folder(config.model.base_model, config.model.revision)
     results = Path(config.results_folder)
