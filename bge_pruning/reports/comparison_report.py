@@ -20,12 +20,7 @@ from bge_pruning.reports.comparison import (
     summary_rows,
 )
 from bge_pruning.reports.markdown import table
-from bge_pruning.reports.study_records import (
-    StudyCell,
-    StudyReference,
-    read_cells,
-    read_reference,
-)
+from bge_pruning.reports.study_records import StudyCell, StudyReference, read_cells, read_reference
 from bge_pruning.reports.study_summary import (
     Group,
     find_keys,

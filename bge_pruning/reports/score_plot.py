@@ -70,9 +70,7 @@ def _group(entry: Entry) -> tuple[str, str]:
     return entry.task, METRIC_TITLES.get(entry.metric, "")
 
 
-def _layout(
-    scores: Sequence[Entry],
-) -> tuple[list[int], list[tuple[int, str, bool]]]:
+def _layout(scores: Sequence[Entry]) -> tuple[list[int], list[tuple[int, str, bool]]]:
     """Places of the scores from the top, and every label: place, text, whether it is a heading."""
     places, labels = [], []
     row = 0

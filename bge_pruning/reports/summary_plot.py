@@ -7,13 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from bge_pruning.reports.score_plot import ROW_HEIGHT, count_rows, fill_scores
-from bge_pruning.utils.records import (
-    BothParameters,
-    Entry,
-    EvaluationRecord,
-    Parameters,
-    Speed,
-)
+from bge_pruning.utils.records import BothParameters, Entry, EvaluationRecord, Parameters, Speed
 from bge_pruning.utils.visualization import LIGHT, Theme, dress, make_figure, text_on
 
 if TYPE_CHECKING:

@@ -115,11 +115,7 @@ def test_the_floor_is_the_better_one():
 
 
 def test_kinds_are_split_only_where_there_are_several():
-    assert keys_by_kind(CELLS, KEYS) == {
-        "all": KEYS,
-        "similarity": KEYS[:1],
-        "retrieval": KEYS[1:],
-    }
+    assert keys_by_kind(CELLS, KEYS) == {"all": KEYS, "similarity": KEYS[:1], "retrieval": KEYS[1:]}
     assert keys_by_kind(CELLS, KEYS[:1]) == {"all": KEYS[:1]}
 
 
