@@ -37,13 +37,7 @@ class ComparedRecord(EvaluationRecord):
 
 @dataclass(frozen=True)
 class Estimate:
-    """A mean over seeds.
-
-    Attributes:
-        mean: The mean.
-        half: Half the width of its 95 % interval by Student's t; ``None`` for a single seed.
-        count: Number of seeds.
-    """
+    """A mean over seeds; ``half`` is half the width of its 95 % interval by Student's t."""
 
     mean: float
     half: float | None
@@ -131,8 +125,6 @@ class Candidate:
 
 @dataclass(frozen=True)
 class _Run:
-    """An evaluation and its file."""
-
     file: Path
     record: ComparedRecord
 

@@ -65,19 +65,12 @@ ALIKE = 1.02  # models whose parameters differ by less than this factor are of o
 def write_comparison(
     results: Sequence[str], output: Path, overwrite: bool = False
 ) -> tuple[list[Candidate], list[Key]]:
-    """Compare evaluated models and write the result.
+    """Compare evaluated models and write the result into a folder.
 
-    Args:
-        results: See :func:`bge_pruning.reports.comparison.read_candidates`.
-        output: Folder to write into.
-        overwrite: Whether an earlier comparison may be replaced.
-
-    Returns:
-        The models and the scores that all of them have.
+    Returns and raises as :func:`bge_pruning.reports.comparison.read_candidates` does.
 
     Raises:
         FileExistsError: If a file is there and ``overwrite`` is false.
-        FileNotFoundError: See :func:`read_candidates`, also for ``ValueError``.
     """
     data, text, picture = (output / name for name in COMPARISON_FILES)
     refuse_existing([data, text, picture], overwrite=overwrite)
@@ -129,15 +122,11 @@ def render_comparison(candidates: Sequence[Candidate], keys: Sequence[Key]) -> s
 def write_study_report(folder: Path) -> Path:
     """Write ``table.md``, ``pareto.png`` and ``summary.json`` beside the cells of a study.
 
-    Args:
-        folder: Results folder of the study; an earlier report is replaced.
-
-    Returns:
-        The path of the table.
+    An earlier report is replaced. Returns the path of the table.
 
     Raises:
         FileNotFoundError: If no cell is finished.
-        ValueError: If a file is no finished cell, or the cells have no task in common.
+        ValueError: If a file is not a finished cell, or the cells have no task in common.
     """
     if not folder.is_dir():
         raise FileNotFoundError(f"{folder}: no such folder. To fix, run the study first.")
@@ -194,9 +183,6 @@ def draw_comparison(candidates: Sequence[Candidate]) -> Figure:
 
     Points that no other one beats are joined. Several runs of a model have a bar from the lowest
     to the highest.
-
-    Args:
-        candidates: The original and the others.
     """
     timed = [c for c in candidates if c.latency is not None]
     panels = 2 if len(timed) > 1 else 1

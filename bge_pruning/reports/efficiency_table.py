@@ -15,8 +15,7 @@ BAR, LEAST_LENGTH, LEAST_BATCH = 0.9, 128, 32
 def render_efficiency(result: Mapping[str, Any]) -> str:
     """Render what was measured, a table with a row for each setting, and supported claims.
 
-    Args:
-        result: See :func:`bge_pruning.workflows.efficiency_benchmark.benchmark`.
+    ``result`` is that of :func:`bge_pruning.workflows.efficiency_benchmark.benchmark`.
     """
     compared = result["baseline"] is not None
     header = ["runtime", "texts", "tokens", "ms (p95)", "texts/s", "tokens/s"]
@@ -129,11 +128,7 @@ NOTE = (
 
 
 def render_training(result: Mapping[str, Any]) -> str:
-    """Render what was measured, on what, and the ratios.
-
-    Args:
-        result: The content of the benchmark's JSON file.
-    """
+    """Render what the benchmark of trainings measured, on what, and the ratios."""
     header = ["batches", "training", "s/step", "of it data", "tokens/s", "padding"]
     header += ["of peak FLOPs", "step memory"]
     rows = [

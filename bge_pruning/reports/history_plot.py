@@ -37,12 +37,7 @@ Draw = Callable[["Axes"], None]
 
 
 def draw_constraint(series: Series, theme: Theme = LIGHT) -> Figure:
-    """Draw expected, target and realised sparsity of each axis that was pruned.
-
-    Args:
-        series: Read are ``pruning/{expected,target,realised}_sparsity/<axis>``.
-        theme: Colours.
-    """
+    """Draw expected, target and realised sparsity of each axis that was pruned."""
     with theme.context():
         figure = _panels([partial(_draw_axis, axis, series, theme) for axis in pruned_axes(series)])
         by_name = {
@@ -56,12 +51,7 @@ def draw_constraint(series: Series, theme: Theme = LIGHT) -> Figure:
 
 
 def draw_multipliers(series: Series, theme: Theme = LIGHT) -> Figure:
-    """Draw the multipliers that hold the gates to the constraint.
-
-    Args:
-        series: Read are ``pruning/lambda_{1,2}/<axis>``.
-        theme: Colours.
-    """
+    """Draw the multipliers that hold the gates to the constraint."""
     with theme.context():
         return _panels(
             [
@@ -84,13 +74,7 @@ def has_multipliers(series: Series) -> bool:
 
 
 def draw_training(series: Series, theme: Theme = LIGHT) -> Figure:
-    """Draw the parts of the task loss and the scores while training, as far as they were logged.
-
-    Args:
-        series: Read are ``loss/train/<name>``, ``eval/<task>/<metric>`` and
-            ``metrics/<task>/<metric>``.
-        theme: Colours.
-    """
+    """Draw the parts of the task loss and the scores while training, as far as they were logged."""
     losses, scores = task_losses(series), logged_scores(series)
     draws: list[Draw] = []
     if losses:

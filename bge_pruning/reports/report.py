@@ -97,13 +97,7 @@ def write_report(
 
 @dataclass(frozen=True)
 class Picture:
-    """A picture in both themes.
-
-    Attributes:
-        figure: In the light theme, to be saved beside ``report.md``.
-        light: SVG for light pages.
-        dark: SVG for dark pages.
-    """
+    """A picture to be saved beside ``report.md``, and its SVG for light and for dark pages."""
 
     figure: Figure
     light: str
@@ -144,13 +138,7 @@ def find_pictures(inputs: Inputs) -> dict[str, Callable[..., Figure]]:
 
 
 def render_report(inputs: Inputs, pictures: Mapping[str, Picture], name: str) -> str:
-    """Fill one of the templates.
-
-    Args:
-        inputs: What the folder holds.
-        pictures: Those that were drawn, by file name.
-        name: ``report.md`` or ``report.html``.
-    """
+    """Fill the template of ``report.md`` or ``report.html``."""
     blocks = {name: picture(CAPTIONS[name], name) for name in pictures}
     content = {
         "title": title_of(inputs),

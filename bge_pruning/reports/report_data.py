@@ -1,4 +1,4 @@
-"""What a report is made from: the files of a results folder, and logged numbers as curves."""
+"""The inputs of a report: the files of a results folder, and logged numbers as curves."""
 
 from __future__ import annotations
 
@@ -176,14 +176,7 @@ class Inputs:
 
 
 def read_inputs(folder: Path, commands: Sequence[str] = ()) -> Inputs:
-    """Read the files that are there.
-
-    Args:
-        folder: Results folder or run folder.
-        commands: Commands that reproduce the run; ``commands.txt`` is then not read.
-
-    Returns:
-        The content of the files.
+    """Read the files of a results folder or run folder that are there.
 
     Raises:
         FileNotFoundError: If there is neither an evaluation, nor an extraction, nor a history.

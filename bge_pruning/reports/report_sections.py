@@ -26,12 +26,7 @@ ENDS = 25  # the start and the end of a run are its first and its last 1/25
 
 
 def build_sections(inputs: Inputs, pictures: Mapping[str, Block]) -> dict[str, list[Block]]:
-    """Blocks by heading; sections without any are left out.
-
-    Args:
-        inputs: What the folder holds.
-        pictures: Those that were drawn, by file name.
-    """
+    """Blocks by heading; sections without any are left out."""
 
     def show(*names: str) -> list[Block]:
         return [pictures[name] for name in names if name in pictures]

@@ -18,12 +18,7 @@ MARKERS = ("s", "^", "v", "P", "X")
 
 
 def draw_scores(scores: Sequence[Entry], theme: Theme = LIGHT) -> Figure:
-    """Draw a row for each task and mode; the figure grows with them.
-
-    Args:
-        scores: Main scores of an evaluation, at least one.
-        theme: Colours.
-    """
+    """Draw a row for each task and mode; there is at least one, and the figure grows with them."""
     with theme.context():
         figure = make_figure(8.6, 1.35 + ROW_HEIGHT * max(2, count_rows(scores)))
         panel = figure.subplots()

@@ -21,13 +21,7 @@ from bge_pruning.reports.study_records import StudyCell, StudyReference
 
 @dataclass(frozen=True)
 class Group:
-    """The cells of one method at one size.
-
-    Attributes:
-        method: Its name in the study.
-        size: Name of the size.
-        cells: One for each seed, by seed.
-    """
+    """The cells of one method at one size, by seed."""
 
     method: str
     size: str

@@ -31,9 +31,7 @@ class Gain:
 def draw_summary(evaluation: EvaluationRecord, theme: Theme = LIGHT) -> Figure:
     """Draw the scores, parameters and gains of a pruned model beside its baseline.
 
-    Args:
-        evaluation: The result; a panel without numbers is left out.
-        theme: Colours.
+    A panel without numbers is left out.
     """
     scores, gains = evaluation.main_scores(), compute_gains(evaluation)
     models, shown = count_models(evaluation), scores[:MAX_SCORES]

@@ -156,12 +156,7 @@ def render_pruned(inputs: Inputs) -> list[Block]:
 
 
 def render_layers(kept: Sequence[int] | None, count: int) -> list[Block]:
-    """Which layers stay and which are removed; units and dimensions are too many to list.
-
-    Args:
-        kept: Indices of the layers that stay; ``None`` keeps all.
-        count: Number of layers of the original.
-    """
+    """Which layers, counted from 0, stay and which are removed; ``None`` keeps all."""
     if kept is None or len(kept) == count:
         return []
     gone = [layer for layer in range(count) if layer not in kept]
@@ -319,7 +314,7 @@ def render_scores(evaluation: EvaluationRecord) -> list[str]:
 
 
 def render_main_scores(evaluation: EvaluationRecord) -> list[str]:
-    """The same as :func:`render_scores`, without the further metrics that mteb computed."""
+    """Like :func:`render_scores`, but without the further metrics that mteb computed."""
     rows = score_rows(evaluation)
     if not rows:
         return []

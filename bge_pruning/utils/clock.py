@@ -12,14 +12,10 @@ from composer.core import State, Time, TimeUnit
 
 
 def count_batches(time: Time, state: State) -> float:
-    """Length of a time in batches.
-
-    Args:
-        time: In batches, epochs, or as a share of the run.
-        state: Of a training whose data loader is set.
+    """Length of a time in batches, in a training whose data loader is set.
 
     Raises:
-        ValueError: If the time has another unit.
+        ValueError: If the time is not in batches, epochs, or a share of the run.
     """
     if time.unit == TimeUnit.BATCH:
         return time.value

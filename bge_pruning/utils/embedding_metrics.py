@@ -13,11 +13,7 @@ ROUNDING = 1e-6
 
 
 def is_flat(values: np.ndarray) -> bool:
-    """Whether values differ by rounding at most: their order would be chance.
-
-    Args:
-        values: Shape ``(n,)``; not so if one is NaN.
-    """
+    """Whether ``(n,)`` values differ by rounding at most, so that their order is chance; NaN does."""
     import numpy as np
 
     return bool(np.ptp(values) <= ROUNDING * np.abs(values).max())
@@ -49,7 +45,7 @@ def compute_uniformity(vectors: Tensor, t: float = 2.0) -> float:
     """How evenly vectors fill the sphere, ``log E exp(-t |x - y|^2)`` (Wang & Isola, 2020).
 
     Args:
-        vectors: L2-normalised vectors, shape ``(B, H)``.
+        vectors: L2-normalised, shape ``(B, H)``.
         t: Inverse width of the kernel.
 
     Returns:

@@ -27,19 +27,12 @@ def default_device() -> str:
 
 
 def torch_device(device: str | None) -> str:
-    """The torch device of a configuration's ``device``, which is Composer's name for it.
-
-    Args:
-        device: ``cpu``, ``gpu``; ``None`` for the best available device.
-    """
+    """The torch device of ``cpu`` or ``gpu``, Composer's names; the best one for ``None``."""
     return {"gpu": "cuda"}.get(device, device) or default_device()
 
 
 def check_device(device: str) -> None:
-    """Refuse a device that cannot be used here.
-
-    Args:
-        device: Torch device.
+    """Refuse a torch device that cannot be used here.
 
     Raises:
         ValueError: If it cannot be used; the message says why.
@@ -57,13 +50,9 @@ def check_device(device: str) -> None:
 
 
 def compile_failure(device: str) -> str | None:
-    """Check ``torch.compile`` on a device: it needs Triton, or a C++ compiler.
+    """The first line of the error of ``torch.compile`` on a device; ``None`` if it works.
 
-    Args:
-        device: Torch device.
-
-    Returns:
-        The first line of the error; ``None`` if it works.
+    It needs Triton, or a C++ compiler.
     """
     try:
         with warnings.catch_warnings():
@@ -91,9 +80,6 @@ def collect_versions() -> dict[str, str]:
 
 def describe_machine(device: str = "cpu") -> dict[str, Any]:
     """Describe the machine that a speed was measured on.
-
-    Args:
-        device: Torch device.
 
     Returns:
         ``cpu`` (its name), ``cores`` (of the system) and ``gpu`` (its name, ``None`` if the device

@@ -26,16 +26,14 @@ AT_FDCWD = -100
 def atomic_folder(output: Path, marker: str, overwrite: bool = False) -> Iterator[Path]:
     """A temporary sibling folder to write into, which becomes ``output`` when the block ends well.
 
-    If the block raises, the temporary folder is removed and an earlier ``output`` is untouched. If
-    the process is killed, the next one that writes ``output`` removes what is left of it.
+    If the block raises, the temporary folder is removed, also parents of ``output`` made for it,
+    and an earlier ``output`` is untouched. If the process is killed, the next one that writes
+    ``output`` removes what is left of it.
 
     Args:
-        output: Folder to make. Its parents are made as needed, and go again if the block raises.
+        output: Folder to make.
         marker: Name of a file that every folder of this kind holds.
         overwrite: Replace an existing folder of this kind; it stays until the new one is complete.
-
-    Yields:
-        The folder to write into, empty.
 
     Raises:
         FileExistsError: If ``output`` exists, is not an empty folder, and may not be replaced:
@@ -95,16 +93,7 @@ def _make(folder: Path, output: Path, **options: bool) -> None:
 
 
 def check_free(output: Path, marker: str, overwrite: bool) -> None:
-    """Refuse a folder that may not be written, before long work is done for it.
-
-    Args:
-        output: Folder to make.
-        marker: See :func:`atomic_folder`.
-        overwrite: See :func:`atomic_folder`.
-
-    Raises:
-        FileExistsError: See :func:`atomic_folder`.
-    """
+    """Refuse a folder that may not be written, as :func:`atomic_folder` does, before long work."""
     if output.is_file():
         raise FileExistsError(f"{output} is a file. To fix, choose a folder that does not exist.")
     if not output.is_dir() or not any(output.iterdir()):
@@ -123,8 +112,7 @@ def check_free(output: Path, marker: str, overwrite: bool) -> None:
 def clean_up(output: Path) -> None:
     """Remove the left-overs of killed processes, and restore folders that they had set aside.
 
-    Args:
-        output: Folder that they were to make. What a living process is writing is left alone.
+    What a living process is writing is left alone.
     """
     for mark in _marks(output, "partial"):
         path = _sibling(output, "partial", mark)
@@ -172,11 +160,7 @@ def _make_locked(output: Path) -> tuple[Path, int | None]:
 
 
 def _lock(folder: Path) -> int:
-    """A descriptor that holds the folder's lock.
-
-    Raises:
-        OSError: If another process holds it (``BlockingIOError``), or there are no locks here.
-    """
+    """A descriptor that holds the folder's lock; an ``OSError`` if there is none to have."""
     handle = os.open(folder, os.O_RDONLY)
     try:
         fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -235,12 +219,7 @@ def _remove(path: Path) -> None:
 
 
 def write_json(result: Mapping[str, Any], path: str | Path, *, overwrite: bool = False) -> None:
-    """Write a result atomically, see :func:`atomic_file`.
-
-    Args:
-        result: JSON-ready; NaN is refused, as JSON has none.
-        path: File to write; its folder is made.
-        overwrite: Whether an existing file may be replaced.
+    """Write a result atomically, see :func:`atomic_file`; NaN is refused, as JSON has none.
 
     Raises:
         FileExistsError: If the file exists and ``overwrite`` is false.
@@ -266,9 +245,6 @@ def atomic_file(path: str | Path, unique: bool = False) -> Iterator[Path]:
         path: File (or link) to write; its folder is made.
         unique: Use a name that no other writer uses, for files that several may write at once. Each
             killed process then leaves one; otherwise the next writer replaces it.
-
-    Yields:
-        The name, free, in the same folder and with the same suffix.
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -285,10 +261,6 @@ def atomic_file(path: str | Path, unique: bool = False) -> Iterator[Path]:
 
 def refuse_existing(paths: Iterable[str | Path], *, overwrite: bool) -> None:
     """Stop before the long work whose result could not be written.
-
-    Args:
-        paths: Files that are to be written.
-        overwrite: Whether existing files may be replaced.
 
     Raises:
         FileExistsError: If a file exists and ``overwrite`` is false.
@@ -308,7 +280,7 @@ def refuse_unwritable_folders(folders: Mapping[str, str | Path]) -> None:
     """Stop before the long work whose results could not be written.
 
     Args:
-        folders: Folders to write into, which may not be there yet, by what names them.
+        folders: Folders to write into, which may not exist yet, by what names them.
 
     Raises:
         PermissionError: If nothing may be written there, or a part of the path is a file.
@@ -329,11 +301,8 @@ def _refuse_unwritable(what: str | Path, folder: Path) -> None:
 def evaluation_files(path: str | Path) -> tuple[Path, Path]:
     """The two files of an evaluation: the JSON file and the Markdown table beside it.
 
-    Args:
-        path: The JSON file.
-
     Raises:
-        ValueError: If it is not a file name, or the name of its own table.
+        ValueError: If the path is not a file name, or the name of its own table.
     """
     path = Path(path)
     if not path.name:
@@ -356,14 +325,8 @@ def lock_of(path: Path, wait: bool = True) -> Iterator[bool]:
     """Keep other processes from making a file; the lock ends with the process that holds it.
 
     Those that waited find the file there: look again. Where the file system has no locks, nobody
-    waits, and several processes may make the file.
-
-    Args:
-        path: The file or folder that is to be made; its parent is made.
-        wait: Wait until no other process has the lock.
-
-    Yields:
-        Whether it is ours; always if ``wait``.
+    waits, and several processes may make the file. Yields whether the lock is ours; without
+    ``wait`` another process may have it.
 
     Raises:
         OSError: If the folder cannot be written to.

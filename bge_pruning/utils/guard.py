@@ -1,4 +1,4 @@
-"""What becomes of an error: one line and an exit code, or a warning where the work is optional."""
+"""Turn an error into one line and an exit code, or into a warning where the work is optional."""
 
 from __future__ import annotations
 
@@ -86,11 +86,7 @@ def is_coloured(stream: TextIO) -> bool:
 
 
 class ConsoleFormatter(logging.Formatter):
-    """Time and message; a warning or an error says that it is one.
-
-    Args:
-        coloured: Whether these words are yellow or red.
-    """
+    """Time and message; a warning or an error says that it is one, in yellow or red if coloured."""
 
     def __init__(self, coloured: bool) -> None:
         super().__init__("%(asctime)s %(word)s%(message)s", datefmt="%H:%M:%S")
@@ -145,7 +141,7 @@ def warn_only(what: str, fix: str) -> Iterator[None]:
     """Turn any error inside into a logged warning with its reason and its place.
 
     Args:
-        what: What is done inside, for the message.
+        what: Name of the work inside.
         fix: How to do it again.
     """
     try:
@@ -162,11 +158,7 @@ def warn_only(what: str, fix: str) -> Iterator[None]:
 
 
 def import_optional(name: str, extra: str) -> ModuleType:
-    """A library that an extra of this package installs.
-
-    Args:
-        name: Module to import.
-        extra: Extra in ``setup.py`` that installs it.
+    """Import a library that an extra of this package in ``setup.py`` installs.
 
     Raises:
         ImportError: If it is not installed; the message says how to install it.
@@ -182,12 +174,7 @@ def import_optional(name: str, extra: str) -> ModuleType:
 
 
 def say(text: str, stream: TextIO | None = None) -> None:
-    """Print a line now; only commands own the terminal.
-
-    Args:
-        text: The line.
-        stream: Where to; ``None`` for standard output.
-    """
+    """Print a line now, by default to standard output; only commands own the terminal."""
     stream = stream or sys.stdout
     stream.write(f"{text}\n")
     stream.flush()

@@ -92,7 +92,7 @@ def read_record(path: Path, kind: type[R], fix: str) -> R:
 
     Raises:
         FileNotFoundError: If there is no such file.
-        ValueError: If the file is no JSON object of this kind.
+        ValueError: If the file is not a JSON object of this kind.
     """
     if not path.is_file():
         raise FileNotFoundError(f"{path}: no such file. To fix, {fix}.")
@@ -100,13 +100,7 @@ def read_record(path: Path, kind: type[R], fix: str) -> R:
 
 
 def parse_record(content: Any, kind: type[R], where: str, fix: str) -> R:
-    """A parsed JSON value as a record.
-
-    Args:
-        content: The value.
-        kind: As in :func:`read_record`.
-        where: File, for the message.
-        fix: What to do about it.
+    """A parsed JSON value as a record; ``where`` is its file, see :func:`read_record`.
 
     Raises:
         ValueError: If a key is missing or a value is of another kind; the message names it.
@@ -118,15 +112,10 @@ def parse_record(content: Any, kind: type[R], where: str, fix: str) -> R:
 
 
 def parse_json(content: bytes, where: str, fix: str) -> Any:
-    """The value that a JSON text stands for.
-
-    Args:
-        content: The text, in UTF-8.
-        where: File, for the message.
-        fix: What to do about it.
+    """The value of a JSON text in UTF-8; ``where`` is its file.
 
     Raises:
-        ValueError: If it is no JSON.
+        ValueError: If it is not JSON.
     """
     try:
         text = content.decode("utf-8")

@@ -17,12 +17,7 @@ T = TypeVar("T")
 
 
 class Embedder(Protocol):
-    """A model whose speed can be measured.
-
-    Attributes:
-        device: Torch device.
-        batch_size: Texts of a batch.
-    """
+    """A model whose speed can be measured."""
 
     device: str
     batch_size: int
@@ -87,11 +82,7 @@ def measure_speed(
 
 
 def wait_for(device: str) -> None:
-    """Wait until a device has finished its work: calls of a GPU return earlier.
-
-    Args:
-        device: Torch device.
-    """
+    """Wait until a torch device has finished its work: calls of a GPU return earlier."""
     if torch.device(device).type == "cuda":
         torch.cuda.synchronize(device)
 
@@ -143,12 +134,7 @@ def take_turns(
 
 
 def timed(action: Callable[[], object], device: str = "cpu") -> float:
-    """Seconds of an action, until the device has done what it was given.
-
-    Args:
-        action: What to run, once.
-        device: Torch device.
-    """
+    """Seconds of an action, until the device has done what it was given."""
     wait_for(device)
     started = time.perf_counter()
     action()
@@ -225,12 +211,8 @@ def measure_peak_bytes(action: Callable[[], object], device: str = "cpu") -> int
     """Largest number of bytes of tensors that were made by an action and alive together.
 
     Tensors that were there before, such as weights, are not counted. On a GPU what an operator uses
-    inside and frees before it returns is counted, elsewhere it is not.
-
-    Args:
-        action: What to run; it runs once. Not compiled, but on a GPU: torch stops using the
-            compiled form of what runs while its tensors are watched.
-        device: Where the action makes its tensors.
+    inside and frees before it returns is counted, elsewhere it is not. Elsewhere the action must not
+    be compiled either: torch stops using the compiled form of what runs while it is watched.
     """
     if torch.device(device).type == "cuda":
         return _measure_peak_of_gpu(action, device)
@@ -251,8 +233,7 @@ def _measure_peak_of_gpu(action: Callable[[], object], device: str) -> int:
 def free_bytes(device: str = "cpu") -> int:
     """Bytes that new tensors can take on a device without anything being swapped or killed.
 
-    Args:
-        device: Torch device; anything but a GPU is the machine's memory.
+    Anything but a GPU has the machine's memory.
     """
     if torch.device(device).type == "cuda":
         unused = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)

@@ -24,9 +24,6 @@ class RunLog(logging.Handler):
     A context manager. The first rank writes everything from INFO on, the others their warnings and
     errors with their rank, into the same file. The end of the run is written too, also if it is an
     error.
-
-    Args:
-        rank: Of this process.
     """
 
     def __init__(self, rank: int) -> None:

@@ -32,15 +32,10 @@ CMAP = "cividis"  # even in lightness, and the same to colour-blind readers
 class Theme:
     """Colours of a page and of the pictures on it.
 
-    Attributes:
-        name: ``light`` or ``dark``.
-        surface: Background.
-        ink: Text.
-        muted: Axes, small text and what is only for comparison.
-        grid: Lines behind the data, and what is removed.
-        series: Colours of lines and bars; the first is the model at hand. Each stands out from the
-            surface by 3 to 1 or more.
-        fills: Large areas beside each other (encoder, embeddings, the rest).
+    ``muted`` is for axes, small text and what is only for comparison; ``grid`` for lines behind the
+    data, and what is removed; ``series`` for lines and bars: the first is the model at hand, and
+    each stands out from the surface by 3 to 1 or more; ``fills`` for large areas beside each other
+    (encoder, embeddings, the rest).
     """
 
     name: str
@@ -79,7 +74,7 @@ class Theme:
         }
 
     def context(self) -> AbstractContextManager[None]:
-        """Everything drawn inside has this theme."""
+        """Draw everything inside with this theme."""
         import matplotlib
 
         return matplotlib.rc_context(self.settings())
@@ -116,12 +111,10 @@ def make_figure(width: float, height: float) -> Figure:
 
 
 def save_figure(figure: Figure, path: str | Path, theme: Theme = LIGHT) -> None:
-    """Write the image atomically.
+    """Write the image atomically; the suffix decides the format.
 
-    Args:
-        figure: Drawn with ``theme``; what it adds while it is laid out (ticks) has it too.
-        path: The suffix decides the format; the folder is made.
-        theme: Colours.
+    ``theme`` is the one that it was drawn with: what is added while it is laid out, such as ticks,
+    has it too.
     """
     with atomic_file(path) as partial, theme.context():
         figure.savefig(partial)
@@ -136,16 +129,7 @@ def render_svg(figure: Figure, theme: Theme = LIGHT) -> str:
 
 
 def render_pixels(figure: Figure, theme: Theme = LIGHT, dpi: int = 100) -> np.ndarray:
-    """The figure as an image.
-
-    Args:
-        figure: Drawn with ``theme``.
-        theme: Colours.
-        dpi: Pixels in an inch.
-
-    Returns:
-        Bytes of shape ``(height, width, 3)``.
-    """
+    """The figure as an image: bytes of shape ``(height, width, 3)``."""
     import numpy as np
     from matplotlib.backends.backend_agg import FigureCanvasAgg
 
@@ -157,7 +141,7 @@ def render_pixels(figure: Figure, theme: Theme = LIGHT, dpi: int = 100) -> np.nd
 
 
 def dress(panel: Axes, title: str, *, grid: str = "y") -> None:
-    """Gives an axis its title and a light grid."""
+    """Give an axis its title and a light grid."""
     panel.set_title(title)
     panel.grid(axis=grid)
 
@@ -203,16 +187,13 @@ DIMENSIONS = {"head": 2, "intermediate": 2, "layer": 1, "hidden": 1}
 def draw_gates(
     gates: Mapping[str, np.ndarray], kept: Mapping[str, np.ndarray], theme: Theme = LIGHT
 ) -> Figure:
-    """Draws the probability that each gate is open, and what the cut kept.
+    """Draw the probability that each gate is open, and what the cut kept.
 
     Args:
         gates: Open probabilities in ``[0, 1]``: ``head`` ``(L, A)``, ``intermediate`` ``(L, F)``,
             ``layer`` ``(L,)``, ``hidden`` ``(H,)``. An axis that was not pruned is left out.
         kept: Booleans of the same shapes; an axis may be missing.
         theme: Colours.
-
-    Returns:
-        The figure.
 
     Raises:
         ValueError: If there is no gate, a shape is wrong, or a value is not a probability.
@@ -274,7 +255,7 @@ def _draw_layers(
     *,
     first: bool,
 ) -> None:
-    """One panel with a row for each layer."""
+    """Draw one panel with a row for each layer."""
     import numpy as np
 
     mask = kept.get(axis)
@@ -300,7 +281,7 @@ def _draw_layers(
 
 
 def _title(axis: str, mask: np.ndarray | None, gone: np.ndarray, rows: int) -> str:
-    """Says in words what was kept; only layers that stay are counted."""
+    """Say in words what was kept; only layers that stay are counted."""
     import numpy as np
 
     name = AXIS_TITLES[axis].capitalize()
@@ -346,7 +327,7 @@ def _mark_removed_heads(panel: Axes, mask: np.ndarray | None, gone: np.ndarray) 
 
 
 def _mark_cut(panel: Axes, mask: np.ndarray, gone: Sequence[int] = ()) -> None:
-    """A tick in each row, where the kept units end."""
+    """Draw a tick in each row, where the kept units end."""
     rows = [row for row in range(len(mask)) if row not in gone]
     edges = [[row + side for row in rows] for side in (-0.5, 0.5)]
     for colour, width in (("white", 3), (VERMILION, 1.6)):
@@ -355,7 +336,7 @@ def _mark_cut(panel: Axes, mask: np.ndarray, gone: Sequence[int] = ()) -> None:
 
 
 def _strike_out(panel: Axes, gone: np.ndarray, columns: int, theme: Theme, *, label: bool) -> None:
-    """Hatches the rows of removed layers."""
+    """Hatch the rows of removed layers."""
     from matplotlib.patches import Rectangle
 
     for row in gone:
@@ -376,7 +357,7 @@ def _strike_out(panel: Axes, gone: np.ndarray, columns: int, theme: Theme, *, la
 
 
 def _draw_hidden(panel: Axes, values: np.ndarray, mask: np.ndarray | None) -> None:
-    """The hidden gates as one strip, sorted by probability."""
+    """Draw the hidden gates as one strip, sorted by probability."""
     import numpy as np
 
     panel.imshow(
