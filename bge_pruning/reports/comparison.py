@@ -99,32 +99,22 @@ def pareto_front(costs: Sequence[float], qualities: Sequence[float]) -> list[int
 
 @dataclass(frozen=True)
 class Candidate:
-    """A model to choose, from one evaluation or from several with different seeds.
-
-    Attributes:
-        name: Its name.
-        scores: Main score of each run, by task and mode.
-        kept: Mean over tasks and modes of the share of the original's score, for each run.
-        floor: The same share of the floor, which needs no training; the lowest over the runs.
-        encoder: Parameters of its encoder.
-        total: All its parameters.
-        latency: Time of one text as a share of the original's, median over the runs; ``None`` if it
-            was not measured.
-        throughput: Texts per second divided by those of the original; or ``None``.
-    """
+    """A model to choose, from one evaluation or from several with different seeds."""
 
     name: str
-    scores: dict[Key, list[float]]
-    kept: list[float]
-    floor: float
-    encoder: int
-    total: int
-    latency: float | None
-    throughput: float | None
+    scores: dict[Key, list[float]]  # main score of each run
+    kept: list[float]  # mean share of the original's scores, for each run
+    floor: float  # the same share of the floor, which needs no training; the lowest over the runs
+    encoder: int  # parameters of the encoder
+    total: int  # all parameters
+    latency: float | None  # of one text, as a share of the original's; median over the runs
+    throughput: float | None  # texts per second divided by those of the original
 
 
 @dataclass(frozen=True)
 class _Run:
+    """An evaluation and its file."""
+
     file: Path
     record: ComparedRecord
 
@@ -226,21 +216,12 @@ def _original(runs: Sequence[_Run], keys: Sequence[Key]) -> Candidate:
                 )
     counts = first.record.parameters.baseline
     measured = 1.0 if any(run.record.speed for run in runs) else None
-    return Candidate(
-        name=ORIGINAL,
-        scores={key: [expected[key]] for key in keys},
-        kept=[1.0],
-        floor=min(run.floor(keys) for run in runs),
-        encoder=counts.encoder,
-        total=counts.total,
-        latency=measured,
-        throughput=measured,
-    )
+    scores, floor = {key: [expected[key]] for key in keys}, min(run.floor(keys) for run in runs)
+    sizes = (counts.encoder, counts.total)
+    return Candidate(ORIGINAL, scores, [1.0], floor, *sizes, measured, measured)
 
 
-def _candidate(
-    name: str, runs: Sequence[_Run], keys: Sequence[Key], original: Candidate
-) -> Candidate:
+def _candidate(name: str, runs: list[_Run], keys: list[Key], original: Candidate) -> Candidate:
     found = [run.numbers() for run in runs]
     counts = [run.record.parameters.model for run in runs]
     if len({count.total for count in counts}) > 1:
@@ -269,18 +250,13 @@ def summary_header() -> list[str]:
 
 def summary_rows(candidates: Sequence[Candidate]) -> list[list[str]]:
     """A row for each candidate."""
-    return [
-        [
-            c.name,
-            str(len(c.kept)),
-            f"{c.encoder / 1e6:.1f}M",
-            f"{c.total / 1e6:.1f}M",
-            *("-" if value is None else f"{value:.2f} x" for value in (c.latency, c.throughput)),
-            f"{c.floor:.1%}",
-            span(c.kept, ".1%"),
-        ]
-        for c in candidates
-    ]
+    rows = []
+    for c in candidates:
+        sizes = [f"{count / 1e6:.1f}M" for count in (c.encoder, c.total)]
+        times = ["-" if x is None else f"{x:.2f} x" for x in (c.latency, c.throughput)]
+        shares = [f"{c.floor:.1%}", span(c.kept, ".1%")]
+        rows.append([c.name, str(len(c.kept)), *sizes, *times, *shares])
+    return rows
 
 
 def span(values: Sequence[float], style: str) -> str:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from statistics import fmean
 from typing import TYPE_CHECKING
@@ -65,9 +65,7 @@ ALIKE = 1.02  # models whose parameters differ by less than this factor are of o
 def write_comparison(
     results: Sequence[str], output: Path, overwrite: bool = False
 ) -> tuple[list[Candidate], list[Key]]:
-    """Compare evaluated models and write the result into a folder.
-
-    Returns and raises as :func:`bge_pruning.reports.comparison.read_candidates` does.
+    """Compare evaluated models, see :func:`read_candidates`, and write the result into a folder.
 
     Raises:
         FileExistsError: If a file is there and ``overwrite`` is false.
@@ -83,21 +81,19 @@ def write_comparison(
 
 def describe_comparison(candidates: Sequence[Candidate], keys: Sequence[Key]) -> dict[str, object]:
     """The content of ``comparison.json``."""
-    return {
-        "tasks": [{"task": task, "mode": mode} for task, mode in keys],
-        "candidates": [
-            {
-                "name": c.name,
-                "kept": c.kept,
-                "floor": c.floor,
-                "scores": [c.scores[key] for key in keys],
-                "parameters": {"encoder": c.encoder, "total": c.total},
-                "latency_ratio": c.latency,
-                "throughput_ratio": c.throughput,
-            }
-            for c in candidates
-        ],
-    }
+    described = [
+        {
+            "name": c.name,
+            "kept": c.kept,
+            "floor": c.floor,
+            "scores": [c.scores[key] for key in keys],
+            "parameters": {"encoder": c.encoder, "total": c.total},
+            "latency_ratio": c.latency,
+            "throughput_ratio": c.throughput,
+        }
+        for c in candidates
+    ]
+    return {"tasks": [{"task": task, "mode": mode} for task, mode in keys], "candidates": described}
 
 
 def render_comparison(candidates: Sequence[Candidate], keys: Sequence[Key]) -> str:
@@ -203,21 +199,16 @@ def draw_comparison(candidates: Sequence[Candidate]) -> Figure:
 def _draw_candidates(panel: Axes, candidates: Sequence[Candidate], costs: Sequence[float]) -> None:
     kept = [100 * fmean(c.kept) for c in candidates]
     front = pareto_front(costs, kept)
-    panel.step(
-        [costs[i] for i in front], [kept[i] for i in front],
-        where="post", color=BLUE, linewidth=1.3, alpha=0.6, zorder=1,
-    )  # fmt: skip
+    line = {"color": BLUE, "linewidth": 1.3, "alpha": 0.6, "zorder": 1}
+    panel.step([costs[i] for i in front], [kept[i] for i in front], where="post", **line)
     for index, (candidate, cost, quality) in enumerate(zip(candidates, costs, kept, strict=True)):
         low, high = 100 * min(candidate.kept), 100 * max(candidate.kept)
         colour = LIGHT.muted if candidate.name == ORIGINAL or index not in front else BLUE
-        marker = "D" if candidate.name == ORIGINAL else "o"
-        panel.errorbar(
-            cost, quality, yerr=[[quality - low], [high - quality]],
-            marker=marker, color=colour, capsize=3, markersize=7, zorder=2,
-        )  # fmt: skip
-        panel.annotate(
-            candidate.name, (cost, quality), (6, -11), textcoords="offset points", fontsize=8
-        )
+        look = {"marker": "D" if candidate.name == ORIGINAL else "o", "color": colour, "capsize": 3}
+        bars = [[quality - low], [high - quality]]
+        panel.errorbar(cost, quality, yerr=bars, markersize=7, zorder=2, **look)
+        place = {"xytext": (6, -11), "textcoords": "offset points"}
+        panel.annotate(candidate.name, (cost, quality), fontsize=8, **place)
     panel.margins(x=0.18, y=0.15)
 
 
@@ -246,7 +237,8 @@ def draw_study(
             lowest = draw(panel, groups, keys, theme)
             dress(panel, TITLES[kind], grid="both" if in_rows else "y")
             panel.set_xlabel(KEPT if in_rows else PARAMETERS)
-            _draw_floor(panel, floors, keys, lowest, theme, upright=in_rows)
+            if values := [floors[key] for key in keys if key in floors]:
+                _draw_floor(panel, 100 * fmean(values), lowest, theme, upright=in_rows)
         if in_rows:
             panels[0].set_ylim(len(groups) - 0.5, -0.5)  # shared; the first group is above
         else:
@@ -306,9 +298,8 @@ def _draw_methods(panel: Axes, groups: Sequence[Group], keys: Sequence[Key], the
             panel.plot([means[-1][0]] * len(kept), kept, **look, linestyle="", **SEED)
             lowest = min(lowest, *kept)
         if means:
-            panel.plot(
-                *zip(*sorted(means), strict=True), **look, **MEAN, label=legend_label(method)
-            )
+            look |= MEAN
+            panel.plot(*zip(*sorted(means), strict=True), **look, label=legend_label(method))
     return lowest
 
 
@@ -316,19 +307,8 @@ def _millions(group: Group) -> float:
     return group.cells[0].parameters.encoder / 1e6
 
 
-def _draw_floor(
-    panel: Axes,
-    floors: Mapping[Key, float],
-    keys: Sequence[Key],
-    lowest: float,
-    theme: Theme,
-    upright: bool,
-) -> None:
+def _draw_floor(panel: Axes, mean: float, lowest: float, theme: Theme, upright: bool) -> None:
     """Draw the floor as a line, or say where it is: far below, it would press all else together."""
-    values = [floors[key] for key in keys if key in floors]
-    if not values:
-        return
-    mean = 100 * fmean(values)
     if lowest - mean < 3 * (100 - lowest):
         line = panel.axvline if upright else panel.axhline
         line(mean, color=theme.muted, linestyle="--", linewidth=1.2, label="floor")
@@ -337,7 +317,5 @@ def _draw_floor(
     if upright:  # any place inside may have a dot
         panel.set_xlabel(f"{panel.get_xlabel()}\n{text}")
         return
-    panel.text(
-        0.98, 0.02, text,
-        color=theme.muted, transform=panel.transAxes, fontsize="small", ha="right",
-    )  # fmt: skip
+    look = {"color": theme.muted, "fontsize": "small", "ha": "right"}
+    panel.text(0.98, 0.02, text, transform=panel.transAxes, **look)

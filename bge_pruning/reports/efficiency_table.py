@@ -131,19 +131,12 @@ def render_training(result: Mapping[str, Any]) -> str:
     """Render what the benchmark of trainings measured, on what, and the ratios."""
     header = ["batches", "training", "s/step", "of it data", "tokens/s", "padding"]
     header += ["of peak FLOPs", "step memory"]
-    rows = [
-        [
-            cost["batches"],
-            TRAININGS[cost["training"]],
-            f"{cost['median_seconds']:.3f}",
-            f"{cost['data_share']:.2%}",
-            f"{cost['tokens_per_second']:,.0f}",
-            f"{cost['padding']:.1%}",
-            f"{cost['utilisation']:.1%}",
-            f"{cost['peak_bytes'] / 1e6:,.0f} MB",
-        ]
-        for cost in result["costs"]
-    ]
+    rows = []
+    for cost in result["costs"]:
+        time = [f"{cost['median_seconds']:.3f}", f"{cost['data_share']:.2%}"]
+        tokens = [f"{cost['tokens_per_second']:,.0f}", f"{cost['padding']:.1%}"]
+        use = [f"{cost['utilisation']:.1%}", f"{cost['peak_bytes'] / 1e6:,.0f} MB"]
+        rows.append([cost["batches"], TRAININGS[cost["training"]], *time, *tokens, *use])
     lines = [_describe(result), "", table(header, rows, 2), "", NOTE]
     if any(result["ratios"].values()):
         lines += ["", "Times on the same batch, median (quartiles):", "", _ratios(result)]

@@ -55,18 +55,12 @@ def write_report(
     The report is made from ``evaluation.json``, ``pruning.json``, ``metrics.jsonl`` and
     ``metrics-recovery.jsonl`` (one history row a line), ``gates.npz`` (open probabilities, and
     booleans under ``<axis>_kept``), ``config.yaml``, ``versions.json`` and ``commands.txt`` (one
-    command a line). The sections of a missing file are left out, and the report says so.
-
-    ``report.md`` has its pictures beside it; ``report.html`` holds the same and needs no other
-    file.
-
-    Args:
-        folder: Folder with the inputs.
-        commands: Commands that reproduce the run; ``commands.txt`` is then not read.
-        overwrite: Whether an existing report and its pictures may be replaced.
+    command a line; not read where ``commands`` are given). The sections of a missing file are left
+    out, and the report says so.
 
     Returns:
-        The path of ``report.md``.
+        The path of ``report.md``, which has its pictures beside it; ``report.html`` holds the same
+        and needs no other file.
 
     Raises:
         FileNotFoundError: If the folder has neither an evaluation, nor an extraction, nor a
@@ -177,5 +171,4 @@ def _data_uri(svg: str) -> str:
 
 
 def _width(svg: str) -> str:
-    width = WIDTH.search(svg)
-    return width[1] if width else ""
+    return width[1] if (width := WIDTH.search(svg)) else ""

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+import numpy as np
+
 if TYPE_CHECKING:
-    import numpy as np
     from torch import Tensor
 
 # Similarities in float32 differ by this share through rounding alone.
@@ -13,9 +14,7 @@ ROUNDING = 1e-6
 
 
 def is_flat(values: np.ndarray) -> bool:
-    """Whether ``(n,)`` values differ by rounding at most, so that their order is chance; NaN does."""
-    import numpy as np
-
+    """Whether ``(n,)`` values differ by rounding at most, so that their order is chance."""
     return bool(np.ptp(values) <= ROUNDING * np.abs(values).max())
 
 

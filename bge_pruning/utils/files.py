@@ -99,9 +99,8 @@ def check_free(output: Path, marker: str, overwrite: bool) -> None:
     if not output.is_dir() or not any(output.iterdir()):
         return
     if not overwrite:
-        raise FileExistsError(
-            f"{output} exists and is kept. To fix, choose another folder, or pass --overwrite."
-        )
+        fix = "choose another folder, or pass --overwrite"
+        raise FileExistsError(f"{output} exists and is kept. To fix, {fix}.")
     if not (output / marker).is_file():
         raise FileExistsError(
             f"{output} holds no {marker}, so it is not a folder of this kind and is kept although "
@@ -125,9 +124,9 @@ def clean_up(output: Path) -> None:
                 os.close(lock)
     for mark in _marks(output, "replaced"):
         old = _sibling(output, "replaced", mark)
-        if _is_there(_sibling(output, "partial", mark)):
+        if os.path.lexists(_sibling(output, "partial", mark)):
             continue
-        if _is_there(output):
+        if os.path.lexists(output):
             _remove(old)
         else:
             old.rename(output)
@@ -172,7 +171,7 @@ def _lock(folder: Path) -> int:
 
 def _put_in_place(staging: Path, output: Path) -> None:
     """Rename; an earlier output ends under the name of ``staging``, or is removed."""
-    if not _is_there(output):
+    if not os.path.lexists(output):
         staging.rename(output)
     elif not _exchange(staging, output):
         old = _sibling(output, "replaced", staging.name[-8:])
@@ -180,7 +179,7 @@ def _put_in_place(staging: Path, output: Path) -> None:
             output.rename(old)
             staging.rename(output)
         finally:
-            if _is_there(output):
+            if os.path.lexists(output):
                 _remove(old)
             else:
                 old.rename(output)
@@ -204,10 +203,6 @@ def _flush(path: Path) -> None:
         os.fsync(handle)
     finally:
         os.close(handle)
-
-
-def _is_there(path: Path) -> bool:
-    return os.path.lexists(path)
 
 
 def _remove(path: Path) -> None:
@@ -316,10 +311,6 @@ def evaluation_files(path: str | Path) -> tuple[Path, Path]:
     return path, table
 
 
-# Errors of a file system without locks.
-WITHOUT_LOCKS = (ENOLCK, EOPNOTSUPP)
-
-
 @contextmanager
 def lock_of(path: Path, wait: bool = True) -> Iterator[bool]:
     """Keep other processes from making a file; the lock ends with the process that holds it.
@@ -339,7 +330,7 @@ def lock_of(path: Path, wait: bool = True) -> Iterator[bool]:
     except Timeout:
         ours = False
     except OSError as error:
-        if error.errno not in WITHOUT_LOCKS:
+        if error.errno not in (ENOLCK, EOPNOTSUPP):  # a file system without locks
             raise
         file.unlink(missing_ok=True)
     try:

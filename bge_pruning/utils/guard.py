@@ -18,8 +18,7 @@ from bge_pruning.utils.run_log import FILE_ONLY, StoppedError
 
 log = logging.getLogger(__name__)
 
-EXIT_FAILURE = 1
-EXIT_USAGE = 2
+EXIT_FAILURE, EXIT_USAGE = 1, 2
 # What to do about an error of the operating system.
 _SPACE = "free space on its disk, or choose a folder on another one, and run the command again"
 _RIGHTS = "choose a place that you may read and write"
@@ -147,14 +146,9 @@ def warn_only(what: str, fix: str) -> Iterator[None]:
     try:
         yield
     except Exception as error:  # whatever a drawing or a network library raises
-        log.warning(
-            "%s failed, and the run goes on without it: %s: %s. To fix, %s.",
-            what,
-            type(error).__name__,
-            error,
-            fix,
-            exc_info=True,
-        )
+        kind = type(error).__name__
+        message = "%s failed, and the run goes on without it: %s: %s. To fix, %s."
+        log.warning(message, what, kind, error, fix, exc_info=True)
 
 
 def import_optional(name: str, extra: str) -> ModuleType:

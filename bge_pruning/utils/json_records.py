@@ -31,10 +31,8 @@ def kind_of(expected: str, is_kind: Callable[[Any], bool]) -> PlainValidator:
 
 
 def one_of(texts: Sequence[str]) -> PlainValidator:
-    """A text that is one of some."""
-    return kind_of(
-        f"one of {', '.join(texts)}", lambda value: isinstance(value, str) and value in texts
-    )
+    """Accept a text that is one of some."""
+    return kind_of(f"one of {', '.join(texts)}", lambda v: isinstance(v, str) and v in texts)
 
 
 def _is_number(value: Any) -> bool:
@@ -44,6 +42,10 @@ def _is_number(value: Any) -> bool:
 
 def _is_whole(value: Any, least: int, most: float = LARGEST) -> bool:
     return type(value) is int and least <= value <= most
+
+
+def _is_interval(value: Any) -> bool:
+    return isinstance(value, list) and len(value) == 2 and all(map(_is_number, value))
 
 
 def _is_text(value: Any) -> bool:
@@ -60,13 +62,7 @@ Size = Annotated[
 Depth = Annotated[int, kind_of("a whole number from 1 to 1000", lambda v: _is_whole(v, 1, 1000))]
 Text = Annotated[str, kind_of("a text", _is_text)]
 Flag = Annotated[bool, kind_of("true or false", lambda v: isinstance(v, bool))]
-Interval = Annotated[
-    list[float],
-    kind_of(
-        "a list of 2 finite numbers",
-        lambda v: isinstance(v, list) and len(v) == 2 and all(map(_is_number, v)),
-    ),
-]
+Interval = Annotated[list[float], kind_of("a list of 2 finite numbers", _is_interval)]
 
 
 class Record(BaseModel):

@@ -63,15 +63,11 @@ def measure_speed(
     for encoder in (model, baseline):
         encoder.encode(short[:1])
         encoder.encode(long[: encoder.batch_size])
-    both = {"model": model, "baseline": baseline}
-    alone = take_turns(
-        {name: lambda i, e=e: timed(lambda: e.encode([short[i]])) for name, e in both.items()},
-        lambda done: done < len(short),
-    )
-    together = take_turns(
-        {name: lambda _, e=e: timed(lambda: e.encode(long)) for name, e in both.items()},
-        lambda done: done < rounds,
-    )
+    both = {"model": model, "baseline": baseline}.items()
+    one = {name: lambda i, e=e: timed(lambda: e.encode([short[i]])) for name, e in both}
+    many = {name: lambda _, e=e: timed(lambda: e.encode(long)) for name, e in both}
+    alone = take_turns(one, lambda done: done < len(short))
+    together = take_turns(many, lambda done: done < rounds)
     return {
         "device": str(model.device),
         "threads": torch.get_num_threads(),
@@ -144,13 +140,10 @@ def timed(action: Callable[[], object], device: str = "cpu") -> float:
 
 def _summarise_latency(seconds: Mapping[str, list[float]]) -> dict[str, Any]:
     both = {name: np.array(values) for name, values in seconds.items()}
-    result: dict[str, Any] = {
-        name: {
-            "median": 1e3 * float(np.median(values)),
-            "p95": 1e3 * float(np.percentile(values, 95)),
-        }
-        for name, values in both.items()
-    }
+    result: dict[str, Any] = {}
+    for name, values in both.items():
+        median, p95 = (1e3 * float(np.percentile(values, percent)) for percent in (50, 95))
+        result[name] = {"median": median, "p95": p95}
     result["ratio"] = result["model"]["median"] / result["baseline"]["median"]
     result["ratio_iqr"] = np.percentile(both["model"] / both["baseline"], [25, 75]).tolist()
     return result
@@ -211,8 +204,8 @@ def measure_peak_bytes(action: Callable[[], object], device: str = "cpu") -> int
     """Largest number of bytes of tensors that were made by an action and alive together.
 
     Tensors that were there before, such as weights, are not counted. On a GPU what an operator uses
-    inside and frees before it returns is counted, elsewhere it is not. Elsewhere the action must not
-    be compiled either: torch stops using the compiled form of what runs while it is watched.
+    inside and frees before it returns is counted, elsewhere it is not. Elsewhere no action may be
+    compiled either: torch stops using the compiled form of what runs while it is watched.
     """
     if torch.device(device).type == "cuda":
         return _measure_peak_of_gpu(action, device)

@@ -31,8 +31,6 @@ METRIC_TITLES = {
     "recall_at_100": "Recall@100",
     "map_at_100": "MAP@100",
 }
-
-
 PLAIN, GATES, COMPILED, TEACHER, CACHED = "plain", "gates", "compiled", "teacher", "cached"
 # Every training, in this order, and what it is.
 TRAININGS = {

@@ -13,10 +13,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from bge_pruning.utils.files import atomic_file
 
 if TYPE_CHECKING:
-    import numpy as np
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
@@ -25,7 +26,9 @@ DPI = 180
 # Okabe and Ito's colours, told apart by colour-blind readers too.
 BLUE, SKY, ORANGE, GREEN = "#0072B2", "#56B4E9", "#E69F00", "#009E73"
 VERMILION, PURPLE, YELLOW = "#D55E00", "#CC79A7", "#F0E442"
-CMAP = "cividis"  # even in lightness, and the same to colour-blind readers
+# The map of colours is even in lightness, and the same to colour-blind readers.
+MAP = {"cmap": "cividis", "vmin": 0, "vmax": 1, "aspect": "auto", "interpolation": "nearest"}
+NONE = np.array([], dtype=int)
 
 
 @dataclass(frozen=True)
@@ -130,7 +133,6 @@ def render_svg(figure: Figure, theme: Theme = LIGHT) -> str:
 
 def render_pixels(figure: Figure, theme: Theme = LIGHT, dpi: int = 100) -> np.ndarray:
     """The figure as an image: bytes of shape ``(height, width, 3)``."""
-    import numpy as np
     from matplotlib.backends.backend_agg import FigureCanvasAgg
 
     figure.set_dpi(dpi)
@@ -211,7 +213,9 @@ def draw_gates(
         )
         for column, axis in enumerate(top):
             panel = figure.add_subplot(grid[0, column])
-            _draw_layers(panel, axis, gates[axis], kept, theme, first=column == 0)
+            _draw_layers(panel, axis, gates[axis], kept, theme)
+            panel.tick_params(labelleft=column == 0)
+            panel.set_ylabel("" if column else "layer")
         if "hidden" in gates:
             panel = figure.add_subplot(grid[-1, :-1])
             _draw_hidden(panel, gates["hidden"], kept.get("hidden"))
@@ -222,8 +226,6 @@ def draw_gates(
 
 
 def _check_gates(gates: Mapping[str, np.ndarray], kept: Mapping[str, np.ndarray]) -> None:
-    import numpy as np
-
     if not set(gates) & set(DIMENSIONS):
         raise ValueError(
             f"no gates to draw among {sorted(gates)}. To fix, give one of {', '.join(DIMENSIONS)}."
@@ -240,38 +242,24 @@ def _check_gates(gates: Mapping[str, np.ndarray], kept: Mapping[str, np.ndarray]
                 "To fix, write the gates again."
             )
         if not (np.min(values) >= 0 and np.max(values) <= 1):  # a NaN fails too
-            raise ValueError(
-                f"gates of {axis} are not in [0, 1]. To fix, give open probabilities, not "
-                "log_alpha."
-            )
+            fix = "give open probabilities, not log_alpha"
+            raise ValueError(f"gates of {axis} are not in [0, 1]. To fix, {fix}.")
 
 
 def _draw_layers(
-    panel: Axes,
-    axis: str,
-    values: np.ndarray,
-    kept: Mapping[str, np.ndarray],
-    theme: Theme,
-    *,
-    first: bool,
+    panel: Axes, axis: str, values: np.ndarray, kept: Mapping[str, np.ndarray], theme: Theme
 ) -> None:
     """Draw one panel with a row for each layer."""
-    import numpy as np
-
     mask = kept.get(axis)
-    gone = (
-        np.flatnonzero(~kept["layer"].astype(bool)) if "layer" in kept else np.array([], dtype=int)
-    )
+    gone = np.flatnonzero(~kept["layer"].astype(bool)) if "layer" in kept else NONE
     table = np.atleast_2d(values.T).T  # the layer gates become one column
     if axis == "intermediate":
         table = -np.sort(-table, axis=1)
-    panel.imshow(table, cmap=CMAP, vmin=0, vmax=1, aspect="auto", interpolation="nearest")
+    panel.imshow(table, **MAP)
     panel.set_title(_title(axis, mask, gone, len(table)))
     panel.spines[:].set_visible(False)
     panel.set_yticks(range(0, len(table), 1 if len(table) <= 12 else 2))
-    panel.tick_params(length=0, labelleft=first)
-    if first:
-        panel.set_ylabel("layer")
+    panel.tick_params(length=0)
     if axis == "head":
         _mark_removed_heads(panel, mask, gone)
     if axis == "intermediate" and mask is not None:
@@ -282,8 +270,6 @@ def _draw_layers(
 
 def _title(axis: str, mask: np.ndarray | None, gone: np.ndarray, rows: int) -> str:
     """Say in words what was kept; only layers that stay are counted."""
-    import numpy as np
-
     name = AXIS_TITLES[axis].capitalize()
     if axis == "layer":
         return f"Layers kept:\n{rows - len(gone)} of {rows}" if mask is not None else "Layers"
@@ -293,9 +279,8 @@ def _title(axis: str, mask: np.ndarray | None, gone: np.ndarray, rows: int) -> s
     if len(counts) == 0 or counts.min() != counts.max():
         total = mask.shape[-1] * len(counts)
         return f"{name} kept: {counts.sum():,} of {total:,}"
-    return f"{name} kept: {counts[0]:,} of {mask.shape[-1]:,}" + (
-        " per layer" if mask.ndim == 2 else ""
-    )
+    each = " per layer" if mask.ndim == 2 else ""
+    return f"{name} kept: {counts[0]:,} of {mask.shape[-1]:,}{each}"
 
 
 def _label_columns(panel: Axes, axis: str, count: int, theme: Theme) -> None:
@@ -314,8 +299,6 @@ def _label_columns(panel: Axes, axis: str, count: int, theme: Theme) -> None:
 
 
 def _mark_removed_heads(panel: Axes, mask: np.ndarray | None, gone: np.ndarray) -> None:
-    import numpy as np
-
     if mask is None:
         return
     rows, columns = np.nonzero(~mask.astype(bool))
@@ -344,26 +327,15 @@ def _strike_out(panel: Axes, gone: np.ndarray, columns: int, theme: Theme, *, la
         box = Rectangle((-0.5, row - 0.5), columns, 1, linewidth=0, zorder=3, **look)
         panel.add_patch(box)
         if label:
-            text = panel.text(
-                (columns - 1) / 2,
-                row,
-                "layer removed",
-                ha="center",
-                va="center",
-                fontsize=8,
-                zorder=4,
-            )
+            middle = {"ha": "center", "va": "center", "fontsize": 8, "zorder": 4}
+            text = panel.text((columns - 1) / 2, row, "layer removed", **middle)
             text.set_bbox({"facecolor": theme.grid, "edgecolor": "none", "pad": 1.2})
 
 
 def _draw_hidden(panel: Axes, values: np.ndarray, mask: np.ndarray | None) -> None:
     """Draw the hidden gates as one strip, sorted by probability."""
-    import numpy as np
-
-    panel.imshow(
-        -np.sort(-values)[None], cmap=CMAP, vmin=0, vmax=1, aspect="auto", interpolation="nearest"
-    )
-    panel.set_title(_title("hidden", mask, np.array([], dtype=int), 0))
+    panel.imshow(-np.sort(-values)[None], **MAP)
+    panel.set_title(_title("hidden", mask, NONE, 0))
     panel.set_yticks([])
     panel.spines[:].set_visible(False)
     panel.set_xlabel("dimension, sorted by probability (orange: the cut)")
