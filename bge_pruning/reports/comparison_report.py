@@ -59,9 +59,6 @@ STEP = 0.012  # distance between two methods at one size, as a share of the pane
 ALIKE = 1.02  # models whose parameters differ by less than this factor are of one size
 
 
-# Files of a comparison
-
-
 def write_comparison(
     results: Sequence[str], output: Path, overwrite: bool = False
 ) -> tuple[list[Candidate], list[Key]]:
@@ -110,9 +107,6 @@ def render_comparison(candidates: Sequence[Candidate], keys: Sequence[Key]) -> s
         table(["model", *titles], scores),
     ]
     return "\n\n".join(parts) + "\n"
-
-
-# Files of a study
 
 
 def write_study_report(folder: Path) -> Path:
@@ -171,9 +165,6 @@ def _describe(estimate: Estimate | None) -> dict[str, float | None] | None:
     return None if estimate is None else {"mean": estimate.mean, "half_interval": estimate.half}
 
 
-# The picture of a comparison
-
-
 def draw_comparison(candidates: Sequence[Candidate]) -> Figure:
     """Draw what each model keeps against its parameters, and against its time if it was measured.
 
@@ -210,9 +201,6 @@ def _draw_candidates(panel: Axes, candidates: Sequence[Candidate], costs: Sequen
         place = {"xytext": (6, -11), "textcoords": "offset points"}
         panel.annotate(candidate.name, (cost, quality), fontsize=8, **place)
     panel.margins(x=0.18, y=0.15)
-
-
-# The picture of a study
 
 
 def draw_study(

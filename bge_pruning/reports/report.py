@@ -86,9 +86,6 @@ def write_report(
     return folder / MARKDOWN
 
 
-# Pictures
-
-
 @dataclass(frozen=True)
 class Picture:
     """A picture to be saved beside ``report.md``, and its SVG for light and for dark pages."""
@@ -126,9 +123,6 @@ def find_pictures(inputs: Inputs) -> dict[str, Callable[..., Figure]]:
     if has_training(inputs.recovery):
         draws["recovery.png"] = partial(draw_training, inputs.recovery)
     return draws
-
-
-# Text
 
 
 def render_report(inputs: Inputs, pictures: Mapping[str, Picture], name: str) -> str:
