@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import fmean, median, stdev
@@ -70,15 +70,6 @@ def common_keys(runs: Sequence[Iterable[Key]]) -> list[Key]:
     return [key for key in runs[0] if all(key in other for other in others)]
 
 
-def mean_share(shares: Mapping[Key, float | None], keys: Sequence[Key]) -> float | None:
-    """Mean over tasks and modes of the share of the original's score that a model keeps.
-
-    ``None`` if there is none, or one is unknown because the original's score is not above 0.
-    """
-    values = [shares[key] for key in keys]
-    return fmean(values) if values and None not in values else None
-
-
 def percent(estimate: Estimate | None, digits: int = 1) -> str:
     """An estimate of a share in percent, ``-`` if there is none."""
     if estimate is None:
@@ -138,11 +129,6 @@ def read_candidates(results: Sequence[str]) -> tuple[list[Candidate], list[Key]]
 
     Returns:
         The original and the others in order, and the tasks that all of them were evaluated on.
-
-    Raises:
-        FileNotFoundError: If a path holds no evaluation.
-        ValueError: If a file is invalid, is named twice, or has no baseline, a model has the name
-            of the original, or the models have no task or original in common.
     """
     named = [_name_and_path(text) for text in results]
     _check_names(named)

@@ -62,11 +62,7 @@ ALIKE = 1.02  # models whose parameters differ by less than this factor are of o
 def write_comparison(
     results: Sequence[str], output: Path, overwrite: bool = False
 ) -> tuple[list[Candidate], list[Key]]:
-    """Compare evaluated models, see :func:`read_candidates`, and write the result into a folder.
-
-    Raises:
-        FileExistsError: If a file is there and ``overwrite`` is false.
-    """
+    """Compare evaluated models, see :func:`read_candidates`, and write the result into a folder."""
     data, text, picture = (output / name for name in COMPARISON_FILES)
     refuse_existing([data, text, picture], overwrite=overwrite)
     candidates, keys = read_candidates(results)
@@ -113,10 +109,6 @@ def write_study_report(folder: Path) -> Path:
     """Write ``table.md``, ``pareto.png`` and ``summary.json`` beside the cells of a study.
 
     An earlier report is replaced. Returns the path of the table.
-
-    Raises:
-        FileNotFoundError: If no cell is finished.
-        ValueError: If a file is not a finished cell, or the cells have no task in common.
     """
     if not folder.is_dir():
         raise FileNotFoundError(f"{folder}: no such folder. To fix, run the study first.")
@@ -244,7 +236,7 @@ def _draw_rows(panel: Axes, groups: Sequence[Group], keys: Sequence[Key], theme:
     look = {"color": theme.series[0], "marker": MARKERS[0], "linestyle": ""}
     lowest = 100.0
     for row, group in enumerate(groups):
-        if kept := _percents(group, keys):
+        if kept := [100 * share for share in group.kept(keys)]:
             panel.plot(kept, [row] * len(kept), **look, **SEED)
             panel.plot([fmean(kept)], [row], **{**MEAN, **look})
             lowest = min(lowest, *kept)
@@ -262,10 +254,6 @@ def _names(groups: Sequence[Group]) -> list[str]:
     return [f"{group.method}, {group.size}" for group in groups]
 
 
-def _percents(group: Group, keys: Sequence[Key]) -> list[float]:
-    return [100 * share for share in group.kept(keys)]
-
-
 def _draw_methods(panel: Axes, groups: Sequence[Group], keys: Sequence[Key], theme: Theme) -> float:
     """Draw what each method keeps; the least of it in percent is returned."""
     methods = list(dict.fromkeys(group.method for group in groups))
@@ -279,7 +267,7 @@ def _draw_methods(panel: Axes, groups: Sequence[Group], keys: Sequence[Key], the
         aside = step * (number - (len(methods) - 1) / 2)
         means = []
         for group in groups:
-            kept = _percents(group, keys)
+            kept = [100 * share for share in group.kept(keys)]
             if group.method != method or not kept:
                 continue
             means.append((_millions(group) + aside, fmean(kept)))

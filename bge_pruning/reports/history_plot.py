@@ -109,7 +109,6 @@ def _sparsity_styles(theme: Theme) -> dict[str, tuple[str, dict[str, object]]]:
 
 
 def _draw_axis(axis: str, series: Series, theme: Theme, panel: Axes) -> None:
-    """Draw one axis of the constraint, in percent."""
     for name, (label, style) in _sparsity_styles(theme).items():
         batches, values = thin(*series.get(f"pruning/{name}_sparsity/{axis}", ([], [])))
         if values:

@@ -170,12 +170,7 @@ class Inputs:
 
 
 def read_inputs(folder: Path, commands: Sequence[str] = ()) -> Inputs:
-    """Read the files of a results folder or run folder that are there.
-
-    Raises:
-        FileNotFoundError: If there is neither an evaluation, nor an extraction, nor a history.
-        ValueError: If a file cannot be read; the message names it.
-    """
+    """Read the files of a results folder or run folder; one of ``NEEDED`` has to be there."""
     missing: list[str] = []
 
     def read(name: str, reader: Callable[[Path], T], default: T) -> T:
@@ -229,7 +224,6 @@ def _read_series(path: Path) -> Series:
 
 
 def _read_gates(path: Path) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
-    """Open probabilities by axis, and what was kept."""
     try:
         # Opened here, because np.load leaves a file open that is not an archive.
         with path.open("rb") as file, np.load(file) as arrays:

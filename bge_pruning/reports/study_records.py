@@ -86,21 +86,14 @@ class StudyReference(Record):
 
 
 def read_cells(folder: Path) -> list[StudyCell]:
-    """The finished cells of a study, ordered by file name: size, method and seed.
-
-    Raises:
-        FileNotFoundError: If there is none.
-        ValueError: If a file is not a finished cell.
-    """
-    cells = [
-        read_record(path, StudyCell, FIX) for path in sorted((folder / "cells").glob("*.json"))
-    ]
-    if not cells:
+    """The finished cells of a study, ordered by file name: size, method and seed."""
+    paths = sorted((folder / "cells").glob("*.json"))
+    if not paths:
         raise FileNotFoundError(
             f"{folder / 'cells'}: holds no finished cell. To fix, run scripts/run_quality_study.py "
             f"without --report-only."
         )
-    return cells
+    return [read_record(path, StudyCell, FIX) for path in paths]
 
 
 def read_reference(folder: Path) -> StudyReference:

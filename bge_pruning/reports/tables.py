@@ -150,7 +150,6 @@ def render_layers(kept: Sequence[int] | None, count: int) -> list[Block]:
 
 
 def _gates_by_axis(inputs: Inputs) -> Block:
-    """How many gates there are, how many were kept, and how decided they are."""
     low, high = UNDECIDED
     rows = []
     for axis in [axis for axis in AXIS_TITLES if axis in inputs.gates]:
@@ -237,17 +236,12 @@ def score_header(evaluation: EvaluationRecord) -> list[str]:
 
 
 def score_rows(evaluation: EvaluationRecord) -> list[list[str]]:
-    """A row for each task and mode, with the cells that :func:`score_header` names.
-
-    Raises:
-        KeyError: If a score has no interval.
-    """
+    """A row for each task and mode; a score without an interval is a ``KeyError``."""
     names = _others(evaluation)
     return [_row(entry, names) for entry in evaluation.main_scores()]
 
 
 def _others(evaluation: EvaluationRecord) -> list[str]:
-    """Further models that were scored."""
     return list(dict.fromkeys(name for entry in evaluation.tasks for name in entry.also))
 
 

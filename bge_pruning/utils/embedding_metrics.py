@@ -28,9 +28,6 @@ def compute_alignment(a: Tensor, b: Tensor, alpha: float = 2.0) -> float:
 
     Returns:
         In ``[0, 2 ** alpha]``; 0 if the vectors of each pair are the same.
-
-    Raises:
-        ValueError: If the shapes disagree or there are no pairs.
     """
     if a.ndim != 2 or a.shape != b.shape or not len(a):
         raise ValueError(
@@ -50,9 +47,6 @@ def compute_uniformity(vectors: Tensor, t: float = 2.0) -> float:
     Returns:
         In ``[-4 t, 0]``, over all pairs of different rows; lower is more even, and 0 means that
         all vectors are the same.
-
-    Raises:
-        ValueError: If there are fewer than two vectors.
     """
     import torch
 

@@ -32,11 +32,7 @@ def torch_device(device: str | None) -> str:
 
 
 def check_device(device: str) -> None:
-    """Refuse a torch device that cannot be used here.
-
-    Raises:
-        ValueError: If it cannot be used; the message says why.
-    """
+    """Refuse a torch device that cannot be used here; the ``ValueError`` says why."""
     try:
         torch.zeros(1, device=device).item()
     except (RuntimeError, AssertionError) as error:  # a torch without CUDA asserts it
@@ -50,10 +46,7 @@ def check_device(device: str) -> None:
 
 
 def compile_failure(device: str) -> str | None:
-    """The first line of the error of ``torch.compile`` on a device; ``None`` if it works.
-
-    It needs Triton, or a C++ compiler.
-    """
+    """The first line of the error of ``torch.compile`` (it needs a compiler); ``None`` if it works."""
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of its own parts
@@ -79,12 +72,7 @@ def collect_versions() -> dict[str, str]:
 
 
 def describe_machine(device: str = "cpu") -> dict[str, Any]:
-    """Describe the machine that a speed was measured on.
-
-    Returns:
-        ``cpu`` (its name), ``cores`` (of the system) and ``gpu`` (its name, ``None`` if the device
-        is not a GPU).
-    """
+    """Names of the CPU and the GPU (``None`` if the device is not one), and cores of the system."""
     gpu = torch.cuda.get_device_name(device) if torch.device(device).type == "cuda" else None
     return {"cpu": _cpu_name(), "cores": os.cpu_count(), "gpu": gpu}
 

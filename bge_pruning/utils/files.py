@@ -28,12 +28,7 @@ def atomic_folder(output: Path, marker: str, overwrite: bool = False) -> Iterato
 
     If the block raises, the temporary folder is removed, also parents of ``output`` made for it,
     and an earlier ``output`` is untouched. If the process is killed, the next one that writes
-    ``output`` removes what is left of it.
-
-    Args:
-        output: Folder to make.
-        marker: Name of a file that every folder of this kind holds.
-        overwrite: Replace an existing folder of this kind; it stays until the new one is complete.
+    ``output`` removes what is left of it. ``marker`` is a file that every folder of this kind has.
 
     Raises:
         FileExistsError: If ``output`` exists, is not an empty folder, and may not be replaced:
@@ -214,11 +209,7 @@ def _remove(path: Path) -> None:
 
 
 def write_json(result: Mapping[str, Any], path: str | Path, *, overwrite: bool = False) -> None:
-    """Write a result atomically, see :func:`atomic_file`; NaN is refused, as JSON has none.
-
-    Raises:
-        FileExistsError: If the file exists and ``overwrite`` is false.
-    """
+    """Write a result atomically, see :func:`atomic_file`; NaN is refused, as JSON has none."""
     refuse_existing([path], overwrite=overwrite)
     write_text(path, json.dumps(result, indent=2, allow_nan=False, ensure_ascii=False) + "\n")
 
@@ -234,12 +225,9 @@ def atomic_file(path: str | Path, unique: bool = False) -> Iterator[Path]:
     """A name beside ``path`` to write to, which takes its place when the block ends well.
 
     Readers see the earlier file or the new one, never a part. If the block raises, what it wrote is
-    removed; if it writes nothing, an earlier file stays.
-
-    Args:
-        path: File (or link) to write; its folder is made.
-        unique: Use a name that no other writer uses, for files that several may write at once. Each
-            killed process then leaves one; otherwise the next writer replaces it.
+    removed; if it writes nothing, an earlier file stays. Where several may write at once, ``unique``
+    gives each a name of its own; a killed process then leaves one behind, which otherwise the next
+    writer replaces.
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -258,8 +246,7 @@ def refuse_existing(paths: Iterable[str | Path], *, overwrite: bool) -> None:
     """Stop before the long work whose result could not be written.
 
     Raises:
-        FileExistsError: If a file exists and ``overwrite`` is false.
-        OSError: If one is a folder, or cannot be written where it is to be.
+        OSError: If a file exists and ``overwrite`` is false, or cannot be written there.
     """
     for path in map(Path, paths):
         if path.exists() and not overwrite:
@@ -272,10 +259,7 @@ def refuse_existing(paths: Iterable[str | Path], *, overwrite: bool) -> None:
 
 
 def refuse_unwritable_folders(folders: Mapping[str, str | Path]) -> None:
-    """Stop before the long work whose results could not be written.
-
-    Args:
-        folders: Folders to write into, which may not exist yet, by what names them.
+    """Stop before the long work whose results could not be written to folders, by their names.
 
     Raises:
         PermissionError: If nothing may be written there, or a part of the path is a file.
@@ -294,11 +278,7 @@ def _refuse_unwritable(what: str | Path, folder: Path) -> None:
 
 
 def evaluation_files(path: str | Path) -> tuple[Path, Path]:
-    """The two files of an evaluation: the JSON file and the Markdown table beside it.
-
-    Raises:
-        ValueError: If the path is not a file name, or the name of its own table.
-    """
+    """The two files of an evaluation: the JSON file and the Markdown table beside it."""
     path = Path(path)
     if not path.name:
         raise ValueError(f"'{path}' names no file. To fix, write e.g. evaluation.json.")
@@ -318,9 +298,6 @@ def lock_of(path: Path, wait: bool = True) -> Iterator[bool]:
     Those that waited find the file there: look again. Where the file system has no locks, nobody
     waits, and several processes may make the file. Yields whether the lock is ours; without
     ``wait`` another process may have it.
-
-    Raises:
-        OSError: If the folder cannot be written to.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     file = path.with_name(f"{path.name}.lock")

@@ -92,7 +92,7 @@ class ConsoleFormatter(logging.Formatter):
         self.coloured = coloured
 
     def formatMessage(self, record: logging.LogRecord) -> str:  # noqa: N802  (of the library)
-        """The line."""
+        """Format the line."""
         word = f"{record.levelname}:" if record.levelno >= logging.WARNING else ""
         if word and self.coloured:
             word = f"{COLOURS.get(record.levelno, '')}{word}\x1b[0m"
@@ -137,12 +137,7 @@ def one_line(text: str) -> str:
 
 @contextmanager
 def warn_only(what: str, fix: str) -> Iterator[None]:
-    """Turn any error inside into a logged warning with its reason and its place.
-
-    Args:
-        what: Name of the work inside.
-        fix: How to do it again.
-    """
+    """Turn any error inside into a logged warning with its reason, its place and the fix."""
     try:
         yield
     except Exception as error:  # whatever a drawing or a network library raises
@@ -152,11 +147,7 @@ def warn_only(what: str, fix: str) -> Iterator[None]:
 
 
 def import_optional(name: str, extra: str) -> ModuleType:
-    """Import a library that an extra of this package in ``setup.py`` installs.
-
-    Raises:
-        ImportError: If it is not installed; the message says how to install it.
-    """
+    """Import a library that an extra of this package installs; an ``ImportError`` says which."""
     try:
         return import_module(name)
     except ModuleNotFoundError as error:

@@ -79,16 +79,10 @@ R = TypeVar("R")
 
 
 def read_record(path: Path, kind: type[R], fix: str) -> R:
-    """A JSON file as a record.
+    """A JSON file as a record, or a ``ValueError`` that names the file, the key and the fix.
 
-    Args:
-        path: The file.
-        kind: A subclass of :class:`Record`, or another type such as ``dict[str, Text]``.
-        fix: What to do about a wrong file, such as ``extract the model again``.
-
-    Raises:
-        FileNotFoundError: If there is no such file.
-        ValueError: If the file is not a JSON object of this kind.
+    ``kind`` is a subclass of :class:`Record`, or another type such as ``dict[str, Text]``, and
+    ``fix`` what to do about a wrong file, such as ``extract the model again``.
     """
     if not path.is_file():
         raise FileNotFoundError(f"{path}: no such file. To fix, {fix}.")
@@ -96,11 +90,7 @@ def read_record(path: Path, kind: type[R], fix: str) -> R:
 
 
 def parse_record(content: Any, kind: type[R], where: str, fix: str) -> R:
-    """A parsed JSON value as a record; ``where`` is its file, see :func:`read_record`.
-
-    Raises:
-        ValueError: If a key is missing or a value is of another kind; the message names it.
-    """
+    """A parsed JSON value as a record; ``where`` is its file, see :func:`read_record`."""
     try:
         return TypeAdapter(kind).validate_python(content, strict=True)
     except ValidationError as error:
@@ -108,11 +98,7 @@ def parse_record(content: Any, kind: type[R], where: str, fix: str) -> R:
 
 
 def parse_json(content: bytes, where: str, fix: str) -> Any:
-    """The value of a JSON text in UTF-8; ``where`` is its file.
-
-    Raises:
-        ValueError: If it is not JSON.
-    """
+    """The value of a JSON text in UTF-8; ``where`` is its file, see :func:`read_record`."""
     try:
         text = content.decode("utf-8")
         value = json.loads(text)

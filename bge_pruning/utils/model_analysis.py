@@ -38,25 +38,14 @@ def measure_speed(
     """Measure two models interleaved, in one process, so that a busy machine slows both alike.
 
     Latency is the time of one sentence; throughput is that of ``throughput_texts`` sentences in
-    batches, sorted by length. Each model goes first every other time, after a warm-up. Every ratio
-    is model / baseline: 0.5 is half the latency, 2 is twice the throughput.
-
-    Args:
-        model: The model to judge.
-        baseline: What it is judged by, on the same device and with the same size of a batch.
-        sentences: At least one; a sample spread over the whole list is used.
-        rounds: Throughput measurements of each model.
-        latency_texts: Sentences timed alone, at most.
-        throughput_texts: Sentences in a throughput measurement, at most.
+    batches, sorted by length. Samples spread over all sentences are used. Each model goes first
+    every other time, after a warm-up. Every ratio is model / baseline: 0.5 is half the latency, 2
+    is twice the throughput. Both are on the same device and have the same size of a batch.
 
     Returns:
         ``device``, ``threads`` (of torch on the CPU), ``batch_size``, ``latency_ms``,
         and ``throughput_texts_per_s``, with medians, the 95th percentile of the latency, and the
         first and third quartile of each ratio as ``ratio_iqr``.
-
-    Raises:
-        ValueError: If there are no sentences, ``rounds`` is not positive, or the devices or sizes
-            of a batch differ.
     """
     _check_speed_arguments(model, baseline, sentences, rounds)
     short, long = _sample(sentences, latency_texts), _sample(sentences, throughput_texts)
@@ -111,13 +100,8 @@ def take_turns(
 ) -> dict[str, list[T]]:
     """Run jobs interleaved, so that a busy machine slows all alike.
 
-    Args:
-        jobs: By name, what to run; each is given the number of the round. In each round another one
-            goes first.
-        another: Whether to run another round, given how many are done.
-
-    Returns:
-        What the jobs returned, by name, in the order of the rounds.
+    Each is given the number of the round, in each of which another one goes first. ``another`` says
+    whether to run another round, given how many are done. Results are in the order of the rounds.
     """
     results: dict[str, list[T]] = {name: [] for name in jobs}
     names, done = list(jobs), 0
@@ -151,13 +135,10 @@ def _summarise_latency(seconds: Mapping[str, list[float]]) -> dict[str, Any]:
 
 def _summarise_throughput(seconds: Mapping[str, list[float]], texts: int) -> dict[str, Any]:
     rates = texts / np.array([seconds["model"], seconds["baseline"]])  # (2, rounds)
-    medians = np.median(rates, axis=1)
-    return {
-        "model": float(medians[0]),
-        "baseline": float(medians[1]),
-        "ratio": float(medians[0] / medians[1]),
-        "ratio_iqr": np.percentile(rates[0] / rates[1], [25, 75]).tolist(),
-    }
+    model, baseline = np.median(rates, axis=1).tolist()
+    quartiles = np.percentile(rates[0] / rates[1], [25, 75]).tolist()
+    both = {"model": model, "baseline": baseline}
+    return {**both, "ratio": model / baseline, "ratio_iqr": quartiles}
 
 
 MEMORY = Path("/proc/meminfo")
@@ -208,19 +189,15 @@ def measure_peak_bytes(action: Callable[[], object], device: str = "cpu") -> int
     compiled either: torch stops using the compiled form of what runs while it is watched.
     """
     if torch.device(device).type == "cuda":
-        return _measure_peak_of_gpu(action, device)
+        gc.collect()
+        torch.cuda.reset_peak_memory_stats(device)
+        before = torch.cuda.memory_allocated(device)
+        action()
+        return torch.cuda.max_memory_allocated(device) - before
     counter = _LiveStorages()
     with counter:
         action()
     return counter.peak
-
-
-def _measure_peak_of_gpu(action: Callable[[], object], device: str) -> int:
-    gc.collect()
-    torch.cuda.reset_peak_memory_stats(device)
-    before = torch.cuda.memory_allocated(device)
-    action()
-    return torch.cuda.max_memory_allocated(device) - before
 
 
 def free_bytes(device: str = "cpu") -> int:

@@ -32,7 +32,6 @@ class RunLog(logging.Handler):
         where = "" if rank == 0 else f"rank {rank}: "
         form = f"%(asctime)s %(levelname)s {where}%(message)s"
         self.setFormatter(logging.Formatter(form, datefmt="%Y-%m-%d %H:%M:%S"))
-        self.rank = rank
         self.path: Path | None = None
         self._kept: list[str] = []
         self._before = logging.NOTSET

@@ -21,7 +21,6 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-
 DPI = 180
 # Okabe and Ito's colours, told apart by colour-blind readers too.
 BLUE, SKY, ORANGE, GREEN = "#0072B2", "#56B4E9", "#E69F00", "#009E73"
@@ -52,14 +51,13 @@ class Theme:
     def settings(self) -> dict[str, Any]:
         """Matplotlib's settings for this theme."""
         return {
-            **dict.fromkeys(("figure.facecolor", "axes.facecolor", "savefig.facecolor"), "none"),
+            **dict.fromkeys(("figure.facecolor", "savefig.facecolor"), self.surface),
+            "axes.facecolor": "none",
             **dict.fromkeys(("text.color", "axes.labelcolor", "axes.titlecolor"), self.ink),
             **dict.fromkeys(("xtick.labelcolor", "ytick.labelcolor"), self.ink),
             **dict.fromkeys(("axes.edgecolor", "xtick.color", "ytick.color"), self.muted),
             **dict.fromkeys(("axes.spines.top", "axes.spines.right"), False),
             **dict.fromkeys(("xtick.labelsize", "ytick.labelsize", "legend.fontsize"), 8.5),
-            "figure.facecolor": self.surface,
-            "savefig.facecolor": self.surface,
             "font.family": ["DejaVu Sans"],  # comes with matplotlib
             "font.size": 9,
             "axes.titlesize": 10,
@@ -179,8 +177,6 @@ AXIS_TITLES = {
     "encoder": "encoder parameters",
     "operations": "operations",
 }
-
-
 WIDTHS = {"layer": 0.9, "head": 3.4, "intermediate": 4.4}
 HIDDEN_HEIGHT = 0.55
 DIMENSIONS = {"head": 2, "intermediate": 2, "layer": 1, "hidden": 1}
@@ -196,9 +192,6 @@ def draw_gates(
             ``layer`` ``(L,)``, ``hidden`` ``(H,)``. An axis that was not pruned is left out.
         kept: Booleans of the same shapes; an axis may be missing.
         theme: Colours.
-
-    Raises:
-        ValueError: If there is no gate, a shape is wrong, or a value is not a probability.
     """
     _check_gates(gates, kept)
     top = [axis for axis in WIDTHS if axis in gates]
@@ -249,7 +242,6 @@ def _check_gates(gates: Mapping[str, np.ndarray], kept: Mapping[str, np.ndarray]
 def _draw_layers(
     panel: Axes, axis: str, values: np.ndarray, kept: Mapping[str, np.ndarray], theme: Theme
 ) -> None:
-    """Draw one panel with a row for each layer."""
     mask = kept.get(axis)
     gone = np.flatnonzero(~kept["layer"].astype(bool)) if "layer" in kept else NONE
     table = np.atleast_2d(values.T).T  # the layer gates become one column
@@ -310,7 +302,6 @@ def _mark_removed_heads(panel: Axes, mask: np.ndarray | None, gone: np.ndarray) 
 
 
 def _mark_cut(panel: Axes, mask: np.ndarray, gone: Sequence[int] = ()) -> None:
-    """Draw a tick in each row, where the kept units end."""
     rows = [row for row in range(len(mask)) if row not in gone]
     edges = [[row + side for row in rows] for side in (-0.5, 0.5)]
     for colour, width in (("white", 3), (VERMILION, 1.6)):
@@ -319,7 +310,6 @@ def _mark_cut(panel: Axes, mask: np.ndarray, gone: Sequence[int] = ()) -> None:
 
 
 def _strike_out(panel: Axes, gone: np.ndarray, columns: int, theme: Theme, *, label: bool) -> None:
-    """Hatch the rows of removed layers."""
     from matplotlib.patches import Rectangle
 
     for row in gone:
@@ -333,7 +323,6 @@ def _strike_out(panel: Axes, gone: np.ndarray, columns: int, theme: Theme, *, la
 
 
 def _draw_hidden(panel: Axes, values: np.ndarray, mask: np.ndarray | None) -> None:
-    """Draw the hidden gates as one strip, sorted by probability."""
     panel.imshow(-np.sort(-values)[None], **MAP)
     panel.set_title(_title("hidden", mask, NONE, 0))
     panel.set_yticks([])
