@@ -128,12 +128,7 @@ def write_study_report(folder: Path) -> Path:
 
 
 def summarise(cells: Sequence[StudyCell], reference: StudyReference) -> dict[str, object]:
-    """The numbers of the table and the picture.
-
-    Returns:
-        ``groups``, one for each size and method, with the shares kept by ``TASK, MODE`` and their
-        ``mean``; ``floor``, the same of the better floor; and ``original``, the original's name.
-    """
+    """The numbers of the table and the picture, by ``TASK, MODE`` and their ``mean``."""
     keys, floors = find_keys(cells), floor_shares(reference)
     named = {"mean": keys, **{f"{task}, {mode}": [(task, mode)] for task, mode in keys}}
     groups = [

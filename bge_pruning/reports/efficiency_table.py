@@ -90,10 +90,8 @@ def _left_out(result: Mapping[str, Any]) -> list[str]:
         for s in result["too_large"]
     ]
     if result["too_long"]:
-        lengths = ", ".join(map(str, result["too_long"]))
-        lines.append(
-            f"left out, beyond the limit of {result['max_length']} tokens a text: {lengths}"
-        )
+        limit, lengths = result["max_length"], ", ".join(map(str, result["too_long"]))
+        lines.append(f"left out, beyond the limit of {limit} tokens a text: {lengths}")
     return lines
 
 
@@ -106,11 +104,9 @@ def _claims(settings: Sequence[Mapping[str, Any]]) -> list[str]:
         f"ideal speed-up, {'at least' if s['share'] >= BAR else 'below'} {BAR:.0%}"
         for s in clear
     ]
-    if len(clear) < len(long):
-        lines.append(
-            f"{len(long) - len(clear)} of {len(long)} long settings are too noisy for a claim: "
-            f"measure longer (--seconds), or on a quiet machine"
-        )
+    if noisy := len(long) - len(clear):
+        fix = "measure longer (--seconds), or on a quiet machine"
+        lines.append(f"{noisy} of {len(long)} long settings are too noisy for a claim: {fix}")
     return lines
 
 

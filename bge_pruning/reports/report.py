@@ -63,8 +63,6 @@ def write_report(
         and needs no other file.
 
     Raises:
-        FileNotFoundError: If the folder has neither an evaluation, nor an extraction, nor a
-            history.
         FileExistsError: If a report is there and ``overwrite`` is false.
         ValueError: If a file cannot be read, or lacks a key; the message names both.
     """

@@ -46,7 +46,7 @@ def check_device(device: str) -> None:
 
 
 def compile_failure(device: str) -> str | None:
-    """The first line of the error of ``torch.compile`` (it needs a compiler); ``None`` if it works."""
+    """The first line of the error of ``torch.compile``, which needs a compiler; or ``None``."""
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of its own parts

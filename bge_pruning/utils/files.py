@@ -225,9 +225,8 @@ def atomic_file(path: str | Path, unique: bool = False) -> Iterator[Path]:
     """A name beside ``path`` to write to, which takes its place when the block ends well.
 
     Readers see the earlier file or the new one, never a part. If the block raises, what it wrote is
-    removed; if it writes nothing, an earlier file stays. Where several may write at once, ``unique``
-    gives each a name of its own; a killed process then leaves one behind, which otherwise the next
-    writer replaces.
+    removed; if it writes nothing, an earlier file stays. ``unique`` is for files that several may
+    write at once: each killed process then leaves one, which otherwise the next writer replaces.
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)

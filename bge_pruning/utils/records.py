@@ -47,9 +47,6 @@ TaskKind = Annotated[str, one_of(("similarity", "retrieval"))]
 Pooling = Annotated[str, one_of(("cls", "mean"))]
 
 
-# evaluation.json
-
-
 class Parameters(Record):
     """Parameters of a model by part."""
 
@@ -174,9 +171,6 @@ class IndexRecord(Record):
     same_first: Number
     chance: Number
     cosine: IndexCosines
-
-
-# pruning.json
 
 
 class Shape(Record):
@@ -364,9 +358,6 @@ class PruningRecord(Record):
     projection: Projection | None = None
     onnx: OnnxRecord | None = None
     onnx_int8: Int8Record | None = None
-
-
-# run.json
 
 
 class Code(Record):

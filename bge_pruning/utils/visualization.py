@@ -34,10 +34,9 @@ NONE = np.array([], dtype=int)
 class Theme:
     """Colours of a page and of the pictures on it.
 
-    ``muted`` is for axes, small text and what is only for comparison; ``grid`` for lines behind the
-    data, and what is removed; ``series`` for lines and bars: the first is the model at hand, and
-    each stands out from the surface by 3 to 1 or more; ``fills`` for large areas beside each other
-    (encoder, embeddings, the rest).
+    ``muted`` is for axes, small text and what is only for comparison; ``grid`` also for what is
+    removed; ``series`` for lines and bars: the first is the model at hand, and each stands out from
+    the surface by 3 to 1 or more; ``fills`` for large areas (encoder, embeddings, the rest).
     """
 
     name: str
@@ -112,11 +111,7 @@ def make_figure(width: float, height: float) -> Figure:
 
 
 def save_figure(figure: Figure, path: str | Path, theme: Theme = LIGHT) -> None:
-    """Write the image atomically; the suffix decides the format.
-
-    ``theme`` is the one that it was drawn with: what is added while it is laid out, such as ticks,
-    has it too.
-    """
+    """Write the image atomically in the format of its suffix, with the theme that it was drawn with."""
     with atomic_file(path) as partial, theme.context():
         figure.savefig(partial)
 
