@@ -134,7 +134,7 @@ def thin(batches: Sequence[int], values: Sequence[float]) -> tuple[list[int], li
 
 
 def running_quantiles(values: Sequence[float]) -> tuple[list[int], list[list[float]]]:
-    """At most ``MAX_POINTS`` places, and the 10th, 50th and 90th percentile of the values around each."""
+    """At most ``MAX_POINTS`` places, and percentiles (10, 50, 90) of the values around each."""
     places, _ = thin(range(len(values)), values)
     reach = max(1, len(values) // 25)
     array = np.asarray(values)

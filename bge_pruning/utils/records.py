@@ -1,4 +1,4 @@
-"""What the JSON files of this project hold: one record for each kind of file."""
+"""The records of ``evaluation.json``, ``pruning.json`` and ``run.json``, in this order."""
 
 from __future__ import annotations
 

@@ -111,7 +111,7 @@ def make_figure(width: float, height: float) -> Figure:
 
 
 def save_figure(figure: Figure, path: str | Path, theme: Theme = LIGHT) -> None:
-    """Write the image atomically in the format of its suffix, with the theme that it was drawn with."""
+    """Write the image atomically, in the theme it was drawn with; the suffix decides the format."""
     with atomic_file(path) as partial, theme.context():
         figure.savefig(partial)
 

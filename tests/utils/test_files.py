@@ -1,19 +1,30 @@
-"""Output folders are absent, complete, or what they were before: never half-written."""
+"""Files and folders are absent, complete, or what they were: never half-written or made twice."""
 
 import ctypes
-import errno
 import fcntl
+import json
 import os
 import re
 import signal
 import subprocess
 import sys
+import threading
+import time
+from errno import EIO, ENOLCK, EOPNOTSUPP
 from pathlib import Path
 
 import pytest
 
-from bge_pruning.utils import files as atomic_folder_module
-from bge_pruning.utils.files import atomic_folder, clean_up
+from bge_pruning.utils import files
+from bge_pruning.utils.files import (
+    atomic_folder,
+    clean_up,
+    evaluation_files,
+    lock_of,
+    refuse_existing,
+    write_json,
+    write_text,
+)
 
 MARKER = "made-by-us.json"
 
@@ -26,16 +37,24 @@ def output(tmp_path) -> Path:
 @pytest.fixture
 def old(output) -> Path:
     """The output folder, which holds an earlier result."""
-    output.mkdir(parents=True)
-    (output / "old.bin").write_text("ten hours of work")
-    (output / MARKER).write_text("")
-    return output
+    return make_old(output)
+
+
+def make_old(folder: Path) -> Path:
+    folder.mkdir(parents=True)
+    (folder / "old.bin").write_text("ten hours of work")
+    (folder / MARKER).write_text("")
+    return folder
+
+
+def fill(folder: Path) -> None:
+    (folder / "sub").mkdir()
+    (folder / "sub" / "new.bin").write_text("new")
 
 
 def write(output: Path, overwrite: bool = False) -> None:
     with atomic_folder(output, MARKER, overwrite) as folder:
-        (folder / "sub").mkdir()
-        (folder / "sub" / "new.bin").write_text("new")
+        fill(folder)
 
 
 def tree(folder: Path) -> dict[str, str]:
@@ -52,23 +71,18 @@ OLD = {"model/old.bin": "ten hours of work", f"model/{MARKER}": ""}
 
 
 def test_folder_appears_complete_and_alone(output):
-    write(output)
-    assert tree(output.parent) == NEW
-
-
-def test_folder_is_not_there_while_it_is_written(output):
     with atomic_folder(output, MARKER) as folder:
         assert not output.exists()
-        # A rename is one step only within a file system.
-        assert folder.parent == output.parent
+        assert folder.parent == output.parent  # a rename is one step only within a file system
         assert list(folder.iterdir()) == []
+        fill(folder)
+    assert tree(output.parent) == NEW
 
 
 def test_old_folder_is_there_while_the_new_one_is_written(old):
     with atomic_folder(old, MARKER, overwrite=True) as folder:
         assert tree(old.parent) == {**OLD, f"{folder.name}": "folder"}
-        (folder / "sub").mkdir()
-        (folder / "sub" / "new.bin").write_text("new")
+        fill(folder)
     assert tree(old.parent) == NEW
 
 
@@ -79,21 +93,13 @@ def test_empty_folder_may_be_written_to(overwrite, output):
     assert tree(output.parent) == NEW
 
 
-@pytest.mark.parametrize("name", ["модель 模型 🐈", "with.dots.v1", ".hidden", "--flag"])
-def test_any_name(name, tmp_path):
-    write(tmp_path / name)
-    assert tree(tmp_path) == {f"{name}/sub/new.bin": "new"}
-
-
-def test_folders_above_are_made(tmp_path):
-    write(tmp_path / "a" / "b" / "model")
-    assert tree(tmp_path) == {"a/b/model/sub/new.bin": "new"}
-
-
-def test_relative_path(tmp_path, monkeypatch):
+@pytest.mark.parametrize(
+    "name", ["модель 模型 🐈", "with.dots.v1", ".hidden", "--flag", "a/b/model"]
+)
+def test_any_name_and_folders_above_are_made(name, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    write(Path("model"))
-    assert tree(tmp_path) == NEW
+    write(Path(name))
+    assert tree(tmp_path) == {f"{name}/sub/new.bin": "new"}
 
 
 def test_two_writers_do_not_share_a_folder(output):
@@ -110,7 +116,7 @@ def test_two_writers_do_not_share_a_folder(output):
 def swaps(request, monkeypatch) -> bool:
     """Whether the system can swap two names in one step."""
     if not request.param:
-        monkeypatch.setattr(atomic_folder_module, "_exchange", lambda *_: False)
+        monkeypatch.setattr(files, "_exchange", lambda *_: False)
     return request.param
 
 
@@ -119,18 +125,15 @@ def test_the_old_folder_is_replaced_whichever_way(swaps, old):
     assert tree(old.parent) == NEW
 
 
-def test_this_system_can_swap_names(tmp_path):
+def test_this_system_can_swap_names_and_others_cannot(tmp_path, monkeypatch):
     for name in ("a", "b"):
         (tmp_path / name).mkdir()
         (tmp_path / name / "name").write_text(name)
-    assert atomic_folder_module._exchange(tmp_path / "a", tmp_path / "b")
+    assert files._exchange(tmp_path / "a", tmp_path / "b")
     assert tree(tmp_path) == {"a/name": "b", "b/name": "a"}
-    assert not atomic_folder_module._exchange(tmp_path / "a", tmp_path / "none")
-
-
-def test_a_system_without_the_call(tmp_path, monkeypatch):
+    assert not files._exchange(tmp_path / "a", tmp_path / "none")
     monkeypatch.setattr(ctypes, "CDLL", lambda _: object())
-    assert not atomic_folder_module._exchange(tmp_path, tmp_path)
+    assert not files._exchange(tmp_path, tmp_path)
 
 
 def test_everything_is_on_the_disk_before_it_is_in_place(output, monkeypatch):
@@ -147,11 +150,9 @@ def test_everything_is_on_the_disk_before_it_is_in_place(output, monkeypatch):
     monkeypatch.setattr(os, "fsync", record)
     monkeypatch.setattr(Path, "rename", record_rename)
     with atomic_folder(output, MARKER) as folder:
-        (folder / "sub").mkdir()
-        (folder / "sub" / "new.bin").write_text("new")
+        fill(folder)
         (folder / "link").symlink_to("nowhere")
-        name = folder.name
-    assert sorted(done[:3]) == sorted([name, "sub", "new.bin"])
+    assert sorted(done[:3]) == sorted([folder.name, "sub", "new.bin"])
     assert done[3:] == ["renamed", output.parent.name]
 
 
@@ -159,9 +160,7 @@ def test_everything_is_on_the_disk_before_it_is_in_place(output, monkeypatch):
 def test_output_may_be_a_link(link_to, swaps, output, tmp_path):
     target = tmp_path / "big-disk"
     if link_to == "folder":
-        target.mkdir()
-        (target / "old.bin").write_text("old")
-        (target / MARKER).write_text("")
+        make_old(target)
     output.parent.mkdir()
     output.symlink_to(target, target_is_directory=True)
     write(output, overwrite=True)
@@ -177,79 +176,67 @@ def test_output_may_be_a_link(link_to, swaps, output, tmp_path):
 
 @pytest.mark.parametrize("error", [ValueError, KeyboardInterrupt, SystemExit])
 @pytest.mark.parametrize("exists", [False, True])
-def test_failure_leaves_things_as_they_were(error, exists, output, request):
-    if exists:
-        request.getfixturevalue("old")
+def test_failure_leaves_things_as_they_were(error, exists, output, tmp_path):
+    (tmp_path / "mine").mkdir()
+    place = make_old(output) if exists else tmp_path / "mine" / "a" / "b" / "model"
+    before = tree(tmp_path)
 
     def fail():
-        with atomic_folder(output, MARKER, overwrite=True) as folder:
+        with atomic_folder(place, MARKER, overwrite=True) as folder:
             (folder / "half.bin").write_text("half")
             raise error("half-way")
 
     with pytest.raises(error, match="half-way"):
         fail()
-    assert tree(output.parent) == (OLD if exists else {})
-
-
-def test_failure_leaves_no_folders_above(tmp_path):
-    (tmp_path / "mine").mkdir()
-
-    def fail():
-        with atomic_folder(tmp_path / "mine" / "a" / "b" / "model", MARKER):
-            raise ValueError("half-way")
-
-    with pytest.raises(ValueError, match="half-way"):
-        fail()
-    assert tree(tmp_path) == {"mine": "folder"}
+    assert tree(tmp_path) == before  # also without the folders above
 
 
 @pytest.mark.parametrize("error", [OSError, KeyboardInterrupt])
 @pytest.mark.parametrize("failing", [1, 2], ids=["old one aside", "new one in place"])
-def test_failed_rename_leaves_the_old_folder(failing, error, old, monkeypatch):
+@pytest.mark.parametrize("exists", [False, True])
+def test_failed_rename_leaves_the_old_folder(exists, failing, error, output, monkeypatch):
     rename, calls = Path.rename, []
 
     def fail(self, target):
         calls.append(self)
-        if len(calls) == failing:
+        if len(calls) == failing or not exists:
             raise error("not now")
         return rename(self, target)
 
-    monkeypatch.setattr(atomic_folder_module, "_exchange", lambda *_: False)
+    if exists:
+        make_old(output)
+    monkeypatch.setattr(files, "_exchange", lambda *_: False)
     monkeypatch.setattr(Path, "rename", fail)
     with pytest.raises(error, match="not now"):
-        write(old, overwrite=True)
-    assert len(calls) >= failing
-    assert tree(old.parent) == OLD
-
-
-def test_failed_rename_of_a_first_folder_leaves_nothing(output, monkeypatch):
-    def fail(self, target):
-        raise OSError("not now")
-
-    monkeypatch.setattr(Path, "rename", fail)
-    with pytest.raises(OSError, match="not now"):
-        write(output)
-    assert tree(output.parent) == {}
+        write(output, overwrite=True)
+    assert len(calls) >= failing or not exists
+    assert tree(output.parent) == (OLD if exists else {})
 
 
 # Refusals
 
 
+def refuse(output: Path, error: type[Exception], message: str, overwrite: bool = False) -> None:
+    with pytest.raises(error, match=message), atomic_folder(output, MARKER, overwrite):
+        pytest.fail("the body must not run")
+
+
 def test_used_folder_is_refused_before_anything_is_written(old):
     message = f"{old} exists and is kept. To fix, choose another folder, or pass --overwrite."
-    with pytest.raises(FileExistsError, match=re.escape(message)), atomic_folder(old, MARKER):
-        pytest.fail("the body must not run")
+    refuse(old, FileExistsError, re.escape(message))
     assert tree(old.parent) == OLD
 
 
 @pytest.mark.parametrize("overwrite", [False, True])
-def test_a_file_is_refused(overwrite, output):
-    message = r"model is a file\. To fix, choose a folder that does not exist\."
-    output.parent.mkdir()
-    output.write_text("mine")
-    with pytest.raises(FileExistsError, match=message), atomic_folder(output, MARKER, overwrite):
-        pytest.fail("the body must not run")
-    assert tree(output.parent) == {"model": "mine"}
+def test_a_file_is_refused(overwrite, tmp_path):
+    file = tmp_path / "file"
+    file.write_text("mine")
+    message = r"file is a file\. To fix, choose a folder that does not exist\."
+    refuse(file, FileExistsError, message, overwrite)
+    for name in ("file/model", "file/a/model"):
+        message = rf"{name}: no folder can be made there \(.+\)\. To fix, choose a place"
+        refuse(tmp_path / name, OSError, message, overwrite)
+    assert tree(tmp_path) == {"file": "mine"}
 
 
 @pytest.mark.parametrize("place", [".", "..", "/", "here", "sub/.."])
@@ -259,35 +246,20 @@ def test_places_that_cannot_be_renamed(place, tmp_path, monkeypatch):
     output = tmp_path / "here" if place == "here" else Path(place)
     inside = re.escape(str(output / "model"))
     message = rf"is the working folder or a disk .* To fix, choose a folder inside it, .*{inside}\."
-    with pytest.raises(ValueError, match=message), atomic_folder(output, MARKER):
-        pytest.fail("the body must not run")
+    refuse(output, ValueError, message)
     assert tree(tmp_path) == {"here/sub": "folder"}
 
 
 def test_a_volume_is_refused_before_the_work(output, monkeypatch):
     output.mkdir(parents=True)
     monkeypatch.setattr(os.path, "ismount", lambda path: Path(path) == output)
-    with pytest.raises(ValueError, match="a disk of its own"), atomic_folder(output, MARKER):
-        pytest.fail("the body must not run")
-
-
-@pytest.mark.parametrize("name", ["file/model", "file/a/model"])
-def test_a_place_without_folders(name, tmp_path):
-    (tmp_path / "file").write_text("mine")
-    message = rf"{name}: no folder can be made there \(.+\)\. To fix, choose a place"
-    with pytest.raises(OSError, match=message), atomic_folder(tmp_path / name, MARKER):
-        pytest.fail("the body must not run")
-    assert tree(tmp_path) == {"file": "mine"}
+    refuse(output, ValueError, "a disk of its own")
 
 
 def test_a_folder_of_another_kind_is_never_replaced(old):
     (old / MARKER).unlink()
     message = f"{old} holds no {MARKER}, so it is not a folder of this kind and is kept"
-    with (
-        pytest.raises(FileExistsError, match=re.escape(message) + ".*To fix, choose another"),
-        atomic_folder(old, MARKER, overwrite=True),
-    ):
-        pytest.fail("the body must not run")
+    refuse(old, FileExistsError, re.escape(message) + ".*To fix, choose another", overwrite=True)
     assert tree(old.parent) == {"model/old.bin": "ten hours of work"}
 
 
@@ -295,9 +267,7 @@ def test_folder_that_another_process_made_meanwhile_is_kept(output):
     def write_beside_another():
         with atomic_folder(output, MARKER) as folder:
             (folder / "new.bin").write_text("new")
-            output.mkdir()
-            (output / "old.bin").write_text("ten hours of work")
-            (output / MARKER).write_text("")
+            make_old(output)
 
     with pytest.raises(OSError, match="model"):
         write_beside_another()
@@ -346,9 +316,7 @@ def test_killed_at_any_step_the_folder_is_absent_or_complete(exists, swaps, outp
     step, found = 1, set()
     while True:
         if exists and not output.exists():
-            output.mkdir(parents=True)
-            (output / "old.bin").write_text("ten hours of work")
-            (output / MARKER).write_text("")
+            make_old(output)
         before = tree(output)
         if not killed_at(step, output, swaps):
             break
@@ -361,7 +329,7 @@ def test_killed_at_any_step_the_folder_is_absent_or_complete(exists, swaps, outp
         assert names in ([], ["model"])
         assert tree(output) in (allowed if not exists else allowed[:2])
         if tree(output) == {"sub/new.bin": "new"}:
-            atomic_folder_module._remove(output)
+            files._remove(output)
         step += 1
     assert step > 8 and ("sub/new.bin",) in found
     assert tree(output.parent) == NEW
@@ -396,22 +364,14 @@ def test_what_a_living_process_writes_is_left_alone(output):
     assert tree(output.parent) == {"model/new.bin": "new"}
 
 
-@pytest.mark.parametrize(
-    "name",
-    [
-        ".model.partial-0123abcX",
-        ".model.partial-0123abcde",
-        "model.partial-0123abcd",
-        ".models.partial-0123abcd",
-        ".model.partial-x.replaced-0123abcd",
-        ".mode1.replaced-0123abcd",
-    ],
-)
-def test_other_names_are_not_ours(name, output):
-    other = output.with_name(name)
-    other.mkdir(parents=True)
+def test_other_names_are_not_ours(output):
+    names = {".model.partial-0123abcX", ".model.partial-0123abcde", "model.partial-0123abcd"}
+    names |= {".models.partial-0123abcd", ".model.partial-x.replaced-0123abcd"}
+    names |= {".mode1.replaced-0123abcd"}
+    for name in names:
+        output.with_name(name).mkdir(parents=True)
     clean_up(output)
-    assert os.listdir(output.parent) == [name]
+    assert set(os.listdir(output.parent)) == names
 
 
 def test_a_file_system_without_locks(output, monkeypatch):
@@ -419,7 +379,7 @@ def test_a_file_system_without_locks(output, monkeypatch):
     stale.mkdir(parents=True)
 
     def refuse(*_):
-        raise OSError(errno.EOPNOTSUPP, "no locks here")
+        raise OSError(EOPNOTSUPP, "no locks here")
 
     monkeypatch.setattr(fcntl, "flock", refuse)
     write(output)
@@ -442,3 +402,150 @@ def test_a_folder_that_is_taken_for_a_left_over_is_made_anew(output, monkeypatch
     write(output)
     assert len(calls) == 3
     assert tree(output) == {"sub/new.bin": "new"}
+
+
+# Locks
+
+
+def test_a_file_is_made_by_one_at_a_time(tmp_path):
+    path, made = tmp_path / "new" / "x.npy", []
+
+    def make(number):
+        with lock_of(path) as is_ours:
+            assert is_ours
+            if not path.is_file():
+                made.append(number)
+                time.sleep(0.05)
+                path.write_bytes(b"x")
+
+    threads = [threading.Thread(target=make, args=(number,)) for number in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len(made) == 1
+    assert [file.name for file in path.parent.iterdir()] == ["x.npy"]
+
+
+def test_one_that_failed_to_make_a_file_lets_others_try(tmp_path):
+    with pytest.raises(OSError, match="disk"), lock_of(tmp_path / "x"):
+        raise OSError("disk")
+    assert not list(tmp_path.iterdir())
+    with lock_of(tmp_path / "x", wait=False) as is_ours:
+        assert is_ours
+        assert [file.name for file in tmp_path.iterdir()] == ["x.lock"]
+
+
+def test_without_waiting_it_is_said_that_another_has_it(tmp_path):
+    with lock_of(tmp_path / "x"):
+        with lock_of(tmp_path / "x", wait=False) as is_ours:
+            assert not is_ours
+        with lock_of(tmp_path / "y", wait=False) as is_ours:
+            assert is_ours
+
+
+def test_the_lock_of_a_process_that_was_killed_is_free(tmp_path):
+    program = (
+        "import sys, time; from pathlib import Path\n"
+        "from bge_pruning.utils.files import lock_of\n"
+        "with lock_of(Path(sys.argv[1])): print('locked', flush=True); time.sleep(60)"
+    )
+    with subprocess.Popen(
+        [sys.executable, "-c", program, str(tmp_path / "x")], stdout=subprocess.PIPE, text=True
+    ) as process:
+        assert process.stdout.readline() == "locked\n"
+        with lock_of(tmp_path / "x", wait=False) as is_ours:
+            assert not is_ours
+        process.kill()
+    with lock_of(tmp_path / "x", wait=False) as is_ours:
+        assert is_ours
+    assert not list(tmp_path.iterdir())
+
+
+def flock_fails(monkeypatch, number):
+    def refuse(descriptor, operation):
+        raise OSError(number, "flock")
+
+    monkeypatch.setattr(fcntl, "flock", refuse)
+
+
+@pytest.mark.parametrize("wait", [True, False])
+@pytest.mark.parametrize("number", [ENOLCK, EOPNOTSUPP])
+def test_where_the_file_system_has_no_locks_nobody_waits(number, wait, tmp_path, monkeypatch):
+    flock_fails(monkeypatch, number)
+    with lock_of(tmp_path / "x", wait=wait) as is_ours:
+        assert is_ours
+    assert not list(tmp_path.iterdir())
+
+
+def test_what_else_goes_wrong_is_said_and_the_lock_of_another_is_left(tmp_path, monkeypatch):
+    (tmp_path / "x.lock").touch()
+    flock_fails(monkeypatch, EIO)
+    with pytest.raises(OSError, match="flock"), lock_of(tmp_path / "x"):
+        pytest.fail("is not ours")
+    assert [file.name for file in tmp_path.iterdir()] == ["x.lock"]
+
+
+# Single files
+
+
+def test_existing_file_is_kept(tmp_path):
+    path = tmp_path / "new" / "results.json"
+    write_json({"value": 1}, path)
+    with pytest.raises(FileExistsError, match=r"results\.json exists.*--overwrite"):
+        write_json({"value": 2}, path)
+    assert json.loads(path.read_text()) == {"value": 1}
+    write_json({"value": 2}, path, overwrite=True)
+    assert json.loads(path.read_text()) == {"value": 2}
+    with pytest.raises(ValueError, match="not JSON compliant"):
+        write_json({"value": float("nan")}, path, overwrite=True)
+    assert [file.name for file in path.parent.iterdir()] == ["results.json"]
+
+
+def test_json_is_readable_in_every_language(tmp_path):
+    write_json({"текст": "天气"}, tmp_path / "a.json")
+    content = (tmp_path / "a.json").read_bytes().decode("utf-8")
+    assert content == '{\n  "текст": "天气"\n}\n'
+
+
+def test_a_text_that_cannot_be_written_leaves_the_earlier_one(tmp_path, monkeypatch):
+    write_text(tmp_path / "a.txt", "first")
+
+    def fill_the_disk(path, text, **_):
+        with path.open("w") as stream:
+            stream.write(text[:2])
+        raise OSError("No space left on device")
+
+    monkeypatch.setattr(Path, "write_text", fill_the_disk)
+    with pytest.raises(OSError, match="No space left"):
+        write_text(tmp_path / "a.txt", "second")
+    assert (tmp_path / "a.txt").read_text() == "first"
+
+
+def test_the_first_file_that_exists_is_named(tmp_path):
+    (tmp_path / "b").touch()
+    with pytest.raises(FileExistsError, match="b exists. To fix, choose another name or pass"):
+        refuse_existing([tmp_path / "a", tmp_path / "b"], overwrite=False)
+    refuse_existing([tmp_path / "a", tmp_path / "b"], overwrite=True)
+
+
+def test_what_cannot_be_written_is_said_before_the_work(tmp_path, monkeypatch):
+    with pytest.raises(IsADirectoryError, match=f"{tmp_path} is a folder. To fix, name a file"):
+        refuse_existing([tmp_path], overwrite=True)
+    (tmp_path / "file").touch()
+    message = "b.json cannot be written: .*/file is not a folder that may be written to. To fix"
+    with pytest.raises(PermissionError, match=message):
+        refuse_existing([tmp_path / "file" / "a" / "b.json"], overwrite=False)
+    refuse_existing([tmp_path / "new" / "a" / "b.json"], overwrite=False)
+    monkeypatch.setattr("os.access", lambda *_: False)
+    with pytest.raises(PermissionError, match="a.json cannot be written: .* To fix, choose ano"):
+        refuse_existing([tmp_path / "a.json"], overwrite=False)
+
+
+def test_the_table_of_an_evaluation_has_another_name():
+    assert evaluation_files("a/b.json") == (Path("a/b.json"), Path("a/b.md"))
+    assert evaluation_files("a/b") == (Path("a/b"), Path("a/b.md"))
+    with pytest.raises(ValueError, match=r"b\.md is to hold JSON, .* To fix, write a/b\.json"):
+        evaluation_files("a/b.md")
+    with pytest.raises(ValueError, match="'.' names no file. To fix, write e.g. evaluation.json"):
+        evaluation_files("")
