@@ -1,4 +1,4 @@
-"""Themes, size, look and saving of pictures, read back from the file."""
+"""Themes, look and saving of pictures, read back from the file, and the map of the gates."""
 
 import subprocess
 import sys
@@ -13,6 +13,7 @@ from bge_pruning.utils.visualization import (
     LIGHT,
     THEMES,
     contrast,
+    draw_gates,
     dress,
     legend_label,
     make_figure,
@@ -26,10 +27,10 @@ from bge_pruning.utils.visualization import (
 OKABE_ITO = {"#000000", "#E69F00", "#56B4E9", "#009E73", "#F0E442", "#0072B2", "#D55E00", "#CC79A7"}
 
 
-def draw(theme, width=2, height=1):
+def draw(theme, width=2, height=1, title="Words"):
     with theme.context():
         figure = make_figure(width, height)
-        figure.subplots().set_title("Words")
+        figure.subplots().set_title(title)
     return figure
 
 
@@ -37,23 +38,22 @@ def draw(theme, width=2, height=1):
 
 
 @pytest.mark.parametrize("theme", THEMES, ids=["light", "dark"])
-def test_colours_of_data_can_be_told_apart_by_colour_blind_readers(theme):
+def test_colours_can_be_told_apart_by_colour_blind_readers_and_stand_out_from_the_page(theme):
     assert set(theme.series) <= OKABE_ITO
     assert len(set(theme.series)) == 5
-
-
-@pytest.mark.parametrize("theme", THEMES, ids=["light", "dark"])
-def test_everything_stands_out_from_the_page(theme):
     assert all(contrast(colour, theme.surface) >= 3 for colour in theme.series)
     assert contrast(theme.ink, theme.surface) >= 7
     assert contrast(theme.muted, theme.surface) >= 4.5
     assert all(contrast(text_on(fill), fill) >= 4.5 for fill in theme.fills)
 
 
-def test_contrast_is_that_of_wcag():
+def test_contrast_is_that_of_wcag_and_named_colours_are_those_that_were_published():
     assert contrast("#000000", "#FFFFFF") == pytest.approx(21)
     assert contrast("#FFFFFF", "#777777") == pytest.approx(4.48, abs=0.01)
     assert contrast("#123456", "#123456") == 1
+    values = [value for name, value in vars(figures).items() if name.isupper()]
+    named = {value for value in values if isinstance(value, str) and value.startswith("#")}
+    assert named == OKABE_ITO - {"#000000"}
 
 
 def test_a_theme_leaves_other_figures_alone():
@@ -71,13 +71,6 @@ def test_ticks_made_while_saving_have_the_theme(theme):
     assert theme.ink in svg and theme.surface in svg
     assert other.ink not in svg
     assert "FILL: #000000" not in svg
-
-
-def test_dollars_are_no_formula():
-    with LIGHT.context():
-        figure = make_figure(2, 1)
-        figure.subplots().set_title(r"$\broken$")
-    assert "<svg" in render_svg(figure)
 
 
 # Saving
@@ -104,16 +97,11 @@ def test_background_is_the_page(theme, corner, tmp_path):
     assert tuple(pixels[0, 0]) == corner
 
 
-def test_an_earlier_picture_is_replaced_and_nothing_else_is_left(tmp_path):
+def test_an_earlier_picture_is_replaced_or_stays_if_saving_fails(tmp_path, monkeypatch):
     for width in (1, 2):
         save_figure(make_figure(width, 1), tmp_path / "a.png")
     with Image.open(tmp_path / "a.png") as image:
         assert image.width == 360
-    assert [path.name for path in tmp_path.iterdir()] == ["a.png"]
-
-
-def test_a_failing_save_leaves_the_earlier_picture(tmp_path, monkeypatch):
-    save_figure(make_figure(1, 1), tmp_path / "a.png")
     before = (tmp_path / "a.png").read_bytes()
     figure = make_figure(2, 1)
 
@@ -137,6 +125,7 @@ def test_the_suffix_decides_the_format(tmp_path):
 
 
 def test_svg_is_the_same_twice_and_needs_no_font():
+    assert "<svg" in render_svg(draw(LIGHT, title=r"$\broken$"))  # dollars are no formula
     first, second = (render_svg(draw(LIGHT)) for _ in range(2))
     assert first == second
     assert "<text" not in first and "http" not in first.split("<defs>", 1)[1]
@@ -185,7 +174,84 @@ def test_pyplot_is_never_imported(tmp_path):
     assert done.returncode == 0, done.stderr
 
 
-def test_named_colours_are_those_that_were_published():
-    values = [value for name, value in vars(figures).items() if name.isupper()]
-    named = {value for value in values if isinstance(value, str) and value.startswith("#")}
-    assert named == OKABE_ITO - {"#000000"}
+# The map of the gates
+
+SHAPES = {"head": (4, 3), "intermediate": (4, 24), "layer": (4,), "hidden": (16,)}
+
+
+@pytest.fixture
+def gates():
+    rng = np.random.default_rng(0)
+    return {axis: rng.uniform(size=shape) for axis, shape in SHAPES.items()}
+
+
+@pytest.fixture
+def kept(gates):
+    return {
+        axis: values >= np.median(values, axis=-1, keepdims=True) for axis, values in gates.items()
+    }
+
+
+@pytest.mark.parametrize(
+    "axes", [list(SHAPES), ["head", "intermediate"], ["layer"], ["hidden"], ["head", "hidden"]]
+)
+def test_any_subset_of_axes(axes, gates, kept, assert_legible):
+    figure = draw_gates({axis: gates[axis] for axis in axes}, {axis: kept[axis] for axis in axes})
+    assert len(figure.axes) == len(axes) + 1  # and the scale
+    assert_legible(figure)
+
+
+def test_what_was_kept_is_said(gates, kept, said):
+    kept["layer"] = np.array([True, False, True, True])
+    kept["head"][1] = True  # the gates of a removed layer are not counted
+    text = said(draw_gates(gates, kept, DARK))
+    assert "Layers kept:\n3 of 4" in text
+    assert "Attention heads kept: 2 of 3 per layer" in text
+    assert "Intermediate units kept: 12 of 24 per layer" in text
+    assert "Hidden dimensions kept: 8 of 16" in text
+    assert text.count("layer removed") == 2
+
+
+def test_uneven_layers_are_added_up_and_gates_without_a_cut_keep_nothing(gates, said):
+    kept = np.array([[1, 1, 1], [1, 0, 0], [1, 0, 0], [1, 0, 0]], dtype=bool)
+    text = said(draw_gates({"head": gates["head"]}, {"head": kept}))
+    assert "Attention heads kept: 6 of 12" in text
+    assert "kept" not in said(draw_gates(gates, {}))
+
+
+def test_every_head_that_was_removed_has_a_cross(gates, kept):
+    kept["layer"] = np.array([True, True, True, False])
+    figure = draw_gates(gates, kept)
+    crosses = figure.axes[1].collections[0].get_offsets()
+    expected = [(head, row) for row in range(3) for head in range(3) if not kept["head"][row, head]]
+    assert sorted(map(tuple, crosses.tolist())) == sorted(expected)
+
+
+def test_units_are_sorted_in_each_row_and_cut_where_the_kept_ones_end(gates, kept):
+    axis = "intermediate"
+    panel = draw_gates({axis: gates[axis]}, {axis: kept[axis]}).axes[0]
+    expected = -np.sort(-gates["intermediate"], axis=1)
+    np.testing.assert_array_equal(panel.images[0].get_array(), expected)
+    assert {segment[0, 0] for segment in panel.collections[-1].get_segments()} == {11.5}
+
+
+def test_bge_m3_fits(assert_legible):
+    rng = np.random.default_rng(0)
+    shapes = {"head": (24, 16), "intermediate": (24, 4096), "layer": (24,), "hidden": (1024,)}
+    gates = {axis: rng.uniform(size=shape) for axis, shape in shapes.items()}
+    assert_legible(draw_gates(gates, {axis: values > 0.5 for axis, values in gates.items()}))
+
+
+def test_gates_that_make_no_sense(gates):
+    ones = np.ones(3)
+    for wrong, kept, message in (
+        ({"width": ones}, {}, r"no gates to draw among \['width'\]\. To fix"),
+        ({"head": ones}, {}, r"gates of head have shape \(3,\), not 2 dim.*To fix"),
+        (gates, {"layer": ones}, r"kept of layer has shape \(3,\), its gates \(4,\)\. To"),
+        *(
+            ({"layer": np.array([0.5, bad])}, {}, "gates of layer are not in .* not log_alpha")
+            for bad in (1.5, -0.1, np.nan)
+        ),
+    ):
+        with pytest.raises(ValueError, match=message):
+            draw_gates(wrong, kept)
