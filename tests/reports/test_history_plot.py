@@ -95,14 +95,11 @@ def test_many_losses_are_told_apart_and_none_is_left_out(assert_legible):
 
 @pytest.mark.parametrize("theme", THEMES, ids=["light", "dark"])
 def test_curves_have_the_colours_of_the_theme(theme, series):
+    assert has_training(series) and has_multipliers(series)
+    assert not has_training({}) and not has_multipliers({})
     figure = draw_constraint(series, theme)
     colours = {line.get_label(): line.get_color() for line in figure.axes[0].lines}
     assert colours["expected by the gates"] == theme.series[0]
     assert colours["target"] == theme.muted
     other = DARK if theme is LIGHT else LIGHT
     assert other.ink not in {text.get_color() for text in figure.legends[0].get_texts()}
-
-
-def test_what_can_be_drawn(series):
-    assert has_training(series) and has_multipliers(series)
-    assert not has_training({}) and not has_multipliers({})

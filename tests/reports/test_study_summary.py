@@ -85,11 +85,8 @@ CELLS = [
 
 def test_groups_the_largest_and_gates_first():
     groups = group_cells(CELLS)
-    assert [(g.size, g.method) for g in groups] == [
-        ("large", "l0"),
-        ("half", "l0"),
-        ("half", "random"),
-    ]
+    names = [("large", "l0"), ("half", "l0"), ("half", "random")]
+    assert [(g.size, g.method) for g in groups] == names
     assert [cell.seed for cell in groups[1].cells] == [1, 2]
     assert [group.learned for group in groups] == [True, True, False]
 
@@ -125,19 +122,14 @@ def test_differences_are_paired_by_seed():
     # 0.95 - 0.85 of seed 1, 0.97 - 0.87 of seed 2.
     assert (found.mean, found.half, found.count) == pytest.approx((0.1, 0.0, 2), abs=1e-9)
     assert compare_groups(large, theirs, KEYS) == Estimate(pytest.approx(0.135), None, 1)
+    assert "Against the baselines" not in render_study(CELLS[2:], REFERENCE)  # without one
 
 
-@pytest.mark.parametrize(
-    ("difference", "verdict"),
-    [
-        (Estimate(0.02, 0.01, 3), "above"),
-        (Estimate(-0.02, 0.01, 3), "below"),
-        (Estimate(0.01, 0.02, 3), "a tie"),
-        (Estimate(0.02, None, 1), "one seed: not known"),
-    ],
-)
-def test_verdicts(difference, verdict):
-    assert judge(difference) == verdict
+def test_verdicts():
+    assert judge(Estimate(0.02, 0.01, 3)) == "above"
+    assert judge(Estimate(-0.02, 0.01, 3)) == "below"
+    assert judge(Estimate(0.01, 0.02, 3)) == "a tie"
+    assert judge(Estimate(0.02, None, 1)) == "one seed: not known"
 
 
 @pytest.mark.parametrize("folder", STUDIES, ids=lambda folder: folder.name)
@@ -148,24 +140,16 @@ def test_the_tables_of_the_studies_in_this_repository(folder):
     assert summarise(cells, reference) == json.loads((folder / "summary.json").read_text())
 
 
-def test_without_a_baseline_nothing_is_compared():
-    assert "Against the baselines" not in render_study(CELLS[2:], REFERENCE)
-
-
 def test_the_picture_shows_the_numbers():
     figure = draw_study(CELLS, REFERENCE)
     panels = figure.axes
-    assert [panel.get_title(loc="left") for panel in panels] == [
-        "All tasks and modes",
-        "Similarity",
-        "Retrieval",
-    ]
+    titles = [panel.get_title(loc="left") for panel in panels]
+    assert titles == ["All tasks and modes", "Similarity", "Retrieval"]
     lines = {line.get_label(): line for line in panels[0].lines}
     assert list(lines["floor"].get_ydata()) == pytest.approx([56.25, 56.25])
     # Beside each other: l0 a little to the left of its size, random to the right.
-    assert lines["l0"].get_xydata() == pytest.approx(
-        np.array([[0.5, 96.0], [0.75, 98.5]]), abs=2e-3
-    )
+    drawn = np.array([[0.5, 96.0], [0.75, 98.5]])
+    assert lines["l0"].get_xydata() == pytest.approx(drawn, abs=2e-3)
     assert lines["random"].get_xydata() == pytest.approx(np.array([[0.5, 86.0]]), abs=2e-3)
     assert lines["l0"].get_xdata()[0] < 0.5 < lines["random"].get_xdata()[0]
     dots = {tuple(y) for line in panels[0].lines if len(y := line.get_ydata()) == 2}
@@ -175,16 +159,13 @@ def test_the_picture_shows_the_numbers():
 SIZES = (("most", 0.99), ("half", 0.96))
 
 
-def test_a_floor_that_one_panel_alone_draws_is_in_the_legend():
+def test_a_floor_is_in_the_legend_or_far_below_and_does_not_press_the_methods_together():
     cells = [make_cell("l0", size, 1, share, share - 0.13, share) for size, share in SIZES]
     figure = draw_study(cells, REFERENCE)
     drawn = ["floor" in {line.get_label() for line in panel.lines} for panel in figure.axes]
     assert drawn == [False, False, True]
     (legend,) = figure.legends
     assert [text.get_text() for text in legend.get_texts()] == ["l0", "floor"]
-
-
-def test_a_floor_far_below_is_said_and_does_not_press_the_methods_together():
     near = [make_cell("l0", size, 1, share, share, share) for size, share in SIZES]
     figure = draw_study(near, REFERENCE)
     for panel in figure.axes:
@@ -214,9 +195,8 @@ def test_models_of_one_size_are_rows_named_by_what_differs(groups, names):
     assert [label.get_text() for label in figure.axes[0].get_yticklabels()] == names
     panel = figure.axes[1]  # of similarity alone
     assert panel.yaxis_inverted()
-    means = {
-        line.get_ydata()[0]: line.get_xdata() for line in panel.lines if len(line.get_xdata()) == 1
-    }
+    drawn = [line.get_xydata() for line in panel.lines]
+    means = {points[0][1]: points[:, 0] for points in drawn if len(points) == 1}
     assert means == {n: pytest.approx([100 * kept[n] + 0.1]) for n in range(len(groups))}
     assert figure.axes[0].get_xlabel() == "kept of the original's score (%)\nfloor: 56 %, far below"
 

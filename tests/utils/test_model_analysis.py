@@ -141,9 +141,7 @@ def test_kept_activations_of_training_count():
 def test_free_memory_is_what_the_system_can_give(tmp_path, monkeypatch):
     assert free_bytes() > 1_000_000
     monkeypatch.setattr(model_analysis, "MEMORY", tmp_path / "meminfo")
-    model_analysis.MEMORY.write_text(
-        "MemFree:  1 kB\nMemAvailable:  2048 kB\nHugePages: 0\n"
-    )
+    model_analysis.MEMORY.write_text("MemFree:  1 kB\nMemAvailable:  2048 kB\nHugePages: 0\n")
     assert free_bytes() == 2 * 2**20
 
 
