@@ -25,54 +25,24 @@ KEYS = [("sts", "dense"), ("docs", "dense")]
 
 
 def make_cell(method, size, seed, sts, docs, share=0.5):
-    learned = method == "l0"
-    cell = {
-        "method": method,
-        "size": size,
-        "seed": seed,
-        "config_hash": "abc",
-        "config": {"method": method},
-        "encoder_share": share,
-        "parameters": {"encoder": int(share * 1e6), "total": 2_000_000},
-        "kept_layers": [0, 1],
-        "steps": {"prune": 3, "recover": 4} if learned else {"recover": 7},
-        "tokens": {"recover": 1_500_000},
-        "seconds": {"choose": None, "recover": 90.0, "evaluate": 30.0},
-        "scores": [
-            {**score, "value": 0.8 * score["value"], "retention": score["value"]}
-            for score in make_scores(sts, docs)
-        ],
-        "gates": {"distance": {"all": 0.0123}, "gap": {"encoder": -0.004}} if learned else None,
-        "cut": {"sts": {"before": 0.8, "after": 0.79, "lost": 0.01}},
-        "versions": {"torch": "2"},
-        "machine": {"cpu": "x", "cores": 2, "gpu": None if seed == 1 else "y"},
-    }
-    return StudyCell.model_validate(cell)
+    scores = make_scores(sts, docs)
+    scores = [{**s, "value": 0.8 * s["value"], "retention": s["value"]} for s in scores]
+    cell = {"method": method, "size": size, "seed": seed, "config": {"method": method}}
+    cell |= {"parameters": {"encoder": int(share * 1e6), "total": 2_000_000}}
+    known = read_cells(STUDIES[0])[0].as_dict()
+    return StudyCell.model_validate({**known, **cell, "encoder_share": share, "scores": scores})
 
 
 def make_scores(sts, docs):
-    found = {
-        "sts": ("similarity", "cosine_spearman", sts),
-        "docs": ("retrieval", "ndcg_at_10", docs),
-    }
-    return [
-        {"task": task, "kind": kind, "mode": "dense", "metric": metric, "value": value}
-        for task, (kind, metric, value) in found.items()
-    ]
+    first = {"task": "sts", "kind": "similarity", "metric": "cosine_spearman", "value": sts}
+    second = {"task": "docs", "kind": "retrieval", "metric": "ndcg_at_10", "value": docs}
+    return [{"mode": "dense", **score} for score in (first, second)]
 
 
+SCORES = {"original": make_scores(0.8, 0.8), "word_embeddings": make_scores(0.6, 0.2)}
+SCORES["random_weights"] = make_scores(0.4, 0.3)
 REFERENCE = StudyReference.model_validate(
-    {
-        "original": "original",
-        "judged_by": {},
-        "parameters": {"encoder": 1_000_000, "total": 2_500_000},
-        "scores": {
-            "original": make_scores(0.8, 0.8),
-            "word_embeddings": make_scores(0.6, 0.2),
-            "random_weights": make_scores(0.4, 0.3),
-        },
-        "versions": {"torch": "2"},
-    }
+    {**read_reference(STUDIES[0]).as_dict(), "scores": SCORES}
 )
 CELLS = [
     make_cell("random", "half", 1, 0.90, 0.80),

@@ -79,20 +79,6 @@ def test_folder_appears_complete_and_alone(output):
     assert tree(output.parent) == NEW
 
 
-def test_old_folder_is_there_while_the_new_one_is_written(old):
-    with atomic_folder(old, MARKER, overwrite=True) as folder:
-        assert tree(old.parent) == {**OLD, f"{folder.name}": "folder"}
-        fill(folder)
-    assert tree(old.parent) == NEW
-
-
-@pytest.mark.parametrize("overwrite", [False, True])
-def test_empty_folder_may_be_written_to(overwrite, output):
-    output.mkdir(parents=True)
-    write(output, overwrite)
-    assert tree(output.parent) == NEW
-
-
 @pytest.mark.parametrize(
     "name", ["модель 模型 🐈", "with.dots.v1", ".hidden", "--flag", "a/b/model"]
 )
@@ -100,6 +86,11 @@ def test_any_name_and_folders_above_are_made(name, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     write(Path(name))
     assert tree(tmp_path) == {f"{name}/sub/new.bin": "new"}
+    for overwrite in (False, True):  # an empty folder
+        empty = tmp_path / f"empty-{overwrite}"
+        empty.mkdir()
+        write(empty, overwrite)
+        assert tree(empty) == {"sub/new.bin": "new"}
 
 
 def test_two_writers_do_not_share_a_folder(output):
@@ -120,8 +111,10 @@ def swaps(request, monkeypatch) -> bool:
     return request.param
 
 
-def test_the_old_folder_is_replaced_whichever_way(swaps, old):
-    write(old, overwrite=True)
+def test_the_old_folder_is_there_until_it_is_replaced_whichever_way(swaps, old):
+    with atomic_folder(old, MARKER, overwrite=True) as folder:
+        assert tree(old.parent) == {**OLD, folder.name: "folder"}
+        fill(folder)
     assert tree(old.parent) == NEW
 
 
@@ -225,6 +218,10 @@ def test_used_folder_is_refused_before_anything_is_written(old):
     message = f"{old} exists and is kept. To fix, choose another folder, or pass --overwrite."
     refuse(old, FileExistsError, re.escape(message))
     assert tree(old.parent) == OLD
+    (old / MARKER).unlink()
+    message = f"{old} holds no {MARKER}, so it is not a folder of this kind and is kept"
+    refuse(old, FileExistsError, re.escape(message) + ".*To fix, choose another", overwrite=True)
+    assert tree(old.parent) == {"model/old.bin": "ten hours of work"}
 
 
 @pytest.mark.parametrize("overwrite", [False, True])
@@ -248,19 +245,8 @@ def test_places_that_cannot_be_renamed(place, tmp_path, monkeypatch):
     message = rf"is the working folder or a disk .* To fix, choose a folder inside it, .*{inside}\."
     refuse(output, ValueError, message)
     assert tree(tmp_path) == {"here/sub": "folder"}
-
-
-def test_a_volume_is_refused_before_the_work(output, monkeypatch):
-    output.mkdir(parents=True)
-    monkeypatch.setattr(os.path, "ismount", lambda path: Path(path) == output)
-    refuse(output, ValueError, "a disk of its own")
-
-
-def test_a_folder_of_another_kind_is_never_replaced(old):
-    (old / MARKER).unlink()
-    message = f"{old} holds no {MARKER}, so it is not a folder of this kind and is kept"
-    refuse(old, FileExistsError, re.escape(message) + ".*To fix, choose another", overwrite=True)
-    assert tree(old.parent) == {"model/old.bin": "ten hours of work"}
+    monkeypatch.setattr(os.path, "ismount", lambda path: Path(path).name == "sub")
+    refuse(tmp_path / "here" / "sub", ValueError, "a disk of its own")  # a volume
 
 
 def test_folder_that_another_process_made_meanwhile_is_kept(output):
@@ -335,18 +321,15 @@ def test_killed_at_any_step_the_folder_is_absent_or_complete(exists, swaps, outp
     assert tree(output.parent) == NEW
 
 
-def test_left_overs_are_removed_by_the_next_writer(old):
+def test_left_overs_are_removed_or_come_back(old):
     partial = old.with_name(".model.partial-0123abcd")
     partial.mkdir()
     (partial / "half.bin").write_text("half")
     old.with_name(".model.partial-1123abcd").symlink_to("nowhere")
-    replaced = old.with_name(".model.replaced-2123abcd")
-    replaced.mkdir()
-    write(old, overwrite=True)
-    assert tree(old.parent) == NEW
-
-
-def test_what_was_put_aside_comes_back(old):
+    old.with_name(".model.replaced-2123abcd").mkdir()
+    clean_up(old)
+    assert tree(old.parent) == OLD
+    # What was put aside comes back.
     old.rename(old.with_name(".model.replaced-0123abcd"))
     with pytest.raises(FileExistsError, match="model exists and is kept"):
         write(old)
@@ -366,22 +349,24 @@ def test_what_a_living_process_writes_is_left_alone(output):
 
 def test_other_names_are_not_ours(output):
     names = {".model.partial-0123abcX", ".model.partial-0123abcde", "model.partial-0123abcd"}
-    names |= {".models.partial-0123abcd", ".model.partial-x.replaced-0123abcd"}
-    names |= {".mode1.replaced-0123abcd"}
-    for name in names:
+    names |= {".models.partial-0123abcd", ".mode1.replaced-0123abcd"}
+    for name in (names := names | {".model.partial-x.replaced-0123abcd"}):
         output.with_name(name).mkdir(parents=True)
     clean_up(output)
     assert set(os.listdir(output.parent)) == names
 
 
+def flock_fails(monkeypatch, number):
+    def refuse(descriptor, operation):
+        raise OSError(number, "flock")
+
+    monkeypatch.setattr(fcntl, "flock", refuse)
+
+
 def test_a_file_system_without_locks(output, monkeypatch):
     stale = output.with_name(".model.partial-0123abcd")
     stale.mkdir(parents=True)
-
-    def refuse(*_):
-        raise OSError(EOPNOTSUPP, "no locks here")
-
-    monkeypatch.setattr(fcntl, "flock", refuse)
+    flock_fails(monkeypatch, EOPNOTSUPP)
     write(output)
     # Its process may be alive.
     assert tree(output.parent) == {**NEW, stale.name: "folder"}
@@ -436,14 +421,6 @@ def test_one_that_failed_to_make_a_file_lets_others_try(tmp_path):
         assert [file.name for file in tmp_path.iterdir()] == ["x.lock"]
 
 
-def test_without_waiting_it_is_said_that_another_has_it(tmp_path):
-    with lock_of(tmp_path / "x"):
-        with lock_of(tmp_path / "x", wait=False) as is_ours:
-            assert not is_ours
-        with lock_of(tmp_path / "y", wait=False) as is_ours:
-            assert is_ours
-
-
 def test_the_lock_of_a_process_that_was_killed_is_free(tmp_path):
     program = (
         "import sys, time; from pathlib import Path\n"
@@ -456,26 +433,21 @@ def test_the_lock_of_a_process_that_was_killed_is_free(tmp_path):
         assert process.stdout.readline() == "locked\n"
         with lock_of(tmp_path / "x", wait=False) as is_ours:
             assert not is_ours
+        with lock_of(tmp_path / "y", wait=False) as is_ours:
+            assert is_ours
         process.kill()
     with lock_of(tmp_path / "x", wait=False) as is_ours:
         assert is_ours
     assert not list(tmp_path.iterdir())
 
 
-def flock_fails(monkeypatch, number):
-    def refuse(descriptor, operation):
-        raise OSError(number, "flock")
-
-    monkeypatch.setattr(fcntl, "flock", refuse)
-
-
-@pytest.mark.parametrize("wait", [True, False])
 @pytest.mark.parametrize("number", [ENOLCK, EOPNOTSUPP])
-def test_where_the_file_system_has_no_locks_nobody_waits(number, wait, tmp_path, monkeypatch):
+def test_where_the_file_system_has_no_locks_nobody_waits(number, tmp_path, monkeypatch):
     flock_fails(monkeypatch, number)
-    with lock_of(tmp_path / "x", wait=wait) as is_ours:
-        assert is_ours
-    assert not list(tmp_path.iterdir())
+    for wait in (True, False):
+        with lock_of(tmp_path / "x", wait=wait) as is_ours:
+            assert is_ours
+        assert not list(tmp_path.iterdir())
 
 
 def test_what_else_goes_wrong_is_said_and_the_lock_of_another_is_left(tmp_path, monkeypatch):
@@ -495,17 +467,11 @@ def test_existing_file_is_kept(tmp_path):
     with pytest.raises(FileExistsError, match=r"results\.json exists.*--overwrite"):
         write_json({"value": 2}, path)
     assert json.loads(path.read_text()) == {"value": 1}
-    write_json({"value": 2}, path, overwrite=True)
-    assert json.loads(path.read_text()) == {"value": 2}
+    write_json({"текст": "天气"}, path, overwrite=True)
+    assert path.read_bytes().decode("utf-8") == '{\n  "текст": "天气"\n}\n'
     with pytest.raises(ValueError, match="not JSON compliant"):
         write_json({"value": float("nan")}, path, overwrite=True)
     assert [file.name for file in path.parent.iterdir()] == ["results.json"]
-
-
-def test_json_is_readable_in_every_language(tmp_path):
-    write_json({"текст": "天气"}, tmp_path / "a.json")
-    content = (tmp_path / "a.json").read_bytes().decode("utf-8")
-    assert content == '{\n  "текст": "天气"\n}\n'
 
 
 def test_a_text_that_cannot_be_written_leaves_the_earlier_one(tmp_path, monkeypatch):
@@ -522,20 +488,16 @@ def test_a_text_that_cannot_be_written_leaves_the_earlier_one(tmp_path, monkeypa
     assert (tmp_path / "a.txt").read_text() == "first"
 
 
-def test_the_first_file_that_exists_is_named(tmp_path):
+def test_what_cannot_be_written_is_said_before_the_work(tmp_path, monkeypatch):
     (tmp_path / "b").touch()
     with pytest.raises(FileExistsError, match="b exists. To fix, choose another name or pass"):
         refuse_existing([tmp_path / "a", tmp_path / "b"], overwrite=False)
     refuse_existing([tmp_path / "a", tmp_path / "b"], overwrite=True)
-
-
-def test_what_cannot_be_written_is_said_before_the_work(tmp_path, monkeypatch):
     with pytest.raises(IsADirectoryError, match=f"{tmp_path} is a folder. To fix, name a file"):
         refuse_existing([tmp_path], overwrite=True)
-    (tmp_path / "file").touch()
-    message = "b.json cannot be written: .*/file is not a folder that may be written to. To fix"
+    message = "b.json cannot be written: .*/b is not a folder that may be written to. To fix"
     with pytest.raises(PermissionError, match=message):
-        refuse_existing([tmp_path / "file" / "a" / "b.json"], overwrite=False)
+        refuse_existing([tmp_path / "b" / "a" / "b.json"], overwrite=False)
     refuse_existing([tmp_path / "new" / "a" / "b.json"], overwrite=False)
     monkeypatch.setattr("os.access", lambda *_: False)
     with pytest.raises(PermissionError, match="a.json cannot be written: .* To fix, choose ano"):
