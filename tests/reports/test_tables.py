@@ -22,10 +22,9 @@ def text(parts):
     return "\n\n".join(parts)
 
 
-# What was gained
-
-
 def test_what_was_not_measured(inputs):
+    inputs.evaluation.speed.device, inputs.evaluation.speed.threads = "<GPU>", 1
+    assert r"on \<GPU\>, 1 thread;" in text(render_gains(inputs))
     inputs.evaluation.size_bytes["baseline"] = None
     assert "| weights on disk | - | 20.0 MB | - |" in text(render_gains(inputs))
     inputs.evaluation.speed = None
@@ -48,19 +47,10 @@ def test_counts_come_from_the_extraction_or_else_from_the_evaluation(inputs):
     assert count_parts(inputs) == {} and render_gains(inputs) == []
 
 
-def test_a_device_is_shown_as_it_is(inputs):
-    inputs.evaluation.speed.device = "<GPU>"
-    inputs.evaluation.speed.threads = 1
-    assert r"on \<GPU\>, 1 thread;" in text(render_gains(inputs))
-
-
 def test_bytes():
     sizes = (None, 0, 1234, 62_000_000, 999_000_000, 2_271_000_000)
     said = ["-", "0.00 kB", "1.23 kB", "62.0 MB", "999 MB", "2.27 GB"]
     assert [render_bytes(size) for size in sizes] == said
-
-
-# What was pruned
 
 
 def test_layers_are_listed_only_where_some_are_gone(inputs):
@@ -84,9 +74,6 @@ def test_layer_by_layer_of_some_axes(axes, columns, inputs):
     for gates in ({"hidden": np.array([0.2, 0.8])}, {}):  # not of layers
         inputs.gates = gates
         assert render_by_layer(inputs) == []
-
-
-# How the constraint was met
 
 
 def test_gates_far_from_the_target_are_said_loudly_and_the_worst_axis_counts(inputs):
@@ -116,9 +103,6 @@ def test_before_a_cut_the_history_says_it(inputs):
     assert render_constraint(inputs) == []
 
 
-# Scores
-
-
 @pytest.fixture
 def result(make_entry) -> EvaluationRecord:
     alone = {"baseline": None, "retention": None, "retention_above_floor": None, "also": {}}
@@ -141,20 +125,10 @@ def result(make_entry) -> EvaluationRecord:
 def test_a_row_for_each_task_and_mode(result):
     header = score_header(result)
     rows = [dict(zip(header, row, strict=True)) for row in score_rows(result)]
-    assert rows[0] == {
-        "task": "stsb-en",
-        "mode": "dense",
-        "metric": "Spearman",
-        "original": "0.8200",
-        "first": "0.7000",
-        "model": "0.8000",
-        "95 % interval": "0.790 to 0.830",
-        "random weights": "0.4300",
-        "word embeddings": "0.5100",
-        "kept": "98.8%",
-        "kept above floor": "96.8%",
-        "p": "0.020",
-    }
+    scores = {"original": "0.8200", "first": "0.7000", "model": "0.8000", "p": "0.020"}
+    scores |= {"95 % interval": "0.790 to 0.830", "kept": "98.8%", "kept above floor": "96.8%"}
+    scores |= {"random weights": "0.4300", "word embeddings": "0.5100"}
+    assert rows[0] == {"task": "stsb-en", "mode": "dense", "metric": "Spearman", **scores}
     empty = ("original", "first", "word embeddings", "kept", "kept above floor", "p")
     assert {rows[1][name] for name in empty} == {"-"}
     assert (rows[1]["metric"], rows[1]["model"]) == ("nDCG@10", "0.5000")

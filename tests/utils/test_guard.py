@@ -14,6 +14,7 @@ from bge_pruning.utils.run_log import FILE_ONLY
 SPACE = (
     "To fix, free space on its disk, or choose a folder on another one, and run the command again."
 )
+RIGHTS = "To fix, choose a place that you may read and write."
 CUT_OFF = f"a file cannot be written to its end. {SPACE}"
 
 
@@ -31,9 +32,6 @@ def package_logger(monkeypatch):
     logger.setLevel(before[2])
 
 
-# Exit codes and messages
-
-
 def failing(error: BaseException):
     def command():
         raise error
@@ -41,39 +39,17 @@ def failing(error: BaseException):
     return command
 
 
-def test_success(capsys):
-    done = []
-    assert run_command(lambda: done.append(1)) == 0
-    assert done == [1]
-    assert capsys.readouterr() == ("", "")
-
-
 @pytest.mark.parametrize(
     ("error", "message"),
     [
         (ValueError("bad file"), "bad file"),
         (FileNotFoundError("a.csv: no such file"), "a.csv: no such file"),
-        (
-            FileNotFoundError(2, "No such file", "a.csv"),
-            "a.csv: No such file. To fix, check the path.",
-        ),
-        (
-            OSError(28, "No space left on device", "a.pt"),
-            f"a.pt: No space left on device. {SPACE}",
-        ),
+        (OSError(2, "No such file", "a.csv"), "a.csv: No such file. To fix, check the path."),
+        (OSError(28, "No space left", "a.pt"), f"a.pt: No space left. {SPACE}"),
         (OSError(27, "File too large"), f"File too large. {SPACE}"),
-        (
-            PermissionError(13, "Permission denied", "runs"),
-            "runs: Permission denied. To fix, choose a place that you may read and write.",
-        ),
-        (
-            RuntimeError("[enforce fail at inline_container.cc:664] PytorchStreamWriter failed"),
-            CUT_OFF,
-        ),
-        (
-            RuntimeError("[enforce fail at inline_container.cc:659] . unexpected pos 64 vs 0"),
-            CUT_OFF,
-        ),
+        (OSError(13, "Permission denied", "runs"), f"runs: Permission denied. {RIGHTS}"),
+        (RuntimeError("[at inline_container.cc:664] PytorchStreamWriter failed"), CUT_OFF),
+        (RuntimeError("[at inline_container.cc:659] . unexpected pos 64 vs 0"), CUT_OFF),
         (OSError("10000 requested and 109 written"), CUT_OFF),
         (RuntimeError("CUDA out of memory"), "CUDA out of memory"),
         (ValueError("größer als 狗"), "größer als 狗"),
@@ -88,8 +64,11 @@ def test_failure_is_one_line_and_a_code(error, message, capsys):
     assert capsys.readouterr() == ("", f"error: {message}\n")
 
 
-def test_codes_of_a_wrong_configuration_and_of_an_interrupt(capsys):
-    """As argparse and the shell have them."""
+def test_codes_are_those_of_argparse_and_the_shell(capsys):
+    done = []
+    assert run_command(lambda: done.append(1)) == 0
+    assert done == [1]
+    assert capsys.readouterr() == ("", "")
     assert run_command(failing(ConfigError("seed -1 is not 0 or more."))) == 2
     assert run_command(failing(KeyboardInterrupt())) == 130
     assert capsys.readouterr().err == "error: seed -1 is not 0 or more.\nerror: interrupted\n"
@@ -118,9 +97,6 @@ def test_traceback_on_request(error, capsys, monkeypatch):
     assert err.endswith(f"error: {error}\n")
 
 
-# Logging
-
-
 def test_messages_go_to_stderr_once(capsys, package_logger):
     other = logging.getLogger().handlers[:], logging.getLogger("composer").level
     for _ in range(3):
@@ -136,22 +112,21 @@ def test_messages_go_to_stderr_once(capsys, package_logger):
 
 
 def console(monkeypatch, terminal: bool = False) -> list[str]:
-    """What a standard error that setup_logging has written to shows, without the times."""
+    """What a command that logs writes to standard error, without the times."""
     stream = io.StringIO()
     stream.isatty = lambda: terminal
     monkeypatch.setattr(sys, "stderr", stream)
-    setup_logging()
-    logger = logging.getLogger("bge_pruning.x")
-    logger.debug("nothing for a person")
-    logger.info("all well")
-    logger.info("step 1", extra={FILE_ONLY: True})
-    logger.warning("careful")
-    logger.error("broken")
+
+    def command():
+        logger = logging.getLogger("bge_pruning.x")
+        logger.debug("nothing for a person")
+        logger.info("all well")
+        logger.info("step 1", extra={FILE_ONLY: True})
+        logger.warning("careful")
+        logger.error("broken")
+
+    assert run_command(command) == 0
     return [line.partition(" ")[2] for line in stream.getvalue().splitlines()]
-
-
-def test_warnings_and_errors_say_so(monkeypatch):
-    assert console(monkeypatch) == ["all well", "WARNING: careful", "ERROR: broken"]
 
 
 def test_only_the_first_rank_chats_and_warnings_of_others_are_for_the_file(
@@ -163,22 +138,19 @@ def test_only_the_first_rank_chats_and_warnings_of_others_are_for_the_file(
     assert not package_logger.isEnabledFor(logging.INFO)
 
 
-def test_on_a_terminal_they_have_a_colour(monkeypatch):
-    coloured = ["\x1b[33mWARNING:\x1b[0m careful", "\x1b[31mERROR:\x1b[0m broken"]
-    assert console(monkeypatch, terminal=True) == ["all well", *coloured]
+PLAIN = ["all well", "WARNING: careful", "ERROR: broken"]
+COLOURED = ["all well", "\x1b[33mWARNING:\x1b[0m careful", "\x1b[31mERROR:\x1b[0m broken"]
 
 
-def test_no_colour_for_those_who_ask(monkeypatch):
-    monkeypatch.setenv("NO_COLOR", "1")
-    assert "\x1b" not in "".join(console(monkeypatch, terminal=True))
-
-
-def test_a_command_can_log(capsys):
-    assert run_command(lambda: logging.getLogger("bge_pruning.x").warning("careful")) == 0
-    assert capsys.readouterr().err.endswith(" careful\n")
-
-
-# Optional work and libraries
+@pytest.mark.parametrize(
+    ("terminal", "no_colour", "lines"),
+    [(False, "", PLAIN), (True, "", COLOURED), (True, "1", PLAIN)],
+)
+def test_warnings_and_errors_say_so_in_colour_on_a_terminal(
+    terminal, no_colour, lines, monkeypatch
+):
+    monkeypatch.setenv("NO_COLOR", no_colour)
+    assert console(monkeypatch, terminal) == lines
 
 
 @pytest.mark.usefixtures("failures_may_be_hidden")
