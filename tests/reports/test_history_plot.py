@@ -74,11 +74,10 @@ def test_losses_of_several_sizes_get_a_log_scale_with_plain_numbers(said):
 @pytest.mark.parametrize("count", [1, 2, 4, 7])
 def test_any_number_of_axes_is_legible(count, assert_legible):
     axes = [*AXIS_TITLES, "a", "b"][:count]
-    series = {}
+    series = {f"pruning/lambda_1/{axis}": ([0, 15000], [0.0, -3.0]) for axis in axes}
     for axis in axes:
         for key in ("expected_sparsity", "target_sparsity", "realised_sparsity"):
             series[f"pruning/{key}/{axis}"] = ([0, 7500, 15000], [0.0, 0.2, 0.4])
-        series[f"pruning/lambda_1/{axis}"] = ([0, 15000], [0.0, -3.0])
     assert_legible(draw_constraint(series))
     assert_legible(draw_multipliers(series))
 

@@ -99,9 +99,6 @@ def test_quantiles_of_a_window():
     assert running_quantiles([3.0]) == ([0], [[3, 3, 3]])
 
 
-# Files
-
-
 def test_everything_is_read(results, make_evaluation, make_pruning, monkeypatch):
     monkeypatch.chdir(results)
     inputs = read_inputs(Path())
@@ -140,22 +137,15 @@ def test_commands_given_win_and_the_evaluations_is_the_last_resort(results):
     assert read_inputs(results).commands == []
 
 
-# Files that cannot be read
-
-
 @pytest.mark.parametrize("name", ["evaluation.json", "pruning.json", "versions.json"])
-@pytest.mark.parametrize(
-    ("content", "message"),
-    [
+def test_json_that_cannot_be_used(name, results):
+    for content, message in (
         (b'{"a"', r"is not JSON \(Expecting ':' delimiter\)\. To fix, write it again"),
         (b"[1, 2]", r"it is a list, expected an object with keys\. To fix, write it again"),
-    ],
-    ids=["cut", "a list"],
-)
-def test_json_that_cannot_be_used(name, content, message, results):
-    (results / name).write_bytes(content)
-    with pytest.raises(ValueError, match=rf"{name}: {message}"):
-        read_inputs(results)
+    ):
+        (results / name).write_bytes(content)
+        with pytest.raises(ValueError, match=rf"{name}: {message}"):
+            read_inputs(results)
 
 
 def test_history_that_cannot_be_read(results):

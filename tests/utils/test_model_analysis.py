@@ -53,8 +53,7 @@ def test_models_take_turns_after_a_warm_up():
             calls.append((self.name, texts[0] if len(texts) == 1 else len(texts)))
 
     texts = [f"text {index}" for index in range(10)]
-    options = {"rounds": 2, "latency_texts": 2, "throughput_texts": 5}
-    measure_speed(Spy("m"), Spy("b"), texts, **options)
+    measure_speed(Spy("m"), Spy("b"), texts, rounds=2, latency_texts=2, throughput_texts=5)
     timed = calls[4:]
     assert timed[:4] == [("m", "text 0"), ("b", "text 0"), ("b", "text 5"), ("m", "text 5")]
     assert timed[4:] == [("m", 5), ("b", 5), ("b", 5), ("m", 5)]
@@ -93,9 +92,6 @@ def test_speed_arguments(sentences, changes, message):
     other = SimpleNamespace(**{**vars(model), **changes})
     with pytest.raises(ValueError, match=message):
         measure_speed(model, other, sentences, rounds=changes.get("rounds", 7))
-
-
-# Memory
 
 
 def test_what_is_freed_makes_room():

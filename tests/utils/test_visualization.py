@@ -3,6 +3,7 @@
 import subprocess
 import sys
 
+import matplotlib
 import numpy as np
 import pytest
 from PIL import Image
@@ -34,9 +35,6 @@ def draw(theme, width=2, height=1, title="Words"):
     return figure
 
 
-# Themes
-
-
 @pytest.mark.parametrize("theme", THEMES, ids=["light", "dark"])
 def test_colours_can_be_told_apart_by_colour_blind_readers_and_stand_out_from_the_page(theme):
     assert set(theme.series) <= OKABE_ITO
@@ -56,41 +54,26 @@ def test_contrast_is_that_of_wcag_and_named_colours_are_those_that_were_publishe
     assert named == OKABE_ITO - {"#000000"}
 
 
-def test_a_theme_leaves_other_figures_alone():
-    import matplotlib
-
-    before = dict(matplotlib.rcParams)
-    draw(DARK)
-    assert dict(matplotlib.rcParams) == before
-
-
 @pytest.mark.parametrize("theme", THEMES, ids=["light", "dark"])
 def test_ticks_made_while_saving_have_the_theme(theme):
+    before = dict(matplotlib.rcParams)
     svg = render_svg(draw(theme), theme).upper()
+    assert dict(matplotlib.rcParams) == before  # other figures are left alone
     other = DARK if theme is LIGHT else LIGHT
     assert theme.ink in svg and theme.surface in svg
     assert other.ink not in svg
     assert "FILL: #000000" not in svg
 
 
-# Saving
-
-
-@pytest.mark.parametrize(("width", "height"), [(4.0, 3.0), (7.5, 2.5)])
-def test_image_has_the_size_in_inches_times_180(width, height, tmp_path):
-    path = tmp_path / "new" / "folder" / "a.png"
-    save_figure(draw(LIGHT, width, height), path)
-    with Image.open(path) as image:
-        assert image.size == (round(width * 180), round(height * 180))
-        assert image.info["dpi"] == pytest.approx((180, 180), abs=0.1)
-
-
 @pytest.mark.parametrize(
     ("theme", "corner"), [(LIGHT, (255, 255, 255)), (DARK, (0x15, 0x19, 0x1E))]
 )
-def test_background_is_the_page(theme, corner, tmp_path):
-    save_figure(draw(theme), str(tmp_path / "a.png"), theme)
-    with Image.open(tmp_path / "a.png") as image:
+def test_an_image_has_the_colour_of_the_page_and_180_dots_in_an_inch(theme, corner, tmp_path):
+    path = tmp_path / "new" / "folder" / "a.png"
+    save_figure(draw(theme, 7.5, 2.5), str(path), theme)
+    with Image.open(path) as image:
+        assert image.size == (1350, 450)
+        assert image.info["dpi"] == pytest.approx((180, 180), abs=0.1)
         assert image.convert("RGB").getpixel((0, 0)) == corner
     pixels = render_pixels(draw(theme), theme, dpi=50)
     assert pixels.shape == (50, 100, 3) and pixels.dtype == np.uint8
@@ -131,9 +114,6 @@ def test_svg_is_the_same_twice_and_needs_no_font():
     assert "<text" not in first and "http" not in first.split("<defs>", 1)[1]
 
 
-# The look of an axis
-
-
 def test_parts_do_not_overlap(tmp_path):
     figure = make_figure(4, 2)
     left, right = figure.subplots(1, 2)
@@ -146,6 +126,8 @@ def test_parts_do_not_overlap(tmp_path):
 
 @pytest.mark.parametrize("grid", ["x", "y"])
 def test_a_dressed_axis(grid):
+    for name in ("_hidden", "plain", ""):  # every name is in the legend
+        assert not legend_label(name).startswith("_") and legend_label(name).strip() == name
     with LIGHT.context():
         panel = make_figure(2, 2).subplots()
         dress(panel, "Quality", grid=grid)
@@ -155,12 +137,6 @@ def test_a_dressed_axis(grid):
     assert all(line.get_visible() == (grid == "y") for line in panel.get_ygridlines())
     assert all(line.get_visible() == (grid == "x") for line in panel.get_xgridlines())
     assert panel.get_axisbelow() is True
-
-
-@pytest.mark.parametrize("name", ["_hidden", "plain", ""])
-def test_every_name_is_in_the_legend(name):
-    assert not legend_label(name).startswith("_")
-    assert legend_label(name).strip() == name
 
 
 def test_pyplot_is_never_imported(tmp_path):
@@ -210,28 +186,24 @@ def test_what_was_kept_is_said(gates, kept, said):
     assert "Intermediate units kept: 12 of 24 per layer" in text
     assert "Hidden dimensions kept: 8 of 16" in text
     assert text.count("layer removed") == 2
-
-
-def test_uneven_layers_are_added_up_and_gates_without_a_cut_keep_nothing(gates, said):
+    # Uneven layers are added up, and gates without a cut keep nothing.
     kept = np.array([[1, 1, 1], [1, 0, 0], [1, 0, 0], [1, 0, 0]], dtype=bool)
     text = said(draw_gates({"head": gates["head"]}, {"head": kept}))
     assert "Attention heads kept: 6 of 12" in text
     assert "kept" not in said(draw_gates(gates, {}))
 
 
-def test_every_head_that_was_removed_has_a_cross(gates, kept):
+def test_removed_heads_have_a_cross_and_units_are_sorted_and_cut_where_the_kept_ones_end(
+    gates, kept
+):
     kept["layer"] = np.array([True, True, True, False])
     figure = draw_gates(gates, kept)
     crosses = figure.axes[1].collections[0].get_offsets()
     expected = [(head, row) for row in range(3) for head in range(3) if not kept["head"][row, head]]
     assert sorted(map(tuple, crosses.tolist())) == sorted(expected)
-
-
-def test_units_are_sorted_in_each_row_and_cut_where_the_kept_ones_end(gates, kept):
     axis = "intermediate"
     panel = draw_gates({axis: gates[axis]}, {axis: kept[axis]}).axes[0]
-    expected = -np.sort(-gates["intermediate"], axis=1)
-    np.testing.assert_array_equal(panel.images[0].get_array(), expected)
+    np.testing.assert_array_equal(panel.images[0].get_array(), -np.sort(-gates[axis], axis=1))
     assert {segment[0, 0] for segment in panel.collections[-1].get_segments()} == {11.5}
 
 
