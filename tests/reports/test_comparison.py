@@ -8,15 +8,8 @@ from pathlib import Path
 import pytest
 from scipy.stats import t as student
 
-from bge_pruning.reports.comparison import (
-    Estimate,
-    estimate_mean,
-    pareto_front,
-    percent,
-    read_candidates,
-    summary_header,
-    summary_rows,
-)
+from bge_pruning.reports import comparison
+from bge_pruning.reports.comparison import Estimate, estimate_mean, read_candidates
 from bge_pruning.reports.comparison_report import (
     COMPARISON_FILES,
     describe_comparison,
@@ -80,7 +73,10 @@ def test_tables_and_the_picture(results):
     assert len(figure.axes) == 2
     for panel in figure.axes:
         assert {text.get_text() for text in panel.texts} == {"original", "half", "quarter"}
-    rows = [dict(zip(summary_header(), row, strict=True)) for row in summary_rows(candidates)]
+    rows = [
+        dict(zip(comparison.summary_header(), row, strict=True))
+        for row in comparison.summary_rows(candidates)
+    ]
     costs = {"encoder": "5.0M", "in all": "6.0M", "time of one text": "0.50 x"}
     shares = {"texts per second": "2.00 x", "floor": "25.0%", "kept": "97.0% (96.0% to 98.0%)"}
     assert rows[1] == {"model": "half", "runs": "2", **costs, **shares}
@@ -107,7 +103,7 @@ def test_only_common_tasks_are_compared(tmp_path):
 def test_speed_that_was_not_measured(tmp_path):
     candidates, _ = read_candidates([str(write(tmp_path / "a", 0.9, speed=None))])
     assert [c.latency for c in candidates] == [None, None]
-    assert summary_rows(candidates)[1][4:6] == ["-", "-"]
+    assert comparison.summary_rows(candidates)[1][4:6] == ["-", "-"]
     (panel,) = draw_comparison(candidates).axes
     assert {text.get_text() for text in panel.texts} == {"original", "a"}
 
@@ -121,16 +117,16 @@ def test_means_over_seeds():
 
     assert estimate_mean([0.5]) == Estimate(0.5, None, 1)
     assert estimate_mean([]) is None
-    assert percent(Estimate(0.98765, 0.00321, 3)) == "98.8 ± 0.3"
-    assert percent(Estimate(0.98765, None, 1), 2) == "98.77"
-    assert percent(None) == "-"
+    assert comparison.percent(Estimate(0.98765, 0.00321, 3)) == "98.8 ± 0.3"
+    assert comparison.percent(Estimate(0.98765, None, 1), 2) == "98.77"
+    assert comparison.percent(None) == "-"
 
 
 def test_the_front():
-    assert pareto_front([3, 1, 2], [0.9, 0.5, 0.8]) == [1, 2, 0]
-    assert pareto_front([3, 1, 2], [0.9, 0.9, 0.8]) == [1]
-    assert pareto_front([1, 1, 2], [0.5, 0.7, 0.7]) == [1]
-    assert pareto_front([1], [0.1]) == [0]
+    assert comparison.pareto_front([3, 1, 2], [0.9, 0.5, 0.8]) == [1, 2, 0]
+    assert comparison.pareto_front([3, 1, 2], [0.9, 0.9, 0.8]) == [1]
+    assert comparison.pareto_front([1, 1, 2], [0.5, 0.7, 0.7]) == [1]
+    assert comparison.pareto_front([1], [0.1]) == [0]
 
 
 def test_files_that_cannot_be_compared(tmp_path):

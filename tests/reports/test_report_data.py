@@ -7,18 +7,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from bge_pruning.reports.report_data import (
-    MAX_POINTS,
-    HistoryRow,
-    collect_series,
-    last_constraint,
-    logged_scores,
-    pruned_axes,
-    read_inputs,
-    running_quantiles,
-    task_losses,
-    thin,
-)
+from bge_pruning.reports import report_data
+from bge_pruning.reports.report_data import MAX_POINTS, HistoryRow, collect_series, read_inputs
 
 
 def keys(*names):
@@ -40,17 +30,19 @@ def test_rows_become_curves_in_order_of_batch(rows):
     assert collect_series(rows) == {"a": ([0, 5], [1.0, 2])}
 
 
-def test_axes_come_in_our_order_and_unknown_ones_last():
+def test_axes_come_in_our_order_and_losses_are_the_parts():
     prefix = "pruning/expected_sparsity/"
-    found = pruned_axes(keys(*(prefix + axis for axis in ("new", "encoder", "head", "layer"))))
+    found = report_data.pruned_axes(
+        keys(*(prefix + axis for axis in ("new", "encoder", "head", "layer")))
+    )
     assert found == ["layer", "head", "encoder", "new"]
-
-
-def test_losses_are_the_parts_without_the_constraint():
+    # Losses are the parts without the constraint.
     parts = ("loss/train/cosent", "loss/train/distillation_sparse")
-    assert task_losses(keys("loss/train/total", *parts, "loss/train/lagrangian")) == list(parts)
-    assert task_losses(keys("loss/train/total")) == ["loss/train/total"]
-    assert task_losses(keys("eval/dev/spearman")) == []
+    assert report_data.task_losses(
+        keys("loss/train/total", *parts, "loss/train/lagrangian")
+    ) == list(parts)
+    assert report_data.task_losses(keys("loss/train/total")) == ["loss/train/total"]
+    assert report_data.task_losses(keys("eval/dev/spearman")) == []
 
 
 def test_scores_are_the_main_ones_of_each_task_and_mode():
@@ -63,27 +55,27 @@ def test_scores_are_the_main_ones_of_each_task_and_mode():
         "a/b, all": "eval/a/b/all_ndcg_at_10",
     }
     others = ("eval/scifact/mrr_at_10", "eval/stsb/cosine_pearson", "metrics/x/MeanError")
-    assert logged_scores(keys(*others, *main.values())) == main
+    assert report_data.logged_scores(keys(*others, *main.values())) == main
     for name in ("SpearmanCorrCoef", "cosine_spearman"):  # the new key goes before the old one
         old, new, other = f"metrics/dev/{name}", "eval/dev/cosine_spearman", f"metrics/other/{name}"
-        assert logged_scores(keys(old)) == {"dev": old}
-        assert logged_scores(keys(old, new)) == {"dev": new}
-        assert logged_scores(keys(other, new)) == {"dev": new, "other": other}
+        assert report_data.logged_scores(keys(old)) == {"dev": old}
+        assert report_data.logged_scores(keys(old, new)) == {"dev": new}
+        assert report_data.logged_scores(keys(other, new)) == {"dev": new, "other": other}
 
 
 def test_the_last_constraint(rows):
-    constraint = last_constraint(collect_series(rows))
+    constraint = report_data.last_constraint(collect_series(rows))
     head = constraint["head"]
     assert head.expected_sparsity == pytest.approx(0.49)
     assert (head.target_sparsity, head.realised_sparsity) == (0.5, 0.5)
     # The encoder has no target of its own: it is held to what would be cut.
     assert constraint["encoder"].target_sparsity == 0.5
-    assert last_constraint({}) == {}
+    assert report_data.last_constraint({}) == {}
 
 
 @pytest.mark.parametrize("count", [0, 1, MAX_POINTS, MAX_POINTS + 1, 15_000])
 def test_thinning_keeps_the_ends(count):
-    batches, values = thin(range(count), [2 * n for n in range(count)])
+    batches, values = report_data.thin(range(count), [2 * n for n in range(count)])
     assert len(batches) == min(count, MAX_POINTS)
     assert batches == sorted(set(batches))
     assert values == [2 * batch for batch in batches]
@@ -92,11 +84,11 @@ def test_thinning_keeps_the_ends(count):
 
 
 def test_quantiles_of_a_window():
-    places, quantiles = running_quantiles([5.0] * 30 + [1.0] * 30)
+    places, quantiles = report_data.running_quantiles([5.0] * 30 + [1.0] * 30)
     assert places == list(range(60))
     assert quantiles[0] == [5, 5, 5] and quantiles[-1] == [1, 1, 1]
     assert quantiles[30] == [1, 1, 5]  # half of the window is on either side
-    assert running_quantiles([3.0]) == ([0], [[3, 3, 3]])
+    assert report_data.running_quantiles([3.0]) == ([0], [[3, 3, 3]])
 
 
 def test_everything_is_read(results, make_evaluation, make_pruning, monkeypatch):

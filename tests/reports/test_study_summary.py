@@ -6,19 +6,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from bge_pruning.reports import study_summary
 from bge_pruning.reports.comparison import Estimate
 from bge_pruning.reports.comparison_report import draw_study, summarise, write_study_report
 from bge_pruning.reports.study_records import StudyCell, StudyReference, read_cells, read_reference
-from bge_pruning.reports.study_summary import (
-    compare_groups,
-    find_keys,
-    floor_shares,
-    group_cells,
-    judge,
-    kept_of,
-    keys_by_kind,
-    render_study,
-)
+from bge_pruning.reports.study_summary import find_keys, group_cells, render_study
 
 STUDIES = sorted((Path(__file__).parents[2] / "experiments" / "results").glob("quality*"))
 KEYS = [("sts", "dense"), ("docs", "dense")]
@@ -64,42 +56,42 @@ def test_groups_the_largest_and_gates_first():
 def test_what_is_kept_by_hand():
     keys = find_keys(CELLS)
     assert keys == KEYS
-    assert kept_of(CELLS[0], keys) == pytest.approx(0.85)
-    assert kept_of(CELLS[0], [("docs", "dense")]) == 0.80
+    assert study_summary.kept_of(CELLS[0], keys) == pytest.approx(0.85)
+    assert study_summary.kept_of(CELLS[0], [("docs", "dense")]) == 0.80
     unknown = make_cell("l0", "half", 1, 0.9, 0.9)
     unknown.scores[0].retention = None
-    assert kept_of(unknown, keys) is None
-
-
-def test_only_common_tasks_count():
-    other = make_cell("l0", "half", 9, 0.9, 0.9)
-    other.scores = other.scores[:1]
-    assert find_keys([*CELLS, other]) == [("sts", "dense")]
-
-
-def test_the_floor_is_the_better_one():
-    assert floor_shares(REFERENCE) == pytest.approx({KEYS[0]: 0.75, KEYS[1]: 0.375})
+    assert study_summary.kept_of(unknown, keys) is None
+    unknown.scores = unknown.scores[1:]
+    assert find_keys([*CELLS, unknown]) == KEYS[1:]  # only common tasks count
+    floors = study_summary.floor_shares(REFERENCE)
+    assert floors == pytest.approx({KEYS[0]: 0.75, KEYS[1]: 0.375})  # of the better one
 
 
 def test_kinds_are_split_only_where_there_are_several():
-    assert keys_by_kind(CELLS, KEYS) == {"all": KEYS, "similarity": KEYS[:1], "retrieval": KEYS[1:]}
-    assert keys_by_kind(CELLS, KEYS[:1]) == {"all": KEYS[:1]}
+    assert study_summary.keys_by_kind(CELLS, KEYS) == {
+        "all": KEYS,
+        "similarity": KEYS[:1],
+        "retrieval": KEYS[1:],
+    }
+    assert study_summary.keys_by_kind(CELLS, KEYS[:1]) == {"all": KEYS[:1]}
 
 
 def test_differences_are_paired_by_seed():
     large, ours, theirs = group_cells(CELLS)
-    found = compare_groups(ours, theirs, KEYS)
+    found = study_summary.compare_groups(ours, theirs, KEYS)
     # 0.95 - 0.85 of seed 1, 0.97 - 0.87 of seed 2.
     assert (found.mean, found.half, found.count) == pytest.approx((0.1, 0.0, 2), abs=1e-9)
-    assert compare_groups(large, theirs, KEYS) == Estimate(pytest.approx(0.135), None, 1)
+    assert study_summary.compare_groups(large, theirs, KEYS) == Estimate(
+        pytest.approx(0.135), None, 1
+    )
     assert "Against the baselines" not in render_study(CELLS[2:], REFERENCE)  # without one
 
 
 def test_verdicts():
-    assert judge(Estimate(0.02, 0.01, 3)) == "above"
-    assert judge(Estimate(-0.02, 0.01, 3)) == "below"
-    assert judge(Estimate(0.01, 0.02, 3)) == "a tie"
-    assert judge(Estimate(0.02, None, 1)) == "one seed: not known"
+    assert study_summary.judge(Estimate(0.02, 0.01, 3)) == "above"
+    assert study_summary.judge(Estimate(-0.02, 0.01, 3)) == "below"
+    assert study_summary.judge(Estimate(0.01, 0.02, 3)) == "a tie"
+    assert study_summary.judge(Estimate(0.02, None, 1)) == "one seed: not known"
 
 
 @pytest.mark.parametrize("folder", STUDIES, ids=lambda folder: folder.name)

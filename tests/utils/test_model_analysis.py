@@ -1,5 +1,6 @@
 """Speed of two models in turns, and bytes of tensors that are alive together."""
 
+from functools import partial
 from types import SimpleNamespace
 
 import pytest
@@ -15,18 +16,9 @@ from bge_pruning.utils.model_analysis import (
 )
 
 
-@pytest.fixture
-def embedder(tiny_model):
-    class Embedder:
-        device, batch_size = "cpu", 4
-
-        def encode(self, texts):
-            return tiny_model.encode(texts, show_progress_bar=False)
-
-    return Embedder()
-
-
-def test_speed_has_every_figure(embedder):
+def test_speed_has_every_figure(tiny_model):
+    encode = partial(tiny_model.encode, show_progress_bar=False)
+    embedder = SimpleNamespace(device="cpu", batch_size=4, encode=encode)
     speed = measure_speed(embedder, embedder, ["a man", "the dog runs", "a cat"] * 5, rounds=3)
     assert speed["device"] == "cpu"
     assert speed["batch_size"] == 4
