@@ -18,7 +18,7 @@ from bge_pruning.model_io import model_files
 from bge_pruning.model_io.model_folder import write_sentence_transformers_files
 from bge_pruning.model_io.pretrained import BaseModel, load_base_model
 from bge_pruning.model_io.projection import compute_selection, fit_projection, project
-from bge_pruning.utils.devices import default_device
+from bge_pruning.utils.environment import default_device
 from bge_pruning.utils.records import Projection, PruningRecord
 
 log = logging.getLogger(__name__)

@@ -36,7 +36,7 @@ from bge_pruning.models.structural_pruning import (
     prune_layer_norm,
     prune_linear,
 )
-from bge_pruning.utils.devices import allow_compiled_forms
+from bge_pruning.utils.environment import allow_compiled_forms
 
 
 class Embeddings(nn.Module):

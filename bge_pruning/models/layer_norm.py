@@ -30,7 +30,7 @@ import torch
 import torch.nn.functional as F  # noqa: N812
 from torch import Tensor, nn
 
-from bge_pruning.utils.devices import allow_compiled_forms, compile_failure
+from bge_pruning.utils.environment import allow_compiled_forms, compile_failure
 
 
 def masked_layer_norm(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import fmean, median, stdev
@@ -37,13 +37,7 @@ class ComparedRecord(EvaluationRecord):
 
 @dataclass(frozen=True)
 class Estimate:
-    """A mean over seeds.
-
-    Attributes:
-        mean: The mean.
-        half: Half the width of its 95 % interval by Student's t; ``None`` for a single seed.
-        count: Number of seeds.
-    """
+    """A mean over seeds; ``half`` is half the width of its 95 % interval by Student's t."""
 
     mean: float
     half: float | None
@@ -76,15 +70,6 @@ def common_keys(runs: Sequence[Iterable[Key]]) -> list[Key]:
     return [key for key in runs[0] if all(key in other for other in others)]
 
 
-def mean_share(shares: Mapping[Key, float | None], keys: Sequence[Key]) -> float | None:
-    """Mean over tasks and modes of the share of the original's score that a model keeps.
-
-    ``None`` if there is none, or one is unknown because the original's score is not above 0.
-    """
-    values = [shares[key] for key in keys]
-    return fmean(values) if values and None not in values else None
-
-
 def percent(estimate: Estimate | None, digits: int = 1) -> str:
     """An estimate of a share in percent, ``-`` if there is none."""
     if estimate is None:
@@ -105,28 +90,16 @@ def pareto_front(costs: Sequence[float], qualities: Sequence[float]) -> list[int
 
 @dataclass(frozen=True)
 class Candidate:
-    """A model to choose, from one evaluation or from several with different seeds.
-
-    Attributes:
-        name: Its name.
-        scores: Main score of each run, by task and mode.
-        kept: Mean over tasks and modes of the share of the original's score, for each run.
-        floor: The same share of the floor, which needs no training; the lowest over the runs.
-        encoder: Parameters of its encoder.
-        total: All its parameters.
-        latency: Time of one text as a share of the original's, median over the runs; ``None`` if it
-            was not measured.
-        throughput: Texts per second divided by those of the original; or ``None``.
-    """
+    """A model to choose, from one evaluation or from several with different seeds."""
 
     name: str
-    scores: dict[Key, list[float]]
-    kept: list[float]
-    floor: float
-    encoder: int
-    total: int
-    latency: float | None
-    throughput: float | None
+    scores: dict[Key, list[float]]  # main score of each run
+    kept: list[float]  # mean share of the original's scores, for each run
+    floor: float  # the same share of the floor, which needs no training; the lowest over the runs
+    encoder: int  # parameters of the encoder
+    total: int  # all parameters
+    latency: float | None  # of one text, as a share of the original's; median over the runs
+    throughput: float | None  # texts per second divided by those of the original
 
 
 @dataclass(frozen=True)
@@ -156,11 +129,6 @@ def read_candidates(results: Sequence[str]) -> tuple[list[Candidate], list[Key]]
 
     Returns:
         The original and the others in order, and the tasks that all of them were evaluated on.
-
-    Raises:
-        FileNotFoundError: If a path holds no evaluation.
-        ValueError: If a file is invalid, is named twice, or has no baseline, a model has the name
-            of the original, or the models have no task or original in common.
     """
     named = [_name_and_path(text) for text in results]
     _check_names(named)
@@ -234,21 +202,12 @@ def _original(runs: Sequence[_Run], keys: Sequence[Key]) -> Candidate:
                 )
     counts = first.record.parameters.baseline
     measured = 1.0 if any(run.record.speed for run in runs) else None
-    return Candidate(
-        name=ORIGINAL,
-        scores={key: [expected[key]] for key in keys},
-        kept=[1.0],
-        floor=min(run.floor(keys) for run in runs),
-        encoder=counts.encoder,
-        total=counts.total,
-        latency=measured,
-        throughput=measured,
-    )
+    scores, floor = {key: [expected[key]] for key in keys}, min(run.floor(keys) for run in runs)
+    sizes = (counts.encoder, counts.total)
+    return Candidate(ORIGINAL, scores, [1.0], floor, *sizes, measured, measured)
 
 
-def _candidate(
-    name: str, runs: Sequence[_Run], keys: Sequence[Key], original: Candidate
-) -> Candidate:
+def _candidate(name: str, runs: list[_Run], keys: list[Key], original: Candidate) -> Candidate:
     found = [run.numbers() for run in runs]
     counts = [run.record.parameters.model for run in runs]
     if len({count.total for count in counts}) > 1:
@@ -277,18 +236,13 @@ def summary_header() -> list[str]:
 
 def summary_rows(candidates: Sequence[Candidate]) -> list[list[str]]:
     """A row for each candidate."""
-    return [
-        [
-            c.name,
-            str(len(c.kept)),
-            f"{c.encoder / 1e6:.1f}M",
-            f"{c.total / 1e6:.1f}M",
-            *("-" if value is None else f"{value:.2f} x" for value in (c.latency, c.throughput)),
-            f"{c.floor:.1%}",
-            span(c.kept, ".1%"),
-        ]
-        for c in candidates
-    ]
+    rows = []
+    for c in candidates:
+        sizes = [f"{count / 1e6:.1f}M" for count in (c.encoder, c.total)]
+        times = ["-" if x is None else f"{x:.2f} x" for x in (c.latency, c.throughput)]
+        shares = [f"{c.floor:.1%}", span(c.kept, ".1%")]
+        rows.append([c.name, str(len(c.kept)), *sizes, *times, *shares])
+    return rows
 
 
 def span(values: Sequence[float], style: str) -> str:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from statistics import fmean
 from typing import TYPE_CHECKING
@@ -20,12 +20,7 @@ from bge_pruning.reports.comparison import (
     summary_rows,
 )
 from bge_pruning.reports.markdown import table
-from bge_pruning.reports.study_records import (
-    StudyCell,
-    StudyReference,
-    read_cells,
-    read_reference,
-)
+from bge_pruning.reports.study_records import StudyCell, StudyReference, read_cells, read_reference
 from bge_pruning.reports.study_summary import (
     Group,
     find_keys,
@@ -64,26 +59,10 @@ STEP = 0.012  # distance between two methods at one size, as a share of the pane
 ALIKE = 1.02  # models whose parameters differ by less than this factor are of one size
 
 
-# Files of a comparison
-
-
 def write_comparison(
     results: Sequence[str], output: Path, overwrite: bool = False
 ) -> tuple[list[Candidate], list[Key]]:
-    """Compare evaluated models and write the result.
-
-    Args:
-        results: See :func:`bge_pruning.reports.comparison.read_candidates`.
-        output: Folder to write into.
-        overwrite: Whether an earlier comparison may be replaced.
-
-    Returns:
-        The models and the scores that all of them have.
-
-    Raises:
-        FileExistsError: If a file is there and ``overwrite`` is false.
-        FileNotFoundError: See :func:`read_candidates`, also for ``ValueError``.
-    """
+    """Compare evaluated models, see :func:`read_candidates`, and write the result into a folder."""
     data, text, picture = (output / name for name in COMPARISON_FILES)
     refuse_existing([data, text, picture], overwrite=overwrite)
     candidates, keys = read_candidates(results)
@@ -95,21 +74,19 @@ def write_comparison(
 
 def describe_comparison(candidates: Sequence[Candidate], keys: Sequence[Key]) -> dict[str, object]:
     """The content of ``comparison.json``."""
-    return {
-        "tasks": [{"task": task, "mode": mode} for task, mode in keys],
-        "candidates": [
-            {
-                "name": c.name,
-                "kept": c.kept,
-                "floor": c.floor,
-                "scores": [c.scores[key] for key in keys],
-                "parameters": {"encoder": c.encoder, "total": c.total},
-                "latency_ratio": c.latency,
-                "throughput_ratio": c.throughput,
-            }
-            for c in candidates
-        ],
-    }
+    described = [
+        {
+            "name": c.name,
+            "kept": c.kept,
+            "floor": c.floor,
+            "scores": [c.scores[key] for key in keys],
+            "parameters": {"encoder": c.encoder, "total": c.total},
+            "latency_ratio": c.latency,
+            "throughput_ratio": c.throughput,
+        }
+        for c in candidates
+    ]
+    return {"tasks": [{"task": task, "mode": mode} for task, mode in keys], "candidates": described}
 
 
 def render_comparison(candidates: Sequence[Candidate], keys: Sequence[Key]) -> str:
@@ -128,21 +105,10 @@ def render_comparison(candidates: Sequence[Candidate], keys: Sequence[Key]) -> s
     return "\n\n".join(parts) + "\n"
 
 
-# Files of a study
-
-
 def write_study_report(folder: Path) -> Path:
     """Write ``table.md``, ``pareto.png`` and ``summary.json`` beside the cells of a study.
 
-    Args:
-        folder: Results folder of the study; an earlier report is replaced.
-
-    Returns:
-        The path of the table.
-
-    Raises:
-        FileNotFoundError: If no cell is finished.
-        ValueError: If a file is no finished cell, or the cells have no task in common.
+    An earlier report is replaced. Returns the path of the table.
     """
     if not folder.is_dir():
         raise FileNotFoundError(f"{folder}: no such folder. To fix, run the study first.")
@@ -162,12 +128,7 @@ def write_study_report(folder: Path) -> Path:
 
 
 def summarise(cells: Sequence[StudyCell], reference: StudyReference) -> dict[str, object]:
-    """The numbers of the table and the picture.
-
-    Returns:
-        ``groups``, one for each size and method, with the shares kept by ``TASK, MODE`` and their
-        ``mean``; ``floor``, the same of the better floor; and ``original``, the original's name.
-    """
+    """The numbers of the table and the picture, by ``TASK, MODE`` and their ``mean``."""
     keys, floors = find_keys(cells), floor_shares(reference)
     named = {"mean": keys, **{f"{task}, {mode}": [(task, mode)] for task, mode in keys}}
     groups = [
@@ -191,17 +152,11 @@ def _describe(estimate: Estimate | None) -> dict[str, float | None] | None:
     return None if estimate is None else {"mean": estimate.mean, "half_interval": estimate.half}
 
 
-# The picture of a comparison
-
-
 def draw_comparison(candidates: Sequence[Candidate]) -> Figure:
     """Draw what each model keeps against its parameters, and against its time if it was measured.
 
     Points that no other one beats are joined. Several runs of a model have a bar from the lowest
     to the highest.
-
-    Args:
-        candidates: The original and the others.
     """
     timed = [c for c in candidates if c.latency is not None]
     panels = 2 if len(timed) > 1 else 1
@@ -222,25 +177,17 @@ def draw_comparison(candidates: Sequence[Candidate]) -> Figure:
 def _draw_candidates(panel: Axes, candidates: Sequence[Candidate], costs: Sequence[float]) -> None:
     kept = [100 * fmean(c.kept) for c in candidates]
     front = pareto_front(costs, kept)
-    panel.step(
-        [costs[i] for i in front], [kept[i] for i in front],
-        where="post", color=BLUE, linewidth=1.3, alpha=0.6, zorder=1,
-    )  # fmt: skip
+    line = {"color": BLUE, "linewidth": 1.3, "alpha": 0.6, "zorder": 1}
+    panel.step([costs[i] for i in front], [kept[i] for i in front], where="post", **line)
     for index, (candidate, cost, quality) in enumerate(zip(candidates, costs, kept, strict=True)):
         low, high = 100 * min(candidate.kept), 100 * max(candidate.kept)
         colour = LIGHT.muted if candidate.name == ORIGINAL or index not in front else BLUE
-        marker = "D" if candidate.name == ORIGINAL else "o"
-        panel.errorbar(
-            cost, quality, yerr=[[quality - low], [high - quality]],
-            marker=marker, color=colour, capsize=3, markersize=7, zorder=2,
-        )  # fmt: skip
-        panel.annotate(
-            candidate.name, (cost, quality), (6, -11), textcoords="offset points", fontsize=8
-        )
+        look = {"marker": "D" if candidate.name == ORIGINAL else "o", "color": colour, "capsize": 3}
+        bars = [[quality - low], [high - quality]]
+        panel.errorbar(cost, quality, yerr=bars, markersize=7, zorder=2, **look)
+        place = {"xytext": (6, -11), "textcoords": "offset points"}
+        panel.annotate(candidate.name, (cost, quality), fontsize=8, **place)
     panel.margins(x=0.18, y=0.15)
-
-
-# The picture of a study
 
 
 def draw_study(
@@ -265,7 +212,8 @@ def draw_study(
             lowest = draw(panel, groups, keys, theme)
             dress(panel, TITLES[kind], grid="both" if in_rows else "y")
             panel.set_xlabel(KEPT if in_rows else PARAMETERS)
-            _draw_floor(panel, floors, keys, lowest, theme, upright=in_rows)
+            if values := [floors[key] for key in keys if key in floors]:
+                _draw_floor(panel, 100 * fmean(values), lowest, theme, upright=in_rows)
         if in_rows:
             panels[0].set_ylim(len(groups) - 0.5, -0.5)  # shared; the first group is above
         else:
@@ -283,7 +231,7 @@ def _draw_rows(panel: Axes, groups: Sequence[Group], keys: Sequence[Key], theme:
     look = {"color": theme.series[0], "marker": MARKERS[0], "linestyle": ""}
     lowest = 100.0
     for row, group in enumerate(groups):
-        if kept := _percents(group, keys):
+        if kept := [100 * share for share in group.kept(keys)]:
             panel.plot(kept, [row] * len(kept), **look, **SEED)
             panel.plot([fmean(kept)], [row], **{**MEAN, **look})
             lowest = min(lowest, *kept)
@@ -301,10 +249,6 @@ def _names(groups: Sequence[Group]) -> list[str]:
     return [f"{group.method}, {group.size}" for group in groups]
 
 
-def _percents(group: Group, keys: Sequence[Key]) -> list[float]:
-    return [100 * share for share in group.kept(keys)]
-
-
 def _draw_methods(panel: Axes, groups: Sequence[Group], keys: Sequence[Key], theme: Theme) -> float:
     """Draw what each method keeps; the least of it in percent is returned."""
     methods = list(dict.fromkeys(group.method for group in groups))
@@ -318,16 +262,15 @@ def _draw_methods(panel: Axes, groups: Sequence[Group], keys: Sequence[Key], the
         aside = step * (number - (len(methods) - 1) / 2)
         means = []
         for group in groups:
-            kept = _percents(group, keys)
+            kept = [100 * share for share in group.kept(keys)]
             if group.method != method or not kept:
                 continue
             means.append((_millions(group) + aside, fmean(kept)))
             panel.plot([means[-1][0]] * len(kept), kept, **look, linestyle="", **SEED)
             lowest = min(lowest, *kept)
         if means:
-            panel.plot(
-                *zip(*sorted(means), strict=True), **look, **MEAN, label=legend_label(method)
-            )
+            look |= MEAN
+            panel.plot(*zip(*sorted(means), strict=True), **look, label=legend_label(method))
     return lowest
 
 
@@ -335,19 +278,8 @@ def _millions(group: Group) -> float:
     return group.cells[0].parameters.encoder / 1e6
 
 
-def _draw_floor(
-    panel: Axes,
-    floors: Mapping[Key, float],
-    keys: Sequence[Key],
-    lowest: float,
-    theme: Theme,
-    upright: bool,
-) -> None:
+def _draw_floor(panel: Axes, mean: float, lowest: float, theme: Theme, upright: bool) -> None:
     """Draw the floor as a line, or say where it is: far below, it would press all else together."""
-    values = [floors[key] for key in keys if key in floors]
-    if not values:
-        return
-    mean = 100 * fmean(values)
     if lowest - mean < 3 * (100 - lowest):
         line = panel.axvline if upright else panel.axhline
         line(mean, color=theme.muted, linestyle="--", linewidth=1.2, label="floor")
@@ -356,7 +288,5 @@ def _draw_floor(
     if upright:  # any place inside may have a dot
         panel.set_xlabel(f"{panel.get_xlabel()}\n{text}")
         return
-    panel.text(
-        0.98, 0.02, text,
-        color=theme.muted, transform=panel.transAxes, fontsize="small", ha="right",
-    )  # fmt: skip
+    look = {"color": theme.muted, "fontsize": "small", "ha": "right"}
+    panel.text(0.98, 0.02, text, transform=panel.transAxes, **look)

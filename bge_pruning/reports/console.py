@@ -4,16 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from textwrap import wrap
-from typing import TYPE_CHECKING
+
+from rich.box import SIMPLE_HEAD
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
 
 from bge_pruning.reports.comparison import Candidate, summary_header, summary_rows
 from bge_pruning.reports.summary_plot import count_models
 from bge_pruning.reports.tables import LABELS, PARTS, score_header, score_rows, truncation_notes
 from bge_pruning.utils.records import EvaluationRecord, Parameters
-
-if TYPE_CHECKING:
-    from rich.console import Console
-    from rich.table import Table
 
 SHORT = {"random weights": "floor: random", "word embeddings": "floor: words"}
 WIDTH = 11  # of a line in a heading
@@ -46,17 +46,10 @@ def print_whole(table: Table, console: Console) -> None:
 
 def _score_table(result: EvaluationRecord) -> Table:
     """Scores by mode, grouped by task to be narrow; columns without any value are left out."""
-    from rich.box import SIMPLE_HEAD
-    from rich.markup import escape
-    from rich.table import Table
-
     header = ["\n".join(wrap(SHORT.get(name, name), WIDTH)) for name in score_header(result)]
     rows = score_rows(result)
     shown = [i for i in range(LABELS, len(header)) if any(row[i] != "-" for row in rows)]
-    table = Table(box=SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False)
-    table.add_column("", no_wrap=True)
-    for index in shown:
-        table.add_column(escape(header[index]), justify="right", no_wrap=True)
+    table = _make_table(["", *(escape(header[index]) for index in shown)])
     previous = None
     for row in rows:
         task, mode, metric = row[:LABELS]
@@ -68,8 +61,6 @@ def _score_table(result: EvaluationRecord) -> Table:
 
 
 def _parameter_table(models: dict[str, Parameters]) -> Table:
-    from rich.table import Table
-
     table = Table("parameters")
     for name in models:
         table.add_column({"pruned": "model"}.get(name, name), justify="right")
@@ -84,6 +75,13 @@ def _parameter_table(models: dict[str, Parameters]) -> Table:
     return table
 
 
+def _make_table(header: Sequence[str]) -> Table:
+    table = Table(box=SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False)
+    for index, name in enumerate(header):
+        table.add_column(name, justify="right" if index else "left", no_wrap=True)
+    return table
+
+
 def show_comparison(candidates: Sequence[Candidate], console: Console) -> None:
     """Print a table with a row for each model."""
     show_rows(summary_header(), summary_rows(candidates), console)
@@ -91,13 +89,7 @@ def show_comparison(candidates: Sequence[Candidate], console: Console) -> None:
 
 def show_rows(header: Sequence[str], rows: Sequence[Sequence[str]], console: Console) -> None:
     """Print a table whose first column holds words and whose others hold numbers."""
-    from rich.box import SIMPLE_HEAD
-    from rich.markup import escape
-    from rich.table import Table
-
-    table = Table(box=SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False)
-    for index, name in enumerate(header):
-        table.add_column(name, justify="right" if index else "left", no_wrap=True)
+    table = _make_table(header)
     for row in rows:
         table.add_row(*(escape(cell) for cell in row))
     print_whole(table, console)

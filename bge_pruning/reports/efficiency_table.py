@@ -15,8 +15,7 @@ BAR, LEAST_LENGTH, LEAST_BATCH = 0.9, 128, 32
 def render_efficiency(result: Mapping[str, Any]) -> str:
     """Render what was measured, a table with a row for each setting, and supported claims.
 
-    Args:
-        result: See :func:`bge_pruning.workflows.efficiency_benchmark.benchmark`.
+    ``result`` is that of :func:`bge_pruning.workflows.efficiency_benchmark.benchmark`.
     """
     compared = result["baseline"] is not None
     header = ["runtime", "texts", "tokens", "ms (p95)", "texts/s", "tokens/s"]
@@ -91,10 +90,8 @@ def _left_out(result: Mapping[str, Any]) -> list[str]:
         for s in result["too_large"]
     ]
     if result["too_long"]:
-        lengths = ", ".join(map(str, result["too_long"]))
-        lines.append(
-            f"left out, beyond the limit of {result['max_length']} tokens a text: {lengths}"
-        )
+        limit, lengths = result["max_length"], ", ".join(map(str, result["too_long"]))
+        lines.append(f"left out, beyond the limit of {limit} tokens a text: {lengths}")
     return lines
 
 
@@ -107,11 +104,9 @@ def _claims(settings: Sequence[Mapping[str, Any]]) -> list[str]:
         f"ideal speed-up, {'at least' if s['share'] >= BAR else 'below'} {BAR:.0%}"
         for s in clear
     ]
-    if len(clear) < len(long):
-        lines.append(
-            f"{len(long) - len(clear)} of {len(long)} long settings are too noisy for a claim: "
-            f"measure longer (--seconds), or on a quiet machine"
-        )
+    if noisy := len(long) - len(clear):
+        fix = "measure longer (--seconds), or on a quiet machine"
+        lines.append(f"{noisy} of {len(long)} long settings are too noisy for a claim: {fix}")
     return lines
 
 
@@ -129,26 +124,15 @@ NOTE = (
 
 
 def render_training(result: Mapping[str, Any]) -> str:
-    """Render what was measured, on what, and the ratios.
-
-    Args:
-        result: The content of the benchmark's JSON file.
-    """
+    """Render what the benchmark of trainings measured, on what, and the ratios."""
     header = ["batches", "training", "s/step", "of it data", "tokens/s", "padding"]
     header += ["of peak FLOPs", "step memory"]
-    rows = [
-        [
-            cost["batches"],
-            TRAININGS[cost["training"]],
-            f"{cost['median_seconds']:.3f}",
-            f"{cost['data_share']:.2%}",
-            f"{cost['tokens_per_second']:,.0f}",
-            f"{cost['padding']:.1%}",
-            f"{cost['utilisation']:.1%}",
-            f"{cost['peak_bytes'] / 1e6:,.0f} MB",
-        ]
-        for cost in result["costs"]
-    ]
+    rows = []
+    for cost in result["costs"]:
+        time = [f"{cost['median_seconds']:.3f}", f"{cost['data_share']:.2%}"]
+        tokens = [f"{cost['tokens_per_second']:,.0f}", f"{cost['padding']:.1%}"]
+        use = [f"{cost['utilisation']:.1%}", f"{cost['peak_bytes'] / 1e6:,.0f} MB"]
+        rows.append([cost["batches"], TRAININGS[cost["training"]], *time, *tokens, *use])
     lines = [_describe(result), "", table(header, rows, 2), "", NOTE]
     if any(result["ratios"].values()):
         lines += ["", "Times on the same batch, median (quartiles):", "", _ratios(result)]

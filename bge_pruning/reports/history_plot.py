@@ -37,39 +37,20 @@ Draw = Callable[["Axes"], None]
 
 
 def draw_constraint(series: Series, theme: Theme = LIGHT) -> Figure:
-    """Draw expected, target and realised sparsity of each axis that was pruned.
-
-    Args:
-        series: Read are ``pruning/{expected,target,realised}_sparsity/<axis>``.
-        theme: Colours.
-    """
+    """Draw expected, target and realised sparsity of each axis that was pruned."""
     with theme.context():
         figure = _panels([partial(_draw_axis, axis, series, theme) for axis in pruned_axes(series)])
-        by_name = {
-            label: handle
-            for panel in figure.axes
-            for handle, label in zip(*panel.get_legend_handles_labels(), strict=True)
-        }
+        by_name = {line.get_label(): line for panel in figure.axes for line in panel.lines}
         names = [name for name, _ in _sparsity_styles(theme).values() if name in by_name]
         figure.legend([by_name[name] for name in names], names, loc="outside lower center", ncols=3)
     return figure
 
 
 def draw_multipliers(series: Series, theme: Theme = LIGHT) -> Figure:
-    """Draw the multipliers that hold the gates to the constraint.
-
-    Args:
-        series: Read are ``pruning/lambda_{1,2}/<axis>``.
-        theme: Colours.
-    """
+    """Draw the multipliers that hold the gates to the constraint."""
+    found = {title: _multipliers(name, series) for name, title in MULTIPLIERS.items()}
     with theme.context():
-        return _panels(
-            [
-                partial(_draw_lines, title, keys, series, theme)
-                for name, title in MULTIPLIERS.items()
-                if (keys := _multipliers(name, series))
-            ]
-        )
+        return _panels([partial(_draw_lines, t, k, series, theme) for t, k in found.items() if k])
 
 
 def _multipliers(name: str, series: Series) -> dict[str, str]:
@@ -84,13 +65,7 @@ def has_multipliers(series: Series) -> bool:
 
 
 def draw_training(series: Series, theme: Theme = LIGHT) -> Figure:
-    """Draw the parts of the task loss and the scores while training, as far as they were logged.
-
-    Args:
-        series: Read are ``loss/train/<name>``, ``eval/<task>/<metric>`` and
-            ``metrics/<task>/<metric>``.
-        theme: Colours.
-    """
+    """Draw the parts of the task loss and the scores while training, as far as they were logged."""
     losses, scores = task_losses(series), logged_scores(series)
     draws: list[Draw] = []
     if losses:
@@ -124,19 +99,16 @@ def _panels(draws: Sequence[Draw]) -> Figure:
 
 def _sparsity_styles(theme: Theme) -> dict[str, tuple[str, dict[str, object]]]:
     """Name and look of each curve; the last one lies on top."""
-    dotted, dashed = (0, (1, 1.5)), (0, (5, 2))
+    realised = {"color": theme.series[1], "linewidth": 1.6, "linestyle": (0, (1, 1.5))}
+    target = {"color": theme.muted, "linewidth": 1.4, "linestyle": (0, (5, 2))}
     return {
-        "realised": (
-            "what a cut would remove",
-            {"color": theme.series[1], "linewidth": 1.6, "linestyle": dotted},
-        ),
-        "target": ("target", {"color": theme.muted, "linewidth": 1.4, "linestyle": dashed}),
+        "realised": ("what a cut would remove", realised),
+        "target": ("target", target),
         "expected": ("expected by the gates", {"color": theme.series[0], "linewidth": 1.9}),
     }
 
 
 def _draw_axis(axis: str, series: Series, theme: Theme, panel: Axes) -> None:
-    """Draw one axis of the constraint, in percent."""
     for name, (label, style) in _sparsity_styles(theme).items():
         batches, values = thin(*series.get(f"pruning/{name}_sparsity/{axis}", ([], [])))
         if values:

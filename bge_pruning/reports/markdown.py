@@ -10,11 +10,9 @@ SPECIAL = re.compile(r"[\\`*\[\]<>&|~$#]|(?<![^\W_])_|_(?![^\W_])")
 
 
 class Block(str):
-    """Markdown that remembers what it shows.
+    """Markdown that remembers what it shows: ``content``, by the names of the arguments, unescaped.
 
-    Attributes:
-        kind: ``paragraph``, ``table``, ``heading``, ``warning``, ``code`` or ``picture``.
-        content: The unescaped content, by the names of the arguments that made the block.
+    ``kind`` is ``paragraph``, ``table``, ``heading``, ``warning``, ``code`` or ``picture``.
     """
 
     kind: str
@@ -48,13 +46,7 @@ def warning(claim: str, text: str) -> Block:
 
 
 def table(header: Sequence[str], rows: Sequence[Sequence[object]], words: int = 1) -> Block:
-    """A table, its cells escaped.
-
-    Args:
-        header: Names of the columns.
-        rows: Cells.
-        words: Number of columns at the left that hold words; numbers are aligned to the right.
-    """
+    """A table, its cells escaped; the first ``words`` columns hold words, all others numbers."""
     lines = [[escape(cell) for cell in line] for line in (header, *rows)]
     lines.insert(1, ["---"] * words + ["---:"] * (len(header) - words))
     text = "\n".join("| " + " | ".join(line) + " |" for line in lines)

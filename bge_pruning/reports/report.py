@@ -55,22 +55,14 @@ def write_report(
     The report is made from ``evaluation.json``, ``pruning.json``, ``metrics.jsonl`` and
     ``metrics-recovery.jsonl`` (one history row a line), ``gates.npz`` (open probabilities, and
     booleans under ``<axis>_kept``), ``config.yaml``, ``versions.json`` and ``commands.txt`` (one
-    command a line). The sections of a missing file are left out, and the report says so.
-
-    ``report.md`` has its pictures beside it; ``report.html`` holds the same and needs no other
-    file.
-
-    Args:
-        folder: Folder with the inputs.
-        commands: Commands that reproduce the run; ``commands.txt`` is then not read.
-        overwrite: Whether an existing report and its pictures may be replaced.
+    command a line; not read where ``commands`` are given). The sections of a missing file are left
+    out, and the report says so.
 
     Returns:
-        The path of ``report.md``.
+        The path of ``report.md``, which has its pictures beside it; ``report.html`` holds the same
+        and needs no other file.
 
     Raises:
-        FileNotFoundError: If the folder has neither an evaluation, nor an extraction, nor a
-            history.
         FileExistsError: If a report is there and ``overwrite`` is false.
         ValueError: If a file cannot be read, or lacks a key; the message names both.
     """
@@ -92,18 +84,9 @@ def write_report(
     return folder / MARKDOWN
 
 
-# Pictures
-
-
 @dataclass(frozen=True)
 class Picture:
-    """A picture in both themes.
-
-    Attributes:
-        figure: In the light theme, to be saved beside ``report.md``.
-        light: SVG for light pages.
-        dark: SVG for dark pages.
-    """
+    """A picture to be saved beside ``report.md``, and its SVG for light and for dark pages."""
 
     figure: Figure
     light: str
@@ -140,17 +123,8 @@ def find_pictures(inputs: Inputs) -> dict[str, Callable[..., Figure]]:
     return draws
 
 
-# Text
-
-
 def render_report(inputs: Inputs, pictures: Mapping[str, Picture], name: str) -> str:
-    """Fill one of the templates.
-
-    Args:
-        inputs: What the folder holds.
-        pictures: Those that were drawn, by file name.
-        name: ``report.md`` or ``report.html``.
-    """
+    """Fill the template of ``report.md`` or ``report.html``."""
     blocks = {name: picture(CAPTIONS[name], name) for name in pictures}
     content = {
         "title": title_of(inputs),
@@ -189,5 +163,4 @@ def _data_uri(svg: str) -> str:
 
 
 def _width(svg: str) -> str:
-    width = WIDTH.search(svg)
-    return width[1] if width else ""
+    return width[1] if (width := WIDTH.search(svg)) else ""

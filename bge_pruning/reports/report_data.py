@@ -1,4 +1,4 @@
-"""What a report is made from: the files of a results folder, and logged numbers as curves."""
+"""The inputs of a report: the files of a results folder, and logged numbers as curves."""
 
 from __future__ import annotations
 
@@ -7,9 +7,10 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import Any, TypeVar
 from zipfile import BadZipFile
 
+import numpy as np
 import yaml
 
 from bge_pruning.config.load import check_yaml
@@ -23,9 +24,6 @@ from bge_pruning.utils.json_records import (
 )
 from bge_pruning.utils.records import Constraint, EvaluationRecord, PruningRecord
 from bge_pruning.utils.visualization import AXIS_TITLES
-
-if TYPE_CHECKING:
-    import numpy as np
 
 COMMANDS, VERSIONS = "commands.txt", "versions.json"
 AGAIN, REMOVE = "write it again", "remove the line"
@@ -136,14 +134,7 @@ def thin(batches: Sequence[int], values: Sequence[float]) -> tuple[list[int], li
 
 
 def running_quantiles(values: Sequence[float]) -> tuple[list[int], list[list[float]]]:
-    """A running median with the band that holds most of the values.
-
-    Returns:
-        At most ``MAX_POINTS`` places in ``values``, and at each the 10th, 50th and 90th percentile
-        of the values around it.
-    """
-    import numpy as np
-
+    """At most ``MAX_POINTS`` places, and percentiles (10, 50, 90) of the values around each."""
     places, _ = thin(range(len(values)), values)
     reach = max(1, len(values) // 25)
     array = np.asarray(values)
@@ -176,19 +167,7 @@ class Inputs:
 
 
 def read_inputs(folder: Path, commands: Sequence[str] = ()) -> Inputs:
-    """Read the files that are there.
-
-    Args:
-        folder: Results folder or run folder.
-        commands: Commands that reproduce the run; ``commands.txt`` is then not read.
-
-    Returns:
-        The content of the files.
-
-    Raises:
-        FileNotFoundError: If there is neither an evaluation, nor an extraction, nor a history.
-        ValueError: If a file cannot be read; the message names it.
-    """
+    """Read the files of a results folder or run folder; one of ``NEEDED`` has to be there."""
     missing: list[str] = []
 
     def read(name: str, reader: Callable[[Path], T], default: T) -> T:
@@ -209,25 +188,16 @@ def read_inputs(folder: Path, commands: Sequence[str] = ()) -> Inputs:
             "the results folder of one that was extracted or evaluated."
         )
     has_versions = (folder / VERSIONS).is_file()
+    # The command of the evaluation is the best that is known without a file of them.
+    recorded = [evaluation.command] if evaluation is not None and evaluation.command else []
+    found = (evaluation, pruning, series, recovery, gates, kept, config_text, config)
     return Inputs(
-        name=folder.resolve().name,
-        evaluation=evaluation,
-        pruning=pruning,
-        series=series,
-        recovery=recovery,
-        gates=gates,
-        kept=kept,
-        config_text=config_text,
-        config=config,
+        folder.resolve().name,
+        *found,
         versions=read_record(folder / VERSIONS, dict[str, Text], AGAIN) if has_versions else {},
-        commands=list(commands) or read(COMMANDS, _read_commands, _recorded_command(evaluation)),
+        commands=list(commands) or read(COMMANDS, _read_commands, recorded),
         missing=missing,
     )
-
-
-def _recorded_command(evaluation: EvaluationRecord | None) -> list[str]:
-    """The command that an evaluation records: the best that is known without ``commands.txt``."""
-    return [evaluation.command] if evaluation is not None and evaluation.command else []
 
 
 def _read_commands(path: Path) -> list[str]:
@@ -251,9 +221,6 @@ def _read_series(path: Path) -> Series:
 
 
 def _read_gates(path: Path) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
-    """Open probabilities by axis, and what was kept."""
-    import numpy as np
-
     try:
         # Opened here, because np.load leaves a file open that is not an archive.
         with path.open("rb") as file, np.load(file) as arrays:

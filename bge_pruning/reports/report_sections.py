@@ -26,12 +26,7 @@ ENDS = 25  # the start and the end of a run are its first and its last 1/25
 
 
 def build_sections(inputs: Inputs, pictures: Mapping[str, Block]) -> dict[str, list[Block]]:
-    """Blocks by heading; sections without any are left out.
-
-    Args:
-        inputs: What the folder holds.
-        pictures: Those that were drawn, by file name.
-    """
+    """Blocks by heading; sections without any are left out."""
 
     def show(*names: str) -> list[Block]:
         return [pictures[name] for name in names if name in pictures]
@@ -68,8 +63,8 @@ def summarise_run(inputs: Inputs) -> str:
     if len(counts) == 2:
         whole, left = counts["original"], counts["pruned"]
         sentences.append(
-            f"The pruned model has {_millions(left.total)} parameters, "
-            f"{left.total / whole.total:.1%} of the original's {_millions(whole.total)}; "
+            f"The pruned model has {left.total / 1e6:.1f} million parameters, "
+            f"{left.total / whole.total:.1%} of the original's {whole.total / 1e6:.1f} million; "
             f"of the encoder it keeps {left.encoder / whole.encoder:.1%}."
         )
     if inputs.evaluation is not None:
@@ -83,7 +78,6 @@ def summarise_run(inputs: Inputs) -> str:
 
 
 def _run_sentence(inputs: Inputs) -> str:
-    """What is known of a run that was not extracted yet."""
     batches = max((batches[-1] for batches, _ in inputs.series.values()), default=0)
     model = inputs.config.model
     start = f" from {model.base_model}" if model and model.base_model else ""
@@ -118,10 +112,6 @@ def _score_sentence(entry: Entry) -> str:
     return f"{kept}, and {above:.1%} of what lies above the floor of {entry.floor:.4f}."
 
 
-def _millions(count: int) -> str:
-    return f"{count / 1e6:.1f} million"
-
-
 def glance(inputs: Inputs) -> list[Block]:
     """The figures that people look for first, as a table of two columns."""
     rows = []
@@ -147,7 +137,6 @@ def glance(inputs: Inputs) -> list[Block]:
 
 
 def _curves(series: Series) -> list[Block]:
-    """The losses and the scores at the start and at the end."""
     losses = []
     for key in task_losses(series):
         values = series[key][1]
@@ -158,29 +147,23 @@ def _curves(series: Series) -> list[Block]:
     for name, key in logged_scores(series).items():
         values = series[key][1]
         scores.append([name, *(f"{v:.4f}" for v in (values[0], max(values), values[-1]))])
-    tables = {
-        ("task loss (medians)", "at the start", "at the end"): losses,
-        ("score while training", "first", "best", "last"): scores,
-    }
-    return [table(header, rows) for header, rows in tables.items() if rows]
+    ends, best = ["at the start", "at the end"], ["first", "best", "last"]
+    parts = [table(["task loss (medians)", *ends], losses)] if losses else []
+    return parts + ([table(["score while training", *best], scores)] if scores else [])
 
 
 def _reproduction(inputs: Inputs) -> list[Block]:
-    """Commands, seeds and versions."""
     evaluation, pruning = inputs.evaluation, inputs.pruning
     parts = [fence("\n".join(inputs.commands), "bash")] if inputs.commands else []
     recorded = pruning is not None and "seed" in pruning.model_fields_set
-    seeds = {
-        "the run": pruning.seed if recorded else inputs.config.seed,
-        "the evaluation": evaluation.seed if evaluation is not None else None,
-    }
+    seeds = {"the run": pruning.seed if recorded else inputs.config.seed}
+    versions = {"run": (pruning.versions if pruning is not None else {}) or inputs.versions}
+    if evaluation is not None:
+        seeds["the evaluation"] = evaluation.seed
+        versions["evaluation"] = evaluation.versions
     said = [f"of {name} {seed}" for name, seed in seeds.items() if seed is not None]
     if said:
         parts.append(paragraph(f"Seed {', '.join(said)}."))
-    versions = {
-        "run": (pruning.versions if pruning is not None else {}) or inputs.versions,
-        "evaluation": evaluation.versions if evaluation is not None else {},
-    }
     known = {name: found for name, found in versions.items() if found}
     if known:
         packages = dict.fromkeys(package for found in known.values() for package in found)

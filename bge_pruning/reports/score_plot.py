@@ -18,12 +18,7 @@ MARKERS = ("s", "^", "v", "P", "X")
 
 
 def draw_scores(scores: Sequence[Entry], theme: Theme = LIGHT) -> Figure:
-    """Draw a row for each task and mode; the figure grows with them.
-
-    Args:
-        scores: Main scores of an evaluation, at least one.
-        theme: Colours.
-    """
+    """Draw a row for each task and mode; there is at least one, and the figure grows with them."""
     with theme.context():
         figure = make_figure(8.6, 1.35 + ROW_HEIGHT * max(2, count_rows(scores)))
         panel = figure.subplots()
@@ -42,9 +37,8 @@ def fill_scores(panel: Axes, scores: Sequence[Entry], theme: Theme) -> None:
     """Draw the rows with their names at the left and their numbers at the right, and the legend."""
     places, labels = _layout(scores)
     drawn = [place for place, _, heading in labels if not heading]
-    panel.hlines(
-        drawn, 0, 1, color=theme.grid, linewidth=0.7, transform=panel.get_yaxis_transform()
-    )
+    across = panel.get_yaxis_transform()
+    panel.hlines(drawn, 0, 1, color=theme.grid, linewidth=0.7, transform=across)
     panel.set_axisbelow(True)
     _draw_floors(panel, scores, places, theme)
     _draw_others(panel, scores, places, theme)
@@ -70,9 +64,7 @@ def _group(entry: Entry) -> tuple[str, str]:
     return entry.task, METRIC_TITLES.get(entry.metric, "")
 
 
-def _layout(
-    scores: Sequence[Entry],
-) -> tuple[list[int], list[tuple[int, str, bool]]]:
+def _layout(scores: Sequence[Entry]) -> tuple[list[int], list[tuple[int, str, bool]]]:
     """Places of the scores from the top, and every label: place, text, whether it is a heading."""
     places, labels = [], []
     row = 0
@@ -103,7 +95,6 @@ def _draw_floors(panel: Axes, scores: Sequence[Entry], places: Sequence[int], th
 
 
 def _draw_others(panel: Axes, scores: Sequence[Entry], places: Sequence[int], theme: Theme) -> None:
-    """Draw the original and further models."""
     rows = list(zip(scores, places, strict=True))
     # Hollow and on top: it stays visible around the dot of a model that is as good.
     look = {"facecolors": "none", "edgecolors": theme.ink, "linewidths": 1.4, "zorder": 6}
@@ -122,7 +113,6 @@ def _scatter(panel: Axes, points: Sequence[tuple[float | None, int]], **look: An
 
 
 def _draw_model(panel: Axes, scores: Sequence[Entry], places: Sequence[int], theme: Theme) -> None:
-    """Draw the model at hand, with its interval."""
     values = [entry.value for entry in scores]
     lows, highs = zip(*(e.interval or (e.value, e.value) for e in scores), strict=True)
     colour = theme.series[0]
@@ -130,29 +120,17 @@ def _draw_model(panel: Axes, scores: Sequence[Entry], places: Sequence[int], the
     panel.scatter(values, places, s=46, color=colour, label="this model", zorder=5)
 
 
-def _print_numbers(
-    panel: Axes, scores: Sequence[Entry], places: Sequence[int], theme: Theme
-) -> None:
+def _print_numbers(panel: Axes, scores: Sequence[Entry], places: list[int], theme: Theme) -> None:
     """Print score and retention in two columns, right of the axes."""
     columns = {"score": [f"{entry.value:.3f}" for entry in scores]}
     if any(entry.retention is not None for entry in scores):
-        columns["kept"] = [
-            "" if entry.retention is None else f"{entry.retention:.1%}" for entry in scores
-        ]
+        kept = [entry.retention for entry in scores]
+        columns["kept"] = ["" if share is None else f"{share:.1%}" for share in kept]
+    look = {"ha": "right", "va": "center", "fontsize": 8.5, "annotation_clip": False}
+    look["textcoords"] = "offset points"
     for index, (title, texts) in enumerate(columns.items()):
-        offset = 40 + 46 * index
-        _print(panel, title, (1, 1), "axes fraction", (offset, 9), color=theme.muted)
+        offset, at = 40 + 46 * index, "axes fraction"
+        panel.annotate(title, (1, 1), (offset, 9), xycoords=at, color=theme.muted, **look)
         for text, place in zip(texts, places, strict=True):
-            _print(panel, text, (1, place), panel.get_yaxis_transform(), (offset, 0))
-
-
-def _print(
-    panel: Axes,
-    text: str,
-    at: tuple[float, float],
-    where: Any,
-    offset: tuple[int, int],
-    **look: Any,
-) -> None:
-    look |= {"ha": "right", "va": "center", "fontsize": 8.5, "annotation_clip": False}
-    panel.annotate(text, at, offset, xycoords=where, textcoords="offset points", **look)
+            at = panel.get_yaxis_transform()
+            panel.annotate(text, (1, place), (offset, 0), xycoords=at, **look)

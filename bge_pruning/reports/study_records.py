@@ -1,4 +1,4 @@
-"""What a study writes: one file for each finished cell, and one of the original and the floors."""
+"""The files of a study: one for each finished cell, and one of the original and the floors."""
 
 from __future__ import annotations
 
@@ -86,34 +86,16 @@ class StudyReference(Record):
 
 
 def read_cells(folder: Path) -> list[StudyCell]:
-    """The finished cells of a study, ordered by file name: size, method and seed.
-
-    Args:
-        folder: Results folder of the study.
-
-    Raises:
-        FileNotFoundError: If there is none.
-        ValueError: If a file is no finished cell.
-    """
-    cells = [
-        read_record(path, StudyCell, FIX) for path in sorted((folder / "cells").glob("*.json"))
-    ]
-    if not cells:
+    """The finished cells of a study, ordered by file name: size, method and seed."""
+    paths = sorted((folder / "cells").glob("*.json"))
+    if not paths:
         raise FileNotFoundError(
             f"{folder / 'cells'}: holds no finished cell. To fix, run scripts/run_quality_study.py "
             f"without --report-only."
         )
-    return cells
+    return [read_record(path, StudyCell, FIX) for path in paths]
 
 
 def read_reference(folder: Path) -> StudyReference:
-    """The scores of the original and of the floors.
-
-    Args:
-        folder: Results folder of the study.
-
-    Raises:
-        FileNotFoundError: If they are not there.
-        ValueError: If the file is another one.
-    """
+    """The scores of the original and of the floors, from the results folder of a study."""
     return read_record(folder / REFERENCE, StudyReference, FIX)

@@ -12,7 +12,6 @@ from bge_pruning.reports.comparison import (
     by_key,
     common_keys,
     estimate_mean,
-    mean_share,
     percent,
 )
 from bge_pruning.reports.markdown import Block, table
@@ -21,13 +20,7 @@ from bge_pruning.reports.study_records import StudyCell, StudyReference
 
 @dataclass(frozen=True)
 class Group:
-    """The cells of one method at one size.
-
-    Attributes:
-        method: Its name in the study.
-        size: Name of the size.
-        cells: One for each seed, by seed.
-    """
+    """The cells of one method at one size, by seed."""
 
     method: str
     size: str
@@ -68,8 +61,9 @@ def find_keys(cells: Sequence[StudyCell]) -> list[Key]:
 
 def kept_of(cell: StudyCell, keys: Sequence[Key]) -> float | None:
     """Mean share of the original's score that a cell keeps; ``None`` if one is unknown."""
-    shares = {key: score.retention for key, score in by_key(cell.scores).items()}
-    return mean_share(shares, keys)
+    scores = by_key(cell.scores)
+    values = [scores[key].retention for key in keys]
+    return fmean(values) if values and None not in values else None
 
 
 def floor_shares(reference: StudyReference) -> dict[Key, float]:

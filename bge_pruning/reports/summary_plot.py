@@ -7,13 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from bge_pruning.reports.score_plot import ROW_HEIGHT, count_rows, fill_scores
-from bge_pruning.utils.records import (
-    BothParameters,
-    Entry,
-    EvaluationRecord,
-    Parameters,
-    Speed,
-)
+from bge_pruning.utils.records import BothParameters, EvaluationRecord, Parameters, Speed
 from bge_pruning.utils.visualization import LIGHT, Theme, dress, make_figure, text_on
 
 if TYPE_CHECKING:
@@ -37,9 +31,7 @@ class Gain:
 def draw_summary(evaluation: EvaluationRecord, theme: Theme = LIGHT) -> Figure:
     """Draw the scores, parameters and gains of a pruned model beside its baseline.
 
-    Args:
-        evaluation: The result; a panel without numbers is left out.
-        theme: Colours.
+    A panel without numbers is left out.
     """
     scores, gains = evaluation.main_scores(), compute_gains(evaluation)
     models, shown = count_models(evaluation), scores[:MAX_SCORES]
@@ -49,7 +41,9 @@ def draw_summary(evaluation: EvaluationRecord, theme: Theme = LIGHT) -> Figure:
         figure = make_figure(sum(widths), height)
         panels = iter(figure.subplots(1, len(widths), width_ratios=widths, squeeze=False).flat)
         if shown:
-            _draw_scores(next(panels), shown, len(scores), theme)
+            fill_scores(panel := next(panels), shown, theme)
+            rest = f", the first {MAX_SCORES} of {len(scores)}" if scores[MAX_SCORES:] else ""
+            panel.set_title(f"What is left{rest}")
         if models:
             _draw_parameters(next(panels), models, theme)
         if gains:
@@ -106,12 +100,6 @@ def memory_bytes(evaluation: EvaluationRecord) -> dict[str, dict[str, int]] | No
     return {"baseline": memory.baseline, "model": memory.model}
 
 
-def _draw_scores(panel: Axes, shown: Sequence[Entry], count: int, theme: Theme) -> None:
-    fill_scores(panel, shown, theme)
-    rest = f", the first {len(shown)} of {count}" if count > len(shown) else ""
-    panel.set_title(f"What is left{rest}")
-
-
 def _draw_parameters(panel: Axes, models: Mapping[str, Parameters], theme: Theme) -> None:
     """Draw stacked bars in millions; a part that is too thin for its number has none."""
     total = max(counts.total for counts in models.values())
@@ -128,9 +116,8 @@ def _draw_parameters(panel: Axes, models: Mapping[str, Parameters], theme: Theme
     panel.bar_label(drawn, sums, padding=3, weight="bold")
     panel.set_ylim(0, 1.13 * total / 1e6)
     panel.set_xlim(-0.6, len(models) - 0.4)
-    panel.legend(
-        loc="upper center", bbox_to_anchor=(0.5, -0.1), ncols=2, columnspacing=1, handlelength=1.2
-    )
+    look = {"ncols": 2, "columnspacing": 1, "handlelength": 1.2}
+    panel.legend(loc="upper center", bbox_to_anchor=(0.5, -0.1), **look)
     dress(panel, "Parameters (millions)")
 
 
@@ -142,9 +129,8 @@ def _draw_gains(panel: Axes, gains: Sequence[Gain], speed: Speed | None, theme: 
         if gain.quartiles:
             panel.hlines(place, *gain.quartiles, color=theme.ink, linewidth=1.6)
         reach = max((gain.ratio, *gain.quartiles))
-        panel.annotate(
-            f"{gain.ratio:.2f} x", (reach, place), (5, 0), textcoords="offset points", va="center"
-        )
+        look = {"xytext": (5, 0), "textcoords": "offset points", "va": "center"}
+        panel.annotate(f"{gain.ratio:.2f} x", (reach, place), **look)
     panel.axvline(1, color=theme.muted, linewidth=1.3, linestyle=(0, (4, 2)))
     panel.set_yticks(places, [gain.name for gain in gains])
     panel.tick_params(axis="y", length=0)

@@ -35,9 +35,9 @@ QUALITY = (
 )
 
 
-def _cell(value: float | None, style: str, unit: str = "") -> str:
-    """A number, or ``-`` where there is none."""
-    return "-" if value is None else format(value, style) + unit
+def _cells(style: str, *values: float | None, unit: str = "") -> list[str]:
+    """Numbers, or ``-`` where there is none."""
+    return ["-" if value is None else format(value, style) + unit for value in values]
 
 
 def share(whole: float | None, part: float | None) -> str:
@@ -52,9 +52,6 @@ def render_bytes(size: int | None) -> str:
     unit, name = next((pair for pair in UNITS if size >= pair[0]), UNITS[-1])
     number = size / unit
     return f"{number:.{2 if number < 10 else 1 if number < 100 else 0}f} {name}"
-
-
-# Gains
 
 
 def count_parts(inputs: Inputs) -> dict[str, Parameters]:
@@ -98,12 +95,9 @@ def render_sizes(evaluation: EvaluationRecord) -> list[Block]:
     parts = [table(["size", "original", "pruned", "kept"], rows)] if rows else []
     if rows and memory:
         at = evaluation.speed.memory_bytes
-        parts.append(
-            paragraph(
-                f"Activations are the most that other tensors take while {at.texts:,} texts of up "
-                f"to {at.tokens:,} tokens are embedded."
-            )
-        )
+        texts = f"{at.texts:,} texts of up to {at.tokens:,} tokens"
+        note = f"Activations are the most that other tensors take while {texts} are embedded."
+        parts.append(paragraph(note))
     return parts
 
 
@@ -113,23 +107,17 @@ def render_speed(speed: Speed | None) -> list[Block]:
         return [paragraph("Speed: not measured.")]
     latency, rate = speed.latency_ms, speed.throughput_texts_per_s
     both = latency.baseline, latency.model
-    medians, slowest = (
-        [_cell(times and getattr(times, name), ".1f", " ms") for times in both]
-        for name in ("median", "p95")
-    )
-    rates = [_cell(texts, ".0f", " texts/s") for texts in (rate.baseline, rate.model)]
+    medians = _cells(".1f", *(times and times.median for times in both), unit=" ms")
+    slowest = _cells(".1f", *(times and times.p95 for times in both), unit=" ms")
+    rates = _cells(".0f", rate.baseline, rate.model, unit=" texts/s")
     rows = [
         ["one text, median", *medians, _ratio(latency)],
         ["one text, 95th percentile", *slowest, "-"],
         [f"batches of {speed.batch_size}, sorted by length", *rates, _ratio(rate)],
     ]
-    return [
-        table(["speed", "original", "pruned", "pruned / original"], rows),
-        paragraph(
-            f"Measured in turns in one process on {machine_of(speed)}; in brackets the "
-            "quartiles of the ratio."
-        ),
-    ]
+    measured = f"Measured in turns in one process on {machine_of(speed)}"
+    note = f"{measured}; in brackets the quartiles of the ratio."
+    return [table(["speed", "original", "pruned", "pruned / original"], rows), paragraph(note)]
 
 
 def _ratio(figures: Latency | Throughput) -> str:
@@ -137,9 +125,6 @@ def _ratio(figures: Latency | Throughput) -> str:
         return f"{figures.ratio:.2f}"
     low, high = figures.ratio_iqr
     return f"{figures.ratio:.2f} ({low:.2f} to {high:.2f})"
-
-
-# Gates
 
 
 def render_pruned(inputs: Inputs) -> list[Block]:
@@ -156,25 +141,15 @@ def render_pruned(inputs: Inputs) -> list[Block]:
 
 
 def render_layers(kept: Sequence[int] | None, count: int) -> list[Block]:
-    """Which layers stay and which are removed; units and dimensions are too many to list.
-
-    Args:
-        kept: Indices of the layers that stay; ``None`` keeps all.
-        count: Number of layers of the original.
-    """
+    """Which layers, counted from 0, stay and which are removed; ``None`` keeps all."""
     if kept is None or len(kept) == count:
         return []
-    gone = [layer for layer in range(count) if layer not in kept]
-    return [
-        paragraph(
-            f"Layers that stay, counted from 0: {', '.join(map(str, kept))}. "
-            f"Removed: {', '.join(map(str, gone))}."
-        )
-    ]
+    gone = ", ".join(str(layer) for layer in range(count) if layer not in kept)
+    stays = ", ".join(map(str, kept))
+    return [paragraph(f"Layers that stay, counted from 0: {stays}. Removed: {gone}.")]
 
 
 def _gates_by_axis(inputs: Inputs) -> Block:
-    """How many gates there are, how many were kept, and how decided they are."""
     low, high = UNDECIDED
     rows = []
     for axis in [axis for axis in AXIS_TITLES if axis in inputs.gates]:
@@ -219,9 +194,6 @@ def render_by_layer(inputs: Inputs) -> list[Block]:
     return [heading("Layer by layer"), table(header, rows)]
 
 
-# The constraint
-
-
 def render_constraint(inputs: Inputs) -> list[Block]:
     """How far the gates were from the target: when the cut was made, or at the last logged step."""
     cut = inputs.pruning is not None
@@ -255,9 +227,6 @@ def _judge(distances: Mapping[str, float], *, cut: bool) -> Block:
     )
 
 
-# Scores
-
-
 def score_header(evaluation: EvaluationRecord) -> list[str]:
     """Names of the cells of :func:`score_rows`."""
     models = ["original", *_others(evaluation), "model"]
@@ -267,35 +236,25 @@ def score_header(evaluation: EvaluationRecord) -> list[str]:
 
 
 def score_rows(evaluation: EvaluationRecord) -> list[list[str]]:
-    """A row for each task and mode, with the cells that :func:`score_header` names.
-
-    Raises:
-        KeyError: If a score has no interval.
-    """
+    """A row for each task and mode; a score without an interval is a ``KeyError``."""
     names = _others(evaluation)
     return [_row(entry, names) for entry in evaluation.main_scores()]
 
 
 def _others(evaluation: EvaluationRecord) -> list[str]:
-    """Further models that were scored."""
     return list(dict.fromkeys(name for entry in evaluation.tasks for name in entry.also))
 
 
 def _row(entry: Entry, names: Sequence[str]) -> list[str]:
-    scores = [entry.baseline, *(entry.also.get(name) for name in names), entry.value]
-    floors = [entry.floors.get(name) for name in ("random_weights", "word_embeddings")]
     if entry.interval is None:
         raise KeyError("interval")
     low, high = entry.interval
-    kept = (entry.retention, entry.retention_above_floor)
-    return [
-        *_labels(entry),
-        *(_cell(score, ".4f") for score in scores),
-        f"{low:.3f} to {high:.3f}",
-        *(_cell(floor, ".4f") for floor in floors),
-        *(_cell(value, ".1%") for value in kept),
-        _cell(entry.p_value, ".3f"),
-    ]
+    others = (entry.also.get(name) for name in names)
+    scores = _cells(".4f", entry.baseline, *others, entry.value)
+    floors = _cells(".4f", *map(entry.floors.get, ("random_weights", "word_embeddings")))
+    kept = _cells(".1%", entry.retention, entry.retention_above_floor)
+    interval, p_value = f"{low:.3f} to {high:.3f}", _cells(".3f", entry.p_value)
+    return [*_labels(entry), *scores, interval, *floors, *kept, *p_value]
 
 
 def _labels(entry: Entry) -> list[str]:
@@ -319,7 +278,7 @@ def render_scores(evaluation: EvaluationRecord) -> list[str]:
 
 
 def render_main_scores(evaluation: EvaluationRecord) -> list[str]:
-    """The same as :func:`render_scores`, without the further metrics that mteb computed."""
+    """Like :func:`render_scores`, but without the further metrics that mteb computed."""
     rows = score_rows(evaluation)
     if not rows:
         return []
@@ -329,15 +288,10 @@ def render_main_scores(evaluation: EvaluationRecord) -> list[str]:
 
 
 def _render_other_metrics(evaluation: EvaluationRecord) -> list[Block]:
-    """The further metrics that mteb computed."""
-    rows = [
-        [
-            *_labels(entry),
-            *(_cell(score, ".4f") for score in (entry.baseline, entry.value, entry.floor)),
-            _cell(entry.retention, ".1%"),
-        ]
-        for entry in evaluation.tasks
-        if not entry.main
-    ]
+    rows = []
+    for entry in evaluation.tasks:
+        if not entry.main:
+            scores = _cells(".4f", entry.baseline, entry.value, entry.floor)
+            rows.append([*_labels(entry), *scores, *_cells(".1%", entry.retention)])
     header = ["task", "mode", "metric", "original", "model", "floor", "kept"]
     return [table(header, rows, LABELS)] if rows else []

@@ -14,12 +14,7 @@ if TYPE_CHECKING:
 
 
 def log_report(run: Run, folder: Path) -> None:
-    """Log a folder's report and pictures: ``report/page``, ``report/gates``, ...
-
-    Args:
-        run: An open run of W&B.
-        folder: Where :func:`bge_pruning.reports.report.write_report` wrote.
-    """
+    """Log a folder's report and pictures in an open run: ``report/page``, ``report/gates``, ..."""
     import wandb
 
     page = (folder / HTML).read_text(encoding="utf-8")
@@ -33,12 +28,7 @@ def log_report(run: Run, folder: Path) -> None:
 
 
 def log_scores(run: Run, evaluation: EvaluationRecord) -> None:
-    """Log scores as a table, and each as ``scores/<task>/<mode>/<metric>`` in the summary.
-
-    Args:
-        run: An open run of W&B.
-        evaluation: Content of ``evaluation.json``.
-    """
+    """Log scores as a table, and each as ``scores/<task>/<mode>/<metric>`` in the summary."""
     import wandb
 
     rows = score_rows(evaluation)

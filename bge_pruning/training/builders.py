@@ -43,7 +43,7 @@ from bge_pruning.training import sharding
 from bge_pruning.training.data_builders import build_loss_weights, build_probes
 from bge_pruning.training.optimization import build_optimizer, build_scheduler
 from bge_pruning.training.plan import Plan
-from bge_pruning.utils.devices import torch_device
+from bge_pruning.utils.environment import torch_device
 
 log = logging.getLogger(__name__)
 

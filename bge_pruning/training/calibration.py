@@ -19,7 +19,7 @@ from bge_pruning.selection.importance import Importance, activation_importance
 from bge_pruning.selection.reconstruction import refit_
 from bge_pruning.selection.reconstruction_importance import reconstruction_importance
 from bge_pruning.training.sources import build_corpus
-from bge_pruning.utils.devices import torch_device
+from bge_pruning.utils.environment import torch_device
 
 log = logging.getLogger(__name__)
 

@@ -41,7 +41,7 @@ from bge_pruning.models.objective import LossWeights
 from bge_pruning.training.rank_watch import rank_zero_first
 from bge_pruning.training.sources import SourceDataset, build_source
 from bge_pruning.utils.clock import is_due
-from bge_pruning.utils.devices import torch_device
+from bge_pruning.utils.environment import torch_device
 
 log = logging.getLogger(__name__)
 

@@ -30,7 +30,7 @@ from bge_pruning.training.plan import Plan, build_plan, render_memory, render_pl
 from bge_pruning.training.rank_watch import RankWatch, rank_zero_first
 from bge_pruning.training.run_record import record_start
 from bge_pruning.training.run_report import report_training
-from bge_pruning.utils.devices import torch_device
+from bge_pruning.utils.environment import torch_device
 from bge_pruning.utils.files import refuse_unwritable_folders
 from bge_pruning.utils.guard import warn_only
 from bge_pruning.utils.run_log import LOG, RunLog

@@ -12,15 +12,7 @@ from composer.core import State, Time, TimeUnit
 
 
 def count_batches(time: Time, state: State) -> float:
-    """Length of a time in batches.
-
-    Args:
-        time: In batches, epochs, or as a share of the run.
-        state: Of a training whose data loader is set.
-
-    Raises:
-        ValueError: If the time has another unit.
-    """
+    """Length of a time in batches, in a training whose data loader is set."""
     if time.unit == TimeUnit.BATCH:
         return time.value
     if time.unit == TimeUnit.EPOCH:
@@ -40,10 +32,8 @@ def elapsed_share(state: State) -> float:
 def is_due(interval: Time, state: State, ahead: int = 0) -> bool:
     """Whether the batch that has just ended is at an interval, or the last one of the run.
 
-    Args:
-        interval: As in :func:`count_batches`; a part of a batch counts as a whole one.
-        state: Of a training whose data loader is set.
-        ahead: Ask of a batch that is this many further on: 1 for the one that begins.
+    A part of a batch counts as a whole one. ``ahead`` asks of a batch that is this many further on:
+    1 for the one that begins.
     """
     length = math.ceil(count_batches(interval, state) - 1e-9)  # 0.07 * 100 is 7.000000000000001
     batch = state.timestamp.batch.value + ahead

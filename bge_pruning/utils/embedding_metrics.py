@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+import numpy as np
+
 if TYPE_CHECKING:
-    import numpy as np
     from torch import Tensor
 
 # Similarities in float32 differ by this share through rounding alone.
@@ -13,13 +14,7 @@ ROUNDING = 1e-6
 
 
 def is_flat(values: np.ndarray) -> bool:
-    """Whether values differ by rounding at most: their order would be chance.
-
-    Args:
-        values: Shape ``(n,)``; not so if one is NaN.
-    """
-    import numpy as np
-
+    """Whether ``(n,)`` values differ by rounding at most, so that their order is chance."""
     return bool(np.ptp(values) <= ROUNDING * np.abs(values).max())
 
 
@@ -33,9 +28,6 @@ def compute_alignment(a: Tensor, b: Tensor, alpha: float = 2.0) -> float:
 
     Returns:
         In ``[0, 2 ** alpha]``; 0 if the vectors of each pair are the same.
-
-    Raises:
-        ValueError: If the shapes disagree or there are no pairs.
     """
     if a.ndim != 2 or a.shape != b.shape or not len(a):
         raise ValueError(
@@ -49,15 +41,12 @@ def compute_uniformity(vectors: Tensor, t: float = 2.0) -> float:
     """How evenly vectors fill the sphere, ``log E exp(-t |x - y|^2)`` (Wang & Isola, 2020).
 
     Args:
-        vectors: L2-normalised vectors, shape ``(B, H)``.
+        vectors: L2-normalised, shape ``(B, H)``.
         t: Inverse width of the kernel.
 
     Returns:
         In ``[-4 t, 0]``, over all pairs of different rows; lower is more even, and 0 means that
         all vectors are the same.
-
-    Raises:
-        ValueError: If there are fewer than two vectors.
     """
     import torch
 

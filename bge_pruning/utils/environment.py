@@ -1,25 +1,65 @@
-"""Describe what a number was measured with: versions of the libraries, and the machine."""
+"""Describe what a number was measured with: the device, the machine, and library versions."""
 
 from __future__ import annotations
 
 import os
 import platform
+import warnings
 from contextlib import suppress
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
+import torch
+
 CPU = Path("/proc/cpuinfo")
-LIBRARIES = (
-    "torch",
-    "transformers",
-    "sentence-transformers",
-    "mteb",
-    "tokenizers",
-    "safetensors",
-    "numpy",
-    "scipy",
+LIBRARIES = tuple(
+    "torch transformers sentence-transformers mteb tokenizers safetensors numpy scipy".split()
 )
+# Compiled forms of one function that torch keeps. Its own limit is 8, and beyond it torch would run
+# the function as it is: training, evaluation, precisions and sizes are more.
+COMPILED_FORMS = 64
+
+
+def default_device() -> str:
+    """The best available device."""
+    return "cuda" if torch.cuda.is_available() else "cpu"
+
+
+def torch_device(device: str | None) -> str:
+    """The torch device of ``cpu`` or ``gpu``, Composer's names; the best one for ``None``."""
+    return {"gpu": "cuda"}.get(device, device) or default_device()
+
+
+def check_device(device: str) -> None:
+    """Refuse a torch device that cannot be used here; the ``ValueError`` says why."""
+    try:
+        torch.zeros(1, device=device).item()
+    except (RuntimeError, AssertionError) as error:  # a torch without CUDA asserts it
+        reason = str(error).strip().partition("\n")[0]
+        if "device type at start" in reason or "Invalid device string" in reason:
+            reason = "torch knows no such device"
+        raise ValueError(
+            f"device {device} cannot be used here ({reason}). To fix, use cpu, or a device that "
+            f"torch sees."
+        ) from error
+
+
+def compile_failure(device: str) -> str | None:
+    """The first line of the error of ``torch.compile``, which needs a compiler; or ``None``."""
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of its own parts
+            torch.compile(lambda x: x.cos() + 1.0)(torch.ones(8, device=device))
+    except Exception as error:  # the compiler has many of its own
+        return str(error).strip().partition("\n")[0]
+    return None
+
+
+def allow_compiled_forms() -> None:
+    """Let torch keep more compiled forms of a function than its default limit."""
+    limit = torch._dynamo.config.recompile_limit
+    torch._dynamo.config.recompile_limit = max(limit, COMPILED_FORMS)
 
 
 def collect_versions() -> dict[str, str]:
@@ -32,17 +72,7 @@ def collect_versions() -> dict[str, str]:
 
 
 def describe_machine(device: str = "cpu") -> dict[str, Any]:
-    """Describe the machine that a speed was measured on.
-
-    Args:
-        device: Torch device.
-
-    Returns:
-        ``cpu`` (its name), ``cores`` (of the system) and ``gpu`` (its name, ``None`` if the device
-        is not a GPU).
-    """
-    import torch
-
+    """Names of the CPU and the GPU (``None`` if the device is not one), and cores of the system."""
     gpu = torch.cuda.get_device_name(device) if torch.device(device).type == "cuda" else None
     return {"cpu": _cpu_name(), "cores": os.cpu_count(), "gpu": gpu}
 

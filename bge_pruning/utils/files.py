@@ -26,16 +26,9 @@ AT_FDCWD = -100
 def atomic_folder(output: Path, marker: str, overwrite: bool = False) -> Iterator[Path]:
     """A temporary sibling folder to write into, which becomes ``output`` when the block ends well.
 
-    If the block raises, the temporary folder is removed and an earlier ``output`` is untouched. If
-    the process is killed, the next one that writes ``output`` removes what is left of it.
-
-    Args:
-        output: Folder to make. Its parents are made as needed, and go again if the block raises.
-        marker: Name of a file that every folder of this kind holds.
-        overwrite: Replace an existing folder of this kind; it stays until the new one is complete.
-
-    Yields:
-        The folder to write into, empty.
+    If the block raises, the temporary folder is removed, also parents of ``output`` made for it,
+    and an earlier ``output`` is untouched. If the process is killed, the next one that writes
+    ``output`` removes what is left of it. ``marker`` is a file that every folder of this kind has.
 
     Raises:
         FileExistsError: If ``output`` exists, is not an empty folder, and may not be replaced:
@@ -95,24 +88,14 @@ def _make(folder: Path, output: Path, **options: bool) -> None:
 
 
 def check_free(output: Path, marker: str, overwrite: bool) -> None:
-    """Refuse a folder that may not be written, before long work is done for it.
-
-    Args:
-        output: Folder to make.
-        marker: See :func:`atomic_folder`.
-        overwrite: See :func:`atomic_folder`.
-
-    Raises:
-        FileExistsError: See :func:`atomic_folder`.
-    """
+    """Refuse a folder that may not be written, as :func:`atomic_folder` does, before long work."""
     if output.is_file():
         raise FileExistsError(f"{output} is a file. To fix, choose a folder that does not exist.")
     if not output.is_dir() or not any(output.iterdir()):
         return
     if not overwrite:
-        raise FileExistsError(
-            f"{output} exists and is kept. To fix, choose another folder, or pass --overwrite."
-        )
+        fix = "choose another folder, or pass --overwrite"
+        raise FileExistsError(f"{output} exists and is kept. To fix, {fix}.")
     if not (output / marker).is_file():
         raise FileExistsError(
             f"{output} holds no {marker}, so it is not a folder of this kind and is kept although "
@@ -123,8 +106,7 @@ def check_free(output: Path, marker: str, overwrite: bool) -> None:
 def clean_up(output: Path) -> None:
     """Remove the left-overs of killed processes, and restore folders that they had set aside.
 
-    Args:
-        output: Folder that they were to make. What a living process is writing is left alone.
+    What a living process is writing is left alone.
     """
     for mark in _marks(output, "partial"):
         path = _sibling(output, "partial", mark)
@@ -137,9 +119,9 @@ def clean_up(output: Path) -> None:
                 os.close(lock)
     for mark in _marks(output, "replaced"):
         old = _sibling(output, "replaced", mark)
-        if _is_there(_sibling(output, "partial", mark)):
+        if os.path.lexists(_sibling(output, "partial", mark)):
             continue
-        if _is_there(output):
+        if os.path.lexists(output):
             _remove(old)
         else:
             old.rename(output)
@@ -172,11 +154,7 @@ def _make_locked(output: Path) -> tuple[Path, int | None]:
 
 
 def _lock(folder: Path) -> int:
-    """A descriptor that holds the folder's lock.
-
-    Raises:
-        OSError: If another process holds it (``BlockingIOError``), or there are no locks here.
-    """
+    """A descriptor that holds the folder's lock; an ``OSError`` if there is none to have."""
     handle = os.open(folder, os.O_RDONLY)
     try:
         fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -188,7 +166,7 @@ def _lock(folder: Path) -> int:
 
 def _put_in_place(staging: Path, output: Path) -> None:
     """Rename; an earlier output ends under the name of ``staging``, or is removed."""
-    if not _is_there(output):
+    if not os.path.lexists(output):
         staging.rename(output)
     elif not _exchange(staging, output):
         old = _sibling(output, "replaced", staging.name[-8:])
@@ -196,7 +174,7 @@ def _put_in_place(staging: Path, output: Path) -> None:
             output.rename(old)
             staging.rename(output)
         finally:
-            if _is_there(output):
+            if os.path.lexists(output):
                 _remove(old)
             else:
                 old.rename(output)
@@ -222,10 +200,6 @@ def _flush(path: Path) -> None:
         os.close(handle)
 
 
-def _is_there(path: Path) -> bool:
-    return os.path.lexists(path)
-
-
 def _remove(path: Path) -> None:
     """Delete a folder, or a link to one; what a link points to is somebody else's."""
     if path.is_symlink():
@@ -235,16 +209,7 @@ def _remove(path: Path) -> None:
 
 
 def write_json(result: Mapping[str, Any], path: str | Path, *, overwrite: bool = False) -> None:
-    """Write a result atomically, see :func:`atomic_file`.
-
-    Args:
-        result: JSON-ready; NaN is refused, as JSON has none.
-        path: File to write; its folder is made.
-        overwrite: Whether an existing file may be replaced.
-
-    Raises:
-        FileExistsError: If the file exists and ``overwrite`` is false.
-    """
+    """Write a result atomically, see :func:`atomic_file`; NaN is refused, as JSON has none."""
     refuse_existing([path], overwrite=overwrite)
     write_text(path, json.dumps(result, indent=2, allow_nan=False, ensure_ascii=False) + "\n")
 
@@ -260,15 +225,8 @@ def atomic_file(path: str | Path, unique: bool = False) -> Iterator[Path]:
     """A name beside ``path`` to write to, which takes its place when the block ends well.
 
     Readers see the earlier file or the new one, never a part. If the block raises, what it wrote is
-    removed; if it writes nothing, an earlier file stays.
-
-    Args:
-        path: File (or link) to write; its folder is made.
-        unique: Use a name that no other writer uses, for files that several may write at once. Each
-            killed process then leaves one; otherwise the next writer replaces it.
-
-    Yields:
-        The name, free, in the same folder and with the same suffix.
+    removed; if it writes nothing, an earlier file stays. ``unique`` is for files that several may
+    write at once: each killed process then leaves one, which otherwise the next writer replaces.
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -286,13 +244,8 @@ def atomic_file(path: str | Path, unique: bool = False) -> Iterator[Path]:
 def refuse_existing(paths: Iterable[str | Path], *, overwrite: bool) -> None:
     """Stop before the long work whose result could not be written.
 
-    Args:
-        paths: Files that are to be written.
-        overwrite: Whether existing files may be replaced.
-
     Raises:
-        FileExistsError: If a file exists and ``overwrite`` is false.
-        OSError: If one is a folder, or cannot be written where it is to be.
+        OSError: If a file exists and ``overwrite`` is false, or cannot be written there.
     """
     for path in map(Path, paths):
         if path.exists() and not overwrite:
@@ -305,10 +258,7 @@ def refuse_existing(paths: Iterable[str | Path], *, overwrite: bool) -> None:
 
 
 def refuse_unwritable_folders(folders: Mapping[str, str | Path]) -> None:
-    """Stop before the long work whose results could not be written.
-
-    Args:
-        folders: Folders to write into, which may not be there yet, by what names them.
+    """Stop before the long work whose results could not be written to folders, by their names.
 
     Raises:
         PermissionError: If nothing may be written there, or a part of the path is a file.
@@ -327,14 +277,7 @@ def _refuse_unwritable(what: str | Path, folder: Path) -> None:
 
 
 def evaluation_files(path: str | Path) -> tuple[Path, Path]:
-    """The two files of an evaluation: the JSON file and the Markdown table beside it.
-
-    Args:
-        path: The JSON file.
-
-    Raises:
-        ValueError: If it is not a file name, or the name of its own table.
-    """
+    """The two files of an evaluation: the JSON file and the Markdown table beside it."""
     path = Path(path)
     if not path.name:
         raise ValueError(f"'{path}' names no file. To fix, write e.g. evaluation.json.")
@@ -347,26 +290,13 @@ def evaluation_files(path: str | Path) -> tuple[Path, Path]:
     return path, table
 
 
-# Errors of a file system without locks.
-WITHOUT_LOCKS = (ENOLCK, EOPNOTSUPP)
-
-
 @contextmanager
 def lock_of(path: Path, wait: bool = True) -> Iterator[bool]:
     """Keep other processes from making a file; the lock ends with the process that holds it.
 
     Those that waited find the file there: look again. Where the file system has no locks, nobody
-    waits, and several processes may make the file.
-
-    Args:
-        path: The file or folder that is to be made; its parent is made.
-        wait: Wait until no other process has the lock.
-
-    Yields:
-        Whether it is ours; always if ``wait``.
-
-    Raises:
-        OSError: If the folder cannot be written to.
+    waits, and several processes may make the file. Yields whether the lock is ours; without
+    ``wait`` another process may have it.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     file = path.with_name(f"{path.name}.lock")
@@ -376,7 +306,7 @@ def lock_of(path: Path, wait: bool = True) -> Iterator[bool]:
     except Timeout:
         ours = False
     except OSError as error:
-        if error.errno not in WITHOUT_LOCKS:
+        if error.errno not in (ENOLCK, EOPNOTSUPP):  # a file system without locks
             raise
         file.unlink(missing_ok=True)
     try:

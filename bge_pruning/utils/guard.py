@@ -1,4 +1,4 @@
-"""What becomes of an error: one line and an exit code, or a warning where the work is optional."""
+"""Turn an error into one line and an exit code, or into a warning where the work is optional."""
 
 from __future__ import annotations
 
@@ -18,8 +18,7 @@ from bge_pruning.utils.run_log import FILE_ONLY, StoppedError
 
 log = logging.getLogger(__name__)
 
-EXIT_FAILURE = 1
-EXIT_USAGE = 2
+EXIT_FAILURE, EXIT_USAGE = 1, 2
 # What to do about an error of the operating system.
 _SPACE = "free space on its disk, or choose a folder on another one, and run the command again"
 _RIGHTS = "choose a place that you may read and write"
@@ -86,18 +85,14 @@ def is_coloured(stream: TextIO) -> bool:
 
 
 class ConsoleFormatter(logging.Formatter):
-    """Time and message; a warning or an error says that it is one.
-
-    Args:
-        coloured: Whether these words are yellow or red.
-    """
+    """Time and message; a warning or an error says that it is one, in yellow or red if coloured."""
 
     def __init__(self, coloured: bool) -> None:
         super().__init__("%(asctime)s %(word)s%(message)s", datefmt="%H:%M:%S")
         self.coloured = coloured
 
     def formatMessage(self, record: logging.LogRecord) -> str:  # noqa: N802  (of the library)
-        """The line."""
+        """Format the line."""
         word = f"{record.levelname}:" if record.levelno >= logging.WARNING else ""
         if word and self.coloured:
             word = f"{COLOURS.get(record.levelno, '')}{word}\x1b[0m"
@@ -142,35 +137,17 @@ def one_line(text: str) -> str:
 
 @contextmanager
 def warn_only(what: str, fix: str) -> Iterator[None]:
-    """Turn any error inside into a logged warning with its reason and its place.
-
-    Args:
-        what: What is done inside, for the message.
-        fix: How to do it again.
-    """
+    """Turn any error inside into a logged warning with its reason, its place and the fix."""
     try:
         yield
     except Exception as error:  # whatever a drawing or a network library raises
-        log.warning(
-            "%s failed, and the run goes on without it: %s: %s. To fix, %s.",
-            what,
-            type(error).__name__,
-            error,
-            fix,
-            exc_info=True,
-        )
+        kind = type(error).__name__
+        message = "%s failed, and the run goes on without it: %s: %s. To fix, %s."
+        log.warning(message, what, kind, error, fix, exc_info=True)
 
 
 def import_optional(name: str, extra: str) -> ModuleType:
-    """A library that an extra of this package installs.
-
-    Args:
-        name: Module to import.
-        extra: Extra in ``setup.py`` that installs it.
-
-    Raises:
-        ImportError: If it is not installed; the message says how to install it.
-    """
+    """Import a library that an extra of this package installs; an ``ImportError`` says which."""
     try:
         return import_module(name)
     except ModuleNotFoundError as error:
@@ -182,12 +159,7 @@ def import_optional(name: str, extra: str) -> ModuleType:
 
 
 def say(text: str, stream: TextIO | None = None) -> None:
-    """Print a line now; only commands own the terminal.
-
-    Args:
-        text: The line.
-        stream: Where to; ``None`` for standard output.
-    """
+    """Print a line now, by default to standard output; only commands own the terminal."""
     stream = stream or sys.stdout
     stream.write(f"{text}\n")
     stream.flush()

@@ -31,10 +31,8 @@ def kind_of(expected: str, is_kind: Callable[[Any], bool]) -> PlainValidator:
 
 
 def one_of(texts: Sequence[str]) -> PlainValidator:
-    """A text that is one of some."""
-    return kind_of(
-        f"one of {', '.join(texts)}", lambda value: isinstance(value, str) and value in texts
-    )
+    """Accept a text that is one of some."""
+    return kind_of(f"one of {', '.join(texts)}", lambda v: isinstance(v, str) and v in texts)
 
 
 def _is_number(value: Any) -> bool:
@@ -44,6 +42,10 @@ def _is_number(value: Any) -> bool:
 
 def _is_whole(value: Any, least: int, most: float = LARGEST) -> bool:
     return type(value) is int and least <= value <= most
+
+
+def _is_interval(value: Any) -> bool:
+    return isinstance(value, list) and len(value) == 2 and all(map(_is_number, value))
 
 
 def _is_text(value: Any) -> bool:
@@ -60,13 +62,7 @@ Size = Annotated[
 Depth = Annotated[int, kind_of("a whole number from 1 to 1000", lambda v: _is_whole(v, 1, 1000))]
 Text = Annotated[str, kind_of("a text", _is_text)]
 Flag = Annotated[bool, kind_of("true or false", lambda v: isinstance(v, bool))]
-Interval = Annotated[
-    list[float],
-    kind_of(
-        "a list of 2 finite numbers",
-        lambda v: isinstance(v, list) and len(v) == 2 and all(map(_is_number, v)),
-    ),
-]
+Interval = Annotated[list[float], kind_of("a list of 2 finite numbers", _is_interval)]
 
 
 class Record(BaseModel):
@@ -83,16 +79,10 @@ R = TypeVar("R")
 
 
 def read_record(path: Path, kind: type[R], fix: str) -> R:
-    """A JSON file as a record.
+    """A JSON file as a record, or a ``ValueError`` that names the file, the key and the fix.
 
-    Args:
-        path: The file.
-        kind: A subclass of :class:`Record`, or another type such as ``dict[str, Text]``.
-        fix: What to do about a wrong file, such as ``extract the model again``.
-
-    Raises:
-        FileNotFoundError: If there is no such file.
-        ValueError: If the file is no JSON object of this kind.
+    ``kind`` is a subclass of :class:`Record`, or another type such as ``dict[str, Text]``, and
+    ``fix`` what to do about a wrong file, such as ``extract the model again``.
     """
     if not path.is_file():
         raise FileNotFoundError(f"{path}: no such file. To fix, {fix}.")
@@ -100,17 +90,7 @@ def read_record(path: Path, kind: type[R], fix: str) -> R:
 
 
 def parse_record(content: Any, kind: type[R], where: str, fix: str) -> R:
-    """A parsed JSON value as a record.
-
-    Args:
-        content: The value.
-        kind: As in :func:`read_record`.
-        where: File, for the message.
-        fix: What to do about it.
-
-    Raises:
-        ValueError: If a key is missing or a value is of another kind; the message names it.
-    """
+    """A parsed JSON value as a record; ``where`` is its file, see :func:`read_record`."""
     try:
         return TypeAdapter(kind).validate_python(content, strict=True)
     except ValidationError as error:
@@ -118,16 +98,7 @@ def parse_record(content: Any, kind: type[R], where: str, fix: str) -> R:
 
 
 def parse_json(content: bytes, where: str, fix: str) -> Any:
-    """The value that a JSON text stands for.
-
-    Args:
-        content: The text, in UTF-8.
-        where: File, for the message.
-        fix: What to do about it.
-
-    Raises:
-        ValueError: If it is no JSON.
-    """
+    """The value of a JSON text in UTF-8; ``where`` is its file, see :func:`read_record`."""
     try:
         text = content.decode("utf-8")
         value = json.loads(text)

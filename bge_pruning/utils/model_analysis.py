@@ -17,12 +17,7 @@ T = TypeVar("T")
 
 
 class Embedder(Protocol):
-    """A model whose speed can be measured.
-
-    Attributes:
-        device: Torch device.
-        batch_size: Texts of a batch.
-    """
+    """A model whose speed can be measured."""
 
     device: str
     batch_size: int
@@ -43,40 +38,25 @@ def measure_speed(
     """Measure two models interleaved, in one process, so that a busy machine slows both alike.
 
     Latency is the time of one sentence; throughput is that of ``throughput_texts`` sentences in
-    batches, sorted by length. Each model goes first every other time, after a warm-up. Every ratio
-    is model / baseline: 0.5 is half the latency, 2 is twice the throughput.
-
-    Args:
-        model: The model to judge.
-        baseline: What it is judged by, on the same device and with the same size of a batch.
-        sentences: At least one; a sample spread over the whole list is used.
-        rounds: Throughput measurements of each model.
-        latency_texts: Sentences timed alone, at most.
-        throughput_texts: Sentences in a throughput measurement, at most.
+    batches, sorted by length. Samples spread over all sentences are used. Each model goes first
+    every other time, after a warm-up. Every ratio is model / baseline: 0.5 is half the latency, 2
+    is twice the throughput. Both are on the same device and have the same size of a batch.
 
     Returns:
         ``device``, ``threads`` (of torch on the CPU), ``batch_size``, ``latency_ms``,
         and ``throughput_texts_per_s``, with medians, the 95th percentile of the latency, and the
         first and third quartile of each ratio as ``ratio_iqr``.
-
-    Raises:
-        ValueError: If there are no sentences, ``rounds`` is not positive, or the devices or sizes
-            of a batch differ.
     """
     _check_speed_arguments(model, baseline, sentences, rounds)
     short, long = _sample(sentences, latency_texts), _sample(sentences, throughput_texts)
     for encoder in (model, baseline):
         encoder.encode(short[:1])
         encoder.encode(long[: encoder.batch_size])
-    both = {"model": model, "baseline": baseline}
-    alone = take_turns(
-        {name: lambda i, e=e: timed(lambda: e.encode([short[i]])) for name, e in both.items()},
-        lambda done: done < len(short),
-    )
-    together = take_turns(
-        {name: lambda _, e=e: timed(lambda: e.encode(long)) for name, e in both.items()},
-        lambda done: done < rounds,
-    )
+    both = {"model": model, "baseline": baseline}.items()
+    one = {name: lambda i, e=e: timed(lambda: e.encode([short[i]])) for name, e in both}
+    many = {name: lambda _, e=e: timed(lambda: e.encode(long)) for name, e in both}
+    alone = take_turns(one, lambda done: done < len(short))
+    together = take_turns(many, lambda done: done < rounds)
     return {
         "device": str(model.device),
         "threads": torch.get_num_threads(),
@@ -87,11 +67,7 @@ def measure_speed(
 
 
 def wait_for(device: str) -> None:
-    """Wait until a device has finished its work: calls of a GPU return earlier.
-
-    Args:
-        device: Torch device.
-    """
+    """Wait until a torch device has finished its work: calls of a GPU return earlier."""
     if torch.device(device).type == "cuda":
         torch.cuda.synchronize(device)
 
@@ -124,13 +100,8 @@ def take_turns(
 ) -> dict[str, list[T]]:
     """Run jobs interleaved, so that a busy machine slows all alike.
 
-    Args:
-        jobs: By name, what to run; each is given the number of the round. In each round another one
-            goes first.
-        another: Whether to run another round, given how many are done.
-
-    Returns:
-        What the jobs returned, by name, in the order of the rounds.
+    Each is given the number of the round, in each of which another one goes first. ``another`` says
+    whether to run another round, given how many are done. Results are in the order of the rounds.
     """
     results: dict[str, list[T]] = {name: [] for name in jobs}
     names, done = list(jobs), 0
@@ -143,12 +114,7 @@ def take_turns(
 
 
 def timed(action: Callable[[], object], device: str = "cpu") -> float:
-    """Seconds of an action, until the device has done what it was given.
-
-    Args:
-        action: What to run, once.
-        device: Torch device.
-    """
+    """Seconds of an action, until the device has done what it was given."""
     wait_for(device)
     started = time.perf_counter()
     action()
@@ -158,13 +124,10 @@ def timed(action: Callable[[], object], device: str = "cpu") -> float:
 
 def _summarise_latency(seconds: Mapping[str, list[float]]) -> dict[str, Any]:
     both = {name: np.array(values) for name, values in seconds.items()}
-    result: dict[str, Any] = {
-        name: {
-            "median": 1e3 * float(np.median(values)),
-            "p95": 1e3 * float(np.percentile(values, 95)),
-        }
-        for name, values in both.items()
-    }
+    result: dict[str, Any] = {}
+    for name, values in both.items():
+        median, p95 = (1e3 * float(np.percentile(values, percent)) for percent in (50, 95))
+        result[name] = {"median": median, "p95": p95}
     result["ratio"] = result["model"]["median"] / result["baseline"]["median"]
     result["ratio_iqr"] = np.percentile(both["model"] / both["baseline"], [25, 75]).tolist()
     return result
@@ -172,13 +135,10 @@ def _summarise_latency(seconds: Mapping[str, list[float]]) -> dict[str, Any]:
 
 def _summarise_throughput(seconds: Mapping[str, list[float]], texts: int) -> dict[str, Any]:
     rates = texts / np.array([seconds["model"], seconds["baseline"]])  # (2, rounds)
-    medians = np.median(rates, axis=1)
-    return {
-        "model": float(medians[0]),
-        "baseline": float(medians[1]),
-        "ratio": float(medians[0] / medians[1]),
-        "ratio_iqr": np.percentile(rates[0] / rates[1], [25, 75]).tolist(),
-    }
+    model, baseline = np.median(rates, axis=1).tolist()
+    quartiles = np.percentile(rates[0] / rates[1], [25, 75]).tolist()
+    both = {"model": model, "baseline": baseline}
+    return {**both, "ratio": model / baseline, "ratio_iqr": quartiles}
 
 
 MEMORY = Path("/proc/meminfo")
@@ -225,34 +185,25 @@ def measure_peak_bytes(action: Callable[[], object], device: str = "cpu") -> int
     """Largest number of bytes of tensors that were made by an action and alive together.
 
     Tensors that were there before, such as weights, are not counted. On a GPU what an operator uses
-    inside and frees before it returns is counted, elsewhere it is not.
-
-    Args:
-        action: What to run; it runs once. Not compiled, but on a GPU: torch stops using the
-            compiled form of what runs while its tensors are watched.
-        device: Where the action makes its tensors.
+    inside and frees before it returns is counted, elsewhere it is not. Elsewhere no action may be
+    compiled either: torch stops using the compiled form of what runs while it is watched.
     """
     if torch.device(device).type == "cuda":
-        return _measure_peak_of_gpu(action, device)
+        gc.collect()
+        torch.cuda.reset_peak_memory_stats(device)
+        before = torch.cuda.memory_allocated(device)
+        action()
+        return torch.cuda.max_memory_allocated(device) - before
     counter = _LiveStorages()
     with counter:
         action()
     return counter.peak
 
 
-def _measure_peak_of_gpu(action: Callable[[], object], device: str) -> int:
-    gc.collect()
-    torch.cuda.reset_peak_memory_stats(device)
-    before = torch.cuda.memory_allocated(device)
-    action()
-    return torch.cuda.max_memory_allocated(device) - before
-
-
 def free_bytes(device: str = "cpu") -> int:
     """Bytes that new tensors can take on a device without anything being swapped or killed.
 
-    Args:
-        device: Torch device; anything but a GPU is the machine's memory.
+    Anything but a GPU has the machine's memory.
     """
     if torch.device(device).type == "cuda":
         unused = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)

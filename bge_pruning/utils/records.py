@@ -1,4 +1,4 @@
-"""What the JSON files of this project hold: one record for each kind of file."""
+"""The records of ``evaluation.json``, ``pruning.json`` and ``run.json``, in this order."""
 
 from __future__ import annotations
 
@@ -31,8 +31,6 @@ METRIC_TITLES = {
     "recall_at_100": "Recall@100",
     "map_at_100": "MAP@100",
 }
-
-
 PLAIN, GATES, COMPILED, TEACHER, CACHED = "plain", "gates", "compiled", "teacher", "cached"
 # Every training, in this order, and what it is.
 TRAININGS = {
@@ -47,9 +45,6 @@ Mode = Annotated[str, one_of(MODES)]
 Metric = Annotated[str, one_of(tuple(METRIC_TITLES))]
 TaskKind = Annotated[str, one_of(("similarity", "retrieval"))]
 Pooling = Annotated[str, one_of(("cls", "mean"))]
-
-
-# evaluation.json
 
 
 class Parameters(Record):
@@ -176,9 +171,6 @@ class IndexRecord(Record):
     same_first: Number
     chance: Number
     cosine: IndexCosines
-
-
-# pruning.json
 
 
 class Shape(Record):
@@ -366,9 +358,6 @@ class PruningRecord(Record):
     projection: Projection | None = None
     onnx: OnnxRecord | None = None
     onnx_int8: Int8Record | None = None
-
-
-# run.json
 
 
 class Code(Record):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from pathlib import Path
-from types import TracebackType
+from typing import Any
 
 
 class StoppedError(Exception):
@@ -15,6 +15,7 @@ class StoppedError(Exception):
 FILE_ONLY = "file_only"
 LOG = "train.log"
 PACKAGE = "bge_pruning"
+EXPECTED = (ValueError, OSError, RuntimeError, StoppedError, KeyboardInterrupt)
 log = logging.getLogger(__name__)
 
 
@@ -24,9 +25,6 @@ class RunLog(logging.Handler):
     A context manager. The first rank writes everything from INFO on, the others their warnings and
     errors with their rank, into the same file. The end of the run is written too, also if it is an
     error.
-
-    Args:
-        rank: Of this process.
     """
 
     def __init__(self, rank: int) -> None:
@@ -34,7 +32,6 @@ class RunLog(logging.Handler):
         where = "" if rank == 0 else f"rank {rank}: "
         form = f"%(asctime)s %(levelname)s {where}%(message)s"
         self.setFormatter(logging.Formatter(form, datefmt="%Y-%m-%d %H:%M:%S"))
-        self.rank = rank
         self.path: Path | None = None
         self._kept: list[str] = []
         self._before = logging.NOTSET
@@ -68,20 +65,13 @@ class RunLog(logging.Handler):
         return self
 
     def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
+        self, kind: type[BaseException] | None, error: BaseException | None, place: Any
     ) -> None:
         if error is not None:  # the console gets it from the command
-            hidden = {FILE_ONLY: True}
             # Unexpected errors are logged with their traceback; the message of others is enough.
-            expected = isinstance(
-                error, (ValueError, OSError, RuntimeError, StoppedError, KeyboardInterrupt)
-            )
-            place = None if expected else (kind, error, traceback)
+            shown = None if isinstance(error, EXPECTED) else (kind, error, place)
             what = f"ended by {kind.__name__}: {error}"
-            log.error("%s", what, exc_info=place, extra=hidden)
+            log.error("%s", what, exc_info=shown, extra={FILE_ONLY: True})
         logger = logging.getLogger(PACKAGE)
         logger.removeHandler(self)
         logger.setLevel(self._before)

@@ -13,34 +13,30 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from bge_pruning.utils.files import atomic_file
 
 if TYPE_CHECKING:
-    import numpy as np
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
-
 
 DPI = 180
 # Okabe and Ito's colours, told apart by colour-blind readers too.
 BLUE, SKY, ORANGE, GREEN = "#0072B2", "#56B4E9", "#E69F00", "#009E73"
 VERMILION, PURPLE, YELLOW = "#D55E00", "#CC79A7", "#F0E442"
-CMAP = "cividis"  # even in lightness, and the same to colour-blind readers
+# The map of colours is even in lightness, and the same to colour-blind readers.
+MAP = {"cmap": "cividis", "vmin": 0, "vmax": 1, "aspect": "auto", "interpolation": "nearest"}
+NONE = np.array([], dtype=int)
 
 
 @dataclass(frozen=True)
 class Theme:
     """Colours of a page and of the pictures on it.
 
-    Attributes:
-        name: ``light`` or ``dark``.
-        surface: Background.
-        ink: Text.
-        muted: Axes, small text and what is only for comparison.
-        grid: Lines behind the data, and what is removed.
-        series: Colours of lines and bars; the first is the model at hand. Each stands out from the
-            surface by 3 to 1 or more.
-        fills: Large areas beside each other (encoder, embeddings, the rest).
+    ``muted`` is for axes, small text and what is only for comparison; ``grid`` also for what is
+    removed; ``series`` for lines and bars: the first is the model at hand, and each stands out from
+    the surface by 3 to 1 or more; ``fills`` for large areas (encoder, embeddings, the rest).
     """
 
     name: str
@@ -54,14 +50,13 @@ class Theme:
     def settings(self) -> dict[str, Any]:
         """Matplotlib's settings for this theme."""
         return {
-            **dict.fromkeys(("figure.facecolor", "axes.facecolor", "savefig.facecolor"), "none"),
+            **dict.fromkeys(("figure.facecolor", "savefig.facecolor"), self.surface),
+            "axes.facecolor": "none",
             **dict.fromkeys(("text.color", "axes.labelcolor", "axes.titlecolor"), self.ink),
             **dict.fromkeys(("xtick.labelcolor", "ytick.labelcolor"), self.ink),
             **dict.fromkeys(("axes.edgecolor", "xtick.color", "ytick.color"), self.muted),
             **dict.fromkeys(("axes.spines.top", "axes.spines.right"), False),
             **dict.fromkeys(("xtick.labelsize", "ytick.labelsize", "legend.fontsize"), 8.5),
-            "figure.facecolor": self.surface,
-            "savefig.facecolor": self.surface,
             "font.family": ["DejaVu Sans"],  # comes with matplotlib
             "font.size": 9,
             "axes.titlesize": 10,
@@ -79,7 +74,7 @@ class Theme:
         }
 
     def context(self) -> AbstractContextManager[None]:
-        """Everything drawn inside has this theme."""
+        """Draw everything inside with this theme."""
         import matplotlib
 
         return matplotlib.rc_context(self.settings())
@@ -116,13 +111,7 @@ def make_figure(width: float, height: float) -> Figure:
 
 
 def save_figure(figure: Figure, path: str | Path, theme: Theme = LIGHT) -> None:
-    """Write the image atomically.
-
-    Args:
-        figure: Drawn with ``theme``; what it adds while it is laid out (ticks) has it too.
-        path: The suffix decides the format; the folder is made.
-        theme: Colours.
-    """
+    """Write the image atomically, in the theme it was drawn with; the suffix decides the format."""
     with atomic_file(path) as partial, theme.context():
         figure.savefig(partial)
 
@@ -136,17 +125,7 @@ def render_svg(figure: Figure, theme: Theme = LIGHT) -> str:
 
 
 def render_pixels(figure: Figure, theme: Theme = LIGHT, dpi: int = 100) -> np.ndarray:
-    """The figure as an image.
-
-    Args:
-        figure: Drawn with ``theme``.
-        theme: Colours.
-        dpi: Pixels in an inch.
-
-    Returns:
-        Bytes of shape ``(height, width, 3)``.
-    """
-    import numpy as np
+    """The figure as an image: bytes of shape ``(height, width, 3)``."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
 
     figure.set_dpi(dpi)
@@ -157,7 +136,7 @@ def render_pixels(figure: Figure, theme: Theme = LIGHT, dpi: int = 100) -> np.nd
 
 
 def dress(panel: Axes, title: str, *, grid: str = "y") -> None:
-    """Gives an axis its title and a light grid."""
+    """Give an axis its title and a light grid."""
     panel.set_title(title)
     panel.grid(axis=grid)
 
@@ -193,8 +172,6 @@ AXIS_TITLES = {
     "encoder": "encoder parameters",
     "operations": "operations",
 }
-
-
 WIDTHS = {"layer": 0.9, "head": 3.4, "intermediate": 4.4}
 HIDDEN_HEIGHT = 0.55
 DIMENSIONS = {"head": 2, "intermediate": 2, "layer": 1, "hidden": 1}
@@ -203,19 +180,13 @@ DIMENSIONS = {"head": 2, "intermediate": 2, "layer": 1, "hidden": 1}
 def draw_gates(
     gates: Mapping[str, np.ndarray], kept: Mapping[str, np.ndarray], theme: Theme = LIGHT
 ) -> Figure:
-    """Draws the probability that each gate is open, and what the cut kept.
+    """Draw the probability that each gate is open, and what the cut kept.
 
     Args:
         gates: Open probabilities in ``[0, 1]``: ``head`` ``(L, A)``, ``intermediate`` ``(L, F)``,
             ``layer`` ``(L,)``, ``hidden`` ``(H,)``. An axis that was not pruned is left out.
         kept: Booleans of the same shapes; an axis may be missing.
         theme: Colours.
-
-    Returns:
-        The figure.
-
-    Raises:
-        ValueError: If there is no gate, a shape is wrong, or a value is not a probability.
     """
     _check_gates(gates, kept)
     top = [axis for axis in WIDTHS if axis in gates]
@@ -230,7 +201,9 @@ def draw_gates(
         )
         for column, axis in enumerate(top):
             panel = figure.add_subplot(grid[0, column])
-            _draw_layers(panel, axis, gates[axis], kept, theme, first=column == 0)
+            _draw_layers(panel, axis, gates[axis], kept, theme)
+            panel.tick_params(labelleft=column == 0)
+            panel.set_ylabel("" if column else "layer")
         if "hidden" in gates:
             panel = figure.add_subplot(grid[-1, :-1])
             _draw_hidden(panel, gates["hidden"], kept.get("hidden"))
@@ -241,8 +214,6 @@ def draw_gates(
 
 
 def _check_gates(gates: Mapping[str, np.ndarray], kept: Mapping[str, np.ndarray]) -> None:
-    import numpy as np
-
     if not set(gates) & set(DIMENSIONS):
         raise ValueError(
             f"no gates to draw among {sorted(gates)}. To fix, give one of {', '.join(DIMENSIONS)}."
@@ -259,38 +230,23 @@ def _check_gates(gates: Mapping[str, np.ndarray], kept: Mapping[str, np.ndarray]
                 "To fix, write the gates again."
             )
         if not (np.min(values) >= 0 and np.max(values) <= 1):  # a NaN fails too
-            raise ValueError(
-                f"gates of {axis} are not in [0, 1]. To fix, give open probabilities, not "
-                "log_alpha."
-            )
+            fix = "give open probabilities, not log_alpha"
+            raise ValueError(f"gates of {axis} are not in [0, 1]. To fix, {fix}.")
 
 
 def _draw_layers(
-    panel: Axes,
-    axis: str,
-    values: np.ndarray,
-    kept: Mapping[str, np.ndarray],
-    theme: Theme,
-    *,
-    first: bool,
+    panel: Axes, axis: str, values: np.ndarray, kept: Mapping[str, np.ndarray], theme: Theme
 ) -> None:
-    """One panel with a row for each layer."""
-    import numpy as np
-
     mask = kept.get(axis)
-    gone = (
-        np.flatnonzero(~kept["layer"].astype(bool)) if "layer" in kept else np.array([], dtype=int)
-    )
+    gone = np.flatnonzero(~kept["layer"].astype(bool)) if "layer" in kept else NONE
     table = np.atleast_2d(values.T).T  # the layer gates become one column
     if axis == "intermediate":
         table = -np.sort(-table, axis=1)
-    panel.imshow(table, cmap=CMAP, vmin=0, vmax=1, aspect="auto", interpolation="nearest")
+    panel.imshow(table, **MAP)
     panel.set_title(_title(axis, mask, gone, len(table)))
     panel.spines[:].set_visible(False)
     panel.set_yticks(range(0, len(table), 1 if len(table) <= 12 else 2))
-    panel.tick_params(length=0, labelleft=first)
-    if first:
-        panel.set_ylabel("layer")
+    panel.tick_params(length=0)
     if axis == "head":
         _mark_removed_heads(panel, mask, gone)
     if axis == "intermediate" and mask is not None:
@@ -300,9 +256,7 @@ def _draw_layers(
 
 
 def _title(axis: str, mask: np.ndarray | None, gone: np.ndarray, rows: int) -> str:
-    """Says in words what was kept; only layers that stay are counted."""
-    import numpy as np
-
+    """Say in words what was kept; only layers that stay are counted."""
     name = AXIS_TITLES[axis].capitalize()
     if axis == "layer":
         return f"Layers kept:\n{rows - len(gone)} of {rows}" if mask is not None else "Layers"
@@ -312,9 +266,8 @@ def _title(axis: str, mask: np.ndarray | None, gone: np.ndarray, rows: int) -> s
     if len(counts) == 0 or counts.min() != counts.max():
         total = mask.shape[-1] * len(counts)
         return f"{name} kept: {counts.sum():,} of {total:,}"
-    return f"{name} kept: {counts[0]:,} of {mask.shape[-1]:,}" + (
-        " per layer" if mask.ndim == 2 else ""
-    )
+    each = " per layer" if mask.ndim == 2 else ""
+    return f"{name} kept: {counts[0]:,} of {mask.shape[-1]:,}{each}"
 
 
 def _label_columns(panel: Axes, axis: str, count: int, theme: Theme) -> None:
@@ -333,8 +286,6 @@ def _label_columns(panel: Axes, axis: str, count: int, theme: Theme) -> None:
 
 
 def _mark_removed_heads(panel: Axes, mask: np.ndarray | None, gone: np.ndarray) -> None:
-    import numpy as np
-
     if mask is None:
         return
     rows, columns = np.nonzero(~mask.astype(bool))
@@ -346,7 +297,6 @@ def _mark_removed_heads(panel: Axes, mask: np.ndarray | None, gone: np.ndarray) 
 
 
 def _mark_cut(panel: Axes, mask: np.ndarray, gone: Sequence[int] = ()) -> None:
-    """A tick in each row, where the kept units end."""
     rows = [row for row in range(len(mask)) if row not in gone]
     edges = [[row + side for row in rows] for side in (-0.5, 0.5)]
     for colour, width in (("white", 3), (VERMILION, 1.6)):
@@ -355,7 +305,6 @@ def _mark_cut(panel: Axes, mask: np.ndarray, gone: Sequence[int] = ()) -> None:
 
 
 def _strike_out(panel: Axes, gone: np.ndarray, columns: int, theme: Theme, *, label: bool) -> None:
-    """Hatches the rows of removed layers."""
     from matplotlib.patches import Rectangle
 
     for row in gone:
@@ -363,26 +312,14 @@ def _strike_out(panel: Axes, gone: np.ndarray, columns: int, theme: Theme, *, la
         box = Rectangle((-0.5, row - 0.5), columns, 1, linewidth=0, zorder=3, **look)
         panel.add_patch(box)
         if label:
-            text = panel.text(
-                (columns - 1) / 2,
-                row,
-                "layer removed",
-                ha="center",
-                va="center",
-                fontsize=8,
-                zorder=4,
-            )
+            middle = {"ha": "center", "va": "center", "fontsize": 8, "zorder": 4}
+            text = panel.text((columns - 1) / 2, row, "layer removed", **middle)
             text.set_bbox({"facecolor": theme.grid, "edgecolor": "none", "pad": 1.2})
 
 
 def _draw_hidden(panel: Axes, values: np.ndarray, mask: np.ndarray | None) -> None:
-    """The hidden gates as one strip, sorted by probability."""
-    import numpy as np
-
-    panel.imshow(
-        -np.sort(-values)[None], cmap=CMAP, vmin=0, vmax=1, aspect="auto", interpolation="nearest"
-    )
-    panel.set_title(_title("hidden", mask, np.array([], dtype=int), 0))
+    panel.imshow(-np.sort(-values)[None], **MAP)
+    panel.set_title(_title("hidden", mask, NONE, 0))
     panel.set_yticks([])
     panel.spines[:].set_visible(False)
     panel.set_xlabel("dimension, sorted by probability (orange: the cut)")

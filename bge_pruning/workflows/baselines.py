@@ -34,8 +34,8 @@ from bge_pruning.training.builders import build_base_model, build_metadata
 from bge_pruning.training.calibration import calibration_texts, measure_importance
 from bge_pruning.training.plan import Plan, build_plan
 from bge_pruning.training.sources import build_source
-from bge_pruning.utils.devices import torch_device
 from bge_pruning.utils.embedding_metrics import is_flat
+from bge_pruning.utils.environment import torch_device
 
 log = logging.getLogger(__name__)
 

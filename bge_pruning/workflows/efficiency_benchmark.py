@@ -26,8 +26,12 @@ from bge_pruning.model_io.precision import DTYPES
 from bge_pruning.model_io.pretrained import BaseModel
 from bge_pruning.models.encoder_shape import EncoderShape, count_parameters
 from bge_pruning.training.plan import Plan, build_plan, example_target
-from bge_pruning.utils.devices import check_device, compile_failure
-from bge_pruning.utils.environment import collect_versions, describe_machine
+from bge_pruning.utils.environment import (
+    check_device,
+    collect_versions,
+    compile_failure,
+    describe_machine,
+)
 from bge_pruning.utils.guard import import_optional
 from bge_pruning.workflows.random_model import random_base_model
 

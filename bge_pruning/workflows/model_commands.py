@@ -224,7 +224,7 @@ def index(args: argparse.Namespace) -> None:
     from bge_pruning.datasets.sts_dataloader import read_texts
     from bge_pruning.evaluation.encoders import check_model_name, load_encoder
     from bge_pruning.evaluation.index_compatibility import compare_index, describe_compatibility
-    from bge_pruning.utils.devices import default_device
+    from bge_pruning.utils.environment import default_device
     from bge_pruning.utils.records import IndexRecord
 
     opt.check_output(args)

@@ -40,9 +40,8 @@ from bge_pruning.selection.reconstruction_importance import reconstruction_impor
 from bge_pruning.training.builders import build_base_model
 from bge_pruning.training.calibration import calibration_texts, pad_batches
 from bge_pruning.training.plan import Plan, build_plan
-from bge_pruning.utils.devices import torch_device
 from bge_pruning.utils.embedding_metrics import is_flat
-from bge_pruning.utils.environment import collect_versions
+from bge_pruning.utils.environment import collect_versions, torch_device
 
 log = logging.getLogger(__name__)
 # Number of texts that shapes are judged on, if that many are left beside those for fitting.

@@ -22,7 +22,7 @@ from bge_pruning.export.model_card import write_model_card
 from bge_pruning.model_io.hub import fetch_model_folder
 from bge_pruning.model_io.pretrained import read_shape
 from bge_pruning.models.encoder_shape import EncoderShape
-from bge_pruning.utils.devices import torch_device
+from bge_pruning.utils.environment import torch_device
 from bge_pruning.utils.records import EvaluationRecord
 from bge_pruning.workflows.baselines import cut_baseline
 

@@ -33,8 +33,7 @@ from bge_pruning.reports.study_records import (
     read_reference,
 )
 from bge_pruning.training.stage import check_run
-from bge_pruning.utils.devices import torch_device
-from bge_pruning.utils.environment import collect_versions, describe_machine
+from bge_pruning.utils.environment import collect_versions, describe_machine, torch_device
 from bge_pruning.utils.files import lock_of, refuse_unwritable_folders, write_json
 from bge_pruning.utils.json_records import Record, Text, read_record
 from bge_pruning.utils.records import Parameters, PruningRecord

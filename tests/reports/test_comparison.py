@@ -2,21 +2,16 @@
 
 import json
 import runpy
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 from scipy.stats import t as student
 
-from bge_pruning.reports.comparison import (
-    Estimate,
-    estimate_mean,
-    pareto_front,
-    percent,
-    read_candidates,
-    summary_header,
-    summary_rows,
-)
+from bge_pruning.reports import comparison
+from bge_pruning.reports.comparison import Estimate, estimate_mean, read_candidates
 from bge_pruning.reports.comparison_report import (
+    COMPARISON_FILES,
     describe_comparison,
     draw_comparison,
     render_comparison,
@@ -28,34 +23,28 @@ BASELINES = {("sts", "dense"): 0.8, ("scifact", "dense"): 0.5, ("scifact", "all"
 
 def write(folder: Path, share: float, encoder: int = 5_000_000, **changes) -> Path:
     """Write the evaluation of a model that keeps the same share of every score."""
-    tasks = [
-        {
-            "task": task,
-            "mode": mode,
-            "main": True,
-            "value": share * baseline,
-            "baseline": baseline,
-            "floor": baseline / 4,
-            "retention": share,
-        }
-        for (task, mode), baseline in BASELINES.items()
-    ]
+    tasks = []
+    for (task, mode), baseline in BASELINES.items():
+        scores = {"value": share * baseline, "baseline": baseline, "floor": baseline / 4}
+        tasks.append({"task": task, "mode": mode, "main": True, "retention": share, **scores})
     tasks.append({**tasks[0], "main": False, "value": 0.0})
-    evaluation = {
-        "tasks": tasks,
-        "parameters": {
-            "model": {"encoder": encoder, "total": encoder + 1_000_000},
-            "baseline": {"encoder": 10_000_000, "total": 11_000_000},
-        },
-        "speed": {
-            "latency_ms": {"ratio": encoder / 1e7},
-            "throughput_texts_per_s": {"ratio": 1e7 / encoder},
-        },
-        **changes,
-    }
+    sizes = {"model": encoder, "baseline": 10_000_000}
+    parameters = {key: {"encoder": n, "total": n + 1_000_000} for key, n in sizes.items()}
+    latency, rate = {"ratio": encoder / 1e7}, {"ratio": 1e7 / encoder}
+    speed = {"latency_ms": latency, "throughput_texts_per_s": rate}
+    evaluation = {"tasks": tasks, "parameters": parameters, "speed": speed, **changes}
     folder.mkdir(parents=True)
     (folder / "evaluation.json").write_text(json.dumps(evaluation))
     return folder
+
+
+def change(folder: Path, damage: Callable[[dict], object]) -> str:
+    """Change the evaluation of a model, and return the folder's name."""
+    file = folder / "evaluation.json"
+    content = json.loads(file.read_text())
+    damage(content)
+    file.write_text(json.dumps(content))
+    return str(folder)
 
 
 @pytest.fixture
@@ -78,41 +67,35 @@ def test_the_original_comes_first(results):
     assert half.scores["scifact", "all"] == pytest.approx([0.576, 0.588])
 
 
-def test_tables(results):
+def test_tables_and_the_picture(results):
     candidates, keys = read_candidates(results)
-    rows = [dict(zip(summary_header(), row, strict=True)) for row in summary_rows(candidates)]
-    assert rows[1] == {
-        "model": "half",
-        "runs": "2",
-        "encoder": "5.0M",
-        "in all": "6.0M",
-        "time of one text": "0.50 x",
-        "texts per second": "2.00 x",
-        "floor": "25.0%",
-        "kept": "97.0% (96.0% to 98.0%)",
-    }
+    figure = draw_comparison(candidates)
+    assert len(figure.axes) == 2
+    for panel in figure.axes:
+        assert {text.get_text() for text in panel.texts} == {"original", "half", "quarter"}
+    rows = [
+        dict(zip(comparison.summary_header(), row, strict=True))
+        for row in comparison.summary_rows(candidates)
+    ]
+    costs = {"encoder": "5.0M", "in all": "6.0M", "time of one text": "0.50 x"}
+    shares = {"texts per second": "2.00 x", "floor": "25.0%", "kept": "97.0% (96.0% to 98.0%)"}
+    assert rows[1] == {"model": "half", "runs": "2", **costs, **shares}
     assert (rows[2]["kept"], rows[2]["time of one text"]) == ("90.0%", "0.25 x")
     text = render_comparison(candidates, keys)
     assert "| model | sts, dense | scifact, dense | scifact, all |" in text
     assert "| original | 0.8000 | 0.5000 | 0.6000 |" in text
     assert "| half | 0.7760 (0.7680 to 0.7840) |" in text
-    assert json.loads(json.dumps(describe_comparison(candidates, keys)))["tasks"][2] == {
-        "task": "scifact",
-        "mode": "all",
-    }
+    described = json.loads(json.dumps(describe_comparison(candidates, keys)))
+    assert described["tasks"][2] == {"task": "scifact", "mode": "all"}
 
 
 def test_only_common_tasks_are_compared(tmp_path):
-    first = write(tmp_path / "a", 0.9)
-    second = write(tmp_path / "b", 0.8)
-    content = json.loads((second / "evaluation.json").read_text())
-    content["tasks"] = content["tasks"][1:2]
-    (second / "evaluation.json").write_text(json.dumps(content))
+    first, second = (write(tmp_path / name, 0.9) for name in "ab")
+    change(second, lambda c: c.update(tasks=c["tasks"][1:2]))
     candidates, keys = read_candidates([str(first), str(second)])
     assert keys == [("scifact", "dense")]
     assert len(candidates) == 3
-    content["tasks"][0]["task"] = "elsewhere"
-    (second / "evaluation.json").write_text(json.dumps(content))
+    change(second, lambda c: c["tasks"][0].update(task="elsewhere"))
     with pytest.raises(ValueError, match="have no task and mode in common. To fix, evaluate all"):
         read_candidates([str(first), str(second)])
 
@@ -120,41 +103,30 @@ def test_only_common_tasks_are_compared(tmp_path):
 def test_speed_that_was_not_measured(tmp_path):
     candidates, _ = read_candidates([str(write(tmp_path / "a", 0.9, speed=None))])
     assert [c.latency for c in candidates] == [None, None]
-    assert summary_rows(candidates)[1][4:6] == ["-", "-"]
+    assert comparison.summary_rows(candidates)[1][4:6] == ["-", "-"]
     (panel,) = draw_comparison(candidates).axes
     assert {text.get_text() for text in panel.texts} == {"original", "a"}
 
 
-def test_an_interval_by_hand():
+def test_means_over_seeds():
     found = estimate_mean([1.0, 2.0, 3.0])
     assert (found.mean, found.count) == (2.0, 3)
     assert found.half == pytest.approx(4.302653 * 1.0 / 3**0.5, rel=1e-6)
     low, high = student.interval(0.95, 2, loc=2.0, scale=1 / 3**0.5)
     assert (found.mean - found.half, found.mean + found.half) == pytest.approx((low, high))
 
-
-def test_one_value_has_no_interval_and_none_no_mean():
     assert estimate_mean([0.5]) == Estimate(0.5, None, 1)
     assert estimate_mean([]) is None
+    assert comparison.percent(Estimate(0.98765, 0.00321, 3)) == "98.8 ± 0.3"
+    assert comparison.percent(Estimate(0.98765, None, 1), 2) == "98.77"
+    assert comparison.percent(None) == "-"
 
 
-def test_numbers_as_text():
-    assert percent(Estimate(0.98765, 0.00321, 3)) == "98.8 ± 0.3"
-    assert percent(Estimate(0.98765, None, 1), 2) == "98.77"
-    assert percent(None) == "-"
-
-
-@pytest.mark.parametrize(
-    ("costs", "qualities", "front"),
-    [
-        ([3, 1, 2], [0.9, 0.5, 0.8], [1, 2, 0]),
-        ([3, 1, 2], [0.9, 0.9, 0.8], [1]),
-        ([1, 1, 2], [0.5, 0.7, 0.7], [1]),
-        ([1], [0.1], [0]),
-    ],
-)
-def test_the_front(costs, qualities, front):
-    assert pareto_front(costs, qualities) == front
+def test_the_front():
+    assert comparison.pareto_front([3, 1, 2], [0.9, 0.5, 0.8]) == [1, 2, 0]
+    assert comparison.pareto_front([3, 1, 2], [0.9, 0.9, 0.8]) == [1]
+    assert comparison.pareto_front([1, 1, 2], [0.5, 0.7, 0.7]) == [1]
+    assert comparison.pareto_front([1], [0.1]) == [0]
 
 
 def test_files_that_cannot_be_compared(tmp_path):
@@ -163,13 +135,6 @@ def test_files_that_cannot_be_compared(tmp_path):
     (tmp_path / "x.json").write_text("{}")
     with pytest.raises(ValueError, match=r"x.json: has no tasks, .* To fix, run .* --baseline"):
         read_candidates([str(tmp_path / "x.json")])
-    alone = write(tmp_path / "alone", 0.9)
-    content = json.loads((alone / "evaluation.json").read_text())
-    for entry in content["tasks"]:
-        entry["retention"] = None
-    (alone / "evaluation.json").write_text(json.dumps(content))
-    with pytest.raises(ValueError, match="has scores without a share of the original's. To fix"):
-        read_candidates([str(alone)])
 
 
 @pytest.mark.parametrize(
@@ -182,15 +147,18 @@ def test_files_that_cannot_be_compared(tmp_path):
         (lambda c: c["parameters"]["baseline"].pop("total"), "has no parameters.baseline.total"),
         (lambda c: c["tasks"][0].pop("floor"), r"has no tasks\[0\].floor"),
         (lambda c: c["tasks"][0].pop("baseline"), r"has no tasks\[0\].baseline"),
+        (
+            lambda c: c["tasks"][0].update(retention=None),
+            "scores without a share of the original's",
+        ),
     ],
 )
 def test_values_of_another_kind_are_named(damage, message, tmp_path):
-    file = write(tmp_path / "a", 0.9) / "evaluation.json"
-    content = json.loads(file.read_text())
-    damage(content)
-    file.write_text(json.dumps(content))
-    with pytest.raises(ValueError, match=rf"evaluation.json: .*{message}.* To fix, run .*baseline"):
-        read_candidates([str(file)])
+    folder = change(write(tmp_path / "a", 0.9), damage)
+    with pytest.raises(
+        ValueError, match=rf"evaluation.json:? .*{message}.* To fix, run .*baseline"
+    ):
+        read_candidates([folder])
 
 
 def test_names(tmp_path, monkeypatch):
@@ -217,7 +185,11 @@ def test_names(tmp_path, monkeypatch):
         read_candidates(twice)
 
 
-def test_models_with_different_originals(tmp_path, monkeypatch):
+def test_runs_that_do_not_belong_together(tmp_path, monkeypatch):
+    sizes = [write(tmp_path / str(size), 0.9, size) for size in (5_000_000, 6_000_000)]
+    message = "runs called x have 6000000 and 7000000 parameters: they are no repetitions. To fix"
+    with pytest.raises(ValueError, match=message):
+        read_candidates([f"x={folder}" for folder in sizes])
     first = write(tmp_path / "a", 0.9)
     monkeypatch.setitem(BASELINES, ("sts", "dense"), 0.7)
     second = write(tmp_path / "b", 0.9)
@@ -226,30 +198,12 @@ def test_models_with_different_originals(tmp_path, monkeypatch):
         read_candidates([str(first), str(second)])
 
 
-def test_runs_of_one_name_are_of_one_size(tmp_path):
-    sizes = [write(tmp_path / str(size), 0.9, size) for size in (5_000_000, 6_000_000)]
-    message = "runs called x have 6000000 and 7000000 parameters: they are no repetitions. To fix"
-    with pytest.raises(ValueError, match=message):
-        read_candidates([f"x={folder}" for folder in sizes])
-
-
-def test_the_picture_names_every_model(results):
-    figure = draw_comparison(read_candidates(results)[0])
-    assert len(figure.axes) == 2
-    for panel in figure.axes:
-        assert {text.get_text() for text in panel.texts} == {"original", "half", "quarter"}
-
-
 def test_the_script(results, tmp_path, capsys):
     main = runpy.run_path(str(SCRIPT))["main"]
     arguments = [*results, "--output", str(tmp_path / "out")]
     assert main(arguments) == 0
     assert "97.0% (96.0% to" in " ".join(capsys.readouterr().out.split())
-    assert {p.name for p in (tmp_path / "out").iterdir()} == {
-        "comparison.json",
-        "comparison.md",
-        "pareto.png",
-    }
+    assert {p.name for p in (tmp_path / "out").iterdir()} == set(COMPARISON_FILES)
     assert main(arguments) == 1
     assert "comparison.json exists. To fix" in capsys.readouterr().err
     assert main([*arguments, "--overwrite"]) == 0

@@ -6,54 +6,28 @@ import pytest
 
 from bge_pruning.reports.efficiency_table import render_efficiency, render_training
 
-PART = {
-    "latency_ms": {"median": 2.0, "p95": 3.0},
-    "tokens_per_text": 128.0,
-    "texts_per_s": 16.0,
-    "tokens_per_s": 2048.0,
-    "gflops_per_token": 0.1,
-    "activation_bytes": 2_000_000,
-}
+PART = {"latency_ms": {"median": 2.0, "p95": 3.0}, "texts_per_s": 16.0, "tokens_per_s": 2048.0}
+PART |= {"tokens_per_text": 128.0, "gflops_per_token": 0.1, "activation_bytes": 2_000_000}
 COUNTS = {"encoder": 1_000_000, "total": 3_000_000}
 BEST = {"batch_size": 32, "length": 128, "texts_per_s": 16.0, "tokens_per_s": 2048.0}
 
 
 def setting(share: float = 0.93, **changed) -> dict:
-    return {
-        "runtime": "torch",
-        "batch_size": 32,
-        "length": 128,
-        "rounds": 5,
-        "model": PART,
-        "baseline": PART,
-        "speedup": {"median": 2.0 * share, "quartiles": [1.5, 2.5]},
-        "ideal": 2.0,
-        "share": share,
-        "noisy": False,
-        **changed,
-    }
+    found = {"runtime": "torch", "batch_size": 32, "length": 128, "rounds": 5, "noisy": False}
+    found["speedup"] = {"median": 2.0 * share, "quartiles": [1.5, 2.5]}
+    return {**found, "model": PART, "baseline": PART, "ideal": 2.0, "share": share, **changed}
 
 
 def result(*settings: dict, **changed) -> dict:
     names = ("model", "baseline")
     weights = {"model": 1e6, "baseline": 2e6}
-    return {
-        "model": "small",
-        "baseline": "large",
-        "shapes": dict.fromkeys(names, "2 layers"),
-        "parameters": dict.fromkeys(names, COUNTS),
-        "device": "cpu",
-        "dtype": "fp32",
-        "machine": {"cpu": "Some CPU", "cores": 4, "gpu": None},
-        "settings": list(settings),
-        "saturation": {"torch": {"model": BEST, "baseline": BEST}},
-        "weight_bytes": {"torch": weights, "compile": weights, "onnx": {"model": 3e6}},
-        "threads": 2,
-        "max_length": 512,
-        "too_long": [],
-        "too_large": [],
-        **changed,
-    }
+    found = {"model": "small", "baseline": "large", "device": "cpu", "dtype": "fp32", "threads": 2}
+    found |= {"machine": {"cpu": "Some CPU", "cores": 4, "gpu": None}, "settings": list(settings)}
+    found |= {"shapes": dict.fromkeys(names, "2 layers"), "too_long": [], "too_large": []}
+    found |= {"saturation": {"torch": dict.fromkeys(names, BEST)}, "max_length": 512}
+    found["parameters"] = dict.fromkeys(names, COUNTS)
+    found["weight_bytes"] = {"torch": weights, "compile": weights, "onnx": {"model": 3e6}}
+    return {**found, **changed}
 
 
 def test_all_of_it():
@@ -87,22 +61,16 @@ def test_a_model_alone_on_a_gpu():
     assert "speed-up" not in text and "baseline:" not in text
 
 
-BELOW = "torch, 32 texts of 128 tokens: 85% of the ideal speed-up, below 90%"
-NOISY = "1 of 1 long settings are too noisy for a claim"
-
-
-@pytest.mark.parametrize(
-    ("found", "cell", "line"),
-    [
-        (setting(0.85), "85%", BELOW),
-        (setting(noisy=True), "noise, 5 turns", NOISY),
-        (setting(noisy=True, rounds=2), "noise, 2 turns", NOISY),
-    ],
-)
-def test_what_is_claimed(found, cell, line):
-    text = render_efficiency(result(found))
-    assert line in text
-    assert f"| {cell} |" in text
+def test_what_is_claimed():
+    below = "torch, 32 texts of 128 tokens: 85% of the ideal speed-up, below 90%"
+    noisy = "1 of 1 long settings are too noisy for a claim"
+    for found, cell, line in (
+        (setting(0.85), "85%", below),
+        (setting(noisy=True), "noise, 5 turns", noisy),
+        (setting(noisy=True, rounds=2), "noise, 2 turns", noisy),
+    ):
+        text = render_efficiency(result(found))
+        assert line in text and f"| {cell} |" in text
 
 
 def test_what_is_left_out():
@@ -111,9 +79,6 @@ def test_what_is_left_out():
     lines = render_efficiency(result(too_large=[large], too_long=[1024, 8192])).splitlines()
     assert "left out, needs about 3.0 GiB and 2.0 GiB are free: onnx, 32 x 512" in lines
     assert "left out, beyond the limit of 512 tokens a text: 1024, 8192" in lines
-
-
-def test_nothing_was_measured():
     lines = render_efficiency(result(saturation={}, too_long=[1024])).splitlines()
     assert lines[4] == "nothing was measured"
     assert lines[-1] == "left out, beyond the limit of 512 tokens a text: 1024"
@@ -123,28 +88,17 @@ def test_nothing_was_measured():
 
 
 def cost(training, batches):
-    return {
-        "batches": batches,
-        "training": training,
-        "median_seconds": 0.25,
-        "data_share": 0.0123,
-        "tokens_per_second": 4321.0,
-        "padding": 0.5,
-        "utilisation": 0.617,
-        "peak_bytes": 12_000_000,
-    }
+    found = {"median_seconds": 0.25, "data_share": 0.0123, "tokens_per_second": 4321.0}
+    found |= {"padding": 0.5, "utilisation": 0.617, "peak_bytes": 12_000_000}
+    return {"batches": batches, "training": training, **found}
 
 
 @pytest.fixture
 def trained():
+    on = {"device": "cpu", "machine": {"cpu": "Some CPU", "cores": 2, "gpu": None}, "threads": 1}
+    on |= {"model": "folder", "random_weights": False, "shape": "4 layers", "dtype": "fp32"}
     return {
-        "model": "folder",
-        "random_weights": False,
-        "shape": "4 layers",
-        "device": "cpu",
-        "machine": {"cpu": "Some CPU", "cores": 2, "gpu": None},
-        "threads": 1,
-        "dtype": "fp32",
+        **on,
         "batch_size": 8,
         "steps": 12,
         "peak_flops": 1.23e12,
@@ -163,14 +117,9 @@ def test_table_ratios_and_goals(trained):
     )
     row = "| length groups | plain fine-tuning | 0.250 | 1.23% | 4,321 | 50.0% | 61.7% | 12 MB |"
     assert row in lines
-    assert (
-        "| batches | gates / plain (limit 1.10) | cached / gates (limit 1.03) | reading the cache "
-        "/ gates |"
-    ) in lines
-    assert (
-        "| length groups | 1.000 (0.900 to 1.200) | 1.012 (1.000 to 1.020) | 0.00052 (0.00010 to "
-        "0.00100) |"
-    ) in lines
+    header = "gates / plain (limit 1.10) | cached / gates (limit 1.03) | reading the cache / gates"
+    ratios = "1.000 (0.900 to 1.200) | 1.012 (1.000 to 1.020) | 0.00052 (0.00010 to 0.00100)"
+    assert f"| batches | {header} |" in lines and f"| length groups | {ratios} |" in lines
     assert lines[-2].endswith("gates on random batches: 1.10 times plain on random batches.")
     assert lines[-1].endswith(
         "gates on length groups: 2.35 times plain on random batches (goal: 1.5 or more)."

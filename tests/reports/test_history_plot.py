@@ -74,11 +74,10 @@ def test_losses_of_several_sizes_get_a_log_scale_with_plain_numbers(said):
 @pytest.mark.parametrize("count", [1, 2, 4, 7])
 def test_any_number_of_axes_is_legible(count, assert_legible):
     axes = [*AXIS_TITLES, "a", "b"][:count]
-    series = {}
+    series = {f"pruning/lambda_1/{axis}": ([0, 15000], [0.0, -3.0]) for axis in axes}
     for axis in axes:
         for key in ("expected_sparsity", "target_sparsity", "realised_sparsity"):
             series[f"pruning/{key}/{axis}"] = ([0, 7500, 15000], [0.0, 0.2, 0.4])
-        series[f"pruning/lambda_1/{axis}"] = ([0, 15000], [0.0, -3.0])
     assert_legible(draw_constraint(series))
     assert_legible(draw_multipliers(series))
 
@@ -95,14 +94,11 @@ def test_many_losses_are_told_apart_and_none_is_left_out(assert_legible):
 
 @pytest.mark.parametrize("theme", THEMES, ids=["light", "dark"])
 def test_curves_have_the_colours_of_the_theme(theme, series):
+    assert has_training(series) and has_multipliers(series)
+    assert not has_training({}) and not has_multipliers({})
     figure = draw_constraint(series, theme)
     colours = {line.get_label(): line.get_color() for line in figure.axes[0].lines}
     assert colours["expected by the gates"] == theme.series[0]
     assert colours["target"] == theme.muted
     other = DARK if theme is LIGHT else LIGHT
     assert other.ink not in {text.get_color() for text in figure.legends[0].get_texts()}
-
-
-def test_what_can_be_drawn(series):
-    assert has_training(series) and has_multipliers(series)
-    assert not has_training({}) and not has_multipliers({})

@@ -3,21 +3,9 @@ from markdown_it import MarkdownIt
 
 from bge_pruning.reports.markdown import escape, fence, heading, paragraph, picture, table, warning
 
-NASTY = (
-    "a|b",
-    "<script>alert(1)</script>",
-    "[x](http://a.b)",
-    "![x](http://a.b/c.png)",
-    "*a* _b_ `c` ~~d~~",
-    "&lt; & &amp;",
-    "C#  #",
-    r"back\slash",
-    "a_b c_d",
-    "_a_",
-    "$x$",
-    "",
-    "模型 модель",
-)
+NASTY = ["a|b", "<script>alert(1)</script>", "[x](http://a.b)", "![x](http://a.b/c.png)"]
+NASTY += ["*a* _b_ `c` ~~d~~", "&lt; & &amp;", "C#  #", r"back\slash", "a_b c_d", "_a_", "$x$"]
+NASTY += ["", "模型 модель"]
 
 
 def shown(markdown: str) -> str:
@@ -33,29 +21,17 @@ def test_text_stays_what_it_is(text):
     expected = " ".join(text.split())
     assert shown(f"On {escape(text)} it scores") == f"On {expected} it scores"
     assert shown(f"# A {escape(text)}") == f"A {expected}".rstrip()
-
-
-@pytest.mark.parametrize("text", NASTY)
-def test_cells_stay_what_they_are(text):
     rows = [[text, 1], ["b", 2]]
-    expected = " ".join(text.split())
     assert shown(table(["name", text], rows)) == f"name{expected}{expected}1b2"
 
 
 def test_lines_in_a_name_are_joined():
     assert escape("a\n# b\r\n\tc") == "a \\# b c"
-
-
-def test_ordinary_names_are_left_alone():
     assert escape("stsb-en_test (dense+sparse), 2.0") == "stsb-en_test (dense+sparse), 2.0"
 
 
 def test_numbers_are_to_the_right():
-    assert table(["a", "b"], [["x", 1]]).splitlines() == [
-        "| a | b |",
-        "| --- | ---: |",
-        "| x | 1 |",
-    ]
+    assert table(["a", "b"], [["x", 1]]) == "| a | b |\n| --- | ---: |\n| x | 1 |"
 
 
 @pytest.mark.parametrize("text", ["a", "a\n```\nb", "`````", "", "echo `x` | y"])

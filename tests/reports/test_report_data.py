@@ -2,22 +2,13 @@
 
 import json
 import math
+from pathlib import Path
 
 import numpy as np
 import pytest
 
-from bge_pruning.reports.report_data import (
-    MAX_POINTS,
-    HistoryRow,
-    collect_series,
-    last_constraint,
-    logged_scores,
-    pruned_axes,
-    read_inputs,
-    running_quantiles,
-    task_losses,
-    thin,
-)
+from bge_pruning.reports import report_data
+from bge_pruning.reports.report_data import MAX_POINTS, HistoryRow, collect_series, read_inputs
 
 
 def keys(*names):
@@ -34,25 +25,24 @@ def test_rows_become_curves_in_order_of_batch(rows):
     batches, values = collect_series(rows)["loss/train/distillation_alignment"]
     assert batches == list(range(1, 40))
     assert values == [1 / batch for batch in batches]
-
-
-def test_what_is_not_finite_is_left_out():
     values = [1.0, math.nan, math.inf, "text", None, 2]
     rows = [HistoryRow(batch=n, metrics={"a": value}) for n, value in enumerate(values)]
     assert collect_series(rows) == {"a": ([0, 5], [1.0, 2])}
 
 
-def test_axes_come_in_our_order_and_unknown_ones_last():
+def test_axes_come_in_our_order_and_losses_are_the_parts():
     prefix = "pruning/expected_sparsity/"
-    found = pruned_axes(keys(*(prefix + axis for axis in ("new", "encoder", "head", "layer"))))
+    found = report_data.pruned_axes(
+        keys(*(prefix + axis for axis in ("new", "encoder", "head", "layer")))
+    )
     assert found == ["layer", "head", "encoder", "new"]
-
-
-def test_losses_are_the_parts_without_the_constraint():
+    # Losses are the parts without the constraint.
     parts = ("loss/train/cosent", "loss/train/distillation_sparse")
-    assert task_losses(keys("loss/train/total", *parts, "loss/train/lagrangian")) == list(parts)
-    assert task_losses(keys("loss/train/total")) == ["loss/train/total"]
-    assert task_losses(keys("eval/dev/spearman")) == []
+    assert report_data.task_losses(
+        keys("loss/train/total", *parts, "loss/train/lagrangian")
+    ) == list(parts)
+    assert report_data.task_losses(keys("loss/train/total")) == ["loss/train/total"]
+    assert report_data.task_losses(keys("eval/dev/spearman")) == []
 
 
 def test_scores_are_the_main_ones_of_each_task_and_mode():
@@ -65,31 +55,27 @@ def test_scores_are_the_main_ones_of_each_task_and_mode():
         "a/b, all": "eval/a/b/all_ndcg_at_10",
     }
     others = ("eval/scifact/mrr_at_10", "eval/stsb/cosine_pearson", "metrics/x/MeanError")
-    assert logged_scores(keys(*others, *main.values())) == main
-
-
-@pytest.mark.parametrize("name", ["SpearmanCorrCoef", "cosine_spearman"])
-def test_the_new_key_goes_before_the_old_one(name):
-    old, new = f"metrics/dev/{name}", "eval/dev/cosine_spearman"
-    assert logged_scores(keys(old)) == {"dev": old}
-    assert logged_scores(keys(old, new)) == {"dev": new}
-    other = f"metrics/other/{name}"
-    assert logged_scores(keys(other, new)) == {"dev": new, "other": other}
+    assert report_data.logged_scores(keys(*others, *main.values())) == main
+    for name in ("SpearmanCorrCoef", "cosine_spearman"):  # the new key goes before the old one
+        old, new, other = f"metrics/dev/{name}", "eval/dev/cosine_spearman", f"metrics/other/{name}"
+        assert report_data.logged_scores(keys(old)) == {"dev": old}
+        assert report_data.logged_scores(keys(old, new)) == {"dev": new}
+        assert report_data.logged_scores(keys(other, new)) == {"dev": new, "other": other}
 
 
 def test_the_last_constraint(rows):
-    constraint = last_constraint(collect_series(rows))
+    constraint = report_data.last_constraint(collect_series(rows))
     head = constraint["head"]
     assert head.expected_sparsity == pytest.approx(0.49)
     assert (head.target_sparsity, head.realised_sparsity) == (0.5, 0.5)
     # The encoder has no target of its own: it is held to what would be cut.
     assert constraint["encoder"].target_sparsity == 0.5
-    assert last_constraint({}) == {}
+    assert report_data.last_constraint({}) == {}
 
 
 @pytest.mark.parametrize("count", [0, 1, MAX_POINTS, MAX_POINTS + 1, 15_000])
 def test_thinning_keeps_the_ends(count):
-    batches, values = thin(range(count), [2 * n for n in range(count)])
+    batches, values = report_data.thin(range(count), [2 * n for n in range(count)])
     assert len(batches) == min(count, MAX_POINTS)
     assert batches == sorted(set(batches))
     assert values == [2 * batch for batch in batches]
@@ -98,18 +84,16 @@ def test_thinning_keeps_the_ends(count):
 
 
 def test_quantiles_of_a_window():
-    places, quantiles = running_quantiles([5.0] * 30 + [1.0] * 30)
+    places, quantiles = report_data.running_quantiles([5.0] * 30 + [1.0] * 30)
     assert places == list(range(60))
     assert quantiles[0] == [5, 5, 5] and quantiles[-1] == [1, 1, 1]
     assert quantiles[30] == [1, 1, 5]  # half of the window is on either side
-    assert running_quantiles([3.0]) == ([0], [[3, 3, 3]])
+    assert report_data.running_quantiles([3.0]) == ([0], [[3, 3, 3]])
 
 
-# Files
-
-
-def test_everything_is_read(results, make_evaluation, make_pruning):
-    inputs = read_inputs(results)
+def test_everything_is_read(results, make_evaluation, make_pruning, monkeypatch):
+    monkeypatch.chdir(results)
+    inputs = read_inputs(Path())
     assert inputs.name == "half"
     assert inputs.evaluation.as_dict() == make_evaluation()
     assert inputs.pruning.as_dict() == make_pruning()
@@ -126,32 +110,16 @@ def test_a_run_folder_is_enough(run_folder):
     inputs = read_inputs(run_folder)
     assert inputs.missing == ["evaluation.json", "pruning.json", "metrics-recovery.jsonl"]
     assert inputs.versions == {"python": "3.11.0", "torch": "2.7.0"}
-
-
-def test_a_folder_without_any_result(run_folder):
     (run_folder / "metrics.jsonl").unlink()
     message = r"my-run holds neither evaluation\.json nor pruning\.json nor metrics\.jsonl\. To fix"
     with pytest.raises(FileNotFoundError, match=message):
         read_inputs(run_folder)
 
 
-def test_a_folder_is_called_by_its_name_wherever_one_stands(results, monkeypatch):
-    monkeypatch.chdir(results)
-    assert read_inputs(results.__class__(".")).name == "half"
-
-
-# Commands
-
-
-@pytest.mark.parametrize(
-    "text", ["python a.py\n\n  \npython b.py", "\r\npython a.py\r\npython b.py\r\n"]
-)
-def test_empty_lines_are_no_commands(text, results):
-    (results / "commands.txt").write_text(text)
-    assert read_inputs(results).commands == ["python a.py", "python b.py"]
-
-
 def test_commands_given_win_and_the_evaluations_is_the_last_resort(results):
+    for text in ("python a.py\n\n  \npython b.py", "\r\npython a.py\r\npython b.py\r\n"):
+        (results / "commands.txt").write_text(text)
+        assert read_inputs(results).commands == ["python a.py", "python b.py"]
     assert read_inputs(results, ["make all"]).commands == ["make all"]
     (results / "commands.txt").unlink()
     inputs = read_inputs(results)
@@ -161,22 +129,15 @@ def test_commands_given_win_and_the_evaluations_is_the_last_resort(results):
     assert read_inputs(results).commands == []
 
 
-# Files that cannot be read
-
-
 @pytest.mark.parametrize("name", ["evaluation.json", "pruning.json", "versions.json"])
-@pytest.mark.parametrize(
-    ("content", "message"),
-    [
+def test_json_that_cannot_be_used(name, results):
+    for content, message in (
         (b'{"a"', r"is not JSON \(Expecting ':' delimiter\)\. To fix, write it again"),
         (b"[1, 2]", r"it is a list, expected an object with keys\. To fix, write it again"),
-    ],
-    ids=["cut", "a list"],
-)
-def test_json_that_cannot_be_used(name, content, message, results):
-    (results / name).write_bytes(content)
-    with pytest.raises(ValueError, match=rf"{name}: {message}"):
-        read_inputs(results)
+    ):
+        (results / name).write_bytes(content)
+        with pytest.raises(ValueError, match=rf"{name}: {message}"):
+            read_inputs(results)
 
 
 def test_history_that_cannot_be_read(results):
@@ -195,29 +156,27 @@ def test_history_that_cannot_be_read(results):
             read_inputs(results)
 
 
-@pytest.mark.parametrize("content", [b"", b"PK\x03\x04 cut", b"not an archive"])
+@pytest.mark.parametrize("content", [b"", b"PK\x03\x04 cut", b"not an archive", "code"])
 def test_gates_that_cannot_be_read(content, results):
-    (results / "gates.npz").write_bytes(content)
+    if content == "code":  # is not run
+        np.savez(results / "gates.npz", layer=np.array([{"a": 1}], dtype=object))
+    else:
+        (results / "gates.npz").write_bytes(content)
     with pytest.raises(ValueError, match=r"gates\.npz holds no arrays .*To fix"):
         read_inputs(results)
 
 
-def test_gates_that_hold_code_are_not_run(results):
-    np.savez(results / "gates.npz", layer=np.array([{"a": 1}], dtype=object))
-    with pytest.raises(ValueError, match=r"gates\.npz holds no arrays .*To fix"):
-        read_inputs(results)
-
-
-def test_a_configuration_that_cannot_be_read(results):
-    (results / "config.yaml").write_text("a: [1")
-    with pytest.raises(ValueError, match=r"config\.yaml: is not YAML .* To fix, write it again"):
-        read_inputs(results)
-    (results / "config.yaml").write_text("[" * 100_000)
-    with pytest.raises(ValueError, match=r"config\.yaml: is not YAML \(nested more than 50 levels"):
-        read_inputs(results)
-    (results / "config.yaml").write_text("model: {base_model: 3}")
-    with pytest.raises(ValueError, match=r"config\.yaml: model.base_model is 3, expected a text"):
-        read_inputs(results)
-    (results / "config.yaml").write_text("- a")
-    with pytest.raises(ValueError, match=r"config\.yaml: it is a list, expected an object"):
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("a: [1", "is not YAML .* To fix, write it again"),
+        ("[" * 100_000, r"is not YAML \(nested more than 50 levels"),
+        ("model: {base_model: 3}", "model.base_model is 3, expected a text"),
+        ("- a", "it is a list, expected an object"),
+    ],
+    ids=["cut", "deep", "number", "list"],
+)
+def test_a_configuration_that_cannot_be_read(content, message, results):
+    (results / "config.yaml").write_text(content)
+    with pytest.raises(ValueError, match=rf"config\.yaml: {message}"):
         read_inputs(results)

@@ -75,15 +75,14 @@ def test_what_is_unknown_is_left_out(make_entry, said):
     assert said(figure).count("%") == 2  # one retention, and the title
 
 
-def test_several_models_keep_a_marker_each(make_entry):
+def test_several_models_keep_a_marker_each_and_names_are_shown_as_they_are(
+    make_entry, said, assert_legible
+):
     models = {f"model {index}": index / 10 for index in range(7)}
     figure = draw(make_entry(also=models), make_entry("b", also={"model 3": 0.9}))
     for name, value in models.items():
         assert points(figure, name)[0] == (value, 0)
     assert points(figure, "model 3")[1] == (0.9, 1)
-
-
-def test_names_are_shown_as_they_are(make_entry, said, assert_legible):
     names = ["$x^$", "_a", "<b>&|", "модель"]
     figure = draw(*(make_entry(name, also={name: 0.5}) for name in names))
     for name in names:

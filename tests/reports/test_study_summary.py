@@ -6,73 +6,35 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from bge_pruning.reports import study_summary
 from bge_pruning.reports.comparison import Estimate
 from bge_pruning.reports.comparison_report import draw_study, summarise, write_study_report
 from bge_pruning.reports.study_records import StudyCell, StudyReference, read_cells, read_reference
-from bge_pruning.reports.study_summary import (
-    compare_groups,
-    find_keys,
-    floor_shares,
-    group_cells,
-    judge,
-    kept_of,
-    keys_by_kind,
-    render_study,
-)
+from bge_pruning.reports.study_summary import find_keys, group_cells, render_study
 
 STUDIES = sorted((Path(__file__).parents[2] / "experiments" / "results").glob("quality*"))
 KEYS = [("sts", "dense"), ("docs", "dense")]
 
 
 def make_cell(method, size, seed, sts, docs, share=0.5):
-    learned = method == "l0"
-    cell = {
-        "method": method,
-        "size": size,
-        "seed": seed,
-        "config_hash": "abc",
-        "config": {"method": method},
-        "encoder_share": share,
-        "parameters": {"encoder": int(share * 1e6), "total": 2_000_000},
-        "kept_layers": [0, 1],
-        "steps": {"prune": 3, "recover": 4} if learned else {"recover": 7},
-        "tokens": {"recover": 1_500_000},
-        "seconds": {"choose": None, "recover": 90.0, "evaluate": 30.0},
-        "scores": [
-            {**score, "value": 0.8 * score["value"], "retention": score["value"]}
-            for score in make_scores(sts, docs)
-        ],
-        "gates": {"distance": {"all": 0.0123}, "gap": {"encoder": -0.004}} if learned else None,
-        "cut": {"sts": {"before": 0.8, "after": 0.79, "lost": 0.01}},
-        "versions": {"torch": "2"},
-        "machine": {"cpu": "x", "cores": 2, "gpu": None if seed == 1 else "y"},
-    }
-    return StudyCell.model_validate(cell)
+    scores = make_scores(sts, docs)
+    scores = [{**s, "value": 0.8 * s["value"], "retention": s["value"]} for s in scores]
+    cell = {"method": method, "size": size, "seed": seed, "config": {"method": method}}
+    cell |= {"parameters": {"encoder": int(share * 1e6), "total": 2_000_000}}
+    known = read_cells(STUDIES[0])[0].as_dict()
+    return StudyCell.model_validate({**known, **cell, "encoder_share": share, "scores": scores})
 
 
 def make_scores(sts, docs):
-    found = {
-        "sts": ("similarity", "cosine_spearman", sts),
-        "docs": ("retrieval", "ndcg_at_10", docs),
-    }
-    return [
-        {"task": task, "kind": kind, "mode": "dense", "metric": metric, "value": value}
-        for task, (kind, metric, value) in found.items()
-    ]
+    first = {"task": "sts", "kind": "similarity", "metric": "cosine_spearman", "value": sts}
+    second = {"task": "docs", "kind": "retrieval", "metric": "ndcg_at_10", "value": docs}
+    return [{"mode": "dense", **score} for score in (first, second)]
 
 
+SCORES = {"original": make_scores(0.8, 0.8), "word_embeddings": make_scores(0.6, 0.2)}
+SCORES["random_weights"] = make_scores(0.4, 0.3)
 REFERENCE = StudyReference.model_validate(
-    {
-        "original": "original",
-        "judged_by": {},
-        "parameters": {"encoder": 1_000_000, "total": 2_500_000},
-        "scores": {
-            "original": make_scores(0.8, 0.8),
-            "word_embeddings": make_scores(0.6, 0.2),
-            "random_weights": make_scores(0.4, 0.3),
-        },
-        "versions": {"torch": "2"},
-    }
+    {**read_reference(STUDIES[0]).as_dict(), "scores": SCORES}
 )
 CELLS = [
     make_cell("random", "half", 1, 0.90, 0.80),
@@ -85,11 +47,8 @@ CELLS = [
 
 def test_groups_the_largest_and_gates_first():
     groups = group_cells(CELLS)
-    assert [(g.size, g.method) for g in groups] == [
-        ("large", "l0"),
-        ("half", "l0"),
-        ("half", "random"),
-    ]
+    names = [("large", "l0"), ("half", "l0"), ("half", "random")]
+    assert [(g.size, g.method) for g in groups] == names
     assert [cell.seed for cell in groups[1].cells] == [1, 2]
     assert [group.learned for group in groups] == [True, True, False]
 
@@ -97,51 +56,42 @@ def test_groups_the_largest_and_gates_first():
 def test_what_is_kept_by_hand():
     keys = find_keys(CELLS)
     assert keys == KEYS
-    assert kept_of(CELLS[0], keys) == pytest.approx(0.85)
-    assert kept_of(CELLS[0], [("docs", "dense")]) == 0.80
+    assert study_summary.kept_of(CELLS[0], keys) == pytest.approx(0.85)
+    assert study_summary.kept_of(CELLS[0], [("docs", "dense")]) == 0.80
     unknown = make_cell("l0", "half", 1, 0.9, 0.9)
     unknown.scores[0].retention = None
-    assert kept_of(unknown, keys) is None
-
-
-def test_only_common_tasks_count():
-    other = make_cell("l0", "half", 9, 0.9, 0.9)
-    other.scores = other.scores[:1]
-    assert find_keys([*CELLS, other]) == [("sts", "dense")]
-
-
-def test_the_floor_is_the_better_one():
-    assert floor_shares(REFERENCE) == pytest.approx({KEYS[0]: 0.75, KEYS[1]: 0.375})
+    assert study_summary.kept_of(unknown, keys) is None
+    unknown.scores = unknown.scores[1:]
+    assert find_keys([*CELLS, unknown]) == KEYS[1:]  # only common tasks count
+    floors = study_summary.floor_shares(REFERENCE)
+    assert floors == pytest.approx({KEYS[0]: 0.75, KEYS[1]: 0.375})  # of the better one
 
 
 def test_kinds_are_split_only_where_there_are_several():
-    assert keys_by_kind(CELLS, KEYS) == {
+    assert study_summary.keys_by_kind(CELLS, KEYS) == {
         "all": KEYS,
         "similarity": KEYS[:1],
         "retrieval": KEYS[1:],
     }
-    assert keys_by_kind(CELLS, KEYS[:1]) == {"all": KEYS[:1]}
+    assert study_summary.keys_by_kind(CELLS, KEYS[:1]) == {"all": KEYS[:1]}
 
 
 def test_differences_are_paired_by_seed():
     large, ours, theirs = group_cells(CELLS)
-    found = compare_groups(ours, theirs, KEYS)
+    found = study_summary.compare_groups(ours, theirs, KEYS)
     # 0.95 - 0.85 of seed 1, 0.97 - 0.87 of seed 2.
     assert (found.mean, found.half, found.count) == pytest.approx((0.1, 0.0, 2), abs=1e-9)
-    assert compare_groups(large, theirs, KEYS) == Estimate(pytest.approx(0.135), None, 1)
+    assert study_summary.compare_groups(large, theirs, KEYS) == Estimate(
+        pytest.approx(0.135), None, 1
+    )
+    assert "Against the baselines" not in render_study(CELLS[2:], REFERENCE)  # without one
 
 
-@pytest.mark.parametrize(
-    ("difference", "verdict"),
-    [
-        (Estimate(0.02, 0.01, 3), "above"),
-        (Estimate(-0.02, 0.01, 3), "below"),
-        (Estimate(0.01, 0.02, 3), "a tie"),
-        (Estimate(0.02, None, 1), "one seed: not known"),
-    ],
-)
-def test_verdicts(difference, verdict):
-    assert judge(difference) == verdict
+def test_verdicts():
+    assert study_summary.judge(Estimate(0.02, 0.01, 3)) == "above"
+    assert study_summary.judge(Estimate(-0.02, 0.01, 3)) == "below"
+    assert study_summary.judge(Estimate(0.01, 0.02, 3)) == "a tie"
+    assert study_summary.judge(Estimate(0.02, None, 1)) == "one seed: not known"
 
 
 @pytest.mark.parametrize("folder", STUDIES, ids=lambda folder: folder.name)
@@ -152,24 +102,16 @@ def test_the_tables_of_the_studies_in_this_repository(folder):
     assert summarise(cells, reference) == json.loads((folder / "summary.json").read_text())
 
 
-def test_without_a_baseline_nothing_is_compared():
-    assert "Against the baselines" not in render_study(CELLS[2:], REFERENCE)
-
-
 def test_the_picture_shows_the_numbers():
     figure = draw_study(CELLS, REFERENCE)
     panels = figure.axes
-    assert [panel.get_title(loc="left") for panel in panels] == [
-        "All tasks and modes",
-        "Similarity",
-        "Retrieval",
-    ]
+    titles = [panel.get_title(loc="left") for panel in panels]
+    assert titles == ["All tasks and modes", "Similarity", "Retrieval"]
     lines = {line.get_label(): line for line in panels[0].lines}
     assert list(lines["floor"].get_ydata()) == pytest.approx([56.25, 56.25])
     # Beside each other: l0 a little to the left of its size, random to the right.
-    assert lines["l0"].get_xydata() == pytest.approx(
-        np.array([[0.5, 96.0], [0.75, 98.5]]), abs=2e-3
-    )
+    drawn = np.array([[0.5, 96.0], [0.75, 98.5]])
+    assert lines["l0"].get_xydata() == pytest.approx(drawn, abs=2e-3)
     assert lines["random"].get_xydata() == pytest.approx(np.array([[0.5, 86.0]]), abs=2e-3)
     assert lines["l0"].get_xdata()[0] < 0.5 < lines["random"].get_xdata()[0]
     dots = {tuple(y) for line in panels[0].lines if len(y := line.get_ydata()) == 2}
@@ -179,16 +121,13 @@ def test_the_picture_shows_the_numbers():
 SIZES = (("most", 0.99), ("half", 0.96))
 
 
-def test_a_floor_that_one_panel_alone_draws_is_in_the_legend():
+def test_a_floor_is_in_the_legend_or_far_below_and_does_not_press_the_methods_together():
     cells = [make_cell("l0", size, 1, share, share - 0.13, share) for size, share in SIZES]
     figure = draw_study(cells, REFERENCE)
     drawn = ["floor" in {line.get_label() for line in panel.lines} for panel in figure.axes]
     assert drawn == [False, False, True]
     (legend,) = figure.legends
     assert [text.get_text() for text in legend.get_texts()] == ["l0", "floor"]
-
-
-def test_a_floor_far_below_is_said_and_does_not_press_the_methods_together():
     near = [make_cell("l0", size, 1, share, share, share) for size, share in SIZES]
     figure = draw_study(near, REFERENCE)
     for panel in figure.axes:
@@ -218,9 +157,8 @@ def test_models_of_one_size_are_rows_named_by_what_differs(groups, names):
     assert [label.get_text() for label in figure.axes[0].get_yticklabels()] == names
     panel = figure.axes[1]  # of similarity alone
     assert panel.yaxis_inverted()
-    means = {
-        line.get_ydata()[0]: line.get_xdata() for line in panel.lines if len(line.get_xdata()) == 1
-    }
+    drawn = [line.get_xydata() for line in panel.lines]
+    means = {points[0][1]: points[:, 0] for points in drawn if len(points) == 1}
     assert means == {n: pytest.approx([100 * kept[n] + 0.1]) for n in range(len(groups))}
     assert figure.axes[0].get_xlabel() == "kept of the original's score (%)\nfloor: 56 %, far below"
 

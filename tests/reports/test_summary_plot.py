@@ -52,12 +52,6 @@ def test_three_panels(result, make_entry, said):
     assert gains.get_xlabel() == "times better than the original (dashed)\non cpu, 2 threads"
 
 
-def test_only_known_parameters_are_drawn(result):
-    result.parameters.baseline = None
-    assert list(count_models(result)) == ["pruned"]
-    assert count_models(EvaluationRecord(tasks=[])) == {}
-
-
 def test_gains_are_times_better_than_the_original(result):
     # Time and size shrink by what is kept: 1 / 0.5, 28 / 20, (28 + 12) / (20 + 5).
     assert compute_gains(result) == [
@@ -66,17 +60,13 @@ def test_gains_are_times_better_than_the_original(result):
         Gain("smaller on disk", 1.4),
         Gain("less memory", 1.6),
     ]
-
-
-def test_what_was_not_measured_is_no_gain(result):
+    # What was not measured is not a gain.
     result.speed.memory_bytes.model["activations"] = None  # ONNX Runtime does not report it
     assert "less memory" not in [gain.name for gain in compute_gains(result)]
     result.size_bytes["baseline"] = None
     result.speed.latency_ms.ratio_iqr = None
-    assert compute_gains(result) == [
-        Gain("more texts per second", 1.8, (1.7, 1.9)),
-        Gain("faster for one text", 2.0),
-    ]
+    rate = Gain("more texts per second", 1.8, (1.7, 1.9))
+    assert compute_gains(result) == [rate, Gain("faster for one text", 2.0)]
     result.speed = result.size_bytes = None
     assert compute_gains(result) == []
 
@@ -94,10 +84,9 @@ def test_panels_without_numbers_are_left_out(make_record):
     nothing = {"speed": None, "size_bytes": None}
     figure = draw_summary(make_record([], **nothing))
     assert titles(figure) == ["Parameters (millions)"]
-    assert titles(draw_summary(make_record(parameters=None, speed=None))) == [
-        "What is left",
-        "What was gained",
-    ]
+    figure = draw_summary(make_record(parameters=None, speed=None))
+    assert titles(figure) == ["What is left", "What was gained"]
+    assert count_models(EvaluationRecord(tasks=[])) == {}
     assert not can_summarise(make_record([], parameters=None, **nothing))
 
 

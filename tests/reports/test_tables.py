@@ -3,18 +3,7 @@
 import numpy as np
 import pytest
 
-from bge_pruning.reports.tables import (
-    count_parts,
-    render_by_layer,
-    render_bytes,
-    render_constraint,
-    render_gains,
-    render_pruned,
-    render_scores,
-    score_header,
-    score_rows,
-    truncation_notes,
-)
+from bge_pruning.reports import tables
 from bge_pruning.utils.records import METRIC_TITLES, Constraint, EvaluationRecord
 
 
@@ -22,70 +11,44 @@ def text(parts):
     return "\n\n".join(parts)
 
 
-# What was gained
-
-
 def test_what_was_not_measured(inputs):
+    inputs.evaluation.speed.device, inputs.evaluation.speed.threads = "<GPU>", 1
+    assert r"on \<GPU\>, 1 thread;" in text(tables.render_gains(inputs))
+    inputs.evaluation.size_bytes["baseline"] = None
+    assert "| weights on disk | - | 20.0 MB | - |" in text(tables.render_gains(inputs))
     inputs.evaluation.speed = None
     inputs.evaluation.size_bytes = {"model": None, "baseline": None}
-    said = text(render_gains(inputs))
+    said = text(tables.render_gains(inputs))
     assert "Speed: not measured." in said
     assert "on disk" not in said and "memory" not in said
     inputs.evaluation.size_bytes = None
-    assert "on disk" not in text(render_gains(inputs))
-
-
-def test_one_size_alone_is_shown_without_a_share(inputs):
-    inputs.evaluation.size_bytes["baseline"] = None
-    assert "| weights on disk | - | 20.0 MB | - |" in text(render_gains(inputs))
+    assert "on disk" not in text(tables.render_gains(inputs))
 
 
 def test_counts_come_from_the_extraction_or_else_from_the_evaluation(inputs):
-    assert list(count_parts(inputs)) == ["original", "pruned"]
+    assert list(tables.count_parts(inputs)) == ["original", "pruned"]
     inputs.pruning = None
-    assert list(count_parts(inputs)) == ["original", "pruned"]
+    assert list(tables.count_parts(inputs)) == ["original", "pruned"]
     inputs.evaluation.parameters.baseline = None
-    assert list(count_parts(inputs)) == ["pruned"]
-    assert "| parameters | pruned |\n" in text(render_gains(inputs))
+    assert list(tables.count_parts(inputs)) == ["pruned"]
+    assert "| parameters | pruned |\n" in text(tables.render_gains(inputs))
     inputs.evaluation = None
-    assert count_parts(inputs) == {} and render_gains(inputs) == []
+    assert tables.count_parts(inputs) == {} and tables.render_gains(inputs) == []
 
 
-def test_a_device_is_shown_as_it_is(inputs):
-    inputs.evaluation.speed.device = "<GPU>"
-    inputs.evaluation.speed.threads = 1
-    assert r"on \<GPU\>, 1 thread;" in text(render_gains(inputs))
-
-
-@pytest.mark.parametrize(
-    ("size", "said"),
-    [
-        (None, "-"),
-        (0, "0.00 kB"),
-        (1234, "1.23 kB"),
-        (62_000_000, "62.0 MB"),
-        (999_000_000, "999 MB"),
-        (2_271_000_000, "2.27 GB"),
-    ],
-)
-def test_bytes(size, said):
-    assert render_bytes(size) == said
-
-
-# What was pruned
+def test_bytes():
+    sizes = (None, 0, 1234, 62_000_000, 999_000_000, 2_271_000_000)
+    said = ["-", "0.00 kB", "1.23 kB", "62.0 MB", "999 MB", "2.27 GB"]
+    assert [tables.render_bytes(size) for size in sizes] == said
 
 
 def test_layers_are_listed_only_where_some_are_gone(inputs):
-    inputs.pruning.kept.layer = [0, 1, 2, 3]
-    assert "Layers that stay" not in text(render_pruned(inputs))
-    inputs.pruning.kept.layer = None
-    assert "Layers that stay" not in text(render_pruned(inputs))
-
-
-def test_gates_that_nothing_was_cut_by(inputs):
+    for kept in ([0, 1, 2, 3], None):
+        inputs.pruning.kept.layer = kept
+        assert "Layers that stay" not in text(tables.render_pruned(inputs))
     inputs.pruning, inputs.kept = None, {}
-    assert "| layers | 4 | 2.0 | - | 50.0% |" in text(render_pruned(inputs))
-    assert "shape" not in text(render_pruned(inputs))
+    assert "| layers | 4 | 2.0 | - | 50.0% |" in text(tables.render_pruned(inputs))
+    assert "shape" not in text(tables.render_pruned(inputs))
 
 
 @pytest.mark.parametrize(
@@ -95,71 +58,53 @@ def test_layer_by_layer_of_some_axes(axes, columns, inputs):
     for arrays in (inputs.gates, inputs.kept):
         for axis in set(arrays) - axes:
             del arrays[axis]
-    _, table = render_by_layer(inputs)
+    _, table = tables.render_by_layer(inputs)
     assert {line.count("|") for line in table.splitlines()} == {columns + 1}
+    for gates in ({"hidden": np.array([0.2, 0.8])}, {}):  # not of layers
+        inputs.gates = gates
+        assert tables.render_by_layer(inputs) == []
 
 
-def test_hidden_dimensions_have_no_layers(inputs):
-    inputs.gates = {"hidden": np.array([0.2, 0.8])}
-    assert render_by_layer(inputs) == []
-    inputs.gates = {}
-    assert render_by_layer(inputs) == []
-
-
-# How the constraint was met
-
-
-@pytest.mark.parametrize(("expected", "loud"), [(0.4901, False), (0.48, True), (0.52, True)])
-def test_gates_far_from_the_target_are_said_loudly(expected, loud, inputs):
-    inputs.pruning.constraint["layer"].expected_sparsity = expected
-    said = text(render_constraint(inputs))
-    assert ("WARNING: the gates never reached the target" in said) == loud
-
-
-def test_the_worst_axis_is_the_one_that_counts(inputs):
+def test_gates_far_from_the_target_are_said_loudly_and_the_worst_axis_counts(inputs):
+    for expected, loud in ((0.48, True), (0.52, True), (0.4901, False)):
+        inputs.pruning.constraint["layer"].expected_sparsity = expected
+        said = text(tables.render_constraint(inputs))
+        assert ("WARNING: the gates never reached the target" in said) == loud
     for axis, expected in (("hidden", 0.2), ("bud*get", 0.27)):
         inputs.pruning.constraint[axis] = Constraint(
             expected_sparsity=expected, target_sparsity=0.25, realised_sparsity=0.25
         )
-    said = text(render_constraint(inputs))
+    said = text(tables.render_constraint(inputs))
     assert "they were 5.00 points of sparsity (hidden dimensions) away" in said
     assert r"| bud\*get | 27.00% | 25.00% | 25.00% | 2.00 points |" in said
 
 
 def test_before_a_cut_the_history_says_it(inputs):
+    inputs.pruning.constraint = {}
+    assert tables.render_constraint(inputs) == ["No axis was pruned by gates."]
     inputs.pruning = None
-    said = text(render_constraint(inputs))
+    said = text(tables.render_constraint(inputs))
     assert "what a cut would remove" in said and "after the cut" not in said
     assert "| attention heads | 49.00% | 50.00% | 50.00% | 1.00 points |" in said
     inputs.series["pruning/expected_sparsity/head"][1][-1] = 0.3
-    assert "The cut would give the exact target" in text(render_constraint(inputs))
-
-
-def test_a_run_without_gates(inputs):
-    inputs.pruning.constraint = {}
-    assert render_constraint(inputs) == ["No axis was pruned by gates."]
-    inputs.pruning, inputs.series = None, {}
-    assert render_constraint(inputs) == []
-
-
-# Scores
+    assert "The cut would give the exact target" in text(tables.render_constraint(inputs))
+    inputs.series = {}
+    assert tables.render_constraint(inputs) == []
 
 
 @pytest.fixture
 def result(make_entry) -> EvaluationRecord:
     alone = {"baseline": None, "retention": None, "retention_above_floor": None, "also": {}}
     retrieval = {"kind": "retrieval", "truncated": 3, "texts": 1000}
+    retrieval |= {"mode": "all"}
+    main = {"value": 0.5, "metric": "ndcg_at_10", "floors": {"random_weights": 0.1}}
+    other = {"value": 0.9, "metric": "recall_at_100", "main": False}
     tasks = [
         make_entry("stsb-en", value=0.8, also={"first": 0.7}),
         make_entry("stsb-en", value=0.81, main=False, metric="cosine_pearson"),
-        make_entry(
-            *("scifact", "all"), value=0.5, metric="ndcg_at_10", floors={"random_weights": 0.1},
-            **alone, **retrieval,
-        ),
-        make_entry(
-            "scifact", "all", value=0.9, main=False, metric="recall_at_100", **retrieval
-        ),
-    ]  # fmt: skip
+        make_entry("scifact", **main, **alone, **retrieval),
+        make_entry("scifact", **other, **retrieval),
+    ]
     for task in tasks[1:]:
         del task["also"]
     del tasks[2]["p_value"]
@@ -167,33 +112,23 @@ def result(make_entry) -> EvaluationRecord:
 
 
 def test_a_row_for_each_task_and_mode(result):
-    header = score_header(result)
-    rows = [dict(zip(header, row, strict=True)) for row in score_rows(result)]
-    assert rows[0] == {
-        "task": "stsb-en",
-        "mode": "dense",
-        "metric": "Spearman",
-        "original": "0.8200",
-        "first": "0.7000",
-        "model": "0.8000",
-        "95 % interval": "0.790 to 0.830",
-        "random weights": "0.4300",
-        "word embeddings": "0.5100",
-        "kept": "98.8%",
-        "kept above floor": "96.8%",
-        "p": "0.020",
-    }
+    header = tables.score_header(result)
+    rows = [dict(zip(header, row, strict=True)) for row in tables.score_rows(result)]
+    scores = {"original": "0.8200", "first": "0.7000", "model": "0.8000", "p": "0.020"}
+    scores |= {"95 % interval": "0.790 to 0.830", "kept": "98.8%", "kept above floor": "96.8%"}
+    scores |= {"random weights": "0.4300", "word embeddings": "0.5100"}
+    assert rows[0] == {"task": "stsb-en", "mode": "dense", "metric": "Spearman", **scores}
     empty = ("original", "first", "word embeddings", "kept", "kept above floor", "p")
     assert {rows[1][name] for name in empty} == {"-"}
     assert (rows[1]["metric"], rows[1]["model"]) == ("nDCG@10", "0.5000")
 
 
 def test_markdown(result):
-    heading, text, table, note, others = render_scores(result)
+    heading, text, table, note, others = tables.render_scores(result)
     assert heading == "## Quality"
     assert "mteb" in text and "(model - floor) / (original - floor)" in text
     lines = table.splitlines()
-    assert lines[0] == "| " + " | ".join(score_header(result)) + " |"
+    assert lines[0] == "| " + " | ".join(tables.score_header(result)) + " |"
     assert lines[1].startswith("| --- | --- | --- | ---: |")
     assert len(lines) == 4
     assert note == "scifact: 3 of 1,000 texts are longer than the limit of tokens and were cut."
@@ -201,15 +136,12 @@ def test_markdown(result):
     assert "| scifact | all | Recall@100 |" in others
     for part in (table, others):
         assert len({line.count("|") for line in part.splitlines()}) == 1
-    assert render_scores(EvaluationRecord(tasks=[])) == []
-
-
-def test_names_are_escaped(result):
+    assert tables.render_scores(EvaluationRecord(tasks=[])) == []
     result.tasks = [result.tasks[2].model_copy(update={"task": "a|b <i>"})]
-    _, _, table, note = render_scores(result)
+    _, _, table, note = tables.render_scores(result)
     assert table.splitlines()[2].startswith(r"| a\|b \<i\> | all |")
     assert note.startswith(r"a\|b \<i\>: 3 of")
-    assert truncation_notes(result)[0].startswith("a|b <i>: 3 of")
+    assert tables.truncation_notes(result)[0].startswith("a|b <i>: 3 of")
 
 
 def test_every_metric_has_a_title():

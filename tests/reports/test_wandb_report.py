@@ -1,4 +1,5 @@
 import pytest
+from PIL import Image
 
 from bge_pruning.reports.report import CAPTIONS
 from bge_pruning.reports.wandb_report import log_report, log_scores
@@ -16,14 +17,8 @@ class Run:
         self.logged |= values
 
 
-@pytest.fixture
-def run():
-    return Run()
-
-
-def test_the_page_and_the_pictures_that_are_there(run, tmp_path):
-    from PIL import Image
-
+def test_the_page_and_the_pictures_that_are_there(tmp_path):
+    run = Run()
     (tmp_path / "report.html").write_text("<p>модель</p>", encoding="utf-8")
     for name in ("gates.png", "scores.png", "mine.png"):
         Image.new("RGB", (4, 3)).save(tmp_path / name)
@@ -33,7 +28,10 @@ def test_the_page_and_the_pictures_that_are_there(run, tmp_path):
     assert run.logged["report/gates"]._caption == CAPTIONS["gates.png"]
 
 
-def test_scores_are_a_table_and_a_summary(run, make_record, make_entry):
+def test_scores_are_a_table_and_a_summary(make_record, make_entry):
+    run = Run()
+    log_scores(run, make_record([]))
+    assert run.logged == run.summary == {}
     alone = make_entry("b", baseline=None, retention=None, retention_above_floor=None)
     other = make_entry("c", main=False, metric="cosine_pearson")
     log_scores(run, make_record([make_entry("a"), alone, other]))
@@ -45,8 +43,3 @@ def test_scores_are_a_table_and_a_summary(run, make_record, make_entry):
         "scores/a/dense/cosine_spearman_kept": 0.81 / 0.82,
         "scores/b/dense/cosine_spearman": 0.81,
     }
-
-
-def test_no_scores(run, make_record):
-    log_scores(run, make_record([]))
-    assert run.logged == run.summary == {}

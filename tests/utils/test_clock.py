@@ -9,17 +9,12 @@ from torch.utils.data import DataLoader
 from bge_pruning.utils.clock import count_batches, elapsed_share, is_due
 
 
-@pytest.fixture
-def make_state():
+def make_state(max_duration: str, batch: int = 0) -> State:
     """A training of five batches an epoch that has done some."""
-
-    def make(max_duration: str, batch: int = 0) -> State:
-        state = State(torch.nn.Linear(1, 1), 0, "run", DeviceCPU(), max_duration=max_duration)
-        state.set_dataloader(DataLoader(torch.zeros(10, 1), batch_size=2), "train")
-        state.timestamp = Timestamp(batch=batch)
-        return state
-
-    return make
+    state = State(torch.nn.Linear(1, 1), 0, "run", DeviceCPU(), max_duration=max_duration)
+    state.set_dataloader(DataLoader(torch.zeros(10, 1), batch_size=2), "train")
+    state.timestamp = Timestamp(batch=batch)
+    return state
 
 
 @pytest.mark.parametrize(
@@ -32,21 +27,18 @@ def make_state():
         ("1dur", "2ep", 10),
     ],
 )
-def test_every_unit_in_batches(time, duration, batches, make_state):
+def test_every_unit_in_batches(time, duration, batches):
     assert count_batches(Time.from_timestring(time), make_state(duration)) == batches
-
-
-def test_other_units_are_refused(make_state):
     message = r"time 3tok is not in ba, ep or dur\. To fix, use one of these units\."
     with pytest.raises(ValueError, match=message):
-        count_batches(Time.from_timestring("3tok"), make_state("20ba"))
+        count_batches(Time.from_timestring("3tok"), make_state(duration))
 
 
 @pytest.mark.parametrize(
     ("duration", "batch", "share"),
     [("20ba", 0, 0.0), ("20ba", 5, 0.25), ("2ep", 3, 0.3), ("2ep", 10, 1.0), ("2ep", 12, 1.0)],
 )
-def test_elapsed_share_moves_every_batch(duration, batch, share, make_state):
+def test_elapsed_share_moves_every_batch(duration, batch, share):
     assert elapsed_share(make_state(duration, batch)) == pytest.approx(share)
 
 
@@ -61,7 +53,7 @@ def test_elapsed_share_moves_every_batch(duration, batch, share, make_state):
         ("0.07dur", "100ba", [*range(7, 99, 7), 100]),
     ],
 )
-def test_due_at_the_interval_and_at_the_end(interval, duration, batches, make_state):
+def test_due_at_the_interval_and_at_the_end(interval, duration, batches):
     time = Time.from_timestring(interval)
     run = range(1, batches[-1] + 1)
     assert [b for b in run if is_due(time, make_state(duration, b))] == batches

@@ -91,12 +91,9 @@ def test_a_record_is_written_as_it_was_read():
     assert pair.as_dict() == {"a": 1, "b": "set"}
 
 
-def test_keys_that_are_missing_are_named_together():
+def test_keys_that_are_missing_are_named_together_and_main_scores_found():
     with pytest.raises(ValueError, match=r"^f: has no source, source_shape, shape, parameters, "):
         parse_record({}, PruningRecord, "f", "x")
-
-
-def test_main_scores():
     entry = {"task": "a", "mode": "dense", "value": 1, "floor": 0}
     entry |= {"baseline": None, "retention": None}
     tasks = [{**entry, "main": True}, {**entry, "main": False, "value": 2}]

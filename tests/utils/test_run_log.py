@@ -44,13 +44,19 @@ def test_what_came_before_the_folder_is_in_the_file(tmp_path, package_logger):
     assert not any(isinstance(h, RunLog) for h in package_logger.handlers)
 
 
-def test_a_second_start_appends(tmp_path):
+def test_a_second_start_appends(tmp_path, package_logger):
     for number in (1, 2):
         with RunLog(0) as run_log:
             run_log.open(tmp_path / "train.log")
             log.info("start %d", number)
     lines = (tmp_path / "train.log").read_text().splitlines()
     assert [line[-7:] for line in lines] == ["start 1", "start 2"]
+    package_logger.setLevel(logging.DEBUG)  # already says more
+    with RunLog(0):
+        log.info("refused before there is a folder")
+        assert package_logger.level == logging.DEBUG
+    assert package_logger.level == logging.DEBUG
+    assert (tmp_path / "train.log").read_text().splitlines() == lines
 
 
 def test_other_ranks_add_their_warnings(tmp_path):
@@ -81,12 +87,6 @@ def test_the_error_that_ended_the_run_is_in_the_file_alone(error, place, tmp_pat
     assert getattr(record, FILE_ONLY)
 
 
-def test_without_a_folder_nothing_is_written(tmp_path):
-    with RunLog(0):
-        log.info("refused")
-    assert list(tmp_path.iterdir()) == []
-
-
 def test_a_file_that_cannot_be_written_ends_no_run(tmp_path, monkeypatch):
     monkeypatch.setattr(logging, "raiseExceptions", False)
     with RunLog(0) as run_log:
@@ -97,10 +97,3 @@ def test_a_file_that_cannot_be_written_ends_no_run(tmp_path, monkeypatch):
         log.info("there again")
     lines = (tmp_path / "train.log").read_text().splitlines()
     assert [line.split(" INFO ")[1] for line in lines] == ["lost for now", "there again"]
-
-
-def test_a_logger_that_already_says_more_is_left_alone(package_logger):
-    package_logger.setLevel(logging.DEBUG)
-    with RunLog(0):
-        assert package_logger.level == logging.DEBUG
-    assert package_logger.level == logging.DEBUG
