@@ -93,7 +93,8 @@ def test_idf_needs_two_texts(count):
 @pytest.mark.parametrize("size", [60, 7])
 def test_sparse_head_is_scikit_learns_ridge(size, ridge, encoder, texts, data):
     batches = [pad(texts[start : start + size]) for start in range(0, len(texts), size)]
-    head = fit_sparse_head(encoder, batches, SPECIAL, ridge=ridge)
+    options = {} if ridge == 1e-3 else {"ridge": ridge}  # the default is a thousandth
+    head = fit_sparse_head(encoder, batches, SPECIAL, **options)
     inputs, targets = data
     alpha = ridge * len(inputs) * inputs.var(axis=0).mean()
     expected = Ridge(alpha, solver="svd").fit(inputs, targets)
