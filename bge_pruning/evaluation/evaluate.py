@@ -34,7 +34,7 @@ from bge_pruning.evaluation.statistics import (
 )
 from bge_pruning.evaluation.tasks import SIMILARITY, Task
 from bge_pruning.model_io.projection import FOLDER as PROJECTION
-from bge_pruning.reports.tables import render_scores
+from bge_pruning.reports.report_tables import render_scores
 from bge_pruning.utils.environment import check_device, collect_versions, default_device
 from bge_pruning.utils.files import evaluation_files, refuse_existing, write_json, write_text
 from bge_pruning.utils.model_analysis import measure_peak_bytes, measure_speed

@@ -13,7 +13,7 @@ from bge_pruning.export.onnx_quantize import describe_loss
 from bge_pruning.export.pruning_record import MARKER
 from bge_pruning.model_io.hub import CARD, display_name, hub_name, hub_page
 from bge_pruning.reports.markdown import escape, fence
-from bge_pruning.reports.tables import (
+from bge_pruning.reports.report_tables import (
     render_bytes,
     render_layers,
     render_main_scores,

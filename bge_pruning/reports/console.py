@@ -11,8 +11,14 @@ from rich.markup import escape
 from rich.table import Table
 
 from bge_pruning.reports.comparison import Candidate, summary_header, summary_rows
+from bge_pruning.reports.report_tables import (
+    LABELS,
+    PARTS,
+    score_header,
+    score_rows,
+    truncation_notes,
+)
 from bge_pruning.reports.summary_plot import count_models
-from bge_pruning.reports.tables import LABELS, PARTS, score_header, score_rows, truncation_notes
 from bge_pruning.utils.records import EvaluationRecord, Parameters
 
 SHORT = {"random weights": "floor: random", "word embeddings": "floor: words"}

@@ -8,8 +8,7 @@ from statistics import median
 
 from bge_pruning.reports.markdown import Block, fence, paragraph, table
 from bge_pruning.reports.report_data import Inputs, Series, logged_scores, task_losses
-from bge_pruning.reports.summary_plot import memory_bytes
-from bge_pruning.reports.tables import (
+from bge_pruning.reports.report_tables import (
     count_parts,
     render_by_layer,
     render_bytes,
@@ -19,6 +18,7 @@ from bge_pruning.reports.tables import (
     render_scores,
     share,
 )
+from bge_pruning.reports.summary_plot import memory_bytes
 from bge_pruning.utils.records import Entry
 
 MAX_SENTENCES = 3  # more scores are summed up

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from bge_pruning.reports.report import CAPTIONS, HTML
-from bge_pruning.reports.tables import score_header, score_rows
+from bge_pruning.reports.report_tables import score_header, score_rows
 from bge_pruning.utils.records import EvaluationRecord
 
 if TYPE_CHECKING:

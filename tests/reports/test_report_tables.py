@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from bge_pruning.reports import tables
+from bge_pruning.reports import report_tables as tables
 from bge_pruning.utils.records import METRIC_TITLES, Constraint, EvaluationRecord
 
 
