@@ -11,6 +11,7 @@ import pytest
 
 from bge_pruning.model_io import minilm
 from bge_pruning.reports import console
+from bge_pruning.utils.records import EvaluationRecord
 from bge_pruning.workflows import family, pipeline, training_benchmark, training_commands
 from tests.common.runs import evaluation as sample_evaluation
 from tests.common.script_process import load_script, new_process
@@ -109,6 +110,10 @@ USAGE = [
     ("run_pipeline", ["a.yaml"], "nothing to evaluate on: give --sts"),
     ("run_pipeline", ["a.yaml", "--sts", "a.csv", "--overwrite"], "--overwrite needs --only cut"),
 ]
+
+
+def sample_record() -> EvaluationRecord:
+    return EvaluationRecord.model_validate(sample_evaluation())
 
 
 @pytest.fixture(autouse=True)
@@ -359,7 +364,7 @@ def test_an_evaluation_and_its_card_in_one_command(run, trained, sts_csv, monkey
     from bge_pruning.export import model_card
 
     calls = []
-    monkeypatch.setattr(evaluate, "evaluate", lambda *_, **__: sample_evaluation())
+    monkeypatch.setattr(evaluate, "evaluate", lambda *_, **__: sample_record())
     monkeypatch.setattr(
         model_card, "write_model_card", lambda *a: calls.append(a) or "small/README.md"
     )
@@ -482,7 +487,7 @@ def test_pipeline_arguments(words, run, recorded):
     assert run("run_pipeline", *words.split()) == (0, "", "")
     plan = pipeline.EvaluationPlan(["c.csv", "d.csv"], [], "test", ["dense"])
     assert calls == [(["a.yaml", "b.yaml"], ["seed=1", "x.y=2"], plan)]
-    answers.append(sample_evaluation())
+    answers.append(sample_record())
     code, out, _ = run("run_pipeline", *words.split())
     assert code == 0 and re.search(r"stsb-en-test, Spearman\s+dense +0\.8200 ", out), out
 
@@ -523,7 +528,7 @@ def test_quickstart_prepares_prunes_and_says_where(
 ):
     monkeypatch.setenv("COLUMNS", "200")
     calls, answers = recorded
-    answers.append(sample_evaluation())
+    answers.append(sample_record())
     code, out, err = run(quickstart, "max_duration=2ba", "run_name=q")
     assert code == 0, err
     assert nothing_to_prepare == [(minilm.DEFAULT_OUTPUT, minilm.DEFAULT_SENTENCES)]
@@ -536,7 +541,7 @@ def test_quickstart_prepares_prunes_and_says_where(
 
 @pytest.mark.parametrize("name", ["r" * 100, "v2 [half]"], ids=["long", "brackets"])
 def test_quickstart_prints_paths_as_they_are(name, run, quickstart, monkeypatch):
-    monkeypatch.setattr(pipeline, "run_pipeline", lambda *_: {"tasks": []})
+    monkeypatch.setattr(pipeline, "run_pipeline", lambda *_: sample_record())
     monkeypatch.setattr(console, "show_evaluation", lambda *_: None)
     code, out, err = run(quickstart, f"results_folder='{name}'")
     assert code == 0, err
