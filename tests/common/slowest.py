@@ -66,7 +66,3 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
         ranked = sorted(found[phase].items(), key=lambda pair: -pair[1])
         for test, seconds in ranked[:count]:
             terminalreporter.write_line(f"{seconds:7.1f} {phase:<5} {test}")
-    if path := os.environ.get("TEST_TIMES"):
-        with open(path, "w", encoding="utf-8") as file:
-            for phase, times in found.items():
-                file.writelines(f"{s}\t{phase}\t{test}\n" for test, s in times.items())
