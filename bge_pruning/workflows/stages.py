@@ -17,7 +17,7 @@ from bge_pruning.config.schema import L0
 from bge_pruning.evaluation import search
 from bge_pruning.evaluation.evaluate import evaluate, write_evaluation
 from bge_pruning.evaluation.tasks import Task
-from bge_pruning.export.extract import PLAIN, ExtractOptions, extract, read_options
+from bge_pruning.export import extract
 from bge_pruning.export.model_card import write_model_card
 from bge_pruning.model_io.hub import fetch_model_folder
 from bge_pruning.model_io.pretrained import read_shape
@@ -66,20 +66,23 @@ def prune(config: Config) -> None:
     pruned = pruned_model_folder(config)
     if config.method == L0:
         run = train(config)
-        on_rank_zero(lambda: extract(run, pruned, best=keeps_best(config)))
+        on_rank_zero(lambda: extract.extract(run, pruned, best=keeps_best(config)))
     else:
         on_rank_zero(lambda: cut_baseline(config, pruned))
 
 
 def recover(
-    config: Config, model: Path, options: ExtractOptions | None = None, overwrite: bool = False
+    config: Config,
+    model: Path,
+    options: extract.ExtractOptions | None = None,
+    overwrite: bool = False,
 ) -> Path:
     """Train the pruned model on, write what comes of it to ``model``, and return the run folder."""
     from bge_pruning.train import train
 
     run = train(config)
     best = keeps_best(config)
-    on_rank_zero(lambda: extract(run, model, overwrite, best, options or PLAIN))
+    on_rank_zero(lambda: extract.extract(run, model, overwrite, best, options or extract.PLAIN))
     return run
 
 
@@ -117,7 +120,7 @@ def check_modes(config: Config, modes: Sequence[str]) -> None:
     search.check_modes(modes, _outputs(config), config.model.base_model)
 
 
-def export_options(config: Config) -> ExtractOptions:
+def export_options(config: Config) -> extract.ExtractOptions:
     """What the finished model is written as; what cannot be is refused before the training.
 
     Raises:
@@ -135,7 +138,7 @@ def export_options(config: Config) -> ExtractOptions:
             f"export.vocabulary_size {size} is above the {limit} tokens of "
             f"{config.model.base_model}. To fix, choose fewer, or leave it out."
         )
-    return read_options(**asdict(config.export))
+    return extract.read_options(**asdict(config.export))
 
 
 def _outputs(config: Config) -> list[str]:
