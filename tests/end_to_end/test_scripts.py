@@ -84,10 +84,6 @@ USAGE = [
 ]
 
 
-def sample_record() -> EvaluationRecord:
-    return EvaluationRecord.model_validate(sample_evaluation())
-
-
 @pytest.fixture(autouse=True)
 def empty_folder(monkeypatch, tmp_path):
     """Where the scripts run."""
