@@ -116,10 +116,8 @@ def compute_embedding_health(
 def positive_pairs(dense: Tensor, batch: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
     """Find the vectors of the texts of a batch that should be close: two of shape ``(pairs, H)``.
 
-    Args:
-        dense: Shape ``(B, N, H)``.
-        batch: With ``scores`` ``(B,)`` in [0, 1] of pairs, or with ``passage_texts`` ``(B, N - 1)``
-            and ``positive_texts`` ``(B, K)`` of queries with passages; or with neither.
+    The batch has ``scores`` ``(B,)`` in [0, 1] of pairs, or ``passage_texts`` ``(B, N - 1)`` and
+    ``positive_texts`` ``(B, K)`` of queries with passages; or neither. Vectors are ``(B, N, H)``.
     """
     if "passage_texts" in batch:
         known = batch["passage_texts"][:, :, None] == batch["positive_texts"][:, None, :]

@@ -243,8 +243,7 @@ def check_family(config: Config, recovery: Config) -> None:
 def check_cells(cells: Sequence[tuple[str, Config, Config]]) -> None:
     """Refuse cells of a study that cannot be run, or whose results cannot be compared.
 
-    Args:
-        cells: Name, configuration of the pruning and configuration of the recovery of each.
+    A cell is its name and the configurations of its pruning and its recovery.
     """
     originals = {}
     for name, config, recovery in cells:

@@ -86,11 +86,8 @@ def sample_example(
     """The texts of one example: the query, one positive, and some negatives.
 
     Which positive and negatives are drawn follows from ``(seed, epoch, row)`` alone. A row with too
-    few negatives repeats them, as FlagEmbedding does; a row with none has none.
-
-    Returns:
-        Text indices ``[query, positive, negative, ...]``, at most ``2 + negatives`` of them, and
-        the scores of the passages, NaN where the row has none.
+    few negatives repeats them, as FlagEmbedding does; a row with none has none. Returns text
+    indices, at most ``2 + negatives``, and the scores of the passages, NaN where the row has none.
     """
     generator = np.random.default_rng((seed, epoch, row))
     count, given = rows.positives[row], len(rows.negatives_of(row))
@@ -110,11 +107,8 @@ def sample_example(
 def known_positives(rows: RowTable) -> tuple[np.ndarray, np.ndarray]:
     """All positives of each row's query, over every row that has the same query.
 
-    None of them may serve as a negative of the query.
-
-    Returns:
-        The positives of all queries, one query after the other, and where those of each row's
-        query begin and end, shape ``(n, 2)``.
+    None of them may serve as a negative of the query. Returns the positives of all queries, one
+    query after the other, and where those of each row's query begin and end, shape ``(n, 2)``.
     """
     queries = np.repeat(rows.first, rows.positives)
     # One number a pair: unique over whole rows of an array is slower by far.
@@ -125,11 +119,7 @@ def known_positives(rows: RowTable) -> tuple[np.ndarray, np.ndarray]:
 
 
 def add_negatives(rows: RowTable, negatives: np.ndarray) -> RowTable:
-    """Rows with more negatives, after those that they have.
-
-    Args:
-        negatives: Texts to add to each row, shape ``(n, k)``; -1 where there are fewer.
-    """
+    """Add texts to the negatives of each row, ``(n, k)``; -1 where there are fewer."""
     found = negatives >= 0
     ends = np.repeat(rows.starts[1:], found.sum(axis=1))
     counts = np.diff(rows.starts) + found.sum(axis=1)

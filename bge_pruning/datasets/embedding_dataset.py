@@ -79,14 +79,11 @@ def replace_tokens(
 ) -> TokenizedTexts:
     """Texts some of whose tokens are others, drawn at random from the whole vocabulary.
 
-    What a student is taught on few texts it knows on texts like them. Beside words that they do
-    not have, it meets the rest of its vocabulary (TinyBERT, arXiv:1909.10351, replaces words by a
-    language model; to ask the teacher about any words at all needs none).
-
-    Args:
-        share: Each text has a share of its own, drawn from 0 to this, in [0, 1].
-        candidates: Ids to draw from. Others, such as special tokens, are neither drawn nor
-            replaced.
+    What a student is taught on few texts it knows on texts like them. Beside words that they do not
+    have, it meets the rest of its vocabulary (TinyBERT, arXiv:1909.10351, replaces words by a
+    language model; to ask the teacher about any words at all needs none). Each text has a share of
+    its own, drawn from 0 to ``share``. Ids that are no candidates, such as special tokens, are
+    neither drawn nor replaced.
     """
     random = np.random.default_rng(seed)
     shares = np.repeat(random.uniform(0.0, share, len(texts)), texts.lengths)
@@ -96,12 +93,9 @@ def replace_tokens(
 
 
 def pad_texts(texts: Sequence[np.ndarray], pad_token_id: int) -> tuple[Tensor, Tensor]:
-    """Pad texts to the longest of them.
+    """Pad texts to the longest: ``input_ids`` and ``attention_mask``, int64, shape ``(texts, T)``.
 
     The mask comes from the lengths, not from the ids: a text may spell out the padding token.
-
-    Returns:
-        ``input_ids`` and ``attention_mask``, int64, shape ``(texts, T)``.
     """
     longest = max(len(ids) for ids in texts)
     input_ids = np.full((len(texts), longest), pad_token_id, dtype=np.int64)

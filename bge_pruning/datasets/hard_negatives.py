@@ -124,9 +124,8 @@ def _nearest(
 ) -> tuple[Tensor, Tensor]:
     """The most similar passages of some queries that may be negatives of them.
 
-    Returns:
-        Scores, highest first, and passage indices, each of shape ``(q, count or fewer)``, with
-        -inf where there are fewer.
+    Returns scores, highest first, and passage indices, each of shape ``(q, count or fewer)``, with
+    -inf where there are fewer.
     """
     rows, known = (torch.from_numpy(array).to(queries.device) for array in pairs)
     scores = queries.new_empty((len(queries), 0))
@@ -163,11 +162,7 @@ def _top(scores: Tensor, k: int) -> tuple[Tensor, Tensor]:
 def negatives_key(
     texts: TokenizedTexts, rows: RowTable, model: str, settings: tuple[object, ...]
 ) -> str:
-    """Hash of everything that mined negatives depend on.
-
-    Args:
-        settings: Arguments of :func:`mine_negatives`, as values whose ``repr`` is exact.
-    """
+    """Hash of all that mined negatives depend on; the ``repr`` of the settings must be exact."""
     digest = hashlib.sha256(repr((FORMAT, model, settings)).encode())
     for array in (texts.ids, texts.starts, rows.texts, rows.starts, rows.positives):
         digest.update(f"{array.dtype} {array.shape}".encode())
@@ -178,9 +173,8 @@ def negatives_key(
 def cached_negatives(path: Path, compute: Callable[[], np.ndarray]) -> np.ndarray:
     """Load mined negatives from the cache, or mine and store them.
 
-    Args:
-        path: Cache file; its name must hold :func:`negatives_key`. It is written as a whole or not
-            at all, and by one process: others wait for it.
+    The file's name must hold :func:`negatives_key`. It is written as a whole or not at all, and by
+    one process: others wait for it.
 
     Raises:
         ValueError: If the cache file is damaged.

@@ -20,18 +20,11 @@ BATCHES_PER_GROUP = 16
 def group_batches(
     lengths: np.ndarray, batch_size: int, seed: tuple[int, ...], grouped: bool = True
 ) -> np.ndarray:
-    """The batches of one epoch.
+    """The batches of one epoch, example indices of shape ``(n // batch_size, batch_size)``.
 
-    The examples are shuffled, groups of ``BATCHES_PER_GROUP`` batches are sorted by length and cut
-    into batches, and the batches are shuffled. Examples that do not fill the last batch wait for
-    another epoch.
-
-    Args:
-        seed: Of the run, the epoch and so on; each gives another order.
-        grouped: ``False`` shuffles only.
-
-    Returns:
-        Example indices, shape ``(n // batch_size, batch_size)``.
+    The examples are shuffled; if ``grouped``, groups of ``BATCHES_PER_GROUP`` batches are sorted by
+    length and cut into batches, and the batches are shuffled. Examples that do not fill the last
+    batch wait for another epoch. Each seed, of the run, the epoch and so on, gives another order.
     """
     generator = np.random.default_rng(seed)
     batches = len(lengths) // batch_size
@@ -48,10 +41,8 @@ def padding_share(
 ) -> float:
     """Share of padding if every text of a batch is padded to the longest of all.
 
-    Args:
-        lengths: Tokens of the longest text of each example, shape ``(n,)``.
-        tokens: Tokens of all texts of each example, shape ``(n,)``.
-        width: Texts of an example.
+    Per example there are the tokens of the longest text and of all texts, each ``(n,)``, and
+    ``width`` texts.
     """
     padded = lengths[batches].max(axis=1).sum() * batches.shape[1] * width
     return 1.0 - float(tokens[batches].sum() / padded)
@@ -254,10 +245,9 @@ class MixedBatchSampler(DistributedSampler):
         return self._batches_of(source, epoch)[:, self.rank :: self.num_replicas]
 
     def widest_batch(self, rows_at_once: int | None) -> int:
-        """Most tokens of any batch of this rank, in the first epoch of each source.
+        """Most tokens that this rank computes at once in any batch of a source's first epoch.
 
-        Args:
-            rows_at_once: Examples that are computed at once; ``None`` for the whole batch.
+        These are the tokens of all examples of a batch if ``rows_at_once`` is ``None``.
         """
         widest = 0
         for source, data in enumerate(self.dataset.datasets):
@@ -282,10 +272,8 @@ BATCH_TOKENS = 16_384
 def batch_indices(lengths: np.ndarray, texts: int, tokens: int) -> Iterator[np.ndarray]:
     """Batches of texts of similar length, longest first: what does not fit fails at once.
 
-    Args:
-        lengths: Tokens of each text.
-        texts: Texts of a batch at most.
-        tokens: Tokens of a batch at most, padding included; a longer text has a batch of its own.
+    A batch has at most ``texts`` texts and ``tokens`` tokens, padding included; a longer text has a
+    batch of its own.
     """
     order = np.argsort(-lengths, kind="stable")
     start = 0

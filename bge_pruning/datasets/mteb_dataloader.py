@@ -31,14 +31,10 @@ Judged = dict[str, dict[str, tuple[float, int]]]
 def read_beir(
     folder: str | Path, split: str = "train", bad: BadRows | None = None
 ) -> Iterator[Row]:
-    """Read the judged queries of a folder in BEIR layout.
+    """Read a folder in BEIR layout: a row for each query with a positive, as they are judged.
 
-    Args:
-        bad: What to do with lines that are wrong, ids that are unknown, and queries whose positives
-            are all among those. A query that was judged to have no positive is not wrong.
-
-    Yields:
-        A row for each query that has a positive, in the order of the judgements.
+    Wrong lines, unknown ids, and queries whose positives are all among those are ``bad``. A query
+    that was judged to have no positive is not wrong.
 
     Raises:
         ValueError: If a line is wrong or an id is unknown; the message names file and line. If a
@@ -61,13 +57,9 @@ def read_corpus(folder: str | Path, bad: BadRows | None = None) -> Iterator[Row]
 def read_mteb(
     task_name: str, split: str = "train", subset: str | None = None, bad: BadRows | None = None
 ) -> Iterator[Row]:
-    """Read the judged queries of an mteb task.
+    """Read the judged queries of an mteb task: a row for each with a positive, in their order.
 
-    Args:
-        subset: Subset, often a language; needed if the task has several.
-
-    Yields:
-        A row for each query that has a positive, in the order of the queries.
+    The subset, often a language, is needed if the task has several.
 
     Raises:
         ValueError: If there is no such task, split or subset, the task is of another kind, a row is
@@ -98,8 +90,7 @@ def read_mteb_corpus(
 def mteb_fingerprint(task_name: str, split: str = "train", subset: str | None = None) -> str:
     """What the rows of an mteb task are known by; needs no network.
 
-    Returns:
-        Task, data set, its revision, subset, split, and mteb's version, whose code reads it.
+    It holds the version of mteb too, whose code reads the rows.
     """
     with random_state_kept():
         import mteb

@@ -7,13 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from bge_pruning.datasets.mteb_dataloader import (
-    Judged,
-    json_records,
-    passage_text,
-    query_text,
-    read_qrels,
-)
+from bge_pruning.datasets import mteb_dataloader
 from bge_pruning.datasets.mteb_tasks import load_split
 from bge_pruning.datasets.rows import BadRows
 
@@ -23,12 +17,9 @@ LARGEST = 1_000_000
 
 @dataclass(frozen=True)
 class RetrievalCollection:
-    """A collection.
+    """A collection: passages with ``id``, ``title`` and ``text``, and the judged queries likewise.
 
-    Attributes:
-        corpus: Every passage: ``id``, ``title`` and ``text``.
-        queries: The judged queries: ``id``, ``text`` and perhaps ``instruction``.
-        relevant: Score of each judged passage, by query and passage.
+    A query may have an ``instruction``. ``relevant`` holds the scores by query and passage.
     """
 
     corpus: list[dict[str, str]]
@@ -45,7 +36,7 @@ def read_collection(folder: str | Path, split: str = "test") -> RetrievalCollect
     """
     folder, bad = Path(folder), BadRows()
     qrels = folder / "qrels" / f"{split}.tsv"
-    judged = read_qrels(qrels, bad)
+    judged = mteb_dataloader.read_qrels(qrels, bad)
     if not any(score > 0 for pairs in judged.values() for score, _ in pairs.values()):
         raise ValueError(f"{qrels}: judges no passage relevant. To fix, choose another split.")
     _check_scores(judged, qrels)
@@ -87,9 +78,11 @@ def read_mteb_collection(
     }
     if not any(score > 0 for pairs in relevant.values() for score in pairs.values()):
         raise ValueError(f"{place}: judges no passage relevant. To fix, choose another split.")
-    corpus = [_checked(row, passage_text, f"{place}: passage") for row in data["corpus"]]
+    corpus = [
+        _checked(row, mteb_dataloader.passage_text, f"{place}: passage") for row in data["corpus"]
+    ]
     queries = [
-        _checked(row, query_text, f"{place}: query")
+        _checked(row, mteb_dataloader.query_text, f"{place}: query")
         for row in data["queries"]
         if str(row["id"]) in relevant
     ]
@@ -108,8 +101,8 @@ def _checked(
 
 def _read_texts(path: Path, bad: BadRows) -> dict[str, dict[str, str]]:
     texts: dict[str, dict[str, str]] = {}
-    check = passage_text if path.stem == "corpus" else query_text
-    for where, row in json_records(path, bad):
+    check = mteb_dataloader.passage_text if path.stem == "corpus" else mteb_dataloader.query_text
+    for where, row in mteb_dataloader.json_records(path, bad):
         name = str(row["_id"])
         if name in texts:
             raise ValueError(f"{where}: _id '{name}' is there twice. To fix, remove one line.")
@@ -118,7 +111,7 @@ def _read_texts(path: Path, bad: BadRows) -> dict[str, dict[str, str]]:
     return texts
 
 
-def _check_scores(judged: Judged, qrels: Path) -> None:
+def _check_scores(judged: mteb_dataloader.Judged, qrels: Path) -> None:
     for pairs in judged.values():
         for score, line in pairs.values():
             if abs(score) > LARGEST:
@@ -128,7 +121,7 @@ def _check_scores(judged: Judged, qrels: Path) -> None:
                 )
 
 
-def _check_ids(judged: Judged, queries: dict, corpus: dict, qrels: Path) -> None:
+def _check_ids(judged: mteb_dataloader.Judged, queries: dict, corpus: dict, qrels: Path) -> None:
     for query, pairs in judged.items():
         for passage, (_, line) in pairs.items():
             for kind, name, known in (("query", query, queries), ("corpus", passage, corpus)):

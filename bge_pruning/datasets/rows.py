@@ -84,10 +84,7 @@ class RowTable:
 class BadRows:
     """Policy for invalid rows: stop at the first, or skip and count them.
 
-    Attributes:
-        skip: Skip instead of stopping.
-        count: Rows skipped so far.
-        examples: What was wrong with the first ones; each message names file and line.
+    ``examples`` say what was wrong with the first ones; each message names file and line.
     """
 
     skip: bool = False

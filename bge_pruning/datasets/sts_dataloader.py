@@ -79,20 +79,15 @@ def _parse_score(value: Any, where: str, score_range: tuple[float, float]) -> fl
 def read_sentences(table: Table, bad: BadRows | None = None) -> Iterator[Row]:
     """Read sentences without labels.
 
-    Args:
-        table: ``.txt`` file (plain or ``.gz``) with one sentence a line, of which empty ones are
-            skipped; or a table, of which every column in ``TEXT_COLUMNS`` is read.
+    A ``.txt`` file (plain or ``.gz``) has one sentence a line, of which empty ones are skipped; of
+    a table every column in ``TEXT_COLUMNS`` is read.
     """
     is_text = not table.on_hub and table.path.endswith((".txt", ".txt.gz"))
     yield from (_text_lines if is_text else _table_texts)(table, bad or BadRows())
 
 
 def read_texts(files: Sequence[str], limit: int | None = None) -> list[str]:
-    """Read the different texts of some files.
-
-    Args:
-        limit: At most as many, spread evenly over all of them.
-    """
+    """Read the different texts of some files; at most ``limit``, spread evenly over all of them."""
     rows = (row for file in files for row in read_sentences(Table(file)))
     texts = list(dict.fromkeys(row.text for row in rows))
     if limit is None or len(texts) <= limit:

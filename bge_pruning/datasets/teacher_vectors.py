@@ -36,9 +36,8 @@ BLOCKS = 1024
 def new_arrays(paths: Mapping[str, Path]) -> Iterator[Allocate]:
     """Make arrays on disk to fill piece by piece, larger than memory if need be.
 
-    Yields:
-        A function of name, shape and type that makes the array of a file, full of zeros and mapped
-        into memory. When the block ends well, the files get their names; else none is left.
+    Yields a function of name, shape and type that makes the array of a file, full of zeros and
+    mapped into memory. When the block ends well, the files get their names; else none is left.
     """
     partial: dict[str, Path] = {}
 

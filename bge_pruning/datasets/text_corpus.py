@@ -69,12 +69,10 @@ def corpus_key(*parts: object) -> str:
 def cached_corpus(
     folder: Path, name: str, read: ReadRows, tokenizer_json: bytes, max_length: int, skip: bool
 ) -> TextCorpus:
-    """A source from the cache, or read and kept there.
+    """A source from the cache, or read, twice, and kept there.
 
-    Args:
-        folder: Cache folder of this source; its name must hold :func:`corpus_key`. It is written
-            as a whole or not at all, and by one process: others wait for it.
-        read: Yields the rows; called twice.
+    The folder's name must hold :func:`corpus_key`. It is written as a whole or not at all, and by
+    one process: others wait for it.
 
     Raises:
         ValueError: If a row is wrong, there is none, or the cache is damaged.

@@ -15,13 +15,7 @@ from bge_pruning.datasets.embedding_dataset import TokenizedTexts, build_tokeniz
 from bge_pruning.evaluation.floors import with_random_weights
 from bge_pruning.evaluation.onnx_encoder import OnnxEncoder, find_model_folder
 from bge_pruning.evaluation.text_encoder import Encoded, TextEncoder, check_finite
-from bge_pruning.model_io.checkpoint import (
-    as_base_model,
-    cut,
-    final_gates,
-    find_checkpoint,
-    load_trained_model,
-)
+from bge_pruning.model_io import checkpoint
 from bge_pruning.model_io.hub import fetch_model_folder, no_loading_bars
 from bge_pruning.model_io.model_files import read_json
 from bge_pruning.model_io.pretrained import BaseModel, load_base_model, read_shape
@@ -125,11 +119,7 @@ AnyEncoder = TextEncoder | OnnxEncoder | SentenceTransformerEncoder
 
 
 def check_model_name(name: str) -> None:
-    """Refuse a name that cannot be a model, without loading anything.
-
-    Args:
-        name: Folder, checkpoint file, run folder, ONNX file, or ``owner/name`` on the hub.
-    """
+    """Refuse a name that cannot be a model (see :func:`load_encoder`), without loading anything."""
     path = Path(name)
     is_path = path.is_absolute() or name.startswith(".") or len(path.parts) != 2
     if path.suffix == ".onnx":
@@ -155,7 +145,7 @@ def fetch_models(names: Sequence[str]) -> None:
 def _check_folder(folder: Path) -> None:
     if not (folder / "config.json").is_file():
         try:
-            find_checkpoint(folder)
+            checkpoint.find_checkpoint(folder)
         except FileNotFoundError as error:
             raise FileNotFoundError(
                 f"{folder} holds neither a model (config.json) nor a run's checkpoint. To fix, "
@@ -205,10 +195,10 @@ def load_encoder(
 
 def load_checkpoint(path: Path) -> BaseModel:
     """The model that extraction would write from a checkpoint (of a run folder, its newest)."""
-    model = load_trained_model(find_checkpoint(path))
-    masks, shape = final_gates(model)
-    base = as_base_model(model, str(path))
-    cut(base.backbone, base.heads, base.backbone.keep_indices(masks))
+    model = checkpoint.load_trained_model(checkpoint.find_checkpoint(path))
+    masks, shape = checkpoint.final_gates(model)
+    base = checkpoint.as_base_model(model, str(path))
+    checkpoint.cut(base.backbone, base.heads, base.backbone.keep_indices(masks))
     return replace(base, shape=shape)
 
 

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 from torch import Tensor
 
+from bge_pruning.evaluation import statistics
 from bge_pruning.evaluation.encoders import (
     AnyEncoder,
     OnnxEncoder,
@@ -26,12 +27,6 @@ from bge_pruning.evaluation.floors import WordEmbeddings
 from bge_pruning.evaluation.onnx_encoder import onnx_files
 from bge_pruning.evaluation.scoring import Score, Scores, score_tasks
 from bge_pruning.evaluation.search import check_modes
-from bge_pruning.evaluation.statistics import (
-    bootstrap_correlation_interval,
-    bootstrap_interval,
-    paired_correlation_p_value,
-    paired_p_value,
-)
 from bge_pruning.evaluation.tasks import SIMILARITY, Task
 from bge_pruning.model_io.projection import FOLDER as PROJECTION
 from bge_pruning.reports.report_tables import render_scores
@@ -49,12 +44,9 @@ log = logging.getLogger(__name__)
 
 
 def measure_cost(model: AnyEncoder, baseline: AnyEncoder, texts: Sequence[str]) -> Speed:
-    """Measure speed and memory of two models.
+    """Measure speed and memory of two models: of weights, and of other tensors during a batch.
 
-    Returns:
-        The result of :func:`measure_speed` with ``memory_bytes``: those of the weights, and those
-        of other tensors while a batch is embedded (``None`` for ONNX Runtime, which does not report
-        them).
+    The latter are ``None`` for ONNX Runtime, which does not report them.
     """
     both = {"model": model, "baseline": baseline}
     batch = list(texts[: model.batch_size])
@@ -159,13 +151,15 @@ def _compare(
 def _uncertainty(task: Task, ours: Score, theirs: Score | None, seed: int) -> dict[str, Any]:
     if task.kind == SIMILARITY:
         gold = np.array(task.pairs()[2])
-        found = {"interval": bootstrap_correlation_interval(ours.samples, gold, seed)}
+        found = {"interval": statistics.bootstrap_correlation_interval(ours.samples, gold, seed)}
         if theirs is not None:
-            found["p_value"] = paired_correlation_p_value(ours.samples, theirs.samples, gold, seed)
+            found["p_value"] = statistics.paired_correlation_p_value(
+                ours.samples, theirs.samples, gold, seed
+            )
     else:
-        found = {"interval": bootstrap_interval(ours.samples, seed)}
+        found = {"interval": statistics.bootstrap_interval(ours.samples, seed)}
         if theirs is not None:
-            found["p_value"] = paired_p_value(ours.samples, theirs.samples, seed)
+            found["p_value"] = statistics.paired_p_value(ours.samples, theirs.samples, seed)
     return {**found, "interval": list(found["interval"])}
 
 

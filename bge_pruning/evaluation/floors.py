@@ -24,10 +24,8 @@ INIT_STD = 0.02
 def with_random_weights(base: BaseModel, seed: int) -> BaseModel:
     """Make a model of the same shape, initialised as ``transformers`` does, heads included.
 
-    The projection is kept, because it determines which dimensions the vectors have.
-
-    Args:
-        seed: Seed of the weights. The caller's random state is restored.
+    The projection is kept, because it determines which dimensions the vectors have. The caller's
+    random state is restored.
     """
     backbone, heads = copy.deepcopy(base.backbone), copy.deepcopy(base.heads)
     with torch.random.fork_rng(devices=[]), torch.no_grad():

@@ -50,14 +50,10 @@ def score_pairs(
     progress: bool = False,
     ready: MultiVectors | None = None,
 ) -> np.ndarray:
-    """Mean over a query's tokens of the largest product with a passage's tokens.
+    """Mean over a query's tokens of the largest product with a passage's tokens, in float32.
 
-    Args:
-        pairs: Query and passage of each pair, each of shape ``(n,)``.
-        ready: Multi-vectors of the passages if they have been computed; in one process only.
-
-    Returns:
-        Scores in the order of the pairs, float32.
+    Pairs are numbers of queries and of passages, each ``(n,)``. Multi-vectors of the passages may
+    be ``ready``, in one process only.
     """
     if ready is not None:
         return _score_ready(queries, ready, pairs)
@@ -109,14 +105,10 @@ def _score_ready(
 
 
 def score_passage(queries: MultiVectors, chosen: np.ndarray, passage: Tensor) -> np.ndarray:
-    """Multi-vector scores of some queries with one passage.
+    """Multi-vector scores of the chosen queries, ``(n,)``, with one passage, ``(T, C)``.
 
     The tokens of all chosen queries are gathered one query after the other, so that their products
     with the passage are one matrix product; one for each pair would be small, and slow.
-
-    Args:
-        chosen: Which of them, shape ``(n,)``.
-        passage: Multi-vectors of the passage, shape ``(T, C)``.
     """
     starts = queries.starts[chosen]
     counts = queries.starts[chosen + 1] - starts

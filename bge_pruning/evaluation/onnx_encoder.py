@@ -11,12 +11,7 @@ import torch
 from torch import Tensor
 
 from bge_pruning.evaluation.text_encoder import BatchEncoder, TextSide
-from bge_pruning.model_io.model_files import (
-    read_hf_config,
-    read_max_seq_length,
-    read_prompts,
-    read_tokenizer_files,
-)
+from bge_pruning.model_io import model_files
 from bge_pruning.model_io.pretrained import load_base_model
 from bge_pruning.models.embedding_heads import OUTPUT_NAMES
 from bge_pruning.utils.guard import import_optional
@@ -67,12 +62,7 @@ def find_provider(device: str, name: str) -> str:
 def run_session(
     session: InferenceSession, ids: Tensor, mask: Tensor, names: Sequence[str]
 ) -> dict[str, np.ndarray]:
-    """Compute outputs, by name.
-
-    Args:
-        ids: Token ids, int64, shape ``(B, T)``.
-        mask: Same shape; 0 for padding.
-    """
+    """Compute outputs by name; ids are int64, ``(B, T)``, and the mask, 0 for padding, likewise."""
     inputs = {name: t.cpu().numpy() for name, t in zip(INPUTS, (ids, mask), strict=True)}
     return dict(zip(names, session.run(list(names), inputs), strict=True))
 
@@ -80,8 +70,7 @@ def run_session(
 class OnnxEncoder(BatchEncoder):
     """An ONNX file of :func:`bge_pruning.export.onnx_export.export_onnx`, or its int8 form.
 
-    Args:
-        path: The file, in a model folder or in its ``onnx`` folder.
+    It is in a model folder or in its ``onnx`` folder.
 
     Raises:
         FileNotFoundError: If there is no such file, or it is not in a model folder.
@@ -95,15 +84,15 @@ class OnnxEncoder(BatchEncoder):
         self.folder = find_model_folder(path)
         self.session = open_session(path, device)
         self._names = _find_outputs(path, self.session)
-        config = read_hf_config(self.folder)
+        config = model_files.read_hf_config(self.folder)
         side = TextSide(
             str(path),
-            read_tokenizer_files(self.folder, config["vocab_size"]),
+            model_files.read_tokenizer_files(self.folder, config["vocab_size"]),
             _find_dense_size(path, self.session),
             config["vocab_size"],
             config["pad_token_id"],
-            read_max_seq_length(self.folder, config),
-            read_prompts(self.folder),
+            model_files.read_max_seq_length(self.folder, config),
+            model_files.read_prompts(self.folder),
         )
         super().__init__(side, device, max_length, batch_size)
 

@@ -41,11 +41,7 @@ def check_modes(modes: Sequence[str], names: Sequence[str], model: str) -> None:
 
 @dataclass
 class Collection:
-    """A corpus, embedded once for all modes.
-
-    Attributes:
-        encoded: Dense and sparse vectors of the passages, and multi-vectors if they fit.
-    """
+    """A corpus, embedded once for all modes, with its multi-vectors if they fit."""
 
     ids: list[str]
     texts: list[str]
@@ -53,11 +49,7 @@ class Collection:
 
 
 class CorpusCache:
-    """Embeds each corpus once, whatever the number of modes that search it.
-
-    Args:
-        outputs: Outputs that any mode needs: ``dense``, ``sparse``, ``colbert``.
-    """
+    """Embeds each corpus once for all outputs, whatever the number of modes that search it."""
 
     def __init__(self, encoder: Encoder, outputs: Sequence[str], progress: bool = False) -> None:
         self.encoder = encoder
@@ -186,14 +178,9 @@ def _prompt(encoder: Encoder, *kinds: str) -> str:
 def first_stage(
     queries: Encoded, passages: Encoded, outputs: Sequence[str], top_k: int
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Find the best passages of every query by dense and sparse vectors.
+    """Find the best passages of every query by dense or sparse vectors, or the sum of both scores.
 
-    Args:
-        outputs: ``dense``, ``sparse`` or both, whose scores are added with their weights.
-        top_k: Passages of a query; all of them if there are fewer.
-
-    Returns:
-        Indices and scores of the passages, best first, each of shape ``(q, min(top_k, p))``.
+    Returns indices and scores of the passages, best first, each of shape ``(q, min(top_k, p))``.
     """
     count = len(queries.dense_vecs) if "dense" in outputs else queries.lexical_weights.shape[0]
     indices, values = [], []

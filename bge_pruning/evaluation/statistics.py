@@ -43,8 +43,7 @@ def paired_p_value(
 ) -> float:
     """Two-sided p-value of a difference of means over the same queries, by random sign flips.
 
-    Returns:
-        In (0, 1]: the share of flips, the data's own included, whose difference is as large.
+    It is the share of flips, the data's own included, whose difference is as large.
     """
     difference = np.subtract(ours, theirs, dtype=np.float64)
     _check_count(len(difference))
@@ -63,10 +62,8 @@ def paired_correlation_p_value(
     """Two-sided p-value of a difference of two Spearman correlations over the same pairs.
 
     The models' ranks of a pair are exchanged at random: if neither model is better, that changes
-    the difference by chance only.
-
-    Returns:
-        In (0, 1]: the share of exchanges, none included, whose difference is as large.
+    the difference by chance only. It is the share of exchanges, none included, with as large a
+    difference.
     """
     from scipy.stats import rankdata
 
@@ -129,14 +126,8 @@ SAMPLED_TEXTS = 500
 def cosine_error(found: np.ndarray, wanted: np.ndarray) -> float:
     """One minus the correlation (Pearson) of the cosines of all pairs of different texts.
 
-    A model whose cosines are larger or smaller throughout has no error: it orders texts alike.
-
-    Args:
-        found: Cosines of all texts with all, shape ``(N, N)``.
-        wanted: Those of the other model.
-
-    Returns:
-        In [0, 2]; 1 if the cosines of one side are all equal.
+    A model whose cosines are larger or smaller throughout has no error: it orders texts alike. The
+    cosines are ``(N, N)``. The error is in [0, 2]; 1 if the cosines of one side are all equal.
     """
     rows, columns = np.triu_indices(len(found), k=1)
     return _error(found[rows, columns], wanted[rows, columns])
@@ -147,12 +138,8 @@ def error_difference(
 ) -> tuple[float, float]:
     """95 % interval of the difference between the errors of two models, over texts.
 
-    Percentile bootstrap: texts are drawn with replacement, the same ones for both models; a text
-    is never paired with itself.
-
-    Args:
-        found: Cosines of the first model, shape ``(N, N)``.
-        wanted: Cosines that both are compared with.
+    Percentile bootstrap: texts are drawn with replacement, the same ones for both models; a text is
+    never paired with itself. All cosines are ``(N, N)``; both models are compared with ``wanted``.
     """
     generator = np.random.default_rng(seed)
     rows, columns = np.triu_indices(len(found), k=1)

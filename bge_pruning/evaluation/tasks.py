@@ -123,10 +123,7 @@ def named_tasks(name: str, kind: str) -> list[Task]:
 
 
 def sts_task(file: str | Path) -> Task:
-    """Make a similarity task of scored sentence pairs; its name is the file's.
-
-    Args:
-        file: Columns ``sentence1``, ``sentence2``, ``score`` (0 to 5).
+    """Make a similarity task of columns ``sentence1``, ``sentence2``, ``score`` (0 to 5) of a file.
 
     Raises:
         ValueError: If a row is invalid, or all scores are equal; the message names the file.

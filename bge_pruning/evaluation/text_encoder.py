@@ -110,8 +110,7 @@ class Encoded:
 class TextSide:
     """What an encoder needs to know about a model besides its weights.
 
-    Attributes:
-        dense_size: ``S``, the size of a dense vector; ``H`` without a projection.
+    ``dense_size`` is ``S``, the size of a dense vector; ``H`` without a projection.
     """
 
     name: str
@@ -264,9 +263,8 @@ class BatchEncoder(ABC):
     ) -> Iterator[tuple[np.ndarray, Tensor, Tensor, dict[str, Tensor]]]:
         """Outputs batch by batch, the longest texts first.
 
-        Yields:
-            Which texts these are, shape ``(B,)``; their token ids and mask, ``(B, T)``; and the
-            outputs on the device.
+        Yields which texts these are, ``(B,)``; their token ids and mask, ``(B, T)``; and the
+        outputs on the device.
         """
         with tqdm(total=len(tokens), desc="embedding", unit="text", disable=not progress) as bar:
             for index in batch_indices(tokens.lengths, self.batch_size, BATCH_TOKENS):

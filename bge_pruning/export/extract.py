@@ -11,6 +11,7 @@ from pathlib import Path
 import torch
 
 from bge_pruning.datasets.sts_dataloader import read_sts
+from bge_pruning.export import vocabulary_texts
 from bge_pruning.export.extraction import (
     Extraction,
     describe,
@@ -26,12 +27,6 @@ from bge_pruning.export.onnx_export import export_onnx
 from bge_pruning.export.onnx_quantize import Pairs, export_onnx_int8
 from bge_pruning.export.pruning_record import MARKER
 from bge_pruning.export.validation import TOLERANCE, References, check_as_loaded, validate
-from bge_pruning.export.vocabulary_texts import (
-    VocabularyRequest,
-    build_report,
-    choose_for_texts,
-    find_corpora,
-)
 from bge_pruning.model_io.checkpoint import find_checkpoint
 from bge_pruning.model_io.precision import DTYPES
 from bge_pruning.models.encoder_shape import EncoderShape
@@ -60,7 +55,7 @@ class ExtractOptions:
     square_head: bool = False
     keep_dimension: bool = False
     fit_texts: tuple[str, ...] = ()
-    vocabulary: VocabularyRequest | None = None
+    vocabulary: vocabulary_texts.VocabularyRequest | None = None
     onnx: bool = False
     onnx_int8: bool = False
     int8_pairs: Pairs | None = None
@@ -94,12 +89,12 @@ def read_options(
     """
     vocabulary = pairs = None
     if keep_vocabulary_from or languages:
-        vocabulary = VocabularyRequest(
+        vocabulary = vocabulary_texts.VocabularyRequest(
             tuple(keep_vocabulary_from), tuple(languages), vocabulary_size, tuple(report_on)
         )
-        find_corpora(vocabulary)
+        vocabulary_texts.find_corpora(vocabulary)
     if fit_texts:
-        find_corpora(VocabularyRequest(tuple(fit_texts)))
+        vocabulary_texts.find_corpora(vocabulary_texts.VocabularyRequest(tuple(fit_texts)))
     if int8_sts:
         found = read_sts(int8_sts)
         pairs = (found.sentences1, found.sentences2, found.scores)
@@ -124,14 +119,9 @@ def extract(
     best: bool = False,
     options: ExtractOptions = PLAIN,
 ) -> PruningRecord:
-    """Write the model of a run as an ordinary model folder, and validate it.
+    """Write the model of a run folder, its newest checkpoint, or of a checkpoint; and validate it.
 
-    Args:
-        run_or_checkpoint: Run folder (its newest checkpoint) or checkpoint file.
-        output: Folder to write; it appears only when it is complete and valid.
-
-    Returns:
-        The content of ``pruning.json``.
+    The output folder appears only when it is complete and valid. Returns its ``pruning.json``.
 
     Raises:
         FileExistsError: If the folder exists and may not be replaced.
@@ -154,9 +144,8 @@ def write_model(
 ) -> PruningRecord:
     """Write what an extraction makes of a model, and validate it.
 
-    Args:
-        start: Begins the extraction. Called here, so that nobody else holds the model: it is let go
-            of before validation loads the written one.
+    The extraction starts here, so that nobody else holds the model: it is let go of before
+    validation loads the written one.
     """
     _check_libraries(options)
     with atomic_folder(output, MARKER, overwrite) as folder:
@@ -188,8 +177,8 @@ def _cut_and_write(
     extraction = start()
     if options.vocabulary is not None:
         base, whole = extraction.base, extraction.shape
-        keep, corpora = choose_for_texts(base, options.vocabulary)
-        report = build_report(whole, base.tokenizer_files, keep, corpora)
+        keep, corpora = vocabulary_texts.choose_for_texts(base, options.vocabulary)
+        report = vocabulary_texts.build_report(whole, base.tokenizer_files, keep, corpora)
         extraction.info.vocabulary = Vocabulary(**report)
         keep_tokens(extraction, keep)
     if options.square_head:

@@ -28,29 +28,19 @@ from bge_pruning.model_io.model_folder import write_model_folder
 from bge_pruning.model_io.precision import dtype_name, precision_loss, round_weights
 from bge_pruning.model_io.pretrained import BaseModel
 from bge_pruning.model_io.vocabulary_files import read_tokenizer, rewrite_tokenizer_files
+from bge_pruning.models import structural_pruning
 from bge_pruning.models.encoder_shape import EncoderShape, count_parameters
-from bge_pruning.models.structural_pruning import (
-    KeepIndices,
-    PruningMasks,
-    prune_layer_norm,
-    prune_linear,
-)
 from bge_pruning.selection.nested_shapes import masks_of_indices, relative_indices
 from bge_pruning.utils import records
 
 
 @dataclass
 class Extraction:
-    """A masked model on its way to a folder.
-
-    Attributes:
-        masks: What of it stays.
-        vocabulary: The tokens that stay, ``None`` for all.
-    """
+    """A masked model on its way to a folder; its ``masks`` say what of it stays."""
 
     base: BaseModel
-    masks: PruningMasks
-    keep: KeepIndices
+    masks: structural_pruning.PruningMasks
+    keep: structural_pruning.KeepIndices
     shape: EncoderShape
     info: records.PruningRecord
     vocabulary: KeptVocabulary | None = None
@@ -78,14 +68,11 @@ def keep_tokens(extraction: Extraction, vocabulary: KeptVocabulary) -> None:
 
 @torch.no_grad()
 def make_head_square(extraction: Extraction) -> None:
-    """Give the masked model a multi-vector head as wide as the hidden size that stays.
+    """Give the masked model a multi-vector head as wide as the hidden size, if it has another.
 
-    See :mod:`bge_pruning.export.compact_head`. Nothing is changed if it is so already.
-
-    Args:
-        extraction: Changed in place; ``info`` gets ``multi_vector``: ``source_dim``,
-            ``colbert_dim`` and ``largest_difference`` of the products of all vectors of the
-            validation sentences.
+    See :mod:`bge_pruning.export.compact_head`. The record gets ``multi_vector``: ``source_dim``,
+    ``colbert_dim`` and ``largest_difference`` of the products of all vectors of the validation
+    sentences.
     """
     heads, hidden = extraction.base.heads, extraction.shape.hidden_size
     if heads.colbert_linear is None:
@@ -117,8 +104,8 @@ def _square_head(extraction: Extraction) -> torch.nn.Linear:
     # The cut model's head and last LayerNorm.
     head = copy.deepcopy(wide)
     norm = copy.deepcopy(base.backbone.encoder.layer[keep.layer[-1]].output.LayerNorm)
-    prune_linear(head, keep.hidden, dim=1)
-    prune_layer_norm(norm, keep.hidden)
+    structural_pruning.prune_linear(head, keep.hidden, dim=1)
+    structural_pruning.prune_layer_norm(norm, keep.hidden)
     narrow = narrow_head(head, norm)
     square = torch.nn.Linear(wide.in_features, narrow.out_features)
     square.weight.zero_()
@@ -176,14 +163,11 @@ def _references(extraction: Extraction, sentences: Sentences) -> References:
 def write_extraction(
     extraction: Extraction, folder: Path, dtype: torch.dtype = torch.float32
 ) -> References:
-    """Cut the model and write its folder.
+    """Cut the model of an extraction, which is used up, and write its folder.
 
-    Args:
-        extraction: Used up: its model is cut. ``info`` gets ``precision`` below float32: ``dtype``
-            and ``rounding`` (:func:`precision_loss`).
-
-    Returns:
-        Outputs of the masked model, with rounded weights if they are written so.
+    Below float32 the record gets ``precision``: ``dtype`` and ``rounding``
+    (:func:`precision_loss`). Returns the outputs of the masked model, with rounded weights if they
+    are written so.
     """
     base = extraction.base
     sentences = _tokenize(extraction)
@@ -238,17 +222,15 @@ def describe(info: records.PruningRecord) -> str:
 
 def nested_extraction(
     larger: Extraction,
-    keep: KeepIndices,
+    keep: structural_pruning.KeepIndices,
     shape: EncoderShape,
     constraint: dict[str, records.Constraint],
 ) -> Extraction:
     """Cut a smaller sub-network out of a larger one of the same gates, as it was trained on.
 
-    Args:
-        larger: Of the recovery run of the larger one.
-        keep: What stays, in the numbering of the unpruned model.
+    What stays is in the numbering of the unpruned model.
     """
-    relative = relative_indices(keep, KeepIndices(**larger.info.kept.as_dict()))
+    relative = relative_indices(keep, structural_pruning.KeepIndices(**larger.info.kept.as_dict()))
     batches = dict(larger.info.batches)
     steps = batches.pop("recover", 0) + batches.pop("recover_larger", 0)
     info = larger.info.model_copy(deep=True)

@@ -32,9 +32,8 @@ class FolderError(ValueError):
 def check_folder(folder: Path, shape: EncoderShape) -> None:
     """Refuse a folder that a server could not load, or would silently load wrongly.
 
-    Args:
-        shape: The sizes that the model really has. Only they tell a wrong number of heads: every
-            number that divides the hidden size loads, and computes something else.
+    Only the ``shape``, the sizes that the model really has, tells a wrong number of heads: every
+    number that divides the hidden size loads, and computes something else.
     """
     problems = [problem for check in CHECKS for problem in check(folder, shape)]
     if problems:

@@ -69,14 +69,9 @@ def write_model_card(
 ) -> Path:
     """Write ``README.md`` of an extracted folder from everything that is known about it.
 
-    The files are copied into the folder. What was copied there before is used again.
-
-    Args:
-        evaluation: What ``scripts/evaluate_model.py`` wrote about it.
-        index: What ``scripts/check_index_compatibility.py`` wrote about it.
-
-    Returns:
-        The path of ``README.md``.
+    What ``scripts/evaluate_model.py`` and ``scripts/check_index_compatibility.py`` wrote about it
+    is copied into the folder; what was copied there before is used again. Returns the path of
+    ``README.md``.
 
     Raises:
         FileNotFoundError: If the folder holds no extracted model, or a file does not exist.

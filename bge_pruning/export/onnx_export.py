@@ -49,11 +49,8 @@ def export_onnx(folder: Path, base: BaseModel | None = None, overwrite: bool = F
     """Write ``onnx/model.onnx`` into a model folder, and validate it.
 
     See :func:`bge_pruning.export.onnx_graph.build_graph` for inputs and outputs. The weights are
-    float32, whatever the folder's precision.
-
-    Args:
-        base: The model in it, if it is loaded already; moved to the CPU and set to float32.
-        overwrite: Replace the folder's ``onnx``, whatever else is in it.
+    float32, whatever the folder's precision; ``base``, the model if it is loaded already, is moved
+    to the CPU and set to float32. With ``overwrite`` all of ``onnx`` is replaced.
 
     Raises:
         ImportError: If ``onnx`` or ``onnxruntime`` is not installed.

@@ -67,14 +67,11 @@ Pairs = tuple[Sequence[str], Sequence[str], Sequence[float]]
 def measure_int8(
     int8: OnnxEncoder, float32: OnnxEncoder, pairs: Pairs | None = None, rounds: int = 7
 ) -> dict[str, Any]:
-    """Compare two files of one model.
-
-    Args:
-        pairs: Texts to compare on, with gold scores.
+    """Compare two files of one model on texts with gold scores.
 
     Returns:
-        ``texts`` compared; ``cosine`` of the two files' vectors by output, ``mean`` and ``min``
-        (of a text for ``dense_vecs`` and ``token_weights``, of a token for ``colbert_vecs``);
+        ``texts`` compared; ``cosine`` of the two files' vectors by output, ``mean`` and ``min`` (of
+        a text for ``dense_vecs`` and ``token_weights``, of a token for ``colbert_vecs``);
         ``spearman`` of the dense similarities with the gold scores (``float32``, ``int8``,
         ``change``, ``pairs``), or ``None``; ``speed``; ``versions``.
     """
@@ -128,10 +125,8 @@ def export_onnx_int8(
 ) -> Int8Record:
     """Write ``onnx/model_quantized.onnx`` beside ``onnx/model.onnx``, and measure what it loses.
 
-    Args:
-        pairs: First sentences, second sentences and gold scores: texts to compare on, and
-            scores to correlate with. The sentences of extraction's validation if ``None``.
-        rounds: Measurements of speed; the two files take turns.
+    The files are compared on pairs of sentences with gold scores, or on those of extraction's
+    validation. Measurements of speed take turns.
 
     Raises:
         ImportError: If ``onnx`` or ``onnxruntime`` is not installed.
@@ -171,10 +166,7 @@ def describe_loss(record: Int8Record) -> str:
 
 @contextmanager
 def quantised(folder: Path) -> Iterator[Path]:
-    """Quantise a folder's graph in a folder beside it that is gone afterwards.
-
-    The file that it yields may be moved away.
-    """
+    """Quantise a folder's graph in a temporary folder beside it; the file may be moved away."""
     source = folder / FOLDER / MODEL
     if not source.is_file():
         raise FileNotFoundError(
@@ -231,13 +223,10 @@ def _quantise(staging: Path) -> ModelProto:
 
 
 def quantise_rows(graph: GraphProto, name: str) -> None:
-    """Keep an embedding table as int8 with a scale for each row, in place.
+    """Keep an embedding table ``(V, H)``, by its name, as int8 with a scale for each row, in place.
 
     ``table[i] = scale[i] * int8[i]``, with ``scale[i] = max |table[i]| / 127``; only the rows that
-    are looked up are multiplied.
-
-    Args:
-        name: Weight that a Gather looks rows up in, shape ``(V, H)``.
+    a Gather looks up are multiplied.
     """
     onnx = import_optional("onnx", "onnx")
     (table,) = [weight for weight in graph.initializer if weight.name == name]

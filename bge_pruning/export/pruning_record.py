@@ -29,9 +29,6 @@ def build_record(
     Indices are in the source's numbering. A recovery run inherits what the pruning run decided. The
     ``source`` has a ``projection`` if its dense vectors are not those of its encoder, which was
     trained.
-
-    Args:
-        method: How it was chosen, see :data:`bge_pruning.config.schema.METHODS`.
     """
     metadata = model.metadata
     cuts = model.l0_module is not None or shape != model.shape
@@ -98,9 +95,8 @@ def compute_constraint_report(
 ) -> dict[str, records.Constraint]:
     """How far the gates at the end of training were from what is cut, per axis.
 
-    Returns:
-        By axis (and ``encoder``, the share of parameters, and ``operations`` if they are to be
-        fewer); ``largest_distance`` is that of any layer from the realised sparsity.
+    Further keys are ``encoder``, the share of parameters, and ``operations`` if they are to be
+    fewer; ``largest_distance`` is that of any layer from the realised sparsity.
     """
     source = l0_module.shape
     realised = {

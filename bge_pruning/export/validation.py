@@ -92,9 +92,8 @@ def validate(folder: Path, references: References) -> float:
 
     Both compute in float32, whatever the precision of the weights. It is loaded once and runs once:
     what sentence-transformers pools are the last hidden states of transformers' ``AutoModel``.
-
-    Returns:
-        The largest difference; of an output with values above 1, relative to the largest of them.
+    Returns the largest difference; of an output with values above 1, relative to the largest of
+    them.
 
     Raises:
         ValidationError: If it is above ``TOLERANCE``.

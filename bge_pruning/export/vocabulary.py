@@ -80,16 +80,11 @@ class KeptVocabulary:
 def choose_vocabulary(
     base: BaseModel, counts: Mapping[str, np.ndarray], size: int | None = None
 ) -> KeptVocabulary:
-    """Choose the tokens to keep.
+    """Choose the tokens to keep: ``size`` of them, the most frequent beside the required, or all.
 
-    Special tokens keep their ids where they can; those beyond the new size (``<mask>`` of XLM-R)
-    go to the end. The other tokens keep their order.
-
-    Args:
-        counts: How often each id occurs in each corpus, by name, shape ``(ids,)``; special tokens
-            that are set around a text not counted.
-        size: Tokens to keep; the most frequent ones beside those that are required. ``None`` keeps
-            all that occur.
+    Special tokens keep their ids where they can; those beyond the new size (``<mask>`` of XLM-R) go
+    to the end. The other tokens keep their order. Counts are those of each id in each corpus, by
+    name, ``(ids,)``; special tokens that are set around a text are not counted.
     """
     tokenizer = check_trimmable(base, size)
     special = special_ids(tokenizer, base.tokenizer_files)

@@ -236,18 +236,15 @@ def compare_tokenizers(
     old_ids: np.ndarray,
     unknown: int | None,
 ) -> dict[str, float]:
-    """Measure how much of some texts two tokenizers read alike.
+    """Measure how much of some texts the untrimmed and the trimmed tokenizer read alike.
 
-    Args:
-        before: The untrimmed tokenizer, plain.
-        old_ids: Old id of each new id.
-        unknown: Old id of the unknown token, if there is one.
+    Ids of new tokens and of the unknown one, if there is one, are the old ones.
 
     Returns:
         ``texts``, ``tokens`` (of the untrimmed tokenizer), ``tokens_kept`` (share of them that the
         trimmed vocabulary has), ``texts_same`` (share of texts with exactly the same tokens),
-        ``growth`` (tokens after divided by tokens before), ``unknown_before`` and
-        ``unknown_after`` (share of tokens).
+        ``growth`` (tokens after divided by tokens before), ``unknown_before`` and ``unknown_after``
+        (share of tokens).
     """
     sums = np.zeros(7, np.int64)
     for batch in batches:

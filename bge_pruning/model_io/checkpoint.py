@@ -143,14 +143,11 @@ def read_progress(checkpoint: Path) -> Progress:
 
 
 def load_trained_model(checkpoint: Path) -> TrainedModel:
-    """Read a checkpoint.
+    """Read a checkpoint, which must not be written to while the model is used.
 
     The weights are parts of the mapped file: memory is taken when they are used, and changing them
-    does not change the file. The rest of the file, such as an optimizer's state, is not read.
-
-    Args:
-        checkpoint: Written by training; it must not be written to while the model is used. That
-            of a sharded run is read into memory.
+    does not change the file. The rest of the file, such as an optimizer's state, is not read. The
+    checkpoint of a sharded run is read into memory.
 
     Raises:
         ValueError: If the file is damaged, is not of this project, or does not fit itself.

@@ -108,11 +108,8 @@ def prepare(output: Path, sentences: Path, overwrite: bool = False) -> Path:
     """Make sure that a folder holds all-MiniLM-L6-v2 as XLM-RoBERTa in BGE-M3's layout.
 
     A complete conversion is left alone, in milliseconds; otherwise the model is converted, verified
-    and put in place in one step.
-
-    Args:
-        sentences: Texts to fit the sparse head on, see
-            :func:`bge_pruning.datasets.sts_dataloader.read_texts`.
+    and put in place in one step. The sparse head is fitted on the sentences, see
+    :func:`bge_pruning.datasets.sts_dataloader.read_texts`.
 
     Raises:
         FileNotFoundError: If the PyPI package or the sentences are missing.

@@ -146,13 +146,8 @@ def write_sentence_transformers_files(
 
     By hand: ``SentenceTransformer.save`` writes a newer format that lacks keys which
     text-embeddings-inference needs. Without these files sentence-transformers silently takes the
-    mean of the tokens.
-
-    Args:
-        pooling: ``"cls"`` or ``"mean"``; L2 normalisation follows.
-        max_seq_length: Texts are cut to this many tokens, special tokens included.
-        prompts: ``prompts`` and ``default_prompt_name``: what to write before a text.
-        projection: Map from pooled vectors to those that are normalised, shape ``(S, H)``.
+    mean of the tokens. Texts are cut to ``max_seq_length`` tokens, special ones included. The
+    projection, ``(S, H)``, maps pooled vectors to those that are normalised.
     """
     modules = compute_modules(projection is not None)
     _write_json(folder / "modules.json", modules)

@@ -74,9 +74,8 @@ def round_weights(backbone: XLMRobertaBackbone, heads: EmbeddingHeads, dtype: to
 def precision_loss(before: Mapping[str, Tensor], after: Mapping[str, Tensor]) -> dict[str, float]:
     """How far rounding moved the float32 outputs.
 
-    Returns:
-        ``dense_cosine``, the lowest cosine of a text's two dense vectors; and the largest
-        difference of every output under its name.
+    Returns ``dense_cosine``, the lowest cosine of a text's two dense vectors; and the largest
+    difference of every output under its name.
     """
     cosine = torch.cosine_similarity(before["dense_vecs"], after["dense_vecs"], dim=-1)
     differences = {name: float((after[name] - before[name]).abs().max()) for name in before}

@@ -66,8 +66,7 @@ class BaseModel:
 def read_shape(folder: Path, colbert_dim: int | None = None) -> EncoderShape:
     """Sizes of a model folder, from its files, without reading the encoder's weights.
 
-    Args:
-        colbert_dim: Size of the multi-vector head that is to be made if the folder has none.
+    The ``colbert_dim`` is that of the multi-vector head to be made if the folder has none.
 
     Raises:
         ValueError: If it is not an XLM-R encoder that this project can represent.
@@ -200,19 +199,15 @@ def without_weights() -> AbstractContextManager:
 
 
 def load_strict(module: nn.Module, state: dict[str, Tensor], source: str) -> None:
-    """Assign the tensors of a state to a module, in the module's precision.
+    """Assign the tensors of a state to a module, on any device, in the module's precision.
 
     They are not copied if their precision is the module's. Where they are parts of a mapped file,
     memory is taken only for what is used, and what is changed never reaches the file: ``torch`` and
-    ``safetensors`` map files privately.
-
-    Args:
-        module: On any device, also made by :func:`without_weights`.
-        state: Tensors on the CPU; every parameter and buffer of the module, and no other.
-        source: What to name in the message, which lists every difference of names and shapes.
+    ``safetensors`` map files privately. The state, on the CPU, holds every parameter and buffer of
+    the module, and no other.
 
     Raises:
-        ValueError: If the names or shapes differ.
+        ValueError: If the names or shapes differ: lists every difference, and names the ``source``.
     """
     expected = module.state_dict()
     only_model = sorted(expected.keys() - state.keys())

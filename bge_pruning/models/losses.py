@@ -37,12 +37,9 @@ def info_nce(
 ) -> Tensor:
     """InfoNCE: each query should prefer its positive to all other passages (arXiv:1807.03748).
 
-    Args:
-        scores: Score of every query with every passage, shape ``(Q, P)``.
-        targets: Column of each query's positive, which is never excluded, shape ``(Q,)``.
-        temperature: Softmax temperature, above 0.
-        excluded: True for passages that are neither the target nor a negative of a query (such as
-            another copy of its positive), shape ``(Q, P)``.
+    Scores are ``(Q, P)``; ``targets``, ``(Q,)``, are the columns of the positives, which are never
+    excluded; ``excluded``, ``(Q, P)``, is True for passages that are neither the target nor a
+    negative of a query (such as another copy of its positive).
     """
     _check_temperature(temperature, "loss.temperature")
     logits = scores.float() / temperature
@@ -55,10 +52,9 @@ def info_nce(
 def exclude_positives(positive_texts: Tensor, passage_texts: Tensor, targets: Tensor) -> Tensor:
     """Find known positives of a query, ``(Q, P)``, which must not be its negatives; but its target.
 
-    Args:
-        positive_texts: Numbers of all known positives, padded with -1, shape ``(Q, K)``.
-        passage_texts: Number of each passage of the batch, shape ``(P,)``.
-        targets: Column of each query's own positive, shape ``(Q,)``.
+    ``positive_texts`` are the numbers of all known positives, ``(Q, K)``, padded with -1;
+    ``passage_texts`` those of the batch's passages, ``(P,)``; ``targets`` the columns of positives,
+    ``(Q,)``.
     """
     excluded = (positive_texts[:, :, None] == passage_texts[None, None, :]).any(dim=1)
     return excluded.scatter(1, targets[:, None], False)
@@ -83,14 +79,9 @@ def score_distillation(
     """KL divergence of the distributions of scores over the passages, teacher to student.
 
     With the student's own ensemble score as the (detached) teacher this is BGE-M3's
-    self-distillation, up to the teacher's entropy, which has no gradient.
-
-    Args:
-        student: Scores, shape ``(Q, P)``, as the teacher's.
-        teacher: No gradient flows into it.
-        temperature: Softmax temperature of the student, above 0.
-        excluded: Passages to leave out of both, shape ``(Q, P)``.
-        teacher_temperature: Temperature of the teacher; the student's if ``None``.
+    self-distillation, up to the teacher's entropy, which has no gradient. Scores are ``(Q, P)``;
+    passages that are ``excluded``, ``(Q, P)``, are left out of both. The teacher's temperature is
+    the student's if it is ``None``.
     """
     _check_temperature(temperature, "loss.temperature")
 
@@ -152,15 +143,9 @@ def distillation_similarity(
     """KL divergence of the similarity distributions over the batch, teacher to student.
 
     Row ``i`` of each model is the softmax of its similarities with every other text; a text's
-    similarity with itself is left out.
-
-    Args:
-        student: L2-normalised vectors of this process's texts, shape ``(B, Hs)``.
-        teacher: L2-normalised vectors of the same texts, shape ``(B, Ht)``.
-        all_student: Vectors of the whole batch over all processes, shape ``(G, Hs)``.
-        all_teacher: The teacher's vectors of the whole batch, shape ``(G, Ht)``.
-        own: Column of each row's own text in the whole batch, shape ``(B,)``.
-        temperature: Softmax temperature, above 0.
+    similarity with itself is left out. Vectors of this process's texts, ``(B, Hs)`` and ``(B,
+    Ht)``, and of the whole batch over all processes, ``(G, Hs)`` and ``(G, Ht)``, are
+    L2-normalised; ``own``, ``(B,)``, is the column of each row's own text in the whole batch.
     """
     _check_temperature(temperature, "loss.similarity_temperature")
     if all_student.shape[0] < 2:
@@ -189,12 +174,9 @@ def hidden_state_distillation(
     """Squared error of the hidden states of tokens, relative to the teacher's own size.
 
     It is averaged over the tokens of a text and then over texts, so that it does not change when a
-    batch is split; the mean over layers is weighted. It is 1 for states that are all 0.
-
-    Args:
-        student: States in the teacher's space, shape ``(B, L, T, H)``, as the teacher's.
-        weights: Weight of each layer, shape ``(L,)``; their sum is 1.
-        mask: 1 for real tokens, shape ``(B, T)``.
+    batch is split; the mean over layers is weighted. It is 1 for states that are all 0. States are
+    ``(B, L, T, H)`` in the teacher's space; weights of layers ``(L,)``, of sum 1; the mask ``(B,
+    T)``.
     """
     kept = mask[:, None].to(student.dtype)  # (B, 1, T)
     error = (student - teacher).square().sum(-1) / teacher.square().sum(-1).clamp(min=1e-6)

@@ -74,10 +74,8 @@ def compute_packing(
 ) -> Packing:
     """Find the real tokens of a batch; the mask ``(B, T)`` is 1 for them.
 
-    Args:
-        lengths: Real tokens of each text, known on the host. Without them the host waits for a GPU,
-            because they decide what is launched.
-        varlen: Prepare attention over texts of different lengths at once.
+    Without ``lengths``, the real tokens of each text, the host waits for a GPU, because they decide
+    what is launched. ``varlen`` prepares attention over texts of different lengths at once.
     """
     real = attention_mask.bool()
     size = (real.shape[0], real.shape[1])

@@ -23,12 +23,10 @@ def compute_outputs(
     masks: PruningMasks | None = None,
     lengths: Sequence[int] | None = None,
 ) -> dict[str, Tensor]:
-    """Compute outputs of a model, by name.
+    """Compute outputs of a model by name, see :meth:`EmbeddingHeads.outputs`.
 
-    Args:
-        names: See :meth:`EmbeddingHeads.outputs`; also ``hidden_states``, those after every layer,
-            shape ``(B, L, T, H)``.
-        lengths: Tokens of each text, see :func:`bge_pruning.models.packing.compute_packing`.
+    ``hidden_states`` are those after every layer, ``(B, L, T, H)``. For ``lengths`` see
+    :func:`bge_pruning.models.packing.compute_packing`.
     """
     states, packing = backbone.encode(
         input_ids, attention_mask, masks, lengths, every_layer=HIDDEN in names

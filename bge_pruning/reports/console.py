@@ -25,8 +25,9 @@ SHORT = {"random weights": "floor: random", "word embeddings": "floor: words"}
 WIDTH = 11  # of a line in a heading
 
 
-def show_evaluation(result: EvaluationRecord, console: Console) -> None:
+def show_evaluation(result: EvaluationRecord, console: Console | None = None) -> None:
     """Print scores, and under them parameters and speed, on the terminal of a script."""
+    console = console or Console(highlight=False)
     print_whole(_score_table(result), console)
     for note in truncation_notes(result):
         console.print(note, markup=False, soft_wrap=True)
@@ -88,14 +89,16 @@ def _make_table(header: Sequence[str]) -> Table:
     return table
 
 
-def show_comparison(candidates: Sequence[Candidate], console: Console) -> None:
+def show_comparison(candidates: Sequence[Candidate], console: Console | None = None) -> None:
     """Print a table with a row for each model."""
     show_rows(summary_header(), summary_rows(candidates), console)
 
 
-def show_rows(header: Sequence[str], rows: Sequence[Sequence[str]], console: Console) -> None:
+def show_rows(
+    header: Sequence[str], rows: Sequence[Sequence[str]], console: Console | None = None
+) -> None:
     """Print a table whose first column holds words and whose others hold numbers."""
     table = _make_table(header)
     for row in rows:
         table.add_row(*(escape(cell) for cell in row))
-    print_whole(table, console)
+    print_whole(table, console or Console(highlight=False))

@@ -13,13 +13,7 @@ from functools import cache, partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from bge_pruning.reports.history_plot import (
-    draw_constraint,
-    draw_multipliers,
-    draw_training,
-    has_multipliers,
-    has_training,
-)
+from bge_pruning.reports import history_plot
 from bge_pruning.reports.markdown import escape, picture
 from bge_pruning.reports.report_data import Inputs, pruned_axes, read_inputs
 from bge_pruning.reports.report_sections import build_sections, glance, summarise_run, title_of
@@ -113,13 +107,13 @@ def find_pictures(inputs: Inputs) -> dict[str, Callable[..., Figure]]:
     if inputs.gates:
         draws["gates.png"] = partial(draw_gates, inputs.gates, inputs.kept)
     if pruned_axes(inputs.series):
-        draws["constraint.png"] = partial(draw_constraint, inputs.series)
-    if has_multipliers(inputs.series):
-        draws["multipliers.png"] = partial(draw_multipliers, inputs.series)
-    if has_training(inputs.series):
-        draws["training.png"] = partial(draw_training, inputs.series)
-    if has_training(inputs.recovery):
-        draws["recovery.png"] = partial(draw_training, inputs.recovery)
+        draws["constraint.png"] = partial(history_plot.draw_constraint, inputs.series)
+    if history_plot.has_multipliers(inputs.series):
+        draws["multipliers.png"] = partial(history_plot.draw_multipliers, inputs.series)
+    if history_plot.has_training(inputs.series):
+        draws["training.png"] = partial(history_plot.draw_training, inputs.series)
+    if history_plot.has_training(inputs.recovery):
+        draws["recovery.png"] = partial(history_plot.draw_training, inputs.recovery)
     return draws
 
 

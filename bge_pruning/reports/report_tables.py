@@ -7,15 +7,7 @@ from collections.abc import Mapping, Sequence
 from bge_pruning.reports.markdown import Block, heading, paragraph, table, warning
 from bge_pruning.reports.report_data import Inputs, last_constraint
 from bge_pruning.reports.summary_plot import count_models, machine_of, memory_bytes
-from bge_pruning.utils.records import (
-    METRIC_TITLES,
-    Entry,
-    EvaluationRecord,
-    Latency,
-    Parameters,
-    Speed,
-    Throughput,
-)
+from bge_pruning.utils import records
 from bge_pruning.utils.visualization import AXIS_TITLES
 
 UNITS = ((1e9, "GB"), (1e6, "MB"), (1e3, "kB"))
@@ -54,7 +46,7 @@ def render_bytes(size: int | None) -> str:
     return f"{number:.{2 if number < 10 else 1 if number < 100 else 0}f} {name}"
 
 
-def count_parts(inputs: Inputs) -> dict[str, Parameters]:
+def count_parts(inputs: Inputs) -> dict[str, records.Parameters]:
     """Parameters of the original and of the pruned model, as far as they are known."""
     if inputs.pruning is not None:
         counts = inputs.pruning.parameters
@@ -70,7 +62,7 @@ def render_gains(inputs: Inputs) -> list[Block]:
     return parts
 
 
-def _parameters(counts: Mapping[str, Parameters]) -> list[Block]:
+def _parameters(counts: Mapping[str, records.Parameters]) -> list[Block]:
     if not counts:
         return []
     rows = []
@@ -81,7 +73,7 @@ def _parameters(counts: Mapping[str, Parameters]) -> list[Block]:
     return [table(["parameters", *counts, *(["kept"] if len(counts) == 2 else [])], rows)]
 
 
-def render_sizes(evaluation: EvaluationRecord) -> list[Block]:
+def render_sizes(evaluation: records.EvaluationRecord) -> list[Block]:
     """Table of the size on disk and the memory while encoding; nothing if none is known."""
     sizes = {"weights on disk": evaluation.size_bytes or {}}
     memory = memory_bytes(evaluation)
@@ -101,7 +93,7 @@ def render_sizes(evaluation: EvaluationRecord) -> list[Block]:
     return parts
 
 
-def render_speed(speed: Speed | None) -> list[Block]:
+def render_speed(speed: records.Speed | None) -> list[Block]:
     """Table of latency and throughput, and the machine that they were measured on."""
     if speed is None:
         return [paragraph("Speed: not measured.")]
@@ -120,7 +112,7 @@ def render_speed(speed: Speed | None) -> list[Block]:
     return [table(["speed", "original", "pruned", "pruned / original"], rows), paragraph(note)]
 
 
-def _ratio(figures: Latency | Throughput) -> str:
+def _ratio(figures: records.Latency | records.Throughput) -> str:
     if figures.ratio_iqr is None:
         return f"{figures.ratio:.2f}"
     low, high = figures.ratio_iqr
@@ -227,7 +219,7 @@ def _judge(distances: Mapping[str, float], *, cut: bool) -> Block:
     )
 
 
-def score_header(evaluation: EvaluationRecord) -> list[str]:
+def score_header(evaluation: records.EvaluationRecord) -> list[str]:
     """Names of the cells of :func:`score_rows`."""
     models = ["original", *_others(evaluation), "model"]
     floors = ["random weights", "word embeddings"]
@@ -235,17 +227,17 @@ def score_header(evaluation: EvaluationRecord) -> list[str]:
     return ["task", "mode", "metric", *models, "95 % interval", *floors, *kept]
 
 
-def score_rows(evaluation: EvaluationRecord) -> list[list[str]]:
+def score_rows(evaluation: records.EvaluationRecord) -> list[list[str]]:
     """A row for each task and mode; a score without an interval is a ``KeyError``."""
     names = _others(evaluation)
     return [_row(entry, names) for entry in evaluation.main_scores()]
 
 
-def _others(evaluation: EvaluationRecord) -> list[str]:
+def _others(evaluation: records.EvaluationRecord) -> list[str]:
     return list(dict.fromkeys(name for entry in evaluation.tasks for name in entry.also))
 
 
-def _row(entry: Entry, names: Sequence[str]) -> list[str]:
+def _row(entry: records.Entry, names: Sequence[str]) -> list[str]:
     if entry.interval is None:
         raise KeyError("interval")
     low, high = entry.interval
@@ -257,11 +249,11 @@ def _row(entry: Entry, names: Sequence[str]) -> list[str]:
     return [*_labels(entry), *scores, interval, *floors, *kept, *p_value]
 
 
-def _labels(entry: Entry) -> list[str]:
-    return [entry.task, entry.mode, METRIC_TITLES.get(entry.metric, "-")]
+def _labels(entry: records.Entry) -> list[str]:
+    return [entry.task, entry.mode, records.METRIC_TITLES.get(entry.metric, "-")]
 
 
-def truncation_notes(evaluation: EvaluationRecord) -> list[str]:
+def truncation_notes(evaluation: records.EvaluationRecord) -> list[str]:
     """A sentence for each task whose texts were truncated."""
     counts = {entry.task: (entry.truncated, entry.texts or 0) for entry in evaluation.tasks}
     return [
@@ -271,13 +263,13 @@ def truncation_notes(evaluation: EvaluationRecord) -> list[str]:
     ]
 
 
-def render_scores(evaluation: EvaluationRecord) -> list[str]:
+def render_scores(evaluation: records.EvaluationRecord) -> list[str]:
     """Heading, explanation and tables, an entry each; nothing if nothing was scored."""
     parts = render_main_scores(evaluation)
     return [*parts, *_render_other_metrics(evaluation)] if parts else []
 
 
-def render_main_scores(evaluation: EvaluationRecord) -> list[str]:
+def render_main_scores(evaluation: records.EvaluationRecord) -> list[str]:
     """Like :func:`render_scores`, but without the further metrics that mteb computed."""
     rows = score_rows(evaluation)
     if not rows:
@@ -287,7 +279,7 @@ def render_main_scores(evaluation: EvaluationRecord) -> list[str]:
     return ["## Quality", paragraph(QUALITY), scores, *notes]
 
 
-def _render_other_metrics(evaluation: EvaluationRecord) -> list[Block]:
+def _render_other_metrics(evaluation: records.EvaluationRecord) -> list[Block]:
     rows = []
     for entry in evaluation.tasks:
         if not entry.main:

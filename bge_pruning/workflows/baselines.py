@@ -73,14 +73,7 @@ def shape_of(config: Config, plan: Plan, source: EncoderShape) -> EncoderShape:
 
 
 def cut_baseline(config: Config, output: Path, overwrite: bool = False) -> dict[str, Any]:
-    """Choose what stays and write the cut model, before any recovery.
-
-    Args:
-        config: A run with a method other than ``l0``.
-        overwrite: Replace an extracted model in the folder ``output``.
-
-    Returns:
-        The content of ``pruning.json``, as for a run with gates.
+    """Choose what stays, write the cut model, not recovered yet, and return its ``pruning.json``.
 
     Raises:
         FileExistsError: If the folder exists and is not to be replaced.
@@ -106,9 +99,8 @@ def cut_baseline(config: Config, output: Path, overwrite: bool = False) -> dict[
 def choose_masks(config: Config, base: BaseModel, shape: EncoderShape) -> PruningMasks:
     """Choose the binary gates that keep ``shape``; the model may be moved to the run's device."""
     if config.method == "layers":
-        return layer_choice.layer_masks(
-            _choose_layers(config, base, shape), base.shape.num_hidden_layers
-        )
+        kept = _choose_layers(config, base, shape)
+        return layer_choice.layer_masks(kept, base.shape.num_hidden_layers)
     if config.method == "random":
         importance = random_importance(base.shape, config.seed)
     elif config.method == "magnitude":

@@ -26,12 +26,7 @@ from bge_pruning.model_io.precision import DTYPES
 from bge_pruning.model_io.pretrained import BaseModel
 from bge_pruning.models.encoder_shape import EncoderShape, count_parameters
 from bge_pruning.training.plan import Plan, build_plan, example_target
-from bge_pruning.utils.environment import (
-    check_device,
-    collect_versions,
-    compile_failure,
-    describe_machine,
-)
+from bge_pruning.utils import environment
 from bge_pruning.utils.guard import import_optional
 from bge_pruning.workflows.random_model import random_base_model
 
@@ -66,14 +61,7 @@ def benchmark(
     texts: Sequence[str],
     seconds: float,
 ) -> dict[str, Any]:
-    """Check, load and measure.
-
-    Args:
-        dtype: A name of :data:`bge_pruning.model_io.precision.DTYPES`.
-        batch_sizes: Numbers of texts in a batch.
-        lengths: Numbers of tokens in a text.
-        texts: Texts of real lengths, which are measured too.
-        seconds: Time to spend on each setting.
+    """Check, load, and measure each setting for some seconds, and the texts with their own lengths.
 
     Returns:
         JSON-ready: names of ``model`` and ``baseline``, ``shapes`` in words and ``parameters`` by
@@ -84,9 +72,8 @@ def benchmark(
     """
     check_request(candidates, runtimes, dtype, device)
     with open_models(candidates, runtimes, dtype, device, texts) as opened:
-        shapes = {
-            name: efficiency.shape_of(encoder) for name, encoder in opened[runtimes[0]].items()
-        }
+        models = opened[runtimes[0]].items()
+        shapes = {name: efficiency.shape_of(encoder) for name, encoder in models}
         found = efficiency.measure_efficiency(opened, batch_sizes, lengths, texts, seconds)
     baseline = candidates.get("baseline")
     versions = {"onnxruntime": version("onnxruntime")} if ONNX in runtimes else {}
@@ -98,19 +85,17 @@ def benchmark(
         "device": device,
         "dtype": dtype,
         "runtimes": list(runtimes),
-        "machine": describe_machine(device),
+        "machine": environment.describe_machine(device),
         **found,
-        "versions": collect_versions() | versions,
+        "versions": environment.collect_versions() | versions,
     }
 
 
 def find_candidates(model: str, baseline: str | None = None) -> dict[str, Candidate]:
     """Find the models that a command line names: ``model`` and, if there is one, ``baseline``.
 
-    Args:
-        model: Name of a model, or a configuration, for random weights of its target shape.
-        baseline: Name of the model to compare with. ``None`` compares with nothing, or with random
-            weights of the source shape if the model is a configuration.
+    A configuration stands for random weights of its target shape; the baseline, if none is named,
+    is then random weights of its source shape.
 
     Raises:
         ConfigError: If a configuration is invalid or prunes nothing.
@@ -173,7 +158,7 @@ def check_request(
         ValueError: If the device is unavailable, a runtime cannot run on it, ONNX is to have
             another precision, or ``torch.compile`` does not work.
     """
-    check_device(device)
+    environment.check_device(device)
     if ONNX in runtimes:
         if dtype != "fp32":
             raise ValueError(
@@ -183,7 +168,7 @@ def check_request(
         find_provider(device, "runtime onnx")
         if any(candidate.onnx_file() is None for candidate in candidates.values()):
             import_optional("onnx", "onnx")
-    if COMPILE in runtimes and (reason := compile_failure(device)):
+    if COMPILE in runtimes and (reason := environment.compile_failure(device)):
         raise ValueError(
             f"torch.compile does not work on {device} ({reason}). To fix, install a C++ compiler "
             f"(a GPU needs Triton too), or leave compile out of --runtimes."
@@ -198,13 +183,10 @@ def open_models(
     device: str,
     texts: Sequence[str] = (),
 ) -> Iterator[dict[str, dict[str, efficiency.Encoder]]]:
-    """Load all models for all runtimes.
+    """Load all models for all runtimes; yield encoders by runtime and by the name of the candidate.
 
     A model without an ONNX file is exported into a temporary folder. The words of ``texts`` are
     tokens of the models of random weights, so that these texts have a natural length.
-
-    Yields:
-        Encoders by runtime and by the name of the candidate.
 
     Raises:
         ValueError: If a model cannot be loaded or is not an XLM-R model.

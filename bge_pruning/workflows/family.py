@@ -44,8 +44,7 @@ class Member:
     Attributes:
         name: Such as ``75pct``.
         density: Share of the encoder's parameters that was asked for.
-        keep: What it keeps of the unpruned model.
-        constraint: How near the gates were to it.
+        constraint: How near the gates were to what is kept.
     """
 
     name: str
@@ -124,10 +123,6 @@ def family_folder(config: Config) -> Path:
 def choose_members(run: Path, densities: Sequence[float], best: bool = False) -> list[Member]:
     """The sizes of a run's gates, from the largest to the smallest.
 
-    Args:
-        run: Run folder or checkpoint.
-        best: Take the best checkpoint of the run folder.
-
     Raises:
         FileNotFoundError: If there is no checkpoint.
         ValueError: If the run has no gates, or no nested shapes have these densities.
@@ -205,9 +200,8 @@ def _make(
 def cut_member(member: Member, checkpoint: Path, output: Path, nested: bool) -> None:
     """Write one size, not recovered yet, and replace an extracted model in ``output``.
 
-    Args:
-        checkpoint: That of the pruning run, or of the recovery of the next larger size.
-        nested: Whether it is that of the larger size.
+    The checkpoint is that of the pruning run or, if ``nested``, of the recovery of the next larger
+    size.
     """
 
     def start() -> Extraction:

@@ -28,9 +28,7 @@ RUNTIMES = "PyTorch, torch.compile, ONNX Runtime (default: torch; onnx for an ON
     opt.listed("--texts", "real lengths too"),
     opt.value("--seconds", "of each setting (default: %(default)s)", type=float, default=10.0),
     *opt.OUTPUT,
-    checks=[
-        opt.above_zero("batch sizes, lengths and seconds", "batch_sizes", "lengths", "seconds")
-    ],
+    check=opt.above_zero("batch sizes, lengths and seconds", "batch_sizes", "lengths", "seconds"),
 )
 def benchmark(args: argparse.Namespace) -> None:
     """Measure how fast a model is beside its original, and the share of the ideal speed-up."""
@@ -67,11 +65,9 @@ FIXED = "of the batches without padding (default: %(default)s tokens)"
     opt.DEVICE,
     opt.value("--dtype", "of products (default: fp32)", choices=("fp32", "bf16"), default="fp32"),
     *opt.OUTPUT,
-    checks=[
-        opt.above_zero(
-            "sizes, lengths and steps", "batch_size", "max_length", "fixed_length", "steps"
-        )
-    ],
+    check=opt.above_zero(
+        "sizes, lengths and steps", "batch_size", "max_length", "fixed_length", "steps"
+    ),
 )
 def benchmark_training(args: argparse.Namespace) -> None:
     """Measure a pruning step beside a step of plain fine-tuning, on the same batches."""
@@ -145,13 +141,11 @@ def study(args: argparse.Namespace) -> None:
 )
 def compare(args: argparse.Namespace) -> None:
     """Put several evaluated models in one table and one picture: quality against size and time."""
-    from rich.console import Console
-
     from bge_pruning.reports.comparison_report import write_comparison
     from bge_pruning.reports.console import show_comparison
 
     candidates, keys = write_comparison(args.results, args.output, args.overwrite)
-    show_comparison(candidates, Console(highlight=False))
+    show_comparison(candidates)
     say(f"scores compared: {len(keys)}; written to {args.output}")
 
 

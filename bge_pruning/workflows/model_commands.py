@@ -93,7 +93,7 @@ VOCABULARY = opt.grouped(
     opt.flag("--overwrite", "replace an existing folder"),
     opt.flag("--best", "the run's best checkpoint (evaluation.keep_best)"),
     *(*EXPORT, *VOCABULARY, *opt.HUB),
-    checks=[_check_extraction],
+    check=_check_extraction,
 )
 def extract(args: argparse.Namespace) -> None:
     """Write the model of a run as an ordinary, smaller model folder, and validate it."""
@@ -159,7 +159,7 @@ MODEL_CARD = opt.grouped(
     opt.value("model", "the model to judge"),
     opt.value("--baseline", "the unpruned model; without it there is no retention and no speed"),
     *(*opt.TASKS, *EVALUATION, *MODEL_CARD, *opt.HUB),
-    checks=[_check_evaluation],
+    check=_check_evaluation,
 )
 def evaluate(args: argparse.Namespace) -> None:
     """Score a model on similarity and retrieval beside its baseline and two floors."""
@@ -181,8 +181,6 @@ def evaluate(args: argparse.Namespace) -> None:
 def _score(args: argparse.Namespace) -> None:
     """Evaluate, write and show."""
     refuse_existing(evaluation_files(args.output), overwrite=args.overwrite)
-    from rich.console import Console
-
     from bge_pruning.evaluation.evaluate import evaluate, write_evaluation
     from bge_pruning.evaluation.tasks import find_tasks
     from bge_pruning.reports.console import show_evaluation
@@ -200,7 +198,7 @@ def _score(args: argparse.Namespace) -> None:
     )
     result.command = shlex.join([*command_words("evaluate_model"), *args.words])
     write_evaluation(result, args.output, overwrite=args.overwrite)
-    show_evaluation(result, Console(highlight=False))
+    show_evaluation(result)
 
 
 @opt.command(
@@ -213,11 +211,9 @@ def _score(args: argparse.Namespace) -> None:
     opt.value("--batch-size", "texts in a batch", type=int, default=32),
     opt.value("--device", "torch device (default: the best there is)"),
     *opt.OUTPUT,
-    checks=[
-        opt.above_zero(
-            "--limit, --batch-size and --max-length", "limit", "batch_size", "max_length"
-        )
-    ],
+    check=opt.above_zero(
+        "--limit, --batch-size and --max-length", "limit", "batch_size", "max_length"
+    ),
 )
 def index(args: argparse.Namespace) -> None:
     """Tell whether an index of OLD's vectors keeps working when NEW embeds the queries."""

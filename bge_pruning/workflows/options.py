@@ -19,12 +19,7 @@ Check = Callable[[argparse.Namespace], Iterator[str]]
 
 @dataclass(frozen=True)
 class Option:
-    """An option, or a positional argument.
-
-    Attributes:
-        settings: What ``argparse.ArgumentParser.add_argument`` takes beside the name.
-        group: Title of its group in the help.
-    """
+    """An option, or a positional argument; argparse's ``add_argument`` takes the ``settings``."""
 
     name: str
     settings: dict[str, Any]
@@ -52,16 +47,12 @@ def grouped(title: str, *options: Option) -> tuple[Option, ...]:
 
 
 def command(
-    *options: Option, checks: Sequence[Check] = (), intermixed: bool = False
+    *options: Option, check: Check | None = None, intermixed: bool = False
 ) -> Callable[[Callable[[argparse.Namespace], None]], Callable[..., int]]:
     """Make a command line of a function of parsed arguments; its docstring is the help.
 
-    The arguments have one more attribute, ``words``: the command line as it was given.
-
-    Args:
-        options: In the order of the help.
-        checks: Beside those of argparse.
-        intermixed: Allow options between the words of a positional list.
+    The arguments have one more attribute, ``words``: the command line as it was given. If
+    ``intermixed``, options may stand between the words of a positional list.
     """
 
     def make(work: Callable[[argparse.Namespace], None]) -> Callable[..., int]:
@@ -74,9 +65,8 @@ def command(
                 places[each.group].add_argument(each.name, **each.settings)
             args = (parser.parse_intermixed_args if intermixed else parser.parse_args)(argv)
             args.words = sys.argv[1:] if argv is None else argv
-            for check in checks:
-                for problem in check(args):
-                    parser.error(problem)
+            for problem in check(args) if check else ():
+                parser.error(problem)
             return run_command(lambda: work(args))
 
         main.__doc__ = work.__doc__

@@ -130,7 +130,6 @@ def _prepare_results(config: Config) -> None:
 
 
 def _report(config: Config, commands: list[str], evaluation: EvaluationRecord) -> None:
-
     results = Path(config.results_folder)
     write_text(results / "commands.txt", "\n".join(commands) + "\n")
     collect_run(results, Path(config.run_folder))

@@ -26,11 +26,9 @@ SYLLABLES = ["".join(pair) for pair in product("bcdfghjklmnpqrstvwxz", "aeiou")]
 def random_base_model(
     shape: EncoderShape, name: str, words: Sequence[str] = (), seed: int = 0
 ) -> BaseModel:
-    """Build a model of random weights in memory.
+    """Build a model of random weights in memory; ``name`` is for messages.
 
-    Args:
-        name: The model's name, for messages.
-        words: Words that get a token of their own, so that texts of them have a natural length.
+    The words get a token of their own, so that texts of them have a natural length.
     """
     positions = shape.max_position_embeddings - PAD - 1
     with torch.random.fork_rng(devices=[]):
@@ -52,12 +50,7 @@ def _hf_config(shape: EncoderShape) -> dict[str, Any]:
 
 
 def make_tokenizer_files(size: int, max_length: int, words: Sequence[str]) -> dict[str, bytes]:
-    """Make a Unigram tokenizer in XLM-R's layout, of ``words`` and made-up pieces.
-
-    Args:
-        size: Number of tokens, special ones included.
-        max_length: Longest text in tokens.
-    """
+    """Make a Unigram tokenizer of ``size`` tokens in XLM-R's layout: words and made-up pieces."""
     pieces = islice(_pieces(words), size - len(SPECIAL) - 1)
     scored = [(piece, -8.0 - rank / 30011) for rank, piece in enumerate(pieces)]
     vocabulary = [(token, 0.0) for token in SPECIAL] + scored + [("<mask>", 0.0)]

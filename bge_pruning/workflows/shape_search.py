@@ -72,16 +72,10 @@ class MeasuredShape:
 
 @dataclass(frozen=True)
 class ShapeSearch:
-    """The result of a search.
+    """The result of a search; of the ``measured`` shapes the best is the first.
 
-    Attributes:
-        base_model: Folder or hub name of the source.
-        plan: Its target is that of the configuration.
-        train: Names of the sources of texts.
-        candidates: Number of shapes that meet the budget.
-        fitted_texts: Number of texts that the shapes were fitted to.
-        judged_texts: Number of others that they are judged on.
-        measured: The best shape is the first.
+    ``candidates`` is the number of shapes that meet the budget, ``train`` the names of the sources
+    of texts, and the target of the ``plan`` is that of the configuration.
     """
 
     base_model: str
@@ -120,11 +114,9 @@ def search_shapes(config: Config, every: bool = False) -> ShapeSearch:
     """Measure the shapes that meet the budget of a configuration.
 
     Heads and units go in the order of :func:`reconstruction_importance`, measured on the
-    ``baseline.calibration_texts`` training texts to which each cut model is then fitted.
-
-    Args:
-        config: A run with a target; a target shape counts as its number of parameters.
-        every: Measure all shapes, not only those that :func:`best_shape` asks for.
+    ``baseline.calibration_texts`` training texts to which each cut model is then fitted. A target
+    shape counts as its number of parameters. Unless ``every`` shape is wanted, those are measured
+    that :func:`best_shape` asks for.
 
     Raises:
         ConfigError: If there is no target or no training data, or the target cannot be reached.
@@ -185,11 +177,7 @@ def find_candidates(config: Config, plan: Plan, source: EncoderShape) -> list[En
 def split_texts(texts: TokenizedTexts, wanted: int) -> tuple[list[int], list[int]]:
     """Return the texts to fit to and the texts to judge on, without a common text.
 
-    If there are few texts, a third of them is judged on.
-
-    Args:
-        texts: In random order; texts of several sources may occur twice.
-        wanted: Number of texts to fit to.
+    If there are few, a third of them is judged on. The texts, in random order, may occur twice.
 
     Raises:
         ValueError: If fewer than ``FEWEST_JUDGED`` texts are left to judge on.

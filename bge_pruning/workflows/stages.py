@@ -34,11 +34,8 @@ PRUNED_NAME = "pruned, before recovery"
 class EvaluationPlan:
     """What the finished model is judged by.
 
-    Attributes:
-        sts: Files of scored pairs, or names of tasks.
-        retrieval: Folders in BEIR layout, or names of tasks.
-        split: Split of the retrieval tasks.
-        modes: See :data:`bge_pruning.evaluation.search.MODES`.
+    ``sts`` are files of scored pairs or names of tasks, ``retrieval`` folders in BEIR layout or
+    names.
     """
 
     sts: Sequence[str] = ()
@@ -149,5 +146,4 @@ def _outputs(config: Config) -> list[str]:
 
 
 def _source_shape(config: Config) -> EncoderShape:
-
     return read_shape(fetch_model_folder(config.model.base_model, config.model.revision))

@@ -60,11 +60,8 @@ def run_study(study: Study, only: Sequence[str] = (), overwrite: bool = False) -
     A study that was stopped resumes when it is run again: finished cells are kept, and the one that
     it was stopped in resumes from its last checkpoint. Several processes may run one study at once,
     on a file system with locks: each takes cells that no other works on. What a process leaves that
-    dies is for the next call.
-
-    Args:
-        only: Conditions on the cells, as :func:`select_cells` takes them.
-        overwrite: Run cells again that were finished with another configuration.
+    dies is for the next call. Cells finished with another configuration run again with
+    ``overwrite``.
 
     Returns:
         Files of the cells that were asked for, without those that another process still works on.
@@ -306,8 +303,7 @@ def _cut_checkpoint(pruned: Path) -> Path:
 def _make_models(config: Config, recovery: Config) -> float | None:
     """Train and write the pruned and the recovered model, as far as they do not exist.
 
-    Returns:
-        Seconds of a baseline's choice and cut; ``None`` if an earlier call has made it.
+    Returns the seconds of a baseline's choice and cut; ``None`` if an earlier call has made it.
     """
     seconds = None
     if not (pruned_model_folder(config) / MARKER).is_file():

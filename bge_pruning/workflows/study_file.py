@@ -92,10 +92,9 @@ class Cell:
 
 
 def read_study(path: Path) -> Study:
-    """Read and check a study; the configurations of its cells are not looked at yet.
+    """Read and check a study file, or a shipped one by its name; its cells are not looked at yet.
 
-    Args:
-        path: YAML file, to which the files under ``base`` are relative, or name of a shipped one.
+    Files under ``base`` are relative to the study file.
 
     Raises:
         ConfigError: If the file cannot be read, or a key or value is invalid.
@@ -148,11 +147,9 @@ def list_cells(study: Study) -> list[Cell]:
 
 
 def select_cells(study: Study, only: Sequence[str]) -> list[Cell]:
-    """The cells that are asked for.
+    """The cells that are asked for by conditions, all of which must hold.
 
-    Args:
-        only: Conditions ``method=NAMES``, ``size=NAMES``, ``seed=NUMBERS``, values separated by
-            commas; all of them must hold.
+    A condition is ``method=NAMES``, ``size=NAMES`` or ``seed=NUMBERS``, values separated by commas.
 
     Raises:
         ConfigError: If a condition is none, or names what the study does not have.

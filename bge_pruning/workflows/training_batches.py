@@ -51,7 +51,6 @@ class TextBatches:
 
     Attributes:
         rows: Texts of every batch, shape ``(steps, B)``.
-        plain: The texts alone.
         cached: The texts with the teacher's vectors as ``data_builders`` gives them to a training
             with ``teacher.cache``: the mapped ``.npy`` file of all vectors. The system keeps this
             file in memory, as it does wherever the cache fits; larger caches are not measured.
@@ -99,12 +98,8 @@ def make_batches(
 ) -> dict[str, TextBatches]:
     """Make batches by kind; the random and the grouped ones consist of the same texts.
 
-    Args:
-        texts: Texts of mixed lengths.
-        length: Tokens of a text of fixed length.
-        steps: Batches of each kind.
-        hidden: ``H`` of the teacher's vectors, which are random.
-        folder: Where the file of the teacher's vectors is written.
+    Texts of fixed length have ``length`` tokens. The teacher's vectors, of size ``hidden``, are
+    random; their file is written into the folder.
 
     Raises:
         ValueError: If there are too few texts.
@@ -148,11 +143,9 @@ def _move(value: Tensor | list[list[int]], device: str) -> Tensor | list[list[in
 
 @dataclass(frozen=True)
 class Training:
-    """A model and how one step trains it.
+    """A model, and a step from a batch on the device to changed weights.
 
-    Attributes:
-        step: Goes from a batch on the device to changed weights.
-        cached: Whether its batches are made with vectors from the teacher's cache.
+    The batches are made with vectors from the teacher's cache if it is ``cached``.
     """
 
     model: nn.Module
@@ -165,10 +158,8 @@ def make_trainings(
 ) -> dict[str, Training]:
     """Make trainings by name, each with weights of its own.
 
-    Args:
-        base: The model; the last training takes over its weights, so that they are not in memory
-            twice. Do not use it afterwards.
-        autocast: Run products in bfloat16.
+    The last one takes over the weights of ``base``, so that they are not in memory twice: do not
+    use it afterwards. With ``autocast`` products run in bfloat16.
     """
     trainings = {}
     for name in names:

@@ -29,13 +29,7 @@ from bge_pruning.models.encoder_shape import (
 )
 from bge_pruning.reports.efficiency_table import LIMITS, RATIOS, THROUGHPUT_GOAL, UNCOMPILED
 from bge_pruning.training.plan import build_plan
-from bge_pruning.utils.model_analysis import (
-    free_bytes,
-    measure_peak_bytes,
-    take_turns,
-    timed,
-    wait_for,
-)
+from bge_pruning.utils import model_analysis
 from bge_pruning.utils.records import CACHED, COMPILED, GATES, PLAIN, TEACHER, TRAININGS
 from bge_pruning.workflows.random_model import random_base_model
 from bge_pruning.workflows.training_batches import (
@@ -61,11 +55,8 @@ class MemoryNeed:
     """Memory of interleaved trainings of one model.
 
     Each training keeps its weights and moments; activations and gradients exist for one at a time.
-
-    Attributes:
-        tokens: Real tokens of the largest batch; gated layers compute nothing for the others.
-        padded: Tokens of the largest batch with padding.
-        half: Whether products run in 16-bit autocast.
+    Gated layers compute nothing but the real ``tokens`` of the largest batch; ``padded`` counts its
+    padding too. Products run in 16-bit autocast if ``half``.
     """
 
     shape: EncoderShape
@@ -84,11 +75,7 @@ class MemoryNeed:
         return MARGIN * (kept + max(part["activations or gradients"] for part in parts))
 
     def check(self, names: Sequence[str], free: float) -> None:
-        """Check that these trainings fit into ``free`` bytes together.
-
-        Raises:
-            ValueError: If they do not fit; the message says what would.
-        """
+        """Refuse trainings that do not fit into ``free`` bytes together, and say what would."""
         needed = self.total(names)
         if needed <= free:
             return
@@ -118,8 +105,6 @@ class StepCost:
     """Steps of one training on one kind of batches.
 
     Attributes:
-        training: A name of ``TRAININGS``.
-        batches: ``FIXED``, ``RANDOM`` or ``GROUPED``.
         seconds: Time of every step, from the rows of its batch to changed weights.
         data_seconds: The part of it in which the batch is made.
         tokens: Real tokens of every step.
@@ -153,12 +138,10 @@ class StepCost:
 
 
 def load_model(name: str, texts: Sequence[str]) -> BaseModel:
-    """Load the model to train.
+    """Load the model to train; a configuration (``.yaml``) stands for random weights of its size.
 
-    Args:
-        name: Folder, hub name, or a configuration (``.yaml``): random weights of its model's size.
-        texts: Every word of them is a token of a model of random weights, so that texts have about
-            the lengths that a real tokenizer gives them.
+    Every word of the texts is a token of a model of random weights, so that texts have about the
+    lengths that a real tokenizer gives them.
     """
     if not name.endswith(".yaml"):
         return load_base_model(name)
@@ -179,13 +162,9 @@ def measure_training(
 ) -> dict[str, Any]:
     """Measure trainings on all kinds of batches, and summarise them.
 
-    Args:
-        base: The model. Its weights are trained: do not use it afterwards.
-        texts: Texts of mixed lengths.
-        length: Tokens of a text of fixed length.
-        steps: Steps of each training on each kind of batches.
-        autocast: Run products in bfloat16.
-        report: Called with a line about each kind of batches.
+    The weights of ``base`` are trained: do not use it afterwards. The texts have mixed lengths, and
+    ``length`` is that of texts of fixed length. With ``autocast`` products run in bfloat16. A line
+    about each kind of batches is passed to ``report``.
 
     Raises:
         ValueError: If there are too few texts or there is too little memory.
@@ -196,7 +175,7 @@ def measure_training(
         kinds = make_batches(texts, *sizes, Path(folder), device)
         tokens = max(int(batches.lengths.sum(axis=1).max()) for batches in kinds.values())
         padded = max(int(batches.padded.max()) for batches in kinds.values())
-        free = free_bytes(device)
+        free = model_analysis.free_bytes(device)
         if torch.device(device).type != "cuda":
             # The model is in memory already, and becomes that of the last training.
             free += 4 * int(count_parameters(shape).total)
@@ -220,7 +199,7 @@ def _measure_kind(
     for step in steps.values():  # warms up; compiles for one size, and then for any
         step(widest)
         step(narrowest)
-    found = take_turns(steps, lambda done: done < len(padded))
+    found = model_analysis.take_turns(steps, lambda done: done < len(padded))
     flops = 3.0 * sum(forward_flops(shape, row) for row in lengths.tolist())
     return [
         StepCost(
@@ -231,7 +210,7 @@ def _measure_kind(
             tokens=lengths.sum(axis=1).tolist(),
             padding=1.0 - float(lengths.sum() / padded.sum()),
             flops=flops,
-            peak_bytes=measure_peak_bytes(
+            peak_bytes=model_analysis.measure_peak_bytes(
                 partial(training.step, batches.make(widest, training.cached)), batches.device
             ),
         )
@@ -241,12 +220,12 @@ def _measure_kind(
 
 def _timed_step(training: Training, batches: TextBatches, index: int) -> tuple[float, float]:
     """Return the seconds of making a batch, and of the whole step."""
-    wait_for(batches.device)
+    model_analysis.wait_for(batches.device)
     started = time.perf_counter()
     batch = batches.make(index, training.cached)
     made = time.perf_counter()
     training.step(batch)
-    wait_for(batches.device)
+    model_analysis.wait_for(batches.device)
     return made - started, time.perf_counter() - started
 
 
@@ -264,7 +243,7 @@ def measure_flops(device: str, autocast: bool) -> float:
         for _ in range(repeats):
             torch.matmul(a, a, out=out)
 
-    seconds = [timed(multiply, device) for _ in range(WARM_UPS + PRODUCT_ROUNDS)]
+    seconds = [model_analysis.timed(multiply, device) for _ in range(WARM_UPS + PRODUCT_ROUNDS)]
     return 2.0 * size**3 * repeats / min(seconds[WARM_UPS:])
 
 

@@ -30,7 +30,7 @@ def _check_pipeline(args: argparse.Namespace) -> Iterator[str]:
     *opt.TASKS,
     opt.value("--only", ONLY, choices=("cut",)),
     opt.flag("--overwrite", "of --only cut: replace a model that is there"),
-    checks=[_check_pipeline],
+    check=_check_pipeline,
     intermixed=True,
 )
 def pipeline(args: argparse.Namespace) -> None:
@@ -38,15 +38,13 @@ def pipeline(args: argparse.Namespace) -> None:
     if args.only:
         _cut(args)
         return
-    from rich.console import Console
-
     from bge_pruning.reports.console import show_evaluation
     from bge_pruning.workflows.pipeline import run_pipeline
     from bge_pruning.workflows.stages import EvaluationPlan
 
     evaluation = run_pipeline(*split_arguments(args.config), EvaluationPlan.of(args))
     if evaluation:  # on the first rank
-        show_evaluation(evaluation, Console(highlight=False))
+        show_evaluation(evaluation)
 
 
 def _cut(args: argparse.Namespace) -> None:
@@ -71,13 +69,11 @@ DENSITIES = "shares of the encoder's parameters to keep (default: 0.75 0.6 0.5)"
     ),
     opt.CONFIG,
     *opt.TASKS,
-    checks=[opt.check_tasks],
+    check=opt.check_tasks,
     intermixed=True,
 )
 def family(args: argparse.Namespace) -> None:
     """Make several sizes from one pruning run, each cut from the next larger one and trained on."""
-    from rich.console import Console
-
     from bge_pruning.reports.comparison import read_candidates
     from bge_pruning.reports.console import show_comparison
     from bge_pruning.workflows.family import export_family
@@ -87,7 +83,7 @@ def family(args: argparse.Namespace) -> None:
     folders = export_family(*split_arguments(args.config), args.densities, plan, args.run)
     if os.environ.get("RANK", "0") == "0":
         candidates, _ = read_candidates([f"{folder.name}={folder}" for folder in folders])
-        show_comparison(candidates, Console(highlight=False))
+        show_comparison(candidates)
         say("models   " + " ".join(f"{folder}/model" for folder in folders))
 
 
@@ -96,8 +92,6 @@ def family(args: argparse.Namespace) -> None:
 )
 def shape(args: argparse.Namespace) -> None:
     """Say which shape of a size keeps most, by cutting and fitting each, without training."""
-    from rich.console import Console
-
     from bge_pruning.config.load import load_config
     from bge_pruning.reports.console import show_rows
     from bge_pruning.workflows.shape_search import search_rows, search_shapes, summarise
@@ -106,7 +100,7 @@ def shape(args: argparse.Namespace) -> None:
     opt.check_output(args)
     search = search_shapes(config, args.all)
     opt.write_output(args, search.as_dict())
-    show_rows(*search_rows(search), Console(highlight=False))
+    show_rows(*search_rows(search))
     say(summarise(search))
 
 
@@ -124,14 +118,12 @@ def quickstart(args: argparse.Namespace) -> None:
     # Wrong arguments are refused before the model is prepared.
     results = load_config([QUICKSTART], args.overrides).results_folder
     minilm.prepare(minilm.DEFAULT_OUTPUT, minilm.DEFAULT_SENTENCES)
-    from rich.console import Console
-
     from bge_pruning.reports.console import show_evaluation
     from bge_pruning.workflows.pipeline import run_pipeline
     from bge_pruning.workflows.stages import EvaluationPlan
 
     evaluation = run_pipeline([QUICKSTART], args.overrides, EvaluationPlan([QUICKSTART_STS]))
-    show_evaluation(evaluation, Console(highlight=False))
+    show_evaluation(evaluation)
     say(f"model    {results}/model\nreport   {results}/report.html")
 
 

@@ -83,7 +83,7 @@ def test_onnx_has_its_own_precision(dtype, model_folder):
 
 
 def test_onnx_where_there_is_no_provider(model_folder, monkeypatch):
-    monkeypatch.setattr(efficiency_benchmark, "check_device", lambda _: None)
+    monkeypatch.setattr(efficiency_benchmark.environment, "check_device", lambda _: None)
     import onnxruntime
 
     monkeypatch.setattr(onnxruntime, "get_available_providers", lambda: ["CPUExecutionProvider"])

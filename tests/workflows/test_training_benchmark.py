@@ -109,7 +109,7 @@ def test_ratios_are_medians_on_the_same_batch():
 
 
 def test_what_does_not_fit_is_not_built(base, token_texts, monkeypatch):
-    monkeypatch.setattr(training_benchmark, "free_bytes", lambda device: 1)
+    monkeypatch.setattr(training_benchmark.model_analysis, "free_bytes", lambda device: 1)
     monkeypatch.setattr(training_benchmark, "make_trainings", None)
     with pytest.raises(ValueError, match=r"4 trainings \(plain, .* and 0\.0 GB are free\. To fix"):
         measure_training(base, token_texts, 8, 12, 3)
@@ -118,7 +118,7 @@ def test_what_does_not_fit_is_not_built(base, token_texts, monkeypatch):
 def test_the_memory_of_the_model_counts_as_free(base, token_texts, monkeypatch):
     """It becomes the last training's."""
     seen = []
-    monkeypatch.setattr(training_benchmark, "free_bytes", lambda device: 1000)
+    monkeypatch.setattr(training_benchmark.model_analysis, "free_bytes", lambda device: 1000)
     monkeypatch.setattr(MemoryNeed, "check", lambda *given: seen.extend(given))
     found = measure_training(base, token_texts, 8, 12, 2, names=(PLAIN,))
     assert_measured(found, (PLAIN,), 2)
