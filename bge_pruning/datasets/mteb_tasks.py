@@ -35,7 +35,7 @@ def random_state_kept() -> Iterator[None]:
 
 
 def find_task(task_name: str, split: str, subset: str | None) -> tuple[Any, str]:
-    """Find a task, set to one split and subset, without loading its data; and the subset."""
+    """Find a task without loading its data; it is set to one split and subset, which is named."""
     task = _get_task(task_name, ("Retrieval", "Reranking"), eval_splits=[split])
     subsets = list(task.metadata.hf_subsets)
     if subset is None and len(subsets) == 1:
@@ -79,8 +79,8 @@ def load_tasks(
 ) -> list[tuple[Any, str, str]]:
     """Load what mteb evaluates of a task; from its cache if it was loaded before.
 
-    The tasks are set to one split and one subset, which are named; without a subset there are all.
-    One of mteb's types, ``STS`` or ``Retrieval``, must be that of the task.
+    Each task returned is set to one split and one subset, which are named; without a ``subset`` all
+    are loaded. The type of the task must be one of mteb's ``types``: ``STS``; or ``Retrieval``.
 
     Raises:
         FileNotFoundError: If mteb cannot load the data.

@@ -44,9 +44,9 @@ log = logging.getLogger(__name__)
 
 
 def measure_cost(model: AnyEncoder, baseline: AnyEncoder, texts: Sequence[str]) -> Speed:
-    """Measure speed and memory of two models: of weights, and of other tensors during a batch.
+    """Measure speed and memory of two models: of the weights, and of other tensors in a batch.
 
-    The latter are ``None`` for ONNX Runtime, which does not report them.
+    The latter is ``None`` for ONNX Runtime, which does not report it.
     """
     both = {"model": model, "baseline": baseline}
     batch = list(texts[: model.batch_size])

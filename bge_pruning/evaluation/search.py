@@ -178,9 +178,10 @@ def _prompt(encoder: Encoder, *kinds: str) -> str:
 def first_stage(
     queries: Encoded, passages: Encoded, outputs: Sequence[str], top_k: int
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Find the best passages of every query by dense or sparse vectors, or the sum of both scores.
+    """Find the best passages of every query by dense or sparse vectors.
 
-    Returns indices and scores of the passages, best first, each of shape ``(q, min(top_k, p))``.
+    With both outputs their weighted scores are added. Returns indices and scores of the passages,
+    best first, each of shape ``(q, min(top_k, p))``.
     """
     count = len(queries.dense_vecs) if "dense" in outputs else queries.lexical_weights.shape[0]
     indices, values = [], []

@@ -43,7 +43,8 @@ def paired_p_value(
 ) -> float:
     """Two-sided p-value of a difference of means over the same queries, by random sign flips.
 
-    It is the share of flips, the data's own included, whose difference is as large.
+    The p-value, in (0, 1], is the share of flips, the data's own included, with as large a
+    difference.
     """
     difference = np.subtract(ours, theirs, dtype=np.float64)
     _check_count(len(difference))
@@ -62,8 +63,8 @@ def paired_correlation_p_value(
     """Two-sided p-value of a difference of two Spearman correlations over the same pairs.
 
     The models' ranks of a pair are exchanged at random: if neither model is better, that changes
-    the difference by chance only. It is the share of exchanges, none included, with as large a
-    difference.
+    the difference by chance only. The p-value, in (0, 1], is the share of exchanges, none included,
+    with as large a difference.
     """
     from scipy.stats import rankdata
 

@@ -119,7 +119,7 @@ def extract(
     best: bool = False,
     options: ExtractOptions = PLAIN,
 ) -> PruningRecord:
-    """Write the model of a run folder, its newest checkpoint, or of a checkpoint; and validate it.
+    """Write the model of a run (its newest checkpoint) or of a checkpoint, and validate it.
 
     The output folder appears only when it is complete and valid. Returns its ``pruning.json``.
 

@@ -29,8 +29,8 @@ def add_projection(
 ) -> Projection | None:
     """Add the Dense module that brings dense vectors back to the unpruned model's dimensions.
 
-    It is fitted on files of texts; without any it puts zeros where a dimension is gone. Returns
-    ``None`` if the model has all dimensions and there is nothing to add.
+    The map is fitted on files of texts; without any it puts zeros where a dimension is gone.
+    Returns ``None`` if the model has all dimensions and there is nothing to add.
 
     Raises:
         FileNotFoundError: If a file or the unpruned model is not there.

@@ -125,8 +125,8 @@ def export_onnx_int8(
 ) -> Int8Record:
     """Write ``onnx/model_quantized.onnx`` beside ``onnx/model.onnx``, and measure what it loses.
 
-    The files are compared on pairs of sentences with gold scores, or on those of extraction's
-    validation. Measurements of speed take turns.
+    The files are compared on pairs of sentences with gold scores, or, without pairs, on the
+    sentences of extraction's validation. Their speed is measured in turns, ``rounds`` times.
 
     Raises:
         ImportError: If ``onnx`` or ``onnxruntime`` is not installed.

@@ -238,7 +238,7 @@ def compare_tokenizers(
 ) -> dict[str, float]:
     """Measure how much of some texts the untrimmed and the trimmed tokenizer read alike.
 
-    Ids of new tokens and of the unknown one, if there is one, are the old ones.
+    ``old_ids`` are the old ids of all new ones; ``unknown`` is that of the unknown token, if any.
 
     Returns:
         ``texts``, ``tokens`` (of the untrimmed tokenizer), ``tokens_kept`` (share of them that the

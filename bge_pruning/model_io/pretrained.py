@@ -207,7 +207,7 @@ def load_strict(module: nn.Module, state: dict[str, Tensor], source: str) -> Non
     the module, and no other.
 
     Raises:
-        ValueError: If the names or shapes differ: lists every difference, and names the ``source``.
+        ValueError: If the names or shapes differ; the message lists all differences of ``source``.
     """
     expected = module.state_dict()
     only_model = sorted(expected.keys() - state.keys())

@@ -28,8 +28,11 @@ def compute_colbert_scores(
 ) -> Tensor:
     """Multi-vector score of every query with every passage, shape ``(Q, P)``.
 
-    Mean over the query's tokens of the largest product with a passage token. Queries are ``(Q, Tq,
-    C)``, zero where masked by ``(Q, Tq)``; passages likewise.
+    Mean over the query's tokens of the largest product with a passage token.
+
+    Args:
+        query: Shape ``(Q, Tq, C)``, zero where masked; ``query_mask`` is ``(Q, Tq)``.
+        passage: Shape ``(P, Tp, C)``; ``passage_mask`` is ``(P, Tp)``.
     """
     products = torch.einsum("qic,pjc->qpij", query, passage)
     closed = ~passage_mask.bool()[None, :, None, :]

@@ -81,8 +81,12 @@ def gather_texts(texts: Outputs, numbers: Tensor) -> tuple[Outputs, Tensor]:
 def gather_batch(student: Tensor, teacher: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """Gather the vectors of all ranks, with gradient to the rank that each text came from.
 
-    This rank's are ``(B, Hs)`` and, of the target, ``(B, Ht)``. Returns all student and target
-    vectors, and the column of each of this rank's texts, ``(B,)``.
+    Args:
+        student: This rank's vectors, shape ``(B, Hs)``.
+        teacher: This rank's target vectors, shape ``(B, Ht)``.
+
+    Returns:
+        All student and target vectors, and the column of each of this rank's texts, ``(B,)``.
     """
     own = torch.arange(student.shape[0], device=student.device)
     own = own + global_rank() * student.shape[0]

@@ -114,8 +114,11 @@ def residual_norm(
 ) -> Tensor:
     """``LN(residual + y)`` over the open dimensions, mixed with ``skip`` by the gate of a layer.
 
-    Sums and ``skip``, the layer's input, are ``(N, H)``; hidden gates ``(H,)``, ``None`` if all are
-    open; ``layer_z`` is a scalar: 0 gives ``skip`` exactly, 1 the LayerNorm exactly.
+    Args:
+        y: Shape ``(N, H)``, as ``residual`` and the result.
+        hidden_z: Gates of the hidden dimensions, shape ``(H,)``; ``None`` if all are open.
+        skip: Input of the layer, shape ``(N, H)``; needed only with ``layer_z``.
+        layer_z: Gate of the layer, a scalar: 0 gives ``skip`` exactly, 1 the LayerNorm exactly.
     """
     compute = compute_residual_norm
     gated = hidden_z is not None or layer_z is not None

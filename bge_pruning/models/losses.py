@@ -37,9 +37,12 @@ def info_nce(
 ) -> Tensor:
     """InfoNCE: each query should prefer its positive to all other passages (arXiv:1807.03748).
 
-    Scores are ``(Q, P)``; ``targets``, ``(Q,)``, are the columns of the positives, which are never
-    excluded; ``excluded``, ``(Q, P)``, is True for passages that are neither the target nor a
-    negative of a query (such as another copy of its positive).
+    Args:
+        scores: Score of every query with every passage, shape ``(Q, P)``.
+        targets: Column of each query's positive, which is never excluded, shape ``(Q,)``.
+        temperature: Softmax temperature, above 0.
+        excluded: True for passages that are neither the target nor a negative of a query (such as
+            another copy of its positive), shape ``(Q, P)``.
     """
     _check_temperature(temperature, "loss.temperature")
     logits = scores.float() / temperature
@@ -143,9 +146,15 @@ def distillation_similarity(
     """KL divergence of the similarity distributions over the batch, teacher to student.
 
     Row ``i`` of each model is the softmax of its similarities with every other text; a text's
-    similarity with itself is left out. Vectors of this process's texts, ``(B, Hs)`` and ``(B,
-    Ht)``, and of the whole batch over all processes, ``(G, Hs)`` and ``(G, Ht)``, are
-    L2-normalised; ``own``, ``(B,)``, is the column of each row's own text in the whole batch.
+    similarity with itself is left out.
+
+    Args:
+        student: L2-normalised vectors of this process's texts, shape ``(B, Hs)``.
+        teacher: L2-normalised vectors of the same texts, shape ``(B, Ht)``.
+        all_student: Vectors of the whole batch over all processes, shape ``(G, Hs)``.
+        all_teacher: The teacher's vectors of the whole batch, shape ``(G, Ht)``.
+        own: Column of each row's own text in the whole batch, shape ``(B,)``.
+        temperature: Softmax temperature, above 0.
     """
     _check_temperature(temperature, "loss.similarity_temperature")
     if all_student.shape[0] < 2:
@@ -174,9 +183,12 @@ def hidden_state_distillation(
     """Squared error of the hidden states of tokens, relative to the teacher's own size.
 
     It is averaged over the tokens of a text and then over texts, so that it does not change when a
-    batch is split; the mean over layers is weighted. It is 1 for states that are all 0. States are
-    ``(B, L, T, H)`` in the teacher's space; weights of layers ``(L,)``, of sum 1; the mask ``(B,
-    T)``.
+    batch is split; the mean over layers is weighted. It is 1 for states that are all 0.
+
+    Args:
+        student: States in the teacher's space, shape ``(B, L, T, H)``, as the teacher's.
+        weights: Weight of each layer, shape ``(L,)``; their sum is 1.
+        mask: 1 for real tokens, shape ``(B, T)``.
     """
     kept = mask[:, None].to(student.dtype)  # (B, 1, T)
     error = (student - teacher).square().sum(-1) / teacher.square().sum(-1).clamp(min=1e-6)

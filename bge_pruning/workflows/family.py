@@ -121,7 +121,7 @@ def family_folder(config: Config) -> Path:
 
 
 def choose_members(run: Path, densities: Sequence[float], best: bool = False) -> list[Member]:
-    """The sizes of a run's gates, from the largest to the smallest.
+    """The sizes of the gates of a run, or of its best checkpoint, from the largest to the smallest.
 
     Raises:
         FileNotFoundError: If there is no checkpoint.

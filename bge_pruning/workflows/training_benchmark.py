@@ -55,7 +55,7 @@ class MemoryNeed:
     """Memory of interleaved trainings of one model.
 
     Each training keeps its weights and moments; activations and gradients exist for one at a time.
-    Gated layers compute nothing but the real ``tokens`` of the largest batch; ``padded`` counts its
+    Gated layers compute only the real ``tokens`` of the largest batch; ``padded`` counts its
     padding too. Products run in 16-bit autocast if ``half``.
     """
 
