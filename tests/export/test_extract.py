@@ -44,10 +44,7 @@ def lifted_run(save_run, metadata) -> Path:
 
 def everything(texts: str, **changes: Any) -> ExtractOptions:
     options = ExtractOptions(
-        square_head=True,
-        keep_dimension=True,
-        vocabulary=VocabularyRequest((texts,)),
-        onnx=True,
+        square_head=True, keep_dimension=True, vocabulary=VocabularyRequest((texts,)), onnx=True
     )
     return replace(options, **changes)
 

@@ -20,12 +20,7 @@ from bge_pruning.evaluation.search import MODES
 from bge_pruning.evaluation.tasks import beir_task
 from bge_pruning.export import onnx_export, onnx_quantize
 from bge_pruning.export.onnx_export import export_onnx
-from bge_pruning.export.onnx_quantize import (
-    WORDS,
-    describe_loss,
-    export_onnx_int8,
-    quantised,
-)
+from bge_pruning.export.onnx_quantize import WORDS, describe_loss, export_onnx_int8, quantised
 
 PAIRS = (
     ["the man plays guitar", "a dog runs", "the woman reads", "a cat sings slowly"],
