@@ -66,3 +66,10 @@ def failures_may_be_hidden() -> Iterator[None]:
     GUARD.removeHandler(RAISE)
     yield
     GUARD.addHandler(RAISE)
+
+
+@pytest.fixture
+def messages(caplog, monkeypatch) -> pytest.LogCaptureFixture:
+    """What the package logs, even after a command line has set its logger up for a terminal."""
+    monkeypatch.setattr(logging.getLogger("bge_pruning"), "propagate", True)
+    return caplog

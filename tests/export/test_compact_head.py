@@ -37,7 +37,7 @@ def test_the_bias_needs_the_layer_norm():
     assert (small @ small.T - wide @ wide.T).abs().max() > 1e-3
 
 
-def test_float32_heads_stay_float32():
+def test_float32_heads_stay_float32_and_narrow_ones_are_refused():
     head, norm = make(24, 32)
     head, norm = head.float(), norm.float()
     narrow = narrow_head(head, norm)
@@ -47,13 +47,10 @@ def test_float32_heads_stay_float32():
     torch.testing.assert_close(
         vectors[1] @ vectors[1].T, vectors[0] @ vectors[0].T, atol=2e-6, rtol=0
     )
+    with pytest.raises(ValueError, match="has 8 outputs for 12 inputs, .* To fix, leave colbert"):
+        narrow_head(*make(12, 8))
 
 
 def test_a_basis_is_orthonormal():
     basis = compute_span(*make(8, 12))
     torch.testing.assert_close(basis.T @ basis, torch.eye(8, dtype=torch.float64))
-
-
-def test_a_head_that_is_narrow_already():
-    with pytest.raises(ValueError, match="has 8 outputs for 12 inputs, .* To fix, leave colbert"):
-        narrow_head(*make(12, 8))

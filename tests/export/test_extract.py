@@ -75,12 +75,15 @@ def test_every_precision_with_everything(dtype, lifted_run, texts, tmp_path):
     assert max(info["onnx"]["largest_difference"].values()) <= 1e-5
 
 
-def test_plain_extraction_has_none_of_it(run, tmp_path):
+def test_a_plain_extraction_is_what_servers_demand(run, tmp_path, target_shape):
     info = extract(run, tmp_path / "small")
     extra = {"vocabulary", "multi_vector", "projection", "onnx", "onnx_int8", "precision"}
     assert not extra & set(info)
     names = {path.name for path in (tmp_path / "small").iterdir()}
     assert not {"onnx", "2_Dense", "vocab_map.json"} & names
+    check_folder(tmp_path / "small", target_shape)
+    with pytest.raises(FolderError):
+        check_folder(tmp_path / "small", EncoderShape(**{**asdict(target_shape), "vocab_size": 7}))
 
 
 def test_int8(run, tmp_path):
@@ -91,16 +94,6 @@ def test_int8(run, tmp_path):
     assert (tmp_path / "small" / info["onnx_int8"]["file"]).is_file()
     assert info["onnx_int8"]["texts"] == 3
     assert info["onnx_int8"]["spearman"]["pairs"] == 2
-
-
-# The multi-vector head
-
-
-def test_a_head_that_is_square_already(metadata, save_run, tiny_shape, tmp_path):
-    run = save_run(replace(metadata, l0_module=None))
-    info = extract(run, tmp_path / "small", options=ExtractOptions(square_head=True))
-    assert "multi_vector" not in info
-    assert info["shape"] == asdict(tiny_shape)
 
 
 @pytest.mark.parametrize(
@@ -133,14 +126,18 @@ def test_a_square_head_that_changes_scores_is_not_delivered(run, monkeypatch, re
     refuses(ValidationError, message, run, square_head=True)
 
 
-# The source's dimensions
-
-
-def test_a_model_with_all_dimensions_needs_no_map(metadata, save_run, tmp_path):
+def test_a_model_with_all_dimensions_needs_neither_map_nor_head(
+    metadata, save_run, tmp_path, tiny_shape
+):
     run = save_run(replace(metadata, l0_module=None))
-    info = extract(run, tmp_path / "small", options=ExtractOptions(keep_dimension=True))
+    info = extract(
+        run, tmp_path / "small", options=ExtractOptions(square_head=True, keep_dimension=True)
+    )
     assert "projection" not in info
     assert not (tmp_path / "small" / "2_Dense").exists()
+    run = save_run(replace(metadata, l0_module=None))
+    assert "multi_vector" not in info
+    assert info["shape"] == asdict(tiny_shape)
 
 
 @pytest.fixture
@@ -233,12 +230,12 @@ def test_a_projection_keeps_prompts_pooling_and_length(metadata, save_run, tmp_p
     assert add_projection(tmp_path / "plain", PruningRecord(**info)).kind == "selection"
 
 
-# Tokens
-
-
-def test_kept_texts_keep_their_vectors(run, texts, tmp_path):
+def test_kept_texts_keep_their_vectors(texts, metadata, save_run, tmp_path):
+    """No tokenizer of the old vocabulary is left: FlagEmbedding would read it."""
     from sentence_transformers import SentenceTransformer
 
+    files = {**metadata.tokenizer_files, "sentencepiece.bpe.model": b"old"}
+    run = save_run(replace(metadata, tokenizer_files=files))
     extract(run, tmp_path / "whole")
     options = ExtractOptions(vocabulary=VocabularyRequest((texts,)))
     extract(run, tmp_path / "trimmed", options=options)
@@ -247,29 +244,8 @@ def test_kept_texts_keep_their_vectors(run, texts, tmp_path):
         for name in ("whole", "trimmed")
     )
     assert np.array_equal(whole, trimmed)
-
-
-def test_a_tokenizer_of_the_old_vocabulary_is_not_left(run, texts, metadata, save_run, tmp_path):
-    """FlagEmbedding would read it where tokenizer.json is missing."""
-    files = {**metadata.tokenizer_files, "sentencepiece.bpe.model": b"old"}
-    run = save_run(replace(metadata, tokenizer_files=files))
-    extract(run, tmp_path / "whole")
-    options = ExtractOptions(vocabulary=VocabularyRequest((texts,)))
-    extract(run, tmp_path / "trimmed", options=options)
     assert (tmp_path / "whole" / "sentencepiece.bpe.model").is_file()
     assert not (tmp_path / "trimmed" / "sentencepiece.bpe.model").exists()
-
-
-def test_texts_that_are_not_there_are_said_before_anything_is_written(run, refuses):
-    refuses(
-        FileNotFoundError,
-        r"gone\.txt: no such file\. To fix",
-        run,
-        vocabulary=VocabularyRequest(("gone.txt",)),
-    )
-
-
-# All or nothing
 
 
 def test_without_onnx_it_is_said_before_the_model_is_read(run, tmp_path, monkeypatch):
@@ -286,43 +262,27 @@ def test_nothing_stays_of_what_fails_late(step, run, monkeypatch, refuses):
 
     monkeypatch.setattr(module, step, fail)
     refuses(RuntimeError, "late", run, onnx=True, keep_dimension=True)
-
-
-def drop_pad(folder: Path) -> None:
-    path = folder / "tokenizer_config.json"
-    config = json.loads(path.read_text())
-    del config["pad_token"]
-    path.write_text(json.dumps(config))
-
-
-def set_positions(folder: Path) -> None:
-    path = folder / "sentence_bert_config.json"
-    path.write_text(json.dumps({**json.loads(path.read_text()), "max_seq_length": 79}))
+    gone = VocabularyRequest(("gone.txt",))
+    refuses(FileNotFoundError, r"gone\.txt: no such file\. To fix", run, vocabulary=gone)
 
 
 @pytest.mark.parametrize(
-    ("change", "message"),
+    ("name", "key", "value", "message"),
     [
-        (drop_pad, "the tokenizer's padding token has not the id that config.json names"),
-        (set_positions, "max_seq_length is 79, but there are positions for 78 tokens"),
+        ("tokenizer", "pad_token", "</s>", "padding token has not the id that config.json names"),
+        ("sentence_bert", "max_seq_length", 79, "is 79, but there are positions for 78 tokens"),
     ],
 )
 def test_what_only_servers_would_stumble_over_is_not_delivered(
-    change, message, run, monkeypatch, refuses
+    name, key, value, message, run, monkeypatch, refuses
 ):
     validate = module.validate
 
     def validate_and_change(folder: Path, *args: Any) -> float:
         difference = validate(folder, *args)
-        change(folder)
+        path = folder / f"{name}_config.json"
+        path.write_text(json.dumps({**json.loads(path.read_text()), key: value}))
         return difference
 
     monkeypatch.setattr(module, "validate", validate_and_change)
     refuses(FolderError, message, run)
-
-
-def test_the_written_folder_is_what_servers_demand(run, target_shape, tmp_path):
-    extract(run, tmp_path / "small")
-    check_folder(tmp_path / "small", target_shape)
-    with pytest.raises(FolderError):
-        check_folder(tmp_path / "small", EncoderShape(**{**asdict(target_shape), "vocab_size": 7}))

@@ -40,8 +40,6 @@ SIZES = {
 # sigmoid(log_alpha + SHIFT) is the probability of an open gate.
 SHIFT = -2 / 3 * math.log(0.1 / 1.1)
 
-# Runs
-
 
 @pytest.fixture
 def gated(metadata, tiny_shape) -> Callable[..., RunMetadata]:
@@ -53,13 +51,6 @@ def gated(metadata, tiny_shape) -> Callable[..., RunMetadata]:
         return replace(metadata, l0_module=arguments, **changes)
 
     return gated
-
-
-@pytest.fixture
-def messages(caplog, monkeypatch) -> pytest.LogCaptureFixture:
-    """What the package logs, even after a command line has set its logger up for a terminal."""
-    monkeypatch.setattr(logging.getLogger("bge_pruning"), "propagate", True)
-    return caplog
 
 
 def gates_of(run: Path) -> dict[str, list]:
@@ -171,42 +162,32 @@ def test_models_with_other_outer_parts(change, gated, save_run, tiny_shape, tmp_
     assert_counts(tmp_path / "small", info["parameters"]["extracted"])
 
 
-def test_eps_of_the_source_is_kept(metadata, save_run, tiny_hf_config, tmp_path):
-    config = {**tiny_hf_config, "layer_norm_eps": 0.1}
-    extract(save_run(replace(metadata, hf_config=config)), tmp_path / "small")
-    assert json.loads((tmp_path / "small" / "config.json").read_text())["layer_norm_eps"] == 0.1
-
-
-def test_tokenizer_that_pads_and_cuts(metadata, save_run, tmp_path):
-    """As all-MiniLM-L6-v2's, whose ``tokenizer.json`` pads every text to 128 tokens."""
+@pytest.mark.parametrize("length", [8, 16])
+def test_what_the_source_says_is_kept(length, metadata, save_run, tiny_hf_config, tmp_path):
+    """Its tokenizer pads as all-MiniLM-L6-v2's; texts that it cuts make no difference."""
+    from sentence_transformers import SentenceTransformer
     from tokenizers import Tokenizer
 
     tokenizer = Tokenizer.from_str(metadata.tokenizer_files["tokenizer.json"].decode())
     tokenizer.enable_padding(length=60, pad_id=1, pad_token="<pad>")
     tokenizer.enable_truncation(60)
     files = {**metadata.tokenizer_files, "tokenizer.json": tokenizer.to_str().encode()}
-    extract(save_run(replace(metadata, tokenizer_files=files)), tmp_path / "small")
-    assert (tmp_path / "small" / "tokenizer.json").read_bytes() == files["tokenizer.json"]
-
-
-def test_prompts_of_the_source_are_kept(metadata, save_run, tmp_path):
-    from sentence_transformers import SentenceTransformer
-
-    prompts = {"prompts": {"query": "the plane: "}, "default_prompt_name": "query"}
-    extract(save_run(replace(metadata, prompts=prompts)), tmp_path / "small")
-    model = SentenceTransformer(str(tmp_path / "small"), device="cpu")
-    assert model.prompts["query"] == "the plane: "
-    assert model.default_prompt_name == "query"
-
-
-@pytest.mark.parametrize("length", [8, 16])
-def test_a_model_for_short_texts(length, metadata, save_run, tmp_path):
-    """Sentence-transformers cuts the longer validation sentences; that is no difference."""
-    extract(save_run(replace(metadata, max_seq_length=length)), tmp_path / "small")
-    assert (tmp_path / "small" / "model.safetensors").exists()
-
-
-# Precision
+    run = save_run(
+        replace(
+            metadata,
+            hf_config={**tiny_hf_config, "layer_norm_eps": 0.1},
+            tokenizer_files=files,
+            prompts={"prompts": {"query": "the plane: "}, "default_prompt_name": "query"},
+            max_seq_length=length,
+        )
+    )
+    small = tmp_path / "small"
+    extract(run, small)
+    assert json.loads((small / "config.json").read_text())["layer_norm_eps"] == 0.1
+    assert (small / "tokenizer.json").read_bytes() == files["tokenizer.json"]
+    model = SentenceTransformer(str(small), device="cpu")
+    assert (model.prompts["query"], model.default_prompt_name) == ("the plane: ", "query")
+    assert (model.max_seq_length, model.similarity_fn_name) == (length, "cosine")
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)
@@ -250,16 +231,13 @@ def test_masked_and_rounded_equals_extracted(
     assert f"The weights are {name}:" in card
 
 
-def test_weights_beyond_float16_are_refused(run, metadata, save_run, refuses):
+def test_numbers_beyond_float16_are_refused(run, metadata, save_run, refuses, tmp_path):
+    """Of the second model no weight is too large, but what they compute is."""
     name = "encoder.layer.2.output.dense.bias"
     save_run(metadata, {f"backbone.{name}": torch.full((32,), 1e5)})
     refuses(
         ValueError, rf"^{name} holds 100000, and float16 ends at 65504", run, dtype=torch.float16
     )
-
-
-def test_activations_beyond_float16_are_refused(run, metadata, save_run, tmp_path, refuses):
-    """No weight is too large, but what they compute is."""
     names = [f"backbone.encoder.layer.{i}.intermediate.dense.bias" for i in range(4)]
     save_run(metadata, {name: torch.full((64,), 6e4) for name in names})
     extract(run, tmp_path / "wide", options=ExtractOptions(torch.bfloat16))
@@ -317,8 +295,10 @@ def test_the_record(save_run, build_model, tiny_shape, target_shape, metadata, t
     assert set(info) == {*expected, "kept", "constraint", "parameters", "largest_difference"}
 
 
-def test_kept_weights_are_unchanged(run, build_model, tiny_shape, tmp_path):
-    kept = extract(run, tmp_path / "small")["kept"]
+def test_weights_and_the_line_about_an_extraction(run, build_model, tiny_shape, tmp_path, messages):
+    with messages.at_level("INFO"):
+        info = extract(run, tmp_path / "small")
+    kept = info["kept"]
     before = build_model(tiny_shape, torch.float32)[0].state_dict()
     after = load_file(tmp_path / "small" / "model.safetensors")
     name = "embeddings.word_embeddings.weight"
@@ -326,11 +306,6 @@ def test_kept_weights_are_unchanged(run, build_model, tiny_shape, tmp_path):
     name = "encoder.layer.{}.intermediate.dense.weight"
     rows = before[name.format(kept["layer"][1])][kept["intermediate"][1]]
     assert torch.equal(after[name.format(1)], rows[:, kept["hidden"]])
-
-
-def test_the_line_about_an_extraction(run, tmp_path, messages):
-    with messages.at_level("INFO"):
-        info = extract(run, tmp_path / "small")
     counts = info["parameters"]
     share = 100 * counts["extracted"]["encoder"] / counts["source"]["encoder"]
     line = (
@@ -340,11 +315,7 @@ def test_the_line_about_an_extraction(run, tmp_path, messages):
     )
     assert describe(PruningRecord(**info)) == line
     assert f"wrote {tmp_path / 'small'}: {line}" in messages.text
-
-
-def test_a_checkpoint_file_and_its_folder_give_the_same(run, tmp_path):
-    first = extract(run, tmp_path / "first")
-    assert extract(run / "latest-rank0.pt", tmp_path / "second") == first
+    assert extract(run / "latest-rank0.pt", tmp_path / "second") == info
 
 
 def test_a_run_without_gates_from_the_unpruned_model(metadata, save_run, tiny_shape, tmp_path):
@@ -387,9 +358,6 @@ def test_a_budget_is_met(metadata, save_run, tiny_shape, tmp_path):
     constraint = info["constraint"]["encoder"]
     assert constraint["target_sparsity"] == pytest.approx(0.57)
     assert constraint["realised_sparsity"] == pytest.approx(0.57, abs=0.0025)
-
-
-# How near the gates were
 
 
 def open_probability(log_alpha: float) -> float:
@@ -442,34 +410,26 @@ def unit_gates(shares: list[float]) -> dict[str, Tensor]:
     return {"l0_module.log_alpha.intermediate": base[:, None] + 1e-5 * torch.randn(4, 64)}
 
 
-def far(text: str) -> list[str]:
-    return [line for line in text.splitlines() if "points of sparsity from what is cut" in line]
-
-
-def test_gates_that_met_the_target_are_not_spoken_of(gated, save_run, tmp_path, messages):
-    extract(save_run(gated(("intermediate",)), unit_gates([0.509] * 4)), tmp_path / "small")
-    assert not far(messages.text)
-
-
 def test_gates_far_from_the_target_are_spoken_of(gated, save_run, tmp_path, messages):
-    extract(save_run(gated(("intermediate",)), unit_gates([0.525] * 4)), tmp_path / "small")
-    (line, *_) = far(messages.text)
+    """Every layer has a constraint of its own: 20 points too many may be 20 too few elsewhere."""
+
+    def far(name: str, shares: list[float]) -> tuple[list[str], float]:
+        messages.clear()
+        info = extract(save_run(gated(("intermediate",)), unit_gates(shares)), tmp_path / name)
+        said = [t for t in messages.messages if "points of sparsity from what is cut" in t]
+        return said, info["constraint"]["intermediate"]["largest_distance"]
+
+    assert not far("met", [0.509] * 4)[0]
+    (line, *_), _ = far("far", [0.525] * 4)
     assert (
         "the gates of 'intermediate' were 2.5 points of sparsity from what is cut (expected 0.475 "
         "on average, cut 0.500): the run ended before the constraint was met. Train longer, or "
         "raise optimizer.lambda_2_lr." in line
     )
     assert messages.records[0].levelno == logging.WARNING
-
-
-def test_layers_far_from_the_target_on_both_sides_are_spoken_of(
-    gated, save_run, tmp_path, messages
-):
-    """Every layer has a constraint of its own: 20 points too many here, 20 too few there."""
-    gates = unit_gates([0.3, 0.7, 0.3, 0.7])
-    info = extract(save_run(gated(("intermediate",)), gates), tmp_path / "small")
-    assert info["constraint"]["intermediate"]["largest_distance"] == pytest.approx(0.2, abs=1e-3)
-    assert any("'intermediate'" in line for line in far(messages.text))
+    lines, distance = far("on both sides", [0.3, 0.7, 0.3, 0.7])
+    assert distance == pytest.approx(0.2, abs=1e-3)
+    assert any("'intermediate'" in line for line in lines)
 
 
 # All or nothing
@@ -668,12 +628,9 @@ def test_a_failed_overwrite_keeps_the_old_folder(change, run, old, damage, refus
     refuses((KeyboardInterrupt, ValidationError), None, run, old, overwrite=True)
 
 
-def test_an_existing_folder_is_kept(run, old, refuses):
+def test_an_existing_folder_is_kept_and_one_of_something_else_never_replaced(run, old, refuses):
     message = r"small exists and is kept\. To fix, choose another folder, or pass --overwrite"
     refuses(FileExistsError, message, run, old)
-
-
-def test_a_folder_of_something_else_is_never_replaced(run, old, refuses):
     (old / "pruning.json").unlink()
     refuses(
         FileExistsError,

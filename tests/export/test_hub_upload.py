@@ -20,14 +20,7 @@ NAME = "me/small"
 
 
 class Hub(ThreadingHTTPServer):
-    """As much of the hub as an upload needs.
-
-    Attributes:
-        files: What was uploaded, by name of the model and path.
-        private: Whether each model is private.
-        refused: Status to answer with, by the start of a path.
-        tokens: Those that requests came with.
-    """
+    """As much of the hub as an upload needs; ``refused`` are statuses by the start of a path."""
 
     daemon_threads = True
 
@@ -142,9 +135,6 @@ def contents(folder: Path) -> dict[str, bytes]:
     return {path.relative_to(folder).as_posix(): path.read_bytes() for path in paths}
 
 
-# What works
-
-
 @pytest.mark.parametrize("rights", [{"accessToken": {"role": "write"}}, None, {"type": "oauth"}])
 def test_access(rights, hub):
     hub.user = {"name": "me", "auth": rights}
@@ -153,16 +143,15 @@ def test_access(rights, hub):
     assert not hub.private and not hub.files  # nothing is made before there is a model
 
 
-def test_all_of_a_folder_is_uploaded(hub, folder, caplog, monkeypatch):
-    monkeypatch.setattr(logging.getLogger("bge_pruning"), "propagate", True)
-    with caplog.at_level(logging.INFO):
+def test_all_of_a_folder_is_uploaded(hub, folder, messages):
+    with messages.at_level(logging.INFO):
         page = push_to_hub(folder, NAME)
     assert page == f"{constants.ENDPOINT}/{NAME}"
-    assert f"uploaded {folder} to {page}" in caplog.text
+    assert f"uploaded {folder} to {page}" in messages.text
     assert hub.files == {NAME: contents(folder)}
     assert hub.private == {NAME: False}
     assert hub.messages == ["Upload a pruned model"]
-    assert TOKEN not in caplog.text
+    assert TOKEN not in messages.text
 
 
 def test_a_private_model_and_a_second_upload(hub, folder):
@@ -171,9 +160,6 @@ def test_a_private_model_and_a_second_upload(hub, folder):
     push_to_hub(folder, NAME, private=True)
     assert hub.private == {NAME: True}
     assert hub.files == {NAME: contents(folder)}
-
-
-# What is refused
 
 
 @pytest.mark.parametrize(
@@ -187,22 +173,41 @@ def test_what_is_no_name(name, folder, monkeypatch):
             action(name)
 
 
-def test_a_folder_that_is_no_extracted_model(hub, tmp_path):
+def test_other_folders_and_public_models_are_refused(hub, tmp_path, folder):
     message = r": holds no pruning\.json, so it is not an extracted model\. To fix, give the folder"
     with pytest.raises(FileNotFoundError, match=message):
         push_to_hub(tmp_path, NAME)
     assert not hub.tokens
+    hub.private[NAME] = False
+    message = r"^'me/small' already exists and is public: nothing was uploaded\. To f"
+    with pytest.raises(PermissionError, match=message):
+        push_to_hub(folder, NAME, private=True)
+    assert not hub.files
 
 
-def test_no_token(folder, monkeypatch):
+def test_a_token_that_is_missing_or_cannot_be_read(folder, monkeypatch):
     monkeypatch.setattr(huggingface_hub, "get_token", lambda: None)
     message = r"^there is no token for the Hugging Face hub\. To fix, run 'hf auth login' with a"
     for action in (lambda: check_hub_access(NAME), lambda: push_to_hub(folder, NAME)):
         with pytest.raises(PermissionError, match=message):
             action()
 
+    def fail() -> str:
+        raise RuntimeError("no exchange.\nmore")
 
-def test_a_token_that_may_only_read_no_network_and_an_offline_client(hub, monkeypatch):
+    monkeypatch.setattr(huggingface_hub, "get_token", fail)
+    message = r"^the token for the Hugging Face hub cannot be read \(no exchange\)\. To fix, check"
+    with pytest.raises(OSError, match=message):
+        check_hub_access(NAME)
+
+
+def test_a_token_that_may_do_too_little_no_network_and_an_offline_client(hub, monkeypatch):
+    hub.refused["/api/whoami-v2"] = 401
+    message = r"^'me/small' cannot be prepared on the hub \(.+\)\. To fix, run 'hf auth login' with"
+    with pytest.raises(OSError, match=message) as caught:
+        check_hub_access(NAME)
+    assert TOKEN not in "".join(traceback.format_exception(caught.value))
+    hub.refused.clear()
     hub.user["auth"]["accessToken"]["role"] = "read"
     message = r"^the token of me may only read\. To fix, run 'hf auth login' with a token that may"
     with pytest.raises(PermissionError, match=message):
@@ -214,24 +219,6 @@ def test_a_token_that_may_only_read_no_network_and_an_offline_client(hub, monkey
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
     with pytest.raises(OSError, match=message.format(".*HF_HUB_OFFLINE.*")):
         check_hub_access(NAME)
-
-
-def test_a_token_that_cannot_be_read(monkeypatch):
-    def fail() -> str:
-        raise RuntimeError("no exchange.\nmore")
-
-    monkeypatch.setattr(huggingface_hub, "get_token", fail)
-    message = r"^the token for the Hugging Face hub cannot be read \(no exchange\)\. To fix, check"
-    with pytest.raises(OSError, match=message):
-        check_hub_access(NAME)
-
-
-def test_a_token_that_the_hub_does_not_accept(hub):
-    hub.refused["/api/whoami-v2"] = 401
-    message = r"^'me/small' cannot be prepared on the hub \(.+\)\. To fix, run 'hf auth login' with"
-    with pytest.raises(OSError, match=message) as caught:
-        check_hub_access(NAME)
-    assert TOKEN not in "".join(traceback.format_exception(caught.value))
 
 
 @pytest.mark.parametrize(
@@ -251,14 +238,6 @@ def test_a_hub_that_refuses(path, status, fix, hub, folder):
     assert "\n" not in str(caught.value)
     assert TOKEN not in "".join(traceback.format_exception(caught.value))
     assert not hub.files and contents(folder) == before
-
-
-def test_a_public_model_is_not_taken_for_a_private_one(hub, folder):
-    hub.private[NAME] = False
-    message = r"^'me/small' already exists and is public: nothing was uploaded\. To f"
-    with pytest.raises(PermissionError, match=message):
-        push_to_hub(folder, NAME, private=True)
-    assert not hub.files
 
 
 @pytest.mark.parametrize("token", [f"{TOKEN}\nsecond", f"{TOKEN} second", f"{TOKEN}é"])

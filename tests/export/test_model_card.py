@@ -42,13 +42,7 @@ GOLDEN = {"full": (FULL, EVALUATION, INDEX), "plain": (None, None, None)}
 def make_record(
     original: dict[str, Any] | None = None, shape: dict[str, Any] | None = None, **changes: Any
 ) -> PruningRecord:
-    """A record of BGE-M3 cut to half its layers, without anything that can be left out.
-
-    Args:
-        original: Sizes of the original that are not BGE-M3's.
-        shape: Sizes that are not those of the original.
-        **changes: Other keys of the record.
-    """
+    """A record of BGE-M3, with sizes of its own, cut to half its layers and to a shape."""
     sizes = {**FULL["source_shape"], **(original or {})}
     cut = {**sizes, "num_hidden_layers": 12, **(shape or {})}
     parameters = {
@@ -81,9 +75,6 @@ def programs(card: str) -> dict[str, str]:
     return dict(re.findall(r"^### ([^\n]+)\n\n```python\n(.*?)```", card, re.MULTILINE | re.DOTALL))
 
 
-# The whole card
-
-
 @pytest.mark.parametrize("name", GOLDEN)
 def test_golden_cards(name):
     content, evaluation, index = GOLDEN[name]
@@ -103,13 +94,14 @@ def test_the_numbers_of_the_table_are_bge_m3s():
     assert f"| embeddings parameters | {embeddings:,} | {embeddings:,} | 100.0% |" in said
 
 
-def test_a_value_that_is_not_known_is_never_printed():
+def test_a_value_that_is_not_known_is_left_out_or_an_error():
     for missing in ({"pooling": None}, {"largest_difference": None}):
         with pytest.raises(TypeError):
             make_card(**missing)
-
-
-# The metadata
+    found = read_metadata(source=source("/my/models/secret", None))
+    assert set(found) == {"library_name", "pipeline_tag", "tags"}
+    found = read_metadata(source={"base_model": "BAAI/bge-m3", "revision": None})  # an old record
+    assert found["base_model"] == "BAAI/bge-m3" and "license" not in found
 
 
 def read_metadata(**changes: Any) -> dict[str, Any]:
@@ -120,13 +112,6 @@ def test_every_kind_of_task_has_a_type():
     from bge_pruning.evaluation.tasks import RETRIEVAL, SIMILARITY
 
     assert set(TASKS) == {SIMILARITY, RETRIEVAL}
-
-
-def test_what_is_not_known_is_left_out():
-    found = read_metadata(source=source("/my/models/secret", None))
-    assert set(found) == {"library_name", "pipeline_tag", "tags"}
-    found = read_metadata(source={"base_model": "BAAI/bge-m3", "revision": None})  # an old record
-    assert found["base_model"] == "BAAI/bge-m3" and "license" not in found
 
 
 @pytest.mark.parametrize(
@@ -175,9 +160,24 @@ def test_without_both_heads(original, outputs):
     assert ("| multi-vector size |" in card) == ("colbert_dim" not in original)
 
 
-def test_layers_that_all_stay_are_not_listed():
+def test_what_is_said_only_where_it_is_true():
     for kept in ({}, {"layer": None}, {"layer": list(range(24))}):
         assert "Layers that stay" not in make_card(kept=kept)
+    said = section(make_card(shape=NARROW), "Limits")
+    assert "Dense vectors have 512 dimensions, not 1,024: an index of the original's" in said
+    assert "an index" not in section(make_card(), "Limits")
+    assert "* Texts are truncated at 8,192 tokens.\n" in make_card()
+    card = make_card(max_seq_length=512, **full("onnx"))
+    assert "* Texts are truncated at 512 tokens.\n" in card and "enable_truncation(512)" in card
+    assert "colbert_dim" not in make_card()
+    assert "colbert_dim=1024)" in make_card(shape=NARROW)
+    assert "colbert_dim" not in make_card(shape={**NARROW, "colbert_dim": 512})
+    overrides = """--hf-overrides '{"architectures": ["BgeM3EmbeddingModel"]}'  # all three"""
+    servers = "text-embeddings-inference and vLLM"
+    assert overrides in section(make_card(), servers)
+    for other in (make_card(shape=NARROW), make_card(pooling="mean")):
+        assert "BgeM3EmbeddingModel" not in other
+        assert "vllm serve THIS_FOLDER --runner pooling\n" in section(other, servers)
 
 
 @pytest.mark.parametrize(
@@ -211,9 +211,6 @@ def test_how_it_was_chosen_what_stays_and_whose_method_that_is(method, said, pap
     assert ("What stays was" in card) == (said is not None) and (said or "") in card
     cited = section(card, "Licence and citation").partition("```\n")[2]
     assert (f"(https://arxiv.org/abs/{paper})" in cited) if paper else cited == ""
-
-
-# Vocabulary, quality, compatibility, limits
 
 
 def test_a_card_tells_no_folders_and_its_table_stays_one():
@@ -257,21 +254,6 @@ def test_a_projection_keeps_an_index_working_as_well_as_was_measured():
     )
 
 
-def test_narrower_vectors_need_a_new_index():
-    said = section(make_card(shape=NARROW), "Limits")
-    assert "Dense vectors have 512 dimensions, not 1,024: an index of the original's" in said
-    assert "an index" not in section(make_card(), "Limits")
-
-
-def test_longest_text():
-    assert "* Texts are truncated at 8,192 tokens.\n" in make_card()
-    card = make_card(max_seq_length=512, **full("onnx"))
-    assert "* Texts are truncated at 512 tokens.\n" in card and "enable_truncation(512)" in card
-
-
-# How to load
-
-
 def test_every_program_is_python_for_this_folder():
     for content in (FULL, {**FULL, "pooling": "cls"}):
         found = programs(render_model_card(PruningRecord(**content)))
@@ -282,12 +264,6 @@ def test_every_program_is_python_for_this_folder():
             assert all(len(line) <= 100 for line in program.splitlines())
 
 
-def test_colbert_dim_is_named_only_where_it_is_needed():
-    assert "colbert_dim" not in make_card()
-    assert "colbert_dim=1024)" in make_card(shape=NARROW)
-    assert "colbert_dim" not in make_card(shape={**NARROW, "colbert_dim": 512})
-
-
 def test_the_outputs_of_the_graph_are_asked_for():
     onnx = {**FULL["onnx"], "outputs": ["last_hidden_state", "dense_vecs", "colbert_vecs"]}
     said = section(make_card(onnx=onnx), "ONNX Runtime")
@@ -295,18 +271,6 @@ def test_the_outputs_of_the_graph_are_asked_for():
     assert "token_weights" not in said
     said = section(make_card(onnx=onnx, **full("onnx_int8")), "ONNX Runtime")
     assert said.endswith("`onnx/model_quantized.onnx` is the same graph with int8 weights.")
-
-
-def test_vllm_gives_all_outputs_only_where_it_can():
-    overrides = """--hf-overrides '{"architectures": ["BgeM3EmbeddingModel"]}'  # all three"""
-    servers = "text-embeddings-inference and vLLM"
-    assert overrides in section(make_card(), servers)
-    for other in (make_card(shape=NARROW), make_card(pooling="mean")):
-        assert "BgeM3EmbeddingModel" not in other
-        assert "vllm serve THIS_FOLDER --runner pooling\n" in section(other, servers)
-
-
-# Licence and citation
 
 
 @pytest.mark.parametrize(
@@ -475,14 +439,12 @@ def test_a_folder_that_is_not_ours(tmp_path):
     assert (tmp_path / "README.md").read_text() == "ten years of work"
 
 
-def test_a_file_that_does_not_exist(refused, tmp_path):
+def test_files_about_something_else_are_refused(refused, tmp_path, write, folder):
+    """Agreement of a model with itself is 100 %, which the card would tell of the original's index."""
     message = r"none\.json: no such file\. To fix, give the JSON file that scripts/{} wrote\."
     none = tmp_path / "none.json"
     refused(FileNotFoundError, message.format(r"evaluate_model\.py"), none)
     refused(FileNotFoundError, message.format(r"check_index_compatibility\.py"), None, none)
-
-
-def test_a_file_that_is_something_else(refused, write):
     other = write("other.json", {}, "model")
     message = r"other\.json: has no tasks, parameters\. To fix, give the JSON .*evaluate_model\.py"
     refused(ValueError, message, other)
@@ -490,32 +452,22 @@ def test_a_file_that_is_something_else(refused, write):
     refused(ValueError, message, None, other)
     other.write_text("# Scores")
     refused(ValueError, r"other\.json: is not JSON", other)
-
-
-def test_another_model_of_the_same_sizes(refused, folder, write, evaluated):
-    other = shutil.copytree(folder, folder.with_name("other"))
-    message = r"a\.json: is about .*other, not about .*small\. To fix, give a file that is about"
-    refused(ValueError, message, write("a.json", evaluated, "model", other))
-    refused(ValueError, message, None, write("a.json", RECORDS["index"], "new", other))
-
-
-def test_an_index_of_its_own(refused, folder, write):
-    """Agreement is 100 % then, and the card would tell it of the original's index."""
     message = r"a\.json: compares the model with itself.* To fix, give the original as OLD to"
     content = {**RECORDS["index"], "old": str(folder)}
     refused(ValueError, message, None, write("a.json", content, "new"))
 
 
-def test_a_file_of_the_folder(refused, folder, write, evaluated):
-    """Scores of the int8 graph are not those of the model."""
+def test_files_about_another_model_are_refused(refused, folder, write, evaluated):
+    """Scores of the int8 graph are not those of the model either."""
+    other = shutil.copytree(folder, folder.with_name("other"))
+    message = r"a\.json: is about .*other, not about .*small\. To fix, give a file that is about"
+    refused(ValueError, message, write("a.json", evaluated, "model", other))
+    refused(ValueError, message, None, write("a.json", RECORDS["index"], "new", other))
     (folder / "onnx").mkdir()
     graph = folder / "onnx" / "model_quantized.onnx"
     graph.touch()
     message = r"a\.json: is about .*model_quantized\.onnx, not about .*small\. To fix"
     refused(ValueError, message, write("a.json", evaluated, "model", graph))
-
-
-def test_a_model_of_other_sizes(refused, folder, write, evaluated):
     counts = evaluated["parameters"]["model"]
     message = r"with other parameters: encoder {} \(here " + f"{counts['encoder']:,}" + r"\)"
     other = {"model": {**counts, "encoder": 1234}}
@@ -526,9 +478,6 @@ def test_a_model_of_other_sizes(refused, folder, write, evaluated):
     content = {**evaluated, "parameters": {"model": {**counts, "heads": 5}}}
     (folder / "evaluation.json").write_text(json.dumps(content))
     refused(ValueError, r"evaluation\.json: is about a model with other parameters: heads 5 \(here")
-
-
-def test_records_that_lack_something(refused, folder, write, evaluated):
     tasks = [{key: v for key, v in evaluated["tasks"][0].items() if key != "interval"}]
     path = write("a.json", {**evaluated, "tasks": tasks}, "model")
     message = r"small: the card cannot be made, something is missing .*\. To fix, extract and"

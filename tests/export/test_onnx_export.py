@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import logging
 import shutil
 import sys
 from pathlib import Path
@@ -37,10 +36,9 @@ def files(folder: Path) -> dict[str, bytes]:
     }
 
 
-def test_what_is_written_and_said(folder, caplog, monkeypatch):
-    monkeypatch.setattr(logging.getLogger("bge_pruning"), "propagate", True)
+def test_what_is_written_and_said(folder, messages, tmp_path):
     before = files(folder)
-    with caplog.at_level("INFO"):
+    with messages.at_level("INFO"):
         info = export_onnx(folder)
     after = files(folder)
     assert set(after) == {*before, "onnx/model.onnx"}
@@ -55,23 +53,13 @@ def test_what_is_written_and_said(folder, caplog, monkeypatch):
     assert info.bytes == len(after["onnx/model.onnx"])
     assert info.opset == 17
     assert info.versions["onnx"] == onnx.__version__
-    assert "onnx/model.onnx: largest difference from torch" in caplog.text
-
-
-def test_a_model_that_is_loaded_is_not_read_again(folder, monkeypatch):
-    base = load_base_model(str(folder))
-    (folder / "model.safetensors").unlink()
-    assert export_onnx(folder, base).file == "onnx/model.onnx"
-
-
-def test_the_file_can_be_read_by_a_server(folder, tmp_path):
-    export_onnx(folder)
+    assert "onnx/model.onnx: largest difference from torch" in messages.text
     (tmp_path / "new").touch()
     mode = (tmp_path / "new").stat().st_mode
     assert (folder / "onnx" / "model.onnx").stat().st_mode == mode
-
-
-# A map of the dense vectors
+    base = load_base_model(str(folder))
+    (folder / "model.safetensors").unlink()
+    assert export_onnx(folder, base, overwrite=True).file == info.file
 
 
 @pytest.fixture
@@ -80,6 +68,7 @@ def projected(projected_folder, tmp_path) -> Path:
 
 
 def test_dense_vectors_are_projected(projected):
+    """The ONNX backend of sentence-transformers applies its modules to the hidden states."""
     info = export_onnx(projected)
     assert info.outputs[1] == "dense_vecs" and info.outputs[-1] == "sentence_embedding"
     assert 0 < info.largest_difference["dense_vecs"] <= 1e-5
@@ -87,13 +76,8 @@ def test_dense_vectors_are_projected(projected):
     ours, theirs = (load_encoder(str(path)).encode(TEXTS).dense_vecs for path in files)
     assert ours.shape == (3, 40)
     np.testing.assert_allclose(ours, theirs, atol=1e-5)
-
-
-def test_modules_of_sentence_transformers_after_the_graph(projected):
-    """Its ONNX backend takes the hidden states, and then applies all modules as with torch."""
     from sentence_transformers import SentenceTransformer
 
-    export_onnx(projected)
     encoder = load_encoder(str(projected / "onnx" / "model.onnx"))
     ids = torch.from_numpy(encoder.tokenize(TEXTS[:1])[0].astype(np.int64))[None]
     mask = torch.ones_like(ids)
@@ -113,12 +97,10 @@ def test_a_projection_may_lie_beside_the_graph(projected, outside):
     assert weight.data_location == onnx.TensorProto.EXTERNAL
 
 
-# Weights beside the graph
-
-
 @pytest.fixture
 def outside(monkeypatch) -> None:
     """As if the model were larger than one file may be."""
+    assert onnx_export.SINGLE_FILE_BYTES < 2**31 - 2**26  # the graph comes on top
     monkeypatch.setattr(onnx_export, "SINGLE_FILE_BYTES", 1000)
 
 
@@ -156,13 +138,6 @@ def test_both_ways_give_the_same_numbers(folder, monkeypatch):
         np.testing.assert_array_equal(value, found[1][name])
 
 
-def test_one_file_ends_below_the_limit_of_protobuf():
-    assert onnx_export.SINGLE_FILE_BYTES < 2**31 - 2**26  # the graph comes on top
-
-
-# All or nothing
-
-
 @pytest.fixture
 def damage(monkeypatch):
     """A function that has every written graph changed before it is compared."""
@@ -191,10 +166,6 @@ def shift(name: str, where: object = (..., 0)):
     return change
 
 
-def interrupt(folder: Path) -> None:
-    raise KeyboardInterrupt
-
-
 @pytest.mark.parametrize(
     ("weight", "output"),
     [
@@ -204,20 +175,23 @@ def interrupt(folder: Path) -> None:
         ("embeddings.position_embeddings.weight", "dense_vecs"),
     ],
 )
-def test_a_graph_that_computes_something_else_is_not_delivered(weight, output, folder, damage):
+@pytest.mark.parametrize("earlier", [False, True])
+def test_a_graph_that_computes_something_else_is_not_delivered(
+    weight, output, earlier, folder, damage
+):
+    """An earlier export is kept."""
+    if earlier:
+        export_onnx(folder)
     damage(shift(weight))
     before = files(folder)
     with pytest.raises(OnnxExportError, match=rf"differs from the model by .*{output} \d\.\d\d"):
-        export_onnx(folder)
+        export_onnx(folder, overwrite=earlier)
     assert files(folder) == before
     assert not list(folder.glob(".onnx*"))
 
 
-def test_a_projection_that_computes_something_else_is_not_delivered(projected, damage):
-    damage(shift("projection.weight", (0, 0)))
-    with pytest.raises(OnnxExportError, match=r"by more than 1e-05: dense_vecs \d\.\d\de-\d\d. To"):
-        export_onnx(projected)
-    assert not (projected / "onnx").exists()
+def interrupt(folder: Path) -> None:
+    raise KeyboardInterrupt
 
 
 @pytest.mark.parametrize("limit", [10**9, 1000])
@@ -230,13 +204,11 @@ def test_an_interrupted_export_leaves_nothing(limit, folder, damage, monkeypatch
     assert files(folder) == before
 
 
-def test_a_failed_overwrite_keeps_the_old_export(folder, damage):
-    export_onnx(folder)
-    before = files(folder)
-    damage(shift("sparse_linear.bias"))
-    with pytest.raises(OnnxExportError, match="token_weights"):
-        export_onnx(folder, overwrite=True)
-    assert files(folder) == before
+def test_a_projection_that_computes_something_else_is_not_delivered(projected, damage):
+    damage(shift("projection.weight", (0, 0)))
+    with pytest.raises(OnnxExportError, match=r"by more than 1e-05: dense_vecs \d\.\d\de-\d\d. To"):
+        export_onnx(projected)
+    assert not (projected / "onnx").exists()
 
 
 def test_weights_that_are_no_numbers_are_not_delivered(folder):
@@ -263,9 +235,6 @@ def test_a_missing_library_is_named_before_the_model_is_read(tmp_path, monkeypat
     monkeypatch.setitem(sys.modules, "onnxruntime", None)
     with pytest.raises(ImportError, match=r"onnxruntime is not installed.*\[onnx\]"):
         export_onnx(tmp_path)
-
-
-# The comparison
 
 
 def test_every_difference_is_named():

@@ -58,19 +58,13 @@ def base(request):
     return request.getfixturevalue(request.param)
 
 
-# Kept texts keep their tokens
-
-
-def test_the_piece_of_the_lowest_score_is_kept(unigram):
+def test_which_pieces_are_needed_by_others(unigram, wordpiece):
+    """Every character of the small real model has a piece: its texts of unknown words are kept too."""
     vocabulary = json.loads(unigram.tokenizer_files["tokenizer.json"])["model"]["vocab"]
     keep = choose_vocabulary(unigram, {"none": np.zeros(6001, np.int64)})
     lowest = min(score for _, score in vocabulary)
     assert lowest in {vocabulary[old][1] for old in keep.old_ids}
     assert len(keep) == keep.required < 300
-
-
-def test_no_character_of_the_small_real_model_lacks_a_piece(wordpiece):
-    """So its texts of unknown words are kept too."""
     tokens = set(tokenizer_of(wordpiece.tokenizer_files).get_vocab())
     for token in tokens:
         if not token.startswith("["):
@@ -97,9 +91,6 @@ def test_kept_real_texts_keep_their_tokens(base, languages):
                 assert language not in languages
                 assert keep.old_ids[new].tolist() != old
     assert same > 100
-
-
-# Kept texts keep their vectors
 
 
 def outputs_of(base, texts: list[str]) -> dict[str, torch.Tensor]:
@@ -200,10 +191,7 @@ def test_the_record_of_an_extracted_model_has_the_new_sizes(unigram):
     assert earlier.shape.vocab_size == 6001
 
 
-# Which tokens are kept, and where
-
-
-def test_specials_keep_their_ids_and_the_mask_of_xlmr_goes_to_the_end(unigram, wordpiece):
+def test_where_special_and_added_tokens_are_put(unigram, wordpiece):
     keep = choose(unigram, "en", 1200)
     assert keep.old_ids[:4].tolist() == [0, 1, 2, 3]
     assert keep.old_ids[-1] == 6000
@@ -211,9 +199,6 @@ def test_specials_keep_their_ids_and_the_mask_of_xlmr_goes_to_the_end(unigram, w
     keep = choose(wordpiece, "en", 600)
     assert keep.old_ids[[0, 100, 101, 102, 103]].tolist() == [0, 100, 101, 102, 103]
     assert (np.diff(np.delete(keep.old_ids, [0, 100, 101, 102, 103])) > 0).all()
-
-
-def test_added_tokens_beyond_the_vocabulary_stay_last(unigram):
     tokenizer = tokenizer_of(unigram.tokenizer_files)
     tokenizer.add_tokens(["[query]", "[passage]"])
     files = {**unigram.tokenizer_files, "tokenizer.json": tokenizer.to_str().encode()}
@@ -256,27 +241,15 @@ def test_rows_without_a_token_are_dropped(model_folder):
     assert keep.required == 4
 
 
-# What the others become
-
-
-def test_scripts():
+def test_kept_scripts_are_those_that_the_texts_are_written_in(unigram):
+    """At least in one corpus: Hindi is 0.3 % of all letters of the last."""
     found = [script_of(c) for c in "aßж漢あー한"]
     assert found == "LATIN LATIN CYRILLIC CJK HIRAGANA KATAKANA HANGUL".split()
     assert {script_of(c) for c in "1١,.▁€\u0301#🙂"} == {"common"}
-
-
-@pytest.mark.parametrize(
-    ("languages", "scripts"),
-    [("en", ("LATIN",)), ("zh", ("CJK", "LATIN")), ("hi de", ("DEVANAGARI", "LATIN"))],
-)
-def test_kept_scripts_are_those_that_the_texts_are_written_in(unigram, languages, scripts):
-    assert choose(unigram, languages).scripts == scripts
-
-
-def test_a_script_of_one_corpus_among_many_is_kept(unigram):
-    """The share is that of a corpus: Hindi is 0.3 % of all letters here."""
     counts = {"en": 300 * count(unigram, sentences("en")), "hi": count(unigram, sentences("hi"))}
     assert "DEVANAGARI" in choose_vocabulary(unigram, counts).scripts
+    for languages, scripts in (("en", "LATIN"), ("zh", "CJK LATIN"), ("hi de", "DEVANAGARI LATIN")):
+        assert choose(unigram, languages).scripts == tuple(scripts.split())
 
 
 @pytest.mark.parametrize("language", ["de", "en", "fr", "sw"])
@@ -302,9 +275,6 @@ def test_byte_pieces_are_kept(bare, make_unigram):
         assert choose_vocabulary(base, {"none": np.zeros(5, np.int64)}).old_ids.tolist() == needed
 
 
-# Wrong input
-
-
 @pytest.fixture
 def bare(unigram):
     """A function that gives the tiny model another ``tokenizer.json`` and config."""
@@ -320,7 +290,7 @@ def bare(unigram):
     return make
 
 
-def test_a_size_that_does_not_fit(unigram):
+def test_a_size_or_a_choice_that_does_not_fit(unigram, wordpiece):
     required = choose(unigram, "en").required
     message = (
         rf"vocabulary_size {required - 1} is below the {required} tokens that must stay: special "
@@ -336,9 +306,15 @@ def test_a_size_that_does_not_fit(unigram):
         choose(unigram, "en", 6002)
     keep = choose_vocabulary(unigram, {"all": np.ones(6001, np.int64)}, 6001)
     assert keep.old_ids.tolist() == list(range(6001))
+    message = (
+        rf"the tokens to keep were chosen from another tokenizer than that of {wordpiece.name}\. "
+        r"To fix, choose them from this model\."
+    )
+    with pytest.raises(ValueError, match=message):
+        trim_vocabulary(wordpiece, choose(unigram, "en"))
 
 
-def test_more_tokens_than_rows(bare, make_unigram):
+def test_ids_that_the_rows_or_the_config_do_not_fit(bare, make_unigram):
     base = bare(make_unigram({"a": -1.0, "b": -2.0}), rows=2)
     message = (
         r"tokenizer\.json has 3 tokens but the embeddings have 2 rows\. To fix, use the tokenizer "
@@ -349,18 +325,6 @@ def test_more_tokens_than_rows(bare, make_unigram):
     digest = read_tokenizer(base.tokenizer_files).digest
     with pytest.raises(ValueError, match=message):
         trim_vocabulary(base, KeptVocabulary(np.arange(3), 3, (), digest))
-
-
-def test_a_choice_from_another_tokenizer(unigram, wordpiece):
-    message = (
-        rf"the tokens to keep were chosen from another tokenizer than that of {wordpiece.name}\. "
-        r"To fix, choose them from this model\."
-    )
-    with pytest.raises(ValueError, match=message):
-        trim_vocabulary(wordpiece, choose(unigram, "en"))
-
-
-def test_ids_of_the_config_without_token_or_that_would_move(bare, make_unigram):
     base = bare(make_unigram({"a": -1.0}), eos_token_id=7)
     message = (
         r"config\.json: eos_token_id is 7, but tokenizer\.json has no token of that id\. To fix, "

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import gzip
 import json
-import logging
 from pathlib import Path
 
 import numpy as np
@@ -41,14 +40,6 @@ def trim_to_texts(base, request):
 
 
 @pytest.fixture
-def messages(caplog, monkeypatch) -> pytest.LogCaptureFixture:
-    """What the package logs, even after a command line has set its logger up for a terminal."""
-    monkeypatch.setattr(logging.getLogger("bge_pruning"), "propagate", True)
-    caplog.set_level("INFO", "bge_pruning")
-    return caplog
-
-
-@pytest.fixture
 def shipped(tmp_path) -> Path:
     """Corpora of two languages, 'de' and 'xx'."""
     folder = tmp_path / "shipped"
@@ -69,27 +60,14 @@ def words_of(base) -> set[str]:
     return set(vocabulary) - {"<s>", "<pad>", "</s>", "<unk>"}
 
 
-# Counting
-
-
-def test_tokens_are_counted_without_those_around_a_text(base, tmp_path):
+def test_counts_of_a_corpus(base, tmp_path):
+    """Without the tokens around a text; long texts are not cut and short ones not padded."""
     path = write(tmp_path / "a.txt", "the man plays\nthe odd dog\n")
     tokenizer = plain_tokenizer(base.tokenizer_files)
     counts = count_tokens(path, tokenizer)
     found = {tokenizer.id_to_token(int(i)): int(counts[i]) for i in np.flatnonzero(counts)}
     assert found == {"the": 2, "man": 1, "plays": 1, "dog": 1, "<unk>": 1}
     assert counts.shape == (len(tokenizer.get_vocab()),)
-
-
-@pytest.mark.parametrize("chunk", [1, 2, 3, 100])
-def test_pieces_of_a_corpus_add_up(base, tmp_path, monkeypatch, chunk):
-    path = write(tmp_path / "a.txt", "the man\nthe dog\na cat\nthe end\na man\n")
-    expected = count_tokens(path, plain_tokenizer(base.tokenizer_files))
-    monkeypatch.setattr(vocabulary_texts, "CHUNK", chunk)
-    assert count_tokens(path, plain_tokenizer(base.tokenizer_files)).tolist() == expected.tolist()
-
-
-def test_long_texts_are_not_cut_and_short_ones_not_padded(base, tmp_path):
     tokenizer = Tokenizer.from_str(base.tokenizer_files["tokenizer.json"].decode())
     tokenizer.enable_truncation(4)
     tokenizer.enable_padding(pad_id=1, pad_token="<pad>", length=10)
@@ -98,6 +76,14 @@ def test_long_texts_are_not_cut_and_short_ones_not_padded(base, tmp_path):
     path = write(tmp_path / "a.txt", "the man " * 100 + "\nthe\n")
     counts = count_tokens(path, cut)
     assert counts.sum() == 201 and counts[cut.token_to_id("the")] == 101
+
+
+@pytest.mark.parametrize("chunk", [1, 2, 3, 100])
+def test_pieces_of_a_corpus_add_up(base, tmp_path, monkeypatch, chunk):
+    path = write(tmp_path / "a.txt", "the man\nthe dog\na cat\nthe end\na man\n")
+    expected = count_tokens(path, plain_tokenizer(base.tokenizer_files))
+    monkeypatch.setattr(vocabulary_texts, "CHUNK", chunk)
+    assert count_tokens(path, plain_tokenizer(base.tokenizer_files)).tolist() == expected.tolist()
 
 
 def test_all_kinds_of_files_are_read(base, tmp_path):
@@ -110,15 +96,6 @@ def test_all_kinds_of_files_are_read(base, tmp_path):
     (tmp_path / "c2.txt.gz").write_bytes(gzip.compress(b"three horse\n"))
     trimmed, _ = trim_to_texts(base, VocabularyRequest(texts))
     assert words_of(trimmed) == set("the man a dog red bread cat three horse".split())
-
-
-# Which texts
-
-
-def test_every_shipped_language_has_a_corpus():
-    languages = "ar de en es fi fr hi id it ja ko nl pl pt ru sw th tr uk vi zh"
-    assert list(shipped_corpora()) == languages.split()
-    assert all(Path(path).is_file() for path in shipped_corpora().values())
 
 
 def test_texts_and_languages_are_put_together(base, shipped, tmp_path):
@@ -146,13 +123,16 @@ def test_a_file_is_used_once(shipped, tmp_path, monkeypatch):
     assert find_corpora(dataset).chosen == ("hf://owner/texts",)  # no file
 
 
-def test_neither_texts_nor_languages():
+def test_no_texts_or_a_language_without_a_corpus():
     message = (
         r"no texts say which tokens to keep\. To fix, pass --keep-vocabulary-from FILES or "
         r"--languages\."
     )
     with pytest.raises(ValueError, match=message):
         find_corpora(VocabularyRequest())
+    languages = "ar de en es fi fr hi id it ja ko nl pl pt ru sw th tr uk vi zh"
+    assert list(shipped_corpora()) == languages.split()
+    assert all(Path(path).is_file() for path in shipped_corpora().values())
 
 
 @pytest.mark.parametrize(("folder", "listed"), [("shipped", "de, xx"), ("nothing", "none")])
@@ -185,9 +165,6 @@ def test_what_cannot_be_trimmed_is_said_before_texts_are_read(base, shipped, mon
     monkeypatch.setattr(vocabulary_texts, "count_tokens", lambda *_: pytest.fail("reads"))
     with pytest.raises(ValueError, match=r"vocabulary_size 1000 is above the \d+ tokens"):
         trim_to_texts(base, VocabularyRequest((), ("de",), 1000, shipped=shipped))
-
-
-# The report
 
 
 @pytest.fixture
@@ -251,10 +228,8 @@ def test_longer_texts_and_pieces_in_another_order():
     assert compare_tokenizers(texts, after, after, np.arange(6), None)["unknown_after"] == 0.0
 
 
-# Messages
-
-
-def test_a_small_corpus_is_named(base, tmp_path, messages):
+def test_what_is_said_of_the_texts(base, tmp_path, messages, shipped):
+    messages.set_level("INFO", "bge_pruning")
     path = write(tmp_path / "few.txt", "the man\nthe dog\n")
     trim_to_texts(base, VocabularyRequest((path,)))
     assert (
@@ -265,17 +240,11 @@ def test_a_small_corpus_is_named(base, tmp_path, messages):
     path = write(tmp_path / "many.txt", "the man\nthe dog\n" * 2)
     trim_to_texts(base, VocabularyRequest((path,)))
     assert not messages.records
-
-
-def test_texts_that_need_every_token(base, tmp_path, messages):
     tokens = plain_tokenizer(base.tokenizer_files).get_vocab()
     path = write(tmp_path / "all.txt", "\n".join([" ".join(tokens)] * 2))
     trimmed, _ = trim_to_texts(base, VocabularyRequest((path,)))
     assert trimmed.shape.vocab_size == len(tokens)
     assert f"all {len(tokens)} tokens are kept: the texts need every one" in messages.text
-
-
-def test_texts_with_fewer_tokens_than_wanted(base, shipped, messages):
     _, report = trim_to_texts(base, VocabularyRequest((), ("de",), 20, shipped=shipped))
     assert report["vocabulary"]["kept"] == 8
     assert "8 tokens are kept, not 20: the texts have no more" in messages.text

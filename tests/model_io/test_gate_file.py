@@ -34,17 +34,17 @@ def test_gates_are_written(run, target_shape, tmp_path):
             assert values[mask].min() > values[~mask].max()
 
 
-def test_gates_of_some_axes_are_written(metadata, save_run, target_shape, tiny_shape, tmp_path):
+def test_gates_of_some_axes_or_none_are_written(
+    metadata, save_run, target_shape, tiny_shape, tmp_path
+):
     target = replace(tiny_shape, num_hidden_layers=2)
     arguments = {**metadata.l0_module, "axes": ["layer"], "target": vars(target)}
     run = save_run(replace(metadata, l0_module=arguments))
     write_gates(run / "latest-rank0.pt", tmp_path / "gates.npz")
     with np.load(tmp_path / "gates.npz") as arrays:
         assert set(arrays.files) == {"layer", "layer_kept"}
-
-
-def test_a_run_without_gates_has_none_to_write(metadata, save_run, tmp_path):
     run = save_run(replace(metadata, l0_module=None))
+    (tmp_path / "gates.npz").unlink()
     with pytest.raises(ValueError, match=r"run: is a run without gates\. To fix, name another run"):
         write_gates(run, tmp_path / "gates.npz")
     assert not (tmp_path / "gates.npz").exists()

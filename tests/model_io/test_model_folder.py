@@ -67,9 +67,6 @@ def folder(write) -> Path:
     return write()[0]
 
 
-# Files
-
-
 def test_the_sources_tokenizer_is_copied(write, tokenizer_files):
     source = {
         **tokenizer_files,
@@ -102,20 +99,27 @@ def test_a_source_without_tokenizer_config(write, tokenizer_files):
     assert read_json(folder / "special_tokens_map.json") == {}
 
 
-def test_files_can_be_read_by_a_server(folder, tmp_path):
+def test_files_that_a_server_reads_and_that_are_not_mixed_up(
+    folder, tmp_path, build_model, target_shape, tiny_hf_config
+):
     """A server may run as somebody else; the writer of safetensors makes files for their owner."""
     (tmp_path / "new").touch()
     written = {name: (folder / name).stat().st_mode for name in files(folder)}
     assert written == dict.fromkeys(written, (tmp_path / "new").stat().st_mode)
+    backbone, heads = build_model(target_shape, torch.float32)
+    with pytest.raises(FileExistsError, match="model.safetensors"):
+        write_model_folder(folder, backbone, heads, target_shape, tiny_hf_config, {}, 78)
 
 
 # Weights
 
 
-def test_weights_are_one_file_with_hugging_faces_names(write, target_shape, tiny_hf_config):
+def test_weights_have_the_names_of_hugging_face_and_heads_those_of_flag_embedding(
+    write, target_shape, tiny_hf_config
+):
     from transformers import XLMRobertaConfig, XLMRobertaModel
 
-    folder, backbone, _ = write()
+    folder, backbone, heads = write()
     with safe_open(folder / "model.safetensors", "pt") as file:
         assert file.metadata() == {"format": "pt"}  # without which older transformers refuse it
     state = load_file(folder / "model.safetensors")
@@ -124,10 +128,6 @@ def test_weights_are_one_file_with_hugging_faces_names(write, target_shape, tiny
     assert {name: t.shape for name, t in state.items()} == {n: t.shape for n, t in expected.items()}
     assert all(torch.equal(state[name], t) for name, t in backbone.state_dict().items())
     assert {tensor.dtype for tensor in state.values()} == {torch.float32}
-
-
-def test_heads_have_flag_embeddings_layout(write, target_shape):
-    folder, _, heads = write()
     sizes = {"colbert_linear": (32, 16), "sparse_linear": (1, 16)}
     for name, size in sizes.items():
         state = torch.load(folder / f"{name}.pt", weights_only=True)
@@ -192,20 +192,15 @@ def test_weights_and_heads_have_the_precision_asked_for(dtype, write):
             assert state[key].dtype == dtype
             size = state[key].untyped_storage().nbytes()
             assert size == dtype.itemsize * tensor.numel()
-    assert AutoConfig.from_pretrained(folder).dtype == dtype
-    with no_loading_bars():
-        assert AutoModel.from_pretrained(folder).dtype == dtype
-
-
-@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
-def test_this_package_reads_any_precision_as_float32(dtype, write):
-    folder, backbone, heads = write(dtype=dtype)
-    base = load_base_model(str(folder))
+    base = load_base_model(str(folder))  # which is float32 whatever the folder is
     for ours, theirs in ((base.backbone, backbone), (base.heads, heads)):
         found = ours.state_dict()
         for name, tensor in theirs.state_dict().items():
             assert found[name].dtype == torch.float32
             assert torch.equal(found[name], tensor.to(dtype).float()), name
+    assert AutoConfig.from_pretrained(folder).dtype == dtype
+    with no_loading_bars():
+        assert AutoModel.from_pretrained(folder).dtype == dtype
 
 
 @pytest.mark.parametrize("module", ["backbone", "heads"])
@@ -243,7 +238,7 @@ def test_config_has_every_required_key_even_if_the_source_relied_on_defaults(wri
     assert config["position_embedding_type"] == "absolute"
 
 
-def test_config_has_the_cut_sizes_and_keeps_the_rest(folder, tiny_hf_config):
+def test_config_has_the_cut_sizes_and_transformers_reads_them(folder, tiny_hf_config):
     config = read_json(folder / "config.json")
     new = {
         "architectures": ["XLMRobertaModel"],
@@ -259,6 +254,11 @@ def test_config_has_the_cut_sizes_and_keeps_the_rest(folder, tiny_hf_config):
     stale = {"_name_or_path", "transformers_version"}
     kept = {key: value for key, value in tiny_hf_config.items() if key not in stale}
     assert config == {**kept, **new}
+    from transformers import AutoConfig
+
+    read = AutoConfig.from_pretrained(folder).to_dict()
+    assert read["model_type"] == "xlm-roberta"
+    assert {key: read[key] for key in REQUIRED_KEYS} == {key: config[key] for key in REQUIRED_KEYS}
 
 
 def test_config_drops_what_was_true_of_the_source_only(tiny_hf_config, target_shape):
@@ -278,15 +278,6 @@ def test_config_drops_what_was_true_of_the_source_only(tiny_hf_config, target_sh
     assert source == before
 
 
-def test_transformers_reads_back_the_same_config(folder):
-    from transformers import AutoConfig
-
-    written = read_json(folder / "config.json")
-    read = AutoConfig.from_pretrained(folder).to_dict()
-    assert read["model_type"] == "xlm-roberta"
-    assert {key: read[key] for key in REQUIRED_KEYS} == {key: written[key] for key in REQUIRED_KEYS}
-
-
 # sentence-transformers and text-embeddings-inference
 
 
@@ -304,50 +295,13 @@ def test_pooling_and_length_have_the_classic_keys(pooling, cls, mean, write):
     }
 
 
-@pytest.mark.parametrize("pooling", ["cls", "mean"])
-def test_sentence_transformers_pools_normalises_and_cuts(pooling, write):
-    from sentence_transformers import SentenceTransformer
-
-    folder, backbone, _ = write(pooling=pooling, length=6)
-    with no_loading_bars():
-        model = SentenceTransformer(str(folder), device="cpu")
-    assert model.max_seq_length == 6
-    assert model.similarity_fn_name == "cosine"
-    assert model.prompts.get("query", "") == ""
-    sentence = "A plane is taking off . Yes ."
-    ids = model.tokenizer(sentence, truncation=True, max_length=78)["input_ids"]
-    assert len(ids) == 10
-    ids = torch.tensor([[*ids[:5], ids[-1]]])  # the end token stays
-    with torch.no_grad():
-        hidden = backbone(ids, torch.ones_like(ids))[0]
-    pooled = hidden[0] if pooling == "cls" else hidden.mean(0)
-    vector = model.encode(sentence, convert_to_tensor=True, show_progress_bar=False)
-    torch.testing.assert_close(vector, pooled / pooled.norm(), atol=1e-5, rtol=0)
-
-
-# Other
-
-
-def test_an_occupied_folder_is_not_mixed_up(folder, build_model, target_shape, tiny_hf_config):
-    backbone, heads = build_model(target_shape, torch.float32)
-    with pytest.raises(FileExistsError, match="model.safetensors"):
-        write_model_folder(folder, backbone, heads, target_shape, tiny_hf_config, {}, 78)
-
-
-# A map of the dense vectors
-
-
 def test_a_projection_lies_before_normalisation(write):
+    """text-embeddings-inference and vLLM read sizes, bias, activation and ``linear.weight``."""
     folder, _, _ = write(projection=torch.eye(32, 16))
     names = ("2_Dense/config.json", "2_Dense/model.safetensors", "3_Normalize/config.json")
     assert files(folder) == (ALWAYS | HEADS | set(names)) - {"2_Normalize/config.json"}
     assert read_json(folder / "modules.json") == compute_modules(projected=True)
     assert read_json(folder / "1_Pooling" / "config.json")["word_embedding_dimension"] == 16
-
-
-def test_a_projection_has_what_text_embeddings_inference_and_vllm_read(write):
-    """Sizes, bias and activation in the config; ``linear.weight`` alone in the safetensors file."""
-    folder, _, _ = write(projection=torch.eye(32, 16))
     assert read_json(folder / "2_Dense" / "config.json") == {
         "in_features": 16,
         "out_features": 32,

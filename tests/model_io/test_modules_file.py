@@ -44,18 +44,12 @@ def test_what_is_written_is_applied(projected, paths, tmp_path):
     assert [module.path for module in check_modules(tmp_path)] == paths
 
 
-def test_types_of_newer_versions(tmp_path):
+def test_modules_that_are_applied(tmp_path):
+    """Vectors that are not normalised have the same similarities by cosine."""
+    assert read_modules(tmp_path) == check_modules(tmp_path) == []
     write(tmp_path, *LONG)
     expected = [Module(kind.rpartition(".")[2], path) for kind, path in LONG]
     assert check_modules(tmp_path) == expected
-
-
-def test_a_folder_without_modules(tmp_path):
-    assert read_modules(tmp_path) == check_modules(tmp_path) == []
-
-
-def test_vectors_that_are_not_normalised(tmp_path):
-    """Their similarities by cosine are the same."""
     write(tmp_path, *LONG[:2])
     assert len(check_modules(tmp_path)) == 2
 

@@ -1,11 +1,11 @@
 """Licence and hub name of a model, from cards as people write them."""
 
-import logging
 from pathlib import Path
 
 import pytest
 
 from bge_pruning.model_io.hub import Origin, display_name, hub_name, read_origin
+from bge_pruning.model_io.minilm import MODEL_CARD, MODEL_NAME
 from bge_pruning.utils.records import Source
 
 
@@ -21,81 +21,63 @@ def write_card(tmp_path):
     return write
 
 
-@pytest.fixture
-def warnings(caplog, monkeypatch) -> pytest.LogCaptureFixture:
-    """What the package warns of, even after a command line has set its logger up."""
-    monkeypatch.setattr(logging.getLogger("bge_pruning"), "propagate", True)
-    return caplog
-
-
-def test_a_model_of_the_hub(write_card, warnings):
+def test_a_model_of_the_hub(write_card, messages):
     folder = write_card("license: mit\npipeline_tag: sentence-similarity\n")
     assert read_origin(folder, "BAAI/bge-m3") == Origin("mit", "BAAI/bge-m3")
-    assert not warnings.records
+    assert not messages.records
 
 
-def test_a_folder_that_names_its_base(write_card):
+def test_hub_names_and_folders(write_card, monkeypatch):
     folder = write_card("license: apache-2.0\nbase_model: owner/model-1.0\n")
     assert read_origin(folder, str(folder)) == Origin("apache-2.0", "owner/model-1.0")
     write_card("license: [cc-by-4.0]\nbase_model:\n- owner/model\n")  # a list of one
     assert read_origin(folder, str(folder)) == Origin("cc-by-4.0", "owner/model")
     # A fine-tuned model on the hub names the one that it was made from.
     assert read_origin(folder, "owner/tuned") == Origin("cc-by-4.0", "owner/tuned")
-
-
-def test_a_folder_with_the_name_of_a_model_on_the_hub(write_card, monkeypatch):
     folder = write_card("license: mit\n")
     (folder / "BAAI" / "bge-m3").mkdir(parents=True)
     monkeypatch.chdir(folder)
     assert read_origin(folder, "BAAI/bge-m3") == Origin("mit", None)
+    folder = write_card("", MODEL_CARD)
+    assert read_origin(folder, str(folder)) == Origin("apache-2.0", MODEL_NAME)
 
 
 @pytest.mark.parametrize(
     "base", ["../a folder", "[a/b, c/d]", "{a: b}", "7", "''", "https://huggingface.co/a/b"]
 )
-def test_a_base_that_is_no_hub_name(base, write_card, warnings):
+def test_a_base_that_is_no_hub_name(base, write_card, messages):
     folder = write_card(f"base_model: {base}\n")
     assert read_origin(folder, str(folder)) == Origin()
-    assert not warnings.records
+    assert not messages.records
 
 
 @pytest.mark.parametrize("front", ["", "language: de\n", "license:\nbase_model:\n", "# nothing\n"])
-def test_a_card_that_says_nothing(front, write_card, warnings):
+def test_a_card_that_says_nothing(front, write_card, messages):
     folder = write_card(front)
     assert read_origin(folder, str(folder)) == Origin()
     (folder / "README.md").unlink()
     assert read_origin(folder, str(folder)) == Origin()
-    assert not warnings.records
+    assert not messages.records
 
 
 @pytest.mark.parametrize("front", ["license: [mit\n", "a: b: c\n", "- mit\n", "just text\n"])
-def test_damaged_metadata_is_a_warning(front, write_card, warnings, tmp_path):
+def test_damaged_metadata_is_a_warning(front, write_card, messages, tmp_path):
     assert read_origin(write_card(front), "owner/model") == Origin(None, "owner/model")
-    (record,) = warnings.records
+    (record,) = messages.records
     assert record.levelname == "WARNING"
     assert "README.md: the metadata of the model card cannot be read (" in record.getMessage()
     assert "\n" not in record.getMessage()
     (tmp_path / "README.md").write_bytes(b"---\nlicense: \xff\n---\n")  # no text
     assert read_origin(tmp_path, "owner/model") == Origin(None, "owner/model")
-    assert warnings.text.count("the metadata of the model card cannot be read (") == 2
+    assert messages.text.count("the metadata of the model card cannot be read (") == 2
 
 
 @pytest.mark.parametrize("value", ["7", "[mit, apache-2.0]", "{a: b}", "two words", "'a\nb'"])
-def test_a_licence_that_is_none_is_a_warning(value, write_card, warnings):
+def test_a_licence_that_is_none_is_a_warning(value, write_card, messages):
     folder = write_card(f"license: {value}\n")
     assert read_origin(folder, str(folder)) == Origin()
-    assert "README.md: license is " in warnings.text
-    assert ", expected one identifier such as mit" in warnings.text
-
-
-def test_the_card_of_the_prepared_model(write_card):
-    from bge_pruning.model_io.minilm import MODEL_CARD, MODEL_NAME
-
-    folder = write_card("", MODEL_CARD)
-    assert read_origin(folder, str(folder)) == Origin("apache-2.0", MODEL_NAME)
-
-
-# The names of a record
+    assert "README.md: license is " in messages.text
+    assert ", expected one identifier such as mit" in messages.text
 
 
 @pytest.mark.parametrize(

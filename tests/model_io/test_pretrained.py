@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import logging
 import re
 import shutil
 from pathlib import Path
@@ -27,21 +26,10 @@ from bge_pruning.model_io.pretrained import (
     without_weights,
 )
 from bge_pruning.model_io.projection import ForeignModuleError, read_projection
-from tests.common.code import Code
+from tests.common.code import FOREIGN, Code
 
 CODE_FILES = ("pytorch_model.bin", "colbert_linear.pt", "sparse_linear.pt")
 LAYOUTS = ("bge_m3", "language_model", "e5")
-# A weight file of 3 GB that was not fetched, an error page, and what a full disk leaves.
-FOREIGN = {
-    "lfs": b"version https://git-lfs.github.com/spec/v1\noid sha256:4d7a\nsize 12\n",
-    "html": b"<!DOCTYPE html><html>404</html>",
-    "text": b"hello world",
-    "empty": b"",
-    "zeros": bytes(64),
-}
-
-
-# Layouts
 
 
 def randomised(model: nn.Module) -> nn.Module:
@@ -140,13 +128,6 @@ def layout(request) -> Path:
     return request.getfixturevalue(request.param)
 
 
-@pytest.fixture
-def messages(caplog, monkeypatch) -> pytest.LogCaptureFixture:
-    """What the package logs, even after a command line has set its logger up for a terminal."""
-    monkeypatch.setattr(logging.getLogger("bge_pruning"), "propagate", True)
-    return caplog
-
-
 def assert_equals_hugging_face(folder: Path, batch: dict[str, Tensor]) -> None:
     from transformers import AutoModel
 
@@ -192,8 +173,7 @@ def test_prefixes(prefix, e5, encoder):
 def test_half_precision_becomes_float32(dtype, e5, encoder, batch):
     state = {name: tensor.to(dtype) for name, tensor in encoder.state_dict().items()}
     save_file(state, e5 / "model.safetensors", metadata={"format": "pt"})
-    base = load_base_model(str(e5))
-    assert {p.dtype for p in base.backbone.parameters()} == {torch.float32}
+    assert {p.dtype for p in load_base_model(str(e5)).backbone.parameters()} == {torch.float32}
     assert_equals_hugging_face(e5, batch)
 
 
@@ -230,7 +210,7 @@ def test_bge_m3_has_its_heads(bge_m3, bge_m3_heads, tiny_shape, tiny_hf_config, 
     assert not messages.records
 
 
-def test_missing_heads_are_named(e5, bge_m3, batch, messages):
+def test_missing_heads_are_named_or_made_anew(e5, bge_m3, batch, messages, bge_m3_heads):
     base = load_base_model(str(e5))
     hidden = base.backbone(**batch)
     assert set(base.heads.outputs(hidden, batch["attention_mask"])) == {"dense_vecs"}
@@ -243,9 +223,6 @@ def test_missing_heads_are_named(e5, bge_m3, batch, messages):
     base = load_base_model(str(bge_m3))
     assert base.heads.sparse_linear is None and base.shape.colbert_dim == 32
     assert "has no sparse_linear.pt: only the remaining outputs" in messages.text
-
-
-def test_new_heads(e5, bge_m3, bge_m3_heads, messages):
     first, second = (load_base_model(str(e5), init_missing_heads=True) for _ in range(2))
     assert torch.equal(first.heads.colbert_linear.weight, torch.eye(32))
     sparse = first.heads.sparse_linear.weight
@@ -255,13 +232,9 @@ def test_new_heads(e5, bge_m3, bge_m3_heads, messages):
     assert first.shape.sparse_head and first.shape.colbert_dim == 32
     for name in ("sparse_linear", "colbert_linear"):
         assert f"{name}: not in the base model, initialised (it needs training)" in messages.text
-    (bge_m3 / "sparse_linear.pt").unlink()
     heads = load_base_model(str(bge_m3), init_missing_heads=True).heads
     old = bge_m3_heads["colbert_linear"]["weight"].float()
     assert torch.equal(heads.colbert_linear.weight, old) and heads.sparse_linear is not None
-
-
-def test_sizes_with_heads_to_come(e5, bge_m3):
     assert read_shape(e5, 32) == load_base_model(str(e5), init_missing_heads=True).shape
     assert read_shape(bge_m3, 16).colbert_dim == 32  # its own head stays
 
@@ -284,9 +257,6 @@ def test_the_pruning_record_of_an_extracted_model(e5):
         ValueError, match=r"pruning.json: kept.hidden is \"all\", expected a list.*To"
     ):
         load_base_model(str(e5))
-
-
-# Length and pooling
 
 
 def test_longest_input_is_never_more_than_there_are_positions(language_model, bge_m3):
@@ -473,10 +443,9 @@ def test_configs_that_are_refused(config, message, e5):
         ("sentence_bert", {"max_seq_length": "9"}, 'max_seq_length is "9", expected a w'),
         ("tokenizer", {"cls_token": [1]}, "cls_token is a list, expected a text"),
         ("tokenizer", {"pad_token": {"x": 1}}, "pad_token is an object, expected a text"),
-        *(
-            ("sentence_transformers", {"prompts": prompts}, "prompts.* is .*, expected")
-            for prompts in (["query: "], {"query": 5}, {"query": None})
-        ),
+        ("sentence_transformers", {"prompts": ["query: "]}, "prompts.* is .*, expected"),
+        ("sentence_transformers", {"prompts": {"query": 5}}, "prompts.* is .*, expected"),
+        ("sentence_transformers", {"prompts": {"query": None}}, "prompts.* is .*, expected"),
     ],
 )
 def test_settings_of_another_kind(name, content, message, bge_m3):
@@ -516,18 +485,10 @@ def test_damaged_json(name, content, e5):
         load_base_model(str(e5))
 
 
-# Damaged files
-
-
 @pytest.mark.parametrize("content", [0.0, 0.001, 0.5, 0.999, *FOREIGN.values()], ids=str)
 @pytest.mark.parametrize(
     ("layout", "name"),
-    [
-        ("e5", "model.safetensors"),
-        ("bge_m3", "pytorch_model.bin"),
-        ("bge_m3", "colbert_linear.pt"),
-        ("bge_m3", "sparse_linear.pt"),
-    ],
+    [("e5", "model.safetensors"), *(("bge_m3", name) for name in CODE_FILES)],
     indirect=["layout"],
 )
 def test_a_file_that_is_cut_off_or_another(layout, name, content):
@@ -555,10 +516,7 @@ def test_code_is_named_and_not_run(name, bge_m3, tmp_path):
     assert not (tmp_path / "ran").exists()
 
 
-# Tokenizer
-
-
-def test_a_tokenizer_larger_than_the_embeddings(e5, tokenizer_files):
+def test_a_tokenizer_larger_than_the_embeddings_or_damaged(e5, tokenizer_files):
     """Or of few tokens, of which one has an id that the table has no row for."""
     content = json.loads(tokenizer_files["tokenizer.json"])
     vocabulary = content["model"]["vocab"]
@@ -570,21 +528,18 @@ def test_a_tokenizer_larger_than_the_embeddings(e5, tokenizer_files):
     )
     with pytest.raises(ValueError, match=message):
         load_base_model(str(e5))
-
-
-@pytest.mark.parametrize(
-    "content", [b"", b"{", b"\xff\xfe", b"[]", b'{"version": "1.0"}'], ids=repr
-)
-def test_a_damaged_tokenizer(content, e5):
-    (e5 / "tokenizer.json").write_bytes(content)
-    with pytest.raises(ValueError, match=r"tokenizer\.json: .*To fix"):
-        load_base_model(str(e5))
+    for damaged in (b"", b"{", b"\xff\xfe", b"[]", b'{"version": "1.0"}'):
+        (e5 / "tokenizer.json").write_bytes(damaged)
+        with pytest.raises(ValueError, match=r"tokenizer\.json: .*To fix"):
+            load_base_model(str(e5))
 
 
 # What sentence-transformers computes after the encoder
 
 
-def test_a_projection_comes_with_the_model(projected_folder, model_folder, messages):
+def test_a_projection_comes_with_the_model_and_fits_it(
+    projected_folder, model_folder, messages, write_projected, tmp_path
+):
     base = load_base_model(str(projected_folder))
     stored = load_file(projected_folder / "2_Dense" / "model.safetensors")["linear.weight"]
     assert torch.equal(base.projection, stored)
@@ -593,9 +548,6 @@ def test_a_projection_comes_with_the_model(projected_folder, model_folder, messa
     plain = load_base_model(str(model_folder))
     assert plain.projection is None and plain.dense_size() == 32
     assert not messages.records
-
-
-def test_a_projection_of_another_size(write_projected, tmp_path):
     folder = write_projected(tmp_path / "x", torch.eye(40, 16))
     message = (
         r"x/2_Dense: takes vectors of 16 dimensions, but the encoder's have 32\. To fix, use the "
@@ -669,7 +621,7 @@ def hub(bge_m3, tmp_path, monkeypatch) -> Hub:
     return hub
 
 
-def test_bge_m3_from_the_hub(hub, batch):
+def test_bge_m3_from_the_hub_and_only_what_is_read_of_it(hub, batch, projected_folder):
     base = load_base_model("BAAI/bge-m3", revision="v1")
     assert base.name == "BAAI/bge-m3"
     assert base.shape.sparse_head and base.shape.colbert_dim == 32
@@ -678,10 +630,6 @@ def test_bge_m3_from_the_hub(hub, batch):
     assert hub.revisions == {"v1"}
     assert (base.license, base.origin) == ("mit", "BAAI/bge-m3")
     assert_equals_hugging_face(hub.cache, batch)
-
-
-def test_only_what_is_read_is_downloaded(hub, projected_folder):
-    fetch_model_folder("BAAI/bge-m3")
     assert set(hub.delivered) == set(
         "config.json pytorch_model.bin colbert_linear.pt sparse_linear.pt tokenizer.json "
         "tokenizer_config.json special_tokens_map.json sentencepiece.bpe.model modules.json "
@@ -766,16 +714,14 @@ def cache(bge_m3, tmp_path, monkeypatch) -> Path:
     return Path(shutil.copytree(bge_m3, model / "snapshots" / commit))
 
 
-def test_a_cached_model_needs_no_network(cache, e5):
+def test_a_cache_needs_no_network_but_has_to_be_whole(cache, e5, monkeypatch):
     """BAAI/bge-m3 has no ``model.safetensors``, and no hub is there to say so."""
     assert fetch_model_folder("BAAI/bge-m3") == cache
     assert load_base_model("BAAI/bge-m3").shape.hidden_size == 32
     shutil.copy(e5 / "model.safetensors", cache)
     assert fetch_model_folder("BAAI/bge-m3") == cache
-
-
-def test_no_network_and_no_cache_or_half_of_it(cache, monkeypatch):
-    (cache / "pytorch_model.bin").unlink()
+    for weights in ("model.safetensors", "pytorch_model.bin"):
+        (cache / weights).unlink()
     for name in ("intfloat/multilingual-e5-base", "BAAI/bge-m3"):
         with pytest.raises(OSError, match=NOT_DELIVERED.format(name, "", name)):
             load_base_model(name)
@@ -786,13 +732,8 @@ def test_no_network_and_no_cache_or_half_of_it(cache, monkeypatch):
         load_base_model(name)
 
 
-@pytest.mark.parametrize(
-    ("text", "reason"),
-    [
-        ("WeightsUnpickler error: can only append, got <class 'str'>\nmore", "append, got str"),
-        ("pass weights_only=False", "ValueError"),
-        ("", "ValueError"),
-    ],
-)
-def test_why_torch_did_not_read_a_file(text, reason):
-    assert describe_load_error(ValueError(text)).endswith(reason)
+def test_why_torch_did_not_read_a_file():
+    text = "WeightsUnpickler error: can only append, got <class 'str'>\nmore"
+    assert describe_load_error(ValueError(text)).endswith("append, got str")
+    for text in ("pass weights_only=False", ""):
+        assert describe_load_error(ValueError(text)).endswith("ValueError")

@@ -36,7 +36,7 @@ def test_kept_dimensions_return_to_their_places():
     torch.testing.assert_close(found @ found.T, vectors @ vectors.T)
 
 
-def test_a_fitted_map_comes_nearer():
+def test_a_fitted_map_comes_nearer_but_not_with_too_few_texts():
     generator = np.random.default_rng(0)
     true = generator.normal(size=(9, 4))
     pruned = unit(generator.normal(size=(400, 4)))
@@ -45,18 +45,12 @@ def test_a_fitted_map_comes_nearer():
     plain = project(torch.from_numpy(pruned), compute_selection(KEPT, 9))
     target = torch.from_numpy(original)
     assert (fitted * target).sum(1).mean() > 0.95 > (plain * target).sum(1).mean()
-
-
-def test_a_perfect_selection_is_not_changed():
     generator = np.random.default_rng(1)
     pruned = unit(generator.normal(size=(50, 4)))
     original = np.zeros((50, 9))
     original[:, KEPT] = pruned
     found = fit_projection(pruned, original, KEPT)
     torch.testing.assert_close(found, compute_selection(KEPT, 9), atol=1e-6, rtol=0)
-
-
-def test_too_few_texts():
     with pytest.raises(ValueError, match="3 different texts do not determine a map from 4 dim"):
         fit_projection(np.ones((3, 4)), np.ones((3, 9)), KEPT)
 
@@ -73,16 +67,13 @@ def change(folder, **changes):
     path.write_text(json.dumps({**json.loads(path.read_text()), **changes}))
 
 
-def test_a_folder_keeps_its_map(folder):
+def test_a_map_on_disk_is_that_which_modules_json_names(folder):
     assert torch.equal(read_projection(folder), PROJECTION)
     # As newer versions write it, and in half precision.
     change(folder, module_input_name="sentence_embedding", module_output_name="sentence_embedding")
     path = folder / "2_Dense" / "model.safetensors"
     save_file({"linear.weight": PROJECTION.half()}, path)
     assert torch.equal(read_projection(folder), PROJECTION.half().float())
-
-
-def test_only_what_modules_json_names_is_applied(folder):
     (folder / "modules.json").write_text(json.dumps(compute_modules(projected=False)))
     assert read_projection(folder) is None
     (folder / "modules.json").unlink()
@@ -118,7 +109,7 @@ def test_a_dense_module_of_another_kind(changes, folder):
         read_projection(folder)
 
 
-def test_sizes_that_the_config_does_not_name(folder):
+def test_sizes_that_the_config_does_not_name_and_damage(folder):
     change(folder, out_features=8)
     message = r"holds .*\(9, 4\)}, but its config.json says .*\(8, 4\)}. To fix, use the files"
     with pytest.raises(ValueError, match=message):
@@ -127,10 +118,6 @@ def test_sizes_that_the_config_does_not_name(folder):
     save_file({"linear.weight": PROJECTION, "linear.bias": torch.zeros(9)}, path)
     with pytest.raises(ValueError, match=r"holds .*'linear.bias': \(9,\).*, but its config.json s"):
         read_projection(folder)
-
-
-def test_files_that_are_missing_or_damaged(folder):
-    path = folder / "2_Dense" / "model.safetensors"
     path.write_bytes(b"nothing")
     with pytest.raises(ValueError, match=r"safetensors: damaged or not complete \(.*\). To f"):
         read_projection(folder)

@@ -80,13 +80,10 @@ def test_idf_is_that_of_scikit_learn(texts):
 def test_idf_counts_a_text_once_and_unseen_tokens_as_nothing():
     assert compute_scaled_idf([[0, 0, 0], {0, 1}], 4).tolist() == [0, 1, 0, 0]
     assert compute_scaled_idf([(), ()], 2).tolist() == [0, 0]
-
-
-@pytest.mark.parametrize("count", [0, 1])
-def test_idf_needs_two_texts(count):
-    message = rf"sentences: {count} distinct texts, expected at least 2.*To fix, pass real sentence"
-    with pytest.raises(ValueError, match=message):
-        compute_scaled_idf([[1, 2]] * count, 5)
+    for count in (0, 1):
+        message = rf"sentences: {count} distinct texts, expected at least 2.*To fix, pass real sent"
+        with pytest.raises(ValueError, match=message):
+            compute_scaled_idf([[1, 2]] * count, 5)
 
 
 @pytest.mark.parametrize("ridge", [1e-3, 0.5])
@@ -102,23 +99,12 @@ def test_sparse_head_is_scikit_learns_ridge(size, ridge, encoder, texts, data):
     np.testing.assert_allclose(head["bias"][0], expected.intercept_, rtol=0, atol=1e-6)
 
 
-def test_sparse_head_fits_a_linear_layer_and_leaves_the_encoder_alone(encoder, texts):
+def test_sparse_head_fits_a_linear_layer_and_weighs_rare_words_more(encoder, texts):
     before = {name: value.clone() for name, value in encoder.state_dict().items()}
     head = fit_sparse_head(encoder, [pad(texts)], SPECIAL)
     torch.nn.Linear(32, 1).load_state_dict(head, strict=True)
     assert {(v.dtype, v.requires_grad) for v in head.values()} == {(torch.float32, False)}
     assert all(torch.equal(before[name], value) for name, value in encoder.state_dict().items())
-
-
-def test_padding_never_counts(encoder, texts):
-    named, masked = (
-        fit_sparse_head(encoder, [pad(texts)], special) for special in (SPECIAL, [BOS, EOS, UNK])
-    )
-    assert torch.equal(named["weight"], masked["weight"])
-
-
-def test_rare_words_weigh_more_than_common_ones(encoder, texts):
-    head = fit_sparse_head(encoder, [pad(texts)], SPECIAL)
     batch = pad(texts)
     with torch.no_grad():
         hidden = encoder(**batch).last_hidden_state
@@ -128,15 +114,29 @@ def test_rare_words_weigh_more_than_common_ones(encoder, texts):
     assert weights[rare].mean() > weights[ids == COMMON].mean() + 0.2
 
 
-def test_a_large_ridge_leaves_the_mean_only(encoder, texts, data):
+def test_padding_never_counts(encoder, texts):
+    named, masked = (
+        fit_sparse_head(encoder, [pad(texts)], special) for special in (SPECIAL, [BOS, EOS, UNK])
+    )
+    assert torch.equal(named["weight"], masked["weight"])
+
+
+def test_extremes_of_ridge_and_of_texts(encoder, texts, data):
+    """Fewer words than dimensions are enough; a large ridge leaves the mean only."""
+    head = fit_sparse_head(encoder, [pad([[BOS, 5, EOS], [BOS, 6, EOS]])], SPECIAL)
+    assert all(value.isfinite().all() for value in head.values())
     head = fit_sparse_head(encoder, [pad(texts)], SPECIAL, ridge=1e9)
     assert head["weight"].abs().max() < 1e-6
     assert head["bias"].item() == pytest.approx(data[1].mean(), abs=1e-6)
 
 
-def test_fewer_words_than_dimensions_are_enough(encoder):
-    head = fit_sparse_head(encoder, [pad([[BOS, 5, EOS], [BOS, 6, EOS]])], SPECIAL)
-    assert all(value.isfinite().all() for value in head.values())
+def test_too_few_texts_are_refused(encoder):
+    message = r"sentences: only special and unknown tokens, expected words.*To fix, pass sentences"
+    with pytest.raises(ValueError, match=message):
+        fit_sparse_head(encoder, [pad([[BOS, UNK, EOS], [BOS, EOS]])], SPECIAL)
+    for batches in ([], [pad([[BOS, 5, EOS]])]):
+        with pytest.raises(ValueError, match="distinct texts, expected at least 2"):
+            fit_sparse_head(encoder, batches, SPECIAL)
 
 
 @pytest.mark.parametrize("ridge", [0, -1.0, float("nan"), float("inf")])
@@ -144,15 +144,3 @@ def test_a_ridge_that_is_no_positive_number_is_refused(ridge, encoder, texts):
     message = rf"ridge is {ridge}, expected a number above 0\. To fix, use the default of 1e-3"
     with pytest.raises(ValueError, match=message):
         fit_sparse_head(encoder, [pad(texts)], SPECIAL, ridge=ridge)
-
-
-def test_texts_without_a_word_are_refused(encoder):
-    message = r"sentences: only special and unknown tokens, expected words.*To fix, pass sentences"
-    with pytest.raises(ValueError, match=message):
-        fit_sparse_head(encoder, [pad([[BOS, UNK, EOS], [BOS, EOS]])], SPECIAL)
-
-
-@pytest.mark.parametrize("batches", [[], [pad([[BOS, 5, EOS]])]], ids=["none", "one text"])
-def test_too_few_texts_are_refused(batches, encoder):
-    with pytest.raises(ValueError, match="distinct texts, expected at least 2"):
-        fit_sparse_head(encoder, batches, SPECIAL)
