@@ -1,7 +1,5 @@
 """Copies of the tiny model that a test may export into."""
 
-from __future__ import annotations
-
 import json
 import shutil
 from collections.abc import Callable

@@ -3,8 +3,6 @@
 What other programs get of the folders is in ``test_loaders.py``.
 """
 
-from __future__ import annotations
-
 import json
 import sys
 from dataclasses import asdict, replace

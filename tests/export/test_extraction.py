@@ -1,7 +1,5 @@
 """From a checkpoint to a folder: the same outputs, the right structures, all or nothing."""
 
-from __future__ import annotations
-
 import json
 import logging
 import math
@@ -14,7 +12,6 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
-from torch.nn.functional import normalize
 
 from bge_pruning.export import extraction
 from bge_pruning.export.extract import ExtractOptions
@@ -23,11 +20,13 @@ from bge_pruning.export.model_card import render_model_card
 from bge_pruning.export.pruning_record import compute_constraint_report
 from bge_pruning.export.validation import ValidationError
 from bge_pruning.model_io.checkpoint import RunMetadata
-from bge_pruning.model_io.hub import no_loading_bars
+from bge_pruning.model_io.projection import compute_modules
 from bge_pruning.models.encoder_shape import EncoderShape, count_parameters
 from bge_pruning.models.l0_module_embedding import L0Module
 from bge_pruning.models.structural_pruning import PruningMasks
 from bge_pruning.utils.records import PruningRecord
+from tests.common.files import edit_json
+from tests.common.formulas import compute_outputs
 from tests.common.trainings import extract_json as extract
 
 ALL = ("head", "hidden", "intermediate", "layer")
@@ -89,35 +88,6 @@ def masks_of(kept: dict[str, list]) -> PruningMasks:
     return PruningMasks(head, intermediate, layer, hidden)
 
 
-# The law: masked == extracted
-
-
-def outputs_of(folder: Path, pooling: str, batch: dict[str, Tensor]) -> dict[str, Tensor]:
-    """BGE-M3's outputs by their formulas, from the files alone."""
-    from transformers import AutoModel
-
-    with no_loading_bars():
-        model = AutoModel.from_pretrained(folder, dtype=torch.float32).eval()
-    mask = batch["attention_mask"][..., None].float()
-    with torch.no_grad():
-        hidden = model(**batch).last_hidden_state
-    mean = (hidden * mask).sum(1) / mask.sum(1)
-    outputs = {
-        "hidden": hidden * mask,
-        "dense_vecs": normalize(hidden[:, 0] if pooling == "cls" else mean, dim=-1),
-    }
-    for name in ("sparse_linear", "colbert_linear"):
-        if (folder / f"{name}.pt").exists():
-            head = torch.load(folder / f"{name}.pt", weights_only=True)
-            outputs[name] = hidden @ head["weight"].T + head["bias"]
-    if "sparse_linear" in outputs:
-        outputs["token_weights"] = (outputs.pop("sparse_linear").relu() * mask)[..., 0]
-    if "colbert_linear" in outputs:
-        vectors = normalize(outputs.pop("colbert_linear")[:, 1:], dim=-1)
-        outputs["colbert_vecs"] = vectors * mask[:, 1:]
-    return outputs
-
-
 @pytest.mark.parametrize("pooling", ["cls", "mean"])
 @pytest.mark.parametrize(
     "cut_axes",
@@ -137,9 +107,9 @@ def test_masked_equals_extracted(
     with torch.no_grad():
         hidden = backbone(**batch, masks=masks_of(kept))
         masked = heads.outputs(hidden, batch["attention_mask"])
-    masked["hidden"] = (hidden * batch["attention_mask"][..., None])[..., kept["hidden"]]
+    masked["last_hidden_state"] = (hidden * batch["attention_mask"][..., None])[..., kept["hidden"]]
     masked["dense_vecs"] = masked["dense_vecs"][:, kept["hidden"]]
-    extracted = outputs_of(tmp_path / "small", pooling, batch)
+    extracted = compute_outputs(tmp_path / "small", pooling, batch)
     assert extracted.keys() == masked.keys()
     for name, value in extracted.items():
         torch.testing.assert_close(value, masked[name], atol=1e-5, rtol=0)
@@ -213,7 +183,7 @@ def test_masked_and_rounded_equals_extracted(
     assert all(t.dtype == dtype for state in heads.values() for t in state.values())
     for name, state in heads.items():
         torch.save({key: value.float() for key, value in state.items()}, small / f"{name}.pt")
-    extracted = outputs_of(small, "cls", batch)
+    extracted = compute_outputs(small, "cls", batch)
     for name, value in found[1].items():
         torch.testing.assert_close(extracted[name], value, atol=1e-5, rtol=0)
     assert (found[0]["dense_vecs"] - found[1]["dense_vecs"]).abs().max() > 1e-5
@@ -243,14 +213,6 @@ def test_numbers_beyond_float16_are_refused(run, metadata, save_run, refuses, tm
     extract(run, tmp_path / "wide", options=ExtractOptions(torch.bfloat16))
     message = r"^run in float16, the extracted model gives vectors that are not finite: .* To fix"
     refuses(ValidationError, message, run, dtype=torch.float16)
-
-
-def test_a_damaged_folder_of_another_precision_is_not_delivered(run, damage, refuses):
-    damage(shift_head("sparse_linear"))
-    refuses(ValidationError, "token_weights", run, dtype=torch.float16)
-
-
-# The record
 
 
 def assert_counts(folder: Path, counts: dict[str, int]) -> None:
@@ -318,13 +280,21 @@ def test_weights_and_the_line_about_an_extraction(run, build_model, tiny_shape, 
     assert extract(run / "latest-rank0.pt", tmp_path / "second") == info
 
 
-def test_a_run_without_gates_from_the_unpruned_model(metadata, save_run, tiny_shape, tmp_path):
+def test_a_budget_or_nothing_is_cut(metadata, save_run, tiny_shape, tmp_path):
     info = extract(save_run(replace(metadata, l0_module=None)), tmp_path / "same")
     assert info["shape"] == info["source_shape"] == asdict(tiny_shape)
     assert info["batches"] == {"train": 12}
     assert info["constraint"] == {}
     assert info["kept"]["head"] == [[0, 1, 2, 3]] * 4
     assert info["kept"]["hidden"] == list(range(32))
+    budget = 0.43 * count_parameters(tiny_shape).encoder
+    arguments = {**metadata.l0_module, "target": None, "target_parameters": budget}
+    info = extract(save_run(replace(metadata, l0_module=arguments)), tmp_path / "small")
+    assert info["parameters"]["extracted"]["encoder"] == pytest.approx(budget, rel=0.005)
+    assert_counts(tmp_path / "small", info["parameters"]["extracted"])
+    constraint = info["constraint"]["encoder"]
+    assert constraint["target_sparsity"] == pytest.approx(0.57)
+    assert constraint["realised_sparsity"] == pytest.approx(0.57, abs=0.0025)
 
 
 def test_recovery_inherits_what_was_cut(run, metadata, save_run, target_shape, tmp_path):
@@ -347,17 +317,6 @@ def test_recovery_inherits_what_was_cut(run, metadata, save_run, target_shape, t
     assert info["parameters"] == first["parameters"]
     assert info["batches"] == {"prune": 12, "recover": 12}
     assert info["seed"] == 8
-
-
-def test_a_budget_is_met(metadata, save_run, tiny_shape, tmp_path):
-    budget = 0.43 * count_parameters(tiny_shape).encoder
-    arguments = {**metadata.l0_module, "target": None, "target_parameters": budget}
-    info = extract(save_run(replace(metadata, l0_module=arguments)), tmp_path / "small")
-    assert info["parameters"]["extracted"]["encoder"] == pytest.approx(budget, rel=0.005)
-    assert_counts(tmp_path / "small", info["parameters"]["extracted"])
-    constraint = info["constraint"]["encoder"]
-    assert constraint["target_sparsity"] == pytest.approx(0.57)
-    assert constraint["realised_sparsity"] == pytest.approx(0.57, abs=0.0025)
 
 
 def open_probability(log_alpha: float) -> float:
@@ -432,9 +391,6 @@ def test_gates_far_from_the_target_are_spoken_of(gated, save_run, tmp_path, mess
     assert any("'intermediate'" in line for line in lines)
 
 
-# All or nothing
-
-
 @pytest.fixture
 def old(tmp_path) -> Path:
     """A folder with an extracted model in it."""
@@ -443,10 +399,6 @@ def old(tmp_path) -> Path:
     (folder / "pruning.json").write_text("{}")
     (folder / "model.safetensors").write_bytes(b"months of work")
     return folder
-
-
-def change_json(path: Path, change: Callable[[Any], Any]) -> None:
-    path.write_text(json.dumps(change(json.loads(path.read_text(encoding="utf-8")))))
 
 
 def shift_weight(folder: Path) -> None:
@@ -469,11 +421,7 @@ def delete(name: str) -> Callable[[Path], None]:
 
 
 def set_key(name: str, key: str, value: Any) -> Callable[[Path], None]:
-    return lambda folder: change_json(folder / name, lambda config: {**config, key: value})
-
-
-def flip_pooling(config: dict[str, Any]) -> dict[str, Any]:
-    return {**config, "pooling_mode_cls_token": False, "pooling_mode_mean_tokens": True}
+    return lambda folder: edit_json(folder / name, **{key: value})
 
 
 def swap_tokens(folder: Path) -> None:
@@ -496,11 +444,17 @@ SILENT = {
     "eps": (set_key("config.json", "layer_norm_eps", 0.1), "last_hidden_state"),
     "no modules": (delete("modules.json"), "sentence-transformers"),
     "no norm": (
-        lambda folder: change_json(folder / "modules.json", lambda m: m[:2]),
+        lambda folder: (folder / "modules.json").write_text(
+            json.dumps(compute_modules(projected=False)[:2])
+        ),
         "sentence-transformers",
     ),
     "pooling": (
-        lambda folder: change_json(folder / "1_Pooling" / "config.json", flip_pooling),
+        lambda folder: edit_json(
+            folder / "1_Pooling" / "config.json",
+            pooling_mode_cls_token=False,
+            pooling_mode_mean_tokens=True,
+        ),
         "dense_vecs",
     ),
     "length": (set_key("sentence_bert_config.json", "max_seq_length", 4), "sentence-transformers"),
@@ -529,10 +483,11 @@ def test_a_folder_that_computes_something_else_is_not_delivered(name, run, damag
     damage(change)
     message = rf"the extracted model differs from .*{output} (\d|missing)"
     refuses(ValidationError, message, run)
+    if name == "sparse":
+        refuses(ValidationError, output, run, dtype=torch.float16)
 
 
-def test_the_error_names_every_difference_and_what_to_do(run, tmp_path, damage):
-    damage(shift_weight)
+def test_the_tolerance_is_1e_5_and_every_difference_is_named(run, tmp_path, damage):
     names = ("last_hidden_state", "dense_vecs", "token_weights", "colbert_vecs")
     message = (
         r"^the extracted model differs from the masked model by more than 1e-05: "
@@ -540,16 +495,14 @@ def test_the_error_names_every_difference_and_what_to_do(run, tmp_path, damage):
         + r"sentence-transformers \d\.\d\de-0\d "
         + r"\(of values above 1 relative to the largest\)\. To fix"
     )
-    with pytest.raises(ValidationError, match=message):
-        extract(run, tmp_path / "small")
-
-
-def test_the_tolerance_is_1e_5(run, tmp_path, damage):
     damage(shift_head("sparse_linear", by=5e-6))
     info = extract(run, tmp_path / "near")
     assert 4e-6 < info["largest_difference"] <= 1e-5
     damage(shift_head("sparse_linear", by=1e-5))
     with pytest.raises(ValidationError, match=r"more than 1e-05: token_weights 1\.\d+e-05"):
+        extract(run, tmp_path / "far")
+    damage(shift_weight)
+    with pytest.raises(ValidationError, match=message):
         extract(run, tmp_path / "far")
 
 
@@ -596,19 +549,29 @@ def test_a_wrong_count_is_not_delivered(run, monkeypatch, refuses):
 
 
 @pytest.mark.parametrize("overwrite", [False, True])
-def test_a_truncated_checkpoint(overwrite, run, refuses, request):
+def test_no_checkpoint_or_a_truncated_one_or_a_file_in_its_place(
+    overwrite, run, tmp_path, refuses, request
+):
+    for name in ("nothing", "run/none.pt"):
+        message = "no such run folder or checkpoint. To fix"
+        refuses(FileNotFoundError, message, tmp_path / name, overwrite=overwrite)
+    (tmp_path / "file").write_text("my file")
+    message = r"is a file\. To fix, choose a folder that does not"
+    refuses(FileExistsError, message, run, tmp_path / "file", overwrite=overwrite)
     if overwrite:
         request.getfixturevalue("old")
     path = run / "latest-rank0.pt"
     path.write_bytes(path.read_bytes()[:-1000])
-    refuses(
-        ValueError, r"latest-rank0\.pt: damaged, not complete.*To fix", run, overwrite=overwrite
-    )
+    message = r"latest-rank0\.pt: damaged, not complete.*To fix"
+    refuses(ValueError, message, run, overwrite=overwrite)
 
 
-@pytest.mark.parametrize("name", ["nothing", "run/none.pt"])
-def test_no_checkpoint(name, run, tmp_path, refuses):
-    refuses(FileNotFoundError, "no such run folder or checkpoint. To fix", tmp_path / name)
+def test_an_existing_folder_is_kept_and_one_of_something_else_never_replaced(run, old, refuses):
+    message = r"small exists and is kept\. To fix, choose another folder, or pass --overwrite"
+    refuses(FileExistsError, message, run, old)
+    (old / "pruning.json").unlink()
+    message = r"small holds no pruning\.json.* is kept .*To fix"
+    refuses(FileExistsError, message, run, old, overwrite=True)
 
 
 def test_a_shape_that_cannot_be_loaded_is_not_delivered(gated, save_run, refuses):
@@ -628,40 +591,13 @@ def test_a_failed_overwrite_keeps_the_old_folder(change, run, old, damage, refus
     refuses((KeyboardInterrupt, ValidationError), None, run, old, overwrite=True)
 
 
-def test_an_existing_folder_is_kept_and_one_of_something_else_never_replaced(run, old, refuses):
-    message = r"small exists and is kept\. To fix, choose another folder, or pass --overwrite"
-    refuses(FileExistsError, message, run, old)
-    (old / "pruning.json").unlink()
-    refuses(
-        FileExistsError,
-        r"small holds no pruning\.json.* is kept .*To fix",
-        run,
-        old,
-        overwrite=True,
-    )
-
-
-@pytest.mark.parametrize("overwrite", [False, True])
-def test_a_file_is_kept(overwrite, run, tmp_path, refuses):
-    (tmp_path / "small").write_text("my file")
-    refuses(
-        FileExistsError,
-        r"is a file\. To fix, choose a folder that does not",
-        run,
-        overwrite=overwrite,
-    )
-
-
-def test_overwrite_replaces_the_folder(run, old, tmp_path):
+def test_a_folder_is_replaced_and_made_with_its_parents(run, old, tmp_path):
     (old / "stale.txt").touch()
     extract(run, old, overwrite=True)
     assert not (old / "stale.txt").exists()
     assert {path.name for path in tmp_path.iterdir()} == {"run", "small"}
-
-
-def test_an_empty_folder_and_missing_parents(run, tmp_path):
     (tmp_path / "empty").mkdir()
     extract(run, tmp_path / "empty")
     extract(run, tmp_path / "a" / "b c" / "模型")
     assert (tmp_path / "a" / "b c" / "模型" / "model.safetensors").exists()
-    assert {path.name for path in tmp_path.iterdir()} == {"run", "empty", "a"}
+    assert {path.name for path in tmp_path.iterdir()} == {"run", "small", "empty", "a"}

@@ -39,8 +39,7 @@ def projected(projected_folder, tmp_path):
 
 
 def edit(path, **changes):
-    content = json.loads(path.read_text())
-    content.update(changes)
+    content = {**json.loads(path.read_text()), **changes}
     path.write_text(json.dumps({k: v for k, v in content.items() if v is not None}))
 
 

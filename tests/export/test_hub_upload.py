@@ -14,6 +14,7 @@ import pytest
 from huggingface_hub import constants
 
 from bge_pruning.export.hub_upload import check_hub_access, check_name, push_to_hub
+from tests.common.files import contents
 
 TOKEN = "hf_secretsecretsecret"
 NAME = "me/small"
@@ -128,11 +129,6 @@ def folder(tmp_path) -> Path:
     for name, content in files.items():
         (folder / name).write_bytes(content)
     return folder
-
-
-def contents(folder: Path) -> dict[str, bytes]:
-    paths = (path for path in folder.rglob("*") if path.is_file())
-    return {path.relative_to(folder).as_posix(): path.read_bytes() for path in paths}
 
 
 @pytest.mark.parametrize("rights", [{"accessToken": {"role": "write"}}, None, {"type": "oauth"}])

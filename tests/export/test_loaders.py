@@ -4,8 +4,6 @@ The programs are those of the model card. One process, elsewhere and without thi
 them all: of every tool, for every kind of folder.
 """
 
-from __future__ import annotations
-
 import gzip
 import json
 import os

@@ -1,7 +1,5 @@
 """The README.md of an extracted model: what it says is true, and a hub can read it."""
 
-from __future__ import annotations
-
 import ast
 import json
 import re
@@ -14,10 +12,12 @@ import pytest
 import yaml
 from huggingface_hub import ModelCard
 
+from bge_pruning.evaluation.tasks import RETRIEVAL, SIMILARITY
 from bge_pruning.export.extract import ExtractOptions, extract
 from bge_pruning.export.model_card import TASKS, render_model_card, write_model_card
 from bge_pruning.models.encoder_shape import EncoderShape, count_parameters
 from bge_pruning.utils.records import EvaluationRecord, IndexRecord, PruningRecord
+from tests.common.files import contents
 
 DATA = Path(__file__).parent / "data"
 # BGE-M3, halved in layers, dimensions and heads, with everything that can be asked for beside it.
@@ -33,9 +33,13 @@ PLAIN = {
     "largest_difference": 1.234e-6,
 }
 EVALUATION = EvaluationRecord(**RECORDS["evaluation"])
+COUNTS = dict(FULL["parameters"]["extracted"])
+COUNTS["heads"] += 1024 * 512  # the map to the original's dimensions
+SCORES = {**RECORDS["evaluation"], "parameters": {"model": COUNTS, "baseline": None}}
 INDEX = IndexRecord(**RECORDS["index"])
 NARROW = {"hidden_size": 512, "num_attention_heads": 8}
 TOOLS = ["sentence-transformers", "transformers", "FlagEmbedding", "ONNX Runtime"]
+PROGRAM = re.compile(r"^### ([^\n]+)\n\n```python\n(.*?)```", re.MULTILINE | re.DOTALL)
 GOLDEN = {"full": (FULL, EVALUATION, INDEX), "plain": (None, None, None)}
 
 
@@ -71,12 +75,9 @@ def section(card: str, heading: str) -> str:
     return "" if found is None else found[1].strip()
 
 
-def programs(card: str) -> dict[str, str]:
-    return dict(re.findall(r"^### ([^\n]+)\n\n```python\n(.*?)```", card, re.MULTILINE | re.DOTALL))
-
-
 @pytest.mark.parametrize("name", GOLDEN)
 def test_golden_cards(name):
+    assert set(TASKS) == {SIMILARITY, RETRIEVAL}
     content, evaluation, index = GOLDEN[name]
     record = PruningRecord(**content) if content else make_record()
     expected = (DATA / f"card_{name}.md").read_text(encoding="utf-8")
@@ -108,12 +109,6 @@ def read_metadata(**changes: Any) -> dict[str, Any]:
     return yaml.safe_load(make_card(**changes).split("---\n")[1])
 
 
-def test_every_kind_of_task_has_a_type():
-    from bge_pruning.evaluation.tasks import RETRIEVAL, SIMILARITY
-
-    assert set(TASKS) == {SIMILARITY, RETRIEVAL}
-
-
 @pytest.mark.parametrize(
     ("base", "title"),
     [
@@ -138,9 +133,6 @@ def test_a_local_path_is_neither_shown_nor_the_base_model(base, title, tmp_path,
     assert "\nbase_model: owner/name\n" in named and "\n# Pruned from owner/name\n" in named
     assert "cut from [owner/name](https://huggingface.co/owner/name) by" in named
     assert base == "x`y" or base not in named
-
-
-# What it is, what was removed, and how exact it is
 
 
 @pytest.mark.parametrize(
@@ -226,7 +218,7 @@ def test_a_card_tells_no_folders_and_its_table_stays_one():
     assert "scripts: none" in said
 
 
-def test_quality_and_speed_that_were_not_measured():
+def test_a_projection_and_quality_that_were_or_were_not_measured():
     said = section(make_card(source=source("/a/b")), "Quality")
     assert said.startswith("Quality: not measured. ") and "--baseline ORIGINAL " in said
     nothing = EvaluationRecord(**{**RECORDS["evaluation"], "tasks": []})
@@ -239,9 +231,6 @@ def test_quality_and_speed_that_were_not_measured():
     int8 = json.loads(json.dumps(FULL["onnx_int8"]))
     int8["speed"]["threads"] = 1
     assert "(measured on a_b cpu, 1 thread)." in make_card(onnx_int8=int8)
-
-
-def test_a_projection_keeps_an_index_working_as_well_as_was_measured():
     projection = {"kind": "selection", "dimensions": 1024, "texts": None}
     record = make_record(shape=NARROW, projection=projection)
     found = section(render_model_card(record), "Vector compatibility")
@@ -254,17 +243,14 @@ def test_a_projection_keeps_an_index_working_as_well_as_was_measured():
     )
 
 
-def test_every_program_is_python_for_this_folder():
+def test_programs_are_python_for_this_folder_and_ask_for_its_outputs():
     for content in (FULL, {**FULL, "pooling": "cls"}):
-        found = programs(render_model_card(PruningRecord(**content)))
+        found = dict(PROGRAM.findall(render_model_card(PruningRecord(**content))))
         assert list(found) == TOOLS
         for program in found.values():
             ast.parse(program)
             assert "THIS_FOLDER" in program and "\ntexts = [" in program
             assert all(len(line) <= 100 for line in program.splitlines())
-
-
-def test_the_outputs_of_the_graph_are_asked_for():
     onnx = {**FULL["onnx"], "outputs": ["last_hidden_state", "dense_vecs", "colbert_vecs"]}
     said = section(make_card(onnx=onnx), "ONNX Runtime")
     assert '"dense_vecs",  #' in said and '"colbert_vecs",  #' in said and said.endswith("```")
@@ -302,17 +288,6 @@ def test_licence_and_citation(found, said, cited):
     assert "license_link" not in read_metadata(source=source("/somewhere", "other"))
 
 
-# Written again into an extracted folder
-
-
-@pytest.fixture
-def evaluated() -> dict[str, Any]:
-    """Scores of the full model."""
-    counts = dict(FULL["parameters"]["extracted"])
-    counts["heads"] += 1024 * 512  # the map to the original's dimensions
-    return {**RECORDS["evaluation"], "parameters": {"model": counts, "baseline": None}}
-
-
 @pytest.fixture
 def folder(tmp_path) -> Path:
     """What a card is made from, and a file that is left alone."""
@@ -338,8 +313,8 @@ def write(tmp_path, folder) -> Callable[..., Path]:
 
 
 @pytest.fixture
-def evaluation(write, evaluated) -> Path:
-    return write("scores.json", evaluated, "model")
+def evaluation(write) -> Path:
+    return write("scores.json", SCORES, "model")
 
 
 @pytest.fixture
@@ -347,12 +322,8 @@ def index(write) -> Path:
     return write("index.json", RECORDS["index"], "new")
 
 
-def contents(folder: Path) -> dict[str, bytes]:
-    paths = (path for path in folder.rglob("*") if path.is_file())
-    return {path.relative_to(folder).as_posix(): path.read_bytes() for path in paths}
-
-
-def test_scores_and_a_copy_of_them(folder, evaluation, evaluated):
+def test_scores_and_a_copy_of_them(folder, evaluation):
+    """A folder that was moved keeps them, although another model is there now."""
     before = contents(folder)
     assert write_model_card(folder, evaluation) == folder / "README.md"
     card = (folder / "README.md").read_text(encoding="utf-8")
@@ -365,6 +336,11 @@ def test_scores_and_a_copy_of_them(folder, evaluation, evaluated):
     write_model_card(folder)
     card = (folder / "README.md").read_text(encoding="utf-8")
     assert "* Texts are truncated at 77 tokens." in card
+    card = (folder / "README.md").read_bytes()
+    moved = folder.rename(folder.with_name("moved"))
+    shutil.copytree(moved, folder)
+    write_model_card(moved)
+    assert (moved / "README.md").read_bytes() == card
 
 
 def test_what_is_known_already_stays(folder, evaluation, index):
@@ -381,21 +357,11 @@ def test_what_is_known_already_stays(folder, evaluation, index):
     assert (folder / "README.md").read_bytes() == both
 
 
-def test_a_folder_that_was_moved_keeps_its_scores(folder, evaluation):
-    """Although there is another model now where they were measured."""
-    write_model_card(folder, evaluation)
-    card = (folder / "README.md").read_bytes()
-    moved = folder.rename(folder.with_name("moved"))
-    shutil.copytree(moved, folder)
-    write_model_card(moved)
-    assert (moved / "README.md").read_bytes() == card
-
-
-def test_an_evaluation_of_a_folder_that_is_gone_or_through_a_link(folder, write, evaluated):
+def test_an_evaluation_of_a_folder_that_is_gone_or_through_a_link(folder, write):
     link = folder.with_name("link")
     link.symlink_to(folder)
     for model in (folder / "gone", link):
-        write_model_card(folder, write("a.json", evaluated, "model", model))
+        write_model_card(folder, write("a.json", SCORES, "model", model))
         assert json.loads((folder / "evaluation.json").read_text())["model"] == str(model)
 
 
@@ -413,9 +379,6 @@ def test_scores_of_an_extracted_model(run, model_folder, sts_csv, tmp_path):
     card = (folder / "README.md").read_text(encoding="utf-8")
     score = found.tasks[0]
     assert f"| tiny | dense | Spearman | {score.baseline:.4f} | {score.value:.4f} |" in card
-
-
-# What is refused
 
 
 @pytest.fixture
@@ -440,7 +403,7 @@ def test_a_folder_that_is_not_ours(tmp_path):
 
 
 def test_files_about_something_else_are_refused(refused, tmp_path, write, folder):
-    """Agreement of a model with itself is 100 %, which the card would tell of the original's index."""
+    """A model agrees with itself to 100 %: that says nothing of the original's index."""
     message = r"none\.json: no such file\. To fix, give the JSON file that scripts/{} wrote\."
     none = tmp_path / "none.json"
     refused(FileNotFoundError, message.format(r"evaluate_model\.py"), none)
@@ -457,28 +420,28 @@ def test_files_about_something_else_are_refused(refused, tmp_path, write, folder
     refused(ValueError, message, None, write("a.json", content, "new"))
 
 
-def test_files_about_another_model_are_refused(refused, folder, write, evaluated):
+def test_files_about_another_model_are_refused(refused, folder, write):
     """Scores of the int8 graph are not those of the model either."""
     other = shutil.copytree(folder, folder.with_name("other"))
     message = r"a\.json: is about .*other, not about .*small\. To fix, give a file that is about"
-    refused(ValueError, message, write("a.json", evaluated, "model", other))
+    refused(ValueError, message, write("a.json", SCORES, "model", other))
     refused(ValueError, message, None, write("a.json", RECORDS["index"], "new", other))
     (folder / "onnx").mkdir()
     graph = folder / "onnx" / "model_quantized.onnx"
     graph.touch()
     message = r"a\.json: is about .*model_quantized\.onnx, not about .*small\. To fix"
-    refused(ValueError, message, write("a.json", evaluated, "model", graph))
-    counts = evaluated["parameters"]["model"]
+    refused(ValueError, message, write("a.json", SCORES, "model", graph))
+    counts = SCORES["parameters"]["model"]
     message = r"with other parameters: encoder {} \(here " + f"{counts['encoder']:,}" + r"\)"
     other = {"model": {**counts, "encoder": 1234}}
     for parameters, said in ((other, "1,234"), (None, "0"), ({}, "0"), ({"model": None}, "0")):
-        content = {**evaluated, "parameters": parameters}
+        content = {**SCORES, "parameters": parameters}
         path = write("a.json", content, "model", folder / "gone")
         refused(ValueError, r"a\.json: is about a model " + message.format(said), path)
-    content = {**evaluated, "parameters": {"model": {**counts, "heads": 5}}}
+    content = {**SCORES, "parameters": {"model": {**counts, "heads": 5}}}
     (folder / "evaluation.json").write_text(json.dumps(content))
     refused(ValueError, r"evaluation\.json: is about a model with other parameters: heads 5 \(here")
-    tasks = [{key: v for key, v in evaluated["tasks"][0].items() if key != "interval"}]
-    path = write("a.json", {**evaluated, "tasks": tasks}, "model")
+    tasks = [{key: v for key, v in SCORES["tasks"][0].items() if key != "interval"}]
+    path = write("a.json", {**SCORES, "tasks": tasks}, "model")
     message = r"small: the card cannot be made, something is missing .*\. To fix, extract and"
     refused(ValueError, message, path)

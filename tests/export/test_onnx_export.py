@@ -1,7 +1,5 @@
 """A graph in a model folder: valid, the same numbers, all or nothing."""
 
-from __future__ import annotations
-
 import json
 import shutil
 import sys
@@ -23,24 +21,17 @@ from bge_pruning.export.onnx_export import (
     export_onnx,
 )
 from bge_pruning.model_io.pretrained import load_base_model
+from tests.common.files import contents
 
 TEXTS = ["the man plays guitar", "a", "the woman reads a red book"]
 ROOT = Path(__file__).parents[2]
 
 
-def files(folder: Path) -> dict[str, bytes]:
-    return {
-        str(path.relative_to(folder)): path.read_bytes()
-        for path in folder.rglob("*")
-        if path.is_file()
-    }
-
-
 def test_what_is_written_and_said(folder, messages, tmp_path):
-    before = files(folder)
+    before = contents(folder)
     with messages.at_level("INFO"):
         info = export_onnx(folder)
-    after = files(folder)
+    after = contents(folder)
     assert set(after) == {*before, "onnx/model.onnx"}
     assert {name: after[name] for name in before} == before
     written = info.as_dict()
@@ -183,10 +174,10 @@ def test_a_graph_that_computes_something_else_is_not_delivered(
     if earlier:
         export_onnx(folder)
     damage(shift(weight))
-    before = files(folder)
+    before = contents(folder)
     with pytest.raises(OnnxExportError, match=rf"differs from the model by .*{output} \d\.\d\d"):
         export_onnx(folder, overwrite=earlier)
-    assert files(folder) == before
+    assert contents(folder) == before
     assert not list(folder.glob(".onnx*"))
 
 
@@ -198,10 +189,10 @@ def interrupt(folder: Path) -> None:
 def test_an_interrupted_export_leaves_nothing(limit, folder, damage, monkeypatch):
     monkeypatch.setattr(onnx_export, "SINGLE_FILE_BYTES", limit)
     damage(interrupt)
-    before = files(folder)
+    before = contents(folder)
     with pytest.raises(KeyboardInterrupt):
         export_onnx(folder)
-    assert files(folder) == before
+    assert contents(folder) == before
 
 
 def test_a_projection_that_computes_something_else_is_not_delivered(projected, damage):

@@ -1,7 +1,5 @@
 """The graph by hand: the same numbers as transformers, for any shape of batch."""
 
-from __future__ import annotations
-
 from collections import Counter
 from dataclasses import replace
 
@@ -14,9 +12,9 @@ from torch.nn.functional import normalize
 from bge_pruning.evaluation.onnx_encoder import open_session, run_session
 from bge_pruning.export.onnx_export import MODEL, write_graph
 from bge_pruning.export.onnx_graph import HIDDEN, SENTENCE
-from bge_pruning.model_io.hub import no_loading_bars
 from bge_pruning.model_io.pretrained import load_base_model
 from bge_pruning.models.structural_pruning import PruningMasks
+from tests.common.formulas import compute_outputs
 
 ALL = (HIDDEN, "dense_vecs", "token_weights", "colbert_vecs")
 
@@ -29,27 +27,8 @@ def batch(lengths: list[int], pad: int = 1, seed: int = 0) -> tuple[torch.Tensor
     return ids.masked_fill(~mask, pad), mask.long()
 
 
-def transformers_outputs(folder, ids, mask, pooling) -> dict[str, torch.Tensor]:
-    """By the formulas, from the files alone."""
-    from transformers import AutoModel
-
-    with no_loading_bars():
-        model = AutoModel.from_pretrained(folder, dtype=torch.float32).eval()
-    column = mask[..., None].float()
-    with torch.no_grad():
-        hidden = model(input_ids=ids, attention_mask=mask).last_hidden_state
-    mean = (hidden * column).sum(1) / column.sum(1)
-    heads = {
-        name: torch.load(folder / f"{name}.pt", weights_only=True)
-        for name in ("sparse_linear", "colbert_linear")
-    }
-    linear = {n: hidden @ head["weight"].T + head["bias"] for n, head in heads.items()}
-    return {
-        HIDDEN: hidden,
-        "dense_vecs": normalize(hidden[:, 0] if pooling == "cls" else mean, dim=-1),
-        "token_weights": (linear["sparse_linear"].relu() * column)[..., 0],
-        "colbert_vecs": normalize(linear["colbert_linear"][:, 1:], dim=-1) * column[:, 1:],
-    }
+def named(ids: torch.Tensor, mask: torch.Tensor) -> dict[str, torch.Tensor]:
+    return {"input_ids": ids, "attention_mask": mask}
 
 
 def session_of(folder, tmp_path):
@@ -65,7 +44,7 @@ def test_outputs_are_those_of_transformers(lengths, pooling, copy_without, tmp_p
     folder = copy_without(pooling=pooling)
     ids, mask = batch(lengths)
     found = run_session(session_of(folder, tmp_path), ids, mask, ALL)
-    expected = transformers_outputs(folder, ids, mask, pooling)
+    expected = compute_outputs(folder, pooling, named(ids, mask))
     real = mask.bool().numpy()
     np.testing.assert_allclose(found[HIDDEN][real], expected.pop(HIDDEN)[real], atol=1e-5)
     for name, value in expected.items():
@@ -91,7 +70,7 @@ def test_positions_come_from_the_ids_as_in_transformers(folder, tmp_path):
     ids, mask = batch([6, 4])
     ids[0, 3] = 1
     found = run_session(session_of(folder, tmp_path), ids, mask, (HIDDEN, "dense_vecs"))
-    expected = transformers_outputs(folder, ids, mask, "cls")
+    expected = compute_outputs(folder, "cls", named(ids, mask))
     np.testing.assert_allclose(found["dense_vecs"], expected["dense_vecs"], atol=1e-5)
     np.testing.assert_allclose(found[HIDDEN][0], expected[HIDDEN][0], atol=1e-5)
 
@@ -134,7 +113,7 @@ def test_projected_dense_vectors(pooling, copy_without, tmp_path):
     model = write_graph(base, tmp_path)
     ids, mask = batch([7, 2, 4])
     found = run_session(open_session(tmp_path / MODEL), ids, mask, (*ALL, SENTENCE))
-    expected = transformers_outputs(folder, ids, mask, pooling)
+    expected = compute_outputs(folder, pooling, named(ids, mask))
     expected["dense_vecs"] = normalize(expected["dense_vecs"] @ projection.T, dim=-1)
     real = mask.bool().numpy()
     np.testing.assert_allclose(found[HIDDEN][real], expected.pop(HIDDEN)[real], atol=1e-5)

@@ -1,7 +1,5 @@
 """Fewer tokens: kept texts keep tokens and vectors, and others do not become unknown."""
 
-from __future__ import annotations
-
 import copy
 import gzip
 import json
@@ -59,7 +57,7 @@ def base(request):
 
 
 def test_which_pieces_are_needed_by_others(unigram, wordpiece):
-    """Every character of the small real model has a piece: its texts of unknown words are kept too."""
+    """Every character of the small real model has a piece, so unknown words are kept too."""
     vocabulary = json.loads(unigram.tokenizer_files["tokenizer.json"])["model"]["vocab"]
     keep = choose_vocabulary(unigram, {"none": np.zeros(6001, np.int64)})
     lowest = min(score for _, score in vocabulary)

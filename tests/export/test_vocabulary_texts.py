@@ -1,7 +1,5 @@
 """From texts to a model with fewer tokens, and the report of what that saves and loses."""
 
-from __future__ import annotations
-
 import gzip
 import json
 from pathlib import Path

@@ -3,8 +3,6 @@
 Also that ``minilm.prepare`` converts once, on the same tiny BERT.
 """
 
-from __future__ import annotations
-
 import json
 import subprocess
 import sys
@@ -23,6 +21,7 @@ from transformers import (
 
 from bge_pruning.datasets.text_files import hash_file
 from bge_pruning.model_io import bert_conversion, minilm
+from tests.common.files import edit_json
 
 ROOT = Path(__file__).resolve().parents[2]
 WORDS = ["the", "a", "cat", "dog", "bird", "sees", "hears", "runs", "sleeps", "small", "big", "red"]
@@ -75,10 +74,6 @@ def source(tmp_path_factory):
 def converted(source):
     output = source.parent / "parent" / "converted"
     return bert_conversion.convert_bert_folder(source, output, SENTENCES, record={"source": "tiny"})
-
-
-def edit_json(path: Path, **changes: object) -> None:
-    path.write_text(json.dumps(json.loads(path.read_text()) | changes))
 
 
 @pytest.mark.parametrize("pad_token_id", [0, 1, 3])

@@ -1,7 +1,5 @@
 """Reading checkpoints back: complete, of this project, and without running what they hold."""
 
-from __future__ import annotations
-
 import datetime
 import gc
 import json
@@ -29,7 +27,8 @@ from bge_pruning.model_io.precision import round_weights
 from bge_pruning.models.encoder_shape import EncoderShape
 from bge_pruning.models.l0_module_embedding import L0Module
 from bge_pruning.models.structural_pruning import PruningMasks, prune_embedding
-from tests.common.code import FOREIGN, Code
+from tests.common.code import Code
+from tests.common.files import FOREIGN
 
 NO_CHECKPOINT = r"x\.pt: damaged, not complete, or not a checkpoint of this project \(.+\)\. To fix"
 NO_METADATA = (
@@ -58,11 +57,6 @@ def describe(content: dict[str, Any], metadata: RunMetadata) -> None:
     content["state"]["callbacks"] = [("RunMetadataCallback", metadata.state_dict())]
 
 
-def through_torch(metadata: RunMetadata, path: Path) -> RunMetadata:
-    torch.save(metadata.state_dict(), path)
-    return RunMetadata.from_state_dict(torch.load(path, weights_only=True))
-
-
 def test_metadata_comes_back(metadata, tmp_path):
     """An empty ``added_tokens.json`` must not stop a run at its first checkpoint."""
     files = {"sentencepiece.bpe.model": bytes(range(256)), "added_tokens.json": b""}
@@ -76,14 +70,15 @@ def test_metadata_comes_back(metadata, tmp_path):
         tokenizer_files={**metadata.tokenizer_files, **files},
     )
     for given in (odd, replace(metadata, l0_module=None)):  # as of a run without gates
-        assert through_torch(given, tmp_path / "x.pt") == given
+        torch.save(given.state_dict(), tmp_path / "x.pt")
+        found = torch.load(tmp_path / "x.pt", weights_only=True)
+        assert RunMetadata.from_state_dict(found) == given
 
-
-@pytest.mark.parametrize("new", ["revision", "prompts", "license", "origin"])
-def test_metadata_of_before_there_was_a_key_is_read(new, metadata):
+    # Of before there was one of these keys.
     state = metadata.state_dict()
-    old = {key: value for key, value in json.loads(state["json"]).items() if key != new}
-    assert RunMetadata.from_state_dict({**state, "json": json.dumps(old)}) == metadata
+    for new in ("revision", "prompts", "license", "origin"):
+        old = {key: value for key, value in json.loads(state["json"]).items() if key != new}
+        assert RunMetadata.from_state_dict({**state, "json": json.dumps(old)}) == metadata
 
 
 def test_a_run_folder_means_its_newest_checkpoint_or_the_best_if_asked_for(content, save, tmp_path):
@@ -128,9 +123,6 @@ def test_what_the_best_checkpoint_is_the_best_by(content, save):
         read_best_score(save(content))
     with pytest.raises(ValueError, match=r"does not say what it is the best by \(TypeError"):
         read_best_score(save({**content, "best": {"score": 0.5}}))
-
-
-# Round trip
 
 
 @pytest.mark.parametrize("pooling", ["cls", "mean"])
@@ -195,9 +187,6 @@ def test_what_composer_stores_beside_the_tensors_is_allowed(content, save):
     content["state"]["timestamp"]["Timestamp"]["total_wct"] = datetime.timedelta(seconds=3)
     content["state"]["integrations"] = {"torch": torch.torch_version.TorchVersion("2.7.0")}
     assert load_trained_model(save(content)).batch == 12
-
-
-# Memory
 
 
 def mappings(path: Path) -> int:
@@ -299,9 +288,6 @@ def test_code_is_named_and_not_run(place, content, save, tmp_path):
     assert not (tmp_path / "ran").exists()
 
 
-# Of another project or another model
-
-
 @pytest.mark.parametrize(
     "other",
     [
@@ -322,9 +308,8 @@ def test_other_projects(other, save):
         load_trained_model(save(other))
 
 
-@pytest.mark.parametrize(
-    "state",
-    [
+def test_damaged_metadata_or_a_part_that_is_missing(content, save):
+    for state in (
         None,
         {},
         {"json": "{}", "tokenizer_files": {}},
@@ -332,13 +317,14 @@ def test_other_projects(other, save):
         {"json": "[]", "tokenizer_files": {}},
         {"json": "{}", "tokenizer_files": {"tokenizer.json": "text"}},
         {"json": "{}", "tokenizer_files": None},
-    ],
-    ids=["None", "empty", "no fields", "broken", "list", "text for bytes", "no files"],
-)
-def test_damaged_metadata(state, content, save):
-    content["state"]["callbacks"] = [("RunMetadataCallback", state)]
-    with pytest.raises(ValueError, match=NO_METADATA):
-        load_trained_model(save(content))
+    ):
+        damaged = {**content["state"], "callbacks": [("RunMetadataCallback", state)]}
+        with pytest.raises(ValueError, match=NO_METADATA):
+            load_trained_model(save({**content, "state": damaged}))
+    for part in ("model", "timestamp"):
+        state = {key: value for key, value in content["state"].items() if key != part}
+        with pytest.raises(ValueError, match=r"x\.pt: .*(damaged|not a checkpoint).* To fix"):
+            load_trained_model(save({**content, "state": state}))
 
 
 @pytest.mark.parametrize(
@@ -385,22 +371,10 @@ def test_gates_and_sizes_of_another_version_or_run(metadata, content, save, targ
         load_trained_model(save(content))
 
 
-@pytest.mark.parametrize("part", ["model", "timestamp"])
-def test_a_part_is_missing(part, content, save):
-    del content["state"][part]
-    with pytest.raises(ValueError, match=r"x\.pt: .*(damaged|not a checkpoint).* To fix"):
-        load_trained_model(save(content))
-
-
 @pytest.mark.parametrize(
     ("change", "message"),
     [
         ({"num_hidden_layers": 5}, r"\(backbone\): .*only in model: encoder\.layer\.4\."),
-        ({"num_hidden_layers": 3}, r"\(backbone\): .*only in checkpoint: encoder\.layer\.3\."),
-        (
-            {"vocab_size": 98},
-            r"word_embeddings\.weight is \(99, 32\) in the checkpoint, \(98, 32\)",
-        ),
         ({"colbert_dim": 16}, r"\(heads\): .*colbert_linear\.weight is \(32, 32\).*\(16, 32\)"),
         ({"sparse_head": False}, r"\(heads\): .*only in checkpoint: sparse_linear\."),
     ],

@@ -4,15 +4,12 @@ Keys and layouts are those that transformers 5, sentence-transformers, FlagEmbed
 text-embeddings-inference and vLLM ask for.
 """
 
-from __future__ import annotations
-
 import json
 import pickletools
 import shutil
 import zipfile
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
@@ -23,6 +20,8 @@ from bge_pruning.model_io.hub import no_loading_bars
 from bge_pruning.model_io.model_folder import compute_hf_config, write_model_folder
 from bge_pruning.model_io.pretrained import load_base_model
 from bge_pruning.model_io.projection import compute_modules, compute_selection
+from tests.common.files import contents
+from tests.common.trainings import read_json
 
 ALWAYS = set(
     "config.json model.safetensors tokenizer.json tokenizer_config.json special_tokens_map.json "
@@ -36,14 +35,6 @@ REQUIRED_KEYS = set(
     "layer_norm_eps max_position_embeddings model_type num_attention_heads num_hidden_layers "
     "pad_token_id type_vocab_size vocab_size".split()
 )
-
-
-def read_json(path: Path) -> Any:
-    return json.loads(path.read_text(encoding="utf-8"))
-
-
-def files(folder: Path) -> set[str]:
-    return {str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file()}
 
 
 @pytest.fixture
@@ -74,7 +65,7 @@ def test_the_sources_tokenizer_is_copied(write, tokenizer_files):
         "special_tokens_map.json": b'{"pad_token": "<pad>", "name": "\xc3\xa9"}',
     }
     folder, _, _ = write(tokenizer=source)
-    assert files(folder) == ALWAYS | HEADS | {"sentencepiece.bpe.model"}
+    assert set(contents(folder)) == ALWAYS | HEADS | {"sentencepiece.bpe.model"}
     assert all((folder / name).read_bytes() == content for name, content in source.items())
 
 
@@ -92,9 +83,7 @@ def test_special_tokens_are_taken_from_the_tokenizers_config(write, tokenizer_fi
     config = json.dumps({**tokens, **other}).encode()
     folder, _, _ = write(tokenizer={**tokenizer_files, "tokenizer_config.json": config})
     assert read_json(folder / "special_tokens_map.json") == tokens
-
-
-def test_a_source_without_tokenizer_config(write, tokenizer_files):
+    shutil.rmtree(folder)
     folder, _, _ = write(tokenizer={"tokenizer.json": tokenizer_files["tokenizer.json"]})
     assert read_json(folder / "special_tokens_map.json") == {}
 
@@ -104,14 +93,11 @@ def test_files_that_a_server_reads_and_that_are_not_mixed_up(
 ):
     """A server may run as somebody else; the writer of safetensors makes files for their owner."""
     (tmp_path / "new").touch()
-    written = {name: (folder / name).stat().st_mode for name in files(folder)}
+    written = {name: (folder / name).stat().st_mode for name in set(contents(folder))}
     assert written == dict.fromkeys(written, (tmp_path / "new").stat().st_mode)
     backbone, heads = build_model(target_shape, torch.float32)
     with pytest.raises(FileExistsError, match="model.safetensors"):
         write_model_folder(folder, backbone, heads, target_shape, tiny_hf_config, {}, 78)
-
-
-# Weights
 
 
 def test_weights_have_the_names_of_hugging_face_and_heads_those_of_flag_embedding(
@@ -151,24 +137,14 @@ def test_heads_are_no_code(folder):
         }
 
 
-@pytest.mark.parametrize(
-    ("change", "left"),
-    [
-        ({}, HEADS),
-        ({"sparse_head": False}, {"colbert_linear.pt"}),
-        ({"colbert_dim": 0}, {"sparse_linear.pt"}),
-        ({"sparse_head": False, "colbert_dim": 0}, set()),
-    ],
-    ids=["both", "colbert", "sparse", "neither"],
-)
-def test_every_file_is_there_but_no_head_that_does_not_exist(change, left, write, target_shape):
-    """A random head would be worse than none."""
-    assert files(write(replace(target_shape, **change))[0]) == ALWAYS | left
-
-
 @pytest.mark.parametrize("pooler", [True, False])
-def test_a_pooler_is_written_if_there_is_one(pooler, write, target_shape):
-    folder, _, _ = write(replace(target_shape, pooler=pooler))
+@pytest.mark.parametrize("sparse", [True, False])
+@pytest.mark.parametrize("dim", [32, 0])
+def test_nothing_is_written_that_does_not_exist(dim, sparse, pooler, write, target_shape):
+    """A random head would be worse than none."""
+    folder, _, _ = write(replace(target_shape, pooler=pooler, sparse_head=sparse, colbert_dim=dim))
+    left = ({"colbert_linear.pt"} if dim else set()) | ({"sparse_linear.pt"} if sparse else set())
+    assert set(contents(folder)) == ALWAYS | left
     names = load_file(folder / "model.safetensors").keys()
     assert any(name.startswith("pooler.") for name in names) == pooler
 
@@ -203,15 +179,12 @@ def test_weights_and_heads_have_the_precision_asked_for(dtype, write):
         assert AutoModel.from_pretrained(folder).dtype == dtype
 
 
-@pytest.mark.parametrize("module", ["backbone", "heads"])
+@pytest.mark.parametrize("name", ["encoder.layer.1.output.dense.bias", "sparse_linear.bias"])
 def test_a_weight_beyond_the_precision_is_named(
-    module, build_model, target_shape, tiny_hf_config, tokenizer_files, tmp_path
+    name, build_model, target_shape, tiny_hf_config, tokenizer_files, tmp_path
 ):
     backbone, heads = build_model(target_shape, torch.float32)
-    part, name = {
-        "backbone": (backbone, "encoder.layer.1.output.dense.bias"),
-        "heads": (heads, "sparse_linear.bias"),
-    }[module]
+    part = backbone if name.startswith("encoder") else heads
     part.get_parameter(name).data[0] = -70_000.0
     arguments = (backbone, heads, target_shape, tiny_hf_config, tokenizer_files, 78)
     message = rf"^{name} holds 70000, and float16 ends at 65504\. To fix, write the model in bf16"
@@ -220,9 +193,6 @@ def test_a_weight_beyond_the_precision_is_named(
         write_model_folder(tmp_path / "a", *arguments, dtype=torch.float16)
     (tmp_path / "b").mkdir()
     write_model_folder(tmp_path / "b", *arguments, dtype=torch.bfloat16)
-
-
-# config.json
 
 
 def test_config_has_every_required_key_even_if_the_source_relied_on_defaults(write, tiny_hf_config):
@@ -278,9 +248,6 @@ def test_config_drops_what_was_true_of_the_source_only(tiny_hf_config, target_sh
     assert source == before
 
 
-# sentence-transformers and text-embeddings-inference
-
-
 @pytest.mark.parametrize(("pooling", "cls", "mean"), [("cls", True, False), ("mean", False, True)])
 def test_pooling_and_length_have_the_classic_keys(pooling, cls, mean, write):
     folder, _, _ = write(pooling=pooling, length=40)
@@ -299,7 +266,7 @@ def test_a_projection_lies_before_normalisation(write):
     """text-embeddings-inference and vLLM read sizes, bias, activation and ``linear.weight``."""
     folder, _, _ = write(projection=torch.eye(32, 16))
     names = ("2_Dense/config.json", "2_Dense/model.safetensors", "3_Normalize/config.json")
-    assert files(folder) == (ALWAYS | HEADS | set(names)) - {"2_Normalize/config.json"}
+    assert set(contents(folder)) == (ALWAYS | HEADS | set(names)) - {"2_Normalize/config.json"}
     assert read_json(folder / "modules.json") == compute_modules(projected=True)
     assert read_json(folder / "1_Pooling" / "config.json")["word_embedding_dimension"] == 16
     assert read_json(folder / "2_Dense" / "config.json") == {

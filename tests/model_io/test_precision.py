@@ -1,7 +1,5 @@
 """Rounding of weights, and what is said of it."""
 
-from __future__ import annotations
-
 import math
 
 import pytest

@@ -1,7 +1,5 @@
 """Files that the library itself reads, written in pieces."""
 
-from __future__ import annotations
-
 import json
 import re
 from pathlib import Path

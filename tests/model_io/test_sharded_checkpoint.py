@@ -1,7 +1,5 @@
 """Checkpoint folders of sharded runs: read whole, without running what they hold."""
 
-from __future__ import annotations
-
 import os
 import pickle
 from functools import partial

@@ -1,7 +1,5 @@
 """Tokenizer files of fewer tokens: the same tokens under new ids, in every file that names ids."""
 
-from __future__ import annotations
-
 import json
 
 import numpy as np
