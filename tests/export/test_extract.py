@@ -14,6 +14,7 @@ import pytest
 import torch
 
 from bge_pruning.export import extract as module
+from bge_pruning.export import extraction, keep_dimension
 from bge_pruning.export.extract import ExtractOptions
 from bge_pruning.export.folder_check import FolderError, check_folder
 from bge_pruning.export.keep_dimension import add_projection
@@ -109,21 +110,6 @@ def test_no_head_to_make_square(size, message, metadata, save_run, refuses):
     refuses(ValueError, message, run, square_head=True)
 
 
-def test_a_square_head_that_changes_scores_is_not_delivered(run, monkeypatch, refuses):
-    from bge_pruning.export import extraction
-
-    narrow = extraction.narrow_head
-
-    def wrong(head: torch.nn.Linear, norm: torch.nn.LayerNorm) -> torch.nn.Linear:
-        result = narrow(head, norm)
-        result.bias.add_(0.01)
-        return result
-
-    monkeypatch.setattr(extraction, "narrow_head", torch.no_grad()(wrong))
-    message = r"the square multi-vector head moves a score by \d\.\de-0\d, more than 1e-05\. To fix"
-    refuses(ValidationError, message, run, square_head=True)
-
-
 def test_a_model_with_all_dimensions_needs_neither_map_nor_head(
     metadata, save_run, tmp_path, tiny_shape
 ):
@@ -133,7 +119,6 @@ def test_a_model_with_all_dimensions_needs_neither_map_nor_head(
     )
     assert "projection" not in info
     assert not (tmp_path / "small" / "2_Dense").exists()
-    run = save_run(replace(metadata, l0_module=None))
     assert "multi_vector" not in info
     assert info["shape"] == asdict(tiny_shape)
 
@@ -181,37 +166,40 @@ def test_a_map_fitted_on_texts_comes_nearer(
     assert cosines["fitted"] > cosines["selection"] + 0.01
 
 
-def test_the_source_has_to_be_the_one_that_was_pruned(
+def test_a_source_of_another_size_or_with_a_map_of_its_own(
     metadata, save_run, run, many_texts, tmp_path, refuses
 ):
+    """An index of it has the dimensions of that map; the gates were those of its encoder's."""
     extract(run, tmp_path / "other")
+    first = extract(run, tmp_path / "first", options=ExtractOptions(keep_dimension=True))
     run = save_run(replace(metadata, base_model=str(tmp_path / "other")))
     message = r"has 16 dimensions, but the model that was pruned had 32\. To fix"
     refuses(ValueError, message, run, keep_dimension=True, fit_texts=(many_texts,))
-
-
-@pytest.mark.parametrize("fitted", [False, True])
-def test_a_source_with_a_map_of_its_own(
-    fitted, metadata, save_run, run, many_texts, tmp_path, refuses
-):
-    """An index of it has the dimensions of that map; the gates were those of its encoder's."""
-    first = extract(run, tmp_path / "first", options=ExtractOptions(keep_dimension=True))
     again = replace(metadata, base_model=str(tmp_path / "first"), source_pruning=first)
     run = save_run(again)
     message = r"first was itself written with --keep-dimension: its vectors have 32 dim.* To fix"
-    refuses(
-        ValueError, message, run, keep_dimension=True, fit_texts=(many_texts,) if fitted else ()
-    )
+    for files in ((many_texts,), ()):
+        refuses(ValueError, message, run, keep_dimension=True, fit_texts=files)
     assert extract(run, tmp_path / "second")["source"]["projection"] == first["projection"]
 
 
-def test_a_wrong_dense_module_is_not_delivered(run, monkeypatch, refuses):
-    from bge_pruning.export import keep_dimension
+def test_wrong_maps_and_heads_are_not_delivered(run, monkeypatch, refuses):
 
     insert = keep_dimension._insert
     monkeypatch.setattr(keep_dimension, "_insert", lambda folder, p: insert(folder, p.flip(0)))
     message = r"with the Dense module sentence-transformers is .* off, more than 1e-05\. To fix"
     refuses(ValidationError, message, run, keep_dimension=True)
+
+    narrow = extraction.narrow_head
+
+    def wrong(head: torch.nn.Linear, norm: torch.nn.LayerNorm) -> torch.nn.Linear:
+        result = narrow(head, norm)
+        result.bias.add_(0.01)
+        return result
+
+    monkeypatch.setattr(extraction, "narrow_head", torch.no_grad()(wrong))
+    message = r"the square multi-vector head moves a score by \d\.\de-0\d, more than 1e-05\. To fix"
+    refuses(ValidationError, message, run, square_head=True)
 
 
 def test_a_projection_keeps_prompts_pooling_and_length(metadata, save_run, tmp_path):

@@ -541,13 +541,6 @@ def test_weights_that_are_no_numbers_are_not_delivered(value, metadata, save_run
     refuses(ValidationError, "last_hidden_state nan", run)
 
 
-def test_a_wrong_count_is_not_delivered(run, monkeypatch, refuses):
-    count = extraction.count_parameters
-    monkeypatch.setattr(extraction, "count_parameters", lambda s: replace(count(s), embeddings=7))
-    message = r"the cut model has .*, but its shape should have .*embeddings=7.*To fix"
-    refuses(ValidationError, message, run)
-
-
 @pytest.mark.parametrize("overwrite", [False, True])
 def test_no_checkpoint_or_a_truncated_one_or_a_file_in_its_place(
     overwrite, run, tmp_path, refuses, request
@@ -574,11 +567,16 @@ def test_an_existing_folder_is_kept_and_one_of_something_else_never_replaced(run
     refuses(FileExistsError, message, run, old, overwrite=True)
 
 
-def test_a_shape_that_cannot_be_loaded_is_not_delivered(gated, save_run, refuses):
+def test_wrong_shapes_and_counts_are_not_delivered(gated, metadata, save_run, refuses, monkeypatch):
     """Half the heads with the whole hidden size: no version of transformers loads it."""
     run = save_run(gated(("head",)))
     message = "transformers does not load the extracted model .*mismatch.*To fix"
     refuses(ValueError, message, run)
+    run = save_run(metadata)
+    count = extraction.count_parameters
+    monkeypatch.setattr(extraction, "count_parameters", lambda s: replace(count(s), embeddings=7))
+    message = r"the cut model has .*, but its shape should have .*embeddings=7.*To fix"
+    refuses(ValidationError, message, run)
 
 
 def interrupt(folder: Path) -> None:

@@ -53,7 +53,8 @@ def test_outputs_are_those_of_transformers(lengths, pooling, copy_without, tmp_p
     assert not found["colbert_vecs"][~real[:, 1:]].any()
 
 
-def test_a_text_is_the_same_alone_and_in_a_batch(folder, tmp_path):
+def test_a_text_is_the_same_alone_and_may_spell_padding_out(folder, tmp_path):
+    """The id of the padding token counts as padding in a text, its mask does not."""
     session = session_of(folder, tmp_path)
     ids, mask = batch([9, 4, 6])
     together = run_session(session, ids, mask, ALL)
@@ -63,13 +64,9 @@ def test_a_text_is_the_same_alone_and_in_a_batch(folder, tmp_path):
         np.testing.assert_allclose(
             together["colbert_vecs"][row, : length - 1], alone["colbert_vecs"][0], atol=1e-6
         )
-
-
-def test_positions_come_from_the_ids_as_in_transformers(folder, tmp_path):
-    """A text may spell the padding token out: its id counts as padding, its mask does not."""
     ids, mask = batch([6, 4])
     ids[0, 3] = 1
-    found = run_session(session_of(folder, tmp_path), ids, mask, (HIDDEN, "dense_vecs"))
+    found = run_session(session, ids, mask, (HIDDEN, "dense_vecs"))
     expected = compute_outputs(folder, "cls", named(ids, mask))
     np.testing.assert_allclose(found["dense_vecs"], expected["dense_vecs"], atol=1e-5)
     np.testing.assert_allclose(found[HIDDEN][0], expected[HIDDEN][0], atol=1e-5)
@@ -80,7 +77,7 @@ def test_only_heads_that_exist(copy_without, tmp_path):
     assert [output.name for output in session.get_outputs()] == [HIDDEN, "dense_vecs"]
 
 
-def test_heads_of_another_size_or_none(folder, tmp_path):
+def test_a_multi_vector_head_of_another_size(folder, tmp_path):
     torch.save(torch.nn.Linear(32, 8).state_dict(), folder / "colbert_linear.pt")
     session = session_of(folder, tmp_path)
     found = run_session(session, *batch([5, 3]), ("colbert_vecs",))["colbert_vecs"]
@@ -123,7 +120,7 @@ def test_projected_dense_vectors(pooling, copy_without, tmp_path):
     assert [output.name for output in model.graph.output] == [*ALL, SENTENCE]
 
 
-def test_signature_of_the_graph(folder, tmp_path):
+def test_the_graph_is_small_sorted_and_has_the_names_of_others(folder, tmp_path):
     """The names of the axes are those by which Optimum sizes its outputs."""
     model = write_graph(load_base_model(str(folder)), tmp_path)
 
@@ -145,10 +142,6 @@ def test_signature_of_the_graph(folder, tmp_path):
     assert kinds == {onnx.TensorProto.INT64}
     assert [(found.domain, found.version) for found in model.opset_import] == [("", 17)]
     assert model.ir_version == 8
-
-
-def test_the_graph_is_small_sorted_and_its_weights_have_their_names(folder, tmp_path):
-    model = write_graph(load_base_model(str(folder)), tmp_path)
     names = {weight.name for weight in model.graph.initializer}
     assert {"embeddings.word_embeddings.weight", "encoder.layer.3.output.dense.weight"} <= names
     assert {"sparse_linear.bias", "colbert_linear.weight"} <= names

@@ -88,10 +88,17 @@ def test_what_is_written_and_said(exported, messages, collection):
     assert len(scores) == len(MODES)
 
 
-def test_without_pairs_the_sentences_of_extraction_are_compared(exported):
+def test_without_pairs_and_in_the_place_of_an_earlier_file(exported):
+    """The sentences of extraction are compared where there are no pairs."""
     info = export_onnx_int8(exported, rounds=1)
     assert info.texts == 8 and info.spearman is None
     assert "Spearman" not in describe_loss(info)
+    path = exported / "onnx" / "model_quantized.onnx"
+    path.write_text("earlier")
+    with pytest.raises(FileExistsError, match=r"model_quantized\.onnx exists\. To fix, choose"):
+        export_onnx_int8(exported)
+    assert path.read_text() == "earlier"
+    assert export_onnx_int8(exported, overwrite=True, rounds=1).bytes == path.stat().st_size
 
 
 def test_a_projection_stays_float32(projected_folder, tmp_path):
@@ -147,15 +154,6 @@ def test_from_a_graph_with_weights_apart(folder, monkeypatch):
     onnx.checker.check_model(str(folder / "onnx" / "model_quantized.onnx"), full_check=True)
 
 
-def test_an_earlier_file_is_kept_or_replaced(exported):
-    path = exported / "onnx" / "model_quantized.onnx"
-    path.write_text("earlier")
-    with pytest.raises(FileExistsError, match=r"model_quantized\.onnx exists\. To fix, choose"):
-        export_onnx_int8(exported)
-    assert path.read_text() == "earlier"
-    assert export_onnx_int8(exported, overwrite=True, rounds=1).bytes == path.stat().st_size
-
-
 def test_without_an_export(folder):
     before = names(folder)
     message = r"onnx/model\.onnx: no such file\. To fix, export the model first: int8 is made from"
@@ -194,7 +192,8 @@ def no_speed(monkeypatch) -> None:
     monkeypatch.setattr(onnx_quantize, "measure_speed", lambda *args, rounds: {"rounds": rounds})
 
 
-def test_a_file_loses_nothing_beside_itself(encoder, no_speed):
+def test_cosines_are_of_texts_and_of_real_tokens(encoder, no_speed):
+    """A file loses nothing beside itself."""
     found = measure_int8(encoder, encoder, (TEXTS, TEXTS[::-1], [1, 5, 2]), rounds=3)
     assert found["texts"] == 3
     for row in found["cosine"].values():
@@ -202,6 +201,12 @@ def test_a_file_loses_nothing_beside_itself(encoder, no_speed):
     assert found["spearman"]["change"] == 0.0
     assert found["speed"] == {"rounds": 3}
     assert set(found["versions"]) == {"onnx", "onnxruntime"}
+    turned = Turned(encoder.path, batch_size=2)
+    found = measure_int8(turned, encoder, (TEXTS, TEXTS[::-1], [1, 5, 2]))["cosine"]
+    for name in ("dense_vecs", "colbert_vecs"):
+        assert found[name] == pytest.approx({"mean": 0.8, "min": 0.8}, abs=1e-5)
+    assert found["token_weights"] == pytest.approx({"mean": 1.0, "min": 1.0}, abs=1e-5)
+    assert np.isfinite([value for row in found.values() for value in row.values()]).all()
 
 
 class Turned(OnnxEncoder):
@@ -218,12 +223,3 @@ class Turned(OnnxEncoder):
         if "token_weights" in names:
             outputs["token_weights"] = 3.0 * outputs["token_weights"]
         return outputs
-
-
-def test_cosines_are_of_texts_and_of_real_tokens(encoder, no_speed):
-    turned = Turned(encoder.path, batch_size=2)
-    found = measure_int8(turned, encoder, (TEXTS, TEXTS[::-1], [1, 5, 2]))["cosine"]
-    for name in ("dense_vecs", "colbert_vecs"):
-        assert found[name] == pytest.approx({"mean": 0.8, "min": 0.8}, abs=1e-5)
-    assert found["token_weights"] == pytest.approx({"mean": 1.0, "min": 1.0}, abs=1e-5)
-    assert np.isfinite([value for row in found.values() for value in row.values()]).all()

@@ -102,13 +102,26 @@ def outputs_of(base, texts: list[str]) -> dict[str, torch.Tensor]:
         return base.heads.outputs(base.backbone.eval()(ids, mask), mask)
 
 
-def test_kept_texts_have_the_very_same_outputs(base, assert_same):
+def test_outputs_sizes_and_config_of_the_trimmed_model(base, assert_same):
     keep = choose(base, "de en zh")
     texts = [t for language in ("de", "en", "zh") for t in sentences(language)[:12]]
     expected = outputs_of(base, texts)
     found = outputs_of(trim_vocabulary(base, keep), texts)
     assert set(found) == {"dense_vecs", "token_weights", "colbert_vecs"}
     assert_same(found, expected)
+    trimmed = trim_vocabulary(base, choose(base, "en", 1200))
+    counted = trimmed.backbone.count_parameters()
+    expected = count_parameters(trimmed.shape)
+    assert (counted.encoder, counted.embeddings) == (expected.encoder, expected.embeddings)
+    assert trimmed.shape == replace(base.shape, vocab_size=1200) == trimmed.backbone.shape
+    assert trimmed.hf_config["vocab_size"] == 1200
+    assert trimmed.backbone.embeddings.word_embeddings.num_embeddings == 1200
+    vocabulary = tokenizer_of(trimmed.tokenizer_files).get_vocab()
+    old = tokenizer_of(base.tokenizer_files).get_vocab()
+    tokens = {index: token for token, index in old.items()}
+    assert sorted(vocabulary.values()) == list(range(1200))
+    for key in ("bos_token_id", "eos_token_id", "pad_token_id"):
+        assert vocabulary[tokens[base.hf_config[key]]] == trimmed.hf_config[key]
 
 
 def test_only_the_rows_change(unigram):
@@ -130,23 +143,7 @@ def test_only_the_rows_change(unigram):
     assert "sentencepiece.bpe.model" in unigram.tokenizer_files
 
 
-def test_sizes_and_config_of_the_trimmed_model(base):
-    trimmed = trim_vocabulary(base, choose(base, "en", 1200))
-    counted = trimmed.backbone.count_parameters()
-    expected = count_parameters(trimmed.shape)
-    assert (counted.encoder, counted.embeddings) == (expected.encoder, expected.embeddings)
-    assert trimmed.shape == replace(base.shape, vocab_size=1200) == trimmed.backbone.shape
-    assert trimmed.hf_config["vocab_size"] == 1200
-    assert trimmed.backbone.embeddings.word_embeddings.num_embeddings == 1200
-    vocabulary = tokenizer_of(trimmed.tokenizer_files).get_vocab()
-    old = tokenizer_of(base.tokenizer_files).get_vocab()
-    tokens = {index: token for token, index in old.items()}
-    assert sorted(vocabulary.values()) == list(range(1200))
-    for key in ("bos_token_id", "eos_token_id", "pad_token_id"):
-        assert vocabulary[tokens[base.hf_config[key]]] == trimmed.hf_config[key]
-
-
-def test_a_cut_model_can_be_trimmed(unigram, target_shape, assert_same):
+def test_a_cut_or_trimmed_model_can_be_trimmed(unigram, target_shape, assert_same):
     backbone, heads = copy.deepcopy(unigram.backbone), copy.deepcopy(unigram.heads)
     cut = KeepIndices([0, 2], [*range(0, 32, 2)], [[0, 3], [1, 2]], [[*range(32)]] * 2)
     backbone.prune(cut)
@@ -158,9 +155,6 @@ def test_a_cut_model_can_be_trimmed(unigram, target_shape, assert_same):
     counted = trimmed.backbone.count_parameters()
     assert counted.embeddings == count_parameters(trimmed.shape).embeddings
     assert trimmed.shape == replace(shape, vocab_size=trimmed.hf_config["vocab_size"])
-
-
-def test_trimming_twice_is_trimming_once(unigram):
     first = trim_vocabulary(unigram, choose(unigram, "de en fr"))
     second = trim_vocabulary(first, choose(first, "en", 1200))
     once = trim_vocabulary(unigram, choose(unigram, "en", 1200))

@@ -121,29 +121,6 @@ def test_a_file_is_used_once(shipped, tmp_path, monkeypatch):
     assert find_corpora(dataset).chosen == ("hf://owner/texts",)  # no file
 
 
-def test_no_texts_or_a_language_without_a_corpus():
-    message = (
-        r"no texts say which tokens to keep\. To fix, pass --keep-vocabulary-from FILES or "
-        r"--languages\."
-    )
-    with pytest.raises(ValueError, match=message):
-        find_corpora(VocabularyRequest())
-    languages = "ar de en es fi fr hi id it ja ko nl pl pt ru sw th tr uk vi zh"
-    assert list(shipped_corpora()) == languages.split()
-    assert all(Path(path).is_file() for path in shipped_corpora().values())
-
-
-@pytest.mark.parametrize(("folder", "listed"), [("shipped", "de, xx"), ("nothing", "none")])
-def test_a_language_without_a_corpus(shipped, folder, listed):
-    request = VocabularyRequest(languages=("it", "tr"), shipped=shipped.parent / folder)
-    message = (
-        rf"no corpus of it, tr is shipped, only of {listed}\. To fix, pass --keep-vocabulary-from "
-        r"with texts of that language\."
-    )
-    with pytest.raises(ValueError, match=message):
-        find_corpora(request)
-
-
 @pytest.mark.parametrize("content", ["", "\n  \n"])
 @pytest.mark.parametrize("role", ["texts", "report_on"])
 def test_a_corpus_without_text_or_that_is_not_there(base, shipped, tmp_path, content, role):
@@ -248,3 +225,23 @@ def test_what_is_said_of_the_texts(base, tmp_path, messages, shipped):
     assert "8 tokens are kept, not 20: the texts have no more" in messages.text
     _, report = trim_to_texts(base, VocabularyRequest((), ("de",), 5, shipped=shipped))
     assert report["vocabulary"]["kept"] == 5
+
+
+def test_no_texts_or_a_language_without_a_corpus(shipped):
+    languages = "ar de en es fi fr hi id it ja ko nl pl pt ru sw th tr uk vi zh"
+    assert list(shipped_corpora()) == languages.split()
+    assert all(Path(path).is_file() for path in shipped_corpora().values())
+    message = (
+        r"no texts say which tokens to keep\. To fix, pass --keep-vocabulary-from FILES or "
+        r"--languages\."
+    )
+    with pytest.raises(ValueError, match=message):
+        find_corpora(VocabularyRequest())
+    for folder, listed in (("shipped", "de, xx"), ("nothing", "none")):
+        request = VocabularyRequest(languages=("it", "tr"), shipped=shipped.parent / folder)
+        message = (
+            rf"no corpus of it, tr is shipped, only of {listed}\. To fix, pass "
+            r"--keep-vocabulary-from with texts of that language\."
+        )
+        with pytest.raises(ValueError, match=message):
+            find_corpora(request)

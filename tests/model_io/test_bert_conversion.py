@@ -158,7 +158,7 @@ def test_verification_finds_one_wrong_weight(tmp_path, source, converted, value)
         bert_conversion.verify_conversion(bert, source, converted, SENTENCES)
 
 
-def test_layout_and_record(converted):
+def test_files_of_a_converted_folder(converted):
     files = {path.relative_to(converted).as_posix() for path in converted.rglob("*")}
     assert files == set(
         "1_Pooling 1_Pooling/config.json 2_Normalize 2_Normalize/config.json colbert_linear.pt "
@@ -176,9 +176,6 @@ def test_layout_and_record(converted):
     sizes = {path.relative_to(converted).as_posix(): path.stat().st_size for path in paths}
     del sizes["conversion.json"]
     assert record["files"] == sizes
-
-
-def test_configs(converted):
     config = json.loads((converted / "config.json").read_text())
     wanted = {
         "model_type": "xlm-roberta",
@@ -197,9 +194,6 @@ def test_configs(converted):
     sentence = json.loads((converted / "sentence_bert_config.json").read_text())
     # 256, cut to the position table.
     assert sentence == {"max_seq_length": 40, "do_lower_case": False}
-
-
-def test_heads_and_tokenizer(converted):
     colbert = torch.load(converted / "colbert_linear.pt", weights_only=True)
     sparse = torch.load(converted / "sparse_linear.pt", weights_only=True)
     assert torch.equal(colbert["weight"], torch.eye(32))

@@ -244,15 +244,6 @@ def test_the_state_of_an_optimizer_is_not_read(content, save):
     assert peak - before < 2**25
 
 
-@pytest.mark.parametrize("share", [0.0, 0.001, 0.1, 0.5, 0.99, 0.9999])
-def test_truncated(content, save, share):
-    path = save(content)
-    whole = path.read_bytes()
-    path.write_bytes(whole[: int(share * len(whole))])
-    with pytest.raises(ValueError, match=NO_CHECKPOINT):
-        load_trained_model(path)
-
-
 FOREIGN_CHECKPOINTS = {
     **FOREIGN,
     "zip": b"PK\x05\x06" + bytes(18),
@@ -261,11 +252,17 @@ FOREIGN_CHECKPOINTS = {
 }
 
 
-@pytest.mark.parametrize("name", FOREIGN_CHECKPOINTS)
-def test_other_files(name, tmp_path):
-    (tmp_path / "x.pt").write_bytes(FOREIGN_CHECKPOINTS[name])
+@pytest.mark.parametrize("damage", [0.0, 0.001, 0.1, 0.5, 0.99, 0.9999, *FOREIGN_CHECKPOINTS])
+def test_truncated_and_other_files(damage, content, save):
+    """A share of the file, or what another program wrote."""
+    path = save(content)
+    whole = path.read_bytes()
+    if isinstance(damage, float):
+        path.write_bytes(whole[: int(damage * len(whole))])
+    else:
+        path.write_bytes(FOREIGN_CHECKPOINTS[damage])
     with pytest.raises(ValueError, match=NO_CHECKPOINT) as caught:
-        load_trained_model(tmp_path / "x.pt")
+        load_trained_model(path)
     # Torch's own words advise to switch the protection off, or to save the file in another way.
     assert "weights_only" not in str(caught.value)
     assert "torch.save(" not in str(caught.value)

@@ -119,14 +119,12 @@ def test_hidden_states_equal_those_of_bert(texts, length, both, source, converte
         assert torch.equal(before, after)
 
 
-def test_sizes_are_those_of_the_calibration(both):
+def test_sizes_and_sentence_vectors(both, converted):
+    """Sizes are those of the calibration, vectors the normalised mean."""
     config = both[1].config
     sizes = (config.hidden_size, config.num_hidden_layers, config.num_attention_heads)
     assert (*sizes, config.intermediate_size, config.vocab_size) == (384, 6, 12, 1536, 30522)
     assert sum(p.numel() for p in both[1].encoder.parameters()) == 10_646_784
-
-
-def test_sentence_vectors_are_the_normalised_mean(both, converted):
     texts = [row[0] for row in read_rows(16)]
     batch = AutoTokenizer.from_pretrained(converted)(texts, padding=True, return_tensors="pt")
     with torch.no_grad():

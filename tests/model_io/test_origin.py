@@ -43,16 +43,21 @@ def test_hub_names_and_folders(write_card, monkeypatch):
 
 
 @pytest.mark.parametrize(
-    "base", ["../a folder", "[a/b, c/d]", "{a: b}", "7", "''", "https://huggingface.co/a/b"]
+    "front",
+    [
+        "",
+        "language: de\n",
+        "license:\nbase_model:\n",
+        "# nothing\n",
+        "base_model: ../a folder\n",
+        "base_model: [a/b, c/d]\n",
+        "base_model: {a: b}\n",
+        "base_model: 7\n",
+        "base_model: ''\n",
+        "base_model: https://huggingface.co/a/b\n",
+    ],
 )
-def test_a_base_that_is_no_hub_name(base, write_card, messages):
-    folder = write_card(f"base_model: {base}\n")
-    assert read_origin(folder, str(folder)) == Origin()
-    assert not messages.records
-
-
-@pytest.mark.parametrize("front", ["", "language: de\n", "license:\nbase_model:\n", "# nothing\n"])
-def test_a_card_that_says_nothing(front, write_card, messages):
+def test_a_card_that_names_neither_licence_nor_base(front, write_card, messages):
     folder = write_card(front)
     assert read_origin(folder, str(folder)) == Origin()
     (folder / "README.md").unlink()

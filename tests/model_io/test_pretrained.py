@@ -179,7 +179,9 @@ def test_half_precision_and_keys_that_config_leaves_out(key, dtype, e5, batch):
     assert_equals_hugging_face(e5, batch)
 
 
-def test_bge_m3_has_its_heads(bge_m3, bge_m3_heads, tiny_shape, tiny_hf_config, messages):
+def test_bge_m3_has_its_heads_and_no_text_is_longer_than_its_positions(
+    bge_m3, bge_m3_heads, tiny_shape, tiny_hf_config, messages, language_model
+):
     base = load_base_model(str(bge_m3))
     for name, head in bge_m3_heads.items():
         for key, tensor in getattr(base.heads, name).state_dict().items():
@@ -195,6 +197,11 @@ def test_bge_m3_has_its_heads(bge_m3, bge_m3_heads, tiny_shape, tiny_hf_config, 
     assert set(base.tokenizer_files) == set(names.split())
     assert all(file == (bge_m3 / n).read_bytes() for n, file in base.tokenizer_files.items())
     assert not messages.records
+    # 80 positions; the first text position is pad_token_id + 1.
+    assert load_base_model(str(language_model)).max_seq_length == 78
+    for length in (100_000, 79):
+        write_json(bge_m3 / "sentence_bert_config.json", {"max_seq_length": length})
+        assert load_base_model(str(bge_m3)).max_seq_length == 78
 
 
 def test_missing_heads_are_named_or_made_anew(e5, bge_m3, batch, messages, bge_m3_heads):
@@ -244,14 +251,6 @@ def test_the_pruning_record_of_an_extracted_model(e5):
         ValueError, match=r"pruning.json: kept.hidden is \"all\", expected a list.*To"
     ):
         load_base_model(str(e5))
-
-
-def test_longest_input_is_never_more_than_there_are_positions(language_model, bge_m3):
-    # 80 positions; the first text position is pad_token_id + 1.
-    assert load_base_model(str(language_model)).max_seq_length == 78
-    for length in (100_000, 79):
-        write_json(bge_m3 / "sentence_bert_config.json", {"max_seq_length": length})
-        assert load_base_model(str(bge_m3)).max_seq_length == 78
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""Which checkpoint a run goes on from."""
+"""Which checkpoint a run goes on from, and the gates of one as arrays."""
 
 import logging
 import math
@@ -97,7 +97,7 @@ def test_all_damaged(tmp_path):
         find_whole_checkpoint(tmp_path)
 
 
-def test_killed_while_it_wrote_its_first_one_it_starts_again(tmp_path, caplog):
+def test_without_a_whole_first_checkpoint_a_run_starts_again(tmp_path, caplog):
     (path,) = write(tmp_path, 4)
     (tmp_path / "latest-rank0.pt").unlink()  # made when the file is complete
     cut(path)
@@ -105,9 +105,7 @@ def test_killed_while_it_wrote_its_first_one_it_starts_again(tmp_path, caplog):
         assert find_whole_checkpoint(tmp_path) is None
     assert "killed while it wrote its first checkpoint: starting again" in caplog.text
     assert [p.name for p in tmp_path.iterdir()] == ["ba4-rank0.pt.damaged"]
-
-
-def test_a_run_without_checkpoints_starts(tmp_path):
+    (tmp_path / "ba4-rank0.pt.damaged").unlink()
     (tmp_path / "latest-rank0.pt").symlink_to("ba4-rank0.pt")
     assert find_whole_checkpoint(tmp_path) is None
     assert find_whole_checkpoint(tmp_path / "absent") is None
