@@ -28,13 +28,15 @@ def test_lengths_and_products_stay(hidden, outputs):
     torch.testing.assert_close(cosines[1] @ cosines[1].T, cosines[0] @ cosines[0].T)
 
 
-def test_the_bias_needs_the_layer_norm():
+def test_a_basis_is_orthonormal_and_the_bias_needs_the_layer_norm():
     """Without its mean of 0, H inputs and a bias would span H + 1 directions."""
     head, norm = make(8, 12)
     narrow = narrow_head(head, norm)
     h = torch.randn(50, 8, dtype=torch.float64)
     wide, small = head(h), narrow(h)
     assert (small @ small.T - wide @ wide.T).abs().max() > 1e-3
+    basis = compute_span(*make(8, 12))
+    torch.testing.assert_close(basis.T @ basis, torch.eye(8, dtype=torch.float64))
 
 
 def test_float32_heads_stay_float32_and_narrow_ones_are_refused():
@@ -49,8 +51,3 @@ def test_float32_heads_stay_float32_and_narrow_ones_are_refused():
     )
     with pytest.raises(ValueError, match="has 8 outputs for 12 inputs, .* To fix, leave colbert"):
         narrow_head(*make(12, 8))
-
-
-def test_a_basis_is_orthonormal():
-    basis = compute_span(*make(8, 12))
-    torch.testing.assert_close(basis.T @ basis, torch.eye(8, dtype=torch.float64))

@@ -26,6 +26,8 @@ from tests.common.trainings import extract_json as extract
 
 # Their words are all of "kept" tokens below.
 TEXTS = ["A plane is taking off.", "Yes.", "the heads of a model turn a text into a vector."]
+# A bias that lifts some token weights above 0, not all.
+LIFT = {"heads.sparse_linear.bias": torch.tensor([1.0])}
 
 
 @pytest.fixture
@@ -35,12 +37,6 @@ def texts(tmp_path) -> str:
     return str(path)
 
 
-@pytest.fixture
-def lifted_run(save_run, metadata) -> Path:
-    """With a bias that lifts some token weights above 0, not all."""
-    return save_run(metadata, {"heads.sparse_linear.bias": torch.tensor([1.0])})
-
-
 def everything(texts: str, **changes: Any) -> ExtractOptions:
     options = ExtractOptions(
         square_head=True, keep_dimension=True, vocabulary=VocabularyRequest((texts,)), onnx=True
@@ -48,8 +44,10 @@ def everything(texts: str, **changes: Any) -> ExtractOptions:
     return replace(options, **changes)
 
 
-def test_the_record_of_everything(lifted_run, texts, tmp_path, target_shape):
-    info = extract(lifted_run, tmp_path / "small", options=everything(texts))
+def test_the_record_of_everything(save_run, metadata, texts, tmp_path, target_shape):
+    pairs = (TEXTS[:2], TEXTS[1:], [3.0, 1.0])
+    options = everything(texts, onnx_int8=True, int8_pairs=pairs)
+    info = extract(save_run(metadata, LIFT), tmp_path / "small", options=options)
     kept = info["vocabulary"]["vocabulary"]["kept"]
     shape = replace(target_shape, vocab_size=kept, colbert_dim=16)
     assert 10 < kept < 99
@@ -59,6 +57,8 @@ def test_the_record_of_everything(lifted_run, texts, tmp_path, target_shape):
     assert (head["source_dim"], head["colbert_dim"]) == (32, 16)
     assert 0 < head["largest_difference"] < 1e-5
     assert info["onnx"]["file"] == "onnx/model.onnx"
+    assert (tmp_path / "small" / info["onnx_int8"]["file"]).is_file()
+    assert (info["onnx_int8"]["texts"], info["onnx_int8"]["spearman"]["pairs"]) == (3, 2)
     check_folder(tmp_path / "small", shape)
     saved = info["vocabulary"]["parameters"]
     assert saved["saved"] == (99 - kept) * 16
@@ -66,9 +66,11 @@ def test_the_record_of_everything(lifted_run, texts, tmp_path, target_shape):
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)
-def test_every_precision_with_everything(dtype, lifted_run, texts, tmp_path):
+def test_every_precision_with_everything(dtype, save_run, metadata, texts, tmp_path):
     """The square head is rounded as it is written: the law holds, to 1e-5."""
-    info = extract(lifted_run, tmp_path / "small", options=everything(texts, dtype=dtype))
+    info = extract(
+        save_run(metadata, LIFT), tmp_path / "small", options=everything(texts, dtype=dtype)
+    )
     assert info["largest_difference"] <= 1e-5
     assert 1e-5 < info["precision"]["rounding"]["colbert_vecs"] < 0.1
     assert max(info["onnx"]["largest_difference"].values()) <= 1e-5
@@ -85,29 +87,16 @@ def test_a_plain_extraction_is_what_servers_demand(run, tmp_path, target_shape):
         check_folder(tmp_path / "small", EncoderShape(**{**asdict(target_shape), "vocab_size": 7}))
 
 
-def test_int8(run, tmp_path):
-    pairs = (TEXTS[:2], TEXTS[1:], [3.0, 1.0])
-    options = ExtractOptions(onnx_int8=True, int8_pairs=pairs)
-    info = extract(run, tmp_path / "small", options=options)
-    assert (tmp_path / "small" / "onnx" / "model.onnx").is_file()
-    assert (tmp_path / "small" / info["onnx_int8"]["file"]).is_file()
-    assert info["onnx_int8"]["texts"] == 3
-    assert info["onnx_int8"]["spearman"]["pairs"] == 2
-
-
-@pytest.mark.parametrize(
-    ("size", "message"),
-    [
+def test_no_head_to_make_square(metadata, save_run, refuses):
+    for size, message in (
         (0, r"no multi-vector head to make square\. To fix, leave --colbert-dim out"),
         (8, r"has 8 outputs for 16 inputs.*To fix, leave colbert_dim as it is"),
-    ],
-)
-def test_no_head_to_make_square(size, message, metadata, save_run, refuses):
-    shape = {**metadata.shape, "colbert_dim": size}
-    target = {**metadata.l0_module["target"], "colbert_dim": size}
-    arguments = {**metadata.l0_module, "target": target}
-    run = save_run(replace(metadata, shape=shape, l0_module=arguments))
-    refuses(ValueError, message, run, square_head=True)
+    ):
+        shape = {**metadata.shape, "colbert_dim": size}
+        target = {**metadata.l0_module["target"], "colbert_dim": size}
+        gates = {**metadata.l0_module, "target": target}
+        run = save_run(replace(metadata, shape=shape, l0_module=gates))
+        refuses(ValueError, message, run, square_head=True)
 
 
 def test_a_model_with_all_dimensions_needs_neither_map_nor_head(

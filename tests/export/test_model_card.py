@@ -172,18 +172,14 @@ def test_what_is_said_only_where_it_is_true():
         assert "vllm serve THIS_FOLDER --runner pooling\n" in section(other, servers)
 
 
-@pytest.mark.parametrize(
-    ("batches", "said"),
-    [
+def test_training():
+    for batches, said in (
         ({}, "It was not trained after the cut."),
         ({"train": 7}, "Trained for 7 batches of training without gates."),
         ({"prune": 5, "recover": 6}, "Trained for 5 batches of pruning and 6 batches of recovery."),
-    ],
-    ids=str,
-)
-def test_training(batches, said):
-    found = section(make_card(batches=batches), "What was removed")
-    assert f"\n{said} `pruning.json` lists" in found
+    ):
+        found = section(make_card(batches=batches), "What was removed")
+        assert f"\n{said} `pruning.json` lists" in found
 
 
 @pytest.mark.parametrize(
@@ -312,18 +308,9 @@ def write(tmp_path, folder) -> Callable[..., Path]:
     return write
 
 
-@pytest.fixture
-def evaluation(write) -> Path:
-    return write("scores.json", SCORES, "model")
-
-
-@pytest.fixture
-def index(write) -> Path:
-    return write("index.json", RECORDS["index"], "new")
-
-
-def test_scores_and_a_copy_of_them(folder, evaluation):
+def test_scores_and_a_copy_of_them(folder, write):
     """A folder that was moved keeps them, although another model is there now."""
+    evaluation = write("scores.json", SCORES, "model")
     before = contents(folder)
     assert write_model_card(folder, evaluation) == folder / "README.md"
     card = (folder / "README.md").read_text(encoding="utf-8")
@@ -343,7 +330,9 @@ def test_scores_and_a_copy_of_them(folder, evaluation):
     assert (moved / "README.md").read_bytes() == card
 
 
-def test_what_is_known_already_stays(folder, evaluation, index):
+def test_what_is_known_already_stays(folder, write):
+    evaluation = write("scores.json", SCORES, "model")
+    index = write("index.json", RECORDS["index"], "new")
     write_model_card(folder, evaluation)
     write_model_card(folder, index=index)
     both = (folder / "README.md").read_bytes()

@@ -141,7 +141,12 @@ def test_a_sparse_head_that_says_nothing_has_no_cosine(exported):
     assert "token_weights" not in export_onnx_int8(exported, rounds=1).cosine.as_dict()
 
 
-def test_from_a_graph_with_weights_apart(folder, monkeypatch):
+def test_a_graph_is_needed_and_may_have_its_weights_apart(folder, monkeypatch):
+    before = names(folder)
+    message = r"onnx/model\.onnx: no such file\. To fix, export the model first: int8 is made from"
+    with pytest.raises(FileNotFoundError, match=message):
+        export_onnx_int8(folder)
+    assert names(folder) == before
     monkeypatch.setattr(onnx_export, "SINGLE_FILE_BYTES", 1000)
     export_onnx(folder)
     before = names(folder)
@@ -152,14 +157,6 @@ def test_from_a_graph_with_weights_apart(folder, monkeypatch):
         data.stat().st_size
     )
     onnx.checker.check_model(str(folder / "onnx" / "model_quantized.onnx"), full_check=True)
-
-
-def test_without_an_export(folder):
-    before = names(folder)
-    message = r"onnx/model\.onnx: no such file\. To fix, export the model first: int8 is made from"
-    with pytest.raises(FileNotFoundError, match=message):
-        export_onnx_int8(folder)
-    assert names(folder) == before
 
 
 @pytest.mark.parametrize("error", [KeyboardInterrupt, ValueError])

@@ -183,7 +183,8 @@ def test_the_record_of_an_extracted_model_has_the_new_sizes(unigram):
     assert earlier.shape.vocab_size == 6001
 
 
-def test_where_special_and_added_tokens_are_put(unigram, wordpiece):
+def test_where_tokens_are_put_and_rows_without_one_are_dropped(unigram, wordpiece, model_folder):
+    """Of whole words none is needed by others."""
     keep = choose(unigram, "en", 1200)
     assert keep.old_ids[:4].tolist() == [0, 1, 2, 3]
     assert keep.old_ids[-1] == 6000
@@ -200,6 +201,12 @@ def test_where_special_and_added_tokens_are_put(unigram, wordpiece):
     trimmed = rewrite_tokenizer_files(read_tokenizer(files), files, keep.old_ids)
     found = tokenizer_of(trimmed).get_vocab()
     assert (found["<mask>"], found["[query]"], found["[passage]"]) == (1197, 1198, 1199)
+    base = load_base_model(str(model_folder))
+    tokens = read_tokenizer(base.tokenizer_files).size
+    keep = choose_vocabulary(base, {"all": np.ones(tokens, np.int64)})
+    assert base.shape.vocab_size == 99
+    assert trim_vocabulary(base, keep).shape.vocab_size == tokens < 99
+    assert keep.required == 4
 
 
 def test_the_most_frequent_tokens_are_kept(unigram):
@@ -221,16 +228,6 @@ def test_the_most_frequent_tokens_are_kept(unigram):
     for size in (required + 4, required + 50, None):
         keep = choose_vocabulary(unigram, counts, size)
         assert len(keep) == required + 4 and set(words) <= set(keep.old_ids.tolist())
-
-
-def test_rows_without_a_token_are_dropped(model_folder):
-    base = load_base_model(str(model_folder))
-    tokens = read_tokenizer(base.tokenizer_files).size
-    keep = choose_vocabulary(base, {"all": np.ones(tokens, np.int64)})
-    assert base.shape.vocab_size == 99
-    assert trim_vocabulary(base, keep).shape.vocab_size == tokens < 99
-    # Words are whole: none is needed by others.
-    assert keep.required == 4
 
 
 def test_kept_scripts_are_those_that_the_texts_are_written_in(unigram):

@@ -95,7 +95,7 @@ def test_hidden_states_are_exactly_equal(tmp_path, pad_token_id):
     assert torch.equal(old.pooler_output, new.pooler_output)
 
 
-def test_position_table_moves_down_and_first_token_type_stays():
+def test_tables_are_moved_and_no_pooler_is_made_up(tmp_path):
     state = {
         bert_conversion.POSITION_TABLE: torch.arange(6.0).reshape(3, 2),
         bert_conversion.TOKEN_TYPE_TABLE: torch.tensor([[1.0, 2.0], [3.0, 4.0]]),
@@ -108,9 +108,6 @@ def test_position_table_moves_down_and_first_token_type_stays():
     assert converted[bert_conversion.TOKEN_TYPE_TABLE].tolist() == [[1, 2]]
     assert "embeddings.position_ids" not in converted
     assert converted["pooler.dense.bias"] is state["pooler.dense.bias"]
-
-
-def test_source_without_pooler_gets_none(tmp_path):
     source = write_tiny_bert(tmp_path / "source", pooler=False)
     output = bert_conversion.convert_bert_folder(source, tmp_path / "output", SENTENCES)
     assert XLMRobertaModel.from_pretrained(output, add_pooling_layer=False).pooler is None

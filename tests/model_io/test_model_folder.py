@@ -195,8 +195,10 @@ def test_a_weight_beyond_the_precision_is_named(
     write_model_folder(tmp_path / "b", *arguments, dtype=torch.bfloat16)
 
 
-def test_config_has_every_required_key_even_if_the_source_relied_on_defaults(write, tiny_hf_config):
-    """Also those of older vLLM."""
+def test_config_has_what_servers_require_and_drops_what_was_true_of_the_source(
+    write, tiny_hf_config, target_shape
+):
+    """Also the keys that older vLLM requires, and those whose defaults the source relied on."""
     names = {"hidden_dropout_prob", "initializer_range", "attention_probs_dropout_prob"}
     names.add("position_embedding_type")
     source = {key: value for key, value in tiny_hf_config.items() if key not in names}
@@ -206,6 +208,20 @@ def test_config_has_every_required_key_even_if_the_source_relied_on_defaults(wri
     config = read_json(folder / "config.json")
     assert set(config) >= REQUIRED_KEYS
     assert config["position_embedding_type"] == "absolute"
+    source = {
+        **tiny_hf_config,
+        "architectures": ["XLMRobertaForMaskedLM"],
+        "torch_dtype": "float16",
+        "dtype": "bfloat16",
+        "head_dim": 16,
+    }
+    before = dict(source)
+    config = compute_hf_config(source, replace(target_shape, vocab_size=50))
+    assert config["vocab_size"] == 50
+    assert config["architectures"] == ["XLMRobertaModel"]
+    assert config["torch_dtype"] == config["dtype"] == "float32"
+    assert not {"head_dim", "_name_or_path", "transformers_version"} & set(config)
+    assert source == before
 
 
 def test_config_has_the_cut_sizes_and_transformers_reads_them(folder, tiny_hf_config):
@@ -229,23 +245,6 @@ def test_config_has_the_cut_sizes_and_transformers_reads_them(folder, tiny_hf_co
     read = AutoConfig.from_pretrained(folder).to_dict()
     assert read["model_type"] == "xlm-roberta"
     assert {key: read[key] for key in REQUIRED_KEYS} == {key: config[key] for key in REQUIRED_KEYS}
-
-
-def test_config_drops_what_was_true_of_the_source_only(tiny_hf_config, target_shape):
-    source = {
-        **tiny_hf_config,
-        "architectures": ["XLMRobertaForMaskedLM"],
-        "torch_dtype": "float16",
-        "dtype": "bfloat16",
-        "head_dim": 16,
-    }
-    before = dict(source)
-    config = compute_hf_config(source, replace(target_shape, vocab_size=50))
-    assert config["vocab_size"] == 50
-    assert config["architectures"] == ["XLMRobertaModel"]
-    assert config["torch_dtype"] == config["dtype"] == "float32"
-    assert not {"head_dim", "_name_or_path", "transformers_version"} & set(config)
-    assert source == before
 
 
 @pytest.mark.parametrize(("pooling", "cls", "mean"), [("cls", True, False), ("mean", False, True)])

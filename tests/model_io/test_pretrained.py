@@ -487,7 +487,6 @@ def test_a_file_that_is_cut_off_or_another(layout, name, content):
 
 @pytest.mark.parametrize("name", CODE_FILES)
 def test_code_is_named_and_not_run(name, bge_m3, tmp_path):
-    """And nobody is advised to run it, as Torch's own words do."""
     torch.save({"weight": Code(tmp_path / "ran")}, bge_m3 / name)
     for read in (read_shape, lambda folder: load_base_model(str(folder))):
         message = rf"{name}: .*not only tensors.*mkdir.* To fix"

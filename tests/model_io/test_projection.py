@@ -30,7 +30,7 @@ def unit(values: np.ndarray) -> np.ndarray:
     return values / np.linalg.norm(values, axis=1, keepdims=True)
 
 
-def test_kept_dimensions_return_to_their_places():
+def test_kept_dimensions_return_and_a_fitted_map_comes_nearer():
     vectors = F.normalize(torch.randn(5, 4), dim=1)
     found = project(vectors, compute_selection(KEPT, 9))
     assert found.shape == (5, 9)
@@ -38,9 +38,6 @@ def test_kept_dimensions_return_to_their_places():
     gone = [i for i in range(9) if i not in KEPT]
     assert not found[:, gone].any()
     torch.testing.assert_close(found @ found.T, vectors @ vectors.T)
-
-
-def test_a_fitted_map_comes_nearer_but_not_with_too_few_texts():
     generator = np.random.default_rng(0)
     true = generator.normal(size=(9, 4))
     pruned = unit(generator.normal(size=(400, 4)))
@@ -66,7 +63,15 @@ def folder(tmp_path):
     return tmp_path
 
 
-def test_a_map_on_disk_is_that_which_modules_json_names(folder):
+def test_a_map_on_disk_is_that_which_modules_json_names(tmp_path, folder):
+    half = tmp_path / "half"
+    half.mkdir()
+    write_projection(half, PROJECTION.half())
+    (found,) = load_file(half / "2_Dense" / "model.safetensors").values()
+    assert found.dtype == torch.float32
+    (tmp_path / "new").touch()
+    modes = {path.stat().st_mode for path in (half / "2_Dense").iterdir()}
+    assert modes == {(tmp_path / "new").stat().st_mode}
     assert torch.equal(read_projection(folder), PROJECTION)
     # As newer versions write it, and in half precision.
     edit_json(
@@ -81,15 +86,6 @@ def test_a_map_on_disk_is_that_which_modules_json_names(folder):
     assert read_projection(folder) is None
     (folder / "modules.json").unlink()
     assert read_projection(folder) is None
-
-
-def test_a_map_is_float32_on_disk_and_its_file_can_be_read_by_a_server(tmp_path):
-    write_projection(tmp_path, PROJECTION.half())
-    (found,) = load_file(tmp_path / "2_Dense" / "model.safetensors").values()
-    assert found.dtype == torch.float32
-    (tmp_path / "new").touch()
-    modes = {path.stat().st_mode for path in (tmp_path / "2_Dense").iterdir()}
-    assert modes == {(tmp_path / "new").stat().st_mode}
 
 
 @pytest.mark.parametrize(

@@ -70,14 +70,12 @@ def test_identity_head_returns_its_input():
 
 
 def test_idf_is_that_of_scikit_learn(texts):
+    """It counts a text once, and tokens that do not occur as nothing."""
     idf = compute_scaled_idf(texts, VOCAB)
     assert (idf.shape, idf.dtype) == ((VOCAB,), torch.float64)
     np.testing.assert_allclose(idf.numpy(), reference_idf(texts), rtol=0, atol=1e-14)
     assert idf[COMMON] == 0  # in every text
     assert idf.min() >= 0 and idf.max() == 1
-
-
-def test_idf_counts_a_text_once_and_unseen_tokens_as_nothing():
     assert compute_scaled_idf([[0, 0, 0], {0, 1}], 4).tolist() == [0, 1, 0, 0]
     assert compute_scaled_idf([(), ()], 2).tolist() == [0, 0]
     for count in (0, 1):
@@ -112,9 +110,6 @@ def test_sparse_head_fits_a_linear_layer_and_weighs_rare_words_more(encoder, tex
     ids = batch["input_ids"]
     rare = (ids > COMMON) & batch["attention_mask"].bool()
     assert weights[rare].mean() > weights[ids == COMMON].mean() + 0.2
-
-
-def test_padding_never_counts(encoder, texts):
     named, masked = (
         fit_sparse_head(encoder, [pad(texts)], special) for special in (SPECIAL, [BOS, EOS, UNK])
     )
@@ -130,17 +125,14 @@ def test_extremes_of_ridge_and_of_texts(encoder, texts, data):
     assert head["bias"].item() == pytest.approx(data[1].mean(), abs=1e-6)
 
 
-def test_too_few_texts_are_refused(encoder):
+def test_too_few_texts_and_other_ridges_are_refused(encoder, texts):
+    for ridge in (0, -1.0, float("nan"), float("inf")):
+        message = rf"ridge is {ridge}, expected a number above 0\. To fix, use the default of 1e-3"
+        with pytest.raises(ValueError, match=message):
+            fit_sparse_head(encoder, [pad(texts)], SPECIAL, ridge=ridge)
     message = r"sentences: only special and unknown tokens, expected words.*To fix, pass sentences"
     with pytest.raises(ValueError, match=message):
         fit_sparse_head(encoder, [pad([[BOS, UNK, EOS], [BOS, EOS]])], SPECIAL)
     for batches in ([], [pad([[BOS, 5, EOS]])]):
         with pytest.raises(ValueError, match="distinct texts, expected at least 2"):
             fit_sparse_head(encoder, batches, SPECIAL)
-
-
-@pytest.mark.parametrize("ridge", [0, -1.0, float("nan"), float("inf")])
-def test_a_ridge_that_is_no_positive_number_is_refused(ridge, encoder, texts):
-    message = rf"ridge is {ridge}, expected a number above 0\. To fix, use the default of 1e-3"
-    with pytest.raises(ValueError, match=message):
-        fit_sparse_head(encoder, [pad(texts)], SPECIAL, ridge=ridge)

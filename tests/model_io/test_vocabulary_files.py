@@ -107,11 +107,22 @@ def test_an_unknown_word_may_become_known_where_a_character_has_no_piece(make_wo
     assert ids_of(rewrite(files, [0, 2, 3]), ["abcd"]) == [[1, 2]]
 
 
-def test_a_word_is_kept_or_unknown(tokenizer_files):
+def test_order_type_and_map_of_a_written_file(tokenizer_files, unigram_files):
     trimmed = rewrite(tokenizer_files, [0, 1, 2, 3, 5, 9])
     old = json.loads(tokenizer_files["tokenizer.json"])["model"]["vocab"]
     words = [word for word, index in old.items() if index in (5, 9, 10)]
     assert ids_of(trimmed, [" ".join(words)]) == [[4, 5, 3]]
+    trimmed = rewrite(tokenizer_files, [0, 1, 2, 3, 50, 7])
+    vocabulary = json.loads(trimmed["tokenizer.json"])["model"]["vocab"]
+    assert list(vocabulary.values()) == list(range(6))
+    trimmed = rewrite(unigram_files, list(range(6001)))
+    before, after = (json.loads(f["tokenizer.json"]) for f in (unigram_files, trimmed))
+    assert after == before
+    assert len(trimmed["vocab_map.json"]) < 6 * 6001
+    content = json.loads(unigram_files["tokenizer.json"])
+    del content["model"]["type"]
+    files = {"tokenizer.json": json.dumps(content).encode()}
+    assert read_tokenizer(files).kind == "Unigram"
 
 
 TEMPLATE = processors.TemplateProcessing(
@@ -151,17 +162,6 @@ def test_special_tokens_around_a_text(name, odd_files):
     assert found.padding == {**tokenizer.padding, "pad_id": 3}
 
 
-def test_the_unknown_token(odd_files):
-    trimmed = rewrite(odd_files, [2, 3, 8])
-    assert json.loads(trimmed["tokenizer.json"])["model"]["unk_id"] == 1
-    assert ids_of(trimmed, ["c", "z"]) == [[0], [1]]
-    content = json.loads(odd_files["tokenizer.json"])
-    content["model"]["unk_id"] = None
-    files = {"tokenizer.json": json.dumps(content).encode()}
-    assert special_ids(read_tokenizer(files), files) == set()
-    assert json.loads(rewrite(files, [0])["tokenizer.json"])["model"]["unk_id"] is None
-
-
 def test_every_file_that_names_ids(odd_files):
     files = {
         **odd_files,
@@ -188,20 +188,14 @@ def test_every_file_that_names_ids(odd_files):
     assert read_vocabulary_map(trimmed).tolist() == [1, 3, 5, 6, 7]
     again = rewrite(trimmed, [1, 2, 3, 4])
     assert json.loads(again["vocab_map.json"]) == {"source_size": 9, "old_ids": [3, 5, 6, 7]}
-
-
-def test_order_type_and_map_of_a_written_file(tokenizer_files, unigram_files):
-    trimmed = rewrite(tokenizer_files, [0, 1, 2, 3, 50, 7])
-    vocabulary = json.loads(trimmed["tokenizer.json"])["model"]["vocab"]
-    assert list(vocabulary.values()) == list(range(6))
-    trimmed = rewrite(unigram_files, list(range(6001)))
-    before, after = (json.loads(f["tokenizer.json"]) for f in (unigram_files, trimmed))
-    assert after == before
-    assert len(trimmed["vocab_map.json"]) < 6 * 6001
-    content = json.loads(unigram_files["tokenizer.json"])
-    del content["model"]["type"]
+    trimmed = rewrite(odd_files, [2, 3, 8])
+    assert json.loads(trimmed["tokenizer.json"])["model"]["unk_id"] == 1
+    assert ids_of(trimmed, ["c", "z"]) == [[0], [1]]
+    content = json.loads(odd_files["tokenizer.json"])
+    content["model"]["unk_id"] = None
     files = {"tokenizer.json": json.dumps(content).encode()}
-    assert read_tokenizer(files).kind == "Unigram"
+    assert special_ids(read_tokenizer(files), files) == set()
+    assert json.loads(rewrite(files, [0])["tokenizer.json"])["model"]["unk_id"] is None
 
 
 @pytest.fixture(scope="module", params=["unigram", "wordpiece"])

@@ -1,10 +1,19 @@
-"""Licence and hub name of a model, from cards as people write them."""
+"""Licence and hub name of a model, from cards as people write them, and quiet loading."""
 
+import gc
 from pathlib import Path
 
 import pytest
+from transformers.utils import logging as hf_logging
 
-from bge_pruning.model_io.hub import Origin, display_name, hub_name, read_origin
+from bge_pruning.model_io.hub import (
+    Origin,
+    display_name,
+    hub_name,
+    no_loading_bars,
+    quick_loading,
+    read_origin,
+)
 from bge_pruning.model_io.minilm import MODEL_CARD, MODEL_NAME
 from bge_pruning.utils.records import Source
 
@@ -42,20 +51,13 @@ def test_hub_names_and_folders(write_card, monkeypatch):
     assert read_origin(folder, str(folder)) == Origin("apache-2.0", MODEL_NAME)
 
 
+NO_HUB_NAMES = ("../a folder", "[a/b, c/d]", "{a: b}", "7", "''", "https://huggingface.co/a/b")
+
+
 @pytest.mark.parametrize(
     "front",
-    [
-        "",
-        "language: de\n",
-        "license:\nbase_model:\n",
-        "# nothing\n",
-        "base_model: ../a folder\n",
-        "base_model: [a/b, c/d]\n",
-        "base_model: {a: b}\n",
-        "base_model: 7\n",
-        "base_model: ''\n",
-        "base_model: https://huggingface.co/a/b\n",
-    ],
+    ["", "language: de\n", "license:\nbase_model:\n", "# nothing\n"]
+    + [f"base_model: {base}\n" for base in NO_HUB_NAMES],
 )
 def test_a_card_that_names_neither_licence_nor_base(front, write_card, messages):
     folder = write_card(front)
@@ -101,3 +103,24 @@ def test_names_of_a_record(source, name, shown, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     assert hub_name(Source(**source)) == name
     assert display_name(Source(**source)) == shown
+
+
+@pytest.mark.parametrize("collects", [True, False])
+@pytest.mark.parametrize("bars", [True, False])
+def test_bars_and_collector_come_back(collects, bars):
+    """What is switched off while a model loads is on again afterwards."""
+    before = gc.isenabled(), hf_logging.is_progress_bar_enabled()
+    try:
+        (gc.enable if collects else gc.disable)()
+        (hf_logging.enable_progress_bar if bars else hf_logging.disable_progress_bar)()
+        with quick_loading():
+            assert not gc.isenabled() and not hf_logging.is_progress_bar_enabled()
+        assert (gc.isenabled(), hf_logging.is_progress_bar_enabled()) == (collects, bars)
+        with pytest.raises(ZeroDivisionError), quick_loading():
+            _ = 1 / 0
+        assert (gc.isenabled(), hf_logging.is_progress_bar_enabled()) == (collects, bars)
+        with no_loading_bars():
+            assert gc.isenabled() == collects
+    finally:
+        (gc.enable if before[0] else gc.disable)()
+        (hf_logging.enable_progress_bar if before[1] else hf_logging.disable_progress_bar)()
