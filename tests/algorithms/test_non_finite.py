@@ -17,14 +17,6 @@ from torch import nn
 
 from bge_pruning.algorithms import non_finite
 from bge_pruning.algorithms.gradient_groups import GroupGradientClipping
-from bge_pruning.algorithms.non_finite import (
-    NonFiniteGuard,
-    compute_norms,
-    describe,
-    describe_losses,
-    find_broken,
-    watched_parameters,
-)
 from bge_pruning.config.load import ConfigError, load_config
 from bge_pruning.export.extract import extract
 from bge_pruning.models.composer_bge_m3 import ComposerBGEM3
@@ -137,8 +129,8 @@ class Tiny(nn.Module):
         self.optimizer = torch.optim.AdamW(groups, lr=0.1)
         self.steps = 0
 
-    def start(self, **settings) -> NonFiniteGuard:
-        guard = NonFiniteGuard(lambda *_: True, **settings)
+    def start(self, **settings) -> non_finite.NonFiniteGuard:
+        guard = non_finite.NonFiniteGuard(lambda *_: True, **settings)
         guard.apply(Event.FIT_START, self._state(), None)
         return guard
 
@@ -363,7 +355,7 @@ def test_without_anything_broken_skip_changes_nothing(
 ):
     """And gradients are checked before they are clipped: Composer reverses the list."""
     seen = []
-    for algorithm in (NonFiniteGuard, GroupGradientClipping):
+    for algorithm in (non_finite.NonFiniteGuard, GroupGradientClipping):
         apply = algorithm.apply
 
         def record(self, event, state, logger, apply=apply):
@@ -379,7 +371,7 @@ def test_without_anything_broken_skip_changes_nothing(
     )
     for part in ("model", "optimizers"):
         assert_same(load_state(stop)[part], load_state(skip)[part])
-    assert seen == [NonFiniteGuard, GroupGradientClipping] * 4
+    assert seen == [non_finite.NonFiniteGuard, GroupGradientClipping] * 4
 
 
 def test_an_unknown_answer_is_refused(tiny_yaml):
@@ -416,17 +408,17 @@ def test_norms_and_broken_is_what_adamw_could_not_square():
     values = [[4.0, -3.0], [math.nan, 5.0], [-math.inf], [2.0], [], [limit * 0.99], [limit * 1.01]]
     tensors = [torch.tensor(value) for value in values]
     tensors[3] = tensors[3].bfloat16()
-    norms = compute_norms(tensors)
+    norms = non_finite.compute_norms(tensors)
     expected = torch.tensor([5.0, math.nan, math.inf, 2.0, 0.0, limit * 0.99, limit * 1.01])
     torch.testing.assert_close(norms, expected, equal_nan=True)
-    assert compute_norms([]).shape == (0,)
+    assert non_finite.compute_norms([]).shape == (0,)
     watched = [non_finite.Watched("weight", str(n), None) for n in range(len(values))]
-    assert [w.name for w, _ in find_broken(watched, tensors, norms)] == ["1", "2", "6"]
+    assert [w.name for w, _ in non_finite.find_broken(watched, tensors, norms)] == ["1", "2", "6"]
 
 
 def test_the_order_is_that_of_a_backward_pass_with_gates_last(tiny):
     tiny.frozen = nn.Parameter(torch.ones(1))
-    assert [(w.kind, w.name) for w in watched_parameters(tiny, tiny.optimizer)] == [
+    assert [(w.kind, w.name) for w in non_finite.watched_parameters(tiny, tiny.optimizer)] == [
         ("weight", "second.bias"),
         ("weight", "second.weight"),
         ("weight", "first.bias"),
@@ -438,13 +430,13 @@ def test_the_order_is_that_of_a_backward_pass_with_gates_last(tiny):
 
 def test_descriptions():
     watched = non_finite.Watched("gate", "l0.head", None)
-    assert describe("", [(watched, math.nan)]) == "gate l0.head is not finite (nan)"
+    assert non_finite.describe("", [(watched, math.nan)]) == "gate l0.head is not finite (nan)"
     several = [(watched, math.inf), (watched, 1.0)]
     expected = "the gradient of gate l0.head is not finite (inf), and so is 1 other tensor"
-    assert describe("gradient", several) == expected
-    assert describe_losses(["total"]) == "loss part total is not finite"
-    assert describe_losses(["a", "b", "total"]) == "loss parts a, b are not finite"
-    assert describe_losses([]) == ""
+    assert non_finite.describe("gradient", several) == expected
+    assert non_finite.describe_losses(["total"]) == "loss part total is not finite"
+    assert non_finite.describe_losses(["a", "b", "total"]) == "loss parts a, b are not finite"
+    assert non_finite.describe_losses([]) == ""
 
 
 RANKS = """

@@ -10,12 +10,7 @@ import torch
 from composer.callbacks import CheckpointSaver
 
 from bge_pruning.callbacks import best_checkpoint, evaluation_callback
-from bge_pruning.model_io.checkpoint import (
-    BestScore,
-    find_checkpoint,
-    load_trained_model,
-    read_best_score,
-)
+from bge_pruning.model_io import checkpoint
 
 METRIC = "dev/cosine_spearman"
 KEEP = f"evaluation.keep_best={METRIC}"
@@ -42,8 +37,8 @@ def lines(caplog):
     return lambda: [r.getMessage() for r in caplog.records if r.name == name]
 
 
-def best_of(run: Path) -> BestScore:
-    return read_best_score(run / "best-rank0.pt")
+def best_of(run: Path) -> checkpoint.BestScore:
+    return checkpoint.read_best_score(run / "best-rank0.pt")
 
 
 def test_the_best_step_is_kept_and_the_newest_is_found(
@@ -51,11 +46,11 @@ def test_the_best_step_is_kept_and_the_newest_is_found(
 ):
     scores |= {2: 0.3, 4: 0.5, 6: 0.5, 8: math.nan}
     run = train_tiny(tmp_path, KEEP, *ALL, "max_duration=8ba")
-    assert best_of(run) == BestScore(METRIC, 0.5, 4)
-    best, newest = find_checkpoint(run, best=True), find_checkpoint(run)
+    assert best_of(run) == checkpoint.BestScore(METRIC, 0.5, 4)
+    best, newest = checkpoint.find_checkpoint(run, best=True), checkpoint.find_checkpoint(run)
     assert best == run / "best-rank0.pt"
     assert newest.resolve().name == "ba8-rank0.pt"
-    assert load_trained_model(best).batch == 4
+    assert checkpoint.load_trained_model(best).batch == 4
     assert_same(load_state(best)["model"], load_state(run / "ba4-rank0.pt")["model"])
     assert lines() == [
         "best so far: dev/cosine_spearman 0.3000 at step 2",
@@ -79,7 +74,7 @@ def test_a_real_score_decides(tmp_path, train_tiny, collection):
     found = {row["batch"]: row["metrics"][key] for row in rows if key in row["metrics"]}
     best = max(found, key=found.get)
     assert len(set(found.values())) > 1
-    assert best_of(run) == BestScore("docs/mrr_at_10", found[best], best)
+    assert best_of(run) == checkpoint.BestScore("docs/mrr_at_10", found[best], best)
 
 
 def test_only_scores_that_are_no_number(tmp_path, train_tiny, scores, lines):
@@ -96,7 +91,7 @@ def test_the_best_score_survives_in_the_checkpoint(tmp_path, train_tiny, scores)
     train_tiny(tmp_path, KEEP, "max_duration=6ba", "autoresume=true")
     assert not (run / "best-rank0.pt").exists()
     train_tiny(tmp_path, KEEP, "max_duration=8ba", "autoresume=true")
-    assert best_of(run) == BestScore(METRIC, 0.6, 8)
+    assert best_of(run) == checkpoint.BestScore(METRIC, 0.6, 8)
 
 
 def test_a_better_file_than_the_newest_checkpoint_knows_is_kept(
@@ -116,11 +111,11 @@ def test_a_better_file_than_the_newest_checkpoint_knows_is_kept(
         with pytest.raises(RuntimeError, match="the machine is gone"):
             train_tiny(tmp_path, KEEP)
     run = tmp_path / "runs" / "tiny"
-    assert best_of(run) == BestScore(METRIC, 0.9, 4)
+    assert best_of(run) == checkpoint.BestScore(METRIC, 0.9, 4)
     scores[4] = 0.7
     train_tiny(tmp_path, KEEP, "autoresume=true")
-    assert find_checkpoint(run).resolve().name == "ba4-rank0.pt"
-    assert best_of(run) == BestScore(METRIC, 0.9, 4)
+    assert checkpoint.find_checkpoint(run).resolve().name == "ba4-rank0.pt"
+    assert best_of(run) == checkpoint.BestScore(METRIC, 0.9, 4)
 
 
 def test_another_metric_starts_anew(tmp_path, train_tiny, scores, monkeypatch):
@@ -131,7 +126,7 @@ def test_another_metric_starts_anew(tmp_path, train_tiny, scores, monkeypatch):
     monkeypatch.setattr(evaluation_callback, "_similarity", lambda _: {"other/cosine_spearman": 0})
     keep = "evaluation.keep_best=other/cosine_spearman"
     train_tiny(tmp_path, other, keep, "max_duration=6ba", "autoresume=true")
-    assert best_of(run) == BestScore("other/cosine_spearman", 0, 6)
+    assert best_of(run) == checkpoint.BestScore("other/cosine_spearman", 0, 6)
 
 
 def test_a_run_from_the_beginning_forgets_an_earlier_attempt(tmp_path, train_tiny, scores):
@@ -142,7 +137,7 @@ def test_a_run_from_the_beginning_forgets_an_earlier_attempt(tmp_path, train_tin
     assert [path.name for path in run.glob("*.pt")] == ["best-rank0.pt"]
     scores |= {2: 0.4}
     train_tiny(tmp_path, KEEP, "autoresume=true")
-    assert best_of(run) == BestScore(METRIC, 0.4, 2)
+    assert best_of(run) == checkpoint.BestScore(METRIC, 0.4, 2)
 
 
 def test_the_file_is_always_whole(tmp_path, train_tiny, scores, monkeypatch):
@@ -159,7 +154,7 @@ def test_the_file_is_always_whole(tmp_path, train_tiny, scores, monkeypatch):
     with pytest.raises(RuntimeError, match="the disk is full"):
         train_tiny(tmp_path, KEEP)
     run = tmp_path / "runs" / "tiny"
-    assert load_trained_model(run / "best-rank0.pt").batch == 2
+    assert checkpoint.load_trained_model(run / "best-rank0.pt").batch == 2
 
 
 def test_other_ranks_write_nothing_and_follow_the_first(tmp_path, monkeypatch):
@@ -168,11 +163,13 @@ def test_other_ranks_write_nothing_and_follow_the_first(tmp_path, monkeypatch):
     # This rank has rounded to another side of the best score than the first one.
     monkeypatch.setattr(dist, "all_gather_object", lambda own: [0.25, own])
     best = best_checkpoint.BestCheckpoint("a/b", tmp_path)
-    best.best = BestScore("a/b", 0.3, 1)
+    best.best = checkpoint.BestScore("a/b", 0.3, 1)
     best.update({"a/b": 0.31}, None)
-    assert best.best == BestScore("a/b", 0.3, 1)
+    assert best.best == checkpoint.BestScore("a/b", 0.3, 1)
     state = torch.nn.Module()  # never asked for its time: there is no file here
-    monkeypatch.setattr(dist, "all_gather_object", lambda own: [BestScore("a/b", 0.7, 2), own])
+    monkeypatch.setattr(
+        dist, "all_gather_object", lambda own: [checkpoint.BestScore("a/b", 0.7, 2), own]
+    )
     best.start(state)
-    assert best.best == BestScore("a/b", 0.7, 2)
+    assert best.best == checkpoint.BestScore("a/b", 0.7, 2)
     assert list(tmp_path.iterdir()) == []

@@ -8,19 +8,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from bge_pruning.models.hard_concrete import (
-    BETA,
-    GAMMA,
-    LOG_ALPHA_MAX,
-    LOG_ALPHA_MIN,
-    THRESHOLD,
-    ZETA,
-    open_probability,
-    sample,
-    top_k,
-)
+from bge_pruning.models import hard_concrete
 
-LOCATIONS = [-5.0, THRESHOLD, -0.3, 0.0, 1.0, 4.0]
+LOCATIONS = [-5.0, hard_concrete.THRESHOLD, -0.3, 0.0, 1.0, 4.0]
 fast = settings(max_examples=60, deadline=None, derandomize=True)
 
 
@@ -38,8 +28,8 @@ def quantiles(n: int = 200_001) -> Tensor:
 
 
 def test_constants_are_the_papers():
-    assert (GAMMA, ZETA, BETA) == (-0.1, 1.1, 2 / 3)
-    assert pytest.approx(2 / 3 * math.log(0.1 / 1.1), abs=1e-15) == THRESHOLD
+    assert (hard_concrete.GAMMA, hard_concrete.ZETA, hard_concrete.BETA) == (-0.1, 1.1, 2 / 3)
+    assert pytest.approx(2 / 3 * math.log(0.1 / 1.1), abs=1e-15) == hard_concrete.THRESHOLD
 
 
 @pytest.mark.parametrize("log_alpha", LOCATIONS)
@@ -47,14 +37,14 @@ def test_constants_are_the_papers():
 def test_sample_is_the_papers_formula(log_alpha, u):
     s = sigmoid((math.log(u) - math.log(1.0 - u) + log_alpha) / (2 / 3))
     expected = min(1.0, max(0.0, s * 1.2 - 0.1))
-    z = sample(double(log_alpha), double(u))
+    z = hard_concrete.sample(double(log_alpha), double(u))
     assert float(z) == pytest.approx(expected, abs=1e-9)
 
 
 @pytest.mark.parametrize("log_alpha", LOCATIONS)
 def test_shares_of_open_and_of_fully_open_samples(log_alpha):
-    z = sample(double(log_alpha), quantiles())
-    p = open_probability(double(log_alpha))
+    z = hard_concrete.sample(double(log_alpha), quantiles())
+    p = hard_concrete.open_probability(double(log_alpha))
     assert float(p) == pytest.approx(sigmoid(log_alpha - 2 / 3 * math.log(0.1 / 1.1)), abs=1e-12)
     assert float((z > 0).double().mean()) == pytest.approx(float(p), abs=1e-5)
     # z reaches 1 where s is at least (1 - GAMMA) / (ZETA - GAMMA) = 11/12, whose logit is log 11.
@@ -63,7 +53,9 @@ def test_shares_of_open_and_of_fully_open_samples(log_alpha):
 
 
 def test_clamp_is_symmetric_in_probability():
-    low, high = open_probability(double([LOG_ALPHA_MIN, LOG_ALPHA_MAX])).tolist()
+    low, high = hard_concrete.open_probability(
+        double([hard_concrete.LOG_ALPHA_MIN, hard_concrete.LOG_ALPHA_MAX])
+    ).tolist()
     assert high == pytest.approx(sigmoid(math.log(100.0) + 2 / 3 * math.log(11.0)), abs=1e-12)
     assert round(high, 3) == 0.998
     assert low == pytest.approx(1.0 - high, abs=1e-12)
@@ -72,18 +64,20 @@ def test_clamp_is_symmetric_in_probability():
 def test_gradients_are_true_between_the_clamps():
     log_alpha = double([-1.0, 0.0, 0.7]).requires_grad_()
     u = double([0.6, 0.4, 0.5])
-    z = sample(log_alpha, u)
+    z = hard_concrete.sample(log_alpha, u)
     assert ((z > 0.05) & (z < 0.95)).all()
-    assert torch.autograd.gradcheck(lambda a: sample(a, u), log_alpha)
-    assert torch.autograd.gradcheck(open_probability, log_alpha)
+    assert torch.autograd.gradcheck(lambda a: hard_concrete.sample(a, u), log_alpha)
+    assert torch.autograd.gradcheck(hard_concrete.open_probability, log_alpha)
 
 
-@pytest.mark.parametrize("log_alpha", [LOG_ALPHA_MIN, 0.0, LOG_ALPHA_MAX])
+@pytest.mark.parametrize(
+    "log_alpha", [hard_concrete.LOG_ALPHA_MIN, 0.0, hard_concrete.LOG_ALPHA_MAX]
+)
 def test_extreme_noise_is_no_nan(log_alpha):
     # What float32 noise can be: its smallest normal number, and the last number before 1.
     u = torch.tensor([torch.finfo(torch.float32).tiny, 1.0 - 2.0**-24])
     a = torch.full((2,), log_alpha, requires_grad=True)
-    z = sample(a, u)
+    z = hard_concrete.sample(a, u)
     assert z.tolist() == [0.0, 1.0]
     z.sum().backward()
     assert a.grad.isfinite().all()
@@ -105,18 +99,18 @@ def test_top_k_is_the_loop(data):
     # Few distinct values, so that most examples have ties.
     values = data.draw(st.lists(st.sampled_from([-2.0, 0.5, 1.0, 3.0]), min_size=1, max_size=40))
     k = data.draw(st.integers(0, len(values)))
-    assert top_k(torch.tensor(values), k).tolist() == loop_top_k(values, k)
+    assert hard_concrete.top_k(torch.tensor(values), k).tolist() == loop_top_k(values, k)
 
 
 def test_top_k_of_every_row_and_of_infinities():
     log_alpha = double([[[1.0, 3.0, 2.0], [5.0, 4.0, 6.0]]]).requires_grad_()
-    z = top_k(log_alpha, 2)
+    z = hard_concrete.top_k(log_alpha, 2)
     assert z.tolist() == [[[0.0, 1.0, 1.0], [1.0, 0.0, 1.0]]]
     assert z.dtype == torch.float64 and not z.requires_grad
     log_alpha = torch.tensor([float("-inf"), 0.0, float("inf")])
-    assert top_k(log_alpha, 1).tolist() == [0.0, 0.0, 1.0]
-    assert top_k(log_alpha, 2).tolist() == [0.0, 1.0, 1.0]
-    assert top_k(torch.zeros(0), 0).tolist() == []
+    assert hard_concrete.top_k(log_alpha, 1).tolist() == [0.0, 0.0, 1.0]
+    assert hard_concrete.top_k(log_alpha, 2).tolist() == [0.0, 1.0, 1.0]
+    assert hard_concrete.top_k(torch.zeros(0), 0).tolist() == []
 
 
 @pytest.mark.parametrize(
@@ -130,4 +124,4 @@ def test_top_k_of_every_row_and_of_infinities():
 )
 def test_top_k_refuses_a_wrong_number_and_nan(gates, k, message):
     with pytest.raises(ValueError, match=message):
-        top_k(torch.tensor(gates), k)
+        hard_concrete.top_k(torch.tensor(gates), k)

@@ -9,12 +9,6 @@ from torch import Tensor, nn
 from torch._dynamo.testing import CompileCounterWithBackend
 
 from bge_pruning.models import layer_norm as module
-from bge_pruning.models.layer_norm import (
-    compile_residual_norm,
-    fused,
-    masked_layer_norm,
-    residual_norm,
-)
 
 EPS = 1e-5
 
@@ -40,7 +34,7 @@ def arguments(dtype: torch.dtype = torch.float64, soft: bool = True) -> list[Ten
 @pytest.mark.parametrize("soft", [True, False])
 def test_values_and_gradients_are_the_formulas(soft):
     found = []
-    for function in (masked_layer_norm, by_formula):
+    for function in (module.masked_layer_norm, by_formula):
         u, weight, bias, z = arguments(soft=soft)
         y = function(u, weight, bias, EPS, z)
         (y * torch.arange(y.numel()).view_as(y).sin()).sum().backward()
@@ -54,7 +48,7 @@ def test_binary_gates_are_layer_norm_over_the_kept_dimensions(kept):
     u, weight, bias, _ = arguments()
     index = torch.randperm(12, generator=torch.Generator().manual_seed(0))[:kept]
     z = torch.zeros(12, dtype=u.dtype).index_fill(0, index, 1.0)
-    found = masked_layer_norm(u, weight, bias, EPS, z)
+    found = module.masked_layer_norm(u, weight, bias, EPS, z)
     expected = nn.functional.layer_norm(u[..., index], (kept,), weight[index], bias[index], EPS)
     torch.testing.assert_close(found[..., index], expected, atol=1e-12, rtol=0)
     assert not found[..., z == 0].any()
@@ -63,11 +57,11 @@ def test_binary_gates_are_layer_norm_over_the_kept_dimensions(kept):
 def test_statistics_are_float32_under_autocast_and_of_half_precision():
     """In bfloat16 a mean of 1000 would swallow a spread of 1."""
     u, weight, bias, z = (value.detach() for value in arguments(torch.float32))
-    expected = masked_layer_norm(u + 1000.0, weight, bias, EPS, z)
+    expected = module.masked_layer_norm(u + 1000.0, weight, bias, EPS, z)
     with torch.autocast("cpu", torch.bfloat16):
-        assert torch.equal(masked_layer_norm(u + 1000.0, weight, bias, EPS, z), expected)
+        assert torch.equal(module.masked_layer_norm(u + 1000.0, weight, bias, EPS, z), expected)
     half = u.bfloat16().requires_grad_()
-    y = masked_layer_norm(half, weight, bias, EPS, z)
+    y = module.masked_layer_norm(half, weight, bias, EPS, z)
     assert y.dtype == torch.float32
     y.sum().backward()
     assert half.grad.dtype == torch.bfloat16
@@ -122,14 +116,14 @@ def assert_same(compiled, tokens, hidden, layer, autocast=False) -> None:
 @WHICH
 @pytest.mark.parametrize("autocast", [False, True], ids=["fp32", "bf16"])
 def test_compiled_for_any_number_of_tokens(hidden, layer, autocast, counter):
-    assert_same(compile_residual_norm(counter), (5, 7, 1, 30), hidden, layer, autocast)
+    assert_same(module.compile_residual_norm(counter), (5, 7, 1, 30), hidden, layer, autocast)
     assert counter.frame_count <= 2  # one token alone may have a graph of its own
 
 
 def test_every_way_to_call_it_is_compiled(counter):
     """Training and evaluation, with and without autocast, and both precisions, of all layers."""
     counter = CompileCounterWithBackend("eager")  # how many there are, not what they become
-    compiled = compile_residual_norm(counter)
+    compiled = module.compile_residual_norm(counter)
     ways = list(product([(True, True), (True, False), (False, True)], [False, True], [False, True]))
     for _ in range(2):
         for dtype in (torch.float32, torch.float64):
@@ -145,42 +139,42 @@ def test_every_way_to_call_it_is_compiled(counter):
 @pytest.mark.slow
 @WHICH
 def test_the_code_that_runs_computes_the_same(hidden, layer):
-    assert_same(compile_residual_norm("inductor"), (5, 9), hidden, layer)
+    assert_same(module.compile_residual_norm("inductor"), (5, 9), hidden, layer)
 
 
 @pytest.mark.parametrize("compiled", [False, True])
 def test_a_gate_at_its_end_gives_exactly_that_end(compiled, counter):
     norm = nn.LayerNorm(HIDDEN)
-    function = compile_residual_norm(counter) if compiled else module.compute_residual_norm
+    function = module.compile_residual_norm(counter) if compiled else module.compute_residual_norm
     y, residual, _, _, eps, hidden_z, skip, _ = make_inputs(6, True, True)
     given = (y, residual, norm.weight, norm.bias, eps, hidden_z, skip)
     assert torch.equal(function(*given, torch.tensor(0.0)), skip)
     open_layer = function(*given, torch.tensor(1.0))
-    torch.testing.assert_close(open_layer, residual_norm(y, residual, norm, hidden_z))
+    torch.testing.assert_close(open_layer, module.residual_norm(y, residual, norm, hidden_z))
 
 
 def test_without_gates_it_is_the_layers_own_norm():
     norm, (y, residual, *_) = nn.LayerNorm(HIDDEN), make_inputs(6, False, False)
-    assert torch.equal(residual_norm(y, residual, norm), norm(residual + y))
+    assert torch.equal(module.residual_norm(y, residual, norm), norm(residual + y))
 
 
 def test_where_nothing_compiles_it_runs_as_it_is(monkeypatch, caplog):
     monkeypatch.setattr(module, "compile_failure", lambda device: "no Triton")
-    fused.cache_clear()
+    module.fused.cache_clear()
     with caplog.at_level(logging.WARNING):
-        found = [fused("cuda") for _ in range(2)]
+        found = [module.fused("cuda") for _ in range(2)]
     assert found == [module.compute_residual_norm] * 2
     assert [r.message.partition(",")[0] for r in caplog.records] == [
         "torch.compile does not work on cuda (no Triton)"
     ]
-    fused.cache_clear()
+    module.fused.cache_clear()
 
 
 @pytest.mark.gpu
 @pytest.mark.parametrize("gates", [(True, True), (True, False)], ids=["both", "LN"])
 @pytest.mark.parametrize("autocast", [False, True], ids=["fp32", "bf16"])
 def test_on_the_gpu_as_on_the_cpu(gates, autocast):
-    function = fused("cuda")
+    function = module.fused("cuda")
     assert function is not module.compute_residual_norm
     for tokens in (5, 300):
         inputs = make_inputs(tokens, *gates)

@@ -9,12 +9,7 @@ from torch import Tensor
 
 from bge_pruning.models import packing as attention
 from bge_pruning.models.bge_m3_backbone import XLMRobertaBackbone
-from bge_pruning.models.packing import (
-    attend,
-    compute_packing,
-    keep_padding,
-    varlen_applies,
-)
+from bge_pruning.models.packing import attend, compute_packing, keep_padding, varlen_applies
 from bge_pruning.models.structural_pruning import PruningMasks
 from bge_pruning.models.teacher import HIDDEN, compute_outputs
 

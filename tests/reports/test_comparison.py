@@ -8,14 +8,8 @@ from pathlib import Path
 import pytest
 from scipy.stats import t as student
 
-from bge_pruning.reports import comparison
+from bge_pruning.reports import comparison, comparison_report
 from bge_pruning.reports.comparison import Estimate, estimate_mean, read_candidates
-from bge_pruning.reports.comparison_report import (
-    COMPARISON_FILES,
-    describe_comparison,
-    draw_comparison,
-    render_comparison,
-)
 
 SCRIPT = Path(__file__).parents[2] / "scripts" / "compare_runs.py"
 BASELINES = {("sts", "dense"): 0.8, ("scifact", "dense"): 0.5, ("scifact", "all"): 0.6}
@@ -69,7 +63,7 @@ def test_the_original_comes_first(results):
 
 def test_tables_and_the_picture(results):
     candidates, keys = read_candidates(results)
-    figure = draw_comparison(candidates)
+    figure = comparison_report.draw_comparison(candidates)
     assert len(figure.axes) == 2
     for panel in figure.axes:
         assert {text.get_text() for text in panel.texts} == {"original", "half", "quarter"}
@@ -81,11 +75,11 @@ def test_tables_and_the_picture(results):
     shares = {"texts per second": "2.00 x", "floor": "25.0%", "kept": "97.0% (96.0% to 98.0%)"}
     assert rows[1] == {"model": "half", "runs": "2", **costs, **shares}
     assert (rows[2]["kept"], rows[2]["time of one text"]) == ("90.0%", "0.25 x")
-    text = render_comparison(candidates, keys)
+    text = comparison_report.render_comparison(candidates, keys)
     assert "| model | sts, dense | scifact, dense | scifact, all |" in text
     assert "| original | 0.8000 | 0.5000 | 0.6000 |" in text
     assert "| half | 0.7760 (0.7680 to 0.7840) |" in text
-    described = json.loads(json.dumps(describe_comparison(candidates, keys)))
+    described = json.loads(json.dumps(comparison_report.describe_comparison(candidates, keys)))
     assert described["tasks"][2] == {"task": "scifact", "mode": "all"}
 
 
@@ -104,7 +98,7 @@ def test_speed_that_was_not_measured(tmp_path):
     candidates, _ = read_candidates([str(write(tmp_path / "a", 0.9, speed=None))])
     assert [c.latency for c in candidates] == [None, None]
     assert comparison.summary_rows(candidates)[1][4:6] == ["-", "-"]
-    (panel,) = draw_comparison(candidates).axes
+    (panel,) = comparison_report.draw_comparison(candidates).axes
     assert {text.get_text() for text in panel.texts} == {"original", "a"}
 
 
@@ -203,7 +197,7 @@ def test_the_script(results, tmp_path, capsys):
     arguments = [*results, "--output", str(tmp_path / "out")]
     assert main(arguments) == 0
     assert "97.0% (96.0% to" in " ".join(capsys.readouterr().out.split())
-    assert {p.name for p in (tmp_path / "out").iterdir()} == set(COMPARISON_FILES)
+    assert {p.name for p in (tmp_path / "out").iterdir()} == set(comparison_report.COMPARISON_FILES)
     assert main(arguments) == 1
     assert "comparison.json exists. To fix" in capsys.readouterr().err
     assert main([*arguments, "--overwrite"]) == 0

@@ -1,12 +1,6 @@
 import pytest
 
-from bge_pruning.reports.history_plot import (
-    draw_constraint,
-    draw_multipliers,
-    draw_training,
-    has_multipliers,
-    has_training,
-)
+from bge_pruning.reports import history_plot
 from bge_pruning.reports.report_data import HistoryRow, collect_series
 from bge_pruning.utils.visualization import AXIS_TITLES, DARK, LIGHT, THEMES
 
@@ -25,7 +19,7 @@ def curves(panel):
 
 
 def test_the_constraint_has_a_panel_for_each_axis(series, said):
-    figure = draw_constraint(series)
+    figure = history_plot.draw_constraint(series)
     assert titles(figure) == ["Removed attention heads (%)", "Removed encoder parameters (%)"]
     head = curves(figure.axes[0])
     assert set(head) == {"expected by the gates", "target", "what a cut would remove"}
@@ -38,7 +32,7 @@ def test_the_constraint_has_a_panel_for_each_axis(series, said):
 
 
 def test_multipliers_have_a_curve_for_each_axis(series):
-    figure = draw_multipliers(series)
+    figure = history_plot.draw_multipliers(series)
     assert [title.split()[-1] for title in titles(figure)] == ["(lambda_1)", "(lambda_2)"]
     for panel, slope in zip(figure.axes, (0.1, 0.2), strict=True):
         ((name, (batches, values)),) = curves(panel).items()
@@ -47,7 +41,7 @@ def test_multipliers_have_a_curve_for_each_axis(series):
 
 
 def test_training_has_losses_and_scores(series, said):
-    figure = draw_training(series)
+    figure = history_plot.draw_training(series)
     assert titles(figure) == ["Task loss: median and most values", "Scores while training"]
     losses, scores = figure.axes
     # Not the total: it holds the constraint too, and would hide the task's loss.
@@ -63,12 +57,12 @@ def test_training_has_losses_and_scores(series, said):
 
 def test_losses_of_several_sizes_get_a_log_scale_with_plain_numbers(said):
     series = {"loss/train/a": (list(range(50)), [10.0**-n for n in range(50)])}
-    figure = draw_training(series)
+    figure = history_plot.draw_training(series)
     figure.draw_without_rendering()
     assert figure.axes[0].get_yscale() == "log"
     assert "mathdefault" not in said(figure)
     with_zero = {"loss/train/a": ([0, 1], [0.0, 9.0])}
-    assert draw_training(with_zero).axes[0].get_yscale() == "linear"
+    assert history_plot.draw_training(with_zero).axes[0].get_yscale() == "linear"
 
 
 @pytest.mark.parametrize("count", [1, 2, 4, 7])
@@ -78,14 +72,14 @@ def test_any_number_of_axes_is_legible(count, assert_legible):
     for axis in axes:
         for key in ("expected_sparsity", "target_sparsity", "realised_sparsity"):
             series[f"pruning/{key}/{axis}"] = ([0, 7500, 15000], [0.0, 0.2, 0.4])
-    assert_legible(draw_constraint(series))
-    assert_legible(draw_multipliers(series))
+    assert_legible(history_plot.draw_constraint(series))
+    assert_legible(history_plot.draw_multipliers(series))
 
 
 def test_many_losses_are_told_apart_and_none_is_left_out(assert_legible):
     names = [f"part_{index}" for index in range(9)] + ["_private", "$x$"]
     series = {f"loss/train/{name}": ([0, 1, 2], [1.0, 2.0, 3.0]) for name in names}
-    figure = draw_training(series)
+    figure = history_plot.draw_training(series)
     lines = figure.axes[0].lines
     assert len({(line.get_color(), str(line.get_linestyle())) for line in lines[:10]}) == 10
     shown = [text.get_text().strip() for text in figure.axes[0].get_legend().get_texts()]
@@ -94,9 +88,9 @@ def test_many_losses_are_told_apart_and_none_is_left_out(assert_legible):
 
 @pytest.mark.parametrize("theme", THEMES, ids=["light", "dark"])
 def test_curves_have_the_colours_of_the_theme(theme, series):
-    assert has_training(series) and has_multipliers(series)
-    assert not has_training({}) and not has_multipliers({})
-    figure = draw_constraint(series, theme)
+    assert history_plot.has_training(series) and history_plot.has_multipliers(series)
+    assert not history_plot.has_training({}) and not history_plot.has_multipliers({})
+    figure = history_plot.draw_constraint(series, theme)
     colours = {line.get_label(): line.get_color() for line in figure.axes[0].lines}
     assert colours["expected by the gates"] == theme.series[0]
     assert colours["target"] == theme.muted

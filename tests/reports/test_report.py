@@ -11,21 +11,12 @@ import pytest
 
 from bge_pruning.reports import report
 from bge_pruning.reports.markdown import escape
-from bge_pruning.reports.report import (
-    CAPTIONS,
-    HTML,
-    MARKDOWN,
-    Picture,
-    find_pictures,
-    render_report,
-    write_report,
-)
 from bge_pruning.reports.report_data import read_inputs
 from bge_pruning.utils.visualization import DARK, LIGHT, make_figure
 
 GOLDEN = Path(__file__).parent / "data"
 SVG = '<svg width="432.5pt"><path d="M 1.23456 -0.98765"/><g transform="scale(0.015625)"/></svg>'
-PICTURES = {name: Picture(None, SVG, "<svg>dark</svg>") for name in CAPTIONS}
+PICTURES = {name: report.Picture(None, SVG, "<svg>dark</svg>") for name in report.CAPTIONS}
 NASTY = ["<script>alert(1)</script>", "<img src=x onerror=alert(1)>", "a & b &lt; c", "a|b"]
 NASTY += ["![x](http://a.b/c.png)", "[x](javascript:alert(1))", "{{ title }} {% %} %s", "模型"]
 
@@ -66,13 +57,18 @@ def drawn_quickly(monkeypatch):
     """Empty figures in place of the pictures."""
 
     def draw(inputs):
-        return {name: Picture(make_figure(1, 1), SVG, SVG) for name in find_pictures(inputs)}
+        return {
+            name: report.Picture(make_figure(1, 1), SVG, SVG)
+            for name in report.find_pictures(inputs)
+        }
 
     monkeypatch.setattr(report, "draw_pictures", draw)
 
 
 def markdown(inputs, pictures=()):
-    return render_report(inputs, {name: PICTURES[name] for name in pictures}, MARKDOWN)
+    return report.render_report(
+        inputs, {name: PICTURES[name] for name in pictures}, report.MARKDOWN
+    )
 
 
 def fill_the_disk(*_):
@@ -88,16 +84,16 @@ def names(folder):
 
 
 def test_the_templates_give_the_golden_texts(inputs):
-    assert markdown(inputs, CAPTIONS) == (GOLDEN / "report.md").read_text(encoding="utf-8")
-    page = render_report(inputs, PICTURES, HTML)
+    assert markdown(inputs, report.CAPTIONS) == (GOLDEN / "report.md").read_text(encoding="utf-8")
+    page = report.render_report(inputs, PICTURES, report.HTML)
     body = re.sub(r"(?<=<style>\n).*?(?=</style>)", "", page, flags=re.DOTALL)
     assert body == (GOLDEN / "report.html").read_text(encoding="utf-8")
 
 
 def test_the_page_says_what_the_markdown_says(inputs, make_pruning):
     inputs.pruning.constraint["layer"].expected_sparsity = 0.4  # with a warning
-    html = Page(render_report(inputs, PICTURES, HTML))
-    for line in markdown(inputs, CAPTIONS).splitlines():
+    html = Page(report.render_report(inputs, PICTURES, report.HTML))
+    for line in markdown(inputs, report.CAPTIONS).splitlines():
         for cell in line.split("|"):
             words = re.sub(r"[*>#`]|\\(.)", r"\1", cell).strip()
             if words and not re.match(r"!\[|-+:?$|bash$|yaml$", words):
@@ -106,7 +102,7 @@ def test_the_page_says_what_the_markdown_says(inputs, make_pruning):
 
 
 def test_the_page_needs_nothing_else_and_has_the_colours_of_its_pictures(inputs):
-    html = Page(render_report(inputs, PICTURES, HTML))
+    html = Page(report.render_report(inputs, PICTURES, report.HTML))
     for tag, attributes in html.tags:
         assert tag not in {"script", "link", "iframe", "object", "base"}
         for name in {"src", "srcset", "href"} & set(attributes):
@@ -120,7 +116,7 @@ def test_the_page_needs_nothing_else_and_has_the_colours_of_its_pictures(inputs)
     assert "#" not in dark.partition("}")[2]  # every other rule goes by these names
     assert "url(" not in style and "@import" not in style and "nav" in paper
     # Pictures have words and a width, and are rounded where nobody sees it.
-    assert {image["alt"] for image in html.all("img")} == set(CAPTIONS.values())
+    assert {image["alt"] for image in html.all("img")} == set(report.CAPTIONS.values())
     assert {image["style"] for image in html.all("img")} == {"--width: 432.5pt"}
     for light, dark in html.pictures():
         assert light == SVG.replace("1.23456", "1.23").replace("0.98765", "0.99")
@@ -132,7 +128,7 @@ def test_names_commands_and_configurations_stay_text(name, inputs, make_record, 
     inputs.pruning.source.base_model = f"models\\{name}".replace("/", "")
     inputs.evaluation = make_record([make_entry(name, also={name: 0.5})])
     inputs.commands, inputs.config_text = [name], name
-    html = Page(render_report(inputs, {}, HTML))
+    html = Page(report.render_report(inputs, {}, report.HTML))
     text, base = markdown(inputs), inputs.pruning.source.base_model
     assert text.startswith(f"# Pruned {escape(base)}\n") and f"On {escape(name)} it sc" in text
     # Task and model in the sentence and in the table, and two blocks of code.
@@ -158,12 +154,12 @@ def test_a_missing_file_costs_its_sections_and_is_named(missing, sections, pictu
     everything = headings(markdown(read_inputs(results)))
     (results / missing).unlink()
     inputs = read_inputs(results)
-    found = find_pictures(inputs)
-    assert set(CAPTIONS) - set(found) == pictures
+    found = report.find_pictures(inputs)
+    assert set(report.CAPTIONS) - set(found) == pictures
     text = markdown(inputs, found)
     assert set(everything) - set(headings(text)) == sections
     assert text.endswith(f"Left out, because the folder does not hold them: {missing}.\n")
-    assert f"not hold them: {missing}." in render_report(inputs, PICTURES, HTML)
+    assert f"not hold them: {missing}." in report.render_report(inputs, PICTURES, report.HTML)
 
 
 def test_a_training_run(run_folder):
@@ -171,7 +167,7 @@ def test_a_training_run(run_folder):
     config = {"seed": 17, "model": {"base_model": "BAAI/bge-m3"}}
     inputs.config = inputs.config.model_validate(config)
     pictures = ["gates.png", "constraint.png", "multipliers.png", "training.png"]
-    assert list(find_pictures(inputs)) == pictures
+    assert list(report.find_pictures(inputs)) == pictures
     text = markdown(inputs, pictures)
     start = "# Training run my-run\n\nAfter 39 batches of pruning from BAAI/bge-m3: "
     assert text.startswith(start)
@@ -188,7 +184,7 @@ def test_a_training_run(run_folder):
     assert "After 0 batches of training without gates: what is known from training alone." in text
     assert headings(text) == ["How to reproduce"]
     inputs.commands = []
-    assert Page(render_report(inputs, {}, HTML)).all("nav") == []
+    assert Page(report.render_report(inputs, {}, report.HTML)).all("nav") == []
 
 
 def test_an_evaluation_alone(inputs, make_record, make_entry):
@@ -217,7 +213,7 @@ def test_how_scores_are_said(inputs, make_record, make_entry):
     assert markdown(inputs).count("it scores") == 3
     inputs.evaluation = make_record([], parameters=None, speed=None, size_bytes=None)
     assert "Quality" not in headings(markdown(inputs))
-    assert not {"summary.png", "scores.png"} & set(find_pictures(inputs))
+    assert not {"summary.png", "scores.png"} & set(report.find_pictures(inputs))
 
 
 def test_every_picture_of_bge_m3_below_three_megabytes(results, make_evaluation, make_entry):
@@ -241,12 +237,12 @@ def test_every_picture_of_bge_m3_below_three_megabytes(results, make_evaluation,
                 row["metrics"][f"pruning/{key}/{axis}"] = rng.normal()
     (results / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     before = names(results)
-    assert write_report(results) == results / MARKDOWN
-    assert names(results) - before == {MARKDOWN, HTML, *CAPTIONS}
-    for name in CAPTIONS:
+    assert report.write_report(results) == results / report.MARKDOWN
+    assert names(results) - before == {report.MARKDOWN, report.HTML, *report.CAPTIONS}
+    for name in report.CAPTIONS:
         assert (results / name).read_bytes().startswith(b"\x89PNG\r\n")
-    assert 500_000 < (results / HTML).stat().st_size < 3_000_000
-    page = Page((results / HTML).read_text(encoding="utf-8"))
+    assert 500_000 < (results / report.HTML).stat().st_size < 3_000_000
+    page = Page((results / report.HTML).read_text(encoding="utf-8"))
     for light, dark in page.pictures():
         assert LIGHT.surface.lower() in light and DARK.surface.lower() in dark
         assert DARK.surface.lower() not in light
@@ -256,29 +252,31 @@ def test_every_picture_of_bge_m3_below_three_megabytes(results, make_evaluation,
 def test_the_same_inputs_give_the_same_files_and_a_full_disk_leaves_them(
     results, drawn_quickly, monkeypatch
 ):
-    write_report(results)
-    before = {name: (results / name).read_bytes() for name in (MARKDOWN, HTML)}
-    write_report(results, overwrite=True)
+    report.write_report(results)
+    before = {name: (results / name).read_bytes() for name in (report.MARKDOWN, report.HTML)}
+    report.write_report(results, overwrite=True)
     assert {name: (results / name).read_bytes() for name in before} == before
     with monkeypatch.context() as patch:
         patch.setattr("bge_pruning.utils.files.os.replace", fill_the_disk)
         with pytest.raises(OSError, match="No space left"):
-            write_report(results, commands=["make all"], overwrite=True)
+            report.write_report(results, commands=["make all"], overwrite=True)
     assert {name: (results / name).read_bytes() for name in before} == before
     assert not [name for name in names(results) if name.startswith(".")]
-    text = write_report(results, commands=["make all"], overwrite=True).read_text(encoding="utf-8")
+    text = report.write_report(results, commands=["make all"], overwrite=True).read_text(
+        encoding="utf-8"
+    )
     assert "```bash\nmake all\n```" in text
 
 
-@pytest.mark.parametrize("name", [MARKDOWN, HTML, "scores.png"])
+@pytest.mark.parametrize("name", [report.MARKDOWN, report.HTML, "scores.png"])
 def test_an_existing_report_is_kept(name, results, drawn_quickly):
     (results / name).write_text("mine")
     before = names(results)
     with pytest.raises(FileExistsError, match=rf"{re.escape(name)} exists.*--overwrite"):
-        write_report(results)
+        report.write_report(results)
     assert names(results) == before
     assert (results / name).read_text() == "mine"
-    write_report(results, overwrite=True)
+    report.write_report(results, overwrite=True)
     assert (results / name).read_bytes() != b"mine"
 
 
@@ -292,12 +290,12 @@ def test_a_report_that_cannot_be_made_leaves_the_folder_as_it_was(
     with monkeypatch.context() as patch:
         patch.setattr(report, "draw_pictures", lambda _: {})
         with pytest.raises(ValueError, match=r"half: the results have no 'interval'\. To fix, wri"):
-            write_report(results)
+            report.write_report(results)
     assert names(results) == before
     for name in ("evaluation.json", "metrics.jsonl", "metrics-recovery.jsonl"):
         (results / name).unlink()
     np.savez(results / "gates.npz", layer=np.array([0.5, 1.5]))
     before = names(results)
     with pytest.raises(ValueError, match=r"gates of layer are not in \[0, 1\]"):
-        write_report(results)
+        report.write_report(results)
     assert names(results) == before

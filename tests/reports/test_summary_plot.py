@@ -2,13 +2,7 @@
 
 import pytest
 
-from bge_pruning.reports.summary_plot import (
-    Gain,
-    can_summarise,
-    compute_gains,
-    count_models,
-    draw_summary,
-)
+from bge_pruning.reports import summary_plot
 from bge_pruning.utils.records import EvaluationRecord
 from bge_pruning.utils.visualization import DARK, LIGHT
 
@@ -25,7 +19,7 @@ def titles(figure):
 def test_three_panels(result, make_entry, said):
     other = make_entry("other", main=False, metric="cosine_pearson")
     result.tasks.append(result.tasks[0].model_validate(other))
-    figure = draw_summary(result)
+    figure = summary_plot.draw_summary(result)
     assert titles(figure) == ["What is left", "Parameters (millions)", "What was gained"]
     assert "stsb-en-test, Spearman" in said(figure) and "98.8%" in said(figure)
     assert "other" not in said(figure)  # it does not decide
@@ -54,21 +48,24 @@ def test_three_panels(result, make_entry, said):
 
 def test_gains_are_times_better_than_the_original(result):
     # Time and size shrink by what is kept: 1 / 0.5, 28 / 20, (28 + 12) / (20 + 5).
-    assert compute_gains(result) == [
-        Gain("more texts per second", 1.8, (1.7, 1.9)),
-        Gain("faster for one text", 2.0, (1.6, 2.5)),
-        Gain("smaller on disk", 1.4),
-        Gain("less memory", 1.6),
+    assert summary_plot.compute_gains(result) == [
+        summary_plot.Gain("more texts per second", 1.8, (1.7, 1.9)),
+        summary_plot.Gain("faster for one text", 2.0, (1.6, 2.5)),
+        summary_plot.Gain("smaller on disk", 1.4),
+        summary_plot.Gain("less memory", 1.6),
     ]
     # What was not measured is not a gain.
     result.speed.memory_bytes.model["activations"] = None  # ONNX Runtime does not report it
-    assert "less memory" not in [gain.name for gain in compute_gains(result)]
+    assert "less memory" not in [gain.name for gain in summary_plot.compute_gains(result)]
     result.size_bytes["baseline"] = None
     result.speed.latency_ms.ratio_iqr = None
-    rate = Gain("more texts per second", 1.8, (1.7, 1.9))
-    assert compute_gains(result) == [rate, Gain("faster for one text", 2.0)]
+    rate = summary_plot.Gain("more texts per second", 1.8, (1.7, 1.9))
+    assert summary_plot.compute_gains(result) == [
+        rate,
+        summary_plot.Gain("faster for one text", 2.0),
+    ]
     result.speed = result.size_bytes = None
-    assert compute_gains(result) == []
+    assert summary_plot.compute_gains(result) == []
 
 
 def test_a_slower_model_still_shows_the_line_of_the_original(result):
@@ -76,18 +73,18 @@ def test_a_slower_model_still_shows_the_line_of_the_original(result):
     speed.throughput_texts_per_s.ratio, speed.throughput_texts_per_s.ratio_iqr = 0.3, [0.2, 0.4]
     speed.latency_ms.ratio, speed.latency_ms.ratio_iqr = 4.0, [3.0, 5.0]
     result.size_bytes = None
-    low, high = draw_summary(result).axes[2].get_xlim()
+    low, high = summary_plot.draw_summary(result).axes[2].get_xlim()
     assert low == 0 and high >= 1.25
 
 
 def test_panels_without_numbers_are_left_out(make_record):
     nothing = {"speed": None, "size_bytes": None}
-    figure = draw_summary(make_record([], **nothing))
+    figure = summary_plot.draw_summary(make_record([], **nothing))
     assert titles(figure) == ["Parameters (millions)"]
-    figure = draw_summary(make_record(parameters=None, speed=None))
+    figure = summary_plot.draw_summary(make_record(parameters=None, speed=None))
     assert titles(figure) == ["What is left", "What was gained"]
-    assert count_models(EvaluationRecord(tasks=[])) == {}
-    assert not can_summarise(make_record([], parameters=None, **nothing))
+    assert summary_plot.count_models(EvaluationRecord(tasks=[])) == {}
+    assert not summary_plot.can_summarise(make_record([], parameters=None, **nothing))
 
 
 @pytest.mark.parametrize(("count", "theme"), [(1, LIGHT), (30, DARK)])
@@ -95,7 +92,7 @@ def test_any_number_of_scores_is_legible(count, theme, make_record, make_entry, 
     modes = ("dense", "sparse", "colbert", "dense+sparse", "all")
     result = make_record([make_entry(f"task-{n // 5}", modes[n % 5]) for n in range(count)])
     result.speed.device = "NVIDIA H100 80GB HBM3"
-    figure = draw_summary(result, theme)
+    figure = summary_plot.draw_summary(result, theme)
     assert_legible(figure)
     rest = ", the first 8 of 30" if count == 30 else ""
     assert titles(figure)[0] == f"What is left{rest}"

@@ -6,20 +6,15 @@ from itertools import combinations
 import pytest
 
 from bge_pruning.models.encoder_shape import count_parameters
-from bge_pruning.selection.layer_choice import (
-    best_layers,
-    every_nth_layer,
-    layer_masks,
-    layers_within,
-)
+from bge_pruning.selection import layer_choice
 
 
 def test_every_nth_never_repeats_a_layer():
-    assert every_nth_layer(6, 3) == [0, 2, 5]
-    assert every_nth_layer(24, 12) == [0, 2, 4, 6, 8, 10, 13, 15, 17, 19, 21, 23]
+    assert layer_choice.every_nth_layer(6, 3) == [0, 2, 5]
+    assert layer_choice.every_nth_layer(24, 12) == [0, 2, 4, 6, 8, 10, 13, 15, 17, 19, 21, 23]
     for layers in range(1, 30):
         for keep in range(1, layers + 1):
-            chosen = every_nth_layer(layers, keep)
+            chosen = layer_choice.every_nth_layer(layers, keep)
             assert len(set(chosen)) == keep and chosen == sorted(chosen)
             assert chosen[-1] == layers - 1
             assert keep == 1 or chosen[0] == 0
@@ -32,9 +27,9 @@ def test_few_subsets_are_all_tried_and_of_equal_scores_the_first_is_taken():
         tried.append(tuple(kept))
         return 1.0 if tuple(kept) == (1, 4) else 0.0
 
-    assert best_layers(6, 2, score) == [1, 4]
+    assert layer_choice.best_layers(6, 2, score) == [1, 4]
     assert sorted(tried) == list(combinations(range(6), 2))
-    assert best_layers(4, 2, lambda kept: 0.0) == [0, 1]
+    assert layer_choice.best_layers(4, 2, lambda kept: 0.0) == [0, 1]
 
 
 def test_many_subsets_are_searched_greedily():
@@ -45,13 +40,13 @@ def test_many_subsets_are_searched_greedily():
         tried.append(tuple(kept))
         return sum(worth[layer] for layer in kept)
 
-    found = best_layers(24, 18, score)
+    found = layer_choice.best_layers(24, 18, score)
     assert found == sorted(sorted(range(24), key=lambda layer: -worth[layer])[:18])
     assert len(tried) == sum(range(19, 25))
 
 
 def test_gates_of_kept_layers():
-    masks = layer_masks([0, 3], 4)
+    masks = layer_choice.layer_masks([0, 3], 4)
     assert masks.layer.tolist() == [1, 0, 0, 1]
     assert masks.head is masks.hidden is masks.intermediate is None
 
@@ -60,6 +55,6 @@ def test_layers_at_or_under_a_budget(tiny_shape):
     whole = count_parameters(tiny_shape).encoder
     three = count_parameters(replace(tiny_shape, num_hidden_layers=3)).encoder
     budgets = (whole, whole / 2, whole / 2 - 1, 2 * whole, three)
-    assert [layers_within(tiny_shape, budget) for budget in budgets] == [4, 2, 1, 4, 3]
+    assert [layer_choice.layers_within(tiny_shape, budget) for budget in budgets] == [4, 2, 1, 4, 3]
     with pytest.raises(ValueError, match=r"a target of 10 .* is less than one whole layer of 8,5"):
-        layers_within(tiny_shape, 10)
+        layer_choice.layers_within(tiny_shape, 10)

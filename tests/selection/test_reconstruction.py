@@ -10,13 +10,8 @@ from bge_pruning.models.bge_m3_backbone import XLMRobertaBackbone
 from bge_pruning.models.embedding_heads import EmbeddingHeads
 from bge_pruning.models.structural_pruning import KeepIndices
 from bge_pruning.models.teacher import compute_outputs
+from bge_pruning.selection import reconstruction_importance
 from bge_pruning.selection.reconstruction import refit_
-from bge_pruning.selection.reconstruction_importance import (
-    _probe,
-    _project,
-    _Sublayer,
-    reconstruction_importance,
-)
 
 Batches = list[tuple[Tensor, Tensor]]
 
@@ -106,7 +101,7 @@ def test_only_output_projections_and_the_last_layer_norms_change(teacher, batche
 def importance_of(teacher, batches, pooling="cls", colbert_dim=0, sparse=False, seed=0):
     torch.manual_seed(3)
     heads = EmbeddingHeads(32, pooling, sparse=sparse, colbert_dim=colbert_dim).eval()
-    return reconstruction_importance(teacher, heads, batches, seed)
+    return reconstruction_importance.reconstruction_importance(teacher, heads, batches, seed)
 
 
 @pytest.mark.parametrize("colbert_dim", [0, 16])
@@ -147,9 +142,11 @@ def test_gradients_are_those_of_the_sublayer(teacher, batches):
     names, generator = heads.names(), torch.Generator().manual_seed(0)
     output = teacher.encoder.layer[2].output
     found = compute_outputs(teacher, heads, ids, mask, names)
-    sum(_project(name, found[name], mask, generator) for name in names).backward()
+    sum(
+        reconstruction_importance._project(name, found[name], mask, generator) for name in names
+    ).backward()
     summed = output.dense.bias.grad.double()
-    heard, seen = _Sublayer(output), []
+    heard, seen = reconstruction_importance._Sublayer(output), []
     hook = output.register_forward_pre_hook(heard.listen)
     with pytest.MonkeyPatch.context() as patch:
         add = torch.Tensor.register_hook
@@ -158,7 +155,7 @@ def test_gradients_are_those_of_the_sublayer(teacher, batches):
             "register_hook",
             lambda tensor, hear: add(tensor, lambda g: [seen.append(g), hear(g)][1]),
         )
-        _probe(teacher, heads, [(ids, mask)], [], seed=0)
+        reconstruction_importance._probe(teacher, heads, [(ids, mask)], [], seed=0)
     hook.remove()
     (gradient,) = seen
     assert len(gradient) == int(mask.sum())
@@ -174,7 +171,7 @@ def test_token_weights_count_whatever_their_size_and_padding_does_not():
 
     def project(values: Tensor) -> float:
         generator = torch.Generator().manual_seed(2)
-        return float(_project("token_weights", values, mask, generator))
+        return float(reconstruction_importance._project("token_weights", values, mask, generator))
 
     assert project(10.0 * weights) == pytest.approx(project(weights), rel=1e-5)
     assert project(weights + 5.0 * (1.0 - mask)) == pytest.approx(project(weights), rel=1e-5)
@@ -186,10 +183,10 @@ def test_what_the_sparse_head_feels_counts(teacher, batches):
     felt = {}
     for sparse in (False, True):
         heads = EmbeddingHeads(32, "cls", sparse=sparse, colbert_dim=0).eval()
-        heard = _Sublayer(teacher.encoder.layer[-1].output)
+        heard = reconstruction_importance._Sublayer(teacher.encoder.layer[-1].output)
         hook = heard.output.register_forward_pre_hook(heard.listen)
         ids, mask = batches[0]
-        _probe(teacher, heads, [(ids, mask)], [], seed=0)
+        reconstruction_importance._probe(teacher, heads, [(ids, mask)], [], seed=0)
         hook.remove()
         felt[sparse] = int(torch.linalg.matrix_rank(heard.xx))
     # Inputs count of the tokens that are felt: one of each text, or all.

@@ -16,15 +16,6 @@ from pathlib import Path
 import pytest
 
 from bge_pruning.utils import files
-from bge_pruning.utils.files import (
-    atomic_folder,
-    clean_up,
-    evaluation_files,
-    lock_of,
-    refuse_existing,
-    write_json,
-    write_text,
-)
 
 MARKER = "made-by-us.json"
 
@@ -53,7 +44,7 @@ def fill(folder: Path) -> None:
 
 
 def write(output: Path, overwrite: bool = False) -> None:
-    with atomic_folder(output, MARKER, overwrite) as folder:
+    with files.atomic_folder(output, MARKER, overwrite) as folder:
         fill(folder)
 
 
@@ -71,7 +62,7 @@ OLD = {"model/old.bin": "ten hours of work", f"model/{MARKER}": ""}
 
 
 def test_folder_appears_complete_and_alone(output):
-    with atomic_folder(output, MARKER) as folder:
+    with files.atomic_folder(output, MARKER) as folder:
         assert not output.exists()
         assert folder.parent == output.parent  # a rename is one step only within a file system
         assert list(folder.iterdir()) == []
@@ -94,7 +85,7 @@ def test_any_name_and_folders_above_are_made(name, tmp_path, monkeypatch):
 
 
 def test_two_writers_do_not_share_a_folder(output):
-    with atomic_folder(output, MARKER) as first:
+    with files.atomic_folder(output, MARKER) as first:
         (first / "half.bin").write_text("half")
         write(output)
         assert tree(output) == {"sub/new.bin": "new"}
@@ -112,7 +103,7 @@ def swaps(request, monkeypatch) -> bool:
 
 
 def test_the_old_folder_is_there_until_it_is_replaced_whichever_way(swaps, old):
-    with atomic_folder(old, MARKER, overwrite=True) as folder:
+    with files.atomic_folder(old, MARKER, overwrite=True) as folder:
         assert tree(old.parent) == {**OLD, folder.name: "folder"}
         fill(folder)
     assert tree(old.parent) == NEW
@@ -142,7 +133,7 @@ def test_everything_is_on_the_disk_before_it_is_in_place(output, monkeypatch):
 
     monkeypatch.setattr(os, "fsync", record)
     monkeypatch.setattr(Path, "rename", record_rename)
-    with atomic_folder(output, MARKER) as folder:
+    with files.atomic_folder(output, MARKER) as folder:
         fill(folder)
         (folder / "link").symlink_to("nowhere")
     assert sorted(done[:3]) == sorted([folder.name, "sub", "new.bin"])
@@ -175,7 +166,7 @@ def test_failure_leaves_things_as_they_were(error, exists, output, tmp_path):
     before = tree(tmp_path)
 
     def fail():
-        with atomic_folder(place, MARKER, overwrite=True) as folder:
+        with files.atomic_folder(place, MARKER, overwrite=True) as folder:
             (folder / "half.bin").write_text("half")
             raise error("half-way")
 
@@ -210,7 +201,7 @@ def test_failed_rename_leaves_the_old_folder(exists, failing, error, output, mon
 
 
 def refuse(output: Path, error: type[Exception], message: str, overwrite: bool = False) -> None:
-    with pytest.raises(error, match=message), atomic_folder(output, MARKER, overwrite):
+    with pytest.raises(error, match=message), files.atomic_folder(output, MARKER, overwrite):
         pytest.fail("the body must not run")
 
 
@@ -251,7 +242,7 @@ def test_places_that_cannot_be_renamed(place, tmp_path, monkeypatch):
 
 def test_folder_that_another_process_made_meanwhile_is_kept(output):
     def write_beside_another():
-        with atomic_folder(output, MARKER) as folder:
+        with files.atomic_folder(output, MARKER) as folder:
             (folder / "new.bin").write_text("new")
             make_old(output)
 
@@ -310,7 +301,7 @@ def test_killed_at_any_step_the_folder_is_absent_or_complete(exists, swaps, outp
         allowed = [before, {"sub/new.bin": "new"}, {}]
         assert after in (allowed if not exists else allowed[: 2 + (not swaps)])
         found.add(tuple(after))
-        clean_up(output)
+        files.clean_up(output)
         names = os.listdir(output.parent) if output.parent.exists() else []
         assert names in ([], ["model"])
         assert tree(output) in (allowed if not exists else allowed[:2])
@@ -327,7 +318,7 @@ def test_left_overs_are_removed_or_come_back(old):
     (partial / "half.bin").write_text("half")
     old.with_name(".model.partial-1123abcd").symlink_to("nowhere")
     old.with_name(".model.replaced-2123abcd").mkdir()
-    clean_up(old)
+    files.clean_up(old)
     assert tree(old.parent) == OLD
     # What was put aside comes back.
     old.rename(old.with_name(".model.replaced-0123abcd"))
@@ -337,10 +328,10 @@ def test_left_overs_are_removed_or_come_back(old):
 
 
 def test_what_a_living_process_writes_is_left_alone(output):
-    with atomic_folder(output, MARKER) as first:
+    with files.atomic_folder(output, MARKER) as first:
         aside = first.with_name(first.name.replace("partial", "replaced"))
         aside.mkdir()  # as where names cannot be swapped
-        clean_up(output)
+        files.clean_up(output)
         assert first.is_dir() and aside.is_dir() and not output.exists()
         aside.rmdir()
         (first / "new.bin").write_text("new")
@@ -352,7 +343,7 @@ def test_other_names_are_not_ours(output):
     names |= {".models.partial-0123abcd", ".mode1.replaced-0123abcd"}
     for name in (names := names | {".model.partial-x.replaced-0123abcd"}):
         output.with_name(name).mkdir(parents=True)
-    clean_up(output)
+    files.clean_up(output)
     assert set(os.listdir(output.parent)) == names
 
 
@@ -396,7 +387,7 @@ def test_a_file_is_made_by_one_at_a_time(tmp_path):
     path, made = tmp_path / "new" / "x.npy", []
 
     def make(number):
-        with lock_of(path) as is_ours:
+        with files.lock_of(path) as is_ours:
             assert is_ours
             if not path.is_file():
                 made.append(number)
@@ -413,10 +404,10 @@ def test_a_file_is_made_by_one_at_a_time(tmp_path):
 
 
 def test_one_that_failed_to_make_a_file_lets_others_try(tmp_path):
-    with pytest.raises(OSError, match="disk"), lock_of(tmp_path / "x"):
+    with pytest.raises(OSError, match="disk"), files.lock_of(tmp_path / "x"):
         raise OSError("disk")
     assert not list(tmp_path.iterdir())
-    with lock_of(tmp_path / "x", wait=False) as is_ours:
+    with files.lock_of(tmp_path / "x", wait=False) as is_ours:
         assert is_ours
         assert [file.name for file in tmp_path.iterdir()] == ["x.lock"]
 
@@ -431,12 +422,12 @@ def test_the_lock_of_a_process_that_was_killed_is_free(tmp_path):
         [sys.executable, "-c", program, str(tmp_path / "x")], stdout=subprocess.PIPE, text=True
     ) as process:
         assert process.stdout.readline() == "locked\n"
-        with lock_of(tmp_path / "x", wait=False) as is_ours:
+        with files.lock_of(tmp_path / "x", wait=False) as is_ours:
             assert not is_ours
-        with lock_of(tmp_path / "y", wait=False) as is_ours:
+        with files.lock_of(tmp_path / "y", wait=False) as is_ours:
             assert is_ours
         process.kill()
-    with lock_of(tmp_path / "x", wait=False) as is_ours:
+    with files.lock_of(tmp_path / "x", wait=False) as is_ours:
         assert is_ours
     assert not list(tmp_path.iterdir())
 
@@ -445,7 +436,7 @@ def test_the_lock_of_a_process_that_was_killed_is_free(tmp_path):
 def test_where_the_file_system_has_no_locks_nobody_waits(number, tmp_path, monkeypatch):
     flock_fails(monkeypatch, number)
     for wait in (True, False):
-        with lock_of(tmp_path / "x", wait=wait) as is_ours:
+        with files.lock_of(tmp_path / "x", wait=wait) as is_ours:
             assert is_ours
         assert not list(tmp_path.iterdir())
 
@@ -453,7 +444,7 @@ def test_where_the_file_system_has_no_locks_nobody_waits(number, tmp_path, monke
 def test_what_else_goes_wrong_is_said_and_the_lock_of_another_is_left(tmp_path, monkeypatch):
     (tmp_path / "x.lock").touch()
     flock_fails(monkeypatch, EIO)
-    with pytest.raises(OSError, match="flock"), lock_of(tmp_path / "x"):
+    with pytest.raises(OSError, match="flock"), files.lock_of(tmp_path / "x"):
         pytest.fail("is not ours")
     assert [file.name for file in tmp_path.iterdir()] == ["x.lock"]
 
@@ -463,19 +454,19 @@ def test_what_else_goes_wrong_is_said_and_the_lock_of_another_is_left(tmp_path, 
 
 def test_existing_file_is_kept(tmp_path):
     path = tmp_path / "new" / "results.json"
-    write_json({"value": 1}, path)
+    files.write_json({"value": 1}, path)
     with pytest.raises(FileExistsError, match=r"results\.json exists.*--overwrite"):
-        write_json({"value": 2}, path)
+        files.write_json({"value": 2}, path)
     assert json.loads(path.read_text()) == {"value": 1}
-    write_json({"текст": "天气"}, path, overwrite=True)
+    files.write_json({"текст": "天气"}, path, overwrite=True)
     assert path.read_bytes().decode("utf-8") == '{\n  "текст": "天气"\n}\n'
     with pytest.raises(ValueError, match="not JSON compliant"):
-        write_json({"value": float("nan")}, path, overwrite=True)
+        files.write_json({"value": float("nan")}, path, overwrite=True)
     assert [file.name for file in path.parent.iterdir()] == ["results.json"]
 
 
 def test_a_text_that_cannot_be_written_leaves_the_earlier_one(tmp_path, monkeypatch):
-    write_text(tmp_path / "a.txt", "first")
+    files.write_text(tmp_path / "a.txt", "first")
 
     def fill_the_disk(path, text, **_):
         with path.open("w") as stream:
@@ -484,30 +475,30 @@ def test_a_text_that_cannot_be_written_leaves_the_earlier_one(tmp_path, monkeypa
 
     monkeypatch.setattr(Path, "write_text", fill_the_disk)
     with pytest.raises(OSError, match="No space left"):
-        write_text(tmp_path / "a.txt", "second")
+        files.write_text(tmp_path / "a.txt", "second")
     assert (tmp_path / "a.txt").read_text() == "first"
 
 
 def test_what_cannot_be_written_is_said_before_the_work(tmp_path, monkeypatch):
     (tmp_path / "b").touch()
     with pytest.raises(FileExistsError, match="b exists. To fix, choose another name or pass"):
-        refuse_existing([tmp_path / "a", tmp_path / "b"], overwrite=False)
-    refuse_existing([tmp_path / "a", tmp_path / "b"], overwrite=True)
+        files.refuse_existing([tmp_path / "a", tmp_path / "b"], overwrite=False)
+    files.refuse_existing([tmp_path / "a", tmp_path / "b"], overwrite=True)
     with pytest.raises(IsADirectoryError, match=f"{tmp_path} is a folder. To fix, name a file"):
-        refuse_existing([tmp_path], overwrite=True)
+        files.refuse_existing([tmp_path], overwrite=True)
     message = "b.json cannot be written: .*/b is not a folder that may be written to. To fix"
     with pytest.raises(PermissionError, match=message):
-        refuse_existing([tmp_path / "b" / "a" / "b.json"], overwrite=False)
-    refuse_existing([tmp_path / "new" / "a" / "b.json"], overwrite=False)
+        files.refuse_existing([tmp_path / "b" / "a" / "b.json"], overwrite=False)
+    files.refuse_existing([tmp_path / "new" / "a" / "b.json"], overwrite=False)
     monkeypatch.setattr("os.access", lambda *_: False)
     with pytest.raises(PermissionError, match="a.json cannot be written: .* To fix, choose ano"):
-        refuse_existing([tmp_path / "a.json"], overwrite=False)
+        files.refuse_existing([tmp_path / "a.json"], overwrite=False)
 
 
 def test_the_table_of_an_evaluation_has_another_name():
-    assert evaluation_files("a/b.json") == (Path("a/b.json"), Path("a/b.md"))
-    assert evaluation_files("a/b") == (Path("a/b"), Path("a/b.md"))
+    assert files.evaluation_files("a/b.json") == (Path("a/b.json"), Path("a/b.md"))
+    assert files.evaluation_files("a/b") == (Path("a/b"), Path("a/b.md"))
     with pytest.raises(ValueError, match=r"b\.md is to hold JSON, .* To fix, write a/b\.json"):
-        evaluation_files("a/b.md")
+        files.evaluation_files("a/b.md")
     with pytest.raises(ValueError, match="'.' names no file. To fix, write e.g. evaluation.json"):
-        evaluation_files("")
+        files.evaluation_files("")
