@@ -186,16 +186,3 @@ def test_weights_are_those_of_a_run_without_it(
     no_dropout = load_state(train_tiny(tmp_path / "dry", sources["both"], "model.dropout=0"))
     name = "backbone.encoder.layer.0.output.dense.weight"
     assert not torch.equal(no_dropout["model"][name], states["both"]["model"][name])
-
-
-def test_the_model_trains_on_in_its_mode(tmp_path, train_tiny, sources, monkeypatch):
-    seen = []
-
-    class Mode(Callback):
-        def batch_checkpoint(self, state, logger):
-            seen.append({module.training for module in state.model.modules()})
-
-    build = builders.build_callbacks
-    monkeypatch.setattr(builders, "build_callbacks", lambda *a: [*build(*a), Mode()])
-    train_tiny(tmp_path, sources["both"], "max_duration=2ba")
-    assert seen == [{True}, {True}]

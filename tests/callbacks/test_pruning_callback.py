@@ -12,15 +12,15 @@ import torch
 from composer.core import State, Time, Timestamp
 from composer.devices import DeviceCPU
 from composer.utils import dist
-from transformers import XLMRobertaConfig, XLMRobertaModel
 
 from bge_pruning.callbacks.pruning_callback import (
     GateMapCallback,
     PruningCallback,
     compute_pruning_metrics,
 )
-from bge_pruning.models.encoder_shape import EncoderShape
+from bge_pruning.models.encoder_shape import EncoderShape, count_parameters, expected_parameters
 from bge_pruning.models.l0_module_embedding import L0Module
+from bge_pruning.models.structural_pruning import SHAPE_FIELDS
 
 SHAPE = EncoderShape(
     32, 4, 4, 64, 99, head_dim=8, max_position_embeddings=80, sparse_head=True, colbert_dim=24
@@ -75,38 +75,8 @@ def probabilities(module: L0Module) -> dict[str, np.ndarray]:
     return {axis: found.get(axis, np.ones(size)) for axis, size in full.items()}
 
 
-def count_expected(p: dict[str, np.ndarray]) -> dict[str, float]:
-    hidden, encoder = p["hidden"].sum(), 0.0
-    for layer in range(4):
-        parameters = 2 * 2 * hidden + 2 * hidden  # two LayerNorms, two output biases
-        for head in p["head"][layer]:
-            parameters += head * (4 * 8 * hidden + 3 * 8)
-        for unit in p["intermediate"][layer]:
-            parameters += unit * (2 * hidden + 1)
-        encoder += p["layer"][layer] * parameters
-    parts = {
-        "encoder": encoder,
-        "embeddings": (99 + 80 + 1) * hidden + 2 * hidden,
-        "pooler": hidden * hidden + hidden,
-        "heads": (hidden + 1) + 24 * (hidden + 1),
-    }
-    return {**parts, "total": sum(parts.values())}
-
-
-def count_encoder(shape: dict[str, int]) -> int:
-    """Encoder parameters of Hugging Face's model of a shape given by the axes' sizes."""
-    config = XLMRobertaConfig(
-        vocab_size=99,
-        hidden_size=shape["hidden"],
-        num_attention_heads=shape["head"],
-        num_hidden_layers=shape["layer"],
-        intermediate_size=shape["intermediate"],
-    )
-    return sum(p.numel() for p in XLMRobertaModel(config).encoder.parameters())
-
-
 def expected_metrics(case: Case) -> dict[str, float]:
-    module, full = case.module, count_encoder(SIZES)
+    module, full = case.module, count_parameters(SHAPE).encoder
     p, masks = probabilities(module), module.deterministic_masks()
     kept = dict(SIZES)
     values = {}
@@ -116,11 +86,13 @@ def expected_metrics(case: Case) -> dict[str, float]:
         values[f"realised_sparsity/{axis}"] = 1 - kept[axis] / SIZES[axis]
         values[f"binary_distance/{axis}"] = np.minimum(p[axis], 1 - p[axis]).mean()
         values[f"open_share/{axis}"] = (p[axis] > 0.5).mean()
-    counts = count_expected(p)
+    counts = expected_parameters(SHAPE, {a: torch.from_numpy(q) for a, q in p.items()}).as_dict()
+    counts = {part: float(count) for part, count in counts.items()}
     values |= {f"expected_parameters/{part}": count for part, count in counts.items()}
     values["expected_density"] = counts["encoder"] / full
     values["expected_sparsity/encoder"] = 1 - counts["encoder"] / full
-    values["realised_sparsity/encoder"] = 1 - count_encoder(kept) / full
+    cut = replace(SHAPE, **{SHAPE_FIELDS[axis]: size for axis, size in kept.items()})
+    values["realised_sparsity/encoder"] = 1 - count_parameters(cut).encoder / full
     for name in case.constrained:
         final = 1 - BUDGET / full if name == "encoder" else 0.5
         target = 0.1 + 0.25 * (final - 0.1)

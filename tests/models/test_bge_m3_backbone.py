@@ -169,32 +169,6 @@ def test_a_uniform_shape_loads_into_transformers(
     assert count_parameters(target_shape).encoder == real_parameters(small, "encoder")
 
 
-def test_a_removed_layer_is_the_identity(build_model, tiny_shape, batch):
-    backbone, _ = build_model(tiny_shape)
-    only_first = torch.tensor([1.0, 0.0, 0.0, 0.0]).double()
-    with torch.no_grad():
-        masked = backbone(**batch, masks=PruningMasks(layer=only_first))
-        del backbone.encoder.layer[1:]
-        assert torch.equal(masked, backbone(**batch))
-
-
-@pytest.mark.parametrize("axis", ["head", "intermediate"])
-def test_a_layer_without_heads_or_units_still_has_its_biases(build_model, tiny_shape, batch, axis):
-    backbone, heads = build_model(tiny_shape)
-    z = torch.ones(ROWS[axis]).double()
-    z[1:3] = 0.0
-    masks = PruningMasks(**{axis: z})
-    with torch.no_grad():
-        masked = backbone(**batch, masks=masks)
-        cut(backbone, heads, backbone.keep_indices(masks))
-        torch.testing.assert_close(backbone(**batch), masked, atol=1e-10, rtol=0)
-    dense = {
-        "head": backbone.encoder.layer[1].attention.output.dense,
-        "intermediate": backbone.encoder.layer[1].output.dense,
-    }[axis]
-    assert dense.weight.shape == (H, 0) and dense.bias.shape == (H,)
-
-
 def test_kept_weights_are_unchanged_and_frozen_ones_stay_frozen(build_model, tiny_shape):
     backbone, heads = build_model(tiny_shape, torch.float32)
     heads.requires_grad_(False)

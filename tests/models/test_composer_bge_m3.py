@@ -17,7 +17,6 @@ from bge_pruning.model_io.checkpoint import cut
 from bge_pruning.models.bge_m3_backbone import XLMRobertaBackbone
 from bge_pruning.models.composer_bge_m3 import ComposerBGEM3
 from bge_pruning.models.embedding_heads import Outputs, compute_scores
-from bge_pruning.models.gather import gather_batch
 from bge_pruning.models.l0_module_embedding import L0Module
 from bge_pruning.models.objective import LossWeights, following_layers
 from bge_pruning.models.structural_pruning import AXES, PruningMasks
@@ -256,7 +255,9 @@ def test_teacher_on_the_fly_equals_cached_vectors_which_are_used_if_there(
     )
 
 
-def test_teacher_is_frozen_and_stays_in_evaluation_mode(build, teacher, pairs):
+def test_teacher_is_frozen_and_no_part_of_the_model(
+    build, teacher, pairs
+):
     before = copy.deepcopy(teacher.backbone.state_dict())
     model = build(teacher=teacher).train()
     optimizer = torch.optim.SGD(model.parameters(), lr=1.0)
@@ -267,9 +268,6 @@ def test_teacher_is_frozen_and_stays_in_evaluation_mode(build, teacher, pairs):
     ids, mask = pairs["input_ids"][:, 0], pairs["attention_mask"][:, 0]
     assert not teacher(ids, mask)["dense_vecs"].requires_grad
     assert all(torch.equal(v, before[k]) for k, v in teacher.backbone.state_dict().items())
-
-
-def test_teacher_is_no_part_of_the_model(build, teacher):
     model = build(teacher=teacher, teacher_dimensions=torch.arange(H))
     alone = build()
     # Neither trained, nor in checkpoints, nor moved, nor wrapped.
@@ -299,25 +297,12 @@ def test_an_extracted_student_has_the_masked_students_loss(recovering, build, wi
     expected = numpy_losses(vectors, with_targets, EVERY_LOSS.similarity_temperature)
     found = {name: float(value) for name, value in ours.items() if name != "total"}
     assert found == pytest.approx(expected, abs=1e-5)
-
-
-def test_teacher_dimensions_are_needed_and_move_with_the_model_but_are_not_saved(
-    recovering, with_targets
-):
-    model, _ = recovering
-    assert "teacher_dimensions" not in model.state_dict()
-    assert copy.deepcopy(model).to("meta").teacher_dimensions.device.type == "meta"
-    model.teacher_dimensions = None
+    # The dimensions are needed and move with the model, but are not saved.
+    assert "teacher_dimensions" not in small.state_dict()
+    assert copy.deepcopy(small).to("meta").teacher_dimensions.device.type == "meta"
+    small.teacher_dimensions = None
     with pytest.raises(RuntimeError, match="size"):
-        model.loss(model(with_targets), with_targets)
-
-
-def test_gather_batch_on_one_process():
-    student, teacher = torch.rand(5, 3, requires_grad=True), torch.rand(5, 7)
-    all_student, all_teacher, own = gather_batch(student, teacher)
-    assert torch.equal(all_student, student) and torch.equal(all_teacher, teacher)
-    assert own.tolist() == [0, 1, 2, 3, 4]
-    assert torch.autograd.grad(all_student.sum(), student)[0].tolist() == [[1.0] * 3] * 5
+        small.loss(small(with_targets), with_targets)
 
 
 def spearman_of(model: ComposerBGEM3, batches: list[tuple[Tensor, Tensor]]) -> Tensor:
@@ -358,24 +343,6 @@ def test_every_evaluation_starts_anew_and_a_broken_model_gets_no_score(build):
     for broken in (float("nan"), float("inf")):
         with pytest.raises(ValueError, match=r"5 of 5.*not finite.*To fix"):
             spearman_of(model, [(torch.full((5,), broken), torch.arange(5.0))])
-
-
-def test_composer_evaluates_the_whole_split(build, pairs):
-    from composer import Evaluator, Trainer
-    from torch.utils.data import DataLoader
-
-    model = build()
-    rows = [{key: value[i] for key, value in pairs.items()} for i in range(B)]
-    loader, names = DataLoader(rows, batch_size=2), ["cosine_spearman"]
-    evaluator = Evaluator(label="dev", dataloader=loader, metric_names=names)
-    optimizer = torch.optim.SGD(model.parameters())
-    trainer = Trainer(model=model, optimizers=optimizer, device="cpu", progress_bar=False)
-    trainer.eval(eval_dataloader=evaluator)
-    trainer.close()
-    vectors = masked_vectors(model.eval(), pairs, model.l0_module.deterministic_masks())
-    cosines = (vectors[:, 0] * vectors[:, 1]).sum(-1).detach()
-    value = trainer.state.eval_metrics["dev"]["cosine_spearman"].compute()
-    assert float(value) == pytest.approx(spearmanr(cosines, pairs["scores"]).statistic, abs=1e-6)
 
 
 THREE = LossWeights(distillation_sparse=0.5, distillation_colbert=2.0)
@@ -609,6 +576,8 @@ def test_pieces_are_exactly_the_whole_batch(size, pieces, pairs, scored_passages
         assert sum(key.startswith("loss/") for key in whole) >= 7
         for name, value in whole.items():
             torch.testing.assert_close(found[name], value, atol=1e-10, rtol=1e-10, msg=name)
+    evaluated = [pieces(chunk).eval()(pairs)["dense_vecs"] for chunk in (size, None)]
+    close(*evaluated, 1e-12)
 
 
 def test_pieces_limit_what_is_kept(pieces, pairs):
@@ -632,12 +601,6 @@ def test_pieces_limit_what_is_kept(pieces, pairs):
     (all_rows, everything), (rows, little) = kept(None), kept(2)
     assert (all_rows, rows) == (B * N, 2 * N)
     assert little < everything / 20
-
-
-def test_all_pieces_have_the_same_gates_and_evaluation_is_whole(pieces, pairs):
-    model, whole = pieces(2), pieces(None)
-    close(model(pairs)["dense_vecs"], whole(pairs)["dense_vecs"], 1e-12)
-    close(model.eval()(pairs)["dense_vecs"], whole.eval()(pairs)["dense_vecs"], 1e-12)
 
 
 def test_every_trained_parameter_has_a_gradient_whatever_the_batch(pieces, pairs, scored_passages):

@@ -146,14 +146,6 @@ def test_padding_does_not_matter_and_a_text_of_padding_is_no_nan(pooling, hidden
     assert not nothing["token_weights"].any() and not nothing["colbert_vecs"].any()
 
 
-def test_cls_pooling_is_the_first_state_and_mean_pooling_the_average():
-    states = torch.tensor([[[3.0, 4.0], [5.0, 0.0], [900.0, 900.0]]])
-    mask = torch.tensor([[1, 1, 0]])
-    for pooling, expected in (("cls", [0.6, 0.8]), ("mean", [4 / 20**0.5, 2 / 20**0.5])):
-        found = EmbeddingHeads(2, pooling, False, 0).dense_vecs(states, mask)
-        assert found.tolist() == [pytest.approx(expected)]
-
-
 def random_vecs(rows: int, tokens: int, seed: int) -> tuple[Tensor, Tensor]:
     """Unit vectors, and a mask that leaves 1 to all tokens; garbage where masked."""
     generator = torch.Generator().manual_seed(seed)
@@ -209,16 +201,6 @@ def test_colbert_scores_in_low_precision_are_finite(dtype):
     torch.testing.assert_close(scores.double(), exact, atol=8 * torch.finfo(dtype).eps, rtol=0)
 
 
-def test_state_dict_has_bge_m3s_names_and_shapes():
-    shapes = {name: tuple(p.shape) for name, p in build_heads().state_dict().items()}
-    assert shapes == {
-        "sparse_linear.weight": (1, H),
-        "sparse_linear.bias": (1,),
-        "colbert_linear.weight": (C, H),
-        "colbert_linear.bias": (C,),
-    }
-
-
 @pytest.mark.parametrize("sparse", [True, False])
 @pytest.mark.parametrize("colbert_dim", [0, C])
 def test_pruned_heads_equal_heads_of_masked_states(sparse, colbert_dim, hidden, batch):
@@ -235,16 +217,6 @@ def test_pruned_heads_equal_heads_of_masked_states(sparse, colbert_dim, hidden, 
     assert small.keys() == expected.keys() == names
     for name, value in expected.items():
         torch.testing.assert_close(small[name], value, atol=1e-12, rtol=0)
-
-
-def test_gradients_reach_the_states_and_the_heads(hidden, batch):
-    heads, states = build_heads(), hidden.clone().requires_grad_()
-    outputs = heads.outputs(states, batch["attention_mask"])
-    sum(value.square().sum() + value.sum() for value in outputs.values()).backward()
-    for tensor in (states, *heads.parameters()):
-        assert tensor.grad.isfinite().all() and tensor.grad.any()
-    padding = ~batch["attention_mask"].bool()
-    assert not states.grad[padding].any()
 
 
 @pytest.mark.parametrize("pooling", ["max", "CLS", ""])

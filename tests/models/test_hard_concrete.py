@@ -27,11 +27,6 @@ def quantiles(n: int = 200_001) -> Tensor:
     return (torch.arange(n, dtype=torch.float64) + 0.5) / n
 
 
-def test_constants_are_the_papers():
-    assert (hard_concrete.GAMMA, hard_concrete.ZETA, hard_concrete.BETA) == (-0.1, 1.1, 2 / 3)
-    assert pytest.approx(2 / 3 * math.log(0.1 / 1.1), abs=1e-15) == hard_concrete.THRESHOLD
-
-
 @pytest.mark.parametrize("log_alpha", LOCATIONS)
 @pytest.mark.parametrize("u", [1e-6, 0.04, 0.5, 0.77, 1 - 1e-6])
 def test_sample_is_the_papers_formula(log_alpha, u):

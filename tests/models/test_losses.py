@@ -21,7 +21,6 @@ from bge_pruning.models.losses import (
     sts_regression,
     token_vector_distillation,
     token_weight_distillation,
-    unified_loss,
 )
 
 
@@ -238,13 +237,6 @@ def test_positives_of_a_query_are_excluded_but_for_its_target():
         [False, False, True, False, True],  # the other copy of its target too
         [False, False, False, False, False],
     ]
-
-
-def test_unified_loss_is_bge_m3s():
-    losses = {"dense": 1.0, "sparse": 2.0, "colbert": 4.0, "ensemble": 8.0}
-    tensors = {name: torch.tensor(value) for name, value in losses.items()}
-    assert float(unified_loss(tensors)) == pytest.approx((1.0 + 8.0 + 0.1 * 2.0 + 4.0) / 4)
-    assert float(unified_loss({"dense": torch.tensor(3.0)})) == 3.0
 
 
 def test_score_distillation_is_the_kl_of_scipy():

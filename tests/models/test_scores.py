@@ -140,8 +140,6 @@ def test_all_outputs_are_those_of_flagembedding():
 
 @pytest.mark.parametrize("missing", ["token_weights", "colbert_vecs"])
 def test_outputs_that_one_side_lacks_are_left_out(missing):
-    from dataclasses import replace
-
     scores = compute_scores(QUERIES, replace(PASSAGES, **{missing: None}), SPECIAL)
     kept = {"token_weights": "colbert", "colbert_vecs": "sparse"}[missing]
     assert set(scores.all()) == {"dense", kept, "ensemble"}

@@ -3,21 +3,12 @@
 import pytest
 import torch
 
-from bge_pruning.models.encoder_shape import EncoderShape, count_parameters, forward_flops
+from bge_pruning.models.encoder_shape import EncoderShape, count_parameters
 from bge_pruning.models.hard_concrete import open_probability
 from bge_pruning.models.shape_choice import MaskLikelihood, best_shape, shapes_of_budget
 from bge_pruning.models.structural_pruning import AXES
 
 MIDDLE = EncoderShape(256, 4, 6, 1024, 500, head_dim=64, colbert_dim=256)
-
-
-def test_every_shape_meets_its_budget():
-    half = count_parameters(MIDDLE).encoder / 2
-    for shape in shapes_of_budget(MIDDLE, AXES, half, None, 128):
-        assert count_parameters(shape).encoder == pytest.approx(half, rel=0.005)
-    for shape in shapes_of_budget(MIDDLE, AXES, None, 3.0, 700):
-        fewer = forward_flops(MIDDLE, [700]) / forward_flops(shape, [700])
-        assert fewer == pytest.approx(3.0, rel=0.006)
 
 
 def test_where_texts_are_long_the_same_parameters_are_slower():

@@ -14,7 +14,6 @@ from bge_pruning.models.structural_pruning import (
     KeepIndices,
     PruningMasks,
     compute_keep_indices,
-    head_rows,
     prune_embedding,
     prune_layer_norm,
     prune_linear,
@@ -110,12 +109,6 @@ def test_gates_of_another_model_are_refused(axis, shape):
     message = rf"{axis}.*{', '.join(map(str, shape))}.*{', '.join(map(str, SHAPES[axis]))}.*To fix"
     with pytest.raises(ValueError, match=message):
         compute_keep_indices(PruningMasks(**{axis: torch.ones(shape)}), SOURCE)
-
-
-def test_head_rows():
-    rows = torch.arange(A * 3).view(A, 3)
-    assert head_rows([0, 2, 3], 3) == rows[[0, 2, 3]].flatten().tolist()
-    assert head_rows([], 3) == []
 
 
 def linear(bias: bool = True) -> nn.Linear:

@@ -1,6 +1,5 @@
 """Files and folders are absent, complete, or what they were: never half-written or made twice."""
 
-import ctypes
 import fcntl
 import json
 import os
@@ -107,17 +106,6 @@ def test_the_old_folder_is_there_until_it_is_replaced_whichever_way(swaps, old):
         assert tree(old.parent) == {**OLD, folder.name: "folder"}
         fill(folder)
     assert tree(old.parent) == NEW
-
-
-def test_this_system_can_swap_names_and_others_cannot(tmp_path, monkeypatch):
-    for name in ("a", "b"):
-        (tmp_path / name).mkdir()
-        (tmp_path / name / "name").write_text(name)
-    assert files._exchange(tmp_path / "a", tmp_path / "b")
-    assert tree(tmp_path) == {"a/name": "b", "b/name": "a"}
-    assert not files._exchange(tmp_path / "a", tmp_path / "none")
-    monkeypatch.setattr(ctypes, "CDLL", lambda _: object())
-    assert not files._exchange(tmp_path, tmp_path)
 
 
 def test_everything_is_on_the_disk_before_it_is_in_place(output, monkeypatch):

@@ -72,16 +72,6 @@ def test_in_each_round_another_one_goes_first():
     assert take_turns(jobs, lambda _: False) == {"a": [], "b": [], "c": []}
 
 
-def test_ratios_are_model_over_baseline():
-    latency = model_analysis._summarise_latency(
-        {"model": [0.001, 0.002, 0.003], "baseline": [0.002, 0.004, 0.006]}
-    )
-    assert latency["model"]["median"] == pytest.approx(2)
-    assert (latency["ratio"], latency["ratio_iqr"]) == (0.5, [0.5, 0.5])
-    rate = model_analysis._summarise_throughput({"model": [1.0] * 2, "baseline": [2.0] * 2}, 100)
-    assert rate == {"model": 100.0, "baseline": 50.0, "ratio": 2.0, "ratio_iqr": [2.0, 2.0]}
-
-
 @pytest.mark.parametrize(
     ("sentences", "changes", "message"),
     [

@@ -86,29 +86,11 @@ def test_an_earlier_picture_is_replaced_or_stays_if_saving_fails(tmp_path, monke
     assert [path.name for path in tmp_path.iterdir()] == ["a.png"]
 
 
-def test_the_suffix_decides_the_format(tmp_path):
-    figures.save_figure(figures.make_figure(1, 1), tmp_path / "a.svg")
-    assert "<svg" in (tmp_path / "a.svg").read_text()
-    with pytest.raises(ValueError, match="Format 'xyz' is not supported"):
-        figures.save_figure(figures.make_figure(1, 1), tmp_path / "a.xyz")
-    assert [path.name for path in tmp_path.iterdir()] == ["a.svg"]
-
-
 def test_svg_is_the_same_twice_and_needs_no_font():
     assert "<svg" in figures.render_svg(draw(LIGHT, title=r"$\broken$"))  # dollars are no formula
     first, second = (figures.render_svg(draw(LIGHT)) for _ in range(2))
     assert first == second
     assert "<text" not in first and "http" not in first.split("<defs>", 1)[1]
-
-
-def test_parts_do_not_overlap(tmp_path):
-    figure = figures.make_figure(4, 2)
-    left, right = figure.subplots(1, 2)
-    left.set_ylabel("a label that needs room")
-    right.set_ylabel("another one")
-    figures.save_figure(figure, tmp_path / "a.png")
-    box, other = left.get_tightbbox(), right.get_tightbbox()
-    assert 0 < box.x0 < box.x1 < other.x0 < other.x1 < 4 * 180
 
 
 @pytest.mark.parametrize("grid", ["x", "y"])
@@ -197,15 +179,6 @@ def test_removed_heads_have_a_cross_and_units_are_sorted_and_cut_where_the_kept_
     panel = figures.draw_gates({axis: gates[axis]}, {axis: kept[axis]}).axes[0]
     np.testing.assert_array_equal(panel.images[0].get_array(), -np.sort(-gates[axis], axis=1))
     assert {segment[0, 0] for segment in panel.collections[-1].get_segments()} == {11.5}
-
-
-def test_bge_m3_fits(assert_legible):
-    rng = np.random.default_rng(0)
-    shapes = {"head": (24, 16), "intermediate": (24, 4096), "layer": (24,), "hidden": (1024,)}
-    gates = {axis: rng.uniform(size=shape) for axis, shape in shapes.items()}
-    assert_legible(
-        figures.draw_gates(gates, {axis: values > 0.5 for axis, values in gates.items()})
-    )
 
 
 def test_gates_that_make_no_sense(gates):
