@@ -1,6 +1,5 @@
 """Weights that follow what pruning has done to each source."""
 
-import json
 import re
 
 import numpy as np
@@ -8,6 +7,7 @@ import pytest
 
 from bge_pruning.algorithms.source_weights import SourceWeights
 from bge_pruning.datasets.mixed_dataloader import adapt_weights
+from tests.common.trainings import logged
 
 OVERRIDES = (
     "data.adapt_weights_interval=2ba",
@@ -27,10 +27,7 @@ def two_sources(sts_csv) -> str:
 
 
 def metrics(run, key: str) -> list[float]:
-    rows = [
-        json.loads(line)["metrics"] for line in (run / "metrics.jsonl").read_text().splitlines()
-    ]
-    return [row[key] for row in rows if key in row]
+    return [*logged(run, key).values()]
 
 
 def test_weights_follow_the_losses(tmp_path, train_tiny, two_sources, monkeypatch):

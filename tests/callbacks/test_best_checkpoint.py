@@ -1,6 +1,5 @@
 """The checkpoint of the best evaluation: when it is written, what it holds, what survives."""
 
-import json
 import logging
 import math
 from pathlib import Path
@@ -11,6 +10,7 @@ from composer.callbacks import CheckpointSaver
 
 from bge_pruning.callbacks import best_checkpoint, evaluation_callback
 from bge_pruning.model_io import checkpoint
+from tests.common.trainings import logged
 
 METRIC = "dev/cosine_spearman"
 KEEP = f"evaluation.keep_best={METRIC}"
@@ -69,9 +69,7 @@ def test_a_real_score_decides(tmp_path, train_tiny, collection):
     data = f"data.eval=[{{name: docs, kind: beir, path: {collection}, split: test}}]"
     keep = "evaluation.keep_best=docs/mrr_at_10"
     run = train_tiny(tmp_path, data, keep, "eval_interval=1ba", "max_duration=6ba")
-    rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
-    key = "eval/docs/mrr_at_10"
-    found = {row["batch"]: row["metrics"][key] for row in rows if key in row["metrics"]}
+    found = logged(run, "eval/docs/mrr_at_10")
     best = max(found, key=found.get)
     assert len(set(found.values())) > 1
     assert best_of(run) == checkpoint.BestScore("docs/mrr_at_10", found[best], best)

@@ -1,6 +1,5 @@
 """What went into training: rows, padding, and each source's share and loss."""
 
-import json
 import math
 import re
 
@@ -8,11 +7,11 @@ import pytest
 
 from bge_pruning.callbacks.data_callback import DataCallback
 from bge_pruning.models.composer_bge_m3 import ComposerBGEM3
+from tests.common.trainings import read_metrics
 
 
 def metrics(run) -> list[tuple[int, dict]]:
-    rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
-    return [(row["batch"], row["metrics"]) for row in rows]
+    return [(row["batch"], row["metrics"]) for row in read_metrics(run)]
 
 
 def logged(run) -> dict[int, dict]:

@@ -1,6 +1,5 @@
 """The health of the outputs."""
 
-import json
 import math
 import re
 from types import SimpleNamespace
@@ -10,6 +9,7 @@ import torch
 
 from bge_pruning.callbacks import embedding_callback
 from bge_pruning.callbacks.embedding_callback import EmbeddingCallback, compute_embedding_health
+from tests.common.trainings import read_metrics
 
 IDS = torch.tensor([[[0, 5, 6, 5, 2], [0, 7, 2, 1, 1]]])
 BATCH = {"input_ids": IDS, "attention_mask": IDS.ne(1).long()}
@@ -18,10 +18,6 @@ BATCH = {"input_ids": IDS, "attention_mask": IDS.ne(1).long()}
 def dense_health(dense: torch.Tensor, **batch: torch.Tensor) -> dict[str, float]:
     health = compute_embedding_health({"dense_vecs": dense}, {**BATCH, **batch}, ())
     return {key.removeprefix("embedding/dense/"): value for key, value in health.items()}
-
-
-def rows(run) -> list[dict]:
-    return [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
 
 
 def test_dense_is_the_spread_of_all_pairs():
@@ -47,16 +43,13 @@ def squared_distance(degrees: float) -> float:
     return 2 - 2 * math.cos(math.radians(degrees))
 
 
-def test_alignment_of_scored_pairs_from_four_fifths_of_the_range():
+def test_alignment_of_scored_pairs_and_of_queries_with_their_positives():
     dense = torch.stack([unit(0, 10), unit(0, 60), unit(0, 30)])
     health = dense_health(dense, scores=torch.tensor([0.8, 0.79, 1.0]))
     expected = (squared_distance(10) + squared_distance(30)) / 2
     assert health["alignment"] == pytest.approx(expected, abs=1e-6)
     assert "alignment" not in dense_health(dense)
     assert "alignment" not in dense_health(dense, scores=torch.tensor([0.0, 0.5, 0.7]))
-
-
-def test_alignment_of_queries_with_the_positives_of_their_row():
     dense = torch.stack([unit(0, 10, 60), unit(90, 110, 130)])
     numbers = torch.tensor([[7, 8], [9, 3]])
     # The first query's positive is 7; the second's are both of its row, and 8 of the other.
@@ -74,7 +67,7 @@ def test_alignment_in_a_run_is_there_if_there_are_positives(
     data = f"data.train=[{{name: q, kind: {kind}, path: {path}}}]"
     loss = "loss.contrastive=1" if kind == "contrastive" else "seed=3"
     run = train_tiny(tmp_path, data, loss, "loss.sts_regression=0", "max_duration=2ba")
-    keys = {key for row in rows(run) for key in row["metrics"]}
+    keys = {key for row in read_metrics(run) for key in row["metrics"]}
     assert "embedding/dense/uniformity" in keys
     assert ("embedding/dense/alignment" in keys) == (kind == "contrastive")
 
@@ -92,7 +85,7 @@ def test_tokens_count_where_there_are_different_words():
 def test_a_run_logs_what_it_trains_and_what_the_table_says(tmp_path, train_tiny):
     three = ("loss.distillation_sparse=1", "loss.distillation_colbert=1")
     run = train_tiny(tmp_path, *three, "log_interval=2ba")
-    logged = [row for row in rows(run) if "embedding/dense/cosine_std" in row["metrics"]]
+    logged = [row for row in read_metrics(run) if "embedding/dense/cosine_std" in row["metrics"]]
     assert [row["batch"] for row in logged] == [2, 4]
     table = set(re.findall(r"``(embedding/\S+)``", EmbeddingCallback.__doc__))
     assert {key for row in logged for key in row["metrics"]} == table
@@ -112,7 +105,7 @@ def test_of_microbatches_it_is_the_last_one(tmp_path, train_tiny, monkeypatch):
     assert outputs["token_weights"].shape[0] == len(batch["scores"]) == 2  # of 8 rows
     # Padding has no weight: the rows are those of the outputs.
     assert not outputs["token_weights"][batch["attention_mask"] == 0].any()
-    assert any("embedding/sparse/nonzeros" in row["metrics"] for row in rows(run))
+    assert any("embedding/sparse/nonzeros" in row["metrics"] for row in read_metrics(run))
 
 
 def test_the_batch_follows_its_outputs_to_their_device(monkeypatch):

@@ -1,6 +1,5 @@
 """Evaluation during training: the scores, their time and place, and what they leave alone."""
 
-import json
 import logging
 import re
 from pathlib import Path
@@ -20,14 +19,7 @@ from bge_pruning.export.extract import extract
 from bge_pruning.model_io.pretrained import load_base_model
 from bge_pruning.models.composer_bge_m3 import ComposerBGEM3
 from bge_pruning.training import builders
-
-
-def rows(run: Path) -> list[dict]:
-    return [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
-
-
-def logged(run: Path, key: str) -> dict[int, float]:
-    return {row["batch"]: row["metrics"][key] for row in rows(run) if key in row["metrics"]}
+from tests.common.trainings import logged, read_metrics
 
 
 @pytest.fixture(scope="module")
@@ -60,7 +52,7 @@ def run(tmp_path_factory, train_tiny, sources) -> Path:
 
 
 def test_everything_is_logged_under_the_names_of_the_table(run):
-    keys = {key for row in rows(run) for key in row["metrics"] if key.startswith("eval/")}
+    keys = {key for row in read_metrics(run) for key in row["metrics"] if key.startswith("eval/")}
     expected = {f"eval/docs/{mode}{name}" for mode in ("", "all_") for name in RETRIEVAL_METRICS}
     assert keys == expected | {"eval/dev/cosine_spearman", "eval/seconds"}
     promised = {f"eval/{key}" for key in list_metric_keys(["dev"], ["docs"], ["dense", "all"])}
@@ -110,7 +102,7 @@ def test_both_kinds_are_evaluated_at_the_same_steps(
 
 def test_collections_alone_and_nothing_to_evaluate(tmp_path, train_tiny, sources, lines):
     run = train_tiny(tmp_path / "nothing", "data.eval=[]", "max_duration=2ba")
-    assert not any(key.startswith("eval/") for row in rows(run) for key in row["metrics"])
+    assert not any(key.startswith("eval/") for row in read_metrics(run) for key in row["metrics"])
     assert lines() == []
     run = train_tiny(tmp_path / "beir", sources["beir"], "max_duration=2ba")
     assert logged(run, "eval/docs/ndcg_at_10").keys() == {2}

@@ -1,6 +1,5 @@
 """The lines of a run: their text, when, on the console and in the log file."""
 
-import json
 import logging
 import re
 from pathlib import Path
@@ -11,6 +10,7 @@ import pytest
 from bge_pruning.callbacks import progress_log
 from bge_pruning.callbacks.progress_log import ProgressLog, render_line, render_time
 from bge_pruning.models.composer_bge_m3 import ComposerBGEM3
+from tests.common.trainings import read_metrics
 
 
 @pytest.fixture(autouse=True)
@@ -45,8 +45,7 @@ def test_a_line_at_the_interval_and_at_the_end(duration, interval, expected, tmp
 def test_losses_and_sparsities_are_those_that_are_logged(micro, tmp_path, train_tiny):
     sizes = ("loss.distillation_similarity=0", f"device_train_microbatch_size={micro}")
     run = train_tiny(tmp_path, "max_duration=3ba", *sizes)
-    lines = (run / "metrics.jsonl").read_text().splitlines()
-    rows = [json.loads(line)["metrics"] for line in lines]
+    rows = [row["metrics"] for row in read_metrics(run)]
     losses = [row for row in rows if "loss/train/total" in row]
     gates = [row for row in rows if "pruning/lambda_1/head" in row]
     for parts, loss, gate in zip(steps(tmp_path), losses, gates, strict=True):

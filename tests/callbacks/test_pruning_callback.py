@@ -1,9 +1,7 @@
 """What is logged about the gates, and when."""
 
-import json
 import re
 from dataclasses import dataclass, replace
-from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
@@ -21,6 +19,7 @@ from bge_pruning.callbacks.pruning_callback import (
 from bge_pruning.models.encoder_shape import EncoderShape, count_parameters, expected_parameters
 from bge_pruning.models.l0_module_embedding import L0Module
 from bge_pruning.models.structural_pruning import SHAPE_FIELDS
+from tests.common.trainings import logged, read_metrics
 
 SHAPE = EncoderShape(
     32, 4, 4, 64, 99, head_dim=8, max_position_embeddings=80, sparse_head=True, colbert_dim=24
@@ -136,10 +135,6 @@ def test_logging_leaves_no_trace(case):
     assert torch.equal(torch.random.get_rng_state(), random)
 
 
-def rows(run: Path) -> list[dict]:
-    return [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
-
-
 @pytest.mark.parametrize(
     ("duration", "interval", "batches"),
     [("5ba", "2ba", [2, 4, 5]), ("4ba", "2ba", [2, 4]), ("7ba", "1ep", [5, 7])],
@@ -147,14 +142,15 @@ def rows(run: Path) -> list[dict]:
 def test_logged_at_the_interval_and_at_the_end(duration, interval, batches, tmp_path, train_tiny):
     times = (f"max_duration={duration}", f"log_interval={interval}")
     run = train_tiny(tmp_path, *times, "eval_interval=3ep", "save_interval=3ep")
-    logged = [row["batch"] for row in rows(run) if "pruning/lambda_1/hidden" in row["metrics"]]
-    assert logged == batches
+    assert list(logged(run, "pruning/lambda_1/hidden")) == batches
 
 
 def test_a_run_without_gates_logs_nothing_of_them(tmp_path, train_tiny):
     run = train_tiny(tmp_path, "model.l0_module=null", "max_duration=2ba")
-    assert not any(key.startswith("pruning/") for row in rows(run) for key in row["metrics"])
-    assert all(row["metrics"] for row in rows(run))
+    assert not any(
+        key.startswith("pruning/") for row in read_metrics(run) for key in row["metrics"]
+    )
+    assert all(row["metrics"] for row in read_metrics(run))
 
 
 def test_every_rank_tells_its_loggers():

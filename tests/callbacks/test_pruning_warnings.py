@@ -13,7 +13,6 @@ from bge_pruning.callbacks.pruning_warnings import (
     PruningWarnings,
     Reading,
     diverges,
-    gathers_speed,
     has_collapsed,
     is_huge,
     misses,
@@ -225,21 +224,6 @@ def test_collapse_and_a_huge_multiplier_while_the_constraint_is_not_met():
 )
 def test_divergence(sparsities, multipliers, expected):
     assert diverges(course(sparsities, multipliers)) is expected
-
-
-@pytest.mark.parametrize(
-    ("sparsities", "expected"),
-    [
-        ([0.1, 0.101, 0.105], True),
-        ([0.1, 0.102, 0.104], False),  # evenly
-        ([0.1, 0.1001, 0.1003], False),  # it hardly moves
-        ([0.1, 0.09, 0.08], False),  # away from the target
-        ([0.9, 0.899, 0.89], True),
-        ([0.1, 0.2], False),  # too few to tell
-    ],
-)
-def test_gathering_speed(sparsities, expected):
-    assert gathers_speed(course(sparsities, [1] * len(sparsities))) is expected
 
 
 @pytest.mark.parametrize(

@@ -255,9 +255,7 @@ def test_teacher_on_the_fly_equals_cached_vectors_which_are_used_if_there(
     )
 
 
-def test_teacher_is_frozen_and_no_part_of_the_model(
-    build, teacher, pairs
-):
+def test_teacher_is_frozen_and_no_part_of_the_model(build, teacher, pairs):
     before = copy.deepcopy(teacher.backbone.state_dict())
     model = build(teacher=teacher).train()
     optimizer = torch.optim.SGD(model.parameters(), lr=1.0)
@@ -277,20 +275,16 @@ def test_teacher_is_frozen_and_no_part_of_the_model(
     assert teacher.backbone not in set(model.modules())
 
 
-@pytest.fixture
-def recovering(build_model, tiny_shape, gates) -> tuple[ComposerBGEM3, Any]:
-    """An extracted student that is trained on, and the masks that it was cut by."""
+def test_an_extracted_student_has_the_masked_students_loss(
+    build, build_model, tiny_shape, gates, with_targets
+):
+    """Its vectors are compared in the teacher's space, where removed dimensions are 0."""
     backbone, heads = build_model(tiny_shape, torch.float32, seed=1)
     masks = gates().deterministic_masks()
     keep = backbone.keep_indices(masks)
     cut(backbone, heads, keep)
     dimensions = torch.tensor(keep.hidden)
-    return ComposerBGEM3(backbone, heads, None, EVERY_LOSS, teacher_dimensions=dimensions), masks
-
-
-def test_an_extracted_student_has_the_masked_students_loss(recovering, build, with_targets):
-    """Its vectors are compared in the teacher's space, where removed dimensions are 0."""
-    small, masks = recovering
+    small = ComposerBGEM3(backbone, heads, None, EVERY_LOSS, teacher_dimensions=dimensions)
     vectors = masked_vectors(build(gated=False), with_targets, masks)
     assert small(with_targets)["dense_vecs"].shape == (B, N, 16)
     ours = small.loss(small(with_targets), with_targets)
@@ -446,7 +440,7 @@ def test_contrastive_loss_is_bge_m3s(build, passages):
     assert float(loss.detach()) == pytest.approx(expected, rel=1e-5)
 
 
-def test_only_the_outputs_that_were_named_are_compared(build, passages):
+def test_the_outputs_that_are_named_are_compared_and_taught_by_the_ensemble(build, passages):
     values = []
     for names in (("dense",), ("dense", "colbert")):
         losses = LossWeights(contrastive=1.0, contrastive_outputs=names, temperature=0.2)
@@ -455,9 +449,6 @@ def test_only_the_outputs_that_were_named_are_compared(build, passages):
         assert set(outputs) == {f"{name}_vecs" for name in names}
         values.append(float(model.loss(outputs, passages)["contrastive"].detach()))
     assert values[0] != pytest.approx(values[1])
-
-
-def test_the_ensemble_teaches_the_outputs(build, passages):
     losses = LossWeights(self_distillation=1.0, contrastive_outputs=NAMES, temperature=0.2)
     model = build(gated=False, losses=losses).train()
     parts = model.loss(model(passages), passages)

@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 import torch
+from tokenizers import Tokenizer
 from torch import Tensor, nn
 
 from bge_pruning.evaluation.text_encoder import TextEncoder
@@ -87,16 +88,8 @@ def test_outputs_are_flag_embeddings(pooling, hidden, batch):
     assert not ours["token_weights"][~real].any()
 
 
-@pytest.fixture(scope="module")
-def flag_embedding_encoding(m3) -> dict[str, Any]:
-    return m3.encode(SENTENCES, max_length=32, **ALL_OUTPUTS)
-
-
-@pytest.fixture(scope="module")
-def our_encoding(model_folder) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
-    """Ids, mask and outputs of the same texts."""
-    from tokenizers import Tokenizer
-
+def test_a_model_folders_outputs_are_flag_embeddings(m3, model_folder):
+    theirs = m3.encode(SENTENCES, max_length=32, **ALL_OUTPUTS)
     base = load_base_model(str(model_folder))
     tokenizer = Tokenizer.from_file(str(model_folder / "tokenizer.json"))
     tokenizer.enable_padding(pad_id=1, pad_token="<pad>")
@@ -104,12 +97,7 @@ def our_encoding(model_folder) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
     ids = torch.tensor([e.ids for e in encodings])
     mask = torch.tensor([e.attention_mask for e in encodings])
     with torch.no_grad():
-        return ids, mask, base.heads.eval().outputs(base.backbone.eval()(ids, mask), mask)
-
-
-def test_a_model_folders_vectors_are_flag_embeddings(flag_embedding_encoding, our_encoding):
-    _, mask, ours = our_encoding
-    theirs = flag_embedding_encoding
+        ours = base.heads.eval().outputs(base.backbone.eval()(ids, mask), mask)
     torch.testing.assert_close(
         ours["dense_vecs"], torch.tensor(theirs["dense_vecs"]), atol=1e-5, rtol=0
     )
@@ -119,17 +107,11 @@ def test_a_model_folders_vectors_are_flag_embeddings(flag_embedding_encoding, ou
         mine = ours["colbert_vecs"][row]
         torch.testing.assert_close(mine[:tokens], torch.tensor(vectors), atol=1e-5, rtol=0)
         assert not mine[tokens:].any()
-
-
-def test_a_model_folders_lexical_weights_are_flag_embeddings(flag_embedding_encoding, model_folder):
-    encoder = TextEncoder(load_base_model(str(model_folder)))
+    encoder = TextEncoder(base)
     rows = encoder.encode(SENTENCES, ("token_weights",)).lexical_weights
     mine = [dict(zip(row.indices.tolist(), row.data.tolist(), strict=True)) for row in rows]
-    theirs = [
-        {int(token): float(weight) for token, weight in vector.items()}
-        for vector in flag_embedding_encoding["lexical_weights"]
-    ]
-    assert mine == [pytest.approx(vector, abs=1e-5) for vector in theirs]
+    weights = [{int(t): float(w) for t, w in v.items()} for v in theirs["lexical_weights"]]
+    assert mine == [pytest.approx(vector, abs=1e-5) for vector in weights]
     assert [len(vector) for vector in mine].count(0) == 1  # of the text that is empty
 
 

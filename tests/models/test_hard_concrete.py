@@ -47,16 +47,13 @@ def test_shares_of_open_and_of_fully_open_samples(log_alpha):
     assert float((z == 1).double().mean()) == pytest.approx(expected, abs=1e-5)
 
 
-def test_clamp_is_symmetric_in_probability():
+def test_clamp_is_symmetric_in_probability_and_gradients_are_true_between():
     low, high = hard_concrete.open_probability(
         double([hard_concrete.LOG_ALPHA_MIN, hard_concrete.LOG_ALPHA_MAX])
     ).tolist()
     assert high == pytest.approx(sigmoid(math.log(100.0) + 2 / 3 * math.log(11.0)), abs=1e-12)
     assert round(high, 3) == 0.998
     assert low == pytest.approx(1.0 - high, abs=1e-12)
-
-
-def test_gradients_are_true_between_the_clamps():
     log_alpha = double([-1.0, 0.0, 0.7]).requires_grad_()
     u = double([0.6, 0.4, 0.5])
     z = hard_concrete.sample(log_alpha, u)

@@ -49,12 +49,19 @@ def scipy_similarity(
     return float(np.mean(losses))
 
 
-def test_sts_regression_is_the_mean_squared_error_of_the_cosine():
+def test_regression_and_alignment_are_means_over_pairs():
     first, second = unit_vectors(6, 5, 1), unit_vectors(6, 5, 2)
     scores = torch.tensor([0.0, 0.2, 1.0, 0.5, 0.9, 0.33])
     triples = zip(first.numpy(), second.numpy(), scores, strict=True)
     expected = np.mean([(float(np.dot(a, b)) - float(s)) ** 2 for a, b, s in triples])
     assert float(sts_regression(first, second, scores)) == pytest.approx(expected, rel=1e-9)
+    student, teacher = unit_vectors(6, 5, 1), unit_vectors(6, 5, 2)
+    cosines = [float(np.dot(s, t)) for s, t in zip(student.numpy(), teacher.numpy(), strict=True)]
+    expected = 1.0 - np.mean(cosines)
+    assert float(distillation_alignment(student, teacher)) == pytest.approx(expected, rel=1e-9)
+    for sign, loss in ((1.0, 0.0), (-1.0, 2.0)):
+        found = distillation_alignment(student, sign * student)
+        assert float(found) == pytest.approx(loss, abs=1e-12)
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32, torch.float64])
@@ -64,16 +71,6 @@ def test_sts_regression_takes_scores_of_any_type(dtype):
         loss = sts_regression(v, v, scores)
         assert loss.dtype == dtype
         assert float(loss) == pytest.approx(1 / 3, abs=0.02)
-
-
-def test_alignment_is_the_mean_cosine_distance():
-    student, teacher = unit_vectors(6, 5, 1), unit_vectors(6, 5, 2)
-    cosines = [float(np.dot(s, t)) for s, t in zip(student.numpy(), teacher.numpy(), strict=True)]
-    expected = 1.0 - np.mean(cosines)
-    assert float(distillation_alignment(student, teacher)) == pytest.approx(expected, rel=1e-9)
-    for sign, loss in ((1.0, 0.0), (-1.0, 2.0)):
-        found = distillation_alignment(student, sign * student)
-        assert float(found) == pytest.approx(loss, abs=1e-12)
 
 
 @pytest.mark.parametrize("temperature", [0.02, 0.05, 1.0, 50.0])
@@ -86,7 +83,7 @@ def test_similarity_is_the_mean_kl_divergence_of_the_others(texts, sizes, temper
     assert float(loss) == pytest.approx(expected, rel=1e-4, abs=1e-6)
 
 
-def test_similarity_of_a_processs_own_texts():
+def test_similarity_of_own_texts_in_low_precision_and_at_a_low_temperature():
     student, teacher = unit_vectors(9, 4, 1), unit_vectors(9, 6, 2)
     parts = []
     for first in (0, 3, 6):
@@ -94,18 +91,11 @@ def test_similarity_of_a_processs_own_texts():
         expected = scipy_similarity(student, teacher, first=first, rows=3)
         assert float(parts[-1]) == pytest.approx(expected, rel=1e-4)
     assert float(sum(parts) / 3) == pytest.approx(float(compute_similarity(student, teacher)))
-
-
-def test_similarity_is_finite_in_low_precision():
     student, teacher = unit_vectors(6, 4, 1), unit_vectors(6, 4, 2)
     expected = scipy_similarity(student, teacher)
     loss = compute_similarity(student.bfloat16(), teacher.bfloat16())
     assert loss.dtype == torch.float32  # the softmax of 16-bit numbers would be too coarse
     assert float(loss) == pytest.approx(expected, rel=0.05)
-
-
-def test_similarity_at_a_low_temperature_leaves_the_text_itself_out():
-    # Each text has one other text, so both distributions are certain and equal.
     student = torch.tensor([[1.0, 0.0], [1.0, 0.0]])
     teacher = torch.tensor([[1.0, 0.0], [-1.0, 0.0]])
     assert float(compute_similarity(student, teacher, 1e-5)) == 0.0
@@ -204,25 +194,19 @@ def test_cosent_of_equal_scores_is_zero_and_of_a_large_gap_finite():
     assert float(opposite) == pytest.approx(2e4)
 
 
-def test_info_nce_is_its_formula():
+def test_info_nce_is_its_formula_leaves_excluded_passages_out_and_learns_its_temperature():
     scores = torch.randn(3, 5, generator=torch.Generator().manual_seed(1)).double()
     targets, temperature = torch.tensor([0, 2, 4]), 0.5
     expected = 0.0
     for row, target in zip((scores / temperature).tolist(), targets.tolist(), strict=True):
         expected -= math.log(math.exp(row[target]) / sum(map(math.exp, row))) / 3
     assert float(info_nce(scores, targets, temperature)) == pytest.approx(expected, abs=1e-6)
-
-
-def test_info_nce_leaves_excluded_passages_out_but_no_target():
     scores = torch.tensor([[1.0, 9.0, 0.5], [0.0, 1.0, 0.5]])
     excluded = torch.tensor([[True, True, False], [False, True, False]])
     targets = torch.tensor([0, 1])
     left = scores[:1, [0, 2]]
     expected = (info_nce(left, targets[:1], 0.1) + info_nce(scores[1:], targets[1:], 0.1)) / 2
     assert float(info_nce(scores, targets, 0.1, excluded)) == pytest.approx(float(expected))
-
-
-def test_info_nce_learns_its_temperature():
     scores = torch.tensor([[0.2, 0.1]])
     temperature = torch.tensor(0.5, requires_grad=True)
     info_nce(scores, torch.tensor([0]), temperature).backward()
@@ -239,7 +223,7 @@ def test_positives_of_a_query_are_excluded_but_for_its_target():
     ]
 
 
-def test_score_distillation_is_the_kl_of_scipy():
+def test_score_distillation_is_the_kl_of_scipy_and_teaches_the_student_only():
     generator = torch.Generator().manual_seed(4)
     student, teacher = (torch.randn(3, 6, generator=generator).double() for _ in range(2))
     p = torch.softmax(teacher / 0.3, -1).numpy()
@@ -247,9 +231,6 @@ def test_score_distillation_is_the_kl_of_scipy():
     expected = rel_entr(p, q).sum(-1).mean()
     assert float(score_distillation(student, teacher, 0.3)) == pytest.approx(expected, rel=1e-5)
     assert float(score_distillation(teacher, teacher, 0.3)) == pytest.approx(0.0, abs=1e-7)
-
-
-def test_score_distillation_teaches_the_student_only_and_leaves_excluded_passages_out():
     student = torch.tensor([[0.0, 5.0, 1.0]], requires_grad=True)
     teacher = torch.tensor([[1.0, -5.0, 0.0]], requires_grad=True)
     loss = score_distillation(student, teacher, 1.0, torch.tensor([[False, True, False]]))
@@ -259,7 +240,7 @@ def test_score_distillation_teaches_the_student_only_and_leaves_excluded_passage
     assert student.grad[0, 0] != 0 and student.grad[0, 1] == 0 and teacher.grad is None
 
 
-def test_token_weights_are_compared_where_there_are_words():
+def test_token_weights_and_vectors_are_compared_where_there_are_words():
     teacher = torch.tensor([[0.0, 2.0, 1.0, 9.0], [3.0, 0.0, 4.0, 0.0]])
     student = torch.tensor([[7.0, 1.0, 1.0, 0.0], [0.0, 0.0, 4.0, 1.0]])
     mask = torch.tensor([[0, 1, 1, 0], [1, 1, 1, 1]])
@@ -270,9 +251,6 @@ def test_token_weights_are_compared_where_there_are_words():
     # A silent teacher divides by a bound.
     loss = token_weight_distillation(torch.full((1, 3), 0.1), torch.zeros(1, 3), torch.ones(1, 3))
     assert float(loss) == pytest.approx(0.03 / 0.01)
-
-
-def test_token_vectors_are_compared_by_cosine_where_there_are_words():
     teacher = torch.tensor([[[1.0, 0.0], [0.0, 1.0], [1.0, 0.0]]]).repeat(2, 1, 1)
     student = torch.tensor([[[1.0, 0.0], [1.0, 0.0], [-1.0, 0.0]]]).repeat(2, 1, 1)
     mask = torch.tensor([[1, 1, 0], [1, 0, 0]])

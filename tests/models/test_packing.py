@@ -42,16 +42,13 @@ def test_unpacking_gives_the_real_tokens_back_and_their_gradients(mask):
     assert torch.equal(values.grad, mask[..., None].expand_as(values).float())
 
 
-def test_texts_of_a_group_have_its_length():
+def test_groups_shares_and_batches_without_texts_or_padding():
     mask = mask_of(3, 1, 3, 2, 1)
     packing = compute_packing(mask)
     assert packing.groups == ((2, 1), (1, 2), (2, 3))
     texts = torch.arange(5)[:, None].expand(5, 3)
     parts = packing.pack(texts).split(packing.group_tokens)
     assert [part.tolist() for part in parts] == [[1, 4], [3, 3], [0, 0, 0, 2, 2, 2]]
-
-
-def test_a_batch_without_padding_stays_as_it_is_and_nothing_of_one_of_padding():
     packing = compute_packing(torch.ones(3, 4))
     values = torch.randn(3, 4, 2)
     assert packing.index is None and packing.groups == ((3, 4),)
@@ -60,6 +57,12 @@ def test_a_batch_without_padding_stays_as_it_is_and_nothing_of_one_of_padding():
     packed = packing.pack(values)
     assert packed.shape == (0, 2)
     assert torch.equal(packing.unpack(packed), torch.zeros(3, 4, 2))
+    mask = torch.tensor([[1, 1, 1, 0], [1, 0, 0, 0], [1, 1, 1, 1]])
+    packing = compute_packing(mask)
+    shares = packing.unpack(packing.shares()[:, None])[..., 0]
+    torch.testing.assert_close(shares, mask / mask.sum(1, keepdim=True))
+    whole = compute_packing(mask[2:])
+    assert whole.shares().tolist() == [0.25] * 4
 
 
 def test_a_text_does_not_depend_on_the_texts_beside_it(build_model, tiny_shape, batch):
@@ -85,15 +88,6 @@ def test_a_text_does_not_depend_on_the_texts_beside_it(build_model, tiny_shape, 
     assert found.keys() == expected.keys()
     for name, value in found.items():
         torch.testing.assert_close(value, expected[name], atol=1e-10, rtol=1e-8)
-
-
-def test_shares_of_a_text_make_one_in_the_order_of_packed_tokens():
-    mask = torch.tensor([[1, 1, 1, 0], [1, 0, 0, 0], [1, 1, 1, 1]])
-    packing = compute_packing(mask)
-    shares = packing.unpack(packing.shares()[:, None])[..., 0]
-    torch.testing.assert_close(shares, mask / mask.sum(1, keepdim=True))
-    whole = compute_packing(mask[2:])
-    assert whole.shares().tolist() == [0.25] * 4
 
 
 LENGTHS = [3, 7, 1, 7, 0, 5]

@@ -67,14 +67,11 @@ def words(ids: list[list[int]], weights: list[list[float]]) -> Outputs:
     return Outputs(ids, torch.ones_like(ids), torch.zeros(len(ids), 1), torch.tensor(weights))
 
 
-def test_sparse_is_the_plain_loop():
+def test_sparse_is_the_plain_loop_with_true_gradients():
     expected = loop_sparse(QUERIES, PASSAGES)
     assert (expected > 0).sum() > 5
     found = compute_sparse_scores(QUERIES, PASSAGES, SPECIAL)
     torch.testing.assert_close(found, expected, atol=1e-12, rtol=0)
-
-
-def test_sparse_gradients():
     weights = (QUERIES.token_weights + 0.01 * torch.arange(12)).requires_grad_()
 
     def scores(weights: Tensor) -> Tensor:
@@ -83,13 +80,10 @@ def test_sparse_gradients():
     assert torch.autograd.gradcheck(scores, (weights,))
 
 
-def test_sparse_of_texts_without_words_is_zero():
+def test_sparse_of_texts_without_words_is_zero_and_needs_no_vocabulary():
+    """Ids as large as BGE-M3's cost what a handful of tokens costs."""
     texts = words([[CLS, EOS, PAD], [CLS, UNK, EOS]], [[1.0] * 3] * 2)
     assert not compute_sparse_scores(texts, texts, SPECIAL).any()
-
-
-def test_sparse_needs_no_vocabulary():
-    """Ids as large as BGE-M3's cost what a handful of tokens costs."""
     ids = [[CLS, 250_001, 7, EOS], [CLS, 249_999, 7, EOS]]
     texts = words(ids, [[0.0, 2.0, 0.5, 0.0], [0.0, 3.0, 4.0, 0.0]])
     expected = torch.tensor([[4.25, 2.0], [2.0, 25.0]])

@@ -1,7 +1,6 @@
 """Several models side by side."""
 
 import json
-import runpy
 from collections.abc import Callable
 from pathlib import Path
 
@@ -11,7 +10,6 @@ from scipy.stats import t as student
 from bge_pruning.reports import comparison, comparison_report
 from bge_pruning.reports.comparison import Estimate, estimate_mean, read_candidates
 
-SCRIPT = Path(__file__).parents[2] / "scripts" / "compare_runs.py"
 BASELINES = {("sts", "dense"): 0.8, ("scifact", "dense"): 0.5, ("scifact", "all"): 0.6}
 
 
@@ -190,16 +188,3 @@ def test_runs_that_do_not_belong_together(tmp_path, monkeypatch):
     message = r"have different originals: on sts \(dense\) they score 0.8000 and 0.7000. To fix"
     with pytest.raises(ValueError, match=message):
         read_candidates([str(first), str(second)])
-
-
-def test_the_script(results, tmp_path, capsys):
-    main = runpy.run_path(str(SCRIPT))["main"]
-    arguments = [*results, "--output", str(tmp_path / "out")]
-    assert main(arguments) == 0
-    assert "97.0% (96.0% to" in " ".join(capsys.readouterr().out.split())
-    assert {p.name for p in (tmp_path / "out").iterdir()} == set(comparison_report.COMPARISON_FILES)
-    assert main(arguments) == 1
-    assert "comparison.json exists. To fix" in capsys.readouterr().err
-    assert main([*arguments, "--overwrite"]) == 0
-    assert main([str(tmp_path / "none"), "--output", str(tmp_path / "out2")]) == 1
-    assert not (tmp_path / "out2").exists()

@@ -18,7 +18,7 @@ def curves(panel):
     return {line.get_label(): line.get_data() for line in panel.lines}
 
 
-def test_the_constraint_has_a_panel_for_each_axis(series, said):
+def test_constraint_and_multipliers_have_a_panel_or_curve_for_each_axis(series, said):
     figure = history_plot.draw_constraint(series)
     assert titles(figure) == ["Removed attention heads (%)", "Removed encoder parameters (%)"]
     head = curves(figure.axes[0])
@@ -29,9 +29,6 @@ def test_the_constraint_has_a_panel_for_each_axis(series, said):
     assert set(head["what a cut would remove"][1]) == {50}
     assert "target" not in curves(figure.axes[1])
     assert said(figure).count("expected by the gates") == 1  # one legend for all
-
-
-def test_multipliers_have_a_curve_for_each_axis(series):
     figure = history_plot.draw_multipliers(series)
     assert [title.split()[-1] for title in titles(figure)] == ["(lambda_1)", "(lambda_2)"]
     for panel, slope in zip(figure.axes, (0.1, 0.2), strict=True):

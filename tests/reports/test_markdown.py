@@ -25,13 +25,14 @@ def test_text_stays_what_it_is(text):
     assert shown(table(["name", text], rows)) == f"name{expected}{expected}1b2"
 
 
-def test_lines_in_a_name_are_joined():
+def test_lines_are_joined_numbers_to_the_right_and_other_blocks():
     assert escape("a\n# b\r\n\tc") == "a \\# b c"
     assert escape("stsb-en_test (dense+sparse), 2.0") == "stsb-en_test (dense+sparse), 2.0"
-
-
-def test_numbers_are_to_the_right():
     assert table(["a", "b"], [["x", 1]]) == "| a | b |\n| --- | ---: |\n| x | 1 |"
+    assert picture("a [b]", "c.png") == r"![a \[b\]](c.png)"
+    assert heading("a [b]") == r"### a \[b\]"
+    assert paragraph("a [b]") == r"a \[b\]" and paragraph("a [b]").content == {"text": "a [b]"}
+    assert warning("a [b]", "*c*") == r"> **a \[b\]** \*c\*"
 
 
 @pytest.mark.parametrize("text", ["a", "a\n```\nb", "`````", "", "echo `x` | y"])
@@ -40,10 +41,3 @@ def test_code_cannot_end_its_block(text):
     assert tokens[0].type == "fence"
     assert tokens[0].content.rstrip("\n") == text
     assert tokens[0].info == "bash"
-
-
-def test_other_blocks():
-    assert picture("a [b]", "c.png") == r"![a \[b\]](c.png)"
-    assert heading("a [b]") == r"### a \[b\]"
-    assert paragraph("a [b]") == r"a \[b\]" and paragraph("a [b]").content == {"text": "a [b]"}
-    assert warning("a [b]", "*c*") == r"> **a \[b\]** \*c\*"

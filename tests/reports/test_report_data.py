@@ -30,7 +30,7 @@ def test_rows_become_curves_in_order_of_batch(rows):
     assert collect_series(rows) == {"a": ([0, 5], [1.0, 2])}
 
 
-def test_axes_come_in_our_order_and_losses_are_the_parts():
+def test_axes_losses_scores_and_the_last_constraint(rows):
     prefix = "pruning/expected_sparsity/"
     found = report_data.pruned_axes(
         keys(*(prefix + axis for axis in ("new", "encoder", "head", "layer")))
@@ -43,9 +43,6 @@ def test_axes_come_in_our_order_and_losses_are_the_parts():
     ) == list(parts)
     assert report_data.task_losses(keys("loss/train/total")) == ["loss/train/total"]
     assert report_data.task_losses(keys("eval/dev/spearman")) == []
-
-
-def test_scores_are_the_main_ones_of_each_task_and_mode():
     main = {
         "stsb": "eval/stsb/cosine_spearman",
         "stsb, colbert": "eval/stsb/colbert_spearman",
@@ -61,9 +58,6 @@ def test_scores_are_the_main_ones_of_each_task_and_mode():
         assert report_data.logged_scores(keys(old)) == {"dev": old}
         assert report_data.logged_scores(keys(old, new)) == {"dev": new}
         assert report_data.logged_scores(keys(other, new)) == {"dev": new, "other": other}
-
-
-def test_the_last_constraint(rows):
     constraint = report_data.last_constraint(collect_series(rows))
     head = constraint["head"]
     assert head.expected_sparsity == pytest.approx(0.49)

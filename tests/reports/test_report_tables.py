@@ -11,20 +11,6 @@ def text(parts):
     return "\n\n".join(parts)
 
 
-def test_what_was_not_measured(inputs):
-    inputs.evaluation.speed.device, inputs.evaluation.speed.threads = "<GPU>", 1
-    assert r"on \<GPU\>, 1 thread;" in text(tables.render_gains(inputs))
-    inputs.evaluation.size_bytes["baseline"] = None
-    assert "| weights on disk | - | 20.0 MB | - |" in text(tables.render_gains(inputs))
-    inputs.evaluation.speed = None
-    inputs.evaluation.size_bytes = {"model": None, "baseline": None}
-    said = text(tables.render_gains(inputs))
-    assert "Speed: not measured." in said
-    assert "on disk" not in said and "memory" not in said
-    inputs.evaluation.size_bytes = None
-    assert "on disk" not in text(tables.render_gains(inputs))
-
-
 def test_counts_come_from_the_extraction_or_else_from_the_evaluation(inputs):
     assert list(tables.count_parts(inputs)) == ["original", "pruned"]
     inputs.pruning = None
@@ -36,10 +22,21 @@ def test_counts_come_from_the_extraction_or_else_from_the_evaluation(inputs):
     assert tables.count_parts(inputs) == {} and tables.render_gains(inputs) == []
 
 
-def test_bytes():
+def test_sizes_and_what_was_not_measured(inputs):
     sizes = (None, 0, 1234, 62_000_000, 999_000_000, 2_271_000_000)
     said = ["-", "0.00 kB", "1.23 kB", "62.0 MB", "999 MB", "2.27 GB"]
     assert [tables.render_bytes(size) for size in sizes] == said
+    inputs.evaluation.speed.device, inputs.evaluation.speed.threads = "<GPU>", 1
+    assert r"on \<GPU\>, 1 thread;" in text(tables.render_gains(inputs))
+    inputs.evaluation.size_bytes["baseline"] = None
+    assert "| weights on disk | - | 20.0 MB | - |" in text(tables.render_gains(inputs))
+    inputs.evaluation.speed = None
+    inputs.evaluation.size_bytes = {"model": None, "baseline": None}
+    said = text(tables.render_gains(inputs))
+    assert "Speed: not measured." in said
+    assert "on disk" not in said and "memory" not in said
+    inputs.evaluation.size_bytes = None
+    assert "on disk" not in text(tables.render_gains(inputs))
 
 
 def test_layers_are_listed_only_where_some_are_gone(inputs):

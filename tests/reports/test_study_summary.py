@@ -45,12 +45,22 @@ CELLS = [
 ]
 
 
-def test_groups_the_largest_and_gates_first():
+def test_groups_kinds_and_verdicts():
     groups = group_cells(CELLS)
     names = [("large", "l0"), ("half", "l0"), ("half", "random")]
     assert [(g.size, g.method) for g in groups] == names
     assert [cell.seed for cell in groups[1].cells] == [1, 2]
     assert [group.learned for group in groups] == [True, True, False]
+    assert study_summary.keys_by_kind(CELLS, KEYS) == {
+        "all": KEYS,
+        "similarity": KEYS[:1],
+        "retrieval": KEYS[1:],
+    }
+    assert study_summary.keys_by_kind(CELLS, KEYS[:1]) == {"all": KEYS[:1]}
+    assert study_summary.judge(Estimate(0.02, 0.01, 3)) == "above"
+    assert study_summary.judge(Estimate(-0.02, 0.01, 3)) == "below"
+    assert study_summary.judge(Estimate(0.01, 0.02, 3)) == "a tie"
+    assert study_summary.judge(Estimate(0.02, None, 1)) == "one seed: not known"
 
 
 def test_what_is_kept_by_hand():
@@ -67,15 +77,6 @@ def test_what_is_kept_by_hand():
     assert floors == pytest.approx({KEYS[0]: 0.75, KEYS[1]: 0.375})  # of the better one
 
 
-def test_kinds_are_split_only_where_there_are_several():
-    assert study_summary.keys_by_kind(CELLS, KEYS) == {
-        "all": KEYS,
-        "similarity": KEYS[:1],
-        "retrieval": KEYS[1:],
-    }
-    assert study_summary.keys_by_kind(CELLS, KEYS[:1]) == {"all": KEYS[:1]}
-
-
 def test_differences_are_paired_by_seed():
     large, ours, theirs = group_cells(CELLS)
     found = study_summary.compare_groups(ours, theirs, KEYS)
@@ -85,13 +86,6 @@ def test_differences_are_paired_by_seed():
         pytest.approx(0.135), None, 1
     )
     assert "Against the baselines" not in render_study(CELLS[2:], REFERENCE)  # without one
-
-
-def test_verdicts():
-    assert study_summary.judge(Estimate(0.02, 0.01, 3)) == "above"
-    assert study_summary.judge(Estimate(-0.02, 0.01, 3)) == "below"
-    assert study_summary.judge(Estimate(0.01, 0.02, 3)) == "a tie"
-    assert study_summary.judge(Estimate(0.02, None, 1)) == "one seed: not known"
 
 
 @pytest.mark.parametrize("folder", STUDIES, ids=lambda folder: folder.name)

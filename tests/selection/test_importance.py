@@ -69,7 +69,7 @@ def test_planted_structures_without_weight_are_the_ones_that_go(
     assert masks.is_binary()
 
 
-def test_masks_have_the_shape_and_ties_go_to_the_lower_index(tiny_shape, target_shape):
+def test_masks_have_the_shape_with_ties_by_index_and_chance_by_seed(tiny_shape, target_shape):
     masks = masks_of_importance(random_importance(tiny_shape, seed=1), target_shape)
     assert masks.head.sum(1).tolist() == [2] * 4
     assert masks.intermediate.sum(1).tolist() == [32] * 4
@@ -78,18 +78,12 @@ def test_masks_have_the_shape_and_ties_go_to_the_lower_index(tiny_shape, target_
     masks = masks_of_importance(ones, target_shape)
     assert masks.layer.tolist() == [1, 1, 0, 0]
     assert masks.head.tolist() == [[1, 1, 0, 0]] * 4
-
-
-def test_chance_is_seeded_and_differs_between_seeds_and_layers(tiny_shape, target_shape):
     first, again, other = (
         masks_of_importance(random_importance(tiny_shape, seed), target_shape) for seed in (1, 1, 2)
     )
     assert torch.equal(first.intermediate, again.intermediate)
     assert not torch.equal(first.intermediate, other.intermediate)
     assert not torch.equal(first.intermediate[0], first.intermediate[1])
-
-
-def test_scores_that_are_no_numbers_are_refused(tiny_shape, target_shape):
     scores = random_importance(tiny_shape, 0)
     scores.intermediate[2, 3] = float("nan")
     message = r"1 scores of importance of axis 'intermediate' are not finite.* To fix, use another"

@@ -37,23 +37,11 @@ def least_error(x: Tensor, y: Tensor) -> float:
     return float((x @ best - y).square().sum())
 
 
-def test_without_a_ridge_it_is_the_least_squares_fit(inputs, wanted):
+def test_it_is_the_least_squares_fit_and_what_is_right_or_held_by_a_ridge_stays(inputs, wanted):
     linear = nn.Linear(INPUTS, OUTPUTS)
     fit_(linear, moments_of(inputs, wanted), ridge=1e-12)
     error = float((linear(inputs) - wanted).double().square().sum().detach())
     assert error == pytest.approx(least_error(inputs, wanted), rel=1e-5)
-
-
-def test_a_token_of_weight_two_counts_as_two_tokens(inputs, wanted):
-    weights = torch.randint(1, 4, (TOKENS,), generator=torch.Generator().manual_seed(2))
-    weighted = Moments(INPUTS, OUTPUTS)
-    weighted.add(inputs, wanted, weights)
-    repeated = moments_of(*(x.repeat_interleave(weights, 0) for x in (inputs, wanted)))
-    torch.testing.assert_close(weighted.xx, repeated.xx, rtol=1e-5, atol=1e-3)
-    torch.testing.assert_close(weighted.xy, repeated.xy, rtol=1e-5, atol=1e-3)
-
-
-def test_what_is_right_already_or_held_by_a_strong_ridge_stays(inputs, wanted):
     linear = nn.Linear(INPUTS, OUTPUTS)
     before = joined(linear)
     fit_(linear, moments_of(inputs, linear(inputs).detach()), ridge=0.1)
@@ -65,6 +53,15 @@ def test_what_is_right_already_or_held_by_a_strong_ridge_stays(inputs, wanted):
     fit_(linear, moments_of(torch.zeros(TOKENS, INPUTS), torch.ones(TOKENS, OUTPUTS)), ridge=1e-9)
     assert torch.equal(linear.weight, before)
     torch.testing.assert_close(linear.bias.detach(), torch.ones(OUTPUTS))
+
+
+def test_a_token_of_weight_two_counts_as_two_tokens(inputs, wanted):
+    weights = torch.randint(1, 4, (TOKENS,), generator=torch.Generator().manual_seed(2))
+    weighted = Moments(INPUTS, OUTPUTS)
+    weighted.add(inputs, wanted, weights)
+    repeated = moments_of(*(x.repeat_interleave(weights, 0) for x in (inputs, wanted)))
+    torch.testing.assert_close(weighted.xx, repeated.xx, rtol=1e-5, atol=1e-3)
+    torch.testing.assert_close(weighted.xy, repeated.xy, rtol=1e-5, atol=1e-3)
 
 
 def test_numbers_that_are_none_are_refused(inputs):

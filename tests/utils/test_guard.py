@@ -154,7 +154,12 @@ def test_warnings_and_errors_say_so_in_colour_on_a_terminal(
 
 
 @pytest.mark.usefixtures("failures_may_be_hidden")
-def test_an_error_becomes_a_warning_with_its_reason_and_place(caplog):
+def test_an_error_becomes_a_warning_with_its_reason_and_place_and_an_interrupt_does_not(caplog):
+    with warn_only("the report", "write it again"):
+        pass
+    with pytest.raises(KeyboardInterrupt), warn_only("the report", "write it again"):
+        raise KeyboardInterrupt
+    assert caplog.records == []
     with caplog.at_level(logging.WARNING), warn_only("the report", "write it again"):
         raise RuntimeError("no font")
     (record,) = caplog.records
@@ -163,15 +168,6 @@ def test_an_error_becomes_a_warning_with_its_reason_and_place(caplog):
         "To fix, write it again."
     )
     assert record.exc_info[0] is RuntimeError
-
-
-@pytest.mark.usefixtures("failures_may_be_hidden")
-def test_nothing_is_said_of_what_works_and_an_interrupt_is_none_of_its_business(caplog):
-    with warn_only("the report", "write it again"):
-        pass
-    with pytest.raises(KeyboardInterrupt), warn_only("the report", "write it again"):
-        raise KeyboardInterrupt
-    assert caplog.records == []
 
 
 def test_tests_see_what_users_are_only_warned_of():

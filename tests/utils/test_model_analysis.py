@@ -88,7 +88,7 @@ def test_speed_arguments(sentences, changes, message):
         measure_speed(model, other, sentences, rounds=changes.get("rounds", 7))
 
 
-def test_what_is_freed_makes_room():
+def test_what_is_freed_and_changed_in_place_takes_nothing_and_kept_activations_count():
     def action():
         first = torch.zeros(1000)  # 4,000 bytes
         second = first + 1
@@ -98,9 +98,6 @@ def test_what_is_freed_makes_room():
         return torch.zeros(10)
 
     assert measure_peak_bytes(action) == 8000
-
-
-def test_views_weights_and_changes_in_place_take_nothing():
     values = torch.zeros(100)
     assert measure_peak_bytes(lambda: values.add_(1).mul_(2)) == 0
     layer = nn.Linear(100, 100)
@@ -111,9 +108,6 @@ def test_views_weights_and_changes_in_place_take_nothing():
             return layer(inputs).view(-1)[:10].reshape(2, 5)
 
     assert measure_peak_bytes(action) == 5 * 100 * 4
-
-
-def test_kept_activations_of_training_count():
     layers = nn.Sequential(*(nn.Linear(50, 50) for _ in range(4)))
     inputs = torch.zeros(8, 50)
 
