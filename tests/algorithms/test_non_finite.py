@@ -27,6 +27,14 @@ EVERY = ("save_interval=1ba", "checkpoints_to_keep=9")
 WEIGHT = "backbone.encoder.layer.2.output.dense.weight"
 GATES = "l0_module.log_alpha.head"
 NEWEST = "runs/tiny/latest-rank0.pt"
+ADVICE = {
+    "weight": r"lower optimizer\.lr or look for broken texts in that source",
+    "gate": r"lower optimizer\.l0_lr",
+    "multiplier": r"lower optimizer\.lagrangian_lr and optimizer\.lambda_2_lr",
+}
+NAMES = [("first.weight", "weight"), ("gate", "gate"), ("multiplier", "multiplier")]
+OR_SKIP = r", or skip such steps with optimizer\.non_finite=skip"
+KEPT = r"\. The last checkpoint is kept, and autoresume=true resumes from it\.$"
 
 
 @pytest.fixture(autouse=True)
@@ -128,16 +136,6 @@ class Tiny(nn.Module):
 @pytest.fixture
 def tiny() -> Tiny:
     return Tiny()
-
-
-ADVICE = {
-    "weight": r"lower optimizer\.lr or look for broken texts in that source",
-    "gate": r"lower optimizer\.l0_lr",
-    "multiplier": r"lower optimizer\.lagrangian_lr and optimizer\.lambda_2_lr",
-}
-NAMES = [("first.weight", "weight"), ("gate", "gate"), ("multiplier", "multiplier")]
-OR_SKIP = r", or skip such steps with optimizer\.non_finite=skip"
-KEPT = r"\. The last checkpoint is kept, and autoresume=true resumes from it\.$"
 
 
 @pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])

@@ -12,6 +12,12 @@ from bge_pruning.callbacks.progress_log import ProgressLog, render_line, render_
 from bge_pruning.models.composer_bge_m3 import ComposerBGEM3
 from tests.common.trainings import read_metrics
 
+LOSSES = {
+    "loss/train/total": 0.01234,
+    "loss/train/distillation_alignment": 0.0101,
+    "loss/train/lagrangian": 0.0,
+}
+
 
 @pytest.fixture(autouse=True)
 def heard(monkeypatch):
@@ -147,19 +153,12 @@ def test_with_a_bar_the_lines_are_for_the_file_alone_and_other_ranks_say_nothing
     assert record.file_only
 
 
-LOSSES = {
-    "loss/train/total": 0.01234,
-    "loss/train/distillation_alignment": 0.0101,
-    "loss/train/lagrangian": 0.0,
-}
-
-
 def constraint(axis: str, expected: float, target: float) -> dict[str, float]:
     values = {"expected": expected, "target": target}
     return {f"pruning/{kind}_sparsity/{axis}": value for kind, value in values.items()}
 
 
-def test_the_line_of_a_budget():
+def test_the_line_of_a_budget_and_its_times():
     data = {"data/texts_per_second": 210.4, "data/loss/only": 0.3}
     metrics = {**LOSSES, **constraint("encoder", 0.31, 0.35), **data}
     assert render_line(150, 600, metrics, {"encoder": 0.5}, 1.2e-4, 180.0) == (
@@ -168,6 +167,9 @@ def test_the_line_of_a_budget():
     )
     line = render_line(7, 8, {"loss/train/total": 0.5}, {}, 1e-3, 30)
     assert line == "step 7/8  loss 0.5000  lr 1.0e-03  left 30 s"
+    seconds = (0.0, 99.0, 100.0, 5900.0, 6000.0, 7500.0, 180_000.0)
+    texts = ["0 s", "99 s", "2 min", "98 min", "1 h 40 min", "2 h 05 min", "50 h 00 min"]
+    assert [render_time(value) for value in seconds] == texts
 
 
 SHAPE = constraint("head", 0.1, 0.2) | constraint("intermediate", 0.3, 0.4)
@@ -186,9 +188,3 @@ SOURCES = {"data/loss/b": 0.25, "data/loss/a": 0.5, "numerics/skipped_steps": 3}
 )
 def test_parts_of_the_line(metrics, targets, part):
     assert part in render_line(7, 8, LOSSES | metrics, dict.fromkeys(targets, 0.5), 1e-3, 30)
-
-
-def test_times():
-    seconds = (0.0, 99.0, 100.0, 5900.0, 6000.0, 7500.0, 180_000.0)
-    texts = ["0 s", "99 s", "2 min", "98 min", "1 h 40 min", "2 h 05 min", "50 h 00 min"]
-    assert [render_time(value) for value in seconds] == texts

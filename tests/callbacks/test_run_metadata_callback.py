@@ -27,7 +27,7 @@ METADATA = RunMetadata(
 )
 
 
-def test_metadata_comes_back_from_a_composer_checkpoint(tmp_path):
+def test_metadata_comes_back_and_a_resumed_run_keeps_its_own(tmp_path):
     model = torch.nn.Linear(1, 1)
     callbacks = [RunMetadataCallback(METADATA)]
     state = State(model, 0, "run", DeviceCPU(), callbacks=callbacks)
@@ -35,9 +35,6 @@ def test_metadata_comes_back_from_a_composer_checkpoint(tmp_path):
     torch.save(state.state_dict()["callbacks"], tmp_path / "callbacks.pt")
     stored = dict(torch.load(tmp_path / "callbacks.pt", weights_only=True))
     assert RunMetadata.from_state_dict(stored["RunMetadataCallback"]) == METADATA
-
-
-def test_a_resumed_run_keeps_its_own_metadata():
     own = replace(METADATA, seed=4, tokenizer_files={})
     callback = RunMetadataCallback(own)
     callback.load_state_dict(RunMetadataCallback(METADATA).state_dict())

@@ -30,6 +30,26 @@ EVERY_LOSS = LossWeights(
     similarity_temperature=0.1,
 )
 Build = Callable[..., ComposerBGEM3]
+THREE = LossWeights(distillation_sparse=0.5, distillation_colbert=2.0)
+THREE_NAMES = ("token_weights", "colbert_vecs")
+NAMES = ("dense", "sparse", "colbert")
+WHOLE_BATCH = LossWeights(
+    cosent=0.3,
+    sts_regression=1.0,
+    distillation_alignment=0.5,
+    distillation_similarity=1.0,
+    distillation_sparse=0.5,
+    distillation_colbert=1.0,
+    distillation_hidden=0.7,
+    contrastive=1.0,
+    self_distillation=0.5,
+    score_distillation=0.4,
+    contrastive_outputs=NAMES,
+    temperature=0.2,
+    learn_temperature=True,
+)
+ALL_NAMES = ("dense_vecs", "token_weights", "colbert_vecs", "hidden_states")
+DEEP = LossWeights(distillation_hidden=1.0)
 
 
 @pytest.fixture(scope="module")
@@ -161,14 +181,6 @@ def test_cosines_in_evaluation_are_those_of_the_extracted_model(build, pairs):
     first, second = hidden[:, 0].view(B, N, -1).unbind(1)
     assert hidden.shape[-1] == 16 and cosines.shape == (B,)
     close(cosines, functional.cosine_similarity(first, second, dim=-1))
-
-
-@pytest.mark.parametrize("texts", [1, 3])
-def test_any_number_of_texts_is_embedded(texts, build, pairs):
-    model = build().eval()
-    whole = model(pairs)["dense_vecs"].view(-1, H)
-    batch = {k: v.view(-1, T)[:6].view(-1, texts, T) for k, v in pairs.items() if k != "scores"}
-    close(model(batch)["dense_vecs"].view(-1, H), whole[:6])
 
 
 def numpy_losses(vectors: Tensor, batch: dict[str, Tensor], temperature: float) -> dict[str, float]:
@@ -339,10 +351,6 @@ def test_every_evaluation_starts_anew_and_a_broken_model_gets_no_score(build):
             spearman_of(model, [(torch.full((5,), broken), torch.arange(5.0))])
 
 
-THREE = LossWeights(distillation_sparse=0.5, distillation_colbert=2.0)
-THREE_NAMES = ("token_weights", "colbert_vecs")
-
-
 @pytest.fixture
 def three_teacher(teacher_parts) -> FrozenEncoder:
     return FrozenEncoder(*copy.deepcopy(teacher_parts), THREE_NAMES)
@@ -395,9 +403,6 @@ def test_an_output_without_a_head_is_refused(head, build_model, tiny_shape):
         ComposerBGEM3(backbone, heads, None, THREE)
     with pytest.raises(ValueError, match=rf"teacher has no {name} to distil from.*To fix"):
         FrozenEncoder(backbone, heads, THREE_NAMES)
-
-
-NAMES = ("dense", "sparse", "colbert")
 
 
 @pytest.fixture
@@ -516,24 +521,6 @@ def test_bfloat16_products_on_a_cpu(gated, build, with_targets):
     assert float(torch.cosine_similarity(*gradients, dim=0)) > 0.99
 
 
-WHOLE_BATCH = LossWeights(
-    cosent=0.3,
-    sts_regression=1.0,
-    distillation_alignment=0.5,
-    distillation_similarity=1.0,
-    distillation_sparse=0.5,
-    distillation_colbert=1.0,
-    distillation_hidden=0.7,
-    contrastive=1.0,
-    self_distillation=0.5,
-    score_distillation=0.4,
-    contrastive_outputs=NAMES,
-    temperature=0.2,
-    learn_temperature=True,
-)
-ALL_NAMES = ("dense_vecs", "token_weights", "colbert_vecs", "hidden_states")
-
-
 @pytest.fixture
 def pieces(build, teacher_parts) -> Callable[..., ComposerBGEM3]:
     """A function that builds a model in double precision that embeds some examples at once."""
@@ -621,9 +608,6 @@ def test_a_probe_is_the_loss_of_the_binary_gates(build, with_targets):
         assert float(value) == pytest.approx(total, abs=1e-5)
     assert model.training
     assert not value.requires_grad
-
-
-DEEP = LossWeights(distillation_hidden=1.0)
 
 
 @pytest.mark.parametrize(

@@ -21,6 +21,16 @@ from bge_pruning.training.optimization import l0_groups, weight_groups
 
 WAITING = {"_local_scalar_dense", "nonzero", "masked_select", "equal", "is_nonzero", "item"}
 WAITING |= {"_unique2", "unique_consecutive", "unique_dim", "repeat_interleave"}
+DISTILLED = LossWeights(
+    sts_regression=1.0,
+    cosent=1.0,
+    distillation_alignment=1.0,
+    distillation_similarity=1.0,
+    distillation_sparse=1.0,
+    distillation_colbert=1.0,
+    distillation_hidden=1.0,
+)
+CACHED = LossWeights(distillation_alignment=1.0, distillation_similarity=1.0)
 
 
 class NoWaiting(TorchDispatchMode):
@@ -85,18 +95,6 @@ def make_batch(lengths: list[list[int]], hidden: int) -> dict[str, Any]:
         "scores": torch.rand(len(lengths), generator=generator),
         "teacher_dense_vecs": torch.randn(*counts.shape, hidden, generator=generator),
     }
-
-
-DISTILLED = LossWeights(
-    sts_regression=1.0,
-    cosent=1.0,
-    distillation_alignment=1.0,
-    distillation_similarity=1.0,
-    distillation_sparse=1.0,
-    distillation_colbert=1.0,
-    distillation_hidden=1.0,
-)
-CACHED = LossWeights(distillation_alignment=1.0, distillation_similarity=1.0)
 
 
 @pytest.fixture

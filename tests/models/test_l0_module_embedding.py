@@ -20,6 +20,7 @@ from bge_pruning.models.structural_pruning import AXES, SHAPE_FIELDS
 
 GATES = {"head": (4, 4), "hidden": (32,), "intermediate": (4, 64), "layer": (4,)}
 KINDS = ("shape", "parameters", "operations")
+MIDDLE = EncoderShape(256, 4, 6, 1024, 500, head_dim=64, colbert_dim=256)
 
 
 def aim(kind: str, shape: EncoderShape) -> dict[str, object]:
@@ -311,9 +312,6 @@ def test_an_axis_that_keeps_its_size_is_refused(tiny_shape, axis):
     others = tuple(a for a in AXES if a != axis)
     with pytest.raises(ValueError, match=f"'{axis}' is gated but the target keeps"):
         L0Module(tiny_shape, AXES, half(tiny_shape, others))
-
-
-MIDDLE = EncoderShape(256, 4, 6, 1024, 500, head_dim=64, colbert_dim=256)
 
 
 @pytest.mark.parametrize(

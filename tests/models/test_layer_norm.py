@@ -11,6 +11,12 @@ from torch._dynamo.testing import CompileCounterWithBackend
 from bge_pruning.models import layer_norm as module
 
 EPS = 1e-5
+# torch's own compiler does so with every autograd.Function.
+pytestmark = pytest.mark.filterwarnings("ignore:.* should not be instantiated:DeprecationWarning")
+HIDDEN = 12
+WHICH = pytest.mark.parametrize(
+    ("hidden", "layer"), [(True, True), (True, False), (False, True)], ids=["both", "LN", "layer"]
+)
 
 
 def by_formula(u: Tensor, weight: Tensor, bias: Tensor, eps: float, z: Tensor) -> Tensor:
@@ -65,15 +71,6 @@ def test_statistics_are_float32_under_autocast_and_of_half_precision():
     assert y.dtype == torch.float32
     y.sum().backward()
     assert half.grad.dtype == torch.bfloat16
-
-
-# torch's own compiler does so with every autograd.Function.
-pytestmark = pytest.mark.filterwarnings("ignore:.* should not be instantiated:DeprecationWarning")
-
-HIDDEN = 12
-WHICH = pytest.mark.parametrize(
-    ("hidden", "layer"), [(True, True), (True, False), (False, True)], ids=["both", "LN", "layer"]
-)
 
 
 def make_inputs(tokens: int, hidden: bool, layer: bool) -> list[Tensor | float | None]:

@@ -13,6 +13,11 @@ from bge_pruning.models.packing import attend, compute_packing, keep_padding, va
 from bge_pruning.models.structural_pruning import PruningMasks
 from bge_pruning.models.teacher import HIDDEN, compute_outputs
 
+LENGTHS = [3, 7, 1, 7, 0, 5]
+MASK = (torch.arange(8) < torch.tensor(LENGTHS)[:, None]).long()
+Layout = Callable[[XLMRobertaBackbone], XLMRobertaBackbone]
+LAYOUTS = ["groups", "varlen", "padded"]
+
 
 def mask_of(*lengths: int, width: int = 0) -> Tensor:
     width = width or max(lengths)
@@ -63,6 +68,9 @@ def test_groups_shares_and_batches_without_texts_or_padding():
     torch.testing.assert_close(shares, mask / mask.sum(1, keepdim=True))
     whole = compute_packing(mask[2:])
     assert whole.shares().tolist() == [0.25] * 4
+    known, counted = compute_packing(MASK, LENGTHS), compute_packing(MASK)
+    assert torch.equal(known.index, counted.index)
+    assert known.groups == counted.groups == ((1, 1), (1, 3), (1, 5), (2, 7))
 
 
 def test_a_text_does_not_depend_on_the_texts_beside_it(build_model, tiny_shape, batch):
@@ -88,12 +96,6 @@ def test_a_text_does_not_depend_on_the_texts_beside_it(build_model, tiny_shape, 
     assert found.keys() == expected.keys()
     for name, value in found.items():
         torch.testing.assert_close(value, expected[name], atol=1e-10, rtol=1e-8)
-
-
-LENGTHS = [3, 7, 1, 7, 0, 5]
-MASK = (torch.arange(8) < torch.tensor(LENGTHS)[:, None]).long()
-Layout = Callable[[XLMRobertaBackbone], XLMRobertaBackbone]
-LAYOUTS = ["groups", "varlen", "padded"]
 
 
 @pytest.fixture
@@ -188,9 +190,3 @@ def test_dropout_keeps_to_the_groups(layout, build_model, tiny_shape):
     backbone = layout(build_model(tiny_shape, dropout=0.1)[0])
     assert backbone._pack(MASK, LENGTHS).boundaries is not None
     assert backbone.train()._pack(MASK, LENGTHS).boundaries is None
-
-
-def test_lengths_of_the_host_are_those_of_the_mask():
-    known, counted = compute_packing(MASK, LENGTHS), compute_packing(MASK)
-    assert torch.equal(known.index, counted.index)
-    assert known.groups == counted.groups == ((1, 1), (1, 3), (1, 5), (2, 7))

@@ -32,7 +32,7 @@ def test_likelihood_of_a_layers_mask_is_its_formula():
     assert likelihood(shape) == pytest.approx(one * float(expected), rel=1e-9)
 
 
-def test_the_best_shape_is_found_where_errors_have_one_valley():
+def test_the_best_shape_is_found_with_few_questions():
     shapes = shapes_of_budget(MIDDLE, AXES, count_parameters(MIDDLE).encoder / 2, None, 128)
     asked = []
 
@@ -49,9 +49,6 @@ def test_the_best_shape_is_found_where_errors_have_one_valley():
         assert best_shape(shapes, error) == best
         assert len(set(asked)) == len(asked)
         assert {s for s in shapes if s.num_attention_heads == 4} <= set(asked)
-
-
-def test_smaller_widths_are_not_tried_once_one_brought_nothing():
     shapes = shapes_of_budget(MIDDLE, AXES, 0.3 * count_parameters(MIDDLE).encoder, None, 128)
     depth = next(s.num_hidden_layers for s in shapes if s.num_attention_heads == 3)
     asked = []

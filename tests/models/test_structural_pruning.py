@@ -45,21 +45,6 @@ def open_gates(gates: list[int] | None, size: int) -> list[int]:
     return [i for i in range(size) if gates is None or gates[i] == 1]
 
 
-def test_gates_of_each_layer(axes):
-    sizes = {"head": (3, 2), "intermediate": (3, 5), "layer": (3,), "hidden": (4,)}
-    masks = PruningMasks(**{axis: torch.rand(sizes[axis]) for axis in axes})
-    assert set(AXES) == set(vars(masks))
-    layers = masks.of_layers(3, head_dim=2)
-    assert len(layers) == 3
-    for index, found in enumerate(layers):
-        assert found.hidden is masks.hidden
-        for axis in ("intermediate", "layer"):
-            gates, own = getattr(masks, axis), getattr(found, axis)
-            assert own is None if gates is None else torch.equal(own, gates[index])
-        if masks.head is not None:
-            assert torch.equal(found.head.view(2, 2), masks.head[index][:, None].expand(2, 2))
-
-
 @fast
 @given(gate_lists())
 def test_keep_indices_are_the_open_gates(gates):

@@ -100,7 +100,7 @@ def test_speed_that_was_not_measured(tmp_path):
     assert {text.get_text() for text in panel.texts} == {"original", "a"}
 
 
-def test_means_over_seeds():
+def test_means_over_seeds_and_the_front():
     found = estimate_mean([1.0, 2.0, 3.0])
     assert (found.mean, found.count) == (2.0, 3)
     assert found.half == pytest.approx(4.302653 * 1.0 / 3**0.5, rel=1e-6)
@@ -112,9 +112,6 @@ def test_means_over_seeds():
     assert comparison.percent(Estimate(0.98765, 0.00321, 3)) == "98.8 ± 0.3"
     assert comparison.percent(Estimate(0.98765, None, 1), 2) == "98.77"
     assert comparison.percent(None) == "-"
-
-
-def test_the_front():
     assert comparison.pareto_front([3, 1, 2], [0.9, 0.5, 0.8]) == [1, 2, 0]
     assert comparison.pareto_front([3, 1, 2], [0.9, 0.9, 0.8]) == [1]
     assert comparison.pareto_front([1, 1, 2], [0.5, 0.7, 0.7]) == [1]

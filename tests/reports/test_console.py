@@ -46,7 +46,7 @@ def read_lines(text: str) -> list[list[str]]:
     return [[word for word in line.split() if word[0] not in "┃│┏┡└━─"] for line in lines]
 
 
-def test_scores_stand_under_their_task(result):
+def test_scores_parameters_and_notes_whatever_the_width(result):
     lines = read_lines(show(result))
     dense = ["dense", "0.8400", "0.7500", "0.8124", "0.790", "to", "0.830", "0.4300", "0.6120"]
     sparse = ["sparse", "0.8400", "0.7500", "0.5000", "0.790", "to", "0.830", "0.4300", "-"]
@@ -54,9 +54,6 @@ def test_scores_stand_under_their_task(result):
     assert lines[first + 1] == [*dense, "96.7%", "87.8%", "0.040"]
     assert lines[first + 2] == ["scifact,", "nDCG@10"]
     assert lines[first + 3] == [*sparse, "96.7%", "-", "0.040"]
-
-
-def test_parameters_stand_in_their_rows_and_texts_that_were_cut_are_counted(result):
     text = show(result)
     assert "scifact: 1,234 of 5,678 texts are longer than the limit of tokens and were cut." in text
     assert "stsb-en-test: " not in text and "\x1b" not in text
@@ -70,9 +67,6 @@ def test_parameters_stand_in_their_rows_and_texts_that_were_cut_are_counted(resu
         ["heads", "0", "5"],
         ["total", "8,006,040", "2,003,015", "25.0%"],
     ]
-
-
-def test_nothing_is_cut_however_narrow_the_terminal(result):
     text = show(result, width=30)
     rate = "texts per second: 200, original 100 (2.01 times)"
     assert text.endswith(f"\none text: 5.0 ms, original 10.0 ms; {rate}\n")

@@ -30,7 +30,7 @@ def result(*settings: dict, **changed) -> dict:
     return {**found, **changed}
 
 
-def test_all_of_it():
+def test_tables_of_two_models_and_of_one():
     lines = render_efficiency(result(setting())).splitlines()
     parameters = "2 layers, 1.0M parameters in the encoder, 3.0M in all"
     assert lines[:3] == [
@@ -48,9 +48,6 @@ def test_all_of_it():
         f"highest throughput (torch): model {best}; baseline {best}",
         "torch, 32 texts of 128 tokens: 93% of the ideal speed-up, at least 90%",
     ]
-
-
-def test_a_model_alone_on_a_gpu():
     alone = {key: value for key, value in setting().items() if key != "baseline"}
     part = {**PART, "activation_bytes": None}
     changed = {"baseline": None, "shapes": {"model": "2 layers"}}
@@ -61,7 +58,7 @@ def test_a_model_alone_on_a_gpu():
     assert "speed-up" not in text and "baseline:" not in text
 
 
-def test_what_is_claimed():
+def test_what_is_claimed_and_what_is_left_out():
     below = "torch, 32 texts of 128 tokens: 85% of the ideal speed-up, below 90%"
     noisy = "1 of 1 long settings are too noisy for a claim"
     for found, cell, line in (
@@ -71,9 +68,6 @@ def test_what_is_claimed():
     ):
         text = render_efficiency(result(found))
         assert line in text and f"| {cell} |" in text
-
-
-def test_what_is_left_out():
     large = {"runtime": "onnx", "batch_size": 32, "length": 512}
     large |= {"needed_bytes": 3 * 2**30, "free_bytes": 2**31}
     lines = render_efficiency(result(too_large=[large], too_long=[1024, 8192])).splitlines()
@@ -82,9 +76,6 @@ def test_what_is_left_out():
     lines = render_efficiency(result(saturation={}, too_long=[1024])).splitlines()
     assert lines[4] == "nothing was measured"
     assert lines[-1] == "left out, beyond the limit of 512 tokens a text: 1024"
-
-
-# Training
 
 
 def cost(training, batches):
@@ -109,7 +100,7 @@ def trained():
     }
 
 
-def test_table_ratios_and_goals(trained):
+def test_costs_of_training_with_their_ratios_and_goals(trained):
     lines = render_training(trained).splitlines()
     assert lines[0] == (
         "folder (4 layers) on Some CPU (cpu, fp32, 1 thread): 12 steps of 8 texts each; a large "
@@ -124,9 +115,6 @@ def test_table_ratios_and_goals(trained):
     assert lines[-1].endswith(
         "gates on length groups: 2.35 times plain on random batches (goal: 1.5 or more)."
     )
-
-
-def test_one_training_has_no_ratios(trained):
     trained |= {"costs": trained["costs"][:1], "ratios": {"length groups": {}}}
     trained |= {"reading": {}, "throughput": {}}
     text = render_training({**trained, "threads": 2, "random_weights": True})

@@ -37,7 +37,7 @@ def test_constraint_and_multipliers_have_a_panel_or_curve_for_each_axis(series, 
         assert list(values) == pytest.approx([slope * batch for batch in batches])
 
 
-def test_training_has_losses_and_scores(series, said):
+def test_training_has_scores_and_losses_on_a_scale_that_fits(series, said):
     figure = history_plot.draw_training(series)
     assert titles(figure) == ["Task loss: median and most values", "Scores while training"]
     losses, scores = figure.axes
@@ -50,9 +50,6 @@ def test_training_has_losses_and_scores(series, said):
     (band,) = losses.collections
     heights = band.get_paths()[0].vertices[:, 1]
     assert heights.min() < middle.min() and heights.max() > middle.max()
-
-
-def test_losses_of_several_sizes_get_a_log_scale_with_plain_numbers(said):
     series = {"loss/train/a": (list(range(50)), [10.0**-n for n in range(50)])}
     figure = history_plot.draw_training(series)
     figure.draw_without_rendering()

@@ -27,7 +27,7 @@ def legend(figure):
     return [text.get_text().strip() for text in figure.axes[0].get_legend().get_texts()]
 
 
-def test_a_score_stands_beside_the_original_the_floor_and_other_models(make_entry, said):
+def test_a_score_beside_others_and_tasks_of_several_modes(make_entry, said):
     figure = draw(make_entry(), make_entry("other", interval=[0.5, 0.9], also={}))
     assert points(figure, "this model") == [(0.81, 0), (0.81, 1)]
     assert points(figure, "original") == [(0.82, 0), (0.82, 1)]
@@ -41,9 +41,6 @@ def test_a_score_stands_beside_the_original_the_floor_and_other_models(make_entr
     assert [[0.5, 1.0], [0.9, 1.0]] in segments
     low, high = figure.axes[0].get_ylim()
     assert low > high  # the first score is on top
-
-
-def test_a_task_of_several_modes_has_a_heading(make_entry):
     entries = [make_entry("a"), make_entry("a", "sparse"), make_entry("b", metric="ndcg_at_10")]
     figure = draw(*entries)
     assert labels(figure) == ["a, Spearman", "dense", "sparse", "b, nDCG@10, dense"]

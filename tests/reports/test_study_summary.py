@@ -14,6 +14,7 @@ from bge_pruning.reports.study_summary import find_keys, group_cells, render_stu
 
 STUDIES = sorted((Path(__file__).parents[2] / "experiments" / "results").glob("quality*"))
 KEYS = [("sts", "dense"), ("docs", "dense")]
+SIZES = (("most", 0.99), ("half", 0.96))
 
 
 def make_cell(method, size, seed, sts, docs, share=0.5):
@@ -63,7 +64,7 @@ def test_groups_kinds_and_verdicts():
     assert study_summary.judge(Estimate(0.02, None, 1)) == "one seed: not known"
 
 
-def test_what_is_kept_by_hand():
+def test_what_is_kept_by_hand_and_differences_are_paired_by_seed():
     keys = find_keys(CELLS)
     assert keys == KEYS
     assert study_summary.kept_of(CELLS[0], keys) == pytest.approx(0.85)
@@ -75,9 +76,6 @@ def test_what_is_kept_by_hand():
     assert find_keys([*CELLS, unknown]) == KEYS[1:]  # only common tasks count
     floors = study_summary.floor_shares(REFERENCE)
     assert floors == pytest.approx({KEYS[0]: 0.75, KEYS[1]: 0.375})  # of the better one
-
-
-def test_differences_are_paired_by_seed():
     large, ours, theirs = group_cells(CELLS)
     found = study_summary.compare_groups(ours, theirs, KEYS)
     # 0.95 - 0.85 of seed 1, 0.97 - 0.87 of seed 2.
@@ -110,9 +108,6 @@ def test_the_picture_shows_the_numbers():
     assert lines["l0"].get_xdata()[0] < 0.5 < lines["random"].get_xdata()[0]
     dots = {tuple(y) for line in panels[0].lines if len(y := line.get_ydata()) == 2}
     assert any(sorted(y) == pytest.approx([95.0, 97.0]) for y in dots)  # the two seeds of l0
-
-
-SIZES = (("most", 0.99), ("half", 0.96))
 
 
 def test_a_floor_is_in_the_legend_or_far_below_and_does_not_press_the_methods_together():

@@ -68,16 +68,13 @@ def test_gains_are_times_better_than_the_original(result):
     assert summary_plot.compute_gains(result) == []
 
 
-def test_a_slower_model_still_shows_the_line_of_the_original(result):
+def test_slower_models_and_panels_without_numbers(result, make_record):
     speed = result.speed
     speed.throughput_texts_per_s.ratio, speed.throughput_texts_per_s.ratio_iqr = 0.3, [0.2, 0.4]
     speed.latency_ms.ratio, speed.latency_ms.ratio_iqr = 4.0, [3.0, 5.0]
     result.size_bytes = None
     low, high = summary_plot.draw_summary(result).axes[2].get_xlim()
     assert low == 0 and high >= 1.25
-
-
-def test_panels_without_numbers_are_left_out(make_record):
     nothing = {"speed": None, "size_bytes": None}
     figure = summary_plot.draw_summary(make_record([], **nothing))
     assert titles(figure) == ["Parameters (millions)"]

@@ -137,15 +137,12 @@ def test_means_over_real_tokens_by_hand(backbone, batch):
     assert torch.allclose(found.hidden, sum(hidden) / (9 * tokens))
 
 
-def test_batches_and_padding_do_not_matter(backbone, batch):
+def test_batches_and_padding_do_not_matter_and_the_model_is_left_as_it_was(backbone, batch):
     whole = activation_importance(backbone, [given(batch)])
     ids, mask = given(batch)
     parts = activation_importance(backbone, [(ids[:1], mask[:1]), (ids[1:, :7], mask[1:, :7])])
     for name in ("head", "intermediate", "layer", "hidden"):
         assert torch.allclose(getattr(whole, name), getattr(parts, name)), name
-
-
-def test_the_model_is_left_as_it_was_and_no_text_is_an_error(backbone, batch):
     before = backbone(*given(batch))
     activation_importance(backbone, [given(batch)])
     assert torch.equal(backbone(*given(batch)), before)

@@ -20,7 +20,7 @@ def test_every_nth_never_repeats_a_layer():
             assert keep == 1 or chosen[0] == 0
 
 
-def test_few_subsets_are_all_tried_and_of_equal_scores_the_first_is_taken():
+def test_few_subsets_are_all_tried_and_many_are_searched_greedily():
     tried = []
 
     def score(kept):
@@ -30,9 +30,6 @@ def test_few_subsets_are_all_tried_and_of_equal_scores_the_first_is_taken():
     assert layer_choice.best_layers(6, 2, score) == [1, 4]
     assert sorted(tried) == list(combinations(range(6), 2))
     assert layer_choice.best_layers(4, 2, lambda kept: 0.0) == [0, 1]
-
-
-def test_many_subsets_are_searched_greedily():
     worth = [(7 * layer) % 24 for layer in range(24)]
     tried = []
 
@@ -45,13 +42,10 @@ def test_many_subsets_are_searched_greedily():
     assert len(tried) == sum(range(19, 25))
 
 
-def test_gates_of_kept_layers():
+def test_gates_of_kept_layers_and_layers_within_a_budget(tiny_shape):
     masks = layer_choice.layer_masks([0, 3], 4)
     assert masks.layer.tolist() == [1, 0, 0, 1]
     assert masks.head is masks.hidden is masks.intermediate is None
-
-
-def test_layers_at_or_under_a_budget(tiny_shape):
     whole = count_parameters(tiny_shape).encoder
     three = count_parameters(replace(tiny_shape, num_hidden_layers=3)).encoder
     budgets = (whole, whole / 2, whole / 2 - 1, 2 * whole, three)

@@ -55,16 +55,13 @@ def test_it_is_the_least_squares_fit_and_what_is_right_or_held_by_a_ridge_stays(
     torch.testing.assert_close(linear.bias.detach(), torch.ones(OUTPUTS))
 
 
-def test_a_token_of_weight_two_counts_as_two_tokens(inputs, wanted):
+def test_a_token_of_weight_two_counts_as_two_and_broken_numbers_are_refused(inputs, wanted):
     weights = torch.randint(1, 4, (TOKENS,), generator=torch.Generator().manual_seed(2))
     weighted = Moments(INPUTS, OUTPUTS)
     weighted.add(inputs, wanted, weights)
     repeated = moments_of(*(x.repeat_interleave(weights, 0) for x in (inputs, wanted)))
     torch.testing.assert_close(weighted.xx, repeated.xx, rtol=1e-5, atol=1e-3)
     torch.testing.assert_close(weighted.xy, repeated.xy, rtol=1e-5, atol=1e-3)
-
-
-def test_numbers_that_are_none_are_refused(inputs):
     with pytest.raises(ValueError, match="not finite. To fix, check the weights"):
         fit_(nn.Linear(INPUTS, OUTPUTS), moments_of(inputs, inputs[:, :OUTPUTS] / 0.0))
 

@@ -27,14 +27,11 @@ def encoder_share(shape: EncoderShape) -> float:
     return count_parameters(shape).encoder / count_parameters(SOURCE).encoder
 
 
-def test_shapes_meet_their_densities_and_are_nested(gates):
+def test_shapes_meet_their_densities_are_nested_and_agree_best(gates):
     shapes = choose_nested_shapes(gates, [0.5, 0.75, 0.6])
     assert [encoder_share(s) for s in shapes] == pytest.approx([0.75, 0.6, 0.5], abs=0.01)
     for large, small in pairwise(shapes):
         assert all(getattr(large, f) >= getattr(small, f) for f in SHAPE_FIELDS.values())
-
-
-def test_no_other_nested_shapes_agree_better(gates):
     full = count_parameters(SOURCE).encoder
     agreement = MaskLikelihood(SOURCE, gates.log_alpha)
     fields = SHAPE_FIELDS.values()

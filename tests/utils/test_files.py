@@ -17,6 +17,8 @@ import pytest
 from bge_pruning.utils import files
 
 MARKER = "made-by-us.json"
+NEW = {"model/sub/new.bin": "new"}
+OLD = {"model/old.bin": "ten hours of work", f"model/{MARKER}": ""}
 
 
 @pytest.fixture
@@ -54,10 +56,6 @@ def tree(folder: Path) -> dict[str, str]:
         for path in folder.rglob("*")
         if path.is_file() or not any(path.iterdir())
     }
-
-
-NEW = {"model/sub/new.bin": "new"}
-OLD = {"model/old.bin": "ten hours of work", f"model/{MARKER}": ""}
 
 
 def test_folder_appears_complete_and_alone(output):
@@ -143,9 +141,6 @@ def test_output_may_be_a_link(link_to, swaps, output, tmp_path):
     assert (target / "old.bin").exists() == (link_to == "folder")
 
 
-# Failures
-
-
 @pytest.mark.parametrize("error", [ValueError, KeyboardInterrupt, SystemExit])
 @pytest.mark.parametrize("exists", [False, True])
 def test_failure_leaves_things_as_they_were(error, exists, output, tmp_path):
@@ -183,9 +178,6 @@ def test_failed_rename_leaves_the_old_folder(exists, failing, error, output, mon
         write(output, overwrite=True)
     assert len(calls) >= failing or not exists
     assert tree(output.parent) == (OLD if exists else {})
-
-
-# Refusals
 
 
 def refuse(output: Path, error: type[Exception], message: str, overwrite: bool = False) -> None:
@@ -237,9 +229,6 @@ def test_folder_that_another_process_made_meanwhile_is_kept(output):
     with pytest.raises(OSError, match="model"):
         write_beside_another()
     assert tree(output.parent) == OLD
-
-
-# Killed
 
 
 # Writes the folder in argv[1], and kills itself before step argv[2] of what it does to files.
@@ -368,9 +357,6 @@ def test_a_folder_that_is_taken_for_a_left_over_is_made_anew(output, monkeypatch
     assert tree(output) == {"sub/new.bin": "new"}
 
 
-# Locks
-
-
 def test_a_file_is_made_by_one_at_a_time(tmp_path):
     path, made = tmp_path / "new" / "x.npy", []
 
@@ -435,9 +421,6 @@ def test_what_else_goes_wrong_is_said_and_the_lock_of_another_is_left(tmp_path, 
     with pytest.raises(OSError, match="flock"), files.lock_of(tmp_path / "x"):
         pytest.fail("is not ours")
     assert [file.name for file in tmp_path.iterdir()] == ["x.lock"]
-
-
-# Single files
 
 
 def test_existing_file_is_kept(tmp_path):

@@ -16,6 +16,8 @@ SPACE = (
 )
 RIGHTS = "To fix, choose a place that you may read and write."
 CUT_OFF = f"a file cannot be written to its end. {SPACE}"
+PLAIN = ["all well", "WARNING: careful", "ERROR: broken"]
+COLOURED = ["all well", "\x1b[33mWARNING:\x1b[0m careful", "\x1b[31mERROR:\x1b[0m broken"]
 
 
 @pytest.fixture(autouse=True)
@@ -136,10 +138,6 @@ def test_only_the_first_rank_chats_and_warnings_of_others_are_for_the_file(
     assert console(monkeypatch) == ["ERROR: broken"]
     assert package_logger.isEnabledFor(logging.WARNING)
     assert not package_logger.isEnabledFor(logging.INFO)
-
-
-PLAIN = ["all well", "WARNING: careful", "ERROR: broken"]
-COLOURED = ["all well", "\x1b[33mWARNING:\x1b[0m careful", "\x1b[31mERROR:\x1b[0m broken"]
 
 
 @pytest.mark.parametrize(

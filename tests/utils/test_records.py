@@ -67,7 +67,7 @@ def test_messages(value, message):
         json_records.parse_record(value, Outer, "f", "write it again")
 
 
-def test_a_record_is_written_as_it_was_read():
+def test_a_record_is_written_as_it_was_read_and_missing_keys_are_named_together():
     """Unknown keys stay, and what was not given is not invented."""
     content = {"a": [{"b": 1, "later": {"x": [None]}}], "more": "ü"}
     assert json_records.parse_record(content, Outer, "f", "x").as_dict() == content
@@ -75,9 +75,6 @@ def test_a_record_is_written_as_it_was_read():
     pair = Pair(a=1)
     pair.b = "set"
     assert pair.as_dict() == {"a": 1, "b": "set"}
-
-
-def test_keys_that_are_missing_are_named_together_and_main_scores_found():
     with pytest.raises(ValueError, match=r"^f: has no source, source_shape, shape, parameters, "):
         json_records.parse_record({}, PruningRecord, "f", "x")
     entry = {"task": "a", "mode": "dense", "value": 1, "floor": 0}

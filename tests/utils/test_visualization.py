@@ -13,6 +13,7 @@ from bge_pruning.utils.visualization import DARK, LIGHT, THEMES
 
 # As published: Okabe and Ito, "Color Universal Design" (2008).
 OKABE_ITO = {"#000000", "#E69F00", "#56B4E9", "#009E73", "#F0E442", "#0072B2", "#D55E00", "#CC79A7"}
+SHAPES = {"head": (4, 3), "intermediate": (4, 24), "layer": (4,), "hidden": (16,)}
 
 
 def draw(theme, width=2, height=1, title="Words"):
@@ -93,24 +94,6 @@ def test_svg_is_the_same_twice_and_needs_no_font():
     assert "<text" not in first and "http" not in first.split("<defs>", 1)[1]
 
 
-@pytest.mark.parametrize("grid", ["x", "y"])
-def test_a_dressed_axis(grid):
-    for name in ("_hidden", "plain", ""):  # every name is in the legend
-        assert (
-            not figures.legend_label(name).startswith("_")
-            and figures.legend_label(name).strip() == name
-        )
-    with LIGHT.context():
-        panel = figures.make_figure(2, 2).subplots()
-        figures.dress(panel, "Quality", grid=grid)
-    assert (panel.get_title(loc="left"), panel.get_title()) == ("Quality", "")
-    shown = {side for side, spine in panel.spines.items() if spine.get_visible()}
-    assert shown == {"left", "bottom"}
-    assert all(line.get_visible() == (grid == "y") for line in panel.get_ygridlines())
-    assert all(line.get_visible() == (grid == "x") for line in panel.get_xgridlines())
-    assert panel.get_axisbelow() is True
-
-
 def test_pyplot_is_never_imported(tmp_path):
     code = (
         "import sys; import bge_pruning.utils.visualization as f\n"
@@ -120,11 +103,6 @@ def test_pyplot_is_never_imported(tmp_path):
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
-
-
-# The map of the gates
-
-SHAPES = {"head": (4, 3), "intermediate": (4, 24), "layer": (4,), "hidden": (16,)}
 
 
 @pytest.fixture
