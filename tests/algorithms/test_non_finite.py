@@ -161,7 +161,6 @@ def test_a_broken_gradient_with_a_whole_loss_stops_the_run(name, kind, tiny):
 @pytest.mark.parametrize(("name", "kind"), NAMES)
 @pytest.mark.parametrize("skip", [False, True])
 def test_a_tensor_broken_by_the_step_stops_the_run_whatever_the_mode(skip, name, kind, tiny):
-    """There is nothing to skip any more."""
     message = rf"^step 1, .*: {kind} {name} is not finite \(nan\)\. To fix, {ADVICE[kind]}{KEPT}"
     with pytest.raises(RuntimeError, match=message):
         tiny.step(tiny.start(skip=skip), tensors={name: math.nan})

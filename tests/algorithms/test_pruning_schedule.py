@@ -26,7 +26,6 @@ def l0_module() -> L0Module:
 
 @pytest.fixture
 def make_state():
-    """A function that makes a state at a time of training."""
 
     def make(batch: int = 0, max_duration: str | None = "10ba") -> State:
         model = torch.nn.Linear(1, 1)
@@ -98,7 +97,6 @@ def test_a_warm_up_in_a_unit_that_cannot_be_counted_is_refused(l0_module, make_s
 
 @pytest.fixture
 def seen(monkeypatch) -> list[tuple[int, float, torch.Tensor]]:
-    """Step, progress and gates of every forward pass of training."""
     seen = []
     forward = ComposerBGEM3.forward
 

@@ -17,7 +17,6 @@ STEPS = ("max_duration=6ba", "save_interval=4ba", "eval_interval=6ba")
 
 @pytest.fixture
 def told_at(monkeypatch):
-    """A function that has the process told to stop in a step."""
 
     def tell(step: int, times: int = 1) -> None:
         before = PruningCallback.batch_end
@@ -77,7 +76,6 @@ def test_a_second_signal_ends_the_process():
 
 
 def test_all_ranks_stop_if_one_was_told(monkeypatch):
-    """What the others say decides."""
     device = SimpleNamespace(tensor_to_device=lambda value: value)
     monkeypatch.setattr(stop_on_signal.dist, "get_world_size", lambda: 2)
     for other in (0, 1):

@@ -31,7 +31,6 @@ def scores(monkeypatch) -> dict[int, float]:
 
 @pytest.fixture
 def lines(caplog):
-    """A function that returns the lines that have been printed."""
     name = best_checkpoint.__name__
     caplog.set_level(logging.INFO, logger=name)
     return lambda: [r.getMessage() for r in caplog.records if r.name == name]

@@ -20,7 +20,7 @@ def dense_health(dense: torch.Tensor, **batch: torch.Tensor) -> dict[str, float]
     return {key.removeprefix("embedding/dense/"): value for key, value in health.items()}
 
 
-def test_dense_is_the_spread_of_all_pairs():
+def test_the_health_of_dense_vectors_tokens_and_weights():
     a, b, c = torch.nn.functional.normalize(torch.randn(3, 4, dtype=torch.float64), dim=-1)
     health = dense_health(torch.stack([a, b, c])[None])
     cosines = torch.stack([a @ b, a @ c, b @ c])
@@ -31,6 +31,13 @@ def test_dense_is_the_spread_of_all_pairs():
     assert alike["cosine_std"] == alike["uniformity"] == 0.0
     batch = {name: value[:, :1] for name, value in BATCH.items()}
     assert compute_embedding_health({"dense_vecs": torch.ones(1, 1, 1)}, batch, ()) == {}
+    weights = torch.tensor([[[9.0, 1.0, 0.5, 2.0, 9.0], [9.0, 0.0, 9.0, 0.0, 0.0]]])
+    vectors = torch.tensor([[[[1.0, 0], [1, 0], [0, 1], [0, 1]], [[1, 0], [0, 1], [0, 0], [0, 0]]]])
+    outputs = {"dense_vecs": torch.ones(1, 2, 1), "token_weights": weights, "colbert_vecs": vectors}
+    health = compute_embedding_health(outputs, BATCH, (0, 1, 2))
+    assert health["embedding/sparse/nonzeros"] == 1.0  # 5 and 6 in one text, none in the other
+    assert health["embedding/sparse/empty_share"] == 0.5
+    assert health["embedding/colbert/cosine_mean"] == pytest.approx((1 + 0 + 1 + 0) / 4)
 
 
 def unit(*angles: float) -> torch.Tensor:
@@ -70,16 +77,6 @@ def test_alignment_in_a_run_is_there_if_there_are_positives(
     keys = {key for row in read_metrics(run) for key in row["metrics"]}
     assert "embedding/dense/uniformity" in keys
     assert ("embedding/dense/alignment" in keys) == (kind == "contrastive")
-
-
-def test_tokens_count_where_there_are_different_words():
-    weights = torch.tensor([[[9.0, 1.0, 0.5, 2.0, 9.0], [9.0, 0.0, 9.0, 0.0, 0.0]]])
-    vectors = torch.tensor([[[[1.0, 0], [1, 0], [0, 1], [0, 1]], [[1, 0], [0, 1], [0, 0], [0, 0]]]])
-    outputs = {"dense_vecs": torch.ones(1, 2, 1), "token_weights": weights, "colbert_vecs": vectors}
-    health = compute_embedding_health(outputs, BATCH, (0, 1, 2))
-    assert health["embedding/sparse/nonzeros"] == 1.0  # 5 and 6 in one text, none in the other
-    assert health["embedding/sparse/empty_share"] == 0.5
-    assert health["embedding/colbert/cosine_mean"] == pytest.approx((1 + 0 + 1 + 0) / 4)
 
 
 def test_a_run_logs_what_it_trains_and_what_the_table_says(tmp_path, train_tiny):

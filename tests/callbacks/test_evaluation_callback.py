@@ -36,7 +36,6 @@ def sources(sts_csv, collection) -> dict[str, str]:
 
 @pytest.fixture
 def lines(caplog):
-    """A function that returns the lines that have been printed."""
     name = evaluation_callback.__name__
     caplog.set_level(logging.INFO, logger=name)
     return lambda: [r.getMessage() for r in caplog.records if r.name == name]
@@ -130,7 +129,6 @@ def test_the_time_is_that_of_pairs_and_collections(tmp_path, train_tiny, sources
 
 @pytest.fixture
 def encoders(monkeypatch) -> list[TextEncoder]:
-    """The encoders that a run evaluates with."""
     seen = []
 
     def build(*arguments):

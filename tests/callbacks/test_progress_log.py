@@ -26,13 +26,11 @@ def heard(monkeypatch):
 
 
 def read_log(folder: Path) -> list[tuple[str, str]]:
-    """Level and message of each line of the log file of the tiny run."""
     text = (folder / "runs/tiny/train.log").read_text()
     return re.findall(r"^\d{4}-\d\d-\d\d \d\d:\d\d:\d\d (\w+) (.*)$", text, re.M)
 
 
 def steps(folder: Path) -> list[list[str]]:
-    """The parts of the lines about training steps."""
     lines = [message.split("  ") for _, message in read_log(folder)]
     return [parts for parts in lines if re.fullmatch(r"step \d+/\d+", parts[0])]
 

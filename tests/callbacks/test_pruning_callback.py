@@ -154,7 +154,6 @@ def test_a_run_without_gates_logs_nothing_of_them(tmp_path, train_tiny):
 
 
 def test_every_rank_tells_its_loggers():
-    """Which choose themselves."""
     callback = PruningCallback(make_case("shape").module, "1ba")
     logged = []
     state = State(torch.nn.Linear(1, 1), 0, "run", DeviceCPU(), max_duration="9ba")

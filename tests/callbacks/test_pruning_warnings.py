@@ -35,7 +35,6 @@ def gates() -> L0Module:
 
 @pytest.fixture
 def said(monkeypatch) -> list[str]:
-    """What was warned of so far."""
     messages = []
     handler = logging.Handler()
     handler.emit = lambda record: messages.append(record.getMessage())

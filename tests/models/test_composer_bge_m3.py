@@ -81,7 +81,6 @@ def gates(tiny_shape, target_shape) -> Callable[[], L0Module]:
 
 @pytest.fixture(scope="session")
 def build(build_model, tiny_shape, gates) -> Build:
-    """A function that builds a model, gated or not."""
 
     def make(gated: bool = True, losses: LossWeights = EVERY_LOSS, **kwargs: Any) -> ComposerBGEM3:
         backbone, heads = build_model(tiny_shape, torch.float32, seed=1)

@@ -16,7 +16,6 @@ pytestmark = pytest.mark.gpu
 
 @pytest.fixture
 def gated_step(build_model, tiny_shape, target_shape):
-    """A function that builds a gated model on the GPU and the step that trains it."""
 
     def build(autocast, dropout=0.0):
         parts = build_model(tiny_shape, torch.float32, seed=1, dropout=dropout)

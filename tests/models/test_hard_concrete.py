@@ -76,7 +76,6 @@ def test_extreme_noise_is_no_nan(log_alpha):
 
 
 def loop_top_k(values: list[float], k: int) -> list[float]:
-    """Repeatedly opens the first largest gate that is still closed."""
     gates = [0.0] * len(values)
     for _ in range(k):
         closed = [i for i, gate in enumerate(gates) if not gate]

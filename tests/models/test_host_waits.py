@@ -21,15 +21,9 @@ from bge_pruning.training.optimization import l0_groups, weight_groups
 
 WAITING = {"_local_scalar_dense", "nonzero", "masked_select", "equal", "is_nonzero", "item"}
 WAITING |= {"_unique2", "unique_consecutive", "unique_dim", "repeat_interleave"}
-DISTILLED = LossWeights(
-    sts_regression=1.0,
-    cosent=1.0,
-    distillation_alignment=1.0,
-    distillation_similarity=1.0,
-    distillation_sparse=1.0,
-    distillation_colbert=1.0,
-    distillation_hidden=1.0,
-)
+NAMES = ["alignment", "similarity", "sparse", "colbert", "hidden"]
+NAMES = ["sts_regression", "cosent", *(f"distillation_{name}" for name in NAMES)]
+DISTILLED = LossWeights(**dict.fromkeys(NAMES, 1.0))
 CACHED = LossWeights(distillation_alignment=1.0, distillation_similarity=1.0)
 
 

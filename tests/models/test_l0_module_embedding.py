@@ -33,12 +33,10 @@ def aim(kind: str, shape: EncoderShape) -> dict[str, object]:
 
 
 def cost(kind: str, shape: EncoderShape) -> float:
-    """What a budget of this kind counts."""
     return forward_flops(shape, [300]) if kind == "operations" else count_parameters(shape).encoder
 
 
 def half(shape: EncoderShape, axes: tuple[str, ...]) -> EncoderShape:
-    """The shape with these axes halved, and no other."""
     fields = [SHAPE_FIELDS[axis] for axis in axes]
     return replace(shape, **{field: getattr(shape, field) // 2 for field in fields})
 

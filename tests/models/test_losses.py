@@ -64,15 +64,6 @@ def test_regression_and_alignment_are_means_over_pairs():
         assert float(found) == pytest.approx(loss, abs=1e-12)
 
 
-@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32, torch.float64])
-def test_sts_regression_takes_scores_of_any_type(dtype):
-    v = unit_vectors(3, 4).to(dtype)
-    for scores in (torch.tensor([0, 1, 1]), torch.tensor([0.0, 1.0, 1.0])):
-        loss = sts_regression(v, v, scores)
-        assert loss.dtype == dtype
-        assert float(loss) == pytest.approx(1 / 3, abs=0.02)
-
-
 @pytest.mark.parametrize("temperature", [0.02, 0.05, 1.0, 50.0])
 @pytest.mark.parametrize(("texts", "sizes"), [(2, (4, 4)), (7, (5, 5)), (9, (3, 8))])
 def test_similarity_is_the_mean_kl_divergence_of_the_others(texts, sizes, temperature):
@@ -167,12 +158,6 @@ def test_scatter_places_kept_dimensions_and_their_gradient():
     assert scatter_to_teacher_space(vectors, None, 3) is vectors
 
 
-@pytest.mark.parametrize("kept", [[0, 1, 2], [0], [0, 4], [-1, 0]])
-def test_scatter_refuses_dimensions_that_do_not_fit(kept):
-    with pytest.raises((IndexError, RuntimeError), match="index"):
-        scatter_to_teacher_space(torch.ones(1, 2), torch.tensor(kept), 4)
-
-
 def loop_cosent(first: Tensor, second: Tensor, gold: Tensor, scale: float) -> float:
     pairs = [(float(a @ b), float(g)) for a, b, g in zip(first, second, gold, strict=True)]
     ordered = [low - high for high, g in pairs for low, h in pairs if g > h]
@@ -194,7 +179,7 @@ def test_cosent_of_equal_scores_is_zero_and_of_a_large_gap_finite():
     assert float(opposite) == pytest.approx(2e4)
 
 
-def test_info_nce_is_its_formula_leaves_excluded_passages_out_and_learns_its_temperature():
+def test_info_nce_is_its_formula_and_learns_its_temperature():
     scores = torch.randn(3, 5, generator=torch.Generator().manual_seed(1)).double()
     targets, temperature = torch.tensor([0, 2, 4]), 0.5
     expected = 0.0
@@ -211,9 +196,6 @@ def test_info_nce_is_its_formula_leaves_excluded_passages_out_and_learns_its_tem
     temperature = torch.tensor(0.5, requires_grad=True)
     info_nce(scores, torch.tensor([0]), temperature).backward()
     assert temperature.grad > 0  # the positive is on top: sharper is better
-
-
-def test_positives_of_a_query_are_excluded_but_for_its_target():
     positives = torch.tensor([[5, 7], [6, -1]])
     passages = torch.tensor([5, 6, 7, 8, 5])
     excluded = exclude_positives(positives, passages, torch.tensor([0, 1]))

@@ -100,7 +100,6 @@ def test_a_text_does_not_depend_on_the_texts_beside_it(build_model, tiny_shape, 
 
 @pytest.fixture
 def layout(request, monkeypatch, attend_within_texts) -> Layout:
-    """Makes a model compute in one of the layouts."""
     monkeypatch.setattr(attention, "varlen_attn", attend_within_texts)
     varlen = request.param == "varlen"
     monkeypatch.setattr("bge_pruning.models.bge_m3_backbone.varlen_applies", lambda *_: varlen)
@@ -155,7 +154,6 @@ def test_outputs_and_gradients_are_the_same_in_every_layout(layout, gated, build
 
 
 def gates_of(shape) -> tuple[PruningMasks, list[Tensor]]:
-    """Soft gates that gradients flow to."""
     generator = torch.Generator().manual_seed(3)
     layers, heads = shape.num_hidden_layers, shape.num_attention_heads
     sizes = [(layers, heads), (layers, shape.intermediate_size), (layers,), (shape.hidden_size,)]

@@ -21,17 +21,6 @@ def test_no_step_takes_it_out_of_its_range(sign):
     assert torch.tensor(LOWEST) <= temperature() <= torch.tensor(HIGHEST)
 
 
-def test_gradient():
-    temperature = LearnedTemperature(0.3).double()
-    temperature().backward()
-    before = float(temperature.raw.grad)
-    with torch.no_grad():
-        temperature.raw += 1e-6
-        after = float(temperature())
-        temperature.raw -= 2e-6
-        assert before == pytest.approx((after - float(temperature())) / 2e-6, rel=1e-6)
-
-
 @pytest.mark.parametrize("start", [0.0, LOWEST, HIGHEST, 2.0, float("nan")])
 def test_a_start_outside_the_range_is_refused(start):
     with pytest.raises(ValueError, match=rf"cannot start at {start}.*To fix, set loss.temperature"):

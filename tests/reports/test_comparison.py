@@ -31,7 +31,6 @@ def write(folder: Path, share: float, encoder: int = 5_000_000, **changes) -> Pa
 
 
 def change(folder: Path, damage: Callable[[dict], object]) -> str:
-    """Change the evaluation of a model, and return the folder's name."""
     file = folder / "evaluation.json"
     content = json.loads(file.read_text())
     damage(content)

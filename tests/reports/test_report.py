@@ -46,7 +46,6 @@ class Page(HTMLParser):
         return [attributes for name, attributes in self.tags if name == tag]
 
     def pictures(self):
-        """Each picture as SVG for light and for dark pages."""
         for image, source in zip(self.all("img"), self.all("source"), strict=True):
             uris = (image["src"], source["srcset"])
             yield [base64.b64decode(uri.partition(",")[2]).decode() for uri in uris]
@@ -54,7 +53,6 @@ class Page(HTMLParser):
 
 @pytest.fixture
 def drawn_quickly(monkeypatch):
-    """Empty figures in place of the pictures."""
 
     def draw(inputs):
         return {

@@ -108,7 +108,7 @@ def result(make_entry) -> EvaluationRecord:
     return EvaluationRecord.model_validate({"tasks": tasks})
 
 
-def test_a_row_for_each_task_and_mode(result):
+def test_scores_are_a_row_for_each_task_and_mode(result):
     header = tables.score_header(result)
     rows = [dict(zip(header, row, strict=True)) for row in tables.score_rows(result)]
     scores = {"original": "0.8200", "first": "0.7000", "model": "0.8000", "p": "0.020"}
@@ -118,9 +118,6 @@ def test_a_row_for_each_task_and_mode(result):
     empty = ("original", "first", "word embeddings", "kept", "kept above floor", "p")
     assert {rows[1][name] for name in empty} == {"-"}
     assert (rows[1]["metric"], rows[1]["model"]) == ("nDCG@10", "0.5000")
-
-
-def test_markdown(result):
     heading, text, table, note, others = tables.render_scores(result)
     assert heading == "## Quality"
     assert "mteb" in text and "(model - floor) / (original - floor)" in text

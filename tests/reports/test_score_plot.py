@@ -14,7 +14,6 @@ def draw(*entries, theme=LIGHT):
 
 
 def points(figure, label):
-    """Where the markers with a name in the legend stand."""
     found = [c for c in figure.axes[0].collections if c.get_label() == label]
     return [tuple(point) for collection in found for point in collection.get_offsets().tolist()]
 

@@ -8,8 +8,6 @@ wandb = pytest.importorskip("wandb")
 
 
 class Run:
-    """A run that remembers what was logged."""
-
     def __init__(self):
         self.logged, self.summary = {}, {}
 

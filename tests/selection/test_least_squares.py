@@ -85,7 +85,7 @@ def test_each_time_the_best_group_goes(group, inputs):
         alive.remove(going)
 
 
-def test_blocks_keep_a_set_as_good_as_one_by_one():
+def test_blocks_and_pairs_that_are_kept_are_the_best():
     generator = torch.Generator().manual_seed(3)
     x = torch.randn(400, 64, generator=generator) @ torch.randn(64, 64, generator=generator)
     linear = nn.Linear(64, 8)
@@ -94,9 +94,6 @@ def test_blocks_keep_a_set_as_good_as_one_by_one():
     chance = [torch.randperm(64, generator=generator)[:32] for _ in range(20)]
     error = least_error(x[:, order[32:]], wanted)
     assert error < 0.8 * min(least_error(x[:, kept], wanted) for kept in chance)
-
-
-def test_the_pair_that_is_kept_is_the_best_of_all():
     x = torch.randn(TOKENS, 4, generator=torch.Generator().manual_seed(5))
     linear = nn.Linear(4, 2)
     wanted = linear(x).detach()

@@ -28,7 +28,6 @@ def output(tmp_path) -> Path:
 
 @pytest.fixture
 def old(output) -> Path:
-    """The output folder, which holds an earlier result."""
     return make_old(output)
 
 
@@ -93,7 +92,6 @@ def test_two_writers_do_not_share_a_folder(output):
 
 @pytest.fixture(params=[True, False], ids=["swapped", "renamed twice"])
 def swaps(request, monkeypatch) -> bool:
-    """Whether the system can swap two names in one step."""
     if not request.param:
         monkeypatch.setattr(files, "_exchange", lambda *_: False)
     return request.param
@@ -377,16 +375,13 @@ def test_a_file_is_made_by_one_at_a_time(tmp_path):
     assert [file.name for file in path.parent.iterdir()] == ["x.npy"]
 
 
-def test_one_that_failed_to_make_a_file_lets_others_try(tmp_path):
+def test_the_lock_of_one_that_failed_or_was_killed_is_free(tmp_path):
     with pytest.raises(OSError, match="disk"), files.lock_of(tmp_path / "x"):
         raise OSError("disk")
     assert not list(tmp_path.iterdir())
     with files.lock_of(tmp_path / "x", wait=False) as is_ours:
         assert is_ours
         assert [file.name for file in tmp_path.iterdir()] == ["x.lock"]
-
-
-def test_the_lock_of_a_process_that_was_killed_is_free(tmp_path):
     program = (
         "import sys, time; from pathlib import Path\n"
         "from bge_pruning.utils.files import lock_of\n"
@@ -423,7 +418,7 @@ def test_what_else_goes_wrong_is_said_and_the_lock_of_another_is_left(tmp_path, 
     assert [file.name for file in tmp_path.iterdir()] == ["x.lock"]
 
 
-def test_existing_file_is_kept(tmp_path):
+def test_an_existing_file_is_kept_also_where_a_text_cannot_be_written(tmp_path, monkeypatch):
     path = tmp_path / "new" / "results.json"
     files.write_json({"value": 1}, path)
     with pytest.raises(FileExistsError, match=r"results\.json exists.*--overwrite"):
@@ -434,9 +429,6 @@ def test_existing_file_is_kept(tmp_path):
     with pytest.raises(ValueError, match="not JSON compliant"):
         files.write_json({"value": float("nan")}, path, overwrite=True)
     assert [file.name for file in path.parent.iterdir()] == ["results.json"]
-
-
-def test_a_text_that_cannot_be_written_leaves_the_earlier_one(tmp_path, monkeypatch):
     files.write_text(tmp_path / "a.txt", "first")
 
     def fill_the_disk(path, text, **_):

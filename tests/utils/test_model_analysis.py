@@ -31,7 +31,7 @@ def test_speed_has_every_figure():
         assert 0 < low <= high
 
 
-def test_models_take_turns_after_a_warm_up():
+def test_models_take_turns_after_a_warm_up_and_in_each_round_another_goes_first():
     calls = []
 
     class Spy:
@@ -48,9 +48,6 @@ def test_models_take_turns_after_a_warm_up():
     timed = calls[4:]
     assert timed[:4] == [("m", "text 0"), ("b", "text 0"), ("b", "text 5"), ("m", "text 5")]
     assert timed[4:] == [("m", 5), ("b", 5), ("b", 5), ("m", 5)]
-
-
-def test_in_each_round_another_one_goes_first():
     calls = []
     jobs = {name: lambda i, n=name: calls.append((n, i)) or len(calls) for name in "abc"}
     found = take_turns(jobs, lambda done: done < 3)
