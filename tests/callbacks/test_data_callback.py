@@ -24,18 +24,12 @@ def losses(run) -> list[float]:
     return [row["loss/train/total"] - sum(row[key] for key in of_gates) for row in found]
 
 
-@pytest.fixture
-def two_sources(sts_csv, contrastive_jsonl) -> tuple[str, ...]:
-    return (
-        f"data.train=[{{name: pairs, kind: sts, path: {sts_csv}, weight: 3}},"
-        f" {{name: asked, kind: contrastive, path: {contrastive_jsonl}, weight: 1}}]",
-        "loss.contrastive=0.1",
-        "loss.contrastive_outputs=[dense]",
-    )
-
-
-def test_a_run_logs_what_the_table_says(tmp_path, train_tiny, two_sources):
-    run = train_tiny(tmp_path, *two_sources, "max_duration=8ba", "log_interval=4ba")
+def test_a_run_logs_what_the_table_says(tmp_path, train_tiny, sts_csv, contrastive_jsonl):
+    pairs = f"{{name: pairs, kind: sts, path: {sts_csv}, weight: 3}}"
+    asked = f"{{name: asked, kind: contrastive, path: {contrastive_jsonl}, weight: 1}}"
+    loss = ("loss.contrastive=0.1", "loss.contrastive_outputs=[dense]")
+    times = ("max_duration=8ba", "log_interval=4ba")
+    run = train_tiny(tmp_path, f"data.train=[{pairs}, {asked}]", *loss, *times)
     rows, steps = logged(run), losses(run)
     assert list(rows) == [4, 8]
     table = re.findall(r"``(data/\S+)``", DataCallback.__doc__)

@@ -30,13 +30,18 @@ def at_batch(batch: int) -> State:
     return state
 
 
-def test_one_line_per_call_in_order(path):
+def test_one_line_per_call_in_a_file_that_a_run_starts_empty(path):
     file = MetricsFile(path)
     exact = {"third": 1 / 3, "tiny": 5e-324, "count": 302_309_376}
     file.log_metrics(exact, step=3)
     file.log_metrics({"метрика": 1}, step=4)
     assert path.read_bytes().endswith(b"\n")
     assert rows(path) == [{"batch": 3, "metrics": exact}, {"batch": 4, "metrics": {"метрика": 1.0}}]
+    log_steps(path, 1, 2)
+    file = MetricsFile(path)
+    file.fit_start(at_batch(0), None)
+    file.log_metrics({"a": 1.5}, step=1)
+    assert rows(path) == [{"batch": 1, "metrics": {"a": 1.5}}]
 
 
 def test_numbers_of_every_kind_and_nothing_else(path):
@@ -106,11 +111,3 @@ def test_nothing_is_dropped_where_there_is_nothing_to_repeat(path):
     resume(MetricsFile(path), 10_000, 1)  # shorter than recorded
     MetricsFile(path).fit_start(at_batch(2), None)
     assert path.read_bytes() == before
-
-
-def test_a_run_from_the_beginning_starts_an_empty_file(path):
-    log_steps(path, 1, 2)
-    file = MetricsFile(path)
-    file.fit_start(at_batch(0), None)
-    file.log_metrics({"a": 1.5}, step=1)
-    assert rows(path) == [{"batch": 1, "metrics": {"a": 1.5}}]

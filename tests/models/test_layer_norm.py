@@ -133,12 +133,6 @@ def test_every_way_to_call_it_is_compiled(counter):
     assert counter.frame_count >= 2 * len(ways)
 
 
-@pytest.mark.slow
-@WHICH
-def test_the_code_that_runs_computes_the_same(hidden, layer):
-    assert_same(module.compile_residual_norm("inductor"), (5, 9), hidden, layer)
-
-
 @pytest.mark.parametrize("compiled", [False, True])
 def test_a_gate_at_its_end_gives_exactly_that_end(compiled, counter):
     norm = nn.LayerNorm(HIDDEN)

@@ -45,7 +45,7 @@ def results(tmp_path) -> list[str]:
     return [f"half={half}", f"half={other / 'evaluation.json'}", str(quarter)]
 
 
-def test_the_original_comes_first(results):
+def test_the_original_comes_first_in_tables_and_the_picture(results):
     (original, half, quarter), keys = read_candidates(results)
     assert keys == list(BASELINES)
     assert (original.name, original.kept, original.latency) == ("original", [1.0], 1.0)
@@ -56,9 +56,6 @@ def test_the_original_comes_first(results):
     assert quarter.floor == pytest.approx(0.25)
     assert half.kept == pytest.approx([0.96, 0.98])
     assert half.scores["scifact", "all"] == pytest.approx([0.576, 0.588])
-
-
-def test_tables_and_the_picture(results):
     candidates, keys = read_candidates(results)
     figure = comparison_report.draw_comparison(candidates)
     assert len(figure.axes) == 2

@@ -185,18 +185,7 @@ def test_a_training_run(run_folder):
     assert Page(report.render_report(inputs, {}, report.HTML)).all("nav") == []
 
 
-def test_an_evaluation_alone(inputs, make_record, make_entry):
-    inputs.pruning = None
-    alone = make_entry(baseline=None, retention=None, retention_above_floor=None)
-    inputs.evaluation = make_record([alone], speed=None)
-    inputs.evaluation.parameters.baseline = None
-    text = markdown(inputs)
-    assert text.startswith("# Evaluation of half\n")
-    assert "On stsb-en-test it scores 0.8100 (floor 0.5100)." in text
-    assert "at a glance" in text and "score kept" not in text
-
-
-def test_how_scores_are_said(inputs, make_record, make_entry):
+def test_how_scores_are_said_also_of_an_evaluation_alone(inputs, make_record, make_entry):
     other = make_entry("de", "sparse", value=0.41, retention=0.5, retention_above_floor=None)
     inputs.evaluation = make_record([make_entry(), other])
     text = markdown(inputs)
@@ -212,6 +201,14 @@ def test_how_scores_are_said(inputs, make_record, make_entry):
     inputs.evaluation = make_record([], parameters=None, speed=None, size_bytes=None)
     assert "Quality" not in headings(markdown(inputs))
     assert not {"summary.png", "scores.png"} & set(report.find_pictures(inputs))
+    inputs.pruning = None
+    alone = make_entry(baseline=None, retention=None, retention_above_floor=None)
+    inputs.evaluation = make_record([alone], speed=None)
+    inputs.evaluation.parameters.baseline = None
+    text = markdown(inputs)
+    assert text.startswith("# Evaluation of half\n")
+    assert "On stsb-en-test it scores 0.8100 (floor 0.5100)." in text
+    assert "at a glance" in text and "score kept" not in text
 
 
 def test_every_picture_of_bge_m3_below_three_megabytes(results, make_evaluation, make_entry):

@@ -85,7 +85,7 @@ def test_quantiles_of_a_window():
     assert report_data.running_quantiles([3.0]) == ([0], [[3, 3, 3]])
 
 
-def test_everything_is_read(results, make_evaluation, make_pruning, monkeypatch):
+def test_all_is_read_and_given_commands_win(results, make_evaluation, make_pruning, monkeypatch):
     monkeypatch.chdir(results)
     inputs = read_inputs(Path())
     assert inputs.name == "half"
@@ -98,19 +98,6 @@ def test_everything_is_read(results, make_evaluation, make_pruning, monkeypatch)
     assert inputs.config.as_dict() == {"run_name": "half", "seed": 17}
     assert inputs.commands == ["python scripts/train.py a.yaml", "python b.py"]
     assert inputs.missing == []
-
-
-def test_a_run_folder_is_enough(run_folder):
-    inputs = read_inputs(run_folder)
-    assert inputs.missing == ["evaluation.json", "pruning.json", "metrics-recovery.jsonl"]
-    assert inputs.versions == {"python": "3.11.0", "torch": "2.7.0"}
-    (run_folder / "metrics.jsonl").unlink()
-    message = r"my-run holds neither evaluation\.json nor pruning\.json nor metrics\.jsonl\. To fix"
-    with pytest.raises(FileNotFoundError, match=message):
-        read_inputs(run_folder)
-
-
-def test_commands_given_win_and_the_evaluations_is_the_last_resort(results):
     for text in ("python a.py\n\n  \npython b.py", "\r\npython a.py\r\npython b.py\r\n"):
         (results / "commands.txt").write_text(text)
         assert read_inputs(results).commands == ["python a.py", "python b.py"]
@@ -121,6 +108,16 @@ def test_commands_given_win_and_the_evaluations_is_the_last_resort(results):
     assert inputs.missing == ["commands.txt"]
     (results / "evaluation.json").unlink()
     assert read_inputs(results).commands == []
+
+
+def test_a_run_folder_is_enough(run_folder):
+    inputs = read_inputs(run_folder)
+    assert inputs.missing == ["evaluation.json", "pruning.json", "metrics-recovery.jsonl"]
+    assert inputs.versions == {"python": "3.11.0", "torch": "2.7.0"}
+    (run_folder / "metrics.jsonl").unlink()
+    message = r"my-run holds neither evaluation\.json nor pruning\.json nor metrics\.jsonl\. To fix"
+    with pytest.raises(FileNotFoundError, match=message):
+        read_inputs(run_folder)
 
 
 @pytest.mark.parametrize("name", ["evaluation.json", "pruning.json", "versions.json"])

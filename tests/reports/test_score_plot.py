@@ -62,18 +62,13 @@ def test_any_number_of_rows_is_legible_and_of_the_same_height(make_entry, assert
     assert heights[1:] == pytest.approx([0.3, 0.3], abs=0.06)
 
 
-def test_what_is_unknown_is_left_out(make_entry, said):
+def test_the_unknown_is_left_out_and_models_keep_marker_and_name(make_entry, said, assert_legible):
     alone = {"baseline": None, "retention": None, "retention_above_floor": None}
     figure = draw(make_entry(**alone, also={"gone": None}))
     assert legend(figure) == ["floor", "this model"]
     assert "kept" not in said(figure)
     figure = draw(make_entry(), make_entry("b", baseline=-0.1, retention=None))
     assert said(figure).count("%") == 2  # one retention, and the title
-
-
-def test_several_models_keep_a_marker_each_and_names_are_shown_as_they_are(
-    make_entry, said, assert_legible
-):
     models = {f"model {index}": index / 10 for index in range(7)}
     figure = draw(make_entry(also=models), make_entry("b", also={"model 3": 0.9}))
     for name, value in models.items():

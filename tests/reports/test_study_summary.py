@@ -94,7 +94,7 @@ def test_the_tables_of_the_studies_in_this_repository(folder):
     assert summarise(cells, reference) == json.loads((folder / "summary.json").read_text())
 
 
-def test_the_picture_shows_the_numbers():
+def test_the_picture_shows_the_numbers_and_the_floor_or_says_that_it_is_far_below():
     figure = draw_study(CELLS, REFERENCE)
     panels = figure.axes
     titles = [panel.get_title(loc="left") for panel in panels]
@@ -108,9 +108,6 @@ def test_the_picture_shows_the_numbers():
     assert lines["l0"].get_xdata()[0] < 0.5 < lines["random"].get_xdata()[0]
     dots = {tuple(y) for line in panels[0].lines if len(y := line.get_ydata()) == 2}
     assert any(sorted(y) == pytest.approx([95.0, 97.0]) for y in dots)  # the two seeds of l0
-
-
-def test_a_floor_is_in_the_legend_or_far_below_and_does_not_press_the_methods_together():
     cells = [make_cell("l0", size, 1, share, share - 0.13, share) for size, share in SIZES]
     figure = draw_study(cells, REFERENCE)
     drawn = ["floor" in {line.get_label() for line in panel.lines} for panel in figure.axes]

@@ -10,9 +10,7 @@ from bge_pruning.utils import environment
 from bge_pruning.utils.environment import collect_versions, describe_machine
 
 
-def test_the_machine_without_its_host_and_versions(
-    tmp_path, monkeypatch
-):
+def test_the_machine_without_its_host_and_versions(tmp_path, monkeypatch):
     file = tmp_path / "cpuinfo"
     file.write_text("processor : 0\nmodel name : Some CPU @ 2 GHz\nmodel name : Some CPU @ 2 GHz\n")
     monkeypatch.setattr(environment, "CPU", file)
