@@ -75,7 +75,7 @@ def test_small_gradients_are_left_alone(max_norm, clip, parameters):
 
 
 @pytest.mark.parametrize("broken", [float("nan"), float("inf")])
-def test_a_broken_gradient_spoils_its_own_group_only_and_a_missing_one_nothing(
+def test_a_broken_gradient_spoils_its_group_only_and_a_missing_one_nothing(
     broken, clip, parameters
 ):
     parameters["gate"].grad[0] = broken
@@ -89,9 +89,7 @@ def test_a_broken_gradient_spoils_its_own_group_only_and_a_missing_one_nothing(
 
 @pytest.mark.parametrize("micro", [8, 4])
 @pytest.mark.parametrize("max_norm", [1e-3, 0.0])
-def test_the_optimizer_steps_with_clipped_gradients(
-    max_norm, micro, tmp_path, train_tiny, monkeypatch
-):
+def test_the_optimizer_takes_clipped_gradients(max_norm, micro, tmp_path, train_tiny, monkeypatch):
     """Once per step, on the gradient of the whole batch; 0 switches clipping off."""
     norms = []
     build_optimizer = builders.build_optimizer

@@ -167,9 +167,7 @@ def test_a_tensor_broken_by_the_step_stops_the_run_whatever_the_mode(skip, name,
 
 
 @pytest.mark.parametrize(("kind", "name"), [("weight", WEIGHT), ("gate", GATES)])
-def test_a_tensor_broken_by_the_step_stops_a_training_in_it(
-    kind, name, tmp_path, train_tiny, with_optimizer
-):
+def test_a_tensor_broken_by_a_step_stops_it(kind, name, tmp_path, train_tiny, with_optimizer):
     def look(model, optimizer):
         def spoil(*_: object) -> None:
             if model.l0_module.step + 1 == 3:

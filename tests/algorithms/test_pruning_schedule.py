@@ -66,9 +66,7 @@ def test_gates_decide_after_the_warm_up(warmup, batches, make_state):
     assert found == pytest.approx(batches)
 
 
-def test_step_and_progress_follow_the_clock_and_gates_are_clamped_after_a_batch(
-    l0_module, make_state
-):
+def test_step_and_progress_follow_the_clock_and_batches_end_with_a_clamp(l0_module, make_state):
     schedule = PruningSchedule(l0_module, "8ba")
     matched = {event for event in Event if schedule.match(event, make_state())}
     assert matched == {Event.BATCH_START, Event.BATCH_END}

@@ -62,9 +62,7 @@ def test_what_is_logged_is_what_the_table_says(tmp_path, train_tiny, two_sources
             assert len(metrics(run, key.replace("<source>", name))) == 3
 
 
-def test_a_run_with_moving_weights_resumes_exactly(
-    tmp_path, train_tiny, two_sources, assert_same, load_state
-):
+def test_moving_weights_resume_exactly(tmp_path, train_tiny, two_sources, assert_same, load_state):
     fixed = ("scheduler.name=constant", "model.l0_module.lagrangian_warmup_steps=6ba")
     overrides = (*OVERRIDES, *fixed, two_sources)
     whole = train_tiny(tmp_path / "whole", *overrides)

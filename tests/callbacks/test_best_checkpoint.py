@@ -40,7 +40,7 @@ def best_of(run: Path) -> checkpoint.BestScore:
     return checkpoint.read_best_score(run / "best-rank0.pt")
 
 
-def test_the_best_step_is_kept_and_the_newest_is_found(
+def test_best_is_kept_and_newest_found(
     tmp_path, train_tiny, scores, lines, load_state, assert_same
 ):
     scores |= {2: 0.3, 4: 0.5, 6: 0.5, 8: math.nan}
@@ -91,9 +91,7 @@ def test_the_best_score_survives_in_the_checkpoint(tmp_path, train_tiny, scores)
     assert best_of(run) == checkpoint.BestScore(METRIC, 0.6, 8)
 
 
-def test_a_better_file_than_the_newest_checkpoint_knows_is_kept(
-    tmp_path, train_tiny, scores, monkeypatch
-):
+def test_a_better_file_than_the_newest_knows_is_kept(tmp_path, train_tiny, scores, monkeypatch):
     """A run that dies between the best checkpoint and its own goes on from an earlier step."""
     scores |= {2: 0.5, 4: 0.9}
     save = CheckpointSaver.batch_checkpoint

@@ -67,9 +67,7 @@ def test_alignment_of_scored_pairs_and_of_queries_with_their_positives():
 
 
 @pytest.mark.parametrize("kind", ["contrastive", "sentences"])
-def test_alignment_in_a_run_is_there_if_there_are_positives(
-    kind, tmp_path, train_tiny, contrastive_jsonl, sts_csv
-):
+def test_alignment_in_a_run_needs_positives(kind, tmp_path, train_tiny, contrastive_jsonl, sts_csv):
     path = contrastive_jsonl if kind == "contrastive" else sts_csv
     data = f"data.train=[{{name: q, kind: {kind}, path: {path}}}]"
     loss = "loss.contrastive=1" if kind == "contrastive" else "seed=3"

@@ -82,7 +82,7 @@ def test_the_line(run):
 @pytest.mark.parametrize(
     ("duration", "interval", "batches"), [("5ba", "2ba", [2, 4, 5]), ("4ba", "0.5dur", [2, 4])]
 )
-def test_both_kinds_are_evaluated_at_the_same_steps(
+def test_both_kinds_are_evaluated_together(
     duration, interval, batches, tmp_path, train_tiny, sources
 ):
     times = (f"max_duration={duration}", f"eval_interval={interval}")
@@ -132,9 +132,7 @@ def encoders(monkeypatch) -> list[TextEncoder]:
 
 
 @pytest.mark.parametrize("at_target", [True, False])
-def test_the_gates_are_those_of_the_models_evaluation(
-    at_target, tmp_path, train_tiny, sources, encoders
-):
+def test_gates_are_those_of_the_model_evaluated(at_target, tmp_path, train_tiny, sources, encoders):
     target = f"model.l0_module.eval_target_model={str(at_target).lower()}"
     train_tiny(tmp_path, sources["beir"], target, "eval_batch_size=5", "max_duration=2ba")
     (encoder,) = encoders

@@ -138,9 +138,7 @@ def test_the_file_tells_the_whole_story(tmp_path, train_tiny):
     assert sum("checkpoint ba3" in line for line in story) <= 1
 
 
-def test_with_a_bar_the_lines_are_for_the_file_alone_and_other_ranks_say_nothing(
-    monkeypatch, caplog
-):
+def test_with_a_bar_lines_are_for_the_file_alone_and_other_ranks_say_nothing(monkeypatch, caplog):
     assert not ProgressLog("1ba", {}).extra["file_only"]
     monkeypatch.setattr(progress_log.dist, "get_global_rank", lambda: 1)
     log = ProgressLog("1ba", {}, on_console=False)

@@ -62,7 +62,7 @@ def hugging_face(config: dict[str, Any], **changes: Any) -> nn.Module:
 
 @pytest.mark.parametrize("ones", [False, True], ids=["no-masks", "all-ones"])
 @pytest.mark.parametrize("implementation", ["eager", "sdpa"])
-def test_open_gates_equal_hugging_face(
+def test_open_gates_are_hugging_face(
     build_model, tiny_shape, tiny_hf_config, batch, ones, implementation
 ):
     theirs = hugging_face(tiny_hf_config, attn_implementation=implementation)
@@ -147,7 +147,7 @@ def test_expected_count_at_binary_gates_is_the_real_count(build_model, tiny_shap
     check()
 
 
-def test_a_uniform_shape_loads_into_transformers(
+def test_uniform_shapes_load_in_transformers(
     build_model, tiny_shape, target_shape, tiny_hf_config, batch
 ):
     backbone, heads = build_model(tiny_shape)

@@ -252,7 +252,7 @@ def test_gradients_reach_encoder_and_gates_but_not_the_heads(build, with_targets
             assert parameter.grad.isfinite().all() and parameter.grad.any(), name
 
 
-def test_teacher_on_the_fly_equals_cached_vectors_which_are_used_if_there(
+def test_a_teacher_equals_cached_vectors_which_are_used_if_there(
     build, teacher, pairs, with_targets
 ):
     def refuse(*_: Tensor) -> Tensor:
@@ -286,7 +286,7 @@ def test_teacher_is_frozen_and_no_part_of_the_model(build, teacher, pairs):
     assert teacher.backbone not in set(model.modules())
 
 
-def test_an_extracted_student_has_the_masked_students_loss(
+def test_an_extracted_student_has_the_masked_loss(
     build, build_model, tiny_shape, gates, with_targets
 ):
     """Its vectors are compared in the teacher's space, where removed dimensions are 0."""

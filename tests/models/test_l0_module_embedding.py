@@ -107,7 +107,7 @@ def test_an_axis_draws_the_same_whichever_others_are_gated(tiny_shape, gated_axe
         assert drawn is None if expected is None else torch.equal(drawn, expected)
 
 
-def test_gates_are_sampled_in_training_and_have_exactly_the_target_shape_in_evaluation(
+def test_gates_are_sampled_in_training_and_of_the_target_shape_in_evaluation(
     tiny_shape, gated_axes
 ):
     module = build(tiny_shape, gated_axes)

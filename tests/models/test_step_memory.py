@@ -109,14 +109,11 @@ def test_frozen_embeddings_and_checkpointing(name, checkpointing):
     assert expected == pytest.approx(found, rel=0.15)
 
 
-def test_padding_takes_nothing():
+def test_padding_takes_nothing_and_half_precision_less(bge_m3_shape):
     shape = SHAPES["many layers"]
     short = measure(shape, [16] * 15 + [128], True, False)
     full = measure(shape, [128] * 16, True, False)
     assert short < 0.5 * full
-
-
-def test_half_precision_gradients_and_bge_m3_at_8_times_512_tokens(bge_m3_shape):
     shape = SHAPES["wide units"]
     assert estimate(shape, 9000, True, True, half=True) < estimate(shape, 9000, True, True)
     parts = step_memory(shape, 1, True, False)

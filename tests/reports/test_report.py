@@ -244,9 +244,7 @@ def test_every_picture_of_bge_m3_below_three_megabytes(results, make_evaluation,
         assert light.count("<path") == dark.count("<path")
 
 
-def test_the_same_inputs_give_the_same_files_and_a_full_disk_leaves_them(
-    results, drawn_quickly, monkeypatch
-):
+def test_files_are_the_same_twice_and_a_full_disk_leaves_them(results, drawn_quickly, monkeypatch):
     report.write_report(results)
     before = {name: (results / name).read_bytes() for name in (report.MARKDOWN, report.HTML)}
     report.write_report(results, overwrite=True)
@@ -275,9 +273,7 @@ def test_an_existing_report_is_kept(name, results, drawn_quickly):
     assert (results / name).read_bytes() != b"mine"
 
 
-def test_a_report_that_cannot_be_made_leaves_the_folder_as_it_was(
-    results, make_evaluation, make_entry, monkeypatch
-):
+def test_a_failed_report_leaves_the_folder_alone(results, make_evaluation, make_entry, monkeypatch):
     entry = make_entry()
     del entry["interval"]
     (results / "evaluation.json").write_text(json.dumps(make_evaluation([entry])))

@@ -56,7 +56,7 @@ def test_magnitudes_by_hand(build_model, tiny_shape):
     assert torch.allclose(found.hidden, torch.full((H,), hidden**0.5).double())
 
 
-def test_planted_structures_without_weight_are_the_ones_that_go(
+def test_planted_structures_without_weight_are_those_that_go(
     build_model, tiny_shape, one_less_shape
 ):
     backbone, _ = build_model(tiny_shape)

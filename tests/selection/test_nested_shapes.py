@@ -75,15 +75,6 @@ def test_masks_of_smaller_shapes_are_inside_and_cutting_twice_is_cutting_once(ga
     found = twice.state_dict()
     assert all(torch.equal(found.pop(name), value) for name, value in once.state_dict().items())
     assert not found
-
-
-@pytest.mark.parametrize("densities", [[], [0.5, 0.5], [0.0], [1.0], [float("nan")]])
-def test_densities_that_make_no_sense(densities, gates):
-    with pytest.raises(ValueError, match=r"not different numbers in \(0, 1\)\. To fix, write"):
-        choose_nested_shapes(gates, densities)
-
-
-def test_structures_of_another_run():
     large = KeepIndices([0, 2], [1, 5], [[0], [1]], [[3], [4]])
     small = KeepIndices([2], [5], [[1]], [[4]])
     assert relative_indices(small, large) == KeepIndices([1], [1], [[0]], [[0]])
@@ -91,3 +82,9 @@ def test_structures_of_another_run():
         relative_indices(replace(small, hidden=[7]), large)
     with pytest.raises(ValueError, match=r"head of layer 2 \[3\] are not in the larger model"):
         relative_indices(replace(small, head=[[3]]), large)
+
+
+@pytest.mark.parametrize("densities", [[], [0.5, 0.5], [0.0], [1.0], [float("nan")]])
+def test_densities_that_make_no_sense(densities, gates):
+    with pytest.raises(ValueError, match=r"not different numbers in \(0, 1\)\. To fix, write"):
+        choose_nested_shapes(gates, densities)

@@ -103,7 +103,7 @@ def importance_of(teacher, batches, pooling="cls", colbert_dim=0, sparse=False, 
 
 @pytest.mark.parametrize("colbert_dim", [0, 16])
 @pytest.mark.parametrize("sparse", [False, True])
-def test_importance_ranks_heads_and_units_of_each_layer(
+def test_heads_and_units_of_each_layer_are_ranked(
     teacher, batches, tiny_shape, colbert_dim, sparse
 ):
     importance = importance_of(teacher, batches, colbert_dim=colbert_dim, sparse=sparse)

@@ -131,9 +131,7 @@ def console(monkeypatch, terminal: bool = False) -> list[str]:
     return [line.partition(" ")[2] for line in stream.getvalue().splitlines()]
 
 
-def test_only_the_first_rank_chats_and_warnings_of_others_are_for_the_file(
-    monkeypatch, package_logger
-):
+def test_only_the_first_rank_chats_and_others_warn_in_the_file(monkeypatch, package_logger):
     monkeypatch.setenv("RANK", "1")
     assert console(monkeypatch) == ["ERROR: broken"]
     assert package_logger.isEnabledFor(logging.WARNING)
@@ -144,9 +142,7 @@ def test_only_the_first_rank_chats_and_warnings_of_others_are_for_the_file(
     ("terminal", "no_colour", "lines"),
     [(False, "", PLAIN), (True, "", COLOURED), (True, "1", PLAIN)],
 )
-def test_warnings_and_errors_say_so_in_colour_on_a_terminal(
-    terminal, no_colour, lines, monkeypatch
-):
+def test_warnings_and_errors_have_a_colour_on_a_terminal(terminal, no_colour, lines, monkeypatch):
     monkeypatch.setenv("NO_COLOR", no_colour)
     assert console(monkeypatch, terminal) == lines
 

@@ -145,9 +145,7 @@ def test_what_was_kept_is_said(gates, kept, said):
     assert "kept" not in said(figures.draw_gates(gates, {}))
 
 
-def test_removed_heads_have_a_cross_and_units_are_sorted_and_cut_where_the_kept_ones_end(
-    gates, kept
-):
+def test_removed_heads_have_a_cross_and_sorted_units_a_cut_where_the_kept_ones_end(gates, kept):
     kept["layer"] = np.array([True, True, True, False])
     figure = figures.draw_gates(gates, kept)
     crosses = figure.axes[1].collections[0].get_offsets()
