@@ -107,13 +107,9 @@ def test_all_outputs_are_those_of_flagembedding():
 
     # It takes padding for vectors of zeros, so only texts without any are comparable.
     whole = make_outputs(5, 9, 3)
-    whole = Outputs(
-        whole.input_ids,
-        torch.ones_like(whole.attention_mask),
-        whole.dense_vecs,
-        colbert_vecs=torch.nn.functional.normalize(
-            torch.randn(5, 8, 8, dtype=torch.float64), dim=-1
-        ),
+    vectors = torch.nn.functional.normalize(torch.randn(5, 8, 8, dtype=torch.float64), dim=-1)
+    whole = replace(
+        whole, attention_mask=torch.ones_like(whole.attention_mask), colbert_vecs=vectors
     )
     expected = {
         "dense": theirs.compute_dense_score(QUERIES.dense_vecs, PASSAGES.dense_vecs),
@@ -122,13 +118,11 @@ def test_all_outputs_are_those_of_flagembedding():
     for name, value in expected.items():
         torch.testing.assert_close(scores[name], value, atol=1e-12, rtol=0)
     found = compute_scores(QUERIES, whole, SPECIAL).outputs["colbert"]
-    colbert = theirs.compute_colbert_score(
-        QUERIES.colbert_vecs, whole.colbert_vecs, QUERIES.attention_mask
-    )
+    mask = QUERIES.attention_mask
+    colbert = theirs.compute_colbert_score(QUERIES.colbert_vecs, whole.colbert_vecs, mask)
     torch.testing.assert_close(found, colbert, atol=1e-12, rtol=0)
-    ensemble = theirs.ensemble_score(
-        None, None, *(scores[n] for n in ("dense", "sparse", "colbert"))
-    )
+    parts = [scores[name] for name in ("dense", "sparse", "colbert")]
+    ensemble = theirs.ensemble_score(None, None, *parts)
     torch.testing.assert_close(together, ensemble, atol=1e-12, rtol=0)
 
 
