@@ -83,11 +83,7 @@ def bge_m3_shape() -> EncoderShape:
 def target_shape(tiny_shape: EncoderShape) -> EncoderShape:
     """Exportable, and half of every axis."""
     return replace(
-        tiny_shape,
-        hidden_size=16,
-        num_attention_heads=2,
-        num_hidden_layers=2,
-        intermediate_size=32,
+        tiny_shape, hidden_size=16, num_attention_heads=2, num_hidden_layers=2, intermediate_size=32
     )
 
 
@@ -95,11 +91,7 @@ def target_shape(tiny_shape: EncoderShape) -> EncoderShape:
 def one_less_shape(tiny_shape: EncoderShape) -> EncoderShape:
     """One head, unit, dimension and layer less; not exportable."""
     return replace(
-        tiny_shape,
-        num_attention_heads=3,
-        hidden_size=31,
-        num_hidden_layers=3,
-        intermediate_size=63,
+        tiny_shape, num_attention_heads=3, hidden_size=31, num_hidden_layers=3, intermediate_size=63
     )
 
 

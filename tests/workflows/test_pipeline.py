@@ -342,8 +342,7 @@ def test_configurations_that_are_refused(overrides, message, refused):
 
 
 @pytest.mark.parametrize(
-    ("name", "overrides"),
-    [("tiny", ()), ("tiny", ("overwrite=true",)), ("tiny-recovery", ())],
+    ("name", "overrides"), [("tiny", ()), ("tiny", ("overwrite=true",)), ("tiny-recovery", ())]
 )
 def test_a_run_folder_in_use_is_noticed_before_the_training(name, overrides, refused, tmp_path):
     mine = tmp_path / "runs" / name / "thesis.txt"
@@ -388,8 +387,7 @@ def test_overwriting_replaces_only_results(refused, earlier):
 
 
 @pytest.mark.parametrize(
-    "override",
-    ["model.l0_module.target_model.n_heads=2", "model.base_model=/no/where", NO_TARGET],
+    "override", ["model.l0_module.target_model.n_heads=2", "model.base_model=/no/where", NO_TARGET]
 )
 def test_a_refused_run_replaces_no_results(override, refused, earlier):
     refused("overwrite=true", override)

@@ -410,10 +410,7 @@ def test_a_reference_that_another_process_is_measuring_is_waited_for(
             {"sizes": {"half": ["model.l0_module.target_model={d_model: 24, n_heads: 4}"]}},
             r"needs d_model 32, not 24",
         ),
-        (
-            {"sizes": {"half": [TARGET], "b": [TARGET, "model.base_model=./none"]}},
-            r"none",
-        ),
+        ({"sizes": {"half": [TARGET], "b": [TARGET, "model.base_model=./none"]}}, r"none"),
         (
             {"methods": {"random": ["method=random", "max_duration=1ep"]}},
             r"random-half-seed5: max_duration 1ep and recovery\.max_duration 3ba have different",
