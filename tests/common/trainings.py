@@ -41,6 +41,12 @@ optimizer: {{lr: 1.0e-3}}
 scheduler: {{t_warmup: 1ba}}
 loggers: {{folder: {folder}/logs}}
 """
+TARGET = {
+    "hidden_size": 24,
+    "num_attention_heads": 3,
+    "num_hidden_layers": 3,
+    "intermediate_size": 48,
+}
 
 
 def read_json(path: Path) -> dict[str, Any]:
