@@ -1,7 +1,5 @@
 """A tiny random XLM-R (L4 A4 H32 F64 V99, pad id 1) and its tokenizer."""
 
-from __future__ import annotations
-
 import gzip
 import json
 import re

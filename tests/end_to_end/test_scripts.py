@@ -475,28 +475,6 @@ def test_somebody_elses_folder_is_kept(command, message, run, trained, sts_csv, 
     assert mine.read_text() == "ten years of work"
 
 
-def test_retrieval_in_every_mode_is_written_and_shown(run, model_folder, tmp_path):
-    folder = tmp_path / "pets"
-    (folder / "qrels").mkdir(parents=True)
-    texts = ["a dog", "a cat", "the man plays", "a red book"]
-    for name in ("corpus", "queries"):
-        rows = [json.dumps({"_id": f"{name[0]}{i}", "text": t}) for i, t in enumerate(texts)]
-        write_pairs(folder / f"{name}.jsonl", *rows)
-    write_pairs(folder / "qrels" / "test.tsv", "q0\tc0\t1", "q1\tc1\t1")
-    words = [model_folder, "--baseline", model_folder, "--retrieval", folder, "--output", "o.json"]
-    modes = ["dense", "sparse", "colbert", "dense+sparse", "all"]
-    code, out, err = run("evaluate_model", *words, "--modes", *modes)
-    assert code == 0, err
-    result = json.loads(Path("o.json").read_text())
-    found = [t for t in result["tasks"] if t["metric"] == "ndcg_at_10"]
-    assert [t["mode"] for t in found] == modes
-    assert all(t["value"] == t["baseline"] == 1.0 for t in found)
-    assert out.count("pets") == 1
-    assert all(re.search(rf"^ *{re.escape(mode)} +1\.0000 ", out, re.M) for mode in modes)
-    assert result["parameters"]["model"]["total"] > 0
-    assert_fails(run("evaluate_model", *words), 1, r"o.json exists. To fix, .*--overwrite")
-
-
 def test_a_mode_or_a_collection_that_is_wrong(run, model_folder):
     words = [model_folder, "--output", "o.json", "--retrieval"]
     message = r"none/qrels/test.tsv: no such file. To fix, check the path"

@@ -1,7 +1,5 @@
 """Options that trade time for memory change what is kept and computed, not what is learned."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 import pytest

@@ -1,7 +1,5 @@
 """Many ranks: the same numbers as one process, and an end when one of them fails."""
 
-from __future__ import annotations
-
 import os
 import re
 import subprocess

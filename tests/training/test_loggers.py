@@ -1,10 +1,8 @@
 """Where the metrics of a training go."""
 
 import io
-import json
 import sys
 import time
-from pathlib import Path
 
 import pytest
 import wandb
@@ -12,11 +10,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from bge_pruning.callbacks.pruning_callback import GateMapCallback
 from bge_pruning.training.builders import build_callbacks, build_loggers
-
-
-def read_metrics(run: Path, key: str) -> dict[int, float]:
-    rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
-    return {row["batch"]: row["metrics"][key] for row in rows if key in row["metrics"]}
+from tests.common.trainings import logged
 
 
 def test_a_metrics_file_is_always_there(configure, tmp_path):
@@ -31,7 +25,7 @@ def test_tensorboard_has_every_metric(tmp_path, train_tiny):
     events = EventAccumulator(str(folder)).Reload()
     for key in ("loss/train/total", "pruning/lambda_1/hidden", "metrics/dev/cosine_spearman"):
         found = {event.step: event.value for event in events.Scalars(key)}
-        assert found == pytest.approx(read_metrics(run, key), rel=1e-6)
+        assert found == pytest.approx(logged(run, key), rel=1e-6)
 
 
 class Stream(io.StringIO):
@@ -43,7 +37,7 @@ def test_log_file_has_metrics(tmp_path, train_tiny, monkeypatch):
         monkeypatch.setattr(sys, name, Stream())
     run = train_tiny(tmp_path, "max_duration=2ba", "loggers.file=true")
     text = (tmp_path / "logs" / "tiny" / "prune-rank0.txt").read_text()
-    losses = read_metrics(run, "loss/train/total")
+    losses = logged(run, "loss/train/total")
     assert len(losses) == 2
     for batch, value in losses.items():
         assert f"[metric][batch={batch}]: loss/train/total: {value:.4f} " in text
@@ -75,4 +69,4 @@ def test_wandb_works_offline_and_without_an_account(tmp_path, train_tiny):
             break
         time.sleep(0.1)
     assert [word for word in words if word not in record.read_bytes()] == []
-    assert len(read_metrics(run, "loss/train/total")) == 3
+    assert len(logged(run, "loss/train/total")) == 3

@@ -1,7 +1,5 @@
 """Models of random weights: they work as any other, whatever their size."""
 
-from __future__ import annotations
-
 import json
 
 import pytest

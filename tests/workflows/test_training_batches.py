@@ -1,7 +1,5 @@
 """The batches and the trainings of the benchmark: what is in them, and what each trains."""
 
-from __future__ import annotations
-
 import numpy as np
 import pytest
 import torch
