@@ -152,18 +152,11 @@ def _write_sentence_transformers_files(folder: Path) -> None:
         for n, (path, name) in enumerate(names.items())
     ]
     _write_json(folder / "modules.json", modules)
-    _write_json(
-        folder / "1_Pooling" / "config.json",
-        {
-            "word_embedding_dimension": 32,
-            "pooling_mode_cls_token": True,
-            "pooling_mode_mean_tokens": False,
-        },
-    )
+    modes = {"pooling_mode_cls_token": True, "pooling_mode_mean_tokens": False}
+    _write_json(folder / "1_Pooling" / "config.json", {"word_embedding_dimension": 32, **modes})
     _write_json(folder / "2_Normalize" / "config.json", {})
-    _write_json(
-        folder / "sentence_bert_config.json", {"max_seq_length": 128, "do_lower_case": False}
-    )
+    length = {"max_seq_length": 128, "do_lower_case": False}
+    _write_json(folder / "sentence_bert_config.json", length)
 
 
 def _write_json(path: Path, content: object) -> None:

@@ -99,6 +99,14 @@ def tiny_yaml(make_yaml: Callable[[Path], Path], tmp_path: Path) -> Path:
     return make_yaml(tmp_path)
 
 
+@pytest.fixture
+def configure(tiny_yaml: Path) -> Callable[..., Any]:
+    """A function that makes this configuration with overrides."""
+    from bge_pruning.config.load import load_config
+
+    return lambda *overrides: load_config([tiny_yaml], overrides)
+
+
 @pytest.fixture(scope="session")
 def train_tiny(make_yaml: Callable[[Path], Path]) -> Callable[..., Path]:
     """A function ``(folder, *overrides)`` that trains in a folder and returns the run folder.

@@ -65,10 +65,6 @@ def whole(
     words = "base half/model --texts texts.txt --queries texts.txt --output index.json"
     done = runner.call(main, words.split())
     assert done.code == 0, done
-    main = load_script("benchmark_efficiency").main
-    words = "half/model --baseline base --seconds 0.01 --batch-sizes 1 --lengths 8 --output"
-    done = runner.call(main, [*words.split(), "speed/a.json"])
-    assert done.code == 0, done
     for name in ("runs", "results", "made", "logs"):
         shutil.rmtree(root / name, ignore_errors=True)
     return root

@@ -10,7 +10,7 @@ import torch
 from scipy.stats import spearmanr
 from transformers import AutoModel
 
-from bge_pruning.config.load import ConfigError, load_config
+from bge_pruning.config.load import ConfigError
 from bge_pruning.config.schema import METHODS
 from bge_pruning.selection.layer_choice import layer_masks
 from bge_pruning.train import train
@@ -28,11 +28,6 @@ from bge_pruning.workflows.baselines import (
 
 BASELINES = METHODS[1:]
 NO_EVAL = "data.eval=[]"
-
-
-@pytest.fixture
-def configure(tiny_yaml):
-    return lambda *overrides: load_config([tiny_yaml], overrides)
 
 
 def cut(config, folder: Path) -> dict:

@@ -48,11 +48,6 @@ def units_one_by_one():
     shapes_of_budget.cache_clear()
 
 
-@pytest.fixture
-def configure(tiny_yaml):
-    return lambda *overrides: load_config([tiny_yaml], overrides)
-
-
 @pytest.fixture(scope="module")
 def half(make_yaml, tmp_path_factory):
     return load_config([make_yaml(tmp_path_factory.mktemp("half"))], [HALF, TEXTS])

@@ -32,7 +32,6 @@ from bge_pruning.workflows.study_file import (
     unfinished,
 )
 from tests.common.script_process import load_script
-from tests.common.trainings import read_json
 
 OVERRIDES = ["recovery.max_duration=3ba", "save_interval=1ba"]
 TARGET = (
@@ -159,13 +158,9 @@ def test_gates_are_described_for_l0_alone(cells):
     assert gates["gap"].keys() == {"head", "hidden", "intermediate", "layer", "encoder"}
     # In four steps the gates hardly move: they are open, and the target is not reached.
     assert gates["gap"]["encoder"] < -0.3
-
-
-def test_distances_by_hand():
-    found = distances_to_binary(
-        {"layer": torch.tensor([0.9, 0.2]), "head": torch.tensor([[1.0, 0.5], [0.0, 0.5]])}
-    )
-    assert found == pytest.approx({"layer": 0.15, "head": 0.25, "all": (0.3 + 1.0) / 6})
+    axes = {"layer": torch.tensor([0.9, 0.2]), "head": torch.tensor([[1.0, 0.5], [0.0, 0.5]])}
+    expected = {"layer": 0.15, "head": 0.25, "all": (0.3 + 1.0) / 6}
+    assert distances_to_binary(axes) == pytest.approx(expected)
 
 
 def test_what_a_cut_costs(cells, finished):
@@ -231,11 +226,11 @@ def test_processes_share_the_cells(make_study, tmp_path, monkeypatch):
         ran.append(cell.name)
         if len(ran) == 1:
             run_study(study)
-        return {**theirs, "config": describe_config(study, cell)}
+        return theirs.model_copy(update={"config": describe_config(study, cell)})
 
     run_study(study, ["method=l0", "seed=5"])
     path = cell_file(study, list_cells(study)[0])
-    theirs = read_json(path)
+    (theirs,) = read_cells(study.results)
     path.unlink()
     monkeypatch.setattr(study_module, "run_cell", beside)
     run_study(study)
@@ -348,9 +343,6 @@ def test_a_key_that_came_later_has_its_default(finished):
     then = {key: value for key, value in now.items() if key != "optimizer.eps"}
     assert find_differences(then, now) == []
     assert find_differences(then, {**now, "optimizer.eps": 1.0}) == ["optimizer.eps"]
-
-
-def test_flat_keys():
     content = {"a": {"b": [1, {"c": 2}], "d": []}, "e": None}
     assert flatten(content) == {"a.b.0": 1, "a.b.1.c": 2, "a.d": [], "e": None}
 
