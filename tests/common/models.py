@@ -60,16 +60,8 @@ def _build_model(
 
 @pytest.fixture(scope="session")
 def tiny_shape() -> EncoderShape:
-    return EncoderShape(
-        hidden_size=32,
-        num_attention_heads=4,
-        num_hidden_layers=4,
-        intermediate_size=64,
-        vocab_size=99,
-        head_dim=8,
-        max_position_embeddings=80,
-        colbert_dim=32,
-    )
+    sizes = {"vocab_size": 99, "head_dim": 8, "max_position_embeddings": 80, "colbert_dim": 32}
+    return EncoderShape(32, 4, 4, 64, **sizes)
 
 
 @pytest.fixture(scope="session")

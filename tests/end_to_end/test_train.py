@@ -1,6 +1,5 @@
 """Training on the tiny model: what the numbers do, what is kept, what is refused."""
 
-import json
 import logging
 import shutil
 from pathlib import Path
@@ -13,7 +12,7 @@ from bge_pruning.config.load import ConfigError, load_config
 from bge_pruning.models.encoder_shape import EncoderShape, forward_flops
 from bge_pruning.models.objective import LearnedTemperature
 from bge_pruning.train import main, train
-from bge_pruning.training import builders, optimization
+from bge_pruning.training import builders
 from bge_pruning.training.stage import check_run
 from tests.common.trainings import TARGET, extract_json, logged, losses, read_json
 
@@ -149,53 +148,6 @@ def test_watchers_and_evaluation_leave_training_alone(
     assert_same_run(reference, bare)
 
 
-# Optimizer
-
-
-@pytest.fixture(scope="module")
-def parts(tmp_path_factory, make_yaml):
-    """Configuration and model of a run, not trained."""
-    from bge_pruning.training.plan import build_plan
-
-    config = load_config([make_yaml(tmp_path_factory.mktemp("parts"))])
-    base = builders.build_base_model(config)
-    metadata = builders.build_metadata(config, build_plan(config), base)
-    return config, builders.build_model(
-        config, base, metadata, builders.build_teacher(config, base)
-    )
-
-
-def test_optimizer_groups(parts):
-    config, model = parts
-    config.optimizer.lr, config.optimizer.l0_lr, config.optimizer.lagrangian_lr = 1e-3, 0.2, 0.3
-    config.optimizer.lambda_2_lr = 0.4
-    optimizer = optimization.build_optimizer(config, model)
-    groups = {group["name"]: group for group in optimizer.param_groups}
-    multipliers = ["multipliers/lambda_1", "multipliers/lambda_2"]
-    assert list(groups) == ["weights/decay", "weights/no_decay", "gates", *multipliers]
-    assert {n: g["lr"] for n, g in groups.items()} == {
-        "weights/decay": 1e-3,
-        "weights/no_decay": 1e-3,
-        "gates": 0.2,
-        "multipliers/lambda_1": 0.3,
-        "multipliers/lambda_2": 0.4,
-    }
-    assert {n for n, g in groups.items() if g["weight_decay"]} == {"weights/decay"}
-    assert {n for n, g in groups.items() if g["maximize"]} == set(multipliers)
-    names = {p: name for name, p in model.named_parameters()}
-    decayed = [names[p] for p in groups["weights/decay"]["params"]]
-    assert all(
-        "dense.weight" in n or n.split(".")[-2] in ("query", "key", "value") for n in decayed
-    )
-    assert all(p.ndim == 2 for p in groups["weights/decay"]["params"])
-    assert all(
-        p.ndim == 1 or "embeddings" in names[p] for p in groups["weights/no_decay"]["params"]
-    )
-    assert {names[p].split(".")[1] for p in groups["gates"]["params"]} == {"log_alpha"}
-    trained = [names[p] for group in optimizer.param_groups for p in group["params"]]
-    assert sorted(trained) == sorted(n for n, p in model.named_parameters() if p.requires_grad)
-
-
 @pytest.mark.parametrize("scheduler", ["linear", "cosine", "constant"])
 def test_multipliers_ascend(scheduler, tmp_path, train_tiny):
     # All gates start open, so s < t: the maximum of lambda_1 (s - t) lies at negative lambda_1,
@@ -303,35 +255,6 @@ def contrastive(contrastive_jsonl) -> tuple[str, ...]:
         "loss={sts_regression: 0.0, distillation_alignment: 0.5, distillation_similarity: 0.0,"
         " distillation_colbert: 0.5, contrastive: 1.0, self_distillation: 0.5, temperature: 0.1}",
     )
-
-
-def test_a_collection_trains_like_its_rows(
-    tmp_path, train_tiny, contrastive, contrastive_jsonl, assert_same_run
-):
-    """Rows with one positive and judged negatives say the same in either layout."""
-    given = [json.loads(line) for line in contrastive_jsonl.read_text().splitlines()]
-    rows = [{**row, "pos": row["pos"][:1]} for row in given]
-    (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    beir = tmp_path / "beir"
-    (beir / "qrels").mkdir(parents=True)
-    texts = dict.fromkeys(text for row in rows for text in (*row["pos"], *row["neg"]))
-    ids = {text: f"d{number}" for number, text in enumerate(texts)}
-    corpus = [json.dumps({"_id": i, "title": "", "text": text}) for text, i in ids.items()]
-    (beir / "corpus.jsonl").write_text("\n".join(corpus))
-    queries = [json.dumps({"_id": f"q{n}", "text": row["query"]}) for n, row in enumerate(rows)]
-    (beir / "queries.jsonl").write_text("\n".join(queries))
-    lines = [
-        f"q{n}\t{ids[text]}\t{int(text in row['pos'])}"
-        for n, row in enumerate(rows)
-        for text in (*row["pos"], *row["neg"])
-    ]
-    (beir / "qrels" / "train.tsv").write_text("\n".join(lines))
-
-    def run(kind: str, path: Path) -> Path:
-        source = f"data.train=[{{name: q, kind: {kind}, path: {path}}}]"
-        return train_tiny(tmp_path / kind, *contrastive, source, "max_duration=3ba")
-
-    assert_same_run(run("contrastive", tmp_path / "rows.jsonl"), run("beir", beir))
 
 
 def test_contrastive_loss_goes_down(tmp_path, train_tiny, contrastive):

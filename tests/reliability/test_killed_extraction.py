@@ -7,18 +7,13 @@ import json
 import os
 import subprocess
 import sys
-from dataclasses import asdict, replace
 from pathlib import Path
 
 import pytest
-import torch
 
 from bge_pruning.export.folder_check import check_folder
 from bge_pruning.export.pruning_record import MARKER
-from bge_pruning.model_io.checkpoint import METADATA_KEY, RunMetadata, build_l0_module
 from bge_pruning.model_io.pretrained import load_base_model
-from bge_pruning.models.encoder_shape import EncoderShape
-from bge_pruning.workflows.random_model import random_base_model
 
 pytestmark = pytest.mark.reliability
 
@@ -112,45 +107,11 @@ for exists in (False, True):
 """
 
 
-def write_random_run(folder: Path, shape: EncoderShape, gates: dict) -> Path:
-    """Write the checkpoint of a run that never happened."""
-    model = random_base_model(shape, "random weights")
-    modules = {"backbone": model.backbone, "heads": model.heads}
-    modules["l0_module"] = build_l0_module(shape, gates)
-    metadata = RunMetadata(
-        base_model=model.name,
-        shape=asdict(shape),
-        hf_config=model.hf_config,
-        pooling="cls",
-        max_seq_length=model.max_seq_length,
-        seed=0,
-        l0_module=gates,
-        source_pruning=None,
-        versions={"torch": torch.__version__},
-        tokenizer_files=model.tokenizer_files,
-    )
-    content = {
-        "model": {
-            f"{prefix}.{name}": tensor
-            for prefix, module in modules.items()
-            for name, tensor in module.state_dict().items()
-        },
-        "callbacks": [(METADATA_KEY, metadata.state_dict())],
-        "timestamp": {"Timestamp": {"epoch": 0, "batch": 1}},
-    }
-    folder.mkdir(parents=True)
-    torch.save({"state": content}, folder / "latest-rank0.pt")
-    return folder / "latest-rank0.pt"
-
-
 @pytest.fixture(scope="module")
-def rows(tmp_path_factory) -> tuple[Path, list[dict]]:
+def rows(tmp_path_factory, write_run, run_metadata) -> tuple[Path, list[dict]]:
     """The folder that was worked in, and what was found after each kill."""
     place = tmp_path_factory.mktemp("killed")
-    shape = EncoderShape(32, 4, 4, 64, 300, head_dim=8, colbert_dim=32)
-    target = asdict(replace(shape, num_hidden_layers=3))
-    gates = {"axes": ["layer"], "target": target, "target_parameters": None, "seed": 1}
-    checkpoint = write_random_run(place / "run", shape, gates)
+    checkpoint = write_run(place / "run", run_metadata) / "latest-rank0.pt"
     names = [str(checkpoint), str(place), str(MOMENTS), str(STEPS)]
     process = subprocess.run(
         [sys.executable, "-c", DRIVER, *names],
@@ -186,5 +147,5 @@ def test_the_next_extraction_succeeds_and_cleans_up(rows):
         folder = place / f"exists-{exists}"
         assert os.listdir(folder) == ["model"]
         record = json.loads((folder / "model" / MARKER).read_text())
-        assert record["shape"]["num_hidden_layers"] == 3
+        assert record["shape"]["num_hidden_layers"] == 2
         check_folder(folder / "model", load_base_model(str(folder / "model")).shape)

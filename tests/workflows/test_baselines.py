@@ -77,9 +77,6 @@ def test_methods_choose_differently_and_random_by_the_seed(configure):
     assert not torch.equal(masks[-1], chosen("method=random", "seed=4"))
 
 
-# Layers
-
-
 def test_layers_are_judged_by_the_correlation_of_held_out_pairs(configure, tmp_path, sts_csv):
     from sentence_transformers import SentenceTransformer
 
@@ -140,9 +137,6 @@ def test_layers_take_a_budget_too(configure, tmp_path):
     assert info["kept"]["layer"] == [0, 2, 3]
     parameters = info["parameters"]
     assert parameters["extracted"]["encoder"] == 0.75 * parameters["source"]["encoder"]
-
-
-# Calibration
 
 
 def test_calibration_texts_are_different_texts_of_the_training_data(configure):

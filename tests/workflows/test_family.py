@@ -122,9 +122,6 @@ def test_every_size_is_evaluated_reported_and_compared(sizes):
     assert "75pct" in text and "50pct" in text
 
 
-# Going on
-
-
 def test_what_is_there_is_kept(finished, sizes, pruned, sts_csv, monkeypatch):
     monkeypatch.setattr("bge_pruning.train.train", lambda config: pytest.fail(config.run_folder))
     before = (sizes[1] / "model" / "model.safetensors").stat().st_mtime_ns
@@ -155,9 +152,6 @@ def test_a_size_of_other_gates_is_not_replaced(finished, sizes, pruned, sts_csv,
     with pytest.raises(FileExistsError, match=message):
         export_family([yaml], OVERRIDES, DENSITIES, plan, pruned)
     marker.write_text(text, encoding="utf-8")
-
-
-# What is refused
 
 
 @pytest.mark.parametrize(

@@ -253,9 +253,6 @@ def test_the_override_sets_the_best_shape(target, configure):
     assert (sizes([found]), found.hidden_size) == (sizes([best]), best.hidden_size)
 
 
-# What is said
-
-
 @pytest.mark.parametrize(
     ("layers", "text"),
     [((0, 2, 3, 4, 5), "0, 2-5"), ((1,), "1"), ((0, 1), "0-1"), ((0, 2, 4), "0, 2, 4")],

@@ -71,9 +71,6 @@ def test_batches_are_moved_to_the_gpu(token_texts, kinds, tmp_path):
             assert value.is_cuda and torch.equal(value.cpu(), expected[name]), name
 
 
-# Trainings
-
-
 @pytest.fixture
 def base(model_folder):
     return load_base_model(str(model_folder))

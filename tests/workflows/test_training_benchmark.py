@@ -142,9 +142,6 @@ def test_peak_of_a_product(autocast):
     assert measure_flops("cpu", autocast) > 1e7
 
 
-# What fits into memory together
-
-
 def test_bge_m3_beside_plain_fine_tuning_fits_24_gb():
     need = MemoryNeed(BGE_M3, 256, 256, half=False)
     assert 17 * GB < need.total((PLAIN, GATES)) < 18 * GB
