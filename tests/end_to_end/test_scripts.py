@@ -294,23 +294,23 @@ def test_an_evaluation_and_its_card_in_one_command(run, trained, sts_csv, monkey
     assert calls == [(Path("small"), file, None) for file in (None, Path("o.json"))]
 
 
-def test_a_card_of_what_was_not_extracted_is_refused_first(run, arguments):
+def test_a_card_that_cannot_be_is_noticed_first(run, trained, monkeypatch, tmp_path, arguments):
+    """Of what was not extracted, or to be uploaded where that cannot work."""
+    import huggingface_hub
+
     message = r".*: holds no pruning\.json, so it is not an extracted model and its README\.md is"
     assert_fails(run("evaluate_model", "none", "--card"), 1, message)
     assert_fails(run("evaluate_model", *arguments, "--card"), 1, message)
     assert not Path("out").exists()
-
-
-def test_an_upload_that_cannot_work_is_noticed_first(run, trained, monkeypatch, tmp_path):
-    import huggingface_hub
-
     assert run("extract_pruned_model", trained, "small")[0] == 0
     (tmp_path / "small" / "README.md").unlink()
     monkeypatch.setattr(huggingface_hub, "get_token", lambda: None)
-    result = run("evaluate_model", "small", "--card", "--push-to-hub", "me/x")
-    assert_fails(result, 1, r"there is no token for the Hugging Face hub\. To fix, run 'hf auth")
-    result = run("evaluate_model", "small", "--card", "--push-to-hub", "x")
-    assert_fails(result, 1, r"'x' cannot be the name of a model on the hub\. To fix, choose owner")
+    for name, message in (
+        ("me/x", r"there is no token for the Hugging Face hub\. To fix, run 'hf auth"),
+        ("x", r"'x' cannot be the name of a model on the hub\. To fix, choose owner"),
+    ):
+        result = run("evaluate_model", "small", "--card", "--push-to-hub", name)
+        assert_fails(result, 1, message)
     assert not (tmp_path / "small" / "README.md").exists()
 
 
