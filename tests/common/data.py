@@ -14,6 +14,7 @@ WORDS = (
     "slowly loudly here there today never and not two three"
 ).split()
 ROWS = 40
+SIZES = {"vocab_size": 99, "hidden_size": 32, "num_attention_heads": 4, "initializer_range": 0.3}
 COLLECTION_WORDS = (
     "the man woman dog cat child park plays reads eats rides guitar red book horse fast".split()
 )
@@ -26,19 +27,9 @@ def model_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     from transformers import XLMRobertaConfig, XLMRobertaModel
 
     folder = tmp_path_factory.mktemp("base") / "tiny-xlmr"
-    config = XLMRobertaConfig(
-        vocab_size=99,
-        hidden_size=32,
-        num_hidden_layers=4,
-        num_attention_heads=4,
-        intermediate_size=64,
-        max_position_embeddings=130,
-        type_vocab_size=1,
-        initializer_range=0.3,
-        bos_token_id=0,
-        pad_token_id=1,
-        eos_token_id=2,
-    )
+    tokens = {"bos_token_id": 0, "pad_token_id": 1, "eos_token_id": 2, "type_vocab_size": 1}
+    sizes = {"num_hidden_layers": 4, "intermediate_size": 64, "max_position_embeddings": 130}
+    config = XLMRobertaConfig(**SIZES, **sizes, **tokens)
     with torch.random.fork_rng():
         torch.manual_seed(11)
         XLMRobertaModel(config).save_pretrained(folder)
@@ -102,16 +93,8 @@ def bert_folder(model_folder: Path, tmp_path_factory: pytest.TempPathFactory) ->
     shutil.copytree(model_folder, folder)
     for name in ("colbert_linear.pt", "sparse_linear.pt", "model.safetensors", "config.json"):
         (folder / name).unlink()
-    config = BertConfig(
-        vocab_size=99,
-        hidden_size=32,
-        num_hidden_layers=1,
-        num_attention_heads=4,
-        intermediate_size=48,
-        max_position_embeddings=128,
-        pad_token_id=1,
-        initializer_range=0.3,
-    )
+    sizes = {"num_hidden_layers": 1, "intermediate_size": 48, "max_position_embeddings": 128}
+    config = BertConfig(**SIZES, **sizes, pad_token_id=1)
     with torch.random.fork_rng():
         torch.manual_seed(2)
         BertModel(config).save_pretrained(folder)
@@ -152,18 +135,11 @@ def _write_sentence_transformers_files(folder: Path) -> None:
         for n, (path, name) in enumerate(names.items())
     ]
     _write_json(folder / "modules.json", modules)
-    _write_json(
-        folder / "1_Pooling" / "config.json",
-        {
-            "word_embedding_dimension": 32,
-            "pooling_mode_cls_token": True,
-            "pooling_mode_mean_tokens": False,
-        },
-    )
+    modes = {"pooling_mode_cls_token": True, "pooling_mode_mean_tokens": False}
+    _write_json(folder / "1_Pooling" / "config.json", {"word_embedding_dimension": 32, **modes})
     _write_json(folder / "2_Normalize" / "config.json", {})
-    _write_json(
-        folder / "sentence_bert_config.json", {"max_seq_length": 128, "do_lower_case": False}
-    )
+    length = {"max_seq_length": 128, "do_lower_case": False}
+    _write_json(folder / "sentence_bert_config.json", length)
 
 
 def _write_json(path: Path, content: object) -> None:

@@ -1,7 +1,5 @@
 """A tiny random XLM-R (L4 A4 H32 F64 V99, pad id 1) and its tokenizer."""
 
-from __future__ import annotations
-
 import gzip
 import json
 import re
@@ -62,16 +60,8 @@ def _build_model(
 
 @pytest.fixture(scope="session")
 def tiny_shape() -> EncoderShape:
-    return EncoderShape(
-        hidden_size=32,
-        num_attention_heads=4,
-        num_hidden_layers=4,
-        intermediate_size=64,
-        vocab_size=99,
-        head_dim=8,
-        max_position_embeddings=80,
-        colbert_dim=32,
-    )
+    sizes = {"vocab_size": 99, "head_dim": 8, "max_position_embeddings": 80, "colbert_dim": 32}
+    return EncoderShape(32, 4, 4, 64, **sizes)
 
 
 @pytest.fixture(scope="session")
@@ -83,11 +73,7 @@ def bge_m3_shape() -> EncoderShape:
 def target_shape(tiny_shape: EncoderShape) -> EncoderShape:
     """Exportable, and half of every axis."""
     return replace(
-        tiny_shape,
-        hidden_size=16,
-        num_attention_heads=2,
-        num_hidden_layers=2,
-        intermediate_size=32,
+        tiny_shape, hidden_size=16, num_attention_heads=2, num_hidden_layers=2, intermediate_size=32
     )
 
 
@@ -95,11 +81,7 @@ def target_shape(tiny_shape: EncoderShape) -> EncoderShape:
 def one_less_shape(tiny_shape: EncoderShape) -> EncoderShape:
     """One head, unit, dimension and layer less; not exportable."""
     return replace(
-        tiny_shape,
-        num_attention_heads=3,
-        hidden_size=31,
-        num_hidden_layers=3,
-        intermediate_size=63,
+        tiny_shape, num_attention_heads=3, hidden_size=31, num_hidden_layers=3, intermediate_size=63
     )
 
 
@@ -111,32 +93,16 @@ def build_model() -> Callable[..., tuple[XLMRobertaBackbone, EmbeddingHeads]]:
 @pytest.fixture(scope="session")
 def tiny_hf_config(tiny_shape: EncoderShape) -> dict[str, Any]:
     """``config.json`` as BGE-M3's, tiny."""
-    return {
-        "_name_or_path": "somewhere",
-        "architectures": ["XLMRobertaModel"],
-        "attention_probs_dropout_prob": 0.1,
-        "bos_token_id": 0,
-        "classifier_dropout": None,
-        "eos_token_id": 2,
-        "hidden_act": "gelu",
-        "hidden_dropout_prob": 0.1,
-        "hidden_size": tiny_shape.hidden_size,
-        "initializer_range": 0.02,
-        "intermediate_size": tiny_shape.intermediate_size,
-        "layer_norm_eps": 1e-05,
-        "max_position_embeddings": tiny_shape.max_position_embeddings,
-        "model_type": "xlm-roberta",
-        "num_attention_heads": tiny_shape.num_attention_heads,
-        "num_hidden_layers": tiny_shape.num_hidden_layers,
-        "output_past": True,
-        "pad_token_id": 1,
-        "position_embedding_type": "absolute",
-        "torch_dtype": "float32",
-        "transformers_version": "4.33.0",
-        "type_vocab_size": 1,
-        "use_cache": True,
-        "vocab_size": tiny_shape.vocab_size,
-    }
+    sizes = "hidden_size intermediate_size max_position_embeddings num_attention_heads "
+    sizes += "num_hidden_layers vocab_size"
+    dropouts = dict.fromkeys(["attention_probs_dropout_prob", "hidden_dropout_prob"], 0.1)
+    tokens = {"bos_token_id": 0, "pad_token_id": 1, "eos_token_id": 2}
+    own = {"_name_or_path": "somewhere", "architectures": ["XLMRobertaModel"]}
+    own |= {"model_type": "xlm-roberta", "torch_dtype": "float32", "transformers_version": "4.33.0"}
+    rest = {"classifier_dropout": None, "hidden_act": "gelu", "initializer_range": 0.02}
+    rest |= {"layer_norm_eps": 1e-05, "output_past": True, "type_vocab_size": 1, "use_cache": True}
+    rest |= {"position_embedding_type": "absolute"}
+    return own | {n: getattr(tiny_shape, n) for n in sizes.split()} | dropouts | tokens | rest
 
 
 @pytest.fixture(scope="session")
@@ -172,6 +138,8 @@ def run_metadata(
     tokenizer_files: dict[str, bytes],
 ) -> RunMetadata:
     """Of a run that halves every axis; not to be changed."""
+    gates = {"axes": list(AXES), "target": asdict(target_shape), "target_parameters": None}
+    gates |= {"start_sparsity": 0.0, "init_mean": 3.0, "init_std": 0.25, "seed": 5}
     return RunMetadata(
         base_model="someone/tiny",
         shape=asdict(tiny_shape),
@@ -179,15 +147,7 @@ def run_metadata(
         pooling="cls",
         max_seq_length=78,
         seed=5,
-        l0_module={
-            "axes": list(AXES),
-            "target": asdict(target_shape),
-            "target_parameters": None,
-            "start_sparsity": 0.0,
-            "init_mean": 3.0,
-            "init_std": 0.25,
-            "seed": 5,
-        },
+        l0_module=gates,
         source_pruning=None,
         versions={"torch": "2.7.0"},
         tokenizer_files=tokenizer_files,
@@ -261,19 +221,10 @@ def unigram_files() -> dict[str, bytes]:
         str(token["id"]): {key: value for key, value in token.items() if key != "id"}
         for token in content["added_tokens"]
     }
-    config = {
-        **special,
-        "mask_token": "<mask>",
-        "added_tokens_decoder": decoder,
-        "model_max_length": 512,
-        "tokenizer_class": "XLMRobertaTokenizer",
-    }
-    files = {
-        "tokenizer.json": content,
-        "tokenizer_config.json": config,
-        "special_tokens_map.json": special,
-    }
-    encoded = {name: json.dumps(content).encode() for name, content in files.items()}
+    config = {**special, "mask_token": "<mask>", "added_tokens_decoder": decoder}
+    config |= {"model_max_length": 512, "tokenizer_class": "XLMRobertaTokenizer"}
+    files = {"tokenizer": content, "tokenizer_config": config, "special_tokens_map": special}
+    encoded = {f"{name}.json": json.dumps(content).encode() for name, content in files.items()}
     return {**encoded, "sentencepiece.bpe.model": b"the old pieces"}
 
 

@@ -1,7 +1,5 @@
 """Scripts in this process, with loggers as a process of their own would have them."""
 
-from __future__ import annotations
-
 import importlib.util
 import logging
 from collections.abc import Iterator

@@ -5,8 +5,6 @@ included): a busy machine stretches the first, several processes add up in the s
 are shown apart and are not limited: who pays for one that is shared is a matter of luck.
 """
 
-from __future__ import annotations
-
 import os
 import resource
 import time

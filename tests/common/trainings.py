@@ -41,6 +41,12 @@ optimizer: {{lr: 1.0e-3}}
 scheduler: {{t_warmup: 1ba}}
 loggers: {{folder: {folder}/logs}}
 """
+TARGET = {
+    "hidden_size": 24,
+    "num_attention_heads": 3,
+    "num_hidden_layers": 3,
+    "intermediate_size": 48,
+}
 
 
 def read_json(path: Path) -> dict[str, Any]:
@@ -91,6 +97,14 @@ def make_yaml(model_folder: Path, sts_csv: Path) -> Callable[[Path], Path]:
 def tiny_yaml(make_yaml: Callable[[Path], Path], tmp_path: Path) -> Path:
     """Four steps of pruning on the tiny model, in this test's folder."""
     return make_yaml(tmp_path)
+
+
+@pytest.fixture
+def configure(tiny_yaml: Path) -> Callable[..., Any]:
+    """A function that makes this configuration with overrides."""
+    from bge_pruning.config.load import load_config
+
+    return lambda *overrides: load_config([tiny_yaml], overrides)
 
 
 @pytest.fixture(scope="session")

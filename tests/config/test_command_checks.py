@@ -1,5 +1,6 @@
 """Losses, data and evaluations that do not fit each other."""
 
+import re
 from pathlib import Path
 
 import pytest
@@ -126,10 +127,8 @@ def test_refused_objectives(overrides, message, check):
     with pytest.raises(ConfigError) as error:
         check(overrides)
     assert message in str(error.value)
-
-
-def test_the_file_that_a_message_names_is_there():
-    assert (ROOT / "configs/training/sts_only.yaml").is_file()
+    if named := re.search(r"configs/\S+\.yaml", str(error.value)):
+        assert (ROOT / named.group()).is_file()
 
 
 def test_a_processed_folder_that_is_a_file_is_refused(check, tmp_path):

@@ -66,12 +66,9 @@ def test_a_name_is_found_from_any_folder_with_what_it_extends(name, tmp_path, mo
         ("elephant.yaml", r"check the path\.$"),
     ],
 )
-def test_neither_a_file_nor_a_name(name, fix):
+def test_neither_a_file_nor_a_name(name, fix, monkeypatch):
     with pytest.raises(ConfigError, match=rf"^{re.escape(name)}: no such file\. To fix, {fix}"):
         find_config(name)
-
-
-def test_an_installation_without_configurations(monkeypatch):
-    monkeypatch.setattr(shipped, "FOLDERS", ())
+    monkeypatch.setattr(shipped, "FOLDERS", ())  # an installation without configurations
     with pytest.raises(ConfigError, match=r"To fix, check the path\.$"):
-        find_config("bge_m3/base")
+        find_config(name)

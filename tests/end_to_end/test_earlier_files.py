@@ -4,8 +4,6 @@
 the optimizer's state, configuration, histories, gates) and the model folder extracted from it.
 """
 
-from __future__ import annotations
-
 import json
 import shutil
 from pathlib import Path

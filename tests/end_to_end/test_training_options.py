@@ -1,7 +1,5 @@
 """Options that trade time for memory change what is kept and computed, not what is learned."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 import pytest
@@ -67,19 +65,3 @@ def base_model_of(run: Path) -> str:
     from bge_pruning.config.load import load_config
 
     return load_config([run / "config.yaml"]).model.base_model
-
-
-def test_the_estimate_knows_them(make_yaml, tmp_path):
-    from bge_pruning.config.load import load_config
-    from bge_pruning.training.plan import build_plan, estimate_memory
-
-    def total(*overrides: str) -> float:
-        config = load_config([make_yaml(tmp_path)], overrides)
-        return sum(estimate_memory(build_plan(config), config).values())
-
-    plain = total()
-    frozen, checkpointed = (
-        total(f"model.{key}=true") for key in ("freeze_embeddings", "activation_checkpointing")
-    )
-    both = total("model.freeze_embeddings=true", "model.activation_checkpointing=true")
-    assert both < min(frozen, checkpointed) and max(frozen, checkpointed) < plain

@@ -71,14 +71,11 @@ def test_a_shipped_configuration_is_planned(call):
     assert "target       18 layers, hidden 1024, 16 heads, intermediate 2048" in out
 
 
-def test_a_wrong_name_is_one_line(call):
+def test_what_is_not_there_is_one_line(call):
     code, out, err = call("prune", "bge_m3/target_55pct", "dry_run=true")
     assert (code, out, err.count("\n")) == (2, "", 1)
     assert err.startswith("error: bge_m3/target_55pct: no such file. To fix, check the path, or ")
     assert "did you mean " in err and " minilm/quickstart, " in err
-
-
-def test_the_quickstart_says_that_it_needs_the_repository(call):
     code, out, err = call("quickstart")
     assert (code, out) == (1, "")
     assert err.endswith(" To fix, clone the repository and run it there.\n")

@@ -1,7 +1,5 @@
 """Counts of what was tried, printed at the end: ``make test-reliability``."""
 
-from __future__ import annotations
-
 from collections import Counter
 from collections.abc import Callable, Iterator
 

@@ -1,7 +1,5 @@
 """Damage: of values, of texts and tables, of binary files and of folders. All of it by a seed."""
 
-from __future__ import annotations
-
 import copy
 import gzip
 import json
@@ -33,18 +31,7 @@ ODD = list(
             "\t",
             "\x1b[31m",
         ),
-        (
-            "../../x",
-            "/",
-            "/dev/null",
-            ".",
-            "..",
-            "~",
-            "hf://x",
-            "${x}",
-            "${run_name",
-            "${oc.env:HOME}",
-        ),
+        "../../x / /dev/null . .. ~ hf://x ${x} ${run_name ${oc.env:HOME}".split(),
         ("1ba", "0ba", "-1ba", "1e9ba", "99999999999999999999ba", "1.5dur", "0dur", "1ep", "inf"),
     )
 )
@@ -56,11 +43,7 @@ BLOBS = [
     b"PK\x03\x04" + b"\x00" * 40,
     b"\x1f\x8b\x08\x00" + b"\x00" * 20,
     b"\x89PNG\r\n\x1a\n",
-    b"null",
-    b"[]",
-    b"{}",
-    b'"text"',
-    b"1",
+    *b'null [] {} "text" 1'.split(),
     b"\xef\xbb\xbf",
     b"[" * 100_000,
     b'{"a":' * 50_000,
@@ -68,31 +51,13 @@ BLOBS = [
     b"version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 1\n",
     b"\x80\x04\x95\x05\x00\x00\x00\x00\x00\x00\x00cposix\nsystem\n.",
 ]
-YAML_LINES = [
-    "extends: tiny.yaml",
-    "extends: [missing.yaml]",
-    "a: &a [*a]",
-    "run_name: a\nrun_name: b",
-    "model: !!python/object/apply:os.system ['true']",
-    "seed: !!binary aGVsbG8=",
-    "\tseed: 1",
-    "seed: [1",
-    "seed: {a",
-    "? [a, b]\n: c",
-    "1: 2",
-    "null: 1",
-    "true: false",
-    "<<: {seed: 1}",
-    "--- \n...\n---\na: 1",
-    "seed: 0x1_0",
-    "seed: 1:30",
-    "seed: 2001-01-01",
-    "%YAML 9.9",
-    "seed: *unknown",
-    "'': 1",
-    "sed: 1",
-    "data.train: []",
-]
+# Separated by bars.
+YAML_LINES = (
+    "extends: tiny.yaml|extends: [missing.yaml]|a: &a [*a]|run_name: a\nrun_name: b|"
+    "model: !!python/object/apply:os.system ['true']|seed: !!binary aGVsbG8=|\tseed: 1|seed: [1|"
+    "seed: {a|? [a, b]\n: c|1: 2|null: 1|true: false|<<: {seed: 1}|--- \n...\n---\na: 1|"
+    "seed: 0x1_0|seed: 1:30|seed: 2001-01-01|%YAML 9.9|seed: *unknown|'': 1|sed: 1|data.train: []"
+).split("|")
 
 
 def places(node: Any, here: tuple = ()) -> Iterator[tuple]:
@@ -147,9 +112,8 @@ def _scale(parent: Any, key: Any, random: Random) -> None:
 def _rename(parent: Any, key: Any, random: Random) -> None:
     if isinstance(parent, dict):
         name = str(key)
-        parent[random.choice([name[:-1], name + "s", name.upper(), "", "x" * 3000])] = parent.pop(
-            key
-        )
+        other = random.choice([name[:-1], name + "s", name.upper(), "", "x" * 3000])
+        parent[other] = parent.pop(key)
     else:
         parent.append(copy.deepcopy(parent[key]))
 
@@ -255,9 +219,9 @@ def change_json(content: bytes, random: Random) -> bytes:
         tree = json.loads(content)
         if random.random() < 0.15:
             tree = random.choice(ODD)
-        return json.dumps(
-            change_tree(tree, random) if isinstance(tree, dict | list) else tree
-        ).encode()
+        if isinstance(tree, dict | list):
+            tree = change_tree(tree, random)
+        return json.dumps(tree).encode()
     except ValueError:
         return change_bytes(content, random)
 

@@ -1,7 +1,5 @@
 """Calls a command line in this process as a new process would be, and judges how it ended."""
 
-from __future__ import annotations
-
 import contextlib
 import hashlib
 import io
@@ -36,17 +34,11 @@ class HangError(BaseException):
 
 @dataclass(frozen=True)
 class Outcome:
-    """How a command ended.
-
-    Attributes:
-        code: Exit code.
-        err: What it wrote to stderr.
-        trace: Of an exception that nobody handled, or empty.
-    """
+    """How a command ended."""
 
     code: int
     err: str
-    trace: str
+    trace: str  # of an exception that nobody handled, or empty
 
     def defect(self) -> str:
         """What is wrong with this end, or nothing."""

@@ -1,7 +1,5 @@
 """Every command line with an example of its input, damaged by a seed."""
 
-from __future__ import annotations
-
 import json
 import shutil
 from collections.abc import Callable
@@ -12,13 +10,7 @@ from random import Random
 import fuzz_mutations as fuzz  # loaded by the test
 import torch
 
-from bge_pruning.config.schema import (
-    Config,
-    L0ModuleConfig,
-    SourceConfig,
-    TargetModelConfig,
-    WandbConfig,
-)
+from bge_pruning.config import schema
 from bge_pruning.model_io.checkpoint import PLAIN_TYPES
 
 # Copies inputs of these names into the folder of an example.
@@ -28,11 +20,11 @@ Example = tuple[list[str], str]
 
 
 def config_names() -> dict:
-    config = Config()
-    config.model.l0_module = L0ModuleConfig(target_model=TargetModelConfig())
-    config.data.train = [SourceConfig()]
+    config = schema.Config()
+    config.model.l0_module = schema.L0ModuleConfig(target_model=schema.TargetModelConfig())
+    config.data.train = [schema.SourceConfig()]
     tree = asdict(config)
-    tree["loggers"]["wandb"] = asdict(WandbConfig())
+    tree["loggers"]["wandb"] = asdict(schema.WandbConfig())
     tree["data"]["train"] = []
     return tree
 
@@ -67,15 +59,10 @@ def overrides(make: Make, random: Random) -> Example:
     words = []
     for _ in range(random.choice((1, 1, 2))):
         key = ".".join(map(str, random.choice(paths)))
-        value = random.choice(
-            [str(v)[:5000] for v in fuzz.ODD] + ["[", "{", "{a: b", "[1,", "'", "!!x y", "&a"]
-        )
-        words.append(
-            random.choice(
-                [f"{key}={value}"] * 8
-                + [key, f"={value}", f"{key}[0]={value}", f"{key}..x={value}", f"{key}s={value}"]
-            )
-        )
+        values = [str(v)[:5000] for v in fuzz.ODD]
+        value = random.choice([*values, "[", "{", "{a: b", "[1,", "'", "!!x y", "&a"])
+        odd = [key, f"={value}", f"{key}[0]={value}", f"{key}..x={value}", f"{key}s={value}"]
+        words.append(random.choice([f"{key}={value}"] * 8 + odd))
     return ["tiny.yaml", *words, "dry_run=true"], " ".join(words)[:300]
 
 
@@ -148,11 +135,8 @@ def evaluate(make: Make, random: Random) -> Example:
     path = Path(which)
     done = fuzz.change_folder(path, random) if path.is_dir() else fuzz.change_file(path, random)
     words = ["half/model", "--baseline", "base", "--output", "out.json", "--no-speed"]
-    words += (
-        ["--sts", "pairs.csv"]
-        if which == "pairs.csv" or random.random() < 0.5
-        else ["--retrieval", "beir"]
-    )
+    pairs = which == "pairs.csv" or random.random() < 0.5
+    words += ["--sts", "pairs.csv"] if pairs else ["--retrieval", "beir"]
     return words, done
 
 
@@ -166,29 +150,13 @@ def efficiency(make: Make, random: Random) -> Example:
     return ["half/model", *words], fuzz.change_folder(Path("half/model"), random)
 
 
+RECORDS = "evaluation.json pruning.json".split()
+REST = "metrics.jsonl gates.npz config.yaml commands.txt metrics-recovery.jsonl".split()
+
+
 def report(make: Make, random: Random) -> Example:
-    make(
-        "half/evaluation.json",
-        "half/pruning.json",
-        "half/metrics.jsonl",
-        "half/gates.npz",
-        "half/config.yaml",
-        "half/commands.txt",
-        "half/metrics-recovery.jsonl",
-    )
-    path = Path("half") / random.choice(
-        [
-            "evaluation.json",
-            "evaluation.json",
-            "pruning.json",
-            "pruning.json",
-            "metrics.jsonl",
-            "gates.npz",
-            "config.yaml",
-            "commands.txt",
-            "metrics-recovery.jsonl",
-        ]
-    )
+    make(*(f"half/{name}" for name in RECORDS + REST))
+    path = Path("half") / random.choice([*RECORDS, *RECORDS, *REST])
     return ["half"], fuzz.change_file(path, random)
 
 
@@ -201,14 +169,12 @@ def compare(make: Make, random: Random) -> Example:
 
 def card(make: Make, random: Random) -> Example:
     make("half/model", "half/evaluation.json", "index.json")
-    path = random.choice(
-        [Path("half/model/pruning.json")] * 2 + [Path("half/evaluation.json"), Path("index.json")]
-    )
-    done = (
-        fuzz.change_folder(Path("half/model"), random)
-        if random.random() < 0.2
-        else fuzz.change_file(path, random)
-    )
+    names = ["half/model/pruning.json"] * 2 + ["half/evaluation.json", "index.json"]
+    path = Path(random.choice(names))
+    if random.random() < 0.2:
+        done = fuzz.change_folder(Path("half/model"), random)
+    else:
+        done = fuzz.change_file(path, random)
     files = ["--evaluation", "half/evaluation.json", "--index", "index.json"]
     return ["half/model", "--card", *files], done
 
@@ -217,16 +183,8 @@ def index(make: Make, random: Random) -> Example:
     make("half/model", "base", "texts.txt")
     path = random.choice([Path("half/model"), Path("base"), Path("texts.txt")])
     done = fuzz.change_folder(path, random) if path.is_dir() else fuzz.change_file(path, random)
-    return [
-        "base",
-        "half/model",
-        "--texts",
-        "texts.txt",
-        "--queries",
-        "texts.txt",
-        "--output",
-        "out.json",
-    ], done
+    words = "base half/model --texts texts.txt --queries texts.txt --output out.json"
+    return words.split(), done
 
 
 def pipeline(make: Make, random: Random) -> Example:

@@ -4,8 +4,6 @@ Called by ``test_kills.py`` with a JSON file: the runs' command line, where to w
 them. Writes a JSON line for every run into a file.
 """
 
-from __future__ import annotations
-
 import contextlib
 import json
 import os
@@ -25,14 +23,7 @@ EVENTS = ("open", "os.rename", "os.remove", "os.symlink", "os.mkdir")
 
 
 def start(arguments: list[str], folder: Path, last: int | None, count_to: Path | None) -> int:
-    """A process that trains; it kills itself when it does something to the run folder.
-
-    Args:
-        arguments: Command line of the training.
-        folder: The run folder.
-        last: At which event it ends; ``None`` for never.
-        count_to: File for the number of events.
-    """
+    """A process that trains; it kills itself at the ``last`` thing it does to the run folder."""
     if process := os.fork():
         return process
     code, done = 1, 0
@@ -49,9 +40,8 @@ def start(arguments: list[str], folder: Path, last: int | None, count_to: Path |
         log = os.open(f"{folder}.log", os.O_CREAT | os.O_APPEND | os.O_WRONLY)
         os.dup2(log, 1)
         os.dup2(log, 2)
-        bge_pruning.training.run_report.write_report = lambda *_, **__: (
-            None
-        )  # takes longer than the run
+        # The report takes longer than the run.
+        bge_pruning.training.run_report.write_report = lambda *_, **__: None
         code = main(arguments)
         if count_to is not None:
             count_to.write_text(str(done))

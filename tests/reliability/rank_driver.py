@@ -4,8 +4,6 @@ FAULT is ``KIND:RANK``; ``none`` for a run that nothing happens to. With ``RANK_
 writes a hash of its gates at every step into a file of that name and its number.
 """
 
-from __future__ import annotations
-
 import hashlib
 import os
 import signal

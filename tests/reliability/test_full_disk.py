@@ -79,15 +79,10 @@ def test_a_training(limit, tiny_yaml, summary):
     summary["full disks"] += 1
 
 
+FILES = "from bge_pruning.utils.files import"
 WRITERS = {
-    "text": (
-        "from bge_pruning.utils.files import write_text",
-        "write_text('whole.md', 'x' * 10_000)",
-    ),
-    "json": (
-        "from bge_pruning.utils.files import write_json",
-        "write_json({'a': 'x' * 10_000}, 'whole.json')",
-    ),
+    "text": (f"{FILES} write_text", "write_text('whole.md', 'x' * 10_000)"),
+    "json": (f"{FILES} write_json", "write_json({'a': 'x' * 10_000}, 'whole.json')"),
     "array": (
         "import numpy as np; from pathlib import Path; "
         "from bge_pruning.datasets.teacher_vectors import save_array",

@@ -1,7 +1,5 @@
 """Damaged configurations, data and models at every command line: it runs, or says what is wrong."""
 
-from __future__ import annotations
-
 import importlib.util
 import os
 import re
@@ -56,12 +54,8 @@ def whole(
     text = make_yaml(root / "made").read_text()
     text = text.replace(str(model_folder), "base").replace(str(sts_csv), "pairs.csv")
     (root / "tiny.yaml").write_text(text.replace(f"{root}/made/", ""))
-    overrides = [
-        "max_duration=2ba",
-        "eval_interval=1ba",
-        "save_interval=1ba",
-        "export.keep_dimension=true",
-    ]
+    times = "max_duration=2ba eval_interval=1ba save_interval=1ba".split()
+    overrides = [*times, "export.keep_dimension=true"]
     plan = pipeline.EvaluationPlan(["pairs.csv"], ["beir"])
     pipeline.run_pipeline(["tiny.yaml"], overrides, plan)
     results = root / "results" / "tiny"
@@ -71,13 +65,6 @@ def whole(
     words = "base half/model --texts texts.txt --queries texts.txt --output index.json"
     done = runner.call(main, words.split())
     assert done.code == 0, done
-    main = load_script("benchmark_efficiency").main
-    words = "half/model --baseline base --seconds 0.01 --batch-sizes 1 --lengths 8 --output"
-    done = runner.call(main, [*words.split(), "speed/a.json"])
-    assert done.code == 0, done
-    (root / "speed.md").write_text(
-        "".join(f"<!-- {n} -->\n<!-- end of {n} -->\n" for n in ("speed", "steps"))
-    )
     for name in ("runs", "results", "made", "logs"):
         shutil.rmtree(root / name, ignore_errors=True)
     return root

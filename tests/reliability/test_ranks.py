@@ -1,7 +1,5 @@
 """Many ranks: the same numbers as one process, and an end when one of them fails."""
 
-from __future__ import annotations
-
 import os
 import re
 import subprocess
@@ -95,7 +93,13 @@ def weights(folder: Path) -> dict[str, torch.Tensor]:
 
 
 @pytest.fixture(scope="module")
-def train_on_ranks(make_yaml, tmp_path_factory, contrastive_jsonl, sts_csv):
+def fill(contrastive_jsonl, sts_csv):
+    """A function that writes the paths of the data into overrides."""
+    return lambda texts: [text.format(jsonl=contrastive_jsonl, csv=sts_csv) for text in texts]
+
+
+@pytest.fixture(scope="module")
+def train_on_ranks(make_yaml, tmp_path_factory, fill):
     """A function that trains on many ranks, once: the run folder, and hashes of gates by rank."""
     done = {}
 
@@ -103,8 +107,7 @@ def train_on_ranks(make_yaml, tmp_path_factory, contrastive_jsonl, sts_csv):
         if name not in done:
             ranks, overrides, alone = RUNS[name]
             folder = tmp_path_factory.mktemp("ranks")
-            given = [text.format(jsonl=contrastive_jsonl, csv=sts_csv) for text in overrides]
-            trace = folder / "gates"
+            trace, given = folder / "gates", fill(overrides)
             result = launch(ranks, "none", make_yaml(folder), *STEPS, *given, *alone, trace=trace)
             assert result.returncode == 0, result.stdout + result.stderr
             hashes = [Path(f"{trace}{rank}").read_text().splitlines() for rank in range(ranks)]
@@ -125,13 +128,11 @@ def test_the_gates_are_the_same_on_all_ranks_at_every_step(name, train_on_ranks,
 
 @pytest.mark.parametrize("name", RUNS)
 def test_ranks_equal_one_process(
-    name, train_on_ranks, tmp_path, train_tiny, assert_same, contrastive_jsonl, sts_csv, summary
+    name, train_on_ranks, tmp_path, train_tiny, assert_same, fill, summary
 ):
-    given = [text.format(jsonl=contrastive_jsonl, csv=sts_csv) for text in RUNS[name][1]]
-    one = train_tiny(tmp_path, *STEPS, *given)
+    one = train_tiny(tmp_path, *STEPS, *fill(RUNS[name][1]))
     many, _ = train_on_ranks(name)
-    keys = ("loss/train/total", "loss/train/lagrangian", "pruning/lambda_1/hidden")
-    for key in keys:
+    for key in ("loss/train/total", "loss/train/lagrangian", "pruning/lambda_1/hidden"):
         assert len(logged(one, key)) == 5
         assert logged(many, key) == pytest.approx(logged(one, key), abs=1e-5, rel=1e-5)
     assert_same(weights(one), weights(many), atol=2e-5)
@@ -151,19 +152,11 @@ def test_a_sharded_run_is_extracted_as_any_other(train_on_ranks, tmp_path, summa
 
 @pytest.mark.parametrize("state_dict", ["full", "sharded"])
 def test_a_sharded_run_goes_on_where_it_was_killed(
-    state_dict,
-    train_on_ranks,
-    make_yaml,
-    tmp_path,
-    assert_same,
-    contrastive_jsonl,
-    sts_csv,
-    summary,
+    state_dict, train_on_ranks, make_yaml, tmp_path, assert_same, fill, summary
 ):
     name = "2 ranks sharded" + (" files" if state_dict == "sharded" else "")
     whole, _ = train_on_ranks(name)
-    given = [text.format(jsonl=contrastive_jsonl, csv=sts_csv) for text in MIXED]
-    arguments = [*STEPS, *given, *RUNS[name][2], "save_interval=1ba", "autoresume=true"]
+    arguments = [*STEPS, *fill(MIXED), *RUNS[name][2], "save_interval=1ba", "autoresume=true"]
     yaml = make_yaml(tmp_path)
     # The gates are drawn once a step.
     killed = launch(2, "is killed:in step 4:1", yaml, *arguments)

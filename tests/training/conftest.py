@@ -11,7 +11,7 @@ import wandb
 from torch.utils.data import DataLoader
 from transformers import XLMRobertaModel
 
-from bge_pruning.config.load import Config, load_config
+from bge_pruning.config.load import Config
 from bge_pruning.model_io.checkpoint import RunMetadata
 from bge_pruning.model_io.pretrained import BaseModel
 from bge_pruning.models.composer_bge_m3 import ComposerBGEM3
@@ -20,12 +20,6 @@ from bge_pruning.training.data_builders import build_train_loader
 from bge_pruning.training.plan import build_plan
 
 NO_TEACHER = ("loss.distillation_alignment=0", "loss.distillation_similarity=0")
-
-
-@pytest.fixture
-def configure(tiny_yaml) -> Callable[..., Config]:
-    """A function that makes the tiny configuration with overrides."""
-    return lambda *overrides: load_config([tiny_yaml], overrides)
 
 
 @pytest.fixture

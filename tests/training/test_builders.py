@@ -64,10 +64,14 @@ def test_metadata_of_a_target_shape(configure, model_folder, build_all):
     assert metadata.base_model == str(model_folder)
     assert metadata.hf_config["num_hidden_layers"] == 4
     assert (metadata.pooling, metadata.max_seq_length, metadata.seed) == ("cls", 128, 3)
-    assert metadata.source_pruning is None
+    assert metadata.source_pruning is metadata.license is metadata.origin is None
     names = ("tokenizer.json", "tokenizer_config.json")
     assert metadata.tokenizer_files == {n: (model_folder / n).read_bytes() for n in names}
-    assert (metadata.license, metadata.origin) == (None, None)
+    versions = metadata.versions
+    assert versions["torch"] == torch.__version__.split("+")[0]
+    assert versions["python"] == ".".join(map(str, sys.version_info[:3]))
+    assert {"mosaicml", "transformers", "sentence-transformers", "tokenizers"} < versions.keys()
+    assert builders.package_versions(["no-such-package"])["no-such-package"] == "not installed"
     l0 = metadata.l0_module
     sizes = ("hidden_size", "num_attention_heads", "num_hidden_layers", "intermediate_size")
     assert [metadata.shape[k] for k in sizes] == [32, 4, 4, 64]
@@ -81,16 +85,30 @@ def test_metadata_of_a_target_shape(configure, model_folder, build_all):
     assert RunMetadata.from_state_dict(metadata.state_dict()) == metadata
 
 
-def test_metadata_of_a_budget_and_without_gates(configure, build_all):
+def test_metadata_of_other_runs(configure, build_all, base, record, monkeypatch):
+    """Of a budget, without gates, and of a model that was cut before."""
+    # The teacher is not loaded for vectors that are kept.
+    monkeypatch.setattr(builders.Teacher, "encoder", lambda _: pytest.fail("must not be loaded"))
     budget = ("model.l0_module.target_model=null", "model.l0_module.target_parameters=20000")
     metadata, _ = build_all(configure(*budget))
     assert metadata.l0_module["target"] is None
     assert metadata.l0_module["target_parameters"] == 20000
     metadata, model = build_all(configure("model.l0_module=null"))
     assert metadata.l0_module is model.l0_module is None
+    config, pruning = configure(), record("BAAI/bge-m3")
+    cut = replace(base, pruning=pruning, license="mit", origin="BAAI/bge-m3")
+    metadata = build_metadata(config, build_plan(config), cut)
+    assert metadata.source_pruning == pruning.as_dict()
+    assert (metadata.license, metadata.origin) == ("mit", "BAAI/bge-m3")
 
 
-def test_target_has_the_outer_parts_that_the_base_model_has(configure, copy_model, build_all):
+def test_target_has_the_outer_parts_that_the_base_model_has(configure, copy_model, build_all, base):
+    config = configure()
+    plan = build_plan(config)  # made from sizes alone, it assumes what BGE-M3 has
+    bare = replace(plan.target, pooler=False, sparse_head=False, colbert_dim=0)
+    target = build_metadata(config, replace(plan, target=bare), base).l0_module["target"]
+    assert (target["pooler"], target["sparse_head"], target["colbert_dim"]) == (True, True, 32)
+    assert target["num_hidden_layers"] == 3
     folder = copy_model()
     for name in ("sparse_linear.pt", "colbert_linear.pt"):
         (folder / name).unlink()
@@ -98,24 +116,6 @@ def test_target_has_the_outer_parts_that_the_base_model_has(configure, copy_mode
     for shape in (metadata.shape, metadata.l0_module["target"]):
         assert (shape["pooler"], shape["sparse_head"], shape["colbert_dim"]) == (True, False, 0)
     assert model.l0_module.expected_parameters().heads == 0
-
-
-def test_outer_parts_of_the_plan_give_way_to_those_of_the_weights(configure, base):
-    config = configure()
-    plan = build_plan(config)  # made from sizes alone, it assumes what BGE-M3 has
-    bare = replace(plan.target, pooler=False, sparse_head=False, colbert_dim=0)
-    target = build_metadata(config, replace(plan, target=bare), base).l0_module["target"]
-    assert (target["pooler"], target["sparse_head"], target["colbert_dim"]) == (True, True, 32)
-    assert target["num_hidden_layers"] == 3
-
-
-def test_metadata_of_an_extracted_model(configure, base, record):
-    pruning = record("BAAI/bge-m3")
-    config = configure()
-    cut = replace(base, pruning=pruning, license="mit", origin="BAAI/bge-m3")
-    metadata = build_metadata(config, build_plan(config), cut)
-    assert metadata.source_pruning == pruning.as_dict()
-    assert (metadata.license, metadata.origin) == ("mit", "BAAI/bge-m3")
 
 
 @pytest.mark.parametrize("at_target", [True, False])
@@ -127,14 +127,6 @@ def test_evaluation_is_of_the_target_or_of_the_gates_now(at_target, configure, b
     dense = model.eval()(batch)["dense_vecs"]
     # 24 of 32 dimensions are the target; nearly all are open at the start.
     assert int((dense != 0).sum()) == (24 if at_target else 32)
-
-
-def test_versions():
-    versions = builders.package_versions()
-    assert versions["torch"] == torch.__version__.split("+")[0]
-    assert versions["python"] == ".".join(map(str, sys.version_info[:3]))
-    assert {"mosaicml", "transformers", "sentence-transformers", "tokenizers"} < versions.keys()
-    assert builders.package_versions(["no-such-package"])["no-such-package"] == "not installed"
 
 
 def test_who_is_the_teacher(configure, base, model_folder, record):
@@ -196,7 +188,7 @@ def test_teacher_pools_as_the_student_and_is_frozen(pooling, configure, model_fo
 
 
 def test_training_is_in_the_dimensions_of_the_encoder(
-    configure, projected_folder, base, caplog, monkeypatch
+    configure, projected_folder, base, caplog, monkeypatch, train_tiny, tmp_path
 ):
     monkeypatch.setattr(logging.getLogger("bge_pruning"), "propagate", True)
     config = configure(f"model.base_model={projected_folder}", "teacher.cache=false")
@@ -213,9 +205,6 @@ def test_training_is_in_the_dimensions_of_the_encoder(
     mask = torch.ones_like(ids)
     for name, vectors in teacher.encoder()(ids, mask).items():
         assert torch.equal(vectors, theirs(ids, mask)[name]), name
-
-
-def test_a_run_that_starts_from_a_projected_model(train_tiny, projected_folder, tmp_path):
     run = train_tiny(tmp_path, f"model.base_model={projected_folder}")
     extract(run, tmp_path / "small")
     assert load_base_model(str(tmp_path / "small")).projection is None
@@ -236,11 +225,6 @@ def test_teacher_that_runs_in_every_step(configure, base, model_folder, build_al
     again = model.loss({"dense_vecs": outputs}, batch)["distillation_alignment"]
     assert torch.equal(again, loss)
     assert {name.split(".")[0] for name in model.state_dict()} == {"backbone", "heads"}
-
-
-def test_teacher_is_not_loaded_for_vectors_that_are_kept(configure, base, monkeypatch, build_all):
-    monkeypatch.setattr(builders.Teacher, "encoder", lambda _: pytest.fail("must not be loaded"))
-    build_all(configure(), base)
 
 
 def test_algorithms(configure, build_all):

@@ -7,12 +7,11 @@ from dataclasses import replace
 import pytest
 import torch
 
-from bge_pruning.config.load import ConfigError, load_config, pruned_model_folder
+from bge_pruning.config.load import ConfigError, pruned_model_folder
 from bge_pruning.model_io.checkpoint import find_checkpoint, load_trained_model
 from bge_pruning.model_io.pretrained import load_base_model
 from bge_pruning.models.l0_module_embedding import L0Module
-from bge_pruning.train import train
-from bge_pruning.training import calibration, run_report
+from bge_pruning.training import calibration
 from bge_pruning.training.builders import build_base_model
 from bge_pruning.training.calibration import measure_importance, order_gates, refit
 from bge_pruning.workflows.baselines import cut_baseline
@@ -21,11 +20,11 @@ REFIT = ("teacher.refit_texts=60", "stage=recover", "method=activation")
 
 
 @pytest.fixture
-def recovery(tiny_yaml):
+def recovery(configure):
     """A recovery of a model that is cut and lies where it is looked for."""
-    config = load_config([tiny_yaml], ["method=activation"])
+    config = configure("method=activation")
     cut_baseline(config, pruned_model_folder(config))
-    return lambda *overrides: load_config([tiny_yaml], [*REFIT, *overrides])
+    return lambda *overrides: configure(*REFIT, *overrides)
 
 
 def agreement(config, base) -> float:
@@ -41,10 +40,11 @@ def agreement(config, base) -> float:
     return float(torch.cat(cosines).mean())
 
 
-def test_a_recovery_starts_from_the_refitted_model(recovery, caplog, quick_train):
+def test_a_recovery_starts_from_the_refitted_model(recovery, caplog, train_tiny, tmp_path):
     caplog.set_level(logging.INFO)
-    config = recovery("max_duration=1ba", "optimizer.lr=0", "precision=fp32")
-    trained = load_trained_model(find_checkpoint(quick_train(config)))
+    overrides = ("max_duration=1ba", "optimizer.lr=0", "precision=fp32")
+    config = recovery(*overrides)
+    trained = load_trained_model(find_checkpoint(train_tiny(tmp_path, *REFIT, *overrides)))
     assert sum(message.startswith("fitted to") for message in caplog.messages) == 1
     assert any("weights fitted to the uncut model on 60 texts" in m for m in caplog.messages)
     assert trained.metadata.refit_texts == 60
@@ -57,16 +57,16 @@ def test_a_recovery_starts_from_the_refitted_model(recovery, caplog, quick_train
         assert torch.equal(value, base.backbone.state_dict()[name])
 
 
-def test_a_run_that_goes_on_is_not_fitted_again(recovery, caplog, quick_train):
+def test_a_run_that_goes_on_is_not_fitted_again(recovery, caplog, train_tiny, tmp_path):
     caplog.set_level(logging.INFO)
-    quick_train(recovery("max_duration=2ba", "save_interval=1ba"))
+    train_tiny(tmp_path, *REFIT, "max_duration=2ba", "save_interval=1ba")
     caplog.clear()
-    quick_train(recovery("max_duration=3ba", "save_interval=1ba", "autoresume=true"))
+    train_tiny(tmp_path, *REFIT, "max_duration=3ba", "save_interval=1ba", "autoresume=true")
     assert not any(message.startswith("fitted to") for message in caplog.messages)
 
 
-def test_only_an_extracted_model_can_be_fitted(tiny_yaml):
-    config = load_config([tiny_yaml], ["teacher.refit_texts=10"])
+def test_only_an_extracted_model_can_be_fitted(configure):
+    config = configure("teacher.refit_texts=10")
     with pytest.raises(ConfigError, match=r"has no pruning\.json. To fix, set teacher\.refit_t"):
         refit(config, build_base_model(config))
 
@@ -82,8 +82,8 @@ def test_a_model_with_other_tokens_is_refused(recovery):
 
 
 @pytest.mark.parametrize("order", ["activation", "reconstruction"])
-def test_gates_start_in_the_order_of_importance(order, tiny_yaml):
-    config = load_config([tiny_yaml], [f"model.l0_module.init_order={order}"])
+def test_gates_start_in_the_order_of_importance(order, configure):
+    config = configure(f"model.l0_module.init_order={order}")
     base = build_base_model(config)
     axes = ("head", "hidden", "intermediate", "layer")
     target = replace(
@@ -99,18 +99,12 @@ def test_gates_start_in_the_order_of_importance(order, tiny_yaml):
         assert torch.equal(gates[axis].argsort(dim=-1), scores.argsort(dim=-1, stable=True))
 
 
-def test_a_run_starts_with_these_gates(tiny_yaml, quick_train):
+def test_a_run_starts_with_these_gates(configure, train_tiny, tmp_path):
     overrides = ["model.l0_module.init_order=activation", "max_duration=1ba", "optimizer.l0_lr=0"]
-    config = load_config([tiny_yaml], overrides)
-    gates = load_trained_model(find_checkpoint(quick_train(config))).l0_module.log_alpha
+    config = configure(*overrides)
+    run = train_tiny(tmp_path, *overrides)
+    gates = load_trained_model(find_checkpoint(run)).l0_module.log_alpha
     importance = measure_importance("activation", config, build_base_model(config))
     for axis, log_alpha in gates.items():
         scores = getattr(importance, axis)
         assert torch.equal(log_alpha.argsort(dim=-1), scores.argsort(dim=-1, stable=True))
-
-
-@pytest.fixture
-def quick_train(monkeypatch):
-    """Trains without the report, which takes longer than the training."""
-    monkeypatch.setattr(run_report, "write_report", lambda *_, **__: None)
-    return train

@@ -56,12 +56,24 @@ def by_scores(batch: dict[str, torch.Tensor]) -> dict[float, list[list[int]]]:
     }
 
 
-def test_pairs_of_all_files_with_scores_in_the_unit_interval(load, pairs, model_folder):
+def test_texts_of_all_files(load, pairs, model_folder, configure, base, tmp_path, dense_vecs):
+    """Pairs with scores in the unit interval; sentences, each once, with the teacher's vectors."""
     (batch,) = load(pairs, "global_train_batch_size=4")
     tokenizer = AutoTokenizer.from_pretrained(model_folder)
     expected = {s / 5: tokenizer([a, b])["input_ids"] for a, b, s in PAIRS}
     assert by_scores(batch) == expected
     assert batch.keys() == INPUTS | {"scores"}
+    (tmp_path / "a.txt").write_text("a cat\nthe dog\n")
+    (tmp_path / "b.txt").write_text("the dog\na horse rides\nthere\na cat\n")
+    source = f"data.train=[{{name: s, kind: sentences, path: '{tmp_path}/*.txt'}}]"
+    config = configure(source, "loss.sts_regression=0", "global_train_batch_size=4")
+    (batch,) = build_loader(config, base, build_teacher(config, base)).dataloader
+    assert batch.keys() == INPUTS | {"teacher_dense_vecs"}
+    ids, mask = batch["input_ids"].squeeze(1), batch["attention_mask"].squeeze(1)
+    found = {tokenizer.decode(row, skip_special_tokens=True) for row in ids}
+    assert found == {"a cat", "the dog", "a horse rides", "there"}
+    vectors = batch["teacher_dense_vecs"].squeeze(1)
+    torch.testing.assert_close(vectors, dense_vecs(ids, mask), atol=1e-5, rtol=0)
 
 
 @pytest.mark.parametrize(
@@ -82,23 +94,6 @@ def test_texts_are_cut_at_the_smaller_limit_and_it_is_said(
     assert messages == ([cut[length]] if length in cut else [])
 
 
-def test_sentences_of_all_files_are_each_there_once(
-    configure, base, tmp_path, model_folder, dense_vecs
-):
-    (tmp_path / "a.txt").write_text("a cat\nthe dog\n")
-    (tmp_path / "b.txt").write_text("the dog\na horse rides\nthere\na cat\n")
-    source = f"data.train=[{{name: s, kind: sentences, path: '{tmp_path}/*.txt'}}]"
-    config = configure(source, "loss.sts_regression=0", "global_train_batch_size=4")
-    (batch,) = build_loader(config, base, build_teacher(config, base)).dataloader
-    assert batch.keys() == INPUTS | {"teacher_dense_vecs"}
-    ids, mask = batch["input_ids"].squeeze(1), batch["attention_mask"].squeeze(1)
-    tokenizer = AutoTokenizer.from_pretrained(model_folder)
-    found = {tokenizer.decode(row, skip_special_tokens=True) for row in ids}
-    assert found == {"a cat", "the dog", "a horse rides", "there"}
-    vectors = batch["teacher_dense_vecs"].squeeze(1)
-    torch.testing.assert_close(vectors, dense_vecs(ids, mask), atol=1e-5, rtol=0)
-
-
 def test_teacher_vectors_are_kept_for_the_next_run(configure, base, tmp_path, monkeypatch):
     config = configure()
     first = list(build_loader(config, base, build_teacher(config, base)).dataloader)
@@ -117,32 +112,30 @@ def vector_files(config: Config, base: BaseModel) -> set[str]:
     return {path.name for path in Path(config.data.processed_folder).iterdir()}
 
 
-def test_a_copy_of_the_teacher_has_the_same_vectors_but_not_with_other_weights(
+def test_a_copy_of_the_teacher_has_the_same_vectors_but_not_another_model(
     configure, base, copy_model
 ):
     folder = copy_model()
     copy = configure(f"teacher.base_model={folder}")
-    before = vector_files(configure(), base)
-    assert vector_files(copy, base) == before
+    first = vector_files(configure(), base)
+    assert vector_files(copy, base) == first
     weights = load_file(folder / "model.safetensors")
     weights["encoder.layer.3.output.dense.bias"][0] += 0.5
     save_file(weights, folder / "model.safetensors")
-    assert before < vector_files(copy, base)
-
-
-def test_another_pooling_or_size_of_heads_has_other_vectors(configure, base, copy_model):
-    before = vector_files(configure(), base)
+    second = vector_files(copy, base)
     mean = configure("model.pooling=mean")
     pooled = vector_files(mean, build_base_model(mean))
-    assert before < pooled
     # Wrong numbers of heads load the same weights, and are corrected in config.json alone.
-    folder = copy_model(num_attention_heads=2)
-    assert pooled < vector_files(configure(f"teacher.base_model={folder}"), base)
+    other = configure(f"teacher.base_model={copy_model('heads', num_attention_heads=2)}")
+    assert first < second < pooled < vector_files(other, base)
 
 
-def test_the_first_process_makes_the_vectors(configure, base, monkeypatch):
-    config = configure()
-    kept = []
+def test_the_first_process_makes_the_vectors_if_any(configure, base, monkeypatch, tmp_path):
+    config = configure("teacher.cache=false")
+    loader = build_loader(config, base, build_teacher(config, base)).dataloader
+    assert next(iter(loader)).keys() == INPUTS | {"scores"}
+    assert not list((tmp_path / "processed").glob("teacher-*"))
+    config, kept = configure(), []
 
     @contextmanager
     def rank_zero_first():
@@ -156,7 +149,9 @@ def test_the_first_process_makes_the_vectors(configure, base, monkeypatch):
     assert kept == [0, 1]
 
 
-def test_processes_share_a_batch(load, monkeypatch):
+def test_batches_follow_from_the_seed_and_processes_share_them(load, monkeypatch):
+    one, again, two = ([b["scores"].tolist() for b in load(f"seed={n}")] for n in (1, 1, 2))
+    assert one == again != two
     whole = list(load())
     shares = []
     monkeypatch.setattr(dist, "get_world_size", lambda: 2)
@@ -167,11 +162,6 @@ def test_processes_share_a_batch(load, monkeypatch):
     for batch, *parts in zip(whole, *shares, strict=True):
         assert [len(part["scores"]) for part in parts] == [4, 4]
         assert {**by_scores(parts[0]), **by_scores(parts[1])} == by_scores(batch)
-
-
-def test_the_order_of_batches_follows_from_the_seed(load):
-    one, again, two = ([b["scores"].tolist() for b in load(f"seed={n}")] for n in (1, 1, 2))
-    assert one == again != two
 
 
 @pytest.mark.parametrize(("size", "sizes"), [(3, [3, 3, 2]), (4, [4, 4]), (8, [8]), (9, [8])])
@@ -197,19 +187,15 @@ def test_a_batch_splits_into_parts_in_order(size, sizes, configure, base):
         (["global_train_batch_size=41"], "global_train_batch_size 41 is larger than the training"),
         (["data.train=[{name: a, kind: sts, path: nowhere}]"], "nowhere: no such file. To fix"),
         (["data.train=[{name: a, kind: sts, path: no.csv}]"], "no.csv: no such file. To fix, chec"),
+        (["data.train=[{name: a, kind: sts, path: a.jsonl}]"], r"a.jsonl:2: sentence2 .*To fix"),
     ],
 )
-def test_training_data_that_is_refused(overrides, message, load):
+def test_training_data_that_is_refused(overrides, message, load, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    row = '{"sentence1": "a cat", "sentence2": "b", "score": 1}\n'
+    Path("a.jsonl").write_text(row + row.replace("b", r"\ud83d"))
     with pytest.raises((ValueError, OSError), match=message):
         load(*overrides)
-
-
-def test_a_text_that_is_not_unicode_names_its_line(load, tmp_path):
-    path = tmp_path / "a.jsonl"
-    row = '{"sentence1": "a cat", "sentence2": "b", "score": 1}\n'
-    path.write_text(row + row.replace("b", r"\ud83d"))
-    with pytest.raises(ValueError, match=r"a.jsonl:2: sentence2 .*To fix"):
-        load(f"data.train=[{{name: a, kind: sts, path: {path}}}]")
 
 
 @pytest.mark.parametrize("rows", [None, 3, 8])
@@ -220,13 +206,6 @@ def test_the_widest_batch_is_that_of_all_batches(rows, load):
         parts = [lengths[i : i + size] for i in range(0, len(lengths), size)]
         sums += [sum(map(sum, part)) for part in parts]
     assert loader.batch_sampler.widest_batch(rows) == max(sums)
-
-
-def test_teacher_that_runs_in_every_step_leaves_no_file(configure, base, tmp_path):
-    config = configure("teacher.cache=false")
-    loader = build_loader(config, base, build_teacher(config, base)).dataloader
-    assert next(iter(loader)).keys() == INPUTS | {"scores"}
-    assert not list((tmp_path / "processed").glob("teacher-*"))
 
 
 @pytest.mark.parametrize(
@@ -250,7 +229,7 @@ def test_teacher_that_cannot_be_read(damage, message, configure, base, copy_mode
     assert list((tmp_path / "processed").glob("teacher-*")) == []
 
 
-def test_teacher_of_another_vocabulary_is_refused(configure, base, copy_model):
+def test_teacher_that_cannot_be_compared_is_refused(configure, base, copy_model):
     """The student's token ids would mean other words to it, and nothing would show it."""
     folder = copy_model()
     path = folder / "tokenizer.json"
@@ -263,9 +242,6 @@ def test_teacher_of_another_vocabulary_is_refused(configure, base, copy_model):
     message = r"different tokenizers: .* To fix, set teacher.base_model to a model with the tok"
     with pytest.raises(ConfigError, match=message):
         build_loader(config, base, build_teacher(config, base))
-
-
-def test_teacher_with_other_multi_vectors_is_refused(configure, base):
     narrow = replace(base, shape=replace(base.shape, colbert_dim=16))
     config = configure("loss.distillation_colbert=1")
     message = r"has multi-vectors of 32 dimensions, .*tiny-xlmr of 16, so they cannot be compared\."
@@ -275,7 +251,8 @@ def test_teacher_with_other_multi_vectors_is_refused(configure, base):
 
 def test_evaluators_hold_every_pair_once_and_similar_lengths_together(configure, base, sts_csv):
     sources = ", ".join(f"{{name: {n}, kind: sts, path: {sts_csv}}}" for n in ("dev", "test"))
-    evaluators = build_evaluators(configure(f"data.eval=[{sources}]", "eval_batch_size=12"), base)
+    overrides = (f"data.eval=[{sources}]", "eval_batch_size=12", "eval_interval=2ba")
+    evaluators = build_evaluators(configure(*overrides), base)
     assert [e.label for e in evaluators] == ["dev", "test"]
     assert [e.metric_names for e in evaluators] == [["cosine_spearman"]] * 2
     batches = list(evaluators[1].dataloader.dataloader)
@@ -292,16 +269,13 @@ def test_evaluators_hold_every_pair_once_and_similar_lengths_together(configure,
     assert {score: ids for batch in batches for score, ids in by_scores(batch).items()} == expected
     assert build_evaluators(configure("data.eval=[]"), base) == []
     assert build_collections(configure("data.eval=[]"), base) == {}
-
-
-def test_evaluators_are_asked_at_the_interval_and_at_the_last_batch(configure, base):
-    (evaluator,) = build_evaluators(configure("eval_interval=2ba"), base)
+    # They are asked at the interval and at the last batch.
     state = State(base.backbone, 0, "run", DeviceCPU(), max_duration="5ba")
     asked = []
     for batch in range(1, 6):
         state.timestamp = Timestamp(batch=batch)
         events = (Event.BATCH_END, Event.EPOCH_END, Event.FIT_END)
-        asked += [(batch, event) for event in events if evaluator.eval_interval(state, event)]
+        asked += [(batch, e) for e in events if evaluators[0].eval_interval(state, e)]
     assert asked == [(batch, Event.BATCH_END) for batch in (2, 4, 5)]
 
 

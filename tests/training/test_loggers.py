@@ -1,22 +1,14 @@
 """Where the metrics of a training go."""
 
 import io
-import json
 import sys
-import time
-from pathlib import Path
 
 import pytest
-import wandb
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from bge_pruning.callbacks.pruning_callback import GateMapCallback
 from bge_pruning.training.builders import build_callbacks, build_loggers
-
-
-def read_metrics(run: Path, key: str) -> dict[int, float]:
-    rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
-    return {row["batch"]: row["metrics"][key] for row in rows if key in row["metrics"]}
+from tests.common.trainings import logged
 
 
 def test_a_metrics_file_is_always_there(configure, tmp_path):
@@ -31,7 +23,7 @@ def test_tensorboard_has_every_metric(tmp_path, train_tiny):
     events = EventAccumulator(str(folder)).Reload()
     for key in ("loss/train/total", "pruning/lambda_1/hidden", "metrics/dev/cosine_spearman"):
         found = {event.step: event.value for event in events.Scalars(key)}
-        assert found == pytest.approx(read_metrics(run, key), rel=1e-6)
+        assert found == pytest.approx(logged(run, key), rel=1e-6)
 
 
 class Stream(io.StringIO):
@@ -43,7 +35,7 @@ def test_log_file_has_metrics(tmp_path, train_tiny, monkeypatch):
         monkeypatch.setattr(sys, name, Stream())
     run = train_tiny(tmp_path, "max_duration=2ba", "loggers.file=true")
     text = (tmp_path / "logs" / "tiny" / "prune-rank0.txt").read_text()
-    losses = read_metrics(run, "loss/train/total")
+    losses = logged(run, "loss/train/total")
     assert len(losses) == 2
     for batch, value in losses.items():
         assert f"[metric][batch={batch}]: loss/train/total: {value:.4f} " in text
@@ -60,19 +52,3 @@ def test_gates_are_drawn_while_training_only_where_wandb_shows_them(
     callbacks = build_callbacks(config, model, metadata, base, {})
     drawn = [type(callback) for callback in callbacks].count(GateMapCallback)
     assert drawn == (gates and wandb_keys == "{}")
-
-
-@pytest.mark.usefixtures("wandb_offline")
-def test_wandb_works_offline_and_without_an_account(tmp_path, train_tiny):
-    run = train_tiny(tmp_path, "max_duration=3ba", "loggers.wandb={}", report=True)
-    wandb.finish()
-    (folder,) = (tmp_path / "logs" / "tiny" / "wandb").glob("offline-run-*")
-    (record,) = folder.glob("run-*.wandb")
-    words = [b"bge_pruning", b"tiny", b"loss/train/total", b"pruning/lambda_1/hidden"]
-    words += [b"report/page", b"report/gates"]
-    for _ in range(200):  # W&B's own process writes the record, and may be behind
-        if all(word in record.read_bytes() for word in words):
-            break
-        time.sleep(0.1)
-    assert [word for word in words if word not in record.read_bytes()] == []
-    assert len(read_metrics(run, "loss/train/total")) == 3

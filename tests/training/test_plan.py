@@ -175,6 +175,9 @@ def test_memory_grows_with_what_takes_it(plan):
     assert total("device_train_microbatch_size=2") < total()
     assert total("teacher.cache=false") > total()
     assert total("precision=amp_bf16") < total()
+    options = ("model.freeze_embeddings=true", "model.activation_checkpointing=true")
+    one = [total(option) for option in options]
+    assert total(*options) < min(one) and max(one) < total()
 
 
 def test_memory_of_the_tokens_that_there_are(plan):

@@ -1,7 +1,5 @@
 """Processes of a run that wait for each other and hear of failures."""
 
-from __future__ import annotations
-
 import os
 import re
 import subprocess

@@ -133,7 +133,7 @@ def test_the_line(code, text, configure, monkeypatch):
     assert "seed 3, ranks 2" in line and line.endswith("python 3.11.7, torch 2.7.0")
 
 
-def test_a_collection_and_a_pattern_are_their_files(collection, tmp_path):
+def test_a_collection_and_a_pattern_are_their_files(collection, tmp_path, monkeypatch):
     source = SourceConfig(name="c", kind="beir", path=str(collection), split="test")
     names = ("corpus.jsonl", "queries.jsonl", "qrels/test.tsv")
     expected = {str(collection / name): hash_file(collection / name) for name in names}
@@ -144,9 +144,7 @@ def test_a_collection_and_a_pattern_are_their_files(collection, tmp_path):
     found = fingerprint_source(source)
     assert list(found) == [str(tmp_path / "a.txt"), str(tmp_path / "b.txt")]
     assert len(set(found.values())) == 2
-
-
-def test_data_sets_have_a_name_of_their_own(monkeypatch):
+    # Data sets have a name of their own.
     monkeypatch.setattr(run_record, "mteb_fingerprint", lambda *task: " ".join(map(str, task)))
     monkeypatch.setattr(run_record, "fingerprint_table", lambda table: f"print of {table.path}")
     task = SourceConfig(name="m", kind="mteb", path="SciFact", split="test")

@@ -6,16 +6,19 @@ import re
 import shlex
 import shutil
 import sys
+import time
 from pathlib import Path
 
 import numpy as np
 import pytest
+import wandb
 
 from bge_pruning.config.load import load_config
 from bge_pruning.model_io.run_checkpoints import write_gates
 from bge_pruning.training import run_report
 from bge_pruning.training.run_report import log_results, training_command
 from bge_pruning.utils.records import EvaluationRecord
+from tests.common.trainings import logged
 
 PICTURES = {"gates", "constraint", "multipliers", "training"}
 SENT = {f"report/{name}" for name in {*PICTURES, "page"}}
@@ -110,9 +113,20 @@ def media(folder: Path) -> set[str]:
 
 
 @pytest.mark.usefixtures("wandb_offline")
-def test_the_report_of_a_training_is_on_its_run(tmp_path, train_tiny):
-    train_tiny(tmp_path, "loggers.wandb={}", report=True)
-    assert media(tmp_path / "logs" / "tiny") == {*SENT, "gates"}  # and one at each evaluation
+def test_wandb_works_offline_and_has_the_report(tmp_path, train_tiny):
+    run = train_tiny(tmp_path, "max_duration=3ba", "loggers.wandb={}", report=True)
+    wandb.finish()
+    folder = tmp_path / "logs" / "tiny"
+    assert media(folder) == {*SENT, "gates"}  # and one at each evaluation
+    (record,) = folder.glob("wandb/offline-run-*/run-*.wandb")
+    words = [b"bge_pruning", b"tiny", b"loss/train/total", b"pruning/lambda_1/hidden"]
+    words += [b"report/page", b"report/gates"]
+    for _ in range(200):  # W&B's own process writes the record, and may be behind
+        if all(word in record.read_bytes() for word in words):
+            break
+        time.sleep(0.1)
+    assert [word for word in words if word not in record.read_bytes()] == []
+    assert len(logged(run, "loss/train/total")) == 3
 
 
 @pytest.mark.usefixtures("wandb_offline")

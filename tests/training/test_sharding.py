@@ -1,26 +1,16 @@
 """Sharded training on one rank. On many: reliability/test_ranks.py."""
 
-from __future__ import annotations
-
-import json
-from pathlib import Path
-
 import pytest
 from composer.utils import dist
 
 from bge_pruning.config.load import ConfigError
 from bge_pruning.model_io.checkpoint import find_checkpoint, load_state
 from bge_pruning.training.sharding import measure_gradient_scale
+from tests.common.trainings import losses
 
 STEPS = ("max_duration=2ba", "save_interval=2ba", "data.eval=[]")
 FSDP = "parallelism.fsdp=true"
 quiet = pytest.mark.filterwarnings("ignore:TypedStorage is deprecated:UserWarning")
-
-
-def losses(run: Path) -> list[float]:
-    rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
-    key = "loss/train/total"
-    return [row["metrics"][key] for row in rows if key in row["metrics"]]
 
 
 @quiet

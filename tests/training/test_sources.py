@@ -61,10 +61,14 @@ def test_columns_have_other_names(configure, tmp_path):
     columns = "columns: {sentence1: %s, sentence2: second, score: gold}"
     config = configure(source("sts", tmp_path / "p.csv", columns % "first"))
     assert texts_of(build(config), 0, config) == ["a cat", "a dog"]
-    with pytest.raises(ValueError, match=r"p.csv:1: the header lacks zzz. To fix, rename columns"):
-        build(configure(source("sts", tmp_path / "p.csv", columns % "zzz")))
-    with pytest.raises(ValueError, match=r"columns gives two of sentence1, .* the same name"):
-        build(configure(source("sts", tmp_path / "p.csv", columns % "second")))
+    for path, more, message in (
+        ("p.csv", columns % "zzz", r"p.csv:1: the header lacks zzz. To fix, rename columns"),
+        ("p.csv", columns % "second", r"columns gives two of sentence1, .* the same name"),
+        ("hf://", "", r"hf:// names no dataset. To fix, write hf://owner/name"),
+    ):
+        path = path if path == "hf://" else tmp_path / path
+        with pytest.raises(ValueError, match=message):
+            build(configure(source("sts", path, more)))
 
 
 def test_rows_of_a_collection(configure, collection):
@@ -155,19 +159,19 @@ def test_wrong_rows_stop_or_are_skipped_and_reported(configure, tmp_path, caplog
         "data.train=[{name: t, kind: sts, path: PATH, score_range: [0, 6]}]",
     ],
 )
-def test_other_settings_have_another_cache(override, configure, sts_csv, tmp_path):
-    build(configure())
-    build(configure())
-    assert len(list((tmp_path / "processed").glob("rows-*"))) == 1
-    build(configure(override.replace("PATH", str(sts_csv))))
-    assert len(list((tmp_path / "processed").glob("rows-*"))) == 2
-
-
-def test_the_name_of_a_file_does_not_matter_but_its_content_does(configure, tmp_path):
-    for name, content in (("a", "a cat,there,1\n"), ("b", "a cat,there,1\n"), ("c", "a,b,2\n")):
-        (tmp_path / f"{name}.csv").write_text(content)
-        build(configure(source("sts", tmp_path / f"{name}.csv")))
-    assert len(list((tmp_path / "processed").glob("rows-*"))) == 2
+def test_other_settings_or_content_have_another_cache(override, configure, sts_csv, tmp_path):
+    """The name of a file does not matter."""
+    same, other = tmp_path / "same.csv", tmp_path / "other.csv"
+    same.write_bytes(sts_csv.read_bytes())
+    other.write_text("a,b,2\n" * 9)
+    for given, count in (
+        ((), 1),
+        ((source("sts", same),), 1),
+        ((override.replace("PATH", str(sts_csv)),), 2),
+        ((source("sts", other),), 3),
+    ):
+        build(configure(*given))
+        assert len(list((tmp_path / "processed").glob("rows-*"))) == count
 
 
 def test_a_task_of_mteb_is_read_by_its_name(configure, monkeypatch, collection):
@@ -225,8 +229,3 @@ def test_sentences_with_replaced_tokens(configure, tmp_path):
     ends = np.concatenate([noisy.texts.starts[:-1], noisy.texts.starts[1:] - 1])
     assert same[ends].all()  # <s> and </s>
     assert not set(noisy.texts.ids[~same].tolist()) & {0, 1, 2, 3}
-
-
-def test_a_dataset_needs_a_name(configure):
-    with pytest.raises(ValueError, match=r"hf:// names no dataset. To fix, write hf://owner/name"):
-        build(configure(source("sts", "hf://")))

@@ -10,7 +10,7 @@ import torch
 from scipy.stats import spearmanr
 from transformers import AutoModel
 
-from bge_pruning.config.load import ConfigError, load_config
+from bge_pruning.config.load import ConfigError
 from bge_pruning.config.schema import METHODS
 from bge_pruning.selection.layer_choice import layer_masks
 from bge_pruning.train import train
@@ -28,11 +28,6 @@ from bge_pruning.workflows.baselines import (
 
 BASELINES = METHODS[1:]
 NO_EVAL = "data.eval=[]"
-
-
-@pytest.fixture
-def configure(tiny_yaml):
-    return lambda *overrides: load_config([tiny_yaml], overrides)
 
 
 def cut(config, folder: Path) -> dict:
@@ -80,9 +75,6 @@ def test_methods_choose_differently_and_random_by_the_seed(configure):
     assert not any(torch.equal(*pair) for pair in combinations(masks, 2))
     assert torch.equal(masks[-1], chosen("method=random"))
     assert not torch.equal(masks[-1], chosen("method=random", "seed=4"))
-
-
-# Layers
 
 
 def test_layers_are_judged_by_the_correlation_of_held_out_pairs(configure, tmp_path, sts_csv):
@@ -147,9 +139,6 @@ def test_layers_take_a_budget_too(configure, tmp_path):
     assert parameters["extracted"]["encoder"] == 0.75 * parameters["source"]["encoder"]
 
 
-# Calibration
-
-
 def test_calibration_texts_are_different_texts_of_the_training_data(configure):
     config = configure("method=activation", "baseline.calibration_texts=30")
     base = build_base_model(config)
@@ -168,29 +157,26 @@ def test_calibration_texts_are_different_texts_of_the_training_data(configure):
 # What is refused
 
 
-def test_gates_are_no_baseline(configure):
-    with pytest.raises(ConfigError, match=r"method 'l0' with a target is no baseline\. To fix"):
-        plan_baseline(configure())
-    with pytest.raises(ConfigError, match=r"method 'random' with no target is no baseline"):
-        plan_baseline(configure("method=random", "model.l0_module=null"))
+L0 = "model.l0_module"
+BUDGET = f"{L0}.target_model=null && {L0}.target_density=0.8"
+SPEEDUP = f"{L0}.target_model=null && {L0}.target_speedup=2"
+SMALL = f"{L0}.target_model={{d_model: 8, n_heads: 1, n_layers: 1}}"
 
 
-def test_widths_need_a_shape(configure):
-    budget = ("model.l0_module.target_model=null", "model.l0_module.target_density=0.8")
-    with pytest.raises(ConfigError, match=r"method 'random' needs a target shape.* To fix, set"):
-        plan_baseline(configure("method=random", *budget))
-
-
-def test_whole_layers_are_counted_in_parameters_not_in_operations(configure):
-    budget = ("model.l0_module.target_model=null", "model.l0_module.target_speedup=2")
-    with pytest.raises(ConfigError, match=r"method 'layers' needs a target shape.* To fix, set"):
-        plan_baseline(configure("method=layers", *budget))
-
-
-def test_a_target_below_one_layer_is_refused_before_any_work(configure):
-    small = "model.l0_module.target_model={d_model: 8, n_heads: 1, n_layers: 1}"
-    with pytest.raises(ConfigError, match=r"method 'layers': a target of .* whole layer"):
-        plan_baseline(configure("method=layers", small))
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        ("seed=3", r"method 'l0' with a target is no baseline\. To fix"),
+        (f"method=random && {L0}=null", r"method 'random' with no target is no baseline"),
+        (f"method=random && {BUDGET}", r"method 'random' needs a target shape.* To fix, set"),
+        # Whole layers are counted in parameters, not in operations.
+        (f"method=layers && {SPEEDUP}", r"method 'layers' needs a target shape.* To fix, set"),
+        (f"method=layers && {SMALL}", r"method 'layers': a target of .* whole layer"),
+    ],
+)
+def test_what_is_no_baseline(overrides, message, configure):
+    with pytest.raises(ConfigError, match=message):
+        plan_baseline(configure(*overrides.split(" && ")))
 
 
 def test_a_baseline_is_not_trained_as_gates_are(configure):

@@ -1,7 +1,5 @@
 """Which models are measured in which runtimes, and which requests are refused."""
 
-from __future__ import annotations
-
 import json
 import shutil
 from pathlib import Path
@@ -43,21 +41,16 @@ def names(folder: Path) -> dict[str, Candidate]:
     return {"model": Candidate(str(folder))}
 
 
-def test_a_configuration_is_its_target_beside_its_source(tiny_yaml):
+def test_models_and_configurations_by_name(tiny_yaml, model_folder, tmp_path):
+    """A configuration is its target beside its source."""
     plan, name = build_plan(load_config([tiny_yaml])), str(tiny_yaml)
     target = Candidate(f"{name} (target, random weights)", plan.target)
     source = Candidate(f"{name} (source, random weights)", plan.source)
     assert find_candidates(name) == {"model": target, "baseline": source}
     assert find_candidates(name, name) == {"model": target, "baseline": target}
-
-
-def test_models_by_name(model_folder, tiny_yaml):
-    name = str(model_folder)
-    assert find_candidates(name) == {"model": Candidate(name)}
-    assert find_candidates(str(tiny_yaml), name)["baseline"] == Candidate(name)
-
-
-def test_a_configuration_without_a_target(tiny_yaml, tmp_path):
+    folder = str(model_folder)
+    assert find_candidates(folder) == {"model": Candidate(folder)}
+    assert find_candidates(name, folder)["baseline"] == Candidate(folder)
     path = tmp_path / "plain.yaml"
     path.write_text(f"extends: {tiny_yaml}\nmodel: {{l0_module: null}}\n")
     with pytest.raises(ConfigError, match=r"plain\.yaml: prunes nothing .*To fix, name a conf"):
@@ -75,11 +68,21 @@ def test_runtimes_are_in_their_order(exported):
         choose_runtimes(file, ["onnx", "torch"])
 
 
-@pytest.mark.parametrize("dtype", ["bf16", "fp16"])
-def test_onnx_has_its_own_precision(dtype, model_folder):
-    message = rf"dtype {dtype} is not for the runtime onnx: .*To fix, leave --dtype or that"
+NO_DTYPE = "dtype {} is not for the runtime onnx: .*To fix, leave --dtype or that"
+NO_DEVICE = r"device {} cannot be used here \(.*To fix, use cpu"
+DEVICES = ("tpu", "cuda:64", "mps", "meta")
+
+
+@pytest.mark.parametrize(
+    ("runtimes", "dtype", "device", "message"),
+    [
+        *((ALL, dtype, "cpu", NO_DTYPE.format(dtype)) for dtype in ("bf16", "fp16")),
+        *((("torch",), "fp32", device, NO_DEVICE.format(device)) for device in DEVICES),
+    ],
+)
+def test_what_cannot_be_measured_is_refused(runtimes, dtype, device, message, model_folder):
     with pytest.raises(ValueError, match=message):
-        check_request(names(model_folder), ALL, dtype, "cpu")
+        check_request(names(model_folder), runtimes, dtype, device)
 
 
 def test_onnx_where_there_is_no_provider(model_folder, monkeypatch):
@@ -90,13 +93,6 @@ def test_onnx_where_there_is_no_provider(model_folder, monkeypatch):
     message = r"runtime onnx: the installed ONNX Runtime cannot run on cuda\. To fix, pass --device"
     with pytest.raises(ValueError, match=message):
         check_request(names(model_folder), ("onnx",), "fp32", "cuda")
-
-
-@pytest.mark.parametrize("device", ["tpu", "cuda:64", "mps", "meta"])
-def test_a_device_that_is_not_there(device, model_folder):
-    message = rf"device {device} cannot be used here \(.*To fix, use cpu"
-    with pytest.raises(ValueError, match=message):
-        check_request(names(model_folder), ("torch",), "fp32", device)
 
 
 def test_with_and_without_a_compiler(model_folder, monkeypatch):

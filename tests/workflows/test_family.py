@@ -122,9 +122,6 @@ def test_every_size_is_evaluated_reported_and_compared(sizes):
     assert "75pct" in text and "50pct" in text
 
 
-# Going on
-
-
 def test_what_is_there_is_kept(finished, sizes, pruned, sts_csv, monkeypatch):
     monkeypatch.setattr("bge_pruning.train.train", lambda config: pytest.fail(config.run_folder))
     before = (sizes[1] / "model" / "model.safetensors").stat().st_mtime_ns
@@ -132,18 +129,6 @@ def test_what_is_there_is_kept(finished, sizes, pruned, sts_csv, monkeypatch):
     plan = EvaluationPlan([str(sts_csv)])
     assert export_family([yaml], OVERRIDES, DENSITIES, plan, pruned) == sizes
     assert (sizes[1] / "model" / "model.safetensors").stat().st_mtime_ns == before
-
-
-@pytest.mark.slow
-def test_a_call_goes_on_with_autoresume(finished, sizes, sts_csv):
-    """The pruning run is finished, a recovered model is gone: only that is made again."""
-    weights = [folder / "model" / "model.safetensors" for folder in sizes]
-    content, time = weights[1].read_bytes(), weights[0].stat().st_mtime_ns
-    shutil.rmtree(sizes[1] / "model")
-    yaml, plan = str(finished[0] / "tiny.yaml"), EvaluationPlan([str(sts_csv)])
-    export_family([yaml], [*OVERRIDES, "autoresume=true"], DENSITIES, plan)
-    assert weights[1].read_bytes() == content
-    assert weights[0].stat().st_mtime_ns == time
 
 
 def test_what_is_done(sizes, pruned):
@@ -169,9 +154,6 @@ def test_a_size_of_other_gates_is_not_replaced(finished, sizes, pruned, sts_csv,
     marker.write_text(text, encoding="utf-8")
 
 
-# What is refused
-
-
 @pytest.mark.parametrize(
     ("override", "message"),
     [
@@ -189,7 +171,9 @@ def test_configurations_without_a_family(override, message, tiny_yaml, sts_csv):
     ("densities", "message"),
     [
         ([0.5, 0.5], r"densities \[0\.5, 0\.5\] are not different numbers in \(0, 1\)"),
-        ([1.5], r"densities \[1\.5\] are not different numbers"),
+        ([1.5], r"densities \[1\.5\] are not different numbers in \(0, 1\)\. To fix"),
+        ([float("nan")], r"are not different numbers in \(0, 1\)\. To fix"),
+        ([], r"are not different numbers in \(0, 1\)\. To fix"),
         ([0.75, 0.5, 0.3], r"no exportable shapes with 75\.0%, 50\.0%, 30\.0% of the encoder"),
     ],
 )
@@ -208,23 +192,20 @@ def test_a_run_without_gates(finished, sizes):
         choose_members(run, DENSITIES)
 
 
-@pytest.mark.parametrize("densities", [[0.5, 1.5], [0.5, 0.5], [float("nan")], []])
-def test_densities_are_checked_before_the_training(densities, tiny_yaml, sts_csv, monkeypatch):
-    monkeypatch.setattr("bge_pruning.train.train", lambda config: pytest.fail("trained"))
-    with pytest.raises(ValueError, match="different numbers in \\(0, 1\\). To fix"):
-        export_family([str(tiny_yaml)], [], densities, EvaluationPlan([str(sts_csv)]))
-
-
 @pytest.mark.slow
 def test_goes_on_after_all_that_was_trained(finished, sizes, pruned, sts_csv):
-    """A call that died after a recovery, before its model was written."""
+    """A call that died after a recovery, before its model was written: only that is made again."""
     folder, results = finished[0], sizes[-1]
+    weights = [size / "model" / "model.safetensors" for size in sizes]
     record = read_json(results / "model" / MARKER)
+    content, time = weights[-1].read_bytes(), weights[0].stat().st_mtime_ns
     shutil.rmtree(results / "model")
     plan = EvaluationPlan([str(sts_csv)])
     again = [*OVERRIDES, "autoresume=true"]
     assert export_family([str(folder / "tiny.yaml")], again, DENSITIES, plan) == sizes
     assert read_json(results / "model" / MARKER) == record
+    assert weights[-1].read_bytes() == content
+    assert weights[0].stat().st_mtime_ns == time
     assert "Quality: not measured" not in (results / "model" / "README.md").read_text()
 
 

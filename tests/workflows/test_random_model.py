@@ -1,11 +1,10 @@
 """Models of random weights: they work as any other, whatever their size."""
 
-from __future__ import annotations
-
 import json
 
 import pytest
 import torch
+from tokenizers import Tokenizer
 
 from bge_pruning.evaluation.text_encoder import TextEncoder
 from bge_pruning.model_io.model_files import read_special_ids, read_vocabulary
@@ -41,12 +40,9 @@ def test_the_tokenizer_has_as_many_tokens_as_asked_for(size):
     assert vocabulary["<mask>"] == size - 1
     assert read_special_ids(files) == {0, 1, 2, 3}
     assert json.loads(files["tokenizer_config.json"])["model_max_length"] == 40
-
-
-def test_words_are_one_token_and_other_text_is_known():
-    from tokenizers import Tokenizer
-
-    files = make_tokenizer_files(300, 40, ["planes", "Yes."])
+    if size == 10:
+        return
+    # Words are one token, and other text is known.
     tokenizer = Tokenizer.from_str(files["tokenizer.json"].decode())
     assert tokenizer.encode("Yes. planes").tokens == ["<s>", "▁Yes.", "▁planes", "</s>"]
     assert "<unk>" not in tokenizer.encode("(Any) ASCII text: 1,024!").tokens

@@ -48,11 +48,6 @@ def units_one_by_one():
     shapes_of_budget.cache_clear()
 
 
-@pytest.fixture
-def configure(tiny_yaml):
-    return lambda *overrides: load_config([tiny_yaml], overrides)
-
-
 @pytest.fixture(scope="module")
 def half(make_yaml, tmp_path_factory):
     return load_config([make_yaml(tmp_path_factory.mktemp("half"))], [HALF, TEXTS])
@@ -188,6 +183,11 @@ def test_others_are_compared_with_the_best(search):
     for other in others:
         low, high = other.above_best
         assert low < other.cosine_error - best.cosine_error < high
+    ties = [other for other in others if other.above_best[0] <= 0]
+    text = summarise(search)
+    told = f"{len(ties)} of the others may be as good" if ties else "the others are worse"
+    assert told in text and search.override in text
+    assert f"judged on {search.judged_texts} others; none was trained" in text
 
 
 def tokenized(*texts) -> TokenizedTexts:
@@ -201,6 +201,10 @@ def test_texts_are_fitted_to_or_judged_on_and_counted_once():
     assert (len(fitted), len(judged)) == (40, 256)
     chosen = [tuple(texts[i]) for i in (*fitted, *judged)]
     assert len(set(chosen)) == 296
+    for few in (1, 47):
+        message = rf"^the training data have {few} different texts, too few .*: 48 are needed\."
+        with pytest.raises(ValueError, match=message):
+            split_texts(tokenized(*([i, 7] for i in range(few))), 512)
 
 
 @pytest.mark.parametrize(
@@ -210,13 +214,6 @@ def test_texts_are_fitted_to_or_judged_on_and_counted_once():
 def test_with_few_texts_a_third_is_judged_on(count, wanted, expected):
     fitted, judged = split_texts(tokenized(*([i, 7] for i in range(count))), wanted)
     assert (len(fitted), len(judged)) == expected
-
-
-@pytest.mark.parametrize("count", [1, 47])
-def test_too_few_texts_are_an_error(count):
-    message = rf"^the training data have {count} different texts, too few .*: 48 are needed\."
-    with pytest.raises(ValueError, match=message):
-        split_texts(tokenized(*([i, 7] for i in range(count))), 512)
 
 
 def test_a_model_that_tells_no_texts_apart_is_an_error(half, monkeypatch):
@@ -256,21 +253,6 @@ def test_the_override_sets_the_best_shape(target, configure):
     assert (sizes([found]), found.hidden_size) == (sizes([best]), best.hidden_size)
 
 
-def test_json_says_what_it_is_a_result_of(configure, model_folder):
-    search = search_shapes(configure("model.l0_module={target_model: null, target_speedup: 2}"))
-    found = json.loads(json.dumps(search.as_dict()))
-    assert (found["base_model"], found["revision"]) == (str(model_folder), None)
-    assert (found["target_speedup"], found["target_length"], found["target"]) == (2, 128, None)
-    assert found["source"]["num_hidden_layers"] == 4
-    assert found["train"] == ["train"] and "torch" in found["versions"]
-    assert found["override"] == search.override
-    assert len(found["measured"]) == len(search.measured) <= found["candidates"]
-    assert found["measured"][0]["cosine_error"] == search.measured[0].cosine_error
-
-
-# What is said
-
-
 @pytest.mark.parametrize(
     ("layers", "text"),
     [((0, 2, 3, 4, 5), "0, 2-5"), ((1,), "1"), ((0, 1), "0-1"), ((0, 2, 4), "0, 2, 4")],
@@ -297,22 +279,21 @@ def test_rows_say_what_each_shape_costs_and_loses(search):
     assert (low, high) == pytest.approx(search.measured[1].above_best, abs=1e-4)
 
 
-def test_ties_with_the_best_are_said(search):
-    ties = [m for m in search.measured[1:] if m.above_best[0] <= 0]
-    text = summarise(search)
-    told = f"{len(ties)} of the others may be as good" if ties else "the others are worse"
-    assert told in text and search.override in text
-    assert f"judged on {search.judged_texts} others; none was trained" in text
-
-
-def test_the_script_prints_a_table_and_writes_it(tiny_yaml, tmp_path, capsys):
+def test_the_script_prints_a_table_and_writes_what_it_is_of(
+    tiny_yaml, tmp_path, capsys, model_folder
+):
     output = tmp_path / "new" / "shapes.json"
-    arguments = [str(tiny_yaml), "--output", str(output), HALF, TEXTS]
+    target = "model.l0_module={target_model: null, target_speedup: 2}"
+    arguments = [str(tiny_yaml), "--output", str(output), target, TEXTS]
     assert load_script("choose_shape").main(arguments) == 0
-    printed = capsys.readouterr().out
-    found = json.loads(output.read_text())
+    printed, before = capsys.readouterr().out, output.read_bytes()
+    found = json.loads(before)
     assert f"{len(found['measured'])} of {found['candidates']} shapes measured" in printed
     assert f"{found['measured'][0]['cosine_error']:.4f}" in printed
-    before = output.read_bytes()
+    assert (found["base_model"], found["revision"]) == (str(model_folder), None)
+    assert (found["target_speedup"], found["target_length"], found["target"]) == (2, 128, None)
+    assert found["source"]["num_hidden_layers"] == 4
+    assert found["train"] == ["train"] and "torch" in found["versions"]
+    assert found["override"] in printed
     assert load_script("choose_shape").main(arguments) == 1
     assert output.read_bytes() == before

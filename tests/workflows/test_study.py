@@ -1,5 +1,6 @@
 """A study on the tiny model: what a cell holds, resuming, refusals, and l0 beside a baseline."""
 
+import json
 import shutil
 from contextlib import contextmanager
 from pathlib import Path
@@ -31,7 +32,6 @@ from bge_pruning.workflows.study_file import (
     unfinished,
 )
 from tests.common.script_process import load_script
-from tests.common.trainings import read_json
 
 OVERRIDES = ["recovery.max_duration=3ba", "save_interval=1ba"]
 TARGET = (
@@ -70,24 +70,21 @@ def make_study(make_yaml, sts_csv, documents):
     return make
 
 
-@pytest.fixture(autouse=True)
-def no_reports(monkeypatch):
+@pytest.fixture(scope="module", autouse=True)
+def no_reports():
     """The report of each training takes longer than the training."""
     from bge_pruning.training import run_report
 
-    monkeypatch.setattr(run_report, "write_report", lambda *_, **__: None)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(run_report, "write_report", lambda *_, **__: None)
+        yield
 
 
 @pytest.fixture(scope="module")
-def finished(tmp_path_factory, make_study):
+def finished(tmp_path_factory, make_study, no_reports):
     """A study that was run to its end."""
-    folder = tmp_path_factory.mktemp("study")
-    study = make_study(folder)
-    with pytest.MonkeyPatch.context() as patch:
-        from bge_pruning.training import run_report
-
-        patch.setattr(run_report, "write_report", lambda *_, **__: None)
-        run_study(study)
+    study = make_study(tmp_path_factory.mktemp("study"))
+    run_study(study)
     return study
 
 
@@ -108,6 +105,17 @@ def test_l0_and_a_baseline_have_the_same_size_steps_and_nearly_the_same_tokens(c
     counts = [sum(cell["tokens"].values()) for cell in (ours, theirs)]
     assert all(count > 7 * 8 * 2 * 3 for count in counts)  # rows of two texts
     assert counts[0] == pytest.approx(counts[1], rel=0.2)
+
+
+def test_records_are_of_their_schemas_and_all_that_is_left(finished, cells):
+    for cell in cells.values():
+        parse_record(cell, StudyCell, "cell", "look")
+        assert cell["config_hash"] == hash_config(cell["config"])
+    read_reference(finished.results)
+    assert not list(finished.runs.iterdir())
+    assert {path.name for path in finished.results.iterdir()} >= {"cells", "reference.json"}
+    names = {path.name for path in (finished.results / "cells").iterdir()}
+    assert names == {"l0-half-seed5.json", "random-half-seed5.json"}
 
 
 def test_a_cell_has_every_score_and_its_retention(cells, finished):
@@ -142,13 +150,6 @@ def test_the_original_is_scored_as_evaluation_does_it(finished, model_folder, st
             assert value == pytest.approx(floors[name][key], abs=1e-6)
 
 
-def test_records_are_of_their_schemas(finished, cells):
-    for cell in cells.values():
-        parse_record(cell, StudyCell, "cell", "look")
-        assert cell["config_hash"] == hash_config(cell["config"])
-    read_reference(finished.results)
-
-
 def test_gates_are_described_for_l0_alone(cells):
     assert cells["random"]["gates"] is None
     gates = cells["l0"]["gates"]
@@ -157,13 +158,9 @@ def test_gates_are_described_for_l0_alone(cells):
     assert gates["gap"].keys() == {"head", "hidden", "intermediate", "layer", "encoder"}
     # In four steps the gates hardly move: they are open, and the target is not reached.
     assert gates["gap"]["encoder"] < -0.3
-
-
-def test_distances_by_hand():
-    found = distances_to_binary(
-        {"layer": torch.tensor([0.9, 0.2]), "head": torch.tensor([[1.0, 0.5], [0.0, 0.5]])}
-    )
-    assert found == pytest.approx({"layer": 0.15, "head": 0.25, "all": (0.3 + 1.0) / 6})
+    axes = {"layer": torch.tensor([0.9, 0.2]), "head": torch.tensor([[1.0, 0.5], [0.0, 0.5]])}
+    expected = {"layer": 0.15, "head": 0.25, "all": (0.3 + 1.0) / 6}
+    assert distances_to_binary(axes) == pytest.approx(expected)
 
 
 def test_what_a_cut_costs(cells, finished):
@@ -175,14 +172,6 @@ def test_what_a_cut_costs(cells, finished):
     assert cells["random"]["cut"]["tiny"]["before"] == original["value"]
     # Before its cut, the model of open gates is nearly the original, trained for four steps.
     assert cells["l0"]["cut"]["tiny"]["before"] != original["value"]
-
-
-def test_runs_are_removed_and_nothing_else(finished):
-    assert not list(finished.runs.iterdir())
-    names = {path.name for path in finished.results.iterdir()}
-    assert names >= {"cells", "reference.json"}
-    cells = {path.name for path in (finished.results / "cells").iterdir()}
-    assert cells == {"l0-half-seed5.json", "random-half-seed5.json"}
 
 
 def test_median_gates_are_the_middle_of_sampled_ones(train_tiny, tmp_path):
@@ -220,9 +209,9 @@ def test_a_study_killed_after_one_cell_goes_on_with_the_next(make_study, tmp_pat
     monkeypatch.setattr(study_module, "run_cell", killed)
     with pytest.raises(KeyboardInterrupt):
         run_study(study)
-    first = cell_file(study, list_cells(study)[0])
+    first, second = (cell_file(study, cell) for cell in list_cells(study))
     kept = first.read_bytes()
-    run_study(study)
+    assert run_study(study, ["method=random"]) == [second]  # a part can be run
     assert ran == ["l0-half-seed5", "random-half-seed5", "random-half-seed5"]
     assert first.read_bytes() == kept
     assert len(read_cells(study.results)) == 2
@@ -237,11 +226,11 @@ def test_processes_share_the_cells(make_study, tmp_path, monkeypatch):
         ran.append(cell.name)
         if len(ran) == 1:
             run_study(study)
-        return {**theirs, "config": describe_config(study, cell)}
+        return theirs.model_copy(update={"config": describe_config(study, cell)})
 
     run_study(study, ["method=l0", "seed=5"])
     path = cell_file(study, list_cells(study)[0])
-    theirs = read_json(path)
+    (theirs,) = read_cells(study.results)
     path.unlink()
     monkeypatch.setattr(study_module, "run_cell", beside)
     run_study(study)
@@ -282,7 +271,7 @@ def test_a_cell_stopped_in_its_recovery_goes_on_there(make_study, tmp_path, monk
     run_study(study, only)
     assert started == ["prune", "recover", "recover"]
     cell = read_cells(study.results)[0].as_dict()
-    assert cell.steps == {"prune": 4, "recover": 3}
+    assert cell["steps"] == {"prune": 4, "recover": 3}
     assert cell["tokens"] == cells["l0"]["tokens"]
     assert not list(study.runs.iterdir())
 
@@ -304,14 +293,7 @@ def test_runs_of_another_configuration_are_not_gone_on_with(make_study, tmp_path
     study = make_study(tmp_path, overrides=[*OVERRIDES, "max_duration=2ba"], **changes)
     run_study(study, ["method=l0"])
     cell = read_cells(study.results)[0].as_dict()
-    assert cell.steps == {"prune": 2, "recover": 3}
-
-
-def test_a_part_can_be_run(make_study, tmp_path):
-    study = make_study(tmp_path, retrieval={}, modes=["dense"])
-    (file,) = run_study(study, ["method=random"])
-    assert file.name == "random-half-seed5.json"
-    assert [cell.method for cell in read_cells(study.results)] == ["random"]
+    assert cell["steps"] == {"prune": 2, "recover": 3}
 
 
 # Other configurations
@@ -328,17 +310,15 @@ def changed(finished, make_study, tmp_path):
     return change
 
 
-def test_cells_of_another_configuration_are_kept(changed):
+def test_cells_of_another_configuration_are_kept(changed, finished):
     study = changed(overrides=[*OVERRIDES, "optimizer.lr=0.002"])
     message = r"l0-half-seed5\.json is of another configuration \(optimizer\.lr was 0\.001 and is 0"
     with pytest.raises(ConfigError, match=message):
         run_study(study)
     assert unfinished(study, list_cells(study), overwrite=True) == list_cells(study)
-
-
-def test_other_tasks_are_another_configuration(changed):
+    other = finished.model_copy(update={"modes": ["dense"]})
     with pytest.raises(ConfigError, match=r"\(judged_by\.modes\.1 was 'sparse' and is None\)"):
-        run_study(changed(modes=["dense"]))
+        run_study(other)
 
 
 def test_what_does_not_matter_is_not_another_configuration(changed):
@@ -363,9 +343,6 @@ def test_a_key_that_came_later_has_its_default(finished):
     then = {key: value for key, value in now.items() if key != "optimizer.eps"}
     assert find_differences(then, now) == []
     assert find_differences(then, {**now, "optimizer.eps": 1.0}) == ["optimizer.eps"]
-
-
-def test_flat_keys():
     content = {"a": {"b": [1, {"c": 2}], "d": []}, "e": None}
     assert flatten(content) == {"a.b.0": 1, "a.b.1.c": 2, "a.d": [], "e": None}
 
@@ -410,36 +387,29 @@ def test_a_reference_that_another_process_is_measuring_is_waited_for(
             {"sizes": {"half": ["model.l0_module.target_model={d_model: 24, n_heads: 4}"]}},
             r"needs d_model 32, not 24",
         ),
+        ({"sizes": {"half": [TARGET], "b": [TARGET, "model.base_model=./none"]}}, r"none"),
         (
-            {"sizes": {"half": [TARGET], "b": [TARGET, "model.base_model=./none"]}},
-            r"none",
+            {"sizes": {"half": [TARGET], "b": [TARGET, "model.base_model={copy}"]}},
+            r"the cells prune different models: .* To fix, make a",
         ),
         (
             {"methods": {"random": ["method=random", "max_duration=1ep"]}},
             r"random-half-seed5: max_duration 1ep and recovery\.max_duration 3ba have different",
         ),
+        (
+            {"retrieval": {"{collection}": "test"}},
+            r"two tasks are called tiny\. To fix, rename",
+        ),
     ],
 )
-def test_wrong_cells(changes, message, make_study, tmp_path, monkeypatch):
+def test_wrong_cells(changes, message, make_study, tmp_path, monkeypatch, model_folder, collection):
     monkeypatch.setattr(study_module, "run_cell", lambda *_: pytest.fail("ran a cell"))
-    study = make_study(tmp_path, **changes)
+    copy = shutil.copytree(model_folder, tmp_path / "copy")
+    text = json.dumps(changes).replace("{copy}", str(copy))
+    study = make_study(tmp_path, **json.loads(text.replace("{collection}", str(collection))))
     with pytest.raises((ConfigError, ValueError, OSError), match=message):
         run_study(study)
     assert not study.results.exists()
-
-
-def test_different_models_need_different_studies(make_study, tmp_path, model_folder):
-    other = tmp_path / "copy"
-    shutil.copytree(model_folder, other)
-    sizes = {"half": [TARGET], "b": [TARGET, f"model.base_model={other}"]}
-    with pytest.raises(ConfigError, match=r"the cells prune different models: .* To fix, make a"):
-        run_study(make_study(tmp_path, sizes=sizes))
-
-
-def test_two_tasks_of_one_name(make_study, tmp_path, sts_csv, collection):
-    study = make_study(tmp_path, sts=[str(sts_csv)], retrieval={str(collection): "test"})
-    with pytest.raises(ValueError, match=r"two tasks are called tiny\. To fix, rename"):
-        run_study(study)
 
 
 def test_the_report_is_made_of_the_cells_alone(finished):

@@ -1,7 +1,5 @@
 """The batches and the trainings of the benchmark: what is in them, and what each trains."""
 
-from __future__ import annotations
-
 import numpy as np
 import pytest
 import torch
@@ -71,9 +69,6 @@ def test_batches_are_moved_to_the_gpu(token_texts, kinds, tmp_path):
         assert found.pop("lengths") == expected["lengths"]
         for name, value in found.items():
             assert value.is_cuda and torch.equal(value.cpu(), expected[name]), name
-
-
-# Trainings
 
 
 @pytest.fixture

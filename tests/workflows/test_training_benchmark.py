@@ -1,7 +1,5 @@
 """The benchmark of training on the tiny model: what is measured, and what fits into memory."""
 
-from __future__ import annotations
-
 from itertools import product
 
 import numpy as np
@@ -129,14 +127,11 @@ def test_the_memory_of_the_model_counts_as_free(base, token_texts, monkeypatch):
     assert 8 * 3 <= need.tokens <= need.padded <= 8 * 20
 
 
-def test_random_weights_of_a_configuration(tiny_yaml):
+def test_a_folder_or_random_weights_of_a_configuration(tiny_yaml, model_folder):
     model = load_model(str(tiny_yaml), ["a red dog", "the  dog sings"])
     assert (model.shape.hidden_size, model.shape.num_hidden_layers) == (32, 4)
     tokenizer = build_tokenizer(model.tokenizer_files["tokenizer.json"], 16)
     assert tokenize(["the red dog sings"], tokenizer).lengths.tolist() == [6]
-
-
-def test_a_folder_is_loaded_and_a_missing_configuration_is_not(model_folder):
     assert load_model(str(model_folder), ["a dog"]).name == str(model_folder)
     with pytest.raises(ConfigError, match=r"none\.yaml: no such file\. To fix, check the path"):
         load_model("none.yaml", ["a dog"])
@@ -145,9 +140,6 @@ def test_a_folder_is_loaded_and_a_missing_configuration_is_not(model_folder):
 @pytest.mark.parametrize("autocast", [False, True])
 def test_peak_of_a_product(autocast):
     assert measure_flops("cpu", autocast) > 1e7
-
-
-# What fits into memory together
 
 
 def test_bge_m3_beside_plain_fine_tuning_fits_24_gb():
