@@ -214,3 +214,12 @@ def test_dropout_only_in_training_and_a_row_of_padding_is_no_nan(build_model, ti
     assert backbone(ids, torch.zeros_like(ids)).isfinite().all()
     backbone.train()
     assert not torch.equal(backbone(**batch), backbone(**batch))
+
+
+def test_a_removed_layer_is_the_identity(build_model, tiny_shape, batch):
+    backbone, _ = build_model(tiny_shape)
+    only_first = torch.tensor([1.0, 0.0, 0.0, 0.0]).double()
+    with torch.no_grad():
+        masked = backbone(**batch, masks=PruningMasks(layer=only_first))
+        del backbone.encoder.layer[1:]
+        assert torch.equal(masked, backbone(**batch))

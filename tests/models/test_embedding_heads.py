@@ -208,3 +208,35 @@ def test_an_output_without_its_head_is_refused(output, name, hidden, batch):
     )
     with pytest.raises(ValueError, match=message):
         getattr(heads, output)(hidden, batch["attention_mask"])
+
+
+def test_colbert_scores_are_those_of_flag_embeddings_training(hidden, batch):
+    """Its training score has the same mean over query tokens; its passages are not masked."""
+    heads, mask = build_heads(), batch["attention_mask"]
+    whole = torch.ones_like(mask)
+    with torch.no_grad():
+        vectors, queries = heads.colbert_vecs(hidden, whole), heads.colbert_vecs(hidden, mask)
+        model = flag_embedding_model(heads, hidden)
+        theirs = model.compute_colbert_score(queries, vectors, q_mask=mask)
+    ours = compute_colbert_scores(queries, mask[:, 1:], vectors, whole[:, 1:])
+    torch.testing.assert_close(ours, theirs, atol=1e-12, rtol=0)
+
+
+def test_gradients_reach_the_states_and_the_heads(hidden, batch):
+    heads, states = build_heads(), hidden.clone().requires_grad_()
+    outputs = heads.outputs(states, batch["attention_mask"])
+    sum(value.square().sum() + value.sum() for value in outputs.values()).backward()
+    for tensor in (states, *heads.parameters()):
+        assert tensor.grad.isfinite().all() and tensor.grad.any()
+    padding = ~batch["attention_mask"].bool()
+    assert not states.grad[padding].any()
+
+
+def test_state_dict_has_bge_m3s_names_and_shapes():
+    shapes = {name: tuple(p.shape) for name, p in build_heads().state_dict().items()}
+    assert shapes == {
+        "sparse_linear.weight": (1, H),
+        "sparse_linear.bias": (1,),
+        "colbert_linear.weight": (C, H),
+        "colbert_linear.bias": (C,),
+    }

@@ -116,3 +116,8 @@ def test_top_k_of_every_row_and_of_infinities():
 def test_top_k_refuses_a_wrong_number_and_nan(gates, k, message):
     with pytest.raises(ValueError, match=message):
         hard_concrete.top_k(torch.tensor(gates), k)
+
+
+def test_constants_are_the_papers():
+    assert (hard_concrete.GAMMA, hard_concrete.ZETA, hard_concrete.BETA) == (-0.1, 1.1, 2 / 3)
+    assert pytest.approx(2 / 3 * math.log(0.1 / 1.1), abs=1e-15) == hard_concrete.THRESHOLD
