@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import subprocess
 import sys
 import time
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 from bge_pruning.config.schema import Config, SourceConfig
 from bge_pruning.datasets.mteb_dataloader import mteb_fingerprint
@@ -18,11 +16,13 @@ from bge_pruning.datasets.tables import Table, fingerprint_table
 from bge_pruning.datasets.text_files import expand_paths, hash_file
 from bge_pruning.model_io.run_checkpoints import list_checkpoints
 from bge_pruning.utils.files import write_json
+from bge_pruning.utils.json_records import read_record
+from bge_pruning.utils.records import Code, RunRecord, Start
 
 log = logging.getLogger(__name__)
 
 RUN = "run.json"
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 # A resumed run may differ in these keys.
 INCIDENTAL = ("time", "command")
 
@@ -35,33 +35,33 @@ def record_start(config: Config, versions: Mapping[str, str], ranks: int) -> Non
     folder = Path(config.run_folder)
     record = build_record(config, versions, ranks)
     starts = read_starts(folder / RUN)
-    write_json({"starts": [*starts, record]}, folder / RUN, overwrite=True)
+    write_json(RunRecord(starts=[*starts, record]).as_dict(), folder / RUN, overwrite=True)
     log.info("%s", describe(record, config))
     if starts and list_checkpoints(folder):
         warn_of_changes(starts[-1], record)
 
 
-def build_record(config: Config, versions: Mapping[str, str], ranks: int) -> dict[str, Any]:
+def build_record(config: Config, versions: Mapping[str, str], ranks: int) -> Start:
     """Collect what the result depends on, besides the configuration.
 
     ``data`` holds for each source of ``train`` and ``eval`` what :func:`fingerprint_source` finds.
     """
-    return {
-        "time": time.strftime("%Y-%m-%d %H:%M:%S"),
-        "command": sys.argv,
-        "seed": config.seed,
-        "ranks": ranks,
-        "versions": dict(versions),
-        "code": find_revision(ROOT),
-        "data": {
+    return Start(
+        time=time.strftime("%Y-%m-%d %H:%M:%S"),
+        command=sys.argv,
+        seed=config.seed,
+        ranks=ranks,
+        versions=dict(versions),
+        code=find_revision(ROOT),
+        data={
             part: {source.name: fingerprint_source(source) for source in sources}
             for part, sources in (("train", config.data.train), ("eval", config.data.eval))
         },
-    }
+    )
 
 
-def find_revision(folder: Path) -> dict[str, Any] | None:
-    """Find ``revision`` and ``changed`` (uncommitted) of the code, in a git checkout."""
+def find_revision(folder: Path) -> Code | None:
+    """Find the revision of the code in a git checkout, and whether it has uncommitted changes."""
 
     def git(*arguments: str) -> str:
         command = ["git", "-C", str(folder), *arguments]
@@ -73,7 +73,7 @@ def find_revision(folder: Path) -> dict[str, Any] | None:
         # An environment may lie inside another project's checkout, which lacks our files.
         git("ls-files", "--error-unmatch", "bge_pruning/__init__.py")
         changed = git("status", "--porcelain", "--untracked-files=no", "--", "bge_pruning")
-        return {"revision": git("rev-parse", "HEAD"), "changed": bool(changed)}
+        return Code(revision=git("rev-parse", "HEAD"), changed=bool(changed))
     except (OSError, subprocess.SubprocessError):
         return None
 
@@ -91,34 +91,34 @@ def fingerprint_source(source: SourceConfig) -> dict[str, str]:
     return {str(path): hash_file(path) for path in paths}
 
 
-def read_starts(path: Path) -> list[dict[str, Any]]:
+def read_starts(path: Path) -> list[Start]:
     """Read the earlier starts of a run; none if they cannot be read."""
     try:
-        return list(json.loads(path.read_text(encoding="utf-8"))["starts"])
+        return read_record(path, RunRecord, "remove the file").starts
     except FileNotFoundError:
         return []
-    except (ValueError, KeyError, TypeError, OSError) as error:
+    except (ValueError, OSError) as error:
         log.warning("%s cannot be read (%s) and is begun anew.", path, error)
         return []
 
 
-def describe(record: Mapping[str, Any], config: Config) -> str:
+def describe(record: Start, config: Config) -> str:
     """Describe a start in one line."""
-    code = record["code"]
+    code = record.code
     revision = "unknown revision"
     if code is not None:
-        changed = " with uncommitted changes" if code["changed"] else ""
-        revision = f"revision {code['revision'][:12]}{changed}"
-    versions = ", ".join(f"{name} {version}" for name, version in record["versions"].items())
+        changed = " with uncommitted changes" if code.changed else ""
+        revision = f"revision {code.revision[:12]}{changed}"
+    versions = ", ".join(f"{name} {version}" for name, version in record.versions.items())
     return (
-        f"run {config.run_folder} ({config.stage}): seed {record['seed']}, ranks "
-        f"{record['ranks']}, code {revision}; {versions}"
+        f"run {config.run_folder} ({config.stage}): seed {record.seed}, ranks {record.ranks}, "
+        f"code {revision}; {versions}"
     )
 
 
-def warn_of_changes(before: Mapping[str, Any], now: Mapping[str, Any]) -> None:
+def warn_of_changes(before: Start, now: Start) -> None:
     """Warn of circumstances in which a resumed run differs from its start."""
-    first, second = _flatten(before), _flatten(now)
+    first, second = _flatten(before.as_dict()), _flatten(now.as_dict())
     changes = [
         f"{key} was {first.get(key, 'not there')} and is {second.get(key, 'not there')}"
         for key in dict.fromkeys([*first, *second])
@@ -132,7 +132,7 @@ def warn_of_changes(before: Mapping[str, Any], now: Mapping[str, Any]) -> None:
         )
 
 
-def _flatten(record: Mapping[str, Any], prefix: str = "") -> dict[str, str]:
+def _flatten(record: Mapping[str, object], prefix: str = "") -> dict[str, str]:
     flat: dict[str, str] = {}
     for key, value in record.items():
         if not prefix and key in INCIDENTAL:

@@ -12,6 +12,7 @@ from bge_pruning.config.schema import SourceConfig
 from bge_pruning.datasets.text_files import hash_file
 from bge_pruning.training import run_record
 from bge_pruning.training.run_record import find_revision, fingerprint_source, read_starts
+from bge_pruning.utils.records import Code, Start
 
 VERSIONS = {"python": "3.11.7", "torch": "2.7.0"}
 
@@ -72,12 +73,16 @@ def test_without_a_checkpoint_there_is_nothing_to_resume(configure, caplog):
 
 
 def test_circumstances_that_may_differ_and_that_may_not(caplog):
-    before = {"time": "1", "command": ["a"], "seed": 3}
+    before = Start(
+        time="1", command=["a"], seed=3, ranks=1, versions={}, code=None, data={"train": {}}
+    )
     with caplog.at_level(logging.WARNING):
-        run_record.warn_of_changes(before, {"time": "2", "command": ["b"], "seed": 3})
+        run_record.warn_of_changes(
+            before, before.model_copy(update={"time": "2", "command": ["b"]})
+        )
         assert caplog.messages == []
-        code = {"revision": "abc", "changed": False}
-        run_record.warn_of_changes({"code": None}, {"code": code})
+        code = Code(revision="abc", changed=False)
+        run_record.warn_of_changes(before, before.model_copy(update={"code": code}))
     assert "code was None and is not there; code revision was not there and is abc" in caplog.text
 
 
@@ -101,14 +106,20 @@ def checkout(tmp_path) -> Path:
     return folder
 
 
+def test_the_code_is_looked_for_where_it_is():
+    assert (run_record.ROOT / "bge_pruning" / "training" / "run_record.py").samefile(
+        run_record.__file__
+    )
+
+
 def test_revision_of_a_checkout(checkout, monkeypatch):
     found = find_revision(checkout)
-    assert len(found["revision"]) == 40
-    assert found["changed"] is False
+    assert len(found.revision) == 40
+    assert found.changed is False
     (checkout / "notes.txt").write_text("not of the package")
     assert find_revision(checkout) == found
     (checkout / "bge_pruning" / "__init__.py").write_text("x = 1\n")
-    assert find_revision(checkout) == {**found, "changed": True}
+    assert find_revision(checkout) == Code(revision=found.revision, changed=True)
     inside = checkout / "venv" / "site-packages"  # installed inside of another checkout
     (inside / "bge_pruning").mkdir(parents=True)
     (inside / "bge_pruning" / "__init__.py").write_text("")
