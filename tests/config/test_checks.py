@@ -70,6 +70,7 @@ def target_yaml(tmp_path):
         ("scheduler.name=step", "scheduler.name 'step' is not one of"),
         ("precision=fp8", "precision 'fp8' is not one of"),
         ("device=tpu", "device 'tpu' is not one of"),
+        ("optimizer.non_finite=ignore", "optimizer.non_finite 'ignore' is not one of"),
         ("model.pooling=max", "model.pooling 'max' is not one of"),
         ("method=taylor", r"method 'taylor' is not one of .*'magnitude'.* To fix, choose one"),
         ("baseline.layer_choice=worst", r"layer_choice 'worst' is not one of \('best', 'every_nt"),
