@@ -357,3 +357,16 @@ def test_realised_shape_is_the_nearest_and_the_one_that_the_gates_prefer():
             for axis, log_alpha in module.log_alpha.items():
                 log_alpha.fill_(-4.0)[..., -getattr(shape, SHAPE_FIELDS[axis]) :] = 3.0
         assert module.realised_shape() == shape
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_binarization_opens_what_the_cut_keeps_and_closes_the_rest(tiny_shape, kind):
+    target = aim(kind, tiny_shape)
+    module = L0Module(tiny_shape, AXES, binarization=1.0, init_mean=0.0, init_std=1.0, **target)
+    module.binarization_progress = 1.0
+    module.binarization_loss().backward()
+    cut = module.deterministic_masks()
+    for axis, gates in module.log_alpha.items():
+        # Descent goes against the gradient.
+        assert torch.equal(gates.grad < 0, getattr(cut, axis) == 1)
+        assert (gates.grad != 0).all()

@@ -149,3 +149,23 @@ def test_batches_and_padding_do_not_matter_and_the_model_is_left_as_it_was(backb
     with pytest.raises(ValueError, match=r"there is no text to measure activations on\. To fix"):
         activation_importance(backbone, [])
     assert not any(module._forward_hooks for module in backbone.modules())
+
+
+def test_planted_useless_structures_are_the_ones_that_go(backbone, batch, one_less_shape):
+    with torch.no_grad():
+        first, third = backbone.encoder.layer[1], backbone.encoder.layer[2]
+        rows = head_rows([2], 8)
+        first.attention.self.value.weight[rows] = 0.0
+        first.attention.self.value.bias[rows] = 0.0
+        first.intermediate.dense.weight[17] = 0.0
+        first.intermediate.dense.bias[17] = 0.0
+        # A layer that only normalises what is normalised already.
+        for output in (third.attention.output, third.output):
+            output.dense.weight.zero_()
+            output.dense.bias.zero_()
+            output.LayerNorm.weight.fill_(1.0)
+            output.LayerNorm.bias.zero_()
+    masks = masks_of_importance(activation_importance(backbone, [given(batch)]), one_less_shape)
+    assert masks.head[1].tolist() == [1, 1, 0, 1]
+    assert masks.intermediate[1].argmin() == 17
+    assert masks.layer.tolist() == [1, 1, 0, 1]
