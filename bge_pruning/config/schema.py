@@ -165,6 +165,8 @@ class DataConfig:
     # Given or mined negatives per query, in addition to the other passages of the batch.
     negatives: int = key(0, bound="0 or more")
     on_bad_row: str = key("error", choices=("error", "skip"))  # skip: count and report it
+    # A query or pair to evaluate whose texts are trained on: refuse it, or count it and go on.
+    on_trained_eval: str = key("error", choices=("error", "warn"))
     group_by_length: bool = True  # batches of texts of similar length: less padding
     adapt_weights_interval: Optional[str] = key(None, units=SHARES)  # null: the weights stay
     adapt_batches: int = key(4, bound="above 0")  # of each source, on which its loss is measured

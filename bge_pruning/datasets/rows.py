@@ -84,12 +84,14 @@ class RowTable:
 class BadRows:
     """Policy for invalid rows: stop at the first, or skip and count them.
 
-    ``examples`` say what was wrong with the first ones; each message names file and line.
+    ``examples`` say what was wrong with the first ones; each message names file and line. ``notes``
+    say what else of the data a reader should know; it stops nothing.
     """
 
     skip: bool = False
     count: int = 0
     examples: list[str] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
 
     @contextmanager
     def guard(self) -> Iterator[None]:
@@ -110,7 +112,9 @@ class BadRows:
         return None
 
     def report(self, name: str) -> None:
-        """Log the rows that were skipped."""
+        """Log the rows that were skipped, and the notes."""
+        for note in self.notes:
+            log.warning("%s: %s", name, note)
         if self.count:
             shown = "".join(f"\n  {example}" for example in self.examples)
             more = self.count - len(self.examples)

@@ -23,6 +23,7 @@ import numpy as np
 from bge_pruning.datasets.embedding_dataset import TokenizedTexts, build_tokenizer, tokenize
 from bge_pruning.datasets.rows import BadRows, Row, RowTable
 from bge_pruning.datasets.teacher_vectors import compute_digest
+from bge_pruning.datasets.text_files import text_key
 from bge_pruning.utils.files import atomic_folder, lock_of
 from bge_pruning.utils.json_records import Count, Flag, Record, Text, read_record
 
@@ -32,17 +33,19 @@ ReadRows = Callable[[BadRows], Iterable[Row]]
 
 RECORD = "corpus.json"
 IDS = "ids.int32"  # raw, since its length is known only at the end
-ARRAYS = ("text_starts", "texts", "starts", "positives", "scores")
+ROW_ARRAYS = ("texts", "starts", "positives", "scores")
+ARRAYS = ("text_starts", "text_keys", *ROW_ARRAYS)
 # Texts that are tokenised together.
 CHUNK = 8192
 # Raised when the layout of the folder or the meaning of a row changes.
-FORMAT = 2
+FORMAT = 3
 
 
 class _BadRecord(Record):
     skip: Flag
     count: Count
     examples: list[Text]
+    notes: list[Text]
 
 
 class _CorpusRecord(Record):
@@ -54,11 +57,16 @@ class _CorpusRecord(Record):
 
 @dataclass(frozen=True)
 class TextCorpus:
-    """A source, tokenised."""
+    """A source, tokenised.
+
+    Attributes:
+        keys: :func:`bge_pruning.datasets.text_files.text_key` of each text, ``(texts,)``.
+    """
 
     texts: TokenizedTexts
     rows: RowTable
     bad: BadRows
+    keys: np.ndarray
 
 
 def corpus_key(*parts: object) -> str:
@@ -95,16 +103,18 @@ def write_corpus(
     if not len(rows):
         raise ValueError(f"{name}: holds no rows. To fix, choose another file.")
     tokenizer = build_tokenizer(tokenizer_json, max_length)
-    lengths, truncated = array("i"), 0
+    lengths, keys, truncated = array("i"), array("Q"), 0
     with (folder / IDS).open("wb") as file:
         for texts in _chunks(_different_texts(read(BadRows(skip)), rows)):
             tokens = tokenize(texts, tokenizer)
             file.write(tokens.ids.tobytes())
             lengths.extend(tokens.lengths.tolist())
+            keys.extend(map(text_key, texts))
             truncated += tokens.truncated
     arrays = {
         "text_starts": _starts(np.array(lengths, np.int64)),
-        **{name: getattr(rows, name) for name in ARRAYS[1:]},
+        "text_keys": np.array(keys, np.uint64),
+        **{name: getattr(rows, name) for name in ROW_ARRAYS},
     }
     for key, values in arrays.items():
         np.save(folder / f"{key}.npy", values)
@@ -136,9 +146,10 @@ def load_corpus(folder: Path) -> TextCorpus:
             key: np.load(folder / f"{key}.npy", mmap_mode="r", allow_pickle=False) for key in ARRAYS
         }
         ids = np.memmap(folder / IDS, dtype=np.int32, mode="r")
-        rows = RowTable(*(arrays[key] for key in ARRAYS[1:]))
+        rows = RowTable(*(arrays[key] for key in ROW_ARRAYS))
         texts = TokenizedTexts(ids, arrays["text_starts"], record.truncated)
-        return TextCorpus(texts, rows, BadRows(**record.bad.as_dict()))
+        bad = BadRows(**record.bad.as_dict())
+        return TextCorpus(texts, rows, bad, arrays["text_keys"])
     except (OSError, EOFError, LookupError, TypeError, ValueError, BadZipFile) as error:
         raise ValueError(
             f"{folder}: damaged or not complete ({error}). To fix, delete the folder; it is made "

@@ -109,6 +109,12 @@ def parse_row(content: str, where: str, keys: Sequence[str]) -> dict[str, Any]:
     return row
 
 
+def text_key(text: str) -> int:
+    """64 bits by which a text is known, whatever its case and its spaces are."""
+    same = " ".join(text.split()).casefold().encode("utf-8")
+    return int.from_bytes(hashlib.blake2b(same, digest_size=8).digest(), "little")
+
+
 def check_text(value: Any, what: str) -> str:
     """Check that a value is a text that a model can read: not empty, and valid Unicode."""
     if not isinstance(value, str) or not value.strip():

@@ -43,21 +43,16 @@ def build_corpus(source: SourceConfig, config: Config, base: BaseModel) -> TextC
     max_length = min(config.model.max_length, base.max_seq_length)
     skip = config.data.on_bad_row == "skip"
     tokenizer_json = base.tokenizer_files["tokenizer.json"]
-    read, content = _reader(source)
+    read, content = source_reader(source)
     settings = (source.kind, sorted(source.columns.items()), list(source.score_range))
     mining = source.is_collection and source.mined_negatives > 0
     tokenizer = hashlib.sha256(tokenizer_json).hexdigest()
     key = corpus_key(content, settings, skip, mining, max_length, tokenizer)
     folder = Path(config.data.processed_folder) / f"rows-{key}"
-    corpus = cached_corpus(folder, source.name, read, tokenizer_json, max_length, skip)
-    corpus.bad.report(source.name)
-    if corpus.texts.truncated:
-        counts = (corpus.texts.truncated, len(corpus.texts), max_length)
-        log.info("%s: %d of %d texts cut at %d tokens", source.name, *counts)
-    return corpus
+    return cached_corpus(folder, source.name, read, tokenizer_json, max_length, skip)
 
 
-def _reader(source: SourceConfig) -> tuple[ReadRows, object]:
+def source_reader(source: SourceConfig) -> tuple[ReadRows, object]:
     """The function that reads the rows of a source, and the fingerprint of its content."""
     if source.is_collection:
         return _collection_reader(source)
@@ -114,7 +109,12 @@ def build_source(
         ValueError: If a row is invalid.
     """
     corpus = build_corpus(source, config, base)
+    corpus.bad.report(source.name)
     rows, texts = corpus.rows, corpus.texts
+    if texts.truncated:
+        limit = min(config.model.max_length, base.max_seq_length)
+        counts = (texts.truncated, len(texts), limit)
+        log.info("%s: %d of %d texts cut at %d tokens", source.name, *counts)
     if source.replaced_tokens:
         ids = set(read_vocabulary(base.tokenizer_files).values())
         candidates = np.array(sorted(ids - read_special_ids(base.tokenizer_files)))

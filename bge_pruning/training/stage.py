@@ -26,6 +26,7 @@ from bge_pruning.model_io.teacher_folder import Teacher
 from bge_pruning.models.composer_bge_m3 import ComposerBGEM3
 from bge_pruning.training import builders, data_builders
 from bge_pruning.training.calibration import order_gates, refit
+from bge_pruning.training.held_out import check_held_out
 from bge_pruning.training.plan import Plan, build_plan, render_memory, render_plan
 from bge_pruning.training.rank_watch import RankWatch, rank_zero_first
 from bge_pruning.training.run_record import record_start
@@ -127,6 +128,7 @@ def load_inputs(stage: Stage) -> Inputs:
     # Before the teacher embeds the training texts, which may take long.
     evaluators = data_builders.build_evaluators(config, base)
     collections = data_builders.build_collections(config, base)
+    check_held_out(config, base, collections)
     loader = data_builders.build_train_loader(config, base, teacher)
     # The plan had to assume that all texts are as long as allowed; now their lengths are known.
     widest = loader.dataloader.batch_sampler.widest_batch(config.device_train_microbatch_size)

@@ -91,6 +91,7 @@ def export_family(
     options = stages.export_options(config)
     tasks = find_tasks(judged_by.sts, judged_by.retrieval, judged_by.split)
     dist.initialize_dist(get_device(config.device))
+    stages.check_tasks(config, recovery, tasks)
     pruned = train(config) if run is None else run
     members = choose_members(pruned, densities, stages.keeps_best(config) and run is None)
     family = family_folder(config)

@@ -59,6 +59,7 @@ def run_pipeline(
     dist.initialize_dist(get_device(config.device))
     _check(config, recovery)
     stages.check_modes(config, judged_by.modes)
+    stages.check_tasks(config, recovery, tasks)
     options = stages.export_options(config)
     # All ranks have looked before the first one changes anything.
     stages.on_rank_zero(lambda: _check_vocabulary(config, options))

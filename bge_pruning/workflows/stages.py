@@ -22,6 +22,8 @@ from bge_pruning.export.model_card import write_model_card
 from bge_pruning.model_io.hub import fetch_model_folder
 from bge_pruning.model_io.pretrained import read_shape
 from bge_pruning.models.encoder_shape import EncoderShape
+from bge_pruning.training.builders import build_base_model
+from bge_pruning.training.held_out import check_held_out
 from bge_pruning.utils.environment import torch_device
 from bge_pruning.utils.records import EvaluationRecord
 from bge_pruning.workflows.baselines import cut_baseline
@@ -115,6 +117,17 @@ def check_modes(config: Config, modes: Sequence[str]) -> None:
         OSError: If the model cannot be loaded.
     """
     search.check_modes(modes, _outputs(config), config.model.base_model)
+
+
+def check_tasks(config: Config, recovery: Config, tasks: Sequence[Task]) -> None:
+    """Refuse, or warn of, what the finished model is judged by and was trained on.
+
+    Raises:
+        ConfigError: See :func:`bge_pruning.training.held_out.check_held_out`.
+    """
+    base = build_base_model(config)
+    for part in [config] if recovery.data == config.data else [config, recovery]:
+        check_held_out(part, base, {task.name: task for task in tasks}, pairs=False)
 
 
 def export_options(config: Config) -> extract.ExtractOptions:

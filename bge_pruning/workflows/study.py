@@ -12,7 +12,7 @@ from typing import Any
 
 from bge_pruning.config.command_checks import check_cells
 from bge_pruning.config.load import Config, ConfigError, pruned_model_folder
-from bge_pruning.config.schema import L0
+from bge_pruning.config.schema import L0, DataConfig
 from bge_pruning.evaluation.encoders import count_parameters, load_encoder, untrained_encoder
 from bge_pruning.evaluation.floors import WordEmbeddings
 from bge_pruning.evaluation.scoring import score_tasks
@@ -38,7 +38,7 @@ from bge_pruning.utils.files import lock_of, refuse_unwritable_folders, write_js
 from bge_pruning.utils.json_records import Record, Text, read_record
 from bge_pruning.utils.records import Parameters, PruningRecord
 from bge_pruning.workflows.baselines import plan_baseline
-from bge_pruning.workflows.stages import check_modes, prune, recover
+from bge_pruning.workflows.stages import check_modes, check_tasks, prune, recover
 from bge_pruning.workflows.study_file import (
     Cell,
     Study,
@@ -79,8 +79,9 @@ def run_study(study: Study, only: Sequence[str] = (), overwrite: bool = False) -
             if is_ours:
                 _remove_runs(study, cell)  # it may have been stopped just before
     if todo:
-        _check(study, todo)
+        configs = _check(study, todo)
         tasks = find_study_tasks(study)
+        _check_tasks(configs, tasks)
         reference = _find_reference(study, cell_config(study, todo[0], "prune"), tasks)
     for number, cell in enumerate(todo, 1):
         with lock_of(study.runs / cell.name, wait=False) as is_ours:
@@ -97,8 +98,8 @@ def run_study(study: Study, only: Sequence[str] = (), overwrite: bool = False) -
     return [path for cell in cells if (path := cell_file(study, cell)).is_file()]
 
 
-def _check(study: Study, cells: Sequence[Cell]) -> None:
-    """Refuse now what one of the cells would refuse hours later."""
+def _check(study: Study, cells: Sequence[Cell]) -> list[tuple[Config, Config]]:
+    """Refuse now what one of the cells would refuse hours later; returns their configurations."""
     refuse_unwritable_folders({"results_folder": study.results, "run_folder": study.runs})
     firsts: dict[tuple[str, str], Cell] = {}
     for cell in cells:
@@ -111,6 +112,16 @@ def _check(study: Study, cells: Sequence[Cell]) -> None:
     for _, config, _ in stages:
         check_run(config) if config.method == L0 else plan_baseline(config)
         check_modes(config, study.modes)
+    return [(config, recovery) for _, config, recovery in stages]
+
+
+def _check_tasks(configs: Sequence[tuple[Config, Config]], tasks: Sequence[Task]) -> None:
+    """Refuse, or warn of, what the models are judged by and trained on; once for all of one data."""
+    seen: list[tuple[DataConfig, DataConfig]] = []
+    for config, recovery in configs:
+        if (data := (config.data, recovery.data)) not in seen:
+            seen.append(data)
+            check_tasks(config, recovery, tasks)
 
 
 def find_study_tasks(study: Study) -> list[Task]:

@@ -36,6 +36,7 @@ data:
     - {{name: train, kind: sts, path: {csv}}}
   eval:
     - {{name: dev, kind: sts, path: {csv}}}
+  on_trained_eval: warn
 loss: {{sts_regression: 1.0, distillation_alignment: 1.0, distillation_similarity: 1.0}}
 optimizer: {{lr: 1.0e-3}}
 scheduler: {{t_warmup: 1ba}}

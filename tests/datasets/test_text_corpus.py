@@ -111,7 +111,7 @@ def test_skipped_rows_are_remembered(tmp_path, tokenizer_json):
         assert len(corpus.rows) == 3
     record = json.loads((tmp_path / "c" / "corpus.json").read_text())
     assert record["source"] == "mine"
-    assert record["bad"] == {"skip": True, "count": 1, "examples": ["x:2: wrong"]}
+    assert record["bad"] == {"skip": True, "count": 1, "examples": ["x:2: wrong"], "notes": []}
 
 
 @pytest.mark.parametrize("name", ["ids.int32", "texts.npy", "starts.npy", "corpus.json"])

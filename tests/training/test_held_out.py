@@ -1,0 +1,104 @@
+"""What is evaluated on and trained on too: counted, named, refused unless the key allows it."""
+
+import json
+import logging
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from bge_pruning.config.load import Config, ConfigError
+from bge_pruning.evaluation.tasks import find_tasks
+from bge_pruning.training import held_out
+from bge_pruning.training.builders import build_base_model
+from bge_pruning.training.data_builders import build_collections
+from bge_pruning.training.held_out import check_held_out, find_keys
+
+PAIRS = "the man,a dog,1\nA  Cat,a red book,2\na horse,the park,3\n"
+QUERIES = {"q1": "the man", "q2": "a  Woman reads", "q3": "a child"}
+
+
+@pytest.fixture
+def files(tmp_path) -> Path:
+    """Three pairs and three queries to evaluate."""
+    (tmp_path / "dev.csv").write_text(PAIRS)
+    folder = tmp_path / "docs"
+    (folder / "qrels").mkdir(parents=True)
+    (folder / "corpus.jsonl").write_text('{"_id": "d", "text": "a dog eats"}\n')
+    lines = [json.dumps({"_id": name, "text": text}) for name, text in QUERIES.items()]
+    (folder / "queries.jsonl").write_text("\n".join(lines))
+    (folder / "qrels" / "test.tsv").write_text("".join(f"{name}\td\t1\n" for name in QUERIES))
+    return tmp_path
+
+
+def train_on(files: Path, name: str, content: str, kind: str) -> str:
+    (files / name).write_text(content)
+    return f"{{name: {name.partition('.')[0]}, kind: {kind}, path: {files / name}}}"
+
+
+def check(config: Config) -> None:
+    base = build_base_model(config)
+    check_held_out(config, base, build_collections(config, base))
+
+
+def evaluated(files: Path) -> str:
+    docs = f"{{name: docs, kind: beir, path: {files / 'docs'}, split: test}}"
+    return f"data.eval=[{{name: dev, kind: sts, path: {files / 'dev.csv'}}}, {docs}]"
+
+
+QUERY = json.dumps({"query": "a woman READS", "pos": ["a song"], "neg": []}) + "\n"
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "kind", "message"),
+    [
+        ("p.csv", "a dog,the man,5\nhere,there,0\n", "sts", "dev: 1 of 3 pairs are trained on too, "
+         "in p, such as 'the man' and 'a dog'; docs: 1 of 3 queries are trained on too, in p, such "
+         "as 'the man'"),
+        ("t.txt", "a red book\na horse\na cat\n", "sentences", "dev: 1 of 3 pairs are trained on "
+         "too, in t, such as 'A  Cat' and 'a red book'"),
+        ("c.jsonl", QUERY, "contrastive", "docs: 1 of 3 queries are trained on too, in c, such as "
+         "'a  Woman reads'"),
+    ],
+)  # fmt: skip
+def test_what_is_trained_on_is_refused_or_named(
+    name, content, kind, message, files, configure, caplog
+):
+    train = f"data.train=[{train_on(files, name, content, kind)}]"
+    with pytest.raises(ConfigError) as caught:
+        check(configure(train, evaluated(files), "data.on_trained_eval=error"))
+    fix = "To fix, leave them out of the training data or out of what is evaluated, or set "
+    assert str(caught.value) == (
+        f"{message}. A score there tells what the model remembers. {fix}data.on_trained_eval=warn."
+    )
+    with caplog.at_level(logging.WARNING):
+        check(configure(train, evaluated(files), "data.on_trained_eval=warn"))
+    assert [record.message for record in caplog.records] == message.split("; ")
+
+
+def test_what_is_not_refused(files, configure):
+    """A pair of which one sentence is trained on, or a passage; the texts of two sources count."""
+    one = train_on(files, "t.txt", "a dog\na dog eats\na horse\n", "sentences")
+    check(configure(f"data.train=[{one}]", evaluated(files), "data.on_trained_eval=error"))
+    other = train_on(files, "u.txt", "the man\n", "sentences")
+    both = configure(f"data.train=[{one}, {other}]", evaluated(files), "data.on_trained_eval=error")
+    with pytest.raises(ConfigError, match="dev: 1 of 3 pairs are trained on too, in t, u, such as"):
+        check(both)
+
+
+def test_tasks_that_a_finished_model_is_judged_by(files, configure):
+    train = train_on(files, "t.txt", "the man\na dog\n", "sentences")
+    config = configure(f"data.train=[{train}]", "data.eval=[]", "data.on_trained_eval=error")
+    tasks = {t.name: t for t in find_tasks([str(files / "dev.csv")], [str(files / "docs")])}
+    with pytest.raises(ConfigError, match="dev: 1 of 3 pairs .*; docs: 1 of 3 queries .*'the man'"):
+        check_held_out(config, build_base_model(config), tasks)
+
+
+def test_large_caches_are_read_piece_by_piece(monkeypatch):
+    keys = np.arange(0, 1000, 3, dtype=np.uint64)
+    wanted = np.array([[0, 999], [4, 6], [2**64 - 1, 500]], np.uint64)
+    expected = [[True, True], [False, True], [False, False]]
+    for chunk in (1, 7, 5000):
+        monkeypatch.setattr(held_out, "CHUNK", chunk)
+        assert find_keys(wanted, keys).tolist() == expected
+    assert not find_keys(wanted, keys[:0]).any()
