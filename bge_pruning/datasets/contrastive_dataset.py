@@ -104,16 +104,22 @@ def sample_example(
     return example, np.asarray(rows.scores[chosen])
 
 
-def known_positives(rows: RowTable) -> tuple[np.ndarray, np.ndarray]:
+def known_positives(rows: RowTable, own: RowTable | None = None) -> tuple[np.ndarray, np.ndarray]:
     """All positives of each row's query, over every row that has the same query.
 
     None of them may serve as a negative of the query. Returns the positives of all queries, one
     query after the other, and where those of each row's query begin and end, shape ``(n, 2)``.
+
+    Args:
+        own: Rows of a query and the passage that is the query itself, which counts as a positive.
     """
-    queries = np.repeat(rows.first, rows.positives)
+    queries, passages = np.repeat(rows.first, rows.positives), rows.texts[rows.roles == 1]
+    if own is not None:
+        queries = np.concatenate([queries, own.first])
+        passages = np.concatenate([passages, own.texts[own.roles > 0]])
     # One number a pair: unique over whole rows of an array is slower by far.
-    base = int(rows.texts.max(initial=0)) + 1
-    pairs = np.unique(queries * base + rows.texts[rows.roles == 1])
+    base = int(max(rows.texts.max(initial=0), passages.max(initial=0))) + 1
+    pairs = np.unique(queries * base + passages)
     bounds = [np.searchsorted(pairs, (rows.first + end) * base) for end in (0, 1)]
     return pairs % base, np.stack(bounds, axis=1)
 
@@ -140,6 +146,7 @@ class ContrastiveDataset(Dataset):
     Args:
         negatives: Given negatives per query; every row must have at least one if it is not 0.
         scored: Give the scores of the passages too; every row must have them.
+        own: See :func:`known_positives`.
     """
 
     def __init__(
@@ -150,6 +157,7 @@ class ContrastiveDataset(Dataset):
         seed: int,
         scored: bool = False,
         teacher: Mapping[str, np.ndarray] | None = None,
+        own: RowTable | None = None,
     ) -> None:
         without = int((np.diff(rows.starts) == 1 + rows.positives).sum())
         if negatives and without:
@@ -170,7 +178,7 @@ class ContrastiveDataset(Dataset):
         self.seed = seed
         self.scored = scored
         self.teacher = dict(teacher or {})
-        self.known, self.known_bounds = known_positives(rows)
+        self.known, self.known_bounds = known_positives(rows, own)
 
     def __len__(self) -> int:
         return len(self.rows)

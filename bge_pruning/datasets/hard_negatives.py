@@ -36,6 +36,7 @@ def mine_negatives(
     margin: float = 0.95,
     chunk: int = 4096,
     device: torch.device | str = "cpu",
+    barred: tuple[np.ndarray, np.ndarray] | None = None,
 ) -> np.ndarray:
     """Find the hard negatives of each query.
 
@@ -54,6 +55,7 @@ def mine_negatives(
             end among them, shape ``(q, 2)``, as
             :func:`bge_pruning.datasets.contrastive_dataset.known_positives` gives them.
         margin: Highest score of a negative, as a share of the best positive's.
+        barred: Passages that are no negatives, as ``known``; default: those that are known.
 
     Returns:
         Passage indices, most similar first, int64, shape ``(q, count)``; -1 where there are fewer.
@@ -66,13 +68,14 @@ def mine_negatives(
             f"query vectors have {query_vectors.shape[1]} dimensions, passage vectors "
             f"{passage_vectors.shape[1]}. To fix, embed both with the same model."
         )
-    values, bounds = known
+    barred = known if barred is None else barred
     negatives = np.full((len(query_vectors), count), -1, np.int64)
     for start in range(0, len(query_vectors), chunk):
         rows = slice(start, start + chunk)
         queries = _to_tensor(query_vectors[rows], "query", device)
-        pairs = _known_pairs(values, bounds[rows])
+        pairs = _known_pairs(known[0], known[1][rows])
         highest = _highest_scores(queries, passage_vectors, pairs, margin)
+        pairs = _known_pairs(barred[0], barred[1][rows])
         scores, found = _nearest(queries, passage_vectors, pairs, highest, count, chunk)
         found = torch.where(scores > -torch.inf, found, -1)
         negatives[rows, : found.shape[1]] = found.cpu().numpy()

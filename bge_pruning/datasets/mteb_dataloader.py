@@ -2,19 +2,19 @@
 
 A collection is a folder in BEIR layout, with ``corpus.jsonl`` (``_id``, ``title``, ``text``),
 ``queries.jsonl`` (``_id``, ``text``) and ``qrels/<split>.tsv`` (header, then query id, corpus id,
-score), or a task that ``mteb`` knows by name. A passage judged above 0 is a positive of its query,
-any other judged one a given negative. A passage reads as BEIR and mteb embed it: title, space,
-text.
+score), each perhaps with ``.gz``, or a task that ``mteb`` knows by name. A passage judged above 0
+is a positive of its query, any other judged one a given negative. A passage reads as BEIR and mteb
+embed it: title, space, text.
 """
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Container, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from bge_pruning.datasets.mteb_tasks import find_task, load_split, random_state_kept
+from bge_pruning.datasets.mteb_tasks import data_of, find_task, load_split, random_state_kept
 from bge_pruning.datasets.rows import BadRows, Row
 from bge_pruning.datasets.text_files import check_text, parse_row, read_lines
 
@@ -33,25 +33,33 @@ def read_beir(
 ) -> Iterator[Row]:
     """Read a folder in BEIR layout: a row for each query with a positive, as they are judged.
 
-    Wrong lines, unknown ids, and queries whose positives are all among those are ``bad``. A query
-    that was judged to have no positive is not wrong.
+    A row without positives holds a query and the passage that is the query itself. Wrong lines are
+    ``bad``; judgements of unknown ids are noted there, see :func:`note_unknown`.
 
     Raises:
-        ValueError: If a line is wrong or an id is unknown; the message names file and line. If a
-            file holds no rows, or no query a positive.
+        ValueError: If a line is wrong; the message names file and line. If a file holds no rows, or
+            no query a positive.
     """
-    folder, bad = Path(folder), bad or BadRows()
-    qrels = folder / "qrels" / f"{split}.tsv"
-    judged = read_qrels(qrels, bad)
-    queries = json_records(folder / "queries.jsonl", bad)
-    corpus = json_records(folder / "corpus.jsonl", bad)
-    yield from _judged_rows(judged, queries, corpus, str(qrels), bad)
+    bad = bad or BadRows()
+    corpus, queries, qrels = collection_files(folder, split)
+    texts = (json_records(path, bad) for path in (queries, corpus))
+    yield from _judged_rows(read_qrels(qrels, bad), *texts, str(qrels), bad)
 
 
 def read_corpus(folder: str | Path, bad: BadRows | None = None) -> Iterator[Row]:
     """Read all passages of a folder in BEIR layout, judged or not."""
     bad = bad or BadRows()
-    yield from _passage_rows(json_records(Path(folder) / "corpus.jsonl", bad), bad)
+    yield from _passage_rows(json_records(collection_files(folder, "")[0], bad), bad)
+
+
+def collection_files(folder: str | Path, split: str) -> tuple[Path, Path, Path]:
+    """Corpus, queries and judgements of a folder in BEIR layout; each may be ``.gz``."""
+    names = ("corpus.jsonl", "queries.jsonl", f"qrels/{split}.tsv")
+    plain = [Path(folder) / name for name in names]
+    packed = [path.with_name(f"{path.name}.gz") for path in plain]
+    both = zip(plain, packed, strict=True)
+    corpus, queries, qrels = (b if b.exists() and not a.exists() else a for a, b in both)
+    return corpus, queries, qrels
 
 
 def read_mteb(
@@ -66,7 +74,8 @@ def read_mteb(
             wrong, or no query has a positive.
     """
     bad = bad or BadRows()
-    place, data = load_split(task_name, split, subset)
+    place, task = load_split(task_name, split, subset)
+    data = data_of(task, split)
     queries, relevant = data["queries"], data["relevant_docs"]
     # mteb groups the judgements by query in an order that changes from run to run.
     order = {str(name): position for position, name in enumerate(queries["id"])}
@@ -76,15 +85,16 @@ def read_mteb(
         for query in found
     }
     records = (_dataset_records(data[name], f"{place}: {name}") for name in ("queries", "corpus"))
-    yield from _judged_rows(judged, *records, place, bad)
+    yield from _judged_rows(judged, *records, place, bad, task.ignore_identical_ids)
 
 
 def read_mteb_corpus(
     task_name: str, split: str = "train", subset: str | None = None, bad: BadRows | None = None
 ) -> Iterator[Row]:
     """Read all passages of an mteb task, judged or not."""
-    place, data = load_split(task_name, split, subset)
-    yield from _passage_rows(_dataset_records(data["corpus"], f"{place}: corpus"), bad or BadRows())
+    place, task = load_split(task_name, split, subset)
+    corpus = data_of(task, split)["corpus"]
+    yield from _passage_rows(_dataset_records(corpus, f"{place}: corpus"), bad or BadRows())
 
 
 def mteb_fingerprint(task_name: str, split: str = "train", subset: str | None = None) -> str:
@@ -203,55 +213,96 @@ def _passage_rows(records: Iterable[Record], bad: BadRows) -> Iterator[Row]:
 
 
 def _judged_rows(
-    judged: Judged, queries: Iterable[Record], corpus: Iterable[Record], place: str, bad: BadRows
+    judged: Judged,
+    queries: Iterable[Record],
+    corpus: Iterable[Record],
+    place: str,
+    bad: BadRows,
+    own: bool | None = None,
 ) -> Iterator[Row]:
-    """A row for each judged query that has a positive, see :func:`read_beir`."""
+    """A row for each judged query that has a positive, see :func:`read_beir`.
+
+    After them comes a row without positives for each query that is a passage too.
+    """
     texts = _read_texts(queries, set(judged), query_text, bad)
-    wanted = {name for pairs in judged.values() for name in pairs}
+    wanted = {name for pairs in judged.values() for name in pairs} | set(judged)
     passages = _read_texts(corpus, wanted, passage_text, bad)
-    rows, without = 0, 0
-    for query, pairs in judged.items():
-        row = bad.attempt(_join, query, pairs, texts, passages, place, bad)
-        if row is not None and row.positives:
+    note_unknown(judged, texts, passages, place, bad)
+    there = {query: pairs for query, pairs in judged.items() if query in texts}
+    rows = 0
+    for query, pairs in there.items():
+        row = _join(texts[query], pairs, passages)
+        if row.positives:
             rows += 1
             yield row
-        elif row is not None:
-            without += 1
-    if without:
-        log.info("%s: %d of %d queries have no positive", place, without, len(judged))
+    if rows < len(there):
+        log.info("%s: %d of %d queries have no positive", place, len(there) - rows, len(there))
     if not rows:
-        raise ValueError(f"{place}: no query has a positive. To fix, choose another split.")
+        raise ValueError(
+            f"{place}: no query has a positive that is there. To fix, choose another split, or use "
+            f"the files of one collection."
+        )
+    if note_own(own, there, texts, passages, place, bad):
+        yield from (Row(texts[name], (passages[name],)) for name in there if name in passages)
 
 
-def _join(
-    query: str,
-    pairs: Mapping[str, tuple[float, int]],
-    texts: Mapping[str, str],
+def _join(text: str, pairs: Mapping[str, tuple[float, int]], passages: Mapping[str, str]) -> Row:
+    """Row of a query: each different text once, of the passages that are there."""
+    scores = {name: score for name, (score, _) in pairs.items() if name in passages}
+    pos = dict.fromkeys(passages[name] for name, score in scores.items() if score > 0)
+    neg = dict.fromkeys(passages[name] for name, score in scores.items() if score <= 0)
+    return Row(text, (*pos, *(other for other in neg if other not in pos)), len(pos))
+
+
+def note_unknown(
+    judged: Judged, queries: Container[str], passages: Container[str], place: str, bad: BadRows
+) -> None:
+    """Note judgements of queries or passages that are not there, which published sets have.
+
+    As in mteb, such a query does not count, and such a passage counts as one that is not found.
+    """
+    total = sum(map(len, judged.values()))
+    for kind, known in (("query", queries), ("corpus", passages)):
+        lost = [
+            (name, line)
+            for query, pairs in judged.items()
+            for passage, (_, line) in pairs.items()
+            if (name := query if kind == "query" else passage) not in known
+        ]
+        if lost:
+            (name, line), file = lost[0], {"query": "queries", "corpus": "corpus"}[kind]
+            at = f" in line {line}" if line else ""
+            bad.notes.append(
+                f"{place}: {len(lost):,} of {total:,} judgements have a {kind}-id that is not in "
+                f"the {file}, such as '{name}'{at}"
+            )
+
+
+def note_own(
+    own: bool | None,
+    judged: Judged,
+    queries: Mapping[str, str],
     passages: Mapping[str, str],
     place: str,
     bad: BadRows,
-) -> Row:
-    """Row of a query, without the judgements of passages that are not there."""
-    lines = {name: f"{place}:{line}" if line else place for name, (_, line) in pairs.items()}
-    where = next(iter(lines.values()), place)
-    text = _look_up(texts, query, f"{where}: query-id", "queries")
-    pos, neg = [], []
-    for name, (score, _) in pairs.items():
-        with bad.guard():
-            passage = _look_up(passages, name, f"{lines[name]}: corpus-id", "corpus")
-            (pos if score > 0 else neg).append(passage)
-    if not pos and any(score > 0 for score, _ in pairs.values()):
-        raise ValueError(
-            f"{where}: query-id '{query}' has no positive left. To fix, correct the lines of its "
-            f"positives."
-        )
-    return Row(text, (*pos, *neg), len(pos))
+) -> bool:
+    """Find out, and note, whether a passage of a query's id is the query itself.
 
+    In ArguAna and Quora it is; mteb ignores it, by a mark of the task. In a folder, which has no
+    mark, it is if most such passages hold the text of the query and none of them is judged relevant
+    to it: numbers may be ids of both by chance.
 
-def _look_up(texts: Mapping[str, str], name: str, what: str, table: str) -> str:
-    if name not in texts:
-        raise ValueError(
-            f"{what} '{name}' is not in the {table}. To fix, use the files of one collection, or "
-            f"remove the judgement."
+    Args:
+        own: The mark, ``None`` if there is none.
+    """
+    both = [name for name in judged if name in queries and name in passages]
+    if own is None:
+        hold = sum(queries[name] in passages[name] for name in both)
+        relevant = any(judged[name].get(name, (0, 0))[0] > 0 for name in both)
+        own = not relevant and 2 * hold > len(both)
+    if own and both:
+        bad.notes.append(
+            f"{place}: {len(both):,} of {len(judged):,} queries are passages too, of the same id, "
+            f"which are neither found nor a negative of theirs, as in mteb"
         )
-    return texts[name]
+    return own

@@ -5,7 +5,7 @@ from __future__ import annotations
 import difflib
 import logging
 import random
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -126,16 +126,14 @@ def _listed(names: list[str]) -> str:
 
 def load_split(
     task_name: str, split: str, subset: str | None, training: bool = True
-) -> tuple[str, Mapping[str, Any]]:
+) -> tuple[str, Any]:
     """Load a split of a task as mteb evaluates it; from its cache if it was loaded before.
 
     Args:
         training: Whether it is trained on: a split that mteb evaluates is then worth a warning.
 
     Returns:
-        Its name for messages, and ``queries`` and ``corpus`` as data sets with the columns ``id``,
-        ``text`` and perhaps ``title`` or ``instruction``, and ``relevant_docs``, the scores of
-        passages by query, all by id; and ``top_ranked`` of a task that reranks.
+        Its name for messages, and the task, for :func:`data_of`.
 
     Raises:
         FileNotFoundError: If mteb cannot load the data.
@@ -153,11 +151,22 @@ def load_split(
             )
         with _explain_failures(task, split, subset):
             task.load_data()
-            task.convert_v1_dataset_format_to_v2(num_proc=None)
-            data = task.dataset[subset][split]
+            data_of(task, split)
     if training and split in task.metadata.eval_splits:
         log.warning("mteb evaluates %s on split '%s', which is trained on here", task_name, split)
-    return " ".join(["mteb", task_name, *([subset] if subset != "default" else []), split]), data
+    return " ".join(["mteb", task_name, *([subset] if subset != "default" else []), split]), task
+
+
+def data_of(task: Any, split: str) -> Any:
+    """Data of a task that is set to one subset.
+
+    They are ``queries`` and ``corpus`` as data sets with the columns ``id``, ``text`` and perhaps
+    ``title`` or ``instruction``, and ``relevant_docs``, the scores of passages by query, all by id;
+    and ``top_ranked`` of a task that reranks.
+    """
+    task.convert_v1_dataset_format_to_v2(num_proc=None)
+    (subset,) = task.hf_subsets
+    return task.dataset[subset][split]
 
 
 def _list_splits(task: Any, subset: str) -> list[str]:

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from bge_pruning.datasets import mteb_dataloader
-from bge_pruning.datasets.mteb_tasks import load_split
 from bge_pruning.datasets.rows import BadRows
 
 # trec_eval, which mteb calls, takes memory and minutes in proportion to the largest score.
@@ -19,96 +18,115 @@ LARGEST = 1_000_000
 class RetrievalCollection:
     """A collection: passages with ``id``, ``title`` and ``text``, and the judged queries likewise.
 
-    A query may have an ``instruction``. ``relevant`` holds the scores by query and passage.
+    A query may have an ``instruction``. ``relevant`` holds the scores by query and passage, also of
+    passages that are not there; ``own`` says that a passage of a query's id is the query itself.
     """
 
     corpus: list[dict[str, str]]
     queries: list[dict[str, str]]
     relevant: dict[str, dict[str, int]]
+    own: bool
 
 
 def read_collection(folder: str | Path, split: str = "test") -> RetrievalCollection:
     """Read a collection, judged by ``qrels/<split>.tsv``.
 
+    Judgements of what is not there, passages that are queries too, and lines that repeat another
+    are counted in a warning, see :func:`bge_pruning.datasets.mteb_dataloader.note_unknown`.
+
     Raises:
-        ValueError: If a line is wrong, an id is there twice or unknown, or nothing is judged
+        ValueError: If a line is wrong, an id has two texts, or nothing that is there is judged
             relevant; the message names file and line.
     """
-    folder, bad = Path(folder), BadRows()
-    qrels = folder / "qrels" / f"{split}.tsv"
+    bad = BadRows()
+    *files, qrels = mteb_dataloader.collection_files(folder, split)
     judged = mteb_dataloader.read_qrels(qrels, bad)
-    if not any(score > 0 for pairs in judged.values() for score, _ in pairs.values()):
-        raise ValueError(f"{qrels}: judges no passage relevant. To fix, choose another split.")
     _check_scores(judged, qrels)
-    corpus = _read_texts(folder / "corpus.jsonl", bad)
-    queries = _read_texts(folder / "queries.jsonl", bad)
-    _check_ids(judged, queries, corpus, qrels)
+    corpus, queries = (_read_texts(path, bad) for path in files)
+    mteb_dataloader.note_unknown(judged, queries, corpus, str(qrels), bad)
+    there = {name: pairs for name, pairs in judged.items() if name in queries}
+    relevant = {q: {p: int(score) for p, (score, _) in row.items()} for q, row in there.items()}
+    _check_relevant(relevant, corpus, str(qrels))
+    own = mteb_dataloader.note_own(
+        None, there, _text_of(queries), _text_of(corpus), str(qrels), bad
+    )
+    bad.report("evaluation")
     return RetrievalCollection(
-        list(corpus.values()),
-        [queries[name] for name in judged],
-        {q: {p: int(score) for p, (score, _) in pairs.items()} for q, pairs in judged.items()},
+        list(corpus.values()), [queries[name] for name in there], relevant, own
     )
 
 
-def collection_files(folder: Path, split: str) -> list[Path]:
-    """The files that a split of a collection in BEIR layout consists of."""
-    names = ("corpus.jsonl", "queries.jsonl", f"qrels/{split}.tsv")
-    return [folder / name for name in names]
+def check_mteb_data(place: str, data: Mapping[str, Any], own: bool, texts: bool = True) -> None:
+    """Check the data of a retrieval task that mteb knows by name, and warn as for a folder.
 
-
-def read_mteb_collection(
-    task_name: str, split: str = "test", subset: str | None = None
-) -> RetrievalCollection:
-    """Read a split of a retrieval task that mteb knows by name, from its cache or the hub.
+    Args:
+        own: Whether mteb ignores passages of a query's id.
+        texts: Whether to look at all texts.
 
     Raises:
-        FileNotFoundError: If mteb cannot load the data.
-        ValueError: If there is no such task, split or subset, the task does not search a whole
-            corpus, a text is empty, or nothing is judged relevant.
+        ValueError: If the task does not search a whole corpus, a text is empty, or nothing that is
+            there is judged relevant.
     """
-    place, data = load_split(task_name, split, subset, training=False)
     if data.get("top_ranked"):
         raise ValueError(
             f"{place}: lists the passages that each query may rank, and whole corpora are searched "
             f"here. To fix, choose a task of type Retrieval."
         )
-    relevant = {
-        str(query): {str(passage): int(score) for passage, score in pairs.items()}
-        for query, pairs in data["relevant_docs"].items()
+    bad, relevant = BadRows(), data["relevant_docs"]
+    judged = {
+        str(query): {str(passage): (float(score), 0) for passage, score in pairs.items()}
+        for query, pairs in relevant.items()
     }
-    if not any(score > 0 for pairs in relevant.values() for score in pairs.values()):
-        raise ValueError(f"{place}: judges no passage relevant. To fix, choose another split.")
-    corpus = [
-        _checked(row, mteb_dataloader.passage_text, f"{place}: passage") for row in data["corpus"]
-    ]
-    queries = [
-        _checked(row, mteb_dataloader.query_text, f"{place}: query")
-        for row in data["queries"]
-        if str(row["id"]) in relevant
-    ]
-    known = {row["id"] for row in queries}  # judgements of queries without a text are left out
-    return RetrievalCollection(corpus, queries, {q: relevant[q] for q in relevant if q in known})
+    queries, corpus = (dict.fromkeys(map(str, data[name]["id"]), "") for name in TABLES)
+    mteb_dataloader.note_unknown(judged, queries, corpus, place, bad)
+    _check_relevant({q: pairs for q, pairs in relevant.items() if str(q) in queries}, corpus, place)
+    mteb_dataloader.note_own(own, judged, queries, corpus, place, bad)
+    for name, kind, check in CHECKS if texts else ():
+        for row in data[name]:
+            check(row, f"{place}: {kind} {row['id']}")
+    bad.report("evaluation")
 
 
-def _checked(
-    row: Mapping[str, Any], check: Callable[[Mapping[str, Any], str], str], kind: str
-) -> dict[str, str]:
-    """A row of strings, whose text is there."""
-    check(row, f"{kind} {row['id']}")
-    columns = ("id", "title", "text", "instruction")
-    return {name: str(row[name]) for name in columns if row.get(name) is not None}
+TABLES = ("queries", "corpus")
+CHECKS = (
+    ("queries", "query", mteb_dataloader.query_text),
+    ("corpus", "passage", mteb_dataloader.passage_text),
+)
+
+
+def _text_of(rows: Mapping[str, Mapping[str, str]]) -> dict[str, str]:
+    return {name: row["text"] for name, row in rows.items()}
 
 
 def _read_texts(path: Path, bad: BadRows) -> dict[str, dict[str, str]]:
     texts: dict[str, dict[str, str]] = {}
-    check = mteb_dataloader.passage_text if path.stem == "corpus" else mteb_dataloader.query_text
+    lines: dict[str, str] = {}
+    again, is_corpus = 0, path.name.startswith("corpus")
+    check = mteb_dataloader.passage_text if is_corpus else mteb_dataloader.query_text
     for where, row in mteb_dataloader.json_records(path, bad):
-        name = str(row["_id"])
-        if name in texts:
-            raise ValueError(f"{where}: _id '{name}' is there twice. To fix, remove one line.")
         check(row, where)
-        texts[name] = {"id": name, "title": row.get("title") or "", "text": row["text"]}
+        name, instruction = str(row["_id"]), row.get("instruction")
+        found = {"id": name, "title": row.get("title") or "", "text": row["text"]}
+        found |= {"instruction": instruction} if instruction else {}
+        if texts.setdefault(name, found) != found:
+            raise ValueError(
+                f"{where}: _id '{name}' has another text than at {lines[name]}. To fix, remove one "
+                f"of the lines."
+            )
+        again += lines.setdefault(name, where) != where
+    if again:
+        bad.notes.append(f"{path}: {again:,} lines repeat another one, and count once")
     return texts
+
+
+def _check_relevant(
+    relevant: Mapping[str, Mapping[str, int]], corpus: Mapping[str, Any], place: str
+) -> None:
+    if not any(s > 0 and str(p) in corpus for row in relevant.values() for p, s in row.items()):
+        raise ValueError(
+            f"{place}: judges no passage relevant that is there. To fix, choose another split, or "
+            f"use the files of one collection."
+        )
 
 
 def _check_scores(judged: mteb_dataloader.Judged, qrels: Path) -> None:
@@ -119,14 +137,3 @@ def _check_scores(judged: mteb_dataloader.Judged, qrels: Path) -> None:
                     f"{qrels}:{line}: score {score:g} is not in [-{LARGEST}, {LARGEST}]. To fix, "
                     f"see that the columns are query, passage and how relevant it is."
                 )
-
-
-def _check_ids(judged: mteb_dataloader.Judged, queries: dict, corpus: dict, qrels: Path) -> None:
-    for query, pairs in judged.items():
-        for passage, (_, line) in pairs.items():
-            for kind, name, known in (("query", query, queries), ("corpus", passage, corpus)):
-                if name not in known:
-                    raise ValueError(
-                        f"{qrels}:{line}: {kind}-id '{name}' is not in the {kind} file. To fix, "
-                        f"use the files of one collection."
-                    )

@@ -41,10 +41,17 @@ def check_modes(modes: Sequence[str], names: Sequence[str], model: str) -> None:
 
 @dataclass
 class Collection:
-    """A corpus, embedded once for all modes, with its multi-vectors if they fit."""
+    """A corpus, embedded once for all modes, with its multi-vectors if they fit.
 
-    ids: list[str]
+    Passages of one text share their vectors, so that their scores are equal to the last bit.
+
+    Attributes:
+        texts: Each different text once.
+        ids: The passages of each text.
+    """
+
     texts: list[str]
+    ids: list[list[str]]
     encoded: Encoded
 
 
@@ -66,10 +73,13 @@ class CorpusCache:
     def collection(self, key: object, corpus: Sequence[Mapping[str, Any]]) -> Collection:
         """A corpus, embedded when it is first asked for; an earlier one is dropped."""
         if key not in self._collections:
-            ids = [str(row["id"]) for row in corpus]
+            ids: dict[str, list[str]] = {}
             prompt = _prompt(self.encoder, "document", "passage")
-            texts = [prompt + passage_text(row, f"passage {row['id']}") for row in corpus]
-            self._collections = {key: Collection(ids, texts, self._encode(texts))}
+            for row in corpus:
+                text = prompt + passage_text(row, f"passage {row['id']}")
+                ids.setdefault(text, []).append(str(row["id"]))
+            texts = list(ids)
+            self._collections = {key: Collection(texts, [*ids.values()], self._encode(texts))}
         return self._collections[key]
 
     def queries(self, texts: Sequence[str]) -> Encoded:
@@ -142,7 +152,7 @@ class SearchModel:
         prompt = _prompt(self.corpora.encoder, "query")
         texts = [prompt + query_text(row, f"query {row['id']}") for row in queries]
         encoded = self.corpora.queries(texts)
-        self.texts = len(texts) + len(self._collection.ids)
+        self.texts = len(texts) + len(self._collection.texts)
         self.truncated = encoded.truncated + self._collection.encoded.truncated
         outputs = MODES[self.mode]
         if "colbert" in outputs:
@@ -151,7 +161,7 @@ class SearchModel:
             ranked = first_stage(encoded, self._collection.encoded, outputs, top_k)
         ids = self._collection.ids
         return {
-            name: {ids[i]: float(s) for i, s in zip(*row, strict=True)}
+            name: {passage: float(s) for i, s in zip(*row, strict=True) for passage in ids[i]}
             for name, row in zip(names, zip(*ranked, strict=True), strict=True)
         }
 
@@ -160,7 +170,7 @@ class SearchModel:
     ) -> tuple[np.ndarray, np.ndarray]:
         corpora, collection = self.corpora, self._collection
         first = [name for name in ("dense", "sparse") if OUTPUT_NAMES[name] in corpora.names]
-        depth = min(self.candidates, len(collection.ids))
+        depth = min(self.candidates, len(collection.texts))
         indices, scores = first_stage(encoded, collection.encoded, first, depth)
         if outputs == ("colbert",):
             scores = np.zeros_like(scores)

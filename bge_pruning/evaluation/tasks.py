@@ -8,11 +8,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from bge_pruning.datasets.mteb_tasks import load_tasks, random_state_kept
+from bge_pruning.datasets.mteb_tasks import data_of, load_split, load_tasks, random_state_kept
 from bge_pruning.datasets.retrieval_collection import (
     RetrievalCollection,
+    check_mteb_data,
     read_collection,
-    read_mteb_collection,
 )
 from bge_pruning.datasets.sts_dataloader import read_sts
 
@@ -65,8 +65,7 @@ class Task:
 
     def queries(self) -> list[str]:
         """Texts of the queries of a retrieval task."""
-        self.mteb_task.convert_v1_dataset_format_to_v2(num_proc=None)
-        return list(self.mteb_task.dataset[self.subset][self.split]["queries"]["text"])
+        return list(data_of(self.mteb_task, self.split)["queries"]["text"])
 
 
 def find_tasks(sts: Sequence[str], retrieval: Sequence[str], split: str = "test") -> list[Task]:
@@ -119,6 +118,9 @@ def named_tasks(name: str, kind: str) -> list[Task]:
         words = [task_name, *([part] if part != "default" else [])]
         words += [split] if len(splits) > 1 else []
         tasks.append(Task(":".join(words), kind, mteb_task, split, part))
+        if kind == RETRIEVAL:
+            data, own = data_of(mteb_task, split), mteb_task.ignore_identical_ids
+            check_mteb_data(tasks[-1].name, data, own, texts=False)
     return tasks
 
 
@@ -166,8 +168,16 @@ def beir_task(folder: str | Path, split: str = "test") -> Task:
 
 
 def mteb_task(task_name: str, split: str, subset: str | None = None) -> Task:
-    """Load one split of a retrieval task that mteb knows by name."""
-    return retrieval_task(task_name, read_mteb_collection(task_name, split, subset), split)
+    """Load one split of a retrieval task that mteb knows by name.
+
+    Raises:
+        FileNotFoundError: If mteb cannot load the data.
+        ValueError: If there is no such task, split or subset, or its data are invalid, see
+            :func:`bge_pruning.datasets.retrieval_collection.check_mteb_data`.
+    """
+    place, task = load_split(task_name, split, subset, training=False)
+    check_mteb_data(place, data_of(task, split), task.ignore_identical_ids)
+    return Task(task_name, RETRIEVAL, task, split, *task.hf_subsets)
 
 
 def retrieval_task(name: str, collection: RetrievalCollection, split: str) -> Task:
@@ -179,6 +189,7 @@ def retrieval_task(name: str, collection: RetrievalCollection, split: str) -> Ta
 
         class LocalRetrieval(AbsTaskRetrieval):
             metadata = _metadata(name, "Retrieval", split, "ndcg_at_10")
+            ignore_identical_ids = collection.own
 
             def load_data(self, *arguments: Any, **kwargs: Any) -> None:
                 """Use the collection that has been read."""

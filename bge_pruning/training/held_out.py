@@ -45,7 +45,9 @@ def check_held_out(
     if not items:
         return
     with rank_zero_first():
-        keys = {source.name: build_corpus(source, config, base).keys for source in config.data.train}
+        keys = {
+            source.name: build_corpus(source, config, base).keys for source in config.data.train
+        }
     found = [text for name, rows in items.items() if (text := _describe(name, rows, keys))]
     if found and config.data.on_trained_eval == "error":
         raise ConfigError(

@@ -10,8 +10,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from bge_pruning.config.schema import Config, SourceConfig
-from bge_pruning.datasets.mteb_dataloader import mteb_fingerprint
-from bge_pruning.datasets.retrieval_collection import collection_files
+from bge_pruning.datasets.mteb_dataloader import collection_files, mteb_fingerprint
 from bge_pruning.datasets.tables import Table, fingerprint_table
 from bge_pruning.datasets.text_files import expand_paths, hash_file
 from bge_pruning.model_io.run_checkpoints import list_checkpoints

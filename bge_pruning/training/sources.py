@@ -17,7 +17,6 @@ from bge_pruning.datasets import mteb_dataloader as mteb
 from bge_pruning.datasets.contrastive_dataset import ContrastiveDataset
 from bge_pruning.datasets.embedding_dataset import EmbeddingDataset, TokenizedTexts, replace_tokens
 from bge_pruning.datasets.hard_negatives import cached_negatives, mine_negatives, negatives_key
-from bge_pruning.datasets.retrieval_collection import collection_files
 from bge_pruning.datasets.rows import BadRows, Row, RowTable
 from bge_pruning.datasets.sts_dataloader import read_pairs, read_sentences
 from bge_pruning.datasets.tables import Table, fingerprint_table
@@ -84,7 +83,7 @@ def _collection_reader(source: SourceConfig) -> tuple[ReadRows, object]:
         folder = Path(source.path)
         judged = partial(mteb.read_beir, folder, source.split)
         others = partial(mteb.read_corpus, folder)
-        content = [hash_file(path) for path in collection_files(folder, source.split)]
+        content = [hash_file(path) for path in mteb.collection_files(folder, source.split)]
 
     def rows(bad: BadRows) -> Iterable[Row]:
         yield from judged(bad)
@@ -126,37 +125,54 @@ def build_source(
         scores = (rows.scores.reshape(-1, 2)[:, 1] - low) / (high - low)
         return EmbeddingDataset(texts, rows.texts.reshape(-1, 2), scores.astype(np.float32))
     queries = rows.select(rows.positives > 0)
+    own = rows.select((rows.positives == 0) & (np.diff(rows.starts) > 1))
     if source.mined_negatives:
         key = negatives_key(
             corpus.texts, corpus.rows, model, (source.mined_negatives, source.mining_margin)
         )
         path = Path(config.data.processed_folder) / f"negatives-{key}.npy"
-        queries = contrastive.add_negatives(queries, _mine(source, corpus, queries, embed, path))
+        mined = _mine(source, corpus, (queries, own), embed, path)
+        queries = contrastive.add_negatives(queries, mined)
     # A source without any scores has other losses; some missing scores are a mistake.
     scored = config.loss.score_distillation > 0 and not np.isnan(queries.scores).all()
     negatives = config.data.negatives_of(source)
     try:
-        return ContrastiveDataset(texts, queries, negatives, config.seed, scored)
+        return ContrastiveDataset(texts, queries, negatives, config.seed, scored, own=own)
     except ValueError as error:
         raise ConfigError(f"{source.name}: {error}") from None
 
 
 def _mine(
-    source: SourceConfig, corpus: TextCorpus, queries: RowTable, embed: Embed, path: Path
+    source: SourceConfig,
+    corpus: TextCorpus,
+    rows: tuple[RowTable, RowTable],
+    embed: Embed,
+    path: Path,
 ) -> np.ndarray:
-    """Mine the negatives of each query: texts of shape ``(n, k)``, -1 where there are fewer."""
+    """Mine the negatives of each query: texts of shape ``(n, k)``, -1 where there are fewer.
+
+    The rows are those of queries with positives, and of queries that are passages themselves.
+    """
+    queries, own = rows
     settings = (source.mined_negatives, source.mining_margin)
 
     def compute() -> np.ndarray:
         log.info("%s: mining %d negatives for %d queries", source.name, settings[0], len(queries))
-        rows = corpus.rows
+        table = corpus.rows
         # The passages of all rows, and passages that form a row alone.
-        alone = np.diff(rows.starts) == 1
-        passages = np.unique(np.concatenate([rows.texts[rows.roles > 0], rows.first[alone]]))
+        alone = np.diff(table.starts) == 1
+        passages = np.unique(np.concatenate([table.texts[table.roles > 0], table.first[alone]]))
         vectors = embed(corpus.texts)
-        known, bounds = contrastive.known_positives(queries)
-        known_passages = (np.searchsorted(passages, known), bounds)
-        mined = mine_negatives(vectors[queries.first], vectors[passages], known_passages, *settings)
+        known, barred = (
+            (np.searchsorted(passages, found), bounds)
+            for found, bounds in (
+                contrastive.known_positives(queries),
+                contrastive.known_positives(queries, own),
+            )
+        )
+        mined = mine_negatives(
+            vectors[queries.first], vectors[passages], known, *settings, barred=barred
+        )
         return np.where(mined < 0, -1, passages[mined])
 
     mined = cached_negatives(path, compute)

@@ -116,7 +116,7 @@ def _check(study: Study, cells: Sequence[Cell]) -> list[tuple[Config, Config]]:
 
 
 def _check_tasks(configs: Sequence[tuple[Config, Config]], tasks: Sequence[Task]) -> None:
-    """Refuse, or warn of, what the models are judged by and trained on; once for all of one data."""
+    """Refuse, or warn of, what models are judged by and trained on; once for cells of one data."""
     seen: list[tuple[DataConfig, DataConfig]] = []
     for config, recovery in configs:
         if (data := (config.data, recovery.data)) not in seen:

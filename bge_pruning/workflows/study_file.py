@@ -66,8 +66,9 @@ class Study(Record):
 KEYS = list(Study.model_fields)
 # What a result does not depend on.
 INCIDENTAL = (
-    "run_name run_folder results_folder data.processed_folder data.on_trained_eval autoresume overwrite dry_run stage "
-    "checkpoints_to_keep save_interval progress_bar log_interval dist_timeout loggers"
+    "run_name run_folder results_folder data.processed_folder data.on_trained_eval autoresume "
+    "overwrite dry_run stage checkpoints_to_keep save_interval progress_bar log_interval "
+    "dist_timeout loggers"
 ).split()
 # What a baseline does not depend on either: how gates are trained.
 OF_GATES = ["optimizer.l0_lr", "optimizer.lagrangian_lr", "optimizer.lambda_2_lr"] + [

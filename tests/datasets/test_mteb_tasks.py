@@ -12,7 +12,7 @@ import pytest
 import torch
 from mteb.abstasks import AbsTaskRetrieval
 
-from bge_pruning.datasets.mteb_tasks import find_task, load_split, random_state_kept
+from bge_pruning.datasets.mteb_tasks import data_of, find_task, load_split, random_state_kept
 from tests.common.hub import write_dataset
 
 QRELS = [{"query-id": f"q{n}", "corpus-id": f"d{n}", "score": 1} for n in (1, 2)]
@@ -30,7 +30,8 @@ def configs_of(prefix: str, qrels: str, splits: dict[str, list]) -> dict:
 @pytest.mark.parametrize("qrels", ["default", "qrels"])
 def test_a_split_of_a_task(qrels, serve):
     serve("SciFact", configs_of("", qrels, {"train": QRELS, "test": QRELS[:1]}))
-    place, data = load_split("SciFact", "train", None)
+    place, task = load_split("SciFact", "train", None)
+    data = data_of(task, "train")
     assert place == "mteb SciFact train"
     assert data["relevant_docs"] == {"q1": {"d1": 1}, "q2": {"d2": 1}}
     assert list(data["queries"]["id"]) == ["q1", "q2"]
@@ -41,9 +42,9 @@ def test_a_split_of_a_task(qrels, serve):
 
 def test_the_subset_of_a_language(serve):
     serve("MIRACLRetrieval", configs_of("sw-", "sw-qrels", {"train": QRELS, "dev": QRELS}))
-    place, data = load_split("MIRACLRetrieval", "train", "sw")
+    place, task = load_split("MIRACLRetrieval", "train", "sw")
     assert place == "mteb MIRACLRetrieval sw train"
-    assert len(data["corpus"]) == 2
+    assert len(data_of(task, "train")["corpus"]) == 2
 
 
 def test_test_queries_are_not_served_as_those_of_another_split(serve):
@@ -54,7 +55,7 @@ def test_test_queries_are_not_served_as_those_of_another_split(serve):
     message = r"'SciFact' has no split 'train', but test\. To fix, .*; mteb evaluates test\."
     with pytest.raises(ValueError, match=message):
         load_split("SciFact", "train", None)
-    assert load_split("SciFact", "test", None)[1]["relevant_docs"]
+    assert data_of(load_split("SciFact", "test", None)[1], "test")["relevant_docs"]
 
 
 FIELDS = {"name": "OwnLoader", "description": "", "type": "Retrieval", "modalities": ["text"]}
@@ -82,9 +83,9 @@ def own_loader(monkeypatch) -> None:
 
 
 def test_a_task_with_its_own_loader(own_loader):
-    data = load_split("OwnLoader", "test", None)[1]
+    data, again = (data_of(load_split("OwnLoader", "test", None)[1], "test") for _ in range(2))
     assert data["queries"][0] == {"id": "q", "text": "query"}
-    assert load_split("OwnLoader", "test", None)[1]["corpus"][0] == data["corpus"][0]
+    assert again["corpus"][0] == data["corpus"][0]
     with pytest.raises(ValueError, match=r"'OwnLoader' has no split 'train', but test\. To fix"):
         load_split("OwnLoader", "train", None)
 
@@ -116,11 +117,11 @@ def test_what_was_loaded_before_needs_no_network(offline, tmp_path, monkeypatch)
     folder = write_dataset(tmp_path / "scifact", configs)
     with monkeypatch.context() as patch:
         patch.setitem(mteb.get_task("SciFact").metadata.dataset, "path", str(folder))
-        expected = load_split("SciFact", "train", None)[1]
+        expected = data_of(load_split("SciFact", "train", None)[1], "train")
     # As the cache calls a data set that came from the hub.
     (offline / "scifact").rename(offline / "mteb___scifact")
     shutil.rmtree(folder)
-    found = load_split("SciFact", "train", None)[1]
+    found = data_of(load_split("SciFact", "train", None)[1], "train")
     assert found["relevant_docs"] == expected["relevant_docs"]
     assert list(found["corpus"]) == list(expected["corpus"])
 

@@ -1,18 +1,19 @@
 """A whole collection, and what is said about one that is wrong."""
 
+import gzip
 import json
 import re
-from unittest.mock import Mock
 
 import pytest
+from datasets import Dataset
 
-from bge_pruning.datasets import retrieval_collection
-from bge_pruning.datasets.retrieval_collection import read_collection, read_mteb_collection
+from bge_pruning.datasets.retrieval_collection import check_mteb_data, read_collection
 
 CORPUS = '{"_id": "d1", "title": "Cats", "text": "sleep"}\n{"_id": 2, "text": "dogs"}\n'
 QUERIES = '{"_id": "q1", "text": "who?"}\n{"_id": "q2", "text": "not judged"}\n'
 QRELS = "query-id\tcorpus-id\tscore\nq1\td1\t1\nq1\t2\t0\n"
 CATS = {"id": "d1", "title": "Cats", "text": "sleep"}
+OTHER = '{"_id": "d1", "title": "Cats", "text": "bark"}\n'
 LARGE = QRELS + f"q2\td1\t{10**30}\n"
 
 
@@ -35,20 +36,23 @@ def test_all_passages_and_the_judged_queries(folder):
 @pytest.mark.parametrize(
     ("name", "content", "message"),
     [
-        ("qrels/test.tsv", "", "test.tsv: judges no passage relevant. To fix, choose another"),
-        ("qrels/test.tsv", "q1\td1\t0\n", "test.tsv: judges no passage relevant."),
-        ("qrels/test.tsv", QRELS + "q9\td1\t1\n", "test.tsv:4: query-id 'q9' is not in the query"),
+        ("qrels/test.tsv", "", "test.tsv: judges no passage relevant that is there. To fix, choo"),
+        ("qrels/test.tsv", "q1\td1\t0\n", "test.tsv: judges no passage relevant that is there."),
+        ("qrels/test.tsv", "q9\td1\t1\nq1\td9\t1\n", "test.tsv: judges no passage relevant that"),
         ("qrels/test.tsv", LARGE, ":4: score 1e+30 is not in [-1000000, 1000000]. To fix, see"),
-        ("qrels/test.tsv", QRELS + "q2\td9\t1\n", "test.tsv:4: corpus-id 'd9' is not in the"),
-        ("corpus.jsonl", CORPUS + CORPUS, "corpus.jsonl:3: _id 'd1' is there twice. To fix"),
-        ("queries.jsonl", QUERIES + QUERIES, "queries.jsonl:3: _id 'q1' is there twice."),
+        ("corpus.jsonl", CORPUS + OTHER, "corpus.jsonl:3: _id 'd1' has another text than at {}:1."),
+        (
+            "queries.jsonl",
+            QUERIES + OTHER.replace("d1", "q1"),
+            "jsonl:3: _id 'q1' has another text",
+        ),
         ("corpus.jsonl", json.dumps({"_id": "d1", "text": " "}), "corpus.jsonl:1: text is empty"),
         ("corpus.jsonl", "{", "corpus.jsonl:1: is not JSON"),
     ],
 )
 def test_errors_name_file_and_line(name, content, message, folder):
     (folder / name).write_text(content)
-    with pytest.raises(ValueError, match=re.escape(message)):
+    with pytest.raises(ValueError, match=re.escape(message.format(folder / name))):
         read_collection(folder)
 
 
@@ -57,44 +61,80 @@ def test_missing_split(folder):
         read_collection(folder, "dev")
 
 
-ASKED = {"id": "q1", "text": "who?", "instruction": "find it"}
+OF_NOTHING = "q1\td9\t2\nq1\td8\t0\nq9\td1\t1\n"
 
 
-def split_of(**changes) -> dict:
-    return {
-        "corpus": [CATS, {"id": 2, "text": "dogs"}],
-        "queries": [ASKED, {"id": "q2", "text": "not judged"}],
-        "relevant_docs": {"q1": {"d1": 1, 2: 0}, "q9": {"d1": 1}},
-        "top_ranked": None,
-        **changes,
-    }
+def test_published_sets_judge_what_is_not_there_and_repeat_lines(folder, caplog):
+    qrels = folder / "qrels" / "test.tsv"
+    qrels.write_text(QRELS + OF_NOTHING)
+    (folder / "corpus.jsonl").write_text(CORPUS + CORPUS)
+    found = read_collection(folder)
+    assert found.relevant == {"q1": {"d1": 1, "2": 0, "d9": 2, "d8": 0}}
+    assert [len(found.corpus), [row["id"] for row in found.queries]] == [2, ["q1"]]
+    assert [record.message.removeprefix("evaluation: ") for record in caplog.records] == [
+        f"{folder / 'corpus.jsonl'}: 2 lines repeat another one, and count once",
+        f"{qrels}: 1 of 5 judgements have a query-id that is not in the queries, such as 'q9' in "
+        f"line 6",
+        f"{qrels}: 2 of 5 judgements have a corpus-id that is not in the corpus, such as 'd9' in "
+        f"line 4",
+    ]
 
 
-def mteb_has(data: dict, monkeypatch) -> Mock:
-    load = Mock(return_value=("mteb Task dev", data))
-    monkeypatch.setattr(retrieval_collection, "load_split", load)
-    return load
+def test_packed_files_and_instructions(folder):
+    expected = read_collection(folder)
+    for path in (*folder.glob("*.jsonl"), *folder.glob("qrels/*")):
+        path.with_name(f"{path.name}.gz").write_bytes(gzip.compress(path.read_bytes()))
+        path.unlink()
+    assert read_collection(folder) == expected
+    (folder / "queries.jsonl").write_text('{"_id": "q1", "text": "who?", "instruction": "find"}\n')
+    assert read_collection(folder).queries == [
+        {"id": "q1", "title": "", "text": "who?", "instruction": "find"}
+    ]
 
 
-def test_a_task_of_mteb(monkeypatch):
-    load = mteb_has(split_of(), monkeypatch)
-    found = read_mteb_collection("Task", "dev", "de")
-    load.assert_called_once_with("Task", "dev", "de", training=False)
-    assert found.corpus == [CATS, {"id": "2", "text": "dogs"}]
-    assert found.queries == [ASKED]
-    assert found.relevant == {"q1": {"d1": 1, "2": 0}}
+@pytest.mark.parametrize(
+    ("passage", "judged", "own"),
+    [
+        ('{"_id": "q1", "title": "A title", "text": "who?"}', "q1\td1\t1\n", True),
+        ('{"_id": "q1", "text": "who?"}', "q1\td1\t1\nq1\tq1\t0\n", True),
+        # Ids that are the same by chance.
+        ('{"_id": "q1", "text": "something else"}', "q1\td1\t1\n", False),
+        ('{"_id": "q1", "text": "who? it is"}', "q1\td1\t1\nq1\tq1\t1\n", False),
+    ],
+)
+def test_whether_a_passage_is_the_query_itself(passage, judged, own, folder, caplog):
+    (folder / "corpus.jsonl").write_text(CORPUS + passage)
+    (folder / "qrels" / "test.tsv").write_text(judged)
+    assert read_collection(folder).own is own
+    assert ("test.tsv: 1 of 1 queries are passages too, of the same id" in caplog.text) is own
+
+
+DATA = {
+    "corpus": Dataset.from_list([CATS, {"id": "2", "text": "dogs"}]),
+    "queries": Dataset.from_list([{"id": "q1", "text": "who?", "instruction": "find it"}]),
+    "relevant_docs": {"q1": {"d1": 1, "2": 0, "d9": 1}, "q9": {"d1": 1}},
+    "top_ranked": None,
+}
+
+
+def test_a_task_of_mteb(caplog):
+    check_mteb_data("mteb Task dev", DATA, own=False)
+    assert [record.message for record in caplog.records] == [
+        f"evaluation: mteb Task dev: 1 of 4 judgements have a {name}-id that is not in the "
+        f"{table}, such as '{example}'"
+        for name, table, example in (("query", "queries", "q9"), ("corpus", "corpus", "d9"))
+    ]
 
 
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
         ({"top_ranked": {"q1": ["d1"]}}, "lists the passages that each query may rank, and whole"),
-        ({"relevant_docs": {"q1": {"d1": 0}}}, "judges no passage relevant"),
-        ({"corpus": [{"id": "d1", "text": ""}]}, "passage d1: text is empty"),
-        ({"queries": [{"id": "q1", "text": " "}]}, "query q1: text is empty"),
+        ({"relevant_docs": {"q1": {"d1": 0, "d9": 1}}}, "judges no passage relevant that is there"),
+        ({"corpus": Dataset.from_list([{"id": "d1", "text": ""}])}, "passage d1: text is empty"),
+        ({"queries": Dataset.from_list([{"id": "q1", "text": " "}])}, "query q1: text is empty"),
     ],
 )
-def test_what_is_wrong_with_a_task_of_mteb(changes, message, monkeypatch):
-    mteb_has(split_of(**changes), monkeypatch)
+def test_what_is_wrong_with_a_task_of_mteb(changes, message):
     with pytest.raises(ValueError, match=f"mteb Task dev: {message}.*To fix"):
-        read_mteb_collection("Task", "dev")
+        check_mteb_data("mteb Task dev", {**DATA, **changes}, own=False)

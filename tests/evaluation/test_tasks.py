@@ -1,14 +1,16 @@
 """Files, folders and names as tasks of mteb."""
 
-from unittest.mock import Mock
+import gzip
+from dataclasses import replace
 
 import mteb
 import pytest
+from mteb.models import ModelMeta
 
-from bge_pruning.datasets.retrieval_collection import read_collection
-from bge_pruning.evaluation import tasks
+from bge_pruning.config.names import MODES, OUTPUTS
 from bge_pruning.evaluation.encoders import load_encoder
 from bge_pruning.evaluation.scoring import score_tasks
+from bge_pruning.evaluation.similarity import PairCache
 from bge_pruning.evaluation.tasks import (
     RETRIEVAL,
     SIMILARITY,
@@ -18,6 +20,7 @@ from bge_pruning.evaluation.tasks import (
     named_tasks,
     sts_task,
 )
+from tests.common.hub import jsonl
 
 
 def test_a_file_of_pairs(sts_csv):
@@ -106,15 +109,108 @@ def test_tasks_that_mteb_does_not_have(offline):
         find_tasks([], ["STS17"])
 
 
-def test_one_split_of_a_retrieval_task_scores_as_the_same_files(
-    collection, model_folder, monkeypatch
-):
-    read = Mock(return_value=read_collection(collection))
-    monkeypatch.setattr(tasks, "read_mteb_collection", read)
-    named, files = mteb_task("Named", "dev", "de"), beir_task(collection)
-    read.assert_called_once_with("Named", "dev", "de")
-    assert named.split == "dev"
-    found = score_tasks(load_encoder(str(model_folder)), [named, files], ["dense", "all"])
-    for mode in ("dense", "all"):
-        assert found["Named", mode].values == found["tiny", mode].values
-        assert found["Named", mode].samples.tolist() == found["tiny", mode].samples.tolist()
+# Collections as they are published
+
+
+TEXTS = ["the man reads", "a red book", "dogs eat", "the woman sings a song", "a red book"]
+TEXTS += ["a child plays", "the dog runs fast", "a man rides a horse", "the cat is in the house"]
+# q0 and q1 are passages too, under the same id, and titles make their texts others.
+PUBLISHED = [{"_id": f"d{n}", "title": "", "text": text} for n, text in enumerate(TEXTS)]
+PUBLISHED += [{"_id": f"q{n}", "title": "the", "text": TEXTS[n]} for n in (0, 1)]
+PUBLISHED += PUBLISHED[5:6]  # the same line twice
+ASKED = [{"_id": f"q{n}", "text": text} for n, text in enumerate([*TEXTS[:2], "a song", "dog"])]
+JUDGED = [("q0", "d7", 1), ("q1", "d4", 2), ("q1", "d99", 1), ("q2", "d3", 1), ("q3", "d6", 1)]
+JUDGED += [("q3", "d2", 1), ("q3", "d98", 1), ("q9", "d1", 1)]  # not all of them are there
+
+
+class Plain:
+    """The model as mteb would be given it: an encoder, or a search that knows no cache."""
+
+    def __init__(self, encoder, mode):
+        self.encoder, self.mode = encoder, mode
+        self.mteb_model_meta = ModelMeta.create_empty({"name": "a/b", "revision": "0"})
+
+    def encode(self, inputs, **kwargs):
+        return self.encoder.encode([text for batch in inputs for text in batch["text"]]).dense_vecs
+
+    def similarity(self, a, b):
+        return a @ b.T
+
+    def similarity_pairwise(self, a, b):
+        return (a * b).sum(-1)
+
+
+class Searching(Plain):
+    def index(self, corpus, **kwargs):
+        self.corpus = corpus
+
+    def search(self, queries, *, top_k, **kwargs):
+        texts = [f"{row['title']} {row['text']}".strip() for row in self.corpus]
+        scores = SimilarityScores(self.encoder, self.mode)
+        return {
+            query["id"]: {
+                row["id"]: scores(query["text"], text)
+                for row, text in zip(self.corpus, texts, strict=True)
+            }
+            for query in queries
+        }
+
+
+class SimilarityScores:
+    """Scores of one pair of texts at a time."""
+
+    def __init__(self, encoder, mode):
+        self.encoder, self.mode = encoder, mode
+
+    def __call__(self, query: str, passage: str) -> float:
+        return float(PairCache(self.encoder, [query], [passage], OUTPUTS).scores(self.mode)[0])
+
+
+def publish(serve, folder, task_name):
+    """The collection as a task of mteb, and as a folder of packed files."""
+    judged = [{"query-id": q, "corpus-id": p, "score": s} for q, p, s in JUDGED]
+    configs = {"corpus": {"corpus": PUBLISHED}, "queries": {"queries": ASKED}}
+    serve(task_name, {**configs, "default": {"test": judged}})
+    (folder / "qrels").mkdir(parents=True)
+    for name, rows in (("corpus", PUBLISHED), ("queries", ASKED)):
+        (folder / f"{name}.jsonl.gz").write_bytes(gzip.compress(jsonl(rows).encode()))
+    lines = "".join(
+        "\t".join(map(str, row)) + "\n" for row in [("query-id", "corpus-id", "score"), *JUDGED]
+    )
+    (folder / "qrels" / "test.tsv").write_text(lines)
+    return folder
+
+
+def test_published_collections_score_as_in_mteb(serve, tmp_path, model_folder, caplog):
+    """Whichever way they are named, and in every mode."""
+    folder = publish(serve, tmp_path / "arguana", "ArguAna")
+    encoder = load_encoder(str(model_folder))
+    (named,) = find_tasks([], ["ArguAna"])
+    roads = [named, replace(mteb_task("ArguAna", "test"), name="split"), beir_task(folder)]
+    assert "1 of 8 judgements have a query-id that is not in the queries" in caplog.text
+    assert "2 of 8 judgements have a corpus-id that is not in the corpus" in caplog.text
+    assert "2 of 4 queries are passages too" in caplog.text
+    found = score_tasks(encoder, roads, list(MODES))
+    for mode in MODES:
+        for model in (
+            Searching(encoder, mode),
+            *([Plain(encoder, mode)] if mode == "dense" else []),
+        ):
+            task = mteb.get_task("ArguAna")
+            result = mteb.evaluate(model, [task], cache=None, co2_tracker=False)
+            (expected,) = result.task_results[0].scores["test"]
+            for road in roads:
+                values = found[road.name, mode].values
+                assert values == pytest.approx({n: expected[n] for n in values}, abs=1e-4), mode
+
+
+def test_a_query_that_is_a_passage_by_chance_only_is_found(tmp_path, model_folder):
+    """Numbers are ids of both, and the passage of a query has its number."""
+    folder = tmp_path / "numbered"
+    (folder / "qrels").mkdir(parents=True)
+    texts = [{"_id": str(n), "text": text} for n, text in enumerate(TEXTS[:4])]
+    for name in ("corpus", "queries"):
+        (folder / f"{name}.jsonl").write_text(jsonl(texts))
+    (folder / "qrels" / "test.tsv").write_text("".join(f"{n}\t{n}\t1\n" for n in range(4)))
+    score = score_tasks(load_encoder(str(model_folder)), [beir_task(folder)], ["dense"])
+    assert score["numbered", "dense"].values["ndcg_at_10"] == 1.0
