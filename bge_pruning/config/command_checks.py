@@ -148,10 +148,10 @@ def _check_losses(config: Config) -> None:
 
 def _check_negatives(source: SourceConfig, config: Config) -> None:
     if not source.has_passages:
-        if source.mined_negatives or source.negatives:
+        if source.mined_negatives or source.negatives or not source.in_batch_negatives:
             raise ConfigError(
                 f"negatives of data source '{source.name}' need queries with passages, not kind "
-                f"{source.kind}. To fix, remove negatives and mined_negatives."
+                f"{source.kind}. To fix, remove negatives, mined_negatives and in_batch_negatives."
             )
         return
     used = config.data.negatives_of(source)
@@ -159,6 +159,11 @@ def _check_negatives(source: SourceConfig, config: Config) -> None:
         raise ConfigError(
             f"data source '{source.name}' mines {source.mined_negatives} negatives a query and "
             f"uses none. To fix, set negatives of the source to 1 or more."
+        )
+    if not source.in_batch_negatives and not used:
+        raise ConfigError(
+            f"data source '{source.name}' has no negatives at all: in_batch_negatives is false and "
+            f"negatives 0. To fix, set negatives of the source to 1 or more."
         )
     if config.loss.score_distillation and not used:
         raise ConfigError(

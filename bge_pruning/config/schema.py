@@ -137,6 +137,8 @@ class SourceConfig:
     columns: dict[str, str] = field(default_factory=dict)  # our column name: the file's
     score_range: list[float] = key([0.0, 5.0])  # of kind sts
     negatives: Optional[int] = key(None, bound="0 or more")  # per query; default: data.negatives
+    # false: only those negatives, not the other passages of the batch (no_in_batch_neg elsewhere).
+    in_batch_negatives: bool = True
     # Texts per query that are nearest to the unpruned model and not positive.
     mined_negatives: int = key(0, bound="0 or more")
     # Of kind sentences: random other tokens for up to this share of a text's, so that a student

@@ -147,6 +147,7 @@ class ContrastiveDataset(Dataset):
         negatives: Given negatives per query; every row must have at least one if it is not 0.
         scored: Give the scores of the passages too; every row must have them.
         own: See :func:`known_positives`.
+        in_batch: Whether passages of other queries are negatives too.
     """
 
     def __init__(
@@ -158,6 +159,7 @@ class ContrastiveDataset(Dataset):
         scored: bool = False,
         teacher: Mapping[str, np.ndarray] | None = None,
         own: RowTable | None = None,
+        in_batch: bool = True,
     ) -> None:
         without = int((np.diff(rows.starts) == 1 + rows.positives).sum())
         if negatives and without:
@@ -177,6 +179,7 @@ class ContrastiveDataset(Dataset):
         self.negatives = negatives
         self.seed = seed
         self.scored = scored
+        self.in_batch = in_batch
         self.teacher = dict(teacher or {})
         self.known, self.known_bounds = known_positives(rows, own)
 
@@ -213,5 +216,6 @@ class ContrastiveDataset(Dataset):
             # The query too: where pairs are given both ways round it is a passage of another row.
             "positive_texts": np.append(self.known[slice(*self.known_bounds[row])], example[0]),
             **({"passage_scores": scores} if self.scored else {}),
+            **({} if self.in_batch else {"own_passages_only": np.True_}),
             **teacher_items(self.teacher, self.texts, example),
         }

@@ -188,7 +188,8 @@ class Collator:
             batch["source"] = items[0]["source"]
         if "score" in items[0]:
             batch["scores"] = torch.tensor([float(item["score"]) for item in items])
-        for name in ("passage_texts", "passage_scores", "teacher_dense_vecs"):
+        stacked = ("passage_texts", "passage_scores", "own_passages_only", "teacher_dense_vecs")
+        for name in stacked:
             if name in items[0]:
                 batch[name] = torch.from_numpy(np.stack([item[name] for item in items]))
         if "positive_texts" in items[0]:

@@ -42,7 +42,8 @@ class ComposerBGEM3(ComposerModel):
       ``(B, N, T)``, ``teacher_colbert_vecs`` ``(B, N, T - 1, C)``,
     * for a query and its passages (the other texts): ``passage_texts`` ``(B, N - 1)``, the numbers
       of the passages, ``positive_texts`` ``(B, K)``, those of the known positives of each query,
-      padded with -1, and ``passage_scores`` ``(B, N - 1)``, a teacher's scores of the passages,
+      padded with -1, ``passage_scores`` ``(B, N - 1)``, a teacher's scores of the passages, and
+      ``own_passages_only`` ``(B,)``, whether passages of other queries are no negatives,
     * ``source``, the name of the batch's source.
 
     Losses over the batch are exact in pieces too: with a ``chunk_size`` the batch is embedded piece

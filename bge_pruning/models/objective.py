@@ -127,7 +127,8 @@ def passage_parts(
     """Losses of this rank's queries against the passages of all ranks.
 
     Outputs of queries and their passages are ``(B, N, ...)``; the batch has ``passage_texts``,
-    ``positive_texts`` and optionally ``passage_scores``.
+    ``positive_texts`` and optionally ``passage_scores``, and ``own_passages_only``, ``(B,)``, where
+    the other queries' passages are no negatives.
     """
     compared = {name: value for name, value in outputs.items() if name in weights.compared}
     queries = _texts(compared, batch, slice(0, 1))
@@ -138,6 +139,10 @@ def passage_parts(
     rows = torch.arange(count, device=numbers.device)
     targets = (rows + global_rank() * count) * per_query
     excluded = losses.exclude_positives(batch["positive_texts"], numbers, targets)
+    if "own_passages_only" in batch:
+        columns = torch.arange(len(numbers), device=numbers.device)
+        others = columns[None, :] // per_query != targets[:, None] // per_query
+        excluded = excluded | (others & batch["own_passages_only"][:, None])
     scores = compute_scores(queries, passages, special_ids)
     found: dict[str, dict[str, Tensor]] = {}
     if weights.contrastive:

@@ -189,6 +189,12 @@ def render_plan(plan: Plan, config: Config) -> str:
         f"steps        {config.max_duration} (batch {config.global_train_batch_size}), evaluated "
         f"every {config.eval_interval}"
     )
+    lines += [
+        f"negatives    {source.name}: {config.data.negatives_of(source)} of its own a query, none "
+        f"of the batch"
+        for source in config.data.train
+        if not source.in_batch_negatives
+    ]
     if l0 is not None and config.method == L0:
         lines.append(f"warm-up      target sparsity reached after {l0.lagrangian_warmup_steps}")
         if l0.init_order != "random":

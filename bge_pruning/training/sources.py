@@ -137,7 +137,11 @@ def build_source(
     scored = config.loss.score_distillation > 0 and not np.isnan(queries.scores).all()
     negatives = config.data.negatives_of(source)
     try:
-        return ContrastiveDataset(texts, queries, negatives, config.seed, scored, own=own)
+        return ContrastiveDataset(
+            *(texts, queries, negatives, config.seed, scored),
+            own=own,
+            in_batch=source.in_batch_negatives,
+        )
     except ValueError as error:
         raise ConfigError(f"{source.name}: {error}") from None
 

@@ -14,7 +14,13 @@ from typing import Any
 from pydantic import Field
 
 from bge_pruning.config.load import Config, load_config, read_mapping
-from bge_pruning.config.schema import L0, ConfigError, L0ModuleConfig, ModelConfig
+from bge_pruning.config.schema import (
+    L0,
+    ConfigError,
+    L0ModuleConfig,
+    ModelConfig,
+    SourceConfig,
+)
 from bge_pruning.config.shipped import find_config
 from bge_pruning.reports.study_records import FIX as RUN_AGAIN
 from bge_pruning.reports.study_records import StudyCell
@@ -64,6 +70,7 @@ class Study(Record):
 
 
 KEYS = list(Study.model_fields)
+SOURCE_KEY = re.compile(r"data\.(train|eval)\.\d+\.\w+$")
 # What a result does not depend on.
 INCIDENTAL = (
     "run_name run_folder results_folder data.processed_folder data.on_trained_eval autoresume "
@@ -239,10 +246,15 @@ def hash_config(config: Mapping[str, Any]) -> str:
 def find_differences(then: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
     """Keys whose values differ; a key that one of them does not know yet has its default there."""
     plain = flatten(asdict(Config(model=ModelConfig(l0_module=L0ModuleConfig()))))
+    of_source = asdict(SourceConfig())
+
+    def default(key: str) -> Any:
+        return of_source.get(key.rpartition(".")[2]) if SOURCE_KEY.match(key) else plain.get(key)
+
     return [
         key
         for key in dict.fromkeys([*then, *now])
-        if then.get(key, plain.get(key)) != now.get(key, plain.get(key))
+        if then.get(key, default(key)) != now.get(key, default(key))
     ]
 
 

@@ -68,6 +68,14 @@ def sources(*kinds: str, last: str = "", part: str = "train") -> str:
             "negatives of data source 'sts' need queries with passages, not kind sts. To fix",
         ),
         (
+            sources("sts", last="in_batch_negatives: false"),
+            "negatives of data source 'sts' need queries with passages, not kind sts. To fix",
+        ),
+        (
+            sources("sts", "beir", last="in_batch_negatives: false"),
+            "data source 'beir' has no negatives at all: in_batch_negatives is false and negatives",
+        ),
+        (
             sources("sts", "beir", last="mined_negatives: 5"),
             "data source 'beir' mines 5 negatives a query and uses none. To fix, set negatives",
         ),

@@ -215,6 +215,20 @@ def test_a_batch_says_what_is_no_negative(write_rows):
     assert batch["teacher_dense_vecs"][:, 0].tolist() == [[2 * q, 2 * q + 1] for q in queries]
 
 
+def test_a_querys_own_passage_is_no_negative_and_nor_is_what_the_source_leaves_out(indexed):
+    texts, rows = indexed
+    kept = rows.select(np.array([True, False, False, False]))
+    query, own = int(kept.first[0]), len(texts)
+    itself = RowTable(np.array([query, own]), np.array([0, 2]), np.array([0]), np.zeros(2))
+    tokens = tokenized([*texts, "z"])
+    dataset = ContrastiveDataset(tokens, kept, 1, 7, own=itself, in_batch=False)
+    plain = ContrastiveDataset(tokens, kept, negatives=1, seed=7)
+    known = plain[0]["positive_texts"].tolist()
+    assert dataset[0]["positive_texts"].tolist() == [*known[:-1], own, query]
+    assert Collator(99)([dataset[0]] * 2)["own_passages_only"].tolist() == [True, True]
+    assert "own_passages_only" not in Collator(99)([plain[0]])
+
+
 def test_pairs_and_triplets_of_single_texts(write):
     path = write("query,pos,neg\nq,p,\nr,s,t\n", "rows.csv")
     assert read(path) == [Row("q", ("p",), 1), Row("r", ("s", "t"), 1)]

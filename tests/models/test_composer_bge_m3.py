@@ -479,6 +479,20 @@ def scored_passages(passages) -> dict[str, Tensor]:
     }
 
 
+def test_only_a_querys_own_passages_are_compared_where_the_source_says_so(build, scored_passages):
+    batch = {**scored_passages, "own_passages_only": torch.ones(B, dtype=torch.bool)}
+    losses = LossWeights(contrastive=1.0, contrastive_outputs=("dense",), temperature=0.2)
+    model = build(gated=False, losses=losses).train()
+    outputs = model(batch)
+    vectors = outputs["dense_vecs"]  # (B, 4, H)
+    logits = (vectors[:, :1] * vectors[:, 1:]).sum(-1) / 0.2
+    expected = torch.nn.functional.cross_entropy(logits, torch.zeros(B, dtype=torch.long))
+    found = model.loss(outputs, batch)["contrastive"]
+    assert float(found.detach()) == pytest.approx(float(expected.detach()), rel=1e-5)
+    with_others = model.loss(outputs, scored_passages)["contrastive"]
+    assert float(with_others.detach()) > float(found.detach())
+
+
 def test_scores_of_a_file_teach_every_output(build, scored_passages):
     losses = LossWeights(score_distillation=1.0, contrastive_outputs=NAMES, temperature=0.2)
     model = build(gated=False, losses=losses, special_ids=(0, 1, 2)).train()

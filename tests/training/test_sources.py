@@ -13,7 +13,7 @@ from bge_pruning.datasets.contrastive_dataset import ContrastiveDataset
 from bge_pruning.datasets.embedding_dataset import EmbeddingDataset
 from bge_pruning.training.builders import build_base_model, build_teacher
 from bge_pruning.training.data_builders import build_train_loader
-from bge_pruning.training.sources import build_source
+from bge_pruning.training.sources import build_corpus, build_source
 
 ONLY = "loss={sts_regression: 0.0, distillation_alignment: 0.0, distillation_similarity: 0.0,"
 DOCUMENTS = ["the man plays", "a dog eats", "a cat", "the woman reads", "a red book", "a horse"]
@@ -104,6 +104,29 @@ def test_negatives_are_mined_among_all_passages(configure, collection):
         assert all(vectors[query] @ vectors[n] <= limit for n in mined)
     again = build(config, lambda _: pytest.fail("mined before"))
     assert np.array_equal(again.rows.texts, rows.texts)
+
+
+def test_a_querys_own_passage_is_neither_mined_nor_a_negative(configure, collection):
+    """Whatever the margin; nor does it set what a negative may score."""
+    with (collection / "corpus.jsonl").open("a") as file:
+        file.write(json.dumps({"_id": "q1", "title": "here", "text": "the man"}) + "\n")
+    mining = "mined_negatives: 9, mining_margin: 1.0, negatives: 1"
+
+    def embed(texts):
+        """The query's own passage, the last text, is a bit farther from it than its positive."""
+        angles = np.arange(len(texts)) / len(texts)
+        vectors = np.stack([np.cos(angles), np.sin(angles)], axis=1).astype(np.float32)
+        vectors[own] = vectors[1] * 0.999
+        return vectors
+
+    config = configure(source("beir", collection, mining))
+    corpus = build_corpus(config.data.train[0], config, build_base_model(config))
+    assert corpus.rows.positives.tolist()[:3] == [1, 1, 0]
+    query, own = corpus.rows.texts[corpus.rows.starts[2] :][:2].tolist()
+    dataset = build(config, embed)
+    assert dataset.rows.first[0] == query
+    assert own not in dataset.rows.negatives_of(0)
+    assert own in dataset[0]["positive_texts"]
 
 
 def test_mined_negatives_are_used_in_training(configure, collection):

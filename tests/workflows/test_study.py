@@ -343,6 +343,9 @@ def test_a_key_that_came_later_has_its_default(finished):
     then = {key: value for key, value in now.items() if key != "optimizer.eps"}
     assert find_differences(then, now) == []
     assert find_differences(then, {**now, "optimizer.eps": 1.0}) == ["optimizer.eps"]
+    then = {key: value for key, value in now.items() if not key.endswith("in_batch_negatives")}
+    assert then != now
+    assert find_differences(then, now) == []
     content = {"a": {"b": [1, {"c": 2}], "d": []}, "e": None}
     assert flatten(content) == {"a.b.0": 1, "a.b.1.c": 2, "a.d": [], "e": None}
 
