@@ -4,12 +4,14 @@ import contextlib
 import random
 import re
 import shutil
+from pathlib import Path
 from unittest.mock import Mock
 
 import mteb
 import numpy as np
 import pytest
 import torch
+import yaml
 from mteb.abstasks import AbsTaskRetrieval
 
 from bge_pruning.datasets.mteb_tasks import data_of, find_task, load_split, random_state_kept
@@ -38,6 +40,28 @@ def test_a_split_of_a_task(qrels, serve):
     message = r"mteb task 'SciFact' has no split 'dev', but train, test\. To fix, set split to one"
     with pytest.raises(ValueError, match=message):
         load_split("SciFact", "dev", None)
+
+
+ROOT = Path(__file__).parents[2]
+GUIDES = (ROOT / "README.md", *(ROOT / "docs").glob("*.md"), *(ROOT / "data").rglob("*.md"))
+# Tasks whose data sets have a split to train on, as published; their metadata do not say.
+TRAINED = {"SciFact"}
+
+
+def test_the_tasks_that_the_guides_name_are_there():
+    files = [*GUIDES, *(ROOT / "configs").rglob("*.yaml")]
+    texts = [path.read_text(encoding="utf-8") for path in files]
+    sources = [row for text in texts for row in re.findall(r"\{[^{}]*kind: mteb[^{}]*\}", text)]
+    assert sources
+    for row in map(yaml.safe_load, sources):
+        task, _ = find_task(row["path"], row.get("split", "train"), row.get("subset"))
+        splits = {*task.metadata.eval_splits, *(["train"] if row["path"] in TRAINED else [])}
+        assert row.get("split", "train") in splits, row
+    judged = (ROOT / "docs" / "evaluation.md").read_text(encoding="utf-8")
+    for name in ("STSBenchmark", "STS17:en-de", "SciFact", "MIRACLRetrievalHardNegatives:sw"):
+        assert f"`{name}`" in judged
+        task_name, _, subset = name.partition(":")
+        assert (subset or "default") in mteb.get_task(task_name).metadata.hf_subsets
 
 
 def test_the_subset_of_a_language(serve):

@@ -2,17 +2,23 @@
 
 import json
 import logging
+from functools import lru_cache
 from pathlib import Path
+from unittest.mock import Mock
 
 import numpy as np
 import pytest
 
-from bge_pruning.config.load import Config, ConfigError
-from bge_pruning.evaluation.tasks import find_tasks
+from bge_pruning.config.load import Config, ConfigError, load_config
+from bge_pruning.config.schema import SourceConfig
+from bge_pruning.datasets.rows import BadRows
+from bge_pruning.datasets.text_files import text_key
+from bge_pruning.evaluation.tasks import beir_task, find_tasks
 from bge_pruning.training import held_out
 from bge_pruning.training.builders import build_base_model
 from bge_pruning.training.data_builders import build_collections
 from bge_pruning.training.held_out import check_held_out, find_keys
+from bge_pruning.training.sources import source_reader
 
 PAIRS = "the man,a dog,1\nA  Cat,a red book,2\na horse,the park,3\n"
 QUERIES = {"q1": "the man", "q2": "a  Woman reads", "q3": "a child"}
@@ -92,6 +98,56 @@ def test_tasks_that_a_finished_model_is_judged_by(files, configure):
     tasks = {t.name: t for t in find_tasks([str(files / "dev.csv")], [str(files / "docs")])}
     with pytest.raises(ConfigError, match="dev: 1 of 3 pairs .*; docs: 1 of 3 queries .*'the man'"):
         check_held_out(config, build_base_model(config), tasks)
+
+
+ROOT = Path(__file__).parents[2]
+DEV = "stsb-en-dev: 56 of 1,500 pairs"
+STUDY = [DEV, "stsb-en-test: 62 of 1,379 pairs", "scifact: 2 of 300 queries"]
+TESTS = (["data/sts/stsb-en-test.csv"], ["data/mteb/scifact", "data/mteb/qed-nq-en"])
+
+
+@pytest.mark.parametrize(
+    ("name", "tests", "expected"),
+    [
+        ("bge_m3/target_60pct", TESTS, []),
+        ("training/contrastive", TESTS, []),
+        ("training/mteb_only", TESTS, []),
+        ("training/distill", ([], []), [DEV]),
+        ("training/mixed", ([], []), [DEV]),
+        ("minilm/quickstart", TESTS, STUDY[:2]),
+        ("quality/distill", TESTS, STUDY),
+        ("quality/supervised", TESTS, STUDY),
+    ],
+)
+def test_what_the_shipped_configurations_train_on_and_evaluate(name, tests, expected, monkeypatch):
+    """As their files and data/README.md say; those that say nothing evaluate nothing of it."""
+    monkeypatch.chdir(ROOT)
+    config = load_config([ROOT / f"configs/{name}.yaml"])
+    tasks = [t for s in config.data.eval if s.kind == "beir" for t in [beir_task(s.path, s.split)]]
+    tasks += find_tasks(*tests) if any(tests) else []
+    keys = {
+        source.name: np.array(sorted(map(text_key, training_texts(source))), np.uint64)
+        for source in config.data.train
+    }
+    monkeypatch.setattr(held_out, "build_corpus", lambda source, *_: Mock(keys=keys[source.name]))
+    config.data.on_trained_eval = "warn"
+    found: list[str] = []
+    monkeypatch.setattr(held_out.log, "warning", lambda _, text: found.append(text))
+    check_held_out(config, None, {task.name: task for task in tasks})
+    assert [text.partition(" are trained on too")[0] for text in found] == expected
+    allowed = load_config([ROOT / f"configs/{name}.yaml"]).data.on_trained_eval
+    assert allowed == ("warn" if DEV in expected else "error")
+
+
+@lru_cache
+def training_texts_of(path: str, kind: str, split: str) -> set[str]:
+    source = SourceConfig(name="x", kind=kind, path=path, split=split, mined_negatives=1)
+    rows = source_reader(source)[0](BadRows())
+    return {text for row in rows for text in (row.text, *row.others)}
+
+
+def training_texts(source: SourceConfig) -> set[str]:
+    return training_texts_of(source.path, source.kind, source.split)
 
 
 def test_large_caches_are_read_piece_by_piece(monkeypatch):

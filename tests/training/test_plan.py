@@ -88,6 +88,13 @@ def test_text_without_gates(plan):
     assert f"{count_parameters(made.source).total:,}" in text
 
 
+def test_sources_whose_own_negatives_are_the_only_ones_are_named(plan):
+    docs = "{name: docs, kind: contrastive, path: x, negatives: 3, in_batch_negatives: false}"
+    text = render_plan(*plan(f"data.train=[{docs}, {{name: pairs, kind: sts, path: y}}]"))
+    assert "negatives    docs: 3 of its own a query, none of the batch" in text
+    assert text.count("negatives ") == 1
+
+
 def test_only_axes_that_shrink_get_gates(plan):
     sizes = "{d_model: null, n_heads: null, n_layers: 2, intermediate_size: 64}"
     made, _ = plan(f"{L0}target_model={sizes}", f"{L0}target_length=300")

@@ -167,6 +167,15 @@ def test_configurations_without_a_family(override, message, tiny_yaml, sts_csv):
         export_family([str(tiny_yaml)], [*OVERRIDES, override], DENSITIES, plan)
 
 
+def test_what_is_trained_on_judges_no_family(tiny_yaml, sts_csv, tmp_path):
+    plan, overrides = EvaluationPlan([str(sts_csv)]), [*OVERRIDES, "data.on_trained_eval=error"]
+    with pytest.raises(
+        ConfigError, match="tiny: 40 of 40 pairs are trained on too, in train, such"
+    ):
+        export_family([str(tiny_yaml)], overrides, DENSITIES, plan)
+    assert not (tmp_path / "runs").exists()
+
+
 @pytest.mark.parametrize(
     ("densities", "message"),
     [

@@ -278,6 +278,15 @@ def test_sentence_pairs_that_are_refused(refused, sts_csv, tmp_path):
         assert message in str(refused(sts=files))
 
 
+def test_what_is_trained_on_judges_no_model(tiny_yaml, sts_csv, tmp_path):
+    overrides = ["data.on_trained_eval=error", "data.eval=[]"]
+    with pytest.raises(
+        ConfigError, match="tiny: 40 of 40 pairs are trained on too, in train, such"
+    ):
+        run_pipeline([str(tiny_yaml)], overrides, EvaluationPlan([str(sts_csv)]))
+    assert not (tmp_path / "runs").exists()
+
+
 LOSSES = ("sts_regression", "distillation_alignment", "distillation_similarity")
 
 

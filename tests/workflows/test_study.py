@@ -321,8 +321,18 @@ def test_cells_of_another_configuration_are_kept(changed, finished):
         run_study(other)
 
 
+def test_what_is_trained_on_judges_no_study(make_study, tmp_path):
+    study = make_study(tmp_path, overrides=[*OVERRIDES, "data.on_trained_eval=error"])
+    with pytest.raises(
+        ConfigError, match="tiny: 40 of 40 pairs are trained on too, in train, such"
+    ):
+        run_study(study)
+    assert not study.results.exists()
+
+
 def test_what_does_not_matter_is_not_another_configuration(changed):
     incidental = ["log_interval=2ba", "save_interval=2ba", "progress_bar=true"]
+    incidental.append("data.on_trained_eval=error")
     study = changed(overrides=["recovery.max_duration=3ba", *incidental], run_folder="elsewhere")
     assert unfinished(study, list_cells(study)) == []
 
