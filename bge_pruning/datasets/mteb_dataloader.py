@@ -166,11 +166,11 @@ def _dataset_records(dataset: Any, place: str) -> Iterator[Record]:
         yield f"{place} row {index}", row
 
 
-def passage_text(row: Mapping[str, Any], where: str) -> str:
-    """Title and text of a passage, as mteb joins them to embed it."""
+def passage_text(row: Mapping[str, Any], where: str, empty: bool = False) -> str:
+    """Title and text of a passage, as mteb joins them to embed it; nothing only if ``empty``."""
     parts = (row.get("title") or "", row.get("text"))
     whole = " ".join(parts).strip() if all(isinstance(part, str) for part in parts) else None
-    return check_text(whole, f"{where}: text")
+    return "" if empty and whole == "" else check_text(whole, f"{where}: text")
 
 
 def query_text(row: Mapping[str, Any], where: str) -> str:

@@ -56,15 +56,14 @@ def read_collection(folder: str | Path, split: str = "test") -> RetrievalCollect
     )
 
 
-def check_mteb_data(place: str, data: Mapping[str, Any], own: bool, texts: bool = True) -> None:
+def check_mteb_data(place: str, data: Mapping[str, Any], own: bool) -> None:
     """Check the data of a retrieval task that mteb knows by name, and warn as for a folder.
 
     Args:
         own: Whether mteb ignores passages of a query's id.
-        texts: Whether to look at all texts.
 
     Raises:
-        ValueError: If the task does not search a whole corpus, a text is empty, or nothing that is
+        ValueError: If the task does not search a whole corpus, a query is empty, or nothing that is
             there is judged relevant.
     """
     if data.get("top_ranked"):
@@ -77,21 +76,15 @@ def check_mteb_data(place: str, data: Mapping[str, Any], own: bool, texts: bool 
         str(query): {str(passage): (float(score), 0) for passage, score in pairs.items()}
         for query, pairs in relevant.items()
     }
-    queries, corpus = (dict.fromkeys(map(str, data[name]["id"]), "") for name in TABLES)
+    queries, corpus = (
+        dict.fromkeys(map(str, data[name]["id"]), "") for name in ("queries", "corpus")
+    )
     mteb_dataloader.note_unknown(judged, queries, corpus, place, bad)
     _check_relevant({q: pairs for q, pairs in relevant.items() if str(q) in queries}, corpus, place)
     mteb_dataloader.note_own(own, judged, queries, corpus, place, bad)
-    for name, kind, check in CHECKS if texts else ():
-        for row in data[name]:
-            check(row, f"{place}: {kind} {row['id']}")
+    for row in data["queries"]:
+        mteb_dataloader.query_text(row, f"{place}: query {row['id']}")
     bad.report("evaluation")
-
-
-TABLES = ("queries", "corpus")
-CHECKS = (
-    ("queries", "query", mteb_dataloader.query_text),
-    ("corpus", "passage", mteb_dataloader.passage_text),
-)
 
 
 def _text_of(rows: Mapping[str, Mapping[str, str]]) -> dict[str, str]:
@@ -101,10 +94,12 @@ def _text_of(rows: Mapping[str, Mapping[str, str]]) -> dict[str, str]:
 def _read_texts(path: Path, bad: BadRows) -> dict[str, dict[str, str]]:
     texts: dict[str, dict[str, str]] = {}
     lines: dict[str, str] = {}
-    again, is_corpus = 0, path.name.startswith("corpus")
-    check = mteb_dataloader.passage_text if is_corpus else mteb_dataloader.query_text
+    again = empty = 0
     for where, row in mteb_dataloader.json_records(path, bad):
-        check(row, where)
+        if path.name.startswith("corpus"):
+            empty += not mteb_dataloader.passage_text(row, where, empty=True)
+        else:
+            mteb_dataloader.query_text(row, where)
         name, instruction = str(row["_id"]), row.get("instruction")
         found = {"id": name, "title": row.get("title") or "", "text": row["text"]}
         found |= {"instruction": instruction} if instruction else {}
@@ -116,6 +111,8 @@ def _read_texts(path: Path, bad: BadRows) -> dict[str, dict[str, str]]:
         again += lines.setdefault(name, where) != where
     if again:
         bad.notes.append(f"{path}: {again:,} lines repeat another one, and count once")
+    if empty:
+        bad.notes.append(f"{path}: {empty:,} passages are empty, and are searched as such")
     return texts
 
 

@@ -76,7 +76,7 @@ class CorpusCache:
             ids: dict[str, list[str]] = {}
             prompt = _prompt(self.encoder, "document", "passage")
             for row in corpus:
-                text = prompt + passage_text(row, f"passage {row['id']}")
+                text = prompt + passage_text(row, f"passage {row['id']}", empty=True)
                 ids.setdefault(text, []).append(str(row["id"]))
             texts = list(ids)
             self._collections = {key: Collection(texts, [*ids.values()], self._encode(texts))}

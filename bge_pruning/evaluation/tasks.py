@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from bge_pruning.datasets.mteb_dataloader import query_text
 from bge_pruning.datasets.mteb_tasks import data_of, load_split, load_tasks, random_state_kept
 from bge_pruning.datasets.retrieval_collection import (
     RetrievalCollection,
@@ -64,8 +65,9 @@ class Task:
         return list(rows[first]), list(rows[second]), [float(score) for score in rows["score"]]
 
     def queries(self) -> list[str]:
-        """Texts of the queries of a retrieval task."""
-        return list(data_of(self.mteb_task, self.split)["queries"]["text"])
+        """Texts of the queries of a retrieval task, as it is searched with them."""
+        rows = data_of(self.mteb_task, self.split)["queries"]
+        return [query_text(row, f"query {row['id']}") for row in rows]
 
 
 def find_tasks(sts: Sequence[str], retrieval: Sequence[str], split: str = "test") -> list[Task]:
@@ -120,7 +122,7 @@ def named_tasks(name: str, kind: str) -> list[Task]:
         tasks.append(Task(":".join(words), kind, mteb_task, split, part))
         if kind == RETRIEVAL:
             data, own = data_of(mteb_task, split), mteb_task.ignore_identical_ids
-            check_mteb_data(tasks[-1].name, data, own, texts=False)
+            check_mteb_data(tasks[-1].name, data, own)
     return tasks
 
 

@@ -46,7 +46,12 @@ def test_all_passages_and_the_judged_queries(folder):
             QUERIES + OTHER.replace("d1", "q1"),
             "jsonl:3: _id 'q1' has another text",
         ),
-        ("corpus.jsonl", json.dumps({"_id": "d1", "text": " "}), "corpus.jsonl:1: text is empty"),
+        (
+            "corpus.jsonl",
+            json.dumps({"_id": "d1", "text": 3}),
+            "corpus.jsonl:1: text is empty or no",
+        ),
+        ("queries.jsonl", json.dumps({"_id": "q1", "text": " "}), "queries.jsonl:1: text is empty"),
         ("corpus.jsonl", "{", "corpus.jsonl:1: is not JSON"),
     ],
 )
@@ -67,12 +72,14 @@ OF_NOTHING = "q1\td9\t2\nq1\td8\t0\nq9\td1\t1\n"
 def test_published_sets_judge_what_is_not_there_and_repeat_lines(folder, caplog):
     qrels = folder / "qrels" / "test.tsv"
     qrels.write_text(QRELS + OF_NOTHING)
-    (folder / "corpus.jsonl").write_text(CORPUS + CORPUS)
+    empty = json.dumps({"_id": "d3", "text": " "}) + "\n"
+    (folder / "corpus.jsonl").write_text(CORPUS + CORPUS + empty)
     found = read_collection(folder)
     assert found.relevant == {"q1": {"d1": 1, "2": 0, "d9": 2, "d8": 0}}
-    assert [len(found.corpus), [row["id"] for row in found.queries]] == [2, ["q1"]]
+    assert [len(found.corpus), [row["id"] for row in found.queries]] == [3, ["q1"]]
     assert [record.message.removeprefix("evaluation: ") for record in caplog.records] == [
         f"{folder / 'corpus.jsonl'}: 2 lines repeat another one, and count once",
+        f"{folder / 'corpus.jsonl'}: 1 passages are empty, and are searched as such",
         f"{qrels}: 1 of 5 judgements have a query-id that is not in the queries, such as 'q9' in "
         f"line 6",
         f"{qrels}: 2 of 5 judgements have a corpus-id that is not in the corpus, such as 'd9' in "
@@ -131,7 +138,6 @@ def test_a_task_of_mteb(caplog):
     [
         ({"top_ranked": {"q1": ["d1"]}}, "lists the passages that each query may rank, and whole"),
         ({"relevant_docs": {"q1": {"d1": 0, "d9": 1}}}, "judges no passage relevant that is there"),
-        ({"corpus": Dataset.from_list([{"id": "d1", "text": ""}])}, "passage d1: text is empty"),
         ({"queries": Dataset.from_list([{"id": "q1", "text": " "}])}, "query q1: text is empty"),
     ],
 )
