@@ -39,6 +39,7 @@ def compare_index(
     Raises:
         ValueError: If the vectors differ in their dimensions, or there are too few passages.
     """
+    passages = list(dict.fromkeys(passages))  # a query would find its own twin
     if len(passages) <= top_k or not queries:
         raise ValueError(
             f"{len(passages)} passages and {len(queries)} queries are too few to compare the best "
