@@ -130,7 +130,7 @@ def test_a_querys_own_passage_is_neither_mined_nor_a_negative(configure, collect
 
 
 def test_mined_negatives_are_used_in_training(configure, collection):
-    mining = "mined_negatives: 2, mining_margin: 1.0, negatives: 1"
+    mining = "mined_negatives: 2, mining_margin: 1.0, negatives: 1, in_batch_negatives: false"
     loss = ONLY + " contrastive: 1.0}"
     config = configure(source("beir", collection, mining), loss, "global_train_batch_size=2")
     base = build_base_model(config)
@@ -138,6 +138,7 @@ def test_mined_negatives_are_used_in_training(configure, collection):
     assert teacher is not None  # to mine with, though nothing is distilled
     (batch,) = list(build_train_loader(config, base, teacher).dataloader)
     assert batch["input_ids"].shape[:2] == (2, 3)
+    assert batch["own_passages_only"].tolist() == [True, True]
     assert not [key for key in batch if key.startswith("teacher")]
 
 
