@@ -25,7 +25,11 @@ Item = tuple[str, ...]
 
 
 def check_held_out(
-    config: Config, base: BaseModel, tasks: Mapping[str, Task], pairs: bool = True
+    config: Config,
+    base: BaseModel,
+    tasks: Mapping[str, Task],
+    pairs: bool = True,
+    refuse: bool = True,
 ) -> None:
     """Refuse, or warn of, a query or pair to evaluate all of whose texts are trained on.
 
@@ -35,6 +39,7 @@ def check_held_out(
     Args:
         tasks: What is evaluated, by name.
         pairs: Whether to look at the scored pairs of ``data.eval`` too.
+        refuse: Whether to heed the key: a run that resumes only warns.
 
     Raises:
         ConfigError: If there is one and ``data.on_trained_eval`` is ``error``.
@@ -49,7 +54,7 @@ def check_held_out(
             source.name: build_corpus(source, config, base).keys for source in config.data.train
         }
     found = [text for name, rows in items.items() if (text := _describe(name, rows, keys))]
-    if found and config.data.on_trained_eval == "error":
+    if found and refuse and config.data.on_trained_eval == "error":
         raise ConfigError(
             f"{'; '.join(found)}. A score there tells what the model remembers. To fix, leave them "
             f"out of the training data or out of what is evaluated, or set "

@@ -128,7 +128,7 @@ def load_inputs(stage: Stage) -> Inputs:
     # Before the teacher embeds the training texts, which may take long.
     evaluators = data_builders.build_evaluators(config, base)
     collections = data_builders.build_collections(config, base)
-    check_held_out(config, base, collections)
+    check_held_out(config, base, collections, refuse=stage.is_fresh)
     loader = data_builders.build_train_loader(config, base, teacher)
     # The plan had to assume that all texts are as long as allowed; now their lengths are known.
     widest = loader.dataloader.batch_sampler.widest_batch(config.device_train_microbatch_size)
