@@ -18,7 +18,6 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TypeVar
 
-import torch
 from torch import Tensor
 
 Size = TypeVar("Size", int, float, Tensor)
@@ -204,7 +203,7 @@ def expected_parameters(shape: EncoderShape, probabilities: dict[str, Tensor]) -
 
 def expected_operations(
     shape: EncoderShape, probabilities: dict[str, Tensor], length: int
-) -> Tensor:
+) -> Tensor | float:
     """Expected floating-point operations of embedding a text, a scalar, exact at binary gates."""
     sizes = _expected_sizes(shape, probabilities)
     return _sum_layers(shape, probabilities, layer_flops(*sizes, shape.head_dim, length))
@@ -227,11 +226,13 @@ def _expected_sizes(
 
 def _sum_layers(
     shape: EncoderShape, probabilities: dict[str, Tensor], per_layer: Tensor | float
-) -> Tensor:
-    costs = torch.as_tensor(per_layer).expand(shape.num_hidden_layers)
+) -> Tensor | float:
+    # A plain number stays one: a tensor made of it would be on the CPU, where the gates may not be.
     if "layer" in probabilities:
-        costs = costs * probabilities["layer"]
-    return costs.sum()
+        return (per_layer * probabilities["layer"]).sum()
+    if isinstance(per_layer, Tensor):
+        return per_layer.expand(shape.num_hidden_layers).sum()
+    return shape.num_hidden_layers * per_layer
 
 
 # Multiples of the units that exist while the gradient of the last layer's units is computed, and

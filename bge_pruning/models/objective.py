@@ -127,32 +127,29 @@ def passage_parts(
     """Losses of this rank's queries against the passages of all ranks.
 
     Outputs of queries and their passages are ``(B, N, ...)``; the batch has ``passage_texts``,
-    ``positive_texts`` and optionally ``passage_scores``.
+    ``positive_texts`` and optionally ``passage_scores``, for which a query's own passages do.
     """
     compared = {name: value for name, value in outputs.items() if name in weights.compared}
-    queries = _texts(compared, batch, slice(0, 1))
-    passages, numbers = gather_texts(
-        _texts(compared, batch, slice(1, None)), batch["passage_texts"].flatten()
-    )
+    queries, passages = _queries_and_passages(compared, batch)
     count, per_query = batch["passage_texts"].shape
-    rows = torch.arange(count, device=numbers.device)
-    targets = (rows + global_rank() * count) * per_query
-    excluded = losses.exclude_positives(batch["positive_texts"], numbers, targets)
-    scores = compute_scores(queries, passages, special_ids)
     found: dict[str, dict[str, Tensor]] = {}
+    if weights.contrastive or weights.self_distillation:
+        every, numbers = gather_texts(passages, batch["passage_texts"].flatten())
+        rows = torch.arange(count, device=numbers.device)
+        targets = (rows + global_rank() * count) * per_query
+        excluded = losses.exclude_positives(batch["positive_texts"], numbers, targets)
+        scores = compute_scores(queries, every, special_ids)
     if weights.contrastive:
         found["contrastive"] = {
             name: losses.info_nce(score, targets, temperature, excluded)
             for name, score in scores.all().items()
         }
     if weights.score_distillation and "passage_scores" in batch:
-        own = targets[:, None] + torch.arange(per_query, device=targets.device)
         given = batch["passage_scores"]
+        own = _own_scores(queries, passages, per_query, special_ids)
         found["score_distillation"] = {
-            name: losses.score_distillation(
-                score.gather(1, own), given, temperature, teacher_temperature=1.0
-            )
-            for name, score in scores.all().items()
+            name: losses.score_distillation(score, given, temperature, teacher_temperature=1.0)
+            for name, score in own.items()
         }
     if weights.self_distillation:
         found["self_distillation"] = {
@@ -160,6 +157,15 @@ def passage_parts(
             for name, score in scores.outputs.items()
         }
     return {part: losses.unified_loss(values) for part, values in found.items()}
+
+
+def _own_scores(
+    queries: Outputs, passages: Outputs, per_query: int, special_ids: Sequence[int]
+) -> dict[str, Tensor]:
+    """Scores of each query with its own passages, ``(Q, per_query)``, by name."""
+    pairs = zip(queries.split(1), passages.split(per_query), strict=True)
+    rows = [compute_scores(*pair, special_ids).all() for pair in pairs]
+    return {name: torch.cat([row[name] for row in rows]) for name in rows[0]}
 
 
 def distillation_parts(
@@ -214,14 +220,25 @@ def _dense_parts(
     return parts
 
 
-def _texts(outputs: dict[str, Tensor], batch: Batch, which: slice) -> Outputs:
-    """Select some of the N texts of every example, one after the other."""
+def _queries_and_passages(outputs: dict[str, Tensor], batch: Batch) -> tuple[Outputs, Outputs]:
+    """The first and the other texts of every example, one after the other.
 
-    def select(value: Tensor | None) -> Tensor | None:
-        return None if value is None else value[:, which].flatten(0, 1)
-
-    ids, mask = select(batch["input_ids"]), select(batch["attention_mask"])
-    return Outputs(ids, mask, **{n: select(outputs.get(n)) for n in OUTPUT_NAMES.values()})
+    A batch is padded to its longest text, often a passage. Both are cut to their own longest.
+    """
+    lengths = batch.get("lengths")
+    if lengths is None:
+        lengths = batch["attention_mask"].sum(-1).tolist()  # the host waits
+    longest = max(row[0] for row in lengths), max(max(row[1:]) for row in lengths)
+    given = {name: batch[name] for name in ("input_ids", "attention_mask")} | outputs
+    sides: tuple[dict[str, Tensor], dict[str, Tensor]] = ({}, {})
+    for name, value in given.items():
+        # One split, whose gradient is one concatenation; slices would each be padded back.
+        parts = value.split([1, value.shape[1] - 1], dim=1)
+        for side, part, end in zip(sides, parts, longest, strict=True):
+            tokens = {"dense_vecs": part.shape[2], "colbert_vecs": end - 1}.get(name, end)
+            short = part[:, :, :tokens] if tokens < part.shape[2] else part
+            side[name] = short.flatten(0, 1)
+    return Outputs(**sides[0]), Outputs(**sides[1])
 
 
 LOWEST, HIGHEST = 0.005, 1.0
