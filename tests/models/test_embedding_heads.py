@@ -170,6 +170,14 @@ def test_colbert_scores_in_low_precision_are_finite(dtype):
     torch.testing.assert_close(scores.double(), exact, atol=8 * torch.finfo(dtype).eps, rtol=0)
 
 
+def test_multi_vectors_are_unit_vectors_under_autocast(hidden, batch):
+    heads, mask = build_heads().float(), batch["attention_mask"]
+    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
+        vectors = heads.colbert_vecs(hidden.float(), mask)
+    assert vectors.dtype == torch.float32
+    torch.testing.assert_close(vectors.norm(dim=-1), mask[:, 1:].float(), atol=1e-6, rtol=0)
+
+
 @pytest.mark.parametrize("sparse", [True, False])
 @pytest.mark.parametrize("colbert_dim", [0, C])
 def test_pruned_heads_equal_heads_of_masked_states(sparse, colbert_dim, hidden, batch):
