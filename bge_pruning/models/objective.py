@@ -10,7 +10,13 @@ import torch
 from torch import Tensor, nn
 
 from bge_pruning.models import losses
-from bge_pruning.models.embedding_heads import OUTPUT_NAMES, Outputs, compute_scores
+from bge_pruning.models.embedding_heads import (
+    BLOCK_PRODUCTS,
+    OUTPUT_NAMES,
+    Outputs,
+    compute_scores,
+)
+from bge_pruning.models.encoder_shape import EncoderShape, LossMemory
 from bge_pruning.models.gather import gather_batch, gather_texts, global_rank
 from bge_pruning.models.packing import to_device
 from bge_pruning.models.teacher import HIDDEN
@@ -239,6 +245,57 @@ def _queries_and_passages(outputs: dict[str, Tensor], batch: Batch) -> tuple[Out
             short = part[:, :, :tokens] if tokens < part.shape[2] else part
             side[name] = short.flatten(0, 1)
     return Outputs(**sides[0]), Outputs(**sides[1])
+
+
+# Multiples, measured, of the multi-vectors that exist while the gradient of their lengths is
+# computed, and of the hidden states that exist while they are compared, beside the student's own.
+NORMALISING, STATES = 6.7, 4.3
+
+
+def loss_memory(
+    weights: LossWeights,
+    shape: EncoderShape,
+    rows: int,
+    width: int,
+    length: int,
+    rows_at_once: int | None = None,
+    ranks: int = 1,
+    cached: bool = True,
+) -> LossMemory:
+    """Estimate what the losses of a batch take: outputs, passages of all ranks, their gradients.
+
+    Args:
+        rows: Examples of ``width`` texts on one device, padded to ``length`` tokens each.
+        rows_at_once: Examples that are embedded at once, if the batch is compared as a whole.
+        cached: Whether the teacher's outputs come with the batch.
+    """
+    of_text = {
+        "dense_vecs": shape.hidden_size,
+        "token_weights": length,
+        "colbert_vecs": (length - 1) * shape.colbert_dim,
+        HIDDEN: length * shape.hidden_size * shape.num_hidden_layers,
+    }
+    sizes = {name: 4.0 * rows * width * size for name, size in of_text.items()}
+    outputs = sum(sizes[name] for name in weights.trained)
+    targets = sum(sizes[name] for name in weights.distilled)
+    vectors = sizes["colbert_vecs"] if "colbert_vecs" in weights.trained else 0.0
+    in_pieces = rows_at_once is not None and rows_at_once < rows
+    comparing = 0.0 if in_pieces else vectors  # before they are normalised
+    if weights.distillation_colbert:
+        comparing += vectors
+    if weights.distillation_hidden:
+        comparing += STATES * sizes[HIDDEN] - targets
+    if "colbert_vecs" in weights.compared:
+        passages = vectors * (width - 1) / width
+        gathers = ranks > 1 and (weights.contrastive or weights.self_distillation)
+        block = min(BLOCK_PRODUCTS, rows * length * rows * (width - 1) * ranks * length)
+        comparing += passages + max(vectors, 2 * ranks * passages if gathers else 0.0) + 5.0 * block
+    comparing += 0.0 if cached else targets
+    outputs += targets if cached else 0.0
+    if not in_pieces:
+        return LossMemory(outputs, comparing, NORMALISING * vectors)
+    piece = (NORMALISING - 1) * vectors * rows_at_once / rows
+    return LossMemory(outputs, comparing, outputs + piece, in_pieces)
 
 
 LOWEST, HIGHEST = 0.005, 1.0
