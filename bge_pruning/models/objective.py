@@ -290,12 +290,11 @@ def loss_memory(
         gathers = ranks > 1 and (weights.contrastive or weights.self_distillation)
         block = min(BLOCK_PRODUCTS, rows * length * rows * (width - 1) * ranks * length)
         comparing += passages + max(vectors, 2 * ranks * passages if gathers else 0.0) + 5.0 * block
-    comparing += 0.0 if cached else targets
-    outputs += targets if cached else 0.0
-    if not in_pieces:
-        return LossMemory(outputs, comparing, NORMALISING * vectors)
-    piece = (NORMALISING - 1) * vectors * rows_at_once / rows
-    return LossMemory(outputs, comparing, outputs + piece, in_pieces)
+    backward = NORMALISING * vectors
+    if in_pieces:  # the gradient of all outputs, and what a piece adds
+        backward = outputs + (NORMALISING - 1) * vectors * rows_at_once / rows
+    kept, computed = (targets, 0.0) if cached else (0.0, targets)
+    return LossMemory(outputs + kept, comparing + computed, backward, in_pieces)
 
 
 LOWEST, HIGHEST = 0.005, 1.0
