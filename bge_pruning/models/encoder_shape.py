@@ -266,7 +266,7 @@ def step_memory(
     half: bool = False,
     frozen_embeddings: bool = False,
     checkpointing: bool = False,
-    loss: LossMemory = LossMemory(),  # noqa: B008 (it is frozen)
+    loss: LossMemory = LossMemory(),
     ranks: int = 1,
 ) -> dict[str, float]:
     """Estimate the peak bytes of tensors in a training step on one device, by part.

@@ -171,7 +171,10 @@ def measure_loss(
     }
     targets = {}
     if not teacher:
-        sizes = {"dense_vecs": (shape.hidden_size,), "colbert_vecs": (LENGTH - 1, shape.colbert_dim)}
+        sizes = {
+            "dense_vecs": (shape.hidden_size,),
+            "colbert_vecs": (LENGTH - 1, shape.colbert_dim),
+        }
         targets = {f"teacher_{n}": torch.rand(ROWS, WIDTH, *sizes[n]) for n in weights.distilled}
 
     def step() -> None:
