@@ -57,12 +57,10 @@ class _LargestProducts(torch.autograd.Function):
     def forward(ctx: Any, query: Tensor, passage: Tensor, is_open: Tensor) -> Tensor:
         best = query.new_empty(*query.shape[:2], len(passage))
         place = torch.empty_like(best, dtype=torch.int32)
-        with torch.autocast(query.device.type, enabled=False):
-            for rows, columns, size in _blocks(query, passage):
-                products = query[rows].flatten(0, 1) @ passage[columns].flatten(0, 1).T
-                closed = ~is_open[columns].flatten()
-                products.masked_fill_(closed, torch.finfo(products.dtype).min)
-                best[rows, :, columns], place[rows, :, columns] = products.view(size).max(-1)
+        for rows, columns, size in _blocks(query, passage):
+            products = query[rows].flatten(0, 1) @ passage[columns].flatten(0, 1).T
+            products.masked_fill_(~is_open[columns].flatten(), torch.finfo(products.dtype).min)
+            best[rows, :, columns], place[rows, :, columns] = products.view(size).max(-1)
         ctx.save_for_backward(query, passage, place)
         return best
 
@@ -70,17 +68,13 @@ class _LargestProducts(torch.autograd.Function):
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, Tensor, None]:
         query, passage, place = ctx.saved_tensors
         d_query, d_passage = torch.zeros_like(query), torch.zeros_like(passage)
-        with torch.autocast(query.device.type, enabled=False):
-            for rows, columns, size in _blocks(query, passage):
-                index = place[rows, :, columns, None].long()
-                given = gradient[rows, :, columns, None]
-                block = gradient.new_zeros(size).scatter_(-1, index, given).flatten(2).flatten(0, 1)
-                left, right = (
-                    x[part].view(-1, x.shape[-1])
-                    for x, part in ((d_query, rows), (d_passage, columns))
-                )
-                left.addmm_(block, passage[columns].flatten(0, 1))
-                right.addmm_(block.T, query[rows].flatten(0, 1))
+        for rows, columns, size in _blocks(query, passage):
+            index = place[rows, :, columns, None].long()
+            given = gradient[rows, :, columns, None]
+            block = gradient.new_zeros(size).scatter_(-1, index, given).flatten(2).flatten(0, 1)
+            # Views of the results: a product of its own would be as large as the vectors.
+            d_query[rows].flatten(0, 1).addmm_(block, passage[columns].flatten(0, 1))
+            d_passage[columns].flatten(0, 1).addmm_(block.T, query[rows].flatten(0, 1))
         return d_query, d_passage, None
 
 
@@ -234,8 +228,7 @@ def compute_sparse_scores(
         empty = weights.new_zeros(len(weights), count)
         return empty.scatter_reduce(1, places, weights * known, "amax", include_self=True)
 
-    with torch.autocast(ids.device.type, enabled=False):
-        return vectors(queries) @ vectors(passages).T
+    return vectors(queries) @ vectors(passages).T
 
 
 class Scores(NamedTuple):
@@ -256,11 +249,9 @@ class Scores(NamedTuple):
 def compute_scores(queries: Outputs, passages: Outputs, special_ids: Iterable[int]) -> Scores:
     """Scores of all outputs that both sides have, and their weighted sum.
 
-    They are float32 or wider, under autocast too: a temperature multiplies what rounding adds.
+    They are float32 or wider: a temperature multiplies what rounding adds.
     """
-    with torch.autocast(queries.dense_vecs.device.type, enabled=False):
-        cosines = widen(queries.dense_vecs) @ widen(passages.dense_vecs).T
-    scores = {"dense": cosines}
+    scores = {"dense": widen(queries.dense_vecs) @ widen(passages.dense_vecs).T}  # cosines
     if queries.token_weights is not None and passages.token_weights is not None:
         scores["sparse"] = compute_sparse_scores(queries, passages, special_ids)
     if queries.colbert_vecs is not None and passages.colbert_vecs is not None:

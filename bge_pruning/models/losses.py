@@ -170,8 +170,7 @@ def distillation_similarity(
     rows = torch.arange(own.shape[0], device=own.device)
 
     def log_distribution(queries: Tensor, keys: Tensor) -> Tensor:
-        with torch.autocast(queries.device.type, enabled=False):
-            similarities = (widen(queries) @ widen(keys).T).float() / temperature
+        similarities = (widen(queries) @ widen(keys).T).float() / temperature
         # Finite, since the KL multiplies it by a probability of exactly 0, and below any similarity
         # at any temperature. It is made on the device, because copying a number would wait.
         closed = similarities.new_full((), -1e30)
