@@ -67,7 +67,7 @@ class _LargestProducts(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, Tensor, None]:
         query, passage, place = ctx.saved_tensors
-        d_query, d_passage = torch.zeros_like(query), torch.zeros_like(passage)
+        d_query, d_passage = query.new_zeros(query.shape), passage.new_zeros(passage.shape)
         for rows, columns, size in _blocks(query, passage):
             index = place[rows, :, columns, None].long()
             given = gradient[rows, :, columns, None]
