@@ -8,7 +8,7 @@ computes it, and replays nothing.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from torch.utils.data import Dataset, DistributedSampler
@@ -183,6 +183,14 @@ class MixedDataset(Dataset):
         self.resume_at = state["batch"]
 
 
+class BatchSize(NamedTuple):
+    """Real tokens that are computed at once, texts of an example, tokens of the longest text."""
+
+    tokens: int
+    width: int
+    length: int
+
+
 class MixedBatchSampler(DistributedSampler):
     """Yields a rank's share of every batch, as lists of ``(source, index)``.
 
@@ -244,16 +252,19 @@ class MixedBatchSampler(DistributedSampler):
         """This rank's examples of every batch of an epoch of a source."""
         return self._batches_of(source, epoch)[:, self.rank :: self.num_replicas]
 
-    def widest_batch(self, rows_at_once: int | None) -> int:
-        """Most tokens that this rank computes at once in any batch of a source's first epoch.
+    def widest_batch(self, rows_at_once: int | None) -> BatchSize:
+        """The largest batch of this rank in the first epoch of all sources.
 
-        These are the tokens of all examples of a batch if ``rows_at_once`` is ``None``.
+        It is the one with most tokens at once: of all examples if ``rows_at_once`` is ``None``.
         """
-        widest = 0
+        widest = BatchSize(0, 0, 0)
         for source, data in enumerate(self.dataset.datasets):
-            tokens = data.tokens[self.rows_of(source, epoch=0)]  # (batches, examples)
-            starts = range(0, tokens.shape[1], rows_at_once or tokens.shape[1])
-            widest = max(widest, int(np.add.reduceat(tokens, starts, axis=1).max()))
+            rows = self.rows_of(source, epoch=0)  # (batches, examples)
+            starts = range(0, rows.shape[1], rows_at_once or rows.shape[1])
+            tokens = np.add.reduceat(data.tokens[rows], starts, axis=1).max(1)
+            batch = int(tokens.argmax())
+            longest = int(self.lengths[source][rows[batch]].max())
+            widest = max(widest, BatchSize(int(tokens[batch]), data.width, longest))
         return widest
 
     def _batches_of(self, source: int, epoch: int) -> np.ndarray:

@@ -12,6 +12,7 @@ from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 from torchmetrics import Metric, SpearmanCorrCoef
 
+from bge_pruning.models import losses
 from bge_pruning.models.bge_m3_backbone import XLMRobertaBackbone
 from bge_pruning.models.embedding_heads import EmbeddingHeads
 from bge_pruning.models.l0_module_embedding import L0Module
@@ -167,7 +168,22 @@ class ComposerBGEM3(ComposerModel):
         return {**parts, "total": torch.stack(terms).sum()}
 
     def _parts(self, outputs: dict[str, Tensor], batch: Batch) -> dict[str, Tensor]:
-        """Parts of the loss that apply to the batch, without their weights."""
+        """Parts of the loss that apply to the batch, without their weights.
+
+        Only a teacher computes in the trainer's precision: a loss that rounds its cosines to 16
+        bits and then divides them by a temperature has another gradient.
+        """
+        targets = self._teacher_outputs(batch) if self.loss_weights.distils else {}
+        with torch.autocast(batch["input_ids"].device.type, enabled=False):
+            outputs, targets = (
+                {name: losses.widen(value) for name, value in values.items()}
+                for values in (outputs, targets)
+            )
+            return self._exact_parts(outputs, targets, batch)
+
+    def _exact_parts(
+        self, outputs: dict[str, Tensor], targets: dict[str, Tensor], batch: Batch
+    ) -> dict[str, Tensor]:
         weights = self.loss_weights
         parts: dict[str, Tensor] = {}
         if "scores" in batch:
@@ -177,7 +193,6 @@ class ComposerBGEM3(ComposerModel):
             parts.update(passage_parts(weights, outputs, batch, temperature, self.special_ids))
         if weights.distils:
             flat = {name: value.flatten(0, 1) for name, value in outputs.items()}
-            targets = self._teacher_outputs(batch)
             where = self._teacher_map()
             parts.update(distillation_parts(weights, flat, targets, batch, where, self.special_ids))
         return parts

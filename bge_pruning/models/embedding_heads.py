@@ -9,18 +9,23 @@ tensor of (texts, tokens, vocabulary) or loops over texts.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F  # noqa: N812
 from torch import Tensor, nn
 
+from bge_pruning.models.losses import widen
 from bge_pruning.models.packing import Packing, to_device
 from bge_pruning.models.structural_pruning import prune_linear
 
 POOLINGS = ("cls", "mean")
+
+
+# Products of tokens that exist at once when multi-vectors are compared: 64 MiB in float32.
+BLOCK_PRODUCTS = 1 << 24
 
 
 def compute_colbert_scores(
@@ -28,17 +33,61 @@ def compute_colbert_scores(
 ) -> Tensor:
     """Multi-vector score of every query with every passage, shape ``(Q, P)``.
 
-    Mean over the query's tokens of the largest product with a passage token.
+    Mean over the query's tokens of the largest product with a passage token. Products are float32
+    or wider, and never more than :data:`BLOCK_PRODUCTS` of them are in memory.
 
     Args:
         query: Shape ``(Q, Tq, C)``, zero where masked; ``query_mask`` is ``(Q, Tq)``.
         passage: Shape ``(P, Tp, C)``; ``passage_mask`` is ``(P, Tp)``.
     """
-    products = torch.einsum("qic,pjc->qpij", query, passage)
-    closed = ~passage_mask.bool()[None, :, None, :]
-    best = products.masked_fill(closed, torch.finfo(products.dtype).min).amax(-1)  # (Q, P, Tq)
+    best = _LargestProducts.apply(widen(query), widen(passage), passage_mask.bool())
     weights = query_mask.to(best.dtype)
-    return (best * weights[:, None]).sum(-1) / weights.sum(-1)[:, None]
+    weights = weights / weights.sum(-1, keepdim=True)
+    return (best * weights[..., None]).sum(1)
+
+
+class _LargestProducts(torch.autograd.Function):
+    """Largest product of each query token with the tokens of each passage, ``(Q, Tq, P)``.
+
+    It is computed in blocks, of which only the maxima and their places are kept. The gradient of a
+    product is 0 but at the places, so the backward pass fills each block again from them.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, query: Tensor, passage: Tensor, is_open: Tensor) -> Tensor:
+        best = query.new_empty(*query.shape[:2], len(passage))
+        place = torch.empty_like(best, dtype=torch.int32)
+        for rows, columns, size in _blocks(query, passage):
+            products = query[rows].flatten(0, 1) @ passage[columns].flatten(0, 1).T
+            products.masked_fill_(~is_open[columns].flatten(), torch.finfo(products.dtype).min)
+            best[rows, :, columns], place[rows, :, columns] = products.view(size).max(-1)
+        ctx.save_for_backward(query, passage, place)
+        return best
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, Tensor, None]:
+        query, passage, place = ctx.saved_tensors
+        d_query, d_passage = query.new_zeros(query.shape), passage.new_zeros(passage.shape)
+        for rows, columns, size in _blocks(query, passage):
+            index = place[rows, :, columns, None].long()
+            given = gradient[rows, :, columns, None]
+            block = gradient.new_zeros(size).scatter_(-1, index, given).flatten(2).flatten(0, 1)
+            # Views of the results: a product of its own would be as large as the vectors.
+            d_query[rows].flatten(0, 1).addmm_(block, passage[columns].flatten(0, 1))
+            d_passage[columns].flatten(0, 1).addmm_(block.T, query[rows].flatten(0, 1))
+        return d_query, d_passage, None
+
+
+def _blocks(query: Tensor, passage: Tensor) -> Iterator[tuple[slice, slice, tuple[int, ...]]]:
+    """Queries and passages of each block, and the shape of its products, ``(q, Tq, p, Tp)``."""
+    (queries, tokens, _), (passages, width, _) = query.shape, passage.shape
+    rows = max(1, min(queries, BLOCK_PRODUCTS // max(1, tokens * width)))
+    columns = max(1, min(passages, BLOCK_PRODUCTS // max(1, rows * tokens * width)))
+    for row in range(0, queries, rows):
+        for column in range(0, passages, columns):
+            ends = min(row + rows, queries), min(column + columns, passages)
+            size = (ends[0] - row, tokens, ends[1] - column, width)
+            yield slice(row, ends[0]), slice(column, ends[1]), size
 
 
 class EmbeddingHeads(nn.Module):
@@ -64,9 +113,10 @@ class EmbeddingHeads(nn.Module):
         """Dense vectors, shape ``(B, H)``, L2-normalised."""
         states = hidden if packing is None else packing.unpack(hidden)
         if self.pooling == "cls":
-            return F.normalize(states[:, 0], dim=-1)
+            return _normalize(states[:, 0], hidden.dtype)
         mask = attention_mask.unsqueeze(-1).to(states.dtype)
-        return F.normalize((states * mask).sum(1) / mask.sum(1).clamp(min=1e-9), dim=-1)
+        mean = (states * mask).sum(1) / mask.sum(1).clamp(min=1e-9)
+        return _normalize(mean, hidden.dtype)
 
     def token_weights(
         self, hidden: Tensor, attention_mask: Tensor, packing: Packing | None = None
@@ -81,7 +131,7 @@ class EmbeddingHeads(nn.Module):
         """Multi-vectors of the tokens after CLS, shape ``(B, T - 1, C)``; 0 for padding."""
         vectors = self._apply_head("colbert_linear", hidden, packing)[:, 1:]
         mask = attention_mask[:, 1:, None].to(vectors.dtype)
-        return F.normalize(vectors * mask, dim=-1)
+        return _normalize(vectors * mask, hidden.dtype)
 
     def linears(self) -> dict[str, nn.Linear]:
         """The heads that the model has, by their output."""
@@ -126,6 +176,11 @@ class EmbeddingHeads(nn.Module):
         return values if packing is None else packing.unpack(values)
 
 
+def _normalize(vectors: Tensor, dtype: torch.dtype) -> Tensor:
+    """Unit vectors of a type; a norm of 16 bits would be off by up to 0.4 %, and so each cosine."""
+    return F.normalize(widen(vectors), dim=-1).to(dtype)
+
+
 # The model's names of outputs by the names that losses and modes use.
 OUTPUT_NAMES = {"dense": "dense_vecs", "sparse": "token_weights", "colbert": "colbert_vecs"}
 # Weights of the outputs in the score that combines them (FlagEmbedding's training).
@@ -146,28 +201,34 @@ class Outputs:
     token_weights: Tensor | None = None
     colbert_vecs: Tensor | None = None
 
+    def split(self, size: int) -> list[Outputs]:
+        """Groups of so many texts."""
+        given = {name: value for name, value in vars(self).items() if value is not None}
+        parts = zip(*(value.split(size) for value in given.values()), strict=True)
+        return [Outputs(**dict(zip(given, part, strict=True))) for part in parts]
+
 
 def compute_sparse_scores(
     queries: Outputs, passages: Outputs, special_ids: Iterable[int]
 ) -> Tensor:
     """Dot product of sparse vectors, ``(Q, P)``: per text the largest weight of each token id.
 
-    The vectors span the ids that occur in the batch, ``(texts, ids)``, not the vocabulary; the host
-    waits for a GPU once, to know their number. Special ids carry no weight (cls, eos, pad, unk).
+    The vectors have a column for each token of the queries, ``(texts, Q * Tq)``, which an id's
+    first token stands for: other ids add nothing. Special ids carry no weight (cls, eos, pad, unk).
     """
-    every = torch.cat([queries.input_ids.flatten(), passages.input_ids.flatten()])
-    ids, columns = torch.unique(every, return_inverse=True)
+    ids = queries.input_ids.flatten().sort().values
     special = to_device(torch.tensor(sorted(set(special_ids)), dtype=ids.dtype), ids.device)
-    lexical = (~torch.isin(ids, special)).to(queries.token_weights.dtype)
-    split = queries.input_ids.numel()
+    count = ids.numel()
 
-    def vectors(weights: Tensor, places: Tensor) -> Tensor:
-        empty = weights.new_zeros(weights.shape[0], ids.numel())
-        places = places.reshape(weights.shape)
-        return empty.scatter_reduce(1, places, weights, "amax", include_self=True)
+    def vectors(texts: Outputs) -> Tensor:
+        weights = widen(texts.token_weights)
+        given = texts.input_ids.contiguous()
+        places = torch.searchsorted(ids, given).clamp(max=count - 1)
+        known = (ids[places] == given) & ~torch.isin(given, special)
+        empty = weights.new_zeros(len(weights), count)
+        return empty.scatter_reduce(1, places, weights * known, "amax", include_self=True)
 
-    left = vectors(queries.token_weights, columns[:split]) * lexical
-    return left @ vectors(passages.token_weights, columns[split:]).T
+    return vectors(queries) @ vectors(passages).T
 
 
 class Scores(NamedTuple):
@@ -186,8 +247,11 @@ class Scores(NamedTuple):
 
 
 def compute_scores(queries: Outputs, passages: Outputs, special_ids: Iterable[int]) -> Scores:
-    """Scores of all outputs that both sides have, and their weighted sum."""
-    scores = {"dense": queries.dense_vecs @ passages.dense_vecs.T}  # cosines
+    """Scores of all outputs that both sides have, and their weighted sum.
+
+    They are float32 or wider: a temperature multiplies what rounding adds.
+    """
+    scores = {"dense": widen(queries.dense_vecs) @ widen(passages.dense_vecs).T}  # cosines
     if queries.token_weights is not None and passages.token_weights is not None:
         scores["sparse"] = compute_sparse_scores(queries, passages, special_ids)
     if queries.colbert_vecs is not None and passages.colbert_vecs is not None:

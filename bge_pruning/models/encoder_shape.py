@@ -18,7 +18,6 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TypeVar
 
-import torch
 from torch import Tensor
 
 Size = TypeVar("Size", int, float, Tensor)
@@ -204,7 +203,7 @@ def expected_parameters(shape: EncoderShape, probabilities: dict[str, Tensor]) -
 
 def expected_operations(
     shape: EncoderShape, probabilities: dict[str, Tensor], length: int
-) -> Tensor:
+) -> Tensor | float:
     """Expected floating-point operations of embedding a text, a scalar, exact at binary gates."""
     sizes = _expected_sizes(shape, probabilities)
     return _sum_layers(shape, probabilities, layer_flops(*sizes, shape.head_dim, length))
@@ -227,16 +226,36 @@ def _expected_sizes(
 
 def _sum_layers(
     shape: EncoderShape, probabilities: dict[str, Tensor], per_layer: Tensor | float
-) -> Tensor:
-    costs = torch.as_tensor(per_layer).expand(shape.num_hidden_layers)
+) -> Tensor | float:
+    # A plain number stays one: a tensor made of it would be on the CPU, where the gates may not be.
     if "layer" in probabilities:
-        costs = costs * probabilities["layer"]
-    return costs.sum()
+        return (per_layer * probabilities["layer"]).sum()
+    if isinstance(per_layer, Tensor):
+        return per_layer.expand(shape.num_hidden_layers).sum()
+    return shape.num_hidden_layers * per_layer
 
 
 # Multiples of the units that exist while the gradient of the last layer's units is computed, and
 # while a teacher's layer is computed.
 TRANSIENT_UNITS, TEACHER_UNITS = 1.5, 2.0
+
+
+@dataclass(frozen=True)
+class LossMemory:
+    """Bytes that losses take at once beside the encoder's own.
+
+    Attributes:
+        outputs: From the forward to the end of the backward pass.
+        comparing: While texts are compared; of a batch in pieces nothing else is in memory then.
+        backward: While the gradient of the outputs is computed from that of the loss.
+        in_pieces: Whether a batch is computed in pieces, so that the gradients of one are in memory
+            with the activations of the next.
+    """
+
+    outputs: float = 0.0
+    comparing: float = 0.0
+    backward: float = 0.0
+    in_pieces: bool = False
 
 
 def step_memory(
@@ -247,18 +266,24 @@ def step_memory(
     half: bool = False,
     frozen_embeddings: bool = False,
     checkpointing: bool = False,
+    loss: LossMemory = LossMemory(),
+    ranks: int = 1,
 ) -> dict[str, float]:
-    """Estimate the peak bytes of tensors in a training step, by part.
+    """Estimate the peak bytes of tensors in a training step on one device, by part.
 
     In float32 the estimate agrees with measurements to a few percent. With 16-bit autocast
     (``half``) the inputs of products count half, and a 16-bit copy of every weight is added: 13 %
     more than measured for BGE-M3's sizes on a GPU (64 texts of 512 tokens, gates on all axes,
     compiled LayerNorms). Only real tokens count. The teacher is an unpruned model of the same
-    sizes.
+    sizes. Several ranks exchange copies of their gradients.
+
+    Args:
+        tokens: Real tokens that are computed at once.
 
     Returns:
         ``weights and optimizer`` (AdamW's two moments); ``activations or gradients``, the larger of
-        the two, because one shrinks in the backward pass as the other grows; ``teacher``.
+        the two, because one shrinks in the backward pass as the other grows, or in pieces
+        ``activations and gradients``; ``outputs and scores``, ``teacher``, ``exchange``.
     """
     hidden, units = shape.hidden_size, shape.intermediate_size
     inner = shape.num_attention_heads * shape.head_dim
@@ -268,13 +293,27 @@ def step_memory(
         layer += 4.0 * (units + inner) * hidden
     layers = shape.num_hidden_layers
     kept = layers * 4.0 * hidden * tokens + layer if checkpointing else layers * layer
-    activations = kept + tokens * item * TRANSIENT_UNITS * units
     rows = shape.vocab_size + shape.max_position_embeddings + shape.type_vocab_size
+    table = 0 if frozen_embeddings else rows * hidden
     trained = total - (rows * hidden if frozen_embeddings else 0)
-    # When the last layer is recomputed, the gradients of all others are in memory.
-    gradients = 4.0 * trained + (layer if checkpointing else 0.0)
+    gradients = 4.0 * trained
+    transient = tokens * item * units * (TEACHER_UNITS if teacher else TRANSIENT_UNITS)
+    if loss.in_pieces:
+        encoder, name = kept + transient + gradients, "activations and gradients"
+        peak = max(
+            kept + gradients + max(transient, loss.backward),
+            gradients + 8.0 * table,  # of two pieces, and their sum
+            loss.comparing,
+        )
+    else:
+        # When the last layer is recomputed, the gradients of all others are in memory.
+        gradients += layer if checkpointing else 0.0
+        encoder, name = max(kept + transient, gradients), "activations or gradients"
+        peak = max(kept + max(transient, loss.comparing, loss.backward), gradients)
     return {
         "weights and optimizer": (6.0 if half else 4.0) * total + 8.0 * trained,
-        "activations or gradients": max(activations, gradients),
-        "teacher": (4.0 * total + item * TEACHER_UNITS * units * tokens) if teacher else 0.0,
+        name: encoder,
+        "outputs and scores": loss.outputs + max(0.0, peak - encoder),
+        "teacher": 4.0 * total if teacher else 0.0,
+        "exchange": 4.0 * trained if ranks > 1 else 0.0,
     }

@@ -7,6 +7,11 @@ import torch.nn.functional as F  # noqa: N812
 from torch import Tensor
 
 
+def widen(values: Tensor) -> Tensor:
+    """16-bit numbers as float32, others as they are."""
+    return values.float() if values.dtype in (torch.float16, torch.bfloat16) else values
+
+
 def _check_temperature(temperature: Tensor | float, key: str) -> None:
     # A learned temperature is above 0 by construction; reading it would wait for the device.
     if not isinstance(temperature, Tensor) and not temperature > 0.0:
@@ -165,7 +170,7 @@ def distillation_similarity(
     rows = torch.arange(own.shape[0], device=own.device)
 
     def log_distribution(queries: Tensor, keys: Tensor) -> Tensor:
-        similarities = (queries @ keys.T).float() / temperature
+        similarities = (widen(queries) @ widen(keys).T).float() / temperature
         # Finite, since the KL multiplies it by a probability of exactly 0, and below any similarity
         # at any temperature. It is made on the device, because copying a number would wait.
         closed = similarities.new_full((), -1e30)

@@ -10,7 +10,13 @@ import torch
 from torch import Tensor, nn
 
 from bge_pruning.models import losses
-from bge_pruning.models.embedding_heads import OUTPUT_NAMES, Outputs, compute_scores
+from bge_pruning.models.embedding_heads import (
+    BLOCK_PRODUCTS,
+    OUTPUT_NAMES,
+    Outputs,
+    compute_scores,
+)
+from bge_pruning.models.encoder_shape import EncoderShape, LossMemory
 from bge_pruning.models.gather import gather_batch, gather_texts, global_rank
 from bge_pruning.models.packing import to_device
 from bge_pruning.models.teacher import HIDDEN
@@ -127,37 +133,30 @@ def passage_parts(
     """Losses of this rank's queries against the passages of all ranks.
 
     Outputs of queries and their passages are ``(B, N, ...)``; the batch has ``passage_texts``,
-    ``positive_texts`` and optionally ``passage_scores``, and ``own_passages_only``, ``(B,)``, where
-    the other queries' passages are no negatives.
+    ``positive_texts`` and optionally ``passage_scores``, for which a query's own passages do, and
+    ``own_passages_only``, ``(B,)``, where the other queries' passages are no negatives.
     """
     compared = {name: value for name, value in outputs.items() if name in weights.compared}
-    queries = _texts(compared, batch, slice(0, 1))
-    passages, numbers = gather_texts(
-        _texts(compared, batch, slice(1, None)), batch["passage_texts"].flatten()
-    )
+    queries, passages = _queries_and_passages(compared, batch)
     count, per_query = batch["passage_texts"].shape
-    rows = torch.arange(count, device=numbers.device)
-    targets = (rows + global_rank() * count) * per_query
-    excluded = losses.exclude_positives(batch["positive_texts"], numbers, targets)
-    if "own_passages_only" in batch:
-        columns = torch.arange(len(numbers), device=numbers.device)
-        others = columns[None, :] // per_query != targets[:, None] // per_query
-        excluded = excluded | (others & batch["own_passages_only"][:, None])
-    scores = compute_scores(queries, passages, special_ids)
     found: dict[str, dict[str, Tensor]] = {}
+    if weights.contrastive or weights.self_distillation:
+        every, numbers = gather_texts(passages, batch["passage_texts"].flatten())
+        rows = torch.arange(count, device=numbers.device)
+        targets = (rows + global_rank() * count) * per_query
+        excluded = _excluded(batch, numbers, targets)
+        scores = compute_scores(queries, every, special_ids)
     if weights.contrastive:
         found["contrastive"] = {
             name: losses.info_nce(score, targets, temperature, excluded)
             for name, score in scores.all().items()
         }
     if weights.score_distillation and "passage_scores" in batch:
-        own = targets[:, None] + torch.arange(per_query, device=targets.device)
         given = batch["passage_scores"]
+        own = _own_scores(queries, passages, per_query, special_ids)
         found["score_distillation"] = {
-            name: losses.score_distillation(
-                score.gather(1, own), given, temperature, teacher_temperature=1.0
-            )
-            for name, score in scores.all().items()
+            name: losses.score_distillation(score, given, temperature, teacher_temperature=1.0)
+            for name, score in own.items()
         }
     if weights.self_distillation:
         found["self_distillation"] = {
@@ -165,6 +164,26 @@ def passage_parts(
             for name, score in scores.outputs.items()
         }
     return {part: losses.unified_loss(values) for part, values in found.items()}
+
+
+def _excluded(batch: Batch, numbers: Tensor, targets: Tensor) -> Tensor:
+    """Passages of all ranks that are no negatives of this rank's queries, ``(B, passages)``."""
+    excluded = losses.exclude_positives(batch["positive_texts"], numbers, targets)
+    if "own_passages_only" in batch:
+        per_query = batch["passage_texts"].shape[1]
+        columns = torch.arange(len(numbers), device=numbers.device)
+        others = columns[None, :] // per_query != targets[:, None] // per_query
+        excluded = excluded | (others & batch["own_passages_only"][:, None])
+    return excluded
+
+
+def _own_scores(
+    queries: Outputs, passages: Outputs, per_query: int, special_ids: Sequence[int]
+) -> dict[str, Tensor]:
+    """Scores of each query with its own passages, ``(Q, per_query)``, by name."""
+    pairs = zip(queries.split(1), passages.split(per_query), strict=True)
+    rows = [compute_scores(*pair, special_ids).all() for pair in pairs]
+    return {name: torch.cat([row[name] for row in rows]) for name in rows[0]}
 
 
 def distillation_parts(
@@ -219,14 +238,75 @@ def _dense_parts(
     return parts
 
 
-def _texts(outputs: dict[str, Tensor], batch: Batch, which: slice) -> Outputs:
-    """Select some of the N texts of every example, one after the other."""
+def _queries_and_passages(outputs: dict[str, Tensor], batch: Batch) -> tuple[Outputs, Outputs]:
+    """The first and the other texts of every example, one after the other.
 
-    def select(value: Tensor | None) -> Tensor | None:
-        return None if value is None else value[:, which].flatten(0, 1)
+    A batch is padded to its longest text, often a passage. Both are cut to their own longest.
+    """
+    lengths = batch.get("lengths")
+    if lengths is None:
+        lengths = batch["attention_mask"].sum(-1).tolist()  # the host waits
+    longest = max(row[0] for row in lengths), max(max(row[1:]) for row in lengths)
+    given = {name: batch[name] for name in ("input_ids", "attention_mask")} | outputs
+    sides: tuple[dict[str, Tensor], dict[str, Tensor]] = ({}, {})
+    for name, value in given.items():
+        # One split, whose gradient is one concatenation; slices would each be padded back.
+        parts = value.split([1, value.shape[1] - 1], dim=1)
+        for side, part, end in zip(sides, parts, longest, strict=True):
+            tokens = {"dense_vecs": part.shape[2], "colbert_vecs": end - 1}.get(name, end)
+            short = part[:, :, :tokens] if tokens < part.shape[2] else part
+            side[name] = short.flatten(0, 1)
+    return Outputs(**sides[0]), Outputs(**sides[1])
 
-    ids, mask = select(batch["input_ids"]), select(batch["attention_mask"])
-    return Outputs(ids, mask, **{n: select(outputs.get(n)) for n in OUTPUT_NAMES.values()})
+
+# Multiples, measured, of the multi-vectors that exist while the gradient of their lengths is
+# computed, and of the hidden states that exist while they are compared, beside the student's own.
+NORMALISING, STATES = 6.7, 4.3
+
+
+def loss_memory(
+    weights: LossWeights,
+    shape: EncoderShape,
+    rows: int,
+    width: int,
+    length: int,
+    rows_at_once: int | None = None,
+    ranks: int = 1,
+    cached: bool = True,
+) -> LossMemory:
+    """Estimate what the losses of a batch take: outputs, passages of all ranks, their gradients.
+
+    Args:
+        rows: Examples of ``width`` texts on one device, padded to ``length`` tokens each.
+        rows_at_once: Examples that are embedded at once, if the batch is compared as a whole.
+        cached: Whether the teacher's outputs come with the batch.
+    """
+    of_text = {
+        "dense_vecs": shape.hidden_size,
+        "token_weights": length,
+        "colbert_vecs": (length - 1) * shape.colbert_dim,
+        HIDDEN: length * shape.hidden_size * shape.num_hidden_layers,
+    }
+    sizes = {name: 4.0 * rows * width * size for name, size in of_text.items()}
+    outputs = sum(sizes[name] for name in weights.trained)
+    targets = sum(sizes[name] for name in weights.distilled)
+    vectors = sizes["colbert_vecs"] if "colbert_vecs" in weights.trained else 0.0
+    in_pieces = rows_at_once is not None and rows_at_once < rows
+    comparing = 0.0 if in_pieces else vectors  # before they are normalised
+    if weights.distillation_colbert:
+        comparing += vectors
+    if weights.distillation_hidden:
+        comparing += STATES * sizes[HIDDEN] - targets
+    if "colbert_vecs" in weights.compared:
+        passages = vectors * (width - 1) / width
+        gathers = ranks > 1 and (weights.contrastive or weights.self_distillation)
+        block = min(BLOCK_PRODUCTS, rows * length * rows * (width - 1) * ranks * length)
+        comparing += passages + max(vectors, 2 * ranks * passages if gathers else 0.0) + 5.0 * block
+    backward = NORMALISING * vectors
+    if in_pieces:  # the gradient of all outputs, and what a piece adds
+        backward = outputs + (NORMALISING - 1) * vectors * rows_at_once / rows
+    kept, computed = (targets, 0.0) if cached else (0.0, targets)
+    return LossMemory(outputs + kept, comparing + computed, backward, in_pieces)
 
 
 LOWEST, HIGHEST = 0.005, 1.0

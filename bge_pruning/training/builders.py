@@ -40,9 +40,9 @@ from bge_pruning.model_io.teacher_folder import Teacher
 from bge_pruning.models.composer_bge_m3 import ComposerBGEM3
 from bge_pruning.models.model_registry import build_composer_model
 from bge_pruning.training import sharding
-from bge_pruning.training.data_builders import build_loss_weights, build_probes
+from bge_pruning.training.data_builders import build_probes
 from bge_pruning.training.optimization import build_optimizer, build_scheduler
-from bge_pruning.training.plan import Plan
+from bge_pruning.training.plan import Plan, build_loss_weights
 from bge_pruning.utils.environment import torch_device
 
 log = logging.getLogger(__name__)

@@ -37,19 +37,13 @@ from bge_pruning.evaluation.search import check_modes
 from bge_pruning.evaluation.tasks import Task, beir_task, mteb_task
 from bge_pruning.model_io.pretrained import BaseModel
 from bge_pruning.model_io.teacher_folder import Teacher
-from bge_pruning.models.objective import LossWeights
+from bge_pruning.training.plan import build_loss_weights
 from bge_pruning.training.rank_watch import rank_zero_first
 from bge_pruning.training.sources import SourceDataset, build_source
 from bge_pruning.utils.clock import is_due
 from bge_pruning.utils.environment import torch_device
 
 log = logging.getLogger(__name__)
-
-
-def build_loss_weights(config: Config) -> LossWeights:
-    """Build the weights of the loss."""
-    values = vars(config.loss)
-    return LossWeights(**{**values, "contrastive_outputs": tuple(config.loss.contrastive_outputs)})
 
 
 def build_train_loader(config: Config, base: BaseModel, teacher: Teacher | None) -> DataSpec:

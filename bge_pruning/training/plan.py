@@ -6,22 +6,27 @@ reached or served is refused at once.
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 from bge_pruning.config.names import L0
 from bge_pruning.config.schema import Config, ConfigError, DataConfig, SourceConfig
+from bge_pruning.datasets.mixed_dataloader import BatchSize
 from bge_pruning.model_io.pretrained import read_shape
 from bge_pruning.models.encoder_shape import (
     YAML_NAMES,
     EncoderShape,
+    LossMemory,
     check_exportable,
     count_parameters,
     forward_flops,
     step_memory,
 )
+from bge_pruning.models.objective import LossWeights, loss_memory
 from bge_pruning.models.shape_choice import shapes_of_budget
 from bge_pruning.models.structural_pruning import AXES, SHAPE_FIELDS
+from bge_pruning.utils.environment import torch_device
 
 BGE_M3_POSITIONS = 8194
 
@@ -174,7 +179,12 @@ def example_target(plan: Plan) -> EncoderShape | None:
 
 
 def render_plan(plan: Plan, config: Config) -> str:
-    """Render the plan as text."""
+    """Render the plan as text, with the memory of the largest batch that may come."""
+    return "\n".join([*render_run(plan, config), render_memory(plan, config)])
+
+
+def render_run(plan: Plan, config: Config) -> list[str]:
+    """Render all of the plan but the memory of a step, which follows from the data."""
     l0 = config.model.l0_module
     lines = [f"base model   {config.model.base_model}", f"source       {plan.source.describe()}"]
     lines += _target_lines(plan)
@@ -202,7 +212,7 @@ def render_plan(plan: Plan, config: Config) -> str:
             lines.append(f"gates start  in the order of {l0.init_order} on {texts:,} texts")
     if config.stage == "recover" and (texts := config.teacher.refit_texts):
         lines.append(f"starts from  weights fitted to the uncut model on {texts:,} texts")
-    return "\n".join([*lines, render_memory(plan, config)])
+    return [*lines, render_disk(plan, config)]
 
 
 def _target_lines(plan: Plan) -> list[str]:
@@ -235,27 +245,17 @@ def _parameter_table(plan: Plan) -> list[str]:
     return [f"{'parameters':<12} {'source':>13} {'target':>13} {'kept':>8}", *rows]
 
 
-def estimate_memory(plan: Plan, config: Config, tokens: int | None = None) -> dict[str, float]:
-    """Estimate the peak memory of a training step in bytes, by part, for one device.
+def build_loss_weights(config: Config) -> LossWeights:
+    """Build the weights of the loss."""
+    values = vars(config.loss)
+    return LossWeights(**{**values, "contrastive_outputs": tuple(config.loss.contrastive_outputs)})
 
-    See :func:`step_memory`. Python, torch and its libraries need more on top.
 
-    Args:
-        tokens: Real tokens of the largest batch; default: as many as ``model.max_length`` allows.
-    """
-    texts = config.device_train_microbatch_size or config.global_train_batch_size
+def largest_batch(config: Config) -> BatchSize:
+    """The largest batch that a configuration allows: all texts have ``model.max_length`` tokens."""
     width = max([_texts_of_row(source, config.data) for source in config.data.train], default=1)
-    if tokens is None:
-        tokens = texts * width * config.model.max_length
-    return step_memory(
-        plan.source,
-        tokens,
-        gated=bool(plan.axes),
-        teacher=config.loss.distils and not config.teacher.cache,
-        half=config.precision != "fp32",
-        frozen_embeddings=config.model.freeze_embeddings,
-        checkpointing=config.model.activation_checkpointing,
-    )
+    length = config.model.max_length
+    return BatchSize(_rows_at_once(config) * width * length, width, length)
 
 
 def _texts_of_row(source: SourceConfig, data: DataConfig) -> int:
@@ -264,12 +264,85 @@ def _texts_of_row(source: SourceConfig, data: DataConfig) -> int:
     return 2 if source.kind == "sts" else 1
 
 
-def render_memory(plan: Plan, config: Config, tokens: int | None = None) -> str:
+def _ranks() -> int:
+    return int(os.environ.get("WORLD_SIZE", "1"))
+
+
+def _rows(config: Config) -> int:
+    """Rows of a batch on one device."""
+    return max(1, config.global_train_batch_size // _ranks())
+
+
+def _rows_at_once(config: Config) -> int:
+    return min(config.device_train_microbatch_size or _rows(config), _rows(config))
+
+
+def estimate_memory(
+    plan: Plan, config: Config, largest: BatchSize | None = None
+) -> dict[str, float]:
+    """Estimate the peak memory of a training step in bytes, by part, for one device.
+
+    See :func:`step_memory`. Python, torch and its libraries need more on top, sharding less.
+
+    Args:
+        largest: The largest batch; default: that of :func:`largest_batch`.
+    """
+    largest = largest or largest_batch(config)
+    rows, at_once = _rows(config), _rows_at_once(config)
+    cached = config.teacher.cache is True
+    # The model splits a batch whose texts are compared, the trainer any other.
+    whole = rows if config.loss.compares_texts else at_once
+    sizes = (whole, largest.width, largest.length, at_once, _ranks(), cached)
+    loss = loss_memory(build_loss_weights(config), plan.source, *sizes)
+    if whole < rows:
+        loss = LossMemory(loss.outputs, 0.0, max(loss.comparing, loss.backward), in_pieces=True)
+    return step_memory(
+        plan.source,
+        largest.tokens,
+        gated=bool(plan.axes) and config.method == L0,
+        teacher=config.loss.distils and not cached,
+        half=config.precision != "fp32",
+        frozen_embeddings=config.model.freeze_embeddings,
+        checkpointing=config.model.activation_checkpointing,
+        loss=loss,
+        ranks=1 if config.parallelism.fsdp else _ranks(),
+    )
+
+
+def render_memory(plan: Plan, config: Config, largest: BatchSize | None = None) -> str:
     """Render the estimate of :func:`estimate_memory` as a line."""
-    parts = estimate_memory(plan, config, tokens)
-    detail = ", ".join(f"{name} {size / 2**30:.1f}" for name, size in parts.items() if size)
-    at = f"{config.model.max_length} tokens a text" if tokens is None else f"{tokens:,} tokens"
+    parts = estimate_memory(plan, config, largest)
+    detail = ", ".join(f"{n} {size / 2**30:.1f}" for n, size in parts.items() if size >= 2**30 / 20)
+    largest = largest or largest_batch(config)
+    device = {"cuda": "GPU"}.get(torch_device(config.device), "CPU")
+    where = f"the {device}" if _ranks() == 1 else f"each of {_ranks()} {device}s"
+    rows, texts = (
+        f"{count} {noun}{'s' * (count > 1)}"
+        for count, noun in ((_rows_at_once(config), "row"), (largest.width, "text"))
+    )
     return (
-        f"memory       about {sum(parts.values()) / 2**30:.1f} GiB at {at} ({detail}), Python and "
-        f"torch apart; an estimate, not a measurement"
+        f"memory       about {sum(parts.values()) / 2**30:.1f} GiB on {where} in "
+        f"{config.precision}, at once {rows} x {texts} of up to {largest.length:,} tokens"
+        f"{f' ({detail})' if detail else ''}; an estimate, Python and torch apart"
+    )
+
+
+def render_disk(plan: Plan, config: Config) -> str:
+    """Render what a run writes as a line: checkpoints, and the teacher's outputs if cached."""
+    total = float(count_parameters(plan.source).total)
+    frozen = plan.source.vocab_size * plan.source.hidden_size * config.model.freeze_embeddings
+    one = 4.0 * total + 8.0 * (total - frozen)  # with AdamW's moments
+    line = (
+        f"disk         {config.checkpoints_to_keep} checkpoints of {one / 2**30:.1f} GiB in "
+        f"{config.run_folder}"
+    )
+    if not (config.loss.distils and config.teacher.cache):
+        return line
+    length, shape = config.model.max_length, plan.source
+    sizes = {"dense_vecs": 4 * shape.hidden_size, "token_weights": 4 * length}
+    sizes["colbert_vecs"] = 2 * length * shape.colbert_dim
+    text = sum(sizes.get(name, 0) for name in build_loss_weights(config).distilled)
+    return (
+        f"{line}; the teacher's outputs in {config.data.processed_folder} take up to "
+        f"{1000 * text / 2**30:.2f} GiB for every 1,000 texts"
     )

@@ -27,7 +27,7 @@ from bge_pruning.models.composer_bge_m3 import ComposerBGEM3
 from bge_pruning.training import builders, data_builders
 from bge_pruning.training.calibration import order_gates, refit
 from bge_pruning.training.held_out import check_held_out
-from bge_pruning.training.plan import Plan, build_plan, render_memory, render_plan
+from bge_pruning.training.plan import Plan, build_plan, render_memory, render_run
 from bge_pruning.training.rank_watch import RankWatch, rank_zero_first
 from bge_pruning.training.run_record import record_start
 from bge_pruning.training.run_report import report_training
@@ -110,7 +110,7 @@ def run_stage(config: Config, watch: RankWatch, run_log: RunLog) -> None:
 def check_stage(config: Config) -> Stage:
     """Refuse what cannot be run before any weights are read."""
     plan, folder = check_run(config), Path(config.run_folder)
-    log.info("%s\n%s", config.run_folder, render_plan(plan, config))
+    log.info("%s\n%s", config.run_folder, "\n".join(render_run(plan, config)))
     if not config.autoresume:
         return Stage(config, plan, is_fresh=True)
     with rank_zero_first():  # which puts damaged checkpoints aside
@@ -130,9 +130,9 @@ def load_inputs(stage: Stage) -> Inputs:
     collections = data_builders.build_collections(config, base)
     check_held_out(config, base, collections, refuse=stage.is_fresh)
     loader = data_builders.build_train_loader(config, base, teacher)
-    # The plan had to assume that all texts are as long as allowed; now their lengths are known.
+    # Not in the plan, which would assume that all texts are as long as allowed.
     widest = loader.dataloader.batch_sampler.widest_batch(config.device_train_microbatch_size)
-    log.info("the largest batch\n%s", render_memory(stage.plan, config, widest))
+    log.info("%s", render_memory(stage.plan, config, widest))
     return Inputs(base, teacher, metadata, evaluators, collections, loader)
 
 

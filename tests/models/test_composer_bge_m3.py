@@ -1,7 +1,7 @@
 """ComposerBGEM3 against Hugging Face, NumPy, SciPy and the extracted model."""
 
 import copy
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -14,9 +14,10 @@ from torch import Tensor
 from torch.nn import functional
 
 from bge_pruning.model_io.checkpoint import cut
+from bge_pruning.models import objective
 from bge_pruning.models.bge_m3_backbone import XLMRobertaBackbone
 from bge_pruning.models.composer_bge_m3 import ComposerBGEM3
-from bge_pruning.models.embedding_heads import Outputs, compute_scores
+from bge_pruning.models.embedding_heads import Outputs, Scores, compute_scores
 from bge_pruning.models.l0_module_embedding import L0Module
 from bge_pruning.models.objective import LossWeights, following_layers
 from bge_pruning.models.structural_pruning import AXES, PruningMasks
@@ -514,6 +515,30 @@ def test_scores_of_a_file_teach_every_output(build, scored_passages):
             total[name] += entropy(target, found) / B
     expected = (total["dense"] + total["ensemble"] + 0.1 * total["sparse"] + total["colbert"]) / 4
     assert float(parts["score_distillation"].detach()) == pytest.approx(expected, rel=1e-4)
+
+
+@pytest.mark.parametrize("part", ["contrastive", "score_distillation"])
+def test_queries_are_cut_and_scores_of_a_file_need_no_other_passages(
+    part, build, scored_passages, monkeypatch
+):
+    """The longest query has 4 tokens, the longest passage 8."""
+    mask = scored_passages["attention_mask"].clone()
+    mask[:, 0, 4:] = 0
+    sizes, compute = [], objective.compute_scores
+
+    def record(queries: Outputs, passages: Outputs, special: Sequence[int]) -> Scores:
+        sizes.append([tuple(side.colbert_vecs.shape[:2]) for side in (queries, passages)])
+        return compute(queries, passages, special)
+
+    monkeypatch.setattr(objective, "compute_scores", record)
+    if part == "score_distillation":
+        monkeypatch.setattr(objective, "gather_texts", None)
+    losses = LossWeights(**{part: 1.0}, contrastive_outputs=NAMES)
+    model = build(gated=False, losses=losses).train()
+    batch = scored_passages | {"attention_mask": mask}
+    model.loss(model(batch), batch)["total"].backward()
+    every, own = [[(B, 3), (3 * B, T - 1)]], [[(1, 3), (3, T - 1)]] * B
+    assert sizes == (every if part == "contrastive" else own)
 
 
 @pytest.mark.parametrize("gated", [False, True])

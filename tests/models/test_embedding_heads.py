@@ -11,7 +11,9 @@ from torch import Tensor, nn
 
 from bge_pruning.evaluation.text_encoder import TextEncoder
 from bge_pruning.model_io.pretrained import load_base_model
+from bge_pruning.models import embedding_heads
 from bge_pruning.models.embedding_heads import EmbeddingHeads, compute_colbert_scores
+from bge_pruning.utils.model_analysis import measure_peak_bytes
 
 H, C, V = 12, 7, 99
 ALL_OUTPUTS = {"return_dense": True, "return_sparse": True, "return_colbert_vecs": True}
@@ -160,14 +162,72 @@ def test_colbert_score_of_opposites_is_negative():
     assert scores.tolist() == [[-1.0]]
 
 
+def plain_colbert(query: Tensor, query_mask: Tensor, passage: Tensor, mask: Tensor) -> Tensor:
+    """The formula in one piece, for autograd."""
+    products = torch.einsum("qic,pjc->qpij", query, passage)
+    best = products.masked_fill(~mask.bool()[None, :, None], -9.0).amax(-1)
+    return (best * query_mask[:, None]).sum(-1) / query_mask.sum(-1)[:, None]
+
+
+@pytest.mark.parametrize("products", [1, 24, 50, 130, 1 << 24])
+def test_colbert_scores_in_blocks_have_the_gradient_of_the_whole(products, monkeypatch):
+    """A token with a token, a query with 1 and 2 passages, several of both, all at once."""
+    monkeypatch.setattr(embedding_heads, "BLOCK_PRODUCTS", products)
+    (query, query_mask), (passage, mask) = random_vecs(3, 4, 1), random_vecs(5, 6, 2)
+    # Tokens before texts in memory: the gradients must not be written into copies.
+    query, passage = (x.transpose(0, 1).contiguous().transpose(0, 1) for x in (query, passage))
+    weights = torch.rand(3, 5, generator=torch.Generator().manual_seed(3), dtype=torch.float64)
+    found = []
+    for compute in (plain_colbert, compute_colbert_scores):
+        leaves = [query.clone().requires_grad_(), passage.clone().requires_grad_()]
+        scores = compute(leaves[0], query_mask, leaves[1], mask)
+        found.append([scores, *torch.autograd.grad((scores * weights).sum(), leaves)])
+    for expected, value in zip(*found, strict=True):
+        torch.testing.assert_close(value, expected, atol=1e-12, rtol=0)
+
+
+@pytest.mark.parametrize(
+    ("queries", "passages", "tokens", "size"),
+    [
+        (8, 64, 64, 64),
+        # BGE-M3: 32 queries with 8 passages each of 512 tokens; the passages of 8 GPUs, shorter.
+        pytest.param(32, 256, 511, 1024, marks=pytest.mark.slow),
+        pytest.param(32, 2048, 63, 1024, marks=pytest.mark.slow),
+    ],
+)
+def test_memory_of_colbert_scores_is_that_of_the_vectors_and_of_a_block(
+    queries, passages, tokens, size, monkeypatch
+):
+    products = min(embedding_heads.BLOCK_PRODUCTS, queries * 12 * passages * tokens // 8)
+    monkeypatch.setattr(embedding_heads, "BLOCK_PRODUCTS", products)
+    query = torch.randn(queries, 12, size, requires_grad=True)
+    passage = torch.randn(passages, tokens, size, requires_grad=True)
+    masks = torch.ones(queries, 12), torch.ones(passages, tokens)
+
+    def step() -> None:
+        compute_colbert_scores(query, masks[0], passage, masks[1]).square().sum().backward()
+
+    gradients = query.nbytes + passage.nbytes
+    small = 40 * queries * 12 * passages  # largest products and their places
+    assert gradients < measure_peak_bytes(step) < gradients + 8 * products + small
+
+
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32])
 def test_colbert_scores_in_low_precision_are_finite(dtype):
     query, query_mask = random_vecs(2, 4, 1)
     passage, passage_mask = random_vecs(3, 5, 2)
     exact = compute_colbert_scores(query, query_mask, passage, passage_mask)
     scores = compute_colbert_scores(query.to(dtype), query_mask, passage.to(dtype), passage_mask)
-    assert scores.dtype == dtype
+    assert scores.dtype == torch.float32
     torch.testing.assert_close(scores.double(), exact, atol=8 * torch.finfo(dtype).eps, rtol=0)
+
+
+def test_multi_vectors_are_unit_vectors_under_autocast(hidden, batch):
+    heads, mask = build_heads().float(), batch["attention_mask"]
+    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
+        vectors = heads.colbert_vecs(hidden.float(), mask)
+    assert vectors.dtype == torch.float32
+    torch.testing.assert_close(vectors.norm(dim=-1), mask[:, 1:].float(), atol=1e-6, rtol=0)
 
 
 @pytest.mark.parametrize("sparse", [True, False])

@@ -25,6 +25,12 @@ NAMES = ["alignment", "similarity", "sparse", "colbert", "hidden"]
 NAMES = ["sts_regression", "cosent", *(f"distillation_{name}" for name in NAMES)]
 DISTILLED = LossWeights(**dict.fromkeys(NAMES, 1.0))
 CACHED = LossWeights(distillation_alignment=1.0, distillation_similarity=1.0)
+COMPARED = LossWeights(
+    contrastive=1.0,
+    self_distillation=1.0,
+    score_distillation=1.0,
+    contrastive_outputs=("dense", "sparse", "colbert"),
+)
 
 
 class NoWaiting(TorchDispatchMode):
@@ -88,6 +94,9 @@ def make_batch(lengths: list[list[int]], hidden: int) -> dict[str, Any]:
         "lengths": lengths,
         "scores": torch.rand(len(lengths), generator=generator),
         "teacher_dense_vecs": torch.randn(*counts.shape, hidden, generator=generator),
+        "passage_texts": torch.arange(len(lengths))[:, None],
+        "positive_texts": torch.arange(len(lengths))[:, None],
+        "passage_scores": torch.rand(len(lengths), 1, generator=generator),
     }
 
 
@@ -99,7 +108,9 @@ def gates(tiny_shape, target_shape) -> L0Module:
 
 
 @pytest.mark.parametrize("layout", ["groups", "varlen", "padded"])
-@pytest.mark.parametrize("weights", [CACHED, DISTILLED], ids=["cached", "all parts, a teacher"])
+@pytest.mark.parametrize(
+    "weights", [CACHED, DISTILLED, COMPARED], ids=["cached", "all parts, a teacher", "passages"]
+)
 @pytest.mark.parametrize("chunk_size", [None, 2], ids=["whole", "pieces"])
 def test_a_step_waits_for_nothing(
     layout, weights, chunk_size, build_model, gates, tiny_shape, monkeypatch, attend_within_texts

@@ -7,12 +7,13 @@ import pytest
 import torch
 import torch.nn.functional as F  # noqa: N812
 
+from bge_pruning.models import embedding_heads, gather, objective
 from bge_pruning.models.bge_m3_backbone import XLMRobertaBackbone
 from bge_pruning.models.composer_bge_m3 import ComposerBGEM3
 from bge_pruning.models.embedding_heads import EmbeddingHeads
 from bge_pruning.models.encoder_shape import EncoderShape, count_parameters, step_memory
 from bge_pruning.models.l0_module_embedding import L0Module
-from bge_pruning.models.objective import LossWeights
+from bge_pruning.models.objective import LossWeights, loss_memory
 from bge_pruning.models.structural_pruning import AXES
 from bge_pruning.models.teacher import FrozenEncoder
 from bge_pruning.training.optimization import l0_groups, weight_groups
@@ -120,6 +121,97 @@ def test_padding_takes_nothing_and_half_precision_less(bge_m3_shape):
     assert parts["activations or gradients"] == 4.0 * count_parameters(shape).total
     # By the estimate: weights, gradients, moments and activations in float32, with gates.
     assert 13 < estimate(bge_m3_shape, 8 * 512, True, False) / 2**30 < 14
+
+
+OUTPUTS = ("dense", "sparse", "colbert")
+COMPARED = {"contrastive_outputs": OUTPUTS}
+LOSSES = {
+    "dense alone": {"contrastive": 1.0},
+    "all outputs": {"contrastive": 1.0, **COMPARED},
+    "own passages": {"score_distillation": 1.0, **COMPARED},
+    "multi-vectors": {"distillation_colbert": 1.0},
+    "both": {"contrastive": 1.0, "distillation_colbert": 1.0, **COMPARED},
+    "hidden states": {"distillation_hidden": 1.0, "distillation_similarity": 1.0},
+}
+LOSS_SHAPES = {
+    "wide multi-vectors": EncoderShape(64, 2, 2, 64, 200, 32, 130, colbert_dim=512),
+    "wide layers": EncoderShape(128, 4, 4, 512, 500, 32, 130, colbert_dim=128),
+    "large vocabulary": EncoderShape(128, 4, 2, 256, 30_000, 32, 130, colbert_dim=128),
+}
+ROWS, WIDTH, LENGTH, QUERY, RANKS = 6, 4, 128, 8, 8
+
+
+@pytest.fixture
+def many_ranks(monkeypatch) -> None:
+    """The other ranks have the same texts."""
+    monkeypatch.setattr(gather, "world_size", lambda: RANKS)
+    monkeypatch.setattr(
+        gather, "gather_rows", lambda rows: torch.cat([rows, *[rows.detach()] * (RANKS - 1)])
+    )
+    monkeypatch.setattr(torch.distributed, "all_reduce", lambda *_: None)
+
+
+def measure_loss(
+    shape: EncoderShape, weights: LossWeights, rows_at_once: int | None, teacher: bool
+) -> float:
+    """Tensors of a step without gates, moments and weights: queries with their passages."""
+    frozen = FrozenEncoder(*build(shape), weights.distilled) if teacher else None
+    options = {"chunk_size": rows_at_once, "special_ids": (0, 1, 2)}
+    model = ComposerBGEM3(*build(shape), None, weights, frozen, **options).train()
+    mask = torch.ones(ROWS, WIDTH, LENGTH, dtype=torch.long)
+    mask[:, 0, QUERY:] = 0
+    numbers = torch.arange(ROWS * (WIDTH - 1)).view(ROWS, WIDTH - 1)
+    batch: dict[str, Any] = {
+        "input_ids": torch.where(mask.bool(), torch.randint(4, shape.vocab_size, mask.shape), 1),
+        "attention_mask": mask,
+        "lengths": mask.sum(-1).tolist(),
+        "passage_texts": numbers,
+        "positive_texts": numbers[:, :1],
+        "passage_scores": torch.rand(numbers.shape),
+    }
+    targets = {}
+    if not teacher:
+        sizes = {
+            "dense_vecs": (shape.hidden_size,),
+            "colbert_vecs": (LENGTH - 1, shape.colbert_dim),
+        }
+        targets = {f"teacher_{n}": torch.rand(ROWS, WIDTH, *sizes[n]) for n in weights.distilled}
+
+    def step() -> None:
+        outputs = model(batch)  # the trainer keeps them too
+        model.loss(outputs, batch | targets)["total"].backward()
+        model.zero_grad()
+
+    peak = measure_peak_bytes(step) + sum(value.nbytes for value in targets.values())
+    return peak + (4.0 * count_parameters(shape).total if teacher else 0.0)
+
+
+def check_loss(name: str, loss: str, rows_at_once: int | None, ranks: int = 1) -> None:
+    shape, weights = LOSS_SHAPES[name], LossWeights(**LOSSES[loss])
+    teacher = loss == "hidden states"
+    found = measure_loss(shape, weights, rows_at_once, teacher)
+    size = (ROWS, WIDTH, LENGTH, rows_at_once)
+    memory = loss_memory(weights, shape, *size, ranks, cached=not teacher)
+    tokens = (rows_at_once or ROWS) * (QUERY + (WIDTH - 1) * LENGTH)
+    parts = step_memory(shape, tokens, False, teacher, loss=memory)
+    assert sum(parts.values()) - parts["weights and optimizer"] == pytest.approx(found, rel=0.15)
+
+
+@pytest.mark.parametrize("rows_at_once", [None, 1], ids=["whole", "in pieces"])
+@pytest.mark.parametrize("loss", LOSSES)
+@pytest.mark.parametrize("name", LOSS_SHAPES)
+def test_what_losses_take(name, loss, rows_at_once, monkeypatch):
+    for module in (embedding_heads, objective):  # a block of this batch too is a small part
+        monkeypatch.setattr(module, "BLOCK_PRODUCTS", 1 << 16)
+    check_loss(name, loss, rows_at_once)
+
+
+@pytest.mark.parametrize("rows_at_once", [None, 1], ids=["whole", "in pieces"])
+@pytest.mark.parametrize("loss", ["all outputs", "own passages", "both"])
+def test_what_the_passages_of_all_ranks_take(loss, rows_at_once, many_ranks, monkeypatch):
+    for module in (embedding_heads, objective):
+        monkeypatch.setattr(module, "BLOCK_PRODUCTS", 1 << 16)
+    check_loss("wide multi-vectors", loss, rows_at_once, RANKS)
 
 
 @pytest.mark.slow

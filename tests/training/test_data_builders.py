@@ -200,12 +200,13 @@ def test_training_data_that_is_refused(overrides, message, load, tmp_path, monke
 
 @pytest.mark.parametrize("rows", [None, 3, 8])
 def test_the_widest_batch_is_that_of_all_batches(rows, load):
-    loader, sums = load(), []
+    loader, sizes = load(), []
     for lengths in (batch["lengths"] for batch in loader):
         size = rows or len(lengths)
         parts = [lengths[i : i + size] for i in range(0, len(lengths), size)]
-        sums += [sum(map(sum, part)) for part in parts]
-    assert loader.batch_sampler.widest_batch(rows) == max(sums)
+        tokens, longest = max(sum(map(sum, part)) for part in parts), max(map(max, lengths))
+        sizes.append((tokens, len(lengths[0]), longest))
+    assert loader.batch_sampler.widest_batch(rows) == max(sizes)
 
 
 @pytest.mark.parametrize(

@@ -2,11 +2,13 @@
 
 import re
 import shutil
+from pathlib import Path
 
 import pytest
 from transformers import AutoModel
 
 from bge_pruning.config.load import ConfigError
+from bge_pruning.datasets.mixed_dataloader import BatchSize
 from bge_pruning.models.encoder_shape import count_parameters, forward_flops
 from bge_pruning.training import plan as plans
 from bge_pruning.training.plan import example_target, render_plan
@@ -15,6 +17,13 @@ L0 = "model.l0_module."
 NO_TARGET = f"{L0}target_model=null"
 HALF = (NO_TARGET, f"{L0}target_density=0.5")
 HUB = ("model.base_model=BAAI/bge-m3", "model.d_model=1024", "model.n_heads=16")
+SENTENCES = "data.train=[{name: a, kind: sentences, path: a.txt}]"
+PASSAGES = (
+    *(NO_TARGET, "model.l0_module.target_density=0.5", "data.negatives=1"),
+    "data.train=[{name: a, kind: contrastive, path: a.jsonl}]",
+    *("loss.contrastive=1", "loss.contrastive_outputs=[dense,sparse,colbert]"),
+    "model.max_length=512",
+)
 HUB_REST = ("model.n_layers=24", "model.intermediate_size=4096", "model.vocab_size=250002")
 
 
@@ -187,11 +196,78 @@ def test_memory_grows_with_what_takes_it(plan):
     assert total(*options) < min(one) and max(one) < total()
 
 
-def test_memory_of_the_tokens_that_there_are(plan):
+def gib(parts: dict[str, float]) -> str:
+    return f"{sum(parts.values()) / 2**30:.1f}"
+
+
+def test_memory_of_the_batches_that_there_are(plan):
     made, config = plan()
-    few, all_, many = (
-        sum(plans.estimate_memory(made, config, n).values()) for n in (10, None, 1_000_000)
-    )
+    sizes = (BatchSize(10, 2, 5), None, BatchSize(1_000_000, 2, 9))
+    few, all_, many = (sum(plans.estimate_memory(made, config, n).values()) for n in sizes)
     assert few <= all_ < many
-    line = plans.render_memory(made, config, 1_000_000)
-    assert line.startswith(f"memory       about {many / 2**30:.1f} GiB at 1,000,000 tokens (")
+    assert (
+        f"memory       about {many / 2**30:.1f} GiB on the CPU in fp32, at once 8 rows x 2 texts "
+        "of up to 9 tokens ("
+    ) in plans.render_memory(made, config, sizes[2])
+
+
+def test_memory_of_each_of_many_ranks(plan, monkeypatch):
+    """They share the rows; the gradients are there twice, and the passages of all of them."""
+    made, config = plan(*HUB, *HUB_REST, *PASSAGES, "global_train_batch_size=64")
+    alone = plans.estimate_memory(made, config)
+    monkeypatch.setenv("WORLD_SIZE", "8")
+    parts = plans.estimate_memory(made, config)
+    assert parts["exchange"] == 4.0 * count_parameters(made.source).total
+    assert parts["activations or gradients"] == pytest.approx(
+        alone["activations or gradients"] / 8, rel=0.1
+    )
+    assert parts["outputs and scores"] > 1.5 * alone["outputs and scores"] / 8
+    assert "GiB on each of 8 CPUs in fp32, at once 8 rows x 3 texts of" in render_plan(made, config)
+
+
+@pytest.mark.parametrize("compared", [1, 0], ids=["by the model", "by the trainer"])
+def test_memory_of_a_batch_in_pieces(compared, plan):
+    """Whoever splits it, the gradients of one piece are there with the activations of the next."""
+    options = (
+        *HUB,
+        *HUB_REST,
+        *PASSAGES,
+        "loss.score_distillation=1",
+        "global_train_batch_size=32",
+    )
+    options += (f"loss.contrastive={compared}", "loss.distillation_similarity=0")
+    made, config = plan(*options, "device_train_microbatch_size=2")
+    parts, whole = plans.estimate_memory(made, config), plans.estimate_memory(*plan(*options))
+    assert gib(parts) < gib(whole)
+    name, total = "activations and gradients", 4.0 * count_parameters(made.source).total
+    assert parts[name] - total == pytest.approx(whole["activations or gradients"] / 16, rel=0.1)
+
+
+def test_disk_holds_checkpoints_and_the_teachers_outputs(plan):
+    options = (*HUB, *HUB_REST, *HALF, "model.max_length=512", "loss.distillation_colbert=1")
+    text = render_plan(*plan(*options))
+    # 12 bytes for each of 568,805,377 parameters; 2 x 1,024 for each token and 4,096 for the text.
+    assert "disk         2 checkpoints of 6.4 GiB in " in text
+    assert "the teacher's outputs in " in text and "up to 0.98 GiB for every 1,000 texts" in text
+    assert "teacher's outputs" not in render_plan(*plan(*options, "teacher.cache=false"))
+
+
+def test_the_table_in_the_docs_is_the_plans(plan):
+    """Texts of one row each, gates on all axes, float32, as the page says."""
+    page = (Path(__file__).parents[2] / "docs" / "speed.md").read_text()
+    section = page.partition("## Memory of training")[2].partition("\n## ")[0]
+    header, _, *rows = [line for line in section.splitlines() if line.startswith("|")]
+    sizes = [re.match(r" *(\d+) x (\d+)", cell).groups() for cell in header.split("|")[2:-1]]
+    assert len(sizes) == 3 and len(rows) == 4
+    every = "model.freeze_embeddings=true", "model.activation_checkpointing=true"
+    for row in rows:
+        name, *cells = [cell.strip() for cell in row.strip("|").split("|")]
+        options = every if name == "both" else re.findall(r"`(.*?)`", name)
+        for (texts, length), cell in zip(sizes, cells, strict=True):
+            made, config = plan(
+                *(*HUB, *HUB_REST, *HALF, *options, SENTENCES),
+                *(f"global_train_batch_size={texts}", f"model.max_length={length}"),
+            )
+            assert f"{gib(plans.estimate_memory(made, config))} GiB" == cell
+            line = f"about {cell} on the CPU in fp32, at once {texts} rows x 1 text of up to"
+            assert line in render_plan(made, config)
