@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,6 +11,8 @@ from typing import Any
 from bge_pruning.datasets import mteb_dataloader
 from bge_pruning.datasets.mteb_tasks import load_split
 from bge_pruning.datasets.rows import BadRows
+
+log = logging.getLogger(__name__)
 
 # trec_eval, which mteb calls, takes memory and minutes in proportion to the largest score.
 LARGEST = 1_000_000
@@ -48,6 +51,23 @@ def read_collection(folder: str | Path, split: str = "test") -> RetrievalCollect
         [queries[name] for name in judged],
         {q: {p: int(score) for p, (score, _) in pairs.items()} for q, pairs in judged.items()},
     )
+
+
+def choose_split(folder: Path) -> str:
+    """The split of a collection that is evaluated where none is named: test, or the only one.
+
+    Raises:
+        ValueError: If there are several, and none is called test; the message names them.
+    """
+    splits = sorted(path.stem for path in folder.glob("qrels/*.tsv"))
+    if "test" in splits or not splits:  # without any, the reader says which file is missing
+        return "test"
+    if len(splits) > 1:
+        raise ValueError(
+            f"{folder} has no split test, but {', '.join(splits)}. To fix, choose one with --split."
+        )
+    log.info("%s is evaluated on its only split, %s", folder, splits[0])
+    return splits[0]
 
 
 def collection_files(folder: Path, split: str) -> list[Path]:

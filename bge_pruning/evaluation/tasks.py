@@ -11,6 +11,7 @@ from typing import Any
 from bge_pruning.datasets.mteb_tasks import load_tasks, random_state_kept
 from bge_pruning.datasets.retrieval_collection import (
     RetrievalCollection,
+    choose_split,
     read_collection,
     read_mteb_collection,
 )
@@ -69,13 +70,16 @@ class Task:
         return list(self.mteb_task.dataset[self.subset][self.split]["queries"]["text"])
 
 
-def find_tasks(sts: Sequence[str], retrieval: Sequence[str], split: str = "test") -> list[Task]:
+def find_tasks(
+    sts: Sequence[str], retrieval: Sequence[str], split: str | None = None
+) -> list[Task]:
     """Find the tasks of files, folders or mteb's names, and load their data.
 
     Args:
         sts: Files with scored sentence pairs, or names such as ``STSBenchmark`` or
             ``STS17:en-de`` (one subset).
         retrieval: Folders in BEIR layout, or names such as ``SciFact``.
+        split: Of the folders, see :func:`beir_task`.
 
     Raises:
         FileNotFoundError: If a file or the data of a named task is missing.
@@ -159,9 +163,13 @@ def similarity_task(name: str, columns: Mapping[str, list]) -> Task:
     return Task(name, SIMILARITY, task)
 
 
-def beir_task(folder: str | Path, split: str = "test") -> Task:
-    """Make a retrieval task of a collection in BEIR layout; its name is the folder's."""
+def beir_task(folder: str | Path, split: str | None = None) -> Task:
+    """Make a retrieval task of a collection in BEIR layout; its name is the folder's.
+
+    Without ``split`` it is judged by the split test, or by the only one that there is.
+    """
     folder = Path(folder)
+    split = split or choose_split(folder)
     return retrieval_task(folder.resolve().name, read_collection(folder, split), split)
 
 

@@ -11,7 +11,7 @@ from typing import Any
 
 from bge_pruning.config.shipped import CONFIG_HELP
 from bge_pruning.utils.files import refuse_existing, write_json
-from bge_pruning.utils.guard import run_command
+from bge_pruning.utils.guard import run_command, say
 
 # Yields what is wrong with parsed arguments; the first of it ends the program as a usage error.
 Check = Callable[[argparse.Namespace], Iterator[str]]
@@ -90,7 +90,7 @@ MODES = "dense, sparse, colbert, dense+sparse, all (default: dense)"
 TASKS = (
     listed("--sts", STS, "TASK", action="extend"),
     listed("--retrieval", RETRIEVAL, "TASK", action="extend"),
-    value("--split", "judgements of the folders (default: %(default)s)", default="test"),
+    value("--split", "judgements of the folders (default: test, or the only ones)"),
     listed("--modes", MODES, "MODE", default=["dense"]),
 )
 HUB = grouped(
@@ -110,6 +110,7 @@ def write_output(args: argparse.Namespace, result: dict[str, Any]) -> None:
     """Write the JSON file if it was asked for."""
     if args.output is not None:
         write_json(result, args.output, overwrite=args.overwrite)
+        say(f"wrote {args.output}")
 
 
 def check_tasks(args: argparse.Namespace) -> Iterator[str]:

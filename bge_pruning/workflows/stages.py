@@ -35,12 +35,12 @@ class EvaluationPlan:
     """What the finished model is judged by.
 
     ``sts`` are files of scored pairs or names of tasks, ``retrieval`` folders in BEIR layout or
-    names.
+    names; their split is test, or the only one, unless it is named.
     """
 
     sts: Sequence[str] = ()
     retrieval: Sequence[str] = ()
-    split: str = "test"
+    split: str | None = None
     modes: Sequence[str] = ("dense",)
 
     @classmethod
@@ -52,7 +52,8 @@ class EvaluationPlan:
         """The same for the command line of ``scripts/evaluate_model.py``."""
         words = ["--sts", *self.sts] if self.sts else []
         if self.retrieval:
-            words += ["--retrieval", *self.retrieval, "--split", self.split]
+            words += ["--retrieval", *self.retrieval]
+            words += ["--split", self.split] if self.split else []
         return [*words, "--modes", *self.modes]
 
 

@@ -115,14 +115,16 @@ def quickstart(args: argparse.Namespace) -> None:
                 f"{name}: no such file. The quickstart reads the repository's data, which are not "
                 f"installed with the package. To fix, clone the repository and run it there."
             )
+    # This command may replace what it made before; whoever runs the configuration has to say so.
+    overrides = ["overwrite=true", *args.overrides]
     # Wrong arguments are refused before the model is prepared.
-    results = load_config([QUICKSTART], args.overrides).results_folder
+    results = load_config([QUICKSTART], overrides).results_folder
     minilm.prepare(minilm.DEFAULT_OUTPUT, minilm.DEFAULT_SENTENCES)
     from bge_pruning.reports.console import show_evaluation
     from bge_pruning.workflows.pipeline import run_pipeline
     from bge_pruning.workflows.stages import EvaluationPlan
 
-    evaluation = run_pipeline([QUICKSTART], args.overrides, EvaluationPlan([QUICKSTART_STS]))
+    evaluation = run_pipeline([QUICKSTART], overrides, EvaluationPlan([QUICKSTART_STS]))
     show_evaluation(evaluation)
     say(f"model    {results}/model\nreport   {results}/report.html")
 
