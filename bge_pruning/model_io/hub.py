@@ -14,6 +14,7 @@ from typing import Any
 import yaml
 
 from bge_pruning.utils.records import Source
+from bge_pruning.utils.run_log import log_hub
 
 # The last one is of a trimmed model: it goes with the ids wherever they go.
 TOKENIZER_FILES = (
@@ -54,6 +55,7 @@ def fetch_model_folder(name: str, revision: str | None = None) -> Path:
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import RepositoryNotFoundError
 
+    log_hub(name)
     try:
         folder = Path(snapshot_download(name, revision=revision, allow_patterns=list(SMALL_FILES)))
         if not any((folder / file).is_file() for file in WEIGHT_FILES):

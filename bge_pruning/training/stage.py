@@ -174,9 +174,7 @@ def fit(stage: Stage, trainer: Trainer, stop: StopOnSignal) -> None:
     log.info("trained to the end, step %d", trainer.state.timestamp.batch.value)
 
 
-def report(
-    stage: Stage, inputs: Inputs, model: ComposerBGEM3, extract: str | None = None
-) -> None:
+def report(stage: Stage, inputs: Inputs, model: ComposerBGEM3, extract: str | None = None) -> None:
     """Write the report of the training, and say what comes next; on rank 0 only."""
     if dist.get_global_rank() != 0:
         return

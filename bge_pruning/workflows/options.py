@@ -83,6 +83,12 @@ OUTPUT = (
     value("--output", "JSON file to write", type=Path),
     flag("--overwrite", "replace the output file"),
 )
+# Prompts of all models instead of those that their files name.
+PROMPT = "written before each %s (default: as the model's files say)"
+PROMPTS = (
+    value("--query-prompt", PROMPT % "query", metavar="TEXT"),
+    value("--document-prompt", PROMPT % "passage", metavar="TEXT"),
+)
 # What a model is evaluated on, and how.
 STS = "files of sentence1,sentence2,score (0 to 5), or names such as STSBenchmark"
 RETRIEVAL = "folders in BEIR layout, or names such as SciFact"
@@ -92,12 +98,19 @@ TASKS = (
     listed("--retrieval", RETRIEVAL, "TASK", action="extend"),
     value("--split", "judgements of the folders (default: test, or the only ones)"),
     listed("--modes", MODES, "MODE", default=["dense"]),
+    *PROMPTS,
 )
 HUB = grouped(
     "Hugging Face hub",
     value("--push-to-hub", "upload the folder as owner/name", metavar="NAME"),
     flag("--private", "make that repository private"),
 )
+
+
+def given_prompts(args: argparse.Namespace) -> dict[str, str]:
+    """What :data:`PROMPTS` were given, by the role of a text."""
+    given = {"query": args.query_prompt, "passage": args.document_prompt}
+    return {role: prompt for role, prompt in given.items() if prompt is not None}
 
 
 def check_output(args: argparse.Namespace) -> None:

@@ -67,7 +67,7 @@ def run_pipeline(
     evaluations: list[EvaluationRecord] = []
 
     def finish() -> None:
-        evaluations.append(evaluate_model(config, tasks, judged_by.modes))
+        evaluations.append(evaluate_model(config, tasks, judged_by))
         commands = step_commands(config, recovery, paths, overrides, judged_by)
         _report(config, commands, evaluations[0])
         log.info("%s complete after %.1f minutes", results, (time.monotonic() - started) / 60)

@@ -48,15 +48,14 @@ def pipeline(args: argparse.Namespace) -> None:
 
 
 def _cut(args: argparse.Namespace) -> None:
-    """Cut where a recovery finds the model, and say what was cut."""
+    """Cut where a recovery finds the model; the log says what was cut."""
     from bge_pruning.config.load import load_config, pruned_model_folder
-    from bge_pruning.export.extraction import describe
     from bge_pruning.workflows.baselines import cut_baseline
 
     config = load_config(*split_arguments(args.config))
     output = pruned_model_folder(config)
-    info = cut_baseline(config, output, args.overwrite)
-    say(f"wrote {output}: {describe(info)}")
+    cut_baseline(config, output, args.overwrite)
+    say(f"wrote {output}")
 
 
 DENSITIES = "shares of the encoder's parameters to keep (default: 0.75 0.6 0.5)"
@@ -82,8 +81,8 @@ def family(args: argparse.Namespace) -> None:
     plan = EvaluationPlan.of(args)
     folders = export_family(*split_arguments(args.config), args.densities, plan, args.run)
     if os.environ.get("RANK", "0") == "0":
-        candidates, _ = read_candidates([f"{folder.name}={folder}" for folder in folders])
-        show_comparison(candidates)
+        found = read_candidates([f"{folder.name}={folder}" for folder in folders])
+        show_comparison(found.candidates)
         say("models   " + " ".join(f"{folder}/model" for folder in folders))
 
 

@@ -7,7 +7,11 @@ from unittest.mock import Mock
 import pytest
 
 from bge_pruning.datasets import retrieval_collection
-from bge_pruning.datasets.retrieval_collection import read_collection, read_mteb_collection
+from bge_pruning.datasets.retrieval_collection import (
+    choose_split,
+    read_collection,
+    read_mteb_collection,
+)
 
 CORPUS = '{"_id": "d1", "title": "Cats", "text": "sleep"}\n{"_id": 2, "text": "dogs"}\n'
 QUERIES = '{"_id": "q1", "text": "who?"}\n{"_id": "q2", "text": "not judged"}\n'
@@ -50,6 +54,19 @@ def test_errors_name_file_and_line(name, content, message, folder):
     (folder / name).write_text(content)
     with pytest.raises(ValueError, match=re.escape(message)):
         read_collection(folder)
+
+
+def test_the_split_test_or_the_only_one_is_evaluated(folder, messages):
+    assert choose_split(folder) == "test" and not messages.messages
+    qrels = folder / "qrels"
+    (qrels / "test.tsv").rename(qrels / "train.tsv")
+    assert choose_split(folder) == "train"
+    assert messages.messages == [f"{folder} is evaluated on its only split, train"]
+    (qrels / "dev.tsv").write_text(QRELS)
+    with pytest.raises(ValueError, match="has no split test, but dev, train. To fix, .* --split"):
+        choose_split(folder)
+    (qrels / "test.tsv").write_text(QRELS)
+    assert choose_split(folder) == "test"
 
 
 def test_missing_split(folder):

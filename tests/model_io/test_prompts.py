@@ -18,9 +18,9 @@ SCIFACT = ("SciFact", "Retrieval")
         (E5, None, "text", (), ""),
         (E5, "query", "text", (), "query: "),  # encode() of sentence-transformers
         (E5, "query", "passage", (), "passage: "),
-        ({"query": "q: "}, "query", "passage", (), "q: "),  # its encode_document() without one
+        ({"query": "q: "}, "query", "passage", (), ""),  # encode_document() ignores the default
         ({"query": ""}, "x", "query", (), ""),  # said to be empty
-        ({"x": "x: ", "query": "", "document": ""}, "x", "passage", (), ""),
+        ({"x": "x: "}, "x", "passage", (), ""),
         # What sentence-transformers 5 or later saves of an E5 model.
         ({**E5, "document": ""}, None, "passage", (), "passage: "),
         ({"corpus": "c: "}, None, "passage", (), "c: "),
@@ -34,3 +34,11 @@ SCIFACT = ("SciFact", "Retrieval")
 def test_a_prompt_is_found_by_task_role_or_default(prompts, default, role, tasks, found):
     config = {"prompts": prompts, "default_prompt_name": default}
     assert find_prompt(config, role, tasks) == found
+
+
+@pytest.mark.parametrize("prompts", [{}, {**E5, **TASKS}])
+def test_a_prompt_that_is_given_comes_first(prompts):
+    config = {"prompts": prompts, "given": {"query": "find: ", "passage": ""}}
+    assert find_prompt(config, "query", SCIFACT) == "find: "
+    assert find_prompt(config, "passage", SCIFACT) == ""
+    assert find_prompt(config, "text", ("STS",)) == prompts.get("STS", "")
