@@ -169,16 +169,25 @@ def hub_page(name: str) -> str:
 
 @contextmanager
 def no_loading_bars() -> Iterator[None]:
-    """Switch off transformers' progress bars."""
-    from transformers.utils import logging
+    """Switch off transformers' progress bars, and its reports of weights that a model ignores."""
+    from transformers.utils import logging as hf_logging
 
-    shown = logging.is_progress_bar_enabled()
-    logging.disable_progress_bar()
+    shown = hf_logging.is_progress_bar_enabled()
+    hf_logging.disable_progress_bar()
+    reports = logging.getLogger("transformers.modeling_utils")
+    reports.addFilter(_matters)
     try:
         yield
     finally:
+        reports.removeFilter(_matters)
         if shown:
-            logging.enable_progress_bar()
+            hf_logging.enable_progress_bar()
+
+
+def _matters(record: logging.LogRecord) -> bool:
+    """Whether a line is more than a report of weights without a place, such as those of a head."""
+    text = record.getMessage()
+    return "LOAD REPORT" not in text or any(w in text for w in ("MISSING", "MISMATCH", "CONVERS"))
 
 
 @contextmanager

@@ -51,9 +51,6 @@ def build_corpus(source: SourceConfig, config: Config, base: BaseModel) -> TextC
     folder = Path(config.data.processed_folder) / f"rows-{key}"
     corpus = cached_corpus(folder, source.name, read, tokenizer_json, max_length, skip)
     corpus.bad.report(source.name)
-    if corpus.texts.truncated:
-        counts = (corpus.texts.truncated, len(corpus.texts), max_length)
-        log.info("%s: %d of %d texts cut at %d tokens", source.name, *counts)
     return corpus
 
 
@@ -115,6 +112,11 @@ def build_source(
     """
     corpus = build_corpus(source, config, base)
     rows, texts = corpus.rows, corpus.texts
+    if texts.truncated:
+        limit = min(config.model.max_length, base.max_seq_length)
+        log.info(
+            "%s: %d of %d texts cut at %d tokens", source.name, texts.truncated, len(texts), limit
+        )
     if source.replaced_tokens:
         ids = set(read_vocabulary(base.tokenizer_files).values())
         candidates = np.array(sorted(ids - read_special_ids(base.tokenizer_files)))

@@ -71,7 +71,7 @@ def test_dry_run_prints_the_same_plan(name, plans):
     code, out, err, _ = plans[name]
     assert code == 0, err
     assert "gates on     head, hidden, intermediate, layer" in out
-    assert "steps        4ba (batch 8), evaluated every 2ba" in out
+    assert "steps        4 = 4ba (batch 8), evaluated every 2ba" in out
     # Composer's launcher adds a line about waiting for its processes.
     assert out.startswith(plans["python -m"][1].strip())
 

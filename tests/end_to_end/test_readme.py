@@ -40,7 +40,7 @@ TRAINING = "prune pipeline family shape".split()
 SCRIPTS = {command.script: name for name, command in COMMANDS.items()}
 FENCE = re.compile(r"^```(\w*)\n(.*?)^```", flags=re.MULTILINE | re.DOTALL)
 # Files that a reader has.
-OWN = re.compile(r"(my|results\.json)\b.*")
+OWN = re.compile(r"(my|evaluation\.json)\b.*")
 
 
 def blocks(text: str, language: str) -> list[str]:

@@ -163,7 +163,8 @@ def test_a_rival_without_heads_is_compared_by_dense_vectors(bert_folder, model_f
 def test_every_task_and_phase_is_said(small_folder, tasks, monkeypatch, messages):
     monkeypatch.setattr(text_encoder, "QUIET", -1.0)
     monkeypatch.setattr(module, "measure_cost", Mock(return_value=None))
-    evaluate(str(small_folder), str(small_folder), tasks, device="cpu")
+    with messages.at_level("INFO"):
+        evaluate(str(small_folder), str(small_folder), tasks, device="cpu")
     said = [line for line in messages.messages if not line.startswith("embedded ")]
     names = [task.name for task in tasks]
     models = ("the model", "the baseline", "word embeddings", "random weights")

@@ -39,7 +39,7 @@ def test_a_run_leaves_its_report(run):
     assert {f"{name}.png" for name in PICTURES} | files <= names(run)
     assert not [name for name in names(run) if "tmp" in name]
     text = (run / "report.md").read_text(encoding="utf-8")
-    assert text.startswith("# Training run tiny\n\nAfter 4 batches of pruning from ")
+    assert text.startswith("# Training run tiny\n\nAfter 4 steps of pruning from ")
     for words in ("## What was pruned", "## Training", "| sts regression |", "| dev |"):
         assert words in text
     assert (run / "config.yaml").read_text(encoding="utf-8").strip() in text

@@ -514,7 +514,7 @@ def test_a_baseline_runs_through_the_same_pipeline(method, tmp_path, make_yaml, 
     assert evaluation.tasks[0].also["pruned, before recovery"] is not None
     assert "No axis was pruned by gates." in (results / "report.md").read_text()
     card = (results / "model" / "README.md").read_text()
-    assert "Trained for 7 batches of recovery." in card
+    assert "Trained for 7 steps of recovery." in card
     if method == "layers":
         return
     commands = (results / "commands.txt").read_text().splitlines()
