@@ -46,7 +46,7 @@ def main(argv: Sequence[str] | None = None, prog: str = "python -m bge_pruning.t
         else:
             train(config, extract)
 
-    return run_command(command)
+    return run_command(command, slow=True)
 
 
 def train(config: Config, extract: str | None = None) -> Path:

@@ -171,7 +171,7 @@ def fit(stage: Stage, trainer: Trainer, stop: StopOnSignal) -> None:
         return
     with stop:
         trainer.fit()
-    log.info("trained to the end, step %d", trainer.state.timestamp.batch.value)
+    log.info("trained to the end")
 
 
 def report(stage: Stage, inputs: Inputs, model: ComposerBGEM3, extract: str | None = None) -> None:

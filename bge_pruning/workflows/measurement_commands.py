@@ -138,6 +138,7 @@ def study(args: argparse.Namespace) -> None:
     opt.value("results", "evaluated models", nargs="+", metavar="[NAME=]PATH"),
     opt.value("--output", "folder to write into", required=True, type=Path),
     opt.flag("--overwrite", "replace an earlier comparison"),
+    slow=False,
 )
 def compare(args: argparse.Namespace) -> None:
     """Put several evaluated models in one table and one picture: quality against size and time."""
@@ -165,6 +166,7 @@ REPRODUCES = "a command that reproduces the run; may be repeated (default: those
         "--run", "run folder, to copy what the report needs of it and its recovery", type=Path
     ),
     opt.flag("--overwrite", "replace an existing report"),
+    slow=False,
 )
 def report(args: argparse.Namespace) -> None:
     """Write report.md, its pictures and report.html from the files of a results or run folder."""

@@ -47,12 +47,13 @@ def grouped(title: str, *options: Option) -> tuple[Option, ...]:
 
 
 def command(
-    *options: Option, check: Check | None = None, intermixed: bool = False
+    *options: Option, check: Check | None = None, intermixed: bool = False, slow: bool = True
 ) -> Callable[[Callable[[argparse.Namespace], None]], Callable[..., int]]:
     """Make a command line of a function of parsed arguments; its docstring is the help.
 
     The arguments have one more attribute, ``words``: the command line as it was given. If
-    ``intermixed``, options may stand between the words of a positional list.
+    ``intermixed``, options may stand between the words of a positional list. If ``slow``, the
+    libraries take seconds to load, and a line says so.
     """
 
     def make(work: Callable[[argparse.Namespace], None]) -> Callable[..., int]:
@@ -67,7 +68,7 @@ def command(
             args.words = sys.argv[1:] if argv is None else argv
             for problem in check(args) if check else ():
                 parser.error(problem)
-            return run_command(lambda: work(args))
+            return run_command(lambda: work(args), slow)
 
         main.__doc__ = work.__doc__
         return main

@@ -398,7 +398,7 @@ def test_a_training_ends_with_its_report_the_next_command_and_unfinished_gates(
     run, pruned = tmp_path / "runs" / "tiny", tmp_path / "results" / "tiny" / "pruned_model"
     lines = (run / "train.log").read_text().splitlines()[-4:]
     last = [line.split(" ", 3)[3] for line in lines]
-    assert last[0] == "trained to the end, step 2"
+    assert last[0] == "trained to the end"
     assert last[1] == f"the report of the training is {run}/report.md"
     assert last[2] == f"next: {command.format(run=run, pruned=pruned)}"
     assert last[3].startswith("the gates were far from what is cut, 'head' by ")
