@@ -234,7 +234,7 @@ def evaluate(
     for name, folder in others.items():
         extra[name] = score(name, partial(load, folder))
         gc.collect()
-    log.info("computing intervals and paired tests of %d scores", len(tasks) * len(modes))
+    log.info("computing intervals and paired tests")
     entries = [describe_task(t, mode, scores, extra, seed) for t in tasks for mode in modes]
     return EvaluationRecord(
         model=model,

@@ -97,7 +97,7 @@ def parse_only(monkeypatch):
     run = guard.run_command
     for module in list(sys.modules.values()):
         if getattr(module, "run_command", None) is run:
-            monkeypatch.setattr(module, "run_command", lambda _: 0)
+            monkeypatch.setattr(module, "run_command", lambda *_, **__: 0)
 
 
 def test_commands_are_found():

@@ -534,7 +534,7 @@ def test_training_steps_are_measured_and_written(run, tiny_yaml, sts_csv, tmp_pa
     code, out, err = run("benchmark_training", tiny_yaml, *words)
     assert code == 0, err
     assert "| batches | gates / plain (limit 1.10) |" in out and "teacher" not in out
-    assert err.startswith("fixed length: 2 steps of plain, gates\n")
+    assert "\nfixed length: 2 steps of plain, gates\n" in err
     found = json.loads((tmp_path / "steps.json").read_text())
     assert len(found["costs"]) == 6
     assert (found["batch_size"], found["fixed_length"], found["steps"]) == (4, 8, 2)
