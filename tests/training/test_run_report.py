@@ -80,7 +80,7 @@ def test_the_command_of_a_recovery_and_of_several_ranks(tiny_yaml):
 def test_a_run_that_resumes_replaces_its_report(run, train_tiny):
     again = train_tiny(run.parents[1], "autoresume=true", "max_duration=5ba", report=True)
     assert again == run
-    assert "After 5 batches" in (run / "report.md").read_text(encoding="utf-8")
+    assert "After 5 steps" in (run / "report.md").read_text(encoding="utf-8")
 
 
 def test_a_run_without_gates(tmp_path, train_tiny):
