@@ -220,6 +220,12 @@ def test_commands_name_every_argument(make_yaml, tmp_path):
     assert report == ["python", "scripts/write_report.py", results, "--run", run]
 
 
+def test_prompts_are_given_to_the_evaluation():
+    plan = EvaluationPlan(["a.csv"], prompts={"query": "q: ", "passage": ""})
+    prompts = ["--query-prompt", "q: ", "--document-prompt", ""]
+    assert plan.arguments() == ["--sts", "a.csv", *prompts, "--modes", "dense"]
+
+
 def test_commands_of_an_overwriting_run_overwrite_too(tiny_yaml):
     """Or training starts anew and the models of the run before it are what is evaluated."""
     for words in words_of(tiny_yaml, "overwrite=true", sts=["a.csv"]):
