@@ -10,6 +10,7 @@ from typing import Any
 
 from bge_pruning.datasets.rows import BadRows
 from bge_pruning.datasets.text_files import hash_file, parse_row, read_lines
+from bge_pruning.utils.run_log import log_hub
 
 HUB = "hf://"
 
@@ -188,6 +189,7 @@ def _load_dataset(table: Table) -> Any:
     name = table.path.removeprefix(HUB)
     if not name:
         raise ValueError(f"{table.path} names no dataset. To fix, write hf://owner/name.")
+    log_hub(table.path)
     # load_dataset also raises what the hub's client, its builders and its file systems raise.
     failures = (OSError, ValueError, RuntimeError, datasets.exceptions.DatasetsError)
     try:

@@ -196,7 +196,7 @@ def render_run(plan: Plan, config: Config) -> list[str]:
         lines.append(f"gates on     {', '.join(plan.axes) or 'nothing: ordinary training'}")
     lines += ["", *_parameter_table(plan), ""]
     lines.append(
-        f"steps        {config.max_duration} (batch {config.global_train_batch_size}), evaluated "
+        f"steps        {_steps(config)} (batch {config.global_train_batch_size}), evaluated "
         f"every {config.eval_interval}"
     )
     lines += [
@@ -213,6 +213,12 @@ def render_run(plan: Plan, config: Config) -> list[str]:
     if config.stage == "recover" and (texts := config.teacher.refit_texts):
         lines.append(f"starts from  weights fitted to the uncut model on {texts:,} texts")
     return [*lines, render_disk(plan, config)]
+
+
+def _steps(config: Config) -> str:
+    """A number of steps by its name: a step is a batch."""
+    count, unit = config.max_duration[:-2], config.max_duration[-2:]
+    return f"{int(count):,} = {config.max_duration}" if unit == "ba" else config.max_duration
 
 
 def _target_lines(plan: Plan) -> list[str]:

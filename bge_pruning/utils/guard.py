@@ -42,8 +42,10 @@ EXIT_STOPPED = 128 + 15  # as the shell names an end by SIGTERM
 COLOURS = {logging.WARNING: "\x1b[33m", logging.ERROR: "\x1b[31m"}
 
 
-def run_command(command: Callable[[], None]) -> int:
+def run_command(command: Callable[[], None], slow: bool = False) -> int:
     """Run a command; an expected failure becomes one line on stderr.
+
+    A ``slow`` one, which has to load its libraries for seconds, first logs that it does.
 
     Set ``BGE_PRUNING_TRACEBACK=1`` to see where it came from.
 
@@ -52,6 +54,8 @@ def run_command(command: Callable[[], None]) -> int:
         was told to stop.
     """
     setup_logging()
+    if slow:
+        log.info("loading libraries")
     try:
         command()
     except StoppedError as error:
