@@ -16,10 +16,10 @@ from bge_pruning.evaluation.floors import with_random_weights
 from bge_pruning.evaluation.onnx_encoder import OnnxEncoder, find_model_folder
 from bge_pruning.evaluation.text_encoder import Encoded, TextEncoder, check_finite
 from bge_pruning.model_io import checkpoint
-from bge_pruning.model_io.hub import fetch_model_folder, no_loading_bars
-from bge_pruning.model_io.model_files import read_json
+from bge_pruning.model_io.hub import encoder_folder, fetch_model_folder, no_loading_bars
+from bge_pruning.model_io.model_files import ForeignModelError, read_json
 from bge_pruning.model_io.pretrained import BaseModel, load_base_model, read_shape
-from bge_pruning.model_io.projection import ForeignModuleError, read_projection
+from bge_pruning.model_io.projection import read_projection
 from bge_pruning.models.encoder_shape import count_parameters as count_shape
 
 if TYPE_CHECKING:
@@ -145,8 +145,12 @@ def fetch_models(names: Sequence[str]) -> None:
             _check_folder(fetch_model_folder(name))
 
 
+def _is_model(folder: Path) -> bool:
+    return (encoder_folder(folder) / "config.json").is_file()
+
+
 def _check_folder(folder: Path) -> None:
-    if not (folder / "config.json").is_file():
+    if not _is_model(folder):
         try:
             checkpoint.find_checkpoint(folder)
         except FileNotFoundError as error:
@@ -169,9 +173,9 @@ def load_encoder(
     batch_size: int = 32,
     prompts: Mapping[str, str] | None = None,
 ) -> AnyEncoder:
-    """Load a model; XLM-R encoders with all their outputs, others through sentence-transformers.
+    """Load a model; XLM-R and BERT with all their outputs, others through sentence-transformers.
 
-    XLM-R encoders with modules that this package does not apply, such as a Dense with an
+    Encoders with modules that this package does not apply, such as a Dense with an
     activation, are loaded through sentence-transformers too: their dense vectors are correct then,
     and they have no other outputs.
 
@@ -195,14 +199,15 @@ def _load(name: str, device: str, max_length: int | None, batch_size: int) -> An
     path = Path(name)
     if path.suffix == ".onnx":
         return OnnxEncoder(path, device, max_length, batch_size)
-    if path.is_file() or (path.is_dir() and not (path / "config.json").is_file()):
+    if path.is_file() or (path.is_dir() and not _is_model(path)):
         return TextEncoder(load_checkpoint(path), device, max_length, batch_size)
     folder = fetch_model_folder(name)
     _check_folder(folder)
-    if read_json(folder / "config.json").get("model_type") == "xlm-roberta":
+    config = read_json(encoder_folder(folder) / "config.json")
+    if config.get("model_type") in ("xlm-roberta", "bert"):
         try:
             return TextEncoder(load_base_model(name), device, max_length, batch_size)
-        except ForeignModuleError as error:
+        except ForeignModelError as error:
             log.warning("only dense vectors, by sentence-transformers: %s", error)
     return _load_sentence_transformer(name, device, max_length, batch_size)
 

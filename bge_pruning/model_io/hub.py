@@ -13,6 +13,7 @@ from typing import Any
 
 import yaml
 
+from bge_pruning.utils.json_records import Record, Text, read_record
 from bge_pruning.utils.records import Source
 from bge_pruning.utils.run_log import log_hub
 
@@ -27,15 +28,24 @@ SMALL_FILES = (
     *"config.json modules.json sentence_bert_config.json config_sentence_transformers.json".split(),
     *"1_Pooling/config.json 2_Dense/config.json 2_Dense/model.safetensors".split(),
     *"2_Normalize/config.json 3_Normalize/config.json colbert_linear.pt sparse_linear.pt".split(),
-    "pruning.json",
-    "README.md",
+    *"pruning.json README.md adapter_config.json".split(),
 )
-WEIGHT_FILES = ("model.safetensors", "pytorch_model.bin")
+# One file, or the list of a model's shards, in the order in which transformers looks for them.
+WEIGHT_FILES = (
+    "model.safetensors model.safetensors.index.json pytorch_model.bin pytorch_model.bin.index.json"
+).split()
+# Old versions of sentence-transformers put the encoder's own files here.
+INNER = "0_Transformer"
 
 
 def is_hub_name(name: str) -> bool:
     """Whether a text has the form ``owner/name`` of a model on the hub."""
     return bool(re.fullmatch(r"\w[\w.-]*/\w[\w.-]*", name))
+
+
+def encoder_folder(folder: Path) -> Path:
+    """Where config, weights and tokenizer of a model folder lie: mostly the folder itself."""
+    return folder / INNER if (folder / INNER / "config.json").is_file() else folder
 
 
 def fetch_model_folder(name: str, revision: str | None = None) -> Path:
@@ -44,9 +54,29 @@ def fetch_model_folder(name: str, revision: str | None = None) -> Path:
     Raises:
         FileNotFoundError: If the name is neither a folder nor a hub name.
         OSError: If the hub cannot be reached or does not have the model.
+        ValueError: If it is an adapter, alone or beside full weights.
     """
-    if Path(name).is_dir():
-        return Path(name)
+    folder = Path(name) if Path(name).is_dir() else _download(name, revision)
+    _refuse_adapter(encoder_folder(folder))
+    return folder
+
+
+def _refuse_adapter(folder: Path) -> None:
+    path = folder / "adapter_config.json"
+    if not path.is_file():
+        return
+    base = read_record(path, _Adapter, "copy it again").base_model_name_or_path
+    beside = any((folder / file).is_file() for file in WEIGHT_FILES)
+    also = " To use the weights beside it alone, remove adapter_config.json." if beside else ""
+    raise ValueError(
+        f"{path}: the folder holds a PEFT adapter of {base or 'another model'}, which would not be "
+        f"applied here. To fix, merge it: peft.AutoPeftModel.from_pretrained(FOLDER)."
+        f"merge_and_unload().save_pretrained(NEW), with the tokenizer's files, and name the new "
+        f"folder.{also}"
+    )
+
+
+def _download(name: str, revision: str | None) -> Path:
     if not is_hub_name(name):
         raise FileNotFoundError(
             f"base_model '{name}' is neither a folder nor a hub name (owner/name). To fix, check "
@@ -56,10 +86,12 @@ def fetch_model_folder(name: str, revision: str | None = None) -> Path:
     from huggingface_hub.errors import RepositoryNotFoundError
 
     log_hub(name)
+    files = [*SMALL_FILES, *(f"{INNER}/{file}" for file in SMALL_FILES)]
     try:
-        folder = Path(snapshot_download(name, revision=revision, allow_patterns=list(SMALL_FILES)))
-        if not any((folder / file).is_file() for file in WEIGHT_FILES):
-            _download_weights(name, revision)
+        folder = Path(snapshot_download(name, revision=revision, allow_patterns=files))
+        if not has_weights(encoder_folder(folder)):
+            inner = f"{INNER}/" if encoder_folder(folder) != folder else ""
+            _download_weights(name, revision, inner)
     except RepositoryNotFoundError as error:
         raise OSError(
             f"base_model '{name}' is neither a folder here nor a model on the hub. To fix, check "
@@ -76,18 +108,46 @@ def fetch_model_folder(name: str, revision: str | None = None) -> Path:
     return folder
 
 
-def _download_weights(name: str, revision: str | None) -> None:
-    """Download the first kind of weight file that the model has."""
+def has_weights(folder: Path) -> bool:
+    """Whether a folder holds all files of one kind of weights."""
+    found = next((folder / file for file in WEIGHT_FILES if (folder / file).is_file()), None)
+    return found is not None and all(path.is_file() for path in shards(found))
+
+
+def shards(path: Path) -> list[Path]:
+    """The files of weights that a file of ``WEIGHT_FILES`` stands for."""
+    if path.suffix != ".json":
+        return [path]
+    index = read_record(path, _ShardIndex, "copy it again")
+    # Beside the index, whatever folder it names.
+    return [path.with_name(Path(name).name) for name in sorted(set(index.weight_map.values()))]
+
+
+class _ShardIndex(Record):
+    weight_map: dict[str, Text]
+
+
+class _Adapter(Record):
+    base_model_name_or_path: Text | None = None
+
+
+def _download_weights(name: str, revision: str | None, inner: str) -> None:
+    """Download the first kind of weight files that the model has; none if it has none."""
     from huggingface_hub import hf_hub_download
     from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError
 
-    try:
-        hf_hub_download(name, WEIGHT_FILES[0], revision=revision)
-    except EntryNotFoundError as error:
-        # LocalEntryNotFoundError (not cached and offline) is an EntryNotFoundError too.
-        if isinstance(error, LocalEntryNotFoundError):
-            raise
-        hf_hub_download(name, WEIGHT_FILES[1], revision=revision)
+    for file in WEIGHT_FILES:
+        try:
+            path = Path(hf_hub_download(name, f"{inner}{file}", revision=revision))
+        except EntryNotFoundError as error:
+            # LocalEntryNotFoundError (not cached and offline) is an EntryNotFoundError too.
+            if isinstance(error, LocalEntryNotFoundError):
+                raise
+            continue
+        for shard in shards(path):
+            if shard != path:
+                hf_hub_download(name, f"{inner}{shard.name}", revision=revision)
+        return
 
 
 log = logging.getLogger(__name__)

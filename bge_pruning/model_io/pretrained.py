@@ -1,7 +1,8 @@
 """Base models: from the Hugging Face hub or a folder, with BGE-M3's heads where it has them.
 
 BAAI/bge-m3 ships ``pytorch_model.bin``, ``colbert_linear.pt`` and ``sparse_linear.pt``; other
-XLM-R encoders ship ``model.safetensors`` and no heads. Nothing is unpickled except tensors.
+XLM-R encoders ship ``model.safetensors``, whole or in shards, and no heads; BERT encoders become
+XLM-R on the way in. Nothing is unpickled except tensors.
 """
 
 from __future__ import annotations
@@ -18,9 +19,16 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
-from bge_pruning.model_io import model_files
-from bge_pruning.model_io.hub import WEIGHT_FILES, fetch_model_folder, read_origin
+from bge_pruning.model_io import bert_conversion, model_files
+from bge_pruning.model_io.hub import (
+    WEIGHT_FILES,
+    encoder_folder,
+    fetch_model_folder,
+    read_origin,
+    shards,
+)
 from bge_pruning.model_io.projection import FOLDER, read_projection
+from bge_pruning.model_io.vocabulary_files import complete_tokenizer_files
 from bge_pruning.models.bge_m3_backbone import XLMRobertaBackbone
 from bge_pruning.models.embedding_heads import EmbeddingHeads
 from bge_pruning.models.encoder_shape import EncoderShape
@@ -28,6 +36,7 @@ from bge_pruning.utils.json_records import read_record
 from bge_pruning.utils.records import PruningRecord
 
 log = logging.getLogger(__name__)
+LAYER_NORM = {"gamma": "weight", "beta": "bias"}
 # State dicts of the sparse and multi-vector heads, ``None`` where there is none.
 Heads = dict[str, dict[str, Tensor] | None]
 
@@ -118,20 +127,19 @@ def load_base_model(
 
     Raises:
         FileNotFoundError: If a file is missing.
-        ForeignModuleError: If sentence-transformers would apply a module that is not applied here.
+        ForeignModelError: If it is not XLM-R or BERT, has another pooling, or if
+            sentence-transformers would apply a module that is not applied here.
         ValueError: If files are damaged or disagree with each other.
         OSError: If the hub cannot deliver the model.
     """
     folder = fetch_model_folder(name, revision)
-    config = model_files.read_hf_config(folder)
-    projection = _read_projection(folder, config["hidden_size"])
-    weights = weight_file(folder)
-    read = _load_tensors if weights.suffix == ".bin" else model_files.read_safetensors
-    state = _encoder_state(read(weights))
+    projection, pooling = read_projection(folder), pooling or model_files.read_pooling(folder)
+    encoder = read_encoder(folder)
+    config, state = encoder.config, encoder.state
+    _check_projection(folder, projection, config["hidden_size"])
     head_states = read_heads(folder)
     if init_missing_heads:
         head_states = _with_new_heads(head_states, config["hidden_size"])
-    pooling = pooling or model_files.read_pooling(folder)
     shape = model_files.shape_from_config(
         config,
         pooler="pooler.dense.weight" in state,
@@ -140,9 +148,9 @@ def load_base_model(
     )
     backbone, heads = build_modules(shape, config, pooling, dropout)
     load_strict(backbone, state, str(folder))
+    encoder.verify(str(folder))
     load_strict(heads, flat_heads(head_states), f"{folder} (heads)")
     _report_heads(name, heads)
-    tokenizer_files = model_files.read_tokenizer_files(folder, shape.vocab_size)
     origin, record = read_origin(folder, name), folder / "pruning.json"
     return BaseModel(
         name=name,
@@ -150,7 +158,7 @@ def load_base_model(
         hf_config=config,
         backbone=backbone,
         heads=heads,
-        tokenizer_files=tokenizer_files,
+        tokenizer_files=encoder.tokenizer_files,
         max_seq_length=model_files.read_max_seq_length(folder, config),
         pruning=(
             read_record(record, PruningRecord, "extract the model again")
@@ -162,6 +170,49 @@ def load_base_model(
         license=origin.license,
         origin=origin.name,
     )
+
+
+@dataclass(frozen=True)
+class EncoderFiles:
+    """The encoder of a folder as XLM-R.
+
+    Attributes:
+        config: ``config.json``.
+        state: Weights by their names in ``XLMRobertaModel``, float32.
+        tokenizer_files: With all special tokens named.
+        bert: What the folder holds, if that is BERT.
+    """
+
+    config: dict[str, Any]
+    state: dict[str, Tensor]
+    tokenizer_files: dict[str, bytes]
+    bert: bert_conversion.BertFiles | None = None
+
+    def verify(self, source: str) -> float:
+        """Largest difference from the BERT that it was, 0 if it was none."""
+        if self.bert is None:
+            return 0.0
+        tokenizer = self.tokenizer_files["tokenizer.json"]
+        return bert_conversion.verify_conversion(
+            self.bert, self.config, self.state, tokenizer, source
+        )
+
+
+def read_encoder(folder: Path) -> EncoderFiles:
+    """Read weights, config and tokenizer, see :func:`load_base_model`."""
+    config = model_files.read_hf_config(folder)
+    state: dict[str, Tensor] = {}
+    for path in weight_files(folder):
+        read = _load_tensors if path.suffix == ".bin" else model_files.read_safetensors
+        state |= _encoder_state(read(path))
+    files = model_files.read_tokenizer_files(folder, config["vocab_size"])
+    files = complete_tokenizer_files(files, encoder_folder(folder), config["pad_token_id"])
+    raw = model_files.read_json(encoder_folder(folder) / "config.json")
+    if raw.get("model_type") != "bert":
+        return EncoderFiles(config, state, files)
+    bert = bert_conversion.BertFiles(raw, state)
+    state = bert_conversion.convert_state_dict(state, config["pad_token_id"])
+    return EncoderFiles({**config, **model_files.read_edge_ids(files)}, state, files, bert)
 
 
 def build_modules(
@@ -180,14 +231,12 @@ def flat_heads(heads: Heads) -> dict[str, Tensor]:
     return {f"{n}.{k}": value for n, head in heads.items() for k, value in (head or {}).items()}
 
 
-def _read_projection(folder: Path, hidden: int) -> Tensor | None:
-    projection = read_projection(folder)
+def _check_projection(folder: Path, projection: Tensor | None, hidden: int) -> None:
     if projection is not None and projection.shape[1] != hidden:
         raise ValueError(
             f"{folder / FOLDER}: takes vectors of {projection.shape[1]} dimensions, but the "
             f"encoder's have {hidden}. To fix, use the files of the same model."
         )
-    return projection
 
 
 def without_weights() -> AbstractContextManager:
@@ -235,28 +284,36 @@ def _shorten(items: list[str]) -> str:
     return ", ".join(items[:4]) + (f" and {len(items) - 4} more" if len(items) > 4 else "")
 
 
-def weight_file(folder: Path) -> Path:
-    """The file that holds the encoder's weights."""
+def weight_files(folder: Path) -> list[Path]:
+    """The files that hold the encoder's weights: one, or its shards."""
+    folder = encoder_folder(folder)
     path = next((folder / file for file in WEIGHT_FILES if (folder / file).is_file()), None)
     if path is None:
         raise FileNotFoundError(
-            f"{folder}: has neither {' nor '.join(WEIGHT_FILES)}. To fix, choose a folder that "
-            f"holds a model in one weight file."
+            f"{folder}: has neither model.safetensors nor pytorch_model.bin, nor the index of "
+            f"their shards. To fix, choose a folder that holds a model's weights."
         )
-    return path
+    found = shards(path)
+    if missing := [shard.name for shard in found if not shard.is_file()]:
+        raise FileNotFoundError(
+            f"{path}: lists {len(found)} shards, of which {_shorten(missing)} "
+            f"{'is' if len(missing) == 1 else 'are'} missing. To fix, copy all of them."
+        )
+    return found
 
 
 def _has_pooler(folder: Path) -> bool:
     """Whether the weights hold a pooler."""
-    path = weight_file(folder)
-    try:
-        if path.suffix == ".bin":
-            names = list(_load_tensors(path))
-        else:
-            with safe_open(path, "pt") as file:
-                names = list(file.keys())
-    except SafetensorError as error:
-        raise model_files.damaged(path, error) from error
+    names: list[str] = []
+    for path in weight_files(folder):
+        try:
+            if path.suffix == ".bin":
+                names += _load_tensors(path)
+            else:
+                with safe_open(path, "pt") as file:
+                    names += file.keys()
+        except SafetensorError as error:
+            raise model_files.damaged(path, error) from error
     return "pooler.dense.weight" in {_encoder_name(name) for name in names}
 
 
@@ -302,7 +359,9 @@ def _encoder_state(state: dict[str, Tensor]) -> dict[str, Tensor]:
 
 
 def _encoder_name(key: str) -> str:
-    return re.sub(r"^(roberta|xlm_roberta|model)\.", "", key)
+    name = re.sub(r"^(roberta|xlm_roberta|bert|model)\.", "", key)
+    # Google's names, which old BERT files have.
+    return re.sub(r"(?<=LayerNorm\.)(gamma|beta)$", lambda m: LAYER_NORM[m[0]], name)
 
 
 def _with_new_heads(states: Heads, hidden: int) -> Heads:

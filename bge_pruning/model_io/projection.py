@@ -29,16 +29,13 @@ import torch.nn.functional as F  # noqa: N812
 from safetensors.torch import save_file
 from torch import Tensor
 
-from bge_pruning.model_io.model_files import read_json, read_safetensors
+from bge_pruning.model_io.hub import INNER, encoder_folder
+from bge_pruning.model_io.model_files import ForeignModelError, read_json, read_safetensors
 from bge_pruning.utils.json_records import Record, Text, parse_record
 
 CLASSIC = "sentence_transformers.models."
 # Modules that this project applies, in their order, and where they lie; ``None`` is anywhere.
 APPLIED = {"Transformer": "", "Pooling": "1_Pooling", "Dense": "2_Dense", "Normalize": None}
-
-
-class ForeignModuleError(ValueError):
-    """Dense vectors of this model are not what this project would compute."""
 
 
 class Module(NamedTuple):
@@ -92,15 +89,17 @@ def check_modules(folder: Path) -> list[Module]:
     """The modules of a folder, all of which this project applies.
 
     Raises:
-        ForeignModuleError: If one is not applied here, or not in this order or place.
+        ForeignModelError: If one is not applied here, or not in this order or place.
         ValueError: If ``modules.json`` does not hold a list of modules.
     """
     modules = read_modules(folder)
     rest = list(APPLIED)
     applied = ", ".join(f"{kind} in '{path}'" if path else kind for kind, path in APPLIED.items())
+    inner = INNER if encoder_folder(folder) != folder else ""
     for kind, path in modules:
-        if kind not in rest or APPLIED[kind] not in (path, None):
-            raise ForeignModuleError(
+        place = inner if kind == "Transformer" else APPLIED.get(kind)
+        if kind not in rest or place not in (path, None):
+            raise ForeignModelError(
                 f"{folder / 'modules.json'}: the module {kind} in '{path}' is not applied here, so "
                 f"dense vectors would be others than sentence-transformers'; expected at most "
                 f"{applied}, in this order. To fix, choose another model, or take the "
@@ -192,7 +191,7 @@ def read_projection(folder: Path) -> Tensor | None:
     """The map ``(S, H)`` between pooling and normalisation, if ``modules.json`` names one.
 
     Raises:
-        ForeignModuleError: If the folder has modules that are not applied here, or its Dense module
+        ForeignModelError: If the folder has modules that are not applied here, or its Dense module
             is not a plain linear map.
         FileNotFoundError: If a file of the module is missing.
         ValueError: If a file is damaged, or they disagree.
@@ -202,7 +201,7 @@ def read_projection(folder: Path) -> Tensor | None:
     path = folder / FOLDER / "config.json"
     config = read_json(path)
     if not all(config.get(key) in allowed for key, allowed in _PLAIN.items()):
-        raise ForeignModuleError(
+        raise ForeignModelError(
             f"{path}: is not a linear map without bias and activation, which is all that can be "
             f"read here. To fix, use sentence-transformers for this model."
         )

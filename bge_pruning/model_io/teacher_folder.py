@@ -91,12 +91,12 @@ class Teacher:
 
     def _hash(self) -> str:
         folder = self._folder()
-        weights, config = pretrained.weight_file(folder), model_files.read_hf_config(folder)
+        weights, config = pretrained.weight_files(folder), model_files.read_hf_config(folder)
         numbers = {k: v for k, v in sorted(config.items()) if isinstance(v, (int, float))}
         pooling = self.pooling or model_files.read_pooling(folder)
         digest = hashlib.sha256(f"{pooling} {numbers}".encode())
         heads = [folder / f"{name}.pt" for name in ("sparse_linear", "colbert_linear")]
-        for path in [weights, *(path for path in heads if path.is_file())]:
+        for path in [*weights, *(path for path in heads if path.is_file())]:
             with path.open("rb") as file:
                 while block := file.read(1 << 24):
                     digest.update(block)

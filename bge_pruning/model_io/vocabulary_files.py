@@ -1,20 +1,55 @@
-"""Tokenizer files: which tokens they hold, which they refer to, and the files of fewer tokens."""
+"""Tokenizer files: which tokens they hold, which they refer to, and the files of fewer tokens.
+
+Training reads ``tokenizer.json`` as it is, and so do servers in Rust. transformers 5 takes the
+vocabulary out of it and builds the rest (normalizer, splitting into words) anew for the classes
+that it knows, so both are compared when a model is loaded.
+"""
 
 from __future__ import annotations
 
 import hashlib
 import json
+import logging
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from bge_pruning.model_io.hub import quick_loading
+
+log = logging.getLogger(__name__)
 KINDS = ("Unigram", "WordPiece", "WordLevel")
 # For each id of a trimmed model, the id in the model that it was first cut from.
 MAP_FILE = "vocab_map.json"
 # Holds the untrimmed vocabulary, and some loaders prefer it to tokenizer.json.
 SENTENCEPIECE_FILE = "sentencepiece.bpe.model"
+
+# The class that reads tokenizer.json as it is; transformers 4 knows it by this name too.
+PLAIN_CLASS = "PreTrainedTokenizerFast"
+SPECIAL = tuple(f"{name}_token" for name in "bos eos unk sep pad cls mask".split())
+# What transformers copies from tokenizer.json's truncation and padding into tokenizer_config.json.
+STORED_LENGTHS = (
+    "max_length stride truncation_strategy pad_to_multiple_of pad_token_type_id".split()
+)
+# White space, cases, widths, marks that combine, scripts without spaces, what few vocabularies
+# hold, and a text to be cut.
+DIFFICULT = (
+    "",
+    "  two  spaces,\ttabs\n\nand lines  ",
+    "A Plane, an AIR PLANE; ABCdef İı ẞß",
+    "don't: U.S. 3.14, 1,024 (x_y) #tag @name a/b",
+    "ＦＵＬＬ　Ｗｉｄｔｈ ﬁ ½ ㎏ Ⅳ é e\u0301 ñ",
+    "a\u00a0b\u200bc\u200dd\ufeffe\u00adf",
+    "Где находится ближайшая библиотека?",
+    "今天的天气很好，我们去公园散步吧。日本語です 각 한국어",
+    "السلام عليكم हिन्दी में ภาษาไทย",
+    "🦜 👩‍👩‍👧 \ue000 𓀀 ▁under ▁ score",
+    "one two three four five six seven eight nine ten " * 3,
+)
+CUT = 12
 
 
 @dataclass(frozen=True)
@@ -228,3 +263,141 @@ def read_vocabulary_map(files: Mapping[str, bytes]) -> np.ndarray | None:
     if MAP_FILE not in files:
         return None
     return np.array(json.loads(files[MAP_FILE])["old_ids"], np.int64)
+
+
+def complete_tokenizer_files(
+    files: dict[str, bytes], folder: Path, pad_token_id: int
+) -> dict[str, bytes]:
+    """The tokenizer files of a folder with what transformers knows and they do not say.
+
+    ``tokenizer_config.json`` names every special token and the class. Sentences begin with
+    ``cls_token`` and end with ``sep_token``; tools of BGE-M3 look for ``bos_token`` and
+    ``eos_token``. Where transformers would split texts in another way than ``tokenizer.json``, the
+    class becomes the one that reads the file.
+
+    Raises:
+        ValueError: If transformers cannot read the tokenizer, a special token is unknown, the
+            padding token has another id, or BERT's settings contradict ``tokenizer.json``.
+    """
+    own = json.loads(files.get("tokenizer_config.json", b"{}"))
+    present = [*sorted(files.items()), ("config.json", (folder / "config.json").read_bytes())]
+    digest = hashlib.sha256(b"".join(content for _, content in present)).hexdigest()
+    read = _read_as_transformers(folder, digest)
+    special = {**read.special}
+    special.setdefault("bos_token", special.get("cls_token"))
+    special.setdefault("eos_token", special.get("sep_token"))
+    ids = {n: read.ids.get(special.get(n)) for n in ("cls_token", "eos_token", "pad_token")}
+    if missing := [name for name, index in ids.items() if index is None]:
+        raise ValueError(
+            f"{folder}: neither its files nor transformers say what the tokenizer's "
+            f"{', '.join(missing)} is. To fix, name it in tokenizer_config.json."
+        )
+    if ids["pad_token"] != pad_token_id:
+        raise ValueError(
+            f"{folder}: config.json has pad_token_id {pad_token_id}, but the tokenizer's "
+            f"{special['pad_token']} has the id {ids['pad_token']}. To fix, use the tokenizer and "
+            f"the config of the same model."
+        )
+    changed = {key: token for key, token in special.items() if token != _content(own.get(key))}
+    changed |= {} if "tokenizer_class" in own else {"tokenizer_class": read.class_name}
+    if read.difference is not None:
+        changed["tokenizer_class"] = _read_the_file(read, folder)
+    return {**files, "tokenizer_config.json": _dump({**own, **changed})} if changed else files
+
+
+def _content(token: Any) -> Any:
+    return token.get("content") if isinstance(token, dict) else token
+
+
+def _read_the_file(read: _Reading, folder: Path) -> str:
+    """The class that reads ``tokenizer.json`` as it is."""
+    text, theirs, stored = read.difference
+    found = (
+        f"{folder}: transformers takes the tokenizer for a {read.class_name} and splits {text!r} "
+        f"into {theirs}, tokenizer.json into {stored}"
+    )
+    # Every version of transformers puts BERT's settings above the file; of other classes, versions
+    # before 5 read the file.
+    if read.class_name.startswith("Bert"):
+        raise ValueError(
+            f"{found}. To fix, make tokenizer_config.json (do_lower_case, strip_accents, "
+            f"tokenize_chinese_chars) agree with tokenizer.json, or, if that is right, set "
+            f'tokenizer_class to "{PLAIN_CLASS}" in it.'
+        )
+    log.warning(
+        "%s; the file is right here, as it was before transformers 5: models written from this one "
+        "name the class %s, so that all tools read it",
+        found,
+        PLAIN_CLASS,
+    )
+    return PLAIN_CLASS
+
+
+@dataclass(frozen=True)
+class _Reading:
+    """What transformers makes of a tokenizer: special tokens by their names, and their ids.
+
+    ``difference`` is the first text that it splits in another way than ``tokenizer.json``, with its
+    tokens and those of the file.
+    """
+
+    class_name: str
+    special: dict[str, str]
+    ids: dict[str, int]
+    difference: tuple[str, list[str], list[str]] | None
+
+
+@lru_cache(maxsize=16)
+def _read_as_transformers(folder: Path, digest: str) -> _Reading:
+    """Read with transformers, once for each content of the files, which takes seconds."""
+    from tokenizers import Tokenizer
+    from transformers import AutoTokenizer
+
+    try:
+        with quick_loading():
+            theirs = AutoTokenizer.from_pretrained(folder)
+        if not theirs.is_fast:
+            raise TypeError(f"a {type(theirs).__name__} does not read tokenizer.json")
+    except Exception as error:  # each class raises its own
+        reason = str(error).strip().partition("\n")[0] or type(error).__name__
+        raise ValueError(
+            f"{folder}: transformers does not read the tokenizer ({reason}). To fix, copy the "
+            f"model's own tokenizer files."
+        ) from error
+    stored = Tokenizer.from_file(str(folder / "tokenizer.json"))
+    special = {n: t for n, t in theirs.special_tokens_map.items() if n in SPECIAL}
+    vocabulary = stored.get_vocab()
+    ids = {token: vocabulary[token] for token in special.values() if token in vocabulary}
+    name = type(theirs).__name__
+    name = PLAIN_CLASS if name == "TokenizersBackend" else name
+    return _Reading(name, special, ids, _find_difference(theirs, stored))
+
+
+def _find_difference(theirs: Any, stored: Any) -> tuple[str, list[str], list[str]] | None:
+    stored.no_padding()
+    for length in (None, CUT):
+        stored.no_truncation() if length is None else stored.enable_truncation(length)
+        options = {"truncation": length is not None, "max_length": length, "verbose": False}
+        for text in DIFFICULT:
+            first, second = theirs(text, **options)["input_ids"], stored.encode(text)
+            if first != second.ids:
+                return text, theirs.convert_ids_to_tokens(first), second.tokens
+    return None
+
+
+def write_for_tools(files: Mapping[str, bytes], max_length: int) -> dict[str, bytes]:
+    """Tokenizer files with which every tool cuts texts at the model's own length, and pads none.
+
+    Readers in Rust follow the truncation and padding in ``tokenizer.json`` (all-MiniLM-L6-v2
+    stores 128 tokens); others, asked to cut, cut at ``model_max_length``, or fail where it lacks.
+    """
+    content = json.loads(files.get("tokenizer.json", b"{}"))
+    config = json.loads(files.get("tokenizer_config.json", b"{}"))
+    config = {key: value for key, value in config.items() if key not in STORED_LENGTHS}
+    config["model_max_length"] = max_length
+    # One type of tokens: a second text of a pair would have none.
+    config["model_input_names"] = ["input_ids", "attention_mask"]
+    result = {**files, "tokenizer_config.json": _dump(config)}
+    if content.get("truncation") or content.get("padding"):
+        result["tokenizer.json"] = _dump({**content, "truncation": None, "padding": None})
+    return result

@@ -10,17 +10,14 @@ from pathlib import Path
 
 import pytest
 import torch
-from transformers import (
-    AutoTokenizer,
-    BertConfig,
-    BertModel,
-    BertTokenizer,
-    RobertaConfig,
-    XLMRobertaModel,
-)
+from sentence_transformers import SentenceTransformer
+from transformers import AutoTokenizer, BertConfig, BertModel, BertTokenizer, XLMRobertaModel
 
 from bge_pruning.datasets.text_files import hash_file
-from bge_pruning.model_io import bert_conversion, minilm
+from bge_pruning.evaluation.encoders import SentenceTransformerEncoder, load_encoder
+from bge_pruning.evaluation.text_encoder import TextEncoder
+from bge_pruning.model_io import bert_conversion, minilm, pretrained, stand_in_heads
+from bge_pruning.model_io.model_folder import write_model_folder, write_sentence_transformers_files
 from tests.common.files import edit_json
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -37,17 +34,22 @@ SENTENCES = [
 ]
 
 
-def write_tiny_bert(folder: Path, pad_token_id: int = 0, pooler: bool = True) -> Path:
-    """A random BERT in which every weight matters, and its tokenizer."""
+def write_tiny_bert(
+    folder: Path,
+    pad_token_id: int = 0,
+    pooler: bool = True,
+    pooling: str | None = None,
+    files: dict[str, bytes] | None = None,
+) -> Path:
+    """A random BERT in which every weight matters, and its tokenizer, or that of the files."""
     special = ["[UNK]", "[CLS]", "[SEP]", "[MASK]"]
     special.insert(pad_token_id, "[PAD]")
-    tokenizer = BertTokenizer(
-        vocab={word: i for i, word in enumerate([*special, *WORDS])}, model_max_length=40
-    )
+    vocabulary = {word: i for i, word in enumerate([*special, *WORDS])}
+    tokenizer = BertTokenizer(vocab=vocabulary, model_max_length=40)
     tokenizer.backend_tokenizer.enable_truncation(5)
     tokenizer.backend_tokenizer.enable_padding(length=5, pad_id=pad_token_id)
     config = BertConfig(
-        vocab_size=len(tokenizer),
+        vocab_size=len(tokenizer) if files is None else 6036,  # more rows than tokens, as e5's
         hidden_size=32,
         num_hidden_layers=2,
         num_attention_heads=4,
@@ -62,6 +64,11 @@ def write_tiny_bert(folder: Path, pad_token_id: int = 0, pooler: bool = True) ->
             torch.nn.init.normal_(parameter, std=0.5)
     model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
+    if files is not None:
+        for name in ("tokenizer.json", "tokenizer_config.json"):
+            (folder / name).write_bytes(files[name])
+    if pooling is not None:
+        write_sentence_transformers_files(folder, pooling, 32, 40)
     return folder
 
 
@@ -73,86 +80,135 @@ def source(tmp_path_factory):
 @pytest.fixture(scope="module")
 def converted(source):
     output = source.parent / "parent" / "converted"
-    return bert_conversion.convert_bert_folder(source, output, SENTENCES, record={"source": "tiny"})
+    return stand_in_heads.convert_bert_folder(source, output, SENTENCES, record={"source": "tiny"})
 
 
-@pytest.mark.parametrize("pad_token_id", [0, 1, 3])
-def test_hidden_states_are_exactly_equal(tmp_path, pad_token_id):
-    source = write_tiny_bert(tmp_path / "source", pad_token_id)
-    output = bert_conversion.convert_bert_folder(source, tmp_path / "output", SENTENCES)
-    bert = BertModel.from_pretrained(source).eval()
-    xlmr = XLMRobertaModel.from_pretrained(output).eval()
-    texts = [*SENTENCES, "the cat " * 60]
-    batch = AutoTokenizer.from_pretrained(output)(
-        texts, padding=True, truncation=True, max_length=40, return_tensors="pt"
-    )
+def write_again(source: Path, folder: Path) -> Path:
+    """The folder that extraction would write if nothing was cut."""
+    base = pretrained.load_base_model(str(source), init_missing_heads=True)
+    folder.mkdir()
+    parts = (base.backbone, base.heads, base.shape, base.hf_config, base.tokenizer_files)
+    write_model_folder(folder, *parts, base.max_seq_length, base.prompts)
+    return folder
+
+
+def assert_equal_for_users(source: Path, output: Path) -> None:
+    """Hidden states to the last bit, and the vectors of sentence-transformers."""
+    pooler = "pooler.dense.weight" in pretrained.read_encoder(output).state
+    bert = BertModel.from_pretrained(source, add_pooling_layer=pooler).eval()
+    xlmr = XLMRobertaModel.from_pretrained(output, add_pooling_layer=pooler).eval()
+    texts = [*SENTENCES, "the cat " * 60, "Die Katze sieht, 今天的天气很好!"]
+    options = {"padding": True, "truncation": True, "max_length": 40, "return_tensors": "pt"}
+    batch, again = (AutoTokenizer.from_pretrained(f)(texts, **options) for f in (source, output))
     # The last row of the position table is used.
     assert batch["input_ids"].shape == (len(texts), 40)
+    assert torch.equal(batch["input_ids"], again["input_ids"])
     with torch.no_grad():
-        old, new = bert(**batch), xlmr(**batch)
+        old, new = bert(**batch), xlmr(**again)
     real = batch["attention_mask"].bool()
     assert torch.equal(old.last_hidden_state[real], new.last_hidden_state[real])
-    assert torch.equal(old.pooler_output, new.pooler_output)
+    assert not pooler or torch.equal(old.pooler_output, new.pooler_output)
+    if (source / "modules.json").is_file():
+        vectors = [
+            SentenceTransformer(str(f), device="cpu").encode(texts) for f in (source, output)
+        ]
+        assert abs(vectors[0] - vectors[1]).max() <= 1e-6
+
+
+@pytest.mark.parametrize("pooling", ["cls", "mean"])
+@pytest.mark.parametrize("pooler", [True, False], ids=["pooler", "no pooler"])
+@pytest.mark.parametrize("tokenizer", ["pad 0", "pad 1", "pad 3", "xlm-r"])
+def test_a_bert_body_is_read_exactly(tokenizer, pooler, pooling, tmp_path, unigram_files):
+    """``xlm-r`` is multilingual-e5-small: padding is 0 in ``config.json``, 1 to the tokenizer."""
+    foreign = tokenizer == "xlm-r"
+    pad = 0 if foreign else int(tokenizer[-1])
+    files = unigram_files if foreign else None
+    source = write_tiny_bert(tmp_path / "source", pad, pooler, pooling, files)
+    base = pretrained.load_base_model(str(source))
+    assert base.hf_config["pad_token_id"] == (1 if foreign else pad)
+    assert base.heads.pooling == pooling and base.shape == pretrained.read_shape(source)
+    assert (base.shape.type_vocab_size, base.max_seq_length) == (1, 40)
+    assert_equal_for_users(source, write_again(source, tmp_path / "output"))
+
+
+def test_old_names_and_missing_settings(tmp_path, source):
+    """A language model of Google's: prefix, gamma and beta, output layer; no class, no tokens."""
+    folder = write_tiny_bert(tmp_path / "old", pooling="mean")
+    state = {
+        f"bert.{name}".replace("Norm.weight", "Norm.gamma").replace("Norm.bias", "Norm.beta"): value
+        for name, value in BertModel.from_pretrained(folder).state_dict().items()
+    }
+    torch.save({**state, "cls.predictions.bias": torch.ones(3)}, folder / "pytorch_model.bin")
+    (folder / "model.safetensors").unlink()
+    (folder / "tokenizer_config.json").write_text("{}")
+    assert_equal_for_users(source, write_again(folder, tmp_path / "output"))
+    config = json.loads((tmp_path / "output" / "tokenizer_config.json").read_text())
+    assert config["tokenizer_class"] == "BertTokenizer" and config["eos_token"] == "[SEP]"
+    stored = json.loads((tmp_path / "output" / "config.json").read_text())
+    assert (stored["bos_token_id"], stored["eos_token_id"]) == (2, 3)
+
+
+def test_evaluation_reads_it_with_all_outputs_or_as_sentence_transformers(tmp_path, messages):
+    folder = write_tiny_bert(tmp_path / "source", pooling="mean")
+    torch.save(torch.nn.Linear(32, 1).state_dict(), folder / "sparse_linear.pt")
+    encoder = load_encoder(str(folder))
+    assert isinstance(encoder, TextEncoder) and encoder.names() == ("dense_vecs", "token_weights")
+    expected = SentenceTransformer(str(folder), device="cpu").encode(SENTENCES)
+    assert abs(encoder.encode(SENTENCES).dense_vecs - expected).max() <= 1e-6
+    edit_json(folder / "1_Pooling" / "config.json", pooling_mode_max_tokens=True)
+    assert isinstance(load_encoder(str(folder)), SentenceTransformerEncoder)
+    assert "only dense vectors, by sentence-transformers: " in messages.text
 
 
 def test_tables_are_moved_and_no_pooler_is_made_up(tmp_path):
     state = {
         bert_conversion.POSITION_TABLE: torch.arange(6.0).reshape(3, 2),
         bert_conversion.TOKEN_TYPE_TABLE: torch.tensor([[1.0, 2.0], [3.0, 4.0]]),
-        "embeddings.position_ids": torch.arange(3),
         "pooler.dense.bias": torch.ones(2),
     }
     converted = bert_conversion.convert_state_dict(state, pad_token_id=1)
     positions = converted[bert_conversion.POSITION_TABLE]
     assert positions.tolist() == [[0, 0], [0, 0], [0, 1], [2, 3], [4, 5]]
     assert converted[bert_conversion.TOKEN_TYPE_TABLE].tolist() == [[1, 2]]
-    assert "embeddings.position_ids" not in converted
     assert converted["pooler.dense.bias"] is state["pooler.dense.bias"]
     source = write_tiny_bert(tmp_path / "source", pooler=False)
-    output = bert_conversion.convert_bert_folder(source, tmp_path / "output", SENTENCES)
-    assert XLMRobertaModel.from_pretrained(output, add_pooling_layer=False).pooler is None
+    output = stand_in_heads.convert_bert_folder(source, tmp_path / "output", SENTENCES)
     _, report = XLMRobertaModel.from_pretrained(output, output_loading_info=True)
     assert set(report["missing_keys"]) == {"pooler.dense.weight", "pooler.dense.bias"}
 
 
 @pytest.mark.parametrize(
-    ("changes", "message"),
+    ("file", "changes", "message"),
     [
-        ({"position_embedding_type": "x"}, "position_embedding_type is 'x', expected 'abs"),
-        ({"is_decoder": True}, "is_decoder is True, expected False"),
-        ({"pad_token_id": None}, "pad_token_id is missing, expected an integer"),
-        (RobertaConfig().to_diff_dict(), "model_type is 'roberta', expected 'bert'"),
+        ("config", {"position_embedding_type": "x"}, "position_embedding_type is 'x', expected 'a"),
+        ("config", {"is_decoder": True}, "is_decoder is True, expected False"),
+        ("config", {"model_type": "roberta"}, "model_type is 'roberta', expected 'xlm-roberta'"),
+        ("config", {"num_hidden_layers": 3}, r"disagree: only in model: encoder\.layer\.2\."),
+        ("config", {"type_vocab_size": 3}, r"disagree: .*token_type_embeddings"),
+        ("tokenizer", {"added_tokens": []}, "the tokenizer has no padding token"),
     ],
+    ids=lambda value: str(value)[:30],
 )
-def test_what_xlmr_cannot_express_is_refused(tmp_path, changes, message):
+def test_what_xlmr_cannot_express_is_refused(tmp_path, file, changes, message):
     source = write_tiny_bert(tmp_path / "source")
-    edit_json(source / "config.json", **changes)
+    edit_json(source / f"{file}.json", **changes)
     with pytest.raises(ValueError, match=message):
-        bert_conversion.convert_bert_folder(source, tmp_path / "output", SENTENCES)
+        stand_in_heads.convert_bert_folder(source, tmp_path / "output", SENTENCES)
+    with pytest.raises(ValueError, match=message):
+        pretrained.load_base_model(str(source))
     assert [path.name for path in tmp_path.iterdir()] == ["source"]
 
 
-def test_incomplete_sources_are_refused(tmp_path):
-    source = write_tiny_bert(tmp_path / "source")
-    edit_json(source / "config.json", num_hidden_layers=3)
-    with pytest.raises(ValueError, match=r"the weights lack .*encoder\.layer\.2\."):
-        bert_conversion.load_bert(source)
-    with pytest.raises(FileNotFoundError, match=r"nowhere/config\.json not found"):
-        bert_conversion.load_bert(tmp_path / "nowhere")
-    edit_json(source / "tokenizer_config.json", sep_token=None)
-    with pytest.raises(ValueError, match="sep_token None"):
-        bert_conversion.load_tokenizer(source)
-
-
 @pytest.mark.parametrize("value", [1.0, float("nan")])
-def test_verification_finds_one_wrong_weight(tmp_path, source, converted, value):
-    bert = BertModel.from_pretrained(source).eval()
-    with torch.no_grad():
-        bert.encoder.layer[1].output.dense.bias[3] += value
+def test_verification_finds_one_wrong_weight(source, value):
+    encoder = pretrained.read_encoder(source)
+    bias = encoder.state["encoder.layer.1.output.dense.bias"].clone()
+    bias[3] += value
+    encoder.state["encoder.layer.1.output.dense.bias"] = bias
     with pytest.raises(
-        RuntimeError, match=r"not equivalent: token ids agree, hidden states differ by .*1e-05"
+        ValueError, match=r"source: BERT's hidden states .* differ by .*1e-05.*To f"
     ):
-        bert_conversion.verify_conversion(bert, source, converted, SENTENCES)
+        encoder.verify(str(source))
 
 
 def test_files_of_a_converted_folder(converted):
@@ -160,8 +216,8 @@ def test_files_of_a_converted_folder(converted):
     assert files == set(
         "1_Pooling 1_Pooling/config.json 2_Normalize 2_Normalize/config.json colbert_linear.pt "
         "config.json config_sentence_transformers.json conversion.json model.safetensors "
-        "modules.json sentence_bert_config.json sparse_linear.pt tokenizer.json "
-        "tokenizer_config.json".split()
+        "modules.json sentence_bert_config.json sparse_linear.pt special_tokens_map.json "
+        "tokenizer.json tokenizer_config.json".split()
     )
     assert [path.name for path in converted.parent.iterdir()] == ["converted"]
     modes = {(converted / n).stat().st_mode for n in ("config.json", "model.safetensors")}
@@ -204,19 +260,20 @@ def test_files_of_a_converted_folder(converted):
     assert len(tokenizer("the cat " * 10)["input_ids"]) == 22
     stored = json.loads((converted / "tokenizer.json").read_text())
     assert (stored["truncation"], stored["padding"]) == (None, None)
-    assert "max_length" not in json.loads((converted / "tokenizer_config.json").read_text())
+    settings = json.loads((converted / "tokenizer_config.json").read_text())
+    assert "max_length" not in settings and settings["model_max_length"] == 40
 
 
 def test_no_folder_is_written_or_replaced(tmp_path, source, monkeypatch):
     (tmp_path / "kept").touch()
     with pytest.raises(FileExistsError, match="exists and is kept.*--overwrite"):
-        bert_conversion.convert_bert_folder(source, tmp_path, SENTENCES)
+        stand_in_heads.convert_bert_folder(source, tmp_path, SENTENCES)
     with pytest.raises(FileExistsError, match=r"holds no conversion\.json"):
-        bert_conversion.convert_bert_folder(source, tmp_path, SENTENCES, overwrite=True)
+        stand_in_heads.convert_bert_folder(source, tmp_path, SENTENCES, overwrite=True)
     assert [path.name for path in tmp_path.iterdir()] == ["kept"]
     monkeypatch.setattr(bert_conversion, "compute_largest_difference", lambda *_: 1e-4)
-    with pytest.raises(RuntimeError, match=r"hidden states differ by 1\.00e-04"):
-        bert_conversion.convert_bert_folder(source, tmp_path / "output", SENTENCES)
+    with pytest.raises(ValueError, match=r"differ by 1\.00e-04"):
+        stand_in_heads.convert_bert_folder(source, tmp_path / "output", SENTENCES)
     assert [path.name for path in tmp_path.iterdir()] == ["kept"]
 
 

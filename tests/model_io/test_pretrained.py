@@ -15,7 +15,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from bge_pruning.model_io.hub import fetch_model_folder, no_loading_bars
-from bge_pruning.model_io.model_files import read_hf_config, read_pooling
+from bge_pruning.model_io.model_files import ForeignModelError, read_hf_config, read_pooling
 from bge_pruning.model_io.pretrained import (
     describe_load_error,
     load_base_model,
@@ -23,7 +23,7 @@ from bge_pruning.model_io.pretrained import (
     read_shape,
     without_weights,
 )
-from bge_pruning.model_io.projection import ForeignModuleError, read_projection
+from bge_pruning.model_io.projection import read_projection
 from tests.common.code import Code
 from tests.common.files import FOREIGN, edit_json
 
@@ -391,7 +391,7 @@ def test_tensors_of_another_layout(name, state, bge_m3):
 @pytest.mark.parametrize(
     ("config", "message"),
     [
-        ({"model_type": "bert"}, r"model_type is 'bert', expected 'xlm-roberta'\. To fix, choose"),
+        ({"model_type": "mpnet"}, r"model_type is 'mpnet', expected 'xlm-roberta'\. To fix, ch"),
         ({"model_type": None}, r"model_type is None, expected 'xlm-roberta'\. To fix, choose"),
         ({"hidden_act": "relu"}, r"hidden_act is 'relu', expected 'gelu'\. To fix, choose"),
         (
@@ -446,7 +446,9 @@ def test_missing_files_and_sizes_are_named(e5, tmp_path):
     message = r"e5: has no tokenizer\.json, which every server needs\. To fix, save the model's"
     refused(message)
     (e5 / "model.safetensors").rename(e5 / "model-00001-of-00002.safetensors")
-    message = r"e5: has neither model\.safetensors nor pytorch_model\.bin\. To fix, choose a folder"
+    message = (
+        r"e5: has neither model\.safetensors nor pytorch_model\.bin, nor the index of their sh"
+    )
     refused(message, read_shape)
     refused(message)
     write_json(e5 / "config.json", {"model_type": "xlm-roberta", "hidden_act": "gelu"})
@@ -535,13 +537,13 @@ def test_a_projection_comes_with_the_model_or_nothing_is_loaded(
         load_base_model(str(folder))
     folder = shutil.copytree(projected_folder, tmp_path / "y")
     edit_json(folder / "2_Dense" / "config.json", bias=True)
-    with pytest.raises(ForeignModuleError, match=r"2_Dense/config\.json: is not a linear map"):
+    with pytest.raises(ForeignModelError, match=r"2_Dense/config\.json: is not a linear map"):
         load_base_model(str(folder))
     modules = json.loads((folder / "modules.json").read_text())
     modules[2] |= {"type": "sentence_transformers.models.LayerNorm", "path": "2_LayerNorm"}
     write_json(folder / "modules.json", modules)
     message = r"y/modules\.json: the module LayerNorm in '2_LayerNorm' is not applied here"
-    with pytest.raises(ForeignModuleError, match=message):
+    with pytest.raises(ForeignModelError, match=message):
         load_base_model(str(folder))
 
 

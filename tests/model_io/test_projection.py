@@ -9,7 +9,7 @@ import torch.nn.functional as F  # noqa: N812
 from safetensors.torch import load_file, save_file
 
 from bge_pruning.model_io.projection import (
-    ForeignModuleError,
+    ForeignModelError,
     Module,
     check_modules,
     compute_modules,
@@ -104,7 +104,7 @@ def test_a_map_on_disk_is_that_which_modules_json_names(tmp_path, folder):
 def test_a_dense_module_of_another_kind(changes, folder):
     edit_json(folder / "2_Dense" / "config.json", **changes)
     message = "is not a linear map without bias .* To fix, use sent"
-    with pytest.raises(ForeignModuleError, match=message):
+    with pytest.raises(ForeignModelError, match=message):
         read_projection(folder)
 
 
@@ -186,7 +186,7 @@ def test_modules_that_are_applied(tmp_path):
 def test_a_module_that_is_not_applied(modules, named, tmp_path):
     write(tmp_path, *modules)
     message = rf"modules\.json: the module {named}.* is not applied here, .* To fix, choose another"
-    with pytest.raises(ForeignModuleError, match=message):
+    with pytest.raises(ForeignModelError, match=message):
         check_modules(tmp_path)
 
 
