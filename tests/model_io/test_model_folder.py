@@ -66,7 +66,33 @@ def test_the_sources_tokenizer_is_copied(write, tokenizer_files):
     }
     folder, _, _ = write(tokenizer=source)
     assert set(contents(folder)) == ALWAYS | HEADS | {"sentencepiece.bpe.model"}
+    settings = json.loads(source.pop("tokenizer_config.json"))
     assert all((folder / name).read_bytes() == content for name, content in source.items())
+    names = {"model_input_names": ["input_ids", "attention_mask"]}
+    assert read_json(folder / "tokenizer_config.json") == {**settings, **names}
+
+
+def test_every_tool_cuts_at_the_same_length_and_none_pads(write, tokenizer_files):
+    """Rust readers would cut at 5 here, transformers at 128, and neither at the model's 20."""
+    from tokenizers import Tokenizer
+    from transformers import AutoTokenizer
+
+    stored = Tokenizer.from_str(tokenizer_files["tokenizer.json"].decode())
+    stored.enable_truncation(5)
+    stored.enable_padding(pad_id=1, pad_token="<pad>", length=9)
+    settings = {**json.loads(tokenizer_files["tokenizer_config.json"]), "max_length": 128}
+    files = {
+        "tokenizer.json": stored.to_str().encode(),
+        "tokenizer_config.json": json.dumps({**settings, "model_max_length": 512}).encode(),
+    }
+    folder, _, _ = write(tokenizer=files, length=20)
+    written = Tokenizer.from_file(str(folder / "tokenizer.json"))
+    assert (written.truncation, written.padding) == (None, None)
+    assert len(written.encode("plane").ids) == 3 and len(written.encode("plane " * 30).ids) == 32
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    found = tokenizer(["plane " * 100, "plane"], truncation=True)
+    assert [len(ids) for ids in found["input_ids"]] == [20, 3]
+    assert set(tokenizer("plane", "plane")) == {"input_ids", "attention_mask"}
 
 
 def test_special_tokens_are_taken_from_the_tokenizers_config(write, tokenizer_files):

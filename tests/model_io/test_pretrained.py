@@ -13,9 +13,18 @@ import torch
 from huggingface_hub import constants, errors
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
+from transformers import AutoTokenizer
 
+from bge_pruning.datasets.embedding_dataset import build_tokenizer
+from bge_pruning.evaluation.encoders import load_encoder
 from bge_pruning.model_io.hub import fetch_model_folder, no_loading_bars
-from bge_pruning.model_io.model_files import ForeignModelError, read_hf_config, read_pooling
+from bge_pruning.model_io.model_files import (
+    ForeignModelError,
+    read_hf_config,
+    read_pooling,
+    read_special_ids,
+)
+from bge_pruning.model_io.model_folder import write_model_folder
 from bge_pruning.model_io.pretrained import (
     describe_load_error,
     load_base_model,
@@ -24,6 +33,7 @@ from bge_pruning.model_io.pretrained import (
     without_weights,
 )
 from bge_pruning.model_io.projection import read_projection
+from bge_pruning.model_io.vocabulary_files import DIFFICULT
 from tests.common.code import Code
 from tests.common.files import FOREIGN, edit_json
 
@@ -516,6 +526,161 @@ def test_a_tokenizer_larger_than_the_embeddings_or_damaged(e5, tokenizer_files):
             load_base_model(str(e5))
 
 
+def set_tokenizer(folder: Path, config: dict, normalizer: object = None, **model: Any) -> None:
+    """Change the settings and parts of ``tokenizer.json``."""
+    (folder / "special_tokens_map.json").unlink(missing_ok=True)
+    write_json(folder / "tokenizer_config.json", config)
+    content = json.loads((folder / "tokenizer.json").read_text())
+    content["model"] |= model
+    content["normalizer"] = normalizer or content["normalizer"]
+    write_json(folder / "tokenizer.json", content)
+
+
+@pytest.mark.parametrize("config", [{"model_max_length": 512}, {}, None], ids=str)
+def test_special_tokens_that_only_transformers_knows(config, unigram_folder, tmp_path):
+    """FacebookAI/xlm-roberta-base is published so: its class has the names, no file does."""
+    folder = shutil.copytree(unigram_folder, tmp_path / "base")
+    (folder / "special_tokens_map.json").unlink()
+    (folder / "tokenizer_config.json").unlink()
+    if config is not None:
+        write_json(folder / "tokenizer_config.json", config)
+    files = load_base_model(str(folder)).tokenizer_files
+    assert read_special_ids(files) == {0, 1, 2, 3}
+    settings = json.loads(files["tokenizer_config.json"])
+    names = {"bos": "<s>", "cls": "<s>", "eos": "</s>", "sep": "</s>", "pad": "<pad>"}
+    names |= {"unk": "<unk>", "mask": "<mask>"}
+    assert {key: settings[f"{key}_token"] for key in names} == names
+    assert settings["tokenizer_class"] == "XLMRobertaTokenizer"
+    assert files.keys() == {"tokenizer.json", "tokenizer_config.json", "sentencepiece.bpe.model"}
+
+
+@pytest.mark.parametrize(
+    ("config", "changes", "message"),
+    [
+        ({"tokenizer_class": "PreTrainedTokenizerFast"}, {}, "cls_token, eos_token, pad_token is"),
+        ({"pad_token": "</s>"}, {}, "pad_token_id 1, but the tokenizer's </s> has the id 2"),
+        ({"tokenizer_class": "CanineTokenizer"}, {}, "does not read the tokenizer .*CanineTok"),
+    ],
+    ids=["unknown", "padding", "slow"],
+)
+def test_tokenizers_that_extraction_would_refuse_after_the_training(
+    config, changes, message, unigram_folder, tmp_path
+):
+    folder = shutil.copytree(unigram_folder, tmp_path / "base")
+    set_tokenizer(folder, config, **changes)
+    with pytest.raises(ValueError, match=message + r".*To fix"):
+        load_base_model(str(folder))
+
+
+METASPACE = {"type": "Metaspace", "replacement": "▁", "prepend_scheme": "never", "split": True}
+
+
+@pytest.mark.parametrize("part", ["Metaspace", "byte_fallback", "Lowercase"])
+def test_all_tools_read_a_tokenizer_that_transformers_5_builds_anew(
+    part, unigram_folder, tmp_path, messages
+):
+    folder = shutil.copytree(unigram_folder, tmp_path / "base")
+    content = json.loads((folder / "tokenizer.json").read_text())
+    if part == "Metaspace":
+        content["pre_tokenizer"] = METASPACE
+    elif part == "Lowercase":
+        content["normalizer"] = {"type": "Lowercase"}
+    else:
+        vocabulary = content["model"]["vocab"]
+        content["model"]["byte_fallback"] = True
+        for byte in range(256):
+            vocabulary[-2 - byte] = [f"<0x{byte:02X}>", -20.0]
+    write_json(folder / "tokenizer.json", content)
+    base = load_base_model(str(folder))
+    assert "transformers takes the tokenizer for a XLMRobertaTokenizer and splits " in messages.text
+    output = tmp_path / "output"
+    output.mkdir()
+    parts = (base.backbone, base.heads, base.shape, base.hf_config, base.tokenizer_files)
+    write_model_folder(output, *parts, base.max_seq_length)
+    ours = build_tokenizer(base.tokenizer_files["tokenizer.json"], 512)
+    theirs = AutoTokenizer.from_pretrained(output)
+    for text in (*DIFFICULT, "🦜 Ein SATZ"):
+        assert theirs(text)["input_ids"] == ours.encode(text).ids
+    messages.clear()
+    assert load_base_model(str(output)).tokenizer_files["tokenizer.json"]
+    assert not messages.records
+
+
+def test_settings_of_bert_contradict_its_file(tmp_path, wordpiece):
+    """Every version of transformers follows the settings, readers in Rust the file."""
+    folder = tmp_path / "bert"
+    folder.mkdir()
+    parts = (wordpiece.backbone, wordpiece.heads, wordpiece.shape, wordpiece.hf_config)
+    write_model_folder(folder, *parts, wordpiece.tokenizer_files, 256)
+    edit_json(folder / "tokenizer_config.json", do_lower_case=False)
+    with pytest.raises(
+        ValueError, match=r"a BertTokenizer and splits 'A Plane.*To fix, make token"
+    ):
+        load_base_model(str(folder))
+
+
+def test_shards_are_read_as_one_file(e5, bge_m3, batch, tmp_path):
+    for folder, name in ((e5, "model.safetensors"), (bge_m3, "pytorch_model.bin")):
+        expected = load_base_model(str(folder)).backbone(**batch)
+        path, parts = folder / name, ["x-00001-of-00002", "x-00002-of-00002"]
+        binary = path.suffix == ".bin"
+        state = torch.load(path, weights_only=True) if binary else load_file(path)
+        parts, path_of = [f"{part}{path.suffix}" for part in parts], {}
+        for n, part in enumerate(parts):
+            kept = {k: v.clone() for k, v in list(state.items())[n::2]}
+            (torch.save if binary else save_file)(kept, folder / part)
+            path_of |= dict.fromkeys(kept, part)
+        path.unlink()
+        write_json(folder / f"{name}.index.json", {"metadata": {}, "weight_map": path_of})
+        assert read_shape(folder) == (base := load_base_model(str(folder))).shape
+        assert torch.equal(base.backbone(**batch), expected)
+        (folder / parts[1]).rename(tmp_path / parts[1])
+        message = (
+            rf"{name}.index.json: lists 2 shards, of which {parts[1]} is missing\. To fix, copy"
+        )
+        with pytest.raises(FileNotFoundError, match=message):
+            load_base_model(str(folder))
+
+
+def test_the_old_layout_of_sentence_transformers(e5, batch):
+    expected = load_base_model(str(e5))
+    inner = e5 / "0_Transformer"
+    inner.mkdir()
+    for path in [path for path in e5.iterdir() if path.is_file()]:
+        path.rename(inner / path.name)
+    write_json(e5 / "config.json", {"__version__": {"sentence_transformers": "0.3"}})
+    types = ("Transformer", "Pooling")
+    modules = [
+        {"idx": n, "name": str(n), "path": f"{n}_{t}", "type": f"sentence_transformers.models.{t}"}
+        for n, t in enumerate(types)
+    ]
+    write_json(e5 / "modules.json", modules)
+    base = load_base_model(str(e5))
+    assert (base.shape, base.max_seq_length, base.heads.pooling) == (expected.shape, 48, "mean")
+    assert torch.equal(base.backbone(**batch), expected.backbone(**batch))
+    assert load_encoder(str(e5)).encode(["a plane"]).dense_vecs.shape == (1, 32)
+    write_json(e5 / "modules.json", [{**modules[0], "path": ""}, modules[1]])
+    with pytest.raises(ForeignModelError, match="the module Transformer in '' is not applied"):
+        load_base_model(str(e5))
+
+
+def test_an_adapter_is_not_passed_over(e5):
+    """transformers would apply it, also beside full weights."""
+    write_json(e5 / "adapter_config.json", {"base_model_name_or_path": "owner/base"})
+    message = (
+        r"adapter_config\.json: the folder holds a PEFT adapter of owner/base, which would not be "
+        r"applied here\. To fix, merge it: .*merge_and_unload"
+    )
+    for read in (fetch_model_folder, load_base_model, load_encoder):
+        write_json(e5 / "modules.json", [])
+        with pytest.raises(ValueError, match=message + ".*To use the weights beside it alone, rem"):
+            read(str(e5))
+    (e5 / "model.safetensors").unlink()
+    with pytest.raises(ValueError, match=message) as caught:
+        fetch_model_folder(str(e5))
+    assert "beside it" not in str(caught.value)
+
+
 def test_a_projection_comes_with_the_model_or_nothing_is_loaded(
     projected_folder, model_folder, messages, write_projected, tmp_path
 ):
@@ -611,6 +776,27 @@ def test_bge_m3_from_the_hub_and_only_what_is_read_of_it(hub, batch, projected_f
     assert read_projection(fetch_model_folder("BAAI/bge-m3")).shape == (40, 32)
     names = ("2_Dense/config.json", "2_Dense/model.safetensors", "3_Normalize/config.json")
     assert set(names) <= set(hub.delivered)
+
+
+@pytest.mark.parametrize("inner", ["", "0_Transformer/"])
+@pytest.mark.parametrize("name", ["model.safetensors", "pytorch_model.bin"])
+def test_shards_and_the_old_layout_from_the_hub(name, inner, hub, e5):
+    (hub.files / "pytorch_model.bin").unlink()
+    names = {"0.bin": "a", "1.bin": "b"}
+    (hub.files / inner).mkdir(exist_ok=True)
+    write_json(
+        hub.files / f"{inner}{name}.index.json", {"weight_map": {v: k for k, v in names.items()}}
+    )
+    for part in names:
+        shutil.copy(e5 / "model.safetensors", hub.files / f"{inner}{part}")
+    if inner:
+        shutil.copy(hub.files / "config.json", hub.files / inner)
+    fetch_model_folder("BAAI/bge-m3", "v1")
+    delivered = {f"{inner}{part}" for part in (f"{name}.index.json", *names)}
+    assert delivered <= set(hub.delivered) and hub.revisions == {"v1"}
+    hub.delivered.clear()
+    fetch_model_folder("BAAI/bge-m3", "v1")
+    assert not delivered & set(hub.delivered)
 
 
 def test_weights_are_not_downloaded_twice(hub, e5):
