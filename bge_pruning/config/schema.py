@@ -252,6 +252,8 @@ class ExportConfig:
     onnx_int8: bool = False  # write onnx/model_quantized.onnx too
     # Scored pairs on which the loss of int8 is measured.
     int8_sts: Optional[str] = key(None, needs=("onnx_int8",))
+    # Write it even if the mean cosine of an output to float32 is below 0.95.
+    int8_any_loss: bool = key(False, needs=("onnx_int8",))
 
 
 def missing_export_options(given: Mapping[str, Any]) -> dict[str, tuple[str, ...]]:

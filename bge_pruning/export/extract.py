@@ -51,6 +51,7 @@ class ExtractOptions:
             :mod:`bge_pruning.model_io.projection`.
         fit_texts: Files of texts to fit that map on; none to put zeros where a dimension is gone.
         int8_pairs: Scored pairs to measure its loss on.
+        int8_any_loss: Write the int8 file whatever it loses.
     """
 
     dtype: torch.dtype = torch.float32
@@ -61,6 +62,7 @@ class ExtractOptions:
     onnx: bool = False
     onnx_int8: bool = False
     int8_pairs: Pairs | None = None
+    int8_any_loss: bool = False
 
 
 PLAIN = ExtractOptions()
@@ -79,6 +81,7 @@ def read_options(
     onnx: bool = False,
     onnx_int8: bool = False,
     int8_sts: str | None = None,
+    int8_any_loss: bool = False,
 ) -> ExtractOptions:
     """The options by the names that they have on the command line and under ``export`` in a YAML.
 
@@ -109,6 +112,7 @@ def read_options(
         onnx=onnx,
         onnx_int8=onnx_int8,
         int8_pairs=pairs,
+        int8_any_loss=int8_any_loss,
     )
     _check_libraries(options)
     return options
@@ -133,6 +137,7 @@ def extract(
         ValidationError: If any output differs by more than ``TOLERANCE`` from the masked model, or
             is not finite when computed in ``options.dtype``.
         OnnxExportError: If the ONNX graph computes something else.
+        Int8Error: If the int8 file computes too much else.
     """
     checkpoint = find_checkpoint(run_or_checkpoint, best)
     return write_model(lambda: start_extraction(checkpoint), output, overwrite, options)
@@ -199,4 +204,6 @@ def _add_files(folder: Path, info: PruningRecord, options: ExtractOptions) -> No
         info.onnx = export_onnx(folder)
     if options.onnx_int8:
         log.info("quantising to int8")
-        info.onnx_int8 = export_onnx_int8(folder, options.int8_pairs)
+        info.onnx_int8 = export_onnx_int8(
+            folder, options.int8_pairs, any_loss=options.int8_any_loss
+        )

@@ -119,6 +119,8 @@ def _tokenizer(folder: Path, shape: EncoderShape) -> Iterator[str]:
     pad = pad.get("content") if isinstance(pad, dict) else pad
     if pad is None or tokenizer.token_to_id(pad) != config.get("pad_token_id"):
         yield "the tokenizer's padding token has not the id that config.json names"
+    if tokenizer.truncation or tokenizer.padding:
+        yield "tokenizer.json stores truncation or padding, which readers in Rust follow"
 
 
 def _modules(folder: Path, shape: EncoderShape) -> Iterator[str]:
@@ -172,14 +174,15 @@ def _sentence_transformers(folder: Path, shape: EncoderShape) -> Iterator[str]:
     if pooling.get("word_embedding_dimension") != shape.hidden_size:
         yield f"1_Pooling/config.json: word_embedding_dimension is not {shape.hidden_size}"
     config = read_json(folder / "config.json", {})
-    longest = read_json(folder / "sentence_bert_config.json", {}).get("max_seq_length")
     # Positions start behind the padding token's.
     room = shape.max_position_embeddings - config.get("pad_token_id", 0) - 1
-    if not isinstance(longest, int) or not 0 < longest <= room:
-        yield (
-            f"sentence_bert_config.json: max_seq_length is {longest}, but there are positions for "
-            f"{room} tokens: longer texts would fail"
-        )
+    for name, key in (("sentence_bert", "max_seq_length"), ("tokenizer", "model_max_length")):
+        longest = read_json(folder / f"{name}_config.json", {}).get(key)
+        if not isinstance(longest, int) or not 0 < longest <= room:
+            yield (
+                f"{name}_config.json: {key} is {longest}, but there are positions for {room} "
+                f"tokens: longer texts would fail"
+            )
 
 
 CHECKS: tuple[Callable[[Path, EncoderShape], Iterator[str]], ...] = (

@@ -78,6 +78,7 @@ EXPORT = opt.grouped(
     opt.flag("--onnx", "write onnx/model.onnx too"),
     opt.flag("--onnx-int8", "and onnx/model_quantized.onnx, for CPUs"),
     opt.value("--int8-sts", "scored pairs to measure the loss of --onnx-int8 on", metavar="FILE"),
+    opt.flag("--int8-any-loss", "write it even if an output's mean cosine is below 0.95"),
 )
 VOCABULARY = opt.grouped(
     "vocabulary (default: all tokens)",

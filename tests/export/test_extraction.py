@@ -139,6 +139,7 @@ def test_what_the_source_says_is_kept(length, metadata, save_run, tiny_hf_config
     """Its tokenizer pads as all-MiniLM-L6-v2's; texts that it cuts make no difference."""
     from sentence_transformers import SentenceTransformer
     from tokenizers import Tokenizer
+    from transformers import AutoTokenizer
 
     tokenizer = Tokenizer.from_str(metadata.tokenizer_files["tokenizer.json"].decode())
     tokenizer.enable_padding(length=60, pad_id=1, pad_token="<pad>")
@@ -156,7 +157,9 @@ def test_what_the_source_says_is_kept(length, metadata, save_run, tiny_hf_config
     small = tmp_path / "small"
     extract(run, small)
     assert json.loads((small / "config.json").read_text())["layer_norm_eps"] == 0.1
-    assert (small / "tokenizer.json").read_bytes() == files["tokenizer.json"]
+    stored = {**json.loads(files["tokenizer.json"]), "truncation": None, "padding": None}
+    assert json.loads((small / "tokenizer.json").read_text()) == stored
+    assert AutoTokenizer.from_pretrained(small).model_max_length == length
     model = SentenceTransformer(str(small), device="cpu")
     assert (model.prompts["query"], model.default_prompt_name) == ("the plane: ", "query")
     assert (model.max_seq_length, model.similarity_fn_name) == (length, "cosine")

@@ -6,6 +6,7 @@ from dataclasses import replace
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+from tokenizers import Tokenizer
 
 from bge_pruning.export.folder_check import FolderError, check_folder
 from bge_pruning.model_io.model_folder import write_model_folder
@@ -84,6 +85,12 @@ def add_a_token(folder):
     (folder / "tokenizer.json").write_text(json.dumps(content))
 
 
+def truncate(folder):
+    tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
+    tokenizer.enable_truncation(16)
+    tokenizer.save(str(folder / "tokenizer.json"))
+
+
 def narrow_the_head(folder):
     torch.save(torch.nn.Linear(32, 16).state_dict(), folder / "colbert_linear.pt")
 
@@ -117,6 +124,11 @@ def set_pooling(**changes):
             lambda folder: edit(folder / "sentence_bert_config.json", max_seq_length=512),
             "max_seq_length is 512, but there are positions for 128",
         ),
+        (
+            lambda folder: edit(folder / "tokenizer_config.json", model_max_length=None),
+            r"tokenizer_config\.json: model_max_length is None, but there are positions for 128",
+        ),
+        (truncate, r"tokenizer\.json stores truncation or padding, which readers in Rust follow"),
         (remove("tokenizer.json", "modules.json"), r"no tokenizer\.json.*no modules\.json"),
         (
             lambda folder: [path.unlink() for path in folder.rglob("*.json")],

@@ -9,6 +9,7 @@ import numpy as np
 import onnx
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from scipy.stats import spearmanr
 
 from bge_pruning.evaluation.encoders import load_encoder
@@ -20,6 +21,7 @@ from bge_pruning.export import onnx_export, onnx_quantize
 from bge_pruning.export.onnx_export import export_onnx
 from bge_pruning.export.onnx_quantize import (
     WORDS,
+    Int8Error,
     describe_loss,
     export_onnx_int8,
     measure_int8,
@@ -99,6 +101,45 @@ def test_without_pairs_and_in_the_place_of_an_earlier_file(exported):
         export_onnx_int8(exported)
     assert path.read_text() == "earlier"
     assert export_onnx_int8(exported, overwrite=True, rounds=1).bytes == path.stat().st_size
+
+
+def plant_large_activations(folder: Path, *names: str) -> None:
+    """One input of a product is huge in every text and counts for nothing: its range is the cost.
+
+    ``names`` are of the layer that computes the input and the one that takes it.
+    """
+    first, second = names
+    state = load_file(folder / "model.safetensors")
+    for layer in range(4):
+        state[f"encoder.layer.{layer}.{first}.bias"][0] = 3000.0
+        state[f"encoder.layer.{layer}.{second}.weight"][:, 0] = 0.0
+    save_file(state, folder / "model.safetensors", metadata={"format": "pt"})
+
+
+def test_what_loses_much_stays_float32(folder, messages):
+    plant_large_activations(folder, "intermediate.dense", "output.dense")
+    export_onnx(folder)
+    record = export_onnx_int8(folder, PAIRS, rounds=1)
+    assert "int8 loses much: mean cosine to float32 dense_vecs" in messages.text
+    assert min(row["mean"] for row in record.cosine.as_dict().values()) > 0.95
+    assert record.as_dict()["settings"]["float32"] == r"encoder\.layer\.\d+\.output\.dense"
+    graph = onnx.load(folder / record.file).graph
+    assert Counter(node.op_type for node in graph.node)["MatMulInteger"] == 4 * 5
+
+
+def test_a_collapsed_model_is_refused_unless_asked_for(folder, messages):
+    plant_large_activations(folder, "attention.self.value", "attention.output.dense")
+    export_onnx(folder)
+    before = names(folder)
+    message = (
+        r"model_quantized\.onnx: not written: in int8 the mean cosine to float32 is dense_vecs .* "
+        r"on 8 texts, expected at least 0\.95 for every output\. To fix, .* with --int8-any-loss"
+    )
+    with pytest.raises(Int8Error, match=message):
+        export_onnx_int8(folder, PAIRS, rounds=1)
+    assert names(folder) == before
+    record = export_onnx_int8(folder, PAIRS, rounds=1, any_loss=True)
+    assert record.cosine.dense_vecs.mean < 0.95 and (folder / record.file).is_file()
 
 
 def test_a_projection_stays_float32(projected_folder, tmp_path):
