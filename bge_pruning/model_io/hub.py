@@ -57,16 +57,17 @@ def fetch_model_folder(name: str, revision: str | None = None) -> Path:
         ValueError: If it is an adapter, alone or beside full weights.
     """
     folder = Path(name) if Path(name).is_dir() else _download(name, revision)
-    _refuse_adapter(encoder_folder(folder))
+    refuse_adapter(folder)
     return folder
 
 
-def _refuse_adapter(folder: Path) -> None:
-    path = folder / "adapter_config.json"
+def refuse_adapter(folder: Path) -> None:
+    """Refuse a folder that holds a PEFT adapter, alone or beside full weights."""
+    path = encoder_folder(folder) / "adapter_config.json"
     if not path.is_file():
         return
     base = read_record(path, _Adapter, "copy it again").base_model_name_or_path
-    beside = any((folder / file).is_file() for file in WEIGHT_FILES)
+    beside = any((path.parent / file).is_file() for file in WEIGHT_FILES)
     also = " To use the weights beside it alone, remove adapter_config.json." if beside else ""
     raise ValueError(
         f"{path}: the folder holds a PEFT adapter of {base or 'another model'}, which would not be "

@@ -106,16 +106,18 @@ def _read_padding_id(folder: Path) -> int:
 
     BERT computes nothing with it, while XLM-R's positions depend on it.
     """
-    content, names = read_json(folder / "tokenizer.json"), [*bert_conversion.PADDING]
+    names = [*bert_conversion.PADDING]
     for name in ("tokenizer_config.json", "special_tokens_map.json"):
         token = read_json(folder / name, {}).get("pad_token")
         names = [token.get("content") if isinstance(token, dict) else token, *names]
-    ids = {t.get("content"): t.get("id") for t in content.get("added_tokens") or []}
+    added = read_json(folder / "tokenizer.json", {}).get("added_tokens") or []
+    ids = {token.get("content"): token.get("id") for token in added}
     found = next((ids[name] for name in names if name in ids), None)
     if type(found) is not int:
-        raise ValueError(
-            f"{folder}: the tokenizer has no padding token, after which the positions of XLM-R "
-            f"are counted. To fix, name pad_token in tokenizer_config.json."
+        raise ForeignModelError(
+            f"{folder}: there is no tokenizer.json with a padding token, after which the positions "
+            f"of XLM-R are counted. To fix, save the model's fast tokenizer there, and name "
+            f"pad_token in tokenizer_config.json."
         )
     return found
 
@@ -286,13 +288,12 @@ def read_special_ids(tokenizer_files: dict[str, bytes]) -> set[int]:
 
 def read_edge_ids(tokenizer_files: dict[str, bytes]) -> dict[str, int]:
     """Ids of the first and the last token of a text, as ``config.json`` names them."""
-    config = json.loads(tokenizer_files["tokenizer_config.json"])
+    config, ids = json.loads(tokenizer_files["tokenizer_config.json"]), {}
     vocabulary = read_vocabulary(tokenizer_files)
-    tokens = {name: config[f"{name}_token"] for name in ("bos", "eos")}
-    return {
-        f"{name}_token_id": vocabulary[t["content"] if isinstance(t, dict) else t]
-        for name, t in tokens.items()
-    }
+    for name in ("bos_token", "eos_token"):
+        token = config[name]
+        ids[f"{name}_id"] = vocabulary[token["content"] if isinstance(token, dict) else token]
+    return ids
 
 
 def read_safetensors(path: Path) -> dict[str, Tensor]:

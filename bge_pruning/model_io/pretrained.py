@@ -25,6 +25,7 @@ from bge_pruning.model_io.hub import (
     encoder_folder,
     fetch_model_folder,
     read_origin,
+    refuse_adapter,
     shards,
 )
 from bge_pruning.model_io.projection import FOLDER, read_projection
@@ -78,8 +79,9 @@ def read_shape(folder: Path, colbert_dim: int | None = None) -> EncoderShape:
     The ``colbert_dim`` is that of the multi-vector head to be made if the folder has none.
 
     Raises:
-        ValueError: If it is not an XLM-R encoder that this project can represent.
+        ValueError: If it is not an encoder that this project can represent.
     """
+    refuse_adapter(folder)
     heads = read_heads(folder)
     return model_files.shape_from_config(
         model_files.read_hf_config(folder),

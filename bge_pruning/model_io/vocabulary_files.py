@@ -19,6 +19,7 @@ from typing import Any
 import numpy as np
 
 from bge_pruning.model_io.hub import quick_loading
+from bge_pruning.model_io.model_files import ForeignModelError
 
 log = logging.getLogger(__name__)
 KINDS = ("Unigram", "WordPiece", "WordLevel")
@@ -270,56 +271,56 @@ def complete_tokenizer_files(
 ) -> dict[str, bytes]:
     """The tokenizer files of a folder with what transformers knows and they do not say.
 
-    ``tokenizer_config.json`` names every special token and the class. Sentences begin with
-    ``cls_token`` and end with ``sep_token``; tools of BGE-M3 look for ``bos_token`` and
-    ``eos_token``. Where transformers would split texts in another way than ``tokenizer.json``, the
-    class becomes the one that reads the file.
+    ``tokenizer_config.json`` names the class and every special token, also ``bos_token`` and
+    ``eos_token``, which tools of BGE-M3 look for in WordPiece too. Where transformers would split
+    texts in another way than ``tokenizer.json``, the class becomes the one that reads the file.
 
     Raises:
-        ValueError: If transformers cannot read the tokenizer, a special token is unknown, the
-            padding token has another id, or BERT's settings contradict ``tokenizer.json``.
+        ForeignModelError: If BERT's settings contradict ``tokenizer.json``.
+        ValueError: If transformers cannot read the tokenizer, a special token is unknown, or the
+            padding token has another id.
     """
-    own = json.loads(files.get("tokenizer_config.json", b"{}"))
-    present = [*sorted(files.items()), ("config.json", (folder / "config.json").read_bytes())]
-    digest = hashlib.sha256(b"".join(content for _, content in present)).hexdigest()
-    read = _read_as_transformers(folder, digest)
-    special = {**read.special}
-    special.setdefault("bos_token", special.get("cls_token"))
-    special.setdefault("eos_token", special.get("sep_token"))
-    ids = {n: read.ids.get(special.get(n)) for n in ("cls_token", "eos_token", "pad_token")}
-    if missing := [name for name, index in ids.items() if index is None]:
+    config = (folder / "config.json").read_bytes()
+    digest = hashlib.sha256(b"".join([*(files[name] for name in sorted(files)), config]))
+    class_name, special, found, difference = _read_as_transformers(folder, digest.hexdigest())
+    missing = [name for name in ("cls_token", "eos_token", "pad_token") if name not in special]
+    if missing:
         raise ValueError(
             f"{folder}: neither its files nor transformers say what the tokenizer's "
             f"{', '.join(missing)} is. To fix, name it in tokenizer_config.json."
         )
-    if ids["pad_token"] != pad_token_id:
+    if found != pad_token_id:
         raise ValueError(
             f"{folder}: config.json has pad_token_id {pad_token_id}, but the tokenizer's "
-            f"{special['pad_token']} has the id {ids['pad_token']}. To fix, use the tokenizer and "
-            f"the config of the same model."
+            f"{special['pad_token']} has the id {found}. To fix, use the tokenizer and the config "
+            f"of the same model."
         )
-    changed = {key: token for key, token in special.items() if token != _content(own.get(key))}
-    changed |= {} if "tokenizer_class" in own else {"tokenizer_class": read.class_name}
-    if read.difference is not None:
-        changed["tokenizer_class"] = _read_the_file(read, folder)
+    own = json.loads(files.get("tokenizer_config.json", b"{}"))
+    names = {
+        key: value["content"] if isinstance(value, dict) else value
+        for key, value in own.items()
+        if key in special
+    }
+    changed = {key: token for key, token in special.items() if token != names.get(key)}
+    if difference is not None:
+        _report_difference(folder, class_name, *difference)
+        changed["tokenizer_class"] = PLAIN_CLASS
+    elif "tokenizer_class" not in own:
+        changed["tokenizer_class"] = class_name
     return {**files, "tokenizer_config.json": _dump({**own, **changed})} if changed else files
 
 
-def _content(token: Any) -> Any:
-    return token.get("content") if isinstance(token, dict) else token
-
-
-def _read_the_file(read: _Reading, folder: Path) -> str:
-    """The class that reads ``tokenizer.json`` as it is."""
-    text, theirs, stored = read.difference
+def _report_difference(
+    folder: Path, class_name: str, text: str, theirs: tuple[str, ...], stored: tuple[str, ...]
+) -> None:
     found = (
-        f"{folder}: transformers takes the tokenizer for a {read.class_name} and splits {text!r} "
-        f"into {theirs}, tokenizer.json into {stored}"
+        f"{folder}: transformers takes the tokenizer for a {class_name} and splits {text!r} into "
+        f"{' '.join(theirs)}, but tokenizer.json into {' '.join(stored)}"
     )
     # Every version of transformers puts BERT's settings above the file; of other classes, versions
     # before 5 read the file.
-    if read.class_name.startswith("Bert"):
-        raise ValueError(
+    if class_name.startswith("Bert"):
+        raise ForeignModelError(
             f"{found}. To fix, make tokenizer_config.json (do_lower_case, strip_accents, "
             f"tokenize_chinese_chars) agree with tokenizer.json, or, if that is right, set "
             f'tokenizer_class to "{PLAIN_CLASS}" in it.'
@@ -330,26 +331,18 @@ def _read_the_file(read: _Reading, folder: Path) -> str:
         found,
         PLAIN_CLASS,
     )
-    return PLAIN_CLASS
-
-
-@dataclass(frozen=True)
-class _Reading:
-    """What transformers makes of a tokenizer: special tokens by their names, and their ids.
-
-    ``difference`` is the first text that it splits in another way than ``tokenizer.json``, with its
-    tokens and those of the file.
-    """
-
-    class_name: str
-    special: dict[str, str]
-    ids: dict[str, int]
-    difference: tuple[str, list[str], list[str]] | None
 
 
 @lru_cache(maxsize=16)
-def _read_as_transformers(folder: Path, digest: str) -> _Reading:
-    """Read with transformers, once for each content of the files, which takes seconds."""
+def _read_as_transformers(
+    folder: Path, digest: str
+) -> tuple[str, dict[str, str], int | None, tuple | None]:
+    """What transformers makes of a tokenizer; once for each content of the files.
+
+    Returns:
+        The class, the special tokens by their names, the id of the padding token, and the first
+        text that it splits in another way than ``tokenizer.json`` with both ways.
+    """
     from tokenizers import Tokenizer
     from transformers import AutoTokenizer
 
@@ -364,16 +357,18 @@ def _read_as_transformers(folder: Path, digest: str) -> _Reading:
             f"{folder}: transformers does not read the tokenizer ({reason}). To fix, copy the "
             f"model's own tokenizer files."
         ) from error
-    stored = Tokenizer.from_file(str(folder / "tokenizer.json"))
-    special = {n: t for n, t in theirs.special_tokens_map.items() if n in SPECIAL}
-    vocabulary = stored.get_vocab()
-    ids = {token: vocabulary[token] for token in special.values() if token in vocabulary}
+    special = {name: token for name, token in theirs.special_tokens_map.items() if name in SPECIAL}
+    for name, other in (("bos_token", "cls_token"), ("eos_token", "sep_token")):
+        if other in special:
+            special.setdefault(name, special[other])
     name = type(theirs).__name__
+    stored = Tokenizer.from_file(str(folder / "tokenizer.json"))
     name = PLAIN_CLASS if name == "TokenizersBackend" else name
-    return _Reading(name, special, ids, _find_difference(theirs, stored))
+    padding = stored.token_to_id(special.get("pad_token", ""))
+    return name, special, padding, _find_difference(theirs, stored)
 
 
-def _find_difference(theirs: Any, stored: Any) -> tuple[str, list[str], list[str]] | None:
+def _find_difference(theirs: Any, stored: Any) -> tuple | None:
     stored.no_padding()
     for length in (None, CUT):
         stored.no_truncation() if length is None else stored.enable_truncation(length)
@@ -381,7 +376,7 @@ def _find_difference(theirs: Any, stored: Any) -> tuple[str, list[str], list[str
         for text in DIFFICULT:
             first, second = theirs(text, **options)["input_ids"], stored.encode(text)
             if first != second.ids:
-                return text, theirs.convert_ids_to_tokens(first), second.tokens
+                return text, tuple(theirs.convert_ids_to_tokens(first)), tuple(second.tokens)
     return None
 
 

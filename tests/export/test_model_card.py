@@ -38,7 +38,13 @@ COUNTS["heads"] += 1024 * 512  # the map to the original's dimensions
 SCORES = {**RECORDS["evaluation"], "parameters": {"model": COUNTS, "baseline": None}}
 INDEX = IndexRecord(**RECORDS["index"])
 NARROW = {"hidden_size": 512, "num_attention_heads": 8}
-TOOLS = ["sentence-transformers", "transformers", "FlagEmbedding", "MultiVectorEncoder", "ONNX Runtime"]
+TOOLS = [
+    "sentence-transformers",
+    "transformers",
+    "FlagEmbedding",
+    "MultiVectorEncoder",
+    "ONNX Runtime",
+]
 PROGRAM = re.compile(r"^### ([^\n]+)\n\n```python\n(.*?)```", re.MULTILINE | re.DOTALL)
 GOLDEN = {"full": (FULL, EVALUATION, INDEX), "plain": (None, None, None)}
 

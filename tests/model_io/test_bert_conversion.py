@@ -185,7 +185,7 @@ def test_tables_are_moved_and_no_pooler_is_made_up(tmp_path):
         ("config", {"model_type": "roberta"}, "model_type is 'roberta', expected 'xlm-roberta'"),
         ("config", {"num_hidden_layers": 3}, r"disagree: only in model: encoder\.layer\.2\."),
         ("config", {"type_vocab_size": 3}, r"disagree: .*token_type_embeddings"),
-        ("tokenizer", {"added_tokens": []}, "the tokenizer has no padding token"),
+        ("tokenizer", {"added_tokens": []}, "there is no tokenizer.json with a padding token"),
     ],
     ids=lambda value: str(value)[:30],
 )

@@ -671,10 +671,10 @@ def test_an_adapter_is_not_passed_over(e5):
         r"adapter_config\.json: the folder holds a PEFT adapter of owner/base, which would not be "
         r"applied here\. To fix, merge it: .*merge_and_unload"
     )
-    for read in (fetch_model_folder, load_base_model, load_encoder):
-        write_json(e5 / "modules.json", [])
+    write_json(e5 / "modules.json", [])
+    for read in (fetch_model_folder, load_base_model, load_encoder, read_shape):
         with pytest.raises(ValueError, match=message + ".*To use the weights beside it alone, rem"):
-            read(str(e5))
+            read(e5 if read is read_shape else str(e5))
     (e5 / "model.safetensors").unlink()
     with pytest.raises(ValueError, match=message) as caught:
         fetch_model_folder(str(e5))
