@@ -84,20 +84,20 @@ def small_folder(model_folder: Path, tmp_path_factory: pytest.TempPathFactory) -
 
 
 @pytest.fixture(scope="session")
-def bert_folder(model_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A BERT model in the sentence-transformers layout, with mean pooling and the same words."""
+def electra_folder(model_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An ELECTRA model in sentence-transformers' layout, with mean pooling and the same words."""
     import torch
-    from transformers import BertConfig, BertModel
+    from transformers import ElectraConfig, ElectraModel
 
-    folder = tmp_path_factory.mktemp("bert") / "tiny-bert"
+    folder = tmp_path_factory.mktemp("electra") / "tiny-electra"
     shutil.copytree(model_folder, folder)
     for name in ("colbert_linear.pt", "sparse_linear.pt", "model.safetensors", "config.json"):
         (folder / name).unlink()
     sizes = {"num_hidden_layers": 1, "intermediate_size": 48, "max_position_embeddings": 128}
-    config = BertConfig(**SIZES, **sizes, pad_token_id=1)
+    config = ElectraConfig(**SIZES, **sizes, embedding_size=32, pad_token_id=1)
     with torch.random.fork_rng():
         torch.manual_seed(2)
-        BertModel(config).save_pretrained(folder)
+        ElectraModel(config).save_pretrained(folder)
     pooling = {"word_embedding_dimension": 32, "pooling_mode_mean_tokens": True}
     (folder / "1_Pooling" / "config.json").write_text(json.dumps(pooling))
     return folder

@@ -77,8 +77,8 @@ def test_a_checkpoint_is_the_model_that_extraction_writes(run, tmp_path):
         assert count_parameters(encoder) == count_parameters(extracted)
 
 
-def test_other_architectures_have_dense_vectors(bert_folder):
-    encoder, model = load_encoder(str(bert_folder)), plain(bert_folder)
+def test_other_architectures_have_dense_vectors(electra_folder):
+    encoder, model = load_encoder(str(electra_folder)), plain(electra_folder)
     assert isinstance(encoder, SentenceTransformerEncoder)
     assert encoder.names() == ("dense_vecs",)
     assert_vectors(encoder, model.encode(TEXTS, normalize_embeddings=True))
@@ -87,10 +87,10 @@ def test_other_architectures_have_dense_vectors(bert_folder):
     assert counts["encoder"] == sum(p.numel() for p in inner.parameters())
     assert counts["heads"] == 0
     assert encoder.encode([TEXTS[2]] * 2).truncated == 0
-    assert load_encoder(str(bert_folder), max_length=6).encode([TEXTS[2]] * 2).truncated == 2
+    assert load_encoder(str(electra_folder), max_length=6).encode([TEXTS[2]] * 2).truncated == 2
 
 
-@pytest.mark.parametrize("kind", ["model_folder", "projected_folder", "bert_folder"])
+@pytest.mark.parametrize("kind", ["model_folder", "projected_folder", "electra_folder"])
 def test_floors_of_any_model(kind, request):
     encoder = load_encoder(str(request.getfixturevalue(kind)), max_length=9, batch_size=2)
     before = encoder.encode(TEXTS).dense_vecs
@@ -130,8 +130,8 @@ def test_models_that_are_not_there(tmp_path):
     check_model_name("owner/name")
 
 
-def test_a_folder_that_is_not_complete(bert_folder, tmp_path):
-    shutil.copytree(bert_folder, tmp_path / "x")
+def test_a_folder_that_is_not_complete(electra_folder, tmp_path):
+    shutil.copytree(electra_folder, tmp_path / "x")
     (tmp_path / "x" / "model.safetensors").write_bytes(b"nothing")
     with pytest.raises(ValueError, match=r"x cannot be loaded on cpu \(.*\)\. To fix, check the"):
         load_encoder(str(tmp_path / "x"))
@@ -140,11 +140,11 @@ def test_a_folder_that_is_not_complete(bert_folder, tmp_path):
         load_encoder(str(tmp_path / "x"))
 
 
-def test_a_rival_whose_weights_are_broken(bert_folder):
-    encoder = load_encoder(str(bert_folder))
+def test_a_rival_whose_weights_are_broken(electra_folder):
+    encoder = load_encoder(str(electra_folder))
     with torch.no_grad():
         encoder.transformer().get_input_embeddings().weight.fill_(float("nan"))
-    message = "dense_vecs of .*/tiny-bert are not finite: its weights are broken. To fix, use an"
+    message = "dense_vecs of .*/tiny-electra are not finite: its weights are broken. To fix, use an"
     with pytest.raises(ValueError, match=message):
         encoder.encode(TEXTS)
 

@@ -151,13 +151,15 @@ def test_limits_hold_for_every_model(small_folder, model_folder, tasks, monkeypa
     assert seen == [(True, False)] * 5
 
 
-def test_a_rival_without_heads_is_compared_by_dense_vectors(bert_folder, model_folder, tasks):
+def test_a_rival_without_heads_is_compared_by_dense_vectors(electra_folder, model_folder, tasks):
     modes = ["dense", "sparse"]
-    result = evaluate(str(model_folder), str(bert_folder), tasks, modes, device="cpu", speed=False)
+    result = evaluate(
+        str(model_folder), str(electra_folder), tasks, modes, device="cpu", speed=False
+    )
     for entry in result.tasks:
         assert (entry.baseline is None) == (entry.mode == "sparse")
     with pytest.raises(ValueError, match="mode sparse needs sparse vectors, and .* has no head"):
-        evaluate(str(bert_folder), None, tasks, modes, device="cpu")
+        evaluate(str(electra_folder), None, tasks, modes, device="cpu")
 
 
 def test_every_task_and_phase_is_said(small_folder, tasks, monkeypatch, messages):
