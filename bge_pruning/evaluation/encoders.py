@@ -16,7 +16,12 @@ from bge_pruning.evaluation.floors import with_random_weights
 from bge_pruning.evaluation.onnx_encoder import OnnxEncoder, find_model_folder
 from bge_pruning.evaluation.text_encoder import Encoded, TextEncoder, check_finite
 from bge_pruning.model_io import checkpoint
-from bge_pruning.model_io.hub import encoder_folder, fetch_model_folder, no_loading_bars
+from bge_pruning.model_io.hub import (
+    encoder_folder,
+    fetch_model_folder,
+    no_loading_bars,
+    refuse_adapter,
+)
 from bge_pruning.model_io.model_files import ForeignModelError, read_json
 from bge_pruning.model_io.pretrained import BaseModel, load_base_model, read_shape
 from bge_pruning.model_io.projection import read_projection
@@ -150,6 +155,7 @@ def _is_model(folder: Path) -> bool:
 
 
 def _check_folder(folder: Path) -> None:
+    refuse_adapter(folder)
     if not _is_model(folder):
         try:
             checkpoint.find_checkpoint(folder)

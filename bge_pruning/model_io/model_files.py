@@ -16,6 +16,7 @@ from bge_pruning.model_io.hub import TOKENIZER_FILES, encoder_folder
 from bge_pruning.models.encoder_shape import EncoderShape
 from bge_pruning.utils.json_records import (
     Count,
+    Flag,
     Record,
     Text,
     kind_of,
@@ -35,6 +36,8 @@ SIZES = {
 }
 # Names of the prompt of a query, of a passage, and of a text that is neither.
 PROMPT_NAMES = {"query": ("query",), "passage": ("document", "passage", "corpus"), "text": ()}
+# A text that few tokenizers split as they split it in lower case.
+CASED = "A Plane, an AIR PLANE"
 # What transformers takes for keys that a config leaves out.
 CONFIG_DEFAULTS = {"type_vocab_size": 2, "pad_token_id": 1, "layer_norm_eps": 1e-12}
 
@@ -60,6 +63,7 @@ class Prompts(Record):
 
 class _Settings(Record):
     max_seq_length: Count | None = None
+    do_lower_case: Flag = False
 
 
 class _SpecialTokens(Record):
@@ -200,14 +204,17 @@ def read_max_seq_length(folder: Path, config: dict[str, Any]) -> int:
     Like sentence-transformers, which asks the tokenizer where no file of its own is.
     """
     folder = encoder_folder(folder)
-    path = folder / "sentence_bert_config.json"
-    settings = parse_record(read_json(path, {}), _Settings, str(path), "copy it again")
-    longest = settings.max_seq_length
+    longest = _read_settings(folder).max_seq_length
     if not longest:
         longest = read_json(folder / "tokenizer_config.json", {}).get("model_max_length")
     # Positions start at pad_token_id + 1.
     positions = config["max_position_embeddings"] - config["pad_token_id"] - 1
     return min(longest, positions) if type(longest) is int and longest > 0 else positions
+
+
+def _read_settings(folder: Path) -> _Settings:
+    path = folder / "sentence_bert_config.json"
+    return parse_record(read_json(path, {}), _Settings, str(path), "copy it again")
 
 
 def read_prompts(folder: Path) -> dict[str, Any]:
@@ -260,6 +267,13 @@ def read_tokenizer_files(folder: Path, vocab_size: int) -> dict[str, bytes]:
         tokenizer = Tokenizer.from_str(files[path.name].decode("utf-8"))
     except Exception as error:  # the library raises Exception itself
         raise ValueError(f"{path}: is not a tokenizer ({error}). To fix, copy it again.") from error
+    cased, lower = (tokenizer.encode(text).ids for text in (CASED, CASED.lower()))
+    if _read_settings(folder).do_lower_case and cased != lower:
+        raise ForeignModelError(
+            f"{folder}: sentence-transformers writes texts in lower case (do_lower_case of "
+            f"sentence_bert_config.json), tokenizer.json does not. To fix, add a Lowercase "
+            f"normalizer to tokenizer.json, or set do_lower_case to false."
+        )
     # Ids, not their number: one of few tokens may lie beyond the table.
     size = max(tokenizer.get_vocab().values(), default=-1) + 1
     if size > vocab_size:

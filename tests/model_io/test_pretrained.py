@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from transformers import AutoTokenizer
 
 from bge_pruning.datasets.embedding_dataset import build_tokenizer
-from bge_pruning.evaluation.encoders import load_encoder
+from bge_pruning.evaluation.encoders import SentenceTransformerEncoder, load_encoder
 from bge_pruning.model_io.hub import fetch_model_folder, no_loading_bars
 from bge_pruning.model_io.model_files import (
     ForeignModelError,
@@ -606,6 +606,23 @@ def test_all_tools_read_a_tokenizer_that_transformers_5_builds_anew(
     assert not messages.records
 
 
+def test_sentence_transformers_alone_writes_in_lower_case(unigram_folder, wordpiece, tmp_path):
+    folder = shutil.copytree(unigram_folder, tmp_path / "base")
+    edit_json(folder / "sentence_bert_config.json", do_lower_case=True)
+    with pytest.raises(
+        ForeignModelError, match=r"base: sentence-transformers writes .* To fix, add"
+    ):
+        load_base_model(str(folder))
+    encoder = load_encoder(str(folder))
+    assert isinstance(encoder, SentenceTransformerEncoder)
+    vectors = encoder.encode(["A PLANE", "a plane"]).dense_vecs
+    assert (vectors[0] == vectors[1]).all()
+    # Of a tokenizer that does it too, as in BAAI/bge-small-en.
+    folder = shutil.copytree(wordpiece.name, tmp_path / "small")
+    edit_json(folder / "sentence_bert_config.json", do_lower_case=True)
+    assert load_base_model(str(folder)).max_seq_length == 256
+
+
 def test_settings_of_bert_contradict_its_file(tmp_path, wordpiece):
     """Every version of transformers follows the settings, readers in Rust the file."""
     folder = tmp_path / "bert"
@@ -676,8 +693,9 @@ def test_an_adapter_is_not_passed_over(e5):
         with pytest.raises(ValueError, match=message + ".*To use the weights beside it alone, rem"):
             read(e5 if read is read_shape else str(e5))
     (e5 / "model.safetensors").unlink()
+    (e5 / "config.json").unlink()
     with pytest.raises(ValueError, match=message) as caught:
-        fetch_model_folder(str(e5))
+        load_encoder(str(e5))
     assert "beside it" not in str(caught.value)
 
 
