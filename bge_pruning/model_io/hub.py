@@ -67,8 +67,8 @@ def refuse_adapter(folder: Path) -> None:
     if not path.is_file():
         return
     base = read_record(path, _Adapter, "copy it again").base_model_name_or_path
-    beside = any((path.parent / file).is_file() for file in WEIGHT_FILES)
-    also = " To use the weights beside it alone, remove adapter_config.json." if beside else ""
+    beside = " To use the weights beside it alone, remove adapter_config.json."
+    also = beside if weight_paths(path.parent) else ""
     raise ValueError(
         f"{path}: the folder holds a PEFT adapter of {base or 'another model'}, which would not be "
         f"applied here. To fix, merge it: peft.AutoPeftModel.from_pretrained(FOLDER)."
@@ -90,8 +90,9 @@ def _download(name: str, revision: str | None) -> Path:
     files = [*SMALL_FILES, *(f"{INNER}/{file}" for file in SMALL_FILES)]
     try:
         folder = Path(snapshot_download(name, revision=revision, allow_patterns=files))
-        if not has_weights(encoder_folder(folder)):
-            inner = f"{INNER}/" if encoder_folder(folder) != folder else ""
+        inner = f"{INNER}/" if encoder_folder(folder) != folder else ""
+        paths = weight_paths(encoder_folder(folder))
+        if not paths or not all(path.is_file() for path in paths):
             _download_weights(name, revision, inner)
     except RepositoryNotFoundError as error:
         raise OSError(
@@ -109,18 +110,17 @@ def _download(name: str, revision: str | None) -> Path:
     return folder
 
 
-def has_weights(folder: Path) -> bool:
-    """Whether a folder holds all files of one kind of weights."""
-    found = next((folder / file for file in WEIGHT_FILES if (folder / file).is_file()), None)
-    return found is not None and all(path.is_file() for path in shards(found))
+def weight_paths(folder: Path) -> list[Path]:
+    """The files of a model's weights, of which shards may be missing; none if it has none."""
+    path = next((folder / file for file in WEIGHT_FILES if (folder / file).is_file()), None)
+    return [] if path is None else shards(path)
 
 
 def shards(path: Path) -> list[Path]:
-    """The files of weights that a file of ``WEIGHT_FILES`` stands for."""
+    """The files that a file of ``WEIGHT_FILES`` stands for; they lie beside it."""
     if path.suffix != ".json":
         return [path]
     index = read_record(path, _ShardIndex, "copy it again")
-    # Beside the index, whatever folder it names.
     return [path.with_name(Path(name).name) for name in sorted(set(index.weight_map.values()))]
 
 

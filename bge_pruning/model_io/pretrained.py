@@ -21,12 +21,11 @@ from torch import Tensor, nn
 
 from bge_pruning.model_io import bert_conversion, model_files
 from bge_pruning.model_io.hub import (
-    WEIGHT_FILES,
     encoder_folder,
     fetch_model_folder,
     read_origin,
     refuse_adapter,
-    shards,
+    weight_paths,
 )
 from bge_pruning.model_io.projection import FOLDER, read_projection
 from bge_pruning.model_io.vocabulary_files import complete_tokenizer_files
@@ -288,20 +287,17 @@ def _shorten(items: list[str]) -> str:
 
 def weight_files(folder: Path) -> list[Path]:
     """The files that hold the encoder's weights: one, or its shards."""
-    folder = encoder_folder(folder)
-    path = next((folder / file for file in WEIGHT_FILES if (folder / file).is_file()), None)
-    if path is None:
+    paths = weight_paths(encoder_folder(folder))
+    if not paths:
         raise FileNotFoundError(
             f"{folder}: has neither model.safetensors nor pytorch_model.bin, nor the index of "
             f"their shards. To fix, choose a folder that holds a model's weights."
         )
-    found = shards(path)
-    if missing := [shard.name for shard in found if not shard.is_file()]:
+    if missing := [path.name for path in paths if not path.is_file()]:
         raise FileNotFoundError(
-            f"{path}: lists {len(found)} shards, of which {_shorten(missing)} "
-            f"{'is' if len(missing) == 1 else 'are'} missing. To fix, copy all of them."
+            f"{folder}: lacks {_shorten(missing)} of {len(paths)} shards. To fix, copy all of them."
         )
-    return found
+    return paths
 
 
 def _has_pooler(folder: Path) -> bool:

@@ -248,6 +248,17 @@ def unigram_folder(
     return folder
 
 
+def write_again(source: Path, folder: Path) -> Path:
+    """The folder that extraction would write if nothing was cut."""
+    from bge_pruning.model_io.model_folder import write_model_folder
+
+    base = load_base_model(str(source), init_missing_heads=True)
+    folder.mkdir()
+    parts = (base.backbone, base.heads, base.shape, base.hf_config, base.tokenizer_files)
+    write_model_folder(folder, *parts, base.max_seq_length, base.prompts)
+    return folder
+
+
 @pytest.fixture(scope="session")
 def unigram(unigram_folder: Path) -> BaseModel:
     """That model; not to be changed."""

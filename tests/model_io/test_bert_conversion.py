@@ -17,8 +17,9 @@ from bge_pruning.datasets.text_files import hash_file
 from bge_pruning.evaluation.encoders import SentenceTransformerEncoder, load_encoder
 from bge_pruning.evaluation.text_encoder import TextEncoder
 from bge_pruning.model_io import bert_conversion, minilm, pretrained, stand_in_heads
-from bge_pruning.model_io.model_folder import write_model_folder, write_sentence_transformers_files
+from bge_pruning.model_io.model_folder import write_sentence_transformers_files
 from tests.common.files import edit_json
+from tests.common.models import write_again
 
 ROOT = Path(__file__).resolve().parents[2]
 WORDS = ["the", "a", "cat", "dog", "bird", "sees", "hears", "runs", "sleeps", "small", "big", "red"]
@@ -81,15 +82,6 @@ def source(tmp_path_factory):
 def converted(source):
     output = source.parent / "parent" / "converted"
     return stand_in_heads.convert_bert_folder(source, output, SENTENCES, record={"source": "tiny"})
-
-
-def write_again(source: Path, folder: Path) -> Path:
-    """The folder that extraction would write if nothing was cut."""
-    base = pretrained.load_base_model(str(source), init_missing_heads=True)
-    folder.mkdir()
-    parts = (base.backbone, base.heads, base.shape, base.hf_config, base.tokenizer_files)
-    write_model_folder(folder, *parts, base.max_seq_length, base.prompts)
-    return folder
 
 
 def assert_equal_for_users(source: Path, output: Path) -> None:

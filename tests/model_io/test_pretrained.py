@@ -17,6 +17,7 @@ from transformers import AutoTokenizer
 
 from bge_pruning.datasets.embedding_dataset import build_tokenizer
 from bge_pruning.evaluation.encoders import SentenceTransformerEncoder, load_encoder
+from bge_pruning.export.folder_check import check_folder
 from bge_pruning.model_io.hub import fetch_model_folder, no_loading_bars
 from bge_pruning.model_io.model_files import (
     ForeignModelError,
@@ -24,7 +25,6 @@ from bge_pruning.model_io.model_files import (
     read_pooling,
     read_special_ids,
 )
-from bge_pruning.model_io.model_folder import write_model_folder
 from bge_pruning.model_io.pretrained import (
     describe_load_error,
     load_base_model,
@@ -36,6 +36,7 @@ from bge_pruning.model_io.projection import read_projection
 from bge_pruning.model_io.vocabulary_files import DIFFICULT
 from tests.common.code import Code
 from tests.common.files import FOREIGN, edit_json
+from tests.common.models import write_again
 
 CODE_FILES = ("pytorch_model.bin", "colbert_linear.pt", "sparse_linear.pt")
 LAYOUTS = ("bge_m3", "language_model", "e5")
@@ -552,6 +553,7 @@ def test_special_tokens_that_only_transformers_knows(config, unigram_folder, tmp
     assert {key: settings[f"{key}_token"] for key in names} == names
     assert settings["tokenizer_class"] == "XLMRobertaTokenizer"
     assert files.keys() == {"tokenizer.json", "tokenizer_config.json", "sentencepiece.bpe.model"}
+    check_folder(write_again(folder, tmp_path / "output"), read_shape(folder))
 
 
 @pytest.mark.parametrize(
@@ -593,10 +595,7 @@ def test_all_tools_read_a_tokenizer_that_transformers_5_builds_anew(
     write_json(folder / "tokenizer.json", content)
     base = load_base_model(str(folder))
     assert "transformers takes the tokenizer for a XLMRobertaTokenizer and splits " in messages.text
-    output = tmp_path / "output"
-    output.mkdir()
-    parts = (base.backbone, base.heads, base.shape, base.hf_config, base.tokenizer_files)
-    write_model_folder(output, *parts, base.max_seq_length)
+    output = write_again(folder, tmp_path / "output")
     ours = build_tokenizer(base.tokenizer_files["tokenizer.json"], 512)
     theirs = AutoTokenizer.from_pretrained(output)
     for text in (*DIFFICULT, "🦜 Ein SATZ"):
@@ -625,10 +624,7 @@ def test_sentence_transformers_alone_writes_in_lower_case(unigram_folder, wordpi
 
 def test_settings_of_bert_contradict_its_file(tmp_path, wordpiece):
     """Every version of transformers follows the settings, readers in Rust the file."""
-    folder = tmp_path / "bert"
-    folder.mkdir()
-    parts = (wordpiece.backbone, wordpiece.heads, wordpiece.shape, wordpiece.hf_config)
-    write_model_folder(folder, *parts, wordpiece.tokenizer_files, 256)
+    folder = shutil.copytree(wordpiece.name, tmp_path / "bert")
     edit_json(folder / "tokenizer_config.json", do_lower_case=False)
     with pytest.raises(
         ValueError, match=r"a BertTokenizer and splits 'A Plane.*To fix, make token"
@@ -652,9 +648,7 @@ def test_shards_are_read_as_one_file(e5, bge_m3, batch, tmp_path):
         assert read_shape(folder) == (base := load_base_model(str(folder))).shape
         assert torch.equal(base.backbone(**batch), expected)
         (folder / parts[1]).rename(tmp_path / parts[1])
-        message = (
-            rf"{name}.index.json: lists 2 shards, of which {parts[1]} is missing\. To fix, copy"
-        )
+        message = rf"lacks {parts[1]} of 2 shards\. To fix, copy all of them"
         with pytest.raises(FileNotFoundError, match=message):
             load_base_model(str(folder))
 
