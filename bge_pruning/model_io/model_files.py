@@ -112,10 +112,13 @@ def _read_padding_id(folder: Path) -> int:
     """
     names = [*bert_conversion.PADDING]
     for name in ("tokenizer_config.json", "special_tokens_map.json"):
-        token = read_json(folder / name, {}).get("pad_token")
-        names = [token.get("content") if isinstance(token, dict) else token, *names]
-    added = read_json(folder / "tokenizer.json", {}).get("added_tokens") or []
-    ids = {token.get("content"): token.get("id") for token in added}
+        path = folder / name
+        token = parse_record(read_json(path, {}), _SpecialTokens, str(path), "copy it again")
+        pad = token.pad_token
+        names = [pad["content"] if isinstance(pad, dict) else pad, *names]
+    added = read_json(folder / "tokenizer.json", {}).get("added_tokens")
+    tokens = [t for t in added if isinstance(t, dict)] if isinstance(added, list) else []
+    ids = {str(token.get("content")): token.get("id") for token in tokens}
     found = next((ids[name] for name in names if name in ids), None)
     if type(found) is not int:
         raise ForeignModelError(

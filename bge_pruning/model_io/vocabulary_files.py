@@ -348,7 +348,7 @@ def _read_as_transformers(
 
     try:
         with quick_loading():
-            theirs = AutoTokenizer.from_pretrained(folder)
+            theirs = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
         if not theirs.is_fast:
             raise TypeError(f"a {type(theirs).__name__} does not read tokenizer.json")
     except Exception as error:  # each class raises its own
