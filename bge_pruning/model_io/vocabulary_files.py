@@ -350,9 +350,10 @@ def _read_as_transformers(
         with quick_loading():
             theirs = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
         if not theirs.is_fast:
-            raise TypeError(f"a {type(theirs).__name__} does not read tokenizer.json")
+            raise ValueError(f"a {type(theirs).__name__} does not read tokenizer.json")
     except Exception as error:  # each class raises its own
-        reason = str(error).strip().partition("\n")[0] or type(error).__name__
+        own = isinstance(error, ValueError | OSError)
+        reason = str(error).strip().partition("\n")[0] if own else "a value of the wrong kind"
         raise ValueError(
             f"{folder}: transformers does not read the tokenizer ({reason}). To fix, copy the "
             f"model's own tokenizer files."
