@@ -346,11 +346,13 @@ def _read_as_transformers(
     from tokenizers import Tokenizer
     from transformers import AutoTokenizer
 
+    stored = Tokenizer.from_file(str(folder / "tokenizer.json"))
     try:
         with quick_loading():
             theirs = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
         if not theirs.is_fast:
             raise ValueError(f"a {type(theirs).__name__} does not read tokenizer.json")
+        difference = _find_difference(theirs, stored)
     except Exception as error:  # each class raises its own
         own = isinstance(error, ValueError | OSError)
         reason = str(error).strip().partition("\n")[0] if own else "a value of the wrong kind"
@@ -363,10 +365,9 @@ def _read_as_transformers(
         if other in special:
             special.setdefault(name, special[other])
     name = type(theirs).__name__
-    stored = Tokenizer.from_file(str(folder / "tokenizer.json"))
     name = PLAIN_CLASS if name == "TokenizersBackend" else name
     padding = stored.token_to_id(special.get("pad_token", ""))
-    return name, special, padding, _find_difference(theirs, stored)
+    return name, special, padding, difference
 
 
 def _find_difference(theirs: Any, stored: Any) -> tuple | None:

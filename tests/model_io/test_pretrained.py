@@ -553,8 +553,9 @@ def test_special_tokens_that_only_transformers_knows(config, unigram_folder, tmp
         ({"pad_token": "</s>"}, "pad_token_id 1, but the tokenizer's </s> has the id 2"),
         ({"tokenizer_class": "CanineTokenizer"}, "does not read the tokenizer .*CanineTok"),
         ({"added_tokens_decoder": 5}, r"not read the tokenizer \(a value of the wrong kind"),
+        ({"model_max_length": {}}, r"not read the tokenizer \(a value of the wrong kind"),
     ],
-    ids=["unknown", "padding", "slow", "damaged"],
+    ids=["unknown", "padding", "slow", "damaged", "length"],
 )
 def test_tokenizers_that_extraction_would_refuse_after_the_training(
     config, message, unigram_folder, tmp_path
