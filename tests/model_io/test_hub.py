@@ -130,11 +130,11 @@ def test_bars_and_collector_come_back(collects, bars):
         (hf_logging.enable_progress_bar if before[1] else hf_logging.disable_progress_bar)()
 
 
-def test_a_report_of_weights_matters_if_some_are_missing(bert_folder, tmp_path, caplog):
-    from transformers import BertModel
+def test_a_report_of_weights_matters_if_some_are_missing(electra_folder, tmp_path, caplog):
+    from transformers import ElectraModel
 
     logger = logging.getLogger("transformers")
-    folder = shutil.copytree(bert_folder, tmp_path / "bert")
+    folder = shutil.copytree(electra_folder, tmp_path / "electra")
     weights = load_file(folder / "model.safetensors")
 
     def said(change: dict) -> str:
@@ -142,7 +142,7 @@ def test_a_report_of_weights_matters_if_some_are_missing(bert_folder, tmp_path, 
         caplog.clear()
         logger.addHandler(caplog.handler)
         with no_loading_bars():
-            BertModel.from_pretrained(folder)
+            ElectraModel.from_pretrained(folder)
         logger.removeHandler(caplog.handler)
         return caplog.text
 
