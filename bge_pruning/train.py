@@ -65,14 +65,12 @@ def train(config: Config, extract: str | None = None) -> Path:
         StoppedError: If the run was told to stop; it can be resumed.
         ValueError: If the run is to be resumed, and all its checkpoints are damaged.
     """
-    from composer.utils import dist, get_device
+    from composer.utils import dist
 
-    from bge_pruning.training.rank_watch import RankWatch
-    from bge_pruning.training.stage import run_stage
-    from bge_pruning.utils.run_log import RunLog, StoppedError
+    from bge_pruning.training.stage import all_ranks, run_stage
+    from bge_pruning.utils.run_log import RunLog
 
-    dist.initialize_dist(get_device(config.device), config.dist_timeout)
-    with RunLog(dist.get_global_rank()) as run_log, RankWatch(StoppedError) as watch:
+    with RunLog(dist.get_global_rank()) as run_log, all_ranks(config) as watch:
         run_stage(config, watch, run_log, extract)
     return Path(config.run_folder)
 

@@ -20,7 +20,18 @@ class RunMetadataCallback(Callback):
         return self.metadata.state_dict()
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Ignore the checkpoint: a resumed run makes its metadata from its own config."""
+        """Keep this run's own metadata, which is made from its configuration.
+
+        Raises:
+            ValueError: If the checkpoint is of a model that was cut elsewhere.
+        """
+        earlier = RunMetadata.from_state_dict(state)
+        kept = [m.source_pruning and m.source_pruning["kept"] for m in (earlier, self.metadata)]
+        if kept[0] != kept[1]:
+            raise ValueError(
+                f"the checkpoint is of {earlier.base_model} before it was cut anew. To fix, remove "
+                f"the run folder, and the training begins again."
+            )
 
 
 if RunMetadataCallback.__name__ != METADATA_KEY:

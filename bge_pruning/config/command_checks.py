@@ -224,11 +224,6 @@ def check_pipeline(config: Config, recovery: Config) -> None:
     """Refuse a run, as it prunes and as it recovers, that the pipeline cannot run through."""
     _require_target(config, "there is nothing to prune", EXAMPLE)
     _refuse_dry_run(config, "the pipeline is more than one")
-    if config.autoresume:
-        raise ConfigError(
-            "the pipeline cannot resume a run that was interrupted. To fix, run its steps one "
-            "by one with autoresume=true (commands.txt in the results folder lists them)."
-        )
     check_objective(recovery)
 
 

@@ -347,9 +347,10 @@ class Config:
     device: Optional[str] = key(None, choices=("cpu", "gpu"))  # default: a GPU if there is one
     run_folder: str = "experiments/checkpoints/${run_name}"
     results_folder: str = "experiments/results/${run_name}"
-    autoresume: bool = False
+    autoresume: bool = False  # go on with an earlier run, whatever overwrite says
     overwrite: bool = False  # replace an earlier run's folders
-    # Seconds that a rank waits for the others in one step; they never wait for rank 0's caches.
+    # Seconds that a rank waits for the others in one step, or for a checkpoint. What else rank 0
+    # does alone may take longer.
     dist_timeout: float = key(600.0, bound="above 0")
     progress_bar: bool = True
     checkpoints_to_keep: int = key(2, bound="above 0")

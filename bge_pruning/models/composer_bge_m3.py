@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import warnings
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 
 import torch
 from composer.models import ComposerModel
@@ -158,7 +158,7 @@ class ComposerBGEM3(ComposerModel):
                 "no part of the loss applies to this batch. To fix, set a weight under loss that "
                 "fits the data: sts_regression or cosent for scored pairs, distillation for all."
             )
-        terms += self._idle(outputs, batch)
+        terms += self._idle(outputs, parts)
         if self.l0_module is not None:
             parts["lagrangian"] = self.l0_module.lagrangian()
             terms.append(parts["lagrangian"])
@@ -197,18 +197,14 @@ class ComposerBGEM3(ComposerModel):
             parts.update(distillation_parts(weights, flat, targets, batch, where, self.special_ids))
         return parts
 
-    def _idle(self, outputs: dict[str, Tensor], batch: Batch) -> list[Tensor]:
+    def _idle(self, outputs: dict[str, Tensor], parts: Collection[str]) -> list[Tensor]:
         """0 times each unused output, because DDP waits for gradients of all trained parameters.
 
-        The batches of a mixed run have different losses, and therefore use different outputs.
+        The batches of a mixed run have different parts of the loss, which take different outputs.
         """
-        used = set(self.loss_weights.distilled)
-        if "scores" in batch:
-            used.add("dense_vecs")
-        if "passage_texts" in batch:
-            used.update(self.loss_weights.compared)
+        used = self.loss_weights.taken(parts)
         idle = [value.sum() for name, value in outputs.items() if name not in used]
-        if self.temperature is not None and "passage_texts" not in batch:
+        if self.temperature is not None and "contrastive" not in parts:
             idle.append(self.temperature())
         return [0.0 * value for value in idle]
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -24,6 +24,18 @@ from bge_pruning.models.teacher import HIDDEN
 # Tensors by name, the name of the source, and the lengths of the texts.
 Batch = dict[str, "Tensor | str | list[list[int]]"]
 Temperature = Tensor | float
+
+# The output that a part of the loss takes. The parts that are not here score passages, by all
+# outputs that are compared.
+PART_OUTPUTS = {
+    "sts_regression": "dense_vecs",
+    "cosent": "dense_vecs",
+    "distillation_alignment": "dense_vecs",
+    "distillation_similarity": "dense_vecs",
+    "distillation_sparse": "token_weights",
+    "distillation_colbert": "colbert_vecs",
+    "distillation_hidden": HIDDEN,
+}
 
 
 @dataclass(frozen=True)
@@ -53,13 +65,9 @@ class LossWeights:
     @property
     def distilled(self) -> tuple[str, ...]:
         """Outputs of the teacher that the parts need."""
-        needs = {
-            "dense_vecs": self.distillation_alignment > 0 or self.distillation_similarity > 0,
-            "token_weights": self.distillation_sparse > 0,
-            "colbert_vecs": self.distillation_colbert > 0,
-            HIDDEN: self.distillation_hidden > 0,
-        }
-        return tuple(name for name, needed in needs.items() if needed)
+        parts = [p for p in PART_OUTPUTS if p.startswith("distillation") and getattr(self, p) > 0]
+        needed = self.taken(parts)
+        return tuple(name for name in (*OUTPUT_NAMES.values(), HIDDEN) if name in needed)
 
     @property
     def compares_passages(self) -> bool:
@@ -71,6 +79,13 @@ class LossWeights:
         """Outputs that queries and passages are compared by."""
         wanted = {"dense", *self.contrastive_outputs} if self.compares_passages else set()
         return tuple(OUTPUT_NAMES[name] for name in OUTPUT_NAMES if name in wanted)
+
+    def taken(self, parts: Iterable[str]) -> set[str]:
+        """Outputs of the student that some parts of the loss take."""
+        taken: set[str] = set()
+        for part in parts:
+            taken.update([PART_OUTPUTS[part]] if part in PART_OUTPUTS else self.compared)
+        return taken
 
     @property
     def trained(self) -> tuple[str, ...]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
+from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
@@ -38,7 +39,7 @@ from bge_pruning.evaluation.tasks import Task, beir_task, mteb_task
 from bge_pruning.model_io.pretrained import BaseModel
 from bge_pruning.model_io.teacher_folder import Teacher
 from bge_pruning.training.plan import build_loss_weights
-from bge_pruning.training.rank_watch import rank_zero_first
+from bge_pruning.training.rank_watch import ask_rank_zero, rank_zero_first
 from bge_pruning.training.sources import SourceDataset, build_source
 from bge_pruning.utils.clock import is_due
 from bge_pruning.utils.environment import torch_device
@@ -57,15 +58,12 @@ def build_train_loader(config: Config, base: BaseModel, teacher: Teacher | None)
     # The other ranks find the files that the first one has written.
     with rank_zero_first():
         datasets = [_build_dataset(source, config, base, teacher) for source in config.data.train]
-    if config.loss.score_distillation and not any(getattr(d, "scored", False) for d in datasets):
-        raise ConfigError(
-            "loss.score_distillation needs rows with pos_scores and neg_scores, and no source has "
-            "any. To fix, add them or set it to 0."
-        )
+    _check_scores(config, [getattr(dataset, "scored", False) for dataset in datasets])
     size, ranks = config.global_train_batch_size, dist.get_world_size()
     lengths, sources = [dataset.lengths for dataset in datasets], config.data.train
     weights = [s.weight or max(1, len(n) // size) for s, n in zip(sources, lengths, strict=True)]
     names = [source.name for source in sources]
+    _check_same(names, lengths)
     mixed = MixedDataset(names, datasets, MixSchedule(weights), size)
     sampler = MixedBatchSampler(
         mixed, lengths, ranks, dist.get_global_rank(), config.seed, config.data.group_by_length
@@ -78,6 +76,38 @@ def build_train_loader(config: Config, base: BaseModel, teacher: Teacher | None)
         num_workers=config.data.num_workers,
         pin_memory=torch.cuda.is_available(),
     )
+
+
+def _check_same(names: Sequence[str], lengths: Sequence[np.ndarray]) -> None:
+    """Refuse data that are not rank 0's: each rank would plan other batches."""
+    hashes = [sha256(np.ascontiguousarray(n).tobytes()).hexdigest() for n in lengths]
+    for name, own, first in zip(names, hashes, ask_rank_zero(lambda: hashes), strict=True):
+        if own != first:
+            raise ConfigError(
+                f"data source '{name}' is not the same on rank {dist.get_global_rank()} and rank 0."
+                f" To fix, copy its files and data.processed_folder to every machine, or share "
+                f"them."
+            )
+
+
+def _check_scores(config: Config, scored: Sequence[bool]) -> None:
+    """Refuse ``score_distillation`` where sources have no scores and no other loss."""
+    loss = config.loss
+    if not loss.score_distillation:
+        return
+    if not any(scored):
+        raise ConfigError(
+            "loss.score_distillation needs rows with pos_scores and neg_scores, and no source has "
+            "any. To fix, add them or set it to 0."
+        )
+    for source, has_scores in zip(config.data.train, scored, strict=True):
+        others = loss.contrastive or loss.self_distillation or loss.distils
+        if source.has_passages and not has_scores and not others:
+            raise ConfigError(
+                f"no loss applies to data source '{source.name}': its rows have no pos_scores and "
+                f"neg_scores. To fix, add them, set a weight under loss that needs none, such as "
+                f"loss.contrastive, or remove the source."
+            )
 
 
 def _build_dataset(

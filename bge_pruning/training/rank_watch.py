@@ -1,7 +1,8 @@
 """Let the processes of a run wait for each other, and end all of them when one fails.
 
 They communicate through the key-value store that torch starts on rank 0. Unlike a collective
-operation, waiting there has no time-out: reading data and making caches may take hours.
+operation, waiting there has no time-out: what one rank does alone, from reading data to evaluating
+a finished model, may take hours.
 """
 
 from __future__ import annotations
@@ -12,12 +13,17 @@ import os
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import TracebackType
+from typing import ClassVar, TypeVar
 
+import torch.distributed
 from torch.distributed import TCPStore
 
+from bge_pruning.utils.run_log import SIGNALS, StoppedError, signal_of
+
+T = TypeVar("T")
 POLL_SECONDS = 0.2
 # How long a failing rank waits to be heard, and how long the others then wait for their launcher to
 # end them. Other nodes have their own launcher, which does not know of the failure.
@@ -49,8 +55,9 @@ def rank_zero_first() -> Iterator[None]:
     After rank 0 comes the first rank of each other node, which finds the files too where nodes
     share a disk, and then the rest. So no rank writes a file that another one is writing.
 
-    Every rank must enter equally often. No rank leaves before all have been inside; if one fails
-    there, the others wait until they are ended, see :class:`RankWatch`.
+    Every rank must enter equally often. No rank leaves before all have been inside, and rank 0,
+    which has the store, leaves last; if one fails there, the others wait until they are ended, see
+    :class:`RankWatch`.
     """
     number = next(_numbers)  # also in a single process, so that all ranks count alike
     store = connect()
@@ -66,10 +73,38 @@ def rank_zero_first() -> Iterator[None]:
     yield
     if first:
         store.set(written[1], "1")
-    inside = f"bge_pruning/inside/{number}"
-    store.add(inside, 1)
-    while store.add(inside, 0) < _setting("WORLD_SIZE", 1):
+    _count(store, f"bge_pruning/inside/{number}", waits=True)
+    _count(store, f"bge_pruning/left/{number}", waits=_setting("RANK", 0) == 0)
+
+
+def _count(store: TCPStore, key: str, waits: bool) -> None:
+    store.add(key, 1)
+    while waits and store.add(key, 0) < _setting("WORLD_SIZE", 1):
         time.sleep(POLL_SECONDS)
+
+
+def on_rank_zero(action: Callable[[], object]) -> None:
+    """Do something once; the other ranks wait as long as it takes."""
+    with rank_zero_first():
+        if _setting("RANK", 0) == 0:
+            action()
+
+
+def ask_rank_zero(question: Callable[[], T]) -> T:
+    """Get rank 0's answer on every rank: what they do next must not depend on where they look."""
+    answer: list[T] = []
+    on_rank_zero(lambda: answer.append(question()))
+    if _setting("WORLD_SIZE", 1) > 1:
+        answer = answer or [None]
+        torch.distributed.broadcast_object_list(answer)
+    return answer[0]
+
+
+def _concerns_others(error: BaseException) -> bool:
+    if isinstance(error, Exception):
+        return not isinstance(error, StoppedError)
+    # A signal that no step of training agreed on: a launcher sends it to its own node's ranks.
+    return _setting("LOCAL_WORLD_SIZE", 1) < _setting("WORLD_SIZE", 1)
 
 
 class RankWatch:
@@ -80,11 +115,12 @@ class RankWatch:
     was not ended a while later ends itself, whatever it is waiting for.
 
     It is a context manager: inside, it listens, and tells of exceptions that leave it, but not of
-    the ``quiet`` ones, which all ranks raise.
+    :class:`StoppedError`, which all ranks raise. A watch inside another one is that one.
     """
 
-    def __init__(self, *quiet: type[Exception]) -> None:
-        self.quiet = quiet
+    active: ClassVar[RankWatch | None] = None
+
+    def __init__(self) -> None:
         self.rank = _setting("RANK", 0)
         self._left = threading.Event()
         self._written = threading.Lock()
@@ -92,6 +128,9 @@ class RankWatch:
         self._listener: threading.Thread | None = None
 
     def __enter__(self) -> RankWatch:
+        if RankWatch.active is not None:
+            return RankWatch.active
+        RankWatch.active = self
         if (store := connect()) is not None:
             arguments = {"target": self._listen, "args": (store,), "daemon": True}
             self._listener = threading.Thread(name="rank watch", **arguments)
@@ -102,19 +141,21 @@ class RankWatch:
         self, kind: type[BaseException] | None, error: BaseException | None, _: TracebackType | None
     ) -> None:
         if error is not None:
-            self.tell(error)
-        self._left.set()
+            RankWatch.active.tell(error)
+        if RankWatch.active is self:
+            RankWatch.active = None
+            self._left.set()
 
     def tell(self, error: BaseException) -> None:
         """Tell why this rank fails, before it does anything that the others would notice.
 
         Only the first failure counts, which causes the later ones.
         """
-        failed = isinstance(error, Exception) and not isinstance(error, self.quiet)
-        if self._listener is None or self._told or not failed:
+        if self._listener is None or self._told or not _concerns_others(error):
             return
         self._told = True
-        message = f"{self.rank} {error}"
+        number = signal_of(error)
+        message = f"{self.rank} {error if number is None else f'stopped by {SIGNALS[number]}'}"
         try:
             store = connect(HEARD_SECONDS)  # the listener may be in the middle of a question
             first = store.compare_set(FAILURE, "", message).decode()

@@ -15,6 +15,17 @@ from bge_pruning.models.bge_m3_backbone import Layer
 from bge_pruning.models.composer_bge_m3 import ComposerBGEM3
 
 
+@torch.no_grad()
+def copy_from_rank_zero(model: nn.Module, device: str | None) -> None:
+    """Give every rank the numbers of rank 0: sharding would take a part of each rank's own."""
+    if dist.get_world_size() == 1:
+        return
+    for tensor in [*model.parameters(), *model.buffers()]:
+        there = get_device(device).tensor_to_device(tensor.detach()).contiguous()
+        dist.broadcast(there, src=0)
+        tensor.copy_(there)
+
+
 def build_parallelism(config: Config, model: ComposerBGEM3) -> ParallelismConfig | None:
     """Configure how the trainer shards the model; ``None`` keeps all of it on every rank.
 

@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
-import contextlib
 import logging
 import shlex
 import shutil
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
 from composer import Evaluator, Trainer
 from composer.core import Algorithm, DataSpec, Event, State
 from composer.loggers import Logger
-from composer.utils import dist, reproducibility
+from composer.utils import dist, get_device, reproducibility
 
 from bge_pruning.algorithms.stop_on_signal import StopOnSignal
 from bge_pruning.config.command_checks import check_checkpoint_kind, check_training
@@ -27,17 +28,17 @@ from bge_pruning.model_io.pretrained import BaseModel
 from bge_pruning.model_io.run_checkpoints import find_whole_checkpoint, list_checkpoints
 from bge_pruning.model_io.teacher_folder import Teacher
 from bge_pruning.models.composer_bge_m3 import ComposerBGEM3
-from bge_pruning.training import builders, data_builders
+from bge_pruning.training import builders, data_builders, sharding
 from bge_pruning.training.calibration import order_gates, refit
 from bge_pruning.training.held_out import check_held_out
 from bge_pruning.training.plan import Plan, build_plan, render_memory, render_run
-from bge_pruning.training.rank_watch import RankWatch, rank_zero_first
+from bge_pruning.training.rank_watch import RankWatch, ask_rank_zero, on_rank_zero, rank_zero_first
 from bge_pruning.training.run_record import record_start
 from bge_pruning.training.run_report import extraction_arguments, report_training
 from bge_pruning.utils.environment import torch_device
 from bge_pruning.utils.files import refuse_unwritable_folders
 from bge_pruning.utils.guard import warn_only
-from bge_pruning.utils.run_log import LOG, RunLog
+from bge_pruning.utils.run_log import LOG, RunLog, stoppable
 
 log = logging.getLogger(__name__)
 
@@ -86,6 +87,23 @@ class RandomStateOnResume(Algorithm):
         self.trainer._rng_state = None
 
 
+@contextmanager
+def all_ranks(config: Config) -> Iterator[RankWatch]:
+    """Join the ranks for a command, or for one of its stages, and watch them while it lasts.
+
+    Raises:
+        StoppedError: If a signal ends the body; it says how to go on.
+    """
+    dist.initialize_dist(get_device(config.device), config.dist_timeout)
+    with stoppable(how_to_resume(config)), RankWatch() as watch:
+        yield watch
+
+
+def how_to_resume(config: Config) -> str:
+    """What to do about a run that was stopped."""
+    return "run the same command " + ("again" if config.autoresume else "with autoresume=true")
+
+
 def run_stage(
     config: Config, watch: RankWatch, run_log: RunLog, extract: str | None = None
 ) -> None:
@@ -98,7 +116,7 @@ def run_stage(
     inputs = load_inputs(stage)
     model = build_student(stage, inputs)
     open_run_folder(stage, inputs, run_log)
-    stop = StopOnSignal()
+    stop = StopOnSignal(how_to_resume(config))
     watching = (model, inputs.metadata, inputs.base, inputs.collections)
     callbacks = builders.build_callbacks(config, *watching)
     data = (inputs.train_loader, inputs.evaluators)
@@ -107,13 +125,14 @@ def run_stage(
     trainer.state.algorithms.append(RandomStateOnResume(trainer))
     try:
         fit(stage, trainer, stop)
-        report(stage, inputs, model, extract)
+        on_rank_zero(lambda: report(stage, inputs, model, extract))
+        # The trainer would wait for the first rank's loggers, but not as long as it takes.
+        with rank_zero_first():
+            trainer.engine.close()
     except BaseException as error:
-        watch.tell(error)  # the trainer closes what the others wait for
-        with contextlib.suppress(RuntimeError):  # another rank may be gone: that is not the error
-            trainer.close()
+        watch.tell(error)
+        trainer.engine.close()
         raise
-    trainer.close()
 
 
 def check_stage(config: Config) -> Stage:
@@ -122,10 +141,12 @@ def check_stage(config: Config) -> Stage:
     log.info("%s\n%s", config.run_folder, "\n".join(render_run(plan, config)))
     if not config.autoresume:
         return Stage(config, plan, is_fresh=True)
-    with rank_zero_first():  # which puts damaged checkpoints aside
-        if dist.get_global_rank() == 0:
-            check_checkpoint_kind(config, find_whole_checkpoint(folder))
-        return Stage(config, plan, is_fresh=not list_checkpoints(folder))
+
+    def look() -> bool:
+        check_checkpoint_kind(config, find_whole_checkpoint(folder))  # puts damaged ones aside
+        return not list_checkpoints(folder)
+
+    return Stage(config, plan, is_fresh=ask_rank_zero(look))
 
 
 def load_inputs(stage: Stage) -> Inputs:
@@ -146,23 +167,31 @@ def load_inputs(stage: Stage) -> Inputs:
 
 
 def build_student(stage: Stage, inputs: Inputs) -> ComposerBGEM3:
-    """The model to train: refitted before it is built, its gates ordered after that."""
+    """The model to train: refitted before it is built, its gates ordered after that.
+
+    The first rank does both, and all ranks begin with its numbers: on another machine they could be
+    others, and each rank would train a model of its own.
+    """
     config, base = stage.config, inputs.base
     if stage.is_fresh and config.stage == "recover" and config.teacher.refit_texts:
-        refit(config, base)
+        on_rank_zero(lambda: refit(config, base))
     model = builders.build_model(config, base, inputs.metadata, inputs.teacher)
     l0 = config.model.l0_module
     if stage.is_fresh and l0 is not None and l0.init_order != "random":
-        order_gates(config, base, model.l0_module.log_alpha)
+        on_rank_zero(lambda: order_gates(config, base, model.l0_module.log_alpha))
+    sharding.copy_from_rank_zero(model, config.device)
     return model
 
 
 def open_run_folder(stage: Stage, inputs: Inputs, run_log: RunLog) -> None:
     """Make the run folder, now that nothing in the data can stop the run."""
-    prepare_run_folder(stage.config)
-    run_log.open(Path(stage.config.run_folder) / LOG)
-    if dist.get_global_rank() == 0:
+
+    def make() -> None:
+        prepare_run_folder(stage.config)
         record_start(stage.config, inputs.metadata.versions, dist.get_world_size())
+
+    on_rank_zero(make)
+    run_log.open(Path(stage.config.run_folder) / LOG)
 
 
 def fit(stage: Stage, trainer: Trainer, stop: StopOnSignal) -> None:
@@ -177,9 +206,7 @@ def fit(stage: Stage, trainer: Trainer, stop: StopOnSignal) -> None:
 
 
 def report(stage: Stage, inputs: Inputs, model: ComposerBGEM3, extract: str | None = None) -> None:
-    """Write the report of the training, and say what comes next; on rank 0 only."""
-    if dist.get_global_rank() != 0:
-        return
+    """Write the report of the training, and say what comes next."""
     retry = f"run scripts/write_report.py {stage.config.run_folder} --overwrite"
     with warn_only("the report of the training", retry):
         versions, ranks = inputs.metadata.versions, dist.get_world_size()
@@ -233,13 +260,10 @@ def remove_run(folder: Path) -> None:
 
 
 def prepare_run_folder(config: Config) -> None:
-    """Make the run folder and record the configuration in it; on rank 0 only."""
+    """Make the run folder and record the configuration in it."""
     check_run_folder(config)
-    dist.barrier()
-    if dist.get_global_rank() == 0:
-        folder = Path(config.run_folder)
-        if not config.autoresume:
-            remove_run(folder)
-        folder.mkdir(parents=True, exist_ok=True)
-        (folder / RECORD).write_text(to_yaml(config), encoding="utf-8")
-    dist.barrier()
+    folder = Path(config.run_folder)
+    if not config.autoresume:
+        remove_run(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / RECORD).write_text(to_yaml(config), encoding="utf-8")

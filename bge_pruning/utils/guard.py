@@ -14,7 +14,7 @@ from importlib import import_module
 from types import ModuleType
 from typing import TextIO
 
-from bge_pruning.utils.run_log import FILE_ONLY, StoppedError
+from bge_pruning.utils.run_log import FILE_ONLY, SIGNALS, StoppedError, signal_of
 
 log = logging.getLogger(__name__)
 
@@ -37,7 +37,7 @@ ADVICE = {
 CUT_OFF = re.compile(
     r"PytorchStreamWriter failed|inline_container.*unexpected pos|\d+ requested and \d+ written"
 )
-EXIT_STOPPED = 128 + 15  # as the shell names an end by SIGTERM
+EXIT_SIGNAL = 128  # and the number of the signal, as in a shell
 # Yellow and red.
 COLOURS = {logging.WARNING: "\x1b[33m", logging.ERROR: "\x1b[31m"}
 
@@ -50,8 +50,8 @@ def run_command(command: Callable[[], None], slow: bool = False) -> int:
     Set ``BGE_PRUNING_TRACEBACK=1`` to see where it came from.
 
     Returns:
-        Exit code: 0, 1 for a failure, 2 for a wrong configuration or argument, 143 for a run that
-        was told to stop.
+        Exit code: 0, 1 for a failure, 2 for a wrong configuration or argument, 130 after Ctrl-C,
+        143 after SIGTERM.
     """
     setup_logging()
     if slow:
@@ -59,12 +59,14 @@ def run_command(command: Callable[[], None], slow: bool = False) -> int:
     try:
         command()
     except StoppedError as error:
-        return _report(error, EXIT_STOPPED)
+        return _report(error, EXIT_SIGNAL + error.number)
     except (ValueError, OSError, RuntimeError, ImportError) as error:
         # A wrong configuration says that it is one: config is a layer of its own.
         return _report(error, getattr(error, "exit_code", EXIT_FAILURE))
-    except KeyboardInterrupt:
-        return _report(KeyboardInterrupt("interrupted"), 130)
+    except (KeyboardInterrupt, SystemExit) as error:
+        if (number := signal_of(error)) is None:
+            raise
+        return _report(StoppedError(f"stopped by {SIGNALS[number]}"), EXIT_SIGNAL + number)
     return 0
 
 
@@ -108,6 +110,8 @@ def _report(error: BaseException, code: int) -> int:
     if os.environ.get("BGE_PRUNING_TRACEBACK"):
         traceback.print_exc()
     rank = os.environ.get("RANK")
+    if isinstance(error, StoppedError) and rank not in (None, "0"):
+        return code  # all ranks stop, and the first one says so
     where = f" (rank {rank})" if rank not in (None, "0") else ""
     sys.stderr.write(f"error{where}: {one_line(describe_error(error))}\n")
     return code

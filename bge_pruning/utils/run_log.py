@@ -4,12 +4,44 @@ from __future__ import annotations
 
 import functools
 import logging
+import signal
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+SIGNALS = {signal.SIGINT: "Ctrl-C", signal.SIGTERM: "SIGTERM"}
+
 
 class StoppedError(Exception):
-    """Raised when a run is stopped on purpose; the message says how to resume."""
+    """Raised when a signal stops a run; the message says how to go on."""
+
+    def __init__(self, message: str, number: int = signal.SIGTERM) -> None:
+        super().__init__(message)
+        self.number = number
+
+
+def signal_of(error: BaseException) -> signal.Signals | None:
+    """Which signal became an exception: Composer's import makes both of them ``SystemExit``."""
+    codes = {128 + number: number for number in SIGNALS}
+    if isinstance(error, SystemExit):
+        return codes.get(error.code)
+    return signal.SIGINT if isinstance(error, KeyboardInterrupt) else None
+
+
+@contextmanager
+def stoppable(advice: str) -> Iterator[None]:
+    """Make a :class:`StoppedError` of a signal that ends the body; ``advice`` says how to go on."""
+    try:
+        yield
+    except (KeyboardInterrupt, SystemExit) as error:
+        number, before = signal_of(error), error.__context__
+        if number is None:
+            raise
+        if isinstance(before, StoppedError):  # Composer's launcher sends SIGTERM after Ctrl-C
+            raise before from None
+        message = f"stopped by {SIGNALS[number]}. To go on, {advice}."
+        raise StoppedError(message, number) from None
 
 
 # Attribute of a record that the console does not show.

@@ -10,8 +10,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from composer.utils import dist, get_device
-
 from bge_pruning.config.command_checks import check_family
 from bge_pruning.config.load import Config, load_config, pruned_model_folder, to_yaml
 from bge_pruning.evaluation.tasks import Task, find_tasks
@@ -29,6 +27,8 @@ from bge_pruning.reports.comparison_report import write_comparison
 from bge_pruning.reports.report import MARKDOWN, write_report
 from bge_pruning.selection.nested_shapes import check_densities, choose_nested_shapes
 from bge_pruning.training.plan import build_plan
+from bge_pruning.training.rank_watch import ask_rank_zero, on_rank_zero, rank_zero_first
+from bge_pruning.training.stage import all_ranks
 from bge_pruning.utils.files import refuse_unwritable_folders, write_text
 from bge_pruning.utils.json_records import read_record
 from bge_pruning.utils.records import Constraint, Kept, PruningRecord
@@ -64,8 +64,8 @@ def export_family(
     """Prune once, then cut, recover and evaluate every size, from the largest to the smallest.
 
     A size that is there already, from an earlier call that was interrupted, is kept as it is,
-    unless the configuration says ``overwrite``. With ``autoresume`` the trainings of that call,
-    finished or not, are resumed too.
+    unless the configuration says ``overwrite``. With ``autoresume``, which takes precedence, the
+    trainings of that call, finished or not, are resumed too.
 
     Args:
         densities: Shares of the encoder's parameters to keep.
@@ -78,6 +78,7 @@ def export_family(
         ConfigError: If the configuration does not prune.
         FileExistsError: If a size of other gates is there already.
         FileNotFoundError: If the run does not exist.
+        StoppedError: If a signal ends it.
         ValueError: If the densities are no different numbers in (0, 1), or no nested shapes have
             them.
     """
@@ -85,17 +86,11 @@ def export_family(
 
     check_densities(densities)
     config = load_config(paths, [*overrides, "stage=prune"])
+    if config.autoresume:
+        overrides = [*overrides, "overwrite=false"]
+        config = load_config(paths, [*overrides, "stage=prune"])
     recovery = load_config(paths, [*overrides, "stage=recover"])
-    _check(config, recovery, densities)
-    stages.check_modes(config, judged_by.modes)
-    options = stages.export_options(config)
-    tasks = find_tasks(judged_by.sts, judged_by.retrieval, judged_by.split)
-    dist.initialize_dist(get_device(config.device))
-    stages.check_tasks(config, recovery, tasks)
-    pruned = train(config) if run is None else run
-    members = choose_members(pruned, densities, stages.keeps_best(config) and run is None)
     family = family_folder(config)
-    _check_members(members, family, config.overwrite)
 
     def own_config(member: Member, stage: str) -> Config:
         names = [f"run_name={config.run_name}-{member.name}", f"stage={stage}"]
@@ -103,16 +98,29 @@ def export_family(
         names += [f"results_folder={family / member.name}"]
         return load_config(paths, [*overrides, *names])
 
-    larger: Path | None = None
-    for member in members:
-        larger = _make(member, pruned, larger, config, own_config(member, "recover"), options)
+    def choose() -> list[Member]:
+        members = choose_members(pruned, densities, stages.keeps_best(config) and run is None)
+        _check_members(members, family, config.overwrite)
+        return members
 
     def finish() -> None:
         for member in members:
             _judge(own_config(member, "prune"), tasks, judged_by)
         _compare(family, members)
 
-    stages.on_rank_zero(finish)
+    with all_ranks(config):
+        with rank_zero_first():  # which fetches models and tasks
+            _check(config, recovery, densities)
+            stages.check_modes(config, judged_by.modes)
+            options = stages.export_options(config)
+            tasks = find_tasks(judged_by.sts, judged_by.retrieval, judged_by.split)
+        stages.check_tasks(config, recovery, tasks)
+        pruned = train(config) if run is None else run
+        members = ask_rank_zero(choose)
+        larger: Path | None = None
+        for member in members:
+            larger = _make(member, pruned, larger, config, own_config(member, "recover"), options)
+        on_rank_zero(finish)
     return [family / member.name for member in members]
 
 
@@ -186,15 +194,18 @@ def _make(
 ) -> Path:
     """Cut one size, train it on and extract it; returns the folder of its recovery run."""
     model = Path(recovery.results_folder) / "model"
-    if not config.overwrite and is_done(model, member):
+    if not config.overwrite and ask_rank_zero(lambda: is_done(model, member)):
         log.info("%s is there already and is kept", model)
         return Path(recovery.run_folder)
     log.info("%s: %s", member.name, member.shape.describe())
-    source = run if larger is None else larger
-    best = stages.keeps_best(config if larger is None else recovery) and source.is_dir()
-    checkpoint = find_checkpoint(source, best)
-    pruned = pruned_model_folder(recovery)
-    stages.on_rank_zero(lambda: cut_member(member, checkpoint, pruned, nested=larger is not None))
+
+    def cut() -> None:
+        source = run if larger is None else larger
+        best = stages.keeps_best(config if larger is None else recovery) and source.is_dir()
+        checkpoint, pruned = find_checkpoint(source, best), pruned_model_folder(recovery)
+        cut_member(member, checkpoint, pruned, nested=larger is not None)
+
+    on_rank_zero(cut)
     return stages.recover(recovery, model, options, config.overwrite)
 
 

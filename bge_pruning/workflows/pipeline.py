@@ -11,8 +11,6 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
-from composer.utils import dist, get_device
-
 from bge_pruning.cli import command_words
 from bge_pruning.config.command_checks import check_pipeline
 from bge_pruning.config.load import Config, load_config, pruned_model_folder, to_yaml
@@ -22,8 +20,9 @@ from bge_pruning.export.extract import ExtractOptions
 from bge_pruning.export.vocabulary_texts import choose_for_texts
 from bge_pruning.model_io.pretrained import load_base_model
 from bge_pruning.reports.report import write_report
+from bge_pruning.training.rank_watch import on_rank_zero, rank_zero_first
 from bge_pruning.training.run_report import collect_run, extraction_arguments, log_results
-from bge_pruning.training.stage import check_run, check_run_folder, remove_run
+from bge_pruning.training.stage import all_ranks, check_run, check_run_folder, remove_run
 from bge_pruning.utils.files import refuse_unwritable_folders, write_text
 from bge_pruning.utils.guard import warn_only
 from bge_pruning.utils.records import EvaluationRecord
@@ -40,7 +39,9 @@ def run_pipeline(
     """Prune, extract, recover, evaluate on tasks that are used for nothing else, and report.
 
     Every step is also a command of its own; they are written to ``commands.txt`` in the results
-    folder. On several ranks, training is shared and the first rank does the rest.
+    folder. On several ranks, training is shared and the first rank does the rest. With
+    ``autoresume`` the trainings of an earlier call, finished or not, are resumed, and what follows
+    from them is written again.
 
     Returns:
         The evaluation, as in ``evaluation.json``, on rank 0; ``None`` on the others.
@@ -48,23 +49,12 @@ def run_pipeline(
     Raises:
         ConfigError: If the configuration does not prune, or the results folder holds another
             run's results.
+        StoppedError: If a signal ends it.
     """
     started = time.monotonic()
     config = load_config(paths, [*overrides, "stage=prune"])
     recovery = load_config(paths, [*overrides, "stage=recover"])
     results = Path(config.results_folder)
-    tasks = find_tasks(judged_by.sts, judged_by.retrieval, judged_by.split)
-    dist.initialize_dist(get_device(config.device))
-    _check(config, recovery)
-    stages.check_modes(config, judged_by.modes)
-    stages.check_tasks(config, recovery, tasks)
-    options = stages.export_options(config)
-    # All ranks have looked before the first one changes anything.
-    stages.on_rank_zero(lambda: _check_vocabulary(config, options))
-    stages.on_rank_zero(lambda: _prepare_results(config))
-
-    stages.prune(config)
-    stages.recover(recovery, results / "model", options)
     evaluations: list[EvaluationRecord] = []
 
     def finish() -> None:
@@ -73,7 +63,19 @@ def run_pipeline(
         _report(config, commands, evaluations[0])
         log.info("%s complete after %.1f minutes", results, (time.monotonic() - started) / 60)
 
-    stages.on_rank_zero(finish)
+    with all_ranks(config):
+        with rank_zero_first():  # which fetches them
+            tasks = find_tasks(judged_by.sts, judged_by.retrieval, judged_by.split)
+        _check(config, recovery)
+        stages.check_modes(config, judged_by.modes)
+        stages.check_tasks(config, recovery, tasks)
+        options = stages.export_options(config)
+        # All ranks have looked before the first one changes anything.
+        on_rank_zero(lambda: _check_vocabulary(config, options))
+        on_rank_zero(lambda: _prepare_results(config, Path(recovery.run_folder)))
+        stages.prune(config)
+        stages.recover(recovery, results / "model", options, config.autoresume)
+        on_rank_zero(finish)
     return evaluations[0] if evaluations else None
 
 
@@ -92,22 +94,28 @@ def _check_vocabulary(config: Config, options: ExtractOptions) -> None:
 
 
 def _check_results(config: Config) -> None:
-    """Refuse a results folder in use; an earlier one is replaced only if asked and if it is one."""
+    """Refuse a results folder in use, unless its run is resumed, or to be replaced and one."""
     results = Path(config.results_folder)
     refuse_unwritable_folders({"results_folder": results})
     in_use = results.exists() and any(results.iterdir())
-    if in_use and not (config.overwrite and (results / "config.yaml").is_file()):
+    may = config.overwrite or config.autoresume
+    if in_use and not (may and (results / "config.yaml").is_file()):
         raise FileExistsError(
-            f"{results} holds results and is kept. To fix, set another run_name, or "
-            f"overwrite=true (only if it holds results of a run)."
+            f"{results} holds results and is kept. To fix, set another run_name, or (only if it "
+            f"holds results of a run) autoresume=true to go on with it or overwrite=true."
         )
 
 
-def _prepare_results(config: Config) -> None:
-    """Make an empty results folder with the configuration."""
+def _prepare_results(config: Config, recovery: Path) -> None:
+    """Make a results folder with the configuration; it is empty unless the run is resumed.
+
+    What is left of an earlier recovery is removed now, so that it is not what is resumed later.
+    """
     results = Path(config.results_folder)
-    remove_run(results)
-    results.mkdir(parents=True)
+    if not config.autoresume:
+        remove_run(results)
+        remove_run(recovery)
+    results.mkdir(parents=True, exist_ok=True)
     (results / "config.yaml").write_text(to_yaml(config), encoding="utf-8")
 
 
@@ -115,7 +123,7 @@ def _report(config: Config, commands: list[str], evaluation: EvaluationRecord) -
     results = Path(config.results_folder)
     write_text(results / "commands.txt", "\n".join(commands) + "\n")
     collect_run(results, Path(config.run_folder))
-    write_report(results)
+    write_report(results, overwrite=config.autoresume)
     with warn_only("sending the results to W&B", f"look at {results / 'report.html'}"):
         log_results(config, evaluation)
 

@@ -6,11 +6,9 @@ The pipeline walks it once, a family once for each size, a study once for each c
 from __future__ import annotations
 
 from argparse import Namespace
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-
-from composer.utils import dist
 
 from bge_pruning.config.load import Config, ConfigError, pruned_model_folder
 from bge_pruning.config.schema import L0
@@ -24,6 +22,7 @@ from bge_pruning.model_io.pretrained import read_shape
 from bge_pruning.models.encoder_shape import EncoderShape
 from bge_pruning.training.builders import build_base_model
 from bge_pruning.training.held_out import check_held_out
+from bge_pruning.training.rank_watch import on_rank_zero
 from bge_pruning.utils.environment import torch_device
 from bge_pruning.utils.records import EvaluationRecord
 from bge_pruning.workflows.baselines import cut_baseline
@@ -65,15 +64,18 @@ class EvaluationPlan:
 
 
 def prune(config: Config) -> None:
-    """Write the pruned model, not recovered yet, where the recovery looks for it."""
+    """Write the pruned model, not recovered yet, where the recovery looks for it.
+
+    One that is there already is replaced if the configuration says ``autoresume``.
+    """
     from bge_pruning.train import train
 
-    pruned = pruned_model_folder(config)
+    pruned, again = pruned_model_folder(config), config.autoresume
     if config.method == L0:
         run = train(config)
-        on_rank_zero(lambda: extract.extract(run, pruned, best=keeps_best(config)))
+        on_rank_zero(lambda: extract.extract(run, pruned, again, keeps_best(config)))
     else:
-        on_rank_zero(lambda: cut_baseline(config, pruned))
+        on_rank_zero(lambda: cut_baseline(config, pruned, again))
 
 
 def recover(
@@ -101,7 +103,8 @@ def evaluate_model(
     also = {PRUNED_NAME: str(pruned_model_folder(config))}
     options = {"also": also, "device": device, "prompts": judged_by.prompts}
     evaluation = evaluate(model, str(base), tasks, judged_by.modes, **options)
-    write_evaluation(evaluation, results / "evaluation.json", overwrite=config.overwrite)
+    again = config.overwrite or config.autoresume
+    write_evaluation(evaluation, results / "evaluation.json", overwrite=again)
     write_model_card(results / "model", results / "evaluation.json")
     return evaluation
 
@@ -109,13 +112,6 @@ def evaluate_model(
 def keeps_best(config: Config) -> bool:
     """Whether the best checkpoint of a training is taken, rather than its last."""
     return config.evaluation.keep_best is not None
-
-
-def on_rank_zero(action: Callable[[], object]) -> None:
-    """Do something once; the other ranks wait."""
-    if dist.get_global_rank() == 0:
-        action()
-    dist.barrier()
 
 
 def check_modes(config: Config, modes: Sequence[str]) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import logging
+import os
 import shutil
 import time
 from collections.abc import Callable, Sequence
@@ -37,6 +38,7 @@ from bge_pruning.utils.environment import collect_versions, describe_machine, to
 from bge_pruning.utils.files import lock_of, refuse_unwritable_folders, write_json
 from bge_pruning.utils.json_records import Record, Text, read_record
 from bge_pruning.utils.records import Parameters, PruningRecord
+from bge_pruning.utils.run_log import stoppable
 from bge_pruning.workflows.baselines import plan_baseline
 from bge_pruning.workflows.stages import check_modes, check_tasks, prune, recover
 from bge_pruning.workflows.study_file import (
@@ -69,9 +71,21 @@ def run_study(study: Study, only: Sequence[str] = (), overwrite: bool = False) -
     Raises:
         ConfigError: If a configuration is invalid, or finished cells are of another one.
         FileNotFoundError: If a model or data does not exist.
+        StoppedError: If a signal ends it.
         ValueError: If data are invalid, or the results folder holds another study.
     """
+    if os.environ.get("WORLD_SIZE", "1") != "1":
+        raise ConfigError(
+            "a study trains each cell in one process, and this is one of several ranks. To fix, "
+            "start it without a launcher, several times to use several devices."
+        )
     cells = select_cells(study, only)
+    with stoppable("run the same command again"):
+        _run_cells(study, cells, overwrite)
+    return [path for cell in cells if (path := cell_file(study, cell)).is_file()]
+
+
+def _run_cells(study: Study, cells: Sequence[Cell], overwrite: bool) -> None:
     todo = unfinished(study, cells, overwrite)
     log.info("%d of %d cells are to be run", len(todo), len(cells))
     for cell in set(cells) - set(todo):
@@ -95,7 +109,6 @@ def run_study(study: Study, only: Sequence[str] = (), overwrite: bool = False) -
             write_json(result.as_dict(), cell_file(study, cell), overwrite=True)
             _remove_runs(study, cell)
             gc.collect()  # a trainer sits in reference cycles
-    return [path for cell in cells if (path := cell_file(study, cell)).is_file()]
 
 
 def _check(study: Study, cells: Sequence[Cell]) -> list[tuple[Config, Config]]:

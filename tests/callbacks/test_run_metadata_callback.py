@@ -41,6 +41,17 @@ def test_metadata_comes_back_and_a_resumed_run_keeps_its_own(tmp_path):
     assert RunMetadata.from_state_dict(callback.state_dict()) == own
 
 
+@pytest.mark.parametrize("now", [None, {"kept": {"layer": [0, 2]}}])
+def test_the_checkpoint_of_an_earlier_cut_is_not_resumed(now):
+    """Its units are others, and the run would end with the weights of the earlier model."""
+    earlier = replace(METADATA, source_pruning={"kept": {"layer": [0, 1]}})
+    stored = RunMetadataCallback(earlier).state_dict()
+    RunMetadataCallback(earlier).load_state_dict(stored)
+    callback = RunMetadataCallback(replace(METADATA, source_pruning=now))
+    with pytest.raises(ValueError, match=r"before it was cut anew\. To fix, remove the run folder"):
+        callback.load_state_dict(stored)
+
+
 def test_a_renamed_key_is_noticed_at_once(monkeypatch):
     monkeypatch.setattr(checkpoint, "METADATA_KEY", "Metadata")
     with pytest.raises(RuntimeError, match="checkpoints look for Metadata; rename one of the two"):

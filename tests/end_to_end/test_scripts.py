@@ -421,7 +421,7 @@ def test_pipeline_is_interrupted(run, monkeypatch):
         raise KeyboardInterrupt
 
     monkeypatch.setattr(pipeline, "run_pipeline", interrupt)
-    assert_fails(run("run_pipeline", "a.yaml", "--sts", "b.csv"), 130, "interrupted")
+    assert_fails(run("run_pipeline", "a.yaml", "--sts", "b.csv"), 130, "stopped by Ctrl-C")
 
 
 # quickstart

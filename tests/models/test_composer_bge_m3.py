@@ -19,7 +19,7 @@ from bge_pruning.models.bge_m3_backbone import XLMRobertaBackbone
 from bge_pruning.models.composer_bge_m3 import ComposerBGEM3
 from bge_pruning.models.embedding_heads import Outputs, Scores, compute_scores
 from bge_pruning.models.l0_module_embedding import L0Module
-from bge_pruning.models.objective import LossWeights, following_layers
+from bge_pruning.models.objective import PART_OUTPUTS, LossWeights, following_layers
 from bge_pruning.models.structural_pruning import AXES, PruningMasks
 from bge_pruning.models.teacher import HIDDEN, FrozenEncoder, compute_outputs
 
@@ -619,20 +619,32 @@ def test_pieces_limit_what_is_kept(pieces, pairs):
     assert little < everything / 20
 
 
-def test_every_trained_parameter_has_a_gradient_whatever_the_batch(pieces, pairs, scored_passages):
-    """DDP waits for all of them; a batch has the losses of its source alone."""
-    learned = {"temperature": 0.2, "learn_temperature": True}
-    losses = LossWeights(cosent=1.0, contrastive=1.0, contrastive_outputs=NAMES, **learned)
+OF_PASSAGES = ("contrastive", "self_distillation", "score_distillation")
+PARTS = [name for name in (*PART_OUTPUTS, *OF_PASSAGES) if name != "distillation_similarity"]
+
+
+@pytest.mark.parametrize("part", [*PARTS, "all"])
+def test_every_trained_parameter_has_a_gradient_whatever_the_batch(
+    part, pieces, pairs, scored_passages
+):
+    """DDP waits for all of them; a batch has the parts of the loss that its source has data for."""
+    weights = dict.fromkeys(PARTS if part == "all" else [part], 1.0)
+    weights |= {"distillation_similarity": 1.0, "temperature": 0.2}  # it applies to every batch
+    learned = weights.get("contrastive", 0.0) > 0
+    losses = LossWeights(**weights, contrastive_outputs=NAMES, learn_temperature=learned)
     model = pieces(None, losses)
-    assert model.temperature is not None
-    for batch, part in ((pairs, "cosent"), (scored_passages, "contrastive")):
+    assert (model.temperature is not None) == learned
+    unscored = {key: value for key, value in scored_passages.items() if key != "passage_scores"}
+    seen = set()
+    for batch in (pairs, scored_passages, unscored):
         found = gradients(model, batch)
-        assert f"loss/{part}" in found
-        assert len([key for key in found if key.startswith("loss/")]) == 3
         assert all(value is not None for value in found.values())
+        seen |= {key.removeprefix("loss/") for key in found if key.startswith("loss/")}
+    assert seen - {"lagrangian", "total"} == set(weights) - {"temperature"}
     colbert = "heads.colbert_linear.weight"
-    assert gradients(model, pairs)[colbert].abs().sum() == 0
-    assert gradients(model, scored_passages)[colbert].abs().sum() > 0
+    if part == "contrastive":
+        assert gradients(model, pairs)[colbert].abs().sum() == 0
+        assert gradients(model, scored_passages)[colbert].abs().sum() > 0
 
 
 def test_a_probe_is_the_loss_of_the_binary_gates(build, with_targets):

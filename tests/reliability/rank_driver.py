@@ -1,6 +1,7 @@
 """One rank of a run that something happens to: ``rank_driver.py FAULT CONFIG [key=value ...]``.
 
-FAULT is ``KIND:RANK``; ``none`` for a run that nothing happens to. With ``RANK_TRACE`` every rank
+FAULT is ``KIND:PLACE:RANK``, or several with commas between them; ``none`` for a run that nothing
+happens to. With ``--sts`` among the arguments the run is a pipeline. With ``RANK_TRACE`` every rank
 writes a hash of its gates at every step into a file of that name and its number.
 """
 
@@ -11,10 +12,15 @@ import sys
 import time
 from pathlib import Path
 
+import torch
+
 import bge_pruning.training.data_builders as data
-import bge_pruning.training.run_report as run_report
+from bge_pruning.export import extract
 from bge_pruning.models.l0_module_embedding import L0Module
-from bge_pruning.train import main
+from bge_pruning.train import main as train
+from bge_pruning.training import builders, run_report, stage
+from bge_pruning.workflows import pipeline, stages
+from bge_pruning.workflows.training_commands import pipeline as run_pipeline
 
 RANK = int(os.environ["RANK"])
 MESSAGE = "the disk of this rank is on fire"
@@ -34,9 +40,14 @@ def wrap(where: object, name: str, kind: str, at: int) -> None:
 
     def function(*args: object, **kwargs: object) -> object:
         calls.append(1)
-        if len(calls) == at:
+        if len(calls) == at and kind != "differs":
             happen(kind)
-        return original(*args, **kwargs)
+        result = original(*args, **kwargs)
+        if kind == "differs":
+            with torch.no_grad():
+                for parameter in result.parameters():
+                    parameter.add_(0.01)
+        return result
 
     setattr(where, name, function)
 
@@ -60,6 +71,13 @@ PLACES = {
     "in step 4": (L0Module, "sample_masks", 4),
     "reading data": (data, "build_source", 1),
     "making a cache": (data, "cached_teacher_outputs", 1),
+    "calibrating": (stage, "order_gates", 1),
+    "building": (builders, "build_model", 1),
+    "recording": (stage, "record_start", 1),
+    "reporting": (stage, "report", 1),
+    "extracting": (extract, "extract", 1),
+    "choosing": (stages, "cut_baseline", 1),
+    "evaluating": (pipeline, "evaluate_model", 1),
 }
 
 if __name__ == "__main__":
@@ -67,9 +85,9 @@ if __name__ == "__main__":
     fault, *arguments = sys.argv[1:]
     if "RANK_TRACE" in os.environ:
         trace(os.environ["RANK_TRACE"])
-    if fault != "none":
-        kind, place, rank = fault.split(":")
+    for each in fault.split(",") if fault != "none" else []:
+        kind, place, rank = each.split(":")
         if int(rank) == RANK:
             where, name, at = PLACES[place]
             wrap(where, name, kind, at)
-    sys.exit(main(arguments))
+    sys.exit((run_pipeline if "--sts" in arguments else train)(arguments))

@@ -1,7 +1,9 @@
 """Many ranks: the same numbers as one process, and an end when one of them fails."""
 
+import json
 import os
 import re
+import signal
 import subprocess
 import sys
 import time
@@ -40,12 +42,34 @@ MIXED = (
     " distillation_similarity: 0.5, distillation_sparse: 0.1, contrastive: 1.0,"
     " self_distillation: 0.5, temperature: 0.1, learn_temperature: true}}",
 )
+# Every loss; and one that a source has no data for, though it has passages.
+EVERY = (
+    "data.train=[{{name: p, kind: sts, path: {csv}}},"
+    " {{name: q, kind: contrastive, path: {jsonl}, negatives: 1}},"
+    " {{name: s, kind: contrastive, path: {scored}, negatives: 1}}]",
+    "teacher.cache=false",
+)
+ALL_LOSSES = (
+    *EVERY,
+    "loss={{sts_regression: 0.5, cosent: 0.1, distillation_alignment: 0.5,"
+    " distillation_similarity: 0.5, distillation_sparse: 0.1, distillation_colbert: 0.5,"
+    " distillation_hidden: 0.5, contrastive: 1.0, self_distillation: 0.5, score_distillation: 0.5,"
+    " contrastive_outputs: [dense, sparse, colbert], temperature: 0.1, learn_temperature: true}}",
+)
+ONE_SCORED = (
+    *EVERY,
+    "loss={{distillation_alignment: 0.5, score_distillation: 1.0, temperature: 0.1,"
+    " contrastive_outputs: [dense, sparse, colbert]}}",
+)
 DECIDED = "model.l0_module.binarization=5"
 PIECES = "device_train_microbatch_size={size}"
 MEMORY = ("model.activation_checkpointing=true", "model.freeze_embeddings=true")
 # By name: ranks, what one process is told too, and what the ranks alone are told.
 RUNS = {
     "4 ranks": (4, MIXED, ()),
+    "2 ranks, every loss": (2, ALL_LOSSES, ()),
+    "2 ranks, scores in one source": (2, ONE_SCORED, ()),
+    "2 ranks sharded, scores in one source": (2, ONE_SCORED, ("parallelism.fsdp=true",)),
     "4 ranks in pieces": (4, (*MIXED, PIECES.format(size=1)), ()),
     "2 ranks sharded": (2, MIXED, ("parallelism.fsdp=true",)),
     "4 ranks sharded": (4, (*MIXED, *MEMORY), ("parallelism.fsdp=true",)),
@@ -93,9 +117,16 @@ def weights(folder: Path) -> dict[str, torch.Tensor]:
 
 
 @pytest.fixture(scope="module")
-def fill(contrastive_jsonl, sts_csv):
+def fill(contrastive_jsonl, sts_csv, tmp_path_factory):
     """A function that writes the paths of the data into overrides."""
-    return lambda texts: [text.format(jsonl=contrastive_jsonl, csv=sts_csv) for text in texts]
+    rows = [json.loads(line) for line in contrastive_jsonl.read_text().splitlines()]
+    for number, row in enumerate(rows):
+        row["pos_scores"] = [2.0 + number % 3] * len(row["pos"])
+        row["neg_scores"] = [1.0 - number % 2] * len(row["neg"])
+    scored = tmp_path_factory.mktemp("scored") / "scored.jsonl"
+    scored.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    paths = {"jsonl": contrastive_jsonl, "csv": sts_csv, "scored": scored}
+    return lambda texts: [text.format(**paths) for text in texts]
 
 
 @pytest.fixture(scope="module")
@@ -135,6 +166,8 @@ def test_ranks_equal_one_process(
     for key in ("loss/train/total", "loss/train/lagrangian", "pruning/lambda_1/hidden"):
         assert len(logged(one, key)) == 5
         assert logged(many, key) == pytest.approx(logged(one, key), abs=1e-5, rel=1e-5)
+    if "score_distillation" in str(RUNS[name][1]):  # the sources with and without scores
+        assert 0 < len(logged(many, "loss/train/score_distillation")) < 5
     assert_same(weights(one), weights(many), atol=2e-5)
     summary["ranks compared"] += RUNS[name][0]
 
@@ -272,8 +305,76 @@ def test_a_node_whose_rank_fails_ends_the_other(rank, make_yaml, tmp_path, summa
     summary["ranks that failed"] += 1
 
 
-def test_a_cache_may_take_longer_than_the_time_out(make_yaml, tmp_path, summary):
-    fault = "is slow:making a cache:0"
-    result = launch(2, fault, make_yaml(tmp_path), "data.eval=[]", "dist_timeout=5")
+SLOW = {
+    "training": (("making a cache", "calibrating", "recording", "reporting"), ()),
+    "pipeline": (("extracting", "evaluating"), ("--sts", "{csv}")),
+    "pipeline of a baseline": (("choosing",), ("method=magnitude", "--sts", "{csv}")),
+}
+
+
+@pytest.mark.parametrize("name", SLOW)
+def test_the_first_rank_may_take_longer_than_the_time_out(name, make_yaml, tmp_path, fill, summary):
+    places, overrides = SLOW[name]
+    slow = ",".join(f"is slow:{place}:0" for place in places)
+    given = ["data.eval=[]", "dist_timeout=5", *fill(overrides)]
+    if name == "training":
+        given.append("model.l0_module.init_order=reconstruction")
+    begun = time.monotonic()
+    result = launch(2, slow, make_yaml(tmp_path), *given)
     assert result.returncode == 0, result.stdout + result.stderr
+    assert time.monotonic() - begun > 8 * len(places)
+    summary["ranks compared"] += 2
+
+
+def test_a_pipeline_ends_if_its_first_rank_fails_alone(make_yaml, tmp_path, fill, summary):
+    given = ["data.eval=[]", *fill(["--sts", "{csv}"])]
+    result = launch(2, "raises:extracting:0", make_yaml(tmp_path), *given)
+    assert result.returncode != 0
+    assert f"error: {MESSAGE}" in result.stderr, result.stdout + result.stderr
+    summary["ranks that failed"] += 1
+
+
+@pytest.mark.parametrize("sharded", [False, True])
+def test_ranks_train_the_first_ones_model_whatever_their_own_is(
+    sharded, make_yaml, train_tiny, tmp_path, assert_same, summary
+):
+    """Weights and gates of rank 1 are others, as on another machine."""
+    trace, alone = tmp_path / "gates", ["parallelism.fsdp=true"] if sharded else []
+    given = [*STEPS, "model.l0_module.init_order=reconstruction"]
+    many = launch(2, "differs:building:1", make_yaml(tmp_path / "two"), *given, *alone, trace=trace)
+    assert many.returncode == 0, many.stdout + many.stderr
+    first, second = (Path(f"{trace}{rank}").read_text() for rank in (0, 1))
+    assert first == second
+    one = train_tiny(tmp_path / "one", *given)
+    assert_same(weights(one), weights(tmp_path / "two" / "runs" / "tiny"), atol=2e-5)
+    summary["ranks compared"] += 2
+
+
+@pytest.mark.parametrize("launcher", ["python", "composer"])
+def test_control_c_saves_the_step_and_the_run_goes_on(launcher, make_yaml, tmp_path, summary):
+    """A terminal sends the signal to the launcher, the ranks and what loads their data."""
+    start = [COMPOSER, "-n", "2"] if launcher == "composer" else [sys.executable]
+    command = [*start, "-m", "bge_pruning.train", str(make_yaml(tmp_path))]
+    command += ["max_duration=80ba", "data.num_workers=1", "data.eval=[]"]
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT}
+    lines, options = [], {"cwd": ROOT, "env": ENVIRONMENT, "text": True}
+    with subprocess.Popen(command, start_new_session=True, **pipes, **options) as run:
+        for line in run.stdout:
+            lines.append(line)
+            if "step 3/80" in line:
+                os.killpg(run.pid, signal.SIGINT)
+    output = "".join(lines)
+    assert run.returncode == 130, output
+    assert output.count("Ctrl-C: the step is finished and saved, then the run ends.") == 1, output
+    stopped = (
+        r"error: stopped by Ctrl-C after step (\d+), which is saved\. To resume, run the same "
+    )
+    (step,) = re.findall(stopped + r"command with autoresume=true\.", output)
+    # Composer's launcher prints the trace of its own signal.
+    assert output.count("Traceback") == (launcher == "composer"), output
+    command.append("autoresume=true")
+    again = subprocess.run(command, capture_output=True, **options)
+    assert again.returncode == 0, again.stdout + again.stderr
+    assert f"training resumes after step {step}, to step 80" in again.stderr
+    assert len(losses(tmp_path / "runs" / "tiny")) == 80
     summary["ranks compared"] += 2

@@ -232,7 +232,7 @@ def test_algorithms(configure, build_all):
     _, model = build_all(config)
     base = build_base_model(config)
     loader = build_train_loader(config, base, build_teacher(config, base))
-    stop = StopOnSignal()
+    stop = StopOnSignal("resume")
     schedule, clipping, guard, last = builders.build_algorithms(config, model, loader, stop)
     assert last is stop and clipping.guard is guard
     assert isinstance(schedule, PruningSchedule) and schedule.l0_module is model.l0_module
@@ -261,7 +261,10 @@ def test_the_trainer_is_that_of_the_configuration(
     config = configure(f"progress_bar={str(wanted).lower()}", *settings, "seed=9")
     _, model = build_all(config, base)
     monkeypatch.setattr(sys.stderr, "isatty", lambda: terminal, raising=False)
-    loader, stop = build_train_loader(config, base, build_teacher(config, base)), StopOnSignal()
+    loader, stop = (
+        build_train_loader(config, base, build_teacher(config, base)),
+        StopOnSignal("resume"),
+    )
     evaluators = build_evaluators(config, base)
     trainer = builders.build_trainer(config, model, loader, evaluators, [], stop)
     state = trainer.state

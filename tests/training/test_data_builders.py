@@ -164,6 +164,14 @@ def test_batches_follow_from_the_seed_and_processes_share_them(load, monkeypatch
         assert {**by_scores(parts[0]), **by_scores(parts[1])} == by_scores(batch)
 
 
+def test_data_that_are_not_the_first_ranks_are_refused(load, monkeypatch):
+    """Copies on two machines may differ; each rank would plan other batches."""
+    monkeypatch.setattr(data_builders, "ask_rank_zero", lambda _: ["another hash"])
+    message = r"'train' is not the same on rank 0 and rank 0\. To fix, copy its files"
+    with pytest.raises(ConfigError, match=message):
+        load()
+
+
 @pytest.mark.parametrize(("size", "sizes"), [(3, [3, 3, 2]), (4, [4, 4]), (8, [8]), (9, [8])])
 def test_a_batch_splits_into_parts_in_order(size, sizes, configure, base):
     spec = build_loader(configure(*NO_TEACHER), base, None)

@@ -12,6 +12,7 @@ from torch.distributed import TCPStore
 
 from bge_pruning.training import rank_watch
 from bge_pruning.training.rank_watch import FAILURE, HEARD, RankWatch, rank_zero_first
+from bge_pruning.utils.run_log import StoppedError
 
 ROOT = Path(__file__).parents[2]
 
@@ -87,11 +88,32 @@ def test_nothing_is_told_without_a_failure(store, as_rank):
     as_rank(1)
     with RankWatch():
         pass
-    with pytest.raises(KeyError), RankWatch(KeyError):
-        raise KeyError("told to stop")
+    with pytest.raises(StoppedError), RankWatch():
+        raise StoppedError("told to stop")
     with pytest.raises(KeyboardInterrupt), RankWatch():
         raise KeyboardInterrupt
     assert not store.check([FAILURE])
+
+
+def test_another_node_hears_of_a_signal(store, as_rank, monkeypatch):
+    """A launcher passes it on to its own ranks; those of the other would wait for ever."""
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "1")
+    monkeypatch.setattr(rank_watch, "HEARD_SECONDS", 0.3)
+    as_rank(1)
+    with pytest.raises(SystemExit), RankWatch():
+        raise SystemExit(143)
+    assert store.get(FAILURE) == b"1 stopped by SIGTERM"
+
+
+def test_a_stage_is_watched_by_the_watch_of_its_pipeline(store, as_rank, capsys):
+    as_rank(0)
+    with RankWatch() as outer:
+        with RankWatch() as inner:
+            assert inner is outer
+        store.set(FAILURE, "1 no space left")
+        wait_for(lambda: store.check([HEARD]))
+    assert capsys.readouterr().err == "error (rank 1): no space left\n"
+    assert RankWatch.active is None
 
 
 def test_a_run_of_one_process_has_no_store(monkeypatch):
@@ -123,19 +145,25 @@ def test_a_lost_store_is_not_looked_for_long_and_hides_no_failure(store, as_rank
 
 
 WAIT = """\
-import sys, time
-from bge_pruning.training.rank_watch import rank_zero_first
+import datetime, sys, time
+from torch import distributed
+from bge_pruning.training.rank_watch import ask_rank_zero, connect, rank_zero_first
+group = {"rank": int(sys.argv[1]), "world_size": 2, "timeout": datetime.timedelta(seconds=3)}
+distributed.init_process_group("gloo", store=connect(), **group)
 for number in range(2):
     with rank_zero_first():
         if sys.argv[1] == "0":
             time.sleep(0.5)
         print(sys.argv[1], "inside", time.time(), flush=True)
     print(sys.argv[1], "left", time.time(), flush=True)
+print(sys.argv[1], ask_rank_zero(lambda: time.sleep(6) or "answer"), time.time(), flush=True)
+distributed.barrier()
 """
 
 
 @pytest.mark.parametrize("nodes", [False, True])
 def test_the_first_rank_goes_first_and_nobody_leaves_early(nodes, store, as_rank, monkeypatch):
+    """It may take longer than any collective operation."""
     processes = []
     monkeypatch.setenv("LOCAL_WORLD_SIZE", "1" if nodes else "2")
     for rank in (1, 0):
@@ -150,6 +178,7 @@ def test_the_first_rank_goes_first_and_nobody_leaves_early(nodes, store, as_rank
     lines = [process.communicate(timeout=60)[0].split() for process in processes]
     # The words of a line: who, what and when.
     one, zero = [list(zip(*[iter(words)] * 3, strict=True)) for words in lines]
+    assert zero[4][1] == one[4][1] == "answer"
     for number in (0, 2):
         assert float(zero[number][2]) <= float(one[number][2])
         assert float(one[number][2]) <= min(float(zero[number + 1][2]), float(one[number + 1][2]))

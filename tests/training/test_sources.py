@@ -1,6 +1,7 @@
 """From a configured source to its examples."""
 
 import json
+from contextlib import nullcontext
 from pathlib import Path
 
 import numpy as np
@@ -145,7 +146,8 @@ def test_mined_negatives_are_used_in_training(configure, collection):
 def test_scores_of_rows_are_used_where_a_source_has_them(configure, tmp_path):
     row = {"query": "a cat", "pos": ["a dog"], "neg": ["there"]}
     scored = {**row, "pos_scores": [2.0], "neg_scores": [1.0]}
-    for name, rows in (("with", [scored]), ("without", [row]), ("half", [row, scored])):
+    contents = {"with": [scored], "without": [row], "half": [row, scored]}
+    for name, rows in contents.items():
         (tmp_path / f"{name}.jsonl").write_text("".join(json.dumps(r) + "\n" for r in rows))
 
     def scored_by(name: str) -> Config:
@@ -160,6 +162,17 @@ def test_scores_of_rows_are_used_where_a_source_has_them(configure, tmp_path):
         build_train_loader(without, build_base_model(without), None)
     with pytest.raises(ConfigError, match=r"x: 2 passages have no pos_scores or neg_scores"):
         build(scored_by("half"))
+    # One source with scores and one without, which needs another loss.
+    both = [
+        f"{{name: {n}, kind: contrastive, path: {tmp_path / n}.jsonl, negatives: 1}}"
+        for n in ("with", "without")
+    ]
+    for loss, refused in (("", True), (", contrastive: 1.0", False)):
+        given = [f"data.train=[{', '.join(both)}]", f"{ONLY} score_distillation: 1.0{loss}}}"]
+        config = configure(*given, "global_train_batch_size=1")
+        expected = pytest.raises(ConfigError, match=r"no loss applies to .*'without'.*To fix, add")
+        with expected if refused else nullcontext():
+            build_train_loader(config, build_base_model(config), None)
 
 
 def test_wrong_rows_stop_or_are_skipped_and_reported(configure, tmp_path, caplog):

@@ -2,6 +2,7 @@
 
 import io
 import logging
+import signal
 import sys
 
 import pytest
@@ -9,7 +10,7 @@ import pytest
 from bge_pruning.config.schema import ConfigError
 from bge_pruning.utils import guard
 from bge_pruning.utils.guard import import_optional, run_command, setup_logging, warn_only
-from bge_pruning.utils.run_log import FILE_ONLY
+from bge_pruning.utils.run_log import FILE_ONLY, StoppedError, stoppable
 
 SPACE = (
     "To fix, free space on its disk, or choose a folder on another one, and run the command again."
@@ -72,8 +73,41 @@ def test_codes_are_those_of_argparse_and_the_shell(capsys):
     assert done == [1]
     assert capsys.readouterr() == ("", "")
     assert run_command(failing(ConfigError("seed -1 is not 0 or more."))) == 2
-    assert run_command(failing(KeyboardInterrupt())) == 130
-    assert capsys.readouterr().err == "error: seed -1 is not 0 or more.\nerror: interrupted\n"
+    assert capsys.readouterr().err == "error: seed -1 is not 0 or more.\n"
+
+
+@pytest.mark.parametrize(
+    ("error", "code", "name"),
+    [
+        (KeyboardInterrupt(), 130, "Ctrl-C"),
+        (SystemExit(130), 130, "Ctrl-C"),  # once Composer is imported
+        (SystemExit(143), 143, "SIGTERM"),
+    ],
+)
+def test_a_signal_is_one_line_and_its_code(error, code, name, capsys):
+    assert run_command(failing(error)) == code
+    assert capsys.readouterr().err == f"error: stopped by {name}\n"
+
+    def resumable() -> None:
+        with stoppable("run it again"):
+            raise error
+
+    assert run_command(resumable) == code
+    assert capsys.readouterr().err == f"error: stopped by {name}. To go on, run it again.\n"
+
+
+def test_a_second_signal_does_not_hide_what_the_first_one_saved():
+    """Composer's launcher sends SIGTERM after Ctrl-C."""
+    again = SystemExit(143)
+    again.__context__ = StoppedError("stopped after step 3", signal.SIGINT)
+    with pytest.raises(StoppedError, match="step 3"), stoppable("run it again"):
+        raise again
+
+
+def test_only_the_first_rank_says_that_all_ranks_stop(capsys, monkeypatch):
+    monkeypatch.setenv("RANK", "3")
+    assert run_command(failing(StoppedError("stopped"))) == 143
+    assert capsys.readouterr().err == ""
 
 
 @pytest.mark.parametrize("error", [TypeError("a bug"), KeyError("a bug"), SystemExit(3)])

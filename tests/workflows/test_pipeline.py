@@ -1,9 +1,11 @@
 """The whole life of a run: what it leaves behind, its commands, and what it refuses before work."""
 
+import os
 import re
 import runpy
 import shlex
 import shutil
+import signal
 from contextlib import suppress
 from pathlib import Path
 
@@ -13,7 +15,10 @@ import torch
 from scipy.stats import spearmanr
 
 import bge_pruning.train
+from bge_pruning.callbacks.data_callback import DataCallback
 from bge_pruning.config.load import ConfigError, load_config
+from bge_pruning.training import rank_watch
+from bge_pruning.utils.run_log import StoppedError
 from bge_pruning.workflows import pipeline
 from bge_pruning.workflows.pipeline import run_pipeline, step_commands
 from bge_pruning.workflows.stages import EvaluationPlan
@@ -303,7 +308,6 @@ LOSSES = ("sts_regression", "distillation_alignment", "distillation_similarity")
             "model.l0_module=null",
             r"^model\.l0_module is null.*To fix, add a target, e\.g\. configs/",
         ),
-        ("autoresume=true", r"the pipeline cannot resume .* interrupted\. To fix, .*one by"),
         (
             "results_folder=FOLDER/tiny.yaml/inside",
             r"^results_folder .* cannot be written: .*is not a folder .*To fix, choose another",
@@ -363,10 +367,11 @@ def test_a_refused_run_replaces_no_results(override, refused, earlier):
 def test_only_results_are_replaced_and_only_if_asked_to(refused, earlier):
     error = refused()
     assert isinstance(error, FileExistsError)
-    message = r"tiny holds results and is kept\. To fix, set another run_name, or overw"
+    message = r"tiny holds results and is kept\. To fix, set another run_name, or .only if it holds"
     assert re.search(message, str(error))
     (earlier / "config.yaml").unlink()
-    assert "only if it holds results of a run" in str(refused("overwrite=true"))
+    for asked in ("overwrite=true", "autoresume=true"):
+        assert "only if it holds results of a run" in str(refused(asked))
     assert (earlier / "report.md").read_text() == "a month of GPU time"
 
 
@@ -464,18 +469,37 @@ def test_exports_that_cannot_be_are_refused_before_the_training(
 
 @pytest.fixture
 def rank_calls(tiny_yaml, sts_csv, tmp_path, monkeypatch):
-    """A rank to what it did: its barriers, trainings and writes, and what it returned."""
+    """A rank to what it did: its meetings, trainings and writes, and what it returned."""
     from composer.utils import dist
 
     from bge_pruning.export import extract as export
     from bge_pruning.model_io import run_checkpoints as gate_file
 
+    class Store:
+        """One that the other rank has written to already."""
+
+        def __init__(self, calls: list[str]) -> None:
+            self.calls = calls
+
+        def check(self, keys: list[str]) -> bool:
+            return rank_watch.FAILURE not in keys
+
+        def set(self, key: str, value: str) -> None:
+            pass
+
+        def add(self, key: str, count: int) -> int:
+            if count and "inside" in key:
+                self.calls.append("meeting")
+            return 2
+
     def run(rank: int) -> tuple[list[str], dict]:
         calls = []
         with monkeypatch.context() as patch:
-            patch.setattr(dist, "get_global_rank", lambda: rank)
-            patch.setattr(dist, "barrier", lambda: calls.append("barrier"))
-            patch.setattr(dist, "initialize_dist", lambda *_, **__: None)
+            here = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": 2, "LOCAL_WORLD_SIZE": 2}
+            for name, number in here.items():
+                patch.setenv(name, str(number))
+            patch.setattr(rank_watch, "connect", lambda *_: Store(calls))
+            patch.setattr(dist, "initialize_dist", lambda device, seconds: calls.append(seconds))
             patch.setattr(bge_pruning.train, "train", lambda c: calls.append(c.stage) or tmp_path)
             for module, name in (
                 (export, "extract"),
@@ -486,21 +510,53 @@ def rank_calls(tiny_yaml, sts_csv, tmp_path, monkeypatch):
                 patch.setattr(
                     module, name, lambda *_, name=name, **__: calls.append(name) or {"x": 1}
                 )
-            return calls, run_pipeline([str(tiny_yaml)], [], EvaluationPlan([str(sts_csv)]))
+            plan = EvaluationPlan([str(sts_csv)])
+            return calls, run_pipeline([str(tiny_yaml)], ["dist_timeout=7"], plan)
 
     return run
 
 
-def test_all_ranks_meet_at_the_same_barriers_and_one_writes(rank_calls, tmp_path):
+def test_all_ranks_meet_at_the_same_places_and_one_writes(rank_calls, tmp_path):
     other, nothing = rank_calls(1)
     assert nothing is None
     assert not (tmp_path / "results").exists()
-    assert [call for call in other if call != "barrier"] == ["prune", "recover"]
+    assert [call for call in other if call != "meeting"] == [7.0, "prune", "recover"]
     first, returned = rank_calls(0)
     assert returned == {"x": 1}
-    assert [call for call in first if call in ("barrier", "prune", "recover")] == other
+    assert [call for call in first if call in (7.0, "meeting", "prune", "recover")] == other
     # What was extracted is there for every rank before the recovery reads it.
-    assert "barrier" in first[first.index("extract") : first.index("recover")]
+    assert "meeting" in first[first.index("extract") : first.index("recover")]
+
+
+# Stopped and resumed
+
+
+@pytest.mark.parametrize("step", [1, 6])  # of four steps of pruning and three of recovery
+def test_a_pipeline_that_was_stopped_goes_on(
+    step, finished_pipeline, make_yaml, sts_csv, tmp_path, monkeypatch
+):
+    yaml, plan, begun = str(make_yaml(tmp_path)), EvaluationPlan([str(sts_csv)]), []
+    original = DataCallback.batch_start
+
+    def batch_start(self, state, logger):
+        begun.append(state.timestamp.batch.value)
+        if len(begun) == step:
+            os.kill(os.getpid(), signal.SIGINT)
+        original(self, state, logger)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(DataCallback, "batch_start", batch_start)
+        message = "stopped by Ctrl-C after step .*, run the same command with autoresume=true"
+        with pytest.raises(StoppedError, match=message):
+            run_pipeline([yaml], PIPELINE, plan)
+    assert len(begun) == step
+    run_pipeline([yaml], [*PIPELINE, "autoresume=true"], plan)
+    results = tmp_path / "results" / "tiny"
+    assert tree(results) == tree(finished_pipeline.results)
+    models = [
+        folder / "model" / "model.safetensors" for folder in (results, finished_pipeline.results)
+    ]
+    assert models[0].read_bytes() == models[1].read_bytes()
 
 
 # Baselines

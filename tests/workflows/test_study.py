@@ -17,6 +17,7 @@ from bge_pruning.reports.comparison_report import write_study_report
 from bge_pruning.reports.study_records import StudyCell, read_cells, read_reference
 from bge_pruning.utils.files import lock_of
 from bge_pruning.utils.json_records import parse_record
+from bge_pruning.utils.run_log import StoppedError
 from bge_pruning.workflows import study as study_module
 from bge_pruning.workflows.study import run_study
 from bge_pruning.workflows.study_file import (
@@ -207,7 +208,7 @@ def test_a_study_killed_after_one_cell_goes_on_with_the_next(make_study, tmp_pat
         return real(study, cell, *rest)
 
     monkeypatch.setattr(study_module, "run_cell", killed)
-    with pytest.raises(KeyboardInterrupt):
+    with pytest.raises(StoppedError, match="by Ctrl-C. To go on, run the same command again"):
         run_study(study)
     first, second = (cell_file(study, cell) for cell in list_cells(study))
     kept = first.read_bytes()
@@ -215,6 +216,13 @@ def test_a_study_killed_after_one_cell_goes_on_with_the_next(make_study, tmp_pat
     assert ran == ["l0-half-seed5", "random-half-seed5", "random-half-seed5"]
     assert first.read_bytes() == kept
     assert len(read_cells(study.results)) == 2
+
+
+def test_ranks_of_one_launch_do_not_share_a_study(make_study, tmp_path, monkeypatch):
+    """Each would train a cell of its own, and the gradients would be mixed."""
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with pytest.raises(ConfigError, match=r"one process.*To fix, start it without a launcher"):
+        run_study(make_study(tmp_path))
 
 
 @pytest.mark.slow
