@@ -22,8 +22,8 @@ import yaml
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from bge_pruning.config.checks import check
-from bge_pruning.config.names import L0, SIZES
+from bge_pruning.config.checks import check, check_schedule
+from bge_pruning.config.names import L0, SIZES, TARGETS
 from bge_pruning.config.schema import Config, ConfigError
 from bge_pruning.config.shipped import find_config
 
@@ -96,9 +96,13 @@ def load_config(paths: Sequence[str | Path], overrides: Sequence[str] = ()) -> C
     merged = OmegaConf.structured(Config)
     for path in paths:
         for file in _with_bases(find_config(path), ()):
-            merged = _merge(merged, _read_yaml(file), _Origin(str(file), file))
-    for override in overrides:
-        merged = _merge(merged, _parse_override(override), _Origin(f"override '{override}'"))
+            content = _read_yaml(file)
+            _clear_targets(merged, [content])
+            merged = _merge(merged, content, _Origin(str(file), file))
+    contents = [_parse_override(override) for override in overrides]
+    _clear_targets(merged, contents)
+    for override, content in zip(overrides, contents, strict=True):
+        merged = _merge(merged, content, _Origin(f"override '{override}'"))
     merged.extends = []
     for key in OF_BOTH_STAGES:
         if key in (merged.recovery or {}):
@@ -107,12 +111,27 @@ def load_config(paths: Sequence[str | Path], overrides: Sequence[str] = ()) -> C
                 f"recovery starts from RESULTS/pruned_model and writes to RUN_FOLDER-recovery."
             )
     recovering = _merge(merged, OmegaConf.create(merged.recovery or {}), _Origin("recovery"))
-    check(_to_object(recovering))
-    config = _to_object(recovering if merged.stage == "recover" else merged)
-    if config.stage == "recover":
-        _make_recovery(config, merged.max_duration)
-    check(config)
+    recovery, pruning = _to_object(recovering), _to_object(merged)
+    recovery.stage = "recover"
+    for config in (pruning, recovery):
+        check(config)
+    _make_recovery(recovery, pruning.max_duration)
+    config = recovery if merged.stage == "recover" else pruning
+    for stage in (config, recovery):  # which a pruning run is followed by
+        check_schedule(stage)
     return config
+
+
+def _clear_targets(base: DictConfig, contents: Sequence[DictConfig]) -> None:
+    """Take the target out of ``base``, in place, where contents that follow set another one."""
+    given = set()
+    for content in contents:
+        part: Any = OmegaConf.to_container(content, resolve=False)
+        for key in ("model", "l0_module"):
+            part = part.get(key) if isinstance(part, dict) else None
+        given |= {key for key in TARGETS if isinstance(part, dict) and part.get(key) is not None}
+    if given and base.model.l0_module is not None:
+        base.model.l0_module.update(dict.fromkeys(set(TARGETS) - given))
 
 
 def _make_recovery(config: Config, pruning: str) -> None:

@@ -14,6 +14,7 @@ from composer.loggers import Logger
 from composer.utils import dist, reproducibility
 
 from bge_pruning.algorithms.stop_on_signal import StopOnSignal
+from bge_pruning.config.checks import check_schedule
 from bge_pruning.config.command_checks import check_checkpoint_kind, check_training
 from bge_pruning.config.load import to_yaml
 from bge_pruning.config.schema import Config
@@ -130,6 +131,7 @@ def load_inputs(stage: Stage) -> Inputs:
     collections = data_builders.build_collections(config, base)
     check_held_out(config, base, collections, refuse=stage.is_fresh)
     loader = data_builders.build_train_loader(config, base, teacher)
+    check_schedule(config, len(loader.dataloader))
     # Not in the plan, which would assume that all texts are as long as allowed.
     widest = loader.dataloader.batch_sampler.widest_batch(config.device_train_microbatch_size)
     log.info("%s", render_memory(stage.plan, config, widest))

@@ -9,6 +9,7 @@ import yaml
 
 from bge_pruning.config import load
 from bge_pruning.config.load import Config, ConfigError, YamlTextError, check_yaml, load_config
+from bge_pruning.config.names import TARGETS
 
 TARGET = "model: {l0_module: {target_model: {n_layers: 3}}}\n"
 
@@ -186,6 +187,24 @@ def test_overrides_reach_everywhere(write):
     assert config.loggers.wandb.project == "mine"
     assert config.run_folder == "experiments/checkpoints/x=y"
     assert load_config([write(TARGET)], ["model.l0_module=null"]).model.l0_module is None
+
+
+@pytest.mark.parametrize(
+    "target",
+    ["target_density=0.5", "target_speedup=2", "target_parameters=1e6", "target_model.n_layers=2"],
+)
+@pytest.mark.parametrize("before", ["target_model: {n_layers: 3}", "target_density: 0.7"])
+def test_a_target_takes_the_place_of_an_earlier_one(target, before, write):
+    write(f"model: {{l0_module: {{{before}, init_std: 0.5}}}}\n", "base.yaml")
+    name, value = target.replace(".n_layers=2", "={n_layers: 2}").split("=")
+    child = write(f"extends: base.yaml\nmodel: {{l0_module: {{{name}: {value}}}}}\n", "child.yaml")
+    override = f"model.l0_module.{target}"
+    whole = f"model={{l0_module: {{{name}: {value}, target_length: 128}}}}"
+    base = child.with_name("base.yaml")
+    for arguments in (([child], []), ([base], [override]), ([base], ["seed=1", whole])):
+        l0 = load_config(*arguments).model.l0_module
+        assert [key for key in TARGETS if getattr(l0, key) is not None] == [name]
+        assert l0.init_std == 0.5
 
 
 def test_extends_is_relative_to_the_file_and_chains(write, monkeypatch, tmp_path):
