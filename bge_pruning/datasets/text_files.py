@@ -14,16 +14,20 @@ from typing import Any
 
 from bge_pruning.datasets.rows import BadRows
 
+# Of files that hold texts.
+SUFFIXES = (".txt", ".csv", ".tsv", ".jsonl", ".gz")
+
 
 def expand_paths(pattern: str) -> list[Path]:
     """The files, sorted, of a path that may hold the wildcards ``*``, ``?`` and ``[...]``.
 
     Raises:
-        FileNotFoundError: If a pattern fits no file.
+        FileNotFoundError: If there is no such file, or a pattern fits none.
+        IsADirectoryError: If it is a folder.
     """
     if Path(pattern).exists() or not glob.has_magic(pattern):
-        return [Path(pattern)]
-    paths = sorted(Path(path) for path in glob.glob(pattern, recursive=True))
+        return [_checked(Path(pattern))]
+    paths = sorted(filter(Path.is_file, map(Path, glob.glob(pattern, recursive=True))))
     if not paths:
         raise FileNotFoundError(
             f"{pattern}: fits no file. To fix, check the pattern; it is relative to {Path.cwd()}."
@@ -47,6 +51,14 @@ def _hash(path: Path, *changes: int) -> str:
 
 
 def _checked(path: Path) -> Path:
+    if path.is_dir():
+        kinds = [file.suffix for file in sorted(path.iterdir()) if file.suffix in SUFFIXES]
+        pattern = path / f"*{max(kinds or SUFFIXES, key=kinds.count)}"
+        beir = "; it is a collection in BEIR layout" if (path / "corpus.jsonl").is_file() else ""
+        raise IsADirectoryError(
+            f"{path}: is a folder{beir}, expected a file. To fix, name its files, e.g. {pattern}"
+            f"{', or give it as kind beir or --retrieval' if beir else ''}."
+        )
     if not path.is_file():
         raise FileNotFoundError(
             f"{path}: no such file. To fix, check the path; it is relative to {Path.cwd()}."
@@ -105,7 +117,8 @@ def parse_row(content: str, where: str, keys: Sequence[str]) -> dict[str, Any]:
         ) from None
     missing = [key for key in keys if not isinstance(row, dict) or key not in row]
     if missing:
-        raise ValueError(f"{where}: lacks {', '.join(missing)}. To fix, add the keys.")
+        found = f", it has {', '.join(map(repr, row))[:200]}" if isinstance(row, dict) else ""
+        raise ValueError(f"{where}: lacks {', '.join(missing)}{found}. To fix, add the keys.")
     return row
 
 

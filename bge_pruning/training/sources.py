@@ -19,13 +19,16 @@ from bge_pruning.datasets.embedding_dataset import EmbeddingDataset, TokenizedTe
 from bge_pruning.datasets.hard_negatives import cached_negatives, mine_negatives, negatives_key
 from bge_pruning.datasets.rows import BadRows, Row, RowTable
 from bge_pruning.datasets.sts_dataloader import read_pairs, read_sentences
-from bge_pruning.datasets.tables import Table, fingerprint_table
+from bge_pruning.datasets.tables import Table, fingerprint_table, table_paths
 from bge_pruning.datasets.text_corpus import ReadRows, TextCorpus, cached_corpus, corpus_key
-from bge_pruning.datasets.text_files import expand_paths, hash_file
+from bge_pruning.datasets.text_files import hash_file
 from bge_pruning.model_io.model_files import read_special_ids, read_vocabulary
 from bge_pruning.model_io.pretrained import BaseModel
 
 log = logging.getLogger(__name__)
+
+# A highest score in this part of the range is rather one of another range.
+NARROW = 0.25
 
 SourceDataset = EmbeddingDataset | ContrastiveDataset
 # Computes dense vectors of the unpruned model.
@@ -55,10 +58,9 @@ def source_reader(source: SourceConfig) -> tuple[ReadRows, object]:
     """The function that reads the rows of a source, and the fingerprint of its content."""
     if source.is_collection:
         return _collection_reader(source)
-    on_hub = source.path.startswith("hf://")
     tables = [
-        Table(str(path), dict(source.columns), source.split, source.subset, source.revision)
-        for path in ([source.path] if on_hub else expand_paths(source.path))
+        Table(path, dict(source.columns), source.split, source.subset, source.revision)
+        for path in table_paths(source.path)
     ]
     low, high = source.score_range
     readers = {
@@ -123,6 +125,13 @@ def build_source(
     if source.kind == "sts":
         low, high = source.score_range
         scores = (rows.scores.reshape(-1, 2)[:, 1] - low) / (high - low)
+        if scores.max() <= NARROW:
+            log.warning(
+                "%s: no score is above %g, and its score_range goes from %g to %g: all pairs would "
+                "be learned as unlike. To fix, set score_range of the source to what the scores "
+                "mean, e.g. [0, 1].",
+                *(source.name, rows.scores[1::2].max(), low, high),
+            )
         return EmbeddingDataset(texts, rows.texts.reshape(-1, 2), scores.astype(np.float32))
     queries = rows.select(rows.positives > 0)
     own = rows.select((rows.positives == 0) & (np.diff(rows.starts) > 1))
