@@ -6,7 +6,7 @@ import re
 from collections.abc import Mapping
 from dataclasses import fields, is_dataclass
 from pathlib import Path
-from typing import Any, get_args, get_type_hints
+from typing import Any
 
 from bge_pruning.config import schema
 from bge_pruning.config.names import L0, TARGETS
@@ -45,7 +45,6 @@ def check(config: Config) -> None:
 
 def _check_part(part: Any, prefix: str) -> None:
     """Check every key of a dataclass, and of those inside it."""
-    hints = get_type_hints(type(part))
     for field in fields(part):
         value, key = getattr(part, field.name), f"{prefix}.{field.name}".removeprefix(".")
         if isinstance(part, SourceConfig):
@@ -58,7 +57,6 @@ def _check_part(part: Any, prefix: str) -> None:
                 _check_part(item, key)
         else:
             _check_value(value, key)
-            _check_items(value, hints[field.name], key)
             _check_rules(value, field.metadata, key)
 
 
@@ -80,19 +78,6 @@ def _check_value(value: Any, key: str) -> None:
         )
     elif isinstance(value, str) and "\0" in value:
         raise ConfigError(f"{key} {_shorten(value)} holds a null byte. To fix, remove it.")
-
-
-def _check_items(value: Any, hint: Any, key: str) -> None:
-    """Refuse items of a list or an object of another type, which OmegaConf lets through."""
-    if not value or not isinstance(value, list | dict):
-        return
-    types = {str: ((str,), "texts"), float: ((int, float), "numbers")}
-    allowed, title = types[get_args(hint)[-1]]
-    items = value.values() if isinstance(value, dict) else value
-    if any(type(item) not in allowed for item in items):
-        raise ConfigError(
-            f"{key} {_shorten(value)} does not hold {title} alone. To fix, write {title}."
-        )
 
 
 def _check_rules(value: Any, rules: Mapping[str, Any], key: str) -> None:

@@ -42,9 +42,12 @@ def target_yaml(tmp_path):
         ("run_name='a}'", r"run_name 'a}' holds a brace, which stands for .* To fix, write it wi"),
         ("run_folder='a{rank}'", r"run_folder 'a{rank}' holds a brace"),
         ("loggers.folder='{'", r"loggers\.folder '{' holds a brace"),
-        ("optimizer.betas=[[1, 2], [3]]", r"betas .* does not hold numbers alone\. To fix, write"),
-        ("evaluation.modes=[[a]]", r"evaluation\.modes .* does not hold texts alone\. To fix"),
-        ("data.train=[{name: a, kind: sts, path: b, columns: {a: [b]}}]", "does not hold texts"),
+        ("optimizer.betas=[[1, 2], [3]]", r"an item of optimizer\.betas must be a number, not "),
+        ("evaluation.modes=[[a]]", r"an item of evaluation\.modes must be a text, not "),
+        (
+            "data.train=[{name: a, kind: sts, path: b, columns: {a: [b]}}]",
+            r"data\.train\.columns\.a must be a t",
+        ),
         ('model.base_model="a\\0b"', r"model\.base_model 'a\\x00b' holds a null byte"),
         # Out of range
         ("seed=4294967296", r"seed 4294967296 is not below 2\^32\. To fix, use e\.g\. 17"),

@@ -15,7 +15,13 @@ import pytest
 from bge_pruning.datasets import text_corpus
 from bge_pruning.datasets.embedding_dataset import build_tokenizer, tokenize
 from bge_pruning.datasets.rows import BadRows, Row
-from bge_pruning.datasets.text_corpus import cached_corpus, corpus_key, load_corpus, number_texts
+from bge_pruning.datasets.text_corpus import (
+    FORMAT,
+    cached_corpus,
+    corpus_key,
+    load_corpus,
+    number_texts,
+)
 
 ROWS = [
     Row("the man", ("a dog", "the cat", "a park"), 2, (3.0, 2.0, 1.0)),
