@@ -7,14 +7,13 @@ Launch:
 
 from __future__ import annotations
 
-import argparse
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from bge_pruning.config.shipped import CONFIG_HELP, split_arguments
-from bge_pruning.utils.guard import run_command
+from bge_pruning.config.shipped import CONFIG_HELP, KEYS, split_arguments
+from bge_pruning.utils.guard import CommandLine, run_command
 
 if TYPE_CHECKING:
     from bge_pruning.config.schema import Config
@@ -22,14 +21,14 @@ if TYPE_CHECKING:
 
 def main(argv: Sequence[str] | None = None, prog: str = "python -m bge_pruning.train") -> int:
     """Run the command line of a training; return the exit code."""
-    parser = argparse.ArgumentParser(
-        prog=prog,
-        description="Prune a model with learned gates, or train an extracted model on.",
-        epilog="dry_run=true prints the plan and stops; stage=recover trains the extracted model. "
-        "Every key is listed in bge_pruning/config/schema.py.",
+    description = (
+        "Prune a model with learned gates, or train an extracted model on.\n\n"
+        "dry_run=true prints the plan and stops; stage=recover trains the extracted model. Every "
+        "key is listed in\nbge_pruning/config/schema.py."
     )
+    parser = CommandLine(prog, description, "minilm/quickstart dry_run=true", KEYS)
     parser.add_argument("config", nargs="+", help=CONFIG_HELP)
-    paths, overrides = split_arguments(parser.parse_args(argv).config)
+    paths, overrides = split_arguments(parser.read(argv).config)
 
     def command() -> None:
         from bge_pruning.config.load import load_config

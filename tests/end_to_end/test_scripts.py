@@ -62,7 +62,25 @@ USAGE = [
         f"{EVALUATED} --card --evaluation e.json",
         "--evaluation is of an earlier evaluation: leave it or the tasks out",
     ),
+    ("evaluate_model m --otput o.json", r"there is no option --otput: did you mean --output\?$"),
+    ("evaluate_model m n", r"unexpected 'n'\. To fix, see --help\.$"),
+    ("evaluate_model m --seed thirty", r"--seed: expected a whole number, not 'thirty'$"),
+    ("evaluate_model m --output", r"--output: expected a value$"),
+    ("evaluate_model m --sts --no-speed", r"--sts: expected a value or more$"),
+    ("benchmark_efficiency m --dtype f", r"--dtype: 'f' is not one of 'fp32', 'bf16', 'fp16'$"),
     ("export_family a.yaml", NO_TASK),
+    ("export_family a.yaml --densities half", r"--densities: expected a number, not 'half'$"),
+    ("extract_pruned_model run out --onxx", r"there is no option --onxx: did you mean --onnx\?$"),
+    ("extract_pruned_model run out --zz", r"there is no option --zz\. To fix, see --help\.$"),
+    (
+        "train_pruning a.yaml --dry-run",
+        r"there is no option --dry-run: did you mean dry_run=true\?$",
+    ),
+    (
+        "run_pipeline a.yaml --sts F --seed 3",
+        r"there is no option --seed: did you mean seed=\.\.\.\?$",
+    ),
+    ("choose_shape a.yaml --max-duraton=3ba", r".* did you mean max_duration=\.\.\.\?$"),
     ("extract_pruned_model run out --fit-texts a.txt", "--fit-texts needs --keep-dimension"),
     (
         "extract_pruned_model run out --languages de --vocabulary-size 0",
@@ -143,7 +161,8 @@ def test_wrong_usage_is_code_2(command, message, capsys, tmp_path):
     with pytest.raises(SystemExit) as stop:
         load_script(name).main(words)
     assert stop.value.code == 2
-    assert re.match(rf"[^ ]+: error: {message}", capsys.readouterr().err.splitlines()[-1])
+    (line,) = capsys.readouterr().err.splitlines()
+    assert re.match(rf"[^:]+: error: {message}", line)
     assert not list(tmp_path.iterdir())
 
 
@@ -383,6 +402,9 @@ def recorded(monkeypatch):
     [
         "a.yaml b.yaml seed=1 x.y=2 --sts c.csv d.csv",
         "a.yaml seed=1 --sts c.csv d.csv -- b.yaml x.y=2",
+        "a.yaml --sts c.csv d.csv b.yaml seed=1 x.y=2",
+        "a.yaml --sts c.csv seed=1 --sts d.csv --modes dense b.yaml x.y=2",
+        "--sts c.csv d.csv a.yaml seed=1 b.yaml --split test x.y=2",
     ],
 )
 def test_pipeline_arguments(words, run, recorded):
@@ -394,6 +416,13 @@ def test_pipeline_arguments(words, run, recorded):
     answers.append(sample_record())
     code, out, _ = run("run_pipeline", *words.split())
     assert code == 0 and re.search(r"stsb-en-test, Spearman\s+dense +0\.8200 ", out), out
+
+
+def test_a_file_whose_name_looks_like_an_override_is_a_task(run, recorded, tmp_path):
+    (tmp_path / "lr=1.csv").touch()
+    assert run("run_pipeline", "a.yaml", "--sts", "lr=1.csv", "seed=1")[0] == 0
+    ((paths, overrides, plan),) = recorded[0]
+    assert (paths, overrides, plan.sts) == (["a.yaml"], ["seed=1"], ["lr=1.csv"])
 
 
 def test_pipeline_is_interrupted(run, monkeypatch):
