@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from bge_pruning.config.shipped import CONFIG_HELP, KEYS, split_arguments
-from bge_pruning.utils.guard import CommandLine, run_command
+from bge_pruning.utils.guard import CommandLine, run_command, say
 
 if TYPE_CHECKING:
     from bge_pruning.config.schema import Config
@@ -36,8 +36,10 @@ def main(argv: Sequence[str] | None = None, prog: str = "python -m bge_pruning.t
         config = load_config(paths, overrides)
         if config.dry_run:
             from bge_pruning.training.plan import build_plan, render_plan
+            from bge_pruning.training.stage import check_planned
 
-            sys.stdout.write(render_plan(build_plan(config), config) + "\n")
+            say(render_plan(build_plan(config), config))
+            check_planned(config)
         else:
             train(config)
 

@@ -14,6 +14,7 @@ from bge_pruning.config.checks import share_of_run
 from bge_pruning.config.names import L0
 from bge_pruning.config.schema import Config, ConfigError, DataConfig, SourceConfig
 from bge_pruning.datasets.mixed_dataloader import BatchSize
+from bge_pruning.model_io.hub import fetch_model_folder, is_hub_name
 from bge_pruning.model_io.pretrained import read_shape
 from bge_pruning.models.encoder_shape import (
     YAML_NAMES,
@@ -67,10 +68,9 @@ def build_plan(config: Config, folder: Path | None = None) -> Plan:
 
     Raises:
         ConfigError: If sizes are missing, disagree with the base model, or the target cannot be
-            exported.
+            exported; see also :func:`find_base_folder`.
     """
-    if folder is None and Path(config.model.base_model).is_dir():
-        folder = Path(config.model.base_model)
+    folder = folder or find_base_folder(config)
     if folder is None:
         source = _shape_from_config(config)
         assumptions = f"{BGE_M3_POSITIONS} positions, pooler and all heads, as BGE-M3 has them"
@@ -90,6 +90,27 @@ def build_plan(config: Config, folder: Path | None = None) -> Plan:
         return _resolve_target(config, source, assumptions)
     except ValueError as error:
         raise ConfigError(f"model.l0_module: {error}") from None
+
+
+def find_base_folder(config: Config) -> Path | None:
+    """Folder of the base model; ``None`` of a hub model, which is not fetched for this.
+
+    Raises:
+        ConfigError: If a recovery has no extracted model to start from.
+        FileNotFoundError: If it is neither a folder nor a hub name.
+    """
+    name = config.model.base_model
+    if Path(name).is_dir():
+        return Path(name)
+    if config.stage == "recover":
+        run = config.run_folder.removesuffix("-recovery")
+        step = f"scripts/extract_pruned_model.py {run} {name}"
+        if config.method != L0:
+            step = "scripts/run_pipeline.py with the same arguments and --only cut"
+        raise ConfigError(
+            f"stage=recover starts from {name}, which is not there yet. To fix, run {step}."
+        )
+    return None if is_hub_name(name) else fetch_model_folder(name)
 
 
 def _shape_from_config(config: Config) -> EncoderShape:

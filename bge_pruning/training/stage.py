@@ -15,12 +15,13 @@ from composer.utils import dist, reproducibility
 
 from bge_pruning.algorithms.stop_on_signal import StopOnSignal
 from bge_pruning.config.checks import check_schedule
-from bge_pruning.config.command_checks import check_checkpoint_kind, check_training
+from bge_pruning.config.command_checks import check_baseline, check_checkpoint_kind, check_training
 from bge_pruning.config.load import to_yaml
+from bge_pruning.config.names import L0
 from bge_pruning.config.schema import Config
 from bge_pruning.evaluation.tasks import Task
 from bge_pruning.model_io.checkpoint import RunMetadata
-from bge_pruning.model_io.hub import fetch_model_folder
+from bge_pruning.model_io.hub import fetch_model_folder, is_hub_name
 from bge_pruning.model_io.pretrained import BaseModel
 from bge_pruning.model_io.run_checkpoints import find_whole_checkpoint, list_checkpoints
 from bge_pruning.model_io.teacher_folder import Teacher
@@ -28,10 +29,11 @@ from bge_pruning.models.composer_bge_m3 import ComposerBGEM3
 from bge_pruning.training import builders, data_builders
 from bge_pruning.training.calibration import order_gates, refit
 from bge_pruning.training.held_out import check_held_out
-from bge_pruning.training.plan import Plan, build_plan, render_memory, render_run
+from bge_pruning.training.plan import Plan, build_plan, find_base_folder, render_memory, render_run
 from bge_pruning.training.rank_watch import RankWatch, rank_zero_first
 from bge_pruning.training.run_record import record_start
 from bge_pruning.training.run_report import report_training
+from bge_pruning.training.sources import check_sources
 from bge_pruning.utils.environment import torch_device
 from bge_pruning.utils.files import refuse_unwritable_folders
 from bge_pruning.utils.guard import warn_only
@@ -189,14 +191,38 @@ def check_run(config: Config) -> Plan:
     check_training(config, torch_device(config.device))
     if config.model.l0_module is not None and config.model.d_model is not None:
         build_plan(config)  # refuses a bad target before anything is fetched
+    check_start(config)
+    folder = fetch_model_folder(config.model.base_model, config.model.revision)
+    return build_plan(config, folder)
+
+
+def check_planned(config: Config) -> None:
+    """Refuse, after a dry run, what :func:`check_run` would refuse without a network."""
+    if config.method != L0 and config.model.l0_module is not None:
+        check_baseline(config)
+    else:
+        check_training(config, torch_device(config.device))
+    check_start(config)
+
+
+def check_start(config: Config) -> None:
+    """Refuse what would stop a run after its models are fetched: folders, models and data.
+
+    Raises:
+        ConfigError: If a recovery has no model to start from.
+        OSError: If a folder is in use or cannot be written, or a model or a file is missing.
+        ValueError: If the first row of a source is invalid.
+    """
     check_run_folder(config)
+    find_base_folder(config)
+    if (teacher := config.teacher.base_model) is not None and not is_hub_name(teacher):
+        fetch_model_folder(teacher)
+    check_sources(config)
     loggers, processed = config.loggers, config.data.processed_folder
     folders = {"run_folder": config.run_folder, "data.processed_folder": processed}
     if loggers.wandb is not None or loggers.tensorboard or loggers.file:
         folders["loggers.folder"] = loggers.folder
     refuse_unwritable_folders(folders)
-    folder = fetch_model_folder(config.model.base_model, config.model.revision)
-    return build_plan(config, folder)
 
 
 def check_run_folder(config: Config) -> None:

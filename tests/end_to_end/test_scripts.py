@@ -186,6 +186,87 @@ def test_a_training_leaves_a_checkpoint_and_a_plan_nothing(run, tiny_yaml, tmp_p
     assert (tmp_path / "runs" / "tiny" / "latest-rank0.pt").is_file()
 
 
+SIZES = "{d_model: 1024, n_heads: 16, n_layers: 24, intermediate_size: 4096, vocab_size: 250002}"
+SOURCE = "data.%s=[{name: x, kind: %s, path: '%s'}]"
+
+
+@pytest.mark.parametrize(
+    ("overrides", "code", "message"),
+    [
+        (SOURCE % ("train", "sts", "no.csv"), 1, r"no\.csv: no such file\. To fix, check the path"),
+        (SOURCE % ("train", "sts", "b*.csv"), 1, r"b\*\.csv: fits no file\. To fix, check the pat"),
+        (SOURCE % ("eval", "sts", "wrong.csv"), 1, r"wrong\.csv:1: names none of sentence1, "),
+        (SOURCE % ("eval", "beir", "."), 1, r"corpus\.jsonl: no such file"),
+        (
+            SOURCE % ("train", "sentences", "empty.txt"),
+            1,
+            "x: holds no rows. To fix, choose another",
+        ),
+        (
+            SOURCE % ("train", "sts", "."),
+            1,
+            r"\.: is a folder, expected a file\. To fix, name",
+        ),
+        ("teacher.base_model=/no/where", 1, "base_model '/no/where' is neither a folder nor a hub"),
+        ("run_folder=used", 1, "used is in use and is kept. To fix, set another run_name"),
+        ("data.processed_folder=wrong.csv", 2, "data.processed_folder wrong.csv is a file"),
+        ("loss={sts_regression: 1.0, contrastive: 1.0}", 2, "loss.contrastive needs data.train of"),
+        (
+            "method=random model.l0_module.target_density=0.8",
+            2,
+            "method 'random' needs a target sh",
+        ),
+    ],
+)
+def test_a_dry_run_refuses_what_cannot_run_after_its_plan(
+    overrides, code, message, run, tiny_yaml, tmp_path
+):
+    (tmp_path / "wrong.csv").write_text("Satz1,Satz2,Wertung\n")
+    (tmp_path / "empty.csv").touch()
+    (tmp_path / "used").mkdir()
+    (tmp_path / "used" / "file").touch()
+    words = [overrides] if "{" in overrides else overrides.split()
+    before = set(tmp_path.rglob("*"))
+    got, out, err = run("train_pruning", tiny_yaml, *words, "dry_run=true")
+    assert got == code and out.startswith("base model ") and "memory " in out
+    (line,) = err.splitlines()
+    assert re.match(f"error: {message}", line)
+    assert set(tmp_path.rglob("*")) == before
+
+
+@pytest.mark.parametrize(
+    ("overrides", "code", "message"),
+    [
+        (
+            ["model.base_model=/no/where"],
+            1,
+            "base_model '/no/where' is neither a folder nor a hub n",
+        ),
+        (
+            ["stage=recover"],
+            2,
+            r"stage=recover starts from .*/results/tiny/pruned_model, which is not there yet\. To "
+            r"fix, run scripts/extract_pruned_model\.py .*/runs/tiny .*/pruned_model\.$",
+        ),
+        (
+            ["stage=recover", "method=random"],
+            2,
+            "stage=recover .* run scripts/run_pipeline.*--only cut",
+        ),
+    ],
+)
+@pytest.mark.parametrize("more", [[], ["dry_run=true"]])
+def test_a_model_that_is_not_there_has_no_plan(more, overrides, code, message, run, tiny_yaml):
+    """Its sizes are not those of BGE-M3."""
+    words = [*overrides, f"model={SIZES}", *more]
+    assert_fails(run("train_pruning", tiny_yaml, *words), code, message)
+
+
+def test_a_baseline_has_a_plan(run, tiny_yaml):
+    code, out, err = run("train_pruning", tiny_yaml, "method=random", "dry_run=true")
+    assert (code, err) == (0, "") and "chosen by    random, without gates" in out
+
+
 # extract_pruned_model
 
 
