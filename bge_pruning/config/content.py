@@ -110,10 +110,8 @@ def _is_of(kind: type, content: Any) -> bool:
         return True
     try:
         kind(content)
-    except ValueError:
+    except (ValueError, OverflowError):
         return False
-    except OverflowError:  # which is said where values are checked
-        return True
     return not isinstance(content, bool) and not (kind is int and isinstance(content, float))
 
 

@@ -247,8 +247,6 @@ def _merge(base: DictConfig, extra: DictConfig, origin: Origin) -> DictConfig:
     check_content(OmegaConf.to_container(extra, resolve=False), Config, (), origin)
     try:
         return OmegaConf.merge(base, extra)
-    except OverflowError as error:  # a whole number of hundreds of digits where a share is expected
-        raise ConfigError(f"{origin.name}: {error}. To fix, write a smaller number.") from None
     except OmegaConfBaseException as error:
         key = error.full_key or ""
         raise ConfigError(

@@ -13,7 +13,13 @@ from pathlib import Path
 from typing import Any
 
 from bge_pruning.datasets.rows import BadRows
-from bge_pruning.datasets.text_files import expand_paths, hash_file, parse_row, read_lines
+from bge_pruning.datasets.text_files import (
+    check_file,
+    expand_paths,
+    hash_file,
+    parse_row,
+    read_lines,
+)
 
 log = logging.getLogger(__name__)
 
@@ -92,7 +98,7 @@ def read_table(
         ".tsv": partial(_text_rows, _tsv_cells),
         ".jsonl": _json_rows,
     }
-    if suffix not in readers:
+    if suffix not in readers and check_file(path):
         raise ValueError(
             f"{path}: file type '{suffix}' is not one of {', '.join(sorted(readers))}. To fix, "
             f"convert it; texts without labels, one a line, may be in a .txt file."

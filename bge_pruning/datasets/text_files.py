@@ -26,7 +26,7 @@ def expand_paths(pattern: str) -> list[Path]:
         IsADirectoryError: If it is a folder.
     """
     if Path(pattern).exists() or not glob.has_magic(pattern):
-        return [_checked(Path(pattern))]
+        return [check_file(Path(pattern))]
     paths = sorted(filter(Path.is_file, map(Path, glob.glob(pattern, recursive=True))))
     if not paths:
         raise FileNotFoundError(
@@ -37,7 +37,7 @@ def expand_paths(pattern: str) -> list[Path]:
 
 def hash_file(path: Path) -> str:
     """SHA-256 of a file's content. A file that has not changed since is not read again."""
-    found = _checked(path).stat()
+    found = check_file(path).stat()
     return _hash(path, found.st_mtime_ns, found.st_size, found.st_ino)
 
 
@@ -50,7 +50,13 @@ def _hash(path: Path, *changes: int) -> str:
     return digest.hexdigest()
 
 
-def _checked(path: Path) -> Path:
+def check_file(path: Path) -> Path:
+    """Return the path of a file.
+
+    Raises:
+        FileNotFoundError: If there is none.
+        IsADirectoryError: If it is a folder; the message names the pattern of its files.
+    """
     if path.is_dir():
         kinds = [file.suffix for file in sorted(path.iterdir()) if file.suffix in SUFFIXES]
         pattern = path / f"*{max(kinds or SUFFIXES, key=kinds.count)}"
@@ -80,7 +86,7 @@ def read_lines(
         ValueError: If a line is not UTF-8, or the archive is damaged.
     """
     bad = bad or BadRows()
-    _checked(path)
+    check_file(path)
     line = 0
     with gzip.open(path, "rb") if path.suffix == ".gz" else path.open("rb") as file:
         try:

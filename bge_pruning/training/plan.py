@@ -68,9 +68,10 @@ def build_plan(config: Config, folder: Path | None = None) -> Plan:
 
     Raises:
         ConfigError: If sizes are missing, disagree with the base model, or the target cannot be
-            exported; see also :func:`find_base_folder`.
+            exported.
     """
-    folder = folder or find_base_folder(config)
+    if folder is None and Path(config.model.base_model).is_dir():
+        folder = Path(config.model.base_model)
     if folder is None:
         source = _shape_from_config(config)
         assumptions = f"{BGE_M3_POSITIONS} positions, pooler and all heads, as BGE-M3 has them"

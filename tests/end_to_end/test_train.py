@@ -381,6 +381,14 @@ def test_nothing_is_made_when_the_target_is_wrong(tiny_yaml, tmp_path, capfd):
     assert not (tmp_path / "processed").exists()
 
 
+def test_a_warm_up_of_another_unit_is_compared_once_there_are_data(tiny_yaml, tmp_path):
+    overrides = ["max_duration=1ep", "scheduler.t_warmup=99ba"]
+    message = "scheduler.t_warmup 99ba is not over when the run ends, after max_duration 1ep"
+    with pytest.raises(ConfigError, match=message):
+        train(load_config([tiny_yaml], overrides))
+    assert not (tmp_path / "runs").exists()
+
+
 @pytest.mark.parametrize("key", ["run_folder", "data.processed_folder", "loggers.folder"])
 def test_a_folder_that_cannot_be_written_is_refused_at_the_start(key, tiny_yaml, tmp_path):
     """A file stands in the way, which the superuser of a container cannot pass either."""

@@ -242,12 +242,7 @@ ROW = '{"query": "a", "pos": ["b"], "neg": []'
     [
         ("sts", "a.csv", " \n\n", "x: holds no rows. To fix, choose another file"),
         ("sts", "a.csv", "sentence1,sentence1,sentence2,score\na,b,c,1\n", "names sentence1 twice"),
-        (
-            "sts",
-            "a.csv",
-            f'{PAIRS}"a cat,the dog,1\n{PAIRS}',
-            "ends inside of a quoted cell.*left open",
-        ),
+        ("sts", "a.csv", f'{PAIRS}"a cat,the dog,1\n{PAIRS}', "inside of a quoted cell.*left open"),
         ("sts", "a.jsonl", PAIR + "true}", "score 'True'"),
         ("sts", "a.jsonl", PAIR + "9" * 400 + "}", f"score '{'9' * 40}' is not a number"),
         ("sts", "a.jsonl", "9" * 5000, r"a.jsonl:1: is not JSON \(Exceeds the limit"),
@@ -258,7 +253,7 @@ ROW = '{"query": "a", "pos": ["b"], "neg": []'
             "sentences",
             "a.csv",
             "id,lang,body\n1,en,a cat\n",
-            "names none of sentence1.*add columns: {text: ...}",
+            "names none of s.* columns: {text: ...}",
         ),
     ],
 )
