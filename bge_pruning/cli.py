@@ -79,7 +79,7 @@ def _answer(word: str) -> int:
             *("", "commands:", *lines, "", f"{PROGRAM} COMMAND --help tells more."),
         ]
     )
-    parser = CommandLine(PROGRAM, description, "prune minilm/quickstart dry_run=true", {})
+    parser = CommandLine(PROGRAM, description, "prune bge_m3/target_60pct dry_run=true", {})
     parser.usage = f"{PROGRAM} COMMAND ..."
     parser.add_argument("--version", action="version", version=_version())
     parser.parse_known_args([word])

@@ -26,7 +26,7 @@ def main(argv: Sequence[str] | None = None, prog: str = "python -m bge_pruning.t
         "dry_run=true prints the plan and stops; stage=recover trains the extracted model. Every "
         "key is listed in\nbge_pruning/config/schema.py."
     )
-    parser = CommandLine(prog, description, "minilm/quickstart dry_run=true", KEYS)
+    parser = CommandLine(prog, description, "bge_m3/target_60pct dry_run=true", KEYS)
     parser.add_argument("config", nargs="+", help=CONFIG_HELP)
     paths, overrides = split_arguments(parser.read(argv).config)
 

@@ -14,6 +14,7 @@ from bge_pruning.config.checks import share_of_run
 from bge_pruning.config.names import L0
 from bge_pruning.config.schema import Config, ConfigError, DataConfig, SourceConfig
 from bge_pruning.datasets.mixed_dataloader import BatchSize
+from bge_pruning.model_io import minilm
 from bge_pruning.model_io.hub import fetch_model_folder, is_hub_name
 from bge_pruning.model_io.pretrained import read_shape
 from bge_pruning.models.encoder_shape import (
@@ -74,7 +75,10 @@ def build_plan(config: Config, folder: Path | None = None) -> Plan:
         folder = Path(config.model.base_model)
     if folder is None:
         source = _shape_from_config(config)
-        assumptions = f"{BGE_M3_POSITIONS} positions, pooler and all heads, as BGE-M3 has them"
+        assumptions = (
+            f"{BGE_M3_POSITIONS} positions, pooler and all heads, as BGE-M3 has them; "
+            f"{config.model.base_model} is no folder here"
+        )
     else:
         source, assumptions = read_shape(folder, None), ""
         if config.model.init_missing_heads:
@@ -98,7 +102,7 @@ def find_base_folder(config: Config) -> Path | None:
 
     Raises:
         ConfigError: If a recovery has no extracted model to start from.
-        FileNotFoundError: If it is neither a folder nor a hub name.
+        FileNotFoundError: If it is neither a folder nor a hub name, or is not prepared yet.
     """
     name = config.model.base_model
     if Path(name).is_dir():
@@ -111,6 +115,8 @@ def find_base_folder(config: Config) -> Path | None:
         raise ConfigError(
             f"stage=recover starts from {name}, which is not there yet. To fix, run {step}."
         )
+    if Path(name) == minilm.DEFAULT_OUTPUT:
+        raise FileNotFoundError(f"{name} is not there yet. To fix, run scripts/prepare_minilm.py.")
     return None if is_hub_name(name) else fetch_model_folder(name)
 
 

@@ -189,8 +189,9 @@ def check_run(config: Config) -> Plan:
         OSError: If the run folder is in use, the model cannot be loaded, or a folder not written.
     """
     check_training(config, torch_device(config.device))
+    folder = find_base_folder(config)
     if config.model.l0_module is not None and config.model.d_model is not None:
-        build_plan(config)  # refuses a bad target before anything is fetched
+        build_plan(config, folder)  # refuses a bad target before anything is fetched
     check_start(config)
     folder = fetch_model_folder(config.model.base_model, config.model.revision)
     return build_plan(config, folder)
@@ -206,15 +207,13 @@ def check_planned(config: Config) -> None:
 
 
 def check_start(config: Config) -> None:
-    """Refuse what would stop a run after its models are fetched: folders, models and data.
+    """Refuse what would stop a run after its models are fetched: folders, teacher and data.
 
     Raises:
-        ConfigError: If a recovery has no model to start from.
-        OSError: If a folder is in use or cannot be written, or a model or a file is missing.
+        OSError: If a folder is in use or cannot be written, or the teacher or a file is missing.
         ValueError: If the first row of a source is invalid.
     """
     check_run_folder(config)
-    find_base_folder(config)
     if (teacher := config.teacher.base_model) is not None and not is_hub_name(teacher):
         fetch_model_folder(teacher)
     check_sources(config)

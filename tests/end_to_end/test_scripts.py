@@ -225,6 +225,11 @@ def test_a_dry_run_refuses_what_cannot_run_after_its_plan(
 @pytest.mark.parametrize(
     ("overrides", "code", "message"),
     [
+        (
+            ["model.base_model=experiments/checkpoints/minilm-xlmr"],
+            1,
+            r".*/minilm-xlmr is not there yet\. To fix, run scripts/prepare_minilm\.py\.$",
+        ),
         (["model.base_model=/no/where"], 1, "base_model '/no/where' is neither a"),
         (
             ["stage=recover"],
