@@ -38,8 +38,9 @@ def main(argv: Sequence[str] | None = None, prog: str = "python -m bge_pruning.t
             from bge_pruning.training.plan import build_plan, find_base_folder, render_plan
             from bge_pruning.training.stage import check_planned
 
-            say(render_plan(build_plan(config, find_base_folder(config)), config))
-            check_planned(config)
+            plan = build_plan(config, find_base_folder(config))
+            say(render_plan(plan, config))
+            check_planned(config, plan)
         else:
             train(config)
 

@@ -126,7 +126,7 @@ def _suggest_key(key: str, known: list[str], in_recovery: bool) -> str:
 
 
 def _key_paths(schema: type) -> list[str]:
-    """The keys of a dataclass, then those of the ones inside it, which lists may not hold."""
+    """The keys of a dataclass, then those of the ones inside it and of items of lists."""
     hints = get_type_hints(schema)
     inside = {k: t for k, hint in hints.items() for t in (hint, *get_args(hint)) if is_dataclass(t)}
     paths = [f"{key}.{path}" for key, part in inside.items() for path in _key_paths(part)]

@@ -49,6 +49,12 @@ class Plan:
     target_length: int = 128  # tokens of the text whose operations are counted
 
     @property
+    def outputs(self) -> list[str]:
+        """Names of what the base model computes."""
+        heads = {"token_weights": self.source.sparse_head, "colbert_vecs": self.source.colbert_dim}
+        return ["dense_vecs", *(name for name, there in heads.items() if there)]
+
+    @property
     def has_budget(self) -> bool:
         """Whether the gates choose the shape."""
         return self.target_parameters is not None or self.target_speedup is not None

@@ -18,7 +18,8 @@ from bge_pruning.config.checks import check_schedule
 from bge_pruning.config.command_checks import check_baseline, check_checkpoint_kind, check_training
 from bge_pruning.config.load import to_yaml
 from bge_pruning.config.names import L0
-from bge_pruning.config.schema import Config
+from bge_pruning.config.schema import Config, ConfigError
+from bge_pruning.evaluation.search import check_modes
 from bge_pruning.evaluation.tasks import Task
 from bge_pruning.model_io.checkpoint import RunMetadata
 from bge_pruning.model_io.hub import fetch_model_folder, is_hub_name
@@ -193,17 +194,31 @@ def check_run(config: Config) -> Plan:
     if config.model.l0_module is not None and config.model.d_model is not None:
         build_plan(config, folder)  # refuses a bad target before anything is fetched
     check_start(config)
-    folder = fetch_model_folder(config.model.base_model, config.model.revision)
-    return build_plan(config, folder)
+    plan = build_plan(config, fetch_model_folder(config.model.base_model, config.model.revision))
+    check_outputs(config, plan)
+    return plan
 
 
-def check_planned(config: Config) -> None:
+def check_planned(config: Config, plan: Plan) -> None:
     """Refuse, after a dry run, what :func:`check_run` would refuse without a network."""
     if config.method != L0 and config.model.l0_module is not None:
         check_baseline(config)
     else:
         check_training(config, torch_device(config.device))
     check_start(config)
+    check_outputs(config, plan)
+
+
+def check_outputs(config: Config, plan: Plan) -> None:
+    """Refuse losses and evaluations of outputs that the model has no head for."""
+    key = "loss"
+    try:
+        data_builders.build_loss_weights(config).check_heads(plan.outputs)
+        if any(source.is_collection for source in config.data.eval):
+            key = "evaluation.modes"
+            check_modes(config.evaluation.modes, plan.outputs, config.model.base_model)
+    except ValueError as error:
+        raise ConfigError(f"{key}: {error}") from None
 
 
 def check_start(config: Config) -> None:
