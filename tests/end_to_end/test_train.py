@@ -119,7 +119,8 @@ def test_interrupted_and_resumed_equals_uninterrupted(
 @pytest.fixture(scope="module")
 def test_longer_run_goes_on_from_a_finished_one(tmp_path, train_tiny, assert_same_run):
     """Eight steps at once; four, and four more."""
-    fixed = ("scheduler.name=constant", "model.l0_module.lagrangian_warmup_steps=6ba")
+    l0 = "model.l0_module."  # nothing of it follows the length that a part is told
+    fixed = ("scheduler.name=constant", f"{l0}lagrangian_warmup_steps=2ba", f"{l0}binarization=0")
     whole = train_tiny(tmp_path / "whole", *fixed, "max_duration=8ba")
     train_tiny(tmp_path / "parts", *fixed, "max_duration=4ba")
     parts = train_tiny(tmp_path / "parts", *fixed, "max_duration=8ba", "autoresume=true")
