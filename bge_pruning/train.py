@@ -35,8 +35,8 @@ def main(argv: Sequence[str] | None = None, prog: str = "python -m bge_pruning.t
 
         config = load_config(paths, overrides)
         if config.dry_run:
-            from bge_pruning.training.plan import build_plan, find_base_folder, render_plan
-            from bge_pruning.training.stage import check_planned
+            from bge_pruning.training.plan import build_plan, render_plan
+            from bge_pruning.training.stage import check_planned, find_base_folder
 
             plan = build_plan(config, find_base_folder(config))
             say(render_plan(plan, config))

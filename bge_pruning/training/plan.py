@@ -14,8 +14,6 @@ from bge_pruning.config.checks import share_of_run
 from bge_pruning.config.names import L0
 from bge_pruning.config.schema import Config, ConfigError, DataConfig, SourceConfig
 from bge_pruning.datasets.mixed_dataloader import BatchSize
-from bge_pruning.model_io import minilm
-from bge_pruning.model_io.hub import fetch_model_folder, is_hub_name
 from bge_pruning.model_io.pretrained import read_shape
 from bge_pruning.models.encoder_shape import (
     YAML_NAMES,
@@ -101,29 +99,6 @@ def build_plan(config: Config, folder: Path | None = None) -> Plan:
         return _resolve_target(config, source, assumptions)
     except ValueError as error:
         raise ConfigError(f"model.l0_module: {error}") from None
-
-
-def find_base_folder(config: Config) -> Path | None:
-    """Folder of the base model; ``None`` of a hub model, which is not fetched for this.
-
-    Raises:
-        ConfigError: If a recovery has no extracted model to start from.
-        FileNotFoundError: If it is neither a folder nor a hub name, or is not prepared yet.
-    """
-    name = config.model.base_model
-    if Path(name).is_dir():
-        return Path(name)
-    if config.stage == "recover":
-        run = config.run_folder.removesuffix("-recovery")
-        step = f"scripts/extract_pruned_model.py {run} {name}"
-        if config.method != L0:
-            step = "scripts/run_pipeline.py with the same arguments and --only cut"
-        raise ConfigError(
-            f"stage=recover starts from {name}, which is not there yet. To fix, run {step}."
-        )
-    if Path(name) == minilm.DEFAULT_OUTPUT:
-        raise FileNotFoundError(f"{name} is not there yet. To fix, run scripts/prepare_minilm.py.")
-    return None if is_hub_name(name) else fetch_model_folder(name)
 
 
 def _shape_from_config(config: Config) -> EncoderShape:

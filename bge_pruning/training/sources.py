@@ -93,7 +93,7 @@ def check_sources(config: Config) -> None:
     """
     for source in [*config.data.train, *config.data.eval]:
         if source.kind == "beir":
-            for path in collection_files(Path(source.path), source.split):
+            for path in mteb.collection_files(source.path, source.split):
                 table_paths(str(path))
         elif source.kind != "mteb" and not source.path.startswith(HUB):
             read = _table_reader(source, _tables(source))

@@ -21,6 +21,7 @@ from bge_pruning.config.names import L0
 from bge_pruning.config.schema import Config, ConfigError
 from bge_pruning.evaluation.search import check_modes
 from bge_pruning.evaluation.tasks import Task
+from bge_pruning.model_io import minilm
 from bge_pruning.model_io.checkpoint import RunMetadata
 from bge_pruning.model_io.hub import fetch_model_folder, is_hub_name
 from bge_pruning.model_io.pretrained import BaseModel
@@ -30,7 +31,7 @@ from bge_pruning.models.composer_bge_m3 import ComposerBGEM3
 from bge_pruning.training import builders, data_builders
 from bge_pruning.training.calibration import order_gates, refit
 from bge_pruning.training.held_out import check_held_out
-from bge_pruning.training.plan import Plan, build_plan, find_base_folder, render_memory, render_run
+from bge_pruning.training.plan import Plan, build_plan, render_memory, render_run
 from bge_pruning.training.rank_watch import RankWatch, rank_zero_first
 from bge_pruning.training.run_record import record_start
 from bge_pruning.training.run_report import report_training
@@ -197,6 +198,29 @@ def check_run(config: Config) -> Plan:
     plan = build_plan(config, fetch_model_folder(config.model.base_model, config.model.revision))
     check_outputs(config, plan)
     return plan
+
+
+def find_base_folder(config: Config) -> Path | None:
+    """Folder of the base model; ``None`` of a hub model, which is not fetched for this.
+
+    Raises:
+        ConfigError: If a recovery has no extracted model to start from.
+        FileNotFoundError: If it is neither a folder nor a hub name, or is not prepared yet.
+    """
+    name = config.model.base_model
+    if Path(name).is_dir():
+        return Path(name)
+    if config.stage == "recover":
+        run = config.run_folder.removesuffix("-recovery")
+        step = f"scripts/extract_pruned_model.py {run} {name}"
+        if config.method != L0:
+            step = "scripts/run_pipeline.py with the same arguments and --only cut"
+        raise ConfigError(
+            f"stage=recover starts from {name}, which is not there yet. To fix, run {step}."
+        )
+    if Path(name) == minilm.DEFAULT_OUTPUT:
+        raise FileNotFoundError(f"{name} is not there yet. To fix, run scripts/prepare_minilm.py.")
+    return None if is_hub_name(name) else fetch_model_folder(name)
 
 
 def check_planned(config: Config, plan: Plan) -> None:
