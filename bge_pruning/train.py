@@ -15,6 +15,8 @@ from typing import TYPE_CHECKING
 from bge_pruning.config.shipped import CONFIG_HELP, KEYS, split_arguments
 from bge_pruning.utils.guard import CommandLine, run_command, say
 
+PROGRAM = "bge-pruning"  # as a subcommand of it, not as a script
+
 if TYPE_CHECKING:
     from bge_pruning.config.schema import Config
 
@@ -29,6 +31,8 @@ def main(argv: Sequence[str] | None = None, prog: str = "python -m bge_pruning.t
     parser = CommandLine(prog, description, "bge_m3/target_60pct dry_run=true", KEYS)
     parser.add_argument("config", nargs="+", help=CONFIG_HELP)
     paths, overrides = split_arguments(parser.read(argv).config)
+    installed = prog.startswith(f"{PROGRAM} ")
+    extract = f"{PROGRAM} extract" if installed else "python scripts/extract_pruned_model.py"
 
     def command() -> None:
         from bge_pruning.config.load import load_config
@@ -42,13 +46,16 @@ def main(argv: Sequence[str] | None = None, prog: str = "python -m bge_pruning.t
             say(render_plan(plan, config))
             check_planned(config, plan)
         else:
-            train(config)
+            train(config, extract)
 
-    return run_command(command)
+    return run_command(command, slow=True)
 
 
-def train(config: Config) -> Path:
+def train(config: Config, extract: str | None = None) -> Path:
     """Run a training stage.
+
+    Args:
+        extract: How the extraction is called, if the log is to end with it as the next step.
 
     Returns:
         The run folder, with checkpoints, ``config.yaml``, ``run.json``, ``metrics.jsonl``,
@@ -68,7 +75,7 @@ def train(config: Config) -> Path:
 
     dist.initialize_dist(get_device(config.device), config.dist_timeout)
     with RunLog(dist.get_global_rank()) as run_log, RankWatch(StoppedError) as watch:
-        run_stage(config, watch, run_log)
+        run_stage(config, watch, run_log, extract)
     return Path(config.run_folder)
 
 

@@ -12,7 +12,7 @@ network. Results go to the JSON file and to a Markdown table beside it.
 The model card of an extracted model is written again, with the scores of an evaluation, and the
 model is pushed to the hub:
 
-    python scripts/evaluate_model.py my_small_model --card --evaluation results.json \
+    python scripts/evaluate_model.py my_small_model --card --evaluation evaluation.json \
         --push-to-hub me/my-small-model --private
 
 The files are copied into the folder. With tasks, --card evaluates first.

@@ -5,7 +5,7 @@
         --sts data/sts/stsb-en-test.csv
 
 The models lie in RESULTS-family/75pct/model and so on, with a comparison beside them. A call that
-was interrupted goes on where it stopped if it is made again with autoresume=true overwrite=false.
+was interrupted goes on where it stopped if it is made again with autoresume=true.
 """
 
 from bge_pruning.workflows.training_commands import family as main

@@ -18,6 +18,8 @@ from bge_pruning.utils.clock import count_batches, elapsed_share, is_due
 from bge_pruning.utils.run_log import FILE_ONLY
 
 SHORT_NAMES = {"intermediate": "units", "head": "heads", "layer": "layers"}
+# Parts of the loss that are about the size, not about the task.
+CONSTRAINT = ("lagrangian", "binarization")
 # Budgets: their constraint is the only one and needs no name.
 WHOLE = ("encoder", "operations")
 
@@ -64,10 +66,19 @@ def _collect(metrics: Mapping[str, float], prefix: str) -> dict[str, float]:
 
 
 def _losses(metrics: Mapping[str, float]) -> str:
+    """The loss of the task and, where there are gates, what holds them to their target."""
     losses = _collect(metrics, "loss/train/")
     total = losses.pop("total")
+    constraint = {name: losses.pop(name) for name in CONSTRAINT if name in losses}
+    held = sum(constraint.values())
+    line = f"loss {total - held:.4f}" + _in_brackets(losses)
+    return line + (f"  constraint {held:.3f}{_in_brackets(constraint)}" if constraint else "")
+
+
+def _in_brackets(losses: Mapping[str, float]) -> str:
+    """The parts of a loss, if it has more than one."""
     shown = [f"{n.removeprefix('distillation_')} {value:.3f}" for n, value in losses.items()]
-    return f"loss {total:.4f}" + (f" ({', '.join(shown)})" if shown else "")
+    return f" ({', '.join(shown)})" if len(shown) > 1 else ""
 
 
 def _sparsity(metrics: Mapping[str, float], final_targets: Mapping[str, float]) -> str:

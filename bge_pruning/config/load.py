@@ -21,7 +21,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from bge_pruning.config.checks import check, check_schedule
 from bge_pruning.config.content import Origin, check_content
-from bge_pruning.config.names import L0, SIZES, TARGETS
+from bge_pruning.config.names import L0, SIZE_ALIASES, SIZES, TARGETS
 from bge_pruning.config.schema import Config, ConfigError
 from bge_pruning.config.shipped import find_config
 
@@ -208,7 +208,7 @@ def _parse_yaml(text: str, path: str) -> Any:
     """The content of a file; errors name the line."""
     try:
         check_yaml(text)
-        return OmegaConf.load(StringIO(text))
+        return _with_our_names(OmegaConf.load(StringIO(text)), path)
     except (YamlTextError, yaml.YAMLError) as caught:
         error = describe_yaml_error(caught) if isinstance(caught, yaml.YAMLError) else caught
         where = path if error.line is None else f"{path}:{error.line}"
@@ -229,13 +229,33 @@ def _parse_override(text: str) -> DictConfig:
         raise ConfigError(f"override '{text}' is not 'key=value'. To fix, write e.g. seed=1.")
     try:
         check_yaml(value)
-        return OmegaConf.from_dotlist([text])
+        return _with_our_names(OmegaConf.from_dotlist([text]), f"override '{text}'")
     except (yaml.YAMLError, YamlTextError, OmegaConfBaseException, ValueError) as error:
         reason = describe_yaml_error(error) if isinstance(error, yaml.YAMLError) else error
         raise ConfigError(
             f"override '{text}' cannot be read ({_first_line(reason)}). To fix, write key=value, "
             f"as in seed=1 or data.train=[]."
         ) from None
+
+
+def _with_our_names(content: Any, where: str) -> Any:
+    """Give sizes that have Hugging Face's names ours, wherever they stand."""
+
+    def renamed(part: Any) -> Any:
+        if isinstance(part, list):
+            return [renamed(item) for item in part]
+        if not isinstance(part, dict):
+            return part
+        for theirs, ours in SIZE_ALIASES.items():
+            if theirs in part and ours in part:
+                raise ConfigError(
+                    f"{where}: {theirs} and {ours} are the same size. To fix, remove one of them."
+                )
+        return {SIZE_ALIASES.get(key, key): renamed(value) for key, value in part.items()}
+
+    if not isinstance(content, DictConfig):
+        return content
+    return OmegaConf.create(renamed(OmegaConf.to_container(content, resolve=False)))
 
 
 def _first_line(error: Exception) -> str:

@@ -10,6 +10,10 @@ L0 = "l0"
 METHODS = (L0, "layers", "magnitude", "activation", "reconstruction", "random")
 PRUNABLE = ("head", "intermediate", "layer", "hidden")
 SIZES = ("d_model", "n_heads", "n_layers", "intermediate_size", "vocab_size")
+# What Hugging Face calls them; both may be written.
+SIZE_ALIASES = dict(
+    zip(("hidden_size", "num_attention_heads", "num_hidden_layers"), SIZES, strict=False)
+)
 TARGETS = ("target_model", "target_parameters", "target_density", "target_speedup")
 
 # Kinds of data: a row is a pair with a score, one text, or a query with passages.

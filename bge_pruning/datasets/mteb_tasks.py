@@ -12,6 +12,8 @@ from typing import Any
 import numpy as np
 import torch
 
+from bge_pruning.utils.run_log import log_hub
+
 log = logging.getLogger(__name__)
 
 # How many names a message lists.
@@ -195,6 +197,7 @@ def _explain_failures(task: Any, split: str, subset: str) -> Iterator[None]:
     """Around mteb's loading of a task, which raises whatever hub, builders and tasks raise."""
     import datasets
 
+    log_hub(f"mteb task {task.metadata.name}")
     failures = (OSError, ValueError, LookupError, RuntimeError, datasets.exceptions.DatasetsError)
     try:
         yield

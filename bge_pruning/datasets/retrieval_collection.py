@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,6 +10,8 @@ from typing import Any
 
 from bge_pruning.datasets import mteb_dataloader
 from bge_pruning.datasets.rows import BadRows
+
+log = logging.getLogger(__name__)
 
 # trec_eval, which mteb calls, takes memory and minutes in proportion to the largest score.
 LARGEST = 1_000_000
@@ -54,6 +57,24 @@ def read_collection(folder: str | Path, split: str = "test") -> RetrievalCollect
     return RetrievalCollection(
         list(corpus.values()), [queries[name] for name in there], relevant, own
     )
+
+
+def choose_split(folder: Path) -> str:
+    """The split of a collection that is evaluated where none is named: test, or the only one.
+
+    Raises:
+        ValueError: If there are several, and none is called test; the message names them.
+    """
+    paths = [path for end in ("tsv", "tsv.gz") for path in folder.glob(f"qrels/*.{end}")]
+    splits = sorted({path.name.split(".tsv")[0] for path in paths})
+    if "test" in splits or not splits:  # without any, the reader says which file is missing
+        return "test"
+    if len(splits) > 1:
+        raise ValueError(
+            f"{folder} has no split test, but {', '.join(splits)}. To fix, choose one with --split."
+        )
+    log.info("%s is evaluated on its only split, %s", folder, splits[0])
+    return splits[0]
 
 
 def check_mteb_data(place: str, data: Mapping[str, Any], own: bool) -> None:

@@ -20,6 +20,7 @@ from bge_pruning.datasets.text_files import (
     parse_row,
     read_lines,
 )
+from bge_pruning.utils.run_log import log_hub
 
 log = logging.getLogger(__name__)
 
@@ -297,6 +298,7 @@ def _load_dataset(table: Table) -> Any:
     name = table.path.removeprefix(HUB)
     if not name:
         raise ValueError(f"{table.path} names no dataset. To fix, write hf://owner/name.")
+    log_hub(table.path)
     # load_dataset also raises what the hub's client, its builders and its file systems raise.
     failures = (OSError, ValueError, RuntimeError, datasets.exceptions.DatasetsError)
     try:

@@ -21,6 +21,7 @@ from bge_pruning.datasets.mixed_dataloader import BATCH_TOKENS, batch_indices
 from bge_pruning.evaluation.evaluate import weight_bytes
 from bge_pruning.evaluation.onnx_encoder import OnnxEncoder
 from bge_pruning.evaluation.text_encoder import TextEncoder
+from bge_pruning.model_io.model_files import find_prompt
 from bge_pruning.model_io.pretrained import read_shape
 from bge_pruning.models.encoder_shape import EncoderShape, forward_flops
 from bge_pruning.utils.model_analysis import free_bytes, measure_peak_bytes, take_turns, timed
@@ -219,7 +220,8 @@ def _job(encoder: Encoder, setting: Setting, texts: Sequence[str]) -> Job:
 
 def _real_job(encoder: Encoder, batch_size: int, texts: Sequence[str]) -> Job:
     count = min(len(texts), max(REAL_BATCHES * batch_size, REAL_TEXTS))
-    chosen = [texts[index * len(texts) // count] for index in range(count)]
+    prompt = find_prompt(encoder.prompts, "text")
+    chosen = [prompt + texts[index * len(texts) // count] for index in range(count)]
     encoder.batch_size = batch_size
     lengths = encoder.tokenize(chosen).lengths
     batches = [

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -55,7 +55,10 @@ class SentenceTransformerEncoder:
         self.batch_size = batch_size
         own = model.max_seq_length or LONGEST
         self.max_length = model.max_seq_length = min(max_length or own, own)
-        self.prompts = dict(model.prompts or {})
+        self.prompts: Mapping[str, Any] = {
+            "prompts": model.prompts,
+            "default_prompt_name": model.default_prompt_name,
+        }
         self.special_ids = sorted(model.tokenizer.all_special_ids)
         file = model.tokenizer.backend_tokenizer.to_str().encode()
         self._tokenizer = build_tokenizer(file, self.max_length)
@@ -160,7 +163,11 @@ def _check_folder(folder: Path) -> None:
 
 
 def load_encoder(
-    name: str, device: str = "cpu", max_length: int | None = None, batch_size: int = 32
+    name: str,
+    device: str = "cpu",
+    max_length: int | None = None,
+    batch_size: int = 32,
+    prompts: Mapping[str, str] | None = None,
 ) -> AnyEncoder:
     """Load a model; XLM-R encoders with all their outputs, others through sentence-transformers.
 
@@ -172,12 +179,19 @@ def load_encoder(
         name: Folder, checkpoint file, run folder (its newest checkpoint), ONNX file in a model
             folder, or hub name.
         max_length: Tokens at which texts are cut, at most the model's own limit; ``None`` keeps it.
+        prompts: Written before a ``query`` or a ``passage`` instead of what the model's files say.
 
     Raises:
         ValueError: If the model cannot be loaded, or ``max_length`` leaves no room for text.
         OSError: If the hub cannot deliver it.
     """
     check_model_name(name)
+    encoder = _load(name, device, max_length, batch_size)
+    encoder.prompts = {**encoder.prompts, "given": prompts}
+    return encoder
+
+
+def _load(name: str, device: str, max_length: int | None, batch_size: int) -> AnyEncoder:
     path = Path(name)
     if path.suffix == ".onnx":
         return OnnxEncoder(path, device, max_length, batch_size)
@@ -222,12 +236,14 @@ def _load_sentence_transformer(
 def untrained_encoder(encoder: AnyEncoder, seed: int) -> TextEncoder | SentenceTransformerEncoder:
     """Make the floor of random weights: a model of the same shape that was never trained."""
     if isinstance(encoder, SentenceTransformerEncoder):
-        return encoder.untrained(seed)
-    trained = (
-        load_base_model(str(encoder.folder)) if isinstance(encoder, OnnxEncoder) else encoder.base
-    )
-    base = with_random_weights(trained, seed)
-    return TextEncoder(base, encoder.device, encoder.max_length, encoder.batch_size)
+        floor = encoder.untrained(seed)
+    else:
+        is_file = isinstance(encoder, OnnxEncoder)
+        trained = load_base_model(str(encoder.folder)) if is_file else encoder.base
+        base = with_random_weights(trained, seed)
+        floor = TextEncoder(base, encoder.device, encoder.max_length, encoder.batch_size)
+    floor.prompts = encoder.prompts
+    return floor
 
 
 def count_parameters(encoder: AnyEncoder) -> dict[str, int]:

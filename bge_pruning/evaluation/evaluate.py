@@ -26,8 +26,8 @@ from bge_pruning.evaluation.encoders import (
 from bge_pruning.evaluation.floors import WordEmbeddings
 from bge_pruning.evaluation.onnx_encoder import onnx_files
 from bge_pruning.evaluation.scoring import Score, Scores, score_tasks
-from bge_pruning.evaluation.search import check_modes
-from bge_pruning.evaluation.tasks import SIMILARITY, Task
+from bge_pruning.evaluation.search import check_modes, task_prompt
+from bge_pruning.evaluation.tasks import RETRIEVAL, SIMILARITY, Task
 from bge_pruning.model_io.projection import FOLDER as PROJECTION
 from bge_pruning.reports.report_tables import render_scores
 from bge_pruning.utils.environment import check_device, collect_versions, default_device
@@ -186,6 +186,7 @@ def evaluate(
     batch_size: int = 32,
     max_length: int | None = None,
     device: str | None = None,
+    prompts: Mapping[str, str] | None = None,
     speed: bool = True,
     seed: int = 0,
     progress: bool = False,
@@ -201,6 +202,7 @@ def evaluate(
         also: More models to score, under their names (the pruned model before recovery, for one).
         max_length: Tokens at which texts are cut, for every model; ``None`` keeps each model's own
             limit.
+        prompts: Of every model instead of its own, by role, see :func:`load_encoder`.
         seed: Seed of the random weights and of the intervals.
 
     Returns:
@@ -217,9 +219,11 @@ def evaluate(
     _check_numbers(batch_size, max_length, seed)
     device = device or default_device()
     check_device(device)
-    load = partial(load_encoder, device=device, max_length=max_length, batch_size=batch_size)
+    options = {"device": device, "max_length": max_length, "batch_size": batch_size}
+    load = partial(load_encoder, **options, prompts=prompts)
     others = also or {}
     fetch_models([model, *([baseline] if baseline else []), *others.values()])
+    log.info("loading %s", model)
     judged = load(model)
     check_modes(modes, judged.names(), model)
     reference = load(baseline) if baseline else None
@@ -230,6 +234,7 @@ def evaluate(
     for name, folder in others.items():
         extra[name] = score(name, partial(load, folder))
         gc.collect()
+    log.info("computing intervals and paired tests")
     entries = [describe_task(t, mode, scores, extra, seed) for t in tasks for mode in modes]
     return EvaluationRecord(
         model=model,
@@ -254,8 +259,12 @@ def _score(
     modes: Sequence[str],
     progress: bool,
 ) -> Scores:
-    log.info("evaluating %s on %s", what, ", ".join(task.name for task in tasks))
-    return score_tasks(load(), tasks, modes, progress)
+    encoder = load()
+    scores: Scores = {}
+    for number, task in enumerate(tasks, 1):
+        log.info("evaluating %s on %s (task %d of %d)", what, task.name, number, len(tasks))
+        scores |= score_tasks(encoder, [task], modes, progress)
+    return scores
 
 
 def _score_all(
@@ -282,9 +291,13 @@ def _check_numbers(batch_size: int, max_length: int | None, seed: int) -> None:
 
 
 def _measure_speed(judged: AnyEncoder, reference: AnyEncoder, tasks: Sequence[Task]) -> Speed:
-    """Measure on sentences if there are any, else on queries."""
-    pairs = [task.pairs() for task in tasks if task.kind == SIMILARITY]
-    texts = [text for first, second, _ in pairs for text in (*first, *second)]
-    for task in tasks if not texts else ():
-        texts += task.queries()
-    return measure_cost(judged, reference, list(dict.fromkeys(texts)))
+    """Measure on sentences if there are any, else on queries, with the model's prompts."""
+    log.info("measuring speed and memory, the model and the baseline in turns")
+    kinds = {task.kind for task in tasks}
+    kind, role = (SIMILARITY, "text") if SIMILARITY in kinds else (RETRIEVAL, "query")
+    texts: dict[str, None] = {}
+    for task in (task for task in tasks if task.kind == kind):
+        prompt = task_prompt(judged, role, task.mteb_task.metadata)
+        parts = task.pairs()[:2] if kind == SIMILARITY else [task.queries()]
+        texts |= dict.fromkeys(prompt + text for part in parts for text in part)
+    return measure_cost(judged, reference, list(texts))

@@ -10,6 +10,7 @@ import numpy as np
 from bge_pruning.evaluation.search import top_columns
 from bge_pruning.evaluation.statistics import bootstrap_interval
 from bge_pruning.evaluation.text_encoder import Encoder
+from bge_pruning.model_io.model_files import find_prompt
 from bge_pruning.utils.records import IndexRecord
 
 # Queries whose products with all passages are in memory at once.
@@ -27,7 +28,8 @@ def compare_index(
     """Search an index of the old model with queries of the old and of the new one.
 
     Args:
-        queries: Texts to search with; a query that is itself a passage does not find itself.
+        queries: Texts to search with, each model with its own prompts; a query that is itself a
+            passage does not find itself.
         top_k: Passages of a query that are compared.
 
     Returns:
@@ -45,9 +47,8 @@ def compare_index(
             f"{len(passages)} passages and {len(queries)} queries are too few to compare the best "
             f"{top_k}. To fix, give more texts."
         )
-    index = old.encode(passages, progress=progress).dense_vecs
-    before = old.encode(queries, progress=progress).dense_vecs
-    after = new.encode(queries, progress=progress).dense_vecs
+    index = _embed(old, "passage", passages, progress)
+    before, after = (_embed(model, "query", queries, progress) for model in (old, new))
     if before.shape[1] != after.shape[1]:
         raise ValueError(
             f"the new model's vectors have {after.shape[1]} dimensions and the index has "
@@ -69,6 +70,12 @@ def compare_index(
         "chance": top_k / len(passages),
         "cosine": {"mean": float(cosines.mean()), "p5": float(np.percentile(cosines, 5))},
     }
+
+
+def _embed(model: Encoder, role: str, texts: Sequence[str], progress: bool) -> np.ndarray:
+    """Dense vectors of texts after the model's prompt for them, shape ``(n, S)``."""
+    prompt = find_prompt(model.prompts, role)
+    return model.encode([prompt + text for text in texts], progress=progress).dense_vecs
 
 
 def describe_compatibility(index: IndexRecord) -> list[str]:

@@ -12,7 +12,7 @@ import numpy as np
 
 from bge_pruning.config.names import RETRIEVAL_METRICS
 from bge_pruning.evaluation.search import MODES, CorpusCache, SearchModel
-from bge_pruning.evaluation.similarity import PairCache, SimilarityModel
+from bge_pruning.evaluation.similarity import PairCache, SimilarityModel, side_prompt
 from bge_pruning.evaluation.tasks import RETRIEVAL, SIMILARITY, Task
 from bge_pruning.evaluation.text_encoder import Encoder
 from bge_pruning.models.embedding_heads import OUTPUT_NAMES
@@ -96,7 +96,12 @@ def _score_similarity(
 ) -> dict[str, Score]:
     started = time.perf_counter()
     first, second, _ = task.pairs()
-    cache = PairCache(encoder, first, second, outputs, progress)
+    mteb_task = task.mteb_task
+    prompts = tuple(
+        side_prompt(encoder, kind, mteb_task.metadata)
+        for kind in (mteb_task.input1_prompt_type, mteb_task.input2_prompt_type)
+    )
+    cache = PairCache(encoder, first, second, outputs, progress, prompts)
     scores = {}
     for mode in modes:
         samples = cache.scores(mode)

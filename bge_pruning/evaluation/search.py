@@ -12,9 +12,11 @@ from bge_pruning.config.names import MODES
 from bge_pruning.datasets.mteb_dataloader import passage_text, query_text
 from bge_pruning.evaluation.multi_vector import encode_queries, score_pairs
 from bge_pruning.evaluation.text_encoder import Encoded, Encoder
+from bge_pruning.model_io.model_files import find_prompt
 from bge_pruning.models.embedding_heads import ENSEMBLE_WEIGHTS, OUTPUT_NAMES
 
 if TYPE_CHECKING:
+    from mteb.abstasks.task_metadata import TaskMetadata
     from mteb.models import ModelMeta
 
 # Queries whose scores with the whole corpus are in memory at once.
@@ -70,11 +72,15 @@ class CorpusCache:
         self._queries: tuple[tuple[str, ...], Encoded] | None = None
         self._late: tuple[object, np.ndarray] | None = None
 
-    def collection(self, key: object, corpus: Sequence[Mapping[str, Any]]) -> Collection:
-        """A corpus, embedded when it is first asked for; an earlier one is dropped."""
+    def collection(
+        self, key: object, corpus: Sequence[Mapping[str, Any]], prompt: str = ""
+    ) -> Collection:
+        """A corpus, embedded when it is first asked for; an earlier one is dropped.
+
+        The ``prompt`` is written before each passage.
+        """
         if key not in self._collections:
             ids: dict[str, list[str]] = {}
-            prompt = _prompt(self.encoder, "document", "passage")
             for row in corpus:
                 text = prompt + passage_text(row, f"passage {row['id']}", empty=True)
                 ids.setdefault(text, []).append(str(row["id"]))
@@ -137,10 +143,17 @@ class SearchModel:
     ) -> None:
         """Embed the corpus, unless another mode has done so."""
         key = (task_metadata.name, hf_subset, hf_split)
-        self._collection = self.corpora.collection(key, corpus)
+        prompt = task_prompt(self.corpora.encoder, "passage", task_metadata)
+        self._collection = self.corpora.collection(key, corpus, prompt)
 
     def search(
-        self, queries: Any, *, top_k: int, top_ranked: Any = None, **kwargs: Any
+        self,
+        queries: Any,
+        *,
+        task_metadata: Any,
+        top_k: int,
+        top_ranked: Any = None,
+        **kwargs: Any,
     ) -> dict[str, dict[str, float]]:
         """Find the best passages of each query, with their scores."""
         if top_ranked is not None:
@@ -149,7 +162,7 @@ class SearchModel:
                 "fix, choose a retrieval task."
             )
         names = [str(row["id"]) for row in queries]
-        prompt = _prompt(self.corpora.encoder, "query")
+        prompt = task_prompt(self.corpora.encoder, "query", task_metadata)
         texts = [prompt + query_text(row, f"query {row['id']}") for row in queries]
         encoded = self.corpora.queries(texts)
         self.texts = len(texts) + len(self._collection.texts)
@@ -180,9 +193,9 @@ class SearchModel:
         return np.take_along_axis(indices, order, 1), np.take_along_axis(scores, order, 1)
 
 
-def _prompt(encoder: Encoder, *kinds: str) -> str:
-    """The prompt that the model expects before a text of this kind."""
-    return next((encoder.prompts[kind] for kind in kinds if kind in encoder.prompts), "")
+def task_prompt(encoder: Encoder, role: str, metadata: TaskMetadata) -> str:
+    """The prompt of a text of a task, as mteb finds it; for roles see :func:`find_prompt`."""
+    return find_prompt(encoder.prompts, role, (metadata.name, metadata.type))
 
 
 def first_stage(

@@ -8,16 +8,31 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from bge_pruning.evaluation.multi_vector import encode_queries, score_pairs
-from bge_pruning.evaluation.search import MODES
+from bge_pruning.evaluation.search import MODES, task_prompt
 from bge_pruning.evaluation.text_encoder import Encoder
 from bge_pruning.models.embedding_heads import ENSEMBLE_WEIGHTS, OUTPUT_NAMES
 
 if TYPE_CHECKING:
+    from mteb.abstasks.task_metadata import TaskMetadata
     from mteb.models import ModelMeta
+    from mteb.types import PromptType
+
+
+# What mteb calls the roles of the sentences of an asymmetric task; elsewhere they have none.
+ROLES = {"query": "query", "document": "passage", None: "text"}
+
+
+def side_prompt(encoder: Encoder, prompt_type: PromptType | None, metadata: TaskMetadata) -> str:
+    """The prompt of the first or of the second sentences of a task of mteb."""
+    return task_prompt(encoder, ROLES[prompt_type and prompt_type.value], metadata)
 
 
 class PairCache:
-    """Embeds the sentences of a task, each different one once, for all modes."""
+    """Embeds the sentences of a task, each different one once, for all modes.
+
+    Args:
+        prompts: Written before each of the first sentences, and of the second ones.
+    """
 
     def __init__(
         self,
@@ -26,11 +41,16 @@ class PairCache:
         second: Sequence[str],
         outputs: Sequence[str],
         progress: bool = False,
+        prompts: tuple[str, str] = ("", ""),
     ) -> None:
         self.encoder, self.progress = encoder, progress
-        self.texts = list(dict.fromkeys((*first, *second)))
+        sides = [
+            [prompt + t for t in part]
+            for prompt, part in zip(prompts, (first, second), strict=True)
+        ]
+        self.texts = list(dict.fromkeys(text for side in sides for text in side))
         self.row = {text: index for index, text in enumerate(self.texts)}
-        self.pairs = tuple(np.array([self.row[text] for text in part]) for part in (first, second))
+        self.pairs = tuple(np.array([self.row[text] for text in side]) for side in sides)
         names = {OUTPUT_NAMES[output] for output in outputs} - {"colbert_vecs"}
         self.encoded = encoder.encode(self.texts, sorted(names | {"dense_vecs"}), progress)
         self.truncated = self.encoded.truncated
@@ -70,9 +90,12 @@ class SimilarityModel:
         self.mode = mode
         self.mteb_model_meta = meta
 
-    def encode(self, inputs: Any, **kwargs: Any) -> np.ndarray:
+    def encode(
+        self, inputs: Any, *, task_metadata: Any, prompt_type: Any = None, **kwargs: Any
+    ) -> np.ndarray:
         """Dense vectors of the sentences, shape ``(n, H)``."""
-        texts = [text for batch in inputs for text in batch["text"]]
+        prompt = side_prompt(self.cache.encoder, prompt_type, task_metadata)
+        texts = [prompt + text for batch in inputs for text in batch["text"]]
         return self.cache.encoded.dense_vecs[[self.cache.row[text] for text in texts]]
 
     def similarity_pairwise(self, first: np.ndarray, second: np.ndarray) -> np.ndarray:

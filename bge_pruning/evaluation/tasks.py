@@ -13,6 +13,7 @@ from bge_pruning.datasets.mteb_tasks import data_of, load_split, load_tasks, ran
 from bge_pruning.datasets.retrieval_collection import (
     RetrievalCollection,
     check_mteb_data,
+    choose_split,
     read_collection,
 )
 from bge_pruning.datasets.sts_dataloader import read_sts
@@ -70,13 +71,16 @@ class Task:
         return [query_text(row, f"query {row['id']}") for row in rows]
 
 
-def find_tasks(sts: Sequence[str], retrieval: Sequence[str], split: str = "test") -> list[Task]:
+def find_tasks(
+    sts: Sequence[str], retrieval: Sequence[str], split: str | None = None
+) -> list[Task]:
     """Find the tasks of files, folders or mteb's names, and load their data.
 
     Args:
         sts: Files with scored sentence pairs, or names such as ``STSBenchmark`` or
             ``STS17:en-de`` (one subset).
         retrieval: Folders in BEIR layout, or names such as ``SciFact``.
+        split: Of the folders, see :func:`beir_task`.
 
     Raises:
         FileNotFoundError: If a file or the data of a named task is missing.
@@ -163,9 +167,13 @@ def similarity_task(name: str, columns: Mapping[str, list]) -> Task:
     return Task(name, SIMILARITY, task)
 
 
-def beir_task(folder: str | Path, split: str = "test") -> Task:
-    """Make a retrieval task of a collection in BEIR layout; its name is the folder's."""
+def beir_task(folder: str | Path, split: str | None = None) -> Task:
+    """Make a retrieval task of a collection in BEIR layout; its name is the folder's.
+
+    Without ``split`` it is judged by the split test, or by the only one that there is.
+    """
     folder = Path(folder)
+    split = split or choose_split(folder)
     return retrieval_task(folder.resolve().name, read_collection(folder, split), split)
 
 

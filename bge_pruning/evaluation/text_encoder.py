@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import logging
+import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -60,6 +62,10 @@ class Ranks:
 ALONE = Ranks()
 
 
+log = logging.getLogger(__name__)
+
+# Most seconds without a line in the log, where there is no progress bar.
+QUIET = 30.0
 # Texts that are tokenised together; only their token ids are kept.
 CHUNK = 8192
 
@@ -126,14 +132,14 @@ class Encoder(Protocol):
     """What evaluation needs of a model; :class:`TextEncoder` has all three outputs.
 
     Attributes:
-        prompts: What to write before a text, by the kind of text (``query``, ``document``).
+        prompts: What to write before texts, as ``model_files.find_prompt`` takes it.
         special_ids: Ids of special tokens.
     """
 
     device: str
     batch_size: int
     max_length: int
-    prompts: dict[str, str]
+    prompts: Mapping[str, Any]
     special_ids: Sequence[int]
 
     def names(self) -> tuple[str, ...]:
@@ -170,7 +176,7 @@ class BatchEncoder(ABC):
         self.vocab_size = side.vocab_size
         self.pad_token_id = side.pad_token_id
         self.special_ids = sorted(read_special_ids(dict(side.tokenizer_files)))
-        self.prompts = dict(side.prompts.get("prompts") or {})
+        self.prompts = side.prompts
         self.max_length = min(max_length or side.max_seq_length, side.max_seq_length)
         self._tokenizer = build_tokenizer(side.tokenizer_files["tokenizer.json"], self.max_length)
 
@@ -266,6 +272,7 @@ class BatchEncoder(ABC):
         Yields which texts these are, ``(B,)``; their token ids and mask, ``(B, T)``; and the
         outputs on the device.
         """
+        done, said = 0, time.monotonic()
         with tqdm(total=len(tokens), desc="embedding", unit="text", disable=not progress) as bar:
             for index in batch_indices(tokens.lengths, self.batch_size, BATCH_TOKENS):
                 ids, mask = pad_texts([tokens[i] for i in index], self.pad_token_id)
@@ -274,6 +281,10 @@ class BatchEncoder(ABC):
                 check_finite(outputs, self.name)
                 yield index, ids, mask, outputs
                 bar.update(len(index))
+                done += len(index)
+                if not progress and time.monotonic() - said > QUIET:
+                    log.info("embedded %d of %d texts", done, len(tokens))
+                    said = time.monotonic()
 
 
 class TextEncoder(BatchEncoder):

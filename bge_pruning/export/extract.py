@@ -11,6 +11,7 @@ from pathlib import Path
 import torch
 
 from bge_pruning.datasets.sts_dataloader import read_sts
+from bge_pruning.evaluation.evaluate import size_on_disk
 from bge_pruning.export import vocabulary_texts
 from bge_pruning.export.extraction import (
     Extraction,
@@ -30,6 +31,7 @@ from bge_pruning.export.validation import TOLERANCE, References, check_as_loaded
 from bge_pruning.model_io.checkpoint import find_checkpoint
 from bge_pruning.model_io.precision import DTYPES
 from bge_pruning.models.encoder_shape import EncoderShape
+from bge_pruning.reports.report_tables import render_bytes
 from bge_pruning.utils.files import atomic_folder, write_json
 from bge_pruning.utils.guard import import_optional
 from bge_pruning.utils.records import PruningRecord, Vocabulary
@@ -151,6 +153,7 @@ def write_model(
     with atomic_folder(output, MARKER, overwrite) as folder:
         info, references = _cut_and_write(start, folder, options)
         gc.collect()  # the model sits in reference cycles, and validation loads another
+        log.info("comparing what was written with the masked model")
         info.largest_difference = validate(folder, references)
         info.tolerance = TOLERANCE
         check_folder(folder, EncoderShape(**info.shape.as_dict()))
@@ -160,7 +163,8 @@ def write_model(
         _add_files(folder, info, options)
         write_json(info.as_dict(), folder / MARKER)
         (folder / "README.md").write_text(render_model_card(info), encoding="utf-8")
-    log.info("wrote %s: %s", output, describe(info))
+    size = render_bytes(size_on_disk(str(output)))
+    log.info("wrote %s (%s): %s", output, size, describe(info))
     return info
 
 
@@ -191,6 +195,8 @@ def _add_files(folder: Path, info: PruningRecord, options: ExtractOptions) -> No
     if options.keep_dimension and (found := add_projection(folder, info, options.fit_texts)):
         info.projection = found
     if options.onnx or options.onnx_int8:
+        log.info("exporting to ONNX")
         info.onnx = export_onnx(folder)
     if options.onnx_int8:
+        log.info("quantising to int8")
         info.onnx_int8 = export_onnx_int8(folder, options.int8_pairs)

@@ -210,13 +210,18 @@ def _check_counts(base: BaseModel, shape: EncoderShape) -> None:
 
 
 def describe(info: records.PruningRecord) -> str:
-    """One line about an extraction: sizes, parameters, largest difference."""
+    """One line about an extraction: sizes, parameters, vectors, precision, largest difference."""
     source, extracted = info.parameters.source, info.parameters.extracted
+    shape = EncoderShape(**info.shape.as_dict())
+    dense = info.projection.dimensions if info.projection else shape.hidden_size
+    vectors = f"dense vectors of {dense}"
+    if shape.colbert_dim:
+        vectors += f", multi-vectors of {shape.colbert_dim}"
     return (
-        f"{EncoderShape(**info.shape.as_dict()).describe()}; {extracted.encoder:,} encoder "
-        f"parameters ({extracted.encoder / source.encoder:.1%} of the source), "
-        f"{extracted.total:,} in all; largest difference from the masked model "
-        f"{info.largest_difference:.1e}"
+        f"{shape.describe()}; {extracted.encoder:,} encoder parameters "
+        f"({extracted.encoder / source.encoder:.1%} of the source), {extracted.total:,} in all in "
+        f"{info.precision.dtype if info.precision else 'float32'}; {vectors}; largest difference "
+        f"from the masked model {info.largest_difference:.1e}"
     )
 
 

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 from bge_pruning.export.pruning_record import MARKER
 from bge_pruning.model_io.hub import is_hub_name
+from bge_pruning.utils.run_log import log_hub
 
 if TYPE_CHECKING:
     from huggingface_hub import HfApi
@@ -39,6 +40,7 @@ def check_hub_access(name: str) -> str:
     """
     check_name(name)
     api = _client()
+    log_hub(name)
     with _clear_errors(f"'{name}' cannot be prepared on the hub", api.token):
         user = api.whoami()
     access = (user.get("auth") or {}).get("accessToken") or {}

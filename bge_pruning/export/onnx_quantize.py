@@ -25,6 +25,7 @@ from bge_pruning.evaluation.onnx_encoder import OnnxEncoder, onnx_files
 from bge_pruning.export.onnx_export import DATA, FOLDER, MODEL, SINGLE_FILE_BYTES
 from bge_pruning.export.onnx_graph import PROJECTION
 from bge_pruning.export.validation import VALIDATION_SENTENCES
+from bge_pruning.model_io.model_files import find_prompt
 from bge_pruning.utils.files import refuse_existing
 from bge_pruning.utils.guard import import_optional
 from bge_pruning.utils.model_analysis import measure_speed
@@ -75,6 +76,9 @@ def measure_int8(
         ``spearman`` of the dense similarities with the gold scores (``float32``, ``int8``,
         ``change``, ``pairs``), or ``None``; ``speed``; ``versions``.
     """
+    if pairs is not None:  # as they are evaluated
+        prompt = find_prompt(float32.prompts, "text", ("STS",))
+        pairs = (*([prompt + text for text in part] for part in pairs[:2]), pairs[2])
     first, second, _ = pairs or (VALIDATION_SENTENCES, (), ())
     texts = list(dict.fromkeys((*first, *second)))
     return {

@@ -120,16 +120,16 @@ def compute_constraint_report(
 
 
 def warn_if_far(constraint: dict[str, records.Constraint]) -> None:
-    """Say so if the gates of a run ended far from its target."""
-    for axis, row in constraint.items():
-        distance = row.largest_distance
-        if distance > FAR_FROM_TARGET:
-            log.warning(
-                "the gates of '%s' were %.1f points of sparsity from what is cut (expected %.3f on "
-                "average, cut %.3f): the run ended before the constraint was met. Train longer, or "
-                "raise optimizer.lambda_2_lr.",
-                axis,
-                100 * distance,
-                row.expected_sparsity,
-                row.realised_sparsity,
-            )
+    """Say so, in one line, if the gates of a run ended far from its target."""
+    far = {a: row for a, row in constraint.items() if row.largest_distance > FAR_FROM_TARGET}
+    if far:
+        rows = [
+            f"'{axis}' by {100 * row.largest_distance:.1f} points of sparsity (expected "
+            f"{row.expected_sparsity:.3f} on average, cut {row.realised_sparsity:.3f})"
+            for axis, row in far.items()
+        ]
+        log.warning(
+            "the gates were far from what is cut, %s: the run ended before the constraint was met. "
+            "Train longer, or raise optimizer.lambda_2_lr.",
+            ", ".join(rows),
+        )

@@ -240,6 +240,7 @@ def convert_bert_folder(
         model = convert_model(bert)
         length = min(max_seq_length, bert.config.max_position_embeddings)
         texts = list(dict.fromkeys(sentences))
+        logger.info("converting %s; its sparse head is fitted on %d texts", source, len(texts))
         _write_model(folder, model, tokenizer)
         sparse = fit_sparse_head(
             model, _tokenize(tokenizer, texts, length), tokenizer.all_special_ids

@@ -14,6 +14,7 @@ from typing import Any
 import yaml
 
 from bge_pruning.utils.records import Source
+from bge_pruning.utils.run_log import log_hub
 
 # The last one is of a trimmed model: it goes with the ids wherever they go.
 TOKENIZER_FILES = (
@@ -54,6 +55,7 @@ def fetch_model_folder(name: str, revision: str | None = None) -> Path:
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import RepositoryNotFoundError
 
+    log_hub(name)
     try:
         folder = Path(snapshot_download(name, revision=revision, allow_patterns=list(SMALL_FILES)))
         if not any((folder / file).is_file() for file in WEIGHT_FILES):
@@ -167,16 +169,25 @@ def hub_page(name: str) -> str:
 
 @contextmanager
 def no_loading_bars() -> Iterator[None]:
-    """Switch off transformers' progress bars."""
-    from transformers.utils import logging
+    """Switch off transformers' progress bars, and its reports of weights that a model ignores."""
+    from transformers.utils import logging as hf_logging
 
-    shown = logging.is_progress_bar_enabled()
-    logging.disable_progress_bar()
+    shown = hf_logging.is_progress_bar_enabled()
+    hf_logging.disable_progress_bar()
+    reports = logging.getLogger("transformers.modeling_utils")
+    reports.addFilter(_matters)
     try:
         yield
     finally:
+        reports.removeFilter(_matters)
         if shown:
-            logging.enable_progress_bar()
+            hf_logging.enable_progress_bar()
+
+
+def _matters(record: logging.LogRecord) -> bool:
+    """Whether a line is more than a report of weights without a place, such as those of a head."""
+    text = record.getMessage()
+    return "LOAD REPORT" not in text or any(w in text for w in ("MISSING", "MISMATCH", "CONVERS"))
 
 
 @contextmanager

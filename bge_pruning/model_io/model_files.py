@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -31,6 +32,8 @@ SIZES = {
     "vocab_size": 10_000_000,
     "max_position_embeddings": 10_000_000,
 }
+# Names of the prompt of a query, of a passage, and of a text that is neither.
+PROMPT_NAMES = {"query": ("query",), "passage": ("document", "passage", "corpus"), "text": ()}
 # What transformers takes for keys that a config leaves out.
 CONFIG_DEFAULTS = {"type_vocab_size": 2, "pad_token_id": 1, "layer_norm_eps": 1e-12}
 
@@ -168,6 +171,31 @@ def read_prompts(folder: Path) -> dict[str, Any]:
     path = folder / "config_sentence_transformers.json"
     config = parse_record(read_json(path, {}), Prompts, str(path), "copy it again")
     return {"prompts": config.prompts or {}, "default_prompt_name": config.default_prompt_name}
+
+
+def find_prompt(config: Mapping[str, Any], role: str, tasks: Sequence[str] = ()) -> str:
+    """What a model's files say is written before a text, "" if that is nothing.
+
+    A prompt may be named after the role as sentence-transformers does it, or after a task as mteb
+    does it, with the role (``Retrieval-query``) or without (``STS``). Otherwise a text without a
+    role has the default prompt; sentence-transformers gives no other text that. Of several names
+    for passages the first one counts that is not empty: sentence-transformers saves an empty
+    ``document`` beside the ``passage`` of other tools.
+
+    Args:
+        config: As :func:`read_prompts` gives it; what it has under ``given``, by role, comes first.
+        role: ``query``, ``passage``, or ``text`` for a text that is neither.
+        tasks: Names of the task, the most special first, such as its own and that of its type.
+    """
+    if role in (given := config.get("given") or {}):
+        return given[role]
+    prompts, names = config.get("prompts") or {}, PROMPT_NAMES[role]
+    for task in (*tasks, ""):
+        of_role = [f"{task}-{name}" if task else name for name in names]
+        for choice in (of_role, [task] if task else []):
+            if found := [prompts[name] for name in choice if name in prompts]:
+                return next(filter(None, found), "")
+    return prompts.get(config.get("default_prompt_name"), "") if role == "text" else ""
 
 
 def read_tokenizer_files(folder: Path, vocab_size: int) -> dict[str, bytes]:

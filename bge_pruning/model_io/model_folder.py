@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from bge_pruning.model_io.model_files import find_prompt
 from bge_pruning.model_io.precision import blocks, check_dtype, dtype_name, round_tensor
 from bge_pruning.model_io.projection import compute_modules, write_projection
 from bge_pruning.models.bge_m3_backbone import XLMRobertaBackbone
@@ -171,6 +172,8 @@ def write_sentence_transformers_files(
     length = {"max_seq_length": max_seq_length, "do_lower_case": False}
     _write_json(folder / "sentence_bert_config.json", length)
     texts = {"prompts": {}, "default_prompt_name": None, **(prompts or {})}
+    if passage := find_prompt(texts, "passage"):  # the only name of it that mteb knows
+        texts["prompts"] = {**texts["prompts"], "document": passage}
     _write_json(
         folder / "config_sentence_transformers.json", {**texts, "similarity_fn_name": "cosine"}
     )

@@ -2,15 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import fmean, median, stdev
-from typing import TypeVar
+from typing import NamedTuple, TypeVar
 
 from bge_pruning.reports.study_records import StudyScore
 from bge_pruning.utils.json_records import Record, read_record
-from bge_pruning.utils.records import Entry, EvaluationRecord, Parameters, Speed
+from bge_pruning.utils.records import (
+    Entry,
+    EvaluationRecord,
+    Latency,
+    Parameters,
+    Speed,
+    Throughput,
+)
 
 EVALUATION = "evaluation.json"
 ORIGINAL = "original"
@@ -89,6 +96,20 @@ def pareto_front(costs: Sequence[float], qualities: Sequence[float]) -> list[int
 
 
 @dataclass(frozen=True)
+class Ratio:
+    """A speed divided by the original's: the median over runs, lowest and highest quartile."""
+
+    value: float
+    quartiles: tuple[float, float] | None = None
+
+    def __str__(self) -> str:
+        if self.quartiles is None:
+            return f"{self.value:.2f} x"
+        low, high = self.quartiles
+        return f"{self.value:.2f} x ({low:.2f} to {high:.2f})"
+
+
+@dataclass(frozen=True)
 class Candidate:
     """A model to choose, from one evaluation or from several with different seeds."""
 
@@ -98,8 +119,21 @@ class Candidate:
     floor: float  # the same share of the floor, which needs no training; the lowest over the runs
     encoder: int  # parameters of the encoder
     total: int  # all parameters
-    latency: float | None  # of one text, as a share of the original's; median over the runs
-    throughput: float | None  # texts per second divided by those of the original
+    latency: Ratio | None  # of one text, as a share of the original's
+    throughput: Ratio | None  # texts per second divided by those of the original
+
+
+class Comparison(NamedTuple):
+    """Models side by side; the original comes first.
+
+    Attributes:
+        keys: The tasks and modes that all of them were judged by, which are compared.
+        left_out: The other tasks and modes, and the names of the models that lack them.
+    """
+
+    candidates: list[Candidate]
+    keys: list[Key]
+    left_out: dict[Key, list[str]]
 
 
 @dataclass(frozen=True)
@@ -120,15 +154,12 @@ class _Run:
         return fmean(floors[key] / originals[key] for key in keys)
 
 
-def read_candidates(results: Sequence[str]) -> tuple[list[Candidate], list[Key]]:
-    """Read evaluations; the original that they share comes first.
+def read_candidates(results: Sequence[str]) -> Comparison:
+    """Read evaluations, and find what they have in common.
 
     Args:
         results: ``NAME=PATH`` or ``PATH``; a path is a results folder or an evaluation file. Those
             with the same name are runs of one thing with different seeds.
-
-    Returns:
-        The original and the others in order, and the tasks that all of them were evaluated on.
     """
     named = [_name_and_path(text) for text in results]
     _check_names(named)
@@ -143,7 +174,31 @@ def read_candidates(results: Sequence[str]) -> tuple[list[Candidate], list[Key]]
             "same tasks."
         )
     original = _original(runs, keys)
-    return [original, *(_candidate(n, g, keys, original) for n, g in groups.items())], keys
+    candidates = [original, *(_candidate(n, g, keys, original) for n, g in groups.items())]
+    return Comparison(candidates, keys, _left_out(groups, keys))
+
+
+def _left_out(groups: Mapping[str, Sequence[_Run]], keys: Sequence[Key]) -> dict[Key, list[str]]:
+    """Tasks and modes that only some models were judged by, and which were not."""
+    scored = {name: [run.numbers() for run in runs] for name, runs in groups.items()}
+    every = dict.fromkeys(key for runs in scored.values() for run in runs for key in run)
+    return {
+        key: [name for name, runs in scored.items() if not all(key in run for run in runs)]
+        for key in every
+        if key not in keys
+    }
+
+
+def describe_left_out(left_out: Mapping[Key, Sequence[str]]) -> list[str]:
+    """A sentence for each set of models that lack scores of others."""
+    together: dict[tuple[str, ...], list[str]] = {}
+    for (task, mode), names in left_out.items():
+        together.setdefault(tuple(names), []).append(f"{task} ({mode})")
+    return [
+        f"Left out, because {', '.join(names)} lack{'s' if len(names) == 1 else ''} them: "
+        f"{', '.join(scores)}."
+        for names, scores in together.items()
+    ]
 
 
 def _name_and_path(text: str) -> tuple[str, Path]:
@@ -201,7 +256,7 @@ def _original(runs: Sequence[_Run], keys: Sequence[Key]) -> Candidate:
                     f"evaluate with the same --baseline and --max-length."
                 )
     counts = first.record.parameters.baseline
-    measured = 1.0 if any(run.record.speed for run in runs) else None
+    measured = Ratio(1.0) if any(run.record.speed for run in runs) else None
     scores, floor = {key: [expected[key]] for key in keys}, min(run.floor(keys) for run in runs)
     sizes = (counts.encoder, counts.total)
     return Candidate(ORIGINAL, scores, [1.0], floor, *sizes, measured, measured)
@@ -223,9 +278,17 @@ def _candidate(name: str, runs: list[_Run], keys: list[Key], original: Candidate
         floor=min(run.floor(keys) for run in runs),
         encoder=counts[0].encoder,
         total=counts[0].total,
-        latency=median(s.latency_ms.ratio for s in speeds) if speeds else None,
-        throughput=median(s.throughput_texts_per_s.ratio for s in speeds) if speeds else None,
+        latency=_ratio([s.latency_ms for s in speeds]),
+        throughput=_ratio([s.throughput_texts_per_s for s in speeds]),
     )
+
+
+def _ratio(figures: Sequence[Latency | Throughput]) -> Ratio | None:
+    if not figures:
+        return None
+    quartiles = [f.ratio_iqr for f in figures if f.ratio_iqr is not None]
+    spread = (min(q[0] for q in quartiles), max(q[1] for q in quartiles)) if quartiles else None
+    return Ratio(median(f.ratio for f in figures), spread)
 
 
 def summary_header() -> list[str]:
@@ -239,7 +302,7 @@ def summary_rows(candidates: Sequence[Candidate]) -> list[list[str]]:
     rows = []
     for c in candidates:
         sizes = [f"{count / 1e6:.1f}M" for count in (c.encoder, c.total)]
-        times = ["-" if x is None else f"{x:.2f} x" for x in (c.latency, c.throughput)]
+        times = ["-" if x is None else str(x) for x in (c.latency, c.throughput)]
         shares = [f"{c.floor:.1%}", span(c.kept, ".1%")]
         rows.append([c.name, str(len(c.kept)), *sizes, *times, *shares])
     return rows

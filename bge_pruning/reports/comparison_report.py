@@ -10,8 +10,10 @@ from typing import TYPE_CHECKING
 from bge_pruning.reports.comparison import (
     ORIGINAL,
     Candidate,
+    Comparison,
     Estimate,
     Key,
+    describe_left_out,
     estimate_mean,
     pareto_front,
     read_candidates,
@@ -59,21 +61,20 @@ STEP = 0.012  # distance between two methods at one size, as a share of the pane
 ALIKE = 1.02  # models whose parameters differ by less than this factor are of one size
 
 
-def write_comparison(
-    results: Sequence[str], output: Path, overwrite: bool = False
-) -> tuple[list[Candidate], list[Key]]:
+def write_comparison(results: Sequence[str], output: Path, overwrite: bool = False) -> Comparison:
     """Compare evaluated models, see :func:`read_candidates`, and write the result into a folder."""
     data, text, picture = (output / name for name in COMPARISON_FILES)
     refuse_existing([data, text, picture], overwrite=overwrite)
-    candidates, keys = read_candidates(results)
-    write_json(describe_comparison(candidates, keys), data, overwrite=overwrite)
-    write_text(text, f"{render_comparison(candidates, keys)}\n![Pareto plot]({PICTURE})\n")
-    save_figure(draw_comparison(candidates), picture)
-    return candidates, keys
+    found = read_candidates(results)
+    write_json(describe_comparison(found), data, overwrite=overwrite)
+    write_text(text, f"{render_comparison(found)}\n![Pareto plot]({PICTURE})\n")
+    save_figure(draw_comparison(found.candidates), picture)
+    return found
 
 
-def describe_comparison(candidates: Sequence[Candidate], keys: Sequence[Key]) -> dict[str, object]:
+def describe_comparison(found: Comparison) -> dict[str, object]:
     """The content of ``comparison.json``."""
+    candidates, keys, left_out = found
     described = [
         {
             "name": c.name,
@@ -81,26 +82,38 @@ def describe_comparison(candidates: Sequence[Candidate], keys: Sequence[Key]) ->
             "floor": c.floor,
             "scores": [c.scores[key] for key in keys],
             "parameters": {"encoder": c.encoder, "total": c.total},
-            "latency_ratio": c.latency,
-            "throughput_ratio": c.throughput,
+            "latency_ratio": c.latency and c.latency.value,
+            "latency_quartiles": c.latency and c.latency.quartiles,
+            "throughput_ratio": c.throughput and c.throughput.value,
+            "throughput_quartiles": c.throughput and c.throughput.quartiles,
         }
         for c in candidates
     ]
-    return {"tasks": [{"task": task, "mode": mode} for task, mode in keys], "candidates": described}
+    return {
+        "tasks": [{"task": task, "mode": mode} for task, mode in keys],
+        "left_out": [
+            {"task": task, "mode": mode, "not_in": names}
+            for (task, mode), names in left_out.items()
+        ],
+        "candidates": described,
+    }
 
 
-def render_comparison(candidates: Sequence[Candidate], keys: Sequence[Key]) -> str:
+def render_comparison(found: Comparison) -> str:
     """A Markdown page: a table of costs and shares kept, and a table of every score."""
+    candidates, keys, left_out = found
     titles = [f"{task}, {mode}" for task, mode in keys]
     scores = [[c.name, *(span(c.scores[key], ".4f") for key in keys)] for c in candidates]
     parts = [
         "# Comparison",
         "Kept is the mean over tasks and modes of score / original's score, floor the same of the "
         "larger floor (random weights, word embeddings). Time and texts per second are in times of "
-        "the original's, measured in turns in one process. Of several runs with one name the mean "
-        "is given, and in brackets the lowest and the highest.",
+        "the original's, measured in turns in one process, in brackets the quartiles. Of several "
+        "runs with one name the mean is given (of speeds the median), and in brackets the lowest "
+        "and the highest.",
         table(summary_header(), summary_rows(candidates)),
         table(["model", *titles], scores),
+        *describe_left_out(left_out),
     ]
     return "\n\n".join(parts) + "\n"
 
@@ -167,7 +180,7 @@ def draw_comparison(candidates: Sequence[Candidate]) -> Figure:
         axes[0].set_xlabel(PARAMETERS)
         dress(axes[0], "Quality kept against size")
         if panels == 2:
-            _draw_candidates(axes[1], timed, [100 * c.latency for c in timed])
+            _draw_candidates(axes[1], timed, [100 * c.latency.value for c in timed])
             axes[1].set_xlabel("time of one text (% of the original's)")
             dress(axes[1], "Quality kept against measured time")
         axes[0].set_ylabel(KEPT)

@@ -40,6 +40,8 @@ def show_evaluation(result: EvaluationRecord, console: Console | None = None) ->
     one = f"{latency.model.median:.1f} ms, original {latency.baseline.median:.1f} ms"
     many = f"{rate.model:.0f}, original {rate.baseline:.0f} ({rate.ratio:.2f} times)"
     console.print(f"one text: {one}; texts per second: {many}", soft_wrap=True)
+    if result.speed.load:
+        console.print(f"while this was measured, {result.speed.load}", soft_wrap=True)
 
 
 def print_whole(table: Table, console: Console) -> None:

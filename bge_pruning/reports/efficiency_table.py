@@ -37,7 +37,8 @@ def _head(result: Mapping[str, Any]) -> list[str]:
         )
     machine = result["machine"]
     where = machine["gpu"] or f"{machine['cpu']}, {result['threads']} of {machine['cores']} cores"
-    return [*lines, f"{'machine:':<9} {where}, {result['device']}, {result['dtype']}"]
+    lines.append(f"{'machine:':<9} {where}, {result['device']}, {result['dtype']}")
+    return [*lines, *([f"{'load:':<9} {load}"] if (load := result.get("load")) else [])]
 
 
 def _row(setting: Mapping[str, Any], compared: bool) -> list[str]:

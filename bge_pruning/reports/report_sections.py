@@ -82,7 +82,7 @@ def _run_sentence(inputs: Inputs) -> str:
     model = inputs.config.model
     start = f" from {model.base_model}" if model and model.base_model else ""
     kind = "pruning" if inputs.gates else "training without gates"
-    return f"After {batches:,} batches of {kind}{start}: what is known from training alone."
+    return f"After {batches:,} steps of {kind}{start}: what is known from training alone."
 
 
 def _score_sentences(scores: Sequence[Entry]) -> list[str]:

@@ -246,6 +246,8 @@ def _row(entry: records.Entry, names: Sequence[str]) -> list[str]:
     floors = _cells(".4f", *map(entry.floors.get, ("random_weights", "word_embeddings")))
     kept = _cells(".1%", entry.retention, entry.retention_above_floor)
     interval, p_value = f"{low:.3f} to {high:.3f}", _cells(".3f", entry.p_value)
+    if entry.p_value is not None and entry.p_value < 0.001:  # it is never 0
+        p_value = ["< 0.001"]
     return [*_labels(entry), *scores, interval, *floors, *kept, *p_value]
 
 

@@ -86,7 +86,8 @@ def machine_of(speed: Speed) -> str:
     """The machine that a speed was measured on."""
     threads = "" if speed.threads is None else f", {speed.threads} thread"
     plural = "" if speed.threads in (None, 1) else "s"
-    return f"{speed.device or 'an unknown device'}{threads}{plural}"
+    load = f", while {speed.load}" if speed.load else ""
+    return f"{speed.device or 'an unknown device'}{threads}{plural}{load}"
 
 
 def memory_bytes(evaluation: EvaluationRecord) -> dict[str, dict[str, int]] | None:

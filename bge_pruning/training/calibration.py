@@ -109,7 +109,9 @@ def order_gates(config: Config, base: BaseModel, gates: torch.nn.ParameterDict) 
 
     The unpruned model is moved to the run's device.
     """
-    importance = measure_importance(config.model.l0_module.init_order, config, base)
+    kind, texts = config.model.l0_module.init_order, config.baseline.calibration_texts
+    log.info("ordering the gates by %s on %d texts", kind, texts)
+    importance = measure_importance(kind, config, base)
     for axis, log_alpha in gates.items():
         places = getattr(importance, axis).argsort(dim=-1, stable=True).argsort(dim=-1)
         ascending = log_alpha.detach().sort(dim=-1).values

@@ -208,7 +208,7 @@ def render_run(plan: Plan, config: Config) -> list[str]:
         lines.append(f"gates on     {', '.join(plan.axes) or 'nothing: ordinary training'}")
     lines += ["", *_parameter_table(plan), ""]
     lines.append(
-        f"steps        {config.max_duration} (batch {config.global_train_batch_size}), evaluated "
+        f"steps        {_steps(config)} (batch {config.global_train_batch_size}), evaluated "
         f"{_when(config.eval_interval, config)}, saved {_when(config.save_interval, config)}"
     )
     lines += [
@@ -230,6 +230,12 @@ def render_run(plan: Plan, config: Config) -> list[str]:
 def _when(interval: str, config: Config) -> str:
     share = share_of_run(interval, config.max_duration)
     return "at the end" if share is not None and share >= 1 else f"every {interval}"
+
+
+def _steps(config: Config) -> str:
+    """A number of steps by its name: a step is a batch."""
+    count, unit = config.max_duration[:-2], config.max_duration[-2:]
+    return f"{int(count):,} = {config.max_duration}" if unit == "ba" else config.max_duration
 
 
 def _target_lines(plan: Plan) -> list[str]:

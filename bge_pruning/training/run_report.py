@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import logging
 import shlex
+from dataclasses import asdict
 from pathlib import Path
 
+from bge_pruning.config.load import pruned_model_folder
 from bge_pruning.config.names import L0
-from bge_pruning.config.schema import Config
+from bge_pruning.config.schema import Config, ExportConfig
 from bge_pruning.export.pruning_record import MARKER
 from bge_pruning.model_io.run_checkpoints import save_gates, write_gates
 from bge_pruning.models.l0_module_embedding import L0Module
@@ -16,6 +19,8 @@ from bge_pruning.reports.wandb_report import log_report, log_scores
 from bge_pruning.utils.files import write_json, write_text
 from bge_pruning.utils.json_records import Record, Text, read_record
 from bge_pruning.utils.records import EvaluationRecord, PruningRecord
+
+log = logging.getLogger(__name__)
 
 
 def report_training(
@@ -27,7 +32,7 @@ def report_training(
         save_gates(l0_module, folder / "gates.npz")
     write_json(versions, folder / VERSIONS, overwrite=True)
     write_text(folder / COMMANDS, training_command(config, world_size) + "\n")
-    write_report(folder, overwrite=True)
+    log.info("the report of the training is %s", write_report(folder, overwrite=True))
     if config.loggers.wandb is not None:
         import wandb
 
@@ -42,6 +47,31 @@ def training_command(config: Config, world_size: int) -> str:
     folder = f"run_folder={config.run_folder.removesuffix(suffix)}-again"
     record = str(Path(config.run_folder) / "config.yaml")
     return f"{launcher} bge_pruning.train {shlex.join([record, folder])}"
+
+
+def extraction_arguments(config: Config) -> list[str]:
+    """Arguments of ``scripts/extract_pruned_model.py`` that extract a finished training."""
+    best = [] if config.evaluation.keep_best is None else ["--best"]
+    again = ["--overwrite"] if config.overwrite else []
+    if config.stage == "prune":
+        return [config.run_folder, str(pruned_model_folder(config)), *best, *again]
+    model = str(Path(config.results_folder) / "model")
+    return [config.run_folder, model, *best, *again, *_export_arguments(config)]
+
+
+def _export_arguments(config: Config) -> list[str]:
+    plain, words = ExportConfig(), []
+    for name, value in asdict(config.export).items():
+        if value == getattr(plain, name):
+            continue
+        words.append("--" + name.replace("_", "-"))
+        if name == "languages":
+            words.append(",".join(value))
+        elif isinstance(value, list):
+            words += value
+        elif value is not True:
+            words.append(str(value))
+    return words
 
 
 def log_results(config: Config, evaluation: EvaluationRecord) -> None:

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import shlex
 import shutil
+import time
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -21,6 +23,7 @@ from bge_pruning.config.names import L0
 from bge_pruning.config.schema import Config, ConfigError
 from bge_pruning.evaluation.search import check_modes
 from bge_pruning.evaluation.tasks import Task
+from bge_pruning.export.pruning_record import compute_constraint_report, warn_if_far
 from bge_pruning.model_io import minilm
 from bge_pruning.model_io.checkpoint import RunMetadata
 from bge_pruning.model_io.hub import fetch_model_folder, is_hub_name
@@ -34,7 +37,7 @@ from bge_pruning.training.held_out import check_held_out
 from bge_pruning.training.plan import Plan, build_plan, render_memory, render_run
 from bge_pruning.training.rank_watch import RankWatch, rank_zero_first
 from bge_pruning.training.run_record import record_start
-from bge_pruning.training.run_report import report_training
+from bge_pruning.training.run_report import extraction_arguments, report_training
 from bge_pruning.training.sources import check_sources
 from bge_pruning.utils.environment import torch_device
 from bge_pruning.utils.files import refuse_unwritable_folders
@@ -88,8 +91,14 @@ class RandomStateOnResume(Algorithm):
         self.trainer._rng_state = None
 
 
-def run_stage(config: Config, watch: RankWatch, run_log: RunLog) -> None:
-    """Run a stage, on one of the ranks; the log gets a file once there is a run folder."""
+def run_stage(
+    config: Config, watch: RankWatch, run_log: RunLog, extract: str | None = None
+) -> None:
+    """Run a stage, on one of the ranks; the log gets a file once there is a run folder.
+
+    Where nothing follows by itself, ``extract`` is how the extraction is called: the log ends with
+    that command.
+    """
     stage = check_stage(config)
     inputs = load_inputs(stage)
     model = build_student(stage, inputs)
@@ -103,7 +112,7 @@ def run_stage(config: Config, watch: RankWatch, run_log: RunLog) -> None:
     trainer.state.algorithms.append(RandomStateOnResume(trainer))
     try:
         fit(stage, trainer, stop)
-        report(stage, inputs, model)
+        report(stage, inputs, model, extract)
     except BaseException as error:
         watch.tell(error)  # the trainer closes what the others wait for
         with contextlib.suppress(RuntimeError):  # another rank may be gone: that is not the error
@@ -173,14 +182,19 @@ def fit(stage: Stage, trainer: Trainer, stop: StopOnSignal) -> None:
     log.info("trained to the end")
 
 
-def report(stage: Stage, inputs: Inputs, model: ComposerBGEM3) -> None:
-    """Write the report of the training; on rank 0 only."""
+def report(stage: Stage, inputs: Inputs, model: ComposerBGEM3, extract: str | None = None) -> None:
+    """Write the report of the training, and say what comes next; on rank 0 only."""
     if dist.get_global_rank() != 0:
         return
     retry = f"run scripts/write_report.py {stage.config.run_folder} --overwrite"
     with warn_only("the report of the training", retry):
         versions, ranks = inputs.metadata.versions, dist.get_world_size()
         report_training(stage.config, model.l0_module, versions, ranks)
+    if extract is not None:
+        log.info("next: %s %s", extract, shlex.join(extraction_arguments(stage.config)))
+    if model.l0_module is not None:  # at last, because it is what matters
+        shape = model.l0_module.realised_shape()
+        warn_if_far(compute_constraint_report(model.l0_module, shape))
 
 
 def check_run(config: Config) -> Plan:
@@ -275,14 +289,23 @@ def check_run_folder(config: Config) -> None:
         )
 
 
+def remove_run(folder: Path) -> None:
+    """Remove the folder of an earlier run or of its results, if there is one, and say so."""
+    if (folder / RECORD).is_file():
+        then = time.localtime((folder / RECORD).stat().st_mtime)
+        log.warning("replacing the run of %s in %s", time.strftime("%Y-%m-%d %H:%M", then), folder)
+    if folder.exists():
+        shutil.rmtree(folder)
+
+
 def prepare_run_folder(config: Config) -> None:
     """Make the run folder and record the configuration in it; on rank 0 only."""
     check_run_folder(config)
     dist.barrier()
     if dist.get_global_rank() == 0:
         folder = Path(config.run_folder)
-        if folder.exists() and not config.autoresume:
-            shutil.rmtree(folder)
+        if not config.autoresume:
+            remove_run(folder)
         folder.mkdir(parents=True, exist_ok=True)
         (folder / RECORD).write_text(to_yaml(config), encoding="utf-8")
     dist.barrier()

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import os
 import platform
+import time
 import warnings
 from contextlib import suppress
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
+import psutil
 import torch
 
 CPU = Path("/proc/cpuinfo")
@@ -19,6 +21,8 @@ LIBRARIES = tuple(
 # Compiled forms of one function that torch keeps. Its own limit is 8, and beyond it torch would run
 # the function as it is: training, evaluation, precisions and sizes are more.
 COMPILED_FORMS = 64
+# Cores that a system needs for itself.
+CROWDED = 0.25
 
 
 def default_device() -> str:
@@ -75,6 +79,38 @@ def describe_machine(device: str = "cpu") -> dict[str, Any]:
     """Names of the CPU and the GPU (``None`` if the device is not one), and cores of the system."""
     gpu = torch.cuda.get_device_name(device) if torch.device(device).type == "cuda" else None
     return {"cpu": _cpu_name(), "cores": os.cpu_count(), "gpu": gpu}
+
+
+class OtherWork:
+    """Measures how many cores other programs keep busy while it is open, a context manager."""
+
+    cores = 0.0
+
+    def __enter__(self) -> OtherWork:
+        self._before = _clocks()
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        wall, busy, own = (now - then for now, then in zip(_clocks(), self._before, strict=True))
+        self.cores = max(0.0, busy - own) / max(wall, 1e-9)
+
+
+def _clocks() -> tuple[float, float, float]:
+    """Seconds on the wall, of work on all cores, and of this process and its children."""
+    times = psutil.cpu_times()
+    kinds = ("user", "nice", "system", "irq", "softirq", "steal")
+    busy = sum(getattr(times, kind, 0.0) for kind in kinds)
+    return time.monotonic(), busy, sum(os.times()[:4])
+
+
+def load_note(threads: int | None, other_cores: float | None) -> str:
+    """What to say of times that were measured while more threads wanted a core than there are."""
+    cores = os.cpu_count() or 1
+    if other_cores is None or other_cores + (threads or 1) <= cores + CROWDED:
+        return ""
+    return (
+        f"other programs kept {other_cores:.1f} of {cores} cores busy, so that times are too long"
+    )
 
 
 def _cpu_name() -> str:

@@ -99,8 +99,10 @@ class CommandLine(argparse.ArgumentParser):
         self.exit(EXIT_USAGE, f"{self.prog}: error: {one_line(message)}\n")
 
 
-def run_command(command: Callable[[], None]) -> int:
+def run_command(command: Callable[[], None], slow: bool = False) -> int:
     """Run a command; an expected failure becomes one line on stderr.
+
+    A ``slow`` one, which has to load its libraries for seconds, first logs that it does.
 
     Set ``BGE_PRUNING_TRACEBACK=1`` to see where it came from.
 
@@ -109,6 +111,8 @@ def run_command(command: Callable[[], None]) -> int:
         was told to stop.
     """
     setup_logging()
+    if slow:
+        log.info("loading libraries")
     try:
         command()
     except StoppedError as error:

@@ -13,6 +13,8 @@ import numpy as np
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from bge_pruning.utils.environment import OtherWork, load_note
+
 T = TypeVar("T")
 
 
@@ -43,9 +45,10 @@ def measure_speed(
     is twice the throughput. Both are on the same device and have the same size of a batch.
 
     Returns:
-        ``device``, ``threads`` (of torch on the CPU), ``batch_size``, ``latency_ms``,
-        and ``throughput_texts_per_s``, with medians, the 95th percentile of the latency, and the
-        first and third quartile of each ratio as ``ratio_iqr``.
+        ``device``, ``threads`` (of torch on the CPU), ``batch_size``, ``load`` (what else the
+        machine did, if that made the times longer), ``latency_ms``, and
+        ``throughput_texts_per_s``, with medians, the 95th percentile of the latency, and the first
+        and third quartile of each ratio as ``ratio_iqr``.
     """
     _check_speed_arguments(model, baseline, sentences, rounds)
     short, long = _sample(sentences, latency_texts), _sample(sentences, throughput_texts)
@@ -55,12 +58,14 @@ def measure_speed(
     both = {"model": model, "baseline": baseline}.items()
     one = {name: lambda i, e=e: timed(lambda: e.encode([short[i]])) for name, e in both}
     many = {name: lambda _, e=e: timed(lambda: e.encode(long)) for name, e in both}
-    alone = take_turns(one, lambda done: done < len(short))
-    together = take_turns(many, lambda done: done < rounds)
+    with OtherWork() as other:
+        alone = take_turns(one, lambda done: done < len(short))
+        together = take_turns(many, lambda done: done < rounds)
     return {
         "device": str(model.device),
         "threads": torch.get_num_threads(),
         "batch_size": model.batch_size,
+        "load": load_note(torch.get_num_threads(), other.cores),
         "latency_ms": _summarise_latency(alone),
         "throughput_texts_per_s": _summarise_throughput(together, len(long)),
     }

@@ -120,6 +120,7 @@ class Speed(Record):
     device: Text | None = None
     threads: Count | None = None
     batch_size: Count = 32
+    load: Text = ""
     latency_ms: Latency
     throughput_texts_per_s: Throughput
     memory_bytes: Memory | None = None

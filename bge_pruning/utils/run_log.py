@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import logging
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,15 @@ LOG = "train.log"
 PACKAGE = "bge_pruning"
 EXPECTED = (ValueError, OSError, RuntimeError, StoppedError, KeyboardInterrupt)
 log = logging.getLogger(__name__)
+
+
+@functools.cache
+def log_hub(name: str) -> None:
+    """Say once that the hub is asked: without a network its client tries for minutes."""
+    from huggingface_hub.constants import HF_HUB_OFFLINE
+
+    if not HF_HUB_OFFLINE:
+        log.info("contacting the hub for %s", name)
 
 
 class RunLog(logging.Handler):

@@ -74,7 +74,8 @@ def benchmark(
     with open_models(candidates, runtimes, dtype, device, texts) as opened:
         models = opened[runtimes[0]].items()
         shapes = {name: efficiency.shape_of(encoder) for name, encoder in models}
-        found = efficiency.measure_efficiency(opened, batch_sizes, lengths, texts, seconds)
+        with environment.OtherWork() as other:
+            found = efficiency.measure_efficiency(opened, batch_sizes, lengths, texts, seconds)
     baseline = candidates.get("baseline")
     versions = {"onnxruntime": version("onnxruntime")} if ONNX in runtimes else {}
     return {
@@ -87,6 +88,7 @@ def benchmark(
         "runtimes": list(runtimes),
         "machine": environment.describe_machine(device),
         **found,
+        "load": environment.load_note(found["threads"], other.cores),
         "versions": environment.collect_versions() | versions,
     }
 

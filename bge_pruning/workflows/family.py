@@ -110,7 +110,7 @@ def export_family(
 
     def finish() -> None:
         for member in members:
-            _judge(own_config(member, "prune"), tasks, judged_by.modes)
+            _judge(own_config(member, "prune"), tasks, judged_by)
         _compare(family, members)
 
     stages.on_rank_zero(finish)
@@ -216,7 +216,7 @@ def cut_member(member: Member, checkpoint: Path, output: Path, nested: bool) -> 
     write_model(start, output, overwrite=True)
 
 
-def _judge(config: Config, tasks: Sequence[Task], modes: Sequence[str]) -> None:
+def _judge(config: Config, tasks: Sequence[Task], judged_by: stages.EvaluationPlan) -> None:
     """Evaluate one size and report it, as far as an earlier call has not."""
     results = Path(config.results_folder)
     if (results / EVALUATION).is_file() and not config.overwrite:
@@ -225,7 +225,7 @@ def _judge(config: Config, tasks: Sequence[Task], modes: Sequence[str]) -> None:
             return
         write_model_card(results / "model", results / EVALUATION)
     else:
-        stages.evaluate_model(config, tasks, modes)
+        stages.evaluate_model(config, tasks, judged_by)
     metrics = Path(f"{config.run_folder}-recovery") / "metrics.jsonl"
     copies = {"metrics-recovery.jsonl": metrics, MARKER: results / "model" / MARKER}
     for name, source in copies.items():

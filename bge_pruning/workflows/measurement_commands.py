@@ -142,15 +142,19 @@ def study(args: argparse.Namespace) -> None:
     opt.value("--output", "folder to write into", required=True, type=Path),
     opt.flag("--overwrite", "replace an earlier comparison"),
     example="original=whole.json half=results/half --output comparison",
+    slow=False,
 )
 def compare(args: argparse.Namespace) -> None:
     """Put several evaluated models in one table and one picture: quality against size and time."""
+    from bge_pruning.reports.comparison import describe_left_out
     from bge_pruning.reports.comparison_report import write_comparison
     from bge_pruning.reports.console import show_comparison
 
-    candidates, keys = write_comparison(args.results, args.output, args.overwrite)
-    show_comparison(candidates)
-    say(f"scores compared: {len(keys)}; written to {args.output}")
+    found = write_comparison(args.results, args.output, args.overwrite)
+    show_comparison(found.candidates)
+    compared = ", ".join(f"{task} ({mode})" for task, mode in found.keys)
+    notes = [f"Scores compared, {len(found.keys)}: {compared}.", *describe_left_out(found.left_out)]
+    say("\n".join([*notes, f"wrote {args.output}"]))
 
 
 REPRODUCES = "a command that reproduces the run; may be repeated (default: those of commands.txt)"
@@ -167,6 +171,7 @@ REPRODUCES = "a command that reproduces the run; may be repeated (default: those
     ),
     opt.flag("--overwrite", "replace an existing report"),
     example="experiments/results/quickstart --overwrite",
+    slow=False,
 )
 def report(args: argparse.Namespace) -> None:
     """Write report.md, its pictures and report.html from the files of a results or run folder."""

@@ -11,6 +11,7 @@ from pathlib import Path
 
 from bge_pruning.cli import command_words
 from bge_pruning.config.schema import ExportConfig, missing_export_options
+from bge_pruning.reports.comparison import EVALUATION
 from bge_pruning.utils.files import evaluation_files, refuse_existing
 from bge_pruning.utils.guard import say
 from bge_pruning.workflows import options as opt
@@ -123,8 +124,7 @@ def _check_evaluation(args: argparse.Namespace) -> Iterator[str]:
     if args.card and not (args.sts or args.retrieval or args.output or args.baseline or args.also):
         return
     yield from opt.check_tasks(args)
-    if args.output is None:
-        yield "the following arguments are required: --output"
+    args.output = args.output or default_output(args.model)
     if args.evaluation:
         yield "--evaluation is of an earlier evaluation: leave it or the tasks out"
     names = [name for name, _ in args.also]
@@ -133,10 +133,17 @@ def _check_evaluation(args: argparse.Namespace) -> Iterator[str]:
             yield f"--also: two models would be called {name}; choose another name"
 
 
+def default_output(model: str) -> Path:
+    """``evaluation.json`` beside a model, in the folder of a run, or here for a name on the hub."""
+    path = Path(model)
+    is_run = path.is_dir() and not (path / "config.json").is_file()
+    return (path if is_run else path.parent if path.exists() else Path()) / EVALUATION
+
+
 ALSO = "one more model to score, such as the pruned one before recovery; may be repeated"
 CUT = "cut texts at this many tokens"
 CARD = "write README.md again, with the scores; without tasks nothing is evaluated"
-EVALUATION = (
+OPTIONS = (
     opt.value(
         "--also", ALSO, metavar="NAME=FOLDER", type=_named_model, action="append", default=[]
     ),
@@ -146,7 +153,7 @@ EVALUATION = (
     opt.flag("--no-speed", "do not measure speed and memory"),
     opt.value("--seed", "of the random floor and the intervals (default: 0)", type=int, default=0),
     opt.flag("--overwrite", "replace the output files if they exist"),
-    opt.value("--output", "JSON file to write (needed for an evaluation)", type=Path),
+    opt.value("--output", "JSON file (default: evaluation.json beside the model)", type=Path),
 )
 MODEL_CARD = opt.grouped(
     "model card of an extracted model",
@@ -159,7 +166,7 @@ MODEL_CARD = opt.grouped(
 @opt.command(
     opt.value("model", "the model to judge"),
     opt.value("--baseline", "the unpruned model; without it there is no retention and no speed"),
-    *(*opt.TASKS, *EVALUATION, *MODEL_CARD, *opt.HUB),
+    *(*opt.TASKS, *OPTIONS, *MODEL_CARD, *opt.HUB),
     check=_check_evaluation,
     example="my-model --baseline BAAI/bge-m3 --sts STSBenchmark --output evaluation.json",
 )
@@ -194,6 +201,7 @@ def _score(args: argparse.Namespace) -> None:
         find_tasks(args.sts, args.retrieval, args.split),
         args.modes,
         also=dict(args.also),
+        prompts=opt.given_prompts(args),
         speed=not args.no_speed,
         progress=sys.stderr.isatty(),
         **options,
@@ -201,6 +209,7 @@ def _score(args: argparse.Namespace) -> None:
     result.command = shlex.join([*command_words("evaluate_model"), *args.words])
     write_evaluation(result, args.output, overwrite=args.overwrite)
     show_evaluation(result)
+    say(f"wrote {' and '.join(map(str, evaluation_files(args.output)))}")
 
 
 @opt.command(
@@ -208,6 +217,7 @@ def _score(args: argparse.Namespace) -> None:
     opt.value("new", "model that is to embed the queries"),
     opt.listed("--texts", "passages, one text a line", required=True),
     opt.listed("--queries", "queries (default: some of the passages)"),
+    *opt.PROMPTS,
     opt.value("--limit", "passages at most (default: %(default)s)", type=int, default=10_000),
     opt.value("--max-length", CUT, type=int),
     opt.value("--batch-size", "texts in a batch", type=int, default=32),
@@ -232,6 +242,7 @@ def index(args: argparse.Namespace) -> None:
     passages = read_texts(args.texts, args.limit)
     queries = read_texts(args.queries, args.limit) if args.queries else passages[::10]
     options = (args.device or default_device(), args.max_length, args.batch_size)
+    options = (*options, opt.given_prompts(args))
     old, new = load_encoder(args.old, *options), load_encoder(args.new, *options)
     result = compare_index(old, new, passages, queries, progress=sys.stderr.isatty())
     record = IndexRecord(old=args.old, new=args.new, **result)

@@ -12,7 +12,7 @@ from typing import Any
 
 from bge_pruning.config.shipped import CONFIG_HELP, KEYS, split_arguments
 from bge_pruning.utils.files import refuse_existing, write_json
-from bge_pruning.utils.guard import CommandLine, run_command
+from bge_pruning.utils.guard import CommandLine, run_command, say
 
 # Yields what is wrong with parsed arguments; the first of it ends the program as a usage error.
 Check = Callable[[argparse.Namespace], Iterator[str]]
@@ -48,12 +48,17 @@ def grouped(title: str, *options: Option) -> tuple[Option, ...]:
 
 
 def command(
-    *options: Option, example: str, check: Check | None = None, overrides: bool = False
+    *options: Option,
+    example: str,
+    check: Check | None = None,
+    overrides: bool = False,
+    slow: bool = True,
 ) -> Callable[[Callable[[argparse.Namespace], None]], Callable[..., int]]:
     """Make a command line of a function of parsed arguments; its docstring is the help.
 
     The arguments have one more attribute, ``words``: the command line as it was given. With
-    ``overrides``, the positional list takes ``key=value`` from anywhere between the options.
+    ``overrides``, the positional list takes ``key=value`` from anywhere between the options. If
+    ``slow``, the libraries take seconds to load, and a line says so.
     """
 
     def make(work: Callable[[argparse.Namespace], None]) -> Callable[..., int]:
@@ -69,7 +74,7 @@ def command(
             args.words = words
             for problem in check(args) if check else ():
                 parser.error(problem)
-            return run_command(lambda: work(args))
+            return run_command(lambda: work(args), slow)
 
         main.__doc__ = work.__doc__
         return main
@@ -114,6 +119,12 @@ OUTPUT = (
     value("--output", "JSON file to write", type=Path),
     flag("--overwrite", "replace the output file"),
 )
+# Prompts of all models instead of those that their files name.
+PROMPT = "written before each %s (default: as the model's files say)"
+PROMPTS = (
+    value("--query-prompt", PROMPT % "query", metavar="TEXT"),
+    value("--document-prompt", PROMPT % "passage", metavar="TEXT"),
+)
 # What a model is evaluated on, and how.
 STS = "files of sentence1,sentence2,score (0 to 5), or names such as STSBenchmark"
 RETRIEVAL = "folders in BEIR layout, or names such as SciFact"
@@ -121,14 +132,21 @@ MODES = "dense, sparse, colbert, dense+sparse, all (default: dense)"
 TASKS = (
     listed("--sts", STS, "TASK", action="extend"),
     listed("--retrieval", RETRIEVAL, "TASK", action="extend"),
-    value("--split", "judgements of the folders (default: %(default)s)", default="test"),
+    value("--split", "judgements of the folders (default: test, or the only ones)"),
     listed("--modes", MODES, "MODE", default=["dense"]),
+    *PROMPTS,
 )
 HUB = grouped(
     "Hugging Face hub",
     value("--push-to-hub", "upload the folder as owner/name", metavar="NAME"),
     flag("--private", "make that repository private"),
 )
+
+
+def given_prompts(args: argparse.Namespace) -> dict[str, str]:
+    """What :data:`PROMPTS` were given, by the role of a text."""
+    given = {"query": args.query_prompt, "passage": args.document_prompt}
+    return {role: prompt for role, prompt in given.items() if prompt is not None}
 
 
 def check_output(args: argparse.Namespace) -> None:
@@ -141,6 +159,7 @@ def write_output(args: argparse.Namespace, result: dict[str, Any]) -> None:
     """Write the JSON file if it was asked for."""
     if args.output is not None:
         write_json(result, args.output, overwrite=args.overwrite)
+        say(f"wrote {args.output}")
 
 
 def check_tasks(args: argparse.Namespace) -> Iterator[str]:

@@ -7,10 +7,8 @@ from __future__ import annotations
 
 import logging
 import shlex
-import shutil
 import time
 from collections.abc import Sequence
-from dataclasses import asdict
 from pathlib import Path
 
 from composer.utils import dist, get_device
@@ -18,15 +16,15 @@ from composer.utils import dist, get_device
 from bge_pruning.cli import command_words
 from bge_pruning.config.command_checks import check_pipeline
 from bge_pruning.config.load import Config, load_config, pruned_model_folder, to_yaml
-from bge_pruning.config.schema import L0, ExportConfig
+from bge_pruning.config.schema import L0
 from bge_pruning.evaluation.tasks import find_tasks
 from bge_pruning.export.extract import ExtractOptions
 from bge_pruning.export.vocabulary_texts import choose_for_texts
 from bge_pruning.model_io.pretrained import load_base_model
 from bge_pruning.reports.report import write_report
-from bge_pruning.training.run_report import collect_run, log_results
+from bge_pruning.training.run_report import collect_run, extraction_arguments, log_results
 from bge_pruning.training.sources import check_sources
-from bge_pruning.training.stage import check_run, check_run_folder
+from bge_pruning.training.stage import check_run, check_run_folder, remove_run
 from bge_pruning.utils.files import refuse_unwritable_folders, write_text
 from bge_pruning.utils.guard import warn_only
 from bge_pruning.utils.records import EvaluationRecord
@@ -71,7 +69,7 @@ def run_pipeline(
     evaluations: list[EvaluationRecord] = []
 
     def finish() -> None:
-        evaluations.append(evaluate_model(config, tasks, judged_by.modes))
+        evaluations.append(evaluate_model(config, tasks, judged_by))
         commands = step_commands(config, recovery, paths, overrides, judged_by)
         _report(config, commands, evaluations[0])
         log.info("%s complete after %.1f minutes", results, (time.monotonic() - started) / 60)
@@ -95,22 +93,6 @@ def _check_vocabulary(config: Config, options: ExtractOptions) -> None:
         choose_for_texts(load_base_model(config.model.base_model), options.vocabulary)
 
 
-def export_arguments(config: Config) -> list[str]:
-    """The export options as arguments of ``scripts/extract_pruned_model.py``."""
-    plain, words = ExportConfig(), []
-    for name, value in asdict(config.export).items():
-        if value == getattr(plain, name):
-            continue
-        words.append("--" + name.replace("_", "-"))
-        if name == "languages":
-            words.append(",".join(value))
-        elif isinstance(value, list):
-            words += value
-        elif value is not True:
-            words.append(str(value))
-    return words
-
-
 def _check_results(config: Config) -> None:
     """Refuse a results folder in use; an earlier one is replaced only if asked and if it is one."""
     results = Path(config.results_folder)
@@ -126,8 +108,7 @@ def _check_results(config: Config) -> None:
 def _prepare_results(config: Config) -> None:
     """Make an empty results folder with the configuration."""
     results = Path(config.results_folder)
-    if results.exists():
-        shutil.rmtree(results)
+    remove_run(results)
     results.mkdir(parents=True)
     (results / "config.yaml").write_text(to_yaml(config), encoding="utf-8")
 
@@ -153,25 +134,23 @@ def step_commands(
     pruned = str(pruned_model_folder(config))
     # A run that replaces an earlier one can be replayed over itself.
     again = ["--overwrite"] if config.overwrite else []
-    best, best_recovered = (["--best"] if stages.keeps_best(c) else [] for c in (config, recovery))
 
     def line(script: str, *words: str) -> str:
         return shlex.join([*command_words(script), *words])
 
     pruning = [
         line("train_pruning", *paths, *overrides),
-        line("extract_pruned_model", run, pruned, *best, *again),
+        line("extract_pruned_model", *extraction_arguments(config)),
     ]
     if config.method != L0:
         pruning = [line("run_pipeline", *paths, *overrides, "--only", "cut", *again)]
     model, result = f"{results}/model", f"{results}/evaluation.json"
-    extraction = [f"{run}-recovery", model, *best_recovered, *again, *export_arguments(config)]
     evaluation = ["--baseline", config.model.base_model, "--also", f"{stages.PRUNED_NAME}={pruned}"]
     evaluation += [*judged_by.arguments(), "--output", result]
     return [
         *pruning,
         line("train_pruning", *paths, *overrides, "stage=recover"),
-        line("extract_pruned_model", *extraction),
+        line("extract_pruned_model", *extraction_arguments(recovery)),
         line("evaluate_model", model, *evaluation, *again),
         line("evaluate_model", model, "--card", "--evaluation", result),
         line("write_report", results, "--run", run, *again),

@@ -6,8 +6,8 @@ The pipeline walks it once, a family once for each size, a study once for each c
 from __future__ import annotations
 
 from argparse import Namespace
-from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 from composer.utils import dist
@@ -27,6 +27,7 @@ from bge_pruning.training.held_out import check_held_out
 from bge_pruning.utils.environment import torch_device
 from bge_pruning.utils.records import EvaluationRecord
 from bge_pruning.workflows.baselines import cut_baseline
+from bge_pruning.workflows.options import given_prompts
 
 # How reports call the extracted model that was not trained on yet.
 PRUNED_NAME = "pruned, before recovery"
@@ -37,24 +38,29 @@ class EvaluationPlan:
     """What the finished model is judged by.
 
     ``sts`` are files of scored pairs or names of tasks, ``retrieval`` folders in BEIR layout or
-    names.
+    names; their split is test, or the only one, unless it is named. For ``prompts`` see
+    :func:`bge_pruning.evaluation.encoders.load_encoder`.
     """
 
     sts: Sequence[str] = ()
     retrieval: Sequence[str] = ()
-    split: str = "test"
+    split: str | None = None
     modes: Sequence[str] = ("dense",)
+    prompts: Mapping[str, str] = field(default_factory=dict)
 
     @classmethod
     def of(cls, args: Namespace) -> EvaluationPlan:
         """What :data:`bge_pruning.workflows.options.TASKS` were given."""
-        return cls(args.sts, args.retrieval, args.split, args.modes)
+        return cls(args.sts, args.retrieval, args.split, args.modes, given_prompts(args))
 
     def arguments(self) -> list[str]:
         """The same for the command line of ``scripts/evaluate_model.py``."""
         words = ["--sts", *self.sts] if self.sts else []
         if self.retrieval:
-            words += ["--retrieval", *self.retrieval, "--split", self.split]
+            words += ["--retrieval", *self.retrieval]
+            words += ["--split", self.split] if self.split else []
+        for role, prompt in self.prompts.items():
+            words += ["--query-prompt" if role == "query" else "--document-prompt", prompt]
         return [*words, "--modes", *self.modes]
 
 
@@ -85,13 +91,16 @@ def recover(
     return run
 
 
-def evaluate_model(config: Config, tasks: Sequence[Task], modes: Sequence[str]) -> EvaluationRecord:
+def evaluate_model(
+    config: Config, tasks: Sequence[Task], judged_by: EvaluationPlan
+) -> EvaluationRecord:
     """Judge the model in the results folder, and write the result there and into its card."""
     base = fetch_model_folder(config.model.base_model, config.model.revision)
     results = Path(config.results_folder)
     model, device = str(results / "model"), torch_device(config.device)
     also = {PRUNED_NAME: str(pruned_model_folder(config))}
-    evaluation = evaluate(model, str(base), tasks, modes, also=also, device=device)
+    options = {"also": also, "device": device, "prompts": judged_by.prompts}
+    evaluation = evaluate(model, str(base), tasks, judged_by.modes, **options)
     write_evaluation(evaluation, results / "evaluation.json", overwrite=config.overwrite)
     write_model_card(results / "model", results / "evaluation.json")
     return evaluation

@@ -49,15 +49,14 @@ def pipeline(args: argparse.Namespace) -> None:
 
 
 def _cut(args: argparse.Namespace) -> None:
-    """Cut where a recovery finds the model, and say what was cut."""
+    """Cut where a recovery finds the model; the log says what was cut."""
     from bge_pruning.config.load import load_config, pruned_model_folder
-    from bge_pruning.export.extraction import describe
     from bge_pruning.workflows.baselines import cut_baseline
 
     config = load_config(*split_arguments(args.config))
     output = pruned_model_folder(config)
-    info = cut_baseline(config, output, args.overwrite)
-    say(f"wrote {output}: {describe(info)}")
+    cut_baseline(config, output, args.overwrite)
+    say(f"wrote {output}")
 
 
 DENSITIES = "shares of the encoder's parameters to keep (default: 0.75 0.6 0.5)"
@@ -84,8 +83,8 @@ def family(args: argparse.Namespace) -> None:
     plan = EvaluationPlan.of(args)
     folders = export_family(*split_arguments(args.config), args.densities, plan, args.run)
     if os.environ.get("RANK", "0") == "0":
-        candidates, _ = read_candidates([f"{folder.name}={folder}" for folder in folders])
-        show_comparison(candidates)
+        found = read_candidates([f"{folder.name}={folder}" for folder in folders])
+        show_comparison(found.candidates)
         say("models   " + " ".join(f"{folder}/model" for folder in folders))
 
 
@@ -125,14 +124,16 @@ def quickstart(args: argparse.Namespace) -> None:
                 f"{name}: no such file. The quickstart reads the repository's data, which are not "
                 f"installed with the package. To fix, clone the repository and run it there."
             )
+    # This command may replace what it made before; whoever runs the configuration has to say so.
+    overrides = ["overwrite=true", *args.overrides]
     # Wrong arguments are refused before the model is prepared.
-    results = load_config([QUICKSTART], args.overrides).results_folder
+    results = load_config([QUICKSTART], overrides).results_folder
     minilm.prepare(minilm.DEFAULT_OUTPUT, minilm.DEFAULT_SENTENCES)
     from bge_pruning.reports.console import show_evaluation
     from bge_pruning.workflows.pipeline import run_pipeline
     from bge_pruning.workflows.stages import EvaluationPlan
 
-    evaluation = run_pipeline([QUICKSTART], args.overrides, EvaluationPlan([QUICKSTART_STS]))
+    evaluation = run_pipeline([QUICKSTART], overrides, EvaluationPlan([QUICKSTART_STS]))
     show_evaluation(evaluation)
     say(f"model    {results}/model\nreport   {results}/report.html")
 

@@ -53,10 +53,12 @@ def test_losses_and_sparsities_are_those_that_are_logged(micro, tmp_path, train_
     losses = [row for row in rows if "loss/train/total" in row]
     gates = [row for row in rows if "pruning/lambda_1/head" in row]
     for parts, loss, gate in zip(steps(tmp_path), losses, gates, strict=True):
-        assert parts[1].startswith(f"loss {loss['loss/train/total']:.4f} (")
-        for name in ("distillation_alignment", "lagrangian", "sts_regression"):
+        held = loss["loss/train/lagrangian"] + loss["loss/train/binarization"]
+        assert parts[1].startswith(f"loss {loss['loss/train/total'] - held:.4f} (")
+        for name in ("distillation_alignment", "sts_regression"):
             shown = f"{name.removeprefix('distillation_')} {loss[f'loss/train/{name}']:.3f}"
             assert shown in parts[1]
+        assert parts.pop(2).startswith(f"constraint {held:.3f}")
         short = {"heads": "head", "hidden": "hidden", "units": "intermediate", "layers": "layer"}
         pairs = [
             f"{name} {gate[f'pruning/expected_sparsity/{axis}']:.3f}"
@@ -158,7 +160,7 @@ def test_the_line_of_a_budget_and_its_times():
     data = {"data/texts_per_second": 210.4, "data/loss/only": 0.3}
     metrics = {**LOSSES, **constraint("encoder", 0.31, 0.35), **data}
     assert render_line(150, 600, metrics, {"encoder": 0.5}, 1.2e-4, 180.0) == (
-        "step 150/600  loss 0.0123 (alignment 0.010, lagrangian 0.000)  "
+        "step 150/600  loss 0.0123  constraint 0.000  "
         "sparsity 0.310 of 0.350 (target 0.500)  210 texts/s  lr 1.2e-04  left 3 min"
     )
     line = render_line(7, 8, {"loss/train/total": 0.5}, {}, 1e-3, 30)
@@ -179,7 +181,17 @@ SOURCES = {"data/loss/b": 0.25, "data/loss/a": 0.5, "numerics/skipped_steps": 3}
         (constraint("encoder", 0.49, 0.5), ["encoder"], "sparsity 0.490 of 0.500  lr"),
         (SHAPE, ["head", "intermediate"], "  sparsity heads 0.100 of 0.200, units 0.300 of 0.400"),
         (SOURCES, [], "  by source a 0.500, b 0.250  lr 1.0e-03  skipped 3  left 30 s"),
-        ({}, ["head"], "lagrangian 0.000)  lr"),  # a constraint that nobody logs
+        ({}, ["head"], "constraint 0.000  lr"),  # one whose sparsity nobody logs
+        # What the gates are held by is not the task's.
+        (
+            {
+                "loss/train/total": 5.25,
+                "loss/train/lagrangian": 4.0,
+                "loss/train/binarization": 1.0,
+            },
+            [],
+            "  loss 0.2500  constraint 5.000 (lagrangian 4.000, binarization 1.000)  lr",
+        ),
     ],
 )
 def test_parts_of_the_line(metrics, targets, part):

@@ -201,6 +201,16 @@ def test_files_merge_left_to_right_then_overrides(write):
     assert [source.name for source in config.data.train] == ["b"]  # lists are not joined
 
 
+def test_sizes_may_have_hugging_faces_names(write):
+    text = "model: {hidden_size: 64, l0_module: {target_model: {num_hidden_layers: 2}}}\n"
+    config = load_config([write(text)], ["model.l0_module.target_model.num_attention_heads=4"])
+    assert config.model.d_model == 64
+    target = config.model.l0_module.target_model
+    assert (target.n_layers, target.n_heads) == (2, 4)
+    with pytest.raises(ConfigError, match="hidden_size and d_model are the same size. To fix, rem"):
+        load_config([write("model: {d_model: 64, hidden_size: 64}\n")])
+
+
 def test_overrides_reach_everywhere(write):
     overrides = [
         "model.l0_module.target_model.n_layers=2",

@@ -57,6 +57,7 @@ def test_loads_and_its_header_says_what_how_and_what_it_cost(path):
     config = load_config([path])
     load_config([path], ["max_duration=1000ba", "recovery.max_duration=1000ba"])
     assert config.data.train
+    assert not config.overwrite  # only who starts a run may say that an earlier one goes
     assert any(vars(config.loss).values())
     for source in [*config.data.train, *config.data.eval] if path not in TRAINING else ():
         if source.kind == "beir":

@@ -7,7 +7,11 @@ import re
 import pytest
 from datasets import Dataset
 
-from bge_pruning.datasets.retrieval_collection import check_mteb_data, read_collection
+from bge_pruning.datasets.retrieval_collection import (
+    check_mteb_data,
+    choose_split,
+    read_collection,
+)
 
 CORPUS = '{"_id": "d1", "title": "Cats", "text": "sleep"}\n{"_id": 2, "text": "dogs"}\n'
 QUERIES = '{"_id": "q1", "text": "who?"}\n{"_id": "q2", "text": "not judged"}\n'
@@ -59,6 +63,20 @@ def test_errors_name_file_and_line(name, content, message, folder):
     (folder / name).write_text(content)
     with pytest.raises(ValueError, match=re.escape(message.format(folder / name))):
         read_collection(folder)
+
+
+def test_the_split_test_or_the_only_one_is_evaluated(folder, messages):
+    assert choose_split(folder) == "test" and not messages.messages
+    qrels = folder / "qrels"
+    (qrels / "test.tsv").rename(qrels / "train.tsv")
+    with messages.at_level("INFO"):
+        assert choose_split(folder) == "train"
+    assert messages.messages == [f"{folder} is evaluated on its only split, train"]
+    (qrels / "dev.tsv").write_text(QRELS)
+    with pytest.raises(ValueError, match="has no split test, but dev, train. To fix, .* --split"):
+        choose_split(folder)
+    (qrels / "test.tsv").write_text(QRELS)
+    assert choose_split(folder) == "test"
 
 
 def test_missing_split(folder):

@@ -80,7 +80,7 @@ def test_the_run_resumes_to_its_new_end(earlier):
 
 def test_the_records_are_reported(earlier):
     run = write_report(earlier / "runs/tiny").read_text()
-    assert "After 2 batches of pruning from tiny-base" in run
+    assert "After 2 steps of pruning from tiny-base" in run
     shutil.copy(earlier / "model/pruning.json", earlier / "runs/tiny")
     extracted = write_report(earlier / "runs/tiny", overwrite=True).read_text()
     assert "| total | 9,785 | 4,457 | 45.5% |" in extracted

@@ -1,6 +1,7 @@
 """Training on the tiny model: what the numbers do, what is kept, what is refused."""
 
 import logging
+import re
 import shutil
 from pathlib import Path
 
@@ -12,7 +13,7 @@ from bge_pruning.config.load import ConfigError, load_config
 from bge_pruning.models.encoder_shape import EncoderShape, forward_flops
 from bge_pruning.models.objective import LearnedTemperature
 from bge_pruning.train import main, train
-from bge_pruning.training import builders
+from bge_pruning.training import builders, run_report
 from bge_pruning.training.stage import check_run
 from tests.common.trainings import TARGET, extract_json, logged, losses, read_json
 
@@ -367,12 +368,42 @@ def test_run_folder_in_use_is_replaced_only_if_asked_to(used, tmp_path, train_ti
     assert train_tiny(tmp_path, "overwrite=true", "max_duration=1ba") == used
     assert not (used / "ba8-rank0.pt").exists()
     assert len(losses(used)) == 1
+    then = r"\d{4}-\d\d-\d\d \d\d:\d\d"
+    said = rf"WARNING replacing the run of {then} in {re.escape(str(used))}$"
+    assert re.search(said, (used / "train.log").read_text(), re.MULTILINE)
     shutil.rmtree(used)
     used.mkdir()
     (used / "thesis.txt").write_text("ten years of work")
     with pytest.raises(FileExistsError, match="only if it holds a run"):
         train_tiny(tmp_path, "overwrite=true")
     assert (used / "thesis.txt").read_text() == "ten years of work"
+
+
+@pytest.mark.parametrize(
+    ("prog", "best", "command"),
+    [
+        ("bge-pruning prune", True, "bge-pruning extract {run} {pruned} --best"),
+        (
+            "python -m bge_pruning.train",
+            False,
+            "python scripts/extract_pruned_model.py {run} {pruned}",
+        ),
+    ],
+)
+def test_a_training_ends_with_its_report_the_next_command_and_unfinished_gates(
+    prog, best, command, tiny_yaml, tmp_path, monkeypatch
+):
+    monkeypatch.setattr(run_report, "write_report", lambda folder, **_: folder / "report.md")
+    words = ["evaluation.keep_best=dev/cosine_spearman"] if best else []
+    assert main([str(tiny_yaml), "max_duration=2ba", *words], prog) == 0
+    run, pruned = tmp_path / "runs" / "tiny", tmp_path / "results" / "tiny" / "pruned_model"
+    lines = (run / "train.log").read_text().splitlines()[-4:]
+    last = [line.split(" ", 3)[3] for line in lines]
+    assert last[0] == "trained to the end"
+    assert last[1] == f"the report of the training is {run}/report.md"
+    assert last[2] == f"next: {command.format(run=run, pruned=pruned)}"
+    assert last[3].startswith("the gates were far from what is cut, 'head' by ")
+    assert lines[3].split()[2] == "WARNING"
 
 
 def test_nothing_is_made_when_the_target_is_wrong(tiny_yaml, tmp_path, capfd):

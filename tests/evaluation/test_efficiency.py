@@ -81,6 +81,9 @@ def test_real_texts_are_spread_over_all(encoder, monkeypatch):
     texts = ["a dog"] * 50 + ["the cat"] * 50
     measure_setting({"model": encoder}, Setting(1, REAL), texts, 0.01)
     encode.assert_called_with(["a dog"] * 8 + ["the cat"] * 8)
+    monkeypatch.setattr(encoder, "prompts", {"prompts": {"x": "a "}, "default_prompt_name": "x"})
+    measure_setting({"model": encoder}, Setting(1, REAL), texts, 0.01)
+    encode.assert_called_with(["a a dog"] * 8 + ["a the cat"] * 8)
 
 
 def test_settings_and_what_is_left_out(encoder):

@@ -1,6 +1,7 @@
 """A model beside its baseline and its floors; the script around it."""
 
 import json
+import re
 import runpy
 import subprocess
 import sys
@@ -12,6 +13,7 @@ import pytest
 from huggingface_hub import constants
 
 from bge_pruning.evaluation import evaluate as module
+from bge_pruning.evaluation import text_encoder
 from bge_pruning.evaluation.evaluate import describe_task, evaluate
 from bge_pruning.evaluation.scoring import Score, metric_names
 from bge_pruning.evaluation.search import MODES
@@ -158,11 +160,51 @@ def test_a_rival_without_heads_is_compared_by_dense_vectors(bert_folder, model_f
         evaluate(str(bert_folder), None, tasks, modes, device="cpu")
 
 
+def test_every_task_and_phase_is_said(small_folder, tasks, monkeypatch, messages):
+    monkeypatch.setattr(text_encoder, "QUIET", -1.0)
+    monkeypatch.setattr(module, "measure_cost", Mock(return_value=None))
+    with messages.at_level("INFO"):
+        evaluate(str(small_folder), str(small_folder), tasks, device="cpu")
+    ours = [r.getMessage() for r in messages.records if r.name.startswith("bge_pruning.")]
+    said = [line for line in ours if not line.startswith("embedded ")]
+    names = [task.name for task in tasks]
+    models = ("the model", "the baseline", "word embeddings", "random weights")
+    assert said == [
+        f"loading {small_folder}",
+        *(
+            f"evaluating {model} on {name} (task {number} of {len(names)})"
+            for model in models
+            for number, name in enumerate(names, 1)
+        ),
+        "computing intervals and paired tests",
+        "measuring speed and memory, the model and the baseline in turns",
+    ]
+    assert any(re.fullmatch(r"embedded (\d+) of \1 texts", line) for line in ours)
+
+
+def test_prompts_that_are_given_are_those_of_all_models(small_folder, tasks, monkeypatch):
+    seen = []
+    score = module.score_tasks
+
+    def keep(encoder, *arguments):
+        seen.append(encoder.prompts.get("given"))
+        return score(encoder, *arguments)
+
+    monkeypatch.setattr(module, "score_tasks", keep)
+    given = {"query": "find: "}
+    folder = str(small_folder)
+    options = {"device": "cpu", "speed": False, "also": {"x": folder}, "prompts": given}
+    evaluate(folder, folder, tasks[1:], **options)
+    assert seen == [given, given, None, given, given]  # words have no prompts
+
+
 def test_speed_is_measured_on_queries_if_there_are_no_sentences(small_folder, tasks, monkeypatch):
     measure = Mock(return_value=None)
     monkeypatch.setattr(module, "measure_cost", measure)
-    evaluate(str(small_folder), str(small_folder), tasks[1:], device="cpu")
-    assert sorted(measure.call_args.args[2]) == sorted(set(tasks[1].queries()))
+    options = {"device": "cpu", "prompts": {"query": "find: "}}
+    evaluate(str(small_folder), str(small_folder), tasks[1:], **options)
+    queries = {f"find: {query}" for query in tasks[1].queries()}
+    assert sorted(measure.call_args.args[2]) == sorted(queries)
 
 
 def test_arguments_that_make_no_sense(small_folder, tasks, tmp_path, monkeypatch):

@@ -17,6 +17,7 @@ SCRIPT = Path(__file__).parents[2] / "scripts" / "check_index_compatibility.py"
 
 class Table:
     def __init__(self, vectors: np.ndarray, texts: list[str]):
+        self.prompts = {}
         vectors = vectors / np.linalg.norm(vectors, axis=1, keepdims=True)
         self.rows = dict(zip(texts, vectors, strict=True))
 
@@ -34,6 +35,15 @@ def test_the_same_model_agrees_with_itself():
     assert (found["agreement"], found["same_first"]) == (1.0, 1.0)
     assert found["cosine"]["mean"] == pytest.approx(1.0)
     assert (found["passages"], found["queries"], found["chance"]) == (300, 43, 10 / 300)
+
+
+def test_each_model_writes_its_own_prompts_before_a_text():
+    old, new = Table(VECTORS, TEXTS), Table(VECTORS, TEXTS)
+    old.prompts = {"prompts": {"query": "q: ", "passage": "p: "}}
+    old.rows = {f"{p}: {text}": row for p in "pq" for text, row in old.rows.items()}
+    new.prompts = {"prompts": {"document": "not of queries: "}, "given": {"query": "find: "}}
+    new.rows = {f"find: {text}": row for text, row in new.rows.items()}
+    assert compare_index(old, new, TEXTS, TEXTS[::7])["agreement"] == 1.0
 
 
 def test_agreement_is_counted_by_hand():

@@ -1,7 +1,9 @@
 """Scores on tasks: mteb's own, in every mode, of one model."""
 
+import json
 import logging
 import shutil
+from pathlib import Path
 from unittest.mock import Mock
 
 import mteb
@@ -14,6 +16,7 @@ from bge_pruning.evaluation.floors import WordEmbeddings
 from bge_pruning.evaluation.scoring import RETRIEVAL_METRICS, metric_names, score_tasks
 from bge_pruning.evaluation.search import MODES
 from bge_pruning.evaluation.tasks import beir_task, sts_task
+from bge_pruning.model_io.model_folder import write_sentence_transformers_files
 
 # What mteb calls of itself and of sentence-transformers.
 pytestmark = [
@@ -58,6 +61,78 @@ def test_dense_scores_are_mtebs_of_the_same_model(
             assert score.values[metric] == pytest.approx(theirs[metric], abs=1e-4)
     assert ours.samples.mean() == pytest.approx(ours.values["ndcg_at_10"], abs=1e-4)
     assert len(ours.samples) == 15
+
+
+E5 = {"query": "how does it help: ", "passage": "a long text: "}
+BY_TASK = {"STS": "the same: ", "Retrieval-query": "find out: ", "Retrieval": "some text: "}
+
+
+@pytest.fixture
+def prompted(model_folder, tmp_path):
+    """A function that gives the model prompts: a folder of it."""
+
+    def make(name: str, prompts: dict, default: str | None) -> Path:
+        folder = shutil.copytree(model_folder, tmp_path / name)
+        settings = {"prompts": prompts, "default_prompt_name": default}
+        (folder / "config_sentence_transformers.json").write_text(json.dumps(settings))
+        return folder
+
+    return make
+
+
+@pytest.mark.filterwarnings("ignore:SentenceTransformers that use prompts:UserWarning")
+@pytest.mark.parametrize(
+    ("prompts", "default"),
+    [
+        ({"query": "how does it help: ", "document": "a long text: "}, None),
+        ({"query": "how does it help: "}, "query"),  # of pairs too, and not of passages
+        ({"query": "", "document": "", "x": "in short: "}, "x"),
+        (BY_TASK, None),
+        ({**BY_TASK, "Retrieval-document": "", "query": "a plane: "}, "STS"),
+        ({"tiny": "of this task: ", "tiny-query": "find out: ", **BY_TASK}, None),
+    ],
+)
+def test_prompts_are_mtebs(prompts, default, prompted, retrieval, similarity, monkeypatch):
+    """The texts that are embedded are the same, and so are the scores."""
+    from mteb.models.abs_encoder import AbsEncoder
+    from sentence_transformers import SentenceTransformer
+
+    encode, texts = SentenceTransformer.encode, set()
+
+    def record(self, inputs, prompt_name=None, prompt=None, **options):
+        before = self._resolve_prompt(prompt, prompt_name) or ""
+        texts.update(before + text for text in inputs)
+        return encode(self, inputs, prompt_name=prompt_name, prompt=prompt, **options)
+
+    monkeypatch.setattr(SentenceTransformer, "encode", record)
+    # It knows no task called tiny.
+    known = staticmethod(lambda prompts, **_: (prompts, ()))
+    monkeypatch.setattr(AbsEncoder, "validate_task_to_prompt_name", known)
+    folder = prompted("model", prompts, default)
+    encoder = load_encoder(str(folder))
+    spy = Mock(wraps=encoder, prompts=encoder.prompts)
+    for task in (retrieval, similarity):
+        theirs = mtebs(folder, task)
+        ours = score_tasks(spy, [task], ["dense"])["tiny", "dense"]
+        assert {text for call in spy.encode.call_args_list for text in call.args[0]} == texts
+        for metric in metric_names(task.kind, "dense"):
+            assert ours.values[metric] == pytest.approx(theirs[metric], abs=1e-4)
+        spy.encode.reset_mock()
+        texts.clear()
+
+
+@pytest.mark.filterwarnings("ignore:(Task name passage|Some prompts):UserWarning")
+def test_a_prompt_of_passages_by_another_name_is_written_as_mteb_knows_it(prompted, retrieval):
+    """mteb does not look for it; the folder that is written has mteb's name."""
+    folder, written = (prompted(name, E5, None) for name in ("source", "written"))
+    base = load_encoder(str(folder)).base
+    for name in ("1_Pooling", "2_Normalize"):
+        shutil.rmtree(written / name)
+    write_sentence_transformers_files(written, "cls", 32, 512, base.prompts)
+    both = [score_tasks(load_encoder(str(f)), [retrieval], ["dense"]) for f in (folder, written)]
+    np.testing.assert_array_equal(*(found["tiny", "dense"].samples for found in both))
+    theirs = mtebs(written, retrieval)["ndcg_at_10"]
+    assert both[0]["tiny", "dense"].values["ndcg_at_10"] == pytest.approx(theirs, abs=1e-4)
 
 
 def test_every_task_and_mode_has_its_metrics(scores, encoder, similarity, retrieval):
@@ -149,12 +224,3 @@ def test_similarities_that_are_all_the_same_count_as_0(encoder, similarity, capl
     found = score_tasks(Dead(encoder), [similarity], ["dense"])["tiny", "dense"]
     assert found.values == {"cosine_spearman": 0.0, "cosine_pearson": 0.0}
     assert "tiny: every dense similarity is 32: it counts as 0" in caplog.text
-
-
-def test_prompts_are_written_before_texts(encoder, retrieval):
-    plain = score_tasks(encoder, [retrieval], ["dense"])["tiny", "dense"]
-    spy = Mock(wraps=encoder, prompts={"query": "dog ", "document": "cat "})
-    prompted = score_tasks(spy, [retrieval], ["dense"])["tiny", "dense"]
-    seen = [text for call in spy.encode.call_args_list for text in call.args[0]]
-    assert {text.split()[0] for text in seen} == {"dog", "cat"}
-    assert not np.array_equal(plain.samples, prompted.samples)

@@ -18,7 +18,7 @@ def data(collection):
 
 
 class Metadata:
-    name = "tiny"
+    name, type = "tiny", "Retrieval"
 
 
 def indexed(corpora: CorpusCache, data, mode: str, **options) -> SearchModel:
@@ -29,7 +29,7 @@ def indexed(corpora: CorpusCache, data, mode: str, **options) -> SearchModel:
 
 def find(encoder, data, mode: str, top_k: int = 1000, **options) -> dict[str, dict[str, float]]:
     model = indexed(CorpusCache(encoder, MODES[mode]), data, mode, **options)
-    return model.search(data.queries, top_k=top_k)
+    return model.search(data.queries, task_metadata=Metadata, top_k=top_k)
 
 
 @pytest.fixture(scope="module")
@@ -91,7 +91,9 @@ def test_multi_vectors_are_compared_once_for_all_modes(encoder, data, monkeypatc
     found = {}
     for queries in (data.queries, data.queries[:3]):
         for mode in ("colbert", "all"):
-            found[mode] = indexed(corpora, data, mode).search(queries, top_k=4)
+            found[mode] = indexed(corpora, data, mode).search(
+                queries, task_metadata=Metadata, top_k=4
+            )
     assert search.score_pairs.call_count == 2  # once for each set of queries
     alone = find(encoder, data, "all", 4)
     for query, results in found["all"].items():
@@ -119,7 +121,7 @@ def test_multi_vectors_that_fit_are_kept_and_change_nothing(encoder, data, monke
 def test_lists_to_rerank_are_refused(encoder, data):
     model = indexed(CorpusCache(encoder, ("dense",)), data, "dense")
     with pytest.raises(ValueError, match="a reranking task lists the passages.*To fix, choose"):
-        model.search(data.queries, top_k=3, top_ranked={"q0": ["d1"]})
+        model.search(data.queries, task_metadata=Metadata, top_k=3, top_ranked={"q0": ["d1"]})
 
 
 @pytest.mark.parametrize(

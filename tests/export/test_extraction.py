@@ -13,6 +13,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from bge_pruning.evaluation.evaluate import size_on_disk
 from bge_pruning.export import extraction
 from bge_pruning.export.extract import ExtractOptions
 from bge_pruning.export.extraction import describe
@@ -24,6 +25,7 @@ from bge_pruning.model_io.projection import compute_modules
 from bge_pruning.models.encoder_shape import EncoderShape, count_parameters
 from bge_pruning.models.l0_module_embedding import L0Module
 from bge_pruning.models.structural_pruning import PruningMasks
+from bge_pruning.reports.report_tables import render_bytes
 from bge_pruning.utils.records import PruningRecord
 from tests.common.files import edit_json
 from tests.common.formulas import compute_outputs
@@ -273,10 +275,12 @@ def test_weights_and_the_line_about_an_extraction(run, build_model, tiny_shape, 
     line = (
         f"2 layers, hidden 16, 2 heads, intermediate 32; {counts['extracted']['encoder']:,} "
         f"encoder parameters ({share:.1f}% of the source), {counts['extracted']['total']:,} in "
-        f"all; largest difference from the masked model {info['largest_difference']:.1e}"
+        "all in float32; dense vectors of 16, multi-vectors of 32; largest difference from the "
+        f"masked model {info['largest_difference']:.1e}"
     )
     assert describe(PruningRecord(**info)) == line
-    assert f"wrote {tmp_path / 'small'}: {line}" in messages.text
+    size = render_bytes(size_on_disk(str(tmp_path / "small")))
+    assert f"wrote {tmp_path / 'small'} ({size}): {line}" in messages.text
     assert extract(run / "latest-rank0.pt", tmp_path / "second") == info
 
 
@@ -375,15 +379,18 @@ def test_gates_far_from_the_target_are_spoken_of(gated, save_run, tmp_path, mess
     def far(name: str, shares: list[float]) -> tuple[list[str], float]:
         messages.clear()
         info = extract(save_run(gated(("intermediate",)), unit_gates(shares)), tmp_path / name)
-        said = [t for t in messages.messages if "points of sparsity from what is cut" in t]
+        said = [t for t in messages.messages if "the gates were far from what is cut" in t]
         return said, info["constraint"]["intermediate"]["largest_distance"]
 
     assert not far("met", [0.509] * 4)[0]
     (line, *_), _ = far("far", [0.525] * 4)
     assert (
-        "the gates of 'intermediate' were 2.5 points of sparsity from what is cut (expected 0.475 "
-        "on average, cut 0.500): the run ended before the constraint was met. Train longer, or "
-        "raise optimizer.lambda_2_lr." in line
+        "the gates were far from what is cut, 'intermediate' by 2.5 points of sparsity (expected "
+        "0.475 on average, cut 0.500)" in line
+    )
+    assert line.endswith(
+        ": the run ended before the constraint was met. Train longer, or raise "
+        "optimizer.lambda_2_lr."
     )
     assert messages.records[0].levelno == logging.WARNING
     lines, distance = far("on both sides", [0.3, 0.7, 0.3, 0.7])

@@ -175,8 +175,8 @@ def test_what_is_said_only_where_it_is_true():
 def test_training():
     for batches, said in (
         ({}, "It was not trained after the cut."),
-        ({"train": 7}, "Trained for 7 batches of training without gates."),
-        ({"prune": 5, "recover": 6}, "Trained for 5 batches of pruning and 6 batches of recovery."),
+        ({"train": 7}, "Trained for 7 steps of training without gates."),
+        ({"prune": 5, "recover": 6}, "Trained for 5 steps of pruning and 6 steps of recovery."),
     ):
         found = section(make_card(batches=batches), "What was removed")
         assert f"\n{said} `pruning.json` lists" in found

@@ -189,6 +189,14 @@ def no_speed(monkeypatch) -> None:
     monkeypatch.setattr(onnx_quantize, "measure_speed", lambda *args, rounds: {"rounds": rounds})
 
 
+def test_pairs_have_the_prompt_of_sts(encoder, no_speed, monkeypatch):
+    seen = []
+    monkeypatch.setattr(encoder, "prompts", {"prompts": {"STS": "s: "}})
+    monkeypatch.setattr(onnx_quantize, "_cosines", lambda a, b, texts: seen.extend(texts))
+    measure_int8(encoder, encoder, (TEXTS, TEXTS, [1, 5, 2]))
+    assert seen == [f"s: {text}" for text in TEXTS]
+
+
 def test_cosines_are_of_texts_and_of_real_tokens(encoder, no_speed):
     """A file loses nothing beside itself."""
     found = measure_int8(encoder, encoder, (TEXTS, TEXTS[::-1], [1, 5, 2]), rounds=3)

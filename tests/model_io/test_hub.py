@@ -1,9 +1,13 @@
 """Licence and hub name of a model, from cards as people write them, and quiet loading."""
 
 import gc
+import logging
+import shutil
 from pathlib import Path
 
 import pytest
+import torch
+from safetensors.torch import load_file, save_file
 from transformers.utils import logging as hf_logging
 
 from bge_pruning.model_io.hub import (
@@ -124,3 +128,24 @@ def test_bars_and_collector_come_back(collects, bars):
     finally:
         (gc.enable if before[0] else gc.disable)()
         (hf_logging.enable_progress_bar if before[1] else hf_logging.disable_progress_bar)()
+
+
+def test_a_report_of_weights_matters_if_some_are_missing(bert_folder, tmp_path, caplog):
+    from transformers import BertModel
+
+    logger = logging.getLogger("transformers")
+    folder = shutil.copytree(bert_folder, tmp_path / "bert")
+    weights = load_file(folder / "model.safetensors")
+
+    def said(change: dict) -> str:
+        save_file(weights | change, folder / "model.safetensors", metadata={"format": "pt"})
+        caplog.clear()
+        logger.addHandler(caplog.handler)
+        with no_loading_bars():
+            BertModel.from_pretrained(folder)
+        logger.removeHandler(caplog.handler)
+        return caplog.text
+
+    assert said({"a.head": torch.zeros(1)}) == ""
+    weights.pop("embeddings.word_embeddings.weight")
+    assert "MISSING" in said({})

@@ -8,7 +8,7 @@ import pytest
 from scipy.stats import t as student
 
 from bge_pruning.reports import comparison, comparison_report
-from bge_pruning.reports.comparison import Estimate, estimate_mean, read_candidates
+from bge_pruning.reports.comparison import Estimate, Ratio, estimate_mean, read_candidates
 
 BASELINES = {("sts", "dense"): 0.8, ("scifact", "dense"): 0.5, ("scifact", "all"): 0.6}
 
@@ -46,17 +46,22 @@ def results(tmp_path) -> list[str]:
 
 
 def test_the_original_comes_first_in_tables_and_the_picture(results):
-    (original, half, quarter), keys = read_candidates(results)
+    (original, half, quarter), keys, left_out = read_candidates(results)
+    assert left_out == {}
     assert keys == list(BASELINES)
-    assert (original.name, original.kept, original.latency) == ("original", [1.0], 1.0)
+    assert (original.name, original.kept, str(original.latency)) == ("original", [1.0], "1.00 x")
     assert (original.encoder, original.total) == (10_000_000, 11_000_000)
     assert original.scores["sts", "dense"] == [0.8]
-    assert (quarter.name, quarter.latency, quarter.throughput) == ("quarter", 0.25, 4.0)
+    assert (quarter.name, quarter.latency, quarter.throughput) == (
+        "quarter",
+        Ratio(0.25),
+        Ratio(4.0),
+    )
     assert quarter.kept == pytest.approx([0.9])
     assert quarter.floor == pytest.approx(0.25)
     assert half.kept == pytest.approx([0.96, 0.98])
     assert half.scores["scifact", "all"] == pytest.approx([0.576, 0.588])
-    candidates, keys = read_candidates(results)
+    candidates = read_candidates(results).candidates
     figure = comparison_report.draw_comparison(candidates)
     assert len(figure.axes) == 2
     for panel in figure.axes:
@@ -69,31 +74,49 @@ def test_the_original_comes_first_in_tables_and_the_picture(results):
     shares = {"texts per second": "2.00 x", "floor": "25.0%", "kept": "97.0% (96.0% to 98.0%)"}
     assert rows[1] == {"model": "half", "runs": "2", **costs, **shares}
     assert (rows[2]["kept"], rows[2]["time of one text"]) == ("90.0%", "0.25 x")
-    text = comparison_report.render_comparison(candidates, keys)
+    text = comparison_report.render_comparison(read_candidates(results))
     assert "| model | sts, dense | scifact, dense | scifact, all |" in text
     assert "| original | 0.8000 | 0.5000 | 0.6000 |" in text
     assert "| half | 0.7760 (0.7680 to 0.7840) |" in text
-    described = json.loads(json.dumps(comparison_report.describe_comparison(candidates, keys)))
+    found = comparison_report.describe_comparison(read_candidates(results))
+    described = json.loads(json.dumps(found))
     assert described["tasks"][2] == {"task": "scifact", "mode": "all"}
 
 
 def test_only_common_tasks_are_compared(tmp_path):
     first, second = (write(tmp_path / name, 0.9) for name in "ab")
     change(second, lambda c: c.update(tasks=c["tasks"][1:2]))
-    candidates, keys = read_candidates([str(first), str(second)])
-    assert keys == [("scifact", "dense")]
-    assert len(candidates) == 3
+    found = read_candidates([str(first), str(second)])
+    assert found.keys == [("scifact", "dense")]
+    assert len(found.candidates) == 3
+    assert found.left_out == {("sts", "dense"): ["b"], ("scifact", "all"): ["b"]}
+    sentence = "Left out, because b lacks them: sts (dense), scifact (all)."
+    assert sentence in comparison_report.render_comparison(found)
+    lacking = {"task": "sts", "mode": "dense", "not_in": ["b"]}
+    assert comparison_report.describe_comparison(found)["left_out"][0] == lacking
     change(second, lambda c: c["tasks"][0].update(task="elsewhere"))
     with pytest.raises(ValueError, match="have no task and mode in common. To fix, evaluate all"):
         read_candidates([str(first), str(second)])
 
 
 def test_speed_that_was_not_measured(tmp_path):
-    candidates, _ = read_candidates([str(write(tmp_path / "a", 0.9, speed=None))])
+    candidates, *_ = read_candidates([str(write(tmp_path / "a", 0.9, speed=None))])
     assert [c.latency for c in candidates] == [None, None]
     assert comparison.summary_rows(candidates)[1][4:6] == ["-", "-"]
     (panel,) = comparison_report.draw_comparison(candidates).axes
     assert {text.get_text() for text in panel.texts} == {"original", "a"}
+
+
+def test_speeds_have_their_quartiles(tmp_path):
+    paths = []
+    for name, spread in (("a", [0.4, 0.6]), ("b", [0.45, 0.7])):
+        figures = {"ratio": 0.5, "ratio_iqr": spread}
+        speed = {"latency_ms": figures, "throughput_texts_per_s": figures}
+        paths.append(str(write(tmp_path / name, 0.9, speed=speed)))
+    one = read_candidates(paths[:1]).candidates
+    assert comparison.summary_rows(one)[1][4] == "0.50 x (0.40 to 0.60)"
+    both = read_candidates([f"x={path}" for path in paths]).candidates
+    assert both[1].throughput == Ratio(0.5, (0.4, 0.7))
 
 
 def test_means_over_seeds_and_the_front():

@@ -73,6 +73,8 @@ def test_scores_parameters_and_notes_whatever_the_width_or_without_a_baseline(re
     for number in ("0.8124", "0.790 to 0.830", "0.6120", "96.7%", "87.8%", "0.040"):
         assert number in text
     assert "…" not in text.split("parameters")[0]
+    result["speed"]["load"] = "others worked"
+    assert show(result).endswith("times)\nwhile this was measured, others worked\n")
     result["parameters"]["baseline"] = None
     result["speed"] = None
     for task in result["tasks"]:

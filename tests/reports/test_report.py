@@ -167,7 +167,7 @@ def test_a_training_run(run_folder):
     pictures = ["gates.png", "constraint.png", "multipliers.png", "training.png"]
     assert list(report.find_pictures(inputs)) == pictures
     text = markdown(inputs, pictures)
-    start = "# Training run my-run\n\nAfter 39 batches of pruning from BAAI/bge-m3: "
+    start = "# Training run my-run\n\nAfter 39 steps of pruning from BAAI/bge-m3: "
     assert text.startswith(start)
     expected = ["What was pruned", "How the constraint was met", "Training", "How to reproduce"]
     assert headings(text) == [*expected, "Configuration"]
@@ -179,7 +179,7 @@ def test_a_training_run(run_folder):
     (run_folder / "metrics.jsonl").write_text("")
     inputs = read_inputs(run_folder)
     text = markdown(inputs)
-    assert "After 0 batches of training without gates: what is known from training alone." in text
+    assert "After 0 steps of training without gates: what is known from training alone." in text
     assert headings(text) == ["How to reproduce"]
     inputs.commands = []
     assert Page(report.render_report(inputs, {}, report.HTML)).all("nav") == []

@@ -95,7 +95,7 @@ def test_a_target_that_leaves_little_is_warned_of(target, plan):
 
 def test_intervals_beyond_the_run_are_said(plan):
     text = render_plan(*plan("max_duration=4ba", "eval_interval=5ba", "save_interval=3ba"))
-    assert "steps        4ba (batch 8), evaluated at the end, saved every 3ba" in text
+    assert "steps        4 = 4ba (batch 8), evaluated at the end, saved every 3ba" in text
 
 
 @pytest.mark.parametrize("length", [8, 1024])

@@ -39,7 +39,7 @@ def test_a_run_leaves_its_report(run):
     assert {f"{name}.png" for name in PICTURES} | files <= names(run)
     assert not [name for name in names(run) if "tmp" in name]
     text = (run / "report.md").read_text(encoding="utf-8")
-    assert text.startswith("# Training run tiny\n\nAfter 4 batches of pruning from ")
+    assert text.startswith("# Training run tiny\n\nAfter 4 steps of pruning from ")
     for words in ("## What was pruned", "## Training", "| sts regression |", "| dev |"):
         assert words in text
     assert (run / "config.yaml").read_text(encoding="utf-8").strip() in text
@@ -80,7 +80,7 @@ def test_the_command_of_a_recovery_and_of_several_ranks(tiny_yaml):
 def test_a_run_that_resumes_replaces_its_report(run, train_tiny):
     again = train_tiny(run.parents[1], "autoresume=true", "max_duration=5ba", report=True)
     assert again == run
-    assert "After 5 batches" in (run / "report.md").read_text(encoding="utf-8")
+    assert "After 5 steps" in (run / "report.md").read_text(encoding="utf-8")
 
 
 def test_a_run_without_gates(tmp_path, train_tiny):

@@ -4,8 +4,9 @@ import logging
 import re
 
 import pytest
+from huggingface_hub import constants
 
-from bge_pruning.utils.run_log import FILE_ONLY, RunLog
+from bge_pruning.utils.run_log import FILE_ONLY, RunLog, log_hub
 
 log = logging.getLogger("bge_pruning.x")
 STAMP = r"\d{4}-\d\d-\d\d \d\d:\d\d:\d\d"
@@ -97,3 +98,14 @@ def test_a_file_that_cannot_be_written_ends_no_run(tmp_path, monkeypatch):
         log.info("there again")
     lines = (tmp_path / "train.log").read_text().splitlines()
     assert [line.split(" INFO ")[1] for line in lines] == ["lost for now", "there again"]
+
+
+def test_the_hub_is_named_once_before_it_is_asked(monkeypatch, caplog):
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+    with caplog.at_level(logging.INFO, "bge_pruning"):
+        for name in ("owner/model", "owner/model", "owner/other"):
+            log_hub(name)
+        monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+        log_hub("owner/third")
+    names = ("owner/model", "owner/other")
+    assert caplog.messages == [f"contacting the hub for {name}" for name in names]

@@ -220,6 +220,12 @@ def test_commands_name_every_argument(make_yaml, tmp_path):
     assert report == ["python", "scripts/write_report.py", results, "--run", run]
 
 
+def test_prompts_are_given_to_the_evaluation():
+    plan = EvaluationPlan(["a.csv"], prompts={"query": "q: ", "passage": ""})
+    prompts = ["--query-prompt", "q: ", "--document-prompt", ""]
+    assert plan.arguments() == ["--sts", "a.csv", *prompts, "--modes", "dense"]
+
+
 def test_commands_of_an_overwriting_run_overwrite_too(tiny_yaml):
     """Or training starts anew and the models of the run before it are what is evaluated."""
     for words in words_of(tiny_yaml, "overwrite=true", sts=["a.csv"]):
@@ -523,7 +529,7 @@ def test_a_baseline_runs_through_the_same_pipeline(method, tmp_path, make_yaml, 
     assert evaluation.tasks[0].also["pruned, before recovery"] is not None
     assert "No axis was pruned by gates." in (results / "report.md").read_text()
     card = (results / "model" / "README.md").read_text()
-    assert "Trained for 7 batches of recovery." in card
+    assert "Trained for 7 steps of recovery." in card
     if method == "layers":
         return
     commands = (results / "commands.txt").read_text().splitlines()
