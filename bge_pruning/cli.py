@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-import argparse
 import difflib
 import sys
 from collections.abc import Sequence
 from importlib import import_module
 from pathlib import Path
 from typing import NamedTuple
+
+from bge_pruning.utils.guard import CommandLine
 
 PROGRAM = "bge-pruning"
 # A wheel brings no scripts; a clone has them beside the package.
@@ -72,13 +73,14 @@ def _answer(word: str) -> int:
     """Print help or version, or end with a usage error."""
     width = max(map(len, COMMANDS))
     lines = [f"  {name:{width}}  {command.summary}" for name, command in COMMANDS.items()]
-    parser = argparse.ArgumentParser(
-        prog=PROGRAM,
-        usage=f"{PROGRAM} COMMAND ...",
-        description="Prune BGE-M3 and other XLM-RoBERTa embedders with learned gates.",
-        epilog="\n".join(["commands:", *lines, "", f"{PROGRAM} COMMAND --help tells more."]),
-        formatter_class=argparse.RawDescriptionHelpFormatter,
+    description = "\n".join(
+        [
+            "Prune BGE-M3 and other XLM-RoBERTa embedders with learned gates.",
+            *("", "commands:", *lines, "", f"{PROGRAM} COMMAND --help tells more."),
+        ]
     )
+    parser = CommandLine(PROGRAM, description, "prune bge_m3/target_60pct dry_run=true", {})
+    parser.usage = f"{PROGRAM} COMMAND ..."
     parser.add_argument("--version", action="version", version=_version())
     parser.parse_known_args([word])
     if not word or word.startswith("-"):

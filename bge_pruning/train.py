@@ -7,14 +7,13 @@ Launch:
 
 from __future__ import annotations
 
-import argparse
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from bge_pruning.config.shipped import CONFIG_HELP, split_arguments
-from bge_pruning.utils.guard import run_command
+from bge_pruning.config.shipped import CONFIG_HELP, KEYS, split_arguments
+from bge_pruning.utils.guard import CommandLine, run_command, say
 
 PROGRAM = "bge-pruning"  # as a subcommand of it, not as a script
 
@@ -24,14 +23,14 @@ if TYPE_CHECKING:
 
 def main(argv: Sequence[str] | None = None, prog: str = "python -m bge_pruning.train") -> int:
     """Run the command line of a training; return the exit code."""
-    parser = argparse.ArgumentParser(
-        prog=prog,
-        description="Prune a model with learned gates, or train an extracted model on.",
-        epilog="dry_run=true prints the plan and stops; stage=recover trains the extracted model. "
-        "Every key is listed in bge_pruning/config/schema.py.",
+    description = (
+        "Prune a model with learned gates, or train an extracted model on.\n\n"
+        "dry_run=true prints the plan and stops; stage=recover trains the extracted model. Every "
+        "key is listed in\nbge_pruning/config/schema.py."
     )
+    parser = CommandLine(prog, description, "bge_m3/target_60pct dry_run=true", KEYS)
     parser.add_argument("config", nargs="+", help=CONFIG_HELP)
-    paths, overrides = split_arguments(parser.parse_args(argv).config)
+    paths, overrides = split_arguments(parser.read(argv).config)
     installed = prog.startswith(f"{PROGRAM} ")
     extract = f"{PROGRAM} extract" if installed else "python scripts/extract_pruned_model.py"
 
@@ -41,8 +40,11 @@ def main(argv: Sequence[str] | None = None, prog: str = "python -m bge_pruning.t
         config = load_config(paths, overrides)
         if config.dry_run:
             from bge_pruning.training.plan import build_plan, render_plan
+            from bge_pruning.training.stage import check_planned, find_base_folder
 
-            sys.stdout.write(render_plan(build_plan(config), config) + "\n")
+            plan = build_plan(config, find_base_folder(config))
+            say(render_plan(plan, config))
+            check_planned(config, plan)
         else:
             train(config, extract)
 

@@ -2,7 +2,7 @@
 """Say which shape of a size keeps most, by cutting and fitting each, without training.
 
     python scripts/choose_shape.py configs/minilm/quickstart.yaml
-    python scripts/choose_shape.py my.yaml "model.l0_module={target_model: null, target_speedup: 2}"
+    python scripts/choose_shape.py my.yaml model.l0_module.target_speedup=2
 
 The size is the target of the configuration: a share or a number of the encoder's parameters, a
 speed-up, or that of the shape which it names. All depths are measured at the full width, then the

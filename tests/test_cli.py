@@ -51,6 +51,17 @@ def test_help_of_a_command_names_it(name, capsys):
     assert capsys.readouterr().out.startswith(f"usage: bge-pruning {name} ")
 
 
+@pytest.mark.parametrize("name", [*COMMANDS, ""])
+def test_help_ends_with_an_example_that_can_be_run(name, capsys, monkeypatch):
+    assert ends([*name.split(), "--help"]) == 0
+    line = capsys.readouterr().out.splitlines()[-1]
+    program, *words = line.removeprefix("example: ").split()
+    assert program == "bge-pruning" and words[0] == (name or "prune")
+    for module in ("bge_pruning.train", "bge_pruning.workflows.options"):
+        monkeypatch.setattr(f"{module}.run_command", lambda *_, **__: 7)  # it would run then
+    assert main(words) == 7
+
+
 def test_version(capsys, monkeypatch):
     monkeypatch.setattr("importlib.metadata.version", {"bge_pruning": "1.2.3"}.__getitem__)
     assert ends(["--version"]) == 0
@@ -75,7 +86,8 @@ def test_no_command_is_a_usage_error(words, message, capsys):
 
 def test_the_code_of_a_command_is_returned(capsys):
     assert main(["prune", "elephant.yaml"]) == 2
-    assert capsys.readouterr().err.startswith("error: elephant.yaml: no such file. To fix, ")
+    line = capsys.readouterr().err.splitlines()[-1]
+    assert line.startswith("error: elephant.yaml: no such file. To fix, ")
 
 
 LIGHT = """\

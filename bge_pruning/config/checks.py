@@ -6,10 +6,10 @@ import re
 from collections.abc import Mapping
 from dataclasses import fields, is_dataclass
 from pathlib import Path
-from typing import Any, get_args, get_type_hints
+from typing import Any
 
 from bge_pruning.config import schema
-from bge_pruning.config.names import TARGETS
+from bge_pruning.config.names import L0, TARGETS
 from bge_pruning.config.schema import Config, ConfigError, SourceConfig
 
 # A larger number is a typing error, and C code would fail above the largest 64-bit integer.
@@ -25,6 +25,7 @@ BOUNDS = {
     "in (0, 1]": lambda v: 0 < v <= 1,
 }
 UNITS = {"ba": "500ba (batches)", "ep": "2ep (epochs)", "dur": "0.1dur (of the run)"}
+TIME = r"([0-9]{1,9}|0?\.[0-9]+|[01]\.[0-9]*)(ba|ep|dur)"
 
 
 def check(config: Config) -> None:
@@ -44,7 +45,6 @@ def check(config: Config) -> None:
 
 def _check_part(part: Any, prefix: str) -> None:
     """Check every key of a dataclass, and of those inside it."""
-    hints = get_type_hints(type(part))
     for field in fields(part):
         value, key = getattr(part, field.name), f"{prefix}.{field.name}".removeprefix(".")
         if isinstance(part, SourceConfig):
@@ -57,7 +57,6 @@ def _check_part(part: Any, prefix: str) -> None:
                 _check_part(item, key)
         else:
             _check_value(value, key)
-            _check_items(value, hints[field.name], key)
             _check_rules(value, field.metadata, key)
 
 
@@ -81,19 +80,6 @@ def _check_value(value: Any, key: str) -> None:
         raise ConfigError(f"{key} {_shorten(value)} holds a null byte. To fix, remove it.")
 
 
-def _check_items(value: Any, hint: Any, key: str) -> None:
-    """Refuse items of a list or an object of another type, which OmegaConf lets through."""
-    if not value or not isinstance(value, list | dict):
-        return
-    types = {str: ((str,), "texts"), float: ((int, float), "numbers")}
-    allowed, title = types[get_args(hint)[-1]]
-    items = value.values() if isinstance(value, dict) else value
-    if any(type(item) not in allowed for item in items):
-        raise ConfigError(
-            f"{key} {_shorten(value)} does not hold {title} alone. To fix, write {title}."
-        )
-
-
 def _check_rules(value: Any, rules: Mapping[str, Any], key: str) -> None:
     """Check the rules that stand beside a key in the schema."""
     if choices := rules.get("choices"):
@@ -112,7 +98,7 @@ def _check_rules(value: Any, rules: Mapping[str, Any], key: str) -> None:
 
 def _check_time(text: str, units: tuple[str, ...], key: str) -> None:
     """Refuse what Composer could not read as a time."""
-    found = re.fullmatch(r"([0-9]{1,9}|0?\.[0-9]+|[01]\.[0-9]*)(ba|ep|dur)", text)
+    found = re.fullmatch(TIME, text)
     whole = found is not None and (found[2] == "dur" or found[1].isdigit())
     if not whole or found[2] not in units:
         raise ConfigError(
@@ -121,6 +107,43 @@ def _check_time(text: str, units: tuple[str, ...], key: str) -> None:
         )
     if float(found[1]) == 0 and "warmup" not in key:
         raise ConfigError(f"{key} '{text}' is not above 0. To fix, write e.g. 500ba.")
+
+
+def share_of_run(text: str, run: str, epoch: int | None = None) -> float | None:
+    """A time as a share of a run's duration.
+
+    Args:
+        epoch: Batches of an epoch; without it, epochs and batches cannot be compared: ``None``.
+    """
+    (value, unit), (length, of) = (re.fullmatch(TIME, time).groups() for time in (text, run))
+    if unit == "dur":
+        return float(value)
+    if unit == of:
+        return float(value) / float(length)
+    if epoch is None:
+        return None
+    return float(value) / float(length) * (epoch if unit == "ep" else 1 / epoch)
+
+
+def check_schedule(config: Config, epoch: int | None = None) -> None:
+    """Refuse times that a run ends before, see :func:`share_of_run`.
+
+    Evaluations, checkpoints and log lines with a longer interval are made at the end.
+    """
+    l0, trains_gates = config.model.l0_module, config.method == L0
+    at_once = {"scheduler.t_warmup": config.scheduler.t_warmup}
+    before = {"data.adapt_weights_interval": config.data.adapt_weights_interval}
+    if l0 is not None and trains_gates:  # gates decide after their warm-up
+        before["model.l0_module.lagrangian_warmup_steps"] = l0.lagrangian_warmup_steps
+    stage = "recovery." if config.stage == "recover" else ""
+    for key, text in {**at_once, **before}.items():
+        share = None if text is None else share_of_run(text, config.max_duration, epoch)
+        if share is not None and (share > 1 or (share == 1 and key in before)):
+            raise ConfigError(
+                f"{key} {text} is not over when the run ends, after {stage}max_duration "
+                f"{config.max_duration}. To fix, write a share of the run, e.g. 0.2dur, or train "
+                f"for longer."
+            )
 
 
 def _shorten(value: Any) -> str:
@@ -210,5 +233,5 @@ def _check_target(l0: schema.L0ModuleConfig) -> None:
     if len(given) != 1:
         raise ConfigError(
             f"model.l0_module needs exactly one of {', '.join(TARGETS)}, not {len(given)} "
-            f"({', '.join(given) or 'none'}). To fix, set the others to null."
+            f"({', '.join(given) or 'none'}). To fix, give one of them."
         )

@@ -10,20 +10,18 @@ anchors can stand for billions of values. Neither raises an error that could be 
 
 from __future__ import annotations
 
-import difflib
-import re
 from collections.abc import Sequence
-from dataclasses import dataclass, fields, is_dataclass
 from io import StringIO
 from pathlib import Path
-from typing import Any, get_args, get_type_hints
+from typing import Any
 
 import yaml
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from bge_pruning.config.checks import check
-from bge_pruning.config.names import L0, SIZE_ALIASES, SIZES
+from bge_pruning.config.checks import check, check_schedule
+from bge_pruning.config.content import Origin, check_content
+from bge_pruning.config.names import L0, SIZE_ALIASES, SIZES, TARGETS
 from bge_pruning.config.schema import Config, ConfigError
 from bge_pruning.config.shipped import find_config
 
@@ -96,9 +94,13 @@ def load_config(paths: Sequence[str | Path], overrides: Sequence[str] = ()) -> C
     merged = OmegaConf.structured(Config)
     for path in paths:
         for file in _with_bases(find_config(path), ()):
-            merged = _merge(merged, _read_yaml(file), _Origin(str(file), file))
-    for override in overrides:
-        merged = _merge(merged, _parse_override(override), _Origin(f"override '{override}'"))
+            content = _read_yaml(file)
+            _clear_targets(merged, [content])
+            merged = _merge(merged, content, Origin(str(file), file))
+    contents = [_parse_override(override) for override in overrides]
+    _clear_targets(merged, contents)
+    for override, content in zip(overrides, contents, strict=True):
+        merged = _merge(merged, content, Origin(f"override '{override}'"))
     merged.extends = []
     for key in OF_BOTH_STAGES:
         if key in (merged.recovery or {}):
@@ -106,13 +108,28 @@ def load_config(paths: Sequence[str | Path], overrides: Sequence[str] = ()) -> C
                 f"recovery.{key} cannot differ from the pruning run's. To fix, remove it: a "
                 f"recovery starts from RESULTS/pruned_model and writes to RUN_FOLDER-recovery."
             )
-    recovering = _merge(merged, OmegaConf.create(merged.recovery or {}), _Origin("recovery"))
-    check(_to_object(recovering))
-    config = _to_object(recovering if merged.stage == "recover" else merged)
-    if config.stage == "recover":
-        _make_recovery(config, merged.max_duration)
-    check(config)
+    recovering = _merge(merged, OmegaConf.create(merged.recovery or {}), Origin("recovery"))
+    recovery, pruning = _to_object(recovering), _to_object(merged)
+    recovery.stage = "recover"
+    for config in (pruning, recovery):
+        check(config)
+    _make_recovery(recovery, pruning.max_duration)
+    config = recovery if merged.stage == "recover" else pruning
+    for stage in (config, recovery):  # which a pruning run is followed by
+        check_schedule(stage)
     return config
+
+
+def _clear_targets(base: DictConfig, contents: Sequence[DictConfig]) -> None:
+    """Take the target out of ``base``, in place, where contents that follow set another one."""
+    given = set()
+    for content in contents:
+        part: Any = OmegaConf.to_container(content, resolve=False)
+        for key in ("model", "l0_module"):
+            part = part.get(key) if isinstance(part, dict) else None
+        given |= {key for key in TARGETS if isinstance(part, dict) and part.get(key) is not None}
+    if given and base.model.l0_module is not None:
+        base.model.l0_module.update(dict.fromkeys(set(TARGETS) - given))
 
 
 def _make_recovery(config: Config, pruning: str) -> None:
@@ -246,89 +263,16 @@ def _first_line(error: Exception) -> str:
     return next(iter(str(error).strip().splitlines()), type(error).__name__)
 
 
-@dataclass(frozen=True)
-class _Origin:
-    """Where keys and values come from: a file, an override or the recovery."""
-
-    name: str
-    path: Path | None = None
-
-    def at(self, key: tuple[str, ...]) -> str:
-        """The name, with the line of a key if it is known."""
-        line = _line_of(self.path, key) if self.path else None
-        return f"{self.name}:{line}" if line else self.name
-
-
-def _merge(base: DictConfig, extra: DictConfig, origin: _Origin) -> DictConfig:
-    _check_content(OmegaConf.to_container(extra, resolve=False), Config, (), origin)
+def _merge(base: DictConfig, extra: DictConfig, origin: Origin) -> DictConfig:
+    check_content(OmegaConf.to_container(extra, resolve=False), Config, (), origin)
     try:
         return OmegaConf.merge(base, extra)
-    except TypeError as error:  # a list where keys are expected, or the other way round
-        raise ConfigError(
-            f"{origin.name}: {error}. To fix, write a list where a list is expected and keys where "
-            f"keys are; see bge_pruning/config/schema.py."
-        ) from None
-    except OverflowError as error:  # a whole number of hundreds of digits where a share is expected
-        raise ConfigError(f"{origin.name}: {error}. To fix, write a smaller number.") from None
     except OmegaConfBaseException as error:
         key = error.full_key or ""
         raise ConfigError(
             f"{origin.at(tuple(key.split('.')))}: {key}: {_first_line(error)} "
             f"To fix, see this key in bge_pruning/config/schema.py."
         ) from None
-
-
-def _check_content(
-    content: Any, schema: type | None, parents: tuple[str, ...], origin: _Origin
-) -> None:
-    """Refuse keys that the schema lacks, and values that OmegaConf would compute.
-
-    References to other keys are allowed. With ``${oc.env:NAME}``, a secret of the environment would
-    be written into ``config.yaml``. Without a schema, keys are free.
-    """
-    if isinstance(content, str) and (found := re.search(r"\$\{[^}]*:", content)):
-        raise ConfigError(
-            f"{origin.name}: {'.'.join(parents)}: {found[0]}...}} cannot be read from a "
-            f"configuration. To fix, write the value itself."
-        )
-    for item in content if isinstance(content, list) else ():
-        _check_content(item, schema, parents, origin)
-    for key, value in content.items() if isinstance(content, dict) else ():
-        keys = (*parents, str(key))
-        if schema is not None and key not in (known := {f.name for f in fields(schema)}):
-            close = difflib.get_close_matches(str(key), known, n=1)
-            fix = f"did you mean '{close[0]}'?" if close else f"known: {', '.join(sorted(known))}."
-            raise ConfigError(f"{origin.at(keys)}: unknown key '{'.'.join(keys)}': {fix}")
-        if keys == ("recovery",) and not isinstance(value, dict | None):
-            raise ConfigError(
-                f"{origin.name}: recovery is {value!r}, expected keys and values in the layout of "
-                f"the whole file. To fix, write e.g. recovery: {{max_duration: 300ba}}."
-            )
-        _check_content(value, _schema_of(schema, keys), keys, origin)
-
-
-def _schema_of(schema: type | None, keys: tuple[str, ...]) -> type | None:
-    """The dataclass of a key, whose type is ``X``, ``Optional[X]`` or ``list[X]``."""
-    if schema is None or keys == ("recovery",):
-        return schema  # the keys of a recovery are those of the whole configuration
-    hint = get_type_hints(schema)[keys[-1]]
-    return next((t for t in (hint, *get_args(hint)) if is_dataclass(t)), None)
-
-
-def _line_of(path: Path, key: tuple[str, ...]) -> int | None:
-    """Line of a (nested) key in a YAML file, from 1."""
-    node = yaml.compose(path.read_text(encoding="utf-8"))
-    line = None
-    for part in key:
-        if isinstance(node, yaml.SequenceNode):
-            node = next((n for n in node.value if part in [k.value for k, _ in n.value]), None)
-        if not isinstance(node, yaml.MappingNode):
-            return line
-        pair = next(((k, v) for k, v in node.value if k.value == part), None)
-        if pair is None:
-            return line
-        line, node = pair[0].start_mark.line + 1, pair[1]
-    return line
 
 
 def _to_object(config: DictConfig) -> Config:

@@ -57,7 +57,7 @@ class TargetModelConfig:
 
 @dataclass
 class L0ModuleConfig:
-    """Gates and their constraint. Give one target: a model, parameters, a density, a speed-up."""
+    """Gates and their constraint. The target given last counts; no file may give two."""
 
     pruning_modules: list[str] = key([*names.PRUNABLE], choices=names.PRUNABLE)
     target_model: Optional[TargetModelConfig] = None
@@ -77,7 +77,7 @@ class L0ModuleConfig:
     # Length of the text whose operations are counted for target_speedup.
     target_length: int = key(128, bound="above 0", meaning="it is a number of tokens", example=512)
     start_sparsity: float = key(0.0, bound="in [0, 1]")  # target sparsity at step 0
-    lagrangian_warmup_steps: str = key("0.3dur", units=SHARES)  # when the target is reached
+    lagrangian_warmup_steps: str = key("0.3dur", units=SHARES)  # the target is reached then
     eval_target_model: bool = True  # evaluate the final shape; false: the expected shape so far
     init_mean: float = 3.0  # log_alpha at the start: open with probability 0.99
     init_std: float = 0.25  # without spread all gates would move alike
@@ -335,7 +335,7 @@ class Config:
     dry_run: bool = False  # print the plan and stop
     seed: int = key(17, bound="0 or more")
     max_duration: str = key("15000ba", units=COUNTS)
-    eval_interval: str = key("500ba", units=SHARES)
+    eval_interval: str = key("500ba", units=SHARES)  # and at the end, as the two below
     save_interval: str = key("500ba", units=SHARES)
     log_interval: str = key("50ba", units=COUNTS)
     global_train_batch_size: int = key(32, bound="above 0")

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Sequence
+from dataclasses import fields
 from pathlib import Path
 
-from bge_pruning.config.schema import ConfigError
+from bge_pruning.config.schema import Config, ConfigError
 
 # setup.py installs the repository's configs/ inside the package; a clone has them beside it.
 FOLDERS = tuple(folder / "configs" for folder in Path(__file__).parents[1:3])
@@ -14,6 +15,8 @@ CONFIG_HELP = (
     "YAML files, or names of shipped ones such as bge_m3/target_50pct, merged left to right, and "
     "key=value"
 )
+# The keys of a run, with a value of each to show.
+KEYS = {field.name: "true" if field.type == "bool" else "..." for field in fields(Config)}
 
 
 def split_arguments(arguments: Sequence[str]) -> tuple[list[str], list[str]]:

@@ -14,7 +14,7 @@ from typing import Any
 
 from bge_pruning.config.names import SOURCE_COLUMNS
 from bge_pruning.datasets.rows import BadRows, Row
-from bge_pruning.datasets.tables import Table, read_table
+from bge_pruning.datasets.tables import Table, read_table, table_paths
 from bge_pruning.datasets.text_files import check_text, read_lines
 
 COLUMNS = SOURCE_COLUMNS["sts"]
@@ -87,8 +87,9 @@ def read_sentences(table: Table, bad: BadRows | None = None) -> Iterator[Row]:
 
 
 def read_texts(files: Sequence[str], limit: int | None = None) -> list[str]:
-    """Read the different texts of some files; at most ``limit``, spread evenly over all of them."""
-    rows = (row for file in files for row in read_sentences(Table(file)))
+    """Read the different texts of some files or patterns; at most ``limit``, spread evenly."""
+    paths = [path for file in files for path in table_paths(file)]
+    rows = (row for path in paths for row in read_sentences(Table(path)))
     texts = list(dict.fromkeys(row.text for row in rows))
     if limit is None or len(texts) <= limit:
         return texts
@@ -107,21 +108,7 @@ def _table_texts(table: Table, bad: BadRows) -> Iterator[Row]:
         yield from map(Row, bad.attempt(_texts_of, cells, where) or ())
 
 
-def _check_score_cell(cells: Mapping[str, Any], where: str) -> None:
-    """Refuse a table whose unknown header was taken for a row of a headerless file."""
-    if "score" in cells:
-        try:
-            float(cells["score"])
-        except ValueError:
-            raise ValueError(
-                f"{where}: the header names none of {', '.join(TEXT_COLUMNS)}, and without one the "
-                f"third column is a score, not '{cells['score'][:40]}'. To fix, say under columns "
-                f"of the source how its text is called."
-            ) from None
-
-
 def _texts_of(cells: Mapping[str, Any], where: str) -> list[str]:
-    _check_score_cell(cells, where)
     texts = []
     for name in (name for name in TEXT_COLUMNS if name in cells):
         values = cells[name] if isinstance(cells[name], list) else [cells[name]]

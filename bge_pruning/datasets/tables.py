@@ -3,18 +3,36 @@
 from __future__ import annotations
 
 import csv
-from collections.abc import Iterator, Mapping, Sequence
+import json
+import logging
+import re
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any
 
 from bge_pruning.datasets.rows import BadRows
-from bge_pruning.datasets.text_files import hash_file, parse_row, read_lines
+from bge_pruning.datasets.text_files import (
+    check_file,
+    expand_paths,
+    hash_file,
+    parse_row,
+    read_lines,
+)
 from bge_pruning.utils.run_log import log_hub
+
+log = logging.getLogger(__name__)
 
 HUB = "hf://"
 
 TableRow = tuple[str, dict[str, Any]]
+# The line in which a row ends, and its cells.
+CellRows = Iterator[tuple[int, list[str]]]
+# Characters: the whole of a long book. The csv module's own limit is 131,072.
+LARGEST_CELL = 1 << 26
+# Quotes around, and all inside doubled, as CSV writes a cell with quotes and no text has it.
+QUOTED = re.compile(r'"(?:[^"]|"")*""(?:[^"]|"")*"')
 
 
 @dataclass(frozen=True)
@@ -76,14 +94,27 @@ def read_table(
         return
     path = Path(table.path)
     suffix = Path(path.stem).suffix if path.suffix == ".gz" else path.suffix
-    readers = {".csv": _csv_rows, ".tsv": _csv_rows, ".jsonl": _json_rows}
-    if suffix not in readers:
+    readers = {
+        ".csv": partial(_text_rows, _csv_cells),
+        ".tsv": partial(_text_rows, _tsv_cells),
+        ".jsonl": _json_rows,
+    }
+    if suffix not in readers and check_file(path):
         raise ValueError(
             f"{path}: file type '{suffix}' is not one of {', '.join(sorted(readers))}. To fix, "
             f"convert it; texts without labels, one a line, may be in a .txt file."
         )
     layout = Layout(names, tuple(required), tuple(headerless))
     yield from readers[suffix](path, layout, bad)
+
+
+def table_paths(pattern: str) -> list[str]:
+    """The files of a path that may hold wildcards, see :func:`expand_paths`, or an ``hf://`` name.
+
+    Raises:
+        FileNotFoundError: If there is no such file.
+    """
+    return [pattern] if pattern.startswith(HUB) else [str(p) for p in expand_paths(pattern)]
 
 
 def fingerprint_table(table: Table) -> str:
@@ -104,15 +135,14 @@ def _json_rows(path: Path, layout: Layout, bad: BadRows) -> Iterator[TableRow]:
             yield where, {o: row[theirs] for o, theirs in layout.names.items() if theirs in row}
 
 
-def _csv_rows(path: Path, layout: Layout, bad: BadRows) -> Iterator[TableRow]:
-    delimiter = "\t" if ".tsv" in path.suffixes else ","
-    lines = (text for _, text in read_lines(path, bad, "surrogateescape"))
-    # Strict: a quote that is left open would otherwise swallow the rest of the file.
-    reader = csv.reader(lines, delimiter=delimiter, strict=True)
+def _text_rows(
+    cells_of: Callable[[Path, BadRows], CellRows], path: Path, layout: Layout, bad: BadRows
+) -> Iterator[TableRow]:
+    """Rows of a file whose first line may be a header."""
     order: dict[str, int] | None = None
     width = 0
-    for cells in _csv_cells(reader, path):
-        where = f"{path}:{reader.line_num}"
+    for line, cells in cells_of(path, bad):
+        where = f"{path}:{line}"
         if len(cells) < 2 and not "".join(cells).strip():
             continue  # an empty line
         if order is None:
@@ -126,21 +156,67 @@ def _csv_rows(path: Path, layout: Layout, bad: BadRows) -> Iterator[TableRow]:
                 raise ValueError(
                     f"{where}: has {len(cells)} columns, expected {width} as in the first line. To "
                     f"fix, correct or remove the line; a text that contains the delimiter needs "
-                    f"quotes."
+                    f"quotes, and in a .tsv file, whose quotes are text, it cannot stand."
                 )
             row = {name: cells[index] for name, index in order.items()}
         if row is not None:
             yield where, row
 
 
-def _csv_cells(reader: Any, path: Path) -> Iterator[list[str]]:
-    try:
-        yield from reader
-    except csv.Error as error:
-        # After an unclosed quote, rows cannot be told apart: this is more than a row to skip.
-        raise ValueError(
-            f"{path}:{reader.line_num}: {error}. To fix, look for a quote left open."
-        ) from error
+def _csv_cells(path: Path, bad: BadRows) -> CellRows:
+    csv.field_size_limit(max(csv.field_size_limit(), LARGEST_CELL))
+    lines = (text for _, text in read_lines(path, bad, "surrogateescape"))
+    # Strict: a quote that is left open would otherwise swallow the rest of the file.
+    reader = csv.reader(lines, strict=True)
+    while True:
+        first = reader.line_num + 1
+        try:
+            cells = next(reader, None)
+        except csv.Error as error:
+            refusal = _describe_csv_error(error, f"{path}:{reader.line_num}", first)
+            if reader.line_num > first:  # rows cannot be told apart: this is more than one to skip
+                raise refusal from None
+            with bad.guard():
+                raise refusal from None
+            continue
+        if cells is None:
+            return
+        yield reader.line_num, cells
+
+
+def _describe_csv_error(error: csv.Error, where: str, first: int) -> ValueError:
+    reason = {
+        "unexpected end of data": "the file ends inside of a quoted cell",
+        "',' expected after '\"'": "text follows a closing quote",
+        f"field larger than field limit ({csv.field_size_limit()})": (
+            f"a cell has more than {csv.field_size_limit():,} characters"
+        ),
+    }.get(str(error), str(error))
+    return ValueError(
+        f"{where}: {reason}. To fix, look for a quote left open in the row that begins in line "
+        f"{first}; inside of a quoted cell a quote is written twice."
+    )
+
+
+def _tsv_cells(path: Path, bad: BadRows) -> CellRows:
+    """Cells between tabs. Quotes are text, as in the files of GLUE and STS-B."""
+    warned = False
+    for line, text in read_lines(path, bad, "surrogateescape"):
+        cells = text.rstrip("\r\n").split("\t")
+        if not warned and '""' in text and any(map(QUOTED.fullmatch, cells)):
+            _warn_of_quotes(path, line)
+            warned = True
+        yield line, cells
+
+
+@lru_cache
+def _warn_of_quotes(path: Path, line: int) -> None:
+    """Say it once: a source is read twice."""
+    log.warning(
+        "%s:%d: a cell looks quoted as in CSV, but quotes are text in a .tsv file and stay. To "
+        "fix, convert the file to .csv or .jsonl if they are not meant.",
+        *(path, line),
+    )
 
 
 def _column_order(first: list[str], layout: Layout, where: str) -> tuple[dict[str, int], bool]:
@@ -152,19 +228,52 @@ def _column_order(first: list[str], layout: Layout, where: str) -> tuple[dict[st
     if not renamed and not any(names[name] in first for name in marks):
         if len(first) != len(headerless):
             expected = ", ".join(headerless or layout.required or names)
+            tabs = " It has tabs: is it a .tsv file?" if "\t" in first[0] else ""
             raise ValueError(
-                f"{where}: has {len(first)} columns and no header, expected {expected}. To fix, "
-                f"correct the line or add a header that names those columns."
+                f"{where}: has {len(first)} columns and no header, expected {expected}.{tabs} To "
+                f"fix, correct the line or add a header that names those columns. "
+                f"{_suggest_columns(first, layout)}"
+            )
+        if _is_word(first[-1]):  # in the place of a score
+            raise ValueError(
+                f"{where}: names none of {', '.join(marks)}, and without a header the last column "
+                f"is a score, not '{first[-1][:40]}'. To fix, correct or remove the line. "
+                f"{_suggest_columns(first, layout)}"
             )
         return {name: index for index, name in enumerate(headerless)}, False
     missing = [names[name] for name in layout.required if names[name] not in first]
     if missing:
-        raise ValueError(f"{where}: the header lacks {', '.join(missing)}. To fix, rename columns.")
+        raise ValueError(
+            f"{where}: the header lacks {', '.join(missing)}. To fix, rename columns. "
+            f"{_suggest_columns(first, layout)}"
+        )
     if double := [theirs for theirs in names.values() if first.count(theirs) > 1]:
         raise ValueError(
             f"{where}: the header names {', '.join(double)} twice. To fix, rename a column."
         )
     return {o: first.index(theirs) for o, theirs in names.items() if theirs in first}, True
+
+
+def _is_word(cell: str) -> bool:
+    try:
+        float(cell)
+    except ValueError:
+        return bool(cell.strip())
+    return False
+
+
+def _suggest_columns(first: list[str], layout: Layout) -> str:
+    """The line of a configuration that reads a header of other names."""
+    ours = layout.required or ("text",)
+    theirs = first if len(first) == len(ours) else ["..."] * len(ours)
+    pairs = ", ".join(f"{o}: {_yaml_name(t)}" for o, t in zip(ours, theirs, strict=True))
+    found = ", ".join(_yaml_name(name) for name in first)
+    return f"If it is a header ({found}), add columns: {{{pairs}}} to the source."
+
+
+def _yaml_name(name: str) -> str:
+    plain = re.fullmatch(r"\w[\w .-]*|\.{3}", name)
+    return name[:40] if plain else json.dumps(name[:40], ensure_ascii=False)
 
 
 def _hub_rows(table: Table, required: Sequence[str], optional: Sequence[str]) -> Iterator[TableRow]:

@@ -38,7 +38,7 @@ ARRAYS = ("text_starts", "text_keys", *ROW_ARRAYS)
 # Texts that are tokenised together.
 CHUNK = 8192
 # Raised when the layout of the folder or the meaning of a row changes.
-FORMAT = 3
+FORMAT = 4
 
 
 class _BadRecord(Record):

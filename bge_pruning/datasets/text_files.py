@@ -14,16 +14,20 @@ from typing import Any
 
 from bge_pruning.datasets.rows import BadRows
 
+# Of files that hold texts.
+SUFFIXES = (".txt", ".csv", ".tsv", ".jsonl", ".gz")
+
 
 def expand_paths(pattern: str) -> list[Path]:
     """The files, sorted, of a path that may hold the wildcards ``*``, ``?`` and ``[...]``.
 
     Raises:
-        FileNotFoundError: If a pattern fits no file.
+        FileNotFoundError: If there is no such file, or a pattern fits none.
+        IsADirectoryError: If it is a folder.
     """
     if Path(pattern).exists() or not glob.has_magic(pattern):
-        return [Path(pattern)]
-    paths = sorted(Path(path) for path in glob.glob(pattern, recursive=True))
+        return [check_file(Path(pattern))]
+    paths = sorted(filter(Path.is_file, map(Path, glob.glob(pattern, recursive=True))))
     if not paths:
         raise FileNotFoundError(
             f"{pattern}: fits no file. To fix, check the pattern; it is relative to {Path.cwd()}."
@@ -33,7 +37,7 @@ def expand_paths(pattern: str) -> list[Path]:
 
 def hash_file(path: Path) -> str:
     """SHA-256 of a file's content. A file that has not changed since is not read again."""
-    found = _checked(path).stat()
+    found = check_file(path).stat()
     return _hash(path, found.st_mtime_ns, found.st_size, found.st_ino)
 
 
@@ -46,7 +50,21 @@ def _hash(path: Path, *changes: int) -> str:
     return digest.hexdigest()
 
 
-def _checked(path: Path) -> Path:
+def check_file(path: Path) -> Path:
+    """Return the path of a file.
+
+    Raises:
+        FileNotFoundError: If there is none.
+        IsADirectoryError: If it is a folder; the message names the pattern of its files.
+    """
+    if path.is_dir():
+        kinds = [file.suffix for file in sorted(path.iterdir()) if file.suffix in SUFFIXES]
+        pattern = path / f"*{max(kinds or SUFFIXES, key=kinds.count)}"
+        beir = "; it is a collection in BEIR layout" if (path / "corpus.jsonl").is_file() else ""
+        raise IsADirectoryError(
+            f"{path}: is a folder{beir}, expected a file. To fix, name its files, e.g. {pattern}"
+            f"{', or give it as kind beir or --retrieval' if beir else ''}."
+        )
     if not path.is_file():
         raise FileNotFoundError(
             f"{path}: no such file. To fix, check the path; it is relative to {Path.cwd()}."
@@ -68,7 +86,7 @@ def read_lines(
         ValueError: If a line is not UTF-8, or the archive is damaged.
     """
     bad = bad or BadRows()
-    _checked(path)
+    check_file(path)
     line = 0
     with gzip.open(path, "rb") if path.suffix == ".gz" else path.open("rb") as file:
         try:
@@ -105,7 +123,8 @@ def parse_row(content: str, where: str, keys: Sequence[str]) -> dict[str, Any]:
         ) from None
     missing = [key for key in keys if not isinstance(row, dict) or key not in row]
     if missing:
-        raise ValueError(f"{where}: lacks {', '.join(missing)}. To fix, add the keys.")
+        found = f", it has {', '.join(map(repr, row))[:200]}" if isinstance(row, dict) else ""
+        raise ValueError(f"{where}: lacks {', '.join(missing)}{found}. To fix, add the keys.")
     return row
 
 

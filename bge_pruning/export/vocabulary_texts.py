@@ -14,8 +14,7 @@ import numpy as np
 
 from bge_pruning.datasets.embedding_dataset import TokenizedTexts, tokenize
 from bge_pruning.datasets.sts_dataloader import read_sentences
-from bge_pruning.datasets.tables import HUB, Table
-from bge_pruning.datasets.text_files import expand_paths
+from bge_pruning.datasets.tables import HUB, Table, table_paths
 from bge_pruning.export.vocabulary import KeptVocabulary, check_trimmable, choose_vocabulary
 from bge_pruning.model_io.pretrained import BaseModel
 from bge_pruning.model_io.vocabulary_files import read_tokenizer, rewrite_tokenizer_files
@@ -117,19 +116,9 @@ def shipped_corpora(folder: Path = SHIPPED) -> dict[str, str]:
 
 
 def _files(patterns: Iterable[str]) -> list[str]:
-    names: list[str] = []
-    for pattern in patterns:
-        if pattern.startswith(HUB):
-            names.append(pattern)
-            continue
-        for path in expand_paths(pattern):
-            # Now, not after hours of counting in the files before it.
-            if not path.is_file():
-                raise FileNotFoundError(
-                    f"{path}: no such file. To fix, check the path; it is relative to {Path.cwd()}."
-                )
-            names.append(_name(path))
-    return names
+    # What is missing is said now, not after hours of counting in the files before it.
+    paths = [path for pattern in patterns for path in table_paths(pattern)]
+    return [path if path.startswith(HUB) else _name(Path(path)) for path in paths]
 
 
 def _name(path: Path) -> str:

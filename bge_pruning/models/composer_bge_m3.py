@@ -27,7 +27,7 @@ from bge_pruning.models.objective import (
     passage_parts,
 )
 from bge_pruning.models.structural_pruning import PruningMasks
-from bge_pruning.models.teacher import HIDDEN, FrozenEncoder, compute_outputs
+from bge_pruning.models.teacher import FrozenEncoder, compute_outputs
 
 
 class ComposerBGEM3(ComposerModel):
@@ -100,12 +100,7 @@ class ComposerBGEM3(ComposerModel):
 
     def _freeze_idle_heads(self) -> None:
         """Freeze heads whose output is not in the loss: DDP would wait for their gradients."""
-        if missing := sorted(set(self.loss_weights.trained) - {HIDDEN, *self.heads.names()}):
-            raise ValueError(
-                f"the loss trains {', '.join(missing)}, and the model has no head for it. To fix, "
-                f"use a base model with that head, set model.init_missing_heads=true, or set that "
-                f"part of the loss to 0."
-            )
+        self.loss_weights.check_heads(self.heads.names())
         for name, head in self.heads.linears().items():
             head.requires_grad_(name in self.loss_weights.trained)
 

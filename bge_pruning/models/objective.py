@@ -57,6 +57,15 @@ class LossWeights:
     temperature: float = 0.02
     learn_temperature: bool = False
 
+    def check_heads(self, names: Sequence[str]) -> None:
+        """Refuse, with a ``ValueError``, a model with outputs of these names that lacks one."""
+        if missing := sorted(set(self.trained) - {HIDDEN, *names}):
+            raise ValueError(
+                f"the loss trains {', '.join(missing)}, and the model has no head for it. To fix, "
+                f"use a base model with that head, set model.init_missing_heads=true, or set that "
+                f"part of the loss to 0."
+            )
+
     @property
     def distils(self) -> bool:
         """Whether any part needs the teacher's outputs."""

@@ -34,7 +34,6 @@ from bge_pruning.datasets.mixed_dataloader import (
 )
 from bge_pruning.datasets.mteb_tasks import random_state_kept
 from bge_pruning.datasets.teacher_vectors import cached_teacher_outputs, compute_cache_key
-from bge_pruning.evaluation.search import check_modes
 from bge_pruning.evaluation.tasks import Task, beir_task, mteb_task
 from bge_pruning.model_io.pretrained import BaseModel
 from bge_pruning.model_io.teacher_folder import Teacher
@@ -198,7 +197,6 @@ def build_collections(config: Config, base: BaseModel) -> dict[str, Task]:
     """Read the held-out retrieval collections by name, so that errors come before training.
 
     Raises:
-        ConfigError: If the model lacks a head that ``evaluation.modes`` needs.
         FileNotFoundError: If a collection is missing.
         ValueError: If a collection is invalid, or its texts would have no room.
     """
@@ -206,10 +204,6 @@ def build_collections(config: Config, base: BaseModel) -> dict[str, Task]:
     for source in config.data.eval:
         if not source.is_collection:
             continue
-        try:
-            check_modes(config.evaluation.modes, base.heads.names(), base.name)
-        except ValueError as error:
-            raise ConfigError(f"evaluation.modes: {error}") from None
         if (length := config.evaluation.max_length) is not None:  # refused if it is too short
             build_tokenizer(base.tokenizer_files["tokenizer.json"], length)
         # mteb seeds all generators; the other ranks find what the first one has fetched.

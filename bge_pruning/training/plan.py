@@ -10,6 +10,7 @@ import os
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from bge_pruning.config.checks import share_of_run
 from bge_pruning.config.names import L0
 from bge_pruning.config.schema import Config, ConfigError, DataConfig, SourceConfig
 from bge_pruning.datasets.mixed_dataloader import BatchSize
@@ -29,6 +30,8 @@ from bge_pruning.models.structural_pruning import AXES, SHAPE_FIELDS
 from bge_pruning.utils.environment import torch_device
 
 BGE_M3_POSITIONS = 8194
+# Below this share of the encoder the plan warns.
+SMALL = 0.1
 
 
 @dataclass(frozen=True)
@@ -42,6 +45,12 @@ class Plan:
     assumptions: str = ""  # about the source, in words
     target_speedup: float | None = None  # how many times fewer operations
     target_length: int = 128  # tokens of the text whose operations are counted
+
+    @property
+    def outputs(self) -> list[str]:
+        """Names of what the base model computes."""
+        heads = {"token_weights": self.source.sparse_head, "colbert_vecs": self.source.colbert_dim}
+        return ["dense_vecs", *(name for name, there in heads.items() if there)]
 
     @property
     def has_budget(self) -> bool:
@@ -70,7 +79,10 @@ def build_plan(config: Config, folder: Path | None = None) -> Plan:
         folder = Path(config.model.base_model)
     if folder is None:
         source = _shape_from_config(config)
-        assumptions = f"{BGE_M3_POSITIONS} positions, pooler and all heads, as BGE-M3 has them"
+        assumptions = (
+            f"{BGE_M3_POSITIONS} positions, pooler and all heads, as BGE-M3 has them; "
+            f"{config.model.base_model} is no folder here"
+        )
     else:
         source, assumptions = read_shape(folder, None), ""
         if config.model.init_missing_heads:
@@ -197,7 +209,7 @@ def render_run(plan: Plan, config: Config) -> list[str]:
     lines += ["", *_parameter_table(plan), ""]
     lines.append(
         f"steps        {_steps(config)} (batch {config.global_train_batch_size}), evaluated "
-        f"every {config.eval_interval}"
+        f"{_when(config.eval_interval, config)}, saved {_when(config.save_interval, config)}"
     )
     lines += [
         f"negatives    {source.name}: {config.data.negatives_of(source)} of its own a query, none "
@@ -215,6 +227,11 @@ def render_run(plan: Plan, config: Config) -> list[str]:
     return [*lines, render_disk(plan, config)]
 
 
+def _when(interval: str, config: Config) -> str:
+    share = share_of_run(interval, config.max_duration)
+    return "at the end" if share is not None and share >= 1 else f"every {interval}"
+
+
 def _steps(config: Config) -> str:
     """A number of steps by its name: a step is a batch."""
     count, unit = config.max_duration[:-2], config.max_duration[-2:]
@@ -222,10 +239,22 @@ def _steps(config: Config) -> str:
 
 
 def _target_lines(plan: Plan) -> list[str]:
+    shape = example_target(plan)
+    if shape is None:
+        return []
+    lines = _target_size(plan)
+    kept = count_parameters(shape).encoder / count_parameters(plan.source).encoder
+    if kept < SMALL:
+        lines.append(
+            f"warning      only {kept:.1%} of the encoder stay; below {SMALL:.0%} nothing was "
+            f"measured. Compare the result with a model that was trained at this size"
+        )
+    return lines
+
+
+def _target_size(plan: Plan) -> list[str]:
     if plan.target is not None:
         return [f"target       {plan.target.describe()}"]
-    if not plan.has_budget:
-        return []
     if plan.target_parameters is not None:
         share = plan.target_parameters / count_parameters(plan.source).encoder
         wanted = f"{plan.target_parameters:,.0f} encoder parameters ({share:.1%})"
@@ -241,14 +270,15 @@ def _target_lines(plan: Plan) -> list[str]:
 
 def _parameter_table(plan: Plan) -> list[str]:
     source = count_parameters(plan.source).as_dict()
-    if plan.target is None:
+    shape = example_target(plan)
+    if shape is None:
         return ["parameters   source"] + [f"{part:<12} {n:>13,}" for part, n in source.items()]
-    target = count_parameters(plan.target).as_dict()
+    target, column = count_parameters(shape).as_dict(), "example" if plan.has_budget else "target"
     rows = [
         f"{part:<12} {n:>13,} {target[part]:>13,} {target[part] / n if n else 1.0:>8.1%}"
         for part, n in source.items()
     ]
-    return [f"{'parameters':<12} {'source':>13} {'target':>13} {'kept':>8}", *rows]
+    return [f"{'parameters':<12} {'source':>13} {column:>13} {'kept':>8}", *rows]
 
 
 def build_loss_weights(config: Config) -> LossWeights:

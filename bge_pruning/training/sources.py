@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import logging
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from functools import partial
 from itertools import chain
 from pathlib import Path
@@ -19,13 +19,16 @@ from bge_pruning.datasets.embedding_dataset import EmbeddingDataset, TokenizedTe
 from bge_pruning.datasets.hard_negatives import cached_negatives, mine_negatives, negatives_key
 from bge_pruning.datasets.rows import BadRows, Row, RowTable
 from bge_pruning.datasets.sts_dataloader import read_pairs, read_sentences
-from bge_pruning.datasets.tables import Table, fingerprint_table
+from bge_pruning.datasets.tables import HUB, Table, fingerprint_table, table_paths
 from bge_pruning.datasets.text_corpus import ReadRows, TextCorpus, cached_corpus, corpus_key
-from bge_pruning.datasets.text_files import expand_paths, hash_file
+from bge_pruning.datasets.text_files import hash_file
 from bge_pruning.model_io.model_files import read_special_ids, read_vocabulary
 from bge_pruning.model_io.pretrained import BaseModel
 
 log = logging.getLogger(__name__)
+
+# A highest score in this part of the range is rather one of another range.
+NARROW = 0.25
 
 SourceDataset = EmbeddingDataset | ContrastiveDataset
 # Computes dense vectors of the unpruned model.
@@ -55,11 +58,18 @@ def source_reader(source: SourceConfig) -> tuple[ReadRows, object]:
     """The function that reads the rows of a source, and the fingerprint of its content."""
     if source.is_collection:
         return _collection_reader(source)
-    on_hub = source.path.startswith("hf://")
-    tables = [
-        Table(str(path), dict(source.columns), source.split, source.subset, source.revision)
-        for path in ([source.path] if on_hub else expand_paths(source.path))
+    tables = _tables(source)
+    return _table_reader(source, tables), [fingerprint_table(table) for table in tables]
+
+
+def _tables(source: SourceConfig) -> list[Table]:
+    return [
+        Table(path, dict(source.columns), source.split, source.subset, source.revision)
+        for path in table_paths(source.path)
     ]
+
+
+def _table_reader(source: SourceConfig, tables: Sequence[Table]) -> ReadRows:
     low, high = source.score_range
     readers = {
         "sts": lambda table, bad: read_pairs(table, (low, high), bad),
@@ -71,7 +81,24 @@ def source_reader(source: SourceConfig) -> tuple[ReadRows, object]:
     def rows(bad: BadRows) -> Iterable[Row]:
         return chain.from_iterable(read(table, bad) for table in tables)
 
-    return rows, [fingerprint_table(table) for table in tables]
+    return rows
+
+
+def check_sources(config: Config) -> None:
+    """Refuse sources that are not here or whose first row is wrong; nothing is fetched.
+
+    Raises:
+        OSError: If a file is missing.
+        ValueError: If a source has no rows, or the first one is invalid.
+    """
+    for source in [*config.data.train, *config.data.eval]:
+        if source.kind == "beir":
+            for path in mteb.collection_files(source.path, source.split):
+                table_paths(str(path))
+        elif source.kind != "mteb" and not source.path.startswith(HUB):
+            read = _table_reader(source, _tables(source))
+            if next(iter(read(BadRows(config.data.on_bad_row == "skip"))), None) is None:
+                raise ValueError(f"{source.name}: holds no rows. To fix, choose another file.")
 
 
 def _collection_reader(source: SourceConfig) -> tuple[ReadRows, object]:
@@ -123,6 +150,13 @@ def build_source(
     if source.kind == "sts":
         low, high = source.score_range
         scores = (rows.scores.reshape(-1, 2)[:, 1] - low) / (high - low)
+        if scores.max() <= NARROW:
+            log.warning(
+                "%s: no score is above %g, and its score_range goes from %g to %g: all pairs would "
+                "be learned as unlike. To fix, set score_range of the source to what the scores "
+                "mean, e.g. [0, 1].",
+                *(source.name, rows.scores[1::2].max(), low, high),
+            )
         return EmbeddingDataset(texts, rows.texts.reshape(-1, 2), scores.astype(np.float32))
     queries = rows.select(rows.positives > 0)
     own = rows.select((rows.positives == 0) & (np.diff(rows.starts) > 1))

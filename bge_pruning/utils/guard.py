@@ -1,18 +1,23 @@
-"""Turn an error into one line and an exit code, or into a warning where the work is optional."""
+"""Turn an error into one line and an exit code, or into a warning where the work is optional.
+
+The errors of a command line, too.
+"""
 
 from __future__ import annotations
 
+import argparse
+import difflib
 import errno
 import logging
 import os
 import re
 import sys
 import traceback
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from importlib import import_module
 from types import ModuleType
-from typing import TextIO
+from typing import NoReturn, TextIO
 
 from bge_pruning.utils.run_log import FILE_ONLY, SIGNALS, StoppedError, signal_of
 
@@ -40,6 +45,58 @@ CUT_OFF = re.compile(
 EXIT_SIGNAL = 128  # and the number of the signal, as in a shell
 # Yellow and red.
 COLOURS = {logging.WARNING: "\x1b[33m", logging.ERROR: "\x1b[31m"}
+
+
+# What argparse says, and what we say.
+ARGPARSE = (
+    (r"^argument ", ""),
+    (r"invalid int value: ", "expected a whole number, not "),
+    (r"invalid float value: ", "expected a number, not "),
+    (r"invalid choice: (.*) \(choose from (.*)\)$", r"\1 is not one of \2"),
+    (r"expected one argument$", "expected a value"),
+    (r"expected at least one argument$", "expected a value or more"),
+)
+
+
+class CommandLine(argparse.ArgumentParser):
+    """A parser whose errors are one line, which names the option or the key that was meant.
+
+    Args:
+        example: Arguments that show the use of the command.
+        keys: What may be given as ``key=value``, with a value of each.
+    """
+
+    def __init__(
+        self, prog: str | None, description: str | None, example: str, keys: Mapping[str, str]
+    ) -> None:
+        called = prog or f"python {sys.argv[0]}"
+        super().__init__(prog, description=description, epilog=f"example: {called} {example}")
+        self.formatter_class = argparse.RawDescriptionHelpFormatter
+        self.allow_abbrev = False
+        self.keys = keys
+
+    def read(self, words: Sequence[str] | None) -> argparse.Namespace:
+        """Parse the words, by default those of the process."""
+        args, unknown = self.parse_known_args(words)
+        if not unknown:
+            return args
+        name = next((word for word in unknown if word.startswith("-")), None)
+        if name is None:
+            self.error(f"unexpected {unknown[0]!r}. To fix, see --help.")
+        name = name.partition("=")[0]
+        key = name.strip("-").replace("-", "_")
+        options = [option for action in self._actions for option in action.option_strings]
+        close = [key] if key in self.keys else difflib.get_close_matches(name, options, n=1)
+        close = close or difflib.get_close_matches(key, self.keys, n=1)
+        meant = [f"{word}={self.keys[word]}" if word in self.keys else word for word in close]
+        fix = f": did you mean {meant[0]}?" if meant else ". To fix, see --help."
+        return self.error(f"there is no option {name}{fix}")
+
+    def error(self, message: str) -> NoReturn:
+        """End the process with the code of wrong usage."""
+        for theirs, ours in ARGPARSE:
+            message = re.sub(theirs, ours, message)
+        self.exit(EXIT_USAGE, f"{self.prog}: error: {one_line(message)}\n")
 
 
 def run_command(command: Callable[[], None], slow: bool = False) -> int:

@@ -29,6 +29,7 @@ RUNTIMES = "PyTorch, torch.compile, ONNX Runtime (default: torch; onnx for an ON
     opt.value("--seconds", "of each setting (default: %(default)s)", type=float, default=10.0),
     *opt.OUTPUT,
     check=opt.above_zero("batch sizes, lengths and seconds", "batch_sizes", "lengths", "seconds"),
+    example="my-model --baseline BAAI/bge-m3 --batch-sizes 1 32",
 )
 def benchmark(args: argparse.Namespace) -> None:
     """Measure how fast a model is beside its original, and the share of the ideal speed-up."""
@@ -68,6 +69,7 @@ FIXED = "of the batches without padding (default: %(default)s tokens)"
     check=opt.above_zero(
         "sizes, lengths and steps", "batch_size", "max_length", "fixed_length", "steps"
     ),
+    example="bge_m3/target_60pct.yaml --texts data/sts/stsb-en-train.csv --device cuda",
 )
 def benchmark_training(args: argparse.Namespace) -> None:
     """Measure a pruning step beside a step of plain fine-tuning, on the same batches."""
@@ -118,6 +120,7 @@ PART = "run a part: method=, size= or seed= with values separated by commas"
     opt.listed("--only", PART, "KEY=VALUES", action="extend"),
     opt.flag("--report-only", "run nothing; write the report of what is there"),
     opt.flag("--overwrite", "run cells again that were finished with another configuration"),
+    example="quality/study --only method=l0,layers seed=17",
 )
 def study(args: argparse.Namespace) -> None:
     """Run a grid of methods, sizes and seeds; write what each keeps as a table and a picture."""
@@ -138,6 +141,7 @@ def study(args: argparse.Namespace) -> None:
     opt.value("results", "evaluated models", nargs="+", metavar="[NAME=]PATH"),
     opt.value("--output", "folder to write into", required=True, type=Path),
     opt.flag("--overwrite", "replace an earlier comparison"),
+    example="original=whole.json half=results/half --output comparison",
     slow=False,
 )
 def compare(args: argparse.Namespace) -> None:
@@ -166,6 +170,7 @@ REPRODUCES = "a command that reproduces the run; may be repeated (default: those
         "--run", "run folder, to copy what the report needs of it and its recovery", type=Path
     ),
     opt.flag("--overwrite", "replace an existing report"),
+    example="experiments/results/quickstart --overwrite",
     slow=False,
 )
 def report(args: argparse.Namespace) -> None:

@@ -96,6 +96,7 @@ VOCABULARY = opt.grouped(
     opt.flag("--best", "the run's best checkpoint (evaluation.keep_best)"),
     *(*EXPORT, *VOCABULARY, *opt.HUB),
     check=_check_extraction,
+    example="experiments/checkpoints/my-run my-model --dtype fp16 --onnx",
 )
 def extract(args: argparse.Namespace) -> None:
     """Write the model of a run as an ordinary, smaller model folder, and validate it."""
@@ -168,6 +169,7 @@ MODEL_CARD = opt.grouped(
     opt.value("--baseline", "the unpruned model; without it there is no retention and no speed"),
     *(*opt.TASKS, *OPTIONS, *MODEL_CARD, *opt.HUB),
     check=_check_evaluation,
+    example="my-model --baseline BAAI/bge-m3 --sts STSBenchmark --output evaluation.json",
 )
 def evaluate(args: argparse.Namespace) -> None:
     """Score a model on similarity and retrieval beside its baseline and two floors."""
@@ -225,6 +227,7 @@ def _score(args: argparse.Namespace) -> None:
     check=opt.above_zero(
         "--limit, --batch-size and --max-length", "limit", "batch_size", "max_length"
     ),
+    example="BAAI/bge-m3 my-model --texts passages.txt",
 )
 def index(args: argparse.Namespace) -> None:
     """Tell whether an index of OLD's vectors keeps working when NEW embeds the queries."""

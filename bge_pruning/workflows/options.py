@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import argparse
 import sys
+from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from bge_pruning.config.shipped import CONFIG_HELP
+from bge_pruning.config.shipped import CONFIG_HELP, KEYS, split_arguments
 from bge_pruning.utils.files import refuse_existing, write_json
-from bge_pruning.utils.guard import run_command, say
+from bge_pruning.utils.guard import CommandLine, run_command, say
 
 # Yields what is wrong with parsed arguments; the first of it ends the program as a usage error.
 Check = Callable[[argparse.Namespace], Iterator[str]]
@@ -47,25 +48,30 @@ def grouped(title: str, *options: Option) -> tuple[Option, ...]:
 
 
 def command(
-    *options: Option, check: Check | None = None, intermixed: bool = False, slow: bool = True
+    *options: Option,
+    example: str,
+    check: Check | None = None,
+    overrides: bool = False,
+    slow: bool = True,
 ) -> Callable[[Callable[[argparse.Namespace], None]], Callable[..., int]]:
     """Make a command line of a function of parsed arguments; its docstring is the help.
 
-    The arguments have one more attribute, ``words``: the command line as it was given. If
-    ``intermixed``, options may stand between the words of a positional list. If ``slow``, the
-    libraries take seconds to load, and a line says so.
+    The arguments have one more attribute, ``words``: the command line as it was given. With
+    ``overrides``, the positional list takes ``key=value`` from anywhere between the options. If
+    ``slow``, the libraries take seconds to load, and a line says so.
     """
 
     def make(work: Callable[[argparse.Namespace], None]) -> Callable[..., int]:
         def main(argv: Sequence[str] | None = None, prog: str | None = None) -> int:
-            parser = argparse.ArgumentParser(prog=prog, description=work.__doc__)
+            parser = CommandLine(prog, work.__doc__, example, KEYS if overrides else {})
             places: dict[str | None, Any] = {None: parser}
             for each in options:
                 if each.group not in places:
                     places[each.group] = parser.add_argument_group(each.group)
                 places[each.group].add_argument(each.name, **each.settings)
-            args = (parser.parse_intermixed_args if intermixed else parser.parse_args)(argv)
-            args.words = sys.argv[1:] if argv is None else argv
+            words = sys.argv[1:] if argv is None else argv
+            args = parser.read(_options_first(words, options) if overrides else words)
+            args.words = words
             for problem in check(args) if check else ():
                 parser.error(problem)
             return run_command(lambda: work(args), slow)
@@ -74,6 +80,35 @@ def command(
         return main
 
     return make
+
+
+def _options_first(words: Sequence[str], options: Sequence[Option]) -> list[str]:
+    """The options with their values, then ``--`` and the other words, in their order.
+
+    A configuration or a ``key=value`` is no value of an option that takes several.
+    """
+    settings = {option.name: option.settings for option in options}
+    ours, others, rest = [], [], deque(words)
+    while rest:
+        word = rest.popleft()
+        if word == "--":
+            others += rest
+            break
+        if not word.startswith("-"):
+            others.append(word)
+            continue
+        ours.append(word)
+        several, is_flag = (settings.get(word, {}).get(key) for key in ("nargs", "action"))
+        if several == "+":
+            while rest and not rest[0].startswith("-") and not _is_configuration(rest[0]):
+                ours.append(rest.popleft())
+        elif word in settings and is_flag != "store_true" and rest:
+            ours.append(rest.popleft())
+    return [*ours, "--", *others] if others else ours
+
+
+def _is_configuration(word: str) -> bool:
+    return word.endswith((".yaml", ".yml")) or bool(split_arguments([word])[1])
 
 
 CONFIG = value("config", CONFIG_HELP, nargs="+")

@@ -22,6 +22,7 @@ from bge_pruning.model_io.pretrained import load_base_model
 from bge_pruning.reports.report import write_report
 from bge_pruning.training.rank_watch import on_rank_zero, rank_zero_first
 from bge_pruning.training.run_report import collect_run, extraction_arguments, log_results
+from bge_pruning.training.sources import check_sources
 from bge_pruning.training.stage import all_ranks, check_run, check_run_folder, remove_run
 from bge_pruning.utils.files import refuse_unwritable_folders, write_text
 from bge_pruning.utils.guard import warn_only
@@ -84,6 +85,7 @@ def _check(config: Config, recovery: Config) -> None:
     check_pipeline(config, recovery)
     _check_results(config)
     check_run_folder(recovery)
+    check_sources(recovery)
     check_run(config) if config.method == L0 else plan_baseline(config)
 
 

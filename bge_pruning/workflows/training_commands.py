@@ -31,7 +31,8 @@ def _check_pipeline(args: argparse.Namespace) -> Iterator[str]:
     opt.value("--only", ONLY, choices=("cut",)),
     opt.flag("--overwrite", "of --only cut: replace a model that is there"),
     check=_check_pipeline,
-    intermixed=True,
+    overrides=True,
+    example="my.yaml seed=1 --sts data/sts/stsb-en-test.csv",
 )
 def pipeline(args: argparse.Namespace) -> None:
     """Prune, extract, recover, evaluate and report in one command."""
@@ -69,7 +70,8 @@ DENSITIES = "shares of the encoder's parameters to keep (default: 0.75 0.6 0.5)"
     opt.CONFIG,
     *opt.TASKS,
     check=opt.check_tasks,
-    intermixed=True,
+    overrides=True,
+    example="my.yaml --densities 0.75 0.5 --sts data/sts/stsb-en-test.csv",
 )
 def family(args: argparse.Namespace) -> None:
     """Make several sizes from one pruning run, each cut from the next larger one and trained on."""
@@ -87,7 +89,11 @@ def family(args: argparse.Namespace) -> None:
 
 
 @opt.command(
-    opt.CONFIG, opt.flag("--all", "measure every shape of that size"), *opt.OUTPUT, intermixed=True
+    opt.CONFIG,
+    opt.flag("--all", "measure every shape of that size"),
+    *opt.OUTPUT,
+    overrides=True,
+    example="minilm/quickstart model.l0_module.target_density=0.5",
 )
 def shape(args: argparse.Namespace) -> None:
     """Say which shape of a size keeps most, by cutting and fitting each, without training."""
@@ -103,7 +109,11 @@ def shape(args: argparse.Namespace) -> None:
     say(summarise(search))
 
 
-@opt.command(opt.value("overrides", "key=value on top of " + QUICKSTART, nargs="*"))
+@opt.command(
+    opt.value("overrides", "key=value on top of " + QUICKSTART, nargs="*"),
+    overrides=True,
+    example="seed=1",
+)
 def quickstart(args: argparse.Namespace) -> None:
     """Prune a real small model to half of its encoder on a CPU and compare it with the original."""
     from bge_pruning.config.load import load_config
@@ -142,6 +152,7 @@ FIT = "CSV without header, sentence1,sentence2,score, to fit the sparse head on"
         "--sentences", f"{FIT} (default: %(default)s)", type=Path, default=minilm.DEFAULT_SENTENCES
     ),
     opt.flag("--overwrite", "replace an earlier conversion (default: %(default)s)"),
+    example="--output experiments/checkpoints/minilm-xlmr",
 )
 def prepare_minilm(args: argparse.Namespace) -> None:
     """Prepare the small real model of the examples: all-MiniLM-L6-v2 in BGE-M3's layout."""

@@ -2,11 +2,17 @@
 
 import pytest
 
+from bge_pruning.config.checks import check_schedule
 from bge_pruning.config.load import ConfigError, load_config
 
 L0 = "model.l0_module."
 TIMES = "max_duration eval_interval save_interval log_interval scheduler.t_warmup".split()
 EXACTLY = r"one of target_model, target_parameters, target_density, target_speedup, not "
+BEYOND = {
+    f"{L0}lagrangian_warmup_steps": ("61ba", "60ba", "1dur", "1.5dur"),
+    "scheduler.t_warmup": ("61ba", "1.1dur"),
+    "data.adapt_weights_interval": ("60ba", "1dur"),
+}
 NAME = r"run_name '.*' is not the name of a folder, of 1 to 200 bytes and without '/'\. To fix"
 DENSITY = r"is not in \(0, 1\]: it is the share .* write e\.g\. 0\.6"
 SPEEDUP = r"is not above 1: it says how many times .* e\.g\. 2"
@@ -32,13 +38,13 @@ def target_yaml(tmp_path):
         (f"{L0}target_parameters={10**300}", r"target_parameters .* is not a finite"),
         (f"seed={10**400}", "seed of many digits is not a finite number|cannot be read"),
         (f"model.max_length={10**30}", r"model\.max_length of many digits is not a finite number"),
-        (f"optimizer.lr={10**400}", r"too large to convert to float\. To fix, write a smaller"),
+        (f"optimizer.lr={10**400}", r"optimizer\.lr must be a number, not 10{59}\. To fix"),
         ("run_name='a}'", r"run_name 'a}' holds a brace, which stands for .* To fix, write it wi"),
         ("run_folder='a{rank}'", r"run_folder 'a{rank}' holds a brace"),
         ("loggers.folder='{'", r"loggers\.folder '{' holds a brace"),
-        ("optimizer.betas=[[1, 2], [3]]", r"betas .* does not hold numbers alone\. To fix, write"),
-        ("evaluation.modes=[[a]]", r"evaluation\.modes .* does not hold texts alone\. To fix"),
-        ("data.train=[{name: a, kind: sts, path: b, columns: {a: [b]}}]", "does not hold texts"),
+        ("optimizer.betas=[[1, 2], [3]]", r"an item of optimizer\.betas must be a number, not "),
+        ("evaluation.modes=[[a]]", r"an item of evaluation\.modes must be a text, not "),
+        ("data.train=[{name: a, kind: sts, path: b, columns: {a: [b]}}]", r"columns\.a must be"),
         ('model.base_model="a\\0b"', r"model\.base_model 'a\\x00b' holds a null byte"),
         # Out of range
         ("seed=4294967296", r"seed 4294967296 is not below 2\^32\. To fix, use e\.g\. 17"),
@@ -85,10 +91,23 @@ def target_yaml(tmp_path):
         ("max_duration=١ba", r"max_duration '١ba' is not a time"),
         # Several keys
         (f"{L0}target_model=null", rf"{EXACTLY}0 \(none\)"),
-        (f"{L0}target_density=0.5", rf"{EXACTLY}2 \(target_model, target_density\)"),
         (
-            f"{L0}target_model=null && {L0}target_density=0.5 && {L0}target_speedup=2",
-            rf"{EXACTLY}2 \(target_density, target_speedup\)",
+            f"{L0}target_density=0.5 && {L0}target_speedup=2",
+            rf"{EXACTLY}2 \(target_density, target_speedup\)\. To fix, give one of them",
+        ),
+        # Times that the run ends before
+        *(
+            (
+                f"{key}={time} && max_duration=60ba",
+                rf"{key} {time} is not over .* max_duration 60ba",
+            )
+            for key, times in BEYOND.items()
+            for time in times
+        ),
+        ("max_duration=2ep && scheduler.t_warmup=3ep", r"t_warmup 3ep .* max_duration 2ep"),
+        (
+            "scheduler.t_warmup=20ba && recovery={max_duration: 10ba}",
+            r"scheduler\.t_warmup 20ba is not over .* after recovery\.max_duration 10ba\. To fix",
         ),
         (SHARDED, "state_dict=sharded needs a sharded model"),
         (f"{FSDP} && {SHARDED} && evaluation.keep_best=a/b", "evaluation.keep_best writes one fi"),
@@ -127,3 +146,31 @@ def test_refused_settings_of_a_source(extra, message, target_yaml):
 def test_a_run_name_may_hold_any_letters(target_yaml):
     config = load_config([target_yaml], ["run_name=модель 🐈.v2"])
     assert config.run_folder == "experiments/checkpoints/модель 🐈.v2"
+
+
+@pytest.mark.parametrize(
+    "overrides",
+    [
+        "max_duration=60ba && eval_interval=100ba && save_interval=2ep && log_interval=61ba",
+        f"max_duration=60ba && {L0}lagrangian_warmup_steps=59ba && scheduler.t_warmup=60ba",
+        f"max_duration=60ba && {L0}lagrangian_warmup_steps=50ba && recovery={{max_duration: 9ba}}",
+        f"max_duration=60ba && {L0}lagrangian_warmup_steps=60ba && method=random",
+        "max_duration=60ba && scheduler.t_warmup=1ep",  # how long is known with the data
+        "max_duration=20ba && scheduler.t_warmup=30ba && stage=recover && "
+        "recovery={max_duration: 40ba}",
+    ],
+    ids=["at the end too", "in time", "no gates in a recovery", "no gates", "units", "one stage"],
+)
+def test_times_that_a_run_reaches_or_does_not_have(overrides, target_yaml):
+    load_config([target_yaml], overrides.split(" && "))
+
+
+def test_epochs_and_batches_are_compared_once_there_are_data(target_yaml):
+    config = load_config([target_yaml], ["max_duration=60ba", "scheduler.t_warmup=1ep"])
+    check_schedule(config, epoch=60)
+    with pytest.raises(ConfigError, match=r"t_warmup 1ep is not over when the run ends, after max"):
+        check_schedule(config, epoch=61)
+    config = load_config([target_yaml], ["max_duration=2ep", f"{L0}lagrangian_warmup_steps=60ba"])
+    check_schedule(config, epoch=31)
+    with pytest.raises(ConfigError, match=r"lagrangian_warmup_steps 60ba is not over when .* 2ep"):
+        check_schedule(config, epoch=30)

@@ -55,6 +55,7 @@ def test_all_are_here():
 @pytest.mark.parametrize("path", FILES, ids=ids)
 def test_loads_and_its_header_says_what_how_and_what_it_cost(path):
     config = load_config([path])
+    load_config([path], ["max_duration=1000ba", "recovery.max_duration=1000ba"])
     assert config.data.train
     assert not config.overwrite  # only who starts a run may say that an earlier one goes
     assert any(vars(config.loss).values())

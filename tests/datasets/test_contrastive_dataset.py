@@ -74,7 +74,7 @@ def row(**changes) -> str:
     ("content", "message"),
     [
         (GOOD + "{", ":2: is not JSON ("),
-        (GOOD + '{"query": "a", "pos": ["b"]}', ":2: lacks neg. To fix, add the keys."),
+        (GOOD + '{"query": "a", "pos": ["b"]}', ":2: lacks neg, it has 'query', 'pos'."),
         ("[1]", ":1: lacks query, pos, neg."),
         (row(query=""), ":1: query is empty or no text. To fix"),
         (row(query=3), ":1: query is empty or no text."),

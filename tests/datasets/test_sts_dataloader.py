@@ -1,11 +1,13 @@
 """Reading scored pairs and plain sentences, and what is said about files that are wrong."""
 
+import csv
 import re
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
+from bge_pruning.datasets import tables
 from bge_pruning.datasets.rows import BadRows
 from bge_pruning.datasets.sts_dataloader import STSPairs, read_pairs, read_sentences, read_sts
 from bge_pruning.datasets.tables import Table
@@ -68,6 +70,12 @@ def test_scores_at_the_edges(write_pairs):
 
 
 FIX = " To fix, correct or remove the line"
+NO_HEADER = "has {} columns and no header, expected sentence1, sentence2, score"
+NO_SCORE = "names none of sentence1, and without a header the last column is a score,"
+GERMAN = (
+    "If it is a header (Satz1, Satz2, Wertung), add columns: {sentence1: Satz1, sentence2: Satz2, "
+    "score: Wertung} to the source."
+)
 ODD = '{"sentence1": "a", "sentence2": 7, "score": 1}\n'
 
 
@@ -85,10 +93,21 @@ ODD = '{"sentence1": "a", "sentence2": 7, "score": 1}\n'
         ("a.csv", "  ,b,1\n", ":1: sentence1 is empty or no text." + FIX),
         ("a.csv", "a,b,1\nc,d\n", ":2: has 2 columns, expected 3 as in the first line. To fix"),
         ("a.csv", "a,b\n", ":1: has 2 columns and no header, expected sentence1, sentence2, score"),
-        ("a.csv", "a\tb\t1\n", ":1: has 1 columns and no header"),
+        ("a.csv", "a\tb\t1\n", f":1: {NO_HEADER.format(1)}. It has tabs: is it a .tsv file? To"),
         ("a.csv", "sentence1,score\na,1\n", ":1: the header lacks sentence2. To fix, rename"),
-        ("a.tsv", "a\tb\tn/a\n", ":1: score 'n/a' is not a number in [0, 5]."),
-        ("a.jsonl", '{"sentence1": "a", "sentence2": "b"}\n', ":1: lacks score. To fix, add"),
+        ("a.csv", "Satz1,Satz2,Wertung\n", f":1: {NO_SCORE} not 'Wertung'.{FIX}. {GERMAN}"),
+        ("a.tsv", "Satz1\tSatz2\tWertung\n", f":1: {NO_SCORE} not 'Wertung'.{FIX}. {GERMAN}"),
+        ("a.csv", "Sentence1,Sentence2,Score\n", f":1: {NO_SCORE} not 'Score'"),
+        (
+            "a.csv",
+            'nr,"a: b",c,d\n1,2,3,4\n',
+            f":1: {NO_HEADER.format(4)}. To fix, correct the line or add a header that names those "
+            'columns. If it is a header (nr, "a: b", c, d), add columns: {sentence1: ..., ',
+        ),
+        ("a.tsv", "a\tb\t1\na\tb\tn/a\n", ":2: score 'n/a' is not a number in [0, 5]."),
+        ("a.tsv", "a\tb\tc\t1\n", ":1: has 4 columns and no header, expected sentence1, "),
+        ("a.tsv", "a\tb\t1\na\tb\tc\t1\n", ":2: has 4 columns, expected 3 as in the first line."),
+        ("a.jsonl", '{"sentence1": "a", "sentence2": "b"}\n', ":1: lacks score, it has 'sent"),
         ("a.jsonl", "[1]\n", ":1: lacks sentence1, sentence2, score."),
         ("a.jsonl", '\n{"sentence1": \n', ":2: is not JSON (Expecting value)." + FIX),
         ("a.jsonl", ODD, ":1: sentence2 is empty or no text."),
@@ -107,10 +126,93 @@ def test_errors_name_file_and_line(name, content, message, write):
         read_sts(path)
 
 
-def test_a_quote_left_open_in_a_large_file_and_no_file(write_pairs):
-    path = write_pairs('a,b,1\n"c,d,2\n' + "a sentence,another sentence,3\n" * 6000)
-    with pytest.raises(ValueError, match=r"pairs.csv:\d+: field larger.*To fix, look for a quote"):
-        read_sts(path)
+LONG = "word " * 40_000
+
+
+def test_cells_of_any_length(write):
+    """The csv module alone stops at 131,072 characters."""
+    for name, mark in (("a.csv", ","), ("a.tsv", "\t")):
+        path = write(f"{mark.join((LONG, 'b', '1'))}\nc{mark}d{mark}2\n", name)
+        assert read_sts(path) == STSPairs([LONG, "c"], ["b", "d"], [1.0, 2.0])
+    assert texts_of(write(f"id,text\n1,{LONG}\n", "b.csv")) == [LONG]
+
+
+OPEN = (
+    ". To fix, look for a quote left open in the row that begins in line {}; inside of a quoted "
+    "cell a quote is written twice."
+)
+CLOSED = ":2: text follows a closing quote" + OPEN.format(2)
+
+
+@pytest.mark.parametrize(
+    ("content", "message", "left"),
+    [
+        # Which rows a quote left open takes in is not known: also where others are skipped.
+        (
+            'a,b,1\n"c,d,2\ne,f,3\n',
+            ":3: the file ends inside of a quoted cell" + OPEN.format(2),
+            None,
+        ),
+        ('a,b,1\n"c,d,2\n"e" f,g,3\n', ":3: text follows a closing quote" + OPEN.format(2), None),
+        ('a,b,1\n"c" d,e,2\nf,g,3\n', CLOSED, ["a", "f"]),
+        ('a,b,1\n"It is over," he said.,e,2\nf,g,3\n', CLOSED, ["a", "f"]),
+        (
+            f"a,b,1\n{'c' * 200},d,2\nf,g,3\n",
+            ":2: a cell has more than 100 characters" + OPEN.format(2),
+            ["a", "f"],
+        ),
+    ],
+    ids=["open to the end", "open", "a quote inside", "a quotation", "long"],
+)
+def test_a_damaged_row_is_named_and_can_be_skipped_alone(
+    content, message, left, write_pairs, monkeypatch
+):
+    monkeypatch.setattr(tables, "LARGEST_CELL", 100)
+    limit = csv.field_size_limit(100)
+    try:
+        path = write_pairs(content)
+        with pytest.raises(ValueError, match=f"^{re.escape(str(path) + message)}$"):
+            read_sts(path)
+        bad = BadRows(skip=True)
+        if left is None:
+            with pytest.raises(ValueError, match="left open in the row that begins in line 2"):
+                list(read_pairs(Table(str(path)), bad=bad))
+        else:
+            assert [row.text for row in read_pairs(Table(str(path)), bad=bad)] == left
+            assert bad.examples == [str(path) + message]
+    finally:
+        csv.field_size_limit(limit)
+
+
+QUOTATION = '"It is over," he said.'
+
+
+def test_quotes_are_text_in_a_tsv(write, caplog):
+    path = write(f'{QUOTATION}\t"Quoted."\t1\n"One open\tb\t2\nfirst ""\tc "" d\t3\n', "a.tsv")
+    assert read_sts(path).sentences1 == [QUOTATION, '"One open', 'first ""']
+    assert read_sts(path).sentences2 == ['"Quoted."', "b", 'c "" d']
+    assert texts_of(path)[:2] == [QUOTATION, '"Quoted."']
+    assert not caplog.messages
+    # A cell as CSV writes it stays as it is, and once it is said.
+    path = write('"He said ""no""."\tb\t1\n"c "" d"\te\t2\n', "b.tsv")
+    assert read_sts(path) == read_sts(path)
+    assert read_sts(path).sentences1[0] == '"He said ""no""."'
+    (message,) = caplog.messages
+    assert message.startswith(f"{path}:1: a cell looks quoted as in CSV, but quotes are text in a ")
+
+
+def test_a_header_in_other_words_is_not_a_row_to_skip(write):
+    path = write("Wertung,Satz1,Satz2\n5,a,b\n", "a.csv")
+    with pytest.raises(ValueError, match=r"If it is a header \(Wertung, Satz1, Satz2\), add col"):
+        list(read_pairs(Table(str(path)), bad=BadRows(skip=True)))
+    columns = {"score": "Wertung", "sentence1": "Satz1", "sentence2": "Satz2"}
+    assert [row.text for row in read_pairs(Table(str(path), columns))] == ["a"]
+    with pytest.raises(ValueError, match=r"jahr.*\(nr, titel, jahr\), add columns: {text: ...} to"):
+        texts_of(write("nr,titel,jahr\n1,a,2020\n", "b.csv"))
+
+
+def test_no_file(tmp_path):
+    path = tmp_path / "pairs.csv"
     with pytest.raises(FileNotFoundError, match=r"no.csv: no such file. To fix, check the path"):
         read_sts(path.with_name("no.csv"))
 

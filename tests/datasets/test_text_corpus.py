@@ -15,7 +15,13 @@ import pytest
 from bge_pruning.datasets import text_corpus
 from bge_pruning.datasets.embedding_dataset import build_tokenizer, tokenize
 from bge_pruning.datasets.rows import BadRows, Row
-from bge_pruning.datasets.text_corpus import cached_corpus, corpus_key, load_corpus, number_texts
+from bge_pruning.datasets.text_corpus import (
+    FORMAT,
+    cached_corpus,
+    corpus_key,
+    load_corpus,
+    number_texts,
+)
 
 ROWS = [
     Row("the man", ("a dog", "the cat", "a park"), 2, (3.0, 2.0, 1.0)),
@@ -133,8 +139,8 @@ def test_a_damaged_cache_says_so(name, damage, tmp_path, tokenizer_json):
 def test_a_cache_of_another_version_says_so(tmp_path, tokenizer_json):
     cached_corpus(tmp_path / "c", "mine", Reader(ROWS), tokenizer_json, 128, False)
     record = tmp_path / "c" / "corpus.json"
-    record.write_text(record.read_text().replace('"format": 3', '"format": 1'))
-    with pytest.raises(ValueError, match=r"c: .*it is of version 1, expected 3.* To fix, delete"):
+    record.write_text(record.read_text().replace(f'"format": {FORMAT}', '"format": 1'))
+    with pytest.raises(ValueError, match=r"c: .*it is of version 1, expected .* To fix, delete"):
         load_corpus(tmp_path / "c")
     record.write_text(record.read_text().replace('"count": 0', '"count": "a"'))
     message = r'json: bad.count is "a", expected a whole .* To fix, del'

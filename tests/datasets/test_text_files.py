@@ -1,10 +1,12 @@
 """Lines and rows of text files; what is said about wrong ones is tested with their readers."""
 
 import gzip
+import re
 
 import pytest
 
 from bge_pruning.datasets.rows import BadRows
+from bge_pruning.datasets.sts_dataloader import read_sts, read_texts
 from bge_pruning.datasets.text_files import (
     check_unicode,
     expand_paths,
@@ -24,7 +26,7 @@ def test_lines_end_at_line_feeds_only_and_are_counted(name, write):
 
 def test_a_row_needs_its_keys_and_whole_characters():
     assert parse_row('{"a": 1, "b": 2}', "x:1", ("a",)) == {"a": 1, "b": 2}
-    with pytest.raises(ValueError, match=r"^x:1: lacks c\. To fix, add the keys\.$"):
+    with pytest.raises(ValueError, match=r"^x:1: lacks c, it has 'a'\. To fix, add the keys\.$"):
         parse_row('{"a": 1}', "x:1", ("a", "c"))
     with pytest.raises(ValueError, match="^x:1: is not JSON"):
         parse_row("[" * 100_000, "x:1", ())
@@ -46,7 +48,8 @@ def test_paths_with_wildcards(tmp_path):
         (tmp_path / name).touch()
     assert [p.name for p in expand_paths(f"{tmp_path}/?.txt")] == ["a.txt", "b.txt"]
     assert [p.name for p in expand_paths(f"{tmp_path}/d[1].txt")] == ["d[1].txt"]
-    assert [p.name for p in expand_paths(f"{tmp_path}/none.txt")] == ["none.txt"]
+    with pytest.raises(FileNotFoundError, match=r"none.txt: no such file. To fix, check the path"):
+        expand_paths(f"{tmp_path}/none.txt")
     with pytest.raises(FileNotFoundError, match=r"\*.tsv: fits no file. To fix, check the pattern"):
         expand_paths(f"{tmp_path}/*.tsv")
 
@@ -65,3 +68,37 @@ def test_damaged_archives(tmp_path):
         message = r"a.txt.gz:\d+: the archive is damaged or cut off \(.*To fix, copy it again"
         with pytest.raises(ValueError, match=message):
             list(read_lines(path, errors="surrogateescape"))
+
+
+@pytest.mark.parametrize(
+    ("names", "pattern"),
+    [
+        ((), "*.txt"),
+        (("README.md", "a.csv", "b.csv", "c.txt"), "*.csv"),
+        (("a.txt.gz",), "*.gz"),
+    ],
+)
+def test_a_folder_in_place_of_a_file_names_its_pattern(names, pattern, tmp_path):
+    (tmp_path / "inside").mkdir()
+    for name in names:
+        (tmp_path / name).touch()
+    message = (
+        f"^{re.escape(f'{tmp_path}: is a folder, expected a file. To fix, name its files, e')}"
+    )
+    for read in (
+        expand_paths,
+        read_sts,
+        lambda path: read_texts([path]),
+        lambda p: hash_file(tmp_path),
+    ):
+        with pytest.raises(IsADirectoryError, match=message) as caught:
+            read(str(tmp_path))
+    assert str(caught.value).endswith(f"e.g. {tmp_path / pattern}.")
+    (tmp_path / "corpus.jsonl").touch()
+    with pytest.raises(
+        IsADirectoryError, match="it is a collection in BEIR layout.* kind beir or "
+    ):
+        expand_paths(str(tmp_path))
+    (tmp_path / "inside.d").mkdir()
+    with pytest.raises(FileNotFoundError, match="fits no file"):
+        expand_paths(f"{tmp_path}/*.d")  # folders are not texts

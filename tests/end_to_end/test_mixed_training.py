@@ -26,7 +26,7 @@ def mixture(sts_csv, contrastive_jsonl, tmp_path) -> tuple[str, ...]:
         "loss={sts_regression: 0.0, cosent: 0.1, distillation_alignment: 1.0,"
         " distillation_similarity: 1.0, distillation_sparse: 0.1, distillation_colbert: 1.0,"
         " contrastive: 0.2, self_distillation: 0.1, temperature: 0.1, learn_temperature: true}",
-        "model.l0_module.lagrangian_warmup_steps=6ba",
+        "model.l0_module.lagrangian_warmup_steps=2ba",
         "model.dropout=0.1",
         "scheduler.name=constant",
     )

@@ -63,7 +63,25 @@ USAGE = [
         f"{EVALUATED} --card --evaluation e.json",
         "--evaluation is of an earlier evaluation: leave it or the tasks out",
     ),
+    ("evaluate_model m --otput o.json", r"there is no option --otput: did you mean --output\?$"),
+    ("evaluate_model m n", r"unexpected 'n'\. To fix, see --help\.$"),
+    ("evaluate_model m --seed thirty", r"--seed: expected a whole number, not 'thirty'$"),
+    ("evaluate_model m --output", r"--output: expected a value$"),
+    ("evaluate_model m --sts --no-speed", r"--sts: expected a value or more$"),
+    ("benchmark_efficiency m --dtype f", r"--dtype: 'f' is not one of 'fp32', 'bf16', 'fp16'$"),
     ("export_family a.yaml", NO_TASK),
+    ("export_family a.yaml --densities half", r"--densities: expected a number, not 'half'$"),
+    ("extract_pruned_model run out --onxx", r"there is no option --onxx: did you mean --onnx\?$"),
+    ("extract_pruned_model run out --zz", r"there is no option --zz\. To fix, see --help\.$"),
+    (
+        "train_pruning a.yaml --dry-run",
+        r"there is no option --dry-run: did you mean dry_run=true\?$",
+    ),
+    (
+        "run_pipeline a.yaml --sts F --seed 3",
+        r"there is no option --seed: did you mean seed=\.\.\.\?$",
+    ),
+    ("choose_shape a.yaml --max-duraton=3ba", r".* did you mean max_duration=\.\.\.\?$"),
     ("extract_pruned_model run out --fit-texts a.txt", "--fit-texts needs --keep-dimension"),
     (
         "extract_pruned_model run out --languages de --vocabulary-size 0",
@@ -144,7 +162,8 @@ def test_wrong_usage_is_code_2(command, message, capsys, tmp_path):
     with pytest.raises(SystemExit) as stop:
         load_script(name).main(words)
     assert stop.value.code == 2
-    assert re.match(rf"[^ ]+: error: {message}", capsys.readouterr().err.splitlines()[-1])
+    (line,) = capsys.readouterr().err.splitlines()
+    assert re.match(rf"[^:]+: error: {message}", line)
     assert not list(tmp_path.iterdir())
 
 
@@ -166,6 +185,71 @@ def test_a_training_leaves_a_checkpoint_and_a_plan_nothing(run, tiny_yaml, tmp_p
     code, out, err = run("train_pruning", tiny_yaml, "max_duration=1ba")
     assert (code, out) == (0, "") and "step 1 | " in err
     assert (tmp_path / "runs" / "tiny" / "latest-rank0.pt").is_file()
+
+
+SIZES = "{d_model: 1024, n_heads: 16, n_layers: 24, intermediate_size: 4096, vocab_size: 250002}"
+SOURCE = "data.%s=[{name: x, kind: %s, path: '%s'}]"
+
+
+@pytest.mark.parametrize(
+    ("overrides", "code", "message"),
+    [
+        (SOURCE % ("train", "sts", "no.csv"), 1, r"no\.csv: no such file\. To fix, check the path"),
+        (SOURCE % ("train", "sts", "b*.csv"), 1, r"b\*\.csv: fits no file\. To fix, check the pat"),
+        (SOURCE % ("eval", "sts", "wrong.csv"), 1, r"wrong\.csv:1: names none of sentence1, "),
+        (SOURCE % ("eval", "beir", "."), 1, r"corpus\.jsonl: no such file"),
+        (SOURCE % ("train", "sts", "empty.csv"), 1, "x: holds no rows. To fix, ch"),
+        (SOURCE % ("train", "sts", "."), 1, r"\.: is a folder, expected a f"),
+        ("teacher.base_model=/no/where", 1, "base_model '/no/where' is neither a folder nor a hub"),
+        ("run_folder=used", 1, "used is in use and is kept. To fix, set another run_name"),
+        ("data.processed_folder=wrong.csv", 2, "data.processed_folder wrong.csv is a file"),
+        ("loss={sts_regression: 1.0, contrastive: 1.0}", 2, "loss.contrastive needs data.train of"),
+        ("method=random model.l0_module.target_density=0.8", 2, "method 'random' needs a"),
+    ],
+)
+def test_a_dry_run_refuses_what_cannot_run_after_its_plan(
+    overrides, code, message, run, tiny_yaml, tmp_path
+):
+    (tmp_path / "wrong.csv").write_text("Satz1,Satz2,Wertung\n")
+    (tmp_path / "empty.csv").touch()
+    (tmp_path / "used").mkdir()
+    (tmp_path / "used" / "file").touch()
+    words = [overrides] if "{" in overrides else overrides.split()
+    before = set(tmp_path.rglob("*"))
+    got, out, err = run("train_pruning", tiny_yaml, *words, "dry_run=true")
+    assert got == code and out.startswith("base model ") and "memory " in out
+    assert re.match(f"error: {message}", err.splitlines()[-1]) and err.count("error: ") == 1
+    assert set(tmp_path.rglob("*")) == before
+
+
+@pytest.mark.parametrize(
+    ("overrides", "code", "message"),
+    [
+        (
+            ["model.base_model=experiments/checkpoints/minilm-xlmr"],
+            1,
+            r".*/minilm-xlmr is not there yet\. To fix, run scripts/prepare_minilm\.py\.$",
+        ),
+        (["model.base_model=/no/where"], 1, "base_model '/no/where' is neither a"),
+        (
+            ["stage=recover"],
+            2,
+            r"stage=recover starts from .*/results/tiny/pruned_model, which is not there yet\. To "
+            r"fix, run scripts/extract_pruned_model\.py .*/runs/tiny .*/pruned_model\.$",
+        ),
+        (["stage=recover", "method=random"], 2, "stage=recover .*run_pipeline.*--only cut"),
+    ],
+)
+@pytest.mark.parametrize("more", [[], ["dry_run=true"]])
+def test_a_model_that_is_not_there_has_no_plan(more, overrides, code, message, run, tiny_yaml):
+    """Its sizes are not those of BGE-M3."""
+    words = [*overrides, f"model={SIZES}", *more]
+    assert_fails(run("train_pruning", tiny_yaml, *words), code, message)
+
+
+def test_a_baseline_has_a_plan(run, tiny_yaml):
+    code, out, err = run("train_pruning", tiny_yaml, "method=random", "dry_run=true")
+    assert code == 0 and "error" not in err and "chosen by    random, without gates" in out
 
 
 # extract_pruned_model
@@ -403,6 +487,9 @@ def recorded(monkeypatch):
     [
         "a.yaml b.yaml seed=1 x.y=2 --sts c.csv d.csv",
         "a.yaml seed=1 --sts c.csv d.csv -- b.yaml x.y=2",
+        "a.yaml --sts c.csv d.csv b.yaml seed=1 x.y=2",
+        "a.yaml --sts c.csv seed=1 --sts d.csv --modes dense b.yaml x.y=2",
+        "--sts c.csv d.csv a.yaml seed=1 b.yaml --modes dense x.y=2",
     ],
 )
 def test_pipeline_arguments(words, run, recorded):
@@ -414,6 +501,13 @@ def test_pipeline_arguments(words, run, recorded):
     answers.append(sample_record())
     code, out, _ = run("run_pipeline", *words.split())
     assert code == 0 and re.search(r"stsb-en-test, Spearman\s+dense +0\.8200 ", out), out
+
+
+def test_a_file_whose_name_looks_like_an_override_is_a_task(run, recorded, tmp_path):
+    (tmp_path / "lr=1.csv").touch()
+    assert run("run_pipeline", "a.yaml", "--sts", "lr=1.csv", "seed=1")[0] == 0
+    ((paths, overrides, plan),) = recorded[0]
+    assert (paths, overrides, plan.sts) == (["a.yaml"], ["seed=1"], ["lr=1.csv"])
 
 
 def test_pipeline_is_interrupted(run, monkeypatch):

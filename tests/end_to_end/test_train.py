@@ -120,7 +120,8 @@ def test_interrupted_and_resumed_equals_uninterrupted(
 @pytest.fixture(scope="module")
 def test_longer_run_goes_on_from_a_finished_one(tmp_path, train_tiny, assert_same_run):
     """Eight steps at once; four, and four more."""
-    fixed = ("scheduler.name=constant", "model.l0_module.lagrangian_warmup_steps=6ba")
+    l0 = "model.l0_module."  # nothing of it follows the length that a part is told
+    fixed = ("scheduler.name=constant", f"{l0}lagrangian_warmup_steps=2ba", f"{l0}binarization=0")
     whole = train_tiny(tmp_path / "whole", *fixed, "max_duration=8ba")
     train_tiny(tmp_path / "parts", *fixed, "max_duration=4ba")
     parts = train_tiny(tmp_path / "parts", *fixed, "max_duration=8ba", "autoresume=true")
@@ -410,6 +411,14 @@ def test_nothing_is_made_when_the_target_is_wrong(tiny_yaml, tmp_path, capfd):
     assert "transformers could not load the result" in capfd.readouterr().err
     assert not (tmp_path / "runs").exists()
     assert not (tmp_path / "processed").exists()
+
+
+def test_a_warm_up_of_another_unit_is_compared_once_there_are_data(tiny_yaml, tmp_path):
+    overrides = ["max_duration=1ep", "scheduler.t_warmup=99ba"]
+    message = "scheduler.t_warmup 99ba is not over when the run ends, after max_duration 1ep"
+    with pytest.raises(ConfigError, match=message):
+        train(load_config([tiny_yaml], overrides))
+    assert not (tmp_path / "runs").exists()
 
 
 @pytest.mark.parametrize("key", ["run_folder", "data.processed_folder", "loggers.folder"])

@@ -27,6 +27,8 @@ from bge_pruning.training import sources as source_builders
 from bge_pruning.training.builders import build_base_model, build_teacher
 from bge_pruning.training.data_builders import build_collections, build_evaluators
 from bge_pruning.training.data_builders import build_train_loader as build_loader
+from bge_pruning.training.plan import build_plan
+from bge_pruning.training.stage import check_planned, check_run
 
 NO_TEACHER = ("loss.distillation_alignment=0", "loss.distillation_similarity=0")
 INPUTS = {"input_ids", "attention_mask", "lengths", "source"}
@@ -327,7 +329,7 @@ def test_a_task_of_mteb_by_name(configure, base, monkeypatch, tmp_path):
     assert asked == [("SciFact", "test", None), ("MIRACLRetrieval", "dev", "sw")]
 
 
-def test_a_mode_without_its_head_is_refused(configure, copy_model, collection):
+def test_an_output_without_its_head_is_refused_at_the_start(configure, copy_model, collection):
     folder = copy_model()
     (folder / "colbert_linear.pt").unlink()
     data = f"data.eval=[{{name: a, kind: beir, path: {collection}, split: test}}]"
@@ -337,4 +339,9 @@ def test_a_mode_without_its_head_is_refused(configure, copy_model, collection):
         f"fix, choose among dense, sparse, dense+sparse, or use a model with that head."
     )
     with pytest.raises(ConfigError, match=re.escape(message)):
-        build_collections(config, build_base_model(config))
+        check_run(config)
+    config = configure(f"model.base_model={folder}", "loss.distillation_colbert=1")
+    message = r"loss: the loss trains colbert_vecs, and the model has no head for it\. To fix, use"
+    with pytest.raises(ConfigError, match=message):
+        check_planned(config, build_plan(config))
+    check_run(configure(f"model.base_model={folder}", "loss.distillation_sparse=1"))

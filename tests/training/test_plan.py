@@ -73,7 +73,29 @@ def test_text_of_a_budget(plan):
     assert int(shown[2]) == 8 * int(shown[3])
     shape = example_target(made)
     assert f"for example  {shape.describe()}" in text
-    assert count_parameters(shape).encoder == pytest.approx(budget, rel=0.01)
+    kept = count_parameters(shape)
+    assert kept.encoder == pytest.approx(budget, rel=0.01)
+    rows = {line.split()[0]: line.split()[1:] for line in text.splitlines() if line}
+    assert rows["parameters"] == ["source", "example", "kept"]
+    shown = [rows[part][1] for part in ("encoder", "total")]
+    assert shown == [f"{kept.encoder:,}", f"{kept.total:,}"]
+
+
+TINY = "{d_model: 8, n_heads: 1, n_layers: 1, intermediate_size: 64}"
+
+
+@pytest.mark.parametrize(
+    "target", ["target_density=0.09", "target_speedup=12", f"target_model={TINY}"]
+)
+def test_a_target_that_leaves_little_is_warned_of(target, plan):
+    text = render_plan(*plan(f"{L0}{target}"))
+    assert re.search(r"^warning +only [0-9]\.\d% of the encoder stay; below 10% ", text, re.M)
+    assert "warning" not in render_plan(*plan(f"{L0}target_density=0.11"))
+
+
+def test_intervals_beyond_the_run_are_said(plan):
+    text = render_plan(*plan("max_duration=4ba", "eval_interval=5ba", "save_interval=3ba"))
+    assert "steps        4 = 4ba (batch 8), evaluated at the end, saved every 3ba" in text
 
 
 @pytest.mark.parametrize("length", [8, 1024])
