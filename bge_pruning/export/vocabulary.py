@@ -17,10 +17,11 @@ the same tokens of it, and the model the same outputs, bit for bit:
   alone; texts without the unknown token are kept in any case.
 * **WordLevel** looks words up.
 
-The tokens of the model's own prompts are kept with those of the texts. Other texts are still tokenised, into more and shorter pieces. So that this does not end in
-``<unk>``, the pieces of single characters are kept: those of the scripts that the texts are written
-in, and all that belong to no script (digits, punctuation, symbols). A text of characters that have
-such a piece never becomes ``<unk>``. WordLevel has no pieces: a word that is not kept is unknown.
+The tokens of the model's own prompts are kept with those of the texts. Other texts are still
+tokenised, into more and shorter pieces. So that this does not end in ``<unk>``, the pieces of
+single characters are kept: those of the scripts that the texts are written in, and all that belong
+to no script (digits, punctuation, symbols). A text of characters that have such a piece never
+becomes ``<unk>``. WordLevel has no pieces: a word that is not kept is unknown.
 """
 
 from __future__ import annotations

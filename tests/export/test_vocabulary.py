@@ -294,7 +294,8 @@ def test_a_size_or_a_choice_that_does_not_fit(unigram, wordpiece):
     required = choose(unigram, "en").required
     message = (
         rf"vocabulary_size {required - 1} is below the {required} tokens that must stay: special "
-        rf"tokens, those of the model's prompts, and the characters of the texts' scripts\. To fix, choose {required} or more\."
+        rf"tokens, those of the model's prompts, and the characters of the texts' scripts\. To "
+        rf"fix, choose {required} or more\."
     )
     with pytest.raises(ValueError, match=message):
         choose(unigram, "en", required - 1)
