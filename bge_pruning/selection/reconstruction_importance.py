@@ -5,10 +5,10 @@ Without the group ``g`` of its inputs, an output projection ``W`` that is fitted
 ``tr(W_g^T [(X^T X)^-1]_gg^-1 W_g)``
 
 (the optimal brain surgeon, see :mod:`bge_pruning.selection.least_squares`). Not every error counts
-alike. As in K-FAC (Martens and Grosse, arXiv:1503.05671) tokens and dimensions are taken apart:
-``X^T X`` becomes ``sum_t w_t x_t x_t^T`` with the weights ``w_t`` of
-:mod:`bge_pruning.selection.sensitivity`, by which the fit is weighted too, and the columns of ``W``
-are measured by ``G = sum_t g_t g_t^T``: ``W`` becomes ``W G^(1/2)``.
+alike. With the gradients ``g_t`` of :mod:`bge_pruning.selection.sensitivity`, tokens and dimensions
+are taken apart as in K-FAC (Martens and Grosse, arXiv:1503.05671): ``X^T X`` becomes
+``sum_t |g_t|^2 x_t x_t^T``, and the columns of ``W`` are measured by ``G = sum_t g_t g_t^T``:
+``W`` becomes ``W G^(1/2)``.
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ from torch import Tensor
 
 from bge_pruning.models.bge_m3_backbone import ResidualOutput, XLMRobertaBackbone
 from bge_pruning.models.embedding_heads import EmbeddingHeads
+from bge_pruning.models.packing import Packing
 from bge_pruning.selection.importance import Importance, activation_importance
 from bge_pruning.selection.least_squares import elimination_order, joined
 from bge_pruning.selection.sensitivity import probe
@@ -72,10 +73,10 @@ class _Sublayer:
         self.xx = torch.zeros(weight.shape[1] + 1, weight.shape[1] + 1, **options)
         self.gg = torch.zeros(weight.shape[0], weight.shape[0], **options)
 
-    def add(self, inputs: Tensor, gradients: Tensor, weights: Tensor) -> None:
+    def add(self, inputs: Tensor, gradients: Tensor, packing: Packing) -> None:
         """Add packed tokens, see :data:`bge_pruning.selection.sensitivity.Hear`."""
         x = torch.cat([inputs, inputs.new_ones(len(inputs), 1)], dim=1)
-        weighted = x * weights.sqrt()[:, None]
+        weighted = x * gradients.norm(dim=1, keepdim=True)
         self.xx += weighted.T @ weighted
         self.gg += gradients.T @ gradients
 

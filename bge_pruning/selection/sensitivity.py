@@ -1,8 +1,8 @@
 """What the outputs of a model feel of its sublayers, by a backward pass of random projections.
 
 With ``g_t`` the gradient of a random projection of the outputs with respect to what token ``t``
-gets from a sublayer, an error ``e_t`` moves the outputs by ``E[(g_t . e_t)^2]`` on average. Among
-the ``T`` tokens of its text, a token has the weight
+gets from a sublayer, an error ``e_t`` moves the outputs by ``E[(g_t . e_t)^2]`` on average. For a
+fit, a token has, among the ``T`` tokens of its text, the weight
 
 ``w_t = (1 - a) / T + a |g_t|^2 / sum |g|^2``, at most ``10 / T``.
 
@@ -33,8 +33,8 @@ SMALLEST = 0.1
 FELT_SHARE = 0.5
 LARGEST = 10.0
 
-# Gets a sublayer's inputs, (N, I), the gradients (N, H) and the weights (N,) of packed tokens.
-Hear = Callable[[Tensor, Tensor, Tensor], None]
+# Gets a sublayer's inputs, (N, I), the gradients, (N, H), and the places of packed tokens.
+Hear = Callable[[Tensor, Tensor, Packing], None]
 
 
 @dataclass(frozen=True)
@@ -55,7 +55,11 @@ def weigh_tokens(
     """Texts, as :func:`probe` splits them, with the weights of their tokens."""
     outputs = [o for x in backbone.encoder.layer for o in (x.attention.output, x.output)]
     heard: dict[ResidualOutput, list[Tensor]] = {output: [] for output in outputs}
-    hear = {o: lambda x, gradients, w, o=o: heard[o].append(w.float()) for o in outputs}
+
+    def listen(output: ResidualOutput) -> Hear:
+        return lambda x, g, packing: heard[output].append(token_weights(g, packing))
+
+    hear = {output: listen(output) for output in outputs}
     pieces = probe(backbone, heads, batches, hear, seed)
     weights = [{o: found[index] for o, found in heard.items()} for index in range(len(pieces))]
     return [WeighedTexts(*piece, w) for piece, w in zip(pieces, weights, strict=True)]
@@ -106,8 +110,7 @@ def _listener(tell: Hear, packing: Packing) -> Callable[[nn.Module, tuple], tupl
         stream = residual * 1.0  # a tensor of its own: the residual has other uses
 
         def heard(gradient: Tensor) -> None:
-            g = gradient.detach().double()
-            tell(inner, g, token_weights(g.square().sum(1), packing))
+            tell(inner, gradient.detach().double(), packing)
 
         stream.register_hook(heard)
         return (inputs, stream, *rest)
@@ -115,15 +118,15 @@ def _listener(tell: Hear, packing: Packing) -> Callable[[nn.Module, tuple], tupl
     return listen
 
 
-def token_weights(felt: Tensor, packing: Packing) -> Tensor:
-    """Weights of packed tokens from the squares of their gradients, ``(N,)``; see the module."""
-    parts = []
+def token_weights(gradients: Tensor, packing: Packing) -> Tensor:
+    """Weights of packed tokens, ``(N,)``, from their gradients, ``(N, H)``; see the module."""
+    parts, felt = [], gradients.square().sum(1)
     for squares, size in zip(felt.split(packing.group_tokens), packing.groups, strict=True):
         rows, length = squares.unflatten(0, size), size[1]
         total = rows.sum(1, keepdim=True).clamp(min=torch.finfo(felt.dtype).tiny)
         weights = (1.0 - FELT_SHARE) / length + FELT_SHARE * rows / total
         parts.append(weights.clamp(max=LARGEST / length).flatten())
-    return torch.cat(parts)
+    return torch.cat(parts).float()
 
 
 @contextmanager

@@ -152,11 +152,11 @@ def test_gradients_are_those_of_the_sublayer(teacher, batches):
     told: list[tuple[Tensor, ...]] = []
     hear = {output: lambda *given: [told.append(given), heard.add(*given)]}
     sensitivity.probe(teacher, heads, [(ids, mask)], hear, seed=0)
-    ((inputs, gradient, weights),) = told
+    ((inputs, gradient, _),) = told
     assert len(inputs) == len(gradient) == int(mask.sum())
     torch.testing.assert_close(gradient.sum(0), summed, atol=1e-6, rtol=1e-4)
     torch.testing.assert_close(heard.gg, gradient.T @ gradient)
-    assert heard.xx[-1, -1] == pytest.approx(float(weights.sum()), rel=1e-6)
+    assert heard.xx[-1, -1] == pytest.approx(float(gradient.square().sum()), rel=1e-6)
 
 
 def test_tokens_weigh_what_is_felt_of_them_and_texts_alike():
@@ -165,11 +165,12 @@ def test_tokens_weigh_what_is_felt_of_them_and_texts_alike():
     packing = compute_packing(torch.arange(40) < lengths[:, None])
     felt = torch.ones(4, 40).double()
     felt[0, 0], felt[1, 0], felt[3, :] = 1e6, 5.0, 0.0
-    weights = sensitivity.token_weights(packing.pack(felt), packing)
+    weights = sensitivity.token_weights(packing.pack(felt).sqrt()[:, None], packing)
     found = packing.unpack(weights[:, None])[..., 0]
     assert found[0, 0] == 10 / 40  # without the bound 0.51
     assert found[0, 1:].tolist() == pytest.approx([0.5 / 40] * 39, rel=1e-3)
-    assert found[1, :5].tolist() == [0.5 / 4 + 0.5 * 5 / 8, *[0.5 / 4 + 0.5 / 8] * 3, 0]
+    expected = [0.5 / 4 + 0.5 * 5 / 8, *[0.5 / 4 + 0.5 / 8] * 3, 0]
+    assert found[1, :5].tolist() == pytest.approx(expected)
     assert found[2, :2].tolist() == [0.5, 0.5]
     assert found[3, :2].tolist() == [0.25, 0.25]  # no output feels it
 
@@ -219,8 +220,8 @@ def test_what_the_sparse_head_feels_counts(teacher, batches):
         heard = reconstruction_importance._Sublayer(teacher.encoder.layer[-1].output)
         ids, mask = batches[0]
         sensitivity.probe(teacher, heads, [(ids, mask)], {heard.output: heard.add}, seed=0)
-        felt[sparse] = int(torch.linalg.matrix_rank(heard.gg, rtol=1e-9))
-    # Gradients are those of the tokens that are felt: one of each text, or all.
+        felt[sparse] = int(torch.linalg.matrix_rank(heard.xx))
+    # Inputs count of the tokens that are felt: one of each text, or all.
     assert felt[False] <= len(ids) < felt[True]
 
 
