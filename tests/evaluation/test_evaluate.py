@@ -169,7 +169,7 @@ def test_every_task_and_phase_is_said(small_folder, tasks, monkeypatch, messages
     ours = [r.getMessage() for r in messages.records if r.name.startswith("bge_pruning.")]
     said = [line for line in ours if not line.startswith("embedded ")]
     names = [task.name for task in tasks]
-    models = ("the model", "the baseline", "word embeddings", "random weights")
+    models = ("the model", "the baseline", "the words alone", "random weights")
     assert said == [
         f"loading {small_folder}",
         *(
