@@ -131,7 +131,7 @@ def _compare(
     value = scores["model"][key].values[metric]
     theirs = scores.get("baseline", {}).get(key)
     baseline = None if theirs is None else theirs.values[metric]
-    floors = {name: scores[name][key].values[metric] for name in FLOORS if key in scores[name]}
+    floors = {name: scores[name][key].values[metric] for name in FLOORS}
     floor = max(floors.values())
     above = baseline is not None and baseline > floor
     found = {
@@ -193,8 +193,8 @@ def evaluate(
 ) -> EvaluationRecord:
     """Score a model, its baseline and the two floors, count parameters and measure speed.
 
-    The floors are the model's shape with random weights, and, for dense vectors, the mean of the
-    word embeddings of the baseline (of the model where there is none).
+    The floors are the model's shape with random weights, and the words alone, with the embeddings
+    of the baseline (of the model where there is none).
 
     Args:
         model: Folder, checkpoint, run folder or hub name of the model to judge.
@@ -277,7 +277,7 @@ def _score_all(
     return {
         "model": score("the model", lambda: judged),
         **({} if reference is None else {"baseline": score("the baseline", lambda: reference)}),
-        "word_embeddings": score("word embeddings", lambda: WordEmbeddings(reference or judged)),
+        "word_embeddings": score("the words alone", lambda: WordEmbeddings(reference or judged)),
         "random_weights": score("random weights", lambda: untrained_encoder(judged, seed)),
     }
 

@@ -155,7 +155,11 @@ class SearchModel:
         top_ranked: Any = None,
         **kwargs: Any,
     ) -> dict[str, dict[str, float]]:
-        """Find the best passages of each query, with their scores."""
+        """Find the best passages of each query, with their scores.
+
+        Without dense vectors, a passage of score 0 has nothing in common with the query and is not
+        found: a dead head finds nothing.
+        """
         if top_ranked is not None:
             raise ValueError(
                 "a reranking task lists the passages of each query, which is not supported. To "
@@ -172,9 +176,14 @@ class SearchModel:
             ranked = self._rerank(texts, encoded, outputs, top_k)
         else:
             ranked = first_stage(encoded, self._collection.encoded, outputs, top_k)
-        ids = self._collection.ids
+        ids, dense = self._collection.ids, "dense" in outputs
         return {
-            name: {passage: float(s) for i, s in zip(*row, strict=True) for passage in ids[i]}
+            name: {
+                passage: float(s)
+                for i, s in zip(*row, strict=True)
+                if dense or s
+                for passage in ids[i]
+            }
             for name, row in zip(names, zip(*ranked, strict=True), strict=True)
         }
 

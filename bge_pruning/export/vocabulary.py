@@ -17,10 +17,11 @@ the same tokens of it, and the model the same outputs, bit for bit:
   alone; texts without the unknown token are kept in any case.
 * **WordLevel** looks words up.
 
-Other texts are still tokenised, into more and shorter pieces. So that this does not end in
-``<unk>``, the pieces of single characters are kept: those of the scripts that the texts are written
-in, and all that belong to no script (digits, punctuation, symbols). A text of characters that have
-such a piece never becomes ``<unk>``. WordLevel has no pieces: a word that is not kept is unknown.
+The tokens of the model's own prompts are kept with those of the texts. Other texts are still
+tokenised, into more and shorter pieces. So that this does not end in ``<unk>``, the pieces of
+single characters are kept: those of the scripts that the texts are written in, and all that belong
+to no script (digits, punctuation, symbols). A text of characters that have such a piece never
+becomes ``<unk>``. WordLevel has no pieces: a word that is not kept is unknown.
 """
 
 from __future__ import annotations
@@ -82,6 +83,8 @@ def choose_vocabulary(
 ) -> KeptVocabulary:
     """Choose the tokens to keep: ``size`` of them, the most frequent beside the required, or all.
 
+    Required are special tokens, those of the model's prompts, and the pieces of
+    :func:`_needed_pieces`.
     Special tokens keep their ids where they can; those beyond the new size (``<mask>`` of XLM-R) go
     to the end. The other tokens keep their order. Counts are those of each id in each corpus, by
     name, ``(ids,)``; special tokens that are set around a text are not counted.
@@ -91,12 +94,12 @@ def choose_vocabulary(
     special |= set(_config_ids(tokenizer, base.hf_config).values())
     ordinary = {name: _without(values, special) for name, values in counts.items()}
     scripts = _kept_scripts(tokenizer, ordinary)
-    required = special | _needed_pieces(tokenizer, scripts)
+    required = special | _prompt_ids(base) | _needed_pieces(tokenizer, scripts)
     if size is not None and size < len(required):
         raise ValueError(
             f"vocabulary_size {size} is below the {len(required)} tokens that must stay: special "
-            f"tokens and the characters of the texts' scripts. To fix, choose {len(required)} or "
-            f"more."
+            f"tokens, those of the model's prompts, and the characters of the texts' scripts. To "
+            f"fix, choose {len(required)} or more."
         )
     total = _without(sum(counts.values()), required)
     # The lower id first among tokens that are equally frequent: XLM-R's are sorted by score.
@@ -153,6 +156,18 @@ def _config_ids(tokenizer: TokenizerContent, hf_config: dict[str, Any]) -> dict[
             f"correct the id, or set it to null if the model has no such token."
         )
     return ids
+
+
+def _prompt_ids(base: BaseModel) -> set[int]:
+    """Tokens of the model's prompts, which are in front of every text but in no corpus."""
+    from tokenizers import Tokenizer
+
+    prompts = list((base.prompts.get("prompts") or {}).values())
+    tokenizer = Tokenizer.from_str(base.tokenizer_files["tokenizer.json"].decode())
+    tokenizer.no_truncation()
+    # In front of a text the space at the end of a prompt is a part of the text's first token.
+    texts = [*prompts, *map(str.strip, prompts)]
+    return {i for e in tokenizer.encode_batch(texts, add_special_tokens=False) for i in e.ids}
 
 
 @cache

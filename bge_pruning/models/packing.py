@@ -48,10 +48,6 @@ class Packing:
         """Tokens of each group."""
         return [texts * length for texts, length in self.groups]
 
-    def shares(self) -> Tensor:
-        """1 over the tokens of its text for each token, ``(N,)`` on the CPU; for groups only."""
-        return torch.cat([torch.full((n * length,), 1.0 / length) for n, length in self.groups])
-
     def pack(self, padded: Tensor) -> Tensor:
         """The tokens that are computed, ``(B, T, ...)`` to ``(N, ...)``."""
         flat = padded.flatten(0, 1)

@@ -107,7 +107,7 @@ def render_comparison(found: Comparison) -> str:
     parts = [
         "# Comparison",
         "Kept is the mean over tasks and modes of score / original's score, floor the same of the "
-        "larger floor (random weights, word embeddings). Time and texts per second are in times of "
+        "larger floor (random weights, words alone). Time and texts per second are in times of "
         "the original's, measured in turns in one process, in brackets the quartiles. Of several "
         "runs with one name the mean is given (of speeds the median), and in brackets the lowest "
         "and the highest.",

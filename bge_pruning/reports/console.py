@@ -21,7 +21,7 @@ from bge_pruning.reports.report_tables import (
 from bge_pruning.reports.summary_plot import count_models
 from bge_pruning.utils.records import EvaluationRecord, Parameters
 
-SHORT = {"random weights": "floor: random", "word embeddings": "floor: words"}
+SHORT = {"random weights": "floor: random", "words alone": "floor: words"}
 WIDTH = 11  # of a line in a heading
 
 

@@ -20,10 +20,11 @@ UNDECIDED = (0.1, 0.9)
 QUALITY = (
     "Scores are mteb's: Spearman correlation of a pair's similarity with its gold score, nDCG@10 "
     "of retrieval. The interval is a 95 % bootstrap over pairs or queries; p is that of a paired "
-    "test against the original: a large one means that the difference may be chance. Random "
-    "weights of the same shape and, for dense vectors, the mean of the word embeddings without any "
-    "encoder are floors. What is kept above the floor is (model - floor) / (original - floor), "
-    "with the larger floor."
+    "test against the original: a large one means that the difference may be chance. Floors "
+    "are random weights of the same shape, and the words alone, without any layer: the mean of "
+    "their embeddings (dense), the number of tokens in common (sparse), MaxSim of their embeddings "
+    "(colbert), and the weighted sum of these as of the model's outputs. What is kept above the "
+    "floor is (model - floor) / (original - floor), with the larger floor."
 )
 
 
@@ -222,7 +223,7 @@ def _judge(distances: Mapping[str, float], *, cut: bool) -> Block:
 def score_header(evaluation: records.EvaluationRecord) -> list[str]:
     """Names of the cells of :func:`score_rows`."""
     models = ["original", *_others(evaluation), "model"]
-    floors = ["random weights", "word embeddings"]
+    floors = ["random weights", "words alone"]
     kept = ["kept", "kept above floor", "p"]
     return ["task", "mode", "metric", *models, "95 % interval", *floors, *kept]
 

@@ -68,7 +68,7 @@ class StudyCell(Record):
 
 
 class ReferenceScores(Record):
-    """Scores of the original and of the floors."""
+    """Scores of the original and of the floors, each in all tasks and modes."""
 
     original: list[StudyScore]
     word_embeddings: list[StudyScore]
@@ -97,5 +97,18 @@ def read_cells(folder: Path) -> list[StudyCell]:
 
 
 def read_reference(folder: Path) -> StudyReference:
-    """The scores of the original and of the floors, from the results folder of a study."""
-    return read_record(folder / REFERENCE, StudyReference, FIX)
+    """The scores of the original and of the floors, from the results folder of a study.
+
+    Raises:
+        ValueError: If a floor is unknown, as in files of earlier versions: the others may be low.
+    """
+    reference = read_record(folder / REFERENCE, StudyReference, FIX)
+    wanted = [(score.task, score.mode) for score in reference.scores.original]
+    for name in ("word_embeddings", "random_weights"):
+        found = {(score.task, score.mode) for score in getattr(reference.scores, name)}
+        if missing := [key for key in wanted if key not in found]:
+            task, mode = missing[0]
+            raise ValueError(
+                f"{folder / REFERENCE}: {name} has no score of {task}, {mode}. To fix, {FIX}."
+            )
+    return reference

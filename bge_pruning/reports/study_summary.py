@@ -68,11 +68,10 @@ def kept_of(cell: StudyCell, keys: Sequence[Key]) -> float | None:
 
 def floor_shares(reference: StudyReference) -> dict[Key, float]:
     """The share of the original's score that the better floor reaches, by task and mode."""
-    scores = reference.scores
-    floors = [by_key(scores.word_embeddings), by_key(scores.random_weights)]
+    words, random = map(by_key, (reference.scores.word_embeddings, reference.scores.random_weights))
     return {
-        key: max(floor[key].value for floor in floors if key in floor) / original.value
-        for key, original in by_key(scores.original).items()
+        key: max(words[key].value, random[key].value) / original.value
+        for key, original in by_key(reference.scores.original).items()
         if original.value > 0
     }
 

@@ -81,8 +81,8 @@ def elimination_order(
     """Groups of inputs in the order in which a linear layer can best do without them, on the CPU.
 
     Each round removes the groups that raise the squared error of the outputs least when all other
-    weights are fitted again: one group, or a few where groups are single inputs. Rows and columns
-    of removed inputs are cut away, so indices count what is left.
+    weights are fitted again: one group, or a few where groups are single inputs (see
+    :func:`_block`). Rows and columns of removed inputs are cut away, so indices count what is left.
 
     Args:
         xx: ``X^T X``, a column of ones included, shape ``(I + 1, I + 1)``.
@@ -97,8 +97,7 @@ def elimination_order(
         rows = _rows(torch.arange(len(alive), device=xx.device), group)
         blocks = torch.stack([inverse[r][:, r] for r in rows]) if group > 1 else None
         costs = _costs(inverse, weight, rows, blocks)
-        count = 1 if group > 1 else max(1, int(len(alive) * BLOCK))
-        going = costs.argsort(stable=True)[:count]
+        going = costs.argmin()[None] if group > 1 else _block(inverse, weight, costs)
         order.append(alive[going])
         gone = rows[going].flatten()
         stay = torch.ones(len(inverse), dtype=torch.bool, device=xx.device)
@@ -108,6 +107,32 @@ def elimination_order(
         inverse = (inverse - inverse[:, gone] @ solved)[stay][:, stay]
         alive = alive[stay[rows[:, 0]]]
     return torch.cat(order).cpu()
+
+
+def _block(inverse: Tensor, weight: Tensor, costs: Tensor) -> Tensor:
+    """Single inputs that go together, each the cheapest once those before it are gone.
+
+    Of two that are alike each is cheap, but only while the other is there. So the cheapest are
+    removed one after the other among themselves, until some other input may be cheaper.
+    """
+    count = max(1, int(len(costs) * BLOCK))
+    order = costs.argsort(stable=True)
+    near, others = order[: 2 * count], order[2 * count :]
+    limit = costs[others[0]] if len(others) else float("inf")
+    inverse, weight = inverse[near][:, near], weight[near]
+    gone = torch.zeros(len(near), dtype=torch.bool, device=near.device)
+    going: list[Tensor] = []
+    for _ in range(count):
+        costs = (weight.square().sum(1) / inverse.diagonal()).masked_fill(gone, float("inf"))
+        best = costs.argmin()
+        if going and costs[best] > limit:
+            break
+        going.append(near[best])
+        gone[best] = True
+        column = (inverse[:, best] / inverse[best, best])[:, None]
+        weight = weight - column * weight[best]
+        inverse = inverse - column * inverse[best]
+    return torch.stack(going)
 
 
 def _rows(groups: Tensor, size: int) -> Tensor:

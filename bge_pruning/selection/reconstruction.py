@@ -7,7 +7,8 @@ computes, so that each also compensates the errors of those before it:
 
 ``dense(inner) -> u_teacher - residual_student``, where ``u`` is the input of the LayerNorm.
 
-All texts have the same weight, whatever their lengths. The last sublayer before removed layers
+Tokens are weighted by what the teacher's outputs feel of them, see
+:mod:`bge_pruning.selection.sensitivity`. The last sublayer before removed layers
 replaces them: it is fitted to, and gets the LayerNorm of, the teacher's layer just before the next
 one that is kept. No other weight changes.
 """
@@ -20,10 +21,11 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from bge_pruning.models.bge_m3_backbone import Layer, XLMRobertaBackbone
+from bge_pruning.models.bge_m3_backbone import Layer, ResidualOutput, XLMRobertaBackbone
 from bge_pruning.models.objective import following_layers
 from bge_pruning.models.packing import Packing, compute_packing
 from bge_pruning.selection.least_squares import Moments, fit_
+from bge_pruning.selection.sensitivity import WeighedTexts
 
 
 @dataclass
@@ -35,6 +37,7 @@ class _Piece:
     """
 
     packing: Packing
+    weights: dict[ResidualOutput, Tensor]
     student: Tensor
     teacher: Tensor
     middle: Tensor | None = None
@@ -47,34 +50,33 @@ def refit_(
     teacher: XLMRobertaBackbone,
     layers: Sequence[int],
     hidden: Sequence[int],
-    batches: Sequence[tuple[Tensor, Tensor]],
+    texts: Sequence[WeighedTexts],
 ) -> None:
     """Fit the output projections of a cut encoder in place; both are in evaluation mode.
 
     Args:
         layers: Layers of the teacher that the student has, ascending.
         hidden: Dimensions of the teacher that it has, ascending.
-        batches: Token ids and mask, shape ``(B, T)``, on the device of both encoders.
+        texts: As :func:`weigh_tokens` of the teacher gives them, on the device of both encoders.
     """
     kept = torch.tensor(hidden, device=student.embeddings.word_embeddings.weight.device)
     survives = torch.zeros(len(teacher.encoder.layer), dtype=torch.bool)
     survives[list(layers)] = True
     following = following_layers(survives).tolist()
-    pieces = [_embed(student, teacher, *batch) for batch in batches]
+    pieces = [_embed(student, teacher, part) for part in texts]
     depth = 0
     for layer, place in zip(student.encoder.layer, layers, strict=True):
         _advance(teacher, pieces, depth, place + 1)
-        _fit_attention(layer, pieces, kept)
+        _fit_attention(layer, teacher.encoder.layer[place], pieces, kept)
         depth = following[place] + 1
         _advance(teacher, pieces, place + 1, depth)
         _fit_feed_forward(layer, teacher.encoder.layer[following[place]], pieces, kept)
 
 
-def _embed(
-    student: XLMRobertaBackbone, teacher: XLMRobertaBackbone, ids: Tensor, mask: Tensor
-) -> _Piece:
-    packing = compute_packing(mask)
-    return _Piece(packing, *(m.embeddings(ids, packing, None) for m in (student, teacher)))
+def _embed(student: XLMRobertaBackbone, teacher: XLMRobertaBackbone, texts: WeighedTexts) -> _Piece:
+    packing = compute_packing(texts.mask)
+    states = (model.embeddings(texts.ids, packing, None) for model in (student, teacher))
+    return _Piece(packing, texts.weights, *states)
 
 
 def _advance(teacher: XLMRobertaBackbone, pieces: Sequence[_Piece], start: int, end: int) -> None:
@@ -88,13 +90,14 @@ def _advance(teacher: XLMRobertaBackbone, pieces: Sequence[_Piece], start: int, 
             piece.teacher = layer.output.LayerNorm(piece.end)
 
 
-def _fit_attention(layer: Layer, pieces: Sequence[_Piece], kept: Tensor) -> None:
+def _fit_attention(layer: Layer, wanted: Layer, pieces: Sequence[_Piece], kept: Tensor) -> None:
     """Fit the first half of a layer, and advance the student's states through it."""
     output = layer.attention.output
     moments = Moments(output.dense.in_features, output.dense.out_features, kept.device)
     contexts = [layer.attention.self(piece.student, piece.packing) for piece in pieces]
     for piece, context in zip(pieces, contexts, strict=True):
-        moments.add(context, piece.middle[:, kept] - piece.student, piece.packing.shares())
+        weights = piece.weights[wanted.attention.output]
+        moments.add(context, piece.middle[:, kept] - piece.student, weights)
     fit_(output.dense, moments)
     for piece, context in zip(pieces, contexts, strict=True):
         piece.student = output(context, piece.student, None, None)
@@ -109,7 +112,8 @@ def _fit_feed_forward(layer: Layer, wanted: Layer, pieces: Sequence[_Piece], kep
     moments = Moments(output.dense.in_features, output.dense.out_features, kept.device)
     for piece in pieces:
         wanted_output = piece.end[:, kept] - piece.student
-        moments.add(layer.intermediate(piece.student), wanted_output, piece.packing.shares())
+        weights = piece.weights[wanted.output]
+        moments.add(layer.intermediate(piece.student), wanted_output, weights)
     fit_(output.dense, moments)
     norm = wanted.output.LayerNorm
     output.LayerNorm.weight.copy_(norm.weight[kept])

@@ -18,6 +18,7 @@ from bge_pruning.model_io.pretrained import BaseModel, load_base_model
 from bge_pruning.selection.importance import Importance, activation_importance
 from bge_pruning.selection.reconstruction import refit_
 from bge_pruning.selection.reconstruction_importance import reconstruction_importance
+from bge_pruning.selection.sensitivity import weigh_tokens
 from bge_pruning.training.sources import build_corpus
 from bge_pruning.utils.environment import torch_device
 
@@ -98,7 +99,9 @@ def refit(config: Config, base: BaseModel) -> None:
     batches = list(calibration_batches(config, base, config.teacher.refit_texts, device))
     training = base.backbone.training
     student = base.backbone.to(device).eval()
-    refit_(student, teacher.backbone.to(device).eval(), kept.layer, kept.hidden, batches)
+    whole, heads = teacher.backbone.to(device).eval(), teacher.heads.to(device).eval()
+    texts = weigh_tokens(whole, heads, batches, config.seed)
+    refit_(student, whole, kept.layer, kept.hidden, texts)
     student.train(training)
     count, seconds = sum(len(ids) for ids, _ in batches), time.monotonic() - started
     log.info("fitted to %s on %d texts in %.0f s", teacher.name, count, seconds)

@@ -37,6 +37,7 @@ from bge_pruning.models.teacher import compute_outputs
 from bge_pruning.selection.importance import masks_of_importance
 from bge_pruning.selection.reconstruction import refit_
 from bge_pruning.selection.reconstruction_importance import reconstruction_importance
+from bge_pruning.selection.sensitivity import weigh_tokens
 from bge_pruning.training.builders import build_base_model
 from bge_pruning.training.calibration import calibration_texts, pad_batches
 from bge_pruning.training.plan import Plan, build_plan
@@ -207,7 +208,7 @@ class _Judge:
         texts = calibration_texts(config, base, wanted + JUDGED_TEXTS)
         fitted, judged = split_texts(texts, wanted)
         self.fitted, self.judged = len(fitted), len(judged)
-        self.fit = list(pad_batches(texts, fitted, config, base, device))
+        fit = list(pad_batches(texts, fitted, config, base, device))
         self.test = list(pad_batches(texts, judged, config, base, device))
         self.source = base.backbone.to(device).eval()
         self.heads = base.heads.to(device).eval()
@@ -219,7 +220,8 @@ class _Judge:
                 f"{base.name} gives all pairs of texts the same cosine, so that no shape can be "
                 f"compared with it. To fix, use another base_model."
             )
-        self.importance = reconstruction_importance(self.source, self.heads, self.fit, config.seed)
+        given = (self.source, self.heads, fit, config.seed)
+        self.importance, self.fit = reconstruction_importance(*given), weigh_tokens(*given)
         self.measured: dict[EncoderShape, MeasuredShape] = {}
         self.cosines: dict[EncoderShape, np.ndarray] = {}
 

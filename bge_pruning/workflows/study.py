@@ -92,11 +92,11 @@ def _run_cells(study: Study, cells: Sequence[Cell], overwrite: bool) -> None:
         with lock_of(study.runs / cell.name, wait=False) as is_ours:
             if is_ours:
                 _remove_runs(study, cell)  # it may have been stopped just before
-    if todo:
+    if todo or not (study.results / REFERENCE).is_file():
         configs = _check(study, todo)
         tasks = find_study_tasks(study)
         _check_tasks(configs, tasks)
-        reference = _find_reference(study, cell_config(study, todo[0], "prune"), tasks)
+        reference = _find_reference(study, cell_config(study, cells[0], "prune"), tasks)
     for number, cell in enumerate(todo, 1):
         with lock_of(study.runs / cell.name, wait=False) as is_ours:
             if not is_ours or not unfinished(study, [cell], overwrite):
@@ -170,7 +170,7 @@ def _find_reference(study: Study, config: Config, tasks: Sequence[Task]) -> Stud
 def measure_reference(
     study: Study, config: Config, original: str, judged_by: dict[str, Any], tasks: Sequence[Task]
 ) -> StudyReference:
-    """Score the original, the mean of its word embeddings and its shape with random weights."""
+    """Score the original, its words alone and its shape with random weights."""
     log.info("scoring the original and the floors")
     encoder = load_encoder(original, torch_device(config.device), study.max_length)
     models: dict[str, Callable[[], Encoder]] = {

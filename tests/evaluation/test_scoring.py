@@ -3,6 +3,7 @@
 import json
 import logging
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from unittest.mock import Mock
 
@@ -16,6 +17,7 @@ from bge_pruning.evaluation.floors import WordEmbeddings
 from bge_pruning.evaluation.scoring import RETRIEVAL_METRICS, metric_names, score_tasks
 from bge_pruning.evaluation.search import MODES
 from bge_pruning.evaluation.tasks import beir_task, sts_task
+from bge_pruning.evaluation.text_encoder import Encoded
 from bge_pruning.model_io.model_folder import write_sentence_transformers_files
 
 # What mteb calls of itself and of sentence-transformers.
@@ -181,10 +183,47 @@ def test_sentences_are_embedded_once_for_all_modes(encoder, similarity):
     assert len(texts) == len(set(texts)) > 40
 
 
-def test_modes_without_a_head_are_left_out(encoder, retrieval, similarity):
-    found = score_tasks(WordEmbeddings(encoder), [retrieval], ["sparse", "dense", "all"])
+def test_modes_without_a_head_are_left_out(bert_folder, retrieval):
+    encoder = load_encoder(str(bert_folder))
+    found = score_tasks(encoder, [retrieval], ["sparse", "dense", "all"])
     assert list(found) == [("tiny", "dense")]
-    assert score_tasks(WordEmbeddings(encoder), [retrieval], ["sparse"]) == {}
+    assert score_tasks(encoder, [retrieval], ["sparse"]) == {}
+
+
+def test_a_dead_head_finds_nothing(encoder, retrieval):
+    """Passages that share nothing with a query came in their order: recall of 0.12."""
+    dead = Mock(wraps=encoder, prompts={}, ranks=encoder.ranks)
+
+    def without_weights(*given) -> Encoded:
+        found = encoder.encode(*given)
+        return replace(found, lexical_weights=0.0 * found.lexical_weights)
+
+    dead.encode = without_weights
+    found = score_tasks(dead, [retrieval], ["sparse"])["tiny", "sparse"]
+    assert set(found.values.values()) == {0.0}
+    assert found.samples.tolist() == [0.0] * 15
+
+
+PAIRS = [("red dog", "red cat", 1), ("red dog", "red dog", 2), ("dog", "cat dog red", 1)]
+
+
+def test_floors_of_words(encoder, tmp_path):
+    """Tokens in common, and MaxSim of word embeddings; together as the model's own outputs."""
+    lines = [f"{a},{b},{score}" for score, (a, b, _) in enumerate(PAIRS)]
+    (tmp_path / "x.csv").write_text("\n".join(["sentence1,sentence2,score", *lines]))
+    task, table = sts_task(tmp_path / "x.csv"), encoder.word_table()
+    scores = score_tasks(WordEmbeddings(encoder), [task], list(MODES))
+    samples = {mode: scores["x", mode].samples for mode in MODES}
+    assert samples["sparse"] == pytest.approx([0.3 * common for _, _, common in PAIRS])
+
+    def words(text: str) -> np.ndarray:
+        ids = [i for i in encoder.tokenize([text])[0] if i not in encoder.special_ids]
+        return table[ids] / np.linalg.norm(table[ids], axis=1, keepdims=True)
+
+    late = [(words(a) @ words(b).T).max(1).mean() for a, b, _ in PAIRS]
+    np.testing.assert_allclose(samples["colbert"], late, atol=1e-6)
+    whole = sum(samples[name] for name in ("dense", "sparse", "colbert"))
+    np.testing.assert_allclose(samples["all"], whole, atol=1e-6)
 
 
 def test_two_models_in_folders_of_one_name(model_folder, small_folder, tmp_path, retrieval):
@@ -215,8 +254,8 @@ def test_texts_that_are_cut_are_counted(model_folder, collection, sts_csv):
 
 def test_similarities_that_are_all_the_same_count_as_0(encoder, similarity, caplog, monkeypatch):
     class Dead(WordEmbeddings):
-        def encode(self, texts, names=("dense_vecs",), progress=False):
-            found = super().encode(texts)
+        def encode(self, *given):
+            found = super().encode(*given)
             found.dense_vecs[:] = 1.0
             return found
 

@@ -124,6 +124,17 @@ def test_outputs_sizes_and_config_of_the_trimmed_model(base, assert_same):
         assert vocabulary[tokens[base.hf_config[key]]] == trimmed.hf_config[key]
 
 
+def test_prompts_keep_their_tokens(base):
+    """They are in front of every text, and were cut into single characters."""
+    prompts = {"query": "Represent this question: ", "document": "Künftige Dokumente: ", "": ""}
+    base = replace(base, prompts={"prompts": prompts, "default_prompt_name": None})
+    keep = choose(base, "zh", 2000)
+    texts = [prompt.strip() for prompt in prompts.values()]
+    found = ids_of(trim_vocabulary(base, keep).tokenizer_files, texts)
+    expected = ids_of(base.tokenizer_files, texts)
+    assert [keep.old_ids[ids].tolist() for ids in found] == expected
+
+
 def test_only_the_rows_change(unigram):
     before = {name: p.clone() for name, p in unigram.backbone.state_dict().items()}
     keep = choose(unigram, "en", 2000)
@@ -283,7 +294,8 @@ def test_a_size_or_a_choice_that_does_not_fit(unigram, wordpiece):
     required = choose(unigram, "en").required
     message = (
         rf"vocabulary_size {required - 1} is below the {required} tokens that must stay: special "
-        rf"tokens and the characters of the texts' scripts\. To fix, choose {required} or more\."
+        rf"tokens, those of the model's prompts, and the characters of the texts' scripts\. To "
+        rf"fix, choose {required} or more\."
     )
     with pytest.raises(ValueError, match=message):
         choose(unigram, "en", required - 1)

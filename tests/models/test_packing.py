@@ -62,12 +62,6 @@ def test_groups_shares_and_batches_without_texts_or_padding():
     packed = packing.pack(values)
     assert packed.shape == (0, 2)
     assert torch.equal(packing.unpack(packed), torch.zeros(3, 4, 2))
-    mask = torch.tensor([[1, 1, 1, 0], [1, 0, 0, 0], [1, 1, 1, 1]])
-    packing = compute_packing(mask)
-    shares = packing.unpack(packing.shares()[:, None])[..., 0]
-    torch.testing.assert_close(shares, mask / mask.sum(1, keepdim=True))
-    whole = compute_packing(mask[2:])
-    assert whole.shares().tolist() == [0.25] * 4
     known, counted = compute_packing(MASK, LENGTHS), compute_packing(MASK)
     assert torch.equal(known.index, counted.index)
     assert known.groups == counted.groups == ((1, 1), (1, 3), (1, 5), (2, 7))

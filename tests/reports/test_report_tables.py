@@ -113,13 +113,13 @@ def test_scores_are_a_row_for_each_task_and_mode(result):
     rows = [dict(zip(header, row, strict=True)) for row in tables.score_rows(result)]
     scores = {"original": "0.8200", "first": "0.7000", "model": "0.8000", "p": "0.020"}
     scores |= {"95 % interval": "0.790 to 0.830", "kept": "98.8%", "kept above floor": "96.8%"}
-    scores |= {"random weights": "0.4300", "word embeddings": "0.5100"}
+    scores |= {"random weights": "0.4300", "words alone": "0.5100"}
     assert rows[0] == {"task": "stsb-en", "mode": "dense", "metric": "Spearman", **scores}
     for value, said in ((0.0005, "< 0.001"), (0.0011, "0.001")):
         result.tasks[0].p_value = value
         assert tables.score_rows(result)[0][-1] == said
     result.tasks[0].p_value = 0.02
-    empty = ("original", "first", "word embeddings", "kept", "kept above floor", "p")
+    empty = ("original", "first", "words alone", "kept", "kept above floor", "p")
     assert {rows[1][name] for name in empty} == {"-"}
     assert (rows[1]["metric"], rows[1]["model"]) == ("nDCG@10", "0.5000")
     heading, text, table, note, others = tables.render_scores(result)

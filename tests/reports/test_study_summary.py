@@ -175,6 +175,16 @@ def test_reports_that_cannot_be_made(tmp_path):
     (tmp_path / "cells" / "a.json").write_text(json.dumps(CELLS[0].as_dict()))
     with pytest.raises(FileNotFoundError, match=r"reference\.json: no such file\. To fix"):
         write_study_report(tmp_path)
+    earlier = {
+        **REFERENCE.as_dict(),
+        "scores": {**SCORES, "word_embeddings": SCORES["original"][1:]},
+    }
+    (tmp_path / "reference.json").write_text(json.dumps(earlier))
+    message = (
+        "word_embeddings has no score of sts, dense. To fix, remove the file and run the study"
+    )
+    with pytest.raises(ValueError, match=message):
+        write_study_report(tmp_path)
     (tmp_path / "reference.json").write_text(json.dumps(REFERENCE.as_dict()))
     apart = CELLS[1].as_dict()
     apart["scores"] = [{**apart["scores"][0], "task": "other"}]

@@ -85,6 +85,28 @@ def test_each_time_the_best_group_goes(group, inputs):
         alive.remove(going)
 
 
+@pytest.mark.parametrize("copies", [2, 3])
+def test_of_inputs_that_are_alike_one_stays(copies):
+    """Each costs nothing while the other is there; a block of a round took both."""
+    generator = torch.Generator().manual_seed(4)
+    x = torch.randn(800, 96, generator=generator)
+    alike = [80, 30, 55][:copies]
+    x[:, alike] = x[:, alike[:1]] + 0.05 * torch.randn(800, copies, generator=generator)
+    linear = nn.Linear(96, 4)
+    wanted = linear(x).detach()
+    xx = moments_of(x, wanted).xx
+    order = elimination_order(xx, joined(linear), ridge=1e-12).tolist()
+    assert set(order[: copies - 1]) < set(alike)
+    kept = [index for index in range(96) if index not in order[:3]]  # a block
+    one_by_one = []
+    for _ in range(3):
+        left = [index for index in range(96) if index not in one_by_one]
+        without = {i: least_error(x[:, [j for j in left if j != i]], wanted) for i in left}
+        one_by_one.append(min(without, key=without.get))
+    best = [index for index in range(96) if index not in one_by_one]
+    assert least_error(x[:, kept], wanted) == pytest.approx(least_error(x[:, best], wanted))
+
+
 def test_blocks_and_pairs_that_are_kept_are_the_best():
     generator = torch.Generator().manual_seed(3)
     x = torch.randn(400, 64, generator=generator) @ torch.randn(64, 64, generator=generator)

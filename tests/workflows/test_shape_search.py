@@ -20,6 +20,7 @@ from bge_pruning.models.shape_choice import shapes_of_budget
 from bge_pruning.selection.importance import masks_of_importance
 from bge_pruning.selection.reconstruction import refit_
 from bge_pruning.selection.reconstruction_importance import reconstruction_importance
+from bge_pruning.selection.sensitivity import weigh_tokens
 from bge_pruning.training.builders import build_base_model
 from bge_pruning.training.calibration import calibration_texts, pad_batches
 from bge_pruning.training.plan import build_plan
@@ -130,7 +131,8 @@ def outputs_by_hand(config, shape, texts, fitted, judged, fit=True):
     small, small_heads = copy.deepcopy(whole), copy.deepcopy(heads)
     cut(small, small_heads, keep)
     if fit:
-        refit_(small, whole, keep.layer, keep.hidden, batches)
+        weighed = weigh_tokens(whole, heads, batches, config.seed)
+        refit_(small, whole, keep.layer, keep.hidden, weighed)
     vectors, multi = ([], []), []
     with torch.no_grad():
         for index in judged:

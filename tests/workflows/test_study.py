@@ -376,6 +376,16 @@ def test_another_original_needs_another_folder(changed, projected_folder):
         run_study(study)
 
 
+def test_floors_are_measured_again_without_a_cell(changed, monkeypatch):
+    study = changed()
+    path = study.results / "reference.json"
+    before = path.read_bytes()
+    path.unlink()
+    monkeypatch.setattr(study_module, "run_cell", lambda *_: pytest.fail("a cell was run"))
+    assert len(run_study(study)) == len(list_cells(study))
+    assert json.loads(path.read_bytes()) == json.loads(before)
+
+
 def test_a_reference_that_another_process_is_measuring_is_waited_for(
     finished, tmp_path, monkeypatch
 ):
