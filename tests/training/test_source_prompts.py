@@ -13,7 +13,7 @@ from bge_pruning.config.load import ConfigError
 from bge_pruning.datasets.embedding_dataset import TokenizedTexts
 from bge_pruning.model_io.pretrained import BaseModel
 from bge_pruning.training.calibration import calibration_texts
-from bge_pruning.training.sources import build_source
+from bge_pruning.training.sources import build_corpus, build_source
 
 PROMPTS = {"query": "sings ", "passage": "reads ", "STS": "eats "}
 ROWS = [
@@ -120,6 +120,16 @@ def test_a_text_is_the_same_whatever_its_prompt(build, prompted):
     assert not np.isin(first["passage_texts"][1], second["positive_texts"]).any()
     tokens = {tuple(ids) for item in (first, second) for ids in item["ids"]}
     assert len(tokens) == 6  # four words in six texts
+
+
+def test_held_out_texts_are_found_whatever_their_prompt(build, base, prompted):
+    """They are compared without prompts with what is evaluated."""
+    plain, more = (
+        build_corpus(config.data.train[0], config, model).keys
+        for model in (base, prompted)
+        for _, config in [build(model, "contrastive", "contrastive.jsonl")]
+    )
+    assert set(plain) == set(more) and len(more) > len(plain)
 
 
 def test_mining_knows_positives_by_their_words(build, prompted):
