@@ -299,7 +299,7 @@ def check_outputs(config: Config, plan: Plan) -> None:
     """Refuse losses and evaluations of outputs that the model has no head for."""
     key = "loss"
     try:
-        data_builders.build_loss_weights(config).check_heads(plan.outputs)
+        build_loss_weights(config).check_heads(plan.outputs)
         if any(source.is_collection for source in config.data.eval):
             key = "evaluation.modes"
             check_modes(config.evaluation.modes, plan.outputs, config.model.base_model)
