@@ -48,7 +48,10 @@ class SourceWeights(Algorithm):
             return self.references is None
         if event != Event.BATCH_END:
             return False  # a share of the run is a number of batches only once there is data
-        return state.timestamp.batch.value % max(1, int(count_batches(self.interval, state))) == 0
+        return state.timestamp.batch.value % self._length(state) == 0
+
+    def _length(self, state: State) -> int:
+        return max(1, int(count_batches(self.interval, state)))
 
     def apply(self, event: Event, state: State, logger: Logger) -> None:
         """Measure, and change the weights."""
@@ -60,6 +63,9 @@ class SourceWeights(Algorithm):
         schedule, names = self.dataset.schedule, self.dataset.names
         weights = adapt_weights(schedule.weights(), losses, self.references)
         schedule.update(weights)
+        if self.dataset.prepare is not None:
+            step = state.timestamp.batch.value
+            self.dataset.prepare(step, step + self._length(state))
         excess = [loss - before for loss, before in zip(losses, self.references, strict=True)]
         logger.log_metrics({f"data/weight/{n}": w for n, w in zip(names, weights, strict=True)})
         logger.log_metrics({f"data/excess/{n}": e for n, e in zip(names, excess, strict=True)})

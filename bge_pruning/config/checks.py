@@ -35,6 +35,14 @@ def check(config: Config) -> None:
     _check_limits(config)
     for source in [*config.data.train, *config.data.eval]:
         _check_source(source)
+    for source in config.data.train:
+        _check_prompt(source)
+    if own := [source.name for source in config.data.eval if source.prompt is not None]:
+        raise ConfigError(
+            f"prompt of data.eval '{own[0]}' would be for nothing: a model is evaluated with its "
+            f"own prompts. To fix, remove it, and write the prompts into the model's "
+            f"config_sentence_transformers.json."
+        )
     for option, needed in schema.missing_export_options(vars(config.export)).items():
         names = " or ".join(f"export.{name}" for name in needed)
         raise ConfigError(f"export.{option} needs {names}. To fix, set that, or leave it out.")
@@ -225,6 +233,20 @@ def _check_source(source: SourceConfig) -> None:
             f"replaced_tokens {where} is not for kind {source.kind}: its texts would no longer "
             f"mean what their scores or queries say. To fix, name the file again as a source of "
             f"kind sentences."
+        )
+
+
+def _check_prompt(source: SourceConfig) -> None:
+    prompts = source.prompts
+    if unknown := sorted(map(str, set(prompts) - set(source.roles))):
+        raise ConfigError(
+            f"prompt of data source '{source.name}' names {', '.join(unknown)}; kind "
+            f"{source.kind} has {', '.join(source.roles)}. To fix, write one of these, or a text."
+        )
+    if wrong := [prompt for prompt in prompts.values() if not isinstance(prompt, str)]:
+        raise ConfigError(
+            f"prompt of data source '{source.name}' is {_shorten(wrong[0])}, not a text. To fix, "
+            f'write it in quotes, "" for none.'
         )
 
 

@@ -44,10 +44,10 @@ def check_objective(config: Config) -> None:
         raise ConfigError("data.train is empty. To fix, add configs/training/sts_only.yaml.")
     _check_sources(config)
     _check_adaptive_weights(config)
-    if config.loss.distillation_hidden and config.teacher.cache:
+    if config.loss.distillation_hidden and config.teacher.cache is True:
         raise ConfigError(
             "loss.distillation_hidden needs the teacher's hidden states, which are too many to "
-            "cache. To fix, set teacher.cache=false."
+            "cache. To fix, leave teacher.cache out, or set it to false."
         )
     _check_losses(config)
     for source in config.data.train:

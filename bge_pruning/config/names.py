@@ -20,6 +20,8 @@ TARGETS = ("target_model", "target_parameters", "target_density", "target_speedu
 COLLECTIONS = ("beir", "mteb")
 WITH_PASSAGES = ("contrastive", *COLLECTIONS)
 SOURCE_KINDS = ("sts", "sentences", *WITH_PASSAGES)
+# What a text may be to a model, and what those of a kind are.
+ROLES = ("query", "passage", "text")
 EVALUATED_KINDS = ("sts", *COLLECTIONS)
 # Columns of a kind that may be renamed.
 SOURCE_COLUMNS = {

@@ -146,6 +146,9 @@ class SourceConfig:
     replaced_tokens: float = key(0.0, bound="in [0, 1]")
     # A text that scores above this share of the positive's score is not mined.
     mining_margin: float = key(0.95, bound="in (0, 1]")
+    # What is written before its texts, or its queries; or e.g. {query: "q: ", passage: "p: "}.
+    # Default: what config_sentence_transformers.json of the model says. A row's own goes first.
+    prompt: Any = None
 
     @property
     def is_collection(self) -> bool:
@@ -156,6 +159,18 @@ class SourceConfig:
     def has_passages(self) -> bool:
         """Whether a row is a query with passages."""
         return self.kind in names.WITH_PASSAGES
+
+    @property
+    def roles(self) -> tuple[str, ...]:
+        """What its texts are to a model that has prompts, in the order of a row."""
+        return names.ROLES[:2] if self.has_passages else names.ROLES[2:]
+
+    @property
+    def prompts(self) -> dict[str, str]:
+        """The prompts that it gives, by role."""
+        if isinstance(self.prompt, dict):
+            return self.prompt
+        return {} if self.prompt is None else {self.roles[0]: self.prompt}
 
 
 @dataclass
@@ -217,7 +232,9 @@ class TeacherConfig:
     """The model to distil from."""
 
     base_model: Optional[str] = None  # default: model.base_model, unpruned
-    cache: bool = True  # embed the training texts once; false: run the teacher in every step
+    # true: embed the texts that the run draws once, before it; false: run the teacher in every
+    # step; auto: what costs less, as the log says.
+    cache: bool | str = key("auto", choices=("auto", True, False))
     # Before a recovery, fit each layer's output to the uncut model's on so many training texts.
     refit_texts: int = key(0, bound="0 or more")
 

@@ -2,8 +2,8 @@
 
 A row is ``{"query": str, "pos": [str, ...], "neg": [str, ...]}``, one JSON object a line, plain or
 ``.gz``; optional are ``pos_scores``, ``neg_scores`` (a teacher's scores) and ``prompt`` (written
-before the query). A Hugging Face dataset may have those columns too, or, as a CSV file, columns
-``query``, ``pos`` and optionally ``neg`` of single texts.
+before the query instead of the model's own). A Hugging Face dataset may have those columns too, or,
+as a CSV file, columns ``query``, ``pos`` and optionally ``neg`` of single texts.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ import numpy as np
 from torch.utils.data import Dataset
 
 from bge_pruning.config.names import SOURCE_COLUMNS
-from bge_pruning.datasets.embedding_dataset import TokenizedTexts, teacher_items
+from bge_pruning.datasets.embedding_dataset import Targets, TokenizedTexts
 from bge_pruning.datasets.rows import BadRows, Row, RowTable
 from bge_pruning.datasets.tables import Table, read_table
 from bge_pruning.datasets.text_files import check_text
@@ -37,16 +37,20 @@ def read_contrastive(table: Table, bad: BadRows | None = None) -> Iterator[Row]:
 
 
 def _with_lists(cells: Mapping[str, Any]) -> dict[str, Any]:
-    """Passages as lists: in other tables, pairs and triplets are columns of single texts."""
+    """Passages as lists: in other tables, pairs and triplets are columns of single texts.
+
+    An empty prompt is none there; in a JSON line it says that there is to be none.
+    """
     lists = {key: cells.get(key) for key in KEYS[1:]}
     single = {k: [v] if v else [] for k, v in lists.items() if v is None or isinstance(v, str)}
-    return {**cells, **single}
+    return {**cells, **single, "prompt": cells.get("prompt") or None}
 
 
 def _parse_row(cells: Mapping[str, Any], where: str) -> Row:
     query = check_text(cells["query"], f"{where}: query")
-    if prompt := cells.get("prompt"):
-        query = check_text(prompt, f"{where}: prompt") + query
+    prompt = cells.get("prompt")
+    if prompt not in (None, ""):
+        check_text(prompt, f"{where}: prompt")
     pos, neg = (_check_texts(cells.get(key, []), f"{where}: {key}") for key in ("pos", "neg"))
     if not pos:
         raise ValueError(f"{where}: pos is empty. To fix, add a passage or remove the line.")
@@ -55,7 +59,7 @@ def _parse_row(cells: Mapping[str, Any], where: str) -> Row:
     # Scores of only some passages do not form a distribution.
     complete = pos_scores is not None and (neg_scores is not None or not neg)
     scores = (*pos_scores, *(neg_scores or ())) if complete else None
-    return Row(query, (*pos, *neg), len(pos), scores)
+    return Row(query, (*pos, *neg), len(pos), scores, prompt)
 
 
 def _check_texts(value: Any, what: str) -> list[str]:
@@ -109,18 +113,21 @@ def known_positives(rows: RowTable, own: RowTable | None = None) -> tuple[np.nda
 
     None of them may serve as a negative of the query. Returns the positives of all queries, one
     query after the other, and where those of each row's query begin and end, shape ``(n, 2)``.
+    Texts are the same here whatever their prompts: numbers are :meth:`RowTable.words_of`.
 
     Args:
         own: Rows of a query and the passage that is the query itself, which counts as a positive.
     """
-    queries, passages = np.repeat(rows.first, rows.positives), rows.texts[rows.roles == 1]
+    queries = np.repeat(rows.words_of(rows.first), rows.positives)
+    passages = rows.words_of(rows.texts[rows.roles == 1])
     if own is not None:
-        queries = np.concatenate([queries, own.first])
-        passages = np.concatenate([passages, own.texts[own.roles > 0]])
+        queries = np.concatenate([queries, rows.words_of(own.first)])
+        passages = np.concatenate([passages, rows.words_of(own.texts[own.roles > 0])])
+    first = rows.words_of(rows.first)
     # One number a pair: unique over whole rows of an array is slower by far.
-    base = int(max(rows.texts.max(initial=0), passages.max(initial=0))) + 1
+    base = int(max(first.max(initial=0), passages.max(initial=0))) + 1
     pairs = np.unique(queries * base + passages)
-    bounds = [np.searchsorted(pairs, (rows.first + end) * base) for end in (0, 1)]
+    bounds = [np.searchsorted(pairs, (first + end) * base) for end in (0, 1)]
     return pairs % base, np.stack(bounds, axis=1)
 
 
@@ -134,6 +141,7 @@ def add_negatives(rows: RowTable, negatives: np.ndarray) -> RowTable:
         np.concatenate([[0], np.cumsum(counts, dtype=np.int64)]),
         rows.positives,
         np.insert(rows.scores, ends, np.nan),
+        rows.words,
     )
 
 
@@ -157,7 +165,7 @@ class ContrastiveDataset(Dataset):
         negatives: int,
         seed: int,
         scored: bool = False,
-        teacher: Mapping[str, np.ndarray] | None = None,
+        teacher: Targets | None = None,
         own: RowTable | None = None,
         in_batch: bool = True,
     ) -> None:
@@ -180,11 +188,18 @@ class ContrastiveDataset(Dataset):
         self.seed = seed
         self.scored = scored
         self.in_batch = in_batch
-        self.teacher = dict(teacher or {})
+        self.teacher = teacher
         self.known, self.known_bounds = known_positives(rows, own)
 
     def __len__(self) -> int:
         return len(self.rows)
+
+    def texts_of(self, indices: np.ndarray) -> np.ndarray:
+        """Numbers of the texts of examples, one example after the other."""
+        draws = (divmod(int(index), len(self)) for index in indices)
+        options = (self.negatives, self.seed)
+        examples = (sample_example(self.rows, row, *options, epoch)[0] for epoch, row in draws)
+        return np.concatenate([np.zeros(0, np.int64), *examples])
 
     @property
     def lengths(self) -> np.ndarray:
@@ -210,12 +225,13 @@ class ContrastiveDataset(Dataset):
         """Token ids of query and passages, and which texts they are."""
         epoch, row = divmod(index, len(self))
         example, scores = sample_example(self.rows, row, self.negatives, self.seed, epoch)
+        words = self.rows.words_of(example)
         return {
             "ids": [self.texts[i] for i in example],
-            "passage_texts": example[1:],
+            "passage_texts": words[1:],
             # The query too: where pairs are given both ways round it is a passage of another row.
-            "positive_texts": np.append(self.known[slice(*self.known_bounds[row])], example[0]),
+            "positive_texts": np.append(self.known[slice(*self.known_bounds[row])], words[0]),
             **({"passage_scores": scores} if self.scored else {}),
             **({} if self.in_batch else {"own_passages_only": np.True_}),
-            **teacher_items(self.teacher, self.texts, example),
+            **({} if self.teacher is None else self.teacher.items(example)),
         }

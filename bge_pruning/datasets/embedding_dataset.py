@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
 import torch
@@ -75,7 +75,7 @@ def tokenize(texts: Sequence[str], tokenizer: Tokenizer) -> TokenizedTexts:
 
 
 def replace_tokens(
-    texts: TokenizedTexts, share: float, candidates: np.ndarray, seed: int
+    texts: TokenizedTexts, share: float, candidates: np.ndarray, seed: int, first: int = 0
 ) -> TokenizedTexts:
     """Texts some of whose tokens are others, drawn at random from the whole vocabulary.
 
@@ -83,11 +83,14 @@ def replace_tokens(
     have, it meets the rest of its vocabulary (TinyBERT, arXiv:1909.10351, replaces words by a
     language model; to ask the teacher about any words at all needs none). Each text has a share of
     its own, drawn from 0 to ``share``. Ids that are no candidates, such as special tokens, are
-    neither drawn nor replaced.
+    neither drawn nor replaced; nor are the ``first`` tokens of a text, its prompt.
     """
     random = np.random.default_rng(seed)
     shares = np.repeat(random.uniform(0.0, share, len(texts)), texts.lengths)
     replaced = (random.random(len(texts.ids)) < shares) & np.isin(texts.ids, candidates)
+    if first:
+        place = np.arange(len(texts.ids)) - np.repeat(texts.starts[:-1], texts.lengths)
+        replaced &= place >= first
     drawn = random.choice(candidates, len(texts.ids)).astype(texts.ids.dtype)
     return replace(texts, ids=np.where(replaced, drawn, texts.ids))
 
@@ -106,14 +109,20 @@ def pad_texts(texts: Sequence[np.ndarray], pad_token_id: int) -> tuple[Tensor, T
     return torch.from_numpy(input_ids), torch.from_numpy(mask)
 
 
+class Targets(Protocol):
+    """The teacher's outputs, see :class:`bge_pruning.datasets.teacher_vectors.TeacherCache`."""
+
+    def items(self, example: np.ndarray) -> dict[str, object]:
+        """Outputs of an example's texts, as :class:`Collator` reads them."""
+
+
 class EmbeddingDataset(Dataset):
     """Examples of N texts each, with what is known about them.
 
     Args:
         examples: Text indices, shape ``(n, N)``.
         scores: Gold scores in [0, 1], shape ``(n,)``, or ``None``.
-        teacher: The teacher's outputs by name, as
-            :func:`bge_pruning.datasets.teacher_vectors.encode_texts` lays them out.
+        teacher: The teacher's outputs of the texts that are drawn.
     """
 
     def __init__(
@@ -121,15 +130,19 @@ class EmbeddingDataset(Dataset):
         texts: TokenizedTexts,
         examples: np.ndarray,
         scores: np.ndarray | None = None,
-        teacher: Mapping[str, np.ndarray] | None = None,
+        teacher: Targets | None = None,
     ) -> None:
         self.texts = texts
         self.examples = examples
         self.scores = scores
-        self.teacher = dict(teacher or {})
+        self.teacher = teacher
 
     def __len__(self) -> int:
         return len(self.examples)
+
+    def texts_of(self, indices: np.ndarray) -> np.ndarray:
+        """Numbers of the texts of examples, one example after the other."""
+        return self.examples[indices % len(self)].ravel()
 
     @property
     def lengths(self) -> np.ndarray:
@@ -153,19 +166,7 @@ class EmbeddingDataset(Dataset):
         item: dict[str, object] = {"ids": [self.texts[i] for i in example]}
         if self.scores is not None:
             item["score"] = self.scores[index]
-        return {**item, **teacher_items(self.teacher, self.texts, example)}
-
-
-def teacher_items(
-    teacher: Mapping[str, np.ndarray], texts: TokenizedTexts, example: np.ndarray
-) -> dict[str, object]:
-    """The teacher's outputs of an example's texts, as :class:`Collator` reads them."""
-    return {
-        f"teacher_{name}": np.asarray(array[example])
-        if name == "dense_vecs"
-        else [array[texts.starts[i] : texts.starts[i + 1]] for i in example]
-        for name, array in teacher.items()
-    }
+        return item if self.teacher is None else {**item, **self.teacher.items(example)}
 
 
 class Collator:

@@ -167,7 +167,8 @@ def negatives_key(
 ) -> str:
     """Hash of all that mined negatives depend on; the ``repr`` of the settings must be exact."""
     digest = hashlib.sha256(repr((FORMAT, model, settings)).encode())
-    for array in (texts.ids, texts.starts, rows.texts, rows.starts, rows.positives):
+    arrays = (texts.ids, texts.starts, rows.texts, rows.starts, rows.positives)
+    for array in arrays if rows.words is None else (*arrays, rows.words):
         digest.update(f"{array.dtype} {array.shape}".encode())
         digest.update(np.ascontiguousarray(array))
     return digest.hexdigest()[:24]

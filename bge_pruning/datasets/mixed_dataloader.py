@@ -7,7 +7,8 @@ computes it, and replays nothing.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+import copy
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -64,7 +65,7 @@ class MixSchedule:
     def _rewind(self) -> None:
         self.step = 0
         self._credit = np.zeros(len(self.updates[0][1]))
-        self._drawn = np.zeros(len(self._credit), np.int64)
+        self.drawn = np.zeros(len(self._credit), np.int64)  # batches of each source so far
 
     def weights(self) -> np.ndarray:
         """Weights of the next batch."""
@@ -80,8 +81,8 @@ class MixSchedule:
         self._credit += self.weights()
         source = int(self._credit.argmax())
         self._credit[source] -= 1.0
-        number = int(self._drawn[source])
-        self._drawn[source] += 1
+        number = int(self.drawn[source])
+        self.drawn[source] += 1
         self.step += 1
         return source, number
 
@@ -145,6 +146,8 @@ class MixedDataset(Dataset):
         # Batches of the run before this epoch, and those that a checkpoint has behind it.
         self.epoch_start = 0
         self.resume_at = 0
+        # Called where weights change, before batches from one number up to another are drawn.
+        self.prepare: Callable[[int, int], None] | None = None
 
     def __len__(self) -> int:
         return sum(len(dataset) for dataset in self.datasets)
@@ -251,6 +254,28 @@ class MixedBatchSampler(DistributedSampler):
     def rows_of(self, source: int, epoch: int) -> np.ndarray:
         """This rank's examples of every batch of an epoch of a source."""
         return self._batches_of(source, epoch)[:, self.rank :: self.num_replicas]
+
+    def drawn(self, first: int, end: int) -> list[np.ndarray]:
+        """Examples of each source in batches ``first`` up to ``end`` of the run, on all ranks.
+
+        They are told by the weights that are known now.
+        """
+        schedule = copy.deepcopy(self.dataset.schedule)
+        schedule.seek(first)
+        before = schedule.drawn.copy()
+        schedule.seek(end)
+        bounds = enumerate(zip(before.tolist(), schedule.drawn.tolist(), strict=True))
+        return [self.examples_of(source, *numbers) for source, numbers in bounds]
+
+    def examples_of(self, source: int, first: int, end: int) -> np.ndarray:
+        """Examples of some batches of a source, which are counted over its epochs, on all ranks."""
+        count, size = self.batches[source], len(self.lengths[source])
+        parts = [np.zeros(0, np.int64)]
+        for epoch in range(first // count, -(-end // count)):
+            start = epoch * count
+            rows = self._batches_of(source, epoch)[max(first - start, 0) : end - start]
+            parts.append(rows.ravel() + epoch * size)
+        return np.concatenate(parts)
 
     def widest_batch(self, rows_at_once: int | None) -> BatchSize:
         """The largest batch of this rank in the first epoch of all sources.

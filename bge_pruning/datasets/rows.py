@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TypeVar
 
 import numpy as np
@@ -29,12 +29,38 @@ class Row:
         others: The other texts.
         positives: How many of the others, from the first, are positives of a query.
         scores: Score of each of the others, or ``None``.
+        prompt: What is written before the text; ``None``: the prompt of its role.
+        others_prompt: What is written before each of the others.
     """
 
     text: str
     others: tuple[str, ...] = ()
     positives: int = 0
     scores: tuple[float, ...] | None = None
+    prompt: str | None = None
+    others_prompt: str = ""
+
+    @property
+    def words(self) -> tuple[str, ...]:
+        """All texts, without prompts."""
+        return (self.text, *self.others)
+
+    @property
+    def texts(self) -> tuple[str, ...]:
+        """All texts as a model gets them."""
+        if not (self.prompt or self.others_prompt):
+            return self.words
+        others = (self.others_prompt + text for text in self.others)
+        return ((self.prompt or "") + self.text, *others)
+
+    def with_prompts(self, prompts: Mapping[str, str]) -> Row:
+        """The row with the prompts of its roles: ``text`` alone, or ``query`` and ``passage``.
+
+        A row's own prompt stays. A text without others is a passage, if it may be one.
+        """
+        role, others = ("text", "text") if "text" in prompts else ("query", "passage")
+        own = prompts[role if self.others else others] if self.prompt is None else self.prompt
+        return replace(self, prompt=own, others_prompt=prompts[others])
 
 
 @dataclass(frozen=True)
@@ -46,12 +72,15 @@ class RowTable:
         starts: Start of each row in ``texts``, and the end of the last; ``(n + 1,)``.
         positives: See :class:`Row`; ``(n,)``.
         scores: Score of each of ``texts``, NaN where there is none; ``(m,)``.
+        words: A number for each text in the table, which those share that have the same words after
+            different prompts; ``None`` if there are none.
     """
 
     texts: np.ndarray
     starts: np.ndarray
     positives: np.ndarray
     scores: np.ndarray
+    words: np.ndarray | None = None
 
     def __len__(self) -> int:
         return len(self.starts) - 1
@@ -60,6 +89,10 @@ class RowTable:
     def first(self) -> np.ndarray:
         """The first text of each row, its query if it has passages."""
         return self.texts[self.starts[:-1]]
+
+    def words_of(self, texts: np.ndarray) -> np.ndarray:
+        """Numbers that two texts share if only their prompts differ."""
+        return texts if self.words is None else self.words[texts]
 
     def negatives_of(self, row: int) -> np.ndarray:
         """Texts of a row's given negatives."""
@@ -77,7 +110,8 @@ class RowTable:
         kept = np.repeat(rows, np.diff(self.starts))
         counts = np.diff(self.starts)[rows]
         starts = np.concatenate([[0], np.cumsum(counts, dtype=np.int64)])
-        return RowTable(self.texts[kept], starts, self.positives[rows], self.scores[kept])
+        parts = (self.texts[kept], starts, self.positives[rows], self.scores[kept])
+        return RowTable(*parts, self.words)
 
 
 @dataclass

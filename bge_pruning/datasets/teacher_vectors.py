@@ -1,27 +1,35 @@
-"""The teacher's outputs of fixed texts, computed once and kept on disk as memory-mapped arrays.
+"""The teacher's outputs of the texts that a run draws, kept on disk for the next run.
 
-A file is an ordinary ``.npy`` file with a seal behind the numbers, which NumPy does not look at:
-the version of its meaning and a checksum. Without it, a block of zeros after a crash, or numbers
-that an earlier version of this project wrote, would be trained on.
+Below a folder, each output has files of its own: a list of pieces, one line each (``.jsonl``), the
+numbers of their texts (``.texts``) and their values, one piece after the other (``.values``). A
+piece counts once its line is written, so that a process which is killed loses one piece at most.
+Each process writes files of its own and never changes those of another. Every line has a checksum:
+a block of zeros after a crash would otherwise be trained on.
+
+Single arrays are ordinary ``.npy`` files with a seal behind the numbers, which NumPy does not look
+at: the version of its meaning and a checksum.
 """
 
 from __future__ import annotations
 
 import hashlib
+import json
 import logging
 import os
+import time
+import uuid
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 from torch import Tensor
-from tqdm import tqdm
 
 from bge_pruning.datasets.embedding_dataset import TokenizedTexts, pad_texts
+from bge_pruning.datasets.mixed_dataloader import BATCH_TOKENS, batch_indices
 from bge_pruning.utils.files import atomic_file, lock_of
+from bge_pruning.utils.json_records import Count, Record, Text, parse_json, parse_record
 
-Allocate = Callable[[str, tuple[int, ...], type], np.ndarray]
 # Raised when what the numbers mean changes.
 ARRAY_FORMAT = 1
 SEAL = f"\nbge_pruning array {ARRAY_FORMAT} ".encode()
@@ -30,32 +38,6 @@ DIGEST_BYTES = 16
 # token may be hundreds, which nobody would wait for at every start.
 BLOCK = 1 << 20
 BLOCKS = 1024
-
-
-@contextmanager
-def new_arrays(paths: Mapping[str, Path]) -> Iterator[Allocate]:
-    """Make arrays on disk to fill piece by piece, larger than memory if need be.
-
-    Yields a function of name, shape and type that makes the array of a file, full of zeros and
-    mapped into memory. When the block ends well, the files get their names; else none is left.
-    """
-    partial: dict[str, Path] = {}
-
-    def allocate(name: str, shape: tuple[int, ...], dtype: type) -> np.ndarray:
-        array = np.lib.format.open_memmap(partial[name], "w+", dtype, shape)
-        # A disk that is full says so here; to a write into the mapping it could not.
-        if hasattr(os, "posix_fallocate"):  # Linux
-            with partial[name].open("r+b") as file:
-                os.posix_fallocate(file.fileno(), 0, partial[name].stat().st_size)
-        return array
-
-    with ExitStack() as files:
-        for name, path in paths.items():
-            # Where the disk has no locks, two machines may fill the same array.
-            partial[name] = files.enter_context(atomic_file(path, unique=True))
-        yield allocate
-        for path in filter(Path.is_file, partial.values()):
-            _seal(path)
 
 
 def save_array(array: np.ndarray, path: Path) -> None:
@@ -110,102 +92,276 @@ def _check_seal(path: Path) -> None:
 
 
 log = logging.getLogger(__name__)
+# Token ids and mask, shape ``(B, T)``, to outputs by name: ``dense_vecs`` ``(B, H)``,
+# ``token_weights`` ``(B, T)``, ``colbert_vecs`` ``(B, T - 1, C)`` without CLS.
 Encode = Callable[[Tensor, Tensor], dict[str, Tensor]]
-BATCH_TEXTS = 64
-# Raised when the file's layout changes.
-FORMAT = 3
+# Told after every batch how many tokens were embedded in it.
+Report = Callable[[int], None]
+BATCH_TEXTS = 256
+# A piece is written when it is so large or took so long.
+PIECE_BYTES = 1 << 28
+PIECE_SECONDS = 60.0
+# Half precision halves the largest files by far; a cosine needs no more.
+TYPES = {"dense_vecs": np.float32, "token_weights": np.float32, "colbert_vecs": np.float16}
+# Raised when the files' layout changes.
+FORMAT = 4
 
 
 def compute_cache_key(texts: TokenizedTexts, teacher_fingerprint: str) -> str:
-    """Key of the vectors: the exact token ids and the exact teacher."""
+    """Key of the outputs: the exact token ids, prompts included, and the exact teacher."""
     digest = hashlib.sha256(f"{FORMAT}:{teacher_fingerprint}".encode())
     for array in (texts.ids, texts.starts):
         digest.update(np.ascontiguousarray(array).data)
     return digest.hexdigest()[:24]
 
 
-def cached_teacher_outputs(
-    texts: TokenizedTexts, encode: Encode, pad_token_id: int, paths: Mapping[str, Path]
-) -> dict[str, np.ndarray]:
-    """Outputs of all texts, from the cache where it has them.
+def compute_cache_bytes(
+    texts: int, tokens: int, names: Sequence[str], hidden_size: int, colbert_dim: int
+) -> int:
+    """Bytes on disk of the outputs of so many texts, which have so many tokens together."""
+    numbers = {"dense_vecs": texts * hidden_size, "token_weights": tokens}
+    numbers["colbert_vecs"] = tokens * colbert_dim
+    return sum(numbers[name] * np.dtype(TYPES[name]).itemsize for name in names)
+
+
+class _Piece(Record):
+    texts: Count
+    rows: Count
+    width: Count | None
+    digest: Text
+
+
+@dataclass(frozen=True)
+class _File:
+    """The pieces that one process has written, one after the other.
+
+    Attributes:
+        values: A row for each text or, of an output of tokens, for each token of each text.
+        texts: Numbers of the texts, shape ``(n,)``.
+    """
+
+    values: np.ndarray
+    texts: np.ndarray
+
+
+class _Output:
+    """One output of the texts of a source, as far as it is on disk."""
+
+    def __init__(self, folder: Path, name: str, texts: TokenizedTexts) -> None:
+        self.folder = folder
+        self.name = name
+        self.source = texts
+        self.of_tokens = name != "dense_vecs"
+        self.loaded: dict[tuple[Path, int], _File] = {}
+        self.load()
+
+    def load(self) -> None:
+        """Look what is there."""
+        paths = sorted(self.folder.glob(f"{self.name}-*.jsonl"))
+        keys, before = [(path, path.stat().st_size) for path in paths], self.loaded
+        # What was read and checked before is the same now: files only grow.
+        self.loaded = {key: before.get(key) or _read_file(key[0], TYPES[self.name]) for key in keys}
+        files = [file for file in self.loaded.values() if len(file.texts)]
+        self.values = [file.values for file in files]
+        texts = np.concatenate([np.zeros(0, np.int64), *(file.texts for file in files)])
+        numbers = np.repeat(np.arange(len(files)), [len(file.texts) for file in files])
+        rows = np.concatenate([np.zeros(0, np.int64), *map(self._first_rows, files)])
+        # Two processes may have embedded the same text: any of the two will do.
+        self.texts, first = np.unique(texts, return_index=True)
+        self.files, self.rows = numbers[first], rows[first]
+
+    def _first_rows(self, file: _File) -> np.ndarray:
+        if not self.of_tokens:
+            return np.arange(len(file.texts))
+        lengths = text_lengths(self.source, file.texts)
+        return np.cumsum(lengths) - lengths
+
+    def holds(self, texts: np.ndarray) -> np.ndarray:
+        """Whether each text is there."""
+        if not len(self.texts):
+            return np.zeros(len(texts), bool)
+        return self.texts[np.searchsorted(self.texts[:-1], texts)] == texts
+
+    def read(self, texts: np.ndarray) -> np.ndarray | list[np.ndarray]:
+        """The values of texts: ``(texts, H)``, or of each a row for each of its tokens."""
+        if not self.holds(texts).all():
+            raise KeyError(f"{self.folder}: has no {self.name} of some of the texts {texts[:9]}")
+        places = np.searchsorted(self.texts, texts)
+        files, rows = self.files[places], self.rows[places]
+        if self.of_tokens:
+            ends = rows + text_lengths(self.source, texts)
+            spans = zip(files, rows, ends, strict=True)
+            return [self.values[file][row:end] for file, row, end in spans]
+        found = np.empty((len(texts), self.values[0].shape[1]), np.float32)
+        for file in np.unique(files):
+            found[files == file] = self.values[file][rows[files == file]]
+        return found
+
+
+def text_lengths(texts: TokenizedTexts, numbers: np.ndarray) -> np.ndarray:
+    """Tokens of some texts."""
+    return texts.starts[numbers + 1] - texts.starts[numbers]
+
+
+def _read_file(path: Path, dtype: type) -> _File:
+    """Map what a process has written, but for a piece that it did not finish."""
+    fix = f"delete {path.parent}; it is made again"
+    lines = path.read_bytes().split(b"\n")[:-1]
+    pieces = [
+        parse_record(parse_json(line, f"{path}:{number}", fix), _Piece, f"{path}:{number}", fix)
+        for number, line in enumerate(lines, 1)
+    ]
+    if not pieces:
+        return _File(np.zeros(0, dtype), np.zeros(0, np.int64))
+    rows, width = sum(piece.rows for piece in pieces), pieces[0].width
+    shape = (rows,) if width is None else (rows, width)
+    try:
+        values = np.memmap(path.with_suffix(".values"), dtype, "r", shape=shape)
+        texts = np.fromfile(path.with_suffix(".texts"), np.int64)[: sum(p.texts for p in pieces)]
+        if len(texts) < sum(piece.texts for piece in pieces):
+            raise ValueError("the numbers of texts are too few")
+        _check_pieces(pieces, values, texts)
+    except (ValueError, OSError) as error:
+        raise ValueError(f"{path}: damaged or not complete ({error}). To fix, {fix}.") from error
+    return _File(values, texts)
+
+
+def _check_pieces(pieces: Sequence[_Piece], values: np.ndarray, texts: np.ndarray) -> None:
+    """Compare the checksums of pieces spread over a file: of all if it has 1 GiB or less."""
+    every = -(-values.nbytes // (BLOCK * BLOCKS))
+    row = text = 0
+    for number, piece in enumerate(pieces):
+        part = texts[text : text + piece.texts], values[row : row + piece.rows]
+        if number % every == 0 and piece.digest != _digest_piece(*part):
+            raise ValueError(f"the checksum of line {number + 1} is not that of its content")
+        row, text = row + piece.rows, text + piece.texts
+
+
+def _digest_piece(texts: np.ndarray, values: np.ndarray) -> str:
+    digest = hashlib.blake2b(np.ascontiguousarray(texts), digest_size=DIGEST_BYTES)
+    digest.update(np.ascontiguousarray(values))
+    return digest.hexdigest()
+
+
+class TeacherCache:
+    """The teacher's outputs of the texts of a source, on disk as far as they were asked for.
 
     Args:
-        encode: The teacher: token ids and mask, shape ``(B, T)``, to outputs by name.
-        paths: Cache file of each wanted output; its name must hold :func:`compute_cache_key`. A
-            file is written as a whole or not at all, and by one process: others wait for it.
-
-    Returns:
-        Memory-mapped arrays by name, see :func:`encode_texts`.
+        folder: Its name must hold :func:`compute_cache_key`.
+        names: Outputs that are wanted.
 
     Raises:
-        ValueError: If a cache file is damaged.
+        ValueError: If a file is damaged.
     """
-    with ExitStack() as locks:
-        for path in sorted(path for path in paths.values() if not path.is_file()):
-            locks.enter_context(lock_of(path))
-        missing = [name for name, path in paths.items() if not path.is_file()]
-        if missing:
-            log.info("embedding %d training texts with the teacher, once", len(texts))
-            with new_arrays({name: paths[name] for name in missing}) as allocate:
-                encode_texts(texts, encode, pad_token_id, missing, allocate)
-    return {name: load_array(path) for name, path in paths.items()}
+
+    def __init__(self, texts: TokenizedTexts, folder: Path, names: Sequence[str]) -> None:
+        self.texts = texts
+        self.folder = folder
+        self.outputs = {name: _Output(folder, name, texts) for name in names}
+
+    def missing(self, texts: np.ndarray) -> np.ndarray:
+        """Those of the texts that lack an output."""
+        return texts[~np.all([o.holds(texts) for o in self.outputs.values()], axis=0)]
+
+    def missing_tokens(self, texts: np.ndarray) -> int:
+        """Tokens of those."""
+        return int(text_lengths(self.texts, self.missing(texts)).sum())
+
+    def fill(
+        self, texts: np.ndarray, encode: Encode, pad_token_id: int, report: Report | None = None
+    ) -> None:
+        """Embed what is missing, in batches of similar length, the longest texts first.
+
+        One process does it; others wait for it, and find what it has written.
+        """
+        self._load()
+        if not len(self.missing(texts)):
+            return
+        with lock_of(self.folder):
+            self._load()
+            lacks = np.stack([~output.holds(texts) for output in self.outputs.values()])
+            # Texts that lack the same outputs go together.
+            for pattern in np.unique(lacks, axis=1).T[::-1]:
+                names = [
+                    name for name, lacking in zip(self.outputs, pattern, strict=True) if lacking
+                ]
+                part = texts[(lacks == pattern[:, None]).all(axis=0)]
+                for tokens in self._embed(part, encode, pad_token_id, names) if names else ():
+                    if report is not None:
+                        report(tokens)
+            self._load()
+
+    def _load(self) -> None:
+        for output in self.outputs.values():
+            output.load()
+
+    def _embed(
+        self, texts: np.ndarray, encode: Encode, pad_token_id: int, names: Sequence[str]
+    ) -> Iterator[int]:
+        """Write outputs of texts, and tell after every batch how many tokens it had."""
+        mark = uuid.uuid4().hex[:8]
+        files = [self.folder / f"{name}-{mark}" for name in names]
+        pending: list[tuple[np.ndarray, list[np.ndarray]]] = []
+        size, begun = 0, time.monotonic()
+        for index in batch_indices(text_lengths(self.texts, texts), BATCH_TEXTS, BATCH_TOKENS):
+            batch = texts[index]
+            outputs = encode(*pad_texts([self.texts[i] for i in batch], pad_token_id))
+            lengths = text_lengths(self.texts, batch)
+            pending.append((batch, [_rows_of(name, outputs[name], lengths) for name in names]))
+            size += sum(values.nbytes for values in pending[-1][1])
+            if size >= PIECE_BYTES or time.monotonic() - begun >= PIECE_SECONDS:
+                _write_piece(files, pending)
+                pending, size, begun = [], 0, time.monotonic()
+            yield int(lengths.sum())
+        if pending:
+            _write_piece(files, pending)
+
+    def add(self, texts: np.ndarray, outputs: Mapping[str, np.ndarray]) -> None:
+        """Write outputs that are known, by name: a row for each text, or for each of its tokens."""
+        mark = uuid.uuid4().hex[:8]
+        files = [self.folder / f"{name}-{mark}" for name in outputs]
+        _write_piece(files, [(texts, list(outputs.values()))])
+        self._load()
+
+    def items(self, example: np.ndarray) -> dict[str, object]:
+        """The outputs of an example's texts, as ``Collator`` reads them."""
+        return {f"teacher_{name}": output.read(example) for name, output in self.outputs.items()}
 
 
-def _in_memory(name: str, shape: tuple[int, ...], dtype: type) -> np.ndarray:
-    return np.zeros(shape, dtype)
+def _rows_of(name: str, output: Tensor, lengths: np.ndarray) -> np.ndarray:
+    """The values of a batch without padding: a row for each text, or for each token of each text.
 
-
-def encode_texts(
-    texts: TokenizedTexts,
-    encode: Encode,
-    pad_token_id: int,
-    names: Sequence[str],
-    allocate: Allocate = _in_memory,
-) -> dict[str, np.ndarray]:
-    """Outputs of all texts, encoded in batches of similar length.
-
-    Args:
-        encode: Token ids and mask, shape ``(B, T)``, to outputs by name: ``dense_vecs`` ``(B, H)``,
-            ``token_weights`` ``(B, T)``, ``colbert_vecs`` ``(B, T - 1, C)`` without CLS.
-        allocate: Makes the array of an output, full of zeros.
-
-    Returns:
-        In the order of the texts: ``dense_vecs`` ``(texts, H)`` in float32; of the others a row for
-        every token of every text, laid out as ``texts.ids``: ``token_weights`` ``(tokens,)`` in
-        float32, ``colbert_vecs`` ``(tokens, C)`` in float16, 0 for CLS.
+    Multi-vectors get a row of zeros for CLS, so that all outputs of tokens are laid out as the ids.
     """
-    order = np.argsort(texts.lengths, kind="stable")
-    arrays: dict[str, np.ndarray] = {}
-    starts = range(0, len(order), BATCH_TEXTS)
-    # The bar is drawn only on a terminal.
-    for start in tqdm(starts, desc="embedding", unit="batch", disable=None, leave=False):
-        index = order[start : start + BATCH_TEXTS]
-        ids, mask = pad_texts([texts[i] for i in index], pad_token_id)
-        outputs = encode(ids, mask)
-        for name in names:
-            values = outputs[name].float().cpu().numpy()
-            if name not in arrays:
-                arrays[name] = allocate(name, *_layout(texts, name, values))
-            _place(arrays[name], texts, index, name, values)
-    return arrays
-
-
-def _layout(texts: TokenizedTexts, name: str, values: np.ndarray) -> tuple[tuple[int, ...], type]:
-    """Shape and type of the array of an output."""
+    values = output.float().cpu().numpy().astype(TYPES[name], copy=False)
     if name == "dense_vecs":
-        return (len(texts), values.shape[1]), np.float32
-    # Half precision halves the largest file by far; a cosine needs no more.
-    dtype = np.float16 if name == "colbert_vecs" else np.float32
-    return (len(texts.ids), *values.shape[2:]), dtype
+        return values
+    if name == "colbert_vecs":
+        values = np.pad(values, ((0, 0), (1, 0), (0, 0)))
+    return np.concatenate([row[:length] for row, length in zip(values, lengths, strict=True)])
 
 
-def _place(
-    array: np.ndarray, texts: TokenizedTexts, index: np.ndarray, name: str, values: np.ndarray
+def _write_piece(
+    files: Sequence[Path], pending: Sequence[tuple[np.ndarray, list[np.ndarray]]]
 ) -> None:
-    if name == "dense_vecs":
-        array[index] = values
-        return
-    first = 1 if name == "colbert_vecs" else 0  # without CLS
-    for row, text in enumerate(index):
-        start, end = texts.starts[text] + first, texts.starts[text + 1]
-        array[start:end] = values[row, : end - start]
+    """Append a piece to the files of each output; its line comes last."""
+    files[0].parent.mkdir(parents=True, exist_ok=True)
+    texts = np.concatenate([texts for texts, _ in pending]).astype(np.int64)
+    for number, file in enumerate(files):
+        values = np.concatenate([outputs[number] for _, outputs in pending])
+        piece = {
+            "texts": len(texts),
+            "rows": len(values),
+            "width": values.shape[1] if values.ndim > 1 else None,
+            "digest": _digest_piece(texts, values),
+        }
+        _append(file.with_suffix(".values"), values)
+        _append(file.with_suffix(".texts"), texts)
+        _append(file.with_suffix(".jsonl"), json.dumps(piece).encode() + b"\n")
+
+
+def _append(path: Path, content: np.ndarray | bytes) -> None:
+    with path.open("ab") as file:
+        file.write(content)
+        file.flush()
+        os.fsync(file.fileno())

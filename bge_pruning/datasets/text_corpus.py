@@ -35,10 +35,11 @@ RECORD = "corpus.json"
 IDS = "ids.int32"  # raw, since its length is known only at the end
 ROW_ARRAYS = ("texts", "starts", "positives", "scores")
 ARRAYS = ("text_starts", "text_keys", *ROW_ARRAYS)
+WORDS = "words"  # only where texts have the same words after other prompts
 # Texts that are tokenised together.
 CHUNK = 8192
 # Raised when the layout of the folder or the meaning of a row changes.
-FORMAT = 4
+FORMAT = 5
 
 
 class _BadRecord(Record):
@@ -60,7 +61,8 @@ class TextCorpus:
     """A source, tokenised.
 
     Attributes:
-        keys: :func:`bge_pruning.datasets.text_files.text_key` of each text, ``(texts,)``.
+        keys: :func:`bge_pruning.datasets.text_files.text_key` of each text without its prompt,
+            ``(texts,)``.
     """
 
     texts: TokenizedTexts
@@ -105,16 +107,18 @@ def write_corpus(
     tokenizer = build_tokenizer(tokenizer_json, max_length)
     lengths, keys, truncated = array("i"), array("Q"), 0
     with (folder / IDS).open("wb") as file:
-        for texts in _chunks(_different_texts(read(BadRows(skip)), rows)):
+        for chunk in _chunks(_different_texts(read(BadRows(skip)), rows)):
+            texts, words = zip(*chunk, strict=True)
             tokens = tokenize(texts, tokenizer)
             file.write(tokens.ids.tobytes())
             lengths.extend(tokens.lengths.tolist())
-            keys.extend(map(text_key, texts))
+            keys.extend(map(text_key, words))
             truncated += tokens.truncated
     arrays = {
         "text_starts": _starts(np.array(lengths, np.int64)),
         "text_keys": np.array(keys, np.uint64),
         **{name: getattr(rows, name) for name in ROW_ARRAYS},
+        **({} if rows.words is None else {WORDS: rows.words}),
     }
     for key, values in arrays.items():
         np.save(folder / f"{key}.npy", values)
@@ -124,7 +128,7 @@ def write_corpus(
         "tokens": int(arrays["text_starts"][-1]),
         "truncated": truncated,
         "bad": asdict(bad),
-        "digests": {path.name: _digest(path) for path in _array_files(folder)},
+        "digests": {path.name: _digest(path) for path in _array_files(folder, arrays)},
     }
     (folder / RECORD).write_text(json.dumps(record, indent=2), encoding="utf-8")
     log.info(
@@ -139,14 +143,15 @@ def load_corpus(folder: Path) -> TextCorpus:
     try:
         if record.format != FORMAT:
             raise ValueError(f"it is of version {record.format}, expected {FORMAT}")
-        found = {path.name: _digest(path) for path in _array_files(folder)}
+        names = (*ARRAYS, WORDS) if f"{WORDS}.npy" in record.digests else ARRAYS
+        found = {path.name: _digest(path) for path in _array_files(folder, names)}
         if wrong := [name for name, digest in found.items() if record.digests.get(name) != digest]:
             raise ValueError(f"{', '.join(wrong)}: the checksum is not that of the content")
         arrays = {
-            key: np.load(folder / f"{key}.npy", mmap_mode="r", allow_pickle=False) for key in ARRAYS
+            key: np.load(folder / f"{key}.npy", mmap_mode="r", allow_pickle=False) for key in names
         }
         ids = np.memmap(folder / IDS, dtype=np.int32, mode="r")
-        rows = RowTable(*(arrays[key] for key in ROW_ARRAYS))
+        rows = RowTable(*(arrays[key] for key in ROW_ARRAYS), arrays.get(WORDS))
         texts = TokenizedTexts(ids, arrays["text_starts"], record.truncated)
         bad = BadRows(**record.bad.as_dict())
         return TextCorpus(texts, rows, bad, arrays["text_keys"])
@@ -157,8 +162,8 @@ def load_corpus(folder: Path) -> TextCorpus:
         ) from error
 
 
-def _array_files(folder: Path) -> list[Path]:
-    return [folder / IDS, *(folder / f"{key}.npy" for key in ARRAYS)]
+def _array_files(folder: Path, names: Iterable[str]) -> list[Path]:
+    return [folder / IDS, *(folder / f"{key}.npy" for key in names)]
 
 
 def _digest(path: Path) -> str:
@@ -167,39 +172,56 @@ def _digest(path: Path) -> str:
 
 def number_texts(given: Iterable[Row]) -> RowTable:
     """Number the texts of rows, each different text once, in order of appearance."""
-    import pyarrow as pa
-
     digests, counts, positives, scores = bytearray(), array("q"), array("i"), array("f")
+    words: bytearray | None = None
     for row in given:
-        for text in (row.text, *row.others):
-            # 128 bits: among 10^9 texts two hashes meet with a chance of 10^-21.
-            digests += hashlib.blake2b(text.encode(), digest_size=16).digest()
+        if words is None and row.texts != row.words:
+            words = digests.copy()  # none of the rows so far has a prompt
+        digests += _hashes(row.texts)
+        if words is not None:
+            words += _hashes(row.words)
         counts.append(1 + len(row.others))
         positives.append(row.positives)
         scores.append(float("nan"))
         scores.extend(row.scores or [float("nan")] * len(row.others))
-    kind, count = pa.binary(16), len(digests) // 16
-    hashes = pa.Array.from_buffers(kind, count, [None, pa.py_buffer(digests)])
+    texts = _numbers(digests)
+    # Texts that differ in more than their prompts have the same numbers with and without.
+    same = words is None or np.array_equal(texts, numbers := _numbers(words))
     return RowTable(
-        hashes.dictionary_encode().indices.to_numpy().astype(np.int64),
+        texts,
         _starts(np.array(counts, np.int64)),
         np.array(positives, np.int32),
         np.array(scores, np.float32),
+        None if same else numbers[np.unique(texts, return_index=True)[1]],
     )
 
 
-def _different_texts(given: Iterable[Row], rows: RowTable) -> Iterator[str]:
-    """Each different text once, in the order of its number."""
+def _hashes(texts: Iterable[str]) -> bytes:
+    # 128 bits: among 10^9 texts two hashes meet with a chance of 10^-21.
+    return b"".join(hashlib.blake2b(text.encode(), digest_size=16).digest() for text in texts)
+
+
+def _numbers(digests: bytearray) -> np.ndarray:
+    """Number each different hash of 16 bytes, in order of appearance."""
+    import pyarrow as pa
+
+    kind, count = pa.binary(16), len(digests) // 16
+    hashes = pa.Array.from_buffers(kind, count, [None, pa.py_buffer(digests)])
+    return hashes.dictionary_encode().indices.to_numpy().astype(np.int64)
+
+
+def _different_texts(given: Iterable[Row], rows: RowTable) -> Iterator[tuple[str, str]]:
+    """Each different text once, with and without its prompt, in the order of its number."""
     place, expected = 0, 0
     for row in given:
-        for text in (row.text, *row.others):
+        for pair in zip(row.texts, row.words, strict=True):
             if rows.texts[place] == expected:
                 expected += 1
-                yield text
+                yield pair
             place += 1
 
 
-def _chunks(texts: Iterable[str]) -> Iterator[list[str]]:
+def _chunks(texts: Iterable[tuple[str, str]]) -> Iterator[list[tuple[str, str]]]:
     iterator = iter(texts)
     while chunk := list(islice(iterator, CHUNK)):
         yield chunk

@@ -42,6 +42,10 @@ class Teacher:
             self._encoder = FrozenEncoder(model.backbone, model.heads, self.names)
         return self._encoder
 
+    def release(self) -> None:
+        """Forget the model, which takes memory on the device; it is loaded again if needed."""
+        self._encoder = None
+
     def hidden_size(self) -> int:
         """Size of its vectors."""
         return model_files.read_hf_config(self._folder())["hidden_size"]
@@ -51,6 +55,11 @@ class Teacher:
         vocab_size = model_files.read_hf_config(self._folder())["vocab_size"]
         files = model_files.read_tokenizer_files(self._folder(), vocab_size)
         return model_files.read_vocabulary(files)
+
+    def prompts(self) -> list[str]:
+        """What its files say is written before a query, a passage and another text."""
+        prompts = model_files.read_prompts(self._folder())
+        return [model_files.find_prompt(prompts, role) for role in model_files.PROMPT_NAMES]
 
     def colbert_dim(self) -> int:
         """Size of its multi-vectors, 0 if it has none."""

@@ -135,7 +135,7 @@ def build_model(
 ) -> ComposerBGEM3:
     """Build the model to train."""
     weights = build_loss_weights(config)
-    on_the_fly = weights.distils and not config.teacher.cache
+    on_the_fly = weights.distils and config.teacher.cache is False
     l0 = config.model.l0_module
     if config.model.freeze_embeddings:
         base.backbone.embeddings.freeze_tables()

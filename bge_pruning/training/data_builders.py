@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 from collections.abc import Sequence
 from hashlib import sha256
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -13,7 +12,6 @@ import torch
 from composer import Evaluator
 from composer.core import DataSpec, Event, State, Time
 from composer.utils import dist
-from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from bge_pruning.config.names import PAIR_METRIC
@@ -33,15 +31,14 @@ from bge_pruning.datasets.mixed_dataloader import (
     padding_share,
 )
 from bge_pruning.datasets.mteb_tasks import random_state_kept
-from bge_pruning.datasets.teacher_vectors import cached_teacher_outputs, compute_cache_key
 from bge_pruning.evaluation.tasks import Task, beir_task, mteb_task
+from bge_pruning.model_io.model_files import PROMPT_NAMES, find_prompt
 from bge_pruning.model_io.pretrained import BaseModel
 from bge_pruning.model_io.teacher_folder import Teacher
-from bge_pruning.training.plan import build_loss_weights
 from bge_pruning.training.rank_watch import ask_rank_zero, rank_zero_first
 from bge_pruning.training.sources import SourceDataset, build_source
+from bge_pruning.training.teacher_cache import fill_caches, open_cache
 from bge_pruning.utils.clock import is_due
-from bge_pruning.utils.environment import torch_device
 
 log = logging.getLogger(__name__)
 
@@ -54,9 +51,18 @@ def build_train_loader(config: Config, base: BaseModel, teacher: Teacher | None)
     """
     if teacher is not None and (mismatch := teacher.find_mismatch(base)):
         raise ConfigError(mismatch)
+    own = [find_prompt(base.prompts, role) for role in PROMPT_NAMES]
+    if teacher is not None and (others := teacher.prompts()) != own:
+        log.warning(
+            "teacher '%s' has other prompts than %s: it gets texts with those of the student, %s, "
+            "not %s, for queries, passages and other texts",
+            *(teacher.name, base.name, own, others),
+        )
     # The other ranks find the files that the first one has written.
     with rank_zero_first():
         datasets = [_build_dataset(source, config, base, teacher) for source in config.data.train]
+    if teacher is not None:
+        teacher.release()  # it was needed to mine, and may not be needed again
     _check_scores(config, [getattr(dataset, "scored", False) for dataset in datasets])
     size, ranks = config.global_train_batch_size, dist.get_world_size()
     lengths, sources = [dataset.lengths for dataset in datasets], config.data.train
@@ -112,17 +118,15 @@ def _check_scores(config: Config, scored: Sequence[bool]) -> None:
 def _build_dataset(
     source: SourceConfig, config: Config, base: BaseModel, teacher: Teacher | None
 ) -> SourceDataset:
-    """Build the examples of a source, with the teacher's outputs if they are cached."""
+    """Build the examples of a source, without the teacher's outputs."""
 
-    def embed(texts: TokenizedTexts) -> np.ndarray:
-        return _teacher_outputs(config, base, teacher, texts, ("dense_vecs",))["dense_vecs"]
+    def embed(texts: TokenizedTexts, numbers: np.ndarray) -> np.ndarray:
+        cache = open_cache(config, teacher, texts, ("dense_vecs",))
+        fill_caches([cache], [np.unique(numbers)], config, base, teacher)
+        return cache.outputs["dense_vecs"].read(numbers)
 
     model = teacher.fingerprint() if source.mined_negatives else ""
-    dataset = build_source(source, config, base, embed, model)
-    weights = build_loss_weights(config)
-    if weights.distils and config.teacher.cache:
-        dataset.teacher = _teacher_outputs(config, base, teacher, dataset.texts, weights.distilled)
-    return dataset
+    return build_source(source, config, base, embed, model)
 
 
 def build_probes(loader: DataLoader, batches: int, source: int) -> list[Batch]:
@@ -213,17 +217,3 @@ def build_collections(config: Config, base: BaseModel) -> dict[str, Task]:
             else:
                 collections[source.name] = mteb_task(source.path, source.split, source.subset)
     return collections
-
-
-def _teacher_outputs(
-    config: Config, base: BaseModel, teacher: Teacher, texts: TokenizedTexts, names: Sequence[str]
-) -> dict[str, np.ndarray]:
-    key = compute_cache_key(texts, teacher.fingerprint())
-    folder = Path(config.data.processed_folder)
-    paths = {name: folder / f"teacher-{key}-{name}.npy" for name in names}
-    device = torch_device(config.device)
-
-    def encode(ids: Tensor, mask: Tensor) -> dict[str, Tensor]:
-        return teacher.encoder()(ids.to(device), mask.to(device))
-
-    return cached_teacher_outputs(texts, encode, base.hf_config["pad_token_id"], paths)

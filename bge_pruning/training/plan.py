@@ -14,6 +14,7 @@ from bge_pruning.config.checks import share_of_run
 from bge_pruning.config.names import L0
 from bge_pruning.config.schema import Config, ConfigError, DataConfig, SourceConfig
 from bge_pruning.datasets.mixed_dataloader import BatchSize
+from bge_pruning.datasets.teacher_vectors import compute_cache_bytes
 from bge_pruning.model_io.pretrained import read_shape
 from bge_pruning.models.encoder_shape import (
     YAML_NAMES,
@@ -27,6 +28,7 @@ from bge_pruning.models.encoder_shape import (
 from bge_pruning.models.objective import LossWeights, loss_memory
 from bge_pruning.models.shape_choice import shapes_of_budget
 from bge_pruning.models.structural_pruning import AXES, SHAPE_FIELDS
+from bge_pruning.models.teacher import HIDDEN
 from bge_pruning.utils.environment import torch_device
 
 BGE_M3_POSITIONS = 8194
@@ -372,13 +374,13 @@ def render_disk(plan: Plan, config: Config) -> str:
         f"disk         {config.checkpoints_to_keep} checkpoints of {one / 2**30:.1f} GiB in "
         f"{config.run_folder}"
     )
-    if not (config.loss.distils and config.teacher.cache):
+    names, shape = build_loss_weights(config).distilled, plan.source
+    if not names or HIDDEN in names or config.teacher.cache is False:
         return line
-    length, shape = config.model.max_length, plan.source
-    sizes = {"dense_vecs": 4 * shape.hidden_size, "token_weights": 4 * length}
-    sizes["colbert_vecs"] = 2 * length * shape.colbert_dim
-    text = sum(sizes.get(name, 0) for name in build_loss_weights(config).distilled)
+    tokens = 1000 * config.model.max_length
+    size = compute_cache_bytes(1000, tokens, names, shape.hidden_size, shape.colbert_dim)
+    kept = "" if config.teacher.cache is True else ", if they are kept,"
     return (
-        f"{line}; the teacher's outputs in {config.data.processed_folder} take up to "
-        f"{1000 * text / 2**30:.2f} GiB for every 1,000 texts"
+        f"{line}; the teacher's outputs in {config.data.processed_folder}{kept} take up to "
+        f"{size / 2**30:.2f} GiB for every 1,000 texts"
     )

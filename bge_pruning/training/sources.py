@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import logging
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
 from itertools import chain
 from pathlib import Path
@@ -15,14 +15,20 @@ from bge_pruning.config.schema import Config, ConfigError, SourceConfig
 from bge_pruning.datasets import contrastive_dataset as contrastive
 from bge_pruning.datasets import mteb_dataloader as mteb
 from bge_pruning.datasets.contrastive_dataset import ContrastiveDataset
-from bge_pruning.datasets.embedding_dataset import EmbeddingDataset, TokenizedTexts, replace_tokens
+from bge_pruning.datasets.embedding_dataset import (
+    EmbeddingDataset,
+    TokenizedTexts,
+    build_tokenizer,
+    replace_tokens,
+    tokenize,
+)
 from bge_pruning.datasets.hard_negatives import cached_negatives, mine_negatives, negatives_key
 from bge_pruning.datasets.rows import BadRows, Row, RowTable
 from bge_pruning.datasets.sts_dataloader import read_pairs, read_sentences
 from bge_pruning.datasets.tables import HUB, Table, fingerprint_table, table_paths
 from bge_pruning.datasets.text_corpus import ReadRows, TextCorpus, cached_corpus, corpus_key
 from bge_pruning.datasets.text_files import hash_file
-from bge_pruning.model_io.model_files import read_special_ids, read_vocabulary
+from bge_pruning.model_io.model_files import find_prompt, read_special_ids, read_vocabulary
 from bge_pruning.model_io.pretrained import BaseModel
 
 log = logging.getLogger(__name__)
@@ -31,8 +37,8 @@ log = logging.getLogger(__name__)
 NARROW = 0.25
 
 SourceDataset = EmbeddingDataset | ContrastiveDataset
-# Computes dense vectors of the unpruned model.
-Embed = Callable[[TokenizedTexts], np.ndarray]
+# Computes dense vectors of the unpruned model, ``(n, H)``, for the texts with these ``n`` numbers.
+Embed = Callable[[TokenizedTexts, np.ndarray], np.ndarray]
 
 
 def build_corpus(source: SourceConfig, config: Config, base: BaseModel) -> TextCorpus:
@@ -46,12 +52,30 @@ def build_corpus(source: SourceConfig, config: Config, base: BaseModel) -> TextC
     skip = config.data.on_bad_row == "skip"
     tokenizer_json = base.tokenizer_files["tokenizer.json"]
     read, content = source_reader(source)
+    prompts = resolve_prompts(source, base)
     settings = (source.kind, sorted(source.columns.items()), list(source.score_range))
     mining = source.is_collection and source.mined_negatives > 0
     tokenizer = hashlib.sha256(tokenizer_json).hexdigest()
+    if any(prompts.values()):
+        read, settings = _prompted(read, prompts), (*settings, sorted(prompts.items()))
     key = corpus_key(content, settings, skip, mining, max_length, tokenizer)
     folder = Path(config.data.processed_folder) / f"rows-{key}"
     return cached_corpus(folder, source.name, read, tokenizer_json, max_length, skip)
+
+
+def resolve_prompts(source: SourceConfig, base: BaseModel) -> dict[str, str]:
+    """What is written before the texts of a source, by their role.
+
+    What the source does not say, the model's files do, as they do to sentence-transformers.
+    """
+    name = (source.path,) if source.kind == "mteb" else ()
+    tasks = {"sts": ("STS",), "sentences": ()}.get(source.kind, (*name, "Retrieval"))
+    own = {role: find_prompt(base.prompts, role, tasks) for role in source.roles}
+    return {**own, **source.prompts}
+
+
+def _prompted(read: ReadRows, prompts: Mapping[str, str]) -> ReadRows:
+    return lambda bad: (row.with_prompts(prompts) for row in read(bad))
 
 
 def source_reader(source: SourceConfig) -> tuple[ReadRows, object]:
@@ -141,10 +165,11 @@ def build_source(
         limit = min(config.model.max_length, base.max_seq_length)
         counts = (texts.truncated, len(texts), limit)
         log.info("%s: %d of %d texts cut at %d tokens", source.name, *counts)
+    if base.prompts.get("prompts") or source.prompts:
+        shown = " and ".join(f"'{p}' to a {r}" for r, p in resolve_prompts(source, base).items())
+        log.info("%s: adds %s", source.name, shown)
     if source.replaced_tokens:
-        ids = set(read_vocabulary(base.tokenizer_files).values())
-        candidates = np.array(sorted(ids - read_special_ids(base.tokenizer_files)))
-        texts = replace_tokens(texts, source.replaced_tokens, candidates, config.seed)
+        texts = _replace_tokens(source, config, base, texts)
     if source.kind == "sentences":
         return EmbeddingDataset(texts, np.arange(len(texts))[:, None])
     if source.kind == "sts":
@@ -180,6 +205,19 @@ def build_source(
         raise ConfigError(f"{source.name}: {error}") from None
 
 
+def _replace_tokens(
+    source: SourceConfig, config: Config, base: BaseModel, texts: TokenizedTexts
+) -> TokenizedTexts:
+    files = base.tokenizer_files
+    special = read_special_ids(files)
+    candidates = np.array(sorted(set(read_vocabulary(files).values()) - special))
+    prompt, first = resolve_prompts(source, base)["text"], 0
+    if prompt:  # its words, without the token that ends a text
+        tokenizer = build_tokenizer(files["tokenizer.json"], base.max_seq_length)
+        first = int(tokenize([prompt], tokenizer).lengths[0]) - 1
+    return replace_tokens(texts, source.replaced_tokens, candidates, config.seed, first)
+
+
 def _mine(
     source: SourceConfig,
     corpus: TextCorpus,
@@ -200,17 +238,19 @@ def _mine(
         # The passages of all rows, and passages that form a row alone.
         alone = np.diff(table.starts) == 1
         passages = np.unique(np.concatenate([table.texts[table.roles > 0], table.first[alone]]))
-        vectors = embed(corpus.texts)
+        vectors = np.split(
+            embed(corpus.texts, np.concatenate([queries.first, passages])), [len(queries)]
+        )
+        words = table.words_of(passages)
+        order = np.argsort(words)
         known, barred = (
-            (np.searchsorted(passages, found), bounds)
+            (order[np.searchsorted(words, found, sorter=order)], bounds)
             for found, bounds in (
                 contrastive.known_positives(queries),
                 contrastive.known_positives(queries, own),
             )
         )
-        mined = mine_negatives(
-            vectors[queries.first], vectors[passages], known, *settings, barred=barred
-        )
+        mined = mine_negatives(*vectors, known, *settings, barred=barred)
         return np.where(mined < 0, -1, passages[mined])
 
     mined = cached_negatives(path, compute)

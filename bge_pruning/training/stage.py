@@ -8,7 +8,7 @@ import shutil
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from composer import Evaluator, Trainer
@@ -35,11 +35,18 @@ from bge_pruning.models.composer_bge_m3 import ComposerBGEM3
 from bge_pruning.training import builders, data_builders, sharding
 from bge_pruning.training.calibration import order_gates, refit
 from bge_pruning.training.held_out import check_held_out
-from bge_pruning.training.plan import Plan, build_plan, render_memory, render_run
+from bge_pruning.training.plan import (
+    Plan,
+    build_loss_weights,
+    build_plan,
+    render_memory,
+    render_run,
+)
 from bge_pruning.training.rank_watch import RankWatch, ask_rank_zero, on_rank_zero, rank_zero_first
 from bge_pruning.training.run_record import record_start
 from bge_pruning.training.run_report import extraction_arguments, report_training
 from bge_pruning.training.sources import check_sources
+from bge_pruning.training.teacher_cache import TeacherTargets
 from bge_pruning.utils.environment import torch_device
 from bge_pruning.utils.files import refuse_unwritable_folders
 from bge_pruning.utils.guard import warn_only
@@ -70,6 +77,7 @@ class Inputs:
     evaluators: list[Evaluator]
     collections: dict[str, Task]
     train_loader: DataSpec
+    targets: TeacherTargets | None  # those of the teacher that are kept on disk
 
 
 class RandomStateOnResume(Algorithm):
@@ -129,7 +137,7 @@ def run_stage(
     # A resumed run draws the numbers of an uninterrupted one.
     trainer.state.algorithms.append(RandomStateOnResume(trainer))
     try:
-        fit(stage, trainer, stop)
+        fit(stage, inputs, trainer, stop)
         on_rank_zero(lambda: report(stage, inputs, model, extract))
         # The trainer would wait for the first rank's loggers, but not as long as it takes.
         with rank_zero_first():
@@ -166,10 +174,20 @@ def load_inputs(stage: Stage) -> Inputs:
     check_held_out(config, base, collections, refuse=stage.is_fresh)
     loader = data_builders.build_train_loader(config, base, teacher)
     check_schedule(config, len(loader.dataloader))
+    sampler, names = loader.dataloader.batch_sampler, build_loss_weights(config)
+    targets = TeacherTargets(config, base, teacher, names.distilled, sampler)
+    if not (names.distils and targets.decide()):
+        targets = None
+    inputs = Inputs(base, teacher, metadata, evaluators, collections, loader, targets)
     # Not in the plan, which would assume that all texts are as long as allowed.
-    widest = loader.dataloader.batch_sampler.widest_batch(config.device_train_microbatch_size)
-    log.info("%s", render_memory(stage.plan, config, widest))
-    return Inputs(base, teacher, metadata, evaluators, collections, loader)
+    widest = sampler.widest_batch(config.device_train_microbatch_size)
+    log.info("%s", render_memory(stage.plan, _settled(config, inputs), widest))
+    return inputs
+
+
+def _settled(config: Config, inputs: Inputs) -> Config:
+    """The configuration with ``teacher.cache`` as it was chosen."""
+    return replace(config, teacher=replace(config.teacher, cache=inputs.targets is not None))
 
 
 def build_student(stage: Stage, inputs: Inputs) -> ComposerBGEM3:
@@ -181,7 +199,8 @@ def build_student(stage: Stage, inputs: Inputs) -> ComposerBGEM3:
     config, base = stage.config, inputs.base
     if stage.is_fresh and config.stage == "recover" and config.teacher.refit_texts:
         on_rank_zero(lambda: refit(config, base))
-    model = builders.build_model(config, base, inputs.metadata, inputs.teacher)
+    settled = _settled(config, inputs)
+    model = builders.build_model(settled, base, inputs.metadata, inputs.teacher)
     l0 = config.model.l0_module
     if stage.is_fresh and l0 is not None and l0.init_order != "random":
         on_rank_zero(lambda: order_gates(config, base, model.l0_module.log_alpha))
@@ -200,12 +219,14 @@ def open_run_folder(stage: Stage, inputs: Inputs, run_log: RunLog) -> None:
     run_log.open(Path(stage.config.run_folder) / LOG)
 
 
-def fit(stage: Stage, trainer: Trainer, stop: StopOnSignal) -> None:
+def fit(stage: Stage, inputs: Inputs, trainer: Trainer, stop: StopOnSignal) -> None:
     """Train to the end, unless the run is there already, which Composer calls an error."""
     end = trainer.state.max_duration
     if end is not None and trainer.state.timestamp.get(end.unit) >= end:
         log.info("%s is trained to its end already", stage.config.run_folder)
         return
+    if inputs.targets is not None:  # only now is known from where the run goes on
+        inputs.targets.prepare()
     with stop:
         trainer.fit()
     log.info("trained to the end")
@@ -278,7 +299,7 @@ def check_outputs(config: Config, plan: Plan) -> None:
     """Refuse losses and evaluations of outputs that the model has no head for."""
     key = "loss"
     try:
-        data_builders.build_loss_weights(config).check_heads(plan.outputs)
+        build_loss_weights(config).check_heads(plan.outputs)
         if any(source.is_collection for source in config.data.eval):
             key = "evaluation.modes"
             check_modes(config.evaluation.modes, plan.outputs, config.model.base_model)

@@ -22,7 +22,7 @@ from torch import Tensor, nn
 
 from bge_pruning.datasets.embedding_dataset import Collator, EmbeddingDataset, TokenizedTexts
 from bge_pruning.datasets.mixed_dataloader import group_batches
-from bge_pruning.datasets.teacher_vectors import load_array, save_array
+from bge_pruning.datasets.teacher_vectors import TeacherCache
 from bge_pruning.model_io.model_folder import compute_hf_config
 from bge_pruning.model_io.pretrained import BaseModel
 from bge_pruning.models.composer_bge_m3 import ComposerBGEM3
@@ -51,9 +51,9 @@ class TextBatches:
 
     Attributes:
         rows: Texts of every batch, shape ``(steps, B)``.
-        cached: The texts with the teacher's vectors as ``data_builders`` gives them to a training
-            with ``teacher.cache``: the mapped ``.npy`` file of all vectors. The system keeps this
-            file in memory, as it does wherever the cache fits; larger caches are not measured.
+        cached: The texts with the teacher's vectors as a training with ``teacher.cache`` gets
+            them: a mapped file of all vectors. The system keeps this file in memory, as it does
+            wherever the cache fits; larger caches are not measured.
         targets: The same vectors of every batch on the device, each ``(B, 1, H)``.
     """
 
@@ -120,8 +120,8 @@ def make_batches(
     }
     generator = torch.Generator().manual_seed(0)
     vectors = F.normalize(torch.randn(len(texts), hidden, generator=generator), dim=-1)
-    save_array(vectors.numpy(), folder / "teacher.npy")
-    teacher = {"dense_vecs": load_array(folder / "teacher.npy")}
+    teacher = TeacherCache(texts, folder / "teacher", ("dense_vecs",))
+    teacher.add(np.arange(len(texts)), {"dense_vecs": vectors.numpy()})
     examples = np.arange(len(texts))[:, None]
     return {
         kind: TextBatches(

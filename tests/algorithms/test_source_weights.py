@@ -15,6 +15,8 @@ OVERRIDES = (
     "max_duration=6ba",
     "save_interval=3ba",
     "loss.distillation_similarity=0",
+    # What is drawn after a change is embedded after it.
+    "teacher.cache=true",
 )
 
 

@@ -55,9 +55,9 @@ def sources(*kinds: str, last: str = "", part: str = "train") -> str:
             "data.adapt_weights_interval follows what pruning costs, and nothing is pruned",
         ),
         (
-            "loss.distillation_hidden=1",
+            "loss.distillation_hidden=1 && teacher.cache=true",
             "loss.distillation_hidden needs the teacher's hidden states, which are too many to "
-            "cache. To fix, set teacher.cache=false.",
+            "cache. To fix, leave teacher.cache out, or set it to false.",
         ),
         (
             f"{sources('sts', 'beir')} && {ONE}",

@@ -4,6 +4,7 @@ import json
 import re
 from collections.abc import Callable
 from pathlib import Path
+from unittest.mock import Mock
 
 import numpy as np
 import pytest
@@ -57,7 +58,7 @@ def test_rows_are_read(name, write):
 def test_optional_keys(write_rows):
     row = {"query": "was?", "pos": ["狗"], "neg": ["a", "b"], "prompt": "Frage: "}
     row |= {"type": "unknown", "pos_scores": [1], "neg_scores": [0.5, -2]}
-    expected = Row("Frage: was?", ("狗", "a", "b"), 1, (1.0, 0.5, -2.0))
+    expected = Row("was?", ("狗", "a", "b"), 1, (1.0, 0.5, -2.0), "Frage: ")
     assert read(write_rows([row])) == [expected]
     del row["neg_scores"]  # scores of a part of the passages are none
     assert read(write_rows([row]))[0].scores is None
@@ -174,6 +175,9 @@ def test_items_of_every_epoch_follow_from_the_index(indexed):
     texts, rows = indexed
     dataset = ContrastiveDataset(tokenized(texts), rows, negatives=0, seed=7)
     assert len(dataset) == 4
+    drawn = [sample(rows, index % 4, 0, 7, index // 4) for index in (2, 9)]
+    assert dataset.texts_of(np.array([2, 9])).tolist() == np.concatenate(drawn).tolist()
+    assert dataset.texts_of(np.array([], int)).tolist() == []
     for index in range(12):
         item = dataset[index]
         expected = sample(rows, index % 4, 0, 7, index // 4)
@@ -199,7 +203,8 @@ def test_negatives_and_scores_that_rows_do_not_have_are_refused(indexed):
 
 def test_a_batch_says_what_is_no_negative(write_rows):
     texts, rows = index_rows(read(write_rows([row for row in ROWS if row["neg"]])))
-    teacher = {"dense_vecs": np.arange(2.0 * len(texts), dtype=np.float32).reshape(-1, 2)}
+    vectors = np.arange(2.0 * len(texts), dtype=np.float32).reshape(-1, 2)
+    teacher = Mock(items=lambda example: {"teacher_dense_vecs": vectors[example]})
     dataset = ContrastiveDataset(tokenized(texts), rows, negatives=1, seed=7, teacher=teacher)
     batch = Collator(99)([dataset[i] for i in range(3)])
     assert batch["input_ids"].shape[:2] == (3, 3)

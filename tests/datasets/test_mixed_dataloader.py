@@ -281,3 +281,26 @@ def test_batches_of_a_bounded_number_of_tokens():
     batches = [batch.tolist() for batch in batch_indices(lengths, 3, 100)]
     assert batches == [[5], [1], [4, 3, 2], [6, 0]]
     assert list(batch_indices(np.zeros(0, int), 3, 100)) == []
+
+
+@given(
+    st.integers(0, 70),
+    st.integers(0, 70),
+    st.lists(st.tuples(st.integers(0, 70), st.floats(0.1, 9.0)), max_size=3),
+)
+def test_what_is_drawn_is_known_before_it_is(first, more, updates):
+    """For any weights that changed before, from any batch on, over epochs and for all ranks."""
+    end, ranks = first + more, [build(2, rank) for rank in range(2)]
+    for sampler in ranks:
+        sampler.dataset.schedule.updates += [(s, np.array([1, w]) / (1 + w)) for s, w in updates]
+    told = ranks[0].drawn(first, end)
+    again = ranks[0].drawn(first, end)  # asking changes nothing
+    found = [Counter(), Counter()]
+    for sampler in ranks:
+        batches = (batch for number in range(6) for batch in epoch(sampler, number))
+        for batch in itertools.islice(batches, first, end):
+            for source, example in batch:
+                found[source][example] += 1
+    for source, examples in enumerate(told):
+        assert Counter(examples.tolist()) == found[source]
+        assert np.array_equal(examples, again[source])

@@ -72,9 +72,10 @@ def test_going_on_gives_the_next_batches_and_the_same_model(
     stop, tmp_path, train_tiny, mixture, batches, load_state, assert_same, monkeypatch
 ):
     """Inside the first epoch of 15 batches and the second; dropout and all draws included."""
-    # The first part is told another length, which binarization follows.
+    # The first part is told another length, which binarization follows, and which texts the teacher
+    # embeds together.
     overrides = (*mixture, "save_interval=1ba", "checkpoints_to_keep=1", "eval_interval=50ba")
-    overrides += ("model.l0_module.binarization=0",)
+    overrides += ("model.l0_module.binarization=0", "teacher.cache=false")
     whole = train_tiny(tmp_path / "whole", *overrides, "max_duration=20ba")
     everything, batches[:] = list(batches), []
     train_tiny(tmp_path / "parts", *overrides, f"max_duration={stop}ba")

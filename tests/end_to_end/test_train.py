@@ -223,9 +223,9 @@ def test_microbatches_equal_the_whole_batch(more, sizes, tmp_path, train_tiny, a
 )
 def test_teacher_on_the_fly_equals_cached(more, names, atol, tmp_path, train_tiny, assert_same_run):
     overrides = (DAMPED, *more, "max_duration=3ba")
-    cached = train_tiny(tmp_path / "cached", *overrides)
-    files = (tmp_path / "cached/processed").glob("teacher-*.npy")
-    assert {path.stem.rsplit("-", 1)[1] for path in files} == set(names.split())
+    cached = train_tiny(tmp_path / "cached", *overrides, "teacher.cache=true")
+    files = (tmp_path / "cached/processed").glob("teacher-*/*.jsonl")
+    assert {path.stem.rsplit("-", 1)[0] for path in files} == set(names.split())
     live = train_tiny(tmp_path / "live", *overrides, "teacher.cache=false")
     assert not list((tmp_path / "live/processed").glob("teacher-*"))
     assert losses(live) == pytest.approx(losses(cached), abs=atol)

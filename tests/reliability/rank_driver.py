@@ -18,7 +18,7 @@ import bge_pruning.training.data_builders as data
 from bge_pruning.export import extract
 from bge_pruning.models.l0_module_embedding import L0Module
 from bge_pruning.train import main as train
-from bge_pruning.training import builders, run_report, stage
+from bge_pruning.training import builders, run_report, stage, teacher_cache
 from bge_pruning.workflows import pipeline, stages
 from bge_pruning.workflows.training_commands import pipeline as run_pipeline
 
@@ -70,7 +70,7 @@ PLACES = {
     "in a step": (L0Module, "sample_masks", 2),
     "in step 4": (L0Module, "sample_masks", 4),
     "reading data": (data, "build_source", 1),
-    "making a cache": (data, "cached_teacher_outputs", 1),
+    "making a cache": (teacher_cache, "fill_caches", 1),
     "calibrating": (stage, "order_gates", 1),
     "building": (builders, "build_model", 1),
     "recording": (stage, "record_start", 1),

@@ -33,7 +33,8 @@ def sources(path: Path) -> tuple[str, ...]:
         f"{{name: {kind}, kind: {kind}, path: {path}}}" for kind in ("sts", "sentences")
     )
     mixed = (f"data.train=[{pairs}, {texts}]", "data.adapt_weights_interval=3ba")
-    return (*mixed, "data.adapt_batches=1", "model.dropout=0.1", "scheduler.name=cosine")
+    options = ("model.dropout=0.1", "scheduler.name=cosine", "teacher.cache=true")
+    return (*mixed, "data.adapt_batches=1", *options)
 
 
 @pytest.fixture(scope="module")

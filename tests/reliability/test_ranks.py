@@ -246,7 +246,8 @@ FAULTS = {
 @pytest.mark.parametrize("fault", FAULTS)
 def test_a_rank_that_fails_ends_the_run_with_its_error(fault, make_yaml, tmp_path, summary):
     begun = time.monotonic()
-    result = launch(2, fault, make_yaml(tmp_path), "data.eval=[]", "dist_timeout=10")
+    options = ("data.eval=[]", "dist_timeout=10", "teacher.cache=true")
+    result = launch(2, fault, make_yaml(tmp_path), *options)
     assert result.returncode != 0
     assert FAULTS[fault] in result.stderr, result.stdout + result.stderr
     # The launcher gives the others 30 seconds; starting takes longer on a busy machine.
@@ -318,7 +319,7 @@ def test_the_first_rank_may_take_longer_than_the_time_out(name, make_yaml, tmp_p
     slow = ",".join(f"is slow:{place}:0" for place in places)
     given = ["data.eval=[]", "dist_timeout=5", *fill(overrides)]
     if name == "training":
-        given.append("model.l0_module.init_order=reconstruction")
+        given += ["model.l0_module.init_order=reconstruction", "teacher.cache=true"]
     begun = time.monotonic()
     result = launch(2, slow, make_yaml(tmp_path), *given)
     assert result.returncode == 0, result.stdout + result.stderr

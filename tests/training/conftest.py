@@ -14,10 +14,12 @@ from transformers import XLMRobertaModel
 from bge_pruning.config.load import Config
 from bge_pruning.model_io.checkpoint import RunMetadata
 from bge_pruning.model_io.pretrained import BaseModel
+from bge_pruning.model_io.teacher_folder import Teacher
 from bge_pruning.models.composer_bge_m3 import ComposerBGEM3
 from bge_pruning.training import builders
 from bge_pruning.training.data_builders import build_train_loader
-from bge_pruning.training.plan import build_plan
+from bge_pruning.training.plan import build_loss_weights, build_plan
+from bge_pruning.training.teacher_cache import TeacherTargets
 
 NO_TEACHER = ("loss.distillation_alignment=0", "loss.distillation_similarity=0")
 
@@ -31,6 +33,22 @@ def base(configure) -> BaseModel:
 def load(configure, base) -> Callable[..., DataLoader]:
     """A function that makes the training batches of a run without a teacher."""
     return lambda *a: build_train_loader(configure(*a, *NO_TEACHER), base, None).dataloader
+
+
+@pytest.fixture
+def load_cached(base) -> Callable[..., DataLoader]:
+    """A function that makes the training batches of a run with the teacher's outputs from disk."""
+
+    def load(config: Config, model: BaseModel = base, teacher: Teacher | None = None) -> DataLoader:
+        teacher = teacher or builders.build_teacher(config, model)
+        loader = build_train_loader(config, model, teacher).dataloader
+        names = build_loss_weights(config).distilled
+        targets = TeacherTargets(config, model, teacher, names, loader.batch_sampler)
+        assert targets.decide()
+        targets.prepare()
+        return loader
+
+    return load
 
 
 @pytest.fixture

@@ -1,5 +1,6 @@
 """Batches, the teacher's outputs with them, evaluators and collections."""
 
+import itertools
 import json
 import os
 import re
@@ -22,7 +23,7 @@ from bge_pruning.config.load import Config, ConfigError
 from bge_pruning.datasets.sts_dataloader import read_sts
 from bge_pruning.model_io.pretrained import BaseModel
 from bge_pruning.train import train
-from bge_pruning.training import data_builders
+from bge_pruning.training import data_builders, teacher_cache
 from bge_pruning.training import sources as source_builders
 from bge_pruning.training.builders import build_base_model, build_teacher
 from bge_pruning.training.data_builders import build_collections, build_evaluators
@@ -30,6 +31,7 @@ from bge_pruning.training.data_builders import build_train_loader as build_loade
 from bge_pruning.training.plan import build_plan
 from bge_pruning.training.stage import check_planned, check_run
 
+CACHED = "teacher.cache=true"
 NO_TEACHER = ("loss.distillation_alignment=0", "loss.distillation_similarity=0")
 INPUTS = {"input_ids", "attention_mask", "lengths", "source"}
 
@@ -58,7 +60,9 @@ def by_scores(batch: dict[str, torch.Tensor]) -> dict[float, list[list[int]]]:
     }
 
 
-def test_texts_of_all_files(load, pairs, model_folder, configure, base, tmp_path, dense_vecs):
+def test_texts_of_all_files(
+    load, load_cached, pairs, model_folder, configure, tmp_path, dense_vecs
+):
     """Pairs with scores in the unit interval; sentences, each once, with the teacher's vectors."""
     (batch,) = load(pairs, "global_train_batch_size=4")
     tokenizer = AutoTokenizer.from_pretrained(model_folder)
@@ -68,8 +72,8 @@ def test_texts_of_all_files(load, pairs, model_folder, configure, base, tmp_path
     (tmp_path / "a.txt").write_text("a cat\nthe dog\n")
     (tmp_path / "b.txt").write_text("the dog\na horse rides\nthere\na cat\n")
     source = f"data.train=[{{name: s, kind: sentences, path: '{tmp_path}/*.txt'}}]"
-    config = configure(source, "loss.sts_regression=0", "global_train_batch_size=4")
-    (batch,) = build_loader(config, base, build_teacher(config, base)).dataloader
+    settings = ("loss.sts_regression=0", "global_train_batch_size=4", CACHED)
+    (batch,) = load_cached(configure(source, *settings))
     assert batch.keys() == INPUTS | {"teacher_dense_vecs"}
     ids, mask = batch["input_ids"].squeeze(1), batch["attention_mask"].squeeze(1)
     found = {tokenizer.decode(row, skip_special_tokens=True) for row in ids}
@@ -96,59 +100,56 @@ def test_texts_are_cut_at_the_smaller_limit_and_it_is_said(
     assert messages == ([cut[length]] if length in cut else [])
 
 
-def test_teacher_vectors_are_kept_for_the_next_run(configure, base, tmp_path, monkeypatch):
-    config = configure()
-    first = list(build_loader(config, base, build_teacher(config, base)).dataloader)
+def test_teacher_vectors_are_kept_for_the_next_run(
+    configure, base, load_cached, tmp_path, monkeypatch
+):
+    config = configure(CACHED)
+    first = list(itertools.islice(load_cached(config), 4))
     kept = sorted((tmp_path / "processed").iterdir())
     assert [path.name.split("-")[0] for path in kept] == ["rows", "teacher"]
     teacher = build_teacher(config, base)
     monkeypatch.setattr(teacher, "encoder", lambda: pytest.fail("must not be loaded"))
-    second = list(build_loader(config, base, teacher).dataloader)
+    second = list(itertools.islice(load_cached(config, base, teacher), 4))
     for a, b in zip(first, second, strict=True):
         assert torch.equal(a["teacher_dense_vecs"], b["teacher_dense_vecs"])
     assert sorted((tmp_path / "processed").iterdir()) == kept
 
 
-def vector_files(config: Config, base: BaseModel) -> set[str]:
-    build_loader(config, base, build_teacher(config, base))
-    return {path.name for path in Path(config.data.processed_folder).iterdir()}
-
-
 def test_a_copy_of_the_teacher_has_the_same_vectors_but_not_another_model(
-    configure, base, copy_model
+    configure, base, load_cached, copy_model
 ):
+    def vector_files(config: Config, base: BaseModel) -> set[str]:
+        load_cached(config, base)
+        return {path.name for path in Path(config.data.processed_folder).iterdir()}
+
     folder = copy_model()
-    copy = configure(f"teacher.base_model={folder}")
-    first = vector_files(configure(), base)
+    copy = configure(f"teacher.base_model={folder}", CACHED)
+    first = vector_files(configure(CACHED), base)
     assert vector_files(copy, base) == first
     weights = load_file(folder / "model.safetensors")
     weights["encoder.layer.3.output.dense.bias"][0] += 0.5
     save_file(weights, folder / "model.safetensors")
     second = vector_files(copy, base)
-    mean = configure("model.pooling=mean")
+    mean = configure("model.pooling=mean", CACHED)
     pooled = vector_files(mean, build_base_model(mean))
     # Wrong numbers of heads load the same weights, and are corrected in config.json alone.
-    other = configure(f"teacher.base_model={copy_model('heads', num_attention_heads=2)}")
+    other = configure(f"teacher.base_model={copy_model('heads', num_attention_heads=2)}", CACHED)
     assert first < second < pooled < vector_files(other, base)
 
 
-def test_the_first_process_makes_the_vectors_if_any(configure, base, monkeypatch, tmp_path):
-    config = configure("teacher.cache=false")
-    loader = build_loader(config, base, build_teacher(config, base)).dataloader
-    assert next(iter(loader)).keys() == INPUTS | {"scores"}
-    assert not list((tmp_path / "processed").glob("teacher-*"))
-    config, kept = configure(), []
+def test_the_first_process_makes_the_vectors(configure, load_cached, monkeypatch):
+    config, kept = configure(CACHED), []
 
     @contextmanager
     def rank_zero_first():
         for _ in ("before", "after"):
-            kept.append(len(list(Path(config.data.processed_folder).glob("teacher-*"))))
-            if len(kept) == 1:
+            kept.append(len(list(Path(config.data.processed_folder).glob("teacher-*/*.jsonl"))))
+            if len(kept) % 2:
                 yield
 
-    monkeypatch.setattr(data_builders, "rank_zero_first", rank_zero_first)
-    build_loader(config, base, build_teacher(config, base))
-    assert kept == [0, 1]
+    monkeypatch.setattr(teacher_cache, "rank_zero_first", rank_zero_first)
+    load_cached(config)
+    assert kept == [0, 0, 0, 1]  # it looks what is there, and then adds what is not
 
 
 def test_batches_follow_from_the_seed_and_processes_share_them(load, monkeypatch):
@@ -231,12 +232,12 @@ def test_the_widest_batch_is_that_of_all_batches(rows, load):
     ],
     ids=["cut weights", "no config", "cut config"],
 )
-def test_teacher_that_cannot_be_read(damage, message, configure, base, copy_model, tmp_path):
+def test_teacher_that_cannot_be_read(damage, message, configure, load_cached, copy_model, tmp_path):
     folder = copy_model()
     damage(folder)
-    config = configure(f"teacher.base_model={folder}")
+    config = configure(f"teacher.base_model={folder}", CACHED)
     with pytest.raises((ValueError, OSError), match=message):
-        build_loader(config, base, build_teacher(config, base))
+        load_cached(config)
     assert list((tmp_path / "processed").glob("teacher-*")) == []
 
 

@@ -211,7 +211,8 @@ def test_memory_grows_with_what_takes_it(plan):
 
     assert total("model.max_length=32") > total()
     assert total("device_train_microbatch_size=2") < total()
-    assert total("teacher.cache=false") > total()
+    # Until the data are known, the teacher may have to be in memory.
+    assert total("teacher.cache=false") == total() > total("teacher.cache=true")
     assert total("precision=amp_bf16") < total()
     options = ("model.freeze_embeddings=true", "model.activation_checkpointing=true")
     one = [total(option) for option in options]
@@ -289,6 +290,7 @@ def test_the_table_in_the_docs_is_the_plans(plan):
             made, config = plan(
                 *(*HUB, *HUB_REST, *HALF, *options, SENTENCES),
                 *(f"global_train_batch_size={texts}", f"model.max_length={length}"),
+                "teacher.cache=true",
             )
             assert f"{gib(plans.estimate_memory(made, config))} GiB" == cell
             line = f"about {cell} on the CPU in fp32, at once {texts} rows x 1 text of up to"

@@ -45,7 +45,8 @@ def test_batches_of_every_kind(kinds, token_texts):
 def test_vectors_are_read_from_the_file_or_ready(kinds):
     for batches in kinds.values():
         assert not batches.plain.teacher
-        assert isinstance(batches.cached.teacher["dense_vecs"], np.memmap)
+        (values,) = batches.cached.teacher.outputs["dense_vecs"].values
+        assert isinstance(values, np.memmap)
         for index in range(5):
             ready, read = (batches.make(index, cached) for cached in (False, True))
             assert ready.keys() == read.keys()
