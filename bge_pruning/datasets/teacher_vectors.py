@@ -217,8 +217,10 @@ def _read_file(path: Path, dtype: type) -> _File:
     shape = (rows,) if width is None else (rows, width)
     try:
         values = np.memmap(path.with_suffix(".values"), dtype, "r", shape=shape)
-        texts = np.fromfile(path.with_suffix(".texts"), np.int64)[: sum(p.texts for p in pieces)]
-        if len(texts) < sum(piece.texts for piece in pieces):
+        count = sum(piece.texts for piece in pieces)
+        content = path.with_suffix(".texts").read_bytes()[: count * np.dtype(np.int64).itemsize]
+        texts = np.frombuffer(content, np.int64)
+        if len(texts) < count:
             raise ValueError("the numbers of texts are too few")
         _check_pieces(pieces, values, texts)
     except (ValueError, OSError) as error:

@@ -1,5 +1,7 @@
 """Tokenised texts, examples over them, and padded batches."""
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
@@ -15,6 +17,7 @@ from bge_pruning.datasets.embedding_dataset import (
     replace_tokens,
     tokenize,
 )
+from bge_pruning.datasets.teacher_vectors import TeacherCache
 
 TEXTS = ["the man plays the guitar", "a", "Никто не знает 🐈", "", "dog cat child in the park"]
 
@@ -89,11 +92,17 @@ def texts() -> TokenizedTexts:
     return from_lists([0, 7, 8, 9, 2], [0, 2], [0, 5, 2], [0, 6, 6, 2])
 
 
-def test_items(texts):
+def cached(texts: TokenizedTexts, folder: Path, vectors: np.ndarray) -> TeacherCache:
+    cache = TeacherCache(texts, folder, ["dense_vecs"])
+    cache.add(np.arange(len(vectors)), {"dense_vecs": vectors})
+    return cache
+
+
+def test_items(texts, tmp_path):
     examples = np.array([[0, 1], [3, 2]])
     vectors = np.arange(8.0, dtype=np.float32).reshape(4, 2)
     scores = np.array([0.25, 1.0], np.float32)
-    dataset = EmbeddingDataset(texts, examples, scores, {"dense_vecs": vectors})
+    dataset = EmbeddingDataset(texts, examples, scores, cached(texts, tmp_path, vectors))
     assert len(dataset) == 2
     assert dataset.lengths.tolist() == [5, 4]
     item = dataset[1]
@@ -139,11 +148,10 @@ def test_batch_equals_transformers_padding(tokenizer_json, model_folder):
 
 def test_teacher_vectors_on_disk_become_a_batch(texts, tmp_path):
     vectors = np.random.default_rng(0).normal(size=(4, 3)).astype(np.float32)
-    np.save(tmp_path / "v.npy", vectors)
-    on_disk = np.load(tmp_path / "v.npy", mmap_mode="r")
-    dataset = EmbeddingDataset(texts, np.array([[3, 0], [1, 2]]), None, {"dense_vecs": on_disk})
+    teacher = cached(texts, tmp_path, vectors)
+    dataset = EmbeddingDataset(texts, np.array([[3, 0], [1, 2]]), None, teacher)
     batch = Collator(1)([dataset[0], dataset[1]])
     expected = torch.from_numpy(vectors[[[3, 0], [1, 2]]])
     assert torch.equal(batch["teacher_dense_vecs"], expected)
     batch["teacher_dense_vecs"].zero_()  # the batch is a copy, the file is safe
-    assert np.array_equal(np.load(tmp_path / "v.npy"), vectors)
+    assert np.array_equal(dataset[0]["teacher_dense_vecs"], vectors[[3, 0]])

@@ -140,8 +140,9 @@ def test_two_processes_equal_one(one_and_two, load_state, assert_same):
     moved = "l0_module.log_alpha.hidden"
     start = load_state(one.parent / "tiny" / "ba2-rank0.pt")["model"][moved]
     assert (start - first["model"][moved]).abs().max() > 1e-3
+    # A loss of 255 has steps of 1.5e-5 in float32.
     for key in ("loss/train/total", "loss/train/lagrangian", "pruning/lambda_1/hidden"):
-        assert logged(two, key) == pytest.approx(logged(one, key), abs=1e-5)
+        assert logged(two, key) == pytest.approx(logged(one, key), rel=1e-7, abs=1e-5)
 
 
 def test_two_processes_evaluate_as_one(one_and_two):

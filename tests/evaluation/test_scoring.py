@@ -183,8 +183,8 @@ def test_sentences_are_embedded_once_for_all_modes(encoder, similarity):
     assert len(texts) == len(set(texts)) > 40
 
 
-def test_modes_without_a_head_are_left_out(bert_folder, retrieval):
-    encoder = load_encoder(str(bert_folder))
+def test_modes_without_a_head_are_left_out(electra_folder, retrieval):
+    encoder = load_encoder(str(electra_folder))
     found = score_tasks(encoder, [retrieval], ["sparse", "dense", "all"])
     assert list(found) == [("tiny", "dense")]
     assert score_tasks(encoder, [retrieval], ["sparse"]) == {}

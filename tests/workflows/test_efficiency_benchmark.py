@@ -158,7 +158,7 @@ def test_the_whole_result(exported, tmp_path):
     candidates = find_candidates(str(exported / "onnx" / "model.onnx"), str(exported))
     result = benchmark(candidates, ("onnx",), "fp32", "cpu", [2], [5], (), 0.01)
     keys = "model baseline shapes parameters device dtype runtimes machine settings saturation"
-    keys += " weight_bytes threads max_length too_long too_large versions"
+    keys += " weight_bytes threads max_length too_long too_large load versions"
     assert list(result) == keys.split()
     json.dumps(result, allow_nan=False)
     (setting,) = result["settings"]
