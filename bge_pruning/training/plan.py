@@ -382,5 +382,5 @@ def render_disk(plan: Plan, config: Config) -> str:
     kept = "" if config.teacher.cache is True else ", if they are kept,"
     return (
         f"{line}; the teacher's outputs in {config.data.processed_folder}{kept} take up to "
-        f"{size / 2**30:.2f} GiB for every 1,000 texts"
+        f"{size / 2**20:,.1f} MiB for every 1,000 texts"
     )

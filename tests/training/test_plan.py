@@ -271,7 +271,7 @@ def test_disk_holds_checkpoints_and_the_teachers_outputs(plan):
     text = render_plan(*plan(*options))
     # 12 bytes for each of 568,805,377 parameters; 2 x 1,024 for each token and 4,096 for the text.
     assert "disk         2 checkpoints of 6.4 GiB in " in text
-    assert "the teacher's outputs in " in text and "up to 0.98 GiB for every 1,000 texts" in text
+    assert "the teacher's outputs in " in text and "up to 1,003.9 MiB for every 1,000 texts" in text
     assert "teacher's outputs" not in render_plan(*plan(*options, "teacher.cache=false"))
 
 
