@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import os
 import signal
 import threading
@@ -16,8 +15,6 @@ from composer.loggers import Logger
 from composer.utils import create_interval_scheduler, dist
 
 from bge_pruning.utils.run_log import SIGNALS, StoppedError
-
-log = logging.getLogger(__name__)
 
 STDERR = 2
 
@@ -86,9 +83,6 @@ class StopOnSignal(Algorithm):
             return
         self.stopping = self._anyone_told(state)
         self.told = self.told or self.stopping
-        if self.stopping and event == Event.BATCH_END:
-            name = SIGNALS[self.stopping]
-            log.info("%s: step %d is saved, then the run ends", name, step)
 
     def _anyone_told(self, state: State) -> int:
         if dist.get_world_size() == 1:

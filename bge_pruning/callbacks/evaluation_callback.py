@@ -70,6 +70,7 @@ class EvaluationCallback(Callback):
         self.max_length = max_length
         self.best = best
         self._started: float | None = None
+        self._announced = False
 
     def fit_start(self, state: State, logger: Logger) -> None:
         """Find the best score of a resumed run."""
@@ -78,17 +79,23 @@ class EvaluationCallback(Callback):
 
     def eval_before_all(self, state: State, logger: Logger) -> None:
         """Start the clock before Composer's evaluators."""
+        self._start(state)
+
+    def _start(self, state: State) -> None:
+        """Start the clock, and announce the first evaluation: it may take minutes."""
         self._started = time.monotonic()
+        if not self._announced and dist.get_global_rank() == 0:
+            log.info("step %d | evaluating", state.timestamp.batch.value)
+        self._announced = True
 
     def batch_checkpoint(self, state: State, logger: Logger) -> None:
         """Evaluate, log, and keep the checkpoint if it is the best."""
         if not is_due(self.interval, state):
             return
-        started, self._started = self._started, None
-        if started is None:  # without scored pairs Composer evaluates nothing
-            started = time.monotonic()
+        if self._started is None:  # without scored pairs Composer evaluates nothing
+            self._start(state)
         scores = {**_similarity(state), **self._retrieval(state)}
-        seconds = time.monotonic() - started
+        seconds, self._started = time.monotonic() - self._started, None
         logger.log_metrics({f"eval/{key}": value for key, value in scores.items()})
         logger.log_metrics({"eval/seconds": seconds})
         if dist.get_global_rank() == 0:

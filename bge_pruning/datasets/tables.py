@@ -236,8 +236,8 @@ def _column_order(first: list[str], layout: Layout, where: str) -> tuple[dict[st
             )
         if _is_word(first[-1]):  # in the place of a score
             raise ValueError(
-                f"{where}: names none of {', '.join(marks)}, and without a header the last column "
-                f"is a score, not '{first[-1][:40]}'. To fix, correct or remove the line. "
+                f"{where}: names no column {' or '.join(marks)}, and without a header the last "
+                f"column is a score, not '{first[-1][:40]}'. To fix, correct or remove the line. "
                 f"{_suggest_columns(first, layout)}"
             )
         return {name: index for index, name in enumerate(headerless)}, False

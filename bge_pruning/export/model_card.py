@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import re
 from functools import cache
 from pathlib import Path
@@ -34,8 +33,6 @@ from bge_pruning.utils.records import (
 if TYPE_CHECKING:
     from huggingface_hub import EvalResult
     from jinja2 import Template
-
-log = logging.getLogger(__name__)
 
 # Copies in the folder, which later cards are made from too; and what writes each of them.
 EVALUATION = "evaluation.json"
@@ -100,7 +97,6 @@ def write_model_card(
         if path is not None and path.resolve() != (folder / name).resolve():
             write_text(folder / name, path.read_text(encoding="utf-8"))
     write_text(folder / CARD, card)
-    log.info("wrote %s", folder / CARD)
     return folder / CARD
 
 

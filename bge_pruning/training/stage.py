@@ -240,7 +240,8 @@ def report(stage: Stage, inputs: Inputs, model: ComposerBGEM3, extract: str | No
         report_training(stage.config, model.l0_module, versions, ranks)
     if extract is not None:
         log.info("next: %s %s", extract, shlex.join(extraction_arguments(stage.config)))
-    if model.l0_module is not None:  # at last, because it is what matters
+    # At last, because it is what matters; in other workflows what follows says it.
+    if extract is not None and model.l0_module is not None:
         shape = model.l0_module.realised_shape()
         warn_if_far(compute_constraint_report(model.l0_module, shape))
 
@@ -331,8 +332,9 @@ def check_run_folder(config: Config) -> None:
     in_use = folder.exists() and (folder.is_file() or any(folder.iterdir()))
     replaceable = config.overwrite and (folder / RECORD).is_file()
     if in_use and not config.autoresume and not replaceable:
+        what = "holds a run already" if (folder / RECORD).is_file() else "is in use"
         raise FileExistsError(
-            f"{folder} is in use and is kept. To fix, set another run_name, autoresume=true "
+            f"{folder} {what} and is kept. To fix, set another run_name, autoresume=true "
             f"to resume it, or overwrite=true to start again (only if it holds a run)."
         )
 

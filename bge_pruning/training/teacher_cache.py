@@ -108,13 +108,13 @@ class CacheCost:
     def choose(self) -> tuple[bool, str]:
         """Choose whether to keep outputs, and say why."""
         if not self.missing:
-            return True, "they are on disk already"
+            return True, "they are there already"
         if self.size > DISK_SHARE * self.free:
             size, free = render_bytes(self.size), render_bytes(self.free)
             return False, f"they would take {size} of {free} free disk"
         repeats = self.drawn / self.missing
         shared = f", shared by {self.ranks} processes" if self.ranks > 1 else ""
-        why = f"in the steps it would be {repeats:.1f} times the work of making a cache{shared}"
+        why = f"the steps would embed {repeats:.1f} times the tokens of a cache{shared}"
         return self.missing * self.ranks <= (1.0 - LEAST_SAVING) * self.drawn, why
 
 
@@ -174,11 +174,12 @@ class TeacherTargets:
                 f"{free} free. To fix, free some, name another folder, or set teacher.cache=false."
             )
         chosen, why = cost.choose()
-        where = f"{cost.texts:,} texts on disk, {size} to write to {folder} ({free} free)"
+        written = f"{size} to write to {folder}, {free} free"
+        where = f"{cost.texts:,} texts on disk{f' ({written})' if cost.missing else ''}"
         log.info(
-            "teacher's outputs: %s (teacher.cache=%s)",
+            "teacher's outputs: %s; teacher.cache=%s",
             where if asked or chosen else "computed in every step",
-            "true" if asked else f"auto: {why}",
+            "true" if asked else f"auto, {why}",
         )
         if (asked or chosen) and cost.missing:
             self.teacher.encoder()  # if it cannot be read, that is said before the run has a folder

@@ -16,7 +16,7 @@ from bge_pruning.evaluation.tasks import Task, find_tasks
 from bge_pruning.export.extract import ExtractOptions, write_model
 from bge_pruning.export.extraction import Extraction, nested_extraction, start_extraction
 from bge_pruning.export.model_card import write_model_card
-from bge_pruning.export.pruning_record import MARKER, compute_constraint_report
+from bge_pruning.export.pruning_record import MARKER, compute_constraint_report, warn_if_far
 from bge_pruning.model_io.checkpoint import find_checkpoint, load_trained_model
 from bge_pruning.model_io.hub import fetch_model_folder
 from bge_pruning.models.encoder_shape import EncoderShape, count_parameters
@@ -141,6 +141,7 @@ def choose_members(run: Path, densities: Sequence[float], best: bool = False) ->
     gates = model.l0_module
     if gates is None:
         raise ValueError(f"{run}: is a run without gates. To fix, name a pruning run.")
+    warn_if_far(compute_constraint_report(gates, gates.realised_shape()))
     shapes = choose_nested_shapes(gates, densities)
     return [
         Member(

@@ -71,7 +71,7 @@ def test_scores_at_the_edges(write_pairs):
 
 FIX = " To fix, correct or remove the line"
 NO_HEADER = "has {} columns and no header, expected sentence1, sentence2, score"
-NO_SCORE = "names none of sentence1, and without a header the last column is a score,"
+NO_SCORE = "names no column sentence1, and without a header the last column is a score,"
 GERMAN = (
     "If it is a header (Satz1, Satz2, Wertung), add columns: {sentence1: Satz1, sentence2: Satz2, "
     "score: Wertung} to the source."

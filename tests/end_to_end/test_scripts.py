@@ -196,7 +196,7 @@ SOURCE = "data.%s=[{name: x, kind: %s, path: '%s'}]"
     [
         (SOURCE % ("train", "sts", "no.csv"), 1, r"no\.csv: no such file\. To fix, check the path"),
         (SOURCE % ("train", "sts", "b*.csv"), 1, r"b\*\.csv: fits no file\. To fix, check the pat"),
-        (SOURCE % ("eval", "sts", "wrong.csv"), 1, r"wrong\.csv:1: names none of sentence1, "),
+        (SOURCE % ("eval", "sts", "wrong.csv"), 1, r"wrong\.csv:1: names no column sentence1, "),
         (SOURCE % ("eval", "beir", "."), 1, r"corpus\.jsonl: no such file"),
         (SOURCE % ("train", "sts", "empty.csv"), 1, "x: holds no rows. To fix, ch"),
         (SOURCE % ("train", "sts", "."), 1, r"\.: is a folder, expected a f"),
@@ -357,6 +357,7 @@ def test_uploads_of_an_extraction_and_of_a_card(run, trained, pushed):
     pushed.clear()
     code, out, err = run("evaluate_model", "small", "--card")
     assert (code, out, pushed) == (0, "wrote small/README.md\n", []), err
+    assert "wrote" not in err  # it is said once
     code, out, _ = run("evaluate_model", "small", "--card", *hub)
     assert (code, out) == (0, "wrote small/README.md\nuploaded to https://hub/x\n")
     assert pushed == asked

@@ -361,7 +361,7 @@ def contents(folder: Path) -> dict[str, int]:
 
 def test_run_folder_in_use_is_replaced_only_if_asked_to(used, tmp_path, train_tiny):
     before = contents(used)
-    message = "is in use and is kept. To fix, set another run_name"
+    message = "holds a run already and is kept. To fix, set another run_name"
     with pytest.raises(FileExistsError, match=message):
         train_tiny(tmp_path)
     assert contents(used) == before

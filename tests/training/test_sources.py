@@ -267,7 +267,7 @@ ROW = '{"query": "a", "pos": ["b"], "neg": []'
             "sentences",
             "a.csv",
             "id,lang,body\n1,en,a cat\n",
-            "names none of s.* columns: {text: ...}",
+            "names no column s.* columns: {text: ...}",
         ),
     ],
 )

@@ -152,14 +152,14 @@ MILLION = 1_000_000
 @pytest.mark.parametrize(
     ("drawn", "missing", "size", "ranks", "keeps", "why"),
     [
-        (5, 1, 1, 1, True, "in the steps it would be 5.0 times the work of making a cache"),
-        (1.1, 1, 1, 1, False, "it would be 1.1 times the work of making a cache"),
+        (5, 1, 1, 1, True, "the steps would embed 5.0 times the tokens of a cache"),
+        (1.1, 1, 1, 1, False, "would embed 1.1 times the tokens of a cache"),
         (1.3, 1, 1, 1, True, "1.3 times"),
         # One process makes the cache, and eight share the steps.
-        (5, 1, 1, 8, False, "5.0 times the work of making a cache, shared by 8 processes"),
+        (5, 1, 1, 8, False, "5.0 times the tokens of a cache, shared by 8 processes"),
         (20, 1, 1, 8, True, ", shared by 8 processes"),
         (1.1, 0.1, 1, 1, True, "11.0 times"),  # most of it is there from another run
-        (1, 0, 0, 8, True, "they are on disk already"),
+        (1, 0, 0, 8, True, "they are there already"),
         (5, 1, 60, 1, False, "they would take 60.0 MB of 100 MB free disk"),
     ],
 )
@@ -182,13 +182,16 @@ def test_it_says_before_what_it_will_write(make, lines, monkeypatch):
     texts = sum(map(len, texts_on_disk(targets)))
     folder = targets.config.data.processed_folder
     assert (
-        f"{texts} texts on disk, {render_bytes(written)} to write to {folder} (12.3 MB free)"
-        in before
+        f"{texts} texts on disk ({render_bytes(written)} to write to {folder}, 12.3 MB free); "
+        "teacher.cache=auto, the steps would embed "
+    ) in before
+    assert make("max_duration=40ba", "teacher.cache=auto").decide()
+    assert lines()[-1].endswith(
+        f"{texts} texts on disk; teacher.cache=auto, they are there already"
     )
-    assert "(teacher.cache=auto: in the steps it would be " in before
     again = make("max_duration=2ba", f"data.processed_folder={folder}-new")
     assert not again.decide()
-    assert "computed in every step (teacher.cache=auto: in the steps it would be 1." in lines()[-1]
+    assert "computed in every step; teacher.cache=auto, the steps would embed 1." in lines()[-1]
 
 
 def test_a_disk_without_room_is_refused_before_the_run(make, monkeypatch):

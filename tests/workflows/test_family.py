@@ -72,8 +72,9 @@ def test_the_smaller_one_is_cut_from_the_recovered_larger_one(sizes):
     assert not torch.equal(recovered, unrecovered)
 
 
-def test_the_record_counts_in_the_unpruned_models_numbering(sizes, pruned):
+def test_the_record_counts_in_the_unpruned_models_numbering(sizes, pruned, messages):
     members = choose_members(pruned, DENSITIES)
+    assert sum("gates were far from what is cut" in text for text in messages.messages) == 1
     for folder, member in zip(sizes, members, strict=True):
         info = read_json(folder / "model" / MARKER)
         assert info["kept"] == member.keep.as_dict()

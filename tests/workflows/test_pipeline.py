@@ -533,7 +533,7 @@ def test_all_ranks_meet_at_the_same_places_and_one_writes(rank_calls, tmp_path):
 
 @pytest.mark.parametrize("step", [1, 6])  # of four steps of pruning and three of recovery
 def test_a_pipeline_that_was_stopped_goes_on(
-    step, finished_pipeline, make_yaml, sts_csv, tmp_path, monkeypatch
+    step, finished_pipeline, make_yaml, sts_csv, tmp_path, monkeypatch, messages
 ):
     yaml, plan, begun = str(make_yaml(tmp_path)), EvaluationPlan([str(sts_csv)]), []
     original = DataCallback.batch_start
@@ -550,7 +550,9 @@ def test_a_pipeline_that_was_stopped_goes_on(
         with pytest.raises(StoppedError, match=message):
             run_pipeline([yaml], PIPELINE, plan)
     assert len(begun) == step
+    messages.clear()
     run_pipeline([yaml], [*PIPELINE, "autoresume=true"], plan)
+    assert sum("gates were far from what is cut" in text for text in messages.messages) == 1
     results = tmp_path / "results" / "tiny"
     assert tree(results) == tree(finished_pipeline.results)
     models = [
