@@ -174,7 +174,8 @@ class ContrastiveDataset(Dataset):
             raise ValueError(
                 f"data.negatives is {negatives}, but {without} of {len(rows)} rows have no neg. To "
                 f"fix, set it to 0 (the other passages of a batch still are negatives), give every "
-                f"row a neg, or set negatives or mined_negatives of the source."
+                f"row a neg, set negatives or mined_negatives of the source, or raise its "
+                f"mining_margin."
             )
         unscored = int(np.isnan(rows.scores[rows.roles > 0]).sum())
         if scored and unscored:

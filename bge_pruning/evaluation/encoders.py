@@ -22,7 +22,11 @@ from bge_pruning.model_io.hub import (
     no_loading_bars,
     refuse_adapter,
 )
-from bge_pruning.model_io.model_files import ForeignModelError, read_json
+from bge_pruning.model_io.model_files import (
+    ForeignModelError,
+    check_prompts_are_pooled,
+    read_json,
+)
 from bge_pruning.model_io.pretrained import BaseModel, load_base_model, read_shape
 from bge_pruning.model_io.projection import read_projection
 from bge_pruning.models.encoder_shape import count_parameters as count_shape
@@ -209,6 +213,7 @@ def _load(name: str, device: str, max_length: int | None, batch_size: int) -> An
         return TextEncoder(load_checkpoint(path), device, max_length, batch_size)
     folder = fetch_model_folder(name)
     _check_folder(folder)
+    check_prompts_are_pooled(folder)
     config = read_json(encoder_folder(folder) / "config.json")
     if config.get("model_type") in ("xlm-roberta", "bert"):
         try:

@@ -29,7 +29,8 @@ def add_projection(
 ) -> Projection | None:
     """Add the Dense module that brings dense vectors back to the unpruned model's dimensions.
 
-    The map is fitted on files of texts; without any it puts zeros where a dimension is gone.
+    The map is fitted on files of texts, with each of the model's prompts for queries and passages;
+    without any it puts zeros where a dimension is gone.
     Returns ``None`` if the model has all dimensions and there is nothing to add.
 
     Raises:
@@ -70,7 +71,7 @@ def add_projection(
 def _fit(folder: Path, info: PruningRecord, texts: Sequence[str]) -> Tensor:
     source = info.source
     log.info("fitting the map on %d texts of %s", len(texts), source.base_model)
-    pruned = _embed(load_base_model(str(folder)), texts)
+    pruned = load_base_model(str(folder))
     base = load_base_model(source.base_model, source.revision, info.pooling)
     size = info.source_shape.hidden_size
     if base.shape.hidden_size != size:
@@ -78,7 +79,15 @@ def _fit(folder: Path, info: PruningRecord, texts: Sequence[str]) -> Tensor:
             f"{source.base_model} has {base.shape.hidden_size} dimensions, but the model that "
             f"was pruned had {size}. To fix, put that model there again, or leave --fit-texts out."
         )
-    return fit_projection(pruned, _embed(base, texts), info.kept.hidden)
+    texts = _with_prompts(texts, base)
+    return fit_projection(_embed(pruned, texts), _embed(base, texts), info.kept.hidden)
+
+
+def _with_prompts(texts: Sequence[str], base: BaseModel) -> list[str]:
+    """Each text as it is embedded in use: as a query, as a passage, and with a default prompt."""
+    query, passage, default = (model_files.find_prompt(base.prompts, r) for r in model_files.PROMPT_NAMES)
+    prompts = dict.fromkeys([query, passage, *filter(None, [default])])
+    return [prompt + text for prompt in prompts for text in texts]
 
 
 def _embed(base: BaseModel, texts: Sequence[str]) -> np.ndarray:

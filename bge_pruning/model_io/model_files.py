@@ -181,6 +181,7 @@ def shape_from_config(
 
 def read_pooling(folder: Path) -> str:
     """Pooling named by the folder's sentence-transformers files, ``"cls"`` if there are none."""
+    check_prompts_are_pooled(folder)
     path = folder / "1_Pooling" / "config.json"
     config = read_json(path, {})
     named = [k for k, v in config.items() if k.startswith("pooling_mode_") and v]
@@ -199,6 +200,21 @@ def read_pooling(folder: Path) -> str:
             f"model.pooling to the one that the model was trained with, or choose another model."
         )
     return poolings[tuple(named)]
+
+
+def check_prompts_are_pooled(folder: Path) -> None:
+    """Refuse a model whose dense vectors leave the tokens of a prompt out.
+
+    Raises:
+        ValueError: If its sentence-transformers files say so.
+    """
+    path = folder / "1_Pooling" / "config.json"
+    if not (given := read_json(path, {}).get("include_prompt", True)):
+        raise ValueError(
+            f"{path}: include_prompt is {show(given)}: sentence-transformers leaves the tokens of "
+            f"a prompt out of the dense vector, which is not done here. To fix, set it to true to "
+            f"have them in it, or choose another model."
+        )
 
 
 def read_max_seq_length(folder: Path, config: dict[str, Any]) -> int:
@@ -221,10 +237,21 @@ def _read_settings(folder: Path) -> _Settings:
 
 
 def read_prompts(folder: Path) -> dict[str, Any]:
-    """Read the prompts that sentence-transformers writes before a text."""
+    """Read the prompts that sentence-transformers writes before a text.
+
+    Raises:
+        ValueError: If the default prompt is none of them.
+    """
     path = folder / "config_sentence_transformers.json"
     config = parse_record(read_json(path, {}), Prompts, str(path), "copy it again")
-    return {"prompts": config.prompts or {}, "default_prompt_name": config.default_prompt_name}
+    prompts, default = config.prompts or {}, config.default_prompt_name
+    if default is not None and default not in prompts:
+        raise ValueError(
+            f"{path}: default_prompt_name is {show(default)}, which is none of prompts "
+            f"({', '.join(prompts) or 'empty'}): sentence-transformers does not load such a "
+            f"folder. To fix, add that prompt, or set default_prompt_name to null."
+        )
+    return {"prompts": prompts, "default_prompt_name": default}
 
 
 def find_prompt(config: Mapping[str, Any], role: str, tasks: Sequence[str] = ()) -> str:

@@ -20,6 +20,7 @@ from bge_pruning.export.folder_check import FolderError, check_folder
 from bge_pruning.export.keep_dimension import add_projection
 from bge_pruning.export.validation import ValidationError
 from bge_pruning.export.vocabulary_texts import VocabularyRequest
+from bge_pruning.model_io.pretrained import BaseModel
 from bge_pruning.models.encoder_shape import EncoderShape
 from bge_pruning.utils.records import PruningRecord
 from tests.common.trainings import extract_json as extract
@@ -153,6 +154,36 @@ def test_a_map_fitted_on_texts_comes_nearer(
         vectors = SentenceTransformer(str(tmp_path / name), device="cpu").encode(lines)
         cosines[name] = float((vectors * original).sum(axis=1).mean())
     assert cosines["fitted"] > cosines["selection"] + 0.01
+
+
+@pytest.mark.parametrize(
+    ("prompts", "default", "expected"),
+    [
+        ({}, None, ["a", "b"]),
+        ({"query": "q: ", "passage": "p: "}, None, ["q: a", "q: b", "p: a", "p: b"]),
+        ({"query": "q: "}, None, ["q: a", "q: b", "a", "b"]),  # passages have none
+        ({"x": "x: "}, "x", ["a", "b", "x: a", "x: b"]),
+    ],
+)
+def test_a_map_is_fitted_to_texts_as_they_are_embedded(
+    prompts, default, expected, metadata, save_run, source_folder, tmp_path, monkeypatch
+):
+    """With the prompts of the model; the map is used by its queries and passages."""
+    texts = {"prompts": prompts, "default_prompt_name": default}
+    (source_folder / "config_sentence_transformers.json").write_text(json.dumps(texts))
+    seen = []
+
+    def embed(base: BaseModel, lines: list[str]) -> np.ndarray:
+        seen.append(lines)
+        return np.eye(32, base.dense_size(), dtype=np.float32)
+
+    monkeypatch.setattr(keep_dimension, "_embed", embed)
+    path = tmp_path / "fit.txt"
+    path.write_text("a\nb\n")
+    run = save_run(replace(metadata, base_model=str(source_folder), prompts=texts))
+    options = ExtractOptions(keep_dimension=True, fit_texts=(str(path),))
+    extract(run, tmp_path / "small", options=options)
+    assert seen == [expected, expected]
 
 
 def test_a_source_of_another_size_or_with_a_map_of_its_own(

@@ -447,6 +447,23 @@ def test_settings_of_another_kind(name, content, message, bge_m3):
         load_base_model(str(bge_m3))
 
 
+def test_a_prompt_that_sentence_transformers_would_treat_otherwise(bge_m3):
+    """It does not load a default that is not there, and may leave prompts out of the mean."""
+    prompts = bge_m3 / "config_sentence_transformers.json"
+    write_json(prompts, {"default_prompt_name": "query"})
+    message = r'default_prompt_name is "query", which is none of prompts \(empty\).* To fix, add'
+    with pytest.raises(ValueError, match=message):
+        load_base_model(str(bge_m3))
+    write_json(prompts, {"prompts": {"query": "q: "}, "default_prompt_name": "query"})
+    assert load_base_model(str(bge_m3)).prompts["default_prompt_name"] == "query"
+    (bge_m3 / "1_Pooling").mkdir(exist_ok=True)
+    write_json(bge_m3 / "1_Pooling" / "config.json", {"include_prompt": False})
+    write_json(bge_m3 / "modules.json", [])
+    for load in (load_base_model, load_encoder):
+        with pytest.raises(ValueError, match=r"include_prompt is false: .* To fix, set it to true"):
+            load(str(bge_m3))
+
+
 def test_missing_files_and_sizes_are_named(e5, tmp_path):
     def refused(message: str, read=lambda folder: load_base_model(str(folder)), folder=e5):
         with pytest.raises((FileNotFoundError, ValueError), match=message):
