@@ -85,7 +85,9 @@ def _fit(folder: Path, info: PruningRecord, texts: Sequence[str]) -> Tensor:
 
 def _with_prompts(texts: Sequence[str], base: BaseModel) -> list[str]:
     """Each text as it is embedded in use: as a query, as a passage, and with a default prompt."""
-    query, passage, default = (model_files.find_prompt(base.prompts, r) for r in model_files.PROMPT_NAMES)
+    query, passage, default = (
+        model_files.find_prompt(base.prompts, r) for r in model_files.PROMPT_NAMES
+    )
     prompts = dict.fromkeys([query, passage, *filter(None, [default])])
     return [prompt + text for prompt in prompts for text in texts]
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
+from itertools import chain
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -266,12 +267,14 @@ def find_prompt(config: Mapping[str, Any], role: str, tasks: Sequence[str] = ())
     Args:
         config: As :func:`read_prompts` gives it; what it has under ``given``, by role, comes first.
         role: ``query``, ``passage``, or ``text`` for a text that is neither.
-        tasks: Names of the task, the most special first, such as its own and that of its type.
+        tasks: Names of the task, the most special first, such as its own and that of its type. A
+            name such as ``query``, of a local file or folder, is no task's.
     """
     if role in (given := config.get("given") or {}):
         return given[role]
     prompts, names = config.get("prompts") or {}, PROMPT_NAMES[role]
-    for task in (*tasks, ""):
+    roles = {"", *chain.from_iterable(PROMPT_NAMES.values())}
+    for task in (*(task for task in tasks if task not in roles), ""):
         of_role = [f"{task}-{name}" if task else name for name in names]
         for choice in (of_role, [task] if task else []):
             if found := [prompts[name] for name in choice if name in prompts]:

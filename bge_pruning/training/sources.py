@@ -166,8 +166,7 @@ def build_source(
         counts = (texts.truncated, len(texts), limit)
         log.info("%s: %d of %d texts cut at %d tokens", source.name, *counts)
     if base.prompts.get("prompts") or source.prompts:
-        shown = " and ".join(f"'{p}' to a {r}" for r, p in resolve_prompts(source, base).items())
-        log.info("%s: adds %s", source.name, shown)
+        _report_prompts(source, base)
     if source.replaced_tokens:
         texts = _replace_tokens(source, config, base, texts)
     if source.kind == "sentences":
@@ -192,6 +191,8 @@ def build_source(
         path = Path(config.data.processed_folder) / f"negatives-{key}.npy"
         mined = _mine(source, corpus, (queries, own), embed, path)
         queries = contrastive.add_negatives(queries, mined)
+        if config.data.negatives_of(source):
+            queries = _with_any(source, queries)
     # A source without any scores has other losses; some missing scores are a mistake.
     scored = config.loss.score_distillation > 0 and not np.isnan(queries.scores).all()
     negatives = config.data.negatives_of(source)
@@ -203,6 +204,34 @@ def build_source(
         )
     except ValueError as error:
         raise ConfigError(f"{source.name}: {error}") from None
+
+
+def _report_prompts(source: SourceConfig, base: BaseModel) -> None:
+    prompts, own = resolve_prompts(source, base), base.prompts.get("prompts") or {}
+    shown = " and ".join(
+        f"'{p}' to a {r}" if p else f"nothing to a {r}" for r, p in prompts.items()
+    )
+    log.info("%s: adds %s", source.name, shown)
+    if foreign := sorted({p for p in source.prompts.values() if p} - set(own.values())):
+        log.warning(
+            "%s: the files of %s do not name the prompt '%s', so the finished model will not know "
+            "it, and may be trimmed of its tokens. To fix, write it into "
+            "config_sentence_transformers.json there.",
+            *(source.name, base.name, foreign[0]),
+        )
+
+
+def _with_any(source: SourceConfig, queries: RowTable) -> RowTable:
+    """The queries that have negatives, if some have: others would end the run."""
+    alone = np.diff(queries.starts) == 1 + queries.positives
+    if not alone.any() or alone.all():
+        return queries
+    log.warning(
+        "%s: %d of %d queries are left out, as mining found no negative of theirs. To fix, raise "
+        "mining_margin of the source, which is %g.",
+        *(source.name, alone.sum(), len(queries), source.mining_margin),
+    )
+    return queries.select(~alone)
 
 
 def _replace_tokens(
@@ -255,5 +284,6 @@ def _mine(
 
     mined = cached_negatives(path, compute)
     if short := int((mined < 0).any(axis=1).sum()):
-        log.warning("%s: %d queries got fewer mined negatives", source.name, short)
+        counts = short, len(mined), settings[0]
+        log.warning("%s: %d of %d queries got fewer than %d mined negatives", source.name, *counts)
     return mined

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 import shutil
 import time
 from collections.abc import Sequence
@@ -94,7 +95,7 @@ class CacheCost:
         missing: Tokens that it embeds to make the cache.
         texts: How many different texts are drawn.
         size: Bytes that the cache has yet to write.
-        free: Bytes that are free on the disk.
+        free: Bytes that may be written to the disk.
         ranks: Processes that share the steps, while one of them makes the cache.
     """
 
@@ -111,7 +112,7 @@ class CacheCost:
             return True, "they are there already"
         if self.size > DISK_SHARE * self.free:
             size, free = render_bytes(self.size), render_bytes(self.free)
-            return False, f"they would take {size} of {free} free disk"
+            return False, f"they would take {size} of {free} free to write"
         repeats = self.drawn / self.missing
         shared = f", shared by {self.ranks} processes" if self.ranks > 1 else ""
         why = f"the steps would embed {repeats:.1f} times the tokens of a cache{shared}"
@@ -171,7 +172,8 @@ class TeacherTargets:
         if asked and cost.size > cost.free:
             raise ConfigError(
                 f"teacher.cache=true needs {size} in data.processed_folder {folder}, which has "
-                f"{free} free. To fix, free some, name another folder, or set teacher.cache=false."
+                f"{free} free to write. To fix, free some, name another folder, or set "
+                f"teacher.cache=false."
             )
         chosen, why = cost.choose()
         written = f"{size} to write to {folder}, {free} free"
@@ -197,7 +199,7 @@ class TeacherTargets:
             size += compute_cache_bytes(len(cache.missing(numbers)), tokens, self.names, *widths)
         folder = Path(self.config.data.processed_folder).absolute()
         there = next(place for place in (folder, *folder.parents) if place.exists())
-        free = shutil.disk_usage(there).free
+        free = shutil.disk_usage(there).free if os.access(there, os.W_OK) else 0
         return CacheCost(drawn, missing, texts, size, free, dist.get_world_size())
 
     def _draws(self, first: int, end: int) -> list[tuple[np.ndarray, np.ndarray]]:

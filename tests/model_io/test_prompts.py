@@ -29,6 +29,9 @@ SCIFACT = ("SciFact", "Retrieval")
         ({**E5, **TASKS}, None, "passage", SCIFACT, "sd: "),
         ({**E5, **TASKS}, None, "passage", ("NFCorpus", "Retrieval"), "r: "),
         ({**E5, **TASKS}, None, "passage", ("Quora", "Clustering"), "passage: "),
+        # A local folder query/, and a local file passage.csv.
+        (E5, None, "passage", ("query", "Retrieval"), "passage: "),
+        (E5, None, "text", ("passage", "STS"), ""),
     ],
 )
 def test_a_prompt_is_found_by_task_role_or_default(prompts, default, role, tasks, found):

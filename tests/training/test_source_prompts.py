@@ -91,6 +91,16 @@ def test_a_default_prompt_is_for_texts_without_a_role(build, prompted):
     assert texts_of(dataset.texts, base) == ["reads a cat"]
 
 
+@pytest.mark.parametrize(("prompt", "named"), [("red ", False), ("sings ", True), ("", True)])
+def test_a_prompt_that_the_model_will_not_know_is_named(prompt, named, build, prompted, messages):
+    """What is extracted has the prompts of the model's files, and keeps the tokens of these."""
+    messages.set_level("INFO")
+    build(prompted, "contrastive", "pairs.csv", f"prompt: '{prompt}'")
+    shown = f"'{prompt}'" if prompt else "nothing"
+    assert f"x: adds {shown} to a query and 'reads ' to a passage" in messages.text
+    assert (f"do not name the prompt '{prompt}', so the finished" in messages.text) is not named
+
+
 def test_a_row_has_its_own_prompt_or_says_that_there_is_none(build, prompted):
     dataset, _ = build(prompted, "contrastive", "contrastive.jsonl")
     queries = texts_of(dataset.texts, prompted)

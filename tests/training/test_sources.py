@@ -153,6 +153,17 @@ def test_a_querys_own_passage_is_neither_mined_nor_a_negative(configure, collect
     assert own in dataset[0]["positive_texts"]
 
 
+def test_a_query_without_any_mined_negative_is_left_out(configure, collection, messages):
+    """One of many must not end the run, after everything was embedded."""
+    config = configure(source("beir", collection, "mined_negatives: 3, negatives: 1"))
+    # All passages are as near as the positive. The second query has a negative that is given.
+    alike = lambda texts, numbers: np.full((len(numbers), 4), 0.5, np.float32)  # noqa: E731
+    dataset = build(config, alike)
+    assert texts_of(dataset, 0, config)[0] == "a woman" and len(dataset) == 1
+    message = "1 of 2 queries are left out, as mining found no negative of theirs. To fix, raise mi"
+    assert message in messages.text
+
+
 def test_mined_negatives_are_used_in_training(configure, collection):
     mining = "mined_negatives: 2, mining_margin: 1.0, negatives: 1, in_batch_negatives: false"
     loss = ONLY + " contrastive: 1.0}"

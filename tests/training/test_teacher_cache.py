@@ -160,7 +160,7 @@ MILLION = 1_000_000
         (20, 1, 1, 8, True, ", shared by 8 processes"),
         (1.1, 0.1, 1, 1, True, "11.0 times"),  # most of it is there from another run
         (1, 0, 0, 8, True, "they are there already"),
-        (5, 1, 60, 1, False, "they would take 60.0 MB of 100 MB free disk"),
+        (5, 1, 60, 1, False, "they would take 60.0 MB of 100 MB free to write"),
     ],
 )
 def test_auto_chooses_by_cost(drawn, missing, size, ranks, keeps, why):
@@ -197,11 +197,23 @@ def test_it_says_before_what_it_will_write(make, lines, monkeypatch):
 def test_a_disk_without_room_is_refused_before_the_run(make, monkeypatch):
     monkeypatch.setattr(teacher_cache.shutil, "disk_usage", lambda _: SimpleNamespace(free=999))
     assert not make("max_duration=40ba").decide()
-    message = (
-        r"teacher\.cache=true needs .* kB in data\.processed_folder .*, which has 1.00 kB free\. "
-    )
-    with pytest.raises(ConfigError, match=message + r"To fix, free some, .*teacher\.cache=false"):
+    message = r"teacher\.cache=true needs .* kB in data\.processed_folder .*, which has 1.00 kB fre"
+    message += r"e to write\. To fix, free some, .*teacher\.cache=false"
+    with pytest.raises(ConfigError, match=message):
         make("max_duration=40ba", CACHED).decide()
+
+
+def test_a_folder_that_may_only_be_read(make, lines, monkeypatch):
+    """What is there is used; what would have to be written is computed in the steps."""
+    monkeypatch.setattr(teacher_cache.os, "access", lambda *_: False)
+    assert not make("max_duration=40ba").decide()
+    assert "of 0.00 kB free to write" in lines()[-1]
+    monkeypatch.setattr(teacher_cache.os, "access", lambda *_: True)
+    targets = make("max_duration=40ba", CACHED)
+    targets.decide()
+    targets.prepare()
+    monkeypatch.setattr(teacher_cache.os, "access", lambda *_: False)
+    assert make("max_duration=40ba").decide()
 
 
 def test_hidden_states_and_false_are_computed_in_the_step(make, lines):
