@@ -75,7 +75,21 @@ def resolve_prompts(source: SourceConfig, base: BaseModel) -> dict[str, str]:
 
 
 def _prompted(read: ReadRows, prompts: Mapping[str, str]) -> ReadRows:
-    return lambda bad: (row.with_prompts(prompts) for row in read(bad))
+    def rows(bad: BadRows) -> Iterable[Row]:
+        count = twice = 0
+        for row in read(bad):
+            given = row.with_prompts(prompts)
+            before = (given.prompt, *(given.others_prompt for _ in row.others))
+            count += 1
+            twice += any(p and t.startswith(p) for p, t in zip(before, row.words, strict=True))
+            yield given
+        if 2 * twice > count:
+            bad.notes.append(
+                f"{twice:,} of {count:,} rows begin with their prompt already, which they now have "
+                f"twice. To fix, remove it from the file, or set the prompts of the source to ''."
+            )
+
+    return rows
 
 
 def source_reader(source: SourceConfig) -> tuple[ReadRows, object]:

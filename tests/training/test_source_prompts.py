@@ -91,6 +91,27 @@ def test_a_default_prompt_is_for_texts_without_a_role(build, prompted):
     assert texts_of(dataset.texts, base) == ["reads a cat"]
 
 
+@pytest.mark.parametrize(
+    ("name", "more", "said"),
+    [
+        ("written.jsonl", "", True),  # a file made for E5
+        ("written.jsonl", "prompt: {query: '', passage: ''}", False),
+        ("contrastive.jsonl", "", False),
+        ("contrastive.jsonl", "prompt: 'a f'", False),  # one of three, by chance
+    ],
+)
+def test_a_prompt_that_a_file_holds_already_is_named(
+    name, more, said, build, prompted, files, messages
+):
+    rows = [{"query": "sings a cat", "pos": ["reads a dog"], "neg": []}] * 2
+    (files / "written.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    for _ in range(2):  # read, then from the cache
+        messages.clear()
+        build(prompted, "contrastive", name, more)
+        assert ("2 of 2 rows begin with their prompt already" in messages.text) is said
+        assert ("with their prompt" in messages.text) is said
+
+
 @pytest.mark.parametrize(("prompt", "named"), [("red ", False), ("sings ", True), ("", True)])
 def test_a_prompt_that_the_model_will_not_know_is_named(prompt, named, build, prompted, messages):
     """What is extracted has the prompts of the model's files, and keeps the tokens of these."""
