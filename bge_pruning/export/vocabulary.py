@@ -94,7 +94,7 @@ def choose_vocabulary(
     special |= set(_config_ids(tokenizer, base.hf_config).values())
     ordinary = {name: _without(values, special) for name, values in counts.items()}
     scripts = _kept_scripts(tokenizer, ordinary)
-    required = special | _prompt_ids(base) | _needed_pieces(tokenizer, scripts)
+    required = special | prompt_ids(base) | _needed_pieces(tokenizer, scripts)
     if size is not None and size < len(required):
         raise ValueError(
             f"vocabulary_size {size} is below the {len(required)} tokens that must stay: special "
@@ -158,7 +158,7 @@ def _config_ids(tokenizer: TokenizerContent, hf_config: dict[str, Any]) -> dict[
     return ids
 
 
-def _prompt_ids(base: BaseModel) -> set[int]:
+def prompt_ids(base: BaseModel) -> set[int]:
     """Tokens of the model's prompts, which are in front of every text but in no corpus."""
     from tokenizers import Tokenizer
 

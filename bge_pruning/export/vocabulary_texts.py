@@ -15,7 +15,12 @@ import numpy as np
 from bge_pruning.datasets.embedding_dataset import TokenizedTexts, tokenize
 from bge_pruning.datasets.sts_dataloader import read_sentences
 from bge_pruning.datasets.tables import HUB, Table, table_paths
-from bge_pruning.export.vocabulary import KeptVocabulary, check_trimmable, choose_vocabulary
+from bge_pruning.export.vocabulary import (
+    KeptVocabulary,
+    check_trimmable,
+    choose_vocabulary,
+    prompt_ids,
+)
 from bge_pruning.model_io.pretrained import BaseModel
 from bge_pruning.model_io.vocabulary_files import read_tokenizer, rewrite_tokenizer_files
 from bge_pruning.models.encoder_shape import EncoderShape, count_parameters
@@ -80,12 +85,27 @@ def choose_for_texts(base: BaseModel, request: VocabularyRequest) -> tuple[KeptV
     counts = {path: count_tokens(path, tokenizer) for path in corpora.chosen}
     for path, values in counts.items():
         _warn_if_small(path, values)
-    keep = choose_vocabulary(base, counts, request.size)
+    keep = choose_vocabulary(base, counts | _after_prompts(base, tokenizer, corpora), request.size)
     if len(keep) == (tokens := tokenizer.get_vocab_size()):
         log.info("all %d tokens are kept: the texts need every one", tokens)
     elif request.size is not None and len(keep) < request.size:
         log.info("%d tokens are kept, not %d: the texts have no more", len(keep), request.size)
     return keep, corpora
+
+
+def _after_prompts(
+    base: BaseModel, tokenizer: Tokenizer, corpora: Corpora
+) -> dict[str, np.ndarray]:
+    """Counts, as :func:`count_tokens`, of texts behind prompts that do not end with a space.
+
+    Their first words have other tokens there: no piece begins with a space.
+    """
+    known, counts = sorted(prompt_ids(base)), {}
+    for prompt in set((base.prompts.get("prompts") or {}).values()) - {""}:
+        if not prompt[-1].isspace():
+            counts[prompt] = sum(count_tokens(path, tokenizer, prompt) for path in corpora.chosen)
+            counts[prompt][known] = 0  # the prompt itself says nothing of the texts
+    return counts
 
 
 def find_corpora(request: VocabularyRequest) -> Corpora:
@@ -147,12 +167,16 @@ def _batches(path: str, limit: int | None = None) -> Iterator[list[str]]:
         batch = list(islice(texts, CHUNK))
 
 
-def count_tokens(path: str, tokenizer: Tokenizer) -> np.ndarray:
-    """How often each id occurs in a corpus, which may be larger than the memory; int64."""
+def count_tokens(path: str, tokenizer: Tokenizer, prompt: str = "") -> np.ndarray:
+    """How often each id occurs in a corpus, which may be larger than the memory; int64.
+
+    The ``prompt`` is written before every text.
+    """
     size = max(tokenizer.get_vocab().values()) + 1
     counts = np.zeros(size, np.int64)
     for batch in _batches(path):
-        counts += np.bincount(tokenize(batch, tokenizer).ids, minlength=size)
+        texts = [prompt + text for text in batch]
+        counts += np.bincount(tokenize(texts, tokenizer).ids, minlength=size)
     return counts
 
 

@@ -2,6 +2,7 @@
 
 import gzip
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -82,6 +83,24 @@ def test_pieces_of_a_corpus_add_up(base, tmp_path, monkeypatch, chunk):
     expected = count_tokens(path, plain_tokenizer(base.tokenizer_files))
     monkeypatch.setattr(vocabulary_texts, "CHUNK", chunk)
     assert count_tokens(path, plain_tokenizer(base.tokenizer_files)).tolist() == expected.tolist()
+
+
+@pytest.mark.parametrize("prompt", ["查询：", "Frage:", "query: "])
+def test_texts_keep_their_tokens_after_a_prompt(prompt, unigram, tmp_path):
+    """After one that does not end with a space, such as that of BGE in Chinese, they begin so."""
+    base = replace(unigram, prompts={"prompts": {"query": prompt}, "default_prompt_name": None})
+    lines = ["Prime ministers often speak", "Die Regierung spricht", "Question", "the house"]
+    path = tmp_path / "texts.txt"
+    path.write_text("\n".join(lines))
+    keep, _ = choose_for_texts(base, VocabularyRequest((str(path),)))
+    whole, trimmed = (
+        Tokenizer.from_str(model.tokenizer_files["tokenizer.json"].decode())
+        for model in (base, trim_vocabulary(base, keep))
+    )
+    assert len(keep) < 3000  # a prompt in Chinese is no corpus in Chinese
+    for line in lines:
+        ids = trimmed.encode(prompt + line).ids
+        assert keep.old_ids[ids].tolist() == whole.encode(prompt + line).ids
 
 
 def test_all_kinds_of_files_are_read(base, tmp_path):
