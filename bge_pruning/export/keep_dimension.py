@@ -5,8 +5,9 @@ from __future__ import annotations
 import gc
 import logging
 import shutil
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from torch import Tensor
@@ -15,6 +16,7 @@ from bge_pruning.datasets.sts_dataloader import read_texts
 from bge_pruning.evaluation.text_encoder import TextEncoder
 from bge_pruning.export.validation import TOLERANCE, ValidationError, sentence_vectors
 from bge_pruning.model_io import model_files
+from bge_pruning.model_io.model_files import PROMPT_NAMES, find_prompt
 from bge_pruning.model_io.model_folder import write_sentence_transformers_files
 from bge_pruning.model_io.pretrained import BaseModel, load_base_model
 from bge_pruning.model_io.projection import compute_selection, fit_projection, project
@@ -71,7 +73,8 @@ def add_projection(
 def _fit(folder: Path, info: PruningRecord, texts: Sequence[str]) -> Tensor:
     source = info.source
     log.info("fitting the map on %d texts of %s", len(texts), source.base_model)
-    pruned = load_base_model(str(folder))
+    texts = _with_prompts(texts, model_files.read_prompts(folder))
+    pruned = _embed(load_base_model(str(folder)), texts)
     base = load_base_model(source.base_model, source.revision, info.pooling)
     size = info.source_shape.hidden_size
     if base.shape.hidden_size != size:
@@ -79,17 +82,13 @@ def _fit(folder: Path, info: PruningRecord, texts: Sequence[str]) -> Tensor:
             f"{source.base_model} has {base.shape.hidden_size} dimensions, but the model that "
             f"was pruned had {size}. To fix, put that model there again, or leave --fit-texts out."
         )
-    texts = _with_prompts(texts, base)
-    return fit_projection(_embed(pruned, texts), _embed(base, texts), info.kept.hidden)
+    return fit_projection(pruned, _embed(base, texts), info.kept.hidden)
 
 
-def _with_prompts(texts: Sequence[str], base: BaseModel) -> list[str]:
+def _with_prompts(texts: Sequence[str], config: Mapping[str, Any]) -> list[str]:
     """Each text as it is embedded in use: as a query, as a passage, and with a default prompt."""
-    query, passage, default = (
-        model_files.find_prompt(base.prompts, r) for r in model_files.PROMPT_NAMES
-    )
-    prompts = dict.fromkeys([query, passage, *filter(None, [default])])
-    return [prompt + text for prompt in prompts for text in texts]
+    query, passage, default = (find_prompt(config, role) for role in PROMPT_NAMES)
+    return [p + t for p in dict.fromkeys([query, passage, default or query]) for t in texts]
 
 
 def _embed(base: BaseModel, texts: Sequence[str]) -> np.ndarray:

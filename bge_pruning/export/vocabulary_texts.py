@@ -168,10 +168,7 @@ def _batches(path: str, limit: int | None = None) -> Iterator[list[str]]:
 
 
 def count_tokens(path: str, tokenizer: Tokenizer, prompt: str = "") -> np.ndarray:
-    """How often each id occurs in a corpus, which may be larger than the memory; int64.
-
-    The ``prompt`` is written before every text.
-    """
+    """How often each id occurs in a corpus, whose texts follow the prompt; int64."""
     size = max(tokenizer.get_vocab().values()) + 1
     counts = np.zeros(size, np.int64)
     for batch in _batches(path):

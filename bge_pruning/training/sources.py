@@ -79,14 +79,13 @@ def _prompted(read: ReadRows, prompts: Mapping[str, str]) -> ReadRows:
         count = twice = 0
         for row in read(bad):
             given = row.with_prompts(prompts)
-            before = (given.prompt, *(given.others_prompt for _ in row.others))
             count += 1
-            twice += any(p and t.startswith(p) for p, t in zip(before, row.words, strict=True))
+            twice += bool(given.prompt) and row.text.startswith(given.prompt)
             yield given
         if 2 * twice > count:
             bad.notes.append(
-                f"{twice:,} of {count:,} rows begin with their prompt already, which they now have "
-                f"twice. To fix, remove it from the file, or set the prompts of the source to ''."
+                f"{twice:,} of {count:,} rows begin with their prompt, which they now have twice. "
+                f"To fix, remove it from the file, or set the prompts of the source to ''."
             )
 
     return rows
@@ -221,18 +220,15 @@ def build_source(
 
 
 def _report_prompts(source: SourceConfig, base: BaseModel) -> None:
-    prompts, own = resolve_prompts(source, base), base.prompts.get("prompts") or {}
-    shown = " and ".join(
-        f"'{p}' to a {r}" if p else f"nothing to a {r}" for r, p in prompts.items()
-    )
-    log.info("%s: adds %s", source.name, shown)
-    if foreign := sorted({p for p in source.prompts.values() if p} - set(own.values())):
-        log.warning(
-            "%s: the files of %s do not name the prompt '%s', so the finished model will not know "
-            "it, and may be trimmed of its tokens. To fix, write it into "
-            "config_sentence_transformers.json there.",
-            *(source.name, base.name, foreign[0]),
-        )
+    for role, prompt in resolve_prompts(source, base).items():
+        log.info("%s: adds %s to a %s", source.name, f"'{prompt}'" if prompt else "nothing", role)
+        if prompt and prompt not in (base.prompts.get("prompts") or {}).values():
+            log.warning(
+                "%s: the files of %s do not name the prompt '%s', so the finished model will not "
+                "know it, and may be trimmed of its tokens. To fix, write it into "
+                "config_sentence_transformers.json there.",
+                *(source.name, base.name, prompt),
+            )
 
 
 def _with_any(source: SourceConfig, queries: RowTable) -> RowTable:
