@@ -10,7 +10,8 @@ anchors can stand for billions of values. Neither raises an error that could be 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from io import StringIO
 from pathlib import Path
 from typing import Any
@@ -80,6 +81,18 @@ def describe_yaml_error(error: yaml.YAMLError) -> YamlTextError:
     return YamlTextError(words, None if mark is None else mark.line + 1)
 
 
+@contextmanager
+def _plain_errors() -> Iterator[None]:
+    """Say in a line which value OmegaConf cannot find: one may stand for another, as ``${key}``."""
+    try:
+        yield
+    except OmegaConfBaseException as error:
+        raise ConfigError(
+            f"{error.full_key}: {_first_line(error).rstrip('.')}. To fix, give the key a value."
+        ) from None
+
+
+@_plain_errors()
 def load_config(paths: Sequence[str | Path], overrides: Sequence[str] = ()) -> Config:
     """Read, merge and check a run's configuration; a recovery gets its ``recovery`` keys.
 
@@ -109,7 +122,7 @@ def load_config(paths: Sequence[str | Path], overrides: Sequence[str] = ()) -> C
                 f"recovery starts from RESULTS/pruned_model and writes to RUN_FOLDER-recovery."
             )
     recovering = _merge(merged, OmegaConf.create(merged.recovery or {}), Origin("recovery"))
-    recovery, pruning = _to_object(recovering), _to_object(merged)
+    recovery, pruning = OmegaConf.to_object(recovering), OmegaConf.to_object(merged)
     recovery.stage = "recover"
     for config in (pruning, recovery):
         check(config)
@@ -270,15 +283,6 @@ def _merge(base: DictConfig, extra: DictConfig, origin: Origin) -> DictConfig:
     except OmegaConfBaseException as error:
         key = error.full_key or ""
         raise ConfigError(
-            f"{origin.at(tuple(key.split('.')))}: {key}: {_first_line(error)} "
+            f"{origin.at(tuple(key.split('.')))}: {key}: {_first_line(error).rstrip('.')}. "
             f"To fix, see this key in bge_pruning/config/schema.py."
-        ) from None
-
-
-def _to_object(config: DictConfig) -> Config:
-    try:
-        return OmegaConf.to_object(config)
-    except OmegaConfBaseException as error:
-        raise ConfigError(
-            f"{error.full_key}: {_first_line(error)} To fix, give the key a value."
         ) from None

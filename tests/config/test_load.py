@@ -190,6 +190,13 @@ def test_a_text_that_is_not_yaml(text, line):
 # Merging
 
 
+@pytest.mark.parametrize("key", ["recovery", "model", "model.l0_module", "data", "stage", "seed"])
+def test_a_value_that_stands_for_an_unknown_one(key, write):
+    message = rf"^{key}: Interpolation key 'x' not found\. To fix, give the key a value\.$"
+    with pytest.raises(ConfigError, match=message):
+        load_config([write("seed: 1\n")], [f"{key}=${{x}}"])
+
+
 def test_files_merge_left_to_right_then_overrides(write):
     one = "data: {train: [{name: a, kind: sts, path: a.csv}]}\noptimizer: {lr: 1, l0_lr: 1}\n"
     two = "data: {train: [{name: b, kind: sentences, path: b.txt}]}\noptimizer: {lr: 2}\n"
