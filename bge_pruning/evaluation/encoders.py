@@ -104,7 +104,7 @@ class SentenceTransformerEncoder:
         return Encoded(vectors, None, self.tokenize(texts).truncated)
 
     def count_parameters(self) -> dict[str, int]:
-        """Parameters by part, as :func:`bge_pruning.utils.model_analysis.count_parameters`."""
+        """Parameters by part, as :func:`bge_pruning.models.encoder_shape.count_parameters`."""
         counts = dict.fromkeys(("encoder", "embeddings", "pooler", "heads"), 0)
         inside = {id(parameter) for parameter in self.transformer().parameters()}
         for name, parameter in self.transformer().named_parameters():

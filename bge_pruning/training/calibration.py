@@ -90,7 +90,7 @@ def refit(config: Config, base: BaseModel) -> None:
         )
     started, device = time.monotonic(), torch_device(config.device)
     source, kept = base.pruning.source, base.pruning.kept
-    teacher = load_base_model(source.base_model, source.revision)
+    teacher = load_base_model(source.base_model, source.revision, base.heads.pooling)
     if read_vocabulary(teacher.tokenizer_files) != read_vocabulary(base.tokenizer_files):
         raise ConfigError(
             f"{base.name} has other tokens than {teacher.name}, which it was cut from, and cannot "

@@ -67,7 +67,7 @@ def check_held_out(
 def _scored_pairs(config: Config) -> dict[str, list[Item]]:
     skip = config.data.on_bad_row == "skip"
     return {
-        source.name: [(row.text, *row.others) for row in source_reader(source)[0](BadRows(skip))]
+        source.name: [row.words for row in source_reader(source)(BadRows(skip))]
         for source in config.data.eval
         if not source.is_collection
     }

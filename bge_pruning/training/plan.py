@@ -113,7 +113,8 @@ def _shape_from_config(config: Config) -> EncoderShape:
         )
     if model.d_model % model.n_heads:
         raise ConfigError(
-            f"model.d_model {model.d_model} is not a multiple of model.n_heads {model.n_heads}."
+            f"model.d_model {model.d_model} is not a multiple of model.n_heads {model.n_heads}. "
+            f"To fix, write the sizes of its config.json."
         )
     return EncoderShape(
         **{field: getattr(model, name) for field, name in YAML_NAMES.items()},

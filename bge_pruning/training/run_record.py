@@ -9,11 +9,9 @@ import time
 from collections.abc import Mapping
 from pathlib import Path
 
-from bge_pruning.config.schema import Config, SourceConfig
-from bge_pruning.datasets.mteb_dataloader import collection_files, mteb_fingerprint
-from bge_pruning.datasets.tables import Table, fingerprint_table
-from bge_pruning.datasets.text_files import expand_paths, hash_file
+from bge_pruning.config.schema import Config
 from bge_pruning.model_io.run_checkpoints import list_checkpoints
+from bge_pruning.training.sources import fingerprint_source
 from bge_pruning.utils.files import write_json
 from bge_pruning.utils.json_records import read_record
 from bge_pruning.utils.records import Code, RunRecord, Start
@@ -75,19 +73,6 @@ def find_revision(folder: Path) -> Code | None:
         return Code(revision=git("rev-parse", "HEAD"), changed=bool(changed))
     except (OSError, subprocess.SubprocessError):
         return None
-
-
-def fingerprint_source(source: SourceConfig) -> dict[str, str]:
-    """Identify the content of a source: SHA-256 by file, or the fingerprint of a data set."""
-    if source.kind == "mteb":
-        return {source.path: mteb_fingerprint(source.path, source.split, source.subset)}
-    if source.path.startswith("hf://"):
-        table = Table(source.path, {}, source.split, source.subset, source.revision)
-        return {source.path: fingerprint_table(table)}
-    beir = source.kind == "beir"
-    folder = Path(source.path)
-    paths = collection_files(folder, source.split) if beir else expand_paths(source.path)
-    return {str(path): hash_file(path) for path in paths}
 
 
 def read_starts(path: Path) -> list[Start]:

@@ -17,7 +17,7 @@ from bge_pruning.reports.report import write_report
 from bge_pruning.reports.report_data import COMMANDS, VERSIONS
 from bge_pruning.reports.wandb_report import log_report, log_scores
 from bge_pruning.utils.files import write_json, write_text
-from bge_pruning.utils.json_records import Record, Text, read_record
+from bge_pruning.utils.json_records import read_record
 from bge_pruning.utils.records import EvaluationRecord, PruningRecord
 
 log = logging.getLogger(__name__)
@@ -124,15 +124,11 @@ def _has_gates(record: Path) -> bool:
     return (read_record(record, PruningRecord, "extract the model again").method or L0) == L0
 
 
-class _Origin(Record):
-    checkpoint: Text
-
-
 def _checkpoint_of(results: Path, run: Path) -> Path:
     """The checkpoint that the pruned model was cut from, which may be the best one."""
     record = results / "pruned_model" / MARKER
     if not record.is_file():
         return run
-    name = read_record(record, _Origin, "extract the model again").checkpoint
-    checkpoint = run / Path(name).name
+    name = read_record(record, PruningRecord, "extract the model again").checkpoint
+    checkpoint = run / Path(name or "").name
     return checkpoint if checkpoint.is_file() else run

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import logging
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping
 from functools import partial
 from itertools import chain
 from pathlib import Path
@@ -51,7 +51,7 @@ def build_corpus(source: SourceConfig, config: Config, base: BaseModel) -> TextC
     max_length = min(config.model.max_length, base.max_seq_length)
     skip = config.data.on_bad_row == "skip"
     tokenizer_json = base.tokenizer_files["tokenizer.json"]
-    read, content = source_reader(source)
+    read, content = source_reader(source), list(fingerprint_source(source).values())
     prompts = resolve_prompts(source, base)
     settings = (source.kind, sorted(source.columns.items()), list(source.score_range))
     mining = source.is_collection and source.mined_negatives > 0
@@ -91,12 +91,19 @@ def _prompted(read: ReadRows, prompts: Mapping[str, str]) -> ReadRows:
     return rows
 
 
-def source_reader(source: SourceConfig) -> tuple[ReadRows, object]:
-    """The function that reads the rows of a source, and the fingerprint of its content."""
-    if source.is_collection:
-        return _collection_reader(source)
-    tables = _tables(source)
-    return _table_reader(source, tables), [fingerprint_table(table) for table in tables]
+def source_reader(source: SourceConfig) -> ReadRows:
+    """The function that reads the rows of a source."""
+    return (_collection_reader if source.is_collection else _table_reader)(source)
+
+
+def fingerprint_source(source: SourceConfig) -> dict[str, str]:
+    """Identify the content of a source: SHA-256 by file, or the fingerprint of a data set."""
+    if source.kind == "mteb":
+        return {source.path: mteb.mteb_fingerprint(source.path, source.split, source.subset)}
+    if source.kind == "beir":
+        files = mteb.collection_files(source.path, source.split)
+        return {str(path): hash_file(path) for path in files}
+    return {table.path: fingerprint_table(table) for table in _tables(source)}
 
 
 def _tables(source: SourceConfig) -> list[Table]:
@@ -106,7 +113,8 @@ def _tables(source: SourceConfig) -> list[Table]:
     ]
 
 
-def _table_reader(source: SourceConfig, tables: Sequence[Table]) -> ReadRows:
+def _table_reader(source: SourceConfig) -> ReadRows:
+    tables = _tables(source)
     low, high = source.score_range
     readers = {
         "sts": lambda table, bad: read_pairs(table, (low, high), bad),
@@ -133,28 +141,26 @@ def check_sources(config: Config) -> None:
             for path in mteb.collection_files(source.path, source.split):
                 table_paths(str(path))
         elif source.kind != "mteb" and not source.path.startswith(HUB):
-            read = _table_reader(source, _tables(source))
-            if next(iter(read(BadRows(config.data.on_bad_row == "skip"))), None) is None:
+            rows = source_reader(source)(BadRows(config.data.on_bad_row == "skip"))
+            if next(iter(rows), None) is None:
                 raise ValueError(f"{source.name}: holds no rows. To fix, choose another file.")
 
 
-def _collection_reader(source: SourceConfig) -> tuple[ReadRows, object]:
+def _collection_reader(source: SourceConfig) -> ReadRows:
     if source.kind == "mteb":
         task = (source.path, source.split, source.subset)
         judged, others = partial(mteb.read_mteb, *task), partial(mteb.read_mteb_corpus, *task)
-        content = mteb.mteb_fingerprint(*task)
     else:
         folder = Path(source.path)
         judged = partial(mteb.read_beir, folder, source.split)
         others = partial(mteb.read_corpus, folder)
-        content = [hash_file(path) for path in mteb.collection_files(folder, source.split)]
 
     def rows(bad: BadRows) -> Iterable[Row]:
         yield from judged(bad)
         if source.mined_negatives:
             yield from others(bad)
 
-    return rows, content
+    return rows
 
 
 def build_source(

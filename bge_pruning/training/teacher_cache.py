@@ -28,7 +28,7 @@ from bge_pruning.model_io.pretrained import BaseModel
 from bge_pruning.model_io.teacher_folder import Teacher
 from bge_pruning.models.teacher import HIDDEN
 from bge_pruning.reports.report_tables import render_bytes
-from bge_pruning.training.rank_watch import rank_zero_first
+from bge_pruning.training.rank_watch import ask_rank_zero, rank_zero_first
 from bge_pruning.utils.environment import torch_device
 
 log = logging.getLogger(__name__)
@@ -157,10 +157,8 @@ class TeacherTargets:
             self.caches = [
                 open_cache(self.config, self.teacher, data.texts, self.names) for data in datasets
             ]
-            answers = [self._ask(asked is True) if dist.get_global_rank() == 0 else None]
         # The disks of several machines differ, and the ranks must not.
-        dist.broadcast_object_list(answers)
-        keep = answers[0]
+        keep = ask_rank_zero(lambda: self._ask(asked is True))
         if keep and self.config.data.adapt_weights_interval is not None:
             self._prepare_probes()
         return keep

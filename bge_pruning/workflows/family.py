@@ -115,6 +115,7 @@ def export_family(
             stages.check_modes(config, judged_by.modes)
             options = stages.export_options(config)
             tasks = find_tasks(judged_by.sts, judged_by.retrieval, judged_by.split)
+        on_rank_zero(lambda: stages.check_vocabulary(config, options))
         stages.check_tasks(config, recovery, tasks)
         pruned = train(config) if run is None else run
         members = ask_rank_zero(choose)

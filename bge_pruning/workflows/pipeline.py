@@ -14,11 +14,8 @@ from pathlib import Path
 from bge_pruning.cli import command_words
 from bge_pruning.config.command_checks import check_pipeline
 from bge_pruning.config.load import Config, load_config, pruned_model_folder, to_yaml
-from bge_pruning.config.schema import L0
+from bge_pruning.config.names import L0
 from bge_pruning.evaluation.tasks import find_tasks
-from bge_pruning.export.extract import ExtractOptions
-from bge_pruning.export.vocabulary_texts import choose_for_texts
-from bge_pruning.model_io.pretrained import load_base_model
 from bge_pruning.reports.report import write_report
 from bge_pruning.training.rank_watch import on_rank_zero, rank_zero_first
 from bge_pruning.training.run_report import collect_run, extraction_arguments, log_results
@@ -72,7 +69,7 @@ def run_pipeline(
         stages.check_tasks(config, recovery, tasks)
         options = stages.export_options(config)
         # All ranks have looked before the first one changes anything.
-        on_rank_zero(lambda: _check_vocabulary(config, options))
+        on_rank_zero(lambda: stages.check_vocabulary(config, options))
         on_rank_zero(lambda: _prepare_results(config, Path(recovery.run_folder)))
         stages.prune(config)
         stages.recover(recovery, results / "model", options, config.autoresume)
@@ -87,12 +84,6 @@ def _check(config: Config, recovery: Config) -> None:
     check_run_folder(recovery)
     check_sources(recovery)
     check_run(config) if config.method == L0 else plan_baseline(config)
-
-
-def _check_vocabulary(config: Config, options: ExtractOptions) -> None:
-    """Choose the tokens as they will be chosen at the end: how many must stay depends on texts."""
-    if options.vocabulary is not None:
-        choose_for_texts(load_base_model(config.model.base_model), options.vocabulary)
 
 
 def _check_results(config: Config) -> None:

@@ -11,17 +11,17 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 from bge_pruning.config.load import Config, ConfigError, pruned_model_folder
-from bge_pruning.config.schema import L0
+from bge_pruning.config.names import L0
 from bge_pruning.evaluation import search
 from bge_pruning.evaluation.evaluate import evaluate, write_evaluation
 from bge_pruning.evaluation.tasks import Task
 from bge_pruning.export import extract
 from bge_pruning.export.model_card import write_model_card
+from bge_pruning.export.vocabulary_texts import choose_for_texts
 from bge_pruning.model_io.hub import fetch_model_folder
-from bge_pruning.model_io.pretrained import read_shape
-from bge_pruning.models.encoder_shape import EncoderShape
 from bge_pruning.training.builders import build_base_model
 from bge_pruning.training.held_out import check_held_out
+from bge_pruning.training.plan import Plan, build_plan
 from bge_pruning.training.rank_watch import on_rank_zero
 from bge_pruning.utils.environment import torch_device
 from bge_pruning.utils.records import EvaluationRecord
@@ -121,7 +121,7 @@ def check_modes(config: Config, modes: Sequence[str]) -> None:
         ValueError: If a mode is unknown or the model has no head for it.
         OSError: If the model cannot be loaded.
     """
-    search.check_modes(modes, _outputs(config), config.model.base_model)
+    search.check_modes(modes, _plan(config).outputs, config.model.base_model)
 
 
 def check_tasks(config: Config, recovery: Config, tasks: Sequence[Task]) -> None:
@@ -142,12 +142,13 @@ def export_options(config: Config) -> extract.ExtractOptions:
         ConfigError: If the model has no multi-vector head to make square, or fewer tokens than are
             to be kept.
     """
-    if config.export.colbert_dim == "hidden" and "colbert_vecs" not in _outputs(config):
+    plan = _plan(config)
+    if config.export.colbert_dim == "hidden" and "colbert_vecs" not in plan.outputs:
         raise ConfigError(
             f"export.colbert_dim is hidden, but {config.model.base_model} has no multi-vector head."
             f" To fix, set it to keep, or model.init_missing_heads=true."
         )
-    size, limit = config.export.vocabulary_size, _source_shape(config).vocab_size
+    size, limit = config.export.vocabulary_size, plan.source.vocab_size
     if size is not None and size > limit:
         raise ConfigError(
             f"export.vocabulary_size {size} is above the {limit} tokens of "
@@ -156,12 +157,11 @@ def export_options(config: Config) -> extract.ExtractOptions:
     return extract.read_options(**asdict(config.export))
 
 
-def _outputs(config: Config) -> list[str]:
-    """Outputs of the finished model."""
-    shape, made = _source_shape(config), config.model.init_missing_heads
-    heads = {"token_weights": shape.sparse_head, "colbert_vecs": shape.colbert_dim}
-    return ["dense_vecs", *(name for name, is_there in heads.items() if is_there or made)]
+def check_vocabulary(config: Config, options: extract.ExtractOptions) -> None:
+    """Choose the tokens as they will be chosen at the end: how many must stay depends on texts."""
+    if options.vocabulary is not None:
+        choose_for_texts(build_base_model(config), options.vocabulary)
 
 
-def _source_shape(config: Config) -> EncoderShape:
-    return read_shape(fetch_model_folder(config.model.base_model, config.model.revision))
+def _plan(config: Config) -> Plan:
+    return build_plan(config, fetch_model_folder(config.model.base_model, config.model.revision))

@@ -33,10 +33,11 @@ from bge_pruning.reports.study_records import (
     StudyScore,
     read_reference,
 )
+from bge_pruning.training.sources import check_sources
 from bge_pruning.training.stage import check_run
 from bge_pruning.utils.environment import collect_versions, describe_machine, torch_device
 from bge_pruning.utils.files import lock_of, refuse_unwritable_folders, write_json
-from bge_pruning.utils.json_records import Record, Text, read_record
+from bge_pruning.utils.json_records import read_record
 from bge_pruning.utils.records import Parameters, PruningRecord
 from bge_pruning.utils.run_log import stoppable
 from bge_pruning.workflows.baselines import plan_baseline
@@ -122,7 +123,8 @@ def _check(study: Study, cells: Sequence[Cell]) -> list[tuple[Config, Config]]:
         for cell in firsts.values()
     ]
     check_cells(stages)
-    for _, config, _ in stages:
+    for _, config, recovery in stages:
+        check_sources(recovery)
         check_run(config) if config.method == L0 else plan_baseline(config)
         check_modes(config, study.modes)
     return [(config, recovery) for _, config, recovery in stages]
@@ -315,13 +317,9 @@ def _gated_encoder(config: Config, pruned: Path, study: Study) -> Encoder:
     return TextEncoder(base, device, study.max_length, 32, masks)
 
 
-class _Origin(Record):
-    checkpoint: Text
-
-
 def _cut_checkpoint(pruned: Path) -> Path:
     """The checkpoint that a pruned model was cut from: perhaps the best, not the newest."""
-    return Path(read_record(pruned / MARKER, _Origin, "run the cell again").checkpoint)
+    return Path(read_record(pruned / MARKER, PruningRecord, "run the cell again").checkpoint)
 
 
 def _make_models(config: Config, recovery: Config) -> float | None:

@@ -10,8 +10,9 @@ import pytest
 
 from bge_pruning.config.schema import SourceConfig
 from bge_pruning.datasets.text_files import hash_file
-from bge_pruning.training import run_record
-from bge_pruning.training.run_record import find_revision, fingerprint_source, read_starts
+from bge_pruning.training import run_record, sources
+from bge_pruning.training.run_record import find_revision, read_starts
+from bge_pruning.training.sources import fingerprint_source
 from bge_pruning.utils.records import Code, Start
 
 VERSIONS = {"python": "3.11.7", "torch": "2.7.0"}
@@ -156,8 +157,8 @@ def test_a_collection_and_a_pattern_are_their_files(collection, tmp_path, monkey
     assert list(found) == [str(tmp_path / "a.txt"), str(tmp_path / "b.txt")]
     assert len(set(found.values())) == 2
     # Data sets have a name of their own.
-    monkeypatch.setattr(run_record, "mteb_fingerprint", lambda *task: " ".join(map(str, task)))
-    monkeypatch.setattr(run_record, "fingerprint_table", lambda table: f"print of {table.path}")
+    monkeypatch.setattr(sources.mteb, "mteb_fingerprint", lambda *task: " ".join(map(str, task)))
+    monkeypatch.setattr(sources, "fingerprint_table", lambda table: f"print of {table.path}")
     task = SourceConfig(name="m", kind="mteb", path="SciFact", split="test")
     assert fingerprint_source(task) == {"SciFact": "SciFact test None"}
     hub = SourceConfig(name="h", kind="sts", path="hf://a/b")

@@ -96,14 +96,13 @@ def test_weights_of_a_checkpoint_count(make):
 
 def test_every_rank_finds_what_its_batches_need(make, monkeypatch):
     monkeypatch.setattr(dist, "get_world_size", lambda: 2)
-    monkeypatch.setattr(dist, "broadcast_object_list", lambda answers: answers)
     targets = make("max_duration=2ba", CACHED)
     targets.decide()
     targets.prepare()
     encode = Mock(side_effect=AssertionError("is there already"))
     monkeypatch.setattr(targets.teacher, "encoder", encode)
     monkeypatch.setattr(dist, "get_global_rank", lambda: 1)
-    monkeypatch.setattr(dist, "broadcast_object_list", lambda a: a.__setitem__(0, True))
+    monkeypatch.setattr(teacher_cache, "ask_rank_zero", lambda question: True)
     other = make("max_duration=2ba", CACHED)
     assert other.sampler.rank == 1 and other.decide()
     monkeypatch.setattr(other.teacher, "encoder", encode)
@@ -119,9 +118,7 @@ def test_ranks_follow_the_first_one(make, monkeypatch):
     monkeypatch.setattr(dist, "get_world_size", lambda: 2)
     monkeypatch.setattr(dist, "get_global_rank", lambda: 1)
     for answer in (True, False):
-        monkeypatch.setattr(
-            dist, "broadcast_object_list", lambda a, said=answer: a.__setitem__(0, said)
-        )
+        monkeypatch.setattr(teacher_cache, "ask_rank_zero", lambda _, said=answer: said)
         assert make("max_duration=2ba").decide() is answer
 
 
