@@ -85,7 +85,8 @@ class EvaluationCallback(Callback):
         """Start the clock, and announce the first evaluation: it may take minutes."""
         self._started = time.monotonic()
         if not self._announced and dist.get_global_rank() == 0:
-            log.info("step %d | evaluating", state.timestamp.batch.value)
+            names = ", ".join([*(evaluator.label for evaluator in state.evaluators), *self.tasks])
+            log.info("step %d | evaluating %s", state.timestamp.batch.value, names)
         self._announced = True
 
     def batch_checkpoint(self, state: State, logger: Logger) -> None:

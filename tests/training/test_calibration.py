@@ -57,6 +57,16 @@ def test_a_recovery_starts_from_the_refitted_model(recovery, caplog, train_tiny,
         assert torch.equal(value, base.backbone.state_dict()[name])
 
 
+def test_a_chosen_pooling_is_that_of_the_uncut_model_too(recovery, monkeypatch):
+    """What the outputs feel of a token is asked of the model that the student was."""
+    config, asked = recovery("model.pooling=mean"), []
+    base = build_base_model(config)
+    measure = calibration.weigh_tokens
+    monkeypatch.setattr(calibration, "weigh_tokens", lambda *a: asked.append(a[1]) or measure(*a))
+    refit(config, base)
+    assert [heads.pooling for heads in asked] == [base.heads.pooling] == ["mean"]
+
+
 def test_a_run_that_goes_on_is_not_fitted_again(recovery, caplog, train_tiny, tmp_path):
     caplog.set_level(logging.INFO)
     train_tiny(tmp_path, *REFIT, "max_duration=2ba", "save_interval=1ba")

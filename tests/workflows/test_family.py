@@ -160,12 +160,14 @@ def test_a_size_of_other_gates_is_not_replaced(finished, sizes, pruned, sts_csv,
     [
         ("model.l0_module=null", r"model\.l0_module is null: there are no gates to cut"),
         ("dry_run=true", r"dry_run=true prints the plan of a training, and a family is several"),
+        ("export={languages: [en], vocabulary_size: 3}", r"vocabulary_size 3 is below the \d+ tok"),
     ],
 )
-def test_configurations_without_a_family(override, message, tiny_yaml, sts_csv):
+def test_configurations_without_a_family(override, message, tiny_yaml, sts_csv, tmp_path):
     plan = EvaluationPlan([str(sts_csv)])
-    with pytest.raises(ConfigError, match=message):
+    with pytest.raises(ValueError, match=message):
         export_family([str(tiny_yaml)], [*OVERRIDES, override], DENSITIES, plan)
+    assert not (tmp_path / "runs").exists()
 
 
 def test_what_is_trained_on_judges_no_family(tiny_yaml, sts_csv, tmp_path):

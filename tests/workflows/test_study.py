@@ -431,6 +431,10 @@ def test_a_reference_that_another_process_is_measuring_is_waited_for(
             {"retrieval": {"{collection}": "test"}},
             r"two tasks are called tiny\. To fix, rename",
         ),
+        (
+            {"overrides": [*OVERRIDES, "recovery.data.eval=[{name: a, kind: sts, path: a.csv}]"]},
+            r"a\.csv: no such file",
+        ),
     ],
 )
 def test_wrong_cells(changes, message, make_study, tmp_path, monkeypatch, model_folder, collection):
