@@ -17,7 +17,7 @@ from torch import Tensor
 
 from bge_pruning.datasets.embedding_dataset import TokenizedTexts
 from bge_pruning.datasets.rows import RowTable
-from bge_pruning.datasets.teacher_vectors import load_array, save_array
+from bge_pruning.datasets.sealed_arrays import load_array, save_array
 from bge_pruning.utils.files import lock_of
 
 # ``sentence_transformers.util.semantic_search`` would rank passages too, but it knows neither the

@@ -5,16 +5,12 @@ numbers of their texts (``.texts``) and their values, one piece after the other 
 piece counts once its line is written, so that a process which is killed loses one piece at most.
 Each process writes files of its own and never changes those of another. Every line has a checksum:
 a block of zeros after a crash would otherwise be trained on.
-
-Single arrays are ordinary ``.npy`` files with a seal behind the numbers, which NumPy does not look
-at: the version of its meaning and a checksum.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
-import logging
 import os
 import time
 import uuid
@@ -27,71 +23,10 @@ from torch import Tensor
 
 from bge_pruning.datasets.embedding_dataset import TokenizedTexts, pad_texts
 from bge_pruning.datasets.mixed_dataloader import BATCH_TOKENS, batch_indices
-from bge_pruning.utils.files import atomic_file, lock_of
+from bge_pruning.datasets.sealed_arrays import BLOCK, BLOCKS, DIGEST_BYTES
+from bge_pruning.utils.files import lock_of
 from bge_pruning.utils.json_records import Count, Record, Text, parse_json, parse_record
 
-# Raised when what the numbers mean changes.
-ARRAY_FORMAT = 1
-SEAL = f"\nbge_pruning array {ARRAY_FORMAT} ".encode()
-DIGEST_BYTES = 16
-# A checksum covers as many blocks, evenly spread: all of a file up to 1 GiB. The vectors of every
-# token may be hundreds, which nobody would wait for at every start.
-BLOCK = 1 << 20
-BLOCKS = 1024
-
-
-def save_array(array: np.ndarray, path: Path) -> None:
-    """Write a ``.npy`` file, and its folder if it is missing."""
-    with atomic_file(path, unique=True) as partial:
-        np.save(partial, array)
-        _seal(partial)
-
-
-def load_array(path: Path) -> np.ndarray:
-    """Map a ``.npy`` file into memory, if it is sealed and whole."""
-    try:
-        _check_seal(path)
-        return np.load(path, mmap_mode="r", allow_pickle=False)
-    except (ValueError, EOFError, OSError) as error:
-        raise ValueError(
-            f"{path}: damaged or not complete ({error}). To fix, delete it; it is made again."
-        ) from error
-
-
-def compute_digest(path: Path, size: int) -> bytes:
-    """Checksum of the first bytes of a file; of a large one, of blocks spread over it."""
-    count = -(-size // BLOCK)
-    chosen = range(count)
-    if count > BLOCKS:
-        chosen = [block * (count - 1) // (BLOCKS - 1) for block in range(BLOCKS)]
-    digest = hashlib.blake2b(str(size).encode(), digest_size=DIGEST_BYTES)
-    with path.open("rb") as file:
-        for block in chosen:
-            file.seek(block * BLOCK)
-            digest.update(file.read(min(BLOCK, size - block * BLOCK)))
-    return digest.digest()
-
-
-def _seal(path: Path) -> None:
-    digest = compute_digest(path, path.stat().st_size)
-    with path.open("ab") as file:
-        file.write(SEAL + digest)
-
-
-def _check_seal(path: Path) -> None:
-    size = path.stat().st_size - len(SEAL) - DIGEST_BYTES
-    if size < 0:
-        raise ValueError("it is too short")
-    with path.open("rb") as file:
-        file.seek(size)
-        seal = file.read()
-    if not seal.startswith(SEAL):
-        raise ValueError(f"it does not end with the mark of version {ARRAY_FORMAT}")
-    if seal[len(SEAL) :] != compute_digest(path, size):
-        raise ValueError("its checksum is not that of its content")
-
-
-log = logging.getLogger(__name__)
 # Token ids and mask, shape ``(B, T)``, to outputs by name: ``dense_vecs`` ``(B, H)``,
 # ``token_weights`` ``(B, T)``, ``colbert_vecs`` ``(B, T - 1, C)`` without CLS.
 Encode = Callable[[Tensor, Tensor], dict[str, Tensor]]

@@ -40,13 +40,13 @@ import torch
 from torch import nn
 
 from bge_pruning.export.pruning_record import as_parameters
-from bge_pruning.model_io.pretrained import BaseModel
-from bge_pruning.model_io.vocabulary_files import (
+from bge_pruning.export.vocabulary_files import (
     TokenizerContent,
     read_tokenizer,
     rewrite_tokenizer_files,
     special_ids,
 )
+from bge_pruning.model_io.pretrained import BaseModel
 from bge_pruning.models.bge_m3_backbone import XLMRobertaBackbone
 from bge_pruning.models.encoder_shape import EncoderShape
 from bge_pruning.utils.records import PruningRecord

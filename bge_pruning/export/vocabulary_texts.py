@@ -21,8 +21,8 @@ from bge_pruning.export.vocabulary import (
     choose_vocabulary,
     prompt_ids,
 )
+from bge_pruning.export.vocabulary_files import read_tokenizer, rewrite_tokenizer_files
 from bge_pruning.model_io.pretrained import BaseModel
-from bge_pruning.model_io.vocabulary_files import read_tokenizer, rewrite_tokenizer_files
 from bge_pruning.models.encoder_shape import EncoderShape, count_parameters
 
 if TYPE_CHECKING:

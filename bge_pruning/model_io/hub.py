@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import gc
 import logging
 import re
@@ -77,7 +78,12 @@ def refuse_adapter(folder: Path) -> None:
     )
 
 
+@functools.cache
 def _download(name: str, revision: str | None) -> Path:
+    """Once in a process: it costs time, and the newest revision may be another one the next time.
+
+    An error is not remembered.
+    """
     if not is_hub_name(name):
         raise FileNotFoundError(
             f"base_model '{name}' is neither a folder nor a hub name (owner/name). To fix, check "

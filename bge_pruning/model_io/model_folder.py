@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from bge_pruning.model_io.model_files import find_prompt
 from bge_pruning.model_io.precision import blocks, check_dtype, dtype_name, round_tensor
 from bge_pruning.model_io.projection import compute_modules, write_projection
-from bge_pruning.model_io.vocabulary_files import write_for_tools
+from bge_pruning.model_io.tokenizer_files import write_for_tools
 from bge_pruning.models.bge_m3_backbone import XLMRobertaBackbone
 from bge_pruning.models.embedding_heads import EmbeddingHeads
 from bge_pruning.models.encoder_shape import EncoderShape

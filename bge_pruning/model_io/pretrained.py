@@ -28,7 +28,7 @@ from bge_pruning.model_io.hub import (
     weight_paths,
 )
 from bge_pruning.model_io.projection import FOLDER, read_projection
-from bge_pruning.model_io.vocabulary_files import complete_tokenizer_files
+from bge_pruning.model_io.tokenizer_files import complete_tokenizer_files
 from bge_pruning.models.bge_m3_backbone import XLMRobertaBackbone
 from bge_pruning.models.embedding_heads import EmbeddingHeads
 from bge_pruning.models.encoder_shape import EncoderShape

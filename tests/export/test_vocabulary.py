@@ -17,8 +17,8 @@ from bge_pruning.export.vocabulary import (
     script_of,
     trim_vocabulary,
 )
+from bge_pruning.export.vocabulary_files import read_tokenizer, rewrite_tokenizer_files
 from bge_pruning.model_io.pretrained import load_base_model
-from bge_pruning.model_io.vocabulary_files import read_tokenizer, rewrite_tokenizer_files
 from bge_pruning.models.encoder_shape import count_parameters
 from bge_pruning.models.structural_pruning import KeepIndices
 from bge_pruning.utils.records import PruningRecord

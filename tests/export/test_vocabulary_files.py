@@ -10,15 +10,15 @@ from hypothesis import strategies as st
 from tokenizers import Tokenizer, processors
 
 from bge_pruning.export.vocabulary import choose_vocabulary, trim_vocabulary
-from bge_pruning.model_io.hub import no_loading_bars
-from bge_pruning.model_io.model_folder import write_model_folder
-from bge_pruning.model_io.pretrained import load_base_model
-from bge_pruning.model_io.vocabulary_files import (
+from bge_pruning.export.vocabulary_files import (
     read_tokenizer,
     read_vocabulary_map,
     rewrite_tokenizer_files,
     special_ids,
 )
+from bge_pruning.model_io.hub import no_loading_bars
+from bge_pruning.model_io.model_folder import write_model_folder
+from bge_pruning.model_io.pretrained import load_base_model
 
 TEXTS = [
     "The president said that the president would not answer, 1 or 2 times.",
