@@ -39,8 +39,9 @@ def main(argv: Sequence[str] | None = None, prog: str = "python -m bge_pruning.t
 
         config = load_config(paths, overrides)
         if config.dry_run:
-            from bge_pruning.training.plan import build_plan, render_plan
-            from bge_pruning.training.stage import check_planned, find_base_folder
+            from bge_pruning.training.plan import build_plan
+            from bge_pruning.training.plan_text import render_plan
+            from bge_pruning.training.run_start import check_planned, find_base_folder
 
             plan = build_plan(config, find_base_folder(config))
             say(render_plan(plan, config))

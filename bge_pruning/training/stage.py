@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import logging
 import shlex
-import shutil
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -18,16 +16,11 @@ from composer.utils import dist, get_device, reproducibility
 
 from bge_pruning.algorithms.stop_on_signal import StopOnSignal
 from bge_pruning.config.checks import check_schedule
-from bge_pruning.config.command_checks import check_baseline, check_checkpoint_kind, check_training
-from bge_pruning.config.load import to_yaml
-from bge_pruning.config.names import L0
-from bge_pruning.config.schema import Config, ConfigError
-from bge_pruning.evaluation.search import check_modes
+from bge_pruning.config.command_checks import check_checkpoint_kind
+from bge_pruning.config.schema import Config
 from bge_pruning.evaluation.tasks import Task
 from bge_pruning.export.pruning_record import compute_constraint_report, warn_if_far
-from bge_pruning.model_io import minilm
 from bge_pruning.model_io.checkpoint import RunMetadata
-from bge_pruning.model_io.hub import fetch_model_folder, is_hub_name
 from bge_pruning.model_io.pretrained import BaseModel
 from bge_pruning.model_io.run_checkpoints import find_whole_checkpoint, list_checkpoints
 from bge_pruning.model_io.teacher_folder import Teacher
@@ -35,27 +28,17 @@ from bge_pruning.models.composer_bge_m3 import ComposerBGEM3
 from bge_pruning.training import builders, data_builders, sharding
 from bge_pruning.training.calibration import order_gates, refit
 from bge_pruning.training.held_out import check_held_out
-from bge_pruning.training.plan import (
-    Plan,
-    build_loss_weights,
-    build_plan,
-    render_memory,
-    render_run,
-)
+from bge_pruning.training.plan import Plan, build_loss_weights
+from bge_pruning.training.plan_text import render_memory, render_run
 from bge_pruning.training.rank_watch import RankWatch, ask_rank_zero, on_rank_zero, rank_zero_first
 from bge_pruning.training.run_record import record_start
 from bge_pruning.training.run_report import extraction_arguments, report_training
-from bge_pruning.training.sources import check_sources
+from bge_pruning.training.run_start import check_run, prepare_run_folder
 from bge_pruning.training.teacher_cache import TeacherTargets
-from bge_pruning.utils.environment import torch_device
-from bge_pruning.utils.files import refuse_unwritable_folders
 from bge_pruning.utils.guard import warn_only
 from bge_pruning.utils.run_log import LOG, RunLog, stoppable
 
 log = logging.getLogger(__name__)
-
-# Every run folder holds the configuration of its run.
-RECORD = "config.yaml"
 
 
 @dataclass(frozen=True)
@@ -244,115 +227,3 @@ def report(stage: Stage, inputs: Inputs, model: ComposerBGEM3, extract: str | No
     if extract is not None and model.l0_module is not None:
         shape = model.l0_module.realised_shape()
         warn_if_far(compute_constraint_report(model.l0_module, shape))
-
-
-def check_run(config: Config) -> Plan:
-    """Validate the configuration before loading any weights, and return the plan.
-
-    Raises:
-        ConfigError: If the configuration does not fit itself or the model.
-        OSError: If the run folder is in use, the model cannot be loaded, or a folder not written.
-    """
-    check_training(config, torch_device(config.device))
-    folder = find_base_folder(config)
-    if config.model.l0_module is not None and config.model.d_model is not None:
-        build_plan(config, folder)  # refuses a bad target before anything is fetched
-    check_start(config)
-    plan = build_plan(config, fetch_model_folder(config.model.base_model, config.model.revision))
-    check_outputs(config, plan)
-    return plan
-
-
-def find_base_folder(config: Config) -> Path | None:
-    """Folder of the base model; ``None`` of a hub model, which is not fetched for this.
-
-    Raises:
-        ConfigError: If a recovery has no extracted model to start from.
-        FileNotFoundError: If it is neither a folder nor a hub name, or is not prepared yet.
-    """
-    name = config.model.base_model
-    if Path(name).is_dir():
-        return Path(name)
-    if config.stage == "recover":
-        run = config.run_folder.removesuffix("-recovery")
-        step = f"scripts/extract_pruned_model.py {run} {name}"
-        if config.method != L0:
-            step = "scripts/run_pipeline.py with the same arguments and --only cut"
-        raise ConfigError(
-            f"stage=recover starts from {name}, which is not there yet. To fix, run {step}."
-        )
-    if Path(name) == minilm.DEFAULT_OUTPUT:
-        raise FileNotFoundError(f"{name} is not there yet. To fix, run scripts/prepare_minilm.py.")
-    return None if is_hub_name(name) else fetch_model_folder(name)
-
-
-def check_planned(config: Config, plan: Plan) -> None:
-    """Refuse, after a dry run, what :func:`check_run` would refuse without a network."""
-    if config.method != L0 and config.model.l0_module is not None:
-        check_baseline(config)
-    else:
-        check_training(config, torch_device(config.device))
-    check_start(config)
-    check_outputs(config, plan)
-
-
-def check_outputs(config: Config, plan: Plan) -> None:
-    """Refuse losses and evaluations of outputs that the model has no head for."""
-    key = "loss"
-    try:
-        build_loss_weights(config).check_heads(plan.outputs)
-        if any(source.is_collection for source in config.data.eval):
-            key = "evaluation.modes"
-            check_modes(config.evaluation.modes, plan.outputs, config.model.base_model)
-    except ValueError as error:
-        raise ConfigError(f"{key}: {error}") from None
-
-
-def check_start(config: Config) -> None:
-    """Refuse what would stop a run after its models are fetched: folders, teacher and data.
-
-    Raises:
-        OSError: If a folder is in use or cannot be written, or the teacher or a file is missing.
-        ValueError: If the first row of a source is invalid.
-    """
-    check_run_folder(config)
-    if (teacher := config.teacher.base_model) is not None and not is_hub_name(teacher):
-        fetch_model_folder(teacher)
-    check_sources(config)
-    loggers, processed = config.loggers, config.data.processed_folder
-    folders = {"run_folder": config.run_folder, "data.processed_folder": processed}
-    if loggers.wandb is not None or loggers.tensorboard or loggers.file:
-        folders["loggers.folder"] = loggers.folder
-    refuse_unwritable_folders(folders)
-
-
-def check_run_folder(config: Config) -> None:
-    """Refuse a folder that is in use, unless its run is resumed or replaced."""
-    folder = Path(config.run_folder)
-    in_use = folder.exists() and (folder.is_file() or any(folder.iterdir()))
-    replaceable = config.overwrite and (folder / RECORD).is_file()
-    if in_use and not config.autoresume and not replaceable:
-        what = "holds a run already" if (folder / RECORD).is_file() else "is in use"
-        raise FileExistsError(
-            f"{folder} {what} and is kept. To fix, set another run_name, autoresume=true "
-            f"to resume it, or overwrite=true to start again (only if it holds a run)."
-        )
-
-
-def remove_run(folder: Path) -> None:
-    """Remove the folder of an earlier run or of its results, if there is one, and say so."""
-    if (folder / RECORD).is_file():
-        then = time.localtime((folder / RECORD).stat().st_mtime)
-        log.warning("replacing the run of %s in %s", time.strftime("%Y-%m-%d %H:%M", then), folder)
-    if folder.exists():
-        shutil.rmtree(folder)
-
-
-def prepare_run_folder(config: Config) -> None:
-    """Make the run folder and record the configuration in it."""
-    check_run_folder(config)
-    folder = Path(config.run_folder)
-    if not config.autoresume:
-        remove_run(folder)
-    folder.mkdir(parents=True, exist_ok=True)
-    (folder / RECORD).write_text(to_yaml(config), encoding="utf-8")

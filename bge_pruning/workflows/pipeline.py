@@ -19,8 +19,9 @@ from bge_pruning.evaluation.tasks import find_tasks
 from bge_pruning.reports.report import write_report
 from bge_pruning.training.rank_watch import on_rank_zero, rank_zero_first
 from bge_pruning.training.run_report import collect_run, extraction_arguments, log_results
+from bge_pruning.training.run_start import check_run, check_run_folder, remove_run
 from bge_pruning.training.sources import check_sources
-from bge_pruning.training.stage import all_ranks, check_run, check_run_folder, remove_run
+from bge_pruning.training.stage import all_ranks
 from bge_pruning.utils.files import refuse_unwritable_folders, write_text
 from bge_pruning.utils.guard import warn_only
 from bge_pruning.utils.records import EvaluationRecord

@@ -33,8 +33,8 @@ from bge_pruning.reports.study_records import (
     StudyScore,
     read_reference,
 )
+from bge_pruning.training.run_start import check_run
 from bge_pruning.training.sources import check_sources
-from bge_pruning.training.stage import check_run
 from bge_pruning.utils.environment import collect_versions, describe_machine, torch_device
 from bge_pruning.utils.files import lock_of, refuse_unwritable_folders, write_json
 from bge_pruning.utils.json_records import read_record

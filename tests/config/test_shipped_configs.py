@@ -11,7 +11,8 @@ import yaml
 from bge_pruning.config.command_checks import check_objective
 from bge_pruning.config.load import load_config
 from bge_pruning.models.encoder_shape import check_exportable, count_parameters
-from bge_pruning.training.plan import build_plan, render_plan
+from bge_pruning.training.plan import build_plan
+from bge_pruning.training.plan_text import render_plan
 
 ROOT = Path(__file__).parents[2]
 # A study is a grid of configurations, see tests/test_study_file.py.

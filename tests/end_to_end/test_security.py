@@ -116,7 +116,7 @@ def test_no_secret_in_errors_logs_and_records(secrets, tiny_yaml, tmp_path, caps
     """Of a run that fails, and of one that is recorded."""
     from bge_pruning.config.load import load_config, to_yaml
     from bge_pruning.train import main
-    from bge_pruning.training.stage import prepare_run_folder
+    from bge_pruning.training.run_start import prepare_run_folder
 
     for words in (["seed=x"], ["model.base_model=no/such"], ["dry_run=true"]):
         with caplog.at_level(logging.DEBUG):

@@ -14,7 +14,7 @@ from bge_pruning.models.encoder_shape import EncoderShape, forward_flops
 from bge_pruning.models.objective import LearnedTemperature
 from bge_pruning.train import main, train
 from bge_pruning.training import builders, run_report
-from bge_pruning.training.stage import check_run
+from bge_pruning.training.run_start import check_run
 from tests.common.trainings import TARGET, extract_json, logged, losses, read_json
 
 # Adam turns a gradient of pure rounding error (that of the key biases is 0 in exact arithmetic)

@@ -773,10 +773,17 @@ class Hub:
 
 
 @pytest.fixture
-def hub(bge_m3, tmp_path, monkeypatch) -> Hub:
+def nothing_fetched():
+    """No test knows what another one has fetched."""
+    hub_module._download.cache_clear()
+    yield
+    hub_module._download.cache_clear()
+
+
+@pytest.fixture
+def hub(bge_m3, tmp_path, monkeypatch, nothing_fetched) -> Hub:
     """A hub that has one model, BAAI/bge-m3."""
     hub = Hub(bge_m3, tmp_path / "cache")
-    hub_module._download.cache_clear()
     monkeypatch.setattr(huggingface_hub, "snapshot_download", hub.snapshot_download)
     monkeypatch.setattr(huggingface_hub, "hf_hub_download", hub.hf_hub_download)
     return hub
@@ -889,11 +896,10 @@ def test_a_hub_that_does_not_deliver(failure, hub):
 
 
 @pytest.fixture
-def cache(bge_m3, tmp_path, monkeypatch) -> Path:
+def cache(bge_m3, tmp_path, monkeypatch, nothing_fetched) -> Path:
     """The real client, without a network; BAAI/bge-m3 is in its cache. Returns the snapshot."""
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
     monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
-    hub_module._download.cache_clear()
     model, commit = tmp_path / "hub" / "models--BAAI--bge-m3", "5617a9f61b028005a4858fdac845db4"
     (model / "refs").mkdir(parents=True)
     (model / "refs" / "main").write_text(commit)

@@ -29,7 +29,7 @@ from bge_pruning.training.builders import build_base_model, build_teacher
 from bge_pruning.training.data_builders import build_collections, build_evaluators
 from bge_pruning.training.data_builders import build_train_loader as build_loader
 from bge_pruning.training.plan import build_plan
-from bge_pruning.training.stage import check_planned, check_run
+from bge_pruning.training.run_start import check_planned, check_run
 
 CACHED = "teacher.cache=true"
 NO_TEACHER = ("loss.distillation_alignment=0", "loss.distillation_similarity=0")

@@ -10,8 +10,8 @@ from transformers import AutoModel
 from bge_pruning.config.load import ConfigError
 from bge_pruning.datasets.mixed_dataloader import BatchSize
 from bge_pruning.models.encoder_shape import count_parameters, forward_flops
-from bge_pruning.training import plan as plans
-from bge_pruning.training.plan import example_target, render_plan
+from bge_pruning.training.plan import build_plan, example_target
+from bge_pruning.training.plan_text import estimate_memory, render_memory, render_plan
 
 L0 = "model.l0_module."
 NO_TARGET = f"{L0}target_model=null"
@@ -33,7 +33,7 @@ def plan(configure):
 
     def plan(*overrides: str):
         config = configure(*overrides)
-        return plans.build_plan(config), config
+        return build_plan(config), config
 
     return plan
 
@@ -207,7 +207,7 @@ def test_new_heads_are_counted(plan, model_folder, tmp_path):
 
 def test_memory_grows_with_what_takes_it(plan):
     def total(*overrides: str) -> float:
-        return sum(plans.estimate_memory(*plan(*overrides)).values())
+        return sum(estimate_memory(*plan(*overrides)).values())
 
     assert total("model.max_length=32") > total()
     assert total("device_train_microbatch_size=2") < total()
@@ -226,20 +226,20 @@ def gib(parts: dict[str, float]) -> str:
 def test_memory_of_the_batches_that_there_are(plan):
     made, config = plan()
     sizes = (BatchSize(10, 2, 5), None, BatchSize(1_000_000, 2, 9))
-    few, all_, many = (sum(plans.estimate_memory(made, config, n).values()) for n in sizes)
+    few, all_, many = (sum(estimate_memory(made, config, n).values()) for n in sizes)
     assert few <= all_ < many
     assert (
         f"memory       about {many / 2**30:.1f} GiB on the CPU in fp32, at once 8 rows x 2 texts "
         "of up to 9 tokens ("
-    ) in plans.render_memory(made, config, sizes[2])
+    ) in render_memory(made, config, sizes[2])
 
 
 def test_memory_of_each_of_many_ranks(plan, monkeypatch):
     """They share the rows; the gradients are there twice, and the passages of all of them."""
     made, config = plan(*HUB, *HUB_REST, *PASSAGES, "global_train_batch_size=64")
-    alone = plans.estimate_memory(made, config)
+    alone = estimate_memory(made, config)
     monkeypatch.setenv("WORLD_SIZE", "8")
-    parts = plans.estimate_memory(made, config)
+    parts = estimate_memory(made, config)
     assert parts["exchange"] == 4.0 * count_parameters(made.source).total
     assert parts["activations or gradients"] == pytest.approx(
         alone["activations or gradients"] / 8, rel=0.1
@@ -260,7 +260,10 @@ def test_memory_of_a_batch_in_pieces(compared, plan):
     )
     options += (f"loss.contrastive={compared}", "loss.distillation_similarity=0")
     made, config = plan(*options, "device_train_microbatch_size=2")
-    parts, whole = plans.estimate_memory(made, config), plans.estimate_memory(*plan(*options))
+    parts, whole = (
+        estimate_memory(made, config),
+        estimate_memory(*plan(*options)),
+    )
     assert gib(parts) < gib(whole)
     name, total = "activations and gradients", 4.0 * count_parameters(made.source).total
     assert parts[name] - total == pytest.approx(whole["activations or gradients"] / 16, rel=0.1)
@@ -292,6 +295,6 @@ def test_the_table_in_the_docs_is_the_plans(plan):
                 *(f"global_train_batch_size={texts}", f"model.max_length={length}"),
                 "teacher.cache=true",
             )
-            assert f"{gib(plans.estimate_memory(made, config))} GiB" == cell
+            assert f"{gib(estimate_memory(made, config))} GiB" == cell
             line = f"about {cell} on the CPU in fp32, at once {texts} rows x 1 text of up to"
             assert line in render_plan(made, config)
