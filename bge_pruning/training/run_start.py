@@ -88,13 +88,22 @@ def check_outputs(config: Config, plan: Plan) -> None:
 
 
 def check_start(config: Config) -> None:
-    """Refuse what would stop a run after its models are fetched: folders, teacher and data.
+    """Refuse what would stop a run after its models are fetched, see :func:`check_inputs`.
 
     Raises:
-        OSError: If a folder is in use or cannot be written, or the teacher or a file is missing.
-        ValueError: If the first row of a source is invalid.
+        FileExistsError: If the run folder is in use.
     """
     check_run_folder(config)
+    check_inputs(config)
+
+
+def check_inputs(config: Config) -> None:
+    """Refuse folders that cannot be written, and a teacher or data that are missing or invalid.
+
+    Raises:
+        OSError: If a folder cannot be written, or the teacher or a file is missing.
+        ValueError: If the first row of a source is invalid.
+    """
     if (teacher := config.teacher.base_model) is not None and not is_hub_name(teacher):
         fetch_model_folder(teacher)
     check_sources(config)

@@ -28,7 +28,7 @@ from bge_pruning.reports.report import MARKDOWN, write_report
 from bge_pruning.selection.nested_shapes import check_densities, choose_nested_shapes
 from bge_pruning.training.plan import build_plan
 from bge_pruning.training.rank_watch import ask_rank_zero, on_rank_zero, rank_zero_first
-from bge_pruning.training.sources import check_sources
+from bge_pruning.training.run_start import check_inputs, check_outputs
 from bge_pruning.training.stage import all_ranks
 from bge_pruning.utils.files import refuse_unwritable_folders, write_text
 from bge_pruning.utils.json_records import read_record
@@ -159,9 +159,10 @@ def choose_members(run: Path, densities: Sequence[float], best: bool = False) ->
 def _check(config: Config, recovery: Config, densities: Sequence[float]) -> None:
     """Refuse now what would be refused hours later."""
     check_family(config, recovery)
-    check_sources(recovery)
+    check_inputs(recovery)
     refuse_unwritable_folders({"the family's folder": family_folder(config)})
     plan = build_plan(config, fetch_model_folder(config.model.base_model, config.model.revision))
+    check_outputs(recovery, plan)
     targets = (plan.target, plan.target_parameters, plan.target_speedup, plan.target_length)
     # Untrained gates tell as well whether there are nested shapes.
     gates = L0Module(plan.source, plan.axes, *targets, seed=config.seed)

@@ -19,14 +19,12 @@ from bge_pruning.evaluation.tasks import find_tasks
 from bge_pruning.reports.report import write_report
 from bge_pruning.training.rank_watch import on_rank_zero, rank_zero_first
 from bge_pruning.training.run_report import collect_run, extraction_arguments, log_results
-from bge_pruning.training.run_start import check_run, check_run_folder, remove_run
-from bge_pruning.training.sources import check_sources
+from bge_pruning.training.run_start import check_run_folder, remove_run
 from bge_pruning.training.stage import all_ranks
 from bge_pruning.utils.files import refuse_unwritable_folders, write_text
 from bge_pruning.utils.guard import warn_only
 from bge_pruning.utils.records import EvaluationRecord
 from bge_pruning.workflows import stages
-from bge_pruning.workflows.baselines import plan_baseline
 from bge_pruning.workflows.stages import EvaluationPlan, evaluate_model
 
 log = logging.getLogger(__name__)
@@ -83,8 +81,7 @@ def _check(config: Config, recovery: Config) -> None:
     check_pipeline(config, recovery)
     _check_results(config)
     check_run_folder(recovery)
-    check_sources(recovery)
-    check_run(config) if config.method == L0 else plan_baseline(config)
+    stages.check_road(config, recovery)
 
 
 def _check_results(config: Config) -> None:

@@ -23,9 +23,10 @@ from bge_pruning.training.builders import build_base_model
 from bge_pruning.training.held_out import check_held_out
 from bge_pruning.training.plan import Plan, build_plan
 from bge_pruning.training.rank_watch import on_rank_zero
+from bge_pruning.training.run_start import check_inputs, check_outputs, check_run
 from bge_pruning.utils.environment import torch_device
 from bge_pruning.utils.records import EvaluationRecord
-from bge_pruning.workflows.baselines import cut_baseline
+from bge_pruning.workflows.baselines import cut_baseline, plan_baseline
 from bge_pruning.workflows.options import given_prompts
 
 # How reports call the extracted model that was not trained on yet.
@@ -114,6 +115,12 @@ def keeps_best(config: Config) -> bool:
     return config.evaluation.keep_best is not None
 
 
+def check_road(config: Config, recovery: Config) -> None:
+    """Refuse now what one of the trainings would refuse hours later."""
+    check_inputs(recovery)
+    check_outputs(recovery, check_run(config) if config.method == L0 else plan_baseline(config))
+
+
 def check_modes(config: Config, modes: Sequence[str]) -> None:
     """Refuse modes that the finished model will have no head for.
 
@@ -132,7 +139,8 @@ def check_tasks(config: Config, recovery: Config, tasks: Sequence[Task]) -> None
     """
     base = build_base_model(config)
     for part in [config] if recovery.data == config.data else [config, recovery]:
-        check_held_out(part, base, {task.name: task for task in tasks}, pairs=False)
+        # The pruning run looks at its own pairs itself, and at once.
+        check_held_out(part, base, {task.name: task for task in tasks}, pairs=part is recovery)
 
 
 def export_options(config: Config) -> extract.ExtractOptions:

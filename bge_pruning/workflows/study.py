@@ -33,15 +33,12 @@ from bge_pruning.reports.study_records import (
     StudyScore,
     read_reference,
 )
-from bge_pruning.training.run_start import check_run
-from bge_pruning.training.sources import check_sources
 from bge_pruning.utils.environment import collect_versions, describe_machine, torch_device
 from bge_pruning.utils.files import lock_of, refuse_unwritable_folders, write_json
 from bge_pruning.utils.json_records import read_record
 from bge_pruning.utils.records import Parameters, PruningRecord
 from bge_pruning.utils.run_log import stoppable
-from bge_pruning.workflows.baselines import plan_baseline
-from bge_pruning.workflows.stages import check_modes, check_tasks, prune, recover
+from bge_pruning.workflows.stages import check_modes, check_road, check_tasks, prune, recover
 from bge_pruning.workflows.study_file import (
     Cell,
     Study,
@@ -124,8 +121,7 @@ def _check(study: Study, cells: Sequence[Cell]) -> list[tuple[Config, Config]]:
     ]
     check_cells(stages)
     for _, config, recovery in stages:
-        check_sources(recovery)
-        check_run(config) if config.method == L0 else plan_baseline(config)
+        check_road(config, recovery)
         check_modes(config, study.modes)
     return [(config, recovery) for _, config, recovery in stages]
 

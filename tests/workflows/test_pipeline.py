@@ -289,12 +289,16 @@ def test_sentence_pairs_that_are_refused(refused, sts_csv, tmp_path):
         assert message in str(refused(sts=files))
 
 
-def test_what_is_trained_on_judges_no_model(tiny_yaml, sts_csv, tmp_path):
-    overrides = ["data.on_trained_eval=error", "data.eval=[]"]
-    with pytest.raises(
-        ConfigError, match="tiny: 40 of 40 pairs are trained on too, in train, such"
+def test_what_is_trained_on_judges_no_model(tiny_yaml, sts_csv, collection, tmp_path):
+    own = f"recovery.data.eval=[{{name: dev, kind: sts, path: {sts_csv}}}]"
+    for plan, more, name in (
+        (EvaluationPlan([str(sts_csv)]), (), "tiny"),
+        (EvaluationPlan(retrieval=[str(collection)]), (own,), "dev"),  # of the recovery alone
     ):
-        run_pipeline([str(tiny_yaml)], overrides, EvaluationPlan([str(sts_csv)]))
+        overrides = ["data.on_trained_eval=error", "data.eval=[]", *more]
+        message = f"^{name}: 40 of 40 pairs are trained on too, in train, such"
+        with pytest.raises(ConfigError, match=message):
+            run_pipeline([str(tiny_yaml)], overrides, plan)
     assert not (tmp_path / "runs").exists()
 
 
@@ -318,6 +322,7 @@ LOSSES = ("sts_regression", "distillation_alignment", "distillation_similarity")
         ("recovery.run_name=elsewhere", r"recovery\.run_name"),
         ("recovery.results_folder=elsewhere", r"recovery\.results_folder"),
         (" ".join(f"recovery.loss.{name}=0" for name in LOSSES), "loss"),
+        ("recovery.teacher.base_model=/no/where", r"base_model '/no/where' is neither a folder"),
     ],
 )
 def test_configurations_that_are_refused(overrides, message, refused, tmp_path):
@@ -451,9 +456,10 @@ def test_export_options_reach_the_finished_model_alone(tiny_yaml, sts_csv, tmp_p
             r"vocabulary_size 3 is below the \d+ tokens that must stay.* To fix, choose",
         ),
         ("export.vocabulary_size=0", r"export\.vocabulary_size 0 is not above 0"),
+        ("recovery.loss.distillation_colbert=1", r"the loss trains colbert_vecs, and the model ha"),
     ],
 )
-def test_exports_that_cannot_be_are_refused_before_the_training(
+def test_what_a_later_step_cannot_do_is_refused_before_the_training(
     override, message, tiny_yaml, sts_csv, model_folder, tmp_path
 ):
     headless = shutil.copytree(model_folder, tmp_path / "headless")
