@@ -36,7 +36,8 @@ def with_random_weights(base: BaseModel, seed: int) -> BaseModel:
         torch.manual_seed(seed)
         for module in (*backbone.modules(), *heads.modules()):
             if isinstance(module, (nn.Linear, nn.Embedding)):
-                nn.init.normal_(module.weight, std=INIT_STD)
+                # Drawn on the CPU: the floor is the same on every device.
+                module.weight.copy_(torch.empty(module.weight.shape).normal_(std=INIT_STD))
             for name, parameter in module.named_parameters(recurse=False):
                 if name == "bias":
                     parameter.zero_()
