@@ -73,9 +73,9 @@ KEYS = list(Study.model_fields)
 SOURCE_KEY = re.compile(r"data\.(train|eval)\.\d+\.\w+$")
 # What a result does not depend on.
 INCIDENTAL = (
-    "run_name run_folder results_folder data.processed_folder data.on_trained_eval autoresume "
-    "overwrite dry_run stage checkpoints_to_keep save_interval progress_bar log_interval "
-    "dist_timeout loggers"
+    "run_name run_folder results_folder data.processed_folder data.on_trained_eval teacher.cache "
+    "autoresume overwrite dry_run stage checkpoints_to_keep save_interval progress_bar "
+    "log_interval dist_timeout loggers"
 ).split()
 # What a baseline does not depend on either: how gates are trained.
 OF_GATES = ["optimizer.l0_lr", "optimizer.lagrangian_lr", "optimizer.lambda_2_lr"] + [
@@ -253,7 +253,7 @@ def find_differences(then: Mapping[str, Any], now: Mapping[str, Any]) -> list[st
 
     return [
         key
-        for key in dict.fromkeys([*then, *now])
+        for key in _without({**then, **now}, INCIDENTAL)
         if then.get(key, default(key)) != now.get(key, default(key))
     ]
 

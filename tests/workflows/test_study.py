@@ -340,7 +340,7 @@ def test_what_is_trained_on_judges_no_study(make_study, tmp_path):
 
 def test_what_does_not_matter_is_not_another_configuration(changed):
     incidental = ["log_interval=2ba", "save_interval=2ba", "progress_bar=true"]
-    incidental.append("data.on_trained_eval=error")
+    incidental += ["data.on_trained_eval=error", "teacher.cache=true"]
     study = changed(overrides=["recovery.max_duration=3ba", *incidental], run_folder="elsewhere")
     assert unfinished(study, list_cells(study)) == []
 

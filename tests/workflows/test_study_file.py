@@ -9,7 +9,14 @@ from bge_pruning.config.load import ConfigError, load_config
 from bge_pruning.models.encoder_shape import count_parameters
 from bge_pruning.selection.layer_choice import layers_within
 from bge_pruning.training.plan import build_plan, example_target
-from bge_pruning.workflows.study_file import cell_config, list_cells, read_study, select_cells
+from bge_pruning.workflows.study_file import (
+    cell_config,
+    cell_file,
+    list_cells,
+    read_study,
+    select_cells,
+    unfinished,
+)
 
 ROOT = Path(__file__).parents[2]
 STUDIES = sorted((ROOT / "configs" / "quality").glob("study*.yaml"))
@@ -147,6 +154,15 @@ def test_shipped_studies_name_what_is_here(path, monkeypatch):
     lines = path.read_text(encoding="utf-8").splitlines()
     assert f"#   python scripts/run_quality_study.py {path.relative_to(ROOT)}" in lines
     assert any("easured cost:" in line for line in lines)
+
+
+@pytest.mark.parametrize("path", STUDIES, ids=lambda path: path.stem)
+def test_the_cells_of_shipped_studies_are_not_run_again(path, monkeypatch):
+    """What a key means, or its default, may change; what was measured with it stays."""
+    monkeypatch.chdir(ROOT)
+    study = read_study(path)
+    firsts = {cell.method: cell for cell in list_cells(study) if cell_file(study, cell).is_file()}
+    assert unfinished(study, list(firsts.values())) == []
 
 
 OF_SHAPES = ROOT / "configs" / "quality" / "study_shape.yaml"
