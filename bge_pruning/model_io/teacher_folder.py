@@ -58,8 +58,7 @@ class Teacher:
 
     def prompts(self) -> list[str]:
         """What its files say is written before a query, a passage and another text."""
-        prompts = model_files.read_prompts(self._folder())
-        return [model_files.find_prompt(prompts, role) for role in model_files.PROMPT_NAMES]
+        return model_files.list_prompts(model_files.read_prompts(self._folder()))
 
     def colbert_dim(self) -> int:
         """Size of its multi-vectors, 0 if it has none."""

@@ -10,6 +10,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from bge_pruning.config.schema import Config, ConfigError
+from bge_pruning.model_io.hub import fetch_model_folder
 from bge_pruning.model_io.pretrained import read_shape
 from bge_pruning.models.encoder_shape import (
     YAML_NAMES,
@@ -90,6 +91,11 @@ def build_plan(config: Config, folder: Path | None = None) -> Plan:
         return _resolve_target(config, source, assumptions)
     except ValueError as error:
         raise ConfigError(f"model.l0_module: {error}") from None
+
+
+def fetch_plan(config: Config) -> Plan:
+    """The plan of a run whose base model is fetched if it is not here, see :func:`build_plan`."""
+    return build_plan(config, fetch_model_folder(config.model.base_model, config.model.revision))
 
 
 def _shape_from_config(config: Config) -> EncoderShape:

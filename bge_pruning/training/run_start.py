@@ -14,7 +14,7 @@ from bge_pruning.config.schema import Config, ConfigError
 from bge_pruning.evaluation.search import check_modes
 from bge_pruning.model_io import minilm
 from bge_pruning.model_io.hub import fetch_model_folder, is_hub_name
-from bge_pruning.training.plan import Plan, build_loss_weights, build_plan
+from bge_pruning.training.plan import Plan, build_loss_weights, build_plan, fetch_plan
 from bge_pruning.training.sources import check_sources
 from bge_pruning.utils.environment import torch_device
 from bge_pruning.utils.files import refuse_unwritable_folders
@@ -37,7 +37,7 @@ def check_run(config: Config) -> Plan:
     if config.model.l0_module is not None and config.model.d_model is not None:
         build_plan(config, folder)  # refuses a bad target before anything is fetched
     check_start(config)
-    plan = build_plan(config, fetch_model_folder(config.model.base_model, config.model.revision))
+    plan = fetch_plan(config)
     check_outputs(config, plan)
     return plan
 

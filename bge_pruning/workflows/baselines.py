@@ -20,7 +20,6 @@ from bge_pruning.export.extract import write_model
 from bge_pruning.export.extraction import Extraction
 from bge_pruning.export.pruning_record import build_record
 from bge_pruning.model_io.checkpoint import TrainedModel
-from bge_pruning.model_io.hub import fetch_model_folder
 from bge_pruning.model_io.pretrained import BaseModel
 from bge_pruning.models.encoder_shape import EncoderShape, count_parameters
 from bge_pruning.models.structural_pruning import SHAPE_FIELDS, PruningMasks
@@ -32,7 +31,7 @@ from bge_pruning.selection.importance import (
 )
 from bge_pruning.training.builders import build_base_model, build_metadata
 from bge_pruning.training.calibration import calibration_texts, measure_importance
-from bge_pruning.training.plan import Plan, build_plan
+from bge_pruning.training.plan import Plan, fetch_plan
 from bge_pruning.training.sources import build_source
 from bge_pruning.utils.embedding_metrics import is_flat
 from bge_pruning.utils.environment import torch_device
@@ -49,8 +48,7 @@ def plan_baseline(config: Config) -> Plan:
         OSError: If the model cannot be loaded.
     """
     check_baseline(config)
-    folder = fetch_model_folder(config.model.base_model, config.model.revision)
-    plan = build_plan(config, folder)
+    plan = fetch_plan(config)
     shape_of(config, plan, plan.source)
     return plan
 

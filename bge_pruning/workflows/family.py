@@ -18,7 +18,6 @@ from bge_pruning.export.extraction import Extraction, nested_extraction, start_e
 from bge_pruning.export.model_card import write_model_card
 from bge_pruning.export.pruning_record import MARKER, compute_constraint_report, warn_if_far
 from bge_pruning.model_io.checkpoint import find_checkpoint, load_trained_model
-from bge_pruning.model_io.hub import fetch_model_folder
 from bge_pruning.models.encoder_shape import EncoderShape, count_parameters
 from bge_pruning.models.l0_module_embedding import L0Module
 from bge_pruning.models.structural_pruning import KeepIndices
@@ -26,7 +25,7 @@ from bge_pruning.reports.comparison import EVALUATION
 from bge_pruning.reports.comparison_report import write_comparison
 from bge_pruning.reports.report import MARKDOWN, write_report
 from bge_pruning.selection.nested_shapes import check_densities, choose_nested_shapes
-from bge_pruning.training.plan import build_plan
+from bge_pruning.training.plan import fetch_plan
 from bge_pruning.training.rank_watch import ask_rank_zero, on_rank_zero, rank_zero_first
 from bge_pruning.training.run_start import check_inputs, check_outputs
 from bge_pruning.training.stage import all_ranks
@@ -161,7 +160,7 @@ def _check(config: Config, recovery: Config, densities: Sequence[float]) -> None
     check_family(config, recovery)
     check_inputs(recovery)
     refuse_unwritable_folders({"the family's folder": family_folder(config)})
-    plan = build_plan(config, fetch_model_folder(config.model.base_model, config.model.revision))
+    plan = fetch_plan(config)
     check_outputs(recovery, plan)
     targets = (plan.target, plan.target_parameters, plan.target_speedup, plan.target_length)
     # Untrained gates tell as well whether there are nested shapes.

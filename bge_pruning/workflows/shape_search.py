@@ -23,7 +23,6 @@ from bge_pruning.config.load import Config, ConfigError
 from bge_pruning.datasets.embedding_dataset import TokenizedTexts
 from bge_pruning.evaluation.statistics import cosine_error, error_difference
 from bge_pruning.model_io.checkpoint import cut
-from bge_pruning.model_io.hub import fetch_model_folder
 from bge_pruning.model_io.pretrained import BaseModel
 from bge_pruning.models.encoder_shape import (
     YAML_NAMES,
@@ -40,7 +39,7 @@ from bge_pruning.selection.reconstruction_importance import reconstruction_impor
 from bge_pruning.selection.sensitivity import weigh_tokens
 from bge_pruning.training.builders import build_base_model
 from bge_pruning.training.calibration import calibration_texts, pad_batches
-from bge_pruning.training.plan import Plan, build_plan
+from bge_pruning.training.plan import Plan, fetch_plan
 from bge_pruning.utils.embedding_metrics import is_flat
 from bge_pruning.utils.environment import collect_versions, torch_device
 
@@ -125,8 +124,7 @@ def search_shapes(config: Config, every: bool = False) -> ShapeSearch:
         ValueError: If the training data have too few texts.
     """
     check_search(config)
-    folder = fetch_model_folder(config.model.base_model, config.model.revision)
-    plan = build_plan(config, folder)
+    plan = fetch_plan(config)
     base = build_base_model(config)
     candidates = find_candidates(config, plan, base.shape)
     judge = _Judge(config, base)

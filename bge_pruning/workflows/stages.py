@@ -21,7 +21,7 @@ from bge_pruning.export.vocabulary_texts import choose_for_texts
 from bge_pruning.model_io.hub import fetch_model_folder
 from bge_pruning.training.builders import build_base_model
 from bge_pruning.training.held_out import check_held_out
-from bge_pruning.training.plan import Plan, build_plan
+from bge_pruning.training.plan import fetch_plan
 from bge_pruning.training.rank_watch import on_rank_zero
 from bge_pruning.training.run_start import check_inputs, check_outputs, check_run
 from bge_pruning.utils.environment import torch_device
@@ -128,7 +128,7 @@ def check_modes(config: Config, modes: Sequence[str]) -> None:
         ValueError: If a mode is unknown or the model has no head for it.
         OSError: If the model cannot be loaded.
     """
-    search.check_modes(modes, _plan(config).outputs, config.model.base_model)
+    search.check_modes(modes, fetch_plan(config).outputs, config.model.base_model)
 
 
 def check_tasks(config: Config, recovery: Config, tasks: Sequence[Task]) -> None:
@@ -150,7 +150,7 @@ def export_options(config: Config) -> extract.ExtractOptions:
         ConfigError: If the model has no multi-vector head to make square, or fewer tokens than are
             to be kept.
     """
-    plan = _plan(config)
+    plan = fetch_plan(config)
     if config.export.colbert_dim == "hidden" and "colbert_vecs" not in plan.outputs:
         raise ConfigError(
             f"export.colbert_dim is hidden, but {config.model.base_model} has no multi-vector head."
@@ -169,7 +169,3 @@ def check_vocabulary(config: Config, options: extract.ExtractOptions) -> None:
     """Choose the tokens as they will be chosen at the end: how many must stay depends on texts."""
     if options.vocabulary is not None:
         choose_for_texts(build_base_model(config), options.vocabulary)
-
-
-def _plan(config: Config) -> Plan:
-    return build_plan(config, fetch_model_folder(config.model.base_model, config.model.revision))
