@@ -13,7 +13,7 @@ from typing import Any
 
 from bge_pruning.config.command_checks import check_cells
 from bge_pruning.config.load import Config, ConfigError, pruned_model_folder
-from bge_pruning.config.schema import L0, DataConfig
+from bge_pruning.config.schema import L0
 from bge_pruning.evaluation.encoders import count_parameters, load_encoder, untrained_encoder
 from bge_pruning.evaluation.floors import WordEmbeddings
 from bge_pruning.evaluation.scoring import score_tasks
@@ -93,7 +93,9 @@ def _run_cells(study: Study, cells: Sequence[Cell], overwrite: bool) -> None:
     if todo or not (study.results / REFERENCE).is_file():
         configs = _check(study, todo)
         tasks = find_study_tasks(study)
-        _check_tasks(configs, tasks)
+        different = {repr((pair[0].data, pair[1].data)): pair for pair in configs}
+        for pair in different.values():  # most cells have the same data
+            check_tasks(*pair, tasks)
         reference = _find_reference(study, cell_config(study, cells[0], "prune"), tasks)
     for number, cell in enumerate(todo, 1):
         with lock_of(study.runs / cell.name, wait=False) as is_ours:
@@ -124,15 +126,6 @@ def _check(study: Study, cells: Sequence[Cell]) -> list[tuple[Config, Config]]:
         check_road(config, recovery)
         check_modes(config, study.modes)
     return [(config, recovery) for _, config, recovery in stages]
-
-
-def _check_tasks(configs: Sequence[tuple[Config, Config]], tasks: Sequence[Task]) -> None:
-    """Refuse, or warn of, what models are judged by and trained on; once for cells of one data."""
-    seen: list[tuple[DataConfig, DataConfig]] = []
-    for config, recovery in configs:
-        if (data := (config.data, recovery.data)) not in seen:
-            seen.append(data)
-            check_tasks(config, recovery, tasks)
 
 
 def find_study_tasks(study: Study) -> list[Task]:
