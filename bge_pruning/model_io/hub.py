@@ -80,10 +80,7 @@ def refuse_adapter(folder: Path) -> None:
 
 @functools.cache
 def _download(name: str, revision: str | None) -> Path:
-    """Once in a process: it costs time, and the newest revision may be another one the next time.
-
-    An error is not remembered.
-    """
+    """Once in a process, in which the newest revision stays the same; errors are not kept."""
     if not is_hub_name(name):
         raise FileNotFoundError(
             f"base_model '{name}' is neither a folder nor a hub name (owner/name). To fix, check "

@@ -282,11 +282,6 @@ def find_prompt(config: Mapping[str, Any], role: str, tasks: Sequence[str] = ())
     return prompts.get(config.get("default_prompt_name"), "") if role == "text" else ""
 
 
-def list_prompts(config: Mapping[str, Any]) -> list[str]:
-    """What is written before a query, a passage and another text, outside of any task."""
-    return [find_prompt(config, role) for role in PROMPT_NAMES]
-
-
 def read_tokenizer_files(folder: Path, vocab_size: int) -> dict[str, bytes]:
     """Contents of the tokenizer files by name."""
     folder = encoder_folder(folder)

@@ -58,7 +58,8 @@ class Teacher:
 
     def prompts(self) -> list[str]:
         """What its files say is written before a query, a passage and another text."""
-        return model_files.list_prompts(model_files.read_prompts(self._folder()))
+        prompts = model_files.read_prompts(self._folder())
+        return [model_files.find_prompt(prompts, role) for role in model_files.PROMPT_NAMES]
 
     def colbert_dim(self) -> int:
         """Size of its multi-vectors, 0 if it has none."""

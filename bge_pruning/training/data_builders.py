@@ -32,7 +32,7 @@ from bge_pruning.datasets.mixed_dataloader import (
 )
 from bge_pruning.datasets.mteb_tasks import random_state_kept
 from bge_pruning.evaluation.tasks import Task, beir_task, mteb_task
-from bge_pruning.model_io.model_files import list_prompts
+from bge_pruning.model_io.model_files import PROMPT_NAMES, find_prompt
 from bge_pruning.model_io.pretrained import BaseModel
 from bge_pruning.model_io.teacher_folder import Teacher
 from bge_pruning.training.rank_watch import ask_rank_zero, rank_zero_first
@@ -51,7 +51,7 @@ def build_train_loader(config: Config, base: BaseModel, teacher: Teacher | None)
     """
     if teacher is not None and (mismatch := teacher.find_mismatch(base)):
         raise ConfigError(mismatch)
-    own = list_prompts(base.prompts)
+    own = [find_prompt(base.prompts, role) for role in PROMPT_NAMES]
     if teacher is not None and (others := teacher.prompts()) != own:
         log.warning(
             "teacher '%s' has other prompts than %s: it gets texts with those of the student, %s, "

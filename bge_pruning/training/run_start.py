@@ -67,10 +67,8 @@ def find_base_folder(config: Config) -> Path | None:
 
 def check_planned(config: Config, plan: Plan) -> None:
     """Refuse, after a dry run, what :func:`check_run` would refuse without a network."""
-    if config.method != L0 and config.model.l0_module is not None:
-        check_baseline(config)
-    else:
-        check_training(config, torch_device(config.device))
+    is_baseline = config.method != L0 and config.model.l0_module is not None
+    check_baseline(config) if is_baseline else check_training(config, torch_device(config.device))
     check_start(config)
     check_outputs(config, plan)
 
@@ -88,11 +86,7 @@ def check_outputs(config: Config, plan: Plan) -> None:
 
 
 def check_start(config: Config) -> None:
-    """Refuse what would stop a run after its models are fetched, see :func:`check_inputs`.
-
-    Raises:
-        FileExistsError: If the run folder is in use.
-    """
+    """Refuse what would stop a run after its models are fetched, see :func:`check_inputs`."""
     check_run_folder(config)
     check_inputs(config)
 

@@ -27,7 +27,6 @@ from bge_pruning.reports.report import MARKDOWN, write_report
 from bge_pruning.selection.nested_shapes import check_densities, choose_nested_shapes
 from bge_pruning.training.plan import fetch_plan
 from bge_pruning.training.rank_watch import ask_rank_zero, on_rank_zero, rank_zero_first
-from bge_pruning.training.run_start import check_inputs, check_outputs
 from bge_pruning.training.stage import all_ranks
 from bge_pruning.utils.files import refuse_unwritable_folders, write_text
 from bge_pruning.utils.json_records import read_record
@@ -110,8 +109,7 @@ def export_family(
 
     with all_ranks(config):
         with rank_zero_first():  # which fetches models and tasks
-            _check(config, recovery, densities)
-            stages.check_modes(config, judged_by.modes)
+            _check(config, recovery, densities, judged_by.modes)
             options = stages.export_options(config)
             tasks = find_tasks(judged_by.sts, judged_by.retrieval, judged_by.split)
         on_rank_zero(lambda: stages.check_vocabulary(config, options))
@@ -155,13 +153,14 @@ def choose_members(run: Path, densities: Sequence[float], best: bool = False) ->
     ]
 
 
-def _check(config: Config, recovery: Config, densities: Sequence[float]) -> None:
+def _check(
+    config: Config, recovery: Config, densities: Sequence[float], modes: Sequence[str]
+) -> None:
     """Refuse now what would be refused hours later."""
     check_family(config, recovery)
-    check_inputs(recovery)
     refuse_unwritable_folders({"the family's folder": family_folder(config)})
     plan = fetch_plan(config)
-    check_outputs(recovery, plan)
+    stages.check_recovery(recovery, plan, modes)
     targets = (plan.target, plan.target_parameters, plan.target_speedup, plan.target_length)
     # Untrained gates tell as well whether there are nested shapes.
     gates = L0Module(plan.source, plan.axes, *targets, seed=config.seed)

@@ -63,8 +63,10 @@ def run_pipeline(
     with all_ranks(config):
         with rank_zero_first():  # which fetches them
             tasks = find_tasks(judged_by.sts, judged_by.retrieval, judged_by.split)
-        _check(config, recovery)
-        stages.check_modes(config, judged_by.modes)
+        check_pipeline(config, recovery)
+        _check_results(config)
+        check_run_folder(recovery)
+        stages.check_road(config, recovery, judged_by.modes)
         stages.check_tasks(config, recovery, tasks)
         options = stages.export_options(config)
         # All ranks have looked before the first one changes anything.
@@ -74,14 +76,6 @@ def run_pipeline(
         stages.recover(recovery, results / "model", options, config.autoresume)
         on_rank_zero(finish)
     return evaluations[0] if evaluations else None
-
-
-def _check(config: Config, recovery: Config) -> None:
-    """Refuse now what one of the steps would refuse hours later."""
-    check_pipeline(config, recovery)
-    _check_results(config)
-    check_run_folder(recovery)
-    stages.check_road(config, recovery)
 
 
 def _check_results(config: Config) -> None:

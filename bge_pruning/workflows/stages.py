@@ -21,7 +21,7 @@ from bge_pruning.export.vocabulary_texts import choose_for_texts
 from bge_pruning.model_io.hub import fetch_model_folder
 from bge_pruning.training.builders import build_base_model
 from bge_pruning.training.held_out import check_held_out
-from bge_pruning.training.plan import fetch_plan
+from bge_pruning.training.plan import Plan, fetch_plan
 from bge_pruning.training.rank_watch import on_rank_zero
 from bge_pruning.training.run_start import check_inputs, check_outputs, check_run
 from bge_pruning.utils.environment import torch_device
@@ -115,20 +115,17 @@ def keeps_best(config: Config) -> bool:
     return config.evaluation.keep_best is not None
 
 
-def check_road(config: Config, recovery: Config) -> None:
-    """Refuse now what one of the trainings would refuse hours later."""
+def check_road(config: Config, recovery: Config, modes: Sequence[str]) -> None:
+    """Refuse now what a training or the evaluation would refuse hours later."""
+    plan = check_run(config) if config.method == L0 else plan_baseline(config)
+    check_recovery(recovery, plan, modes)
+
+
+def check_recovery(recovery: Config, plan: Plan, modes: Sequence[str]) -> None:
+    """Refuse inputs, losses and modes that do not fit a model that is cut by the plan."""
     check_inputs(recovery)
-    check_outputs(recovery, check_run(config) if config.method == L0 else plan_baseline(config))
-
-
-def check_modes(config: Config, modes: Sequence[str]) -> None:
-    """Refuse modes that the finished model will have no head for.
-
-    Raises:
-        ValueError: If a mode is unknown or the model has no head for it.
-        OSError: If the model cannot be loaded.
-    """
-    search.check_modes(modes, fetch_plan(config).outputs, config.model.base_model)
+    check_outputs(recovery, plan)
+    search.check_modes(modes, plan.outputs, "the finished model")
 
 
 def check_tasks(config: Config, recovery: Config, tasks: Sequence[Task]) -> None:

@@ -38,7 +38,7 @@ from bge_pruning.utils.files import lock_of, refuse_unwritable_folders, write_js
 from bge_pruning.utils.json_records import read_record
 from bge_pruning.utils.records import Parameters, PruningRecord
 from bge_pruning.utils.run_log import stoppable
-from bge_pruning.workflows.stages import check_modes, check_road, check_tasks, prune, recover
+from bge_pruning.workflows.stages import check_road, check_tasks, prune, recover
 from bge_pruning.workflows.study_file import (
     Cell,
     Study,
@@ -123,8 +123,7 @@ def _check(study: Study, cells: Sequence[Cell]) -> list[tuple[Config, Config]]:
     ]
     check_cells(stages)
     for _, config, recovery in stages:
-        check_road(config, recovery)
-        check_modes(config, study.modes)
+        check_road(config, recovery, study.modes)
     return [(config, recovery) for _, config, recovery in stages]
 
 

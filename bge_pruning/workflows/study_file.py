@@ -14,13 +14,8 @@ from typing import Any
 from pydantic import Field
 
 from bge_pruning.config.load import Config, load_config, read_mapping
-from bge_pruning.config.schema import (
-    L0,
-    ConfigError,
-    L0ModuleConfig,
-    ModelConfig,
-    SourceConfig,
-)
+from bge_pruning.config.names import L0
+from bge_pruning.config.schema import ConfigError, L0ModuleConfig, ModelConfig, SourceConfig
 from bge_pruning.config.shipped import find_config
 from bge_pruning.reports.study_records import FIX as RUN_AGAIN
 from bge_pruning.reports.study_records import StudyCell
