@@ -1,7 +1,6 @@
-"""Arrays in files that know whether they are whole.
+"""Arrays as ``.npy`` files with a seal behind the numbers, which NumPy does not look at.
 
-They are ordinary ``.npy`` files with a seal behind the numbers, which NumPy does not look at: the
-version of their meaning and a checksum.
+It is the version of their meaning and a checksum.
 """
 
 from __future__ import annotations

@@ -114,12 +114,10 @@ def _run_cells(study: Study, cells: Sequence[Cell], overwrite: bool) -> None:
 def _check(study: Study, cells: Sequence[Cell]) -> list[tuple[Config, Config]]:
     """Refuse now what one of the cells would refuse hours later; returns their configurations."""
     refuse_unwritable_folders({"results_folder": study.results, "run_folder": study.runs})
-    firsts: dict[tuple[str, str], Cell] = {}
-    for cell in cells:
-        firsts.setdefault((cell.method, cell.size), cell)
+    different = {(cell.method, cell.size): cell for cell in cells}  # but for their seeds
     stages = [
         (cell.name, *(cell_config(study, cell, stage) for stage in ("prune", "recover")))
-        for cell in firsts.values()
+        for cell in different.values()
     ]
     check_cells(stages)
     for _, config, recovery in stages:
