@@ -38,7 +38,7 @@ help:
 	@echo 'make quickstart   prune, evaluate and compare a small real model on the CPU (scripts/quickstart.py)'
 	@echo 'make test         lint, import contracts and tests: 7 minutes on two cores'
 	@echo 'make test-all     the same with the slow tests and more random examples: 20 minutes'
-	@echo 'make test-reliability   kills, ranks and bad input: up to 30 minutes'
+	@echo 'make test-reliability   kills, ranks and bad input: up to 35 minutes'
 	@echo 'make lint         ruff and import contracts only'
 	@echo 'make env          make or update the environment only'
 	@echo 'make lock         write requirements.txt from requirements.in, with the hashes of all files'
