@@ -11,10 +11,10 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 from bge_pruning.config.load import Config, ConfigError, pruned_model_folder
-from bge_pruning.config.names import L0
+from bge_pruning.config.names import HELD_OUT, L0
 from bge_pruning.evaluation import search
 from bge_pruning.evaluation.evaluate import evaluate, write_evaluation
-from bge_pruning.evaluation.tasks import Task
+from bge_pruning.evaluation.tasks import Task, find_tasks
 from bge_pruning.export import extract
 from bge_pruning.export.model_card import write_model_card
 from bge_pruning.export.vocabulary_texts import choose_for_texts
@@ -38,7 +38,9 @@ class EvaluationPlan:
     """What the finished model is judged by.
 
     ``sts`` are files of scored pairs or names of tasks, ``retrieval`` folders in BEIR layout or
-    names; their split is test, or the only one, unless it is named. For ``prompts`` see
+    names; their split is test, or the only one, unless it is named. ``parallel`` are pairs of
+    languages such as ``de-en`` by the path of line-parallel files, of which ``lines`` are searched,
+    see :func:`bge_pruning.evaluation.tasks.parallel_task`. For ``prompts`` see
     :func:`bge_pruning.evaluation.encoders.load_encoder`.
     """
 
@@ -47,11 +49,21 @@ class EvaluationPlan:
     split: str | None = None
     modes: Sequence[str] = ("dense",)
     prompts: Mapping[str, str] = field(default_factory=dict)
+    parallel: Mapping[str, Sequence[str]] = field(default_factory=dict)
+    lines: str = HELD_OUT
 
     @classmethod
     def of(cls, args: Namespace) -> EvaluationPlan:
         """What :data:`bge_pruning.workflows.options.TASKS` were given."""
-        return cls(args.sts, args.retrieval, args.split, args.modes, given_prompts(args))
+        parallel: dict[str, list[str]] = {}
+        for path, *pairs in args.parallel:
+            parallel.setdefault(path, []).extend(pairs)
+        given = (args.sts, args.retrieval, args.split, args.modes, given_prompts(args))
+        return cls(*given, parallel, args.lines)
+
+    def tasks(self) -> list[Task]:
+        """The tasks, loaded, see :func:`bge_pruning.evaluation.tasks.find_tasks`."""
+        return find_tasks(self.sts, self.retrieval, self.split, self.parallel, self.lines)
 
     def arguments(self) -> list[str]:
         """The same for the command line of ``scripts/evaluate_model.py``."""
@@ -59,6 +71,9 @@ class EvaluationPlan:
         if self.retrieval:
             words += ["--retrieval", *self.retrieval]
             words += ["--split", self.split] if self.split else []
+        for path, pairs in self.parallel.items():
+            words += ["--parallel", path, *pairs]
+        words += [f"--lines={self.lines}"] if self.parallel and self.lines != HELD_OUT else []
         for role, prompt in self.prompts.items():
             words += ["--query-prompt" if role == "query" else "--document-prompt", prompt]
         return [*words, "--modes", *self.modes]
