@@ -226,14 +226,22 @@ def build_charsmap(normalization: Mapping[str, str]) -> bytes:
     Single code points are those of the file, since SentencePiece follows Unicode: what it does with
     U+200D today is not what it did when XLM-R was trained. The file has no sequences, such as a
     letter and an accent; they are those of SentencePiece's rule ``nmt_nfkc``.
+
+    Raises:
+        ImportError: If SentencePiece is too old to compile such a table.
     """
     import sentencepiece
     from sentencepiece import sentencepiece_model_pb2
 
+    normalizer = sentencepiece.SentencePieceNormalizer
+    if not hasattr(normalizer, "Decompile"):
+        raise ImportError(
+            f"the package sentencepiece has the version {sentencepiece.__version__}, expected "
+            f"0.2.2 or later. To fix, run: pip install --upgrade sentencepiece"
+        )
     sentencepiece.set_min_log_level(2)
-    known = sentencepiece.SentencePieceNormalizer(rule_name="nmt_nfkc").Decompile()
-    rules = [*((k, v) for k, v in known if len(k) > 1), *normalization.items()]
-    built = sentencepiece.SentencePieceNormalizer(norm_map=rules).serialized_model_proto()
+    rules = [(text, new) for text, new in normalizer(rule_name="nmt_nfkc").Decompile() if text[1:]]
+    built = normalizer(norm_map=[*rules, *normalization.items()]).serialized_model_proto()
     return sentencepiece_model_pb2.ModelProto.FromString(built).normalizer_spec.precompiled_charsmap
 
 
