@@ -28,7 +28,7 @@ from bge_pruning.models.encoder_shape import EncoderShape, count_parameters
 from bge_pruning.training.plan import Plan, build_plan, example_target
 from bge_pruning.utils import environment
 from bge_pruning.utils.guard import import_optional
-from bge_pruning.workflows.random_model import random_base_model
+from bge_pruning.evaluation.random_model import random_base_model
 
 
 @dataclass(frozen=True)

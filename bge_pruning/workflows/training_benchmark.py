@@ -31,7 +31,7 @@ from bge_pruning.reports.efficiency_table import LIMITS, RATIOS, THROUGHPUT_GOAL
 from bge_pruning.training.plan import build_plan
 from bge_pruning.utils import model_analysis
 from bge_pruning.utils.records import CACHED, COMPILED, GATES, PLAIN, TEACHER, TRAININGS
-from bge_pruning.workflows.random_model import random_base_model
+from bge_pruning.evaluation.random_model import random_base_model
 from bge_pruning.workflows.training_batches import (
     GROUPED,
     RANDOM,

@@ -14,7 +14,7 @@ from bge_pruning.reports.efficiency_table import LIMITS, UNCOMPILED
 from bge_pruning.utils.model_analysis import measure_peak_bytes
 from bge_pruning.utils.records import CACHED, COMPILED, GATES, PLAIN, TEACHER, TRAININGS
 from bge_pruning.workflows import training_benchmark
-from bge_pruning.workflows.random_model import random_base_model
+from bge_pruning.evaluation.random_model import random_base_model
 from bge_pruning.workflows.training_batches import FIXED, GROUPED, RANDOM, make_trainings
 from bge_pruning.workflows.training_benchmark import (
     MARGIN,
