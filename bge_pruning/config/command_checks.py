@@ -49,9 +49,9 @@ def check_objective(config: Config) -> None:
             "loss.distillation_hidden needs the teacher's hidden states, which are too many to "
             "cache. To fix, leave teacher.cache out, or set it to false."
         )
-    _check_losses(config)
     if config.model.freeze_encoder:
         _check_frozen(config)
+    _check_losses(config)
     for source in config.data.train:
         _check_negatives(source, config)
     _check_evaluation(config)
