@@ -125,7 +125,9 @@ def build_teacher(config: Config, base: BaseModel) -> Teacher | None:
     if not names:
         return None
     source, revision = config.model.base_model, config.model.revision
-    if base.pruning is not None and not config.model.freeze_encoder:
+    if config.model.freeze_encoder:
+        return Teacher(source, revision, base.heads.pooling, sorted(names), base)
+    if base.pruning is not None:
         source, revision = base.pruning.source.base_model, base.pruning.source.revision
     name = config.teacher.base_model or source
     # A configured teacher has its own revision and pooling.

@@ -111,7 +111,6 @@ def train_heads(config: Config, command: str = "") -> HeadsRecord | None:
     from bge_pruning.train import train
 
     output, again = Path(config.results_folder) / "model", config.overwrite or config.autoresume
-    before: list[Judgement] = []
     records: list[HeadsRecord] = []
 
     def finish() -> None:
@@ -124,15 +123,20 @@ def train_heads(config: Config, command: str = "") -> HeadsRecord | None:
         check_new_heads(config)
         check_run(config)
         check_free(output, MARKER, again)
-        base = build_base_model(config)
-        tasks = build_collections(config, base)
-        check_held_out(config, base, tasks)
-        on_rank_zero(lambda: before.append(judge(base, tasks, config)))
-        del base  # the training reads it again
+        tasks, before = _read_tasks(config)
         # What is evaluated here need not be evaluated there.
         train(replace(config, data=replace(config.data, eval=[])))
         on_rank_zero(finish)
     return records[0] if records else None
+
+
+def _read_tasks(config: Config) -> tuple[dict[str, Task], list[Judgement]]:
+    """The collections, and on rank 0 how good a model with new heads is on them."""
+    base, before = build_base_model(config), []
+    tasks = build_collections(config, base)
+    check_held_out(config, base, tasks)
+    on_rank_zero(lambda: before.append(judge(base, tasks, config)))
+    return tasks, before
 
 
 def check_new_heads(config: Config) -> None:
@@ -200,9 +204,7 @@ def count_weights(encoder: TextEncoder, passages: list[str]) -> SparseCounts:
     return SparseCounts(share=weighted / max(tokens, 1), per_text=entries / len(passages))
 
 
-def _record(
-    config: Config, model: BaseModel, before: Judgement, after: Judgement
-) -> HeadsRecord:
+def _record(config: Config, model: BaseModel, before: Judgement, after: Judgement) -> HeadsRecord:
     colbert = model.heads.colbert_linear
     return HeadsRecord(
         base_model=config.model.base_model,
@@ -276,7 +278,7 @@ def _listed(record: HeadsRecord) -> str:
 
 
 def score_rows(record: HeadsRecord) -> tuple[list[str], list[list[str]]]:
-    """Header and rows of a table: nDCG@10 of each mode, and the sparse weights, before and after."""
+    """Header and rows of a table: nDCG@10 of each mode and sparse weights, before and after."""
     header = ["nDCG@10, before > after", *MODES, "tokens with a weight", "of them a text"]
     rows = []
     for name, after in record.after.ndcg_at_10.items():

@@ -66,7 +66,9 @@ REPLACE = "train new heads where the base model has some (model.replace_heads=tr
 @opt.command(
     opt.CONFIG,
     opt.value(
-        "--colbert-dim", "size of a multi-vector (model.colbert_dim; default: hidden size)", type=int
+        "--colbert-dim",
+        "size of a multi-vector (model.colbert_dim; default: hidden size)",
+        type=int,
     ),
     opt.flag("--replace", REPLACE),
     overrides=True,
