@@ -184,7 +184,6 @@ def check_heads(config: Config) -> None:
             "model.l0_module prunes, and heads are trained for a whole model. To fix, set it to "
             "null, and prune the model that is written."
         )
-    _refuse_dry_run(config, "this is more than one")
     untrained = {"sparse", "colbert"} - set(config.loss.contrastive_outputs)
     if config.model.replace_heads and untrained:
         raise ConfigError(

@@ -30,7 +30,7 @@ from bge_pruning.training.data_builders import build_collections
 from bge_pruning.training.held_out import check_held_out
 from bge_pruning.training.plan import build_loss_weights
 from bge_pruning.training.rank_watch import on_rank_zero
-from bge_pruning.training.run_start import check_run
+from bge_pruning.training.run_start import check_run, find_base_folder
 from bge_pruning.training.stage import all_ranks
 from bge_pruning.utils.environment import torch_device
 from bge_pruning.utils.files import atomic_folder, check_free, write_json
@@ -147,7 +147,8 @@ def check_new_heads(config: Config) -> None:
     """
     check_heads(config)
     m = config.model
-    given = read_heads(fetch_model_folder(m.base_model, m.revision))
+    folder = find_base_folder(config) or fetch_model_folder(m.base_model, m.revision)
+    given = read_heads(folder)
     asked = [HEADS[name] for name in build_loss_weights(config).trained if name in HEADS]
     there = [f"{name}.pt" for name in asked if given[name] is not None]
     if there and m.freeze_encoder and not m.replace_heads:
@@ -212,7 +213,7 @@ def _record(config: Config, model: BaseModel, before: Judgement, after: Judgemen
         outputs=[n for n in build_loss_weights(config).trained if n in HEADS],
         colbert_dim=0 if colbert is None else colbert.out_features,
         steps=f"{config.max_duration} of {config.global_train_batch_size}, seed {config.seed}",
-        data=[source.path for source in config.data.train],
+        data=[source.name for source in config.data.train],
         loss=read_losses(Path(config.run_folder) / "metrics.jsonl"),
         before=before,
         after=after,

@@ -78,7 +78,8 @@ def heads(args: argparse.Namespace) -> None:
     """Give an encoder BGE-M3's sparse and multi-vector heads, trained on its frozen states."""
     from bge_pruning.config.load import load_config
     from bge_pruning.reports.console import show_rows
-    from bge_pruning.workflows.heads import score_rows, train_heads
+    from bge_pruning.train import show_plan
+    from bge_pruning.workflows.heads import check_new_heads, score_rows, train_heads
 
     paths, overrides = split_arguments(args.config)
     if args.colbert_dim is not None:
@@ -87,6 +88,10 @@ def heads(args: argparse.Namespace) -> None:
         overrides.append("model.replace_heads=true")
     implied = ["model.freeze_encoder=true", "model.init_missing_heads=true", "stage=prune"]
     config = load_config(paths, [*implied, *overrides])
+    if config.dry_run:
+        check_new_heads(config)
+        show_plan(config)
+        return
     record = train_heads(config, shlex.join(["bge-pruning", "heads", *args.words]))
     if record is None:  # on the other ranks
         return

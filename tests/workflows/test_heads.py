@@ -209,6 +209,13 @@ def test_the_command_prints_what_it_found(tiny_yaml, overrides, capsys):
     assert "100% > " in out and "results/tiny/model" in out
 
 
+def test_a_dry_run_prints_the_plan_of_heads(tiny_yaml, overrides, capsys, tmp_path):
+    assert main([str(tiny_yaml), *overrides, "dry_run=true"]) == 0
+    out = capsys.readouterr().out
+    assert "nothing: heads alone" in out and "states of the encoder" in out
+    assert not (tmp_path / "results").exists()
+
+
 def test_a_head_that_was_not_trained_is_not_written(configure, overrides, tmp_path):
     sparse = LOSS.replace(", colbert]", "]")
     train_heads(configure(*overrides, sparse, "data.eval=[]"))
@@ -243,7 +250,6 @@ def test_heads_are_trained_on_with_the_encoder_open(configure, overrides, tmp_pa
         (["model.replace_heads=true", "loss.contrastive_outputs=[sparse]"], "lacks colbert"),
         (["data.eval=[{{name: t, kind: sts, path: {csv}}}]"], "heads are judged by retrieval"),
         (["evaluation.keep_best=held/ndcg_at_10"], "evaluated before and after"),
-        (["dry_run=true"], "dry_run=true prints the plan"),
     ],
 )
 def test_what_cannot_be_trained_is_refused_first(
