@@ -39,6 +39,7 @@ _TABLE = {
     },
     "training": {
         "pipeline": ("run_pipeline", "prune, extract, recover, evaluate and report"),
+        "heads": ("train_heads", "give an encoder a sparse and a multi-vector head"),
         "family": ("export_family", "make several sizes from one run"),
         "shape": ("choose_shape", "say which shape of a size keeps most"),
         "quickstart": ("quickstart", "prune a small real model on a CPU"),

@@ -38,18 +38,20 @@ def main(argv: Sequence[str] | None = None, prog: str = "python -m bge_pruning.t
         from bge_pruning.config.load import load_config
 
         config = load_config(paths, overrides)
-        if config.dry_run:
-            from bge_pruning.training.plan import build_plan
-            from bge_pruning.training.plan_text import render_plan
-            from bge_pruning.training.run_start import check_planned, find_base_folder
-
-            plan = build_plan(config, find_base_folder(config))
-            say(render_plan(plan, config))
-            check_planned(config, plan)
-        else:
-            train(config, extract)
+        show_plan(config) if config.dry_run else train(config, extract)
 
     return run_command(command, slow=True)
+
+
+def show_plan(config: Config) -> None:
+    """Print what a training stage will do, and refuse what would stop it."""
+    from bge_pruning.training.plan import build_plan
+    from bge_pruning.training.plan_text import render_plan
+    from bge_pruning.training.run_start import check_planned, find_base_folder
+
+    plan = build_plan(config, find_base_folder(config))
+    say(render_plan(plan, config))
+    check_planned(config, plan)
 
 
 def train(config: Config, extract: str | None = None) -> Path:

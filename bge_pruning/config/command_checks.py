@@ -49,6 +49,8 @@ def check_objective(config: Config) -> None:
             "loss.distillation_hidden needs the teacher's hidden states, which are too many to "
             "cache. To fix, leave teacher.cache out, or set it to false."
         )
+    if config.model.freeze_encoder:
+        _check_frozen(config)
     _check_losses(config)
     for source in config.data.train:
         _check_negatives(source, config)
@@ -144,6 +146,62 @@ def _check_losses(config: Config) -> None:
             "loss.self_distillation needs an ensemble of two outputs or more. To fix, add sparse "
             "or colbert to loss.contrastive_outputs, or set it to 0."
         )
+
+
+def _check_frozen(config: Config) -> None:
+    """Refuse what has nothing to train, or no use, beside an encoder that is frozen."""
+    model, loss = config.model, config.loss
+    for name, given in (
+        ("model.l0_module", model.l0_module is not None),
+        ("model.dropout", model.dropout > 0),
+        ("parallelism.fsdp", config.parallelism.fsdp),
+        ("teacher.base_model", config.teacher.base_model is not None),
+        ("a distillation under loss", loss.distils),
+    ):
+        if given:
+            raise ConfigError(
+                f"model.freeze_encoder trains the heads on queries with passages, and has no use "
+                f"for {name}. To fix, leave it out, or set model.freeze_encoder=false."
+            )
+    for source in config.data.train:
+        if not source.has_passages:
+            raise ConfigError(
+                f"data source '{source.name}' is of kind {source.kind}: heads are trained on "
+                f"queries with passages. To fix, remove it, or name data of kind "
+                f"{' or '.join(WITH_PASSAGES)}."
+            )
+    if set(loss.contrastive_outputs) <= {"dense"}:
+        raise ConfigError(
+            "loss.contrastive_outputs names no head to train: a frozen encoder's dense vectors "
+            "stay as they are. To fix, add sparse or colbert."
+        )
+
+
+def check_heads(config: Config) -> None:
+    """Refuse what heads cannot be trained and judged with."""
+    if config.model.l0_module is not None:
+        raise ConfigError(
+            "model.l0_module prunes, and heads are trained for a whole model. To fix, set it to "
+            "null, and prune the model that is written."
+        )
+    untrained = {"sparse", "colbert"} - set(config.loss.contrastive_outputs)
+    if config.model.replace_heads and untrained:
+        raise ConfigError(
+            f"model.replace_heads makes both heads new, and loss.contrastive_outputs lacks "
+            f"{', '.join(untrained)}. To fix, add it, or remove one .pt file from a copy of the "
+            f"model instead."
+        )
+    if config.evaluation.keep_best is not None:
+        raise ConfigError(
+            "evaluation.keep_best keeps a checkpoint of a run that is evaluated while it trains; "
+            "heads are evaluated before and after. To fix, leave it out."
+        )
+    for source in config.data.eval:
+        if not source.is_collection:
+            raise ConfigError(
+                f"data.eval '{source.name}' is of kind {source.kind}; heads are judged by "
+                f"retrieval. To fix, name collections of kind beir or mteb."
+            )
 
 
 def _check_negatives(source: SourceConfig, config: Config) -> None:

@@ -114,6 +114,11 @@ class ModelConfig:
     max_length: int = key(512, bound="above 0")  # tokens; longer texts are truncated
     dropout: float = key(0.0, bound="in [0, 1]")  # 0: the gates already are noise
     init_missing_heads: bool = False  # make the heads that the base model lacks
+    replace_heads: bool = False  # make new heads, also where the base model has some
+    # Size of a new multi-vector head; default: the hidden size, which every loader expects.
+    colbert_dim: Optional[int] = key(None, bound="above 0")
+    # Train the heads alone: no gradients, no optimizer state; states are computed once if they fit.
+    freeze_encoder: bool = False
     freeze_embeddings: bool = False  # no gradients, no optimizer state: less memory
     activation_checkpointing: bool = False  # compute layers twice: less memory, a third more time
     compile: bool = False  # torch.compile the layers; elsewhere than on a GPU it adds padding

@@ -197,7 +197,7 @@ class Collator:
             # A text is never -1, so the padding of the shorter lists equals no passage.
             positives = [torch.from_numpy(item["positive_texts"]) for item in items]
             batch["positive_texts"] = pad_sequence(positives, batch_first=True, padding_value=-1)
-        for name in ("teacher_token_weights", "teacher_colbert_vecs"):
+        for name in ("teacher_token_weights", "teacher_colbert_vecs", "teacher_last_states"):
             if name in items[0]:
                 tokens = _pad_tokens([row for item in items for row in item[name]])
                 batch[name] = tokens.unflatten(0, (len(items), texts))

@@ -28,7 +28,8 @@ from bge_pruning.utils.files import lock_of
 from bge_pruning.utils.json_records import Count, Record, Text, parse_json, parse_record
 
 # Token ids and mask, shape ``(B, T)``, to outputs by name: ``dense_vecs`` ``(B, H)``,
-# ``token_weights`` ``(B, T)``, ``colbert_vecs`` ``(B, T - 1, C)`` without CLS.
+# ``token_weights`` ``(B, T)``, ``colbert_vecs`` ``(B, T - 1, C)`` without CLS, ``last_states``
+# ``(B, T, H)``.
 Encode = Callable[[Tensor, Tensor], dict[str, Tensor]]
 # Told after every batch how many tokens were embedded in it.
 Report = Callable[[int], None]
@@ -38,6 +39,7 @@ PIECE_BYTES = 1 << 28
 PIECE_SECONDS = 60.0
 # Half precision halves the largest files by far; a cosine needs no more.
 TYPES = {"dense_vecs": np.float32, "token_weights": np.float32, "colbert_vecs": np.float16}
+TYPES["last_states"] = np.float32  # heads that are trained on them are those of a run without cache
 # Raised when the files' layout changes.
 FORMAT = 4
 
@@ -55,7 +57,7 @@ def compute_cache_bytes(
 ) -> int:
     """Bytes on disk of the outputs of so many texts, which have so many tokens together."""
     numbers = {"dense_vecs": texts * hidden_size, "token_weights": tokens}
-    numbers["colbert_vecs"] = tokens * colbert_dim
+    numbers |= {"colbert_vecs": tokens * colbert_dim, "last_states": tokens * hidden_size}
     return sum(numbers[name] * np.dtype(TYPES[name]).itemsize for name in names)
 
 

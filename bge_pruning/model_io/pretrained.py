@@ -37,6 +37,7 @@ from bge_pruning.utils.records import PruningRecord
 
 log = logging.getLogger(__name__)
 LAYER_NORM = {"gamma": "weight", "beta": "bias"}
+EQUAL = 0.3  # weight of a token in a new sparse head, about as large as a trained one's
 # State dicts of the sparse and multi-vector heads, ``None`` where there is none.
 Heads = dict[str, dict[str, Tensor] | None]
 
@@ -117,14 +118,18 @@ def load_base_model(
     pooling: str | None = None,
     dropout: float = 0.0,
     init_missing_heads: bool = False,
+    colbert_dim: int | None = None,
+    replace_heads: bool = False,
 ) -> BaseModel:
     """Load a base model with float32 weights.
 
     Args:
         pooling: ``"cls"`` or ``"mean"``; ``None`` takes what the folder's sentence-transformers
             files say, else ``"cls"`` as BGE-M3.
-        init_missing_heads: Make heads that the folder lacks: the multi-vector head the identity,
-            the sparse head small random weights. Otherwise those outputs do not exist.
+        init_missing_heads: Make heads that the folder lacks, see :func:`_with_new_heads`.
+            Otherwise those outputs do not exist.
+        colbert_dim: Size of a new multi-vector head; ``None`` for the hidden size.
+        replace_heads: Make new heads also where the folder has some.
 
     Raises:
         FileNotFoundError: If a file is missing.
@@ -139,8 +144,10 @@ def load_base_model(
     config, state = encoder.config, encoder.state
     _check_projection(folder, projection, config["hidden_size"])
     head_states = read_heads(folder)
-    if init_missing_heads:
-        head_states = _with_new_heads(head_states, config["hidden_size"])
+    if replace_heads:
+        head_states = dict.fromkeys(head_states)
+    if init_missing_heads or replace_heads:
+        head_states = _with_new_heads(head_states, config["hidden_size"], colbert_dim)
     shape = model_files.shape_from_config(
         config,
         pooler="pooler.dense.weight" in state,
@@ -362,11 +369,20 @@ def _encoder_name(key: str) -> str:
     return re.sub(r"(?<=LayerNorm\.)(gamma|beta)$", lambda m: LAYER_NORM[m[0]], name)
 
 
-def _with_new_heads(states: Heads, hidden: int) -> Heads:
-    random = torch.randn(1, hidden, generator=torch.Generator().manual_seed(0))
+def _with_new_heads(states: Heads, hidden: int, colbert_dim: int | None) -> Heads:
+    """Add the heads that are missing, as far as they are useful without training.
+
+    The sparse head weighs all tokens alike, so that its score counts common tokens. The
+    multi-vector head is the identity, or of another size random.
+    """
+    size = colbert_dim or hidden
+    random = torch.randn(size, hidden, generator=torch.Generator().manual_seed(0)) / hidden**0.5
     new = {
-        "sparse_linear": {"weight": 0.02 * random, "bias": torch.zeros(1)},
-        "colbert_linear": {"weight": torch.eye(hidden), "bias": torch.zeros(hidden)},
+        "sparse_linear": {"weight": torch.zeros(1, hidden), "bias": torch.full((1,), EQUAL)},
+        "colbert_linear": {
+            "weight": torch.eye(hidden) if size == hidden else random,
+            "bias": torch.zeros(size),
+        },
     }
     for name, state in states.items():
         if state is None:

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from bge_pruning.model_io import model_files, pretrained
 from bge_pruning.model_io.hub import fetch_model_folder
+from bge_pruning.models.embedding_heads import EmbeddingHeads
 from bge_pruning.models.teacher import FrozenEncoder
 
 
@@ -19,6 +20,7 @@ class Teacher:
 
     Args:
         pooling: Pooling of the dense output; ``None`` takes what the model's files say.
+        model: It, where it is in memory: an encoder that stays as it is. Its heads are trained.
     """
 
     def __init__(
@@ -27,19 +29,26 @@ class Teacher:
         revision: str | None,
         pooling: str | None,
         names: Sequence[str] = ("dense_vecs",),
+        model: pretrained.BaseModel | None = None,
     ) -> None:
         self.name = name
         self.names = tuple(names)
         self.revision = revision
         self.pooling = pooling
+        self.model = model
         self._encoder: FrozenEncoder | None = None
         self._fingerprint: str | None = None
 
     def encoder(self) -> FrozenEncoder:
         """The frozen model."""
         if self._encoder is None:
-            model = pretrained.load_base_model(self.name, self.revision, self.pooling)
-            self._encoder = FrozenEncoder(model.backbone, model.heads, self.names)
+            model = self.model
+            if model is None:
+                model = pretrained.load_base_model(self.name, self.revision, self.pooling)
+                heads = model.heads
+            else:
+                heads = EmbeddingHeads(model.shape.hidden_size, model.heads.pooling, False, 0)
+            self._encoder = FrozenEncoder(model.backbone, heads, self.names)
         return self._encoder
 
     def release(self) -> None:

@@ -27,7 +27,7 @@ from bge_pruning.models.objective import (
     passage_parts,
 )
 from bge_pruning.models.structural_pruning import PruningMasks
-from bge_pruning.models.teacher import FrozenEncoder, compute_outputs
+from bge_pruning.models.teacher import LAST, FrozenEncoder, compute_outputs
 
 
 class ComposerBGEM3(ComposerModel):
@@ -40,7 +40,8 @@ class ComposerBGEM3(ComposerModel):
       step waits for a GPU to count them,
     * ``scores`` ``(B,)`` in [0, 1] of sentence pairs,
     * the teacher's outputs, ``teacher_dense_vecs`` ``(B, N, Ht)``, ``teacher_token_weights``
-      ``(B, N, T)``, ``teacher_colbert_vecs`` ``(B, N, T - 1, C)``,
+      ``(B, N, T)``, ``teacher_colbert_vecs`` ``(B, N, T - 1, C)``, or the last hidden states of a
+      frozen encoder, ``teacher_last_states`` ``(B, N, T, H)``,
     * for a query and its passages (the other texts): ``passage_texts`` ``(B, N - 1)``, the numbers
       of the passages, ``positive_texts`` ``(B, K)``, those of the known positives of each query,
       padded with -1, ``passage_scores`` ``(B, N - 1)``, a teacher's scores of the passages, and
@@ -64,6 +65,7 @@ class ComposerBGEM3(ComposerModel):
         special_ids: Token ids that carry no sparse weight (cls, eos, pad, unk).
         cpu_dtype: Precision of products on a CPU, ``torch.bfloat16`` or ``None`` for that of the
             weights; on other devices the trainer sets the precision.
+        freeze_encoder: Train the heads alone; the encoder stays in evaluation mode.
     """
 
     def __init__(
@@ -79,6 +81,7 @@ class ComposerBGEM3(ComposerModel):
         special_ids: Sequence[int] = (),
         chunk_size: int | None = None,
         cpu_dtype: torch.dtype | None = None,
+        freeze_encoder: bool = False,
     ) -> None:
         super().__init__()
         self.backbone = backbone
@@ -97,6 +100,16 @@ class ComposerBGEM3(ComposerModel):
         learned = loss_weights.learn_temperature and loss_weights.contrastive > 0
         self.temperature = LearnedTemperature(loss_weights.temperature) if learned else None
         self._freeze_idle_heads()
+        self.freeze_encoder = freeze_encoder
+        if freeze_encoder:
+            self.backbone.requires_grad_(False)
+
+    def train(self, mode: bool = True) -> ComposerBGEM3:
+        """Set the mode of all but a frozen encoder, which is always evaluated."""
+        super().train(mode)
+        if self.freeze_encoder:
+            self.backbone.eval()
+        return self
 
     def _freeze_idle_heads(self) -> None:
         """Freeze heads whose output is not in the loss: DDP would wait for their gradients."""
@@ -123,6 +136,8 @@ class ComposerBGEM3(ComposerModel):
         size = self.chunk_size or rows
         if size >= rows or not torch.is_grad_enabled():
             pieces = [self._outputs(batch, masks, names)]
+        elif self.freeze_encoder:  # its activations are not kept anyway
+            pieces = [self._outputs(piece, masks, names) for piece in _split(batch, size)]
         else:
             pieces = [
                 checkpoint(self._outputs, piece, masks, names, use_reentrant=False)
@@ -135,9 +150,23 @@ class ComposerBGEM3(ComposerModel):
     ) -> dict[str, Tensor]:
         ids, mask, lengths = _flat(batch)
         with self._cpu_precision(ids.device):
-            outputs = compute_outputs(self.backbone, self.heads, ids, mask, names, masks, lengths)
+            if self.freeze_encoder:
+                states = self._frozen_states(batch, ids, mask, lengths)
+                outputs = self.heads.outputs(states, mask, names)
+            else:
+                given = (self.backbone, self.heads, ids, mask, names, masks, lengths)
+                outputs = compute_outputs(*given)
         size = batch["input_ids"].shape[:2]
         return {name: value.unflatten(0, size) for name, value in outputs.items()}
+
+    @torch.no_grad()
+    def _frozen_states(
+        self, batch: Batch, ids: Tensor, mask: Tensor, lengths: list[int] | None
+    ) -> Tensor:
+        """Last hidden states of a frozen encoder, ``(B * N, T, H)``: cached, or computed now."""
+        if f"teacher_{LAST}" in batch:
+            return batch[f"teacher_{LAST}"].flatten(0, 1)
+        return self.backbone(ids, mask, lengths=lengths)
 
     def _cpu_precision(self, device: torch.device) -> contextlib.AbstractContextManager:
         if device.type != "cpu" or self.cpu_dtype is None:
@@ -297,7 +326,8 @@ def _flat(batch: Batch) -> tuple[Tensor, Tensor, list[int] | None]:
 
 def _split(batch: Batch, size: int) -> list[Batch]:
     """Split the texts of a batch into pieces of ``size`` examples."""
-    names = [n for n in ("input_ids", "attention_mask", "lengths") if n in batch]
+    known = ("input_ids", "attention_mask", "lengths", f"teacher_{LAST}")
+    names = [name for name in known if name in batch]
     starts = range(0, len(batch["input_ids"]), size)
     return [{name: batch[name][start : start + size] for name in names} for start in starts]
 

@@ -268,6 +268,7 @@ def step_memory(
     checkpointing: bool = False,
     loss: LossMemory = LossMemory(),
     ranks: int = 1,
+    frozen_encoder: bool = False,
 ) -> dict[str, float]:
     """Estimate the peak bytes of tensors in a training step on one device, by part.
 
@@ -279,6 +280,7 @@ def step_memory(
 
     Args:
         tokens: Real tokens that are computed at once.
+        frozen_encoder: Whether the heads are trained alone.
 
     Returns:
         ``weights and optimizer`` (AdamW's two moments); ``activations or gradients``, the larger of
@@ -296,6 +298,8 @@ def step_memory(
     rows = shape.vocab_size + shape.max_position_embeddings + shape.type_vocab_size
     table = 0 if frozen_embeddings else rows * hidden
     trained = total - (rows * hidden if frozen_embeddings else 0)
+    if frozen_encoder:  # which keeps no activations; the heads get its last states
+        kept, table, trained = layer, 0, count_parameters(shape).heads
     gradients = 4.0 * trained
     transient = tokens * item * units * (TEACHER_UNITS if teacher else TRANSIENT_UNITS)
     if loss.in_pieces:

@@ -12,6 +12,7 @@ from bge_pruning.models.embedding_heads import EmbeddingHeads
 from bge_pruning.models.structural_pruning import PruningMasks
 
 HIDDEN = "hidden_states"
+LAST = "last_states"
 
 
 def compute_outputs(
@@ -25,16 +26,19 @@ def compute_outputs(
 ) -> dict[str, Tensor]:
     """Compute outputs of a model by name, see :meth:`EmbeddingHeads.outputs`.
 
-    ``hidden_states`` are those after every layer, ``(B, L, T, H)``. For ``lengths`` see
+    ``hidden_states`` are those after every layer, ``(B, L, T, H)``, ``last_states`` those after the
+    last one, ``(B, T, H)``. For ``lengths`` see
     :func:`bge_pruning.models.packing.compute_packing`.
     """
     states, packing = backbone.encode(
         input_ids, attention_mask, masks, lengths, every_layer=HIDDEN in names
     )
-    named = [name for name in names if name != HIDDEN]
+    named = [name for name in names if name not in (HIDDEN, LAST)]
     outputs = heads.outputs(states[-1], attention_mask, named, packing)
     if HIDDEN in names:
         outputs[HIDDEN] = torch.stack([packing.unpack(state) for state in states], dim=1)
+    if LAST in names:
+        outputs[LAST] = packing.unpack(states[-1])
     return outputs
 
 
@@ -47,7 +51,7 @@ class FrozenEncoder:
         heads: EmbeddingHeads,
         names: Sequence[str] = ("dense_vecs",),
     ) -> None:
-        if missing := sorted(set(names) - {HIDDEN, *heads.names()}):
+        if missing := sorted(set(names) - {HIDDEN, LAST, *heads.names()}):
             raise ValueError(
                 f"the teacher has no {', '.join(missing)} to distil from. To fix, name a teacher "
                 f"with that head (teacher.base_model), or set that part of the loss to 0."

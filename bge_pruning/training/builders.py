@@ -39,6 +39,7 @@ from bge_pruning.model_io.run_checkpoints import CHECKPOINT
 from bge_pruning.model_io.teacher_folder import Teacher
 from bge_pruning.models.composer_bge_m3 import ComposerBGEM3
 from bge_pruning.models.model_registry import build_composer_model
+from bge_pruning.models.teacher import LAST
 from bge_pruning.training import sharding
 from bge_pruning.training.data_builders import build_probes
 from bge_pruning.training.optimization import build_optimizer, build_scheduler
@@ -96,7 +97,8 @@ def build_base_model(config: Config) -> BaseModel:
     weights that it was made from alone; extraction makes a new one.
     """
     m = config.model
-    base = load_base_model(m.base_model, m.revision, m.pooling, m.dropout, m.init_missing_heads)
+    new_heads = (m.init_missing_heads, m.colbert_dim, m.replace_heads)
+    base = load_base_model(m.base_model, m.revision, m.pooling, m.dropout, *new_heads)
     if base.projection is None:
         return base
     advice = "Extract with --keep-dimension to get a new one."
@@ -113,14 +115,18 @@ def build_teacher(config: Config, base: BaseModel) -> Teacher | None:
     """Build the unpruned model, if the loss distils or negatives are mined.
 
     It is the configured teacher, or else the model that the run prunes. A recovery starts from an
-    extracted model, whose teacher is the model that it was cut from.
+    extracted model, whose teacher is the model that it was cut from. A frozen encoder is its own.
     """
     names = set(build_loss_weights(config).distilled)
+    if config.model.freeze_encoder:  # which teaches its own states
+        names.add(LAST)
     if any(source.mined_negatives for source in config.data.train):
         names.add("dense_vecs")
     if not names:
         return None
     source, revision = config.model.base_model, config.model.revision
+    if config.model.freeze_encoder:
+        return Teacher(source, revision, base.heads.pooling, sorted(names), base)
     if base.pruning is not None:
         source, revision = base.pruning.source.base_model, base.pruning.source.revision
     name = config.teacher.base_model or source
@@ -155,6 +161,7 @@ def build_model(
         special_ids=sorted(read_special_ids(base.tokenizer_files)),
         chunk_size=config.device_train_microbatch_size if config.loss.compares_texts else None,
         cpu_dtype=torch.bfloat16 if config.precision == "amp_bf16" else None,
+        freeze_encoder=config.model.freeze_encoder,
     )
 
 

@@ -76,10 +76,7 @@ def build_plan(config: Config, folder: Path | None = None) -> Plan:
             f"{config.model.base_model} is no folder here"
         )
     else:
-        source, assumptions = read_shape(folder, None), ""
-        if config.model.init_missing_heads:
-            colbert_dim = source.colbert_dim or source.hidden_size
-            source = replace(source, sparse_head=True, colbert_dim=colbert_dim)
+        source, assumptions = _with_new_heads(config, read_shape(folder, None)), ""
         for field, name in YAML_NAMES.items():
             given, real = getattr(config.model, name), getattr(source, field)
             if given is not None and given != real:
@@ -91,6 +88,22 @@ def build_plan(config: Config, folder: Path | None = None) -> Plan:
         return _resolve_target(config, source, assumptions)
     except ValueError as error:
         raise ConfigError(f"model.l0_module: {error}") from None
+
+
+def _with_new_heads(config: Config, source: EncoderShape) -> EncoderShape:
+    """The shape with the heads that a run makes."""
+    model, own = config.model, source.colbert_dim
+    if model.replace_heads:
+        own = 0
+    if own and model.colbert_dim not in (None, own):
+        raise ConfigError(
+            f"model.colbert_dim is {model.colbert_dim}, but {model.base_model} has multi-vectors "
+            f"of {own}. To fix, leave it out, or set model.replace_heads=true for new heads."
+        )
+    if not (model.init_missing_heads or model.replace_heads):
+        return source
+    size = own or model.colbert_dim or source.hidden_size
+    return replace(source, sparse_head=True, colbert_dim=size)
 
 
 def fetch_plan(config: Config) -> Plan:

@@ -11,7 +11,7 @@ from bge_pruning.datasets.mixed_dataloader import BatchSize
 from bge_pruning.datasets.teacher_vectors import compute_cache_bytes
 from bge_pruning.models.encoder_shape import LossMemory, count_parameters, step_memory
 from bge_pruning.models.objective import loss_memory
-from bge_pruning.models.teacher import HIDDEN
+from bge_pruning.models.teacher import HIDDEN, LAST
 from bge_pruning.training.plan import Plan, build_loss_weights, example_target
 from bge_pruning.utils.environment import torch_device
 
@@ -34,7 +34,8 @@ def render_run(plan: Plan, config: Config) -> list[str]:
     if plan.axes and config.method != L0:
         lines.append(f"chosen by    {config.method}, without gates: a baseline")
     else:
-        lines.append(f"gates on     {', '.join(plan.axes) or 'nothing: ordinary training'}")
+        plain = "heads alone" if config.model.freeze_encoder else "ordinary training"
+        lines.append(f"gates on     {', '.join(plan.axes) or f'nothing: {plain}'}")
     lines += ["", *_parameter_table(plan), ""]
     lines.append(
         f"steps        {_steps(config)} (batch {config.global_train_batch_size}), evaluated "
@@ -170,6 +171,7 @@ def estimate_memory(
         checkpointing=config.model.activation_checkpointing,
         loss=loss,
         ranks=1 if config.parallelism.fsdp else _ranks(),
+        frozen_encoder=config.model.freeze_encoder,
     )
 
 
@@ -193,20 +195,27 @@ def render_memory(plan: Plan, config: Config, largest: BatchSize | None = None) 
 
 def render_disk(plan: Plan, config: Config) -> str:
     """Render what a run writes as a line: checkpoints, and the teacher's outputs if cached."""
-    total = float(count_parameters(plan.source).total)
-    frozen = plan.source.vocab_size * plan.source.hidden_size * config.model.freeze_embeddings
-    one = 4.0 * total + 8.0 * (total - frozen)  # with AdamW's moments
+    counts = count_parameters(plan.source)
+    trained = counts.total
+    if config.model.freeze_encoder:
+        trained = counts.heads
+    elif config.model.freeze_embeddings:
+        trained -= plan.source.vocab_size * plan.source.hidden_size
+    one = 4.0 * counts.total + 8.0 * trained  # with AdamW's moments
     line = (
         f"disk         {config.checkpoints_to_keep} checkpoints of {one / 2**30:.1f} GiB in "
         f"{config.run_folder}"
     )
     names, shape = build_loss_weights(config).distilled, plan.source
+    if config.model.freeze_encoder:
+        names = (LAST,)
     if not names or HIDDEN in names or config.teacher.cache is False:
         return line
     tokens = 1000 * config.model.max_length
     size = compute_cache_bytes(1000, tokens, names, shape.hidden_size, shape.colbert_dim)
     kept = "" if config.teacher.cache is True else ", if they are kept,"
+    what = "states of the encoder" if config.model.freeze_encoder else "the teacher's outputs"
     return (
-        f"{line}; the teacher's outputs in {config.data.processed_folder}{kept} take up to "
+        f"{line}; {what} in {config.data.processed_folder}{kept} take up to "
         f"{size / 2**20:,.1f} MiB for every 1,000 texts"
     )

@@ -25,6 +25,7 @@ from bge_pruning.model_io.pretrained import BaseModel
 from bge_pruning.model_io.run_checkpoints import find_whole_checkpoint, list_checkpoints
 from bge_pruning.model_io.teacher_folder import Teacher
 from bge_pruning.models.composer_bge_m3 import ComposerBGEM3
+from bge_pruning.models.teacher import LAST
 from bge_pruning.training import builders, data_builders, sharding
 from bge_pruning.training.calibration import order_gates, refit
 from bge_pruning.training.held_out import check_held_out
@@ -158,8 +159,9 @@ def load_inputs(stage: Stage) -> Inputs:
     loader = data_builders.build_train_loader(config, base, teacher)
     check_schedule(config, len(loader.dataloader))
     sampler, names = loader.dataloader.batch_sampler, build_loss_weights(config)
-    targets = TeacherTargets(config, base, teacher, names.distilled, sampler)
-    if not (names.distils and targets.decide()):
+    wanted = (LAST,) if config.model.freeze_encoder else names.distilled
+    targets = TeacherTargets(config, base, teacher, wanted, sampler)
+    if not (wanted and targets.decide()):
         targets = None
     inputs = Inputs(base, teacher, metadata, evaluators, collections, loader, targets)
     # Not in the plan, which would assume that all texts are as long as allowed.

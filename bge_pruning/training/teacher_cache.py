@@ -26,7 +26,7 @@ from bge_pruning.datasets.teacher_vectors import (
 )
 from bge_pruning.model_io.pretrained import BaseModel
 from bge_pruning.model_io.teacher_folder import Teacher
-from bge_pruning.models.teacher import HIDDEN
+from bge_pruning.models.teacher import HIDDEN, LAST
 from bge_pruning.reports.report_tables import render_bytes
 from bge_pruning.training.rank_watch import ask_rank_zero, rank_zero_first
 from bge_pruning.utils.environment import torch_device
@@ -57,7 +57,8 @@ def fill_caches(
 ) -> None:
     """Embed the texts of each cache that it lacks, and log how long it will take."""
     pairs, device = list(zip(caches, texts, strict=True)), torch_device(config.device)
-    progress = Progress(sum(cache.missing_tokens(numbers) for cache, numbers in pairs))
+    who = "encoder" if config.model.freeze_encoder else "teacher"
+    progress = Progress(sum(cache.missing_tokens(numbers) for cache, numbers in pairs), who)
 
     def encode(ids: Tensor, mask: Tensor) -> dict[str, Tensor]:
         return teacher.encoder()(ids.to(device), mask.to(device))
@@ -69,8 +70,8 @@ def fill_caches(
 class Progress:
     """Logs how many of all tokens the teacher has embedded, and the time left."""
 
-    def __init__(self, total: int) -> None:
-        self.total, self.done = total, 0
+    def __init__(self, total: int, who: str = "teacher") -> None:
+        self.total, self.done, self.who = total, 0, who
         self.begun = time.monotonic()
         self.told = self.begun - LOG_SECONDS / 2
 
@@ -83,7 +84,7 @@ class Progress:
         self.told = now
         left = render_time((now - self.begun) * max(self.total - self.done, 0) / self.done)
         counts = f"{self.done:,}", f"{self.total:,}"
-        log.info("teacher: %s of %s tokens embedded, left %s", *counts, left)
+        log.info("%s: %s of %s tokens embedded, left %s", self.who, *counts, left)
 
 
 @dataclass(frozen=True)
@@ -177,7 +178,8 @@ class TeacherTargets:
         written = f"{size} to write to {folder}, {free} free"
         where = f"{cost.texts:,} texts on disk{f' ({written})' if cost.missing else ''}"
         log.info(
-            "teacher's outputs: %s; teacher.cache=%s",
+            "%s: %s; teacher.cache=%s",
+            "states of the encoder" if LAST in self.names else "teacher's outputs",
             where if asked or chosen else "computed in every step",
             "true" if asked else f"auto, {why}",
         )

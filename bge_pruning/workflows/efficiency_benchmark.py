@@ -19,6 +19,7 @@ from bge_pruning.evaluation import efficiency
 from bge_pruning.evaluation.efficiency import COMPILE, ONNX, RUNTIMES, TORCH
 from bge_pruning.evaluation.encoders import check_model_name, load_encoder
 from bge_pruning.evaluation.onnx_encoder import OnnxEncoder, find_provider
+from bge_pruning.evaluation.random_model import random_base_model
 from bge_pruning.evaluation.text_encoder import TextEncoder
 from bge_pruning.export.onnx_export import FOLDER, MODEL, export_onnx
 from bge_pruning.model_io.model_folder import DTYPES, write_model_folder
@@ -27,7 +28,6 @@ from bge_pruning.models.encoder_shape import EncoderShape, count_parameters
 from bge_pruning.training.plan import Plan, build_plan, example_target
 from bge_pruning.utils import environment
 from bge_pruning.utils.guard import import_optional
-from bge_pruning.workflows.random_model import random_base_model
 
 
 @dataclass(frozen=True)

@@ -20,6 +20,7 @@ from numpy.typing import ArrayLike
 
 from bge_pruning.config.load import load_config
 from bge_pruning.datasets.embedding_dataset import TokenizedTexts
+from bge_pruning.evaluation.random_model import random_base_model
 from bge_pruning.model_io.pretrained import BaseModel, load_base_model
 from bge_pruning.models.encoder_shape import (
     EncoderShape,
@@ -31,7 +32,6 @@ from bge_pruning.reports.efficiency_table import LIMITS, RATIOS, THROUGHPUT_GOAL
 from bge_pruning.training.plan import build_plan
 from bge_pruning.utils import model_analysis
 from bge_pruning.utils.records import CACHED, COMPILED, GATES, PLAIN, TEACHER, TRAININGS
-from bge_pruning.workflows.random_model import random_base_model
 from bge_pruning.workflows.training_batches import (
     GROUPED,
     RANDOM,

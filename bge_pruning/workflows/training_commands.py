@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import shlex
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -62,6 +63,47 @@ def _cut(args: argparse.Namespace) -> None:
     output = pruned_model_folder(config)
     cut_baseline(config, output, args.overwrite)
     say(f"wrote {output}")
+
+
+REPLACE = "train new heads where the base model has some (model.replace_heads=true)"
+
+
+@opt.command(
+    opt.CONFIG,
+    opt.value(
+        "--colbert-dim",
+        "size of a multi-vector (model.colbert_dim; default: hidden size)",
+        type=int,
+    ),
+    opt.flag("--replace", REPLACE),
+    overrides=True,
+    example="m3_small/heads --colbert-dim 128",
+)
+def heads(args: argparse.Namespace) -> None:
+    """Give an encoder BGE-M3's sparse and multi-vector heads, trained on its frozen states."""
+    from bge_pruning.config.load import load_config
+    from bge_pruning.reports.console import show_rows
+    from bge_pruning.train import show_plan
+    from bge_pruning.workflows.heads import check_new_heads, score_rows, train_heads
+
+    paths, overrides = split_arguments(args.config)
+    if args.colbert_dim is not None:
+        overrides.append(f"model.colbert_dim={args.colbert_dim}")
+    if args.replace:
+        overrides.append("model.replace_heads=true")
+    implied = ["model.freeze_encoder=true", "model.init_missing_heads=true", "stage=prune"]
+    config = load_config(paths, [*implied, *overrides])
+    if config.dry_run:
+        check_new_heads(config)
+        show_plan(config)
+        return
+    record = train_heads(config, shlex.join(["bge-pruning", "heads", *args.words]))
+    if record is None:  # on the other ranks
+        return
+    if record.after.ndcg_at_10:
+        show_rows(*score_rows(record))
+    say(f"loss     {record.loss['first']:.3f} > {record.loss['last']:.3f}")
+    say(f"model    {config.results_folder}/model")
 
 
 DENSITIES = "shares of the encoder's parameters to keep (default: 0.75 0.6 0.5)"

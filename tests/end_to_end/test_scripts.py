@@ -36,6 +36,7 @@ FAILURES = {
     "export_family": ("none.yaml --sts none.csv", 2, rf"none\.yaml: {CHECK}"),
     "prepare_minilm": ("--sentences none.csv", 1, rf"none\.csv: {CHECK}"),
     "prepare_model": ("minilm --sentences none.csv", 1, rf"none\.csv: {CHECK}"),
+    "train_heads": ("none.yaml", 2, rf"none\.yaml: {CHECK}"),
     "quickstart": ("seedd=1", 2, r"override 'seedd=1': unknown key 'seedd': did you mean 'seed'\?"),
     "run_pipeline": ("none.yaml --sts none.csv", 2, rf"none\.yaml: {CHECK}"),
     "run_quality_study": ("none.yaml", 2, rf"none\.yaml: {CHECK}"),

@@ -24,11 +24,11 @@ from bge_pruning.evaluation.efficiency import (
     measure_setting,
 )
 from bge_pruning.evaluation.encoders import load_encoder
+from bge_pruning.evaluation.random_model import random_base_model
 from bge_pruning.evaluation.text_encoder import TextEncoder
 from bge_pruning.models.bge_m3_backbone import XLMRobertaBackbone
 from bge_pruning.models.encoder_shape import EncoderShape
 from bge_pruning.utils.model_analysis import measure_peak_bytes
-from bge_pruning.workflows.random_model import random_base_model
 
 TEXTS = ["the man plays a flute", "a dog", "the cat eats bread and the dog plays"]
 SHAPE = EncoderShape(64, 4, 2, 256, 300, head_dim=16, max_position_embeddings=80)

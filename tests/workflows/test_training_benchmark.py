@@ -8,13 +8,13 @@ import torch
 
 from bge_pruning.config.load import ConfigError
 from bge_pruning.datasets.embedding_dataset import build_tokenizer, tokenize
+from bge_pruning.evaluation.random_model import random_base_model
 from bge_pruning.model_io.pretrained import load_base_model
 from bge_pruning.models.encoder_shape import EncoderShape, count_parameters
 from bge_pruning.reports.efficiency_table import LIMITS, UNCOMPILED
 from bge_pruning.utils.model_analysis import measure_peak_bytes
 from bge_pruning.utils.records import CACHED, COMPILED, GATES, PLAIN, TEACHER, TRAININGS
 from bge_pruning.workflows import training_benchmark
-from bge_pruning.workflows.random_model import random_base_model
 from bge_pruning.workflows.training_batches import FIXED, GROUPED, RANDOM, make_trainings
 from bge_pruning.workflows.training_benchmark import (
     MARGIN,

@@ -6,10 +6,10 @@ import pytest
 import torch
 from tokenizers import Tokenizer
 
+from bge_pruning.evaluation.random_model import make_tokenizer_files, random_base_model
 from bge_pruning.evaluation.text_encoder import TextEncoder
 from bge_pruning.model_io.model_files import read_special_ids, read_vocabulary
 from bge_pruning.models.encoder_shape import EncoderShape
-from bge_pruning.workflows.random_model import make_tokenizer_files, random_base_model
 
 SHAPE = EncoderShape(16, 2, 2, 32, 300, head_dim=8, max_position_embeddings=40, colbert_dim=16)
 
