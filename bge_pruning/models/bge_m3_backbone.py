@@ -63,6 +63,12 @@ class Embeddings(nn.Module):
         for table in self.tables():
             table.requires_grad_(False)
 
+    def share_tables(self, others: Embeddings) -> None:
+        """Take over the memory of another model's frozen embeddings, where they are the same."""
+        for table, other in zip(self.tables(), others.tables(), strict=True):
+            if torch.equal(table.weight, other.weight):
+                table.weight = other.weight
+
     def forward(self, input_ids: Tensor, packing: Packing, hidden_z: Tensor | None) -> Tensor:
         """Embed ``input_ids`` of shape ``(B, T)`` as packed tokens ``(N, H)``."""
         # Positions count real tokens from pad_token_id + 1; padding stays at pad_token_id.
