@@ -16,6 +16,9 @@ compiled gates, with the layers compiled (model.compile: true); not measured unl
 teacher  gates, and an unpruned teacher of the same size embeds every batch in the step
 cached   gates, and the step reads the teacher's vectors from the mapped cache file, as training
          does with teacher.cache=true
+whole    gates, and every step updates all rows of the table of words, as a sharded run does, not
+         only those that it needs; not measured unless asked for
+frozen   gates, with frozen embeddings; not measured unless asked for
 
 The batches: texts cut to --fixed-length; random batches padded to their longest text; and batches
 of texts of similar length. Trainings are interleaved on every batch. A step begins with token

@@ -11,7 +11,7 @@ here. A row that was goes on moving, and these later moves are most of what a ra
 they shrink by ``r = b1 / sqrt(b2)`` a step, so all of them together are ``1 / (1 - r)`` times the
 first, 11 times with b1 = 0.9 and b2 = 0.98. ``torch.optim.SparseAdam`` leaves them out, so that a
 rare token learns a tenth. Here a row stays *moving* for ``n`` steps after its last batch, until
-``r^n <= 1e-6``: 145 steps with these betas. What is left out of its moves is a millionth of them,
+``r^n <= 1e-6``: 146 steps with these betas. What is left out of its moves is a millionth of them,
 below what float32 keeps. When the row comes again after ``k`` steps more, its moments are first
 multiplied by ``b1^k`` and ``b2^k``, as if it had been updated all the time. So the table is at
 every moment, also in a checkpoint, that of AdamW on all rows to within rounding.
@@ -23,7 +23,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable
-from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -31,11 +30,15 @@ from composer.core import Algorithm, Event, State
 from composer.loggers import Logger
 from composer.utils import dist
 from torch import Tensor, nn
+from torch.optim.adamw import adamw
 
 # What may be left out of the later moves of a row, as a share of them.
 LEFT_OUT = 1e-6
 # Moments get room for as many rows more at once, or for an eighth more.
 ROOM = 1024
+# Rows that go on moving are copied in blocks: the copies of all would take more than a gradient.
+BLOCK = 16_384
+MOMENTS = ("exp_avg", "exp_avg_sq")
 # More steps than any run has.
 FOR_EVER = 10**9
 
@@ -81,14 +84,6 @@ def _mean_over_ranks(gradient: Tensor) -> Tensor:
     return whole.coalesce()
 
 
-@dataclass
-class MovingRows:
-    """Copies of a table's rows that move in a step, and where in its state they are, ``(M,)``."""
-
-    places: Tensor
-    weights: nn.Parameter
-
-
 class AdamW(torch.optim.AdamW):
     """torch's AdamW, with moments of the drawn rows only for tables, see the module.
 
@@ -109,15 +104,16 @@ class AdamW(torch.optim.AdamW):
         self.tables = frozenset(tables)
         # Where in a table's state each of its rows is, shape (V,); -1: nowhere.
         self._places: dict[nn.Parameter, Tensor] = {}
-        self.moving: list[tuple[dict[str, Any], int, nn.Parameter, MovingRows]] = []
+        # Hidden from torch's update, which refuses them.
+        self._gradients: dict[nn.Parameter, Tensor] = {}
         for group in self.param_groups:
             if group["weight_decay"] and not self.tables.isdisjoint(group["params"]):
                 raise ValueError(
                     f"group {group.get('name', '')!r} has weight decay and a table that is updated "
                     f"by rows. To fix, put the table into a group without weight decay."
                 )
-        self.register_step_pre_hook(_gather_after_closure)
-        self.register_step_post_hook(_put_rows_back)
+        self.register_step_pre_hook(_update_after_closure)
+        self.register_step_post_hook(AdamW.show_gradients)
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Load; of moments of all rows, as older checkpoints have them, those of drawn rows."""
@@ -128,32 +124,69 @@ class AdamW(torch.optim.AdamW):
             if "exp_avg" in state and "rows" not in state:
                 rows = state["exp_avg_sq"].any(dim=1).nonzero()[:, 0]
                 state["rows"], state["last"] = rows, state["step"].expand(len(rows)).clone()
-                state |= {name: state[name][rows] for name in ("exp_avg", "exp_avg_sq")}
+                state |= {name: state[name][rows] for name in MOMENTS}
             elif state:
                 state["rows"] = state["rows"].long()  # torch loads all state as the table's type
 
     @torch.no_grad()
-    def gather_rows(self, group: dict[str, Any], table: nn.Parameter) -> MovingRows:
-        """Copy a table's moving rows, their gradients and their moments."""
+    def update_tables(self) -> None:
+        """Update what has gradients among the tables, and hide these gradients."""
+        for group in self.param_groups:
+            for table in self.tables.intersection(group["params"]):
+                if table.grad is not None:
+                    self._update_rows(group, table)
+                    self._gradients[table], table.grad = table.grad, None
+
+    def show_gradients(self, *_: Any) -> None:
+        """Undo the hiding."""
+        for table, gradient in self._gradients.items():
+            table.grad = gradient
+        self._gradients = {}
+
+    def _update_rows(self, group: dict[str, Any], table: nn.Parameter) -> None:
         gradient = table.grad if table.grad.is_sparse else table.grad.to_sparse(1)
         gradient = gradient.coalesce()
         drawn = self._find_places(table, gradient.indices()[0])
-        state, (beta1, beta2) = self.state[table], group["betas"]
-        now, before = state["step"] + 1, state["last"]
+        state, before = self.state[table], self.state[table]["last"]
+        steps, now = count_moving_steps(*group["betas"]), state["step"] + 1
         state["last"] = before.index_copy(0, drawn, now.expand(len(drawn)))
-        count = count_moving_steps(beta1, beta2)
-        places = (now - state["last"] < count).nonzero()[:, 0]
-        weights = nn.Parameter(table[state["rows"][places]])
-        weights.grad = torch.zeros_like(weights)
-        weights.grad.index_copy_(0, torch.searchsorted(places, drawn), gradient.values())
+        moving = (now - state["last"] < steps) & (state["last"] != now)
         # Steps in which a row that comes again was not updated; a new row has no moments.
-        missed = (now - before[places] - count).clamp_(min=0).unsqueeze(1)
-        moments = {
-            name: state[name][places] * beta**missed
-            for name, beta in (("exp_avg", beta1), ("exp_avg_sq", beta2))
-        }
-        self.state[weights] = {"step": state["step"], **moments}
-        return MovingRows(places, weights)
+        missed = (now - before[drawn] - steps).clamp_(min=0).unsqueeze(1)
+        for name, beta in zip(MOMENTS, group["betas"], strict=True):
+            state[name].index_copy_(0, drawn, state[name][drawn] * beta**missed)
+        done = self._update(group, table, drawn, gradient.values())
+        for places in moving.nonzero()[:, 0].split(BLOCK):
+            self._update(group, table, places, table.new_zeros(len(places), table.shape[1]))
+        state["step"] = done
+
+    def _update(
+        self, group: dict[str, Any], table: nn.Parameter, places: Tensor, gradient: Tensor
+    ) -> Tensor:
+        """Update copies of rows by torch's AdamW, and write them back; returns the next step."""
+        state, step = self.state[table], self.state[table]["step"].clone()
+        rows = state["rows"][places]
+        weights, moments = table[rows], [state[name][places] for name in MOMENTS]
+        adamw(
+            [weights],
+            [gradient],
+            *([moment] for moment in moments),
+            [],
+            [step],
+            fused=group["fused"],
+            # Of a scaler of half precision, which skips the steps in which something overflowed.
+            grad_scale=getattr(self, "grad_scale", None),
+            found_inf=getattr(self, "found_inf", None),
+            amsgrad=False,
+            beta1=group["betas"][0],
+            beta2=group["betas"][1],
+            maximize=group["maximize"],
+            **{name: group[name] for name in ("lr", "weight_decay", "eps")},
+        )
+        table.index_copy_(0, rows, weights)
+        for name, moment in zip(MOMENTS, moments, strict=True):
+            state[name].index_copy_(0, places, moment)
+        return step
 
     def _find_places(self, table: nn.Parameter, rows: Tensor) -> Tensor:
         """Where the state of rows is, shape ``(U,)``; new rows get a place."""
@@ -185,37 +218,18 @@ class AdamW(torch.optim.AdamW):
             state[name] = torch.cat([old, old.new_full((more, *old.shape[1:]), value)])
 
 
-def _gather_after_closure(
+def _update_after_closure(
     optimizer: AdamW, args: tuple[Any, ...], kwargs: dict[str, Any]
 ) -> tuple[tuple[Any, ...], dict[str, Any]]:
-    """Put copies of the moving rows in the place of a table, once there are gradients.
-
-    The trainer's closure computes them inside of the optimizer's step.
-    """
+    """Update the tables once there are gradients: the trainer's closure computes them in a step."""
     closure = args[1] if len(args) > 1 else kwargs.get("closure")
 
     def compute() -> Any:
         loss = None if closure is None else closure()
-        for group in optimizer.param_groups:
-            for number, parameter in enumerate(group["params"]):
-                if parameter in optimizer.tables and parameter.grad is not None:
-                    rows = optimizer.gather_rows(group, parameter)
-                    optimizer.moving.append((group, number, parameter, rows))
-                    group["params"][number] = rows.weights
+        optimizer.update_tables()
         return loss
 
     return args[:1], {"closure": compute}
-
-
-@torch.no_grad()
-def _put_rows_back(optimizer: AdamW, *_: Any) -> None:
-    while optimizer.moving:
-        group, number, table, rows = optimizer.moving.pop()
-        group["params"][number] = table
-        state, moments = optimizer.state[table], optimizer.state.pop(rows.weights)
-        table.index_copy_(0, state["rows"][rows.places], rows.weights)
-        for name in ("exp_avg", "exp_avg_sq"):
-            state[name].index_copy_(0, rows.places, moments[name])
 
 
 def count_moving_steps(beta1: float, beta2: float) -> int:

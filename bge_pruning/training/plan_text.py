@@ -165,6 +165,8 @@ def estimate_memory(
         checkpointing=config.model.activation_checkpointing,
         loss=loss,
         ranks=1 if config.parallelism.fsdp else _ranks(),
+        # At most: which words the data have is not known here.
+        drawn_rows=None if config.parallelism.fsdp else plan.source.vocab_size,
     )
 
 
@@ -191,8 +193,10 @@ def render_disk(plan: Plan, config: Config) -> str:
     total = float(count_parameters(plan.source).total)
     frozen = plan.source.vocab_size * plan.source.hidden_size * config.model.freeze_embeddings
     one = 4.0 * total + 8.0 * (total - frozen)  # with AdamW's moments
+    # Words that are in no batch have none.
+    most = "up to " if not (frozen or config.parallelism.fsdp) else ""
     line = (
-        f"disk         {config.checkpoints_to_keep} checkpoints of {one / 2**30:.1f} GiB in "
+        f"disk         {config.checkpoints_to_keep} checkpoints of {most}{one / 2**30:.1f} GiB in "
         f"{config.run_folder}"
     )
     names, shape = build_loss_weights(config).distilled, plan.source

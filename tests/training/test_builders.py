@@ -14,6 +14,7 @@ from composer.loggers import ProgressBarLogger
 from bge_pruning.algorithms.gradient_groups import GroupGradientClipping
 from bge_pruning.algorithms.non_finite import NonFiniteGuard
 from bge_pruning.algorithms.pruning_schedule import PruningSchedule
+from bge_pruning.algorithms.row_updates import RowGradients
 from bge_pruning.algorithms.source_weights import SourceWeights
 from bge_pruning.algorithms.stop_on_signal import StopOnSignal
 from bge_pruning.callbacks.progress_log import ProgressLog
@@ -210,8 +211,12 @@ def test_training_is_in_the_dimensions_of_the_encoder(
     assert load_base_model(str(tmp_path / "small")).projection is None
 
 
-def test_teacher_that_runs_in_every_step(configure, base, model_folder, build_all, dense_vecs):
-    config = configure("teacher.cache=false", "eval_batch_size=40", "model.l0_module=null")
+@pytest.mark.parametrize("frozen", [False, True])
+def test_teacher_that_runs_in_every_step(
+    frozen, configure, base, model_folder, build_all, dense_vecs
+):
+    settings = ("teacher.cache=false", "eval_batch_size=40", "model.l0_module=null")
+    config = configure(*settings, f"model.freeze_embeddings={str(frozen).lower()}")
     model = build_all(config, base)[1]
     (batch,) = list(build_evaluators(config, base)[0].dataloader.dataloader)
     ids, mask = batch["input_ids"].flatten(0, 1), batch["attention_mask"].flatten(0, 1)
@@ -219,6 +224,10 @@ def test_teacher_that_runs_in_every_step(configure, base, model_folder, build_al
     cosines = (outputs.flatten(0, 1) * dense_vecs(ids, mask)).sum(-1)
     loss = model.loss({"dense_vecs": outputs}, batch)["distillation_alignment"]
     assert float(loss) == pytest.approx(1.0 - float(cosines.mean()), abs=1e-5)
+    pairs = zip(*(m.backbone.embeddings.tables() for m in (model, model._teacher[0])), strict=True)
+    assert [own.weight is other.weight for own, other in pairs] == [frozen] * 3
+    if frozen:  # one table in memory for both
+        return
     # It is another copy, which is neither trained nor saved with the student.
     with torch.no_grad():
         model.backbone.embeddings.word_embeddings.weight.zero_()
@@ -233,13 +242,15 @@ def test_algorithms(configure, build_all):
     base = build_base_model(config)
     loader = build_train_loader(config, base, build_teacher(config, base))
     stop = StopOnSignal("resume")
-    schedule, clipping, guard, last = builders.build_algorithms(config, model, loader, stop)
+    schedule, clipping, guard, rows, last = builders.build_algorithms(config, model, loader, stop)
     assert last is stop and clipping.guard is guard
+    assert isinstance(rows, RowGradients)  # runs before the others, which see each row once
     assert isinstance(schedule, PruningSchedule) and schedule.l0_module is model.l0_module
     assert schedule.warmup.to_timestring() == "0.5dur"
     assert isinstance(clipping, GroupGradientClipping) and clipping.max_norm == 0.5
     assert isinstance(guard, NonFiniteGuard) and not guard.skip
-    none = ("optimizer.max_grad_norm=0", "model.l0_module=null", "optimizer.non_finite=skip")
+    none = ["optimizer.max_grad_norm=0", "model.l0_module=null", "optimizer.non_finite=skip"]
+    none.append("model.freeze_embeddings=true")
     bare = configure(*none)
     guard, _ = builders.build_algorithms(bare, build_all(bare)[1], loader, stop)
     assert isinstance(guard, NonFiniteGuard) and guard.skip
