@@ -114,7 +114,9 @@ class ModelConfig:
     max_length: int = key(512, bound="above 0")  # tokens; longer texts are truncated
     dropout: float = key(0.0, bound="in [0, 1]")  # 0: the gates already are noise
     init_missing_heads: bool = False  # make the heads that the base model lacks
-    freeze_embeddings: bool = False  # no gradients, no optimizer state: less memory
+    # Do not train the tables of words, positions and types (their LayerNorm is trained): they have
+    # no gradients and no optimizer state.
+    freeze_embeddings: bool = False
     activation_checkpointing: bool = False  # compute layers twice: less memory, a third more time
     compile: bool = False  # torch.compile the layers; elsewhere than on a GPU it adds padding
     l0_module: Optional[L0ModuleConfig] = None  # null: ordinary training, nothing is pruned

@@ -239,7 +239,7 @@ def _sum_layers(
 # while a teacher's layer is computed.
 TRANSIENT_UNITS, TEACHER_UNITS = 1.5, 2.0
 # Copies of rows of the table of words while they are updated, and how many there are at once.
-ROW_COPIES, ROWS_AT_ONCE = 5, 16_384
+ROW_COPIES, ROWS_AT_ONCE = 4, 16_384
 
 
 @dataclass(frozen=True)
@@ -304,18 +304,19 @@ def step_memory(
         untrained, drawn = shape.vocab_size, drawn_rows
     table = (rows - untrained) * hidden
     trained = total - untrained * hidden
-    gradients = 4.0 * (trained + ROW_COPIES * min(drawn, max(tokens, ROWS_AT_ONCE)) * hidden)
+    gradients = 4.0 * (trained + min(drawn, tokens) * hidden)
+    update = 4.0 * ROW_COPIES * min(drawn, max(tokens, ROWS_AT_ONCE)) * hidden
     transient = tokens * item * units * (TEACHER_UNITS if teacher else TRANSIENT_UNITS)
     if loss.in_pieces:
         encoder, name = kept + transient + gradients, "activations and gradients"
         peak = max(
             kept + gradients + max(transient, loss.backward),
-            gradients + 8.0 * table,  # of two pieces, and their sum
+            gradients + max(8.0 * table, update),  # of two pieces, and their sum
             loss.comparing,
         )
     else:
         # When the last layer is recomputed, the gradients of all others are in memory.
-        gradients += layer if checkpointing else 0.0
+        gradients += max(update, layer if checkpointing else 0.0)
         encoder, name = max(kept + transient, gradients), "activations or gradients"
         peak = max(kept + max(transient, loss.comparing, loss.backward), gradients)
     return {

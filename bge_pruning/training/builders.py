@@ -205,8 +205,6 @@ def build_algorithms(
     algorithms.append(guard)
     if config.parallelism.fsdp:
         algorithms.append(MeanGradients(sharding.measure_gradient_scale(config.device)))
-    if model.row_tables():
-        algorithms.append(RowGradients())
     return [*algorithms, stop]
 
 
@@ -320,5 +318,8 @@ def build_trainer(
             parallelism_config=parallelism,
             dist_timeout=config.dist_timeout,
         )
+    if model.row_tables():
+        # Added here because it has no state, and older checkpoints do not name it.
+        trainer.state.algorithms.append(RowGradients())
     sharding.register_forward_methods(model)
     return trainer
