@@ -5,7 +5,7 @@
         --texts data/sts/stsb-en-train.csv data/mteb/scifact-sample/corpus.jsonl
 
 MODEL may be a configuration, such as configs/bge_m3/target_50pct.yaml: random weights of its
-model's size are trained. Every training keeps weights and AdamW's moments, 12 bytes a parameter;
+model's size are trained. A training keeps weights and AdamW's moments, up to 12 bytes a parameter;
 what does not fit together is refused, with what would.
 
 The trainings, all with AdamW and the same distillation loss on dense vectors:

@@ -48,7 +48,10 @@ def benchmark(args: argparse.Namespace) -> None:
     opt.write_output(args, result)
 
 
-WHICH = "which to measure; a ratio needs both of its trainings (default: %(default)s)"
+WHICH = (
+    "which to measure; a ratio needs both of its trainings (default: all but compiled, whole and "
+    "frozen)"
+)
 CUT = "cut texts here (default: %(default)s tokens)"
 FIXED = "of the batches without padding (default: %(default)s tokens)"
 
