@@ -305,7 +305,9 @@ def step_memory(
     table = (rows - untrained) * hidden
     trained = total - untrained * hidden
     gradients = 4.0 * (trained + min(drawn, tokens) * hidden)
-    update = 4.0 * ROW_COPIES * min(drawn, max(tokens, ROWS_AT_ONCE)) * hidden
+    copied = ROW_COPIES * min(drawn, max(tokens, ROWS_AT_ONCE))
+    received = 2 * ranks * min(drawn, tokens) if ranks > 1 else 0  # from all ranks, and together
+    update = 4.0 * max(copied, received) * hidden
     transient = tokens * item * units * (TEACHER_UNITS if teacher else TRANSIENT_UNITS)
     if loss.in_pieces:
         encoder, name = kept + transient + gradients, "activations and gradients"
