@@ -5,7 +5,7 @@
         --texts data/sts/stsb-en-train.csv data/mteb/scifact-sample/corpus.jsonl
 
 MODEL may be a configuration, such as configs/bge_m3/target_50pct.yaml: random weights of its
-model's size are trained. Every training keeps weights and AdamW's moments, 12 bytes a parameter;
+model's size are trained. A training keeps weights and AdamW's moments, up to 12 bytes a parameter;
 what does not fit together is refused, with what would.
 
 The trainings, all with AdamW and the same distillation loss on dense vectors:
@@ -16,6 +16,9 @@ compiled gates, with the layers compiled (model.compile: true); not measured unl
 teacher  gates, and an unpruned teacher of the same size embeds every batch in the step
 cached   gates, and the step reads the teacher's vectors from the mapped cache file, as training
          does with teacher.cache=true
+whole    gates, and every step updates all rows of the table of words, as a sharded run does, not
+         only those that it needs; not measured unless asked for
+frozen   gates, with frozen embeddings; not measured unless asked for
 
 The batches: texts cut to --fixed-length; random batches padded to their longest text; and batches
 of texts of similar length. Trainings are interleaved on every batch. A step begins with token

@@ -11,7 +11,7 @@ from composer.utils import dist
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
-from bge_pruning.algorithms.non_finite import NonFiniteGuard
+from bge_pruning.algorithms.non_finite import NonFiniteGuard, own_numbers
 
 
 class GroupGradientClipping(Algorithm):
@@ -54,13 +54,14 @@ def clip_norm_(
     whole = [p for p in with_gradient if not isinstance(p, DTensor)]
     get_norm = nn.utils.get_total_norm
     parts = [norms[p] for p in whole if p in norms]
-    if unknown := [p.grad for p in whole if p not in norms]:
+    if unknown := [own_numbers(p.grad) for p in whole if p not in norms]:
         parts.append(get_norm(unknown))
     if sharded:  # full_tensor() sums over the ranks
         parts.append(get_norm([p.grad for p in sharded]).full_tensor())
     total = torch.stack(parts).norm()
-    for part in filter(None, (sharded, whole)):
-        nn.utils.clip_grads_with_norm_(part, max_norm, total)
+    # As torch's clip_grads_with_norm_, which cannot scale the rows of a table.
+    share = (max_norm / (total + 1e-6)).clamp(max=1.0)
+    torch._foreach_mul_([own_numbers(p.grad) for p in with_gradient], share)
 
 
 class MeanGradients(Algorithm):

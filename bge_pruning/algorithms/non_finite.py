@@ -189,7 +189,9 @@ def compute_norms(tensors: Sequence[Tensor]) -> Tensor:
     """
     if not tensors:
         return torch.zeros(0)
-    return torch.stack([norm.float() for norm in torch._foreach_norm([_own(t) for t in tensors])])
+    return torch.stack(
+        [norm.float() for norm in torch._foreach_norm([own_numbers(t) for t in tensors])]
+    )
 
 
 def find_broken(
@@ -205,12 +207,17 @@ def find_broken(
 
 def _largest(tensor: Tensor, norm: float) -> float:
     """The largest absolute value, or the norm if the numbers have been clipped since."""
-    value = float(_own(tensor).detach().abs().max())
+    value = float(own_numbers(tensor).detach().abs().max())
     return value if LIMIT <= value < math.inf else norm
 
 
-def _own(tensor: Tensor) -> Tensor:
-    """This rank's part of a sharded tensor: the rank that has the broken number stops."""
+def own_numbers(tensor: Tensor) -> Tensor:
+    """A sharded tensor's part on this rank, or the rows of a table that have a gradient.
+
+    So the rank that has a broken number stops.
+    """
+    if tensor.is_sparse:
+        return tensor._values()  # in place, and summed by RowGradients already
     return tensor.to_local() if isinstance(tensor, DTensor) else tensor
 
 

@@ -119,7 +119,9 @@ class ModelConfig:
     colbert_dim: Optional[int] = key(None, bound="above 0")
     # Train the heads alone: no gradients, no optimizer state; states are computed once if they fit.
     freeze_encoder: bool = False
-    freeze_embeddings: bool = False  # no gradients, no optimizer state: less memory
+    # Do not train the tables of words, positions and types (their LayerNorm is trained): they have
+    # no gradients and no optimizer state.
+    freeze_embeddings: bool = False
     activation_checkpointing: bool = False  # compute layers twice: less memory, a third more time
     compile: bool = False  # torch.compile the layers; elsewhere than on a GPU it adds padding
     l0_module: Optional[L0ModuleConfig] = None  # null: ordinary training, nothing is pruned

@@ -63,12 +63,21 @@ class Embeddings(nn.Module):
         for table in self.tables():
             table.requires_grad_(False)
 
+    def share_tables(self, others: Embeddings) -> None:
+        """Take over the memory of another model's frozen embeddings, where they are the same."""
+        for table, other in zip(self.tables(), others.tables(), strict=True):
+            if torch.equal(table.weight, other.weight):
+                table.weight = other.weight
+
     def forward(self, input_ids: Tensor, packing: Packing, hidden_z: Tensor | None) -> Tensor:
         """Embed ``input_ids`` of shape ``(B, T)`` as packed tokens ``(N, H)``."""
         # Positions count real tokens from pad_token_id + 1; padding stays at pad_token_id.
         real = input_ids.ne(self.pad_token_id).long()
         positions = real.cumsum(dim=1) * real + self.pad_token_id
-        words = self.word_embeddings(packing.pack(input_ids))
+        # To leave padding out, the gradient of a table's rows would wait for the device. It is 0.
+        table = self.word_embeddings
+        padding = None if table.sparse else table.padding_idx
+        words = F.embedding(packing.pack(input_ids), table.weight, padding, sparse=table.sparse)
         words = words + self.token_type_embeddings.weight[0]
         u = residual_norm(
             self.position_embeddings(packing.pack(positions)), words, self.LayerNorm, hidden_z

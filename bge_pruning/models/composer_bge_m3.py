@@ -8,7 +8,7 @@ from collections.abc import Collection, Sequence
 
 import torch
 from composer.models import ComposerModel
-from torch import Tensor
+from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 from torchmetrics import Metric, SpearmanCorrCoef
 
@@ -116,6 +116,22 @@ class ComposerBGEM3(ComposerModel):
         self.loss_weights.check_heads(self.heads.names())
         for name, head in self.heads.linears().items():
             head.requires_grad_(name in self.loss_weights.trained)
+
+    def update_drawn_rows(self) -> None:
+        """Give the table of words gradients of the drawn rows only, unless it is frozen.
+
+        The trainer's DDP passes over it: it would exchange all rows, and NCCL no such gradients.
+        See :mod:`bge_pruning.algorithms.row_updates`.
+        """
+        table = self.backbone.embeddings.word_embeddings
+        table.sparse = table.weight.requires_grad
+        names = {parameter: name for name, parameter in self.named_parameters()}
+        self._ddp_params_and_buffers_to_ignore = [names[p] for p in self.row_tables()]
+
+    def row_tables(self) -> list[nn.Parameter]:
+        """Tables whose gradients are of the drawn rows only."""
+        table = self.backbone.embeddings.word_embeddings
+        return [table.weight] if table.sparse else []
 
     def forward(self, batch: Batch) -> dict[str, Tensor]:
         """Outputs by name, shape ``(B, N, ...)``; in evaluation only the dense vectors."""

@@ -238,6 +238,8 @@ def _sum_layers(
 # Multiples of the units that exist while the gradient of the last layer's units is computed, and
 # while a teacher's layer is computed.
 TRANSIENT_UNITS, TEACHER_UNITS = 1.5, 2.0
+# Copies of rows of the table of words while they are updated, and how many there are at once.
+ROW_COPIES, ROWS_AT_ONCE = 4, 16_384
 
 
 @dataclass(frozen=True)
@@ -269,6 +271,7 @@ def step_memory(
     loss: LossMemory = LossMemory(),
     ranks: int = 1,
     frozen_encoder: bool = False,
+    drawn_rows: int | None = None,
 ) -> dict[str, float]:
     """Estimate the peak bytes of tensors in a training step on one device, by part.
 
@@ -281,6 +284,8 @@ def step_memory(
     Args:
         tokens: Real tokens that are computed at once.
         frozen_encoder: Whether the heads are trained alone.
+        drawn_rows: Rows of the table of words that have been in a batch: only they have moments,
+            and only those of the batch a gradient. ``None`` if all rows have both.
 
     Returns:
         ``weights and optimizer`` (AdamW's two moments); ``activations or gradients``, the larger of
@@ -296,26 +301,32 @@ def step_memory(
     layers = shape.num_hidden_layers
     kept = layers * 4.0 * hidden * tokens + layer if checkpointing else layers * layer
     rows = shape.vocab_size + shape.max_position_embeddings + shape.type_vocab_size
-    table = 0 if frozen_embeddings else rows * hidden
-    trained = total - (rows * hidden if frozen_embeddings else 0)
+    untrained, drawn = rows if frozen_embeddings else 0, 0
+    if not frozen_embeddings and drawn_rows is not None:
+        untrained, drawn = shape.vocab_size, drawn_rows
+    table = (rows - untrained) * hidden
+    trained = total - untrained * hidden
     if frozen_encoder:  # which keeps no activations; the heads get its last states
-        kept, table, trained = layer, 0, count_parameters(shape).heads
-    gradients = 4.0 * trained
+        kept, table, drawn, trained = layer, 0, 0, count_parameters(shape).heads
+    gradients = 4.0 * (trained + min(drawn, tokens) * hidden)
+    copied = ROW_COPIES * min(drawn, max(tokens, ROWS_AT_ONCE))
+    received = 2 * ranks * min(drawn, tokens) if ranks > 1 else 0  # from all ranks, and together
+    update = 4.0 * max(copied, received) * hidden
     transient = tokens * item * units * (TEACHER_UNITS if teacher else TRANSIENT_UNITS)
     if loss.in_pieces:
         encoder, name = kept + transient + gradients, "activations and gradients"
         peak = max(
             kept + gradients + max(transient, loss.backward),
-            gradients + 8.0 * table,  # of two pieces, and their sum
+            gradients + max(8.0 * table, update),  # of two pieces, and their sum
             loss.comparing,
         )
     else:
         # When the last layer is recomputed, the gradients of all others are in memory.
-        gradients += layer if checkpointing else 0.0
+        gradients += max(update, layer if checkpointing else 0.0)
         encoder, name = max(kept + transient, gradients), "activations or gradients"
         peak = max(kept + max(transient, loss.comparing, loss.backward), gradients)
     return {
-        "weights and optimizer": (6.0 if half else 4.0) * total + 8.0 * trained,
+        "weights and optimizer": (6.0 if half else 4.0) * total + 8.0 * (trained + drawn * hidden),
         name: encoder,
         "outputs and scores": loss.outputs + max(0.0, peak - encoder),
         "teacher": 4.0 * total if teacher else 0.0,

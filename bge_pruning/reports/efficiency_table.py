@@ -6,7 +6,16 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from bge_pruning.reports.markdown import table
-from bge_pruning.utils.records import CACHED, COMPILED, GATES, PLAIN, TEACHER, TRAININGS
+from bge_pruning.utils.records import (
+    CACHED,
+    COMPILED,
+    FROZEN,
+    GATES,
+    PLAIN,
+    TEACHER,
+    TRAININGS,
+    WHOLE,
+)
 
 # Share of the ideal speed-up that a pruned model should reach on long texts in batches.
 BAR, LEAST_LENGTH, LEAST_BATCH = 0.9, 128, 32
@@ -111,10 +120,10 @@ def _claims(settings: Sequence[Mapping[str, Any]]) -> list[str]:
     return lines
 
 
-# Trainings that need no compiler.
-UNCOMPILED = tuple(name for name in TRAININGS if name != COMPILED)
-# The step time of a training is given relative to that of another, with a limit of the ratio.
-RATIOS = {GATES: PLAIN, COMPILED: PLAIN, TEACHER: GATES, CACHED: GATES}
+# Trainings that are measured unless others are asked for.
+USUAL = (PLAIN, GATES, TEACHER, CACHED)
+# The step time of a training is given relative to that of another, most with a limit.
+RATIOS = {GATES: PLAIN, COMPILED: PLAIN} | dict.fromkeys((TEACHER, CACHED, WHOLE, FROZEN), GATES)
 LIMITS = {GATES: 1.10, COMPILED: 1.10, TEACHER: 1.35, CACHED: 1.03}
 # Tokens per second of gates on batches of similar lengths, relative to plain on random batches.
 THROUGHPUT_GOAL = 1.5
@@ -161,7 +170,8 @@ def _describe(result: Mapping[str, Any]) -> str:
 
 def _ratios(result: Mapping[str, Any]) -> str:
     measured = list(next(iter(result["ratios"].values())))
-    header = ["batches", *(f"{n} / {RATIOS[n]} (limit {LIMITS[n]:.2f})" for n in measured)]
+    limits = {name: f" (limit {limit:.2f})" for name, limit in LIMITS.items()}
+    header = ["batches", *(f"{n} / {RATIOS[n]}{limits.get(n, '')}" for n in measured)]
     header += ["reading the cache / gates"] if result["reading"] else []
     rows = []
     for kind, ratios in result["ratios"].items():

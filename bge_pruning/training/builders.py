@@ -19,6 +19,7 @@ from torch import Tensor
 from bge_pruning.algorithms.gradient_groups import GroupGradientClipping, MeanGradients
 from bge_pruning.algorithms.non_finite import NonFiniteGuard
 from bge_pruning.algorithms.pruning_schedule import PruningSchedule
+from bge_pruning.algorithms.row_updates import RowGradients
 from bge_pruning.algorithms.source_weights import SourceWeights
 from bge_pruning.algorithms.stop_on_signal import StopOnSignal
 from bge_pruning.callbacks.best_checkpoint import BestCheckpoint
@@ -148,13 +149,16 @@ def build_model(
     base.backbone.activation_checkpointing = config.model.activation_checkpointing
     if config.model.compile:
         base.backbone.compile_encoder(training=True)
-    return build_composer_model(
+    encoder = teacher.encoder() if on_the_fly else None
+    if encoder is not None and config.model.freeze_embeddings and not config.parallelism.fsdp:
+        encoder.backbone.embeddings.share_tables(base.backbone.embeddings)
+    model = build_composer_model(
         config.model.name,
         backbone=base.backbone,
         heads=base.heads,
         l0_module=build_l0_module(base.shape, metadata.l0_module),
         loss_weights=weights,
-        teacher=teacher.encoder() if on_the_fly else None,
+        teacher=encoder,
         teacher_dimensions=_teacher_dimensions(config, base, teacher),
         teacher_layers=None if base.pruning is None else base.pruning.kept.layer,
         eval_target_model=True if l0 is None else l0.eval_target_model,
@@ -163,6 +167,9 @@ def build_model(
         cpu_dtype=torch.bfloat16 if config.precision == "amp_bf16" else None,
         freeze_encoder=config.model.freeze_encoder,
     )
+    if not config.parallelism.fsdp:  # a sharded table needs gradients of all its rows
+        model.update_drawn_rows()
+    return model
 
 
 def _teacher_dimensions(config: Config, base: BaseModel, teacher: Teacher | None) -> Tensor | None:
@@ -318,5 +325,8 @@ def build_trainer(
             parallelism_config=parallelism,
             dist_timeout=config.dist_timeout,
         )
+    if model.row_tables():
+        # Added here because it has no state, and older checkpoints do not name it.
+        trainer.state.algorithms.append(RowGradients())
     sharding.register_forward_methods(model)
     return trainer

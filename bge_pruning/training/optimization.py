@@ -5,16 +5,16 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-import torch
 from composer import optim
 from torch import nn
 
+from bge_pruning.algorithms.row_updates import AdamW
 from bge_pruning.config.load import Config
 from bge_pruning.models.composer_bge_m3 import ComposerBGEM3
 from bge_pruning.models.l0_module_embedding import L0Module
 
 
-def build_optimizer(config: Config, model: ComposerBGEM3) -> torch.optim.AdamW:
+def build_optimizer(config: Config, model: ComposerBGEM3) -> AdamW:
     """Build AdamW with groups for weights, gates and multipliers; the multipliers ascend."""
     o = config.optimizer
     groups = weight_groups([model.backbone, model.heads], o.lr, o.weight_decay)
@@ -24,7 +24,8 @@ def build_optimizer(config: Config, model: ComposerBGEM3) -> torch.optim.AdamW:
         groups.append({"name": "weights/temperature", **alone})
     if model.l0_module is not None:
         groups += l0_groups(model.l0_module, o.l0_lr, o.lagrangian_lr, o.lambda_2_lr)
-    return torch.optim.AdamW(groups, lr=o.lr, betas=tuple(o.betas), eps=o.eps, fused=True)
+    options = {"lr": o.lr, "betas": tuple(o.betas), "eps": o.eps}
+    return AdamW(groups, model.row_tables(), fused=True, **options)
 
 
 def weight_groups(

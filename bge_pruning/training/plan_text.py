@@ -172,6 +172,8 @@ def estimate_memory(
         loss=loss,
         ranks=1 if config.parallelism.fsdp else _ranks(),
         frozen_encoder=config.model.freeze_encoder,
+        # At most: which words the data have is not known here.
+        drawn_rows=None if config.parallelism.fsdp else plan.source.vocab_size,
     )
 
 
@@ -195,15 +197,15 @@ def render_memory(plan: Plan, config: Config, largest: BatchSize | None = None) 
 
 def render_disk(plan: Plan, config: Config) -> str:
     """Render what a run writes as a line: checkpoints, and the teacher's outputs if cached."""
-    counts = count_parameters(plan.source)
-    trained = counts.total
-    if config.model.freeze_encoder:
-        trained = counts.heads
-    elif config.model.freeze_embeddings:
-        trained -= plan.source.vocab_size * plan.source.hidden_size
+    counts, model = count_parameters(plan.source), config.model
+    table = plan.source.vocab_size * plan.source.hidden_size
+    trained = counts.heads if model.freeze_encoder else counts.total - table * model.freeze_embeddings
     one = 4.0 * counts.total + 8.0 * trained  # with AdamW's moments
+    # Words that are in no batch have none.
+    whole = model.freeze_encoder or model.freeze_embeddings or config.parallelism.fsdp
+    most = "" if whole else "up to "
     line = (
-        f"disk         {config.checkpoints_to_keep} checkpoints of {one / 2**30:.1f} GiB in "
+        f"disk         {config.checkpoints_to_keep} checkpoints of {most}{one / 2**30:.1f} GiB in "
         f"{config.run_folder}"
     )
     names, shape = build_loss_weights(config).distilled, plan.source

@@ -183,7 +183,9 @@ class _LiveStorages(TorchDispatchMode):
 
 def _tensors(values: Any) -> list[torch.Tensor]:
     leaves = torch.utils._pytree.tree_leaves(values)
-    return [leaf for leaf in leaves if isinstance(leaf, torch.Tensor)]
+    tensors = [leaf for leaf in leaves if isinstance(leaf, torch.Tensor)]
+    sparse = [part for t in tensors if t.is_sparse for part in (t._indices(), t._values())]
+    return [tensor for tensor in tensors if not tensor.is_sparse] + sparse
 
 
 def measure_peak_bytes(action: Callable[[], object], device: str = "cpu") -> int:

@@ -32,6 +32,7 @@ METRIC_TITLES = {
     "map_at_100": "MAP@100",
 }
 PLAIN, GATES, COMPILED, TEACHER, CACHED = "plain", "gates", "compiled", "teacher", "cached"
+WHOLE, FROZEN = "whole", "frozen"
 # Every training, in this order, and what it is.
 TRAININGS = {
     PLAIN: "plain fine-tuning",
@@ -39,6 +40,8 @@ TRAININGS = {
     COMPILED: "gates, compiled",
     TEACHER: "gates, teacher on the fly",
     CACHED: "gates, cached teacher",
+    WHOLE: "gates, all rows of the words",
+    FROZEN: "gates, frozen embeddings",
 }
 
 Mode = Annotated[str, one_of(MODES)]

@@ -7,7 +7,7 @@ import sys
 from functools import partial
 from pathlib import Path
 
-from bge_pruning.reports.efficiency_table import UNCOMPILED
+from bge_pruning.reports.efficiency_table import USUAL
 from bge_pruning.utils.files import refuse_existing
 from bge_pruning.utils.guard import say
 from bge_pruning.utils.records import TRAININGS
@@ -48,7 +48,10 @@ def benchmark(args: argparse.Namespace) -> None:
     opt.write_output(args, result)
 
 
-WHICH = "which to measure; a ratio needs both of its trainings (default: all but compiled)"
+WHICH = (
+    "which to measure; a ratio needs both of its trainings (default: all but compiled, whole and "
+    "frozen)"
+)
 CUT = "cut texts here (default: %(default)s tokens)"
 FIXED = "of the batches without padding (default: %(default)s tokens)"
 
@@ -58,7 +61,7 @@ FIXED = "of the batches without padding (default: %(default)s tokens)"
         "model", "folder or hub name of the model, or a configuration (.yaml) for random ones"
     ),
     opt.listed("--texts", "texts of mixed lengths", required=True),
-    opt.value("--trainings", WHICH, nargs="+", choices=tuple(TRAININGS), default=UNCOMPILED),
+    opt.value("--trainings", WHICH, nargs="+", choices=tuple(TRAININGS), default=USUAL),
     opt.value("--batch-size", "texts (default: %(default)s)", type=int, default=32),
     opt.value("--max-length", CUT, type=int, default=256),
     opt.value("--fixed-length", FIXED, type=int, default=128),

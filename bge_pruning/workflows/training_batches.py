@@ -20,6 +20,7 @@ import torch
 import torch.nn.functional as F  # noqa: N812
 from torch import Tensor, nn
 
+from bge_pruning.algorithms.row_updates import AdamW
 from bge_pruning.datasets.embedding_dataset import Collator, EmbeddingDataset, TokenizedTexts
 from bge_pruning.datasets.mixed_dataloader import group_batches
 from bge_pruning.datasets.teacher_vectors import TeacherCache
@@ -32,9 +33,9 @@ from bge_pruning.models.objective import LossWeights, TeacherMap, distillation_p
 from bge_pruning.models.packing import to_device
 from bge_pruning.models.structural_pruning import AXES
 from bge_pruning.models.teacher import FrozenEncoder
-from bge_pruning.reports.efficiency_table import UNCOMPILED
+from bge_pruning.reports.efficiency_table import USUAL
 from bge_pruning.training.optimization import l0_groups, weight_groups
-from bge_pruning.utils.records import CACHED, COMPILED, PLAIN, TEACHER
+from bge_pruning.utils.records import CACHED, COMPILED, FROZEN, PLAIN, TEACHER, WHOLE
 
 # How texts form batches: cut to one length; padded to the longest of a random batch; grouped.
 FIXED, RANDOM, GROUPED = "fixed length", "random batches", "length groups"
@@ -154,7 +155,7 @@ class Training:
 
 
 def make_trainings(
-    base: BaseModel, device: str, autocast: bool, names: Sequence[str] = UNCOMPILED
+    base: BaseModel, device: str, autocast: bool, names: Sequence[str] = USUAL
 ) -> dict[str, Training]:
     """Make trainings by name, each with weights of its own.
 
@@ -167,6 +168,10 @@ def make_trainings(
         model, loss = _plain(own) if name == PLAIN else _gated(own, name == TEACHER)
         if name == COMPILED:
             model.backbone.compile_encoder(training=True)
+        if name == FROZEN:
+            model.backbone.embeddings.freeze_tables()
+        if name not in (PLAIN, WHOLE):
+            model.update_drawn_rows()
         step = _step(model.to(device).train(), loss, device, autocast)
         trainings[name] = Training(model, step, cached=name == CACHED)
     return trainings
@@ -226,7 +231,8 @@ def _step(model: nn.Module, loss: Loss, device: str, autocast: bool) -> Callable
     groups = list(weight_groups(modules, LEARNING_RATE, 0.01))
     if gates is not None:
         groups += l0_groups(gates, l0_lr=0.1, lagrangian_lr=0.02, lambda_2_lr=1.0)
-    optimizer = torch.optim.AdamW(groups, lr=LEARNING_RATE, fused=True)
+    tables = [] if gates is None else model.row_tables()
+    optimizer = AdamW(groups, tables, lr=LEARNING_RATE, fused=True)
 
     def step(batch: Batch) -> None:
         with torch.autocast(torch.device(device).type, torch.bfloat16, enabled=autocast):

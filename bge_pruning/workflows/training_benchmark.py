@@ -28,10 +28,20 @@ from bge_pruning.models.encoder_shape import (
     forward_flops,
     step_memory,
 )
-from bge_pruning.reports.efficiency_table import LIMITS, RATIOS, THROUGHPUT_GOAL, UNCOMPILED
+from bge_pruning.reports.efficiency_table import LIMITS, RATIOS, THROUGHPUT_GOAL, USUAL
 from bge_pruning.training.plan import build_plan
 from bge_pruning.utils import model_analysis
-from bge_pruning.utils.records import CACHED, COMPILED, GATES, PLAIN, TEACHER, TRAININGS
+from bge_pruning.utils.records import (
+    CACHED,
+    COMPILED,
+    FROZEN,
+    GATES,
+    PLAIN,
+    TEACHER,
+    TRAININGS,
+    WHOLE,
+)
+from bge_pruning.workflows.random_model import random_base_model
 from bge_pruning.workflows.training_batches import (
     GROUPED,
     RANDOM,
@@ -68,8 +78,13 @@ class MemoryNeed:
         """Return the bytes that these trainings need together."""
         # Compiled layers compute padding too where there is no kernel for texts of any lengths.
         counts = {n: self.padded if n in (PLAIN, COMPILED) else self.tokens for n in names}
+        words = {n: None if n in (PLAIN, WHOLE) else self.shape.vocab_size for n in names}
         parts = [
-            step_memory(self.shape, counts[n], n != PLAIN, n == TEACHER, self.half) for n in names
+            step_memory(
+                *(self.shape, counts[n], n != PLAIN, n == TEACHER, self.half, n == FROZEN),
+                drawn_rows=words[n],
+            )
+            for n in names
         ]
         kept = sum(part["weights and optimizer"] + part["teacher"] for part in parts)
         return MARGIN * (kept + max(part["activations or gradients"] for part in parts))
@@ -157,7 +172,7 @@ def measure_training(
     steps: int,
     device: str = "cpu",
     autocast: bool = False,
-    names: Sequence[str] = UNCOMPILED,
+    names: Sequence[str] = USUAL,
     report: Callable[[str], None] = lambda _: None,
 ) -> dict[str, Any]:
     """Measure trainings on all kinds of batches, and summarise them.

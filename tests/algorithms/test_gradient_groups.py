@@ -114,7 +114,7 @@ def gradient_norms(optimizer: torch.optim.Optimizer) -> dict[str, float]:
     squares: dict[str, float] = {}
     for group in optimizer.param_groups:
         name = group["name"].partition("/")[0]
-        grads = [p.grad.double().numpy() for p in group["params"] if p.grad is not None]
+        grads = [p.grad.to_dense().double().numpy() for p in group["params"] if p.grad is not None]
         squares[name] = squares.get(name, 0.0) + sum((g**2).sum() for g in grads)
     return {name: float(np.sqrt(square)) for name, square in squares.items()}
 

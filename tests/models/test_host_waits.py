@@ -143,6 +143,17 @@ def test_a_step_waits_for_nothing(
     assert not torch.equal(model.backbone.encoder.layer[0].intermediate.dense.weight, before)
 
 
+@pytest.mark.parametrize("chunk_size", [None, 2], ids=["whole", "pieces"])
+def test_gradients_of_drawn_rows_wait_for_nothing(chunk_size, build_model, tiny_shape):
+    parts = build_model(tiny_shape, torch.float32, seed=1)
+    model = ComposerBGEM3(*parts, None, CACHED, chunk_size=chunk_size).train()
+    model.update_drawn_rows()
+    batch = make_batch([[3, 7], [1, 7], [5, 5], [2, 4]], tiny_shape.hidden_size)
+    with NoWaiting():
+        model.loss(model(batch), batch)["total"].backward()
+    assert model.backbone.embeddings.word_embeddings.weight.grad.is_sparse
+
+
 def test_without_lengths_it_waits_to_count_tokens(build_model, tiny_shape):
     model = ComposerBGEM3(*build_model(tiny_shape, torch.float32), None, CACHED).train()
     batch = make_batch([[3, 7], [1, 7]], tiny_shape.hidden_size)

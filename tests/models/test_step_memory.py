@@ -7,7 +7,9 @@ import pytest
 import torch
 import torch.nn.functional as F  # noqa: N812
 
-from bge_pruning.models import embedding_heads, gather, objective
+from bge_pruning.algorithms import row_updates
+from bge_pruning.algorithms.row_updates import AdamW
+from bge_pruning.models import embedding_heads, encoder_shape, gather, objective
 from bge_pruning.models.bge_m3_backbone import XLMRobertaBackbone
 from bge_pruning.models.composer_bge_m3 import ComposerBGEM3
 from bge_pruning.models.embedding_heads import EmbeddingHeads
@@ -44,6 +46,7 @@ def measure(
     checkpointing: bool = False,
     device: str = "cpu",
     autocast: bool = False,
+    drawn_rows: int | None = None,
 ) -> float:
     """Tensors of a step, the weights and moments that were there before included."""
     target = replace(
@@ -62,9 +65,11 @@ def measure(
     model.backbone.activation_checkpointing = checkpointing
     if frozen_embeddings:
         model.backbone.embeddings.freeze_tables()
+    if drawn_rows is not None:
+        model.update_drawn_rows()
     groups = weight_groups([model.backbone, model.heads], 1e-5, 0.01)
     groups += l0_groups(gates, 0.1, 0.02, 1.0) if gated else []
-    optimizer = torch.optim.AdamW(groups, lr=1e-5, fused=True)
+    optimizer = AdamW(groups, model.row_tables(), lr=1e-5, fused=True)
     mask = (torch.arange(max(lengths)) < torch.tensor(lengths)[:, None]).long()
     ids = torch.randint(4, shape.vocab_size, mask.shape) * mask + (1 - mask)
     vectors = F.normalize(torch.randn(len(lengths), shape.hidden_size), dim=-1)
@@ -108,6 +113,21 @@ def test_frozen_embeddings_and_checkpointing(name, checkpointing):
     found = measure(SHAPES[name], lengths, True, False, **options)
     expected = estimate(SHAPES[name], sum(lengths), True, False, **options)
     assert expected == pytest.approx(found, rel=0.15)
+
+
+@pytest.mark.parametrize("checkpointing", [False, True], ids=["kept", "computed again"])
+@pytest.mark.parametrize("name", SHAPES)
+def test_rows_of_words_that_the_batch_has(name, checkpointing, monkeypatch):
+    lengths = [100, 60, 128, 100, 20, 90, 128, 110] * 2
+    options = {"drawn_rows": min(sum(lengths), SHAPES[name].vocab_size)}
+    options["checkpointing"] = checkpointing
+    monkeypatch.setattr(encoder_shape, "ROWS_AT_ONCE", 0)  # here no other row moves
+    monkeypatch.setattr(row_updates, "ROOM", 1)
+    found = measure(SHAPES[name], lengths, True, False, **options)
+    expected = estimate(SHAPES[name], sum(lengths), True, False, **options)
+    assert expected == pytest.approx(found, rel=0.15)
+    if name == "large vocabulary":
+        assert found < 0.5 * measure(SHAPES[name], lengths, True, False)
 
 
 def test_padding_takes_nothing_and_half_precision_less(bge_m3_shape):

@@ -2,7 +2,8 @@
 
 FAULT is ``KIND:PLACE:RANK``, or several with commas between them; ``none`` for a run that nothing
 happens to. With ``--sts`` among the arguments the run is a pipeline. With ``RANK_TRACE`` every rank
-writes a hash of its gates at every step into a file of that name and its number.
+writes hashes of its gates and of its table of words at every step into a file of that name and its
+number.
 """
 
 import hashlib
@@ -15,6 +16,7 @@ from pathlib import Path
 import torch
 
 import bge_pruning.training.data_builders as data
+from bge_pruning.algorithms.row_updates import AdamW
 from bge_pruning.export import extract
 from bge_pruning.models.l0_module_embedding import L0Module
 from bge_pruning.train import main as train
@@ -64,6 +66,16 @@ def trace(path: str) -> None:
         return masks
 
     L0Module.sample_masks = sample_masks
+    update_rows = AdamW._update_rows
+
+    def update(optimizer: AdamW, group: dict, table: torch.nn.Parameter) -> None:
+        step = int(optimizer.state[table].get("step", 0))
+        content = b"".join(t.detach().numpy().tobytes() for t in (table, table.grad.to_dense()))
+        with Path(f"{path}{RANK}").open("a") as file:
+            file.write(f"{step} {hashlib.sha256(content).hexdigest()}\n")
+        update_rows(optimizer, group, table)
+
+    AdamW._update_rows = update
 
 
 PLACES = {

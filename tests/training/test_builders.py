@@ -14,6 +14,7 @@ from composer.loggers import ProgressBarLogger
 from bge_pruning.algorithms.gradient_groups import GroupGradientClipping
 from bge_pruning.algorithms.non_finite import NonFiniteGuard
 from bge_pruning.algorithms.pruning_schedule import PruningSchedule
+from bge_pruning.algorithms.row_updates import RowGradients
 from bge_pruning.algorithms.source_weights import SourceWeights
 from bge_pruning.algorithms.stop_on_signal import StopOnSignal
 from bge_pruning.callbacks.progress_log import ProgressLog
@@ -210,8 +211,12 @@ def test_training_is_in_the_dimensions_of_the_encoder(
     assert load_base_model(str(tmp_path / "small")).projection is None
 
 
-def test_teacher_that_runs_in_every_step(configure, base, model_folder, build_all, dense_vecs):
-    config = configure("teacher.cache=false", "eval_batch_size=40", "model.l0_module=null")
+@pytest.mark.parametrize("frozen", [False, True])
+def test_teacher_that_runs_in_every_step(
+    frozen, configure, base, model_folder, build_all, dense_vecs
+):
+    settings = ("teacher.cache=false", "eval_batch_size=40", "model.l0_module=null")
+    config = configure(*settings, f"model.freeze_embeddings={str(frozen).lower()}")
     model = build_all(config, base)[1]
     (batch,) = list(build_evaluators(config, base)[0].dataloader.dataloader)
     ids, mask = batch["input_ids"].flatten(0, 1), batch["attention_mask"].flatten(0, 1)
@@ -219,6 +224,10 @@ def test_teacher_that_runs_in_every_step(configure, base, model_folder, build_al
     cosines = (outputs.flatten(0, 1) * dense_vecs(ids, mask)).sum(-1)
     loss = model.loss({"dense_vecs": outputs}, batch)["distillation_alignment"]
     assert float(loss) == pytest.approx(1.0 - float(cosines.mean()), abs=1e-5)
+    pairs = zip(*(m.backbone.embeddings.tables() for m in (model, model._teacher[0])), strict=True)
+    assert [own.weight is other.weight for own, other in pairs] == [frozen] * 3
+    if frozen:  # one table in memory for both
+        return
     # It is another copy, which is neither trained nor saved with the student.
     with torch.no_grad():
         model.backbone.embeddings.word_embeddings.weight.zero_()
@@ -268,7 +277,9 @@ def test_the_trainer_is_that_of_the_configuration(
     evaluators = build_evaluators(config, base)
     trainer = builders.build_trainer(config, model, loader, evaluators, [], stop)
     state = trainer.state
-    assert state.model is model and state.algorithms[-1] is stop
+    # The last one runs first after a batch: the others see each row of a table once.
+    *_, last, rows = state.algorithms
+    assert state.model is model and last is stop and isinstance(rows, RowGradients)
     assert state.max_duration.to_timestring() == "7ba"
     assert (state.run_name, state.precision, state.device.name) == ("tiny", Precision.FP32, "cpu")
     assert state.device_train_microbatch_size == 8  # the model itself cuts what it compares

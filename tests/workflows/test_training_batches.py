@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F  # noqa: N812
 
 from bge_pruning.model_io.pretrained import load_base_model
-from bge_pruning.reports.efficiency_table import UNCOMPILED
+from bge_pruning.reports.efficiency_table import USUAL
 from bge_pruning.utils.records import CACHED, COMPILED, GATES, PLAIN, TEACHER, TRAININGS
 from bge_pruning.workflows.training_batches import (
     FIXED,
@@ -94,7 +94,7 @@ def weights(training):
 
 def test_every_training_trains_its_own_weights(base, batch):
     trainings = make_trainings(base, "cpu", False)
-    assert list(trainings) == list(UNCOMPILED)
+    assert list(trainings) == list(USUAL)
     assert [name for name, training in trainings.items() if training.cached] == [CACHED]
     before = {name: weights(training) for name, training in trainings.items()}
     for name, training in trainings.items():

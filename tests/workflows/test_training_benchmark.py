@@ -11,7 +11,7 @@ from bge_pruning.datasets.embedding_dataset import build_tokenizer, tokenize
 from bge_pruning.evaluation.random_model import random_base_model
 from bge_pruning.model_io.pretrained import load_base_model
 from bge_pruning.models.encoder_shape import EncoderShape, count_parameters
-from bge_pruning.reports.efficiency_table import LIMITS, UNCOMPILED
+from bge_pruning.reports.efficiency_table import LIMITS, USUAL
 from bge_pruning.utils.model_analysis import measure_peak_bytes
 from bge_pruning.utils.records import CACHED, COMPILED, GATES, PLAIN, TEACHER, TRAININGS
 from bge_pruning.workflows import training_benchmark
@@ -59,7 +59,7 @@ def assert_measured(found, names, steps):
 def test_all_is_measured(base, token_texts):
     lines = []
     found = measure_training(base, token_texts, 8, 12, 3, report=lines.append)
-    assert_measured(found, UNCOMPILED, 3)
+    assert_measured(found, USUAL, 3)
     assert list(found["ratios"]) == list(KINDS)
     for ratios in found["ratios"].values():
         assert list(ratios) == [GATES, TEACHER, CACHED]
@@ -146,7 +146,7 @@ def test_bge_m3_beside_plain_fine_tuning_fits_24_gb():
     need = MemoryNeed(BGE_M3, 256, 256, half=False)
     assert 17 * GB < need.total((PLAIN, GATES)) < 18 * GB
     need.check((PLAIN, GATES), 20 * GB)
-    assert need.total(UNCOMPILED) > 24 * GB
+    assert need.total(USUAL) > 24 * GB
 
 
 def test_padding_counts_for_plain_and_compiled_layers():
@@ -160,7 +160,7 @@ def test_padding_counts_for_plain_and_compiled_layers():
     ("names", "sizes", "free", "message"),
     [
         (
-            UNCOMPILED,
+            USUAL,
             (256, 256),
             20,
             r"4 trainings \(plain, gates, teacher, cached\) of this model would take about 35\.\d "
