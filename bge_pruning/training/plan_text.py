@@ -199,7 +199,9 @@ def render_disk(plan: Plan, config: Config) -> str:
     """Render what a run writes as a line: checkpoints, and the teacher's outputs if cached."""
     counts, model = count_parameters(plan.source), config.model
     table = plan.source.vocab_size * plan.source.hidden_size
-    trained = counts.heads if model.freeze_encoder else counts.total - table * model.freeze_embeddings
+    trained = (
+        counts.heads if model.freeze_encoder else counts.total - table * model.freeze_embeddings
+    )
     one = 4.0 * counts.total + 8.0 * trained  # with AdamW's moments
     # Words that are in no batch have none.
     whole = model.freeze_encoder or model.freeze_embeddings or config.parallelism.fsdp

@@ -41,7 +41,6 @@ from bge_pruning.utils.records import (
     TRAININGS,
     WHOLE,
 )
-from bge_pruning.workflows.random_model import random_base_model
 from bge_pruning.workflows.training_batches import (
     GROUPED,
     RANDOM,
