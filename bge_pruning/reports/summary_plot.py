@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-MAX_SCORES = 8  # rows; all of them are in the picture of the scores
+MAX_SCORES = 8  # rows; all of them are in the picture of the scores, here rather their means
 HEIGHT = 3.3
 PARTS = ("encoder", "embeddings", "pooler + heads")
 
@@ -34,6 +34,8 @@ def draw_summary(evaluation: EvaluationRecord, theme: Theme = LIGHT) -> Figure:
     A panel without numbers is left out.
     """
     scores, gains = evaluation.main_scores(), compute_gains(evaluation)
+    if scores[MAX_SCORES:]:
+        scores = evaluation.means or scores
     models, shown = count_models(evaluation), scores[:MAX_SCORES]
     widths = ([5.2] if shown else []) + ([2.9] if models else []) + ([3.3] if gains else [])
     height = max(HEIGHT, 1.3 + ROW_HEIGHT * count_rows(shown))

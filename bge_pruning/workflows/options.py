@@ -129,11 +129,13 @@ PROMPTS = (
 STS = "files of sentence1,sentence2,score (0 to 5), or names such as STSBenchmark"
 RETRIEVAL = "folders in BEIR layout, or names such as SciFact"
 MODES = "dense, sparse, colbert, dense+sparse, all (default: dense)"
+CUT = "cut texts at this many tokens"
 TASKS = (
     listed("--sts", STS, "TASK", action="extend"),
     listed("--retrieval", RETRIEVAL, "TASK", action="extend"),
     value("--split", "judgements of the folders (default: test, or the only ones)"),
     listed("--modes", MODES, "MODE", default=["dense"]),
+    value("--max-length", f"{CUT} (default: the model's own limit)", type=int),
     *PROMPTS,
 )
 HUB = grouped(

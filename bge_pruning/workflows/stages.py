@@ -38,8 +38,8 @@ class EvaluationPlan:
     """What the finished model is judged by.
 
     ``sts`` are files of scored pairs or names of tasks, ``retrieval`` folders in BEIR layout or
-    names; their split is test, or the only one, unless it is named. For ``prompts`` see
-    :func:`bge_pruning.evaluation.encoders.load_encoder`.
+    names; their split is test, or the only one, unless it is named. For ``prompts`` and
+    ``max_length`` see :func:`bge_pruning.evaluation.encoders.load_encoder`.
     """
 
     sts: Sequence[str] = ()
@@ -47,11 +47,13 @@ class EvaluationPlan:
     split: str | None = None
     modes: Sequence[str] = ("dense",)
     prompts: Mapping[str, str] = field(default_factory=dict)
+    max_length: int | None = None
 
     @classmethod
     def of(cls, args: Namespace) -> EvaluationPlan:
         """What :data:`bge_pruning.workflows.options.TASKS` were given."""
-        return cls(args.sts, args.retrieval, args.split, args.modes, given_prompts(args))
+        prompts = given_prompts(args)
+        return cls(args.sts, args.retrieval, args.split, args.modes, prompts, args.max_length)
 
     def arguments(self) -> list[str]:
         """The same for the command line of ``scripts/evaluate_model.py``."""
@@ -61,6 +63,7 @@ class EvaluationPlan:
             words += ["--split", self.split] if self.split else []
         for role, prompt in self.prompts.items():
             words += ["--query-prompt" if role == "query" else "--document-prompt", prompt]
+        words += [] if self.max_length is None else ["--max-length", str(self.max_length)]
         return [*words, "--modes", *self.modes]
 
 
@@ -102,7 +105,8 @@ def evaluate_model(
     results = Path(config.results_folder)
     model, device = str(results / "model"), torch_device(config.device)
     also = {PRUNED_NAME: str(pruned_model_folder(config))}
-    options = {"also": also, "device": device, "prompts": judged_by.prompts}
+    options = {"also": also, "device": device}
+    options |= {"prompts": judged_by.prompts, "max_length": judged_by.max_length}
     evaluation = evaluate(model, str(base), tasks, judged_by.modes, **options)
     again = config.overwrite or config.autoresume
     write_evaluation(evaluation, results / "evaluation.json", overwrite=again)

@@ -6,6 +6,7 @@ import runpy
 import shlex
 import shutil
 import sys
+from dataclasses import replace
 from pathlib import Path
 from types import ModuleType
 
@@ -139,7 +140,8 @@ def write_pairs(path: Path, *rows: str) -> Path:
 @pytest.mark.parametrize("name", SCRIPTS)
 def test_failure_is_one_line_and_a_code(name, run, tmp_path, monkeypatch):
     if name == "quickstart":
-        monkeypatch.setattr(minilm, "prepare", lambda *_: pytest.fail("arguments come first"))
+        late = lambda _: pytest.fail("arguments come first")  # noqa: E731
+        monkeypatch.setattr(training_commands.Example, "prepare", late)
         for folder in ("configs", "data"):
             (tmp_path / folder).symlink_to(FOLDER.parent / folder)
     words, code, message = FAILURES[name]
@@ -526,37 +528,54 @@ def test_pipeline_is_interrupted(run, monkeypatch):
 def prepared(tiny_yaml, sts_csv, monkeypatch) -> list:
     """The script is on the tiny model; what it prepares, instead of preparing."""
     calls = []
-    monkeypatch.setattr(minilm, "prepare", lambda *paths: calls.append(paths))
-    monkeypatch.setattr(training_commands, "QUICKSTART", str(tiny_yaml))
-    monkeypatch.setattr(training_commands, "QUICKSTART_STS", str(sts_csv))
+    monkeypatch.setattr(
+        training_commands.Example, "prepare", lambda example: calls.append(example.model)
+    )
+    for name in ("QUICKSTART", "MULTILINGUAL"):
+        example = getattr(training_commands, name)
+        judged_by = {**example.judged_by, "sts": [str(sts_csv)], "retrieval": []}
+        changed = replace(example, config=str(tiny_yaml), judged_by=judged_by)
+        monkeypatch.setattr(training_commands, name, changed)
     return calls
 
 
-def test_quickstart_needs_the_files_of_the_repository(run):
-    names = training_commands.QUICKSTART, training_commands.QUICKSTART_STS
-    assert all((FOLDER.parent / name).is_file() for name in names)
-    text = (FOLDER.parent / names[0]).read_text(encoding="utf-8")
-    assert f"base_model: {minilm.DEFAULT_OUTPUT}\n" in text
-    message = r"configs/minilm/quickstart\.yaml: no such file\. .* To fix, clone the repository and"
-    assert_fails(run("quickstart"), 1, message)
+@pytest.mark.parametrize("words", [[], ["--multilingual"]])
+def test_quickstart_needs_the_files_of_the_repository(words, run):
+    example = training_commands.MULTILINGUAL if words else training_commands.QUICKSTART
+    assert all((FOLDER.parent / name).exists() for name in (example.config, *example.files()))
+    assert_fails(
+        run("quickstart", *words),
+        1,
+        rf"{re.escape(example.config)}: no such file\. .* To fix, clone the repository and",
+    )
 
 
+def test_a_quickstart_is_of_the_model_that_it_prepares(monkeypatch):
+    monkeypatch.chdir(FOLDER.parent)
+    for example in (training_commands.QUICKSTART, training_commands.MULTILINGUAL):
+        found = load_config([example.config]).model.base_model
+        assert Path(found) == EXAMPLE_MODELS[example.model].output
+
+
+@pytest.mark.parametrize("name", ["QUICKSTART", "MULTILINGUAL"])
 def test_quickstart_prepares_prunes_and_says_where(
-    run, recorded, prepared, tiny_yaml, sts_csv, monkeypatch
+    name, run, recorded, prepared, tiny_yaml, monkeypatch
 ):
+    example = getattr(training_commands, name)
+    words = ["--multilingual"] if name == "MULTILINGUAL" else []
     monkeypatch.setenv("COLUMNS", "200")
     calls, answers = recorded
     answers.append(sample_record())
-    for name in ("q" * 100, "v2 [half]"):  # paths are printed as they are
+    for folder in ("q" * 100, "v2 [half]"):  # paths are printed as they are
         calls.clear()
-        overrides = ["max_duration=2ba", f"results_folder='{name}'"]
-        code, out, err = run("quickstart", *overrides)
+        overrides = ["max_duration=2ba", f"results_folder='{folder}'"]
+        code, out, err = run("quickstart", *words, *overrides)
         assert code == 0, err
-        assert prepared.pop() == (minilm.DEFAULT_OUTPUT, minilm.DEFAULT_SENTENCES)
+        assert prepared.pop() == example.model
         replacing = ["overwrite=true", *overrides]  # what was made before
-        assert calls == [([str(tiny_yaml)], replacing, EvaluationPlan([str(sts_csv)]))]
+        assert calls == [([str(tiny_yaml)], replacing, EvaluationPlan(**example.judged_by))]
         assert "original" in out
-        assert out.endswith(f"model    {name}/model\nreport   {name}/report.html\n")
+        assert out.endswith(f"model    {folder}/model\nreport   {folder}/report.html\n")
 
 
 # prepare_minilm
