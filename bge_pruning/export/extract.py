@@ -29,7 +29,7 @@ from bge_pruning.export.onnx_quantize import Pairs, export_onnx_int8
 from bge_pruning.export.pruning_record import MARKER
 from bge_pruning.export.validation import TOLERANCE, References, check_as_loaded, validate
 from bge_pruning.model_io.checkpoint import find_checkpoint
-from bge_pruning.model_io.precision import DTYPES
+from bge_pruning.model_io.model_folder import DTYPES
 from bge_pruning.models.encoder_shape import EncoderShape
 from bge_pruning.reports.report_tables import render_bytes
 from bge_pruning.utils.files import atomic_folder, write_json
@@ -44,7 +44,7 @@ class ExtractOptions:
     """What is asked for beside the cut.
 
     Attributes:
-        dtype: Precision of the written weights, see :mod:`bge_pruning.model_io.precision`.
+        dtype: Precision of the written weights, see :mod:`bge_pruning.model_io.model_folder`.
         square_head: Make the multi-vector head as wide as the hidden size, as FlagEmbedding (unless
             it is told) and vLLM expect it, see :mod:`bge_pruning.export.compact_head`.
         keep_dimension: Give dense vectors the dimensions of the unpruned model, see

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from bge_pruning.model_io.hub import quick_loading
 from bge_pruning.model_io.model_files import read_pooling
-from bge_pruning.model_io.precision import dtype_name
+from bge_pruning.model_io.model_folder import dtype_name
 from bge_pruning.model_io.pretrained import colbert_size, flat_heads, load_strict, read_heads
 from bge_pruning.models.bge_m3_backbone import XLMRobertaBackbone
 from bge_pruning.models.embedding_heads import EmbeddingHeads

@@ -1,4 +1,4 @@
-"""Stand-ins for BGE-M3's sparse and multi-vector heads, and folders of encoders with them.
+"""Stand-ins for BGE-M3's sparse and multi-vector heads.
 
 The multi-vector head is the identity; the sparse head is a ridge regression from hidden states to
 inverse document frequency, so that rare words weigh more than common ones. Small BERT encoders are
@@ -17,18 +17,18 @@ import numpy as np
 import torch
 from tokenizers import Tokenizer
 from torch import Tensor
-from transformers import PreTrainedModel, XLMRobertaModel
+from transformers import AutoModel, PreTrainedModel
 
 from bge_pruning.datasets.embedding_dataset import build_tokenizer, pad_texts
-from bge_pruning.model_io import pretrained
-from bge_pruning.model_io.hub import no_loading_bars
-from bge_pruning.model_io.minilm import RECORD_FILE, write_record
-from bge_pruning.model_io.model_files import read_special_ids, shape_from_config
-from bge_pruning.model_io.model_folder import write_model_folder
-from bge_pruning.utils.files import atomic_folder
+from bge_pruning.model_io.example_models import HEADS
+from bge_pruning.model_io.model_files import (
+    read_hf_config,
+    read_max_seq_length,
+    read_special_ids,
+    read_tokenizer_files,
+)
 
 logger = logging.getLogger(__name__)
-HEADS = ("colbert_linear", "sparse_linear")
 
 
 def compute_identity_head(hidden_size: int) -> dict[str, Tensor]:
@@ -108,59 +108,24 @@ def _solve_ridge(mean: Tensor, moment: Tensor, ridge: float) -> dict[str, Tensor
     return {"weight": weight.float().unsqueeze(0), "bias": bias.float().reshape(1)}
 
 
-def convert_bert_folder(
-    source: Path,
-    output: Path,
-    sentences: Sequence[str],
-    *,
-    max_seq_length: int = 256,
-    record: Mapping[str, object] | None = None,
-    model_card: str = "",
-    overwrite: bool = False,
-) -> Path:
-    """Write the XLM-RoBERTa equivalent of a BERT sentence encoder in BGE-M3's layout.
-
-    It is compared with its source before the folder takes its final name.
-
-    Args:
-        sentences: Texts to fit the sparse head on; some thousands.
-        max_seq_length: Tokens that sentence-transformers keeps of a text, at most the positions
-            that the source has.
-        record: Further entries of ``conversion.json`` (checksums, origin).
-        model_card: Text of ``README.md``; none is written if empty.
+def write_stand_ins(folder: Path, sentences: Sequence[str]) -> dict[str, int]:
+    """Give a folder of an encoder both heads; the sparse one is fitted on some thousand texts.
 
     Raises:
-        FileExistsError: If ``output`` exists and may not be replaced.
-        FileNotFoundError: If ``source`` holds no model.
-        ValueError: If ``source`` is not a plain BERT encoder, the result is not equivalent to it,
-            or there are too few sentences.
+        ValueError: If there are too few of them.
     """
-    with no_loading_bars(), atomic_folder(output, RECORD_FILE, overwrite) as folder:
-        encoder = pretrained.read_encoder(source)
-        config, texts = encoder.config, list(dict.fromkeys(sentences))
-        logger.info("converting %s; its sparse head is fitted on %d texts", source, len(texts))
-        pooler = "pooler.dense.weight" in encoder.state
-        shape = shape_from_config(config, pooler, sparse_head=False, colbert_dim=0)
-        backbone, heads = pretrained.build_modules(shape, config, "mean")
-        pretrained.load_strict(backbone, encoder.state, str(source))
-        difference = encoder.verify(str(source))
-        positions = shape.max_position_embeddings - config["pad_token_id"] - 1
-        length = min(max_seq_length, positions)
-        write_model_folder(folder, backbone, heads, shape, config, encoder.tokenizer_files, length)
-        tokenizer = build_tokenizer(encoder.tokenizer_files["tokenizer.json"], length)
-        model = XLMRobertaModel.from_pretrained(folder, add_pooling_layer=pooler).eval()
-        batches = _tokenize(tokenizer, texts, config["pad_token_id"])
-        sparse = fit_sparse_head(model, batches, read_special_ids(encoder.tokenizer_files))
-        for name, head in zip(
-            HEADS, (compute_identity_head(shape.hidden_size), sparse), strict=True
-        ):
-            torch.save(head, folder / f"{name}.pt")
-        if model_card:
-            (folder / "README.md").write_text(model_card, encoding="utf-8")
-        measured = {"largest_difference": difference, "sentences": len(texts)}
-        write_record(folder, {**(record or {}), **measured})
-    logger.info("wrote %s (largest difference of hidden states: %.1e)", output, difference)
-    return output
+    texts, config = list(dict.fromkeys(sentences)), read_hf_config(folder)
+    logger.info("fitting the sparse head on %d texts", len(texts))
+    files = read_tokenizer_files(folder, config["vocab_size"])
+    tokenizer = build_tokenizer(files["tokenizer.json"], read_max_seq_length(folder, config))
+    model = AutoModel.from_pretrained(folder).eval()
+    batches = _tokenize(tokenizer, texts, config["pad_token_id"])
+    sparse = fit_sparse_head(model, batches, read_special_ids(files))
+    for name, head in zip(
+        HEADS, (compute_identity_head(config["hidden_size"]), sparse), strict=True
+    ):
+        torch.save(head, folder / name)
+    return {"sentences": len(texts)}
 
 
 def _tokenize(

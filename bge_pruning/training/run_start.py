@@ -12,7 +12,7 @@ from bge_pruning.config.load import to_yaml
 from bge_pruning.config.names import L0
 from bge_pruning.config.schema import Config, ConfigError
 from bge_pruning.evaluation.search import check_modes
-from bge_pruning.model_io import minilm
+from bge_pruning.model_io.example_models import EXAMPLE_MODELS
 from bge_pruning.model_io.hub import fetch_model_folder, is_hub_name
 from bge_pruning.training.plan import Plan, build_loss_weights, build_plan, fetch_plan
 from bge_pruning.training.sources import check_sources
@@ -60,8 +60,10 @@ def find_base_folder(config: Config) -> Path | None:
         raise ConfigError(
             f"stage=recover starts from {name}, which is not there yet. To fix, run {step}."
         )
-    if Path(name) == minilm.DEFAULT_OUTPUT:
-        raise FileNotFoundError(f"{name} is not there yet. To fix, run scripts/prepare_minilm.py.")
+    for model in EXAMPLE_MODELS.values():
+        if Path(name) == model.output:
+            step = f"scripts/prepare_model.py {model.key}"
+            raise FileNotFoundError(f"{name} is not there yet. To fix, run {step}.")
     return None if is_hub_name(name) else fetch_model_folder(name)
 
 

@@ -21,8 +21,7 @@ from bge_pruning.evaluation.encoders import check_model_name, load_encoder
 from bge_pruning.evaluation.onnx_encoder import OnnxEncoder, find_provider
 from bge_pruning.evaluation.text_encoder import TextEncoder
 from bge_pruning.export.onnx_export import FOLDER, MODEL, export_onnx
-from bge_pruning.model_io.model_folder import write_model_folder
-from bge_pruning.model_io.precision import DTYPES
+from bge_pruning.model_io.model_folder import DTYPES, write_model_folder
 from bge_pruning.model_io.pretrained import BaseModel
 from bge_pruning.models.encoder_shape import EncoderShape, count_parameters
 from bge_pruning.training.plan import Plan, build_plan, example_target

@@ -10,7 +10,14 @@ from pathlib import Path
 from typing import Any
 
 from bge_pruning.config.shipped import split_arguments
-from bge_pruning.model_io import minilm
+from bge_pruning.model_io.example_models import (
+    DEFAULT_SENTENCES,
+    EXAMPLE_MODELS,
+    M3_SMALL,
+    MINILM,
+    ExampleModel,
+    prepare,
+)
 from bge_pruning.utils.guard import say
 from bge_pruning.workflows import options as opt
 
@@ -114,30 +121,25 @@ class Example:
     """A pruning of a small real model that one command runs.
 
     Attributes:
-        model: Key of the model to prepare.
+        model: What it needs prepared.
         judged_by: Arguments of :class:`bge_pruning.workflows.stages.EvaluationPlan`.
     """
 
     config: str
-    model: str
+    model: ExampleModel
     judged_by: Mapping[str, Any]
 
     def files(self) -> list[str]:
         """The files and folders that it is judged by."""
         return [*self.judged_by["sts"], *self.judged_by.get("retrieval", ())]
 
-    def prepare(self) -> None:
-        """Make sure that the model is there."""
-        if self.model == "minilm":
-            minilm.prepare(minilm.DEFAULT_OUTPUT, minilm.DEFAULT_SENTENCES)
-
 
 STS = "data/sts/stsb-{}.csv".format
-QUICKSTART = Example("configs/minilm/quickstart.yaml", "minilm", {"sts": [STS("en-test")]})
+QUICKSTART = Example("configs/minilm/quickstart.yaml", MINILM, {"sts": [STS("en-test")]})
 # No text of these tests is trained on, and no translation of one.
 MULTILINGUAL = Example(
     "configs/m3_small/quickstart.yaml",
-    "m3-small",
+    M3_SMALL,
     {
         "sts": [STS("en-test"), STS("de-dev"), STS("zh-dev")],
         "retrieval": ["data/mteb/scifact", "data/mteb/qed-nq-en"],
@@ -168,7 +170,7 @@ def quickstart(args: argparse.Namespace) -> None:
     overrides = ["overwrite=true", *args.overrides]
     # Wrong arguments are refused before the model is prepared.
     results = load_config([example.config], overrides).results_folder
-    example.prepare()
+    prepare(example.model)
     from bge_pruning.reports.console import show_evaluation
     from bge_pruning.workflows.pipeline import run_pipeline
     from bge_pruning.workflows.stages import EvaluationPlan
@@ -178,24 +180,44 @@ def quickstart(args: argparse.Namespace) -> None:
     say(f"model    {results}/model\nreport   {results}/report.html")
 
 
-FIT = "CSV without header, sentence1,sentence2,score, to fit the sparse head on"
+PLACES = " or ".join(str(model.output) for model in EXAMPLE_MODELS.values())
+FIT = "CSV without header, sentence1,sentence2,score, to fit minilm's sparse head on"
+PREPARATION = (
+    opt.value("--output", f"folder to make (default: {PLACES})", type=Path),
+    opt.value("--sentences", f"{FIT} (default: {DEFAULT_SENTENCES})", type=Path),
+    opt.flag("--without-heads", "no sparse and no multi-vector head: dense vectors only"),
+    opt.flag("--overwrite", "replace an earlier conversion"),
+)
+
+
+def _check_preparation(args: argparse.Namespace) -> Iterator[str]:
+    if args.sentences and (args.without_heads or getattr(args, "model", MINILM.key) != MINILM.key):
+        yield "--sentences needs minilm with heads: no other head is fitted on them"
+
+
+def _prepare(key: str, args: argparse.Namespace) -> None:
+    # Read when transformers is imported.
+    os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+    sentences, heads = args.sentences or DEFAULT_SENTENCES, not args.without_heads
+    prepare(EXAMPLE_MODELS[key], args.output, sentences, heads=heads, overwrite=args.overwrite)
 
 
 @opt.command(
-    opt.value(
-        "--output",
-        "folder to make (default: %(default)s)",
-        type=Path,
-        default=minilm.DEFAULT_OUTPUT,
-    ),
-    opt.value(
-        "--sentences", f"{FIT} (default: %(default)s)", type=Path, default=minilm.DEFAULT_SENTENCES
-    ),
-    opt.flag("--overwrite", "replace an earlier conversion (default: %(default)s)"),
+    opt.value("model", "model to prepare", choices=tuple(EXAMPLE_MODELS)),
+    *PREPARATION,
+    check=_check_preparation,
+    example="m3-small",
+)
+def prepare_model(args: argparse.Namespace) -> None:
+    """Prepare a small real model: English (minilm), or BGE-M3 in small (m3-small)."""
+    _prepare(args.model, args)
+
+
+@opt.command(
+    *PREPARATION,
+    check=_check_preparation,
     example="--output experiments/checkpoints/minilm-xlmr",
 )
 def prepare_minilm(args: argparse.Namespace) -> None:
-    """Prepare the small real model of the examples: all-MiniLM-L6-v2 in BGE-M3's layout."""
-    # Read when transformers is imported.
-    os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
-    minilm.prepare(args.output, args.sentences, args.overwrite)
+    """Prepare the small English model: the same as prepare-model minilm."""
+    _prepare(MINILM.key, args)

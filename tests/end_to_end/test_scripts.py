@@ -141,7 +141,7 @@ def write_pairs(path: Path, *rows: str) -> Path:
 def test_failure_is_one_line_and_a_code(name, run, tmp_path, monkeypatch):
     if name == "quickstart":
         late = lambda _: pytest.fail("arguments come first")  # noqa: E731
-        monkeypatch.setattr(training_commands.Example, "prepare", late)
+        monkeypatch.setattr(training_commands, "prepare", late)
         for folder in ("configs", "data"):
             (tmp_path / folder).symlink_to(FOLDER.parent / folder)
     words, code, message = FAILURES[name]
@@ -528,9 +528,7 @@ def test_pipeline_is_interrupted(run, monkeypatch):
 def prepared(tiny_yaml, sts_csv, monkeypatch) -> list:
     """The script is on the tiny model; what it prepares, instead of preparing."""
     calls = []
-    monkeypatch.setattr(
-        training_commands.Example, "prepare", lambda example: calls.append(example.model)
-    )
+    monkeypatch.setattr(training_commands, "prepare", calls.append)
     for name in ("QUICKSTART", "MULTILINGUAL"):
         example = getattr(training_commands, name)
         judged_by = {**example.judged_by, "sts": [str(sts_csv)], "retrieval": []}
@@ -554,7 +552,7 @@ def test_a_quickstart_is_of_the_model_that_it_prepares(monkeypatch):
     monkeypatch.chdir(FOLDER.parent)
     for example in (training_commands.QUICKSTART, training_commands.MULTILINGUAL):
         found = load_config([example.config]).model.base_model
-        assert Path(found) == EXAMPLE_MODELS[example.model].output
+        assert Path(found) == example.model.output
 
 
 @pytest.mark.parametrize("name", ["QUICKSTART", "MULTILINGUAL"])

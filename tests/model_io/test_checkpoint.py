@@ -23,7 +23,7 @@ from bge_pruning.model_io.checkpoint import (
     load_trained_model,
     read_best_score,
 )
-from bge_pruning.model_io.precision import round_weights
+from bge_pruning.model_io.model_folder import round_weights
 from bge_pruning.models.encoder_shape import EncoderShape
 from bge_pruning.models.l0_module_embedding import L0Module
 from bge_pruning.models.structural_pruning import PruningMasks, prune_embedding

@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from bge_pruning.model_io.precision import (
+from bge_pruning.model_io.model_folder import (
     DTYPES,
     dtype_name,
     precision_loss,

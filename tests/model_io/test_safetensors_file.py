@@ -10,7 +10,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file
 from torch import Tensor
 
-from bge_pruning.model_io import precision
+from bge_pruning.model_io import model_folder
 from bge_pruning.model_io.model_folder import write_safetensors
 from bge_pruning.utils.model_analysis import measure_peak_bytes
 
@@ -40,7 +40,7 @@ def tensors() -> dict[str, Tensor]:
 @pytest.mark.parametrize("block", [1, 4, 1 << 22])
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_the_library_reads_what_was_written(dtype, block, tensors, path, monkeypatch):
-    monkeypatch.setattr(precision, "BLOCK", block)
+    monkeypatch.setattr(model_folder, "BLOCK", block)
     write_safetensors(path, tensors, dtype)
     found = load_file(path)
     assert found.keys() == tensors.keys()
@@ -59,7 +59,7 @@ def test_numbers_begin_where_a_mapped_file_is_read_best(tensors, path):
 
 
 def test_little_memory_is_taken(path, monkeypatch):
-    monkeypatch.setattr(precision, "BLOCK", 1000)
+    monkeypatch.setattr(model_folder, "BLOCK", 1000)
     tensors = {"a": torch.ones(100, 100), "b": torch.ones(100, 100)}
     peak = measure_peak_bytes(lambda: write_safetensors(path, tensors, torch.float16))
     # One piece in half precision, and what tells whether its numbers are in range.

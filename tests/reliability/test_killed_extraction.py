@@ -32,7 +32,7 @@ import transformers.models.xlm_roberta.modeling_xlm_roberta
 import transformers.models.xlm_roberta.tokenization_xlm_roberta
 
 from bge_pruning.export.extract import ExtractOptions, extract
-from bge_pruning.model_io.precision import DTYPES
+from bge_pruning.model_io.model_folder import DTYPES
 
 checkpoint, place, moments, steps = Path(sys.argv[1]), Path(sys.argv[2]), *map(int, sys.argv[3:])
 EVENTS = ("open", "os.mkdir", "os.rename", "os.remove", "os.rmdir", "shutil.rmtree")
