@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from bge_pruning.config import schema
-from bge_pruning.config.names import L0, TARGETS
+from bge_pruning.config.names import L0, LANGUAGE, TARGETS
 from bge_pruning.config.schema import Config, ConfigError, SourceConfig
 
 # A larger number is a typing error, and C code would fail above the largest 64-bit integer.
@@ -25,6 +25,7 @@ BOUNDS = {
     "in (0, 1]": lambda v: 0 < v <= 1,
 }
 UNITS = {"ba": "500ba (batches)", "ep": "2ep (epochs)", "dur": "0.1dur (of the run)"}
+SLICE = r"(-?[0-9]{1,9})?:(-?[0-9]{1,9})?"
 TIME = r"([0-9]{1,9}|0?\.[0-9]+|[01]\.[0-9]*)(ba|ep|dur)"
 
 
@@ -216,9 +217,24 @@ def _check_parallelism(config: Config) -> None:
             )
 
 
+def check_slice(lines: str, where: str = "") -> str:
+    """Return a slice of lines.
+
+    Raises:
+        ConfigError: If it is none.
+    """
+    if not re.fullmatch(SLICE, lines):
+        raise ConfigError(
+            f"lines '{lines[:60]}'{where} is not FIRST:LAST as Python slices a list. To fix, write "
+            f"e.g. ':-400' for all but the last 400, or '-400:' for the last 400."
+        )
+    return lines
+
+
 def _check_source(source: SourceConfig) -> None:
     """Refuse values of a source that do not fit its kind or each other."""
     where = f"of data source '{source.name}'"
+    _check_lines(source, where)
     if len(source.score_range) != 2 or not source.score_range[0] < source.score_range[1]:
         raise ConfigError(
             f"score_range {source.score_range} {where} is not [lowest, highest]. To fix, write "
@@ -233,6 +249,36 @@ def _check_source(source: SourceConfig) -> None:
             f"replaced_tokens {where} is not for kind {source.kind}: its texts would no longer "
             f"mean what their scores or queries say. To fix, name the file again as a source of "
             f"kind sentences."
+        )
+
+
+def _check_lines(source: SourceConfig, where: str) -> None:
+    """Check the languages and lines of a source whose files have a text a line."""
+    if source.lines is not None:
+        check_slice(source.lines, f" {where}")
+        if source.kind not in ("sentences", "parallel"):
+            raise ConfigError(
+                f"lines {where} is not for kind {source.kind}. To fix, remove it, or cut the file."
+            )
+    if source.kind != "parallel":
+        if source.languages:
+            raise ConfigError(
+                f"languages {where} is not for kind {source.kind}. To fix, remove it, or set kind "
+                f"to parallel."
+            )
+        return
+    if LANGUAGE not in source.path:
+        raise ConfigError(
+            f"path '{source.path}' {where} has no {LANGUAGE}. To fix, write it where the name of "
+            f"the language stands, e.g. news-{LANGUAGE}.txt."
+        )
+    names = source.languages
+    if {"True", "False"} & set(names):  # Norwegian
+        raise ConfigError(f"languages {where} name no, which is false in YAML. To fix, quote it.")
+    if len(set(names)) < max(len(names), 1) or (len(names) == 1 and "-" not in names[0]):
+        raise ConfigError(
+            f"languages {names} {where} are not two or more different ones, or pairs of them. To "
+            f"fix, write e.g. [de, en], or [de-en, ar-th]."
         )
 
 

@@ -17,9 +17,13 @@ SIZE_ALIASES = dict(
 TARGETS = ("target_model", "target_parameters", "target_density", "target_speedup")
 
 # Kinds of data: a row is a pair with a score, one text, or a query with passages.
-COLLECTIONS = ("beir", "mteb")
+COLLECTIONS = ("beir", "mteb", "parallel")
 WITH_PASSAGES = ("contrastive", *COLLECTIONS)
 SOURCE_KINDS = ("sts", "sentences", *WITH_PASSAGES)
+# Stands for the name of a language in the path of parallel files.
+LANGUAGE = "{language}"
+# The lines of such files that models are compared on, see config/schema: the others may train.
+HELD_OUT = "-400:"
 # What a text may be to a model, and what those of a kind are.
 ROLES = ("query", "passage", "text")
 EVALUATED_KINDS = ("sts", *COLLECTIONS)

@@ -125,9 +125,11 @@ class SourceConfig:
     """One source of data."""
 
     name: str = "???"
-    # sts: pairs; sentences: texts; contrastive, beir, mteb: queries with passages.
+    # sts: pairs; sentences: texts; contrastive, beir, mteb: queries with passages; parallel: a
+    # sentence with its translation, as a query with its passage.
     kind: str = key("???", choices=SOURCE_KINDS)
-    # File or pattern (texts/*.txt), hf://NAME of a Hugging Face dataset, BEIR folder, or mteb task.
+    # File or pattern (texts/*.txt), hf://NAME of a Hugging Face dataset, BEIR folder, or mteb task;
+    # of kind parallel a file with {language} for the language (news-{language}.txt).
     path: str = "???"
     # Share of the batches; default: as many batches as the source has.
     weight: Optional[float] = key(None, bound="above 0")
@@ -136,6 +138,12 @@ class SourceConfig:
     revision: Optional[str] = None  # of a Hugging Face dataset
     columns: dict[str, str] = field(default_factory=dict)  # our column name: the file's
     score_range: list[float] = key([0.0, 5.0])  # of kind sts
+    # Of kind parallel: [de, en] (queries, passages), pairs [de-en, ar-th], or more languages: each
+    # is asked in all others. To evaluate: one pair.
+    languages: list[str] = key([])
+    # Of text files, for kinds sentences and parallel: a slice as in Python. ":-400": all lines but
+    # the last 400 of each file; "-400:": the last 400.
+    lines: Optional[str] = None
     negatives: Optional[int] = key(None, bound="0 or more")  # per query; default: data.negatives
     # false: only those negatives, not the other passages of the batch (no_in_batch_neg elsewhere).
     in_batch_negatives: bool = True
@@ -178,7 +186,7 @@ class DataConfig:
     """Training and evaluation data."""
 
     train: list[SourceConfig] = field(default_factory=list)
-    eval: list[SourceConfig] = field(default_factory=list)  # of kinds sts, beir and mteb
+    eval: list[SourceConfig] = field(default_factory=list)  # of kinds sts, beir, mteb, parallel
     # Given or mined negatives per query, in addition to the other passages of the batch.
     negatives: int = key(0, bound="0 or more")
     on_bad_row: str = key("error", choices=("error", "skip"))  # skip: count and report it

@@ -15,7 +15,7 @@ from typing import Any
 from bge_pruning.config.names import SOURCE_COLUMNS
 from bge_pruning.datasets.rows import BadRows, Row
 from bge_pruning.datasets.tables import Table, read_table, table_paths
-from bge_pruning.datasets.text_files import check_text, read_lines
+from bge_pruning.datasets.text_files import check_text, choose_lines, read_lines
 
 COLUMNS = SOURCE_COLUMNS["sts"]
 TEXT_COLUMNS = SOURCE_COLUMNS["sentences"]  # columns that hold texts, in any kind of table
@@ -76,14 +76,30 @@ def _parse_score(value: Any, where: str, score_range: tuple[float, float]) -> fl
     return score
 
 
-def read_sentences(table: Table, bad: BadRows | None = None) -> Iterator[Row]:
+def read_sentences(
+    table: Table, bad: BadRows | None = None, lines: str | None = None
+) -> Iterator[Row]:
     """Read sentences without labels.
 
     A ``.txt`` file (plain or ``.gz``) has one sentence a line, of which empty ones are skipped; of
     a table every column in ``TEXT_COLUMNS`` is read.
+
+    Args:
+        lines: Which lines of a text file, see :func:`choose_lines`.
+
+    Raises:
+        ValueError: If a row is invalid, or lines are chosen that are not there or of a table.
     """
-    is_text = not table.on_hub and table.path.endswith((".txt", ".txt.gz"))
-    yield from (_text_lines if is_text else _table_texts)(table, bad or BadRows())
+    bad = bad or BadRows()
+    if not table.on_hub and table.path.endswith((".txt", ".txt.gz")):
+        yield from _text_lines(Path(table.path), bad, lines)
+    elif lines is not None:
+        raise ValueError(
+            f"{table.path}: lines '{lines}' can be chosen of a .txt file alone. To fix, leave lines"
+            f" out, or cut the data."
+        )
+    else:
+        yield from _table_texts(table, bad)
 
 
 def read_texts(files: Sequence[str], limit: int | None = None) -> list[str]:
@@ -96,8 +112,9 @@ def read_texts(files: Sequence[str], limit: int | None = None) -> list[str]:
     return [texts[i * len(texts) // limit] for i in range(limit)]
 
 
-def _text_lines(table: Table, bad: BadRows) -> Iterator[Row]:
-    for _, content in read_lines(Path(table.path), bad):
+def _text_lines(path: Path, bad: BadRows, lines: str | None) -> Iterator[Row]:
+    chosen = None if lines is None else choose_lines(path, lines)[0]
+    for _, content in read_lines(path, bad, chosen=chosen):
         if text := content.strip():
             yield Row(text)
 

@@ -7,11 +7,12 @@ import gzip
 import hashlib
 import json
 import zlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Container, Iterator, Sequence
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
+from bge_pruning.config.checks import check_slice
 from bge_pruning.datasets.rows import BadRows
 
 # Of files that hold texts.
@@ -72,12 +73,39 @@ def check_file(path: Path) -> Path:
     return path
 
 
+def choose_lines(path: Path, lines: str | None) -> tuple[range, int]:
+    """The numbers from 1 of the lines that a slice chooses, and how many lines the file has.
+
+    Args:
+        lines: ``first:last`` as Python slices a list: ``:-400`` are all but the last 400 lines, and
+            ``-400:`` the last 400; ``None`` for all.
+
+    Raises:
+        ValueError: If it is no slice, or chooses no line.
+    """
+    count = sum(1 for _ in read_lines(path, errors="surrogateescape"))
+    if lines is None:
+        return range(1, count + 1), count
+    first, last = (int(part) if part else None for part in check_slice(lines).split(":"))
+    chosen = range(1, count + 1)[first:last]
+    if not chosen:
+        raise ValueError(
+            f"{path}: has {count:,} lines, and lines '{lines}' are none of them. To fix, choose "
+            f"others."
+        )
+    return chosen, count
+
+
 def read_lines(
-    path: Path, bad: BadRows | None = None, errors: str = "strict"
+    path: Path,
+    bad: BadRows | None = None,
+    errors: str = "strict",
+    chosen: Container[int] | None = None,
 ) -> Iterator[tuple[int, str]]:
     """Lines of a UTF-8 file, plain or ``.gz``, each with its number from 1.
 
     Args:
+        chosen: Numbers of the lines to read; ``None`` for all.
         errors: ``surrogateescape`` leaves such a line to the caller's :func:`check_unicode`: a line
             of a CSV file may be the middle of a row.
 
@@ -91,6 +119,8 @@ def read_lines(
     with gzip.open(path, "rb") if path.suffix == ".gz" else path.open("rb") as file:
         try:
             for line, content in enumerate(file, start=1):
+                if chosen is not None and line not in chosen:
+                    continue
                 text = bad.attempt(_decode, content, f"{path}:{line}", line == 1, errors)
                 if text is not None:
                     yield line, text

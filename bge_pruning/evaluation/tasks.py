@@ -8,14 +8,17 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from bge_pruning.config.names import HELD_OUT, LANGUAGE
 from bge_pruning.datasets.mteb_dataloader import query_text
 from bge_pruning.datasets.mteb_tasks import data_of, load_split, load_tasks, random_state_kept
+from bge_pruning.datasets.parallel_texts import find_parallel, parallel_collection
 from bge_pruning.datasets.retrieval_collection import (
     RetrievalCollection,
     check_mteb_data,
     choose_split,
     read_collection,
 )
+from bge_pruning.datasets.rows import BadRows
 from bge_pruning.datasets.sts_dataloader import read_sts
 
 log = logging.getLogger(__name__)
@@ -32,6 +35,7 @@ class Task:
     Attributes:
         mteb_task: A task of mteb with its data loaded, set to one split and subset.
         subset: The subset, ``default`` if there is one only.
+        translated: Whether queries and passages are translations of each other.
         by_query: nDCG@10 of each query in the last evaluation of a retrieval task.
     """
 
@@ -40,6 +44,7 @@ class Task:
     mteb_task: Any
     split: str = "test"
     subset: str = "default"
+    translated: bool = False
     by_query: dict[str, float] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -70,9 +75,17 @@ class Task:
         rows = data_of(self.mteb_task, self.split)["queries"]
         return [query_text(row, f"query {row['id']}") for row in rows]
 
+    def passages(self) -> list[str]:
+        """Texts of the corpus of a retrieval task, without their titles."""
+        return list(data_of(self.mteb_task, self.split)["corpus"]["text"])
+
 
 def find_tasks(
-    sts: Sequence[str], retrieval: Sequence[str], split: str | None = None
+    sts: Sequence[str],
+    retrieval: Sequence[str],
+    split: str | None = None,
+    parallel: Mapping[str, Sequence[str]] | None = None,
+    lines: str | None = HELD_OUT,
 ) -> list[Task]:
     """Find the tasks of files, folders or mteb's names, and load their data.
 
@@ -81,12 +94,14 @@ def find_tasks(
             ``STS17:en-de`` (one subset).
         retrieval: Folders in BEIR layout, or names such as ``SciFact``.
         split: Of the folders, see :func:`beir_task`.
+        parallel: Pairs of languages by the path of line-parallel files, see :func:`parallel_task`.
+        lines: Which of their lines.
 
     Raises:
         FileNotFoundError: If a file or the data of a named task is missing.
         ValueError: If there is no task, a row is invalid, or two tasks have one name.
     """
-    if not sts and not retrieval:
+    if not sts and not retrieval and not parallel:
         raise ValueError("no task to evaluate on. To fix, give at least one.")
     tasks: list[Task] = []
     for name in sts:
@@ -95,6 +110,8 @@ def find_tasks(
     for name in retrieval:
         is_folder = "/" in name or Path(name).exists()
         tasks += [beir_task(name, split)] if is_folder else named_tasks(name, RETRIEVAL)
+    for path, pairs in (parallel or {}).items():
+        tasks += [parallel_task(path, [pair], lines) for pair in pairs]
     check_names(tasks)
     return tasks
 
@@ -175,6 +192,26 @@ def beir_task(folder: str | Path, split: str | None = None) -> Task:
     folder = Path(folder)
     split = split or choose_split(folder)
     return retrieval_task(folder.resolve().name, read_collection(folder, split), split)
+
+
+def parallel_task(
+    path: str, languages: Sequence[str], lines: str | None = None, skip: bool = False
+) -> Task:
+    """Make a retrieval task of line-parallel files; its name is the files' with the languages.
+
+    Args:
+        path: Of a file, with ``{language}`` in it.
+        languages: Of queries and passages: two, or a pair such as ``de-en``.
+        lines: Which lines, see :func:`bge_pruning.datasets.text_files.choose_lines`.
+        skip: Leave invalid lines out and count them.
+    """
+    texts = find_parallel(path, languages, lines)
+    collection = parallel_collection(texts, BadRows(skip))
+    pair, stem = "-".join(texts.pairs[0]), Path(path).name.partition(".")[0]
+    name = stem.replace(LANGUAGE, pair) if LANGUAGE in stem else f"{stem}-{pair}"
+    task = retrieval_task(name, collection, lines or ":")
+    task.translated = True
+    return task
 
 
 def mteb_task(task_name: str, split: str, subset: str | None = None) -> Task:

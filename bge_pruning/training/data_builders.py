@@ -31,7 +31,7 @@ from bge_pruning.datasets.mixed_dataloader import (
     padding_share,
 )
 from bge_pruning.datasets.mteb_tasks import random_state_kept
-from bge_pruning.evaluation.tasks import Task, beir_task, mteb_task
+from bge_pruning.evaluation.tasks import Task, beir_task, mteb_task, parallel_task
 from bge_pruning.model_io.model_files import PROMPT_NAMES, find_prompt
 from bge_pruning.model_io.pretrained import BaseModel
 from bge_pruning.model_io.teacher_folder import Teacher
@@ -214,6 +214,11 @@ def build_collections(config: Config, base: BaseModel) -> dict[str, Task]:
         with rank_zero_first(), random_state_kept():
             if source.kind == "beir":
                 collections[source.name] = beir_task(source.path, source.split)
+            elif source.kind == "parallel":
+                skip = config.data.on_bad_row == "skip"
+                collections[source.name] = parallel_task(
+                    source.path, source.languages, source.lines, skip
+                )
             else:
                 collections[source.name] = mteb_task(source.path, source.split, source.subset)
     return collections

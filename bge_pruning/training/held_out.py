@@ -33,8 +33,9 @@ def check_held_out(
 ) -> None:
     """Refuse, or warn of, a query or pair to evaluate all of whose texts are trained on.
 
-    Texts are compared without their case and spaces, whatever kind of source they are trained in;
-    passages of a collection may be trained on. A training text costs one number of its cache.
+    Of translations, neither a query nor its answer may be trained on. Texts are compared without
+    their case and spaces, whatever kind of source they are trained in; passages of other
+    collections may be trained on. A training text costs one number of its cache.
 
     Args:
         tasks: What is evaluated, by name.
@@ -53,7 +54,7 @@ def check_held_out(
         keys = {
             source.name: build_corpus(source, config, base).keys for source in config.data.train
         }
-    found = [text for name, rows in items.items() if (text := _describe(name, rows, keys))]
+    found = [text for name, what in items.items() if (text := _describe(name, *what, keys))]
     if found and refuse and config.data.on_trained_eval == "error":
         raise ConfigError(
             f"{'; '.join(found)}. A score there tells what the model remembers. To fix, leave them "
@@ -64,23 +65,26 @@ def check_held_out(
         log.warning("%s", text)
 
 
-def _scored_pairs(config: Config) -> dict[str, list[Item]]:
+def _scored_pairs(config: Config) -> dict[str, tuple[str, list[Item]]]:
     skip = config.data.on_bad_row == "skip"
     return {
-        source.name: [row.words for row in source_reader(source)(BadRows(skip))]
+        source.name: ("pairs", [row.words for row in source_reader(source)(BadRows(skip))])
         for source in config.data.eval
         if not source.is_collection
     }
 
 
-def _items(task: Task) -> list[Item]:
+def _items(task: Task) -> tuple[str, list[Item]]:
+    """What of a task must not be trained on, and what to call it."""
     if task.kind == SIMILARITY:
         first, second, _ = task.pairs()
-        return list(zip(first, second, strict=True))
-    return [(text,) for text in task.queries()]
+        return "pairs", list(zip(first, second, strict=True))
+    if task.translated:
+        return "sentences", [(text,) for text in [*task.queries(), *task.passages()]]
+    return "queries", [(text,) for text in task.queries()]
 
 
-def _describe(name: str, items: Sequence[Item], keys: Mapping[str, np.ndarray]) -> str:
+def _describe(name: str, kind: str, items: Sequence[Item], keys: Mapping[str, np.ndarray]) -> str:
     """What of a task is trained on, in words; empty if nothing is."""
     wanted = np.array([[text_key(text) for text in item] for item in items], np.uint64)
     known = {source: find_keys(wanted, values) for source, values in keys.items()}
@@ -88,7 +92,6 @@ def _describe(name: str, items: Sequence[Item], keys: Mapping[str, np.ndarray]) 
     if not trained.any():
         return ""
     sources = [source for source, found in known.items() if found[trained].any()]
-    kind = "queries" if wanted.shape[1] == 1 else "pairs"
     example = "' and '".join(text[:80] for text in items[int(trained.argmax())])
     return (
         f"{name}: {trained.sum():,} of {len(items):,} {kind} are trained on too, in "

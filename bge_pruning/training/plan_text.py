@@ -41,6 +41,11 @@ def render_run(plan: Plan, config: Config) -> list[str]:
         f"{_when(config.eval_interval, config)}, saved {_when(config.save_interval, config)}"
     )
     lines += [
+        f"lines        {source.name}: {source.lines} of each file of {source.path}"
+        for source in [*config.data.train, *config.data.eval]
+        if source.lines is not None
+    ]
+    lines += [
         f"negatives    {source.name}: {config.data.negatives_of(source)} of its own a query, none "
         f"of the batch"
         for source in config.data.train

@@ -23,6 +23,7 @@ from bge_pruning.datasets.embedding_dataset import (
     tokenize,
 )
 from bge_pruning.datasets.hard_negatives import cached_negatives, mine_negatives, negatives_key
+from bge_pruning.datasets.parallel_texts import find_parallel, read_parallel
 from bge_pruning.datasets.rows import BadRows, Row, RowTable
 from bge_pruning.datasets.sts_dataloader import read_pairs, read_sentences
 from bge_pruning.datasets.tables import HUB, Table, fingerprint_table, table_paths
@@ -54,6 +55,8 @@ def build_corpus(source: SourceConfig, config: Config, base: BaseModel) -> TextC
     read, content = source_reader(source), list(fingerprint_source(source).values())
     prompts = resolve_prompts(source, base)
     settings = (source.kind, sorted(source.columns.items()), list(source.score_range))
+    if source.lines is not None or source.languages:
+        settings = (*settings, source.lines, tuple(source.languages))
     mining = source.is_collection and source.mined_negatives > 0
     tokenizer = hashlib.sha256(tokenizer_json).hexdigest()
     if any(prompts.values()):
@@ -93,6 +96,9 @@ def _prompted(read: ReadRows, prompts: Mapping[str, str]) -> ReadRows:
 
 def source_reader(source: SourceConfig) -> ReadRows:
     """The function that reads the rows of a source."""
+    if source.kind == "parallel":
+        texts = find_parallel(source.path, source.languages, source.lines)
+        return partial(read_parallel, texts)
     return (_collection_reader if source.is_collection else _table_reader)(source)
 
 
@@ -100,8 +106,12 @@ def fingerprint_source(source: SourceConfig) -> dict[str, str]:
     """Identify the content of a source: SHA-256 by file, or the fingerprint of a data set."""
     if source.kind == "mteb":
         return {source.path: mteb.mteb_fingerprint(source.path, source.split, source.subset)}
-    if source.kind == "beir":
-        files = mteb.collection_files(source.path, source.split)
+    if source.kind in ("beir", "parallel"):
+        files = (
+            mteb.collection_files(source.path, source.split)
+            if source.kind == "beir"
+            else find_parallel(source.path, source.languages).files.values()
+        )
         return {str(path): hash_file(path) for path in files}
     return {table.path: fingerprint_table(table) for table in _tables(source)}
 
@@ -118,7 +128,7 @@ def _table_reader(source: SourceConfig) -> ReadRows:
     low, high = source.score_range
     readers = {
         "sts": lambda table, bad: read_pairs(table, (low, high), bad),
-        "sentences": read_sentences,
+        "sentences": lambda table, bad: read_sentences(table, bad, source.lines),
         "contrastive": contrastive.read_contrastive,
     }
     read = readers[source.kind]

@@ -73,6 +73,8 @@ class CommandLine(argparse.ArgumentParser):
         super().__init__(prog, description=description, epilog=f"example: {called} {example}")
         self.formatter_class = argparse.RawDescriptionHelpFormatter
         self.allow_abbrev = False
+        # What may be a value, though it begins with "-": a slice such as -400: too.
+        self._negative_number_matcher = re.compile(r"-\d+$|-\d*\.\d+$|-\d+:(-?\d+)?$")
         self.keys = keys
 
     def read(self, words: Sequence[str] | None) -> argparse.Namespace:

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from bge_pruning.config.command_checks import check_family
 from bge_pruning.config.load import Config, load_config, pruned_model_folder, to_yaml
-from bge_pruning.evaluation.tasks import Task, find_tasks
+from bge_pruning.evaluation.tasks import Task
 from bge_pruning.export.extract import ExtractOptions, write_model
 from bge_pruning.export.extraction import Extraction, nested_extraction, start_extraction
 from bge_pruning.export.model_card import write_model_card
@@ -111,9 +111,9 @@ def export_family(
         with rank_zero_first():  # which fetches models and tasks
             _check(config, recovery, densities, judged_by.modes)
             options = stages.export_options(config)
-            tasks = find_tasks(judged_by.sts, judged_by.retrieval, judged_by.split)
+            tasks = judged_by.tasks()
         on_rank_zero(lambda: stages.check_vocabulary(config, options))
-        stages.check_tasks(config, recovery, tasks)
+        stages.check_tasks(config, recovery, tasks, judged_by.max_length)
         pruned = train(config) if run is None else run
         members = ask_rank_zero(choose)
         larger: Path | None = None

@@ -122,7 +122,8 @@ def _check_evaluation(args: argparse.Namespace) -> Iterator[str]:
         if getattr(args, name) and not args.card:
             yield f"{_flag(name)} needs --card"
     yield from opt.check_hub(args)
-    if args.card and not (args.sts or args.retrieval or args.output or args.baseline or args.also):
+    tasks = (args.sts, args.retrieval, args.parallel)
+    if args.card and not any((*tasks, args.output, args.baseline, args.also)):
         return
     yield from opt.check_tasks(args)
     args.output = args.output or default_output(args.model)
@@ -190,14 +191,14 @@ def _score(args: argparse.Namespace) -> None:
     """Evaluate, write and show."""
     refuse_existing(evaluation_files(args.output), overwrite=args.overwrite)
     from bge_pruning.evaluation.evaluate import evaluate, write_evaluation
-    from bge_pruning.evaluation.tasks import find_tasks
     from bge_pruning.reports.console import show_evaluation
+    from bge_pruning.workflows.stages import EvaluationPlan
 
     options = {name: getattr(args, name) for name in ("batch_size", "max_length", "device", "seed")}
     result = evaluate(
         args.model,
         args.baseline,
-        find_tasks(args.sts, args.retrieval, args.split),
+        EvaluationPlan.of(args).tasks(),
         args.modes,
         also=dict(args.also),
         prompts=opt.given_prompts(args),

@@ -10,6 +10,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from bge_pruning.config.names import HELD_OUT
 from bge_pruning.config.shipped import CONFIG_HELP, KEYS, split_arguments
 from bge_pruning.utils.files import refuse_existing, write_json
 from bge_pruning.utils.guard import CommandLine, run_command, say
@@ -128,12 +129,19 @@ PROMPTS = (
 # What a model is evaluated on, and how.
 STS = "files of sentence1,sentence2,score (0 to 5), or names such as STSBenchmark"
 RETRIEVAL = "folders in BEIR layout, or names such as SciFact"
+PARALLEL = (
+    "line-parallel files, with {language} in the path, and pairs of languages such as de-en: the "
+    "lines of the first search those of the second; may be repeated"
+)
+LINES = "lines of those files, FIRST:LAST as in Python, : for all (default: -400:, the last 400)"
 MODES = "dense, sparse, colbert, dense+sparse, all (default: dense)"
 CUT = "cut texts at this many tokens"
 TASKS = (
     listed("--sts", STS, "TASK", action="extend"),
     listed("--retrieval", RETRIEVAL, "TASK", action="extend"),
     value("--split", "judgements of the folders (default: test, or the only ones)"),
+    listed("--parallel", PARALLEL, "PATH PAIR", action="append"),
+    value("--lines", LINES, metavar="FIRST:LAST", default=HELD_OUT),
     listed("--modes", MODES, "MODE", default=["dense"]),
     value("--max-length", f"{CUT} (default: the model's own limit)", type=int),
     *PROMPTS,
@@ -166,8 +174,10 @@ def write_output(args: argparse.Namespace, result: dict[str, Any]) -> None:
 
 def check_tasks(args: argparse.Namespace) -> Iterator[str]:
     """Something has to be evaluated on; a mode that is named twice counts once."""
-    if not args.sts and not args.retrieval:
-        yield "nothing to evaluate on: give --sts, --retrieval or both"
+    if not (args.sts or args.retrieval or args.parallel):
+        yield "nothing to evaluate on: give --sts, --retrieval or --parallel"
+    if alone := [words[0] for words in args.parallel if len(words) < 2]:
+        yield f"--parallel {alone[0]}: expected a path and pairs of languages such as de-en"
     args.modes = list(dict.fromkeys(args.modes))
 
 

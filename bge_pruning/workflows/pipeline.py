@@ -15,7 +15,6 @@ from bge_pruning.cli import command_words
 from bge_pruning.config.command_checks import check_pipeline
 from bge_pruning.config.load import Config, load_config, pruned_model_folder, to_yaml
 from bge_pruning.config.names import L0
-from bge_pruning.evaluation.tasks import find_tasks
 from bge_pruning.reports.report import write_report
 from bge_pruning.training.rank_watch import on_rank_zero, rank_zero_first
 from bge_pruning.training.run_report import collect_run, extraction_arguments, log_results
@@ -62,12 +61,12 @@ def run_pipeline(
 
     with all_ranks(config):
         with rank_zero_first():  # which fetches them
-            tasks = find_tasks(judged_by.sts, judged_by.retrieval, judged_by.split)
+            tasks = judged_by.tasks()
         check_pipeline(config, recovery)
         _check_results(config)
         check_run_folder(recovery)
         stages.check_road(config, recovery, judged_by.modes)
-        stages.check_tasks(config, recovery, tasks)
+        stages.check_tasks(config, recovery, tasks, judged_by.max_length)
         options = stages.export_options(config)
         # All ranks have looked before the first one changes anything.
         on_rank_zero(lambda: stages.check_vocabulary(config, options))

@@ -11,10 +11,11 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 from bge_pruning.config.load import Config, ConfigError, pruned_model_folder
-from bge_pruning.config.names import L0
+from bge_pruning.config.names import HELD_OUT, L0
+from bge_pruning.datasets.embedding_dataset import build_tokenizer
 from bge_pruning.evaluation import search
 from bge_pruning.evaluation.evaluate import evaluate, write_evaluation
-from bge_pruning.evaluation.tasks import Task
+from bge_pruning.evaluation.tasks import Task, find_tasks
 from bge_pruning.export import extract
 from bge_pruning.export.model_card import write_model_card
 from bge_pruning.export.vocabulary_texts import choose_for_texts
@@ -38,8 +39,10 @@ class EvaluationPlan:
     """What the finished model is judged by.
 
     ``sts`` are files of scored pairs or names of tasks, ``retrieval`` folders in BEIR layout or
-    names; their split is test, or the only one, unless it is named. For ``prompts`` and
-    ``max_length`` see :func:`bge_pruning.evaluation.encoders.load_encoder`.
+    names; their split is test, or the only one, unless it is named. ``parallel`` are pairs of
+    languages such as ``de-en`` by the path of line-parallel files, of which ``lines`` are searched,
+    see :func:`bge_pruning.evaluation.tasks.parallel_task`. For ``prompts`` and ``max_length`` see
+    :func:`bge_pruning.evaluation.encoders.load_encoder`.
     """
 
     sts: Sequence[str] = ()
@@ -47,13 +50,22 @@ class EvaluationPlan:
     split: str | None = None
     modes: Sequence[str] = ("dense",)
     prompts: Mapping[str, str] = field(default_factory=dict)
+    parallel: Mapping[str, Sequence[str]] = field(default_factory=dict)
+    lines: str = HELD_OUT
     max_length: int | None = None
 
     @classmethod
     def of(cls, args: Namespace) -> EvaluationPlan:
         """What :data:`bge_pruning.workflows.options.TASKS` were given."""
-        prompts = given_prompts(args)
-        return cls(args.sts, args.retrieval, args.split, args.modes, prompts, args.max_length)
+        parallel: dict[str, list[str]] = {}
+        for path, *pairs in args.parallel:
+            parallel.setdefault(path, []).extend(pairs)
+        given = (args.sts, args.retrieval, args.split, args.modes, given_prompts(args))
+        return cls(*given, parallel, args.lines, args.max_length)
+
+    def tasks(self) -> list[Task]:
+        """The tasks, loaded, see :func:`bge_pruning.evaluation.tasks.find_tasks`."""
+        return find_tasks(self.sts, self.retrieval, self.split, self.parallel, self.lines)
 
     def arguments(self) -> list[str]:
         """The same for the command line of ``scripts/evaluate_model.py``."""
@@ -61,6 +73,9 @@ class EvaluationPlan:
         if self.retrieval:
             words += ["--retrieval", *self.retrieval]
             words += ["--split", self.split] if self.split else []
+        for path, pairs in self.parallel.items():
+            words += ["--parallel", path, *pairs]
+        words += [f"--lines={self.lines}"] if self.parallel and self.lines != HELD_OUT else []
         for role, prompt in self.prompts.items():
             words += ["--query-prompt" if role == "query" else "--document-prompt", prompt]
         words += [] if self.max_length is None else ["--max-length", str(self.max_length)]
@@ -132,13 +147,18 @@ def check_recovery(recovery: Config, plan: Plan, modes: Sequence[str]) -> None:
     search.check_modes(modes, plan.outputs, "the finished model")
 
 
-def check_tasks(config: Config, recovery: Config, tasks: Sequence[Task]) -> None:
+def check_tasks(
+    config: Config, recovery: Config, tasks: Sequence[Task], max_length: int | None
+) -> None:
     """Refuse, or warn of, what the finished model is judged by and was trained on.
 
     Raises:
         ConfigError: See :func:`bge_pruning.training.held_out.check_held_out`.
+        ValueError: If ``max_length`` leaves no room for text.
     """
     base = build_base_model(config)
+    if max_length is not None:
+        build_tokenizer(base.tokenizer_files["tokenizer.json"], max_length)
     for part in [config] if recovery.data == config.data else [config, recovery]:
         # The pruning run looks at its own pairs itself, and at once.
         check_held_out(part, base, {task.name: task for task in tasks}, pairs=part is recovery)

@@ -130,6 +130,8 @@ def find_study_tasks(study: Study) -> list[Task]:
     tasks = find_tasks(study.sts, []) if study.sts else []
     for name, split in study.retrieval.items():
         tasks += find_tasks([], [name], split)
+    for path, pairs in study.parallel.items():
+        tasks += find_tasks([], [], None, {path: pairs}, study.lines)
     check_names(tasks)
     return tasks
 

@@ -14,7 +14,7 @@ from typing import Any
 from pydantic import Field
 
 from bge_pruning.config.load import Config, load_config, read_mapping
-from bge_pruning.config.names import L0
+from bge_pruning.config.names import HELD_OUT, L0
 from bge_pruning.config.schema import ConfigError, L0ModuleConfig, ModelConfig, SourceConfig
 from bge_pruning.config.shipped import find_config
 from bge_pruning.reports.study_records import FIX as RUN_AGAIN
@@ -36,6 +36,8 @@ class Study(Record):
         sizes: More of them, by the name of a size.
         sts: Files of scored pairs to judge by, or names of tasks.
         retrieval: Folders in BEIR layout or names of tasks, and the split of each.
+        parallel: Pairs of languages by the path of line-parallel files.
+        lines: Which of their lines.
         max_length: Tokens at which texts are cut in evaluation; ``None`` for the models' own limit.
         original: The model whose scores count as 100 %; ``None`` for the one that is pruned.
     """
@@ -47,6 +49,8 @@ class Study(Record):
     seeds: list[Count]
     sts: list[Text] = Field(default_factory=list)
     retrieval: dict[str, Text] = Field(default_factory=dict)
+    parallel: dict[str, list[Text]] = Field(default_factory=dict)
+    lines: Text = HELD_OUT
     modes: list[Text] = Field(default_factory=lambda: ["dense"])
     max_length: Count | None = None
     original: Text | None = None
@@ -121,10 +125,10 @@ def _check_grid(given: Study, path: Path) -> None:
     for key in ("base", "methods", "sizes", "seeds"):
         if not getattr(given, key):
             raise ConfigError(f"{path}: {key} is empty. To fix, {FIX}.")
-    if not given.sts and not given.retrieval:
+    if not (given.sts or given.retrieval or given.parallel):
         raise ConfigError(
-            f"{path}: nothing to judge by. To fix, name files under sts, or folders under "
-            f"retrieval."
+            f"{path}: nothing to judge by. To fix, name files under sts, folders under retrieval, "
+            f"or pairs of languages under parallel."
         )
     for key in ("methods", "sizes"):
         for name in getattr(given, key):
@@ -205,7 +209,9 @@ def cell_file(study: Study, cell: Cell) -> Path:
 def describe_config(study: Study, cell: Cell) -> dict[str, Any]:
     """All that the result of a cell depends on, as values by dotted key."""
     config = cell_config(study, cell, "prune")
-    judged_by = study.model_dump(include={"sts", "retrieval", "modes", "max_length", "original"})
+    keys = {"sts", "retrieval", "modes", "max_length", "original"}
+    keys |= {"parallel", "lines"} if study.parallel else set()
+    judged_by = study.model_dump(include=keys)
     described = _without({**asdict(config), "judged_by": judged_by}, INCIDENTAL)
     if config.method == L0:
         return described

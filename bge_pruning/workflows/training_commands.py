@@ -134,6 +134,7 @@ class Example:
         return [*self.judged_by["sts"], *self.judged_by.get("retrieval", ())]
 
 
+NEWS = "data/sentences/newstest2019-{language}.txt.gz"
 STS = "data/sts/stsb-{}.csv".format
 QUICKSTART = Example("configs/minilm/quickstart.yaml", MINILM, {"sts": [STS("en-test")]})
 # No text of these tests is trained on, and no translation of one.
@@ -143,6 +144,7 @@ MULTILINGUAL = Example(
     {
         "sts": [STS("en-test"), STS("de-dev"), STS("zh-dev")],
         "retrieval": ["data/mteb/scifact", "data/mteb/qed-nq-en"],
+        "parallel": {NEWS: ["de-en", "en-zh", "ar-fr", "hi-es", "ja-ru"]},
         "modes": ["dense", "sparse", "colbert", "all"],
         "max_length": 128,
     },
