@@ -12,7 +12,7 @@ from types import ModuleType
 
 import pytest
 
-from bge_pruning.model_io import minilm
+from bge_pruning.config.load import load_config
 from bge_pruning.utils.records import EvaluationRecord
 from bge_pruning.workflows import family, pipeline, training_benchmark, training_commands
 from bge_pruning.workflows.model_commands import default_output
