@@ -13,6 +13,7 @@ from typing import Any, get_args, get_origin, get_type_hints
 
 import yaml
 
+from bge_pruning.config.names import DATA_FOLDER, data_path
 from bge_pruning.config.schema import Config, ConfigError
 
 # What a value must be, by type, with an example.
@@ -34,6 +35,12 @@ class Origin:
     name: str
     path: Path | None = None
 
+    def at_text(self, text: str) -> str:
+        """The name, with the line of the first value that holds a text."""
+        lines = self.path.read_text(encoding="utf-8").splitlines() if self.path else []
+        line = next((n for n, content in enumerate(lines, start=1) if text in content), None)
+        return f"{self.name}:{line}" if line else self.name
+
     def at(self, key: tuple[str, ...]) -> str:
         """The name, with the line of a key if it is known."""
         line = _line_of(self.path, key) if self.path else None
@@ -45,13 +52,21 @@ def check_content(
 ) -> None:
     """Refuse keys that the schema lacks, values of other types, and what OmegaConf would compute.
 
-    References to other keys are allowed. With ``${oc.env:NAME}``, a secret of the environment would
-    be written into ``config.yaml``. Where the type is ``Any``, keys are free.
+    References to other keys are allowed, and so is the folder of the data. With any other
+    ``${oc.env:NAME}``, a secret of the environment would be written into ``config.yaml``. Where the
+    type is ``Any``, keys are free.
 
     Args:
         hint: Type of the key: that of a value, ``list[X]``, ``dict[str, X]`` or a dataclass.
         item: Whether it is one of the items that the keys lead to.
     """
+    if isinstance(content, str) and DATA_FOLDER in content:
+        where = f"{origin.at_text(DATA_FOLDER)}: {'.'.join(keys)}: "
+        try:
+            data_path(content.replace("\\", ""), where)
+        except ValueError as error:
+            raise ConfigError(str(error)) from None
+        content = content.replace(DATA_FOLDER, "")
     if isinstance(content, str) and (found := re.search(r"\$\{[^}]*:", content)):
         raise ConfigError(
             f"{origin.name}: {'.'.join(keys)}: {found[0]}...}} cannot be read from a "

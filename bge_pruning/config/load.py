@@ -22,7 +22,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from bge_pruning.config.checks import check, check_schedule
 from bge_pruning.config.content import Origin, check_content
-from bge_pruning.config.names import L0, SIZE_ALIASES, SIZES, TARGETS
+from bge_pruning.config.names import DATA_FOLDER, L0, SIZE_ALIASES, SIZES, TARGETS
 from bge_pruning.config.schema import Config, ConfigError
 from bge_pruning.config.shipped import find_config
 
@@ -252,7 +252,10 @@ def _parse_override(text: str) -> DictConfig:
 
 
 def _with_our_names(content: Any, where: str) -> Any:
-    """Give sizes that have Hugging Face's names ours, wherever they stand."""
+    """Give sizes that have Hugging Face's names ours, and keep the paths of data as written.
+
+    A path below the folder that the environment names is recorded so: data may move.
+    """
 
     def renamed(part: Any) -> Any:
         if isinstance(part, list):
@@ -264,6 +267,9 @@ def _with_our_names(content: Any, where: str) -> Any:
                 raise ConfigError(
                     f"{where}: {theirs} and {ours} are the same size. To fix, remove one of them."
                 )
+        path = part.get("path")
+        if isinstance(path, str) and path.startswith(DATA_FOLDER):
+            part = {**part, "path": f"\\{path}"}  # which OmegaConf does not look up
         return {SIZE_ALIASES.get(key, key): renamed(value) for key, value in part.items()}
 
     if not isinstance(content, DictConfig):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from itertools import product
 
@@ -20,6 +21,9 @@ TARGETS = ("target_model", "target_parameters", "target_density", "target_speedu
 COLLECTIONS = ("beir", "mteb", "parallel")
 WITH_PASSAGES = ("contrastive", *COLLECTIONS)
 SOURCE_KINDS = ("sts", "sentences", *WITH_PASSAGES)
+# What a path may begin with: the folder of data that are elsewhere on every machine.
+DATA_VARIABLE = "BGE_PRUNING_DATA"
+DATA_FOLDER = f"${{oc.env:{DATA_VARIABLE}}}"
 # Stands for the name of a language in the path of parallel files.
 LANGUAGE = "{language}"
 # The lines of such files that models are compared on, see config/schema: the others may train.
@@ -39,6 +43,21 @@ OUTPUTS = ("dense", "sparse", "colbert")
 MODES = {**{name: (name,) for name in OUTPUTS}, "dense+sparse": OUTPUTS[:2], "all": OUTPUTS}
 PAIR_METRIC = "cosine_spearman"
 RETRIEVAL_METRICS = ("ndcg_at_10", "mrr_at_10", "recall_at_100", "map_at_100")
+
+
+def data_path(path: str, where: str = "") -> str:
+    """The path, with the folder that the environment names in place of :data:`DATA_FOLDER`.
+
+    Raises:
+        ValueError: If the environment names none; the message begins with ``where``.
+    """
+    folder = os.environ.get(DATA_VARIABLE, "")
+    if DATA_FOLDER in path and not folder:
+        raise ValueError(
+            f"{where}'{path}' needs the environment variable {DATA_VARIABLE}, which is not set. To "
+            f"fix, set it to the folder of the data: export {DATA_VARIABLE}=FOLDER."
+        )
+    return path.replace(DATA_FOLDER, folder)
 
 
 def metric_key(task: str, mode: str, metric: str) -> str:

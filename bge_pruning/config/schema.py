@@ -129,7 +129,8 @@ class SourceConfig:
     # sentence with its translation, as a query with its passage.
     kind: str = key("???", choices=SOURCE_KINDS)
     # File or pattern (texts/*.txt), hf://NAME of a Hugging Face dataset, BEIR folder, or mteb task;
-    # of kind parallel a file with {language} for the language (news-{language}.txt).
+    # of kind parallel a file with {language} for the language (news-{language}.txt). It may begin
+    # with ${oc.env:BGE_PRUNING_DATA}, and is recorded so.
     path: str = "???"
     # Share of the batches; default: as many batches as the source has.
     weight: Optional[float] = key(None, bound="above 0")
@@ -157,6 +158,11 @@ class SourceConfig:
     # What is written before its texts, or its queries; or e.g. {query: "q: ", passage: "p: "}.
     # Default: what config_sentence_transformers.json of the model says. A row's own goes first.
     prompt: Any = None
+
+    @property
+    def place(self) -> str:
+        """Its path, with the folder of the data that the environment names."""
+        return names.data_path(self.path)
 
     @property
     def is_collection(self) -> bool:

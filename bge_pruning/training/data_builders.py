@@ -213,12 +213,12 @@ def build_collections(config: Config, base: BaseModel) -> dict[str, Task]:
         # mteb seeds all generators; the other ranks find what the first one has fetched.
         with rank_zero_first(), random_state_kept():
             if source.kind == "beir":
-                collections[source.name] = beir_task(source.path, source.split)
+                collections[source.name] = beir_task(source.place, source.split)
             elif source.kind == "parallel":
                 skip = config.data.on_bad_row == "skip"
                 collections[source.name] = parallel_task(
-                    source.path, source.languages, source.lines, skip
+                    source.place, source.languages, source.lines, skip
                 )
             else:
-                collections[source.name] = mteb_task(source.path, source.split, source.subset)
+                collections[source.name] = mteb_task(source.place, source.split, source.subset)
     return collections

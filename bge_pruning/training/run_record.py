@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import re
 import subprocess
 import sys
 import time
@@ -104,7 +105,7 @@ def warn_of_changes(before: Start, now: Start) -> None:
     """Warn of circumstances in which a resumed run differs from its start."""
     first, second = _flatten(before.as_dict()), _flatten(now.as_dict())
     changes = [
-        f"{key} was {first.get(key, 'not there')} and is {second.get(key, 'not there')}"
+        f"{key} was {_shorten(first.get(key))} and is {_shorten(second.get(key))}"
         for key in dict.fromkeys([*first, *second])
         if first.get(key) != second.get(key)
     ]
@@ -124,5 +125,12 @@ def _flatten(record: Mapping[str, object], prefix: str = "") -> dict[str, str]:
         if isinstance(value, dict):
             flat |= _flatten(value, f"{prefix}{key} ")
         else:
-            flat[f"{prefix}{key}"] = value[:12] if prefix.startswith("data") else str(value)
+            flat[f"{prefix}{key}"] = str(value)
     return flat
+
+
+def _shorten(value: str | None) -> str:
+    """A value as a message shows it, of a checksum the beginning."""
+    if value is None:
+        return "not there"
+    return value[:12] if re.fullmatch("[0-9a-f]{64}", value) else value

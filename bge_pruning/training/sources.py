@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import logging
+import os
 from collections.abc import Callable, Iterable, Mapping
 from functools import partial
 from itertools import chain
@@ -11,6 +12,7 @@ from pathlib import Path
 
 import numpy as np
 
+from bge_pruning.config.names import DATA_FOLDER, DATA_VARIABLE
 from bge_pruning.config.schema import Config, ConfigError, SourceConfig
 from bge_pruning.datasets import contrastive_dataset as contrastive
 from bge_pruning.datasets import mteb_dataloader as mteb
@@ -55,8 +57,6 @@ def build_corpus(source: SourceConfig, config: Config, base: BaseModel) -> TextC
     read, content = source_reader(source), list(fingerprint_source(source).values())
     prompts = resolve_prompts(source, base)
     settings = (source.kind, sorted(source.columns.items()), list(source.score_range))
-    if source.lines is not None or source.languages:
-        settings = (*settings, source.lines, tuple(source.languages))
     mining = source.is_collection and source.mined_negatives > 0
     tokenizer = hashlib.sha256(tokenizer_json).hexdigest()
     if any(prompts.values()):
@@ -71,7 +71,7 @@ def resolve_prompts(source: SourceConfig, base: BaseModel) -> dict[str, str]:
 
     What the source does not say, the model's files do, as they do to sentence-transformers.
     """
-    name = (source.path,) if source.kind == "mteb" else ()
+    name = (source.place,) if source.kind == "mteb" else ()
     tasks = {"sts": ("STS",), "sentences": ()}.get(source.kind, (*name, "Retrieval"))
     own = {role: find_prompt(base.prompts, role, tasks) for role in source.roles}
     return {**own, **source.prompts}
@@ -97,29 +97,38 @@ def _prompted(read: ReadRows, prompts: Mapping[str, str]) -> ReadRows:
 def source_reader(source: SourceConfig) -> ReadRows:
     """The function that reads the rows of a source."""
     if source.kind == "parallel":
-        texts = find_parallel(source.path, source.languages, source.lines)
+        texts = find_parallel(source.place, source.languages, source.lines)
         return partial(read_parallel, texts)
     return (_collection_reader if source.is_collection else _table_reader)(source)
 
 
 def fingerprint_source(source: SourceConfig) -> dict[str, str]:
-    """Identify the content of a source: SHA-256 by file, or the fingerprint of a data set."""
+    """Identify the content of a source: SHA-256 by file, or the fingerprint of a data set.
+
+    What is chosen of the files is said too: lines, and languages.
+    """
     if source.kind == "mteb":
-        return {source.path: mteb.mteb_fingerprint(source.path, source.split, source.subset)}
-    if source.kind in ("beir", "parallel"):
-        files = (
-            mteb.collection_files(source.path, source.split)
-            if source.kind == "beir"
-            else find_parallel(source.path, source.languages).files.values()
-        )
-        return {str(path): hash_file(path) for path in files}
-    return {table.path: fingerprint_table(table) for table in _tables(source)}
+        return {source.place: mteb.mteb_fingerprint(source.place, source.split, source.subset)}
+    if source.kind == "beir":
+        files = mteb.collection_files(source.place, source.split)
+        found = {str(path): hash_file(path) for path in files}
+    elif source.kind == "parallel":
+        texts = find_parallel(source.place, source.languages)
+        found = {str(path): hash_file(path) for path in texts.files.values()}
+    else:
+        found = {table.path: fingerprint_table(table) for table in _tables(source)}
+    if source.place != source.path:  # the folder may be another one when the run resumes
+        folder = os.environ[DATA_VARIABLE]
+        names = (f"{DATA_FOLDER}/{os.path.relpath(path, folder)}" for path in found)
+        found = dict(zip(names, found.values(), strict=True))
+    chosen = {"languages": " ".join(source.languages), "lines": source.lines}
+    return found | {key: value for key, value in chosen.items() if value}
 
 
 def _tables(source: SourceConfig) -> list[Table]:
     return [
         Table(path, dict(source.columns), source.split, source.subset, source.revision)
-        for path in table_paths(source.path)
+        for path in table_paths(source.place)
     ]
 
 
@@ -148,9 +157,9 @@ def check_sources(config: Config) -> None:
     """
     for source in [*config.data.train, *config.data.eval]:
         if source.kind == "beir":
-            for path in mteb.collection_files(source.path, source.split):
+            for path in mteb.collection_files(source.place, source.split):
                 table_paths(str(path))
-        elif source.kind != "mteb" and not source.path.startswith(HUB):
+        elif source.kind != "mteb" and not source.place.startswith(HUB):
             rows = source_reader(source)(BadRows(config.data.on_bad_row == "skip"))
             if next(iter(rows), None) is None:
                 raise ValueError(f"{source.name}: holds no rows. To fix, choose another file.")
@@ -158,10 +167,10 @@ def check_sources(config: Config) -> None:
 
 def _collection_reader(source: SourceConfig) -> ReadRows:
     if source.kind == "mteb":
-        task = (source.path, source.split, source.subset)
+        task = (source.place, source.split, source.subset)
         judged, others = partial(mteb.read_mteb, *task), partial(mteb.read_mteb_corpus, *task)
     else:
-        folder = Path(source.path)
+        folder = Path(source.place)
         judged = partial(mteb.read_beir, folder, source.split)
         others = partial(mteb.read_corpus, folder)
 

@@ -13,6 +13,7 @@ from typing import Any
 
 from bge_pruning.config.command_checks import check_cells
 from bge_pruning.config.load import Config, ConfigError, pruned_model_folder
+from bge_pruning.config.names import data_path
 from bge_pruning.config.schema import L0
 from bge_pruning.evaluation.encoders import count_parameters, load_encoder, untrained_encoder
 from bge_pruning.evaluation.floors import WordEmbeddings
@@ -127,11 +128,11 @@ def _check(study: Study, cells: Sequence[Cell]) -> list[tuple[Config, Config]]:
 
 def find_study_tasks(study: Study) -> list[Task]:
     """What the models of a study are judged by, loaded."""
-    tasks = find_tasks(study.sts, []) if study.sts else []
+    tasks = find_tasks([*map(data_path, study.sts)], []) if study.sts else []
     for name, split in study.retrieval.items():
-        tasks += find_tasks([], [name], split)
+        tasks += find_tasks([], [data_path(name)], split)
     for path, pairs in study.parallel.items():
-        tasks += find_tasks([], [], None, {path: pairs}, study.lines)
+        tasks += find_tasks([], [], None, {data_path(path): pairs}, study.lines)
     check_names(tasks)
     return tasks
 

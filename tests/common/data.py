@@ -1,5 +1,6 @@
 """A tiny random XLM-R model folder and tiny data sets in every layout."""
 
+import gzip
 import json
 import shutil
 from collections.abc import Callable, Iterable
@@ -236,3 +237,24 @@ def token_texts():
     lengths = generator.integers(3, 21, 40)
     starts = np.concatenate([[0], np.cumsum(lengths)])
     return TokenizedTexts(generator.integers(4, 60, starts[-1]).astype(np.int32), starts, 0)
+
+
+def write_parallel(folder: Path, **columns: str) -> str:
+    """Write a file for each language, a line for each part between slashes; return their path."""
+    for language, content in columns.items():
+        lines = "".join(f"{text}\n" for text in content.split("/")).encode()
+        (folder / f"news-{language.replace('_', '-')}.txt.gz").write_bytes(gzip.compress(lines))
+    return str(folder / "news-{language}.txt.gz")
+
+
+@pytest.fixture(scope="session")
+def parallel_path(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """Path of forty parallel lines in languages de, en and th; do not write there."""
+    import numpy as np
+
+    generator = np.random.default_rng(6)
+    columns = {
+        name: "/".join(" ".join(generator.choice(COLLECTION_WORDS, 5)) for _ in range(ROWS))
+        for name in ("de", "en", "th")
+    }
+    return write_parallel(tmp_path_factory.mktemp("parallel"), **columns)

@@ -1,6 +1,7 @@
 """Values that are refused whatever the model and the command are."""
 
 import pytest
+import yaml
 
 from bge_pruning.config.checks import check_schedule
 from bge_pruning.config.load import ConfigError, load_config
@@ -17,6 +18,7 @@ NAME = r"run_name '.*' is not the name of a folder, of 1 to 200 bytes and withou
 DENSITY = r"is not in \(0, 1\]: it is the share .* write e\.g\. 0\.6"
 SPEEDUP = r"is not above 1: it says how many times .* e\.g\. 2"
 FSDP = "parallelism.fsdp=true"
+PARALLEL = "kind: parallel, path: 'x-{language}.txt'"
 SHARDED = "parallelism.state_dict=sharded"
 
 
@@ -135,10 +137,30 @@ def test_refused_values(overrides, message, target_yaml):
         ("replaced_tokens: 0.5", "replaced_tokens of data source 'x' is not for kind sts: "),
         ("replaced_tokens: 2", "replaced_tokens of data source 'x' 2.0 is not in"),
         ("negatives: -1", "negatives of data source 'x' -1 is not 0 or more"),
+        ("lines: ':-4'", "lines of data source 'x' is not for kind sts"),
+        ("languages: [de, en]", "languages of data source 'x' is not for kind sts"),
+        ("kind: sentences, lines: 400", "lines '400' of data source 'x' is not FIRST:LAST as Pyth"),
+        ("kind: sentences, lines: {-400: }", "data.train.lines must be a text, not {-400: None}"),
+        (
+            PARALLEL,
+            r"languages \[\] of data source 'x' are not two or more different ones, or pairs",
+        ),
+        (
+            f"{PARALLEL}, languages: [de]",
+            r"languages \['de'\] .* are not two or more different ones",
+        ),
+        (f"{PARALLEL}, languages: [de, en, de]", "are not two or more different ones"),
+        (f"{PARALLEL}, languages: [no, en]", "languages .* name no, which is false in YAML"),
+        (f"{PARALLEL}, languages: [de, en], lines: '::2'", "lines '::2' of data source 'x' is not"),
+        (
+            "kind: parallel, languages: [de, en]",
+            r"path 'a\.csv' of data source 'x' has no {language}\.",
+        ),
     ],
 )
 def test_refused_settings_of_a_source(extra, message, target_yaml):
-    source = f"data.train=[{{name: x, kind: sts, path: a.csv, {extra}}}]"
+    given = {"name": "x", "kind": "sts", "path": "a.csv", **yaml.safe_load(f"{{{extra}}}")}
+    source = f"data.train=[{yaml.safe_dump(given, default_flow_style=True, width=999).strip()}]"
     with pytest.raises(ConfigError, match=f"{message}.*To fix, "):
         load_config([target_yaml], [source])
 

@@ -92,11 +92,11 @@ def sources(*kinds: str, last: str = "", part: str = "train") -> str:
         (PIECES, "compares the texts of a batch. To fix, leave it out"),
         (
             sources("sentences", part="eval"),
-            "data.eval 'sentences' is of kind sentences; sts, beir, mteb, parallel can be evaluated. To fix",
+            "data.eval 'sentences' is of kind sentences; sts, beir, mteb, parallel can be ",
         ),
         (
             sources("contrastive", part="eval"),
-            "data.eval 'contrastive' is of kind contrastive; sts, beir, mteb, parallel can be evaluated.",
+            "data.eval 'contrastive' is of kind contrastive; sts, beir, mteb, parallel can be",
         ),
         ("evaluation.modes=[]", "evaluation.modes is empty. To fix, write e.g. [dense]."),
         (

@@ -345,3 +345,31 @@ def test_a_written_configuration_can_be_run_again(stage, write):
     assert yaml.safe_load(written) == asdict(config)
     if stage == "prune":
         assert load_config([write(written, "again.yaml")]) == config
+
+
+DATA = "${oc.env:BGE_PRUNING_DATA}"
+
+
+def test_the_folder_of_the_data_is_recorded_by_its_name(tmp_path, monkeypatch):
+    """Data may move before a run resumes; what is no source of data is written out."""
+    path = tmp_path / "run.yaml"
+    path.write_text(f'data:\n  train:\n    - name: a\n      path: "{DATA}/{{language}}.txt"\n')
+    message = (
+        rf"^{path}:4: data\.train\.path: '{re.escape(DATA)}/{{language}}\.txt' needs the "
+        r"environment variable BGE_PRUNING_DATA, which is not set\. To fix, set it to the folder of"
+    )
+    monkeypatch.delenv("BGE_PRUNING_DATA", raising=False)
+    with pytest.raises(ConfigError, match=message):
+        load_config([path])
+    train = f"data.train=[{{name: a, kind: sentences, path: '{DATA}/a.txt'}}]"
+    for folder in ("data", "/elsewhere/data"):
+        monkeypatch.setenv("BGE_PRUNING_DATA", folder)
+        config = load_config(
+            [path], [train, f"data.processed_folder={DATA}/p", "recovery={seed: 4}"]
+        )
+        (source,) = config.data.train
+        assert (source.path, source.place) == (f"{DATA}/a.txt", f"{folder}/a.txt")
+        assert config.data.processed_folder == f"{folder}/p"
+        (tmp_path / "again.yaml").write_text(load.to_yaml(config))
+        again = load_config([tmp_path / "again.yaml"], ["stage=recover"])
+        assert (again.data.train, again.seed) == ([source], 4)

@@ -265,3 +265,20 @@ def test_no_sentences(write):
     message = r"a.jsonl:1: has none of sentence1, .*To fix, say under columns of the source"
     with pytest.raises(ValueError, match=message):
         texts_of(write('{"body": "a"}\n', "a.jsonl"))
+
+
+def test_lines_of_text_files_are_sliced(tmp_path):
+    """Lines of the file: an empty one counts, and one that is left out is not even read."""
+    path = tmp_path / "a.txt"
+    path.write_bytes(b"a\n\nc\nd\n\xff\n")
+    texts = [
+        [row.text for row in read_sentences(Table(str(path)), lines=lines)]
+        for lines in (":-1", "1:3", "-3:-1")
+    ]
+    assert texts == [["a", "c", "d"], ["c"], ["c", "d"]]
+    with pytest.raises(ValueError, match="a.txt:5: is not UTF-8"):
+        list(read_sentences(Table(str(path)), lines="-1:"))
+    with pytest.raises(ValueError, match="a.txt: has 5 lines, and lines '5:' are none of them. To"):
+        list(read_sentences(Table(str(path)), lines="5:"))
+    with pytest.raises(ValueError, match="lines ':2' can be chosen of a .txt file alone. To fix"):
+        list(read_sentences(Table("a.csv"), lines=":2"))

@@ -3,11 +3,14 @@
 Runs that are killed: reliability/test_kills.py.
 """
 
+import re
+
 import pytest
 
 from bge_pruning.callbacks.data_callback import DataCallback
+from bge_pruning.config.schema import ConfigError
 from bge_pruning.datasets.mixed_dataloader import MixedDataset
-from tests.common.trainings import extract_json, logged
+from tests.common.trainings import extract_json, logged, read_json
 
 
 @pytest.fixture
@@ -101,3 +104,31 @@ def test_other_sources_than_the_run_had_are_refused(tmp_path, train_tiny, mixtur
     overrides = (other, *(f"loss.{part}" for part in fewer), "max_duration=6ba")
     with pytest.raises(ValueError, match=r"trained on pairs, asked, texts, the config.*To fix"):
         train_tiny(tmp_path, *mixture, *overrides, "autoresume=true")
+
+
+def test_parallel_texts_train_and_are_searched(tmp_path, train_tiny, parallel_path):
+    """The last ten lines are held out; another choice of languages is said when the run resumes."""
+    parallel = f"kind: parallel, path: '{parallel_path}'"
+    overrides = (
+        f"data.train=[{{name: many, {parallel}, languages: [de, en, th], lines: ':-10'}},"
+        f" {{name: one, {parallel}, languages: [de-en], lines: ':-10'}}]",
+        f"data.eval=[{{name: far, {parallel}, languages: [th, de], lines: '-10:'}}]",
+        "data.on_trained_eval=error",
+        "loss={sts_regression: 0.0, contrastive: 1.0, contrastive_outputs: [dense]}",
+        "evaluation.keep_best=far/ndcg_at_10",
+    )
+    run = train_tiny(tmp_path, *overrides, "max_duration=4ba", "eval_interval=2ba")
+    found = logged(run, "eval/far/ndcg_at_10")
+    assert len(found) == 2 and all(0 < value <= 1 for value in found.values())
+    data = read_json(run / "run.json")["starts"][0]["data"]
+    assert data["train"]["many"]["lines"] == ":-10"
+    assert len(data["train"]["many"]) == 3 + 2
+    text = (run / "train.log").read_text()
+    assert re.search(r"many +90 +90 ", text) and re.search(r"one +30 +60 ", text)
+    # Data that were seen before are refused at once, and what is resumed with other ones is said.
+    with pytest.raises(ConfigError, match=r"far: 2 of 20 sentences are trained on too, in many"):
+        train_tiny(tmp_path / "b", overrides[0].replace("':-10'", "':-9'", 1), *overrides[1:])
+    other = overrides[0].replace("[de, en, th]", "[th, en, de]")
+    train_tiny(tmp_path, other, *overrides[1:], "max_duration=5ba", "autoresume=true")
+    said = (run / "train.log").read_text()
+    assert "data train many languages was de en th and is th en de" in said

@@ -129,11 +129,22 @@ def test_no_secret_in_errors_logs_and_records(secrets, tiny_yaml, tmp_path, caps
     assert not any(SECRET.encode() in content for content in written)
 
 
-@pytest.mark.parametrize("value", ["${oc.env:HF_TOKEN}", "${oc.env:HOME}"])
-def test_a_configuration_cannot_read_the_environment(value, secrets, tiny_yaml, capsys):
+@pytest.mark.parametrize(
+    "value",
+    [
+        "${oc.env:HF_TOKEN}",
+        "${oc.env:HOME}",
+        "${oc.env:BGE_PRUNING_DATA,${oc.env:HF_TOKEN}}",
+        "${oc.env:BGE_PRUNING_DATA}${oc.env:HF_TOKEN}",
+    ],
+)
+def test_a_configuration_cannot_read_the_environment(
+    value, secrets, tiny_yaml, capsys, monkeypatch
+):
     """It would be written into config.yaml, reports and W&B."""
     from bge_pruning.train import main
 
+    monkeypatch.setenv("BGE_PRUNING_DATA", "here")
     assert main([str(tiny_yaml), f"run_name={value}", "dry_run=true"]) == 2
     assert "run_name: " in (err := capsys.readouterr().err)
     assert "cannot be read from a configuration. To fix, write the value itself" in err

@@ -2,6 +2,7 @@
 
 import gzip
 from dataclasses import replace
+from pathlib import Path
 
 import mteb
 import pytest
@@ -9,6 +10,7 @@ from mteb.models import ModelMeta
 
 from bge_pruning.config.names import MODES, OUTPUTS
 from bge_pruning.evaluation.encoders import load_encoder
+from bge_pruning.evaluation.evaluate import evaluate
 from bge_pruning.evaluation.scoring import score_tasks
 from bge_pruning.evaluation.similarity import PairCache
 from bge_pruning.evaluation.tasks import (
@@ -20,6 +22,7 @@ from bge_pruning.evaluation.tasks import (
     named_tasks,
     sts_task,
 )
+from tests.common.data import write_parallel
 from tests.common.hub import jsonl
 
 
@@ -200,3 +203,37 @@ def test_a_query_that_is_a_passage_by_chance_only_is_found(tmp_path, model_folde
     (folder / "qrels" / "test.tsv").write_text("".join(f"{n}\t{n}\t1\n" for n in range(4)))
     score = score_tasks(load_encoder(str(model_folder)), [beir_task(folder)], ["dense"])
     assert score["numbered", "dense"].values["ndcg_at_10"] == 1.0
+
+
+def test_parallel_lines_score_as_the_same_collection_in_a_folder(
+    tmp_path, model_folder, parallel_path
+):
+    """Exactly, in every mode, with prompts, with lines that have one text, and with its floors."""
+    source, folder = Path(parallel_path).parent, tmp_path / "folder"
+    lines = {
+        name: gzip.decompress((source / f"news-{name}.txt.gz").read_bytes()).decode().split("\n")
+        for name in ("de", "en")
+    }
+    chosen = {name: [*texts[-31:-1], texts[-2]] for name, texts in lines.items()}
+    path = write_parallel(tmp_path, **{n: f"no/{'/'.join(texts)}" for n, texts in chosen.items()})
+    (folder / "qrels").mkdir(parents=True)
+    for file, name in (("queries", "de"), ("corpus", "en")):
+        rows = [{"_id": str(n), "text": text} for n, text in enumerate(chosen[name], start=2)]
+        (folder / f"{file}.jsonl").write_text(jsonl(rows))
+    twice = [(31, 31), (31, 32), (32, 31), (32, 32)]  # the last line is there again
+    judged = [*((n, n) for n in range(2, 31)), *twice]
+    (folder / "qrels" / "test.tsv").write_text("".join(f"{q}\t{p}\t1\n" for q, p in judged))
+    tasks = find_tasks([], [str(folder)], None, {path: ["de-en", "en-de"]}, "1:")
+    assert [task.name for task in tasks] == ["folder", "news-de-en", "news-en-de"]
+    assert (tasks[1].kind, tasks[1].split, len(tasks[1].queries())) == (RETRIEVAL, "1:", 31)
+    prompts = {"query": "the ", "passage": "a "}
+    found = evaluate(str(model_folder), None, tasks, list(MODES), device="cpu", prompts=prompts)
+    entries = {
+        name: [e for e in found.tasks if e.task == name] for name in ("folder", "news-de-en")
+    }
+    fields = ("mode", "metric", "value", "floors", "interval", "samples", "texts", "truncated")
+    ours, theirs = (
+        [{key: getattr(e, key) for key in fields} for e in part] for part in entries.values()
+    )
+    assert ours == theirs
+    assert {row["mode"] for row in ours} == set(MODES)

@@ -2,6 +2,7 @@
 
 import json
 import logging
+from contextlib import nullcontext
 from functools import lru_cache
 from pathlib import Path
 from unittest.mock import Mock
@@ -19,6 +20,7 @@ from bge_pruning.training.builders import build_base_model
 from bge_pruning.training.data_builders import build_collections
 from bge_pruning.training.held_out import check_held_out, find_keys
 from bge_pruning.training.sources import source_reader
+from tests.common.data import write_parallel
 
 PAIRS = "the man,a dog,1\nA  Cat,a red book,2\na horse,the park,3\n"
 QUERIES = {"q1": "the man", "q2": "a  Woman reads", "q3": "a child"}
@@ -99,6 +101,29 @@ def test_tasks_that_a_finished_model_is_judged_by(files, configure):
     tasks = {t.name: t for t in find_tasks([str(files / "dev.csv")], [str(files / "docs")])}
     with pytest.raises(ConfigError, match="dev: 1 of 3 pairs .*; docs: 1 of 3 queries .*'the man'"):
         check_held_out(config, build_base_model(config), tasks)
+
+
+@pytest.mark.parametrize(
+    ("train", "found"),
+    [
+        ("kind: parallel, languages: [de, en], lines: ':-2'", ""),
+        ("kind: parallel, languages: [de, en], lines: ':-1'", "2 of 4 sentences .* 'drei'"),
+        ("kind: parallel, languages: [en, th]", "2 of 4 sentences .* 'three'"),
+        ("kind: sentences, lines: ':-2'", ""),
+        ("kind: sentences", "4 of 4 sentences .* 'drei'"),
+    ],
+)
+def test_neither_side_of_a_translation_may_be_trained_on(train, found, configure, tmp_path):
+    path = write_parallel(tmp_path, de="eins/zwei/drei/vier", en="one/two/three/four", th="a/b/c/d")
+    files = path.replace("{language}", "*") if "sentences" in train else path
+    test = f"{{name: e, kind: parallel, path: '{path}', languages: [de-en], lines: '-2:'}}"
+    config = configure(
+        f"data.train=[{{name: t, path: '{files}', {train}}}]",
+        *(f"data.eval=[{test}]", "data.on_trained_eval=error"),
+    )
+    refused = pytest.raises(ConfigError, match=f"^e: {found}") if found else nullcontext()
+    with refused:
+        check(config)
 
 
 ROOT = Path(__file__).parents[2]

@@ -126,6 +126,12 @@ def test_sources_whose_own_negatives_are_the_only_ones_are_named(plan):
     assert text.count("negatives ") == 1
 
 
+def test_lines_of_a_source_are_said(plan):
+    source = "{name: a, kind: sentences, path: 'x/*.txt', lines: ':-400'}"
+    text = render_plan(*plan(f"data.train=[{source}]", *HALF))
+    assert "\nlines        a: :-400 of each file of x/*.txt\n" in text
+
+
 def test_only_axes_that_shrink_get_gates(plan):
     sizes = "{d_model: null, n_heads: null, n_layers: 2, intermediate_size: 64}"
     made, _ = plan(f"{L0}target_model={sizes}", f"{L0}target_length=300")

@@ -4,6 +4,7 @@ import json
 import logging
 import shutil
 import subprocess
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -14,6 +15,7 @@ from bge_pruning.training import run_record, sources
 from bge_pruning.training.run_record import find_revision, read_starts
 from bge_pruning.training.sources import fingerprint_source
 from bge_pruning.utils.records import Code, Start
+from tests.common.data import write_parallel
 
 VERSIONS = {"python": "3.11.7", "torch": "2.7.0"}
 
@@ -163,3 +165,23 @@ def test_a_collection_and_a_pattern_are_their_files(collection, tmp_path, monkey
     assert fingerprint_source(task) == {"SciFact": "SciFact test None"}
     hub = SourceConfig(name="h", kind="sts", path="hf://a/b")
     assert fingerprint_source(hub) == {"hf://a/b": "print of hf://a/b"}
+
+
+def test_what_is_chosen_of_files_is_known_and_their_folder_is_not(tmp_path, monkeypatch):
+    """The same data elsewhere are the same; other lines or languages of them are not."""
+    found = []
+    for name in ("first", "second"):
+        (tmp_path / name).mkdir()
+        write_parallel(tmp_path / name, de="eins/zwei", en="one/two")
+        monkeypatch.setenv("BGE_PRUNING_DATA", f"{tmp_path / name}/")
+        path = "${oc.env:BGE_PRUNING_DATA}/news-{language}.txt.gz"
+        source = SourceConfig("a", "parallel", path, languages=["de-en"], lines=":-1")
+        found.append(fingerprint_source(source))
+    assert found[0] == found[1]
+    files = {f"{path.replace('{language}', name)}" for name in ("de", "en")}
+    assert found[0].keys() == {*files, "languages", "lines"}
+    others = replace(source, lines=":1"), replace(source, languages=["en-de"])
+    assert all(fingerprint_source(other) != found[0] for other in others)
+    texts = SourceConfig("a", "sentences", str(tmp_path / "first" / "*.gz"), lines=":1")
+    assert fingerprint_source(texts)["lines"] == ":1"
+    assert "lines" not in fingerprint_source(replace(texts, lines=None))

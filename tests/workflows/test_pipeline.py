@@ -19,6 +19,7 @@ from bge_pruning.callbacks.data_callback import DataCallback
 from bge_pruning.config.load import ConfigError, load_config
 from bge_pruning.training import rank_watch
 from bge_pruning.utils.run_log import StoppedError
+from bge_pruning.workflows import options as opt
 from bge_pruning.workflows import pipeline
 from bge_pruning.workflows.pipeline import run_pipeline, step_commands
 from bge_pruning.workflows.stages import EvaluationPlan
@@ -229,6 +230,34 @@ def test_prompts_are_given_to_the_evaluation():
     plan = EvaluationPlan(["a.csv"], prompts={"query": "q: ", "passage": ""})
     prompts = ["--query-prompt", "q: ", "--document-prompt", ""]
     assert plan.arguments() == ["--sts", "a.csv", *prompts, "--modes", "dense"]
+
+
+@pytest.mark.parametrize("lines", [[], ["--lines", "-9:-2"], ["--lines=-9:-2"]])
+def test_parallel_texts_of_a_command_line_are_those_of_the_next(lines):
+    """A negative number at the beginning of a slice is no option."""
+    words = [
+        "--parallel",
+        "x-{language}.txt",
+        "de-en",
+        "en-th",
+        "--parallel",
+        "y.{language}",
+        "a-b",
+    ]
+
+    @opt.command(*opt.TASKS, check=opt.check_tasks, example="", slow=False)
+    def read(args):
+        plans.append(EvaluationPlan.of(args))
+
+    plans = []
+    for given in ([*words, *lines], words):
+        assert read(given) == 0
+        assert read(plans[-1].arguments()) == 0
+        assert plans[-1] == plans[-2]
+    assert plans[0].parallel == {"x-{language}.txt": ["de-en", "en-th"], "y.{language}": ["a-b"]}
+    assert plans[0].lines == ("-9:-2" if lines else "-400:")
+    with pytest.raises(SystemExit):
+        read(["--parallel", "x-{language}.txt"])
 
 
 def test_commands_of_an_overwriting_run_overwrite_too(tiny_yaml):

@@ -100,6 +100,7 @@ def test_parts_that_are_not_there(only, message, write):
         ({"seeds": [1, 1]}, r"seeds names 1 twice\. To fix, name it once"),
         ({"seeds": ["one"]}, r"seeds\[0\] is \"one\", expected a whole number"),
         ({"sts": None}, r"nothing to judge by\. To fix, name files under sts, or folders"),
+        ({"parallel": {"x": "de-en"}}, r"parallel\.x is .*, expected a list"),
         ({"modes": ["dense", "dense"]}, r"modes names dense twice"),
         ({"retrieval": ["a"]}, r"retrieval is a list, expected an object with keys"),
     ],
