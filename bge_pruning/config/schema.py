@@ -158,6 +158,8 @@ class SourceConfig:
     # What is written before its texts, or its queries; or e.g. {query: "q: ", passage: "p: "}.
     # Default: what config_sentence_transformers.json of the model says. A row's own goes first.
     prompt: Any = None
+    # Of kind sentences: what its texts are to a model that has prompts; default: neither.
+    role: Optional[str] = key(None, choices=names.ROLES[:2])
 
     @property
     def place(self) -> str:
@@ -177,7 +179,9 @@ class SourceConfig:
     @property
     def roles(self) -> tuple[str, ...]:
         """What its texts are to a model that has prompts, in the order of a row."""
-        return names.ROLES[:2] if self.has_passages else names.ROLES[2:]
+        if self.has_passages:
+            return names.ROLES[:2]
+        return names.ROLES[2:] if self.role is None else (self.role,)
 
     @property
     def prompts(self) -> dict[str, str]:

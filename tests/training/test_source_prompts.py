@@ -72,6 +72,8 @@ OVERRIDE = "prompt: {query: 'red ', passage: ''}"
         ("sentences", "sentences.txt", "", "a cat"),
         ("sentences", "sentences.txt", "prompt: {text: 'red '}", "red a cat"),
         ("sentences", "sts.csv", "prompt: 'red '", "red a cat|red a dog"),
+        ("sentences", "sentences.txt", "role: passage", "reads a cat"),
+        ("sentences", "sentences.txt", "role: query, prompt: 'red '", "red a cat"),
         ("contrastive", "pairs.csv", "", "sings a cat|reads a dog|rides a dog|reads there"),
         ("contrastive", "pairs.csv", "prompt: ''", "a cat|reads a dog|rides a dog|reads there"),
         ("contrastive", "pairs.csv", OVERRIDE, "red a cat|a dog|rides a dog|there"),
