@@ -93,7 +93,7 @@ def _mean_sentences(means: Sequence[Entry]) -> list[str]:
     for task, group in groupby(means, key=lambda entry: entry.task):
         kept = [f"{e.mode} {e.retention:.1%}" for e in group if e.retention is not None]
         if kept:
-            sentences.append(f"Of the {task} it keeps: {', '.join(kept)}.")
+            sentences.append(f"Of the original's {task} it keeps: {', '.join(kept)}.")
     return sentences
 
 

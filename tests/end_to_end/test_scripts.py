@@ -19,6 +19,7 @@ from bge_pruning.workflows.model_commands import default_output
 from bge_pruning.workflows.stages import EvaluationPlan
 from tests.common.runs import evaluation as sample_evaluation
 from tests.common.script_process import load_script, new_process
+from tests.common.trainings import PIPELINE
 
 FOLDER = Path(__file__).parents[2] / "scripts"
 SCRIPTS = sorted(path.stem for path in FOLDER.glob("*.py"))
@@ -574,6 +575,38 @@ def test_quickstart_prepares_prunes_and_says_where(
         assert calls == [([str(tiny_yaml)], replacing, EvaluationPlan(**example.judged_by))]
         assert "original" in out
         assert out.endswith(f"model    {folder}/model\nreport   {folder}/report.html\n")
+
+
+def test_the_quickstart_in_many_languages(
+    run, tiny_yaml, sts_csv, collection, tmp_path, monkeypatch
+):
+    """From the command to the means over its tasks, with the tiny model."""
+    pairs = [str(shutil.copy(sts_csv, tmp_path / f"pairs-{n}.csv")) for n in ("de", "en")]
+    for language in ("de", "en", "fr"):
+        lines = [f"{word} {language} plane {n}" for n, word in enumerate(("A", "The", "One"))]
+        (tmp_path / f"news-{language}.txt").write_text("\n".join(lines))
+    judged_by = {**training_commands.MULTILINGUAL.judged_by, "max_length": 8}
+    judged_by |= {"sts": pairs, "retrieval": [str(collection)]}
+    judged_by |= {"parallel": {f"{tmp_path}/news-{{language}}.txt": ["de-en", "fr-de"]}}
+    example = replace(
+        training_commands.MULTILINGUAL, config=str(tiny_yaml), judged_by={**judged_by, "lines": ":"}
+    )
+    monkeypatch.setattr(training_commands, "MULTILINGUAL", example)
+    monkeypatch.setattr(training_commands, "prepare", lambda _: None)
+    monkeypatch.setenv("COLUMNS", "200")
+    code, out, err = run("quickstart", "--multilingual", *PIPELINE)
+    assert code == 0, err
+    results = Path(load_config([tiny_yaml], PIPELINE).results_folder)
+    found = json.loads((results / "evaluation.json").read_text(encoding="utf-8"))
+    modes, kinds = ["dense", "sparse", "colbert", "all"], ("2 similarity", "3 retrieval")
+    assert [e["mode"] for e in found["means"]] == 2 * modes
+    assert found["max_length"] == 8
+    report = (results / "report.md").read_text(encoding="utf-8")
+    for kind in kinds:
+        assert f"mean of {kind} tasks" in out
+        assert f"Of the original's mean of {kind} tasks it keeps: dense " in report
+    assert "news-fr-de, nDCG@10" in out
+    assert "--max-length 8" in (results / "commands.txt").read_text(encoding="utf-8")
 
 
 # prepare_minilm
