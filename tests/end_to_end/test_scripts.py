@@ -13,6 +13,8 @@ from types import ModuleType
 import pytest
 
 from bge_pruning.config.load import load_config
+from bge_pruning.model_io import example_models
+from bge_pruning.model_io.example_models import EXAMPLE_MODELS, MINILM
 from bge_pruning.utils.records import EvaluationRecord
 from bge_pruning.workflows import family, pipeline, training_benchmark, training_commands
 from bge_pruning.workflows.model_commands import default_output
@@ -36,6 +38,7 @@ FAILURES = {
     "extract_pruned_model": ("none out", 1, r"none: no such run folder or checkpoint\. To fix, c"),
     "export_family": ("none.yaml --sts none.csv", 2, rf"none\.yaml: {CHECK}"),
     "prepare_minilm": ("--sentences none.csv", 1, rf"none\.csv: {CHECK}"),
+    "prepare_model": ("minilm --sentences none.csv", 1, rf"none\.csv: {CHECK}"),
     "quickstart": ("seedd=1", 2, r"override 'seedd=1': unknown key 'seedd': did you mean 'seed'\?"),
     "run_pipeline": ("none.yaml --sts none.csv", 2, rf"none\.yaml: {CHECK}"),
     "run_quality_study": ("none.yaml", 2, rf"none\.yaml: {CHECK}"),
@@ -91,6 +94,12 @@ USAGE = [
     ),
     ("extract_pruned_model run out --languages ' , '", ".*' , ' names no language"),
     ("extract_pruned_model run out --private", "--private needs --push-to-hub"),
+    (
+        "prepare_model bge-m3",
+        "argument model: invalid choice: 'bge-m3' \\(choose from '?minilm'?, '?m3-small'?\\)",
+    ),
+    ("prepare_model m3-small --sentences a.csv", "--sentences needs minilm with heads: no other"),
+    ("prepare_model minilm --sentences a.csv --without-heads", "--sentences needs minilm with"),
     ("run_pipeline a.yaml", NO_TASK),
     ("run_pipeline a.yaml --sts a.csv --overwrite", "--overwrite needs --only cut"),
 ]
@@ -141,8 +150,9 @@ def write_pairs(path: Path, *rows: str) -> Path:
 @pytest.mark.parametrize("name", SCRIPTS)
 def test_failure_is_one_line_and_a_code(name, run, tmp_path, monkeypatch):
     if name == "quickstart":
-        late = lambda _: pytest.fail("arguments come first")  # noqa: E731
-        monkeypatch.setattr(training_commands, "prepare", late)
+        monkeypatch.setattr(
+            training_commands, "prepare", lambda *_: pytest.fail("arguments come first")
+        )
         for folder in ("configs", "data"):
             (tmp_path / folder).symlink_to(FOLDER.parent / folder)
     words, code, message = FAILURES[name]
@@ -231,7 +241,7 @@ def test_a_dry_run_refuses_what_cannot_run_after_its_plan(
         (
             ["model.base_model=experiments/checkpoints/minilm-xlmr"],
             1,
-            r".*/minilm-xlmr is not there yet\. To fix, run scripts/prepare_minilm\.py\.$",
+            r".*/minilm-xlmr is not there yet\. To fix, run scripts/prepare_model\.py minilm\.$",
         ),
         (["model.base_model=/no/where"], 1, "base_model '/no/where' is neither a"),
         (
@@ -609,20 +619,28 @@ def test_the_quickstart_in_many_languages(
     assert "--max-length 8" in (results / "commands.txt").read_text(encoding="utf-8")
 
 
-# prepare_minilm
+# prepare_model, prepare_minilm
 
 
-def test_preparing_passes_its_arguments_on(run, monkeypatch, tmp_path):
-    minilm.write_record(tmp_path, {"source_sha256": minilm.SOURCE_SHA256})
-    code, out, err = run("prepare_minilm", "--output", tmp_path)
+@pytest.mark.parametrize("model", EXAMPLE_MODELS.values(), ids=EXAMPLE_MODELS)
+def test_preparing_passes_its_arguments_on(model, run, monkeypatch, tmp_path):
+    example_models.write_record(tmp_path, example_models.identify(model))
+    code, out, err = run("prepare_model", model.key, "--output", tmp_path)
     assert (code, out) == (0, "")
-    assert err.endswith(f" {tmp_path} already holds {minilm.MODEL_NAME}; nothing to do\n")
+    assert err.endswith(f" {tmp_path} already holds {model.name}; nothing to do\n")
     calls = []
-    monkeypatch.setattr(minilm, "prepare", lambda *args: calls.append(args))
-    words = ["--output", "o", "--sentences", "s.csv", "--overwrite"]
-    assert run("prepare_minilm", *words)[0] == run("prepare_minilm")[0] == 0
-    defaults = (minilm.DEFAULT_OUTPUT, minilm.DEFAULT_SENTENCES, False)
-    assert calls == [(Path("o"), Path("s.csv"), True), defaults]
+    monkeypatch.setattr(
+        training_commands, "prepare", lambda *args, **options: calls.append((*args, options))
+    )
+    fit, plain = Path("data/sts/stsb-en-train.csv"), {"heads": True, "overwrite": False}
+    assert run("prepare_model", model.key)[0] == 0
+    words = ["--output", "o", "--overwrite", "--without-heads"]
+    assert run("prepare_model", model.key, *words)[0] == 0
+    given = (model, Path("o"), fit, {"heads": False, "overwrite": True})
+    assert calls == [(model, None, fit, plain), given]
+    if model is MINILM:
+        assert run("prepare_minilm", "--sentences", "s.csv")[0] == 0
+        assert calls.pop() == (model, None, Path("s.csv"), plain)
 
 
 @pytest.mark.parametrize(
@@ -631,6 +649,7 @@ def test_preparing_passes_its_arguments_on(run, monkeypatch, tmp_path):
         ("extract_pruned_model {run} thesis --overwrite", r"thesis holds no pruning\.json"),
         ("prepare_minilm --output thesis --sentences {sts}", "thesis .*is kept.*To fix"),
         ("prepare_minilm --output thesis --sentences {sts} --overwrite", "thesis .*is kept.*To f"),
+        ("prepare_model m3-small --output thesis --overwrite", "thesis holds no conversion.*To fi"),
     ],
 )
 def test_somebody_elses_folder_is_kept(command, message, run, trained, sts_csv, tmp_path):

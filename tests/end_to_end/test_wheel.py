@@ -51,9 +51,10 @@ def call(wheel, tmp_path_factory):
     return call
 
 
-def test_the_wheel_holds_every_configuration_and_template(wheel):
+def test_the_wheel_holds_every_configuration_head_and_template(wheel):
     names = zipfile.ZipFile(wheel).namelist()
     configs = {f"bge_pruning/{path.relative_to(ROOT)}" for path in ROOT.glob("configs/*/*.yaml")}
+    configs |= {f"bge_pruning/{path.relative_to(ROOT)}" for path in ROOT.glob("configs/*/heads/*")}
     templates = {str(path.relative_to(ROOT)) for path in ROOT.glob("bge_pruning/*/templates/*")}
     assert configs | templates == {name for name in names if Path(name).suffix != ".py"} - {
         name for name in names if ".dist-info/" in name

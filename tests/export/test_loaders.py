@@ -10,12 +10,13 @@ import os
 import re
 import subprocess
 import sys
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file
 from tokenizers import Tokenizer
 from torch import Tensor
 from torch.nn.functional import normalize
@@ -24,6 +25,9 @@ from bge_pruning.export.extract import ExtractOptions
 from bge_pruning.export.vocabulary_texts import VocabularyRequest
 from bge_pruning.model_io.checkpoint import final_gates, load_trained_model
 from bge_pruning.model_io.hub import no_loading_bars
+from bge_pruning.model_io.pretrained import load_base_model
+from bge_pruning.model_io.run_metadata import RunMetadata
+from bge_pruning.models.structural_pruning import AXES
 from tests.common.trainings import extract_json as extract
 
 NEWS = Path(__file__).parents[2] / "data" / "sentences"
@@ -54,6 +58,7 @@ for program in json.load(sys.stdin):
 rows.append(sorted({"bge_pruning", "composer"} & set(sys.modules)))
 print("RESULT" + json.dumps(rows))
 """
+M3_LANGUAGES = "ar de en fi fr hi ja ko ru sw th zh".split()
 ONNX = {"onnx": True}
 SQUARE = {"square_head": True}
 PROJECTED = {"keep_dimension": True, "onnx": True}
@@ -86,10 +91,15 @@ class Case:
             found.append({"ids": ids[0].tolist(), **values})
         return found
 
+    def square(self) -> int | None:
+        """Hidden size, if the multi-vector head was made as wide."""
+        shape = self.info["shape"]
+        return shape["hidden_size"] if shape["colbert_dim"] == shape["hidden_size"] else None
+
     def old_ids(self, weights: dict[str, float]) -> dict[int, float]:
         """Lexical weights by the token ids of the unpruned model."""
         path = self.folder / "vocab_map.json"
-        old = json.loads(path.read_text())["old_ids"] if path.exists() else range(99)
+        old = json.loads(path.read_text())["old_ids"] if path.exists() else range(250_002)
         return {old[int(token)]: weight for token, weight in weights.items()}
 
 
@@ -142,6 +152,12 @@ def unigram_metadata(metadata, files) -> tuple[Any, list[str]]:
 
 @pytest.fixture(scope="module")
 def loaded(cases, tmp_path_factory) -> dict[tuple[str, str], list[dict[str, Any]]]:
+    return load_all(cases, tmp_path_factory.mktemp("elsewhere"))
+
+
+def load_all(
+    cases: dict[str, Case], elsewhere: Path
+) -> dict[tuple[str, str], list[dict[str, Any]]]:
     """What each tool gives for each folder: of the card's own texts, and of the case's.
 
     Of FlagEmbedding in half precision too, where the weights are.
@@ -156,7 +172,6 @@ def loaded(cases, tmp_path_factory) -> dict[tuple[str, str], list[dict[str, Any]
                 other = own.replace("use_fp16=False", "use_fp16=True")
             assert other != own or (name.endswith("float16") and tool != "FlagEmbedding")
             programs[tool, name] = [own, other]
-    elsewhere = tmp_path_factory.mktemp("elsewhere")
     environment = {key: value for key, value in os.environ.items() if key != "PYTHONPATH"}
     done = subprocess.run(
         [sys.executable, "-c", RUN],
@@ -180,10 +195,10 @@ def assert_close(found: list, expected: Tensor) -> None:
     torch.testing.assert_close(torch.tensor(found), expected, atol=1e-5, rtol=0)
 
 
-def assert_vectors(found: list, expected: Tensor, square: bool) -> None:
-    """A square head turns multi-vectors: their products stay."""
+def assert_vectors(found: list, expected: Tensor, square: int | None) -> None:
+    """A head as wide as this hidden size turns multi-vectors: their products stay."""
     vectors = torch.tensor(found)
-    assert vectors.shape[1] == (16 if square else expected.shape[1])
+    assert vectors.shape[1] == (square or expected.shape[1])
     if square:
         vectors, expected = vectors @ vectors.T, expected @ expected.T
     torch.testing.assert_close(vectors, expected, atol=1e-5, rtol=0)
@@ -201,6 +216,10 @@ def test_every_card_has_a_program_for_every_tool(cases, loaded):
 
 @pytest.mark.parametrize("name", EXACT)
 def test_every_tool_gets_the_masked_models_outputs(name, cases, loaded):
+    assert_tools_agree(name, cases, loaded)
+
+
+def assert_tools_agree(name: str, cases: dict[str, Case], loaded: dict) -> None:
     masked = cases[name].masked_outputs()
     expected = torch.stack([row["dense_vecs"] for row in masked])
     found = loaded["sentence-transformers", name][1]
@@ -215,7 +234,7 @@ def test_every_tool_gets_the_masked_models_outputs(name, cases, loaded):
             if token > 3 and weight > 0:  # the first four are special
                 lexical[token] = max(weight, lexical.get(token, 0.0))
         assert cases[name].old_ids(found["weights"][row]) == pytest.approx(lexical, abs=1e-5)
-        square = name in ("square", "everything")
+        square = cases[name].square()
         for tool in ("FlagEmbedding", "MultiVectorEncoder"):
             vectors = loaded[tool, name][1]["vectors"][row]
             assert_vectors(vectors, ours["colbert_vecs"], square)
@@ -230,7 +249,7 @@ def test_onnx_runtime_gets_all_outputs(name, cases, loaded):
         assert_close(found["dense_vecs"][row], ours["dense_vecs"])
         assert_close(found["token_weights"][row][:count], ours["token_weights"])
         vectors = found["colbert_vecs"][row][: count - 1]
-        assert_vectors(vectors, ours["colbert_vecs"], name == "everything")
+        assert_vectors(vectors, ours["colbert_vecs"], cases[name].square())
 
 
 @pytest.mark.parametrize("name", ["float16", "bfloat16"])
@@ -251,3 +270,83 @@ def rounded_vectors(case: Case) -> Tensor:
         ids = [torch.tensor([tokenizer.encode(text).ids]) for text in case.texts]
         hidden = torch.stack([model(row).last_hidden_state[0, 0] for row in ids])
     return normalize(hidden, dim=-1)
+
+
+# M3-small, with XLM-R's own tokenizer
+
+
+@pytest.fixture(scope="module")
+def m3_cases(m3_small, tmp_path_factory, write_run) -> dict[str, Case]:
+    """It without a part of every axis, by random gates: with both poolings, and with fewer tokens.
+
+    Texts are news in twelve languages; of the trimmed one those that it keeps.
+    """
+    root, base = tmp_path_factory.mktemp("m3"), load_base_model(str(m3_small))
+    smaller = {"hidden_size": 320, "num_attention_heads": 10, "num_hidden_layers": 7}
+    target = asdict(replace(base.shape, **smaller, intermediate_size=1000))
+    gates = {"axes": list(AXES), "target": target, "target_parameters": None, "seed": 3}
+    gates |= {"start_sparsity": 0.0, "init_mean": 3.0, "init_std": 0.25}
+    mean = RunMetadata(
+        base_model=str(m3_small),
+        shape=asdict(base.shape),
+        hf_config=base.hf_config,
+        pooling="mean",
+        max_seq_length=base.max_seq_length,
+        seed=3,
+        l0_module=gates,
+        source_pruning=None,
+        versions={},
+        tokenizer_files=base.tokenizer_files,
+        prompts=base.prompts,
+    )
+    modules = {"backbone": base.backbone, "heads": base.heads}
+    tensors = {
+        f"{m}.{n}": v for m, module in modules.items() for n, v in module.state_dict().items()
+    }
+    news = [f"query: {read_news(name)[7]}" for name in M3_LANGUAGES]
+    few = {"vocabulary": VocabularyRequest(languages=("de", "th"), size=32_000)}
+    found = {}
+    for name, metadata, options, texts in (
+        ("m3-mean", mean, {}, [*news, LONG[1] * 20]),
+        ("m3-cls", replace(mean, pooling="cls"), {}, news[:4]),
+        ("m3-trimmed", mean, SQUARE | few, [read_news("de")[0], read_news("th")[0]]),
+    ):
+        run = write_run(root / f"{name}-run", metadata, tensors)
+        info = extract(run, root / name, options=ExtractOptions(**options))
+        found[name] = Case(run, root / name, texts, info)
+    return found
+
+
+def read_news(language: str) -> list[str]:
+    path = NEWS / f"newstest2019-{language}.txt.gz"
+    return gzip.decompress(path.read_bytes()).decode().splitlines()
+
+
+@pytest.fixture(scope="module")
+def m3_loaded(m3_cases, tmp_path_factory) -> dict[tuple[str, str], list[dict[str, Any]]]:
+    return load_all(m3_cases, tmp_path_factory.mktemp("elsewhere"))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["m3-mean", "m3-cls", "m3-trimmed"])
+def test_every_tool_gets_the_outputs_of_masked_m3_small(name, m3_cases, m3_loaded):
+    assert_tools_agree(name, m3_cases, m3_loaded)
+
+
+@pytest.mark.slow
+def test_rows_without_a_token_stay_until_the_vocabulary_is_trimmed(m3_cases, m3_small):
+    """The word table of M3-small has 250,037 rows for 250,002 tokens."""
+    rows = "embeddings.word_embeddings.weight"
+    old = load_file(m3_small / "model.safetensors")[rows]
+    for name, count in (("m3-mean", 250_037), ("m3-trimmed", 32_000)):
+        folder, info = m3_cases[name].folder, m3_cases[name].info
+        table = load_file(folder / "model.safetensors")[rows]
+        config = json.loads((folder / "config.json").read_text())
+        assert len(table) == config["vocab_size"] == info["shape"]["vocab_size"] == count
+        tokens = len(Tokenizer.from_file(str(folder / "tokenizer.json")).get_vocab())
+        assert tokens == min(count, 250_002)
+        path = folder / "vocab_map.json"
+        ids = json.loads(path.read_text())["old_ids"] if path.exists() else range(count)
+        assert torch.equal(table, old[list(ids)][:, info["kept"]["hidden"]])
+        prompts = json.loads((folder / "config_sentence_transformers.json").read_text())["prompts"]
+        assert (prompts["query"], prompts["document"]) == ("query: ", "passage: ")

@@ -252,9 +252,9 @@ def test_batches_of_the_comparison(folder):
 def test_a_real_model_as_float32_and_int8(tmp_path):
     from bge_pruning.datasets.sts_dataloader import read_sts
     from bge_pruning.export.onnx_quantize import export_onnx_int8
-    from bge_pruning.model_io.minilm import prepare
+    from bge_pruning.model_io.example_models import MINILM, prepare
 
-    folder = prepare(tmp_path / "minilm", ROOT / "data" / "sts" / "stsb-en-train.csv")
+    folder = prepare(MINILM, tmp_path / "minilm", ROOT / "data" / "sts" / "stsb-en-train.csv")
     info = export_onnx(folder)
     assert max(info.largest_difference.values()) < 2e-6
     pairs = read_sts(ROOT / "data" / "sts" / "stsb-en-test.csv")

@@ -1,11 +1,13 @@
 """BERT -> XLM-RoBERTa: exact hidden states, the layout of the folder, and what is refused.
 
-Also that ``minilm.prepare`` converts once, on the same tiny BERT.
+Also that ``example_models.prepare`` converts once, on the same tiny BERT.
 """
 
 import json
 import subprocess
 import sys
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -16,7 +18,8 @@ from transformers import AutoTokenizer, BertConfig, BertModel, BertTokenizer, XL
 from bge_pruning.datasets.text_files import hash_file
 from bge_pruning.evaluation.encoders import SentenceTransformerEncoder, load_encoder
 from bge_pruning.evaluation.text_encoder import TextEncoder
-from bge_pruning.model_io import bert_conversion, minilm, pretrained, stand_in_heads
+from bge_pruning.model_io import bert_conversion, example_models, pretrained, stand_in_heads
+from bge_pruning.model_io.example_models import EXAMPLE_MODELS
 from bge_pruning.model_io.model_folder import write_sentence_transformers_files
 from tests.common.files import edit_json
 from tests.common.models import write_again
@@ -78,10 +81,19 @@ def source(tmp_path_factory):
     return write_tiny_bert(tmp_path_factory.mktemp("bert") / "source")
 
 
+def convert(source: Path, output: Path, overwrite: bool = False) -> Path:
+    """With stand-ins for heads."""
+
+    def finish(folder: Path) -> dict[str, object]:
+        return {"source": "tiny", **stand_in_heads.write_stand_ins(folder, SENTENCES)}
+
+    return example_models.convert_bert_folder(source, output, finish, overwrite=overwrite)
+
+
 @pytest.fixture(scope="module")
 def converted(source):
     output = source.parent / "parent" / "converted"
-    return stand_in_heads.convert_bert_folder(source, output, SENTENCES, record={"source": "tiny"})
+    return convert(source, output)
 
 
 def assert_equal_for_users(source: Path, output: Path) -> None:
@@ -164,7 +176,7 @@ def test_tables_are_moved_and_no_pooler_is_made_up(tmp_path):
     assert converted[bert_conversion.TOKEN_TYPE_TABLE].tolist() == [[1, 2]]
     assert converted["pooler.dense.bias"] is state["pooler.dense.bias"]
     source = write_tiny_bert(tmp_path / "source", pooler=False)
-    output = stand_in_heads.convert_bert_folder(source, tmp_path / "output", SENTENCES)
+    output = convert(source, tmp_path / "output")
     _, report = XLMRobertaModel.from_pretrained(output, output_loading_info=True)
     assert set(report["missing_keys"]) == {"pooler.dense.weight", "pooler.dense.bias"}
 
@@ -185,7 +197,7 @@ def test_what_xlmr_cannot_express_is_refused(tmp_path, file, changes, message):
     source = write_tiny_bert(tmp_path / "source")
     edit_json(source / f"{file}.json", **changes)
     with pytest.raises(ValueError, match=message):
-        stand_in_heads.convert_bert_folder(source, tmp_path / "output", SENTENCES)
+        convert(source, tmp_path / "output")
     with pytest.raises(ValueError, match=message):
         pretrained.load_base_model(str(source))
     assert [path.name for path in tmp_path.iterdir()] == ["source"]
@@ -259,13 +271,13 @@ def test_files_of_a_converted_folder(converted):
 def test_no_folder_is_written_or_replaced(tmp_path, source, monkeypatch):
     (tmp_path / "kept").touch()
     with pytest.raises(FileExistsError, match="exists and is kept.*--overwrite"):
-        stand_in_heads.convert_bert_folder(source, tmp_path, SENTENCES)
+        convert(source, tmp_path)
     with pytest.raises(FileExistsError, match=r"holds no conversion\.json"):
-        stand_in_heads.convert_bert_folder(source, tmp_path, SENTENCES, overwrite=True)
+        convert(source, tmp_path, overwrite=True)
     assert [path.name for path in tmp_path.iterdir()] == ["kept"]
     monkeypatch.setattr(bert_conversion, "compute_largest_difference", lambda *_: 1e-4)
     with pytest.raises(ValueError, match=r"differ by 1\.00e-04"):
-        stand_in_heads.convert_bert_folder(source, tmp_path / "output", SENTENCES)
+        convert(source, tmp_path / "output")
     assert [path.name for path in tmp_path.iterdir()] == ["kept"]
 
 
@@ -281,40 +293,50 @@ def sentences(tmp_path):
 @pytest.fixture
 def tiny_minilm(source, monkeypatch):
     """The tiny BERT in the place of the packaged model."""
-    monkeypatch.setattr(minilm, "find_source", lambda: source)
-    monkeypatch.setattr(minilm, "SOURCE_SHA256", hash_file(source / "model.safetensors"))
-    return source
+    path = source / "model.safetensors"
+    model = replace(example_models.MINILM, sha256=hash_file(path))
+    monkeypatch.setattr(example_models, "MINILM", model)
+    monkeypatch.setattr(example_models, "find_source", lambda _: path)
+    return model
 
 
-def test_prepare_converts_once(tmp_path, sentences, tiny_minilm, caplog):
-    output = tmp_path / "output"
-    assert not minilm.is_complete(output, minilm.SOURCE_SHA256)
-    assert minilm.prepare(output, sentences) == output
-    assert minilm.is_complete(output, minilm.SOURCE_SHA256)
+@pytest.mark.parametrize("heads", [True, False])
+def test_prepare_converts_once(heads, tmp_path, sentences, tiny_minilm, caplog):
+    output, identity = tmp_path / "output", example_models.identify(tiny_minilm, heads)
+    work = partial(example_models.prepare, tiny_minilm, output, sentences, heads=heads)
+    assert not example_models.is_complete(output, identity)
+    assert work() == output
+    assert example_models.is_complete(output, identity)
     assert "apache-2.0" in (output / "README.md").read_text()
-    record = json.loads((output / minilm.RECORD_FILE).read_text())
-    assert (record["source"], record["licence"]) == (minilm.MODEL_NAME, "Apache-2.0")
+    assert ("stand-ins" in (output / "README.md").read_text()) == heads
+    assert [(output / name).is_file() for name in example_models.HEADS] == [heads] * 2
+    record = json.loads((output / example_models.RECORD_FILE).read_text())
+    assert (record["source"], record["licence"]) == (tiny_minilm.name, "Apache-2.0")
 
     time = (output / "config.json").stat().st_mtime_ns
     with caplog.at_level("INFO"):
-        minilm.prepare(output, tmp_path / "not needed")
+        example_models.prepare(tiny_minilm, output, tmp_path / "not needed", heads=heads)
     assert "already holds sentence-transformers/all-MiniLM-L6-v2" in caplog.text
     assert (output / "config.json").stat().st_mtime_ns == time
+    with pytest.raises(FileExistsError, match="exists and is kept"):  # with other heads
+        example_models.prepare(tiny_minilm, output, sentences, heads=not heads)
 
-    (output / "sparse_linear.pt").unlink()
+    (output / "tokenizer.json").unlink()
     with pytest.raises(FileExistsError, match="exists and is kept"):
-        minilm.prepare(output, sentences)
-    minilm.prepare(output, sentences, overwrite=True)
-    assert minilm.is_complete(output, minilm.SOURCE_SHA256)
+        work()
+    work(overwrite=True)
+    assert example_models.is_complete(output, identity)
 
 
-def test_a_complete_folder_needs_no_torch(tmp_path):
-    record = {"source_sha256": minilm.SOURCE_SHA256, "files": {}}
-    (tmp_path / minilm.RECORD_FILE).write_text(json.dumps(record))
+@pytest.mark.parametrize("words", ["prepare_minilm.py", "prepare_model.py m3-small"])
+def test_a_complete_folder_needs_no_torch(words, tmp_path):
+    script, *rest = words.split()
+    model = EXAMPLE_MODELS[rest[0] if rest else "minilm"]
+    example_models.write_record(tmp_path, example_models.identify(model))
     code = (
         "import runpy, sys\n"
-        f"sys.argv = ['prepare_minilm.py', '--output', {str(tmp_path)!r}]\n"
-        "try:\n    runpy.run_path('scripts/prepare_minilm.py', run_name='__main__')\n"
+        f"sys.argv = {[script, *rest, '--output', str(tmp_path)]!r}\n"
+        f"try:\n    runpy.run_path('scripts/{script}', run_name='__main__')\n"
         "except SystemExit as stop:\n    print(stop.code, 'torch' in sys.modules)\n"
     )
     run = subprocess.run(

@@ -10,6 +10,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers.utils import logging as hf_logging
 
+from bge_pruning.model_io.example_models import MINILM
 from bge_pruning.model_io.hub import (
     Origin,
     display_name,
@@ -18,7 +19,6 @@ from bge_pruning.model_io.hub import (
     quick_loading,
     read_origin,
 )
-from bge_pruning.model_io.minilm import MODEL_CARD, MODEL_NAME
 from bge_pruning.utils.records import Source
 
 
@@ -51,8 +51,8 @@ def test_hub_names_and_folders(write_card, monkeypatch):
     (folder / "BAAI" / "bge-m3").mkdir(parents=True)
     monkeypatch.chdir(folder)
     assert read_origin(folder, "BAAI/bge-m3") == Origin("mit", None)
-    folder = write_card("", MODEL_CARD)
-    assert read_origin(folder, str(folder)) == Origin("apache-2.0", MODEL_NAME)
+    folder = write_card("", MINILM.card())
+    assert read_origin(folder, str(folder)) == Origin("apache-2.0", MINILM.name)
 
 
 NO_HUB_NAMES = ("../a folder", "[a/b, c/d]", "{a: b}", "7", "''", "https://huggingface.co/a/b")

