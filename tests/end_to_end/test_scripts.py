@@ -613,8 +613,8 @@ def test_the_quickstart_in_many_languages(
     assert found["max_length"] == 8
     report = " ".join((results / "report.md").read_text(encoding="utf-8").split())
     for kind in kinds:
-        assert f"mean of {kind} tasks" in out
-        assert f"Of the original's mean of {kind} tasks it keeps: dense " in report
+        assert f"mean of {kind} tasks" in out and f"mean of {kind} tasks" in report
+    assert "Of the original's mean of 3 retrieval tasks it keeps: dense " in report
     assert "news-fr-de, nDCG@10" in out
     assert "--max-length 8" in (results / "commands.txt").read_text(encoding="utf-8")
 
