@@ -21,7 +21,7 @@ KINDS = {
     int: ("a whole number", "17"),
     float: ("a number", "0.5"),
     bool: ("true or false", "true"),
-    str: ("a text", "name"),
+    str: ("a text", '"name"'),
     list: ("a list", "[a, b]"),
     dict: ("keys with values", "{a: b}"),
 }

@@ -103,10 +103,18 @@ def read_sentences(
 
 
 def read_texts(files: Sequence[str], limit: int | None = None) -> list[str]:
-    """Read the different texts of some files or patterns; at most ``limit``, spread evenly."""
-    paths = [path for file in files for path in table_paths(file)]
-    rows = (row for path in paths for row in read_sentences(Table(path)))
-    texts = list(dict.fromkeys(row.text for row in rows))
+    """Read the different texts of some files or patterns; at most ``limit``, spread evenly.
+
+    Raises:
+        ValueError: If a file holds no text, or a row is invalid.
+    """
+    found: dict[str, None] = {}
+    for path in (path for file in files for path in table_paths(file)):
+        rows = dict.fromkeys(row.text for row in read_sentences(Table(path)))
+        if not rows:
+            raise ValueError(f"{path}: holds no text. To fix, choose another file.")
+        found |= rows
+    texts = list(found)
     if limit is None or len(texts) <= limit:
         return texts
     return [texts[i * len(texts) // limit] for i in range(limit)]

@@ -9,7 +9,13 @@ import pytest
 
 from bge_pruning.datasets import tables
 from bge_pruning.datasets.rows import BadRows
-from bge_pruning.datasets.sts_dataloader import STSPairs, read_pairs, read_sentences, read_sts
+from bge_pruning.datasets.sts_dataloader import (
+    STSPairs,
+    read_pairs,
+    read_sentences,
+    read_sts,
+    read_texts,
+)
 from bge_pruning.datasets.tables import Table
 
 ROOT = Path(__file__).parents[2]
@@ -282,3 +288,11 @@ def test_lines_of_text_files_are_sliced(tmp_path):
         list(read_sentences(Table(str(path)), lines="5:"))
     with pytest.raises(ValueError, match="lines ':2' can be chosen of a .txt file alone. To fix"):
         list(read_sentences(Table("a.csv"), lines=":2"))
+
+
+def test_a_file_without_texts_is_named(tmp_path):
+    for name, content in (("a", "one\ntwo\none\n"), ("b", " \n\n")):
+        (tmp_path / f"{name}.txt").write_text(content)
+    assert read_texts([str(tmp_path / "a.txt")]) == ["one", "two"]
+    with pytest.raises(ValueError, match=r"b\.txt: holds no text\. To fix, choose another file"):
+        read_texts([str(tmp_path / "*.txt")])

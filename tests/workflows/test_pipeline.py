@@ -331,6 +331,27 @@ def test_what_is_trained_on_judges_no_model(tiny_yaml, sts_csv, collection, tmp_
     assert not (tmp_path / "runs").exists()
 
 
+def test_parallel_lines_that_are_trained_on_judge_no_model(tiny_yaml, parallel_path, tmp_path):
+    texts = f"{{name: t, kind: sentences, path: '{parallel_path.replace('{language}', '*')}'"
+    for lines, plan in (
+        ("", EvaluationPlan(parallel={parallel_path: ["de-en"]}, lines="-4:")),
+        (
+            ", lines: ':-4'",
+            EvaluationPlan(parallel={parallel_path: ["th-de", "en-th"]}, lines="-5:"),
+        ),
+    ):
+        only = "loss={sts_regression: 0.0}"
+        overrides = [f"data.train=[{texts}{lines}}}]", "data.eval=[]", only]
+        found = (
+            r"^news-de-en: 8 of 8" if not lines else r"^news-th-de: 2 of 10 .*; news-en-th: 2 of"
+        )
+        with pytest.raises(
+            ConfigError, match=f"{found}.* sentences are trained on too, in t, such"
+        ):
+            run_pipeline([str(tiny_yaml)], [*overrides, "data.on_trained_eval=error"], plan)
+    assert not (tmp_path / "runs").exists()
+
+
 LOSSES = ("sts_regression", "distillation_alignment", "distillation_similarity")
 
 

@@ -431,6 +431,11 @@ def test_a_reference_that_another_process_is_measuring_is_waited_for(
             {"retrieval": {"{collection}": "test"}},
             r"two tasks are called tiny\. To fix, rename",
         ),
+        ({"parallel": {"{collection}": ["de-en"]}}, r"tiny: has no {language}\. To fix, write"),
+        (
+            {"retrieval": {"${oc.env:BGE_PRUNING_DATA}/a": "test"}},
+            r"'\${oc\.env:BGE_PRUNING_DATA}/a' needs the environment variable BGE_PRUNING_DATA, w",
+        ),
         (
             {"overrides": [*OVERRIDES, "recovery.data.eval=[{name: a, kind: sts, path: a.csv}]"]},
             r"a\.csv: no such file",
@@ -439,6 +444,7 @@ def test_a_reference_that_another_process_is_measuring_is_waited_for(
 )
 def test_wrong_cells(changes, message, make_study, tmp_path, monkeypatch, model_folder, collection):
     monkeypatch.setattr(study_module, "run_cell", lambda *_: pytest.fail("ran a cell"))
+    monkeypatch.delenv("BGE_PRUNING_DATA", raising=False)
     copy = shutil.copytree(model_folder, tmp_path / "copy")
     text = json.dumps(changes).replace("{copy}", str(copy))
     study = make_study(tmp_path, **json.loads(text.replace("{collection}", str(collection))))

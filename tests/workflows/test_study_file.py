@@ -12,6 +12,7 @@ from bge_pruning.training.plan import build_plan, example_target
 from bge_pruning.workflows.study_file import (
     cell_config,
     cell_file,
+    describe_config,
     list_cells,
     read_study,
     select_cells,
@@ -61,6 +62,19 @@ def test_the_configuration_of_a_cell(write):
     assert recovery.max_duration == "12ba"
 
 
+def test_what_judges_a_cell_is_known_as_it_is_written(write):
+    """A study without parallel texts is what it was before there were any."""
+    studies = [
+        read_study(write(**more)) for more in ({}, {"parallel": {"a.{language}": ["de-en"]}})
+    ]
+    plain, judged = (describe_config(study, list_cells(study)[0]) for study in studies)
+    assert not [key for key in plain if key.startswith(("judged_by.parallel", "judged_by.lines"))]
+    assert {key: value for key, value in judged.items() if key not in plain} == {
+        "judged_by.parallel.a.{language}.0": "de-en",
+        "judged_by.lines": "-400:",
+    }
+
+
 @pytest.mark.parametrize(
     ("only", "expected"),
     [
@@ -99,7 +113,7 @@ def test_parts_that_are_not_there(only, message, write):
         ({"methods": {"a/b": []}}, r"methods 'a/b' is no name of letters, .* To fix, rename it"),
         ({"seeds": [1, 1]}, r"seeds names 1 twice\. To fix, name it once"),
         ({"seeds": ["one"]}, r"seeds\[0\] is \"one\", expected a whole number"),
-        ({"sts": None}, r"nothing to judge by\. To fix, name files under sts, or folders"),
+        ({"sts": None}, r"nothing to judge by\. To fix, name files under sts, folders un"),
         ({"parallel": {"x": "de-en"}}, r"parallel\.x is .*, expected a list"),
         ({"modes": ["dense", "dense"]}, r"modes names dense twice"),
         ({"retrieval": ["a"]}, r"retrieval is a list, expected an object with keys"),
