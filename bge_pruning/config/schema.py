@@ -150,7 +150,7 @@ class SourceConfig:
     in_batch_negatives: bool = True
     # Texts per query that are nearest to the unpruned model and not positive.
     mined_negatives: int = key(0, bound="0 or more")
-    # Of kind sentences: up to this share of tokens becomes random, to teach words of few texts.
+    # Of kind sentences: up to this share of tokens becomes random: few texts hold all words.
     replaced_tokens: float = key(0.0, bound="in [0, 1]")
     # A text that scores above this share of the positive's score is not mined.
     mining_margin: float = key(0.95, bound="in (0, 1]")
@@ -177,8 +177,7 @@ class SourceConfig:
     @property
     def roles(self) -> tuple[str, ...]:
         """What its texts are to a model that has prompts, in the order of a row."""
-        own = names.ROLES[2:] if self.role is None else (self.role,)
-        return names.ROLES[:2] if self.has_passages else own
+        return names.ROLES[:2] if self.has_passages else (self.role or names.ROLES[2],)
 
     @property
     def prompts(self) -> dict[str, str]:

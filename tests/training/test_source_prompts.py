@@ -183,8 +183,9 @@ def test_mining_knows_positives_by_their_words(build, prompted):
     assert mined == [{"reads a cat", "reads here"}, {"reads a cat", "reads a dog"}]
 
 
-def test_a_replaced_token_is_none_of_a_prompt(build, base):
-    more = "replaced_tokens: 1.0, prompt: 'red book '"
+@pytest.mark.parametrize("role", ["", "role: query, "])
+def test_a_replaced_token_is_none_of_a_prompt(role, build, base):
+    more = f"replaced_tokens: 1.0, {role}prompt: 'red book '"
     dataset, _ = build(base, "sentences", "contrastive.jsonl", more)
     prompts = np.stack([dataset.texts[i][1:3] for i in range(len(dataset))])
     assert (prompts == prompts[0]).all()
