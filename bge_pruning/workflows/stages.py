@@ -42,7 +42,8 @@ class EvaluationPlan:
     names; their split is test, or the only one, unless it is named. ``parallel`` are pairs of
     languages such as ``de-en`` by the path of line-parallel files, of which ``lines`` are searched,
     see :func:`bge_pruning.evaluation.tasks.parallel_task`. For ``prompts`` and ``max_length`` see
-    :func:`bge_pruning.evaluation.encoders.load_encoder`.
+    :func:`bge_pruning.evaluation.encoders.load_encoder`. With ``before_recovery`` the pruned model
+    is scored too, as it was before it was trained on.
     """
 
     sts: Sequence[str] = ()
@@ -53,6 +54,7 @@ class EvaluationPlan:
     parallel: Mapping[str, Sequence[str]] = field(default_factory=dict)
     lines: str = HELD_OUT
     max_length: int | None = None
+    before_recovery: bool = True
 
     @classmethod
     def of(cls, args: Namespace) -> EvaluationPlan:
@@ -66,6 +68,10 @@ class EvaluationPlan:
     def tasks(self) -> list[Task]:
         """The tasks, loaded, see :func:`bge_pruning.evaluation.tasks.find_tasks`."""
         return find_tasks(self.sts, self.retrieval, self.split, self.parallel, self.lines)
+
+    def also(self, config: Config) -> dict[str, str]:
+        """Further models to score, by name."""
+        return {PRUNED_NAME: str(pruned_model_folder(config))} if self.before_recovery else {}
 
     def arguments(self) -> list[str]:
         """The same for the command line of ``scripts/evaluate_model.py``."""
@@ -119,8 +125,7 @@ def evaluate_model(
     base = fetch_model_folder(config.model.base_model, config.model.revision)
     results = Path(config.results_folder)
     model, device = str(results / "model"), torch_device(config.device)
-    also = {PRUNED_NAME: str(pruned_model_folder(config))}
-    options = {"also": also, "device": device}
+    options = {"also": judged_by.also(config), "device": device}
     options |= {"prompts": judged_by.prompts, "max_length": judged_by.max_length}
     evaluation = evaluate(model, str(base), tasks, judged_by.modes, **options)
     again = config.overwrite or config.autoresume

@@ -147,6 +147,7 @@ MULTILINGUAL = Example(
         "parallel": {NEWS: ["de-en", "en-zh", "ar-fr", "hi-es", "ja-ru"]},
         "modes": ["dense", "sparse", "colbert", "all"],
         "max_length": 128,
+        "before_recovery": False,
     },
 )
 
