@@ -130,7 +130,7 @@ def glance(inputs: Inputs) -> list[Block]:
     counts, evaluation = count_parts(inputs), inputs.evaluation
     scores = [] if evaluation is None else evaluation.main_scores()
     means = [] if evaluation is None else evaluation.means
-    rows += [[f"kept of {_name(e)}", f"{e.retention:.1%}"] for e in means if e.retention]
+    rows += [[f"kept, {e.task}, {e.mode}", f"{e.retention:.1%}"] for e in means if e.retention]
     if kept := [] if rows else [entry.retention for entry in scores if entry.retention is not None]:
         name = "score kept" if len(kept) == 1 else f"score kept, median of {len(kept)}"
         rows.append([name, f"{median(kept):.1%}"])
