@@ -26,7 +26,7 @@ SHORT = """precision=fp32 device=cpu max_duration=2ba recovery.max_duration=2ba 
     "divisor",
     [
         pytest.param(8, id="an eighth", marks=pytest.mark.slow),
-        # Of 568 million parameters: XX minutes on two CPU cores, and XX GB of memory at its peak.
+        # Of 568 million parameters: XX minutes on two CPU cores, XX GB of memory at most.
         pytest.param(1, id="whole", marks=pytest.mark.slow),
     ],
 )
