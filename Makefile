@@ -16,7 +16,7 @@ SHELL := /bin/bash
 # The tests of one module stay in one process, which makes what they share once.
 PARALLEL := -n $(WORKERS) --dist loadscope
 
-.PHONY: help quickstart test test-all test-reliability lint env lock clean
+.PHONY: help quickstart quickstart-multilingual test test-all test-reliability lint env lock clean
 
 # One environment can serve several clones, but its editable install points to one of them only.
 # PYTHONPATH comes before site-packages: the code of this checkout is always the one that runs.
@@ -36,6 +36,7 @@ CANDIDATES := $(PYTHON) $(if $(filter file,$(origin PYTHON)),python3.11 python3.
 
 help:
 	@echo 'make quickstart   prune, evaluate and compare a small real model on the CPU (scripts/quickstart.py)'
+	@echo 'make quickstart-multilingual   the same with a BGE-M3 in small: 25 minutes on two cores'
 	@echo 'make test         lint, import contracts and tests: 7 minutes on two cores'
 	@echo 'make test-all     the same with the slow tests and more random examples: 20 minutes'
 	@echo 'make test-reliability   kills, ranks and bad input: up to 35 minutes'
@@ -49,6 +50,9 @@ help:
 
 quickstart: $(STAMP)
 	$(IN_ENV) scripts/quickstart.py
+
+quickstart-multilingual: $(STAMP)
+	$(IN_ENV) scripts/quickstart.py --multilingual
 
 test: lint
 	$(IN_ENV) -m pytest $(PARALLEL) $(PYTEST_ARGS)

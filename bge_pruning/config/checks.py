@@ -283,6 +283,11 @@ def _check_lines(source: SourceConfig, where: str) -> None:
 
 
 def _check_prompt(source: SourceConfig) -> None:
+    if source.role is not None and source.kind != "sentences":
+        raise ConfigError(
+            f"role of data source '{source.name}' is not for kind {source.kind}: its rows say what "
+            f"a text is. To fix, remove it."
+        )
     prompts = source.prompts
     if unknown := sorted(map(str, set(prompts) - set(source.roles))):
         raise ConfigError(

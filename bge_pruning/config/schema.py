@@ -157,14 +157,14 @@ class SourceConfig:
     in_batch_negatives: bool = True
     # Texts per query that are nearest to the unpruned model and not positive.
     mined_negatives: int = key(0, bound="0 or more")
-    # Of kind sentences: random other tokens for up to this share of a text's, so that a student
-    # learns words that few texts contain.
+    # Of kind sentences: up to this share of tokens becomes random: few texts hold all words.
     replaced_tokens: float = key(0.0, bound="in [0, 1]")
     # A text that scores above this share of the positive's score is not mined.
     mining_margin: float = key(0.95, bound="in (0, 1]")
     # What is written before its texts, or its queries; or e.g. {query: "q: ", passage: "p: "}.
     # Default: what config_sentence_transformers.json of the model says. A row's own goes first.
     prompt: Any = None
+    role: Optional[str] = key(None, choices=names.ROLES[:2])  # what plain texts are to prompts
 
     @property
     def place(self) -> str:
@@ -184,7 +184,7 @@ class SourceConfig:
     @property
     def roles(self) -> tuple[str, ...]:
         """What its texts are to a model that has prompts, in the order of a row."""
-        return names.ROLES[:2] if self.has_passages else names.ROLES[2:]
+        return names.ROLES[:2] if self.has_passages else (self.role or names.ROLES[2],)
 
     @property
     def prompts(self) -> dict[str, str]:

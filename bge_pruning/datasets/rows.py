@@ -54,11 +54,11 @@ class Row:
         return ((self.prompt or "") + self.text, *others)
 
     def with_prompts(self, prompts: Mapping[str, str]) -> Row:
-        """The row with the prompts of its roles: ``text`` alone, or ``query`` and ``passage``.
+        """The row with the prompts of its roles: one for all, or ``query`` and ``passage``.
 
         A row's own prompt stays. A text without others is a passage, if it may be one.
         """
-        role, others = ("text", "text") if "text" in prompts else ("query", "passage")
+        role, others = tuple(prompts) * 2 if len(prompts) == 1 else ("query", "passage")
         own = prompts[role if self.others else others] if self.prompt is None else self.prompt
         return replace(self, prompt=own, others_prompt=prompts[others])
 

@@ -27,6 +27,7 @@ from bge_pruning.evaluation.floors import WordEmbeddings
 from bge_pruning.evaluation.onnx_encoder import onnx_files
 from bge_pruning.evaluation.scoring import Score, Scores, score_tasks
 from bge_pruning.evaluation.search import check_modes, task_prompt
+from bge_pruning.evaluation.task_means import describe_means
 from bge_pruning.evaluation.tasks import RETRIEVAL, SIMILARITY, Task
 from bge_pruning.model_io.projection import FOLDER as PROJECTION
 from bge_pruning.reports.report_tables import render_scores
@@ -90,7 +91,12 @@ def size_on_disk(name: str | None) -> int | None:
 
 
 def describe_task(
-    task: Task, mode: str, scores: Mapping[str, Scores], also: Mapping[str, Scores], seed: int
+    task: Task,
+    mode: str,
+    scores: Mapping[str, Scores],
+    also: Mapping[str, Scores],
+    drawn: np.ndarray,
+    seed: int,
 ) -> list[Entry]:
     """One entry for each metric of a task in a mode.
 
@@ -101,6 +107,7 @@ def describe_task(
     Args:
         scores: Under ``model``, ``baseline`` (if there is one) and each of ``FLOORS``.
         also: Scores of further models, by name.
+        drawn: The model's main score in every sample of a bootstrap.
     """
     key = (task.name, mode)
     ours = scores["model"][key]
@@ -118,7 +125,8 @@ def describe_task(
             texts=ours.texts,
             truncated=ours.truncated,
             seconds=ours.seconds,
-            **(_uncertainty(task, ours, theirs, seed) if index == 0 else {}),
+            **({"interval": list(statistics.interval_of(drawn))} if index == 0 else {}),
+            **(_compare_samples(task, ours, theirs, seed) if index == 0 and theirs else {}),
         )
         for index, (metric, value) in enumerate(ours.values.items())
     ]
@@ -148,19 +156,20 @@ def _compare(
     return found
 
 
-def _uncertainty(task: Task, ours: Score, theirs: Score | None, seed: int) -> dict[str, Any]:
-    if task.kind == SIMILARITY:
-        gold = np.array(task.pairs()[2])
-        found = {"interval": statistics.bootstrap_correlation_interval(ours.samples, gold, seed)}
-        if theirs is not None:
-            found["p_value"] = statistics.paired_correlation_p_value(
-                ours.samples, theirs.samples, gold, seed
-            )
-    else:
-        found = {"interval": statistics.bootstrap_interval(ours.samples, seed)}
-        if theirs is not None:
-            found["p_value"] = statistics.paired_p_value(ours.samples, theirs.samples, seed)
-    return {**found, "interval": list(found["interval"])}
+def _compare_samples(task: Task, ours: Score, theirs: Score, seed: int) -> dict[str, float]:
+    both = ours.samples, theirs.samples
+    if task.kind == RETRIEVAL:
+        return {"p_value": statistics.paired_p_value(*both, seed)}
+    gold = np.array(task.pairs()[2])
+    return {"p_value": statistics.paired_correlation_p_value(*both, gold, seed)}
+
+
+def draw_scores(task: Task, score: Score, seed: int) -> np.ndarray:
+    """The main score in every sample of a bootstrap over queries or pairs, ``(SAMPLES,)``."""
+    if task.kind == RETRIEVAL:
+        return statistics.bootstrap_means(score.samples, seed)
+    gold = np.array(task.pairs()[2])
+    return statistics.bootstrap_correlations(score.samples, gold, seed)
 
 
 def write_evaluation(result: EvaluationRecord, path: Path, *, overwrite: bool = False) -> None:
@@ -206,7 +215,8 @@ def evaluate(
         seed: Seed of the random weights and of the intervals.
 
     Returns:
-        What ``evaluation.json`` holds; for ``tasks`` see :func:`describe_task`.
+        What ``evaluation.json`` holds; for ``tasks`` see :func:`describe_task`, for ``means``
+        :func:`bge_pruning.evaluation.task_means.describe_means`.
 
     Raises:
         ValueError: If there is no task, a mode is unknown or the model has no head for it, a number
@@ -235,11 +245,14 @@ def evaluate(
         extra[name] = score(name, partial(load, folder))
         gc.collect()
     log.info("computing intervals and paired tests")
-    entries = [describe_task(t, mode, scores, extra, seed) for t in tasks for mode in modes]
+    cells = [(task, mode) for task in tasks for mode in modes]
+    drawn = {(t.name, m): draw_scores(t, scores["model"][t.name, m], seed) for t, m in cells}
+    entries = [describe_task(t, m, scores, extra, drawn[t.name, m], seed) for t, m in cells]
     return EvaluationRecord(
         model=model,
         baseline=baseline,
         tasks=[entry for part in entries for entry in part],
+        means=describe_means([part[0] for part in entries], drawn),
         parameters={
             "model": count_parameters(judged),
             "baseline": None if reference is None else count_parameters(reference),

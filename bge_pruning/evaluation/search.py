@@ -41,6 +41,15 @@ def check_modes(modes: Sequence[str], names: Sequence[str], model: str) -> None:
             )
 
 
+def keeps_multi_vectors(encoder: Encoder, texts: int) -> bool:
+    """Whether the multi-vectors of all texts are kept, so that none is embedded twice.
+
+    Of several processes each has only a part of the texts.
+    """
+    alone = encoder.ranks.count == 1
+    return alone and encoder.multi_vector_bytes(texts) <= KEPT_BYTES
+
+
 @dataclass
 class Collection:
     """A corpus, embedded once for all modes, with its multi-vectors if they fit.
@@ -96,12 +105,9 @@ class CorpusCache:
         return self._queries[1]
 
     def _encode(self, texts: Sequence[str]) -> Encoded:
-        names, encoder = self.names, self.encoder
-        # Of several processes each has only a part of the texts.
-        if self.late and encoder.ranks.count == 1:
-            fits = encoder.multi_vector_bytes(len(texts)) <= KEPT_BYTES
-            names = (*names, "colbert_vecs") if fits else names
-        return encoder.encode(texts, names, self.progress)
+        late = self.late and keeps_multi_vectors(self.encoder, len(texts))
+        names = (*self.names, "colbert_vecs") if late else self.names
+        return self.encoder.encode(texts, names, self.progress)
 
     def late_scores(
         self, texts: Sequence[str], collection: Collection, indices: np.ndarray

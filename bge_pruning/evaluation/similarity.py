@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from bge_pruning.evaluation.multi_vector import encode_queries, score_pairs
-from bge_pruning.evaluation.search import MODES, task_prompt
+from bge_pruning.evaluation.search import MODES, keeps_multi_vectors, task_prompt
 from bge_pruning.evaluation.text_encoder import Encoder
 from bge_pruning.models.embedding_heads import ENSEMBLE_WEIGHTS, OUTPUT_NAMES
 
@@ -51,8 +51,10 @@ class PairCache:
         self.texts = list(dict.fromkeys(text for side in sides for text in side))
         self.row = {text: index for index, text in enumerate(self.texts)}
         self.pairs = tuple(np.array([self.row[text] for text in side]) for side in sides)
-        names = {OUTPUT_NAMES[output] for output in outputs} - {"colbert_vecs"}
-        self.encoded = encoder.encode(self.texts, sorted(names | {"dense_vecs"}), progress)
+        names = {OUTPUT_NAMES[output] for output in outputs} | {"dense_vecs"}
+        if "colbert" in outputs and not keeps_multi_vectors(encoder, len(self.texts)):
+            names -= {"colbert_vecs"}
+        self.encoded = encoder.encode(self.texts, sorted(names), progress)
         self.truncated = self.encoded.truncated
         self._scores: dict[str, np.ndarray] = {}
 
@@ -74,8 +76,9 @@ class PairCache:
         if output == "sparse":
             weights = self.encoded.lexical_weights
             return np.asarray(weights[first].multiply(weights[second]).sum(axis=1)).ravel()
-        queries = encode_queries(self.encoder, self.texts)
-        return score_pairs(self.encoder, queries, self.texts, self.pairs, self.progress)
+        ready = self.encoded.multi_vectors
+        queries = ready or encode_queries(self.encoder, self.texts)
+        return score_pairs(self.encoder, queries, self.texts, self.pairs, self.progress, ready)
 
 
 class SimilarityModel:

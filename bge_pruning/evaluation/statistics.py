@@ -25,17 +25,32 @@ def bootstrap_interval(
     values: Sequence[float] | np.ndarray, seed: int = 0, level: float = 0.95
 ) -> tuple[float, float]:
     """Percentile bootstrap interval of the mean of one score for each query."""
-    values = np.asarray(values, np.float64)
-    return _interval(len(values), lambda chosen: values[chosen].mean(axis=1), seed, level)
+    return interval_of(bootstrap_means(values, seed), level)
 
 
 def bootstrap_correlation_interval(
     similarity: np.ndarray, gold: np.ndarray, seed: int = 0, level: float = 0.95
 ) -> tuple[float, float]:
     """Percentile bootstrap interval of the Spearman correlation over pairs, ``(n,)`` each."""
-    return _interval(
-        len(gold), lambda chosen: _spearman(similarity[chosen], gold[chosen]), seed, level
-    )
+    return interval_of(bootstrap_correlations(similarity, gold, seed), level)
+
+
+def bootstrap_means(values: Sequence[float] | np.ndarray, seed: int = 0) -> np.ndarray:
+    """Mean of one score for each query in every sample of a bootstrap, ``(SAMPLES,)``."""
+    values = np.asarray(values, np.float64)
+    return _resample(len(values), lambda chosen: values[chosen].mean(axis=1), seed)
+
+
+def bootstrap_correlations(similarity: np.ndarray, gold: np.ndarray, seed: int = 0) -> np.ndarray:
+    """Spearman correlation over pairs in every sample of a bootstrap, ``(SAMPLES,)``."""
+    return _resample(len(gold), lambda chosen: _spearman(similarity[chosen], gold[chosen]), seed)
+
+
+def interval_of(drawn: np.ndarray, level: float = 0.95) -> tuple[float, float]:
+    """Percentile interval of a score in every sample of a bootstrap."""
+    tail = (1 - level) / 2
+    low, high = np.quantile(drawn, [tail, 1 - tail])
+    return float(low), float(high)
 
 
 def paired_p_value(
@@ -103,16 +118,12 @@ def _blocks(size: int) -> Iterator[int]:
         yield min(rows, SAMPLES - start)
 
 
-def _interval(
-    count: int, statistic: Callable[[np.ndarray], np.ndarray], seed: int, level: float
-) -> tuple[float, float]:
-    """Percentile interval of a statistic of the indices of samples, shape ``(rows, count)``."""
+def _resample(count: int, statistic: Callable[[np.ndarray], np.ndarray], seed: int) -> np.ndarray:
+    """A statistic of the indices of samples, shape ``(rows, count)``, in every sample."""
     _check_count(count)
     generator = np.random.default_rng(seed)
     found = [statistic(generator.integers(count, size=(rows, count))) for rows in _blocks(count)]
-    tail = (1 - level) / 2
-    low, high = np.quantile(np.concatenate(found), [tail, 1 - tail])
-    return float(low), float(high)
+    return np.concatenate(found)
 
 
 def _check_count(count: int) -> None:

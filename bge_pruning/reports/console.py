@@ -14,6 +14,7 @@ from bge_pruning.reports.comparison import Candidate, summary_header, summary_ro
 from bge_pruning.reports.report_tables import (
     LABELS,
     PARTS,
+    mean_rows,
     score_header,
     score_rows,
     truncation_notes,
@@ -28,9 +29,12 @@ WIDTH = 11  # of a line in a heading
 def show_evaluation(result: EvaluationRecord, console: Console | None = None) -> None:
     """Print scores, and under them parameters and speed, on the terminal of a script."""
     console = console or Console(highlight=False)
-    print_whole(_score_table(result), console)
+    header = score_header(result)
+    print_whole(_score_table(header, score_rows(result)), console)
     for note in truncation_notes(result):
         console.print(note, markup=False, soft_wrap=True)
+    if result.means:
+        print_whole(_score_table(header, mean_rows(result)), console)
     print_whole(_parameter_table(count_models(result)), console)
     if result.speed is None:
         return
@@ -53,10 +57,9 @@ def print_whole(table: Table, console: Console) -> None:
     console.width = given
 
 
-def _score_table(result: EvaluationRecord) -> Table:
+def _score_table(names: Sequence[str], rows: Sequence[Sequence[str]]) -> Table:
     """Scores by mode, grouped by task to be narrow; columns without any value are left out."""
-    header = ["\n".join(wrap(SHORT.get(name, name), WIDTH)) for name in score_header(result)]
-    rows = score_rows(result)
+    header = ["\n".join(wrap(SHORT.get(name, name), WIDTH)) for name in names]
     shown = [i for i in range(LABELS, len(header)) if any(row[i] != "-" for row in rows)]
     table = _make_table(["", *(escape(header[index]) for index in shown)])
     previous = None

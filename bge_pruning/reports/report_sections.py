@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from itertools import groupby
 from pathlib import Path
 from statistics import median
 
@@ -68,7 +69,8 @@ def summarise_run(inputs: Inputs) -> str:
             f"of the encoder it keeps {left.encoder / whole.encoder:.1%}."
         )
     if inputs.evaluation is not None:
-        sentences += _score_sentences(inputs.evaluation.main_scores())
+        means, scores = inputs.evaluation.means, inputs.evaluation.main_scores()
+        sentences += _mean_sentences(means) or _score_sentences(scores)
         if speed := inputs.evaluation.speed:
             ratio, device = speed.throughput_texts_per_s.ratio, speed.device or "its machine"
             sentences.append(f"It encodes {ratio:.2f} times as many texts a second on {device}.")
@@ -83,6 +85,16 @@ def _run_sentence(inputs: Inputs) -> str:
     start = f" from {model.base_model}" if model and model.base_model else ""
     kind = "pruning" if inputs.gates else "training without gates"
     return f"After {batches:,} steps of {kind}{start}: what is known from training alone."
+
+
+def _mean_sentences(means: Sequence[Entry]) -> list[str]:
+    """A sentence for each kind of tasks; none where there is no original."""
+    sentences = []
+    for task, group in groupby(means, key=lambda entry: entry.task):
+        kept = [f"{e.mode} {e.retention:.1%}" for e in group if e.retention is not None]
+        if kept:
+            sentences.append(f"Of the original's {task} it keeps: {', '.join(kept)}.")
+    return sentences
 
 
 def _score_sentences(scores: Sequence[Entry]) -> list[str]:
@@ -117,7 +129,9 @@ def glance(inputs: Inputs) -> list[Block]:
     rows = []
     counts, evaluation = count_parts(inputs), inputs.evaluation
     scores = [] if evaluation is None else evaluation.main_scores()
-    if kept := [entry.retention for entry in scores if entry.retention is not None]:
+    means = [] if evaluation is None else evaluation.means
+    rows += [[f"kept, {e.task}, {e.mode}", f"{e.retention:.1%}"] for e in means if e.retention]
+    if kept := [] if rows else [entry.retention for entry in scores if entry.retention is not None]:
         name = "score kept" if len(kept) == 1 else f"score kept, median of {len(kept)}"
         rows.append([name, f"{median(kept):.1%}"])
     if len(counts) == 2:

@@ -230,8 +230,17 @@ def score_header(evaluation: records.EvaluationRecord) -> list[str]:
 
 def score_rows(evaluation: records.EvaluationRecord) -> list[list[str]]:
     """A row for each task and mode; a score without an interval is a ``KeyError``."""
+    return _rows(evaluation, evaluation.main_scores())
+
+
+def mean_rows(evaluation: records.EvaluationRecord) -> list[list[str]]:
+    """The same for the means over tasks."""
+    return _rows(evaluation, evaluation.means)
+
+
+def _rows(evaluation: records.EvaluationRecord, scores: Sequence[records.Entry]) -> list[list[str]]:
     names = _others(evaluation)
-    return [_row(entry, names) for entry in evaluation.main_scores()]
+    return [_row(entry, names) for entry in scores]
 
 
 def _others(evaluation: records.EvaluationRecord) -> list[str]:
@@ -277,9 +286,12 @@ def render_main_scores(evaluation: records.EvaluationRecord) -> list[str]:
     rows = score_rows(evaluation)
     if not rows:
         return []
-    scores = table(score_header(evaluation), rows, LABELS)
+    header, means = score_header(evaluation), mean_rows(evaluation)
+    # First what most people look for; a test of means is not made.
+    tables = [table(header[:-1], [row[:-1] for row in means], LABELS)] if means else []
+    tables.append(table(header, rows, LABELS))
     notes = map(paragraph, truncation_notes(evaluation))
-    return ["## Quality", paragraph(QUALITY), scores, *notes]
+    return ["## Quality", paragraph(QUALITY), *tables, *notes]
 
 
 def _render_other_metrics(evaluation: records.EvaluationRecord) -> list[Block]:

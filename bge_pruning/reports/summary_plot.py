@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from textwrap import fill
 from typing import TYPE_CHECKING
 
 from bge_pruning.reports.score_plot import ROW_HEIGHT, count_rows, fill_scores
@@ -14,8 +15,9 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-MAX_SCORES = 8  # rows; all of them are in the picture of the scores
+MAX_SCORES = 8  # rows; all of them are in the picture of the scores, here rather their means
 HEIGHT = 3.3
+WIDTH = 40  # letters of a line about the machine: more would reach into the panel at the left
 PARTS = ("encoder", "embeddings", "pooler + heads")
 
 
@@ -34,6 +36,8 @@ def draw_summary(evaluation: EvaluationRecord, theme: Theme = LIGHT) -> Figure:
     A panel without numbers is left out.
     """
     scores, gains = evaluation.main_scores(), compute_gains(evaluation)
+    if scores[MAX_SCORES:]:
+        scores = evaluation.means or scores
     models, shown = count_models(evaluation), scores[:MAX_SCORES]
     widths = ([5.2] if shown else []) + ([2.9] if models else []) + ([3.3] if gains else [])
     height = max(HEIGHT, 1.3 + ROW_HEIGHT * count_rows(shown))
@@ -138,7 +142,7 @@ def _draw_gains(panel: Axes, gains: Sequence[Gain], speed: Speed | None, theme: 
     panel.set_ylim(len(gains) - 0.4, -0.6)
     largest = max(value for gain in gains for value in (1.0, gain.ratio, *gain.quartiles))
     panel.set_xlim(0, 1.25 * largest)
-    machine = f"\non {machine_of(speed)}" if speed else ""
+    machine = "\n" + fill(f"on {machine_of(speed)}", WIDTH) if speed else ""
     # To the right: the name of a device is longer than the axis, and there is room at the left.
     panel.set_xlabel(f"times better than the original (dashed){machine}", loc="right", fontsize=8.5)
     dress(panel, "What was gained", grid="x")

@@ -275,7 +275,7 @@ def _replace_tokens(
     files = base.tokenizer_files
     special = read_special_ids(files)
     candidates = np.array(sorted(set(read_vocabulary(files).values()) - special))
-    prompt, first = resolve_prompts(source, base)["text"], 0
+    (prompt,), first = resolve_prompts(source, base).values(), 0
     if prompt:  # its words, without the token that ends a text
         tokenizer = build_tokenizer(files["tokenizer.json"], base.max_seq_length)
         first = int(tokenize([prompt], tokenizer).lengths[0]) - 1

@@ -142,6 +142,7 @@ class EvaluationRecord(Record):
     model: Text | None = None
     baseline: Text | None = None
     tasks: list[Entry]
+    means: list[Entry] = Field(default_factory=list)
     parameters: BothParameters | None = None
     size_bytes: dict[str, Count | None] | None = None
     speed: Speed | None = None

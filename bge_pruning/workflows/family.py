@@ -113,7 +113,7 @@ def export_family(
             options = stages.export_options(config)
             tasks = judged_by.tasks()
         on_rank_zero(lambda: stages.check_vocabulary(config, options))
-        stages.check_tasks(config, recovery, tasks)
+        stages.check_tasks(config, recovery, tasks, judged_by.max_length)
         pruned = train(config) if run is None else run
         members = ask_rank_zero(choose)
         larger: Path | None = None

@@ -143,14 +143,12 @@ def default_output(model: str) -> Path:
 
 
 ALSO = "one more model to score, such as the pruned one before recovery; may be repeated"
-CUT = "cut texts at this many tokens"
 CARD = "write README.md again, with the scores; without tasks nothing is evaluated"
 OPTIONS = (
     opt.value(
         "--also", ALSO, metavar="NAME=FOLDER", type=_named_model, action="append", default=[]
     ),
     opt.value("--batch-size", "texts in a batch (default: %(default)s)", type=int, default=32),
-    opt.value("--max-length", f"{CUT} (default: the model's own limit)", type=int),
     opt.value("--device", "torch device, such as cpu or cuda:0 (default: the best there is)"),
     opt.flag("--no-speed", "do not measure speed and memory"),
     opt.value("--seed", "of the random floor and the intervals (default: 0)", type=int, default=0),
@@ -221,7 +219,7 @@ def _score(args: argparse.Namespace) -> None:
     opt.listed("--queries", "queries (default: some of the passages)"),
     *opt.PROMPTS,
     opt.value("--limit", "passages at most (default: %(default)s)", type=int, default=10_000),
-    opt.value("--max-length", CUT, type=int),
+    opt.value("--max-length", opt.CUT, type=int),
     opt.value("--batch-size", "texts in a batch", type=int, default=32),
     opt.value("--device", "torch device (default: the best there is)"),
     *opt.OUTPUT,

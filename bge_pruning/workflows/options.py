@@ -135,6 +135,7 @@ PARALLEL = (
 )
 LINES = "lines of those files, FIRST:LAST as in Python, : for all (default: -400:, the last 400)"
 MODES = "dense, sparse, colbert, dense+sparse, all (default: dense)"
+CUT = "cut texts at this many tokens"
 TASKS = (
     listed("--sts", STS, "TASK", action="extend"),
     listed("--retrieval", RETRIEVAL, "TASK", action="extend"),
@@ -142,6 +143,7 @@ TASKS = (
     listed("--parallel", PARALLEL, "PATH PAIR", action="append"),
     value("--lines", LINES, metavar="FIRST:LAST", default=HELD_OUT),
     listed("--modes", MODES, "MODE", default=["dense"]),
+    value("--max-length", f"{CUT} (default: the model's own limit)", type=int),
     *PROMPTS,
 )
 HUB = grouped(

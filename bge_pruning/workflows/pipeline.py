@@ -13,7 +13,7 @@ from pathlib import Path
 
 from bge_pruning.cli import command_words
 from bge_pruning.config.command_checks import check_pipeline
-from bge_pruning.config.load import Config, load_config, pruned_model_folder, to_yaml
+from bge_pruning.config.load import Config, load_config, to_yaml
 from bge_pruning.config.names import L0
 from bge_pruning.reports.report import write_report
 from bge_pruning.training.rank_watch import on_rank_zero, rank_zero_first
@@ -66,7 +66,7 @@ def run_pipeline(
         _check_results(config)
         check_run_folder(recovery)
         stages.check_road(config, recovery, judged_by.modes)
-        stages.check_tasks(config, recovery, tasks)
+        stages.check_tasks(config, recovery, tasks, judged_by.max_length)
         options = stages.export_options(config)
         # All ranks have looked before the first one changes anything.
         on_rank_zero(lambda: stages.check_vocabulary(config, options))
@@ -121,7 +121,6 @@ def step_commands(
 ) -> list[str]:
     """The pipeline's steps as commands, in order."""
     results, run = config.results_folder, config.run_folder
-    pruned = str(pruned_model_folder(config))
     # A run that replaces an earlier one can be replayed over itself.
     again = ["--overwrite"] if config.overwrite else []
 
@@ -135,7 +134,8 @@ def step_commands(
     if config.method != L0:
         pruning = [line("run_pipeline", *paths, *overrides, "--only", "cut", *again)]
     model, result = f"{results}/model", f"{results}/evaluation.json"
-    evaluation = ["--baseline", config.model.base_model, "--also", f"{stages.PRUNED_NAME}={pruned}"]
+    also = [f"--also={name}={folder}" for name, folder in judged_by.also(config).items()]
+    evaluation = ["--baseline", config.model.base_model, *also]
     evaluation += [*judged_by.arguments(), "--output", result]
     return [
         *pruning,

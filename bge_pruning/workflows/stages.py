@@ -12,6 +12,7 @@ from pathlib import Path
 
 from bge_pruning.config.load import Config, ConfigError, pruned_model_folder
 from bge_pruning.config.names import HELD_OUT, L0
+from bge_pruning.datasets.embedding_dataset import build_tokenizer
 from bge_pruning.evaluation import search
 from bge_pruning.evaluation.evaluate import evaluate, write_evaluation
 from bge_pruning.evaluation.tasks import Task, find_tasks
@@ -40,8 +41,9 @@ class EvaluationPlan:
     ``sts`` are files of scored pairs or names of tasks, ``retrieval`` folders in BEIR layout or
     names; their split is test, or the only one, unless it is named. ``parallel`` are pairs of
     languages such as ``de-en`` by the path of line-parallel files, of which ``lines`` are searched,
-    see :func:`bge_pruning.evaluation.tasks.parallel_task`. For ``prompts`` see
-    :func:`bge_pruning.evaluation.encoders.load_encoder`.
+    see :func:`bge_pruning.evaluation.tasks.parallel_task`. For ``prompts`` and ``max_length`` see
+    :func:`bge_pruning.evaluation.encoders.load_encoder`. With ``before_recovery`` the pruned model
+    is scored too, as it was before it was trained on.
     """
 
     sts: Sequence[str] = ()
@@ -51,6 +53,8 @@ class EvaluationPlan:
     prompts: Mapping[str, str] = field(default_factory=dict)
     parallel: Mapping[str, Sequence[str]] = field(default_factory=dict)
     lines: str = HELD_OUT
+    max_length: int | None = None
+    before_recovery: bool = True
 
     @classmethod
     def of(cls, args: Namespace) -> EvaluationPlan:
@@ -59,11 +63,15 @@ class EvaluationPlan:
         for path, *pairs in args.parallel:
             parallel.setdefault(path, []).extend(pairs)
         given = (args.sts, args.retrieval, args.split, args.modes, given_prompts(args))
-        return cls(*given, parallel, args.lines)
+        return cls(*given, parallel, args.lines, args.max_length)
 
     def tasks(self) -> list[Task]:
         """The tasks, loaded, see :func:`bge_pruning.evaluation.tasks.find_tasks`."""
         return find_tasks(self.sts, self.retrieval, self.split, self.parallel, self.lines)
+
+    def also(self, config: Config) -> dict[str, str]:
+        """Further models to score, by name."""
+        return {PRUNED_NAME: str(pruned_model_folder(config))} if self.before_recovery else {}
 
     def arguments(self) -> list[str]:
         """The same for the command line of ``scripts/evaluate_model.py``."""
@@ -76,6 +84,7 @@ class EvaluationPlan:
         words += [f"--lines={self.lines}"] if self.parallel and self.lines != HELD_OUT else []
         for role, prompt in self.prompts.items():
             words += ["--query-prompt" if role == "query" else "--document-prompt", prompt]
+        words += [] if self.max_length is None else ["--max-length", str(self.max_length)]
         return [*words, "--modes", *self.modes]
 
 
@@ -116,8 +125,8 @@ def evaluate_model(
     base = fetch_model_folder(config.model.base_model, config.model.revision)
     results = Path(config.results_folder)
     model, device = str(results / "model"), torch_device(config.device)
-    also = {PRUNED_NAME: str(pruned_model_folder(config))}
-    options = {"also": also, "device": device, "prompts": judged_by.prompts}
+    options = {"also": judged_by.also(config), "device": device}
+    options |= {"prompts": judged_by.prompts, "max_length": judged_by.max_length}
     evaluation = evaluate(model, str(base), tasks, judged_by.modes, **options)
     again = config.overwrite or config.autoresume
     write_evaluation(evaluation, results / "evaluation.json", overwrite=again)
@@ -143,13 +152,18 @@ def check_recovery(recovery: Config, plan: Plan, modes: Sequence[str]) -> None:
     search.check_modes(modes, plan.outputs, "the finished model")
 
 
-def check_tasks(config: Config, recovery: Config, tasks: Sequence[Task]) -> None:
+def check_tasks(
+    config: Config, recovery: Config, tasks: Sequence[Task], max_length: int | None
+) -> None:
     """Refuse, or warn of, what the finished model is judged by and was trained on.
 
     Raises:
         ConfigError: See :func:`bge_pruning.training.held_out.check_held_out`.
+        ValueError: If ``max_length`` leaves no room for text.
     """
     base = build_base_model(config)
+    if max_length is not None:
+        build_tokenizer(base.tokenizer_files["tokenizer.json"], max_length)
     for part in [config] if recovery.data == config.data else [config, recovery]:
         # The pruning run looks at its own pairs itself, and at once.
         check_held_out(part, base, {task.name: task for task in tasks}, pairs=part is recovery)

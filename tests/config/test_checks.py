@@ -136,6 +136,11 @@ def test_refused_values(overrides, message, target_yaml):
         ("mining_margin: 2", "mining_margin of data source 'x' 2.0 is not in .0, 1."),
         ("replaced_tokens: 0.5", "replaced_tokens of data source 'x' is not for kind sts: "),
         ("replaced_tokens: 2", "replaced_tokens of data source 'x' 2.0 is not in"),
+        ("role: query", "role of data source 'x' is not for kind sts: its rows say what a text is"),
+        (
+            "kind: sentences, role: text",
+            "role of data source 'x' 'text' is not one of .'query', 'pass",
+        ),
         ("negatives: -1", "negatives of data source 'x' -1 is not 0 or more"),
         ("lines: ':-4'", "lines of data source 'x' is not for kind sts"),
         ("languages: [de, en]", "languages of data source 'x' is not for kind sts"),

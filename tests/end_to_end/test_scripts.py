@@ -6,11 +6,13 @@ import runpy
 import shlex
 import shutil
 import sys
+from dataclasses import replace
 from pathlib import Path
 from types import ModuleType
 
 import pytest
 
+from bge_pruning.config.load import load_config
 from bge_pruning.model_io import example_models
 from bge_pruning.model_io.example_models import EXAMPLE_MODELS, MINILM
 from bge_pruning.utils.records import EvaluationRecord
@@ -19,6 +21,7 @@ from bge_pruning.workflows.model_commands import default_output
 from bge_pruning.workflows.stages import EvaluationPlan
 from tests.common.runs import evaluation as sample_evaluation
 from tests.common.script_process import load_script, new_process
+from tests.common.trainings import PIPELINE
 
 FOLDER = Path(__file__).parents[2] / "scripts"
 SCRIPTS = sorted(path.stem for path in FOLDER.glob("*.py"))
@@ -537,37 +540,84 @@ def test_pipeline_is_interrupted(run, monkeypatch):
 def prepared(tiny_yaml, sts_csv, monkeypatch) -> list:
     """The script is on the tiny model; what it prepares, instead of preparing."""
     calls = []
-    monkeypatch.setattr(training_commands, "prepare", lambda *models: calls.append(models))
-    monkeypatch.setattr(training_commands, "QUICKSTART", str(tiny_yaml))
-    monkeypatch.setattr(training_commands, "QUICKSTART_STS", str(sts_csv))
+    monkeypatch.setattr(training_commands, "prepare", calls.append)
+    for name in ("QUICKSTART", "MULTILINGUAL"):
+        example = getattr(training_commands, name)
+        judged_by = {**example.judged_by, "sts": [str(sts_csv)], "retrieval": []}
+        changed = replace(example, config=str(tiny_yaml), judged_by=judged_by)
+        monkeypatch.setattr(training_commands, name, changed)
     return calls
 
 
-def test_quickstart_needs_the_files_of_the_repository(run):
-    names = training_commands.QUICKSTART, training_commands.QUICKSTART_STS
-    assert all((FOLDER.parent / name).is_file() for name in names)
-    text = (FOLDER.parent / names[0]).read_text(encoding="utf-8")
-    assert f"base_model: {MINILM.output}\n" in text
-    message = r"configs/minilm/quickstart\.yaml: no such file\. .* To fix, clone the repository and"
-    assert_fails(run("quickstart"), 1, message)
+@pytest.mark.parametrize("words", [[], ["--multilingual"]])
+def test_quickstart_needs_the_files_of_the_repository(words, run):
+    example = training_commands.MULTILINGUAL if words else training_commands.QUICKSTART
+    assert all((FOLDER.parent / name).exists() for name in (example.config, *example.files()))
+    assert_fails(
+        run("quickstart", *words),
+        1,
+        rf"{re.escape(example.config)}: no such file\. .* To fix, clone the repository and",
+    )
 
 
+def test_a_quickstart_is_of_the_model_that_it_prepares(monkeypatch):
+    monkeypatch.chdir(FOLDER.parent)
+    for example in (training_commands.QUICKSTART, training_commands.MULTILINGUAL):
+        found = load_config([example.config]).model.base_model
+        assert Path(found) == example.model.output
+
+
+@pytest.mark.parametrize("name", ["QUICKSTART", "MULTILINGUAL"])
 def test_quickstart_prepares_prunes_and_says_where(
-    run, recorded, prepared, tiny_yaml, sts_csv, monkeypatch
+    name, run, recorded, prepared, tiny_yaml, monkeypatch
 ):
+    example = getattr(training_commands, name)
+    words = ["--multilingual"] if name == "MULTILINGUAL" else []
     monkeypatch.setenv("COLUMNS", "200")
     calls, answers = recorded
     answers.append(sample_record())
-    for name in ("q" * 100, "v2 [half]"):  # paths are printed as they are
+    for folder in ("q" * 100, "v2 [half]"):  # paths are printed as they are
         calls.clear()
-        overrides = ["max_duration=2ba", f"results_folder='{name}'"]
-        code, out, err = run("quickstart", *overrides)
+        overrides = ["max_duration=2ba", f"results_folder='{folder}'"]
+        code, out, err = run("quickstart", *words, *overrides)
         assert code == 0, err
-        assert prepared.pop() == (MINILM,)
+        assert prepared.pop() == example.model
         replacing = ["overwrite=true", *overrides]  # what was made before
-        assert calls == [([str(tiny_yaml)], replacing, EvaluationPlan([str(sts_csv)]))]
+        assert calls == [([str(tiny_yaml)], replacing, EvaluationPlan(**example.judged_by))]
         assert "original" in out
-        assert out.endswith(f"model    {name}/model\nreport   {name}/report.html\n")
+        assert out.endswith(f"model    {folder}/model\nreport   {folder}/report.html\n")
+
+
+def test_the_quickstart_in_many_languages(
+    run, tiny_yaml, sts_csv, collection, tmp_path, monkeypatch
+):
+    """From the command to the means over its tasks, with the tiny model."""
+    pairs = [str(shutil.copy(sts_csv, tmp_path / f"pairs-{n}.csv")) for n in ("de", "en")]
+    for language in ("de", "en", "fr"):
+        lines = [f"{word} {language} plane {n}" for n, word in enumerate(("A", "The", "One"))]
+        (tmp_path / f"news-{language}.txt").write_text("\n".join(lines))
+    judged_by = {**training_commands.MULTILINGUAL.judged_by, "max_length": 8}
+    judged_by |= {"sts": pairs, "retrieval": [str(collection)]}
+    judged_by |= {"parallel": {f"{tmp_path}/news-{{language}}.txt": ["de-en", "fr-de"]}}
+    example = replace(
+        training_commands.MULTILINGUAL, config=str(tiny_yaml), judged_by={**judged_by, "lines": ":"}
+    )
+    monkeypatch.setattr(training_commands, "MULTILINGUAL", example)
+    monkeypatch.setattr(training_commands, "prepare", lambda _: None)
+    monkeypatch.setenv("COLUMNS", "200")
+    code, out, err = run("quickstart", "--multilingual", *PIPELINE)
+    assert code == 0, err
+    results = Path(load_config([tiny_yaml], PIPELINE).results_folder)
+    found = json.loads((results / "evaluation.json").read_text(encoding="utf-8"))
+    modes, kinds = ["dense", "sparse", "colbert", "all"], ("2 similarity", "3 retrieval")
+    assert [e["mode"] for e in found["means"]] == 2 * modes
+    assert found["max_length"] == 8 and "also" not in found["tasks"][0]
+    report = " ".join((results / "report.md").read_text(encoding="utf-8").split())
+    for kind in kinds:
+        assert f"mean of {kind} tasks" in out and f"mean of {kind} tasks" in report
+    assert "Of the original's mean of 3 retrieval tasks it keeps: dense " in report
+    assert "news-fr-de, nDCG@10" in out
+    assert "--max-length 8" in (results / "commands.txt").read_text(encoding="utf-8")
 
 
 # prepare_model, prepare_minilm

@@ -107,7 +107,7 @@ def test_retention(baseline, retention, above, tasks):
         name: {("tiny", "dense"): Score({"ndcg_at_10": v, "mrr_at_10": v}, np.arange(4.0), 9, 2, 1)}
         for name, v in values.items()
     }
-    entries = describe_task(tasks[1], "dense", scores, {"other": {}}, 0)
+    entries = describe_task(tasks[1], "dense", scores, {"other": {}}, np.arange(4.0), 0)
     first, second = (entry.as_dict() for entry in entries)
     for entry in (first, second):
         assert entry["floor"] == 0.4
@@ -245,7 +245,7 @@ def test_a_baseline_that_is_worse_by_chance_has_a_large_p_value(tasks):
         name: {("pairs", "dense"): Score({"cosine_spearman": 0.5}, sample, 1, 0, 1.0)}
         for name, sample in zip(names, samples * 2, strict=True)
     }
-    (entry,) = describe_task(tasks[0], "dense", scores, {}, 0)
+    (entry,) = describe_task(tasks[0], "dense", scores, {}, np.zeros(2), 0)
     assert entry.p_value > 0.05
 
 

@@ -44,6 +44,9 @@ def test_three_panels(result, make_entry, said):
     assert [text.get_text() for text in gains.texts] == ["1.80 x", "2.00 x", "1.40 x", "1.60 x"]
     assert gains.get_xlim()[1] > 2.5
     assert gains.get_xlabel() == "times better than the original (dashed)\non cpu, 2 threads"
+    result.speed.load = "other programs kept 1.2 of 2 cores busy, so that times are too long"
+    said_below = summary_plot.draw_summary(result).axes[2].get_xlabel()
+    assert max(map(len, said_below.splitlines())) <= summary_plot.WIDTH and "too long" in said_below
 
 
 def test_gains_are_times_better_than_the_original(result):

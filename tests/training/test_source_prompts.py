@@ -72,6 +72,8 @@ OVERRIDE = "prompt: {query: 'red ', passage: ''}"
         ("sentences", "sentences.txt", "", "a cat"),
         ("sentences", "sentences.txt", "prompt: {text: 'red '}", "red a cat"),
         ("sentences", "sts.csv", "prompt: 'red '", "red a cat|red a dog"),
+        ("sentences", "sentences.txt", "role: passage", "reads a cat"),
+        ("sentences", "sentences.txt", "role: query, prompt: 'red '", "red a cat"),
         ("contrastive", "pairs.csv", "", "sings a cat|reads a dog|rides a dog|reads there"),
         ("contrastive", "pairs.csv", "prompt: ''", "a cat|reads a dog|rides a dog|reads there"),
         ("contrastive", "pairs.csv", OVERRIDE, "red a cat|a dog|rides a dog|there"),
@@ -181,8 +183,9 @@ def test_mining_knows_positives_by_their_words(build, prompted):
     assert mined == [{"reads a cat", "reads here"}, {"reads a cat", "reads a dog"}]
 
 
-def test_a_replaced_token_is_none_of_a_prompt(build, base):
-    more = "replaced_tokens: 1.0, prompt: 'red book '"
+@pytest.mark.parametrize("role", ["", "role: query, "])
+def test_a_replaced_token_is_none_of_a_prompt(role, build, base):
+    more = f"replaced_tokens: 1.0, {role}prompt: 'red book '"
     dataset, _ = build(base, "sentences", "contrastive.jsonl", more)
     prompts = np.stack([dataset.texts[i][1:3] for i in range(len(dataset))])
     assert (prompts == prompts[0]).all()
