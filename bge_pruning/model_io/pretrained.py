@@ -377,12 +377,10 @@ def _with_new_heads(states: Heads, hidden: int, colbert_dim: int | None) -> Head
     """
     size = colbert_dim or hidden
     random = torch.randn(size, hidden, generator=torch.Generator().manual_seed(0)) / hidden**0.5
+    vectors = torch.eye(hidden) if size == hidden else random
     new = {
         "sparse_linear": {"weight": torch.zeros(1, hidden), "bias": torch.full((1,), EQUAL)},
-        "colbert_linear": {
-            "weight": torch.eye(hidden) if size == hidden else random,
-            "bias": torch.zeros(size),
-        },
+        "colbert_linear": {"weight": vectors, "bias": torch.zeros(size)},
     }
     for name, state in states.items():
         if state is None:

@@ -229,12 +229,16 @@ def test_missing_heads_are_named_or_made_anew(e5, bge_m3, batch, messages, bge_m
     base = load_base_model(str(bge_m3))
     assert base.heads.sparse_linear is None and base.shape.colbert_dim == 32
     assert "has no sparse_linear.pt: only the remaining outputs" in messages.text
-    first, second = (load_base_model(str(e5), init_missing_heads=True) for _ in range(2))
+    first = load_base_model(str(e5), init_missing_heads=True)
     assert torch.equal(first.heads.colbert_linear.weight, torch.eye(32))
-    sparse = first.heads.sparse_linear.weight
-    assert sparse.shape == (1, 32) and 0.0 < float(sparse.detach().std()) < 0.1
-    assert not first.heads.sparse_linear.bias.any() and not first.heads.colbert_linear.bias.any()
-    assert torch.equal(sparse, second.heads.sparse_linear.weight)
+    assert not first.heads.colbert_linear.bias.any()
+    weights = first.heads.token_weights(hidden, batch["attention_mask"])
+    assert torch.equal(weights, 0.3 * batch["attention_mask"])  # all tokens alike
+    one, other = (
+        load_base_model(str(e5), init_missing_heads=True, colbert_dim=8).heads.colbert_linear
+        for _ in range(2)
+    )
+    assert one.weight.shape == (8, 32) and torch.equal(one.weight, other.weight)
     assert first.shape.sparse_head and first.shape.colbert_dim == 32
     for name in ("sparse_linear", "colbert_linear"):
         assert f"{name}: not in the base model, initialised (it needs training)" in messages.text
