@@ -26,7 +26,12 @@ from bge_pruning.export.vocabulary import KeptVocabulary, trim_vocabulary
 from bge_pruning.export.vocabulary_files import read_tokenizer, rewrite_tokenizer_files
 from bge_pruning.model_io.checkpoint import as_base_model, cut, final_gates, load_trained_model
 from bge_pruning.model_io.model_folder import write_model_folder
-from bge_pruning.model_io.precision import dtype_name, precision_loss, round_weights
+from bge_pruning.model_io.precision import (
+    dtype_name,
+    in_float64,
+    precision_loss,
+    round_weights,
+)
 from bge_pruning.model_io.pretrained import BaseModel
 from bge_pruning.models import structural_pruning
 from bge_pruning.models.encoder_shape import EncoderShape, count_parameters
@@ -179,6 +184,8 @@ def write_extraction(
         references = _references(extraction, sentences)
         rounding = records.Rounding(**precision_loss(exact, references.outputs))
         extraction.info.precision = records.Precision(dtype=dtype_name(dtype), rounding=rounding)
+    with in_float64(base.backbone, base.heads):
+        references = replace(references, exact=_references(extraction, sentences))
     if extraction.vocabulary is not None:
         base = extraction.base = trim_vocabulary(base, extraction.vocabulary)
     cut(base.backbone, base.heads, extraction.keep)
@@ -214,6 +221,8 @@ def describe(info: records.PruningRecord) -> str:
     source, extracted = info.parameters.source, info.parameters.extracted
     shape = EncoderShape(**info.shape.as_dict())
     dense = info.projection.dimensions if info.projection else shape.hidden_size
+    exact = info.largest_difference_float64
+    in_double = "" if exact is None else f" in float32, {exact:.1e} in float64"
     vectors = f"dense vectors of {dense}"
     if shape.colbert_dim:
         vectors += f", multi-vectors of {shape.colbert_dim}"
@@ -221,7 +230,7 @@ def describe(info: records.PruningRecord) -> str:
         f"{shape.describe()}; {extracted.encoder:,} encoder parameters "
         f"({extracted.encoder / source.encoder:.1%} of the source), {extracted.total:,} in all in "
         f"{info.precision.dtype if info.precision else 'float32'}; {vectors}; largest difference "
-        f"from the masked model {info.largest_difference:.1e}"
+        f"from the masked model {info.largest_difference:.1e}{in_double}"
     )
 
 
