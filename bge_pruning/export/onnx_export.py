@@ -94,22 +94,21 @@ def export_onnx(folder: Path, base: BaseModel | None = None, overwrite: bool = F
         versions={name: version(name) for name in ("onnx", "onnxruntime", "torch")},
         **comparison,
     )
-    log.info("%s: %s", info.file, describe_comparison(info))
+    log.info("%s beside torch: %s", info.file, describe_comparison(info))
     return info
 
 
 def describe_comparison(record: OnnxRecord) -> str:
     """Say how near the graph is to the model, and by which reference."""
-    text = f"largest difference from torch {max(record.largest_difference.values()):.1e}"
     if record.float64 is None:
-        return text
+        return f"largest difference {max(record.largest_difference.values()):.1e}, float32"
     graph, runtime, torch_ = (
         max(found.values())
         for found in (record.float64.graph, record.float64.onnxruntime, record.float64.torch)
     )
     return (
-        f"{text} in float32, which this model magnifies the rounding of; in float64 {graph:.1e} "
-        f"(float32 is off by {runtime:.1e} in ONNX Runtime and by {torch_:.1e} in torch)"
+        f"largest difference {graph:.1e}, float64; from that float32, whose rounding this model "
+        f"magnifies, is {runtime:.1e} in ONNX Runtime and {torch_:.1e} in torch"
     )
 
 
