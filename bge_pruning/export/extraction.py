@@ -13,7 +13,7 @@ from pathlib import Path
 
 import torch
 
-from bge_pruning.export.compact_head import narrow_head
+from bge_pruning.export.compact_head import square_head
 from bge_pruning.export.pruning_record import as_parameters, as_shape, build_record, warn_if_far
 from bge_pruning.export.validation import (
     TOLERANCE,
@@ -111,11 +111,11 @@ def _square_head(extraction: Extraction) -> torch.nn.Linear:
     norm = copy.deepcopy(base.backbone.encoder.layer[keep.layer[-1]].output.LayerNorm)
     structural_pruning.prune_linear(head, keep.hidden, dim=1)
     structural_pruning.prune_layer_norm(norm, keep.hidden)
-    narrow = narrow_head(head, norm)
-    square = torch.nn.Linear(wide.in_features, narrow.out_features)
+    small = square_head(head, norm)
+    square = torch.nn.Linear(wide.in_features, small.out_features)
     square.weight.zero_()
-    square.weight[:, keep.hidden] = narrow.weight
-    square.bias.copy_(narrow.bias)
+    square.weight[:, keep.hidden] = small.weight
+    square.bias.copy_(small.bias)
     return square
 
 

@@ -275,7 +275,9 @@ def and_then(change):
 
 def test_a_runtime_that_rounds_much_more_than_torch_is_refused():
     check_runtime({"a": 3e-3, "b": 9e-6}, {"a": 1e-4, "b": 1e-9})
-    message = r"float32 is more than 32 times as far from it as torch's: a 4\.00e-03 \(torch 1\.00e-04"
+    message = (
+        r"float32 is more than 32 times as far from it as torch's: a 4\.00e-03 \(torch 1\.00e-04"
+    )
     with pytest.raises(OnnxExportError, match=message):
         check_runtime({"a": 4e-3, "b": 9e-6}, {"a": 1e-4, "b": 1e-9})
     with pytest.raises(OnnxExportError, match=r"b nan"):
