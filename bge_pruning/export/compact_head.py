@@ -13,8 +13,8 @@ A head of ``C < H`` outputs gets outputs that are always 0, which changes no len
 from __future__ import annotations
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.nn.functional import pad
 
 
 def compute_span(head: nn.Linear, norm: nn.LayerNorm) -> Tensor:
@@ -44,8 +44,8 @@ def square_head(head: nn.Linear, norm: nn.LayerNorm) -> nn.Linear:
     square = nn.Linear(head.in_features, head.in_features, dtype=head.weight.dtype)
     missing = head.in_features - head.out_features
     if missing > 0:
-        square.weight.copy_(F.pad(head.weight, (0, 0, 0, missing)))
-        square.bias.copy_(F.pad(head.bias, (0, missing)))
+        square.weight.copy_(pad(head.weight, (0, 0, 0, missing)))
+        square.bias.copy_(pad(head.bias, (0, missing)))
     else:
         basis = compute_span(head, norm)
         square.weight.copy_(basis.T @ head.weight.double())
