@@ -20,18 +20,14 @@ from bge_pruning.export.validation import (
     References,
     ValidationError,
     compute_references,
+    in_float64,
     tokenize_sentences,
 )
 from bge_pruning.export.vocabulary import KeptVocabulary, trim_vocabulary
 from bge_pruning.export.vocabulary_files import read_tokenizer, rewrite_tokenizer_files
 from bge_pruning.model_io.checkpoint import as_base_model, cut, final_gates, load_trained_model
 from bge_pruning.model_io.model_folder import write_model_folder
-from bge_pruning.model_io.precision import (
-    dtype_name,
-    in_float64,
-    precision_loss,
-    round_weights,
-)
+from bge_pruning.model_io.precision import dtype_name, precision_loss, round_weights
 from bge_pruning.model_io.pretrained import BaseModel
 from bge_pruning.models import structural_pruning
 from bge_pruning.models.encoder_shape import EncoderShape, count_parameters

@@ -25,9 +25,8 @@ from bge_pruning.export.onnx_graph import (
     build_graph,
     widen_constant,
 )
-from bge_pruning.export.validation import VALIDATION_SENTENCES
+from bge_pruning.export.validation import VALIDATION_SENTENCES, in_float64
 from bge_pruning.model_io.model_files import read_special_ids
-from bge_pruning.model_io.precision import in_float64
 from bge_pruning.model_io.pretrained import BaseModel, load_base_model
 from bge_pruning.model_io.projection import project
 from bge_pruning.utils.files import atomic_folder, check_free

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from bge_pruning.model_io.hub import quick_loading
 from bge_pruning.model_io.model_files import read_pooling
@@ -59,6 +61,37 @@ class Agreement:
 
     float32: float
     float64: float | None = None
+
+
+@contextmanager
+def in_float64(backbone: XLMRobertaBackbone, heads: EmbeddingHeads) -> Iterator[None]:
+    """Have a float32 model compute in float64, with no weight changed.
+
+    A layer is widened only while it runs, and tables stay as they are: only what is looked up is
+    widened. So next to no memory is needed. The model must not be compiled.
+    """
+    small, tables = (backbone.embeddings.LayerNorm, heads), backbone.embeddings.tables()
+    handles = [table.register_forward_hook(lambda *given: given[-1].double()) for table in tables]
+    for layer in backbone.encoder.layer:
+        handles.append(layer.register_forward_pre_hook(lambda layer, _: _widen(layer)))
+        handles.append(layer.register_forward_hook(lambda layer, *_: _narrow(layer)))
+    for module in small:
+        module.double()
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
+        for module in (*small, *backbone.encoder.layer):
+            module.float()
+
+
+def _widen(layer: nn.Module) -> None:
+    layer.double()
+
+
+def _narrow(layer: nn.Module) -> None:
+    layer.float()
 
 
 @torch.no_grad()

@@ -10,10 +10,9 @@ one that was written and read back have the same float32 weights.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from bge_pruning.models.bge_m3_backbone import XLMRobertaBackbone
 from bge_pruning.models.embedding_heads import EmbeddingHeads
@@ -70,37 +69,6 @@ def round_weights(backbone: XLMRobertaBackbone, heads: EmbeddingHeads, dtype: to
         for name, parameter in module.named_parameters():
             for block in blocks(parameter):
                 block.copy_(round_tensor(name, block, dtype))
-
-
-@contextmanager
-def in_float64(backbone: XLMRobertaBackbone, heads: EmbeddingHeads) -> Iterator[None]:
-    """Have a float32 model compute in float64, with no weight changed.
-
-    A layer is widened only while it runs, and tables stay as they are: only what is looked up is
-    widened. So next to no memory is needed. The model must not be compiled.
-    """
-    small, tables = (backbone.embeddings.LayerNorm, heads), backbone.embeddings.tables()
-    handles = [table.register_forward_hook(lambda *given: given[-1].double()) for table in tables]
-    for layer in backbone.encoder.layer:
-        handles.append(layer.register_forward_pre_hook(lambda layer, _: _widen(layer)))
-        handles.append(layer.register_forward_hook(lambda layer, *_: _narrow(layer)))
-    for module in small:
-        module.double()
-    try:
-        yield
-    finally:
-        for handle in handles:
-            handle.remove()
-        for module in (*small, *backbone.encoder.layer):
-            module.float()
-
-
-def _widen(layer: nn.Module) -> None:
-    layer.double()
-
-
-def _narrow(layer: nn.Module) -> None:
-    layer.float()
 
 
 def precision_loss(before: Mapping[str, Tensor], after: Mapping[str, Tensor]) -> dict[str, float]:
