@@ -159,7 +159,10 @@ def write_model(
         info, references = _cut_and_write(start, folder, options)
         gc.collect()  # the model sits in reference cycles, and validation loads another
         log.info("comparing what was written with the masked model")
-        info.largest_difference = validate(folder, references)
+        agreement = validate(folder, references)
+        info.largest_difference = agreement.float32
+        if agreement.float64 is not None:
+            info.largest_difference_float64 = agreement.float64
         info.tolerance = TOLERANCE
         check_folder(folder, EncoderShape(**info.shape.as_dict()))
         if info.precision is not None:

@@ -13,13 +13,14 @@ from pathlib import Path
 
 import torch
 
-from bge_pruning.export.compact_head import narrow_head
+from bge_pruning.export.compact_head import square_head
 from bge_pruning.export.pruning_record import as_parameters, as_shape, build_record, warn_if_far
 from bge_pruning.export.validation import (
     TOLERANCE,
     References,
     ValidationError,
     compute_references,
+    in_float64,
     tokenize_sentences,
 )
 from bge_pruning.export.vocabulary import KeptVocabulary, trim_vocabulary
@@ -110,11 +111,11 @@ def _square_head(extraction: Extraction) -> torch.nn.Linear:
     norm = copy.deepcopy(base.backbone.encoder.layer[keep.layer[-1]].output.LayerNorm)
     structural_pruning.prune_linear(head, keep.hidden, dim=1)
     structural_pruning.prune_layer_norm(norm, keep.hidden)
-    narrow = narrow_head(head, norm)
-    square = torch.nn.Linear(wide.in_features, narrow.out_features)
+    small = square_head(head, norm)
+    square = torch.nn.Linear(wide.in_features, small.out_features)
     square.weight.zero_()
-    square.weight[:, keep.hidden] = narrow.weight
-    square.bias.copy_(narrow.bias)
+    square.weight[:, keep.hidden] = small.weight
+    square.bias.copy_(small.bias)
     return square
 
 
@@ -183,6 +184,8 @@ def write_extraction(
         references = _references(extraction, sentences)
         rounding = records.Rounding(**precision_loss(exact, references.outputs))
         extraction.info.precision = records.Precision(dtype=dtype_name(dtype), rounding=rounding)
+    with in_float64(base.backbone, base.heads):
+        references = replace(references, exact=_references(extraction, sentences))
     if extraction.vocabulary is not None:
         base = extraction.base = trim_vocabulary(base, extraction.vocabulary)
     cut(base.backbone, base.heads, extraction.keep)
@@ -218,6 +221,8 @@ def describe(info: records.PruningRecord) -> str:
     source, extracted = info.parameters.source, info.parameters.extracted
     shape = EncoderShape(**info.shape.as_dict())
     dense = info.projection.dimensions if info.projection else shape.hidden_size
+    exact = info.largest_difference_float64
+    in_double = "" if exact is None else f" in float32, {exact:.1e} in float64"
     vectors = f"dense vectors of {dense}"
     if shape.colbert_dim:
         vectors += f", multi-vectors of {shape.colbert_dim}"
@@ -225,7 +230,7 @@ def describe(info: records.PruningRecord) -> str:
         f"{shape.describe()}; {extracted.encoder:,} encoder parameters "
         f"({extracted.encoder / source.encoder:.1%} of the source), {extracted.total:,} in all in "
         f"{info.precision.dtype if info.precision else 'float32'}; {vectors}; largest difference "
-        f"from the masked model {info.largest_difference:.1e}"
+        f"from the masked model {info.largest_difference:.1e}{in_double}"
     )
 
 

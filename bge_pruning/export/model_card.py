@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from bge_pruning.evaluation.index_compatibility import describe_compatibility
+from bge_pruning.export.onnx_export import describe_comparison
 from bge_pruning.export.onnx_quantize import describe_loss
 from bge_pruning.export.pruning_record import MARKER
 from bge_pruning.model_io.hub import CARD, display_name, hub_name, hub_page
@@ -198,7 +199,14 @@ def _template() -> Template:
         listed=_join,
         public=lambda path: Path(path).name if Path(path).is_absolute() else path,
     )
-    functions = (describe_loss, describe_compatibility, display_name, hub_name, share)
+    functions = (
+        describe_comparison,
+        describe_loss,
+        describe_compatibility,
+        display_name,
+        hub_name,
+        share,
+    )
     environment.globals.update({function.__name__: function for function in functions})
     return environment.get_template("model_card.md.jinja")
 

@@ -10,7 +10,7 @@ memory, and every export is compared with torch before it is delivered.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -38,6 +38,14 @@ BATCH, LENGTH, AFTER_CLS = "batch_size", "sequence_length", "sequence_length - 1
 
 # Writes an array and returns the tensor that names it.
 Store = Callable[[str, np.ndarray], "TensorProto"]
+
+
+def widen_constant(name: str, array: np.ndarray) -> np.ndarray:
+    """A weight in float64; a constant is not what float32 rounded it to, but what its name says."""
+    if name.startswith("constant_"):
+        value = np.array(float(name.rpartition("_")[2]))
+        return value if value.astype(array.dtype) == array else array.astype(np.float64)
+    return array.astype(np.float64)
 
 
 class GraphBuilder:
@@ -99,6 +107,7 @@ def build_graph(
     backbone: XLMRobertaBackbone,
     heads: EmbeddingHeads,
     store: Store,
+    special_ids: Sequence[int] = (),
     projection: torch.Tensor | None = None,
 ) -> GraphProto:
     """The graph of an encoder and the heads that it has.
@@ -106,8 +115,9 @@ def build_graph(
     Inputs ``input_ids`` and ``attention_mask``, int64, shape ``(B, T)``; any ``B`` and ``T``.
     Outputs ``last_hidden_state`` ``(B, T, H)``, first, as Optimum's feature extraction and
     sentence-transformers read it; ``dense_vecs`` ``(B, H)``; ``token_weights`` ``(B, T)`` and
-    ``colbert_vecs`` ``(B, T - 1, C)``, 0 on padding, if there is such a head. With a projection
-    ``dense_vecs`` is ``(B, S)``, and repeated as ``sentence_embedding``.
+    ``colbert_vecs`` ``(B, T - 1, C)``, 0 on padding, if there is such a head. Special tokens have
+    the weight 0 as well, as in BGE-M3's lexical weights. With a projection ``dense_vecs`` is
+    ``(B, S)``, and repeated as ``sentence_embedding``.
 
     Positions are computed from the ids, as transformers does: ``pad + running count of ids that
     are not pad``; padding itself has position ``pad``. The mask plays no part in them.
@@ -120,7 +130,7 @@ def build_graph(
     _dense(builder, hidden, mask, heads.pooling, projection)
     shapes["dense_vecs"] = [BATCH, size if projection is None else projection.shape[0]]
     if heads.sparse_linear is not None:
-        _sparse(builder, hidden, mask, heads.sparse_linear)
+        _sparse(builder, hidden, mask, heads.sparse_linear, special_ids)
         shapes["token_weights"] = [BATCH, LENGTH]
     if heads.colbert_linear is not None:
         _colbert(builder, hidden, mask, heads.colbert_linear)
@@ -217,9 +227,14 @@ def _dense(
     builder.normalise(pooled, "dense_vecs")
 
 
-def _sparse(builder: GraphBuilder, hidden: str, mask: str, layer: nn.Linear) -> None:
+def _sparse(
+    builder: GraphBuilder, hidden: str, mask: str, layer: nn.Linear, special_ids: Sequence[int]
+) -> None:
     weights = builder.node("Relu", builder.linear(hidden, "sparse_linear", layer))
     weights = builder.node("Squeeze", weights, builder.constant([-1], np.int64))
+    for index in special_ids:
+        special = builder.node("Equal", "input_ids", builder.constant(index, np.int64))
+        weights = builder.node("Where", special, builder.constant(0.0), weights)
     builder.node("Mul", weights, mask, output="token_weights")
 
 

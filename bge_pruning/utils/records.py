@@ -298,13 +298,22 @@ class MultiVector(Record):
     largest_difference: Number
 
 
+class Float64Distances(Record):
+    """Largest distances from torch's float64 by output; the graph is in float64 too."""
+
+    graph: dict[str, Number]
+    onnxruntime: dict[str, Number]
+    torch: dict[str, Number]
+
+
 class OnnxRecord(Record):
-    """The ONNX file beside the model."""
+    """The ONNX file beside the model; ``float64`` is there where float32 could not tell."""
 
     file: Text
     bytes: Count
     outputs: list[Text]
     largest_difference: dict[str, Number]
+    float64: Float64Distances | None = None
 
 
 class CosineLoss(Record):
@@ -356,6 +365,7 @@ class PruningRecord(Record):
     versions: dict[str, Text] = Field(default_factory=dict)
     checkpoint: Text | None = None
     largest_difference: Number | None = None
+    largest_difference_float64: Number | None = None
     tolerance: Number | None = None
     precision: Precision | None = None
     multi_vector: MultiVector | None = None

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from bge_pruning.export.compact_head import compute_span, narrow_head
+from bge_pruning.export.compact_head import compute_span, square_head
 
 
 def make(hidden: int, outputs: int, seed: int = 0) -> tuple[nn.Linear, nn.LayerNorm]:
@@ -16,10 +16,10 @@ def make(hidden: int, outputs: int, seed: int = 0) -> tuple[nn.Linear, nn.LayerN
     return head, norm
 
 
-@pytest.mark.parametrize(("hidden", "outputs"), [(8, 12), (24, 32), (8, 8), (2, 9)])
+@pytest.mark.parametrize(("hidden", "outputs"), [(8, 12), (24, 32), (8, 8), (2, 9), (8, 3)])
 def test_lengths_and_products_stay(hidden, outputs):
     head, norm = make(hidden, outputs)
-    narrow = narrow_head(head, norm)
+    narrow = square_head(head, norm)
     assert narrow.weight.shape == (hidden, hidden)
     h = norm(torch.randn(50, hidden, dtype=torch.float64))
     wide, small = head(h), narrow(h)
@@ -31,7 +31,7 @@ def test_lengths_and_products_stay(hidden, outputs):
 def test_a_basis_is_orthonormal_and_the_bias_needs_the_layer_norm():
     """Without its mean of 0, H inputs and a bias would span H + 1 directions."""
     head, norm = make(8, 12)
-    narrow = narrow_head(head, norm)
+    narrow = square_head(head, norm)
     h = torch.randn(50, 8, dtype=torch.float64)
     wide, small = head(h), narrow(h)
     assert (small @ small.T - wide @ wide.T).abs().max() > 1e-3
@@ -39,15 +39,13 @@ def test_a_basis_is_orthonormal_and_the_bias_needs_the_layer_norm():
     torch.testing.assert_close(basis.T @ basis, torch.eye(8, dtype=torch.float64))
 
 
-def test_float32_heads_stay_float32_and_narrow_ones_are_refused():
+def test_float32_heads_stay_float32():
     head, norm = make(24, 32)
     head, norm = head.float(), norm.float()
-    narrow = narrow_head(head, norm)
+    narrow = square_head(head, norm)
     assert narrow.weight.dtype == torch.float32
     h = norm(torch.randn(20, 24))
     vectors = [nn.functional.normalize(v, dim=1) for v in (head(h), narrow(h))]
     torch.testing.assert_close(
         vectors[1] @ vectors[1].T, vectors[0] @ vectors[0].T, atol=2e-6, rtol=0
     )
-    with pytest.raises(ValueError, match="has 8 outputs for 12 inputs, .* To fix, leave colbert"):
-        narrow_head(*make(12, 8))

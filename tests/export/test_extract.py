@@ -5,6 +5,7 @@ What other programs get of the folders is in ``test_loaders.py``.
 
 import json
 import sys
+from collections.abc import Callable
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -88,16 +89,31 @@ def test_a_plain_extraction_is_what_servers_demand(run, tmp_path, target_shape):
         check_folder(tmp_path / "small", EncoderShape(**{**asdict(target_shape), "vocab_size": 7}))
 
 
-def test_no_head_to_make_square(metadata, save_run, refuses):
-    for size, message in (
-        (0, r"no multi-vector head to make square\. To fix, leave --colbert-dim out"),
-        (8, r"has 8 outputs for 16 inputs.*To fix, leave colbert_dim as it is"),
-    ):
-        shape = {**metadata.shape, "colbert_dim": size}
+@pytest.fixture
+def run_with_head(metadata, save_run) -> Callable[[int], Path]:
+    """A function that gives a run whose multi-vectors have a size."""
+
+    def run_with_head(size: int) -> Path:
         target = {**metadata.l0_module["target"], "colbert_dim": size}
         gates = {**metadata.l0_module, "target": target}
-        run = save_run(replace(metadata, shape=shape, l0_module=gates))
-        refuses(ValueError, message, run, square_head=True)
+        shape = {**metadata.shape, "colbert_dim": size}
+        return save_run(replace(metadata, shape=shape, l0_module=gates))
+
+    return run_with_head
+
+
+def test_no_head_to_make_square(run_with_head, refuses):
+    message = r"no multi-vector head to make square\. To fix, leave --colbert-dim out"
+    refuses(ValueError, message, run_with_head(0), square_head=True)
+
+
+def test_a_small_head_is_made_square_with_zeros(run_with_head, tmp_path):
+    info = extract(run_with_head(8), tmp_path / "small", options=ExtractOptions(square_head=True))
+    assert info["multi_vector"].pop("largest_difference") < 1e-6
+    assert info["multi_vector"] == {"source_dim": 8, "colbert_dim": 16}
+    head = torch.load(tmp_path / "small" / "colbert_linear.pt", weights_only=True)
+    assert head["weight"].shape == (16, 16) and not head["weight"][8:].any()
+    assert "dimensions are followed by zeros" in (tmp_path / "small" / "README.md").read_text()
 
 
 def test_a_model_with_all_dimensions_needs_neither_map_nor_head(
@@ -210,14 +226,14 @@ def test_wrong_maps_and_heads_are_not_delivered(run, monkeypatch, refuses):
     message = r"with the Dense module sentence-transformers is .* off, more than 1e-05\. To fix"
     refuses(ValidationError, message, run, keep_dimension=True)
 
-    narrow = extraction.narrow_head
+    narrow = extraction.square_head
 
     def wrong(head: torch.nn.Linear, norm: torch.nn.LayerNorm) -> torch.nn.Linear:
         result = narrow(head, norm)
         result.bias.add_(0.01)
         return result
 
-    monkeypatch.setattr(extraction, "narrow_head", torch.no_grad()(wrong))
+    monkeypatch.setattr(extraction, "square_head", torch.no_grad()(wrong))
     message = r"the square multi-vector head moves a score by \d\.\de-0\d, more than 1e-05\. To fix"
     refuses(ValidationError, message, run, square_head=True)
 

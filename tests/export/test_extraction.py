@@ -3,6 +3,7 @@
 import json
 import logging
 import math
+import re
 from collections.abc import Callable
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -514,6 +515,34 @@ def test_the_tolerance_is_1e_5_and_every_difference_is_named(run, tmp_path, dama
     damage(shift_weight)
     with pytest.raises(ValidationError, match=message):
         extract(run, tmp_path / "far")
+
+
+@pytest.fixture
+def magnifying_run(gated, save_run) -> Path:
+    """A run of a model whose sharp attention magnifies what float32 rounds."""
+    generator = torch.Generator().manual_seed(4)
+    names = [f"{i}.attention.self.{part}.weight" for i in range(4) for part in ("query", "key")]
+    sharp = {
+        f"backbone.encoder.layer.{name}": 8.0 * torch.randn(32, 32, generator=generator)
+        for name in names
+    }
+    return save_run(gated(("head", "hidden")), sharp)
+
+
+def test_where_float32_cannot_tell_float64_does(magnifying_run, tmp_path, damage, refuses):
+    info = extract(magnifying_run, tmp_path / "small")
+    assert info["largest_difference"] > info["tolerance"] == 1e-5
+    assert 0 < info["largest_difference_float64"] < 1e-9
+    record = PruningRecord(**info)
+    assert re.search(
+        r"masked model \d\.\de-0\d in float32, \d\.\de-1\d in float64$", describe(record)
+    )
+    card = " ".join(render_model_card(record).split())
+    assert re.search(r"largest difference \d\.\de-1\d, float64; in float32, whose", card)
+    for name in ("weight", "colbert", "no sparse", "eps", "pooling", "tokens"):
+        change, output = SILENT[name]
+        damage(change)
+        refuses(ValidationError, f"differs .*{output}", magnifying_run, tmp_path / "far")
 
 
 def test_of_large_states_the_tolerance_is_relative(metadata, save_run, tmp_path, damage):

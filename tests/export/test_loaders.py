@@ -247,7 +247,8 @@ def test_onnx_runtime_gets_all_outputs(name, cases, loaded):
     for row, ours in enumerate(cases[name].masked_outputs()):
         count = len(ours["ids"])
         assert_close(found["dense_vecs"][row], ours["dense_vecs"])
-        assert_close(found["token_weights"][row][:count], ours["token_weights"])
+        words = torch.tensor(ours["ids"]) > 3  # the first four are special, and have none
+        assert_close(found["token_weights"][row][:count], ours["token_weights"] * words)
         vectors = found["colbert_vecs"][row][: count - 1]
         assert_vectors(vectors, ours["colbert_vecs"], cases[name].square())
 

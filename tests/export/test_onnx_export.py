@@ -1,6 +1,7 @@
 """A graph in a model folder: valid, the same numbers, all or nothing."""
 
 import json
+import re
 import shutil
 import sys
 from pathlib import Path
@@ -17,9 +18,13 @@ from bge_pruning.export import onnx_export
 from bge_pruning.export.onnx_export import (
     OnnxExportError,
     check_differences,
+    check_runtime,
     compare_with_torch,
+    describe_comparison,
     export_onnx,
+    write_graph,
 )
+from bge_pruning.export.onnx_graph import GraphBuilder
 from bge_pruning.model_io.pretrained import load_base_model
 from tests.common.files import contents
 
@@ -44,7 +49,7 @@ def test_what_is_written_and_said(folder, messages, tmp_path):
     assert info.bytes == len(after["onnx/model.onnx"])
     assert info.opset == 17
     assert info.versions["onnx"] == onnx.__version__
-    assert "onnx/model.onnx: largest difference from torch" in messages.text
+    assert "onnx/model.onnx beside torch: largest difference" in messages.text
     (tmp_path / "new").touch()
     mode = (tmp_path / "new").stat().st_mode
     assert (folder / "onnx" / "model.onnx").stat().st_mode == mode
@@ -179,6 +184,104 @@ def test_a_graph_that_computes_something_else_is_not_delivered(
         export_onnx(folder, overwrite=earlier)
     assert contents(folder) == before
     assert not list(folder.glob(".onnx*"))
+
+
+def change_weights(pattern: str, change):
+    """Change the weights of a written graph that a pattern names."""
+
+    def change_file(folder: Path) -> None:
+        model = onnx.load(folder / "model.onnx")
+        chosen = [w for w in model.graph.initializer if re.fullmatch(pattern, w.name)]
+        assert chosen
+        for weight in chosen:
+            array = change(onnx.numpy_helper.to_array(weight))
+            weight.CopyFrom(onnx.numpy_helper.from_array(np.ascontiguousarray(array), weight.name))
+        onnx.save(model, folder / "model.onnx")
+
+    return change_file
+
+
+def change_epsilon(folder: Path) -> None:
+    model = onnx.load(folder / "model.onnx")
+    for node in model.graph.node:
+        for attribute in node.attribute:
+            if attribute.name == "epsilon":
+                attribute.f = 1e-5
+    onnx.save(model, folder / "model.onnx")
+
+
+def tanh_gelu(builder: GraphBuilder, x: str) -> str:
+    cube = builder.node("Mul", x, builder.node("Mul", x, x))
+    inner = builder.node("Add", x, builder.node("Mul", cube, builder.constant(0.044715)))
+    scaled = builder.node("Mul", inner, builder.constant(np.sqrt(2 / np.pi).item()))
+    sign = builder.node("Add", builder.node("Tanh", scaled), builder.constant(1.0))
+    return builder.node("Mul", builder.node("Mul", x, sign), builder.constant(0.5))
+
+
+WRONG = {
+    "transposed": change_weights(r".*layer\.1\.attention\.self\.key\.weight", lambda w: w.T),
+    "no bias": change_weights(r".*layer\.1\.attention\.self\.query\.bias", np.zeros_like),
+    "positions": change_weights(".*position_embeddings.*", lambda w: np.roll(w, 1, axis=0)),
+    "fp16": change_weights(".*weight", lambda w: w.astype(np.float16).astype(np.float32)),
+    "epsilon": change_epsilon,
+    "constant": change_weights(r"constant_float32_1\.414.*", lambda w: w * np.float32(1.0001)),
+    "tanh": None,
+}
+
+
+@pytest.fixture(params=["normal", "magnifying"])
+def conditioned(request, folder) -> Path:
+    """The tiny model with all biases, and with attention so sharp that it magnifies rounding."""
+    state = load_file(folder / "model.safetensors")
+    generator = torch.Generator().manual_seed(5)
+    sharp = 0.3 if request.param == "normal" else 1.5
+    for name, value in state.items():
+        if name.endswith(("query.weight", "key.weight")):
+            state[name] = sharp * torch.randn(value.shape, generator=generator)
+        elif name.endswith(("query.bias", "key.bias")):
+            state[name] = 0.1 * torch.randn(value.shape, generator=generator)
+    save_file(state, folder / "model.safetensors", metadata={"format": "pt"})
+    return folder
+
+
+def test_a_right_graph_is_told_from_wrong_ones_whatever_float32_does(
+    conditioned, request, monkeypatch
+):
+    info = export_onnx(conditioned)
+    worst, said = max(info.largest_difference.values()), describe_comparison(info)
+    if "normal" in request.node.name:
+        assert worst <= 1e-5 and info.float64 is None and said.endswith("float32")
+    else:
+        assert worst > 1e-5 and max(info.float64.graph.values()) < 1e-9
+        assert re.fullmatch(r"largest difference \d\.\de-1\d, float64; from that .* in torch", said)
+    for change in WRONG.values():
+        if change is None:
+            monkeypatch.setattr(GraphBuilder, "gelu", tanh_gelu)
+        with monkeypatch.context() as context:
+            if change is not None:
+                context.setattr(onnx_export, "write_graph", and_then(change))
+            with pytest.raises(OnnxExportError, match="the ONNX graph differs from the model by"):
+                export_onnx(conditioned, overwrite=True)
+
+
+def and_then(change):
+    def write(base, folder):
+        model = write_graph(base, folder)
+        change(folder)
+        return model
+
+    return write
+
+
+def test_a_runtime_that_rounds_much_more_than_torch_is_refused():
+    check_runtime({"a": 3e-3, "b": 9e-6}, {"a": 1e-4, "b": 1e-9})
+    message = (
+        r"float32 is more than 32 times as far from it as torch's: a 4\.00e-03 \(torch 1\.00e-04"
+    )
+    with pytest.raises(OnnxExportError, match=message):
+        check_runtime({"a": 4e-3, "b": 9e-6}, {"a": 1e-4, "b": 1e-9})
+    with pytest.raises(OnnxExportError, match=r"b nan"):
+        check_runtime({"b": float("nan")}, {"b": 1.0})
 
 
 def interrupt(folder: Path) -> None:

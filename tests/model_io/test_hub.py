@@ -13,6 +13,7 @@ from transformers.utils import logging as hf_logging
 from bge_pruning.model_io.example_models import MINILM
 from bge_pruning.model_io.hub import (
     Origin,
+    _matters,
     display_name,
     hub_name,
     no_loading_bars,
@@ -149,3 +150,11 @@ def test_a_report_of_weights_matters_if_some_are_missing(electra_folder, tmp_pat
     assert said({"a.head": torch.zeros(1)}) == ""
     weights.pop("embeddings.word_embeddings.weight")
     assert "MISSING" in said({})
+
+
+def test_a_pooler_that_is_missing_is_not_worth_a_line():
+    head = "Model LOAD REPORT from: m\nKey | Status |\n----+----+-\n"
+    notes = "\nNotes:\n- MISSING: those params were newly initialized."
+    for row, matters in (("pooler.dense.bias | MISSING |", False), ("a.bias | MISSING |", True)):
+        report = logging.LogRecord("x", logging.WARNING, "", 1, head + row + notes, None, None)
+        assert _matters(report) == matters
