@@ -309,7 +309,7 @@ def m3_cases(m3_small, tmp_path_factory, write_run) -> dict[str, Case]:
     for name, metadata, options, texts in (
         ("m3-mean", mean, {}, [*news, LONG[1] * 20]),
         ("m3-cls", replace(mean, pooling="cls"), {}, news[:4]),
-        ("m3-trimmed", mean, SQUARE | few, [read_news("de")[0], read_news("th")[0]]),
+        ("m3-trimmed", mean, few, [read_news("de")[0], read_news("th")[0]]),
     ):
         run = write_run(root / f"{name}-run", metadata, tensors)
         info = extract(run, root / name, options=ExtractOptions(**options))
