@@ -95,10 +95,7 @@ USAGE = [
     ),
     ("extract_pruned_model run out --languages ' , '", ".*' , ' names no language"),
     ("extract_pruned_model run out --private", "--private needs --push-to-hub"),
-    (
-        "prepare_model bge-m3",
-        "argument model: invalid choice: 'bge-m3' \\(choose from '?minilm'?, '?m3-small'?\\)",
-    ),
+    ("prepare_model bge-m3", "model: 'bge-m3' is not one of 'minilm', 'm3-small'"),
     ("prepare_model m3-small --sentences a.csv", "--sentences needs minilm with heads: no other"),
     ("prepare_model minilm --sentences a.csv --without-heads", "--sentences needs minilm with"),
     ("run_pipeline a.yaml", NO_TASK),
