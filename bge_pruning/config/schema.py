@@ -119,9 +119,7 @@ class ModelConfig:
     colbert_dim: Optional[int] = key(None, bound="above 0")
     # Train the heads alone: no gradients, no optimizer state; states are computed once if they fit.
     freeze_encoder: bool = False
-    # Do not train the tables of words, positions and types (their LayerNorm is trained): they have
-    # no gradients and no optimizer state.
-    freeze_embeddings: bool = False
+    freeze_embeddings: bool = False  # the tables of words, positions and types; not their LayerNorm
     activation_checkpointing: bool = False  # compute layers twice: less memory, a third more time
     compile: bool = False  # torch.compile the layers; elsewhere than on a GPU it adds padding
     l0_module: Optional[L0ModuleConfig] = None  # null: ordinary training, nothing is pruned
@@ -132,12 +130,10 @@ class SourceConfig:
     """One source of data."""
 
     name: str = "???"
-    # sts: pairs; sentences: texts; contrastive, beir, mteb: queries with passages; parallel: a
-    # sentence with its translation, as a query with its passage.
+    # sts: pairs; sentences: texts; contrastive, beir, mteb, parallel: queries with passages.
     kind: str = key("???", choices=SOURCE_KINDS)
-    # File or pattern (texts/*.txt), hf://NAME of a Hugging Face dataset, BEIR folder, or mteb task;
-    # of kind parallel a file with {language} for the language (news-{language}.txt). It may begin
-    # with ${oc.env:BGE_PRUNING_DATA}, and is recorded so.
+    # File or pattern (texts/*.txt; of kind parallel news-{language}.txt), hf://NAME of a Hugging Face
+    # dataset, BEIR folder, or mteb task. It may begin with ${oc.env:BGE_PRUNING_DATA}.
     path: str = "???"
     # Share of the batches; default: as many batches as the source has.
     weight: Optional[float] = key(None, bound="above 0")
@@ -146,19 +142,16 @@ class SourceConfig:
     revision: Optional[str] = None  # of a Hugging Face dataset
     columns: dict[str, str] = field(default_factory=dict)  # our column name: the file's
     score_range: list[float] = key([0.0, 5.0])  # of kind sts
-    # Of kind parallel: [de, en] (queries, passages), pairs [de-en, ar-th], or more languages: each
-    # is asked in all others. To evaluate: one pair.
+    # Of kind parallel: [de, en] (queries, passages), pairs [de-en, ar-th], or more, each to each.
     languages: list[str] = key([])
-    # Of text files, for kinds sentences and parallel: a slice as in Python. ":-400": all lines but
-    # the last 400 of each file; "-400:": the last 400.
+    # Of each text file, a slice as in Python: ":-400": all lines but the last 400.
     lines: Optional[str] = None
     negatives: Optional[int] = key(None, bound="0 or more")  # per query; default: data.negatives
     # false: only those negatives, not the other passages of the batch (no_in_batch_neg elsewhere).
     in_batch_negatives: bool = True
     # Texts per query that are nearest to the unpruned model and not positive.
     mined_negatives: int = key(0, bound="0 or more")
-    # Of kind sentences: up to this share of tokens becomes random: few texts hold all words.
-    replaced_tokens: float = key(0.0, bound="in [0, 1]")
+    replaced_tokens: float = key(0.0, bound="in [0, 1]")  # of kind sentences: up to so many random
     # A text that scores above this share of the positive's score is not mined.
     mining_margin: float = key(0.95, bound="in (0, 1]")
     # What is written before its texts, or its queries; or e.g. {query: "q: ", passage: "p: "}.

@@ -182,6 +182,7 @@ def load_encoder(
     max_length: int | None = None,
     batch_size: int = 32,
     prompts: Mapping[str, str] | None = None,
+    precision: str = "fp32",
 ) -> AnyEncoder:
     """Load a model; XLM-R and BERT with all their outputs, others through sentence-transformers.
 
@@ -194,6 +195,8 @@ def load_encoder(
             folder, or hub name.
         max_length: Tokens at which texts are cut, at most the model's own limit; ``None`` keeps it.
         prompts: Written before a ``query`` or a ``passage`` instead of what the model's files say.
+        precision: Of the layers' products, ``fp32`` or ``bf16``, which is faster where the device
+            has instructions for it.
 
     Raises:
         ValueError: If the model cannot be loaded, or ``max_length`` leaves no room for text.
@@ -202,6 +205,12 @@ def load_encoder(
     check_model_name(name)
     encoder = _load(name, device, max_length, batch_size)
     encoder.prompts = {**encoder.prompts, "given": prompts}
+    if precision == "bf16":
+        if not isinstance(encoder, TextEncoder):
+            raise ValueError(
+                f"precision is bf16, but {name} is computed by another library. To fix, use fp32."
+            )
+        encoder.half = True
     return encoder
 
 
@@ -258,6 +267,7 @@ def untrained_encoder(encoder: AnyEncoder, seed: int) -> TextEncoder | SentenceT
         trained = load_base_model(str(encoder.folder)) if is_file else encoder.base
         base = with_random_weights(trained, seed)
         floor = TextEncoder(base, encoder.device, encoder.max_length, encoder.batch_size)
+        floor.half = not is_file and encoder.half
     floor.prompts = encoder.prompts
     return floor
 

@@ -196,6 +196,7 @@ def evaluate(
     max_length: int | None = None,
     device: str | None = None,
     prompts: Mapping[str, str] | None = None,
+    precision: str = "fp32",
     speed: bool = True,
     seed: int = 0,
     progress: bool = False,
@@ -209,9 +210,8 @@ def evaluate(
         model: Folder, checkpoint, run folder or hub name of the model to judge.
         baseline: The unpruned model; with ``None`` neither retention nor speed is computed.
         also: More models to score, under their names (the pruned model before recovery, for one).
-        max_length: Tokens at which texts are cut, for every model; ``None`` keeps each model's own
-            limit.
-        prompts: Of every model instead of its own, by role, see :func:`load_encoder`.
+        max_length: Tokens at which texts are cut; ``None`` keeps each model's own limit.
+        prompts, precision: Of every model, see :func:`load_encoder`.
         seed: Seed of the random weights and of the intervals.
 
     Returns:
@@ -229,8 +229,8 @@ def evaluate(
     _check_numbers(batch_size, max_length, seed)
     device = device or default_device()
     check_device(device)
-    options = {"device": device, "max_length": max_length, "batch_size": batch_size}
-    load = partial(load_encoder, **options, prompts=prompts)
+    sizes = {"max_length": max_length, "batch_size": batch_size}
+    load = partial(load_encoder, device=device, prompts=prompts, precision=precision, **sizes)
     others = also or {}
     fetch_models([model, *([baseline] if baseline else []), *others.values()])
     log.info("loading %s", model)
@@ -261,6 +261,7 @@ def evaluate(
         speed=_measure_speed(judged, reference, tasks) if reference and speed else None,
         seed=seed,
         max_length=max_length,
+        precision=precision,
         versions=collect_versions(),
     )
 

@@ -323,6 +323,7 @@ class TextEncoder(BatchEncoder):
         self.heads = base.heads.to(device).eval()
         self.projection = None if base.projection is None else base.projection.to(device)
         self.masks = masks
+        self.half = False
 
     def names(self) -> tuple[str, ...]:
         """The outputs that the model has."""
@@ -339,7 +340,8 @@ class TextEncoder(BatchEncoder):
 
     def compute(self, ids: Tensor, mask: Tensor, names: Sequence[str]) -> dict[str, Tensor]:
         """Outputs of one batch by name, see :class:`BatchEncoder`."""
-        outputs = compute_outputs(self.backbone, self.heads, ids, mask, names, self.masks)
+        modules = self.backbone, self.heads
+        outputs = compute_outputs(*modules, ids, mask, names, self.masks, half=self.half)
         if self.projection is not None and "dense_vecs" in outputs:
             outputs["dense_vecs"] = project(outputs["dense_vecs"], self.projection)
         return outputs

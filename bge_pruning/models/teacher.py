@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import nullcontext
 
 import torch
 from torch import Tensor
@@ -23,16 +24,19 @@ def compute_outputs(
     names: Sequence[str],
     masks: PruningMasks | None = None,
     lengths: Sequence[int] | None = None,
+    half: bool = False,
 ) -> dict[str, Tensor]:
     """Compute outputs of a model by name, see :meth:`EmbeddingHeads.outputs`.
 
     ``hidden_states`` are those after every layer, ``(B, L, T, H)``, ``last_states`` those after the
     last one, ``(B, T, H)``. For ``lengths`` see
-    :func:`bge_pruning.models.packing.compute_packing`.
+    :func:`bge_pruning.models.packing.compute_packing`. With ``half`` the products of the layers are
+    computed in bfloat16; states and heads stay in float32.
     """
-    states, packing = backbone.encode(
-        input_ids, attention_mask, masks, lengths, every_layer=HIDDEN in names
-    )
+    with torch.autocast(input_ids.device.type, torch.bfloat16) if half else nullcontext():
+        states, packing = backbone.encode(
+            input_ids, attention_mask, masks, lengths, every_layer=HIDDEN in names
+        )
     named = [name for name in names if name not in (HIDDEN, LAST)]
     outputs = heads.outputs(states[-1], attention_mask, named, packing)
     if HIDDEN in names:

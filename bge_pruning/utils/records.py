@@ -33,8 +33,7 @@ METRIC_TITLES = {
 }
 PLAIN, GATES, COMPILED, TEACHER, CACHED = "plain", "gates", "compiled", "teacher", "cached"
 WHOLE, FROZEN = "whole", "frozen"
-# Every training, in this order, and what it is.
-TRAININGS = {
+TRAININGS = {  # in this order
     PLAIN: "plain fine-tuning",
     GATES: "gates",
     COMPILED: "gates, compiled",
@@ -148,6 +147,7 @@ class EvaluationRecord(Record):
     speed: Speed | None = None
     seed: Count | None = None
     max_length: Count | None = None
+    precision: Text | None = None
     command: Text | None = None
     versions: dict[str, Text] = Field(default_factory=dict)
 

@@ -194,7 +194,8 @@ def _score(args: argparse.Namespace) -> None:
     from bge_pruning.reports.console import show_evaluation
     from bge_pruning.workflows.stages import EvaluationPlan
 
-    options = {name: getattr(args, name) for name in ("batch_size", "max_length", "device", "seed")}
+    names = "batch_size max_length precision device seed".split()
+    options = {name: getattr(args, name) for name in names}
     result = evaluate(
         args.model,
         args.baseline,

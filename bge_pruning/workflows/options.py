@@ -136,6 +136,7 @@ PARALLEL = (
 LINES = "lines of those files, FIRST:LAST as in Python, : for all (default: -400:, the last 400)"
 MODES = "dense, sparse, colbert, dense+sparse, all (default: dense)"
 CUT = "cut texts at this many tokens"
+PRECISION = "of the layers: fp32, or bf16 where the device is faster with it (default: fp32)"
 TASKS = (
     listed("--sts", STS, "TASK", action="extend"),
     listed("--retrieval", RETRIEVAL, "TASK", action="extend"),
@@ -144,6 +145,7 @@ TASKS = (
     value("--lines", LINES, metavar="FIRST:LAST", default=HELD_OUT),
     listed("--modes", MODES, "MODE", default=["dense"]),
     value("--max-length", f"{CUT} (default: the model's own limit)", type=int),
+    value("--precision", PRECISION, choices=("fp32", "bf16"), default="fp32"),
     *PROMPTS,
 )
 HUB = grouped(

@@ -41,9 +41,9 @@ class EvaluationPlan:
     ``sts`` are files of scored pairs or names of tasks, ``retrieval`` folders in BEIR layout or
     names; their split is test, or the only one, unless it is named. ``parallel`` are pairs of
     languages such as ``de-en`` by the path of line-parallel files, of which ``lines`` are searched,
-    see :func:`bge_pruning.evaluation.tasks.parallel_task`. For ``prompts`` and ``max_length`` see
-    :func:`bge_pruning.evaluation.encoders.load_encoder`. With ``before_recovery`` the pruned model
-    is scored too, as it was before it was trained on.
+    see :func:`bge_pruning.evaluation.tasks.parallel_task`. For ``prompts``, ``max_length`` and
+    ``precision`` see :func:`bge_pruning.evaluation.encoders.load_encoder`. With ``before_recovery``
+    the pruned model is scored too, as it was before it was trained on.
     """
 
     sts: Sequence[str] = ()
@@ -54,6 +54,7 @@ class EvaluationPlan:
     parallel: Mapping[str, Sequence[str]] = field(default_factory=dict)
     lines: str = HELD_OUT
     max_length: int | None = None
+    precision: str = "fp32"
     before_recovery: bool = True
 
     @classmethod
@@ -63,7 +64,7 @@ class EvaluationPlan:
         for path, *pairs in args.parallel:
             parallel.setdefault(path, []).extend(pairs)
         given = (args.sts, args.retrieval, args.split, args.modes, given_prompts(args))
-        return cls(*given, parallel, args.lines, args.max_length)
+        return cls(*given, parallel, args.lines, args.max_length, args.precision)
 
     def tasks(self) -> list[Task]:
         """The tasks, loaded, see :func:`bge_pruning.evaluation.tasks.find_tasks`."""
@@ -85,6 +86,7 @@ class EvaluationPlan:
         for role, prompt in self.prompts.items():
             words += ["--query-prompt" if role == "query" else "--document-prompt", prompt]
         words += [] if self.max_length is None else ["--max-length", str(self.max_length)]
+        words += [] if self.precision == "fp32" else ["--precision", self.precision]
         return [*words, "--modes", *self.modes]
 
 
@@ -127,6 +129,7 @@ def evaluate_model(
     model, device = str(results / "model"), torch_device(config.device)
     options = {"also": judged_by.also(config), "device": device}
     options |= {"prompts": judged_by.prompts, "max_length": judged_by.max_length}
+    options |= {"precision": judged_by.precision}
     evaluation = evaluate(model, str(base), tasks, judged_by.modes, **options)
     again = config.overwrite or config.autoresume
     write_evaluation(evaluation, results / "evaluation.json", overwrite=again)

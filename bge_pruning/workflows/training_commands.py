@@ -189,6 +189,7 @@ MULTILINGUAL = Example(
         "parallel": {NEWS: ["de-en", "en-zh", "ar-fr", "hi-es", "ja-ru"]},
         "modes": ["dense", "sparse", "colbert", "all"],
         "max_length": 128,
+        "precision": "bf16",
         "before_recovery": False,
     },
 )

@@ -159,3 +159,16 @@ def test_a_model_without_a_transformer():
     model = SentenceTransformer(modules=[static], device="cpu")
     with pytest.raises(ValueError, match="w: StaticEmbedding is not a transformer. To fix, give a"):
         SentenceTransformerEncoder(model, "w")
+
+
+def test_bfloat16_is_near_and_only_of_models_that_are_computed_here(model_folder, electra_folder):
+    names = ("dense_vecs", "token_weights", "colbert_vecs")
+    full, half = (load_encoder(str(model_folder), precision=kind) for kind in ("fp32", "bf16"))
+    wanted, found = (encoder.encode(TEXTS, names) for encoder in (full, half))
+    assert found.multi_vectors.vectors.dtype == torch.float32
+    for name in ("dense_vecs", "lexical_weights"):
+        difference = abs(getattr(found, name) - getattr(wanted, name)).max()
+        assert 0 < difference < 0.02  # other products, near those of float32
+    assert untrained_encoder(half, 0).half and not untrained_encoder(full, 0).half
+    with pytest.raises(ValueError, match="precision is bf16, but .* another library. To fix, use"):
+        load_encoder(str(electra_folder), precision="bf16")
