@@ -116,8 +116,17 @@ class AdamW(torch.optim.AdamW):
         self.register_step_post_hook(AdamW.show_gradients)
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Load; of moments of all rows, as older checkpoints have them, those of drawn rows."""
+        """Load; of moments of all rows, as older checkpoints have them, those of drawn rows.
+
+        Raises:
+            ValueError: If there are moments of drawn rows of what is no table here.
+        """
         super().load_state_dict(state_dict)
+        if any("rows" in state for other, state in self.state.items() if other not in self.tables):
+            raise ValueError(
+                "the checkpoint has moments of the words that were in a batch, and a sharded table "
+                "needs those of all. To fix, resume with parallelism.fsdp=false, as it began."
+            )
         self._places = {}
         for table in self.tables:
             state = self.state.get(table, {})

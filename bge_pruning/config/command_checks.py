@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from bge_pruning.config import names
-from bge_pruning.config.names import EVALUATED_KINDS, L0, WITH_PASSAGES
+from bge_pruning.config.names import COLLECTIONS, EVALUATED_KINDS, L0, WITH_PASSAGES
 from bge_pruning.config.schema import Config, ConfigError, SourceConfig
 
 # Kinds of data that a loss needs. Distillation works with all of them.
@@ -157,6 +157,7 @@ def _check_frozen(config: Config) -> None:
         ("parallelism.fsdp", config.parallelism.fsdp),
         ("teacher.base_model", config.teacher.base_model is not None),
         ("a distillation under loss", loss.distils),
+        ("teacher.refit_texts", config.stage == "recover" and config.teacher.refit_texts > 0),
     ):
         if given:
             raise ConfigError(
@@ -188,8 +189,8 @@ def check_heads(config: Config) -> None:
     if config.model.replace_heads and untrained:
         raise ConfigError(
             f"model.replace_heads makes both heads new, and loss.contrastive_outputs lacks "
-            f"{', '.join(untrained)}. To fix, add it, or remove one .pt file from a copy of the "
-            f"model instead."
+            f"{' and '.join(sorted(untrained))}. To fix, add it, or remove one .pt file from a "
+            f"copy of the model instead."
         )
     if config.evaluation.keep_best is not None:
         raise ConfigError(
@@ -200,7 +201,7 @@ def check_heads(config: Config) -> None:
         if not source.is_collection:
             raise ConfigError(
                 f"data.eval '{source.name}' is of kind {source.kind}; heads are judged by "
-                f"retrieval. To fix, name collections of kind beir or mteb."
+                f"retrieval. To fix, name data of kind {' or '.join(COLLECTIONS)}."
             )
 
 

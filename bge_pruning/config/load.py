@@ -148,9 +148,10 @@ def _clear_targets(base: DictConfig, contents: Sequence[DictConfig]) -> None:
 def _make_recovery(config: Config, pruning: str) -> None:
     """Turn the configuration of a pruning run into that of its recovery, in place.
 
-    The model is the extracted one, without gates, and its teacher is the model it came from; its
-    sizes are no longer those that the YAML names. A baseline is cut without any step of training,
-    so its recovery has the steps of l0's pruning too: methods are compared at equal steps.
+    The model is the extracted one, without gates and with the heads that were trained, and its
+    teacher is the model it came from; its sizes are no longer those that the YAML names. A baseline
+    is cut without any step of training, so its recovery has the steps of l0's pruning too: methods
+    are compared at equal steps.
     """
     if config.method != L0:
         recovery, unit = config.max_duration, pruning[-2:]
@@ -163,8 +164,9 @@ def _make_recovery(config: Config, pruning: str) -> None:
         config.max_duration = f"{int(pruning[:-2]) + int(recovery[:-2])}{unit}"
     config.model.base_model = str(pruned_model_folder(config))
     config.data.adapt_weights_interval = None  # it follows what the gates do
-    for key in ("revision", "l0_module", *SIZES):
+    for key in ("revision", "l0_module", "colbert_dim", *SIZES):
         setattr(config.model, key, None)
+    config.model.replace_heads = False
     config.run_folder = f"{config.run_folder}-recovery"
 
 

@@ -132,8 +132,8 @@ class SourceConfig:
     name: str = "???"
     # sts: pairs; sentences: texts; contrastive, beir, mteb, parallel: queries with passages.
     kind: str = key("???", choices=SOURCE_KINDS)
-    # File or pattern (texts/*.txt; of kind parallel news-{language}.txt), hf://NAME of a Hugging Face
-    # dataset, BEIR folder, or mteb task. It may begin with ${oc.env:BGE_PRUNING_DATA}.
+    # File or pattern (texts/*.txt; of kind parallel news-{language}.txt), hf://NAME of a Hugging
+    # Face dataset, BEIR folder, or mteb task. It may begin with ${oc.env:BGE_PRUNING_DATA}.
     path: str = "???"
     # Share of the batches; default: as many batches as the source has.
     weight: Optional[float] = key(None, bound="above 0")

@@ -9,7 +9,6 @@ Nothing of what the package computes with is lost in float32.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from itertools import pairwise
@@ -33,6 +32,7 @@ from tokenizers import (
 from bge_pruning.datasets.embedding_dataset import build_tokenizer, pad_texts
 from bge_pruning.model_io.pretrained import load_base_model
 from bge_pruning.models.teacher import FrozenEncoder
+from bge_pruning.utils.files import write_json
 
 MAGIC, BLOCK = b"E5S1", 32
 SIZES = (
@@ -241,21 +241,17 @@ def write_tokenizer(file: E5File, folder: Path) -> None:
     content = {f"{name}_token": token for name, token in settings.items()}
     content |= {"tokenizer_class": "XLMRobertaTokenizer"}
     content |= {"model_max_length": file.config["max_position_embeddings"]}
-    _write(folder / "tokenizer_config.json", content)
-
-
-def _write(path: Path, content: Mapping[str, Any]) -> None:
-    path.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+    write_json(content, folder / "tokenizer_config.json")
 
 
 def write_bert_folder(source: Path, folder: Path) -> None:
     """Write the file's model as an ordinary BERT folder with its tokenizer and prompts."""
     file = read_e5_file(source)
     save_file(file.tensors, folder / "model.safetensors")
-    _write(folder / "config.json", file.config)
+    write_json(file.config, folder / "config.json")
     write_tokenizer(file, folder)
     prompts = {"prompts": PROMPTS, "default_prompt_name": None}
-    _write(folder / "config_sentence_transformers.json", prompts)
+    write_json(prompts, folder / "config_sentence_transformers.json")
 
 
 def measure_difference(folder: Path) -> float:

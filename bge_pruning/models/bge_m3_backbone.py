@@ -74,11 +74,7 @@ class Embeddings(nn.Module):
         # Positions count real tokens from pad_token_id + 1; padding stays at pad_token_id.
         real = input_ids.ne(self.pad_token_id).long()
         positions = real.cumsum(dim=1) * real + self.pad_token_id
-        # To leave padding out, the gradient of a table's rows would wait for the device. It is 0.
-        table = self.word_embeddings
-        padding = None if table.sparse else table.padding_idx
-        words = F.embedding(packing.pack(input_ids), table.weight, padding, sparse=table.sparse)
-        words = words + self.token_type_embeddings.weight[0]
+        words = self.word_embeddings(packing.pack(input_ids)) + self.token_type_embeddings.weight[0]
         u = residual_norm(
             self.position_embeddings(packing.pack(positions)), words, self.LayerNorm, hidden_z
         )

@@ -125,6 +125,9 @@ class ComposerBGEM3(ComposerModel):
         """
         table = self.backbone.embeddings.word_embeddings
         table.sparse = table.weight.requires_grad
+        if table.sparse:
+            # To leave padding out, its gradient would wait for the device, and it is 0 anyway.
+            table.padding_idx = None
         names = {parameter: name for name, parameter in self.named_parameters()}
         self._ddp_params_and_buffers_to_ignore = [names[p] for p in self.row_tables()]
 

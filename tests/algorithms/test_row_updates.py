@@ -125,6 +125,13 @@ def test_a_resumed_table_goes_on_bit_for_bit(resumed):
     assert (again.state["rows"] >= 0).sum() < ROWS
 
 
+def test_moments_of_drawn_rows_are_not_loaded_for_a_whole_table():
+    table = Table(True)
+    table.step(torch.tensor([5, 7]))
+    with pytest.raises(ValueError, match=r"sharded table .* To fix, .*parallelism\.fsdp=false"):
+        Table(False).optimizer.load_state_dict(table.optimizer.state_dict())
+
+
 def test_a_step_without_a_gradient_and_one_without_rows_move_no_new_row():
     """The first is a step that is skipped; with the second torch makes the state to load into."""
     table = Table(True)

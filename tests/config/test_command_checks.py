@@ -55,6 +55,11 @@ def sources(*kinds: str, last: str = "", part: str = "train") -> str:
             "data.adapt_weights_interval follows what pruning costs, and nothing is pruned",
         ),
         (
+            f"model.freeze_encoder=true && stage=recover && teacher.refit_texts=8 && {NO_TEACHER}",
+            "model.freeze_encoder trains the heads on queries with passages, and has no use for "
+            "teacher.refit_texts. To fix, leave it out, or set model.freeze_encoder=false.",
+        ),
+        (
             "loss.distillation_hidden=1 && teacher.cache=true",
             "loss.distillation_hidden needs the teacher's hidden states, which are too many to "
             "cache. To fix, leave teacher.cache out, or set it to false.",

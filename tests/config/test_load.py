@@ -312,7 +312,10 @@ def test_recovery_keys_wait_for_their_stage(write):
     config = load_config([path])
     assert (config.max_duration, config.optimizer.lr) == ("15000ba", 1e-4)
     overrides = ["model.d_model=32", "model.vocab_size=99", "model.revision=abc", "stage=recover"]
-    config = load_config([path], overrides)
+    # Heads that were made for the pruning are trained by it, and kept.
+    heads = ["model.colbert_dim=8", "model.replace_heads=true"]
+    config = load_config([path], [*overrides, *heads])
+    assert config.model.colbert_dim is None and not config.model.replace_heads
     assert (config.max_duration, config.optimizer.lr) == ("7ba", 0.5)
     assert config.model.base_model == str(Path("res/r/pruned_model"))
     assert config.model.l0_module is None
