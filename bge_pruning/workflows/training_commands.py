@@ -173,7 +173,12 @@ class Example:
 
     def files(self) -> list[str]:
         """The files and folders that it is judged by."""
-        return [*self.judged_by["sts"], *self.judged_by.get("retrieval", ())]
+        news = [
+            path.format(language=language)
+            for path, pairs in self.judged_by.get("parallel", {}).items()
+            for language in {part for pair in pairs for part in pair.split("-")}
+        ]
+        return [*self.judged_by["sts"], *self.judged_by.get("retrieval", ()), *sorted(news)]
 
 
 NEWS = "data/sentences/newstest2019-{language}.txt.gz"
@@ -189,7 +194,6 @@ MULTILINGUAL = Example(
         "parallel": {NEWS: ["de-en", "en-zh", "ar-fr", "hi-es", "ja-ru"]},
         "modes": ["dense", "sparse", "colbert", "all"],
         "max_length": 128,
-        "precision": "bf16",
         "before_recovery": False,
     },
 )
@@ -215,13 +219,17 @@ def quickstart(args: argparse.Namespace) -> None:
     # This command may replace what it made before; whoever runs the configuration has to say so.
     overrides = ["overwrite=true", *args.overrides]
     # Wrong arguments are refused before the model is prepared.
-    results = load_config([example.config], overrides).results_folder
+    config = load_config([example.config], overrides)
+    results = config.results_folder
     prepare(example.model)
+    precision = "bf16" if config.precision == "amp_bf16" else "fp32"
     from bge_pruning.reports.console import show_evaluation
     from bge_pruning.workflows.pipeline import run_pipeline
     from bge_pruning.workflows.stages import EvaluationPlan
 
-    evaluation = run_pipeline([example.config], overrides, EvaluationPlan(**example.judged_by))
+    evaluation = run_pipeline(
+        [example.config], overrides, EvaluationPlan(**example.judged_by, precision=precision)
+    )
     show_evaluation(evaluation)
     say(f"model    {results}/model\nreport   {results}/report.html")
 

@@ -8,11 +8,11 @@ from pathlib import Path
 
 import pytest
 
+from bge_pruning.evaluation.random_model import random_base_model
 from bge_pruning.model_io.e5_file import read_e5_file, write_tokenizer
 from bge_pruning.model_io.example_models import M3_SMALL, find_source
 from bge_pruning.model_io.model_folder import write_model_folder
 from bge_pruning.models.encoder_shape import EncoderShape
-from bge_pruning.workflows.random_model import random_base_model
 
 ROOT = Path(__file__).parents[2]
 PATH = "data/sentences/newstest2019-[a-d]*.txt.gz"
@@ -26,7 +26,7 @@ SHORT = """precision=fp32 device=cpu max_duration=2ba recovery.max_duration=2ba 
     "divisor",
     [
         pytest.param(8, id="an eighth", marks=pytest.mark.slow),
-        # Of 568 million parameters: XX minutes on two CPU cores, XX GB of memory at most.
+        # Of 568 million parameters: it has not been run to the end yet; 12 GB of memory at least.
         pytest.param(1, id="whole", marks=pytest.mark.slow),
     ],
 )
@@ -52,7 +52,8 @@ def test_bge_m3_is_pruned_recovered_and_extracted(divisor, bge_m3_shape, tmp_pat
     call("extract_pruned_model", f"{run}-recovery", str(results / "model"))
     for name in ("pruned_model", "model"):
         record = json.loads((results / name / "pruning.json").read_text(encoding="utf-8"))
-        assert record["largest_difference"] <= record["tolerance"]
+        found = record.get("largest_difference_float64") or record["largest_difference"]
+        assert found <= record["tolerance"]
         parts = record["parameters"]
         kept = parts["extracted"]["encoder"] / parts["source"]["encoder"]
         assert kept == pytest.approx(0.5, abs=0.002)
