@@ -29,7 +29,7 @@ setup(
     packages=[*find_packages(include=["bge_pruning", "bge_pruning.*"]), "bge_pruning.configs"],
     package_dir={"bge_pruning.configs": "configs"},
     package_data={
-        "bge_pruning.configs": ["*/*.yaml", "*/heads/*.pt"],
+        "bge_pruning.configs": ["*/*.yaml", "*/heads/*"],
         "bge_pruning.export": ["templates/*"],
         "bge_pruning.reports": ["templates/*"],
     },

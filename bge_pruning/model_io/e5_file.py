@@ -126,7 +126,7 @@ def read_e5_file(path: Path) -> E5File:
     Raises:
         ValueError: If it has another format.
     """
-    cursor = _Cursor(np.fromfile(path, np.uint8))
+    cursor = _Cursor(np.frombuffer(path.read_bytes(), np.uint8))
     header = cursor.take(HEADER)[0]
     if (header["magic"], header["version"], header["block"]) != (MAGIC, 1, BLOCK):
         raise ValueError(
