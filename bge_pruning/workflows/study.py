@@ -96,7 +96,7 @@ def _run_cells(study: Study, cells: Sequence[Cell], overwrite: bool) -> None:
         tasks = find_study_tasks(study)
         different = {repr((pair[0].data, pair[1].data)): pair for pair in configs}
         for pair in different.values():  # most cells have the same data
-            check_tasks(*pair, tasks)
+            check_tasks(*pair, tasks, study.max_length)
         reference = _find_reference(study, cell_config(study, cells[0], "prune"), tasks)
     for number, cell in enumerate(todo, 1):
         with lock_of(study.runs / cell.name, wait=False) as is_ours:
