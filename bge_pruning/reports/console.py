@@ -14,10 +14,10 @@ from bge_pruning.reports.comparison import Candidate, summary_header, summary_ro
 from bge_pruning.reports.report_tables import (
     LABELS,
     PARTS,
+    evaluation_notes,
     mean_rows,
     score_header,
     score_rows,
-    truncation_notes,
 )
 from bge_pruning.reports.summary_plot import count_models
 from bge_pruning.utils.records import EvaluationRecord, Parameters
@@ -31,7 +31,7 @@ def show_evaluation(result: EvaluationRecord, console: Console | None = None) ->
     console = console or Console(highlight=False)
     header = score_header(result)
     print_whole(_score_table(header, score_rows(result)), console)
-    for note in truncation_notes(result):
+    for note in evaluation_notes(result):
         console.print(note, markup=False, soft_wrap=True)
     if result.means:
         print_whole(_score_table(header, mean_rows(result)), console)

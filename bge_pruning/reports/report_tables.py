@@ -265,14 +265,16 @@ def _labels(entry: records.Entry) -> list[str]:
     return [entry.task, entry.mode, records.METRIC_TITLES.get(entry.metric, "-")]
 
 
-def truncation_notes(evaluation: records.EvaluationRecord) -> list[str]:
-    """A sentence for each task whose texts were truncated."""
+def evaluation_notes(evaluation: records.EvaluationRecord) -> list[str]:
+    """What else to know of scores: texts that were truncated, and layers in bfloat16."""
     counts = {entry.task: (entry.truncated, entry.texts or 0) for entry in evaluation.tasks}
-    return [
+    cuts = [
         f"{task}: {cut:,} of {texts:,} texts are longer than the limit of tokens and were cut."
         for task, (cut, texts) in counts.items()
         if cut
     ]
+    half = evaluation.precision == "bf16"
+    return [*cuts, *["Layers of all models, also for speed, were in bfloat16."] * half]
 
 
 def render_scores(evaluation: records.EvaluationRecord) -> list[str]:
@@ -290,7 +292,7 @@ def render_main_scores(evaluation: records.EvaluationRecord) -> list[str]:
     # First what most people look for; a test of means is not made.
     tables = [table(header[:-1], [row[:-1] for row in means], LABELS)] if means else []
     tables.append(table(header, rows, LABELS))
-    notes = map(paragraph, truncation_notes(evaluation))
+    notes = map(paragraph, evaluation_notes(evaluation))
     return ["## Quality", paragraph(QUALITY), *tables, *notes]
 
 

@@ -101,6 +101,11 @@ def _with_new_heads(config: Config, source: EncoderShape) -> EncoderShape:
             f"of {own}. To fix, leave it out, or set model.replace_heads=true for new heads."
         )
     if not (model.init_missing_heads or model.replace_heads):
+        if model.colbert_dim and not own:
+            raise ConfigError(
+                f"model.colbert_dim is {model.colbert_dim}, but {model.base_model} has no "
+                f"multi-vectors. To fix, leave it out, or set model.init_missing_heads=true."
+            )
         return source
     size = own or model.colbert_dim or source.hidden_size
     return replace(source, sparse_head=True, colbert_dim=size)

@@ -139,7 +139,10 @@ def test_scores_are_a_row_for_each_task_and_mode(result):
     _, _, table, note = tables.render_scores(result)
     assert table.splitlines()[2].startswith(r"| a\|b \<i\> | all |")
     assert note.startswith(r"a\|b \<i\>: 3 of")
-    assert tables.truncation_notes(result)[0].startswith("a|b <i>: 3 of")
+    assert tables.evaluation_notes(result)[0].startswith("a|b <i>: 3 of")
+    assert not any("bfloat16" in note for note in tables.evaluation_notes(result))
+    half = result.model_copy(update={"precision": "bf16"})
+    assert tables.evaluation_notes(half)[-1].endswith("were in bfloat16.")
 
 
 def test_every_metric_has_a_title():

@@ -241,6 +241,7 @@ def test_heads_are_trained_on_with_the_encoder_open(configure, overrides, tmp_pa
         (["model.l0_module.target_density=0.5"], "heads are trained for a whole model"),
         (["data.train=[{{name: t, kind: sentences, path: {csv}}}]"], "kind sentences"),
         (["model.colbert_dim=0"], "colbert_dim 0 is not above 0"),
+        (["model.init_missing_heads=false"], "colbert_dim is 8, but .* has no multi-vectors"),
         (
             ["model.base_model={whole}", "model.freeze_encoder=false"],
             "colbert_dim is 8, but .* has multi-vectors of 32",
