@@ -61,8 +61,10 @@ def find_base_folder(config: Config) -> Path | None:
             f"stage=recover starts from {name}, which is not there yet. To fix, run {step}."
         )
     for model in EXAMPLE_MODELS.values():
-        if Path(name) == model.output:
+        bare = f"{model.output}-encoder"  # as configurations of heads call it
+        if name in (str(model.output), bare):
             step = f"scripts/prepare_model.py {model.key}"
+            step += f" --without-heads --output {bare}" if name == bare else ""
             raise FileNotFoundError(f"{name} is not there yet. To fix, run {step}.")
     return None if is_hub_name(name) else fetch_model_folder(name)
 

@@ -241,6 +241,11 @@ def test_a_dry_run_refuses_what_cannot_run_after_its_plan(
             1,
             r".*/minilm-xlmr is not there yet\. To fix, run scripts/prepare_model\.py minilm\.$",
         ),
+        (
+            ["model.base_model=experiments/checkpoints/m3-small-encoder"],
+            1,
+            r".* run scripts/prepare_model\.py m3-small --without-heads --output .*-encoder\.$",
+        ),
         (["model.base_model=/no/where"], 1, "base_model '/no/where' is neither a"),
         (
             ["stage=recover"],
