@@ -237,6 +237,8 @@ def evaluate(
     judged = load(model)
     check_modes(modes, judged.names(), model)
     reference = load(baseline) if baseline else None
+    for folder in others.values():
+        load(folder)  # what cannot be loaded is refused before anything is scored
     score = partial(_score, tasks=tasks, modes=modes, progress=progress)
     scores = _score_all(judged, reference, seed, score)
     gc.collect()  # models sit in reference cycles, and the next may not fit beside the last

@@ -161,6 +161,15 @@ def test_a_rival_without_heads_is_compared_by_dense_vectors(electra_folder, mode
         evaluate(str(electra_folder), None, tasks, modes, device="cpu")
 
 
+def test_a_further_model_that_cannot_be_loaded_is_refused_before_any_is_scored(
+    electra_folder, model_folder, tasks, monkeypatch
+):
+    monkeypatch.setattr(module, "score_tasks", Mock(side_effect=AssertionError("scored")))
+    folder, also = str(model_folder), {"rival": str(electra_folder)}
+    with pytest.raises(ValueError, match="precision is bf16, but .* another library. To fix, use"):
+        evaluate(folder, None, tasks, also=also, device="cpu", precision="bf16")
+
+
 def test_every_task_and_phase_is_said(small_folder, tasks, monkeypatch, messages):
     monkeypatch.setattr(text_encoder, "QUIET", -1.0)
     monkeypatch.setattr(module, "measure_cost", Mock(return_value=None))
