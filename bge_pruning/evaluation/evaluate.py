@@ -246,15 +246,12 @@ def evaluate(
     for name, folder in others.items():
         extra[name] = score(name, partial(load, folder))
         gc.collect()
-    log.info("computing intervals and paired tests")
-    cells = [(task, mode) for task in tasks for mode in modes]
-    drawn = {(t.name, m): draw_scores(t, scores["model"][t.name, m], seed) for t, m in cells}
-    entries = [describe_task(t, m, scores, extra, drawn[t.name, m], seed) for t, m in cells]
+    entries, means = _describe(tasks, modes, scores, extra, seed)
     return EvaluationRecord(
         model=model,
         baseline=baseline,
-        tasks=[entry for part in entries for entry in part],
-        means=describe_means([part[0] for part in entries], drawn),
+        tasks=entries,
+        means=means,
         parameters={
             "model": count_parameters(judged),
             "baseline": None if reference is None else count_parameters(reference),
@@ -296,6 +293,22 @@ def _score_all(
         "word_embeddings": score("the words alone", lambda: WordEmbeddings(reference or judged)),
         "random_weights": score("random weights", lambda: untrained_encoder(judged, seed)),
     }
+
+
+def _describe(
+    tasks: Sequence[Task],
+    modes: Sequence[str],
+    scores: Mapping[str, Scores],
+    also: Mapping[str, Scores],
+    seed: int,
+) -> tuple[list[Entry], list[Entry]]:
+    """Entries of the tasks, and of the means over tasks of a kind."""
+    log.info("computing intervals and paired tests")
+    cells = [(task, mode) for task in tasks for mode in modes]
+    drawn = {(t.name, m): draw_scores(t, scores["model"][t.name, m], seed) for t, m in cells}
+    entries = [describe_task(t, m, scores, also, drawn[t.name, m], seed) for t, m in cells]
+    means = describe_means([part[0] for part in entries], drawn)
+    return [entry for part in entries for entry in part], means
 
 
 def _check_numbers(batch_size: int, max_length: int | None, seed: int) -> None:

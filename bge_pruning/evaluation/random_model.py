@@ -2,24 +2,20 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Sequence
 from itertools import count, islice, product
 from typing import Any
 
 import torch
-from tokenizers import AddedToken, Tokenizer, decoders, pre_tokenizers
-from tokenizers.models import Unigram
-from tokenizers.processors import TemplateProcessing
 
 from bge_pruning.model_io.pretrained import BaseModel
+from bge_pruning.model_io.tokenizer_files import META, make_unigram_files
 from bge_pruning.models.bge_m3_backbone import XLMRobertaBackbone
 from bge_pruning.models.embedding_heads import EmbeddingHeads
 from bge_pruning.models.encoder_shape import EncoderShape
 
 SPECIAL = ("<s>", "<pad>", "</s>", "<unk>")
 PAD = 1
-MARK = "▁"  # stands for the space before a word
 SYLLABLES = ["".join(pair) for pair in product("bcdfghjklmnpqrstvwxz", "aeiou")]
 
 
@@ -53,37 +49,17 @@ def make_tokenizer_files(size: int, max_length: int, words: Sequence[str]) -> di
     """Make a Unigram tokenizer of ``size`` tokens in XLM-R's layout: words and made-up pieces."""
     pieces = islice(_pieces(words), size - len(SPECIAL) - 1)
     scored = [(piece, -8.0 - rank / 30011) for rank, piece in enumerate(pieces)]
-    vocabulary = [(token, 0.0) for token in SPECIAL] + scored + [("<mask>", 0.0)]
-    tokenizer = Tokenizer(Unigram(vocabulary, unk_id=3, byte_fallback=False))
-    metaspace = pre_tokenizers.Metaspace(replacement=MARK, prepend_scheme="always")
-    tokenizer.pre_tokenizer = pre_tokenizers.Sequence([pre_tokenizers.WhitespaceSplit(), metaspace])
-    tokenizer.decoder = decoders.Metaspace(replacement=MARK, prepend_scheme="always")
-    tokenizer.post_processor = TemplateProcessing(
-        single="<s> $A </s>",
-        pair="<s> $A </s> </s> $B </s>",
-        special_tokens=[("<s>", 0), ("</s>", 2)],
-    )
-    tokenizer.add_special_tokens([AddedToken(t, normalized=False) for t in (*SPECIAL, "<mask>")])
-    names = {"bos": 0, "cls": 0, "eos": 2, "sep": 2, "pad": PAD, "unk": 3}
-    config = {
-        **{f"{name}_token": SPECIAL[index] for name, index in names.items()},
-        "mask_token": "<mask>",
-        "model_max_length": max_length,
-        "tokenizer_class": "XLMRobertaTokenizer",
-    }
-    return {
-        "tokenizer.json": tokenizer.to_str(pretty=True).encode(),
-        "tokenizer_config.json": json.dumps(config, ensure_ascii=False, indent=2).encode(),
-    }
+    special = [(token, 0.0) for token in SPECIAL]
+    return make_unigram_files([*special, *scored, ("<mask>", 0.0)], max_length)
 
 
 def _pieces(words: Sequence[str]) -> Iterator[str]:
     """Yield distinct pieces without end: words, letters, then ever longer made-up words."""
-    first = [MARK + word for word in words] + [MARK, *map(chr, range(33, 127))]
+    first = [META + word for word in words] + [META, *map(chr, range(33, 127))]
     yield from dict.fromkeys(first)
     known = set(first)
     for length in count(1):
         for syllables in product(SYLLABLES, repeat=length):
-            for piece in (MARK + "".join(syllables), "".join(syllables)):
+            for piece in (META + "".join(syllables), "".join(syllables)):
                 if piece not in known:
                     yield piece

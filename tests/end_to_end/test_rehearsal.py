@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from bge_pruning.evaluation.random_model import random_base_model
-from bge_pruning.model_io.e5_file import read_e5_file, write_tokenizer
+from bge_pruning.model_io.e5_file import read_e5_file, tokenizer_files
 from bge_pruning.model_io.example_models import M3_SMALL, find_source
 from bge_pruning.model_io.model_folder import write_model_folder
 from bge_pruning.models.encoder_shape import EncoderShape
@@ -63,9 +63,8 @@ def test_bge_m3_is_pruned_recovered_and_extracted(divisor, bge_m3_shape, tmp_pat
 def write_random_model(folder: Path, shape: EncoderShape) -> None:
     """A model of random weights with XLM-R's tokenizer."""
     folder.mkdir()
-    write_tokenizer(read_e5_file(find_source(M3_SMALL)), folder)
     base = random_base_model(shape, "random")
-    files = {name: (folder / name).read_bytes() for name in base.tokenizer_files}
+    files = tokenizer_files(read_e5_file(find_source(M3_SMALL)))
     parts = (base.backbone, base.heads, base.shape, base.hf_config)
     write_model_folder(folder, *parts, files, base.max_seq_length)
 
