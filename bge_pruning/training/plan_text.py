@@ -9,7 +9,12 @@ from bge_pruning.config.names import L0
 from bge_pruning.config.schema import Config, DataConfig, SourceConfig
 from bge_pruning.datasets.mixed_dataloader import BatchSize
 from bge_pruning.datasets.teacher_vectors import compute_cache_bytes
-from bge_pruning.models.encoder_shape import LossMemory, count_parameters, step_memory
+from bge_pruning.models.encoder_shape import (
+    LossMemory,
+    count_parameters,
+    forward_flops,
+    step_memory,
+)
 from bge_pruning.models.objective import loss_memory
 from bge_pruning.models.teacher import HIDDEN, LAST
 from bge_pruning.training.plan import Plan, build_loss_weights, example_target
@@ -17,6 +22,10 @@ from bge_pruning.utils.environment import torch_device
 
 # Below this share of the encoder the plan warns.
 SMALL = 0.1
+# Operations a second of a step on an H100 in bf16, see docs/speed.md: BGE-M3's shape, 64 texts of
+# 512 tokens, with gates, and with a teacher in the step alike.
+H100_FLOPS = 3.1e14
+SHORT = 0.1  # hours that are not said
 
 
 def render_plan(plan: Plan, config: Config) -> str:
@@ -59,7 +68,29 @@ def render_run(plan: Plan, config: Config) -> list[str]:
             lines.append(f"gates start  in the order of {l0.init_order} on {texts:,} texts")
     if config.stage == "recover" and (texts := config.teacher.refit_texts):
         lines.append(f"starts from  weights fitted to the uncut model on {texts:,} texts")
-    return [*lines, render_disk(plan, config)]
+    return [*lines, *_cost_lines(plan, config), render_disk(plan, config)]
+
+
+def _cost_lines(plan: Plan, config: Config) -> list[str]:
+    """Tokens and time of the run, and of the recovery that follows it, if both are in steps."""
+    recovery = {"max_duration": config.max_duration} | (config.recovery or {})
+    stages = {"this run": (plan.source, vars(config))}
+    if config.stage != "recover" and (target := example_target(plan)) is not None:
+        stages["recovery"] = (target, {**vars(config), **recovery})
+    width, length = largest_batch(config).width, config.model.max_length
+    found, hours = [], 0.0
+    for name, (shape, keys) in stages.items():
+        if not keys["max_duration"].endswith("ba"):
+            return []
+        tokens = int(keys["max_duration"][:-2]) * keys["global_train_batch_size"] * width * length
+        # Forward and backward of the student, and forward of the teacher.
+        passes = 3.0 * forward_flops(shape, [length])
+        passes += forward_flops(plan.source, [length]) * config.loss.distils
+        hours += tokens / length * passes / H100_FLOPS / 3600
+        found.append(f"{name} {tokens / 1e6:,.1f}")
+    time = f"; on an H100 {hours:,.1f} hours in bf16, by the steps in docs/speed.md"
+    line = f"tokens       {', '.join(found)} million, if all texts had {length:,} tokens"
+    return [line + time * (hours >= SHORT)]
 
 
 def _when(interval: str, config: Config) -> str:

@@ -61,6 +61,26 @@ def test_text_holds_the_exact_counts(plan, model_folder):
     assert example_target(made) is made.target
 
 
+def test_tokens_and_hours_of_both_stages(plan):
+    """By hand: 2 operations a weight, and 4 for each of 512 tokens and 1024 dimensions."""
+    sizes = ("max_duration=1000ba", "recovery.max_duration=2000ba", "global_train_batch_size=64")
+    distilled = ("loss.sts_regression=0", "loss.distillation_alignment=1", SENTENCES)
+    made, config = plan(*HUB, *HUB_REST, *HALF, "model.max_length=512", *sizes, *distilled)
+    found = re.search(
+        r"tokens +this run ([\d.]+), recovery ([\d.]+) million.*; on an H100 ([\d.]+) hours",
+        render_plan(made, config),
+    )
+    assert found.groups()[:2] == ("32.8", "65.5")
+    layer = 2 * (4 * 1024**2 + 2 * 1024 * 4096) + 4 * 512 * 1024
+    kept = example_target(made)
+    small = 2 * (4 * kept.hidden_size * 1024 + 2 * kept.hidden_size * kept.intermediate_size)
+    small += 4 * 512 * kept.hidden_size
+    whole, cut = 24 * layer, kept.num_hidden_layers * small
+    operations = 32.768e6 * 4 * whole + 65.536e6 * (3 * cut + whole)
+    assert float(found[3]) == pytest.approx(operations / 3.1e14 / 3600, abs=0.06)
+    assert "H100" not in render_plan(*plan("max_duration=10ba"))
+
+
 def test_text_of_a_budget(plan):
     made, config = plan(*HALF)
     budget = 0.5 * count_parameters(made.source).encoder
