@@ -36,7 +36,7 @@ CANDIDATES := $(PYTHON) $(if $(filter file,$(origin PYTHON)),python3.11 python3.
 
 help:
 	@echo 'make quickstart   prune, evaluate and compare a small real model on the CPU (scripts/quickstart.py)'
-	@echo 'make quickstart-multilingual   the same with a BGE-M3 in small: half an hour on two cores'
+	@echo 'make quickstart-multilingual   the same with a BGE-M3 in small: 25 minutes on two cores'
 	@echo 'make test         lint, import contracts and tests: 7 minutes on two cores'
 	@echo 'make test-all     the same with the slow tests and more random examples: 20 minutes'
 	@echo 'make test-reliability   kills, ranks and bad input: up to 35 minutes'

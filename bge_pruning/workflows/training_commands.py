@@ -200,7 +200,7 @@ MULTILINGUAL = Example(
 
 
 @opt.command(
-    opt.flag("--multilingual", "prune a BGE-M3 in small, in many languages: half an hour"),
+    opt.flag("--multilingual", "prune a BGE-M3 in small, in many languages: 25 minutes"),
     opt.value("overrides", "key=value on top of its configuration", nargs="*"),
     overrides=True,
     example="seed=1",
