@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import operator
 import os
 
 from bge_pruning.config.checks import share_of_run
@@ -77,12 +78,13 @@ def _cost_lines(plan: Plan, config: Config) -> list[str]:
     stages = {"this run": (plan.source, vars(config))}
     if config.stage != "recover" and (target := example_target(plan)) is not None:
         stages["recovery"] = (target, {**vars(config), **recovery})
-    width, length = largest_batch(config).width, config.model.max_length
+    length = config.model.max_length
     found, hours = [], 0.0
     for name, (shape, keys) in stages.items():
         if not keys["max_duration"].endswith("ba"):
             return []
-        tokens = int(keys["max_duration"][:-2]) * keys["global_train_batch_size"] * width * length
+        tokens = int(keys["max_duration"][:-2]) * keys["global_train_batch_size"] * length
+        tokens *= _mean_texts_of_row(config.data)
         # Forward and backward of the student, and forward of the teacher.
         passes = 3.0 * forward_flops(shape, [length])
         passes += forward_flops(plan.source, [length]) * config.loss.distils
@@ -158,6 +160,13 @@ def _texts_of_row(source: SourceConfig, data: DataConfig) -> int:
     if source.has_passages:
         return 2 + data.negatives_of(source)
     return 2 if source.kind == "sts" else 1
+
+
+def _mean_texts_of_row(data: DataConfig) -> float:
+    """Of all batches; without weights, as if the sources had as many rows."""
+    texts = [_texts_of_row(source, data) for source in data.train]
+    weights = [1.0 if source.weight is None else source.weight for source in data.train]
+    return sum(map(operator.mul, texts, weights)) / sum(weights)
 
 
 def _ranks() -> int:
