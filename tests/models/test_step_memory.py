@@ -149,6 +149,12 @@ LOSSES = {
     "dense alone": {"contrastive": 1.0},
     "all outputs": {"contrastive": 1.0, **COMPARED},
     "own passages": {"score_distillation": 1.0, **COMPARED},
+    "a teacher's scores": {"distillation_scores": 1.0, **COMPARED},
+    "a teacher's scores of all": {
+        "distillation_scores": 1.0,
+        "teacher_scores_in_batch": True,
+        **COMPARED,
+    },
     "multi-vectors": {"distillation_colbert": 1.0},
     "both": {"contrastive": 1.0, "distillation_colbert": 1.0, **COMPARED},
     "hidden states": {"distillation_hidden": 1.0, "distillation_similarity": 1.0},
@@ -193,6 +199,7 @@ def measure_loss(
     if not teacher:
         sizes = {
             "dense_vecs": (shape.hidden_size,),
+            "token_weights": (LENGTH,),
             "colbert_vecs": (LENGTH - 1, shape.colbert_dim),
         }
         targets = {f"teacher_{n}": torch.rand(ROWS, WIDTH, *sizes[n]) for n in weights.distilled}
