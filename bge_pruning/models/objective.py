@@ -367,7 +367,7 @@ def loss_memory(
         comparing += STATES * sizes[HIDDEN] - targets
     if "colbert_vecs" in weights.compared:
         passages = vectors * (width - 1) / width
-        gathers = ranks > 1 and (weights.contrastive or weights.self_distillation)
+        gathers = ranks > 1 and weights.compares_batch
         block = min(BLOCK_PRODUCTS, rows * length * rows * (width - 1) * ranks * length)
         comparing += passages + max(vectors, 2 * ranks * passages if gathers else 0.0) + 5.0 * block
     backward = NORMALISING * vectors

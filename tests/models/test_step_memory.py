@@ -234,7 +234,9 @@ def test_what_losses_take(name, loss, rows_at_once, monkeypatch):
 
 
 @pytest.mark.parametrize("rows_at_once", [None, 1], ids=["whole", "in pieces"])
-@pytest.mark.parametrize("loss", ["all outputs", "own passages", "both"])
+@pytest.mark.parametrize(
+    "loss", ["all outputs", "own passages", "both", "a teacher's scores of all"]
+)
 def test_what_the_passages_of_all_ranks_take(loss, rows_at_once, many_ranks, monkeypatch):
     for module in (embedding_heads, objective):
         monkeypatch.setattr(module, "BLOCK_PRODUCTS", 1 << 16)
