@@ -44,12 +44,19 @@ def check(config: Config) -> None:
             f"own prompts. To fix, remove it, and write the prompts into the model's "
             f"config_sentence_transformers.json."
         )
-    for option, needed in schema.missing_export_options(vars(config.export)).items():
+    for option, needed in missing_export_options(vars(config.export)).items():
         names = " or ".join(f"export.{name}" for name in needed)
         raise ConfigError(f"export.{option} needs {names}. To fix, set that, or leave it out.")
     _check_parallelism(config)
     if config.model.l0_module is not None:
         _check_target(config.model.l0_module)
+
+
+def missing_export_options(given: Mapping[str, Any]) -> dict[str, tuple[str, ...]]:
+    """The options of an export that lack another one, with those that would do."""
+    needs = {option.name: option.metadata.get("needs") for option in fields(schema.ExportConfig)}
+    given_needs = {option: names for option, names in needs.items() if given[option] and names}
+    return {o: names for o, names in given_needs.items() if not any(map(given.get, names))}
 
 
 def _check_part(part: Any, prefix: str) -> None:

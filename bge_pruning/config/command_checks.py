@@ -12,13 +12,14 @@ from bge_pruning.config import names
 from bge_pruning.config.names import COLLECTIONS, EVALUATED_KINDS, L0, WITH_PASSAGES
 from bge_pruning.config.schema import Config, ConfigError, SourceConfig
 
-# Kinds of data that a loss needs. Distillation works with all of them.
+# Kinds of data that a loss needs. The other distillation works with all of them.
 LOSS_NEEDS = {
     "sts_regression": ("sts",),
     "cosent": ("sts",),
     "contrastive": WITH_PASSAGES,
     "self_distillation": WITH_PASSAGES,
     "score_distillation": WITH_PASSAGES,
+    "distillation_scores": WITH_PASSAGES,
 }
 EXAMPLE = "add a target, e.g. configs/bge_m3/target_60pct.yaml"
 
@@ -135,8 +136,15 @@ def _check_losses(config: Config) -> None:
                 f"loss.{name} needs data.train of kind {' or '.join(kinds)}. To fix, set it to 0 "
                 f"or add such data."
             )
+    if loss.distillation_scores and not any(_teacher_compares(s, config) for s in sources):
+        raise ConfigError(
+            "loss.distillation_scores compares the passages of a query, and each has one: no "
+            "data source has negatives. To fix, set negatives of a source above 0, and "
+            "mined_negatives or perturbed_negatives if its rows have none, or "
+            "loss.teacher_scores_in_batch=true."
+        )
     for source in sources:
-        if not loss.distils and not any(source.kind in kinds for kinds in given.values()):
+        if not _losses_of(source, config):
             raise ConfigError(
                 f"no loss applies to data source '{source.name}' of kind {source.kind}. To fix, "
                 f"set a weight under loss that does, or remove the source."
@@ -146,6 +154,22 @@ def _check_losses(config: Config) -> None:
             "loss.self_distillation needs an ensemble of two outputs or more. To fix, add sparse "
             "or colbert to loss.contrastive_outputs, or set it to 0."
         )
+
+
+def _teacher_compares(source: SourceConfig, config: Config) -> bool:
+    """Whether the teacher can score two passages or more of a query."""
+    several = config.loss.teacher_scores_in_batch or config.data.negatives_of(source) > 0
+    return source.has_passages and several
+
+
+def _losses_of(source: SourceConfig, config: Config) -> list[str]:
+    """Parts of the loss that apply to a source."""
+    parts = [name for name, value in vars(config.loss).items() if value]
+    of_all = [n for n in parts if n.startswith("distillation_") and n != "distillation_scores"]
+    of_kind = [name for name in parts if source.kind in LOSS_NEEDS.get(name, ())]
+    if "distillation_scores" in of_kind and not _teacher_compares(source, config):
+        of_kind.remove("distillation_scores")
+    return of_all + of_kind
 
 
 def _check_frozen(config: Config) -> None:
@@ -207,18 +231,21 @@ def check_heads(config: Config) -> None:
 
 def _check_negatives(source: SourceConfig, config: Config) -> None:
     if not source.has_passages:
-        if source.mined_negatives or source.negatives or not source.in_batch_negatives:
+        made = source.mined_negatives or source.perturbed_negatives
+        if made or source.negatives or not source.in_batch_negatives:
             raise ConfigError(
                 f"negatives of data source '{source.name}' need queries with passages, not kind "
-                f"{source.kind}. To fix, remove negatives, mined_negatives and in_batch_negatives."
+                f"{source.kind}. To fix, remove negatives, mined_negatives, perturbed_negatives "
+                f"and in_batch_negatives."
             )
         return
     used = config.data.negatives_of(source)
-    if source.mined_negatives and not used:
-        raise ConfigError(
-            f"data source '{source.name}' mines {source.mined_negatives} negatives a query and "
-            f"uses none. To fix, set negatives of the source to 1 or more."
-        )
+    for verb, count in (("mines", source.mined_negatives), ("makes", source.perturbed_negatives)):
+        if count and not used:
+            raise ConfigError(
+                f"data source '{source.name}' {verb} {count} negatives a query and uses none. To "
+                f"fix, set negatives of the source to 1 or more."
+            )
     if not source.in_batch_negatives and not used:
         raise ConfigError(
             f"data source '{source.name}' has no negatives at all: in_batch_negatives is false and "

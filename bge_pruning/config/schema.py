@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field
 from typing import Any, Optional
 
 from bge_pruning.config import names
@@ -151,6 +150,8 @@ class SourceConfig:
     in_batch_negatives: bool = True
     # Texts per query that are nearest to the unpruned model and not positive.
     mined_negatives: int = key(0, bound="0 or more")
+    # So many of a query that has no other negative: a positive with words deleted or swapped.
+    perturbed_negatives: int = key(0, bound="0 or more")
     replaced_tokens: float = key(0.0, bound="in [0, 1]")  # of kind sentences: up to so many random
     # A text that scores above this share of the positive's score is not mined.
     mining_margin: float = key(0.95, bound="in (0, 1]")
@@ -221,6 +222,7 @@ class LossConfig:
     distillation_sparse: float = weight()  # its sparse token weights
     distillation_colbert: float = weight()  # its multi-vectors, token by token
     distillation_hidden: float = weight()  # its hidden states, at the layers after the kept ones
+    distillation_scores: float = weight()  # its scores of a query's passages, positive, negatives
     contrastive: float = weight()  # queries with passages: InfoNCE of contrastive_outputs
     self_distillation: float = weight()  # the ensemble of the outputs teaches each of them
     score_distillation: float = weight()  # the scores that the rows give their passages
@@ -228,6 +230,9 @@ class LossConfig:
     temperature: float = key(0.02, bound="above 0")  # of contrastive and self_distillation
     learn_temperature: bool = False  # start at temperature, stay between 0.005 and 1
     similarity_temperature: float = key(0.05, bound="above 0")
+    # Of distillation_scores: in standard deviations of the unpruned model's scores of a query.
+    teacher_score_temperature: float = key(0.5, bound="above 0")
+    teacher_scores_in_batch: bool = False  # compare the passages of the whole batch
 
     @property
     def distils(self) -> bool:
@@ -237,7 +242,8 @@ class LossConfig:
     @property
     def compares_texts(self) -> bool:
         """Whether any part compares the texts of a batch, so that the batch may not be split."""
-        parts = (self.cosent, self.distillation_similarity, self.contrastive)
+        in_batch = self.distillation_scores if self.teacher_scores_in_batch else 0.0
+        parts = (self.cosent, self.distillation_similarity, self.contrastive, in_batch)
         return any(parts) or self.self_distillation > 0
 
 
@@ -285,13 +291,6 @@ class ExportConfig:
     int8_sts: Optional[str] = key(None, needs=("onnx_int8",))
     # Write it even if the mean cosine of an output to float32 is below 0.95.
     int8_any_loss: bool = key(False, needs=("onnx_int8",))
-
-
-def missing_export_options(given: Mapping[str, Any]) -> dict[str, tuple[str, ...]]:
-    """The options of :class:`ExportConfig` that lack another one, with those that would do."""
-    needs = {option.name: option.metadata.get("needs") for option in fields(ExportConfig)}
-    given_needs = {option: names for option, names in needs.items() if given[option] and names}
-    return {o: names for o, names in given_needs.items() if not any(map(given.get, names))}
 
 
 @dataclass

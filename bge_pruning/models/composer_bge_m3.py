@@ -233,7 +233,8 @@ class ComposerBGEM3(ComposerModel):
             parts.update(pair_parts(weights, outputs["dense_vecs"], batch["scores"]))
         if "passage_texts" in batch and weights.compares_passages:
             temperature = weights.temperature if self.temperature is None else self.temperature()
-            parts.update(passage_parts(weights, outputs, batch, temperature, self.special_ids))
+            options = temperature, self.special_ids, targets
+            parts.update(passage_parts(weights, outputs, batch, *options))
         if weights.distils:
             flat = {name: value.flatten(0, 1) for name, value in outputs.items()}
             where = self._teacher_map()

@@ -77,6 +77,19 @@ def unified_loss(losses: dict[str, Tensor]) -> Tensor:
     return torch.stack(terms).sum() / len(terms)
 
 
+# Scores of a query that differ by less than this differ by noise.
+LEAST_SPREAD = 0.01
+
+
+def spread(scores: Tensor) -> Tensor:
+    """Standard deviation of each query's scores, ``(Q, 1)``, which makes a temperature unit-free.
+
+    E5's cosines of a query with passages near to it differ by some 0.02, the scores of its sparse
+    and multi-vectors by 0.1 to 0.2: no one temperature suits all of them.
+    """
+    return scores.float().std(-1, correction=0, keepdim=True).clamp(min=LEAST_SPREAD)
+
+
 def score_distillation(
     student: Tensor,
     teacher: Tensor,
@@ -88,8 +101,8 @@ def score_distillation(
 
     With the student's own ensemble score as the (detached) teacher this is BGE-M3's
     self-distillation, up to the teacher's entropy, which has no gradient. Scores are ``(Q, P)``;
-    passages that are ``excluded``, ``(Q, P)``, are left out of both. The teacher's temperature is
-    the student's if it is ``None``.
+    passages that are ``excluded``, ``(Q, P)``, are left out of both. A temperature may be one for
+    each query, ``(Q, 1)``; the teacher's is the student's if it is ``None``.
     """
     _check_temperature(temperature, "loss.temperature")
 

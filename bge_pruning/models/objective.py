@@ -49,7 +49,10 @@ class LossWeights:
     distillation_sparse: float = 0.0
     distillation_colbert: float = 0.0
     distillation_hidden: float = 0.0
+    distillation_scores: float = 0.0
     similarity_temperature: float = 0.05
+    teacher_score_temperature: float = 0.5
+    teacher_scores_in_batch: bool = False
     contrastive: float = 0.0
     self_distillation: float = 0.0
     score_distillation: float = 0.0
@@ -74,14 +77,20 @@ class LossWeights:
     @property
     def distilled(self) -> tuple[str, ...]:
         """Outputs of the teacher that the parts need."""
-        parts = [p for p in PART_OUTPUTS if p.startswith("distillation") and getattr(self, p) > 0]
-        needed = self.taken(parts)
+        given = [part for part in vars(self) if part.startswith("distillation_")]
+        needed = self.taken(part for part in given if getattr(self, part) > 0)
         return tuple(name for name in (*OUTPUT_NAMES.values(), HIDDEN) if name in needed)
 
     @property
     def compares_passages(self) -> bool:
         """Whether any part scores queries against passages."""
-        return self.contrastive > 0 or self.self_distillation > 0 or self.score_distillation > 0
+        return self.compares_batch or self.score_distillation > 0 or self.distillation_scores > 0
+
+    @property
+    def compares_batch(self) -> bool:
+        """Whether any part scores queries against the passages of the whole batch."""
+        taught = self.distillation_scores > 0 and self.teacher_scores_in_batch
+        return self.contrastive > 0 or self.self_distillation > 0 or taught
 
     @property
     def compared(self) -> tuple[str, ...]:
@@ -153,18 +162,20 @@ def passage_parts(
     batch: Batch,
     temperature: Temperature,
     special_ids: Sequence[int],
+    taught: dict[str, Tensor],
 ) -> dict[str, Tensor]:
     """Losses of this rank's queries against the passages of all ranks.
 
-    Outputs of queries and their passages are ``(B, N, ...)``; the batch has ``passage_texts``,
-    ``positive_texts`` and optionally ``passage_scores``, for which a query's own passages do, and
-    ``own_passages_only``, ``(B,)``, where the other queries' passages are no negatives.
+    Outputs of queries and their passages are ``(B, N, ...)``, the teacher's, by name too, ``(B * N,
+    ...)``; the batch has ``passage_texts``, ``positive_texts`` and optionally ``passage_scores``,
+    for which a query's own passages do, and ``own_passages_only``, ``(B,)``, where the other
+    queries' passages are no negatives. That does not bind the teacher, which says what they are.
     """
     compared = {name: value for name, value in outputs.items() if name in weights.compared}
     queries, passages = _queries_and_passages(compared, batch)
     count, per_query = batch["passage_texts"].shape
     found: dict[str, dict[str, Tensor]] = {}
-    if weights.contrastive or weights.self_distillation:
+    if weights.compares_batch:
         every, numbers = gather_texts(passages, batch["passage_texts"].flatten())
         rows = torch.arange(count, device=numbers.device)
         targets = (rows + global_rank() * count) * per_query
@@ -182,6 +193,13 @@ def passage_parts(
             name: losses.score_distillation(score, given, temperature, teacher_temperature=1.0)
             for name, score in own.items()
         }
+    if weights.distillation_scores and (weights.teacher_scores_in_batch or per_query > 1):
+        given = {name: taught[name].unflatten(0, (count, -1)) for name in compared}
+        if weights.teacher_scores_in_batch:
+            own = scores.all()
+        else:
+            own = _own_scores(queries, passages, per_query, special_ids)
+        found["distillation_scores"] = _to_teacher(weights, own, given, batch, special_ids)
     if weights.self_distillation:
         found["self_distillation"] = {
             name: losses.score_distillation(score, scores.ensemble, temperature, excluded)
@@ -208,6 +226,32 @@ def _own_scores(
     pairs = zip(queries.split(1), passages.split(per_query), strict=True)
     rows = [compute_scores(*pair, special_ids).all() for pair in pairs]
     return {name: torch.cat([row[name] for row in rows]) for name in rows[0]}
+
+
+def _to_teacher(
+    weights: LossWeights,
+    scores: dict[str, Tensor],
+    taught: dict[str, Tensor],
+    batch: Batch,
+    special_ids: Sequence[int],
+) -> dict[str, Tensor]:
+    """Losses of scores by name ``(Q, P)``, of a query's own passages or those of all ranks.
+
+    The teacher's scores of the same passages are computed from its outputs ``(B, N, ...)``.
+    """
+    queries, passages = _queries_and_passages(taught, batch)
+    texts = batch["passage_texts"]
+    if weights.teacher_scores_in_batch:
+        every, _ = gather_texts(passages, texts.flatten())
+        given = compute_scores(queries, every, special_ids).all()
+    else:
+        given = _own_scores(queries, passages, texts.shape[1], special_ids)
+    return {
+        name: losses.score_distillation(
+            scores[name], score, weights.teacher_score_temperature * losses.spread(score)
+        )
+        for name, score in given.items()
+    }
 
 
 def distillation_parts(
@@ -323,7 +367,7 @@ def loss_memory(
         comparing += STATES * sizes[HIDDEN] - targets
     if "colbert_vecs" in weights.compared:
         passages = vectors * (width - 1) / width
-        gathers = ranks > 1 and (weights.contrastive or weights.self_distillation)
+        gathers = ranks > 1 and weights.compares_batch
         block = min(BLOCK_PRODUCTS, rows * length * rows * (width - 1) * ranks * length)
         comparing += passages + max(vectors, 2 * ranks * passages if gathers else 0.0) + 5.0 * block
     backward = NORMALISING * vectors

@@ -10,7 +10,8 @@ from dataclasses import fields
 from pathlib import Path
 
 from bge_pruning.cli import command_words
-from bge_pruning.config.schema import ExportConfig, missing_export_options
+from bge_pruning.config.checks import missing_export_options
+from bge_pruning.config.schema import ExportConfig
 from bge_pruning.reports.comparison import EVALUATION
 from bge_pruning.utils.files import evaluation_files, refuse_existing
 from bge_pruning.utils.guard import say

@@ -42,6 +42,8 @@ WHOLE_BATCH = LossWeights(
     distillation_sparse=0.5,
     distillation_colbert=1.0,
     distillation_hidden=0.7,
+    distillation_scores=0.6,
+    teacher_scores_in_batch=True,
     contrastive=1.0,
     self_distillation=0.5,
     score_distillation=0.4,
@@ -517,6 +519,87 @@ def test_scores_of_a_file_teach_every_output(build, scored_passages):
     assert float(parts["score_distillation"].detach()) == pytest.approx(expected, rel=1e-4)
 
 
+def texts_of(
+    outputs: dict[str, Tensor], batch: dict[str, Tensor], rows: slice, texts: slice
+) -> Outputs:
+    """Some texts of some examples, one after the other."""
+    given = {name: batch[name] for name in ("input_ids", "attention_mask")} | outputs
+    return Outputs(**{name: value[rows, texts].flatten(0, 1) for name, value in given.items()})
+
+
+@pytest.mark.parametrize("cached", [False, True])
+@pytest.mark.parametrize("names", [("dense",), NAMES])
+@pytest.mark.parametrize("in_batch", [False, True])
+def test_scores_of_the_teacher_teach_every_output(
+    in_batch, names, cached, build, teacher_parts, scored_passages
+):
+    """In double precision from single scores, a query at a time; with the gradient of a cosine."""
+    temperature, special = 0.7, (0, 1, 2)
+    options = {"teacher_scores_in_batch": in_batch, "teacher_score_temperature": temperature}
+    weights = LossWeights(distillation_scores=1.0, contrastive_outputs=names, **options)
+    teacher = FrozenEncoder(*copy.deepcopy(teacher_parts), weights.distilled)
+    ids, mask = (scored_passages[n].flatten(0, 1) for n in ("input_ids", "attention_mask"))
+    taught = {name: value.unflatten(0, (B, 4)) for name, value in teacher(ids, mask).items()}
+    batch = {k: v for k, v in scored_passages.items() if k != "passage_scores"}
+    batch |= {f"teacher_{name}": value for name, value in taught.items()} if cached else {}
+    given = None if cached else teacher
+    model = build(gated=False, losses=weights, teacher=given, special_ids=special).train()
+    outputs = model(batch)
+    vectors = outputs["dense_vecs"]
+    vectors.retain_grad()
+    parts = model.loss(outputs, batch)
+    assert set(parts) == {"distillation_scores", "total"}
+    parts["total"].backward()
+
+    total, gradient = dict.fromkeys(names, 0.0), torch.zeros_like(vectors, dtype=torch.float64)
+    with torch.no_grad():
+        for row in range(B):
+            own = slice(row, row + 1)
+            others = slice(None) if in_batch else own
+            ours, theirs = (
+                compute_scores(
+                    texts_of(values, batch, own, slice(0, 1)),
+                    texts_of(values, batch, others, slice(1, None)),
+                    special,
+                ).all()
+                for values in (outputs, taught)
+            )
+            for name in ours:
+                target = theirs[name][0].double().numpy()
+                softness = temperature * max(target.std(), 0.01)
+                found = softmax(ours[name][0].double().numpy() / softness)
+                target = softmax(target / softness)
+                total[name] = total.get(name, 0.0) + entropy(target, found) / B
+                if len(names) == 1:
+                    by_score = torch.from_numpy(found - target) / softness / B  # (passages,)
+                    passages = vectors[others, 1:].flatten(0, 1).double()
+                    gradient[row, 0] += by_score @ passages
+                    share = by_score[:, None] * vectors[row, 0].double()
+                    gradient[others, 1:] += share.view(-1, 3, H)
+    if len(names) == 1:
+        expected = total["dense"]
+        assert (vectors.grad - gradient).norm() < 1e-3 * gradient.norm()  # scores are float32
+    else:
+        weighted = total["dense"] + total["ensemble"] + 0.1 * total["sparse"] + total["colbert"]
+        expected = weighted / 4
+    assert expected > 0.01
+    assert float(parts["total"].detach()) == pytest.approx(expected, rel=1e-4)
+
+
+def test_a_single_passage_is_not_compared_and_the_teacher_is_not_corrected(
+    build, teacher_parts, passages
+):
+    """The teacher's own outputs have no loss; of one passage a query there is nothing to learn."""
+    losses = LossWeights(distillation_scores=1.0, distillation_alignment=1.0)
+    teacher = FrozenEncoder(*copy.deepcopy(teacher_parts), losses.distilled)
+    model = build(gated=False, losses=losses, teacher=teacher).train()
+    assert set(model.loss(model(passages), passages)) == {"distillation_alignment", "total"}
+    same = replace(losses, teacher_scores_in_batch=True)
+    model = ComposerBGEM3(*copy.deepcopy(teacher_parts), None, same, teacher).eval()
+    outputs = model._embed(passages, None, same.trained)
+    assert float(model.loss(outputs, passages)["distillation_scores"]) == pytest.approx(0, abs=1e-6)
+
+
 @pytest.mark.parametrize("part", ["contrastive", "score_distillation"])
 def test_queries_are_cut_and_scores_of_a_file_need_no_other_passages(
     part, build, scored_passages, monkeypatch
@@ -619,7 +702,7 @@ def test_pieces_limit_what_is_kept(pieces, pairs):
     assert little < everything / 20
 
 
-OF_PASSAGES = ("contrastive", "self_distillation", "score_distillation")
+OF_PASSAGES = ("contrastive", "self_distillation", "score_distillation", "distillation_scores")
 PARTS = [name for name in (*PART_OUTPUTS, *OF_PASSAGES) if name != "distillation_similarity"]
 
 

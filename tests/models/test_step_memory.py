@@ -149,6 +149,12 @@ LOSSES = {
     "dense alone": {"contrastive": 1.0},
     "all outputs": {"contrastive": 1.0, **COMPARED},
     "own passages": {"score_distillation": 1.0, **COMPARED},
+    "a teacher's scores": {"distillation_scores": 1.0, **COMPARED},
+    "a teacher's scores of all": {
+        "distillation_scores": 1.0,
+        "teacher_scores_in_batch": True,
+        **COMPARED,
+    },
     "multi-vectors": {"distillation_colbert": 1.0},
     "both": {"contrastive": 1.0, "distillation_colbert": 1.0, **COMPARED},
     "hidden states": {"distillation_hidden": 1.0, "distillation_similarity": 1.0},
@@ -193,6 +199,7 @@ def measure_loss(
     if not teacher:
         sizes = {
             "dense_vecs": (shape.hidden_size,),
+            "token_weights": (LENGTH,),
             "colbert_vecs": (LENGTH - 1, shape.colbert_dim),
         }
         targets = {f"teacher_{n}": torch.rand(ROWS, WIDTH, *sizes[n]) for n in weights.distilled}
@@ -227,7 +234,9 @@ def test_what_losses_take(name, loss, rows_at_once, monkeypatch):
 
 
 @pytest.mark.parametrize("rows_at_once", [None, 1], ids=["whole", "in pieces"])
-@pytest.mark.parametrize("loss", ["all outputs", "own passages", "both"])
+@pytest.mark.parametrize(
+    "loss", ["all outputs", "own passages", "both", "a teacher's scores of all"]
+)
 def test_what_the_passages_of_all_ranks_take(loss, rows_at_once, many_ranks, monkeypatch):
     for module in (embedding_heads, objective):
         monkeypatch.setattr(module, "BLOCK_PRODUCTS", 1 << 16)
