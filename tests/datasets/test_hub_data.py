@@ -98,7 +98,9 @@ def test_lists_of_objects_as_older_datasets_hold_them(tmp_path):
 def test_a_column_that_is_not_there(kind, name, tmp_path):
     rows = [{"query": "q", "pos": "p", "negative": "n"}]
     path = write_as(kind, tmp_path / "x", rows)
-    with pytest.raises(ValueError, match=r"(?s)negati?ve?.*(but|has|header).*negative.*To fix|add col"):
+    with pytest.raises(
+        ValueError, match=r"(?s)negati?ve?.*(but|has|header).*negative.*To fix|add col"
+    ):
         passages_of(path, {"neg": name})
     if kind.startswith("hub"):
         message = r"has no column .*\(did you mean negative\?\), but query, pos, negative\. To fix"
