@@ -9,7 +9,16 @@ from pathlib import Path
 from typing import Any
 
 from bge_pruning.config import schema
-from bge_pruning.config.names import L0, LANGUAGE, TARGETS
+from bge_pruning.config.columns import SPEC
+from bge_pruning.config.names import (
+    HUB,
+    L0,
+    LANGUAGE,
+    ROLES,
+    SOURCE_COLUMNS,
+    TARGETS,
+    check_hub_data,
+)
 from bge_pruning.config.schema import Config, ConfigError, SourceConfig
 
 # A larger number is a typing error, and C code would fail above the largest 64-bit integer.
@@ -242,6 +251,7 @@ def _check_source(source: SourceConfig) -> None:
     """Refuse values of a source that do not fit its kind or each other."""
     where = f"of data source '{source.name}'"
     _check_lines(source, where)
+    _check_table(source, where)
     if len(source.score_range) != 2 or not source.score_range[0] < source.score_range[1]:
         raise ConfigError(
             f"score_range {source.score_range} {where} is not [lowest, highest]. To fix, write "
@@ -256,6 +266,42 @@ def _check_source(source: SourceConfig) -> None:
             f"replaced_tokens {where} is not for kind {source.kind}: its texts would no longer "
             f"mean what their scores or queries say. To fix, name the file again as a source of "
             f"kind sentences."
+        )
+
+
+def _check_table(source: SourceConfig, where: str) -> None:
+    """Check how the rows of a file or a Hugging Face dataset are chosen."""
+    on_hub = source.path.startswith(HUB)
+    if on_hub:
+        check_hub_data(source.path.removeprefix(HUB), f"path {where}")
+    fits = {
+        "rows": source.kind in SOURCE_COLUMNS,
+        "data_files": source.kind in SOURCE_COLUMNS,
+        "streaming": source.kind in SOURCE_COLUMNS and on_hub,
+        "collection": source.kind == "contrastive" and on_hub,
+    }
+    if wrong := [key for key, does in fits.items() if getattr(source, key) and not does]:
+        raise ConfigError(
+            f"{', '.join(wrong)} {where} is not for kind {source.kind} with path '{source.path}'. "
+            f"To fix, remove it. rows and data_files are for tables, streaming for those of "
+            f"{HUB}NAME, and collection for kind contrastive there."
+        )
+    if source.streaming and "[" in source.split:
+        raise ConfigError(
+            f"split '{source.split}' {where} cuts a stream. To fix, name the split alone: rows "
+            f"says how many are drawn."
+        )
+    if unknown := set(source.collection) - set(ROLES[:2]):
+        raise ConfigError(
+            f"collection {where} names {', '.join(sorted(unknown))}. To fix, write the subsets of "
+            f"texts as {{query: queries, passage: documents}}."
+        )
+    if wrong := [
+        s for s in source.columns.values() if not SPEC.fullmatch(s) and set("[.*") & set(s)
+    ]:
+        raise ConfigError(
+            f"columns {where} name '{wrong[0]}'. To fix, write the name of a column, or e.g. "
+            f"negative_*, passages[].text, ids[1:] or answer.text."
         )
 
 

@@ -94,6 +94,7 @@ def _check_sources(config: Config) -> None:
             f"only {', '.join(weighted)} of data.train have a weight. To fix, give one to every "
             f"source, or to none."
         )
+    _check_streams(config)
     for source in [*train, *evaluated]:
         known = names.SOURCE_COLUMNS.get(source.kind, ())
         if unknown := sorted(set(source.columns) - set(known)):
@@ -107,6 +108,27 @@ def _check_sources(config: Config) -> None:
         raise ConfigError(
             f"data.processed_folder {processed} is a file. To fix, name a folder, or remove it."
         )
+
+
+def _check_streams(config: Config) -> None:
+    """Refuse a stream of which nobody knows how many rows the run needs."""
+    if held_out := [source.name for source in config.data.eval if source.streaming]:
+        raise ConfigError(
+            f"{', '.join(held_out)} of data.eval is streaming, and evaluation reads all rows. To "
+            f"fix, remove it, or set rows instead."
+        )
+    train = config.data.train
+    for source in (source for source in train if source.streaming and source.rows is None):
+        if len(train) > 1 and source.weight is None:
+            raise ConfigError(
+                f"data source '{source.name}' is a stream without weight and rows, so nobody knows "
+                f"how much of it the run needs. To fix, give every source a weight, or set rows."
+            )
+        if not config.max_duration.endswith("ba"):
+            raise ConfigError(
+                f"data source '{source.name}' is a stream, which has no end, and max_duration is "
+                f"{config.max_duration}. To fix, give it in ba (batches), or set rows."
+            )
 
 
 def _check_adaptive_weights(config: Config) -> None:

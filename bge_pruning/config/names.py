@@ -6,6 +6,8 @@ import os
 from collections.abc import Sequence
 from itertools import product
 
+from bge_pruning.config.keys import ConfigError
+
 # How the kept structures are chosen: by learned gates (l0), or by one of the baselines.
 L0 = "l0"
 METHODS = (L0, "layers", "magnitude", "activation", "reconstruction", "random")
@@ -24,6 +26,8 @@ SOURCE_KINDS = ("sts", "sentences", *WITH_PASSAGES)
 # What a path may begin with: the folder of data that are elsewhere on every machine.
 DATA_VARIABLE = "BGE_PRUNING_DATA"
 DATA_FOLDER = f"${{oc.env:{DATA_VARIABLE}}}"
+# What the path of a Hugging Face dataset begins with.
+HUB = "hf://"
 # Stands for the name of a language in the path of parallel files.
 LANGUAGE = "{language}"
 # The lines of such files that models are compared on, see config/schema: the others may train.
@@ -71,3 +75,30 @@ def list_metric_keys(
     """Names of all scores that sources of pairs and collections log, without ``eval/``."""
     keys = [f"{name}/{PAIR_METRIC}" for name in pairs]
     return keys + [metric_key(*parts) for parts in product(collections, modes, RETRIEVAL_METRICS)]
+
+
+# Data sets on the hub that need a program of theirs to be read, which is no longer run, by the
+# copies that need none.
+SCRIPTED = {
+    "Shitao/MLDR": "hf://sentence-transformers/mldr, e.g. subset: de-triplet",
+    "miracl/miracl": "hf://sentence-transformers/miracl, e.g. subset: sw-triplet, or kind: mteb "
+    "with path: MIRACLRetrievalHardNegatives",
+    "miracl/miracl-corpus": "kind: mteb with path: MIRACLRetrievalHardNegatives, or for texts "
+    "hf://wikimedia/wikipedia, e.g. subset: 20231101.sw",
+    "unicamp-dl/mmarco": "the mMARCO files of Shitao/bge-m3-data, or the English "
+    "hf://lightonai/ms-marco-en-bge",
+}
+
+
+def check_hub_data(name: str, where: str) -> None:
+    """Refuse a data set that cannot be loaded, before anything is fetched.
+
+    Raises:
+        ConfigError: If it is one of :data:`SCRIPTED`; the message names what to use.
+    """
+    known = {scripted.lower(): copies for scripted, copies in SCRIPTED.items()}
+    if copies := known.get(name.strip("/").lower()):
+        raise ConfigError(
+            f"{where}: this data set is read by a program in its repository, which is not run. To "
+            f"fix, use a copy without one: {copies}."
+        )

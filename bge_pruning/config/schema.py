@@ -6,41 +6,15 @@ from dataclasses import dataclass, field
 from typing import Any, Optional
 
 from bge_pruning.config import names
+from bge_pruning.config.keys import COUNTS, SHARES, key, weight
+from bge_pruning.config.keys import ConfigError as ConfigError
 from bge_pruning.config.names import COLLECTIONS, L0, METHODS, MODES, OUTPUTS, SOURCE_KINDS
 
 # OmegaConf reads the annotations at run time and knows Optional[...] best.
 # ruff: noqa: RUF009, UP045  (key makes a field)
 
-# Units of a time string: batches and epochs, or also shares of the run.
-COUNTS = ("ba", "ep")
-SHARES = ("ba", "ep", "dur")
 # Options of an export, one of which chooses the vocabulary.
 VOCABULARY = ("keep_vocabulary_from", "languages")
-
-
-class ConfigError(ValueError):
-    """A configuration that cannot be used; the message says what, where and how to fix it."""
-
-    exit_code = 2  # of a command, as for a wrong argument
-
-
-def key(default: Any, **rules: Any) -> Any:
-    """A key with rules that :mod:`bge_pruning.config.checks` enforces where it is not null.
-
-    Args:
-        default: A list is copied.
-        rules: ``bound``, a range such as ``above 0``, with ``meaning`` and ``example`` for the
-            message; ``choices``, the allowed values, or the allowed items of a list; ``units``,
-            those of a time string; ``needs``, options of an export, one of which must be given.
-    """
-    if isinstance(default, list):
-        return field(default_factory=default.copy, metadata=rules)
-    return field(default=default, metadata=rules)
-
-
-def weight() -> Any:
-    """A key for the weight of a part of the loss."""
-    return key(0.0, bound="0 or more")
 
 
 @dataclass
@@ -139,7 +113,15 @@ class SourceConfig:
     split: str = "train"  # of a Hugging Face dataset, a BEIR folder or an mteb task
     subset: Optional[str] = None  # configuration of a dataset, language of a task
     revision: Optional[str] = None  # of a Hugging Face dataset
-    columns: dict[str, str] = field(default_factory=dict)  # our column name: the file's
+    # Our column name: the file's, or several (negative_*), a part (answer.text), one of each item
+    # (passages[].text), a slice (ids[1:]).
+    columns: dict[str, str] = field(default_factory=dict)
+    rows: Optional[int] = key(None, bound="above 0")  # of a table: the first so many
+    data_files: Optional[str] = None  # pattern of files in the dataset or folder of path
+    # Of hf://: draw as many rows at random as the run needs, or as rows says; download no others.
+    streaming: bool = False
+    # Of kind contrastive: subsets with the texts that its ids stand for, {query: x, passage: y}.
+    collection: dict[str, str] = field(default_factory=dict)
     score_range: list[float] = key([0.0, 5.0])  # of kind sts
     # Of kind parallel: [de, en] (queries, passages), pairs [de-en, ar-th], or more, each to each.
     languages: list[str] = key([])
@@ -163,7 +145,9 @@ class SourceConfig:
     @property
     def place(self) -> str:
         """Its path, with the folder of the data that the environment names."""
-        return names.data_path(self.path)
+        path = names.data_path(self.path)
+        inside = self.data_files and not path.startswith(names.HUB)
+        return f"{path.rstrip('/')}/{self.data_files}" if inside else path
 
     @property
     def is_collection(self) -> bool:

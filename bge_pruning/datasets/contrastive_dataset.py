@@ -3,11 +3,13 @@
 A row is ``{"query": str, "pos": [str, ...], "neg": [str, ...]}``, one JSON object a line, plain or
 ``.gz``; optional are ``pos_scores``, ``neg_scores`` (a teacher's scores) and ``prompt`` (written
 before the query instead of the model's own). A Hugging Face dataset may have those columns too, or,
-as a CSV file, columns ``query``, ``pos`` and optionally ``neg`` of single texts.
+as a CSV file, columns ``query``, ``pos`` and optionally ``neg`` of single texts. In place of texts
+there may be the ids of texts in other tables.
 """
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -18,22 +20,85 @@ from torch.utils.data import Dataset
 from bge_pruning.config.names import SOURCE_COLUMNS
 from bge_pruning.datasets.embedding_dataset import Targets, TokenizedTexts
 from bge_pruning.datasets.rows import BadRows, Row, RowTable
-from bge_pruning.datasets.tables import Table, read_table
+from bge_pruning.datasets.tables import Table, load_table, read_table
 from bge_pruning.datasets.text_files import check_text
 
+# Bytes of the hash by which an id is found.
+ID_BYTES = 8
 KEYS, OPTIONAL = SOURCE_COLUMNS["contrastive"][:3], SOURCE_COLUMNS["contrastive"][3:]
 
 
 def read_contrastive(table: Table, bad: BadRows | None = None) -> Iterator[Row]:
     """Read a file row by row."""
     bad = bad or BadRows()
-    # In JSON lines, a row without neg is rather one with a misspelt key.
-    json_lines = not table.on_hub and ".jsonl" in Path(table.path).suffixes
-    required = KEYS if json_lines else KEYS[:2]
+    # In JSON lines of the format, a row without neg is rather one with a misspelt key.
+    of_format = not table.columns and ".jsonl" in Path(table.path).suffixes
+    strict = of_format and not table.on_hub
+    required = KEYS if strict else KEYS[:2]
+    texts = {role: TextsById(part) for role, part in table.collection.items()}
+
+    def parse(cells: Mapping[str, Any], where: str) -> Row:
+        cells = cells if strict else _with_lists(cells)
+        return _parse_row(_with_texts(cells, texts, where) if texts else cells, where)
+
     for where, cells in read_table(table, required, bad, optional=(*OPTIONAL, "neg")):
-        row = bad.attempt(_parse_row, cells if json_lines else _with_lists(cells), where)
+        row = bad.attempt(parse, cells, where)
         if row is not None:
             yield row
+
+
+class TextsById:
+    """The texts of a table by their ids: a few numbers a text are held, not the texts.
+
+    Its columns are ``text``, and the first whose name ends with ``id``.
+
+    Raises:
+        ValueError: If it has none of these.
+    """
+
+    def __init__(self, table: Table) -> None:
+        names = load_table(table).column_names
+        id_names = [name for name in names if name.lower().endswith("id")]
+        if not id_names or "text" not in names:
+            raise ValueError(
+                f"{table.path}: subset {table.subset} of the collection needs a column text and "
+                f"one whose name ends with id, but has {', '.join(names)}. To fix, name another."
+            )
+        self.name = f"{table.path} {table.subset}"
+        arrow = load_table(table).select_columns([id_names[0], "text"]).with_format("arrow")[:]
+        self._ids, self._texts = arrow.columns
+        numbers = (_id_number(i) for chunk in self._ids.chunks for i in chunk.to_pylist())
+        hashes = np.fromiter(numbers, np.uint64, len(self._ids))
+        self._order = np.argsort(hashes, kind="stable")
+        self._hashes = hashes[self._order]
+
+    def find(self, given: object, where: str) -> str:
+        """The text with an id."""
+        place = np.searchsorted(self._hashes, np.uint64(_id_number(given)))
+        row = int(self._order[place]) if place < len(self._order) else -1
+        if row < 0 or str(self._ids[row]) != str(given):
+            raise ValueError(
+                f"{where}: {self.name} has no text with the id {str(given)[:40]!r}. To fix, "
+                f"correct or remove the row, or name another subset under collection of the source."
+            )
+        return self._texts[row].as_py()
+
+
+def _id_number(given: object) -> int:
+    digest = hashlib.blake2b(str(given).encode(), digest_size=ID_BYTES).digest()
+    return int.from_bytes(digest, "little")
+
+
+def _with_texts(
+    cells: Mapping[str, Any], texts: Mapping[str, TextsById], where: str
+) -> dict[str, Any]:
+    """Cells with texts in place of their ids."""
+    found = dict(cells)
+    if "query" in texts:
+        found["query"] = texts["query"].find(cells["query"], where)
+    for key in KEYS[1:] if "passage" in texts else ():
+        found[key] = [texts["passage"].find(i, where) for i in cells.get(key) or ()]
+    return found
 
 
 def _with_lists(cells: Mapping[str, Any]) -> dict[str, Any]:
@@ -42,7 +107,7 @@ def _with_lists(cells: Mapping[str, Any]) -> dict[str, Any]:
     An empty prompt is none there; in a JSON line it says that there is to be none.
     """
     lists = {key: cells.get(key) for key in KEYS[1:]}
-    single = {k: [v] if v else [] for k, v in lists.items() if v is None or isinstance(v, str)}
+    single = {k: [] if v in (None, "") else [v] for k, v in lists.items() if type(v) is not list}
     return {**cells, **single, "prompt": cells.get("prompt") or None}
 
 

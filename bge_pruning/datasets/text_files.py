@@ -1,11 +1,14 @@
-"""Read text files line by line, with errors that name file and line."""
+"""Read text files by lines or by cells, with errors that name file and line."""
 
 from __future__ import annotations
 
+import csv
 import glob
 import gzip
 import hashlib
 import json
+import logging
+import re
 import zlib
 from collections.abc import Container, Iterator, Sequence
 from functools import lru_cache
@@ -15,8 +18,16 @@ from typing import Any
 from bge_pruning.config.checks import check_slice
 from bge_pruning.datasets.rows import BadRows
 
+log = logging.getLogger(__name__)
+
 # Of files that hold texts.
-SUFFIXES = (".txt", ".csv", ".tsv", ".jsonl", ".gz")
+SUFFIXES = (".txt", ".csv", ".tsv", ".jsonl", ".gz", ".parquet")
+# The line in which a row ends, and its cells.
+CellRows = Iterator[tuple[int, list[str]]]
+# Characters: the whole of a long book. The csv module's own limit is 131,072.
+LARGEST_CELL = 1 << 26
+# Quotes around, and all inside doubled, as CSV writes a cell with quotes and no text has it.
+QUOTED = re.compile(r'"(?:[^"]|"")*""(?:[^"]|"")*"')
 
 
 def expand_paths(pattern: str) -> list[Path]:
@@ -181,3 +192,60 @@ def check_unicode(text: str, what: str) -> None:
             f"{what} is not UTF-8, or holds half of a surrogate pair. To fix, correct or remove "
             f"the line."
         ) from None
+
+
+def csv_cells(path: Path, bad: BadRows) -> CellRows:
+    """Cells between commas; a row may span lines."""
+    csv.field_size_limit(max(csv.field_size_limit(), LARGEST_CELL))
+    lines = (text for _, text in read_lines(path, bad, "surrogateescape"))
+    # Strict: a quote that is left open would otherwise swallow the rest of the file.
+    reader = csv.reader(lines, strict=True)
+    while True:
+        first = reader.line_num + 1
+        try:
+            cells = next(reader, None)
+        except csv.Error as error:
+            refusal = _describe_csv_error(error, f"{path}:{reader.line_num}", first)
+            if reader.line_num > first:  # rows cannot be told apart: this is more than one to skip
+                raise refusal from None
+            with bad.guard():
+                raise refusal from None
+            continue
+        if cells is None:
+            return
+        yield reader.line_num, cells
+
+
+def _describe_csv_error(error: csv.Error, where: str, first: int) -> ValueError:
+    reason = {
+        "unexpected end of data": "the file ends inside of a quoted cell",
+        "',' expected after '\"'": "text follows a closing quote",
+        f"field larger than field limit ({csv.field_size_limit()})": (
+            f"a cell has more than {csv.field_size_limit():,} characters"
+        ),
+    }.get(str(error), str(error))
+    return ValueError(
+        f"{where}: {reason}. To fix, look for a quote left open in the row that begins in line "
+        f"{first}; inside of a quoted cell a quote is written twice."
+    )
+
+
+def tsv_cells(path: Path, bad: BadRows) -> CellRows:
+    """Cells between tabs. Quotes are text, as in the files of GLUE and STS-B."""
+    warned = False
+    for line, text in read_lines(path, bad, "surrogateescape"):
+        cells = text.rstrip("\r\n").split("\t")
+        if not warned and '""' in text and any(map(QUOTED.fullmatch, cells)):
+            _warn_of_quotes(path, line)
+            warned = True
+        yield line, cells
+
+
+@lru_cache
+def _warn_of_quotes(path: Path, line: int) -> None:
+    """Say it once: a source is read twice."""
+    log.warning(
+        "%s:%d: a cell looks quoted as in CSV, but quotes are text in a .tsv file and stay. To "
+        "fix, convert the file to .csv or .jsonl if they are not meant.",
+        *(path, line),
+    )

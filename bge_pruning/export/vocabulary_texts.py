@@ -12,9 +12,10 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from bge_pruning.config.names import HUB
 from bge_pruning.datasets.embedding_dataset import TokenizedTexts, tokenize
 from bge_pruning.datasets.sts_dataloader import read_sentences
-from bge_pruning.datasets.tables import HUB, Table, table_paths
+from bge_pruning.datasets.tables import Table, table_paths
 from bge_pruning.export.vocabulary import (
     KeptVocabulary,
     check_trimmable,

@@ -68,7 +68,7 @@ def check_held_out(
 def _scored_pairs(config: Config) -> dict[str, tuple[str, list[Item]]]:
     skip = config.data.on_bad_row == "skip"
     return {
-        source.name: ("pairs", [row.words for row in source_reader(source)(BadRows(skip))])
+        source.name: ("pairs", [row.words for row in source_reader(source, config)(BadRows(skip))])
         for source in config.data.eval
         if not source.is_collection
     }

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from bge_pruning.config.schema import Config
 from bge_pruning.model_io.run_checkpoints import list_checkpoints
-from bge_pruning.training.sources import fingerprint_source
+from bge_pruning.training.sources import fingerprint_sources
 from bge_pruning.utils.files import write_json
 from bge_pruning.utils.json_records import read_record
 from bge_pruning.utils.records import Code, RunRecord, Start
@@ -42,7 +42,8 @@ def record_start(config: Config, versions: Mapping[str, str], ranks: int) -> Non
 def build_record(config: Config, versions: Mapping[str, str], ranks: int) -> Start:
     """Collect what the result depends on, besides the configuration.
 
-    ``data`` holds for each source of ``train`` and ``eval`` what :func:`fingerprint_source` finds.
+    ``data`` holds for each source of ``train`` and ``eval`` what
+    :func:`bge_pruning.training.sources.fingerprint_source` finds.
     """
     return Start(
         time=time.strftime("%Y-%m-%d %H:%M:%S"),
@@ -51,10 +52,7 @@ def build_record(config: Config, versions: Mapping[str, str], ranks: int) -> Sta
         ranks=ranks,
         versions=dict(versions),
         code=find_revision(ROOT),
-        data={
-            part: {source.name: fingerprint_source(source) for source in sources}
-            for part, sources in (("train", config.data.train), ("eval", config.data.eval))
-        },
+        data=fingerprint_sources(config),
     )
 
 

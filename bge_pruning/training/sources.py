@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import hashlib
 import logging
+import math
 import os
 from collections.abc import Callable, Iterable, Mapping
+from dataclasses import replace
 from functools import partial
-from itertools import chain
+from itertools import chain, islice
 from pathlib import Path
 
 import numpy as np
 
-from bge_pruning.config.names import DATA_FOLDER, DATA_VARIABLE
+from bge_pruning.config.names import DATA_FOLDER, DATA_VARIABLE, HUB, SOURCE_COLUMNS, check_hub_data
 from bge_pruning.config.schema import Config, ConfigError, SourceConfig
 from bge_pruning.datasets import contrastive_dataset as contrastive
 from bge_pruning.datasets import mteb_dataloader as mteb
@@ -28,11 +30,12 @@ from bge_pruning.datasets.hard_negatives import cached_negatives, mine_negatives
 from bge_pruning.datasets.parallel_texts import find_parallel, read_parallel
 from bge_pruning.datasets.rows import BadRows, Row, RowTable
 from bge_pruning.datasets.sts_dataloader import read_pairs, read_sentences
-from bge_pruning.datasets.tables import HUB, Table, fingerprint_table, table_paths
+from bge_pruning.datasets.tables import Table, draw_rows, fingerprint_table, table_paths
 from bge_pruning.datasets.text_corpus import ReadRows, TextCorpus, cached_corpus, corpus_key
 from bge_pruning.datasets.text_files import hash_file
 from bge_pruning.model_io.model_files import find_prompt, read_special_ids, read_vocabulary
 from bge_pruning.model_io.pretrained import BaseModel
+from bge_pruning.utils.files import lock_of
 
 log = logging.getLogger(__name__)
 
@@ -54,7 +57,8 @@ def build_corpus(source: SourceConfig, config: Config, base: BaseModel) -> TextC
     max_length = min(config.model.max_length, base.max_seq_length)
     skip = config.data.on_bad_row == "skip"
     tokenizer_json = base.tokenizer_files["tokenizer.json"]
-    read, content = source_reader(source), list(fingerprint_source(source).values())
+    read = source_reader(source, config)
+    content = list(fingerprint_source(source, config).values())
     prompts = resolve_prompts(source, base)
     settings = (source.kind, sorted(source.columns.items()), list(source.score_range))
     mining = source.is_collection and source.mined_negatives > 0
@@ -94,18 +98,42 @@ def _prompted(read: ReadRows, prompts: Mapping[str, str]) -> ReadRows:
     return rows
 
 
-def source_reader(source: SourceConfig) -> ReadRows:
+def source_reader(source: SourceConfig, config: Config) -> ReadRows:
     """The function that reads the rows of a source."""
     if source.kind == "parallel":
         texts = find_parallel(source.place, source.languages, source.lines)
         return partial(read_parallel, texts)
-    return (_collection_reader if source.is_collection else _table_reader)(source)
+    return _collection_reader(source) if source.is_collection else _table_reader(source, config)
 
 
-def fingerprint_source(source: SourceConfig) -> dict[str, str]:
+def fingerprint_sources(config: Config) -> dict[str, dict[str, dict[str, str]]]:
+    """What :func:`fingerprint_source` finds, by ``train`` and ``eval`` and by source.
+
+    Data sets are fetched for it, and rows of streams drawn.
+
+    Raises:
+        FileNotFoundError: If some are missing; the message names all of them.
+    """
+    found: dict[str, dict[str, dict[str, str]]] = {}
+    missing: dict[str, str] = {}
+    for part, sources in (("train", config.data.train), ("eval", config.data.eval)):
+        found[part] = {}
+        for source in sources:
+            try:
+                found[part][source.name] = fingerprint_source(source, config)
+            except FileNotFoundError as error:
+                missing[f"{part}.{source.name}"] = str(error)
+    if missing:
+        others = ", ".join([*missing][1:])
+        more = f" Also missing of data: {others}." if others else ""
+        raise FileNotFoundError(f"{next(iter(missing.values()))}{more}")
+    return found
+
+
+def fingerprint_source(source: SourceConfig, config: Config) -> dict[str, str]:
     """Identify the content of a source: SHA-256 by file, or the fingerprint of a data set.
 
-    What is chosen of the files is said too: lines, and languages.
+    What is chosen of the files is said too: rows, lines, and languages.
     """
     if source.kind == "mteb":
         return {source.place: mteb.mteb_fingerprint(source.place, source.split, source.subset)}
@@ -116,24 +144,61 @@ def fingerprint_source(source: SourceConfig) -> dict[str, str]:
         texts = find_parallel(source.place, source.languages)
         found = {str(path): hash_file(path) for path in texts.files.values()}
     else:
-        found = {table.path: fingerprint_table(table) for table in _tables(source)}
-    if source.place != source.path:  # the folder may be another one when the run resumes
+        tables = _tables(source, config)
+        # A stream is known by what was drawn of it.
+        found = {source.path if source.streaming else t.path: fingerprint_table(t) for t in tables}
+        collection = tables[0].collection
+        found |= {f"{t.path} {t.subset}": fingerprint_table(t) for t in collection.values()}
+    if DATA_FOLDER in source.path:  # which may be another one when the run resumes
         folder = os.environ[DATA_VARIABLE]
         names = (f"{DATA_FOLDER}/{os.path.relpath(path, folder)}" for path in found)
         found = dict(zip(names, found.values(), strict=True))
-    chosen = {"languages": " ".join(source.languages), "lines": source.lines}
+    rows = f"the first {source.rows}" if source.rows and not source.streaming else ""
+    chosen = {"languages": " ".join(source.languages), "lines": source.lines, "rows": rows}
     return found | {key: value for key, value in chosen.items() if value}
 
 
-def _tables(source: SourceConfig) -> list[Table]:
-    return [
-        Table(path, dict(source.columns), source.split, source.subset, source.revision)
+def _tables(source: SourceConfig, config: Config) -> list[Table]:
+    split = source.split.split("[")[0]
+    collection = {
+        role: Table(source.place, {}, split, subset, source.revision)
+        for role, subset in source.collection.items()
+    }
+    on_hub = source.place.startswith(HUB)
+    options = (source.split, source.subset, source.revision, source.data_files if on_hub else None)
+    tables = [
+        Table(path, dict(source.columns), *options, collection)
         for path in table_paths(source.place)
     ]
+    return [_drawn(source, tables[0], config)] if source.streaming else tables
 
 
-def _table_reader(source: SourceConfig) -> ReadRows:
-    tables = _tables(source)
+def _drawn(source: SourceConfig, stream: Table, config: Config) -> Table:
+    """The rows of a stream that a run needs, in a file that is made once, by one process."""
+    count, names = rows_to_draw(source, config), SOURCE_COLUMNS[source.kind]
+    columns = {name: source.columns.get(name, name) for name in names}
+    settings = (*vars(stream).values(), sorted(columns.items()), count, config.seed)
+    path = Path(config.data.processed_folder) / f"drawn-{corpus_key(*map(str, settings))}.jsonl"
+    if not path.is_file():
+        with lock_of(path):
+            if not path.is_file():
+                draw_rows(stream, names, count, config.seed, path)
+    return replace(stream, path=str(path))
+
+
+def rows_to_draw(source: SourceConfig, config: Config) -> int:
+    """Rows of a stream that a run needs: those of its batches, or as many as the source says."""
+    if source.rows:
+        return source.rows
+    sources = config.data.train
+    share = source.weight / sum(other.weight for other in sources) if source.weight else 1.0
+    # The schedule draws a source as often as its weight says, to within the number of sources.
+    batches = math.ceil(int(config.max_duration[:-2]) * share) + len(sources)
+    return batches * config.global_train_batch_size
+
+
+def _table_reader(source: SourceConfig, config: Config) -> ReadRows:
+    tables = _tables(source, config)
     low, high = source.score_range
     readers = {
         "sts": lambda table, bad: read_pairs(table, (low, high), bad),
@@ -143,7 +208,7 @@ def _table_reader(source: SourceConfig) -> ReadRows:
     read = readers[source.kind]
 
     def rows(bad: BadRows) -> Iterable[Row]:
-        return chain.from_iterable(read(table, bad) for table in tables)
+        return islice(chain.from_iterable(read(table, bad) for table in tables), source.rows)
 
     return rows
 
@@ -159,8 +224,10 @@ def check_sources(config: Config) -> None:
         if source.kind == "beir":
             for path in mteb.collection_files(source.place, source.split):
                 table_paths(str(path))
-        elif source.kind != "mteb" and not source.place.startswith(HUB):
-            rows = source_reader(source)(BadRows(config.data.on_bad_row == "skip"))
+        elif source.place.startswith(HUB):
+            check_hub_data(source.place.removeprefix(HUB), source.name)
+        elif source.kind != "mteb":
+            rows = source_reader(source, config)(BadRows(config.data.on_bad_row == "skip"))
             if next(iter(rows), None) is None:
                 raise ValueError(f"{source.name}: holds no rows. To fix, choose another file.")
 

@@ -18,6 +18,7 @@ NAME = r"run_name '.*' is not the name of a folder, of 1 to 200 bytes and withou
 DENSITY = r"is not in \(0, 1\]: it is the share .* write e\.g\. 0\.6"
 SPEEDUP = r"is not above 1: it says how many times .* e\.g\. 2"
 FSDP = "parallelism.fsdp=true"
+STREAM = "kind: sentences, path: hf://a/b, streaming: true"
 PARALLEL = "kind: parallel, path: 'x-{language}.txt'"
 SHARDED = "parallelism.state_dict=sharded"
 
@@ -146,6 +147,17 @@ def test_refused_values(overrides, message, target_yaml):
         ("languages: [de, en]", "languages of data source 'x' is not for kind sts"),
         ("kind: sentences, lines: 400", "lines '400' of data source 'x' is not FIRST:LAST as Pyth"),
         ("kind: sentences, lines: {-400: }", "data.train.lines must be a text, not {-400: None}"),
+        ("rows: 0", "rows of data source 'x' 0 is not above 0"),
+        ("kind: beir, rows: 5", "rows of data source 'x' is not for kind beir with path 'a.csv'"),
+        ("streaming: true", "streaming of data source 'x' is not for kind sts with path 'a.csv'"),
+        ("path: hf://a/b, collection: {query: q}", "collection .* is not for kind sts"),
+        (f"{STREAM}, split: 'train[:9]'", r"split 'train\[:9\]' of data source 'x' cuts a stream"),
+        (f"{STREAM}, columns: {{text: 'a[0]'}}", r"columns of data source 'x' name 'a\[0\]'"),
+        (
+            "kind: contrastive, path: hf://a/b, collection: {queries: q}",
+            "collection of data source 'x' names queries",
+        ),
+        ("path: hf://shitao/mldr", "path of data source 'x': this data set is read by a program"),
         (
             PARALLEL,
             r"languages \[\] of data source 'x' are not two or more different ones, or pairs",

@@ -14,6 +14,7 @@ ZERO = "loss={sts_regression: 0, distillation_alignment: 0, distillation_similar
 ONE = ZERO.replace("sts_regression: 0", "sts_regression: 1")
 EVALUATED = "dev/cosine_spearman, x/ndcg_at_10, x/mrr_at_10, x/recall_at_100, x/map_at_100"
 COLLECTION = "data.eval=[{name: x, kind: mteb, path: b}]"
+STREAM = "name: s, kind: sentences, path: hf://a/b, streaming: true"
 PIECES = "parallelism.fsdp=true && device_train_microbatch_size=2"
 
 
@@ -45,6 +46,18 @@ def sources(*kinds: str, last: str = "", part: str = "train") -> str:
         (
             sources("sts", last="columns: {sentense1: a}"),
             "columns of data source 'sts' names sentense1; kind sts has sentence1, sentence2, sc",
+        ),
+        (
+            f"data.train=[{{{STREAM}}}, {{name: t, kind: sentences, path: a.txt}}]",
+            "data source 's' is a stream without weight and rows, so nobody knows how much of it",
+        ),
+        (
+            f"data.train=[{{{STREAM}}}] && max_duration=2ep",
+            "data source 's' is a stream, which has no end, and max_duration is 2ep",
+        ),
+        (
+            f"data.eval=[{{{STREAM}}}]",
+            "s of data.eval is streaming, and evaluation reads all rows",
         ),
         (
             "data.adapt_weights_interval=2ba && data.num_workers=1",

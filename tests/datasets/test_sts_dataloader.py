@@ -121,7 +121,7 @@ ODD = '{"sentence1": "a", "sentence2": 7, "score": 1}\n'
         ("a.csv", "", ": holds no sentence pairs. To fix, choose another file."),
         ("a.csv", "sentence1,sentence2,score\n", ": holds no sentence pairs."),
         ("a.jsonl", "\n", ": holds no sentence pairs."),
-        ("a.xlsx", "x", ": file type '.xlsx' is not one of .csv, .jsonl, .tsv. To fix"),
+        ("a.xlsx", "x", ": file type '.xlsx' is not one of .csv, .jsonl, .parquet, .tsv. To fix"),
         ("a.csv", b"a,b,1\nc,\xff,1\n", ":2: sentence2 is not UTF-8, or holds half of a surrogate"),
         ("a.jsonl", "a\n".encode("utf-16"), ":1: is not UTF-8. To fix, convert the file."),
     ],

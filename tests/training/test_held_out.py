@@ -168,7 +168,7 @@ def test_what_the_shipped_configurations_train_on_and_evaluate(name, tests, expe
 @lru_cache
 def training_texts_of(path: str, kind: str, split: str) -> set[str]:
     source = SourceConfig(name="x", kind=kind, path=path, split=split, mined_negatives=1)
-    return {text for row in source_reader(source)(BadRows()) for text in row.words}
+    return {text for row in source_reader(source, Config())(BadRows()) for text in row.words}
 
 
 def training_texts(source: SourceConfig) -> set[str]:

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from bge_pruning.config.schema import SourceConfig
+from bge_pruning.config.schema import Config, SourceConfig
 from bge_pruning.datasets.text_files import hash_file
 from bge_pruning.training import run_record, sources
 from bge_pruning.training.run_record import find_revision, read_starts
@@ -151,20 +151,20 @@ def test_a_collection_and_a_pattern_are_their_files(collection, tmp_path, monkey
     source = SourceConfig(name="c", kind="beir", path=str(collection), split="test")
     names = ("corpus.jsonl", "queries.jsonl", "qrels/test.tsv")
     expected = {str(collection / name): hash_file(collection / name) for name in names}
-    assert fingerprint_source(source) == expected
+    assert fingerprint_source(source, Config()) == expected
     for name in ("a", "b"):
         (tmp_path / f"{name}.txt").write_text(f"text {name}\n")
     source = SourceConfig(name="s", kind="sentences", path=str(tmp_path / "*.txt"))
-    found = fingerprint_source(source)
+    found = fingerprint_source(source, Config())
     assert list(found) == [str(tmp_path / "a.txt"), str(tmp_path / "b.txt")]
     assert len(set(found.values())) == 2
     # Data sets have a name of their own.
     monkeypatch.setattr(sources.mteb, "mteb_fingerprint", lambda *task: " ".join(map(str, task)))
     monkeypatch.setattr(sources, "fingerprint_table", lambda table: f"print of {table.path}")
     task = SourceConfig(name="m", kind="mteb", path="SciFact", split="test")
-    assert fingerprint_source(task) == {"SciFact": "SciFact test None"}
+    assert fingerprint_source(task, Config()) == {"SciFact": "SciFact test None"}
     hub = SourceConfig(name="h", kind="sts", path="hf://a/b")
-    assert fingerprint_source(hub) == {"hf://a/b": "print of hf://a/b"}
+    assert fingerprint_source(hub, Config()) == {"hf://a/b": "print of hf://a/b"}
 
 
 def test_what_is_chosen_of_files_is_known_and_their_folder_is_not(tmp_path, monkeypatch):
@@ -176,12 +176,12 @@ def test_what_is_chosen_of_files_is_known_and_their_folder_is_not(tmp_path, monk
         monkeypatch.setenv("BGE_PRUNING_DATA", f"{tmp_path / name}/")
         path = "${oc.env:BGE_PRUNING_DATA}/news-{language}.txt.gz"
         source = SourceConfig("a", "parallel", path, languages=["de-en"], lines=":-1")
-        found.append(fingerprint_source(source))
+        found.append(fingerprint_source(source, Config()))
     assert found[0] == found[1]
     files = {f"{path.replace('{language}', name)}" for name in ("de", "en")}
     assert found[0].keys() == {*files, "languages", "lines"}
     others = replace(source, lines=":1"), replace(source, languages=["en-de"])
-    assert all(fingerprint_source(other) != found[0] for other in others)
+    assert all(fingerprint_source(other, Config()) != found[0] for other in others)
     texts = SourceConfig("a", "sentences", str(tmp_path / "first" / "*.gz"), lines=":1")
-    assert fingerprint_source(texts)["lines"] == ":1"
-    assert "lines" not in fingerprint_source(replace(texts, lines=None))
+    assert fingerprint_source(texts, Config())["lines"] == ":1"
+    assert "lines" not in fingerprint_source(replace(texts, lines=None), Config())

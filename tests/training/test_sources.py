@@ -1,6 +1,7 @@
 """From a configured source to its examples."""
 
 import json
+import shutil
 from contextlib import nullcontext
 from pathlib import Path
 
@@ -14,7 +15,14 @@ from bge_pruning.datasets.contrastive_dataset import ContrastiveDataset
 from bge_pruning.datasets.embedding_dataset import EmbeddingDataset
 from bge_pruning.training.builders import build_base_model, build_teacher
 from bge_pruning.training.data_builders import build_train_loader
-from bge_pruning.training.sources import build_corpus, build_source
+from bge_pruning.training.sources import (
+    build_corpus,
+    build_source,
+    fingerprint_source,
+    fingerprint_sources,
+    rows_to_draw,
+)
+from tests.common.hub import jsonl
 
 ONLY = "loss={sts_regression: 0.0, distillation_alignment: 0.0, distillation_similarity: 0.0,"
 DOCUMENTS = ["the man plays", "a dog eats", "a cat", "the woman reads", "a red book", "a horse"]
@@ -305,3 +313,57 @@ def test_sentences_with_replaced_tokens(configure, tmp_path):
     ends = np.concatenate([noisy.texts.starts[:-1], noisy.texts.starts[1:] - 1])
     assert same[ends].all()  # <s> and </s>
     assert not set(noisy.texts.ids[~same].tolist()) & {0, 1, 2, 3}
+
+
+def write_texts(folder: Path, count: int = 40) -> Path:
+    """A dataset of texts in two files."""
+    folder.mkdir(exist_ok=True)
+    for part in range(2):
+        texts = [{"text": f"a red book {part} {i}"} for i in range(count // 2)]
+        (folder / f"part-{part}.jsonl").write_text(jsonl(texts))
+    return folder
+
+
+def test_the_first_rows_of_files_and_of_datasets(configure, tmp_path):
+    folder = write_texts(tmp_path / "texts")
+    for more in ("rows: 25", "rows: 25, data_files: 'part-*.jsonl'", "data_files: 'part-1.jsonl'"):
+        for path in (folder if "files" in more else folder / "*.jsonl", f"hf://{folder}"):
+            config = configure(source("sentences", path, more))
+            assert len(build(config)) == (25 if "rows" in more else 20)
+            assert ("rows" in fingerprint_source(config.data.train[0], config)) == ("rows" in more)
+
+
+def test_a_stream_is_drawn_once_for_what_the_run_needs(configure, tmp_path, offline, monkeypatch):
+    folder = write_texts(tmp_path / "texts")
+    options = ("max_duration=3ba", "global_train_batch_size=4")
+    config = configure(source("sentences", f"hf://{folder}", "streaming: true"), *options)
+    assert rows_to_draw(config.data.train[0], config) == 16
+    first = build_corpus(config.data.train[0], config, build_base_model(config))
+    assert len(first.rows) == 16
+    prints = fingerprint_sources(config)
+    assert prints["train"]["x"].keys() == {f"hf://{folder}"}
+    # It resumes when the dataset cannot be reached any more.
+    shutil.rmtree(folder)
+    assert fingerprint_sources(config) == prints
+    again = build_corpus(config.data.train[0], config, build_base_model(config))
+    assert np.array_equal(again.keys, first.keys)
+    other = configure(source("sentences", f"hf://{folder}", "streaming: true"), *options, "seed=4")
+    with pytest.raises(FileNotFoundError, match=r"hf://.*: cannot load split 'train'"):
+        fingerprint_sources(other)
+
+
+def test_a_stream_has_its_share_of_the_batches(configure, tmp_path):
+    (tmp_path / "t.txt").write_text("a cat\n" * 9)
+    both = (
+        f"data.train=[{{name: s, kind: sentences, path: 'hf://{tmp_path}', streaming: true, "
+        f"weight: 1}}, {{name: t, kind: sentences, path: '{tmp_path}/t.txt', weight: 3}}]"
+    )
+    config = configure(both, "max_duration=100ba", "global_train_batch_size=4")
+    assert rows_to_draw(config.data.train[0], config) == (25 + 2) * 4
+
+
+def test_datasets_that_are_missing_are_named_together(configure, tmp_path, offline):
+    missing = ", ".join(f"{{name: {n}, kind: sentences, path: 'hf://no/{n}'}}" for n in "abc")
+    message = r"^hf://no/a: cannot load .* Also missing of data: train\.b, train\.c\.$"
+    with pytest.raises(FileNotFoundError, match=message):
+        fingerprint_sources(configure(f"data.train=[{missing}]"))
