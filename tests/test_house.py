@@ -98,7 +98,7 @@ def test_functions_are_short():
 
 @pytest.mark.parametrize(
     ("folder", "files", "most"),
-    [("bge_pruning", "*", 32_500), ("tests", "*.py", 35_500)],
+    [("bge_pruning", "*", 33_700), ("tests", "*.py", 36_500)],
     ids=["package", "tests"],
 )
 def test_the_whole_is_small(folder, files, most):
