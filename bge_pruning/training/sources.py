@@ -220,6 +220,30 @@ def build_source(
                 *(source.name, rows.scores[1::2].max(), low, high),
             )
         return EmbeddingDataset(texts, rows.texts.reshape(-1, 2), scores.astype(np.float32))
+    texts, queries, own = _find_negatives(source, config, base, corpus, embed, model)
+    # A source without any scores has other losses; some missing scores are a mistake.
+    scored = config.loss.score_distillation > 0 and not np.isnan(queries.scores).all()
+    negatives = config.data.negatives_of(source)
+    try:
+        return ContrastiveDataset(
+            *(texts, queries, negatives, config.seed, scored),
+            own=own,
+            in_batch=source.in_batch_negatives,
+        )
+    except ValueError as error:
+        raise ConfigError(f"{source.name}: {error}") from None
+
+
+def _find_negatives(
+    source: SourceConfig,
+    config: Config,
+    base: BaseModel,
+    corpus: TextCorpus,
+    embed: Embed | None,
+    model: str,
+) -> tuple[TokenizedTexts, RowTable, RowTable]:
+    """Texts, the queries with all their negatives, and rows of passages that are a query."""
+    rows, texts = corpus.rows, corpus.texts
     queries = rows.select(rows.positives > 0)
     own = rows.select((rows.positives == 0) & (np.diff(rows.starts) > 1))
     if source.mined_negatives:
@@ -235,17 +259,7 @@ def build_source(
         texts, queries = contrastive.add_perturbed(texts, queries, *options)
     if (source.mined_negatives or source.perturbed_negatives) and config.data.negatives_of(source):
         queries = _with_any(source, queries)
-    # A source without any scores has other losses; some missing scores are a mistake.
-    scored = config.loss.score_distillation > 0 and not np.isnan(queries.scores).all()
-    negatives = config.data.negatives_of(source)
-    try:
-        return ContrastiveDataset(
-            *(texts, queries, negatives, config.seed, scored),
-            own=own,
-            in_batch=source.in_batch_negatives,
-        )
-    except ValueError as error:
-        raise ConfigError(f"{source.name}: {error}") from None
+    return texts, queries, own
 
 
 def _report_prompts(source: SourceConfig, base: BaseModel) -> None:
