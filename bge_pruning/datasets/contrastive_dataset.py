@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,7 @@ import numpy as np
 from torch.utils.data import Dataset
 
 from bge_pruning.config.names import SOURCE_COLUMNS
-from bge_pruning.datasets.embedding_dataset import Targets, TokenizedTexts
+from bge_pruning.datasets.embedding_dataset import Targets, TokenizedTexts, perturb_texts
 from bge_pruning.datasets.rows import BadRows, Row, RowTable
 from bge_pruning.datasets.tables import Table, load_table, read_table
 from bge_pruning.datasets.text_files import check_text
@@ -210,6 +211,27 @@ def add_negatives(rows: RowTable, negatives: np.ndarray) -> RowTable:
     )
 
 
+def add_perturbed(
+    texts: TokenizedTexts, rows: RowTable, count: int, first: int, seed: int
+) -> tuple[TokenizedTexts, RowTable]:
+    """Give rows without negatives so many, each a positive of theirs that is altered.
+
+    See :func:`perturb_texts`. Words that are moved or missing say something else to a reader, and
+    little else to a model that does not read closely.
+    """
+    random = np.random.default_rng(seed)
+    bare = np.flatnonzero(np.diff(rows.starts) == 1 + rows.positives)
+    drawn = (random.random((len(bare), count)) * rows.positives[bare, None]).astype(np.int64)
+    numbers = rows.texts[rows.starts[bare, None] + 1 + drawn]
+    longer, added = perturb_texts(texts, numbers.ravel(), first, random)
+    negatives = np.full((len(rows), count), -1, np.int64)
+    negatives[bare] = added.reshape(numbers.shape)
+    if rows.words is not None:  # no copy has the words of another text
+        own = rows.words.max() + 1 + np.arange(len(longer) - len(texts))
+        rows = replace(rows, words=np.concatenate([rows.words, own]))
+    return longer, add_negatives(rows, negatives)
+
+
 class ContrastiveDataset(Dataset):
     """Examples of a query, a positive and negatives; others are drawn in every epoch.
 
@@ -239,8 +261,8 @@ class ContrastiveDataset(Dataset):
             raise ValueError(
                 f"data.negatives is {negatives}, but {without} of {len(rows)} rows have no neg. To "
                 f"fix, set it to 0 (the other passages of a batch still are negatives), give every "
-                f"row a neg, set negatives or mined_negatives of the source, or raise its "
-                f"mining_margin."
+                f"row a neg, set negatives, mined_negatives or perturbed_negatives of the source, "
+                f"or raise its mining_margin."
             )
         unscored = int(np.isnan(rows.scores[rows.roles > 0]).sum())
         if scored and unscored:

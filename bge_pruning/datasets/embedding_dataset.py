@@ -95,6 +95,45 @@ def replace_tokens(
     return replace(texts, ids=np.where(replaced, drawn, texts.ids))
 
 
+def perturb_texts(
+    texts: TokenizedTexts, numbers: np.ndarray, first: int, random: np.random.Generator
+) -> tuple[TokenizedTexts, np.ndarray]:
+    """Add altered copies of some texts: a span is deleted, or swapped with the one that follows.
+
+    A span has up to half of the tokens. Without the ``first`` ones, a prompt and what begins a
+    text, and the last one, which ends it, a text has two tokens or more, or it is not altered.
+
+    Returns:
+        The texts with the copies, and the numbers of these, -1 of those that are not altered.
+    """
+    sizes = texts.lengths[numbers] - first - 1
+    added = np.full(len(numbers), -1, np.int64)
+    added[sizes >= 2] = len(texts) + np.arange((sizes >= 2).sum())
+    starts, ends = (texts.starts[numbers[sizes >= 2] + end] for end in (0, 1))
+    sizes = sizes[sizes >= 2]
+    cut, follow, place = (random.random(len(sizes)) for _ in range(3))
+    spans = 1 + (cut * (sizes // 2)).astype(np.int64)
+    nexts = 1 + (follow * (sizes - spans)).astype(np.int64)
+    begins = starts + first + (place * (sizes - spans - nexts + 1)).astype(np.int64)
+    middles, lasts = begins + spans, begins + spans + nexts
+    # A span that begins as the next one might read alike after it.
+    is_swapped = (random.random(len(sizes)) < 0.5) & (texts.ids[begins] != texts.ids[middles])
+    pieces = [(starts, begins), (middles, lasts), (begins, middles), (lasts, ends)]
+    origins = np.stack([origin for origin, _ in pieces], axis=1)
+    counts = np.stack([end - origin for origin, end in pieces], axis=1)
+    counts[~is_swapped, 2] = 0
+    places = np.repeat((origins - _exclusive_sum(counts)).ravel(), counts.ravel())
+    copies = texts.ids[places + np.arange(len(places))]
+    ends = texts.starts[-1] + np.cumsum(counts.sum(axis=1))
+    both = np.concatenate([texts.ids, copies]), np.concatenate([texts.starts, ends])
+    return TokenizedTexts(*both, texts.truncated), added
+
+
+def _exclusive_sum(counts: np.ndarray) -> np.ndarray:
+    """Sum of all numbers before each one, row by row."""
+    return (np.cumsum(counts) - counts.ravel()).reshape(counts.shape)
+
+
 def pad_texts(texts: Sequence[np.ndarray], pad_token_id: int) -> tuple[Tensor, Tensor]:
     """Pad texts to the longest: ``input_ids`` and ``attention_mask``, int64, shape ``(texts, T)``.
 

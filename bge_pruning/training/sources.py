@@ -287,17 +287,7 @@ def build_source(
                 *(source.name, rows.scores[1::2].max(), low, high),
             )
         return EmbeddingDataset(texts, rows.texts.reshape(-1, 2), scores.astype(np.float32))
-    queries = rows.select(rows.positives > 0)
-    own = rows.select((rows.positives == 0) & (np.diff(rows.starts) > 1))
-    if source.mined_negatives:
-        key = negatives_key(
-            corpus.texts, corpus.rows, model, (source.mined_negatives, source.mining_margin)
-        )
-        path = Path(config.data.processed_folder) / f"negatives-{key}.npy"
-        mined = _mine(source, corpus, (queries, own), embed, path)
-        queries = contrastive.add_negatives(queries, mined)
-        if config.data.negatives_of(source):
-            queries = _with_any(source, queries)
+    texts, queries, own = _find_negatives(source, config, base, corpus, embed, model)
     # A source without any scores has other losses; some missing scores are a mistake.
     scored = config.loss.score_distillation > 0 and not np.isnan(queries.scores).all()
     negatives = config.data.negatives_of(source)
@@ -309,6 +299,34 @@ def build_source(
         )
     except ValueError as error:
         raise ConfigError(f"{source.name}: {error}") from None
+
+
+def _find_negatives(
+    source: SourceConfig,
+    config: Config,
+    base: BaseModel,
+    corpus: TextCorpus,
+    embed: Embed | None,
+    model: str,
+) -> tuple[TokenizedTexts, RowTable, RowTable]:
+    """Texts, the queries with all their negatives, and rows of passages that are a query."""
+    rows, texts = corpus.rows, corpus.texts
+    queries = rows.select(rows.positives > 0)
+    own = rows.select((rows.positives == 0) & (np.diff(rows.starts) > 1))
+    if source.mined_negatives:
+        key = negatives_key(
+            corpus.texts, corpus.rows, model, (source.mined_negatives, source.mining_margin)
+        )
+        path = Path(config.data.processed_folder) / f"negatives-{key}.npy"
+        mined = _mine(source, corpus, (queries, own), embed, path)
+        queries = contrastive.add_negatives(queries, mined)
+    if source.perturbed_negatives:
+        first = _prompt_length(resolve_prompts(source, base)["passage"], base)
+        options = source.perturbed_negatives, first, config.seed
+        texts, queries = contrastive.add_perturbed(texts, queries, *options)
+    if (source.mined_negatives or source.perturbed_negatives) and config.data.negatives_of(source):
+        queries = _with_any(source, queries)
+    return texts, queries, own
 
 
 def _report_prompts(source: SourceConfig, base: BaseModel) -> None:
@@ -329,11 +347,18 @@ def _with_any(source: SourceConfig, queries: RowTable) -> RowTable:
     if not alone.any() or alone.all():
         return queries
     log.warning(
-        "%s: %d of %d queries are left out, as mining found no negative of theirs. To fix, raise "
-        "mining_margin of the source, which is %g.",
+        "%s: %d of %d queries are left out, as no negative of theirs was found. To fix, raise "
+        "mining_margin of the source, which is %g, or set perturbed_negatives; a positive of one "
+        "token has none.",
         *(source.name, alone.sum(), len(queries), source.mining_margin),
     )
     return queries.select(~alone)
+
+
+def _prompt_length(prompt: str, base: BaseModel) -> int:
+    """Tokens of a text before its own words: what begins a text, and its prompt."""
+    tokenizer = build_tokenizer(base.tokenizer_files["tokenizer.json"], base.max_seq_length)
+    return int(tokenize([prompt], tokenizer).lengths[0]) - 1  # without the token that ends it
 
 
 def _replace_tokens(
@@ -342,10 +367,8 @@ def _replace_tokens(
     files = base.tokenizer_files
     special = read_special_ids(files)
     candidates = np.array(sorted(set(read_vocabulary(files).values()) - special))
-    (prompt,), first = resolve_prompts(source, base).values(), 0
-    if prompt:  # its words, without the token that ends a text
-        tokenizer = build_tokenizer(files["tokenizer.json"], base.max_seq_length)
-        first = int(tokenize([prompt], tokenizer).lengths[0]) - 1
+    (prompt,) = resolve_prompts(source, base).values()
+    first = _prompt_length(prompt, base)
     return replace_tokens(texts, source.replaced_tokens, candidates, config.seed, first)
 
 

@@ -102,6 +102,28 @@ def sources(*kinds: str, last: str = "", part: str = "train") -> str:
             "loss.score_distillation compares the passages of a row, and data source "
             "'contrastive' has 1 without negatives. To fix, set negatives above 0.",
         ),
+        (
+            sources("sts", "beir", last="perturbed_negatives: 5"),
+            "data source 'beir' makes 5 negatives a query and uses none. To fix, set negatives",
+        ),
+        (
+            sources("sts", last="perturbed_negatives: 5"),
+            "negatives of data source 'sts' need queries with passages, not kind sts. To fix",
+        ),
+        (
+            f"{sources('sts', 'contrastive')} && loss.distillation_scores=1",
+            "loss.distillation_scores compares the passages of a query, and each has one: no data "
+            "source has negatives. To fix, set negatives of a source above 0, and mined",
+        ),
+        (
+            f"{sources('sts')} && loss.distillation_scores=1",
+            "loss.distillation_scores needs data.train of kind contrastive or beir or mteb or par",
+        ),
+        (
+            f"{sources('beir', 'sts', last='')} && {ZERO} && loss.distillation_scores=1"
+            " && loss.teacher_scores_in_batch=true",
+            "no loss applies to data source 'sts' of kind sts. To fix, set a weight under loss",
+        ),
         (ZERO, "all weights under loss are 0. To fix, set e.g. loss.sts_regression=1."),
         (
             sources("sentences"),

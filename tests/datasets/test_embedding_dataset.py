@@ -14,6 +14,7 @@ from bge_pruning.datasets.embedding_dataset import (
     EmbeddingDataset,
     TokenizedTexts,
     build_tokenizer,
+    perturb_texts,
     replace_tokens,
     tokenize,
 )
@@ -78,6 +79,37 @@ def test_replaced_tokens_leave_lengths_and_special_tokens():
     # Drawn from 0 to 0.8, less the two special tokens and the few that are drawn as they were.
     assert min(shares) < 0.05 and 0.7 < max(shares) < 0.95
     assert np.mean(shares) == pytest.approx(0.4 * 60 / 62 * 85 / 86, abs=0.04)
+
+
+def test_perturbed_texts_lose_a_span_or_swap_two():
+    generator = np.random.default_rng(3)
+    rows = [[0, 4, *range(5, 5 + n), 2] for n in (0, 1, 2, 3, 9)]
+    rows.append([0, 4, *generator.integers(5, 9, 30).tolist(), 2])
+    texts = from_lists(*rows)
+    numbers = np.repeat(np.arange(6), 200)
+    longer, added = perturb_texts(texts, numbers, 2, np.random.default_rng(1))
+    assert (added.reshape(6, 200)[:2] == -1).all() and longer.ids.dtype == np.int32
+    assert added[400:].tolist() == [*range(6, 806)] and len(longer) == 806
+    assert as_lists(longer)[:6] == rows
+    ways = set()
+    for number, copy in zip(numbers[400:], as_lists(longer)[6:], strict=True):
+        row, inner = rows[number], copy[2:-1]
+        assert copy != row and copy[:2] == row[:2] and copy[-1] == 2 and inner
+        body, lost = row[2:-1], len(row) - len(copy)
+        cuts = range(len(body) + 1)
+        if lost:
+            assert lost <= len(body) / 2
+            assert any(body[:a] + body[a + lost :] == inner for a in cuts)
+        else:
+            swaps = (
+                body[:a] + body[b:c] + body[a:b] + body[c:]
+                for a in cuts
+                for b in cuts[a:]
+                for c in cuts[b:]
+            )
+            assert inner in swaps
+        ways.add((number, bool(lost)))
+    assert len(ways) == 8  # both, of each text of two tokens or more
 
 
 def test_replaced_tokens_follow_the_seed():

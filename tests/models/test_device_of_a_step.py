@@ -41,7 +41,10 @@ DISTILLED = [
 COMPARED = ["contrastive", "self_distillation", "score_distillation"]
 LOSSES = {name: {name: 1.0} for name in ["sts_regression", "cosent", *DISTILLED, *COMPARED]}
 LOSSES["learned temperature"] = {"contrastive": 1.0, "learn_temperature": True}
-LOSSES["all"] = dict.fromkeys(["sts_regression", "cosent", *DISTILLED, *COMPARED], 1.0)
+LOSSES["a teacher's scores"] = {"distillation_scores": 1.0, "teacher_scores_in_batch": True}
+LOSSES["all"] = LOSSES["a teacher's scores"] | dict.fromkeys(
+    ["sts_regression", "cosent", *DISTILLED, *COMPARED], 1.0
+)
 
 
 @pytest.fixture(autouse=True)

@@ -23,7 +23,9 @@ WAITING = {"_local_scalar_dense", "nonzero", "masked_select", "equal", "is_nonze
 WAITING |= {"_unique2", "unique_consecutive", "unique_dim", "repeat_interleave"}
 NAMES = ["alignment", "similarity", "sparse", "colbert", "hidden"]
 NAMES = ["sts_regression", "cosent", *(f"distillation_{name}" for name in NAMES)]
-DISTILLED = LossWeights(**dict.fromkeys(NAMES, 1.0))
+DISTILLED = LossWeights(
+    **dict.fromkeys([*NAMES, "distillation_scores"], 1.0), teacher_scores_in_batch=True
+)
 CACHED = LossWeights(distillation_alignment=1.0, distillation_similarity=1.0)
 COMPARED = LossWeights(
     contrastive=1.0,

@@ -54,6 +54,7 @@ ALL_LOSSES = (
     "loss={{sts_regression: 0.5, cosent: 0.1, distillation_alignment: 0.5,"
     " distillation_similarity: 0.5, distillation_sparse: 0.1, distillation_colbert: 0.5,"
     " distillation_hidden: 0.5, contrastive: 1.0, self_distillation: 0.5, score_distillation: 0.5,"
+    " distillation_scores: 0.5, teacher_scores_in_batch: true,"
     " contrastive_outputs: [dense, sparse, colbert], temperature: 0.1, learn_temperature: true}}",
 )
 ONE_SCORED = (

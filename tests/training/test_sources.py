@@ -168,8 +168,38 @@ def test_a_query_without_any_mined_negative_is_left_out(configure, collection, m
     alike = lambda texts, numbers: np.full((len(numbers), 4), 0.5, np.float32)  # noqa: E731
     dataset = build(config, alike)
     assert texts_of(dataset, 0, config)[0] == "a woman" and len(dataset) == 1
-    message = "1 of 2 queries are left out, as mining found no negative of theirs. To fix, raise mi"
+    message = "1 of 2 queries are left out, as no negative of theirs was found. To fix, raise min"
     assert message in messages.text
+
+
+def test_positives_are_perturbed_where_a_query_has_no_negative(configure, tmp_path, messages):
+    rows = [
+        {"query": "a cat", "pos": ["the man plays here", "a red book"], "neg": []},
+        {"query": "a dog", "pos": ["the woman reads"], "neg": ["there"]},
+        {"query": "a horse", "pos": ["cat"], "neg": []},
+    ]
+    path = tmp_path / "p.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    more = "perturbed_negatives: 9, negatives: 2, prompt: {passage: 'there '}"
+    config = configure(source("contrastive", path, more), "seed=5")
+    dataset, again = build(config), build(config)
+    assert "1 of 3 queries are left out, as no negative of theirs was found" in messages.text
+    assert np.array_equal(dataset.texts.ids, again.texts.ids)
+    other = build(configure(source("contrastive", path, more), "seed=6"))
+    assert not np.array_equal(dataset.texts.ids, other.texts.ids)
+    assert [len(dataset.rows.negatives_of(row)) for row in range(2)] == [9, 1]
+    read = [texts_of(dataset, epoch * 2, config) for epoch in range(20)]
+    positives = {f"there {text}" for text in rows[0]["pos"]}
+    found = {text for example in read for text in example[2:]}
+    assert len(found) > 3 and not found & positives
+    assert {example[1] for example in read} == positives
+    words = [set(text.split()) for text in positives]
+    for text in found:
+        assert text.startswith("there ") and any(set(text.split()) <= known for known in words)
+    for example in (dataset[0], dataset[2]):  # no copy is a known positive
+        assert not set(example["passage_texts"][1:]) & set(example["positive_texts"])
+    # A cache of the teacher's outputs has a number for each copy.
+    assert dataset.texts_of(np.arange(0, 40, 2)).max() < len(dataset.texts)
 
 
 def test_mined_negatives_are_used_in_training(configure, collection):
