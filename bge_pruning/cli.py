@@ -22,7 +22,7 @@ class Command(NamedTuple):
     Attributes:
         target: ``module:function``; the function takes the words after the command and the name of
             the program for its help, and returns the exit code.
-        script: The script that runs the same function.
+        script: The script that runs the same function, or "".
     """
 
     target: str
@@ -44,6 +44,7 @@ _TABLE = {
         "shape": ("choose_shape", "say which shape of a size keeps most"),
         "quickstart": ("quickstart", "prune a small real model on a CPU"),
         "prepare-model": ("prepare_model", "make a small real model of the examples"),
+        "fetch-data": ("", "fetch an archive of training data and unpack it"),
         "prepare-minilm": ("prepare_minilm", "the same as prepare-model minilm"),
     },
     "measurement": {

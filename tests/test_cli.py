@@ -23,11 +23,11 @@ def ends(words: list[str]) -> int:
 
 
 def test_there_is_a_command_for_each_script():
-    assert sorted(command.script for command in COMMANDS.values()) == SCRIPTS
+    assert sorted(command.script for command in COMMANDS.values() if command.script) == SCRIPTS
     assert len(SCRIPTS) <= 16
 
 
-@pytest.mark.parametrize("name", COMMANDS)
+@pytest.mark.parametrize("name", [name for name, command in COMMANDS.items() if command.script])
 def test_a_script_and_its_command_run_the_same_function(name):
     module, _, function = COMMANDS[name].target.partition(":")
     called = getattr(import_module(module), function)

@@ -71,7 +71,9 @@ def missing_export_options(given: Mapping[str, Any]) -> dict[str, tuple[str, ...
 def _check_part(part: Any, prefix: str) -> None:
     """Check every key of a dataclass, and of those inside it."""
     for field in fields(part):
-        value, key = getattr(part, field.name), f"{prefix}.{field.name}".removeprefix(".")
+        value = getattr(part, field.name)
+        path, of, source = prefix.partition(" of ")
+        key = f"{path}.{field.name}{of}{source}".removeprefix(".")
         if isinstance(part, SourceConfig):
             key = f"{field.name} of data source '{part.name}'"
         if value is None or field.name == "recovery":  # which is checked where it is merged in

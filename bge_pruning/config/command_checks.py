@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from bge_pruning.config import names
+from bge_pruning.config.data_checks import check_mixtures
 from bge_pruning.config.names import COLLECTIONS, EVALUATED_KINDS, L0, WITH_PASSAGES
 from bge_pruning.config.schema import Config, ConfigError, SourceConfig
 
@@ -45,6 +46,7 @@ def check_objective(config: Config) -> None:
         raise ConfigError("data.train is empty. To fix, add configs/training/sts_only.yaml.")
     _check_sources(config)
     _check_adaptive_weights(config)
+    check_mixtures(config)
     if config.loss.distillation_hidden and config.teacher.cache is True:
         raise ConfigError(
             "loss.distillation_hidden needs the teacher's hidden states, which are too many to "

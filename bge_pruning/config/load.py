@@ -22,6 +22,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from bge_pruning.config.checks import check, check_schedule
 from bge_pruning.config.content import Origin, check_content
+from bge_pruning.config.data_checks import check_passages, mixture_ends
 from bge_pruning.config.names import DATA_FOLDER, L0, SIZE_ALIASES, SIZES, TARGETS
 from bge_pruning.config.schema import Config, ConfigError
 from bge_pruning.config.shipped import find_config
@@ -126,10 +127,12 @@ def load_config(paths: Sequence[str | Path], overrides: Sequence[str] = ()) -> C
     recovery.stage = "recover"
     for config in (pruning, recovery):
         check(config)
+        check_passages(config)
     _make_recovery(recovery, pruning.max_duration)
     config = recovery if merged.stage == "recover" else pruning
     for stage in (config, recovery):  # which a pruning run is followed by
         check_schedule(stage)
+        mixture_ends(stage)
     return config
 
 

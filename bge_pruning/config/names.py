@@ -38,7 +38,7 @@ EVALUATED_KINDS = ("sts", *COLLECTIONS)
 # Columns of a kind that may be renamed.
 SOURCE_COLUMNS = {
     "sts": ("sentence1", "sentence2", "score"),
-    "sentences": ("sentence1", "sentence2", "text", "sentence", "query", "pos", "neg"),
+    "sentences": ("sentence1", "sentence2", "text", "sentence", "query", "pos", "neg", "title"),
     "contrastive": ("query", "pos", "neg", "pos_scores", "neg_scores", "prompt"),
 }
 

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from typing import Any, Optional
 
 from bge_pruning.config import names
+from bge_pruning.config.data_parts import MixtureConfig, PassagesConfig
 from bge_pruning.config.keys import COUNTS, SHARES, key, weight
 from bge_pruning.config.keys import ConfigError as ConfigError
 from bge_pruning.config.names import COLLECTIONS, L0, METHODS, MODES, OUTPUTS, SOURCE_KINDS
@@ -135,6 +136,7 @@ class SourceConfig:
     # So many of a query that has no other negative: a positive with words deleted or swapped.
     perturbed_negatives: int = key(0, bound="0 or more")
     replaced_tokens: float = key(0.0, bound="in [0, 1]")  # of kind sentences: up to so many random
+    passages: Optional[PassagesConfig] = None  # of kind sentences: cut its articles, title first
     # A text that scores above this share of the positive's score is not mined.
     mining_margin: float = key(0.95, bound="in (0, 1]")
     # What is written before its texts, or its queries; or e.g. {query: "q: ", passage: "p: "}.
@@ -178,6 +180,7 @@ class DataConfig:
 
     train: list[SourceConfig] = field(default_factory=list)
     eval: list[SourceConfig] = field(default_factory=list)  # of kinds sts, beir, mteb, parallel
+    stages: list[MixtureConfig] = key([])  # one after the other; default: one mixture for the run
     # Given or mined negatives per query, in addition to the other passages of the batch.
     negatives: int = key(0, bound="0 or more")
     on_bad_row: str = key("error", choices=("error", "skip"))  # skip: count and report it

@@ -9,16 +9,19 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from bge_pruning.datasets.contrastive_dataset import known_positives
 from bge_pruning.datasets.embedding_dataset import TokenizedTexts
 from bge_pruning.datasets.rows import RowTable
-from bge_pruning.datasets.sealed_arrays import load_array, save_array
-from bge_pruning.utils.files import lock_of
+from bge_pruning.datasets.teacher_vectors import Vectors
+from bge_pruning.datasets.text_files import DIGEST_BYTES, compute_digest
+from bge_pruning.utils.files import atomic_file, lock_of
 
 # ``sentence_transformers.util.semantic_search`` would rank passages too, but it knows neither the
 # known positives nor the highest score of each query: it would have to return all passages to be
@@ -26,17 +29,20 @@ from bge_pruning.utils.files import lock_of
 
 # Raised when other negatives are found for the same input.
 FORMAT = 2
+# Ends a file of them, with a checksum: its layout, and the version of that.
+SEAL = b"\nbge_pruning array 1 "
 
 
 def mine_negatives(
-    query_vectors: np.ndarray,
-    passage_vectors: np.ndarray,
+    query_vectors: np.ndarray | Vectors,
+    passage_vectors: np.ndarray | Vectors,
     known: tuple[np.ndarray, np.ndarray],
     count: int,
     margin: float = 0.95,
     chunk: int = 4096,
     device: torch.device | str = "cpu",
     barred: tuple[np.ndarray, np.ndarray] | None = None,
+    parts: Path | None = None,
 ) -> np.ndarray:
     """Find the hard negatives of each query.
 
@@ -45,8 +51,8 @@ def mine_negatives(
     does not score above 0, or that has none. Of passages that score alike, the one with the lower
     index comes first.
 
-    Scores are computed for ``chunk`` queries and ``chunk`` passages at a time, and no more of them
-    than that are held at once.
+    Scores are computed for ``chunk`` queries and ``chunk`` passages at a time, and no more of them,
+    nor of the vectors, than that are held at once.
 
     Args:
         query_vectors: L2-normalised, float32, shape ``(q, H)``.
@@ -56,6 +62,8 @@ def mine_negatives(
             :func:`bge_pruning.datasets.contrastive_dataset.known_positives` gives them.
         margin: Highest score of a negative, as a share of the best positive's.
         barred: Passages that are no negatives, as ``known``; default: those that are known.
+        parts: Folder for those of each chunk of queries. A process that comes after a killed one
+            finds there what it had; the folder's name must hold :func:`negatives_key`.
 
     Returns:
         Passage indices, most similar first, int64, shape ``(q, count)``; -1 where there are fewer.
@@ -69,22 +77,60 @@ def mine_negatives(
             f"{passage_vectors.shape[1]}. To fix, embed both with the same model."
         )
     barred = known if barred is None else barred
-    negatives = np.full((len(query_vectors), count), -1, np.int64)
-    for start in range(0, len(query_vectors), chunk):
-        rows = slice(start, start + chunk)
+
+    def mine(rows: slice) -> np.ndarray:
         queries = _to_tensor(query_vectors[rows], "query", device)
         pairs = _known_pairs(known[0], known[1][rows])
         highest = _highest_scores(queries, passage_vectors, pairs, margin)
         pairs = _known_pairs(barred[0], barred[1][rows])
         scores, found = _nearest(queries, passage_vectors, pairs, highest, count, chunk)
-        found = torch.where(scores > -torch.inf, found, -1)
-        negatives[rows, : found.shape[1]] = found.cpu().numpy()
+        return torch.where(scores > -torch.inf, found, -1).cpu().numpy()
+
+    negatives = np.full((len(query_vectors), count), -1, np.int64)
+    for start in range(0, len(query_vectors), chunk):
+        rows = slice(start, start + chunk)
+        if parts is None:
+            found = mine(rows)
+        else:
+            found = cached_negatives(parts / f"{start}-{chunk}.npy", partial(mine, rows))
+        negatives[rows, : found.shape[1]] = found
     return negatives
 
 
-def _to_tensor(vectors: np.ndarray, kind: str, device: torch.device | str) -> Tensor:
+def mine_rows(
+    table: RowTable,
+    rows: tuple[RowTable, RowTable],
+    embed: Callable[[np.ndarray], np.ndarray | Vectors],
+    settings: tuple[int, float],
+    **options: object,
+) -> np.ndarray:
+    """The hard negatives of each query among the passages of a table: texts, ``(q, count)``.
+
+    Args:
+        rows: Those of queries with positives, and of queries that are passages themselves.
+        embed: Computes the vectors of the texts with some numbers.
+        settings: How many negatives, and the margin.
+        options: More of :func:`mine_negatives`.
+    """
+    queries, own = rows
+    # The passages of all rows, and passages that form a row alone.
+    alone = np.diff(table.starts) == 1
+    passages = np.unique(np.concatenate([table.texts[table.roles > 0], table.first[alone]]))
+    vectors = embed(np.concatenate([queries.first, passages]))
+    both = vectors[: len(queries)], vectors[len(queries) :]
+    words = table.words_of(passages)
+    order = np.argsort(words)
+    known, barred = (
+        (order[np.searchsorted(words, found, sorter=order)], bounds)
+        for found, bounds in (known_positives(queries), known_positives(queries, own))
+    )
+    mined = mine_negatives(*both, known, *settings, barred=barred, **options)
+    return np.where(mined < 0, -1, passages[mined])
+
+
+def _to_tensor(vectors: np.ndarray | Vectors, kind: str, device: torch.device | str) -> Tensor:
     # A copy: the array may be a read-only map of a file.
-    tensor = torch.tensor(vectors, dtype=torch.float32, device=device)
+    tensor = torch.tensor(np.asarray(vectors), dtype=torch.float32, device=device)
     if not tensor.isfinite().all():
         raise ValueError(
             f"{kind} vectors hold values that are not finite. To fix, check the model that made "
@@ -105,7 +151,7 @@ def _known_pairs(values: np.ndarray, bounds: np.ndarray) -> tuple[np.ndarray, np
 
 def _highest_scores(
     queries: Tensor,
-    passage_vectors: np.ndarray,
+    passage_vectors: np.ndarray | Vectors,
     pairs: tuple[np.ndarray, np.ndarray],
     margin: float,
 ) -> Tensor:
@@ -119,7 +165,7 @@ def _highest_scores(
 
 def _nearest(
     queries: Tensor,
-    passage_vectors: np.ndarray,
+    passage_vectors: np.ndarray | Vectors,
     pairs: tuple[np.ndarray, np.ndarray],
     highest: Tensor,
     count: int,
@@ -188,3 +234,40 @@ def cached_negatives(path: Path, compute: Callable[[], np.ndarray]) -> np.ndarra
             if not path.is_file():
                 save_array(compute(), path)
     return load_array(path)
+
+
+def save_array(array: np.ndarray, path: Path) -> None:
+    """Write a ``.npy`` file, and its folder if it is missing."""
+    with atomic_file(path, unique=True) as partial:
+        np.save(partial, array)
+        _seal(partial)
+
+
+def load_array(path: Path) -> np.ndarray:
+    """Map a ``.npy`` file into memory, if it is sealed and whole."""
+    try:
+        _check_seal(path)
+        return np.load(path, mmap_mode="r", allow_pickle=False)
+    except (ValueError, EOFError, OSError) as error:
+        raise ValueError(
+            f"{path}: damaged or not complete ({error}). To fix, delete it; it is made again."
+        ) from error
+
+
+def _seal(path: Path) -> None:
+    digest = compute_digest(path, path.stat().st_size)
+    with path.open("ab") as file:
+        file.write(SEAL + digest)
+
+
+def _check_seal(path: Path) -> None:
+    size = path.stat().st_size - len(SEAL) - DIGEST_BYTES
+    if size < 0:
+        raise ValueError("it is too short")
+    with path.open("rb") as file:
+        file.seek(size)
+        seal = file.read()
+    if not seal.startswith(SEAL):
+        raise ValueError("it does not end with the mark of its version")
+    if seal[len(SEAL) :] != compute_digest(path, size):
+        raise ValueError("its checksum is not that of its content")

@@ -55,11 +55,19 @@ class MixSchedule:
     Every batch gives each source its weight as credit; the source with the most is drawn and pays
     1. After ``k`` batches a source of weight ``w`` was drawn ``k w`` times, to within the number of
     sources, and never in a lump.
+
+    Args:
+        later: Weights from a batch on, which are known from the beginning: ``(batch, weights)``. As
+            soon as there are any, a weight may be 0, and each part of the run counts for itself.
     """
 
-    def __init__(self, weights: Sequence[float]) -> None:
+    def __init__(
+        self, weights: Sequence[float], later: Sequence[tuple[int, Sequence[float]]] = ()
+    ) -> None:
+        parts = [(0, weights), *later]
         # (first batch, weights from there on), so that every earlier batch can be told again.
-        self.updates = [(0, _normalised(weights))]
+        self.updates = [(first, _normalised(values, bool(later))) for first, values in parts]
+        self.planned = [first for first, _ in later]
         self._rewind()
 
     def _rewind(self) -> None:
@@ -71,6 +79,11 @@ class MixSchedule:
         """Weights of the next batch."""
         return max((u for u in self.updates if u[0] <= self.step), key=lambda u: u[0])[1]
 
+    def shares(self, end: int) -> np.ndarray:
+        """Share of each source of the batches up to ``end``."""
+        firsts, weights = zip(*self.updates, strict=True)
+        return np.average(weights, axis=0, weights=np.diff([*firsts, end]))
+
     def update(self, weights: Sequence[float]) -> None:
         """Other weights from the next batch on."""
         self.updates = [u for u in self.updates if u[0] != self.step]
@@ -78,6 +91,8 @@ class MixSchedule:
 
     def draw(self) -> tuple[int, int]:
         """Source of the next batch, and how many batches of that source were drawn before."""
+        if self.step in self.planned:
+            self._credit[:] = 0.0  # what an earlier part left over is no reason to draw a source
         self._credit += self.weights()
         source = int(self._credit.argmax())
         self._credit[source] -= 1.0
@@ -94,12 +109,31 @@ class MixSchedule:
             self.draw()
 
     def state_dict(self) -> dict[str, Any]:
-        """The weights so far."""
-        return {"updates": [(step, weights.tolist()) for step, weights in self.updates]}
+        """The weights so far, and those that were planned."""
+        updates = [(step, weights.tolist()) for step, weights in self.updates]
+        return {"updates": updates, "planned": self.planned}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Take over the weights of the run that is resumed."""
-        self.updates = [(step, np.array(weights)) for step, weights in state["updates"]]
+        """Take over the weights of the run that is resumed; what is planned may change later on.
+
+        Raises:
+            ValueError: If a part of the run that has begun was planned otherwise.
+        """
+        saved = [(step, np.array(weights)) for step, weights in state["updates"]]
+        if self.planned or state.get("planned"):
+            end = max(1, state["batch"])
+            before, now = (
+                [(step, weights.tolist()) for step, weights in updates if step < end]
+                for updates in (saved, self.updates)
+            )
+            if before != now:
+                raise ValueError(
+                    f"the checkpoint was trained with weights of the sources by step {before}, the "
+                    f"configuration gives {now}. To fix, resume with the same data.stages, or "
+                    f"start a new run."
+                )
+        else:
+            self.updates = saved
         self._rewind()
 
 
@@ -115,9 +149,11 @@ def adapt_weights(
     return _normalised(np.asarray(weights) * np.exp(excess - excess.max()))
 
 
-def _normalised(weights: Sequence[float]) -> np.ndarray:
+def _normalised(weights: Sequence[float], some: bool = False) -> np.ndarray:
+    """The weights with the sum 1; if ``some`` are enough, others may be 0."""
     values = np.asarray(weights, np.float64)
-    if not (np.isfinite(values).all() and (values > 0).all()):
+    above = (values > 0).any() and (values >= 0).all() if some else (values > 0).all()
+    if not (np.isfinite(values).all() and above):
         raise ValueError(
             f"weights {values.tolist()} of the sources are not all above 0. To fix, set weight "
             f"above 0, or remove the source."

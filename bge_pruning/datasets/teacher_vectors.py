@@ -23,7 +23,7 @@ from torch import Tensor
 
 from bge_pruning.datasets.embedding_dataset import TokenizedTexts, pad_texts
 from bge_pruning.datasets.mixed_dataloader import BATCH_TOKENS, batch_indices
-from bge_pruning.datasets.sealed_arrays import BLOCK, BLOCKS, DIGEST_BYTES
+from bge_pruning.datasets.text_files import BLOCK, BLOCKS, DIGEST_BYTES
 from bge_pruning.utils.files import lock_of
 from bge_pruning.utils.json_records import Count, Record, Text, parse_json, parse_record
 
@@ -133,6 +133,32 @@ class _Output:
         for file in np.unique(files):
             found[files == file] = self.values[file][rows[files == file]]
         return found
+
+
+@dataclass(frozen=True)
+class Vectors:
+    """Vectors of some texts, ``(n, H)``, of which NumPy reads what is asked for and no more.
+
+    Attributes:
+        texts: Their numbers, shape ``(n,)``.
+    """
+
+    output: _Output
+    texts: np.ndarray
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """As that of an array."""
+        return len(self.texts), self.output.values[0].shape[1]
+
+    def __len__(self) -> int:
+        return len(self.texts)
+
+    def __getitem__(self, index: slice | np.ndarray) -> Vectors:
+        return Vectors(self.output, self.texts[index])
+
+    def __array__(self, dtype: type | None = None, copy: bool | None = None) -> np.ndarray:
+        return self.output.read(self.texts).astype(dtype or np.float32, copy=False)
 
 
 def text_lengths(texts: TokenizedTexts, numbers: np.ndarray) -> np.ndarray:

@@ -22,8 +22,7 @@ import numpy as np
 
 from bge_pruning.datasets.embedding_dataset import TokenizedTexts, build_tokenizer, tokenize
 from bge_pruning.datasets.rows import BadRows, Row, RowTable
-from bge_pruning.datasets.sealed_arrays import compute_digest
-from bge_pruning.datasets.text_files import text_key
+from bge_pruning.datasets.text_files import compute_digest, text_key
 from bge_pruning.utils.files import atomic_folder, lock_of
 from bge_pruning.utils.json_records import Count, Flag, Record, Text, read_record
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from hashlib import sha256
 from typing import Any
 
@@ -14,6 +14,7 @@ from composer.core import DataSpec, Event, State, Time
 from composer.utils import dist
 from torch.utils.data import DataLoader, Dataset
 
+from bge_pruning.config.data_checks import mixture_ends
 from bge_pruning.config.names import PAIR_METRIC
 from bge_pruning.config.schema import Config, ConfigError, SourceConfig
 from bge_pruning.datasets.embedding_dataset import (
@@ -31,6 +32,7 @@ from bge_pruning.datasets.mixed_dataloader import (
     padding_share,
 )
 from bge_pruning.datasets.mteb_tasks import random_state_kept
+from bge_pruning.datasets.teacher_vectors import Vectors
 from bge_pruning.evaluation.tasks import Task, beir_task, mteb_task, parallel_task
 from bge_pruning.model_io.model_files import PROMPT_NAMES, find_prompt
 from bge_pruning.model_io.pretrained import BaseModel
@@ -66,14 +68,17 @@ def build_train_loader(config: Config, base: BaseModel, teacher: Teacher | None)
     _check_scores(config, [getattr(dataset, "scored", False) for dataset in datasets])
     size, ranks = config.global_train_batch_size, dist.get_world_size()
     lengths, sources = [dataset.lengths for dataset in datasets], config.data.train
-    weights = [s.weight or max(1, len(n) // size) for s, n in zip(sources, lengths, strict=True)]
+    counts = [len(n) // size for n in lengths]
+    weights = [s.weight or max(1, n) for s, n in zip(sources, counts, strict=True)]
     names = [source.name for source in sources]
     _check_same(names, lengths)
-    mixed = MixedDataset(names, datasets, MixSchedule(weights), size)
+    schedule = _build_schedule(config, dict(zip(names, weights, strict=True)), sum(counts))
+    mixed = MixedDataset(names, datasets, schedule, size)
     sampler = MixedBatchSampler(
         mixed, lengths, ranks, dist.get_global_rank(), config.seed, config.data.group_by_length
     )
-    log.info("sources\n%s", render_sources(mixed, config.seed))
+    last = mixture_ends(config, sum(counts)) or [1]
+    log.info("sources\n%s", render_sources(mixed, config.seed, schedule.shares(last[-1])))
     return _data_spec(
         mixed,
         batch_sampler=sampler,
@@ -81,6 +86,16 @@ def build_train_loader(config: Config, base: BaseModel, teacher: Teacher | None)
         num_workers=config.data.num_workers,
         pin_memory=torch.cuda.is_available(),
     )
+
+
+def _build_schedule(config: Config, weights: Mapping[str, float], epoch: int) -> MixSchedule:
+    """Which source each batch comes from, by the weights of all and what ``data.stages`` says."""
+    starts = [0, *mixture_ends(config, epoch)[:-1]]
+    given = [part.weights for part in config.data.stages] or [{}]
+    parts = [
+        [part.get(name, 0.0) for name in weights] if part else [*weights.values()] for part in given
+    ]
+    return MixSchedule(parts[0], list(zip(starts, parts, strict=True))[1:])
 
 
 def _check_same(names: Sequence[str], lengths: Sequence[np.ndarray]) -> None:
@@ -120,10 +135,10 @@ def _build_dataset(
 ) -> SourceDataset:
     """Build the examples of a source, without the teacher's outputs."""
 
-    def embed(texts: TokenizedTexts, numbers: np.ndarray) -> np.ndarray:
+    def embed(texts: TokenizedTexts, numbers: np.ndarray) -> Vectors:
         cache = open_cache(config, teacher, texts, ("dense_vecs",))
         fill_caches([cache], [np.unique(numbers)], config, base, teacher)
-        return cache.outputs["dense_vecs"].read(numbers)
+        return Vectors(cache.outputs["dense_vecs"], numbers)
 
     model = teacher.fingerprint() if source.mined_negatives else ""
     return build_source(source, config, base, embed, model)
@@ -135,11 +150,10 @@ def build_probes(loader: DataLoader, batches: int, source: int) -> list[Batch]:
     return [loader.collate_fn([loader.dataset[source, row] for row in part]) for part in rows]
 
 
-def render_sources(mixed: MixedDataset, seed: int) -> str:
+def render_sources(mixed: MixedDataset, seed: int, shares: np.ndarray) -> str:
     """Render the sources as a table: rows, texts, share of the batches, tokens, padding."""
     head = f"{'source':<26} {'rows':>9} {'texts':>10} {'share':>6} {'tokens':>6}"
     lines = [f"{head} {'padding':>8} {'random':>7}"]
-    shares = mixed.schedule.weights()
     for name, data, share in zip(mixed.names, mixed.datasets, shares, strict=True):
         lengths, tokens = data.lengths, data.tokens
         groups = [group_batches(lengths, mixed.batch_size, (seed, 0), by) for by in (True, False)]

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import operator
 import os
+from itertools import pairwise
 
 from bge_pruning.config.checks import share_of_run
+from bge_pruning.config.data_checks import mixture_ends
 from bge_pruning.config.names import L0
 from bge_pruning.config.schema import Config, DataConfig, SourceConfig
 from bge_pruning.datasets.mixed_dataloader import BatchSize
@@ -51,6 +53,7 @@ def render_run(plan: Plan, config: Config) -> list[str]:
         f"steps        {_steps(config)} (batch {config.global_train_batch_size}), evaluated "
         f"{_when(config.eval_interval, config)}, saved {_when(config.save_interval, config)}"
     )
+    lines += _mixture_lines(config)
     lines += [
         f"lines        {source.name}: {source.lines} of each file of {source.path}"
         for source in [*config.data.train, *config.data.eval]
@@ -70,6 +73,22 @@ def render_run(plan: Plan, config: Config) -> list[str]:
     if config.stage == "recover" and (texts := config.teacher.refit_texts):
         lines.append(f"starts from  weights fitted to the uncut model on {texts:,} texts")
     return [*lines, *_cost_lines(plan, config), render_disk(plan, config)]
+
+
+def _mixture_lines(config: Config) -> list[str]:
+    """Which sources the batches of each part of the run come from."""
+    ends = mixture_ends(config)
+    if ends is None:  # the run has as many steps as its data have
+        parts = [f"until {part.until or f'+{part.steps}ba'}" for part in config.data.stages]
+    else:
+        bounds = pairwise([0, *ends])
+        parts = [f"steps {first + 1:,} to {end:,}" for first, end in bounds]
+    lines = []
+    for name, part in zip(parts, config.data.stages, strict=True):
+        total = sum(part.weights.values())
+        shares = [f"{source} {n / total:.1%}" for source, n in part.weights.items() if n]
+        lines.append(f"mixture      {name}: {', '.join(shares) or 'all sources'}")
+    return lines
 
 
 def _cost_lines(plan: Plan, config: Config) -> list[str]:

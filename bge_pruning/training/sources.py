@@ -6,6 +6,7 @@ import hashlib
 import logging
 import math
 import os
+import shutil
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
 from functools import partial
@@ -14,6 +15,7 @@ from pathlib import Path
 
 import numpy as np
 
+from bge_pruning.config.data_checks import mixture_ends
 from bge_pruning.config.names import DATA_FOLDER, DATA_VARIABLE, HUB, SOURCE_COLUMNS, check_hub_data
 from bge_pruning.config.schema import Config, ConfigError, SourceConfig
 from bge_pruning.datasets import contrastive_dataset as contrastive
@@ -26,15 +28,17 @@ from bge_pruning.datasets.embedding_dataset import (
     replace_tokens,
     tokenize,
 )
-from bge_pruning.datasets.hard_negatives import cached_negatives, mine_negatives, negatives_key
+from bge_pruning.datasets.hard_negatives import cached_negatives, mine_rows, negatives_key
 from bge_pruning.datasets.parallel_texts import find_parallel, read_parallel
 from bge_pruning.datasets.rows import BadRows, Row, RowTable
-from bge_pruning.datasets.sts_dataloader import read_pairs, read_sentences
+from bge_pruning.datasets.sts_dataloader import Cut, build_cutter, read_pairs, read_sentences
 from bge_pruning.datasets.tables import Table, draw_rows, fingerprint_table, table_paths
+from bge_pruning.datasets.teacher_vectors import Vectors
 from bge_pruning.datasets.text_corpus import ReadRows, TextCorpus, cached_corpus, corpus_key
 from bge_pruning.datasets.text_files import hash_file
 from bge_pruning.model_io.model_files import find_prompt, read_special_ids, read_vocabulary
 from bge_pruning.model_io.pretrained import BaseModel
+from bge_pruning.utils.environment import torch_device
 from bge_pruning.utils.files import lock_of
 
 log = logging.getLogger(__name__)
@@ -44,7 +48,7 @@ NARROW = 0.25
 
 SourceDataset = EmbeddingDataset | ContrastiveDataset
 # Computes dense vectors of the unpruned model, ``(n, H)``, for the texts with these ``n`` numbers.
-Embed = Callable[[TokenizedTexts, np.ndarray], np.ndarray]
+Embed = Callable[[TokenizedTexts, np.ndarray], np.ndarray | Vectors]
 
 
 def build_corpus(source: SourceConfig, config: Config, base: BaseModel) -> TextCorpus:
@@ -57,12 +61,17 @@ def build_corpus(source: SourceConfig, config: Config, base: BaseModel) -> TextC
     max_length = min(config.model.max_length, base.max_seq_length)
     skip = config.data.on_bad_row == "skip"
     tokenizer_json = base.tokenizer_files["tokenizer.json"]
-    read = source_reader(source, config)
     content = list(fingerprint_source(source, config).values())
-    prompts = resolve_prompts(source, base)
+    prompts, cut = resolve_prompts(source, base), None
+    if source.passages is not None:
+        (prompt,) = prompts.values()
+        cut = build_cutter(source.passages, tokenizer_json, max_length, prompt)
+    read = source_reader(source, config, cut)
     settings = (source.kind, sorted(source.columns.items()), list(source.score_range))
     mining = source.is_collection and source.mined_negatives > 0
     tokenizer = hashlib.sha256(tokenizer_json).hexdigest()
+    if source.passages is not None:
+        settings = (*settings, sorted(vars(source.passages).items()))
     if any(prompts.values()):
         read, settings = _prompted(read, prompts), (*settings, sorted(prompts.items()))
     key = corpus_key(content, settings, skip, mining, max_length, tokenizer)
@@ -98,12 +107,14 @@ def _prompted(read: ReadRows, prompts: Mapping[str, str]) -> ReadRows:
     return rows
 
 
-def source_reader(source: SourceConfig, config: Config) -> ReadRows:
-    """The function that reads the rows of a source."""
+def source_reader(source: SourceConfig, config: Config, cut: Cut | None = None) -> ReadRows:
+    """The function that reads the rows of a source; ``cut`` makes passages of plain texts."""
     if source.kind == "parallel":
         texts = find_parallel(source.place, source.languages, source.lines)
         return partial(read_parallel, texts)
-    return _collection_reader(source) if source.is_collection else _table_reader(source, config)
+    return (
+        _collection_reader(source) if source.is_collection else _table_reader(source, config, cut)
+    )
 
 
 def fingerprint_sources(config: Config) -> dict[str, dict[str, dict[str, str]]]:
@@ -191,18 +202,25 @@ def rows_to_draw(source: SourceConfig, config: Config) -> int:
     if source.rows:
         return source.rows
     sources = config.data.train
-    share = source.weight / sum(other.weight for other in sources) if source.weight else 1.0
+    usual = source.weight / sum(other.weight for other in sources) if source.weight else 1.0
+    steps = int(config.max_duration[:-2])
+    parts = [(steps, usual)]
+    if ends := mixture_ends(config):
+        lengths = np.diff([0, *ends])
+        weights = [part.weights for part in config.data.stages]
+        shares = [w.get(source.name, 0.0) / sum(w.values()) if w else usual for w in weights]
+        parts = list(zip(lengths, shares, strict=True))
     # The schedule draws a source as often as its weight says, to within the number of sources.
-    batches = math.ceil(int(config.max_duration[:-2]) * share) + len(sources)
+    batches = sum(math.ceil(length * share) + len(sources) for length, share in parts)
     return batches * config.global_train_batch_size
 
 
-def _table_reader(source: SourceConfig, config: Config) -> ReadRows:
+def _table_reader(source: SourceConfig, config: Config, cut: Cut | None) -> ReadRows:
     tables = _tables(source, config)
     low, high = source.score_range
     readers = {
         "sts": lambda table, bad: read_pairs(table, (low, high), bad),
-        "sentences": lambda table, bad: read_sentences(table, bad, source.lines),
+        "sentences": lambda table, bad: read_sentences(table, bad, source.lines, cut),
         "contrastive": contrastive.read_contrastive,
     }
     read = readers[source.kind]
@@ -318,7 +336,7 @@ def _find_negatives(
             corpus.texts, corpus.rows, model, (source.mined_negatives, source.mining_margin)
         )
         path = Path(config.data.processed_folder) / f"negatives-{key}.npy"
-        mined = _mine(source, corpus, (queries, own), embed, path)
+        mined = _mine(source, corpus, (queries, own), embed, path, torch_device(config.device))
         queries = contrastive.add_negatives(queries, mined)
     if source.perturbed_negatives:
         first = _prompt_length(resolve_prompts(source, base)["passage"], base)
@@ -378,36 +396,23 @@ def _mine(
     rows: tuple[RowTable, RowTable],
     embed: Embed,
     path: Path,
+    device: str,
 ) -> np.ndarray:
     """Mine the negatives of each query: texts of shape ``(n, k)``, -1 where there are fewer.
 
     The rows are those of queries with positives, and of queries that are passages themselves.
     """
-    queries, own = rows
+    queries, _ = rows
     settings = (source.mined_negatives, source.mining_margin)
+    parts = path.with_suffix(".parts")
 
     def compute() -> np.ndarray:
         log.info("%s: mining %d negatives for %d queries", source.name, settings[0], len(queries))
-        table = corpus.rows
-        # The passages of all rows, and passages that form a row alone.
-        alone = np.diff(table.starts) == 1
-        passages = np.unique(np.concatenate([table.texts[table.roles > 0], table.first[alone]]))
-        vectors = np.split(
-            embed(corpus.texts, np.concatenate([queries.first, passages])), [len(queries)]
-        )
-        words = table.words_of(passages)
-        order = np.argsort(words)
-        known, barred = (
-            (order[np.searchsorted(words, found, sorter=order)], bounds)
-            for found, bounds in (
-                contrastive.known_positives(queries),
-                contrastive.known_positives(queries, own),
-            )
-        )
-        mined = mine_negatives(*vectors, known, *settings, barred=barred)
-        return np.where(mined < 0, -1, passages[mined])
+        found = {"device": device, "parts": parts}
+        return mine_rows(corpus.rows, rows, partial(embed, corpus.texts), settings, **found)
 
     mined = cached_negatives(path, compute)
+    shutil.rmtree(parts, ignore_errors=True)
     if short := int((mined < 0).any(axis=1).sum()):
         counts = short, len(mined), settings[0]
         log.warning("%s: %d of %d queries got fewer than %d mined negatives", source.name, *counts)

@@ -275,3 +275,23 @@ def prepare_model(args: argparse.Namespace) -> None:
 def prepare_minilm(args: argparse.Namespace) -> None:
     """Prepare the small English model: the same as prepare-model minilm."""
     _prepare(MINILM.key, args)
+
+
+@opt.command(
+    opt.value("url", "address or path of a .tar.gz file"),
+    opt.value("folder", "folder to make", type=Path),
+    opt.value("--sha256", "checksum that the archive must have", metavar="HEX"),
+    slow=False,
+    example="https://huggingface.co/datasets/Shitao/bge-m3-data/resolve/main/bge-m3-data.tar.gz "
+    "my/bge-m3",
+)
+def fetch_data(args: argparse.Namespace) -> None:
+    """Fetch an archive of training data and unpack it while it is read, file by file.
+
+    The folder appears when every file is there. After a kill, the same command keeps the files that
+    are whole.
+    """
+    from bge_pruning.datasets.archives import fetch_archive
+
+    count = fetch_archive(args.url, args.folder, args.sha256)
+    say(f"wrote {args.folder}, {count} files")

@@ -98,6 +98,23 @@ def target_yaml(tmp_path):
             f"{L0}target_density=0.5 && {L0}target_speedup=2",
             rf"{EXACTLY}2 \(target_density, target_speedup\)\. To fix, give one of them",
         ),
+        # Stages of the data
+        *(
+            (f"data.stages=[{stages}] && max_duration=60ba", message)
+            for stages, message in (
+                ("{weights: {a: 1}}", r"stages\[0\] needs steps or until, and not both. To fix"),
+                ("{steps: 3, until: 1dur}", "needs steps or until, and not both"),
+                ("{until: 2ep}", "data.stages.until '2ep' is not a time"),
+                ("{steps: 0}", "data.stages.steps 0 is not above 0"),
+                ("{steps: 40}, {until: 0.5dur}", r"\[1\] until 0.5dur ends with step 30, before"),
+                ("{steps: 50}", r"end with step 50, the run with 60 \(max_duration 60ba\). To fix"),
+                ("{steps: 50}, {until: 70ba}", "end with step 70, the run with 60"),
+            )
+        ),
+        (
+            "data.stages=[{steps: 60}] && max_duration=60ba && recovery={max_duration: 10ba}",
+            r"with step 60, the run with 10 \(recovery.max_duration 10ba\).* recovery.data.stages",
+        ),
         # Times that the run ends before
         *(
             (
@@ -136,6 +153,17 @@ def test_refused_values(overrides, message, target_yaml):
         ("split: ../x", "split '../x' of data source 'x' is not the name of a split"),
         ("mining_margin: 2", "mining_margin of data source 'x' 2.0 is not in .0, 1."),
         ("replaced_tokens: 0.5", "replaced_tokens of data source 'x' is not for kind sts: "),
+        ("passages: {}", "passages of data source 'x' is not for kind sts. To fix"),
+        ("passages: {min_tokens: 0}", "passages.min_tokens of data source 'x' 0 is not above 0"),
+        (
+            "kind: sentences, passages: {max_tokens: 600}",
+            "passages.max_tokens 600 of data source 'x' is not from min_tokens 64 to "
+            "model.max_length 512. To fix, write a number in between",
+        ),
+        (
+            "kind: sentences, passages: {long_share: 0.1}",
+            "passages.long_max_tokens 8192 of data source 'x' is not from min_tokens 64 to",
+        ),
         ("replaced_tokens: 2", "replaced_tokens of data source 'x' 2.0 is not in"),
         ("role: query", "role of data source 'x' is not for kind sts: its rows say what a text is"),
         (

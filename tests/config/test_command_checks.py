@@ -9,6 +9,7 @@ from bge_pruning.config.command_checks import check_checkpoint_kind, check_objec
 from bge_pruning.config.load import ConfigError, load_config
 
 ROOT = Path(__file__).parents[2]
+TEN = "max_duration=10ba"
 NO_TEACHER = "loss.distillation_alignment=0 && loss.distillation_similarity=0"
 ZERO = "loss={sts_regression: 0, distillation_alignment: 0, distillation_similarity: 0}"
 ONE = ZERO.replace("sts_regression: 0", "sts_regression: 1")
@@ -66,6 +67,28 @@ def sources(*kinds: str, last: str = "", part: str = "train") -> str:
         (
             "data.adapt_weights_interval=2ba && model.l0_module=null",
             "data.adapt_weights_interval follows what pruning costs, and nothing is pruned",
+        ),
+        *(
+            (f"{sources('sts', 'sentences')} && data.stages=[{stages}] && {more}", message)
+            for stages, more, message in (
+                ("{until: 1dur, weights: {stz: 1}}", TEN, "names 'stz', no source .* mean 'sts'?"),
+                (
+                    "{until: 1dur, weights: {x: 1}}",
+                    TEN,
+                    "names 'x', .*: choose from sts, sentences.",
+                ),
+                (
+                    "{steps: 9}, {until: 1dur, weights: {sts: 0}}",
+                    TEN,
+                    r"data.stages\[1\].weights {'sts': 0.0} are below 0, or all 0. To fix, give",
+                ),
+                (
+                    "{until: 1dur, weights: {sts: 1}}",
+                    TEN,
+                    "'sentences' has a weight in none of data.stages. To fix, give it one, or",
+                ),
+                ("{until: 1dur}", "data.adapt_weights_interval=2ba", "weights that data.stages sa"),
+            )
         ),
         (
             f"model.freeze_encoder=true && stage=recover && teacher.refit_texts=8 && {NO_TEACHER}",

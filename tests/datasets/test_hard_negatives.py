@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from bge_pruning.datasets.embedding_dataset import TokenizedTexts
 from bge_pruning.datasets.hard_negatives import cached_negatives, mine_negatives, negatives_key
 from bge_pruning.datasets.rows import RowTable
+from bge_pruning.datasets.teacher_vectors import TeacherCache, Vectors
 
 
 def mine_slowly(queries, passages, known, count, margin) -> np.ndarray:
@@ -49,6 +50,38 @@ def cases(draw) -> dict:
         "count": draw(st.integers(1, 6)),
         "margin": draw(st.sampled_from([0.25, 0.5, 0.95, 1.0])),
     }
+
+
+def test_vectors_on_disk_are_read_in_blocks_and_a_killed_process_goes_on(tmp_path, monkeypatch):
+    numbers = np.random.default_rng(3)
+    vectors = numbers.integers(-9, 9, (60, 4)).astype(np.float32)
+    order = numbers.permutation(60)
+    texts = TokenizedTexts(np.zeros(60, np.int32), np.arange(61), 0)
+    cache = TeacherCache(texts, tmp_path / "teacher", ("dense_vecs",))
+    for part in (order[:25], order[25:]):
+        cache.add(part, {"dense_vecs": vectors[part]})
+    sizes, ends, read = [], [], type(cache.outputs["dense_vecs"]).read
+
+    def look(self, wanted):
+        sizes.append(len(wanted))
+        if sizes.count(7) == 12:  # in the second chunk of queries
+            ends.append(1)
+            raise KeyboardInterrupt
+        return read(self, wanted)
+
+    monkeypatch.setattr(type(cache.outputs["dense_vecs"]), "read", look)
+    both = Vectors(cache.outputs["dense_vecs"], np.arange(60))
+    known = ragged([[n % 40] for n in range(20)])
+    arguments = (both[:20], both[20:], known, 3, 0.95, 7)
+    assert both.shape == (60, 4)
+    with pytest.raises(KeyboardInterrupt):
+        mine_negatives(*arguments, parts=tmp_path / "parts")
+    done = {p: p.stat().st_mtime_ns for p in (tmp_path / "parts").glob("*.npy")}
+    assert [path.name for path in done] == ["0-7.npy"]
+    found = mine_negatives(*arguments, parts=tmp_path / "parts")
+    assert max(sizes) == 7 and ends
+    assert {path: path.stat().st_mtime_ns for path in done} == done
+    assert (found == mine_negatives(vectors[:20], vectors[20:], known, 3, 0.95, 7)).all()
 
 
 @given(case=cases(), chunk=st.integers(1, 50))

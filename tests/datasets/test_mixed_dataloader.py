@@ -68,6 +68,36 @@ def test_weights_change_from_a_step_on_and_are_remembered():
     assert len(schedule.updates) == 4
 
 
+def test_parts_of_a_run_have_weights_of_their_own():
+    """No batch of a source that a part does not name, whatever earlier parts left over."""
+    parts = [(0, [1, 1, 0]), (5, [0, 1, 3]), (13, [1, 1, 1])]
+    build = lambda: MixSchedule(parts[0][1], parts[1:])  # noqa: E731
+    whole = draws(build(), 22)
+    counts = [Counter(s for s, _ in whole[a:b]) for a, b in itertools.pairwise((0, 5, 13, 22))]
+    assert counts == [{0: 3, 1: 2}, {1: 2, 2: 6}, {0: 3, 1: 3, 2: 3}]
+    assert np.allclose(build().shares(22), np.array([2.5 + 3, 2.5 + 2 + 3, 6 + 3]) / 22)
+    for batch in range(22):  # within a part, and at its beginning
+        state = {**build().state_dict(), "batch": batch}
+        resumed = build()
+        resumed.load_state_dict(state)
+        resumed.seek(batch)
+        assert draws(resumed, 22 - batch) == whole[batch:]
+
+
+def test_a_part_that_has_begun_stays_as_it_was_planned():
+    saved = {**MixSchedule([1, 0], [(5, [1, 1])]).state_dict(), "batch": 5}
+    later = MixSchedule([1, 0], [(5, [0, 1]), (9, [1, 1])])
+    later.load_state_dict(saved)
+    assert later.seek(5) is None
+    assert [source for source, _ in draws(later, 4)] == [1] * 4
+    for other in (MixSchedule([1, 0], [(4, [1, 1])]), MixSchedule([1, 2])):
+        with pytest.raises(ValueError, match="trained with weights of the sources by step .*0, .1"):
+            other.load_state_dict({**saved, "batch": 6})
+    for none in ([0, 0], [1, -1]):
+        with pytest.raises(ValueError, match="not all above 0"):
+            MixSchedule(none, [(5, [1, 1])])
+
+
 @pytest.mark.parametrize("weights", [[1, 0], [1, -1], [float("nan")], [float("inf"), 1]])
 def test_weights_that_are_none_are_refused(weights):
     with pytest.raises(ValueError, match=r"weights .* are not all above 0. To fix, set weight"):

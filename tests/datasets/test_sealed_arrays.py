@@ -5,8 +5,9 @@ import re
 import numpy as np
 import pytest
 
-from bge_pruning.datasets import sealed_arrays
-from bge_pruning.datasets.sealed_arrays import compute_digest, load_array, save_array
+from bge_pruning.datasets import text_files
+from bge_pruning.datasets.hard_negatives import load_array, save_array
+from bge_pruning.datasets.text_files import compute_digest
 
 
 def test_round_trip(tmp_path):
@@ -47,8 +48,8 @@ def test_damaged_files(tmp_path):
 
 
 def test_the_checksum_of_a_large_file_is_of_blocks_spread_over_it(tmp_path, monkeypatch):
-    monkeypatch.setattr(sealed_arrays, "BLOCK", 16)
-    monkeypatch.setattr(sealed_arrays, "BLOCKS", 4)
+    monkeypatch.setattr(text_files, "BLOCK", 16)
+    monkeypatch.setattr(text_files, "BLOCKS", 4)
     path = tmp_path / "x"
     content = bytearray(16 * 100 + 3)
     path.write_bytes(content)

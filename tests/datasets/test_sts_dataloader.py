@@ -7,10 +7,14 @@ from pathlib import Path
 
 import pytest
 
+from bge_pruning.config.data_parts import PassagesConfig
 from bge_pruning.datasets import tables
-from bge_pruning.datasets.rows import BadRows
+from bge_pruning.datasets.embedding_dataset import build_tokenizer
+from bge_pruning.datasets.rows import BadRows, Row
 from bge_pruning.datasets.sts_dataloader import (
     STSPairs,
+    build_cutter,
+    cut_article,
     read_pairs,
     read_sentences,
     read_sts,
@@ -288,6 +292,88 @@ def test_lines_of_text_files_are_sliced(tmp_path):
         list(read_sentences(Table(str(path)), lines="5:"))
     with pytest.raises(ValueError, match="lines ':2' can be chosen of a .txt file alone. To fix"):
         list(read_sentences(Table("a.csv"), lines=":2"))
+
+
+@pytest.fixture
+def tokenizer(unigram_files):
+    """That of a model like XLM-R, without a limit."""
+    found = build_tokenizer(unigram_files["tokenizer.json"], 99)
+    found.no_truncation()
+    return found
+
+
+ENDS = {
+    "de": ["Am 3. Mai, z. B. um 9.30 Uhr, kam er.", "„Wer ist da?“", "Niemand (wirklich!)", "Ende"],
+    "zh": ["他来了。", "“谁在那儿？”", "没有人！", "完"],
+    "ar": ["جاء الرجل.", "من هناك؟", "لا أحد!", "نهاية"],
+    "hi": ["वह आया।", "कौन है?", "कोई नहीं।", "अंत"],
+    "th": ["เขามาแล้ว ใครอยู่ที่นั่น", "ไม่มีใคร", "จบ"],
+}
+
+
+@pytest.mark.parametrize("language", ENDS)
+def test_articles_are_cut_at_the_ends_of_sentences(language, tokenizer):
+    """Room for the longest sentence alone: each passage ends where a sentence does."""
+    space = {"zh": "", "th": "\n"}.get(language, " ")
+    sentences = ENDS[language]
+    longest = max(len(tokenizer.encode(sentence).ids) for sentence in sentences)
+    passages = cut_article(tokenizer, "", space.join(sentences), (1, longest))
+    assert space.join(passages) == space.join(sentences)
+    assert len(passages) > 1
+    assert all(any(p.endswith(s) for s in sentences) for p in passages)
+    assert max(len(tokenizer.encode(p).ids) for p in passages) <= longest
+    assert cut_article(tokenizer, "", space.join(sentences), (1, 999)) == [space.join(sentences)]
+
+
+def test_passages_have_the_title_and_keep_the_limits(tokenizer):
+    count = lambda text: len(tokenizer.encode(text).ids)  # noqa: E731
+    text = " ".join(f"The man number {n} reads a red book." for n in range(12))
+    limits = (12, 3 * count("The man number 11 reads a red book."))
+    passages = cut_article(tokenizer, "A title", text, limits, prompt="passage: ")
+    assert all(passage.startswith("A title The man") for passage in passages)
+    assert " ".join(p.removeprefix("A title ") for p in passages) == text
+    assert max(count(f"passage: {passage}") for passage in passages) <= limits[1]
+    # A title that leaves too little room is left out, and so is a passage that is too short.
+    assert cut_article(tokenizer, text, "He reads.", limits) == []
+    assert cut_article(tokenizer, text, "He reads.", (1, limits[1])) == ["He reads."]
+
+
+@pytest.mark.parametrize("text", ["ไม่มีใคร" * 50, "没有人在那儿" * 50, "word " * 300])
+def test_a_sentence_without_end_is_cut_at_the_limit(text, tokenizer):
+    passages = cut_article(tokenizer, "", text, (1, 20))
+    lengths = [len(tokenizer.encode(passage).ids) for passage in passages]
+    assert "".join("".join(passages).split()) == "".join(text.split())
+    assert max(lengths) <= 21  # a part without its neighbours may begin with one token more
+    # Words that the tokenizer does not know are one token.
+    assert all(length >= 18 for length in lengths[:-1]) and (len(lengths) > 9 or "word" not in text)
+
+
+def test_a_share_of_the_articles_is_cut_into_long_passages(unigram_files):
+    articles = [f"Article {n} begins. " + "The man reads a book. " * 20 for n in range(60)]
+    passages = PassagesConfig(min_tokens=2, max_tokens=30, long_share=0.3, long_max_tokens=4000)
+    cut = build_cutter(passages, unigram_files["tokenizer.json"], 4000)
+    counts = [len(cut("", article)) for article in articles]
+    assert 6 <= counts.count(1) <= 30
+    assert [len(cut("", article)) for article in reversed(articles)] == counts[::-1]
+
+
+def test_articles_of_tables_and_lines(write, unigram_files):
+    passages = PassagesConfig(min_tokens=1, max_tokens=60)
+    cut = build_cutter(passages, unigram_files["tokenizer.json"], 60)
+    texts = [
+        [row.text for row in read_sentences(Table(str(write(content, name))), cut=cut)]
+        for name, content in {
+            "a.jsonl": '{"title": "T", "text": "One."}\n{"title": null, "text": "Two."}\n',
+            "a.csv": "title,text\nT,One.\n,Two.\n",
+            "a.txt": "One.\nTwo.\n",
+        }.items()
+    ]
+    assert texts == [["T One.", "Two."], ["T One.", "Two."], ["One.", "Two."]]
+    with pytest.raises(ValueError, match="a.jsonl:1: title is empty or no text. To fix"):
+        list(read_sentences(Table(str(write('{"title": 1, "text": "x"}', "a.jsonl"))), cut=cut))
+    bad = BadRows(skip=True)
+    path = write('{"title": 1, "text": "x"}\n{"title": " ", "text": "x"}\n', "a.jsonl")
+    assert list(read_sentences(Table(str(path)), bad, cut=cut)) == [Row("x")] and bad.count == 1
 
 
 def test_a_file_without_texts_is_named(tmp_path):

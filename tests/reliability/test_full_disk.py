@@ -85,7 +85,7 @@ WRITERS = {
     "json": (f"{FILES} write_json", "write_json({'a': 'x' * 10_000}, 'whole.json')"),
     "array": (
         "import numpy as np; from pathlib import Path; "
-        "from bge_pruning.datasets.sealed_arrays import save_array",
+        "from bge_pruning.datasets.hard_negatives import save_array",
         "save_array(np.zeros(10_000), Path('whole.npy'))",
     ),
 }

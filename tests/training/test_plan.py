@@ -38,6 +38,16 @@ def plan(configure):
     return plan
 
 
+def test_stages_of_the_data_are_told(plan):
+    stages = "data.stages=[{steps: 1, weights: {a: 1, b: 3}}, {until: 1dur}]"
+    both = "data.train=[{name: a, kind: sts, path: a.csv}, {name: b, kind: sts, path: b.csv}]"
+    text = render_plan(*plan(both, stages, "max_duration=4ba"))
+    assert "mixture      steps 1 to 1: a 25.0%, b 75.0%\nmixture      steps 2 to 4: all" in text
+    # As many steps as the data have: not known before they are read.
+    text = render_plan(*plan(both, stages, "max_duration=1ep"))
+    assert "until +1ba: a 25.0%, b 75.0%\nmixture      until 1dur: all sources" in text
+
+
 def test_text_holds_the_exact_counts(plan, model_folder):
     real = AutoModel.from_pretrained(model_folder)
     encoder = sum(p.numel() for p in real.encoder.parameters())

@@ -331,6 +331,28 @@ def test_odd_files(kind, name, content, message, skip, configure, tmp_path):
     assert not list((tmp_path / "processed").glob("*"))
 
 
+def test_articles_become_passages_in_the_tokens_of_the_model(configure, tmp_path):
+    """Titles count; other settings are another cache."""
+    (tmp_path / "a.csv").write_text("title,text\na cat,the man plays. a dog eats. the man.\n")
+    found = []
+    for limit in (12, 9):
+        more = f"passages: {{min_tokens: 3, max_tokens: {limit}}}"
+        config = configure(source("sentences", tmp_path / "a.csv", more))
+        dataset = build(config)
+        found.append([texts_of(dataset, n, config)[0] for n in range(len(dataset))])
+        assert dataset.texts.lengths.max() <= limit and not dataset.texts.truncated
+        assert all(text.startswith("a cat") for text in found[-1])
+    assert len(found[0]) < len(found[1])
+
+
+def test_passages_longer_than_the_model_reads(configure, tmp_path):
+    (tmp_path / "a.txt").write_text("a cat.\n")
+    more = "passages: {min_tokens: 3, max_tokens: 5000}"
+    config = configure(source("sentences", tmp_path / "a.txt", more), "model.max_length=8000")
+    with pytest.raises(ValueError, match="passages have up to 5000 tokens, and the model reads"):
+        build(config)
+
+
 def test_sentences_with_replaced_tokens(configure, tmp_path):
     (tmp_path / "a.txt").write_text("a cat\nthe man and the dog\n")
     plain, noisy = (
@@ -390,6 +412,10 @@ def test_a_stream_has_its_share_of_the_batches(configure, tmp_path):
     )
     config = configure(both, "max_duration=100ba", "global_train_batch_size=4")
     assert rows_to_draw(config.data.train[0], config) == (25 + 2) * 4
+    # Of the steps of each part its share, and as many more as there are sources.
+    stages = "data.stages=[{steps: 90, weights: {t: 1}}, {until: 1dur}]"
+    config = configure(both, "max_duration=100ba", "global_train_batch_size=4", stages)
+    assert rows_to_draw(config.data.train[0], config) == (0 + 2 + 3 + 2) * 4
 
 
 def test_datasets_that_are_missing_are_named_together(configure, tmp_path, offline):

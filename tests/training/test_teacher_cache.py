@@ -84,6 +84,17 @@ def test_what_the_run_draws_is_embedded_and_nothing_else(resume_at, batches, mak
     assert targets.teacher._encoder is None  # its weights would stay on the device
 
 
+@pytest.mark.parametrize("resume_at", [0, 3])
+def test_what_the_stages_draw_is_embedded(resume_at, make):
+    stages = "data.stages=[{steps: 2, weights: {pairs: 1}}, {until: 1dur, weights: {asked: 1}}]"
+    targets = make("max_duration=4ba", CACHED, stages)
+    targets.decide()
+    targets.sampler.dataset.resume_at = resume_at
+    targets.prepare()
+    assert texts_on_disk(targets) == texts_drawn(targets, resume_at, 4)
+    assert (texts_on_disk(targets)[0] == set()) == (resume_at == 3)
+
+
 def test_weights_of_a_checkpoint_count(make):
     """A run that is resumed after the weights changed draws by the new ones."""
     targets = make("max_duration=5ba", CACHED)
