@@ -18,11 +18,11 @@ from bge_pruning.training.plan_text import render_plan
 
 ROOT = Path(__file__).parents[2]
 # A study is a grid of configurations, see tests/test_study_file.py.
-STUDIES = sorted((ROOT / "configs" / "quality").glob("study*.yaml"))
+STUDIES = sorted((ROOT / "configs").rglob("study*.yaml"))
 FILES = [path for path in sorted((ROOT / "configs").rglob("*.yaml")) if path not in STUDIES]
 BGE_M3 = [path for path in FILES if path.parent.name == "bge_m3"]
 SMALL = [path for path in FILES if path.parent.name == "m3_small" and path.stem != "heads"]
-PRESETS = [path for path in BGE_M3 + SMALL if path.stem != "quickstart"]
+PRESETS = [path for path in BGE_M3 + SMALL if path.stem not in ("quickstart", "scores")]
 TRAINING = [path for path in FILES if path.parent.name == "training"]
 ENCODER = 302_309_376
 # What may differ between BGE-M3 and the model on which its recipe is tried: the model, its sizes,
