@@ -356,14 +356,22 @@ def _one_line(table: Table) -> Iterator[None]:
         ) from None
 
 
-def draw_rows(table: Table, names: Sequence[str], count: int, seed: int, path: Path) -> None:
+def draw_rows(
+    table: Table,
+    required: Sequence[str],
+    optional: Sequence[str],
+    count: int,
+    seed: int,
+    path: Path,
+) -> None:
     """Write some rows of a Hugging Face dataset as JSON lines; no others are downloaded.
 
     Each is drawn at random among the next :data:`BUFFER` rows of up to ten of its files, which
     follow each other in random order. The seed decides which.
 
     Args:
-        names: Our names of the columns that are kept, where they are there.
+        required: Our names of columns that must be there; the first row shows whether they are.
+        optional: Those of other columns to keep; without required ones, one must be there.
 
     Raises:
         FileNotFoundError: As :func:`load_table`.
@@ -371,13 +379,14 @@ def draw_rows(table: Table, names: Sequence[str], count: int, seed: int, path: P
     """
     log.info("%s: drawing %d rows of %s", table.path, count, table.subset or table.split)
     stream = load_table(table, streaming=True)
-    layout = Layout.of(table, (), names, ())
+    layout = Layout.of(table, required, optional, ())
     found: dict[str, Column] = {}
     drawn = 0
     with atomic_file(path) as partial, partial.open("w", encoding="utf-8") as file:
         rows = iter(islice(stream.shuffle(seed, buffer_size=BUFFER), count))
         while (row := _next_of(rows, table)) is not None:
-            found = found or layout.find_all(list(row), table.path)
+            if not drawn and not (found := layout.find_all(list(row), table.path)):
+                Layout.of(table, optional, (), ()).find_all(list(row), table.path)  # which raises
             kept = {name: row[name] for column in found.values() for name in column.names}
             file.write(json.dumps(kept, ensure_ascii=False, default=str) + "\n")
             drawn += 1

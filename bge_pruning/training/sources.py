@@ -193,7 +193,9 @@ def _drawn(source: SourceConfig, stream: Table, config: Config) -> Table:
     if not path.is_file():
         with lock_of(path):
             if not path.is_file():
-                draw_rows(stream, names, count, config.seed, path)
+                required = {"sts": names, "contrastive": names[:2]}.get(source.kind, ())
+                optional = [name for name in names if name not in required]
+                draw_rows(stream, required, optional, count, config.seed, path)
     return replace(stream, path=str(path))
 
 

@@ -185,7 +185,7 @@ def test_splits_and_subsets_that_are_not_there(tmp_path):
 
 def draw(path: str, tmp_path, count: int, seed: int = 1, name: str = "drawn") -> list[str]:
     drawn = tmp_path / f"{name}.jsonl"
-    draw_rows(Table(path, {"text": "body"}), ("text",), count, seed, drawn)
+    draw_rows(Table(path, {"text": "body"}), (), ("text",), count, seed, drawn)
     return [json.loads(line)["body"] for line in drawn.read_text().splitlines()]
 
 
@@ -220,4 +220,7 @@ def test_a_stream_that_cannot_be_drawn_leaves_nothing(tmp_path):
     (folder / "rows.jsonl").write_text('{"texts": "a"}\n')
     with pytest.raises(ValueError, match=r"has no column body, but texts"):
         draw(path, tmp_path, 5)
+    for required, optional in ((("query",), ("neg",)), ((), ("query", "sentence"))):
+        with pytest.raises(ValueError, match=r"has no column query.*, but texts\. To fix, name"):
+            draw_rows(Table(path), required, optional, 5, 1, tmp_path / "drawn.jsonl")
     assert not list(tmp_path.glob("**/*drawn*"))
