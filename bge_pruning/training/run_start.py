@@ -9,13 +9,16 @@ from pathlib import Path
 
 from bge_pruning.config.command_checks import check_baseline, check_training
 from bge_pruning.config.load import to_yaml
-from bge_pruning.config.names import L0
+from bge_pruning.config.names import HUB, L0, check_hub_data
 from bge_pruning.config.schema import Config, ConfigError
+from bge_pruning.datasets.mteb_dataloader import collection_files
+from bge_pruning.datasets.rows import BadRows
+from bge_pruning.datasets.tables import table_paths
 from bge_pruning.evaluation.search import check_modes
 from bge_pruning.model_io.example_models import EXAMPLE_MODELS
 from bge_pruning.model_io.hub import fetch_model_folder, is_hub_name
 from bge_pruning.training.plan import Plan, build_loss_weights, build_plan, fetch_plan
-from bge_pruning.training.sources import check_sources
+from bge_pruning.training.sources import source_reader
 from bge_pruning.utils.environment import torch_device
 from bge_pruning.utils.files import refuse_unwritable_folders
 
@@ -142,3 +145,22 @@ def prepare_run_folder(config: Config) -> None:
         remove_run(folder)
     folder.mkdir(parents=True, exist_ok=True)
     (folder / RECORD).write_text(to_yaml(config), encoding="utf-8")
+
+
+def check_sources(config: Config) -> None:
+    """Refuse sources that are not here or whose first row is wrong; nothing is fetched.
+
+    Raises:
+        OSError: If a file is missing.
+        ValueError: If a source has no rows, or the first one is invalid.
+    """
+    for source in [*config.data.train, *config.data.eval]:
+        if source.kind == "beir":
+            for path in collection_files(source.place, source.split):
+                table_paths(str(path))
+        elif source.place.startswith(HUB):
+            check_hub_data(source.place.removeprefix(HUB), source.name)
+        elif source.kind != "mteb":
+            rows = source_reader(source, config)(BadRows(config.data.on_bad_row == "skip"))
+            if next(iter(rows), None) is None:
+                raise ValueError(f"{source.name}: holds no rows. To fix, choose another file.")

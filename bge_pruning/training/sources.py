@@ -16,7 +16,7 @@ from pathlib import Path
 import numpy as np
 
 from bge_pruning.config.data_checks import mixture_ends
-from bge_pruning.config.names import DATA_FOLDER, DATA_VARIABLE, HUB, SOURCE_COLUMNS, check_hub_data
+from bge_pruning.config.names import DATA_FOLDER, DATA_VARIABLE, HUB, SOURCE_COLUMNS
 from bge_pruning.config.schema import Config, ConfigError, SourceConfig
 from bge_pruning.datasets import contrastive_dataset as contrastive
 from bge_pruning.datasets import mteb_dataloader as mteb
@@ -231,25 +231,6 @@ def _table_reader(source: SourceConfig, config: Config, cut: Cut | None) -> Read
         return islice(chain.from_iterable(read(table, bad) for table in tables), source.rows)
 
     return rows
-
-
-def check_sources(config: Config) -> None:
-    """Refuse sources that are not here or whose first row is wrong; nothing is fetched.
-
-    Raises:
-        OSError: If a file is missing.
-        ValueError: If a source has no rows, or the first one is invalid.
-    """
-    for source in [*config.data.train, *config.data.eval]:
-        if source.kind == "beir":
-            for path in mteb.collection_files(source.place, source.split):
-                table_paths(str(path))
-        elif source.place.startswith(HUB):
-            check_hub_data(source.place.removeprefix(HUB), source.name)
-        elif source.kind != "mteb":
-            rows = source_reader(source, config)(BadRows(config.data.on_bad_row == "skip"))
-            if next(iter(rows), None) is None:
-                raise ValueError(f"{source.name}: holds no rows. To fix, choose another file.")
 
 
 def _collection_reader(source: SourceConfig) -> ReadRows:

@@ -71,16 +71,16 @@ def sources(*kinds: str, last: str = "", part: str = "train") -> str:
         *(
             (f"{sources('sts', 'sentences')} && data.stages=[{stages}] && {more}", message)
             for stages, more, message in (
-                ("{until: 1dur, weights: {stz: 1}}", TEN, "names 'stz', no source .* mean 'sts'?"),
+                ("{until: 1dur, weights: {stz: 1}}", TEN, "mean 'sts'?"),
                 (
                     "{until: 1dur, weights: {x: 1}}",
                     TEN,
-                    "names 'x', .*: choose from sts, sentences.",
+                    "names 'x', no source of data.train: choose from sts, sentences.",
                 ),
                 (
                     "{steps: 9}, {until: 1dur, weights: {sts: 0}}",
                     TEN,
-                    r"data.stages\[1\].weights {'sts': 0.0} are below 0, or all 0. To fix, give",
+                    "data.stages[1].weights {'sts': 0.0} are below 0, or all 0. To fix, give",
                 ),
                 (
                     "{until: 1dur, weights: {sts: 1}}",
