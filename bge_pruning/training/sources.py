@@ -177,10 +177,8 @@ def _tables(source: SourceConfig, config: Config) -> list[Table]:
     }
     on_hub = source.place.startswith(HUB)
     options = (source.split, source.subset, source.revision, source.data_files if on_hub else None)
-    tables = [
-        Table(path, dict(source.columns), *options, collection)
-        for path in table_paths(source.place)
-    ]
+    columns, paths = dict(source.columns), table_paths(source.place)
+    tables = [Table(path, columns, *options, collection) for path in paths]
     return [_drawn(source, tables[0], config)] if source.streaming else tables
 
 
@@ -190,12 +188,11 @@ def _drawn(source: SourceConfig, stream: Table, config: Config) -> Table:
     columns = {name: source.columns.get(name, name) for name in names}
     settings = (*vars(stream).values(), sorted(columns.items()), count, config.seed)
     path = Path(config.data.processed_folder) / f"drawn-{corpus_key(*map(str, settings))}.jsonl"
-    if not path.is_file():
-        with lock_of(path):
-            if not path.is_file():
-                required = {"sts": names, "contrastive": names[:2]}.get(source.kind, ())
-                optional = [name for name in names if name not in required]
-                draw_rows(stream, required, optional, count, config.seed, path)
+    with lock_of(path):
+        if not path.is_file():
+            required = {"sts": names, "contrastive": names[:2]}.get(source.kind, ())
+            optional = [name for name in names if name not in required]
+            draw_rows(stream, required, optional, count, config.seed, path)
     return replace(stream, path=str(path))
 
 
