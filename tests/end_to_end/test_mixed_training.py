@@ -4,13 +4,20 @@ Runs that are killed: reliability/test_kills.py.
 """
 
 import re
+from pathlib import Path
 
 import pytest
+import yaml
 
 from bge_pruning.callbacks.data_callback import DataCallback
+from bge_pruning.config.load import load_config
 from bge_pruning.config.schema import ConfigError
 from bge_pruning.datasets.mixed_dataloader import MixedDataset
+from bge_pruning.train import train
+from tests.common.hub import jsonl, write_dataset
 from tests.common.trainings import extract_json, logged, read_json
+
+TRAINING = Path(__file__).parents[2] / "configs/training"
 
 
 @pytest.fixture
@@ -167,3 +174,47 @@ def test_parallel_texts_train_and_are_searched(tmp_path, train_tiny, parallel_pa
     train_tiny(tmp_path, other, *overrides[1:], "max_duration=5ba", "autoresume=true")
     said = (run / "train.log").read_text()
     assert "data train many languages was de en th and is th en de" in said
+
+
+def small_copy(source: dict, folder: Path) -> dict:
+    """A source with few rows, and what it names elsewhere as files of its layout in a folder."""
+    if "passages" in source:
+        source = {**source, "passages": {"min_tokens": 4, "max_tokens": 16}}
+    if "lines" in source:
+        return {**source, "lines": ":3"}
+    columns = source.get("columns", {"query": "query", "pos": "pos", "neg": "neg"})
+    cells = dict.fromkeys(columns.values(), "A short text. And more of it.")
+    if source["kind"] == "sentences":
+        cells = {"id": "1", "url": "http", "title": "Title", "text": "One sentence. " * 12}
+    rows = [{name: f"{cell} {i}" for name, cell in cells.items()} for i in range(40)]
+    if source["path"].startswith("hf://"):
+        return {**source, "path": f"hf://{folder}", "rows": rows}
+    own = [{"query": row["query"], "pos": [row["pos"]], "neg": [row["neg"]] * 3} for row in rows]
+    folder.mkdir(exist_ok=True)
+    (folder / "msmarco_len-0-500.jsonl").write_text(jsonl(own))
+    (folder / "msmarco_len-500-1000.jsonl").write_text(jsonl(own))
+    return {**source, "path": source["path"].replace("data/bge-m3", str(folder))}
+
+
+@pytest.mark.parametrize("name", ["open_data", "bge_m3_data"])
+@pytest.mark.usefixtures("offline")
+def test_shipped_mixtures_train_on_local_copies_of_their_corpora(name, make_yaml, tmp_path):
+    content = yaml.safe_load((TRAINING / f"{name}.yaml").read_text(encoding="utf-8"))
+    content["extends"] = str(TRAINING / content["extends"])
+    sources, layouts = [], {}
+    for source in content["data"]["train"]:
+        folder = tmp_path / source["path"].partition("://")[2].replace("/", "--")
+        copy = small_copy(source, folder)
+        if rows := copy.pop("rows", None):
+            layouts.setdefault(folder, {})[source["subset"]] = {"train": rows}
+        sources.append(copy)
+    for folder, configs in layouts.items():
+        write_dataset(folder, configs)
+    content["data"] |= {"train": sources, "eval": []}
+    path = tmp_path / "copy.yaml"
+    path.write_text(yaml.safe_dump(content), encoding="utf-8")
+    options = ["max_duration=3ba", "eval_interval=3ba", "save_interval=3ba"]
+    options += ["scheduler.t_warmup=1ba", "global_train_batch_size=4"]
+    config = load_config([make_yaml(tmp_path), path], options)
+    run = train(config)
+    assert len(logged(run, "loss/train/total")) == 3
