@@ -312,9 +312,8 @@ def _find_negatives(
     queries = rows.select(rows.positives > 0)
     own = rows.select((rows.positives == 0) & (np.diff(rows.starts) > 1))
     if source.mined_negatives:
-        key = negatives_key(
-            corpus.texts, corpus.rows, model, (source.mined_negatives, source.mining_margin)
-        )
+        settings = source.mined_negatives, source.mining_margin
+        key = negatives_key(texts, rows, model, settings)
         path = Path(config.data.processed_folder) / f"negatives-{key}.npy"
         mined = _mine(source, corpus, (queries, own), embed, path, torch_device(config.device))
         queries = contrastive.add_negatives(queries, mined)
@@ -365,8 +364,7 @@ def _replace_tokens(
     files = base.tokenizer_files
     special = read_special_ids(files)
     candidates = np.array(sorted(set(read_vocabulary(files).values()) - special))
-    (prompt,) = resolve_prompts(source, base).values()
-    first = _prompt_length(prompt, base)
+    first = _prompt_length(*resolve_prompts(source, base).values(), base)
     return replace_tokens(texts, source.replaced_tokens, candidates, config.seed, first)
 
 
