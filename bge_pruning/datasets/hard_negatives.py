@@ -268,6 +268,6 @@ def _check_seal(path: Path) -> None:
         file.seek(size)
         seal = file.read()
     if not seal.startswith(SEAL):
-        raise ValueError("it does not end with the mark of its version")
+        raise ValueError("it does not end with the mark of version 1")
     if seal[len(SEAL) :] != compute_digest(path, size):
         raise ValueError("its checksum is not that of its content")

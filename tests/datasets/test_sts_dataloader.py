@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from bge_pruning.config.data_parts import PassagesConfig
-from bge_pruning.datasets import tables
+from bge_pruning.datasets import text_files
 from bge_pruning.datasets.embedding_dataset import build_tokenizer
 from bge_pruning.datasets.rows import BadRows, Row
 from bge_pruning.datasets.sts_dataloader import (
@@ -177,7 +177,7 @@ CLOSED = ":2: text follows a closing quote" + OPEN.format(2)
 def test_a_damaged_row_is_named_and_can_be_skipped_alone(
     content, message, left, write_pairs, monkeypatch
 ):
-    monkeypatch.setattr(tables, "LARGEST_CELL", 100)
+    monkeypatch.setattr(text_files, "LARGEST_CELL", 100)
     limit = csv.field_size_limit(100)
     try:
         path = write_pairs(content)

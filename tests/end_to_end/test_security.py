@@ -63,12 +63,21 @@ def reads_by_allow_list(tree: ast.AST) -> bool:
     return used <= {"Unpickler", "UnpicklingError"} and bool(readers) and restricted
 
 
+def reads_members_alone(tree: ast.AST) -> bool:
+    """Whether of an archive nothing but the content of its files is read: names are our own."""
+    attributes = [n for n in ast.walk(tree) if isinstance(n, ast.Attribute)]
+    used = {n.attr for n in attributes if dotted(n.value) == "tarfile"}
+    return used <= {"open", "TarInfo", "TarError"} and "extract" not in {n.attr for n in attributes}
+
+
 @pytest.mark.parametrize("path", SOURCES, ids=lambda path: str(path.relative_to(ROOT)))
 def test_no_source_runs_what_a_file_holds(path):
     tree = ast.parse(path.read_text(encoding="utf-8"))
     found = find_unsafe(tree)
     if reads_by_allow_list(tree):
         found = [line for line in found if "imports ['', 'pickle']" not in line]
+    if reads_members_alone(tree):
+        found = [line for line in found if "imports ['', 'tarfile']" not in line]
     assert not found
 
 

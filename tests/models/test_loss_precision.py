@@ -15,7 +15,7 @@ from bge_pruning.models.teacher import HIDDEN
 
 B, T = 6, 7
 # Every part of the loss, those of scored pairs first.
-PARTS = [n for n, value in vars(LossWeights()).items() if value == 0.0 and n != "learn_temperature"]
+PARTS = [n for n, value in vars(LossWeights()).items() if value is not False and value == 0.0]
 
 
 def make_outputs(hidden: int, layers: int, seed: int, texts: int) -> dict[str, Tensor]:
