@@ -93,6 +93,8 @@ def _mixture_lines(config: Config) -> list[str]:
 
 def _cost_lines(plan: Plan, config: Config) -> list[str]:
     """Tokens and time of the run, and of the recovery that follows it, if both are in steps."""
+    if config.model.freeze_encoder or (config.method != L0 and config.stage != "recover"):
+        return []  # nothing is trained, or the heads alone
     recovery = {"max_duration": config.max_duration} | (config.recovery or {})
     stages = {"this run": (plan.source, vars(config))}
     if config.stage != "recover" and (target := example_target(plan)) is not None:

@@ -89,6 +89,7 @@ def test_tokens_and_hours_of_both_stages(plan):
     operations = 32.768e6 * 4 * whole + 65.536e6 * (3 * cut + whole)
     assert float(found[3]) == pytest.approx(operations / 3.1e14 / 3600, abs=0.06)
     assert "H100" not in render_plan(*plan("max_duration=10ba"))
+    assert "tokens " not in render_plan(*plan("method=magnitude"))  # it is cut at once
     mixed = "data.train=[{name: a, kind: sentences, path: a.txt, weight: 1}, {name: b, kind: sts,"
     mixed += " path: b.csv, weight: 3}]"  # of 1 and of 2 texts
     assert "tokens       this run 2.2, " in render_plan(*plan("max_duration=10000ba", mixed))
