@@ -84,8 +84,7 @@ def choose_for_texts(base: BaseModel, request: VocabularyRequest) -> tuple[KeptV
     check_trimmable(base, request.size)
     tokenizer = plain_tokenizer(base.tokenizer_files)
     counts = {path: count_tokens(path, tokenizer) for path in corpora.chosen}
-    for path, values in counts.items():
-        _warn_if_small(path, values)
+    _warn_if_small(counts)
     keep = choose_vocabulary(base, counts | _after_prompts(base, tokenizer, corpora), request.size)
     if len(keep) == (tokens := tokenizer.get_vocab_size()):
         log.info("all %d tokens are kept: the texts need every one", tokens)
@@ -178,17 +177,18 @@ def count_tokens(path: str, tokenizer: Tokenizer, prompt: str = "") -> np.ndarra
     return counts
 
 
-def _warn_if_small(path: str, counts: np.ndarray) -> None:
+def _warn_if_small(counts: Mapping[str, np.ndarray]) -> None:
+    """Say which corpus is the smallest for its language, and how many others are small."""
     # What has been seen once estimates what has not been seen yet (Good, 1953).
-    share = np.count_nonzero(counts == 1) / max(counts.sum(), 1)
-    if share > FEW_TEXTS:
+    shares = {path: (c == 1).sum() / max(c.sum(), 1) for path, c in counts.items()}
+    worst, few = max(shares, key=shares.get), sum(share > FEW_TEXTS for share in shares.values())
+    if few:
         log.warning(
             "%s: %.1f %% of its %d tokens occur once, so about that share of the tokens of other "
-            "texts of its kind is not among them. Use more texts, or see the report on held-out "
+            "texts of its kind is not among them%s. Use more texts, or see the report on held-out "
             "ones.",
-            path,
-            100 * share,
-            counts.sum(),
+            *(worst, 100 * shares[worst], counts[worst].sum()),
+            f" (and a smaller share in {few - 1} more)" if few > 1 else "",
         )
 
 

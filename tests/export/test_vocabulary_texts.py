@@ -231,6 +231,11 @@ def test_what_is_said_of_the_texts(base, tmp_path, messages, shipped):
         "texts of its kind is not among them. Use more texts" in messages.text
     )
     messages.clear()
+    smaller = write(tmp_path / "fewer.txt", "a cat\n")
+    trim_to_texts(base, VocabularyRequest((path, smaller)))
+    (said,) = [r.getMessage() for r in messages.records if r.levelname == "WARNING"]
+    assert "fewer.txt: 100.0 %" in said and " (and a smaller share in 1 more). Use" in said
+    messages.clear()
     path = write(tmp_path / "many.txt", "the man\nthe dog\n" * 2)
     trim_to_texts(base, VocabularyRequest((path,)))
     assert not messages.records
